@@ -1,0 +1,132 @@
+"""What can go wrong on the wire, whose fault it is, and who may come back.
+
+A peer's error is a message: a :class:`ProtocolError` is raised where it is found, and
+the shell turns it into an ``error`` message or a problem document. Our own bug is any
+other exception. The class of a ProtocolError says whose fault it is:
+
+=====================  ==============================================================
+:class:`PeerError`     the peer asked for what it may not, or asked wrongly
+:class:`RefusedError`  nobody's: the request was right, the state of things forbids it
+:class:`ServiceError`  ours: the request was right, and we cannot serve it now
+=====================  ==============================================================
+"""
+
+from enum import IntEnum, StrEnum
+from typing import ClassVar
+
+
+class ErrorCode(StrEnum):
+    """The codes of the ``error`` message (PROTOCOL section 1)."""
+
+    BAD_MESSAGE = "bad_message"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    UNKNOWN_KIND = "unknown_kind"
+    UNKNOWN_SESSION = "unknown_session"
+    SESSION_ENDED = "session_ended"
+    LIMIT_REACHED = "limit_reached"
+    RATE_LIMITED = "rate_limited"
+    UNAVAILABLE = "unavailable"
+
+
+RETRYABLE_CODES = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE})
+"""The same request may succeed a little later, unchanged."""
+
+
+class CloseCode(IntEnum):
+    """Why a WebSocket was closed. Above 4500 the peer must not come back by itself."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    ABNORMAL = 1006
+    MESSAGE_TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
+    SERVICE_RESTART = 1012
+    DRAINING = 4000
+    SLOW_CONSUMER = 4001
+    TOKEN_EXPIRED = 4002
+    NO_PONG = 4003
+    BAD_TOKEN = 4500
+    AUTHENTICATION_TIMEOUT = 4501
+    PROTOCOL_VIOLATION = 4502
+    TOO_MANY_CONNECTIONS = 4503
+
+
+def may_reconnect(close_code: int) -> bool:
+    """Whether a client comes back after ``close_code``.
+
+    PROTOCOL section 1: "a client reconnects after 1001, 1006, 1011, 1012, 4000-4499;
+    never after 4500-4999". Any other code was somebody's wish, so it stays closed.
+    """
+    return close_code in (1001, 1006, 1011, 1012) or 4000 <= close_code <= 4499
+
+
+class ProtocolError(Exception):
+    """A request that gets an ``error`` for an answer. Raise one of its subclasses.
+
+    ``message`` is for the person who reads the other side's log: it says what is wrong
+    and where, and nothing that the peer may not know. ``retryable`` follows from the
+    code unless it is given. ``limit`` names the limit of a ``limit_reached``; ``id`` is
+    the request's own, where it could be read, and is echoed.
+    """
+
+    codes: ClassVar[frozenset[ErrorCode]] = frozenset(ErrorCode)
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        retryable: bool | None = None,
+        limit: str | None = None,
+        id: int | None = None,  # noqa: A002 (the wire's own name)
+    ) -> None:
+        assert code in self.codes, f"{code} is not an error of {type(self).__name__}"
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retryable = code in RETRYABLE_CODES if retryable is None else retryable
+        self.limit = limit
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class PeerError(ProtocolError):
+    """The peer's fault: it asked wrongly, too often, or for what it may not have."""
+
+    codes = frozenset(
+        {
+            ErrorCode.BAD_MESSAGE,
+            ErrorCode.UNAUTHENTICATED,
+            ErrorCode.FORBIDDEN,
+            ErrorCode.UNKNOWN_KIND,
+            ErrorCode.UNKNOWN_SESSION,
+            ErrorCode.RATE_LIMITED,
+        }
+    )
+
+
+class BadMessageError(PeerError):
+    """A message, body or field that is not what PROTOCOL says; ``message`` names it."""
+
+    codes = frozenset({ErrorCode.BAD_MESSAGE})
+
+    def __init__(self, message: str, *, id: int | None = None) -> None:  # noqa: A002
+        super().__init__(ErrorCode.BAD_MESSAGE, message, id=id)
+
+
+class RefusedError(ProtocolError):
+    """Nobody's fault: the session has ended, or a limit forbids it."""
+
+    codes = frozenset({ErrorCode.SESSION_ENDED, ErrorCode.LIMIT_REACHED})
+
+
+class ServiceError(ProtocolError):
+    """Our fault: a part that we need does not answer. Always worth another try."""
+
+    codes = frozenset({ErrorCode.UNAVAILABLE})
+
+    def __init__(self, message: str, *, id: int | None = None) -> None:  # noqa: A002
+        super().__init__(ErrorCode.UNAVAILABLE, message, id=id)

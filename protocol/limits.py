@@ -1,0 +1,241 @@
+"""Every bound of the system, with its unit in its name, in one place.
+
+A queue, batch, cache or wait that has no number here does not exist. The relations
+between the numbers are asserted at the end, at import: a change that breaks one never
+starts. Numbers that PROTOCOL or DESIGN fix are marked so; the others are ours, and the
+comment says why they are what they are.
+"""
+
+from typing import Final
+
+# --- Numbers ---------------------------------------------------------------------
+
+SAFE_INTEGER_MAX: Final = 2**53 - 1
+"""The largest integer that is exact in JavaScript and in Lua, whose numbers are doubles."""
+
+# A thousand million credits. The sum of a few balances, holds and charges that Lua makes
+# must stay exact too, so this lies well below the bound of doubles. Mind that Lua's
+# tostring keeps 14 digits only: micros are written with string.format("%.0f").
+BALANCE_MICROS_MAX: Final = 10**15
+AMOUNT_MICROS_MAX: Final = BALANCE_MICROS_MAX
+"""The largest grant, spend, hold or adjustment in one entry."""
+
+PRICE_MICROS_MAX: Final = 10**10
+"""The highest price of a minute: 10,000 credits, a year of which is an exact double."""
+
+SESSION_CAP_MS_MAX: Final = 31 * 24 * 3_600_000
+"""The longest cap a kind can set: nothing that is metered in minutes lasts a month."""
+
+MONTHLY_HOURS_MAX: Final = 1_000_000
+"""An organisation's month: 1,344 members who never sleep."""
+
+# --- Messages --------------------------------------------------------------------
+
+MESSAGE_BYTES_MAX: Final = 16 * 1024  # PROTOCOL: 1009 above
+# Whole messages of 16 KiB need no fragments at all; browsers send none. A few are let
+# through for proxies that split, the millions of empty ones of PITFALLS are not.
+FRAGMENTS_PER_MESSAGE_MAX: Final = 16
+METADATA_BYTES_MAX: Final = 2 * 1024  # PROTOCOL, as encoded without spaces
+# Deeper JSON is no message of ours, and reading it costs stack.
+JSON_DEPTH_MAX: Final = 16
+ID_CHARACTERS_MAX: Final = 128  # PROTOCOL
+# RS256 tokens with a few claims take 1 KiB; 8 leaves room in the message around it.
+TOKEN_CHARACTERS_MAX: Final = 8 * 1024
+# Entries of the claim `sessions`: what fits a token, and a set that is looked through.
+TOKEN_SESSIONS_MAX: Final = 64
+REASON_CHARACTERS_MAX: Final = 256
+"""Free text that explains a ledger entry."""
+IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 255
+IDEMPOTENCY_KEPT_MS: Final = 24 * 3_600_000
+BODY_BYTES_MAX: Final = 64 * 1024
+"""The body of an HTTP request of our own surface."""
+# PITFALLS: Stream's SDK gunzips without bound, so the size is capped before it is read.
+WEBHOOK_BYTES_MAX: Final = 1024 * 1024
+TICK_MS_MIN: Final = 250  # PROTOCOL
+TICK_MS_MAX: Final = 60_000  # PROTOCOL
+TICK_MS_DEFAULT: Final = 1_000
+NOTICES_KEPT_MAX: Final = 32  # PROTOCOL: a session's newest, delivered again as `missed`
+
+# --- Rate card -------------------------------------------------------------------
+
+KINDS_MAX: Final = 256
+OPERATIONS_MAX: Final = 1_024
+TIERS_MAX: Final = 64
+WARNINGS_MAX: Final = 16
+"""Thresholds of one kind: fewer than the notices kept, so none pushes another out."""
+INCREMENT_MS_MAX: Final = 3_600_000
+"""The coarsest billing: by the hour."""
+FREE_MS_MAX: Final = 24 * 3_600_000
+"""Free time: a day, the widest scope it can have."""
+WARN_AT_MS_MAX: Final = SESSION_CAP_MS_MAX
+STOP_GRACE_MS_MAX: Final = 300_000
+"""Unbilled time to save: five minutes, for it is given away."""
+RECONNECT_GRACE_MS_MAX: Final = 3_600_000
+SPEED_MAX: Final = 100
+"""The fastest demonstration: ten minutes in six seconds."""
+OPERATIONS_PER_MONTH_MAX: Final = 1_000_000_000
+
+# --- Connections -----------------------------------------------------------------
+
+PING_INTERVAL_MS: Final = 10_000  # PROTOCOL
+PONG_TIMEOUT_MS: Final = 10_000  # PROTOCOL: dead after ten more
+AUTH_TIMEOUT_MS: Final = 10_000  # PROTOCOL: 4501
+WRITE_BUFFER_SKIP_BYTES: Final = 64 * 1024  # DESIGN: above it ticks are skipped
+WRITE_BUFFER_CLOSE_BYTES: Final = 1024 * 1024  # DESIGN: above it 4001
+# A peer that reads nothing never empties the buffer, so close() would wait for ever:
+# the transport is aborted this long after it paused or the close was sent.
+SLOW_PEER_ABORT_MS: Final = 5_000
+# One socket carries an application's open chats, not a fleet: what a snapshot each
+# after a reconnect may take of the write buffer.
+SESSIONS_PER_SOCKET_MAX: Final = 64
+SOCKETS_PER_SESSION_MAX: Final = 16
+"""Of one process: browsers, tabs and watchers of the same session."""
+SOCKETS_PER_USER_MAX: Final = 32
+"""Of one process: tabs and devices of one user; 4503 above."""
+# Of one process. Offices and mobile networks stand behind one address, so it is wide; it
+# keeps one host from taking all descriptors.
+SOCKETS_PER_ADDRESS_MAX: Final = 4_096
+# Descriptors that are not sockets of clients: Redis, Postgres, listeners, files.
+DESCRIPTORS_RESERVED: Final = 128
+DESCRIPTORS_WANTED: Final = 65_536
+"""What RLIMIT_NOFILE is raised to, as far as its hard limit allows."""
+# A page makes a handful of requests when it loads and then almost none. The burst lets
+# one socket start all its sessions at once after a reconnect.
+REQUESTS_PER_SOCKET_PER_SECOND: Final = 20
+REQUESTS_PER_SOCKET_BURST: Final = 100
+# So many more than the burst are answered `rate_limited`; then the socket is closed 4502,
+# because answering is work too.
+REFUSALS_PER_SOCKET_MAX: Final = 200
+# Wrong tokens from one address: a browser whose token expired tries once or twice.
+AUTH_FAILURES_PER_ADDRESS_PER_MINUTE: Final = 60
+DRAIN_SPREAD_MS: Final = 10_000
+"""Sockets of a draining process come back spread over so long."""
+DRAIN_BATCH_SOCKETS: Final = 256
+"""Sockets told to reconnect between two looks at the clock."""
+
+# --- Live state and presence -----------------------------------------------------
+
+PRESENCE_BEAT_MS: Final = 1_000  # DESIGN: a process proves its life
+NODE_SILENT_MS: Final = 5_000  # DESIGN: then it is dead
+SWEEP_INTERVAL_MS: Final = 1_000
+"""Each process looks for dead processes and graces that ran out so often."""
+SWEEP_BATCH_SESSIONS: Final = 256
+"""Detached in one atomic step of a sweep: Redis serves nobody else meanwhile."""
+HEARTBEAT_PROOF_MS: Final = 45_000  # PROTOCOL: an HTTP proof of life
+UNCOVERED_MS_DEFAULT: Final = 60_000  # PROTOCOL
+UNCOVERED_MS_MAX: Final = 3_600_000
+"""An hour of debt without Redis is more than anyone should want to collect."""
+
+# --- Grants and claims -----------------------------------------------------------
+
+GRANT_MARGIN_MS_MIN: Final = 5_000  # DESIGN: one increment, at least this
+GRANT_SHRUNKEN_MS: Final = (5_000, 1_000)  # DESIGN: when a counter runs low, in steps
+# DESIGN: less than twice what the account's sessions burn in a minute is low.
+GRANT_LOW_MINUTES: Final = 2
+RECALL_WAIT_MS: Final = 250  # DESIGN: holders settle and shrink, then the spend again
+# The outer deadline of one Redis call: a dead server takes 3.6 s to say so (PITFALLS),
+# and a claim must fail early enough to be made again within the margin.
+REDIS_TIMEOUT_MS: Final = 1_500
+CLAIM_RETRY_MS_MIN: Final = 100
+CLAIM_RETRY_MS_MAX: Final = 2_000
+"""Claims that failed are made again after so long, doubling between the two."""
+CLAIMS_PER_PIPELINE_MAX: Final = 256
+"""Claims that fall due together: one write of some 100 KiB, half a millisecond a script."""
+CLAIMS_WAITING_MAX: Final = 65_536
+"""Claims of one process that wait for Redis: no more than it has sessions."""
+STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
+MINUTES_PER_CLAIM_MAX: Final = 256
+"""Records that one late claim carries; the rest goes with the next."""
+TIMERS_PER_TURN_MAX: Final = 512
+"""Deadlines handled before sockets are looked at again: about 5 ms of ticks."""
+HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
+HOLDS_PER_ACCOUNT_MAX: Final = 256
+LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 1_024
+"""A claim looks at every session of the account, so their number is bounded."""
+ACCOUNTS_CACHED_MAX: Final = 65_536
+"""Accounts whose last balance one process remembers for its sockets."""
+ACCOUNT_IDLE_MS: Final = 24 * 3_600_000
+"""An account without session and unflushed entry leaves Redis after so long."""
+PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000
+ENDED_SESSION_KEPT_MS: Final = 3_600_000
+"""A session's hash outlives it, so a late join hears `session_ended` and its receipt."""
+
+# --- Outbox, flush and record ------------------------------------------------------
+
+FLUSH_BATCH_RECORDS: Final = 1_000
+"""One transaction: 9 ms with unnest (PITFALLS), and ten times as many would hold locks."""
+FLUSH_BATCH_RECORDS_CATCHING_UP: Final = 10_000
+"""After an outage of Postgres, when nobody waits for a single batch."""
+FLUSH_WAIT_MS: Final = 200
+"""The longest that a batch waits for more records: a spend waits for its flush."""
+FLUSH_BLOCK_MS: Final = 5_000
+"""How long one XREADGROUP blocks; its client's time-out is larger (PITFALLS)."""
+FLUSH_SOCKET_TIMEOUT_MS: Final = 15_000
+FLUSH_CLAIM_IDLE_MS: Final = 30_000
+"""Entries that a flusher read and did not acknowledge are taken over after so long."""
+RECORDS_PER_ENTRY_MAX: Final = MINUTES_PER_CLAIM_MAX + 8
+OUTBOX_ENTRIES_WARN: Final = 100_000
+"""From here `/readyz` and the dashboard call the outbox long. It is never trimmed."""
+OUTBOX_AGE_MS_WARN: Final = 60_000
+DATABASE_TIMEOUT_MS: Final = 10_000
+DATABASE_CONNECTIONS_MAX: Final = 10
+UNFLUSHED_MINUTES_PER_SESSION_MAX: Final = 24 * 60
+"""What a process keeps of a session until the watermark passes it: a day's outage."""
+PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
+PARTITIONS_MAX: Final = 1_024
+
+# --- Surfaces ----------------------------------------------------------------------
+
+PAGE_ROWS_DEFAULT: Final = 50
+PAGE_ROWS_MAX: Final = 500
+OPS_FEED_MS: Final = 1_000
+"""The dashboard's feed sends what changed so often, at most."""
+OPS_FEED_ROWS_MAX: Final = 500
+REPORT_BATCH_ROWS: Final = 1_000
+JWKS_LIFETIME_MS: Final = 300_000
+"""Keys of the issuer are fetched anew so often, in the background."""
+JWKS_MISS_MS: Final = 10_000
+"""A token with an unknown key makes the server ask the issuer at most this often."""
+JWKS_TIMEOUT_MS: Final = 5_000
+JWT_LEEWAY_MS: Final = 5_000
+"""How far the issuer's clock may be from ours."""
+
+# --- Relations -----------------------------------------------------------------------
+
+# Sums and products that Lua or JavaScript see stay exact.
+assert 8 * BALANCE_MICROS_MAX <= SAFE_INTEGER_MAX
+assert PRICE_MICROS_MAX * 366 * 24 * 60 <= SAFE_INTEGER_MAX
+assert MONTHLY_HOURS_MAX * 3_600_000 <= SAFE_INTEGER_MAX
+# A message holds what it must carry.
+assert TOKEN_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
+assert METADATA_BYTES_MAX + 6 * ID_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
+assert TOKEN_SESSIONS_MAX * ID_CHARACTERS_MAX <= TOKEN_CHARACTERS_MAX
+assert MESSAGE_BYTES_MAX <= BODY_BYTES_MAX <= WEBHOOK_BYTES_MAX
+assert TICK_MS_MIN <= TICK_MS_DEFAULT <= TICK_MS_MAX
+assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX
+# A socket that skips ticks still has room for every notice and snapshot of its sessions.
+assert WRITE_BUFFER_SKIP_BYTES + SESSIONS_PER_SOCKET_MAX * 8192 < WRITE_BUFFER_CLOSE_BYTES
+assert MESSAGE_BYTES_MAX <= WRITE_BUFFER_SKIP_BYTES
+assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_PER_SOCKET_BURST
+assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
+# A process misses several beats before it is called dead; its claims end before that.
+assert 3 * PRESENCE_BEAT_MS <= NODE_SILENT_MS
+assert REDIS_TIMEOUT_MS < NODE_SILENT_MS
+# A claim fails and is made once more while the session stands on granted ground.
+assert 2 * REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MIN < GRANT_MARGIN_MS_MIN
+assert CLAIM_RETRY_MS_MIN < CLAIM_RETRY_MS_MAX < UNCOVERED_MS_DEFAULT <= UNCOVERED_MS_MAX
+assert sorted(GRANT_SHRUNKEN_MS, reverse=True) == list(GRANT_SHRUNKEN_MS)
+assert GRANT_SHRUNKEN_MS[0] <= GRANT_MARGIN_MS_MIN
+assert GRANT_SHRUNKEN_MS[-1] > RECALL_WAIT_MS
+assert PING_INTERVAL_MS + PONG_TIMEOUT_MS < HEARTBEAT_PROOF_MS
+# One claim's records fit one outbox entry, and an entry fits a batch.
+assert MINUTES_PER_CLAIM_MAX < RECORDS_PER_ENTRY_MAX <= FLUSH_BATCH_RECORDS
+assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP
+assert FLUSH_BLOCK_MS < FLUSH_SOCKET_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
+assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
+assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
+assert UNCOVERED_MS_MAX <= UNFLUSHED_MINUTES_PER_SESSION_MAX * 60_000
+assert HOLD_MS_MAX <= ACCOUNT_IDLE_MS
+assert PARTITIONS_DEFAULT <= PARTITIONS_MAX
+assert PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX
+assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS

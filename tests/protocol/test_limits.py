@@ -1,0 +1,77 @@
+"""The bounds: what PROTOCOL and DESIGN fix, and that broken relations do not start."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from protocol import limits
+from protocol.terms import MINUTE_MS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("MESSAGE_BYTES_MAX", 16_384),
+        ("METADATA_BYTES_MAX", 2_048),
+        ("ID_CHARACTERS_MAX", 128),
+        ("TICK_MS_MIN", 250),
+        ("TICK_MS_MAX", 60_000),
+        ("NOTICES_KEPT_MAX", 32),
+        ("PING_INTERVAL_MS", 10_000),
+        ("PONG_TIMEOUT_MS", 10_000),
+        ("AUTH_TIMEOUT_MS", 10_000),
+        ("WRITE_BUFFER_SKIP_BYTES", 65_536),
+        ("WRITE_BUFFER_CLOSE_BYTES", 1_048_576),
+        ("PRESENCE_BEAT_MS", 1_000),
+        ("NODE_SILENT_MS", 5_000),
+        ("HEARTBEAT_PROOF_MS", 45_000),
+        ("UNCOVERED_MS_DEFAULT", 60_000),
+        ("GRANT_MARGIN_MS_MIN", 5_000),
+        ("GRANT_SHRUNKEN_MS", (5_000, 1_000)),
+        ("RECALL_WAIT_MS", 250),
+        ("HOLD_MS_MAX", 86_400_000),
+        ("PARTITIONS_DEFAULT", 64),
+        ("STOP_LATENESS_MS_P99", 10),
+    ],
+)
+def test_numbers_that_the_specification_fixes(name: str, value: object) -> None:
+    assert getattr(limits, name) == value
+
+
+def test_every_number_is_positive() -> None:
+    numbers = [
+        (name, value)
+        for name, value in vars(limits).items()
+        if name.isupper() and isinstance(value, int)
+    ]
+    assert len(numbers) > 80
+    assert all(value > 0 for _, value in numbers)
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("BALANCE_MICROS_MAX: Final = 10**15", "BALANCE_MICROS_MAX: Final = 10**16"),
+        ("NODE_SILENT_MS: Final = 5_000", "NODE_SILENT_MS: Final = 1_000"),
+        ("REDIS_TIMEOUT_MS: Final = 1_500", "REDIS_TIMEOUT_MS: Final = 4_000"),
+    ],
+)
+def test_a_broken_relation_does_not_start(tmp_path: Path, text: str, broken: str) -> None:
+    source = Path(str(limits.__file__)).read_text()
+    assert source.count(text) == 1
+    changed = tmp_path / "limits_broken.py"
+    changed.write_text(source.replace(text, broken))
+    spec = importlib.util.spec_from_file_location("limits_broken", changed)
+    assert spec is not None
+    assert spec.loader is not None
+    with pytest.raises(AssertionError):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+def test_doubles_hold_what_lua_computes() -> None:
+    largest = 8 * limits.BALANCE_MICROS_MAX
+    assert int(float(largest)) == largest
+    assert int(float(largest - 1)) == largest - 1
+    cost = limits.PRICE_MICROS_MAX * limits.SESSION_CAP_MS_MAX // MINUTE_MS
+    assert cost < limits.BALANCE_MICROS_MAX
