@@ -1,0 +1,351 @@
+/**
+ * Types of the browser client, taximeter.js.
+ *
+ * Names and units are those of the wire: `_ms` is integer milliseconds, `_at` epoch
+ * milliseconds, credits are decimal strings with at most six decimals.
+ */
+
+/** A decimal number of credits, such as `"12.5"`. */
+export type Credits = string;
+
+export type Limit = 'credits' | 'member_minutes' | 'org_minutes' | 'session_cap';
+export type State = 'active' | 'paused' | 'suspended' | 'stopping' | 'ended';
+export type StopReason =
+  | 'client'
+  | 'limit'
+  | 'operator'
+  | 'disconnected'
+  | 'call_ended'
+  | 'node_lost';
+export type ConnectionState =
+  | 'idle'
+  | 'connecting'
+  | 'live'
+  | 'reconnecting'
+  | 'offline'
+  | 'closed';
+
+/** The codes of the protocol, and those that only the client itself gives. */
+export type ErrorCode =
+  | 'bad_message'
+  | 'unauthenticated'
+  | 'forbidden'
+  | 'unknown_kind'
+  | 'unknown_session'
+  | 'session_ended'
+  | 'limit_reached'
+  | 'rate_limited'
+  | 'unavailable'
+  /** No answer in time. */
+  | 'timeout'
+  /** The server ended the connection for good. */
+  | 'disconnected'
+  /** There is no connection, and none is being made. */
+  | 'offline'
+  /** `close()` was called. */
+  | 'closed';
+
+export interface Welcome {
+  type: 'welcome';
+  user_id: string;
+  org_id: string | null;
+  account_id: string;
+  credits: Credits;
+  node: string;
+  server_time_at: number;
+  ping_ms: number;
+  expires_at: number;
+}
+
+export interface SessionSnapshot {
+  type: 'session';
+  session_id: string;
+  kind: string;
+  state: State;
+  seq: number;
+  started_at: number;
+  /** Counted time: pauses and unbilled gaps are not in it. */
+  elapsed_ms: number;
+  free_remaining_ms: number;
+  paid: boolean;
+  /** The account's balance, after the burn of all its sessions. */
+  credits: Credits;
+  credits_per_minute: Credits;
+  /** The limit that binds first. */
+  limit: Limit | null;
+  /** Until it binds; null: none does. */
+  remaining_ms: number | null;
+  ends_at: number | null;
+  limits: { limit: Limit; remaining_ms: number | null }[];
+  missed?: Notice[];
+  server_time_at: number;
+  /** Counted milliseconds for each real one: 1, except in a demonstration. */
+  speed?: number;
+}
+
+export interface Tick {
+  type: 'tick';
+  session_id: string;
+  elapsed_ms: number;
+  free_remaining_ms: number;
+  paid: boolean;
+  credits: Credits;
+  remaining_ms: number | null;
+  limit: Limit | null;
+}
+
+export interface FreeTime {
+  type: 'free_time';
+  session_id: string;
+  seq: number;
+  free_remaining_ms: number;
+  paid: boolean;
+}
+
+export interface LimitWarning {
+  type: 'limit_warning';
+  session_id: string;
+  seq: number;
+  limit: Limit;
+  remaining_ms: number;
+  threshold_ms: number;
+}
+
+export interface LimitCleared {
+  type: 'limit_cleared';
+  session_id: string;
+  seq: number;
+  limit: Limit;
+  remaining_ms: number;
+}
+
+export interface LimitReached {
+  type: 'limit_reached';
+  session_id: string;
+  seq: number;
+  limit: Limit;
+  stopped_at: number;
+  /** How long there is to save, unbilled, and to top up and `resume()`. */
+  grace_ms: number;
+}
+
+export interface Minute {
+  type: 'minute';
+  session_id: string;
+  /** Counted from 0. */
+  minute: number;
+  /** 1 to 60; only the last minute of a session may be short. */
+  seconds: number;
+  credits: Credits;
+}
+
+export interface Receipt {
+  session_id: string;
+  kind: string;
+  user_id: string;
+  org_id: string | null;
+  counterpart_id: string | null;
+  started_at: number;
+  ended_at: number;
+  reason: StopReason;
+  elapsed_ms: number;
+  free_ms: number;
+  /** After increments. */
+  billed_ms: number;
+  minutes: number;
+  credits: Credits;
+  segments: { from_at: number; to_at: number }[];
+  gaps: { from_at: number; to_at: number; billed: boolean }[];
+  provider_ms?: number;
+  difference_ms?: number;
+}
+
+export interface Stopped {
+  type: 'stopped';
+  session_id: string;
+  seq: number;
+  reason: StopReason;
+  limit?: Limit | null;
+  receipt: Receipt;
+}
+
+export interface Credit {
+  type: 'credit';
+  account_id: string;
+  credits: Credits;
+  delta: Credits;
+  reason: 'grant' | 'spend' | 'hold' | 'post' | 'void' | 'adjust' | 'expire';
+  operation?: string;
+  entry_id: string;
+}
+
+/** What is numbered, kept by the server, and delivered once. */
+export type Notice = FreeTime | LimitWarning | LimitCleared | LimitReached | Stopped;
+
+export interface ConnectionChange {
+  state: ConnectionState;
+  /** The close code that led here. */
+  code: number | null;
+  /** When `reconnecting`: after how long the next attempt is made. */
+  retry_in_ms: number | null;
+}
+
+/** The figures at one instant: an estimate for the screen, never a bill. */
+export interface Reading {
+  state: State;
+  elapsed_ms: number;
+  free_remaining_ms: number;
+  paid: boolean;
+  /** A number, for drawing; the exact balance is in `tick` and `session`. */
+  credits: number;
+  remaining_ms: number | null;
+  limit: Limit | null;
+  speed: number;
+}
+
+export declare class TaximeterError extends Error {
+  constructor(
+    code: ErrorCode,
+    message: string,
+    details?: {
+      retryable?: boolean;
+      limit?: Limit | null;
+      sessionId?: string | null;
+      closeCode?: number | null;
+      cause?: unknown;
+    },
+  );
+  readonly name: 'TaximeterError';
+  readonly code: ErrorCode;
+  /** Whether the same request may succeed later. */
+  readonly retryable: boolean;
+  /** With `limit_reached`: which one. */
+  readonly limit: Limit | null;
+  readonly sessionId: string | null;
+  /** The WebSocket's close code, where that was the cause. */
+  readonly closeCode: number | null;
+}
+
+export interface SessionEventMap {
+  session: CustomEvent<SessionSnapshot>;
+  tick: CustomEvent<Tick>;
+  free_time: CustomEvent<FreeTime>;
+  limit_warning: CustomEvent<LimitWarning>;
+  limit_cleared: CustomEvent<LimitCleared>;
+  limit_reached: CustomEvent<LimitReached>;
+  minute: CustomEvent<Minute>;
+  stopped: CustomEvent<Stopped>;
+  error: CustomEvent<TaximeterError>;
+  connection: CustomEvent<ConnectionChange>;
+}
+
+export interface TaximeterEventMap {
+  connection: CustomEvent<ConnectionChange>;
+  welcome: CustomEvent<Welcome>;
+  credit: CustomEvent<Credit>;
+  error: CustomEvent<TaximeterError>;
+}
+
+type Listener<Target, Event_> =
+  | ((this: Target, event: Event_) => unknown)
+  | { handleEvent(event: Event_): unknown };
+
+/** A session as this browser sees it; made by `Taximeter.start` and `Taximeter.watch`. */
+export declare class Session extends EventTarget {
+  private constructor();
+  readonly sessionId: string;
+  readonly state: State | 'starting';
+  /** The last `session` message. */
+  readonly snapshot: SessionSnapshot | null;
+  readonly receipt: Receipt | null;
+  /** What to keep for `start({ lastSeq })` after a reload of the page. */
+  readonly lastSeq: number | undefined;
+  /** True after `stop()`. */
+  readonly stopWanted: boolean;
+  /** Resolves with the first snapshot; rejects with a TaximeterError. */
+  readonly ready: Promise<SessionSnapshot>;
+  /** The figures at this instant; null before the first snapshot. */
+  now(): Reading | null;
+  pause(): Promise<SessionSnapshot>;
+  resume(): Promise<SessionSnapshot>;
+  stop(): Promise<Stopped>;
+  leave(): void;
+  addEventListener<Type extends keyof SessionEventMap>(
+    type: Type,
+    listener: Listener<Session, SessionEventMap[Type]> | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<Type extends keyof SessionEventMap>(
+    type: Type,
+    listener: Listener<Session, SessionEventMap[Type]> | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+}
+
+/** What the client takes from its surroundings; replaced in tests. */
+export interface Platform {
+  WebSocket: new (url: string, protocol: string) => WebSocket;
+  /** Monotonic milliseconds. */
+  now(): number;
+  /** From 0 to 1, 1 excluded. */
+  random(): number;
+  setTimeout(callback: () => void, delayMs: number): unknown;
+  clearTimeout(timer: unknown): void;
+}
+
+export interface TaximeterOptions {
+  /** `/v1/ws` of this page's origin, unless given; http and https become ws and wss. */
+  url?: string | URL;
+  /**
+   * The token, or a function that gets a fresh one. With a function the token is renewed
+   * before it expires. A TaximeterError thrown by it that is not retryable ends the
+   * connection; anything else is tried again.
+   */
+  token: string | (() => string | Promise<string>);
+  /** How long a request waits for its answer: 10,000. */
+  requestTimeoutMs?: number;
+  /** The bound of the first wait before coming back: 500. It doubles with each. */
+  backoffFirstMs?: number;
+  /** The bound of every wait: 10,000. */
+  backoffMostMs?: number;
+  platform?: Partial<Platform>;
+}
+
+export interface StartOptions {
+  kind: string;
+  sessionId: string;
+  counterpartId?: string;
+  /** 250 to 60,000. */
+  tickMs?: number;
+  /** At most 2 KiB as JSON. */
+  metadata?: Record<string, unknown>;
+  /** The `lastSeq` of the same session before a reload: news after it is told again. */
+  lastSeq?: number;
+}
+
+/** A connection to a Taximeter server, and the sessions on it. */
+export declare class Taximeter extends EventTarget {
+  constructor(options: TaximeterOptions);
+  readonly state: ConnectionState;
+  /** The last `welcome`. */
+  readonly welcome: Welcome | null;
+  connect(): void;
+  /** @throws TaximeterError `closed` after `close()`. */
+  start(options: StartOptions): Session;
+  /** @throws TaximeterError `closed` after `close()`. */
+  watch(sessionId: string, options?: { lastSeq?: number }): Session;
+  close(): void;
+  addEventListener<Type extends keyof TaximeterEventMap>(
+    type: Type,
+    listener: Listener<Taximeter, TaximeterEventMap[Type]> | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<Type extends keyof TaximeterEventMap>(
+    type: Type,
+    listener: Listener<Taximeter, TaximeterEventMap[Type]> | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
+}
+
+/** Whether a client comes back after this WebSocket close code. */
+export declare function comesBackAfter(code: number): boolean;

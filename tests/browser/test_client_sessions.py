@@ -1,0 +1,243 @@
+"""The client's sessions: requests and their answers, errors, and lines that die."""
+
+from typing import Any
+
+import pytest
+
+from tests.browser.fixtures import ClientPage, chromium, client, mock_server
+from tests.browser.mock_server import (
+    SERVER_TIME_AT,
+    receipt,
+    snapshot,
+    stopped,
+    warning,
+)
+
+__all__ = ["chromium", "client", "mock_server"]
+
+
+async def ask(client: ClientPage, method: str) -> None:
+    """Call a method of the session; its outcome will be in ``window.answer``."""
+    await client.run(f"() => {{ window.answer = settled(session.{method}()); }}")
+
+
+async def outcome(client: ClientPage) -> Any:
+    return await client.run("() => answer")
+
+
+# Requests settle by their echo
+
+
+@pytest.mark.parametrize(("method", "state"), [("pause", "paused"), ("resume", "active")])
+async def test_a_request_settles_by_its_echo(client: ClientPage, method: str, state: str) -> None:
+    line = await client.live()
+    await ask(client, method)
+    request = await line.receive(method)
+    assert request["session_id"] == "session-1"
+    await line.send(**snapshot(state="suspended"))
+    await line.answer(request, **snapshot(state=state))
+    assert (await outcome(client))["value"]["state"] == state
+
+
+async def test_stop_settles_with_the_receipt(client: ClientPage) -> None:
+    line = await client.live()
+    await ask(client, "stop")
+    await line.answer(await line.receive("stop"), **stopped(1))
+    assert (await outcome(client))["value"]["receipt"] == receipt()
+    assert (await client.take("stopped"))["reason"] == "client"
+    reading = await client.reading()
+    assert (reading["state"], reading["elapsed_ms"]) == ("ended", 210_000)
+
+
+async def test_stop_settles_when_somebody_else_stopped(client: ClientPage) -> None:
+    line = await client.live()
+    await client.run(
+        "() => { window.answer = Promise.all([settled(session.pause()), settled(session.stop())]) }"
+    )
+    await line.receive("pause")
+    await line.receive("stop")
+    await line.send(**stopped(1))
+    paused, ended = await outcome(client)
+    assert paused["error"]["code"] == "session_ended"
+    assert ended["value"]["receipt"] == receipt()
+
+
+async def test_an_error_rejects_its_request_alone(client: ClientPage) -> None:
+    line = await client.live()
+    await ask(client, "resume")
+    request = await line.receive("resume")
+    problem = {"code": "limit_reached", "message": "No credits.", "retryable": False}
+    await line.answer(request, type="error", limit="credits", **problem)
+    error = (await outcome(client))["error"]
+    assert (error["name"], error["code"], error["limit"]) == (
+        "TaximeterError",
+        "limit_reached",
+        "credits",
+    )
+    await line.send(type="error", code="bad_message", message="What?", retryable=False)
+    assert (await client.take("error"))["code"] == "bad_message"
+
+
+async def test_a_request_without_an_answer_times_out(client: ClientPage) -> None:
+    line = await client.live("token: 'token-1', requestTimeoutMs: 3000")
+    await ask(client, "pause")
+    await line.receive("pause")
+    await client.advance(2_999)
+    assert await client.run("() => Promise.race([answer, 'open'])") == "open"
+    await client.advance(1)
+    error = (await outcome(client))["error"]
+    assert (error["code"], error["retryable"]) == ("timeout", True)
+
+
+async def test_a_request_survives_a_lost_line(client: ClientPage) -> None:
+    line = await client.live()
+    await ask(client, "pause")
+    first = await line.receive("pause")
+    line.cut()
+    await client.take_state("reconnecting")
+    await client.advance(500)
+    line = await client.server.line()
+    await line.welcome()
+    await line.join()
+    again = await line.receive("pause")
+    assert again == first
+    await line.answer(again, **snapshot(state="paused"))
+    assert (await outcome(client))["value"]["state"] == "paused"
+
+
+async def test_the_wish_to_stop_outlives_its_promise(client: ClientPage) -> None:
+    line = await client.live()
+    line.cut()
+    await client.take_state("reconnecting")
+    await client.chance(0.999)
+    await ask(client, "stop")
+    await client.advance(400)
+    line = await client.server.line()
+    line.cut()
+    await client.take_state("reconnecting")
+    line = await client.next_line()
+    line.cut()
+    assert (await outcome(client))["error"]["code"] == "timeout"
+    line = await client.next_line()
+    await line.welcome()
+    await line.join()
+    assert (await line.receive("stop"))["session_id"] == "session-1"
+
+
+async def test_a_full_line_is_not_filled_further(client: ClientPage) -> None:
+    await client.construct(
+        "token: 'token-1', platform: { ...platform, WebSocket: class extends WebSocket {"
+        " get bufferedAmount() { return window.unsent ?? 0; } } }"
+    )
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    await line.join()
+    await client.take("session")
+    await client.run("() => { window.unsent = 65537; }")
+    await ask(client, "pause")
+    await client.run("() => { window.unsent = 65536; }")
+    await ask(client, "resume")
+    assert (await line.receive("resume"))["session_id"] == "session-1"
+
+
+# Starting, and not
+
+
+@pytest.mark.parametrize("code", ["limit_reached", "unavailable", "session_ended"])
+async def test_a_refused_start_is_told_and_not_repeated(client: ClientPage, code: str) -> None:
+    await client.construct()
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    start = await line.receive("start")
+    problem = {"code": code, "message": "No.", "retryable": code == "unavailable"}
+    await line.answer(start, type="error", limit="credits", **problem)
+    assert (await client.take("error"))["code"] == code
+    refused = await client.run("() => settled(session.ready)")
+    assert refused["error"]["limit"] == "credits"
+    await client.start()
+    assert (await line.receive("start"))["id"] == start["id"] + 1
+
+
+async def test_a_running_session_is_joined_again_when_the_server_is_busy(
+    client: ClientPage,
+) -> None:
+    line = await client.live()
+    line.cut()
+    line = await client.next_line()
+    await line.welcome()
+    start = await line.receive("start")
+    busy = {"code": "unavailable", "message": "Not now.", "retryable": True}
+    await line.answer(start, type="error", **busy)
+    await line.send(type="error", **busy)
+    await client.take("error")  # the second: the first has been handled
+    await client.advance(1_000)
+    assert (await line.join())["session_id"] == "session-1"
+
+
+async def test_a_start_without_an_answer_is_repeated(client: ClientPage) -> None:
+    await client.construct("token: 'token-1', requestTimeoutMs: 3000")
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    first = await line.receive("start")
+    await client.advance(3_000)
+    await client.advance(1_000)
+    again = await line.receive("start")
+    assert again == {**first, "id": again["id"]}
+
+
+async def test_leaving_leaves(client: ClientPage) -> None:
+    line = await client.live()
+    await client.run("() => session.leave()")
+    assert await line.receive("leave") == {"type": "leave", "session_id": "session-1"}
+    await line.send(**warning(1))
+    await line.send(type="error", code="bad_message", message="Marker.", retryable=False)
+    assert (await client.take("error"))["message"] == "Marker."
+    await client.advance(5_000)
+    assert (await client.reading())["elapsed_ms"] == 0
+
+
+# A dead line, and a page that slept
+
+
+async def test_a_silent_line_is_asked_and_then_given_up(client: ClientPage) -> None:
+    line = await client.live()
+    await client.advance(10_000)
+    await line.receive("ping")
+    await client.advance(10_000)
+    await client.take_state("reconnecting")
+    await client.advance(500)
+    line = await client.server.line()
+    assert (await line.welcome())["token"] == "token-1"
+
+
+async def test_an_answer_keeps_the_line(client: ClientPage) -> None:
+    line = await client.live()
+    for _ in range(3):
+        await client.advance(10_000)
+        await line.receive("ping")
+        await line.send(type="pong", server_time_at=SERVER_TIME_AT)
+        await line.send(type="error", code="bad_message", message="Marker.", retryable=False)
+        await client.take("error")
+    assert await client.run("() => meter.state") == "live"
+
+
+async def test_a_page_that_slept_does_not_mistrust_its_line(client: ClientPage) -> None:
+    line = await client.live()
+    await client.advance(10_000)
+    await line.receive("ping")
+    await client.run("() => clock.sleep(300_000)")
+    await line.receive("ping")
+    assert await client.run("() => meter.state") == "live"
+
+
+async def test_a_connection_that_does_not_come_about_is_given_up(client: ClientPage) -> None:
+    await client.construct()
+    await client.start()
+    line = await client.server.line()
+    await line.receive("auth")
+    await client.advance(10_000)
+    await client.take_state("reconnecting")
+    assert await line.receive_close() == 1000
