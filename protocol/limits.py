@@ -197,6 +197,8 @@ JWKS_LIFETIME_MS: Final = 300_000
 JWKS_MISS_MS: Final = 10_000
 """A token with an unknown key makes the server ask the issuer at most this often."""
 JWKS_TIMEOUT_MS: Final = 5_000
+JWKS_STALE_MS_MAX: Final = 24 * 3_600_000
+"""While the issuer does not answer its last keys are believed, but no longer than this."""
 JWT_LEEWAY_MS: Final = 5_000
 """How far the issuer's clock may be from ours."""
 
@@ -238,4 +240,4 @@ assert UNCOVERED_MS_MAX <= UNFLUSHED_MINUTES_PER_SESSION_MAX * 60_000
 assert HOLD_MS_MAX <= ACCOUNT_IDLE_MS
 assert PARTITIONS_DEFAULT <= PARTITIONS_MAX
 assert PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX
-assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS
+assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS < JWKS_STALE_MS_MAX

@@ -1,0 +1,149 @@
+"""The log: structured, on standard error, for people or for machines, without secrets.
+
+Everything goes the same way, our own events and those of the libraries, so what redacts
+sees everything. PITFALLS: uvicorn logs the whole WebSocket URL, query included; here
+queries are cut off before anything is written.
+"""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+REDACTED = "[redacted]"
+
+# What is secret by its name. A number under such a name is a count, and stays.
+_SECRET_NAME = re.compile(
+    r"token|authorization|api[_-]?key|secret|password|cookie|signature", re.IGNORECASE
+)
+_SECRET_TEXT = re.compile(
+    # A header's value, scheme and all: `Bearer abc`.
+    r"(?P<scheme>\b(?:bearer|basic)\s+)[^\s\"',;]+"
+    # A JWT, whole or cut off: its header is base64 of `{"`.
+    r"|\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]+){0,2}"
+    # The password in a URL, which redis and asyncpg like to quote.
+    r"|(?P<user>://[^\s/:@]*:)[^\s/@]+(?=@)"
+    # name=value and "name": "value", as in queries, bodies and headers with their scheme.
+    r"|(?P<name>(?:token|authorization|api[_-]?key|secret|password)[\"']?\s*[=:]\s*[\"']?)"
+    r"(?!\s|\[redacted)(?:(?:bearer|basic)\s+)?[^\s\"'&,;]+",
+    re.IGNORECASE,
+)
+_DEPTH_MAX = 8
+
+
+def configure(log_format: Literal["console", "json"], level: int = logging.INFO) -> None:
+    """Sets up the logs of the process. Start uvicorn with ``log_config=None`` after it.
+
+    ``console`` is for eyes, ``json`` one object a line with ``timestamp`` (UTC), ``level``,
+    ``logger``, ``event`` and the event's own fields. May be called again.
+    """
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                # A traceback becomes text before it is redacted: it quotes values too.
+                structlog.processors.format_exc_info,
+                structlog.processors.StackInfoRenderer(),
+                redact,
+                _renderer(log_format),
+            ],
+        )
+    )
+    handler.addFilter(cut_query)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "asyncio", "py.warnings"):
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+    logging.captureWarnings(True)
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Takes secrets out of an event, by the name of a field and by the look of a text."""
+    return {name: _clean_field(name, value, _DEPTH_MAX) for name, value in event.items()}
+
+
+def redact_text(text: str) -> str:
+    """``text`` without bearer tokens, JWTs, passwords in URLs and values of secret names."""
+    return _SECRET_TEXT.sub(_keep_label, text)
+
+
+def cut_query(record: logging.LogRecord) -> bool:
+    """A filter that lets everything pass, but the paths in uvicorn's records without query."""
+    if record.name.startswith("uvicorn") and isinstance(record.args, tuple):
+        record.args = tuple(
+            arg.partition("?")[0] + "?..."
+            if isinstance(arg, str) and arg.startswith("/") and "?" in arg
+            else arg
+            for arg in record.args
+        )
+    return True
+
+
+def _renderer(log_format: Literal["console", "json"]) -> Processor:
+    if log_format == "json":
+        return structlog.processors.JSONRenderer(serializer=_to_json)
+    return structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+
+
+def _to_json(event: EventDict, **_: object) -> str:
+    try:
+        return orjson.dumps(event, default=str).decode()
+    # Large integers and lone surrogates: the log takes what it is given.
+    except TypeError:
+        return json.dumps(event, default=str)
+
+
+def _clean_field(name: object, value: Any, depth: int) -> Any:
+    if isinstance(name, str) and _SECRET_NAME.search(name):
+        return value if value is None or isinstance(value, bool | int | float) else REDACTED
+    return _clean(value, depth)
+
+
+def _clean(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str):
+        return redact_text(value)
+    if depth == 0:
+        return REDACTED
+    if isinstance(value, Mapping):
+        return {str(name): _clean_field(name, part, depth - 1) for name, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean(part, depth - 1) for part in value]
+    # Bytes, exceptions and whatever else: what would be written is what is looked at.
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return redact_text(text)
+
+
+def _keep_label(match: re.Match[str]) -> str:
+    label = match["scheme"] or match["user"] or match["name"] or ""
+    return label + REDACTED
