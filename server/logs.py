@@ -86,6 +86,8 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Takes secrets out of an event, by the name of a field and by the look of a text."""
+    # uvicorn's own copy of the event, with colours in it and the arguments not.
+    event.pop("color_message", None)
     return {name: _clean_field(name, value, _DEPTH_MAX) for name, value in event.items()}
 
 

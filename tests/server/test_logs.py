@@ -1,13 +1,18 @@
 """The log says what happened and no secret."""
 
+import asyncio
 import json
 import logging
+import socket
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import structlog
+import uvicorn
+import websockets
 
 from server import logs
 
@@ -199,6 +204,36 @@ def test_paths_are_logged_without_their_query(capsys: Capture) -> None:
     assert access == '127.0.0.1:5 - "GET /v1/accounts/a?... HTTP/1.1" 200'
     assert accepted == '127.0.0.1:5 - "WebSocket /v1/ws?..." [accepted]'
     assert plain == '127.0.0.1:5 - "GET /healthz HTTP/1.1" 200'
+
+
+async def test_uvicorn_itself_logs_no_query(capsys: Capture) -> None:
+    async def answer(scope: Any, _receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close"})
+        else:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    logs.configure("json")
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    server = uvicorn.Server(
+        uvicorn.Config(answer, ws="websockets-sansio", lifespan="off", log_config=None)
+    )
+    serving = asyncio.create_task(server.serve([listener]))
+    async with httpx.AsyncClient() as client:
+        await client.get(f"http://{address}/path?token=hunter2&x=hunter2")
+    async with websockets.connect(f"ws://{address}/v1/ws?x=hunter2"):
+        pass
+    server.should_exit = True
+    await serving
+    logged = [line for line in lines(capsys) if line["logger"].startswith("uvicorn")]
+    text = str(logged)
+    assert "GET /path?..." in text
+    assert "WebSocket /v1/ws?..." in text
+    assert "hunter2" not in text
+    assert not any("color_message" in line for line in logged)
 
 
 def test_warnings_are_logged(capsys: Capture) -> None:
