@@ -1,0 +1,69 @@
+"""What the users and the keeper of an engine agree through: files, and locks on them."""
+
+import asyncio
+import fcntl
+import os
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+TAIL_BYTES = 4096
+
+
+class EngineError(RuntimeError):
+    """An embedded engine does not run; the message quotes the end of its log."""
+
+
+class Files:
+    """The files in ``<data_dir>/engines`` through which users and keeper of one engine agree."""
+
+    def __init__(self, data_dir: Path, name: str) -> None:
+        here = data_dir / "engines"
+        self.data_dir = data_dir
+        self.name = name
+        self.start = here / f"{name}.start"
+        self.keeper = here / f"{name}.keeper"
+        self.users = here / f"{name}.users"
+        self.engine = here / f"{name}.engine"
+        self.record = here / f"{name}.json"
+        self.log = here / f"{name}.log"
+
+    @classmethod
+    def make(cls, data_dir: Path, name: str) -> Self:
+        """The files in a directory that is made if it is not there."""
+        data_dir = data_dir.resolve()
+        (data_dir / "engines").mkdir(mode=0o700, parents=True, exist_ok=True)
+        return cls(data_dir, name)
+
+    def failure(self, what: str) -> EngineError:
+        """An error that says what happened to the engine and quotes the end of its log."""
+        with suppress(OSError):
+            text = self.log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+            what += f". The end of {self.log}:\n" + "\n".join(text.splitlines()[-20:])
+        return EngineError(f"The embedded {self.name} {what}")
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file, which is made if need be."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+async def lock(descriptor: int, operation: int) -> None:
+    """Takes a ``flock``, however long it takes.
+
+    A daemon thread waits, since nothing can call it back: the thread of a wait that was
+    cancelled gets the lock some day, through a descriptor of its own, and lets go of it.
+    """
+    loop = asyncio.get_running_loop()
+    taken = asyncio.Event()
+    copy = os.dup(descriptor)
+
+    def wait() -> None:
+        fcntl.flock(copy, operation)
+        os.close(copy)
+        with suppress(RuntimeError):  # the loop may be closed by now
+            loop.call_soon_threadsafe(taken.set)
+
+    threading.Thread(target=wait, daemon=True).start()
+    await taken.wait()
