@@ -1,0 +1,126 @@
+"""Grants: what a claim asks for, best offer first.
+
+RFC 8506 (credit control) calls it quota: a session may use what was granted to it and
+no more. Which of the offers a claim gets is decided in Redis in one atomic step, where
+the counters are; what can be offered at all is decided here. An offer is affordable
+when every counter has room for what it holds beyond what the session holds already.
+
+In plenty the first offer is taken: to the end of the next minute, plus a margin. When
+what is left is less than twice what the account's sessions burn in that time, the next
+shorter one is considered (DESIGN section 2), and the last is a single increment, since
+an increment is billed when it is begun and no part of one can be had.
+"""
+
+from collections.abc import Callable
+
+import msgspec
+
+from protocol import limits
+from protocol.session import Grant, Identity, Standing
+from protocol.terms import MINUTE_MS, minutes_begun
+
+MonthOf = Callable[[int], str]
+"""The month of an instant in the organisation's time zone: ``2026-11-01``."""
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A grant that may be taken, and when."""
+
+    grant: Grant
+    more_micros: int
+    """What one increment further would need held: if there is no room, this is final."""
+    more_minutes: dict[str, int]
+    floor_ms: int
+    """Taken only while the counters cover all their sessions for so long."""
+
+
+def month_after(month: str) -> str:
+    """The month that follows ``month`` (``2026-12-01`` after ``2026-11-01``)."""
+    year, number = int(month[:4]), int(month[5:7])
+    return f"{year + number // 12:04d}-{number % 12 + 1:02d}-01"
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What a session's offers are measured from: the standing that a claim will make."""
+
+    identity: Identity
+    standing: Standing
+    month_of: MonthOf
+
+    def minute_begins_at(self, minute: int) -> int:
+        """The instant at which a minute of the session began, or will if it runs on."""
+        standing = self.standing
+        if minute <= standing.minutes_kept:
+            return standing.minute_at
+        ahead_ms = minute * MINUTE_MS - standing.elapsed_ms
+        return standing.at + -(-ahead_ms // self.identity.terms.speed)
+
+    def minutes_by_month(self, settled_ms: int, until_ms: int) -> dict[str, int]:
+        """The minutes that begin between two positions, counted by month.
+
+        A minute belongs to the month in which it starts (DESIGN section 3).
+        """
+        months: dict[str, int] = {}
+        if self.identity.terms.counts_minutes:
+            for minute in range(minutes_begun(settled_ms), minutes_begun(until_ms)):
+                month = self.month_of(self.minute_begins_at(minute))
+                months[month] = months.get(month, 0) + 1
+        return months
+
+    def held_micros(self, until_ms: int) -> int:
+        """What must be held so that the session may run on to ``until_ms``."""
+        standing, terms = self.standing, self.identity.terms
+        return max(0, terms.cost_micros(until_ms, standing.free_ms) - standing.charged_micros)
+
+    def offer(self, until_ms: int, floor_ms: int) -> Offer:
+        """The offer of a grant up to ``until_ms``, rounded up to whole increments."""
+        standing, terms = self.standing, self.identity.terms
+        cap_ms = terms.session_cap_ms
+        granted_ms = max(until_ms, terms.increment_end_ms(until_ms, standing.free_ms))
+        if not terms.price_micros:
+            granted_ms = until_ms
+        final = None
+        if cap_ms and granted_ms >= cap_ms:
+            granted_ms, final = cap_ms, "session_cap"
+        further_ms = granted_ms + 1
+        if terms.price_micros:
+            further_ms = terms.increment_end_ms(further_ms, standing.free_ms)
+        return Offer(
+            grant=Grant(
+                granted_ms=granted_ms,
+                held_micros=self.held_micros(granted_ms),
+                held_minutes=self.minutes_by_month(standing.settled_ms, granted_ms),
+                final=final,
+            ),
+            more_micros=self.held_micros(further_ms),
+            more_minutes=self.minutes_by_month(standing.settled_ms, further_ms),
+            floor_ms=floor_ms,
+        )
+
+    def offers(self, *, shrink: bool) -> tuple[Offer, ...]:
+        """Every offer beyond the present position, the longest first.
+
+        ``shrink`` leaves the long ones out: a holder that is recalled keeps no more
+        than it needs to run on.
+        """
+        standing, terms = self.standing, self.identity.terms
+        position_ms, speed = standing.elapsed_ms, terms.speed
+        found: dict[int, Offer] = {}
+        if not shrink:
+            increment_ms = terms.next_increment_ms if terms.price_micros else 0
+            margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * speed)
+            minute_end_ms = (position_ms // MINUTE_MS + 1) * MINUTE_MS
+            floor_ms = limits.GRANT_LOW_MINUTES * MINUTE_MS
+            self._add(found, minute_end_ms + margin_ms, floor_ms)
+            self._add(found, position_ms + limits.GRANT_SHRUNKEN_MS[0] * speed, floor_ms // 6)
+        self._add(found, position_ms + limits.GRANT_SHRUNKEN_MS[1] * speed, 0)
+        self._add(found, position_ms + 1, 0)
+        return tuple(sorted(found.values(), key=lambda offer: -offer.grant.granted_ms))
+
+    def _add(self, found: dict[int, Offer], until_ms: int, floor_ms: int) -> None:
+        offer = self.offer(until_ms, floor_ms)
+        granted_ms = offer.grant.granted_ms
+        if granted_ms > self.standing.elapsed_ms or offer.grant.final:
+            known = found.get(granted_ms)
+            if known is None or known.floor_ms > floor_ms:
+                found[granted_ms] = offer

@@ -1,0 +1,70 @@
+"""How far a session can go: where each of its limits binds, in its own counted time.
+
+Positions, not durations: they stay where they are while time passes, and move only when
+a counter changes. So they are computed at changes, and a tick only subtracts.
+"""
+
+from protocol.projection import AccountProjection, MonthProjection
+from protocol.session import Session
+from protocol.terms import MINUTE_MS, minutes_begun
+
+
+def positions(
+    session: Session,
+    elapsed_ms: int,
+    now_ms: int,
+    account: AccountProjection,
+    member: MonthProjection,
+    org: MonthProjection,
+) -> dict[str, int]:
+    """The counted time at which each limit binds, by limit; no entry: it never does.
+
+    Exact for a session that burns alone; with others, at today's burn of all (PROTOCOL,
+    ``remaining_ms``). What was granted is sure, so nothing binds before the grant's end,
+    and the end of a final grant is where its limit binds.
+    """
+    identity, standing, grant = session.identity, session.standing, session.grant
+    terms = identity.terms
+    found: dict[str, int] = {}
+    if terms.price_micros:
+        credits_ms = _credits_position(session, elapsed_ms, now_ms, account)
+        if credits_ms is not None:
+            found["credits"] = credits_ms
+    if terms.counts_minutes:
+        begun = minutes_begun(elapsed_ms)
+        for limit, counter in (("member_minutes", member), ("org_minutes", org)):
+            left = counter.minutes_left(begun - standing.counted_minutes)
+            if left is not None:
+                found[limit] = (begun + left) * MINUTE_MS
+    if terms.session_cap_ms:
+        found["session_cap"] = terms.session_cap_ms
+    for limit, position_ms in found.items():
+        found[limit] = max(position_ms, elapsed_ms, grant.granted_ms)
+    if grant.final is not None and standing.phase == "active":
+        found[grant.final] = grant.granted_ms
+    return found
+
+
+def _credits_position(
+    session: Session, elapsed_ms: int, now_ms: int, account: AccountProjection
+) -> int | None:
+    identity, standing = session.identity, session.standing
+    terms, session_id = identity.terms, identity.session_id
+    if standing.phase != "active" or account.burns_alone(session_id):
+        micros = account.available_to(session_id, now_ms)
+        return terms.affordable_ms(max(0, micros), standing.free_ms)
+    dry_at = account.dry_at(now_ms)
+    if dry_at is None:
+        return None
+    return elapsed_ms + max(0, int((dry_at - now_ms) * terms.speed))
+
+
+def first(found: dict[str, int]) -> str | None:
+    """The limit that binds first; None when there is none."""
+    return min(found, key=found.__getitem__) if found else None
+
+
+def threshold(warn_at_ms: tuple[int, ...], remaining_ms: int) -> int | None:
+    """The lowest threshold that ``remaining_ms`` lies at or under; None: above all."""
+    under = [at_ms for at_ms in warn_at_ms if remaining_ms <= at_ms]
+    return min(under) if under else None

@@ -1,0 +1,562 @@
+"""The meter: one session on one process, as a state machine without I/O and without a clock.
+
+How it works
+------------
+The shell feeds it (a socket attached, a proof of life, a request, an answer of Redis),
+each time with the instant ``now_ms``; arms one timer for ``timer()``; and drains
+``effects()`` after every call. The meter burns its grant in memory. What changes the
+session for everybody is a :class:`~protocol.steps.Step`, one at a time: while one is on
+its way, what happens next waits as an intent, and is judged again when the answer is in.
+
+There is no owner: every process with a socket of the session runs the same meter, and
+deadlines follow from shared figures, so they agree. The stop at a final grant's end is
+said at once, by a local timer; the step that records it follows. A step that comes
+second is answered with what the first one left, and that replaces what is here.
+
+Time is billed as far as it is proven. A minute's end is a deadline at which the sockets
+are asked for a proof of life; the claim is made when it comes in, and until then the
+grant's margin carries the session.
+"""
+
+from collections import deque
+
+import msgspec
+
+from protocol import horizon, limits, messages, moves
+from protocol.effects import Ask, Effect, Intent, Leave, Probe, Push, Refuse, Reply, Show, Token
+from protocol.grants import MonthOf
+from protocol.money import format_credits
+from protocol.notices import Notices
+from protocol.projection import AccountProjection, MonthProjection
+from protocol.session import Session
+from protocol.states import Event, Phase
+from protocol.steps import Step
+
+INTENTS_MAX = 16
+"""Requests of one session that wait for Redis on one process."""
+PROOF_WAIT_MS = 1_000
+"""How long the claim of a minute waits for a proof of life before the grant is extended."""
+STOP_PROOF_MS = 1_000
+"""How long a stop that the client did not ask for waits for the client's proof of life."""
+
+
+class Meter:
+    """One session on one process."""
+
+    def __init__(
+        self,
+        session: Session,
+        account: AccountProjection,
+        month_of: MonthOf,
+        uncovered_ms: int = limits.UNCOVERED_MS_DEFAULT,
+    ) -> None:
+        self.session = session
+        self.account = account
+        self.month_of = month_of
+        self.uncovered_ms = uncovered_ms
+        self.member = MonthProjection()
+        self.org = MonthProjection()
+        self.free_left_ms = 0
+        self.sockets = 0
+        """Sockets here that keep the session alive."""
+        self.alive_at = session.standing.at
+        """The last proof of life that came in here."""
+        self.notices = Notices(session.standing)
+        self.positions: dict[str, int] = {}
+        """Where each limit binds, in counted time; see ``protocol.horizon``."""
+        self._intents: deque[Intent] = deque()
+        self._effects: list[Effect] = []
+        self._asked: Step | None = None
+        self._intent: Intent | None = None
+        """What the step that is on its way was asked for; None: a claim."""
+        self._limiting = False
+        """The final grant is used up; the step that says so is not accepted yet."""
+        self._claim_ms: int | None = None
+        """The position at which the grant is to be extended."""
+        self._wanted = False
+        """A claim is due, whatever the deadlines say."""
+        self._shrink = False
+        """That claim gives back what is not needed at once."""
+        self._probed_ms = -1
+        """The minute's end up to which sockets were asked for a proof of life."""
+        self._exhausted = False
+        """The uncovered time is used up too."""
+        self._stand_on(session, session.standing.at)
+
+    # --- Questions ---------------------------------------------------------------
+
+    @property
+    def phase(self) -> Phase:
+        """The state that the sockets of this process see."""
+        return Phase.STOPPING if self._limiting else self.session.standing.phase
+
+    @property
+    def counting(self) -> bool:
+        """Whether time runs: then ticks are due."""
+        return self.session.standing.phase is Phase.ACTIVE and not self._limiting
+
+    @property
+    def asked(self) -> Step | None:
+        """The step that is on its way to Redis."""
+        return self._asked
+
+    def elapsed_at(self, now_ms: int) -> int:
+        """Counted time at ``now_ms``: never beyond the grant, but for uncovered time."""
+        standing, grant = self.session.standing, self.session.grant
+        if standing.phase is not Phase.ACTIVE:
+            return standing.elapsed_ms
+        speed = self.session.identity.terms.speed
+        elapsed_ms = standing.elapsed_ms + (now_ms - standing.at) * speed
+        end_ms = self._uncovered_end_ms if grant.final is None else grant.granted_ms
+        return max(standing.settled_ms, min(elapsed_ms, end_ms))
+
+    def instant_of(self, elapsed_ms: int) -> int:
+        """The instant at which an active session reaches ``elapsed_ms``."""
+        standing = self.session.standing
+        ahead_ms = elapsed_ms - standing.elapsed_ms
+        return standing.at + -(-ahead_ms // self.session.identity.terms.speed)
+
+    def proven_ms(self, now_ms: int) -> int:
+        """Counted time at the last proof of life: what may be settled."""
+        standing = self.session.standing
+        if standing.phase is Phase.ACTIVE:
+            return self.elapsed_at(min(now_ms, self.alive_at))
+        speed = self.session.identity.terms.speed
+        unproven_ms = max(0, standing.at - self.alive_at) * speed
+        return max(standing.settled_ms, standing.elapsed_ms - unproven_ms)
+
+    def credits_at(self, now_ms: int) -> int:
+        """The account's balance in micro-credits, after the burn of all its sessions."""
+        micros = self.account.credits_micros(now_ms)
+        return max(0, micros) if self.account.gross_micros >= 0 else micros
+
+    def paid(self, elapsed_ms: int) -> bool:
+        """Whether the time at ``elapsed_ms`` costs credits."""
+        terms = self.session.identity.terms
+        return terms.price_micros > 0 and elapsed_ms >= self.session.standing.free_ms
+
+    def timer(self) -> int | None:
+        """The instant of the next deadline; None: nothing is due until something comes in."""
+        standing, grant = self.session.standing, self.session.grant
+        if self._intents and self._waits_for_proof(self._intents[0], -1):
+            return self._intents[0].at + STOP_PROOF_MS
+        if standing.phase is not Phase.ACTIVE:
+            return standing.grace_until if not self._intents and self._asked is None else None
+        if self._limiting:
+            return None
+        ends = []
+        if grant.final is not None:
+            ends.append(grant.granted_ms)
+        else:
+            if not self._exhausted:
+                ends.append(self._uncovered_end_ms)
+            if self._claim_ms is not None and self._asked is None:
+                ends.append(self._claim_ms)
+        if standing.minute_end_ms > self._probed_ms:
+            ends.append(standing.minute_end_ms)
+        if not self.notices.free_over and self.session.identity.terms.price_micros:
+            ends.append(standing.free_ms)
+        for limit, position_ms in self.positions.items():
+            warned_ms = self.notices.warned.get(limit)
+            for threshold_ms in self.session.identity.terms.warn_at_ms:
+                if warned_ms is None or threshold_ms < warned_ms:
+                    ends.append(position_ms - threshold_ms)
+                    break
+        return self.instant_of(min(ends)) if ends else None
+
+    def effects(self) -> list[Effect]:
+        """What is to be done, in order; each effect is handed out once."""
+        drained, self._effects = self._effects, []
+        return drained
+
+    # --- What happens ------------------------------------------------------------
+
+    def attach(self, now_ms: int) -> None:
+        """A socket of this process joined: it is a proof of life, and ends a grace."""
+        self.sockets += 1
+        self.alive_at = max(self.alive_at, now_ms)
+        standing = self.session.standing
+        if standing.phase is Phase.SUSPENDED or standing.lost_at is not None:
+            self._intend(Intent(Event.RETURNED, now_ms))
+        self._plan(now_ms)
+
+    def come_back(self, now_ms: int) -> None:
+        """The sockets here were taken for lost, and are not: the grace ends."""
+        self._intend(Intent(Event.RETURNED, now_ms))
+        self._plan(now_ms)
+
+    def entitle(self, token: Token) -> bool:
+        """Has a joining socket answered when the step that ends the grace is.
+
+        False: no such step is under way, and the session can be shown as it is.
+        """
+        for intent in [*([self._intent] if self._intent else []), *self._intents]:
+            if intent.event is Event.RETURNED and intent.token is None:
+                intent.token = token
+                return True
+        return False
+
+    def alive(self, at_ms: int, now_ms: int) -> bool:
+        """A proof of life: a pong or a message came in at ``at_ms``.
+
+        Answers whether there is anything to do now.
+        """
+        self.alive_at = max(self.alive_at, at_ms)
+        self._plan(now_ms)
+        return bool(self._effects)
+
+    def detach(self, alive_at: int, now_ms: int) -> None:
+        """A socket of this process is gone; its last proof of life was at ``alive_at``."""
+        self.sockets -= 1
+        self.alive_at = max(self.alive_at, alive_at)
+        if self.sockets == 0:
+            self._intend(Intent(Event.LOST, now_ms))
+        self._plan(now_ms)
+
+    def request(self, event: Event, now_ms: int, token: Token, reason: str = "client") -> bool:
+        """Somebody wants the session paused, resumed or stopped.
+
+        A client's own request is a proof of life. False: too many requests wait.
+        """
+        if len(self._intents) >= INTENTS_MAX:
+            return False
+        if reason == "client":
+            self.alive_at = max(self.alive_at, now_ms)
+        else:
+            self._effects.append(Probe())
+        self._intend(Intent(event, now_ms, token, reason))
+        self._plan(now_ms)
+        return True
+
+    def start(self, now_ms: int, token: Token) -> None:
+        """Starts a session that has none of its steps yet; a socket comes with it."""
+        self.sockets += 1
+        self.alive_at = now_ms
+        self._intend(Intent(Event.RESUME, now_ms, token))
+        self._plan(now_ms)
+
+    def granted(self, reply: Reply, now_ms: int) -> None:
+        """Redis answered the step that was asked for."""
+        step, intent = self._asked, self._intent
+        self._asked = self._intent = None
+        if step is None or reply.left or reply.session is None:
+            self._effects.append(Leave())
+            return
+        self.member, self.org = reply.member, reply.org
+        if reply.free_left_ms is not None:
+            self.free_left_ms = reply.free_left_ms
+        if reply.accepted:
+            self.notices.recorded(len(step.notices))
+            self._accept(step, reply.session, intent, now_ms)
+        else:
+            self._adopt(reply.session, reply.notices, now_ms)
+            if reply.refused_by is not None:
+                self._refused(reply.refused_by, intent, now_ms)
+            elif intent is not None:
+                if step.before.standing.version == 0:
+                    # Somebody else started it meanwhile: this is a join.
+                    intent.event = Event.RETURNED
+                self._intents.appendleft(intent)
+        self._plan(now_ms)
+
+    def unanswered(self, now_ms: int) -> None:
+        """No answer came. What was asked may have been done: it is asked anew, from the
+        same version, and if it was done already the answer says so."""
+        intent, self._intent = self._intent, None
+        if self._asked is not None:
+            self._asked = None
+            self._wanted = self.counting
+            if intent is not None:
+                self._intents.appendleft(intent)
+        self._plan(now_ms)
+
+    def abandon(self) -> list[Token]:
+        """No answer comes for now: hands back whoever waits for one. What they asked for
+        is still done, when it can be; a start is followed by the loss of its socket."""
+        intents = [*([self._intent] if self._intent else []), *self._intents]
+        tokens = [intent.token for intent in intents if intent.token is not None]
+        for intent in intents:
+            intent.token = None
+        return tokens
+
+    def moved(
+        self, session: Session, notices: tuple[bytes, ...], minutes: tuple[bytes, ...], now_ms: int
+    ) -> None:
+        """Another process made a step. Its notices have numbers; what was said stays said."""
+        if session.standing.version <= self.session.standing.version:
+            return
+        before = self.phase
+        self._adopt(session, notices, now_ms)
+        for minute in minutes:
+            self._effects.append(Push(minute))
+        if self.phase is not before and self.phase is not Phase.ENDED:
+            self._effects.append(Show())
+        self._plan(now_ms)
+
+    def changed(self, now_ms: int) -> None:
+        """A counter changed: the account, or a limit of member or organisation."""
+        self._project(now_ms)
+        grant = self.session.grant
+        if self.counting and grant.final is not None:
+            end_ms = horizon.positions(
+                msgspec.structs.replace(
+                    self.session, grant=msgspec.structs.replace(grant, final=None)
+                ),
+                self.elapsed_at(now_ms),
+                now_ms,
+                self.account,
+                self.member,
+                self.org,
+            ).get(grant.final)
+            self._wanted = self._wanted or end_ms is None or end_ms > grant.granted_ms
+        self._warn(now_ms)
+        self._plan(now_ms)
+
+    def refresh(self, now_ms: int) -> None:
+        """A limit of the month was changed: ask anew what is left."""
+        self._wanted = self.counting
+        self._plan(now_ms)
+
+    def recall(self, now_ms: int) -> None:
+        """Somebody needs what this session merely holds: settle and shrink."""
+        ahead_ms = self.session.grant.granted_ms - self.elapsed_at(now_ms)
+        speed = self.session.identity.terms.speed
+        if self.counting and ahead_ms > limits.GRANT_SHRUNKEN_MS[-1] * 3 // 2 * speed:
+            self._wanted = self._shrink = True
+            self._plan(now_ms)
+
+    def handle_timer(self, now_ms: int) -> None:
+        """The deadline of ``timer()`` has come; early wake-ups are taken as on time."""
+        due_at = self.timer()
+        if due_at is None:
+            return
+        now_ms = max(now_ms, due_at)
+        standing = self.session.standing
+        if standing.phase is not Phase.ACTIVE:
+            if standing.grace_until is not None and now_ms >= standing.grace_until:
+                self._intend(Intent(Event.EXPIRED, now_ms))
+        elif not self._limiting:
+            self._run(now_ms)
+        self._plan(now_ms)
+
+    # --- Inside ------------------------------------------------------------------
+
+    @property
+    def _uncovered_end_ms(self) -> int:
+        return self.session.grant.granted_ms + self.uncovered_ms * self.session.identity.terms.speed
+
+    def _intend(self, intent: Intent) -> None:
+        """Queues what is to happen; one that waits already is not queued twice."""
+        if intent.token is None and any(waiting.event is intent.event for waiting in self._intents):
+            return
+        self._intents.append(intent)
+
+    def _waits_for_proof(self, intent: Intent, now_ms: int) -> bool:
+        """Whether a stop by others still waits for the client to prove its last seconds."""
+        return (
+            intent.event is Event.STOP
+            and intent.reason != "client"
+            and self.sockets > 0
+            and self.session.standing.phase is Phase.ACTIVE
+            and self.alive_at < intent.at
+            and now_ms < intent.at + STOP_PROOF_MS
+        )
+
+    def _run(self, now_ms: int) -> None:
+        """The deadlines of running time, in the order in which they lie."""
+        standing, grant = self.session.standing, self.session.grant
+        elapsed_ms = self.elapsed_at(now_ms)
+        if (
+            not self.notices.free_over
+            and self.session.identity.terms.price_micros
+            and elapsed_ms >= standing.free_ms
+        ):
+            push = self.notices.end_free_time(self.session)
+            if push is not None:
+                self._effects.append(push)
+        self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
+        if elapsed_ms >= standing.minute_end_ms > self._probed_ms:
+            self._probed_ms = standing.minute_end_ms
+            if self.proven_ms(now_ms) < standing.minute_end_ms:
+                self._effects.append(Probe())
+        if grant.final is not None and elapsed_ms >= grant.granted_ms:
+            self._reach_limit(grant.final, self.instant_of(grant.granted_ms))
+        elif grant.final is None and self._claim_ms is not None and elapsed_ms >= self._claim_ms:
+            self._wanted = True
+            if elapsed_ms >= self._uncovered_end_ms:
+                self._exhausted = True
+                self._intend(Intent(Event.STOP, now_ms, reason="unavailable"))
+
+    def _reach_limit(self, limit: str, stopped_at: int) -> None:
+        """The auto-stop: said at once, recorded by the step that follows."""
+        self._limiting = True
+        self._effects.append(
+            self.notices.say(
+                messages.LimitReached,
+                self.session,
+                limit=limit,
+                stopped_at=stopped_at,
+                grace_ms=self.session.identity.terms.stop_grace_ms,
+            )
+        )
+        self._effects.append(Probe())
+        self._intents.appendleft(Intent(Event.LIMIT, stopped_at, reason=limit))
+
+    def _plan(self, now_ms: int) -> None:
+        """Asks for the next step, if one is due and none is on its way."""
+        while self._asked is None and self._intents:
+            intent = self._intents[0]
+            if self._waits_for_proof(intent, now_ms):
+                return
+            self._intents.popleft()
+            step = moves.step_for(intent, self._moment(now_ms))
+            if step is None:
+                self._answer(intent)
+            else:
+                self._ask(step, intent)
+        if self._asked is None and self._claim_due(now_ms):
+            moment = self._moment(now_ms)
+            if self.session.standing.phase is Phase.ACTIVE:
+                step = moves.claim(moment, shrink=self._shrink)
+            else:
+                step = moves.settle_stopped(moment)
+            self._wanted = self._shrink = False
+            self._ask(step, None)
+
+    def _claim_due(self, now_ms: int) -> bool:
+        standing = self.session.standing
+        if standing.version == 0:
+            return False
+        if standing.phase is Phase.ACTIVE and not self._limiting:
+            return (
+                self._wanted
+                or bool(self.notices.unrecorded)
+                or self.proven_ms(now_ms) >= standing.minute_end_ms
+            )
+        return (
+            standing.phase is Phase.STOPPING
+            and standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
+        )
+
+    def _ask(self, step: Step, intent: Intent | None) -> None:
+        self._asked, self._intent = step, intent
+        self._effects.append(Ask(step))
+
+    def _moment(self, now_ms: int) -> moves.Moment:
+        return moves.Moment(
+            session=self.session,
+            month_of=self.month_of,
+            now_ms=now_ms,
+            elapsed_ms=self.elapsed_at(now_ms),
+            proven_ms=self.proven_ms(now_ms),
+            seq=self.notices.seq,
+            free_over=self.notices.free_over,
+            warned=dict(self.notices.warned),
+            notices=tuple(self.notices.unrecorded),
+            free_left_ms=self.free_left_ms,
+            alive_at=self.alive_at,
+            available_micros=self.account.available_to(
+                self.session.identity.session_id, self.session.standing.at
+            ),
+        )
+
+    def _answer(self, intent: Intent) -> None:
+        """Answers a request that changes nothing: the session is as it was wanted, or over."""
+        if intent.token is None:
+            return
+        if self.session.standing.phase is Phase.ENDED:
+            self._effects.append(Refuse(intent.token, None))
+        else:
+            self._effects.append(Show(intent.token, only=True))
+
+    def _accept(self, step: Step, session: Session, intent: Intent | None, now_ms: int) -> None:
+        """The step was made: what it left is what there is, for every process."""
+        before = self.session.standing.phase
+        token = intent.token if intent is not None else None
+        self._stand_on(session, now_ms)
+        for minute in step.minutes:
+            self._effects.append(
+                Push(
+                    messages.Minute(
+                        session_id=minute.session_id,
+                        minute=minute.minute,
+                        seconds=minute.seconds,
+                        credits=format_credits(minute.credits_micros),
+                    )
+                )
+            )
+        phase = session.standing.phase
+        if phase is Phase.ENDED:
+            self.notices.seq = session.standing.seq
+            self._effects += [Push(step.notices[-1], token), Leave()]
+            return
+        if phase is not before:
+            if phase is Phase.ACTIVE:
+                self.notices.free_over = session.standing.free_over
+            self._effects.append(Show(token))
+        self._warn(now_ms)
+
+    def _refused(self, limit: str, intent: Intent | None, now_ms: int) -> None:
+        """There is nothing to go on with: said to whoever asked."""
+        if intent is None:
+            return
+        if intent.event is Event.RETURNED:
+            self._reach_limit(limit, now_ms)
+            return
+        self._effects.append(Refuse(intent.token, limit))
+        if self.session.standing.version == 0:
+            self._effects.append(Leave())
+
+    def _adopt(self, session: Session, kept: tuple[bytes, ...], now_ms: int) -> None:
+        """Takes what another process left, and says here what it said there."""
+        if session.standing.version <= self.session.standing.version:
+            return
+        for notice in self.notices.adopt(session.standing, kept):
+            self._effects.append(Push(notice))
+        self._stand_on(session, now_ms)
+        if session.standing.phase is Phase.ENDED:
+            self._effects.append(Leave())
+        else:
+            self._warn(now_ms)
+
+    def _stand_on(self, session: Session, now_ms: int) -> None:
+        """Makes ``session`` the ground, and measures anew what follows from it."""
+        was_limiting, granted_ms = self._limiting, self.session.grant.granted_ms
+        self.session = session
+        standing, grant = session.standing, session.grant
+        terms = session.identity.terms
+        self._exhausted = False
+        self._claim_ms = None
+        if standing.phase is Phase.ACTIVE and grant.final is None:
+            increment_ms = terms.next_increment_ms if terms.price_micros else 0
+            margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * terms.speed)
+            lead_ms = min(
+                margin_ms - PROOF_WAIT_MS * terms.speed,
+                (grant.granted_ms - standing.elapsed_ms) // 2,
+            )
+            self._claim_ms = grant.granted_ms - lead_ms
+        if was_limiting and not (standing.phase is Phase.ACTIVE and grant.granted_ms <= granted_ms):
+            # Either the stop is recorded, or somebody extended the grant just in time.
+            self._limiting = False
+            self._intents = deque(
+                intent for intent in self._intents if intent.event is not Event.LIMIT
+            )
+            if standing.phase is Phase.ACTIVE:
+                self._effects.append(Show())
+        self._project(now_ms)
+
+    def _project(self, now_ms: int) -> None:
+        self.positions = horizon.positions(
+            self.session,
+            self.elapsed_at(now_ms),
+            now_ms,
+            self.account,
+            self.member,
+            self.org,
+        )
+
+    def _warn(self, now_ms: int) -> None:
+        if self.counting:
+            self._effects.extend(
+                self.notices.warn(self.session, self.elapsed_at(now_ms), self.positions)
+            )

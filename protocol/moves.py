@@ -1,0 +1,297 @@
+"""Moves: the step that each event makes of a session.
+
+Every function takes the :class:`Moment` and answers with the step that Redis is asked
+to make. Nothing here keeps state; the meter decides when a move is due.
+"""
+
+from typing import Any
+
+import msgspec
+
+from protocol import messages
+from protocol.codec import encode
+from protocol.effects import Intent
+from protocol.grants import MonthOf, Offer
+from protocol.receipts import receipt
+from protocol.session import Session, Standing
+from protocol.states import Event, Phase, after
+from protocol.steps import Settling, Step, ended_record, kept_offer, started_record
+from protocol.terms import MINUTE_MS
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """A session at an instant, as the process sees it that makes the move."""
+
+    session: Session
+    month_of: MonthOf
+    now_ms: int
+    elapsed_ms: int
+    """Counted time at ``now_ms``."""
+    proven_ms: int
+    """Counted time at the last proof of life."""
+    seq: int
+    free_over: bool
+    warned: dict[str, int]
+    notices: tuple[bytes, ...]
+    free_left_ms: int
+    """What is left of the shared allowance of free time, as far as is known."""
+    alive_at: int
+    """The last proof of life that this process knows of."""
+    available_micros: int
+    """What the account could give to this session, all that it was charged included."""
+
+    def settling(self, **changes: Any) -> Settling:
+        """The session's next standing, with what this process has noticed written in."""
+        standing = msgspec.structs.replace(
+            self.session.standing,
+            version=self.session.standing.version + 1,
+            seq=self.seq,
+            free_over=self.free_over,
+            warned=self.warned,
+            **changes,
+        )
+        return Settling(
+            self.session.identity, self.month_of, standing, self.session.grant.granted_ms
+        )
+
+    def step(self, settling: Settling, **parts: Any) -> Step:
+        """The step to that standing."""
+        return Step(
+            before=self.session,
+            standing=settling.standing,
+            month=self.month_of(self.now_ms),
+            used_minutes=settling.used_minutes,
+            records=tuple(settling.records),
+            notices=self.notices,
+            **parts,
+        )
+
+
+def step_for(intent: Intent, moment: Moment) -> Step | None:
+    """The step that an intent makes of the session as it is; None: there is none to make."""
+    before = moment.session.standing
+    phase = after(before.phase, intent.event)
+    if phase is None:
+        return None
+    match intent.event:
+        case Event.PAUSE:
+            return pause(moment)
+        case Event.RESUME:
+            return resume(moment)
+        case Event.RETURNED:
+            return come_back(moment)
+        case Event.LIMIT:
+            return reach_limit(moment, intent.reason, intent.at)
+        case Event.LOST:
+            return lose(moment, phase)
+        case Event.EXPIRED:
+            return end(moment, "limit" if before.phase is Phase.STOPPING else "disconnected")
+        case Event.STOP:
+            by_limit = before.phase is Phase.STOPPING and intent.reason == "client"
+            return end(moment, "limit" if by_limit else intent.reason)
+
+
+def claim(moment: Moment, *, shrink: bool) -> Step:
+    """Settles what is proven, keeps completed minutes, and extends the grant.
+
+    Time that was used without a grant, because Redis was away, is settled as well.
+    """
+    before = moment.session
+    settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=moment.now_ms)
+    settling.settle(moment.proven_ms)
+    ground = settling.ground()
+    return moment.step(
+        settling, offers=ground.offers(shrink=shrink), keep=kept_offer(ground, before.grant)
+    )
+
+
+def pause(moment: Moment) -> Step:
+    """Time stops at the request, which is a proof of life; what is held is given back."""
+    settling = _stand_still(moment, Phase.PAUSED, moment.elapsed_ms, moment.now_ms)
+    return _released(moment, settling)
+
+
+def resume(moment: Moment) -> Step:
+    """Time goes on, if there is a grant for it: from a start, a pause, or the stop grace."""
+    before = moment.session.standing
+    settling = moment.settling()
+    settling.settle(before.elapsed_ms)  # the request proves the time before the stop
+    taken_ms = _free_to_take(moment) if moment.session.identity.free_key else 0
+    changes: dict[str, Any] = {
+        "phase": Phase.ACTIVE,
+        "at": moment.now_ms,
+        "run_at": moment.now_ms,
+        "free_ms": before.free_ms + taken_ms,
+        "free_over": moment.free_over and not taken_ms,
+        "limit": None,
+        "grace_until": None,
+        "lost_at": None,
+    }
+    if before.elapsed_ms == settling.standing.minutes_kept * MINUTE_MS:
+        changes["minute_at"] = moment.now_ms
+    settling.standing = msgspec.structs.replace(settling.standing, **changes)
+    if before.version == 0:
+        settling.records.append(started_record(moment.session.identity))
+    return moment.step(
+        settling, offers=settling.ground().offers(shrink=False), free_taken_ms=taken_ms
+    )
+
+
+def come_back(moment: Moment) -> Step:
+    """A socket joined in the reconnect grace. A paused session stays paused.
+
+    Where the kind bills gaps, time has gone on since the last proof of life; it is
+    granted now, as far as there is anything to grant.
+    """
+    before = moment.session.standing
+    if before.phase is not Phase.SUSPENDED:
+        settling = moment.settling(grace_until=None, lost_at=None)
+        return moment.step(settling)
+    lost_at = before.lost_at if before.lost_at is not None else before.at
+    terms = moment.session.identity.terms
+    billed = terms.gap == "bill"
+    began_at = lost_at if billed else moment.now_ms
+    taken_ms = _free_to_take(moment) if moment.session.identity.free_key else 0
+    changes: dict[str, Any] = {
+        "phase": Phase.ACTIVE,
+        "at": began_at,
+        "run_at": began_at,
+        "free_ms": before.free_ms + taken_ms,
+        "grace_until": None,
+        "lost_at": None,
+        "gaps": (*before.gaps[-255:], (lost_at, moment.now_ms, billed)),
+    }
+    if before.elapsed_ms == before.minutes_kept * MINUTE_MS:
+        changes["minute_at"] = began_at
+    settling = moment.settling(**changes)
+    offers: tuple[Offer, ...] = settling.ground().offers(shrink=False)
+    if billed:
+        ground = settling.ground()
+        gap_ms = max(0, moment.now_ms - lost_at) * terms.speed
+        here = msgspec.structs.replace(
+            settling.standing, elapsed_ms=before.elapsed_ms + gap_ms, at=moment.now_ms
+        )
+        beyond = msgspec.structs.replace(ground, standing=here).offers(shrink=False)
+        affordable_ms = terms.affordable_ms(
+            max(0, moment.available_micros), settling.standing.free_ms
+        )
+        part = () if affordable_ms is None else (ground.offer(affordable_ms, 0),)
+        offers = tuple(sorted((*beyond, *part, *offers), key=lambda offer: -offer.grant.granted_ms))
+    return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
+
+
+def reach_limit(moment: Moment, limit: str, stopped_at: int) -> Step:
+    """Counting has stopped; the grace to save runs.
+
+    What is not proven yet stays held until the next proof of life settles it.
+    """
+    grace_ms = moment.session.identity.terms.stop_grace_ms
+    settling = _stand_still(moment, Phase.STOPPING, moment.elapsed_ms, stopped_at)
+    settling.standing = msgspec.structs.replace(
+        settling.standing, limit=limit, grace_until=stopped_at + grace_ms, lost_at=None
+    )
+    if settling.standing.settled_ms >= moment.elapsed_ms:
+        return _released(moment, settling)
+    held = msgspec.structs.replace(
+        moment.session.grant, granted_ms=max(moment.elapsed_ms, moment.session.grant.granted_ms)
+    )
+    return moment.step(settling, keep=kept_offer(settling.ground(), held))
+
+
+def settle_stopped(moment: Moment) -> Step:
+    """A proof of life came in the stop grace: the rest is settled, the hold given back."""
+    settling = moment.settling()
+    settling.settle(settling.standing.elapsed_ms)
+    return _released(moment, settling)
+
+
+def lose(moment: Moment, phase: Phase) -> Step:
+    """This process has no socket of it any more. Time ended at the last proof of life.
+
+    Made only if no other process has one; the grace begins now, when it is found out,
+    and costs nothing.
+    """
+    before = moment.session
+    alive_at = min(moment.alive_at, moment.now_ms)
+    at = alive_at if before.standing.phase is Phase.ACTIVE else before.standing.at
+    settling = _stand_still(moment, phase, moment.proven_ms, at)
+    if before.standing.phase is not Phase.STOPPING:
+        grace_ms = before.identity.terms.reconnect_grace_ms
+        settling.standing = msgspec.structs.replace(
+            settling.standing, grace_until=moment.now_ms + grace_ms, lost_at=alive_at
+        )
+    return msgspec.structs.replace(_released(moment, settling), leaving=True)
+
+
+def end(moment: Moment, reason: str) -> Step:
+    """The session ends where it was last proven; nothing leaves this state.
+
+    The step carries the ``stopped`` notice, with the receipt in it.
+    """
+    identity, before = moment.session.identity, moment.session.standing
+    limit = before.limit if reason == "limit" else None
+    position_ms = moment.proven_ms
+    at = before.at
+    if before.phase is Phase.ACTIVE:
+        at = moment.now_ms - (moment.elapsed_ms - position_ms) // identity.terms.speed
+    settling = _stand_still(moment, Phase.ENDED, position_ms, at)
+    settling.end(at if reason in ("disconnected", "limit") else moment.now_ms, reason, limit)
+    stopped = messages.Stopped(
+        session_id=identity.session_id,
+        seq=moment.seq + 1,
+        reason=reason,  # type: ignore[arg-type]
+        limit=limit,  # type: ignore[arg-type]
+        receipt=receipt(ended_record(identity, settling.standing)),
+    )
+    settling.standing = msgspec.structs.replace(settling.standing, seq=stopped.seq)
+    step = _released(moment, settling)
+    return msgspec.structs.replace(step, notices=(*step.notices, encode(stopped)))
+
+
+def _stand_still(moment: Moment, phase: Phase, position_ms: int, at: int) -> Settling:
+    """Settles the time that is proven and closes the segment, if one was under way."""
+    before = moment.session.standing
+    settling = moment.settling(phase=phase, elapsed_ms=position_ms, at=at)
+    settling.standing = msgspec.structs.replace(
+        settling.standing, elapsed_ms=before.elapsed_ms, at=before.at
+    )
+    settling.settle(min(position_ms, max(moment.proven_ms, before.settled_ms)))
+    settling.standing = msgspec.structs.replace(settling.standing, elapsed_ms=position_ms, at=at)
+    if before.phase is Phase.ACTIVE:
+        settling.halt(at)
+    elif position_ms < before.elapsed_ms:
+        # Found out in the stop grace that the client was gone before the stop.
+        speed = moment.session.identity.terms.speed
+        gone_ms = -(-(before.elapsed_ms - position_ms) // speed)
+        from_at, to_at = before.segments[-1]
+        segments = (*before.segments[:-1], (from_at, max(from_at, to_at - gone_ms)))
+        settling.standing = msgspec.structs.replace(settling.standing, segments=segments)
+    return settling
+
+
+def _released(moment: Moment, settling: Settling) -> Step:
+    """The step that gives back what is held, and what was not used of shared free time."""
+    standing = settling.standing
+    used_ms = min(standing.free_ms, standing.elapsed_ms)
+    taken_ms = 0
+    if moment.session.identity.free_key:
+        taken_ms = used_ms - moment.session.standing.free_ms
+        settling.standing = msgspec.structs.replace(standing, free_ms=used_ms)
+    return moment.step(settling, free_taken_ms=taken_ms)
+
+
+def _free_to_take(moment: Moment) -> int:
+    return max(0, moment.free_left_ms)
+
+
+def unstarted(phase: Phase, now_ms: int, free_ms: int) -> Standing:
+    """The standing before the first step: nothing counted, nothing held."""
+    return Standing(
+        version=0,
+        phase=phase,
+        elapsed_ms=0,
+        at=now_ms,
+        run_at=now_ms,
+        minute_at=now_ms,
+        free_ms=free_ms,
+    )

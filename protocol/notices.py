@@ -1,0 +1,111 @@
+"""The notices of a session: what is said once, under a number that every process agrees on.
+
+The number is the shared sequence plus one, so two processes that reach the same deadline
+say the same notice under the same number, and whose step is accepted records it for
+both. What was already said follows from the standing (``free_over``, ``warned``), so a
+process that lost the race judges its notice again and says it only if it still holds.
+"""
+
+from typing import Any
+
+import msgspec
+
+from protocol import horizon, messages
+from protocol.codec import encode
+from protocol.effects import Push
+from protocol.session import Session, Standing
+
+WARNING_HYSTERESIS_MS = 1_000
+"""A warning is cleared this far above its threshold, so that projections do not flicker."""
+
+
+class Notices:
+    """What one process has said of a session, recorded or not."""
+
+    def __init__(self, standing: Standing) -> None:
+        self.seq = standing.seq
+        """The number of the last notice said here."""
+        self.free_over = standing.free_over
+        self.warned = dict(standing.warned)
+        """The lowest threshold that was warned of, by limit."""
+        self.unrecorded: list[bytes] = []
+        """Said here, and not yet recorded by an accepted step."""
+
+    def adopt(self, standing: Standing, kept: tuple[bytes, ...]) -> list[bytes]:
+        """Takes what another process recorded; answers what was not said here yet.
+
+        What was said here and not recorded is forgotten: it is judged again.
+        """
+        news = [notice for notice in kept if sequence_number(notice) > self.seq]
+        self.seq = standing.seq
+        self.free_over = standing.free_over
+        self.warned = dict(standing.warned)
+        self.unrecorded.clear()
+        return news
+
+    def recorded(self, count: int) -> None:
+        """The first ``count`` of the unrecorded notices are recorded now."""
+        del self.unrecorded[:count]
+
+    def say(self, kind: Any, session: Session, **fields: Any) -> Push:
+        """The push of the next notice, of the message type ``kind``."""
+        self.seq += 1
+        message = kind(session_id=session.identity.session_id, seq=self.seq, **fields)
+        encoded = encode(message)
+        self.unrecorded.append(encoded)
+        return Push(encoded)
+
+    def end_free_time(self, session: Session) -> Push | None:
+        """Says that free time is over, if there was any."""
+        self.free_over = True
+        if not session.standing.free_ms:
+            return None
+        return self.say(messages.FreeTime, session, free_remaining_ms=0, paid=True)
+
+    def warn(self, session: Session, elapsed_ms: int, positions: dict[str, int]) -> list[Push]:
+        """Says which thresholds were crossed, downwards or up again, since the last time.
+
+        Several thresholds crossed at once are one warning, of the lowest.
+        """
+        said = []
+        thresholds = session.identity.terms.warn_at_ms
+        for limit in [*positions, *(set(self.warned) - set(positions))]:
+            position_ms = positions.get(limit)
+            remaining_ms = None if position_ms is None else max(0, position_ms - elapsed_ms)
+            warned_ms = self.warned.get(limit)
+            level_ms = None
+            if remaining_ms is not None:
+                level_ms = horizon.threshold(thresholds, remaining_ms)
+            if level_ms is not None and (warned_ms is None or level_ms < warned_ms):
+                self.warned[limit] = level_ms
+                said.append(
+                    self.say(
+                        messages.LimitWarning,
+                        session,
+                        limit=limit,
+                        remaining_ms=remaining_ms,
+                        threshold_ms=level_ms,
+                    )
+                )
+            elif warned_ms is not None and (
+                remaining_ms is None or remaining_ms > warned_ms + WARNING_HYSTERESIS_MS
+            ):
+                del self.warned[limit]
+                if level_ms is not None:
+                    self.warned[limit] = level_ms
+                said.append(
+                    self.say(messages.LimitCleared, session, limit=limit, remaining_ms=remaining_ms)
+                )
+        return said
+
+
+class _Numbered(msgspec.Struct):
+    seq: int
+
+
+_NUMBERED = msgspec.json.Decoder(_Numbered)
+
+
+def sequence_number(notice: bytes) -> int:
+    """The ``seq`` of an encoded notice."""
+    return _NUMBERED.decode(notice).seq

@@ -1,0 +1,205 @@
+"""What a process knows of the counters that its sessions draw on, projected to an instant.
+
+Between two messages from Redis nothing is asked: an account's balance is what it was,
+less what its sessions have burnt since, and every process can compute that alone. The
+figure that makes it simple is the account's *gross*: the balance plus all that its live
+sessions were charged so far. Claims move money from the one to the other and leave the
+gross as it is, so it changes only with money in, spends and ends of sessions::
+
+    credits(now) = gross - sum of cost(elapsed(now)) over the live sessions
+"""
+
+import math
+
+import msgspec
+
+from protocol.terms import MINUTE_MS, Terms
+
+EXACT_LINES_MAX = 8
+"""Sessions of one account that a projection adds up exactly at every instant."""
+REMEMBERED_MS = 100
+"""With more of them, how long one sum serves the ticks of all."""
+
+
+class Line(msgspec.Struct, frozen=True):
+    """One live session as its account sees it: how it burns, from which anchor."""
+
+    elapsed_ms: int
+    at: int
+    free_ms: int
+    price_micros: int
+    first_increment_ms: int
+    next_increment_ms: int
+    speed: int
+    running: bool
+
+    def elapsed_at(self, now_ms: int) -> int:
+        """Counted time at ``now_ms``."""
+        if not self.running:
+            return self.elapsed_ms
+        return self.elapsed_ms + max(0, now_ms - self.at) * self.speed
+
+    def cost_at(self, now_ms: int) -> int:
+        """Cost of the session up to ``now_ms``, in micro-credits."""
+        paid_ms = self.elapsed_at(now_ms) - self.free_ms
+        if paid_ms <= 0:
+            return 0
+        first_ms, next_ms = self.first_increment_ms, self.next_increment_ms
+        further_ms = max(0, -(-(paid_ms - first_ms) // next_ms)) * next_ms
+        return self.price_micros * (first_ms + further_ms) // MINUTE_MS
+
+    @property
+    def burn_micros(self) -> int:
+        """Micro-credits burnt in a real minute of paid time."""
+        return self.price_micros * self.speed if self.running else 0
+
+
+def line_of(terms: Terms, elapsed_ms: int, at: int, free_ms: int, *, running: bool) -> Line:
+    """The line of a session with ``terms`` that stands at ``elapsed_ms`` since ``at``."""
+    return Line(
+        elapsed_ms=elapsed_ms,
+        at=at,
+        free_ms=free_ms,
+        price_micros=terms.price_micros,
+        first_increment_ms=terms.first_increment_ms,
+        next_increment_ms=terms.next_increment_ms,
+        speed=terms.speed,
+        running=running,
+    )
+
+
+class AccountProjection:
+    """One account on one process.
+
+    ``replace`` and ``apply`` take what Redis says; everything else is a question. The
+    version tells whether a message was missed: ``apply`` answers False then, and the
+    shell reads the account anew.
+    """
+
+    def __init__(self, tenant: str, account_id: str) -> None:
+        self.tenant = tenant
+        self.account_id = account_id
+        self.version = -1
+        self.gross_micros = 0
+        self.reserved_micros = 0
+        """Held for operations, not for time."""
+        self.lines: dict[str, Line] = {}
+        self._sum_at = -1
+        self._sum_micros = 0
+        self._dry_at: float | None = None
+        self._dry_known = False
+
+    def replace(
+        self, version: int, gross_micros: int, reserved_micros: int, lines: dict[str, Line]
+    ) -> None:
+        """Takes the whole account as Redis has it."""
+        self.version = version
+        self.gross_micros = gross_micros
+        self.reserved_micros = reserved_micros
+        self.lines = lines
+        self._forget()
+
+    def apply(
+        self,
+        version: int,
+        gross_micros: int,
+        reserved_micros: int,
+        session_id: str | None,
+        line: Line | None,
+    ) -> bool:
+        """Takes one change. False: messages before it were missed, nothing was taken."""
+        if version <= self.version:
+            return True
+        if version != self.version + 1:
+            return False
+        self.version = version
+        self.gross_micros = gross_micros
+        self.reserved_micros = reserved_micros
+        if session_id is not None:
+            if line is None:
+                self.lines.pop(session_id, None)
+            else:
+                self.lines[session_id] = line
+        self._forget()
+        return True
+
+    def _forget(self) -> None:
+        self._sum_at = -1
+        self._dry_known = False
+
+    def cost_micros(self, now_ms: int) -> int:
+        """What the live sessions have cost up to ``now_ms``, charged or not."""
+        lines = self.lines
+        if len(lines) <= EXACT_LINES_MAX:
+            return sum(line.cost_at(now_ms) for line in lines.values())
+        if not 0 <= now_ms - self._sum_at < REMEMBERED_MS:
+            self._sum_at = now_ms
+            self._sum_micros = sum(line.cost_at(now_ms) for line in lines.values())
+        return self._sum_micros
+
+    def credits_micros(self, now_ms: int) -> int:
+        """The balance at ``now_ms``, after the burn of all sessions so far."""
+        return self.gross_micros - self.cost_micros(now_ms)
+
+    def available_to(self, session_id: str, now_ms: int) -> int:
+        """What would be left for one session if all others stopped at ``now_ms``."""
+        line = self.lines.get(session_id)
+        own_micros = line.cost_at(now_ms) if line is not None else 0
+        return self.credits_micros(now_ms) - self.reserved_micros + own_micros
+
+    def burns_alone(self, session_id: str) -> bool:
+        """Whether no other session of the account burns credits."""
+        return not any(
+            line.burn_micros for other, line in self.lines.items() if other != session_id
+        )
+
+    def dry_at(self, now_ms: int) -> float | None:
+        """The instant at which the sessions together will have burnt the balance.
+
+        Linear in the price of each, from the end of its free time; None: never. Constant
+        between two changes, so it is computed once for all of an account's ticks.
+        """
+        if not self._dry_known:
+            self._dry_at = self._find_dry(now_ms)
+            self._dry_known = True
+        return self._dry_at
+
+    def _find_dry(self, now_ms: int) -> float | None:
+        left = float(self.credits_micros(now_ms) - self.reserved_micros) * MINUTE_MS
+        burning = 0
+        beginnings = []
+        for line in self.lines.values():
+            if not line.burn_micros:
+                continue
+            free_left_ms = line.free_ms - line.elapsed_at(now_ms)
+            if free_left_ms <= 0:
+                burning += line.burn_micros
+            else:
+                beginnings.append((now_ms + free_left_ms / line.speed, line.burn_micros))
+        at = float(now_ms)
+        for begins_at, burn_micros in sorted(beginnings):
+            if burning and at + left / burning <= begins_at:
+                break
+            left -= (begins_at - at) * burning
+            at = begins_at
+            burning += burn_micros
+        if not burning:
+            return None
+        return at + max(0.0, left) / burning
+
+
+class MonthProjection(msgspec.Struct, frozen=True):
+    """A month's counter of a member or an organisation, as the last answer gave it."""
+
+    limit_minutes: int | None = None
+    used_minutes: int = 0
+    """Minutes begun and settled, of all sessions."""
+    active: int = 0
+    """Sessions that count on it now."""
+
+    def minutes_left(self, unsettled: int) -> int | None:
+        """Minutes that one session can still begin, an equal share of what is left."""
+        if self.limit_minutes is None:
+            return None
+        left = self.limit_minutes - self.used_minutes - unsettled
+        return max(0, math.floor(left / max(1, self.active)))

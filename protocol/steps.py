@@ -1,0 +1,212 @@
+"""Steps: the changes of a session that are made in one atomic operation, or not at all.
+
+A step is computed from the session as it was seen last and accepted only if nobody was
+faster: it carries the version that it was computed from, and its figures are final.
+Redis adds what only Redis can know: which of the offered grants there is room for.
+"""
+
+from typing import Any
+
+import msgspec
+
+from protocol import limits
+from protocol.events import MinuteUsed, Record, SessionEnded, SessionStarted
+from protocol.grants import Ground, MonthOf, Offer
+from protocol.session import Grant, Identity, Session, Standing, joined_segments
+from protocol.states import Phase
+from protocol.terms import MINUTE_MS
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One atomic change of a session."""
+
+    before: Session
+    standing: Standing
+    """Where the session will stand; its version is one higher."""
+    month: str
+    """The month in which the step is made, by the organisation's calendar."""
+    offers: tuple[Offer, ...] = ()
+    """Grants to choose from, the best first. None: what is held is given back."""
+    keep: Offer | None = None
+    """The grant that is always affordable: what is held already and not yet used. Without
+    it the step is refused when no offer fits (a start, a resume)."""
+    used_minutes: dict[str, int] = {}
+    """Minutes that this step settles on the month's counters."""
+    free_taken_ms: int = 0
+    """What is drawn from a shared allowance of free time; negative: given back."""
+    records: tuple[Record, ...] = ()
+    notices: tuple[bytes, ...] = ()
+    """Encoded notices, numbered; kept for those who missed them."""
+    leaving: bool = False
+    """Taken only if this process has the session's last socket; else it just leaves."""
+
+    @property
+    def charge_micros(self) -> int:
+        """What the account is charged by this step."""
+        return self.standing.charged_micros - self.before.standing.charged_micros
+
+    @property
+    def minutes(self) -> tuple[MinuteUsed, ...]:
+        """The minutes that this step completes."""
+        return tuple(record for record in self.records if isinstance(record, MinuteUsed))
+
+
+class Settling(msgspec.Struct):
+    """A standing being moved forward, and what falls off on the way."""
+
+    identity: Identity
+    month_of: MonthOf
+    standing: Standing
+    granted_ms: int
+    """What had been granted before: time settled beyond it was uncovered."""
+    used_minutes: dict[str, int] = msgspec.field(default_factory=dict)
+    records: list[Record] = msgspec.field(default_factory=list)
+
+    def ground(self) -> Ground:
+        """Where offers are measured from."""
+        return Ground(self.identity, self.standing, self.month_of)
+
+    def settle(self, to_ms: int) -> None:
+        """Charges the time up to ``to_ms`` and keeps the minutes that it completes.
+
+        At most ``MINUTES_PER_CLAIM_MAX`` minutes at once; the rest comes with the next
+        claim. A position that is settled already changes nothing.
+        """
+        standing, terms = self.standing, self.identity.terms
+        to_ms = min(to_ms, (standing.minutes_kept + limits.MINUTES_PER_CLAIM_MAX) * MINUTE_MS)
+        if to_ms <= standing.settled_ms:
+            return
+        ground = self.ground()
+        self.used_minutes = ground.minutes_by_month(standing.settled_ms, to_ms)
+        cost_micros = terms.cost_micros(to_ms, standing.free_ms)
+        changes: dict[str, Any] = {
+            "settled_ms": to_ms,
+            # Free time that came late can make the cost less than what was charged; it
+            # is never given back here, but covers the time that follows.
+            "charged_micros": max(standing.charged_micros, cost_micros),
+            "uncovered_ms": standing.uncovered_ms
+            + max(0, to_ms - max(standing.settled_ms, self.granted_ms)),
+        }
+        while self.standing.minute_end_ms <= to_ms:
+            self._keep_minute(ground, self.standing.minute_end_ms)
+        self.standing = msgspec.structs.replace(self.standing, **changes)
+
+    def _keep_minute(self, ground: Ground, end_ms: int) -> None:
+        standing, identity = self.standing, self.identity
+        charged_micros = max(
+            standing.minute_charged_micros,
+            identity.terms.cost_micros(end_ms, standing.free_ms),
+        )
+        minute = standing.minutes_kept
+        begin_ms = minute * MINUTE_MS
+        self.records.append(
+            MinuteUsed(
+                tenant=identity.tenant,
+                session_id=identity.session_id,
+                minute=minute,
+                seconds=min(60, -(-(end_ms - begin_ms) // 1000)),
+                user_id=identity.user_id,
+                org_id=identity.org_id,
+                account_id=identity.account_id,
+                counterpart_id=identity.counterpart_id,
+                kind=identity.kind,
+                started_at=standing.minute_at,
+                month=self.month_of(standing.minute_at),
+                counts=identity.terms.counts_minutes,
+                credits_micros=charged_micros - standing.minute_charged_micros,
+                free_ms=min(standing.free_ms, end_ms) - min(standing.free_ms, begin_ms),
+            )
+        )
+        self.standing = msgspec.structs.replace(
+            standing,
+            minutes_kept=minute + 1,
+            minute_at=ground.minute_begins_at(minute + 1),
+            minute_charged_micros=charged_micros,
+        )
+
+    def halt(self, at: int) -> None:
+        """Closes the segment under way at the position where the standing is."""
+        standing = self.standing
+        self.standing = msgspec.structs.replace(
+            standing, segments=joined_segments(standing.segments, standing.run_at, at)
+        )
+
+    def end(self, at: int, reason: str, limit: str | None) -> None:
+        """Ends the session: its last minute, however short, and the figures of its receipt."""
+        standing = self.standing
+        if standing.elapsed_ms > standing.minutes_kept * MINUTE_MS:
+            self._keep_minute(self.ground(), standing.elapsed_ms)
+        self.standing = standing = msgspec.structs.replace(
+            self.standing,
+            phase=Phase.ENDED,
+            ended_at=at,
+            reason=reason,
+            limit=limit,
+            grace_until=None,
+            free_ms=min(standing.free_ms, standing.elapsed_ms),
+        )
+        self.records.append(ended_record(self.identity, standing))
+
+
+def started_record(identity: Identity) -> SessionStarted:
+    """The record of a session that begins."""
+    return SessionStarted(
+        tenant=identity.tenant,
+        session_id=identity.session_id,
+        user_id=identity.user_id,
+        org_id=identity.org_id,
+        account_id=identity.account_id,
+        counterpart_id=identity.counterpart_id,
+        kind=identity.kind,
+        started_at=identity.started_at,
+        terms=identity.terms,
+        metadata=identity.metadata,
+    )
+
+
+def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
+    """The record of a session that ended: the figures of its receipt."""
+    assert standing.ended_at is not None
+    assert standing.reason is not None
+    return SessionEnded(
+        tenant=identity.tenant,
+        session_id=identity.session_id,
+        user_id=identity.user_id,
+        org_id=identity.org_id,
+        account_id=identity.account_id,
+        counterpart_id=identity.counterpart_id,
+        kind=identity.kind,
+        started_at=identity.started_at,
+        ended_at=standing.ended_at,
+        reason=standing.reason,
+        limit=standing.limit,
+        elapsed_ms=standing.elapsed_ms,
+        free_ms=standing.free_ms,
+        billed_ms=identity.terms.billed_ms(standing.elapsed_ms, standing.free_ms),
+        minutes=standing.minutes_kept,
+        credits_micros=standing.charged_micros,
+        uncovered_ms=standing.uncovered_ms,
+        segments=list(standing.segments),
+        gaps=list(standing.gaps),
+        terms=identity.terms,
+        metadata=identity.metadata,
+    )
+
+
+def kept_offer(ground: Ground, grant: Grant) -> Offer:
+    """The grant that a session has, as an offer: always affordable, for it is held."""
+    standing = ground.standing
+    granted_ms = max(grant.granted_ms, standing.elapsed_ms)
+    offer = ground.offer(granted_ms, 0)
+    return msgspec.structs.replace(
+        offer,
+        grant=Grant(
+            granted_ms=granted_ms,
+            held_micros=min(
+                ground.held_micros(granted_ms),
+                max(0, grant.held_micros),
+            ),
+            held_minutes=ground.minutes_by_month(standing.settled_ms, granted_ms),
+            final=offer.grant.final,
+        ),
+    )
