@@ -1,0 +1,1 @@
+"""What remembers: the live state in Redis, the record in Postgres, and the way between."""

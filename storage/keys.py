@@ -1,0 +1,83 @@
+"""The names of everything in Redis.
+
+Everything that one atomic step touches lies under one hash tag ``{pN}``, N being the
+tenant's partition, so that the same code runs on one Redis and on Redis Cluster (DESIGN
+section 3). ``/`` joins the parts of a name, for it is in the charset of no id.
+"""
+
+import zlib
+
+from protocol.session import session_key
+
+NODES = "{nodes}"
+"""Processes by their last proof of life."""
+
+
+class Keys:
+    """The keys of one deployment, whose number of partitions never changes."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+
+    def partition(self, tenant: str) -> int:
+        """The partition that a tenant lies in."""
+        return zlib.crc32(tenant.encode()) % self.partitions
+
+    def _key(self, tenant: str, kind: str, name: str) -> str:
+        return f"{{p{self.partition(tenant)}}}:{kind}:{name}"
+
+    def session(self, tenant: str, session_id: str) -> str:
+        """A session's hash."""
+        return self._key(tenant, "session", session_key(tenant, session_id))
+
+    def notices(self, tenant: str, session_id: str) -> str:
+        """The newest notices of a session."""
+        return self._key(tenant, "notices", session_key(tenant, session_id))
+
+    def sockets(self, tenant: str, session_id: str) -> str:
+        """The processes that have sockets of a session."""
+        return self._key(tenant, "sockets", session_key(tenant, session_id))
+
+    def account(self, tenant: str, account_id: str) -> str:
+        """A credit account's hash."""
+        return self._key(tenant, "account", f"{tenant}/{account_id}")
+
+    def applied(self, tenant: str, account_id: str) -> str:
+        """The newest entries of money in that an account has taken."""
+        return self._key(tenant, "applied", f"{tenant}/{account_id}")
+
+    def member(self, tenant: str, user_id: str) -> str:
+        """A member's months."""
+        return self._key(tenant, "member", f"{tenant}/{user_id}")
+
+    def organization(self, tenant: str) -> str:
+        """An organisation's months."""
+        return self._key(tenant, "org", tenant)
+
+    def free(self, tenant: str, allowance: str) -> str:
+        """A shared allowance of free time."""
+        return self._key(tenant, "free", f"{tenant}/{allowance}")
+
+    def outbox(self, partition: int) -> str:
+        """A partition's records on their way to Postgres."""
+        return f"{{p{partition}}}:outbox"
+
+    def live(self, partition: int) -> str:
+        """A partition's live sessions."""
+        return f"{{p{partition}}}:live"
+
+    def graces(self, partition: int) -> str:
+        """A partition's sessions whose grace runs, by its end."""
+        return f"{{p{partition}}}:graces"
+
+    def node(self, partition: int, node: str) -> str:
+        """The sessions of a partition that a process has sockets of."""
+        return f"{{p{partition}}}:node:{node}"
+
+    def channel(self, tenant: str, account_id: str) -> str:
+        """Where changes of an account and of its sessions are told."""
+        return self._key(tenant, "channel", f"{tenant}/{account_id}")
+
+    def limits_channel(self, tenant: str) -> str:
+        """Where changes of an organisation's and its members' limits are told."""
+        return self._key(tenant, "limits", tenant)

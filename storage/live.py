@@ -1,0 +1,392 @@
+"""The live state: sessions, accounts and months in Redis, changed by atomic steps.
+
+Redis here is the credit-control server of RFC 8506. Every operation is one Lua script
+(``storage/lua``); this module names the keys, packs the arguments and reads the answers.
+Mutations are sent without retry by the client library, which would run them again in
+silence; repeating one is the caller's decision, and safe: a step carries the version
+that it was made from, and an entry its id.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import msgspec
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from protocol import limits
+from protocol.effects import Reply
+from protocol.projection import Line, MonthProjection
+from protocol.session import Identity, Session
+from protocol.steps import Step
+from storage.keys import NODES, Keys
+from storage.wire import encode_step, line_from, month_of, reply_of, session_of
+
+LUA_DIR = Path(__file__).parent / "lua"
+ENTRIES_REMEMBERED = 1_024
+"""Entries of money in that an account in Redis remembers to have taken."""
+
+
+class LiveError(Exception):
+    """Redis did not answer, or not in time. What was asked may have been done."""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A session that is in Redis."""
+
+    session: Session
+    notices: tuple[bytes, ...]
+    """Oldest first."""
+    nodes: frozenset[str]
+    """The processes that have sockets of it."""
+
+
+class AccountFigures(msgspec.Struct, frozen=True):
+    """An account as Redis has it."""
+
+    version: int
+    balance_micros: int
+    gross_micros: int
+    held_micros: int
+    reserved_micros: int
+    burn_micros: int
+    lines: dict[str, Line]
+
+
+class Change(msgspec.Struct, frozen=True):
+    """The account's figures after a change: what a projection takes."""
+
+    version: int
+    gross_micros: int
+    reserved_micros: int
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What became of a step: an answer for the meter, or what is missing."""
+
+    reply: Reply | None
+    change: Change | None = None
+    """The account's figures, when the step changed its projection."""
+    cold: tuple[str, ...] = ()
+    """What must be loaded before the step is asked again."""
+    gone: bool = False
+    """The session is not in Redis, though it was."""
+
+
+class Beat(NamedTuple):
+    """The answer to a proof of life."""
+
+    redis_ms: float
+    """The time of Redis, epoch milliseconds."""
+    nodes: dict[str, int]
+    """Every process and its last proof, in cluster time."""
+
+
+class Script:
+    """One ``.lua`` file: called by its digest, and loaded again where Redis forgot it."""
+
+    def __init__(self, redis: Redis, name: str) -> None:
+        self._redis = redis
+        self.text = (LUA_DIR / f"{name}.lua").read_text()
+        self._registered = redis.register_script(self.text)
+
+    @property
+    def digest(self) -> str:
+        """The name under which Redis keeps the script."""
+        return self._registered.sha
+
+    async def load(self) -> None:
+        """Brings the script to Redis, which forgets all at a restart or failover."""
+        await cast(Awaitable[Any], self._redis.script_load(self.text))
+
+    async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Runs the script. Raises :class:`LiveError` when no answer comes in time."""
+        try:
+            async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
+                return await self._registered(keys=list(keys), args=list(args))
+        except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, ResponseError):
+                raise
+            raise LiveError(str(error) or type(error).__name__) from error
+
+
+def connect(url: str) -> Redis:
+    """A client that never runs a command twice (PITFALLS, redis-py)."""
+    return Redis.from_url(
+        url,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        socket_timeout=limits.REDIS_TIMEOUT_MS / 1000,
+        socket_connect_timeout=limits.REDIS_TIMEOUT_MS / 1000,
+        health_check_interval=0,
+    )
+
+
+class Live:
+    """The live state, as one process (``node``) works on it."""
+
+    def __init__(self, redis: Redis, keys: Keys, node: str) -> None:
+        self.redis = redis
+        self.keys = keys
+        self.node = node
+        self.publish = "PUBLISH"
+        """``SPUBLISH`` where the server has sharded channels; see ``prepare``."""
+        self._commit = Script(redis, "commit")
+        self._attach = Script(redis, "attach")
+        self._credit = Script(redis, "credit")
+        self._load = Script(redis, "load")
+        self._beat = Script(redis, "beat")
+        self._limit = Script(redis, "limit")
+
+    async def prepare(self) -> None:
+        """Brings the scripts to Redis before the first of them is needed in a pipeline."""
+        await self._commit.load()
+
+    # --- Sessions ------------------------------------------------------------------
+
+    async def commit(self, steps: Sequence[Step], node: str | None = None) -> list[Outcome]:
+        """Makes the steps, in one pipeline; an outcome for each, in order.
+
+        ``node`` is the process in whose name they are made: another one's, where a dead
+        process is swept. Raises :class:`LiveError` when Redis does not answer.
+        """
+        commands = [self._commit_command(step, node or self.node) for step in steps]
+        answers: list[Any]
+        try:
+            async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
+                answers = await self._pipeline(commands)
+                if any(isinstance(answer, NoScriptError) for answer in answers):
+                    # Redis forgot its scripts, so none of these ran; the others did.
+                    await self._commit.load()
+                    missed = [
+                        index
+                        for index, answer in enumerate(answers)
+                        if isinstance(answer, NoScriptError)
+                    ]
+                    again = await self._pipeline([commands[index] for index in missed])
+                    for index, answer in zip(missed, again, strict=True):
+                        answers[index] = answer
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LiveError(str(error) or type(error).__name__) from error
+        return [_outcome(step, answer) for step, answer in zip(steps, answers, strict=True)]
+
+    async def _pipeline(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        if len(commands) == 1:
+            try:
+                return [await self.redis.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+            except NoScriptError as error:
+                return [error]
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            return await pipeline.execute(raise_on_error=False)
+
+    def _commit_command(self, step: Step, node: str) -> tuple[Any, ...]:
+        keys, identity = self.keys, step.before.identity
+        tenant, session_id = identity.tenant, identity.session_id
+        partition = keys.partition(tenant)
+        names = [
+            keys.session(tenant, session_id),
+            keys.notices(tenant, session_id),
+            keys.sockets(tenant, session_id),
+            keys.account(tenant, identity.account_id),
+            keys.member(tenant, identity.user_id),
+            keys.organization(tenant),
+            keys.free(tenant, identity.free_key or ""),
+            keys.outbox(partition),
+            keys.live(partition),
+            keys.node(partition, node),
+            keys.graces(partition),
+        ]
+        channel = keys.channel(tenant, identity.account_id)
+        argument = encode_step(step, node, self.publish, channel)
+        return ("EVALSHA", self._commit.digest, len(names), *names, argument)
+
+    async def attach(
+        self, tenant: str, session_id: str, *, read_only: bool = False
+    ) -> Found | None:
+        """Attaches this process to a session, or just reads it; None when it is not there."""
+        keys = self.keys
+        fields, notices, nodes = await self._attach(
+            [
+                keys.session(tenant, session_id),
+                keys.notices(tenant, session_id),
+                keys.sockets(tenant, session_id),
+                keys.node(keys.partition(tenant), self.node),
+            ],
+            ["" if read_only else self.node, f"{tenant}/{session_id}"],
+        )
+        if not fields:
+            return None
+        return Found(
+            session=session_of(fields),
+            notices=tuple(reversed(notices)),
+            nodes=frozenset(node.decode() for node in nodes),
+        )
+
+    # --- Counters ------------------------------------------------------------------
+
+    async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
+        """The account; None when it is cold and must be loaded from the ledger."""
+        found = await self._ask(self.redis.hgetall(self.keys.account(tenant, account_id)))
+        if not found:
+            return None
+        lines = {
+            name[2:].decode(): line_from(line)
+            for name, line in found.items()
+            if name.startswith(b"s:")
+        }
+        balance = int(found[b"balance"])
+        return AccountFigures(
+            version=int(found.get(b"version", 0)),
+            balance_micros=balance,
+            gross_micros=balance + int(found.get(b"charged_live", 0)),
+            held_micros=int(found.get(b"held", 0)),
+            reserved_micros=int(found.get(b"reserved", 0)),
+            burn_micros=int(found.get(b"burn", 0)),
+            lines=lines,
+        )
+
+    async def month(
+        self, tenant: str, user_id: str, month: str
+    ) -> tuple[MonthProjection, MonthProjection]:
+        """The counters of a member and of the organisation for one month."""
+        names = ("limit", f"used:{month}", "active", "overage")
+        counters = []
+        for key in (self.keys.member(tenant, user_id), self.keys.organization(tenant)):
+            limit, used, active, overage = await self._ask(self.redis.hmget(key, names))
+            counters.append(
+                month_of([b"" if overage == b"1" else limit or b"", used or b"0", active or b"0"])
+            )
+        return counters[0], counters[1]
+
+    async def free_used(self, identity: Identity) -> int | None:
+        """What was drawn from a session's shared allowance; None when it is cold."""
+        key = self.keys.free(identity.tenant, identity.free_key or "")
+        used = await self._ask(self.redis.hget(key, "used"))
+        return None if used is None else int(used)
+
+    async def load_account(
+        self, tenant: str, account_id: str, balance_micros: int, entry_ids: Sequence[str]
+    ) -> None:
+        """Puts a cold account into Redis; ``entry_ids`` are what its balance contains.
+
+        An account leaves Redis only after a day without a live session, and is loaded
+        only while the partition's outbox holds nothing older than that; so what Postgres
+        says when it is loaded is complete.
+        """
+        keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
+        fields = ["balance", balance_micros]
+        await self._load(keys, [limits.ACCOUNT_IDLE_MS, 1, *fields, *entry_ids])
+
+    async def load_month(self, key: str, fields: dict[str, str | int]) -> None:
+        """Puts a cold counter of a member, an organisation or free time into Redis."""
+        flat = [part for field in fields.items() for part in field]
+        unused = f"{key}:applied"
+        await self._load([key, unused], [limits.ACCOUNT_IDLE_MS, len(fields), *flat])
+
+    async def oldest_record_ms(self, tenant: str) -> int | None:
+        """The instant at which the oldest record in the tenant's outbox was appended."""
+        outbox = self.keys.outbox(self.keys.partition(tenant))
+        entries = await self._ask(self.redis.xrange(outbox, count=1))
+        return int(entries[0][0].split(b"-")[0]) if entries else None
+
+    async def credit(
+        self, tenant: str, account_id: str, entry_id: str, micros: int, reason: str, now_ms: int
+    ) -> bool:
+        """Applies a ledger entry that Postgres has, once. False: the account is not here."""
+        keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
+        channel = self.keys.channel(tenant, account_id)
+        answer = await self._credit(
+            keys,
+            [entry_id, micros, now_ms, self.publish, channel, reason, ENTRIES_REMEMBERED],
+        )
+        return bool(int(answer[0]))
+
+    async def change_limit(
+        self, tenant: str, user_id: str | None, limit_minutes: int | None, *, overage: bool
+    ) -> None:
+        """Changes a month's limit of a member, or (None) of the organisation itself."""
+        key = self.keys.member(tenant, user_id) if user_id else self.keys.organization(tenant)
+        limit = "" if limit_minutes is None else limit_minutes
+        channel = self.keys.limits_channel(tenant)
+        await self._limit([key], [limit, int(overage), self.publish, channel])
+
+    # --- Processes -----------------------------------------------------------------
+
+    async def beat(self, now_ms: int) -> Beat:
+        """Proves that this process lives."""
+        seconds, micros, nodes = await self._beat([NODES], [self.node, now_ms])
+        if nodes and isinstance(nodes[0], list):
+            nodes = [part for pair in nodes for part in pair]
+        proofs = {
+            nodes[index].decode(): int(float(nodes[index + 1])) for index in range(0, len(nodes), 2)
+        }
+        return Beat(int(seconds) * 1000 + int(micros) / 1000, proofs)
+
+    async def forget_node(self, node: str) -> None:
+        """Removes a process whose sessions were all swept, or which has none."""
+        await self._ask(self.redis.zrem(NODES, node))
+
+    async def sessions_of_node(self, node: str) -> AsyncIterator[tuple[str, str]]:
+        """The sessions that a process has sockets of: tenant and id."""
+        for partition in range(self.keys.partitions):
+            for member in await self._ask(self.redis.smembers(self.keys.node(partition, node))):
+                tenant, _, session_id = member.decode().rpartition("/")
+                yield tenant, session_id
+
+    async def depart(self, tenant: str, session_id: str, node: str) -> None:
+        """Takes a process off a session that others serve on."""
+        await self._ask(self.redis.srem(self.keys.sockets(tenant, session_id), node))
+        await self.leave(tenant, session_id, node)
+
+    async def leave(self, tenant: str, session_id: str, node: str) -> None:
+        """Forgets that a process had sockets of a session that has ended."""
+        keys = self.keys
+        member = f"{tenant}/{session_id}"
+        await self._ask(self.redis.srem(keys.node(keys.partition(tenant), node), member))
+
+    async def outbox(self) -> tuple[int, int | None]:
+        """Entries of all outboxes, and the instant of the oldest; None: there is none."""
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            for partition in range(self.keys.partitions):
+                pipeline.xlen(self.keys.outbox(partition))
+                pipeline.xrange(self.keys.outbox(partition), count=1)
+            answers = await self._ask(pipeline.execute())
+        oldest = [int(rows[0][0].split(b"-")[0]) for rows in answers[1::2] if rows]
+        return sum(answers[::2]), min(oldest) if oldest else None
+
+    async def graces(self, until_ms: int) -> AsyncIterator[tuple[str, str]]:
+        """Sessions whose grace ended at ``until_ms`` or before: tenant and id."""
+        for partition in range(self.keys.partitions):
+            key = self.keys.graces(partition)
+            for member in await self._ask(self.redis.zrangebyscore(key, "-inf", until_ms)):
+                tenant, _, session_id = member.decode().rpartition("/")
+                yield tenant, session_id
+
+    async def _ask(self, command: Any) -> Any:
+        """The answer to one command, or :class:`LiveError`."""
+        try:
+            async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
+                return await command
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LiveError(str(error) or type(error).__name__) from error
+
+
+def _outcome(step: Step, answer: Any) -> Outcome:
+    if isinstance(answer, Exception):
+        raise answer
+    status, detail, _, counters, bumped, _ = answer
+    if status == b"cold":
+        return Outcome(reply=None, cold=tuple(detail.decode().split(",")))
+    if status == b"gone":
+        return Outcome(reply=None, gone=True)
+    change = None
+    if bumped:
+        gross, reserved, version = counters[2]
+        change = Change(int(version), int(gross), int(reserved))
+    return Outcome(reply=reply_of(step, answer), change=change)

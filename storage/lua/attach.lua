@@ -1,0 +1,19 @@
+-- attach: a process gets its first socket of a session, or reads it.
+--
+-- KEYS   1 session   hash (see commit.lua)
+--        2 notices   list
+--        3 sockets   set: the processes that have sockets of the session
+--        4 node      set: the sessions that this process has sockets of
+-- ARGV   1 node id; '' reads without attaching
+--        2 the session's key
+--
+-- Answers {session fields, notices newest first, other processes}; an absent session
+-- has no fields and is not attached to.
+
+local found = redis.call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final')
+if not found[1] then return {{}, {}, {}} end
+if ARGV[1] ~= '' then
+  redis.call('SADD', KEYS[3], ARGV[1])
+  redis.call('SADD', KEYS[4], ARGV[2])
+end
+return {found, redis.call('LRANGE', KEYS[2], 0, -1), redis.call('SMEMBERS', KEYS[3])}

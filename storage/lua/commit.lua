@@ -1,0 +1,219 @@
+-- commit: makes one step of a session, or answers why not.
+--
+-- A conditional reserve, settle and append in one: the step was computed by
+-- protocol/moves.py from the version that it names, so every figure in it is final.
+-- Decided here is only what only Redis can know: whether nobody was faster, and which
+-- of the offered grants every counter has room for.
+--
+-- KEYS   1 session   hash: version, identity, standing, grant, final
+--        2 notices   list: the newest notices, encoded, newest first
+--        3 sockets   set: the processes that have sockets of the session
+--        4 account   hash: balance, held, reserved, charged_live, burn, live, version,
+--                    s:<session id> (the session's line, see protocol/projection.py)
+--        5 member    hash: limit, overage, active, live, used:<month>, held:<month>
+--        6 org       hash: the same, of the whole organisation
+--        7 free      hash: used, live (a shared allowance of free time)
+--        8 outbox    stream: field r, a JSON array of records for Postgres
+--        9 live      set: the partition's live sessions
+--       10 node      set: the sessions that the calling process has sockets of
+--       11 graces    sorted set: sessions whose grace runs, by its end
+-- ARGV   1 the step, JSON; see storage/live.py, encode_step
+--
+-- Answers {status, session fields, counters, bumped}, with the status
+--   ok        made; session fields are what it left
+--   stale     somebody was faster; session fields are what they left
+--   refused   no offer fits; then the limit that is in the way
+--   left      the process was not the last one with sockets; it has left
+--   gone      the session is not here any more: Redis came back empty
+--   cold      account, member, org or free must be loaded first; names which
+
+local step = cjson.decode(ARGV[1])
+local call = redis.call
+-- Numbers are doubles here, and a negated zero is written "-0", which is no integer.
+local whole = function(number) return number == 0 and '0' or string.format('%.0f', number) end
+local number = function(key, field) return tonumber(call('HGET', key, field) or '0') or 0 end
+
+local function counters()
+  local answer = {}
+  for _, key in ipairs({KEYS[5], KEYS[6]}) do
+    local counter = {'', '0', '0'}
+    if step.counts then
+      local found = call('HMGET', key, 'limit', 'used:' .. step.month, 'active', 'overage')
+      counter = {found[4] == '1' and '' or found[1] or '', found[2] or '0', found[3] or '0'}
+    end
+    answer[#answer + 1] = counter
+  end
+  local account = call('HMGET', KEYS[4], 'balance', 'charged_live', 'reserved', 'version')
+  local gross = (tonumber(account[1]) or 0) + (tonumber(account[2]) or 0)
+  answer[3] = {whole(gross), account[3] or '0', account[4] or '0'}
+  answer[4] = step.free_limit > 0 and whole(step.free_limit - number(KEYS[7], 'used')) or ''
+  return answer
+end
+
+local function answer(status, detail, bumped)
+  local found = call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final')
+  local notices = {}
+  if status == 'stale' then notices = call('LRANGE', KEYS[2], 0, -1) end
+  return {status, detail or '', found, counters(), bumped and 1 or 0, notices}
+end
+
+-- Who else is there, and was anybody faster?
+local version = call('HGET', KEYS[1], 'version')
+if step.leaving then
+  call('SREM', KEYS[3], step.node)
+  call('SREM', KEYS[10], step.session)
+  if version and call('SCARD', KEYS[3]) > 0 then return answer('left') end
+end
+if not version and step.version > 0 then return {'gone', '', {}, {}, 0, {}} end
+if tonumber(version or '0') ~= step.version then return answer('stale') end
+
+-- Is everything here that the step touches?
+local cold = {}
+if call('EXISTS', KEYS[4]) == 0 then cold[#cold + 1] = 'account' end
+if step.counts and call('EXISTS', KEYS[5]) == 0 then cold[#cold + 1] = 'member' end
+if step.counts and call('EXISTS', KEYS[6]) == 0 then cold[#cold + 1] = 'org' end
+if step.free_limit > 0 and call('EXISTS', KEYS[7]) == 0 then cold[#cold + 1] = 'free' end
+if #cold > 0 then return {'cold', table.concat(cold, ','), {}, {}, 0, {}} end
+if step.free_taken > 0 and step.free_taken > step.free_limit - number(KEYS[7], 'used') then
+  return answer('stale')
+end
+
+-- Room on every counter, without what the session itself holds.
+local balance = number(KEYS[4], 'balance') - step.charge
+local room = balance - (number(KEYS[4], 'held') - step.held)
+local burn = number(KEYS[4], 'burn') + step.burn_change
+local months = {}
+for index, name in ipairs({'member_minutes', 'org_minutes'}) do
+  local key = KEYS[4 + index]
+  if step.counts and call('HGET', key, 'overage') ~= '1' then
+    local limit = tonumber(call('HGET', key, 'limit') or '')
+    if limit then
+      local active = number(key, 'active') + step.active_change
+      for month, part in pairs(step.months) do
+        local left = limit - number(key, 'used:' .. month) - part.used
+        months[#months + 1] = {
+          name = name, month = month, active = active, left = left,
+          room = left - (number(key, 'held:' .. month) - part.held),
+        }
+      end
+    end
+  end
+end
+
+-- The limit that has no room for so much held; nil when all have.
+local function lacking(micros, minutes)
+  if micros > 0 and micros > room then return 'credits' end
+  for _, counter in ipairs(months) do
+    local needed = minutes[counter.month] or 0
+    if needed > 0 and needed > counter.room then return counter.name end
+  end
+  return nil
+end
+
+-- Whether what is left is so little that only shorter grants are made.
+local function low(floor_ms)
+  if floor_ms == 0 then return false end
+  if step.paid and balance * 60000 < burn * floor_ms then return true end
+  for _, counter in ipairs(months) do
+    if counter.month == step.month and counter.left * 60000 < counter.active * floor_ms then
+      return true
+    end
+  end
+  return false
+end
+
+local chosen, refused = nil, nil
+for _, offer in ipairs(step.offers) do
+  if not low(offer.floor_ms) then
+    refused = lacking(offer.held, offer.minutes)
+    if not refused then chosen = offer break end
+  end
+end
+chosen = chosen or step.keep
+if not chosen and #step.offers > 0 then return answer('refused', refused) end
+local none = {held = 0, minutes = {}, grant = step.released}
+local holding = chosen or none
+local final = ''
+if chosen then final = chosen.final or lacking(chosen.more, chosen.more_minutes) or '' end
+
+-- Settle.
+local held_change = holding.held - step.held
+call('HINCRBY', KEYS[4], 'balance', whole(-step.charge))
+call('HINCRBY', KEYS[4], 'held', whole(held_change))
+call('HINCRBY', KEYS[4], 'charged_live', whole(step.charged_live_change))
+call('HINCRBY', KEYS[4], 'burn', whole(step.burn_change))
+local touched = {KEYS[4]}
+if step.counts then
+  for _, key in ipairs({KEYS[5], KEYS[6]}) do
+    touched[#touched + 1] = key
+    call('HINCRBY', key, 'active', whole(step.active_change))
+    for month, part in pairs(step.months) do
+      call('HINCRBY', key, 'used:' .. month, whole(part.used))
+      call('HINCRBY', key, 'held:' .. month, whole((holding.minutes[month] or 0) - part.held))
+    end
+  end
+end
+if step.free_limit > 0 then
+  touched[#touched + 1] = KEYS[7]
+  call('HINCRBY', KEYS[7], 'used', whole(step.free_taken))
+end
+-- What no live session draws on may leave Redis; see `Live.load` for why that is safe.
+for _, key in ipairs(touched) do
+  if call('HINCRBY', key, 'live', step.live_change) > 0 then
+    call('PERSIST', key)
+  else
+    call('PEXPIRE', key, step.idle_ms)
+  end
+end
+
+-- Move.
+call('HSET', KEYS[1], 'version', step.version + 1, 'standing', step.standing,
+  'grant', holding.grant, 'final', final)
+if step.version == 0 then
+  call('HSET', KEYS[1], 'identity', step.identity)
+  call('SADD', KEYS[9], step.session)
+  call('SADD', KEYS[3], step.node)
+  call('SADD', KEYS[10], step.session)
+end
+if step.grace_until then
+  call('ZADD', KEYS[11], whole(step.grace_until), step.session)
+else
+  call('ZREM', KEYS[11], step.session)
+end
+local alone = call('SCARD', KEYS[3]) == call('SISMEMBER', KEYS[3], step.node)
+if step.ended then
+  call('DEL', KEYS[3])
+  call('SREM', KEYS[9], step.session)
+  call('SREM', KEYS[10], step.session)
+  call('PEXPIRE', KEYS[1], step.ended_kept_ms)
+end
+
+-- Append.
+if step.records then call('XADD', KEYS[8], '*', 'r', step.records) end
+for _, notice in ipairs(step.notices) do call('LPUSH', KEYS[2], notice) end
+if #step.notices > 0 then call('LTRIM', KEYS[2], 0, step.notices_kept - 1) end
+if step.ended then call('PEXPIRE', KEYS[2], step.ended_kept_ms) end
+
+-- Tell: the projections that changed, the processes that have the session too, and
+-- whoever holds what this one lacks. Most claims have nothing to tell.
+local freed = step.charge + held_change < 0
+local recall = final == 'credits' and number(KEYS[4], 'held') > holding.held
+local bumped = step.line ~= nil or step.ended or freed
+if step.ended then
+  call('HDEL', KEYS[4], 's:' .. step.id)
+elseif step.line then
+  call('HSET', KEYS[4], 's:' .. step.id, step.line)
+end
+if bumped then call('HINCRBY', KEYS[4], 'version', 1) end
+local result = answer('ok', '', bumped)
+if bumped or recall or not alone then
+  local message = {
+    account = result[4][3], bumped = bumped, recall = recall, session_id = step.id,
+    session = step.session, line = step.line, node = step.node,
+  }
+  if not alone then
+    message.moved, message.notices, message.minutes = result[3], step.notices, step.minutes
+  end
+  call(step.publish, step.channel, cjson.encode(message))
+end
+return result

@@ -1,0 +1,180 @@
+"""How steps and sessions are written into Redis, and read back."""
+
+from typing import Any
+
+import msgspec
+import orjson
+
+from protocol import limits
+from protocol.effects import Reply
+from protocol.events import Record
+from protocol.grants import Offer
+from protocol.messages import Minute
+from protocol.money import format_credits
+from protocol.projection import Line, MonthProjection, line_of
+from protocol.session import Grant, Identity, Session, Standing
+from protocol.states import Phase
+from protocol.steps import Step
+
+_ENCODER = msgspec.json.Encoder()
+_IDENTITY = msgspec.json.Decoder(Identity)
+_STANDING = msgspec.json.Decoder(Standing)
+_GRANT = msgspec.json.Decoder(Grant)
+_LINE = msgspec.json.Decoder(tuple[int, int, int, int, int, int, int, bool])
+_RECORDS = msgspec.json.Decoder(list[Record])
+
+
+def decode_records(encoded: bytes) -> list[Record]:
+    """The records of one outbox entry."""
+    return _RECORDS.decode(encoded)
+
+
+def session_of(fields: list[bytes]) -> Session:
+    """The session in its hash's fields: identity, standing, grant, final."""
+    identity, standing, grant, final = fields
+    return Session(
+        identity=_IDENTITY.decode(identity),
+        standing=_STANDING.decode(standing),
+        grant=msgspec.structs.replace(
+            _GRANT.decode(grant), final=final.decode() if final else None
+        ),
+    )
+
+
+def line_from(encoded: bytes | str) -> Line:
+    """A session's line as its account keeps it."""
+    return Line(*_LINE.decode(encoded))
+
+
+def encode_line(line: Line) -> str:
+    """A session's line, for its account's hash."""
+    return orjson.dumps(list(msgspec.structs.astuple(line))).decode()
+
+
+def month_of(counter: list[bytes]) -> MonthProjection:
+    """A month's counter out of an answer: limit, used, active."""
+    limit, used, active = counter
+    return MonthProjection(
+        limit_minutes=int(limit) if limit else None,
+        used_minutes=int(used),
+        active=int(active),
+    )
+
+
+def line_at(identity: Identity, standing: Standing) -> Line:
+    """The line that a session has at its account while it stands like this."""
+    return line_of(
+        identity.terms,
+        standing.elapsed_ms,
+        standing.at,
+        standing.free_ms,
+        running=standing.phase is Phase.ACTIVE,
+    )
+
+
+def _grant(grant: Grant) -> str:
+    return _ENCODER.encode(msgspec.structs.replace(grant, final=None)).decode()
+
+
+def _offer(offer: Offer) -> dict[str, Any]:
+    return {
+        "grant": _grant(offer.grant),
+        "held": offer.grant.held_micros,
+        "minutes": offer.grant.held_minutes,
+        "more": offer.more_micros,
+        "more_minutes": offer.more_minutes,
+        "floor_ms": offer.floor_ms,
+        **({"final": offer.grant.final} if offer.grant.final else {}),
+    }
+
+
+def _months(step: Step) -> dict[str, dict[str, int]]:
+    held = step.before.grant.held_minutes
+    offers = [*step.offers, *([step.keep] if step.keep else [])]
+    months = {step.month, *held, *step.used_minutes}
+    for offer in offers:
+        months.update(offer.grant.held_minutes, offer.more_minutes)
+    return {
+        month: {"used": step.used_minutes.get(month, 0), "held": held.get(month, 0)}
+        for month in sorted(months)
+    }
+
+
+def encode_step(step: Step, node: str, publish: str, channel: str) -> bytes:
+    """The argument of ``commit.lua``: the step, and what it changes on every counter."""
+    session, before, after = step.before, step.before.standing, step.standing
+    terms = session.identity.terms
+    was_active, is_active = before.phase is Phase.ACTIVE, after.phase is Phase.ACTIVE
+    started, ended = before.version == 0, after.phase is Phase.ENDED
+    burn_change = (int(is_active) - int(was_active)) * terms.price_micros * terms.speed
+    shared = session.identity.free_key is not None
+    encoded: dict[str, Any] = {
+        "version": before.version,
+        "node": node,
+        "id": session.identity.session_id,
+        "session": session.key,
+        "standing": _ENCODER.encode(after).decode(),
+        "released": _grant(Grant()),
+        "offers": [_offer(offer) for offer in step.offers],
+        "held": session.grant.held_micros,
+        "charge": step.charge_micros,
+        "charged_live_change": -before.charged_micros if ended else step.charge_micros,
+        "burn_change": burn_change,
+        "paid": terms.price_micros > 0,
+        "counts": terms.counts_minutes,
+        "month": step.month,
+        "months": _months(step) if terms.counts_minutes else {},
+        "active_change": int(is_active) - int(was_active),
+        "live_change": int(started) - int(ended),
+        "free_limit": terms.free_ms if shared else 0,
+        "free_taken": step.free_taken_ms,
+        "notices": [notice.decode() for notice in step.notices],
+        "notices_kept": limits.NOTICES_KEPT_MAX,
+        "minutes": [
+            _ENCODER.encode(
+                Minute(
+                    session_id=minute.session_id,
+                    minute=minute.minute,
+                    seconds=minute.seconds,
+                    credits=format_credits(minute.credits_micros),
+                )
+            ).decode()
+            for minute in step.minutes
+        ],
+        "leaving": step.leaving,
+        "ended": ended,
+        "ended_kept_ms": limits.ENDED_SESSION_KEPT_MS,
+        "idle_ms": limits.ACCOUNT_IDLE_MS,
+        "publish": publish,
+        "channel": channel,
+    }
+    if started:
+        encoded["identity"] = _ENCODER.encode(session.identity).decode()
+    if step.keep is not None:
+        encoded["keep"] = _offer(step.keep)
+    if after.grace_until is not None:
+        encoded["grace_until"] = after.grace_until
+    if step.records:
+        encoded["records"] = _ENCODER.encode(list(step.records)).decode()
+    moved = after.elapsed_ms != before.elapsed_ms and not is_active
+    if not ended and (was_active != is_active or moved or after.free_ms != before.free_ms):
+        encoded["line"] = encode_line(line_at(session.identity, after))
+    return orjson.dumps(encoded)
+
+
+def reply_of(step: Step, answer: list[Any]) -> Reply:
+    """What ``commit.lua`` said to ``step``, for the meter that asked."""
+    status, detail, fields, counters, _, notices = answer
+    if status == b"left":
+        return Reply(accepted=False, session=None, left=True)
+    session = session_of(fields) if fields and fields[0] else step.before
+    member, organization, _, free_left = counters
+    return Reply(
+        accepted=status == b"ok",
+        session=session,
+        member=month_of(member),
+        org=month_of(organization),
+        refused_by=detail.decode() if status == b"refused" else None,
+        free_left_ms=int(free_left) if free_left else None,
+        notices=tuple(reversed(notices)),
+    )
