@@ -1,0 +1,210 @@
+"""The commands: ``python -m server web|flush|all|migrate|token|bench``."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Annotated
+
+import structlog
+import typer
+import uvicorn
+import uvloop
+
+from server import logs
+from server.app import create_app
+from server.auth import mint_token
+from server.config import (
+    ConfigurationError,
+    Settings,
+    doubts,
+    load_rate_card,
+    load_settings,
+    raise_descriptor_limit,
+    with_secrets,
+)
+from server.process import Process
+from server.push import uvicorn_options
+from storage.embedded import EngineError, start_engines
+from storage.flush import run_flusher
+from storage.migrate import MigrationError, migrate_database
+from storage.records import Records
+
+log = structlog.get_logger()
+commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@contextlib.asynccontextmanager
+async def engines(settings: Settings) -> AsyncIterator[Settings]:
+    """The settings with the URLs of Redis and Postgres: the user's, or the embedded ones'."""
+    redis, postgres = settings.redis_url is None, settings.database_url is None
+    if not redis and not postgres:
+        yield settings
+        return
+    async with await start_engines(settings.data_dir, redis=redis, postgres=postgres) as found:
+        changes = {}
+        if redis:
+            changes["redis_url"] = found.urls.redis
+        if postgres:
+            changes["database_url"] = found.urls.postgres
+        yield settings.model_copy(update=changes)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, that lets its clients go before it closes its doors."""
+
+    def __init__(self, config: uvicorn.Config, process: Process) -> None:
+        super().__init__(config)
+        self.process = process
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Sends the clients away in batches, settles their sessions, then stops."""
+        await self.process.drain()
+        await super().shutdown(sockets)
+
+
+async def serve(settings: Settings) -> None:
+    """Serves sockets and requests until a signal stops it."""
+    rates = load_rate_card(settings.rates)
+    sockets_max = raise_descriptor_limit()
+    assert settings.database_url is not None
+    records = await Records.connect(settings.database_url)
+    process = Process(settings, rates, records, sockets_max)
+    config = uvicorn.Config(
+        create_app(process),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=5,
+        **uvicorn_options(),
+    )
+    log.info("serving", url=f"http://{settings.host}:{settings.port}/", env=settings.env)
+    try:
+        await Server(config, process).serve()
+    finally:
+        await records.close()
+
+
+async def flush(settings: Settings, stop: asyncio.Event) -> None:
+    """Brings the outbox to Postgres until ``stop`` is set, and then what is left of it."""
+    assert settings.redis_url is not None
+    assert settings.database_url is not None
+    records = await Records.connect(settings.database_url)
+    try:
+        await run_flusher(settings.redis_url, records, settings.partitions, stop)
+    finally:
+        await records.close()
+
+
+def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, migrate: bool) -> None:
+    """Starts the engines if need be, and does the work; says what is wrong in one line."""
+
+    async def main() -> None:
+        async with engines(settings) as ready:
+            assert ready.database_url is not None
+            if migrate:
+                await migrate_database(ready.database_url)
+            await work(ready)
+
+    try:
+        uvloop.run(main())
+    except (ConfigurationError, EngineError, MigrationError, OSError) as error:
+        typer.echo(f"taximeter: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _settings(*, secrets: bool) -> Settings:
+    try:
+        settings = load_settings()
+        logs.configure(settings.log_format)
+        if secrets:
+            settings = with_secrets(settings)
+        load_rate_card(settings.rates)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            typer.echo(f"taximeter: {problem}", err=True)
+        sys.exit(1)
+    for doubt in doubts(settings):
+        log.warning("doubtful_setting", doubt=doubt)
+    return settings
+
+
+@commands.command()
+def web() -> None:
+    """Serves sockets and HTTP."""
+    settings = _settings(secrets=True)
+    _run(settings, serve, migrate=settings.is_development)
+
+
+@commands.command("flush")
+def flush_command() -> None:
+    """Brings minutes from Redis to Postgres."""
+
+    async def work(settings: Settings) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await flush(settings, stop)
+
+    settings = _settings(secrets=False)
+    _run(settings, work, migrate=settings.is_development)
+
+
+@commands.command("all")
+def everything() -> None:
+    """Serves and flushes in one process: for development and small installations."""
+
+    async def work(settings: Settings) -> None:
+        stop = asyncio.Event()
+        flusher = asyncio.create_task(flush(settings, stop))
+        try:
+            await serve(settings)
+        finally:
+            stop.set()
+            await flusher
+
+    settings = _settings(secrets=True)
+    _run(settings, work, migrate=settings.is_development)
+
+
+@commands.command()
+def migrate() -> None:
+    """Brings the database's schema up to date."""
+
+    async def work(_: Settings) -> None:
+        """The migration itself is done before."""
+
+    _run(_settings(secrets=False), work, migrate=True)
+
+
+@commands.command()
+def token(
+    sub: Annotated[str, typer.Option(help="The user.")],
+    org: Annotated[str | None, typer.Option(help="The user's organisation.")] = None,
+    scope: Annotated[str | None, typer.Option(help="ops: an operator.")] = None,
+    ttl: Annotated[int, typer.Option(help="Seconds until it expires.")] = 3600,
+    account: Annotated[str | None, typer.Option(help="The credit account; the user's own.")] = None,
+    session: Annotated[
+        list[str] | None, typer.Option(help="A session that it may start; may be repeated.")
+    ] = None,
+) -> None:
+    """Prints a token."""
+    settings = _settings(secrets=True)
+    try:
+        minted = mint_token(
+            settings, sub, org=org, scope=scope, ttl_seconds=ttl, account=account, sessions=session
+        )
+    except (ConfigurationError, ValueError) as error:
+        typer.echo(f"taximeter: {error}", err=True)
+        sys.exit(1)
+    typer.echo(minted)
+
+
+if __name__ == "__main__":
+    commands()

@@ -1,0 +1,219 @@
+"""The accounts that this process serves, and what other processes tell about them.
+
+One subscription an account, made before the account is read, so that no change falls
+between the two. A message carries the account's version; when one is missing, or the
+line to Redis was down for a while, the account is read anew.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import orjson
+import structlog
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from protocol.projection import AccountProjection
+from server.loading import Loader
+from storage.live import Change, Live, LiveError
+from storage.wire import line_from
+
+log = structlog.get_logger()
+
+POLL_S = 15.0
+"""How long one wait for a message lasts before the line is checked."""
+RETRY_S = 0.2
+
+AccountKey = tuple[str, str]
+"""Tenant and account id."""
+Listener = Callable[["Account", dict[str, Any]], None]
+
+
+class Account:
+    """One account on this process: its projection, and who is interested in it."""
+
+    def __init__(self, tenant: str, account_id: str) -> None:
+        self.projection = AccountProjection(tenant, account_id)
+        self.users = 0
+        """Sessions and sockets here that need it."""
+        self.listeners: set[Listener] = set()
+        """Sockets here that show its balance."""
+        self.lock = asyncio.Lock()
+
+
+class Accounts:
+    """The accounts of a process."""
+
+    def __init__(self, live: Live, loader: Loader, listener: Listener) -> None:
+        self.live = live
+        self.loader = loader
+        self._listener = listener
+        self._accounts: dict[AccountKey, Account] = {}
+        self._channels: dict[str, Callable[[dict[str, Any]], None]] = {}
+        self._confirmed: dict[str, asyncio.Event] = {}
+        self._pubsub: PubSub = live.redis.pubsub()
+        self._reader: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+
+    async def start(self) -> None:
+        """Begins to listen."""
+        self._reader = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        """Stops listening."""
+        for task in [*self._tasks, *([self._reader] if self._reader else [])]:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self._pubsub.aclose()
+
+    def get(self, tenant: str, account_id: str) -> Account | None:
+        """The account, if it is served here."""
+        return self._accounts.get((tenant, account_id))
+
+    def __iter__(self) -> Iterable[Account]:
+        return iter(list(self._accounts.values()))
+
+    async def open(self, tenant: str, account_id: str) -> Account:
+        """The account, up to date and subscribed to; give it back with ``close``.
+
+        Raises :class:`LiveError` or ``ServiceError`` where Redis or Postgres is away.
+        """
+        key = (tenant, account_id)
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(tenant, account_id)
+        account.users += 1
+        try:
+            async with account.lock:
+                if account.projection.version < 0:
+                    channel = self.live.keys.channel(tenant, account_id)
+                    await self.subscribe(channel, lambda message: self._told(account, message))
+                    await self.read(account)
+        except BaseException:
+            await self.close(account)
+            raise
+        return account
+
+    async def close(self, account: Account) -> None:
+        """One user less; the last one ends the subscription."""
+        account.users -= 1
+        projection = account.projection
+        if account.users == 0:
+            self._accounts.pop((projection.tenant, projection.account_id), None)
+            await self.unsubscribe(self.live.keys.channel(projection.tenant, projection.account_id))
+
+    async def read(self, account: Account) -> None:
+        """Reads the account anew, out of the ledger if it is cold."""
+        projection = account.projection
+        figures = await self.live.account(projection.tenant, projection.account_id)
+        if figures is None:
+            await self.loader.account(projection.tenant, projection.account_id)
+            figures = await self.live.account(projection.tenant, projection.account_id)
+        if figures is None:
+            raise LiveError("the account does not stay in Redis")
+        projection.replace(
+            figures.version, figures.gross_micros, figures.reserved_micros, figures.lines
+        )
+
+    def changed(self, account: Account, change: Change, session_id: str | None, line: Any) -> None:
+        """Takes a change that this process made itself."""
+        if not account.projection.apply(
+            change.version, change.gross_micros, change.reserved_micros, session_id, line
+        ):
+            self._read_later(account)
+
+    async def subscribe(self, channel: str, told: Callable[[dict[str, Any]], None]) -> None:
+        """Listens to a channel; returns when Redis has confirmed it."""
+        self._channels[channel] = told
+        confirmed = self._confirmed.setdefault(channel, asyncio.Event())
+        try:
+            await self._pubsub.subscribe(channel)
+            self._wake.set()
+            async with asyncio.timeout(2):
+                await confirmed.wait()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LiveError(str(error) or "no confirmation of a subscription") from error
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Listens no more to a channel."""
+        self._channels.pop(channel, None)
+        self._confirmed.pop(channel, None)
+        with contextlib.suppress(RedisError, OSError):
+            await self._pubsub.unsubscribe(channel)
+
+    # --- Listening -----------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Reads messages for as long as the process lives, whatever happens to the line."""
+        while True:
+            try:
+                if not self._pubsub.subscribed:
+                    self._wake.clear()
+                    await self._wake.wait()
+                message = await self._pubsub.get_message(timeout=POLL_S)
+                if message is not None:
+                    self._take(message)
+            except (RedisError, OSError) as error:
+                log.warning("pubsub_lost", error=str(error))
+                await asyncio.sleep(RETRY_S)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        channel = message["channel"].decode()
+        if message["type"] in {"subscribe", "ssubscribe"}:
+            confirmed = self._confirmed.get(channel)
+            if confirmed is not None and confirmed.is_set():
+                # The line was down and came back: what was told meanwhile is lost.
+                self._resynchronise(channel)
+            elif confirmed is not None:
+                confirmed.set()
+        elif message["type"] in {"message", "smessage"}:
+            told = self._channels.get(channel)
+            if told is not None:
+                told(orjson.loads(message["data"]))
+
+    def _resynchronise(self, channel: str) -> None:
+        told = self._channels.get(channel)
+        if told is not None:
+            told({"reload": True})
+
+    def _told(self, account: Account, message: dict[str, Any]) -> None:
+        if message.get("reload"):
+            self._read_later(account)
+            return
+        if message.get("bumped"):
+            gross, reserved, version = message["account"]
+            line = message.get("line")
+            taken = account.projection.apply(
+                int(version),
+                int(gross),
+                int(reserved),
+                message.get("session_id"),
+                line_from(line) if line else None,
+            )
+            if not taken:
+                self._read_later(account, message)
+                return
+        self._listener(account, message)
+
+    def _read_later(self, account: Account, message: dict[str, Any] | None = None) -> None:
+        async def read() -> None:
+            try:
+                async with account.lock:
+                    await self.read(account)
+            except Exception as error:
+                log.warning("account_not_read", error=str(error))
+                await asyncio.sleep(RETRY_S)
+                self._read_later(account, message)
+                return
+            self._listener(account, message or {})
+
+        self._run(read())
+
+    def _run(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,97 @@
+"""What the page at ``/`` needs to try Taximeter; served in development only."""
+
+import secrets
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol.events import EntryPosted
+from protocol.fields import ID_PATTERN
+from protocol.money import format_credits, parse_credits
+from server.auth import mint_token, tenant_of
+from server.http import answer, principal_of, process_of, raw_body, read_body
+
+FIRST_CREDITS_MICROS = 2_500_000
+"""What a new visitor has: two and a half minutes of chat after the free one."""
+TOP_UP_MICROS_MAX = 100_000_000
+
+
+class TokenWanted(msgspec.Struct):
+    """Asks for a token."""
+
+    user_id: Annotated[str, Meta(pattern=ID_PATTERN)] | None = None
+
+
+class TopUp(msgspec.Struct):
+    """Asks for credits."""
+
+    amount: str
+
+
+async def token(request: Request) -> Response:
+    """A token for a visitor, with some credits to begin with."""
+    process = process_of(request)
+    wanted = read_body(await raw_body(request), TokenWanted)
+    user_id = wanted.user_id or f"visitor-{secrets.token_hex(4)}"
+    tenant = tenant_of(None, user_id)
+    await process.money.enter(
+        EntryPosted(
+            tenant=tenant,
+            account_id=user_id,
+            entry_id="demo:welcome",
+            entry_kind="grant",
+            amount_micros=FIRST_CREDITS_MICROS,
+            at=process.clock.now(),
+            reason="to try it",
+        )
+    )
+    account = await process.hub.accounts.open(tenant, user_id)
+    try:
+        micros = account.projection.credits_micros(process.clock.now())
+    finally:
+        await process.hub.accounts.close(account)
+    return answer(
+        {
+            "token": mint_token(process.settings, user_id, ttl_seconds=3600),
+            "user_id": user_id,
+            "account_id": user_id,
+            "credits": format_credits(micros),
+        }
+    )
+
+
+async def top_up(request: Request) -> Response:
+    """Credits for the visitor whose token it is."""
+    process = process_of(request)
+    principal = await principal_of(request, "user")
+    wanted = read_body(await raw_body(request), TopUp)
+    micros = parse_credits(wanted.amount, name="amount", micros_max=TOP_UP_MICROS_MAX)
+    assert principal.tenant is not None
+    assert principal.account_id is not None
+    await process.money.enter(
+        EntryPosted(
+            tenant=principal.tenant,
+            account_id=principal.account_id,
+            entry_id=f"demo:{secrets.token_hex(8)}",
+            entry_kind="grant",
+            amount_micros=micros,
+            at=process.clock.now(),
+            reason="top-up of the demonstration",
+        )
+    )
+    account = await process.hub.accounts.open(principal.tenant, principal.account_id)
+    try:
+        balance = account.projection.credits_micros(process.clock.now())
+    finally:
+        await process.hub.accounts.close(account)
+    return answer({"credits": format_credits(balance)})
+
+
+ROUTES = [
+    Route("/demo/token", token, methods=["POST"]),
+    Route("/demo/top-up", top_up, methods=["POST"]),
+]

@@ -1,0 +1,133 @@
+"""Claims: the steps of this process's sessions, on their way to Redis.
+
+Steps that fall due together go in one pipeline. What is cold is loaded and the step made
+then; when Redis does not answer, the meter is told, and asks anew after a while that
+doubles. Nothing is repeated here that might have been done: a meter asks from the
+version that it knows, so whatever was done comes back as the answer.
+"""
+
+import asyncio
+from typing import Protocol
+
+import structlog
+
+from protocol import limits
+from protocol.errors import ProtocolError, ServiceError
+from protocol.session import Identity
+from protocol.steps import Step
+from server.clock import Clock
+from server.loading import Loader
+from server.metrics import Metrics
+from storage.live import Live, LiveError, Outcome
+
+log = structlog.get_logger()
+
+LOADS_MAX = 4
+"""How often one step may find something cold: account, months and free time, and a race."""
+
+
+class Claimant(Protocol):
+    """Whoever asks for steps: a seat of the hub."""
+
+    node: str
+    """The process in whose name the steps are made."""
+    failures: int
+    """Attempts in a row without an answer."""
+
+    def day_start_at(self) -> int | None:
+        """The beginning of the day, where free time is a day's."""
+
+    def answered(self, step: Step, outcome: Outcome) -> None:
+        """The step was made, or was not."""
+
+    def unanswered(self, error: ProtocolError) -> None:
+        """Nobody knows whether it was made."""
+
+
+class Claims:
+    """The steps of a process."""
+
+    def __init__(self, live: Live, loader: Loader, clock: Clock, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.live = live
+        self.loader = loader
+        self.clock = clock
+        self._waiting: list[tuple[Claimant, Step]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled = False
+
+    def ask(self, claimant: Claimant, step: Step) -> None:
+        """Makes the step, together with whatever else is asked for in this turn."""
+        self._waiting.append((claimant, step))
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._send)
+
+    async def idle(self) -> None:
+        """Waits until nothing is on its way."""
+        while self._waiting or self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)
+
+    @property
+    def waiting(self) -> int:
+        """Steps that wait, and batches that are on their way."""
+        return len(self._waiting) + len(self._tasks)
+
+    def _send(self) -> None:
+        self._scheduled = False
+        while self._waiting:
+            batch = self._waiting[: limits.CLAIMS_PER_PIPELINE_MAX]
+            del self._waiting[: len(batch)]
+            by_node: dict[str, list[tuple[Claimant, Step]]] = {}
+            for claimant, step in batch:
+                by_node.setdefault(claimant.node, []).append((claimant, step))
+            for node, part in by_node.items():
+                task = asyncio.create_task(self._make(part, node))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, batch: list[tuple[Claimant, Step]], node: str) -> None:
+        try:
+            with self.metrics.claim_latency.time():
+                outcomes = await self.live.commit([step for _, step in batch], node)
+        except LiveError as error:
+            log.warning("claims_unanswered", steps=len(batch), error=str(error))
+            for claimant, _ in batch:
+                claimant.unanswered(ServiceError("the session store does not answer"))
+            return
+        for (claimant, step), outcome in zip(batch, outcomes, strict=True):
+            if outcome.cold:
+                await self._warm(claimant, step, outcome, node)
+            else:
+                claimant.answered(step, outcome)
+
+    async def _warm(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
+        """Loads what the step needs, and makes it."""
+        try:
+            for _ in range(LOADS_MAX):
+                await self._load(step.before.identity, outcome.cold, claimant)
+                (outcome,) = await self.live.commit([step], node)
+                if not outcome.cold:
+                    claimant.answered(step, outcome)
+                    return
+            raise ServiceError("the counters do not stay in Redis")
+        except LiveError as error:
+            log.warning("claim_unanswered", error=str(error))
+            claimant.unanswered(ServiceError("the session store does not answer"))
+        except ServiceError as error:
+            claimant.unanswered(error)
+
+    async def _load(self, identity: Identity, cold: tuple[str, ...], claimant: Claimant) -> None:
+        if "account" in cold:
+            await self.loader.account(identity.tenant, identity.account_id)
+        if "member" in cold or "org" in cold:
+            await self.loader.months(identity.tenant, identity.user_id)
+        if "free" in cold:
+            await self.loader.free_time(identity, claimant.day_start_at())
+
+
+def retry_after_ms(failures: int) -> int:
+    """How long to wait after so many attempts without an answer."""
+    doubled_ms = limits.CLAIM_RETRY_MS_MIN << min(failures - 1, 10)
+    return min(limits.CLAIM_RETRY_MS_MAX, doubled_ms)

@@ -1,0 +1,355 @@
+"""One WebSocket: authenticate, read requests, hand them to the hub, send what it pushes.
+
+The shell of PROTOCOL section 1. Everything that a peer can do wrong is answered with an
+``error`` and the socket goes on, except for what has a close code of its own.
+"""
+
+from typing import Any
+
+import structlog
+from starlette.websockets import WebSocket
+
+from protocol import limits, messages
+from protocol.codec import check_metadata, decode, encode, error_message
+from protocol.errors import CloseCode, ErrorCode, PeerError, ProtocolError, ServiceError
+from protocol.money import format_credits
+from protocol.states import Event
+from server.accounts import Account
+from server.auth import ExpiredTokenError, Principal
+from server.frames import text_frame
+from server.process import Process
+from server.push import EXTENSION, PushSocket
+from server.seats import Seat, Ticket
+from server.starting import identity_of
+from server.timers import Timer
+from storage.live import LiveError
+
+log = structlog.get_logger()
+
+SUBPROTOCOL = "taximeter.v1"
+
+
+class TokenBucket:
+    """So many requests at once, and so many a second after that."""
+
+    def __init__(self, now_ms: int) -> None:
+        self._tokens = float(limits.REQUESTS_PER_SOCKET_BURST)
+        self._at = now_ms
+        self.refused = 0
+
+    def take(self, now_ms: int) -> bool:
+        """Whether one more request is let through."""
+        earned = (now_ms - self._at) * limits.REQUESTS_PER_SOCKET_PER_SECOND / 1000
+        self._tokens = min(limits.REQUESTS_PER_SOCKET_BURST, self._tokens + earned)
+        self._at = now_ms
+        if self._tokens < 1:
+            self.refused += 1
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Connection:
+    """One socket; to the seats that it has, a member."""
+
+    def __init__(self, process: Process, websocket: WebSocket) -> None:
+        self.process = process
+        self.websocket = websocket
+        self.socket: PushSocket = websocket.scope["extensions"][EXTENSION]
+        self.principal: Principal | None = None
+        self.account: Account | None = None
+        self.seats: dict[str, Seat] = {}
+        """The sessions that this socket takes part in, by their id."""
+        now_ms = process.clock.now()
+        self.alive_at = now_ms
+        self._bucket = TokenBucket(now_ms)
+        self._deadline: Timer | None = None
+        """Until when it must have authenticated, then until when its token is good."""
+
+    # --- The socket's life -----------------------------------------------------------
+
+    async def run(self, bearer: str | None) -> None:
+        """Serves the socket until it is gone. ``bearer`` came with the handshake."""
+        offered = self.websocket.scope.get("subprotocols") or []
+        await self.websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        self.process.sockets.add(self)
+        self.socket.on_alive = self._alive
+        code = int(CloseCode.ABNORMAL)
+        self._expire_at(
+            self.process.clock.now() + limits.AUTH_TIMEOUT_MS,
+            CloseCode.AUTHENTICATION_TIMEOUT,
+            "no authentication in time",
+        )
+        try:
+            if bearer is not None:
+                await self._answer(messages.Auth(token=bearer))
+            code = await self._read()
+        finally:
+            await self._close(code)
+
+    async def _read(self) -> int:
+        """Reads until the peer is gone; answers the close code."""
+        while True:
+            event = await self.websocket.receive()
+            if event["type"] == "websocket.disconnect":
+                return int(event.get("code") or CloseCode.ABNORMAL)
+            if not self._bucket.take(self.process.clock.now()):
+                if self._bucket.refused > limits.REFUSALS_PER_SOCKET_MAX:
+                    self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
+                    continue
+                self._refuse(PeerError(ErrorCode.RATE_LIMITED, "too many requests"))
+                continue
+            text = event.get("text")
+            try:
+                if text is None:
+                    raise PeerError(ErrorCode.BAD_MESSAGE, "expected a text frame with JSON")
+                await self._answer(decode(text))
+            except ProtocolError as error:
+                self._refuse(error)
+
+    async def _close(self, code: int) -> None:
+        """The socket is gone: it leaves its sessions as of its last proof of life."""
+        self.socket.on_alive = None
+        if self._deadline is not None:
+            self._deadline.cancel()
+        for seat in list(self.seats.values()):
+            self.process.hub.part(seat, self, self.alive_at)
+        self.seats.clear()
+        if self.principal is not None:
+            self.process.sockets.release_user(self._user)
+        if self.account is not None:
+            self.account.listeners.discard(self._told)
+            await self.process.hub.accounts.close(self.account)
+        self.process.sockets.remove(self, code)
+
+    def _alive(self) -> None:
+        """A pong, a message or the peer's close came in."""
+        now_ms = self.process.clock.now()
+        self.alive_at = now_ms
+        for seat in list(self.seats.values()):
+            if self not in seat.watchers:
+                seat.alive(now_ms)
+
+    def _expire_at(self, at: int, code: CloseCode, reason: str) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.process.timers.deadline(at, lambda _: self.close(code, reason))
+
+    # --- Member: what a seat sends -----------------------------------------------------
+
+    def send(self, frame: bytes) -> None:
+        """Sends a frame that must arrive."""
+        self.socket.push(frame)
+
+    def send_tick(self, frame: bytes) -> bool:
+        """Sends a frame that may be dropped."""
+        return self.socket.push_tick(frame)
+
+    def probe(self) -> None:
+        """Asks the peer for a proof of life."""
+        self.socket.ping_now()
+
+    def left(self, seat: Seat) -> None:
+        """A session of this socket has ended."""
+        self.seats.pop(seat.meter.session.identity.session_id, None)
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes the socket from this side."""
+        self.socket.close(code, reason)
+
+    def _say(self, message: messages.ServerMessage) -> None:
+        self.send(text_frame(encode(message)))
+
+    def _refuse(self, error: ProtocolError) -> None:
+        self.process.metrics.errors.labels(error.code.value).inc()
+        self._say(error_message(error))
+
+    # --- Requests ------------------------------------------------------------------------
+
+    async def _answer(self, request: messages.Request) -> None:
+        """Carries out one request; what it may not do comes out as an ``error``."""
+        self.process.metrics.messages_received.labels(type(request).__name__.lower()).inc()
+        try:
+            await self._carry_out(request)
+        except LiveError as error:
+            log.warning("request_unanswered", error=str(error))
+            self._refuse(ServiceError("the session store does not answer", id=request.id))
+        except ProtocolError as error:
+            error.id = request.id
+            self._refuse(error)
+
+    async def _carry_out(self, request: messages.Request) -> None:
+        match request:
+            case messages.Ping():
+                now_ms = self.process.clock.now()
+                self._say(messages.Pong(id=request.id, server_time_at=now_ms))
+            case messages.Auth():
+                await self._authenticate(request)
+            case _ if self.principal is None:
+                raise PeerError(
+                    ErrorCode.UNAUTHENTICATED, "the first message must be auth, with a token"
+                )
+            case messages.Refresh():
+                await self._refresh(request)
+            case messages.Start():
+                await self._start(self.principal, request)
+            case messages.Watch():
+                await self._watch(self.principal, request)
+            case messages.Pause():
+                self._request(request, Event.PAUSE)
+            case messages.Resume():
+                self._request(request, Event.RESUME)
+            case messages.Stop():
+                self._request(request, Event.STOP)
+            case messages.Leave():
+                seat = self._seat_of(request)
+                del self.seats[request.session_id]
+                self.process.hub.part(seat, self, self.process.clock.now())
+
+    async def _authenticate(self, request: messages.Auth) -> None:
+        if self.principal is not None:
+            raise PeerError(ErrorCode.BAD_MESSAGE, "authenticated already; use refresh")
+        principal = await self._principal_of(request.token)
+        if principal is None:
+            return
+        self.principal = principal
+        if not self.process.sockets.claim_user(self._user):
+            self.principal = None
+            self.close(CloseCode.TOO_MANY_CONNECTIONS, "too many sockets of this user")
+            return
+        assert principal.tenant is not None
+        assert principal.account_id is not None
+        try:
+            self.account = await self.process.hub.accounts.open(
+                principal.tenant, principal.account_id
+            )
+        except BaseException:
+            # The socket may authenticate again when the account can be had.
+            self.process.sockets.release_user(self._user)
+            self.principal = None
+            raise
+        self.account.listeners.add(self._told)
+        self._welcome(request.id)
+
+    async def _refresh(self, request: messages.Refresh) -> None:
+        assert self.principal is not None
+        renewed = await self._principal_of(request.token)
+        if renewed is not None:
+            self.principal.check_refresh(renewed)
+            self.principal = renewed
+            self._welcome(request.id)
+
+    async def _principal_of(self, token: str) -> Principal | None:
+        """The user behind a token; None when the socket was closed because of it."""
+        try:
+            principal = await self.process.authenticator.authenticate(token)
+        except ExpiredTokenError:
+            self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
+            return None
+        except PeerError as error:
+            self._refuse(error)
+            self.close(CloseCode.BAD_TOKEN, "the token is not good")
+            return None
+        if principal.user_id is None:
+            self._refuse(PeerError(ErrorCode.FORBIDDEN, "a socket is a user's, not an API key's"))
+            self.close(CloseCode.BAD_TOKEN, "not a user's token")
+            return None
+        return principal
+
+    def _welcome(self, request_id: int | None) -> None:
+        principal, account = self.principal, self.account
+        assert principal is not None
+        assert principal.user_id is not None
+        assert principal.account_id is not None
+        assert account is not None
+        now_ms = self.process.clock.now()
+        if principal.expires_at is not None:
+            # Tokens carry wall time; the wait is measured by the monotonic clock.
+            left_ms = principal.expires_at - self.process.wall_ms()
+            self._expire_at(now_ms + left_ms, CloseCode.TOKEN_EXPIRED, "the token has expired")
+        self._say(
+            messages.Welcome(
+                id=request_id,
+                user_id=principal.user_id,
+                org_id=principal.org_id,
+                account_id=principal.account_id,
+                credits=format_credits(account.projection.credits_micros(now_ms)),
+                node=self.process.node,
+                server_time_at=now_ms,
+                ping_ms=limits.PING_INTERVAL_MS,
+                expires_at=principal.expires_at,
+            )
+        )
+
+    @property
+    def _user(self) -> str:
+        assert self.principal is not None
+        return f"{self.principal.tenant}/{self.principal.user_id}"
+
+    # --- Sessions --------------------------------------------------------------------------
+
+    async def _start(self, principal: Principal, request: messages.Start) -> None:
+        assert principal.tenant is not None
+        assert principal.user_id is not None
+        if not principal.may_start(request.session_id):
+            raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
+        check_metadata(request.metadata)
+        if request.session_id not in self.seats:
+            self._check_room()
+        hub, ticket = self.process.hub, Ticket(self, request.id)
+        seat = await hub.join(
+            self,
+            principal.tenant,
+            request.session_id,
+            principal.user_id,
+            ticket,
+            tick_ms=request.tick_ms,
+            last_seq=request.last_seq,
+        )
+        if seat is None:
+            identity = await identity_of(self.process, principal, request)
+            seat = await hub.start(self, identity, ticket, request.tick_ms)
+        if self in seat.members:
+            self.seats[request.session_id] = seat
+
+    async def _watch(self, principal: Principal, request: messages.Watch) -> None:
+        assert principal.tenant is not None
+        self._check_room()
+        seat = await self.process.hub.watch(
+            self, principal, request.session_id, Ticket(self, request.id)
+        )
+        if seat is None:
+            raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session")
+        self.seats[request.session_id] = seat
+
+    def _check_room(self) -> None:
+        if len(self.seats) >= limits.SESSIONS_PER_SOCKET_MAX:
+            raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions on this socket")
+
+    def _seat_of(self, request: messages.SessionRequest) -> Seat:
+        seat = self.seats.get(request.session_id)
+        if seat is None:
+            raise PeerError(ErrorCode.UNKNOWN_SESSION, "this socket has no such session")
+        return seat
+
+    def _request(self, request: messages.SessionRequest, event: Event) -> None:
+        seat = self._seat_of(request)
+        if self in seat.watchers:
+            raise PeerError(ErrorCode.FORBIDDEN, "this socket only watches the session")
+        self.process.hub.request(seat, event, Ticket(self, request.id))
+
+    def _told(self, account: Account, message: dict[str, Any]) -> None:
+        """The account changed by something else than the time of sessions."""
+        credit = message.get("credit")
+        if credit is not None:
+            micros = account.projection.credits_micros(self.process.clock.now())
+            self._say(
+                messages.Credit(
+                    account_id=account.projection.account_id,
+                    credits=format_credits(micros),
+                    delta=format_credits(int(credit["delta"])),
+                    reason=credit["reason"],
+                    operation=credit.get("operation"),
+                    entry_id=credit["entry_id"],
+                )
+            )

@@ -1,0 +1,430 @@
+"""The sessions of this process: who starts, joins, watches and leaves them.
+
+A session is served wherever it has a socket, on any number of processes. Joining reads
+it from Redis and seats a meter here; from then on this process needs nobody else to know
+what the session does, and hears of the others' steps on the account's channel.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
+from protocol.meter import Meter
+from protocol.moves import unstarted
+from protocol.notices import sequence_number
+from protocol.session import Grant, Identity, Session, session_key
+from protocol.states import Event, Phase
+from protocol.steps import Step
+from server.accounts import Account, Accounts
+from server.auth import Principal
+from server.claims import Claims
+from server.clock import Clock
+from server.loading import Calendar, Loader, calendar
+from server.metrics import Metrics
+from server.seats import Member, Seat, Ticket
+from server.timers import Timers
+from storage.live import Found, Live, Outcome
+from storage.wire import line_at, session_of
+
+log = structlog.get_logger()
+
+
+class Hub:
+    """The seats of a process, by the session's key."""
+
+    def __init__(
+        self,
+        live: Live,
+        loader: Loader,
+        clock: Clock,
+        timers: Timers,
+        metrics: Metrics,
+        uncovered_ms: int = limits.UNCOVERED_MS_DEFAULT,
+    ) -> None:
+        self.live = live
+        self.loader = loader
+        self.clock = clock
+        self.timers = timers
+        self.metrics = metrics
+        self.uncovered_ms = uncovered_ms
+        self.node = live.node
+        self.claims = Claims(live, loader, clock, metrics)
+        self.accounts = Accounts(live, loader, self._told)
+        self.seats: dict[str, Seat] = {}
+        self.suspects: dict[str, int] = {}
+        """Processes that may be dead, by their last proof of life; kept by presence."""
+        self._by_account: dict[tuple[str, str], set[Seat]] = {}
+        self._by_tenant: dict[str, int] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._calendars: dict[str, Calendar] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(list(self.seats.values()))
+
+    # --- Joining and leaving ---------------------------------------------------------
+
+    async def join(
+        self,
+        member: Member,
+        tenant: str,
+        session_id: str,
+        user_id: str,
+        ticket: Ticket,
+        tick_ms: int | None = None,
+        last_seq: int | None = None,
+    ) -> Seat | None:
+        """Joins a session where it lives; None when there is none of that id.
+
+        Answers the ticket with the snapshot, in which are the notices after ``last_seq``
+        that were missed. Raises ``forbidden`` for another user's,
+        ``session_ended``, and ``unavailable``.
+        """
+        async with self._lock(tenant, session_id):
+            found = await self.live.attach(tenant, session_id)
+            if found is None:
+                return None
+            _check_owner(found.session.identity, user_id)
+            _check_live(found.session)
+            seat = self.seats.get(found.session.key)
+            if seat is None:
+                await self._bury_suspects(found)
+                seat = await self._seat(found.session)
+            if last_seq is not None:
+                unrecorded = seat.meter.notices.unrecorded
+                missed = tuple(
+                    notice
+                    for notice in (*found.notices, *unrecorded)
+                    if sequence_number(notice) > last_seq
+                )
+                ticket = msgspec.structs.replace(ticket, missed=missed)
+            joined = member in seat.members and member not in seat.watchers
+            self._sit(seat, member, tick_ms)
+            if joined:
+                seat.show(ticket)
+                return seat
+            seat.meter.attach(self.clock.now())
+            self._answer_join(seat, ticket)
+            return seat
+
+    def _answer_join(self, seat: Seat, ticket: Ticket) -> None:
+        """A join is answered at once, or when the step that it makes is answered."""
+        if not seat.meter.entitle(ticket):
+            seat.show(ticket)
+        seat.drain()
+
+    async def start(
+        self, member: Member, identity: Identity, ticket: Ticket, tick_ms: int | None = None
+    ) -> Seat:
+        """Starts a session that ``join`` did not find. Answers the ticket."""
+        key = session_key(identity.tenant, identity.session_id)
+        async with self._lock(identity.tenant, identity.session_id):
+            if key in self.seats:
+                raise ServiceError("the session is being started")
+            now_ms = self.clock.now()
+            own_ms = 0 if identity.free_key else identity.terms.free_ms
+            session = Session(identity, unstarted(Phase.PAUSED, now_ms, own_ms), Grant())
+            seat = await self._seat(session)
+            if identity.free_key:
+                seat.meter.free_left_ms = await self._free_left(identity, seat)
+            self._sit(seat, member, tick_ms)
+            seat.meter.start(self.clock.now(), ticket)
+            seat.drain()
+            return seat
+
+    async def watch(
+        self, member: Member, principal: Principal, session_id: str, ticket: Ticket
+    ) -> Seat | None:
+        """Pushes a session to a socket that does not keep it alive.
+
+        None when there is none of that id; raises ``forbidden`` for one that the
+        principal may not watch, and ``session_ended``.
+        """
+        tenant = principal.tenant
+        assert tenant is not None
+        async with self._lock(tenant, session_id):
+            seat = self.seats.get(session_key(tenant, session_id))
+            if seat is None:
+                found = await self.live.attach(tenant, session_id, read_only=True)
+                if found is None:
+                    return None
+                _check_live(found.session)
+                _check_watcher(principal, found.session.identity)
+                seat = await self._seat(found.session)
+            _check_watcher(principal, seat.meter.session.identity)
+            if member not in seat.members:
+                self._sit(seat, member, None, watching=True)
+            seat.show(ticket)
+            return seat
+
+    def _sit(
+        self, seat: Seat, member: Member, tick_ms: int | None, *, watching: bool = False
+    ) -> None:
+        if len(seat.members) >= limits.SOCKETS_PER_SESSION_MAX and member not in seat.members:
+            raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets have this session open")
+        seat.seat(member, tick_ms or seat.meter.session.identity.terms.tick_ms, watching=watching)
+
+    def part(self, seat: Seat, member: Member, alive_at: int) -> None:
+        """A socket leaves a session, or is gone; ``alive_at`` is its last proof of life."""
+        if member not in seat.members:
+            return
+        watching = member in seat.watchers
+        seat.unseat(member)
+        if not watching:
+            seat.meter.detach(alive_at, self.clock.now())
+            seat.drain()
+        elif not seat.members and seat.meter.sockets == 0 and seat.meter.asked is None:
+            self.leave(seat)
+
+    def request(self, seat: Seat, event: Event, ticket: Ticket, reason: str = "client") -> None:
+        """Pauses, resumes or stops a session; the ticket is answered when it is done."""
+        if not seat.meter.request(event, self.clock.now(), ticket, reason):
+            raise PeerError(ErrorCode.RATE_LIMITED, "too many requests wait for this session")
+        seat.drain()
+
+    async def open(self, tenant: str, session_id: str) -> Seat | None:
+        """The seat of a session for a request that comes without a socket."""
+        async with self._lock(tenant, session_id):
+            seat = self.seats.get(session_key(tenant, session_id))
+            if seat is None:
+                found = await self.live.attach(tenant, session_id, read_only=True)
+                if found is None:
+                    return None
+                _check_live(found.session)
+                seat = await self._seat(found.session)
+            return seat
+
+    async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:
+        """Looks after a session that a dead process left behind.
+
+        ``alive_at`` is the last proof of life of the process whose sockets are gone;
+        None: the session had none any more, only its grace runs.
+        """
+        async with self._lock(tenant, session_id):
+            seat = self.seats.get(session_key(tenant, session_id))
+            if seat is not None and alive_at is None:
+                return
+            found = await self.live.attach(tenant, session_id, read_only=True)
+            if found is None or found.session.standing.phase is Phase.ENDED:
+                await self.live.leave(tenant, session_id, node)
+                return
+            if seat is not None and (seat.meter.sockets or alive_at is None):
+                await self.live.depart(tenant, session_id, node)
+                return
+            if seat is None:
+                seat = await self._seat(found.session)
+            if alive_at is not None:
+                await self._lose(seat, node, alive_at)
+            else:
+                seat.drain()
+
+    async def _lose(self, seat: Seat, node: str, alive_at: int) -> None:
+        """Suspends a session in the name of the dead process that had its last socket."""
+        seat.node = node
+        seat.meter.sockets = 1
+        seat.meter.alive_at = alive_at
+        seat.meter.detach(alive_at, self.clock.now())
+        seat.drain()
+        try:
+            async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):
+                await seat.settled.wait()
+        except TimeoutError:
+            raise ServiceError("the session store does not answer") from None
+        finally:
+            seat.node = self.node
+
+    async def _bury_suspects(self, found: Found) -> None:
+        """A session is joined whose other process may just have died: its sockets are gone
+        as of that process's last proof of life, so that nobody pays for the time between."""
+        identity = found.session.identity
+        for node in found.nodes:
+            alive_at = self.suspects.get(node)
+            if alive_at is not None and found.nodes <= {node, self.node}:
+                await self.live.depart(identity.tenant, identity.session_id, self.node)
+                seat = await self._seat(found.session)
+                await self._lose(seat, node, alive_at)
+                await self.live.attach(identity.tenant, identity.session_id)
+
+    # --- Place: what seats need ---------------------------------------------------------
+
+    def leave(self, seat: Seat) -> None:
+        """The session ended, or nobody here needs it: its seat is cleared."""
+        if self.seats.get(seat.key) is not seat:
+            return
+        session = seat.meter.session
+        del self.seats[seat.key]
+        account = seat.account
+        name = (account.projection.tenant, account.projection.account_id)
+        seats = self._by_account.get(name, set())
+        seats.discard(seat)
+        if not seats:
+            self._by_account.pop(name, None)
+        for member in list(seat.members):
+            member.left(seat)
+        seat.close()
+        self._run(self.accounts.close(account))
+        self._run(self._leave_tenant(session.identity.tenant))
+        if session.standing.phase is Phase.ENDED:
+            reason = session.standing.reason or ""
+            self.metrics.sessions_ended.labels(reason).inc()
+            self._run(
+                self.live.leave(session.identity.tenant, session.identity.session_id, self.node)
+            )
+
+    def gone(self, seat: Seat, step: Step) -> None:
+        """Redis came back empty: see ``Live.assert_session``."""
+        log.error("session_gone", session=seat.key, version=step.before.standing.version)
+        seat.unanswered(ServiceError("the session store has lost the session"))
+
+    def changed(self, seat: Seat, outcome: Outcome) -> None:
+        """The account's figures after a step of this process, for its projection."""
+        assert outcome.change is not None
+        assert outcome.reply is not None
+        session = outcome.reply.session
+        line = None
+        if session is not None and session.standing.phase is not Phase.ENDED:
+            line = line_at(session.identity, session.standing)
+        session_id = seat.meter.session.identity.session_id
+        self.accounts.changed(seat.account, outcome.change, session_id, line)
+
+    # --- Inside ---------------------------------------------------------------------------
+
+    async def _seat(self, session: Session) -> Seat:
+        """A seat for a session: its account, its calendar, its counters."""
+        existing = self.seats.get(session.key)
+        if existing is not None:
+            return existing
+        identity = session.identity
+        account = await self.accounts.open(identity.tenant, identity.account_id)
+        try:
+            days = await self._calendar(identity)
+            meter = Meter(session, account.projection, days.month, self.uncovered_ms)
+            if identity.terms.counts_minutes:
+                meter.member, meter.org = await self.live.month(
+                    identity.tenant, identity.user_id, days.month(self.clock.now())
+                )
+                meter.changed(self.clock.now())
+            await self._enter_tenant(identity.tenant)
+        except BaseException:
+            await self.accounts.close(account)
+            raise
+        seat = Seat(self, meter, account, days, self.node)
+        self.seats[session.key] = seat
+        name = (identity.tenant, identity.account_id)
+        self._by_account.setdefault(name, set()).add(seat)
+        return seat
+
+    async def _calendar(self, identity: Identity) -> Calendar:
+        """The calendar of the session's organisation; it is remembered until it changes."""
+        if identity.org_id is None:
+            return calendar("UTC")
+        known = self._calendars.get(identity.tenant)
+        if known is None:
+            found = await self.loader.member(identity.tenant, identity.user_id)
+            known = self._calendars[identity.tenant] = calendar(found.timezone)
+        return known
+
+    async def _free_left(self, identity: Identity, seat: Seat) -> int:
+        """What is left of a shared allowance; the step that takes it checks it again."""
+        used_ms = await self.live.free_used(identity)
+        if used_ms is None:
+            await self.loader.free_time(identity, seat.day_start_at())
+            used_ms = await self.live.free_used(identity) or 0
+        return max(0, identity.terms.free_ms - used_ms)
+
+    def _told(self, account: Account, message: dict[str, Any]) -> None:
+        """Something was told on an account's channel: by another process, or by this one."""
+        now_ms = self.clock.now()
+        name = (account.projection.tenant, account.projection.account_id)
+        for seat in list(self._by_account.get(name, ())):
+            identity = seat.meter.session.identity
+            if message.get("moved") and message["session_id"] == identity.session_id:
+                self._moved(seat, message, now_ms)
+            if message.get("recall"):
+                seat.meter.recall(now_ms)
+            seat.meter.changed(now_ms)
+            seat.drain()
+        for told in list(account.listeners):
+            told(account, message)
+
+    def _moved(self, seat: Seat, message: dict[str, Any], now_ms: int) -> None:
+        """Another process made a step of a session that is seated here too."""
+        fields = [part.encode() for part in message["moved"]]
+        minutes = tuple(minute.encode() for minute in message.get("minutes") or ())
+        notices = tuple(notice.encode() for notice in message.get("notices") or ())
+        seat.meter.moved(session_of(fields), notices, minutes, now_ms)
+        if seat.meter.session.standing.phase is Phase.SUSPENDED and seat.meter.sockets:
+            # Somebody took this process for dead. It is not: its sockets are here.
+            self._run(self._return(seat))
+        seat.drain()
+
+    async def _return(self, seat: Seat) -> None:
+        identity = seat.meter.session.identity
+        await self.live.attach(identity.tenant, identity.session_id)
+        seat.meter.come_back(self.clock.now())
+        seat.drain()
+
+    async def _enter_tenant(self, tenant: str) -> None:
+        """Listens for changes of the limits of an organisation that is served here."""
+        count = self._by_tenant.get(tenant, 0)
+        self._by_tenant[tenant] = count + 1
+        if count == 0:
+            channel = self.live.keys.limits_channel(tenant)
+            await self.accounts.subscribe(channel, lambda _: self._limits_changed(tenant))
+
+    async def _leave_tenant(self, tenant: str) -> None:
+        self._by_tenant[tenant] -= 1
+        if self._by_tenant[tenant] == 0:
+            del self._by_tenant[tenant]
+            self._calendars.pop(tenant, None)
+            await self.accounts.unsubscribe(self.live.keys.limits_channel(tenant))
+
+    def _limits_changed(self, tenant: str) -> None:
+        self._calendars.pop(tenant, None)
+        now_ms = self.clock.now()
+        for seat in self:
+            if seat.meter.session.identity.tenant == tenant:
+                seat.meter.refresh(now_ms)
+                seat.drain()
+
+    def _lock(self, tenant: str, session_id: str) -> asyncio.Lock:
+        """One join or start of a session at a time; locks that nobody holds are dropped."""
+        if len(self._locks) > limits.CLAIMS_WAITING_MAX:
+            self._locks = {name: lock for name, lock in self._locks.items() if lock.locked()}
+        return self._locks.setdefault(session_key(tenant, session_id), asyncio.Lock())
+
+    def _run(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("hub_task_failed", error=str(task.exception()))
+
+    async def idle(self) -> None:
+        """Waits until nothing that was begun here is under way."""
+        while self._tasks or self.claims.waiting:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.claims.idle()
+
+
+def _check_owner(identity: Identity, user_id: str) -> None:
+    if identity.user_id != user_id:
+        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+
+
+def _check_watcher(principal: Principal, identity: Identity) -> None:
+    if not principal.may_watch(identity.user_id, identity.session_id):
+        raise PeerError(ErrorCode.FORBIDDEN, "the session is not yours to watch")
+
+
+def _check_live(session: Session) -> None:
+    if session.standing.phase is Phase.ENDED:
+        raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")

@@ -1,0 +1,123 @@
+"""Cold counters: what is not in Redis is read from Postgres and put there, if absent.
+
+That is safe because of two bounds. A counter leaves Redis only when no live session has
+used it for ``ACCOUNT_IDLE_MS``; and nothing is loaded while the tenant's outbox holds a
+record older than half of that. So whatever was decided before the counter left has
+reached Postgres by the time it is read again.
+"""
+
+import datetime
+import zoneinfo
+
+import msgspec
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.grants import month_after
+from protocol.session import Identity
+from server.clock import Clock
+from storage.live import Live
+from storage.records import Records, UnavailableError
+from storage.rows import MemberRecord
+
+
+class Calendar(msgspec.Struct, frozen=True):
+    """The calendar of an organisation: months and days begin in its time zone."""
+
+    zone: zoneinfo.ZoneInfo
+
+    def day(self, at_ms: int) -> datetime.date:
+        """The day of an instant."""
+        return datetime.datetime.fromtimestamp(at_ms / 1000, self.zone).date()
+
+    def month(self, at_ms: int) -> str:
+        """The month of an instant, by its first day: ``2026-11-01``."""
+        return self.day(at_ms).replace(day=1).isoformat()
+
+    def day_start_at(self, at_ms: int) -> int:
+        """The instant at which the day of an instant began."""
+        start = datetime.datetime.combine(self.day(at_ms), datetime.time(), self.zone)
+        return int(start.timestamp() * 1000)
+
+
+def calendar(name: str) -> Calendar:
+    """The calendar of a time zone; UTC for a name that this machine does not know."""
+    try:
+        return Calendar(zoneinfo.ZoneInfo(name))
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        return Calendar(zoneinfo.ZoneInfo("UTC"))
+
+
+class Loader:
+    """Loads what is cold. Raises ``ServiceError`` (retryable) where Postgres is away."""
+
+    def __init__(self, live: Live, records: Records, clock: Clock) -> None:
+        self.live = live
+        self.records = records
+        self.clock = clock
+
+    async def account(self, tenant: str, account_id: str) -> None:
+        """Loads a credit account from the ledger."""
+        await self._refuse_behind(tenant)
+        try:
+            found = await self.records.load_account(tenant, account_id)
+        except UnavailableError as error:
+            raise ServiceError("the account cannot be loaded now") from error
+        await self.live.load_account(
+            tenant, account_id, found.balance_micros, found.recent_entry_ids
+        )
+
+    async def member(self, tenant: str, user_id: str) -> MemberRecord:
+        """The limits and months of a member and the organisation, as Postgres has them."""
+        month = Calendar(zoneinfo.ZoneInfo("UTC")).month(self.clock.now())
+        months = [month, month_after(month)]
+        # A zone ahead of or behind UTC may be in another month than UTC is.
+        earlier = (datetime.date.fromisoformat(month) - datetime.timedelta(days=1)).replace(day=1)
+        try:
+            return await self.records.load_member(
+                tenant, user_id, [earlier, *map(datetime.date.fromisoformat, months)]
+            )
+        except UnavailableError as error:
+            raise ServiceError("the month cannot be loaded now") from error
+
+    async def months(self, tenant: str, user_id: str) -> None:
+        """Loads the months' counters of a member and of the organisation."""
+        await self._refuse_behind(tenant)
+        found = await self.member(tenant, user_id)
+        member: dict[str, str | int] = {"limit": _limit(found.member_limit_minutes), "overage": 0}
+        org: dict[str, str | int] = {
+            "limit": _limit(found.org_limit_minutes),
+            "overage": int(found.allow_overage),
+        }
+        for used in found.months:
+            member[f"used:{used.month.isoformat()}"] = used.member_minutes
+            org[f"used:{used.month.isoformat()}"] = used.org_minutes
+        keys = self.live.keys
+        await self.live.load_month(keys.member(tenant, user_id), member)
+        await self.live.load_month(keys.organization(tenant), org)
+
+    async def free_time(self, identity: Identity, day_start_at: int | None) -> None:
+        """Loads what a user has had of a shared allowance of free time."""
+        await self._refuse_behind(identity.tenant)
+        try:
+            used_ms = await self.records.free_used(
+                identity.tenant,
+                identity.user_id,
+                identity.counterpart_id if identity.terms.free_scope == "pair" else None,
+                identity.kind,
+                day_start_at,
+            )
+        except UnavailableError as error:
+            raise ServiceError("the free time cannot be loaded now") from error
+        key = self.live.keys.free(identity.tenant, identity.free_key or "")
+        await self.live.load_month(key, {"used": used_ms})
+
+    async def _refuse_behind(self, tenant: str) -> None:
+        """What Postgres says is complete only while the outbox is not far behind."""
+        oldest_at = await self.live.oldest_record_ms(tenant)
+        if oldest_at is not None and self.clock.now() - oldest_at > limits.ACCOUNT_IDLE_MS // 2:
+            raise ServiceError("the record is too far behind to load from")
+
+
+def _limit(minutes: int | None) -> str | int:
+    return "" if minutes is None else minutes

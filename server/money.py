@@ -1,0 +1,93 @@
+"""Money in: a grant is an entry in Postgres first, and then in Redis.
+
+The two writes cannot be one, so the first leaves a note in Postgres (``account_inbox``)
+that is taken away when the second is done. A process that dies between them is followed
+by one that finds the note; Redis knows the entries that it took, so nothing counts twice.
+"""
+
+import asyncio
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.events import EntryPosted
+from server.clock import Clock
+from storage.live import Live, LiveError
+from storage.records import Records, UnavailableError
+
+log = structlog.get_logger()
+
+INBOX_INTERVAL_S = 5.0
+"""How often notes are looked for that a dead process left."""
+INBOX_AGE_MS = 2_000
+"""Younger notes are about to be taken away by whoever wrote them."""
+
+
+class Money:
+    """Writes entries of money in, and brings them to Redis."""
+
+    def __init__(self, live: Live, records: Records, clock: Clock) -> None:
+        self.live = live
+        self.records = records
+        self.clock = clock
+
+    async def enter(
+        self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
+    ) -> bool:
+        """Writes an entry and applies it. False: it was there already, and applied.
+
+        Raises ``ServiceError`` when Postgres does not answer. When only Redis does not,
+        the entry stands, and is applied when Redis is back.
+        """
+        try:
+            new = await self.records.post_entry(entry, priority, expires_at)
+        except UnavailableError as error:
+            raise ServiceError("the ledger does not answer") from error
+        try:
+            await self._apply(entry)
+        except LiveError as error:
+            log.warning("entry_not_applied_yet", entry_id=entry.entry_id, error=str(error))
+        return new
+
+    async def _apply(self, entry: EntryPosted) -> None:
+        await self.live.credit(
+            entry.tenant,
+            entry.account_id,
+            entry.entry_id,
+            entry.amount_micros,
+            entry.entry_kind,
+            self.clock.now(),
+        )
+        await self.records.inbox_done([(entry.tenant, entry.account_id, entry.entry_id)])
+
+    async def apply_inbox(self, age_ms: int = 0) -> int:
+        """Applies what was written and perhaps not applied; how many entries that were."""
+        count = 0
+        for noted in await self.records.inbox(limits.FLUSH_BATCH_RECORDS):
+            if self.clock.now() - noted.created_at < age_ms:
+                continue
+            await self._apply(
+                EntryPosted(
+                    tenant=noted.tenant,
+                    account_id=noted.account_id,
+                    entry_id=noted.entry_id,
+                    entry_kind=noted.entry_kind,
+                    amount_micros=noted.amount_micros,
+                    at=noted.created_at,
+                )
+            )
+            count += 1
+        return count
+
+    async def run(self) -> None:
+        """Looks for forgotten notes for as long as the process lives."""
+        while True:
+            await asyncio.sleep(INBOX_INTERVAL_S)
+            try:
+                applied = await self.apply_inbox(INBOX_AGE_MS)
+                if applied:
+                    log.info("inbox_applied", entries=applied)
+            except (LiveError, UnavailableError, msgspec.MsgspecError) as error:
+                log.warning("inbox_not_read", error=str(error))

@@ -1,0 +1,120 @@
+"""A process: its parts, in the order in which they start and stop."""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+import time
+
+import structlog
+
+from protocol import limits
+from protocol.rates import RateCard
+from server.auth import Authenticator
+from server.clock import ClusterClock
+from server.config import Settings
+from server.hub import Hub
+from server.loading import Loader
+from server.metrics import Metrics
+from server.money import Money
+from server.presence import Presence
+from server.sockets import Sockets
+from server.timers import Timers
+from storage.keys import Keys
+from storage.live import Live, LiveError, connect
+from storage.records import Records
+
+log = structlog.get_logger()
+
+
+class Process:
+    """Everything that serves sockets and requests in one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        rates: RateCard,
+        records: Records,
+        sockets_max: int = limits.DESCRIPTORS_WANTED,
+    ) -> None:
+        assert settings.redis_url is not None
+        self.settings = settings
+        self.rates = rates
+        self.records = records
+        self.node = f"{socket.gethostname()[:40]}.{secrets.token_hex(4)}"
+        self.metrics = Metrics()
+        self.clock = ClusterClock()
+        self.timers = Timers(self.clock)
+        self.redis = connect(settings.redis_url)
+        self.live = Live(self.redis, Keys(settings.partitions), self.node)
+        self.loader = Loader(self.live, records, self.clock)
+        self.hub = Hub(
+            self.live, self.loader, self.clock, self.timers, self.metrics, settings.uncovered_ms
+        )
+        self.presence = Presence(self.live, self.hub, self.clock)
+        self.authenticator = Authenticator(settings)
+        self.money = Money(self.live, records, self.clock)
+        self.sockets = Sockets(self.metrics, sockets_max)
+        self.draining = False
+        """It is about to stop, and is not ready any more."""
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Connects, sets the clock, sweeps what dead processes left, and begins to serve."""
+        await self.live.prepare()
+        await self.authenticator.prepare()
+        await self.hub.accounts.start()
+        self.timers.start()
+        await self.presence.start()
+        await self.money.apply_inbox()
+        self._tasks = [
+            asyncio.create_task(self.authenticator.run()),
+            asyncio.create_task(self.money.run()),
+        ]
+        log.info("process_started", node=self.node)
+
+    @staticmethod
+    def wall_ms() -> int:
+        """Wall time, in which tokens expire."""
+        return time.time_ns() // 1_000_000
+
+    async def redis_answers(self) -> bool:
+        """Whether Redis answers now."""
+        try:
+            await self.presence.beat()
+        except LiveError:
+            return False
+        return True
+
+    async def outbox(self) -> tuple[int, int]:
+        """Entries that wait for Postgres, and the age of the oldest in milliseconds."""
+        entries, oldest_at = await self.live.outbox()
+        return entries, max(0, self.clock.now() - oldest_at) if oldest_at else 0
+
+    def count_sessions(self) -> None:
+        """Sets the gauges of what is served here."""
+        self.metrics.sessions.clear()
+        for seat in self.hub:
+            session = seat.meter.session
+            self.metrics.sessions.labels(seat.meter.phase.value, session.identity.kind).inc()
+        self.metrics.claims_waiting.set(self.hub.claims.waiting)
+
+    async def drain(self) -> None:
+        """Sends the clients away, and waits until their sessions are settled."""
+        self.draining = True
+        await self.sockets.drain(limits.DRAIN_SPREAD_MS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.DRAIN_SPREAD_MS / 1000):
+                await self.hub.idle()
+
+    async def stop(self) -> None:
+        """Lets go of everything; sockets are gone already."""
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self.presence.stop()
+        self.timers.stop()
+        await self.hub.accounts.stop()
+        await self.redis.aclose()
+        log.info("process_stopped", node=self.node)

@@ -1,0 +1,364 @@
+"""A seat: one session on this process, with its meter, its sockets and its timers.
+
+The seat is the meter's shell, in the manner of sans-I/O libraries: every call of the
+meter is followed by ``drain``, which carries out what the meter wants and arms its one
+timer anew.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Iterable
+from typing import Protocol
+
+import msgspec
+
+from protocol import messages
+from protocol.codec import encode, error_message, tick_template
+from protocol.effects import Ask, Leave, Probe, Push, Refuse, Reply, Show
+from protocol.errors import ErrorCode, PeerError, ProtocolError, RefusedError
+from protocol.meter import Meter
+from protocol.snapshots import snapshot, tick
+from protocol.steps import Step
+from server.accounts import Account
+from server.claims import Claims, retry_after_ms
+from server.clock import Clock
+from server.frames import text_frame
+from server.loading import Calendar
+from server.metrics import Metrics
+from server.timers import Timer, Timers
+from storage.live import Outcome
+
+
+class Member(Protocol):
+    """A socket at a seat, as the seat sees it."""
+
+    def send(self, frame: bytes) -> None:
+        """Sends a frame that must arrive."""
+
+    def send_tick(self, frame: bytes) -> bool:
+        """Sends a frame that may be dropped; False when it was."""
+
+    def probe(self) -> None:
+        """Asks the peer for a proof of life."""
+
+    def left(self, seat: "Seat") -> None:
+        """The seat is cleared: the session has ended."""
+
+
+class Ticket(msgspec.Struct, frozen=True, eq=False):
+    """A request that waits for its answer: the token that a meter hands back."""
+
+    member: Member | None
+    request_id: int | None
+    missed: tuple[bytes, ...] = ()
+    """Kept notices that a joining client has not seen."""
+    failed: "Failed | None" = None
+    """Called instead of an error message, where the answer is not a socket's."""
+    shown: "Shown | None" = None
+
+
+class Failed(Protocol):
+    """Takes the error that a request came to."""
+
+    def __call__(self, error: ProtocolError) -> None:
+        """The request failed."""
+
+
+class Shown(Protocol):
+    """Takes the answer to a request that did not come over a socket."""
+
+    def __call__(self, message: messages.ServerMessage | bytes) -> None:
+        """The request was done."""
+
+
+class Place(Protocol):
+    """What a seat needs of the process around it."""
+
+    clock: Clock
+    timers: Timers
+    claims: Claims
+    metrics: Metrics
+    node: str
+
+    def leave(self, seat: "Seat") -> None:
+        """The seat's session has ended, or nobody here needs it any more."""
+
+    def gone(self, seat: "Seat", step: Step) -> None:
+        """Redis came back without the session."""
+
+    def changed(self, seat: "Seat", outcome: Outcome) -> None:
+        """A step of this session changed the account's figures."""
+
+
+class TickGroup:
+    """The members of a seat that want their ticks at the same pace."""
+
+    def __init__(self, seat: "Seat", every_ms: int) -> None:
+        self.seat = seat
+        self.every_ms = every_ms
+        self.members: list[Member] = []
+        # Spread over the interval by the session's name, the same after a reconnect.
+        self.phase_ms = zlib.crc32(seat.key.encode()) % every_ms
+        self.timer: Timer | None = None
+
+    def arm(self, now_ms: int) -> None:
+        """Sets the timer to the next tick that is due after ``now_ms``."""
+        if self.timer is None:
+            every_ms = self.every_ms
+            due_at = now_ms - (now_ms - self.phase_ms) % every_ms + every_ms
+            self.timer = self.seat.place.timers.tick(due_at, self._fire)
+
+    def _fire(self, now_ms: int) -> None:
+        self.timer = None
+        meter = self.seat.meter
+        if not self.members or not meter.counting:
+            return  # armed again when time runs again
+        frame = text_frame(tick(meter, self.seat.template, now_ms))
+        tally = self.seat.place.metrics.tally
+        for member in self.members:
+            if member.send_tick(frame):
+                tally.ticks_pushed += 1
+                tally.bytes_pushed += len(frame)
+            else:
+                tally.ticks_skipped += 1
+        self.arm(now_ms)
+
+
+class Seat:
+    """One session on this process."""
+
+    def __init__(
+        self, place: Place, meter: Meter, account: Account, calendar: Calendar, node: str
+    ) -> None:
+        self.place = place
+        self.meter = meter
+        self.account = account
+        self.calendar = calendar
+        self.node = node
+        """The process in whose name steps are made; a dead one's while it is swept."""
+        self.failures = 0
+        self.members: dict[Member, int] = {}
+        """Sockets, and the pace of their ticks."""
+        self.watchers: set[Member] = set()
+        """Those of them that do not keep the session alive."""
+        self.groups: dict[int, TickGroup] = {}
+        self.settled = asyncio.Event()
+        """No step of it is on its way."""
+        self.template = tick_template(meter.session.identity.session_id)
+        self._timer: Timer | None = None
+        self._retry: Timer | None = None
+
+    @property
+    def key(self) -> str:
+        """The session's name across tenants."""
+        return self.meter.session.key
+
+    # --- Members -------------------------------------------------------------------
+
+    def seat(self, member: Member, tick_ms: int, *, watching: bool) -> None:
+        """A socket takes part; with another pace than before if it was here already."""
+        self.unseat(member)
+        self.members[member] = tick_ms
+        if watching:
+            self.watchers.add(member)
+        group = self.groups.get(tick_ms)
+        if group is None:
+            group = self.groups[tick_ms] = TickGroup(self, tick_ms)
+        group.members.append(member)
+        if self.meter.counting:
+            group.arm(self.place.clock.now())
+
+    def unseat(self, member: Member) -> None:
+        """A socket takes no part any more."""
+        tick_ms = self.members.pop(member, None)
+        self.watchers.discard(member)
+        if tick_ms is not None:
+            group = self.groups[tick_ms]
+            group.members.remove(member)
+            if not group.members:
+                del self.groups[tick_ms]
+
+    # --- Steps ---------------------------------------------------------------------
+
+    def day_start_at(self) -> int | None:
+        """The beginning of the day on which the session started, for a day's free time."""
+        identity = self.meter.session.identity
+        if identity.terms.free_scope != "day":
+            return None
+        return self.calendar.day_start_at(identity.started_at)
+
+    def answered(self, step: Step, outcome: Outcome) -> None:
+        """Redis answered."""
+        self.failures = 0
+        if outcome.gone or outcome.reply is None:
+            self.place.gone(self, step)
+            return
+        reply = outcome.reply
+        if reply.session is not None and not self._is_ours(reply, step):
+            return
+        if outcome.change is not None:
+            self.place.changed(self, outcome)
+        self._count(reply)
+        self.meter.granted(reply, self.place.clock.now())
+        self.drain()
+
+    def _is_ours(self, reply: Reply, step: Step) -> bool:
+        """Whether a session that was there already at its start is the same user's."""
+        assert reply.session is not None
+        found, wanted = reply.session.identity, step.before.identity
+        if step.before.standing.version or found.user_id == wanted.user_id:
+            return True
+        error = PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        self._fail_all(error)
+        self.place.leave(self)
+        return False
+
+    def _count(self, reply: Reply) -> None:
+        metrics = self.place.metrics
+        outcome = "accepted" if reply.accepted else "refused" if reply.refused_by else "stale"
+        metrics.claims.labels("left" if reply.left else outcome).inc()
+        limit = reply.refused_by or (reply.session.grant.final if reply.session else None)
+        if limit:
+            metrics.grants_refused.labels(limit).inc()
+
+    def unanswered(self, error: ProtocolError) -> None:
+        """Nobody knows whether the step was made: it is asked anew after a while."""
+        self.failures += 1
+        self._fail_all(error)
+        at = self.place.clock.now() + retry_after_ms(self.failures)
+        self._retry = self.place.timers.deadline(at, self._ask_again)
+
+    def _fail_all(self, error: ProtocolError) -> None:
+        for ticket in self.meter.abandon():
+            _fail(ticket, error)
+
+    def _ask_again(self, now_ms: int) -> None:
+        self._retry = None
+        self.meter.unanswered(now_ms)
+        self.drain()
+
+    def alive(self, at_ms: int) -> None:
+        """A proof of life of one of the sockets."""
+        if self.meter.alive(at_ms, at_ms):
+            self.drain()
+
+    # --- The meter -------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Carries out what the meter wants, and arms its timer."""
+        for effect in self.meter.effects():
+            match effect:
+                case Ask(step):
+                    self.place.claims.ask(self, step)
+                case Push(message, token):
+                    self._push(message, token)
+                case Show(token, only):
+                    self._show(token, only=only)
+                case Refuse(token, limit):
+                    _fail(token, _refusal(limit))
+                case Probe():
+                    for member in self.members:
+                        if member not in self.watchers:
+                            member.probe()
+                case Leave():
+                    self.place.leave(self)
+                    self.settled.set()
+                    return
+        if self.meter.asked is None:
+            self.settled.set()
+        else:
+            self.settled.clear()
+        now_ms = self.place.clock.now()
+        self._arm()
+        if self.meter.counting:
+            for group in self.groups.values():
+                group.arm(now_ms)
+
+    def _arm(self) -> None:
+        due_at = self.meter.timer()
+        if self._timer is not None:
+            if self._timer.at == due_at:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due_at is not None:
+            self._timer = self.place.timers.deadline(due_at, self._fire)
+
+    def _fire(self, now_ms: int) -> None:
+        due_at = self._timer.at if self._timer is not None else now_ms
+        self._timer = None
+        counting = self.meter.counting
+        self.meter.handle_timer(now_ms)
+        self.drain()
+        if counting and not self.meter.counting:
+            lateness_ms = max(0, self.place.clock.now() - due_at)
+            self.place.metrics.stop_lateness.observe(lateness_ms / 1000)
+
+    def close(self) -> None:
+        """Nothing is due here any more."""
+        for timer in (self._timer, self._retry, *(g.timer for g in self.groups.values())):
+            if timer is not None:
+                timer.cancel()
+        self.groups.clear()
+        self.members.clear()
+
+    # --- Messages ----------------------------------------------------------------------
+
+    def snapshot(
+        self, request_id: int | None = None, missed: Iterable[bytes] = ()
+    ) -> messages.Session:
+        """The session as it stands now."""
+        return snapshot(self.meter, self.place.clock.now(), tuple(missed), request_id)
+
+    def _push(self, message: messages.ServerMessage | bytes, ticket: Ticket | None) -> None:
+        encoded = message if isinstance(message, bytes) else encode(message)
+        self._broadcast(text_frame(encoded), ticket)
+        if ticket is None:
+            return
+        if ticket.shown is not None:
+            ticket.shown(message)
+        elif ticket.member is not None:
+            if ticket.request_id is not None:
+                # The answer is the same message with the request's own number in front.
+                encoded = b'{"id":%d,' % ticket.request_id + encoded[1:]
+            ticket.member.send(text_frame(encoded))
+
+    def show(self, ticket: Ticket) -> None:
+        """Answers a request with the snapshot."""
+        self._show(ticket, only=True)
+
+    def _show(self, ticket: Ticket | None, *, only: bool) -> None:
+        if not only and self.members:
+            self._broadcast(text_frame(encode(self.snapshot())), ticket)
+        if ticket is None:
+            return
+        answer = self.snapshot(ticket.request_id, ticket.missed)
+        if ticket.shown is not None:
+            ticket.shown(answer)
+        elif ticket.member is not None:
+            ticket.member.send(text_frame(encode(answer)))
+
+    def _broadcast(self, frame: bytes, ticket: Ticket | None) -> None:
+        tally = self.place.metrics.tally
+        for member in list(self.members):
+            if ticket is None or member is not ticket.member:
+                member.send(frame)
+                tally.messages_pushed += 1
+
+
+def _refusal(limit: str | None) -> ProtocolError:
+    if limit is None:
+        return RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
+    return RefusedError(
+        ErrorCode.LIMIT_REACHED, f"nothing is left to go on with: {limit}", limit=limit
+    )
+
+
+def _fail(ticket: Ticket | None, error: ProtocolError) -> None:
+    if ticket is None:
+        return
+    if ticket.failed is not None:
+        ticket.failed(error)
+    elif ticket.member is not None:
+        message = msgspec.structs.replace(error_message(error), id=ticket.request_id)
+        ticket.member.send(text_frame(encode(message)))

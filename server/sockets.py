@@ -1,0 +1,77 @@
+"""The open sockets of a process: how many there are, of whom, and how they are let go."""
+
+import asyncio
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from protocol import limits
+from protocol.codec import encode
+from protocol.errors import CloseCode
+from protocol.messages import Reconnect
+from server.frames import text_frame
+from server.metrics import Metrics
+
+if TYPE_CHECKING:
+    from server.connection import Connection
+
+
+class Sockets:
+    """The open sockets, counted by user and by address."""
+
+    def __init__(self, metrics: Metrics, sockets_max: int = limits.DESCRIPTORS_WANTED) -> None:
+        self.metrics = metrics
+        self.sockets_max = sockets_max
+        """So many sockets leave descriptors for everything else."""
+        self.connections: set[Connection] = set()
+        self._by_user: Counter[str] = Counter()
+        self._by_address: Counter[str] = Counter()
+
+    def admit(self, address: str) -> bool:
+        """Whether one more socket from ``address`` fits; it is counted if so."""
+        if self._by_address[address] >= limits.SOCKETS_PER_ADDRESS_MAX:
+            return False
+        self._by_address[address] += 1
+        return True
+
+    def dismiss(self, address: str) -> None:
+        """A socket that was admitted is gone."""
+        _take(self._by_address, address)
+
+    def add(self, connection: "Connection") -> None:
+        """A socket was accepted."""
+        self.connections.add(connection)
+        self.metrics.sockets.set(len(self.connections))
+        self.metrics.sockets_opened.inc()
+
+    def remove(self, connection: "Connection", code: int) -> None:
+        """A socket is gone."""
+        self.connections.discard(connection)
+        self.metrics.sockets.set(len(self.connections))
+        self.metrics.sockets_closed.labels(str(code)).inc()
+
+    def claim_user(self, user: str) -> bool:
+        """Whether one more socket of a user fits; it is counted if so."""
+        if self._by_user[user] >= limits.SOCKETS_PER_USER_MAX:
+            return False
+        self._by_user[user] += 1
+        return True
+
+    def release_user(self, user: str) -> None:
+        """A socket of a user is gone."""
+        _take(self._by_user, user)
+
+    async def drain(self, after_ms: int) -> None:
+        """Sends every client away, in batches, to come back spread over ``after_ms``."""
+        frame = text_frame(encode(Reconnect(after_ms=after_ms)))
+        connections = list(self.connections)
+        for first in range(0, len(connections), limits.DRAIN_BATCH_SOCKETS):
+            for connection in connections[first : first + limits.DRAIN_BATCH_SOCKETS]:
+                connection.send(frame)
+                connection.close(CloseCode.DRAINING, "this process stops")
+            await asyncio.sleep(0)
+
+
+def _take(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if counter[name] <= 0:
+        del counter[name]

@@ -1,0 +1,82 @@
+"""What a session is to be, before it starts: its terms, its account, its free time."""
+
+from protocol import messages
+from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
+from protocol.session import Identity
+from protocol.terms import Terms
+from server.auth import Principal
+from server.loading import calendar
+from server.process import Process
+from storage.records import UnavailableError
+from storage.rows import SessionRow
+
+
+async def identity_of(process: Process, principal: Principal, request: messages.Start) -> Identity:
+    """The identity of a session that is not in Redis, from the request and the record.
+
+    A session that a backend prepared has terms of its own, which the browser cannot
+    change. Raises ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``.
+    """
+    assert principal.tenant is not None
+    assert principal.user_id is not None
+    assert principal.account_id is not None
+    try:
+        row = await process.records.session(principal.tenant, request.session_id)
+    except UnavailableError as error:
+        raise ServiceError("the record of sessions does not answer") from error
+    if row is not None:
+        _check(row, principal)
+    elif process.settings.start == "prepared":
+        raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
+    terms = row.terms if row is not None else process.rates.terms(request.kind)
+    account_id = row.account_id if row is not None else principal.account_id
+    counterpart_id = request.counterpart_id
+    if row is not None and row.counterpart_id is not None:
+        counterpart_id = row.counterpart_id
+    now_ms = process.clock.now()
+    day = ""
+    if terms.free_scope == "day":
+        day = await _day(process, principal, now_ms)
+    return Identity(
+        tenant=principal.tenant,
+        session_id=request.session_id,
+        user_id=principal.user_id,
+        org_id=principal.org_id,
+        account_id=account_id,
+        counterpart_id=counterpart_id,
+        kind=terms.kind,
+        started_at=now_ms,
+        terms=terms,
+        free_key=_free_key(terms, principal.user_id, counterpart_id, day),
+        metadata=row.metadata if row is not None and row.metadata else request.metadata,
+    )
+
+
+def _check(row: SessionRow, principal: Principal) -> None:
+    if row.user_id != principal.user_id:
+        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+    if row.state == "ended":
+        raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
+    if row.state == "live":
+        raise ServiceError("the session is being restored")
+
+
+def _free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -> str | None:
+    """The allowance that a kind's free time is drawn from, when sessions share one."""
+    if terms.free_ms == 0 or terms.free_scope == "session":
+        return None
+    if terms.free_scope == "pair":
+        if counterpart_id is None:
+            return None
+        return f"{user_id}/{terms.kind}/pair/{counterpart_id}"
+    return f"{user_id}/{terms.kind}/day/{day}"
+
+
+async def _day(process: Process, principal: Principal, now_ms: int) -> str:
+    """Today, by the organisation's calendar."""
+    zone = "UTC"
+    if principal.org_id is not None:
+        assert principal.tenant is not None
+        assert principal.user_id is not None
+        zone = (await process.loader.member(principal.tenant, principal.user_id)).timezone
+    return calendar(zone).day(now_ms).isoformat()

@@ -1,0 +1,133 @@
+"""All timers of a process, behind one timer of the event loop.
+
+A wheel of milliseconds: whatever is due in the same one stands in one bucket, and a heap
+holds only the buckets, so setting and firing a timer costs the same for ten sessions as
+for ten thousand. Deadlines come before ticks: a stop is never late because of a tick.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+
+from protocol import limits
+from server.clock import Clock, ClusterClock
+
+
+class Timer:
+    """One thing to be done at an instant, unless it is cancelled."""
+
+    __slots__ = ("_callback", "at")
+
+    def __init__(self, at: int, callback: Callable[[int], None]) -> None:
+        self.at = at
+        self._callback: Callable[[int], None] | None = callback
+
+    def cancel(self) -> None:
+        """It will not fire; its place in the wheel is given up when its time comes."""
+        self._callback = None
+
+    def fire(self, now_ms: int) -> None:
+        """Does it, once."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback(now_ms)
+
+
+class Wheel:
+    """Timers in buckets of a millisecond."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, list[Timer]] = {}
+        self._order: list[int] = []
+
+    def add(self, timer: Timer) -> None:
+        """Puts a timer in its bucket."""
+        bucket = self._buckets.get(timer.at)
+        if bucket is None:
+            self._buckets[timer.at] = [timer]
+            heapq.heappush(self._order, timer.at)
+        else:
+            bucket.append(timer)
+
+    @property
+    def next_at(self) -> int | None:
+        """The earliest bucket; None when there is none."""
+        return self._order[0] if self._order else None
+
+    def pop_due(self, now_ms: int) -> list[Timer]:
+        """The timers of the earliest bucket that is due; none when nothing is."""
+        if not self._order or self._order[0] > now_ms:
+            return []
+        return self._buckets.pop(heapq.heappop(self._order))
+
+
+class Timers:
+    """The timers of a process. Without an event loop (tests) ``run_due`` is called by hand."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._deadlines = Wheel()
+        self._ticks = Wheel()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self._armed_at: int | None = None
+
+    def start(self) -> None:
+        """From here on, what is due is done by the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._arm()
+
+    def stop(self) -> None:
+        """Nothing fires any more."""
+        self._loop = None
+        if self._handle is not None:
+            self._handle.cancel()
+
+    def deadline(self, at: int, callback: Callable[[int], None]) -> Timer:
+        """Calls ``callback(now_ms)`` at ``at``, before any tick that is due as well."""
+        return self._add(self._deadlines, at, callback)
+
+    def tick(self, at: int, callback: Callable[[int], None]) -> Timer:
+        """Calls ``callback(now_ms)`` at ``at``, when no deadline is due."""
+        return self._add(self._ticks, at, callback)
+
+    def _add(self, wheel: Wheel, at: int, callback: Callable[[int], None]) -> Timer:
+        timer = Timer(at, callback)
+        wheel.add(timer)
+        if self._armed_at is None or at < self._armed_at:
+            self._arm()
+        return timer
+
+    @property
+    def next_at(self) -> int | None:
+        """The instant of the earliest timer."""
+        found = [at for at in (self._deadlines.next_at, self._ticks.next_at) if at is not None]
+        return min(found) if found else None
+
+    def run_due(self, now_ms: int) -> None:
+        """Fires everything that is due, deadlines first, as far as one turn may go."""
+        for _ in range(limits.TIMERS_PER_TURN_MAX):
+            due = self._deadlines.pop_due(now_ms) or self._ticks.pop_due(now_ms)
+            if not due:
+                return
+            for timer in due:
+                timer.fire(now_ms)
+
+    def _arm(self) -> None:
+        if self._loop is None:
+            return
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._armed_at = self.next_at
+        if self._armed_at is not None:
+            assert isinstance(self.clock, ClusterClock)
+            self._handle = self._loop.call_later(self.clock.delay_s(self._armed_at), self._wake)
+
+    def _wake(self) -> None:
+        self._handle = None
+        self._armed_at = None
+        try:
+            self.run_due(self.clock.now())
+        finally:
+            self._arm()
