@@ -54,7 +54,8 @@ export interface Welcome {
   node: string;
   server_time_at: number;
   ping_ms: number;
-  expires_at: number;
+  /** Null: the credential does not expire. */
+  expires_at: number | null;
 }
 
 export interface SessionSnapshot {

@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests: Chromium, a mock server, and the client in a page.
+"""Fixtures of the browser tests: Chromium, a mock server, the client and the page.
 
 A test module imports those that it takes, and names them in its ``__all__``. Where there
 is no Chromium its tests are skipped, and say so.
@@ -8,13 +8,23 @@ import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, BrowserContext, Page, Route, async_playwright, expect
 
-from tests.browser.mock_server import PATIENCE_S, Line, Message, MockServer, running_server
+from tests.browser.mock_server import (
+    PATIENCE_S,
+    SERVER_TIME_AT,
+    Line,
+    Message,
+    MockServer,
+    running_server,
+    snapshot,
+)
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = [
@@ -25,6 +35,9 @@ ARGUMENTS = [
     "--disable-sync",
     "--no-first-run",
 ]
+
+NOW = datetime.fromtimestamp(SERVER_TIME_AT / 1000, UTC)
+PAID = {"free_remaining_ms": 0, "paid": True}
 
 HARNESS = """
 (() => {
@@ -160,6 +173,92 @@ class ClientPage:
         return reading
 
 
+class Tab:
+    """One tab with the page in it, its time standing still at ``NOW`` unless it is run."""
+
+    def __init__(self, page: Page, server: MockServer) -> None:
+        self.page = page
+        self.server = server
+        self.has_demonstration = True
+        self.requests: list[Message] = []
+        self.receipt: Message | None = None
+        self.session_id = ""
+        self.faults: list[str] = []
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", lambda message: self._hear(message.text))
+        page.on("request", lambda request: self._see(request.url))
+
+    def _hear(self, text: str) -> None:
+        if "Content Security Policy" in text:
+            self.faults.append(text)
+
+    def _see(self, url: str) -> None:
+        if not url.startswith((self.server.url, "data:", "ws://127.0.0.1")):
+            self.faults.append(f"asked for {url}")
+
+    async def open(self, path: str = "/") -> None:
+        await self.page.clock.install(time=NOW - timedelta(minutes=1))
+        await self.page.clock.pause_at(NOW)
+        await self.page.route("**/demo/*", self._answer)
+        await self.page.route("**/v1/sessions/*", self._answer_receipt)
+        await self.page.goto(self.server.url + path)
+
+    async def _answer(self, route: Route) -> None:
+        """The endpoints that a server in development offers."""
+        path = urlsplit(route.request.url).path
+        body: Message = route.request.post_data_json or {}
+        self.requests.append({"path": path, "headers": route.request.headers, **body})
+        if not self.has_demonstration:
+            await route.fulfill(status=404)
+        elif path == "/demo/token":
+            user = {"user_id": body.get("user_id", "user-1"), "account_id": "user-1"}
+            await route.fulfill(json={"token": "token-1", "credits": "2.5", **user})
+        else:
+            await route.fulfill(json={"credits": "7.5"})
+
+    async def _answer_receipt(self, route: Route) -> None:
+        if self.receipt is None:
+            await route.fulfill(status=404)
+        else:
+            await route.fulfill(json=self.receipt)
+
+    async def line(self) -> Line:
+        line = await self.server.line()
+        await line.welcome()
+        return line
+
+    async def ride(self, **changes: Any) -> Line:
+        """Start a chat; the line, on which the session is ``session-1``."""
+        await self.open()
+        line = await self.line()
+        await self.page.get_by_role("button", name="Start the meter").click()
+        start = await line.receive("start")
+        await line.answer(start, **snapshot(**{"session_id": start["session_id"], **changes}))
+        await expect(self.at("#time")).to_be_visible()
+        self.session_id = start["session_id"]
+        return line
+
+    async def send(self, line: Line, message: Message) -> None:
+        await line.send(**{**message, "session_id": self.session_id})
+
+    async def reach_limit(self, line: Line, limit: str = "credits") -> None:
+        reached = {"limit": limit, "stopped_at": SERVER_TIME_AT, "grace_ms": 15_000}
+        state = snapshot(state="stopping", seq=3, elapsed_ms=210_000, credits="0", **PAID)
+        await self.send(line, {"type": "limit_reached", "seq": 3, **reached})
+        await self.send(line, {**state, "limit": limit, "remaining_ms": 0})
+
+    def at(self, selector: str) -> Any:
+        return self.page.locator(selector)
+
+    @property
+    def credits(self) -> Any:
+        return self.at("[data-balance]:visible")
+
+    @property
+    def toast(self) -> Any:
+        return self.at(".toast span").last
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     if shutil.which(CHROMIUM) is None:
@@ -189,3 +288,17 @@ async def client(chromium: Browser, mock_server: MockServer) -> AsyncIterator[Cl
     yield ClientPage(page, mock_server)
     await page.close()
     assert faults == [], "the client threw where nobody could catch it"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def context(chromium: Browser) -> AsyncIterator[BrowserContext]:
+    context = await chromium.new_context(timezone_id="Europe/London", locale="en-GB")
+    yield context
+    await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def tab(context: BrowserContext, mock_server: MockServer) -> AsyncIterator[Tab]:
+    tab = Tab(await context.new_page(), mock_server)
+    yield tab
+    assert tab.faults == [], "the page broke its policy, threw, or asked for things elsewhere"

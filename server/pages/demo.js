@@ -1,0 +1,561 @@
+/**
+ * The page at `/`: Taximeter as the person in the back seat sees it.
+ *
+ * Everything that counts is in the client; this file only draws what `session.now()` and
+ * the events say, and remembers in sessionStorage which session this tab was showing, so
+ * that a reload comes back to it.
+ */
+
+import { Taximeter, TaximeterError } from '/client/taximeter.js';
+
+const STORAGE_KEY = 'taximeter';
+const TOAST_MS = 9_000;
+const MINUTE_MS = 60_000;
+const ROWS_MOST = 120;
+
+const LIMITS = {
+  credits: { soon: 'Your credits run out', stopped: 'out of credits', left: 'Credits' },
+  member_minutes: {
+    soon: 'Your minutes of this month end',
+    stopped: 'your month is used up',
+    left: 'Your month',
+  },
+  org_minutes: {
+    soon: 'Your organisation’s minutes end',
+    stopped: 'your organisation’s month is used up',
+    left: 'Your organisation’s month',
+  },
+  session_cap: {
+    soon: 'The longest session ends',
+    stopped: 'this is the longest a session may be',
+    left: 'One session',
+  },
+};
+const CONNECTIONS = {
+  idle: 'Not connected',
+  connecting: 'Connecting',
+  live: 'Live',
+  reconnecting: 'Reconnecting',
+  offline: 'Offline',
+  closed: 'Offline',
+};
+const PROBLEMS = {
+  limit_reached: 'There is nothing left to run on. Top up, and start again.',
+  unavailable: 'The server cannot take this at the moment. Try again in a little while.',
+  rate_limited: 'That was too much at once. Try again in a little while.',
+  unknown_kind: 'This server has no such kind on its rate card.',
+  forbidden: 'This session belongs to somebody else.',
+  session_ended: 'This session has ended.',
+  timeout: 'The server did not answer in time.',
+  offline: 'There is no connection to the server.',
+};
+const REASONS = {
+  client: 'ended by you',
+  operator: 'ended by an operator',
+  disconnected: 'ended after the connection was lost',
+  call_ended: 'ended with the call',
+  node_lost: 'ended when a server was lost',
+};
+
+const byId = (id) => document.getElementById(id);
+const calm = matchMedia('(prefers-reduced-motion: reduce)');
+
+// What this tab knows
+
+const FORGOTTEN = {
+  sessionId: null,
+  kind: null,
+  lastSeq: null,
+  minutes: [],
+  alert: false, // a warning stands
+  reached: null, // the `limit_reached` whose grace runs
+};
+let saved = { ...FORGOTTEN, ...JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? '{}') };
+let token = null;
+let session = null;
+let balance = null;
+let grace = null; // { endsAt, ms } of our own clock, while a limit's grace runs
+let serverAheadMs = 0;
+let bindsAt = 0;
+let longest = {}; // by limit: the most that was ever left of it, for its bar
+let frame = 0;
+
+function save(changes) {
+  saved = { ...saved, ...changes };
+  sessionStorage.setItem(STORAGE_KEY, JSON.stringify(saved));
+}
+
+// Words and figures
+
+function clockFace(ms) {
+  const seconds = Math.floor(ms / 1000);
+  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
+  const pad = (number) => String(number).padStart(2, '0');
+  const head = hours ? `${hours}:${pad(minutes)}` : `${minutes}`;
+  return `${head}:${pad(seconds % 60)}`;
+}
+const countdown = (ms) => clockFace(Math.ceil(ms / 1000) * 1000);
+const timeOfDay = (at) => new Date(at).toLocaleTimeString('en-GB');
+const explain = (error) => PROBLEMS[error.code] ?? error.message;
+
+function put(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** An element with text or children; attributes that are undefined are left out. */
+function make(tag, attributes, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes ?? {})) {
+    if (value !== undefined) element.setAttribute(name, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+function toast(text, tone) {
+  const close = make('button', { type: 'button', 'aria-label': 'Dismiss' }, '✕');
+  const element = make('div', { class: 'toast', 'data-tone': tone }, make('span', {}, text), close);
+  close.addEventListener('click', () => element.remove());
+  byId('toasts').append(element);
+  setTimeout(() => element.remove(), TOAST_MS);
+}
+
+/** Shows `loading`, `token`, `receipt`, or the meter with what belongs to `start` or `ride`. */
+function show(view) {
+  const isMeter = ['start', 'ride'].includes(view);
+  for (const section of document.querySelectorAll('.view')) {
+    section.hidden = section.id !== `view-${isMeter ? 'meter' : view}`;
+  }
+  for (const panel of document.querySelectorAll('.panel')) {
+    panel.hidden = panel.dataset.panel !== view;
+  }
+  if (document.body.dataset.view !== view) {
+    document.body.dataset.view = view;
+    const title = { start: 'start-title', ride: 'ride-title' }[view] ?? `${view}-title`;
+    byId(title)?.focus({ preventScroll: true });
+    scrollTo(0, 0);
+  }
+  if (view === 'start') rest();
+  draw();
+}
+
+/** The instrument before a ride: it shows what is chosen, and that it is free. */
+function rest() {
+  const isChat = byId('start-form').elements.kind.value === 'chat';
+  byId('instrument').dataset.phase = 'rest';
+  byId('arc').style.setProperty('--part', 0);
+  byId('controls').hidden = true;
+  byId('demonstration').hidden = !byId('fast').checked;
+  put(byId('ride-title'), isChat ? 'Chat' : 'Recording');
+  put(byId('phase'), 'For hire');
+  put(byId('time'), '0:00');
+  put(byId('tenths'), calm.matches ? '' : '.0');
+  put(byId('dial-note'), '');
+  document.title = 'Taximeter';
+}
+
+// The server's side doors: tokens and credits for a demonstration
+
+async function post(path, body, headers = {}) {
+  const response = await fetch(path, {
+    method: 'POST',
+    headers: { 'Content-Type': 'application/json', ...headers },
+    body: JSON.stringify(body),
+  });
+  if (response.ok) return response.json();
+  const isMissing = response.status === 404;
+  throw new TaximeterError('unavailable', `${path}: ${response.status}`, { retryable: !isMissing });
+}
+
+async function freshToken() {
+  if (saved.pasted) token = saved.pasted;
+  else {
+    const given = await post('/demo/token', { user_id: saved.userId });
+    token = given.token;
+    save({ userId: given.user_id });
+  }
+  return token;
+}
+
+function uniqueId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(8));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+async function topUp(amount) {
+  const headers = { Authorization: `Bearer ${token}`, 'Idempotency-Key': uniqueId() };
+  const { credits } = await post('/demo/top-up', { amount }, headers);
+  balance = Number(credits);
+  draw();
+}
+
+async function attempt(button, action) {
+  button.disabled = true;
+  try {
+    await action();
+  } catch (error) {
+    const isTopUp = error.code === 'unavailable' && !error.retryable;
+    toast(isTopUp ? 'Topping up is part of the demonstration only.' : explain(error), 'stop');
+  } finally {
+    button.disabled = false;
+  }
+}
+
+// The connection
+
+const meter = new Taximeter({ token: freshToken });
+
+meter.addEventListener('connection', ({ detail }) => {
+  byId('connection').dataset.state = detail.state;
+  put(byId('connection-text'), CONNECTIONS[detail.state]);
+  draw();
+});
+
+meter.addEventListener('welcome', ({ detail }) => {
+  balance = Number(detail.credits);
+  serverAheadMs = detail.server_time_at - Date.now();
+  for (const element of document.querySelectorAll('[data-user]')) put(element, detail.user_id);
+  if (['loading', 'token'].includes(document.body.dataset.view)) {
+    if (saved.sessionId) ride();
+    else show('start');
+  }
+  draw();
+});
+
+meter.addEventListener('credit', ({ detail }) => {
+  if (detail.account_id !== meter.welcome.account_id) return;
+  balance = Number(detail.credits);
+  if (detail.reason === 'grant') toast(`${Number(detail.delta)} credits were added.`);
+  draw();
+});
+
+meter.addEventListener('error', ({ detail: error }) => {
+  if (error.retryable) return; // the lamp says that it is being tried again
+  if (meter.welcome === null || error.code === 'unauthenticated') {
+    put(byId('token-error'), saved.pasted ? 'That token was refused.' : '');
+    save({ pasted: null });
+    show('token');
+  } else {
+    toast(`${explain(error)} Reload the page to connect again.`, 'stop');
+  }
+});
+
+// The session
+
+function ride() {
+  document.body.dataset.alert = saved.alert ? 'warning' : '';
+  longest = {};
+  session = meter.start({
+    kind: saved.kind,
+    sessionId: saved.sessionId,
+    lastSeq: saved.lastSeq ?? undefined,
+  });
+  const ridden = session;
+  const on = (type, listener) =>
+    ridden.addEventListener(type, ({ detail }) => {
+      if (ridden !== session) return; // it was left
+      listener(detail);
+      save({ lastSeq: session?.lastSeq ?? null });
+      draw();
+    });
+  ridden.addEventListener('tick', draw); // no frames are drawn in a tab behind; ticks arrive
+  on('session', showSnapshot);
+  on('minute', showMinute);
+  on('free_time', () => toast('Your free time is over. Credits are used from now on.', 'warning'));
+  on('limit_warning', ({ limit, remaining_ms }) => {
+    save({ alert: true });
+    document.body.dataset.alert = 'warning';
+    toast(`${LIMITS[limit].soon} in ${countdown(remaining_ms)}.`, 'warning');
+  });
+  on('limit_cleared', ({ limit }) => {
+    save({ alert: false });
+    document.body.dataset.alert = '';
+    toast(`${LIMITS[limit].left}: there is enough again.`);
+  });
+  on('limit_reached', halt);
+  on('stopped', (message) => finish(message.receipt, message.limit));
+  on('error', failed);
+  return session.ready;
+}
+
+function showSnapshot(snapshot) {
+  serverAheadMs = snapshot.server_time_at - Date.now();
+  const isChat = snapshot.kind.startsWith('chat');
+  put(byId('ride-title'), isChat ? 'Chat' : 'Recording');
+  byId('demonstration').hidden = (snapshot.speed ?? 1) === 1;
+  const price = Number(snapshot.credits_per_minute);
+  const unit = price === 1 ? 'credit' : 'credits';
+  put(byId('price'), price ? `${price} ${unit} a minute` : 'This costs no credits.');
+  const others = snapshot.limits.filter(({ limit }) => limit !== snapshot.limit);
+  byId('limits').replaceChildren(
+    ...others
+      .filter(({ remaining_ms }) => remaining_ms !== null)
+      .map(({ limit, remaining_ms }) =>
+        make('li', {}, make('span', {}, LIMITS[limit].left), countdown(remaining_ms)),
+      ),
+  );
+  const here = new URLSearchParams({ session: snapshot.session_id, kind: snapshot.kind });
+  if (saved.userId) here.set('user', saved.userId);
+  byId('second-tab').href = `/#${here}`;
+  if (snapshot.state !== 'stopping') unhalt();
+  else if (!grace) halt(saved.reached ?? { limit: snapshot.limit ?? 'credits' });
+  if (snapshot.state === 'ended') fetchReceipt();
+  else if (document.body.dataset.view !== 'ride') {
+    showMinutes();
+    show('ride');
+  }
+}
+
+/** A session that cannot begin is told where it was begun; one that ran, here. */
+function failed(error) {
+  if (error.code === 'session_ended') fetchReceipt();
+  else if (document.body.dataset.view === 'start') {
+    forget();
+    put(byId('start-error'), explain(error));
+  } else {
+    toast(explain(error), 'stop');
+    forget();
+    show('start');
+  }
+}
+
+function forget() {
+  session = null;
+  unhalt();
+  save(FORGOTTEN);
+  document.body.dataset.alert = '';
+}
+
+function showMinute({ minute, seconds, credits }) {
+  if (saved.minutes.some((row) => row.minute === minute)) return;
+  const rows = [...saved.minutes, { minute, seconds, credits }];
+  save({ minutes: rows.sort((a, b) => b.minute - a.minute).slice(0, ROWS_MOST) });
+  showMinutes(minute);
+}
+
+function showMinutes(newest) {
+  const rows = saved.minutes.map(({ minute, seconds, credits }) => {
+    const cells = [minute + 1, seconds, Number(credits).toFixed(4)];
+    const attributes = { class: minute === newest ? 'new' : undefined };
+    return make('tr', attributes, ...cells.map((cell) => make('td', {}, String(cell))));
+  });
+  const first = saved.minutes.at(-1)?.minute ?? 0;
+  if (first > 0) {
+    const text = first === 1 ? 'Minute 1' : `Minutes 1 to ${first}`;
+    rows.push(make('tr', {}, make('td', { colspan: 3 }, `${text}: on the record before this`)));
+  }
+  byId('minutes').replaceChildren(...rows);
+  byId('tape-empty').hidden = rows.length > 0;
+}
+
+function halt({ limit, stopped_at, grace_ms }) {
+  // News of a limit that was lifted since comes with the snapshot that says so.
+  if (session.state !== 'stopping') return;
+  const isTold = stopped_at !== undefined; // a tab that came late may not know since when
+  if (isTold) grace = { endsAt: stopped_at + grace_ms - serverAheadMs, ms: grace_ms };
+  save({ alert: false, reached: isTold ? { limit, stopped_at, grace_ms } : null });
+  document.body.dataset.alert = '';
+  put(byId('halt-title'), `Stopped: ${LIMITS[limit].stopped}`);
+  const ending = limit === 'credits' ? 'Top up to go on where you were.' : 'Save your work now.';
+  const at = isTold ? ` at ${timeOfDay(stopped_at - serverAheadMs)}` : '';
+  put(byId('halt-text'), `The meter stopped${at}, and nothing more is charged. ${ending}`);
+  byId('halt-clock').hidden = !isTold;
+  byId('go-on').hidden = limit !== 'credits';
+  byId('halt').hidden = false;
+  byId('halt-title').focus();
+}
+
+function unhalt() {
+  grace = null;
+  save({ reached: null });
+  byId('halt').hidden = true;
+}
+
+async function fetchReceipt() {
+  const { sessionId } = saved;
+  const headers = { Authorization: `Bearer ${token}` };
+  const response = await fetch(`/v1/sessions/${sessionId}`, { headers });
+  const receipt = response.ok ? await response.json() : null;
+  if (saved.sessionId !== sessionId) return; // the receipt came by itself meanwhile
+  if (receipt?.ended_at) finish(receipt, null);
+  else failed(new TaximeterError('unknown_session', 'This session has ended.'));
+}
+
+// The receipt
+
+/** What the time was spent on, in order; what is neither counted nor a gap was a pause. */
+function stretchesOf({ segments, gaps }) {
+  const known = [
+    ...segments.map((segment) => ({ ...segment, name: '' })),
+    ...gaps.map((gap) => ({ ...gap, name: gap.billed ? 'gap, billed' : 'gap, not billed' })),
+  ].sort((a, b) => a.from_at - b.from_at);
+  return known.flatMap((one, index) => {
+    const from_at = known[index - 1]?.to_at ?? one.from_at;
+    const pause = { from_at, to_at: one.from_at, name: 'paused, not counted' };
+    return one.from_at - from_at >= 1_000 ? [pause, one] : [one];
+  });
+}
+
+function finish(receipt, limit) {
+  const speed = session?.snapshot?.speed ?? 1;
+  const line = (name, value, style) => [
+    make('dt', { class: style }, name),
+    make('dd', { class: style }, value),
+  ];
+  const spent = ({ from_at, to_at }) => clockFace(to_at - from_at);
+  const span = ({ from_at, to_at }) => `${timeOfDay(from_at)} – ${timeOfDay(to_at)}`;
+  const stretches = stretchesOf(receipt);
+  const minutes = saved.minutes.toReversed().map(({ minute, seconds, credits }) =>
+    line(`Minute ${minute + 1}, ${seconds} s`, Number(credits).toFixed(4)),
+  );
+  const day = new Date(receipt.started_at).toLocaleDateString('en-GB', { dateStyle: 'long' });
+  const kind = receipt.kind.startsWith('chat') ? 'Chat' : 'Recording';
+  const reason = limit ? LIMITS[limit].stopped : (REASONS[receipt.reason] ?? 'at its limit');
+  byId('receipt').replaceChildren(
+    make('header', {}, make('strong', {}, 'TAXIMETER'), day, make('br'), `${kind}, ${reason}`),
+    make('dl', {}, ...stretches.flatMap((one) => [
+      ...line(span(one), spent(one), one.name && 'quiet'),
+      ...(one.name ? line(`  ${one.name}`, '', 'quiet') : []),
+    ])),
+    make('dl', {},
+      ...line('Time counted', clockFace(receipt.elapsed_ms)),
+      ...line('Free time', `− ${clockFace(receipt.free_ms)}`),
+      ...line('Billed', clockFace(receipt.billed_ms)),
+      ...line('Minutes on the record', String(receipt.minutes)),
+    ),
+    ...(minutes.length ? [make('dl', {}, ...minutes.flat())] : []),
+    make('dl', { class: 'total' }, ...line('Credits', Number(receipt.credits).toFixed(4))),
+    make('footer', {},
+      ...(speed > 1 ? [`Demonstration: the meter ran ${speed} times as fast.`, make('br')] : []),
+      receipt.session_id,
+    ),
+  );
+  balance = meter.welcome === null ? balance : (session?.now()?.credits ?? balance);
+  forget();
+  show('receipt');
+}
+
+// Drawing
+
+function phaseOf(reading) {
+  if (meter.state !== 'live') {
+    return ['still', CONNECTIONS[meter.state], 'As last known, until the line is back'];
+  }
+  if (reading.state === 'paused') return ['still', 'Paused', 'Nothing is counted'];
+  if (reading.state === 'suspended') return ['still', 'Waiting for your connection', ''];
+  if (reading.state === 'stopping') return ['halted', 'Stopped', 'Nothing more is charged'];
+  if (reading.state === 'ended') return ['ended', 'Ended', ''];
+  const minute = `Minute ${Math.floor(reading.elapsed_ms / MINUTE_MS) + 1}`;
+  if (reading.free_remaining_ms > 0) {
+    return ['free', 'Free time', `Free time left ${countdown(reading.free_remaining_ms)}`];
+  }
+  return reading.paid ? ['paid', 'Using paid credits', minute] : ['plain', 'Counting', minute];
+}
+
+function drawBalance(credits) {
+  if (credits === null) return;
+  const figures = credits.toFixed(4);
+  for (const element of document.querySelectorAll('[data-balance]')) {
+    put(element.querySelector('[data-whole]'), figures.slice(0, -2));
+    put(element.querySelector('[data-part]'), figures.slice(-2));
+  }
+}
+
+function drawLimit({ limit, remaining_ms, speed, state }) {
+  const isKnown = limit !== null && remaining_ms !== null;
+  const isOver = state === 'stopping' && limit !== null;
+  const name = isOver ? `Stopped: ${LIMITS[limit].stopped}` : LIMITS[limit]?.soon;
+  put(byId('limit-name'), name ?? 'No limit in sight');
+  byId('limit-bar').parentElement.hidden = !isKnown || isOver;
+  if (!isKnown || isOver) return put(byId('limit-when'), '');
+  longest[limit] = Math.max(longest[limit] ?? 0, remaining_ms);
+  byId('limit-bar').style.setProperty('--part', remaining_ms / (longest[limit] || 1));
+  const now = Date.now() + remaining_ms / speed;
+  if (Math.abs(now - bindsAt) > 1_500) bindsAt = now; // a second's flicker is no news
+  const isRunning = state === 'active' && meter.state === 'live';
+  const left = countdown(remaining_ms);
+  const when = isRunning ? `at ${timeOfDay(bindsAt)}, in ${left}` : `after ${left} more`;
+  return put(byId('limit-when'), when);
+}
+
+function drawGrace() {
+  if (!grace) return;
+  const leftMs = Math.max(0, grace.endsAt - Date.now());
+  put(byId('halt-seconds'), String(Math.ceil(leftMs / 1000)));
+  byId('halt-bar').style.setProperty('--part', Math.min(1, leftMs / grace.ms));
+}
+
+function draw() {
+  const reading = session?.now() ?? null;
+  drawBalance(reading?.credits ?? balance);
+  if (!reading || document.body.dataset.view !== 'ride') return;
+  const [phase, name, note] = phaseOf(reading);
+  byId('instrument').dataset.phase = phase;
+  put(byId('phase'), name);
+  put(byId('dial-note'), note);
+  const { elapsed_ms, free_remaining_ms } = reading;
+  const time = clockFace(elapsed_ms);
+  put(byId('time'), time);
+  put(byId('tenths'), calm.matches ? '' : `.${Math.floor(elapsed_ms / 100) % 10}`);
+  byId('time').parentElement.classList.toggle('long', time.length > 5);
+  document.title = `${time} · Taximeter`;
+  const ofFree = free_remaining_ms / (free_remaining_ms + elapsed_ms);
+  const ofMinute = (elapsed_ms % MINUTE_MS) / MINUTE_MS;
+  byId('arc').style.setProperty('--part', free_remaining_ms > 0 ? ofFree : ofMinute);
+  put(byId('pause'), reading.state === 'active' ? 'Pause' : 'Go on');
+  byId('controls').hidden = reading.state === 'stopping'; // what can be done is said above
+  drawLimit(reading);
+  drawGrace();
+  // One loop, whoever drew: the next frame replaces the one that is planned.
+  cancelAnimationFrame(frame);
+  clearTimeout(frame);
+  frame = calm.matches ? setTimeout(draw, 1000) : requestAnimationFrame(draw);
+}
+
+// Hands on the instrument
+
+byId('start-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  const { kind } = Object.fromEntries(new FormData(event.target));
+  put(byId('start-error'), '');
+  save({ ...FORGOTTEN, kind: byId('fast').checked ? `${kind}-demo` : kind });
+  save({ sessionId: `${saved.kind}-${uniqueId()}` });
+  byId('start').disabled = true;
+  ride()
+    .catch(() => {}) // told by the session's `error`
+    .finally(() => {
+      byId('start').disabled = false;
+    });
+});
+byId('start-form').addEventListener('change', rest);
+byId('token-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  save({ pasted: byId('token').value.trim() });
+  meter.connect();
+});
+byId('pause').addEventListener('click', ({ target }) =>
+  attempt(target, () => (session.state === 'active' ? session.pause() : session.resume())),
+);
+byId('stop').addEventListener('click', ({ target }) => attempt(target, () => session.stop()));
+byId('end-now').addEventListener('click', ({ target }) => attempt(target, () => session.stop()));
+byId('go-on').addEventListener('click', ({ target }) =>
+  attempt(target, async () => {
+    await topUp('5');
+    await session.resume();
+  }),
+);
+byId('again').addEventListener('click', () => show('start'));
+byId('print').addEventListener('click', () => print());
+document.addEventListener('click', ({ target }) => {
+  const button = target.closest('[data-top-up]');
+  if (button) attempt(button, () => topUp(button.dataset.topUp));
+});
+
+// A link from another tab says which session to show, and as whom.
+const shared = new URLSearchParams(location.hash.slice(1));
+if (shared.has('session')) {
+  const [sessionId, kind, userId] = ['session', 'kind', 'user'].map((name) => shared.get(name));
+  save({ ...FORGOTTEN, sessionId, kind, userId: userId ?? undefined });
+  history.replaceState(null, '', location.pathname);
+}
+meter.connect();
