@@ -1,0 +1,107 @@
+"""From the records of the outbox to what ``unnest`` takes: one array for each column."""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from protocol.events import EntryPosted, MinuteUsed, Record
+from storage.rows import SessionPrepared
+
+Value = TypeVar("Value")
+
+# Attributes in the order of the parameters in write_started.sql and the others.
+STARTED = (
+    "tenant", "session_id", "user_id", "org_id", "account_id", "counterpart_id", "kind",
+    "started_at", "terms", "metadata",
+)  # fmt: skip
+ENDED = (
+    "tenant", "session_id", "user_id", "org_id", "account_id", "counterpart_id", "kind",
+    "started_at", "ended_at", "reason", "limit", "elapsed_ms", "free_ms", "billed_ms",
+    "minutes", "credits_micros", "uncovered_ms", "segments", "gaps", "terms", "metadata",
+)  # fmt: skip
+MINUTE = (
+    "tenant", "session_id", "minute", "seconds", "user_id", "org_id", "account_id",
+    "counterpart_id", "kind", "started_at", "month", "counts", "credits_micros", "free_ms",
+)  # fmt: skip
+# Columns of type jsonb, which are handed over as text.
+_DOCUMENTS = frozenset({"terms", "metadata", "segments", "gaps"})
+
+
+def unique(records: Sequence[Record], of_type: type[Value], *key: str) -> dict[Any, Value]:
+    """The records of one type by their natural keys; of duplicates the first."""
+    found: dict[Any, Value] = {}
+    for record in records:
+        if isinstance(record, of_type):
+            found.setdefault(tuple(getattr(record, name) for name in key), record)
+    return found
+
+
+def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
+    """The records as one array for each column, as ``unnest`` takes them."""
+    return [
+        [
+            json_value(getattr(record, name)) if name in _DOCUMENTS else getattr(record, name)
+            for record in records
+        ]
+        for name in names
+    ]
+
+
+def entry_row(entry: EntryPosted) -> tuple[Any, ...]:
+    """What ``write_entries.sql`` takes of an entry that was decided in Redis."""
+    return (
+        entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
+        entry.at, text_value(entry.reason), text_value(entry.operation), None, None,
+        json_value(entry.metadata),
+    )  # fmt: skip
+
+
+def burn_row(minute: MinuteUsed) -> tuple[Any, ...]:
+    """What ``write_entries.sql`` takes of the entry that a minute's cost makes."""
+    return (
+        minute.tenant, minute.account_id, f"burn:{minute.session_id}:{minute.minute}", "burn",
+        -minute.credits_micros, minute.started_at, None, None, minute.session_id, minute.minute,
+        None,
+    )  # fmt: skip
+
+
+def money_in_row(entry: EntryPosted, priority: int, expires_at: int | None) -> tuple[Any, ...]:
+    """What ``post_entry.sql`` takes."""
+    return (
+        entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
+        entry.at, text_value(entry.reason), text_value(entry.operation),
+        json_value(entry.metadata), priority, expires_at,
+    )  # fmt: skip
+
+
+def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:
+    """What ``prepare_session.sql`` takes."""
+    return (
+        session.tenant, session.session_id, session.kind, session.user_id, session.org_id,
+        session.account_id, session.counterpart_id, json_value(session.terms),
+        json_value(session.metadata),
+    )  # fmt: skip
+
+
+def text_value(value: str | None) -> str | None:
+    """Free text, without the one character that Postgres cannot keep."""
+    return None if value is None else value.replace("\0", "\ufffd")
+
+
+def json_value(value: Any) -> str | None:
+    """A JSON document, or None; a client's metadata must not make a bill unwritable."""
+    if value is None:
+        return None
+    text = msgspec.json.encode(value).decode()
+    return msgspec.json.encode(_without_nul(value)).decode() if "\\u0000" in text else text
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return text_value(value)
+    if isinstance(value, dict):
+        return {text_value(key): _without_nul(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nul(item) for item in value]
+    return value

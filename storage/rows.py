@@ -1,0 +1,217 @@
+"""What the record answers: frozen values, with instants as epoch milliseconds.
+
+Most are decoded from one JSON column that a query in ``storage/sql`` makes, so the
+names here are the names there.
+"""
+
+from datetime import date
+from typing import Any, Literal
+
+import msgspec
+
+from protocol.terms import Terms
+
+SessionState = Literal["prepared", "live", "ended"]
+
+
+class RecordedSession(msgspec.Struct, frozen=True):
+    """What of a session's time is in Postgres already."""
+
+    session_id: str
+    minutes: tuple[int, ...]
+    """The numbers of its minutes, rising, not necessarily without gaps."""
+    charged_micros: int
+    free_ms: int
+
+
+class AccountRecord(msgspec.Struct, frozen=True):
+    """A credit account as the ledger has it; all of it from one snapshot."""
+
+    balance_micros: int
+    """The sum of the ledger."""
+    debt_allowed: bool
+    """True exactly while the balance is negative; no permission to go further down."""
+    recent_entry_ids: tuple[str, ...]
+    """Money in that is in the balance: the newest 256, and all that wait in the inbox."""
+    recorded: tuple[RecordedSession, ...] = ()
+    """Those of the sessions that were asked for which have minutes in the balance."""
+
+
+class MonthUsed(msgspec.Struct, frozen=True):
+    """The counted minutes of one month, named by its first day."""
+
+    month: date
+    member_minutes: int
+    org_minutes: int
+    """Those of all members, the member's own included."""
+
+
+class MemberRecord(msgspec.Struct, frozen=True):
+    """The limits of a member and the organisation, and what was used of them.
+
+    A limit of None is none. ``months`` has those that were asked for, in their order.
+    """
+
+    timezone: str
+    tier: str
+    allow_overage: bool
+    """The organisation's limit does not stop; the member's own does all the same."""
+    member_limit_minutes: int | None
+    org_limit_minutes: int | None
+    months: tuple[MonthUsed, ...]
+
+
+class OrganizationRow(msgspec.Struct, frozen=True):
+    """An organisation's plan. A limit of None is none."""
+
+    tenant: str
+    org_id: str
+    tier: str
+    timezone: str
+    monthly_hours_limit: float | None
+    allow_overage: bool
+
+
+class MemberRow(msgspec.Struct, frozen=True):
+    """A member's own limit, and the minutes of the newest month with any."""
+
+    tenant: str
+    user_id: str
+    monthly_hours_limit: float | None
+    current_month_minutes_used: int
+    current_month_start: date | None
+
+
+class SessionPrepared(msgspec.Struct, frozen=True):
+    """A session that a backend prepared for a user, with terms of its own."""
+
+    tenant: str
+    session_id: str
+    user_id: str
+    org_id: str | None
+    account_id: str
+    counterpart_id: str | None
+    kind: str
+    terms: Terms
+    metadata: dict[str, Any] | None = None
+
+
+class SessionRow(msgspec.Struct, frozen=True):
+    """A chat, recording or call; the figures are final when its state is ``ended``."""
+
+    tenant: str
+    session_id: str
+    state: SessionState
+    kind: str
+    user_id: str
+    org_id: str | None
+    account_id: str
+    counterpart_id: str | None
+    started_at: int | None
+    ended_at: int | None
+    reason: str | None
+    limit_name: str | None
+    elapsed_ms: int
+    free_ms: int
+    billed_ms: int
+    minutes: int
+    charged_micros: int
+    uncovered_ms: int
+    segments: list[tuple[int, int]]
+    gaps: list[tuple[int, int, bool]]
+    terms: Terms
+    metadata: dict[str, Any] | None
+
+
+class InboxEntry(msgspec.Struct, frozen=True):
+    """Money in that is in the ledger, and that Redis has not confirmed."""
+
+    tenant: str
+    account_id: str
+    entry_id: str
+    amount_micros: int
+    entry_kind: str
+    reason: str | None
+    operation: str | None
+    priority: int
+    expires_at: int | None
+    created_at: int
+
+
+class LedgerEntry(msgspec.Struct, frozen=True):
+    """One entry of an account's ledger; ``position`` is the cursor of a page."""
+
+    position: int
+    entry_id: str
+    entry_kind: str
+    amount_micros: int
+    reason: str | None
+    operation: str | None
+    session_id: str | None
+    minute: int | None
+    priority: int
+    expires_at: int | None
+    metadata: dict[str, Any] | None
+    created_at: int
+
+
+class AccountFigures(msgspec.Struct, frozen=True):
+    """An account in a list, with the sums of its ledger.
+
+    ``balance_micros`` is ``in_micros - burnt_micros - spent_micros``.
+    """
+
+    account_id: str
+    balance_micros: int
+    debt_allowed: bool
+    entries: int
+    in_micros: int
+    """Granted, adjusted and expired."""
+    burnt_micros: int
+    """By the time of sessions."""
+    spent_micros: int
+    """By operations, and held for them."""
+
+
+class UsageLimit(msgspec.Struct, frozen=True):
+    """Whether a user may record, and the limit that decides it; None: no limit."""
+
+    can_record: bool
+    minutes_used: int
+    minutes_limit: int | None
+    minutes_remaining: int | None
+    percentage_used: float
+    binding: Literal["member_minutes", "org_minutes"] | None
+    """The limit that stops the recording when nothing remains."""
+
+
+class UsageDay(msgspec.Struct, frozen=True):
+    """A day in the organisation's time zone.
+
+    Minutes and seconds are of the kinds that count, sessions and credits of every kind.
+    """
+
+    day: date
+    minutes: int
+    seconds: int
+    sessions: int
+    credits_micros: int
+
+
+class Fresh(msgspec.Struct, frozen=True):
+    """The key is the caller's: do the work, then finish or release it."""
+
+
+class UnderWay(msgspec.Struct, frozen=True):
+    """Somebody else works under the key, or died at it less than a minute ago."""
+
+
+class Mismatch(msgspec.Struct, frozen=True):
+    """The key was used for another body."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The work was done; this is what was answered."""
+
+    status: int
+    body: bytes

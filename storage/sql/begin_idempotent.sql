@@ -1,0 +1,18 @@
+-- Begins work under a key, or takes over what was begun more than $5 ms ago and never
+-- finished; else answers what is there. No row at all means that another process began
+-- between this statement's snapshot and its insert: ask again.
+WITH begun AS (
+    INSERT INTO idempotency_keys AS known (tenant, scope, key, fingerprint)
+    VALUES ($1, $2, $3, $4)
+    ON CONFLICT (tenant, scope, key) DO UPDATE SET created_at = now()
+    WHERE known.status IS NULL
+      AND known.fingerprint = excluded.fingerprint
+      AND known.created_at <= now() - $5::bigint * interval '1 millisecond'
+    RETURNING fingerprint
+)
+SELECT true AS fresh, fingerprint, NULL::smallint AS status, NULL::bytea AS response
+FROM begun
+UNION ALL
+SELECT false, fingerprint, status, response
+FROM idempotency_keys
+WHERE tenant = $1 AND scope = $2 AND key = $3 AND NOT EXISTS (SELECT FROM begun)

@@ -1,0 +1,13 @@
+-- Money in that Redis has not confirmed, oldest first, and everything that the account's
+-- channel is to be told of it.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT
+        waiting.tenant, waiting.account_id, waiting.entry_id, waiting.amount_micros,
+        entry.entry_kind, entry.reason, entry.operation, entry.priority,
+        epoch_ms(entry.expires_at) AS expires_at, epoch_ms(entry.created_at) AS created_at
+    FROM account_inbox AS waiting
+    JOIN credit_ledger AS entry USING (tenant, account_id, entry_id)
+    ORDER BY entry.position
+    LIMIT $1
+) AS answer

@@ -1,0 +1,32 @@
+-- A member's and their organisation's limits, and the minutes that both used in the
+-- given months; without rows: no limits, UTC, nothing used.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT
+        coalesce(organization.timezone, 'UTC') AS timezone,
+        coalesce(organization.tier, 'free') AS tier,
+        coalesce(organization.allow_overage, false) AS allow_overage,
+        limit_minutes(organization.monthly_hours_limit) AS org_limit_minutes,
+        limit_minutes(member.monthly_hours_limit) AS member_limit_minutes,
+        coalesce(
+            (
+                SELECT json_agg(used)
+                FROM (
+                    SELECT
+                        asked.month,
+                        coalesce(sum(cache.total_minutes) FILTER (WHERE cache.user_id = $2), 0)
+                            AS member_minutes,
+                        coalesce(sum(cache.total_minutes), 0) AS org_minutes
+                    FROM unnest($3::date[]) AS asked (month)
+                    LEFT JOIN monthly_usage_cache AS cache
+                        ON cache.tenant = $1 AND cache.month = asked.month
+                    GROUP BY asked.month
+                    ORDER BY asked.month
+                ) AS used
+            ),
+            '[]'
+        ) AS months
+    FROM (SELECT) AS always
+    LEFT JOIN organizations AS organization ON organization.tenant = $1
+    LEFT JOIN organization_members AS member ON member.tenant = $1 AND member.user_id = $2
+) AS answer

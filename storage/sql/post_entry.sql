@@ -1,0 +1,16 @@
+-- Money in: the ledger entry and its place in the inbox, both or neither; answers
+-- whether the entry is new.
+WITH posted AS (
+    INSERT INTO credit_ledger (
+        tenant, account_id, entry_id, entry_kind, amount_micros, created_at, reason,
+        operation, metadata, priority, expires_at
+    )
+    VALUES (
+        $1, $2, $3, $4, $5, instant($6), $7, $8, $9::text::jsonb, $10::integer, instant($11)
+    )
+    ON CONFLICT (tenant, account_id, entry_id) DO NOTHING
+    RETURNING tenant, account_id, entry_id, amount_micros
+)
+INSERT INTO account_inbox (tenant, account_id, entry_id, amount_micros)
+SELECT tenant, account_id, entry_id, amount_micros FROM posted
+RETURNING true

@@ -1,0 +1,413 @@
+-- The whole schema of the record, to be read from top to bottom.
+--
+-- Databases are made by storage/migrations/*.sql; tests/storage/test_migrations.py
+-- compares the catalogues and fails when the two differ in anything.
+--
+-- Every primary key begins with the tenant ('org:<org id>', or 'user:<user id>' for a
+-- user without an organisation), so that the tables can be distributed by it as they
+-- are. There are no foreign keys, because records arrive in any order: a minute may be
+-- here before the session that it belongs to. Credits are micro-credits, durations
+-- milliseconds, unless the name says otherwise.
+
+-- Helpers ---------------------------------------------------------------------------
+
+CREATE FUNCTION instant(p_ms bigint) RETURNS timestamptz
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$ SELECT to_timestamp(p_ms / 1000.0) $$;
+
+CREATE FUNCTION epoch_ms(p_at timestamptz) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$ SELECT floor(extract(epoch FROM p_at) * 1000)::bigint $$;
+
+CREATE FUNCTION tenant_of(p_user text, p_org text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$ SELECT coalesce('org:' || p_org, 'user:' || p_user) $$;
+
+-- Plans define their limits in hours, usage is counted in minutes: 0.99 hours are 59.
+CREATE FUNCTION limit_minutes(p_hours numeric) RETURNS integer
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$ SELECT floor(p_hours * 60)::integer $$;
+
+-- Organisations and their members ---------------------------------------------------
+
+CREATE TABLE organizations (
+    tenant text NOT NULL,
+    org_id text NOT NULL,
+    tier text NOT NULL DEFAULT 'free',
+    timezone text NOT NULL DEFAULT 'UTC',
+    monthly_hours_limit numeric,
+    allow_overage boolean NOT NULL DEFAULT false,
+    CONSTRAINT organizations_pkey PRIMARY KEY (tenant),
+    -- The bound keeps the limit in minutes within an integer, and NaN out.
+    CONSTRAINT organizations_limit_check CHECK (monthly_hours_limit BETWEEN 0 AND 1000000),
+    -- Raises for a zone that Postgres does not know, so that no query stumbles over it.
+    CONSTRAINT organizations_timezone_check
+        CHECK (timestamptz 'epoch' AT TIME ZONE timezone IS NOT NULL)
+);
+
+CREATE TABLE organization_members (
+    tenant text NOT NULL,
+    user_id text NOT NULL,
+    monthly_hours_limit numeric,
+    current_month_minutes_used integer NOT NULL DEFAULT 0,
+    current_month_start date,
+    CONSTRAINT organization_members_pkey PRIMARY KEY (tenant, user_id),
+    CONSTRAINT organization_members_limit_check
+        CHECK (monthly_hours_limit BETWEEN 0 AND 1000000)
+);
+
+-- Sessions: one row for each chat, recording or call --------------------------------
+
+CREATE TABLE sessions (
+    tenant text NOT NULL,
+    session_id text NOT NULL,
+    state text NOT NULL,
+    kind text NOT NULL,
+    user_id text NOT NULL,
+    org_id text,
+    account_id text NOT NULL,
+    counterpart_id text,
+    started_at timestamptz,
+    ended_at timestamptz,
+    reason text,
+    limit_name text,
+    elapsed_ms bigint NOT NULL DEFAULT 0,
+    free_ms bigint NOT NULL DEFAULT 0,
+    billed_ms bigint NOT NULL DEFAULT 0,
+    minutes integer NOT NULL DEFAULT 0,
+    charged_micros bigint NOT NULL DEFAULT 0,
+    uncovered_ms bigint NOT NULL DEFAULT 0,
+    segments jsonb NOT NULL DEFAULT '[]',
+    gaps jsonb NOT NULL DEFAULT '[]',
+    terms jsonb NOT NULL,
+    metadata jsonb,
+    CONSTRAINT sessions_pkey PRIMARY KEY (tenant, session_id),
+    CONSTRAINT sessions_state_check CHECK (state IN ('prepared', 'live', 'ended')),
+    CONSTRAINT sessions_started_check CHECK (state = 'prepared' OR started_at IS NOT NULL),
+    CONSTRAINT sessions_ended_check
+        CHECK ((state = 'ended') = (ended_at IS NOT NULL AND reason IS NOT NULL)),
+    CONSTRAINT sessions_figures_check CHECK (
+        elapsed_ms >= 0 AND free_ms >= 0 AND billed_ms >= 0
+        AND minutes >= 0 AND charged_micros >= 0 AND uncovered_ms >= 0
+    )
+);
+
+CREATE INDEX sessions_by_user ON sessions (tenant, user_id, started_at);
+
+-- Minutes: one row for each session and minute --------------------------------------
+
+CREATE TABLE usage_tracking (
+    tenant text NOT NULL,
+    session_id text NOT NULL,
+    minute integer NOT NULL,
+    seconds smallint NOT NULL,
+    user_id text NOT NULL,
+    org_id text,
+    account_id text NOT NULL,
+    counterpart_id text,
+    kind text NOT NULL,
+    started_at timestamptz NOT NULL,
+    month date NOT NULL,
+    counts boolean NOT NULL,
+    charged_micros bigint NOT NULL,
+    free_ms bigint NOT NULL,
+    CONSTRAINT usage_tracking_pkey PRIMARY KEY (tenant, session_id, minute),
+    CONSTRAINT usage_tracking_minute_check CHECK (minute >= 0),
+    CONSTRAINT usage_tracking_seconds_check CHECK (seconds BETWEEN 1 AND 60),
+    CONSTRAINT usage_tracking_month_check CHECK (extract(day FROM month) = 1),
+    CONSTRAINT usage_tracking_charged_check CHECK (charged_micros >= 0),
+    CONSTRAINT usage_tracking_free_check CHECK (free_ms >= 0)
+);
+
+CREATE INDEX usage_tracking_by_user ON usage_tracking (tenant, user_id, started_at);
+CREATE INDEX usage_tracking_by_time ON usage_tracking (tenant, started_at);
+-- What is left of the free time of a user and a counterpart, or of a day.
+CREATE INDEX usage_tracking_free ON usage_tracking (tenant, user_id, kind, counterpart_id)
+    WHERE free_ms > 0;
+
+-- Counting minutes of a user's month, with or without an organisation. The sum over a
+-- tenant and month is the organisation's month.
+CREATE TABLE monthly_usage_cache (
+    tenant text NOT NULL,
+    user_id text NOT NULL,
+    month date NOT NULL,
+    org_id text,
+    total_minutes integer NOT NULL,
+    total_seconds bigint NOT NULL,
+    CONSTRAINT monthly_usage_cache_pkey PRIMARY KEY (tenant, user_id, month),
+    CONSTRAINT monthly_usage_cache_totals_check
+        CHECK (total_minutes >= 0 AND total_seconds >= 0)
+);
+
+CREATE INDEX monthly_usage_cache_by_month ON monthly_usage_cache (tenant, month);
+
+-- Once for each statement, over all rows that were really new: one update a member and
+-- batch, however many minutes the batch has. Rows are taken in the order of their keys,
+-- members before the cache, so that two flushers cannot wait for each other in a circle.
+CREATE FUNCTION update_member_usage() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    -- The newest month of the batch is the only one that can be the member's current
+    -- month. A newer month than the member's begins it anew; a late minute of an older
+    -- month leaves it alone. A member without a row gets one, without a limit.
+    INSERT INTO organization_members AS member
+        (tenant, user_id, current_month_minutes_used, current_month_start)
+    SELECT newest.tenant, newest.user_id, newest.minutes, newest.month
+    FROM (
+        SELECT DISTINCT ON (tenant, user_id) tenant, user_id, month, count(*)::integer AS minutes
+        FROM new_minutes
+        WHERE counts AND org_id IS NOT NULL
+        GROUP BY tenant, user_id, month
+        ORDER BY tenant, user_id, month DESC
+    ) AS newest
+    ORDER BY newest.tenant, newest.user_id
+    ON CONFLICT (tenant, user_id) DO UPDATE SET
+        current_month_minutes_used = excluded.current_month_minutes_used
+            + CASE WHEN member.current_month_start = excluded.current_month_start
+                   THEN member.current_month_minutes_used ELSE 0 END,
+        current_month_start = excluded.current_month_start
+    WHERE member.current_month_start IS NULL
+       OR member.current_month_start <= excluded.current_month_start;
+
+    INSERT INTO monthly_usage_cache AS cache
+        (tenant, user_id, month, org_id, total_minutes, total_seconds)
+    SELECT tenant, user_id, month, max(org_id), count(*), sum(seconds)
+    FROM new_minutes
+    WHERE counts
+    GROUP BY tenant, user_id, month
+    ORDER BY tenant, user_id, month
+    ON CONFLICT (tenant, user_id, month) DO UPDATE SET
+        total_minutes = cache.total_minutes + excluded.total_minutes,
+        total_seconds = cache.total_seconds + excluded.total_seconds;
+
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER update_member_usage
+    AFTER INSERT ON usage_tracking
+    REFERENCING NEW TABLE AS new_minutes
+    FOR EACH STATEMENT EXECUTE FUNCTION update_member_usage();
+
+-- Whether a user may record at an instant, and the limit that decides it: the more
+-- restrictive of the member's and the organisation's, which is the one that has less
+-- left of the calendar month in the organisation's time zone. An organisation that
+-- allows overage is told of its limit but not stopped by it; the limit that it set for
+-- a member stops the member all the same. No limit: nulls, and 0 per cent. No row: no
+-- limit, UTC.
+CREATE FUNCTION check_usage_limit(
+    p_user text,
+    p_org text,
+    p_at timestamptz DEFAULT now(),
+    OUT can_record boolean,
+    OUT minutes_used integer,
+    OUT minutes_limit integer,
+    OUT minutes_remaining integer,
+    OUT percentage_used numeric,
+    OUT binding text
+)
+    LANGUAGE sql STABLE
+    AS $$
+    WITH organization AS (
+        SELECT
+            tenant_of(p_user, p_org) AS tenant,
+            limit_minutes(found.monthly_hours_limit) AS minutes_limit,
+            coalesce(found.allow_overage, false) AS allow_overage,
+            date_trunc('month', p_at AT TIME ZONE coalesce(found.timezone, 'UTC'))::date AS month
+        FROM (SELECT) AS always
+        LEFT JOIN organizations AS found ON found.tenant = tenant_of(p_user, p_org)
+    ), used AS (
+        SELECT
+            coalesce(sum(cache.total_minutes) FILTER (WHERE cache.user_id = p_user), 0)::integer
+                AS member_minutes,
+            coalesce(sum(cache.total_minutes), 0)::integer AS org_minutes
+        FROM organization
+        JOIN monthly_usage_cache AS cache USING (tenant, month)
+    ), candidates AS (
+        SELECT 1 AS rank, 'member_minutes' AS name, used.member_minutes AS used,
+            limit_minutes(member.monthly_hours_limit) AS minutes_limit, true AS stops
+        FROM used, organization
+        JOIN organization_members AS member
+            ON member.tenant = organization.tenant AND member.user_id = p_user
+        WHERE member.monthly_hours_limit IS NOT NULL
+        UNION ALL
+        SELECT 2, 'org_minutes', used.org_minutes, organization.minutes_limit,
+            NOT organization.allow_overage
+        FROM used, organization
+        WHERE organization.minutes_limit IS NOT NULL
+        UNION ALL
+        SELECT 3, NULL, used.member_minutes, NULL, false
+        FROM used
+    )
+    SELECT
+        NOT stops OR used < minutes_limit,
+        used,
+        minutes_limit,
+        CASE WHEN minutes_limit IS NOT NULL THEN greatest(minutes_limit - used, 0) END,
+        CASE
+            WHEN minutes_limit IS NULL THEN 0
+            WHEN minutes_limit = 0 THEN 100
+            ELSE round(used * 100.0 / minutes_limit, 2)
+        END,
+        CASE WHEN stops THEN name END
+    FROM candidates
+    ORDER BY stops DESC, minutes_limit - used NULLS LAST, rank
+    LIMIT 1
+$$;
+
+-- Usage by day, in the organisation's time zone, from the first day up to, and without,
+-- the last. Minutes and seconds are of the kinds that count, so that days add up to
+-- monthly_usage_cache; sessions and credits are of every kind. Days without usage are
+-- left out. A null user means all members of the organisation.
+CREATE FUNCTION get_usage_details(p_user text, p_org text, p_from date, p_to date)
+    RETURNS TABLE (
+        day date, minutes integer, seconds bigint, sessions integer, credits_micros bigint
+    )
+    LANGUAGE sql STABLE
+    AS $$
+    WITH organization AS (
+        SELECT
+            tenant_of(p_user, p_org) AS tenant,
+            coalesce(found.timezone, 'UTC') AS timezone
+        FROM (SELECT) AS always
+        LEFT JOIN organizations AS found ON found.tenant = tenant_of(p_user, p_org)
+    )
+    SELECT
+        (used.started_at AT TIME ZONE organization.timezone)::date AS day,
+        (count(*) FILTER (WHERE used.counts))::integer,
+        coalesce(sum(used.seconds) FILTER (WHERE used.counts), 0)::bigint,
+        count(DISTINCT used.session_id)::integer,
+        sum(used.charged_micros)::bigint
+    FROM organization
+    JOIN usage_tracking AS used
+        ON used.tenant = organization.tenant
+        AND used.started_at >= p_from::timestamp AT TIME ZONE organization.timezone
+        AND used.started_at < p_to::timestamp AT TIME ZONE organization.timezone
+    WHERE p_user IS NULL OR used.user_id = p_user
+    GROUP BY day
+    ORDER BY day
+$$;
+
+-- Credits ---------------------------------------------------------------------------
+
+-- Debt. The ledger is the record of what happened, and what happened is never refused:
+-- a session that ran on uncovered while Redis was away has burnt its time, even if that
+-- takes the balance below zero, and a spend may be here before the void that made room
+-- for it. Therefore the trigger on the ledger, which alone writes balances, sets the
+-- flag with the balance: debt_allowed is true exactly while the ledger's sum is
+-- negative. It follows from the sum, not from the order of arrival, and it goes when the
+-- debt is paid. The constraint stands against every other writer. The flag is a
+-- statement for whoever shows the account, and no permission to grant or spend below
+-- zero: that is decided in Redis, which never does.
+CREATE TABLE credit_accounts (
+    tenant text NOT NULL,
+    account_id text NOT NULL,
+    balance_micros bigint NOT NULL,
+    debt_allowed boolean NOT NULL DEFAULT false,
+    CONSTRAINT credit_accounts_pkey PRIMARY KEY (tenant, account_id),
+    CONSTRAINT credit_accounts_debt_check CHECK (balance_micros >= 0 OR debt_allowed)
+);
+
+CREATE TABLE credit_ledger (
+    tenant text NOT NULL,
+    account_id text NOT NULL,
+    entry_id text NOT NULL,
+    position bigint NOT NULL GENERATED ALWAYS AS IDENTITY,
+    entry_kind text NOT NULL,
+    amount_micros bigint NOT NULL,
+    reason text,
+    operation text,
+    session_id text,
+    minute integer,
+    priority smallint NOT NULL DEFAULT 0,
+    expires_at timestamptz,
+    metadata jsonb,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT credit_ledger_pkey PRIMARY KEY (tenant, account_id, entry_id),
+    CONSTRAINT credit_ledger_kind_check CHECK (
+        entry_kind IN ('grant', 'burn', 'spend', 'adjust', 'expire', 'hold', 'post', 'void')
+    ),
+    CONSTRAINT credit_ledger_sign_check CHECK (
+        CASE entry_kind
+            WHEN 'grant' THEN amount_micros >= 0
+            WHEN 'burn' THEN amount_micros <= 0
+            WHEN 'spend' THEN amount_micros <= 0
+            WHEN 'expire' THEN amount_micros <= 0
+            ELSE true
+        END
+    ),
+    CONSTRAINT credit_ledger_burn_check CHECK (
+        entry_kind <> 'burn' OR (session_id IS NOT NULL AND minute IS NOT NULL)
+    ),
+    CONSTRAINT credit_ledger_priority_check CHECK (priority BETWEEN 0 AND 255)
+);
+
+CREATE UNIQUE INDEX credit_ledger_newest ON credit_ledger (tenant, account_id, position DESC);
+-- The ids of money in that a cold account is loaded with.
+CREATE INDEX credit_ledger_money_in ON credit_ledger (tenant, account_id, position DESC)
+    WHERE entry_kind IN ('grant', 'adjust', 'expire');
+
+-- Money in that is written and not yet applied to Redis: written with its ledger entry,
+-- deleted when Redis took it. What a dead process left here is applied by the sweep.
+CREATE TABLE account_inbox (
+    tenant text NOT NULL,
+    account_id text NOT NULL,
+    entry_id text NOT NULL,
+    amount_micros bigint NOT NULL,
+    CONSTRAINT account_inbox_pkey PRIMARY KEY (tenant, account_id, entry_id)
+);
+
+-- The balance is the sum of the ledger, always: no entry without its sum, in the same
+-- statement. Accounts are taken in the order of their keys.
+CREATE FUNCTION update_account_balance() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO credit_accounts AS account (tenant, account_id, balance_micros, debt_allowed)
+    SELECT tenant, account_id, sum(amount_micros), sum(amount_micros) < 0
+    FROM new_entries
+    GROUP BY tenant, account_id
+    ORDER BY tenant, account_id
+    ON CONFLICT (tenant, account_id) DO UPDATE SET
+        balance_micros = account.balance_micros + excluded.balance_micros,
+        debt_allowed = account.balance_micros + excluded.balance_micros < 0;
+
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER update_account_balance
+    AFTER INSERT ON credit_ledger
+    REFERENCING NEW TABLE AS new_entries
+    FOR EACH STATEMENT EXECUTE FUNCTION update_account_balance();
+
+CREATE FUNCTION refuse_ledger_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'the ledger is append-only: % is refused, a correction is a new entry', TG_OP
+        USING ERRCODE = 'restrict_violation';
+END
+$$;
+
+CREATE TRIGGER refuse_ledger_change
+    BEFORE UPDATE OR DELETE OR TRUNCATE ON credit_ledger
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_ledger_change();
+
+-- Idempotency -----------------------------------------------------------------------
+
+CREATE TABLE idempotency_keys (
+    tenant text NOT NULL,
+    scope text NOT NULL,
+    key text NOT NULL,
+    fingerprint text NOT NULL,
+    status smallint,
+    response bytea,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT idempotency_keys_pkey PRIMARY KEY (tenant, scope, key),
+    CONSTRAINT idempotency_keys_answer_check
+        CHECK ((status IS NULL) = (response IS NULL))
+);
+
+CREATE INDEX idempotency_keys_by_age ON idempotency_keys (created_at);

@@ -1,0 +1,316 @@
+"""The record takes everything, in any order and any number of times, and once."""
+
+from collections.abc import Sequence
+from itertools import count, pairwise, permutations
+from typing import Any, TypeAlias
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from protocol.events import Record
+from storage.records import Records, RefusedError
+from storage.rows import RecordedSession, SessionPrepared
+from tests.storage.examples import START, TENANT, TERMS, ended, entry, minute, started
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+TABLES = {
+    "sessions": "session_id",
+    "usage_tracking": "session_id, minute",
+    "organization_members": "user_id",
+    "monthly_usage_cache": "user_id, month",
+    "credit_accounts": "account_id",
+    "credit_ledger": "account_id, entry_id",
+}
+
+_tenants = count()
+
+
+async def tables_of(connection: Connection, tenant: str) -> dict[str, list[dict[str, Any]]]:
+    """All that a tenant has, without what names the tenant and the order of arrival."""
+    return {
+        table: [
+            {name: value for name, value in row.items() if name not in ("tenant", "position")}
+            for row in await connection.fetch(
+                f"SELECT * FROM {table} WHERE tenant = $1 ORDER BY {key}", tenant
+            )
+        ]
+        for table, key in TABLES.items()
+    }
+
+
+def batch_of(tenant: str) -> list[Record]:
+    """Everything at once: two members, two sessions, a month's end, debt for a while."""
+    december = START + 25 * 86_400_000
+    return [
+        started(tenant=tenant, metadata={"page": "a"}),
+        minute(0, tenant=tenant, credits_micros=0, free_ms=60_000),
+        minute(1, tenant=tenant),
+        ended(tenant=tenant, metadata={"page": "b"}),
+        started(tenant=tenant, session_id="s2", user_id="ben"),
+        minute(0, tenant=tenant, session_id="s2", user_id="ben"),
+        minute(1, tenant=tenant, session_id="s2", user_id="ben", started_at=december, seconds=7),
+        entry("hold", -3_000_000, entry_kind="hold", tenant=tenant, operation="voice_creation"),
+        entry("post", 1_000_000, entry_kind="post", tenant=tenant, operation="voice_creation"),
+        entry("spend", -2_000_000, entry_kind="spend", tenant=tenant, metadata={"n": [1, None]}),
+        entry("grant", 20_000_000, tenant=tenant, reason="bought"),
+    ]
+
+
+async def write_in(records: Records, order: Sequence[Record], cuts: Sequence[int]) -> None:
+    edges = [0, *sorted(cuts), len(order)]
+    for first, last in pairwise(edges):
+        await records.write(order[first:last])
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+async def test_any_order_of_a_batch_with_duplicates_yields_the_same_tables(
+    records: Records, connection: Connection, data: st.DataObject
+) -> None:
+    expected_tenant, tenant = f"org:{next(_tenants)}", f"org:{next(_tenants)}"
+    await records.write(batch_of(expected_tenant))
+    batch = batch_of(tenant)
+    order = data.draw(st.permutations(batch + data.draw(st.lists(st.sampled_from(batch)))))
+    cuts = data.draw(st.lists(st.integers(0, len(order)), max_size=6))
+    await write_in(records, order, cuts)
+
+    expected = await tables_of(connection, expected_tenant)
+    found = await tables_of(connection, tenant)
+    for table in ("sessions", "usage_tracking", "monthly_usage_cache"):
+        for row in expected[table] + found[table]:
+            del row["org_id"]
+    assert found == expected
+    assert all(found.values())
+
+
+async def test_writing_twice_is_writing_once(records: Records, connection: Connection) -> None:
+    await records.write(batch_of(TENANT))
+    before = await tables_of(connection, TENANT)
+    await records.write(batch_of(TENANT))
+    await records.write([])
+    assert await tables_of(connection, TENANT) == before
+
+
+async def test_a_batch_is_written_whole_or_not_at_all(
+    records: Records, connection: Connection
+) -> None:
+    with pytest.raises(RefusedError, match="usage_tracking_seconds_check"):
+        await records.write([*batch_of(TENANT), minute(9, seconds=61)])
+    assert not any((await tables_of(connection, TENANT)).values())
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        minute(0, seconds=0),
+        minute(0, seconds=61),
+        minute(-1),
+        minute(0, credits_micros=-1),
+        minute(0, month="2026-11-02"),
+        minute(0, month="November"),
+        minute(0, credits_micros=2**63),
+        ended(elapsed_ms=-1),
+        entry("x", 1, entry_kind="gift"),
+        entry("x", 1, entry_kind="spend"),
+        entry("x", -1, entry_kind="grant"),
+    ],
+)
+async def test_what_must_not_be_is_refused(records: Records, record: Record) -> None:
+    with pytest.raises(RefusedError):
+        await records.write([record])
+
+
+async def test_a_character_that_postgres_cannot_keep_loses_no_bill(records: Records) -> None:
+    metadata = {"a\0": ["b\0", {"c": "\\u0000"}], "d": "\0"}
+    await records.write([started(metadata=metadata), entry("g", 1, reason="x\0y")])
+    session = await records.session(TENANT, "s1")
+    assert session is not None
+    assert session.metadata == {"a\ufffd": ["b\ufffd", {"c": "\\u0000"}], "d": "\ufffd"}
+    assert (await records.ledger(TENANT, "ann", None, 1))[0].reason == "x\ufffdy"
+
+
+# Sessions
+
+
+PREPARED = SessionPrepared(
+    TENANT, "s1", "ann", "acme", "ann", "advisor", "chat", TERMS, {"from": "backend"}
+)
+
+
+@pytest.mark.parametrize("order", list(permutations(["prepared", "live", "ended"])))
+async def test_a_session_only_moves_forward(records: Records, order: tuple[str, ...]) -> None:
+    states = ["prepared", "live", "ended"]
+    furthest = -1
+    for state in order:
+        if state == "prepared":
+            assert await records.prepare_session(PREPARED) == (furthest < 0)
+        else:
+            await records.write([started() if state == "live" else ended()])
+        furthest = max(furthest, states.index(state))
+        row = await records.session(TENANT, "s1")
+        assert row is not None
+        assert row.state == states[furthest]
+    row = await records.session(TENANT, "s1")
+    assert row is not None
+    assert row.kind == "recording"
+    assert row.ended_at == START + 130_000
+    assert row.gaps == [(START + 60_000, START + 70_000, False)]
+
+
+async def test_a_session_is_read_back_as_it_was(records: Records) -> None:
+    assert await records.session(TENANT, "s1") is None
+    await records.prepare_session(PREPARED)
+    row = await records.session(TENANT, "s1")
+    assert row is not None
+    assert (row.state, row.terms, row.started_at, row.metadata) == (
+        "prepared", TERMS, None, {"from": "backend"},
+    )  # fmt: skip
+    await records.write([started()])
+    row = await records.session(TENANT, "s1")
+    assert row is not None
+    assert (row.state, row.started_at, row.metadata) == ("live", START, {"from": "backend"})
+
+
+async def test_sessions_are_found_within_their_tenant_only(records: Records) -> None:
+    await records.write([started(), started(session_id="s2"), started(tenant="org:other")])
+    assert set(await records.sessions_by_id(TENANT, ["s1", "s2", "s3"])) == {"s1", "s2"}
+    assert set(await records.sessions_by_id("org:other", ["s1", "s2"])) == {"s1"}
+    assert await records.session("user:ann", "s1") is None
+
+
+async def test_free_time_is_summed_by_pair_and_by_day(records: Records) -> None:
+    day = 86_400_000
+    await records.write(
+        [
+            minute(0, free_ms=1),
+            minute(0, session_id="s2", free_ms=10, started_at=START + day),
+            minute(0, session_id="s3", free_ms=100, counterpart_id="other"),
+            minute(0, session_id="s4", free_ms=1_000, kind="chat"),
+            minute(0, session_id="s5", free_ms=10_000, user_id="ben"),
+            minute(0, session_id="s1", free_ms=100_000, tenant="user:ann"),
+        ]
+    )
+    assert await records.free_used(TENANT, "ann", None, "recording") == 111
+    assert await records.free_used(TENANT, "ann", "advisor", "recording") == 11
+    assert await records.free_used(TENANT, "ann", None, "recording", START + 1) == 10
+    assert await records.free_used(TENANT, "ann", "advisor", "recording", START) == 11
+    used = await records.free_used(TENANT, "ann", "advisor", "recording", except_session_id="s1")
+    assert used == 10
+    assert await records.free_used(TENANT, "nobody", None, "recording") == 0
+
+
+# Credits
+
+
+async def test_a_minute_that_costs_something_burns_it_once(records: Records) -> None:
+    await records.write([entry(), minute(0, credits_micros=0), minute(1), minute(1)])
+    await records.write([minute(1), minute(2, credits_micros=250_000)])
+    account = await records.load_account(TENANT, "ann")
+    assert account.balance_micros == 10_000_000 - 1_250_000
+    burns = (await records.ledger(TENANT, "ann", None, 2))[::-1]
+    assert [(one.entry_id, one.amount_micros, one.minute) for one in burns] == [
+        ("burn:s1:1", -1_000_000, 1),
+        ("burn:s1:2", -250_000, 2),
+    ]
+    assert {(one.entry_kind, one.session_id) for one in burns} == {("burn", "s1")}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE credit_ledger SET amount_micros = 0",
+        "DELETE FROM credit_ledger",
+        "TRUNCATE credit_ledger",
+        "INSERT INTO credit_ledger (tenant, account_id, entry_id, entry_kind, amount_micros) "
+        "VALUES ('org:acme', 'ann', 'g1', 'grant', 1) "
+        "ON CONFLICT (tenant, account_id, entry_id) DO UPDATE SET amount_micros = 1",
+    ],
+)
+async def test_the_ledger_is_append_only(
+    records: Records, connection: Connection, change: str
+) -> None:
+    await records.write([entry()])
+    with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
+        await connection.execute(change)
+    assert (await records.load_account(TENANT, "ann")).balance_micros == 10_000_000
+
+
+async def test_debt_is_written_down_shown_and_paid_off(
+    records: Records, connection: Connection
+) -> None:
+    await records.write([minute(0)])
+    account = await records.load_account(TENANT, "ann")
+    assert (account.balance_micros, account.debt_allowed) == (-1_000_000, True)
+    await records.write([entry("g1", 999_999)])
+    account = await records.load_account(TENANT, "ann")
+    assert (account.balance_micros, account.debt_allowed) == (-1, True)
+    await records.write([entry("g2", 1)])
+    account = await records.load_account(TENANT, "ann")
+    assert (account.balance_micros, account.debt_allowed) == (0, False)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await connection.execute("UPDATE credit_accounts SET balance_micros = -1")
+
+
+async def test_the_balance_is_the_sum_of_the_ledger(
+    records: Records, connection: Connection
+) -> None:
+    for tenant in (TENANT, "org:other"):
+        await records.write(batch_of(tenant))
+    rows = await connection.fetch(
+        "SELECT balance_micros, (SELECT sum(amount_micros) FROM credit_ledger AS entry"
+        " WHERE (entry.tenant, entry.account_id) = (account.tenant, account.account_id)) AS total"
+        " FROM credit_accounts AS account"
+    )
+    assert len(rows) == 4
+    assert all(row["balance_micros"] == row["total"] for row in rows)
+
+
+async def test_an_account_nobody_wrote_to_is_empty(records: Records) -> None:
+    account = await records.load_account(TENANT, "nobody", ["s1"])
+    assert (account.balance_micros, account.debt_allowed) == (0, False)
+    assert (account.recent_entry_ids, account.recorded) == ((), ())
+
+
+async def test_an_account_is_loaded_with_the_newest_money_in_and_all_of_the_inbox(
+    records: Records,
+) -> None:
+    await records.post_entry(entry("oldest", 1))
+    await records.write([entry(f"g{number}", 1) for number in range(300)])
+    await records.write([entry("s", -1, entry_kind="spend"), minute(0)])
+    ids = (await records.load_account(TENANT, "ann")).recent_entry_ids
+    assert len(ids) == len(set(ids)) == 257
+    assert ids[-1] == "oldest"
+    assert all(one.startswith("g") for one in ids[:256])
+    await records.inbox_done([(TENANT, "ann", "oldest")])
+    assert len((await records.load_account(TENANT, "ann")).recent_entry_ids) == 256
+
+
+async def test_an_account_is_loaded_with_what_of_a_session_is_in_the_balance(
+    records: Records,
+) -> None:
+    await records.write([minute(2), minute(0, credits_micros=0, free_ms=60_000)])
+    await records.write([minute(0, session_id="s2"), minute(0, session_id="s3", user_id="ben")])
+    account = await records.load_account(TENANT, "ann", ["s1", "s3", "s4"])
+    assert account.recorded == (RecordedSession("s1", (0, 2), 1_000_000, 60_000),)
+
+
+async def test_ledger_and_accounts_are_paged(records: Records) -> None:
+    await records.write([entry(f"g{number}", number) for number in range(5)])
+    await records.write([entry("s", -3, entry_kind="spend", account_id="ben", at_ms=START + 1)])
+    newest = await records.ledger(TENANT, "ann", None, 3)
+    rest = await records.ledger(TENANT, "ann", newest[-1].position, 3)
+    assert {one.entry_id for one in newest + rest} == {f"g{number}" for number in range(5)}
+    positions = [one.position for one in newest + rest]
+    assert positions == sorted(positions, reverse=True)
+    assert await records.ledger("org:other", "ann", None, 3) == ()
+
+    (ann,) = await records.accounts(TENANT, None, 1)
+    assert (ann.account_id, ann.entries, ann.in_micros, ann.spent_micros) == ("ann", 5, 10, 0)
+    (ben,) = await records.accounts(TENANT, "ann", 9)
+    assert (ben.account_id, ben.balance_micros, ben.debt_allowed) == ("ben", -3, True)
+    assert (ben.spent_micros, ben.burnt_micros) == (3, 0)
