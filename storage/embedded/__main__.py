@@ -27,6 +27,7 @@ async def keep(files: Files, *, durable: bool, start: int) -> None:
         asyncio.get_running_loop().add_signal_handler(ignored, lambda: None)
     fcntl.flock(open_lock(files.keeper), fcntl.LOCK_EX)
     files.record.unlink(missing_ok=True)
+    files.failed.unlink(missing_ok=True)
     engine = ENGINES[files.name](files, durable)
     record = {"url": engine.url, "durable": durable, "keeper": os.getpid()}
     waiting = [start]
@@ -67,6 +68,7 @@ def main() -> None:
         asyncio.run(keep(files, durable=asked.durable, start=asked.start))
     except (EngineError, OSError) as error:
         note(f"{files.name} does not start: {error}")
+        files.failed.touch()
         raise SystemExit(1) from None
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-TAIL_BYTES = 4096
+TAIL_BYTES = 8192
 
 
 class EngineError(RuntimeError):
@@ -27,6 +27,7 @@ class Files:
         self.users = here / f"{name}.users"
         self.engine = here / f"{name}.engine"
         self.record = here / f"{name}.json"
+        self.failed = here / f"{name}.failed"
         self.log = here / f"{name}.log"
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 from storage.embedded.agreement import EngineError, Files, lock, open_lock
 
 START_TIMEOUT_S = 60
+STARTS = 3
 RETRY_PAUSE_S = 5
 LOG_BYTES = 1 << 20
 
@@ -135,7 +136,7 @@ class _Use:
 
     async def _keeper_record(self) -> dict[str, Any]:
         """What the keeper says of itself; a keeper is started if there is none."""
-        started = False
+        started = 0
         while True:
             start = open_lock(self._files.start)
             try:
@@ -146,10 +147,12 @@ class _Use:
                 record = await self._living_record()
                 if record is not None:
                     return record
-                if started:
+                # A keeper that was killed before it was ready deserves a successor; one
+                # that gave up does not.
+                if started == STARTS or (started and self._files.failed.exists()):
                     raise self._files.failure("did not start")
                 await self._start_keeper(start)
-                started = True
+                started += 1
             finally:
                 # A keeper that was started has inherited the lock and holds it until it is
                 # ready, so the next round waits for just that.

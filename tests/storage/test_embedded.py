@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +23,10 @@ from storage.embedded import EngineError, EngineURLs, start_engines
 
 DEADLINE_S = 60
 """Only a test that has gone wrong waits this long."""
+
+PAUSE_S = 0.01
+
+STOPPED = "database system is shut down"
 
 USER = """
 import asyncio, json, sys
@@ -85,19 +88,13 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-async def made() -> AsyncIterator[Path]:
-    """A directory in which Postgres has run once: making a cluster takes a second."""
+def used_dir() -> Iterator[Path]:
+    """A directory that several tests share, each with a word of its own.
+
+    Making a cluster takes a second, and what these tests leave behind must harm nobody.
+    """
     with tempfile.TemporaryDirectory(prefix="taximeter-") as directory:
-        async with running(Path(directory), redis=False):
-            pass
         yield Path(directory)
-
-
-@pytest.fixture
-def used_dir(made: Path, data_dir: Path) -> Path:
-    """A directory of one's own that has a cluster, but not any of the other files."""
-    subprocess.run(["cp", "-a", str(made / "postgres"), str(data_dir)], check=True)
-    return data_dir
 
 
 def process_id(data_dir: Path, file: str) -> int:
@@ -166,7 +163,7 @@ async def in_redis(urls: EngineURLs) -> bytes:
                     word = await redis.get("word")
                 assert isinstance(word, bytes)
                 return word
-            await asyncio.sleep(0)
+            await asyncio.sleep(PAUSE_S)
 
 
 async def in_postgres(urls: EngineURLs) -> str:
@@ -177,7 +174,7 @@ async def in_postgres(urls: EngineURLs) -> str:
                 word = await connection.fetchval("SELECT word FROM words ORDER BY ctid DESC")
                 await connection.close()
                 return str(word)
-            await asyncio.sleep(0)
+            await asyncio.sleep(PAUSE_S)
 
 
 def lives(pid: int) -> bool:
@@ -279,21 +276,22 @@ async def test_who_comes_while_the_engines_stop_gets_new_ones(data_dir: Path) ->
 
 async def test_the_engines_stop_cleanly_when_their_user_is_killed(used_dir: Path) -> None:
     user = await User.start(used_dir)
-    await put(await user.urls(), "kept")
+    await put(await user.urls(), "stopped cleanly")
+    log = used_dir / "engines" / "postgres.log"
+    stops = log.read_text().count(STOPPED)
     going = [os.pidfd_open(process_id(used_dir, f"{name}.json")) for name in ("redis", "postgres")]
     await user.kill()
     for keeper in going:
         await ended(keeper)
 
-    log = (used_dir / "engines" / "postgres.log").read_text()
-    assert "database system is shut down" in log
+    assert log.read_text().count(STOPPED) == stops + 1
     async with running(used_dir) as urls:
-        assert await got(urls) == (b"kept", "kept")
+        assert await got(urls) == (b"stopped cleanly", "stopped cleanly")
 
 
 async def test_a_start_after_everybody_was_killed_finds_everything(used_dir: Path) -> None:
     user = await User.start(used_dir)
-    await put(await user.urls(), "kept")
+    await put(await user.urls(), "all killed")
     pids = [process_id(used_dir, f"{name}.json") for name in ("redis", "postgres")]
     # Halted first, so that the keepers cannot tidy up after their user.
     for pid in pids:
@@ -303,7 +301,7 @@ async def test_a_start_after_everybody_was_killed_finds_everything(used_dir: Pat
         await kill(pid)
 
     async with running(used_dir) as urls:
-        assert await got(urls) == (b"kept", "kept")
+        assert await got(urls) == (b"all killed", "all killed")
 
 
 async def test_a_user_starts_a_new_keeper_when_the_old_one_was_killed(data_dir: Path) -> None:
@@ -321,11 +319,11 @@ async def test_a_user_starts_a_new_keeper_when_the_old_one_was_killed(data_dir: 
 
 async def test_a_killed_engine_is_started_again_under_the_same_url(used_dir: Path) -> None:
     async with running(used_dir) as urls:
-        await put(urls, "kept")
+        await put(urls, "engine killed")
         for name in ("redis", "postgres"):
             await kill(process_id(used_dir, f"{name}.engine"))
 
-        assert await got(urls) == (b"kept", "kept")
+        assert await got(urls) == (b"engine killed", "engine killed")
         assert keepers(used_dir) == ["postgres", "redis"]
 
 
@@ -353,7 +351,8 @@ async def test_an_engine_that_outlived_its_keeper_is_ended(data_dir: Path) -> No
 
 
 async def test_a_stale_pid_file_harms_nobody_who_has_got_the_number(used_dir: Path) -> None:
-    (used_dir / "engines").mkdir()
+    async with running(used_dir, redis=False):
+        pass
     (used_dir / "engines" / "postgres.engine").write_text(str(os.getpid()))
     (used_dir / "postgres" / "postmaster.pid").write_text(
         f"{os.getpid()}\n{used_dir}/postgres\n1\n5432\n{used_dir}/postgres\n\n0 0\nready\n"
