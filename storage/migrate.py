@@ -101,3 +101,12 @@ def _missing(files: dict[str, str], applied: dict[str, str]) -> list[str]:
                 "give it a number that comes after"
             )
     return missing
+
+
+async def migrate_database(dsn: str) -> list[str]:
+    """``migrate`` on a connection of its own."""
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await migrate(connection)
+    finally:
+        await connection.close()

@@ -1,0 +1,356 @@
+"""The flusher: brings the records of the outbox to Postgres, each of them once.
+
+Every partition's outbox is a stream that the consumer group ``flush`` reads. A batch is
+one transaction, then one atomic step a partition (``lua/acknowledge.lua``). A flusher may
+die between any two of its lines: what it did not acknowledge stays pending, it is read
+again by its next start or taken over by another flusher, and writing twice is writing
+once. So there is nothing in memory that could be lost, and after every failure the
+flusher simply begins again with what is pending.
+
+One ``XREADGROUP`` reads all partitions that a flusher was given. On Redis Cluster, where
+streams that are read together share one slot, give each flusher one partition.
+"""
+
+import asyncio
+import os
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from protocol import limits
+from storage.outbox import (
+    GROUP,
+    Backlog,
+    Entry,
+    acknowledgement,
+    connect,
+    entry_of,
+    outbox_key,
+    rejected_key,
+    share,
+    streams,
+    text,
+)
+from storage.records import Records, RefusedError, UnavailableError
+
+log = structlog.get_logger()
+
+ACKNOWLEDGED_ENTRIES_MAX = 250
+"""Entries in one atomic step: Redis serves nobody else for that millisecond."""
+TAKE_OVER_READS = 32
+"""Under load, so many reads are made between two looks for a dead flusher's entries."""
+LAST_READS_MAX = 1_000
+"""Reads that a flusher makes at most after it was told to stop."""
+BACKOFF_S_MIN = 0.1
+BACKOFF_S_MAX = 5.0
+
+_ACKNOWLEDGE = (Path(__file__).parent / "lua" / "acknowledge.lua").read_text("utf-8")
+
+
+async def run_flusher(
+    redis_url: str, records: Records, partitions: int, stop: asyncio.Event
+) -> None:
+    """Flushes all partitions until ``stop`` is set, and then what is left."""
+    consumer = f"{socket.gethostname()}:{os.getpid()}"
+    flusher = Flusher(lambda: connect(redis_url), records, range(partitions), consumer)
+    try:
+        await flusher.run(stop)
+    finally:
+        await flusher.close()
+
+
+class Flusher:
+    """Flushes some partitions under one consumer's name, which no other flusher has.
+
+    ``make_redis`` makes a client with a socket time-out above ``block_ms``, like
+    ``connect``. Besides ``run``, the steps are there for whoever drives time himself.
+    """
+
+    def __init__(
+        self,
+        make_redis: Callable[[], Redis],
+        records: Records,
+        partitions: Iterable[int],
+        consumer: str,
+        *,
+        block_ms: int = limits.FLUSH_BLOCK_MS,
+        wait_ms: int = limits.FLUSH_WAIT_MS,
+        take_over_idle_ms: int = limits.FLUSH_CLAIM_IDLE_MS,
+        batch_entries: int = limits.FLUSH_BATCH_RECORDS,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.records = records
+        self.consumer = consumer
+        self.flushed_records = 0
+        """Records that this flusher has brought to Postgres and acknowledged."""
+        self.rejected_entries = 0
+        """Entries that this flusher has moved to the rejected ones."""
+        self.failures = 0
+        """Attempts in a row that failed because Redis or Postgres was away."""
+        self._redis = make_redis()
+        self._acknowledge = self._redis.register_script(_ACKNOWLEDGE)
+        self._partitions = {outbox_key(partition): partition for partition in partitions}
+        self._block_ms = block_ms
+        self._wait_s = wait_ms / 1000
+        self._take_over_idle_ms = take_over_idle_ms
+        self._batch_entries = batch_entries
+        self._sleep = sleep
+        self._is_prepared = False
+        # Entries may be pending that this consumer has not seen: at the start those of a
+        # predecessor of the same name, after a failure those of a read without an answer.
+        self._has_pending = True
+        self._reads = 0
+        self._deep: list[str] = []
+
+    async def close(self) -> None:
+        """Closes the connections to Redis. Nothing is lost; see ``run`` for a clean end."""
+        await self._redis.aclose()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Flushes until ``stop`` is set, then what can be read at once, and returns.
+
+        While Redis or Postgres is away it waits, longer each time; once told to stop it
+        does not wait, and leaves what is pending to the next flusher.
+        """
+        last_reads = LAST_READS_MAX
+        while last_reads:
+            stopping = stop.is_set()
+            last_reads -= stopping
+            try:
+                flushed = await self._step(None if stopping else stop)
+            except (UnavailableError, RedisError, OSError) as error:
+                self._has_pending = True
+                self.failures += 1
+                log.warning("flush_failed", error=str(error), attempt=self.failures)
+                if stopping:
+                    return
+                delay_s = BACKOFF_S_MIN * 2 ** min(self.failures - 1, 9)
+                await self._pause(stop, min(delay_s, BACKOFF_S_MAX))
+                continue
+            self.failures = 0
+            if stopping and not flushed:
+                break
+            if flushed and not (self._deep or stopping):
+                # Those that come meanwhile make one transaction, not many small ones.
+                await self._pause(stop, self._wait_s)
+        await self._retire()
+
+    async def _step(self, stop: asyncio.Event | None) -> int:
+        """Reads and flushes one batch; returns its entries. Blocks only with ``stop``."""
+        if not self._is_prepared:
+            await self.prepare()
+        entries: list[Entry] = []
+        if self._reads % TAKE_OVER_READS == 0:
+            entries = await self.take_over()
+        if not entries:
+            entries = await self._read_until(stop) if stop else await self.read()
+            # Nothing to do is the best time to look after the dead.
+            self._reads = self._reads + 1 if entries else 0
+        await self.flush(entries)
+        return len(entries)
+
+    # Steps
+
+    async def prepare(self) -> None:
+        """Makes the consumer group of every partition that has none."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key in self._partitions:
+                # From the first entry on: without a group none has been delivered.
+                pipeline.xgroup_create(key, GROUP, id="0", mkstream=True)
+            answers = await pipeline.execute(raise_on_error=False)
+        for answer in answers:
+            if isinstance(answer, Exception) and not str(answer).startswith("BUSYGROUP"):
+                raise answer
+        self._is_prepared = True
+
+    async def read(self, block_ms: int | None = None) -> list[Entry]:
+        """The next entries: first what is pending for this consumer, then what is new.
+
+        After a full read only the partitions that were full are read next, with larger
+        counts, and then all again, so that no partition waits behind a long one.
+        """
+        if self._has_pending:
+            entries = await self._read(list(self._partitions), "0", self._batch_entries, None)
+            self._has_pending = bool(entries)
+            if entries:
+                return entries
+        if self._deep:
+            deep, self._deep = self._deep, []
+            return await self._read(deep, ">", limits.FLUSH_BATCH_RECORDS_CATCHING_UP, None)
+        keys = list(self._partitions)
+        entries = await self._read(keys, ">", self._batch_entries, block_ms)
+        full = share(self._batch_entries, keys)
+        found = Counter(entry.partition for entry in entries)
+        self._deep = [key for key in keys if found[self._partitions[key]] >= full]
+        return entries
+
+    async def take_over(self) -> list[Entry]:
+        """Entries that another flusher read long ago and never acknowledged."""
+        entries: list[Entry] = []
+        for key, partition in self._partitions.items():
+            wanted = self._batch_entries - len(entries)
+            if not wanted:
+                break
+            try:
+                _, found, *_ = await self._redis.xautoclaim(
+                    key, GROUP, self.consumer, self._take_over_idle_ms, "0-0", wanted
+                )
+            except ResponseError as error:
+                self._heal(error)
+                continue
+            entries += [
+                entry_of(partition, entry_id, fields) for entry_id, fields in found if entry_id
+            ]
+        if entries:
+            log.info("entries_taken_over", entries=len(entries))
+        return entries
+
+    async def flush(self, entries: Sequence[Entry]) -> None:
+        """Writes the entries and acknowledges them, a bounded number of records at a time."""
+        batch: list[Entry] = []
+        records = 0
+        for entry in entries:
+            if batch and records + len(entry.records) > limits.FLUSH_BATCH_RECORDS_CATCHING_UP:
+                await self.write(batch)
+                await self.acknowledge(batch)
+                batch, records = [], 0
+            batch.append(entry)
+            records += len(entry.records)
+        if batch:
+            await self.write(batch)
+            await self.acknowledge(batch)
+
+    async def write(self, entries: Sequence[Entry]) -> None:
+        """Writes all of them in one transaction; raises ``UnavailableError``.
+
+        When Postgres refuses it for good, the halves are tried, down to the entry and the
+        record that is to blame. Everything else is written, and the entry marked.
+        """
+        try:
+            await self.records.write([record for entry in entries for record in entry.records])
+        except RefusedError as error:
+            if len(entries) > 1:
+                middle = len(entries) // 2
+                await self.write(entries[:middle])
+                await self.write(entries[middle:])
+            elif len(entries[0].records) > 1:
+                await self._write_each(entries[0])
+            else:
+                entries[0].refusal = str(error)
+
+    async def _write_each(self, entry: Entry) -> None:
+        for record in entry.records:
+            try:
+                await self.records.write([record])
+            except RefusedError as error:
+                entry.refusal = str(error)
+
+    async def acknowledge(self, entries: Sequence[Entry]) -> None:
+        """Takes the entries out of their outboxes, those that were refused to the rejected."""
+        by_partition: dict[int, list[Entry]] = {}
+        for entry in entries:
+            by_partition.setdefault(entry.partition, []).append(entry)
+        for partition, own in by_partition.items():
+            for first in range(0, len(own), ACKNOWLEDGED_ENTRIES_MAX):
+                part = own[first : first + ACKNOWLEDGED_ENTRIES_MAX]
+                keys, arguments = acknowledgement(partition, part)
+                _, records, rejected = await self._acknowledge(keys, arguments)
+                self.flushed_records += int(records)
+                self.rejected_entries += int(rejected)
+        for entry in entries:
+            if entry.refusal:
+                log.error(
+                    "entry_rejected",
+                    entry=entry.entry_id,
+                    stream=rejected_key(entry.partition),
+                    error=entry.refusal,
+                )
+
+    async def backlog(self) -> Backlog:
+        """How much waits for Postgres in these partitions, and for how long already."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.time()
+            for key, partition in self._partitions.items():
+                pipeline.xlen(key)
+                pipeline.xrange(key, count=1)
+                pipeline.xlen(rejected_key(partition))
+            (seconds, micros), *answers = await pipeline.execute()
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        oldest = [int(text(rows[0][0]).split("-")[0]) for rows in answers[1::3] if rows]
+        oldest_ms = max(0, now_ms - min(oldest)) if oldest else 0
+        return Backlog(sum(answers[::3]), oldest_ms, sum(answers[2::3]))
+
+    # How they are done
+
+    async def _read(
+        self, keys: list[str], after: str, count: int, block_ms: int | None
+    ) -> list[Entry]:
+        try:
+            answer = await self._redis.xreadgroup(
+                GROUP,
+                self.consumer,
+                dict.fromkeys(keys, after),
+                count=share(count, keys),
+                block=block_ms,
+            )
+        except ResponseError as error:
+            self._heal(error)
+            return []
+        return [
+            entry_of(self._partitions[text(key)], entry_id, fields)
+            for key, entries in streams(answer)
+            for entry_id, fields in entries
+        ]
+
+    def _heal(self, error: Exception) -> None:
+        """Redis came back empty: the groups are made again, from the first entry on."""
+        if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+            raise error
+        log.warning("groups_lost", error=str(error))
+        self._is_prepared = False
+
+    async def _read_until(self, stop: asyncio.Event) -> list[Entry]:
+        """A blocking read, which ends at once, and empty, when ``stop`` is set.
+
+        What Redis delivered to a read that was given up is pending, and read with that.
+        """
+        reading = asyncio.ensure_future(self.read(self._block_ms))
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                return reading.result()
+            self._has_pending = True
+            return []
+        finally:
+            await _cancel(reading, stopped)
+
+    async def _pause(self, stop: asyncio.Event, delay_s: float) -> None:
+        """Waits, or until ``stop`` is set."""
+        sleeping = asyncio.ensure_future(self._sleep(delay_s))
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({sleeping, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel(sleeping, stopped)
+
+    async def _retire(self) -> None:
+        """Takes the consumer out of the groups where nothing is pending for it."""
+        try:
+            for key in self._partitions:
+                if not await self._redis.xpending_range(key, GROUP, "-", "+", 1, self.consumer):
+                    await self._redis.xgroup_delconsumer(key, GROUP, self.consumer)
+        except (RedisError, OSError) as error:
+            log.warning("consumer_not_removed", consumer=self.consumer, error=str(error))
+
+
+async def _cancel(*futures: "asyncio.Future[Any]") -> None:
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)

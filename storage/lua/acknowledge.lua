@@ -1,0 +1,72 @@
+-- acknowledge: takes out of a partition's outbox what Postgres has, or refused for good.
+--
+-- KEYS   1 outbox      stream
+--        2 watermark   string: every entry with this id or a lower one has left the outbox
+--        3 rejected    stream: fields entry, error, and those that the entry had
+--        4.. accounts  hash each: unflushed, the records that wait in the outbox
+-- ARGV   1 consumer group   2 entries that the rejected stream keeps, roughly
+--        then for every entry:
+--          its id, why Postgres refused it ('' when it has it), its number of records,
+--          the number n of accounts in it, and n times: index into KEYS, records
+--
+-- Answers {entries, records, rejected}: what was still there and is gone now. Whatever is
+-- acknowledged again is not there any more, and nothing is counted twice for it.
+
+local call = redis.call
+local outbox, group = KEYS[1], ARGV[1]
+local entries, records, rejected = 0, 0, 0
+
+local index = 3
+while index <= #ARGV do
+  local id, refusal, size, accounts = unpack(ARGV, index, index + 3)
+  -- First what frees memory: once a script has written, Redis lets it go on when it is
+  -- full, and a full Redis is emptied by nobody but the flusher.
+  call('XACK', outbox, group, id)
+  if refusal ~= '' then
+    local found = call('XRANGE', outbox, id, id)[1]
+    if found then
+      call('XADD', KEYS[3], 'MAXLEN', '~', ARGV[2], '*', 'entry', id, 'error', refusal,
+        unpack(found[2]))
+      rejected = rejected + 1
+    end
+  end
+  local there = call('XDEL', outbox, id) == 1
+  if there then
+    entries = entries + 1
+    if refusal == '' then records = records + tonumber(size) end
+  end
+  index = index + 4
+  for _ = 1, tonumber(accounts) do
+    local key = KEYS[tonumber(ARGV[index])]
+    -- An account with a refused entry stays unflushed, and so in Redis: what Postgres says
+    -- of it is not complete.
+    if there and refusal == '' and call('HEXISTS', key, 'unflushed') == 1 then
+      if call('HINCRBY', key, 'unflushed', -tonumber(ARGV[index + 1])) < 0 then
+        call('HSET', key, 'unflushed', 0)
+      end
+    end
+    index = index + 2
+  end
+end
+
+-- Entries are delivered in the order of their ids. So all have left that come before the
+-- lowest one that is still pending, or, where none is, up to the last one delivered.
+local function before(id)
+  local ms, seq = string.match(id, '(%d+)-(%d+)')
+  if seq ~= '0' then return ms .. '-' .. string.format('%.0f', seq - 1) end
+  return string.format('%.0f', ms - 1) .. '-18446744073709551615'
+end
+
+local groups = redis.pcall('XINFO', 'GROUPS', outbox)
+if not groups.err then
+  for _, flat in ipairs(groups) do
+    local info = {}
+    for field = 1, #flat, 2 do info[flat[field]] = flat[field + 1] end
+    if info.name == group and info.pending > 0 then
+      call('SET', KEYS[2], before(call('XPENDING', outbox, group)[2]))
+    elseif info.name == group then
+      call('SET', KEYS[2], info['last-delivered-id'])
+    end
+  end
+end
+return {entries, records, rejected}

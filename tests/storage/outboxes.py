@@ -1,0 +1,54 @@
+"""An outbox to flush: what claims append, and what is to be seen of it in Redis."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+from redis.asyncio import Redis
+
+from protocol.events import Record
+from storage.flush import Flusher
+from storage.outbox import GROUP, outbox_key, text, watermark_key
+from tests.storage.examples import TENANT
+
+PARTITIONS = range(3)
+
+
+class MakeFlusher(Protocol):
+    """Makes a flusher on the test's engines."""
+
+    def __call__(self, consumer: str = "one", **options: Any) -> Flusher: ...
+
+
+async def append(redis: Redis, *records: Record, partition: int = 1, entry_id: str = "*") -> str:
+    """What a claim does: one entry, and its accounts have so much more that waits."""
+    for record in records:
+        await redis.hincrby(account_key(record.account_id, partition), "unflushed", 1)
+    encoded = msgspec.json.encode(list(records))
+    appended = await redis.xadd(outbox_key(partition), {"r": encoded}, id=entry_id)
+    return text(appended)
+
+
+def account_key(account_id: str = "ann", partition: int = 1) -> str:
+    return f"{{p{partition}}}:account:{TENANT}/{account_id}"
+
+
+async def unflushed(redis: Redis, account_id: str = "ann", partition: int = 1) -> int:
+    return int(await redis.hget(account_key(account_id, partition), "unflushed") or 0)
+
+
+async def watermark(redis: Redis, partition: int = 1) -> str:
+    return text(await redis.get(watermark_key(partition)) or "")
+
+
+async def pending(redis: Redis, partition: int = 1) -> int:
+    return int((await redis.xpending(outbox_key(partition), GROUP))["pending"])
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Returns when it holds; only a test that fails waits so long."""
+    async with asyncio.timeout(20):
+        while True:
+            if await condition():
+                return
