@@ -318,10 +318,12 @@ class Meter:
         self._plan(now_ms)
 
     def recall(self, now_ms: int) -> None:
-        """Somebody needs what this session merely holds: settle and shrink."""
-        ahead_ms = self.session.grant.granted_ms - self.elapsed_at(now_ms)
-        speed = self.session.identity.terms.speed
-        if self.counting and ahead_ms > limits.GRANT_SHRUNKEN_MS[-1] * 3 // 2 * speed:
+        """Somebody needs what this session merely holds: settle, and keep no more than is
+        needed to run on. Nothing is asked where that would free nothing."""
+        if not self.counting or self._asked is not None:
+            return
+        step = moves.claim(self._moment(now_ms), shrink=True)
+        if step.offers[0].grant.granted_ms < self.session.grant.granted_ms:
             self._wanted = self._shrink = True
             self._plan(now_ms)
 

@@ -34,8 +34,11 @@ class Notices:
     def adopt(self, standing: Standing, kept: tuple[bytes, ...]) -> list[bytes]:
         """Takes what another process recorded; answers what was not said here yet.
 
-        What was said here and not recorded is forgotten: it is judged again.
+        What was said here and not recorded stands while its numbers are free. Where the
+        other process used them, it is forgotten, and judged again.
         """
+        if self.unrecorded and standing.seq < sequence_number(self.unrecorded[0]):
+            return []
         news = [notice for notice in kept if sequence_number(notice) > self.seq]
         self.seq = standing.seq
         self.free_over = standing.free_over

@@ -145,6 +145,16 @@ class Accounts:
         with contextlib.suppress(RedisError, OSError):
             await self._pubsub.unsubscribe(channel)
 
+    @property
+    def busy(self) -> bool:
+        """Whether an account is being read anew."""
+        return bool(self._tasks)
+
+    async def idle(self) -> None:
+        """Waits until no account is being read anew."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
     # --- Listening -----------------------------------------------------------------
 
     async def _listen(self) -> None:

@@ -347,7 +347,9 @@ class Hub:
                 self._moved(seat, message, now_ms)
             if message.get("recall"):
                 seat.meter.recall(now_ms)
-            seat.meter.changed(now_ms)
+            # A recall frees nothing yet: only what changed the account is worth a claim.
+            if not message.get("recall") or message.get("bumped"):
+                seat.meter.changed(now_ms)
             seat.drain()
         for told in list(account.listeners):
             told(account, message)
@@ -408,10 +410,16 @@ class Hub:
         if not task.cancelled() and task.exception() is not None:
             log.warning("hub_task_failed", error=str(task.exception()))
 
+    @property
+    def busy(self) -> bool:
+        """Whether something that was begun here is under way."""
+        return bool(self._tasks) or self.accounts.busy
+
     async def idle(self) -> None:
         """Waits until nothing that was begun here is under way."""
-        while self._tasks or self.claims.waiting:
+        while self.busy or self.claims.waiting:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.accounts.idle()
             await self.claims.idle()
 
 

@@ -6,6 +6,7 @@ pytest_plugins = [
     "tests.fixtures.engines",
     "tests.fixtures.database",
     "tests.fixtures.server",
+    "tests.simulation.fixtures",
 ]
 
 # No test may depend on the machine's speed, so Hypothesis has no deadline either.

@@ -1,0 +1,320 @@
+"""A cluster in virtual time: real hubs, the real Lua in a real Redis, the real SQL.
+
+Only time, sockets and the beat are made up. Nothing here sleeps: when nothing is under
+way any more, the clock jumps to the next timer of any process.
+"""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from redis.asyncio import Redis
+
+from protocol.events import EntryPosted
+from protocol.session import Identity
+from protocol.states import Event
+from protocol.terms import Terms
+from server.hub import Hub
+from server.loading import Loader
+from server.metrics import Metrics
+from server.money import Money
+from server.seats import Seat, Ticket
+from server.timers import Timers
+from storage.keys import Keys
+from storage.live import Live, connect
+from storage.records import Records
+from storage.wire import decode_records
+
+START_AT = 1_780_000_000_000
+"""The instant at which every virtual cluster begins (2026-05-28, 20:26:40 UTC)."""
+PARTITIONS = 2
+PING_MS = 10_000
+
+
+class VirtualClock:
+    """A clock that is set by hand."""
+
+    def __init__(self, now_ms: int = START_AT) -> None:
+        self.now_ms = now_ms
+
+    def now(self) -> int:
+        """The instant."""
+        return self.now_ms
+
+
+def _payload(frame: bytes) -> dict[str, Any]:
+    """The message in a server's text frame (RFC 6455 section 5.2: unmasked)."""
+    length = frame[1]
+    start = {126: 4, 127: 10}.get(length, 2)
+    message: dict[str, Any] = json.loads(frame[start:])
+    return message
+
+
+class Browser:
+    """A socket of a client: answers pings until it is cut, and keeps what it was sent."""
+
+    def __init__(self, node: "Node", name: str) -> None:
+        self.node = node
+        self.name = name
+        self.messages: list[dict[str, Any]] = []
+        self.alive_at = node.clock.now()
+        self.seats: dict[str, Seat] = {}
+        self.is_cut = False
+        """The line is dead: nothing arrives, and nobody was told."""
+        self._ping()
+
+    # Member
+
+    def send(self, frame: bytes) -> None:
+        """The server says something."""
+        if not self.is_cut:
+            message = _payload(frame)
+            message["received_at"] = self.node.clock.now()
+            self.messages.append(message)
+
+    def send_tick(self, frame: bytes) -> bool:
+        """The server sends a tick."""
+        self.send(frame)
+        return not self.is_cut
+
+    def probe(self) -> None:
+        """The server pings; the pong comes back after a round trip."""
+        at = self.node.clock.now() + self.node.round_trip_ms
+        self.node.timers.deadline(at, self._pong)
+
+    def left(self, seat: Seat) -> None:
+        """A session has ended."""
+        self.seats.pop(seat.meter.session.identity.session_id, None)
+
+    # The line
+
+    def _ping(self) -> None:
+        self.node.timers.deadline(self.node.clock.now() + PING_MS, self._pinged)
+
+    def _pinged(self, now_ms: int) -> None:
+        if not self.is_cut and self.node.is_alive:
+            self._pong(now_ms)
+            self._ping()
+
+    def _pong(self, now_ms: int) -> None:
+        if not self.is_cut and self.node.is_alive:
+            self.alive_at = now_ms
+            for seat in list(self.seats.values()):
+                if self not in seat.watchers:
+                    seat.alive(now_ms)
+
+    # What a client does
+
+    async def start(
+        self,
+        session_id: str,
+        terms: Terms,
+        *,
+        user_id: str = "ann",
+        org_id: str | None = None,
+        account_id: str | None = None,
+        counterpart_id: str | None = None,
+        free_key: str | None = None,
+        last_seq: int | None = None,
+    ) -> dict[str, Any]:
+        """Starts or joins a session; the answer."""
+        tenant = f"org:{org_id}" if org_id else f"user:{user_id}"
+        ticket = Ticket(self, 1)
+        seat = await self.node.hub.join(
+            self, tenant, session_id, user_id, ticket, tick_ms=60_000, last_seq=last_seq
+        )
+        if seat is None:
+            identity = Identity(
+                tenant=tenant,
+                session_id=session_id,
+                user_id=user_id,
+                org_id=org_id,
+                account_id=account_id or user_id,
+                counterpart_id=counterpart_id,
+                kind=terms.kind,
+                started_at=self.node.clock.now(),
+                terms=terms,
+                free_key=free_key,
+            )
+            seat = await self.node.hub.start(self, identity, ticket, 60_000)
+        if self in seat.members:
+            self.seats[session_id] = seat
+        await self.node.cluster.settle()
+        return self.last(lambda message: message.get("id") == 1)
+
+    async def request(self, session_id: str, event: Event) -> dict[str, Any]:
+        """Pauses, resumes or stops a session; the answer."""
+        self._pong(self.node.clock.now())
+        self.node.hub.request(self.seats[session_id], event, Ticket(self, 2))
+        await self.node.cluster.settle()
+        return self.last(lambda message: message.get("id") == 2)
+
+    async def close(self) -> None:
+        """Closes the socket cleanly, which proves life; or, if it was cut, is found out."""
+        if not self.is_cut:
+            self.alive_at = self.node.clock.now()
+        self.is_cut = True
+        for seat in list(self.seats.values()):
+            self.node.hub.part(seat, self, self.alive_at)
+        self.seats.clear()
+        await self.node.cluster.settle()
+
+    def cut(self) -> None:
+        """The line goes dead. The server finds out when ``close`` is called."""
+        self.is_cut = True
+
+    # What it saw
+
+    def all(self, type_: str) -> list[dict[str, Any]]:
+        """Every message of a type."""
+        return [message for message in self.messages if message["type"] == type_]
+
+    def last(
+        self, where: Callable[[dict[str, Any]], bool] | str = lambda _: True
+    ) -> dict[str, Any]:
+        """The newest message of a type, or that a condition holds for."""
+        for message in reversed(self.messages):
+            if message["type"] == where if isinstance(where, str) else where(message):
+                return message
+        raise AssertionError(f"{self.name} got no such message: {self.messages}")
+
+
+class Node:
+    """One process."""
+
+    def __init__(self, cluster: "Cluster", name: str) -> None:
+        self.cluster = cluster
+        self.clock = cluster.clock
+        self.name = name
+        self.round_trip_ms = 20
+        self.is_alive = True
+        self.alive_at = self.clock.now()
+        self.redis = connect(cluster.redis_url)
+        self.live = Live(self.redis, Keys(PARTITIONS), name)
+        self.loader = Loader(self.live, cluster.records, self.clock)
+        self.metrics = Metrics(with_process=False)
+        self.timers = Timers(self.clock)
+        self.hub = Hub(self.live, self.loader, self.clock, self.timers, self.metrics)
+        self.money = Money(self.live, cluster.records, self.clock)
+        self._barriers: dict[str, asyncio.Event] = {}
+
+    async def start(self) -> None:
+        """Connects and listens."""
+        await self.live.prepare()
+        await self.hub.accounts.start()
+        await self.hub.accounts.subscribe(f"barrier:{self.name}", self._reached)
+
+    async def stop(self) -> None:
+        """Lets go of the connections."""
+        await self.hub.accounts.stop()
+        await self.redis.aclose()
+
+    def _reached(self, message: dict[str, Any]) -> None:
+        self._barriers.pop(message["name"]).set()
+
+    async def caught_up(self, redis: Redis, name: str) -> None:
+        """Waits until everything that was told before has been heard."""
+        event = self._barriers[name] = asyncio.Event()
+        await redis.publish(f"barrier:{self.name}", json.dumps({"name": name}))
+        async with asyncio.timeout(10):
+            await event.wait()
+
+    def browser(self, name: str = "browser") -> Browser:
+        """A socket to this process."""
+        return Browser(self, name)
+
+
+class Cluster:
+    """Processes on one Redis and one Postgres, in virtual time."""
+
+    def __init__(self, redis: Redis, redis_url: str, records: Records) -> None:
+        self.redis = redis
+        self.redis_url = redis_url
+        self.records = records
+        self.clock = VirtualClock()
+        self.nodes: list[Node] = []
+        self._barriers = 0
+        self._entries: defaultdict[str, int] = defaultdict(int)
+
+    async def node(self) -> Node:
+        """One more process."""
+        node = Node(self, f"node-{len(self.nodes)}")
+        self.nodes.append(node)
+        await node.start()
+        return node
+
+    async def stop(self) -> None:
+        """Stops all of them."""
+        for node in self.nodes:
+            if node.is_alive:
+                await node.stop()
+
+    async def settle(self) -> None:
+        """Waits until nothing is under way anywhere, with the clock standing still."""
+        while True:
+            for node in self._living():
+                await node.hub.idle()
+            self._barriers += 1
+            for node in self._living():
+                await node.caught_up(self.redis, str(self._barriers))
+            if not any(node.hub.claims.waiting or node.hub.busy for node in self._living()):
+                return
+
+    def _living(self) -> list[Node]:
+        return [node for node in self.nodes if node.is_alive]
+
+    async def advance(self, ms: int) -> None:
+        """Lets so much time pass, deadline by deadline."""
+        until = self.clock.now_ms + ms
+        while True:
+            await self.settle()
+            due = [node.timers.next_at for node in self._living()]
+            next_at = min((at for at in due if at is not None), default=None)
+            if next_at is None or next_at > until:
+                break
+            self.clock.now_ms = max(self.clock.now_ms, next_at)
+            for node in self._living():
+                node.timers.run_due(self.clock.now_ms)
+        self.clock.now_ms = until
+        await self.settle()
+
+    async def grant(
+        self, micros: int, account_id: str = "ann", org_id: str | None = None, kind: str = "grant"
+    ) -> None:
+        """Credits for an account, through the first living process."""
+        self._entries[account_id] += 1
+        await self._living()[0].money.enter(
+            EntryPosted(
+                tenant=f"org:{org_id}" if org_id else f"user:{account_id}",
+                account_id=account_id,
+                entry_id=f"{kind}-{self._entries[account_id]}",
+                entry_kind=kind,
+                amount_micros=micros,
+                at=self.clock.now(),
+            )
+        )
+        await self.settle()
+
+    async def flush(self) -> None:
+        """Brings every outbox to Postgres."""
+        keys = Keys(PARTITIONS)
+        for partition in range(PARTITIONS):
+            for entry_id, fields in await self.redis.xrange(keys.outbox(partition)):
+                await self.records.write(decode_records(fields[b"r"]))
+                await self.redis.xdel(keys.outbox(partition), entry_id)
+
+    async def account(
+        self, account_id: str = "ann", org_id: str | None = None
+    ) -> dict[str, int]:
+        """The integers of an account's hash in Redis."""
+        tenant = f"org:{org_id}" if org_id else f"user:{account_id}"
+        found = await self.redis.hgetall(Keys(PARTITIONS).account(tenant, account_id))
+        return {
+            name.decode(): int(value)
+            for name, value in found.items()
+            if not name.startswith(b"s:")
+        }
+
+

@@ -1,0 +1,23 @@
+"""Fixtures of virtual time."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from storage.records import Records
+from tests.simulation.cluster import Cluster, Node
+
+
+@pytest.fixture
+async def cluster(redis: Redis, redis_url: str, records: Records) -> AsyncIterator[Cluster]:
+    """A cluster without processes yet."""
+    made = Cluster(redis, redis_url, records)
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def node(cluster: Cluster) -> Node:
+    """A process of the cluster."""
+    return await cluster.node()
