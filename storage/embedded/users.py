@@ -147,7 +147,7 @@ class _Use:
                 record = await self._living_record()
                 if record is not None:
                     return record
-                # A keeper that was killed before it was ready deserves a successor; one
+                # A keeper that was killed before it was ready deserves a successor, and one
                 # that gave up does not.
                 if started == STARTS or (started and self._files.failed.exists()):
                     raise self._files.failure("did not start")
@@ -195,5 +195,5 @@ class _Use:
                 pass_fds=[start],
                 start_new_session=True,
             )
-        if await detached.wait():
+        if await detached.wait() > 0:
             raise files.failure("got no keeper")
