@@ -1,0 +1,66 @@
+"""The commands of the measurements: ``python -m server.bench ticks`` and ``memory``."""
+
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+import uvloop
+
+from server.bench import machine
+from server.bench.memory import CONTESTANTS, bytes_per_socket
+from server.bench.ticks import compare, report, sweep
+
+commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _prepare() -> None:
+    machine.pin(0)
+    machine.raise_descriptor_limit()
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter("numbers with commas between them") from None
+    if min(counts) < 1:
+        raise typer.BadParameter("at least one socket")
+    return counts
+
+
+@commands.command()
+def ticks(
+    sockets: Annotated[
+        str, typer.Option(help="Sockets of each contestant; several numbers: a sweep.")
+    ] = "1000",
+    seconds: Annotated[float, typer.Option(help="For each contestant, or number.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1)] = 7,
+) -> None:
+    """Push distinct ticks as fast as it goes, beside other ways of sending."""
+    _prepare()
+    counts = _counts(sockets)
+    measured = (
+        compare(counts[0], seconds, rounds) if len(counts) == 1 else sweep(counts, seconds, rounds)
+    )
+    print(report(uvloop.run(measured)))
+
+
+@commands.command()
+def memory(
+    sockets: Annotated[int, typer.Option(min=1)] = 5000,
+    only: Annotated[str, typer.Option(help="One contestant, in this process.")] = "",
+) -> None:
+    """Open sockets that do nothing, and see what each takes in the server's process."""
+    _prepare()
+    if only:
+        print(f"{only:<22}{uvloop.run(bytes_per_socket(only, sockets)):>8,.0f} bytes/socket")
+        return
+    print(machine.describe(), flush=True)
+    for name in CONTESTANTS:
+        command = [sys.executable, "-m", "server.bench", "memory", "--only", name]
+        subprocess.run([*command, "--sockets", str(sockets)], check=True)  # noqa: S603 -- our own
+
+
+if __name__ == "__main__":
+    commands()

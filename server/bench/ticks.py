@@ -1,0 +1,150 @@
+"""How fast ticks go out, and what each costs, beside other ways of sending them."""
+
+import asyncio
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from server.bench import machine
+from server.bench.contestants import (
+    Bare,
+    BareMade,
+    Broadcast,
+    Contestant,
+    SendText,
+    Taximeter,
+    TaximeterWire,
+)
+from server.bench.sink import Sink
+
+CONTESTANTS: tuple[type[Contestant], ...] = (
+    Bare,
+    BareMade,
+    Taximeter,
+    TaximeterWire,
+    Broadcast,
+    SendText,
+)
+SETTLE_SECONDS = 0.1
+"""For the clients to read what is left of the turn before."""
+
+
+@dataclass
+class Turn:
+    """One contestant's turn in one round."""
+
+    messages: int
+    seconds: float
+    processor_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Messages a second."""
+        return self.messages / self.seconds
+
+    @property
+    def cost(self) -> float:
+        """Microseconds of processor time for a message."""
+        return self.processor_seconds / self.messages * 1e6
+
+
+@dataclass
+class Score:
+    """All the turns of a contestant."""
+
+    name: str
+    sockets: int
+    turns: list[Turn] = field(default_factory=list)
+    lost: int = 0
+    """Ticks that a socket skipped because its client was slow."""
+
+    @property
+    def rate(self) -> float:
+        """Messages a second, in the median round."""
+        return statistics.median(turn.rate for turn in self.turns)
+
+    @property
+    def cost(self) -> float:
+        """Microseconds of processor time for a message, in the median round."""
+        return statistics.median(turn.cost for turn in self.turns)
+
+    def rate_ratio(self, yardstick: "Score") -> float:
+        """The rate beside another's, round by round, in the median one."""
+        pairs = zip(self.turns, yardstick.turns, strict=True)
+        return statistics.median(mine.rate / its.rate for mine, its in pairs)
+
+    def cost_ratio(self, yardstick: "Score") -> float:
+        """The processor time beside another's, round by round, in the median one."""
+        pairs = zip(self.turns, yardstick.turns, strict=True)
+        return statistics.median(mine.cost / its.cost for mine, its in pairs)
+
+
+async def take_turn(contestant: Contestant, seconds: float, score: Score) -> None:
+    """Push for so long, as fast as it goes."""
+    gc.collect()
+    await asyncio.sleep(SETTLE_SECONDS)
+    pushed = passes = 0
+    began = now = time.perf_counter()
+    processor = time.process_time()
+    while now - began < seconds:
+        passes += 1
+        pushed += await contestant.push(passes)
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+    score.turns.append(Turn(pushed, now - began, time.process_time() - processor))
+    score.lost += passes * contestant.count - pushed
+
+
+async def compare(sockets: int, seconds: float, rounds: int) -> list[Score]:
+    """Let all contestants push to so many sockets each, in turns, for so many rounds."""
+    sink = Sink()
+    try:
+        contestants = [kind(pings=False) for kind in CONTESTANTS]
+        for contestant in contestants:
+            port = await contestant.start()
+            await sink.open(port, sockets, handshake=contestant.handshake)
+            await contestant.until_open(sockets)
+        scores = [Score(contestant.name, sockets) for contestant in contestants]
+        slice_seconds = seconds / rounds
+        for first in range(rounds):
+            # Each round begins with another, so nobody is always behind the same one.
+            for place in range(len(contestants)):
+                index = (first + place) % len(contestants)
+                await take_turn(contestants[index], slice_seconds, scores[index])
+        return scores
+    finally:
+        sink.close()
+
+
+async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[Score]:
+    """Push to ever more sockets, to see what one tick costs among them."""
+    sink = Sink()
+    try:
+        contestant = Taximeter(pings=False)
+        port = await contestant.start()
+        scores = []
+        for count in sorted(counts):
+            await sink.open(port, count - contestant.count)
+            await contestant.until_open(count)
+            score = Score(contestant.name, count)
+            for _ in range(rounds):
+                await take_turn(contestant, seconds / rounds, score)
+            scores.append(score)
+        return scores
+    finally:
+        sink.close()
+
+
+def report(scores: Sequence[Score]) -> str:
+    """The table. Ratios are to the first of the scores."""
+    head = f"{'':<22}{'sockets':>8}{'messages/s':>12}{'ratio':>7}{'us/message':>12}{'ratio':>7}"
+    lines = [machine.describe(), head + f"{'skipped':>9}"]
+    for score in scores:
+        lines.append(
+            f"{score.name:<22}{score.sockets:>8}"
+            f"{score.rate:>12,.0f}{score.rate_ratio(scores[0]):>7.2f}"
+            f"{score.cost:>12.2f}{score.cost_ratio(scores[0]):>7.2f}{score.lost:>9}"
+        )
+    return "\n".join(lines)
