@@ -112,11 +112,8 @@ export class Taximeter extends EventTarget {
   #open(request, lastSeq) {
     if (this.state === 'closed') throw new TaximeterError('closed', 'This meter was closed.');
     const sessionId = request.session_id;
-    const link = {
-      now: this.#platform.now,
-      request: (type, from) => this.#ask({ type, session_id: sessionId }, from),
-      leave: (from) => this.#leave(from),
-    };
+    const ask = (type, from) => this.#ask({ type, session_id: sessionId }, from);
+    const link = { now: this.#platform.now, request: ask, leave: (from) => this.#leave(from) };
     const session = this.#sessions.get(sessionId) ?? new Session(sessionId, link, lastSeq);
     this.#sessions.set(sessionId, session);
     session._request = request;
@@ -125,7 +122,7 @@ export class Taximeter extends EventTarget {
     return session;
   }
 
-  async #join(session) {
+  async #join(session, attempt = 0) {
     if (this.state !== 'live' || this.#sessions.get(session.sessionId) !== session) return;
     try {
       await this.#ask(session._joining(), session, { resend: false });
@@ -134,7 +131,8 @@ export class Taximeter extends EventTarget {
       // A session that runs must not be lost to a server that is busy for a moment; nor may
       // one be forgotten that starts after all. A refused start is the caller's to repeat.
       if (error.code === 'timeout' || (error.retryable && session.snapshot)) {
-        this.#platform.setTimeout(() => this.#join(session), this.#backoffMs());
+        const again = () => this.#join(session, attempt + 1);
+        this.#platform.setTimeout(again, this.#backoffMs(attempt));
         return;
       }
       this.#sessions.delete(session.sessionId);
@@ -217,8 +215,8 @@ export class Taximeter extends EventTarget {
       return typeof token === 'function' ? await token() : token;
     } catch (cause) {
       if (cause instanceof TaximeterError) throw cause;
-      const text = 'No token could be had.';
-      throw new TaximeterError('unauthenticated', text, { retryable: true, cause });
+      const details = { retryable: true, cause };
+      throw new TaximeterError('unauthenticated', 'No token could be had.', details);
     }
   }
 
@@ -295,7 +293,7 @@ export class Taximeter extends EventTarget {
       emit(this, 'error', error);
       this.#giveUp('offline', error);
     } else if (!this.#timers.isArmed('drain')) this.#comeBack(code);
-    else this.#setState('reconnecting', { code }); // the drain's own instant is set already
+    else this.#setState('reconnecting', { code }); // at the instant that the drain has set
   }
 
   /** What is true of every lost connection, whoever ended it. */
@@ -310,17 +308,16 @@ export class Taximeter extends EventTarget {
   }
 
   #comeBack(code) {
-    const delayMs = this.#backoffMs();
+    const delayMs = this.#backoffMs(this.#attempt);
     this.#attempt += 1;
     this.#timers.arm('retry', delayMs, () => this.#connect());
     this.#setState('reconnecting', { code, retry_in_ms: delayMs });
   }
 
   /** Full jitter: anything from nothing to a bound that doubles up to the most. */
-  #backoffMs() {
+  #backoffMs(attempt) {
     const { backoffFirstMs, backoffMostMs } = this.#options;
-    const boundMs = Math.min(backoffMostMs, backoffFirstMs * 2 ** Math.min(this.#attempt, 30));
-    return this.#platform.random() * boundMs;
+    return this.#platform.random() * Math.min(backoffMostMs, backoffFirstMs * 2 ** attempt);
   }
 
   #hurry() {

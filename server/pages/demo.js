@@ -7,58 +7,14 @@
  */
 
 import { Taximeter, TaximeterError } from '/client/taximeter.js';
+import { beginRide, drawBalance, drawInstrument, rest } from './instrument.js';
+import { renderReceipt } from './receipt.js';
+import { CONNECTIONS, LIMITS, byId, calm, clockFace, countdown } from './words.js';
+import { explain, make, nameOfKind, put, timeOfDay } from './words.js';
 
 const STORAGE_KEY = 'taximeter';
 const TOAST_MS = 9_000;
-const MINUTE_MS = 60_000;
 const ROWS_MOST = 120;
-
-const LIMITS = {
-  credits: { soon: 'Your credits run out', stopped: 'out of credits', left: 'Credits' },
-  member_minutes: {
-    soon: 'Your minutes of this month end',
-    stopped: 'your month is used up',
-    left: 'Your month',
-  },
-  org_minutes: {
-    soon: 'Your organisation’s minutes end',
-    stopped: 'your organisation’s month is used up',
-    left: 'Your organisation’s month',
-  },
-  session_cap: {
-    soon: 'The longest session ends',
-    stopped: 'this is the longest a session may be',
-    left: 'One session',
-  },
-};
-const CONNECTIONS = {
-  idle: 'Not connected',
-  connecting: 'Connecting',
-  live: 'Live',
-  reconnecting: 'Reconnecting',
-  offline: 'Offline',
-  closed: 'Offline',
-};
-const PROBLEMS = {
-  limit_reached: 'There is nothing left to run on. Top up, and start again.',
-  unavailable: 'The server cannot take this at the moment. Try again in a little while.',
-  rate_limited: 'That was too much at once. Try again in a little while.',
-  unknown_kind: 'This server has no such kind on its rate card.',
-  forbidden: 'This session belongs to somebody else.',
-  session_ended: 'This session has ended.',
-  timeout: 'The server did not answer in time.',
-  offline: 'There is no connection to the server.',
-};
-const REASONS = {
-  client: 'ended by you',
-  operator: 'ended by an operator',
-  disconnected: 'ended after the connection was lost',
-  call_ended: 'ended with the call',
-  node_lost: 'ended when a server was lost',
-};
-
-const byId = (id) => document.getElementById(id);
-const calm = matchMedia('(prefers-reduced-motion: reduce)');
 
 // What this tab knows
 
@@ -76,8 +32,6 @@ let session = null;
 let balance = null;
 let grace = null; // { endsAt, ms } of our own clock, while a limit's grace runs
 let serverAheadMs = 0;
-let bindsAt = 0;
-let longest = {}; // by limit: the most that was ever left of it, for its bar
 let frame = 0;
 
 function save(changes) {
@@ -85,32 +39,7 @@ function save(changes) {
   sessionStorage.setItem(STORAGE_KEY, JSON.stringify(saved));
 }
 
-// Words and figures
-
-function clockFace(ms) {
-  const seconds = Math.floor(ms / 1000);
-  const [hours, minutes] = [Math.floor(seconds / 3600), Math.floor(seconds / 60) % 60];
-  const pad = (number) => String(number).padStart(2, '0');
-  const head = hours ? `${hours}:${pad(minutes)}` : `${minutes}`;
-  return `${head}:${pad(seconds % 60)}`;
-}
-const countdown = (ms) => clockFace(Math.ceil(ms / 1000) * 1000);
-const timeOfDay = (at) => new Date(at).toLocaleTimeString('en-GB');
-const explain = (error) => PROBLEMS[error.code] ?? error.message;
-
-function put(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-/** An element with text or children; attributes that are undefined are left out. */
-function make(tag, attributes, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes ?? {})) {
-    if (value !== undefined) element.setAttribute(name, value);
-  }
-  element.append(...children);
-  return element;
-}
+// What is shown
 
 function toast(text, tone) {
   const close = make('button', { type: 'button', 'aria-label': 'Dismiss' }, '✕');
@@ -135,23 +64,9 @@ function show(view) {
     byId(title)?.focus({ preventScroll: true });
     scrollTo(0, 0);
   }
+  if (view !== 'ride') put(document.querySelector('title'), 'Taximeter');
   if (view === 'start') rest();
   draw();
-}
-
-/** The instrument before a ride: it shows what is chosen, and that it is free. */
-function rest() {
-  const isChat = byId('start-form').elements.kind.value === 'chat';
-  byId('instrument').dataset.phase = 'rest';
-  byId('arc').style.setProperty('--part', 0);
-  byId('controls').hidden = true;
-  byId('demonstration').hidden = !byId('fast').checked;
-  put(byId('ride-title'), isChat ? 'Chat' : 'Recording');
-  put(byId('phase'), 'For hire');
-  put(byId('time'), '0:00');
-  put(byId('tenths'), calm.matches ? '' : '.0');
-  put(byId('dial-note'), '');
-  document.title = 'Taximeter';
 }
 
 // The server's side doors: tokens and credits for a demonstration
@@ -244,7 +159,7 @@ meter.addEventListener('error', ({ detail: error }) => {
 
 function ride() {
   document.body.dataset.alert = saved.alert ? 'warning' : '';
-  longest = {};
+  beginRide();
   session = meter.start({
     kind: saved.kind,
     sessionId: saved.sessionId,
@@ -280,8 +195,7 @@ function ride() {
 
 function showSnapshot(snapshot) {
   serverAheadMs = snapshot.server_time_at - Date.now();
-  const isChat = snapshot.kind.startsWith('chat');
-  put(byId('ride-title'), isChat ? 'Chat' : 'Recording');
+  put(byId('ride-title'), nameOfKind(snapshot.kind));
   byId('demonstration').hidden = (snapshot.speed ?? 1) === 1;
   const price = Number(snapshot.credits_per_minute);
   const unit = price === 1 ? 'credit' : 'credits';
@@ -374,109 +288,22 @@ function unhalt() {
 async function fetchReceipt() {
   const { sessionId } = saved;
   const headers = { Authorization: `Bearer ${token}` };
-  const response = await fetch(`/v1/sessions/${sessionId}`, { headers });
-  const receipt = response.ok ? await response.json() : null;
+  const response = await fetch(`/v1/sessions/${sessionId}`, { headers }).catch(() => null);
+  const receipt = response?.ok ? await response.json() : null;
   if (saved.sessionId !== sessionId) return; // the receipt came by itself meanwhile
   if (receipt?.ended_at) finish(receipt, null);
   else failed(new TaximeterError('unknown_session', 'This session has ended.'));
 }
 
-// The receipt
-
-/** What the time was spent on, in order; what is neither counted nor a gap was a pause. */
-function stretchesOf({ segments, gaps }) {
-  const known = [
-    ...segments.map((segment) => ({ ...segment, name: '' })),
-    ...gaps.map((gap) => ({ ...gap, name: gap.billed ? 'gap, billed' : 'gap, not billed' })),
-  ].sort((a, b) => a.from_at - b.from_at);
-  return known.flatMap((one, index) => {
-    const from_at = known[index - 1]?.to_at ?? one.from_at;
-    const pause = { from_at, to_at: one.from_at, name: 'paused, not counted' };
-    return one.from_at - from_at >= 1_000 ? [pause, one] : [one];
-  });
-}
-
 function finish(receipt, limit) {
-  const speed = session?.snapshot?.speed ?? 1;
-  const line = (name, value, style) => [
-    make('dt', { class: style }, name),
-    make('dd', { class: style }, value),
-  ];
-  const spent = ({ from_at, to_at }) => clockFace(to_at - from_at);
-  const span = ({ from_at, to_at }) => `${timeOfDay(from_at)} – ${timeOfDay(to_at)}`;
-  const stretches = stretchesOf(receipt);
-  const minutes = saved.minutes.toReversed().map(({ minute, seconds, credits }) =>
-    line(`Minute ${minute + 1}, ${seconds} s`, Number(credits).toFixed(4)),
-  );
-  const day = new Date(receipt.started_at).toLocaleDateString('en-GB', { dateStyle: 'long' });
-  const kind = receipt.kind.startsWith('chat') ? 'Chat' : 'Recording';
-  const reason = limit ? LIMITS[limit].stopped : (REASONS[receipt.reason] ?? 'at its limit');
-  byId('receipt').replaceChildren(
-    make('header', {}, make('strong', {}, 'TAXIMETER'), day, make('br'), `${kind}, ${reason}`),
-    make('dl', {}, ...stretches.flatMap((one) => [
-      ...line(span(one), spent(one), one.name && 'quiet'),
-      ...(one.name ? line(`  ${one.name}`, '', 'quiet') : []),
-    ])),
-    make('dl', {},
-      ...line('Time counted', clockFace(receipt.elapsed_ms)),
-      ...line('Free time', `− ${clockFace(receipt.free_ms)}`),
-      ...line('Billed', clockFace(receipt.billed_ms)),
-      ...line('Minutes on the record', String(receipt.minutes)),
-    ),
-    ...(minutes.length ? [make('dl', {}, ...minutes.flat())] : []),
-    make('dl', { class: 'total' }, ...line('Credits', Number(receipt.credits).toFixed(4))),
-    make('footer', {},
-      ...(speed > 1 ? [`Demonstration: the meter ran ${speed} times as fast.`, make('br')] : []),
-      receipt.session_id,
-    ),
-  );
-  balance = meter.welcome === null ? balance : (session?.now()?.credits ?? balance);
+  const paper = renderReceipt(receipt, limit, saved.minutes, session?.snapshot?.speed ?? 1);
+  byId('receipt').replaceChildren(...paper);
+  balance = session?.now()?.credits ?? balance;
   forget();
   show('receipt');
 }
 
 // Drawing
-
-function phaseOf(reading) {
-  if (meter.state !== 'live') {
-    return ['still', CONNECTIONS[meter.state], 'As last known, until the line is back'];
-  }
-  if (reading.state === 'paused') return ['still', 'Paused', 'Nothing is counted'];
-  if (reading.state === 'suspended') return ['still', 'Waiting for your connection', ''];
-  if (reading.state === 'stopping') return ['halted', 'Stopped', 'Nothing more is charged'];
-  if (reading.state === 'ended') return ['ended', 'Ended', ''];
-  const minute = `Minute ${Math.floor(reading.elapsed_ms / MINUTE_MS) + 1}`;
-  if (reading.free_remaining_ms > 0) {
-    return ['free', 'Free time', `Free time left ${countdown(reading.free_remaining_ms)}`];
-  }
-  return reading.paid ? ['paid', 'Using paid credits', minute] : ['plain', 'Counting', minute];
-}
-
-function drawBalance(credits) {
-  if (credits === null) return;
-  const figures = credits.toFixed(4);
-  for (const element of document.querySelectorAll('[data-balance]')) {
-    put(element.querySelector('[data-whole]'), figures.slice(0, -2));
-    put(element.querySelector('[data-part]'), figures.slice(-2));
-  }
-}
-
-function drawLimit({ limit, remaining_ms, speed, state }) {
-  const isKnown = limit !== null && remaining_ms !== null;
-  const isOver = state === 'stopping' && limit !== null;
-  const name = isOver ? `Stopped: ${LIMITS[limit].stopped}` : LIMITS[limit]?.soon;
-  put(byId('limit-name'), name ?? 'No limit in sight');
-  byId('limit-bar').parentElement.hidden = !isKnown || isOver;
-  if (!isKnown || isOver) return put(byId('limit-when'), '');
-  longest[limit] = Math.max(longest[limit] ?? 0, remaining_ms);
-  byId('limit-bar').style.setProperty('--part', remaining_ms / (longest[limit] || 1));
-  const now = Date.now() + remaining_ms / speed;
-  if (Math.abs(now - bindsAt) > 1_500) bindsAt = now; // a second's flicker is no news
-  const isRunning = state === 'active' && meter.state === 'live';
-  const left = countdown(remaining_ms);
-  const when = isRunning ? `at ${timeOfDay(bindsAt)}, in ${left}` : `after ${left} more`;
-  return put(byId('limit-when'), when);
-}
 
 function drawGrace() {
   if (!grace) return;
@@ -489,23 +316,9 @@ function draw() {
   const reading = session?.now() ?? null;
   drawBalance(reading?.credits ?? balance);
   if (!reading || document.body.dataset.view !== 'ride') return;
-  const [phase, name, note] = phaseOf(reading);
-  byId('instrument').dataset.phase = phase;
-  put(byId('phase'), name);
-  put(byId('dial-note'), note);
-  const { elapsed_ms, free_remaining_ms } = reading;
-  const time = clockFace(elapsed_ms);
-  put(byId('time'), time);
-  put(byId('tenths'), calm.matches ? '' : `.${Math.floor(elapsed_ms / 100) % 10}`);
-  byId('time').parentElement.classList.toggle('long', time.length > 5);
-  document.title = `${time} · Taximeter`;
-  const ofFree = free_remaining_ms / (free_remaining_ms + elapsed_ms);
-  const ofMinute = (elapsed_ms % MINUTE_MS) / MINUTE_MS;
-  byId('arc').style.setProperty('--part', free_remaining_ms > 0 ? ofFree : ofMinute);
-  put(byId('pause'), reading.state === 'active' ? 'Pause' : 'Go on');
-  byId('controls').hidden = reading.state === 'stopping'; // what can be done is said above
-  drawLimit(reading);
+  drawInstrument(reading, meter.state);
   drawGrace();
+  put(document.querySelector('title'), `${clockFace(reading.elapsed_ms)} · Taximeter`);
   // One loop, whoever drew: the next frame replaces the one that is planned.
   cancelAnimationFrame(frame);
   clearTimeout(frame);

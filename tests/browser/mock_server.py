@@ -35,15 +35,16 @@ PATIENCE_S = 20
 SERVER_TIME_AT = 1_795_000_000_000
 
 ROOT = Path(__file__).parents[2]
-FILES = {
-    "/": ("server/pages/index.html", "text/html"),
-    "/pages/demo.js": ("server/pages/demo.js", "text/javascript"),
-    "/pages/style.css": ("server/pages/style.css", "text/css"),
-    "/client/taximeter.js": ("protocol/browser/taximeter.js", "text/javascript"),
+FOLDERS = {"/pages/": "server/pages", "/client/": "protocol/browser"}
+CONTENT_TYPES = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
 }
 SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -140,10 +141,11 @@ class MockServer:
             return None
         if path == "/blank":
             return _response(HTTPStatus.OK, "text/html", b"<!doctype html><title>Blank</title>")
-        if path not in FILES:
+        folder, _slash, name = path.rpartition("/")
+        file = ROOT / FOLDERS.get(f"{folder}/", "server/pages") / (name or "index.html")
+        if file.suffix not in CONTENT_TYPES or not file.is_file():
             return _response(HTTPStatus.NOT_FOUND, "text/plain", b"Not found")
-        name, content_type = FILES[path]
-        return _response(HTTPStatus.OK, content_type, (ROOT / name).read_bytes())
+        return _response(HTTPStatus.OK, CONTENT_TYPES[file.suffix], file.read_bytes())
 
 
 def _response(status: HTTPStatus, content_type: str, body: bytes) -> Response:

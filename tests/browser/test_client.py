@@ -311,11 +311,12 @@ async def test_a_change_of_the_account_is_told_and_shown(client: ClientPage) -> 
 
 async def test_the_token_is_refreshed_before_it_expires(client: ClientPage) -> None:
     await client.construct("token: (() => { let n = 0; return async () => `token-${++n}`; })()")
-    await client.run("() => meter.connect()")
+    await client.start()
     line = await client.server.line()
     life = {"ping_ms": 3_600_000, "expires_at": SERVER_TIME_AT + 100_000}
     assert (await line.welcome(**life))["token"] == "token-1"
-    await client.take_state("live")
+    await line.join(state="paused")
+    await client.take("session")
     await client.advance(79_999)
     assert await client.run("() => clock.timers.size") == 2, "the refresh has not waited"
     await client.advance(1)

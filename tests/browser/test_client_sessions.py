@@ -156,8 +156,11 @@ async def test_a_refused_start_is_told_and_not_repeated(client: ClientPage, code
     assert (await client.take("error"))["code"] == code
     refused = await client.run("() => settled(session.ready)")
     assert refused["error"]["limit"] == "credits"
-    await client.start()
-    assert (await line.receive("start"))["id"] == start["id"] + 1
+    line.cut()
+    line = await client.next_line()
+    await line.welcome()
+    await client.run("() => { meter.watch('session-9'); }")
+    assert (await line.receive("watch"))["session_id"] == "session-9", "it was started again"
 
 
 async def test_a_running_session_is_joined_again_when_the_server_is_busy(
@@ -169,11 +172,18 @@ async def test_a_running_session_is_joined_again_when_the_server_is_busy(
     await line.welcome()
     start = await line.receive("start")
     busy = {"code": "unavailable", "message": "Not now.", "retryable": True}
-    await line.answer(start, type="error", **busy)
-    await line.send(type="error", **busy)
-    await client.take("error")  # the second: the first has been handled
-    await client.advance(1_000)
-    assert (await line.join())["session_id"] == "session-1"
+    await client.chance(0.999)
+    for wait_ms in (500, 1_000, 2_000):
+        await line.answer(start, type="error", **busy)
+        await line.send(type="error", **busy)
+        await client.take("error")  # the second: the first has been handled
+        waits = await client.run(
+            "() => [...clock.timers.values()].map((t) => t.atMs - clock.nowMs)"
+        )
+        assert round(min(waits)) == round(0.999 * wait_ms)
+        await client.advance(wait_ms)
+        start = await line.receive("start")
+    assert start["session_id"] == "session-1"
 
 
 async def test_a_start_without_an_answer_is_repeated(client: ClientPage) -> None:

@@ -43,16 +43,16 @@ Minutes on the record
 4
 
 Minute 1, 60 s
-0.0000
+0.000000
 Minute 2, 60 s
-1.0000
+1.000000
 Minute 3, 60 s
-1.0000
+1.000000
 Minute 4, 30 s
-0.5000
+0.516667
 
 Credits
-2.5000"""
+2.516667"""
 
 
 # Before the ride
@@ -268,13 +268,14 @@ async def test_a_month_that_is_used_up_cannot_be_topped_up(tab: Tab) -> None:
 
 async def test_the_receipt_lists_everything(tab: Tab) -> None:
     line = await tab.ride()
-    for minute, seconds, price in ((0, 60, "0"), (1, 60, "1"), (2, 60, "1"), (3, 30, "0.5")):
+    for minute, seconds, price in ((0, 60, "0"), (1, 60, "1"), (2, 60, "1"), (3, 30, "0.516667")):
         row = {"minute": minute, "seconds": seconds, "credits": price}
         await tab.send(line, {"type": "minute", **row})
     start = SERVER_TIME_AT
     segments = [(0, 60_000), (80_000, 90_000), (120_000, 240_000)]
     stretches = [{"from_at": start + a, "to_at": start + b} for a, b in segments]
-    await tab.send(line, stopped(1, reason="limit", segments=stretches) | {"limit": "credits"})
+    bill = stopped(1, reason="limit", segments=stretches, credits="2.516667")
+    await tab.send(line, {**bill, "limit": "credits"})
     paper = tab.at("#receipt")
     await expect(paper).to_contain_text("Chat, out of credits")
     text = "\n\n".join(await paper.locator("dl").all_inner_texts())

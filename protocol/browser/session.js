@@ -1,0 +1,242 @@
+/**
+ * A session as the browser sees it: its news, and its figures between two ticks.
+ */
+
+/** An estimate that is ahead of the server by less than this waits instead of stepping back. */
+const HOLD_MS = 1_500;
+/** Credits that leave a straight line by more than this are charged in lumps (increments). */
+const LUMP_MS = 2_500;
+
+/** Dispatches an event whose `detail` is what it is about. */
+export function emit(target, type, detail) {
+  target.dispatchEvent(new CustomEvent(type, { detail }));
+}
+
+/**
+ * A session as this browser sees it; made by `Taximeter.start` and `Taximeter.watch`.
+ *
+ * Events carry the server's message as `detail`: `session`, `tick`, `free_time`,
+ * `limit_warning`, `limit_cleared`, `limit_reached`, `minute`, `stopped`; further `error`
+ * (a TaximeterError) and `connection`. A message with a `seq` is delivered once, in order,
+ * however often the connection drops in between.
+ */
+export class Session extends EventTarget {
+  #link;
+  #base = null; // the latest figures, and at which instant of our clock they were true
+  #shown = 0; // the furthest elapsed_ms that now() has given
+  #delivered; // the seq of the last notice that listeners were given
+  #joinedAt; // the seq of the first snapshot: what came before it is no news
+  #lead = 0; // by how much credits are ahead of a straight line, in milliseconds of price
+  #resolveReady;
+  #rejectReady;
+
+  constructor(sessionId, link, lastSeq) {
+    super();
+    this.#link = link;
+    this.#delivered = lastSeq;
+    /** The session's id. */
+    this.sessionId = sessionId;
+    /** The last `session` message, or null before the first. */
+    this.snapshot = null;
+    /** The receipt, once the session has ended. */
+    this.receipt = null;
+    /** True after `stop()`: the wish outlives a lost connection. */
+    this.stopWanted = false;
+    /** Resolves with the first snapshot; rejects when the session cannot start. */
+    this.ready = new Promise((resolve, reject) => {
+      this.#resolveReady = resolve;
+      this.#rejectReady = reject;
+    });
+    this.ready.catch(() => {}); // whoever listens to `error` only is told there
+    /** @internal What the server is asked for when the session is joined. */
+    this._request = null;
+  }
+
+  /** `starting`, then the protocol's states: active, paused, suspended, stopping, ended. */
+  get state() {
+    return this.#base?.state ?? 'starting';
+  }
+
+  /** What to keep for `start({ lastSeq })` after a reload of the page; undefined at first. */
+  get lastSeq() {
+    const seqs = [this.#delivered, this.#joinedAt].filter((seq) => seq !== undefined);
+    return seqs.length ? Math.max(...seqs) : undefined;
+  }
+
+  /**
+   * The figures at this instant, estimated from the last ones that the server sent; null
+   * before the first. Time moves only while the session is active and the line is up, never
+   * past the limit, and not backwards for the sake of a late tick.
+   */
+  now() {
+    if (!this.#base) return null;
+    const reading = this.#readingAfter(this.#run());
+    this.#shown = reading.elapsed_ms;
+    return reading;
+  }
+
+  /** Stops the clock; resolves with the snapshot. */
+  pause() {
+    return this.#link.request('pause', this);
+  }
+
+  /** Lets the clock go on, also within the grace after a limit; resolves with the snapshot. */
+  resume() {
+    return this.#link.request('resume', this);
+  }
+
+  /**
+   * Ends the session; resolves with the `stopped` message, which holds the receipt. Without
+   * a connection the wish is kept, and carried out on coming back, even after the promise
+   * has timed out.
+   */
+  stop() {
+    this.stopWanted = true;
+    return this.#link.request('stop', this);
+  }
+
+  /** This page leaves; the session goes on for others, else its reconnect grace runs. */
+  leave() {
+    this.#link.leave(this);
+  }
+
+  /** @internal The same with what has been heard already. */
+  _joining() {
+    return { ...this._request, last_seq: this.lastSeq }; // JSON leaves out what is undefined
+  }
+
+  /** @internal The session cannot start, or cannot be joined again. */
+  _fail(error) {
+    if (error.code === 'session_ended') this.#settle({ state: 'ended' });
+    this.#rejectReady(error);
+    emit(this, 'error', error);
+  }
+
+  /** @internal The line is down: the clock stands still until the server speaks again. */
+  _freeze() {
+    this.#settle({ at: null });
+  }
+
+  /** @internal The account has changed by something other than this session's time. */
+  _credit({ credits }) {
+    this.#settle({ credits: Number(credits) });
+  }
+
+  /** @internal A message of this session from the server. */
+  _receive(message) {
+    if (message.type === 'session') return this.#receiveSnapshot(message);
+    if (message.seq !== undefined) {
+      if (this.#deliver(message)) this.#apply(message);
+      else return undefined;
+    }
+    if (message.type === 'tick') this.#receiveTick(message);
+    return emit(this, message.type, message);
+  }
+
+  #receiveSnapshot(message) {
+    this.snapshot = message;
+    this.#joinedAt ??= message.seq;
+    this.#lead = 0;
+    this.#base = { speed: message.speed ?? 1, state: message.state };
+    this.#rebase(message);
+    // The snapshot already contains what was missed, so it is told, but not applied again.
+    for (const notice of [...(message.missed ?? [])].sort((a, b) => a.seq - b.seq)) {
+      if (!this.#deliver(notice)) continue;
+      if (notice.receipt) this.receipt = notice.receipt;
+      emit(this, notice.type, { session_id: this.sessionId, ...notice });
+    }
+    this.#resolveReady(message);
+    emit(this, 'session', message);
+  }
+
+  #receiveTick(tick) {
+    const before = this.#base;
+    if (!before) return;
+    const price = this.#pricePerMs();
+    const fallen = before.credits - Number(tick.credits);
+    if (price > 0 && fallen >= 0) {
+      const paid = Math.max(0, tick.elapsed_ms - before.elapsed_ms - before.free_remaining_ms);
+      this.#lead += this.#inLumps() ? 0 : fallen / price - paid;
+    }
+    this.#rebase(tick);
+  }
+
+  /** Whether a notice is news; the numbers of a session only rise. */
+  #deliver(notice) {
+    if (notice.seq <= (this.#delivered ?? -1)) return false;
+    this.#delivered = notice.seq;
+    return true;
+  }
+
+  /** What a notice changes in the figures, until the next snapshot or tick. */
+  #apply({ type, free_remaining_ms, paid, receipt }) {
+    if (receipt) this.receipt = receipt;
+    if (!this.#base) return;
+    if (type === 'free_time') this.#settle({ free_remaining_ms, paid });
+    if (type === 'limit_reached') this.#settle({ state: 'stopping' }, this.#runToLimit());
+    if (type === 'stopped') {
+      this.#settle({ state: 'ended', ...(receipt && { elapsed_ms: receipt.elapsed_ms }) });
+    }
+  }
+
+  /** The counted time since the last figures; nothing while the clock stands still. */
+  #run() {
+    const { state, at, elapsed_ms, remaining_ms, speed } = this.#base;
+    if (state !== 'active' || at === null) return 0;
+    const run = Math.max(0, (this.#link.now() - at) * speed);
+    const behind = this.#shown - (elapsed_ms + run);
+    const held = behind > 0 && behind < HOLD_MS * speed ? run + behind : run;
+    return Math.min(held, Math.max(0, remaining_ms ?? Infinity));
+  }
+
+  /** As `#run`, but with the last moments before a limit, which the news of it overtook. */
+  #runToLimit() {
+    const { state, remaining_ms, speed } = this.#base;
+    const run = this.#run();
+    const isNear = remaining_ms !== null && remaining_ms - run < HOLD_MS * speed;
+    return state === 'active' && isNear ? Math.max(run, remaining_ms) : run;
+  }
+
+  #readingAfter(run) {
+    const { at: _, ...base } = this.#base;
+    const { elapsed_ms, free_remaining_ms, remaining_ms, credits } = base;
+    const paidRun = Math.max(0, run - free_remaining_ms);
+    const burnt = this.#inLumps() ? 0 : paidRun * this.#pricePerMs();
+    return {
+      ...base,
+      elapsed_ms: elapsed_ms + run,
+      free_remaining_ms: Math.max(0, free_remaining_ms - run),
+      paid: base.paid || (free_remaining_ms > 0 && paidRun > 0 && this.#pricePerMs() > 0),
+      credits: Math.max(Math.min(0, credits), credits - burnt),
+      remaining_ms: remaining_ms === null ? null : Math.max(0, remaining_ms - run),
+    };
+  }
+
+  /** Makes today's estimate the figures to estimate from, with some of them corrected. */
+  #settle(corrections, run = this.#base ? this.#run() : 0) {
+    if (!this.#base) return;
+    const at = this.#base.at === null ? null : this.#link.now();
+    this.#base = { ...this.#readingAfter(run), at, ...corrections };
+  }
+
+  #rebase({ elapsed_ms, free_remaining_ms, paid, credits, remaining_ms, limit }) {
+    this.#base = {
+      ...this.#base,
+      elapsed_ms,
+      free_remaining_ms: free_remaining_ms ?? 0,
+      paid,
+      credits: Number(credits),
+      remaining_ms: remaining_ms ?? null,
+      limit: limit ?? null,
+      at: this.#link.now(),
+    };
+  }
+
+  #pricePerMs() {
+    return Number(this.snapshot?.credits_per_minute ?? 0) / 60_000;
+  }
+
+  #inLumps() {
+    return Math.abs(this.#lead) > LUMP_MS * (this.#base?.speed ?? 1);
+  }
+}
