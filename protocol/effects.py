@@ -11,7 +11,6 @@ import msgspec
 from protocol.messages import ServerMessage
 from protocol.projection import MonthProjection
 from protocol.session import Session
-from protocol.states import Event
 from protocol.steps import Step
 
 Token = Any
@@ -39,8 +38,10 @@ class Show(msgspec.Struct, frozen=True):
     """Send the snapshot to the session's sockets: something changed that no tick shows.
 
     For the socket behind ``token`` it is the answer; ``only`` keeps it from the others.
+    ``seq`` is the number of the last notice that was said before it.
     """
 
+    seq: int
     token: Token = None
     only: bool = False
 
@@ -61,15 +62,6 @@ class Leave(msgspec.Struct, frozen=True):
 
 
 Effect = Ask | Push | Show | Refuse | Probe | Leave
-
-
-class Intent(msgspec.Struct):
-    """Something that is to happen to a session, waiting for its turn at Redis."""
-
-    event: Event
-    at: int
-    token: Token = None
-    reason: str = "client"
 
 
 class Reply(msgspec.Struct, frozen=True):

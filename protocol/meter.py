@@ -18,26 +18,18 @@ are asked for a proof of life; the claim is made when it comes in, and until the
 grant's margin carries the session.
 """
 
-from collections import deque
-
 import msgspec
 
 from protocol import horizon, limits, messages, moves
-from protocol.effects import Ask, Effect, Intent, Leave, Probe, Push, Refuse, Reply, Show, Token
+from protocol.course import Course
+from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show, Token
 from protocol.grants import MonthOf
-from protocol.money import format_credits
+from protocol.intents import STOP_PROOF_MS, Intent, Intents
 from protocol.notices import Notices
 from protocol.projection import AccountProjection, MonthProjection
 from protocol.session import Session
 from protocol.states import Event, Phase
 from protocol.steps import Step
-
-INTENTS_MAX = 16
-"""Requests of one session that wait for Redis on one process."""
-PROOF_WAIT_MS = 1_000
-"""How long the claim of a minute waits for a proof of life before the grant is extended."""
-STOP_PROOF_MS = 1_000
-"""How long a stop that the client did not ask for waits for the client's proof of life."""
 
 
 class Meter:
@@ -64,15 +56,11 @@ class Meter:
         self.notices = Notices(session.standing)
         self.positions: dict[str, int] = {}
         """Where each limit binds, in counted time; see ``protocol.horizon``."""
-        self._intents: deque[Intent] = deque()
+        self._intents = Intents()
         self._effects: list[Effect] = []
         self._asked: Step | None = None
-        self._intent: Intent | None = None
-        """What the step that is on its way was asked for; None: a claim."""
         self._limiting = False
         """The final grant is used up; the step that says so is not accepted yet."""
-        self._claim_ms: int | None = None
-        """The position at which the grant is to be extended."""
         self._wanted = False
         """A claim is due, whatever the deadlines say."""
         self._shrink = False
@@ -102,28 +90,11 @@ class Meter:
 
     def elapsed_at(self, now_ms: int) -> int:
         """Counted time at ``now_ms``: never beyond the grant, but for uncovered time."""
-        standing, grant = self.session.standing, self.session.grant
-        if standing.phase is not Phase.ACTIVE:
-            return standing.elapsed_ms
-        speed = self.session.identity.terms.speed
-        elapsed_ms = standing.elapsed_ms + (now_ms - standing.at) * speed
-        end_ms = self._uncovered_end_ms if grant.final is None else grant.granted_ms
-        return max(standing.settled_ms, min(elapsed_ms, end_ms))
-
-    def instant_of(self, elapsed_ms: int) -> int:
-        """The instant at which an active session reaches ``elapsed_ms``."""
-        standing = self.session.standing
-        ahead_ms = elapsed_ms - standing.elapsed_ms
-        return standing.at + -(-ahead_ms // self.session.identity.terms.speed)
+        return self.course.elapsed_at(now_ms)
 
     def proven_ms(self, now_ms: int) -> int:
         """Counted time at the last proof of life: what may be settled."""
-        standing = self.session.standing
-        if standing.phase is Phase.ACTIVE:
-            return self.elapsed_at(min(now_ms, self.alive_at))
-        speed = self.session.identity.terms.speed
-        unproven_ms = max(0, standing.at - self.alive_at) * speed
-        return max(standing.settled_ms, standing.elapsed_ms - unproven_ms)
+        return self.course.proven_ms(self.alive_at, now_ms)
 
     def credits_at(self, now_ms: int) -> int:
         """The account's balance in micro-credits, after the burn of all its sessions."""
@@ -137,32 +108,21 @@ class Meter:
 
     def timer(self) -> int | None:
         """The instant of the next deadline; None: nothing is due until something comes in."""
-        standing, grant = self.session.standing, self.session.grant
-        if self._intents and self._waits_for_proof(self._intents[0], -1):
-            return self._intents[0].at + STOP_PROOF_MS
+        standing = self.session.standing
+        first = self._intents.first
+        if first is not None and self._lacks_proof(first, first.at):
+            return first.at + STOP_PROOF_MS
         if standing.phase is not Phase.ACTIVE:
             return standing.grace_until if not self._intents and self._asked is None else None
         if self._limiting:
             return None
-        ends = []
-        if grant.final is not None:
-            ends.append(grant.granted_ms)
-        else:
-            if not self._exhausted:
-                ends.append(self._uncovered_end_ms)
-            if self._claim_ms is not None and self._asked is None:
-                ends.append(self._claim_ms)
+        ends = [] if self._exhausted else [self.course.end_ms]
+        if self.course.claim_ms is not None and self._asked is None:
+            ends.append(self.course.claim_ms)
         if standing.minute_end_ms > self._probed_ms:
             ends.append(standing.minute_end_ms)
-        if not self.notices.free_over and self.session.identity.terms.price_micros:
-            ends.append(standing.free_ms)
-        for limit, position_ms in self.positions.items():
-            warned_ms = self.notices.warned.get(limit)
-            for threshold_ms in self.session.identity.terms.warn_at_ms:
-                if warned_ms is None or threshold_ms < warned_ms:
-                    ends.append(position_ms - threshold_ms)
-                    break
-        return self.instant_of(min(ends)) if ends else None
+        ends.extend(self.notices.due(self.session, self.positions))
+        return self.course.instant_of(min(ends)) if ends else None
 
     def effects(self) -> list[Effect]:
         """What is to be done, in order; each effect is handed out once."""
@@ -177,12 +137,12 @@ class Meter:
         self.alive_at = max(self.alive_at, now_ms)
         standing = self.session.standing
         if standing.phase is Phase.SUSPENDED or standing.lost_at is not None:
-            self._intend(Intent(Event.RETURNED, now_ms))
+            self._intents.add(Intent(Event.RETURNED, now_ms))
         self._plan(now_ms)
 
     def come_back(self, now_ms: int) -> None:
         """The sockets here were taken for lost, and are not: the grace ends."""
-        self._intend(Intent(Event.RETURNED, now_ms))
+        self._intents.add(Intent(Event.RETURNED, now_ms))
         self._plan(now_ms)
 
     def entitle(self, token: Token) -> bool:
@@ -190,11 +150,7 @@ class Meter:
 
         False: no such step is under way, and the session can be shown as it is.
         """
-        for intent in [*([self._intent] if self._intent else []), *self._intents]:
-            if intent.event is Event.RETURNED and intent.token is None:
-                intent.token = token
-                return True
-        return False
+        return self._intents.entitle(Event.RETURNED, token)
 
     def alive(self, at_ms: int, now_ms: int) -> bool:
         """A proof of life: a pong or a message came in at ``at_ms``.
@@ -210,7 +166,7 @@ class Meter:
         self.sockets -= 1
         self.alive_at = max(self.alive_at, alive_at)
         if self.sockets == 0:
-            self._intend(Intent(Event.LOST, now_ms))
+            self._intents.add(Intent(Event.LOST, now_ms))
         self._plan(now_ms)
 
     def request(self, event: Event, now_ms: int, token: Token, reason: str = "client") -> bool:
@@ -218,13 +174,13 @@ class Meter:
 
         A client's own request is a proof of life. False: too many requests wait.
         """
-        if len(self._intents) >= INTENTS_MAX:
+        if self._intents.full:
             return False
         if reason == "client":
             self.alive_at = max(self.alive_at, now_ms)
         else:
             self._effects.append(Probe())
-        self._intend(Intent(event, now_ms, token, reason))
+        self._intents.add(Intent(event, now_ms, token, reason))
         self._plan(now_ms)
         return True
 
@@ -232,13 +188,13 @@ class Meter:
         """Starts a session that has none of its steps yet; a socket comes with it."""
         self.sockets += 1
         self.alive_at = now_ms
-        self._intend(Intent(Event.RESUME, now_ms, token))
+        self._intents.add(Intent(Event.RESUME, now_ms, token))
         self._plan(now_ms)
 
     def granted(self, reply: Reply, now_ms: int) -> None:
         """Redis answered the step that was asked for."""
-        step, intent = self._asked, self._intent
-        self._asked = self._intent = None
+        step, intent = self._asked, self._intents.current
+        self._asked = self._intents.current = None
         if step is None or reply.left or reply.session is None:
             self._effects.append(Leave())
             return
@@ -256,28 +212,24 @@ class Meter:
                 if step.before.standing.version == 0:
                     # Somebody else started it meanwhile: this is a join.
                     intent.event = Event.RETURNED
-                self._intents.appendleft(intent)
+                self._intents.add_first(intent)
         self._plan(now_ms)
 
     def unanswered(self, now_ms: int) -> None:
         """No answer came. What was asked may have been done: it is asked anew, from the
         same version, and if it was done already the answer says so."""
-        intent, self._intent = self._intent, None
+        intent, self._intents.current = self._intents.current, None
         if self._asked is not None:
             self._asked = None
             self._wanted = self.counting
             if intent is not None:
-                self._intents.appendleft(intent)
+                self._intents.add_first(intent)
         self._plan(now_ms)
 
     def abandon(self) -> list[Token]:
         """No answer comes for now: hands back whoever waits for one. What they asked for
         is still done, when it can be; a start is followed by the loss of its socket."""
-        intents = [*([self._intent] if self._intent else []), *self._intents]
-        tokens = [intent.token for intent in intents if intent.token is not None]
-        for intent in intents:
-            intent.token = None
-        return tokens
+        return self._intents.abandon()
 
     def moved(
         self, session: Session, notices: tuple[bytes, ...], minutes: tuple[bytes, ...], now_ms: int
@@ -287,10 +239,9 @@ class Meter:
             return
         before = self.phase
         self._adopt(session, notices, now_ms)
-        for minute in minutes:
-            self._effects.append(Push(minute))
+        self._effects.extend(Push(minute) for minute in minutes)
         if self.phase is not before and self.phase is not Phase.ENDED:
-            self._effects.append(Show())
+            self._show()
         self._plan(now_ms)
 
     def changed(self, now_ms: int) -> None:
@@ -298,16 +249,10 @@ class Meter:
         self._project(now_ms)
         grant = self.session.grant
         if self.counting and grant.final is not None:
-            end_ms = horizon.positions(
-                msgspec.structs.replace(
-                    self.session, grant=msgspec.structs.replace(grant, final=None)
-                ),
-                self.elapsed_at(now_ms),
-                now_ms,
-                self.account,
-                self.member,
-                self.org,
-            ).get(grant.final)
+            # Where the limit would bind if this grant were not the last.
+            open_grant = msgspec.structs.replace(grant, final=None)
+            found = self._positions(msgspec.structs.replace(self.session, grant=open_grant), now_ms)
+            end_ms = found.get(grant.final)
             self._wanted = self._wanted or end_ms is None or end_ms > grant.granted_ms
         self._warn(now_ms)
         self._plan(now_ms)
@@ -336,30 +281,19 @@ class Meter:
         standing = self.session.standing
         if standing.phase is not Phase.ACTIVE:
             if standing.grace_until is not None and now_ms >= standing.grace_until:
-                self._intend(Intent(Event.EXPIRED, now_ms))
+                self._intents.add(Intent(Event.EXPIRED, now_ms))
         elif not self._limiting:
             self._run(now_ms)
         self._plan(now_ms)
 
     # --- Inside ------------------------------------------------------------------
 
-    @property
-    def _uncovered_end_ms(self) -> int:
-        return self.session.grant.granted_ms + self.uncovered_ms * self.session.identity.terms.speed
-
-    def _intend(self, intent: Intent) -> None:
-        """Queues what is to happen; one that waits already is not queued twice."""
-        if intent.token is None and any(waiting.event is intent.event for waiting in self._intents):
-            return
-        self._intents.append(intent)
-
-    def _waits_for_proof(self, intent: Intent, now_ms: int) -> bool:
+    def _lacks_proof(self, intent: Intent, now_ms: int) -> bool:
         """Whether a stop by others still waits for the client to prove its last seconds."""
         return (
-            intent.event is Event.STOP
-            and intent.reason != "client"
+            intent.waits_for_proof
             and self.sockets > 0
-            and self.session.standing.phase is Phase.ACTIVE
+            and self.course.running
             and self.alive_at < intent.at
             and now_ms < intent.at + STOP_PROOF_MS
         )
@@ -382,12 +316,16 @@ class Meter:
             if self.proven_ms(now_ms) < standing.minute_end_ms:
                 self._effects.append(Probe())
         if grant.final is not None and elapsed_ms >= grant.granted_ms:
-            self._reach_limit(grant.final, self.instant_of(grant.granted_ms))
-        elif grant.final is None and self._claim_ms is not None and elapsed_ms >= self._claim_ms:
+            self._reach_limit(grant.final, self.course.instant_of(grant.granted_ms))
+        elif (
+            grant.final is None
+            and self.course.claim_ms is not None
+            and elapsed_ms >= self.course.claim_ms
+        ):
             self._wanted = True
-            if elapsed_ms >= self._uncovered_end_ms:
+            if elapsed_ms >= self.course.uncovered_end_ms:
                 self._exhausted = True
-                self._intend(Intent(Event.STOP, now_ms, reason="unavailable"))
+                self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
 
     def _reach_limit(self, limit: str, stopped_at: int) -> None:
         """The auto-stop: said at once, recorded by the step that follows."""
@@ -402,15 +340,14 @@ class Meter:
             )
         )
         self._effects.append(Probe())
-        self._intents.appendleft(Intent(Event.LIMIT, stopped_at, reason=limit))
+        self._intents.add_first(Intent(Event.LIMIT, stopped_at, reason=limit))
 
     def _plan(self, now_ms: int) -> None:
         """Asks for the next step, if one is due and none is on its way."""
-        while self._asked is None and self._intents:
-            intent = self._intents[0]
-            if self._waits_for_proof(intent, now_ms):
+        while self._asked is None and (first := self._intents.first) is not None:
+            if self._lacks_proof(first, now_ms):
                 return
-            self._intents.popleft()
+            intent = self._intents.take()
             step = moves.step_for(intent, self._moment(now_ms))
             if step is None:
                 self._answer(intent)
@@ -441,7 +378,7 @@ class Meter:
         )
 
     def _ask(self, step: Step, intent: Intent | None) -> None:
-        self._asked, self._intent = step, intent
+        self._asked, self._intents.current = step, intent
         self._effects.append(Ask(step))
 
     def _moment(self, now_ms: int) -> moves.Moment:
@@ -462,6 +399,9 @@ class Meter:
             ),
         )
 
+    def _show(self, token: Token = None, *, only: bool = False) -> None:
+        self._effects.append(Show(self.notices.seq, token, only))
+
     def _answer(self, intent: Intent) -> None:
         """Answers a request that changes nothing: the session is as it was wanted, or over."""
         if intent.token is None:
@@ -469,24 +409,14 @@ class Meter:
         if self.session.standing.phase is Phase.ENDED:
             self._effects.append(Refuse(intent.token, None))
         else:
-            self._effects.append(Show(intent.token, only=True))
+            self._show(intent.token, only=True)
 
     def _accept(self, step: Step, session: Session, intent: Intent | None, now_ms: int) -> None:
         """The step was made: what it left is what there is, for every process."""
         before = self.session.standing.phase
         token = intent.token if intent is not None else None
         self._stand_on(session, now_ms)
-        for minute in step.minutes:
-            self._effects.append(
-                Push(
-                    messages.Minute(
-                        session_id=minute.session_id,
-                        minute=minute.minute,
-                        seconds=minute.seconds,
-                        credits=format_credits(minute.credits_micros),
-                    )
-                )
-            )
+        self._effects.extend(Push(minute) for minute in step.minute_messages)
         phase = session.standing.phase
         if phase is Phase.ENDED:
             self.notices.seq = session.standing.seq
@@ -495,7 +425,7 @@ class Meter:
         if phase is not before:
             if phase is Phase.ACTIVE:
                 self.notices.free_over = session.standing.free_over
-            self._effects.append(Show(token))
+            self._show(token)
         self._warn(now_ms)
 
     def _refused(self, limit: str, intent: Intent | None, now_ms: int) -> None:
@@ -526,36 +456,22 @@ class Meter:
         was_limiting, granted_ms = self._limiting, self.session.grant.granted_ms
         self.session = session
         standing, grant = session.standing, session.grant
-        terms = session.identity.terms
+        self.course = Course(session, self.uncovered_ms)
         self._exhausted = False
-        self._claim_ms = None
-        if standing.phase is Phase.ACTIVE and grant.final is None:
-            increment_ms = terms.next_increment_ms if terms.price_micros else 0
-            margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * terms.speed)
-            lead_ms = min(
-                margin_ms - PROOF_WAIT_MS * terms.speed,
-                (grant.granted_ms - standing.elapsed_ms) // 2,
-            )
-            self._claim_ms = grant.granted_ms - lead_ms
         if was_limiting and not (standing.phase is Phase.ACTIVE and grant.granted_ms <= granted_ms):
             # Either the stop is recorded, or somebody extended the grant just in time.
             self._limiting = False
-            self._intents = deque(
-                intent for intent in self._intents if intent.event is not Event.LIMIT
-            )
+            self._intents.drop(Event.LIMIT)
             if standing.phase is Phase.ACTIVE:
-                self._effects.append(Show())
+                self._show()
         self._project(now_ms)
 
+    def _positions(self, session: Session, now_ms: int) -> dict[str, int]:
+        elapsed_ms = self.elapsed_at(now_ms)
+        return horizon.positions(session, elapsed_ms, now_ms, self.account, self.member, self.org)
+
     def _project(self, now_ms: int) -> None:
-        self.positions = horizon.positions(
-            self.session,
-            self.elapsed_at(now_ms),
-            now_ms,
-            self.account,
-            self.member,
-            self.org,
-        )
+        self.positions = self._positions(self.session, now_ms)
 
     def _warn(self, now_ms: int) -> None:
         if self.counting:

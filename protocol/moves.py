@@ -10,8 +10,8 @@ import msgspec
 
 from protocol import messages
 from protocol.codec import encode
-from protocol.effects import Intent
 from protocol.grants import MonthOf, Offer
+from protocol.intents import Intent
 from protocol.receipts import receipt
 from protocol.session import Session, Standing
 from protocol.states import Event, Phase, after

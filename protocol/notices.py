@@ -58,6 +58,20 @@ class Notices:
         self.unrecorded.append(encoded)
         return Push(encoded)
 
+    def due(self, session: Session, positions: dict[str, int]) -> list[int]:
+        """The counted times at which something is to be said next."""
+        terms = session.identity.terms
+        ends = []
+        if not self.free_over and terms.price_micros:
+            ends.append(session.standing.free_ms)
+        for limit, position_ms in positions.items():
+            warned_ms = self.warned.get(limit)
+            for threshold_ms in terms.warn_at_ms:
+                if warned_ms is None or threshold_ms < warned_ms:
+                    ends.append(position_ms - threshold_ms)
+                    break
+        return ends
+
     def end_free_time(self, session: Session) -> Push | None:
         """Says that free time is over, if there was any."""
         self.free_over = True

@@ -11,7 +11,11 @@ _NOTICE = msgspec.json.Decoder(messages.Notice)
 
 
 def snapshot(
-    meter: Meter, now_ms: int, missed: tuple[bytes, ...] = (), request_id: int | None = None
+    meter: Meter,
+    now_ms: int,
+    missed: tuple[bytes, ...] = (),
+    request_id: int | None = None,
+    seq: int | None = None,
 ) -> messages.Session:
     """The ``session`` message: everything that is known of the session at ``now_ms``."""
     identity, standing = meter.session.identity, meter.session.standing
@@ -26,7 +30,7 @@ def snapshot(
         session_id=identity.session_id,
         kind=identity.kind,
         state=meter.phase.value,
-        seq=meter.notices.seq,
+        seq=meter.notices.seq if seq is None else seq,
         started_at=identity.started_at,
         elapsed_ms=elapsed_ms,
         free_remaining_ms=max(0, standing.free_ms - elapsed_ms),

@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 
-from protocol import limits
+from protocol import limits, messages
+from protocol.codec import encode
 from protocol.events import MinuteUsed, Record, SessionEnded, SessionStarted
 from protocol.grants import Ground, MonthOf, Offer
+from protocol.money import format_credits
 from protocol.session import Grant, Identity, Session, Standing, joined_segments
 from protocol.states import Phase
 from protocol.terms import MINUTE_MS
@@ -49,6 +51,21 @@ class Step(msgspec.Struct, frozen=True):
     def minutes(self) -> tuple[MinuteUsed, ...]:
         """The minutes that this step completes."""
         return tuple(record for record in self.records if isinstance(record, MinuteUsed))
+
+    @property
+    def minute_messages(self) -> tuple[bytes, ...]:
+        """What the session's sockets are told of those minutes."""
+        return tuple(
+            encode(
+                messages.Minute(
+                    session_id=minute.session_id,
+                    minute=minute.minute,
+                    seconds=minute.seconds,
+                    credits=format_credits(minute.credits_micros),
+                )
+            )
+            for minute in self.minutes
+        )
 
 
 class Settling(msgspec.Struct):

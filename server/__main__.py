@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
+import asyncpg
 import structlog
 import typer
 import uvicorn
@@ -29,7 +30,8 @@ from server.process import Process
 from server.push import uvicorn_options
 from storage.embedded import EngineError, start_engines
 from storage.flush import run_flusher
-from storage.migrate import MigrationError, migrate_database
+from storage.migrate import MigrationError
+from storage.migrate import migrate as migrate_schema
 from storage.records import Records
 
 log = structlog.get_logger()
@@ -107,7 +109,7 @@ def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, mig
         async with engines(settings) as ready:
             assert ready.database_url is not None
             if migrate:
-                await migrate_database(ready.database_url)
+                await _migrate(ready.database_url)
             await work(ready)
 
     try:
@@ -117,6 +119,15 @@ def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, mig
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+async def _migrate(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        for name in await migrate_schema(connection):
+            log.info("migrated", migration=name)
+    finally:
+        await connection.close()
 
 
 def _settings(*, secrets: bool) -> Settings:

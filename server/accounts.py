@@ -68,7 +68,7 @@ class Accounts:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self._pubsub.aclose()
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
     def get(self, tenant: str, account_id: str) -> Account | None:
         """The account, if it is served here."""

@@ -14,7 +14,7 @@ import msgspec
 
 from protocol import messages
 from protocol.codec import encode, error_message, tick_template
-from protocol.effects import Ask, Leave, Probe, Push, Refuse, Reply, Show
+from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
 from protocol.errors import ErrorCode, PeerError, ProtocolError, RefusedError
 from protocol.meter import Meter
 from protocol.snapshots import snapshot, tick
@@ -247,23 +247,11 @@ class Seat:
     def drain(self) -> None:
         """Carries out what the meter wants, and arms its timer."""
         for effect in self.meter.effects():
-            match effect:
-                case Ask(step):
-                    self.place.claims.ask(self, step)
-                case Push(message, token):
-                    self._push(message, token)
-                case Show(token, only):
-                    self._show(token, only=only)
-                case Refuse(token, limit):
-                    _fail(token, _refusal(limit))
-                case Probe():
-                    for member in self.members:
-                        if member not in self.watchers:
-                            member.probe()
-                case Leave():
-                    self.place.leave(self)
-                    self.settled.set()
-                    return
+            if isinstance(effect, Leave):
+                self.place.leave(self)
+                self.settled.set()
+                return
+            self._carry_out(effect)
         if self.meter.asked is None:
             self.settled.set()
         else:
@@ -273,6 +261,21 @@ class Seat:
         if self.meter.counting:
             for group in self.groups.values():
                 group.arm(now_ms)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Ask(step):
+                self.place.claims.ask(self, step)
+            case Push(message, token):
+                self._push(message, token)
+            case Show(seq, token, only):
+                self._show(token, seq, only=only)
+            case Refuse(token, limit):
+                _fail(token, _refusal(limit))
+            case Probe():
+                for member in self.members:
+                    if member not in self.watchers:
+                        member.probe()
 
     def _arm(self) -> None:
         due_at = self.meter.timer()
@@ -305,10 +308,13 @@ class Seat:
     # --- Messages ----------------------------------------------------------------------
 
     def snapshot(
-        self, request_id: int | None = None, missed: Iterable[bytes] = ()
+        self,
+        request_id: int | None = None,
+        missed: Iterable[bytes] = (),
+        seq: int | None = None,
     ) -> messages.Session:
         """The session as it stands now."""
-        return snapshot(self.meter, self.place.clock.now(), tuple(missed), request_id)
+        return snapshot(self.meter, self.place.clock.now(), tuple(missed), request_id, seq)
 
     def _push(self, message: messages.ServerMessage | bytes, ticket: Ticket | None) -> None:
         encoded = message if isinstance(message, bytes) else encode(message)
@@ -325,14 +331,14 @@ class Seat:
 
     def show(self, ticket: Ticket) -> None:
         """Answers a request with the snapshot."""
-        self._show(ticket, only=True)
+        self._show(ticket, self.meter.notices.seq, only=True)
 
-    def _show(self, ticket: Ticket | None, *, only: bool) -> None:
+    def _show(self, ticket: Ticket | None, seq: int, *, only: bool) -> None:
         if not only and self.members:
-            self._broadcast(text_frame(encode(self.snapshot())), ticket)
+            self._broadcast(text_frame(encode(self.snapshot(seq=seq))), ticket)
         if ticket is None:
             return
-        answer = self.snapshot(ticket.request_id, ticket.missed)
+        answer = self.snapshot(ticket.request_id, ticket.missed, seq)
         if ticket.shown is not None:
             ticket.shown(answer)
         elif ticket.member is not None:

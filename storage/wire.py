@@ -9,8 +9,6 @@ from protocol import limits
 from protocol.effects import Reply
 from protocol.events import Record
 from protocol.grants import Offer
-from protocol.messages import Minute
-from protocol.money import format_credits
 from protocol.projection import Line, MonthProjection, line_of
 from protocol.session import Grant, Identity, Session, Standing
 from protocol.states import Phase
@@ -130,17 +128,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str) -> bytes:
         "free_taken": step.free_taken_ms,
         "notices": [notice.decode() for notice in step.notices],
         "notices_kept": limits.NOTICES_KEPT_MAX,
-        "minutes": [
-            _ENCODER.encode(
-                Minute(
-                    session_id=minute.session_id,
-                    minute=minute.minute,
-                    seconds=minute.seconds,
-                    credits=format_credits(minute.credits_micros),
-                )
-            ).decode()
-            for minute in step.minutes
-        ],
+        "minutes": [minute.decode() for minute in step.minute_messages],
         "leaving": step.leaving,
         "ended": ended,
         "ended_kept_ms": limits.ENDED_SESSION_KEPT_MS,
