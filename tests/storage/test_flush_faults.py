@@ -199,6 +199,36 @@ async def test_a_connection_that_redis_closes_is_made_again(
     assert await pending(redis) == 0
 
 
+async def test_a_read_given_up_at_the_stop_loses_nothing(
+    redis: Redis, redis_url: str, connection: Connection, make_flusher: MakeFlusher
+) -> None:
+    lost = asyncio.Event()
+
+    class LosingRedis(Redis):
+        """Redis behind a line that loses the answer to a blocking read."""
+
+        async def xreadgroup(self, *arguments: Any, **options: Any) -> Any:
+            answer = await super().xreadgroup(*arguments, **options)
+            if answer and options["block"]:
+                lost.set()
+                await asyncio.Event().wait()
+            return answer
+
+    stop = asyncio.Event()
+    flusher = make_flusher(
+        make_redis=lambda: LosingRedis.from_url(redis_url, legacy_responses=False)
+    )
+    task = asyncio.create_task(flusher.run(stop))
+    await append(redis, minute(0))
+    async with asyncio.timeout(20):
+        await lost.wait()
+    assert await pending(redis) == 1
+    stop.set()
+    await task
+    assert await minutes(connection) == [0]
+    assert await pending(redis) == 0
+
+
 async def test_without_redis_it_waits(make_flusher: MakeFlusher) -> None:
     stop = asyncio.Event()
     delays: list[float] = []

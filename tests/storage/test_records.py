@@ -220,6 +220,15 @@ async def test_a_minute_that_costs_something_burns_it_once(records: Records) -> 
     assert {(one.entry_kind, one.session_id) for one in burns} == {("burn", "s1")}
 
 
+async def test_a_minute_that_is_there_already_burns_nothing_even_of_another_account(
+    records: Records,
+) -> None:
+    await records.write([minute(0)])
+    await records.write([minute(0, account_id="ben")])
+    assert (await records.load_account(TENANT, "ann")).balance_micros == -1_000_000
+    assert (await records.load_account(TENANT, "ben")).balance_micros == 0
+
+
 @pytest.mark.parametrize(
     "change",
     [
