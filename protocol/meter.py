@@ -116,8 +116,10 @@ class Meter:
             return standing.grace_until if not self._intents and self._asked is None else None
         if self._limiting:
             return None
-        ends = [] if self._exhausted else [self.course.end_ms]
-        if self.course.claim_ms is not None and self._asked is None:
+        ends = []
+        if self.session.grant.final is not None or (self.sockets and not self._exhausted):
+            ends.append(self.course.end_ms)
+        if self.course.claim_ms is not None and self.sockets and self._asked is None:
             ends.append(self.course.claim_ms)
         if standing.minute_end_ms > self._probed_ms:
             ends.append(standing.minute_end_ms)
@@ -318,9 +320,7 @@ class Meter:
         if grant.final is not None and elapsed_ms >= grant.granted_ms:
             self._reach_limit(grant.final, self.course.instant_of(grant.granted_ms))
         elif (
-            grant.final is None
-            and self.course.claim_ms is not None
-            and elapsed_ms >= self.course.claim_ms
+            self.sockets and self.course.claim_ms is not None and elapsed_ms >= self.course.claim_ms
         ):
             self._wanted = True
             if elapsed_ms >= self.course.uncovered_end_ms:
@@ -364,8 +364,8 @@ class Meter:
 
     def _claim_due(self, now_ms: int) -> bool:
         standing = self.session.standing
-        if standing.version == 0:
-            return False
+        if standing.version == 0 or not self.sockets:
+            return False  # it is for those to claim who can prove the time
         if standing.phase is Phase.ACTIVE and not self._limiting:
             return (
                 self._wanted

@@ -40,8 +40,8 @@ class Claimant(Protocol):
     def answered(self, step: Step, outcome: Outcome) -> None:
         """The step was made, or was not."""
 
-    def unanswered(self, error: ProtocolError) -> None:
-        """Nobody knows whether it was made."""
+    def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
+        """The step was not made (False), or nobody knows whether it was (None)."""
 
 
 class Claims:
@@ -94,7 +94,7 @@ class Claims:
         except LiveError as error:
             log.warning("claims_unanswered", steps=len(batch), error=str(error))
             for claimant, _ in batch:
-                claimant.unanswered(ServiceError("the session store does not answer"))
+                claimant.unanswered(ServiceError("the session store does not answer"), made=None)
             return
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
             if outcome.cold:
@@ -114,9 +114,9 @@ class Claims:
             raise ServiceError("the counters do not stay in Redis")
         except LiveError as error:
             log.warning("claim_unanswered", error=str(error))
-            claimant.unanswered(ServiceError("the session store does not answer"))
+            claimant.unanswered(ServiceError("the session store does not answer"), made=None)
         except ServiceError as error:
-            claimant.unanswered(error)
+            claimant.unanswered(error, made=False)
 
     async def _load(self, identity: Identity, cold: tuple[str, ...], claimant: Claimant) -> None:
         if "account" in cold:

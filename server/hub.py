@@ -148,15 +148,13 @@ class Hub:
         tenant = principal.tenant
         assert tenant is not None
         async with self._lock(tenant, session_id):
-            seat = self.seats.get(session_key(tenant, session_id))
-            if seat is None:
-                found = await self.live.attach(tenant, session_id, read_only=True)
-                if found is None:
-                    return None
-                _check_live(found.session)
-                _check_watcher(principal, found.session.identity)
-                seat = await self._seat(found.session)
-            _check_watcher(principal, seat.meter.session.identity)
+            found = await self.live.attach(tenant, session_id, read_only=True, watch=True)
+            if found is None:
+                return None
+            _check_watcher(principal, found.session.identity)
+            _check_live(found.session)
+            seat = await self._seat(found.session)
+            seat.meter.moved(found.session, found.notices, (), self.clock.now())
             if member not in seat.members:
                 self._sit(seat, member, None, watching=True)
             seat.show(ticket)
@@ -178,7 +176,14 @@ class Hub:
         if not watching:
             seat.meter.detach(alive_at, self.clock.now())
             seat.drain()
-        elif not seat.members and seat.meter.sockets == 0 and seat.meter.asked is None:
+        else:
+            self.release(seat)
+
+    def release(self, seat: Seat) -> None:
+        """Clears a seat that nobody here sits at, unless its grace is looked after here."""
+        standing = seat.meter.session.standing
+        idle = not seat.members and seat.meter.sockets == 0 and seat.meter.asked is None
+        if idle and standing.grace_until is None:
             self.leave(seat)
 
     def request(self, seat: Seat, event: Event, ticket: Ticket, reason: str = "client") -> None:
@@ -279,7 +284,7 @@ class Hub:
     def gone(self, seat: Seat, step: Step) -> None:
         """Redis came back empty: see ``Live.assert_session``."""
         log.error("session_gone", session=seat.key, version=step.before.standing.version)
-        seat.unanswered(ServiceError("the session store has lost the session"))
+        seat.unanswered(ServiceError("the session store has lost the session"), made=False)
 
     def changed(self, seat: Seat, outcome: Outcome) -> None:
         """The account's figures after a step of this process, for its projection."""

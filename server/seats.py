@@ -221,10 +221,22 @@ class Seat:
         if limit:
             metrics.grants_refused.labels(limit).inc()
 
-    def unanswered(self, error: ProtocolError) -> None:
-        """Nobody knows whether the step was made: it is asked anew after a while."""
+    def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
+        """The step was not made, or nobody knows (None): it is asked anew after a while.
+
+        A start that failed is refused for good, so that no session begins behind the
+        client's back: if it was made after all, it has lost its socket.
+        """
         self.failures += 1
         self._fail_all(error)
+        if self.meter.session.standing.version == 0:
+            if made is False:
+                self.place.leave(self)
+                return
+            for member in list(self.members):
+                self.unseat(member)
+                member.left(self)
+                self.meter.detach(self.place.clock.now(), self.place.clock.now())
         at = self.place.clock.now() + retry_after_ms(self.failures)
         self._retry = self.place.timers.deadline(at, self._ask_again)
 

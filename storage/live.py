@@ -207,9 +207,13 @@ class Live:
         return ("EVALSHA", self._commit.digest, len(names), *names, argument)
 
     async def attach(
-        self, tenant: str, session_id: str, *, read_only: bool = False
+        self, tenant: str, session_id: str, *, read_only: bool = False, watch: bool = False
     ) -> Found | None:
-        """Attaches this process to a session, or just reads it; None when it is not there."""
+        """Attaches this process to a session; None when it is not there.
+
+        ``read_only`` only reads it; with ``watch`` its steps are told to whoever listens
+        to the account's channel, though one process alone serves it.
+        """
         keys = self.keys
         fields, notices, nodes = await self._attach(
             [
@@ -218,7 +222,7 @@ class Live:
                 keys.sockets(tenant, session_id),
                 keys.node(keys.partition(tenant), self.node),
             ],
-            ["" if read_only else self.node, f"{tenant}/{session_id}"],
+            ["" if read_only else self.node, f"{tenant}/{session_id}", int(watch)],
         )
         if not fields:
             return None

@@ -1,11 +1,12 @@
--- attach: a process gets its first socket of a session, or reads it.
+-- attach: a process gets its first socket of a session, or watches it, or reads it.
 --
 -- KEYS   1 session   hash (see commit.lua)
 --        2 notices   list
 --        3 sockets   set: the processes that have sockets of the session
 --        4 node      set: the sessions that this process has sockets of
--- ARGV   1 node id; '' reads without attaching
+-- ARGV   1 node id; '' does not attach
 --        2 the session's key
+--        3 '1' when the process watches: from now on every step is told on the channel
 --
 -- Answers {session fields, notices newest first, other processes}; an absent session
 -- has no fields and is not attached to.
@@ -16,4 +17,5 @@ if ARGV[1] ~= '' then
   redis.call('SADD', KEYS[3], ARGV[1])
   redis.call('SADD', KEYS[4], ARGV[2])
 end
+if ARGV[3] == '1' then redis.call('HSET', KEYS[1], 'watched', '1') end
 return {found, redis.call('LRANGE', KEYS[2], 0, -1), redis.call('SMEMBERS', KEYS[3])}

@@ -6,6 +6,7 @@
 -- of the offered grants every counter has room for.
 --
 -- KEYS   1 session   hash: version, identity, standing, grant, final
+--                    and watched, once somebody watched it from elsewhere
 --        2 notices   list: the newest notices, encoded, newest first
 --        3 sockets   set: the processes that have sockets of the session
 --        4 account   hash: balance, held, reserved, charged_live, burn, live, version,
@@ -181,6 +182,7 @@ else
   call('ZREM', KEYS[11], step.session)
 end
 local alone = call('SCARD', KEYS[3]) == call('SISMEMBER', KEYS[3], step.node)
+  and not call('HGET', KEYS[1], 'watched')
 if step.ended then
   call('DEL', KEYS[3])
   call('SREM', KEYS[9], step.session)
