@@ -8,7 +8,6 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
-import asyncpg
 import structlog
 import typer
 import uvicorn
@@ -30,8 +29,7 @@ from server.process import Process
 from server.push import uvicorn_options
 from storage.embedded import EngineError, start_engines
 from storage.flush import run_flusher
-from storage.migrate import MigrationError
-from storage.migrate import migrate as migrate_schema
+from storage.migrate import MigrationError, migrate_database
 from storage.records import Records
 
 log = structlog.get_logger()
@@ -109,7 +107,8 @@ def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, mig
         async with engines(settings) as ready:
             assert ready.database_url is not None
             if migrate:
-                await _migrate(ready.database_url)
+                for name in await migrate_database(ready.database_url):
+                    log.info("migrated", migration=name)
             await work(ready)
 
     try:
@@ -119,15 +118,6 @@ def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, mig
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-async def _migrate(database_url: str) -> None:
-    connection = await asyncpg.connect(database_url)
-    try:
-        for name in await migrate_schema(connection):
-            log.info("migrated", migration=name)
-    finally:
-        await connection.close()
 
 
 def _settings(*, secrets: bool) -> Settings:
