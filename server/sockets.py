@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from protocol import limits
 from protocol.codec import encode
@@ -11,8 +11,15 @@ from protocol.messages import Reconnect
 from server.frames import text_frame
 from server.metrics import Metrics
 
-if TYPE_CHECKING:
-    from server.connection import Connection
+
+class Client(Protocol):
+    """An open socket, as far as it can be let go."""
+
+    def send(self, frame: bytes) -> None:
+        """Sends a frame that must arrive."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes the socket from this side."""
 
 
 class Sockets:
@@ -22,7 +29,7 @@ class Sockets:
         self.metrics = metrics
         self.sockets_max = sockets_max
         """So many sockets leave descriptors for everything else."""
-        self.connections: set[Connection] = set()
+        self.connections: set[Client] = set()
         self._by_user: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
 
@@ -37,13 +44,13 @@ class Sockets:
         """A socket that was admitted is gone."""
         _take(self._by_address, address)
 
-    def add(self, connection: "Connection") -> None:
+    def add(self, connection: Client) -> None:
         """A socket was accepted."""
         self.connections.add(connection)
         self.metrics.sockets.set(len(self.connections))
         self.metrics.sockets_opened.inc()
 
-    def remove(self, connection: "Connection", code: int) -> None:
+    def remove(self, connection: Client, code: int) -> None:
         """A socket is gone."""
         self.connections.discard(connection)
         self.metrics.sockets.set(len(self.connections))

@@ -10,7 +10,5 @@ pytest_plugins = [
 ]
 
 # No test may depend on the machine's speed, so Hypothesis has no deadline either.
-settings.register_profile(
-    "taximeter", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("taximeter", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("taximeter")

@@ -176,7 +176,8 @@ class Browser:
     ) -> dict[str, Any]:
         """The newest message of a type, or that a condition holds for."""
         for message in reversed(self.messages):
-            if message["type"] == where if isinstance(where, str) else where(message):
+            wanted = message["type"] == where if isinstance(where, str) else where(message)
+            if wanted:
                 return message
         raise AssertionError(f"{self.name} got no such message: {self.messages}")
 
@@ -301,20 +302,17 @@ class Cluster:
         """Brings every outbox to Postgres."""
         keys = Keys(PARTITIONS)
         for partition in range(PARTITIONS):
-            for entry_id, fields in await self.redis.xrange(keys.outbox(partition)):
+            entries: list[Any] = await self.redis.xrange(keys.outbox(partition)) or []
+            for entry_id, fields in entries:
                 await self.records.write(decode_records(fields[b"r"]))
                 await self.redis.xdel(keys.outbox(partition), entry_id)
 
-    async def account(
-        self, account_id: str = "ann", org_id: str | None = None
-    ) -> dict[str, int]:
+    async def account(self, account_id: str = "ann", org_id: str | None = None) -> dict[str, int]:
         """The integers of an account's hash in Redis."""
         tenant = f"org:{org_id}" if org_id else f"user:{account_id}"
-        found = await self.redis.hgetall(Keys(PARTITIONS).account(tenant, account_id))
+        found: dict[Any, Any] = await self.redis.hgetall(
+            Keys(PARTITIONS).account(tenant, account_id)
+        )
         return {
-            name.decode(): int(value)
-            for name, value in found.items()
-            if not name.startswith(b"s:")
+            name.decode(): int(value) for name, value in found.items() if not name.startswith(b"s:")
         }
-
-

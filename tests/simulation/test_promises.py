@@ -33,7 +33,6 @@ async def test_a_chat_ends_exactly_where_its_credits_end(cluster: Cluster, node:
     assert abs(free_time["received_at"] - started_at - 60_000) <= 20
 
     await cluster.advance(30_000)
-    browser.node.hub.request(browser.seats["chat-1"], Event.RESUME, None)
     await browser.start("chat-1", CHAT)
     assert browser.last("session")["credits"] == "1"
 
@@ -78,8 +77,11 @@ async def test_warnings_come_once_for_each_crossing(cluster: Cluster, node: Node
     await cluster.grant(20 * CREDIT)
     cleared = browser.last("limit_cleared")
     assert cleared["remaining_ms"] == 1_201_000
-    assert [message["seq"] for message in browser.messages if "seq" in message and
-            message["type"] != "session"] == [1, 2, 3, 4]
+    assert [
+        message["seq"]
+        for message in browser.messages
+        if "seq" in message and message["type"] != "session"
+    ] == [1, 2, 3, 4]
     await cluster.advance(5_000)
     assert browser.all("limit_reached") == []
 
