@@ -7,7 +7,6 @@ way any more, the clock jumps to the next timer of any process.
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio import Redis
@@ -142,14 +141,14 @@ class Browser:
         if self in seat.members:
             self.seats[session_id] = seat
         await self.node.cluster.settle()
-        return self.last(lambda message: message.get("id") == 1)
+        return self.answer(1)
 
     async def request(self, session_id: str, event: Event) -> dict[str, Any]:
         """Pauses, resumes or stops a session; the answer."""
         self._pong(self.node.clock.now())
         self.node.hub.request(self.seats[session_id], event, Ticket(self, 2))
         await self.node.cluster.settle()
-        return self.last(lambda message: message.get("id") == 2)
+        return self.answer(2)
 
     async def close(self) -> None:
         """Closes the socket cleanly, which proves life; or, if it was cut, is found out."""
@@ -171,15 +170,13 @@ class Browser:
         """Every message of a type."""
         return [message for message in self.messages if message["type"] == type_]
 
-    def last(
-        self, where: Callable[[dict[str, Any]], bool] | str = lambda _: True
-    ) -> dict[str, Any]:
-        """The newest message of a type, or that a condition holds for."""
-        for message in reversed(self.messages):
-            wanted = message["type"] == where if isinstance(where, str) else where(message)
-            if wanted:
-                return message
-        raise AssertionError(f"{self.name} got no such message: {self.messages}")
+    def last(self, type_: str) -> dict[str, Any]:
+        """The newest message of a type."""
+        return self.all(type_)[-1]
+
+    def answer(self, request_id: int) -> dict[str, Any]:
+        """The newest message that echoes a request's id."""
+        return [message for message in self.messages if message.get("id") == request_id][-1]
 
 
 class Node:
