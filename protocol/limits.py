@@ -155,7 +155,7 @@ LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 1_024
 ACCOUNTS_CACHED_MAX: Final = 65_536
 """Accounts whose last balance one process remembers for its sockets."""
 ACCOUNT_IDLE_MS: Final = 24 * 3_600_000
-"""An account without session and unflushed entry leaves Redis after so long."""
+"""A counter that no live session draws on leaves Redis after so long."""
 PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000
 ENDED_SESSION_KEPT_MS: Final = 3_600_000
 """A session's hash outlives it, so a late join hears `session_ended` and its receipt."""

@@ -1,6 +1,5 @@
 """The outbox as the flusher sees it: its keys, its entries, and their acknowledgement."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,14 +106,7 @@ def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> Entry:
 def acknowledgement(partition: int, entries: Sequence[Entry]) -> tuple[list[str], list[Any]]:
     """The keys and arguments of ``acknowledge.lua``."""
     keys = [outbox_key(partition), watermark_key(partition), rejected_key(partition)]
-    indexes: dict[str, int] = {}
     arguments: list[Any] = [GROUP, REJECTED_ENTRIES_MAX]
     for entry in entries:
-        accounts = Counter(
-            f"{{p{partition}}}:account:{record.tenant}/{record.account_id}"
-            for record in entry.records
-        )
-        arguments += [entry.entry_id, entry.refusal, len(entry.records), len(accounts)]
-        for key, records in accounts.items():
-            arguments += [indexes.setdefault(key, len(keys) + len(indexes) + 1), records]
-    return keys + list(indexes), arguments
+        arguments += [entry.entry_id, entry.refusal, len(entry.records)]
+    return keys, arguments

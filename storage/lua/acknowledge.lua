@@ -3,11 +3,9 @@
 -- KEYS   1 outbox      stream
 --        2 watermark   string: every entry with this id or a lower one has left the outbox
 --        3 rejected    stream: fields entry, error, and those that the entry had
---        4.. accounts  hash each: unflushed, the records that wait in the outbox
 -- ARGV   1 consumer group   2 entries that the rejected stream keeps, roughly
 --        then for every entry:
---          its id, why Postgres refused it ('' when it has it), its number of records,
---          the number n of accounts in it, and n times: index into KEYS, records
+--          its id, why Postgres refused it ('' when it has it), its number of records
 --
 -- Answers {entries, records, rejected}: what was still there and is gone now. Whatever is
 -- acknowledged again is not there any more, and nothing is counted twice for it.
@@ -16,9 +14,8 @@ local call = redis.call
 local outbox, group = KEYS[1], ARGV[1]
 local entries, records, rejected = 0, 0, 0
 
-local index = 3
-while index <= #ARGV do
-  local id, refusal, size, accounts = unpack(ARGV, index, index + 3)
+for index = 3, #ARGV, 3 do
+  local id, refusal, size = unpack(ARGV, index, index + 2)
   -- First what frees memory: once a script has written, Redis lets it go on when it is
   -- full, and a full Redis is emptied by nobody but the flusher.
   call('XACK', outbox, group, id)
@@ -30,22 +27,9 @@ while index <= #ARGV do
       rejected = rejected + 1
     end
   end
-  local there = call('XDEL', outbox, id) == 1
-  if there then
+  if call('XDEL', outbox, id) == 1 then
     entries = entries + 1
     if refusal == '' then records = records + tonumber(size) end
-  end
-  index = index + 4
-  for _ = 1, tonumber(accounts) do
-    local key = KEYS[tonumber(ARGV[index])]
-    -- An account with a refused entry stays unflushed, and so in Redis: what Postgres says
-    -- of it is not complete.
-    if there and refusal == '' and call('HEXISTS', key, 'unflushed') == 1 then
-      if call('HINCRBY', key, 'unflushed', -tonumber(ARGV[index + 1])) < 0 then
-        call('HSET', key, 'unflushed', 0)
-      end
-    end
-    index = index + 2
   end
 end
 
