@@ -4,8 +4,8 @@
 
 /** An estimate that is ahead of the server by less than this waits instead of stepping back. */
 const HOLD_MS = 1_500;
-/** Credits that leave a straight line by more than this are charged in lumps (increments). */
-const LUMP_MS = 2_500;
+/** For how long at most the credits shown move to what a tick has said. */
+const GLIDE_MS = 1_000;
 
 /** Dispatches an event whose `detail` is what it is about. */
 export function emit(target, type, detail) {
@@ -26,7 +26,9 @@ export class Session extends EventTarget {
   #shown = 0; // the furthest elapsed_ms that now() has given
   #delivered; // the seq of the last notice that listeners were given
   #joinedAt; // the seq of the first snapshot: what came before it is no news
-  #lead = 0; // by how much credits are ahead of a straight line, in milliseconds of price
+  #glide = null; // { from, at, ms }: how the credits shown move to those of the last tick
+  #tickAt = -Infinity; // when the last tick came
+  #holds = 0; // requests under way that stop the clock
   #resolveReady;
   #rejectReady;
 
@@ -66,7 +68,9 @@ export class Session extends EventTarget {
   /**
    * The figures at this instant, estimated from the last ones that the server sent; null
    * before the first. Time moves only while the session is active and the line is up, never
-   * past the limit, and not backwards for the sake of a late tick.
+   * past the limit, and not backwards for the sake of a late tick. Credits are charged in
+   * increments, which only the server knows, and by all sessions of the account: so they
+   * move to what a tick has said, and never below it.
    */
   now() {
     if (!this.#base) return null;
@@ -75,9 +79,9 @@ export class Session extends EventTarget {
     return reading;
   }
 
-  /** Stops the clock; resolves with the snapshot. */
+  /** Stops the clock, on the screen at once; resolves with the snapshot. */
   pause() {
-    return this.#link.request('pause', this);
+    return this.#requestStill('pause');
   }
 
   /** Lets the clock go on, also within the grace after a limit; resolves with the snapshot. */
@@ -92,7 +96,18 @@ export class Session extends EventTarget {
    */
   stop() {
     this.stopWanted = true;
-    return this.#link.request('stop', this);
+    return this.#requestStill('stop');
+  }
+
+  /** What the clock shows while the answer is on its way would have to be taken back. */
+  async #requestStill(type) {
+    this.#settle({});
+    this.#holds += 1;
+    try {
+      return await this.#link.request(type, this);
+    } finally {
+      this.#holds -= 1;
+    }
   }
 
   /** This page leaves; the session goes on for others, else its reconnect grace runs. */
@@ -119,6 +134,7 @@ export class Session extends EventTarget {
 
   /** @internal The account has changed by something other than this session's time. */
   _credit({ credits }) {
+    this.#glide = null;
     this.#settle({ credits: Number(credits) });
   }
 
@@ -136,7 +152,7 @@ export class Session extends EventTarget {
   #receiveSnapshot(message) {
     this.snapshot = message;
     this.#joinedAt ??= message.seq;
-    this.#lead = 0;
+    this.#glide = null;
     this.#base = { speed: message.speed ?? 1, state: message.state };
     this.#rebase(message);
     // The snapshot already contains what was missed, so it is told, but not applied again.
@@ -150,14 +166,11 @@ export class Session extends EventTarget {
   }
 
   #receiveTick(tick) {
-    const before = this.#base;
-    if (!before) return;
-    const price = this.#pricePerMs();
-    const fallen = before.credits - Number(tick.credits);
-    if (price > 0 && fallen >= 0) {
-      const paid = Math.max(0, tick.elapsed_ms - before.elapsed_ms - before.free_remaining_ms);
-      this.#lead += this.#inLumps() ? 0 : fallen / price - paid;
-    }
+    if (!this.#base) return;
+    const [from, at] = [this.#creditsShown(), this.#link.now()];
+    const ms = Math.min(GLIDE_MS, at - this.#tickAt);
+    this.#glide = Number(tick.credits) < from && ms > 0 ? { from, at, ms } : null;
+    this.#tickAt = at;
     this.#rebase(tick);
   }
 
@@ -182,11 +195,18 @@ export class Session extends EventTarget {
   /** The counted time since the last figures; nothing while the clock stands still. */
   #run() {
     const { state, at, elapsed_ms, remaining_ms, speed } = this.#base;
-    if (state !== 'active' || at === null) return 0;
-    const run = Math.max(0, (this.#link.now() - at) * speed);
+    if (state !== 'active') return 0;
+    const isStill = at === null || this.#holds > 0;
+    const run = isStill ? 0 : Math.max(0, (this.#link.now() - at) * speed);
     const behind = this.#shown - (elapsed_ms + run);
     const held = behind > 0 && behind < HOLD_MS * speed ? run + behind : run;
     return Math.min(held, Math.max(0, remaining_ms ?? Infinity));
+  }
+
+  #creditsShown() {
+    if (!this.#glide) return this.#base.credits;
+    const { from, at, ms } = this.#glide;
+    return from + (this.#base.credits - from) * Math.min(1, (this.#link.now() - at) / ms);
   }
 
   /** As `#run`, but with the last moments before a limit, which the news of it overtook. */
@@ -199,15 +219,15 @@ export class Session extends EventTarget {
 
   #readingAfter(run) {
     const { at: _, ...base } = this.#base;
-    const { elapsed_ms, free_remaining_ms, remaining_ms, credits } = base;
-    const paidRun = Math.max(0, run - free_remaining_ms);
-    const burnt = this.#inLumps() ? 0 : paidRun * this.#pricePerMs();
+    const { elapsed_ms, free_remaining_ms, remaining_ms } = base;
+    const hasPrice = Number(this.snapshot?.credits_per_minute ?? 0) > 0;
+    const isFreeOver = free_remaining_ms > 0 && run > free_remaining_ms;
     return {
       ...base,
       elapsed_ms: elapsed_ms + run,
       free_remaining_ms: Math.max(0, free_remaining_ms - run),
-      paid: base.paid || (free_remaining_ms > 0 && paidRun > 0 && this.#pricePerMs() > 0),
-      credits: Math.max(Math.min(0, credits), credits - burnt),
+      paid: base.paid || (isFreeOver && hasPrice),
+      credits: this.#creditsShown(),
       remaining_ms: remaining_ms === null ? null : Math.max(0, remaining_ms - run),
     };
   }
@@ -215,8 +235,9 @@ export class Session extends EventTarget {
   /** Makes today's estimate the figures to estimate from, with some of them corrected. */
   #settle(corrections, run = this.#base ? this.#run() : 0) {
     if (!this.#base) return;
+    const { credits } = this.#base; // what is shown of them is on its way there
     const at = this.#base.at === null ? null : this.#link.now();
-    this.#base = { ...this.#readingAfter(run), at, ...corrections };
+    this.#base = { ...this.#readingAfter(run), credits, at, ...corrections };
   }
 
   #rebase({ elapsed_ms, free_remaining_ms, paid, credits, remaining_ms, limit }) {
@@ -230,13 +251,5 @@ export class Session extends EventTarget {
       limit: limit ?? null,
       at: this.#link.now(),
     };
-  }
-
-  #pricePerMs() {
-    return Number(this.snapshot?.credits_per_minute ?? 0) / 60_000;
-  }
-
-  #inLumps() {
-    return Math.abs(this.#lead) > LUMP_MS * (this.#base?.speed ?? 1);
   }
 }

@@ -197,7 +197,10 @@ export interface Reading {
   elapsed_ms: number;
   free_remaining_ms: number;
   paid: boolean;
-  /** A number, for drawing; the exact balance is in `tick` and `session`. */
+  /**
+   * A number, for drawing: it glides to what the last tick said, and is never below it. The
+   * exact balance is in `tick` and `session`.
+   */
   credits: number;
   remaining_ms: number | null;
   limit: Limit | null;

@@ -37,7 +37,7 @@ ARGUMENTS = [
 ]
 
 NOW = datetime.fromtimestamp(SERVER_TIME_AT / 1000, UTC)
-PAID = {"free_remaining_ms": 0, "paid": True}
+PAID: Message = {"free_remaining_ms": 0, "paid": True}
 
 HARNESS = """
 (() => {

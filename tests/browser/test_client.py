@@ -365,3 +365,14 @@ async def test_a_token_that_is_refused_for_good_ends_the_attempts(client: Client
     await client.take_state("offline")
     assert await client.run("() => clock.timers.size") == 0
     assert not client.server.has_new_line()
+
+
+async def test_a_token_that_comes_too_late_opens_nothing(client: ClientPage) -> None:
+    await client.construct(
+        "token: () => new Promise((give) => { window.give = give; }),"
+        " platform: { ...platform, WebSocket: class extends WebSocket {"
+        " constructor(...address) { super(...address); window.opened = true; } } }"
+    )
+    await client.start()
+    await client.run("() => { meter.close(); give('token-1'); }")
+    assert await client.run("async () => { await null; return window.opened; }") is None

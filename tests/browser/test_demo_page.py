@@ -152,7 +152,9 @@ async def test_free_time_drains_and_credits_stay(tab: Tab) -> None:
 
 
 async def test_the_display_runs_between_ticks(tab: Tab) -> None:
-    await tab.ride(elapsed_ms=60_000, **PAID)
+    line = await tab.ride(elapsed_ms=60_000, **PAID)
+    await tab.send(line, tick(61_000))
+    await expect(tab.at("#time")).to_have_text("1:01")
     await tab.page.clock.run_for(600)
     await expect(tab.at("#tenths")).to_have_text(re.compile(r"\.[56]"))
     shown = float(await tab.credits.text_content())
@@ -166,6 +168,7 @@ async def test_paid_time_is_amber_and_said(tab: Tab) -> None:
     await tab.send(line, tick(90_000))
     await expect(tab.at("#phase")).to_have_text("Using paid credits")
     await expect(tab.at("#dial-note")).to_have_text("Minute 2")
+    await tab.page.clock.run_for(1_100)
     await expect(tab.credits).to_have_text("2.0000")
 
 
