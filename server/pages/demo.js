@@ -267,6 +267,7 @@ function halt({ limit, stopped_at, grace_ms }) {
   if (session.state !== 'stopping') return;
   const isTold = stopped_at !== undefined; // a tab that came late may not know since when
   if (isTold) grace = { endsAt: stopped_at + grace_ms - serverAheadMs, ms: grace_ms };
+  byId('toasts').replaceChildren(); // what warned of it is no news any more
   save({ alert: false, reached: isTold ? { limit, stopped_at, grace_ms } : null });
   document.body.dataset.alert = '';
   put(byId('halt-title'), `Stopped: ${LIMITS[limit].stopped}`);
@@ -298,6 +299,7 @@ async function fetchReceipt() {
 function finish(receipt, limit) {
   const paper = renderReceipt(receipt, limit, saved.minutes, session?.snapshot?.speed ?? 1);
   byId('receipt').replaceChildren(...paper);
+  byId('toasts').replaceChildren();
   balance = session?.now()?.credits ?? balance;
   forget();
   show('receipt');

@@ -4,17 +4,22 @@
 
 import { LIMITS, REASONS, clockFace, make, nameOfKind, timeOfDay } from './words.js';
 
-/** What the time was spent on, in order; what is neither counted nor a gap was a pause. */
+/**
+ * What the time was spent on, in order; what is neither counted nor a gap was a pause. What
+ * was not counted and took less than a second is not worth a line.
+ */
 function stretchesOf({ segments, gaps }) {
   const known = [
     ...segments.map((segment) => ({ ...segment, name: '' })),
     ...gaps.map((gap) => ({ ...gap, name: gap.billed ? 'gap, billed' : 'gap, not billed' })),
   ].sort((a, b) => a.from_at - b.from_at);
-  return known.flatMap((one, index) => {
+  const stretches = known.flatMap((one, index) => {
     const from_at = known[index - 1]?.to_at ?? one.from_at;
     const pause = { from_at, to_at: one.from_at, name: 'paused, not counted' };
-    return one.from_at - from_at >= 1_000 ? [pause, one] : [one];
+    return one.from_at > from_at ? [pause, one] : [one];
   });
+  const isCounted = ({ name }) => name === '' || name === 'gap, billed';
+  return stretches.filter((one) => isCounted(one) || one.to_at - one.from_at >= 1_000);
 }
 
 const line = (name, value, style) => [

@@ -30,8 +30,10 @@ paused, not counted
 11:08:10 - 11:08:40
 0:30
 gap, not billed
-11:08:40 - 11:10:40
-2:00
+11:08:40 - 11:09:40
+1:00
+11:09:40 - 11:10:40
+0:59
 
 Time counted
 3:30
@@ -244,7 +246,9 @@ async def test_the_connection_is_seen(tab: Tab) -> None:
 
 async def test_the_stop_is_seen_and_a_top_up_goes_on(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=209_000, remaining_ms=1_000, **PAID)
+    await tab.send(line, warning(1))
     await tab.reach_limit(line)
+    await expect(tab.at(".toast")).to_have_count(0)
     await expect(tab.page.get_by_role("alert")).to_contain_text("Stopped: out of credits")
     await expect(tab.at("#halt-text")).to_contain_text("The meter stopped at 11:06:40")
     await expect(tab.at("#phase")).to_have_text("Stopped")
@@ -275,7 +279,7 @@ async def test_the_receipt_lists_everything(tab: Tab) -> None:
         row = {"minute": minute, "seconds": seconds, "credits": price}
         await tab.send(line, {"type": "minute", **row})
     start = SERVER_TIME_AT
-    segments = [(0, 60_000), (80_000, 90_000), (120_000, 240_000)]
+    segments = [(0, 60_000), (80_000, 90_000), (120_000, 180_000), (180_400, 240_000)]
     stretches = [{"from_at": start + a, "to_at": start + b} for a, b in segments]
     bill = stopped(1, reason="limit", segments=stretches, credits="2.516667")
     await tab.send(line, {**bill, "limit": "credits"})
