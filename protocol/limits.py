@@ -121,6 +121,8 @@ SWEEP_INTERVAL_MS: Final = 1_000
 """Each process looks for dead processes and graces that ran out so often."""
 SWEEP_BATCH_SESSIONS: Final = 256
 """Detached in one atomic step of a sweep: Redis serves nobody else meanwhile."""
+# What a request over HTTP waits for a session's step: longer than a claim and its repetition.
+REQUEST_TIMEOUT_MS: Final = 5_000
 HEARTBEAT_PROOF_MS: Final = 45_000  # PROTOCOL: an HTTP proof of life
 UNCOVERED_MS_DEFAULT: Final = 60_000  # PROTOCOL
 UNCOVERED_MS_MAX: Final = 3_600_000

@@ -20,7 +20,7 @@ from server.frames import text_frame
 from server.process import Process
 from server.push import EXTENSION, PushSocket
 from server.seats import Seat, Ticket
-from server.starting import identity_of
+from server.starting import join_or_start
 from server.timers import Timer
 from storage.live import LiveError
 
@@ -128,7 +128,7 @@ class Connection:
         self.alive_at = now_ms
         for seat in list(self.seats.values()):
             if self not in seat.watchers:
-                seat.alive(now_ms)
+                seat.alive(now_ms, now_ms)
 
     def _expire_at(self, at: int, code: CloseCode, reason: str) -> None:
         if self._deadline is not None:
@@ -296,19 +296,10 @@ class Connection:
         check_metadata(request.metadata)
         if request.session_id not in self.seats:
             self._check_room()
-        hub, ticket = self.process.hub, Ticket(self, request.id)
-        seat = await hub.join(
-            self,
-            principal.tenant,
-            request.session_id,
-            principal.user_id,
-            ticket,
-            tick_ms=request.tick_ms,
-            last_seq=request.last_seq,
+        ticket = Ticket(self, request.id)
+        seat = await join_or_start(
+            self.process, principal, self, request.session_id, request, ticket
         )
-        if seat is None:
-            identity = await identity_of(self.process, principal, request)
-            seat = await hub.start(self, identity, ticket, request.tick_ms)
         if self in seat.members:
             self.seats[request.session_id] = seat
 

@@ -249,9 +249,10 @@ class Seat:
         self.meter.unanswered(now_ms)
         self.drain()
 
-    def alive(self, at_ms: int) -> None:
-        """A proof of life of one of the sockets."""
-        if self.meter.alive(at_ms, at_ms):
+    def alive(self, at_ms: int, now_ms: int) -> None:
+        """A proof of life of one of the sockets, as of ``at_ms``; a heartbeat's reaches
+        into the future."""
+        if self.meter.alive(at_ms, now_ms):
             self.drain()
 
     # --- The meter -------------------------------------------------------------------

@@ -7,8 +7,42 @@ from protocol.terms import Terms
 from server.auth import Principal
 from server.loading import calendar
 from server.process import Process
+from server.seats import Member, Seat, Ticket
 from storage.records import UnavailableError
 from storage.rows import SessionRow
+
+
+async def join_or_start(
+    process: Process,
+    principal: Principal,
+    member: Member,
+    session_id: str,
+    start: messages.Start | None,
+    ticket: Ticket,
+) -> Seat:
+    """Joins a session where it lives, or starts it as ``start`` says; answers the ticket.
+
+    Without ``start`` only a session that exists is joined. Raises ``unknown_session``,
+    ``session_ended``, ``forbidden``, ``unknown_kind`` and ``unavailable``.
+    """
+    assert principal.tenant is not None
+    assert principal.user_id is not None
+    hub = process.hub
+    seat = await hub.join(
+        member,
+        principal.tenant,
+        session_id,
+        principal.user_id,
+        ticket,
+        tick_ms=start.tick_ms if start is not None else None,
+        last_seq=start.last_seq if start is not None else None,
+    )
+    if seat is not None:
+        return seat
+    if start is None:
+        raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
+    identity = await identity_of(process, principal, start)
+    return await hub.start(member, identity, ticket, start.tick_ms)
 
 
 async def identity_of(process: Process, principal: Principal, request: messages.Start) -> Identity:

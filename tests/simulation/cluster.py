@@ -102,7 +102,7 @@ class Browser:
             self.alive_at = now_ms
             for seat in list(self.seats.values()):
                 if self not in seat.watchers:
-                    seat.alive(now_ms)
+                    seat.alive(now_ms, now_ms)
 
     # What a client does
 

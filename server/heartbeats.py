@@ -1,0 +1,142 @@
+"""The heartbeat path: sessions of clients that cannot keep a WebSocket open.
+
+Each heartbeat over HTTP is a proof of life for 45 s. To the session it is a socket like
+any other, so what is mixed with real sockets is counted once. When the next one does not
+come, it is a socket that was lost at the end of its proof.
+"""
+
+import asyncio
+
+from protocol import limits, messages
+from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server.auth import Principal
+from server.process import Process
+from server.seats import Seat, Ticket
+from server.starting import join_or_start
+from server.timers import Timer
+
+PulseKey = tuple[str, str]
+"""Tenant and session."""
+
+
+class Pulse:
+    """A client's presence at one session, from one heartbeat to the next; a member of its
+    seat that hears nothing, for there is nobody to tell."""
+
+    def __init__(self, pulses: "Heartbeats", key: PulseKey) -> None:
+        self.key = key
+        self.seat: Seat | None = None
+        self.alive_until = 0
+        self._pulses = pulses
+        self._timer: Timer | None = None
+
+    def send(self, frame: bytes) -> None:
+        """Nobody listens: the client reads the answer to its next heartbeat."""
+
+    def send_tick(self, frame: bytes) -> bool:
+        """Nobody listens."""
+        return True
+
+    def probe(self) -> None:
+        """There is no line to ask: what is proven is proven until ``alive_until``."""
+
+    def left(self, seat: Seat) -> None:
+        """The session ended."""
+        self._pulses.forget(self)
+
+    def extend(self, process: Process) -> None:
+        """A heartbeat came in."""
+        now_ms = process.clock.now()
+        self.alive_until = now_ms + limits.HEARTBEAT_PROOF_MS
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = process.timers.deadline(self.alive_until, self._lost)
+        if self.seat is not None:
+            self.seat.alive(self.alive_until, now_ms)
+
+    def stop(self) -> None:
+        """No more is expected of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _lost(self, _: int) -> None:
+        self._pulses.lose(self)
+
+
+class Heartbeats:
+    """The pulses of a process."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._pulses: dict[PulseKey, Pulse] = {}
+
+    async def beat(
+        self, principal: Principal, session_id: str, start: messages.Start | None
+    ) -> messages.Session:
+        """Takes a heartbeat, and answers the snapshot.
+
+        The first one joins the session; ``start`` says how to start it where it does not
+        exist. Raises ``unknown_session``, ``session_ended``, ``forbidden``,
+        ``limit_reached`` and ``unavailable``.
+        """
+        assert principal.tenant is not None
+        if not principal.may_start(session_id):
+            raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
+        key = (principal.tenant, session_id)
+        pulse = self._pulses.get(key)
+        if pulse is None or pulse.seat is None:
+            return await self._begin(principal, key, start)
+        if pulse.seat.meter.session.identity.user_id != principal.user_id:
+            raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        pulse.extend(self.process)
+        return pulse.seat.snapshot()
+
+    async def _begin(
+        self, principal: Principal, key: PulseKey, start: messages.Start | None
+    ) -> messages.Session:
+        if len(self._pulses) >= limits.DESCRIPTORS_WANTED:
+            raise ServiceError("too many sessions live by heartbeats here")
+        pulse = Pulse(self, key)
+        answered: asyncio.Future[messages.Session] = asyncio.get_running_loop().create_future()
+
+        def shown(message: messages.ServerMessage | bytes) -> None:
+            if isinstance(message, messages.Session) and not answered.done():
+                answered.set_result(message)
+
+        def failed(error: ProtocolError) -> None:
+            if not answered.done():
+                answered.set_exception(error)
+
+        ticket = Ticket(None, None, failed=failed, shown=shown)
+        seat = await join_or_start(self.process, principal, pulse, key[1], start, ticket)
+        try:
+            async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
+                session = await answered
+        except TimeoutError:
+            raise ServiceError("the session store does not answer") from None
+        if pulse in seat.members:
+            pulse.seat = seat
+            before = self._pulses.get(key)
+            if before is not None:
+                self.lose(before)
+            self._pulses[key] = pulse
+            pulse.extend(self.process)
+        return session
+
+    def lose(self, pulse: Pulse) -> None:
+        """The next heartbeat did not come: the session lost this socket when its proof ended."""
+        self.forget(pulse)
+        if pulse.seat is not None:
+            now_ms = self.process.clock.now()
+            self.process.hub.part(pulse.seat, pulse, min(now_ms, pulse.alive_until))
+
+    def forget(self, pulse: Pulse) -> None:
+        """Expects no more heartbeats."""
+        pulse.stop()
+        if self._pulses.get(pulse.key) is pulse:
+            del self._pulses[pulse.key]
+
+    def drain(self) -> None:
+        """The process stops: other processes take the next heartbeats."""
+        for pulse in list(self._pulses.values()):
+            self.lose(pulse)
