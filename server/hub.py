@@ -90,19 +90,14 @@ class Hub:
             if found is None:
                 return None
             _check_owner(found.session.identity, user_id)
-            _check_live(found.session)
+            if found.session.standing.phase is Phase.ENDED:
+                return await self._show_ended(found, ticket, last_seq)
             seat = self.seats.get(found.session.key)
             if seat is None:
                 await self._bury_suspects(found)
                 seat = await self._seat(found.session)
-            if last_seq is not None:
-                unrecorded = seat.meter.notices.unrecorded
-                missed = tuple(
-                    notice
-                    for notice in (*found.notices, *unrecorded)
-                    if sequence_number(notice) > last_seq
-                )
-                ticket = msgspec.structs.replace(ticket, missed=missed)
+            kept = (*found.notices, *seat.meter.notices.unrecorded)
+            ticket = msgspec.structs.replace(ticket, missed=_missed(kept, last_seq))
             joined = member in seat.members and member not in seat.watchers
             self._sit(seat, member, tick_ms)
             if joined:
@@ -111,6 +106,18 @@ class Hub:
             seat.meter.attach(self.clock.now())
             self._answer_join(seat, ticket)
             return seat
+
+    async def _show_ended(self, found: Found, ticket: Ticket, last_seq: int | None) -> Seat:
+        """A stop is never lost to a dropped connection: who comes back and has not heard of
+        it is shown the ended session, with the notice among the missed ones. Anybody else
+        is told ``session_ended``."""
+        missed = _missed(found.notices, last_seq)
+        if not missed:
+            _check_live(found.session)
+        seat = await self._seat(found.session)
+        seat.show(msgspec.structs.replace(ticket, missed=missed))
+        self.leave(seat)
+        return seat
 
     def _answer_join(self, seat: Seat, ticket: Ticket) -> None:
         """A join is answered at once, or when the step that it makes is answered."""
@@ -426,6 +433,13 @@ class Hub:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.accounts.idle()
             await self.claims.idle()
+
+
+def _missed(kept: tuple[bytes, ...], last_seq: int | None) -> tuple[bytes, ...]:
+    """The kept notices that a client has not seen; none where it does not ask for them."""
+    if last_seq is None:
+        return ()
+    return tuple(notice for notice in kept if sequence_number(notice) > last_seq)
 
 
 def _check_owner(identity: Identity, user_id: str) -> None:

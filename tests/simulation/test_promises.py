@@ -3,7 +3,9 @@
 import datetime
 
 import msgspec
+import pytest
 
+from protocol.errors import RefusedError
 from protocol.rates import parse_rate_card
 from protocol.states import Event
 from protocol.terms import Terms
@@ -268,3 +270,22 @@ async def test_two_processes_agree_on_notices_and_numbers(cluster: Cluster, node
 def test_the_rate_card_of_the_stories_is_the_default_one() -> None:
     assert CHAT.free_ms == 60_000
     assert parse_rate_card({"kinds": {}, "operations": {}}).kinds == {}
+
+
+async def test_a_stop_that_was_missed_is_told_to_who_comes_back(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(CREDIT)
+    browser = node.browser()
+    await browser.start("chat-1", CHAT)
+    await cluster.advance(5_000)
+    browser.cut()
+    await cluster.advance(15_000)
+    await browser.close()
+    await cluster.advance(CHAT.reconnect_grace_ms)
+    back = await node.browser().start("chat-1", CHAT, last_seq=1)
+    assert back["state"] == "ended"
+    (stopped,) = back["missed"]
+    assert stopped["reason"] == "disconnected"
+    with pytest.raises(RefusedError, match="ended"):
+        await node.browser().start("chat-1", CHAT)
