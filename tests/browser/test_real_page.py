@@ -1,0 +1,79 @@
+"""The page at ``/`` against the real server: from the first tick to the receipt, the
+minutes in Postgres and the ledger."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.async_api import BrowserContext, expect
+
+from protocol.money import parse_credits
+from tests.browser.fixtures import chromium, context
+from tests.fixtures.server import StartServer
+
+__all__ = ["chromium", "context"]
+
+RATES = """
+# A demonstration's demonstration: a minute lasts 0.6 s, so that nobody waits for this test.
+[kinds.chat-demo]
+free_seconds = 60
+credits_per_minute = "1"
+speed = 100
+stop_grace_seconds = 60
+
+[kinds.recording-demo]
+credits_per_minute = "0"
+increment_seconds = [60, 60]
+counts_minutes = true
+speed = 100
+"""
+ARTIFACTS = Path("artifacts")
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Path:
+    path = tmp_path / "rates.toml"
+    path.write_text(RATES)
+    return path
+
+
+async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
+    start_server: StartServer, context: BrowserContext, rates: Path
+) -> None:
+    server = await start_server(rates=rates)
+    page = await context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    await page.goto(f"{server.url}/")
+    await page.locator("label", has_text="Fast demonstration").click()
+    await page.locator("#start").click()
+
+    # Free time, then paid, then the end of 2.5 credits at 3:30 of counted time.
+    await expect(page.locator("#halt")).to_be_visible(timeout=30_000)
+    await expect(page.locator("#time")).to_have_text("3:30")
+    await page.screenshot(path=ARTIFACTS / "real-limit-reached.png")
+    minutes = page.locator("#minutes tr")
+    await expect(minutes).to_have_count(3)
+
+    await page.locator("#go-on").click()
+    await expect(page.locator("#halt")).to_be_hidden()
+    await expect(minutes).to_have_count(5, timeout=30_000)
+    await page.screenshot(path=ARTIFACTS / "real-running.png")
+    await page.locator("#stop").click()
+    paper = page.locator("#receipt")
+    await expect(paper).to_be_visible()
+    await page.screenshot(path=ARTIFACTS / "real-receipt.png", full_page=True)
+    assert errors == []
+
+    await server.flush()
+    user = re.search(r"visitor-[0-9a-f]+", await page.content())
+    assert user is not None
+    tenant = f"user:{user[0]}"
+    ledger = await server.process.records.ledger(tenant, user[0], None, 100)
+    burnt = -sum(entry.amount_micros for entry in ledger if entry.entry_kind == "burn")
+    paid = re.search(r"Credits\s+([0-9.]+)", await paper.inner_text())
+    assert paid is not None
+    assert burnt == parse_credits(paid[1])
+    granted = sum(entry.amount_micros for entry in ledger if entry.entry_kind == "grant")
+    account = await server.process.records.load_account(tenant, user[0])
+    assert account.balance_micros == granted - burnt
