@@ -82,3 +82,16 @@ class Reply(msgspec.Struct, frozen=True):
     """What is left of the shared allowance that the session's free time is drawn from."""
     notices: tuple[bytes, ...] = ()
     """The kept notices, oldest first, when the session was moved by somebody else."""
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A step that another process made of a session, as it is told to the others."""
+
+    session: Session
+    notices: tuple[bytes, ...] = ()
+    """What was said with it, oldest first."""
+    minutes: tuple[bytes, ...] = ()
+    """The messages of the minutes that it completed."""
+    member: MonthProjection | None = None
+    """The month's counters after it; None where they were not told."""
+    org: MonthProjection | None = None

@@ -19,6 +19,9 @@ from protocol import limits
 from protocol.session import Grant, Identity, Standing
 from protocol.terms import MINUTE_MS, minutes_begun
 
+GAP_PARTS_MAX = 32
+"""Parts of a billed gap that are offered, of minutes and of increments each."""
+
 MonthOf = Callable[[int], str]
 """The month of an instant in the organisation's time zone: ``2026-11-01``."""
 
@@ -40,6 +43,12 @@ def month_after(month: str) -> str:
     return f"{year + number // 12:04d}-{number % 12 + 1:02d}-01"
 
 
+def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
+    """Positions at equal distances; the more time, the fewer of those that there are."""
+    count = max(0, end_ms - begin_ms) // every_ms
+    return range(begin_ms, end_ms, every_ms * max(1, -(-count // GAP_PARTS_MAX)))
+
+
 class Ground(msgspec.Struct, frozen=True):
     """What a session's offers are measured from: the standing that a claim will make."""
 
@@ -49,10 +58,14 @@ class Ground(msgspec.Struct, frozen=True):
 
     def minute_begins_at(self, minute: int) -> int:
         """The instant at which a minute of the session began, or will if it runs on."""
+        if minute <= self.standing.minutes_kept:
+            return self.standing.minute_at
+        return self.instant_of(minute * MINUTE_MS)
+
+    def instant_of(self, elapsed_ms: int) -> int:
+        """The instant at which running time reaches ``elapsed_ms``."""
         standing = self.standing
-        if minute <= standing.minutes_kept:
-            return standing.minute_at
-        ahead_ms = minute * MINUTE_MS - standing.elapsed_ms
+        ahead_ms = elapsed_ms - standing.elapsed_ms
         return standing.at + -(-ahead_ms // self.identity.terms.speed)
 
     def minutes_by_month(self, settled_ms: int, until_ms: int) -> dict[str, int]:
@@ -72,13 +85,18 @@ class Ground(msgspec.Struct, frozen=True):
         standing, terms = self.standing, self.identity.terms
         return max(0, terms.cost_micros(until_ms, standing.free_ms) - standing.charged_micros)
 
-    def offer(self, until_ms: int, floor_ms: int) -> Offer:
-        """The offer of a grant up to ``until_ms``, rounded up to whole increments."""
+    def offer(self, until_ms: int, floor_ms: int, *, within_ms: int | None = None) -> Offer:
+        """The offer of a grant up to ``until_ms``, rounded up to whole increments.
+
+        ``within_ms`` cuts it off, in the middle of an increment where need be.
+        """
         standing, terms = self.standing, self.identity.terms
         cap_ms = terms.session_cap_ms
-        granted_ms = max(until_ms, terms.increment_end_ms(until_ms, standing.free_ms))
-        if not terms.price_micros:
-            granted_ms = until_ms
+        granted_ms = until_ms
+        if terms.price_micros:
+            granted_ms = max(until_ms, terms.increment_end_ms(until_ms, standing.free_ms))
+        if within_ms is not None:
+            granted_ms = min(granted_ms, within_ms)
         final = None
         if cap_ms and granted_ms >= cap_ms:
             granted_ms, final = cap_ms, "session_cap"
@@ -102,25 +120,70 @@ class Ground(msgspec.Struct, frozen=True):
 
         ``shrink`` leaves the long ones out: a holder that is recalled keeps no more
         than it needs to run on.
+
+        Where minutes are counted a begun one can be used to its end, so what reaches
+        beyond it is offered up to there as well: the next may not be had. What costs
+        nothing has no smaller part than that.
         """
         standing, terms = self.standing, self.identity.terms
         position_ms, speed = standing.elapsed_ms, terms.speed
-        found: dict[int, Offer] = {}
+        minute_end_ms = (position_ms // MINUTE_MS + 1) * MINUTE_MS
+        wanted: list[tuple[int, int]] = []
         if not shrink:
             increment_ms = terms.next_increment_ms if terms.price_micros else 0
             margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * speed)
-            minute_end_ms = (position_ms // MINUTE_MS + 1) * MINUTE_MS
             floor_ms = limits.GRANT_LOW_MINUTES * MINUTE_MS
-            self._add(found, minute_end_ms + margin_ms, floor_ms)
-            self._add(found, position_ms + limits.GRANT_SHRUNKEN_MS[0] * speed, floor_ms // 6)
-        self._add(found, position_ms + limits.GRANT_SHRUNKEN_MS[1] * speed, 0)
-        self._add(found, position_ms + 1, 0)
+            wanted.append((minute_end_ms + margin_ms, floor_ms))
+            wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[0] * speed, floor_ms // 6))
+        if terms.price_micros or not terms.counts_minutes:
+            wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[1] * speed, 0))
+            wanted.append((position_ms + 1, 0))
+        else:
+            wanted.append((minute_end_ms, 0))
+        found: dict[int, Offer] = {}
+        for until_ms, floor_ms in wanted:
+            self._add(found, self.offer(until_ms, floor_ms))
+            if terms.counts_minutes:
+                self._add(found, self.offer(until_ms, floor_ms, within_ms=minute_end_ms))
         return tuple(sorted(found.values(), key=lambda offer: -offer.grant.granted_ms))
 
-    def _add(self, found: dict[int, Offer], until_ms: int, floor_ms: int) -> None:
-        offer = self.offer(until_ms, floor_ms)
+    def gap_offers(self, until_ms: int, available_micros: int) -> tuple[Offer, ...]:
+        """The offers for time that has passed already, up to ``until_ms``, and beyond it.
+
+        Whoever gets less than that stands still where it ends. So what an offer names as
+        what more would need is the next longer one: if that cannot be had, it is final.
+        """
+        here = msgspec.structs.replace(
+            self.standing, elapsed_ms=until_ms, at=self.instant_of(until_ms)
+        )
+        beyond = msgspec.structs.replace(self, standing=here).offers(shrink=False)
+        offers = list(beyond)
+        for position_ms in self._parts(until_ms, available_micros):
+            part, longer = self.offer(position_ms, 0, within_ms=position_ms), offers[-1].grant
+            offers.append(
+                msgspec.structs.replace(
+                    part, more_micros=longer.held_micros, more_minutes=longer.held_minutes
+                )
+            )
+        return tuple(offers)
+
+    def _parts(self, until_ms: int, available_micros: int) -> list[int]:
+        """Positions on the way to ``until_ms``, the farthest first: where what the account
+        is thought to have ends, and the ends of minutes and increments, a bounded number."""
+        terms, free_ms = self.identity.terms, self.standing.free_ms
+        begin_ms = self.standing.elapsed_ms
+        found: set[int] = set()
+        if terms.counts_minutes:
+            found.update(_thinned(begin_ms // MINUTE_MS * MINUTE_MS, until_ms, MINUTE_MS))
+        if terms.price_micros:
+            first_ms = free_ms + terms.first_increment_ms
+            found.update((free_ms, terms.affordable_ms(max(0, available_micros), free_ms) or 0))
+            found.update(_thinned(first_ms, until_ms, terms.next_increment_ms))
+        return sorted((at for at in found if begin_ms < at < until_ms), reverse=True)
+
+    def _add(self, found: dict[int, Offer], offer: Offer) -> None:
         granted_ms = offer.grant.granted_ms
         if granted_ms > self.standing.elapsed_ms or offer.grant.final:
             known = found.get(granted_ms)
-            if known is None or known.floor_ms > floor_ms:
+            if known is None or known.floor_ms > offer.floor_ms:
                 found[granted_ms] = offer

@@ -25,6 +25,8 @@ class Intent(msgspec.Struct, eq=False):
     token: object = None
     """Whoever asked for it, as the shell knows them; None: nobody waits for an answer."""
     reason: str = "client"
+    starts: bool = False
+    """It is a resumption that starts the session."""
 
     @property
     def waits_for_proof(self) -> bool:

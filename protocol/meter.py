@@ -22,7 +22,7 @@ import msgspec
 
 from protocol import horizon, limits, messages, moves
 from protocol.course import Course
-from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show, Token
+from protocol.effects import Ask, Effect, Leave, Move, Probe, Push, Refuse, Reply, Show, Token
 from protocol.grants import MonthOf
 from protocol.intents import STOP_PROOF_MS, Intent, Intents
 from protocol.notices import Notices
@@ -69,6 +69,8 @@ class Meter:
         """The minute's end up to which sockets were asked for a proof of life."""
         self._exhausted = False
         """The uncovered time is used up too."""
+        self._leaving = False
+        """The last claim of a process that leaves the session to others is on its way."""
         self._stand_on(session, session.standing.at)
 
     # --- Questions ---------------------------------------------------------------
@@ -110,7 +112,7 @@ class Meter:
         """The instant of the next deadline; None: nothing is due until something comes in."""
         standing = self.session.standing
         first = self._intents.first
-        if first is not None and self._lacks_proof(first, first.at):
+        if first is not None and self._asked is None and self._lacks_proof(first, first.at):
             return first.at + STOP_PROOF_MS
         if standing.phase is not Phase.ACTIVE:
             return standing.grace_until if not self._intents and self._asked is None else None
@@ -124,7 +126,9 @@ class Meter:
         if standing.minute_end_ms > self._probed_ms:
             ends.append(standing.minute_end_ms)
         ends.extend(self.notices.due(self.session, self.positions))
-        return self.course.instant_of(min(ends)) if ends else None
+        # Where counting ends without Redis, what lies beyond is not reached by waiting.
+        reached = [end_ms for end_ms in ends if end_ms <= self.course.end_ms]
+        return self.course.instant_of(min(reached)) if reached else None
 
     def effects(self) -> list[Effect]:
         """What is to be done, in order; each effect is handed out once."""
@@ -137,14 +141,6 @@ class Meter:
         """A socket of this process joined: it is a proof of life, and ends a grace."""
         self.sockets += 1
         self.alive_at = max(self.alive_at, now_ms)
-        standing = self.session.standing
-        if standing.phase is Phase.SUSPENDED or standing.lost_at is not None:
-            self._intents.add(Intent(Event.RETURNED, now_ms))
-        self._plan(now_ms)
-
-    def come_back(self, now_ms: int) -> None:
-        """The sockets here were taken for lost, and are not: the grace ends."""
-        self._intents.add(Intent(Event.RETURNED, now_ms))
         self._plan(now_ms)
 
     def entitle(self, token: Token) -> bool:
@@ -190,15 +186,18 @@ class Meter:
         """Starts a session that has none of its steps yet; a socket comes with it."""
         self.sockets += 1
         self.alive_at = now_ms
-        self._intents.add(Intent(Event.RESUME, now_ms, token))
+        self._intents.add(Intent(Event.RESUME, now_ms, token, starts=True))
         self._plan(now_ms)
 
     def granted(self, reply: Reply, now_ms: int) -> None:
         """Redis answered the step that was asked for."""
         step, intent = self._asked, self._intents.current
         self._asked = self._intents.current = None
-        if step is None or reply.left or reply.session is None:
+        if self._has_left():
             self._effects.append(Leave())
+            return
+        if step is None or reply.session is None:
+            self._others_stay(now_ms)
             return
         self.member, self.org = reply.member, reply.org
         if reply.free_left_ms is not None:
@@ -211,10 +210,7 @@ class Meter:
             if reply.refused_by is not None:
                 self._refused(reply.refused_by, intent, now_ms)
             elif intent is not None:
-                if step.before.standing.version == 0:
-                    # Somebody else started it meanwhile: this is a join.
-                    intent.event = Event.RETURNED
-                self._intents.add_first(intent)
+                self._judge_again(intent)
         self._plan(now_ms)
 
     def unanswered(self, now_ms: int) -> None:
@@ -226,22 +222,26 @@ class Meter:
             self._wanted = self.counting
             if intent is not None:
                 self._intents.add_first(intent)
-        self._plan(now_ms)
+        if self._has_left():
+            self._effects.append(Leave())
+        else:
+            self._plan(now_ms)
 
     def abandon(self) -> list[Token]:
         """No answer comes for now: hands back whoever waits for one. What they asked for
         is still done, when it can be; a start is followed by the loss of its socket."""
         return self._intents.abandon()
 
-    def moved(
-        self, session: Session, notices: tuple[bytes, ...], minutes: tuple[bytes, ...], now_ms: int
-    ) -> None:
+    def moved(self, move: Move, now_ms: int) -> None:
         """Another process made a step. Its notices have numbers; what was said stays said."""
+        session = move.session
         if session.standing.version <= self.session.standing.version:
             return
         before = self.phase
-        self._adopt(session, notices, now_ms)
-        self._effects.extend(Push(minute) for minute in minutes)
+        if move.member is not None and move.org is not None:
+            self.member, self.org = move.member, move.org
+        self._adopt(session, move.notices, now_ms)
+        self._effects.extend(Push(minute) for minute in move.minutes)
         if self.phase is not before and self.phase is not Phase.ENDED:
             self._show()
         self._plan(now_ms)
@@ -270,7 +270,8 @@ class Meter:
         if not self.counting or self._asked is not None:
             return
         step = moves.claim(self._moment(now_ms), shrink=True)
-        if step.offers[0].grant.granted_ms < self.session.grant.granted_ms:
+        held_micros = step.charge_micros + step.offers[0].grant.held_micros
+        if held_micros < self.session.grant.held_micros:
             self._wanted = self._shrink = True
             self._plan(now_ms)
 
@@ -300,6 +301,25 @@ class Meter:
             and now_ms < intent.at + STOP_PROOF_MS
         )
 
+    def _has_left(self) -> bool:
+        """Whether what was answered now, or never will be, is the last claim of a process
+        that leaves; one that another socket has joined stays."""
+        leaving, self._leaving = self._leaving, False
+        return leaving and not self.sockets
+
+    @property
+    def _is_missed(self) -> bool:
+        """Whether the session is taken for lost though it has a socket here: one that has
+        just joined, or one of a process that was silent for a while."""
+        standing = self.session.standing
+        return (
+            self.sockets > 0
+            and self._asked is None
+            and not self._limiting
+            and standing.lost_at is not None
+            and standing.phase in (Phase.SUSPENDED, Phase.PAUSED)
+        )
+
     def _run(self, now_ms: int) -> None:
         """The deadlines of running time, in the order in which they lie."""
         standing, grant = self.session.standing, self.session.grant
@@ -318,7 +338,7 @@ class Meter:
             if self.proven_ms(now_ms) < standing.minute_end_ms:
                 self._effects.append(Probe())
         if grant.final is not None and elapsed_ms >= grant.granted_ms:
-            self._reach_limit(grant.final, self.course.instant_of(grant.granted_ms))
+            self._reach_limit(grant.final, self.course.instant_of(grant.granted_ms), now_ms)
         elif (
             self.sockets and self.course.claim_ms is not None and elapsed_ms >= self.course.claim_ms
         ):
@@ -327,8 +347,12 @@ class Meter:
                 self._exhausted = True
                 self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
 
-    def _reach_limit(self, limit: str, stopped_at: int) -> None:
-        """The auto-stop: said at once, recorded by the step that follows."""
+    def _reach_limit(self, limit: str, stopped_at: int, now_ms: int, token: Token = None) -> None:
+        """The auto-stop: said at once, recorded by the step that follows.
+
+        The grace begins when it is said; ``stopped_at`` is before that where a gap is
+        billed. ``token`` is whoever came back and is to be answered by that step.
+        """
         self._limiting = True
         self._effects.append(
             self.notices.say(
@@ -340,14 +364,18 @@ class Meter:
             )
         )
         self._effects.append(Probe())
-        self._intents.add_first(Intent(Event.LIMIT, stopped_at, reason=limit))
+        self._intents.add_first(Intent(Event.LIMIT, now_ms, token, limit))
 
     def _plan(self, now_ms: int) -> None:
         """Asks for the next step, if one is due and none is on its way."""
+        if self._is_missed:
+            self._intents.add(Intent(Event.RETURNED, now_ms))
         while self._asked is None and (first := self._intents.first) is not None:
             if self._lacks_proof(first, now_ms):
                 return
             intent = self._intents.take()
+            if intent.event is Event.LOST and self.sockets:
+                continue  # another socket joined meanwhile
             step = moves.step_for(intent, self._moment(now_ms))
             if step is None:
                 self._answer(intent)
@@ -394,9 +422,8 @@ class Meter:
             notices=tuple(self.notices.unrecorded),
             free_left_ms=self.free_left_ms,
             alive_at=self.alive_at,
-            available_micros=self.account.available_to(
-                self.session.identity.session_id, self.session.standing.at
-            ),
+            available_micros=self.account.available_to(self.session.identity.session_id, now_ms),
+            present=self.sockets > 0,
         )
 
     def _show(self, token: Token = None, *, only: bool = False) -> None:
@@ -428,12 +455,35 @@ class Meter:
             self._show(token)
         self._warn(now_ms)
 
+    def _judge_again(self, intent: Intent) -> None:
+        """Somebody was faster: what was asked for may still be due, or something else is."""
+        if intent.event is Event.LIMIT and not self._limiting:
+            # The grant was extended just in time; who came back is answered with that.
+            if intent.token is None:
+                return
+            intent.event = Event.RETURNED
+        elif intent.event is Event.RESUME and intent.starts and self.session.standing.version:
+            intent.event = Event.RETURNED  # somebody else started it: this is a join
+        self._intents.add_first(intent)
+
+    def _others_stay(self, now_ms: int) -> None:
+        """The last socket here is gone, and other processes have some. What was proven
+        here only is settled before this process leaves; nobody else knows of it."""
+        if self.sockets:
+            self._wanted = self.counting  # another joined meanwhile: this process stays
+            self._plan(now_ms)
+        elif self.counting and self.proven_ms(now_ms) > self.session.standing.settled_ms:
+            self._leaving = True
+            self._ask(moves.claim(self._moment(now_ms), shrink=False), None)
+        else:
+            self._effects.append(Leave())
+
     def _refused(self, limit: str, intent: Intent | None, now_ms: int) -> None:
         """There is nothing to go on with: said to whoever asked."""
         if intent is None:
             return
         if intent.event is Event.RETURNED:
-            self._reach_limit(limit, now_ms)
+            self._reach_limit(limit, now_ms, now_ms, intent.token)
             return
         self._effects.append(Refuse(intent.token, limit))
         if self.session.standing.version == 0:

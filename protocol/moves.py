@@ -10,7 +10,7 @@ import msgspec
 
 from protocol import messages
 from protocol.codec import encode
-from protocol.grants import MonthOf, Offer
+from protocol.grants import MonthOf
 from protocol.intents import Intent
 from protocol.receipts import receipt
 from protocol.session import Session, Standing
@@ -39,17 +39,27 @@ class Moment(msgspec.Struct, frozen=True):
     """The last proof of life that this process knows of."""
     available_micros: int
     """What the account could give to this session, all that it was charged included."""
+    present: bool
+    """Whether this process has sockets of the session."""
+
+    def instant_of(self, elapsed_ms: int) -> int:
+        """The instant at which running time reached ``elapsed_ms``.
+
+        Not always now, when ``elapsed_ms`` is what is counted now: where the grant ended,
+        and with it the uncovered time, counting has stopped before.
+        """
+        standing, speed = self.session.standing, self.session.identity.terms.speed
+        return standing.at + -(-(elapsed_ms - standing.elapsed_ms) // speed)
 
     def settling(self, **changes: Any) -> Settling:
         """The session's next standing, with what this process has noticed written in."""
-        standing = msgspec.structs.replace(
-            self.session.standing,
-            version=self.session.standing.version + 1,
-            seq=self.seq,
-            free_over=self.free_over,
-            warned=self.warned,
-            **changes,
-        )
+        noticed = {
+            "version": self.session.standing.version + 1,
+            "seq": self.seq,
+            "free_over": self.free_over,
+            "warned": self.warned,
+        }
+        standing = msgspec.structs.replace(self.session.standing, **{**noticed, **changes})
         return Settling(
             self.session.identity, self.month_of, standing, self.session.grant.granted_ms
         )
@@ -63,6 +73,7 @@ class Moment(msgspec.Struct, frozen=True):
             used_minutes=settling.used_minutes,
             records=tuple(settling.records),
             notices=self.notices,
+            present=self.present,
             **parts,
         )
 
@@ -97,7 +108,8 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
     Time that was used without a grant, because Redis was away, is settled as well.
     """
     before = moment.session
-    settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=moment.now_ms)
+    at = moment.instant_of(moment.elapsed_ms)
+    settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=at)
     settling.settle(moment.proven_ms)
     ground = settling.ground()
     return moment.step(
@@ -107,7 +119,8 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
 
 def pause(moment: Moment) -> Step:
     """Time stops at the request, which is a proof of life; what is held is given back."""
-    settling = _stand_still(moment, Phase.PAUSED, moment.elapsed_ms, moment.now_ms)
+    at = moment.instant_of(moment.elapsed_ms)
+    settling = _stand_still(moment, Phase.PAUSED, moment.elapsed_ms, at)
     return _released(moment, settling)
 
 
@@ -157,6 +170,7 @@ def come_back(moment: Moment) -> Step:
         "at": began_at,
         "run_at": began_at,
         "free_ms": before.free_ms + taken_ms,
+        "free_over": moment.free_over and not taken_ms,
         "grace_until": None,
         "lost_at": None,
         "gaps": (*before.gaps[-255:], (lost_at, moment.now_ms, billed)),
@@ -164,31 +178,26 @@ def come_back(moment: Moment) -> Step:
     if before.elapsed_ms == before.minutes_kept * MINUTE_MS:
         changes["minute_at"] = began_at
     settling = moment.settling(**changes)
-    offers: tuple[Offer, ...] = settling.ground().offers(shrink=False)
+    ground = settling.ground()
     if billed:
-        ground = settling.ground()
         gap_ms = max(0, moment.now_ms - lost_at) * terms.speed
-        here = msgspec.structs.replace(
-            settling.standing, elapsed_ms=before.elapsed_ms + gap_ms, at=moment.now_ms
-        )
-        beyond = msgspec.structs.replace(ground, standing=here).offers(shrink=False)
-        affordable_ms = terms.affordable_ms(
-            max(0, moment.available_micros), settling.standing.free_ms
-        )
-        part = () if affordable_ms is None else (ground.offer(affordable_ms, 0),)
-        offers = tuple(sorted((*beyond, *part, *offers), key=lambda offer: -offer.grant.granted_ms))
+        offers = ground.gap_offers(before.elapsed_ms + gap_ms, moment.available_micros)
+    else:
+        offers = ground.offers(shrink=False)
     return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
 
 
-def reach_limit(moment: Moment, limit: str, stopped_at: int) -> Step:
-    """Counting has stopped; the grace to save runs.
+def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
+    """Counting has stopped; the grace to save runs since that was said.
 
     What is not proven yet stays held until the next proof of life settles it.
     """
-    grace_ms = moment.session.identity.terms.stop_grace_ms
+    before, terms = moment.session.standing, moment.session.identity.terms
+    active = before.phase is Phase.ACTIVE
+    stopped_at = moment.instant_of(moment.elapsed_ms) if active else said_at
     settling = _stand_still(moment, Phase.STOPPING, moment.elapsed_ms, stopped_at)
     settling.standing = msgspec.structs.replace(
-        settling.standing, limit=limit, grace_until=stopped_at + grace_ms, lost_at=None
+        settling.standing, limit=limit, grace_until=said_at + terms.stop_grace_ms, lost_at=None
     )
     if settling.standing.settled_ms >= moment.elapsed_ms:
         return _released(moment, settling)
@@ -212,13 +221,16 @@ def lose(moment: Moment, phase: Phase) -> Step:
     and costs nothing.
     """
     before = moment.session
-    alive_at = min(moment.alive_at, moment.now_ms)
-    at = alive_at if before.standing.phase is Phase.ACTIVE else before.standing.at
+    lost_at = min(moment.alive_at, moment.now_ms)
+    at = before.standing.at
+    if before.standing.phase is Phase.ACTIVE:
+        # Another process may have proven more of it than this one knows of.
+        at = lost_at = moment.instant_of(moment.proven_ms)
     settling = _stand_still(moment, phase, moment.proven_ms, at)
     if before.standing.phase is not Phase.STOPPING:
         grace_ms = before.identity.terms.reconnect_grace_ms
         settling.standing = msgspec.structs.replace(
-            settling.standing, grace_until=moment.now_ms + grace_ms, lost_at=alive_at
+            settling.standing, grace_until=moment.now_ms + grace_ms, lost_at=lost_at
         )
     return msgspec.structs.replace(_released(moment, settling), leaving=True)
 
@@ -233,7 +245,7 @@ def end(moment: Moment, reason: str) -> Step:
     position_ms = moment.proven_ms
     at = before.at
     if before.phase is Phase.ACTIVE:
-        at = moment.now_ms - (moment.elapsed_ms - position_ms) // identity.terms.speed
+        at = moment.instant_of(position_ms)
     settling = _stand_still(moment, Phase.ENDED, position_ms, at)
     settling.end(at if reason in ("disconnected", "limit") else moment.now_ms, reason, limit)
     stopped = messages.Stopped(
@@ -281,6 +293,11 @@ def _released(moment: Moment, settling: Settling) -> Step:
 
 
 def _free_to_take(moment: Moment) -> int:
+    """What the session takes of a shared allowance: nothing once it has begun to cost,
+    for the charge is a function of the whole time and its free part comes first."""
+    before = moment.session.standing
+    if before.elapsed_ms > before.free_ms:
+        return 0
     return max(0, moment.free_left_ms)
 
 

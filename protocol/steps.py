@@ -39,6 +39,8 @@ class Step(msgspec.Struct, frozen=True):
     records: tuple[Record, ...] = ()
     notices: tuple[bytes, ...] = ()
     """Encoded notices, numbered; kept for those who missed them."""
+    present: bool = False
+    """The process that asks has sockets of the session, and is noted for it."""
     leaving: bool = False
     """Taken only if this process has the session's last socket; else it just leaves."""
 

@@ -6,6 +6,7 @@ what the session does, and hears of the others' steps on the account's channel.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +14,13 @@ import msgspec
 import structlog
 
 from protocol import limits
+from protocol.effects import Move
 from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from protocol.meter import Meter
 from protocol.moves import unstarted
 from protocol.notices import sequence_number
 from protocol.session import Grant, Identity, Session, session_key
-from protocol.states import Event, Phase
+from protocol.states import Event, Phase, after
 from protocol.steps import Step
 from server.accounts import Account, Accounts
 from server.auth import Principal
@@ -28,8 +30,8 @@ from server.loading import Calendar, Loader, calendar
 from server.metrics import Metrics
 from server.seats import Member, Seat, Ticket
 from server.timers import Timers
-from storage.live import Found, Live, Outcome
-from storage.wire import line_at, session_of
+from storage.live import Found, Live, LiveError, Outcome
+from storage.wire import line_at, move_of
 
 log = structlog.get_logger()
 
@@ -86,20 +88,21 @@ class Hub:
         ``session_ended``, and ``unavailable``.
         """
         async with self._lock(tenant, session_id):
-            found = await self.live.attach(tenant, session_id)
+            found = await self.live.attach(tenant, session_id, user_id=user_id)
             if found is None:
                 return None
             _check_owner(found.session.identity, user_id)
             if found.session.standing.phase is Phase.ENDED:
                 return await self._show_ended(found, ticket, last_seq)
-            seat = self.seats.get(found.session.key)
-            if seat is None:
-                await self._bury_suspects(found)
-                seat = await self._seat(found.session)
+            try:
+                seat = await self._found(found)
+                joined = member in seat.members and member not in seat.watchers
+                self._sit(seat, member, tick_ms)
+            except BaseException:
+                await self._depart(found.session)
+                raise
             kept = (*found.notices, *seat.meter.notices.unrecorded)
             ticket = msgspec.structs.replace(ticket, missed=_missed(kept, last_seq))
-            joined = member in seat.members and member not in seat.watchers
-            self._sit(seat, member, tick_ms)
             if joined:
                 seat.show(ticket)
                 return seat
@@ -119,6 +122,30 @@ class Hub:
         self.leave(seat)
         return seat
 
+    async def _found(self, found: Found) -> Seat:
+        """The seat of a session that this process is attached to, as it was found."""
+        identity = found.session.identity
+        seat = self.seats.get(found.session.key)
+        if seat is None:
+            await self._bury_suspects(found)
+            seat = await self._seat(found.session)
+            if found.nodes - {self.node}:
+                # Whatever others did before this process listened, it has not heard.
+                again = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
+                found = again or found
+        seat.meter.moved(Move(found.session, found.notices), self.clock.now())
+        return seat
+
+    async def _depart(self, session: Session) -> None:
+        """This process attached to a session and could not seat its socket."""
+        seat = self.seats.get(session.key)
+        if seat is None or not seat.meter.sockets:
+            identity = session.identity
+            with contextlib.suppress(LiveError):
+                await self.live.depart(identity.tenant, identity.session_id, self.node)
+        if seat is not None:
+            self.release(seat)
+
     def _answer_join(self, seat: Seat, ticket: Ticket) -> None:
         """A join is answered at once, or when the step that it makes is answered."""
         if not seat.meter.entitle(ticket):
@@ -137,9 +164,13 @@ class Hub:
             own_ms = 0 if identity.free_key else identity.terms.free_ms
             session = Session(identity, unstarted(Phase.PAUSED, now_ms, own_ms), Grant())
             seat = await self._seat(session)
-            if identity.free_key:
-                seat.meter.free_left_ms = await self._free_left(identity, seat)
-            self._sit(seat, member, tick_ms)
+            try:
+                if identity.free_key:
+                    seat.meter.free_left_ms = await self._free_left(identity, seat)
+                self._sit(seat, member, tick_ms)
+            except BaseException:
+                self.leave(seat)
+                raise
             seat.meter.start(self.clock.now(), ticket)
             seat.drain()
             return seat
@@ -161,7 +192,7 @@ class Hub:
             _check_watcher(principal, found.session.identity)
             _check_live(found.session)
             seat = await self._seat(found.session)
-            seat.meter.moved(found.session, found.notices, (), self.clock.now())
+            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
             if member not in seat.members:
                 self._sit(seat, member, None, watching=True)
             seat.show(ticket)
@@ -230,6 +261,7 @@ class Hub:
                 return
             if seat is None:
                 seat = await self._seat(found.session)
+            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
             if alive_at is not None:
                 await self._lose(seat, node, alive_at)
             else:
@@ -237,6 +269,12 @@ class Hub:
 
     async def _lose(self, seat: Seat, node: str, alive_at: int) -> None:
         """Suspends a session in the name of the dead process that had its last socket."""
+        identity, phase = seat.meter.session.identity, seat.meter.session.standing.phase
+        if after(phase, Event.LOST) is None:
+            # Its socket came back to it, and it died before it could say so.
+            await self.live.depart(identity.tenant, identity.session_id, node)
+            seat.drain()
+            return
         seat.node = node
         seat.meter.sockets = 1
         seat.meter.alive_at = alive_at
@@ -269,6 +307,8 @@ class Hub:
         if self.seats.get(seat.key) is not seat:
             return
         session = seat.meter.session
+        if seat.members and session.standing.version and session.standing.phase is not Phase.ENDED:
+            return  # they go on watching it
         del self.seats[seat.key]
         account = seat.account
         name = (account.projection.tenant, account.projection.account_id)
@@ -356,7 +396,7 @@ class Hub:
         for seat in list(self._by_account.get(name, ())):
             identity = seat.meter.session.identity
             if message.get("moved") and message["session_id"] == identity.session_id:
-                self._moved(seat, message, now_ms)
+                seat.meter.moved(move_of(message), now_ms)
             if message.get("recall"):
                 seat.meter.recall(now_ms)
             # A recall frees nothing yet: only what changed the account is worth a claim.
@@ -366,30 +406,19 @@ class Hub:
         for told in list(account.listeners):
             told(account, message)
 
-    def _moved(self, seat: Seat, message: dict[str, Any], now_ms: int) -> None:
-        """Another process made a step of a session that is seated here too."""
-        fields = [part.encode() for part in message["moved"]]
-        minutes = tuple(minute.encode() for minute in message.get("minutes") or ())
-        notices = tuple(notice.encode() for notice in message.get("notices") or ())
-        seat.meter.moved(session_of(fields), notices, minutes, now_ms)
-        if seat.meter.session.standing.phase is Phase.SUSPENDED and seat.meter.sockets:
-            # Somebody took this process for dead. It is not: its sockets are here.
-            self._run(self._return(seat))
-        seat.drain()
-
-    async def _return(self, seat: Seat) -> None:
-        identity = seat.meter.session.identity
-        await self.live.attach(identity.tenant, identity.session_id)
-        seat.meter.come_back(self.clock.now())
-        seat.drain()
-
     async def _enter_tenant(self, tenant: str) -> None:
         """Listens for changes of the limits of an organisation that is served here."""
         count = self._by_tenant.get(tenant, 0)
         self._by_tenant[tenant] = count + 1
         if count == 0:
             channel = self.live.keys.limits_channel(tenant)
-            await self.accounts.subscribe(channel, lambda _: self._limits_changed(tenant))
+            try:
+                await self.accounts.subscribe(
+                    channel, lambda message: self._limits_changed(tenant, message)
+                )
+            except LiveError:
+                await self._leave_tenant(tenant)
+                raise
 
     async def _leave_tenant(self, tenant: str) -> None:
         self._by_tenant[tenant] -= 1
@@ -398,11 +427,17 @@ class Hub:
             self._calendars.pop(tenant, None)
             await self.accounts.unsubscribe(self.live.keys.limits_channel(tenant))
 
-    def _limits_changed(self, tenant: str) -> None:
-        self._calendars.pop(tenant, None)
+    def _limits_changed(self, tenant: str, message: object) -> None:
+        """A limit of the month was changed, or a session gave back the last minute."""
+        freed = isinstance(message, dict) and "freed" in message
+        if not freed:
+            self._calendars.pop(tenant, None)
         now_ms = self.clock.now()
         for seat in self:
-            if seat.meter.session.identity.tenant == tenant:
+            session = seat.meter.session
+            if session.identity.tenant == tenant and (
+                not freed or session.grant.final in {"member_minutes", "org_minutes"}
+            ):
                 seat.meter.refresh(now_ms)
                 seat.drain()
 

@@ -83,6 +83,9 @@ class Place(Protocol):
     def leave(self, seat: "Seat") -> None:
         """The seat's session has ended, or nobody here needs it any more."""
 
+    def release(self, seat: "Seat") -> None:
+        """Leaves the session if nobody here needs it any more."""
+
     def gone(self, seat: "Seat", step: Step) -> None:
         """Redis came back without the session."""
 
@@ -259,12 +262,16 @@ class Seat:
 
     def drain(self) -> None:
         """Carries out what the meter wants, and arms its timer."""
+        leaves = False
         for effect in self.meter.effects():
             if isinstance(effect, Leave):
-                self.place.leave(self)
-                self.settled.set()
-                return
-            self._carry_out(effect)
+                leaves = True
+            else:
+                self._carry_out(effect)
+        if leaves:
+            self.place.leave(self)
+            self.settled.set()
+            return
         if self.meter.asked is None:
             self.settled.set()
         else:
@@ -274,6 +281,7 @@ class Seat:
         if self.meter.counting:
             for group in self.groups.values():
                 group.arm(now_ms)
+        self.place.release(self)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:

@@ -203,14 +203,21 @@ class Live:
             keys.graces(partition),
         ]
         channel = keys.channel(tenant, identity.account_id)
-        argument = encode_step(step, node, self.publish, channel)
+        argument = encode_step(step, node, self.publish, channel, keys.limits_channel(tenant))
         return ("EVALSHA", self._commit.digest, len(names), *names, argument)
 
     async def attach(
-        self, tenant: str, session_id: str, *, read_only: bool = False, watch: bool = False
+        self,
+        tenant: str,
+        session_id: str,
+        *,
+        user_id: str = "",
+        read_only: bool = False,
+        watch: bool = False,
     ) -> Found | None:
         """Attaches this process to a session; None when it is not there.
 
+        With ``user_id``, one of another user's, or one that has ended, is just read.
         ``read_only`` only reads it; with ``watch`` its steps are told to whoever listens
         to the account's channel, though one process alone serves it.
         """
@@ -222,7 +229,7 @@ class Live:
                 keys.sockets(tenant, session_id),
                 keys.node(keys.partition(tenant), self.node),
             ],
-            ["" if read_only else self.node, f"{tenant}/{session_id}", int(watch)],
+            ["" if read_only else self.node, f"{tenant}/{session_id}", int(watch), user_id],
         )
         if not fields:
             return None

@@ -6,7 +6,7 @@ import msgspec
 import orjson
 
 from protocol import limits
-from protocol.effects import Reply
+from protocol.effects import Move, Reply
 from protocol.events import Record
 from protocol.grants import Offer
 from protocol.projection import Line, MonthProjection, line_of
@@ -98,7 +98,7 @@ def _months(step: Step) -> dict[str, dict[str, int]]:
     }
 
 
-def encode_step(step: Step, node: str, publish: str, channel: str) -> bytes:
+def encode_step(step: Step, node: str, publish: str, channel: str, limits_channel: str) -> bytes:
     """The argument of ``commit.lua``: the step, and what it changes on every counter."""
     session, before, after = step.before, step.before.standing, step.standing
     terms = session.identity.terms
@@ -129,12 +129,15 @@ def encode_step(step: Step, node: str, publish: str, channel: str) -> bytes:
         "notices": [notice.decode() for notice in step.notices],
         "notices_kept": limits.NOTICES_KEPT_MAX,
         "minutes": [minute.decode() for minute in step.minute_messages],
+        "present": step.present,
+        "user_id": session.identity.user_id,
         "leaving": step.leaving,
         "ended": ended,
         "ended_kept_ms": limits.ENDED_SESSION_KEPT_MS,
         "idle_ms": limits.ACCOUNT_IDLE_MS,
         "publish": publish,
         "channel": channel,
+        "limits_channel": limits_channel,
     }
     if started:
         encoded["identity"] = _ENCODER.encode(session.identity).decode()
@@ -148,6 +151,18 @@ def encode_step(step: Step, node: str, publish: str, channel: str) -> bytes:
     if not ended and (was_active != is_active or moved or after.free_ms != before.free_ms):
         encoded["line"] = encode_line(line_at(session.identity, after))
     return orjson.dumps(encoded)
+
+
+def move_of(message: dict[str, Any]) -> Move:
+    """What ``commit.lua`` told of a step on the account's channel."""
+    member, org = (month_of([part.encode() for part in counter]) for counter in message["months"])
+    return Move(
+        session=session_of([part.encode() for part in message["moved"]]),
+        notices=tuple(notice.encode() for notice in message["notices"]),
+        minutes=tuple(minute.encode() for minute in message["minutes"]),
+        member=member,
+        org=org,
+    )
 
 
 def reply_of(step: Step, answer: list[Any]) -> Reply:

@@ -7,13 +7,17 @@
 -- ARGV   1 node id; '' does not attach
 --        2 the session's key
 --        3 '1' when the process watches: from now on every step is told on the channel
+--        4 the user whose socket it is: another's session, and one that has ended, is
+--          answered but not attached to; '' for any
 --
--- Answers {session fields, notices newest first, other processes}; an absent session
--- has no fields and is not attached to.
+-- Answers {session fields, notices newest first, processes}; an absent session has no
+-- fields and is not attached to.
 
 local found = redis.call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final')
 if not found[1] then return {{}, {}, {}} end
-if ARGV[1] ~= '' then
+local user = cjson.decode(found[1]).user_id
+if ARGV[1] ~= '' and (ARGV[4] == '' or ARGV[4] == user)
+  and cjson.decode(found[2]).phase ~= 'ended' then
   redis.call('SADD', KEYS[3], ARGV[1])
   redis.call('SADD', KEYS[4], ARGV[2])
 end

@@ -66,7 +66,16 @@ if step.leaving then
   if version and call('SCARD', KEYS[3]) > 0 then return answer('left') end
 end
 if not version and step.version > 0 then return {'gone', '', {}, {}, 0, {}} end
-if tonumber(version or '0') ~= step.version then return answer('stale') end
+if tonumber(version or '0') ~= step.version then
+  -- A process with sockets serves the session, whoever was faster: also when two started
+  -- it at once, or when it was taken for dead.
+  if step.present and call('SISMEMBER', KEYS[9], step.session) == 1
+    and cjson.decode(call('HGET', KEYS[1], 'identity')).user_id == step.user_id then
+    call('SADD', KEYS[3], step.node)
+    call('SADD', KEYS[10], step.session)
+  end
+  return answer('stale')
+end
 
 -- Is everything here that the step touches?
 local cold = {}
@@ -93,7 +102,7 @@ for index, name in ipairs({'member_minutes', 'org_minutes'}) do
       for month, part in pairs(step.months) do
         local left = limit - number(key, 'used:' .. month) - part.used
         months[#months + 1] = {
-          name = name, month = month, active = active, left = left,
+          name = name, month = month, active = active, left = left, part = part,
           room = left - (number(key, 'held:' .. month) - part.held),
         }
       end
@@ -173,6 +182,8 @@ call('HSET', KEYS[1], 'version', step.version + 1, 'standing', step.standing,
 if step.version == 0 then
   call('HSET', KEYS[1], 'identity', step.identity)
   call('SADD', KEYS[9], step.session)
+end
+if step.present then
   call('SADD', KEYS[3], step.node)
   call('SADD', KEYS[10], step.session)
 end
@@ -181,8 +192,10 @@ if step.grace_until then
 else
   call('ZREM', KEYS[11], step.session)
 end
-local alone = call('SCARD', KEYS[3]) == call('SISMEMBER', KEYS[3], step.node)
-  and not call('HGET', KEYS[1], 'watched')
+-- Whoever loses the last socket is not alone for sure: it may be swept in a dead process's
+-- name, which lives.
+local alone = not step.leaving and not call('HGET', KEYS[1], 'watched')
+  and call('SCARD', KEYS[3]) == call('SISMEMBER', KEYS[3], step.node)
 if step.ended then
   call('DEL', KEYS[3])
   call('SREM', KEYS[9], step.session)
@@ -199,22 +212,35 @@ if step.ended then call('PEXPIRE', KEYS[2], step.ended_kept_ms) end
 -- Tell: the projections that changed, the processes that have the session too, and
 -- whoever holds what this one lacks. Most claims have nothing to tell.
 local freed = step.charge + held_change < 0
+for _, counter in ipairs(months) do
+  local before = counter.room + counter.part.used - counter.part.held
+  local after = counter.room - (holding.minutes[counter.month] or 0)
+  if before <= 0 and after > 0 then
+    -- Sessions of other accounts may have been told that there is no minute left.
+    call(step.publish, step.limits_channel, cjson.encode({freed = true}))
+    break
+  end
+end
 local recall = final == 'credits' and number(KEYS[4], 'held') > holding.held
 local bumped = step.line ~= nil or step.ended or freed
+local line = step.line
 if step.ended then
   call('HDEL', KEYS[4], 's:' .. step.id)
-elseif step.line then
-  call('HSET', KEYS[4], 's:' .. step.id, step.line)
+elseif line then
+  call('HSET', KEYS[4], 's:' .. step.id, line)
+elseif bumped then
+  line = call('HGET', KEYS[4], 's:' .. step.id) or nil
 end
 if bumped then call('HINCRBY', KEYS[4], 'version', 1) end
 local result = answer('ok', '', bumped)
 if bumped or recall or not alone then
   local message = {
     account = result[4][3], bumped = bumped, recall = recall, session_id = step.id,
-    session = step.session, line = step.line, node = step.node,
+    session = step.session, line = line, node = step.node,
   }
   if not alone then
     message.moved, message.notices, message.minutes = result[3], step.notices, step.minutes
+    message.months = {result[4][1], result[4][2]}
   end
   call(step.publish, step.channel, cjson.encode(message))
 end
