@@ -1,12 +1,12 @@
-"""The records that a session leaves behind, on their way from the outbox to Postgres.
+"""The records of sessions and operations, on their way from the outbox to Postgres.
 
-A claim appends them to its partition's outbox in the same atomic step that settles
-the time they stand for; the flusher decodes them again and writes them down once.
+A claim or a spend appends them to its partition's outbox in the same atomic step that
+settles what they stand for; the flusher decodes them again and writes them down once.
 Each has a natural key, names everything that it needs to be written without any
 other record, and may arrive twice or in another order than it was made.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -87,7 +87,11 @@ class SessionEnded(msgspec.Struct, frozen=True, tag_field="t", tag="ended"):
 class EntryPosted(msgspec.Struct, frozen=True, tag_field="t", tag="entry"):
     """A ledger entry that was decided in Redis. Key: ``tenant``, ``account_id``, ``entry_id``.
 
-    ``amount_micros`` is signed: what it adds to the balance.
+    ``amount_micros`` is signed: what it adds to the balance; a spend or post of 0 moved
+    nothing and is not in the ledger. One of an ``operation`` is kept as its usage too: then
+    ``month`` is the first day of the organisation's month that it counts in, and
+    ``metadata`` says what it took (``service``, ``tokens_used``, ``response_time_ms``,
+    ``success``, any more).
     """
 
     tenant: str
@@ -99,7 +103,34 @@ class EntryPosted(msgspec.Struct, frozen=True, tag_field="t", tag="entry"):
     reason: str | None = None
     operation: str | None = None
     metadata: dict[str, Any] | None = None
+    user_id: str | None = None
+    month: str | None = None
 
 
-Record = SessionStarted | MinuteUsed | SessionEnded | EntryPosted
+HoldState = Literal["open", "posted", "voided", "expired"]
+
+
+class HoldChanged(msgspec.Struct, frozen=True, tag_field="t", tag="hold"):
+    """A hold was opened, or left that state for good. Key: ``tenant``, ``hold_id``, ``state``.
+
+    It holds ``amount_micros`` while it is ``open``; of one that was ``posted``,
+    ``posted_micros`` were charged. Each is whole, and may arrive before the one that opened it.
+    """
+
+    tenant: str
+    account_id: str
+    hold_id: str
+    state: HoldState
+    amount_micros: int
+    posted_micros: int
+    operation: str | None
+    user_id: str | None
+    month: str
+    created_at: int
+    expires_at: int
+    changed_at: int
+    metadata: dict[str, Any] | None = None
+
+
+Record = SessionStarted | MinuteUsed | SessionEnded | EntryPosted | HoldChanged
 """What an outbox entry holds: a JSON array of these under the stream field ``r``."""

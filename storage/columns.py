@@ -1,12 +1,14 @@
 """From the records of the outbox to what ``unnest`` takes: one array for each column."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import date
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from protocol.events import EntryPosted, MinuteUsed, Record
-from storage.rows import SessionPrepared
+from protocol.events import EntryPosted, HoldChanged, MinuteUsed, Record
+from storage.rows import AdjustmentRow, SessionPrepared
 
 Value = TypeVar("Value")
 
@@ -23,6 +25,10 @@ ENDED = (
 MINUTE = (
     "tenant", "session_id", "minute", "seconds", "user_id", "org_id", "account_id",
     "counterpart_id", "kind", "started_at", "month", "counts", "credits_micros", "free_ms",
+)  # fmt: skip
+HOLD = (
+    "tenant", "hold_id", "account_id", "state", "amount_micros", "posted_micros", "operation",
+    "user_id", "month", "created_at", "expires_at", "changed_at", "metadata",
 )  # fmt: skip
 # Columns of type jsonb, which are handed over as text.
 _DOCUMENTS = frozenset({"terms", "metadata", "segments", "gaps"})
@@ -48,12 +54,63 @@ def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
     ]
 
 
+def has_moved(entry: EntryPosted) -> bool:
+    """Whether the ledger has it: an operation that cost nothing moved nothing."""
+    return entry.amount_micros != 0 or entry.entry_kind not in {"spend", "post"}
+
+
 def entry_row(entry: EntryPosted) -> tuple[Any, ...]:
     """What ``write_entries.sql`` takes of an entry that was decided in Redis."""
     return (
         entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
         entry.at, text_value(entry.reason), text_value(entry.operation), None, None,
         json_value(entry.metadata),
+    )  # fmt: skip
+
+
+def operation_rows(entry: EntryPosted) -> list[tuple[Any, ...]]:
+    """What ``write_operations.sql`` takes of an entry, if it is an operation's; else nothing.
+
+    What the metadata says in a form of its own is kept in the metadata alone.
+    """
+    if entry.operation is None or entry.month is None:
+        return []
+    said = entry.metadata or {}
+    service = said.get("service")
+    return [
+        (
+            entry.tenant, entry.account_id, entry.entry_id, text_value(entry.operation),
+            entry.user_id, entry.month, -entry.amount_micros, entry.at,
+            said.get("success") is not False,
+            text_value(service) if isinstance(service, str) else None,
+            _count(said.get("tokens_used")), _count(said.get("response_time_ms")),
+            json_value(entry.metadata),
+        )
+    ]  # fmt: skip
+
+
+def _count(value: Any) -> int | None:
+    """A whole number that a bigint takes; None for anything else."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and 0 <= value < 2**63 else None
+
+
+def furthest_holds(changes: Iterable[HoldChanged]) -> list[HoldChanged]:
+    """Of every hold the change that goes furthest: a statement cannot take a row twice."""
+    found: dict[tuple[str, str], HoldChanged] = {}
+    for change in changes:
+        key = (change.tenant, change.hold_id)
+        if key not in found or found[key].state == "open":
+            found[key] = change
+    return list(found.values())
+
+
+def adjustment_row(adjustment: AdjustmentRow) -> tuple[Any, ...]:
+    """What ``adjust_minutes.sql`` takes."""
+    return (
+        adjustment.tenant, adjustment.user_id, adjustment.entry_id,
+        date.fromisoformat(adjustment.month), adjustment.minutes,
+        text_value(adjustment.reason), adjustment.created_at,
     )  # fmt: skip
 
 
@@ -82,6 +139,16 @@ def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:
         session.account_id, session.counterpart_id, json_value(session.terms),
         json_value(session.metadata),
     )  # fmt: skip
+
+
+def given(value: Any) -> tuple[bool, Any]:
+    """A value that may be left out, as two parameters: whether it was given, and it."""
+    return (False, None) if value is UNSET else (True, value)
+
+
+def number(value: float | UnsetType | None) -> str | UnsetType | None:
+    """As text, for a numeric column takes a decimal and a limit is written in decimals."""
+    return str(value) if isinstance(value, int | float) else value
 
 
 def text_value(value: str | None) -> str | None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from protocol.events import HoldState
 from protocol.terms import Terms
 
 SessionState = Literal["prepared", "live", "ended"]
@@ -33,6 +34,10 @@ class AccountRecord(msgspec.Struct, frozen=True):
     """True exactly while the balance is negative; no permission to go further down."""
     recent_entry_ids: tuple[str, ...]
     """Money in that is in the balance: the newest 256, and all that wait in the inbox."""
+    reserved_micros: int = 0
+    """What open holds reserve out of the balance."""
+    holds: int = 0
+    """How many those are."""
     recorded: tuple[RecordedSession, ...] = ()
     """Those of the sessions that were asked for which have minutes in the balance."""
 
@@ -59,6 +64,8 @@ class MemberRecord(msgspec.Struct, frozen=True):
     member_limit_minutes: int | None
     org_limit_minutes: int | None
     months: tuple[MonthUsed, ...]
+    adjustment_ids: tuple[str, ...] = ()
+    """Adjustments in these figures that Redis has not confirmed: ``<user id>/<entry id>``."""
 
 
 class OrganizationRow(msgspec.Struct, frozen=True):
@@ -135,6 +142,69 @@ class InboxEntry(msgspec.Struct, frozen=True):
     operation: str | None
     priority: int
     expires_at: int | None
+    created_at: int
+
+
+class GrantRow(msgspec.Struct, frozen=True):
+    """A grant, and what became of it as far as Postgres knows."""
+
+    tenant: str
+    account_id: str
+    entry_id: str
+    amount_micros: int
+    used_micros: int
+    expired_micros: int
+    priority: int
+    expires_at: int | None
+    granted_at: int
+    name: str | None
+
+    @property
+    def left_micros(self) -> int:
+        """Neither used nor expired."""
+        return self.amount_micros - self.used_micros - self.expired_micros
+
+
+class BeforeOperation(msgspec.Struct, frozen=True):
+    """What is to be known before an operation is charged or held for."""
+
+    timezone: str
+    tier: str
+    """The organisation's; ``free`` for a user who has none."""
+    spent_micros: int | None
+    """What was charged for it already, under the same id; None: it is new here."""
+
+
+class HoldRow(msgspec.Struct, frozen=True):
+    """Credits held for an operation, or what became of them."""
+
+    tenant: str
+    hold_id: str
+    account_id: str
+    state: HoldState
+    amount_micros: int
+    posted_micros: int
+    """What was charged of it; 0 unless it is ``posted``."""
+    operation: str | None
+    user_id: str | None
+    month: str
+    """The first day of the month in which the operation counts."""
+    created_at: int
+    expires_at: int
+    changed_at: int
+    metadata: dict[str, Any] | None = None
+
+
+class AdjustmentRow(msgspec.Struct, frozen=True):
+    """A correction of the minutes that a user has in a month (its first day)."""
+
+    tenant: str
+    user_id: str
+    entry_id: str
+    month: str
+    minutes: int
+    """Signed: what it adds."""
+    reason: str
     created_at: int
 
 

@@ -1,12 +1,15 @@
 -- An account as Redis is to know it, from one snapshot, which a single statement is.
 -- Besides the newest 256 ids of money in, the ids of everything that still waits in the
 -- inbox: it is in the balance already and must not be applied again, however old it is.
--- `recorded` is what of the given sessions' time is in that same balance.
+-- `recorded` is what of the given sessions' time is in that same balance, and open holds
+-- are reserved out of it.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
         coalesce(account.balance_micros, 0) AS balance_micros,
         coalesce(account.debt_allowed, false) AS debt_allowed,
+        held.reserved_micros,
+        held.holds,
         ARRAY(
             SELECT entry_id
             FROM (
@@ -44,6 +47,10 @@ FROM (
             ),
             '[]'
         ) AS recorded
-    FROM (SELECT) AS always
+    FROM (
+        SELECT coalesce(sum(amount_micros), 0) AS reserved_micros, count(*) AS holds
+        FROM credit_holds
+        WHERE tenant = $1 AND account_id = $2 AND state = 'open'
+    ) AS held
     LEFT JOIN credit_accounts AS account ON account.tenant = $1 AND account.account_id = $2
 ) AS answer

@@ -1,5 +1,7 @@
 -- A member's and their organisation's limits, and the minutes that both used in the
--- given months; without rows: no limits, UTC, nothing used.
+-- given months; without rows: no limits, UTC, nothing used. Besides, the ids of the
+-- organisation's adjustments that Redis has not confirmed: they are in those figures
+-- already and must not be applied again.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
@@ -25,7 +27,13 @@ FROM (
                 ) AS used
             ),
             '[]'
-        ) AS months
+        ) AS months,
+        ARRAY(
+            SELECT user_id || '/' || entry_id
+            FROM minute_adjustments
+            WHERE tenant = $1 AND NOT is_applied
+            ORDER BY created_at, entry_id
+        ) AS adjustment_ids
     FROM (SELECT) AS always
     LEFT JOIN organizations AS organization ON organization.tenant = $1
     LEFT JOIN organization_members AS member ON member.tenant = $1 AND member.user_id = $2

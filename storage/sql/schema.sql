@@ -134,20 +134,35 @@ CREATE TABLE monthly_usage_cache (
     org_id text,
     total_minutes integer NOT NULL,
     total_seconds bigint NOT NULL,
+    -- Beyond the limit of an organisation that allows overage, as the limit was when they
+    -- were written down: for whoever bills them apart.
+    overage_minutes integer NOT NULL DEFAULT 0,
     CONSTRAINT monthly_usage_cache_pkey PRIMARY KEY (tenant, user_id, month),
     CONSTRAINT monthly_usage_cache_totals_check
-        CHECK (total_minutes >= 0 AND total_seconds >= 0)
+        CHECK (total_minutes >= 0 AND total_seconds >= 0),
+    CONSTRAINT monthly_usage_cache_overage_check
+        CHECK (overage_minutes BETWEEN 0 AND total_minutes)
 );
 
 CREATE INDEX monthly_usage_cache_by_month ON monthly_usage_cache (tenant, month);
 
 -- Once for each statement, over all rows that were really new: one update a member and
 -- batch, however many minutes the batch has. Rows are taken in the order of their keys,
--- members before the cache, so that two flushers cannot wait for each other in a circle.
+-- organisations before members before the cache, so that two flushers cannot wait for
+-- each other in a circle.
 CREATE FUNCTION update_member_usage() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    -- What is beyond the limit depends on the minutes of all members: one at a time.
+    PERFORM
+    FROM organizations
+    WHERE allow_overage
+      AND monthly_hours_limit IS NOT NULL
+      AND tenant IN (SELECT tenant FROM new_minutes WHERE counts)
+    ORDER BY tenant
+    FOR UPDATE;
+
     -- The newest month of the batch is the only one that can be the member's current
     -- month. A newer month than the member's begins it anew; a late minute of an older
     -- month leaves it alone. A member without a row gets one, without a limit.
@@ -170,16 +185,41 @@ BEGIN
     WHERE member.current_month_start IS NULL
        OR member.current_month_start <= excluded.current_month_start;
 
-    INSERT INTO monthly_usage_cache AS cache
-        (tenant, user_id, month, org_id, total_minutes, total_seconds)
-    SELECT tenant, user_id, month, max(org_id), count(*), sum(seconds)
-    FROM new_minutes
-    WHERE counts
+    WITH room AS (
+        -- What is left below the limit, where the limit does not stop.
+        SELECT
+            batch.tenant, batch.month,
+            limit_minutes(organization.monthly_hours_limit) - coalesce((
+                SELECT sum(used.total_minutes)
+                FROM monthly_usage_cache AS used
+                WHERE used.tenant = batch.tenant AND used.month = batch.month
+            ), 0) AS minutes
+        FROM (SELECT DISTINCT tenant, month FROM new_minutes WHERE counts) AS batch
+        JOIN organizations AS organization USING (tenant)
+        WHERE organization.allow_overage AND organization.monthly_hours_limit IS NOT NULL
+    ), numbered AS (
+        SELECT
+            tenant, user_id, month, org_id, seconds,
+            row_number() OVER (
+                PARTITION BY tenant, month ORDER BY started_at, session_id, minute
+            ) AS number
+        FROM new_minutes
+        WHERE counts
+    )
+    INSERT INTO monthly_usage_cache AS cache (
+        tenant, user_id, month, org_id, total_minutes, total_seconds, overage_minutes
+    )
+    SELECT
+        tenant, user_id, month, max(org_id), count(*), sum(seconds),
+        count(*) FILTER (WHERE numbered.number > room.minutes)
+    FROM numbered
+    LEFT JOIN room USING (tenant, month)
     GROUP BY tenant, user_id, month
     ORDER BY tenant, user_id, month
     ON CONFLICT (tenant, user_id, month) DO UPDATE SET
         total_minutes = cache.total_minutes + excluded.total_minutes,
-        total_seconds = cache.total_seconds + excluded.total_seconds;
+        total_seconds = cache.total_seconds + excluded.total_seconds,
+        overage_minutes = cache.overage_minutes + excluded.overage_minutes;
 
     RETURN NULL;
 END
@@ -189,6 +229,86 @@ CREATE TRIGGER update_member_usage
     AFTER INSERT ON usage_tracking
     REFERENCING NEW TABLE AS new_minutes
     FOR EACH STATEMENT EXECUTE FUNCTION update_member_usage();
+
+-- Each is an entry of its own; what it corrects is never edited. `is_applied` says that
+-- Redis took it; what a dead process left is applied by the sweep.
+CREATE TABLE minute_adjustments (
+    tenant text NOT NULL,
+    user_id text NOT NULL,
+    entry_id text NOT NULL,
+    month date NOT NULL,
+    minutes integer NOT NULL,
+    reason text NOT NULL,
+    is_applied boolean NOT NULL DEFAULT false,
+    created_at timestamptz NOT NULL,
+    CONSTRAINT minute_adjustments_pkey PRIMARY KEY (tenant, user_id, entry_id),
+    CONSTRAINT minute_adjustments_month_check CHECK (extract(day FROM month) = 1)
+);
+
+CREATE INDEX minute_adjustments_by_month ON minute_adjustments (tenant, user_id, month);
+CREATE INDEX minute_adjustments_waiting ON minute_adjustments (tenant, created_at)
+    WHERE NOT is_applied;
+
+-- An adjustment changes the month at once, and the overage by as much as it moves the
+-- organisation's month over its limit. More than there is cannot be taken away: the
+-- constraint on the totals refuses it. Seconds are what was measured, and stay.
+CREATE FUNCTION apply_minute_adjustment() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    minutes_limit integer;
+    used bigint;
+    beyond integer := 0;
+BEGIN
+    SELECT limit_minutes(monthly_hours_limit) INTO minutes_limit
+    FROM organizations
+    WHERE tenant = NEW.tenant AND allow_overage
+    FOR UPDATE;
+
+    IF NEW.tenant LIKE 'org:%' THEN
+        INSERT INTO organization_members (tenant, user_id)
+        VALUES (NEW.tenant, NEW.user_id)
+        ON CONFLICT (tenant, user_id) DO NOTHING;
+
+        UPDATE organization_members AS member SET
+            current_month_minutes_used = greatest(0, NEW.minutes
+                + CASE WHEN current_month_start = NEW.month
+                       THEN current_month_minutes_used ELSE 0 END),
+            current_month_start = NEW.month
+        WHERE tenant = NEW.tenant AND user_id = NEW.user_id
+          AND (current_month_start IS NULL OR current_month_start <= NEW.month);
+    END IF;
+
+    IF minutes_limit IS NOT NULL THEN
+        SELECT coalesce(sum(total_minutes), 0) INTO used
+        FROM monthly_usage_cache
+        WHERE tenant = NEW.tenant AND month = NEW.month;
+        beyond := greatest(0, used + NEW.minutes - minutes_limit)
+            - greatest(0, used - minutes_limit);
+    END IF;
+
+    INSERT INTO monthly_usage_cache (
+        tenant, user_id, month, org_id, total_minutes, total_seconds
+    )
+    VALUES (
+        NEW.tenant, NEW.user_id, NEW.month, substring(NEW.tenant FROM '^org:(.*)$'), 0, 0
+    )
+    ON CONFLICT (tenant, user_id, month) DO NOTHING;
+
+    UPDATE monthly_usage_cache SET
+        total_minutes = total_minutes + NEW.minutes,
+        overage_minutes = least(
+            greatest(overage_minutes + beyond, 0), greatest(total_minutes + NEW.minutes, 0)
+        )
+    WHERE tenant = NEW.tenant AND user_id = NEW.user_id AND month = NEW.month;
+
+    RETURN NULL;
+END
+$$;
+
+CREATE TRIGGER apply_minute_adjustment
+    AFTER INSERT ON minute_adjustments
+    FOR EACH ROW EXECUTE FUNCTION apply_minute_adjustment();
 
 -- Whether a user may record at an instant, and the limit that decides it: the more
 -- restrictive of the member's and the organisation's, which is the one that has less
@@ -305,8 +425,10 @@ CREATE TABLE credit_accounts (
     account_id text NOT NULL,
     balance_micros bigint NOT NULL,
     debt_allowed boolean NOT NULL DEFAULT false,
+    unattributed_micros bigint NOT NULL DEFAULT 0,
     CONSTRAINT credit_accounts_pkey PRIMARY KEY (tenant, account_id),
-    CONSTRAINT credit_accounts_debt_check CHECK (balance_micros >= 0 OR debt_allowed)
+    CONSTRAINT credit_accounts_debt_check CHECK (balance_micros >= 0 OR debt_allowed),
+    CONSTRAINT credit_accounts_unattributed_check CHECK (unattributed_micros >= 0)
 );
 
 CREATE TABLE credit_ledger (
@@ -358,20 +480,152 @@ CREATE TABLE account_inbox (
     CONSTRAINT account_inbox_pkey PRIMARY KEY (tenant, account_id, entry_id)
 );
 
--- The balance is the sum of the ledger, always: no entry without its sum, in the same
--- statement. Accounts are taken in the order of their keys.
+-- Every credit that came in, by the entry that brought it, and what became of it. Made by
+-- the ledger's trigger alone. What nothing covers is `unattributed_micros` of the account,
+-- and the next money in pays it first; so for every account
+--     sum(amount - used - expired) - unattributed = balance.
+CREATE TABLE credit_grants (
+    tenant text NOT NULL,
+    account_id text NOT NULL,
+    entry_id text NOT NULL,
+    position bigint NOT NULL,
+    amount_micros bigint NOT NULL,
+    used_micros bigint NOT NULL DEFAULT 0,
+    expired_micros bigint NOT NULL DEFAULT 0,
+    is_exhausted boolean NOT NULL DEFAULT false,
+    priority smallint NOT NULL,
+    expires_at timestamptz,
+    granted_at timestamptz NOT NULL,
+    name text,
+    CONSTRAINT credit_grants_pkey PRIMARY KEY (tenant, account_id, entry_id),
+    CONSTRAINT credit_grants_amounts_check CHECK (
+        amount_micros > 0 AND used_micros >= 0 AND expired_micros >= 0
+        AND used_micros + expired_micros <= amount_micros
+    ),
+    CONSTRAINT credit_grants_exhausted_check
+        CHECK (is_exhausted = (used_micros + expired_micros = amount_micros))
+);
+
+-- In the order in which they burn. Amounts are in no index: what is used of a grant
+-- changes with every batch.
+CREATE INDEX credit_grants_order
+    ON credit_grants (tenant, account_id, priority, expires_at, position)
+    WHERE NOT is_exhausted;
+CREATE INDEX credit_grants_due ON credit_grants (expires_at)
+    WHERE NOT is_exhausted AND expires_at IS NOT NULL;
+
+-- Attributes what is unattributed of the given accounts to their grants: lower priority
+-- first, then earlier expiry, then older. The accounts' rows must be locked by the caller.
+CREATE FUNCTION cover_usage(p_tenants text[], p_accounts text[]) RETURNS void
+    LANGUAGE sql
+    AS $$
+    WITH owing AS (
+        SELECT account.tenant, account.account_id, account.unattributed_micros AS owed
+        FROM unnest(p_tenants, p_accounts) AS asked (tenant, account_id)
+        JOIN credit_accounts AS account USING (tenant, account_id)
+        WHERE account.unattributed_micros > 0
+    ), queue AS (
+        SELECT
+            grants.tenant, grants.account_id, grants.entry_id, owing.owed, remaining.micros,
+            (sum(remaining.micros) OVER earlier)::bigint - remaining.micros AS before
+        FROM owing
+        JOIN credit_grants AS grants USING (tenant, account_id)
+        CROSS JOIN LATERAL (
+            SELECT grants.amount_micros - grants.used_micros - grants.expired_micros AS micros
+        ) AS remaining
+        WHERE NOT grants.is_exhausted
+        WINDOW earlier AS (
+            PARTITION BY grants.tenant, grants.account_id
+            ORDER BY grants.priority, grants.expires_at NULLS LAST, grants.position
+            ROWS UNBOUNDED PRECEDING
+        )
+    ), taken AS (
+        UPDATE credit_grants AS grants SET
+            used_micros = grants.used_micros + least(queue.micros, queue.owed - queue.before),
+            is_exhausted = queue.micros <= queue.owed - queue.before
+        FROM queue
+        WHERE queue.before < queue.owed
+          AND grants.tenant = queue.tenant
+          AND grants.account_id = queue.account_id
+          AND grants.entry_id = queue.entry_id
+        RETURNING
+            grants.tenant, grants.account_id,
+            least(queue.micros, queue.owed - queue.before) AS micros
+    )
+    UPDATE credit_accounts AS account
+    SET unattributed_micros = account.unattributed_micros - covered.micros
+    FROM (
+        SELECT tenant, account_id, sum(micros)::bigint AS micros
+        FROM taken
+        GROUP BY tenant, account_id
+    ) AS covered
+    WHERE account.tenant = covered.tenant AND account.account_id = covered.account_id
+$$;
+
+-- The balance is the sum of the ledger, always, and every entry is attributed: no entry
+-- without its sum, in the same statement. Accounts are taken in the order of their keys,
+-- and an account's row guards its grants.
 CREATE FUNCTION update_account_balance() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    expiry record;
+    taken bigint;
 BEGIN
-    INSERT INTO credit_accounts AS account (tenant, account_id, balance_micros, debt_allowed)
-    SELECT tenant, account_id, sum(amount_micros), sum(amount_micros) < 0
+    INSERT INTO credit_accounts AS account
+        (tenant, account_id, balance_micros, debt_allowed, unattributed_micros)
+    SELECT
+        tenant, account_id, sum(amount_micros), sum(amount_micros) < 0,
+        coalesce(-sum(amount_micros) FILTER (
+            WHERE amount_micros < 0
+              AND (entry_kind <> 'expire' OR metadata ->> 'grant' IS NULL)
+        ), 0)
     FROM new_entries
     GROUP BY tenant, account_id
     ORDER BY tenant, account_id
     ON CONFLICT (tenant, account_id) DO UPDATE SET
         balance_micros = account.balance_micros + excluded.balance_micros,
-        debt_allowed = account.balance_micros + excluded.balance_micros < 0;
+        debt_allowed = account.balance_micros + excluded.balance_micros < 0,
+        unattributed_micros = account.unattributed_micros + excluded.unattributed_micros;
+
+    INSERT INTO credit_grants (
+        tenant, account_id, entry_id, position, amount_micros, priority, expires_at,
+        granted_at, name
+    )
+    SELECT
+        tenant, account_id, entry_id, position, amount_micros, priority, expires_at,
+        created_at, metadata ->> 'name'
+    FROM new_entries
+    WHERE amount_micros > 0;
+
+    -- An expiry names its grant. What was used of that since it was decided is taken from
+    -- the others: it was used after the grant had expired.
+    FOR expiry IN
+        SELECT tenant, account_id, metadata ->> 'grant' AS grant_id, -amount_micros AS micros
+        FROM new_entries
+        WHERE entry_kind = 'expire' AND metadata ->> 'grant' IS NOT NULL
+        ORDER BY tenant, account_id, position
+    LOOP
+        SELECT least(expiry.micros, amount_micros - used_micros - expired_micros) INTO taken
+        FROM credit_grants
+        WHERE tenant = expiry.tenant AND account_id = expiry.account_id
+          AND entry_id = expiry.grant_id;
+        taken := coalesce(taken, 0);
+
+        UPDATE credit_grants SET
+            expired_micros = expired_micros + taken,
+            is_exhausted = used_micros + expired_micros + taken = amount_micros
+        WHERE tenant = expiry.tenant AND account_id = expiry.account_id
+          AND entry_id = expiry.grant_id;
+
+        UPDATE credit_accounts
+        SET unattributed_micros = unattributed_micros + expiry.micros - taken
+        WHERE tenant = expiry.tenant AND account_id = expiry.account_id
+          AND expiry.micros > taken;
+    END LOOP;
+
+    PERFORM cover_usage(array_agg(tenant), array_agg(account_id))
+    FROM (SELECT DISTINCT tenant, account_id FROM new_entries) AS touched;
 
     RETURN NULL;
 END
@@ -394,6 +648,74 @@ $$;
 CREATE TRIGGER refuse_ledger_change
     BEFORE UPDATE OR DELETE OR TRUNCATE ON credit_ledger
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_ledger_change();
+
+-- Operations ------------------------------------------------------------------------
+
+-- A hold is in exactly one state, and leaves `open` once. The ledger knows only of money
+-- that moved: of a hold that was posted, as `post:<hold id>`.
+CREATE TABLE credit_holds (
+    tenant text NOT NULL,
+    hold_id text NOT NULL,
+    account_id text NOT NULL,
+    state text NOT NULL,
+    amount_micros bigint NOT NULL,
+    posted_micros bigint NOT NULL DEFAULT 0,
+    operation text,
+    user_id text,
+    month date NOT NULL,
+    metadata jsonb,
+    created_at timestamptz NOT NULL,
+    expires_at timestamptz NOT NULL,
+    changed_at timestamptz NOT NULL,
+    CONSTRAINT credit_holds_pkey PRIMARY KEY (tenant, hold_id),
+    CONSTRAINT credit_holds_state_check
+        CHECK (state IN ('open', 'posted', 'voided', 'expired')),
+    CONSTRAINT credit_holds_amount_check CHECK (amount_micros >= 0),
+    CONSTRAINT credit_holds_posted_check CHECK (
+        posted_micros BETWEEN 0 AND amount_micros AND (state = 'posted' OR posted_micros = 0)
+    ),
+    CONSTRAINT credit_holds_month_check CHECK (extract(day FROM month) = 1)
+);
+
+CREATE INDEX credit_holds_open ON credit_holds (tenant, account_id) WHERE state = 'open';
+CREATE INDEX credit_holds_due ON credit_holds (expires_at) WHERE state = 'open';
+
+CREATE FUNCTION refuse_hold_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'a hold that is % stays so', OLD.state USING ERRCODE = 'restrict_violation';
+END
+$$;
+
+CREATE TRIGGER refuse_hold_change
+    BEFORE UPDATE ON credit_holds
+    FOR EACH ROW WHEN (OLD.state <> 'open') EXECUTE FUNCTION refuse_hold_change();
+
+-- One row for each operation that was done, also where it cost nothing or failed. The
+-- month is the organisation's, and of an operation that was held for, the hold's.
+CREATE TABLE operations_usage (
+    tenant text NOT NULL,
+    account_id text NOT NULL,
+    entry_id text NOT NULL,
+    operation text NOT NULL,
+    user_id text,
+    month date NOT NULL,
+    amount_micros bigint NOT NULL,
+    success boolean NOT NULL,
+    service text,
+    tokens_used bigint,
+    response_time_ms bigint,
+    metadata jsonb,
+    created_at timestamptz NOT NULL,
+    CONSTRAINT operations_usage_pkey PRIMARY KEY (tenant, account_id, entry_id),
+    CONSTRAINT operations_usage_amount_check CHECK (amount_micros >= 0),
+    CONSTRAINT operations_usage_month_check CHECK (extract(day FROM month) = 1)
+);
+
+CREATE INDEX operations_usage_by_month
+    ON operations_usage (tenant, account_id, month, operation);
+CREATE INDEX operations_usage_by_time ON operations_usage (tenant, created_at);
 
 -- Idempotency -----------------------------------------------------------------------
 

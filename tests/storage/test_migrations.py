@@ -108,7 +108,7 @@ async def test_every_primary_key_begins_with_the_tenant(database: str) -> None:
         )
     finally:
         await connection.close()
-    assert len(rows) == 9
+    assert len(rows) == 13
     assert {(row["first"], row["type"]) for row in rows} == {("tenant", "text")}
 
 

@@ -1,0 +1,144 @@
+"""The record of credits: accounts, their ledger and grants, holds, and operations."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+import msgspec
+
+from protocol.events import EntryPosted
+from storage import columns, rows
+from storage.database import Database
+
+MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
+"""The kinds of entries that are written to Postgres first; the index knows them too."""
+
+_COUNTS = msgspec.json.Decoder(dict[str, int])
+
+
+class Ledgers(Database):
+    """What the record knows of credits."""
+
+    # Accounts
+
+    async def load_account(
+        self, tenant: str, account_id: str, session_ids: Sequence[str] = ()
+    ) -> rows.AccountRecord:
+        """The account from one snapshot; one that nobody has written to has a balance of 0.
+
+        For ``session_ids`` it says which minutes are in that balance. Who asserts sessions
+        again after Redis came back empty takes these as settled, and only the others as new.
+        """
+        return await self._one(
+            "load_account", rows.AccountRecord, tenant, account_id, list(session_ids)
+        )
+
+    async def post_entry(
+        self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
+    ) -> bool:
+        """Writes money in: the ledger's entry, and the inbox's, in one transaction.
+
+        Returns whether it was new. Apply it to Redis in either case, for the process that
+        wrote it may have died before it did, then tell ``inbox_done``.
+        """
+        if entry.entry_kind not in MONEY_IN_KINDS:
+            raise ValueError(f"{entry.entry_kind} is decided in Redis and comes by the outbox")
+        arguments = columns.money_in_row(entry, priority, expires_at)
+        return await self._value("post_entry", *arguments, again=False) is not None
+
+    async def inbox(self, limit: int) -> tuple[rows.InboxEntry, ...]:
+        """Money in that Redis has not confirmed, of all tenants, oldest first."""
+        return await self._rows("inbox", rows.InboxEntry, limit)
+
+    async def inbox_done(self, entries: Sequence[tuple[str, str, str]]) -> None:
+        """Redis has applied these: ``(tenant, account_id, entry_id)`` each."""
+        keys = [[entry[part] for entry in entries] for part in range(3)]
+        await self._execute("inbox_done", *keys)
+
+    async def entry(self, tenant: str, account_id: str, entry_id: str) -> rows.LedgerEntry | None:
+        """The entry of that id in an account's ledger, or None."""
+        return await self._maybe("entry", rows.LedgerEntry, tenant, account_id, entry_id)
+
+    async def ledger(
+        self, tenant: str, account_id: str, before_position: int | None, limit: int
+    ) -> tuple[rows.LedgerEntry, ...]:
+        """A page of the ledger, newest first, below a position; None: from the newest."""
+        return await self._rows(
+            "ledger", rows.LedgerEntry, tenant, account_id, before_position, limit
+        )
+
+    async def accounts(
+        self, tenant: str, after_account_id: str | None, limit: int
+    ) -> tuple[rows.AccountFigures, ...]:
+        """A page of the tenant's accounts, by id, after one; None: from the first."""
+        return await self._rows("accounts", rows.AccountFigures, tenant, after_account_id, limit)
+
+    # Grants
+
+    async def grants(self, tenant: str, account_id: str, limit: int) -> tuple[rows.GrantRow, ...]:
+        """The grants of which something is left, in the order in which they burn.
+
+        What was used of them is what Postgres knows of: minutes and operations on their
+        way through the outbox are not in it.
+        """
+        return await self._rows("grants", rows.GrantRow, tenant, account_id, limit)
+
+    async def grants_due(
+        self, before_at: int, limit: int, after: rows.GrantRow | None = None
+    ) -> tuple[rows.GrantRow, ...]:
+        """Grants of all tenants that expired before an instant, in the order of expiry.
+
+        A page of them, after one; None: from the first.
+        """
+        last = (after.expires_at, after.tenant, after.account_id, after.entry_id) if after else ()
+        arguments = last or (None, None, None, None)
+        return await self._rows("grants_due", rows.GrantRow, before_at, *arguments, limit)
+
+    # Operations and holds
+
+    async def before_operation(
+        self, tenant: str, account_id: str, entry_id: str
+    ) -> rows.BeforeOperation:
+        """What is to be known before an operation is charged or held for."""
+        return await self._one(
+            "before_operation", rows.BeforeOperation, tenant, account_id, entry_id
+        )
+
+    async def operations_in_month(
+        self, tenant: str, account_id: str, month: date
+    ) -> Mapping[str, int]:
+        """How often each operation was done in a month, or is held for now."""
+        counted = await self._value("operations_in_month", tenant, account_id, month)
+        return _COUNTS.decode(counted)
+
+    async def hold(self, tenant: str, hold_id: str) -> rows.HoldRow | None:
+        """The hold of that id, or None."""
+        return await self._maybe("hold", rows.HoldRow, tenant, hold_id)
+
+    async def holds_overdue(self, before_at: int, limit: int) -> tuple[rows.HoldRow, ...]:
+        """Holds of all tenants that should have expired before an instant, and are open."""
+        return await self._rows("holds_overdue", rows.HoldRow, before_at, limit)
+
+    # Adjustments of minutes
+
+    async def adjust_minutes(self, adjustment: rows.AdjustmentRow) -> bool:
+        """Corrects a month's minutes. Returns whether it was new.
+
+        Apply it to Redis in either case, then tell ``adjustment_applied``. Raises
+        ``RefusedError`` where it takes away more minutes than the month has.
+        """
+        arguments = columns.adjustment_row(adjustment)
+        return await self._value("adjust_minutes", *arguments, again=False) is not None
+
+    async def adjustment(
+        self, tenant: str, user_id: str, entry_id: str
+    ) -> rows.AdjustmentRow | None:
+        """The adjustment of that id, or None."""
+        return await self._maybe("adjustment", rows.AdjustmentRow, tenant, user_id, entry_id)
+
+    async def adjustments_waiting(self, limit: int) -> tuple[rows.AdjustmentRow, ...]:
+        """Adjustments of all tenants that Redis has not confirmed."""
+        return await self._rows("adjustments_waiting", rows.AdjustmentRow, limit)
+
+    async def adjustment_applied(self, tenant: str, user_id: str, entry_id: str) -> None:
+        """Redis took it."""
+        await self._execute("adjustment_applied", tenant, user_id, entry_id)

@@ -1,0 +1,10 @@
+-- One hold, by its id.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT
+        tenant, hold_id, account_id, state, amount_micros, posted_micros, operation, user_id,
+        month, epoch_ms(created_at) AS created_at, epoch_ms(expires_at) AS expires_at,
+        epoch_ms(changed_at) AS changed_at, metadata
+    FROM credit_holds
+    WHERE tenant = $1 AND hold_id = $2
+) AS answer
