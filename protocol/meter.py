@@ -386,7 +386,7 @@ class Meter:
             if self.session.standing.phase is Phase.ACTIVE:
                 step = moves.claim(moment, shrink=self._shrink)
             else:
-                step = moves.settle_stopped(moment)
+                step = moves.stand(moment)
             self._wanted = self._shrink = False
             self._ask(step, None)
 
@@ -400,10 +400,10 @@ class Meter:
                 or bool(self.notices.unrecorded)
                 or self.proven_ms(now_ms) >= standing.minute_end_ms
             )
-        return (
-            standing.phase is Phase.STOPPING
-            and standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
-        )
+        if standing.phase is Phase.ENDED or self._limiting:
+            return False
+        proven = standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
+        return proven or bool(self.notices.unrecorded)
 
     def _ask(self, step: Step, intent: Intent | None) -> None:
         self._asked, self._intents.current = step, intent
@@ -449,10 +449,10 @@ class Meter:
             self.notices.seq = session.standing.seq
             self._effects += [Push(step.notices[-1], token), Leave()]
             return
-        if phase is not before:
-            if phase is Phase.ACTIVE:
-                self.notices.free_over = session.standing.free_over
-            self._show(token)
+        if phase is Phase.ACTIVE and before is not Phase.ACTIVE:
+            self.notices.free_over = session.standing.free_over
+        if phase is not before or token is not None:
+            self._show(token, only=phase is before)
         self._warn(now_ms)
 
     def _judge_again(self, intent: Intent) -> None:

@@ -7,7 +7,7 @@ what the session does, and hears of the others' steps on the account's channel.
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -20,15 +20,16 @@ from protocol.meter import Meter
 from protocol.moves import unstarted
 from protocol.notices import sequence_number
 from protocol.session import Grant, Identity, Session, session_key
-from protocol.states import Event, Phase, after
+from protocol.states import Event, Phase
 from protocol.steps import Step
 from server.accounts import Account, Accounts
 from server.auth import Principal
 from server.claims import Claims
 from server.clock import Clock
-from server.loading import Calendar, Loader, calendar
+from server.loading import Loader
 from server.metrics import Metrics
 from server.seats import Member, Seat, Ticket
+from server.tenants import Tenants
 from server.timers import Timers
 from storage.live import Found, Live, LiveError, Outcome
 from storage.wire import line_at, move_of
@@ -58,12 +59,11 @@ class Hub:
         self.claims = Claims(live, loader, clock, metrics)
         self.accounts = Accounts(live, loader, self._told)
         self.seats: dict[str, Seat] = {}
-        self.suspects: dict[str, int] = {}
-        """Processes that may be dead, by their last proof of life; kept by presence."""
+        self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
+        self.before_joining: Callable[[Found], Awaitable[None]] | None = None
+        """Looks at a session that was found, before it is seated; see ``Orphans``."""
         self._by_account: dict[tuple[str, str], set[Seat]] = {}
-        self._by_tenant: dict[str, int] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._calendars: dict[str, Calendar] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Iterator[Seat]:
@@ -87,7 +87,8 @@ class Hub:
         that were missed. Raises ``forbidden`` for another user's,
         ``session_ended``, and ``unavailable``.
         """
-        async with self._lock(tenant, session_id):
+        async with self.lock(tenant, session_id):
+            await self._started(tenant, session_id)
             found = await self.live.attach(tenant, session_id, user_id=user_id)
             if found is None:
                 return None
@@ -110,6 +111,16 @@ class Hub:
             self._answer_join(seat, ticket)
             return seat
 
+    async def _started(self, tenant: str, session_id: str) -> None:
+        """Waits while another socket of this process is starting the session."""
+        seat = self.seats.get(session_key(tenant, session_id))
+        if seat is not None and seat.meter.session.standing.version == 0:
+            try:
+                async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):
+                    await seat.settled.wait()
+            except TimeoutError:
+                raise ServiceError("the session is being started") from None
+
     async def _show_ended(self, found: Found, ticket: Ticket, last_seq: int | None) -> Seat:
         """A stop is never lost to a dropped connection: who comes back and has not heard of
         it is shown the ended session, with the notice among the missed ones. Anybody else
@@ -117,7 +128,7 @@ class Hub:
         missed = _missed(found.notices, last_seq)
         if not missed:
             _check_live(found.session)
-        seat = await self._seat(found.session)
+        seat = await self.seat_of(found.session)
         seat.show(msgspec.structs.replace(ticket, missed=missed))
         self.leave(seat)
         return seat
@@ -127,8 +138,9 @@ class Hub:
         identity = found.session.identity
         seat = self.seats.get(found.session.key)
         if seat is None:
-            await self._bury_suspects(found)
-            seat = await self._seat(found.session)
+            if self.before_joining is not None:
+                await self.before_joining(found)
+            seat = await self.seat_of(found.session)
             if found.nodes - {self.node}:
                 # Whatever others did before this process listened, it has not heard.
                 again = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
@@ -157,13 +169,13 @@ class Hub:
     ) -> Seat:
         """Starts a session that ``join`` did not find. Answers the ticket."""
         key = session_key(identity.tenant, identity.session_id)
-        async with self._lock(identity.tenant, identity.session_id):
+        async with self.lock(identity.tenant, identity.session_id):
             if key in self.seats:
                 raise ServiceError("the session is being started")
             now_ms = self.clock.now()
             own_ms = 0 if identity.free_key else identity.terms.free_ms
             session = Session(identity, unstarted(Phase.PAUSED, now_ms, own_ms), Grant())
-            seat = await self._seat(session)
+            seat = await self.seat_of(session)
             try:
                 if identity.free_key:
                     seat.meter.free_left_ms = await self._free_left(identity, seat)
@@ -185,13 +197,13 @@ class Hub:
         """
         tenant = principal.tenant
         assert tenant is not None
-        async with self._lock(tenant, session_id):
+        async with self.lock(tenant, session_id):
             found = await self.live.attach(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_watcher(principal, found.session.identity)
             _check_live(found.session)
-            seat = await self._seat(found.session)
+            seat = await self.seat_of(found.session)
             seat.meter.moved(Move(found.session, found.notices), self.clock.now())
             if member not in seat.members:
                 self._sit(seat, member, None, watching=True)
@@ -232,73 +244,15 @@ class Hub:
 
     async def open(self, tenant: str, session_id: str) -> Seat | None:
         """The seat of a session for a request that comes without a socket."""
-        async with self._lock(tenant, session_id):
+        async with self.lock(tenant, session_id):
             seat = self.seats.get(session_key(tenant, session_id))
             if seat is None:
                 found = await self.live.attach(tenant, session_id, read_only=True)
                 if found is None:
                     return None
                 _check_live(found.session)
-                seat = await self._seat(found.session)
+                seat = await self.seat_of(found.session)
             return seat
-
-    async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:
-        """Looks after a session that a dead process left behind.
-
-        ``alive_at`` is the last proof of life of the process whose sockets are gone;
-        None: the session had none any more, only its grace runs.
-        """
-        async with self._lock(tenant, session_id):
-            seat = self.seats.get(session_key(tenant, session_id))
-            if seat is not None and alive_at is None:
-                return
-            found = await self.live.attach(tenant, session_id, read_only=True)
-            if found is None or found.session.standing.phase is Phase.ENDED:
-                await self.live.leave(tenant, session_id, node)
-                return
-            if seat is not None and (seat.meter.sockets or alive_at is None):
-                await self.live.depart(tenant, session_id, node)
-                return
-            if seat is None:
-                seat = await self._seat(found.session)
-            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
-            if alive_at is not None:
-                await self._lose(seat, node, alive_at)
-            else:
-                seat.drain()
-
-    async def _lose(self, seat: Seat, node: str, alive_at: int) -> None:
-        """Suspends a session in the name of the dead process that had its last socket."""
-        identity, phase = seat.meter.session.identity, seat.meter.session.standing.phase
-        if after(phase, Event.LOST) is None:
-            # Its socket came back to it, and it died before it could say so.
-            await self.live.depart(identity.tenant, identity.session_id, node)
-            seat.drain()
-            return
-        seat.node = node
-        seat.meter.sockets = 1
-        seat.meter.alive_at = alive_at
-        seat.meter.detach(alive_at, self.clock.now())
-        seat.drain()
-        try:
-            async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):
-                await seat.settled.wait()
-        except TimeoutError:
-            raise ServiceError("the session store does not answer") from None
-        finally:
-            seat.node = self.node
-
-    async def _bury_suspects(self, found: Found) -> None:
-        """A session is joined whose other process may just have died: its sockets are gone
-        as of that process's last proof of life, so that nobody pays for the time between."""
-        identity = found.session.identity
-        for node in found.nodes:
-            alive_at = self.suspects.get(node)
-            if alive_at is not None and found.nodes <= {node, self.node}:
-                await self.live.depart(identity.tenant, identity.session_id, self.node)
-                seat = await self._seat(found.session)
-                await self._lose(seat, node, alive_at)
-                await self.live.attach(identity.tenant, identity.session_id)
 
     # --- Place: what seats need ---------------------------------------------------------
 
@@ -320,7 +274,7 @@ class Hub:
             member.left(seat)
         seat.close()
         self._run(self.accounts.close(account))
-        self._run(self._leave_tenant(session.identity.tenant))
+        self._run(self.tenants.leave(session.identity))
         if session.standing.phase is Phase.ENDED:
             reason = session.standing.reason or ""
             self.metrics.sessions_ended.labels(reason).inc()
@@ -346,7 +300,7 @@ class Hub:
 
     # --- Inside ---------------------------------------------------------------------------
 
-    async def _seat(self, session: Session) -> Seat:
+    async def seat_of(self, session: Session) -> Seat:
         """A seat for a session: its account, its calendar, its counters."""
         existing = self.seats.get(session.key)
         if existing is not None:
@@ -354,32 +308,26 @@ class Hub:
         identity = session.identity
         account = await self.accounts.open(identity.tenant, identity.account_id)
         try:
-            days = await self._calendar(identity)
-            meter = Meter(session, account.projection, days.month, self.uncovered_ms)
-            if identity.terms.counts_minutes:
-                meter.member, meter.org = await self.live.month(
-                    identity.tenant, identity.user_id, days.month(self.clock.now())
-                )
-                meter.changed(self.clock.now())
-            await self._enter_tenant(identity.tenant)
+            days = await self.tenants.enter(identity)
         except BaseException:
             await self.accounts.close(account)
             raise
+        meter = Meter(session, account.projection, days.month, self.uncovered_ms)
+        if identity.terms.counts_minutes:
+            try:
+                meter.member, meter.org = await self.live.month(
+                    identity.tenant, identity.user_id, days.month(self.clock.now())
+                )
+            except BaseException:
+                await self.tenants.leave(identity)
+                await self.accounts.close(account)
+                raise
+            meter.changed(self.clock.now())
         seat = Seat(self, meter, account, days, self.node)
         self.seats[session.key] = seat
         name = (identity.tenant, identity.account_id)
         self._by_account.setdefault(name, set()).add(seat)
         return seat
-
-    async def _calendar(self, identity: Identity) -> Calendar:
-        """The calendar of the session's organisation; it is remembered until it changes."""
-        if identity.org_id is None:
-            return calendar("UTC")
-        known = self._calendars.get(identity.tenant)
-        if known is None:
-            found = await self.loader.member(identity.tenant, identity.user_id)
-            known = self._calendars[identity.tenant] = calendar(found.timezone)
-        return known
 
     async def _free_left(self, identity: Identity, seat: Seat) -> int:
         """What is left of a shared allowance; the step that takes it checks it again."""
@@ -406,32 +354,8 @@ class Hub:
         for told in list(account.listeners):
             told(account, message)
 
-    async def _enter_tenant(self, tenant: str) -> None:
-        """Listens for changes of the limits of an organisation that is served here."""
-        count = self._by_tenant.get(tenant, 0)
-        self._by_tenant[tenant] = count + 1
-        if count == 0:
-            channel = self.live.keys.limits_channel(tenant)
-            try:
-                await self.accounts.subscribe(
-                    channel, lambda message: self._limits_changed(tenant, message)
-                )
-            except LiveError:
-                await self._leave_tenant(tenant)
-                raise
-
-    async def _leave_tenant(self, tenant: str) -> None:
-        self._by_tenant[tenant] -= 1
-        if self._by_tenant[tenant] == 0:
-            del self._by_tenant[tenant]
-            self._calendars.pop(tenant, None)
-            await self.accounts.unsubscribe(self.live.keys.limits_channel(tenant))
-
-    def _limits_changed(self, tenant: str, message: object) -> None:
-        """A limit of the month was changed, or a session gave back the last minute."""
-        freed = isinstance(message, dict) and "freed" in message
-        if not freed:
-            self._calendars.pop(tenant, None)
+    def _limits_changed(self, tenant: str, freed: bool) -> None:
+        """A limit of the month was changed, or a session gave back its last minute."""
         now_ms = self.clock.now()
         for seat in self:
             session = seat.meter.session
@@ -441,7 +365,7 @@ class Hub:
                 seat.meter.refresh(now_ms)
                 seat.drain()
 
-    def _lock(self, tenant: str, session_id: str) -> asyncio.Lock:
+    def lock(self, tenant: str, session_id: str) -> asyncio.Lock:
         """One join or start of a session at a time; locks that nobody holds are dropped."""
         if len(self._locks) > limits.CLAIMS_WAITING_MAX:
             self._locks = {name: lock for name, lock in self._locks.items() if lock.locked()}

@@ -15,7 +15,7 @@ import structlog
 from protocol import limits
 from protocol.errors import ProtocolError
 from server.clock import ClusterClock
-from server.hub import Hub
+from server.orphans import Orphans
 from storage.live import Live, LiveError
 
 log = structlog.get_logger()
@@ -27,9 +27,9 @@ SUSPECT_MS = 1_500
 class Presence:
     """The beat of a process, and the sweep of others."""
 
-    def __init__(self, live: Live, hub: Hub, clock: ClusterClock) -> None:
+    def __init__(self, live: Live, orphans: Orphans, clock: ClusterClock) -> None:
         self.live = live
-        self.hub = hub
+        self.orphans = orphans
         self.clock = clock
         self.nodes: dict[str, int] = {}
         """Every process by its last proof of life."""
@@ -61,7 +61,7 @@ class Presence:
         self.clock.observe(beat.redis_ms, sent_at, time.monotonic())
         self.nodes = beat.nodes
         now_ms = self.clock.now()
-        self.hub.suspects = {
+        self.orphans.suspects = {
             node: alive_at
             for node, alive_at in beat.nodes.items()
             if node != self.live.node and now_ms - alive_at > SUSPECT_MS
@@ -95,7 +95,7 @@ class Presence:
         """Detaches the sockets of a dead process as of its last proof of life."""
         count = 0
         async for tenant, session_id in self.live.sessions_of_node(node):
-            await self.hub.adopt(tenant, session_id, node, alive_at)
+            await self.orphans.adopt(tenant, session_id, node, alive_at)
             count += 1
         await self.live.forget_node(node)
         log.info("node_swept", node=node, sessions=count, alive_at=alive_at)
@@ -103,7 +103,7 @@ class Presence:
     async def adopt_graces(self) -> None:
         """Looks after sessions whose grace runs: whoever began it may be dead."""
         async for tenant, session_id in _until(self.live, self.clock.now()):
-            await self.hub.adopt(tenant, session_id, self.live.node, None)
+            await self.orphans.adopt(tenant, session_id, self.live.node, None)
 
 
 def _until(live: Live, now_ms: int) -> AsyncIterator[tuple[str, str]]:

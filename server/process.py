@@ -17,6 +17,7 @@ from server.hub import Hub
 from server.loading import Loader
 from server.metrics import Metrics
 from server.money import Money
+from server.orphans import Orphans
 from server.presence import Presence
 from server.sockets import Sockets
 from server.timers import Timers
@@ -51,7 +52,7 @@ class Process:
         self.hub = Hub(
             self.live, self.loader, self.clock, self.timers, self.metrics, settings.uncovered_ms
         )
-        self.presence = Presence(self.live, self.hub, self.clock)
+        self.presence = Presence(self.live, Orphans(self.hub, self.live), self.clock)
         self.authenticator = Authenticator(settings)
         self.money = Money(self.live, records, self.clock)
         self.sockets = Sockets(self.metrics, sockets_max)

@@ -19,6 +19,7 @@ from server.hub import Hub
 from server.loading import Loader
 from server.metrics import Metrics
 from server.money import Money
+from server.orphans import Orphans
 from server.seats import Seat, Ticket
 from server.timers import Timers
 from storage.keys import Keys
@@ -195,6 +196,7 @@ class Node:
         self.metrics = Metrics(with_process=False)
         self.timers = Timers(self.clock)
         self.hub = Hub(self.live, self.loader, self.clock, self.timers, self.metrics)
+        self.orphans = Orphans(self.hub, self.live)
         self.money = Money(self.live, cluster.records, self.clock)
         self._barriers: dict[str, asyncio.Event] = {}
 
