@@ -1,0 +1,86 @@
+"""Orphans: sessions whose process died, and what becomes of them.
+
+The sockets of a dead process are gone as of its last proof of life. The session is
+suspended in its name, so that the step is the one that it would have made itself; a
+socket that joins meanwhile, or the end of the grace, decides what follows.
+"""
+
+import asyncio
+
+from protocol import limits
+from protocol.effects import Move
+from protocol.errors import ServiceError
+from protocol.session import session_key
+from protocol.states import Event, Phase, after
+from server.hub import Hub
+from server.seats import Seat
+from storage.live import Found, Live
+
+
+class Orphans:
+    """Looks after the sessions of dead processes, on behalf of this one."""
+
+    def __init__(self, hub: Hub, live: Live) -> None:
+        self.hub = hub
+        self.live = live
+        self.suspects: dict[str, int] = {}
+        """Processes that may be dead, by their last proof of life; kept by presence."""
+        hub.before_joining = self.bury
+
+    async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:
+        """Looks after a session that a dead process left behind.
+
+        ``alive_at`` is the last proof of life of the process whose sockets are gone;
+        None: the session had none any more, only its grace runs.
+        """
+        hub = self.hub
+        async with hub.lock(tenant, session_id):
+            seat = hub.seats.get(session_key(tenant, session_id))
+            if seat is not None and alive_at is None:
+                return
+            found = await self.live.attach(tenant, session_id, read_only=True)
+            if found is None or found.session.standing.phase is Phase.ENDED:
+                await self.live.leave(tenant, session_id, node)
+                return
+            if seat is not None and seat.meter.sockets:
+                await self.live.depart(tenant, session_id, node)
+                return
+            if seat is None:
+                seat = await hub.seat_of(found.session)
+            seat.meter.moved(Move(found.session, found.notices), hub.clock.now())
+            if alive_at is not None:
+                await self._lose(seat, node, alive_at)
+            else:
+                seat.drain()
+
+    async def bury(self, found: Found) -> None:
+        """A session is joined whose other process may just have died: its sockets are gone
+        as of that process's last proof of life, so that nobody pays for the time between."""
+        identity = found.session.identity
+        for node in found.nodes:
+            alive_at = self.suspects.get(node)
+            if alive_at is not None and found.nodes <= {node, self.live.node}:
+                await self.live.depart(identity.tenant, identity.session_id, self.live.node)
+                await self._lose(await self.hub.seat_of(found.session), node, alive_at)
+                await self.live.attach(identity.tenant, identity.session_id)
+
+    async def _lose(self, seat: Seat, node: str, alive_at: int) -> None:
+        """Suspends a session in the name of the dead process that had its last socket."""
+        identity, phase = seat.meter.session.identity, seat.meter.session.standing.phase
+        if after(phase, Event.LOST) is None:
+            # Its socket came back to it, and it died before it could say so.
+            await self.live.depart(identity.tenant, identity.session_id, node)
+            seat.drain()
+            return
+        seat.node = node
+        seat.meter.sockets = 1
+        seat.meter.alive_at = alive_at
+        seat.meter.detach(alive_at, self.hub.clock.now())
+        seat.drain()
+        try:
+            async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):
+                await seat.settled.wait()
+        except TimeoutError:
+            raise ServiceError("the session store does not answer") from None
+        finally:
+            seat.node = self.live.node
