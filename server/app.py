@@ -1,20 +1,26 @@
 """The composition root: routes and middleware around one process."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from server.api import demo, health, pages
+from server.api import accounts, demo, description, health, organizations, pages, sessions
 from server.connection import Connection
-from server.http import Problem, bearer_of, problem_of
+from server.http import Failures, Observed, Problem, bearer_of
+from server.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
 from server.process import Process
+
+PREFLIGHT_KEPT_S = 600
 
 
 async def socket(websocket: WebSocket) -> None:
@@ -46,12 +52,40 @@ def _same_site(websocket: WebSocket, origins: tuple[str, ...]) -> bool:
     return urlsplit(origin).netloc == websocket.headers.get("host")
 
 
-async def failed(_: Request, error: Exception) -> Response:
-    """Any exception as a problem document."""
-    if isinstance(error, HTTPException):
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_message")
-        return Problem(error.status_code, code, error.detail).response()
-    return problem_of(error).response()
+async def failed(request: Request, error: Exception) -> Response:
+    """What the router refuses, as a problem document."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_message")
+    response = Problem(error.status_code, code, error.detail).response()
+    response.headers.update(error.headers or {})
+    if error.status_code == 405:
+        # RFC 9110 section 15.5.6: Allow lists what the resource supports, and a resource
+        # may have a route for each method.
+        methods = {
+            method
+            for route in request.app.routes
+            if route.matches(request.scope)[0] is not Match.NONE
+            for method in getattr(route, "methods", None) or ()
+        }
+        response.headers["Allow"] = ", ".join(sorted(methods))
+    return response
+
+
+def _middleware(process: Process) -> list[Middleware]:
+    """What stands around the routes: pages of other origins first, if there are any."""
+    around = [Middleware(Observed, metrics=process.metrics)]
+    if process.settings.origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=process.settings.origins,
+            allow_methods=("GET", "HEAD", "POST", "PUT"),
+            # Tokens travel in a header, so no cookie is ever let through.
+            allow_headers=("Authorization", "Content-Type", KEY_HEADER),
+            expose_headers=(REPLAYED_HEADER, "Retry-After"),
+            max_age=PREFLIGHT_KEPT_S,
+        )
+        around.insert(0, cors)
+    return around
 
 
 def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starlette:
@@ -60,14 +94,22 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await process.start()
+        forgetting = asyncio.create_task(forget_old_keys(process.records, process.clock))
         try:
             yield
         finally:
+            forgetting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await forgetting
             await process.stop()
 
     all_routes: list[BaseRoute] = [
         WebSocketRoute("/v1/ws", socket),
         *health.ROUTES,
+        *description.ROUTES,
+        *sessions.ROUTES,
+        *accounts.ROUTES,
+        *organizations.ROUTES,
         *(routes or []),
     ]
     if process.settings.is_development:
@@ -76,7 +118,9 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     app = Starlette(
         routes=all_routes,
         lifespan=lifespan,
-        exception_handlers={Exception: failed, HTTPException: failed},
+        exception_handlers={HTTPException: failed},
+        middleware=_middleware(process),
     )
     app.state.process = process
+    app.state.failures = Failures(process.clock)
     return app

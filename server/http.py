@@ -4,19 +4,26 @@ Errors are RFC 9457 problem documents with a stable ``code``. Bodies are read st
 by the same reader as the socket's messages.
 """
 
+import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
 import orjson
 import structlog
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol import limits
 from protocol.codec import read_json
 from protocol.errors import BadMessageError, ErrorCode, PeerError, ProtocolError
-from server.auth import Principal
+from protocol.fields import is_id
+from server.auth import Principal, Role
+from server.clock import Clock
+from server.metrics import Metrics
 from server.process import Process
 from storage.live import LiveError
 from storage.records import RefusedError, UnavailableError
@@ -25,6 +32,12 @@ log = structlog.get_logger()
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Endpoint = Callable[[Request], Awaitable[Response]]
+
+MINUTE_MS = 60_000
+ADDRESSES_MAX = 65_536
+"""Addresses whose wrong tokens are counted in one minute; with more, counting begins anew."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+"""Methods that metrics name; a peer could make up any number of others."""
 
 STATUS = {
     ErrorCode.BAD_MESSAGE: 400,
@@ -45,6 +58,7 @@ TITLES = {
     404: "Not found",
     405: "Method not allowed",
     409: "Conflict",
+    413: "Content too large",
     422: "Unprocessable content",
     429: "Too many requests",
     500: "Internal error",
@@ -55,15 +69,27 @@ TITLES = {
 class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
     """An error of the HTTP side with a code of its own (RFC 9457).
 
-    ``extensions`` are further members of the document: what is missing, say.
+    ``retry_after_s`` is when the same request may succeed; ``extensions`` are further
+    members of the document: what is missing, say.
     """
 
-    def __init__(self, status: int, code: str, detail: str, **extensions: Any) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        retry_after_s: int | None = None,
+        **extensions: Any,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
         self.detail = detail
         self.extensions = extensions
+        if retry_after_s is None and status in (429, 503):
+            retry_after_s = 1
+        self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:
         """The problem document."""
@@ -83,11 +109,9 @@ class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
         headers = {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if self.status in (429, 503):
-            headers["Retry-After"] = "1"
-        return Response(
-            self.body(), self.status, headers, media_type="application/problem+json"
-        )
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        return json_response(self.body(), self.status, headers)
 
 
 def problem_of(error: Exception) -> Problem:
@@ -95,7 +119,7 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, ProtocolError):
-        extensions = {"limit": error.limit} if error.limit else {}
+        extensions: dict[str, Any] = {"limit": error.limit} if error.limit else {}
         return Problem(STATUS[error.code], error.code.value, error.message, **extensions)
     if isinstance(error, LiveError | UnavailableError):
         log.warning("request_unanswered", error=str(error))
@@ -106,8 +130,16 @@ def problem_of(error: Exception) -> Problem:
     return Problem(500, "internal_error", "this is our fault, and it is logged")
 
 
+def json_response(
+    body: bytes, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """A response of JSON that is encoded already; with an error's status, a problem."""
+    media_type = "application/json" if status < 400 else "application/problem+json"
+    return Response(body, status, headers, media_type=media_type)
+
+
 def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response of a struct or plain value."""
+    """A JSON response of a struct or plain value, whatever its status means."""
     body = msgspec.json.encode(value) if isinstance(value, msgspec.Struct) else orjson.dumps(value)
     return Response(body, status, headers, media_type="application/json")
 
@@ -118,6 +150,40 @@ def process_of(request: Request) -> Process:
     return process
 
 
+# --- Who asks ------------------------------------------------------------------------
+
+
+class Failures:
+    """Requests without a good token, by the address that they came from.
+
+    So many in one minute, and the address is not listened to for the rest of it: neither
+    is guessing worth while, nor does a flood cost us signatures to check.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._minute = 0
+        self._counts: Counter[str] = Counter()
+
+    def check(self, address: str) -> None:
+        """Raises ``rate_limited`` for an address that has had its minute's share."""
+        now_ms = self._clock.now()
+        if now_ms // MINUTE_MS != self._minute or len(self._counts) > ADDRESSES_MAX:
+            self._minute = now_ms // MINUTE_MS
+            self._counts.clear()
+        if self._counts[address] >= limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE:
+            raise Problem(
+                429,
+                ErrorCode.RATE_LIMITED.value,
+                "too many requests without a good token from this address",
+                retry_after_s=-(-(MINUTE_MS - now_ms % MINUTE_MS) // 1000),
+            )
+
+    def count(self, address: str) -> None:
+        """One more request without a good token."""
+        self._counts[address] += 1
+
+
 def bearer_of(headers: Any) -> str | None:
     """The token of an ``Authorization`` header; None when there is none."""
     value: str = headers.get("authorization", "")
@@ -125,15 +191,62 @@ def bearer_of(headers: Any) -> str | None:
     return token.strip() if scheme.lower() == "bearer" and token else None
 
 
-async def principal_of(request: Request, *roles: Any) -> Principal:
-    """Who asks; raises ``unauthenticated``, or ``forbidden`` for none of ``roles``."""
+async def principal_of(request: Request, *roles: Role) -> Principal:
+    """Who asks; raises ``unauthenticated``, or ``forbidden`` for none of ``roles``.
+
+    An address that keeps asking without a good token gets ``rate_limited`` instead.
+    """
+    failures: Failures = request.app.state.failures
+    address = request.client.host if request.client else ""
+    failures.check(address)
     bearer = bearer_of(request.headers)
-    if bearer is None:
-        raise PeerError(ErrorCode.UNAUTHENTICATED, "an Authorization header is missing")
-    principal = await process_of(request).authenticator.authenticate(bearer)
+    try:
+        if bearer is None:
+            raise PeerError(ErrorCode.UNAUTHENTICATED, "an Authorization header is missing")
+        principal = await process_of(request).authenticator.authenticate(bearer)
+    except PeerError:
+        failures.count(address)
+        raise
     if roles:
         principal.require(*roles)
     return principal
+
+
+def tenant_of_call(request: Request, principal: Principal, owner_id: str | None = None) -> str:
+    """The tenant that a call is about.
+
+    PROTOCOL section 2: "A user's token says its own; calls by key or operator name it by
+    `?org=ID`, or leave it out for a user without one." That user is ``?user=ID``, or
+    ``owner_id``, where the path says who it is.
+    """
+    org_id, user_id = query_id(request, "org"), query_id(request, "user")
+    if principal.is_key or principal.is_operator:
+        if org_id is None and user_id is None and owner_id is None:
+            raise BadMessageError("org: name the organisation, or the user who has none (user)")
+    elif user_id not in (None, principal.user_id):
+        raise PeerError(ErrorCode.FORBIDDEN, "a user's token reaches that user's data alone")
+    return principal.tenant_for(org_id, user_id or owner_id or "")
+
+
+# --- What they sent -----------------------------------------------------------------
+
+
+def path_id(request: Request, name: str = "id") -> str:
+    """An id in the path; raises ``bad_message`` for what is none."""
+    value: str = request.path_params[name]
+    return _checked_id(value, name)
+
+
+def query_id(request: Request, name: str) -> str | None:
+    """An id in the query; None when it is not there."""
+    value = request.query_params.get(name)
+    return None if value is None else _checked_id(value, name)
+
+
+def _checked_id(value: str, name: str) -> str:
+    if not is_id(value):
+        raise BadMessageError(f"{name}: expected 1-128 characters of A-Z, a-z, 0-9 and . _ : @ -")
+    return value
 
 
 async def raw_body(request: Request) -> bytes:
@@ -157,3 +270,43 @@ def read_body(raw: bytes, body_type: type[Body]) -> Body:
         raise BadMessageError(str(error)) from None
 
 
+# --- Around every request -------------------------------------------------------------
+
+
+class Observed:
+    """Around every endpoint: errors as problems, headers that protect, and a measurement."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request (the interface of ASGI); sockets go past."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started_at, status = time.perf_counter(), 0
+
+        async def respond(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                if scope["path"].startswith("/v1/") or status >= 400:
+                    # What an account has is nobody's to keep, and an error is over soon.
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, respond)
+        except Exception as error:
+            if status:
+                raise  # part of the answer is gone: only the connection's end can tell
+            await problem_of(error).response()(scope, receive, respond)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status)).observe(
+                time.perf_counter() - started_at
+            )

@@ -1,0 +1,271 @@
+"""Organisations and their members: what they may use of a month."""
+
+import functools
+import zoneinfo
+from collections.abc import Awaitable, Callable, Iterable
+from difflib import get_close_matches
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol import limits
+from protocol.errors import BadMessageError
+from protocol.fields import UserId, describe, describe_id
+from protocol.rates import RateCard
+from server.auth import tenant_of
+from server.http import (
+    Problem,
+    answer,
+    path_id,
+    principal_of,
+    process_of,
+    raw_body,
+    read_body,
+)
+from server.loading import calendar
+from server.openapi import Operation, described
+from server.process import Process
+from storage.records import RefusedError
+from storage.rows import MemberRecord, OrganizationRow
+
+APPLY_ATTEMPTS_MAX = 16
+"""Changes of one limit that are made at once, before the last of them wins."""
+
+OrgId = Annotated[str, describe_id("The organisation.")]
+Timezone = Annotated[
+    str,
+    Meta(max_length=64, description="An IANA time zone, in which months begin: `Europe/Berlin`."),
+]
+Tier = Annotated[str, describe_id("A tier of the rate card.")]
+AllowOverage = Annotated[
+    bool, describe("Whether members may go on over the organisation's limit, though not their own.")
+]
+HoursLimit = Annotated[float | None, describe("Hours a calendar month; null: no limit.")]
+MinutesLimit = Annotated[
+    int | None, describe("The same in whole minutes, as it is enforced; null: no limit.")
+]
+NewHoursLimit = (
+    Annotated[
+        float,
+        Meta(ge=0, le=limits.MONTHLY_HOURS_MAX, description="Hours a month; null: no limit."),
+    ]
+    | None
+    | UnsetType
+)
+
+
+class OrganizationChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to become of an organisation; what is left out stays."""
+
+    monthly_hours_limit: NewHoursLimit = UNSET
+    timezone: Timezone | UnsetType = UNSET
+    tier: Tier | UnsetType = UNSET
+    allow_overage: AllowOverage | UnsetType = UNSET
+
+
+class OrganizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An organisation's plan."""
+
+    org_id: OrgId
+    monthly_hours_limit: HoursLimit
+    monthly_minutes_limit: MinutesLimit
+    timezone: Timezone
+    tier: Tier
+    allow_overage: AllowOverage
+
+
+class MemberChange(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to become of a member; what is left out stays."""
+
+    monthly_hours_limit: NewHoursLimit = UNSET
+
+
+class MemberAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A member's own limit, beside the organisation's; the more restrictive one wins."""
+
+    org_id: OrgId
+    user_id: UserId
+    monthly_hours_limit: HoursLimit
+    monthly_minutes_limit: MinutesLimit
+    month: Annotated[str, describe("The month under way, by its first day: `2026-11-01`.")]
+    minutes_used: Annotated[int, Meta(ge=0, description="Of it, as far as it is written down.")]
+
+
+OF_ORGANIZATION = Operation(
+    tag="organizations",
+    roles=("key", "ops"),
+    path={"id": "The organisation."},
+    answers={200: (OrganizationAnswer,)},
+)
+OF_MEMBER = msgspec.structs.replace(
+    OF_ORGANIZATION,
+    path={"id": "The organisation.", "user": "The member."},
+    answers={200: (MemberAnswer,)},
+)
+
+
+async def _asked(request: Request) -> tuple[Process, str, str]:
+    """The process, the organisation's id and its tenant."""
+    await principal_of(request, "key", "ops")
+    org_id = path_id(request)
+    return process_of(request), org_id, tenant_of(org_id, "")
+
+
+@described(msgspec.structs.replace(OF_ORGANIZATION, errors={404: ("unknown_organization",)}))
+async def read_organization(request: Request) -> Response:
+    """An organisation's plan."""
+    process, _, tenant = await _asked(request)
+    found = await process.records.organization(tenant)
+    if found is None:
+        raise Problem(404, "unknown_organization", "there is no such organisation")
+    return _organization(found, await process.records.load_member(tenant, "", []))
+
+
+@described(msgspec.structs.replace(OF_ORGANIZATION, body=OrganizationChange))
+async def put_organization(request: Request) -> Response:
+    """Makes or changes an organisation; live sessions learn of a new limit at once.
+
+    What is left out stays, or takes its default: no limit, UTC, the tier `free`, no
+    overage.
+    """
+    process, org_id, tenant = await _asked(request)
+    change = read_body(await raw_body(request), OrganizationChange)
+    _check_timezone(change.timezone)
+    _check_tier(change.tier, process.rates)
+    try:
+        row = await process.records.put_organization(
+            tenant,
+            org_id,
+            tier=change.tier,
+            timezone=change.timezone,
+            monthly_hours_limit=change.monthly_hours_limit,
+            allow_overage=change.allow_overage,
+        )
+    except RefusedError as error:
+        # The bounds are checked; what is left is a zone that only this side knows.
+        raise BadMessageError(f"timezone: the database refuses it: {error}") from error
+
+    async def apply(found: MemberRecord) -> None:
+        await process.live.change_limit(
+            tenant, None, found.org_limit_minutes, overage=found.allow_overage
+        )
+
+    return _organization(row, await _apply(process, tenant, "", apply))
+
+
+@described(msgspec.structs.replace(OF_MEMBER, errors={404: ("unknown_member",)}))
+async def read_member(request: Request) -> Response:
+    """A member's own limit, and what is used of it."""
+    process, org_id, tenant = await _asked(request)
+    user_id = path_id(request, "user")
+    row = await process.records.member(tenant, user_id)
+    if row is None:
+        raise Problem(404, "unknown_member", "there is no such member")
+    return await _member(process, org_id, user_id, row.monthly_hours_limit)
+
+
+@described(msgspec.structs.replace(OF_MEMBER, body=MemberChange))
+async def put_member(request: Request) -> Response:
+    """Makes or changes a member; live sessions learn of a new limit at once."""
+    process, org_id, tenant = await _asked(request)
+    user_id = path_id(request, "user")
+    change = read_body(await raw_body(request), MemberChange)
+    row = await process.records.put_member(
+        tenant, user_id, monthly_hours_limit=change.monthly_hours_limit
+    )
+
+    async def apply(found: MemberRecord) -> None:
+        await process.live.change_limit(tenant, user_id, found.member_limit_minutes, overage=False)
+
+    await _apply(process, tenant, user_id, apply)
+    return await _member(process, org_id, user_id, row.monthly_hours_limit)
+
+
+async def _apply(
+    process: Process,
+    tenant: str,
+    user_id: str,
+    apply: Callable[[MemberRecord], Awaitable[None]],
+) -> MemberRecord:
+    """Brings the limits that Postgres has to Redis, until they are still the same after.
+
+    Two changes at once may reach Redis in another order than Postgres. Whoever applied
+    last looks again after it, and finds what the other one wrote, or has written it.
+    """
+    found = await process.records.load_member(tenant, user_id, [])
+    for _ in range(APPLY_ATTEMPTS_MAX):
+        await apply(found)
+        again = await process.records.load_member(tenant, user_id, [])
+        if again == found:
+            break
+        found = again
+    return found
+
+
+def _organization(row: OrganizationRow, found: MemberRecord) -> Response:
+    return answer(
+        OrganizationAnswer(
+            org_id=row.org_id,
+            monthly_hours_limit=row.monthly_hours_limit,
+            monthly_minutes_limit=found.org_limit_minutes,
+            timezone=row.timezone,
+            tier=row.tier,
+            allow_overage=row.allow_overage,
+        )
+    )
+
+
+async def _member(
+    process: Process, org_id: str, user_id: str, hours_limit: float | None
+) -> Response:
+    found = await process.loader.member(tenant_of(org_id, user_id), user_id)
+    month = calendar(found.timezone).month(process.clock.now())
+    used = {part.month.isoformat(): part.member_minutes for part in found.months}
+    return answer(
+        MemberAnswer(
+            org_id=org_id,
+            user_id=user_id,
+            monthly_hours_limit=hours_limit,
+            monthly_minutes_limit=found.member_limit_minutes,
+            month=month,
+            minutes_used=used[month],
+        )
+    )
+
+
+@functools.cache
+def _timezones() -> frozenset[str]:
+    """Every zone of this machine; looked up once, for it reads hundreds of files."""
+    return frozenset(zoneinfo.available_timezones())
+
+
+def _check_timezone(name: str | UnsetType) -> None:
+    if name is not UNSET and name not in _timezones():
+        raise BadMessageError(_unknown("timezone", "time zone", name, _timezones()))
+
+
+def _check_tier(tier: str | UnsetType, rates: RateCard) -> None:
+    """A tier that the card does not name bounds nothing, so a misspelt one is refused.
+
+    A card without any tier bounds nobody: then a tier is only a name.
+    """
+    if tier is not UNSET and rates.tiers and tier not in rates.tiers:
+        raise BadMessageError(_unknown("tier", "tier of the rate card", tier, rates.tiers))
+
+
+def _unknown(field: str, what: str, name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    hint = f", did you mean {near[0]!r}?" if near else ""
+    return f"{field}: {name!r} is no {what}{hint}"
+
+
+ROUTES = [
+    Route("/v1/orgs/{id}", read_organization),
+    Route("/v1/orgs/{id}", put_organization, methods=["PUT"]),
+    Route("/v1/orgs/{id}/members/{user}", read_member),
+    Route("/v1/orgs/{id}/members/{user}", put_member, methods=["PUT"]),
+]

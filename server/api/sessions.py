@@ -1,0 +1,224 @@
+"""Sessions, seen and stopped by HTTP: the snapshot while one is live, then its receipt."""
+
+import asyncio
+import contextlib
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol import limits, messages
+from protocol.errors import (
+    ErrorCode,
+    PeerError,
+    ProtocolError,
+    RefusedError,
+    ServiceError,
+)
+from protocol.events import SessionEnded
+from protocol.meter import Meter
+from protocol.projection import AccountProjection
+from protocol.receipts import receipt
+from protocol.session import Identity, Session, session_key
+from protocol.snapshots import snapshot
+from protocol.states import Event, Phase
+from protocol.steps import ended_record
+from server.api.accounts import view_account
+from server.auth import Principal
+from server.http import answer, path_id, principal_of, process_of, tenant_of_call
+from server.loading import Calendar, calendar
+from server.openapi import ORG, USER, Operation, described
+from server.process import Process
+from server.seats import Ticket
+from storage.live import Found
+from storage.rows import SessionRow
+
+OF_SESSION = Operation(
+    tag="sessions",
+    roles=("user", "key", "ops"),
+    path={"id": "The session."},
+    parameters=(ORG, USER),
+    answers={200: (messages.Session, messages.Receipt)},
+    errors={404: ("unknown_session",)},
+)
+
+
+async def _asked(request: Request) -> tuple[Process, Principal, str, str]:
+    """The process, who asks, and the tenant and session that the call is about."""
+    principal = await principal_of(request, "user", "key", "ops")
+    session_id = path_id(request)
+    tenant = tenant_of_call(request, principal)
+    return process_of(request), principal, tenant, session_id
+
+
+@described(OF_SESSION)
+async def read_session(request: Request) -> Response:
+    """A session: its snapshot while it is live, its receipt once it has ended."""
+    process, principal, tenant, session_id = await _asked(request)
+    seat = process.hub.seats.get(session_key(tenant, session_id))
+    # A seat without sockets of its own is not told of what others do.
+    if seat is not None and seat.meter.sockets and seat.meter.session.standing.version:
+        _check_visible(principal, seat.meter.session.identity.user_id)
+        return answer(seat.snapshot())
+    found = await process.live.attach(tenant, session_id, read_only=True)
+    if found is None:
+        return answer(await _recorded(process, principal, tenant, session_id))
+    _check_visible(principal, found.session.identity.user_id)
+    if found.session.standing.phase is Phase.ENDED:
+        return answer(_receipt(found.session))
+    return answer(await _snapshot(process, found.session))
+
+
+@described(msgspec.structs.replace(OF_SESSION, answers={200: (messages.Receipt,)}))
+async def stop_session(request: Request) -> Response:
+    """Ends a session, and answers its receipt; also that of one that has ended already.
+
+    The reason is `operator` for a token with the scope `ops`, else `client`.
+    """
+    process, principal, tenant, session_id = await _asked(request)
+    found = await process.live.attach(tenant, session_id, read_only=True)
+    if found is None:
+        return answer(await _recorded(process, principal, tenant, session_id))
+    _check_visible(principal, found.session.identity.user_id)
+    if found.session.standing.phase is not Phase.ENDED:
+        await _stop(process, found, "operator" if principal.is_operator else "client")
+        found = await process.live.attach(tenant, session_id, read_only=True)
+    if found is None or found.session.standing.phase is not Phase.ENDED:
+        raise ServiceError("the session has not ended yet; it will when its store answers")
+    return answer(_receipt(found.session))
+
+
+def _check_visible(principal: Principal, user_id: str) -> None:
+    """Another user's session is as if it were not there: its id is nobody's business."""
+    if not principal.may_see_session(user_id):
+        raise _unknown()
+
+
+def _unknown() -> ProtocolError:
+    return PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session")
+
+
+# --- Stopping ------------------------------------------------------------------------
+
+
+async def _stop(process: Process, found: Found, reason: str) -> None:
+    """Asks for the session's end, and waits for it as long as a request may.
+
+    Whether it has ended is for the caller to see: another process may have been faster.
+    """
+    identity = found.session.identity
+    done = asyncio.get_running_loop().create_future()
+
+    def settle() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
+            try:
+                seat = await process.hub.open(identity.tenant, identity.session_id)
+            except RefusedError:
+                return  # it ended meanwhile
+            if seat is None:
+                return
+            if not seat.meter.sockets:
+                # Nobody here heard of the client. Who serves it may, and is believed as
+                # it is when it dies: its sockets live as long as it can be seen to.
+                seat.meter.alive(_last_proof(process, found), process.clock.now())
+            ticket = Ticket(
+                member=None,
+                request_id=None,
+                shown=lambda message: settle(),
+                failed=lambda error: settle(),
+            )
+            process.hub.request(seat, Event.STOP, ticket, reason)
+            await done
+
+
+def _last_proof(process: Process, found: Found) -> int:
+    """The last sign of life of the processes that have sockets of a session."""
+    proofs = [process.presence.nodes.get(node, 0) for node in found.nodes]
+    return max([found.session.standing.at, *proofs])
+
+
+# --- What there is to see --------------------------------------------------------------
+
+
+async def _snapshot(process: Process, session: Session) -> messages.Session:
+    """The snapshot of a session that other processes serve: a projection from Redis."""
+    identity, now_ms = session.identity, process.clock.now()
+    view = await view_account(process, identity.tenant, identity.account_id)
+    days = await _calendar(process, identity)
+    meter = _meter(process, session, view.projection, days)
+    if identity.terms.counts_minutes:
+        meter.member, meter.org = await process.live.month(
+            identity.tenant, identity.user_id, days.month(now_ms)
+        )
+    meter.changed(now_ms)
+    # This meter only looks: what it would say was said, or will be, where the sockets are.
+    return msgspec.structs.replace(snapshot(meter, now_ms), seq=session.standing.seq)
+
+
+def _meter(process: Process, session: Session, account: AccountProjection, days: Calendar) -> Meter:
+    return Meter(session, account, days.month, process.settings.uncovered_ms)
+
+
+async def _calendar(process: Process, identity: Identity) -> Calendar:
+    """The calendar of the session's months; one that counts no minutes needs none."""
+    if identity.org_id is None or not identity.terms.counts_minutes:
+        return calendar("UTC")
+    return calendar((await process.loader.member(identity.tenant, identity.user_id)).timezone)
+
+
+async def _recorded(
+    process: Process, principal: Principal, tenant: str, session_id: str
+) -> messages.Receipt:
+    """The receipt of a session that Redis has forgotten, from its record."""
+    row = await process.records.session(tenant, session_id)
+    if row is None or row.state == "prepared":
+        raise _unknown()
+    _check_visible(principal, row.user_id)
+    if row.state == "live":
+        raise ServiceError("the session is being restored")
+    return receipt(_ended(row))
+
+
+def _receipt(session: Session) -> messages.Receipt:
+    return receipt(ended_record(session.identity, session.standing))
+
+
+def _ended(row: SessionRow) -> SessionEnded:
+    """The record of a session's end, as it was once written down."""
+    assert row.started_at is not None
+    assert row.ended_at is not None
+    assert row.reason is not None
+    return SessionEnded(
+        tenant=row.tenant,
+        session_id=row.session_id,
+        user_id=row.user_id,
+        org_id=row.org_id,
+        account_id=row.account_id,
+        counterpart_id=row.counterpart_id,
+        kind=row.kind,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        reason=row.reason,
+        limit=row.limit_name,
+        elapsed_ms=row.elapsed_ms,
+        free_ms=row.free_ms,
+        billed_ms=row.billed_ms,
+        minutes=row.minutes,
+        credits_micros=row.charged_micros,
+        uncovered_ms=row.uncovered_ms,
+        segments=row.segments,
+        gaps=row.gaps,
+        terms=row.terms,
+        metadata=row.metadata,
+    )
+
+
+ROUTES = [
+    Route("/v1/sessions/{id}", read_session),
+    Route("/v1/sessions/{id}/stop", stop_session, methods=["POST"]),
+]

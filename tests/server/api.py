@@ -1,0 +1,56 @@
+"""How tests ask the HTTP side of a real server, and how they let time pass there."""
+
+from typing import Any
+
+import httpx
+
+from tests.fixtures.server import API_KEY, TIMEOUT_S, TestServer
+
+
+async def ask(
+    server: TestServer,
+    method: str,
+    path: str,
+    bearer: str | None = API_KEY,
+    *,
+    headers: dict[str, str] | None = None,
+    **options: Any,
+) -> httpx.Response:
+    """One request; ``bearer`` of None sends no token."""
+    sent = dict(headers or {})
+    if bearer is not None:
+        sent["Authorization"] = f"Bearer {bearer}"
+    async with httpx.AsyncClient(
+        base_url=server.url, timeout=TIMEOUT_S, trust_env=False, verify=False
+    ) as client:
+        return await client.request(method, path, headers=sent, **options)
+
+
+async def grant(
+    server: TestServer,
+    amount: str,
+    key: str,
+    path: str = "/v1/accounts/ann/grants",
+    bearer: str | None = API_KEY,
+    **fields: Any,
+) -> httpx.Response:
+    """Asks for a grant under an idempotency key."""
+    body = {"amount": amount, "reason": "bought", **fields}
+    return await ask(server, "POST", path, bearer, headers={"Idempotency-Key": key}, json=body)
+
+
+def advance(server: TestServer, ms: int) -> None:
+    """Time passes on the process's clock, and whatever is due there is done."""
+    clock = server.process.clock
+    clock._offset_ms += ms
+    server.process.timers._arm()
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The response is a problem document with this status and code; answers it."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    problem: dict[str, Any] = response.json()
+    assert (response.status_code, problem["code"]) == (status, code), problem
+    assert problem["status"] == status
+    assert problem["detail"]
+    return problem

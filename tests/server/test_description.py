@@ -1,0 +1,307 @@
+"""Both generated descriptions: valid, whole, and true of what is really said."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+import pytest
+from jsonschema import Draft7Validator  # type: ignore[import-untyped]
+from openapi_schema_validator import OAS31Validator
+from openapi_spec_validator import validate
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol.codec import encode
+from protocol.errors import CloseCode, ErrorCode
+from protocol.messages import (
+    CLIENT_MESSAGES,
+    SERVER_MESSAGES,
+    Credit,
+    LimitReached,
+    Start,
+    Welcome,
+)
+from server.app import create_app
+from server.asyncapi import CLOSE_CODES, ERROR_CODES, REPLIES, asyncapi
+from server.http import STATUS
+from server.openapi import MEANINGS, Operation, described, openapi, operation_of
+from tests.fixtures.server import TestServer
+from tests.server.api import ask, grant
+
+DEVELOPMENT = {"/demo/token", "/demo/top-up"}
+"""What only the page to try it needs is nobody else's interface."""
+
+
+def routes_of(app: Starlette) -> dict[str, set[str]]:
+    """Paths with their methods, as they are routed."""
+    found: dict[str, set[str]] = {}
+    for route in app.routes:
+        if isinstance(route, Route) and route.path not in DEVELOPMENT:
+            found.setdefault(route.path, set()).update((route.methods or set()) - {"HEAD"})
+    return found
+
+
+async def document(server: TestServer, path: str) -> dict[str, Any]:
+    response = await ask(server, "GET", path, None)
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "application/json"
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def references(value: Any) -> Iterator[str]:
+    """Every ``$ref`` in a document."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            if name == "$ref":
+                yield part
+            else:
+                yield from references(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from references(part)
+
+
+def resolve(document: dict[str, Any], reference: str) -> Any:
+    assert reference.startswith("#/")
+    found: Any = document
+    for part in reference[2:].split("/"):
+        found = found[part]
+    return found
+
+
+def check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
+    """The value is what the schema says, and has no field that it does not know."""
+    # AsyncAPI's schemas are a superset of draft 7, OpenAPI's of 2020-12.
+    validator = Draft7Validator if "asyncapi" in document else OAS31Validator
+    validator({**schema, "components": document["components"]}).validate(value)
+    target = resolve(document, schema["$ref"]) if "$ref" in schema else schema
+    if "properties" in target:
+        assert value.keys() <= target["properties"].keys()
+
+
+# --- OpenAPI -----------------------------------------------------------------------
+
+
+async def test_the_http_description_is_valid(server: TestServer) -> None:
+    validate(await document(server, "/openapi.json"))
+    assert (await document(server, "/openapi.json"))["openapi"] == "3.1.0"
+
+
+async def test_what_is_routed_is_described_and_what_is_described_is_routed(
+    server: TestServer,
+) -> None:
+    app = create_app(server.process)
+    described_paths = {
+        path: {method.upper() for method in operations}
+        for path, operations in openapi(app.routes)["paths"].items()
+    }
+    assert described_paths == routes_of(app)
+    for path in ("/healthz", "/openapi.json", "/v1/sessions/{id}/stop"):
+        assert path in described_paths
+
+
+async def test_every_call_says_who_may_and_what_may_go_wrong(server: TestServer) -> None:
+    described_document = await document(server, "/openapi.json")
+    for path, operations in described_document["paths"].items():
+        for operation in operations.values():
+            assert operation["summary"]
+            assert operation["operationId"]
+            responses = operation["responses"]
+            assert any(status < "300" for status in responses), path
+            if not path.startswith("/v1/"):
+                assert operation["security"] == []
+                continue
+            assert operation["security"]
+            assert {"400", "401", "403", "429", "503"} <= responses.keys()
+            for status, response in responses.items():
+                kind = "application/problem+json" if status >= "400" else "application/json"
+                assert list(response["content"]) == [kind], (path, status)
+
+
+async def test_a_grant_is_described_with_its_key(server: TestServer) -> None:
+    described_document = await document(server, "/openapi.json")
+    operation = described_document["paths"]["/v1/accounts/{id}/grants"]["post"]
+    parameters = {parameter["name"]: parameter for parameter in operation["parameters"]}
+    assert parameters["Idempotency-Key"]["required"] is True
+    assert parameters["id"]["in"] == "path"
+    assert operation["security"] == [{"key": []}, {"ops": []}]
+    assert "`idempotency_mismatch`" in operation["responses"]["422"]["description"]
+    body = operation["requestBody"]["content"]["application/json"]["schema"]
+    wanted = resolve(described_document, body["$ref"])
+    assert set(wanted["required"]) == {"amount", "reason"}
+    assert wanted["properties"]["priority"]["default"] == 100
+
+
+async def test_real_answers_are_what_is_described(server: TestServer) -> None:
+    described_document = await document(server, "/openapi.json")
+    await grant(server, "5", "k1", "/v1/accounts/ann/grants?org=acme")
+    client = await server.login("ann", org="acme")
+    await client.ask("start", kind="chat", session_id="s1")
+    await client.ask("start", kind="recording", session_id="s2")
+    calls: list[tuple[str, str, str, int]] = [
+        ("GET", "/v1/accounts/{id}", "/v1/accounts/ann?org=acme", 200),
+        ("GET", "/v1/accounts/{id}/ledger", "/v1/accounts/ann/ledger?org=acme", 200),
+        ("POST", "/v1/accounts/{id}/grants", "/v1/accounts/ann/grants?org=acme", 201),
+        ("POST", "/v1/accounts/{id}/grants", "/v1/accounts/ann/grants?org=a/b", 400),
+        ("PUT", "/v1/orgs/{id}", "/v1/orgs/acme", 200),
+        ("GET", "/v1/orgs/{id}", "/v1/orgs/acme", 200),
+        ("GET", "/v1/orgs/{id}", "/v1/orgs/other", 404),
+        ("PUT", "/v1/orgs/{id}/members/{user}", "/v1/orgs/acme/members/ann", 200),
+        ("GET", "/v1/orgs/{id}/members/{user}", "/v1/orgs/acme/members/ann", 200),
+        ("GET", "/v1/sessions/{id}", "/v1/sessions/s1?org=acme", 200),
+        ("GET", "/v1/sessions/{id}", "/v1/sessions/s2?org=acme", 200),
+        ("POST", "/v1/sessions/{id}/stop", "/v1/sessions/s1/stop?org=acme", 200),
+        ("GET", "/v1/sessions/{id}", "/v1/sessions/s1?org=acme", 200),
+        ("GET", "/v1/sessions/{id}", "/v1/sessions/s3?org=acme", 404),
+    ]
+    for method, path, url, status in calls:
+        body = {"amount": "1", "reason": "bought"} if method == "POST" else {}
+        headers = {"Idempotency-Key": "k2"}
+        response = await ask(server, method, url, headers=headers, json=body)
+        assert response.status_code == status, (method, url, response.text)
+        operation = described_document["paths"][path][method.lower()]
+        (content,) = operation["responses"][str(status)]["content"].items()
+        media_type, described_content = content
+        assert response.headers["content-type"] == media_type
+        check(described_document, described_content["schema"], response.json())
+
+
+def test_an_endpoint_that_says_nothing_is_not_in_the_document() -> None:
+    async def silent(_: Request) -> Response:
+        """Says nothing."""
+        return Response()
+
+    @described(Operation(tag="tests", answers={200: "text/plain"}))
+    async def telling(_: Request) -> Response:
+        """Tells what it does.
+
+        In more words
+        than fit one line.
+        """
+        return Response()
+
+    routes = [Route("/silent", silent), Route("/telling", telling, methods=["POST"])]
+    assert operation_of(routes[0]) is None
+    paths = openapi(routes)["paths"]
+    assert paths.keys() == {"/telling"}
+    assert paths["/telling"]["post"]["summary"] == "Tells what it does"
+    assert paths["/telling"]["post"]["description"] == "In more words than fit one line."
+
+
+def test_every_error_that_a_peer_may_get_has_a_meaning() -> None:
+    assert set(STATUS) == set(ErrorCode)
+    described_statuses = set(MEANINGS)
+    assert {STATUS[code] for code in ErrorCode} - described_statuses <= {402}
+
+
+# --- AsyncAPI ----------------------------------------------------------------------
+
+
+async def test_the_sockets_description_is_whole(server: TestServer) -> None:
+    described_document = await document(server, "/asyncapi.json")
+    assert described_document == orjson.loads(orjson.dumps(asyncapi()))
+    assert described_document["asyncapi"] == "3.0.0"
+    assert described_document.keys() == {
+        "asyncapi",
+        "info",
+        "defaultContentType",
+        "channels",
+        "operations",
+        "components",
+    }
+    for reference in references(described_document):
+        assert resolve(described_document, reference) is not None
+    channel = described_document["channels"]["socket"]
+    assert channel["address"] == "/v1/ws"
+    tags = {str(m.__struct_config__.tag) for m in (*CLIENT_MESSAGES, *SERVER_MESSAGES)}
+    assert channel["messages"].keys() == tags
+    assert described_document["components"]["messages"].keys() == tags
+
+
+def test_every_message_goes_its_way() -> None:
+    operations = asyncapi()["operations"]
+    for action, messages in (("receive", CLIENT_MESSAGES), ("send", SERVER_MESSAGES)):
+        for message in messages:
+            tag = str(message.__struct_config__.tag)
+            operation = operations.pop(f"{action}_{tag}")
+            assert operation["action"] == action
+            assert operation["messages"] == [{"$ref": f"#/channels/socket/messages/{tag}"}]
+            assert operation["summary"]
+            assert ("reply" in operation) == (action == "receive")
+    assert operations == {}
+
+
+def test_every_request_has_the_answer_that_its_type_names() -> None:
+    assert REPLIES.keys() == {str(m.__struct_config__.tag) for m in CLIENT_MESSAGES}
+    for message in CLIENT_MESSAGES:
+        reply = REPLIES[str(message.__struct_config__.tag)]
+        text = message.__doc__ or ""
+        if "Answered by" in text:
+            assert f"`{reply}`" in text
+
+
+def test_every_code_is_explained() -> None:
+    assert set(CLOSE_CODES) == set(CloseCode)
+    assert set(ERROR_CODES) == set(ErrorCode)
+    description = asyncapi()["channels"]["socket"]["description"]
+    assert "- `4002` the token has expired: come back" in description
+    assert "- `4500` bad token: stay away" in description
+    for code in ErrorCode:
+        assert f"`{code}`" in description
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Start(id=1, session_id="s1", kind="chat", metadata={"topic": "stars"}),
+        Start(session_id="s1", kind="chat"),
+        LimitReached(session_id="s1", seq=3, limit="credits", stopped_at=5, grace_ms=15_000),
+        Credit(account_id="a", credits="1", delta="-1", reason="spend", entry_id="e"),
+        Welcome(
+            id=1,
+            user_id="u",
+            org_id=None,
+            account_id="a",
+            credits="0",
+            node="n",
+            server_time_at=1,
+            ping_ms=10_000,
+            expires_at=None,
+        ),
+    ],
+)
+def test_real_messages_are_what_is_described(message: Any) -> None:
+    described_document = asyncapi()
+    schemas = described_document["components"]["schemas"]
+    for schema in schemas.values():
+        Draft7Validator.check_schema(schema)
+    payload = described_document["components"]["messages"][message.__struct_config__.tag]
+    check(described_document, payload["payload"], orjson.loads(encode(message)))
+
+
+async def test_a_whole_conversation_is_what_is_described(server: TestServer) -> None:
+    described_document = asyncapi()
+    messages = described_document["components"]["messages"]
+    await grant(server, "0.5", "k1")
+    client = await server.connect()
+    heard = [await client.ask("auth", token=server.token())]
+    heard.append(await client.ask("start", kind="chat", session_id="s1", tick_ms=250))
+    heard.append(await client.until("limit_warning"))
+    heard.append(await client.until("tick"))
+    heard.append(await client.ask("ping"))
+    heard.append(await client.ask("nonsense"))
+    heard.append(await client.ask("stop", session_id="s1"))
+    assert [said["type"] for said in heard] == [
+        "welcome",
+        "session",
+        "limit_warning",
+        "tick",
+        "pong",
+        "error",
+        "stopped",
+    ]
+    for said in heard:
+        check(described_document, messages[said["type"]]["payload"], said)

@@ -1,0 +1,214 @@
+"""What every request over HTTP has around it."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from protocol import limits
+from server.http import ADDRESSES_MAX, MINUTE_MS, Failures, Problem
+from tests.fixtures.server import StartServer, TestServer
+from tests.server.api import advance, ask, assert_problem
+
+PAGE = "https://shop.example"
+
+
+async def requests_counted(server: TestServer) -> dict[tuple[str, str, str], float]:
+    """Requests by method, route and status, as Prometheus reads them."""
+    body = (await ask(server, "GET", "/metrics", None)).text
+    return {
+        (sample.labels["method"], sample.labels["route"], sample.labels["status"]): sample.value
+        for family in text_string_to_metric_families(body)
+        for sample in family.samples
+        if sample.name == "taximeter_http_request_seconds_count"
+    }
+
+
+# --- Errors ------------------------------------------------------------------------
+
+
+async def test_a_path_that_nobody_serves_is_a_problem(server: TestServer) -> None:
+    for path in ("/nothing", "/v1/nothing", "/v1/accounts/a/b/c"):
+        assert_problem(await ask(server, "GET", path), 404, "not_found")
+
+
+async def test_a_method_that_a_path_does_not_have_is_a_problem(server: TestServer) -> None:
+    response = await ask(server, "DELETE", "/v1/orgs/acme")
+    assert_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "GET, HEAD, PUT"
+    response = await ask(server, "GET", "/v1/accounts/ann/grants")
+    assert_problem(response, 405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
+
+
+async def test_a_head_is_a_get_without_its_body(server: TestServer) -> None:
+    for path in ("/healthz", "/v1/accounts/ann"):
+        got, asked = await ask(server, "GET", path), await ask(server, "HEAD", path)
+        assert (asked.status_code, asked.content) == (200, b"")
+        assert asked.headers["content-type"] == got.headers["content-type"]
+
+
+async def test_a_body_without_end_is_read_no_further_than_its_bound(server: TestServer) -> None:
+    body = b'{"tier":"' + b"x" * limits.BODY_BYTES_MAX + b'"}'
+    problem = assert_problem(
+        await ask(server, "PUT", "/v1/orgs/acme", content=body), 413, "bad_message"
+    )
+    assert problem["title"] == "Content too large"
+
+
+async def test_our_own_fault_is_said_without_saying_what_it_is(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a secret of ours")
+
+    monkeypatch.setattr(server.process.live, "account", broken)
+    response = await ask(server, "GET", "/v1/accounts/ann", headers={"Origin": PAGE})
+    assert_problem(response, 500, "internal_error")
+    assert "secret" not in response.text
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+# --- Headers -----------------------------------------------------------------------
+
+
+async def test_nothing_is_sniffed_and_no_account_is_kept(server: TestServer) -> None:
+    for path in ("/healthz", "/openapi.json", "/v1/accounts/ann", "/v1/accounts/a b", "/nothing"):
+        response = await ask(server, "GET", path)
+        assert response.headers["x-content-type-options"] == "nosniff", path
+        kept = response.headers.get("cache-control")
+        is_private = path.startswith("/v1/") or response.status_code >= 400
+        assert kept == ("no-store" if is_private else None), path
+
+
+async def test_pages_of_other_origins_get_nothing_by_default(server: TestServer) -> None:
+    response = await ask(server, "GET", "/v1/accounts/ann", headers={"Origin": PAGE})
+    assert "access-control-allow-origin" not in response.headers
+
+
+async def preflight(server: TestServer, origin: str, method: str = "POST") -> httpx.Response:
+    return await ask(
+        server,
+        "OPTIONS",
+        "/v1/accounts/ann/grants",
+        None,
+        headers={
+            "Origin": origin,
+            "Access-Control-Request-Method": method,
+            "Access-Control-Request-Headers": "authorization,content-type,idempotency-key",
+        },
+    )
+
+
+async def test_pages_of_our_origins_may_ask(start_server: StartServer) -> None:
+    server = await start_server(origins=(PAGE,))
+    allowed = await preflight(server, PAGE)
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == PAGE
+    assert "access-control-allow-credentials" not in allowed.headers
+    for bearer, status in ((server.token(), 200), (None, 401)):
+        response = await ask(server, "GET", "/v1/accounts/ann", bearer, headers={"Origin": PAGE})
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == PAGE
+        assert "Idempotent-Replayed" in response.headers["access-control-expose-headers"]
+
+
+async def test_pages_of_strangers_may_not(start_server: StartServer) -> None:
+    server = await start_server(origins=(PAGE,))
+    assert (await preflight(server, "https://evil.example")).status_code == 400
+    assert (await preflight(server, PAGE, "DELETE")).status_code == 400
+    response = await ask(
+        server, "GET", "/v1/accounts/ann", headers={"Origin": "https://evil.example"}
+    )
+    assert "access-control-allow-origin" not in response.headers
+
+
+async def test_our_own_fault_can_be_read_by_a_page(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    server = await start_server(origins=(PAGE,))
+    monkeypatch.setattr(server.process.live, "account", broken)
+    response = await ask(server, "GET", "/v1/accounts/ann", headers={"Origin": PAGE})
+    assert_problem(response, 500, "internal_error")
+    assert response.headers["access-control-allow-origin"] == PAGE
+
+
+# --- Measurements --------------------------------------------------------------------
+
+
+async def test_requests_are_measured_by_the_pattern_of_their_path(server: TestServer) -> None:
+    for account in ("ann", "ben"):
+        await ask(server, "GET", f"/v1/accounts/{account}")
+    await ask(server, "GET", "/v1/accounts/ann", None)
+    await ask(server, "GET", "/nothing/at/all")
+    await ask(server, "PROPFIND", "/v1/accounts/ann")
+    await ask(server, "PUT", "/v1/orgs/acme", json={})
+    counted = await requests_counted(server)
+    assert counted["GET", "/v1/accounts/{id}", "200"] == 2
+    assert counted["GET", "/v1/accounts/{id}", "401"] == 1
+    assert counted["GET", "none", "404"] == 1
+    assert counted["other", "/v1/accounts/{id}", "405"] == 1
+    assert counted["PUT", "/v1/orgs/{id}", "200"] == 1
+
+
+# --- Floods ------------------------------------------------------------------------
+
+
+async def test_an_address_without_a_good_token_is_not_listened_to_for_long(
+    server: TestServer,
+) -> None:
+    # The whole test lies in one minute, however slow the machine is.
+    advance(server, MINUTE_MS - server.process.clock.now() % MINUTE_MS)
+    clock = server.process.clock
+    start_at, clock.now = clock.now(), lambda: start_at  # type: ignore[method-assign]
+    for number in range(limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE):
+        bearer = None if number % 2 else "wrong"
+        assert_problem(await ask(server, "GET", "/v1/accounts/ann", bearer), 401, "unauthenticated")
+    for bearer in (None, "wrong", server.token()):
+        response = await ask(server, "GET", "/v1/accounts/ann", bearer)
+        assert_problem(response, 429, "rate_limited")
+        assert re.fullmatch(r"[1-9]|[1-5][0-9]|60", response.headers["retry-after"])
+    # What needs no token goes on, and the next minute is another one.
+    assert (await ask(server, "GET", "/healthz", None)).status_code == 200
+    clock.now = lambda: start_at + MINUTE_MS  # type: ignore[method-assign]
+    assert (await ask(server, "GET", "/v1/accounts/ann", server.token())).status_code == 200
+
+
+class Stopped:
+    """A clock that stands."""
+
+    def __init__(self, now_ms: int) -> None:
+        self.now_ms = now_ms
+
+    def now(self) -> int:
+        return self.now_ms
+
+
+def fail(failures: Failures, address: str, times: int) -> None:
+    for _ in range(times):
+        failures.check(address)
+        failures.count(address)
+
+
+def test_addresses_are_counted_each_for_itself_and_by_the_minute() -> None:
+    clock = Stopped(10 * MINUTE_MS + 45_000)
+    failures = Failures(clock)
+    fail(failures, "a", limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE)
+    with pytest.raises(Problem) as raised:
+        failures.check("a")
+    assert raised.value.retry_after_s == 15
+    failures.check("b")
+    clock.now_ms += 15_000
+    failures.check("a")
+
+
+def test_a_flood_from_everywhere_does_not_fill_the_memory() -> None:
+    failures = Failures(Stopped(MINUTE_MS))
+    for number in range(ADDRESSES_MAX + 10):
+        fail(failures, f"address {number}", 1)
+    assert len(failures._counts) <= ADDRESSES_MAX + 1

@@ -1,0 +1,265 @@
+"""Work that is done once: keys, what they belong to, and what is kept under them."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from protocol import limits
+from protocol.errors import (
+    BadMessageError,
+    ErrorCode,
+    PeerError,
+    ProtocolError,
+    RefusedError,
+    ServiceError,
+)
+from server.auth import Principal
+from server.clock import ClusterClock
+from server.http import Problem, answer, json_response
+from server.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
+from storage.live import LiveError
+from storage.records import Records, UnavailableError
+from tests.fixtures.database import Connection
+
+BACKEND = Principal(kind="key")
+
+
+def asked(*keys: str, path: str = "/v1/accounts/ann/grants", method: str = "POST") -> Request:
+    """A request with these values of the header."""
+    return Request(
+        {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "query_string": b"",
+            "server": ("localhost", 80),
+            "headers": [(b"idempotency-key", key.encode()) for key in keys],
+        }
+    )
+
+
+def deed(key: str = "k1", raw: bytes = b"{}", **parts: Any) -> Deed:
+    request = asked(key, **{name: parts.pop(name) for name in ("path", "method") if name in parts})
+    values = {"principal": BACKEND, "tenant": "org:acme", "operation": "grants", **parts}
+    return deed_of(request, values["principal"], values["tenant"], values["operation"], raw)
+
+
+class Done:
+    """Work that counts how often it is done, and answers a number that says so."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.count = 0
+        self.failures = list(failures)
+
+    async def __call__(self) -> Response:
+        self.count += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return answer({"count": self.count}, 201)
+
+
+# --- Deeds -------------------------------------------------------------------------
+
+
+def test_a_deed_is_named_by_its_key_and_by_who_does_what() -> None:
+    ids = {
+        deed().entry_id("grant"),
+        deed("k2").entry_id("grant"),
+        deed(operation="spends").entry_id("grant"),
+        deed(principal=Principal(kind="user", user_id="ann")).entry_id("grant"),
+        deed(principal=Principal(kind="user", user_id="ben")).entry_id("grant"),
+    }
+    assert len(ids) == 5
+    assert deed().entry_id("grant") == deed(raw=b'{"a":1}').entry_id("grant")
+    assert all(len(entry_id) == len("grant:") + 32 for entry_id in ids)
+
+
+def test_a_deeds_fingerprint_is_of_the_whole_request() -> None:
+    fingerprints = {
+        deed().fingerprint,
+        deed(raw=b'{"a":1}').fingerprint,
+        deed(raw=b'{"a":"1"}').fingerprint,
+        deed(path="/v1/accounts/ben/grants").fingerprint,
+        deed(method="PUT").fingerprint,
+        deed(tenant="org:other").fingerprint,
+    }
+    assert len(fingerprints) == 6
+    one, other = deed(raw=b'{"a":1,"b":{"c":2,"d":3}}'), deed(raw=b'{ "b":{"d":3,"c":2},"a":1 }')
+    assert one.fingerprint == other.fingerprint
+    assert deed(raw=b"").fingerprint == deed(raw=b"{}").fingerprint
+
+
+@pytest.mark.parametrize("keys", [(), ("",)])
+def test_a_request_without_a_key_hears_what_to_send(keys: tuple[str, ...]) -> None:
+    with pytest.raises(Problem) as raised:
+        deed_of(asked(*keys), BACKEND, "org:acme", "grants", b"{}")
+    assert (raised.value.status, raised.value.code) == (400, "idempotency_key_required")
+
+
+@pytest.mark.parametrize("keys", [("a", "b"), ("x" * 256,), ("a\nb",), ("kä",), ("", "a")])
+def test_a_key_that_is_none_is_refused(keys: tuple[str, ...]) -> None:
+    with pytest.raises(BadMessageError, match="Idempotency-Key"):
+        deed_of(asked(*keys), BACKEND, "org:acme", "grants", b"{}")
+
+
+def test_the_longest_key_is_one() -> None:
+    assert deed("x" * limits.IDEMPOTENCY_KEY_CHARACTERS_MAX).key
+
+
+# --- Once --------------------------------------------------------------------------
+
+
+async def test_work_is_done_once_and_answered_again(records: Records) -> None:
+    work = Done()
+    first, again = await once(records, deed(), work), await once(records, deed(), work)
+    assert work.count == 1
+    assert (first.status_code, first.body) == (201, b'{"count":1}')
+    assert (again.status_code, again.body) == (201, b'{"count":1}')
+    assert "idempotent-replayed" not in first.headers
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+async def test_another_request_under_the_key_is_a_mistake(records: Records) -> None:
+    work = Done()
+    await once(records, deed(), work)
+    with pytest.raises(Problem) as raised:
+        await once(records, deed(raw=b'{"a":1}'), work)
+    assert (raised.value.status, raised.value.code) == (422, "idempotency_mismatch")
+    assert work.count == 1
+
+
+async def test_the_same_key_of_others_is_another_one(records: Records) -> None:
+    work = Done()
+    for parts in (
+        {},
+        {"tenant": "org:other"},
+        {"operation": "spends"},
+        {"principal": Principal(kind="user", user_id="ann")},
+    ):
+        await once(records, deed(**parts), work)
+    assert work.count == 4
+
+
+async def test_who_asks_meanwhile_hears_that_it_is_under_way(records: Records) -> None:
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> Response:
+        begun.set()
+        await finish.wait()
+        return json_response(b"{}", 201)
+
+    first = asyncio.create_task(once(records, deed(), slow))
+    await begun.wait()
+    with pytest.raises(Problem) as raised:
+        await once(records, deed(), slow)
+    assert (raised.value.status, raised.value.code) == (409, "idempotency_under_way")
+    assert raised.value.retry_after_s == 1
+    # Another request under it is a mistake even then.
+    with pytest.raises(Problem) as raised:
+        await once(records, deed(raw=b'{"a":1}'), slow)
+    assert raised.value.code == "idempotency_mismatch"
+    finish.set()
+    assert (await first).status_code == 201
+    assert (await once(records, deed(), slow)).headers["idempotent-replayed"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "code"),
+    [
+        (Problem(402, "insufficient_credits", "there is too little"), 402, "insufficient_credits"),
+        (RefusedError(ErrorCode.LIMIT_REACHED, "nothing is left", limit="credits"), 402, "limit"),
+        (BadMessageError("amount: too small"), 400, "bad_message"),
+        (PeerError(ErrorCode.FORBIDDEN, "not for this token"), 403, "forbidden"),
+    ],
+)
+async def test_what_the_work_refuses_is_an_answer(
+    records: Records, refusal: Exception, status: int, code: str
+) -> None:
+    work = Done(refusal)
+    first, again = await once(records, deed(), work), await once(records, deed(), work)
+    assert work.count == 1
+    assert first.status_code == again.status_code == status
+    assert code.encode() in bytes(first.body)
+    assert first.body == again.body
+    assert again.media_type == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ServiceError("a part does not answer"),
+        LiveError("the store is away"),
+        UnavailableError("the database is away"),
+        Problem(503, "unavailable", "not now"),
+        PeerError(ErrorCode.RATE_LIMITED, "too many"),
+        ZeroDivisionError("a bug"),
+    ],
+)
+async def test_a_failure_frees_the_key(records: Records, failure: Exception) -> None:
+    work = Done(failure)
+    with pytest.raises(type(failure)):
+        await once(records, deed(), work)
+    assert (await once(records, deed(), work)).status_code == 201
+    assert work.count == 2
+
+
+async def test_a_failure_to_free_the_key_hides_nothing(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any) -> None:
+        raise UnavailableError("the database is away")
+
+    monkeypatch.setattr(records, "release_idempotent", away)
+    with pytest.raises(ProtocolError, match="a part does not answer"):
+        await once(records, deed(), Done(ServiceError("a part does not answer")))
+
+
+# --- Old keys ------------------------------------------------------------------------
+
+
+async def test_old_keys_are_forgotten_and_young_ones_kept(
+    records: Records, connection: Connection
+) -> None:
+    for key in ("old", "young"):
+        await once(records, deed(key), Done())
+    await connection.execute(
+        "UPDATE idempotency_keys SET created_at = now() - interval '25 hours' WHERE key = 'old'"
+    )
+    forgetting = asyncio.create_task(forget_old_keys(records, ClusterClock()))
+    while await connection.fetchval("SELECT count(*) FROM idempotency_keys") > 1:
+        assert not forgetting.done()
+    forgetting.cancel()
+    assert await connection.fetchval("SELECT key FROM idempotency_keys") == "young"
+    work = Done()
+    await once(records, deed("old"), work)
+    await once(records, deed("young"), work)
+    assert work.count == 1
+
+
+async def test_keys_are_forgotten_in_batches_and_again_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked_for: list[int] = []
+    waited: list[float] = []
+
+    class Pruned:
+        async def prune_idempotent(self, _: int, limit: int) -> int:
+            asked_for.append(limit)
+            if len(asked_for) == 1:
+                raise UnavailableError("the database is away")
+            return FORGET_BATCH if len(asked_for) == 2 else 5
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 2:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr("server.idempotency.asyncio.sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await forget_old_keys(Pruned(), ClusterClock())  # type: ignore[arg-type]
+    # Away, then a full batch and a last one without a wait between them.
+    assert asked_for == [FORGET_BATCH] * 3
+    assert len(waited) == 2
