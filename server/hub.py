@@ -166,12 +166,15 @@ class Hub:
 
     async def start(
         self, member: Member, identity: Identity, ticket: Ticket, tick_ms: int | None = None
-    ) -> Seat:
-        """Starts a session that ``join`` did not find. Answers the ticket."""
+    ) -> Seat | None:
+        """Starts a session that ``join`` did not find. Answers the ticket.
+
+        None when somebody else on this process has begun to start it: then it is to be joined.
+        """
         key = session_key(identity.tenant, identity.session_id)
         async with self.lock(identity.tenant, identity.session_id):
             if key in self.seats:
-                raise ServiceError("the session is being started")
+                return None
             now_ms = self.clock.now()
             own_ms = 0 if identity.free_key else identity.terms.free_ms
             session = Session(identity, unstarted(Phase.PAUSED, now_ms, own_ms), Grant())
@@ -345,6 +348,8 @@ class Hub:
             identity = seat.meter.session.identity
             if message.get("moved") and message["session_id"] == identity.session_id:
                 seat.meter.moved(move_of(message), now_ms)
+                seat.drain()
+                self.release(seat)
             if message.get("recall"):
                 seat.meter.recall(now_ms)
             # A recall frees nothing yet: only what changed the account is worth a claim.

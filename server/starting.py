@@ -28,21 +28,26 @@ async def join_or_start(
     assert principal.tenant is not None
     assert principal.user_id is not None
     hub = process.hub
-    seat = await hub.join(
-        member,
-        principal.tenant,
-        session_id,
-        principal.user_id,
-        ticket,
-        tick_ms=start.tick_ms if start is not None else None,
-        last_seq=start.last_seq if start is not None else None,
-    )
-    if seat is not None:
-        return seat
-    if start is None:
-        raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
-    identity = await identity_of(process, principal, start)
-    return await hub.start(member, identity, ticket, start.tick_ms)
+    for _ in range(2):
+        seat = await hub.join(
+            member,
+            principal.tenant,
+            session_id,
+            principal.user_id,
+            ticket,
+            tick_ms=start.tick_ms if start is not None else None,
+            last_seq=start.last_seq if start is not None else None,
+        )
+        if seat is not None:
+            return seat
+        if start is None:
+            raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
+        identity = await identity_of(process, principal, start)
+        seat = await hub.start(member, identity, ticket, start.tick_ms)
+        if seat is not None:
+            return seat
+        # Another socket was faster by a moment: join what it starts.
+    raise ServiceError("the session is being started")
 
 
 async def identity_of(process: Process, principal: Principal, request: messages.Start) -> Identity:

@@ -131,6 +131,8 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "minutes": [minute.decode() for minute in step.minute_messages],
         "present": step.present,
         "user_id": session.identity.user_id,
+        # Whoever looks after the grace has no socket any more, and is told all the same.
+        "graced": before.grace_until is not None,
         "leaving": step.leaving,
         "ended": ended,
         "ended_kept_ms": limits.ENDED_SESSION_KEPT_MS,

@@ -194,7 +194,8 @@ else
 end
 -- Whoever loses the last socket is not alone for sure: it may be swept in a dead process's
 -- name, which lives.
-local alone = not step.leaving and not call('HGET', KEYS[1], 'watched')
+local alone = not step.leaving and not step.graced
+  and not call('HGET', KEYS[1], 'watched')
   and call('SCARD', KEYS[3]) == call('SISMEMBER', KEYS[3], step.node)
 if step.ended then
   call('DEL', KEYS[3])

@@ -139,6 +139,7 @@ class Browser:
                 free_key=free_key,
             )
             seat = await self.node.hub.start(self, identity, ticket, 60_000)
+            assert seat is not None
         if self in seat.members:
             self.seats[session_id] = seat
         await self.node.cluster.settle()
