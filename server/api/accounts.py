@@ -30,7 +30,6 @@ from server.http import (
 from server.idempotency import Deed, deed_of, once
 from server.openapi import CURSOR, IDEMPOTENCY_KEY, LIMIT, ORG, USER, Operation, described
 from server.process import Process
-from storage.figures import AccountFigures
 from storage.live import LiveError
 from storage.rows import LedgerEntry
 
@@ -130,8 +129,9 @@ class LedgerPage(msgspec.Struct, frozen=True, kw_only=True):
 class View(msgspec.Struct, frozen=True):
     """An account as it stands in Redis at this instant."""
 
-    figures: AccountFigures
     projection: AccountProjection
+    held_micros: int
+    """Held for the time that sessions may still run."""
 
     def credits(self, now_ms: int) -> str:
         """The balance after the burn of all sessions; below 0 only for a real debt."""
@@ -151,7 +151,7 @@ async def view_account(process: Process, tenant: str, account_id: str) -> View:
     projection.replace(
         figures.version, figures.gross_micros, figures.reserved_micros, figures.lines
     )
-    return View(figures, projection)
+    return View(projection, figures.held_micros)
 
 
 async def _asked(request: Request) -> tuple[Process, str, str]:
@@ -189,8 +189,8 @@ async def read_account(request: Request) -> Response:
         AccountAnswer(
             account_id=account_id,
             credits=view.credits(now_ms),
-            held=format_credits(view.figures.held_micros),
-            reserved=format_credits(view.figures.reserved_micros),
+            held=format_credits(view.held_micros),
+            reserved=format_credits(projection.reserved_micros),
             credits_per_minute=format_credits(burn_micros),
             ends_at=None if dry_at is None else int(dry_at),
             sessions=len(projection.lines),
@@ -351,7 +351,7 @@ async def _check_new(process: Process, entry: EntryPosted, wanted: GrantWanted) 
     if wanted.expires_at is not None and wanted.expires_at <= entry.at:
         raise BadMessageError("expires_at: must be in the future")
     view = await view_account(process, entry.tenant, entry.account_id)
-    if view.figures.gross_micros + entry.amount_micros > limits.BALANCE_MICROS_MAX:
+    if view.projection.gross_micros + entry.amount_micros > limits.BALANCE_MICROS_MAX:
         raise Problem(
             422,
             "balance_too_high",
