@@ -135,7 +135,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """Of the query and the header, as OpenAPI writes them."""
     body: type | None = None
     answers: dict[int, tuple[type, ...] | str] = {}
-    """Types by status, one of which it answers, or a media type."""
+    """Types by status, one of which it answers, or a media type; of nothing: ``""``."""
     errors: dict[int, tuple[str, ...]] = {}
     """Codes by status, besides :data:`COMMON_ERRORS`."""
 
@@ -232,12 +232,13 @@ def _responses(operation: Operation, reference_of: dict[type, dict[str, Any]]) -
     found: dict[str, Any] = {}
     for status, answered in operation.answers.items():
         if isinstance(answered, str):
-            content: dict[str, Any] = {answered: {}}
+            content: dict[str, Any] = {answered: {}} if answered else {}
         else:
             references = [reference_of[answered_type] for answered_type in answered]
             schema = references[0] if len(references) == 1 else {"oneOf": references}
             content = {"application/json": {"schema": schema}}
-        found[str(status)] = {"description": "Done.", "content": content}
+        text = "Done." if status < 400 else MEANINGS[status]
+        found[str(status)] = {"description": text, **({"content": content} if content else {})}
     errors = dict(operation.errors)
     if operation.roles:
         for status, codes in COMMON_ERRORS.items():

@@ -35,7 +35,7 @@ described(
     Operation(
         tag="pages",
         path={"name": "`taximeter.js`, or its types, `taximeter.d.ts`."},
-        answers={200: "text/javascript"},
+        answers={200: "text/javascript", 404: ""},
     )
 )(pages.client)
 
