@@ -10,8 +10,15 @@ import structlog
 from starlette.websockets import WebSocket
 
 from protocol import limits, messages
-from protocol.codec import check_metadata, decode, encode, error_message
-from protocol.errors import CloseCode, ErrorCode, PeerError, ProtocolError, ServiceError
+from protocol.codec import decode, encode, error_message
+from protocol.errors import (
+    BadMessageError,
+    CloseCode,
+    ErrorCode,
+    PeerError,
+    ProtocolError,
+    ServiceError,
+)
 from protocol.money import format_credits
 from protocol.states import Event
 from server.accounts import Account
@@ -30,7 +37,10 @@ SUBPROTOCOL = "taximeter.v1"
 
 
 class TokenBucket:
-    """So many requests at once, and so many a second after that."""
+    """So many requests at once, and so many a second after that.
+
+    Refusals are counted until the peer has been quiet for as long as the bucket takes to fill.
+    """
 
     def __init__(self, now_ms: int) -> None:
         self._tokens = float(limits.REQUESTS_PER_SOCKET_BURST)
@@ -42,6 +52,8 @@ class TokenBucket:
         earned = (now_ms - self._at) * limits.REQUESTS_PER_SOCKET_PER_SECOND / 1000
         self._tokens = min(limits.REQUESTS_PER_SOCKET_BURST, self._tokens + earned)
         self._at = now_ms
+        if self._tokens >= limits.REQUESTS_PER_SOCKET_BURST:
+            self.refused = 0
         if self._tokens < 1:
             self.refused += 1
             return False
@@ -93,19 +105,25 @@ class Connection:
             event = await self.websocket.receive()
             if event["type"] == "websocket.disconnect":
                 return int(event.get("code") or CloseCode.ABNORMAL)
-            if not self._bucket.take(self.process.clock.now()):
-                if self._bucket.refused > limits.REFUSALS_PER_SOCKET_MAX:
-                    self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
-                    continue
-                self._refuse(PeerError(ErrorCode.RATE_LIMITED, "too many requests"))
-                continue
             text = event.get("text")
-            try:
-                if text is None:
-                    raise PeerError(ErrorCode.BAD_MESSAGE, "expected a text frame with JSON")
-                await self._answer(decode(text))
-            except ProtocolError as error:
-                self._refuse(error)
+            if self._bucket.take(self.process.clock.now()):
+                await self._take(text)
+            elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
+                error = PeerError(ErrorCode.RATE_LIMITED, "too many requests")
+                self._refuse(error, _id_of(text))
+            else:
+                self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
+
+    async def _take(self, text: str | None) -> None:
+        """Takes one message, whatever it is."""
+        try:
+            if text is None:
+                raise BadMessageError("expected a text frame with JSON")
+            request = decode(text)
+        except BadMessageError as error:
+            self._refuse(error, error.id)
+        else:
+            await self._answer(request)
 
     async def _close(self, code: int) -> None:
         """The socket is gone: it leaves its sessions as of its last proof of life."""
@@ -117,10 +135,10 @@ class Connection:
         self.seats.clear()
         if self.principal is not None:
             self.process.sockets.release_user(self._user)
+        self.process.sockets.remove(self, code)
         if self.account is not None:
             self.account.listeners.discard(self._told)
             await self.process.hub.accounts.close(self.account)
-        self.process.sockets.remove(self, code)
 
     def _alive(self) -> None:
         """A pong, a message or the peer's close came in."""
@@ -160,7 +178,8 @@ class Connection:
     def _say(self, message: messages.ServerMessage) -> None:
         self.send(text_frame(encode(message)))
 
-    def _refuse(self, error: ProtocolError) -> None:
+    def _refuse(self, error: ProtocolError, request_id: int | None) -> None:
+        error.id = request_id
         self.process.metrics.errors.labels(error.code.value).inc()
         self._say(error_message(error))
 
@@ -173,22 +192,21 @@ class Connection:
             await self._carry_out(request)
         except LiveError as error:
             log.warning("request_unanswered", error=str(error))
-            self._refuse(ServiceError("the session store does not answer", id=request.id))
+            self._refuse(ServiceError("the session store does not answer"), request.id)
         except ProtocolError as error:
-            error.id = request.id
-            self._refuse(error)
+            self._refuse(error, request.id)
 
     async def _carry_out(self, request: messages.Request) -> None:
         match request:
-            case messages.Ping():
-                now_ms = self.process.clock.now()
-                self._say(messages.Pong(id=request.id, server_time_at=now_ms))
             case messages.Auth():
                 await self._authenticate(request)
             case _ if self.principal is None:
                 raise PeerError(
                     ErrorCode.UNAUTHENTICATED, "the first message must be auth, with a token"
                 )
+            case messages.Ping():
+                now_ms = self.process.clock.now()
+                self._say(messages.Pong(id=request.id, server_time_at=now_ms))
             case messages.Refresh():
                 await self._refresh(request)
             case messages.Start():
@@ -209,7 +227,7 @@ class Connection:
     async def _authenticate(self, request: messages.Auth) -> None:
         if self.principal is not None:
             raise PeerError(ErrorCode.BAD_MESSAGE, "authenticated already; use refresh")
-        principal = await self._principal_of(request.token)
+        principal = await self._principal_of(request)
         if principal is None:
             return
         self.principal = principal
@@ -233,25 +251,26 @@ class Connection:
 
     async def _refresh(self, request: messages.Refresh) -> None:
         assert self.principal is not None
-        renewed = await self._principal_of(request.token)
+        renewed = await self._principal_of(request)
         if renewed is not None:
             self.principal.check_refresh(renewed)
             self.principal = renewed
             self._welcome(request.id)
 
-    async def _principal_of(self, token: str) -> Principal | None:
+    async def _principal_of(self, request: messages.Auth | messages.Refresh) -> Principal | None:
         """The user behind a token; None when the socket was closed because of it."""
         try:
-            principal = await self.process.authenticator.authenticate(token)
+            principal = await self.process.authenticator.authenticate(request.token)
         except ExpiredTokenError:
             self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
             return None
         except PeerError as error:
-            self._refuse(error)
+            self._refuse(error, request.id)
             self.close(CloseCode.BAD_TOKEN, "the token is not good")
             return None
         if principal.user_id is None:
-            self._refuse(PeerError(ErrorCode.FORBIDDEN, "a socket is a user's, not an API key's"))
+            refusal = PeerError(ErrorCode.FORBIDDEN, "a socket is a user's, not an API key's")
+            self._refuse(refusal, request.id)
             self.close(CloseCode.BAD_TOKEN, "not a user's token")
             return None
         return principal
@@ -293,9 +312,7 @@ class Connection:
         assert principal.user_id is not None
         if not principal.may_start(request.session_id):
             raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
-        check_metadata(request.metadata)
-        if request.session_id not in self.seats:
-            self._check_room()
+        self._check_room(request)
         ticket = Ticket(self, request.id)
         seat = await join_or_start(
             self.process, principal, self, request.session_id, request, ticket
@@ -305,7 +322,7 @@ class Connection:
 
     async def _watch(self, principal: Principal, request: messages.Watch) -> None:
         assert principal.tenant is not None
-        self._check_room()
+        self._check_room(request)
         seat = await self.process.hub.watch(
             self, principal, request.session_id, Ticket(self, request.id)
         )
@@ -313,8 +330,9 @@ class Connection:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session")
         self.seats[request.session_id] = seat
 
-    def _check_room(self) -> None:
-        if len(self.seats) >= limits.SESSIONS_PER_SOCKET_MAX:
+    def _check_room(self, request: messages.SessionRequest) -> None:
+        full = len(self.seats) >= limits.SESSIONS_PER_SOCKET_MAX
+        if full and request.session_id not in self.seats:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions on this socket")
 
     def _seat_of(self, request: messages.SessionRequest) -> Seat:
@@ -344,3 +362,11 @@ class Connection:
                     entry_id=credit["entry_id"],
                 )
             )
+
+
+def _id_of(text: str | None) -> int | None:
+    """The id of a request that is not carried out, where it can be read."""
+    try:
+        return None if text is None else decode(text).id
+    except BadMessageError as error:
+        return error.id

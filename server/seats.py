@@ -15,9 +15,10 @@ import msgspec
 from protocol import messages
 from protocol.codec import encode, error_message, tick_template
 from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
-from protocol.errors import ErrorCode, PeerError, ProtocolError, RefusedError
+from protocol.errors import ErrorCode, PeerError, ProtocolError, RefusedError, ServiceError
 from protocol.meter import Meter
 from protocol.snapshots import snapshot, tick
+from protocol.states import Phase
 from protocol.steps import Step
 from server.accounts import Account
 from server.claims import Claims, retry_after_ms
@@ -266,7 +267,8 @@ class Seat:
         for effect in self.meter.effects():
             if isinstance(effect, Leave):
                 leaves = True
-            else:
+            elif not (leaves and isinstance(effect, Ask)):
+                # Whoever waits is answered still, but nothing more is done to the session.
                 self._carry_out(effect)
         if leaves:
             self.place.leave(self)
@@ -319,7 +321,12 @@ class Seat:
             self.place.metrics.stop_lateness.observe(lateness_ms / 1000)
 
     def close(self) -> None:
-        """Nothing is due here any more."""
+        """Nothing is due here any more; whoever still waits for an answer gets one."""
+        self.settled.set()
+        if self.meter.session.standing.phase is Phase.ENDED:
+            self._fail_all(_refusal(None))
+        else:
+            self._fail_all(ServiceError("the session is not served here any more"))
         for timer in (self._timer, self._retry, *(g.timer for g in self.groups.values())):
             if timer is not None:
                 timer.cancel()
