@@ -49,7 +49,10 @@ def _same_site(websocket: WebSocket, origins: tuple[str, ...]) -> bool:
     origin = websocket.headers.get("origin")
     if origin is None or "*" in origins or origin in origins:
         return True
-    return urlsplit(origin).netloc == websocket.headers.get("host")
+    try:
+        return urlsplit(origin).netloc == websocket.headers.get("host")
+    except ValueError:
+        return False  # no origin that a browser would send
 
 
 async def failed(request: Request, error: Exception) -> Response:

@@ -11,6 +11,10 @@ from protocol.messages import Reconnect
 from server.frames import text_frame
 from server.metrics import Metrics
 
+PRIVATE_CODES = 3000
+"""From here on the codes mean what their user says (RFC 6455 section 7.4.2)."""
+_CLOSE_CODES = frozenset(CloseCode)
+
 
 class Client(Protocol):
     """An open socket, as far as it can be let go."""
@@ -30,18 +34,23 @@ class Sockets:
         self.sockets_max = sockets_max
         """So many sockets leave descriptors for everything else."""
         self.connections: set[Client] = set()
+        self._admitted = 0
         self._by_user: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
 
     def admit(self, address: str) -> bool:
         """Whether one more socket from ``address`` fits; it is counted if so."""
+        if self._admitted >= self.sockets_max:
+            return False
         if self._by_address[address] >= limits.SOCKETS_PER_ADDRESS_MAX:
             return False
+        self._admitted += 1
         self._by_address[address] += 1
         return True
 
     def dismiss(self, address: str) -> None:
         """A socket that was admitted is gone."""
+        self._admitted -= 1
         _take(self._by_address, address)
 
     def add(self, connection: Client) -> None:
@@ -54,7 +63,9 @@ class Sockets:
         """A socket is gone."""
         self.connections.discard(connection)
         self.metrics.sockets.set(len(self.connections))
-        self.metrics.sockets_closed.labels(str(code)).inc()
+        # A peer closes with any code it likes, and each would be a series of its own.
+        known = str(code) if code < PRIVATE_CODES or code in _CLOSE_CODES else "other"
+        self.metrics.sockets_closed.labels(known).inc()
 
     def claim_user(self, user: str) -> bool:
         """Whether one more socket of a user fits; it is counted if so."""

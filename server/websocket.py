@@ -186,6 +186,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if self.conn.state is State.OPEN:
             self.opened()
         elif self.transport.is_closing():
+            # Refused, and complete with that: to uvicorn it would be an error of ours.
+            self.handshake_complete = True
             self._abort_later()
 
     # --- Reading -----------------------------------------------------------------------
