@@ -145,7 +145,8 @@ class Hub:
                 # Whatever others did before this process listened, it has not heard.
                 again = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
                 found = again or found
-        seat.meter.moved(Move(found.session, found.notices), self.clock.now())
+        if seat.meter.asked is None:  # or else the answer tells what there is
+            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
         return seat
 
     async def _depart(self, session: Session) -> None:
@@ -347,7 +348,9 @@ class Hub:
         for seat in list(self._by_account.get(name, ())):
             identity = seat.meter.session.identity
             if message.get("moved") and message["session_id"] == identity.session_id:
-                seat.meter.moved(move_of(message), now_ms)
+                move = move_of(message)
+                if not _is_own(seat, move, message["node"]):
+                    seat.meter.moved(move, now_ms)
                 seat.drain()
                 self.release(seat)
             if message.get("recall"):
@@ -404,6 +407,13 @@ def _missed(kept: tuple[bytes, ...], last_seq: int | None) -> tuple[bytes, ...]:
     if last_seq is None:
         return ()
     return tuple(notice for notice in kept if sequence_number(notice) > last_seq)
+
+
+def _is_own(seat: Seat, move: Move, node: str) -> bool:
+    """Whether a move is the step that the seat has asked for: its answer is on its way, and
+    says to whom it is an answer."""
+    asked, version = seat.meter.asked, move.session.standing.version
+    return asked is not None and node == seat.node and version == asked.standing.version
 
 
 def _check_owner(identity: Identity, user_id: str) -> None:
