@@ -1,0 +1,119 @@
+"""What the tests of the socket share: waits, looks behind it, and a session with a bill."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import cast
+
+from websockets.exceptions import ConnectionClosed
+
+from protocol.states import Phase
+from server.config import RATES_DEFAULT
+from server.connection import Connection
+from storage.live import Found
+from tests.fixtures.server import TIMEOUT_S, Client, StartServer, TestServer
+
+CREDIT = 1_000_000
+
+KINDS = """
+[kinds.call]
+credits_per_minute = "6"
+increment_seconds = [60, 60]
+
+[kinds.lesson]
+credits_per_minute = "0"
+increment_seconds = [60, 60]
+counts_minutes = true
+"""
+
+Bill = tuple[int, int, list[bytes]]
+
+
+class Scene:
+    """A server with one session that has cost something, and a socket to try things on."""
+
+    def __init__(self, server: TestServer, client: Client) -> None:
+        self.server = server
+        self.client = client
+        self._bill: Bill | None = None
+
+    async def bill(self) -> Bill:
+        """What the session and the account have come to."""
+        live = self.server.process.live
+        standing = (await found(self.server, "bill-1")).session.standing
+        name = live.keys.account("user:ann", "ann")
+        account = await live.redis.hmget(name, ("balance", "charged_live", "held", "s:bill-1"))
+        return standing.version, standing.charged_micros, [cast(bytes, part) for part in account]
+
+    async def begin(self) -> None:
+        """Starts the session and pauses it; an increment has begun, and is charged."""
+        await self.client.ask("start", kind="call", session_id="bill-1")
+        await self.client.ask("pause", session_id="bill-1")
+        self._bill = await self.bill()
+        assert self._bill[1] == 6 * CREDIT
+
+    async def unharmed(self, client: Client | None = None) -> None:
+        """The socket answers on its line, and nothing was charged to anybody."""
+        assert (await (client or self.client).ask("ping"))["type"] == "pong"
+        assert await self.bill() == self._bill
+
+
+async def begin_scene(start_server: StartServer, directory: Path) -> "Scene":
+    """A server on the rate card of these tests, and a session with a bill."""
+    server = await start_server(rates=write_rates(directory))
+    await server.grant(100 * CREDIT)
+    scene = Scene(server, await server.login())
+    await scene.begin()
+    return scene
+
+
+def write_rates(directory: Path) -> Path:
+    """The default rate card, and kinds that cost at once."""
+    path = directory / "rates.toml"
+    path.write_text(RATES_DEFAULT.read_text().replace("[operations]", f"{KINDS}\n[operations]"))
+    return path
+
+
+async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
+    """Waits for what happens behind the socket, where nobody says that it has."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await condition():  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(0.005)
+
+
+async def found(server: TestServer, session_id: str, tenant: str = "user:ann") -> Found:
+    """A session as Redis has it."""
+    session = await server.process.live.attach(tenant, session_id, read_only=True)
+    assert session is not None
+    return session
+
+
+async def reaches(
+    server: TestServer, session_id: str, phase: Phase, tenant: str = "user:ann"
+) -> None:
+    """Waits until Redis has the session in a phase."""
+
+    async def is_there() -> bool:
+        return (await found(server, session_id, tenant)).session.standing.phase is phase
+
+    await eventually(is_there)
+
+
+async def closed(client: Client) -> tuple[int, list[str]]:
+    """The close code, and the types of what came before it."""
+    types: list[str] = []
+    while True:
+        try:
+            types.append((await client.receive())["type"])
+        except ConnectionClosed as error:
+            return (error.rcvd.code if error.rcvd is not None else 1006), types
+
+
+def connection_of(server: TestServer, user_id: str = "ann") -> Connection:
+    """The server's end of the user's only socket."""
+    (connection,) = [
+        connection
+        for connection in cast("set[Connection]", server.process.sockets.connections)
+        if connection.principal is not None and connection.principal.user_id == user_id
+    ]
+    return connection

@@ -1,0 +1,388 @@
+"""Many sockets: on one process, on several, too many of them, and all of them sent away."""
+
+import asyncio
+import json
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from protocol import limits
+from protocol.states import Event, Phase
+from protocol.steps import Step
+from server.config import load_rate_card
+from server.sockets import Sockets
+from storage.live import Outcome
+from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer
+from tests.server.scenes import (
+    CREDIT,
+    Scene,
+    begin_scene,
+    closed,
+    connection_of,
+    eventually,
+    found,
+    reaches,
+)
+from tests.simulation.cluster import Cluster, Node
+
+
+@pytest.fixture
+async def scene(
+    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Scene]:
+    """A session with a bill, which what happens to other sockets must not change."""
+    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10_000)
+    made = await begin_scene(start_server, tmp_path)
+    yield made
+    await made.unharmed()
+
+
+# --- Several processes ---------------------------------------------------------------
+
+
+async def test_credit_reaches_every_socket_of_the_account(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    clients = [await one.login(), await one.login(), await two.login()]
+    other = await two.login("bob")
+    await two.grant(3 * CREDIT, entry_id="g2")
+    for client in clients:
+        credit = await client.until("credit")
+        assert (credit["account_id"], credit["entry_id"]) == ("ann", "g2")
+        assert (credit["credits"], credit["delta"], credit["reason"]) == ("8", "3", "grant")
+    await one.grant(CREDIT, "bob", entry_id="g1")
+    assert (await other.receive())["account_id"] == "bob"
+
+
+async def test_a_session_on_two_processes_is_one(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    here, there = await one.login(), await two.login()
+    await here.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
+    joined = await there.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
+    assert joined["state"] == "active"
+    await there.until("tick")
+    for asking, told in ((here, there), (there, here)):
+        paused = await asking.ask("pause", session_id="chat-1")
+        assert paused["state"] == "paused"
+        heard = await told.until("session", lambda message: message["state"] == "paused")
+        assert (heard["seq"], heard["elapsed_ms"]) == (paused["seq"], paused["elapsed_ms"])
+        resumed = await told.ask("resume", session_id="chat-1")
+        assert resumed["state"] == "active"
+        await asking.until("session", lambda message: message["state"] == "active")
+    stopped = await here.ask("stop", session_id="chat-1")
+    told_of = await there.until("stopped")
+    assert told_of["receipt"] == stopped["receipt"]
+    assert told_of["seq"] == stopped["seq"]
+    assert "id" not in told_of
+
+
+async def test_both_stop_it_and_both_are_answered(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    here, there = await one.login(), await two.login()
+    for client in (here, there):
+        await client.ask("start", kind="chat", session_id="chat-1")
+    answers = await asyncio.gather(
+        here.ask("stop", session_id="chat-1"), there.ask("stop", session_id="chat-1")
+    )
+    # One of them ended it; the other, if it came later, hears that it has ended.
+    assert "stopped" in [answer["type"] for answer in answers]
+    for answer in answers:
+        assert answer["type"] == "stopped" or answer["code"] in {
+            "session_ended",
+            "unknown_session",
+        }
+
+
+async def test_both_start_it_and_both_have_it(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    here, there = await one.login(), await two.login()
+    answers = await asyncio.gather(
+        here.ask("start", kind="chat", session_id="chat-1"),
+        there.ask("start", kind="chat", session_id="chat-1"),
+    )
+    assert [answer["type"] for answer in answers] == ["session", "session"]
+    assert answers[0]["started_at"] == answers[1]["started_at"]
+
+    async def both_there() -> bool:
+        return (await found(one, "chat-1")).nodes == {one.process.node, two.process.node}
+
+    await eventually(both_there)
+    # Either may go, and the session goes on.
+    await here.close()
+    assert (await there.ask("pause", session_id="chat-1"))["state"] == "paused"
+    await there.ask("resume", session_id="chat-1")
+    await one.process.hub.idle()
+    assert (await found(one, "chat-1")).session.standing.phase is Phase.ACTIVE
+
+
+async def test_a_session_moves_to_another_process(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    here = await one.login()
+    await here.ask("start", kind="chat", session_id="chat-1")
+    await here.close()
+    await reaches(one, "chat-1", Phase.SUSPENDED)
+    there = await two.login()
+    back = await there.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
+    assert back["state"] == "active"
+    await there.until("tick")
+    assert (await there.ask("stop", session_id="chat-1"))["type"] == "stopped"
+
+
+async def test_the_process_that_a_session_left_forgets_it(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(20 * CREDIT)
+    terms = load_rate_card().terms("chat")
+    other = await cluster.node()
+    here, there = node.browser("here"), other.browser("there")
+    await here.start("chat-1", terms)
+    await cluster.advance(5_000)
+    await here.close()
+    assert (await there.start("chat-1", terms))["state"] == "active"
+    # It looked after the grace, and finds at its end that there is none any more.
+    await cluster.advance(terms.reconnect_grace_ms)
+    assert list(node.hub) == []
+    await cluster.advance(60_000)
+    assert there.seats["chat-1"].meter.elapsed_at(cluster.clock.now()) == 95_000
+
+
+async def test_the_news_of_a_step_may_come_before_its_answer(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(20 * CREDIT)
+    terms = load_rate_card().terms("chat")
+    other = await cluster.node()
+    here, there = node.browser("here"), other.browser("there")
+    await here.start("chat-1", terms)
+    await there.start("chat-1", terms)
+    commit = node.live.commit
+    numbers = count()
+
+    async def late(steps: Sequence[Step], name: str | None = None) -> list[Outcome]:
+        outcomes = await commit(steps, name)
+        await node.caught_up(cluster.redis, f"late {next(numbers)}")
+        return outcomes
+
+    monkeypatch.setattr(node.live, "commit", late)
+    await cluster.advance(61_000)
+    assert [minute["minute"] for minute in here.all("minute")] == [0]
+    assert (await here.request("chat-1", Event.PAUSE))["state"] == "paused"
+    assert (await here.request("chat-1", Event.RESUME))["state"] == "active"
+    assert there.last("session")["state"] == "active"
+    assert (await here.request("chat-1", Event.STOP))["type"] == "stopped"
+    assert here.last("stopped")["receipt"] == there.last("stopped")["receipt"]
+    assert [minute["minute"] for minute in here.all("minute")] == [0, 1]
+
+
+async def test_a_watcher_elsewhere_hears_what_happens(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    here, there = await one.login(), await two.login()
+    await here.ask("start", kind="chat", session_id="chat-1")
+    assert (await there.ask("watch", session_id="chat-1"))["state"] == "active"
+    await here.ask("pause", session_id="chat-1")
+    await there.until("session", lambda message: message["state"] == "paused")
+    await here.ask("resume", session_id="chat-1")
+    await there.until("session", lambda message: message["state"] == "active")
+    stopped = await here.ask("stop", session_id="chat-1")
+    assert (await there.until("stopped"))["receipt"] == stopped["receipt"]
+
+
+# --- Going ---------------------------------------------------------------------------
+
+
+async def test_a_draining_process_sends_its_clients_elsewhere(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    client = await one.login()
+    await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
+    silent = await one.connect()
+    async with asyncio.timeout(TIMEOUT_S):
+        await one.process.drain()
+    # When the drain is over the sessions are settled, whatever the clients do.
+    left = await found(one, "chat-1")
+    assert (left.session.standing.phase, left.nodes) == (Phase.SUSPENDED, frozenset())
+    for gone in (client, silent):
+        code, types = await closed(gone)
+        assert code == 4000
+        assert types[-1] == "reconnect"
+    assert one.process.sockets.connections == set()
+    with pytest.raises(InvalidStatus) as refused:
+        await one.connect()
+    assert refused.value.response.status_code == 503
+
+    back = await two.login()
+    joined = await back.ask("start", kind="chat", session_id="chat-1")
+    assert joined["state"] == "active"
+    gone_on = (await found(two, "chat-1")).session.standing
+    assert gone_on.elapsed_ms == left.session.standing.elapsed_ms
+
+
+async def test_reconnect_says_how_far_to_spread(server: TestServer) -> None:
+    client = await server.login()
+    await server.process.drain()
+    assert (await client.until("reconnect"))["after_ms"] == limits.DRAIN_SPREAD_MS
+
+
+# --- Too many, and unwanted ones ------------------------------------------------------
+
+
+async def test_a_flood_is_rate_limited_and_then_closed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10)
+    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_PER_SECOND", 0)
+    client = await scene.server.login()
+    for number in range(9):
+        assert (await client.ask("ping"))["type"] == "pong", number
+    limited = await client.ask("ping")
+    assert (limited["code"], limited["retryable"]) == ("rate_limited", True)
+    await client.connection.send("not JSON, and too often")
+    assert (await client.receive())["code"] == "rate_limited"
+    for _ in range(limits.REFUSALS_PER_SOCKET_MAX - 1):
+        await client.send("stop", session_id="bill-1")
+    code, types = await closed(client)
+    assert code == 4502
+    assert set(types) == {"error"}
+    assert len(types) == limits.REFUSALS_PER_SOCKET_MAX - 2
+    # The one who behaves beside it is served as before.
+    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10_000)
+
+
+async def test_a_socket_that_slows_down_is_forgiven(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await scene.server.login("bob")
+    bucket = connection_of(scene.server, "bob")._bucket
+    bucket.refused = limits.REFUSALS_PER_SOCKET_MAX
+    bucket._tokens = 0.0
+    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 2)
+    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_PER_SECOND", 10_000_000)
+    bucket._at -= 1_000
+    assert (await client.ask("ping"))["type"] == "pong"
+    assert bucket.refused == 0
+    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10_000)
+
+
+async def test_too_many_sockets_of_a_user_are_4503(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SOCKETS_PER_USER_MAX", 2)
+    server = scene.server
+    second = await server.login()
+    third = await server.connect()
+    await third.send("auth", token=server.token())
+    assert await closed(third) == (4503, [])
+    await server.login("bob")
+    await second.close()
+
+    async def counted_down() -> bool:
+        return server.process.sockets._by_user["user:ann/ann"] == 1
+
+    await eventually(counted_down)
+    await server.login()
+
+
+async def test_too_many_sockets_of_an_address_are_refused(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "SOCKETS_PER_ADDRESS_MAX", 1)
+    with pytest.raises(InvalidStatus) as refused:
+        await scene.server.connect()
+    assert refused.value.response.status_code == 503
+
+
+async def test_more_sockets_than_descriptors_are_refused(scene: Scene) -> None:
+    scene.server.process.sockets.sockets_max = 1
+    with pytest.raises(InvalidStatus) as refused:
+        await scene.server.connect()
+    assert refused.value.response.status_code == 503
+
+
+def test_sockets_are_counted_before_they_are_accepted(scene: Scene) -> None:
+    sockets = Sockets(scene.server.process.metrics, sockets_max=2)
+    assert sockets.admit("1.1.1.1")
+    assert sockets.admit("2.2.2.2")
+    assert not sockets.admit("3.3.3.3")
+    sockets.dismiss("1.1.1.1")
+    assert sockets.admit("3.3.3.3")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "", "http://[", "http://127.0.0.1", "http://127.0.0.1:1"],
+)
+async def test_a_page_of_another_site_is_refused(
+    scene: Scene, origin: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        await scene.server.connect(additional_headers={"Origin": origin})
+    assert refused.value.response.status_code == 403
+    assert refused.value.response.headers["Content-Type"] == "application/problem+json"
+    body = refused.value.response.body
+    assert body is not None
+    assert json.loads(body)["code"] == "forbidden"
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_page_of_the_same_site_is_served(scene: Scene) -> None:
+    client = await scene.server.connect(additional_headers={"Origin": scene.server.url})
+    assert (await client.ask("auth", token=scene.server.token()))["type"] == "welcome"
+
+
+async def test_a_page_of_an_allowed_site_is_served(start_server: StartServer) -> None:
+    server = await start_server(origins=("https://app.example",))
+    client = await server.connect(additional_headers={"Origin": "https://app.example"})
+    assert (await client.ask("auth", token=server.token()))["type"] == "welcome"
+    with pytest.raises(InvalidStatus):
+        await server.connect(additional_headers={"Origin": "https://evil.example"})
+
+
+async def test_a_client_that_vanishes_at_the_door_is_no_error(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    sockets = scene.server.process.sockets
+    opened = sockets.metrics.sockets_opened._value.get()
+    for with_token in (False, True):
+        bearer = f"Authorization: Bearer {scene.server.token()}\r\n" if with_token else ""
+        request = (
+            f"GET /v1/ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n{bearer}\r\n"
+        )
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", scene.server.port)) as peer:
+                # Closed with a reset, and nothing of the answer is read.
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                peer.sendall(request.encode())
+            assert (await scene.client.ask("ping"))["type"] == "pong"
+
+    async def gone() -> bool:
+        return len(sockets.connections) == 1 and sockets._by_address["127.0.0.1"] == 1
+
+    await eventually(gone)
+    assert sockets.metrics.sockets_opened._value.get() >= opened
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_a_session_is_not_stopped_by_a_socket_that_breaks_off(scene: Scene) -> None:
+    client = await scene.server.login()
+    await client.ask("start", kind="call", session_id="bill-1")
+    # Cut in the middle of a message: the frame says 100 bytes and has ten.
+    client.connection.transport.write(b"\x81\xe4\0\0\0\0" + b'{"type":"s')
+    client.connection.transport.abort()
+    with pytest.raises(ConnectionClosed):
+        await client.receive()
+
+    async def gone() -> bool:
+        return len(scene.server.process.sockets.connections) == 1
+
+    await eventually(gone)
+    assert (await found(scene.server, "bill-1")).session.standing.phase is Phase.PAUSED
