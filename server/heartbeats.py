@@ -71,13 +71,18 @@ class Heartbeats:
         self._pulses: dict[PulseKey, Pulse] = {}
 
     async def beat(
-        self, principal: Principal, session_id: str, start: messages.Start | None
+        self,
+        principal: Principal,
+        session_id: str,
+        start: messages.Start | None,
+        last_seq: int | None = None,
     ) -> messages.Session:
         """Takes a heartbeat, and answers the snapshot.
 
         The first one joins the session; ``start`` says how to start it where it does not
-        exist. Raises ``unknown_session``, ``session_ended``, ``forbidden``,
-        ``limit_reached`` and ``unavailable``.
+        exist. With ``last_seq`` the notices after it come in ``missed``. Raises
+        ``unknown_session``, ``session_ended``, ``forbidden``, ``limit_reached`` and
+        ``unavailable``.
         """
         assert principal.tenant is not None
         if not principal.may_start(session_id):
@@ -89,7 +94,10 @@ class Heartbeats:
         if pulse.seat.meter.session.identity.user_id != principal.user_id:
             raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
         pulse.extend(self.process)
-        return pulse.seat.snapshot()
+        if last_seq is None:
+            return pulse.seat.snapshot()
+        kept = await self.process.hub.missed(pulse.seat, last_seq)
+        return pulse.seat.snapshot(missed=kept)
 
     async def _begin(
         self, principal: Principal, key: PulseKey, start: messages.Start | None

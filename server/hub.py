@@ -133,6 +133,13 @@ class Hub:
         self.leave(seat)
         return seat
 
+    async def missed(self, seat: Seat, last_seq: int) -> tuple[bytes, ...]:
+        """The notices of a session after ``last_seq``."""
+        identity = seat.meter.session.identity
+        found = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
+        kept = found.notices if found is not None else ()
+        return _missed((*kept, *seat.meter.notices.unrecorded), last_seq)
+
     async def _found(self, found: Found) -> Seat:
         """The seat of a session that this process is attached to, as it was found."""
         identity = found.session.identity

@@ -5,6 +5,7 @@ import contextlib
 import secrets
 import socket
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -54,10 +55,12 @@ class Process:
         )
         self.presence = Presence(self.live, Orphans(self.hub, self.live), self.clock)
         self.authenticator = Authenticator(settings)
-        self.money = Money(self.live, records, self.clock)
+        self.money = Money(self.live, records, self.clock, self.hub.accounts, rates)
         self.sockets = Sockets(self.metrics, sockets_max)
         self.draining = False
         """It is about to stop, and is not ready any more."""
+        self.at_drain: list[Callable[[], None]] = []
+        """Called when clients are sent away: what stands for sockets goes with them."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
@@ -104,6 +107,8 @@ class Process:
         """Sends the clients away, and waits until their sessions are settled."""
         self.draining = True
         await self.sockets.drain(limits.DRAIN_SPREAD_MS)
+        for drain in self.at_drain:
+            drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.DRAIN_SPREAD_MS / 1000):
                 await self.hub.idle()

@@ -1,0 +1,76 @@
+"""The heartbeat path: where no WebSocket gets through."""
+
+from typing import Annotated, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol import messages
+from protocol.codec import check_metadata
+from protocol.fields import describe
+from server.heartbeats import Heartbeats
+from server.http import answer, path_id, principal_of, raw_body, read_body
+from server.openapi import Operation, described
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
+    """A proof of life; with a kind, it starts a session that does not exist yet."""
+
+    kind: (
+        Annotated[str, describe("A kind of the rate card: starts the session, or joins it.")] | None
+    ) = None
+    counterpart_id: Annotated[str, describe("The other side: an advisor, a callee.")] | None = None
+    metadata: Annotated[dict[str, Any], describe("Kept with the session.")] | None = None
+    last_seq: (
+        Annotated[int, describe("The newest `seq` seen: later notices come in `missed`.")] | None
+    ) = None
+
+
+def heartbeats_of(request: Request) -> Heartbeats:
+    """The pulses of the process that serves the request."""
+    found: Heartbeats = request.app.state.heartbeats
+    return found
+
+
+@described(
+    Operation(
+        tag="sessions",
+        roles=("user",),
+        path={"id": "The session."},
+        body=Heartbeat,
+        answers={200: (messages.Session,)},
+        errors={
+            402: ("limit_reached",),
+            404: ("unknown_session",),
+            409: ("session_ended",),
+            422: ("unknown_kind",),
+        },
+    )
+)
+async def heartbeat(request: Request) -> Response:
+    """Counts as a proof of life for 45 s, and answers the snapshot.
+
+    Send one well within that time. When the next does not come, the session is suspended,
+    as if a socket had been lost, and its reconnect grace runs.
+    """
+    principal = await principal_of(request, "user")
+    session_id = path_id(request)
+    body = read_body(await raw_body(request), Heartbeat)
+    start = None
+    if body.kind is not None:
+        check_metadata(body.metadata)
+        start = msgspec.convert(
+            {
+                "type": "start",
+                "session_id": session_id,
+                **{name: value for name, value in msgspec.to_builtins(body).items() if value},
+            },
+            messages.Start,
+        )
+    found = await heartbeats_of(request).beat(principal, session_id, start, body.last_seq)
+    return answer(found)
+
+
+ROUTES = [Route("/v1/sessions/{id}/heartbeat", heartbeat, methods=["POST"])]

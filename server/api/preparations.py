@@ -1,0 +1,133 @@
+"""Prepared sessions: a backend says what a session costs, before the browser starts it."""
+
+from typing import Annotated, Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol.codec import check_metadata
+from protocol.errors import BadMessageError
+from protocol.fields import describe, is_id
+from protocol.money import format_credits
+from protocol.rates import terms_with
+from server.auth import tenant_of
+from server.http import Problem, answer, principal_of, process_of, query_id, raw_body, read_body
+from server.openapi import ORG, Operation, described
+from storage.rows import SessionPrepared
+
+
+class Preparation(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that a user may start, and its own terms; what is left out is the kind's."""
+
+    session_id: Annotated[str, describe("The session: one chat, recording or call.")]
+    kind: Annotated[str, describe("A kind of the rate card.")]
+    user_id: Annotated[str, describe("The user who may start it.")]
+    counterpart_id: Annotated[str, describe("The other side: an advisor, a callee.")] | None = None
+    account_id: (
+        Annotated[str, describe("The credit account; the user's own when left out.")] | None
+    ) = None
+    credits_per_minute: Annotated[str, describe("The price of a minute.")] | None = None
+    free_seconds: Annotated[int, describe("Free time.")] | None = None
+    max_session_seconds: Annotated[int, describe("The longest it may last; 0: no cap.")] | None = (
+        None
+    )
+    metadata: Annotated[dict[str, Any], describe("Kept with the session.")] | None = None
+
+
+class Prepared(msgspec.Struct, frozen=True, kw_only=True):
+    """A prepared session, and the terms that it will start with."""
+
+    session_id: str
+    kind: str
+    user_id: str
+    org_id: str | None
+    account_id: str
+    counterpart_id: str | None
+    state: str
+    credits_per_minute: str
+    free_seconds: int
+    max_session_seconds: int
+    metadata: dict[str, Any] | None
+
+
+def _prepared(session: SessionPrepared) -> Prepared:
+    terms = session.terms
+    return Prepared(
+        session_id=session.session_id,
+        kind=session.kind,
+        user_id=session.user_id,
+        org_id=session.org_id,
+        account_id=session.account_id,
+        counterpart_id=session.counterpart_id,
+        state="prepared",
+        credits_per_minute=format_credits(terms.price_micros),
+        free_seconds=terms.free_ms // 1000,
+        max_session_seconds=terms.session_cap_ms // 1000,
+        metadata=session.metadata,
+    )
+
+
+def _check_ids(body: Preparation) -> None:
+    for name in ("session_id", "user_id", "counterpart_id", "account_id"):
+        value = getattr(body, name)
+        if value is not None and not is_id(value):
+            raise BadMessageError(f"{name}: must be 1-128 characters of A-Z a-z 0-9 . _ : @ -")
+
+
+@described(
+    Operation(
+        tag="sessions",
+        roles=("key",),
+        parameters=(ORG,),
+        body=Preparation,
+        answers={200: (Prepared,), 201: (Prepared,)},
+        errors={409: ("session_exists",), 422: ("unknown_kind",)},
+    )
+)
+async def prepare(request: Request) -> Response:
+    """Prepares a session for a user, with a price, free time and cap of its own.
+
+    The browser's `start` takes these and cannot change them. The same preparation again
+    is answered with 200; another one under the same id is a conflict, and so is a session
+    that has started.
+    """
+    process = process_of(request)
+    await principal_of(request, "key")
+    org_id = query_id(request, "org")
+    body = read_body(await raw_body(request), Preparation)
+    _check_ids(body)
+    check_metadata(body.metadata)
+    terms = terms_with(
+        process.rates.terms(body.kind),
+        credits_per_minute=body.credits_per_minute,
+        free_seconds=body.free_seconds,
+        max_session_seconds=body.max_session_seconds,
+    )
+    wanted = SessionPrepared(
+        tenant=tenant_of(org_id, body.user_id),
+        session_id=body.session_id,
+        user_id=body.user_id,
+        org_id=org_id,
+        account_id=body.account_id or body.user_id,
+        counterpart_id=body.counterpart_id,
+        kind=body.kind,
+        terms=terms,
+        metadata=body.metadata,
+    )
+    # A session that nobody prepared may live already, and not be in Postgres yet.
+    live = await process.live.attach(wanted.tenant, wanted.session_id, read_only=True)
+    if live is None and await process.records.prepare_session(wanted):
+        return answer(_prepared(wanted), 201)
+    row = await process.records.session(wanted.tenant, wanted.session_id)
+    if live is None and row is not None and row.state == "prepared":
+        found = SessionPrepared(
+            **{name: getattr(row, name) for name in SessionPrepared.__struct_fields__}
+        )
+        if found == wanted:
+            return answer(_prepared(wanted), 200)
+    raise Problem(409, "session_exists", "there is another session of this id already")
+
+
+ROUTES = [Route("/v1/sessions", prepare, methods=["POST"])]

@@ -1,0 +1,67 @@
+"""Sessions of clients without a WebSocket, alone and beside sockets of the same session."""
+
+from protocol import limits
+from tests.fixtures.server import TestServer
+from tests.server.api import advance, ask, assert_problem
+
+PATH = "/v1/sessions/chat-1/heartbeat"
+
+
+async def test_a_session_lives_by_heartbeats(server: TestServer) -> None:
+    await server.grant(10_000_000)
+    token = server.token()
+    begun = await ask(server, "POST", PATH, token, json={"kind": "chat"})
+    assert begun.status_code == 200, begun.text
+    assert begun.json()["state"] == "active"
+    for _ in range(3):
+        advance(server, 40_000)
+        snapshot = (await ask(server, "POST", PATH, token)).json()
+        assert snapshot["state"] == "active"
+    assert 120_000 <= snapshot["elapsed_ms"] < 130_000
+    receipt = (await ask(server, "POST", "/v1/sessions/chat-1/stop", token)).json()
+    assert receipt["minutes"] == 3
+    assert receipt["reason"] == "client"
+    ended = await ask(server, "POST", PATH, token, json={"kind": "chat"})
+    assert_problem(ended, 409, "session_ended")
+
+
+async def test_the_proof_of_a_heartbeat_ends(server: TestServer) -> None:
+    await server.grant(10_000_000)
+    token = server.token()
+    await ask(server, "POST", PATH, token, json={"kind": "chat"})
+    advance(server, limits.HEARTBEAT_PROOF_MS + 5_000)
+    await server.process.hub.idle()
+    snapshot = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
+    assert snapshot["state"] == "suspended"
+    assert abs(snapshot["elapsed_ms"] - limits.HEARTBEAT_PROOF_MS) < 1_000
+    back = (await ask(server, "POST", PATH, token)).json()
+    assert back["state"] == "active"
+
+
+async def test_heartbeats_beside_a_socket_are_counted_once(server: TestServer) -> None:
+    await server.grant(10_000_000)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    token = server.token()
+    assert (await ask(server, "POST", PATH, token)).json()["state"] == "active"
+    advance(server, 30_000)
+    await client.close()
+    snapshot = (await ask(server, "POST", PATH, token)).json()
+    assert snapshot["state"] == "active"
+    assert 30_000 <= snapshot["elapsed_ms"] < 40_000
+
+
+async def test_what_a_heartbeat_may_not_do(server: TestServer) -> None:
+    assert_problem(await ask(server, "POST", PATH, server.token()), 404, "unknown_session")
+    assert_problem(
+        await ask(server, "POST", PATH, server.token(), json={"kind": "nothing"}),
+        422,
+        "unknown_kind",
+    )
+    assert_problem(
+        await ask(server, "POST", PATH, server.token(), json={"kind": 1}), 400, "bad_message"
+    )
+    assert_problem(await ask(server, "POST", PATH, None), 401, "unauthenticated")
+    assert_problem(await ask(server, "POST", PATH), 403, "forbidden")
+    other = server.token(sessions=["another"])
+    assert_problem(await ask(server, "POST", PATH, other, json={"kind": "chat"}), 403, "forbidden")

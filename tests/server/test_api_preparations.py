@@ -1,0 +1,78 @@
+"""Prepared sessions: the backend's price, which the browser cannot change."""
+
+from tests.fixtures.server import StartServer, TestServer
+from tests.server.api import ask, assert_problem
+
+BODY = {
+    "session_id": "chat-1",
+    "kind": "chat",
+    "user_id": "ann",
+    "counterpart_id": "advisor-7",
+    "credits_per_minute": "3.5",
+    "free_seconds": 0,
+    "max_session_seconds": 600,
+}
+
+
+async def test_the_browser_takes_the_backends_terms(server: TestServer) -> None:
+    await server.grant(10_000_000)
+    prepared = await ask(server, "POST", "/v1/sessions", json=BODY)
+    assert prepared.status_code == 201, prepared.text
+    assert prepared.json()["credits_per_minute"] == "3.5"
+    again = await ask(server, "POST", "/v1/sessions", json=BODY)
+    assert (again.status_code, again.json()) == (200, prepared.json())
+
+    client = await server.login()
+    session = await client.ask(
+        "start", kind="recording", session_id="chat-1", counterpart_id="somebody-else"
+    )
+    assert session["kind"] == "chat"
+    assert session["credits_per_minute"] == "3.5"
+    assert session["free_remaining_ms"] == 0
+    assert {part["limit"] for part in session["limits"]} == {"credits", "session_cap"}
+    stopped = await client.ask("stop", session_id="chat-1")
+    assert stopped["receipt"]["counterpart_id"] == "advisor-7"
+
+
+async def test_only_the_user_whom_it_is_for_may_start_it(server: TestServer) -> None:
+    await ask(server, "POST", "/v1/sessions", json=BODY)
+    # Another user's sessions have their own names: without an organisation, a tenant each.
+    ben = await server.login("ben")
+    own = await ben.ask("start", kind="chat", session_id="chat-1")
+    assert own["credits_per_minute"] == "1"
+    org = {**BODY, "session_id": "chat-2", "free_seconds": 60}
+    await ask(server, "POST", "/v1/sessions?org=acme", json=org)
+    ben = await server.login("ben", org="acme")
+    refused = await ben.ask("start", kind="chat", session_id="chat-2")
+    assert refused["code"] == "forbidden"
+    ann = await server.login("ann", org="acme")
+    assert (await ann.ask("start", kind="chat", session_id="chat-2"))["state"] == "active"
+
+
+async def test_what_cannot_be_prepared(server: TestServer) -> None:
+    await ask(server, "POST", "/v1/sessions", json=BODY)
+    other = {**BODY, "credits_per_minute": "1"}
+    assert_problem(await ask(server, "POST", "/v1/sessions", json=other), 409, "session_exists")
+    for change in (
+        {"kind": "nothing"},
+        {"credits_per_minute": "-1"},
+        {"free_seconds": "x"},
+        {"session_id": "a/b"},
+        {"user_id": ""},
+        {"metadata": {"much": "x" * 3000}},
+    ):
+        response = await ask(server, "POST", "/v1/sessions", json={**BODY, **change})
+        assert response.status_code in (400, 422), change
+    assert_problem(
+        await ask(server, "POST", "/v1/sessions", server.token(), json=BODY), 403, "forbidden"
+    )
+
+
+async def test_only_prepared_sessions_start_where_that_is_set(start_server: StartServer) -> None:
+    server = await start_server(start="prepared")
+    await server.grant(10_000_000)
+    client = await server.login()
+    refused = await client.ask("start", kind="chat", session_id="chat-1")
+    assert refused["code"] == "forbidden"
+    await ask(server, "POST", "/v1/sessions", json=BODY)
+    assert (await client.ask("start", kind="chat", session_id="chat-1"))["state"] == "active"
