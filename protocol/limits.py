@@ -135,6 +135,13 @@ GRANT_SHRUNKEN_MS: Final = (5_000, 1_000)  # DESIGN: when a counter runs low, in
 # DESIGN: less than twice what the account's sessions burn in a minute is low.
 GRANT_LOW_MINUTES: Final = 2
 RECALL_WAIT_MS: Final = 250  # DESIGN: holders settle and shrink, then the spend again
+# Redis knows a spend again for so long, and for as long as its record is in the outbox;
+# whoever comes later finds it in the ledger, where it is looked for first.
+SPENDS_REMEMBERED_MS: Final = 600_000
+SPENDS_REMEMBERED_MIN: Final = 1_024
+"""Of one account: with fewer of them none is looked through for old ones."""
+HOLD_KEPT_MS: Final = 3_600_000
+"""A hold that is no longer open stays known in Redis for so long."""
 # The outer deadline of one Redis call: a dead server takes 3.6 s to say so (PITFALLS),
 # and a claim must fail early enough to be made again within the margin.
 REDIS_TIMEOUT_MS: Final = 1_500
@@ -151,7 +158,14 @@ MINUTES_PER_CLAIM_MAX: Final = 256
 TIMERS_PER_TURN_MAX: Final = 512
 """Deadlines handled before sockets are looked at again: about 5 ms of ticks."""
 HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
+HOLD_OVERDUE_MS: Final = 60_000
+"""A hold that Postgres has as open so long after its end is looked after by the sweep."""
 HOLDS_PER_ACCOUNT_MAX: Final = 256
+HOLDS_EXPIRED_PER_PASS_MAX: Final = 256
+"""Holds of one partition that are ended between two looks at the others."""
+GRANT_EXPIRY_LATE_MS: Final = 120_000
+"""A grant is taken back so long after its end: time and operations of before have been
+written down by then, even those of a session that ran on without Redis."""
 LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 1_024
 """A claim looks at every session of the account, so their number is bounded."""
 ACCOUNTS_CACHED_MAX: Final = 65_536
@@ -240,6 +254,11 @@ assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
 assert UNCOVERED_MS_MAX <= UNFLUSHED_MINUTES_PER_SESSION_MAX * 60_000
 assert HOLD_MS_MAX <= ACCOUNT_IDLE_MS
+# Repeating a request is done before Redis has forgotten what it was about.
+assert REQUEST_TIMEOUT_MS < SPENDS_REMEMBERED_MS < ACCOUNT_IDLE_MS
+assert HOLD_OVERDUE_MS < HOLD_KEPT_MS < ACCOUNT_IDLE_MS
+# A session's last minute before a grant's end, and the longest it may come late.
+assert 60_000 + UNCOVERED_MS_DEFAULT <= GRANT_EXPIRY_LATE_MS
 assert PARTITIONS_DEFAULT <= PARTITIONS_MAX
 assert PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX
 assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS < JWKS_STALE_MS_MAX

@@ -58,13 +58,18 @@ class Loader:
 
     async def account(self, tenant: str, account_id: str) -> None:
         """Loads a credit account from the ledger."""
-        await self._refuse_behind(tenant)
+        await self.refuse_behind(tenant)
         try:
             found = await self.records.load_account(tenant, account_id)
         except UnavailableError as error:
             raise ServiceError("the account cannot be loaded now") from error
         await self.live.load_account(
-            tenant, account_id, found.balance_micros, found.recent_entry_ids
+            tenant,
+            account_id,
+            found.balance_micros,
+            found.recent_entry_ids,
+            reserved_micros=found.reserved_micros,
+            holds=found.holds,
         )
 
     async def member(self, tenant: str, user_id: str) -> MemberRecord:
@@ -82,13 +87,15 @@ class Loader:
 
     async def months(self, tenant: str, user_id: str) -> None:
         """Loads the months' counters of a member and of the organisation."""
-        await self._refuse_behind(tenant)
+        await self.refuse_behind(tenant)
         found = await self.member(tenant, user_id)
         member: dict[str, str | int] = {"limit": _limit(found.member_limit_minutes), "overage": 0}
         org: dict[str, str | int] = {
             "limit": _limit(found.org_limit_minutes),
             "overage": int(found.allow_overage),
         }
+        for adjustment_id in found.adjustment_ids:
+            member[f"a:{adjustment_id}"] = org[f"a:{adjustment_id}"] = 1
         for used in found.months:
             member[f"used:{used.month.isoformat()}"] = used.member_minutes
             org[f"used:{used.month.isoformat()}"] = used.org_minutes
@@ -98,7 +105,7 @@ class Loader:
 
     async def free_time(self, identity: Identity, day_start_at: int | None) -> None:
         """Loads what a user has had of a shared allowance of free time."""
-        await self._refuse_behind(identity.tenant)
+        await self.refuse_behind(identity.tenant)
         try:
             used_ms = await self.records.free_used(
                 identity.tenant,
@@ -112,10 +119,13 @@ class Loader:
         key = self.live.keys.free(identity.tenant, identity.free_key or "")
         await self.live.load_month(key, {"used": used_ms})
 
-    async def _refuse_behind(self, tenant: str) -> None:
-        """What Postgres says is complete only while the outbox is not far behind."""
+    async def refuse_behind(
+        self, tenant: str, behind_ms: int = limits.ACCOUNT_IDLE_MS // 2
+    ) -> None:
+        """Raises ``ServiceError`` while the tenant's outbox is further behind than that: what
+        Postgres says is not complete."""
         oldest_at = await self.live.oldest_record_ms(tenant)
-        if oldest_at is not None and self.clock.now() - oldest_at > limits.ACCOUNT_IDLE_MS // 2:
+        if oldest_at is not None and self.clock.now() - oldest_at > behind_ms:
             raise ServiceError("the record is too far behind to load from")
 
 

@@ -1,8 +1,11 @@
-"""Money in: a grant is an entry in Postgres first, and then in Redis.
+"""Credits of accounts: money in, operations that are charged, and holds for them.
 
-The two writes cannot be one, so the first leaves a note in Postgres (``account_inbox``)
-that is taken away when the second is done. A process that dies between them is followed
-by one that finds the note; Redis knows the entries that it took, so nothing counts twice.
+Money in is an entry in Postgres first, and then in Redis. The two writes cannot be one, so
+the first leaves a note in Postgres (``account_inbox``) that is taken away when the second
+is done. A process that dies between them is followed by one that finds the note; Redis
+knows the entries that it took, so nothing counts twice.
+
+Money out is in ``server.spends`` and ``server.holds``, what expires in ``server.expiry``.
 """
 
 import asyncio
@@ -13,9 +16,40 @@ import structlog
 from protocol import limits
 from protocol.errors import ServiceError
 from protocol.events import EntryPosted
+from protocol.rates import RateCard
+from server.accounts import Accounts
+from server.charges import (
+    CanPerform,
+    Exceeds,
+    Held,
+    HoldGone,
+    Limited,
+    Posted,
+    Short,
+    Spent,
+    Voided,
+)
 from server.clock import Clock
+from server.expiry import Expiry
+from server.holds import Holds
+from server.spends import Spends
 from storage.live import Live, LiveError
 from storage.records import Records, UnavailableError
+from storage.spending import AccountName
+
+__all__ = [
+    "AccountName",
+    "CanPerform",
+    "Exceeds",
+    "Held",
+    "HoldGone",
+    "Limited",
+    "Money",
+    "Posted",
+    "Short",
+    "Spent",
+    "Voided",
+]
 
 log = structlog.get_logger()
 
@@ -25,13 +59,14 @@ INBOX_AGE_MS = 2_000
 """Younger notes are about to be taken away by whoever wrote them."""
 
 
-class Money:
-    """Writes entries of money in, and brings them to Redis."""
+class Money(Spends, Holds):
+    """Moves credits in and out of accounts; what they come to is in ``server.charges``."""
 
-    def __init__(self, live: Live, records: Records, clock: Clock) -> None:
-        self.live = live
-        self.records = records
-        self.clock = clock
+    def __init__(
+        self, live: Live, records: Records, clock: Clock, accounts: Accounts, rates: RateCard
+    ) -> None:
+        super().__init__(live, records, clock, accounts, rates)
+        self.expiry = Expiry(self)
 
     async def enter(
         self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
@@ -82,7 +117,12 @@ class Money:
         return count
 
     async def run(self) -> None:
-        """Looks for forgotten notes for as long as the process lives."""
+        """Looks for forgotten notes, and for what expires, for as long as the process lives."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._apply_forgotten())
+            tasks.create_task(self.expiry.run())
+
+    async def _apply_forgotten(self) -> None:
         while True:
             await asyncio.sleep(INBOX_INTERVAL_S)
             try:

@@ -46,6 +46,18 @@ class Keys:
         """The newest entries of money in that an account has taken."""
         return self._key(tenant, "applied", f"{tenant}/{account_id}")
 
+    def spends(self, tenant: str, account_id: str) -> str:
+        """The newest spends of an account, by the instant of their record in the outbox."""
+        return self._key(tenant, "spends", f"{tenant}/{account_id}")
+
+    def operations(self, tenant: str, account_id: str) -> str:
+        """How often an account's operations were done, by month."""
+        return self._key(tenant, "operations", f"{tenant}/{account_id}")
+
+    def hold(self, tenant: str, hold_id: str) -> str:
+        """A hold for an operation."""
+        return self._key(tenant, "hold", f"{tenant}/{hold_id}")
+
     def member(self, tenant: str, user_id: str) -> str:
         """A member's months."""
         return self._key(tenant, "member", f"{tenant}/{user_id}")
@@ -69,6 +81,10 @@ class Keys:
     def graces(self, partition: int) -> str:
         """A partition's sessions whose grace runs, by its end."""
         return f"{{p{partition}}}:graces"
+
+    def holds(self, partition: int) -> str:
+        """A partition's open holds, by the instant at which they expire."""
+        return f"{{p{partition}}}:holds"
 
     def node(self, partition: int, node: str) -> str:
         """The sessions of a partition that a process has sockets of."""

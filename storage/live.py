@@ -20,11 +20,12 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from protocol import limits
 from protocol.effects import Reply
-from protocol.projection import Line, MonthProjection
+from protocol.projection import MonthProjection
 from protocol.session import Identity, Session
 from protocol.steps import Step
+from storage.figures import AccountFigures, figures_of
 from storage.keys import NODES, Keys
-from storage.wire import encode_step, line_from, month_of, reply_of, session_of
+from storage.wire import encode_step, month_of, reply_of, session_of
 
 LUA_DIR = Path(__file__).parent / "lua"
 ENTRIES_REMEMBERED = 1_024
@@ -43,18 +44,6 @@ class Found(msgspec.Struct, frozen=True):
     """Oldest first."""
     nodes: frozenset[str]
     """The processes that have sockets of it."""
-
-
-class AccountFigures(msgspec.Struct, frozen=True):
-    """An account as Redis has it."""
-
-    version: int
-    balance_micros: int
-    gross_micros: int
-    held_micros: int
-    reserved_micros: int
-    burn_micros: int
-    lines: dict[str, Line]
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -243,24 +232,8 @@ class Live:
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
         """The account; None when it is cold and must be loaded from the ledger."""
-        found = await self._ask(self.redis.hgetall(self.keys.account(tenant, account_id)))
-        if not found:
-            return None
-        lines = {
-            name[2:].decode(): line_from(line)
-            for name, line in found.items()
-            if name.startswith(b"s:")
-        }
-        balance = int(found[b"balance"])
-        return AccountFigures(
-            version=int(found.get(b"version", 0)),
-            balance_micros=balance,
-            gross_micros=balance + int(found.get(b"charged_live", 0)),
-            held_micros=int(found.get(b"held", 0)),
-            reserved_micros=int(found.get(b"reserved", 0)),
-            burn_micros=int(found.get(b"burn", 0)),
-            lines=lines,
-        )
+        key = self.keys.account(tenant, account_id)
+        return figures_of(await self.ask(self.redis.hgetall(key)))
 
     async def month(
         self, tenant: str, user_id: str, month: str
@@ -269,7 +242,7 @@ class Live:
         names = ("limit", f"used:{month}", "active", "overage")
         counters = []
         for key in (self.keys.member(tenant, user_id), self.keys.organization(tenant)):
-            limit, used, active, overage = await self._ask(self.redis.hmget(key, names))
+            limit, used, active, overage = await self.ask(self.redis.hmget(key, names))
             counters.append(
                 month_of([b"" if overage == b"1" else limit or b"", used or b"0", active or b"0"])
             )
@@ -278,13 +251,21 @@ class Live:
     async def free_used(self, identity: Identity) -> int | None:
         """What was drawn from a session's shared allowance; None when it is cold."""
         key = self.keys.free(identity.tenant, identity.free_key or "")
-        used = await self._ask(self.redis.hget(key, "used"))
+        used = await self.ask(self.redis.hget(key, "used"))
         return None if used is None else int(used)
 
     async def load_account(
-        self, tenant: str, account_id: str, balance_micros: int, entry_ids: Sequence[str]
+        self,
+        tenant: str,
+        account_id: str,
+        balance_micros: int,
+        entry_ids: Sequence[str],
+        *,
+        reserved_micros: int = 0,
+        holds: int = 0,
     ) -> None:
-        """Puts a cold account into Redis; ``entry_ids`` are what its balance contains.
+        """Puts a cold account into Redis; ``entry_ids`` are what its balance contains, and
+        ``reserved_micros`` is what as many open ``holds`` reserve out of it.
 
         An account leaves Redis only after a day without a live session, and is loaded
         only while the partition's outbox holds nothing older than that; so what Postgres
@@ -292,7 +273,10 @@ class Live:
         """
         keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
         fields = ["balance", balance_micros]
-        await self._load(keys, [limits.ACCOUNT_IDLE_MS, 1, *fields, *entry_ids])
+        if holds:
+            fields += ["held", reserved_micros, "reserved", reserved_micros]
+            fields += ["holds", holds, "live", holds]
+        await self._load(keys, [limits.ACCOUNT_IDLE_MS, len(fields) // 2, *fields, *entry_ids])
 
     async def load_month(self, key: str, fields: dict[str, str | int]) -> None:
         """Puts a cold counter of a member, an organisation or free time into Redis."""
@@ -303,7 +287,7 @@ class Live:
     async def oldest_record_ms(self, tenant: str) -> int | None:
         """The instant at which the oldest record in the tenant's outbox was appended."""
         outbox = self.keys.outbox(self.keys.partition(tenant))
-        entries = await self._ask(self.redis.xrange(outbox, count=1))
+        entries = await self.ask(self.redis.xrange(outbox, count=1))
         return int(entries[0][0].split(b"-")[0]) if entries else None
 
     async def credit(
@@ -341,45 +325,55 @@ class Live:
 
     async def forget_node(self, node: str) -> None:
         """Removes a process whose sessions were all swept, or which has none."""
-        await self._ask(self.redis.zrem(NODES, node))
+        await self.ask(self.redis.zrem(NODES, node))
 
     async def sessions_of_node(self, node: str) -> AsyncIterator[tuple[str, str]]:
         """The sessions that a process has sockets of: tenant and id."""
         for partition in range(self.keys.partitions):
-            for member in await self._ask(self.redis.smembers(self.keys.node(partition, node))):
+            for member in await self.ask(self.redis.smembers(self.keys.node(partition, node))):
                 tenant, _, session_id = member.decode().rpartition("/")
                 yield tenant, session_id
 
     async def depart(self, tenant: str, session_id: str, node: str) -> None:
         """Takes a process off a session that others serve on."""
-        await self._ask(self.redis.srem(self.keys.sockets(tenant, session_id), node))
+        await self.ask(self.redis.srem(self.keys.sockets(tenant, session_id), node))
         await self.leave(tenant, session_id, node)
 
     async def leave(self, tenant: str, session_id: str, node: str) -> None:
         """Forgets that a process had sockets of a session that has ended."""
         keys = self.keys
         member = f"{tenant}/{session_id}"
-        await self._ask(self.redis.srem(keys.node(keys.partition(tenant), node), member))
+        await self.ask(self.redis.srem(keys.node(keys.partition(tenant), node), member))
 
     async def outbox(self) -> tuple[int, int | None]:
         """Entries of all outboxes, and the instant of the oldest; None: there is none."""
         async with self.redis.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):
                 pipeline.xlen(self.keys.outbox(partition))
+            entries = sum(await self.ask(pipeline.execute()))
+        oldest = [at for at in await self.written_until() if at is not None]
+        return entries, min(oldest) if oldest else None
+
+    async def written_until(self) -> list[int | None]:
+        """The instant of the oldest record in each partition's outbox; None: it is empty.
+
+        Everything that was appended before is in Postgres.
+        """
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            for partition in range(self.keys.partitions):
                 pipeline.xrange(self.keys.outbox(partition), count=1)
-            answers = await self._ask(pipeline.execute())
-        oldest = [int(rows[0][0].split(b"-")[0]) for rows in answers[1::2] if rows]
-        return sum(answers[::2]), min(oldest) if oldest else None
+            answers = await self.ask(pipeline.execute())
+        return [int(rows[0][0].split(b"-")[0]) if rows else None for rows in answers]
 
     async def graces(self, until_ms: int) -> AsyncIterator[tuple[str, str]]:
         """Sessions whose grace ended at ``until_ms`` or before: tenant and id."""
         for partition in range(self.keys.partitions):
             key = self.keys.graces(partition)
-            for member in await self._ask(self.redis.zrangebyscore(key, "-inf", until_ms)):
+            for member in await self.ask(self.redis.zrangebyscore(key, "-inf", until_ms)):
                 tenant, _, session_id = member.decode().rpartition("/")
                 yield tenant, session_id
 
-    async def _ask(self, command: Any) -> Any:
+    async def ask(self, command: Any) -> Any:
         """The answer to one command, or :class:`LiveError`."""
         try:
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):

@@ -15,6 +15,7 @@ from protocol.events import EntryPosted
 from protocol.session import Identity
 from protocol.states import Event
 from protocol.terms import Terms
+from server.config import load_rate_card
 from server.hub import Hub
 from server.loading import Loader
 from server.metrics import Metrics
@@ -198,7 +199,9 @@ class Node:
         self.timers = Timers(self.clock)
         self.hub = Hub(self.live, self.loader, self.clock, self.timers, self.metrics)
         self.orphans = Orphans(self.hub, self.live)
-        self.money = Money(self.live, cluster.records, self.clock)
+        self.money = Money(
+            self.live, cluster.records, self.clock, self.hub.accounts, load_rate_card()
+        )
         self._barriers: dict[str, asyncio.Event] = {}
 
     async def start(self) -> None:

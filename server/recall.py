@@ -1,0 +1,66 @@
+"""Recall: what sessions merely hold never makes a spend fail.
+
+Sessions hold credits ahead of their time, so that they run on while a claim is on its
+way. When only that is in the way of a spend, they are told to settle and to keep no more
+than they need to run on (DESIGN section 2), and the spend is tried again when they did:
+whoever waits here hears of it on the account's channel, like everybody else.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from protocol import limits
+from server.accounts import Account, Accounts
+from storage.spending import AccountName, Answer
+
+Attempt = Callable[[bool], Awaitable[Answer]]
+"""Tries once; True: and tells holders to shrink."""
+
+
+class Recall:
+    """Tries what sessions' holds were in the way of, until they are not."""
+
+    def __init__(self, accounts: Accounts, wait_ms: int = limits.RECALL_WAIT_MS) -> None:
+        self._accounts = accounts
+        self.wait_ms = wait_ms
+
+    async def until(self, name: AccountName, attempt: Attempt) -> Answer:
+        """The answer that is not ``held``, or that still is when the wait is over.
+
+        A session keeps what it needs to run on, so what is left ``held`` then is really
+        not there.
+        """
+        loop = asyncio.get_running_loop()
+        account = await self._accounts.open(*name)
+        told = asyncio.Event()
+
+        def listen(_: Account, message: dict[str, Any]) -> None:
+            if _may_free(message):
+                told.set()
+
+        account.listeners.add(listen)
+        try:
+            # The wait begins when the holders are told, with whoever told listening already.
+            answer = await attempt(True)
+            over_at = loop.time() + self.wait_ms / 1000
+            while answer.status == "held":
+                try:
+                    async with asyncio.timeout_at(over_at):
+                        await told.wait()
+                except TimeoutError:
+                    return await attempt(False)
+                told.clear()
+                answer = await attempt(False)
+            return answer
+        finally:
+            account.listeners.discard(listen)
+            await self._accounts.close(account)
+
+
+def _may_free(message: dict[str, Any]) -> bool:
+    """Whether there may be more to spend after it: it is not just another recall or spend."""
+    credit = message.get("credit")
+    if credit is not None and credit["reason"] in {"spend", "hold"}:
+        return False
+    return not message.get("recall") or bool(message.get("bumped"))

@@ -1,0 +1,21 @@
+-- adjust: corrects a month of a member and of the organisation, each once, if it is here.
+--
+-- Postgres has it already. A counter that is loaded later has it in its figures, and its
+-- id among its fields while anybody might still apply it.
+--
+-- KEYS   1 member   hash (see commit.lua), and a:<user id>/<entry id> for adjustments
+--        2 org      hash: the same
+-- ARGV   1 user id/entry id   2 month, by its first day   3 minutes, signed
+--        4 publish command    5 channel of the tenant's limits
+--
+-- Answers how many of the two counters were changed now.
+
+local changed = 0
+for _, key in ipairs(KEYS) do
+  if redis.call('EXISTS', key) == 1 and redis.call('HSETNX', key, 'a:' .. ARGV[1], 1) == 1 then
+    redis.call('HINCRBY', key, 'used:' .. ARGV[2], ARGV[3])
+    changed = changed + 1
+  end
+end
+if changed > 0 then redis.call(ARGV[4], ARGV[5], cjson.encode({adjusted = true})) end
+return changed

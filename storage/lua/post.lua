@@ -1,0 +1,58 @@
+-- post: charges an operation up to what was held for it, and gives back the rest.
+--
+-- KEYS   1 account   hash (see commit.lua)
+--        2 hold      hash (see hold.lua)
+--        3 holds     sorted set: the partition's open holds by their end
+--        4 outbox    stream
+-- ARGV   1 entry id   2 micro-credits to charge, not negative   3 now, epoch ms
+--        4 records, JSON   5 publish command   6 channel   7 the hold's name in the set
+--        8 time to live while nothing uses the account, ms
+--        9 how long a hold is known after its end, ms
+--       10 the entry's metadata, JSON
+--
+-- Answers {status, account fields, hold fields}, with the status
+--   ok        charged
+--   absent    there is no such hold here
+--   closed    it is not open any more; its fields say what became of it
+--   due       it has expired, and is only still to be told so
+--   exceeds   it is for less
+--   cold      the account must be loaded first
+
+local call = redis.call
+
+local function answer(status)
+  return {status, call('HGETALL', KEYS[1]), call('HGETALL', KEYS[2])}
+end
+
+local hold = call('HMGET', KEYS[2], 'state', 'amount', 'expires_at', 'operation')
+if not hold[1] then return answer('absent') end
+if hold[1] ~= 'open' then return answer('closed') end
+if tonumber(ARGV[3]) >= tonumber(hold[3]) then return answer('due') end
+if tonumber(ARGV[2]) > tonumber(hold[2]) then return answer('exceeds') end
+if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
+
+-- Charge, give back, append.
+call('HSET', KEYS[2], 'state', 'posted', 'posted', ARGV[2], 'changed_at', ARGV[3],
+  'metadata', ARGV[10])
+call('PEXPIRE', KEYS[2], ARGV[9])
+call('ZREM', KEYS[3], ARGV[7])
+call('HINCRBY', KEYS[1], 'held', '-' .. hold[2])
+call('HINCRBY', KEYS[1], 'reserved', '-' .. hold[2])
+call('HINCRBY', KEYS[1], 'balance', '-' .. ARGV[2])
+call('HINCRBY', KEYS[1], 'holds', -1)
+if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
+call('XADD', KEYS[4], '*', 'r', ARGV[4])
+
+-- Tell.
+local version = call('HINCRBY', KEYS[1], 'version', 1)
+local found = call('HMGET', KEYS[1], 'balance', 'charged_live', 'reserved')
+local gross = tonumber(found[1]) + tonumber(found[2] or '0')
+call(ARGV[5], ARGV[6], cjson.encode({
+  account = {string.format('%.0f', gross), found[3], string.format('%.0f', version)},
+  bumped = true,
+  credit = {
+    delta = ARGV[2] == '0' and '0' or '-' .. ARGV[2], reason = 'post', entry_id = ARGV[1],
+    operation = hold[4] ~= '' and hold[4] or nil,
+  },
+}))
+return answer('ok')
