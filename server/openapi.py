@@ -113,6 +113,7 @@ COMMON_ERRORS: dict[int, tuple[str, ...]] = {
 MEANINGS = {
     400: "The request is not what it should be; `detail` names the field.",
     401: "The token is missing, not good, or expired.",
+    402: "What it takes is not there; the document says what is missing.",
     403: "The call is not for this token.",
     404: "There is no such thing, or it is not this user's.",
     409: "It is under way: ask again for its answer.",
