@@ -116,7 +116,7 @@ class Meter:
             return first.at + STOP_PROOF_MS
         if standing.phase is not Phase.ACTIVE:
             return standing.grace_until if not self._intents and self._asked is None else None
-        if self._limiting:
+        if self._limiting or self._halting:
             return None
         ends = []
         if self.session.grant.final is not None or (self.sockets and not self._exhausted):
@@ -285,7 +285,7 @@ class Meter:
         if standing.phase is not Phase.ACTIVE:
             if standing.grace_until is not None and now_ms >= standing.grace_until:
                 self._intents.add(Intent(Event.EXPIRED, now_ms))
-        elif not self._limiting:
+        elif not (self._limiting or self._halting):
             self._run(now_ms)
         self._plan(now_ms)
 
@@ -300,6 +300,12 @@ class Meter:
             and self.alive_at < intent.at
             and now_ms < intent.at + STOP_PROOF_MS
         )
+
+    @property
+    def _halting(self) -> bool:
+        """Whether the step on its way ends the running time. Until it is answered nothing
+        is said: a step that ends the session has taken the next number already."""
+        return self._asked is not None and self._asked.standing.phase is not Phase.ACTIVE
 
     def _has_left(self) -> bool:
         """Whether what was answered now, or never will be, is the last claim of a process
@@ -524,7 +530,7 @@ class Meter:
         self.positions = self._positions(self.session, now_ms)
 
     def _warn(self, now_ms: int) -> None:
-        if self.counting:
+        if self.counting and not self._halting:
             self._effects.extend(
                 self.notices.warn(self.session, self.elapsed_at(now_ms), self.positions)
             )

@@ -82,8 +82,8 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
     """The step that an intent makes of the session as it is; None: there is none to make."""
     before = moment.session.standing
     phase = after(before.phase, intent.event)
-    if phase is None:
-        return None
+    if phase is None or (before.version == 0 and not intent.starts):
+        return None  # a session begins with its start, whatever happened meanwhile
     match intent.event:
         case Event.PAUSE:
             return pause(moment)
@@ -207,11 +207,14 @@ def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
     return moment.step(settling, keep=kept_offer(settling.ground(), held))
 
 
-def settle_stopped(moment: Moment) -> Step:
-    """A proof of life came in the stop grace: the rest is settled, the hold given back."""
+def stand(moment: Moment) -> Step:
+    """A session that does not run stays as it is. What was said last is recorded; what was
+    proven in the stop grace is settled, and when that is all, the hold is given back."""
     settling = moment.settling()
-    settling.settle(settling.standing.elapsed_ms)
-    return _released(moment, settling)
+    settling.settle(moment.proven_ms)
+    if settling.standing.settled_ms >= settling.standing.elapsed_ms:
+        return _released(moment, settling)
+    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session.grant))
 
 
 def lose(moment: Moment, phase: Phase) -> Step:
