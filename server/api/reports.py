@@ -1,0 +1,197 @@
+"""Reports for operators: every minute that was used, as a table.
+
+A report may be longer than memory, so it is read from a cursor and sent batch by batch,
+and one that is not read is given up: it holds a connection and a snapshot.
+"""
+
+import asyncio
+import contextlib
+import csv
+import datetime
+import io
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
+
+from protocol.errors import BadMessageError
+from protocol.money import format_credits
+from server.api.usage import usage_of
+from server.auth import tenant_of
+from server.http import Problem, principal_of, query_id
+from server.openapi import ID_SCHEMA, Operation, described
+from storage.usage import ReportedMinute
+
+STALLED_S = 30.0
+"""A client that takes nothing for so long has gone, or is not worth a connection."""
+REPORTS_MAX = 2
+"""Reports of one process at a time: each takes a connection of the record's pool."""
+MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
+COLUMNS = (
+    "org_id",
+    "user_id",
+    "account_id",
+    "session_id",
+    "kind",
+    "counterpart_id",
+    "minute",
+    "started_at",
+    "day",
+    "month",
+    "seconds",
+    "counted",
+    "credits",
+    "free_ms",
+)
+
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+# What a spreadsheet takes for a formula when a cell begins with it (OWASP, CSV injection).
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _day_parameter(name: str, description: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "in": "query",
+        "required": True,
+        "description": description,
+        "schema": {"type": "string", "format": "date"},
+    }
+
+
+class Report(StreamingResponse):
+    """A table that is sent while it is read; it ends with its client, or with its patience."""
+
+    def __init__(self, lines: AsyncGenerator[bytes, None], name: str) -> None:
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        super().__init__(lines, headers=headers, media_type=MEDIA_TYPE)
+        self.lines = lines
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it (the interface of ASGI)."""
+
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(STALLED_S):
+                await send(message)
+
+        # Closed here, and not when it is found by the garbage collector: it has a cursor.
+        async with contextlib.aclosing(self.lines):
+            await super().__call__(scope, receive, send_soon)
+
+
+@described(
+    Operation(
+        tag="operations",
+        roles=("ops",),
+        parameters=(
+            _day_parameter("from", "The first day: `2026-11-01`."),
+            _day_parameter("to", "The last day, included: `2026-11-30`."),
+            {
+                "name": "org",
+                "in": "query",
+                "description": "The organisation; left out, all of them and users without one.",
+                "schema": ID_SCHEMA,
+            },
+        ),
+        answers={200: "text/csv"},
+    )
+)
+async def usage_report(request: Request) -> Response:
+    """Every minute that began between two days, as CSV (RFC 4180), streamed.
+
+    Days are those of each organisation's calendar. The columns: `org_id`, `user_id`,
+    `account_id`, `session_id`, `kind`, `counterpart_id`; `minute` (its number in the
+    session, from 0), `started_at` (RFC 3339, UTC), `day` and `month` (by the
+    organisation's calendar, a month by its first day), `seconds` (1 to 60), `counted`
+    (whether it counts against the month's limits), `credits` (its cost, a decimal),
+    `free_ms` (what of it was free).
+
+    A cell that a spreadsheet would take for a formula has an apostrophe in front. A
+    report that fails on its way breaks off without the end of its transfer, so it cannot
+    be taken for the whole.
+    """
+    await principal_of(request, "ops")
+    from_day, to_day = _day(request, "from"), _day(request, "to")
+    if to_day < from_day:
+        raise BadMessageError("to: must not be before from")
+    org_id = query_id(request, "org")
+    lines = _lines(request, None if org_id is None else tenant_of(org_id, ""), from_day, to_day)
+    report = Report(lines, f"usage-{from_day}-{to_day}.csv")
+    if request.method != "HEAD":
+        # What fails before the first line is still answered as an error.
+        report.body_iterator = _after(await anext(lines), lines)
+    return report
+
+
+def _day(request: Request, name: str) -> datetime.date:
+    value = request.query_params.get(name, "")
+    with contextlib.suppress(ValueError):
+        if _DAY.fullmatch(value):
+            return datetime.date.fromisoformat(value)
+    raise BadMessageError(f"{name}: expected a day such as 2026-11-30")
+
+
+async def _lines(
+    request: Request, tenant: str | None, from_day: datetime.date, to_day: datetime.date
+) -> AsyncGenerator[bytes, None]:
+    """The table, a batch of lines at a time, its head first."""
+    state = request.app.state
+    if state.reports >= REPORTS_MAX:
+        raise Problem(503, "unavailable", "too many reports are being read; come back later")
+    state.reports += 1
+    try:
+        async with usage_of(request).report(tenant, from_day, to_day) as batches:
+            yield _encoded([COLUMNS])
+            async for batch in batches:
+                yield _encoded(_row(minute) for minute in batch)
+    finally:
+        state.reports -= 1
+
+
+async def _after(first: bytes, lines: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in lines:
+        yield part
+
+
+def _encoded(rows: Iterable[Iterable[object]]) -> bytes:
+    """Lines of CSV: RFC 4180, with the line's end of it too."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\r\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+def _row(minute: ReportedMinute) -> list[object]:
+    names = (
+        minute.org_id,
+        minute.user_id,
+        minute.account_id,
+        minute.session_id,
+        minute.kind,
+        minute.counterpart_id,
+    )
+    return [
+        *map(_harmless, names),
+        minute.minute,
+        minute.started_at,
+        minute.day,
+        minute.month,
+        minute.seconds,
+        "true" if minute.counts else "false",
+        format_credits(minute.charged_micros),
+        minute.free_ms,
+    ]
+
+
+def _harmless(name: str | None) -> str:
+    """A name that no spreadsheet takes for a formula; empty for none."""
+    if name is None:
+        return ""
+    return f"'{name}" if name.startswith(_FORMULA) else name
+
+
+ROUTES = [Route("/v1/ops/reports/usage.csv", usage_report)]

@@ -1,0 +1,154 @@
+"""The time of a chat, at the paths of existing applications.
+
+Every chat has a record of its own, or none yet; having none is a state, and never an
+error. Times are whole seconds here, as the old actions gave them.
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol.course import Course
+from protocol.fields import AccountCredits, SessionState, describe
+from protocol.session import Session, session_key
+from protocol.states import Phase
+from protocol.terms import Terms
+from server.api.accounts import view_account
+from server.api.usage import usage_of
+from server.auth import Principal
+from server.http import answer, path_id, principal_of, process_of, tenant_of_call
+from server.openapi import ORG, USER, Operation, described
+from server.process import Process
+from server.subjects import NOT_KEPT
+from storage.rows import SessionRow
+from storage.usage import Usage
+
+
+class TimeAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The time of a chat at this instant."""
+
+    duration: Annotated[int, Meta(ge=0, description="Seconds that were counted.")]
+    free_time_remaining: Annotated[
+        int, Meta(ge=0, description="Seconds of free time that are left, one begun included.")
+    ]
+    credits: AccountCredits
+    is_paid_time: Annotated[bool, describe("Whether free time is over and the time costs.")]
+    state: Annotated[
+        SessionState | Literal["prepared", "none"],
+        describe("The session's; `prepared` before it starts, `none` where nobody knows the chat."),
+    ]
+
+
+class _Time(msgspec.Struct, frozen=True):
+    """A chat's time in milliseconds, before its account is looked at."""
+
+    user_id: str
+    account_id: str
+    state: SessionState | Literal["prepared", "none"]
+    elapsed_ms: int
+    free_ms: int
+    """Free time that the chat has altogether."""
+    price_micros: int
+
+
+@described(
+    Operation(
+        tag="time tracking",
+        roles=("user", "key", "ops"),
+        path={"chat_id": "The chat: the session's id."},
+        parameters=(ORG, USER),
+        answers={200: (TimeAnswer,)},
+    )
+)
+async def read_time(request: Request) -> Response:
+    """The time of a chat: live as it is at this instant, ended as it was recorded.
+
+    A chat of which there is no record has a time of zero and the state `none`; so has
+    another user's.
+    """
+    process = process_of(request)
+    principal = await principal_of(request, "user", "key", "ops")
+    chat_id = path_id(request, "chat_id")
+    tenant = tenant_of_call(request, principal)
+    time = await _time(process, usage_of(request), tenant, chat_id)
+    if time is None or not principal.may_see_session(time.user_id):
+        time = _nothing(request, principal)
+    return answer(await _answer(process, tenant, time), headers=NOT_KEPT)
+
+
+async def _time(process: Process, usage: Usage, tenant: str, chat_id: str) -> _Time | None:
+    seat = process.hub.seats.get(session_key(tenant, chat_id))
+    # A seat without sockets of its own is not told of what others do.
+    if seat is not None and seat.meter.sockets and seat.meter.session.standing.version:
+        now_ms = process.clock.now()
+        return _live(seat.meter.session, seat.meter.phase, seat.meter.elapsed_at(now_ms))
+    found = await process.live.attach(tenant, chat_id, read_only=True)
+    if found is not None:
+        session = found.session
+        course = Course(session, process.settings.uncovered_ms)
+        return _live(session, session.standing.phase, course.elapsed_at(process.clock.now()))
+    row = await process.records.session(tenant, chat_id)
+    return None if row is None else await _recorded(usage, row)
+
+
+def _live(session: Session, phase: Phase, elapsed_ms: int) -> _Time:
+    identity, free_ms = session.identity, session.standing.free_ms
+    if phase is Phase.ENDED:
+        free_ms = _free_of_ended(identity.terms, free_ms)
+    return _Time(
+        user_id=identity.user_id,
+        account_id=identity.account_id,
+        state=phase.value,
+        elapsed_ms=elapsed_ms,
+        free_ms=free_ms,
+        price_micros=identity.terms.price_micros,
+    )
+
+
+def _free_of_ended(terms: Terms, used_ms: int) -> int:
+    """What an ended chat had free: what it did not use of a shared allowance is not its own."""
+    return terms.free_ms if terms.free_scope == "session" else used_ms
+
+
+async def _recorded(usage: Usage, row: SessionRow) -> _Time:
+    """A chat that Redis does not have: prepared, ended, or about to be restored."""
+    elapsed_ms, free_ms = row.elapsed_ms, _free_of_ended(row.terms, row.free_ms)
+    state: SessionState | Literal["prepared"] = "ended"
+    if row.state == "prepared":
+        state, free_ms = "prepared", row.terms.free_ms
+    elif row.state == "live":
+        # Redis has lost it; whatever is written down was counted at least.
+        minutes = await usage.session(row.tenant, row.session_id)
+        elapsed_ms = sum(minute.seconds for minute in minutes) * 1000
+        state, free_ms = "suspended", row.terms.free_ms
+    return _Time(row.user_id, row.account_id, state, elapsed_ms, free_ms, row.terms.price_micros)
+
+
+def _nothing(request: Request, principal: Principal) -> _Time:
+    user_id = principal.user_id or request.query_params.get("user", "")
+    account_id = principal.account_id or user_id
+    return _Time(user_id, account_id, "none", 0, 0, 0)
+
+
+async def _answer(process: Process, tenant: str, time: _Time) -> TimeAnswer:
+    balance = "0"
+    if time.account_id:
+        view = await view_account(process, tenant, time.account_id)
+        balance = view.credits(process.clock.now())
+    free_left_ms = max(0, time.free_ms - time.elapsed_ms)
+    # At the end of free time a live session begins to cost; an ended one never did.
+    is_over = free_left_ms == 0 and (time.state != "ended" or time.elapsed_ms > time.free_ms)
+    return TimeAnswer(
+        duration=time.elapsed_ms // 1000,
+        free_time_remaining=-(-free_left_ms // 1000),
+        credits=balance,
+        is_paid_time=time.price_micros > 0 and is_over,
+        state=time.state,
+    )
+
+
+ROUTES = [Route("/api/time-tracking/{chat_id}", read_time)]

@@ -1,0 +1,84 @@
+-- track_minute: takes one minute of a session whose client counts for itself, once.
+--
+-- Such a session is one like any other, except that nobody meters it: between two of its
+-- minutes it is paused, without sockets, and a grace runs that ends it when no more come.
+-- The step was computed from the version that it names; decided here is only what only
+-- Redis can know: whether the minute is new, and whether the month has room for it.
+--
+-- KEYS   1 session   hash (see commit.lua), and tracked: '1' while its client counts
+--        2 tracked   hash: the minutes that were taken, by the instant of their beginning;
+--                    their numbers
+--        3 sockets   set: the processes that have sockets of the session
+--        4 account   hash (see commit.lua)
+--        5 member    hash (see commit.lua)
+--        6 org       hash (see commit.lua)
+--        7 outbox    stream: field r, a JSON array of records for Postgres
+--        8 live      set: the partition's live sessions
+--        9 graces    sorted set: sessions whose grace runs, by its end
+-- ARGV   1 the step, JSON; see storage/tracking.py
+--
+-- Answers {status, detail}, with the status
+--   ok         taken
+--   duplicate  it was taken before; its number
+--   metered    the session is metered by its sockets, and so is this minute
+--   ended      the session has ended; '1' if its client counted
+--   stale      somebody was faster: read the session anew
+--   refused    nothing is left; then the limit that is in the way
+--   cold       account, member or org must be loaded first; names which
+
+local step = cjson.decode(ARGV[1])
+local call = redis.call
+local number = function(key, field) return tonumber(call('HGET', key, field) or '0') or 0 end
+
+local found = call('HMGET', KEYS[1], 'version', 'standing', 'tracked')
+if tonumber(found[1] or '0') ~= step.version then return {'stale', ''} end
+local taken = call('HGET', KEYS[2], step.minute_at)
+if taken then return {'duplicate', taken} end
+if found[1] then
+  local phase = cjson.decode(found[2]).phase
+  local alone = found[3] == '1' and phase == 'paused' and call('SCARD', KEYS[3]) == 0
+  if phase == 'ended' then return {'ended', found[3] or ''} end
+  if not alone then return {'metered', ''} end
+end
+if step.beyond_cap then return {'refused', 'session_cap'} end
+
+local cold = {}
+for index, name in ipairs({'account', 'member', 'org'}) do
+  if call('EXISTS', KEYS[3 + index]) == 0 then cold[#cold + 1] = name end
+end
+if #cold > 0 then return {'cold', table.concat(cold, ',')} end
+
+local used, held = 'used:' .. step.month, 'held:' .. step.month
+for index, name in ipairs({'member_minutes', 'org_minutes'}) do
+  local key = KEYS[4 + index]
+  local limit = tonumber(call('HGET', key, 'limit') or '')
+  if limit and call('HGET', key, 'overage') ~= '1'
+    and limit - number(key, used) - number(key, held) < 1 then
+    return {'refused', name}
+  end
+end
+
+-- Settle: a minute on both months, and with the first one another live session.
+call('HINCRBY', KEYS[5], used, 1)
+call('HINCRBY', KEYS[6], used, 1)
+if step.identity then
+  for index = 4, 6 do
+    call('HINCRBY', KEYS[index], 'live', 1)
+    call('PERSIST', KEYS[index])
+  end
+  call('HSET', KEYS[1], 'identity', step.identity, 'tracked', '1')
+  call('SADD', KEYS[8], step.session)
+end
+
+-- Move.
+call('HSET', KEYS[1], 'version', string.format('%.0f', step.version + 1),
+  'standing', step.standing, 'grant', step.grant, 'final', '')
+for minute_at, minute in pairs(step.minutes) do
+  call('HSET', KEYS[2], minute_at, string.format('%.0f', minute))
+end
+call('PEXPIRE', KEYS[2], step.kept_ms)
+call('ZADD', KEYS[9], string.format('%.0f', step.grace_until), step.session)
+
+-- Append.
+call('XADD', KEYS[7], '*', 'r', step.records)
+return {'ok', ''}

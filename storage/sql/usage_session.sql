@@ -1,0 +1,8 @@
+-- The minutes of one session that are written down, in their order.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT minute, epoch_ms(started_at) AS started_at, seconds, free_ms
+    FROM usage_tracking
+    WHERE tenant = $1 AND session_id = $2
+    ORDER BY minute
+) AS answer

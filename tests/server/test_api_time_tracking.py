@@ -1,0 +1,181 @@
+"""The time of a chat, as the old actions gave it, at every state that a chat can be in."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from storage.rows import SessionPrepared
+from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
+from tests.server.api import advance, ask, assert_problem, grant
+
+PATH = "/api/time-tracking/c1"
+NOTHING = {
+    "duration": 0,
+    "freeTimeRemaining": 0,
+    "credits": "0",
+    "isPaidTime": False,
+    "state": "none",
+}
+
+
+async def read(server: TestServer, path: str = PATH, bearer: str | None = None) -> dict[str, Any]:
+    response = await ask(server, "GET", path, bearer or server.token())
+    assert response.status_code == 200, response.text
+    assert response.headers["cache-control"] == "no-store"
+    found: dict[str, Any] = response.json()
+    return found
+
+
+async def chat(server: TestServer, kind: str = "chat") -> Client:
+    """A socket of ann's with a chat."""
+    await grant(server, "10", "k1", "/v1/accounts/ann/grants?user=ann")
+    client = await server.login()
+    started = await client.ask("start", kind=kind, session_id="c1")
+    assert started["state"] == "active", started
+    return client
+
+
+async def test_a_chat_without_a_record_has_zeros_and_a_state(server: TestServer) -> None:
+    assert await read(server) == NOTHING
+    assert await read(server, f"{PATH}?user=ann", API_KEY) == NOTHING
+    assert await read(server, f"{PATH}?org=acme", API_KEY) == NOTHING
+
+
+async def test_a_chat_without_a_record_shows_what_its_user_has(server: TestServer) -> None:
+    await grant(server, "10", "k1", "/v1/accounts/ann/grants?user=ann")
+    assert await read(server) == {**NOTHING, "credits": "10"}
+
+
+async def test_a_live_chat_is_shown_as_it_is_at_this_instant(server: TestServer) -> None:
+    client = await chat(server)
+    advance(server, 10_000)
+    free = await read(server)
+    assert (free["state"], free["credits"], free["isPaidTime"]) == ("active", "10", False)
+    assert 10 <= free["duration"] < 20
+    assert free["duration"] + free["freeTimeRemaining"] == 60
+    advance(server, 50_000)
+    await client.ask("ping")
+    advance(server, 30_000)
+    paid = await read(server)
+    assert (paid["freeTimeRemaining"], paid["isPaidTime"]) == (0, True)
+    assert 90 <= paid["duration"] < 100
+    assert 9 < float(paid["credits"]) <= 9.5
+
+
+async def test_a_chat_of_another_process_is_the_same(start_server: StartServer) -> None:
+    there, here = await start_server(), await start_server()
+    await chat(there)
+    for server in (there, here):
+        advance(server, 10_000)
+    mine, theirs = await read(there), await read(here)
+    assert abs(mine.pop("duration") - theirs.pop("duration")) <= 1
+    assert abs(mine.pop("freeTimeRemaining") - theirs.pop("freeTimeRemaining")) <= 1
+    assert mine == theirs
+
+
+async def test_time_stands_still_in_a_pause(server: TestServer) -> None:
+    client = await chat(server)
+    advance(server, 20_000)
+    await client.ask("pause", session_id="c1")
+    paused = await read(server)
+    advance(server, 5_000)
+    assert await read(server) == paused
+    assert paused["state"] == "paused"
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_an_ended_chat_is_shown_as_it_was_recorded(
+    server: TestServer, forgotten: bool
+) -> None:
+    client = await chat(server)
+    advance(server, 90_000)
+    stopped = await client.ask("stop", session_id="c1")
+    await server.flush()
+    if forgotten:
+        await server.process.redis.flushdb()
+    found = await read(server)
+    assert found["duration"] == stopped["receipt"]["elapsed_ms"] // 1000
+    assert (
+        found["credits"]
+        == (await ask(server, "GET", "/v1/accounts/ann?user=ann")).json()["credits"]
+    )
+    assert (found["state"], found["freeTimeRemaining"], found["isPaidTime"]) == ("ended", 0, True)
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+async def test_a_chat_that_ended_in_its_free_time_never_cost(
+    server: TestServer, forgotten: bool
+) -> None:
+    client = await chat(server)
+    advance(server, 20_000)
+    await client.ask("stop", session_id="c1")
+    await server.flush()
+    if forgotten:
+        await server.process.redis.flushdb()
+    found = await read(server)
+    assert found["duration"] + found["freeTimeRemaining"] == 60
+    assert (found["credits"], found["isPaidTime"]) == ("10", False)
+
+
+async def test_what_costs_nothing_is_never_paid_time(server: TestServer) -> None:
+    await chat(server, "recording")
+    advance(server, 5_000)
+    found = await read(server)
+    assert (found["isPaidTime"], found["freeTimeRemaining"]) == (False, 0)
+
+
+async def test_a_prepared_chat_shows_its_free_time(server: TestServer) -> None:
+    terms = msgspec.structs.replace(server.process.rates.terms("chat"), free_ms=90_000)
+    prepared = SessionPrepared("user:ann", "c1", "ann", None, "ann", None, "chat", terms)
+    await server.process.records.prepare_session(prepared)
+    assert await read(server) == {
+        "duration": 0,
+        "freeTimeRemaining": 90,
+        "credits": "0",
+        "isPaidTime": False,
+        "state": "prepared",
+    }
+
+
+async def test_a_chat_that_redis_has_lost_is_what_was_written_down(server: TestServer) -> None:
+    client = await chat(server)
+    advance(server, 61_000)
+    await client.ask("ping")
+    await client.until("minute")
+    await server.flush()
+    await server.process.redis.flushdb()
+    other = await ask(server, "GET", PATH + "?user=ann", API_KEY)
+    assert other.status_code == 200
+    assert other.json()["duration"] >= 60
+
+
+# --- Who may -----------------------------------------------------------------------
+
+
+async def test_another_users_chat_is_as_if_it_were_not_there(server: TestServer) -> None:
+    await chat(server)
+    assert await read(server, bearer=server.token("ben")) == NOTHING
+    client = await server.login("ann", org="acme")
+    await client.ask("start", kind="recording", session_id="c1")
+    advance(server, 5_000)
+    assert await read(server, bearer=server.token("ben", org="acme")) == NOTHING
+    mine = await read(server, bearer=server.token("ann", org="acme"))
+    assert mine["state"] == "active"
+
+
+async def test_only_good_tokens_read_and_only_their_own(server: TestServer) -> None:
+    for bearer in (None, "wrong"):
+        assert_problem(await ask(server, "GET", PATH, bearer), 401, "unauthenticated")
+    for query in ("?user=ben", "?org=acme"):
+        response = await ask(server, "GET", PATH + query, server.token())
+        assert_problem(response, 403, "forbidden")
+    assert_problem(await ask(server, "GET", PATH, API_KEY), 400, "bad_message")
+    response = await ask(server, "GET", "/api/time-tracking/a b", server.token())
+    assert_problem(response, 400, "bad_message")
+
+
+async def test_backends_and_operators_see_any_chat(server: TestServer) -> None:
+    await chat(server)
+    for bearer in (API_KEY, server.token("olga", scope="ops")):
+        assert (await read(server, f"{PATH}?user=ann", bearer))["state"] == "active"
