@@ -39,6 +39,21 @@ async def grant(
     return await ask(server, "POST", path, bearer, headers={"Idempotency-Key": key}, json=body)
 
 
+async def balance(server: TestServer, path: str = "/v1/accounts/ann") -> str:
+    """The credits that an account shows."""
+    response = await ask(server, "GET", path)
+    assert response.status_code == 200, response.text
+    return str(response.json()["credits"])
+
+
+async def ledger(server: TestServer, account_id: str = "ann") -> list[dict[str, Any]]:
+    """The newest entries of an account's ledger."""
+    response = await ask(server, "GET", f"/v1/accounts/{account_id}/ledger")
+    assert response.status_code == 200, response.text
+    entries: list[dict[str, Any]] = response.json()["entries"]
+    return entries
+
+
 def advance(server: TestServer, ms: int) -> None:
     """Time passes on the process's clock, and whatever is due there is done."""
     clock = server.process.clock
