@@ -14,11 +14,28 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, WebSocketRoute
 from starlette.websockets import WebSocket
 
-from server.api import accounts, demo, description, health, organizations, pages, sessions
+from server.api import (
+    accounts,
+    demo,
+    description,
+    health,
+    heartbeats,
+    organizations,
+    pages,
+    preparations,
+    reports,
+    sessions,
+    statistics,
+    time_tracking,
+    usage,
+)
 from server.connection import Connection
+from server.heartbeats import Heartbeats
 from server.http import Failures, Observed, Problem, bearer_of
 from server.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
 from server.process import Process
+from server.tracking import Trackers
+from storage.usage import Usage
 
 PREFLIGHT_KEPT_S = 600
 
@@ -111,8 +128,14 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         *health.ROUTES,
         *description.ROUTES,
         *sessions.ROUTES,
+        *preparations.ROUTES,
+        *heartbeats.ROUTES,
         *accounts.ROUTES,
         *organizations.ROUTES,
+        *usage.ROUTES,
+        *statistics.ROUTES,
+        *time_tracking.ROUTES,
+        *reports.ROUTES,
         *(routes or []),
     ]
     if process.settings.is_development:
@@ -125,5 +148,10 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         middleware=_middleware(process),
     )
     app.state.process = process
+    app.state.heartbeats = Heartbeats(process)
+    process.at_drain.append(app.state.heartbeats.drain)
     app.state.failures = Failures(process.clock)
+    app.state.usage = Usage.over(process.records)
+    app.state.trackers = Trackers(process, app.state.usage)
+    app.state.reports = 0
     return app
