@@ -12,15 +12,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from protocol import messages
 from protocol.course import Course
-from protocol.fields import AccountCredits, SessionState, describe
+from protocol.errors import ErrorCode, ProtocolError
+from protocol.fields import AccountCredits, SessionState, describe, describe_id
 from protocol.session import Session, session_key
 from protocol.states import Phase
 from protocol.terms import Terms
 from server.api.accounts import view_account
+from server.api.heartbeats import heartbeats_of
 from server.api.usage import usage_of
 from server.auth import Principal
-from server.http import answer, path_id, principal_of, process_of, tenant_of_call
+from server.http import (
+    answer,
+    path_id,
+    principal_of,
+    process_of,
+    raw_body,
+    read_body,
+    tenant_of_call,
+)
 from server.openapi import ORG, USER, Operation, described
 from server.process import Process
 from server.subjects import NOT_KEPT
@@ -70,14 +81,19 @@ async def read_time(request: Request) -> Response:
     A chat of which there is no record has a time of zero and the state `none`; so has
     another user's.
     """
-    process = process_of(request)
     principal = await principal_of(request, "user", "key", "ops")
     chat_id = path_id(request, "chat_id")
     tenant = tenant_of_call(request, principal)
+    return await _answer(request, principal, tenant, chat_id)
+
+
+async def _answer(request: Request, principal: Principal, tenant: str, chat_id: str) -> Response:
+    """The time of a chat, as far as it is the asking one's to see."""
+    process = process_of(request)
     time = await _time(process, usage_of(request), tenant, chat_id)
     if time is None or not principal.may_see_session(time.user_id):
         time = _nothing(request, principal)
-    return answer(await _answer(process, tenant, time), headers=NOT_KEPT)
+    return answer(await _shown(process, tenant, time), headers=NOT_KEPT)
 
 
 async def _time(process: Process, usage: Usage, tenant: str, chat_id: str) -> _Time | None:
@@ -134,7 +150,7 @@ def _nothing(request: Request, principal: Principal) -> _Time:
     return _Time(user_id, account_id, "none", 0, 0, 0)
 
 
-async def _answer(process: Process, tenant: str, time: _Time) -> TimeAnswer:
+async def _shown(process: Process, tenant: str, time: _Time) -> TimeAnswer:
     balance = "0"
     if time.account_id:
         view = await view_account(process, tenant, time.account_id)
@@ -151,4 +167,52 @@ async def _answer(process: Process, tenant: str, time: _Time) -> TimeAnswer:
     )
 
 
-ROUTES = [Route("/api/time-tracking/{chat_id}", read_time)]
+# --- Proof of life -------------------------------------------------------------------
+
+
+class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A proof of life; with a kind, it starts a chat that does not exist yet."""
+
+    kind: (
+        Annotated[str, describe_id("A kind of the rate card: starts the chat, or joins it.")] | None
+    ) = None
+    advisor_id: Annotated[str, describe_id("The other side of a chat that starts.")] | None = None
+
+
+@described(
+    Operation(
+        tag="time tracking",
+        roles=("user",),
+        path={"chat_id": "The chat: the session's id."},
+        body=ChatHeartbeat,
+        answers={200: (TimeAnswer,)},
+        errors={402: ("limit_reached",), 422: ("unknown_kind",)},
+    )
+)
+async def send_heartbeat(request: Request) -> Response:
+    """Counts as a proof of life for 45 s, and answers the chat's time.
+
+    What `POST /v1/sessions/{id}/heartbeat` does, under the old name. A chat that does not
+    exist, or has ended, is no error here either: nothing is done, and the state says so.
+    """
+    principal = await principal_of(request, "user")
+    chat_id = path_id(request, "chat_id")
+    wanted = read_body(await raw_body(request), ChatHeartbeat)
+    start = None
+    if wanted.kind is not None:
+        start = messages.Start(
+            session_id=chat_id, kind=wanted.kind, counterpart_id=wanted.advisor_id
+        )
+    try:
+        await heartbeats_of(request).beat(principal, chat_id, start)
+    except ProtocolError as error:
+        if error.code not in (ErrorCode.UNKNOWN_SESSION, ErrorCode.SESSION_ENDED):
+            raise
+    assert principal.tenant is not None
+    return await _answer(request, principal, principal.tenant, chat_id)
+
+
+ROUTES = [
+    Route("/api/time-tracking/{chat_id}", read_time),
+    Route("/api/time-tracking/{chat_id}/heartbeat", send_heartbeat, methods=["POST"]),
+]

@@ -2,14 +2,17 @@
 
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
+from protocol import limits
 from storage.rows import SessionPrepared
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant
 
 PATH = "/api/time-tracking/c1"
+BEAT = f"{PATH}/heartbeat"
 NOTHING = {
     "duration": 0,
     "freeTimeRemaining": 0,
@@ -148,6 +151,67 @@ async def test_a_chat_that_redis_has_lost_is_what_was_written_down(server: TestS
     other = await ask(server, "GET", PATH + "?user=ann", API_KEY)
     assert other.status_code == 200
     assert other.json()["duration"] >= 60
+
+
+# --- Proof of life -------------------------------------------------------------------
+
+
+async def beat(
+    server: TestServer, bearer: str | None = None, path: str = BEAT, **body: Any
+) -> httpx.Response:
+    return await ask(server, "POST", path, bearer or server.token(), json=body)
+
+
+async def test_a_heartbeat_keeps_a_chat_alive(server: TestServer) -> None:
+    await grant(server, "10", "k1", "/v1/accounts/ann/grants?user=ann")
+    started = await beat(server, kind="chat", advisorId="eva")
+    assert started.status_code == 200
+    assert started.headers["cache-control"] == "no-store"
+    assert started.json()["state"] == "active"
+    row = await server.process.live.attach("user:ann", "c1", read_only=True)
+    assert row is not None
+    assert row.session.identity.counterpart_id == "eva"
+    for _ in range(3):
+        advance(server, limits.HEARTBEAT_PROOF_MS - 5_000)
+        alive = (await beat(server)).json()
+        assert alive["state"] == "active"
+    assert alive["duration"] >= 120
+    assert alive["isPaidTime"] is True
+    assert (await read(server))["duration"] >= alive["duration"]
+    advance(server, limits.HEARTBEAT_PROOF_MS + 1_000)
+    await server.process.hub.idle()
+    assert (await read(server))["state"] == "suspended"
+
+
+async def test_a_heartbeat_of_no_chat_is_no_error(server: TestServer) -> None:
+    assert (await beat(server)).json() == NOTHING
+    client = await chat(server)
+    await client.ask("stop", session_id="c1")
+    ended = await beat(server, kind="chat")
+    assert ended.status_code == 200
+    assert ended.json()["state"] == "ended"
+
+
+async def test_a_heartbeat_that_starts_what_cannot_is_one(server: TestServer) -> None:
+    assert_problem(await beat(server, kind="calls"), 422, "unknown_kind")
+    assert_problem(await beat(server, kind="a b"), 400, "bad_message")
+    limit = {"monthly_hours_limit": 0}
+    assert (await ask(server, "PUT", "/v1/orgs/acme", json=limit)).status_code == 200
+    bearer = server.token("ann", org="acme")
+    assert_problem(await beat(server, bearer, kind="recording"), 402, "limit_reached")
+
+
+async def test_heartbeats_are_a_users_own(server: TestServer) -> None:
+    await chat(server)
+    for bearer in ("wrong", server.token("ann") + "x"):
+        assert_problem(await beat(server, bearer), 401, "unauthenticated")
+    assert_problem(await beat(server, API_KEY), 403, "forbidden")
+    assert_problem(await beat(server, server.token("ann", sessions=["c2"])), 403, "forbidden")
+    # Another tenant's chat is another chat, and another member's is none of theirs.
+    assert (await beat(server, server.token("ben"))).json() == NOTHING
+    client = await server.login("ann", org="acme")
+    await client.ask("start", kind="recording", session_id="c1")
+    assert_problem(await beat(server, server.token("ben", org="acme")), 403, "forbidden")
 
 
 # --- Who may -----------------------------------------------------------------------
