@@ -19,6 +19,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 from websockets.http11 import Request
 
+from protocol.errors import CloseCode
 from protocol.limits import (
     MESSAGE_BYTES_MAX,
     PING_INTERVAL_MS,
@@ -33,9 +34,6 @@ from server.websocket import BoundedWebSocket
 
 EXTENSION: Final = "taximeter.push"
 """The key of the scope's ``extensions`` under which a socket offers itself."""
-
-CLOSE_SLOW: Final = 4001
-CLOSE_NO_PONG: Final = 4003
 
 # One timer for a server's pings. Several servers in one process are tests.
 _keepalives: Final[WeakKeyDictionary[ServerState, Keepalive]] = WeakKeyDictionary()
@@ -124,7 +122,7 @@ class PushProtocol(BoundedWebSocket):
         if not self.is_open:
             return False
         if self.transport.get_write_buffer_size() > WRITE_BUFFER_CLOSE_BYTES:
-            self.close(CLOSE_SLOW, "slow consumer")
+            self.close(CloseCode.SLOW_CONSUMER, "slow consumer")
             return False
         self.transport.write(frame)
         return True
@@ -170,7 +168,7 @@ class PushProtocol(BoundedWebSocket):
 
     def keepalive_timeout(self) -> None:
         """Close 4003; called by the keepalive when nothing came in time."""
-        self.close(CLOSE_NO_PONG, "no pong")
+        self.close(CloseCode.NO_PONG, "no pong")
 
     def _alive(self) -> None:
         # RFC 6455 5.5.3: an endpoint "MAY elect to send a Pong frame for only the most
@@ -211,7 +209,7 @@ class PushProtocol(BoundedWebSocket):
 
     def _drain_timed_out(self) -> None:
         # A close frame would wait behind what the peer does not read.
-        self.abort(CLOSE_SLOW, "slow consumer")
+        self.abort(CloseCode.SLOW_CONSUMER, "slow consumer")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop what waits for the peer."""

@@ -29,13 +29,12 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
 
+from protocol.errors import CloseCode
 from protocol.limits import FRAGMENTS_PER_MESSAGE_MAX, SLOW_PEER_ABORT_MS
 from server.frames import FrameReader
 
-CLOSE_ABNORMAL: Final = 1006
-CLOSE_INVALID_DATA: Final = 1007
-CLOSE_RESTART: Final = 1012
-CLOSE_VIOLATION: Final = 4502
+INVALID_DATA: Final = 1007
+"""RFC 6455 7.4.1: data "not consistent with the type of the message"."""
 
 INBOX_MESSAGES_MAX: Final = 32
 """Messages that wait for the application before reading is paused."""
@@ -55,10 +54,11 @@ def forget_handshake(scope: MutableMapping[str, Any]) -> None:
     """Empty the scope of an accepted socket, but for what says which application it is in.
 
     The scope lives as long as the application's task, and with it the headers: 3 KiB of a
-    browser's. Whoever needs one reads it before. Frameworks hold the same dictionary, so it
-    is emptied in place.
+    browser's. Whoever needs one reads it before. Frameworks hold the same dictionary and the
+    same list, so both are emptied in place.
     """
     kept = {key: scope[key] for key in ("type", "app", "path") if key in scope}
+    scope.get("headers", []).clear()
     scope.clear()
     scope.update(kept)
 
@@ -260,7 +260,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if len(self.frames) < FRAGMENTS_PER_MESSAGE_MAX:
             super().handle_cont(event)
         else:
-            self.fail(CLOSE_VIOLATION, "too many fragments")
+            self.fail(CloseCode.PROTOCOL_VIOLATION, "too many fragments")
 
     def handle_pong(self, event: Frame) -> None:
         """Note a proof of life, whether or not a ping was sent."""
@@ -285,7 +285,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.control_frames = 0
         self.control_frames += 1
         if self.control_frames > CONTROL_FRAMES_MAX:
-            self.fail(CLOSE_VIOLATION, "too many control frames")
+            self.fail(CloseCode.PROTOCOL_VIOLATION, "too many control frames")
 
     def send_receive_event_to_app(self) -> None:
         """Hand a whole message to the application."""
@@ -299,7 +299,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         try:
             self.inbox.put_nowait({"type": "websocket.receive", "text": data.decode()})
         except UnicodeDecodeError:
-            self.fail(CLOSE_INVALID_DATA, "invalid UTF-8")
+            self.fail(INVALID_DATA, "invalid UTF-8")
 
     async def receive(self) -> ASGIReceiveEvent:
         """Receive for ASGI: the next event, of which the disconnect is the last."""
@@ -373,7 +373,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def shutdown(self) -> None:
         """Close 1012 as the server goes down. A drain before it leaves few to close."""
         if self.is_open:
-            self.close(CLOSE_RESTART)
+            self.close(CloseCode.SERVICE_RESTART)
         elif not self.close_sent and not self.transport.is_closing():
             super().shutdown()
             self._abort_later()
@@ -387,7 +387,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application 1006, unless a close was told before."""
         self.is_open = self.flowing = False
-        self.inbox.put_nowait({"type": "websocket.disconnect", "code": CLOSE_ABNORMAL})
+        self.inbox.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
         super().connection_lost(exc)
         self.on_alive = None
         self.unread = b""

@@ -34,8 +34,8 @@ def ticks(
     sockets: Annotated[
         str, typer.Option(help="Sockets of each contestant; several numbers: a sweep.")
     ] = "1000",
-    seconds: Annotated[float, typer.Option(help="For each contestant, or number.")] = 5.0,
-    rounds: Annotated[int, typer.Option(min=1)] = 7,
+    seconds: Annotated[float, typer.Option(help="For each contestant, or number.")] = 3.0,
+    rounds: Annotated[int, typer.Option(min=1)] = 20,
 ) -> None:
     """Push distinct ticks as fast as it goes, beside other ways of sending."""
     _prepare()

@@ -171,7 +171,8 @@ class Bare(Contestant):
     async def start(self) -> int:
         """See Contestant."""
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-        self.server = await asyncio.get_running_loop().create_server(self._accept, sock=listener)
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_server(self._accept, sock=listener, backlog=2048)
         port: int = listener.getsockname()[1]
         return port
 

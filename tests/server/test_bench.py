@@ -1,0 +1,40 @@
+"""The measurements run, and say what they say they measure; not how fast anything is."""
+
+import subprocess
+import sys
+
+from server.bench import memory, ticks
+
+
+def bench(*arguments: str) -> list[str]:
+    """The lines that a measurement prints."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "server.bench", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout.splitlines()
+
+
+def test_every_contestant_pushes() -> None:
+    _, _, *rows = bench("ticks", "--sockets", "3", "--seconds", "0.02", "--rounds", "2")
+    assert [row[:22].strip() for row in rows] == [kind.name for kind in ticks.CONTESTANTS]
+    for row in rows:
+        sockets, rate, _, cost, _, skipped = row[22:].replace(",", "").split()
+        assert (sockets, skipped) == ("3", "0")
+        assert float(rate) > 0
+        assert float(cost) > 0
+
+
+def test_a_sweep_goes_over_all_numbers() -> None:
+    _, _, *rows = bench("ticks", "--sockets", "4,2", "--seconds", "0.02", "--rounds", "2")
+    assert [row[22:].split()[0] for row in rows] == ["2", "2", "4", "4"]
+
+
+def test_memory_of_each_contestant() -> None:
+    _, *rows = bench("memory", "--sockets", "50")
+    assert [row[:22].strip() for row in rows] == list(memory.CONTESTANTS)
+    assert all(row.endswith(" bytes/socket") for row in rows)
