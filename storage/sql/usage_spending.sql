@@ -1,20 +1,29 @@
 -- What an account's credits went into, by operation (null: a spend that named none) and by
--- time, altogether and since three instants: of the day, the week and the month.
+-- time, altogether and since three instants: of the day, the week and the month. What
+-- cost nothing moved nothing and is not in the ledger, but was done all the same; what
+-- failed was not.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
-        entry_kind = 'burn' AS by_time,
+        by_time,
         operation,
         count(*) AS total_actions,
-        -sum(amount_micros) AS total_micros,
+        sum(micros) AS total_micros,
         count(*) FILTER (WHERE created_at >= instant($3)) AS day_actions,
-        -coalesce(sum(amount_micros) FILTER (WHERE created_at >= instant($3)), 0) AS day_micros,
+        coalesce(sum(micros) FILTER (WHERE created_at >= instant($3)), 0) AS day_micros,
         count(*) FILTER (WHERE created_at >= instant($4)) AS week_actions,
-        -coalesce(sum(amount_micros) FILTER (WHERE created_at >= instant($4)), 0) AS week_micros,
+        coalesce(sum(micros) FILTER (WHERE created_at >= instant($4)), 0) AS week_micros,
         count(*) FILTER (WHERE created_at >= instant($5)) AS month_actions,
-        -coalesce(sum(amount_micros) FILTER (WHERE created_at >= instant($5)), 0) AS month_micros
-    FROM credit_ledger
-    WHERE tenant = $1 AND account_id = $2 AND entry_kind IN ('burn', 'spend', 'post')
+        coalesce(sum(micros) FILTER (WHERE created_at >= instant($5)), 0) AS month_micros
+    FROM (
+        SELECT entry_kind = 'burn' AS by_time, operation, -amount_micros AS micros, created_at
+        FROM credit_ledger
+        WHERE tenant = $1 AND account_id = $2 AND entry_kind IN ('burn', 'spend', 'post')
+        UNION ALL
+        SELECT false, operation, 0, created_at
+        FROM operations_usage
+        WHERE tenant = $1 AND account_id = $2 AND amount_micros = 0 AND success
+    ) AS done
     GROUP BY by_time, operation
     ORDER BY by_time, operation
 ) AS answer

@@ -2,6 +2,7 @@
 
 import contextlib
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,20 @@ async def test_spending_by_operation_and_time(records: Records, usage: Usage) ->
         Spending(True, None, 2, 7, 1, 3, 2, 7, 2, 7),
     )
     assert await usage.spending(TENANT, "nobody", 0, 0, 0) == ()
+
+
+async def test_what_cost_nothing_was_done_and_what_failed_was_not(
+    records: Records, usage: Usage
+) -> None:
+    done: dict[str, Any] = {"entry_kind": "spend", "operation": "refine", "month": "2026-11-01"}
+    await write(
+        records,
+        entry("e1", 0, **done),
+        entry("e2", 0, **done, metadata={"success": False}),
+        entry("e3", -6, **done, metadata={"success": True}),
+    )
+    (found,) = await usage.spending(TENANT, "ann", START, START, START)
+    assert (found.operation, found.total_actions, found.total_micros) == ("refine", 2, 6)
 
 
 async def test_money_in_is_granted_adjusted_and_expired(records: Records, usage: Usage) -> None:
