@@ -7,7 +7,7 @@ line to Redis was down for a while, the account is read anew.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import orjson
@@ -74,7 +74,7 @@ class Accounts:
         """The account, if it is served here."""
         return self._accounts.get((tenant, account_id))
 
-    def __iter__(self) -> Iterable[Account]:
+    def __iter__(self) -> Iterator[Account]:
         return iter(list(self._accounts.values()))
 
     async def open(self, tenant: str, account_id: str) -> Account:
@@ -170,6 +170,9 @@ class Accounts:
             except (RedisError, OSError) as error:
                 log.warning("pubsub_lost", error=str(error))
                 await asyncio.sleep(RETRY_S)
+            except Exception:
+                # One message that is not understood must not make this process deaf.
+                log.exception("message_not_taken")
 
     def _take(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()

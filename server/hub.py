@@ -254,15 +254,16 @@ class Hub:
         seat.drain()
 
     async def open(self, tenant: str, session_id: str) -> Seat | None:
-        """The seat of a session for a request that comes without a socket."""
+        """The seat of a session for a request that comes without a socket; it hears of
+        every step. Give it back with ``release``."""
         async with self.lock(tenant, session_id):
-            seat = self.seats.get(session_key(tenant, session_id))
-            if seat is None:
-                found = await self.live.attach(tenant, session_id, read_only=True)
-                if found is None:
-                    return None
-                _check_live(found.session)
-                seat = await self.seat_of(found.session)
+            found = await self.live.attach(tenant, session_id, read_only=True, watch=True)
+            if found is None:
+                return None
+            _check_live(found.session)
+            seat = await self.seat_of(found.session)
+            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
+            seat.drain()
             return seat
 
     # --- Place: what seats need ---------------------------------------------------------
@@ -360,10 +361,13 @@ class Hub:
                     seat.meter.moved(move, now_ms)
                 seat.drain()
                 self.release(seat)
+            if message.get("stop") == identity.session_id and seat.meter.sockets:
+                # Asked for where nobody hears the client; here its last seconds are proven.
+                seat.meter.request(Event.STOP, now_ms, None, message["reason"])
             if message.get("recall"):
                 seat.meter.recall(now_ms)
             # A recall frees nothing yet: only what changed the account is worth a claim.
-            if not message.get("recall") or message.get("bumped"):
+            if message.get("bumped") or not message.keys() & {"recall", "stop"}:
                 seat.meter.changed(now_ms)
             seat.drain()
         for told in list(account.listeners):

@@ -148,6 +148,8 @@ class Seat:
         self.groups: dict[int, TickGroup] = {}
         self.settled = asyncio.Event()
         """No step of it is on its way."""
+        self.closed = asyncio.Event()
+        """The session has ended, or is not served here any more."""
         self.template = tick_template(meter.session.identity.session_id)
         self._timer: Timer | None = None
         self._retry: Timer | None = None

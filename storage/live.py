@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import msgspec
+import orjson
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -310,6 +311,11 @@ class Live:
         limit = "" if limit_minutes is None else limit_minutes
         channel = self.keys.limits_channel(tenant)
         await self._limit([key], [limit, int(overage), self.publish, channel])
+
+    async def tell(self, tenant: str, account_id: str, message: dict[str, Any]) -> None:
+        """Tells every process that serves an account."""
+        channel = self.keys.channel(tenant, account_id)
+        await self.ask(self.redis.execute_command(self.publish, channel, orjson.dumps(message)))  # type: ignore[no-untyped-call]
 
     # --- Processes -----------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from protocol.events import EntryPosted
 from protocol.fields import ID_PATTERN
 from protocol.money import format_credits, parse_credits
+from server.api.accounts import view_account
 from server.auth import mint_token, tenant_of
 from server.http import answer, principal_of, process_of, raw_body, read_body
 
@@ -49,11 +50,8 @@ async def token(request: Request) -> Response:
             reason="to try it",
         )
     )
-    account = await process.hub.accounts.open(tenant, user_id)
-    try:
-        micros = account.projection.credits_micros(process.clock.now())
-    finally:
-        await process.hub.accounts.close(account)
+    account = await view_account(process, tenant, user_id)
+    micros = account.projection.credits_micros(process.clock.now())
     return answer(
         {
             "token": mint_token(process.settings, user_id, ttl_seconds=3600),
@@ -69,7 +67,7 @@ async def top_up(request: Request) -> Response:
     process = process_of(request)
     principal = await principal_of(request, "user")
     wanted = read_body(await raw_body(request), TopUp)
-    micros = parse_credits(wanted.amount, name="amount", micros_max=TOP_UP_MICROS_MAX)
+    added = parse_credits(wanted.amount, name="amount", micros_max=TOP_UP_MICROS_MAX)
     assert principal.tenant is not None
     assert principal.account_id is not None
     await process.money.enter(
@@ -78,17 +76,15 @@ async def top_up(request: Request) -> Response:
             account_id=principal.account_id,
             entry_id=f"demo:{secrets.token_hex(8)}",
             entry_kind="grant",
-            amount_micros=micros,
+            amount_micros=added,
             at=process.clock.now(),
             reason="top-up of the demonstration",
         )
     )
-    account = await process.hub.accounts.open(principal.tenant, principal.account_id)
-    try:
-        balance = account.projection.credits_micros(process.clock.now())
-    finally:
-        await process.hub.accounts.close(account)
-    return answer({"credits": format_credits(balance)})
+    account = await view_account(process, principal.tenant, principal.account_id)
+    return answer(
+        {"credits": format_credits(account.projection.credits_micros(process.clock.now()))}
+    )
 
 
 ROUTES = [

@@ -1,7 +1,6 @@
 """Sessions, seen and stopped by HTTP: the snapshot while one is live, then its receipt."""
 
 import asyncio
-import contextlib
 
 import msgspec
 from starlette.requests import Request
@@ -105,41 +104,29 @@ def _unknown() -> ProtocolError:
 async def _stop(process: Process, found: Found, reason: str) -> None:
     """Asks for the session's end, and waits for it as long as a request may.
 
-    Whether it has ended is for the caller to see: another process may have been faster.
+    Who hears the client ends it, so that its last seconds are proven; this process, where
+    nobody does. Whether it has ended is for the caller to see.
     """
     identity = found.session.identity
-    done = asyncio.get_running_loop().create_future()
-
-    def settle() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    with contextlib.suppress(TimeoutError):
+    hub, live = process.hub, process.live
+    try:
+        seat = await hub.open(identity.tenant, identity.session_id)
+    except RefusedError:
+        return  # it ended meanwhile
+    if seat is None:
+        return
+    others = found.nodes - {live.node}
+    try:
         async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
-            try:
-                seat = await process.hub.open(identity.tenant, identity.session_id)
-            except RefusedError:
-                return  # it ended meanwhile
-            if seat is None:
-                return
-            if not seat.meter.sockets:
-                # Nobody here heard of the client. Who serves it may, and is believed as
-                # it is when it dies: its sockets live as long as it can be seen to.
-                seat.meter.alive(_last_proof(process, found), process.clock.now())
-            ticket = Ticket(
-                member=None,
-                request_id=None,
-                shown=lambda message: settle(),
-                failed=lambda error: settle(),
-            )
-            process.hub.request(seat, Event.STOP, ticket, reason)
-            await done
-
-
-def _last_proof(process: Process, found: Found) -> int:
-    """The last sign of life of the processes that have sockets of a session."""
-    proofs = [process.presence.nodes.get(node, 0) for node in found.nodes]
-    return max([found.session.standing.at, *proofs])
+            if seat.meter.sockets or not others:
+                ticket = Ticket(member=None, request_id=None)
+                hub.request(seat, Event.STOP, ticket, reason)
+            else:
+                message = {"stop": identity.session_id, "reason": reason}
+                await live.tell(identity.tenant, identity.account_id, message)
+            await seat.closed.wait()
+    except TimeoutError:
+        hub.release(seat)
 
 
 # --- What there is to see --------------------------------------------------------------
