@@ -90,6 +90,8 @@ class Move(msgspec.Struct, frozen=True):
     session: Session
     notices: tuple[bytes, ...] = ()
     """What was said with it, oldest first."""
+    complete: bool = False
+    """The session was read, with all the notices that are kept; not told step by step."""
     minutes: tuple[bytes, ...] = ()
     """The messages of the minutes that it completed."""
     member: MonthProjection | None = None

@@ -234,8 +234,13 @@ class Meter:
 
     def moved(self, move: Move, now_ms: int) -> None:
         """Another process made a step. Its notices have numbers; what was said stays said."""
-        session = move.session
-        if session.standing.version <= self.session.standing.version:
+        session, version = move.session, self.session.standing.version
+        if session.standing.version <= version:
+            return
+        if self.sockets and not move.complete and session.standing.version > version + 1:
+            # A message was missed: the next step is answered with all that was.
+            self._wanted = True
+            self._plan(now_ms)
             return
         before = self.phase
         if move.member is not None and move.org is not None:
@@ -409,7 +414,7 @@ class Meter:
         if standing.phase is Phase.ENDED or self._limiting:
             return False
         proven = standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
-        return proven or bool(self.notices.unrecorded)
+        return proven or self._wanted or bool(self.notices.unrecorded)
 
     def _ask(self, step: Step, intent: Intent | None) -> None:
         self._asked, self._intents.current = step, intent
@@ -469,14 +474,17 @@ class Meter:
                 return
             intent.event = Event.RETURNED
         elif intent.event is Event.RESUME and intent.starts and self.session.standing.version:
-            intent.event = Event.RETURNED  # somebody else started it: this is a join
+            # Somebody else started it: this is a join. The claim that follows notes this
+            # process among those that have sockets.
+            intent.event = Event.RETURNED
+            self._wanted = True
         self._intents.add_first(intent)
 
     def _others_stay(self, now_ms: int) -> None:
         """The last socket here is gone, and other processes have some. What was proven
         here only is settled before this process leaves; nobody else knows of it."""
         if self.sockets:
-            self._wanted = self.counting  # another joined meanwhile: this process stays
+            self._wanted = True  # another joined meanwhile: this process is noted again
             self._plan(now_ms)
         elif self.counting and self.proven_ms(now_ms) > self.session.standing.settled_ms:
             self._leaving = True

@@ -113,7 +113,7 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
     settling.settle(moment.proven_ms)
     ground = settling.ground()
     return moment.step(
-        settling, offers=ground.offers(shrink=shrink), keep=kept_offer(ground, before.grant)
+        settling, offers=ground.offers(shrink=shrink), keep=kept_offer(ground, before)
     )
 
 
@@ -201,10 +201,7 @@ def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
     )
     if settling.standing.settled_ms >= moment.elapsed_ms:
         return _released(moment, settling)
-    held = msgspec.structs.replace(
-        moment.session.grant, granted_ms=max(moment.elapsed_ms, moment.session.grant.granted_ms)
-    )
-    return moment.step(settling, keep=kept_offer(settling.ground(), held))
+    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session))
 
 
 def stand(moment: Moment) -> Step:
@@ -214,7 +211,7 @@ def stand(moment: Moment) -> Step:
     settling.settle(moment.proven_ms)
     if settling.standing.settled_ms >= settling.standing.elapsed_ms:
         return _released(moment, settling)
-    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session.grant))
+    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session))
 
 
 def lose(moment: Moment, phase: Phase) -> Step:

@@ -34,17 +34,40 @@ class Notices:
     def adopt(self, standing: Standing, kept: tuple[bytes, ...]) -> list[bytes]:
         """Takes what another process recorded; answers what was not said here yet.
 
-        What was said here and not recorded stands while its numbers are free. Where the
-        other process used them, it is forgotten, and judged again.
+        What was said here under the same numbers is recorded with that, if it is the same,
+        and what was said under higher ones stands. Where it differs, which takes a change
+        in the very moment, what the clients here heard stays what they know: anything else
+        is judged again from there, under numbers that are new everywhere.
         """
-        if self.unrecorded and standing.seq < sequence_number(self.unrecorded[0]):
+        said = {_read(notice).seq: _read(notice) for notice in self.unrecorded}
+        others = {_read(notice).seq: notice for notice in kept}
+        differing = [
+            notice
+            for number, notice in others.items()
+            if number in said and not said[number].is_same(_read(notice))
+        ]
+        news = [notice for number, notice in others.items() if number > self.seq]
+        if differing:
+            self.seq = max(self.seq, standing.seq)
+            self.unrecorded.clear()
+            ends = [notice for notice in differing if _read(notice).ends]
+            return [*news, *(self._renumber(notice) for notice in ends)]
+        if standing.seq < self.seq:
+            self.unrecorded = [
+                notice for notice in self.unrecorded if _read(notice).seq > standing.seq
+            ]
             return []
-        news = [notice for notice in kept if sequence_number(notice) > self.seq]
         self.seq = standing.seq
         self.free_over = standing.free_over
         self.warned = dict(standing.warned)
         self.unrecorded.clear()
         return news
+
+    def _renumber(self, notice: bytes) -> bytes:
+        """A notice under the next number, for clients that heard another under its own."""
+        self.seq += 1
+        message = msgspec.json.decode(notice, type=messages.Notice)
+        return encode(msgspec.structs.replace(message, seq=self.seq))
 
     def recorded(self, count: int) -> None:
         """The first ``count`` of the unrecorded notices are recorded now."""
@@ -116,13 +139,31 @@ class Notices:
         return said
 
 
-class _Numbered(msgspec.Struct):
+class _Head(msgspec.Struct):
+    """What tells one notice from another."""
+
+    type: str
     seq: int
+    limit: str | None = None
+    threshold_ms: int | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether it says the end of counting, which nobody may miss."""
+        return self.type in ("limit_reached", "stopped")
+
+    def is_same(self, other: "_Head") -> bool:
+        """Whether both say the same; figures of the moment may differ."""
+        return (self.type, self.limit, self.threshold_ms) == (
+            other.type,
+            other.limit,
+            other.threshold_ms,
+        )
 
 
-_NUMBERED = msgspec.json.Decoder(_Numbered)
+_read = msgspec.json.Decoder(_Head).decode
 
 
 def sequence_number(notice: bytes) -> int:
     """The ``seq`` of an encoded notice."""
-    return _NUMBERED.decode(notice).seq
+    return _read(notice).seq

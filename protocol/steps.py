@@ -212,20 +212,23 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
     )
 
 
-def kept_offer(ground: Ground, grant: Grant) -> Offer:
-    """The grant that a session has, as an offer: always affordable, for it is held."""
-    standing = ground.standing
+def kept_offer(ground: Ground, before: Session) -> Offer:
+    """The grant that a session has, as an offer: always affordable, for it is held.
+
+    Time that was used beyond it keeps its place, but nothing is held for that any more;
+    and what the step charges beyond what was held is debt already.
+    """
+    standing, grant = ground.standing, before.grant
     granted_ms = max(grant.granted_ms, standing.elapsed_ms)
+    charge_micros = standing.charged_micros - before.standing.charged_micros
+    left_micros = max(0, grant.held_micros - charge_micros)
     offer = ground.offer(granted_ms, 0)
     return msgspec.structs.replace(
         offer,
         grant=Grant(
             granted_ms=granted_ms,
-            held_micros=min(
-                ground.held_micros(granted_ms),
-                max(0, grant.held_micros),
-            ),
-            held_minutes=ground.minutes_by_month(standing.settled_ms, granted_ms),
+            held_micros=min(ground.held_micros(granted_ms), left_micros),
+            held_minutes=ground.minutes_by_month(standing.settled_ms, grant.granted_ms),
             final=offer.grant.final,
         ),
     )

@@ -153,7 +153,7 @@ class Hub:
                 again = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
                 found = again or found
         if seat.meter.asked is None:  # or else the answer tells what there is
-            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
+            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
         return seat
 
     async def _depart(self, session: Session) -> None:
@@ -215,7 +215,7 @@ class Hub:
             _check_watcher(principal, found.session.identity)
             _check_live(found.session)
             seat = await self.seat_of(found.session)
-            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
+            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
             if member not in seat.members:
                 self._sit(seat, member, None, watching=True)
             seat.show(ticket)

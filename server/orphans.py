@@ -43,15 +43,28 @@ class Orphans:
                 await self.live.leave(tenant, session_id, node)
                 return
             if seat is not None and seat.meter.sockets:
-                await self.live.depart(tenant, session_id, node)
+                if node != self.live.node:
+                    await self.live.depart(tenant, session_id, node)
                 return
             if seat is None:
                 seat = await hub.seat_of(found.session)
-            seat.meter.moved(Move(found.session, found.notices), hub.clock.now())
+            seat.meter.moved(Move(found.session, found.notices, complete=True), hub.clock.now())
             if alive_at is not None:
                 await self._lose(seat, node, alive_at)
             else:
                 seat.drain()
+
+    async def reconcile(self) -> None:
+        """Looks after sessions that this process is noted for and has no socket of.
+
+        A command that was given up on may be done all the same, when Redis is slow: then a
+        session that nobody wanted any more has started, or nobody sits where somebody
+        joined. What it has settled is all that anybody proved.
+        """
+        async for tenant, session_id in self.live.sessions_of_node(self.live.node):
+            seat = self.hub.seats.get(session_key(tenant, session_id))
+            if seat is None or not (seat.meter.sockets or seat.meter.asked):
+                await self.adopt(tenant, session_id, self.live.node, 0)
 
     async def bury(self, found: Found) -> None:
         """A session is joined whose other process may just have died: its sockets are gone

@@ -7,6 +7,7 @@ once, changes nothing, because the steps carry versions.
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator
 
@@ -22,6 +23,8 @@ log = structlog.get_logger()
 
 SUSPECT_MS = 1_500
 """A process that missed a beat may be dead: who joins its sessions does not wait to know."""
+RECONCILE_BEATS = 60
+"""How often a process looks after what it is noted for and does not have, in beats."""
 
 
 class Presence:
@@ -68,7 +71,7 @@ class Presence:
         }
 
     async def _run(self) -> None:
-        while True:
+        for beats in itertools.count(1):
             await asyncio.sleep(limits.PRESENCE_BEAT_MS / 1000)
             try:
                 await self.beat()
@@ -76,6 +79,8 @@ class Presence:
                 for node in self._dead():
                     await self.sweep(node, self.nodes[node])
                     await self.adopt_graces()
+                if beats % RECONCILE_BEATS == 0:
+                    await self.orphans.reconcile()
             except (LiveError, ProtocolError) as error:
                 self.redis_up = False
                 log.warning("beat_unanswered", error=str(error))

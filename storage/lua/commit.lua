@@ -66,16 +66,7 @@ if step.leaving then
   if version and call('SCARD', KEYS[3]) > 0 then return answer('left') end
 end
 if not version and step.version > 0 then return {'gone', '', {}, {}, 0, {}} end
-if tonumber(version or '0') ~= step.version then
-  -- A process with sockets serves the session, whoever was faster: also when two started
-  -- it at once, or when it was taken for dead.
-  if step.present and call('SISMEMBER', KEYS[9], step.session) == 1
-    and cjson.decode(call('HGET', KEYS[1], 'identity')).user_id == step.user_id then
-    call('SADD', KEYS[3], step.node)
-    call('SADD', KEYS[10], step.session)
-  end
-  return answer('stale')
-end
+if tonumber(version or '0') ~= step.version then return answer('stale') end
 
 -- Is everything here that the step touches?
 local cold = {}
