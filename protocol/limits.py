@@ -61,6 +61,9 @@ NOTICES_KEPT_MAX: Final = 32  # PROTOCOL: a session's newest, delivered again as
 KINDS_MAX: Final = 256
 OPERATIONS_MAX: Final = 1_024
 TIERS_MAX: Final = 64
+PACKAGES_MAX: Final = 256
+PACKAGE_DAYS_MAX: Final = 3_660
+"""Ten years, after which nobody remembers what was bought."""
 WARNINGS_MAX: Final = 16
 """Thresholds of one kind: fewer than the notices kept, so none pushes another out."""
 INCREMENT_MS_MAX: Final = 3_600_000

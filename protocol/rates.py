@@ -33,6 +33,17 @@ class RateCardError(ValueError):
         super().__init__("the rate card has mistakes:\n  " + "\n  ".join(self.problems))
 
 
+class Package(msgspec.Struct, frozen=True):
+    """Credits that are sold together, and granted under its name."""
+
+    name: str
+    credits_micros: int
+    price: str | None = None
+    """What it is sold for, in whatever currency: for pages to show, and nothing to us."""
+    expires_days: int | None = None
+    """Days after which what is left of it is lost; None: never."""
+
+
 class RateCard(msgspec.Struct, frozen=True):
     """The prices of everything that is sold. Read with :func:`parse_rate_card`."""
 
@@ -41,6 +52,9 @@ class RateCard(msgspec.Struct, frozen=True):
     """Micro-credits for each named operation."""
     tiers: dict[str, dict[str, int]]
     """Operations that a tier may do in a month; one that is not named is not bounded."""
+    packages: dict[str, Package] = {}
+    allotments: dict[str, int] = {}
+    """Micro-credits that a tier gives for each month, and that expire with it."""
 
     def terms(self, kind: str) -> Terms:
         """The terms of a kind; an unknown one raises ``unknown_kind``."""
@@ -55,6 +69,13 @@ class RateCard(msgspec.Struct, frozen=True):
         if micros is None:
             raise BadMessageError(f"operation: {_unknown('operation', operation, self.operations)}")
         return micros
+
+    def package(self, package_id: str) -> Package:
+        """The package of that id; an unknown one raises :class:`BadMessageError`."""
+        package = self.packages.get(package_id)
+        if package is None:
+            raise BadMessageError(f"package: {_unknown('package', package_id, self.packages)}")
+        return package
 
     def operations_per_month(self, tier: str | None, operation: str) -> int | None:
         """How often ``tier`` may do ``operation`` in a month; None: as often as it pays.
@@ -71,10 +92,14 @@ def parse_rate_card(data: Mapping[str, Any]) -> RateCard:
     ``kinds.chat.increment_seconds[1]: must be at least 1``.
     """
     parsing = _Parsing()
-    card = parsing.table(data, "", ("kinds", "operations", "tiers"))
+    card = parsing.table(data, "", ("kinds", "operations", "packages", "tiers"))
     kinds = parsing.names(card.get("kinds", {}), "kinds", limits.KINDS_MAX)
     operations = parsing.names(card.get("operations", {}), "operations", limits.OPERATIONS_MAX)
-    tiers = parsing.names(card.get("tiers", {}), "tiers", limits.TIERS_MAX)
+    packages = parsing.names(card.get("packages", {}), "packages", limits.PACKAGES_MAX)
+    tiers = {
+        tier: parsing.table(value, f"tiers.{tier}", ("operations_per_month", "allotment"))
+        for tier, value in parsing.names(card.get("tiers", {}), "tiers", limits.TIERS_MAX).items()
+    }
     result = RateCard(
         kinds={kind: _parse_kind(parsing, kind, value) for kind, value in kinds.items()},
         operations={
@@ -82,8 +107,16 @@ def parse_rate_card(data: Mapping[str, Any]) -> RateCard:
             for operation in operations
         },
         tiers={
-            tier: _parse_tier(parsing, f"tiers.{tier}", value, operations)
-            for tier, value in tiers.items()
+            tier: _parse_tier(parsing, f"tiers.{tier}", table, operations)
+            for tier, table in tiers.items()
+        },
+        packages={
+            package: _parse_package(parsing, package, value) for package, value in packages.items()
+        },
+        allotments={
+            tier: parsing.read(table, f"tiers.{tier}", "allotment", _amount, 0)
+            for tier, table in tiers.items()
+            if "allotment" in table
         },
     )
     if parsing.problems:
@@ -157,6 +190,19 @@ def _price(value: object, name: str) -> int:
 
 def _amount(value: object, name: str) -> int:
     return parse_credits(value, name=name)
+
+
+def _positive(value: object, name: str) -> int:
+    micros = _amount(value, name)
+    if micros == 0:
+        raise BadMessageError(f"{name}: must be more than 0")
+    return micros
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= limits.REASON_CHARACTERS_MAX:
+        raise BadMessageError(f"{name}: expected 1-{limits.REASON_CHARACTERS_MAX} characters")
+    return value
 
 
 def _increments(value: object, name: str) -> tuple[int, int]:
@@ -294,9 +340,8 @@ def _parse_kind(parsing: _Parsing, kind: str, value: object) -> Terms:
 
 
 def _parse_tier(
-    parsing: _Parsing, path: str, value: object, operations: Mapping[str, Any]
+    parsing: _Parsing, path: str, tier: Mapping[str, Any], operations: Mapping[str, Any]
 ) -> dict[str, int]:
-    tier = parsing.table(value, path, ("operations_per_month",))
     path = f"{path}.operations_per_month"
     counts = parsing.table(tier.get("operations_per_month", {}), path, operations)
     reader = _integer(0, limits.OPERATIONS_PER_MONTH_MAX)
@@ -305,6 +350,20 @@ def _parse_tier(
         for operation in counts
         if operation in operations
     }
+
+
+def _parse_package(parsing: _Parsing, package: str, value: object) -> Package:
+    path = f"packages.{package}"
+    table = parsing.table(value, path, ("name", "credits", "price", "expires_days"))
+    if "credits" not in table:
+        parsing.problems.append(f"{path}.credits: missing")
+    days = _integer(1, limits.PACKAGE_DAYS_MAX)
+    return Package(
+        name=parsing.read(table, path, "name", _text, package),
+        credits_micros=parsing.read(table, path, "credits", _positive, 0),
+        price=parsing.read(table, path, "price", _text, "") or None,
+        expires_days=parsing.read(table, path, "expires_days", days, 0) or None,
+    )
 
 
 def _join(path: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The commands: ``python -m server web|flush|all|migrate|token|bench``."""
+"""The commands: ``python -m server web|flush|all|migrate|audit|token|bench``."""
 
 import asyncio
 import contextlib
@@ -27,10 +27,14 @@ from server.config import (
 )
 from server.process import Process
 from server.push import uvicorn_options
+from storage.audit import audit_live, audit_record
 from storage.embedded import EngineError, start_engines
 from storage.flush import run_flusher
+from storage.keys import Keys
+from storage.live import Live, LiveError, connect
 from storage.migrate import MigrationError, migrate_database
-from storage.records import Records
+from storage.records import Records, UnavailableError
+from storage.rows import Finding
 
 log = structlog.get_logger()
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -113,7 +117,7 @@ def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, mig
 
     try:
         uvloop.run(main())
-    except (ConfigurationError, EngineError, MigrationError, OSError) as error:
+    except (ConfigurationError, EngineError, MigrationError, UnavailableError, OSError) as error:
         typer.echo(f"taximeter: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -182,6 +186,35 @@ def migrate() -> None:
         """The migration itself is done before."""
 
     _run(_settings(secrets=False), work, migrate=True)
+
+
+@commands.command()
+def audit() -> None:
+    """Checks that credits and minutes add up; prints what does not, and exits 1."""
+    found: list[Finding] = []
+
+    async def work(settings: Settings) -> None:
+        assert settings.database_url is not None
+        assert settings.redis_url is not None
+        records = await Records.connect(settings.database_url)
+        live = Live(connect(settings.redis_url), Keys(settings.partitions), "audit")
+        try:
+            found.extend(await audit_record(records))
+            compared = await audit_live(live, records)
+            found.extend(compared.findings)
+            log.info("audited", accounts=compared.accounts, restless=compared.restless)
+        except LiveError as error:
+            log.warning("redis_not_audited", error=str(error))
+        finally:
+            await live.redis.aclose()
+            await records.close()
+
+    _run(_settings(secrets=False), work, migrate=False)
+    for finding in found:
+        typer.echo(f"{finding.rule}: {finding.tenant} {finding.subject}: {finding.detail}")
+    typer.echo("everything adds up" if not found else f"{len(found)} things do not add up")
+    if found:
+        sys.exit(1)
 
 
 @commands.command()

@@ -36,7 +36,14 @@ class Calendar(msgspec.Struct, frozen=True):
 
     def day_start_at(self, at_ms: int) -> int:
         """The instant at which the day of an instant began."""
-        start = datetime.datetime.combine(self.day(at_ms), datetime.time(), self.zone)
+        return self._start_at(self.day(at_ms))
+
+    def start_at(self, month: str) -> int:
+        """The instant at which a month begins, which its first day names."""
+        return self._start_at(datetime.date.fromisoformat(month))
+
+    def _start_at(self, day: datetime.date) -> int:
+        start = datetime.datetime.combine(day, datetime.time(), self.zone)
         return int(start.timestamp() * 1000)
 
 

@@ -16,8 +16,10 @@ import structlog
 from protocol import limits
 from protocol.errors import ServiceError
 from protocol.events import EntryPosted
+from protocol.grants import month_after
 from protocol.rates import RateCard
 from server.accounts import Accounts
+from server.adjustments import Adjusted, Adjustments
 from server.charges import (
     CanPerform,
     Exceeds,
@@ -32,6 +34,7 @@ from server.charges import (
 from server.clock import Clock
 from server.expiry import Expiry
 from server.holds import Holds
+from server.loading import calendar
 from server.spends import Spends
 from storage.live import Live, LiveError
 from storage.records import Records, UnavailableError
@@ -39,6 +42,7 @@ from storage.spending import AccountName
 
 __all__ = [
     "AccountName",
+    "Adjusted",
     "CanPerform",
     "Exceeds",
     "Held",
@@ -53,13 +57,16 @@ __all__ = [
 
 log = structlog.get_logger()
 
+DAY_MS = 24 * 3_600_000
+PRIORITY_DEFAULT = 100
+"""Of grants that name none; of these, the one that expires first burns first."""
 INBOX_INTERVAL_S = 5.0
 """How often notes are looked for that a dead process left."""
 INBOX_AGE_MS = 2_000
 """Younger notes are about to be taken away by whoever wrote them."""
 
 
-class Money(Spends, Holds):
+class Money(Spends, Holds, Adjustments):
     """Moves credits in and out of accounts; what they come to is in ``server.charges``."""
 
     def __init__(
@@ -85,6 +92,56 @@ class Money(Spends, Holds):
         except LiveError as error:
             log.warning("entry_not_applied_yet", entry_id=entry.entry_id, error=str(error))
         return new
+
+    async def grant_package(
+        self, account: AccountName, package_id: str, *, entry_id: str, reason: str | None = None
+    ) -> EntryPosted:
+        """Grants a package of the rate card under its name, once for each ``entry_id``.
+
+        Raises ``BadMessageError`` for a package that the card does not have.
+        """
+        package, now_ms = self.rates.package(package_id), self.clock.now()
+        expires_at = None
+        if package.expires_days is not None:
+            expires_at = now_ms + package.expires_days * DAY_MS
+        entry = EntryPosted(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=entry_id,
+            entry_kind="grant",
+            amount_micros=package.credits_micros,
+            at=now_ms,
+            reason=reason or package.name,
+            metadata={"name": f"package:{package_id}"},
+        )
+        await self.enter(entry, PRIORITY_DEFAULT, expires_at)
+        return entry
+
+    async def grant_allotment(self, account: AccountName) -> EntryPosted | None:
+        """Grants what the organisation's tier gives for this month, once a month.
+
+        It expires with the month, by the organisation's calendar. None: the tier gives
+        nothing.
+        """
+        before = await self.before(account, "")
+        micros = self.rates.allotments.get(before.tier, 0)
+        if not micros:
+            return None
+        days = calendar(before.timezone)
+        month = days.month(self.clock.now())
+        name = f"allotment:{before.tier}:{month[:7]}"
+        entry = EntryPosted(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=name,
+            entry_kind="grant",
+            amount_micros=micros,
+            at=self.clock.now(),
+            reason=f"{before.tier}, {month[:7]}",
+            metadata={"name": name},
+        )
+        await self.enter(entry, PRIORITY_DEFAULT, days.start_at(month_after(month)))
+        return entry
 
     async def _apply(self, entry: EntryPosted) -> None:
         await self.live.credit(
@@ -127,7 +184,8 @@ class Money(Spends, Holds):
             await asyncio.sleep(INBOX_INTERVAL_S)
             try:
                 applied = await self.apply_inbox(INBOX_AGE_MS)
-                if applied:
-                    log.info("inbox_applied", entries=applied)
+                adjusted = await self.apply_adjustments(INBOX_AGE_MS)
+                if applied or adjusted:
+                    log.info("inbox_applied", entries=applied, adjustments=adjusted)
             except (LiveError, UnavailableError, msgspec.MsgspecError) as error:
                 log.warning("inbox_not_read", error=str(error))

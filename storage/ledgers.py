@@ -5,13 +5,18 @@ from datetime import date
 
 import msgspec
 
-from protocol.events import EntryPosted
+from protocol.events import EntryPosted, MinuteUsed
 from storage import columns, rows
-from storage.database import Database
+from storage.database import SQL, Database
 
 MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
 """The kinds of entries that are written to Postgres first; the index knows them too."""
 
+FINDINGS_MAX = 1_000
+"""As many are told at once; the rest is seen when these are gone."""
+AUDIT_S_MAX = 3_600
+
+_FINDING = msgspec.json.Decoder(rows.Finding)
 _COUNTS = msgspec.json.Decoder(dict[str, int])
 
 
@@ -142,3 +147,28 @@ class Ledgers(Database):
     async def adjustment_applied(self, tenant: str, user_id: str, entry_id: str) -> None:
         """Redis took it."""
         await self._execute("adjustment_applied", tenant, user_id, entry_id)
+
+    # Audit
+
+    async def audit(self) -> tuple[rows.Finding, ...]:
+        """What in the record does not add up, as far as one look can tell.
+
+        Reads all of it, in one snapshot: minutes of work in a large installation.
+        """
+        found = await self._run(
+            lambda connection: connection.fetch(SQL["audit"], FINDINGS_MAX, timeout=AUDIT_S_MAX)
+        )
+        return tuple(_FINDING.decode(row[0]) for row in found)
+
+    async def audit_account(
+        self,
+        tenant: str,
+        account_id: str,
+        entry_ids: Sequence[str],
+        minutes: Sequence[MinuteUsed],
+    ) -> rows.AccountAudited:
+        """An account's balance, and which of these entries and minutes are in it."""
+        numbers = ([one.session_id for one in minutes], [one.minute for one in minutes])
+        return await self._one(
+            "audit_account", rows.AccountAudited, tenant, account_id, list(entry_ids), *numbers
+        )

@@ -177,7 +177,7 @@ class Spending:
     async def find_hold(self, tenant: str, hold_id: str) -> HoldRow | None:
         """A hold that is in Redis; None when it is not."""
         found = await self.live.ask(self.live.redis.hgetall(self.keys.hold(tenant, hold_id)))
-        return _hold_of(found)
+        return hold_from(found)
 
     async def restore_hold(self, hold: HoldRow) -> None:
         """Puts an open hold that Postgres has into Redis, which came back without it."""
@@ -334,7 +334,7 @@ def _answer(
         times=int(detail) if made == "limit" else 0,
         cold=(detail.decode() or "account") if made == "cold" else "",
         records=records if made in ("ok", "repeated") else (),
-        hold=_hold_of(_pairs(hold or [])),
+        hold=hold_from(_pairs(hold or [])),
     )
 
 
@@ -362,7 +362,8 @@ def _fields(hold: HoldChanged | HoldRow) -> list[str | int | bytes]:
     return [part for field in fields.items() for part in field]
 
 
-def _hold_of(fields: Mapping[bytes, bytes]) -> HoldRow | None:
+def hold_from(fields: Mapping[bytes, bytes]) -> HoldRow | None:
+    """The hold in its hash's fields; None when it has none."""
     if not fields:
         return None
     text = {name.decode(): value.decode() for name, value in fields.items()}

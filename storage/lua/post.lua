@@ -19,6 +19,8 @@
 --   cold      the account must be loaded first
 
 local call = redis.call
+-- "-0" is no integer to Redis.
+local function minus(amount) return amount == '0' and '0' or '-' .. amount end
 
 local function answer(status)
   return {status, call('HGETALL', KEYS[1]), call('HGETALL', KEYS[2])}
@@ -36,9 +38,9 @@ call('HSET', KEYS[2], 'state', 'posted', 'posted', ARGV[2], 'changed_at', ARGV[3
   'metadata', ARGV[10])
 call('PEXPIRE', KEYS[2], ARGV[9])
 call('ZREM', KEYS[3], ARGV[7])
-call('HINCRBY', KEYS[1], 'held', '-' .. hold[2])
-call('HINCRBY', KEYS[1], 'reserved', '-' .. hold[2])
-call('HINCRBY', KEYS[1], 'balance', '-' .. ARGV[2])
+call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
+call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
+call('HINCRBY', KEYS[1], 'balance', minus(ARGV[2]))
 call('HINCRBY', KEYS[1], 'holds', -1)
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 call('XADD', KEYS[4], '*', 'r', ARGV[4])
@@ -51,7 +53,7 @@ call(ARGV[5], ARGV[6], cjson.encode({
   account = {string.format('%.0f', gross), found[3], string.format('%.0f', version)},
   bumped = true,
   credit = {
-    delta = ARGV[2] == '0' and '0' or '-' .. ARGV[2], reason = 'post', entry_id = ARGV[1],
+    delta = minus(ARGV[2]), reason = 'post', entry_id = ARGV[1],
     operation = hold[4] ~= '' and hold[4] or nil,
   },
 }))

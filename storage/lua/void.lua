@@ -15,6 +15,8 @@
 --   early     it is to expire, but its time is not over
 
 local call = redis.call
+-- "-0" is no integer to Redis.
+local function minus(amount) return amount == '0' and '0' or '-' .. amount end
 
 local function answer(status)
   return {status, call('HGETALL', KEYS[1]), call('HGETALL', KEYS[2])}
@@ -35,8 +37,8 @@ if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
 call('HSET', KEYS[2], 'state', ARGV[2], 'changed_at', ARGV[3])
 call('PEXPIRE', KEYS[2], ARGV[9])
 call('ZREM', KEYS[3], ARGV[7])
-call('HINCRBY', KEYS[1], 'held', '-' .. hold[2])
-call('HINCRBY', KEYS[1], 'reserved', '-' .. hold[2])
+call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
+call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'holds', -1)
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 -- An operation that was not done does not count in its month.

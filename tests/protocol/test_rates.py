@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol import limits
 from protocol.errors import BadMessageError, ErrorCode, PeerError
-from protocol.rates import RateCard, RateCardError, parse_rate_card, terms_with
+from protocol.rates import Package, RateCard, RateCardError, parse_rate_card, terms_with
 from protocol.terms import Terms
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -184,7 +184,7 @@ def test_a_mistake_is_named_by_its_key(line: str, problem: str) -> None:
         ("[kinds]\nchat = 1", "kinds.chat: expected a table"),
         ('[kinds."a b"]\ncredits_per_minute = "1"', "kinds.a b: a name is 1-128 characters"),
         ("[kind.chat]", "kind: unknown key 'kind', did you mean 'kinds'?"),
-        ("[packages.small]", "packages: unknown key 'packages'"),
+        ("[bundles.small]", "bundles: unknown key 'bundles'"),
         ("operations = []", "operations: expected a table"),
         ("[operations]\nscript = 1", "operations.script: expected a decimal string"),
         ("[tiers]\nfree = 3", "tiers.free: expected a table"),
@@ -307,3 +307,45 @@ def test_a_prepared_session_takes_what_the_card_would(
     with pytest.raises(BadMessageError) as caught:
         terms_with(CHAT, **changes)
     assert caught.value.message.startswith(message)
+
+
+def test_packages_and_allotments() -> None:
+    card = parse_rate_card(
+        {
+            "packages": {
+                "starter": {
+                    "name": "Starter",
+                    "credits": "50",
+                    "price": "9.90 EUR",
+                    "expires_days": 365,
+                },
+                "bare": {"credits": "0.5"},
+            },
+            "tiers": {"pro": {"allotment": "100"}, "free": {}},
+        }
+    )
+    assert card.package("starter") == Package("Starter", 50_000_000, "9.90 EUR", 365)
+    assert card.package("bare") == Package("bare", 500_000)
+    assert card.allotments == {"pro": 100_000_000}
+    with pytest.raises(BadMessageError, match="unknown package 'stater', did you mean 'starter'"):
+        card.package("stater")
+
+
+@pytest.mark.parametrize(
+    ("package", "problem"),
+    [
+        ({}, "packages.p.credits: missing"),
+        ({"credits": "0"}, "packages.p.credits: must be more than 0"),
+        ({"credits": "1", "expires_days": 0}, "packages.p.expires_days: must be at least 1"),
+        ({"credits": "1", "name": ""}, "packages.p.name: expected 1-256 characters"),
+        ({"credits": "1", "cost": "1"}, "packages.p.cost: unknown key 'cost'"),
+    ],
+)
+def test_a_package_that_is_wrong(package: dict[str, object], problem: str) -> None:
+    with pytest.raises(RateCardError, match=problem):
+        parse_rate_card({"packages": {"p": package}})
+
+
+def test_an_allotment_that_is_wrong() -> None:
+    with pytest.raises(RateCardError, match=r"tiers\.pro\.allotment: must not be negative"):
+        parse_rate_card({"tiers": {"pro": {"allotment": "-1"}}})
