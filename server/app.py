@@ -33,6 +33,7 @@ from server.connection import Connection
 from server.heartbeats import Heartbeats
 from server.http import Failures, Observed, Problem, bearer_of
 from server.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
+from server.months import Months
 from server.process import Process
 from server.tracking import Trackers
 from storage.usage import Usage
@@ -152,6 +153,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     process.at_drain.append(app.state.heartbeats.drain)
     app.state.failures = Failures(process.clock)
     app.state.usage = Usage.over(process.records)
-    app.state.trackers = Trackers(process, app.state.usage)
+    app.state.months = Months(process)
+    app.state.trackers = Trackers(process, app.state.usage, app.state.months)
     app.state.reports = 0
     return app

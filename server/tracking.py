@@ -36,6 +36,7 @@ from protocol.terms import MINUTE_MS, Terms
 from server.auth import tenant_of
 from server.http import Problem
 from server.loading import calendar
+from server.months import Months
 from server.process import Process
 from storage import records as record
 from storage.live import LiveError
@@ -99,8 +100,9 @@ class _Known(NamedTuple):
 class Trackers:
     """Takes reports, and ends sessions of which nothing more is heard."""
 
-    def __init__(self, process: Process, usage: Usage) -> None:
+    def __init__(self, process: Process, usage: Usage, months: Months) -> None:
         self.process = process
+        self.months = months
         self.usage = usage
         self._tracking = Tracking(process.live)
         self._silent_at: dict[str, int] = {}
@@ -196,10 +198,8 @@ class Trackers:
         )
 
     async def _month(self, identity: Identity, at_ms: int) -> str:
-        zone = "UTC"
-        if identity.org_id is not None:
-            zone = (await self.process.loader.member(identity.tenant, identity.user_id)).timezone
-        return calendar(zone).month(at_ms)
+        plan = await self.months.plan(identity.tenant, identity.user_id)
+        return calendar(plan.timezone).month(at_ms)
 
     async def _load(self, identity: Identity, cold: list[str]) -> None:
         if "account" in cold:

@@ -22,7 +22,7 @@ from server.api.accounts import view_account
 from server.api.usage import READING, LimitAnswer, MonthName, TimezoneName, usage_of
 from server.http import answer, process_of
 from server.loading import calendar
-from server.months import month_use
+from server.months import months_of
 from server.openapi import ORG, described
 from server.process import Process
 from server.projections import (
@@ -69,8 +69,8 @@ class StatisticsAnswer(LimitAnswer, frozen=True, kw_only=True):
 @described(msgspec.structs.replace(READING, answers={200: (StatisticsAnswer,)}))
 async def user_statistics(request: Request) -> Response:
     """A user's minutes and hours, this month and of all time, and what follows from them."""
-    process, subject = process_of(request), await asked_for(request)
-    use = await month_use(process, subject.tenant, subject.user_id)
+    subject = await asked_for(request)
+    use = await months_of(request).use(subject.tenant, subject.user_id)
     usage, first = usage_of(request), use.month.first
     written, before = await asyncio.gather(
         usage.month(subject.tenant, subject.user_id, first),
@@ -178,7 +178,8 @@ async def credit_statistics(request: Request) -> Response:
     now_ms = process.clock.now()
     zone = calendar("UTC")
     if subject.org_id is not None:
-        zone = calendar((await process.loader.member(subject.tenant, subject.user_id)).timezone)
+        plan = await months_of(request).plan(subject.tenant, subject.user_id)
+        zone = calendar(plan.timezone)
     month = Month(zone, now_ms)
     monday = month.today - datetime.timedelta(days=month.today.weekday())
     begins_at = {

@@ -18,7 +18,7 @@ from protocol.errors import BadMessageError, ErrorCode, PeerError
 from protocol.fields import SessionId, describe, describe_id
 from protocol.terms import MINUTE_MS
 from server.http import answer, principal_of, process_of, raw_body, read_body
-from server.months import month_use
+from server.months import months_of
 from server.openapi import ORG, Operation, described
 from server.process import Process
 from server.projections import Month, Projection, hours, project
@@ -90,8 +90,8 @@ async def check_limit(request: Request) -> Response:
     The more restrictive of the member's and the organisation's month decides. Minutes of
     live sessions are in it, written down or not.
     """
-    process, subject = process_of(request), await asked_for(request)
-    use = await month_use(process, subject.tenant, subject.user_id)
+    subject = await asked_for(request)
+    use = await months_of(request).use(subject.tenant, subject.user_id)
     return answer(LimitAnswer(**_limit(use.limit)), headers=NOT_KEPT)
 
 
@@ -133,9 +133,9 @@ class MonthAnswer(LimitAnswer, frozen=True, kw_only=True, omit_defaults=True):
 )
 async def current_month(request: Request) -> Response:
     """A user's month: totals, what is left, where it leads, and its days if wanted."""
-    process, subject = process_of(request), await asked_for(request)
+    subject = await asked_for(request)
     daily = _flag(request, "daily")
-    use = await month_use(process, subject.tenant, subject.user_id)
+    use = await months_of(request).use(subject.tenant, subject.user_id)
     first = use.month.first
     totals = await usage_of(request).month(subject.tenant, subject.user_id, first)
     return answer(
@@ -148,7 +148,7 @@ async def current_month(request: Request) -> Response:
             total_seconds=totals.seconds,
             total_sessions=totals.sessions,
             projection=project(use.month, use.own_minutes, use.limit),
-            daily=await _days(process, subject, use.month) if daily else None,
+            daily=await _days(process_of(request), subject, use.month) if daily else None,
         ),
         headers=NOT_KEPT,
     )
@@ -258,7 +258,7 @@ async def track_minute(request: Request) -> Response:
             needs_preparation=not principal.is_key and process.settings.start == "prepared",
         )
     )
-    use = await month_use(process, subject.tenant, subject.user_id)
+    use = await months_of(request).use(subject.tenant, subject.user_id)
     return answer(
         MinuteTaken(
             **_limit(use.limit),

@@ -11,6 +11,7 @@ from storage.records import UnavailableError
 from storage.usage import Usage
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant
+from tests.server.minutes import keep_off_month_ends, minute_at
 
 STATS = "/api/usage/stats"
 USER = "/api/users/stats-v2"
@@ -68,12 +69,12 @@ async def test_statistics_in_minutes_and_hours(server: TestServer) -> None:
     put = {"monthly_hours_limit": 0.55}
     assert (await ask(server, "PUT", "/v1/orgs/acme", json=put)).status_code == 200
     bearer = server.token("ann", org="acme")
-    now_ms = server.process.clock.now()
+    begun_at = minute_at(server)
     for minutes_ago in range(30):
         body = {
             "session_id": "rec-1",
             "seconds_recorded": 60,
-            "minute_timestamp": now_ms - minutes_ago * 60_000,
+            "minute_timestamp": begun_at - minutes_ago * 60_000,
         }
         assert (
             await ask(server, "POST", "/api/usage/track-minute", bearer, json=body)
@@ -110,6 +111,7 @@ async def test_credits_of_an_account_that_has_done_nothing(server: TestServer) -
 
 
 async def test_credits_by_operation_and_period(server: TestServer) -> None:
+    keep_off_month_ends(server)
     await give(server, "100")
     await spend(server, "e1", 5_000_000, "voice_creation")
     await spend(server, "e2", 1_000_000, "script_generation")

@@ -16,11 +16,11 @@ from storage.rows import SessionPrepared
 from tests.fixtures.database import Connection
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
+from tests.server.minutes import MINUTE_MS, keep_off_month_ends, minute_at
 
 CHECK = "/api/usage/check-limit"
 TRACK = "/api/usage/track-minute"
 MONTH = "/api/usage/current-month"
-MINUTE_MS = 60_000
 
 
 async def put(server: TestServer, path: str, **body: Any) -> None:
@@ -52,12 +52,6 @@ async def read(server: TestServer, path: str, bearer: str | None = None) -> Any:
     return response.json()
 
 
-def minute_at(server: TestServer, minutes_ago: int = 0) -> int:
-    """The beginning of a minute of the clock, as clients name it."""
-    now_ms: int = server.process.clock.now()
-    return (now_ms // MINUTE_MS - minutes_ago) * MINUTE_MS
-
-
 async def track(
     server: TestServer,
     minutes_ago: int = 0,
@@ -76,6 +70,7 @@ async def track(
 
 async def recording(server: TestServer, session_id: str = "r1", user_id: str = "ann") -> Client:
     """A socket of a member who is recording."""
+    keep_off_month_ends(server)
     client = await server.login(user_id, org="acme")
     started = await client.ask("start", kind="recording", session_id=session_id)
     assert started["state"] == "active", started
@@ -233,10 +228,15 @@ async def test_many_at_once_are_each_counted_once(
 ) -> None:
     servers = [await start_server(), await start_server()]
     reports = [(server, ago) for ago in range(5) for server in servers for _ in range(2)]
-    responses = await asyncio.gather(*(track(server, ago) for server, ago in reports))
-    while missed := [i for i, response in enumerate(responses) if response.status_code == 503]:
-        for i in missed:
-            responses[i] = await track(*reports[i])
+    begun_at = min(minute_at(server) for server in servers)
+
+    async def report(server: TestServer, ago: int) -> httpx.Response:
+        while True:
+            response = await track(server, minute_timestamp=begun_at - ago * MINUTE_MS)
+            if response.status_code != 503:
+                return response
+
+    responses = await asyncio.gather(*(report(*asked) for asked in reports))
     assert {response.status_code for response in responses} == {200}
     assert sum(not response.json()["duplicate"] for response in responses) == 5
     await servers[0].flush()
@@ -323,8 +323,9 @@ async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
     snapshot = (await ask(server, "GET", path, ann(server))).json()
     assert (snapshot["state"], snapshot["elapsed_ms"]) == ("paused", 60_000)
     advance(server, SILENCE_MS_MAX // 2)
-    ends_at = minute_at(server) + 5_000
-    assert (await track(server, seconds_recorded=5)).json()["minute"] == 1
+    last_at = minute_at(server) + SILENCE_MS_MAX // 2 - MINUTE_MS
+    answer = await track(server, minute_timestamp=last_at, seconds_recorded=5)
+    assert answer.json()["minute"] == 1
     # The timer of the first minute fires, and waits on for the second.
     advance(server, SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
     await server.process.hub.idle()
@@ -333,9 +334,10 @@ async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
     async with asyncio.timeout(10):
         while "state" in (found := (await ask(server, "GET", path, ann(server))).json()):
             pass
-    assert (found["reason"], found["ended_at"]) == ("disconnected", ends_at)
+    assert (found["reason"], found["ended_at"]) == ("disconnected", last_at + 5_000)
     assert (found["elapsed_ms"], found["minutes"], found["credits"]) == (65_000, 2, "0")
-    assert_problem(await track(server), 409, "session_ended")
+    response = await track(server, minute_timestamp=server.process.clock.now())
+    assert_problem(response, 409, "session_ended")
     await server.flush()
     row = await connection.fetchrow("SELECT state, minutes, metadata FROM sessions")
     assert row is not None
@@ -359,14 +361,22 @@ async def test_after_redis_came_back_empty_the_record_goes_on(
 async def test_without_postgres_a_minute_is_on_its_way(
     server: TestServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await track(server, 1)
+    await limit_org(server, 2, timezone="Europe/Berlin")
+    await track(server, 2)
 
-    async def away(*_: Any) -> None:
+    async def away(*_: Any, **__: Any) -> None:
         raise UnavailableError("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(server.process.records, "write", away)
-        assert (await track(server)).status_code == 200
+        patched.setattr(server.process.records, "_run", away)
+        answer = await track(server, 1)
+        assert answer.status_code == 200
+        assert answer.json()["minutes_remaining"] == 0
+        assert (await read(server, CHECK))["can_record"] is False
+        assert_problem(await track(server), 402, "limit_reached")
+        # Of whom nothing was asked before, nothing is known.
+        ben = server.token("ben", org="acme")
+        assert_problem(await ask(server, "GET", CHECK, ben), 503, "unavailable")
     assert len(await rows(connection)) == 1
     await server.flush()
     assert len(await rows(connection)) == 2
@@ -497,8 +507,8 @@ async def test_days_are_those_of_the_organisation(server: TestServer, zone: str)
     month = await read(server, f"{MONTH}?daily=true")
     at = datetime.datetime.fromtimestamp(minute_at(server) / 1000, ZoneInfo(zone))
     assert month["timezone"] == zone
-    assert month["daily"][-1]["date"] == at.date().isoformat()
-    assert month["daily"][-1]["minutes"] == 1
+    days = {day["date"]: day["minutes"] for day in month["daily"]}
+    assert days[at.date().isoformat()] == 1
     assert month["total_minutes"] == 1
 
 
