@@ -50,6 +50,8 @@ AHEAD_MS_MAX = 5 * MINUTE_MS
 """How far a client's clock may be ahead."""
 SILENCE_MS_MAX = LATE_MS_MAX
 """A session of which no minute was heard for so long has ended."""
+SILENCES_MAX = 65_536
+"""Sessions whose silence one process waits for; others are found by the sweep of graces."""
 ATTEMPTS_MAX = 8
 """Minutes of one session that arrive together, and what must be loaded for the first."""
 TRACKED = "tracked"
@@ -246,9 +248,10 @@ class Trackers:
         identity, until = step.identity, step.standing.grace_until
         assert until is not None
         key = session_key(identity.tenant, identity.session_id)
-        waiting = key in self._silent_at
-        self._silent_at[key] = until
-        if not waiting:
+        if key in self._silent_at:
+            self._silent_at[key] = until
+        elif len(self._silent_at) < SILENCES_MAX:
+            self._silent_at[key] = until
             self._wait(key, until)
 
     def _wait(self, key: str, at: int) -> None:
@@ -272,6 +275,8 @@ class Trackers:
             seat = await self.process.hub.open(tenant, session_id)
             if seat is not None:
                 seat.drain()
+        except RefusedError:
+            pass  # somebody stopped it before
         except (LiveError, ProtocolError) as error:
             log.warning("silent_session_not_ended", session=key, error=str(error))
 

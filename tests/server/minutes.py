@@ -1,11 +1,18 @@
-"""Minutes of the clock for tests that count them, on whatever day they are run."""
+"""What tests of usage share: whose it is, limits, and minutes of the clock."""
 
 import datetime
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from tests.fixtures.server import TestServer
-from tests.server.api import advance
+import httpx
 
+from tests.fixtures.database import Connection
+from tests.fixtures.server import Client, TestServer
+from tests.server.api import advance, ask
+
+CHECK = "/api/usage/check-limit"
+TRACK = "/api/usage/track-minute"
+MONTH = "/api/usage/current-month"
 MINUTE_MS = 60_000
 DAY_MS = 24 * 60 * MINUTE_MS
 
@@ -28,3 +35,64 @@ def minute_at(server: TestServer, minutes_ago: int = 0) -> int:
         keep_off_month_ends(server)
         BEGUN_AT[server] = server.process.clock.now() // MINUTE_MS * MINUTE_MS
     return BEGUN_AT[server] - minutes_ago * MINUTE_MS
+
+
+async def put(server: TestServer, path: str, **body: Any) -> None:
+    response = await ask(server, "PUT", path, json=body)
+    assert response.status_code == 200, response.text
+
+
+def hours_of(minutes: int | None) -> float | None:
+    """A limit is in hours and enforced in whole minutes: a little more than they are."""
+    return None if minutes is None else round(minutes / 60 + 0.001, 4)
+
+
+async def limit_org(server: TestServer, minutes: int | None, **body: Any) -> None:
+    await put(server, "/v1/orgs/acme", monthly_hours_limit=hours_of(minutes), **body)
+
+
+async def limit_member(server: TestServer, minutes: int) -> None:
+    await put(server, "/v1/orgs/acme/members/ann", monthly_hours_limit=hours_of(minutes))
+
+
+def ann(server: TestServer, **claims: Any) -> str:
+    return server.token("ann", **{"org": "acme", **claims})
+
+
+async def read(server: TestServer, path: str, bearer: str | None = None) -> Any:
+    response = await ask(server, "GET", path, bearer or ann(server))
+    assert response.status_code == 200, response.text
+    assert response.headers["cache-control"] == "no-store"
+    return response.json()
+
+
+async def track(
+    server: TestServer,
+    minutes_ago: int = 0,
+    bearer: str | None = None,
+    path: str = TRACK,
+    **changes: Any,
+) -> httpx.Response:
+    body = {
+        "session_id": "rec-1",
+        "seconds_recorded": 60,
+        "minute_timestamp": minute_at(server, minutes_ago),
+        **changes,
+    }
+    return await ask(server, "POST", path, bearer or ann(server), json=body)
+
+
+async def recording(server: TestServer, session_id: str = "r1", user_id: str = "ann") -> Client:
+    """A socket of a member who is recording."""
+    keep_off_month_ends(server)
+    client = await server.login(user_id, org="acme")
+    started = await client.ask("start", kind="recording", session_id=session_id)
+    assert started["state"] == "active", started
+    return client
+
+
+async def rows(connection: Connection) -> list[tuple[Any, ...]]:
+    found = await connection.fetch(
+        "SELECT session_id, minute, seconds, user_id, counts FROM usage_tracking ORDER BY 1, 2"
+    )
+    return [tuple(row) for row in found]

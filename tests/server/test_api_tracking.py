@@ -1,0 +1,385 @@
+"""Minutes that clients count for themselves, and the sessions that they make."""
+
+import asyncio
+import datetime
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from protocol import limits
+from server.tracking import AHEAD_MS_MAX, LATE_MS_MAX, SILENCE_MS_MAX
+from storage.live import LiveError
+from storage.records import UnavailableError
+from storage.rows import SessionPrepared
+from storage.tracking import Tracking
+from tests.fixtures.database import Connection
+from tests.fixtures.server import API_KEY, StartServer, TestServer
+from tests.server.api import advance, ask, assert_problem
+from tests.server.minutes import (
+    CHECK,
+    MINUTE_MS,
+    MONTH,
+    TRACK,
+    ann,
+    limit_member,
+    limit_org,
+    minute_at,
+    read,
+    recording,
+    rows,
+    track,
+)
+
+# --- Counted once -------------------------------------------------------------------
+
+
+async def test_a_minute_is_counted_and_written_down(
+    server: TestServer, connection: Connection
+) -> None:
+    await limit_org(server, 10)
+    response = await track(server, seconds_recorded=42)
+    assert response.status_code == 200
+    assert response.headers["cache-control"] == "no-store"
+    assert response.json() == {
+        "success": True,
+        "duplicate": False,
+        "metered": False,
+        "session_id": "rec-1",
+        "minute": 0,
+        "total_minutes_used": 1,
+        "can_record": True,
+        "minutes_used": 1,
+        "minutes_limit": 10,
+        "minutes_remaining": 9,
+        "percentage_used": 10.0,
+        "binding": "org_minutes",
+    }
+    assert await rows(connection) == [("rec-1", 0, 42, "ann", True)]
+    await server.flush()
+    assert await rows(connection) == [("rec-1", 0, 42, "ann", True)]
+    assert await connection.fetchval("SELECT total_minutes FROM monthly_usage_cache") == 1
+
+
+async def test_a_duplicate_is_answered_as_such_and_counted_once(
+    server: TestServer, connection: Connection
+) -> None:
+    at = minute_at(server, 1)
+    text = datetime.datetime.fromtimestamp(at / 1000 + 31, datetime.UTC).isoformat()
+    first = (await track(server, minute_timestamp=at)).json()
+    second = (await track(server, minute_timestamp=text.replace("+00:00", "Z"))).json()
+    third = (await track(server, minute_timestamp=at, seconds_recorded=12)).json()
+    assert (first["duplicate"], first["minute"]) == (False, 0)
+    for again in (second, third):
+        assert again["success"] is True
+        assert (again["duplicate"], again["metered"], again["minute"]) == (True, False, 0)
+        assert again["total_minutes_used"] == 1
+    await server.flush()
+    assert await rows(connection) == [("rec-1", 0, 60, "ann", True)]
+
+
+async def test_the_same_minute_of_another_session_is_another(
+    server: TestServer, connection: Connection
+) -> None:
+    await track(server)
+    response = await track(server, session_id="rec-2")
+    assert (response.json()["duplicate"], response.json()["minutes_used"]) == (False, 2)
+    assert [row[:2] for row in await rows(connection)] == [("rec-1", 0), ("rec-2", 0)]
+
+
+async def test_many_at_once_are_each_counted_once(
+    start_server: StartServer, connection: Connection
+) -> None:
+    servers = [await start_server(), await start_server()]
+    reports = [(server, ago) for ago in range(5) for server in servers for _ in range(2)]
+    begun_at = min(minute_at(server) for server in servers)
+
+    async def report(server: TestServer, ago: int) -> httpx.Response:
+        while True:
+            response = await track(server, minute_timestamp=begun_at - ago * MINUTE_MS)
+            if response.status_code != 503:
+                return response
+
+    responses = await asyncio.gather(*(report(*asked) for asked in reports))
+    assert {response.status_code for response in responses} == {200}
+    assert sum(not response.json()["duplicate"] for response in responses) == 5
+    await servers[0].flush()
+    assert [row[1] for row in await rows(connection)] == [0, 1, 2, 3, 4]
+    assert (await read(servers[0], CHECK))["minutes_used"] == 5
+
+
+async def test_minutes_may_come_in_any_order(server: TestServer, connection: Connection) -> None:
+    for minutes_ago in (3, 1, 2):
+        assert (await track(server, minutes_ago)).status_code == 200
+    stopped = await ask(server, "POST", "/v1/sessions/rec-1/stop", ann(server))
+    receipt = stopped.json()
+    assert receipt["minutes"] == 3
+    assert receipt["segments"] == [{"from_at": minute_at(server, 3), "to_at": minute_at(server)}]
+    assert [row[1] for row in await rows(connection)] == [0, 1, 2]
+
+
+async def test_an_exhausted_month_refuses_the_minute(
+    server: TestServer, connection: Connection
+) -> None:
+    await limit_member(server, 2)
+    for minutes_ago in (3, 2):
+        assert (await track(server, minutes_ago)).status_code == 200
+    problem = assert_problem(await track(server, 1), 402, "limit_reached")
+    assert problem["limit"] == "member_minutes"
+    # What was counted stays so, and a raised limit takes the minute at the next attempt.
+    assert (await track(server, 2)).json()["duplicate"] is True
+    await limit_member(server, 3)
+    assert (await track(server, 1)).json()["duplicate"] is False
+    await server.flush()
+    assert len(await rows(connection)) == 3
+
+
+async def test_what_a_live_session_holds_is_not_given_away(server: TestServer) -> None:
+    await limit_org(server, 2)
+    await recording(server)
+    problem = assert_problem(await track(server), 402, "limit_reached")
+    assert problem["limit"] == "org_minutes"
+
+
+async def test_a_metered_minute_is_not_counted_again(
+    server: TestServer, connection: Connection
+) -> None:
+    client = await recording(server, "rec-1")
+    answer = (await track(server)).json()
+    assert (answer["success"], answer["duplicate"], answer["metered"]) == (True, True, True)
+    assert answer["minute"] is None
+    await client.ask("stop", session_id="rec-1")
+    late = (await track(server)).json()
+    assert (late["duplicate"], late["metered"]) == (True, True)
+    await server.flush()
+    assert [row[1] for row in await rows(connection)] == [0]
+    # Redis forgets ended sessions, and the record knows them.
+    await server.process.redis.flushdb()
+    assert (await track(server)).json()["metered"] is True
+    assert_problem(await track(server, 5), 409, "session_ended")
+
+
+async def test_a_browser_that_learns_to_open_a_socket_goes_on(
+    server: TestServer, connection: Connection
+) -> None:
+    await track(server, 2)
+    await track(server, 1, seconds_recorded=30)
+    client = await server.login("ann", org="acme")
+    joined = await client.ask("start", kind="recording", session_id="rec-1")
+    assert (joined["state"], joined["elapsed_ms"]) == ("paused", 90_000)
+    assert (await track(server)).json()["metered"] is True
+    resumed = await client.ask("resume", session_id="rec-1")
+    assert resumed["state"] == "active"
+    advance(server, 40_000)
+    await client.ask("ping")
+    stopped = await client.ask("stop", session_id="rec-1")
+    assert stopped["receipt"]["minutes"] == 3
+    await server.flush()
+    assert [row[1] for row in await rows(connection)] == [0, 1, 2]
+    assert (await read(server, CHECK))["minutes_used"] == 3
+
+
+async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
+    server: TestServer, connection: Connection
+) -> None:
+    await track(server, 1)
+    path = "/v1/sessions/rec-1"
+    snapshot = (await ask(server, "GET", path, ann(server))).json()
+    assert (snapshot["state"], snapshot["elapsed_ms"]) == ("paused", 60_000)
+    advance(server, SILENCE_MS_MAX // 2)
+    last_at = minute_at(server) + SILENCE_MS_MAX // 2 - MINUTE_MS
+    answer = await track(server, minute_timestamp=last_at, seconds_recorded=5)
+    assert answer.json()["minute"] == 1
+    # The timer of the first minute fires, and waits on for the second.
+    advance(server, SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
+    await server.process.hub.idle()
+    assert (await ask(server, "GET", path, ann(server))).json()["state"] == "paused"
+    advance(server, SILENCE_MS_MAX // 2)
+    async with asyncio.timeout(10):
+        while "state" in (found := (await ask(server, "GET", path, ann(server))).json()):
+            pass
+    assert (found["reason"], found["ended_at"]) == ("disconnected", last_at + 5_000)
+    assert (found["elapsed_ms"], found["minutes"], found["credits"]) == (65_000, 2, "0")
+    response = await track(server, minute_timestamp=server.process.clock.now())
+    assert_problem(response, 409, "session_ended")
+    await server.flush()
+    row = await connection.fetchrow("SELECT state, minutes, metadata FROM sessions")
+    assert row is not None
+    assert tuple(row) == ("ended", 2, '{"tracked": true}')
+    # Nothing draws on the counters any more, so they may leave Redis.
+    keys, redis = server.process.live.keys, server.process.redis
+    for key in (
+        keys.account("org:acme", "ann"),
+        keys.member("org:acme", "ann"),
+        keys.organization("org:acme"),
+    ):
+        assert await redis.hget(key, "live") == b"0"
+        assert await redis.pttl(key) > 0
+
+
+async def test_a_tracked_session_that_was_stopped_is_left_alone(server: TestServer) -> None:
+    await track(server)
+    stopped = await ask(server, "POST", "/v1/sessions/rec-1/stop", ann(server))
+    assert stopped.json()["minutes"] == 1
+    advance(server, SILENCE_MS_MAX + MINUTE_MS)
+    found = (await ask(server, "GET", "/v1/sessions/rec-1", ann(server))).json()
+    assert found == stopped.json()
+
+
+async def test_a_user_without_an_organisation_counts_too(
+    server: TestServer, connection: Connection
+) -> None:
+    ann_alone = server.token("ann")
+    assert (await track(server, 0, ann_alone)).json()["minutes_used"] == 1
+    month = await read(server, f"{MONTH}?daily=true", ann_alone)
+    assert (month["total_minutes"], month["timezone"]) == (1, "UTC")
+    assert sum(day["minutes"] for day in month["daily"]) == 1
+    assert await connection.fetchval("SELECT tenant FROM usage_tracking") == "user:ann"
+
+
+async def test_without_redis_a_minute_is_to_be_sent_again(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any, **__: Any) -> None:
+        raise LiveError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracking, "track", away)
+        assert_problem(await track(server), 503, "unavailable")
+    assert (await track(server)).json()["duplicate"] is False
+
+
+async def test_after_redis_came_back_empty_the_record_goes_on(
+    server: TestServer, connection: Connection
+) -> None:
+    await limit_org(server, 10)
+    await track(server, 2)
+    await track(server, 1, seconds_recorded=10)
+    await server.process.redis.flushdb()
+    assert (await track(server, 2)).json()["duplicate"] is True
+    answer = (await track(server)).json()
+    assert (answer["duplicate"], answer["minute"], answer["minutes_used"]) == (False, 2, 3)
+    await server.flush()
+    assert [row[1:3] for row in await rows(connection)] == [(0, 60), (1, 10), (2, 60)]
+
+
+async def test_without_postgres_a_minute_is_on_its_way(
+    server: TestServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await limit_org(server, 2, timezone="Europe/Berlin")
+    await track(server, 2)
+
+    async def away(*_: Any, **__: Any) -> None:
+        raise UnavailableError("away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(server.process.records, "_run", away)
+        answer = await track(server, 1)
+        assert answer.status_code == 200
+        assert answer.json()["minutes_remaining"] == 0
+        assert (await read(server, CHECK))["can_record"] is False
+        assert_problem(await track(server), 402, "limit_reached")
+        # Of whom nothing was asked before, nothing is known.
+        ben = server.token("ben", org="acme")
+        assert_problem(await ask(server, "GET", CHECK, ben), 503, "unavailable")
+    assert len(await rows(connection)) == 1
+    await server.flush()
+    assert len(await rows(connection)) == 2
+
+
+async def test_a_prepared_session_keeps_its_terms(
+    start_server: StartServer, connection: Connection
+) -> None:
+    server = await start_server(start="prepared")
+    assert_problem(await track(server), 403, "forbidden")
+    terms = msgspec.structs.replace(server.process.rates.terms("recording"), session_cap_ms=90_000)
+    await server.process.records.prepare_session(
+        SessionPrepared(
+            tenant="org:acme",
+            session_id="rec-1",
+            user_id="ann",
+            org_id="acme",
+            account_id="wallet",
+            counterpart_id="advisor",
+            kind="recording",
+            terms=terms,
+            metadata={"room": 7},
+        )
+    )
+    assert_problem(await track(server, bearer=server.token("ben", org="acme")), 403, "forbidden")
+    assert (await track(server, 1)).status_code == 200
+    problem = assert_problem(await track(server), 402, "limit_reached")
+    assert problem["limit"] == "session_cap"
+    row = await connection.fetchrow(
+        "SELECT account_id, counterpart_id, metadata::jsonb ->> 'room' FROM sessions"
+    )
+    assert row is not None
+    assert tuple(row) == ("wallet", "advisor", "7")
+    # A backend needs no preparation.
+    path = f"{TRACK}?org=acme&user=ben"
+    assert (await track(server, 0, API_KEY, path, session_id="rec-2")).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["chat", "chat-demo"])
+async def test_what_costs_credits_is_not_taken_on_a_clients_word(
+    server: TestServer, kind: str, connection: Connection
+) -> None:
+    assert_problem(await track(server, kind=kind), 422, "metered_kind")
+    assert_problem(await track(server, kind="calls"), 422, "unknown_kind")
+    assert await rows(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"session_id": "a b"}, "session_id"),
+        ({"session_id": None}, "session_id"),
+        ({"seconds_recorded": 0}, "seconds_recorded"),
+        ({"seconds_recorded": 61}, "seconds_recorded"),
+        ({"seconds_recorded": "60"}, "seconds_recorded"),
+        ({"seconds_recorded": 1.5}, "seconds_recorded"),
+        ({"minute_timestamp": "yesterday"}, "minute_timestamp"),
+        ({"minute_timestamp": "2026-11-30T12:00:00"}, "minute_timestamp"),
+        ({"minute_timestamp": "0001-01-01T00:00:00+14:00"}, "minute_timestamp"),
+        ({"minute_timestamp": "9999-12-31T23:59:59-14:00"}, "minute_timestamp"),
+        ({"minute_timestamp": "1" * 65}, "minute_timestamp"),
+        ({"minute_timestamp": True}, "minute_timestamp"),
+        ({"minute_timestamp": 0}, "minute_timestamp"),
+        ({"minute_timestamp": limits.SAFE_INTEGER_MAX}, "minute_timestamp"),
+        ({"kind": "a b"}, "kind"),
+    ],
+)
+async def test_a_minute_that_is_none_is_refused(
+    server: TestServer, changes: dict[str, Any], named: str
+) -> None:
+    problem = assert_problem(await track(server, **changes), 400, "bad_message")
+    assert named in problem["detail"]
+
+
+async def test_a_minute_may_be_a_day_late_and_a_little_ahead(server: TestServer) -> None:
+    now_ms = server.process.clock.now()
+    taken = [now_ms - LATE_MS_MAX + 2 * MINUTE_MS, now_ms + AHEAD_MS_MAX - MINUTE_MS]
+    for at in taken:
+        assert (await track(server, minute_timestamp=at)).status_code == 200
+    for at in (now_ms - LATE_MS_MAX - MINUTE_MS, now_ms + AHEAD_MS_MAX + 2 * MINUTE_MS):
+        assert_problem(await track(server, minute_timestamp=at), 400, "bad_message")
+
+
+async def test_who_may_report_a_minute(server: TestServer) -> None:
+    for bearer in (None, "wrong"):
+        response = await ask(server, "POST", TRACK, bearer, json={})
+        assert_problem(response, 401, "unauthenticated")
+    path = f"{TRACK}?org=acme&user=ann"
+    ben = server.token("ben", org="acme")
+    assert_problem(await track(server, 0, ben, path), 403, "forbidden")
+    assert_problem(await track(server, 0, ann(server), f"{TRACK}?org=other"), 403, "forbidden")
+    assert (await track(server, 0, API_KEY, path)).json()["duplicate"] is False
+    assert (await track(server)).json()["duplicate"] is True
+    # The session is ann's, live or written down.
+    assert_problem(await track(server, 0, ben), 403, "forbidden")
+    await server.process.redis.flushdb()
+    assert_problem(await track(server, 0, ben), 403, "forbidden")
+    listed = ann(server, sessions=["rec-9"])
+    assert_problem(await track(server, 0, listed), 403, "forbidden")
+    assert (await track(server, 0, listed, session_id="rec-9")).status_code == 200
