@@ -71,7 +71,10 @@ Token = Annotated[
 
 SessionState = Literal["active", "paused", "suspended", "stopping", "ended"]
 LimitName = Literal["credits", "member_minutes", "org_minutes", "session_cap"]
-StopReason = Literal["client", "limit", "operator", "disconnected", "call_ended", "node_lost"]
+# `unavailable` is ours: DESIGN's stop after uncovered time, for which PROTOCOL has no name.
+StopReason = Literal[
+    "client", "limit", "operator", "disconnected", "call_ended", "node_lost", "unavailable"
+]
 CreditReason = Literal["grant", "spend", "hold", "post", "void", "adjust", "expire"]
 
 LimitField = Annotated[LimitName, describe("Which limit.")]

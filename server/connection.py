@@ -95,6 +95,9 @@ class Connection:
         try:
             if bearer is not None:
                 await self._answer(messages.Auth(token=bearer))
+                if self.principal is None:
+                    # It has no second message to authenticate with: let it come back.
+                    self.close(CloseCode.INTERNAL_ERROR, "could not authenticate now")
             code = await self._read()
         finally:
             await self._close(code)

@@ -253,15 +253,16 @@ class Hub:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many requests wait for this session")
         seat.drain()
 
-    async def open(self, tenant: str, session_id: str) -> Seat | None:
-        """The seat of a session for a request that comes without a socket; it hears of
-        every step. Give it back with ``release``."""
+    async def open(self, guest: Member, tenant: str, session_id: str) -> Seat | None:
+        """The seat of a session for a request that comes without a socket: the guest hears
+        of the session's end, until it is told to ``part``."""
         async with self.lock(tenant, session_id):
             found = await self.live.attach(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_live(found.session)
             seat = await self.seat_of(found.session)
+            self._sit(seat, guest, limits.TICK_MS_MAX, watching=True)
             seat.meter.moved(Move(found.session, found.notices), self.clock.now())
             seat.drain()
             return seat

@@ -25,7 +25,6 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 STOP_LATENESS_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
 # A claim takes half a millisecond; its deadline is limits.REDIS_TIMEOUT_MS.
 CLAIM_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.5)
-FLUSH_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
@@ -95,7 +94,7 @@ class Metrics:
 
     def _add_sessions(self) -> None:
         self.sessions = self._gauge("sessions", "Sessions served here", "state", "kind")
-        self.notices = self._counter("notices_total", "Notices pushed", "type")
+        self.notices = self._counter("notices_total", "Notices recorded")
         self.sessions_ended = self._counter("sessions_ended_total", "Sessions ended", "reason")
         self.stop_lateness = self._histogram(
             "stop_lateness_seconds",
@@ -122,14 +121,6 @@ class Metrics:
     def _add_record(self) -> None:
         self.outbox_entries = self._gauge("outbox_entries", "Entries that wait for Postgres")
         self.flush_lag = self._gauge("flush_lag_seconds", "Age of the oldest entry that waits")
-        self.flush_latency = self._histogram(
-            "flush_batch_seconds",
-            "One batch, from its reading to its acknowledgement",
-            FLUSH_BUCKETS,
-        )
-        self.records_flushed = self._counter(
-            "records_flushed_total", "Records committed to Postgres", "type"
-        )
         self.postgres_up = self._gauge("postgres_up", "1 while Postgres answers")
 
     def _add_requests(self) -> None:

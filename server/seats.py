@@ -148,8 +148,6 @@ class Seat:
         self.groups: dict[int, TickGroup] = {}
         self.settled = asyncio.Event()
         """No step of it is on its way."""
-        self.closed = asyncio.Event()
-        """The session has ended, or is not served here any more."""
         self.template = tick_template(meter.session.identity.session_id)
         self._timer: Timer | None = None
         self._retry: Timer | None = None
@@ -204,7 +202,7 @@ class Seat:
             return
         if outcome.change is not None:
             self.place.changed(self, outcome)
-        self._count(reply)
+        self._count(step, reply)
         self.meter.granted(reply, self.place.clock.now())
         self.drain()
 
@@ -219,8 +217,12 @@ class Seat:
         self.place.leave(self)
         return False
 
-    def _count(self, reply: Reply) -> None:
+    def _count(self, step: Step, reply: Reply) -> None:
         metrics = self.place.metrics
+        if reply.accepted:
+            uncovered_ms = step.standing.uncovered_ms - step.before.standing.uncovered_ms
+            metrics.uncovered.inc(uncovered_ms / 1000)
+            metrics.notices.inc(len(step.notices))
         outcome = "accepted" if reply.accepted else "refused" if reply.refused_by else "stale"
         metrics.claims.labels("left" if reply.left else outcome).inc()
         limit = reply.refused_by or (reply.session.grant.final if reply.session else None)

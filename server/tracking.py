@@ -271,12 +271,9 @@ class Trackers:
         """Has the session looked after, whose grace is over. Should that fail, whoever sweeps
         the graces finds it."""
         tenant, _, session_id = key.rpartition("/")
+        orphans = self.process.presence.orphans
         try:
-            seat = await self.process.hub.open(tenant, session_id)
-            if seat is not None:
-                seat.drain()
-        except RefusedError:
-            pass  # somebody stopped it before
+            await orphans.adopt(tenant, session_id, self.process.node, None)
         except (LiveError, ProtocolError) as error:
             log.warning("silent_session_not_ended", session=key, error=str(error))
 

@@ -16,7 +16,8 @@ export type StopReason =
   | 'operator'
   | 'disconnected'
   | 'call_ended'
-  | 'node_lost';
+  | 'node_lost'
+  | 'unavailable';
 export type ConnectionState =
   | 'idle'
   | 'connecting'

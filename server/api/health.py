@@ -6,6 +6,7 @@ from starlette.routing import Route
 
 from protocol import limits
 from server.http import answer, process_of
+from server.process import Process
 
 
 async def healthz(_: Request) -> Response:
@@ -13,9 +14,9 @@ async def healthz(_: Request) -> Response:
     return answer({"status": "alive"})
 
 
-async def readyz(request: Request) -> Response:
-    """Redis, Postgres and the outbox can be reached, and the process is not draining."""
-    process = process_of(request)
+async def _look(process: Process) -> tuple[bool, bool, int, int]:
+    """Looks at what the process stands on, and notes it in the metrics: Redis and Postgres
+    up, entries of the outbox, the age of the oldest in milliseconds."""
     redis_up = await process.redis_answers()
     postgres_up = await process.records.healthy()
     entries, age_ms = await process.outbox() if redis_up else (0, 0)
@@ -23,6 +24,13 @@ async def readyz(request: Request) -> Response:
     process.metrics.postgres_up.set(postgres_up)
     process.metrics.outbox_entries.set(entries)
     process.metrics.flush_lag.set(age_ms / 1000)
+    return redis_up, postgres_up, entries, age_ms
+
+
+async def readyz(request: Request) -> Response:
+    """Redis, Postgres and the outbox can be reached, and the process is not draining."""
+    process = process_of(request)
+    redis_up, postgres_up, entries, age_ms = await _look(process)
     # A long outbox is said, but the process can serve: nothing stops without Postgres.
     ready = redis_up and postgres_up and not process.draining
     return answer(
@@ -44,6 +52,7 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """What the process counts, for Prometheus."""
     process = process_of(request)
+    await _look(process)
     process.count_sessions()
     body, content_type = process.metrics.render()
     return Response(body, media_type=content_type)

@@ -29,7 +29,7 @@ from server.http import answer, path_id, principal_of, process_of, tenant_of_cal
 from server.loading import Calendar, calendar
 from server.openapi import ORG, USER, Operation, described
 from server.process import Process
-from server.seats import Ticket
+from server.seats import Seat, Ticket
 from storage.live import Found
 from storage.rows import SessionRow
 
@@ -101,32 +101,53 @@ def _unknown() -> ProtocolError:
 # --- Stopping ------------------------------------------------------------------------
 
 
+class Guest:
+    """A request that waits for a session's end; to its seat, a member that only listens."""
+
+    def __init__(self) -> None:
+        self.parted = asyncio.Event()
+
+    def send(self, frame: bytes) -> None:
+        """The request looks at the session itself."""
+
+    def send_tick(self, frame: bytes) -> bool:
+        """Nobody looks at ticks."""
+        return True
+
+    def probe(self) -> None:
+        """A request is no proof of the client's life."""
+
+    def left(self, seat: Seat) -> None:
+        """The session has ended."""
+        self.parted.set()
+
+
 async def _stop(process: Process, found: Found, reason: str) -> None:
     """Asks for the session's end, and waits for it as long as a request may.
 
     Who hears the client ends it, so that its last seconds are proven; this process, where
     nobody does. Whether it has ended is for the caller to see.
     """
-    identity = found.session.identity
-    hub, live = process.hub, process.live
+    identity, hub, live = found.session.identity, process.hub, process.live
+    guest = Guest()
     try:
-        seat = await hub.open(identity.tenant, identity.session_id)
+        seat = await hub.open(guest, identity.tenant, identity.session_id)
     except RefusedError:
         return  # it ended meanwhile
     if seat is None:
         return
-    others = found.nodes - {live.node}
     try:
         async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
-            if seat.meter.sockets or not others:
-                ticket = Ticket(member=None, request_id=None)
-                hub.request(seat, Event.STOP, ticket, reason)
+            if seat.meter.sockets or not found.nodes - {live.node}:
+                hub.request(seat, Event.STOP, Ticket(member=None, request_id=None), reason)
             else:
                 message = {"stop": identity.session_id, "reason": reason}
                 await live.tell(identity.tenant, identity.account_id, message)
-            await seat.closed.wait()
+            await guest.parted.wait()
     except TimeoutError:
-        hub.release(seat)
+        return  # the caller says so
+    finally:
+        hub.part(seat, guest, process.clock.now())
 
 
 # --- What there is to see --------------------------------------------------------------

@@ -44,6 +44,7 @@ export const REASONS = {
   disconnected: 'ended after the connection was lost',
   call_ended: 'ended with the call',
   node_lost: 'ended when a server was lost',
+  unavailable: 'ended when the meter could not be reached',
 };
 
 export const byId = (id) => document.getElementById(id);

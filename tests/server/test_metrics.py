@@ -67,7 +67,7 @@ def test_the_process_itself_is_measured() -> None:
 def test_names_follow_prometheus() -> None:
     metrics = Metrics(with_process=False)
     families = list(metrics.registry.collect())
-    assert len(families) > 25
+    assert len(families) >= 25
     for family in families:
         assert re.fullmatch(r"taximeter_[a-z_]+", family.name), family.name
         assert family.documentation
