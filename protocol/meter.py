@@ -63,6 +63,8 @@ class Meter:
         """The final grant is used up; the step that says so is not accepted yet."""
         self._wanted = False
         """A claim is due, whatever the deadlines say."""
+        self._unnoted = False
+        """This process has sockets, and is not noted for it before a step is accepted."""
         self._shrink = False
         """That claim gives back what is not needed at once."""
         self._probed_ms = -1
@@ -204,6 +206,7 @@ class Meter:
             self.free_left_ms = reply.free_left_ms
         if reply.accepted:
             self.notices.recorded(len(step.notices))
+            self._unnoted = self._unnoted and not step.present
             self._accept(step, reply.session, intent, now_ms)
         else:
             self._adopt(reply.session, reply.notices, now_ms)
@@ -408,13 +411,15 @@ class Meter:
         if standing.phase is Phase.ACTIVE and not self._limiting:
             return (
                 self._wanted
+                or self._unnoted
                 or bool(self.notices.unrecorded)
                 or self.proven_ms(now_ms) >= standing.minute_end_ms
             )
         if standing.phase is Phase.ENDED or self._limiting:
             return False
         proven = standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
-        return proven or self._wanted or bool(self.notices.unrecorded)
+        wanted = self._wanted or self._unnoted
+        return proven or wanted or bool(self.notices.unrecorded)
 
     def _ask(self, step: Step, intent: Intent | None) -> None:
         self._asked, self._intents.current = step, intent
@@ -477,14 +482,14 @@ class Meter:
             # Somebody else started it: this is a join. The claim that follows notes this
             # process among those that have sockets.
             intent.event = Event.RETURNED
-            self._wanted = True
+            self._unnoted = True
         self._intents.add_first(intent)
 
     def _others_stay(self, now_ms: int) -> None:
         """The last socket here is gone, and other processes have some. What was proven
         here only is settled before this process leaves; nobody else knows of it."""
         if self.sockets:
-            self._wanted = True  # another joined meanwhile: this process is noted again
+            self._unnoted = True  # another joined meanwhile: this process is noted again
             self._plan(now_ms)
         elif self.counting and self.proven_ms(now_ms) > self.session.standing.settled_ms:
             self._leaving = True
