@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 import orjson
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -31,6 +31,10 @@ from storage.wire import encode_step, month_of, reply_of, session_of
 LUA_DIR = Path(__file__).parent / "lua"
 ENTRIES_REMEMBERED = 1_024
 """Entries of money in that an account in Redis remembers to have taken."""
+
+
+CONNECTIONS_MAX = 32
+"""Connections of one process to Redis, which serves one command at a time anyway."""
 
 
 class LiveError(Exception):
@@ -105,15 +109,22 @@ class Script:
 
 
 def connect(url: str) -> Redis:
-    """A client that never runs a command twice (PITFALLS, redis-py)."""
-    return Redis.from_url(
+    """A client that never runs a command twice (PITFALLS, redis-py).
+
+    Whoever finds all connections taken waits for one, no longer than for an answer: when a
+    process dies its clients come back to another one together.
+    """
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=CONNECTIONS_MAX,
+        timeout=limits.REDIS_TIMEOUT_MS / 1000,
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
         socket_timeout=limits.REDIS_TIMEOUT_MS / 1000,
         socket_connect_timeout=limits.REDIS_TIMEOUT_MS / 1000,
         health_check_interval=0,
     )
+    return Redis.from_pool(pool)
 
 
 class Live:

@@ -232,6 +232,15 @@ async def test_reconnect_says_how_far_to_spread(server: TestServer) -> None:
     assert (await client.until("reconnect"))["after_ms"] == limits.DRAIN_SPREAD_MS
 
 
+async def test_a_storm_of_clients_is_served(server: TestServer) -> None:
+    clients = await asyncio.gather(*(server.login(f"user-{number}") for number in range(150)))
+    answers = await asyncio.gather(
+        *(client.ask("start", kind="chat", session_id="chat-1") for client in clients)
+    )
+    assert {answer["type"] for answer in answers} == {"session"}
+    await asyncio.gather(*(client.close() for client in clients))
+
+
 # --- Too many, and unwanted ones ------------------------------------------------------
 
 
