@@ -6,6 +6,7 @@ socket that joins meanwhile, or the end of the grace, decides what follows.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from protocol import limits
 from protocol.effects import Move
@@ -25,6 +26,8 @@ class Orphans:
         self.live = live
         self.suspects: dict[str, int] = {}
         """Processes that may be dead, by their last proof of life; kept by presence."""
+        self.look: Callable[[], Awaitable[None]] | None = None
+        """Brings the suspects up to date; presence's, once it beats."""
         hub.before_joining = self.bury
 
     async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:
@@ -70,6 +73,8 @@ class Orphans:
         """A session is joined whose other process may just have died: its sockets are gone
         as of that process's last proof of life, so that nobody pays for the time between."""
         identity = found.session.identity
+        if self.look is not None and found.nodes - {self.live.node}:
+            await self.look()
         for node in found.nodes:
             alive_at = self.suspects.get(node)
             if alive_at is not None and found.nodes <= {node, self.live.node}:

@@ -2,7 +2,8 @@
 
 A process that was silent for five seconds is dead. Whoever notices takes its sockets off
 its sessions, as of its last proof of life; doing it twice, or from two processes at
-once, changes nothing, because the steps carry versions.
+once, changes nothing, because the steps carry versions. However much there is to look
+after, the beat goes on beside it: it must not make this process the next dead one.
 """
 
 import asyncio
@@ -37,25 +38,36 @@ class Presence:
         self.nodes: dict[str, int] = {}
         """Every process by its last proof of life."""
         self.redis_up = False
-        self._task: asyncio.Task[None] | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._graces_due = True
+        """Graces may run that nobody looks after."""
+        self._reconcile_due = False
 
     async def start(self) -> None:
         """The first beat, which sets the clock; then one a second."""
         await self.beat()
-        for node, alive_at in self.nodes.items():
-            if node != self.live.node and self.clock.now() - alive_at > limits.NODE_SILENT_MS:
-                await self.sweep(node, alive_at)
-        await self.adopt_graces()
-        self._task = asyncio.create_task(self._run())
+        self.redis_up = True
+        self.orphans.look = self.beat
+        self._sweep_if_due()
+        self._beating = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """No more beats; the process leaves the list, so that nobody waits for it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        """No more beats. The process leaves the list, unless it leaves a session behind or
+        the grace of one: then the others find it silent, and look after them."""
+        for task in (self._beating, self._sweeping):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         with contextlib.suppress(LiveError):
-            await self.live.forget_node(self.live.node)
+            if not await self._leaves_sessions():
+                await self.live.forget_node(self.live.node)
+
+    async def _leaves_sessions(self) -> bool:
+        if self.orphans.hub.seats:
+            return True
+        return bool([name async for name in self.live.sessions_of_node(self.live.node)])
 
     async def beat(self) -> None:
         """Proves that this process lives, and learns who else does."""
@@ -63,11 +75,15 @@ class Presence:
         beat = await self.live.beat(self.clock.now())
         self.clock.observe(beat.redis_ms, sent_at, time.monotonic())
         self.nodes = beat.nodes
+        self.orphans.suspects = self._silent(SUSPECT_MS)
+
+    def _silent(self, silent_ms: int) -> dict[str, int]:
+        """The other processes that gave no proof of life for so long, by their last one."""
         now_ms = self.clock.now()
-        self.orphans.suspects = {
+        return {
             node: alive_at
-            for node, alive_at in beat.nodes.items()
-            if node != self.live.node and now_ms - alive_at > SUSPECT_MS
+            for node, alive_at in self.nodes.items()
+            if node != self.live.node and now_ms - alive_at > silent_ms
         }
 
     async def _run(self) -> None:
@@ -76,40 +92,76 @@ class Presence:
             try:
                 await self.beat()
                 self.redis_up = True
-                for node in self._dead():
-                    await self.sweep(node, self.nodes[node])
-                    await self.adopt_graces()
-                if beats % RECONCILE_BEATS == 0:
-                    await self.orphans.reconcile()
-            except (LiveError, ProtocolError) as error:
+                self._sweep_if_due(reconcile=beats % RECONCILE_BEATS == 0)
+            except LiveError as error:
                 self.redis_up = False
                 log.warning("beat_unanswered", error=str(error))
             except Exception:
                 # A beat that stopped would have this process buried alive.
                 log.exception("beat_failed")
 
-    def _dead(self) -> list[str]:
-        now_ms = self.clock.now()
-        return [
-            node
-            for node, alive_at in self.nodes.items()
-            if node != self.live.node and now_ms - alive_at > limits.NODE_SILENT_MS
-        ]
+    def _sweep_if_due(self, *, reconcile: bool = False) -> None:
+        self._reconcile_due = self._reconcile_due or reconcile
+        if self._sweeping is not None and not self._sweeping.done():
+            return
+        if self._graces_due or self._reconcile_due or self._silent(limits.NODE_SILENT_MS):
+            self._sweeping = asyncio.create_task(self._look_after_the_dead())
 
-    async def sweep(self, node: str, alive_at: int) -> None:
-        """Detaches the sockets of a dead process as of its last proof of life."""
-        count = 0
-        async for tenant, session_id in self.live.sessions_of_node(node):
-            await self.orphans.adopt(tenant, session_id, node, alive_at)
-            count += 1
-        await self.live.forget_node(node)
-        log.info("node_swept", node=node, sessions=count, alive_at=alive_at)
+    async def _look_after_the_dead(self) -> None:
+        """Sweeps every dead process; what fails is tried again after the next beat."""
+        try:
+            for node, alive_at in self._silent(limits.NODE_SILENT_MS).items():
+                self._graces_due = True
+                await self.sweep(node, alive_at)
+            if self._graces_due:
+                self._graces_due = not await self.adopt_graces()
+            if self._reconcile_due:
+                await self.orphans.reconcile()
+                self._reconcile_due = False
+        except (LiveError, ProtocolError) as error:
+            log.warning("sweep_unanswered", error=str(error))
+        except Exception:
+            log.exception("sweep_failed")
 
-    async def adopt_graces(self) -> None:
-        """Looks after sessions whose grace runs: whoever began it may be dead."""
-        async for tenant, session_id in _until(self.live, self.clock.now()):
-            await self.orphans.adopt(tenant, session_id, self.live.node, None)
+    async def sweep(self, node: str, alive_at: int) -> bool:
+        """Detaches the sockets of a dead process as of its last proof of life.
 
+        False when a session could not be looked after yet: the process stays in the list.
+        """
+        count, done = await self._adopt(self.live.sessions_of_node(node), node, alive_at)
+        if done:
+            await self.live.forget_node(node)
+        log.info("node_swept", node=node, sessions=count, done=done, alive_at=alive_at)
+        return done
 
-def _until(live: Live, now_ms: int) -> AsyncIterator[tuple[str, str]]:
-    return live.graces(now_ms + limits.RECONNECT_GRACE_MS_MAX)
+    async def adopt_graces(self) -> bool:
+        """Looks after sessions whose grace runs: whoever began it may be dead.
+
+        False when that could not be done for one of them yet.
+        """
+        until = self.clock.now() + limits.RECONNECT_GRACE_MS_MAX
+        _, done = await self._adopt(self.live.graces(until), self.live.node, None)
+        return done
+
+    async def _adopt(
+        self, sessions: AsyncIterator[tuple[str, str]], node: str, alive_at: int | None
+    ) -> tuple[int, bool]:
+        """Adopts the sessions; how many there were, and whether all could be.
+
+        One that cannot (its account is cold, and Postgres away) holds up no other.
+        """
+        names = [name async for name in sessions]
+        done = True
+        for first in range(0, len(names), limits.SWEEP_BATCH_SESSIONS):
+            batch = names[first : first + limits.SWEEP_BATCH_SESSIONS]
+            results = await asyncio.gather(
+                *(self.orphans.adopt(*name, node, alive_at) for name in batch),
+                return_exceptions=True,
+            )
+            for (tenant, session_id), result in zip(batch, results, strict=True):
+                if isinstance(result, ProtocolError | LiveError):
+                    log.warning("not_adopted", session=f"{tenant}/{session_id}", error=str(result))
+                elif isinstance(result, BaseException):
+                    log.error("not_adopted", session=f"{tenant}/{session_id}", exc_info=result)
+                done = done and result is None
+        return len(names), done

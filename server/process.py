@@ -24,7 +24,7 @@ from server.sockets import Sockets
 from server.timers import Timers
 from storage.keys import Keys
 from storage.live import Live, LiveError, connect
-from storage.records import Records
+from storage.records import Records, UnavailableError
 
 log = structlog.get_logger()
 
@@ -61,16 +61,26 @@ class Process:
         """It is about to stop, and is not ready any more."""
         self.at_drain: list[Callable[[], None]] = []
         """Called when clients are sent away: what stands for sockets goes with them."""
+        self._started = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Connects, sets the clock, sweeps what dead processes left, and begins to serve."""
+        """Connects, sets the clock, and begins to serve and to look after what dead
+        processes left. Once is enough. Raises ``LiveError`` where Redis is away; Postgres
+        may be.
+        """
+        if self._started:
+            return
+        self._started = True
         await self.live.prepare()
         await self.authenticator.prepare()
         await self.hub.accounts.start()
         self.timers.start()
         await self.presence.start()
-        await self.money.apply_inbox()
+        try:
+            await self.money.apply_inbox()
+        except (LiveError, UnavailableError) as error:
+            log.warning("inbox_not_read", error=str(error))  # it is read again and again
         self._tasks = [
             asyncio.create_task(self.authenticator.run()),
             asyncio.create_task(self.money.run()),
@@ -109,12 +119,18 @@ class Process:
         await self.sockets.drain(limits.DRAIN_SPREAD_MS)
         for drain in self.at_drain:
             drain()
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Waits, a bounded time, until every socket has left its sessions for good."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.DRAIN_SPREAD_MS / 1000):
+                await self.sockets.gone()
                 await self.hub.idle()
 
     async def stop(self) -> None:
         """Lets go of everything; sockets are gone already."""
+        await self._settle()
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

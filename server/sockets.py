@@ -34,6 +34,8 @@ class Sockets:
         self.sockets_max = sockets_max
         """So many sockets leave descriptors for everything else."""
         self.connections: set[Client] = set()
+        self._none = asyncio.Event()
+        self._none.set()
         self._admitted = 0
         self._by_user: Counter[str] = Counter()
         self._by_address: Counter[str] = Counter()
@@ -56,16 +58,23 @@ class Sockets:
     def add(self, connection: Client) -> None:
         """A socket was accepted."""
         self.connections.add(connection)
+        self._none.clear()
         self.metrics.sockets.set(len(self.connections))
         self.metrics.sockets_opened.inc()
 
     def remove(self, connection: Client, code: int) -> None:
         """A socket is gone."""
         self.connections.discard(connection)
+        if not self.connections:
+            self._none.set()
         self.metrics.sockets.set(len(self.connections))
         # A peer closes with any code it likes, and each would be a series of its own.
         known = str(code) if code < PRIVATE_CODES or code in _CLOSE_CODES else "other"
         self.metrics.sockets_closed.labels(known).inc()
+
+    async def gone(self) -> None:
+        """Waits until every socket is gone."""
+        await self._none.wait()
 
     def claim_user(self, user: str) -> bool:
         """Whether one more socket of a user fits; it is counted if so."""
