@@ -5,13 +5,16 @@ import contextlib
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Annotated
+from urllib.parse import urlsplit
 
+import asyncpg
 import structlog
 import typer
 import uvicorn
 import uvloop
+from redis.exceptions import RedisError
 
 from server import logs
 from server.app import create_app
@@ -37,6 +40,18 @@ from storage.records import Records, UnavailableError
 from storage.rows import Finding
 
 log = structlog.get_logger()
+STOPPERS = (
+    ConfigurationError,
+    EngineError,
+    LiveError,
+    MigrationError,
+    UnavailableError,
+    OSError,
+    RedisError,
+    asyncpg.PostgresError,
+)
+"""What can be wrong around a process: said in one line, for whoever can put it right."""
+
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -62,6 +77,21 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, process: Process) -> None:
         super().__init__(config)
         self.process = process
+        self.interrupted = False
+        """Ctrl-C stopped it, and not a service manager."""
+
+    def stop(self) -> None:
+        """Stops serving, as a signal does."""
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stops at a signal. uvicorn would raise it again when it has stopped, which kills
+        the process before the outbox is flushed and the engines are released."""
+        with super().capture_signals():
+            yield
+            self.interrupted = signal.SIGINT in self._captured_signals
+            self._captured_signals.clear()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Sends the clients away in batches, settles their sessions, then stops."""
@@ -69,8 +99,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def serve(settings: Settings) -> None:
-    """Serves sockets and requests until a signal stops it."""
+async def serve(settings: Settings, beside: "asyncio.Task[None] | None" = None) -> None:
+    """Serves sockets and requests until a signal stops it, or the end of ``beside``.
+
+    Raises KeyboardInterrupt after Ctrl-C, when everything else is done.
+    """
     rates = load_rate_card(settings.rates)
     sockets_max = raise_descriptor_limit()
     assert settings.database_url is not None
@@ -86,11 +119,22 @@ async def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=5,
         **uvicorn_options(),
     )
-    log.info("serving", url=f"http://{settings.host}:{settings.port}/", env=settings.env)
+    server = Server(config, process)
+    if beside is not None:
+        beside.add_done_callback(lambda _: server.stop())
     try:
-        await Server(config, process).serve()
+        # Before uvicorn does it, which shows what goes wrong as a stack trace.
+        await process.start()
+        log.info("serving", url=f"http://{settings.host}:{settings.port}/", env=settings.env)
+        await server.serve()
+    except SystemExit:
+        raise ConfigurationError(
+            f"cannot serve on {settings.host} port {settings.port}: the log says why"
+        ) from None
     finally:
         await records.close()
+    if server.interrupted:
+        raise KeyboardInterrupt
 
 
 async def flush(settings: Settings, stop: asyncio.Event) -> None:
@@ -111,17 +155,27 @@ def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, mig
         async with engines(settings) as ready:
             assert ready.database_url is not None
             if migrate:
-                for name in await migrate_database(ready.database_url):
-                    log.info("migrated", migration=name)
+                await _migrate(ready.database_url)
             await work(ready)
 
     try:
         uvloop.run(main())
-    except (ConfigurationError, EngineError, MigrationError, UnavailableError, OSError) as error:
+    except STOPPERS as error:
         typer.echo(f"taximeter: {error}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+async def _migrate(database_url: str) -> None:
+    try:
+        for name in await migrate_database(database_url):
+            log.info("migrated", migration=name)
+    except (OSError, asyncpg.PostgresError) as error:
+        # Without the user and the password that the URL may have.
+        place = urlsplit(database_url)
+        where = f"{place.hostname or 'localhost'}:{place.port or 5432}{place.path}"
+        raise ConfigurationError(f"the Postgres at {where} cannot be used: {error}") from error
 
 
 def _settings(*, secrets: bool) -> Settings:
@@ -152,10 +206,18 @@ def flush_command() -> None:
     """Brings minutes from Redis to Postgres."""
 
     async def work(settings: Settings) -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        stop, interrupted = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+
+        def interrupt() -> None:
+            interrupted.set()
+            stop.set()
+
+        loop.add_signal_handler(signal.SIGINT, interrupt)
         await flush(settings, stop)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
 
     settings = _settings(secrets=False)
     _run(settings, work, migrate=settings.is_development)
@@ -169,7 +231,7 @@ def everything() -> None:
         stop = asyncio.Event()
         flusher = asyncio.create_task(flush(settings, stop))
         try:
-            await serve(settings)
+            await serve(settings, flusher)
         finally:
             stop.set()
             await flusher
