@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from storage.audit import audit_live, audit_record
 from storage.outbox import text
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
@@ -68,8 +69,10 @@ async def test_whatever_is_mixed_adds_up(
     servers = [await start_server(), await start_server()]
     await limit_org(servers[0], 60)
     mix = Mix(seed, servers)
+    process = servers[0].process
     for _ in range(STEPS):
         await mix.step()
+    assert (await audit_live(process.live, process.records)).findings == ()
     for session_id in SESSIONS:
         await mix.stop(session_id)
     for server in servers:
@@ -88,7 +91,8 @@ async def test_whatever_is_mixed_adds_up(
     assert (
         await connection.fetchval("SELECT sum(total_minutes) FROM monthly_usage_cache") == written
     )
-    process = servers[0].process
+    assert await audit_record(process.records) == ()
+    assert (await audit_live(process.live, process.records)).findings == ()
     counter = await process.redis.hgetall(process.live.keys.organization("org:acme"))
     figures = Counter[str]()
     for name, value in counter.items():
