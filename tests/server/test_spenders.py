@@ -1,0 +1,193 @@
+"""Many spend from one account on two processes, while its sessions burn and it is topped up.
+
+Spends, holds and claims meet in one Redis and one Postgres over many connections, in
+whatever order those take them; only the time of the sessions is made up.
+"""
+
+import asyncio
+import random
+from collections import Counter
+
+import msgspec
+import pytest
+
+from protocol import limits
+from protocol.states import Event
+from server.charges import Held, Posted, Short, Spent, Voided
+from server.money import Money
+from storage.audit import audit_live, audit_record
+from storage.figures import AccountFigures
+from storage.spending import AccountName
+from tests.simulation.cluster import Browser, Cluster, Node
+from tests.simulation.test_promises import chat
+
+CREDIT = 1_000_000
+ANN = AccountName("user:ann", "ann")
+SPENDERS = 200
+SESSIONS = 20
+TURNS = 5
+NEEDED_MICROS = SESSIONS * 6 * CREDIT // 60
+"""What sessions may keep when little is left: grants of five seconds, and one increment."""
+
+
+class Tally(msgspec.Struct):
+    """What came of all the asking."""
+
+    spent_micros: int = 0
+    answers: Counter[str] = msgspec.field(default_factory=Counter)
+    refused_falsely: list[str] = msgspec.field(default_factory=list)
+
+
+class Spender:
+    """Asks again and again, for more than there is: spends, repeats, holds, posts, voids."""
+
+    def __init__(self, number: int, monies: list[Money], tally: Tally) -> None:
+        self.number = number
+        self.monies = monies
+        self.tally = tally
+        self.random = random.Random(number)
+
+    async def run(self) -> None:
+        for turn in range(TURNS):
+            micros = self.random.randrange(1, 3 * CREDIT // 2)
+            name = f"{self.number}.{turn}"
+            if self.random.random() < 0.7:
+                await self.spend(f"spend-{name}", micros)
+            else:
+                await self.hold(f"hold-{name}", micros)
+
+    @property
+    def money(self) -> Money:
+        return self.random.choice(self.monies)
+
+    async def spend(self, entry_id: str, micros: int) -> None:
+        # Now and then both processes are asked at once, with one id.
+        asked = [self.money] if self.random.random() < 0.8 else self.monies
+        answers = await asyncio.gather(
+            *(money.spend(ANN, entry_id=entry_id, micros=micros) for money in asked)
+        )
+        taken = [answer for answer in answers if isinstance(answer, Spent)]
+        self.tally.spent_micros += micros * bool(taken)
+        assert sum(not answer.repeated for answer in taken) == bool(taken)
+        for answer in answers:
+            self.judge(answer, micros)
+
+    async def hold(self, hold_id: str, micros: int) -> None:
+        answer = await self.money.hold(ANN, hold_id=hold_id, micros=micros, ttl_ms=3_600_000)
+        self.judge(answer, micros)
+        if not isinstance(answer, Held):
+            return
+        charge = self.random.randrange(0, micros + 1)
+        first, second = await asyncio.gather(
+            self.money.post(ANN.tenant, hold_id, charge), self.money.void(ANN.tenant, hold_id)
+        )
+        assert isinstance(first, Posted) != isinstance(second, Voided)
+        self.tally.spent_micros += charge * isinstance(first, Posted)
+        self.tally.answers[type(first if isinstance(first, Posted) else second).__name__] += 1
+
+    def judge(self, answer: object, micros: int) -> None:
+        self.tally.answers[type(answer).__name__] += 1
+        if isinstance(answer, Short):
+            assert answer.missing_micros > 0
+            if micros - answer.missing_micros > answer.credits_micros:
+                self.tally.refused_falsely.append(f"{micros} {answer}")
+
+
+class Watched(msgspec.Struct):
+    """The lowest that the account ever was, as every answer of Redis showed it."""
+
+    balance_micros: int = limits.BALANCE_MICROS_MAX
+    available_micros: int = limits.BALANCE_MICROS_MAX
+    answers: int = 0
+
+    def see(self, figures: AccountFigures | None) -> None:
+        if figures is not None:
+            self.answers += 1
+            self.balance_micros = min(self.balance_micros, figures.balance_micros)
+            self.available_micros = min(self.available_micros, figures.available_micros)
+
+
+def watch(money: Money, watched: Watched, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at every answer, and at each refusal whether it was one."""
+    decide, short, until = money.decide, money.short, money.recall.until
+
+    async def seen(*arguments: object) -> object:
+        answer = await decide(*arguments)  # type: ignore[arg-type]
+        watched.see(answer.figures)
+        return answer
+
+    def refused(answer: object, micros: int) -> Short:
+        made = short(answer, micros)  # type: ignore[arg-type]
+        figures = answer.figures  # type: ignore[attr-defined]
+        # All that is left, but for open holds and for what the sessions need to run on.
+        spendable = made.credits_micros - figures.reserved_micros - NEEDED_MICROS
+        if micros <= spendable:
+            tally.refused_falsely.append(f"{micros} of {spendable}: {made}")
+        return made
+
+    async def recalled(*arguments: object) -> object:
+        answer = await until(*arguments)  # type: ignore[arg-type]
+        tally.answers["recalled"] += answer.status == "ok"
+        return answer
+
+    monkeypatch.setattr(money.recall, "until", recalled)
+    monkeypatch.setattr(money, "decide", seen)
+    monkeypatch.setattr(money, "short", refused)
+
+
+async def burn(
+    cluster: Cluster, browsers: list[Browser], spending: "asyncio.Future[list[None]]"
+) -> int:
+    """Lets the sessions' time pass, and tops up while anybody spends; what came in."""
+    came_in = 0
+    while not spending.done():
+        await cluster.advance(1_000)
+        if came_in < 300 * CREDIT:
+            await cluster.grant(15 * CREDIT)
+            came_in += 15 * CREDIT
+    await cluster.advance(60_000)
+    for number, browser in enumerate(browsers):
+        if not browser.all("stopped"):
+            await browser.request(f"chat-{number}", Event.STOP)
+    return came_in
+
+
+async def test_two_hundred_spend_while_twenty_burn(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = await cluster.node()
+    nodes, tally, watched = [node, other], Tally(), Watched()
+    await cluster.grant(150 * CREDIT)
+    browsers = []
+    for number in range(SESSIONS):
+        browser = nodes[number % 2].browser(f"browser-{number}")
+        await browser.start(f"chat-{number}", chat(free_ms=0))
+        browsers.append(browser)
+    for one in nodes:
+        watch(one.money, watched, tally, monkeypatch)
+        # What is waited for comes in any case: nothing depends on how fast.
+        one.money.recall.wait_ms = 1_000
+    spenders = [Spender(number, [one.money for one in nodes], tally) for number in range(SPENDERS)]
+    spending = asyncio.gather(*(spender.run() for spender in spenders))
+    came_in = 150 * CREDIT + await burn(cluster, browsers, spending)
+    await spending
+
+    assert tally.refused_falsely == []
+    assert watched.answers > SPENDERS
+    assert watched.balance_micros >= 0
+    assert watched.available_micros >= 0
+    receipts = [browser.last("stopped")["receipt"] for browser in browsers]
+    burnt = sum(round(float(receipt["credits"]) * CREDIT) for receipt in receipts)
+    account = await cluster.account()
+    assert account["balance"] == came_in - tally.spent_micros - burnt
+    assert (account["held"], account["reserved"], account["live"]) == (0, 0, 0)
+    kinds = ("Spent", "Short", "Held", "Posted", "Voided", "recalled")
+    assert min(tally.answers[kind] for kind in kinds) > 0
+
+    # Ledger and Redis agree, before everything is flushed and after.
+    for _ in range(2):
+        assert await audit_record(cluster.records) == ()
+        assert (await audit_live(node.live, cluster.records)).findings == ()
+        await cluster.flush()
+    loaded = await cluster.records.load_account(*ANN)
+    assert loaded.balance_micros == account["balance"]
