@@ -117,6 +117,7 @@ class Usage(Database):
                 )
                 transaction = connection.transaction(isolation="repeatable_read", readonly=True)
                 await transaction.start()
+                await connection.execute(SQL["usage_report_begin"])
                 cursor = await connection.cursor(SQL["usage_report"], tenant, from_day, to_day)
 
             async def batches() -> AsyncGenerator[list[ReportedMinute], None]:

@@ -202,6 +202,9 @@ async def test_a_report_that_is_left_gives_its_connection_back(
         await anext(batches)
     pool = records._pool
     assert pool.get_idle_size() == pool.get_size()
+    # What was set for the report is not set for whoever comes next.
+    async with pool.acquire() as after:
+        assert await after.fetchval("SHOW enable_sort") == "on"
 
 
 async def test_a_report_whose_backend_is_killed_breaks_off(
