@@ -111,13 +111,14 @@ async def test_every_call_says_who_may_and_what_may_go_wrong(server: TestServer)
             assert operation["operationId"]
             responses = operation["responses"]
             assert any(status < "300" for status in responses), path
-            if not path.startswith("/v1/"):
+            if not path.startswith(("/v1/", "/api/")):
                 assert operation["security"] == []
                 continue
             assert operation["security"]
             assert {"400", "401", "403", "429", "503"} <= responses.keys()
             for status, response in responses.items():
-                kind = "application/problem+json" if status >= "400" else "application/json"
+                kind = "text/csv" if path.endswith(".csv") else "application/json"
+                kind = "application/problem+json" if status >= "400" else kind
                 assert list(response["content"]) == [kind], (path, status)
 
 
