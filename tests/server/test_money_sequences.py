@@ -1,0 +1,205 @@
+"""Whatever is done with accounts, and however it breaks off, everything adds up after it."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.events import EntryPosted
+from protocol.states import Event
+from server.charges import Held
+from server.money import Money
+from storage.audit import audit_live, audit_record
+from storage.live import LiveError
+from storage.records import UnavailableError
+from storage.spending import AccountName
+from tests.simulation.cluster import Browser, Cluster, Node
+from tests.simulation.test_promises import chat
+
+CREDIT = 1_000_000
+STEPS = 60
+
+
+class Story:
+    """One seed's worth of things that happen to three accounts on two processes."""
+
+    def __init__(self, cluster: Cluster, nodes: list[Node], seed: int) -> None:
+        self.cluster = cluster
+        self.nodes = nodes
+        self.random = random.Random(seed)
+        self.seed = seed
+        self.number = 0
+        self.holds: list[tuple[AccountName, str]] = []
+        self.browsers: list[tuple[Browser, str]] = []
+
+    @property
+    def money(self) -> Money:
+        return self.random.choice(self.nodes).money
+
+    @property
+    def account(self) -> AccountName:
+        name = self.random.choice(("ann", "ben", "cleo"))
+        return AccountName(f"user:{name}", name)
+
+    def name(self, what: str) -> str:
+        self.number += 1
+        return f"{what}-{self.number}"
+
+    def amount(self) -> int:
+        return self.random.choice((0, 1, CREDIT // 3, CREDIT, 4 * CREDIT))
+
+    async def grant(self) -> None:
+        account = self.account
+        ends = (None, self.cluster.clock.now() + self.random.randrange(1, 200_000))
+        entry = EntryPosted(
+            *account, self.name("grant"), "grant", self.amount() + 1, self.cluster.clock.now()
+        )
+        await self.money.enter(entry, self.random.randrange(3), self.random.choice(ends))
+
+    async def correct(self) -> None:
+        entry = EntryPosted(
+            *self.account, self.name("adjust"), "adjust", self.random.randrange(-9, 9), 1
+        )
+        await self.money.enter(entry)
+
+    async def spend(self) -> None:
+        account, entry_id, micros = self.account, self.name("spend"), self.amount()
+        operation = self.random.choice((None, "script_generation", "chat_refinement"))
+        succeeded = self.random.random() < 0.9
+        for _ in range(self.random.choice((1, 1, 2))):
+            await self.money.spend(
+                account,
+                entry_id=entry_id,
+                micros=micros,
+                operation=operation,
+                succeeded=succeeded,
+            )
+
+    async def hold(self) -> None:
+        account, hold_id = self.account, self.name("hold")
+        self.holds.append((account, hold_id))
+        answer = await self.money.hold(
+            account,
+            hold_id=hold_id,
+            micros=self.amount(),
+            ttl_ms=self.random.choice((1_000, 60_000, limits.HOLD_MS_MAX)),
+            operation=self.random.choice((None, "voice_creation")),
+        )
+        if not isinstance(answer, Held):
+            self.holds.pop()
+
+    async def end_hold(self) -> None:
+        if self.holds:
+            account, hold_id = self.random.choice(self.holds)
+            works: list[Awaitable[object]] = [
+                self.money.post(account.tenant, hold_id, self.random.choice((None, 0, 1, CREDIT))),
+                self.money.void(account.tenant, hold_id),
+                self.money.expire_hold(account.tenant, hold_id),
+            ]
+            self.random.shuffle(works)
+            await asyncio.gather(*works)
+
+    async def expire(self) -> None:
+        await self.money.expiry.expire_holds()
+        await self.money.expiry.expire_forgotten_holds()
+        await self.money.expiry.expire_grants()
+
+    async def start(self) -> None:
+        browser, session_id = self.random.choice(self.nodes).browser(), self.name("chat")
+        name = self.account.account_id
+        await browser.start(session_id, chat(free_ms=5_000), user_id=name)
+        self.browsers.append((browser, session_id))
+
+    async def stop(self) -> None:
+        if self.browsers:
+            browser, session_id = self.browsers.pop()
+            if session_id in browser.seats:
+                await browser.request(session_id, Event.STOP)
+
+    async def pass_time(self) -> None:
+        await self.cluster.advance(self.random.choice((100, 7_000, 61_000, 130_000)))
+
+    async def flush(self) -> None:
+        await self.cluster.flush()
+
+    async def break_off(self) -> None:
+        """The next step is broken off, before Redis, after it or before Postgres."""
+        money = self.money
+        broken = self.random.choice((break_script, break_scribe))
+        undo = broken(money, self.random)
+        work = self.random.choice((self.spend, self.hold, self.end_hold))
+        try:
+            await work()
+        finally:
+            undo()
+
+    async def run(self) -> None:
+        works: list[Callable[[], Awaitable[None]]] = [
+            self.grant, self.grant, self.correct, self.spend, self.spend, self.spend, self.hold,
+            self.hold, self.end_hold, self.expire, self.start, self.stop, self.pass_time,
+            self.flush, self.break_off, self.break_off,
+        ]  # fmt: skip
+        for _ in range(STEPS):
+            with contextlib.suppress(ServiceError):
+                await self.random.choice(works)()
+            await self.cluster.settle()
+            await self.check()
+
+    async def check(self) -> None:
+        found = await audit_live(self.nodes[0].live, self.cluster.records)
+        assert (found.findings, found.restless) == ((), 0)
+        assert await audit_record(self.cluster.records) == ()
+
+
+def break_script(money: Money, dice: random.Random) -> Callable[[], None]:
+    """A script of one process gets no answer, done or not."""
+    spending: Any = money.spending
+    name = dice.choice(("_spend", "_hold", "_post", "_void"))
+    done, real = dice.random() < 0.7, getattr(spending, name)
+
+    async def call(keys: Any, arguments: Any) -> Any:
+        if done:
+            await real(keys, arguments)
+        raise LiveError("no answer")
+
+    setattr(spending, name, call)
+    return lambda: setattr(spending, name, real)
+
+
+def break_scribe(money: Money, _: random.Random) -> Callable[[], None]:
+    """One process cannot write to Postgres."""
+    scribe: Any = money._scribe
+    real = scribe.write
+
+    async def write(_: Any) -> None:
+        raise UnavailableError("no answer")
+
+    scribe.write = write
+    return lambda: setattr(scribe, "write", real)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_everything_adds_up_after_every_step(cluster: Cluster, seed: int) -> None:
+    nodes = [await cluster.node(), await cluster.node()]
+    for node in nodes:
+        node.money.recall.wait_ms = 20
+    story = Story(cluster, nodes, seed)
+    await story.run()
+    for browser, session_id in story.browsers:
+        if session_id in browser.seats:
+            await browser.request(session_id, Event.STOP)
+    await cluster.flush()
+    cluster.clock.now_ms += limits.HOLD_MS_MAX + limits.GRANT_EXPIRY_LATE_MS
+    await story.expire()
+    await story.expire()
+    await story.check()
+    for name in ("ann", "ben", "cleo"):
+        account = await cluster.account(name)
+        if account:
+            figures = (account["held"], account.get("reserved", 0), account["live"])
+            assert figures == (0, 0, 0), f"seed {seed}"
