@@ -95,6 +95,8 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
             return reach_limit(moment, intent.reason, intent.at)
         case Event.LOST:
             return lose(moment, phase)
+        case Event.EXPIRED if before.grace_until is None or moment.now_ms < before.grace_until:
+            return None  # it was another grace that ran out: somebody came back meanwhile
         case Event.EXPIRED:
             return end(moment, "limit" if before.phase is Phase.STOPPING else "disconnected")
         case Event.STOP:
