@@ -103,6 +103,8 @@ class Ground(msgspec.Struct, frozen=True):
         further_ms = granted_ms + 1
         if terms.price_micros:
             further_ms = terms.increment_end_ms(further_ms, standing.free_ms)
+        if terms.counts_minutes:
+            further_ms = min(further_ms, (granted_ms // MINUTE_MS + 1) * MINUTE_MS)
         return Offer(
             grant=Grant(
                 granted_ms=granted_ms,

@@ -257,13 +257,8 @@ class Meter:
     def changed(self, now_ms: int) -> None:
         """A counter changed: the account, or a limit of member or organisation."""
         self._project(now_ms)
-        grant = self.session.grant
-        if self.counting and grant.final is not None:
-            # Where the limit would bind if this grant were not the last.
-            open_grant = msgspec.structs.replace(grant, final=None)
-            found = self._positions(msgspec.structs.replace(self.session, grant=open_grant), now_ms)
-            end_ms = found.get(grant.final)
-            self._wanted = self._wanted or end_ms is None or end_ms > grant.granted_ms
+        if self.counting and self.session.grant.final is not None:
+            self._wanted = self._wanted or self._may_go_on(now_ms)
         self._warn(now_ms)
         self._plan(now_ms)
 
@@ -333,6 +328,24 @@ class Meter:
             and standing.lost_at is not None
             and standing.phase in (Phase.SUSPENDED, Phase.PAUSED)
         )
+
+    def _may_go_on(self, now_ms: int) -> bool:
+        """Whether a grant that was final need not be, as far as can be seen from here.
+
+        Of credits, a single increment more is worth asking for: that the others burn too
+        is no reason to stop before them.
+        """
+        session, grant = self.session, self.session.grant
+        terms, standing = session.identity.terms, session.standing
+        if grant.final == "credits":
+            micros = self.account.available_to(session.identity.session_id, now_ms)
+            end_ms = terms.affordable_ms(max(0, micros), standing.free_ms)
+        else:
+            # Where the limit would bind if this grant were not the last.
+            open_grant = msgspec.structs.replace(grant, final=None)
+            found = self._positions(msgspec.structs.replace(session, grant=open_grant), now_ms)
+            end_ms = found.get(grant.final or "")
+        return end_ms is None or end_ms > grant.granted_ms
 
     def _run(self, now_ms: int) -> None:
         """The deadlines of running time, in the order in which they lie."""
