@@ -1,0 +1,203 @@
+"""Real processes for the fault tests: started by their commands, and killed by signals.
+
+Their data directory is no ``tmp_path`` of pytest: started by root, Postgres runs as another
+user, and pytest closes the directories above to everybody else.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from websockets.asyncio.client import connect
+
+from tests.fixtures.server import Client
+
+ROOT = Path(__file__).parents[2]
+WAIT_S = 40.0
+"""How long is waited for what must come, on however slow a machine."""
+POLL_S = 0.02
+PARTITIONS = 4
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
+    """Waits until a condition of the world outside holds, and answers what it said."""
+    async with asyncio.timeout(WAIT_S):
+        while not (found := await condition()):  # noqa: ASYNC110 -- nothing tells of it
+            await asyncio.sleep(POLL_S)
+        return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class House:
+    """A data directory, and the processes that work in it."""
+
+    def __init__(self, data_dir: Path, rates: str | None = None) -> None:
+        self.data_dir = data_dir
+        self.port = free_port()
+        self.processes: list[Process] = []
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if "TAXIMETER" not in name},
+            "TAXIMETER_ENV": "development",
+            "TAXIMETER_DATA_DIR": str(data_dir),
+            "TAXIMETER_PORT": str(self.port),
+            "TAXIMETER_PARTITIONS": str(PARTITIONS),
+            "PYTHONPATH": str(ROOT),
+        }
+        if rates is not None:
+            path = data_dir / "rates.toml"
+            path.write_text(rates)
+            self.environment["TAXIMETER_RATES"] = str(path)
+
+    async def start(self, command: str, *arguments: str, **environment: str) -> "Process":
+        """Starts ``python -m server <command>``."""
+        log = self.data_dir / f"{command}-{len(self.processes)}.log"
+        with log.open("wb") as errors:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "server", command, *arguments),
+                cwd=self.data_dir,
+                env={**self.environment, **environment},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=errors,
+            )
+        process = Process(child, log)
+        self.processes.append(process)
+        return process
+
+    async def run(self, command: str, *arguments: str, **environment: str) -> "Process":
+        """Runs a command to its end."""
+        process = await self.start(command, *arguments, **environment)
+        await process.ended()
+        return process
+
+    async def serve(self, command: str = "all") -> "Process":
+        """Starts a server, and waits until it is ready."""
+        process = await self.start(command)
+
+        async def ready() -> bool:
+            assert process.child.returncode is None, process.errors
+            try:
+                return (await self.http("GET", "/readyz")).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await eventually(ready)
+        return process
+
+    async def http(
+        self, method: str, path: str, body: Any = None, token: str | None = None
+    ) -> httpx.Response:
+        """One request."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}") as client:
+            return await client.request(method, path, json=body, headers=headers)
+
+    async def visitor(self, user_id: str, amount: str = "100") -> str:
+        """The token of a user who has been given credits."""
+        answer = await self.http("POST", "/demo/token", {"user_id": user_id})
+        token: str = answer.raise_for_status().json()["token"]
+        topped = await self.http("POST", "/demo/top-up", {"amount": amount}, token)
+        topped.raise_for_status()
+        return token
+
+    async def connect(self, token: str) -> tuple[Client, dict[str, Any]]:
+        """A socket of a user, and its welcome."""
+        url = f"ws://127.0.0.1:{self.port}/v1/ws"
+        client = Client(await connect(url, compression=None, proxy=None, max_queue=None))
+        welcome = await client.ask("auth", token=token)
+        assert welcome["type"] == "welcome", welcome
+        return client, welcome
+
+    def url_of(self, engine: str) -> str:
+        """The URL of an embedded engine that runs."""
+        record = json.loads((self.data_dir / "engines" / f"{engine}.json").read_text())
+        return str(record["url"])
+
+    def left(self) -> list[str]:
+        """The command lines of the processes at work in the data directory."""
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                place = (entry / "cwd").readlink()
+            except OSError:
+                continue
+            if str(self.data_dir) in command or place.is_relative_to(self.data_dir):
+                found.append(command)
+        return found
+
+    async def deserted(self) -> bool:
+        """Waits until no process is left, the engines and their keepers included."""
+
+        async def nobody() -> bool:
+            return not self.left()
+
+        await eventually(nobody)
+        return True
+
+    async def close(self) -> None:
+        """Ends what still runs."""
+        for process in self.processes:
+            await process.kill()
+        await self.deserted()
+
+
+class Process:
+    """One of our processes."""
+
+    def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
+        self.child = child
+        self.log = log
+        self.output = ""
+
+    @property
+    def errors(self) -> str:
+        """What it wrote to its standard error: the log."""
+        return self.log.read_text(errors="replace")
+
+    async def ended(self) -> int:
+        """Waits for its end; the exit code, or the signal as a negative number."""
+        async with asyncio.timeout(WAIT_S):
+            output, _ = await self.child.communicate()
+        self.output += (output or b"").decode()
+        assert self.child.returncode is not None
+        return self.child.returncode
+
+    async def stop(self, number: signal.Signals) -> int:
+        """Sends a signal, and waits for the end."""
+        self.child.send_signal(number)
+        return await self.ended()
+
+    async def kill(self) -> None:
+        """Ends it at once, if it still runs: it gets no chance to do anything."""
+        if self.child.returncode is None:
+            self.child.kill()
+            await self.ended()
+
+
+@asynccontextmanager
+async def open_house(rates: str | None = None) -> AsyncIterator[House]:
+    """A fresh data directory; whatever works in it is ended afterwards."""
+    with tempfile.TemporaryDirectory(prefix="taximeter-faults-") as name:
+        house = House(Path(name), rates)
+        try:
+            yield house
+        finally:
+            await house.close()

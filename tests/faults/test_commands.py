@@ -1,0 +1,105 @@
+"""The commands as an operator meets them: what they print, and how they refuse."""
+
+import asyncio
+import signal
+
+import asyncpg
+
+from tests.faults.processes import House, free_port, open_house
+
+PRODUCTION = {"TAXIMETER_ENV": "production"}
+
+
+async def refused(house: House, command: str, *arguments: str, **environment: str) -> str:
+    """What a command says that does not start; it must be no stack trace."""
+    process = await house.run(command, *arguments, **environment)
+    assert process.child.returncode == 1, process.errors
+    assert "Traceback" not in process.errors
+    assert process.output == ""
+    return process.errors
+
+
+async def test_production_does_not_start_without_secrets() -> None:
+    async with open_house() as house:
+        commands = (["web"], ["all"], ["token", "--sub", "ann"])
+        answers = await asyncio.gather(
+            *(refused(house, *command, **PRODUCTION) for command in commands)
+        )
+        for said in answers:
+            assert "TAXIMETER_JWT_SECRET" in said
+            assert "TAXIMETER_API_KEYS" in said
+            assert "TAXIMETER_ENV=development" in said
+        # Nothing was made, and no engine started, before that was said.
+        assert [path.suffix for path in house.data_dir.iterdir()] == [".log"] * 3
+
+
+async def test_a_bad_setting_is_named() -> None:
+    async with open_house() as house:
+        said = await refused(house, "all", TAXIMETER_PORT="many", TAXIMETER_PARTITIONS="0")
+        assert "TAXIMETER_PORT" in said
+        assert "TAXIMETER_PARTITIONS" in said
+        assert "many" not in said
+
+
+async def test_a_bad_rate_card_is_named_with_all_that_is_wrong() -> None:
+    async with open_house('[kinds.chat]\ncredits_per_minute = "x"\ntick_seconds = 0\n') as house:
+        path = house.environment["TAXIMETER_RATES"]
+        bad, missing = await asyncio.gather(
+            refused(house, "all"), refused(house, "web", TAXIMETER_RATES="/nowhere/rates.toml")
+        )
+        assert f"{path}: kinds.chat.credits_per_minute" in bad
+        assert f"{path}: kinds.chat.tick_seconds" in bad
+        assert "TAXIMETER_RATES: cannot read /nowhere/rates.toml" in missing
+
+
+async def test_engines_that_are_not_there_are_said_in_one_line() -> None:
+    nobody = free_port()
+    urls = {
+        "TAXIMETER_REDIS_URL": f"redis://127.0.0.1:{nobody}",
+        "TAXIMETER_DATABASE_URL": f"postgresql://ann:secret-word@127.0.0.1:{nobody}/none",
+        "TAXIMETER_JWT_SECRET": "x" * 32,
+        "TAXIMETER_API_KEYS": "y" * 20,
+    }
+    async with open_house() as house:
+        postgres, redis = await asyncio.gather(
+            refused(house, "migrate", **urls), refused(house, "web", **urls, **PRODUCTION)
+        )
+        for name, said in (("Postgres", postgres), ("connecting", redis)):
+            assert name in said.splitlines()[-1]
+            assert f"127.0.0.1:{nobody}" in said.splitlines()[-1]
+            assert "secret-word" not in said
+
+
+async def test_a_token_is_taken_and_the_schema_is_brought_up_to_date_once() -> None:
+    async with open_house() as house:
+        first = await house.run("migrate")
+        assert first.child.returncode == 0, first.errors
+        assert first.errors.count("migrated") >= 3
+        again = await house.run("migrate")
+        assert again.child.returncode == 0, again.errors
+        assert "migrated" not in again.errors
+
+        minted = await house.run("token", "--sub", "ann", "--org", "acme", "--scope", "ops")
+        assert minted.child.returncode == 0, minted.errors
+        (token,) = minted.output.splitlines()
+        bad = await house.run("token", "--sub", "a/b")
+        assert bad.child.returncode == 1
+        assert "sub: must be 1-128 characters" in bad.errors
+
+        server = await house.serve()
+        assert "migrated" not in server.errors
+        client, welcome = await house.connect(token)
+        assert (welcome["user_id"], welcome["org_id"]) == ("ann", "acme")
+        # The port is taken, so another one does not start, and says so.
+        other = await house.run("web")
+        assert other.child.returncode == 1
+        assert "Traceback" not in other.errors
+        assert str(house.port) in other.errors.splitlines()[-1]
+        assert (await client.ask("ping"))["type"] == "pong"
+
+        record = await asyncpg.connect(house.url_of("postgres"))
+        applied = await record.fetchval("SELECT count(*) FROM schema_migrations")
+        await record.close()
+        assert applied == first.errors.count("migrated")
+        await client.close()
+        assert await server.stop(signal.SIGTERM) == 0

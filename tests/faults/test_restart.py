@@ -1,0 +1,296 @@
+"""Real servers that are killed: what is billed, what is kept, and what goes on afterwards.
+
+One story is told once, with three sessions at a time, and looked at by several tests: the
+start of a server with its engines takes seconds.
+"""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from protocol.terms import MINUTE_MS
+from storage.embedded import start_engines
+from storage.keys import NODES, Keys
+from storage.outbox import GROUP
+from tests.faults.processes import PARTITIONS, House, eventually, open_house
+from tests.fixtures.server import Client
+
+SPEED = 30
+"""Counted milliseconds for each real one: a minute is over in two seconds."""
+RATES = f"""
+[kinds.chat]
+free_seconds = 30
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+reconnect_grace_seconds = 60
+speed = {SPEED}
+
+[kinds.brief]
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+reconnect_grace_seconds = 1
+speed = {SPEED}
+"""
+
+
+@dataclass
+class Story:
+    """What was seen of three sessions over the death of their server."""
+
+    kept: dict[str, Any] = field(default_factory=dict)
+    back: dict[str, Any] = field(default_factory=dict)
+    """The session that went on: its last tick before, the snapshot when it was joined
+    again, its receipt; and the instants, by the test's own clock."""
+    paused: dict[str, Any] = field(default_factory=dict)
+    lost: dict[str, Any] = field(default_factory=dict)
+    codes: dict[str, int] = field(default_factory=dict)
+    """The exit codes of servers that were stopped by signals."""
+    errors: str = ""
+
+
+async def credits_of(house: House, token: str) -> str:
+    """The balance, as a new socket is told of it."""
+    client, welcome = await house.connect(token)
+    await client.close()
+    return str(welcome["credits"])
+
+
+async def is_missed(house: House) -> bool:
+    """Whether the process that was killed has missed a beat for sure, or is swept already."""
+    async with Redis.from_url(house.url_of("redis")) as redis:
+        nodes: Any = await redis.zrange(NODES, 0, -1, withscores=True)
+        seconds, rest = await redis.time()
+    return len(nodes) == 1 or seconds * 1000 + rest / 1000 - min(at for _, at in nodes) > 1_700
+
+
+async def age_what_is_pending(house: House) -> None:
+    """Makes what a killed flusher had read look as if that were a minute ago: after half of
+    one it is taken over."""
+    async with Redis.from_url(house.url_of("redis")) as redis:
+        for partition in range(PARTITIONS):
+            key = Keys(PARTITIONS).outbox(partition)
+            pending: Any = await redis.xpending_range(key, GROUP, "-", "+", 100)
+            for entry in pending:
+                consumer, name = entry["consumer"], entry["message_id"]
+                await redis.xclaim(key, GROUP, consumer, 0, [name], idle=60_000, justid=True)
+
+
+async def is_flushed(house: House) -> bool:
+    """Whether everything is in Postgres."""
+    async with Redis.from_url(house.url_of("redis")) as redis:
+        keys = [Keys(PARTITIONS).outbox(partition) for partition in range(PARTITIONS)]
+        return sum([await redis.xlen(key) for key in keys]) == 0
+
+
+async def run_until_a_minute_is_written(house: House, client: Client) -> dict[str, Any]:
+    """Starts the three sessions, and lets them run into their second minute."""
+    await client.ask("start", kind="chat", session_id="back", tick_ms=250, counterpart_id="eve")
+    await client.ask("start", kind="brief", session_id="lost", tick_ms=60_000)
+    await client.ask("start", kind="chat", session_id="paused", tick_ms=60_000)
+    paused = await client.ask("pause", session_id="paused")
+    await client.until("minute", lambda minute: minute["session_id"] == "back")
+    return paused
+
+
+async def tell(house: House) -> Story:
+    """Kills the server in the middle of a minute, starts it again, and comes back."""
+    story = Story()
+    first = await house.serve()
+    token = await house.visitor("ann")
+    client, _ = await house.connect(token)
+    story.kept["before"] = await credits_of(house, token)
+    story.paused["before"] = await run_until_a_minute_is_written(house, client)
+    story.back["tick"] = await client.until("tick")
+    story.back["ticked"] = time.monotonic()
+    await first.kill()
+    story.back["killed"] = time.monotonic()
+    story.lost["killed_at"] = time.time_ns() // 1_000_000
+    await house.deserted()
+
+    second = await house.serve()
+    await eventually(lambda: is_missed(house))
+    client, _ = await house.connect(token)
+    story.back["returned"] = time.monotonic()
+    story.back["snapshot"] = await client.ask(
+        "start", kind="chat", session_id="back", last_seq=0, tick_ms=250
+    )
+    story.back["answered"] = time.monotonic()
+    story.paused["after"] = await client.ask("start", kind="chat", session_id="paused")
+    await client.until("minute", lambda minute: minute["session_id"] == "back")
+    story.paused["receipt"] = (await client.ask("stop", session_id="paused"))["receipt"]
+    story.back["receipt"] = (await client.ask("stop", session_id="back"))["receipt"]
+
+    async def ended() -> dict[str, Any] | None:
+        answer = await house.http("GET", "/v1/sessions/lost", token=token)
+        found: dict[str, Any] = answer.raise_for_status().json()
+        return found if "ended_at" in found else None
+
+    story.lost["receipt"] = await eventually(ended)
+    story.kept["after"] = await credits_of(house, token)
+    await age_what_is_pending(house)
+    await eventually(lambda: is_flushed(house))
+    story.codes["SIGINT"] = await second.stop(signal.SIGINT)
+    await house.deserted()
+
+    third = await house.serve()
+    story.kept["later"] = await credits_of(house, token)
+    client, _ = await house.connect(token)
+    await client.ask("start", kind="chat", session_id="short")
+    story.kept["short"] = (await client.ask("stop", session_id="short"))["receipt"]
+    story.codes["SIGTERM"] = await third.stop(signal.SIGTERM)
+    await house.deserted()
+    async with await start_engines(house.data_dir):
+        story.kept["record"] = await read_record(house)
+    await house.deserted()
+    story.errors = first.errors + second.errors + third.errors
+    return story
+
+
+async def read_record(house: House) -> dict[str, Any]:
+    """Everything that Postgres has."""
+    record = await asyncpg.connect(house.url_of("postgres"))
+    try:
+        return {
+            name: [dict(row) for row in await record.fetch(query)]
+            for name, query in {
+                "sessions": "SELECT * FROM sessions ORDER BY session_id",
+                "minutes": "SELECT * FROM usage_tracking ORDER BY session_id, minute",
+                "ledger": "SELECT * FROM credit_ledger ORDER BY position",
+                "accounts": "SELECT * FROM credit_accounts",
+            }.items()
+        }
+    finally:
+        await record.close()
+
+
+@pytest.fixture(scope="module")
+async def story() -> AsyncIterator[Story]:
+    """The story, told once."""
+    async with open_house(RATES) as house:
+        yield await tell(house)
+
+
+def micros(amount: str) -> int:
+    return round(float(amount) * 1_000_000)
+
+
+async def test_the_session_goes_on_and_the_gap_is_not_billed(story: Story) -> None:
+    back = story.back
+    snapshot, receipt = back["snapshot"], back["receipt"]
+    assert (snapshot["type"], snapshot["state"]) == ("session", "active")
+    assert snapshot["started_at"] == receipt["started_at"]
+    # Nothing is counted that was not proven before the death, or run after the return.
+    proven_ms = back["tick"]["elapsed_ms"] + (back["killed"] - back["ticked"]) * 1000 * SPEED
+    run_ms = (back["answered"] - back["returned"]) * 1000 * SPEED
+    assert MINUTE_MS <= snapshot["elapsed_ms"] <= proven_ms + run_ms
+    (gap,) = receipt["gaps"]
+    assert gap["billed"] is False
+    # No instant is in two of segments and gaps, and together they leave none out.
+    (one, two) = receipt["segments"]
+    assert 0 <= one["from_at"] - receipt["started_at"] <= 1_000
+    assert one["to_at"] == gap["from_at"]
+    assert gap["to_at"] == two["from_at"]
+    run_at_all_ms = sum(part["to_at"] - part["from_at"] for part in (one, two))
+    assert abs(receipt["elapsed_ms"] - run_at_all_ms * SPEED) <= 2 * SPEED
+
+
+async def test_what_was_said_before_is_said_again_to_who_missed_it(story: Story) -> None:
+    missed = story.back["snapshot"]["missed"]
+    assert [notice["type"] for notice in missed] == ["free_time"]
+    assert [notice["seq"] for notice in missed] == [1]
+
+
+async def test_a_paused_session_stays_paused(story: Story) -> None:
+    before, after = story.paused["before"], story.paused["after"]
+    assert (before["state"], after["state"]) == ("paused", "paused")
+    assert after["elapsed_ms"] == before["elapsed_ms"] == story.paused["receipt"]["elapsed_ms"]
+
+
+async def test_nobody_comes_back_and_the_session_ends_at_its_last_proof(story: Story) -> None:
+    receipt = story.lost["receipt"]
+    assert receipt["reason"] == "disconnected"
+    (segment,) = receipt["segments"]
+    assert receipt["ended_at"] == segment["to_at"]
+    run_ms = (segment["to_at"] - segment["from_at"]) * SPEED
+    assert abs(receipt["elapsed_ms"] - run_ms) <= 2 * SPEED
+    assert receipt["ended_at"] <= story.lost["killed_at"]
+
+
+async def test_every_minute_is_there_once_and_every_credit_explained(story: Story) -> None:
+    record = story.kept["record"]
+    receipts = [part["receipt"] for part in (story.back, story.lost, story.paused)]
+    receipts.append(story.kept["short"])  # it ended right before the server did
+    for receipt in receipts:
+        name = receipt["session_id"]
+        minutes = [row for row in record["minutes"] if row["session_id"] == name]
+        assert [row["minute"] for row in minutes] == list(range(receipt["minutes"])), name
+        assert receipt["minutes"] == -(-receipt["elapsed_ms"] // MINUTE_MS), name
+        assert sum(row["charged_micros"] for row in minutes) == micros(receipt["credits"]), name
+        burnt = [row for row in record["ledger"] if row["session_id"] == name]
+        assert sum(row["amount_micros"] for row in burnt) == -micros(receipt["credits"]), name
+        (row,) = [row for row in record["sessions"] if row["session_id"] == name]
+        assert (row["state"], row["reason"]) == ("ended", receipt["reason"]), name
+        assert row["charged_micros"] == micros(receipt["credits"]), name
+        assert row["elapsed_ms"] == receipt["elapsed_ms"], name
+    spent = sum(micros(receipt["credits"]) for receipt in receipts)
+    assert spent > 0
+    assert micros(story.kept["before"]) - micros(story.kept["after"]) == spent
+    (account,) = record["accounts"]
+    assert account["balance_micros"] == micros(story.kept["after"])
+    assert sum(row["amount_micros"] for row in record["ledger"]) == account["balance_micros"]
+    assert story.kept["later"] == story.kept["after"]
+
+
+async def test_signals_stop_everything_and_nothing_is_left_running(story: Story) -> None:
+    # The story waited after each of them until no process was left in the directory.
+    assert story.codes == {"SIGINT": 130, "SIGTERM": 0}
+    assert "Traceback" not in story.errors
+    assert "[error" not in story.errors
+
+
+async def test_serving_and_flushing_apart() -> None:
+    async with open_house(RATES) as house:
+        web, flush = await asyncio.gather(house.serve("web"), house.start("flush"))
+        token = await house.visitor("ann")
+        client, _ = await house.connect(token)
+        await client.ask("start", kind="chat", session_id="chat-1", tick_ms=60_000)
+        await client.until("minute")
+        await flush.kill()
+        await age_what_is_pending(house)
+        await client.until("minute")
+        successor = await house.start("flush")
+
+        # The server dies alone: engines live as long as anybody works with them.
+        paused = await client.ask("pause", session_id="chat-1")
+        await client.ask("resume", session_id="chat-1")
+        await web.kill()
+        web = await house.serve("web")
+        await eventually(lambda: is_missed(house))
+        client, _ = await house.connect(token)
+        back = await client.ask("start", kind="chat", session_id="chat-1")
+        assert back["state"] == "active"
+        assert back["elapsed_ms"] >= paused["elapsed_ms"]
+        receipt = (await client.ask("stop", session_id="chat-1"))["receipt"]
+        assert len(receipt["gaps"]) == 1
+        await client.close()
+        assert await web.stop(signal.SIGTERM) == 0
+        assert await successor.stop(signal.SIGINT) == 130
+        await house.deserted()
+
+        # What was left in the outbox was flushed before the flusher went.
+        async with await start_engines(house.data_dir):
+            record = await read_record(house)
+        assert [row["minute"] for row in record["minutes"]] == list(range(receipt["minutes"]))
+        charged = sum(row["charged_micros"] for row in record["minutes"])
+        assert charged == micros(receipt["credits"])
+        (session,) = record["sessions"]
+        assert (session["state"], session["elapsed_ms"]) == ("ended", receipt["elapsed_ms"])
+        for process in house.processes:
+            assert "Traceback" not in process.errors
