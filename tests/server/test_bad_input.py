@@ -14,6 +14,7 @@ import pytest
 
 from protocol import limits
 from protocol.states import Phase
+from storage.live import LiveError
 from storage.rows import SessionPrepared
 from tests.fixtures.server import StartServer
 from tests.server.scenes import CREDIT, Scene, begin_scene, closed, found, reaches, write_rates
@@ -304,6 +305,34 @@ async def test_a_start_without_a_record_is_retryable_and_leaves_no_seat(
     started = await scene.client.ask("start", kind="chat", session_id="shared-1")
     assert (started["type"], started["free_remaining_ms"] > 59_000) == ("session", True)
     await scene.client.ask("stop", session_id="shared-1")
+
+
+async def test_requests_that_redis_does_not_answer(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = scene.server.process.live
+
+    async def nobody(*_: object, **__: object) -> None:
+        raise LiveError("nobody answers")
+
+    for name in ("attach", "commit"):
+        with monkeypatch.context() as patch:
+            patch.setattr(live, name, nobody)
+            answer = await scene.client.ask("start", kind="chat", session_id=f"new-{name}")
+            assert (answer["code"], answer["retryable"]) == ("unavailable", True)
+        # As a client does that is told to try again.
+        while answer["type"] == "error":
+            assert answer["code"] == "unavailable"
+            answer = await scene.client.ask("start", kind="chat", session_id=f"new-{name}")
+        assert answer["state"] == "active"
+        assert (await found(scene.server, f"new-{name}")).nodes == {scene.server.process.node}
+        await scene.client.ask("stop", session_id=f"new-{name}")
+    with monkeypatch.context() as patch:
+        patch.setattr(live, "account", nobody)
+        client = await scene.server.connect()
+        answer = await client.ask("auth", token=scene.server.token("bob"))
+        assert (answer["code"], answer["retryable"]) == ("unavailable", True)
+    assert (await client.ask("auth", token=scene.server.token("bob")))["type"] == "welcome"
 
 
 async def test_only_prepared_sessions_where_it_is_so_set(
