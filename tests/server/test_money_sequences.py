@@ -200,6 +200,5 @@ async def test_everything_adds_up_after_every_step(cluster: Cluster, seed: int) 
     await story.check()
     for name in ("ann", "ben", "cleo"):
         account = await cluster.account(name)
-        if account:
-            figures = (account["held"], account.get("reserved", 0), account["live"])
-            assert figures == (0, 0, 0), f"seed {seed}"
+        figures = [account.get(field, 0) for field in ("held", "reserved", "live")]
+        assert figures == [0, 0, 0], f"seed {seed}"
