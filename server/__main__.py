@@ -274,7 +274,7 @@ def audit() -> None:
     _run(_settings(secrets=False), work, migrate=False)
     for finding in found:
         typer.echo(f"{finding.rule}: {finding.tenant} {finding.subject}: {finding.detail}")
-    typer.echo("everything adds up" if not found else f"{len(found)} things do not add up")
+    typer.echo(f"{len(found)} findings" if found else "everything adds up")
     if found:
         sys.exit(1)
 

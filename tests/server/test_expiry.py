@@ -1,0 +1,175 @@
+"""Grants end by themselves, and never from under anybody."""
+
+import asyncio
+
+import msgspec
+import pytest
+
+from protocol import limits
+from protocol.errors import BadMessageError, ServiceError
+from protocol.events import EntryPosted
+from protocol.rates import Package, parse_rate_card
+from protocol.states import Event
+from server import expiry
+from server.config import load_rate_card
+from storage.live import LiveError
+from storage.records import UnavailableError
+from tests.server.tills import (
+    ANN,
+    CREDIT,
+    TENANT,
+    audited,
+    held,
+    spent,
+)
+from tests.simulation.cluster import Cluster, Node, VirtualClock
+from tests.simulation.test_promises import chat
+
+CARD = load_rate_card()
+
+
+async def grant(
+    node: Node, entry_id: str, micros: int, expires_at: int | None = None, priority: int = 100
+) -> None:
+    entry = EntryPosted(*ANN, entry_id, "grant", micros, node.clock.now())
+    await node.money.enter(entry, priority, expires_at)
+
+
+async def test_what_is_left_of_a_grant_is_lost_when_it_expires(
+    cluster: Cluster, node: Node
+) -> None:
+    end = cluster.clock.now() + 3_600_000
+    await grant(node, "g1", 5 * CREDIT, end)
+    await grant(node, "g2", 5 * CREDIT)
+    await spent(node.money, "s1", 2 * CREDIT)
+    other = await cluster.node()
+    late = end + limits.GRANT_EXPIRY_LATE_MS
+    await cluster.flush()
+    cluster.clock.now_ms = late
+    assert await node.money.expiry.expire_grants() == 0
+    cluster.clock.now_ms = late + 1
+    expired = await asyncio.gather(
+        node.money.expiry.expire_grants(), other.money.expiry.expire_grants()
+    )
+    assert sum(expired) == 1
+    assert await node.money.expiry.expire_grants() == 0
+    assert (await cluster.account())["balance"] == 5 * CREDIT
+    entry = await cluster.records.entry(*ANN, "expire:g1:0")
+    assert entry is not None
+    assert (entry.entry_kind, entry.amount_micros) == ("expire", -3 * CREDIT)
+    (left,) = await cluster.records.grants(*ANN, 10)
+    assert (left.entry_id, left.left_micros) == ("g2", 5 * CREDIT)
+    await audited(cluster)
+
+
+async def test_nothing_expires_while_older_records_wait(cluster: Cluster, node: Node) -> None:
+    now_ms = cluster.clock.now()
+    await grant(node, "g1", 5 * CREDIT, now_ms + 1)
+    cluster.clock.now_ms += limits.GRANT_EXPIRY_LATE_MS + 10
+    outbox = node.live.keys.outbox(node.live.keys.partition(TENANT))
+    # Appended before the time was over; who knows what it used of the grant.
+    waiting = now_ms + limits.GRANT_EXPIRY_LATE_MS
+    await cluster.redis.xadd(outbox, {"r": b"[]"}, id=f"{waiting}-0")
+    assert await node.money.expiry.expire_grants() == 0
+    await cluster.redis.xdel(outbox, f"{waiting}-0")
+    await cluster.redis.xadd(outbox, {"r": b"[]"}, id=f"{waiting + 1}-0")
+    assert await node.money.expiry.expire_grants() == 1
+
+
+async def test_a_grant_is_not_taken_from_under_a_session(cluster: Cluster, node: Node) -> None:
+    await grant(node, "g1", 2 * CREDIT, cluster.clock.now() + 1_000)
+    browser = node.browser()
+    await browser.start("chat-1", chat(free_ms=0))
+    await held(node.money, "h1", CREDIT // 4, ttl_ms=3_600_000)
+    cluster.clock.now_ms += 1
+    before = await cluster.account()
+    # The end of the grant, as seen by a process that is ahead of the others.
+    node.money.clock = VirtualClock(cluster.clock.now_ms + limits.GRANT_EXPIRY_LATE_MS + 1_000)
+    await cluster.flush()
+    assert await node.money.expiry.expire_grants() == 1
+    account = await cluster.account()
+    assert account["balance"] == account["held"] == before["held"] > CREDIT
+    assert await node.money.expiry.expire_grants() == 0
+    node.money.clock = cluster.clock
+    await cluster.advance(30_000)
+    stopped = await browser.request("chat-1", Event.STOP)
+    assert stopped["receipt"]["elapsed_ms"] == 30_001
+    await node.money.void(TENANT, "h1")
+    await cluster.flush()
+    cluster.clock.now_ms += limits.GRANT_EXPIRY_LATE_MS
+    assert await node.money.expiry.expire_grants() == 1
+    assert (await cluster.account())["balance"] == 0
+    await audited(cluster)
+
+
+async def test_packages_and_allotments(cluster: Cluster, node: Node) -> None:
+    node.money.rates = msgspec.structs.replace(
+        CARD,
+        packages={"starter": Package("Starter", 50 * CREDIT, "9.90 EUR", 30)},
+        allotments={"free": 7 * CREDIT},
+    )
+    for _ in range(2):
+        await node.money.grant_package(ANN, "starter", entry_id="p1")
+        await node.money.grant_allotment(ANN)
+    allotment, package = await cluster.records.grants(*ANN, 10)
+    assert (package.name, package.amount_micros) == ("package:starter", 50 * CREDIT)
+    assert package.expires_at == cluster.clock.now() + 30 * 86_400_000
+    assert (allotment.name, allotment.amount_micros) == ("allotment:free:2026-05", 7 * CREDIT)
+    # It burns first, for it expires first: with the month.
+    assert allotment.expires_at == 1_780_272_000_000
+    assert (await cluster.account()) == {}
+    with pytest.raises(BadMessageError, match="unknown package"):
+        await node.money.grant_package(ANN, "stater", entry_id="p2")
+    node.money.rates = parse_rate_card({})
+    assert await node.money.grant_allotment(ANN) is None
+
+
+async def test_a_process_looks_for_what_is_over_and_outlives_faults(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "HOLDS_INTERVAL_S", 0)
+    monkeypatch.setattr(expiry, "GRANTS_INTERVAL_S", 0)
+    await grant(node, "g1", 5 * CREDIT, cluster.clock.now())
+    await grant(node, "g2", 5 * CREDIT)
+    await held(node.money, "h1", CREDIT, ttl_ms=1_000)
+    await cluster.flush()
+    cluster.clock.now_ms += limits.GRANT_EXPIRY_LATE_MS + 1
+    faults: list[Exception] = [LiveError("away"), UnavailableError("away"), ValueError("a bug")]
+    holds_due = node.money.spending.holds_due
+
+    async def faulty(now_ms: int) -> list[tuple[str, str]]:
+        if faults:
+            raise faults.pop()
+        return await holds_due(now_ms)
+
+    monkeypatch.setattr(node.money.spending, "holds_due", faulty)
+    running = asyncio.create_task(node.money.run())
+    async with asyncio.timeout(20):
+        while (await cluster.account()).get("balance") != 5 * CREDIT:
+            assert not running.done()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert faults == []
+    assert (await cluster.account())["held"] == 0
+    await audited(cluster)
+
+
+async def test_one_hold_that_cannot_be_ended_stops_no_other(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    for number in range(3):
+        await held(node.money, f"h{number}", CREDIT, ttl_ms=1_000)
+    cluster.clock.now_ms += 1_000
+    hold_of = node.money.hold_of
+
+    async def faulty(tenant: str, hold_id: str) -> object:
+        if hold_id == "h1":
+            raise ServiceError("no answer")
+        return await hold_of(tenant, hold_id)
+
+    monkeypatch.setattr(node.money, "hold_of", faulty)
+    assert await node.money.expiry.expire_holds() == 2
+    monkeypatch.undo()
+    assert await node.money.expiry.expire_holds() == 1

@@ -1,0 +1,207 @@
+"""Holds leave their state once, whoever asks and whatever breaks off."""
+
+import asyncio
+from datetime import date
+from typing import Any
+
+import msgspec
+import pytest
+
+from protocol import limits
+from protocol.errors import PeerError, ServiceError
+from server.charges import (
+    Exceeds,
+    HoldGone,
+    Posted,
+    Short,
+    Voided,
+)
+from server.money import Money
+from storage.audit import audit_record
+from tests.server.tills import (
+    ANN,
+    CREDIT,
+    MAY,
+    TENANT,
+    audited,
+    held,
+    lose_postgres,
+    lose_replies,
+)
+from tests.simulation.cluster import Cluster, Node, VirtualClock
+
+
+async def test_a_hold_is_posted_in_part(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    made = await held(node.money, "h1", 5 * CREDIT, operation="voice_creation")
+    assert (made.state, made.repeated) == ("open", False)
+    assert (made.available_micros, made.credits_micros) == (5 * CREDIT, 10 * CREDIT)
+    assert made.expires_at == cluster.clock.now() + 60_000
+    row = await cluster.records.hold(TENANT, "h1")
+    assert row is not None
+    assert row.state == "open"
+    assert await node.money.post(TENANT, "h1", 6 * CREDIT) == Exceeds(5 * CREDIT)
+    posted = await node.money.post(TENANT, "h1", 2 * CREDIT, {"tokens_used": 7})
+    assert posted == Posted(
+        "h1", "post:h1", 5 * CREDIT, 2 * CREDIT, 8 * CREDIT, 8 * CREDIT, repeated=False
+    )
+    row = await cluster.records.hold(TENANT, "h1")
+    assert row is not None
+    assert (row.state, row.posted_micros) == ("posted", 2 * CREDIT)
+    entry = await cluster.records.entry(*ANN, "post:h1")
+    assert entry is not None
+    assert (entry.amount_micros, entry.metadata) == (-2 * CREDIT, {"tokens_used": 7})
+    assert await node.money.void(TENANT, "h1") == HoldGone("posted")
+    again = await node.money.post(TENANT, "h1", 3 * CREDIT)
+    assert again == msgspec.structs.replace(posted, repeated=True)
+    asked = await held(node.money, "h1", CREDIT)
+    assert (asked.state, asked.amount_micros, asked.repeated) == ("posted", 5 * CREDIT, True)
+    await audited(cluster)
+
+
+async def test_a_hold_is_voided(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    await held(node.money, "h1", 5 * CREDIT, operation="script_generation")
+    voided = await node.money.void(TENANT, "h1")
+    assert voided == Voided("h1", 5 * CREDIT, 10 * CREDIT, 10 * CREDIT, repeated=False)
+    assert await node.money.void(TENANT, "h1") == msgspec.structs.replace(voided, repeated=True)
+    assert await node.money.post(TENANT, "h1") == HoldGone("voided")
+    assert await node.money.post(TENANT, "never") == HoldGone(None)
+    assert await node.money.void(TENANT, "never") == HoldGone(None)
+    assert await cluster.records.operations_in_month(*ANN, date.fromisoformat(MAY)) == {}
+    # All that was held is charged where nothing else is said.
+    await held(node.money, "h2", 5 * CREDIT)
+    posted = await node.money.post(TENANT, "h2")
+    assert isinstance(posted, Posted)
+    assert posted.posted_micros == 5 * CREDIT
+    await audited(cluster)
+
+
+@pytest.mark.parametrize("step", ["hold", "post", "void"])
+@pytest.mark.parametrize("where", ["before Redis", "after Redis", "before Postgres"])
+@pytest.mark.parametrize("is_flushed", [False, True])
+async def test_a_step_of_a_hold_that_broke_off_is_made_once(
+    cluster: Cluster, node: Node, step: str, where: str, is_flushed: bool
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.money.figures(ANN)
+    other = await cluster.node()
+
+    async def make(money: Money) -> Any:
+        match step:
+            case "hold":
+                return await held(money, "h1", 5 * CREDIT)
+            case "post":
+                return await money.post(TENANT, "h1", CREDIT, {"n": 1})
+        return await money.void(TENANT, "h1")
+
+    if step != "hold":
+        await held(node.money, "h1", 5 * CREDIT)
+    if where == "before Postgres":
+        lose_postgres(node.money)
+    else:
+        lose_replies(node.money, step, before=where == "before Redis")
+    with pytest.raises(ServiceError):
+        await make(node.money)
+    if is_flushed:
+        await cluster.flush()
+    answer = await make(other.money)
+    # A hold that the flusher or its process wrote down is a repetition in any case.
+    assert answer.repeated == (where != "before Redis")
+    states = {"hold": "open", "post": "posted", "void": "voided"}
+    row = await cluster.records.hold(TENANT, "h1")
+    assert row is not None
+    assert row.state == states[step]
+    expected = 9 * CREDIT if step == "post" else 10 * CREDIT
+    account = await cluster.account()
+    assert (account["balance"], account["held"]) == (expected, 5 * CREDIT * (step == "hold"))
+    await audited(cluster)
+
+
+async def test_holds_expire_by_themselves_whoever_made_them(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    for number in range(3):
+        await held(node.money, f"h{number}", CREDIT, ttl_ms=10_000 * (number + 1))
+    other = await cluster.node()
+    node.is_alive = False
+    await node.stop()
+    assert await other.money.expiry.expire_holds() == 0
+    cluster.clock.now_ms += 20_000
+    assert await other.money.expiry.expire_holds() == 2
+    assert await other.money.expiry.expire_holds() == 0
+    assert await other.money.post(TENANT, "h0") == HoldGone("expired")
+    cluster.clock.now_ms += 10_000
+    # Nobody has looked yet, and it is over all the same.
+    assert await other.money.post(TENANT, "h2") == HoldGone("expired")
+    assert await other.money.void(TENANT, "h1") == HoldGone("expired")
+    account = await cluster.account()
+    assert (account["held"], account["reserved"], account["live"]) == (0, 0, 0)
+    await cluster.flush()
+    row = await cluster.records.hold(TENANT, "h2")
+    assert row is not None
+    assert row.state == "expired"
+    assert await audit_record(cluster.records) == ()
+
+
+async def test_post_and_expiry_at_the_same_instant_one_wins(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(100 * CREDIT)
+    other = await cluster.node()
+    for number in range(40):
+        await held(node.money, f"h{number}", CREDIT, ttl_ms=60_000)
+    # Two processes whose clocks are a millisecond apart.
+    cluster.clock.now_ms += 59_999
+    other.money.clock = VirtualClock(cluster.clock.now_ms + 1)
+    *answers, expired = await asyncio.gather(
+        *(node.money.post(TENANT, f"h{number}") for number in range(40)),
+        other.money.expiry.expire_holds(),
+    )
+    posted = [answer for answer in answers if isinstance(answer, Posted)]
+    gone = [answer for answer in answers if answer == HoldGone("expired")]
+    assert len(posted) + len(gone) == 40
+    assert expired == len(gone)
+    account = await cluster.account()
+    assert (account["balance"], account["held"]) == ((100 - len(posted)) * CREDIT, 0)
+    await audited(cluster)
+
+
+async def test_holds_outlive_redis(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    for number in range(3):
+        await held(node.money, f"h{number}", 2 * CREDIT, ttl_ms=60_000)
+    await node.money.void(TENANT, "h2")
+    await cluster.flush()
+    await cluster.redis.flushall()
+    # What they hold is held, before anybody asks for them.
+    short = await node.money.spend(ANN, entry_id="s1", micros=7 * CREDIT)
+    assert short == Short(missing_micros=CREDIT, credits_micros=10 * CREDIT)
+    posted = await node.money.post(TENANT, "h0", CREDIT)
+    assert isinstance(posted, Posted)
+    assert (posted.credits_micros, posted.available_micros) == (9 * CREDIT, 7 * CREDIT)
+    assert await node.money.void(TENANT, "h2") == Voided(
+        "h2", 2 * CREDIT, 9 * CREDIT, 7 * CREDIT, repeated=True
+    )
+    assert await node.money.expiry.expire_forgotten_holds() == 0
+    cluster.clock.now_ms += 60_000 + limits.HOLD_OVERDUE_MS + 1
+    assert await node.money.expiry.expire_holds() == 0
+    assert await node.money.expiry.expire_forgotten_holds() == 1
+    account = await cluster.account()
+    assert (account["balance"], account["held"], account["live"]) == (9 * CREDIT, 0, 0)
+    await audited(cluster)
+
+
+async def test_a_hold_that_nobody_knows_is_not_looked_after(cluster: Cluster, node: Node) -> None:
+    key = node.live.keys.holds(node.live.keys.partition(TENANT))
+    await cluster.redis.zadd(key, {f"{TENANT}/ghost": 1})
+    assert await node.money.expiry.expire_holds() == 0
+    assert await cluster.redis.zcard(key) == 0
+
+
+async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    await held(node.money, "h0", 1)
+    key = node.live.keys.account(*ANN)
+    await cluster.redis.hset(key, "holds", str(limits.HOLDS_PER_ACCOUNT_MAX))
+    with pytest.raises(PeerError, match="too many open holds"):
+        await node.money.hold(ANN, hold_id="h1", micros=1, ttl_ms=1_000)
+    # The one that there is can be asked for again.
+    assert (await held(node.money, "h0", 1)).repeated
