@@ -1,0 +1,333 @@
+"""The auditor's other half: records, receipts and what clients were told.
+
+Like ``auditor``, it follows from DESIGN section 1 and PROTOCOL section 1 alone.
+"""
+
+import itertools
+from collections import defaultdict
+from typing import Any
+
+import msgspec
+
+from protocol.session import Identity
+from protocol.steps import Step
+from tests.simulation.auditor import (
+    MINUTE_MS,
+    Auditor,
+    State,
+    billed_ms,
+    cost_micros,
+    counted_ms,
+    month,
+)
+from tests.simulation.world import Client, Diary, World
+
+Segments = list[tuple[int, int]]
+
+
+def check(auditor: Auditor, state: State) -> None:
+    """Looks at everything that was said and written down so far."""
+    world = auditor.world
+    minutes: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    ended: dict[str, dict[str, Any]] = {}
+    started: list[str] = []
+    for records in auditor.records.values():
+        for record in records:
+            name = f"{record['tenant']}/{record['session_id']}"
+            if record["t"] == "minute":
+                minutes[name].append(record)
+            elif record["t"] == "ended":
+                assert name not in ended, f"{name} ended twice"
+                ended[name] = record
+            elif record["t"] == "session":
+                started.append(name)
+    assert len(started) == len(set(started)), "a session was started twice"
+    assert set(started) == set(state.sessions), (started, list(state.sessions))
+    for name, session in state.sessions.items():
+        _check_minutes(session, minutes[name], auditor.zone)
+        assert (name in ended) == (session["standing"]["phase"] == "ended"), name
+        if name in ended:
+            diary = world.diaries[session["identity"]["session_id"]]
+            notices = state.notices.get(name, [])
+            _check_receipt(ended[name], minutes[name])
+            if not diary.disturbed:
+                _check_segments(ended[name], diary, notices, world)
+        _check_notices(state, name, world)
+    _check_credits(state, world)
+    for at, step, then in world.stops:
+        _check_stop(at, step, then, world)
+    world.stops.clear()
+    for at, limit, step, then in world.refusals:
+        _check_refusal(at, limit, step, then)
+    world.refusals.clear()
+
+
+# --- Limits -----------------------------------------------------------------------------
+
+
+def _check_stop(at: int, step: Step, state: State, world: World) -> None:
+    """A session stops at a limit exactly where nothing is left, and not before."""
+    identity, standing = step.before.identity, step.standing
+    if world.diaries[identity.session_id].disturbed:
+        return
+    terms: dict[str, Any] = msgspec.to_builtins(identity.terms)
+    position_ms, limit = standing.elapsed_ms, standing.limit
+    where = (limit, at, identity, standing, _brief(at, state, identity))
+    if limit == "session_cap":
+        assert position_ms == terms["session_cap_ms"], where
+    elif limit == "credits":
+        so_far = cost_micros(terms, position_ms, standing.free_ms)
+        more = cost_micros(terms, position_ms + 1, standing.free_ms) - so_far
+        # An increment is used to its end, unless a billed gap was not covered.
+        assert more > 0, where
+        room = _room(at, state, identity) - (so_far - standing.charged_micros)
+        assert room < more, (room, more, where)
+    else:
+        assert position_ms % MINUTE_MS == 0, where
+        assert _minutes_left(state, identity, str(limit)) <= 0, where
+
+
+def _check_refusal(at: int, limit: str, step: Step, state: State) -> None:
+    """Whoever is refused would not have had one increment more, or one minute."""
+    identity, standing = step.before.identity, step.standing
+    terms: dict[str, Any] = msgspec.to_builtins(identity.terms)
+    if limit == "credits":
+        next_ms = cost_micros(terms, standing.elapsed_ms + 1, standing.free_ms)
+        more = next_ms - standing.charged_micros
+        assert _room(at, state, identity) < more, (limit, step, state)
+    else:
+        assert _minutes_left(state, identity, limit) <= 0, (limit, step, state)
+
+
+def _room(now_ms: int, state: State, identity: Identity) -> int:
+    """What an account could give to a session, if each other one kept what it needs: to
+    its last increment, and for five seconds and one increment more."""
+    account = state.hashes["account"][f"{identity.tenant}/{identity.account_id}"]
+    room = int(account["balance"]) - int(account.get("reserved", 0))
+    for other in state.live.values():
+        theirs, standing = other["identity"], other["standing"]
+        account_of = theirs["tenant"], theirs["account_id"]
+        if account_of != (identity.tenant, identity.account_id):
+            continue
+        if theirs["session_id"] == identity.session_id:
+            continue
+        if standing["phase"] != "active":
+            room -= other["grant"]["held_micros"]  # used before a stop, not proven yet
+            continue
+        terms = theirs["terms"]
+        until_ms = counted_ms(other, now_ms) + 5_000 + terms["next_increment_ms"]
+        needed = cost_micros(terms, until_ms, standing["free_ms"]) - standing["charged_micros"]
+        room -= min(other["grant"]["held_micros"], needed)
+    return room
+
+
+def _brief(now_ms: int, state: State, identity: Identity) -> list[Any]:
+    """The account of a session and its other sessions, for who reads a failure."""
+    account = state.hashes["account"][f"{identity.tenant}/{identity.account_id}"]
+    sessions = [
+        (other["identity"]["session_id"], other["identity"]["kind"], other["standing"]["phase"],
+         counted_ms(other, now_ms), other["grant"], other["final"])
+        for other in state.live.values()
+        if other["identity"]["account_id"] == identity.account_id
+    ]  # fmt: skip
+    return [account, sessions]
+
+
+def _minutes_left(state: State, identity: Identity, limit: str) -> int:
+    """Minutes of a month that nobody has begun or holds."""
+    kind, name = "org", identity.tenant
+    if limit == "member_minutes":
+        kind, name = "member", f"{identity.tenant}/{identity.user_id}"
+    counter = state.hashes[kind][name]
+    first_days = {part.partition(":")[2] for part in counter if ":" in part}
+    return min(
+        int(counter["limit"])
+        - int(counter.get(f"used:{first_day}", 0))
+        - int(counter.get(f"held:{first_day}", 0))
+        for first_day in first_days
+    )
+
+
+# --- Records ----------------------------------------------------------------------------
+
+
+def _segments(session: dict[str, Any]) -> Segments:
+    standing = session["standing"]
+    segments: Segments = [(from_at, to_at) for from_at, to_at in standing["segments"]]
+    if standing["phase"] == "active":
+        segments.append((standing["run_at"], 2**53))
+    return segments
+
+
+def _instant(segments: Segments, counted: int) -> int | None:
+    """The instant at which counted time passed a position: along the segments."""
+    for from_at, to_at in segments:
+        if counted < to_at - from_at:
+            return from_at + counted
+        counted -= to_at - from_at
+    return None
+
+
+def _check_minutes(session: dict[str, Any], rows: list[dict[str, Any]], zone: str) -> None:
+    """Every minute once, each as long and as dear as it was, dated by its beginning."""
+    identity, standing = session["identity"], session["standing"]
+    terms, free_ms = identity["terms"], standing["free_ms"]
+    where = (identity["session_id"], rows, standing)
+    assert [row["minute"] for row in rows] == list(range(standing["minutes_kept"])), where
+    segments = _segments(session)
+    for row in rows:
+        begin_ms = row["minute"] * MINUTE_MS
+        end_ms = begin_ms + MINUTE_MS
+        if standing["phase"] == "ended":
+            end_ms = min(end_ms, standing["elapsed_ms"])
+        assert row["seconds"] == -(-(end_ms - begin_ms) // 1000), where
+        cost = cost_micros(terms, end_ms, free_ms) - cost_micros(terms, begin_ms, free_ms)
+        assert row["credits_micros"] == cost, where
+        assert row["started_at"] == _instant(segments, begin_ms), (where, segments)
+        assert row["month"] == month(row["started_at"], zone), where
+        assert row["counts"] == terms["counts_minutes"], where
+
+
+def _check_receipt(ended: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Every figure of a receipt can be explained by the others."""
+    terms, elapsed_ms = ended["terms"], ended["elapsed_ms"]
+    segments: Segments = [(from_at, to_at) for from_at, to_at in ended["segments"]]
+    assert sum(to_at - from_at for from_at, to_at in segments) == elapsed_ms, ended
+    for (_, to_at), (from_at, _) in itertools.pairwise(segments):
+        assert to_at <= from_at, ended
+    paid_ms = max(0, elapsed_ms - ended["free_ms"])
+    billed = billed_ms(paid_ms, terms["first_increment_ms"], terms["next_increment_ms"])
+    assert ended["billed_ms"] == billed, ended
+    assert ended["credits_micros"] == cost_micros(terms, elapsed_ms, ended["free_ms"]), ended
+    assert ended["credits_micros"] == sum(row["credits_micros"] for row in rows), (ended, rows)
+    assert ended["minutes"] == len(rows) == -(-elapsed_ms // MINUTE_MS), ended
+    assert sum(row["seconds"] for row in rows) == -(-elapsed_ms // 1000), (ended, rows)
+    assert (ended["limit"] is not None) == (ended["reason"] == "limit"), ended
+    assert ended["started_at"] <= ended["ended_at"], ended
+
+
+def _check_segments(
+    ended: dict[str, Any], diary: Diary, notices: list[dict[str, Any]], world: World
+) -> None:
+    """Time ran from a request to a request, a limit, or the last proof of life."""
+    asked = {at for at, _ in diary.requests}
+    stops = {notice["stopped_at"] for notice in notices if notice["type"] == "limit_reached"}
+    proofs = {proof for _, proof in diary.proofs}
+    here = {client.alive_at for client in world.clients if diary.session_id in client.joined_at}
+    operator = {at for at, what in diary.requests if what == "operator"}
+    bills = diary.terms.gap == "bill"
+    for index, (from_at, to_at) in enumerate(ended["segments"]):
+        assert from_at in asked or (bills and from_at in proofs), (ended, diary)
+        last = index == len(ended["segments"]) - 1
+        by_operator = last and any(at - 20_000 <= to_at <= at + 1_000 for at in operator)
+        assert to_at in asked | stops | proofs | here or by_operator, (ended, diary, notices)
+    if ended["reason"] == "disconnected" and ended["segments"]:
+        end = ended["segments"][-1][1]
+        latest = max(proofs)
+        assert end == latest or end in asked | stops, (ended, diary)
+        assert end <= latest, (ended, diary)
+
+
+# --- What was told ----------------------------------------------------------------------
+
+
+def _told(client: Client, session_id: str) -> list[dict[str, Any]]:
+    """The numbered messages that a client got of a session, missed ones too, in order."""
+    told = []
+    for message in client.messages:
+        if message.get("session_id") != session_id:
+            continue
+        if message["type"] == "session":
+            told.extend(message["missed"])
+        elif "seq" in message:
+            told.append(message)
+    return told
+
+
+def _plain(notice: dict[str, Any]) -> dict[str, Any]:
+    """A notice without the figures of the moment."""
+    changing = ("received_at", "id", "remaining_ms")
+    return {name: part for name, part in notice.items() if name not in changing}
+
+
+def _check_notices(state: State, name: str, world: World) -> None:
+    """Numbers rise, and stand for the same notice everywhere."""
+    session_id = name.rpartition("/")[2]
+    said: dict[int, dict[str, Any]] = {}
+    kept = state.notices.get(name, [])
+    numbers = [notice["seq"] for notice in kept]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1)) if numbers else True, kept
+    for notice in kept:
+        said[notice["seq"]] = notice
+    standing = state.sessions[name]["standing"]
+    assert (numbers[-1] if numbers else 0) == standing["seq"], (kept, standing)
+    for client in world.clients:
+        told = _told(client, session_id)
+        for before, after in itertools.pairwise(told):
+            assert before["seq"] < after["seq"], (client.name, told)
+        for notice in told:
+            if notice["seq"] <= standing["seq"]:
+                first = said.setdefault(notice["seq"], notice)
+                assert _plain(notice) == _plain(first), (client.name, notice, first)
+        takes_part = session_id in client.sessions and session_id in client.seats
+        takes_part = takes_part or session_id in client.watched
+        if takes_part and not client.is_cut and world.is_quiet:
+            since = _seen_at_joining(client, session_id)
+            expected = list(range(since + 1, standing["seq"] + 1))
+            heard = [notice["seq"] for notice in told if notice["seq"] > since]
+            assert heard == expected, (client.name, heard, expected, kept)
+    _check_warnings([said[number] for number in sorted(said)])
+
+
+def _seen_at_joining(client: Client, session_id: str) -> int:
+    """The number of the last notice when a client joined; its snapshot says so."""
+    for message in client.messages[client.joined_at[session_id] :]:
+        if message["type"] == "session" and message["session_id"] == session_id:
+            return int(message["seq"])
+        if message.get("session_id") == session_id and "seq" in message:
+            return int(message["seq"]) - 1
+    return 0
+
+
+def _check_warnings(notices: list[dict[str, Any]]) -> None:
+    """A threshold is warned of once for each crossing, and the stop comes once."""
+    warned: dict[str, int] = {}
+    stopped = False
+    for notice in notices:
+        limit = str(notice.get("limit"))
+        match notice["type"]:
+            case "limit_warning":
+                assert notice["remaining_ms"] <= notice["threshold_ms"], notices
+                assert notice["threshold_ms"] < warned.get(limit, 2**53), notices
+                warned[limit] = notice["threshold_ms"]
+            case "limit_cleared":
+                cleared_ms = notice["remaining_ms"]
+                assert limit in warned, notices
+                assert cleared_ms is None or cleared_ms > warned[limit], notices
+                del warned[limit]
+                for level_ms in (60_000, 300_000, 600_000):
+                    if cleared_ms is not None and cleared_ms <= level_ms:
+                        warned[limit] = level_ms
+                        break
+            case "stopped":
+                assert not stopped, notices
+                stopped = True
+
+
+def _check_credits(state: State, world: World) -> None:
+    """Every process shows the same balance: what was paid in less what was burnt so far."""
+    if not world.is_quiet or world.deaths:
+        return
+    burnt: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for session in state.sessions.values():
+        identity, standing = session["identity"], session["standing"]
+        terms = identity["terms"]
+        elapsed_ms = counted_ms(session, world.now)
+        cost = cost_micros(terms, elapsed_ms, standing["free_ms"])
+        burnt[identity["tenant"], identity["account_id"]] += cost
+    for node in world.nodes:
+        for account in node.hub.accounts:
+            projection = account.projection
+            key = projection.tenant, projection.account_id
+            shown = projection.credits_micros(world.now)
+            assert shown == world.money[key] - burnt[key], (node.name, key, shown, state.sessions)
