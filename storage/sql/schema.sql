@@ -517,8 +517,9 @@ CREATE INDEX credit_grants_due ON credit_grants (expires_at)
 -- Attributes what is unattributed of the given accounts to their grants: lower priority
 -- first, then earlier expiry, then older. The accounts' rows must be locked by the caller.
 CREATE FUNCTION cover_usage(p_tenants text[], p_accounts text[]) RETURNS void
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
+BEGIN
     WITH owing AS (
         SELECT account.tenant, account.account_id, account.unattributed_micros AS owed
         FROM unnest(p_tenants, p_accounts) AS asked (tenant, account_id)
@@ -559,7 +560,8 @@ CREATE FUNCTION cover_usage(p_tenants text[], p_accounts text[]) RETURNS void
         FROM taken
         GROUP BY tenant, account_id
     ) AS covered
-    WHERE account.tenant = covered.tenant AND account.account_id = covered.account_id
+    WHERE account.tenant = covered.tenant AND account.account_id = covered.account_id;
+END
 $$;
 
 -- The balance is the sum of the ledger, always, and every entry is attributed: no entry
