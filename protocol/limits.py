@@ -187,6 +187,8 @@ FLUSH_BATCH_RECORDS_CATCHING_UP: Final = 10_000
 """After an outage of Postgres, when nobody waits for a single batch."""
 FLUSH_WAIT_MS: Final = 200
 """The longest that a batch waits for more records: a spend waits for its flush."""
+WRITES_WAITING_MAX: Final = 4_096
+"""Spends and holds of one process that wait for Postgres: some seconds of them."""
 FLUSH_BLOCK_MS: Final = 5_000
 """How long one XREADGROUP blocks; its client's time-out is larger (PITFALLS)."""
 FLUSH_SOCKET_TIMEOUT_MS: Final = 15_000
@@ -196,6 +198,8 @@ RECORDS_PER_ENTRY_MAX: Final = MINUTES_PER_CLAIM_MAX + 8
 OUTBOX_ENTRIES_WARN: Final = 100_000
 """From here `/readyz` and the dashboard call the outbox long. It is never trimmed."""
 OUTBOX_AGE_MS_WARN: Final = 60_000
+OUTBOX_ENTRIES_AUDITED_MAX: Final = 10_000
+"""An account is not compared while so much is on its way: its whole outbox is read for it."""
 DATABASE_TIMEOUT_MS: Final = 10_000
 DATABASE_CONNECTIONS_MAX: Final = 10
 UNFLUSHED_MINUTES_PER_SESSION_MAX: Final = 24 * 60

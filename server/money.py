@@ -189,3 +189,6 @@ class Money(Spends, Holds, Adjustments):
                     log.info("inbox_applied", entries=applied, adjustments=adjusted)
             except (LiveError, UnavailableError, msgspec.MsgspecError) as error:
                 log.warning("inbox_not_read", error=str(error))
+            except Exception:
+                # Money that came in waits for the next look, not for ever.
+                log.exception("inbox_failed")

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from protocol import limits
 from protocol.events import EntryPosted, MinuteUsed, Record
 from protocol.session import Session
 from protocol.states import Phase
@@ -38,7 +39,7 @@ class Audit(msgspec.Struct, frozen=True):
     accounts: int = 0
     """Accounts in Redis that were compared with the record."""
     restless: int = 0
-    """Accounts that were always about to change, and not compared."""
+    """Accounts that were not compared: always about to change, or with too much on its way."""
 
 
 async def audit_record(records: Records) -> tuple[Finding, ...]:
@@ -85,6 +86,9 @@ async def _audit_account(
     live: Live, records: Records, name: AccountName, sessions: list[str], holds: list[str]
 ) -> list[Finding] | None:
     """What is wrong with one account; None when it never stood still for a look."""
+    outbox = live.keys.outbox(live.keys.partition(name.tenant))
+    if await live.ask(live.redis.xlen(outbox)) > limits.OUTBOX_ENTRIES_AUDITED_MAX:
+        return None
     for _ in range(LOOKS_MAX):
         look = await _look(live, name, sessions, holds)
         if not look.account:

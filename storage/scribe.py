@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from protocol import limits
 from protocol.events import Record
-from storage.database import RefusedError
+from storage.database import RefusedError, UnavailableError
 from storage.records import Records
 
 Waiting = tuple[Sequence[Record], "asyncio.Future[None]"]
@@ -32,6 +32,8 @@ class Scribe:
         Raises ``UnavailableError`` when they may not be, ``RefusedError`` when they never
         will.
         """
+        if len(self._waiting) >= limits.WRITES_WAITING_MAX:
+            raise UnavailableError("too many wait for Postgres already")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((records, done))
         if self._task is None:

@@ -6,8 +6,9 @@ import asyncpg
 import msgspec
 import pytest
 
+from protocol import limits
 from protocol.events import EntryPosted, HoldChanged
-from storage.audit import audit_live, audit_record
+from storage.audit import Audit, audit_live, audit_record
 from storage.live import Live
 from storage.records import Records
 from storage.rows import AdjustmentRow, HoldRow
@@ -215,3 +216,10 @@ async def test_an_account_that_never_stands_still_is_not_judged(
 
     found = await audit_live(live, Moving(records._pool, 10))
     assert (found.findings, found.restless) == ((), 1)
+
+
+async def test_an_account_with_too_much_on_its_way_is_not_judged(
+    live: Live, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "OUTBOX_ENTRIES_AUDITED_MAX", 1)
+    assert await audit_live(live, records) == Audit((), accounts=1, restless=1)

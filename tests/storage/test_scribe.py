@@ -116,3 +116,17 @@ async def test_one_who_goes_is_written_all_the_same(counting: Counting) -> None:
     await waits
     assert gone.cancelled()
     assert len(await counting.ledger(TENANT, "ann", None, 10)) == 2
+
+
+async def test_no_more_wait_than_may(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "WRITES_WAITING_MAX", 2)
+    scribe = Scribe(counting)
+    first = asyncio.create_task(scribe.write(spends(1)))
+    await counting.begun.wait()
+    waiting = [asyncio.create_task(scribe.write(spends(1, number))) for number in (1, 2)]
+    await asyncio.sleep(0)
+    with pytest.raises(UnavailableError, match="too many"):
+        await scribe.write(spends(1, 3))
+    counting.go.set()
+    await asyncio.gather(first, *waiting)
+    assert len(await counting.ledger(TENANT, "ann", None, 10)) == 3
