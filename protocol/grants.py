@@ -174,6 +174,8 @@ class Ground(msgspec.Struct, frozen=True):
         is thought to have ends, and the ends of minutes and increments, a bounded number."""
         terms, free_ms = self.identity.terms, self.standing.free_ms
         begin_ms = self.standing.elapsed_ms
+        if terms.session_cap_ms:
+            until_ms = min(until_ms, terms.session_cap_ms)
         found: set[int] = set()
         if terms.counts_minutes:
             found.update(_thinned(begin_ms // MINUTE_MS * MINUTE_MS, until_ms, MINUTE_MS))

@@ -222,9 +222,10 @@ class Meter:
         intent, self._intents.current = self._intents.current, None
         if self._asked is not None:
             self._asked = None
-            self._wanted = self.counting
             if intent is not None:
                 self._intents.add_first(intent)
+            else:
+                self._wanted = True
         if self._has_left():
             self._effects.append(Leave())
         else:

@@ -1,0 +1,153 @@
+"""A meter on the bench: no Redis, no clock, no loop; whoever tests it plays all three."""
+
+from typing import Any
+
+import msgspec
+
+from protocol import messages
+from protocol.effects import Effect, Push, Reply
+from protocol.meter import Meter
+from protocol.moves import unstarted
+from protocol.projection import AccountProjection, line_of
+from protocol.session import Grant, Session
+from protocol.states import Event, Phase
+from protocol.steps import Step
+from protocol.terms import Terms
+from tests.protocol.examples import (
+    CREDIT,
+    NOW,
+    TERMS,
+    account_of,
+    identity_of,
+    month_of,
+    session_of,
+)
+
+
+class Bench:
+    """A meter whose time is set by hand, and whose Redis is whoever answers."""
+
+    def __init__(
+        self,
+        session: Session | None = None,
+        account: AccountProjection | None = None,
+        *,
+        sockets: int = 1,
+        uncovered_ms: int = 60_000,
+    ) -> None:
+        self.now = NOW
+        session = session or session_of()
+        if account is None:
+            account = account_of(100 * CREDIT)
+            terms, standing = session.identity.terms, session.standing
+            running = standing.phase is Phase.ACTIVE
+            line = line_of(
+                terms, standing.elapsed_ms, standing.at, standing.free_ms, running=running
+            )
+            account.lines["chat-1"] = line
+        self.account = account
+        self.meter = Meter(session, account, month_of, uncovered_ms)
+        self.effects: list[Effect] = []
+        for _ in range(sockets):
+            self.meter.attach(self.now)
+        self.drain()
+
+    def drain(self) -> list[Effect]:
+        """What the meter wants now; it is kept in ``effects``, too."""
+        drained = self.meter.effects()
+        self.effects += drained
+        return drained
+
+    def run(self, ms: int) -> list[Effect]:
+        """Lets time pass, with every deadline on its way; what came of it."""
+        until, seen = self.now + ms, len(self.effects)
+        for _ in range(200):
+            due_at = self.meter.timer()
+            if due_at is None or due_at > until:
+                self.now = until
+                return self.effects[seen:]
+            self.now = max(self.now, due_at)
+            self.meter.handle_timer(self.now)
+            self.drain()
+        raise AssertionError("deadlines without end")
+
+    def alive(self) -> list[Effect]:
+        """A pong."""
+        self.meter.alive(self.now, self.now)
+        return self.drain()
+
+    def ask(self, event: Event, token: object = None, reason: str = "client") -> list[Effect]:
+        """Somebody asks for something."""
+        assert self.meter.request(event, self.now, token or event.value, reason)
+        return self.drain()
+
+    @property
+    def step(self) -> Step:
+        """The step that is on its way."""
+        assert self.meter.asked is not None
+        return self.meter.asked
+
+    def accept(self, offer: int | None = 0, **grant: Any) -> list[Effect]:
+        """Redis makes the step, with one of its offers, or what it keeps (None)."""
+        step = self.step
+        offers = [offer.grant for offer in step.offers]
+        given = Grant()
+        if offer is None and step.keep is not None:
+            given = step.keep.grant
+        elif offers and offer is not None:
+            given = offers[offer]
+        given = msgspec.structs.replace(given, **grant)
+        self.meter.granted(
+            Reply(accepted=True, session=Session(step.before.identity, step.standing, given)),
+            self.now,
+        )
+        return self.drain()
+
+    def answer(self, **reply: Any) -> list[Effect]:
+        """Redis answers something else."""
+        self.meter.granted(Reply(accepted=False, **reply), self.now)
+        return self.drain()
+
+    def moved_to(self, grant: Grant | None = None, **changes: Any) -> Session:
+        """The session as another process's step would leave it."""
+        session = self.meter.session
+        version = session.standing.version + 1
+        standing = msgspec.structs.replace(session.standing, version=version, **changes)
+        return Session(session.identity, standing, grant or session.grant)
+
+
+def only(effects: list[Effect], kind: Any) -> list[Any]:
+    """The effects of one kind."""
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def said(effects: list[Effect]) -> list[messages.ServerMessage]:
+    """The messages that are pushed."""
+    decoder = msgspec.json.Decoder(messages.Notice | messages.Minute)
+    return [
+        decoder.decode(push.message) if isinstance(push.message, bytes) else push.message
+        for push in only(effects, Push)
+    ]
+
+
+def numbers(effects: list[Effect]) -> list[int | None]:
+    """The numbers of the notices that are pushed."""
+    return [getattr(message, "seq", None) for message in said(effects)]
+
+
+def final(granted_ms: int = 30_000, limit: str = "credits") -> Grant:
+    """A grant at whose end the session stops."""
+    return Grant(granted_ms=granted_ms, held_micros=granted_ms * 1_000 // 60, final=limit)
+
+
+def starting(terms: Terms = TERMS, **identity: Any) -> Bench:
+    """A session that is about to start."""
+    standing = unstarted(Phase.PAUSED, NOW, 0 if "free_key" in identity else terms.free_ms)
+    bench = Bench(
+        Session(identity_of(terms, **identity), standing, Grant()),
+        account_of(100 * CREDIT),
+        sockets=0,
+    )
+    bench.meter.start(NOW, "start")
+    bench.drain()
+    return bench

@@ -1,0 +1,217 @@
+"""What a claim may ask for: whole increments, the best first, and never more than may be."""
+
+import itertools
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.grants import Ground, Offer, month_after
+from protocol.session import Standing
+from protocol.terms import MINUTE_MS, Terms, minutes_begun
+from tests.protocol.examples import (
+    NOW,
+    identity_of,
+    month_of,
+    months_that_change_at,
+    standing_of,
+    terms_of,
+)
+
+any_terms = st.builds(
+    terms_of,
+    price_micros=st.sampled_from([0, 1, 777_777, 1_000_000]),
+    first_increment_ms=st.sampled_from([1_000, 6_000, 30_000, 60_000]),
+    next_increment_ms=st.sampled_from([1_000, 6_000, 7_000, 60_000]),
+    free_ms=st.sampled_from([0, 60_000, 61_500]),
+    counts_minutes=st.booleans(),
+    session_cap_ms=st.sampled_from([0, 0, 90_500]),
+    speed=st.sampled_from([1, 1, 10]),
+)
+
+
+def ground_of(terms: Terms, elapsed_ms: int, settled_ms: int | None = None) -> Ground:
+    """Where a session stands that has settled all but its last second, or as given."""
+    if settled_ms is None:
+        settled_ms = max(0, elapsed_ms - 1_000)
+    kept = settled_ms // MINUTE_MS
+    standing = standing_of(
+        elapsed_ms=elapsed_ms,
+        at=NOW + elapsed_ms // terms.speed,
+        free_ms=terms.free_ms,
+        settled_ms=settled_ms,
+        charged_micros=terms.cost_micros(settled_ms, terms.free_ms),
+        minutes_kept=kept,
+        minute_at=NOW + kept * MINUTE_MS // terms.speed,
+    )
+    return Ground(identity_of(terms), standing, month_of)
+
+
+def positions_of(offers: tuple[Offer, ...]) -> list[int]:
+    """How far the offers go."""
+    return [offer.grant.granted_ms for offer in offers]
+
+
+@given(terms=any_terms, elapsed_ms=st.integers(0, 90_000), shrink=st.booleans())
+def test_offers_lead_on_and_the_longest_comes_first(
+    terms: Terms, elapsed_ms: int, shrink: bool
+) -> None:
+    offers = ground_of(terms, elapsed_ms).offers(shrink=shrink)
+    positions = positions_of(offers)
+    assert positions == sorted(set(positions), reverse=True)
+    assert offers
+    assert all(position > elapsed_ms for position in positions if not terms.session_cap_ms)
+    # There is always one that is considered however little is left.
+    assert any(offer.floor_ms == 0 for offer in offers)
+
+
+@given(terms=any_terms, elapsed_ms=st.integers(0, 90_000), shrink=st.booleans())
+def test_an_offer_holds_what_running_to_its_end_would_cost(
+    terms: Terms, elapsed_ms: int, shrink: bool
+) -> None:
+    ground = ground_of(terms, elapsed_ms)
+    charged_micros = ground.standing.charged_micros
+    for offer in ground.offers(shrink=shrink):
+        end_ms = offer.grant.granted_ms
+        cost_micros = terms.cost_micros(end_ms, terms.free_ms)
+        assert offer.grant.held_micros == max(0, cost_micros - charged_micros)
+        held_minutes = sum(offer.grant.held_minutes.values())
+        begun = minutes_begun(end_ms) - minutes_begun(ground.standing.settled_ms)
+        assert held_minutes == (begun if terms.counts_minutes else 0)
+        # What more would take is more of something, or the same of everything.
+        assert offer.more_micros >= offer.grant.held_micros
+        assert sum(offer.more_minutes.values()) >= held_minutes
+
+
+@given(terms=any_terms, elapsed_ms=st.integers(0, 90_000))
+def test_offers_are_whole_increments_but_for_minutes_and_the_cap(
+    terms: Terms, elapsed_ms: int
+) -> None:
+    for offer in ground_of(terms, elapsed_ms).offers(shrink=False):
+        end_ms = offer.grant.granted_ms
+        if terms.price_micros and offer.grant.final is None:
+            whole = terms.increment_end_ms(end_ms, terms.free_ms) == end_ms
+            assert (
+                whole
+                or (terms.counts_minutes and end_ms % MINUTE_MS == 0)
+                or (end_ms < terms.free_ms)
+            )
+
+
+@given(terms=any_terms, elapsed_ms=st.integers(0, 90_000), shrink=st.booleans())
+def test_nothing_is_offered_beyond_the_cap(terms: Terms, elapsed_ms: int, shrink: bool) -> None:
+    capped = msgspec.structs.replace(terms, session_cap_ms=90_500)
+    for offer in ground_of(capped, elapsed_ms).offers(shrink=shrink):
+        assert offer.grant.granted_ms <= 90_500
+        assert (offer.grant.final == "session_cap") == (offer.grant.granted_ms == 90_500)
+
+
+def test_in_plenty_a_grant_reaches_a_margin_beyond_the_minute() -> None:
+    offers = ground_of(terms_of(), 0).offers(shrink=False)
+    assert positions_of(offers) == [65_000, 5_000, 1_000]
+    assert [offer.floor_ms for offer in offers] == [120_000, 20_000, 0]
+    by_the_minute = terms_of(first_increment_ms=60_000, next_increment_ms=60_000)
+    assert positions_of(ground_of(by_the_minute, 0).offers(shrink=False)) == [120_000, 60_000]
+
+
+def test_whoever_is_recalled_keeps_what_it_needs_to_run_on() -> None:
+    assert positions_of(ground_of(terms_of(), 10_500).offers(shrink=True)) == [12_000, 11_000]
+    by_six = terms_of(first_increment_ms=30_000, next_increment_ms=6_000)
+    assert positions_of(ground_of(by_six, 10_500).offers(shrink=True)) == [30_000]
+
+
+def test_free_time_is_granted_before_any_that_costs() -> None:
+    terms = terms_of(free_ms=60_000)
+    offers = ground_of(terms, 0, 0).offers(shrink=False)
+    assert [offer.grant.held_micros for offer in offers] == [83_333, 0]
+    assert positions_of(offers) == [65_000, 60_000]
+
+
+def test_a_begun_minute_is_offered_to_its_end() -> None:
+    # The increment reaches to 63 s, and the second minute may not be had.
+    terms = terms_of(counts_minutes=True, first_increment_ms=7_000, next_increment_ms=7_000)
+    offers = ground_of(terms, 56_500).offers(shrink=False)
+    assert positions_of(offers) == [70_000, 63_000, 60_000]
+    to_its_end = offers[-1]
+    assert to_its_end.grant.held_minutes == {}  # its only minute is used already
+    assert to_its_end.more_minutes == {"2026-05-01": 1}
+    assert to_its_end.grant.held_micros == terms.cost_micros(63_000, 0) - terms.cost_micros(
+        55_500, 0
+    )
+
+
+def test_what_is_left_of_a_minute_is_no_reason_to_stop_before_its_end() -> None:
+    terms = terms_of(counts_minutes=True, first_increment_ms=7_000, next_increment_ms=7_000)
+    ground = ground_of(terms, 50_000, 50_000)
+    (offer,) = [offer for offer in ground.offers(shrink=False) if offer.grant.granted_ms == 56_000]
+    assert offer.more_minutes == offer.grant.held_minutes
+
+
+def test_minutes_without_a_price_have_no_smaller_part() -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    offers = ground_of(terms, 59_500).offers(shrink=False)
+    assert positions_of(offers) == [65_000, 64_500, 60_000]
+
+
+def test_minutes_are_held_in_the_month_in_which_they_begin() -> None:
+    terms = terms_of(counts_minutes=True)
+    standing = standing_of()
+    ends = {
+        NOW - 1: {"2026-06-01": 2},
+        NOW: {"2026-06-01": 2},
+        NOW + 1: {"2026-05-01": 1, "2026-06-01": 1},
+        NOW + 60_000: {"2026-05-01": 1, "2026-06-01": 1},
+        NOW + 60_001: {"2026-05-01": 2},
+    }
+    for at, months in ends.items():
+        ground = Ground(identity_of(terms), standing, months_that_change_at(at))
+        assert ground.offers(shrink=False)[0].grant.held_minutes == months, at
+
+
+def lost(terms: Terms, elapsed_ms: int) -> Standing:
+    """A session that was lost at so much, its time settled."""
+    return msgspec.structs.replace(
+        ground_of(terms, elapsed_ms, elapsed_ms).standing, at=NOW, elapsed_ms=elapsed_ms
+    )
+
+
+@given(
+    terms=any_terms,
+    elapsed_ms=st.integers(0, 90_000),
+    gap_ms=st.integers(0, 600_000),
+    available_micros=st.integers(-1_000_000, 20_000_000),
+)
+def test_less_than_a_billed_gap_is_final_unless_more_can_be_had(
+    terms: Terms, elapsed_ms: int, gap_ms: int, available_micros: int
+) -> None:
+    ground = Ground(identity_of(terms), lost(terms, elapsed_ms), month_of)
+    until_ms = elapsed_ms + gap_ms
+    offers = ground.gap_offers(until_ms, available_micros)
+    positions = positions_of(offers)
+    assert positions == sorted(set(positions), reverse=True)
+    assert len(offers) <= 80
+    for longer, offer in itertools.pairwise(offers):
+        if offer.grant.granted_ms < until_ms:
+            assert offer.floor_ms == 0
+            assert offer.more_micros == longer.grant.held_micros
+            assert offer.more_minutes == longer.grant.held_minutes
+
+
+def test_of_a_billed_gap_as_much_is_offered_as_the_account_has() -> None:
+    terms = terms_of()
+    ground = Ground(identity_of(terms), lost(terms, 10_000), month_of)
+    positions = positions_of(ground.gap_offers(600_000, terms.cost_micros(123_000, 0)))
+    assert 123_000 in positions
+    counting = terms_of(price_micros=0, counts_minutes=True)
+    ground = Ground(identity_of(counting), lost(counting, 10_000), month_of)
+    positions = positions_of(ground.gap_offers(310_000, 0))
+    assert positions[-5:] == [300_000, 240_000, 180_000, 120_000, 60_000]
+
+
+@pytest.mark.parametrize(
+    ("month", "following"),
+    [("2026-01-01", "2026-02-01"), ("2026-11-01", "2026-12-01"), ("2026-12-01", "2027-01-01")],
+)
+def test_month_after(month: str, following: str) -> None:
+    assert month_after(month) == following

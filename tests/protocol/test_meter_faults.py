@@ -1,0 +1,355 @@
+"""The meter when things go wrong: sockets that go, a Redis that is away, races."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from protocol import messages
+from protocol.effects import Leave, Move, Push, Show
+from protocol.projection import line_of
+from protocol.session import Grant, Session, Standing
+from protocol.states import Event, Phase
+from tests.protocol.bench import Bench, numbers, only, said
+from tests.protocol.examples import (
+    CREDIT,
+    NOW,
+    TERMS,
+    account_of,
+    session_of,
+    standing_of,
+    terms_of,
+)
+
+# --- Leaving and coming back ------------------------------------------------------------
+
+
+def lost(**changes: Any) -> Standing:
+    """A session that was lost at half a minute."""
+    given: dict[str, Any] = {
+        "elapsed_ms": 30_000,
+        "settled_ms": 30_000,
+        "charged_micros": CREDIT // 2,
+        "at": NOW - 10_000,
+        "lost_at": NOW - 10_000,
+        "grace_until": NOW + 20_000,
+        "segments": ((NOW - 40_000, NOW - 10_000),),
+    }
+    return standing_of(Phase.SUSPENDED, **{**given, **changes})
+
+
+def test_the_last_socket_takes_the_time_with_it_to_its_last_proof() -> None:
+    bench = Bench()
+    bench.run(25_000)
+    bench.alive()
+    bench.run(12_000)
+    bench.meter.detach(NOW + 25_000, bench.now)
+    bench.drain()
+    step = bench.step
+    assert step.leaving
+    assert (step.standing.phase, step.standing.elapsed_ms) == (Phase.SUSPENDED, 25_000)
+    assert step.standing.segments == ((NOW, NOW + 25_000),)
+    assert step.standing.grace_until == NOW + 37_000 + 30_000
+
+
+def test_what_another_process_settled_is_not_lost_with_an_older_proof() -> None:
+    bench = Bench()
+    bench.run(50_000)
+    bench.alive()
+    bench.now = NOW + 60_020
+    further = bench.moved_to(
+        Grant(granted_ms=125_000),
+        elapsed_ms=60_020,
+        at=NOW + 60_020,
+        settled_ms=60_000,
+        minutes_kept=1,
+        minute_at=NOW + 60_000,
+    )
+    bench.meter.moved(Move(further), bench.now)
+    bench.now = NOW + 80_000
+    bench.meter.detach(NOW + 50_000, bench.now)
+    bench.drain()
+    assert bench.step.standing.elapsed_ms == 60_000
+    assert bench.step.standing.segments == ((NOW, NOW + 60_000),)
+    assert bench.step.standing.lost_at == NOW + 60_000
+
+
+def test_who_leaves_others_behind_settles_what_it_alone_can_prove() -> None:
+    bench = Bench()
+    bench.run(25_000)
+    bench.meter.detach(bench.now, bench.now)
+    bench.drain()
+    effects = bench.answer(session=None, left=True)
+    assert not only(effects, Leave)
+    assert bench.step.standing.settled_ms == 25_000
+    assert not bench.step.present
+    assert only(bench.accept(), Leave)
+
+
+def test_who_leaves_others_behind_with_nothing_to_prove_just_leaves() -> None:
+    bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
+    bench.meter.detach(NOW, NOW)
+    bench.drain()
+    assert only(bench.answer(session=None, left=True), Leave)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_socket_that_joins_while_its_process_leaves_brings_it_back(left: bool) -> None:
+    bench = Bench()
+    bench.run(5_000)
+    bench.meter.detach(bench.now, bench.now)
+    bench.meter.attach(bench.now)
+    bench.drain()
+    effects = bench.answer(session=None, left=True) if left else bench.accept()
+    assert not only(effects, Leave)
+    assert bench.step.standing.phase is Phase.ACTIVE
+    assert bench.step.present
+
+
+def test_a_socket_that_is_replaced_in_time_is_not_missed() -> None:
+    bench = Bench()
+    bench.ask(Event.PAUSE)
+    bench.meter.detach(NOW, NOW)
+    bench.meter.attach(NOW)
+    bench.accept()
+    assert bench.meter.asked is None
+    assert bench.meter.session.standing.lost_at is None
+
+
+def test_who_comes_back_is_answered_when_time_runs_again() -> None:
+    bench = Bench(session_of(standing=lost(), grant=Grant()), sockets=0)
+    bench.meter.attach(NOW)
+    assert bench.meter.entitle("join")
+    bench.drain()
+    assert bench.step.standing.elapsed_ms == 30_000
+    assert bench.step.standing.gaps == ((NOW - 10_000, NOW, False),)
+    (show,) = only(bench.accept(), Show)
+    assert show.token == "join"
+
+
+def test_who_comes_back_to_nothing_is_answered_with_the_stop() -> None:
+    bench = Bench(session_of(standing=lost(), grant=Grant()), sockets=0)
+    bench.meter.attach(NOW)
+    assert bench.meter.entitle("join")
+    bench.drain()
+    effects = bench.answer(session=bench.meter.session, refused_by="credits")
+    (reached,) = said(effects)
+    assert isinstance(reached, messages.LimitReached)
+    assert bench.step.standing.phase is Phase.STOPPING
+    (show,) = only(bench.accept(), Show)
+    assert show.token == "join"
+
+
+def test_a_billed_gap_that_was_not_granted_is_not_used() -> None:
+    terms = terms_of(gap="bill")
+    bench = Bench(session_of(terms, lost(), Grant()), sockets=0)
+    bench.meter.attach(NOW)
+    bench.drain()
+    longest = bench.step.offers[0].grant.granted_ms
+    assert longest >= 40_000
+    part = [offer.grant.granted_ms for offer in bench.step.offers].index(33_000)
+    bench.accept(part, final="credits")
+    assert bench.meter.elapsed_at(NOW) == 33_000
+    (reached,) = said(bench.run(0))
+    assert isinstance(reached, messages.LimitReached)
+    assert reached.stopped_at == NOW - 7_000
+    # The grace to save begins when the client hears of it.
+    assert bench.step.standing.grace_until == NOW + 15_000
+
+
+def test_who_was_taken_for_dead_brings_its_session_back() -> None:
+    bench = Bench()
+    bench.run(7_000)
+    swept = bench.moved_to(
+        Grant(), phase=Phase.SUSPENDED, elapsed_ms=1_000, at=NOW + 1_000, lost_at=NOW + 1_000
+    )
+    bench.meter.moved(Move(swept), bench.now)
+    bench.drain()
+    assert bench.step.standing.phase is Phase.ACTIVE
+    assert bench.step.present
+
+
+# --- Redis is away ----------------------------------------------------------------------
+
+
+def test_without_redis_time_runs_on_for_a_while_and_then_stops() -> None:
+    bench = Bench()
+    bench.run(62_000)
+    assert bench.meter.asked is not None
+    for _ in range(150):
+        bench.run(2_000)
+        bench.alive()
+        bench.meter.unanswered(bench.now)
+        bench.drain()
+    # 65 s were granted, 60 s more are allowed; then counting stands still.
+    assert bench.meter.elapsed_at(bench.now) == 125_000
+    step = bench.step
+    assert (step.standing.phase, step.standing.reason) == (Phase.ENDED, "unavailable")
+    assert step.standing.elapsed_ms == 125_000
+    assert step.standing.segments == ((NOW, NOW + 125_000),)
+    assert step.standing.uncovered_ms == 60_000
+    assert len(step.minutes) == 3
+
+
+def test_nothing_is_due_where_counting_has_stopped_without_redis() -> None:
+    terms = terms_of(free_ms=600_000)
+    grant = Grant(granted_ms=65_000)
+    bench = Bench(session_of(terms, standing_of(free_ms=600_000), grant))
+    bench.run(700_000)  # the end of free time lies beyond what can be reached
+    assert bench.meter.elapsed_at(bench.now) == 125_000
+
+
+def test_a_stop_by_others_is_not_due_while_a_step_is_on_its_way() -> None:
+    bench = Bench()
+    bench.run(61_000)
+    assert bench.meter.asked is not None
+    bench.ask(Event.STOP, reason="operator")
+    bench.run(30_000)
+    assert bench.meter.asked.standing.phase is Phase.ACTIVE
+
+
+def test_what_is_charged_beyond_the_hold_is_not_held_again() -> None:
+    bench = Bench()
+    bench.run(62_000)
+    bench.now = NOW + 100_000
+    bench.alive()
+    bench.meter.unanswered(bench.now)
+    bench.drain()
+    step = bench.step
+    assert step.standing.settled_ms == 100_000
+    assert step.standing.uncovered_ms == 35_000
+    assert step.keep is not None
+    assert step.keep.grant.held_micros == 0
+    assert step.keep.grant.granted_ms == 100_000
+
+
+def test_an_answer_that_was_lost_is_asked_for_anew() -> None:
+    bench = Bench()
+    bench.ask(Event.PAUSE, "pause")
+    asked = bench.step
+    assert bench.meter.abandon() == ["pause"]
+    bench.meter.unanswered(bench.now)
+    bench.drain()
+    assert bench.step.before is asked.before
+    assert bench.step.standing == asked.standing
+    # It was made: the answer is what it left, and there is nothing more to do.
+    done = Session(asked.before.identity, asked.standing, Grant())
+    bench.answer(session=done)
+    assert bench.meter.phase is Phase.PAUSED
+    assert bench.meter.asked is None
+
+
+# --- Notices ----------------------------------------------------------------------------
+
+
+def notice(seq: int, kind: str = "limit_warning", **fields: Any) -> bytes:
+    """A notice as another process recorded it."""
+    given: dict[str, Any] = {
+        "type": kind,
+        "session_id": "chat-1",
+        "seq": seq,
+        "limit": "credits",
+        "remaining_ms": 59_000,
+    }
+    if kind == "limit_warning":
+        given["threshold_ms"] = 60_000
+    return msgspec.json.encode({**given, **fields})
+
+
+def warned_bench() -> Bench:
+    """A session that has said, and not recorded yet, that a minute is left."""
+    account = account_of(CREDIT)
+    account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
+    grant = Grant(granted_ms=60_000, held_micros=CREDIT, final="credits")
+    standing = standing_of(free_over=True, warned={"credits": 300_000}, seq=1)
+    terms = terms_of(warn_at_ms=(300_000, 60_000))
+    bench = Bench(session_of(terms, standing, grant), account)
+    bench.run(0)
+    assert numbers(bench.effects) == [2]
+    return bench
+
+
+def test_what_was_said_is_recorded_by_the_next_step() -> None:
+    bench = warned_bench()
+    assert len(bench.step.notices) == 1
+    assert bench.step.standing.seq == 2
+    assert bench.step.standing.warned == {"credits": 60_000}
+
+
+def test_the_same_notice_of_another_process_is_not_said_twice() -> None:
+    bench = warned_bench()
+    other = bench.moved_to(seq=2, warned={"credits": 60_000})
+    effects = bench.answer(session=other, notices=(notice(2),))
+    assert said(effects) == []
+    assert bench.meter.notices.unrecorded == []
+
+
+def test_what_another_process_said_is_said_here_too() -> None:
+    bench = Bench()
+    other = bench.moved_to(seq=1)
+    bench.meter.moved(Move(other, (notice(1),)), NOW)
+    assert numbers(bench.drain()) == [1]
+
+
+def test_different_notices_under_one_number_are_told_apart_from_there() -> None:
+    bench = warned_bench()
+    reached = notice(2, "limit_reached", stopped_at=NOW, grace_ms=15_000)
+    stopping = bench.moved_to(
+        Grant(), seq=2, phase=Phase.STOPPING, limit="credits", grace_until=NOW + 15_000
+    )
+    effects = bench.answer(session=stopping, notices=(reached,))
+    # Clients here heard a warning as number 2; the stop has a number that is new to them.
+    (told,) = said(effects)
+    assert isinstance(told, messages.LimitReached)
+    assert told.seq == 3
+
+
+def test_a_step_that_ends_the_session_has_the_next_number_to_itself() -> None:
+    account = account_of(CREDIT)
+    account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
+    bench = Bench(session_of(terms_of(warn_at_ms=(300_000, 60_000))), account)
+    bench.run(0)
+    bench.accept()
+    seen = len(bench.effects)
+    bench.ask(Event.STOP)
+    stopped = bench.step.notices[-1]
+    bench.account.apply(2, CREDIT // 60, 0, None, None)
+    bench.meter.changed(NOW)  # a warning is due, and is not said any more
+    bench.run(5_000)
+    assert said(bench.effects[seen:]) == []
+    assert stopped in [push.message for push in only(bench.accept(), Push)]
+
+
+def test_what_was_said_before_a_pause_is_recorded() -> None:
+    bench = warned_bench()
+    # The warning's own claim was overtaken by a pause that another process made.
+    paused = bench.moved_to(Grant(), phase=Phase.PAUSED)
+    bench.answer(session=paused)
+    assert bench.meter.phase is Phase.PAUSED
+    assert bench.step.standing.phase is Phase.PAUSED
+    assert len(bench.step.notices) == 1
+
+
+def test_who_missed_a_message_asks_for_what_it_missed() -> None:
+    bench = Bench()
+    version = bench.meter.session.standing.version
+    later = bench.moved_to(seq=2)
+    later = msgspec.structs.replace(
+        later, standing=msgspec.structs.replace(later.standing, version=version + 2)
+    )
+    bench.meter.moved(Move(later, (notice(2),)), NOW)
+    effects = bench.drain()
+    assert said(effects) == []
+    assert bench.step.before.standing.version == version
+    news = bench.answer(session=later, notices=(notice(1, threshold_ms=300_000), notice(2)))
+    assert numbers(news) == [1, 2]
+
+
+def test_free_time_ends_once() -> None:
+    terms = terms_of(free_ms=20_000)
+    bench = Bench(session_of(terms))
+    effects = bench.run(30_000)
+    (told,) = [message for message in said(effects) if isinstance(message, messages.FreeTime)]
+    assert (told.free_remaining_ms, told.paid) == (0, True)
+    assert bench.meter.paid(20_000)
+    assert not bench.meter.paid(19_999)

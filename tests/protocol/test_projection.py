@@ -1,0 +1,218 @@
+"""What a process knows between two messages: balances now, and when they will be gone."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.projection import (
+    EXACT_LINES_MAX,
+    REMEMBERED_MS,
+    AccountProjection,
+    Line,
+    MonthProjection,
+    line_of,
+)
+from protocol.terms import MINUTE_MS, Terms
+from tests.protocol.examples import CREDIT, NOW, terms_of
+
+any_terms = st.builds(
+    terms_of,
+    price_micros=st.sampled_from([0, 777_777, 1_000_000, 3_000_000]),
+    first_increment_ms=st.sampled_from([1_000, 30_000, 60_000]),
+    next_increment_ms=st.sampled_from([1_000, 6_000, 60_000]),
+    speed=st.sampled_from([1, 1, 10]),
+)
+any_line = st.builds(
+    lambda terms, elapsed_ms, behind_ms, free_ms, running: line_of(
+        terms, elapsed_ms, NOW - behind_ms, free_ms, running=running
+    ),
+    any_terms,
+    st.integers(0, 300_000),
+    st.integers(0, 60_000),
+    st.sampled_from([0, 60_000, 120_000]),
+    st.booleans(),
+)
+
+
+def account_with(gross_micros: int, lines: list[Line], reserved: int = 0) -> AccountProjection:
+    account = AccountProjection("user:ann", "ann")
+    named = {f"chat-{number}": line for number, line in enumerate(lines)}
+    account.replace(1, gross_micros, reserved, named)
+    return account
+
+
+@given(
+    terms=any_terms,
+    elapsed_ms=st.integers(0, 300_000),
+    free_ms=st.integers(0, 90_000),
+    later_ms=st.integers(0, 90_000),
+)
+def test_a_line_costs_what_the_terms_say(
+    terms: Terms, elapsed_ms: int, free_ms: int, later_ms: int
+) -> None:
+    running = line_of(terms, elapsed_ms, NOW, free_ms, running=True)
+    position_ms = elapsed_ms + later_ms * terms.speed
+    assert running.elapsed_at(NOW + later_ms) == position_ms
+    assert running.cost_at(NOW + later_ms) == terms.cost_micros(position_ms, free_ms)
+    stopped = line_of(terms, elapsed_ms, NOW, free_ms, running=False)
+    assert stopped.cost_at(NOW + later_ms) == terms.cost_micros(elapsed_ms, free_ms)
+    assert stopped.burn_micros == 0
+
+
+@given(
+    terms=any_terms,
+    micros=st.integers(0, 10 * CREDIT),
+    claims=st.lists(st.integers(1, 90_000), max_size=6),
+    later_ms=st.integers(0, 90_000),
+)
+def test_claims_do_not_change_what_is_shown(
+    terms: Terms, micros: int, claims: list[int], later_ms: int
+) -> None:
+    """They move money from the balance to what was charged; the gross is their sum."""
+    balance, charged, elapsed_ms, at = micros, 0, 0, NOW
+    line = line_of(terms, 0, NOW, 0, running=True)
+    shown = []
+    for wait_ms in [0, *claims]:
+        at += wait_ms
+        elapsed_ms += wait_ms * terms.speed
+        charge = terms.cost_micros(elapsed_ms, 0) - charged
+        balance, charged = balance - charge, charged + charge
+        shown.append(account_with(balance + charged, [line]).credits_micros(at + later_ms))
+        # With the claim's own anchor it is the same line.
+        anew = line_of(terms, elapsed_ms, at, 0, running=True)
+        assert account_with(balance + charged, [anew]).credits_micros(at + later_ms) == shown[-1]
+    assert shown[-1] == micros - terms.cost_micros(elapsed_ms + later_ms * terms.speed, 0)
+
+
+@given(lines=st.lists(any_line, max_size=EXACT_LINES_MAX), later_ms=st.integers(0, 60_000))
+def test_the_balance_is_the_gross_less_what_all_sessions_cost(
+    lines: list[Line], later_ms: int
+) -> None:
+    account = account_with(50 * CREDIT, lines)
+    cost = sum(line.cost_at(NOW + later_ms) for line in lines)
+    assert account.cost_micros(NOW + later_ms) == cost
+    assert account.credits_micros(NOW + later_ms) == 50 * CREDIT - cost
+
+
+@given(lines=st.lists(any_line, min_size=1, max_size=5))
+def test_what_one_session_could_have_is_what_the_others_leave(lines: list[Line]) -> None:
+    account = account_with(50 * CREDIT, lines, reserved=CREDIT)
+    others = sum(line.cost_at(NOW) for line in lines[1:])
+    assert account.available_to("chat-0", NOW) == 49 * CREDIT - others
+    assert account.available_to("unknown", NOW) == 49 * CREDIT - others - lines[0].cost_at(NOW)
+    assert account.burns_alone("chat-0") == (not any(line.burn_micros for line in lines[1:]))
+
+
+def test_with_many_sessions_one_sum_serves_a_tenth_of_a_second() -> None:
+    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    account = account_with(50 * CREDIT, [line] * (EXACT_LINES_MAX + 1))
+    first = account.cost_micros(NOW + 500)
+    assert account.cost_micros(NOW + 500 + REMEMBERED_MS - 1) == first
+    later = NOW + 1_001
+    assert account.cost_micros(later) == (EXACT_LINES_MAX + 1) * line.cost_at(later)
+    assert account.apply(2, 50 * CREDIT, 0, "chat-0", None)
+    assert account.cost_micros(later) == EXACT_LINES_MAX * line.cost_at(later)
+
+
+def burnt_by_the_millisecond(lines: list[Line], micros: int, limit_ms: int) -> int | None:
+    """How many milliseconds it takes, each at the linear price of what is past its free
+    time, until so much is burnt."""
+    left = micros * MINUTE_MS
+    for ms in range(limit_ms):
+        if left <= 0:
+            return ms
+        left -= sum(
+            line.burn_micros
+            for line in lines
+            if line.elapsed_at(NOW + ms) >= line.free_ms and line.burn_micros
+        )
+    return None
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [(1_000_000, 0, 0, True)],
+        [(1_000_000, 0, 0, True), (777_777, 5_000, 60_000, True)],
+        [(1_000_000, 0, 3_000, True), (3_000_000, 0, 9_000, True)],
+        [(1_000_000, 100_000, 60_000, True), (1_000_000, 0, 0, False)],
+        [(0, 0, 0, True), (1_000_000, 2_500, 4_000, True)],
+    ],
+)
+@pytest.mark.parametrize("micros", [1, 100_000, 250_000])
+def test_a_balance_is_dry_when_the_burn_has_used_it_up(
+    lines: list[tuple[int, int, int, bool]], micros: int
+) -> None:
+    made = [
+        line_of(terms_of(price_micros=price), elapsed_ms, NOW, free_ms, running=running)
+        for price, elapsed_ms, free_ms, running in lines
+    ]
+    cost = sum(line.cost_at(NOW) for line in made)
+    dry_at = account_with(cost + micros, made).dry_at(NOW)
+    expected_ms = burnt_by_the_millisecond(made, micros, 100_000)
+    assert dry_at is not None
+    assert expected_ms is not None
+    assert abs(dry_at - NOW - expected_ms) <= 1
+
+
+def test_what_does_not_burn_is_never_dry() -> None:
+    paused = line_of(terms_of(), 5_000, NOW, 0, running=False)
+    costs_nothing = line_of(terms_of(price_micros=0), 5_000, NOW, 0, running=True)
+    assert account_with(CREDIT, [paused, costs_nothing]).dry_at(NOW) is None
+    assert account_with(0, []).dry_at(NOW) is None
+
+
+def test_a_debt_is_dry_at_once() -> None:
+    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    assert account_with(-CREDIT, [line]).dry_at(NOW) == NOW
+
+
+def test_changes_are_taken_in_order_and_once() -> None:
+    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    account = account_with(CREDIT, [])
+    assert account.apply(2, 2 * CREDIT, 0, "chat-1", line)
+    assert account.lines == {"chat-1": line}
+    # The same again, or an older one, changes nothing.
+    assert account.apply(2, 9 * CREDIT, 0, "chat-1", None)
+    assert (account.gross_micros, account.lines) == (2 * CREDIT, {"chat-1": line})
+    # A message was missed: the account is to be read anew.
+    assert not account.apply(4, 9 * CREDIT, 0, None, None)
+    assert (account.version, account.gross_micros) == (2, 2 * CREDIT)
+    assert account.apply(3, 3 * CREDIT, CREDIT, None, None)
+    assert (account.lines, account.reserved_micros) == ({"chat-1": line}, CREDIT)
+    assert account.apply(4, 3 * CREDIT, 0, "chat-1", None)
+    assert account.lines == {}
+
+
+def test_a_change_moves_the_instant_at_which_it_is_dry() -> None:
+    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    account = account_with(CREDIT, [line])
+    before = account.dry_at(NOW)
+    assert before == account.dry_at(NOW + 5_000)  # constant between two changes
+    assert account.apply(2, 2 * CREDIT, 0, None, None)
+    after = account.dry_at(NOW)
+    assert before is not None
+    assert after is not None
+    assert after - before == MINUTE_MS
+
+
+@pytest.mark.parametrize(
+    ("month", "unsettled", "left"),
+    [
+        (MonthProjection(), 5, None),
+        (MonthProjection(limit_minutes=10, used_minutes=4), 1, 5),
+        (MonthProjection(limit_minutes=10, used_minutes=4, active=2), 1, 2),
+        (MonthProjection(limit_minutes=10, used_minutes=9, active=3), 0, 0),
+        (MonthProjection(limit_minutes=10, used_minutes=12), 0, 0),
+    ],
+)
+def test_minutes_left_are_shared_equally(
+    month: MonthProjection, unsettled: int, left: int | None
+) -> None:
+    assert month.minutes_left(unsettled) == left
+
+
+def test_a_line_is_a_plain_value() -> None:
+    line = line_of(terms_of(), 1, NOW, 2, running=True)
+    assert Line(*msgspec.structs.astuple(line)) == line
