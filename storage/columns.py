@@ -30,6 +30,9 @@ HOLD = (
     "tenant", "hold_id", "account_id", "state", "amount_micros", "posted_micros", "operation",
     "user_id", "month", "created_at", "expires_at", "changed_at", "metadata",
 )  # fmt: skip
+# The parameters of write_entries.sql: of entries, and then of operations.
+ENTRY_WIDTH = 11
+OPERATION_WIDTH = 13
 # Columns of type jsonb, which are handed over as text.
 _DOCUMENTS = frozenset({"terms", "metadata", "segments", "gaps"})
 
@@ -54,6 +57,11 @@ def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
     ]
 
 
+def turned(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+    """Rows of so many columns as one array for each column, also where there are no rows."""
+    return list(zip(*rows, strict=True)) or [()] * width
+
+
 def has_moved(entry: EntryPosted) -> bool:
     """Whether the ledger has it: an operation that cost nothing moved nothing."""
     return entry.amount_micros != 0 or entry.entry_kind not in {"spend", "post"}
@@ -69,7 +77,7 @@ def entry_row(entry: EntryPosted) -> tuple[Any, ...]:
 
 
 def operation_rows(entry: EntryPosted) -> list[tuple[Any, ...]]:
-    """What ``write_operations.sql`` takes of an entry, if it is an operation's; else nothing.
+    """What ``write_entries.sql`` takes of an operation, if the entry is one's; else nothing.
 
     What the metadata says in a form of its own is kept in the metadata alone.
     """

@@ -41,6 +41,19 @@ class RefusedError(Exception):
     """Postgres will never take this: the value or a constraint forbids it."""
 
 
+class _Pooled(asyncpg.Connection):
+    """A connection on which nothing is set beyond a transaction's end.
+
+    There are no session settings, advisory locks, cursors or listeners to reset, so what
+    asyncpg would send for that at every release is a round trip for nothing. A transaction
+    that was left open is rolled back all the same.
+    """
+
+    def get_reset_query(self) -> str:
+        """Nothing (asyncpg, ``Connection.reset``: overload it by subclassing)."""
+        return ""
+
+
 class Database:
     """Postgres, over a pool of connections. Make one with ``connect``, then ``close``."""
 
@@ -69,6 +82,7 @@ class Database:
             dsn,
             min_size=0,
             max_size=pool_size_max,
+            connection_class=_Pooled,
             timeout=timeout_ms / 1000,
             command_timeout=timeout_ms / 1000,
             statement_cache_size=statement_cache_size,

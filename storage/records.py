@@ -5,6 +5,7 @@ credits is in ``storage.ledgers``.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import date
 
 from msgspec import UNSET, UnsetType
@@ -53,8 +54,10 @@ class Records(Ledgers):
 
         async def write(connection: Connection) -> None:
             # Always these tables in this order, and the triggers' after theirs, each
-            # sorted by its key: two flushers wait in a line, never in a circle.
-            async with connection.transaction():
+            # sorted by its key: two flushers wait in a line, never in a circle. What a
+            # spend leaves is one statement, and needs no transaction around it.
+            several = started or ended or minutes or holds
+            async with connection.transaction() if several else nullcontext():
                 if started:
                     await connection.execute(
                         SQL["write_started"],
@@ -74,11 +77,11 @@ class Records(Ledgers):
                     ledger += [
                         columns.burn_row(minute) for minute in burnt if minute.credits_micros
                     ]
-                if ledger:
-                    await connection.execute(SQL["write_entries"], *zip(*ledger, strict=True))
-                if operations:
+                if ledger or operations:
                     await connection.execute(
-                        SQL["write_operations"], *zip(*operations, strict=True)
+                        SQL["write_entries"],
+                        *columns.turned(ledger, columns.ENTRY_WIDTH),
+                        *columns.turned(operations, columns.OPERATION_WIDTH),
                     )
                 if holds:
                     await connection.execute(

@@ -1,13 +1,16 @@
-"""The commands of the measurements: ``python -m server.bench ticks`` and ``memory``."""
+"""The commands of the measurements: ``python -m server.bench ticks`` and the others."""
 
+import logging
 import subprocess
 import sys
 from typing import Annotated
 
+import structlog
 import typer
 import uvloop
 
 from server.bench import machine
+from server.bench import spends as spending
 from server.bench.memory import CONTESTANTS, bytes_per_socket
 from server.bench.ticks import compare, report, sweep
 
@@ -60,6 +63,24 @@ def memory(
     for name in CONTESTANTS:
         command = [sys.executable, "-m", "server.bench", "memory", "--only", name]
         subprocess.run([*command, "--sockets", str(sockets)], check=True)  # noqa: S603 -- our own
+
+
+@commands.command()
+def spends(
+    concurrency: Annotated[
+        str, typer.Option(help="How many spend at once; several numbers: one after the other.")
+    ] = "1,64",
+    seconds: Annotated[float, typer.Option(help="For each contestant, at each number.")] = 5.0,
+    rounds: Annotated[int, typer.Option(min=1)] = 10,
+) -> None:
+    """Spend credits, beside the least that it could cost: a step in Redis, a row in Postgres."""
+    _quiet()
+    print("\n".join(uvloop.run(spending.compare(_counts(concurrency), seconds, rounds))))
+
+
+def _quiet() -> None:
+    """Nothing but what goes wrong is logged among the figures."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,39 @@
--- Ledger entries; the trigger adds them to the balances. One statement a batch, for a
--- second one would take ledger rows after accounts, and two flushers could deadlock.
--- Sorted for the same reason, and by time, so that positions follow it within a batch.
-INSERT INTO credit_ledger (
-    tenant, account_id, entry_id, entry_kind, amount_micros, created_at, reason,
-    operation, session_id, minute, metadata
+-- Ledger entries ($1 to $11), whose trigger adds them to the balances, and what operations
+-- used ($12 to $24). One statement for both: who spends waits for it, and it is then a
+-- transaction by itself. And one a batch, for a second one would take ledger rows after
+-- accounts, and two flushers could deadlock. Sorted for the same reason, and by time, so
+-- that positions follow it within a batch.
+WITH posted AS (
+    INSERT INTO credit_ledger (
+        tenant, account_id, entry_id, entry_kind, amount_micros, created_at, reason,
+        operation, session_id, minute, metadata
+    )
+    SELECT
+        tenant, account_id, entry_id, entry_kind, amount_micros, instant(at_ms), reason,
+        operation, session_id, minute, metadata::jsonb
+    FROM unnest(
+        $1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
+        $7::text[], $8::text[], $9::text[], $10::integer[], $11::text[]
+    ) AS record (
+        tenant, account_id, entry_id, entry_kind, amount_micros, at_ms,
+        reason, operation, session_id, minute, metadata
+    )
+    ORDER BY tenant, account_id, at_ms, entry_id
+    ON CONFLICT (tenant, account_id, entry_id) DO NOTHING
+)
+INSERT INTO operations_usage (
+    tenant, account_id, entry_id, operation, user_id, month, amount_micros, created_at,
+    success, service, tokens_used, response_time_ms, metadata
 )
 SELECT
-    tenant, account_id, entry_id, entry_kind, amount_micros, instant(at_ms), reason,
-    operation, session_id, minute, metadata::jsonb
+    tenant, account_id, entry_id, operation, user_id, month::date, amount_micros,
+    instant(at_ms), success, service, tokens_used, response_time_ms, metadata::jsonb
 FROM unnest(
-    $1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
-    $7::text[], $8::text[], $9::text[], $10::integer[], $11::text[]
+    $12::text[], $13::text[], $14::text[], $15::text[], $16::text[], $17::text[], $18::bigint[],
+    $19::bigint[], $20::boolean[], $21::text[], $22::bigint[], $23::bigint[], $24::text[]
 ) AS record (
-    tenant, account_id, entry_id, entry_kind, amount_micros, at_ms,
-    reason, operation, session_id, minute, metadata
+    tenant, account_id, entry_id, operation, user_id, month, amount_micros, at_ms,
+    success, service, tokens_used, response_time_ms, metadata
 )
-ORDER BY tenant, account_id, at_ms, entry_id
+ORDER BY tenant, account_id, entry_id
 ON CONFLICT (tenant, account_id, entry_id) DO NOTHING

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from server.bench import memory, ticks
+from server.bench import memory, spends, ticks
 
 
 def bench(*arguments: str) -> list[str]:
@@ -38,3 +38,21 @@ def test_memory_of_each_contestant() -> None:
     _, *rows = bench("memory", "--sockets", "50")
     assert [row[:22].strip() for row in rows] == list(memory.CONTESTANTS)
     assert all(row.endswith(" bytes/socket") for row in rows)
+
+
+def test_spends_beside_what_they_consist_of() -> None:
+    _, _, *rows = bench("spends", "--concurrency", "1,2", "--seconds", "0.02", "--rounds", "2")
+    names = ["Redis EVALSHA, bare", "Postgres insert, bare", "both, one after the other"]
+    names += ["spend, below HTTP", "GET /healthz"]
+    assert [row[:26].strip() for row in rows if row[:1] != " "] == [
+        *names,
+        *names,
+        "audit: everything adds up",
+    ]
+    for row in rows[:5]:
+        at_once, p50, p99, rate, *_ = row[26:].replace(",", "").split()
+        assert at_once == "1"
+        assert 0 < float(p50) <= float(p99)
+        assert float(rate) > 0
+    shares = [float(row.split()[-1].rstrip("%")) for row in rows if row.endswith("%")]
+    assert [len(shares), round(sum(shares[:4]) / 100)] == [2 * (len(spends.PARTS) + 1), 1]

@@ -104,6 +104,15 @@ async def test_a_batch_is_written_whole_or_not_at_all(
     assert not any((await tables_of(connection, TENANT)).values())
 
 
+async def test_an_operation_that_is_refused_leaves_no_entry(
+    records: Records, connection: Connection
+) -> None:
+    bad = entry("spend-1", -1_000_000, entry_kind="spend", operation="voice", month="2026-11-02")
+    with pytest.raises(RefusedError):
+        await records.write([bad])
+    assert await connection.fetchval("SELECT count(*) FROM credit_ledger") == 0
+
+
 @pytest.mark.parametrize(
     "record",
     [

@@ -1,0 +1,201 @@
+"""What a measurement of the whole works in: engines of its own, and real processes of ours.
+
+Nothing outside is touched: the data directory is a temporary one, the engines are started
+in it as a first look starts them (durable, as in production), and go with it.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from protocol.events import EntryPosted
+from protocol.money import parse_credits
+from server.config import RATES_DEFAULT, Settings
+from storage.embedded import start_engines
+from storage.migrate import migrate_database
+from storage.records import Records
+
+ROOT = Path(__file__).parents[2]
+SECRET = "a-secret-for-measurements-which-guards-nothing"  # noqa: S105
+API_KEY = "an-api-key-for-measurements"
+WAIT_S_MAX = 60
+"""How long a process may take to be ready, or to end."""
+PARTITIONS = 8
+GRANTS_AT_ONCE = 16
+
+
+class Worker:
+    """One of our processes."""
+
+    def __init__(self, child: asyncio.subprocess.Process, log: Path, port: int = 0) -> None:
+        self.child = child
+        self.log = log
+        self.port = port
+
+    def kill(self) -> None:
+        """Ends it at once: it gets no chance to do anything."""
+        if self.child.returncode is None:
+            self.child.kill()
+
+    async def stop(self) -> int:
+        """Ends it as a service manager does; its exit code."""
+        if self.child.returncode is None:
+            self.child.terminate()
+        return await self.ended()
+
+    async def ended(self) -> int:
+        """Waits for its end; its exit code."""
+        async with asyncio.timeout(WAIT_S_MAX):
+            return await self.child.wait()
+
+    def check(self) -> None:
+        """Raises when it has ended, with the end of its log."""
+        if self.child.returncode is not None:
+            tail = self.log.read_text(errors="replace")[-2_000:]
+            raise RuntimeError(f"a process ended: {self.child.returncode}\n{tail}")
+
+    def peak_bytes(self) -> int:
+        """The most memory that it ever had resident, while it lives."""
+        return status_bytes(self.child.pid, "VmHWM")
+
+
+class House:
+    """The data directory of one measurement, and what works in it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.workers: list[Worker] = []
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if "TAXIMETER" not in name},
+            "TAXIMETER_ENV": "production",
+            "TAXIMETER_DATA_DIR": str(settings.data_dir),
+            "TAXIMETER_REDIS_URL": settings.redis_url or "",
+            "TAXIMETER_DATABASE_URL": settings.database_url or "",
+            "TAXIMETER_JWT_SECRET": SECRET,
+            "TAXIMETER_API_KEYS": API_KEY,
+            "TAXIMETER_PARTITIONS": str(settings.partitions),
+            "TAXIMETER_RATES": str(settings.rates),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    async def start(self, command: str, *arguments: str, port: int = 0) -> Worker:
+        """Starts ``python -m server <command>``."""
+        log = self.settings.data_dir / f"{command}-{len(self.workers)}.log"
+        with log.open("wb") as output:
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "server", command, *arguments),
+                cwd=self.settings.data_dir,
+                env={**self.environment, "TAXIMETER_PORT": str(port)},
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        worker = Worker(child, log, port)
+        self.workers.append(worker)
+        return worker
+
+    async def serve(self) -> Worker:
+        """Starts a server process, and waits until it takes connections."""
+        worker = await self.start("web", port=free_port())
+        async with asyncio.timeout(WAIT_S_MAX):
+            while True:
+                worker.check()
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", worker.port)
+                except OSError:
+                    await asyncio.sleep(0.02)
+                    continue
+                writer.close()
+                return worker
+
+    async def audit(self) -> list[str]:
+        """Checks that everything adds up; what the audit says, line by line."""
+        worker = await self.start("audit")
+        await worker.ended()
+        return worker.log.read_text().splitlines()
+
+    async def grant(self, users: Iterable[str], amount: str) -> None:
+        """Gives each of these users credits, before anybody has used their account."""
+        assert self.settings.database_url is not None
+        records = await Records.connect(self.settings.database_url)
+        entries = [
+            EntryPosted(
+                tenant=f"user:{user}",
+                account_id=user,
+                entry_id="grant:bench",
+                entry_kind="grant",
+                amount_micros=parse_credits(amount),
+                at=int(time.time() * 1000),
+            )
+            for user in users
+        ]
+        try:
+            for first in range(0, len(entries), GRANTS_AT_ONCE):
+                batch = entries[first : first + GRANTS_AT_ONCE]
+                await asyncio.gather(*(records.post_entry(entry) for entry in batch))
+            # Nobody has the accounts in Redis: they are loaded with the grant in them.
+            await records.inbox_done(
+                [(entry.tenant, entry.account_id, entry.entry_id) for entry in entries]
+            )
+        finally:
+            await records.close()
+
+    async def close(self) -> None:
+        """Ends what still runs."""
+        for worker in self.workers:
+            worker.kill()
+            await worker.ended()
+
+
+@asynccontextmanager
+async def open_house(rates: str = "") -> AsyncIterator[House]:
+    """A house with Redis and Postgres, its schema up to date; ``rates`` is its rate card."""
+    with tempfile.TemporaryDirectory(prefix="taximeter-bench-") as name:
+        data_dir = Path(name)
+        card = RATES_DEFAULT
+        if rates:
+            card = data_dir / "rates.toml"
+            card.write_text(rates)
+        engines = await start_engines(data_dir)
+        async with engines:
+            settings = Settings(
+                data_dir=data_dir,
+                redis_url=engines.urls.redis,
+                database_url=engines.urls.postgres,
+                jwt_secret=SecretStr(SECRET),
+                api_keys=(SecretStr(API_KEY),),
+                partitions=PARTITIONS,
+                rates=card,
+            )
+            await migrate_database(engines.urls.postgres)
+            house = House(settings)
+            try:
+                yield house
+            finally:
+                await house.close()
+        await engines.stopped()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def status_bytes(pid: int, name: str) -> int:
+    """A figure of memory that the kernel has of a process: ``VmRSS`` now, ``VmHWM`` at most."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise LookupError(name)

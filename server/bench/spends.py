@@ -1,0 +1,292 @@
+"""What a spend costs beside the least that it could: one step in Redis, one row in Postgres.
+
+Everything runs in one process here, over the same two pools, in turns; what goes through
+HTTP is asked of a server process. A spend is charged as an operation of the rate card, for
+each customer to an account of their own, while a flusher brings the same records.
+"""
+
+import asyncio
+import itertools
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+
+from protocol.events import EntryPosted
+from server.bench import machine
+from server.bench.house import House, open_house
+from server.charges import Spent
+from server.config import load_rate_card
+from server.process import Process
+from storage import columns
+from storage.records import Records
+from storage.scripts import Script
+from storage.spending import AccountName
+
+CREDITS = "1000000"
+WARM_UP_SPENDS = 20
+PARTS = ("what the record knows", "the step in Redis", "writing it down")
+"""What a spend consists of, in this order."""
+
+Work = Callable[[str], Awaitable[None]]
+"""Does it once, for a customer."""
+
+
+_INSERT = """
+INSERT INTO bench_ledger (
+    tenant, account_id, entry_id, entry_kind, amount_micros, created_at, reason,
+    operation, session_id, minute, metadata
+)
+SELECT
+    tenant, account_id, entry_id, entry_kind, amount_micros, instant(at_ms), reason,
+    operation, session_id, minute, metadata::jsonb
+FROM unnest(
+    $1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
+    $7::text[], $8::text[], $9::text[], $10::integer[], $11::text[]
+) AS record (
+    tenant, account_id, entry_id, entry_kind, amount_micros, at_ms,
+    reason, operation, session_id, minute, metadata
+)
+ON CONFLICT (tenant, account_id, entry_id) DO NOTHING
+"""
+
+
+class BareRecords(Records):
+    """The record, with a bare insert: the statement that writes entries, on a table that is
+    like the ledger but for its triggers."""
+
+    async def insert(self, entry: EntryPosted) -> None:
+        """Writes one entry, with nothing around it."""
+        arguments = columns.turned([columns.entry_row(entry)], columns.ENTRY_WIDTH)
+        await self._run(lambda connection: connection.execute(_INSERT, *arguments))
+
+
+class Trivial(Script):
+    """A script that answers at once."""
+
+    def __init__(self, redis: Any) -> None:
+        self.text = "return 1"
+        self._redis = redis
+        self._registered = redis.register_script(self.text)
+
+
+@dataclass
+class Score:
+    """How long something took, each time, and how often it was done in how long."""
+
+    name: str
+    concurrency: int
+    latencies_s: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def percentile_ms(self, share: float) -> float:
+        """The time within which ``share`` of the calls were answered."""
+        ordered = sorted(self.latencies_s)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000
+
+    @property
+    def rate(self) -> float:
+        """Calls a second."""
+        return len(self.latencies_s) / self.seconds
+
+
+class Contest:
+    """What takes turns, all on one house."""
+
+    def __init__(self, house: House, process: Process, records: BareRecords, port: int) -> None:
+        self.house = house
+        self.process = process
+        self.records = records
+        self.port = port
+        self.trivial = Trivial(process.redis)
+        self.parts_s: dict[str, float] = defaultdict(float)
+        self.spent = 0
+        self._numbers = itertools.count()
+        self._idle: list[Requester] = []
+        self._watch_parts()
+
+    @property
+    def works(self) -> dict[str, Work]:
+        """Everything that is measured, by its name. The third is the yardstick."""
+        return {
+            "Redis EVALSHA, bare": self._evalsha,
+            "Postgres insert, bare": self._insert,
+            "both, one after the other": self._both,
+            "spend, below HTTP": self._spend,
+            "GET /healthz": self._healthz,
+        }
+
+    def _watch_parts(self) -> None:
+        """Takes the time of each part of a spend."""
+        money = self.process.money
+        for part, name in zip(PARTS, ("before", "decide", "write"), strict=True):
+            setattr(money, name, self._timed(part, getattr(money, name)))
+
+    def _timed(self, part: str, call: Callable[..., Awaitable[Any]]) -> Any:
+        async def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return await call(*arguments)
+            finally:
+                self.parts_s[part] += time.perf_counter() - began
+
+        return timed
+
+    # --- What is measured ------------------------------------------------------------
+
+    async def _evalsha(self, _: str) -> None:
+        assert await self.trivial(["{p0}:bench"], ["x"]) == 1
+
+    async def _insert(self, user: str) -> None:
+        await self.records.insert(
+            EntryPosted(
+                tenant=f"user:{user}",
+                account_id=user,
+                entry_id=f"bench:{next(self._numbers)}",
+                entry_kind="spend",
+                amount_micros=-1,
+                at=self.process.clock.now(),
+                operation="chat_refinement",
+            )
+        )
+
+    async def _both(self, user: str) -> None:
+        await self._evalsha(user)
+        await self._insert(user)
+
+    async def _spend(self, user: str) -> None:
+        began = time.perf_counter()
+        answer = await self.process.money.spend(
+            AccountName(f"user:{user}", user),
+            entry_id=f"spend:{next(self._numbers)}",
+            micros=1,
+            operation="chat_refinement",
+            user_id=user,
+        )
+        assert isinstance(answer, Spent), answer
+        self.parts_s["all"] += time.perf_counter() - began
+        self.spent += 1
+
+    async def _healthz(self, _: str) -> None:
+        status, answer = await self._request(b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n")
+        assert status == 200, answer
+
+    async def _request(self, request: bytes) -> tuple[int, bytes]:
+        requester = self._idle.pop() if self._idle else await Requester.connect(self.port)
+        answer = await requester.ask(request)
+        self._idle.append(requester)
+        return answer
+
+    # --- Turns -----------------------------------------------------------------------
+
+    async def turn(self, work: Work, seconds: float, score: Score) -> None:
+        """Does something for so long, as many at a time as there are customers."""
+        began = time.perf_counter()
+
+        async def customer(user: str) -> None:
+            while (asked := time.perf_counter()) - began < seconds:
+                await work(user)
+                score.latencies_s.append(time.perf_counter() - asked)
+
+        await asyncio.gather(*(customer(user) for user in users(score.concurrency)))
+        score.seconds += time.perf_counter() - began
+
+    async def run(self, concurrency: int, seconds: float, rounds: int) -> list[Score]:
+        """Everything in turns, for so many rounds."""
+        scores = [Score(name, concurrency) for name in self.works]
+        for work in self.works.values():
+            for user in users(concurrency):
+                await work(user)
+        self.parts_s.clear()
+        self.spent = 0
+        for first in range(rounds):
+            for place in range(len(scores)):
+                score = scores[(first + place) % len(scores)]
+                await self.turn(self.works[score.name], seconds / rounds, score)
+        return scores
+
+    def report_parts(self) -> str:
+        """Where the time of a spend went, on average."""
+        assert self.spent
+        rest_s = self.parts_s["all"] - sum(self.parts_s[part] for part in PARTS)
+        shown = [*((part, self.parts_s[part]) for part in PARTS), ("the rest, in Python", rest_s)]
+        return "\n".join(
+            f"  {part:<24}{seconds / self.spent * 1000:>8.3f} ms"
+            f"{seconds / self.parts_s['all']:>7.0%}"
+            for part, seconds in shown
+        )
+
+
+class Requester:
+    """A connection over which one request at a time is sent."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def connect(cls, port: int) -> "Requester":
+        """Connects to a server process."""
+        return cls(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Sends a request; the status and the body of its answer."""
+        self._writer.write(request)
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        lines = head.lower().split(b"\r\n")
+        (length,) = (int(line[15:]) for line in lines if line.startswith(b"content-length:"))
+        return int(lines[0].split()[1]), await self._reader.readexactly(length)
+
+
+def users(count: int) -> list[str]:
+    """The customers of so many, each with an account."""
+    return [f"customer-{number}" for number in range(count)]
+
+
+async def compare(concurrencies: Sequence[int], seconds: float, rounds: int) -> list[str]:
+    """Measures everything at each concurrency; the lines of the report."""
+    lines = [machine.describe(), _HEAD]
+    async with open_house() as house:
+        await house.grant(users(max(concurrencies)), CREDITS)
+        served = await house.serve()
+        flusher = await house.start("flush")
+        assert house.settings.database_url is not None
+        connection = await asyncpg.connect(house.settings.database_url)
+        await connection.execute("CREATE TABLE bench_ledger (LIKE credit_ledger INCLUDING ALL)")
+        await connection.close()
+        records = await BareRecords.connect(house.settings.database_url)
+        process = Process(house.settings, load_rate_card(house.settings.rates), records)
+        await process.start()
+        try:
+            contest = Contest(house, process, records, served.port)
+            for concurrency in concurrencies:
+                scores = await contest.run(concurrency, seconds, rounds)
+                lines += [_row(score, scores[2]) for score in scores]
+                lines += ["  of the spend below HTTP:", contest.report_parts()]
+        finally:
+            await process.stop()
+            await records.close()
+        served.check()
+        flusher.check()
+        await served.stop()
+        await flusher.stop()
+        lines += ["audit: " + line for line in (await house.audit())[-1:]]
+    return lines
+
+
+_HEAD = (
+    f"{'':<26}{'at once':>8}{'p50 ms':>9}{'p99 ms':>9}{'a second':>10}{'p50 ratio':>11}{'rate':>7}"
+)
+
+
+def _row(score: Score, yardstick: Score) -> str:
+    p50_ms = statistics.median(score.latencies_s) * 1000
+    return (
+        f"{score.name:<26}{score.concurrency:>8}{p50_ms:>9.2f}{score.percentile_ms(0.99):>9.2f}"
+        f"{score.rate:>10,.0f}{p50_ms / yardstick.percentile_ms(0.5):>11.2f}"
+        f"{score.rate / yardstick.rate:>7.2f}"
+    )
