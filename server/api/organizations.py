@@ -46,7 +46,8 @@ AllowOverage = Annotated[
 ]
 HoursLimit = Annotated[float | None, describe("Hours a calendar month; null: no limit.")]
 MinutesLimit = Annotated[
-    int | None, describe("The same in whole minutes, as it is enforced; null: no limit.")
+    int | None,
+    describe("The same in minutes, to the nearest one, as it is enforced; null: no limit."),
 ]
 NewHoursLimit = (
     Annotated[

@@ -23,10 +23,12 @@ CREATE FUNCTION tenant_of(p_user text, p_org text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT coalesce('org:' || p_org, 'user:' || p_user) $$;
 
--- Plans define their limits in hours, usage is counted in minutes: 0.99 hours are 59.
+-- Plans define their limits in hours, usage is counted in minutes: to the nearest one, so
+-- that ten minutes are ten however few decimals of 10/60 were written; half of one is not
+-- given away. So a limit is never half a minute more than what was asked for.
 CREATE FUNCTION limit_minutes(p_hours numeric) RETURNS integer
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    AS $$ SELECT floor(p_hours * 60)::integer $$;
+    AS $$ SELECT ceil(p_hours * 60 - 0.5)::integer $$;
 
 -- Organisations and their members ---------------------------------------------------
 

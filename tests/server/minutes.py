@@ -43,8 +43,8 @@ async def put(server: TestServer, path: str, **body: Any) -> None:
 
 
 def hours_of(minutes: int | None) -> float | None:
-    """A limit is in hours and enforced in whole minutes: a little more than they are."""
-    return None if minutes is None else round(minutes / 60 + 0.001, 4)
+    """Minutes as a limit in hours."""
+    return None if minutes is None else minutes / 60
 
 
 async def limit_org(server: TestServer, minutes: int | None, **body: Any) -> None:

@@ -204,7 +204,7 @@ def limit(
         (1, 2, False, 10, 90, limit(True, 100, 120, 20, 83.33, "org_minutes")),
         (2, 1, False, 10, 0, limit(True, 10, 60, 50, 16.67, "org_minutes")),
         (1, 1, False, 10, 0, limit(True, 10, 60, 50, 16.67, "member_minutes")),
-        # Hours become whole minutes, downwards; 0 hours are a limit.
+        # Hours become whole minutes, the nearest; 0 hours are a limit.
         (0.99, None, False, 0, 0, limit(True, 0, 59, 59, 0, "member_minutes")),
         (0.1, None, False, 6, 0, limit(False, 6, 6, 0, 100, "member_minutes")),
         (0, None, False, 0, 0, limit(False, 0, 0, 0, 100, "member_minutes")),
@@ -232,6 +232,37 @@ async def test_the_more_restrictive_limit_decides(
         + [minute(number, session_id="s2", user_id="ben") for number in range(others_used)]
     )
     assert await records.check_usage_limit("ann", "acme", NOVEMBER) == expected
+
+
+@pytest.mark.parametrize(
+    ("hours", "expected"),
+    [
+        # What people mean is a number of minutes, whatever a float makes of it.
+        *((minutes / 60, minutes) for minutes in (0, 1, 7, 10, 20, 35, 59, 61, 599, 59_999_999)),
+        # As many decimals as somebody cared to write.
+        (0.1667, 10),
+        (0.1666, 10),
+        (0.17, 10),
+        (0.33, 20),
+        (0.3, 18),
+        # What is no whole minute is the nearest one, and half of one is not given away.
+        (0.99, 59),
+        (0.16, 10),
+        (0.15, 9),
+        (0.025, 1),
+        (0.0251, 2),
+        (0.175, 10),
+        (0.008, 0),
+        (1_000_000, 60_000_000),
+    ],
+)
+async def test_hours_are_the_nearest_minutes(records: Records, hours: float, expected: int) -> None:
+    await records.put_organization(TENANT, "acme", monthly_hours_limit=hours)
+    await records.put_member(TENANT, "ann", monthly_hours_limit=hours)
+    found = await records.load_member(TENANT, "ann", [])
+    assert (found.org_limit_minutes, found.member_limit_minutes) == (expected, expected)
+    assert (await records.check_usage_limit("ann", "acme", NOVEMBER)).minutes_limit == expected
+    assert expected - hours * 60 < 0.5
 
 
 async def test_without_rows_there_is_no_limit(records: Records) -> None:
