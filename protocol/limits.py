@@ -202,8 +202,22 @@ OUTBOX_ENTRIES_AUDITED_MAX: Final = 10_000
 """An account is not compared while so much is on its way: its whole outbox is read for it."""
 DATABASE_TIMEOUT_MS: Final = 10_000
 DATABASE_CONNECTIONS_MAX: Final = 10
-UNFLUSHED_MINUTES_PER_SESSION_MAX: Final = 24 * 60
-"""What a process keeps of a session until the watermark passes it: a day's outage."""
+UNFLUSHED_ENTRIES_MAX: Final = 262_144
+"""Outbox entries that one process keeps until the watermark passes them: an hour's outage of
+Postgres under four thousand sessions. Beyond that the oldest are in Redis alone."""
+WATERMARK_INTERVAL_MS: Final = 5_000
+"""A process asks so often how far the flush has come, while it keeps anything."""
+RECOVERY_MS: Final = 3_000
+"""After a loss in Redis nothing is granted for so long, so that every living process has
+put back what it knows before anybody draws on it: three beats."""
+RECOVERED_ENTRIES_MS: Final = 600_000
+"""Entries of the ledger that are so young are looked for after a loss: no replica lags more."""
+RECOVERED_ENTRIES_MAX: Final = 10_000
+ASSERTIONS_PER_BATCH: Final = 128
+"""Sessions that are put back at once: some milliseconds of Redis."""
+OUTBOX_ENTRIES_MAX: Final = 1_000_000
+"""From here on a partition's outbox takes no new sessions, spends and holds, which are told
+`unavailable`; those that run go on, and what they use is written down."""
 PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 
@@ -259,7 +273,11 @@ assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP
 assert FLUSH_BLOCK_MS < FLUSH_SOCKET_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
-assert UNCOVERED_MS_MAX <= UNFLUSHED_MINUTES_PER_SESSION_MAX * 60_000
+# What a process knows is back before others would take the process for dead, and while
+# sessions still run on their grants.
+assert 2 * PRESENCE_BEAT_MS < RECOVERY_MS < min(NODE_SILENT_MS, GRANT_MARGIN_MS_MIN)
+assert WATERMARK_INTERVAL_MS > FLUSH_WAIT_MS
+assert OUTBOX_ENTRIES_WARN < OUTBOX_ENTRIES_MAX
 assert HOLD_MS_MAX <= ACCOUNT_IDLE_MS
 # Repeating a request is done before Redis has forgotten what it was about.
 assert REQUEST_TIMEOUT_MS < SPENDS_REMEMBERED_MS < ACCOUNT_IDLE_MS

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from protocol import horizon, messages
+from protocol import horizon, limits, messages
 from protocol.codec import encode
 from protocol.effects import Push
 from protocol.session import Session, Standing
@@ -30,6 +30,8 @@ class Notices:
         """The lowest threshold that was warned of, by limit."""
         self.unrecorded: list[bytes] = []
         """Said here, and not yet recorded by an accepted step."""
+        self.recent: tuple[bytes, ...] = ()
+        """The newest that are recorded, oldest first, as far as they are known here."""
 
     def adopt(self, standing: Standing, kept: tuple[bytes, ...]) -> list[bytes]:
         """Takes what another process recorded; answers what was not said here yet.
@@ -39,6 +41,7 @@ class Notices:
         in the very moment, what the clients here heard stays what they know: anything else
         is judged again from there, under numbers that are new everywhere.
         """
+        self.remember(kept)
         said = {_read(notice).seq: _read(notice) for notice in self.unrecorded}
         others = {_read(notice).seq: notice for notice in kept}
         differing = [
@@ -71,7 +74,15 @@ class Notices:
 
     def recorded(self, count: int) -> None:
         """The first ``count`` of the unrecorded notices are recorded now."""
+        self.remember(tuple(self.unrecorded[:count]))
         del self.unrecorded[:count]
+
+    def remember(self, kept: tuple[bytes, ...]) -> None:
+        """Keeps in mind what is recorded: the store may lose it."""
+        if kept:
+            found = {_read(notice).seq: notice for notice in (*self.recent, *kept)}
+            newest = sorted(found.items())[-limits.NOTICES_KEPT_MAX :]
+            self.recent = tuple(notice for _, notice in newest)
 
     def say(self, kind: Any, session: Session, **fields: Any) -> Push:
         """The push of the next notice, of the message type ``kind``."""

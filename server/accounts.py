@@ -57,6 +57,8 @@ class Accounts:
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
+        self.resynchronised: Callable[[], None] = lambda: None
+        """Called when the line to Redis was down: it may be another Redis that is up."""
 
     async def start(self) -> None:
         """Begins to listen."""
@@ -181,6 +183,7 @@ class Accounts:
             if confirmed is not None and confirmed.is_set():
                 # The line was down and came back: what was told meanwhile is lost.
                 self._resynchronise(channel)
+                self.resynchronised()
             elif confirmed is not None:
                 confirmed.set()
         elif message["type"] in {"message", "smessage"}:

@@ -7,13 +7,14 @@ version that it knows, so whatever was done comes back as the answer.
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import structlog
 
 from protocol import limits
 from protocol.errors import ProtocolError, ServiceError
-from protocol.session import Identity
+from protocol.session import Identity, Session
 from protocol.steps import Step
 from server.clock import Clock
 from server.loading import Loader
@@ -52,6 +53,8 @@ class Claims:
         self.live = live
         self.loader = loader
         self.clock = clock
+        self.restore: Callable[[Session], Awaitable[None]] | None = None
+        """Puts back a session that Redis has lost; see ``server.recovery``."""
         self._waiting: list[tuple[Claimant, Step]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -97,18 +100,18 @@ class Claims:
                 claimant.unanswered(ServiceError("the session store does not answer"), made=None)
             return
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
-            if outcome.cold:
-                await self._warm(claimant, step, outcome, node)
+            if outcome.reply is None:
+                await self._mend(claimant, step, outcome, node)
             else:
                 claimant.answered(step, outcome)
 
-    async def _warm(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
-        """Loads what the step needs, and makes it."""
+    async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
+        """Brings what the step needs, and makes it."""
         try:
             for _ in range(LOADS_MAX):
-                await self._load(step.before.identity, outcome.cold, claimant)
+                await self._bring(step, outcome, claimant)
                 (outcome,) = await self.live.commit([step], node)
-                if not outcome.cold:
+                if outcome.reply is not None:
                     claimant.answered(step, outcome)
                     return
             raise ServiceError("the counters do not stay in Redis")
@@ -117,6 +120,20 @@ class Claims:
             claimant.unanswered(ServiceError("the session store does not answer"), made=None)
         except ServiceError as error:
             claimant.unanswered(error, made=False)
+
+    async def _bring(self, step: Step, outcome: Outcome, claimant: Claimant) -> None:
+        """Loads what is cold, and puts back a session that Redis has lost."""
+        if outcome.failed:
+            log.warning("claim_failed", error=outcome.failed)
+            raise ServiceError("the session store takes nothing now")
+        if outcome.full:
+            raise ServiceError("too much waits for the record: no session is started")
+        if outcome.gone:
+            if self.restore is None:
+                raise ServiceError("the session store has lost the session")
+            await self.restore(step.before)
+            return
+        await self._load(step.before.identity, outcome.cold, claimant)
 
     async def _load(self, identity: Identity, cold: tuple[str, ...], claimant: Claimant) -> None:
         if "account" in cold:

@@ -31,6 +31,7 @@ from server.metrics import Metrics
 from server.seats import Member, Seat, Ticket
 from server.tenants import Tenants
 from server.timers import Timers
+from server.unflushed import Unflushed
 from storage.live import Found, Live, LiveError, Outcome
 from storage.wire import line_at, move_of
 
@@ -58,6 +59,7 @@ class Hub:
         self.node = live.node
         self.claims = Claims(live, loader, clock, metrics)
         self.accounts = Accounts(live, loader, self._told)
+        self.unflushed = Unflushed()
         self.seats: dict[str, Seat] = {}
         self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
@@ -148,6 +150,7 @@ class Hub:
             if self.before_joining is not None:
                 await self.before_joining(found)
             seat = await self.seat_of(found.session)
+            seat.meter.notices.remember(found.notices)
             if found.nodes - {self.node}:
                 # Whatever others did before this process listened, it has not heard.
                 again = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
@@ -295,10 +298,12 @@ class Hub:
                 self.live.leave(session.identity.tenant, session.identity.session_id, self.node)
             )
 
-    def gone(self, seat: Seat, step: Step) -> None:
-        """Redis came back empty: see ``Live.assert_session``."""
-        log.error("session_gone", session=seat.key, version=step.before.standing.version)
-        seat.unanswered(ServiceError("the session store has lost the session"), made=False)
+    def keep(self, step: Step, outcome: Outcome) -> None:
+        """A step was made: what it appended is kept until Postgres has it."""
+        if outcome.entry_id and outcome.reply is not None:
+            partition = self.live.keys.partition(step.before.identity.tenant)
+            session = outcome.reply.session
+            self.unflushed.keep(partition, outcome.entry_id, step.records, session, step.notices)
 
     def changed(self, seat: Seat, outcome: Outcome) -> None:
         """The account's figures after a step of this process, for its projection."""

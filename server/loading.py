@@ -63,39 +63,49 @@ class Loader:
         self.records = records
         self.clock = clock
 
-    async def account(self, tenant: str, account_id: str) -> None:
-        """Loads a credit account from the ledger."""
+    async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
+        """Loads a credit account from the ledger.
+
+        While the tenant's partition recovers from a loss in Redis, only those are served
+        who are ``asserting`` sessions.
+        """
         await self.refuse_behind(tenant)
         try:
-            found = await self.records.load_account(tenant, account_id)
+            found = await self.records.load_account(tenant, account_id, self._ended_after())
         except UnavailableError as error:
             raise ServiceError("the account cannot be loaded now") from error
-        await self.live.load_account(
-            tenant,
-            account_id,
-            found.balance_micros,
-            found.recent_entry_ids,
-            reserved_micros=found.reserved_micros,
-            holds=found.holds,
-        )
+        _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
 
-    async def member(self, tenant: str, user_id: str) -> MemberRecord:
-        """The limits and months of a member and the organisation, as Postgres has them."""
+    async def member(
+        self, tenant: str, user_id: str, *, ended_after: int | None = None, everybody: bool = False
+    ) -> MemberRecord:
+        """The limits and months of a member and the organisation, as Postgres has them; see
+        ``Records.load_member``."""
         month = Calendar(zoneinfo.ZoneInfo("UTC")).month(self.clock.now())
         months = [month, month_after(month)]
         # A zone ahead of or behind UTC may be in another month than UTC is.
         earlier = (datetime.date.fromisoformat(month) - datetime.timedelta(days=1)).replace(day=1)
         try:
             return await self.records.load_member(
-                tenant, user_id, [earlier, *map(datetime.date.fromisoformat, months)]
+                tenant,
+                user_id,
+                [earlier, *map(datetime.date.fromisoformat, months)],
+                ended_after=ended_after,
+                everybody=everybody,
             )
         except UnavailableError as error:
             raise ServiceError("the month cannot be loaded now") from error
 
-    async def months(self, tenant: str, user_id: str) -> None:
+    async def months(self, tenant: str, user_id: str, *, asserting: bool = False) -> None:
         """Loads the months' counters of a member and of the organisation."""
         await self.refuse_behind(tenant)
-        found = await self.member(tenant, user_id)
+        keys = self.live.keys
+        # What each session of a whole organisation has used is asked for when its counter
+        # is cold, and not with every member.
+        everybody = not await self.live.is_warm(keys.organization(tenant))
+        found = await self.member(
+            tenant, user_id, ended_after=self._ended_after(), everybody=everybody
+        )
         member: dict[str, str | int] = {"limit": _limit(found.member_limit_minutes), "overage": 0}
         org: dict[str, str | int] = {
             "limit": _limit(found.org_limit_minutes),
@@ -106,25 +116,40 @@ class Loader:
         for used in found.months:
             member[f"used:{used.month.isoformat()}"] = used.member_minutes
             org[f"used:{used.month.isoformat()}"] = used.org_minutes
-        keys = self.live.keys
-        await self.live.load_month(keys.member(tenant, user_id), member)
-        await self.live.load_month(keys.organization(tenant), org)
+        for session in found.recorded:
+            org[f"i:{session.session_id}"] = session.minutes
+            if session.user_id == user_id:
+                member[f"i:{session.session_id}"] = session.minutes
+        name = keys.member(tenant, user_id)
+        _check(await self.live.load_month(tenant, name, member, asserting=asserting))
+        if everybody:
+            name = keys.organization(tenant)
+            _check(await self.live.load_month(tenant, name, org, asserting=asserting))
 
-    async def free_time(self, identity: Identity, day_start_at: int | None) -> None:
+    async def free_time(
+        self, identity: Identity, day_start_at: int | None, *, asserting: bool = False
+    ) -> None:
         """Loads what a user has had of a shared allowance of free time."""
         await self.refuse_behind(identity.tenant)
         try:
-            used_ms = await self.records.free_used(
+            found = await self.records.free_used(
                 identity.tenant,
                 identity.user_id,
                 identity.counterpart_id if identity.terms.free_scope == "pair" else None,
                 identity.kind,
                 day_start_at,
+                ended_after=self._ended_after(),
             )
         except UnavailableError as error:
             raise ServiceError("the free time cannot be loaded now") from error
         key = self.live.keys.free(identity.tenant, identity.free_key or "")
-        await self.live.load_month(key, {"used": used_ms})
+        fields: dict[str, str | int] = {"used": found.used_ms}
+        fields |= {f"i:{session.session_id}": session.free_ms for session in found.recorded}
+        _check(await self.live.load_month(identity.tenant, key, fields, asserting=asserting))
+
+    def _ended_after(self) -> int:
+        """Sessions that ended before are asserted by nobody any more."""
+        return self.clock.now() - limits.ENDED_SESSION_KEPT_MS
 
     async def refuse_behind(
         self, tenant: str, behind_ms: int = limits.ACCOUNT_IDLE_MS // 2
@@ -134,6 +159,12 @@ class Loader:
         oldest_at = await self.live.oldest_record_ms(tenant)
         if oldest_at is not None and self.clock.now() - oldest_at > behind_ms:
             raise ServiceError("the record is too far behind to load from")
+
+
+def _check(loaded: bool) -> None:
+    """Raises ``ServiceError`` for what cannot be loaded yet."""
+    if not loaded:
+        raise ServiceError("the session store has lost its last writes and is being restored")
 
 
 def _limit(minutes: int | None) -> str | int:

@@ -18,6 +18,7 @@ from protocol import limits
 from protocol.errors import ProtocolError
 from server.clock import ClusterClock
 from server.orphans import Orphans
+from server.recovery import Recovery
 from storage.live import Live, LiveError
 
 log = structlog.get_logger()
@@ -31,9 +32,16 @@ RECONCILE_BEATS = 60
 class Presence:
     """The beat of a process, and the sweep of others."""
 
-    def __init__(self, live: Live, orphans: Orphans, clock: ClusterClock) -> None:
+    def __init__(
+        self,
+        live: Live,
+        orphans: Orphans,
+        clock: ClusterClock,
+        recovery: Recovery | None = None,
+    ) -> None:
         self.live = live
         self.orphans = orphans
+        self.recovery = recovery
         self.clock = clock
         self.nodes: dict[str, int] = {}
         """Every process by its last proof of life."""
@@ -48,6 +56,8 @@ class Presence:
         """The first beat, which sets the clock; then one a second."""
         await self.beat()
         self.redis_up = True
+        if self.recovery is not None and len(self.nodes) == 1:
+            await self.recovery.begin()
         self.orphans.look = self.beat
         self._sweep_if_due()
         self._beating = asyncio.create_task(self._run())
@@ -92,6 +102,8 @@ class Presence:
             try:
                 await self.beat()
                 self.redis_up = True
+                if self.recovery is not None:
+                    await self.recovery.look()
                 self._sweep_if_due(reconcile=beats % RECONCILE_BEATS == 0)
             except LiveError as error:
                 self.redis_up = False

@@ -20,6 +20,7 @@ from server.metrics import Metrics
 from server.money import Money
 from server.orphans import Orphans
 from server.presence import Presence
+from server.recovery import Recovery
 from server.sockets import Sockets
 from server.timers import Timers
 from storage.keys import Keys
@@ -53,7 +54,8 @@ class Process:
         self.hub = Hub(
             self.live, self.loader, self.clock, self.timers, self.metrics, settings.uncovered_ms
         )
-        self.presence = Presence(self.live, Orphans(self.hub, self.live), self.clock)
+        self.recovery = Recovery(self.hub, self.loader, records, self.clock)
+        self.presence = Presence(self.live, Orphans(self.hub, self.live), self.clock, self.recovery)
         self.authenticator = Authenticator(settings)
         self.money = Money(self.live, records, self.clock, self.hub.accounts, rates)
         self.sockets = Sockets(self.metrics, sockets_max)

@@ -87,8 +87,8 @@ class Place(Protocol):
     def release(self, seat: "Seat") -> None:
         """Leaves the session if nobody here needs it any more."""
 
-    def gone(self, seat: "Seat", step: Step) -> None:
-        """Redis came back without the session."""
+    def keep(self, step: Step, outcome: Outcome) -> None:
+        """A step was made: what it appended is kept until Postgres has it."""
 
     def changed(self, seat: "Seat", outcome: Outcome) -> None:
         """A step of this session changed the account's figures."""
@@ -194,10 +194,9 @@ class Seat:
     def answered(self, step: Step, outcome: Outcome) -> None:
         """Redis answered."""
         self.failures = 0
-        if outcome.gone or outcome.reply is None:
-            self.place.gone(self, step)
-            return
         reply = outcome.reply
+        assert reply is not None
+        self.place.keep(step, outcome)
         if reply.session is not None and not self._is_ours(reply, step):
             return
         if outcome.change is not None:

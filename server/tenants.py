@@ -38,13 +38,21 @@ class Tenants:
                     self.live.keys.limits_channel(tenant),
                     lambda message: self._changed(tenant, message),
                 )
-            known = self._calendars.get(tenant)
-            if known is None:
-                found = await self.loader.member(tenant, identity.user_id)
-                known = self._calendars[tenant] = calendar(found.timezone)
+            return await self.calendar_of(identity)
         except BaseException:
             await self.leave(identity)
             raise
+
+    async def calendar_of(self, identity: Identity) -> Calendar:
+        """The calendar that a session counts by, kept while its tenant is served here."""
+        if identity.org_id is None:
+            return calendar("UTC")
+        known = self._calendars.get(identity.tenant)
+        if known is None:
+            found = await self.loader.member(identity.tenant, identity.user_id)
+            known = calendar(found.timezone)
+            if self._sessions[identity.tenant]:
+                self._calendars[identity.tenant] = known
         return known
 
     async def leave(self, identity: Identity) -> None:

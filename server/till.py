@@ -76,6 +76,8 @@ class Till:
         """Asks, and loads what is cold, until nothing is."""
         for _ in range(LOADS_MAX):
             answer = await ask()
+            if answer.status == "late":
+                raise ServiceError("too much waits for the ledger already")
             if answer.status != "cold":
                 return answer
             if answer.cold == "account":

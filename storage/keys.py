@@ -74,6 +74,18 @@ class Keys:
         """A partition's records on their way to Postgres."""
         return f"{{p{partition}}}:outbox"
 
+    def watermark(self, partition: int) -> str:
+        """The id up to which, itself included, every entry has left the outbox."""
+        return f"{{p{partition}}}:watermark"
+
+    def epoch(self, partition: int) -> str:
+        """What changes whenever a partition was found to have lost something."""
+        return f"{{p{partition}}}:epoch"
+
+    def recovering(self, partition: int) -> str:
+        """There for a while after a loss: meanwhile sessions are put back, and nothing else."""
+        return f"{{p{partition}}}:recovering"
+
     def live(self, partition: int) -> str:
         """A partition's live sessions."""
         return f"{{p{partition}}}:live"

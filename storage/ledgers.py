@@ -26,16 +26,15 @@ class Ledgers(Database):
     # Accounts
 
     async def load_account(
-        self, tenant: str, account_id: str, session_ids: Sequence[str] = ()
+        self, tenant: str, account_id: str, ended_after: int | None = None
     ) -> rows.AccountRecord:
         """The account from one snapshot; one that nobody has written to has a balance of 0.
 
-        For ``session_ids`` it says which minutes are in that balance. Who asserts sessions
-        again after Redis came back empty takes these as settled, and only the others as new.
+        Of sessions that have not ended, or ended after an instant (None: of none), it says
+        what is in that balance. Who asserts sessions again after Redis came back empty
+        takes that as charged, and only the rest as new.
         """
-        return await self._one(
-            "load_account", rows.AccountRecord, tenant, account_id, list(session_ids)
-        )
+        return await self._one("load_account", rows.AccountRecord, tenant, account_id, ended_after)
 
     async def post_entry(
         self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
@@ -62,6 +61,10 @@ class Ledgers(Database):
     async def entry(self, tenant: str, account_id: str, entry_id: str) -> rows.LedgerEntry | None:
         """The entry of that id in an account's ledger, or None."""
         return await self._maybe("entry", rows.LedgerEntry, tenant, account_id, entry_id)
+
+    async def entries_since(self, after_at: int, limit: int) -> tuple[rows.RecentEntry, ...]:
+        """The newest entries of all ledgers from after an instant, without minutes."""
+        return await self._rows("entries_since", rows.RecentEntry, after_at, limit)
 
     async def ledger(
         self, tenant: str, account_id: str, before_position: int | None, limit: int

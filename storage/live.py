@@ -8,6 +8,7 @@ that it was made from, and an entry its id.
 """
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from protocol.session import Identity, Session
 from protocol.steps import Step
 from storage.figures import AccountFigures, figures_of
 from storage.keys import NODES, Keys
+from storage.rows import AccountRecord
 from storage.scripts import LiveError, Script, connect
 from storage.wire import encode_step, month_of, reply_of, session_of
 
@@ -69,7 +71,13 @@ class Outcome(msgspec.Struct, frozen=True):
     cold: tuple[str, ...] = ()
     """What must be loaded before the step is asked again."""
     gone: bool = False
-    """The session is not in Redis, though it was."""
+    """Redis has lost the session, or the newest of its steps."""
+    full: bool = False
+    """So much waits for Postgres that no session is started."""
+    entry_id: str = ""
+    """The outbox entry in which the step's records are; empty: there are none."""
+    failed: str = ""
+    """Redis refused to run the script, and says why: nothing was done."""
 
 
 class Beat(NamedTuple):
@@ -156,6 +164,7 @@ class Live:
             keys.live(partition),
             keys.node(partition, node),
             keys.graces(partition),
+            keys.recovering(partition),
         ]
         channel = keys.channel(tenant, identity.account_id)
         argument = encode_step(step, node, self.publish, channel, keys.limits_channel(tenant))
@@ -221,34 +230,52 @@ class Live:
         return None if used is None else int(used)
 
     async def load_account(
-        self,
-        tenant: str,
-        account_id: str,
-        balance_micros: int,
-        entry_ids: Sequence[str],
-        *,
-        reserved_micros: int = 0,
-        holds: int = 0,
-    ) -> None:
-        """Puts a cold account into Redis; ``entry_ids`` are what its balance contains, and
-        ``reserved_micros`` is what as many open ``holds`` reserve out of it.
+        self, tenant: str, account_id: str, found: AccountRecord, *, asserting: bool = False
+    ) -> bool:
+        """Puts a cold account into Redis; False while its partition recovers from a loss, in
+        which only who is ``asserting`` sessions loads anything.
 
         An account leaves Redis only after a day without a live session, and is loaded
         only while the partition's outbox holds nothing older than that; so what Postgres
         says when it is loaded is complete.
         """
-        keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
-        fields = ["balance", balance_micros]
+        fields: dict[str, str | int] = {"balance": found.balance_micros, "position": found.position}
+        holds = found.open_holds
         if holds:
-            fields += ["held", reserved_micros, "reserved", reserved_micros]
-            fields += ["holds", holds, "live", holds]
-        await self._load(keys, [limits.ACCOUNT_IDLE_MS, len(fields) // 2, *fields, *entry_ids])
+            reserved_micros = sum(hold.amount_micros for hold in holds)
+            fields |= {"held": reserved_micros, "reserved": reserved_micros}
+            fields |= {"holds": len(holds), "live": len(holds)}
+            fields |= {f"h:{hold.hold_id}": 1 for hold in holds}
+        for session in found.recorded:
+            fields[f"i:{session.session_id}"] = session.charged_micros
+        names = (self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id))
+        return await self._load_counter(tenant, names, fields, found.recent_entry_ids, asserting)
 
-    async def load_month(self, key: str, fields: dict[str, str | int]) -> None:
-        """Puts a cold counter of a member, an organisation or free time into Redis."""
+    async def load_month(
+        self, tenant: str, key: str, fields: dict[str, str | int], *, asserting: bool = False
+    ) -> bool:
+        """Puts a cold counter of a member, an organisation or free time into Redis; answers
+        as ``load_account`` does."""
+        return await self._load_counter(tenant, (key, f"{key}:applied"), fields, (), asserting)
+
+    async def _load_counter(
+        self,
+        tenant: str,
+        names: tuple[str, str],
+        fields: dict[str, str | int],
+        entry_ids: Sequence[str],
+        asserting: bool,
+    ) -> bool:
+        partition = self.keys.partition(tenant)
+        keys = [*names, self.keys.epoch(partition), self.keys.recovering(partition)]
         flat = [part for field in fields.items() for part in field]
-        unused = f"{key}:applied"
-        await self._load([key, unused], [limits.ACCOUNT_IDLE_MS, len(fields), *flat])
+        epoch = f"empty:{self.node}:{secrets.token_hex(4)}"
+        arguments = [limits.ACCOUNT_IDLE_MS, epoch, limits.RECOVERY_MS, int(asserting)]
+        return int(await self._load(keys, [*arguments, len(fields), *flat, *entry_ids])) >= 0
+
+    async def is_warm(self, key: str) -> bool:
+        """Whether a counter is in Redis."""
+        return bool(await self.ask(self.redis.exists(key)))
 
     async def oldest_record_ms(self, tenant: str) -> int | None:
         """The instant at which the oldest record in the tenant's outbox was appended."""
@@ -355,14 +382,16 @@ class Live:
 
 def _outcome(step: Step, answer: Any) -> Outcome:
     if isinstance(answer, Exception):
-        raise answer
+        # Out of memory, read only, still loading: one batch, but each for itself.
+        return Outcome(reply=None, failed=str(answer) or type(answer).__name__)
     status, detail, _, counters, bumped, _ = answer
     if status == b"cold":
         return Outcome(reply=None, cold=tuple(detail.decode().split(",")))
-    if status == b"gone":
-        return Outcome(reply=None, gone=True)
+    if status in {b"gone", b"full"}:
+        return Outcome(reply=None, gone=status == b"gone", full=status == b"full")
     change = None
     if bumped:
         gross, reserved, version = counters[2]
         change = Change(int(version), int(gross), int(reserved))
-    return Outcome(reply=reply_of(step, answer), change=change)
+    entry_id = detail.decode() if status == b"ok" else ""
+    return Outcome(reply=reply_of(step, answer), change=change, entry_id=entry_id)

@@ -108,6 +108,10 @@ class Records(Ledgers):
         found = await self._rows("sessions", rows.SessionRow, tenant, list(session_ids))
         return {row.session_id: row for row in found}
 
+    async def has_live_sessions(self) -> bool:
+        """Whether any session is running, as far as Postgres knows."""
+        return bool(await self._value("has_live_sessions"))
+
     async def free_used(
         self,
         tenant: str,
@@ -116,26 +120,35 @@ class Records(Ledgers):
         kind: str,
         day_start_at: int | None = None,
         *,
-        except_session_id: str | None = None,
-    ) -> int:
+        ended_after: int | None = None,
+    ) -> rows.FreeRecord:
         """The free milliseconds that a user has had of a kind.
 
         With a counterpart, that pair's (scope ``pair``); with ``day_start_at``, those of
-        minutes that began at or after it (scope ``day``); without a session's own if asked.
+        minutes that began at or after it (scope ``day``). ``ended_after`` as in
+        ``load_account``.
         """
-        asked = (tenant, user_id, kind, counterpart_id, day_start_at, except_session_id)
-        return int(await self._value("free_used", *asked))
+        asked = (tenant, user_id, kind, counterpart_id, day_start_at, ended_after)
+        return await self._one("free_used", rows.FreeRecord, *asked)
 
     # Organisations, members and their months
 
     async def load_member(
-        self, tenant: str, user_id: str, months: Sequence[date]
+        self,
+        tenant: str,
+        user_id: str,
+        months: Sequence[date],
+        *,
+        ended_after: int | None = None,
+        everybody: bool = False,
     ) -> rows.MemberRecord:
         """Limits, and what was used of them in ``months`` (first days), from one snapshot.
 
-        Without rows: no limits, UTC, tier ``free``, nothing used.
+        Without rows: no limits, UTC, tier ``free``, nothing used. ``ended_after`` as in
+        ``load_account``: of the member's sessions, or of ``everybody``'s.
         """
-        return await self._one("load_member", rows.MemberRecord, tenant, user_id, list(months))
+        asked = (tenant, user_id, list(months), ended_after, everybody)
+        return await self._one("load_member", rows.MemberRecord, *asked)
 
     async def organization(self, tenant: str) -> rows.OrganizationRow | None:
         """The organisation's plan; None while nobody has put one."""

@@ -5,7 +5,7 @@ names here are the names there.
 """
 
 from datetime import date
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -19,10 +19,18 @@ class RecordedSession(msgspec.Struct, frozen=True):
     """What of a session's time is in Postgres already."""
 
     session_id: str
-    minutes: tuple[int, ...]
-    """The numbers of its minutes, rising, not necessarily without gaps."""
+    minutes: int
+    """How many of its minutes those are: the first ones, for they are written in order."""
     charged_micros: int
     free_ms: int
+    user_id: str | None = None
+
+
+class OpenHold(NamedTuple):
+    """A hold that is reserved out of an account."""
+
+    hold_id: str
+    amount_micros: int
 
 
 class AccountRecord(msgspec.Struct, frozen=True):
@@ -34,12 +42,18 @@ class AccountRecord(msgspec.Struct, frozen=True):
     """True exactly while the balance is negative; no permission to go further down."""
     recent_entry_ids: tuple[str, ...]
     """Money in that is in the balance: the newest 256, and all that wait in the inbox."""
-    reserved_micros: int = 0
-    """What open holds reserve out of the balance."""
-    holds: int = 0
-    """How many those are."""
+    position: int = 0
+    """That of the newest entry in the balance."""
+    holds: tuple[str, ...] = ()
+    """Open holds, which are reserved out of the balance: ``<hold id>/<micro-credits>``."""
     recorded: tuple[RecordedSession, ...] = ()
-    """Those of the sessions that were asked for which have minutes in the balance."""
+    """Its sessions that may still be running and have minutes in the balance."""
+
+    @property
+    def open_holds(self) -> tuple[OpenHold, ...]:
+        """The open holds, taken apart."""
+        parts = (hold.rpartition("/") for hold in self.holds)
+        return tuple(OpenHold(hold_id, int(micros)) for hold_id, _, micros in parts)
 
 
 class MonthUsed(msgspec.Struct, frozen=True):
@@ -66,6 +80,16 @@ class MemberRecord(msgspec.Struct, frozen=True):
     months: tuple[MonthUsed, ...]
     adjustment_ids: tuple[str, ...] = ()
     """Adjustments in these figures that Redis has not confirmed: ``<user id>/<entry id>``."""
+    recorded: tuple[RecordedSession, ...] = ()
+    """Sessions that may still be running and have minutes in these figures."""
+
+
+class FreeRecord(msgspec.Struct, frozen=True):
+    """What a user has had of an allowance of free time."""
+
+    used_ms: int
+    recorded: tuple[RecordedSession, ...] = ()
+    """What of it sessions have had that may still be running."""
 
 
 class OrganizationRow(msgspec.Struct, frozen=True):
@@ -193,6 +217,16 @@ class HoldRow(msgspec.Struct, frozen=True):
     expires_at: int
     changed_at: int
     metadata: dict[str, Any] | None = None
+
+
+class RecentEntry(msgspec.Struct, frozen=True):
+    """An entry of the ledger that Redis may lack after a loss."""
+
+    tenant: str
+    account_id: str
+    entry_id: str
+    amount_micros: int
+    position: int
 
 
 class AdjustmentRow(msgspec.Struct, frozen=True):

@@ -22,7 +22,7 @@ _ENCODER = msgspec.json.Encoder()
 _METADATA = msgspec.json.Decoder(dict[str, Any])
 
 Status = Literal[
-    "ok", "repeated", "limit", "held", "short", "cold", "full",
+    "ok", "repeated", "limit", "held", "short", "late", "cold", "full",
     "absent", "closed", "due", "early", "exceeds",
 ]  # fmt: skip
 """What a script answers; each is explained at its top."""
@@ -92,6 +92,7 @@ class Spending:
                 self.keys.spends(tenant, account_id),
                 self.keys.operations(tenant, account_id),
                 self.keys.outbox(self.keys.partition(tenant)),
+                self.keys.recovering(self.keys.partition(tenant)),
             ],
             [
                 entry.entry_id,
@@ -107,6 +108,7 @@ class Spending:
                 limits.ACCOUNT_IDLE_MS,
                 limits.SPENDS_REMEMBERED_MS,
                 limits.SPENDS_REMEMBERED_MIN,
+                limits.OUTBOX_ENTRIES_MAX,
             ],
         )
         status, fields, detail, records = answer
@@ -154,6 +156,7 @@ class Spending:
                 self.keys.holds(partition),
                 self.keys.operations(tenant, account_id),
                 self.keys.outbox(partition),
+                self.keys.recovering(partition),
             ],
             [
                 change.hold_id,
@@ -168,6 +171,7 @@ class Spending:
                 change.expires_at,
                 limits.HOLDS_PER_ACCOUNT_MAX,
                 limits.ACCOUNT_IDLE_MS,
+                limits.OUTBOX_ENTRIES_MAX,
                 *_fields(change),
             ],
         )
@@ -185,8 +189,15 @@ class Spending:
             [
                 self.keys.hold(hold.tenant, hold.hold_id),
                 self.keys.holds(self.keys.partition(hold.tenant)),
+                self.keys.account(hold.tenant, hold.account_id),
             ],
-            [f"{hold.tenant}/{hold.hold_id}", hold.expires_at, *_fields(hold)],
+            [
+                f"{hold.tenant}/{hold.hold_id}",
+                hold.expires_at,
+                hold.hold_id,
+                hold.amount_micros,
+                *_fields(hold),
+            ],
         )
 
     async def post(self, hold: HoldRow, entry: EntryPosted) -> Answer:
@@ -204,6 +215,7 @@ class Spending:
                 self.keys.hold(tenant, hold.hold_id),
                 self.keys.holds(partition),
                 self.keys.outbox(partition),
+                self.keys.spends(tenant, account_id),
             ],
             [
                 entry.entry_id,

@@ -70,13 +70,14 @@ def line_at(identity: Identity, standing: Standing) -> Line:
     )
 
 
-def _grant(grant: Grant) -> str:
+def encode_grant(grant: Grant) -> str:
+    """A session's grant, for its hash; what it exhausts is a field of its own."""
     return _ENCODER.encode(msgspec.structs.replace(grant, final=None)).decode()
 
 
 def _offer(offer: Offer) -> dict[str, Any]:
     return {
-        "grant": _grant(offer.grant),
+        "grant": encode_grant(offer.grant),
         "held": offer.grant.held_micros,
         "minutes": offer.grant.held_minutes,
         "more": offer.more_micros,
@@ -112,7 +113,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "id": session.identity.session_id,
         "session": session.key,
         "standing": _ENCODER.encode(after).decode(),
-        "released": _grant(Grant()),
+        "released": encode_grant(Grant()),
         "offers": [_offer(offer) for offer in step.offers],
         "held": session.grant.held_micros,
         "charge": step.charge_micros,
@@ -136,6 +137,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "ended": ended,
         "ended_kept_ms": limits.ENDED_SESSION_KEPT_MS,
         "idle_ms": limits.ACCOUNT_IDLE_MS,
+        "outbox_max": limits.OUTBOX_ENTRIES_MAX,
         "publish": publish,
         "channel": channel,
         "limits_channel": limits_channel,

@@ -18,15 +18,19 @@
 --        9 live      set: the partition's live sessions
 --       10 node      set: the sessions that the calling process has sockets of
 --       11 graces    sorted set: sessions whose grace runs, by its end
--- ARGV   1 the step, JSON; see storage/live.py, encode_step
+--       12 recovering  string: there while processes put back what Redis has lost
+-- ARGV   1 the step, JSON; see storage/wire.py, encode_step
 --
--- Answers {status, session fields, counters, bumped}, with the status
---   ok        made; session fields are what it left
+-- Answers {status, detail, session fields, counters, bumped, notices}, with the status
+--   ok        made; session fields are what it left, detail is its outbox entry, if any
 --   stale     somebody was faster; session fields are what they left
 --   refused   no offer fits; then the limit that is in the way
 --   left      the process was not the last one with sockets; it has left
---   gone      the session is not here any more: Redis came back empty
---   cold      account, member, org or free must be loaded first; names which
+--   gone      the session, or its newest step, is not here any more: Redis came back empty,
+--             or as a replica that lacks the last writes (see assert.lua)
+--   full      so much waits for Postgres that no session is started
+--   cold      account, member, org or free must be loaded first; names which. While the
+--             partition recovers from a loss, that is always so, and nothing can be loaded
 
 local step = cjson.decode(ARGV[1])
 local call = redis.call
@@ -65,12 +69,17 @@ if step.leaving then
   call('SREM', KEYS[10], step.session)
   if version and call('SCARD', KEYS[3]) > 0 then return answer('left') end
 end
-if not version and step.version > 0 then return {'gone', '', {}, {}, 0, {}} end
+if tonumber(version or '0') < step.version then return {'gone', '', {}, {}, 0, {}} end
 if tonumber(version or '0') ~= step.version then return answer('stale') end
+if step.version == 0 and call('XLEN', KEYS[8]) >= step.outbox_max then
+  return {'full', '', {}, {}, 0, {}}
+end
 
 -- Is everything here that the step touches?
 local cold = {}
-if call('EXISTS', KEYS[4]) == 0 then cold[#cold + 1] = 'account' end
+if call('EXISTS', KEYS[4]) == 0 or call('EXISTS', KEYS[12]) == 1 then
+  cold[#cold + 1] = 'account'
+end
 if step.counts and call('EXISTS', KEYS[5]) == 0 then cold[#cold + 1] = 'member' end
 if step.counts and call('EXISTS', KEYS[6]) == 0 then cold[#cold + 1] = 'org' end
 if step.free_limit > 0 and call('EXISTS', KEYS[7]) == 0 then cold[#cold + 1] = 'free' end
@@ -196,7 +205,7 @@ if step.ended then
 end
 
 -- Append.
-if step.records then call('XADD', KEYS[8], '*', 'r', step.records) end
+local entry = step.records and call('XADD', KEYS[8], '*', 'r', step.records) or ''
 for _, notice in ipairs(step.notices) do call('LPUSH', KEYS[2], notice) end
 if #step.notices > 0 then call('LTRIM', KEYS[2], 0, step.notices_kept - 1) end
 if step.ended then call('PEXPIRE', KEYS[2], step.ended_kept_ms) end
@@ -224,7 +233,7 @@ elseif bumped then
   line = call('HGET', KEYS[4], 's:' .. step.id) or nil
 end
 if bumped then call('HINCRBY', KEYS[4], 'version', 1) end
-local result = answer('ok', '', bumped)
+local result = answer('ok', entry, bumped)
 if bumped or recall or not alone then
   local message = {
     account = result[4][3], bumped = bumped, recall = recall, session_id = step.id,

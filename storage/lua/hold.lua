@@ -8,13 +8,15 @@
 --        3 holds        sorted set: the partition's open holds by their end
 --        4 operations   hash (see spend.lua)
 --        5 outbox       stream
+--        6 recovering   string (see spend.lua)
 -- ARGV   1 hold id   2 micro-credits, not negative   3 operation, '' for none
 --        4 month, by its first day   5 how often a month, '' for any
 --        6 records, JSON   7 '1' to recall what sessions hold, if that is in the way
 --        8 publish command   9 channel   10 the hold's name in the set
 --       11 its end, epoch ms   12 open holds of an account at most
 --       13 time to live while nothing uses the operations, ms
---       14.. the hold's fields: name, value, name, value …
+--       14 entries of the outbox from which on nothing is held
+--       15.. the hold's fields: name, value, name, value …
 --
 -- Answers {status, account fields, detail, hold fields}: the statuses of spend.lua, and
 --   repeated   there is a hold of this id; the fields say what became of it
@@ -29,7 +31,10 @@ local function answer(status, detail)
 end
 
 if call('EXISTS', KEYS[2]) == 1 then return answer('repeated') end
-if call('EXISTS', KEYS[1]) == 0 then return answer('cold', 'account') end
+if call('EXISTS', KEYS[1]) == 0 or call('EXISTS', KEYS[6]) == 1 then
+  return answer('cold', 'account')
+end
+if call('XLEN', KEYS[5]) >= tonumber(ARGV[14]) then return answer('late') end
 if operation ~= '' then
   if call('HEXISTS', KEYS[4], month) == 0 then return answer('cold', 'operations') end
   local times = tonumber(call('HGET', KEYS[4], operation .. ':' .. month) or '0')
@@ -53,7 +58,7 @@ call('HINCRBY', KEYS[1], 'reserved', ARGV[2])
 call('HINCRBY', KEYS[1], 'holds', 1)
 call('HINCRBY', KEYS[1], 'live', 1)
 call('PERSIST', KEYS[1])
-call('HSET', KEYS[2], unpack(ARGV, 14))
+call('HSET', KEYS[2], unpack(ARGV, 15))
 call('ZADD', KEYS[3], ARGV[11], ARGV[10])
 if operation ~= '' then
   call('HINCRBY', KEYS[4], operation .. ':' .. month, 1)

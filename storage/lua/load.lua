@@ -1,18 +1,34 @@
 -- load: puts a counter that was read from Postgres into Redis, if it is not there.
 --
--- KEYS   1 the counter's hash   2 applied: sorted set of an account's newest entries
--- ARGV   1 time to live while nothing uses it, ms   2 number of fields
---        3.. field, value, field, value …   then ids of entries that are contained
+-- A partition that nobody has used before, or that has lost everything, begins a new epoch:
+-- for a short while only what processes put back is loaded, so that nobody draws on what
+-- running sessions have used already and have not written down (see assert.lua).
 --
--- Answers 1 when it was loaded now, 0 when somebody else was faster.
+-- KEYS   1 the counter's hash   2 applied: sorted set of an account's newest entries
+--        3 epoch       string: changes with every loss that was found
+--        4 recovering  string, for a short while after that
+-- ARGV   1 time to live while nothing uses it, ms
+--        2 the epoch that begins where there is none   3 how long it takes to recover, ms
+--        4 '1' to load while others recover
+--        5 number of fields   6.. field, value, field, value …
+--        then ids of entries that are contained
+--
+-- Answers 1 when it was loaded now, 0 when somebody else was faster, -1 when it cannot be
+-- loaded yet, because the partition recovers.
 
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local fields = tonumber(ARGV[2])
-redis.call('DEL', KEYS[2])
-for index = 3, 2 + 2 * fields, 2 do
-  redis.call('HSET', KEYS[1], ARGV[index], ARGV[index + 1])
+local call = redis.call
+if call('EXISTS', KEYS[3]) == 0 then
+  call('SET', KEYS[3], ARGV[2])
+  call('SET', KEYS[4], '1', 'PX', ARGV[3])
 end
-for index = 3 + 2 * fields, #ARGV do redis.call('ZADD', KEYS[2], 0, ARGV[index]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
-if #ARGV > 2 + 2 * fields then redis.call('PEXPIRE', KEYS[2], 86400000) end
+if ARGV[4] ~= '1' and call('EXISTS', KEYS[4]) == 1 then return -1 end
+if call('EXISTS', KEYS[1]) == 1 then return 0 end
+local fields = tonumber(ARGV[5])
+call('DEL', KEYS[2])
+for index = 6, 5 + 2 * fields, 2 do
+  call('HSET', KEYS[1], ARGV[index], ARGV[index + 1])
+end
+for index = 6 + 2 * fields, #ARGV do call('ZADD', KEYS[2], 0, ARGV[index]) end
+call('PEXPIRE', KEYS[1], ARGV[1])
+if #ARGV > 5 + 2 * fields then call('PEXPIRE', KEYS[2], 86400000) end
 return 1

@@ -4,6 +4,7 @@
 --        2 hold      hash (see hold.lua)
 --        3 holds     sorted set: the partition's open holds by their end
 --        4 outbox    stream
+--        5 spends    sorted set (see spend.lua), in which its entry is noted too
 -- ARGV   1 entry id   2 micro-credits to charge, not negative   3 now, epoch ms
 --        4 records, JSON   5 publish command   6 channel   7 the hold's name in the set
 --        8 time to live while nothing uses the account, ms
@@ -43,7 +44,9 @@ call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'balance', minus(ARGV[2]))
 call('HINCRBY', KEYS[1], 'holds', -1)
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
-call('XADD', KEYS[4], '*', 'r', ARGV[4])
+local written = call('XADD', KEYS[4], '*', 'r', ARGV[4])
+call('ZADD', KEYS[5], string.match(written, '%d+'), ARGV[1])
+call('PEXPIRE', KEYS[5], ARGV[8])
 
 -- Tell.
 local version = call('HINCRBY', KEYS[1], 'version', 1)

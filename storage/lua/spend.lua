@@ -8,6 +8,7 @@
 --        2 spends       sorted set: entries by the instant of their record in the outbox
 --        3 operations   hash: <operation>:<month> = times, <month> = '1' once it is loaded
 --        4 outbox       stream: field r, a JSON array of records for Postgres
+--        5 recovering   string: there while processes put back what Redis has lost
 -- ARGV   1 entry id   2 micro-credits, not negative   3 kind: spend or expire
 --        4 operation, '' for none   5 month, by its first day
 --        6 '1' when it counts in the month
@@ -17,6 +18,7 @@
 --       12 time to live while nothing uses the account, ms
 --       13 how long a spend is remembered at least, ms
 --       14 with no more than so many remembered, none is forgotten
+--       15 entries of the outbox from which on nothing is spent
 --
 -- Answers {status, account fields, detail, records}, with the status
 --   ok         done
@@ -24,7 +26,9 @@
 --   limit      it was done as often as the month allows; detail is how often
 --   held       only what sessions hold is in the way
 --   short      there is not enough, whatever sessions hold
---   cold       account or operations must be loaded first; detail names which
+--   late       so much waits for Postgres that nothing is spent
+--   cold       account or operations must be loaded first; detail names which. While the
+--              partition recovers from a loss that is always so, and nothing can be loaded
 
 local call = redis.call
 local micros = tonumber(ARGV[2])
@@ -46,7 +50,10 @@ if done then
   return answer('repeated', '', records)
 end
 
-if call('EXISTS', KEYS[1]) == 0 then return answer('cold', 'account') end
+if call('EXISTS', KEYS[1]) == 0 or call('EXISTS', KEYS[5]) == 1 then
+  return answer('cold', 'account')
+end
+if call('XLEN', KEYS[4]) >= tonumber(ARGV[15]) then return answer('late') end
 if counts then
   if call('HEXISTS', KEYS[3], month) == 0 then return answer('cold', 'operations') end
   local times = tonumber(call('HGET', KEYS[3], field) or '0')

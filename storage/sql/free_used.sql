@@ -1,12 +1,30 @@
 -- The free time that a user has had of a kind: with one counterpart (null: with
--- anybody), in minutes that began at or after an instant (null: ever), and without one
--- session's own (null: all sessions).
-SELECT coalesce(sum(free_ms), 0)::bigint
-FROM usage_tracking
-WHERE tenant = $1
-  AND user_id = $2
-  AND kind = $3
-  AND free_ms > 0
-  AND ($4::text IS NULL OR counterpart_id = $4)
-  AND ($5::bigint IS NULL OR started_at >= instant($5))
-  AND ($6::text IS NULL OR session_id <> $6)
+-- anybody), in minutes that began at or after an instant (null: ever), and what of it each
+-- session has had that has not ended, or ended after $6 (null: none).
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT
+        coalesce(sum(had.free_ms), 0)::bigint AS used_ms,
+        coalesce(
+            json_agg(had) FILTER (
+                WHERE $6::bigint IS NOT NULL AND (had.ended_at IS NULL OR had.ended_at > instant($6))
+            ),
+            '[]'
+        ) AS recorded
+    FROM (
+        SELECT
+            used.session_id, session.ended_at,
+            count(*) AS minutes,
+            sum(used.charged_micros) AS charged_micros,
+            sum(used.free_ms) AS free_ms
+        FROM usage_tracking AS used
+        LEFT JOIN sessions AS session USING (tenant, session_id)
+        WHERE used.tenant = $1
+          AND used.user_id = $2
+          AND used.kind = $3
+          AND used.free_ms > 0
+          AND ($4::text IS NULL OR used.counterpart_id = $4)
+          AND ($5::bigint IS NULL OR used.started_at >= instant($5))
+        GROUP BY used.session_id, session.ended_at
+    ) AS had
+) AS answer

@@ -1,15 +1,22 @@
 -- An account as Redis is to know it, from one snapshot, which a single statement is.
 -- Besides the newest 256 ids of money in, the ids of everything that still waits in the
 -- inbox: it is in the balance already and must not be applied again, however old it is.
--- `recorded` is what of the given sessions' time is in that same balance, and open holds
--- are reserved out of it.
+-- `recorded` is what of its sessions' time is in that same balance, of those that have not
+-- ended, or ended after $3 (null: of none), and open holds are reserved out of it.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
         coalesce(account.balance_micros, 0) AS balance_micros,
         coalesce(account.debt_allowed, false) AS debt_allowed,
-        held.reserved_micros,
-        held.holds,
+        coalesce(
+            (SELECT max(position) FROM credit_ledger WHERE tenant = $1 AND account_id = $2), 0
+        ) AS position,
+        ARRAY(
+            SELECT hold_id || '/' || amount_micros
+            FROM credit_holds
+            WHERE tenant = $1 AND account_id = $2 AND state = 'open'
+            ORDER BY hold_id
+        ) AS holds,
         ARRAY(
             SELECT entry_id
             FROM (
@@ -36,21 +43,21 @@ FROM (
                 FROM (
                     SELECT
                         session_id,
-                        array_agg(minute ORDER BY minute) AS minutes,
-                        sum(charged_micros) AS charged_micros,
-                        sum(free_ms) AS free_ms
-                    FROM usage_tracking
-                    WHERE tenant = $1 AND account_id = $2 AND session_id = ANY($3::text[])
+                        count(*) AS minutes,
+                        sum(used.charged_micros) AS charged_micros,
+                        sum(used.free_ms) AS free_ms
+                    FROM sessions AS session
+                    JOIN usage_tracking AS used USING (tenant, session_id)
+                    WHERE session.tenant = $1
+                      AND session.account_id = $2
+                      AND (session.ended_at IS NULL OR session.ended_at > instant($3))
+                      AND $3::bigint IS NOT NULL
                     GROUP BY session_id
                     ORDER BY session_id
                 ) AS session
             ),
             '[]'
         ) AS recorded
-    FROM (
-        SELECT coalesce(sum(amount_micros), 0) AS reserved_micros, count(*) AS holds
-        FROM credit_holds
-        WHERE tenant = $1 AND account_id = $2 AND state = 'open'
-    ) AS held
+    FROM (SELECT) AS always
     LEFT JOIN credit_accounts AS account ON account.tenant = $1 AND account.account_id = $2
 ) AS answer

@@ -1,7 +1,9 @@
 -- A member's and their organisation's limits, and the minutes that both used in the
 -- given months; without rows: no limits, UTC, nothing used. Besides, the ids of the
 -- organisation's adjustments that Redis has not confirmed: they are in those figures
--- already and must not be applied again.
+-- already and must not be applied again. `recorded` is what of the sessions' minutes is in
+-- those figures too, of sessions that have not ended, or ended after $4 (null: of none):
+-- the member's, and with $5 the whole organisation's.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
@@ -33,7 +35,30 @@ FROM (
             FROM minute_adjustments
             WHERE tenant = $1 AND NOT is_applied
             ORDER BY created_at, entry_id
-        ) AS adjustment_ids
+        ) AS adjustment_ids,
+        coalesce(
+            (
+                SELECT json_agg(recorded)
+                FROM (
+                    SELECT
+                        session_id,
+                        session.user_id,
+                        count(*) AS minutes,
+                        sum(used.charged_micros) AS charged_micros,
+                        sum(used.free_ms) AS free_ms
+                    FROM sessions AS session
+                    JOIN usage_tracking AS used USING (tenant, session_id)
+                    WHERE session.tenant = $1
+                      AND (session.user_id = $2 OR $5::boolean)
+                      AND (session.ended_at IS NULL OR session.ended_at > instant($4))
+                      AND $4::bigint IS NOT NULL
+                      AND used.counts
+                    GROUP BY session_id, session.user_id
+                    ORDER BY session_id
+                ) AS recorded
+            ),
+            '[]'
+        ) AS recorded
     FROM (SELECT) AS always
     LEFT JOIN organizations AS organization ON organization.tenant = $1
     LEFT JOIN organization_members AS member ON member.tenant = $1 AND member.user_id = $2

@@ -95,6 +95,10 @@ CREATE TABLE sessions (
 );
 
 CREATE INDEX sessions_by_user ON sessions (tenant, user_id, started_at);
+-- What a cold account is loaded with, and which sessions nobody runs any more: those that
+-- have not ended, and those that have just ended, without looking at all that ever were.
+CREATE INDEX sessions_by_account ON sessions (tenant, account_id, ended_at);
+CREATE INDEX sessions_live ON sessions (tenant, session_id) WHERE state = 'live';
 
 -- Minutes: one row for each session and minute --------------------------------------
 
@@ -471,6 +475,9 @@ CREATE UNIQUE INDEX credit_ledger_newest ON credit_ledger (tenant, account_id, p
 -- The ids of money in that a cold account is loaded with.
 CREATE INDEX credit_ledger_money_in ON credit_ledger (tenant, account_id, position DESC)
     WHERE entry_kind IN ('grant', 'adjust', 'expire');
+
+-- What Redis may lack after it lost its last writes.
+CREATE INDEX credit_ledger_recent ON credit_ledger (created_at) WHERE entry_kind <> 'burn';
 
 -- Money in that is written and not yet applied to Redis: written with its ledger entry,
 -- deleted when Redis took it. What a dead process left here is applied by the sweep.

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import TestServer
 from tests.server.api import advance, ask, assert_problem, balance, grant, ledger
 
@@ -50,7 +51,7 @@ async def test_an_account_shows_what_its_sessions_burn_and_when_it_ends(
 
 async def test_a_cold_account_comes_out_of_the_ledger(server: TestServer) -> None:
     await grant(server, "3", "k1")
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     assert await balance(server) == "3"
 
 

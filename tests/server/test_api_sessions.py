@@ -11,6 +11,7 @@ from protocol.rates import RateCard
 from server.config import load_rate_card
 from storage.live import LiveError
 from storage.rows import SessionPrepared
+from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant
 
@@ -102,7 +103,7 @@ async def test_an_ended_session_shows_its_receipt_for_ever(server: TestServer) -
     kept = await ask(server, "GET", S1, server.token())
     assert kept.json() == stopped["receipt"]
     await server.flush()
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     recorded = await ask(server, "GET", S1, server.token())
     assert recorded.status_code == 200
     assert recorded.json() == stopped["receipt"]
@@ -113,7 +114,7 @@ async def test_a_session_that_redis_lost_is_not_denied(server: TestServer) -> No
     await server.flush()
     await server.process.hub.idle()
     server.process.hub.seats.clear()
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     for method, path in (("GET", S1 + ANN), ("POST", STOP + ANN)):
         assert_problem(await ask(server, method, path), 503, "unavailable")
 
@@ -251,7 +252,7 @@ async def test_a_users_token_reaches_that_users_sessions_alone(
     other = server.token("ben", org="acme")
     assert_problem(await ask(server, method, path, other), 404, "unknown_session")
     await server.flush()
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     assert_problem(await ask(server, method, path, other), 404, "unknown_session")
     assert (await ask(server, method, path + "?org=acme", token)).status_code == 200
 

@@ -8,6 +8,7 @@ import pytest
 
 from protocol import limits
 from storage.rows import SessionPrepared
+from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant
 
@@ -96,7 +97,7 @@ async def test_an_ended_chat_is_shown_as_it_was_recorded(
     stopped = await client.ask("stop", session_id="c1")
     await server.flush()
     if forgotten:
-        await server.process.redis.flushdb()
+        await grow_cold(server.process.redis)
     found = await read(server)
     assert found["duration"] == stopped["receipt"]["elapsed_ms"] // 1000
     assert (
@@ -115,7 +116,7 @@ async def test_a_chat_that_ended_in_its_free_time_never_cost(
     await client.ask("stop", session_id="c1")
     await server.flush()
     if forgotten:
-        await server.process.redis.flushdb()
+        await grow_cold(server.process.redis)
     found = await read(server)
     assert found["duration"] + found["freeTimeRemaining"] == 60
     assert (found["credits"], found["isPaidTime"]) == ("10", False)
@@ -147,7 +148,7 @@ async def test_a_chat_that_redis_has_lost_is_what_was_written_down(server: TestS
     await client.ask("ping")
     await client.until("minute")
     await server.flush()
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     other = await ask(server, "GET", PATH + "?user=ann", API_KEY)
     assert other.status_code == 200
     assert other.json()["duration"] >= 60

@@ -15,6 +15,7 @@ from storage.records import UnavailableError
 from storage.rows import SessionPrepared
 from storage.tracking import Tracking
 from tests.fixtures.database import Connection
+from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 from tests.server.minutes import (
@@ -155,7 +156,7 @@ async def test_a_metered_minute_is_not_counted_again(
     await server.flush()
     assert [row[1] for row in await rows(connection)] == [0]
     # Redis forgets ended sessions, and the record knows them.
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     assert (await track(server)).json()["metered"] is True
     assert_problem(await track(server, 5), 409, "session_ended")
 
@@ -250,13 +251,13 @@ async def test_without_redis_a_minute_is_to_be_sent_again(
     assert (await track(server)).json()["duplicate"] is False
 
 
-async def test_after_redis_came_back_empty_the_record_goes_on(
+async def test_after_everything_left_redis_the_record_goes_on(
     server: TestServer, connection: Connection
 ) -> None:
     await limit_org(server, 10)
     await track(server, 2)
     await track(server, 1, seconds_recorded=10)
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     assert (await track(server, 2)).json()["duplicate"] is True
     answer = (await track(server)).json()
     assert (answer["duplicate"], answer["minute"], answer["minutes_used"]) == (False, 2, 3)
@@ -378,7 +379,7 @@ async def test_who_may_report_a_minute(server: TestServer) -> None:
     assert (await track(server)).json()["duplicate"] is True
     # The session is ann's, live or written down.
     assert_problem(await track(server, 0, ben), 403, "forbidden")
-    await server.process.redis.flushdb()
+    await grow_cold(server.process.redis)
     assert_problem(await track(server, 0, ben), 403, "forbidden")
     listed = ann(server, sessions=["rec-9"])
     assert_problem(await track(server, 0, listed), 403, "forbidden")

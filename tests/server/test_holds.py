@@ -18,6 +18,7 @@ from server.charges import (
 )
 from server.money import Money
 from storage.audit import audit_record
+from tests.fixtures.engines import grow_cold
 from tests.server.tills import (
     ANN,
     CREDIT,
@@ -170,7 +171,7 @@ async def test_holds_outlive_redis(cluster: Cluster, node: Node) -> None:
         await held(node.money, f"h{number}", 2 * CREDIT, ttl_ms=60_000)
     await node.money.void(TENANT, "h2")
     await cluster.flush()
-    await cluster.redis.flushall()
+    await grow_cold(cluster.redis)
     # What they hold is held, before anybody asks for them.
     short = await node.money.spend(ANN, entry_id="s1", micros=7 * CREDIT)
     assert short == Short(missing_micros=CREDIT, credits_micros=10 * CREDIT)

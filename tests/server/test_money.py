@@ -17,6 +17,7 @@ from server.charges import (
 )
 from storage.records import UnavailableError
 from storage.spending import AccountName
+from tests.fixtures.engines import grow_cold
 from tests.server.tills import (
     ANN,
     CREDIT,
@@ -104,7 +105,7 @@ async def test_a_spend_that_only_the_ledger_remembers(cluster: Cluster, node: No
     await spent(node.money, "s1", CREDIT)
     await spent(node.money, "free", 0, operation="chat_refinement")
     await cluster.flush()
-    await cluster.redis.flushall()
+    await grow_cold(cluster.redis)
     for entry_id, micros in (("s1", CREDIT), ("free", 0)):
         again = await spent(node.money, entry_id, CREDIT, operation="chat_refinement")
         assert (again.amount_micros, again.repeated) == (micros, True)
@@ -154,7 +155,7 @@ async def test_the_month_of_a_tier(cluster: Cluster, node: Node) -> None:
     ) == Limited(limit=3, used=3)
     # Redis forgets, the record does not.
     await cluster.flush()
-    await cluster.redis.flushall()
+    await grow_cold(cluster.redis)
     assert await ask("s3") == Limited(limit=3, used=3)
     assert isinstance(await ask("s4", monthly_limit=None), Spent)
     assert await ask("s5", monthly_limit=4) == Limited(limit=4, used=4)

@@ -21,6 +21,7 @@ from server.loading import Loader
 from server.metrics import Metrics
 from server.money import Money
 from server.orphans import Orphans
+from server.recovery import Recovery
 from server.seats import Seat, Ticket
 from server.timers import Timers
 from storage.keys import Keys
@@ -199,6 +200,7 @@ class Node:
         self.timers = Timers(self.clock)
         self.hub = Hub(self.live, self.loader, self.clock, self.timers, self.metrics)
         self.orphans = Orphans(self.hub, self.live)
+        self.recovery = Recovery(self.hub, self.loader, cluster.records, self.clock)
         self.money = Money(
             self.live, cluster.records, self.clock, self.hub.accounts, load_rate_card()
         )
@@ -207,8 +209,15 @@ class Node:
     async def start(self) -> None:
         """Connects and listens."""
         await self.live.prepare()
+        if len(self.cluster.nodes) == 1:
+            await self.recovery.restoring.begin_epochs()
         await self.hub.accounts.start()
         await self.hub.accounts.subscribe(f"barrier:{self.name}", self._reached)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything is under way here."""
+        return bool(self.hub.claims.waiting) or self.hub.busy or self.recovery.busy
 
     async def stop(self) -> None:
         """Lets go of the connections."""
@@ -260,10 +269,14 @@ class Cluster:
         while True:
             for node in self._living():
                 await node.hub.idle()
+                await node.recovery.idle()
             self._barriers += 1
             for node in self._living():
                 await node.caught_up(self.redis, str(self._barriers))
-            if not any(node.hub.claims.waiting or node.hub.busy for node in self._living()):
+            if not any(
+                node.hub.claims.waiting or node.hub.busy or node.recovery.busy
+                for node in self._living()
+            ):
                 return
 
     def _living(self) -> list[Node]:
@@ -300,6 +313,23 @@ class Cluster:
             )
         )
         await self.settle()
+
+    async def lose(self) -> None:
+        """Redis comes back empty."""
+        await self.redis.flushall()
+
+    async def beat(self) -> None:
+        """Every process looks whether Redis has lost anything, as it does with each beat."""
+        for node in self._living():
+            await node.recovery.look()
+        await self.settle()
+
+    async def recovered(self) -> None:
+        """The short while after a loss is over, in which nothing but assertions is taken."""
+        keys: list[Any] = await self.redis.keys("*:recovering")
+        if keys:
+            await self.redis.delete(*keys)
+        await self.beat()
 
     async def flush(self) -> None:
         """Brings every outbox to Postgres."""

@@ -204,13 +204,30 @@ async def test_free_time_is_summed_by_pair_and_by_day(records: Records) -> None:
             minute(0, session_id="s1", free_ms=100_000, tenant="user:ann"),
         ]
     )
-    assert await records.free_used(TENANT, "ann", None, "recording") == 111
-    assert await records.free_used(TENANT, "ann", "advisor", "recording") == 11
-    assert await records.free_used(TENANT, "ann", None, "recording", START + 1) == 10
-    assert await records.free_used(TENANT, "ann", "advisor", "recording", START) == 11
-    used = await records.free_used(TENANT, "ann", "advisor", "recording", except_session_id="s1")
-    assert used == 10
-    assert await records.free_used(TENANT, "nobody", None, "recording") == 0
+
+    async def used(
+        user_id: str, counterpart_id: str | None, day_start_at: int | None = None
+    ) -> int:
+        asked = (TENANT, user_id, counterpart_id, "recording", day_start_at)
+        return (await records.free_used(*asked)).used_ms
+
+    assert await used("ann", None) == 111
+    assert await used("ann", "advisor") == 11
+    assert await used("ann", None, START + 1) == 10
+    assert await used("ann", "advisor", START) == 11
+    assert await used("nobody", None) == 0
+
+
+async def test_free_time_says_what_running_sessions_have_had_of_it(records: Records) -> None:
+    rows = [("s1", 1), ("s2", 10), ("s3", 100)]
+    await records.write([started(session_id=name) for name, _ in rows])
+    await records.write([minute(0, session_id=name, free_ms=free_ms) for name, free_ms in rows])
+    await records.write([ended(session_id="s1", ended_at=START), ended(session_id="s2")])
+    asked = (TENANT, "ann", "advisor", "recording", None)
+    found = await records.free_used(*asked, ended_after=START)
+    assert found.used_ms == 111
+    assert {one.session_id: one.free_ms for one in found.recorded} == {"s2": 10, "s3": 100}
+    assert (await records.free_used(*asked)).recorded == ()
 
 
 # Credits
@@ -289,7 +306,7 @@ async def test_the_balance_is_the_sum_of_the_ledger(
 
 
 async def test_an_account_nobody_wrote_to_is_empty(records: Records) -> None:
-    account = await records.load_account(TENANT, "nobody", ["s1"])
+    account = await records.load_account(TENANT, "nobody", START)
     assert (account.balance_micros, account.debt_allowed) == (0, False)
     assert (account.recent_entry_ids, account.recorded) == ((), ())
 
@@ -308,13 +325,42 @@ async def test_an_account_is_loaded_with_the_newest_money_in_and_all_of_the_inbo
     assert len((await records.load_account(TENANT, "ann")).recent_entry_ids) == 256
 
 
-async def test_an_account_is_loaded_with_what_of_a_session_is_in_the_balance(
+async def test_an_account_is_loaded_with_what_of_running_sessions_is_in_the_balance(
     records: Records,
 ) -> None:
-    await records.write([minute(2), minute(0, credits_micros=0, free_ms=60_000)])
-    await records.write([minute(0, session_id="s2"), minute(0, session_id="s3", user_id="ben")])
-    account = await records.load_account(TENANT, "ann", ["s1", "s3", "s4"])
-    assert account.recorded == (RecordedSession("s1", (0, 2), 1_000_000, 60_000),)
+    await records.write([started(session_id=f"s{number}") for number in range(1, 5)])
+    await records.write([minute(1), minute(0, credits_micros=0, free_ms=60_000)])
+    await records.write([minute(0, session_id="s2"), minute(0, session_id="s4")])
+    await records.write([ended(session_id="s2", ended_at=START), ended(session_id="s4")])
+    account = await records.load_account(TENANT, "ann", START)
+    assert account.recorded == (
+        RecordedSession("s1", 2, 1_000_000, 60_000),
+        RecordedSession("s4", 1, 1_000_000, 0),
+    )
+    assert (await records.load_account(TENANT, "ann")).recorded == ()
+
+
+async def test_a_month_is_loaded_with_what_of_running_sessions_is_in_it(records: Records) -> None:
+    await records.write([started(), started(session_id="s2", user_id="ben")])
+    await records.write([minute(0), minute(1), minute(0, session_id="s2", user_id="ben")])
+
+    async def recorded(*, everybody: bool) -> dict[str, int]:
+        found = await records.load_member(TENANT, "ann", [], ended_after=0, everybody=everybody)
+        return {one.session_id: one.minutes for one in found.recorded}
+
+    assert await recorded(everybody=False) == {"s1": 2}
+    assert await recorded(everybody=True) == {"s1": 2, "s2": 1}
+
+
+async def test_the_newest_entries_are_those_that_moved_money_and_are_no_minutes(
+    records: Records,
+) -> None:
+    await records.write([entry("old", 5, at_ms=START), minute(0)])
+    await records.write([entry("new", 7, at_ms=START + 1)])
+    found = await records.entries_since(START, 10)
+    assert [(one.entry_id, one.amount_micros) for one in found] == [("new", 7)]
+    position = (await records.load_account(TENANT, "ann")).position
+    assert position == found[0].position
 
 
 async def test_ledger_and_accounts_are_paged(records: Records) -> None:

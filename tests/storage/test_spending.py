@@ -12,7 +12,8 @@ from protocol import limits
 from protocol.events import EntryPosted, HoldChanged, Record
 from storage.keys import Keys
 from storage.live import Live, connect
-from storage.rows import AdjustmentRow, HoldRow
+from storage.recovery import Restoring
+from storage.rows import AccountRecord, AdjustmentRow, HoldRow
 from storage.spending import Answer, Spending, posted_records
 from storage.wire import decode_records
 
@@ -31,6 +32,7 @@ HUGE = limits.BALANCE_MICROS_MAX
 @pytest.fixture
 async def live(redis: Redis, redis_url: str) -> AsyncIterator[Live]:
     connected = Live(connect(redis_url), KEYS, "node")
+    await Restoring(connected).begin_epochs()
     yield connected
     await connected.redis.aclose()
 
@@ -42,7 +44,7 @@ def spending(live: Live) -> Spending:
 
 async def have(live: Live, micros: int, **fields: int) -> None:
     """An account with so much, of which sessions hold ``held``."""
-    await live.load_account(TENANT, ANN, micros, ())
+    await live.load_account(TENANT, ANN, AccountRecord(micros, False, ()))
     if fields:
         for name, value in fields.items():
             await live.redis.hset(ACCOUNT, name, str(value))
@@ -85,8 +87,11 @@ async def opened(spending: Spending, change: HoldChanged | None = None) -> HoldR
 
 
 async def account(redis: Redis) -> dict[str, int]:
+    """The account's figures, without what it was loaded from."""
     found: dict[Any, Any] = await redis.hgetall(ACCOUNT)
-    return {name.decode(): int(value) for name, value in found.items()}
+    figures = {name.decode(): int(value) for name, value in found.items()}
+    del figures["position"]
+    return figures
 
 
 async def outbox(redis: Redis) -> list[Record]:
@@ -458,9 +463,8 @@ async def test_a_hold_that_redis_lost_is_restored_once(
     assert (await spending.void(hold, NOW)).status == "absent"
     await spending.restore_hold(hold)
     assert (await spending.post(hold, a_post(CREDIT))).status == "cold"
-    await live.load_account(
-        TENANT, ANN, 8 * CREDIT, (), reserved_micros=hold.amount_micros, holds=1
-    )
+    open_hold = f"{hold.hold_id}/{hold.amount_micros}"
+    await live.load_account(TENANT, ANN, AccountRecord(8 * CREDIT, False, (), holds=(open_hold,)))
     assert (await spending.post(hold, a_post(CREDIT))).status == "ok"
     await spending.restore_hold(hold)
     assert (await spending.void(hold, NOW)).status == "closed"
@@ -488,9 +492,9 @@ async def test_an_adjustment_is_applied_once_where_the_month_is(
     adjustment = AdjustmentRow(TENANT, ANN, "a1", MONTH, -7, "measured twice", NOW)
     await spending.adjust(adjustment)
     assert not await redis.exists(member, org)
-    await live.load_month(member, {f"used:{MONTH}": 20})
+    await live.load_month(TENANT, member, {f"used:{MONTH}": 20})
     # The organisation's was loaded after the entry was written.
-    await live.load_month(org, {f"used:{MONTH}": 33, "a:ann/a1": 1})
+    await live.load_month(TENANT, org, {f"used:{MONTH}": 33, "a:ann/a1": 1})
     for _ in range(2):
         await spending.adjust(adjustment)
     assert await redis.hget(member, f"used:{MONTH}") == b"13"

@@ -1,0 +1,70 @@
+"""Assertions: what a process knows of a session, put back where the store has lost it.
+
+Redis may come back empty, or as a replica that lacks the last writes. Every process then
+asserts the sessions that it serves as it knows them. What they come to on the counters is
+the difference to what those contain already, so the order and the number of assertions
+do not matter (``storage/lua/assert.lua``).
+"""
+
+import msgspec
+
+from protocol.grants import MonthOf
+from protocol.session import Session
+from protocol.states import Phase
+from protocol.terms import MINUTE_MS
+
+
+class Assertion(msgspec.Struct, frozen=True):
+    """A session as one process knows it."""
+
+    session: Session
+    notices: tuple[bytes, ...]
+    """The newest that it knows, oldest first."""
+    minutes: tuple[tuple[str, int], ...]
+    """The months in which its counted minutes began, each with the first minute in it."""
+    present: bool
+    """The process has sockets of it."""
+
+
+def months_of_minutes(session: Session, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
+    """The months in which a session's settled minutes began, each with its first minute.
+
+    A minute belongs to the month in which it starts (DESIGN section 3). Almost always all
+    began in one; where they did not, the first of each month is looked for by halving.
+    """
+    counted = session.standing.counted_minutes
+    if not counted:
+        return ()
+
+    def month(minute: int) -> str:
+        return month_of(minute_began_at(session, minute))
+
+    found: list[tuple[str, int]] = []
+    first = 0
+    while first < counted:
+        this = month(first)
+        found.append((this, first))
+        low, high = first + 1, counted  # the first minute of another month is within
+        if month(counted - 1) == this:
+            break
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if month(middle) == this else (low, middle)
+        first = low
+    return tuple(found)
+
+
+def minute_began_at(session: Session, minute: int) -> int:
+    """The instant at which a settled minute of a session began: along its segments."""
+    standing, speed = session.standing, session.identity.terms.speed
+    if minute >= standing.minutes_kept:
+        return standing.minute_at
+    ahead_ms = -(-minute * MINUTE_MS // speed)
+    segments = list(standing.segments)
+    if standing.phase is Phase.ACTIVE:
+        segments.append((standing.run_at, standing.minute_at))
+    for from_at, to_at in segments:
+        if ahead_ms < to_at - from_at:
+            return from_at + ahead_ms
+        ahead_ms -= to_at - from_at
+    return standing.minute_at

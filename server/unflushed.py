@@ -1,0 +1,108 @@
+"""What this process has appended to the outbox and Postgres does not have yet.
+
+Redis may lose it: it comes back empty, or as a replica that lacks the last writes. So a
+process keeps what its own steps appended until the flush has come past it (the watermark
+of the partition, ``storage/lua/acknowledge.lua``), and with it the sessions that ended
+that way, which nobody else remembers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.events import Record
+from protocol.session import Session
+from protocol.states import Phase
+
+log = structlog.get_logger()
+
+
+class Kept(msgspec.Struct):
+    """An entry of the outbox."""
+
+    entry_id: str
+    records: Sequence[Record]
+    session: Session | None
+    """The session that ended with it."""
+    notices: tuple[bytes, ...] = ()
+
+
+class Unflushed:
+    """Entries by their partition, in the order in which they were appended."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, dict[str, Kept]] = {}
+        self._count = 0
+        self.dropped = 0
+        """Entries that were given up because there were too many."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def partitions(self) -> set[int]:
+        """The partitions of which something is kept."""
+        return set(self._entries)
+
+    def entries(self, partition: int) -> list[Kept]:
+        """What is kept of a partition, oldest first."""
+        return list(self._entries.get(partition, {}).values())
+
+    def ended(self, partition: int) -> Iterator[Kept]:
+        """The entries with which a session ended."""
+        return (kept for kept in self.entries(partition) if kept.session is not None)
+
+    def keep(
+        self,
+        partition: int,
+        entry_id: str,
+        records: Sequence[Record],
+        session: Session | None = None,
+        notices: tuple[bytes, ...] = (),
+    ) -> None:
+        """Keeps an entry; ``session`` is what its step left."""
+        ended = session is not None and session.standing.phase is Phase.ENDED
+        kept = Kept(entry_id, records, session if ended else None, notices if ended else ())
+        entries = self._entries.setdefault(partition, {})
+        self._count += entry_id not in entries
+        entries[entry_id] = kept
+        if self._count > limits.UNFLUSHED_ENTRIES_MAX:
+            self._drop(partition)
+
+    def _drop(self, partition: int) -> None:
+        if not self.dropped:
+            log.warning("unflushed_entries_dropped", kept=self._count)
+        self.dropped += 1
+        del self._entries[partition][next(iter(self._entries[partition]))]
+        self._count -= 1
+
+    def replaced(self, partition: int, kept: Kept, entry_id: str) -> None:
+        """An entry was appended again, under another id."""
+        entries = self._entries.get(partition, {})
+        if entries.pop(kept.entry_id, None) is not None:
+            kept.entry_id = entry_id
+            self._count -= entry_id in entries
+            entries[entry_id] = kept
+
+    def forget(self, watermarks: Mapping[int, bytes | None]) -> None:
+        """Forgets what has been flushed: everything up to the watermarks."""
+        for partition, watermark in watermarks.items():
+            if watermark is not None:
+                self._forget(partition, _position(watermark.decode()))
+
+    def _forget(self, partition: int, watermark: tuple[int, int]) -> None:
+        entries = self._entries.get(partition, {})
+        flushed = [entry for entry in entries if _position(entry) <= watermark]
+        for entry_id in flushed:
+            del entries[entry_id]
+        self._count -= len(flushed)
+        if not entries:
+            self._entries.pop(partition, None)
+
+
+def _position(entry_id: str) -> tuple[int, int]:
+    """The order of an entry's id in its stream."""
+    at, _, number = entry_id.partition("-")
+    return int(at), int(number or 0)

@@ -1,0 +1,32 @@
+-- recover: applies entries of the ledger that an account in Redis lacks, because Redis is a
+-- replica without the last writes, or was emptied while they were being written down.
+--
+-- Every entry is one that Postgres has. What the account was loaded with is in it up to a
+-- position of the ledger; what Redis has taken since is among `applied` (money in) or
+-- `spends` (money out), where those that are taken now are noted too.
+--
+-- KEYS   1 account   hash (see commit.lua)
+--        2 applied   sorted set: the newest entries of money in that it has taken
+--        3 spends    sorted set: its newest spends (see spend.lua)
+-- ARGV   1 now, epoch ms   2 publish command   3 channel
+--        4.. entry id, micro-credits, position, entry id …
+--
+-- Answers how many were applied now; none where the account is not here.
+
+local call = redis.call
+if call('EXISTS', KEYS[1]) == 0 then return 0 end
+local applied = 0
+local loaded = tonumber(call('HGET', KEYS[1], 'position') or '0')
+for index = 4, #ARGV, 3 do
+  local id = ARGV[index]
+  if tonumber(ARGV[index + 2]) > loaded and not call('ZSCORE', KEYS[2], id) and not call('ZSCORE', KEYS[3], id) then
+    call('ZADD', KEYS[2], ARGV[1], id)
+    call('HINCRBY', KEYS[1], 'balance', ARGV[index + 1])
+    applied = applied + 1
+  end
+end
+if applied > 0 then
+  call('HINCRBY', KEYS[1], 'version', 1)
+  call(ARGV[2], ARGV[3], cjson.encode({reload = true}))
+end
+return applied

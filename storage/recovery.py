@@ -1,0 +1,142 @@
+"""What Redis has lost, and how it is put back.
+
+Every partition has an epoch that changes whenever a loss is found: by whoever loads
+something into a partition that has none, or asserts a session of which it has an older
+copy. For a short while after that, ``recovering``, nothing but assertions is taken.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import orjson
+
+from protocol import limits
+from protocol.assertion import Assertion
+from protocol.events import Record
+from protocol.states import Phase
+from storage.live import Live, Script
+from storage.rows import RecentEntry
+from storage.spending import AccountName
+from storage.wire import encode_grant, encode_line, line_at
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class Restoring:
+    """Puts back what Redis has lost, through the connection of ``live``."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.keys = live.keys
+        self._assert = Script(live.redis, "assert")
+        self._replay = Script(live.redis, "replay")
+        self._recover = Script(live.redis, "recover")
+
+    async def begin_epochs(self) -> None:
+        """Begins the first epoch of every partition that has none: there is nothing to put
+        back. For the first process of a deployment."""
+        async with self.live.redis.pipeline(transaction=False) as pipeline:
+            for partition in range(self.keys.partitions):
+                pipeline.set(self.keys.epoch(partition), "begun", nx=True)
+            await self.live.ask(pipeline.execute())
+
+    async def epochs(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
+        """The epochs of partitions; None: it has lost everything, and nobody has noticed."""
+        return await self._values(partitions, self.keys.epoch)
+
+    async def watermarks(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
+        """How far the outboxes of partitions have been flushed: the id of an entry."""
+        return await self._values(partitions, self.keys.watermark)
+
+    async def _values(self, partitions: Iterable[int], key: Any) -> dict[int, bytes | None]:
+        asked = list(partitions)
+        async with self.live.redis.pipeline(transaction=False) as pipeline:
+            for partition in asked:
+                pipeline.get(key(partition))
+            answers = await self.live.ask(pipeline.execute())
+        return dict(zip(asked, answers, strict=True))
+
+    async def put_back(self, assertion: Assertion) -> tuple[str, tuple[str, ...]]:
+        """Asserts a session. Answers ``ok``, ``known``, or ``cold`` with what must be loaded
+        before it is asked again. Raises ``LiveError`` without an answer."""
+        keys, identity = self.keys, assertion.session.identity
+        tenant, session_id = identity.tenant, identity.session_id
+        partition = keys.partition(tenant)
+        names = [
+            keys.session(tenant, session_id),
+            keys.notices(tenant, session_id),
+            keys.sockets(tenant, session_id),
+            keys.account(tenant, identity.account_id),
+            keys.member(tenant, identity.user_id),
+            keys.organization(tenant),
+            keys.free(tenant, identity.free_key or ""),
+            keys.live(partition),
+            keys.node(partition, self.live.node),
+            keys.graces(partition),
+            keys.epoch(partition),
+            keys.recovering(partition),
+        ]
+        status, detail = await self._assert(names, [self._encode(assertion)])
+        cold = tuple(detail.decode().split(",")) if status == b"cold" else ()
+        return status.decode(), cold
+
+    def _encode(self, assertion: Assertion) -> bytes:
+        """The argument of ``assert.lua``."""
+        session = assertion.session
+        identity, standing, grant = session.identity, session.standing, session.grant
+        terms, ended = identity.terms, standing.phase is Phase.ENDED
+        encoded: dict[str, Any] = {
+            "id": identity.session_id,
+            "session": session.key,
+            "node": self.live.node,
+            "version": standing.version,
+            "identity": _ENCODER.encode(identity).decode(),
+            "standing": _ENCODER.encode(standing).decode(),
+            "grant": encode_grant(grant),
+            "final": grant.final or "",
+            "charged": standing.charged_micros,
+            "held": grant.held_micros,
+            "held_minutes": grant.held_minutes,
+            "burn": terms.price_micros * terms.speed,
+            "active": standing.phase is Phase.ACTIVE,
+            "ended": ended,
+            "counts": terms.counts_minutes,
+            "counted": standing.counted_minutes,
+            "minutes": assertion.minutes,
+            "shares": identity.free_key is not None,
+            "free_ms": standing.free_ms,
+            "line": encode_line(line_at(identity, standing)),
+            "notices": [notice.decode() for notice in assertion.notices],
+            "present": assertion.present and not ended,
+            "kept_ms": limits.ENDED_SESSION_KEPT_MS,
+            "idle_ms": limits.ACCOUNT_IDLE_MS,
+            "recovery_ms": limits.RECOVERY_MS,
+            "publish": self.live.publish,
+            "channel": self.keys.channel(identity.tenant, identity.account_id),
+        }
+        if standing.grace_until is not None:
+            encoded["grace_until"] = standing.grace_until
+        return orjson.dumps(encoded)
+
+    async def replay(
+        self, partition: int, entries: Sequence[tuple[str, Sequence[Record]]]
+    ) -> list[str]:
+        """Appends entries to an outbox again that are not there; their ids now."""
+        arguments: list[str | bytes] = []
+        for entry_id, records in entries:
+            arguments += [entry_id, _ENCODER.encode(list(records))]
+        answer = await self._replay([self.keys.outbox(partition)], arguments)
+        return [entry_id.decode() for entry_id in answer]
+
+    async def apply_entries(
+        self, account: AccountName, entries: Sequence[RecentEntry], now_ms: int
+    ) -> int:
+        """Applies entries of the ledger that an account in Redis lacks; how many."""
+        keys = self.keys
+        names = [keys.account(*account), keys.applied(*account), keys.spends(*account)]
+        flat: list[str | int] = []
+        for entry in entries:
+            flat += [entry.entry_id, entry.amount_micros, entry.position]
+        arguments = [now_ms, self.live.publish, keys.channel(*account), *flat]
+        return int(await self._recover(names, arguments))

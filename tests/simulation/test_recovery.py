@@ -1,0 +1,229 @@
+"""What Redis loses is put back: it comes back empty, or without its last writes."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from protocol.errors import ServiceError
+from protocol.states import Event
+from protocol.terms import Terms
+from server.charges import Spent
+from storage.audit import audit_live, audit_record
+from storage.database import UnavailableError
+from storage.records import Records
+from storage.spending import AccountName
+from tests.simulation.cluster import Cluster, Node
+from tests.simulation.world import CREDIT, terms
+
+ANN = AccountName("user:ann", "ann")
+MINUTE_MS = 60_000
+LESSON = terms("lesson", counts_minutes=True)
+
+
+async def audited(cluster: Cluster) -> None:
+    """Everything is written down, and adds up, in Postgres and in Redis."""
+    await cluster.flush()
+    assert await audit_record(cluster.records) == ()
+    compared = await audit_live(cluster.nodes[0].live, cluster.records)
+    assert (compared.findings, compared.restless) == ((), 0)
+
+
+async def minutes(cluster: Cluster, session_id: str, tenant: str = "user:ann") -> list[int]:
+    """The seconds of a session's minutes in Postgres."""
+    rows = await cluster.records._run(
+        lambda connection: connection.fetch(
+            "SELECT seconds FROM usage_tracking WHERE tenant = $1 AND session_id = $2"
+            " ORDER BY minute",
+            tenant,
+            session_id,
+        )
+    )
+    return [row["seconds"] for row in rows]
+
+
+class Copy:
+    """Redis as it was at an instant: what a replica has that lags behind."""
+
+    def __init__(self, redis: Redis, keys: dict[bytes, tuple[Any, int]]) -> None:
+        self.redis = redis
+        self.keys = keys
+
+    @classmethod
+    async def of(cls, redis: Redis) -> "Copy":
+        """A copy of everything there is."""
+        names: list[Any] = await redis.keys("*")
+        return cls(
+            redis, {name: (await redis.dump(name), await redis.pttl(name)) for name in names}
+        )
+
+    async def promote(self) -> None:
+        """The replica takes over: what came after the copy is lost."""
+        await self.redis.flushall()
+        for name, (value, ttl_ms) in self.keys.items():
+            await self.redis.restore(name, max(0, ttl_ms), value)
+
+
+@pytest.fixture
+async def second(cluster: Cluster, node: Node) -> Node:
+    return await cluster.node()
+
+
+@pytest.mark.parametrize("flushed", [True, False])
+@pytest.mark.parametrize("kind", [terms("second"), LESSON], ids=["chat", "lesson"])
+async def test_sessions_go_on_on_an_empty_redis(
+    cluster: Cluster, node: Node, second: Node, kind: Terms, *, flushed: bool
+) -> None:
+    await cluster.grant(100 * CREDIT)
+    one, other = node.browser("one"), second.browser("other")
+    await one.start("s1", kind)
+    await other.start("s2", kind)
+    await cluster.advance(150_000)
+    if flushed:
+        await cluster.flush()
+    await cluster.advance(45_000)
+    await cluster.lose()
+    await cluster.beat()
+    await audited(cluster)
+    await cluster.recovered()
+    await cluster.advance(45_000)
+    for browser, session_id in ((one, "s1"), (other, "s2")):
+        stopped = await browser.request(session_id, Event.STOP)
+        assert stopped["receipt"]["elapsed_ms"] == 240_000
+        assert stopped["receipt"]["credits"] == "4"
+    await audited(cluster)
+    for session_id in ("s1", "s2"):
+        assert await minutes(cluster, session_id) == [60] * 4
+    assert (await cluster.account())["balance"] == 92 * CREDIT
+
+
+async def test_the_next_claim_finds_the_loss_before_any_beat(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    await cluster.advance(90_000)
+    await cluster.lose()
+    await cluster.advance(31_000)  # the claim of the second minute
+    await cluster.recovered()
+    await cluster.advance(59_000)
+    stopped = await browser.request("s1", Event.STOP)
+    assert stopped["receipt"]["elapsed_ms"] == 180_000
+    await audited(cluster)
+    assert await minutes(cluster, "s1") == [60, 60, 60]
+
+
+async def test_an_end_that_was_not_flushed_is_written_down(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    await cluster.advance(90_000)
+    stopped = await browser.request("s1", Event.STOP)
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    row = await cluster.records.session("user:ann", "s1")
+    assert row is not None
+    assert (row.state, row.elapsed_ms) == ("ended", stopped["receipt"]["elapsed_ms"])
+    assert (await cluster.account())["balance"] == 10 * CREDIT - 1_500_000
+    await audited(cluster)
+
+
+async def test_both_are_away(cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    await browser.start("s0", terms("second"))
+    await cluster.advance(90_000)
+    await browser.request("s0", Event.STOP)
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise UnavailableError("Postgres is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "_run", away)
+        await cluster.lose()
+        for _ in range(3):
+            await cluster.beat()
+        await cluster.recovered()
+        await cluster.advance(10_000)
+        assert browser.seats["s1"].meter.counting
+    await cluster.beat()
+    await cluster.recovered()
+    await cluster.advance(20_000)
+    stopped = await browser.request("s1", Event.STOP)
+    assert stopped["receipt"]["elapsed_ms"] == 120_000
+    await audited(cluster)
+    assert await minutes(cluster, "s1") == [60, 60]
+    assert await minutes(cluster, "s0") == [60, 30]
+    assert (await cluster.account())["balance"] == 10 * CREDIT - 3_500_000
+
+
+async def test_nobody_draws_on_what_is_not_put_back_yet(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(3 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    await cluster.advance(90_000)
+    await cluster.lose()
+    with pytest.raises(ServiceError):
+        await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+    refused = await node.browser("late").start("s2", terms("second"))
+    assert (refused["code"], refused["retryable"]) == ("unavailable", True)
+    await cluster.beat()
+    with pytest.raises(ServiceError):
+        await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+    await cluster.recovered()
+    short = await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+    assert not isinstance(short, Spent)
+    assert isinstance(await node.money.spend(ANN, entry_id="e2", micros=CREDIT), Spent)
+    await cluster.advance(40_000)
+    assert browser.last("limit_reached")["limit"] == "credits"
+    await cluster.advance(20_000)
+    assert browser.last("stopped")["receipt"]["elapsed_ms"] == 120_000
+    await audited(cluster)
+
+
+async def test_a_replica_that_lacks_the_last_writes(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    await cluster.grant(100 * CREDIT)
+    one, other = node.browser("one"), second.browser("other")
+    await one.start("s1", terms("second"))
+    await cluster.advance(90_000)
+    replica = await Copy.of(cluster.redis)
+    await other.start("s2", LESSON)  # one that the replica has never heard of
+    await cluster.advance(60_000)
+    await cluster.grant(5 * CREDIT)
+    assert isinstance(await node.money.spend(ANN, entry_id="e1", micros=7 * CREDIT), Spent)
+    await node.money.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
+    await node.money.hold(ANN, hold_id="h2", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await node.money.post(ANN.tenant, "h2", 3 * CREDIT)
+    await cluster.flush()
+    await replica.promote()
+    for _ in range(2):
+        await cluster.beat()
+        node.recovery.suspect()
+        second.recovery.suspect()
+        await cluster.settle()
+    await cluster.recovered()
+    await cluster.advance(30_000)
+    for browser, session_id, elapsed_ms in ((one, "s1", 180_000), (other, "s2", 90_000)):
+        stopped = await browser.request(session_id, Event.STOP)
+        assert stopped["receipt"]["elapsed_ms"] == elapsed_ms
+    await node.money.post(ANN.tenant, "h1", 2 * CREDIT)
+    await audited(cluster)
+    spent = 3 * CREDIT + 1_500_000 + 7 * CREDIT + 3 * CREDIT + 2 * CREDIT
+    assert (await cluster.account())["balance"] == 105 * CREDIT - spent
+
+
+async def test_notices_are_not_lost_with_redis(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(2 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    await cluster.advance(70_000)
+    warned = browser.all("limit_warning")
+    assert warned
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    again = await node.browser("again").start("s1", terms("second"), last_seq=0)
+    assert [notice["seq"] for notice in again["missed"]] == [notice["seq"] for notice in warned]
