@@ -18,124 +18,17 @@ are asked for a proof of life; the claim is made when it comes in, and until the
 grant's margin carries the session.
 """
 
-import msgspec
-
-from protocol import horizon, limits, messages, moves
-from protocol.course import Course
-from protocol.effects import Ask, Effect, Leave, Move, Probe, Push, Refuse, Reply, Show, Token
-from protocol.grants import MonthOf
-from protocol.intents import STOP_PROOF_MS, Intent, Intents
-from protocol.notices import Notices
-from protocol.projection import AccountProjection, MonthProjection
+from protocol import messages, moves
+from protocol.effects import Ask, Leave, Move, Probe, Push, Refuse, Reply, Token
+from protocol.intents import Intent
+from protocol.position import Position
 from protocol.session import Session
 from protocol.states import Event, Phase
 from protocol.steps import Step
 
 
-class Meter:
+class Meter(Position):
     """One session on one process."""
-
-    def __init__(
-        self,
-        session: Session,
-        account: AccountProjection,
-        month_of: MonthOf,
-        uncovered_ms: int = limits.UNCOVERED_MS_DEFAULT,
-    ) -> None:
-        self.session = session
-        self.account = account
-        self.month_of = month_of
-        self.uncovered_ms = uncovered_ms
-        self.member = MonthProjection()
-        self.org = MonthProjection()
-        self.free_left_ms = 0
-        self.sockets = 0
-        """Sockets here that keep the session alive."""
-        self.alive_at = session.standing.at
-        """The last proof of life that came in here."""
-        self.notices = Notices(session.standing)
-        self.positions: dict[str, int] = {}
-        """Where each limit binds, in counted time; see ``protocol.horizon``."""
-        self._intents = Intents()
-        self._effects: list[Effect] = []
-        self._asked: Step | None = None
-        self._limiting = False
-        """The final grant is used up; the step that says so is not accepted yet."""
-        self._wanted = False
-        """A claim is due, whatever the deadlines say."""
-        self._unnoted = False
-        """This process has sockets, and is not noted for it before a step is accepted."""
-        self._shrink = False
-        """That claim gives back what is not needed at once."""
-        self._probed_ms = -1
-        """The minute's end up to which sockets were asked for a proof of life."""
-        self._exhausted = False
-        """The uncovered time is used up too."""
-        self._leaving = False
-        """The last claim of a process that leaves the session to others is on its way."""
-        self._stand_on(session, session.standing.at)
-
-    # --- Questions ---------------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        """The state that the sockets of this process see."""
-        return Phase.STOPPING if self._limiting else self.session.standing.phase
-
-    @property
-    def counting(self) -> bool:
-        """Whether time runs: then ticks are due."""
-        return self.session.standing.phase is Phase.ACTIVE and not self._limiting
-
-    @property
-    def asked(self) -> Step | None:
-        """The step that is on its way to Redis."""
-        return self._asked
-
-    def elapsed_at(self, now_ms: int) -> int:
-        """Counted time at ``now_ms``: never beyond the grant, but for uncovered time."""
-        return self.course.elapsed_at(now_ms)
-
-    def proven_ms(self, now_ms: int) -> int:
-        """Counted time at the last proof of life: what may be settled."""
-        return self.course.proven_ms(self.alive_at, now_ms)
-
-    def credits_at(self, now_ms: int) -> int:
-        """The account's balance in micro-credits, after the burn of all its sessions."""
-        micros = self.account.credits_micros(now_ms)
-        return max(0, micros) if self.account.gross_micros >= 0 else micros
-
-    def paid(self, elapsed_ms: int) -> bool:
-        """Whether the time at ``elapsed_ms`` costs credits."""
-        terms = self.session.identity.terms
-        return terms.price_micros > 0 and elapsed_ms >= self.session.standing.free_ms
-
-    def timer(self) -> int | None:
-        """The instant of the next deadline; None: nothing is due until something comes in."""
-        standing = self.session.standing
-        first = self._intents.first
-        if first is not None and self._asked is None and self._lacks_proof(first, first.at):
-            return first.at + STOP_PROOF_MS
-        if standing.phase is not Phase.ACTIVE:
-            return standing.grace_until if not self._intents and self._asked is None else None
-        if self._limiting or self._halting:
-            return None
-        ends = []
-        if self.session.grant.final is not None or (self.sockets and not self._exhausted):
-            ends.append(self.course.end_ms)
-        if self.course.claim_ms is not None and self.sockets and self._asked is None:
-            ends.append(self.course.claim_ms)
-        if standing.minute_end_ms > self._probed_ms:
-            ends.append(standing.minute_end_ms)
-        ends.extend(self.notices.due(self.session, self.positions))
-        # Where counting ends without Redis, what lies beyond is not reached by waiting.
-        reached = [end_ms for end_ms in ends if end_ms <= self.course.end_ms]
-        return self.course.instant_of(min(reached)) if reached else None
-
-    def effects(self) -> list[Effect]:
-        """What is to be done, in order; each effect is handed out once."""
-        drained, self._effects = self._effects, []
-        return drained
 
     # --- What happens ------------------------------------------------------------
 
@@ -295,58 +188,11 @@ class Meter:
 
     # --- Inside ------------------------------------------------------------------
 
-    def _lacks_proof(self, intent: Intent, now_ms: int) -> bool:
-        """Whether a stop by others still waits for the client to prove its last seconds."""
-        return (
-            intent.waits_for_proof
-            and self.sockets > 0
-            and self.course.running
-            and self.alive_at < intent.at
-            and now_ms < intent.at + STOP_PROOF_MS
-        )
-
-    @property
-    def _halting(self) -> bool:
-        """Whether the step on its way ends the running time. Until it is answered nothing
-        is said: a step that ends the session has taken the next number already."""
-        return self._asked is not None and self._asked.standing.phase is not Phase.ACTIVE
-
     def _has_left(self) -> bool:
         """Whether what was answered now, or never will be, is the last claim of a process
         that leaves; one that another socket has joined stays."""
         leaving, self._leaving = self._leaving, False
         return leaving and not self.sockets
-
-    @property
-    def _is_missed(self) -> bool:
-        """Whether the session is taken for lost though it has a socket here: one that has
-        just joined, or one of a process that was silent for a while."""
-        standing = self.session.standing
-        return (
-            self.sockets > 0
-            and self._asked is None
-            and not self._limiting
-            and standing.lost_at is not None
-            and standing.phase in (Phase.SUSPENDED, Phase.PAUSED)
-        )
-
-    def _may_go_on(self, now_ms: int) -> bool:
-        """Whether a grant that was final need not be, as far as can be seen from here.
-
-        Of credits, a single increment more is worth asking for: that the others burn too
-        is no reason to stop before them.
-        """
-        session, grant = self.session, self.session.grant
-        terms, standing = session.identity.terms, session.standing
-        if grant.final == "credits":
-            micros = self.account.available_to(session.identity.session_id, now_ms)
-            end_ms = terms.affordable_ms(max(0, micros), standing.free_ms)
-        else:
-            # Where the limit would bind if this grant were not the last.
-            open_grant = msgspec.structs.replace(grant, final=None)
-            found = self._positions(msgspec.structs.replace(session, grant=open_grant), now_ms)
-            end_ms = found.get(grant.final or "")
-        return end_ms is None or end_ms > grant.granted_ms
 
     def _run(self, now_ms: int) -> None:
         """The deadlines of running time, in the order in which they lie."""
@@ -418,46 +264,9 @@ class Meter:
             self._wanted = self._shrink = False
             self._ask(step, None)
 
-    def _claim_due(self, now_ms: int) -> bool:
-        standing = self.session.standing
-        if standing.version == 0 or not self.sockets:
-            return False  # it is for those to claim who can prove the time
-        if standing.phase is Phase.ACTIVE and not self._limiting:
-            return (
-                self._wanted
-                or self._unnoted
-                or bool(self.notices.unrecorded)
-                or self.proven_ms(now_ms) >= standing.minute_end_ms
-            )
-        if standing.phase is Phase.ENDED or self._limiting:
-            return False
-        proven = standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
-        wanted = self._wanted or self._unnoted
-        return proven or wanted or bool(self.notices.unrecorded)
-
     def _ask(self, step: Step, intent: Intent | None) -> None:
         self._asked, self._intents.current = step, intent
         self._effects.append(Ask(step))
-
-    def _moment(self, now_ms: int) -> moves.Moment:
-        return moves.Moment(
-            session=self.session,
-            month_of=self.month_of,
-            now_ms=now_ms,
-            elapsed_ms=self.elapsed_at(now_ms),
-            proven_ms=self.proven_ms(now_ms),
-            seq=self.notices.seq,
-            free_over=self.notices.free_over,
-            warned=dict(self.notices.warned),
-            notices=tuple(self.notices.unrecorded),
-            free_left_ms=self.free_left_ms,
-            alive_at=self.alive_at,
-            available_micros=self.account.available_to(self.session.identity.session_id, now_ms),
-            present=self.sockets > 0,
-        )
-
-    def _show(self, token: Token = None, *, only: bool = False) -> None:
-        self._effects.append(Show(self.notices.seq, token, only))
 
     def _answer(self, intent: Intent) -> None:
         """Answers a request that changes nothing: the session is as it was wanted, or over."""
@@ -533,31 +342,3 @@ class Meter:
             self._effects.append(Leave())
         else:
             self._warn(now_ms)
-
-    def _stand_on(self, session: Session, now_ms: int) -> None:
-        """Makes ``session`` the ground, and measures anew what follows from it."""
-        was_limiting, granted_ms = self._limiting, self.session.grant.granted_ms
-        self.session = session
-        standing, grant = session.standing, session.grant
-        self.course = Course(session, self.uncovered_ms)
-        self._exhausted = False
-        if was_limiting and not (standing.phase is Phase.ACTIVE and grant.granted_ms <= granted_ms):
-            # Either the stop is recorded, or somebody extended the grant just in time.
-            self._limiting = False
-            self._intents.drop(Event.LIMIT)
-            if standing.phase is Phase.ACTIVE:
-                self._show()
-        self._project(now_ms)
-
-    def _positions(self, session: Session, now_ms: int) -> dict[str, int]:
-        elapsed_ms = self.elapsed_at(now_ms)
-        return horizon.positions(session, elapsed_ms, now_ms, self.account, self.member, self.org)
-
-    def _project(self, now_ms: int) -> None:
-        self.positions = self._positions(self.session, now_ms)
-
-    def _warn(self, now_ms: int) -> None:
-        if self.counting and not self._halting:
-            self._effects.extend(
-                self.notices.warn(self.session, self.elapsed_at(now_ms), self.positions)
-            )

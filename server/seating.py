@@ -1,0 +1,223 @@
+"""The seats of a process: how they are set up, what news they are told, and how they are cleared.
+
+Who sits down and stands up is decided in ``server.hub``. A seat needs its account, its
+tenant's calendar and its counters; it hears of what other processes do through the
+account's channel, and of changed limits through the tenant's.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import structlog
+
+from protocol import limits
+from protocol.meter import Meter
+from protocol.session import Identity, Session, session_key
+from protocol.states import Event, Phase
+from protocol.steps import Step
+from server.accounts import Account, Accounts
+from server.claims import Claims
+from server.clock import Clock
+from server.loading import Loader
+from server.metrics import Metrics
+from server.seats import Seat
+from server.tenants import Tenants
+from server.timers import Timers
+from server.unflushed import Unflushed
+from storage.live import Found, Live, Outcome
+from storage.wire import line_at, move_of
+
+log = structlog.get_logger()
+
+
+class Seating:
+    """The seats of a process, by the session's key, and what they need (``seats.Place``)."""
+
+    def __init__(
+        self,
+        live: Live,
+        loader: Loader,
+        clock: Clock,
+        timers: Timers,
+        metrics: Metrics,
+        uncovered_ms: int = limits.UNCOVERED_MS_DEFAULT,
+    ) -> None:
+        self.live = live
+        self.loader = loader
+        self.clock = clock
+        self.timers = timers
+        self.metrics = metrics
+        self.uncovered_ms = uncovered_ms
+        self.node = live.node
+        self.claims = Claims(live, loader, clock, metrics)
+        self.accounts = Accounts(live, loader, self._told)
+        self.unflushed = Unflushed()
+        self.seats: dict[str, Seat] = {}
+        self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
+        self.before_joining: Callable[[Found], Awaitable[None]] | None = None
+        """Looks at a session that was found, before it is seated; see ``Orphans``."""
+        self._by_account: dict[tuple[str, str], set[Seat]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __iter__(self) -> Iterator[Seat]:
+        return iter(list(self.seats.values()))
+
+    def release(self, seat: Seat) -> None:
+        """Clears a seat that nobody here sits at, unless its grace is looked after here."""
+        standing = seat.meter.session.standing
+        idle = not seat.members and seat.meter.sockets == 0 and seat.meter.asked is None
+        if idle and standing.grace_until is None:
+            self.leave(seat)
+
+    def leave(self, seat: Seat) -> None:
+        """The session ended, or nobody here needs it: its seat is cleared."""
+        if self.seats.get(seat.key) is not seat:
+            return
+        session = seat.meter.session
+        if seat.members and session.standing.version and session.standing.phase is not Phase.ENDED:
+            return  # they go on watching it
+        del self.seats[seat.key]
+        account = seat.account
+        name = (account.projection.tenant, account.projection.account_id)
+        seats = self._by_account.get(name, set())
+        seats.discard(seat)
+        if not seats:
+            self._by_account.pop(name, None)
+        for member in list(seat.members):
+            member.left(seat)
+        seat.close()
+        self._run(self.accounts.close(account))
+        self._run(self.tenants.leave(session.identity))
+        if session.standing.phase is Phase.ENDED:
+            reason = session.standing.reason or ""
+            self.metrics.sessions_ended.labels(reason).inc()
+            self._run(
+                self.live.leave(session.identity.tenant, session.identity.session_id, self.node)
+            )
+
+    def keep(self, step: Step, outcome: Outcome) -> None:
+        """A step was made: what it appended is kept until Postgres has it."""
+        if outcome.entry_id and outcome.reply is not None:
+            partition = self.live.keys.partition(step.before.identity.tenant)
+            session = outcome.reply.session
+            self.unflushed.keep(partition, outcome.entry_id, step.records, session, step.notices)
+
+    def changed(self, seat: Seat, outcome: Outcome) -> None:
+        """The account's figures after a step of this process, for its projection."""
+        assert outcome.change is not None
+        assert outcome.reply is not None
+        session = outcome.reply.session
+        line = None
+        if session is not None and session.standing.phase is not Phase.ENDED:
+            line = line_at(session.identity, session.standing)
+        session_id = seat.meter.session.identity.session_id
+        self.accounts.changed(seat.account, outcome.change, session_id, line)
+
+    async def seat_of(self, session: Session) -> Seat:
+        """A seat for a session: its account, its calendar, its counters."""
+        existing = self.seats.get(session.key)
+        if existing is not None:
+            return existing
+        identity = session.identity
+        account = await self.accounts.open(identity.tenant, identity.account_id)
+        try:
+            days = await self.tenants.enter(identity)
+        except BaseException:
+            await self.accounts.close(account)
+            raise
+        meter = Meter(session, account.projection, days.month, self.uncovered_ms)
+        if identity.terms.counts_minutes:
+            try:
+                meter.member, meter.org = await self.live.month(
+                    identity.tenant, identity.user_id, days.month(self.clock.now())
+                )
+            except BaseException:
+                await self.tenants.leave(identity)
+                await self.accounts.close(account)
+                raise
+            meter.changed(self.clock.now())
+        seat = Seat(self, meter, account, days, self.node)
+        self.seats[session.key] = seat
+        name = (identity.tenant, identity.account_id)
+        self._by_account.setdefault(name, set()).add(seat)
+        return seat
+
+    async def _free_left(self, identity: Identity, seat: Seat) -> int:
+        """What is left of a shared allowance; the step that takes it checks it again."""
+        used_ms = await self.live.free_used(identity)
+        if used_ms is None:
+            await self.loader.free_time(identity, seat.day_start_at())
+            used_ms = await self.live.free_used(identity) or 0
+        return max(0, identity.terms.free_ms - used_ms)
+
+    def _told(self, account: Account, message: dict[str, Any]) -> None:
+        """Something was told on an account's channel: by another process, or by this one."""
+        now_ms = self.clock.now()
+        name = (account.projection.tenant, account.projection.account_id)
+        for seat in list(self._by_account.get(name, ())):
+            identity = seat.meter.session.identity
+            if message.get("moved") and message["session_id"] == identity.session_id:
+                move = move_of(message)
+                if not _is_own(seat, move, message["node"]):
+                    seat.meter.moved(move, now_ms)
+                seat.drain()
+                self.release(seat)
+            if message.get("stop") == identity.session_id and seat.meter.sockets:
+                # Asked for where nobody hears the client; here its last seconds are proven.
+                seat.meter.request(Event.STOP, now_ms, None, message["reason"])
+            if message.get("recall"):
+                seat.meter.recall(now_ms)
+            # A recall frees nothing yet: only what changed the account is worth a claim.
+            if message.get("bumped") or not message.keys() & {"recall", "stop"}:
+                seat.meter.changed(now_ms)
+            seat.drain()
+        for told in list(account.listeners):
+            told(account, message)
+
+    def _limits_changed(self, tenant: str, freed: bool) -> None:
+        """A limit of the month was changed, or a session gave back its last minute."""
+        now_ms = self.clock.now()
+        for seat in self:
+            session = seat.meter.session
+            if session.identity.tenant == tenant and (
+                not freed or session.grant.final in {"member_minutes", "org_minutes"}
+            ):
+                seat.meter.refresh(now_ms)
+                seat.drain()
+
+    def lock(self, tenant: str, session_id: str) -> asyncio.Lock:
+        """One join or start of a session at a time; locks that nobody holds are dropped."""
+        if len(self._locks) > limits.CLAIMS_WAITING_MAX:
+            self._locks = {name: lock for name, lock in self._locks.items() if lock.locked()}
+        return self._locks.setdefault(session_key(tenant, session_id), asyncio.Lock())
+
+    def _run(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.warning("hub_task_failed", error=str(task.exception()))
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was begun here is under way."""
+        return bool(self._tasks) or self.accounts.busy
+
+    async def idle(self) -> None:
+        """Waits until nothing that was begun here is under way."""
+        while self.busy or self.claims.waiting:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self.accounts.idle()
+            await self.claims.idle()
+
+
+def _is_own(seat: Seat, move: Move, node: str) -> bool:
+    """Whether a move is the step that the seat has asked for: its answer is on its way, and
+    says to whom it is an answer."""
+    asked, version = seat.meter.asked, move.session.standing.version
+    return asked is not None and node == seat.node and version == asked.standing.version
