@@ -175,6 +175,11 @@ ACCOUNTS_CACHED_MAX: Final = 65_536
 """Accounts whose last balance one process remembers for its sockets."""
 ACCOUNT_IDLE_MS: Final = 24 * 3_600_000
 """A counter that no live session draws on leaves Redis after so long."""
+TRACKED_SILENCE_MS_MAX: Final = 24 * 3_600_000
+"""A session whose client counts for itself has ended when it was silent for so long."""
+LOST_SESSIONS_AFTER_MS: Final = UNCOVERED_MS_DEFAULT + 10_000
+"""So long after a loss nobody runs a session any more that Redis does not have: its process
+has put it back, or has stopped it for want of a grant."""
 PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000
 ENDED_SESSION_KEPT_MS: Final = 3_600_000
 """A session's hash outlives it, so a late join hears `session_ended` and its receipt."""

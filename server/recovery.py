@@ -10,7 +10,8 @@ down, after which Redis may be another one. Then, partition by partition,
    appended to the outbox again;
 2. every session that is served here is asserted (``storage/lua/assert.lua``), and every
    one that ended here and is not written down;
-3. entries of the ledger that Redis lacks are applied to their accounts.
+3. entries of the ledger that Redis lacks are applied to their accounts;
+4. a while later, sessions that nobody has put back are ended (``server.lost``).
 
 All of that may be repeated, and whatever fails is, with the next beat. Meanwhile, for
 ``RECOVERY_MS``, the partition takes nothing else: sessions run on what they were granted.
@@ -24,10 +25,12 @@ import structlog
 from protocol import limits
 from protocol.assertion import Assertion, months_of_minutes
 from protocol.errors import ProtocolError, ServiceError
+from protocol.limits import SAFE_INTEGER_MAX
 from protocol.session import Session
 from server.clock import Clock
 from server.hub import Hub
 from server.loading import Loader
+from server.lost import LostSessions
 from server.seats import Seat
 from server.unflushed import Kept, Unflushed
 from storage.live import LiveError
@@ -59,6 +62,9 @@ class Recovery:
         """Partitions that are to be looked after."""
         self._again_at: dict[int, int] = {}
         """When a partition's ledger is looked at once more, after everybody has come back."""
+        self._lost_sessions = LostSessions(self.restoring, records, clock)
+        self._lost_sessions_at = clock.now() + limits.LOST_SESSIONS_AFTER_MS
+        """When sessions are looked for that nobody has put back."""
         self._watermarks_at = 0
         self._task: asyncio.Task[None] | None = None
         hub.claims.restore = self.restore
@@ -108,8 +114,22 @@ class Recovery:
         self._work()
 
     def _work(self) -> None:
-        if self._lost and (self._task is None or self._task.done()):
+        if self.busy:
+            return
+        if self._lost:
             self._task = asyncio.create_task(self._recover())
+        elif self.clock.now() >= self._lost_sessions_at:
+            self._task = asyncio.create_task(self._end_lost_sessions())
+
+    async def _end_lost_sessions(self) -> None:
+        self._lost_sessions_at = SAFE_INTEGER_MAX  # until something is lost again
+        try:
+            await self._lost_sessions.end()
+        except (LiveError, UnavailableError) as error:
+            log.warning("lost_sessions_not_ended", error=str(error))
+            self._lost_sessions_at = self.clock.now() + limits.LOST_SESSIONS_AFTER_MS
+        except Exception:
+            log.exception("lost_sessions_failed")
 
     async def idle(self) -> None:
         """Waits until nothing is being put back."""
@@ -142,8 +162,9 @@ class Recovery:
         elif self.recovered > before:
             log.warning("recovered", sessions=self.recovered - before, partitions=len(partitions))
             self._epochs.update(await self._epochs_now(partitions))
-            again_at = self.clock.now() + 2 * limits.RECOVERY_MS
-            self._again_at |= dict.fromkeys(partitions, again_at)
+            now_ms = self.clock.now()
+            self._again_at |= dict.fromkeys(partitions, now_ms + 2 * limits.RECOVERY_MS)
+            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
         else:
             for partition in partitions:
                 self._again_at.pop(partition, None)

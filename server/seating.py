@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from protocol import limits
+from protocol.effects import Move
 from protocol.meter import Meter
 from protocol.session import Identity, Session, session_key
 from protocol.states import Event, Phase

@@ -48,7 +48,7 @@ LATE_MS_MAX = 24 * 3_600_000
 """How old a minute may be that a client reports, who had no network for a while."""
 AHEAD_MS_MAX = 5 * MINUTE_MS
 """How far a client's clock may be ahead."""
-SILENCE_MS_MAX = LATE_MS_MAX
+SILENCE_MS_MAX = limits.TRACKED_SILENCE_MS_MAX
 """A session of which no minute was heard for so long has ended."""
 SILENCES_MAX = 65_536
 """Sessions whose silence one process waits for; others are found by the sweep of graces."""
@@ -124,6 +124,8 @@ class Trackers:
                 return known
             step = await self._step(reported, known)
             verdict = await self._tracking.track(step)
+            if verdict.status == "full":
+                raise ServiceError("too much waits for the record already")
             if verdict.status == "cold":
                 await self._load(step.identity, verdict.detail.split(","))
             elif verdict.status != "stale":
@@ -214,7 +216,7 @@ class Trackers:
     async def _answer(self, step: TrackedStep, verdict: Verdict) -> Taken:
         match verdict.status:
             case "ok":
-                await self._write(step)
+                await self._write(step, verdict.detail)
                 self._expect(step)
                 return Taken(step.minutes[step.minute_at])
             case "duplicate":
@@ -231,14 +233,16 @@ class Trackers:
                 )
         raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
 
-    async def _write(self, step: TrackedStep) -> None:
-        """Writes the minute down at once, where that can be done: nobody keeps it in memory
-        should Redis die, and who looks at the month next finds it there. Otherwise it is
-        on its way; being written twice is being written once."""
+    async def _write(self, step: TrackedStep, entry_id: str) -> None:
+        """Writes the minute down at once, where that can be done: who looks at the month next
+        finds it there. Otherwise it is on its way, and kept here should Redis lose it; being
+        written twice is being written once."""
         try:
             await self.process.records.write(step.records)
         except (record.UnavailableError, record.RefusedError) as error:
             log.warning("tracked_minute_not_written_yet", error=str(error))
+            partition = self.process.live.keys.partition(step.identity.tenant)
+            self.process.hub.unflushed.keep(partition, entry_id, step.records)
 
     # --- The end -------------------------------------------------------------------
 

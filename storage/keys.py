@@ -86,6 +86,10 @@ class Keys:
         """There for a while after a loss: meanwhile sessions are put back, and nothing else."""
         return f"{{p{partition}}}:recovering"
 
+    def unsettled(self, partition: int) -> str:
+        """There for as long after a loss as anybody may still put back a session."""
+        return f"{{p{partition}}}:unsettled"
+
     def live(self, partition: int) -> str:
         """A partition's live sessions."""
         return f"{{p{partition}}}:live"

@@ -268,10 +268,12 @@ class Live:
     ) -> bool:
         partition = self.keys.partition(tenant)
         keys = [*names, self.keys.epoch(partition), self.keys.recovering(partition)]
+        keys.append(self.keys.unsettled(partition))
         flat = [part for field in fields.items() for part in field]
         epoch = f"empty:{self.node}:{secrets.token_hex(4)}"
-        arguments = [limits.ACCOUNT_IDLE_MS, epoch, limits.RECOVERY_MS, int(asserting)]
-        return int(await self._load(keys, [*arguments, len(fields), *flat, *entry_ids])) >= 0
+        times = (limits.RECOVERY_MS, limits.LOST_SESSIONS_AFTER_MS)
+        arguments = [limits.ACCOUNT_IDLE_MS, epoch, *times, int(asserting), len(fields)]
+        return int(await self._load(keys, [*arguments, *flat, *entry_ids])) >= 0
 
     async def is_warm(self, key: str) -> bool:
         """Whether a counter is in Redis."""

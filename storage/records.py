@@ -112,6 +112,13 @@ class Records(Ledgers):
         """Whether any session is running, as far as Postgres knows."""
         return bool(await self._value("has_live_sessions"))
 
+    async def live_sessions(
+        self, after_tenant: str, after_session_id: str, limit: int
+    ) -> tuple[rows.LiveSession, ...]:
+        """A page of the sessions that run as far as Postgres knows, after one of them."""
+        asked = (after_tenant, after_session_id, limit)
+        return await self._rows("live_sessions", rows.LiveSession, *asked)
+
     async def free_used(
         self,
         tenant: str,

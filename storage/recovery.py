@@ -49,6 +49,19 @@ class Restoring:
         """How far the outboxes of partitions have been flushed: the id of an entry."""
         return await self._values(partitions, self.keys.watermark)
 
+    async def is_settled(self, tenant: str) -> bool:
+        """Whether nobody is about to put back a session of a tenant any more.
+
+        Where a loss has not been noticed by anybody, it is now.
+        """
+        partition = self.keys.partition(tenant)
+        unsettled, redis = self.keys.unsettled(partition), self.live.redis
+        epoch = f"empty:{self.live.node}"
+        if await self.live.ask(redis.set(self.keys.epoch(partition), epoch, nx=True)):
+            settling_ms = limits.LOST_SESSIONS_AFTER_MS
+            await self.live.ask(redis.set(unsettled, "1", px=settling_ms))
+        return not await self.live.is_warm(unsettled)
+
     async def _values(self, partitions: Iterable[int], key: Any) -> dict[int, bytes | None]:
         asked = list(partitions)
         async with self.live.redis.pipeline(transaction=False) as pipeline:
@@ -76,6 +89,7 @@ class Restoring:
             keys.graces(partition),
             keys.epoch(partition),
             keys.recovering(partition),
+            keys.unsettled(partition),
         ]
         status, detail = await self._assert(names, [self._encode(assertion)])
         cold = tuple(detail.decode().split(",")) if status == b"cold" else ()
@@ -112,6 +126,7 @@ class Restoring:
             "kept_ms": limits.ENDED_SESSION_KEPT_MS,
             "idle_ms": limits.ACCOUNT_IDLE_MS,
             "recovery_ms": limits.RECOVERY_MS,
+            "settling_ms": limits.LOST_SESSIONS_AFTER_MS,
             "publish": self.live.publish,
             "channel": self.keys.channel(identity.tenant, identity.account_id),
         }

@@ -154,6 +154,15 @@ class SessionRow(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None
 
 
+class LiveSession(msgspec.Struct, frozen=True):
+    """A session that runs as far as the record knows."""
+
+    tenant: str
+    session_id: str
+    is_tracked: bool
+    """Its client counts for itself."""
+
+
 class InboxEntry(msgspec.Struct, frozen=True):
     """Money in that is in the ledger, and that Redis has not confirmed."""
 

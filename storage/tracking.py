@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 import orjson
 
+from protocol import limits
 from protocol.events import Record
 from protocol.session import Grant, Identity, Standing
 from storage.live import Live, Script
 
-Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "cold"]
+Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "full", "cold"]
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -43,7 +44,8 @@ class Verdict(NamedTuple):
 
     status: Status
     detail: str
-    """The number of a duplicate, the limit that refused, or what must be loaded first."""
+    """The outbox entry of a minute that was taken, the number of a duplicate, the limit that
+    refused, or what must be loaded first."""
 
 
 class Tracking:
@@ -71,6 +73,7 @@ class Tracking:
             "session": f"{tenant}/{session_id}",
             "grace_until": standing.grace_until,
             "kept_ms": step.kept_ms,
+            "outbox_max": limits.OUTBOX_ENTRIES_MAX,
         }
         if step.is_first:
             argument["identity"] = _ENCODER.encode(identity).decode()
@@ -85,6 +88,7 @@ class Tracking:
                 keys.outbox(partition),
                 keys.live(partition),
                 keys.graces(partition),
+                keys.recovering(partition),
             ],
             [orjson.dumps(argument)],
         )

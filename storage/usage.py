@@ -46,6 +46,7 @@ class SessionMinute(msgspec.Struct, frozen=True):
     started_at: int
     seconds: int
     free_ms: int
+    charged_micros: int
 
 
 class ReportedMinute(msgspec.Struct, frozen=True):

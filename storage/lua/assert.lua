@@ -11,6 +11,7 @@
 --        8 live      9 node     10 graces    (see commit.lua)
 --       11 epoch       string: changes with every loss that was found
 --       12 recovering  string, for a short while: nothing but this is done meanwhile
+--       13 unsettled   string, for a longer while: somebody may still put back a session
 -- ARGV   1 the session, JSON; see storage/recovery.py, encode_assertion
 --
 -- Answers {status, detail}, with the status
@@ -43,6 +44,7 @@ end
 if call('EXISTS', KEYS[12]) == 0 then
   call('SET', KEYS[11], 'behind:' .. asserted.session .. ':' .. whole(asserted.version))
   call('SET', KEYS[12], '1', 'PX', asserted.recovery_ms)
+  call('SET', KEYS[13], '1', 'PX', asserted.settling_ms)
 end
 
 local cold = {}

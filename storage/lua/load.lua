@@ -7,10 +7,11 @@
 -- KEYS   1 the counter's hash   2 applied: sorted set of an account's newest entries
 --        3 epoch       string: changes with every loss that was found
 --        4 recovering  string, for a short while after that
+--        5 unsettled   string, for a longer while: somebody may still put back a session
 -- ARGV   1 time to live while nothing uses it, ms
 --        2 the epoch that begins where there is none   3 how long it takes to recover, ms
---        4 '1' to load while others recover
---        5 number of fields   6.. field, value, field, value …
+--        4 how long it takes to settle, ms   5 '1' to load while others recover
+--        6 number of fields   7.. field, value, field, value …
 --        then ids of entries that are contained
 --
 -- Answers 1 when it was loaded now, 0 when somebody else was faster, -1 when it cannot be
@@ -20,15 +21,16 @@ local call = redis.call
 if call('EXISTS', KEYS[3]) == 0 then
   call('SET', KEYS[3], ARGV[2])
   call('SET', KEYS[4], '1', 'PX', ARGV[3])
+  call('SET', KEYS[5], '1', 'PX', ARGV[4])
 end
-if ARGV[4] ~= '1' and call('EXISTS', KEYS[4]) == 1 then return -1 end
+if ARGV[5] ~= '1' and call('EXISTS', KEYS[4]) == 1 then return -1 end
 if call('EXISTS', KEYS[1]) == 1 then return 0 end
-local fields = tonumber(ARGV[5])
+local fields = tonumber(ARGV[6])
 call('DEL', KEYS[2])
-for index = 6, 5 + 2 * fields, 2 do
+for index = 7, 6 + 2 * fields, 2 do
   call('HSET', KEYS[1], ARGV[index], ARGV[index + 1])
 end
-for index = 6 + 2 * fields, #ARGV do call('ZADD', KEYS[2], 0, ARGV[index]) end
+for index = 7 + 2 * fields, #ARGV do call('ZADD', KEYS[2], 0, ARGV[index]) end
 call('PEXPIRE', KEYS[1], ARGV[1])
-if #ARGV > 5 + 2 * fields then call('PEXPIRE', KEYS[2], 86400000) end
+if #ARGV > 6 + 2 * fields then call('PEXPIRE', KEYS[2], 86400000) end
 return 1

@@ -15,16 +15,19 @@
 --        7 outbox    stream: field r, a JSON array of records for Postgres
 --        8 live      set: the partition's live sessions
 --        9 graces    sorted set: sessions whose grace runs, by its end
+--       10 recovering  string: there while processes put back what Redis has lost
 -- ARGV   1 the step, JSON; see storage/tracking.py
 --
 -- Answers {status, detail}, with the status
---   ok         taken
+--   ok         taken; its outbox entry
 --   duplicate  it was taken before; its number
 --   metered    the session is metered by its sockets, and so is this minute
 --   ended      the session has ended; '1' if its client counted
 --   stale      somebody was faster: read the session anew
 --   refused    nothing is left; then the limit that is in the way
---   cold       account, member or org must be loaded first; names which
+--   full       so much waits for Postgres that no minute is taken
+--   cold       account, member or org must be loaded first; names which. While the
+--              partition recovers from a loss that is always so, and nothing can be loaded
 
 local step = cjson.decode(ARGV[1])
 local call = redis.call
@@ -40,12 +43,14 @@ if found[1] then
   if phase == 'ended' then return {'ended', found[3] or ''} end
   if not alone then return {'metered', ''} end
 end
+if call('XLEN', KEYS[7]) >= step.outbox_max then return {'full', ''} end
 if step.beyond_cap then return {'refused', 'session_cap'} end
 
 local cold = {}
 for index, name in ipairs({'account', 'member', 'org'}) do
   if call('EXISTS', KEYS[3 + index]) == 0 then cold[#cold + 1] = name end
 end
+if call('EXISTS', KEYS[10]) == 1 then cold = {'account'} end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
 local used, held = 'used:' .. step.month, 'held:' .. step.month
@@ -80,5 +85,4 @@ call('PEXPIRE', KEYS[2], step.kept_ms)
 call('ZADD', KEYS[9], string.format('%.0f', step.grace_until), step.session)
 
 -- Append.
-call('XADD', KEYS[7], '*', 'r', step.records)
-return {'ok', ''}
+return {'ok', call('XADD', KEYS[7], '*', 'r', step.records)}

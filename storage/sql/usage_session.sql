@@ -1,7 +1,7 @@
 -- The minutes of one session that are written down, in their order.
 SELECT row_to_json(answer)::text
 FROM (
-    SELECT minute, epoch_ms(started_at) AS started_at, seconds, free_ms
+    SELECT minute, epoch_ms(started_at) AS started_at, seconds, free_ms, charged_micros
     FROM usage_tracking
     WHERE tenant = $1 AND session_id = $2
     ORDER BY minute

@@ -5,15 +5,17 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from protocol import limits
 from protocol.errors import ServiceError
 from protocol.states import Event
 from protocol.terms import Terms
 from server.charges import Spent
 from storage.audit import audit_live, audit_record
 from storage.database import UnavailableError
+from storage.keys import Keys
 from storage.records import Records
 from storage.spending import AccountName
-from tests.simulation.cluster import Cluster, Node
+from tests.simulation.cluster import PARTITIONS, Cluster, Node
 from tests.simulation.world import CREDIT, terms
 
 ANN = AccountName("user:ann", "ann")
@@ -227,3 +229,29 @@ async def test_notices_are_not_lost_with_redis(cluster: Cluster, node: Node) -> 
     await cluster.recovered()
     again = await node.browser("again").start("s1", terms("second"), last_seq=0)
     assert [notice["seq"] for notice in again["missed"]] == [notice["seq"] for notice in warned]
+
+
+async def test_what_was_lost_with_its_process_is_ended_in_the_record(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await second.browser().start("s1", LESSON)
+    await cluster.advance(150_000)
+    await cluster.flush()
+    second.is_alive = False
+    await second.stop()
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    row = await cluster.records.session("user:ann", "s1")
+    assert row is not None
+    assert row.state == "live"
+    for _ in range(2):  # the loss is found first, and looked after when it has settled
+        await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+        await cluster.redis.delete(*[Keys(PARTITIONS).unsettled(one) for one in range(PARTITIONS)])
+        await cluster.beat()
+    row = await cluster.records.session("user:ann", "s1")
+    assert row is not None
+    assert (row.state, row.reason, row.elapsed_ms) == ("ended", "node_lost", 120_000)
+    assert (row.minutes, row.charged_micros) == (2, 2 * CREDIT)
+    await audited(cluster)

@@ -1,0 +1,100 @@
+"""Sessions that nobody runs any more: Redis lost them together with the process that did.
+
+That takes two failures at once. Such a session runs on in the record alone, and is ended
+there with what is written down: whatever was not is not billed. It is looked for when
+everybody who still knew of a session has put it back, or has had to stop it, because
+nobody goes on uncovered for longer than that.
+"""
+
+import structlog
+
+from protocol import limits
+from protocol.events import SessionEnded
+from protocol.session import joined_segments
+from server.clock import Clock
+from storage.live import LiveError
+from storage.records import Records
+from storage.recovery import Restoring
+from storage.rows import LiveSession, SessionRow
+from storage.usage import SessionMinute, Usage
+
+log = structlog.get_logger()
+
+PAGE_ROWS = 500
+
+
+class LostSessions:
+    """Ends the sessions of which only the record knows."""
+
+    def __init__(self, restoring: Restoring, records: Records, clock: Clock) -> None:
+        self.restoring = restoring
+        self.live = restoring.live
+        self.records = records
+        self.usage = Usage.over(records)
+        self.clock = clock
+
+    async def end(self) -> int:
+        """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError`` and
+        ``UnavailableError``; whatever is left is found the next time."""
+        count, after = 0, LiveSession("", "", is_tracked=False)
+        while True:
+            page = await self.records.live_sessions(after.tenant, after.session_id, PAGE_ROWS)
+            for session in page:
+                count += await self._end(session)
+            if len(page) < PAGE_ROWS:
+                break
+            after = page[-1]
+        if count:
+            log.warning("lost_sessions_ended", sessions=count)
+        return count
+
+    async def _end(self, session: LiveSession) -> bool:
+        tenant, session_id = session.tenant, session.session_id
+        if await self.live.is_warm(self.live.keys.session(tenant, session_id)):
+            return False
+        if not await self.restoring.is_settled(tenant):
+            raise LiveError("a loss is being looked after")
+        row = await self.records.session(tenant, session_id)
+        if row is None or row.state != "live":
+            return False
+        minutes = await self.usage.session(tenant, session_id)
+        ended = ended_of(row, minutes)
+        silent_ms = self.clock.now() - ended.ended_at
+        if session.is_tracked and silent_ms < limits.TRACKED_SILENCE_MS_MAX:
+            return False  # its client goes on, and it is restored with the next minute
+        await self.records.write([ended])
+        return True
+
+
+def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnded:
+    """The end of a session with what is written down of it."""
+    assert row.started_at is not None
+    elapsed_ms = sum(minute.seconds for minute in minutes) * 1000
+    free_ms = sum(minute.free_ms for minute in minutes)
+    segments: tuple[tuple[int, int], ...] = ()
+    for minute in minutes:
+        lasted_ms = -(-minute.seconds * 1000 // row.terms.speed)
+        segments = joined_segments(segments, minute.started_at, minute.started_at + lasted_ms)
+    return SessionEnded(
+        tenant=row.tenant,
+        session_id=row.session_id,
+        user_id=row.user_id,
+        org_id=row.org_id,
+        account_id=row.account_id,
+        counterpart_id=row.counterpart_id,
+        kind=row.kind,
+        started_at=row.started_at,
+        ended_at=segments[-1][1] if segments else row.started_at,
+        reason="node_lost",
+        limit=None,
+        elapsed_ms=elapsed_ms,
+        free_ms=free_ms,
+        billed_ms=row.terms.billed_ms(elapsed_ms, free_ms),
+        minutes=len(minutes),
+        credits_micros=sum(minute.charged_micros for minute in minutes),
+        uncovered_ms=0,
+        segments=list(segments),
+        gaps=[],
+        terms=row.terms,
+        metadata=row.metadata,
+    )

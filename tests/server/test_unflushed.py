@@ -1,0 +1,43 @@
+"""What a process keeps until Postgres has it."""
+
+import pytest
+
+from protocol import limits
+from protocol.events import EntryPosted
+from server.unflushed import Unflushed
+
+RECORD = EntryPosted("user:ann", "ann", "e", "grant", 1, 1)
+
+
+def kept(unflushed: Unflushed, partition: int = 0) -> list[str]:
+    return [one.entry_id for one in unflushed.entries(partition)]
+
+
+def test_what_is_flushed_is_forgotten_in_the_order_of_the_stream() -> None:
+    unflushed = Unflushed()
+    for entry_id in ("9-0", "10-0", "10-2", "10-10"):
+        unflushed.keep(0, entry_id, [RECORD])
+    unflushed.keep(1, "5-0", [RECORD])
+    unflushed.forget({0: b"10-2", 1: None})
+    assert (kept(unflushed), kept(unflushed, 1), len(unflushed)) == (["10-10"], ["5-0"], 2)
+    # The acknowledgement of nothing yet names the end of the millisecond before.
+    unflushed.forget({0: b"10-18446744073709551615", 1: b"4-18446744073709551615"})
+    assert (unflushed.partitions, len(unflushed)) == ({1}, 1)
+
+
+def test_what_was_appended_again_has_its_new_name() -> None:
+    unflushed = Unflushed()
+    unflushed.keep(0, "9-0", [RECORD])
+    unflushed.replaced(0, unflushed.entries(0)[0], "12-0")
+    unflushed.forget({0: b"9-0"})
+    assert (kept(unflushed), len(unflushed)) == (["12-0"], 1)
+    unflushed.forget({0: b"12-0"})
+    assert (unflushed.partitions, len(unflushed)) == (set(), 0)
+
+
+def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "UNFLUSHED_ENTRIES_MAX", 3)
+    unflushed = Unflushed()
+    for number in range(5):
+        unflushed.keep(0, f"{number}-0", [RECORD])
+    assert (kept(unflushed), unflushed.dropped) == (["2-0", "3-0", "4-0"], 2)

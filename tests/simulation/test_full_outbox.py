@@ -1,0 +1,62 @@
+"""A full outbox is a bound with a stated behaviour, and so is a Redis that takes nothing."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.states import Event
+from storage.spending import AccountName
+from tests.simulation.cluster import Cluster, Node
+from tests.simulation.test_recovery import audited, minutes
+from tests.simulation.world import CREDIT, terms
+
+ANN = AccountName("user:ann", "ann")
+
+
+async def test_a_full_outbox_takes_nothing_new_and_lets_what_runs_run(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(100 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    with monkeypatch.context() as patched:
+        patched.setattr(limits, "OUTBOX_ENTRIES_MAX", 1)
+        refused = await node.browser("late").start("s2", terms("second"))
+        assert (refused["code"], refused["retryable"]) == ("unavailable", True)
+        with pytest.raises(ServiceError, match="too much waits"):
+            await node.money.spend(ANN, entry_id="e1", micros=CREDIT)
+        with pytest.raises(ServiceError, match="too much waits"):
+            await node.money.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=1_000)
+        await cluster.advance(180_000)
+        assert browser.seats["s1"].meter.counting
+    await cluster.flush()
+    assert (await node.browser("late").start("s2", terms("second")))["state"] == "active"
+    stopped = await browser.request("s1", Event.STOP)
+    assert stopped["receipt"]["elapsed_ms"] == 180_000
+    await audited(cluster)
+    assert await minutes(cluster, "s1") == [60, 60, 60]
+
+
+async def test_a_redis_that_is_full_is_like_one_that_is_away(
+    cluster: Cluster, node: Node, redis: Redis
+) -> None:
+    await cluster.grant(100 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    await cluster.advance(61_000)
+    before: dict[Any, Any] = await redis.config_get("maxmemory")
+    assert before
+    await redis.config_set("maxmemory", "1")
+    try:
+        await cluster.advance(70_000)  # beyond the grant: uncovered
+        assert browser.seats["s1"].meter.counting
+    finally:
+        await redis.config_set("maxmemory", "0")
+    await cluster.advance(9_000)
+    stopped = await browser.request("s1", Event.STOP)
+    assert stopped["receipt"]["elapsed_ms"] == 140_000
+    await audited(cluster)
+    assert await minutes(cluster, "s1") == [60, 60, 20]
