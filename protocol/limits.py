@@ -47,6 +47,9 @@ REASON_CHARACTERS_MAX: Final = 256
 """Free text that explains a ledger entry."""
 IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 255
 IDEMPOTENCY_KEPT_MS: Final = 24 * 3_600_000
+# A token of 8 KiB in a header, and the cookies that other software of the site has set.
+REQUEST_HEAD_BYTES_MAX: Final = 32 * 1024
+REQUEST_HEADERS_MAX: Final = 100
 BODY_BYTES_MAX: Final = 64 * 1024
 """The body of an HTTP request of our own surface."""
 # PITFALLS: Stream's SDK gunzips without bound, so the size is capped before it is read.
@@ -98,6 +101,18 @@ SOCKETS_PER_USER_MAX: Final = 32
 # Of one process. Offices and mobile networks stand behind one address, so it is wide; it
 # keeps one host from taking all descriptors.
 SOCKETS_PER_ADDRESS_MAX: Final = 4_096
+REQUEST_HEAD_MS: Final = 10_000
+"""From the connection, or a request's first byte, to the end of its head: as for `auth`."""
+REQUEST_BODY_MS: Final = 30_000
+"""From a request's head to the end of its body: 64 KiB over the worst of mobile networks."""
+KEEP_ALIVE_MS: Final = 5_000
+"""A connection that asks nothing is kept open for so long after an answer."""
+LINGER_MS: Final = 2_000
+"""A connection that was refused is read for so long, so that no reset overtakes the answer."""
+LINGERING_MAX: Final = 64
+"""Refused connections that are read at a time; with more, the others are closed at once."""
+REQUESTS_PIPELINED_MAX: Final = 8
+"""Requests that wait for the answer to the one before them. Browsers send none."""
 # Descriptors that are not sockets of clients: Redis, Postgres, listeners, files.
 DESCRIPTORS_RESERVED: Final = 128
 DESCRIPTORS_WANTED: Final = 65_536
@@ -262,6 +277,9 @@ assert WRITE_BUFFER_SKIP_BYTES + SESSIONS_PER_SOCKET_MAX * 8192 < WRITE_BUFFER_C
 assert MESSAGE_BYTES_MAX <= WRITE_BUFFER_SKIP_BYTES
 assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_PER_SOCKET_BURST
 assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
+assert TOKEN_CHARACTERS_MAX + 1024 <= REQUEST_HEAD_BYTES_MAX
+assert LINGER_MS <= SLOW_PEER_ABORT_MS <= REQUEST_HEAD_MS <= REQUEST_BODY_MS
+assert LINGERING_MAX < DESCRIPTORS_RESERVED < DESCRIPTORS_WANTED
 # A process misses several beats before it is called dead; its claims end before that.
 assert 3 * PRESENCE_BEAT_MS <= NODE_SILENT_MS
 assert REDIS_TIMEOUT_MS < NODE_SILENT_MS

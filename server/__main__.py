@@ -105,10 +105,10 @@ async def serve(settings: Settings, beside: "asyncio.Task[None] | None" = None) 
     Raises KeyboardInterrupt after Ctrl-C, when everything else is done.
     """
     rates = load_rate_card(settings.rates)
-    sockets_max = raise_descriptor_limit()
+    connections_max = raise_descriptor_limit()
     assert settings.database_url is not None
     records = await Records.connect(settings.database_url)
-    process = Process(settings, rates, records, sockets_max)
+    process = Process(settings, rates, records, connections_max)
     config = uvicorn.Config(
         create_app(process),
         host=settings.host,
@@ -117,7 +117,7 @@ async def serve(settings: Settings, beside: "asyncio.Task[None] | None" = None) 
         access_log=False,
         lifespan="on",
         timeout_graceful_shutdown=5,
-        **uvicorn_options(),
+        **uvicorn_options(process.door),
     )
     server = Server(config, process)
     if beside is not None:

@@ -200,7 +200,7 @@ def load_rate_card(path: Path = RATES_DEFAULT) -> RateCard:
 
 
 def raise_descriptor_limit(wanted: int = limits.DESCRIPTORS_WANTED) -> int:
-    """Raises the soft limit of open files towards ``wanted``; returns how many sockets fit.
+    """Raises the soft limit of open files towards ``wanted``; returns how many connections fit.
 
     PITFALLS: over the descriptor limit accept loops thrash, so the server reads the limit
     at start and refuses early, with 503. A limit that is higher already stays.

@@ -13,7 +13,7 @@ import msgspec
 import orjson
 import structlog
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -300,6 +300,8 @@ class Observed:
 
         try:
             await self.app(scope, receive, respond)
+        except ClientDisconnect:
+            pass  # it went in the middle of its body, and nobody is left to be answered
         except Exception as error:
             if status:
                 raise  # part of the answer is gone: only the connection's end can tell

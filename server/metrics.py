@@ -87,6 +87,10 @@ class Metrics:
         self.sockets = self._gauge("sockets", "Open WebSockets")
         self.sockets_opened = self._counter("sockets_opened_total", "WebSockets accepted")
         self.sockets_closed = self._counter("sockets_closed_total", "WebSockets closed", "code")
+        self.connections = self._gauge("connections", "Open connections, WebSockets included")
+        self.connections_cut = self._counter(
+            "connections_cut_total", "Connections refused or cut, by the reason", "why"
+        )
         self.messages_received = self._counter(
             "messages_received_total", "Requests read from sockets", "type"
         )

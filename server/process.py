@@ -14,6 +14,7 @@ from protocol.rates import RateCard
 from server.auth import Authenticator
 from server.clock import ClusterClock
 from server.config import Settings
+from server.door import Door
 from server.hub import Hub
 from server.loading import Loader
 from server.metrics import Metrics
@@ -38,7 +39,7 @@ class Process:
         settings: Settings,
         rates: RateCard,
         records: Records,
-        sockets_max: int = limits.DESCRIPTORS_WANTED,
+        connections_max: int = limits.DESCRIPTORS_WANTED,
     ) -> None:
         assert settings.redis_url is not None
         self.settings = settings
@@ -58,7 +59,8 @@ class Process:
         self.presence = Presence(self.live, Orphans(self.hub, self.live), self.clock, self.recovery)
         self.authenticator = Authenticator(settings)
         self.money = Money(self.live, records, self.clock, self.hub.accounts, rates)
-        self.sockets = Sockets(self.metrics, sockets_max)
+        self.sockets = Sockets(self.metrics)
+        self.door = Door(self.metrics, connections_max)
         self.draining = False
         """It is about to stop, and is not ready any more."""
         self.at_drain: list[Callable[[], None]] = []

@@ -12,6 +12,7 @@ sign of life for a ping's time is closed 4003.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Final, Protocol, cast
 from weakref import WeakKeyDictionary
 
@@ -28,8 +29,10 @@ from protocol.limits import (
     WRITE_BUFFER_CLOSE_BYTES,
     WRITE_BUFFER_SKIP_BYTES,
 )
+from server.door import Door
 from server.frames import EMPTY_PING
 from server.keepalive import Keepalive
+from server.requests import BoundedHttp
 from server.websocket import BoundedWebSocket
 
 EXTENSION: Final = "taximeter.push"
@@ -72,9 +75,11 @@ class PushSocket(Protocol):
         """Close with a handshake of bounded time; the application hears ``code`` at once."""
 
 
-def uvicorn_options() -> dict[str, Any]:
-    """The keyword arguments that ``uvicorn.Config`` needs for the push path."""
+def uvicorn_options(door: Door | None = None) -> dict[str, Any]:
+    """The keyword arguments that ``uvicorn.Config`` needs for the push path, and for a
+    server that is safe against its peers. Each server has a ``door`` of its own."""
     return {
+        "http": partial(BoundedHttp, door=door or Door()),
         "ws": PushProtocol,
         "ws_max_size": MESSAGE_BYTES_MAX,
         "ws_ping_interval": PING_INTERVAL_MS / 1000,

@@ -8,6 +8,7 @@ from protocol import limits
 from protocol.codec import encode
 from protocol.errors import CloseCode
 from protocol.messages import Reconnect
+from server.door import network_of
 from server.frames import text_frame
 from server.metrics import Metrics
 
@@ -29,31 +30,29 @@ class Client(Protocol):
 class Sockets:
     """The open sockets, counted by user and by address."""
 
-    def __init__(self, metrics: Metrics, sockets_max: int = limits.DESCRIPTORS_WANTED) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.sockets_max = sockets_max
-        """So many sockets leave descriptors for everything else."""
         self.connections: set[Client] = set()
         self._none = asyncio.Event()
         self._none.set()
-        self._admitted = 0
         self._by_user: Counter[str] = Counter()
-        self._by_address: Counter[str] = Counter()
+        self._by_network: Counter[str] = Counter()
 
     def admit(self, address: str) -> bool:
-        """Whether one more socket from ``address`` fits; it is counted if so."""
-        if self._admitted >= self.sockets_max:
+        """Whether one more socket from ``address`` fits; it is counted if so.
+
+        The address is the one that a proxy has told, where there is one; all connections
+        together are counted at the :class:`~server.door.Door`.
+        """
+        network = network_of(address)
+        if self._by_network[network] >= limits.SOCKETS_PER_ADDRESS_MAX:
             return False
-        if self._by_address[address] >= limits.SOCKETS_PER_ADDRESS_MAX:
-            return False
-        self._admitted += 1
-        self._by_address[address] += 1
+        self._by_network[network] += 1
         return True
 
     def dismiss(self, address: str) -> None:
         """A socket that was admitted is gone."""
-        self._admitted -= 1
-        _take(self._by_address, address)
+        _take(self._by_network, network_of(address))
 
     def add(self, connection: Client) -> None:
         """A socket was accepted."""

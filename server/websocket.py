@@ -31,6 +31,7 @@ from websockets.protocol import State
 
 from protocol.errors import CloseCode
 from protocol.limits import FRAGMENTS_PER_MESSAGE_MAX, SLOW_PEER_ABORT_MS
+from server.door import Entry
 from server.frames import FrameReader
 
 INVALID_DATA: Final = 1007
@@ -104,7 +105,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         ping_interval ping_sent_at ping_timeout ping_timer pong_timer queue read_paused
         request response root_path scheme scope server tasks transport writable
 
-        control_frames control_until flowing inbox is_open on_alive parse_planned unread
+        control_frames control_until entry flowing inbox is_open on_alive parse_planned unread
         """.split()  # noqa: SIM905 -- a name a line would be a page
     )
 
@@ -131,6 +132,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.parse_planned = False
         self.control_frames = 0
         self.control_until = 0.0
+        # The connection's place at the door, which it gives up when it is gone.
+        self.entry: Entry | None = None
 
     # --- Opening ---------------------------------------------------------------------
 
@@ -392,3 +395,5 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.on_alive = None
         self.unread = b""
         self._forget_request()
+        if self.entry is not None:
+            self.entry.leave()

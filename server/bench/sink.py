@@ -25,8 +25,8 @@ HANDSHAKE = (
 )
 """What a browser sends."""
 
-SOCKETS_PER_ADDRESS = 10_000
-"""An address has 28,000 ports to connect from, and loopback has many addresses."""
+SOCKETS_PER_ADDRESS = 4_000
+"""A server lets no address have more than 4,096, and loopback has many addresses."""
 IP_BIND_ADDRESS_NO_PORT = 24
 """Linux, ip(7); the socket module of Python 3.11 has no name for it."""
 SOCKETS_PER_BATCH = 100

@@ -16,6 +16,7 @@ from protocol import limits
 from protocol.states import Event, Phase
 from protocol.steps import Step
 from server.config import load_rate_card
+from server.metrics import Metrics
 from server.sockets import Sockets
 from storage.live import Outcome
 from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer
@@ -310,19 +311,23 @@ async def test_too_many_sockets_of_an_address_are_refused(
 
 
 async def test_more_sockets_than_descriptors_are_refused(scene: Scene) -> None:
-    scene.server.process.sockets.sockets_max = 1
+    scene.server.process.door.connections_max = 1
     with pytest.raises(InvalidStatus) as refused:
         await scene.server.connect()
     assert refused.value.response.status_code == 503
 
 
-def test_sockets_are_counted_before_they_are_accepted(scene: Scene) -> None:
-    sockets = Sockets(scene.server.process.metrics, sockets_max=2)
+def test_sockets_are_counted_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SOCKETS_PER_ADDRESS_MAX", 1)
+    sockets = Sockets(Metrics(with_process=False))
     assert sockets.admit("1.1.1.1")
-    assert sockets.admit("2.2.2.2")
-    assert not sockets.admit("3.3.3.3")
+    assert not sockets.admit("1.1.1.1")
+    assert sockets.admit("2001:db8::1")
+    # A host has as many addresses of its network as it likes.
+    assert not sockets.admit("2001:db8::2")
+    assert sockets.admit("2001:db8:0:1::2")
     sockets.dismiss("1.1.1.1")
-    assert sockets.admit("3.3.3.3")
+    assert sockets.admit("1.1.1.1")
 
 
 @pytest.mark.parametrize(
@@ -374,7 +379,7 @@ async def test_a_client_that_vanishes_at_the_door_is_no_error(
             assert (await scene.client.ask("ping"))["type"] == "pong"
 
     async def gone() -> bool:
-        return len(sockets.connections) == 1 and sockets._by_address["127.0.0.1"] == 1
+        return len(sockets.connections) == 1 and sockets._by_network["127.0.0.1"] == 1
 
     await eventually(gone)
     assert sockets.metrics.sockets_opened._value.get() >= opened
