@@ -27,6 +27,10 @@ LOADS_MAX = 4
 """How often one step may find something cold: account, months and free time, and a race."""
 
 
+MENDS_AT_ONCE = 16
+"""Steps of one batch that are mended side by side: half of the connections to Redis."""
+
+
 class Claimant(Protocol):
     """Whoever asks for steps: a seat of the hub."""
 
@@ -99,11 +103,15 @@ class Claims:
             for claimant, _ in batch:
                 claimant.unanswered(ServiceError("the session store does not answer"), made=None)
             return
+        mends = []
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
             if outcome.reply is None:
-                await self._mend(claimant, step, outcome, node)
+                mends.append(self._mend(claimant, step, outcome, node))
             else:
                 claimant.answered(step, outcome)
+        # After a loss in Redis that may be all of them: nobody waits for the one before.
+        for first in range(0, len(mends), MENDS_AT_ONCE):
+            await asyncio.gather(*mends[first : first + MENDS_AT_ONCE])
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""

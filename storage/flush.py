@@ -312,7 +312,8 @@ class Flusher:
         """Redis came back empty: the groups are made again, from the first entry on."""
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
-        log.warning("groups_lost", error=str(error))
+        if self._is_prepared:
+            log.warning("groups_lost", error=str(error))
         self._is_prepared = False
 
     async def _read_until(self, stop: asyncio.Event) -> list[Entry]:
