@@ -10,6 +10,7 @@ import typer
 import uvloop
 
 from server.bench import machine
+from server.bench import reconnect as returning
 from server.bench import spends as spending
 from server.bench.memory import CONTESTANTS, bytes_per_socket
 from server.bench.ticks import compare, report, sweep
@@ -76,6 +77,17 @@ def spends(
     """Spend credits, beside the least that it could cost: a step in Redis, a row in Postgres."""
     _quiet()
     print("\n".join(uvloop.run(spending.compare(_counts(concurrency), seconds, rounds))))
+
+
+@commands.command()
+def reconnect(
+    clients: Annotated[int, typer.Option(min=2)] = 5000,
+    processes: Annotated[int, typer.Option(min=2)] = 3,
+    seconds: Annotated[float, typer.Option(help="How long sessions run before the kill.")] = 12.0,
+) -> None:
+    """Kill one of the server processes, and see its customers come back to the others."""
+    _quiet()
+    print("\n".join(uvloop.run(returning.measure(clients, processes, seconds))))
 
 
 def _quiet() -> None:

@@ -56,3 +56,16 @@ def test_spends_beside_what_they_consist_of() -> None:
         assert float(rate) > 0
     shares = [float(row.split()[-1].rstrip("%")) for row in rows if row.endswith("%")]
     assert [len(shares), round(sum(shares[:4]) / 100)] == [2 * (len(spends.PARTS) + 1), 1]
+
+
+def test_customers_come_back_after_a_kill() -> None:
+    _, opened, returned, _, *rows = bench(
+        "reconnect", "--clients", "8", "--processes", "2", "--seconds", "0"
+    )
+    assert opened.startswith("8 sessions on 2 processes")
+    assert returned.startswith("4 lost their process: 4 sessions went on, 0 ended")
+    lost, shown, ticked = (float(row.split()[-1]) for row in rows[:3])
+    assert 0 < lost <= shown <= ticked
+    assert rows[-2:] == ["gaps in sessions of the other processes: 0", "audit: everything adds up"]
+    # Each of the sessions that came back is in one of the three rows.
+    assert sum(int(row.split()[-1]) for row in rows[5:8]) == 4

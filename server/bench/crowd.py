@@ -1,0 +1,198 @@
+"""The customers of a measurement, by the thousand: a process of their own, and its handle.
+
+It takes orders on its standard input, a line of JSON each, and answers each with a line.
+"""
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+import uvloop
+
+from server.auth import mint_token
+from server.bench import machine
+from server.bench.customer import Customer
+from server.config import load_settings
+
+CONNECTING_MAX = 64
+"""So many customers of one crowd connect at a time, when it opens."""
+ANSWER_BYTES_MAX = 1 << 27
+WAIT_S_MAX = 600
+"""An order that takes longer is taken for failed."""
+TOKEN_TTL_S = 24 * 3600
+
+
+class Crowd:
+    """The process, as the measuring one sees it."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, environment: Mapping[str, str]) -> "Crowd":
+        """Starts the process; it makes tokens by what the environment says."""
+        return cls(
+            await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "server.bench.crowd"),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=dict(environment),
+                limit=ANSWER_BYTES_MAX,
+            )
+        )
+
+    async def _ask(self, **order: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(orjson.dumps(order) + b"\n")
+        async with asyncio.timeout(WAIT_S_MAX):
+            answer = await self._process.stdout.readline()
+        if not answer:
+            raise RuntimeError("the crowd's process ended")
+        return orjson.loads(answer)
+
+    async def open(
+        self, ports: list[int], count: int, *, kind: str = "chat", tick_ms: int = 1000
+    ) -> None:
+        """Has so many more customers start a session each, spread over these ports.
+
+        Returns when all are told that theirs is active. Raises when one is not.
+        """
+        refused = await self._ask(do="open", ports=ports, count=count, kind=kind, tick_ms=tick_ms)
+        if refused:
+            raise RuntimeError(f"{len(refused)} sessions did not start: {refused[:3]}")
+
+    async def ticked(self) -> None:
+        """Returns when every session has ticked."""
+        await self._ask(do="ticked")
+
+    async def returned(self, port: int, ports: list[int]) -> list[dict[str, Any]]:
+        """Returns when all who were on a port are back at others, and their sessions tick.
+
+        What it was for each of them: ``gone_at``, ``answered_at`` and ``ticked_at`` by the
+        monotonic clock, ``attempts`` to connect, and whether the session has ``ended``.
+        """
+        found: list[dict[str, Any]] = await self._ask(do="returned", port=port, ports=ports)
+        return found
+
+    async def stop(self) -> list[dict[str, Any]]:
+        """Ends every session, and answers the receipts in the order of the customers."""
+        receipts: list[dict[str, Any]] = await self._ask(do="stop")
+        return receipts
+
+    async def ended(self, count: int) -> None:
+        """Returns when so many sessions have ended by themselves."""
+        await self._ask(do="ended", count=count)
+
+    async def close(self) -> None:
+        """Ends the process and all its sockets."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.communicate()
+
+
+class Gathering:
+    """The customers, in their own process."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.settings = load_settings()
+        self.ports: list[int] = []
+        self.kind = ""
+        self.tick_ms = 0
+        self.customers: list[Customer] = []
+        self._change = asyncio.Event()
+
+    def token(self, user: str) -> str:
+        """See ``customer.Place``."""
+        return mint_token(self.settings, user, ttl_seconds=TOKEN_TTL_S)
+
+    def moved(self, _: Customer) -> None:
+        """See ``customer.Place``."""
+        self._change.set()
+
+    async def until(self, condition: Callable[[Customer], bool], customers: list[Customer]) -> None:
+        """Waits until a condition has held for each of these customers."""
+        waiting = customers
+        while waiting := [one for one in waiting if not condition(one)]:
+            self._change.clear()
+            await self._change.wait()
+            # A thousand may move at once, and looking at all of them is work too.
+            await asyncio.sleep(0.005)
+
+    async def open(self, ports: list[int], count: int, kind: str, tick_ms: int) -> Any:
+        """Opens more customers."""
+        self.ports, self.kind, self.tick_ms = ports, kind, tick_ms
+        first = len(self.customers)
+        fresh = [
+            Customer(self, number, ports[number % len(ports)])
+            for number in range(first, first + count)
+        ]
+        self.customers += fresh
+        connecting = asyncio.Semaphore(CONNECTING_MAX)
+
+        async def begin(customer: Customer) -> None:
+            async with connecting:
+                await customer.connect()
+                await self.until(lambda one: bool(one.session), [customer])
+
+        await asyncio.gather(*(begin(customer) for customer in fresh))
+        return [one.session for one in fresh if one.session.get("state") != "active"]
+
+    async def ticked(self) -> Any:
+        """Waits until every session ticks."""
+        await self.until(lambda one: one.ticks > 0, self.customers)
+
+    async def returned(self, port: int, ports: list[int]) -> Any:
+        """Waits for those who had to go to another port."""
+        self.ports = ports
+        moving = [one for one in self.customers if one.port == port or one.gone_at is not None]
+        await self.until(
+            lambda one: one.gone_at is not None and (one.ticked_at or one.receipt) is not None,
+            moving,
+        )
+        return [
+            {
+                "number": one.number,
+                "gone_at": one.gone_at,
+                "answered_at": one.answered_at,
+                "ticked_at": one.ticked_at,
+                "attempts": one.attempts - 1,
+                "ended": one.receipt is not None,
+            }
+            for one in moving
+        ]
+
+    async def stop(self) -> Any:
+        """Ends every session."""
+        for customer in self.customers:
+            customer.stop()
+        return await self.ended(len(self.customers))
+
+    async def ended(self, count: int) -> Any:
+        """Waits until so many have ended."""
+        while sum(one.receipt is not None for one in self.customers) < count:
+            self._change.clear()
+            await self._change.wait()
+            await asyncio.sleep(0.005)
+        return [one.receipt for one in self.customers]
+
+
+async def main() -> None:
+    """Carries out the orders on standard input until it ends."""
+    gathering = Gathering()
+    loop = asyncio.get_running_loop()
+    while order := await loop.run_in_executor(None, sys.stdin.buffer.readline):
+        asked = orjson.loads(order)
+        answer = await getattr(gathering, asked.pop("do"))(**asked)
+        sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    machine.raise_descriptor_limit()
+    uvloop.run(main())

@@ -1,0 +1,280 @@
+"""A customer of a measurement: one session over one WebSocket, and again over the next.
+
+It does what the browser client does (``protocol/browser/taximeter.js``): authenticates,
+starts its session, answers pings, and after a loss comes back with full jitter under a
+bound that doubles, with the number of the last notice that it has. Only what it reads it
+mostly forgets: a client that parsed everything would measure itself.
+"""
+
+import asyncio
+import random
+import socket
+from typing import Any, Protocol, cast
+
+import orjson
+
+IP_BIND_ADDRESS_NO_PORT = 24
+"""Linux, ip(7); the socket module of Python 3.11 has no name for it."""
+SOCKETS_PER_ADDRESS = 2_000
+"""A server takes no more than ``limits.SOCKETS_PER_ADDRESS_MAX`` of one."""
+
+# As in the browser client.
+BACKOFF_FIRST_S = 0.5
+BACKOFF_MOST_S = 10.0
+PROVEN_S = 10.0
+REQUEST_TIMEOUT_S = 10.0
+
+TEXT, PING, CLOSE = 0x81, 0x89, 0x88
+HANDSHAKE = (
+    b"GET /v1/ws HTTP/1.1\r\nHost: bench\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    b"Sec-WebSocket-Protocol: taximeter.v1\r\n\r\n"
+)
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """A client's frame. The mask is zero, which RFC 6455 section 5.3 does not want of a
+    browser, and which costs the server the same."""
+    size = len(payload)
+    assert size < 1 << 16
+    if size < 126:
+        return b"%c%c\0\0\0\0%b" % (opcode, 0x80 | size, payload)
+    return b"%c\xfe%b\0\0\0\0%b" % (opcode, size.to_bytes(2, "big"), payload)
+
+
+class Place(Protocol):
+    """What customers share."""
+
+    loop: asyncio.AbstractEventLoop
+    ports: list[int]
+    """Of the server processes that are there."""
+    kind: str
+    tick_ms: int
+
+    def token(self, user: str) -> str:
+        """A good token of a user."""
+
+    def moved(self, customer: "Customer") -> None:
+        """Something happened that somebody may wait for."""
+
+
+class Line(asyncio.Protocol):
+    """A WebSocket of a customer, as far as the customer needs one."""
+
+    __slots__ = ("buffer", "customer", "is_open", "transport")
+
+    def __init__(self, customer: "Customer") -> None:
+        self.customer = customer
+        self.buffer = b""
+        self.is_open = False
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Asks for the handshake."""
+        self.transport = cast(asyncio.Transport, transport)
+        self.transport.write(HANDSHAKE)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends a request."""
+        assert self.transport is not None
+        self.transport.write(masked(TEXT, orjson.dumps(message)))
+
+    def data_received(self, data: bytes) -> None:
+        """Takes frames apart; the server sends whole ones, and no fragments."""
+        data = self.buffer + data if self.buffer else data
+        if not self.is_open:
+            head, end, rest = data.partition(b"\r\n\r\n")
+            if not end:
+                self.buffer = data
+                return
+            if not head.startswith(b"HTTP/1.1 101 "):
+                self.abort()
+                return
+            self.is_open, data = True, rest
+            self.customer.connected()
+        at = 0
+        while len(data) - at >= 2:
+            size, begin = data[at + 1], at + 2
+            if size == 126:
+                size, begin = int.from_bytes(data[at + 2 : at + 4], "big"), at + 4
+            if len(data) < begin + size:
+                break
+            self._take(data[at], data[begin : begin + size])
+            at = begin + size
+        self.buffer = data[at:]
+
+    def _take(self, opcode: int, payload: bytes) -> None:
+        if opcode == TEXT:
+            self.customer.received(payload)
+        elif opcode == PING:
+            assert self.transport is not None
+            self.transport.write(masked(0x8A, payload))
+        elif opcode == CLOSE:
+            self.abort()
+
+    def abort(self) -> None:
+        """Cuts the connection."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The server is gone, or has closed."""
+        self.customer.lost(self)
+
+
+class Customer:
+    """One customer with one session."""
+
+    __slots__ = (
+        "answered_at", "attempt", "attempts", "gone_at", "line", "live_at", "number", "place",
+        "port", "receipt", "seq", "session", "ticked_at", "ticks", "timer", "user", "wants_stop",
+    )  # fmt: skip
+
+    def __init__(self, place: Place, number: int, port: int) -> None:
+        self.place = place
+        self.number = number
+        self.user = f"customer-{number}"
+        self.port = port
+        self.line: Line | None = None
+        self.seq = 0
+        self.session: dict[str, Any] = {}
+        """The last snapshot."""
+        self.receipt: dict[str, Any] | None = None
+        self.wants_stop = False
+        self.attempt = self.attempts = 0
+        self.ticks = 0
+        """Since the last snapshot that answered a start."""
+        # Instants of the monotonic clock, which all processes of a machine share.
+        self.live_at: float | None = None
+        self.gone_at: float | None = None
+        self.answered_at: float | None = None
+        self.ticked_at: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    # --- Coming and going ------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Connects to the server process that is its own now."""
+        connection = socket.socket()
+        connection.setblocking(False)
+        # The port is chosen with the connection, and loopback has many addresses.
+        connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        connection.bind((f"127.0.0.{2 + self.number // SOCKETS_PER_ADDRESS}", 0))
+        self.attempts += 1
+        self._arm(REQUEST_TIMEOUT_S, self._give_up)
+        try:
+            await self.place.loop.sock_connect(connection, ("127.0.0.1", self.port))
+            self.line = line = Line(self)
+            await self.place.loop.create_connection(lambda: line, sock=connection)
+        except OSError:
+            connection.close()
+            self._come_back()
+
+    def connected(self) -> None:
+        """The handshake is over."""
+        assert self.line is not None
+        self.line.send({"type": "auth", "id": 1, "token": self.place.token(self.user)})
+
+    def lost(self, line: Line) -> None:
+        """A connection is gone."""
+        if line is not self.line:
+            return
+        self.line = None
+        now = self.place.loop.time()
+        if self.live_at is not None:
+            self.gone_at, self.answered_at, self.ticked_at = now, None, None
+            if now - self.live_at >= PROVEN_S:
+                self.attempt = 0
+        self.live_at = None
+        if self.receipt is None:
+            self._come_back()
+
+    def _give_up(self) -> None:
+        if self.line is not None:
+            self.line.abort()
+
+    def _come_back(self) -> None:
+        """Waits as the browser client does, then asks another process than before."""
+        others = [port for port in self.place.ports if port != self.port]
+        self.port = random.choice(others or self.place.ports)  # noqa: S311 -- jitter
+        delay_s = self._backoff_s()
+        self.attempt += 1
+        self._arm(delay_s, lambda: asyncio.ensure_future(self.connect()))
+
+    def _backoff_s(self) -> float:
+        most_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * (1 << self.attempt))
+        return random.random() * most_s  # noqa: S311 -- jitter
+
+    def _arm(self, delay_s: float, callback: Any) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.place.loop.call_later(delay_s, callback)
+
+    # --- What the server says ----------------------------------------------------------
+
+    def received(self, payload: bytes) -> None:
+        """Takes a message."""
+        if payload.startswith(b'{"type":"tick"'):
+            if not self.ticks:
+                self.ticked_at = self.place.loop.time()
+                self.place.moved(self)
+            self.ticks += 1
+            return
+        message = orjson.loads(payload)
+        self.seq = max(self.seq, message.get("seq", 0))
+        match message["type"]:
+            case "welcome":
+                self.live_at = self.place.loop.time()
+                if self.timer is not None:
+                    self.timer.cancel()
+                self._start()
+            case "session":
+                self.session = message
+                if message.get("id") == 2:
+                    self.answered_at, self.ticks = self.place.loop.time(), 0
+                self.place.moved(self)
+            case "stopped":
+                self.receipt = message["receipt"]
+                self.place.moved(self)
+            case "error":
+                self._refused(message)
+
+    def _start(self) -> None:
+        if self.line is None:
+            return
+        self.line.send(
+            {
+                "type": "start",
+                "id": 2,
+                "kind": self.place.kind,
+                "session_id": f"session-{self.number}",
+                "tick_ms": self.place.tick_ms,
+                "last_seq": self.seq,
+            }
+        )
+        if self.wants_stop:
+            self.stop()
+
+    def stop(self) -> None:
+        """Ends the session, now or when there is a line again."""
+        self.wants_stop = True
+        if self.line is not None and self.live_at is not None:
+            self.line.send({"type": "stop", "id": 3, "session_id": f"session-{self.number}"})
+
+    def _refused(self, message: dict[str, Any]) -> None:
+        if message.get("retryable"):
+            self._arm(self._backoff_s(), self._start)
+            return
+        if message["code"] == "session_ended":
+            self.receipt = self.receipt or {}
+        else:
+            self.session = message
+        self.place.moved(self)
+
+    def close(self) -> None:
+        """Leaves without a word."""
+        line, self.line = self.line, None
+        if self.timer is not None:
+            self.timer.cancel()
+        if line is not None:
+            line.abort()

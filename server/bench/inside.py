@@ -1,0 +1,68 @@
+"""A whole server in the measuring process itself, where its memory and its time can be seen.
+
+It is put together as ``python -m server web`` does it, serves a real port on real engines,
+and its customers are another process.
+"""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvicorn
+
+from server.app import create_app
+from server.bench.crowd import Crowd
+from server.bench.house import House, open_house
+from server.config import load_rate_card, raise_descriptor_limit
+from server.process import Process
+from server.push import PushProtocol, uvicorn_options
+from storage.records import Records
+
+
+@dataclass
+class Inside:
+    """A server in this process, and a crowd of customers in another."""
+
+    house: House
+    process: Process
+    port: int
+    crowd: Crowd
+
+
+@asynccontextmanager
+async def serving(
+    rates: str = "", protocol: type[PushProtocol] = PushProtocol
+) -> AsyncIterator[Inside]:
+    """A house with a flusher, a server here, and a crowd that nobody has opened yet."""
+    async with open_house(rates) as house:
+        settings = house.settings
+        assert settings.database_url is not None
+        records = await Records.connect(settings.database_url)
+        process = Process(
+            settings, load_rate_card(settings.rates), records, raise_descriptor_limit()
+        )
+        options = {**uvicorn_options(), "ws": protocol}
+        config = uvicorn.Config(
+            create_app(process), log_config=None, access_log=False, lifespan="on", **options
+        )
+        server = uvicorn.Server(config)
+        listener = socket.create_server(("127.0.0.1", 0), backlog=config.backlog)
+        # Without its handling of signals, which are this process's own.
+        served = asyncio.create_task(server._serve(sockets=[listener]))
+        flusher = await house.start("flush")
+        crowd = await Crowd.start(house.environment)
+        try:
+            while not server.started:
+                await asyncio.sleep(0)
+                if served.done():
+                    raise RuntimeError("the server did not start")
+            yield Inside(house, process, listener.getsockname()[1], crowd)
+            flusher.check()
+        finally:
+            await crowd.close()
+            server.should_exit = True
+            await served
+            await records.close()
+            await flusher.stop()
