@@ -126,6 +126,17 @@ REQUESTS_PER_SOCKET_BURST: Final = 100
 REFUSALS_PER_SOCKET_MAX: Final = 200
 # Wrong tokens from one address: a browser whose token expired tries once or twice.
 AUTH_FAILURES_PER_ADDRESS_PER_MINUTE: Final = 60
+AUTH_FAILURE_ADDRESSES_MAX: Final = 65_536
+"""Addresses whose wrong tokens are counted in one minute; with more, counting begins anew."""
+INBOX_MESSAGES_MAX: Final = 32
+"""Messages of one socket that wait for the application before reading is paused."""
+SLICE_BYTES: Final = 1024
+"""What the parser of frames is fed at once: at most 170 frames, which are empty then."""
+FRAMES_PER_TURN: Final = 64
+"""Frames of one peer after which others have their turn: a third of a millisecond."""
+CONTROL_FRAMES_MAX: Final = 256
+"""Pings and pongs of one peer in ``CONTROL_WINDOW_MS``; it owes us one pong or a few."""
+CONTROL_WINDOW_MS: Final = 10_000
 DRAIN_SPREAD_MS: Final = 10_000
 """Sockets of a draining process come back spread over so long."""
 DRAIN_BATCH_SOCKETS: Final = 256
@@ -141,6 +152,10 @@ SWEEP_BATCH_SESSIONS: Final = 256
 """Detached in one atomic step of a sweep: Redis serves nobody else meanwhile."""
 # What a request over HTTP waits for a session's step: longer than a claim and its repetition.
 REQUEST_TIMEOUT_MS: Final = 5_000
+HEARTBEAT_SESSIONS_MAX: Final = 65_536
+"""Sessions of one process that live by heartbeats over HTTP."""
+SILENCES_MAX: Final = 65_536
+"""Tracked sessions whose silence one process waits for; others are found by the sweep."""
 HEARTBEAT_PROOF_MS: Final = 45_000  # PROTOCOL: an HTTP proof of life
 UNCOVERED_MS_DEFAULT: Final = 60_000  # PROTOCOL
 UNCOVERED_MS_MAX: Final = 3_600_000

@@ -31,7 +31,7 @@ from server.api import (
 )
 from server.connection import Connection
 from server.heartbeats import Heartbeats
-from server.http import Failures, Observed, Problem, bearer_of
+from server.http import Observed, Problem, bearer_of
 from server.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
 from server.months import Months
 from server.process import Process
@@ -50,13 +50,23 @@ async def socket(websocket: WebSocket) -> None:
         )
         return
     address = websocket.client.host if websocket.client else ""
+    wait_ms = process.failures.wait_ms(address)
+    if wait_ms:
+        refusal = Problem(
+            429,
+            "rate_limited",
+            "too many requests without a good token from this address",
+            retry_after_s=-(-wait_ms // 1000),
+        )
+        await websocket.send_denial_response(refusal.response())
+        return
     if process.draining or not process.sockets.admit(address):
         await websocket.send_denial_response(
             Problem(503, "unavailable", "no more sockets now").response()
         )
         return
     try:
-        await Connection(process, websocket).run(bearer_of(websocket.headers))
+        await Connection(process, websocket, address).run(bearer_of(websocket.headers))
     finally:
         process.sockets.dismiss(address)
 
@@ -151,7 +161,6 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     app.state.process = process
     app.state.heartbeats = Heartbeats(process)
     process.at_drain.append(app.state.heartbeats.drain)
-    app.state.failures = Failures(process.clock)
     app.state.usage = Usage.over(process.records)
     app.state.months = Months(process)
     app.state.trackers = Trackers(process, app.state.usage, app.state.months)

@@ -64,8 +64,9 @@ class TokenBucket:
 class Connection:
     """One socket; to the seats that it has, a member."""
 
-    def __init__(self, process: Process, websocket: WebSocket) -> None:
+    def __init__(self, process: Process, websocket: WebSocket, address: str) -> None:
         self.process = process
+        self.address = address
         self.websocket = websocket
         self.socket: PushSocket = websocket.scope["extensions"][EXTENSION]
         self.principal: Principal | None = None
@@ -262,8 +263,13 @@ class Connection:
 
     async def _principal_of(self, request: messages.Auth | messages.Refresh) -> Principal | None:
         """The user behind a token; None when the socket was closed because of it."""
+        failures = self.process.failures
+        if failures.wait_ms(self.address):
+            raise PeerError(ErrorCode.RATE_LIMITED, "too many bad tokens from this address")
         try:
-            principal = await self.process.authenticator.authenticate(request.token)
+            principal = await failures.counted(
+                self.address, self.process.authenticator, request.token
+            )
         except ExpiredTokenError:
             self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
             return None

@@ -102,7 +102,7 @@ class Heartbeats:
     async def _begin(
         self, principal: Principal, key: PulseKey, start: messages.Start | None
     ) -> messages.Session:
-        if len(self._pulses) >= limits.DESCRIPTORS_WANTED:
+        if len(self._pulses) >= limits.HEARTBEAT_SESSIONS_MAX:
             raise ServiceError("too many sessions live by heartbeats here")
         pulse = Pulse(self, key)
         answered: asyncio.Future[messages.Session] = asyncio.get_running_loop().create_future()

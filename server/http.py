@@ -5,7 +5,6 @@ by the same reader as the socket's messages.
 """
 
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -22,7 +21,6 @@ from protocol.codec import read_json
 from protocol.errors import BadMessageError, ErrorCode, PeerError, ProtocolError
 from protocol.fields import is_id
 from server.auth import Principal, Role
-from server.clock import Clock
 from server.metrics import Metrics
 from server.process import Process
 from storage.live import LiveError
@@ -33,9 +31,6 @@ log = structlog.get_logger()
 Body = TypeVar("Body", bound=msgspec.Struct)
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-MINUTE_MS = 60_000
-ADDRESSES_MAX = 65_536
-"""Addresses whose wrong tokens are counted in one minute; with more, counting begins anew."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 """Methods that metrics name; a peer could make up any number of others."""
 
@@ -153,37 +148,6 @@ def process_of(request: Request) -> Process:
 # --- Who asks ------------------------------------------------------------------------
 
 
-class Failures:
-    """Requests without a good token, by the address that they came from.
-
-    So many in one minute, and the address is not listened to for the rest of it: neither
-    is guessing worth while, nor does a flood cost us signatures to check.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._minute = 0
-        self._counts: Counter[str] = Counter()
-
-    def check(self, address: str) -> None:
-        """Raises ``rate_limited`` for an address that has had its minute's share."""
-        now_ms = self._clock.now()
-        if now_ms // MINUTE_MS != self._minute or len(self._counts) > ADDRESSES_MAX:
-            self._minute = now_ms // MINUTE_MS
-            self._counts.clear()
-        if self._counts[address] >= limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE:
-            raise Problem(
-                429,
-                ErrorCode.RATE_LIMITED.value,
-                "too many requests without a good token from this address",
-                retry_after_s=-(-(MINUTE_MS - now_ms % MINUTE_MS) // 1000),
-            )
-
-    def count(self, address: str) -> None:
-        """One more request without a good token."""
-        self._counts[address] += 1
-
-
 def bearer_of(headers: Any) -> str | None:
     """The token of an ``Authorization`` header; None when there is none."""
     value: str = headers.get("authorization", "")
@@ -196,17 +160,21 @@ async def principal_of(request: Request, *roles: Role) -> Principal:
 
     An address that keeps asking without a good token gets ``rate_limited`` instead.
     """
-    failures: Failures = request.app.state.failures
+    process = process_of(request)
     address = request.client.host if request.client else ""
-    failures.check(address)
+    wait_ms = process.failures.wait_ms(address)
+    if wait_ms:
+        raise Problem(
+            429,
+            ErrorCode.RATE_LIMITED.value,
+            "too many requests without a good token from this address",
+            retry_after_s=-(-wait_ms // 1000),
+        )
     bearer = bearer_of(request.headers)
-    try:
-        if bearer is None:
-            raise PeerError(ErrorCode.UNAUTHENTICATED, "an Authorization header is missing")
-        principal = await process_of(request).authenticator.authenticate(bearer)
-    except PeerError:
-        failures.count(address)
-        raise
+    if bearer is None:
+        process.failures.count(address)
+        raise PeerError(ErrorCode.UNAUTHENTICATED, "an Authorization header is missing")
+    principal = await process.failures.counted(address, process.authenticator, bearer)
     if roles:
         principal.require(*roles)
     return principal

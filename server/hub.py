@@ -149,6 +149,7 @@ class Hub(Seating):
             session = Session(identity, unstarted(Phase.PAUSED, now_ms, own_ms), Grant())
             seat = await self.seat_of(session)
             try:
+                self.check_room(seat)
                 if identity.free_key:
                     seat.meter.free_left_ms = await self._free_left(identity, seat)
                 self._sit(seat, member, tick_ms)

@@ -15,6 +15,7 @@ from server.auth import Authenticator
 from server.clock import ClusterClock
 from server.config import Settings
 from server.door import Door
+from server.failures import Failures
 from server.hub import Hub
 from server.loading import Loader
 from server.metrics import Metrics
@@ -60,6 +61,7 @@ class Process:
         self.authenticator = Authenticator(settings)
         self.money = Money(self.live, records, self.clock, self.hub.accounts, rates)
         self.sockets = Sockets(self.metrics)
+        self.failures = Failures(self.clock)
         self.door = Door(self.metrics, connections_max)
         self.draining = False
         """It is about to stop, and is not ready any more."""

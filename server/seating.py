@@ -6,13 +6,15 @@ account's channel, and of changed limits through the tenant's.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import structlog
 
 from protocol import limits
 from protocol.effects import Move
+from protocol.errors import ErrorCode, PeerError
 from protocol.meter import Meter
 from protocol.session import Identity, Session, session_key
 from protocol.states import Event, Phase
@@ -59,7 +61,8 @@ class Seating:
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
         """Looks at a session that was found, before it is seated; see ``Orphans``."""
         self._by_account: dict[tuple[str, str], set[Seat]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        """By session, and how many hold or await it."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Iterator[Seat]:
@@ -97,6 +100,13 @@ class Seating:
             self._run(
                 self.live.leave(session.identity.tenant, session.identity.session_id, self.node)
             )
+
+    def check_room(self, seat: Seat) -> None:
+        """Raises ``rate_limited`` for a session more than an account may have at a time."""
+        projection = seat.account.projection
+        here = len(self._by_account[projection.tenant, projection.account_id])
+        if max(here, len(projection.lines) + 1) > limits.LIVE_SESSIONS_PER_ACCOUNT_MAX:
+            raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions of this account run")
 
     def keep(self, step: Step, outcome: Outcome) -> None:
         """A step was made: what it appended is kept until Postgres has it."""
@@ -188,11 +198,20 @@ class Seating:
                 seat.meter.refresh(now_ms)
                 seat.drain()
 
-    def lock(self, tenant: str, session_id: str) -> asyncio.Lock:
-        """One join or start of a session at a time; locks that nobody holds are dropped."""
-        if len(self._locks) > limits.CLAIMS_WAITING_MAX:
-            self._locks = {name: lock for name, lock in self._locks.items() if lock.locked()}
-        return self._locks.setdefault(session_key(tenant, session_id), asyncio.Lock())
+    @contextlib.asynccontextmanager
+    async def lock(self, tenant: str, session_id: str) -> AsyncIterator[None]:
+        """One join or start of a session at a time. A lock is forgotten with its last user, so
+        whoever makes ids up leaves nothing behind."""
+        key = session_key(tenant, session_id)
+        lock, users = self._locks.get(key) or (asyncio.Lock(), 0)
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            _, users = self._locks.pop(key)
+            if users > 1:
+                self._locks[key] = (lock, users - 1)
 
     def _run(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -50,8 +50,6 @@ AHEAD_MS_MAX = 5 * MINUTE_MS
 """How far a client's clock may be ahead."""
 SILENCE_MS_MAX = limits.TRACKED_SILENCE_MS_MAX
 """A session of which no minute was heard for so long has ended."""
-SILENCES_MAX = 65_536
-"""Sessions whose silence one process waits for; others are found by the sweep of graces."""
 ATTEMPTS_MAX = 8
 """Minutes of one session that arrive together, and what must be loaded for the first."""
 TRACKED = "tracked"
@@ -254,7 +252,7 @@ class Trackers:
         key = session_key(identity.tenant, identity.session_id)
         if key in self._silent_at:
             self._silent_at[key] = until
-        elif len(self._silent_at) < SILENCES_MAX:
+        elif len(self._silent_at) < limits.SILENCES_MAX:
             self._silent_at[key] = until
             self._wait(key, until)
 

@@ -30,22 +30,20 @@ from websockets.http11 import Request
 from websockets.protocol import State
 
 from protocol.errors import CloseCode
-from protocol.limits import FRAGMENTS_PER_MESSAGE_MAX, SLOW_PEER_ABORT_MS
+from protocol.limits import (
+    CONTROL_FRAMES_MAX,
+    CONTROL_WINDOW_MS,
+    FRAGMENTS_PER_MESSAGE_MAX,
+    FRAMES_PER_TURN,
+    INBOX_MESSAGES_MAX,
+    SLICE_BYTES,
+    SLOW_PEER_ABORT_MS,
+)
 from server.door import Entry
 from server.frames import FrameReader
 
 INVALID_DATA: Final = 1007
 """RFC 6455 7.4.1: data "not consistent with the type of the message"."""
-
-INBOX_MESSAGES_MAX: Final = 32
-"""Messages that wait for the application before reading is paused."""
-SLICE_BYTES: Final = 1024
-"""What the parser is fed at once: at most 170 frames, which are empty then."""
-FRAMES_PER_TURN: Final = 64
-"""Frames of one peer after which others have their turn: a third of a millisecond."""
-CONTROL_FRAMES_MAX: Final = 256
-"""Pings and pongs of one peer in ``CONTROL_WINDOW_MS``; it owes us one pong or a few."""
-CONTROL_WINDOW_MS: Final = 10_000
 
 _writable: Final = asyncio.Event()
 _writable.set()

@@ -9,10 +9,14 @@ from typing import Any
 
 import jwt
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from protocol import limits
+from protocol.terms import MINUTE_MS
 from tests.fixtures.server import API_KEY, SECRET, StartServer
+from tests.server.api import ask
 from tests.server.scenes import Scene, begin_scene, closed
+from tests.server.test_http import Stopped
 
 
 @pytest.fixture
@@ -78,6 +82,40 @@ async def test_a_bad_token_closes_4500(scene: Scene) -> None:
     bearer = {"Authorization": "Bearer hello"}
     client = await scene.server.connect(additional_headers=bearer)
     assert await closed(client) == (4500, ["error"])
+
+
+async def test_whoever_guesses_is_not_listened_to_for_the_rest_of_the_minute(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = scene.server.process
+    # The whole test lies in one minute, however slow the machine is.
+    clock = Stopped(MINUTE_MS)
+    process.failures._clock = clock
+    monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 3)
+    waiting = await scene.server.connect()
+    # Tokens that have run out are not guesses, whoever sends them and how many.
+    for _ in range(3):
+        client = await scene.server.connect()
+        await client.send("auth", token=sign(exp=int(time.time()) - 60))
+        assert await closed(client) == (4002, [])
+    for _ in range(3):
+        client = await scene.server.connect()
+        await client.send("auth", token=sign("another-secret-of-at-least-32-bytes"))
+        assert await closed(client) == (4500, ["error"])
+    with pytest.raises(InvalidStatus) as refused:
+        await scene.server.connect()
+    assert refused.value.response.status_code == 429
+    assert refused.value.response.headers["Retry-After"] == "60"
+    # Nor are good tokens listened to, in a socket that is open, nor over HTTP.
+    answer = await waiting.ask("auth", token=scene.server.token())
+    assert (answer["code"], answer["retryable"]) == ("rate_limited", True)
+    response = await ask(scene.server, "GET", "/v1/accounts/ann", scene.server.token())
+    assert response.status_code == 429
+    # Who is in already goes on, and renews their token a minute later.
+    await scene.unharmed()
+    clock.now_ms += MINUTE_MS
+    assert (await scene.client.ask("refresh", token=scene.server.token()))["type"] == "welcome"
+    assert (await waiting.ask("auth", token=scene.server.token()))["type"] == "welcome"
 
 
 async def test_an_expired_token_closes_4002(scene: Scene) -> None:

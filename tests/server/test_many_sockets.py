@@ -20,6 +20,7 @@ from server.metrics import Metrics
 from server.sockets import Sockets
 from storage.live import Outcome
 from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer
+from tests.server.api import ask
 from tests.server.scenes import (
     CREDIT,
     Scene,
@@ -308,6 +309,50 @@ async def test_too_many_sockets_of_an_address_are_refused(
     with pytest.raises(InvalidStatus) as refused:
         await scene.server.connect()
     assert refused.value.response.status_code == 503
+
+
+async def test_too_many_sessions_of_an_account_are_refused(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "LIVE_SESSIONS_PER_ACCOUNT_MAX", 3)
+    one, two = await start_server(), await start_server()
+    first, second = await one.login(), await two.login()
+    for number, client in enumerate((first, second, first)):
+        started = await client.ask("start", kind="chat", session_id=f"chat-{number}")
+        assert started["type"] == "session"
+
+    async def known() -> bool:
+        account = two.process.hub.accounts.get("user:ann", "ann")
+        return account is not None and len(account.projection.lines) == 3
+
+    await eventually(known)
+    for client in (first, second):
+        refused = await client.ask("start", kind="chat", session_id="chat-more")
+        assert (refused["code"], refused["retryable"]) == ("rate_limited", True)
+    beat = await ask(
+        one, "POST", "/v1/sessions/chat-more/heartbeat", one.token(), json={"kind": "chat"}
+    )
+    assert beat.status_code == 429
+    # Those that run can be joined, and one that ends makes room.
+    assert (await second.ask("start", kind="chat", session_id="chat-0"))["type"] == "session"
+    await first.ask("stop", session_id="chat-0")
+    assert (await first.ask("start", kind="chat", session_id="chat-more"))["type"] == "session"
+    assert len(list(one.process.hub)) == 2
+
+
+async def test_ids_that_are_made_up_leave_nothing_behind(scene: Scene) -> None:
+    hub = scene.server.process.hub
+    for number in range(50):
+        answer = await scene.client.ask("watch", session_id=f"made-up-{number}")
+        assert answer["code"] == "unknown_session"
+    for _ in range(2):
+        started = await asyncio.gather(
+            *(scene.client.send("start", kind="chat", session_id="chat-1") for _ in range(10))
+        )
+        assert len(started) == 10
+    assert (await scene.client.ask("ping"))["type"] == "pong"
+    assert hub._locks == {}
+    await scene.client.ask("stop", session_id="chat-1")
 
 
 async def test_more_sockets_than_descriptors_are_refused(scene: Scene) -> None:

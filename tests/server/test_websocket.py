@@ -3,9 +3,15 @@
 from starlette.datastructures import Headers
 from websockets.frames import Close, Frame, Opcode
 
-from protocol.limits import FRAGMENTS_PER_MESSAGE_MAX, MESSAGE_BYTES_MAX
+from protocol.limits import (
+    CONTROL_FRAMES_MAX,
+    FRAGMENTS_PER_MESSAGE_MAX,
+    INBOX_MESSAGES_MAX,
+    MESSAGE_BYTES_MAX,
+    SLICE_BYTES,
+)
 from server.frames import text_frame
-from server.websocket import CONTROL_FRAMES_MAX, INBOX_MESSAGES_MAX, SLICE_BYTES, forget_handshake
+from server.websocket import forget_handshake
 from tests.server.peers import (
     Accepted,
     Hasty,
