@@ -4,12 +4,12 @@ Each says what it is in its description, which JSON Schema and AsyncAPI carry on
 """
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from protocol import limits
-from protocol.money import CREDITS_PATTERN
+from protocol.money import AMOUNT_PATTERN, CREDITS_PATTERN, PRICE_PATTERN
 
 # In Python's dialect `$` also matches before a last newline; the look-ahead shuts that
 # door and means nothing in the dialect of JSON Schema.
@@ -45,6 +45,23 @@ Credits = Annotated[
         examples=["12.5", "0", "-0.000001"],
     ),
 ]
+Amount = Annotated[
+    str,
+    Meta(
+        description="Credits, more than 0: a decimal string with at most 6 decimals.",
+        examples=["12.5", "0.000001"],
+        # For who reads the schema: `parse_credits` says in words what is wrong.
+        extra_json_schema={"pattern": AMOUNT_PATTERN},
+    ),
+]
+Price = Annotated[
+    str,
+    Meta(
+        description="Credits of a minute: a decimal string with at most 6 decimals.",
+        examples=["1", "0.25", "0"],
+        extra_json_schema={"pattern": PRICE_PATTERN},
+    ),
+]
 DurationMs = Annotated[int, Meta(ge=0, description="A duration in milliseconds.")]
 InstantAt = Annotated[int, Meta(ge=0, description="An instant in Unix epoch milliseconds.")]
 SequenceNumber = Annotated[
@@ -64,6 +81,20 @@ RequestId = Annotated[
     ),
 ]
 SessionId = Annotated[str, describe_id("The session: one chat, recording or call.")]
+KindName = Annotated[str, describe_id("A kind of the rate card.")]
+CounterpartId = Annotated[str, describe_id("The other side: an advisor, a callee.")]
+Metadata = Annotated[
+    dict[str, Any],
+    describe(f"Kept with the session; at most {limits.METADATA_BYTES_MAX} bytes of JSON."),
+]
+LastSeq = Annotated[
+    int,
+    Meta(
+        ge=0,
+        le=limits.SAFE_INTEGER_MAX,
+        description="The newest `seq` seen: later notices come again, in `missed`.",
+    ),
+]
 UserId = Annotated[str, describe_id("The user, the token's `sub`.")]
 Token = Annotated[
     str, Meta(min_length=1, max_length=limits.TOKEN_CHARACTERS_MAX, description="A JWT.")

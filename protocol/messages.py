@@ -6,7 +6,7 @@ marks with ``?`` are optional: left out of the JSON when they are None. Fields t
 calls nullable are always there, as ``null`` when there is nothing to say.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -15,13 +15,17 @@ from protocol import limits
 from protocol.fields import (
     AccountCredits,
     BindingLimit,
+    CounterpartId,
     CreditReason,
     Credits,
     DurationMs,
     ElapsedMs,
     FreeRemainingMs,
     InstantAt,
+    KindName,
+    LastSeq,
     LimitField,
+    Metadata,
     Paid,
     RemainingMs,
     RequestId,
@@ -32,7 +36,6 @@ from protocol.fields import (
     Token,
     UserId,
     describe,
-    describe_id,
 )
 
 # --- Client to server ------------------------------------------------------------
@@ -65,10 +68,8 @@ class Refresh(ClientMessage, frozen=True, kw_only=True, tag="refresh"):
 class Start(SessionRequest, frozen=True, kw_only=True, tag="start"):
     """Starts a session, or joins it where it lives already. Answered by `session`."""
 
-    kind: Annotated[str, describe_id("A kind of the rate card.")]
-    counterpart_id: Annotated[str, describe_id("The other side: an advisor, a callee.")] | None = (
-        None
-    )
+    kind: KindName
+    counterpart_id: CounterpartId | None = None
     tick_ms: (
         Annotated[
             int,
@@ -80,24 +81,8 @@ class Start(SessionRequest, frozen=True, kw_only=True, tag="start"):
         ]
         | None
     ) = None
-    metadata: (
-        Annotated[
-            dict[str, Any],
-            describe(f"Kept with the session; at most {limits.METADATA_BYTES_MAX} bytes of JSON."),
-        ]
-        | None
-    ) = None
-    last_seq: (
-        Annotated[
-            int,
-            Meta(
-                ge=0,
-                le=limits.SAFE_INTEGER_MAX,
-                description="The newest `seq` seen: later notices come again, in `missed`.",
-            ),
-        ]
-        | None
-    ) = None
+    metadata: Metadata | None = None
+    last_seq: LastSeq | None = None
 
 
 class Pause(SessionRequest, frozen=True, kw_only=True, tag="pause"):

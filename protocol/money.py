@@ -14,6 +14,11 @@ MICROS_PER_CREDIT = 1_000_000
 CREDITS_PATTERN = r"^-?(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$"
 """What the wire calls credits, in the form that JSON Schema understands."""
 
+AMOUNT_PATTERN = r"^(1000000000(\.0{1,6})?|(?!0(\.0*)?$)(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)$"
+"""An amount that moves: more than 0, and at most ``AMOUNT_MICROS_MAX``."""
+PRICE_PATTERN = r"^(10000(\.0{1,6})?|(0|[1-9][0-9]{0,3})(\.[0-9]{1,6})?)$"
+"""A price of a minute: at most ``PRICE_MICROS_MAX``, and 0 for what costs nothing."""
+
 _CREDITS = re.compile(r"(-?)(0|[1-9][0-9]{0,9})(?:\.([0-9]{1,6}))?")
 
 

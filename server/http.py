@@ -232,8 +232,13 @@ def read_body(raw: bytes, body_type: type[Body]) -> Body:
     value = read_json(raw or b"{}", limits.BODY_BYTES_MAX)
     if not isinstance(value, dict):
         raise BadMessageError("expected a JSON object")
+    # To JSON Schema 60.0 is an integer, and some clients write it so.
+    fields = {
+        name: int(part) if isinstance(part, float) and part.is_integer() else part
+        for name, part in value.items()
+    }
     try:
-        return msgspec.convert(value, body_type)
+        return msgspec.convert(fields, body_type)
     except msgspec.ValidationError as error:
         raise BadMessageError(str(error)) from None
 

@@ -225,7 +225,9 @@ def _path_operation(
     }
     if operation.body is not None:
         content = {"application/json": {"schema": reference_of[operation.body]}}
-        item["requestBody"] = {"required": True, "content": content}
+        # An object of which nothing is required may be left out as a whole.
+        required = any(field.required for field in msgspec.structs.fields(operation.body))
+        item["requestBody"] = {"required": required, "content": content}
     return item
 
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from protocol import limits
 from protocol.errors import BadMessageError, ErrorCode, PeerError
 from protocol.events import EntryPosted
-from protocol.fields import AccountCredits, Credits, InstantAt, describe, describe_id
+from protocol.fields import AccountCredits, Amount, Credits, InstantAt, describe, describe_id
 from protocol.money import format_credits, parse_credits
 from protocol.projection import AccountProjection
 from server.auth import Principal
@@ -53,7 +53,7 @@ EntryId = Annotated[str, describe("The ledger entry; the same at every attempt."
 class GrantWanted(msgspec.Struct, frozen=True, kw_only=True):
     """Asks for credits to be added to an account."""
 
-    amount: Annotated[Credits, describe("What to add; more than 0.")]
+    amount: Annotated[Amount, describe("What to add; more than 0.")]
     reason: Reason
     expires_at: (
         Annotated[

@@ -1,6 +1,6 @@
 """The heartbeat path: where no WebSocket gets through."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from starlette.requests import Request
@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from protocol import messages
 from protocol.codec import check_metadata
-from protocol.fields import describe
+from protocol.fields import CounterpartId, KindName, LastSeq, Metadata, describe
 from server.heartbeats import Heartbeats
 from server.http import answer, path_id, principal_of, raw_body, read_body
 from server.openapi import Operation, described
@@ -19,13 +19,12 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """A proof of life; with a kind, it starts a session that does not exist yet."""
 
     kind: (
-        Annotated[str, describe("A kind of the rate card: starts the session, or joins it.")] | None
+        Annotated[KindName, describe("A kind of the rate card: starts the session, or joins it.")]
+        | None
     ) = None
-    counterpart_id: Annotated[str, describe("The other side: an advisor, a callee.")] | None = None
-    metadata: Annotated[dict[str, Any], describe("Kept with the session.")] | None = None
-    last_seq: (
-        Annotated[int, describe("The newest `seq` seen: later notices come in `missed`.")] | None
-    ) = None
+    counterpart_id: CounterpartId | None = None
+    metadata: Metadata | None = None
+    last_seq: LastSeq | None = None
 
 
 def heartbeats_of(request: Request) -> Heartbeats:
@@ -61,13 +60,12 @@ async def heartbeat(request: Request) -> Response:
     start = None
     if body.kind is not None:
         check_metadata(body.metadata)
-        start = msgspec.convert(
-            {
-                "type": "start",
-                "session_id": session_id,
-                **{name: value for name, value in msgspec.to_builtins(body).items() if value},
-            },
-            messages.Start,
+        start = messages.Start(
+            session_id=session_id,
+            kind=body.kind,
+            counterpart_id=body.counterpart_id,
+            metadata=body.metadata,
+            last_seq=body.last_seq,
         )
     found = await heartbeats_of(request).beat(principal, session_id, start, body.last_seq)
     return answer(found)

@@ -38,7 +38,11 @@ APPLY_ATTEMPTS_MAX = 16
 OrgId = Annotated[str, describe_id("The organisation.")]
 Timezone = Annotated[
     str,
-    Meta(max_length=64, description="An IANA time zone, in which months begin: `Europe/Berlin`."),
+    Meta(
+        min_length=1,
+        max_length=64,
+        description="An IANA time zone, in which months begin: `Europe/Berlin`.",
+    ),
 ]
 Tier = Annotated[str, describe_id("A tier of the rate card.")]
 AllowOverage = Annotated[

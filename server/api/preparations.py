@@ -3,13 +3,23 @@
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from protocol import limits
 from protocol.codec import check_metadata
-from protocol.errors import BadMessageError
-from protocol.fields import describe, is_id
+from protocol.fields import (
+    CounterpartId,
+    KindName,
+    Metadata,
+    Price,
+    SessionId,
+    UserId,
+    describe,
+    describe_id,
+)
 from protocol.money import format_credits
 from protocol.rates import terms_with
 from server.auth import tenant_of
@@ -21,19 +31,29 @@ from storage.rows import SessionPrepared
 class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     """A session that a user may start, and its own terms; what is left out is the kind's."""
 
-    session_id: Annotated[str, describe("The session: one chat, recording or call.")]
-    kind: Annotated[str, describe("A kind of the rate card.")]
-    user_id: Annotated[str, describe("The user who may start it.")]
-    counterpart_id: Annotated[str, describe("The other side: an advisor, a callee.")] | None = None
+    session_id: SessionId
+    kind: KindName
+    user_id: Annotated[UserId, describe("The user who may start it.")]
+    counterpart_id: CounterpartId | None = None
     account_id: (
-        Annotated[str, describe("The credit account; the user's own when left out.")] | None
+        Annotated[str, describe_id("The credit account; the user's own when left out.")] | None
     ) = None
-    credits_per_minute: Annotated[str, describe("The price of a minute.")] | None = None
-    free_seconds: Annotated[int, describe("Free time.")] | None = None
-    max_session_seconds: Annotated[int, describe("The longest it may last; 0: no cap.")] | None = (
-        None
-    )
-    metadata: Annotated[dict[str, Any], describe("Kept with the session.")] | None = None
+    credits_per_minute: Annotated[Price, describe("The price of a minute.")] | None = None
+    free_seconds: (
+        Annotated[int, Meta(ge=0, le=limits.FREE_MS_MAX // 1000, description="Free time.")] | None
+    ) = None
+    max_session_seconds: (
+        Annotated[
+            int,
+            Meta(
+                ge=0,
+                le=limits.SESSION_CAP_MS_MAX // 1000,
+                description="The longest it may last; 0: no cap.",
+            ),
+        ]
+        | None
+    ) = None
+    metadata: Metadata | None = None
 
 
 class Prepared(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,13 +89,6 @@ def _prepared(session: SessionPrepared) -> Prepared:
     )
 
 
-def _check_ids(body: Preparation) -> None:
-    for name in ("session_id", "user_id", "counterpart_id", "account_id"):
-        value = getattr(body, name)
-        if value is not None and not is_id(value):
-            raise BadMessageError(f"{name}: must be 1-128 characters of A-Z a-z 0-9 . _ : @ -")
-
-
 @described(
     Operation(
         tag="sessions",
@@ -97,7 +110,6 @@ async def prepare(request: Request) -> Response:
     await principal_of(request, "key")
     org_id = query_id(request, "org")
     body = read_body(await raw_body(request), Preparation)
-    _check_ids(body)
     check_metadata(body.metadata)
     terms = terms_with(
         process.rates.terms(body.kind),

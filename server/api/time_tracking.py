@@ -15,7 +15,7 @@ from starlette.routing import Route
 from protocol import messages
 from protocol.course import Course
 from protocol.errors import ErrorCode, ProtocolError
-from protocol.fields import AccountCredits, SessionState, describe, describe_id
+from protocol.fields import AccountCredits, CounterpartId, KindName, SessionState, describe
 from protocol.session import Session, session_key
 from protocol.states import Phase
 from protocol.terms import Terms
@@ -174,9 +174,12 @@ class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A proof of life; with a kind, it starts a chat that does not exist yet."""
 
     kind: (
-        Annotated[str, describe_id("A kind of the rate card: starts the chat, or joins it.")] | None
+        Annotated[KindName, describe("A kind of the rate card: starts the chat, or joins it.")]
+        | None
     ) = None
-    advisor_id: Annotated[str, describe_id("The other side of a chat that starts.")] | None = None
+    advisor_id: (
+        Annotated[CounterpartId, describe("The other side of a chat that starts.")] | None
+    ) = None
 
 
 @described(

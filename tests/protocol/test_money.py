@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from protocol import limits
 from protocol.errors import BadMessageError
-from protocol.money import CREDITS_PATTERN, format_credits, parse_credits
+from protocol.money import (
+    AMOUNT_PATTERN,
+    CREDITS_PATTERN,
+    PRICE_PATTERN,
+    format_credits,
+    parse_credits,
+)
 
 # A slow machine is no failure.
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -73,6 +79,28 @@ def test_the_bound_is_named() -> None:
 )
 def test_format(micros: int, text: str) -> None:
     assert format_credits(micros) == text
+
+
+NEAR_BOUNDS = st.sampled_from(
+    [
+        format_credits(bound + step)
+        for bound in (0, limits.PRICE_MICROS_MAX, limits.AMOUNT_MICROS_MAX)
+        for step in (-1_000_000, -1, 0, 1, 1_000_000)
+    ]
+    + ["0.0", "0.000000", "00", "10000.0", "10000.000000", "1000000000.000000", "1.", ".5"]
+)
+
+
+@CALM
+@given(st.one_of(NEAR_BOUNDS, st.text(alphabet="0123456789.-", max_size=18)))
+def test_the_schemas_take_what_is_taken(text: str) -> None:
+    bounds = ((AMOUNT_PATTERN, 1, limits.AMOUNT_MICROS_MAX), (PRICE_PATTERN, 0, 10**10))
+    for pattern, least, micros_max in bounds:
+        try:
+            taken = parse_credits(text, micros_max=micros_max) >= least
+        except BadMessageError:
+            taken = False
+        assert (re.search(pattern, text) is not None) == taken, pattern
 
 
 @CALM

@@ -58,9 +58,15 @@ async def test_what_a_heartbeat_may_not_do(server: TestServer) -> None:
         422,
         "unknown_kind",
     )
-    assert_problem(
-        await ask(server, "POST", PATH, server.token(), json={"kind": 1}), 400, "bad_message"
-    )
+    for wrong in (
+        {"kind": 1},
+        {"kind": ""},
+        {"kind": "chat", "counterpart_id": "a b"},
+        {"kind": "chat", "last_seq": -1},
+        {"kind": "chat", "metadata": {"topic": "x" * limits.METADATA_BYTES_MAX}},
+    ):
+        response = await ask(server, "POST", PATH, server.token(), json=wrong)
+        assert_problem(response, 400, "bad_message")
     assert_problem(await ask(server, "POST", PATH, None), 401, "unauthenticated")
     assert_problem(await ask(server, "POST", PATH), 403, "forbidden")
     other = server.token(sessions=["another"])

@@ -56,7 +56,11 @@ async def test_what_cannot_be_prepared(server: TestServer) -> None:
     for change in (
         {"kind": "nothing"},
         {"credits_per_minute": "-1"},
+        {"credits_per_minute": "10000.1"},
         {"free_seconds": "x"},
+        {"free_seconds": 0.5},
+        {"free_seconds": 1e300},
+        {"free_seconds": -1},
         {"session_id": "a/b"},
         {"user_id": ""},
         {"metadata": {"much": "x" * 3000}},
@@ -66,6 +70,13 @@ async def test_what_cannot_be_prepared(server: TestServer) -> None:
     assert_problem(
         await ask(server, "POST", "/v1/sessions", server.token(), json=BODY), 403, "forbidden"
     )
+
+
+async def test_a_whole_number_may_be_written_with_a_point(server: TestServer) -> None:
+    body = {**BODY, "session_id": "chat-3", "free_seconds": 60.0}
+    response = await ask(server, "POST", "/v1/sessions", json=body)
+    assert response.status_code == 201, response.text
+    assert response.json()["free_seconds"] == 60
 
 
 async def test_only_prepared_sessions_start_where_that_is_set(start_server: StartServer) -> None:

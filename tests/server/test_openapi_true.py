@@ -1,0 +1,125 @@
+"""What ``/openapi.json`` says is true: schemathesis asks all that it allows, and forbids.
+
+Whatever is routed and described is asked, by each of those who may ask anything: at the
+edges of every field, with what no field may be, and in sequences. An answer must have a
+status, a media type and a form that the document names; what is forbidden is refused, and
+what is allowed is not called malformed.
+"""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import schemathesis
+from schemathesis.engine import events, from_schema
+
+from protocol import limits
+from tests.fixtures.server import API_KEY, TestServer
+from tests.server.api import ask, grant
+
+SEED = 20_261_125
+EXAMPLES = 5
+ALLOWED = ["2xx", "401", "402", "403", "404", "409", "422", "429"]
+"""What a request may come to that is as the document wants it; not 400, and never 5xx."""
+UNSPEAKABLE = {
+    "GET /v1/accounts/{id}/ledger": "a cursor is one that a page gave",
+    "POST /v1/accounts/{id}/grants": "a grant does not expire before it is made",
+    "PUT /v1/orgs/{id}": "zones and tiers are those that the server knows",
+    "POST /api/usage/track-minute": "a minute is of today",
+    "GET /v1/ops/reports/usage.csv": "a report begins before it ends",
+}
+"""Calls with a rule that no schema can say, and that may so answer 400 to what fits it."""
+
+
+def configuration(bearer: str, known: list[str]) -> dict[str, Any]:
+    """How schemathesis is to ask: all that it can, and the same each time."""
+    malformed = {"positive_data_acceptance": {"expected-statuses": [*ALLOWED, "400"]}}
+    return {
+        "seed": SEED,
+        "workers": 1,
+        "continue-on-failure": True,
+        "headers": {"Authorization": f"Bearer {bearer}"},
+        "generation": {"deterministic": True, "max-examples": EXAMPLES, "database": "none"},
+        "checks": {"positive_data_acceptance": {"expected-statuses": ALLOWED}},
+        "operations": [{"include-name": name, "checks": malformed} for name in UNSPEAKABLE],
+        # Among ids of which nobody has heard, those of what is there.
+        "dictionaries": {"known": {"values": known}},
+        "parameters": {
+            "path.id": {"dictionary": "known", "probability": 0.5},
+            # Whom a backend or an operator means; a user's token says so itself.
+            "query.user": "ann",
+        },
+    }
+
+
+class Answers:
+    """What came of a run: what was wrong, and how each operation answered."""
+
+    def __init__(self) -> None:
+        self.wrong: dict[str, str] = {}
+        self.statuses: defaultdict[str, set[int]] = defaultdict(set)
+
+    def see(self, event: events.EngineEvent) -> None:
+        """Keeps what an event of the run says, the first of each kind."""
+        if isinstance(event, events.NonFatalError | events.FatalError):
+            self.wrong[str(event.id)] = repr(getattr(event, "value", event))
+        if not isinstance(event, events.ScenarioFinished):
+            return
+        for case_id, interaction in event.recorder.interactions.items():
+            label = event.recorder.cases[case_id].value.operation.label
+            assert interaction.response is not None, label
+            self.statuses[label].add(interaction.response.status_code)
+        for case_id, checks in event.recorder.checks.items():
+            label = event.recorder.cases[case_id].value.operation.label
+            for check in checks:
+                if check.failure_info is not None:
+                    failure = check.failure_info.failure
+                    what = f"{label}: {failure.title}: {failure.message}"
+                    sample = check.failure_info.code_sample
+                    self.wrong.setdefault(f"{label} {failure.title}", f"{what}\n{sample}")
+
+
+def explore(url: str, bearer: str, known: list[str]) -> Answers:
+    """One run over the whole document, in a thread of its own."""
+    config = schemathesis.Config.from_dict(configuration(bearer, known))
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", config=config)
+    answers = Answers()
+    for event in from_schema(schema).execute():
+        answers.see(event)
+        if isinstance(event, events.EngineFinished):
+            assert event.stop_reason == "completed"
+    return answers
+
+
+@pytest.mark.parametrize("role", ["key", "user", "ops"])
+async def test_the_document_is_true(
+    server: TestServer, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What it asks without a good token is many times what an address may ask in a minute.
+    monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
+    await grant(server, "5", "k1")
+    started = {"kind": "chat"}
+    await ask(server, "POST", "/v1/sessions/chat-1/heartbeat", server.token(), json=started)
+    bearers = {"key": API_KEY, "user": server.token(), "ops": server.token("ann", scope="ops")}
+    answers = await asyncio.to_thread(explore, server.url, bearers[role], ["ann", "chat-1"])
+    assert list(answers.wrong.values()) == []
+
+    document = (await ask(server, "GET", "/openapi.json", None)).json()
+    del document["paths"]["/openapi.json"]  # whence it has the document, it does not ask
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            statuses = answers.statuses.pop(f"{method.upper()} {path}", set())
+            allowed = {name for security in operation["security"] for name in security}
+            # An operator has a user's token, and is a user like any other.
+            allowed |= {"ops"} if "user" in allowed else set()
+            may = not allowed or role in allowed
+            assert bool(statuses - {401, 403, 405}) == may, (method, path, statuses)
+    assert not answers.statuses
+
+
+async def test_what_no_schema_can_say_is_said_of_what_is_there(server: TestServer) -> None:
+    document = (await ask(server, "GET", "/openapi.json", None)).json()
+    for name in UNSPEAKABLE:
+        method, _, path = name.partition(" ")
+        assert method.lower() in document["paths"][path]
