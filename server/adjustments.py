@@ -69,7 +69,8 @@ class Adjustments(Till):
             raise BadMessageError("minutes: takes away more than the month has") from error
         assert made is not None
         try:
-            await self._apply_adjustment(made)
+            if not made.is_applied:
+                await self._apply_adjustment(made)
         except (LiveError, UnavailableError) as error:
             log.warning("adjustment_not_applied_yet", entry_id=entry_id, error=str(error))
         return Adjusted(entry_id, made.month, made.minutes, repeated=not new)

@@ -121,6 +121,9 @@ class Metrics:
         self.recalls = self._counter("recalls_total", "Spends that made holders give back")
         self.spends = self._counter("spends_total", "Spends and holds decided", "outcome")
         self.redis_up = self._gauge("redis_up", "1 while Redis answers")
+        self.redis_step = self._gauge(
+            "redis_clock_step_seconds", "How far Redis's clock was stepped away from cluster time"
+        )
 
     def _add_record(self) -> None:
         self.outbox_entries = self._gauge("outbox_entries", "Entries that wait for Postgres")

@@ -85,10 +85,14 @@ class Money(Spends, Holds, Adjustments):
         """
         try:
             new = await self.records.post_entry(entry, priority, expires_at)
+            name = (entry.tenant, entry.account_id, entry.entry_id)
+            # What Redis has confirmed it may have forgotten to have taken, days ago.
+            is_due = new or await self.records.inbox_has(*name)
         except UnavailableError as error:
             raise ServiceError("the ledger does not answer") from error
         try:
-            await self._apply(entry)
+            if is_due:
+                await self._apply(entry)
         except LiveError as error:
             log.warning("entry_not_applied_yet", entry_id=entry.entry_id, error=str(error))
         return new

@@ -9,7 +9,6 @@ after, the beat goes on beside it: it must not make this process the next dead o
 import asyncio
 import contextlib
 import itertools
-import time
 from collections.abc import AsyncIterator
 
 import structlog
@@ -19,12 +18,15 @@ from protocol.errors import ProtocolError
 from server.clock import ClusterClock
 from server.orphans import Orphans
 from server.recovery import Recovery
+from storage.keys import LOOK_CHANNEL
 from storage.live import Live, LiveError
 
 log = structlog.get_logger()
 
 SUSPECT_MS = 1_500
 """A process that missed a beat may be dead: who joins its sessions does not wait to know."""
+LOOK_S = 0.02
+"""Pauses between two looks for an answer of the others, when a process starts."""
 RECONCILE_BEATS = 60
 """How often a process looks after what it is noted for and does not have, in beats."""
 
@@ -48,12 +50,15 @@ class Presence:
         self.redis_up = False
         self._beating: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._answering: asyncio.Task[None] | None = None
         self._graces_due = True
         """Graces may run that nobody looks after."""
         self._reconcile_due = False
 
     async def start(self) -> None:
-        """The first beat, which sets the clock; then one a second."""
+        """Sets the clock; then one beat a second, and one for everybody who asks."""
+        await self._set_clock()
+        await self.orphans.hub.accounts.subscribe(LOOK_CHANNEL, self._asked)
         await self.beat()
         self.redis_up = True
         if self.recovery is not None and len(self.nodes) == 1:
@@ -65,7 +70,7 @@ class Presence:
     async def stop(self) -> None:
         """No more beats. The process leaves the list, unless it leaves a session behind or
         the grace of one: then the others find it silent, and look after them."""
-        for task in (self._beating, self._sweeping):
+        for task in (self._beating, self._sweeping, self._answering):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -79,11 +84,43 @@ class Presence:
             return True
         return bool([name async for name in self.live.sessions_of_node(self.live.node)])
 
+    async def _set_clock(self) -> None:
+        """Takes cluster time over from the processes that live.
+
+        They are asked for a beat, and the one that comes between two looks has the time. A
+        process that lives beats within ``PRESENCE_BEAT_MS`` of Redis's coming back. Where
+        none does, the time is that of Redis, but never before what the dead have left.
+        """
+        until_s = (limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
+        began_at = asked_at = self.clock.reading()
+        last = look = await self.live.look(ask=True)
+        while (look.nodes or look.heard) and self.clock.reading() - began_at < until_s:
+            await asyncio.sleep(LOOK_S)
+            last, sent_at, asked_at = look, asked_at, self.clock.reading()
+            look = await self.live.look(ask=False)
+            since_ms = look.redis_ms - look.beaten_redis_ms
+            # The clock of Redis was not stepped between that beat and this look.
+            is_steady = 0 <= since_ms <= (self.clock.reading() - sent_at) * 1000
+            if look.beats != last.beats and is_steady:
+                self.clock.anchor(look.beaten_at + since_ms, look.redis_ms, asked_at)
+                return
+        left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
+        self.clock.anchor(max(look.redis_ms, left_at), look.redis_ms, asked_at)
+
+    def _asked(self, _: object) -> None:
+        """A process has started, or the line to Redis was down: it is told the time now."""
+        if self._answering is None or self._answering.done():
+            self._answering = asyncio.create_task(self._answer())
+
+    async def _answer(self) -> None:
+        with contextlib.suppress(LiveError):
+            await self.beat()
+
     async def beat(self) -> None:
         """Proves that this process lives, and learns who else does."""
-        sent_at = time.monotonic()
+        sent_at = self.clock.reading()
         beat = await self.live.beat(self.clock.now())
-        self.clock.observe(beat.redis_ms, sent_at, time.monotonic())
+        self.clock.observe(beat.redis_ms, sent_at)
         self.nodes = beat.nodes
         self.orphans.suspects = self._silent(SUSPECT_MS)
 

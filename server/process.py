@@ -109,7 +109,8 @@ class Process:
     async def outbox(self) -> tuple[int, int]:
         """Entries that wait for Postgres, and the age of the oldest in milliseconds."""
         entries, oldest_at = await self.live.outbox()
-        return entries, max(0, self.clock.now() - oldest_at) if oldest_at else 0
+        redis_ms = self.clock.now() + round(self.clock.stepped_ms)
+        return entries, max(0, redis_ms - oldest_at) if oldest_at else 0
 
     def count_sessions(self) -> None:
         """Sets the gauges of what is served here."""

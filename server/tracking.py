@@ -182,7 +182,8 @@ class Trackers:
     async def _step(self, reported: Reported, known: _Known) -> TrackedStep:
         identity = known.identity
         before = known.standing or unstarted(Phase.PAUSED, reported.minute_at, 0)
-        standing = _after(before, reported, self.process.clock.now())
+        now_ms = self.process.clock.now()
+        standing = _after(before, reported, now_ms)
         cap_ms = identity.terms.session_cap_ms
         month = await self._month(identity, reported.minute_at)
         records: list[Record] = [] if known.standing else [started_record(identity)]
@@ -196,6 +197,7 @@ class Trackers:
             month=month,
             minutes={**known.minutes, reported.minute_at: before.minutes_kept},
             records=tuple(records),
+            at=now_ms,
             kept_ms=SILENCE_MS_MAX + limits.ENDED_SESSION_KEPT_MS,
         )
 

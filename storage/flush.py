@@ -14,6 +14,7 @@ streams that are read together share one slot, give each flusher one partition.
 import asyncio
 import os
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -84,6 +85,7 @@ class Flusher:
         take_over_idle_ms: int = limits.FLUSH_CLAIM_IDLE_MS,
         batch_entries: int = limits.FLUSH_BATCH_RECORDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.records = records
         self.consumer = consumer
@@ -101,12 +103,15 @@ class Flusher:
         self._take_over_idle_ms = take_over_idle_ms
         self._batch_entries = batch_entries
         self._sleep = sleep
+        self._monotonic = monotonic
         self._is_prepared = False
         # Entries may be pending that this consumer has not seen: at the start those of a
         # predecessor of the same name, after a failure those of a read without an answer.
         self._has_pending = True
         self._reads = 0
         self._deep: list[str] = []
+        self._stuck: dict[str, tuple[bytes | str, float]] = {}
+        """The lowest pending entry of an outbox, and since when it is that one."""
 
     async def close(self) -> None:
         """Closes the connections to Redis. Nothing is lost; see ``run`` for a clean end."""
@@ -191,15 +196,28 @@ class Flusher:
         return entries
 
     async def take_over(self) -> list[Entry]:
-        """Entries that another flusher read long ago and never acknowledged."""
+        """Entries that another flusher read long ago and never acknowledged.
+
+        How long ago that is Redis says by its wall clock. Where that was stepped back, it
+        is enough that the lowest pending entry is the same as so long ago by our own.
+        """
         entries: list[Entry] = []
-        for key, partition in self._partitions.items():
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            for key in self._partitions:
+                pipeline.xpending(key, GROUP)
+            pending = await pipeline.execute(raise_on_error=False)
+        for (key, partition), summary in zip(self._partitions.items(), pending, strict=True):
             wanted = self._batch_entries - len(entries)
             if not wanted:
                 break
             try:
+                if isinstance(summary, Exception):
+                    raise summary
+                if not summary["pending"]:
+                    self._stuck.pop(key, None)
+                    continue
                 _, found, *_ = await self._redis.xautoclaim(
-                    key, GROUP, self.consumer, self._take_over_idle_ms, "0-0", wanted
+                    key, GROUP, self.consumer, self._idle_ms(key, summary["min"]), "0-0", wanted
                 )
             except ResponseError as error:
                 self._heal(error)
@@ -287,6 +305,14 @@ class Flusher:
         return Backlog(sum(answers[::3]), oldest_ms, sum(answers[2::3]))
 
     # How they are done
+
+    def _idle_ms(self, key: str, lowest: bytes | str) -> int:
+        """For how long an entry must be idle by Redis's clock to be taken over."""
+        since = self._stuck.get(key)
+        if since is None or since[0] != lowest:
+            since = self._stuck[key] = (lowest, self._monotonic())
+        is_stuck = (self._monotonic() - since[1]) * 1000 >= self._take_over_idle_ms
+        return 0 if is_stuck else self._take_over_idle_ms
 
     async def _read(
         self, keys: list[str], after: str, count: int, block_ms: int | None

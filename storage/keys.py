@@ -11,6 +11,10 @@ from protocol.session import session_key
 
 NODES = "{nodes}"
 """Processes by their last proof of life."""
+CLOCK = "{nodes}:clock"
+"""The last beat of any process: the time of Redis, and cluster time."""
+LOOK_CHANNEL = "{nodes}:look"
+"""Where a process that starts asks those who live for a beat."""
 
 
 class Keys:

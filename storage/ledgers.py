@@ -41,8 +41,8 @@ class Ledgers(Database):
     ) -> bool:
         """Writes money in: the ledger's entry, and the inbox's, in one transaction.
 
-        Returns whether it was new. Apply it to Redis in either case, for the process that
-        wrote it may have died before it did, then tell ``inbox_done``.
+        Returns whether it was new. Apply it to Redis then, and tell ``inbox_done``. One that
+        was there may not be applied yet: see ``inbox_has``.
         """
         if entry.entry_kind not in MONEY_IN_KINDS:
             raise ValueError(f"{entry.entry_kind} is decided in Redis and comes by the outbox")
@@ -52,6 +52,10 @@ class Ledgers(Database):
     async def inbox(self, limit: int) -> tuple[rows.InboxEntry, ...]:
         """Money in that Redis has not confirmed, of all tenants, oldest first."""
         return await self._rows("inbox", rows.InboxEntry, limit)
+
+    async def inbox_has(self, tenant: str, account_id: str, entry_id: str) -> bool:
+        """Whether Redis has not confirmed an entry: who wrote it may have died before."""
+        return bool(await self._value("inbox_has", tenant, account_id, entry_id))
 
     async def inbox_done(self, entries: Sequence[tuple[str, str, str]]) -> None:
         """Redis has applied these: ``(tenant, account_id, entry_id)`` each."""
@@ -140,7 +144,7 @@ class Ledgers(Database):
     async def adjustment(
         self, tenant: str, user_id: str, entry_id: str
     ) -> rows.AdjustmentRow | None:
-        """The adjustment of that id, or None."""
+        """The adjustment of that id, or None. It says whether Redis has confirmed it."""
         return await self._maybe("adjustment", rows.AdjustmentRow, tenant, user_id, entry_id)
 
     async def adjustments_waiting(self, limit: int) -> tuple[rows.AdjustmentRow, ...]:

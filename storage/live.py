@@ -22,11 +22,12 @@ from protocol.effects import Reply
 from protocol.projection import MonthProjection
 from protocol.session import Identity, Session
 from protocol.steps import Step
+from storage.beats import Beat, Look, beat_of, look_of
 from storage.figures import AccountFigures, figures_of
-from storage.keys import NODES, Keys
+from storage.keys import CLOCK, LOOK_CHANNEL, NODES, Keys
 from storage.rows import AccountRecord
 from storage.scripts import LiveError, Script, connect
-from storage.wire import encode_step, month_of, reply_of, session_of
+from storage.wire import appended_at, decided_at, encode_step, month_of, reply_of, session_of
 
 __all__ = [
     "AccountFigures",
@@ -35,6 +36,8 @@ __all__ = [
     "Found",
     "Live",
     "LiveError",
+    "Look",
+    "Oldest",
     "Outcome",
     "Script",
     "connect",
@@ -80,13 +83,13 @@ class Outcome(msgspec.Struct, frozen=True):
     """Redis refused to run the script, and says why: nothing was done."""
 
 
-class Beat(NamedTuple):
-    """The answer to a proof of life."""
+class Oldest(NamedTuple):
+    """The oldest record of an outbox."""
 
-    redis_ms: float
-    """The time of Redis, epoch milliseconds."""
-    nodes: dict[str, int]
-    """Every process and its last proof, in cluster time."""
+    at: int
+    """The instant at which it was decided, in cluster time."""
+    age_ms: int
+    """Since it was appended, by Redis's own clock: the one by which keys expire."""
 
 
 class Live:
@@ -103,6 +106,8 @@ class Live:
         self._credit = Script(redis, "credit")
         self._load = Script(redis, "load")
         self._beat = Script(redis, "beat")
+        self._look = Script(redis, "look")
+        self._oldest = Script(redis, "oldest")
         self._limit = Script(redis, "limit")
 
     async def prepare(self) -> None:
@@ -279,11 +284,14 @@ class Live:
         """Whether a counter is in Redis."""
         return bool(await self.ask(self.redis.exists(key)))
 
-    async def oldest_record_ms(self, tenant: str) -> int | None:
-        """The instant at which the oldest record in the tenant's outbox was appended."""
-        outbox = self.keys.outbox(self.keys.partition(tenant))
-        entries = await self.ask(self.redis.xrange(outbox, count=1))
-        return int(entries[0][0].split(b"-")[0]) if entries else None
+    async def oldest_record(self, tenant: str) -> Oldest | None:
+        """The oldest record in the tenant's outbox; None: it is empty."""
+        answer = await self._oldest([self.keys.outbox(self.keys.partition(tenant))], [])
+        if not answer:
+            return None
+        age_ms, entry_id, fields = answer
+        pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+        return Oldest(decided_at(entry_id, pairs), int(age_ms))
 
     async def credit(
         self, tenant: str, account_id: str, entry_id: str, micros: int, reason: str, now_ms: int
@@ -315,13 +323,12 @@ class Live:
 
     async def beat(self, now_ms: int) -> Beat:
         """Proves that this process lives."""
-        seconds, micros, nodes = await self._beat([NODES], [self.node, now_ms])
-        if nodes and isinstance(nodes[0], list):
-            nodes = [part for pair in nodes for part in pair]
-        proofs = {
-            nodes[index].decode(): int(float(nodes[index + 1])) for index in range(0, len(nodes), 2)
-        }
-        return Beat(int(seconds) * 1000 + int(micros) / 1000, proofs)
+        return beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms]))
+
+    async def look(self, *, ask: bool) -> Look:
+        """What those who live say of the time; with ``ask`` they are asked to say it now."""
+        arguments = [int(ask), self.publish, LOOK_CHANNEL]
+        return look_of(await self._look([NODES, CLOCK], arguments))
 
     async def forget_node(self, node: str) -> None:
         """Removes a process whose sessions were all swept, or which has none."""
@@ -346,24 +353,27 @@ class Live:
         await self.ask(self.redis.srem(keys.node(keys.partition(tenant), node), member))
 
     async def outbox(self) -> tuple[int, int | None]:
-        """Entries of all outboxes, and the instant of the oldest; None: there is none."""
+        """Entries of all outboxes, and when the oldest was appended, by Redis's own clock;
+        None: there is none."""
         async with self.redis.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):
                 pipeline.xlen(self.keys.outbox(partition))
-            entries = sum(await self.ask(pipeline.execute()))
-        oldest = [at for at in await self.written_until() if at is not None]
-        return entries, min(oldest) if oldest else None
+                pipeline.xrange(self.keys.outbox(partition), count=1)
+            answers = await self.ask(pipeline.execute())
+        oldest = [appended_at(rows[0][0]) for rows in answers[1::2] if rows]
+        return sum(answers[::2]), min(oldest) if oldest else None
 
     async def written_until(self) -> list[int | None]:
         """The instant of the oldest record in each partition's outbox; None: it is empty.
 
-        Everything that was appended before is in Postgres.
+        Everything that was decided before is in Postgres. When that was the entry says, in
+        cluster time; its id follows Redis's own clock.
         """
         async with self.redis.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):
                 pipeline.xrange(self.keys.outbox(partition), count=1)
             answers = await self.ask(pipeline.execute())
-        return [int(rows[0][0].split(b"-")[0]) if rows else None for rows in answers]
+        return [decided_at(*rows[0]) if rows else None for rows in answers]
 
     async def graces(self, until_ms: int) -> AsyncIterator[tuple[str, str]]:
         """Sessions whose grace ended at ``until_ms`` or before: tenant and id."""

@@ -249,6 +249,8 @@ class AdjustmentRow(msgspec.Struct, frozen=True):
     """Signed: what it adds."""
     reason: str
     created_at: int
+    is_applied: bool = False
+    """Redis has confirmed it."""
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -35,6 +35,8 @@ class TrackedStep(msgspec.Struct, frozen=True):
     """Numbers of minutes by the instant of their beginning: the new one, and for a session
     that Redis has lost all those that are written down."""
     records: tuple[Record, ...]
+    at: int
+    """The instant of the step itself, whichever minute it is of."""
     kept_ms: int
     """How long it is remembered which minutes were taken."""
 
@@ -68,6 +70,7 @@ class Tracking:
             "beyond_cap": step.is_beyond_cap,
             "minutes": {str(at): number for at, number in step.minutes.items()},
             "standing": _ENCODER.encode(standing).decode(),
+            "at": step.at,
             "grant": _ENCODER.encode(Grant()).decode(),
             "records": _ENCODER.encode(step.records).decode(),
             "session": f"{tenant}/{session_id}",

@@ -1,5 +1,6 @@
 """How steps and sessions are written into Redis, and read back."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -7,7 +8,7 @@ import orjson
 
 from protocol import limits
 from protocol.effects import Move, Reply
-from protocol.events import Record
+from protocol.events import EntryPosted, HoldChanged, Record
 from protocol.grants import Offer
 from protocol.projection import Line, MonthProjection, line_of
 from protocol.session import Grant, Identity, Session, Standing
@@ -25,6 +26,27 @@ _RECORDS = msgspec.json.Decoder(list[Record])
 def decode_records(encoded: bytes) -> list[Record]:
     """The records of one outbox entry."""
     return _RECORDS.decode(encoded)
+
+
+def appended_at(entry_id: bytes) -> int:
+    """When an outbox entry was appended, by the clock of Redis."""
+    return int(entry_id.split(b"-")[0])
+
+
+def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
+    """When what an outbox entry says was decided, or a little before, in cluster time.
+
+    What ends or moves a session says so beside its records, spends and holds in them.
+    """
+    if b"t" in fields:
+        return int(fields[b"t"])
+    try:
+        first, *_ = decode_records(fields[b"r"])
+    except (KeyError, ValueError, msgspec.MsgspecError):
+        return appended_at(entry_id)
+    if isinstance(first, EntryPosted):
+        return first.at
+    return first.changed_at if isinstance(first, HoldChanged) else appended_at(entry_id)
 
 
 def session_of(fields: list[bytes]) -> Session:
@@ -113,6 +135,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "id": session.identity.session_id,
         "session": session.key,
         "standing": _ENCODER.encode(after).decode(),
+        "at": after.at,
         "released": encode_grant(Grant()),
         "offers": [_offer(offer) for offer in step.offers],
         "held": session.grant.held_micros,

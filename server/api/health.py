@@ -21,6 +21,7 @@ async def _look(process: Process) -> tuple[bool, bool, int, int]:
     postgres_up = await process.records.healthy()
     entries, age_ms = await process.outbox() if redis_up else (0, 0)
     process.metrics.redis_up.set(redis_up)
+    process.metrics.redis_step.set(process.clock.stepped_ms / 1000)
     process.metrics.postgres_up.set(postgres_up)
     process.metrics.outbox_entries.set(entries)
     process.metrics.flush_lag.set(age_ms / 1000)

@@ -17,7 +17,7 @@
 --       10 publish command   11 channel
 --       12 time to live while nothing uses the account, ms
 --       13 how long a spend is remembered at least, ms
---       14 with no more than so many remembered, none is forgotten
+--       14 so many are remembered in any case
 --       15 entries of the outbox from which on nothing is spent
 --
 -- Answers {status, account fields, detail, records}, with the status
@@ -82,7 +82,10 @@ end
 if call('ZCARD', KEYS[2]) > tonumber(ARGV[14]) then
   local oldest = tonumber(string.match(call('XRANGE', KEYS[4], '-', '+', 'COUNT', 1)[1][1], '%d+'))
   local until_ms = math.min(at - tonumber(ARGV[13]), oldest - 1)
-  call('ZREMRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', until_ms))
+  -- Redis's clock may have leapt forward: the newest are kept, however old they look.
+  local old = call('ZCOUNT', KEYS[2], '-inf', string.format('%.0f', until_ms))
+  local many = call('ZCARD', KEYS[2]) - tonumber(ARGV[14])
+  call('ZREMRANGEBYRANK', KEYS[2], 0, math.min(old, many) - 1)
 end
 if tonumber(call('HGET', KEYS[1], 'live') or '0') == 0 then
   call('PEXPIRE', KEYS[1], ARGV[12])

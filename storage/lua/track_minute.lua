@@ -12,7 +12,7 @@
 --        4 account   hash (see commit.lua)
 --        5 member    hash (see commit.lua)
 --        6 org       hash (see commit.lua)
---        7 outbox    stream: field r, a JSON array of records for Postgres
+--        7 outbox    stream (see commit.lua)
 --        8 live      set: the partition's live sessions
 --        9 graces    sorted set: sessions whose grace runs, by its end
 --       10 recovering  string: there while processes put back what Redis has lost
@@ -85,4 +85,5 @@ call('PEXPIRE', KEYS[2], step.kept_ms)
 call('ZADD', KEYS[9], string.format('%.0f', step.grace_until), step.session)
 
 -- Append.
-return {'ok', call('XADD', KEYS[7], '*', 'r', step.records)}
+return {'ok',
+  call('XADD', KEYS[7], '*', 'r', step.records, 't', string.format('%.0f', step.at))}

@@ -87,9 +87,9 @@ class House:
         await process.ended()
         return process
 
-    async def serve(self, command: str = "all") -> "Process":
+    async def serve(self, command: str = "all", **environment: str) -> "Process":
         """Starts a server, and waits until it is ready."""
-        process = await self.start(command)
+        process = await self.start(command, **environment)
 
         async def ready() -> bool:
             assert process.child.returncode is None, process.errors
@@ -152,10 +152,14 @@ class House:
         await eventually(nobody)
         return True
 
-    async def close(self) -> None:
-        """Ends what still runs."""
+    async def close_processes(self) -> None:
+        """Ends those of the processes that were started here and still run."""
         for process in self.processes:
             await process.kill()
+
+    async def close(self) -> None:
+        """Ends what still runs in the data directory."""
+        await self.close_processes()
         await self.deserted()
 
 

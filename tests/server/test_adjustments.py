@@ -66,3 +66,10 @@ async def test_an_adjustment_whose_process_died_is_applied_once(
     organization = node.live.keys.organization("org:acme")
     for key in (member, organization):
         assert await cluster.redis.hget(key, f"used:{MAY}") == b"5"
+    # Long after, when what it is known by in Redis has gone with a counter that was cold.
+    await cluster.redis.delete(member, organization)
+    await node.loader.months("org:acme", "ann")
+    again = await node.money.adjust_minutes("org:acme", "ann", entry_id="a1", minutes=5, reason="r")
+    assert again.repeated
+    for key in (member, organization):
+        assert await cluster.redis.hget(key, f"used:{MAY}") == b"5"

@@ -1,6 +1,7 @@
 """Grants end by themselves, and never from under anybody."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -69,10 +70,10 @@ async def test_nothing_expires_while_older_records_wait(cluster: Cluster, node: 
     outbox = node.live.keys.outbox(node.live.keys.partition(TENANT))
     # Appended before the time was over; who knows what it used of the grant.
     waiting = now_ms + limits.GRANT_EXPIRY_LATE_MS
-    await cluster.redis.xadd(outbox, {"r": b"[]"}, id=f"{waiting}-0")
+    entry_id: Any = await cluster.redis.xadd(outbox, {"r": b"[]", "t": waiting})
     assert await node.money.expiry.expire_grants() == 0
-    await cluster.redis.xdel(outbox, f"{waiting}-0")
-    await cluster.redis.xadd(outbox, {"r": b"[]"}, id=f"{waiting + 1}-0")
+    await cluster.redis.xdel(outbox, entry_id)
+    await cluster.redis.xadd(outbox, {"r": b"[]", "t": waiting + 1})
     assert await node.money.expiry.expire_grants() == 1
 
 

@@ -160,6 +160,7 @@ async def test_the_month_of_a_tier(cluster: Cluster, node: Node) -> None:
     assert isinstance(await ask("s4", monthly_limit=None), Spent)
     assert await ask("s5", monthly_limit=4) == Limited(limit=4, used=4)
     assert isinstance(await ask("s6", operation="chat_refinement"), Spent)
+    await cluster.flush()
     cluster.clock.now_ms += 5 * 86_400_000
     assert isinstance(await ask("s3"), Spent)
     await audited(cluster)

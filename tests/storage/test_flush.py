@@ -7,6 +7,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from protocol import limits
 from storage.flush import run_flusher
 from storage.outbox import GROUP, outbox_key, rejected_key
 from storage.records import Records
@@ -124,6 +125,29 @@ async def test_what_a_living_flusher_works_on_is_not_taken(
     await first.prepare()
     assert len(await first.read()) == 1
     assert await second.take_over() == []
+
+
+async def test_the_dead_are_taken_over_though_redis_was_stepped_back(
+    redis: Redis, make_flusher: MakeFlusher
+) -> None:
+    uptime_s = 0.0
+    entry_id = await append(redis, minute(0))
+    dead = make_flusher("dead")
+    living = make_flusher("living", monotonic=lambda: uptime_s)
+    await dead.prepare()
+    assert len(await dead.read()) == 1
+    # Delivered in an hour, as its clock says since it was stepped.
+    seconds, _ = await redis.time()
+    key, in_an_hour_ms = outbox_key(1), (seconds + 3_600) * 1000
+    await redis.xclaim(key, GROUP, "dead", 0, [entry_id], time=in_an_hour_ms)
+    assert await living.take_over() == []
+    uptime_s += limits.FLUSH_CLAIM_IDLE_MS / 1000 - 1
+    assert await living.take_over() == []
+    uptime_s += 1
+    (entry,) = await living.take_over()
+    await living.flush([entry])
+    assert await redis.xlen(key) == await pending(redis) == 0
+    assert await living.take_over() == []
 
 
 async def test_a_flusher_of_the_same_name_goes_on_where_the_last_one_died(

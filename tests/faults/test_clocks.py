@@ -1,0 +1,88 @@
+"""Wall clocks that are stepped under real processes, and the bill that does not notice."""
+
+import contextlib
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.processes import House, eventually, open_house
+from tests.fixtures.redis_servers import FakeWallClock, RedisServer
+from tests.fixtures.server import Client
+
+HOUR, DAY = 3_600, 86_400
+RATES = """
+[kinds.call]
+credits_per_minute = "6"
+increment_seconds = [1, 1]
+reconnect_grace_seconds = 60
+"""
+needs_faketime = pytest.mark.skipif(
+    FakeWallClock.library() is None, reason="libfaketime is not installed"
+)
+
+
+async def joins(house: House, token: str) -> tuple[Client, dict[str, Any]]:
+    """Another socket of the session, and the first tick that it gets."""
+    client, _ = await house.connect(token)
+    joined = await client.ask("start", kind="call", session_id="call-1", tick_ms=250)
+    assert joined["state"] == "active"
+    return client, await client.until("tick")
+
+
+async def beyond(client: Client, elapsed_ms: int) -> dict[str, Any]:
+    """The next tick that has counted so much."""
+    return await client.until("tick", lambda tick: int(tick["elapsed_ms"]) >= elapsed_ms)
+
+
+@needs_faketime
+async def test_steps_of_redis_and_of_a_process_change_no_bill(tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()
+    redis_clock, own_clock = FakeWallClock(tmp_path / "redis"), FakeWallClock(tmp_path)
+    async with (
+        RedisServer(tmp_path / "redis", environment=redis_clock.environment) as redis,
+        open_house(RATES) as house,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        house.environment["TAXIMETER_REDIS_URL"] = redis.url
+        await house.serve("web")
+        await house.start("flush")
+        token = await house.visitor("ann")
+        asked_at = time.monotonic()
+        client, tick = await joins(house, token)
+
+        # Each time the clock of Redis is stepped a process starts, and joins the session.
+        for step, wall in ((HOUR, 0), (-DAY, DAY), (0, -DAY), (DAY, 0)):
+            redis_clock.step(step)
+            own_clock.step(wall)
+            newcomer = House(house.data_dir, RATES)
+            stack.push_async_callback(newcomer.close_processes)
+            newcomer.environment["TAXIMETER_REDIS_URL"] = redis.url
+            process = await newcomer.serve("web", **own_clock.environment)
+            # By its own clock it lets people in; then that is stepped, the other way.
+            other, seen = await joins(newcomer, await newcomer.visitor("ann", "1"))
+            own_clock.step(-wall)
+            seen = await beyond(other, seen["elapsed_ms"] + 1)
+            run_ms = (time.monotonic() - asked_at) * 1000
+            assert tick["elapsed_ms"] <= seen["elapsed_ms"] <= run_ms + 250
+            tick = await beyond(client, seen["elapsed_ms"])
+            assert tick["elapsed_ms"] <= (time.monotonic() - asked_at) * 1000 + 250
+            await other.close()
+            assert await process.stop(signal.SIGTERM) == 0
+
+        receipt = (await client.ask("stop", session_id="call-1"))["receipt"]
+        run_ms = (time.monotonic() - asked_at) * 1000
+        assert tick["elapsed_ms"] <= receipt["elapsed_ms"] <= run_ms + 250
+        assert receipt["gaps"] == []
+        assert round(float(receipt["credits"]) * 10) == -(-receipt["elapsed_ms"] // 1_000)
+
+        async def audited() -> bool:
+            async with redis.client() as looked:
+                if any([await looked.xlen(f"{{p{number}}}:outbox") for number in range(4)]):
+                    return False
+            audit = await house.run("audit")
+            return audit.child.returncode == 0
+
+        await eventually(audited)
