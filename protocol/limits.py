@@ -191,6 +191,8 @@ MINUTES_PER_CLAIM_MAX: Final = 256
 TIMERS_PER_TURN_MAX: Final = 512
 """Deadlines handled before sockets are looked at again: about 5 ms of ticks."""
 HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
+HOLD_MS_DEFAULT: Final = 15 * 60_000
+"""Longer than any operation takes whose backend is alive."""
 HOLD_OVERDUE_MS: Final = 60_000
 """A hold that Postgres has as open so long after its end is looked after by the sweep."""
 HOLDS_PER_ACCOUNT_MAX: Final = 256
@@ -199,6 +201,8 @@ HOLDS_EXPIRED_PER_PASS_MAX: Final = 256
 GRANT_EXPIRY_LATE_MS: Final = 120_000
 """A grant is taken back so long after its end: time and operations of before have been
 written down by then, even those of a session that ran on without Redis."""
+ALLOTMENT_FRESH_MS: Final = 60_000
+"""What the record said of an account's tier is believed for so long."""
 LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 1_024
 """A claim looks at every session of the account, so their number is bounded."""
 ACCOUNTS_CACHED_MAX: Final = 65_536
@@ -316,7 +320,7 @@ assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
 assert 2 * PRESENCE_BEAT_MS < RECOVERY_MS < min(NODE_SILENT_MS, GRANT_MARGIN_MS_MIN)
 assert WATERMARK_INTERVAL_MS > FLUSH_WAIT_MS
 assert OUTBOX_ENTRIES_WARN < OUTBOX_ENTRIES_MAX
-assert HOLD_MS_MAX <= ACCOUNT_IDLE_MS
+assert HOLD_MS_DEFAULT <= HOLD_MS_MAX <= ACCOUNT_IDLE_MS
 # Repeating a request is done before Redis has forgotten what it was about.
 assert REQUEST_TIMEOUT_MS < SPENDS_REMEMBERED_MS < ACCOUNT_IDLE_MS
 assert HOLD_OVERDUE_MS < HOLD_KEPT_MS < ACCOUNT_IDLE_MS

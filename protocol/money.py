@@ -16,6 +16,8 @@ CREDITS_PATTERN = r"^-?(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$"
 
 AMOUNT_PATTERN = r"^(1000000000(\.0{1,6})?|(?!0(\.0*)?$)(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)$"
 """An amount that moves: more than 0, and at most ``AMOUNT_MICROS_MAX``."""
+NOT_NEGATIVE_PATTERN = r"^(1000000000(\.0{1,6})?|(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)$"
+"""An amount that may be 0."""
 PRICE_PATTERN = r"^(10000(\.0{1,6})?|(0|[1-9][0-9]{0,3})(\.[0-9]{1,6})?)$"
 """A price of a minute: at most ``PRICE_MICROS_MAX``, and 0 for what costs nothing."""
 

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from protocol.projection import AccountProjection
 from server.loading import Loader
 from storage.live import Change, Live, LiveError
+from storage.spending import AccountName
 from storage.wire import line_from
 
 log = structlog.get_logger()
@@ -50,6 +51,8 @@ class Accounts:
         self.live = live
         self.loader = loader
         self._listener = listener
+        self.opening: Callable[[AccountName], Awaitable[None]] | None = None
+        """Called before an account that nobody has open is read."""
         self._accounts: dict[AccountKey, Account] = {}
         self._channels: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._confirmed: dict[str, asyncio.Event] = {}
@@ -92,6 +95,8 @@ class Accounts:
         try:
             async with account.lock:
                 if account.projection.version < 0:
+                    if self.opening is not None:
+                        await self.opening(AccountName(tenant, account_id))
                     channel = self.live.keys.channel(tenant, account_id)
                     await self.subscribe(channel, lambda message: self._told(account, message))
                     await self.read(account)

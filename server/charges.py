@@ -4,7 +4,7 @@
 sessions so far; ``available_micros`` what of it nobody holds.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -99,7 +99,7 @@ class CanPerform(NamedTuple):
     ``operation_limit``."""
 
     can_perform: bool
-    reason: str | None
+    reason: Literal["insufficient_credits", "operation_limit"] | None
     cost_micros: int
     credits_micros: int
 

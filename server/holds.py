@@ -9,8 +9,9 @@ from protocol import limits
 from protocol.errors import ErrorCode, PeerError, ServiceError
 from protocol.events import EntryPosted, HoldChanged
 from server.charges import Exceeds, Held, HoldGone, Limited, Posted, Short, Voided
+from server.grants import Grants
 from server.loading import calendar
-from server.till import LOADS_MAX, Till, unanswered
+from server.till import LOADS_MAX, unanswered
 from storage.figures import AccountFigures
 from storage.live import LiveError
 from storage.records import UnavailableError
@@ -18,7 +19,7 @@ from storage.rows import HoldRow
 from storage.spending import AccountName, Answer, change_of, posted_records
 
 
-class Holds(Till):
+class Holds(Grants):
     """Opens holds, and ends each of them once: posted, voided or expired."""
 
     async def hold(
@@ -43,6 +44,7 @@ class Holds(Till):
         if known is not None:
             return await self._held(known, None, repeated=True)
         before = await self.before(account, "")
+        await self.allot(account, before)
         now_ms = self.clock.now()
         change = HoldChanged(
             tenant=account.tenant,

@@ -43,6 +43,10 @@ REPLAYED_HEADER = "Idempotent-Replayed"
 RETRY_AFTER_S = 1
 """Work takes milliseconds: whoever is told that it is under way may soon ask again."""
 
+UNDECIDED = frozenset({"rate_limited", "unknown_operation", "unknown_package"})
+"""Refusals that say nothing of the deed: it was not its turn, or the rate card, which may be
+mended, does not know what is asked for."""
+
 FORGET_INTERVAL_S = 600
 """Keys that are old enough are forgotten so often."""
 FORGET_BATCH = 1_000
@@ -65,7 +69,7 @@ class Deed(msgspec.Struct, frozen=True):
 
     def entry_id(self, prefix: str) -> str:
         """The id of what the work writes: the same at every attempt, and no other's."""
-        return f"{prefix}:{_digest(self.scope, self.key)[:32]}"
+        return f"{prefix}:{_digest(self.tenant, self.scope, self.key)[:32]}"
 
 
 def deed_of(
@@ -137,7 +141,7 @@ async def _answer(work: Work) -> Response:
         return await work()
     except (Problem, ProtocolError, RefusedError) as error:
         problem = problem_of(error)
-        if problem.status >= 500 or problem.status == 429:
+        if problem.status >= 500 or problem.code in UNDECIDED:
             raise
         return problem.response()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.routing import BaseRoute, Route
 
 from protocol import limits
@@ -29,13 +30,27 @@ AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
 
 class ProblemDocument(msgspec.Struct, frozen=True):
-    """An error (RFC 9457)."""
+    """An error (RFC 9457). Some codes say more, in the members that may be left out."""
 
     type: Annotated[str, describe("Always `about:blank`: `code` says which error it is.")]
     title: Annotated[str, describe("What the status means.")]
     status: Annotated[int, describe("The status of the response.")]
     code: Annotated[str, describe("Which error it is, for programs; it stays the same.")]
     detail: Annotated[str, describe("What is wrong here, for whoever reads the log.")]
+    limit: (
+        Annotated[str | int, describe("Which limit forbids it, or how often a month may be.")]
+        | UnsetType
+    ) = UNSET
+    used: Annotated[int, describe("How often the operation was done this month.")] | UnsetType = (
+        UNSET
+    )
+    resets_at: Annotated[int, describe("When the next month begins.")] | UnsetType = UNSET
+    operation: Annotated[str, describe("The operation that was limited.")] | UnsetType = UNSET
+    cost: Annotated[str, describe("What it would have cost.")] | UnsetType = UNSET
+    missing: Annotated[str, describe("The credits that are missing.")] | UnsetType = UNSET
+    credits: Annotated[str, describe("The credits that are there.")] | UnsetType = UNSET
+    amount: Annotated[str, describe("The credits that are held.")] | UnsetType = UNSET
+    state: Annotated[str, describe("What became of the hold.")] | UnsetType = UNSET
 
 
 ID_SCHEMA: dict[str, Any] = {
@@ -135,6 +150,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     parameters: tuple[dict[str, Any], ...] = ()
     """Of the query and the header, as OpenAPI writes them."""
     body: type | None = None
+    body_rule: dict[str, Any] = {}
+    """What the body's type cannot say of it, as JSON Schema writes it."""
     answers: dict[int, tuple[type, ...] | str] = {}
     """Types by status, one of which it answers, or a media type; of nothing: ``""``."""
     errors: dict[int, tuple[str, ...]] = {}
@@ -224,9 +241,12 @@ def _path_operation(
         "security": [{role: []} for role in operation.roles],
     }
     if operation.body is not None:
-        content = {"application/json": {"schema": reference_of[operation.body]}}
+        schema = {**reference_of[operation.body], **operation.body_rule}
+        content = {"application/json": {"schema": schema}}
         # An object of which nothing is required may be left out as a whole.
-        required = any(field.required for field in msgspec.structs.fields(operation.body))
+        required = bool(operation.body_rule) or any(
+            field.required for field in msgspec.structs.fields(operation.body)
+        )
         item["requestBody"] = {"required": required, "content": content}
     return item
 

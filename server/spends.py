@@ -7,13 +7,14 @@ from msgspec import UNSET, UnsetType
 from protocol.errors import ServiceError
 from protocol.events import EntryPosted
 from server.charges import CanPerform, Limited, Short, Spent, credits_micros
+from server.grants import Grants
 from server.loading import calendar
-from server.till import LOADS_MAX, Till, unanswered
+from server.till import LOADS_MAX, unanswered
 from storage.live import LiveError
 from storage.spending import AccountName, Answer
 
 
-class Spends(Till):
+class Spends(Grants):
     """Charges operations, and says beforehand whether they could be."""
 
     async def spend(
@@ -38,6 +39,7 @@ class Spends(Till):
         before = await self.before(account, entry_id)
         if before.spent_micros is not None:
             return await self._spent(account, entry_id, before.spent_micros, repeated=True)
+        await self.allot(account, before)
         now_ms = self.clock.now()
         month = calendar(before.timezone).month(now_ms)
         entry = EntryPosted(
@@ -103,6 +105,7 @@ class Spends(Till):
         """
         cost_micros = self.rates.operation_micros(operation)
         before = await self.before(account, "")
+        await self.allot(account, before)
         month = calendar(before.timezone).month(self.clock.now())
         limit = self.rates.operations_per_month(before.tier, operation)
         figures = await self.figures(account)

@@ -42,6 +42,7 @@ class Till:
         self.live = live
         self.records = records
         self.clock = clock
+        self.accounts = accounts
         self.rates = rates
         self.spending = Spending(live)
         self.loader = Loader(live, records, clock)

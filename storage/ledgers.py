@@ -41,8 +41,9 @@ class Ledgers(Database):
     ) -> bool:
         """Writes money in: the ledger's entry, and the inbox's, in one transaction.
 
-        Returns whether it was new. Apply it to Redis then, and tell ``inbox_done``. One that
-        was there may not be applied yet: see ``inbox_has``.
+        Returns whether it was new. If it was not, the process that wrote it may have died
+        before it applied it to Redis: ask ``inbox_micros``. When it is applied, tell
+        ``inbox_done``.
         """
         if entry.entry_kind not in MONEY_IN_KINDS:
             raise ValueError(f"{entry.entry_kind} is decided in Redis and comes by the outbox")
@@ -53,9 +54,10 @@ class Ledgers(Database):
         """Money in that Redis has not confirmed, of all tenants, oldest first."""
         return await self._rows("inbox", rows.InboxEntry, limit)
 
-    async def inbox_has(self, tenant: str, account_id: str, entry_id: str) -> bool:
-        """Whether Redis has not confirmed an entry: who wrote it may have died before."""
-        return bool(await self._value("inbox_has", tenant, account_id, entry_id))
+    async def inbox_micros(self, tenant: str, account_id: str, entry_id: str) -> int | None:
+        """What an entry brings that Redis has not confirmed; None: it has, or there is none."""
+        micros = await self._value("inbox_micros", tenant, account_id, entry_id)
+        return None if micros is None else int(micros)
 
     async def inbox_done(self, entries: Sequence[tuple[str, str, str]]) -> None:
         """Redis has applied these: ``(tenant, account_id, entry_id)`` each."""
@@ -125,6 +127,11 @@ class Ledgers(Database):
     async def hold(self, tenant: str, hold_id: str) -> rows.HoldRow | None:
         """The hold of that id, or None."""
         return await self._maybe("hold", rows.HoldRow, tenant, hold_id)
+
+    async def tenant_of_hold(self, hold_id: str) -> str | None:
+        """The tenant of the only hold of that id, of all tenants; None when it is not alone."""
+        found = await self._value("tenant_of_hold", hold_id)
+        return None if found is None else str(found)
 
     async def holds_overdue(self, before_at: int, limit: int) -> tuple[rows.HoldRow, ...]:
         """Holds of all tenants that should have expired before an instant, and are open."""

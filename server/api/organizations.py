@@ -159,6 +159,7 @@ async def put_organization(request: Request) -> Response:
             tenant, None, found.org_limit_minutes, overage=found.allow_overage
         )
 
+    process.money.forget_allotments(tenant)
     return _organization(row, await _apply(process, tenant, "", apply))
 
 

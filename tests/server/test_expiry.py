@@ -9,7 +9,7 @@ import pytest
 from protocol import limits
 from protocol.errors import BadMessageError, ServiceError
 from protocol.events import EntryPosted
-from protocol.rates import Package, parse_rate_card
+from protocol.rates import Package
 from protocol.states import Event
 from server import expiry
 from server.config import load_rate_card
@@ -110,8 +110,9 @@ async def test_packages_and_allotments(cluster: Cluster, node: Node) -> None:
         allotments={"free": 7 * CREDIT},
     )
     for _ in range(2):
-        await node.money.grant_package(ANN, "starter", entry_id="p1")
-        await node.money.grant_allotment(ANN)
+        entry, expires_at = node.money.package_entry(ANN, "starter", entry_id="p1")
+        await node.money.enter(entry, 100, expires_at)
+        await node.money.allot(ANN)
     allotment, package = await cluster.records.grants(*ANN, 10)
     assert (package.name, package.amount_micros) == ("package:starter", 50 * CREDIT)
     assert package.expires_at == cluster.clock.now() + 30 * 86_400_000
@@ -120,9 +121,7 @@ async def test_packages_and_allotments(cluster: Cluster, node: Node) -> None:
     assert allotment.expires_at == 1_780_272_000_000
     assert (await cluster.account()) == {}
     with pytest.raises(BadMessageError, match="unknown package"):
-        await node.money.grant_package(ANN, "stater", entry_id="p2")
-    node.money.rates = parse_rate_card({})
-    assert await node.money.grant_allotment(ANN) is None
+        node.money.package_entry(ANN, "stater", entry_id="p2")
 
 
 async def test_a_process_looks_for_what_is_over_and_outlives_faults(

@@ -1,0 +1,143 @@
+"""Corrections of the minutes of a member's month: entries of their own, never an edit."""
+
+from datetime import date
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol import limits
+from protocol.errors import BadMessageError
+from protocol.fields import UserId, describe
+from server.api.billing import Reason
+from server.api.organizations import OrgId
+from server.auth import tenant_of
+from server.http import Problem, answer, path_id, principal_of, process_of, raw_body, read_body
+from server.idempotency import Deed, deed_of, once
+from server.loading import calendar
+from server.openapi import IDEMPOTENCY_KEY, Operation, described
+from server.process import Process
+
+MINUTES_MAX = limits.MONTHLY_HOURS_MAX * 60
+
+Minutes = Annotated[
+    int,
+    Meta(
+        ge=-MINUTES_MAX,
+        le=MINUTES_MAX,
+        description="What is added to the minutes used; below 0 it is given back. Not 0.",
+        extra_json_schema={"not": {"const": 0}},
+    ),
+]
+
+
+class AdjustmentWanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for a member's month to be corrected."""
+
+    minutes: Minutes
+    reason: Reason
+    month: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$(?!\n)",
+                description="The month, by its first day; left out: the one under way.",
+            ),
+        ]
+        | None
+    ) = None
+
+
+class AdjustmentMade(msgspec.Struct, frozen=True, kw_only=True):
+    """The month is corrected, the member's and with it the organisation's."""
+
+    entry_id: Annotated[str, describe("The entry; the same at every attempt.")]
+    org_id: OrgId
+    user_id: UserId
+    month: Annotated[str, describe("The month, by its first day.")]
+    minutes: Minutes
+    reason: Reason
+    minutes_used: Annotated[
+        int, Meta(ge=0, description="The member's after it, as far as they are written down.")
+    ]
+
+
+@described(
+    Operation(
+        tag="organizations",
+        roles=("ops",),
+        path={"id": "The organisation.", "user": "The member."},
+        parameters=(IDEMPOTENCY_KEY,),
+        body=AdjustmentWanted,
+        answers={201: (AdjustmentMade,)},
+        errors={
+            400: ("idempotency_key_required",),
+            409: ("idempotency_under_way",),
+            422: ("idempotency_mismatch", "minutes_exceeded"),
+        },
+    )
+)
+async def adjust(request: Request) -> Response:
+    """Corrects the minutes of a member's month, once for each `Idempotency-Key`.
+
+    Live sessions learn of it at once, both ways: they go on, or are warned and stopped.
+    """
+    process = process_of(request)
+    principal = await principal_of(request, "ops")
+    org_id, user_id = path_id(request), path_id(request, "user")
+    tenant = tenant_of(org_id, user_id)
+    raw = await raw_body(request)
+    wanted = read_body(raw, AdjustmentWanted)
+    if wanted.minutes == 0:
+        raise BadMessageError("minutes: must not be 0")
+    deed = deed_of(request, principal, tenant, "adjustments", raw)
+    return await once(
+        process.records, deed, lambda: _adjust(process, deed, org_id, user_id, wanted)
+    )
+
+
+async def _adjust(
+    process: Process, deed: Deed, org_id: str, user_id: str, wanted: AdjustmentWanted
+) -> Response:
+    entry_id = deed.entry_id("adjust")
+    found = await process.loader.member(deed.tenant, user_id)
+    if wanted.month is not None and (
+        wanted.month > calendar(found.timezone).month(process.clock.now())
+    ):
+        raise BadMessageError("month: has not begun")
+    try:
+        made = await process.money.adjust_minutes(
+            deed.tenant,
+            user_id,
+            entry_id=entry_id,
+            minutes=wanted.minutes,
+            reason=wanted.reason,
+            month=wanted.month,
+        )
+    except BadMessageError as error:
+        raise Problem(422, "minutes_exceeded", error.message) from None
+    if made.minutes != wanted.minutes:
+        # Entries are known for longer than the answers are kept.
+        raise Problem(422, "idempotency_mismatch", "the key was used for another adjustment")
+    month = date.fromisoformat(made.month)
+    (used,) = (await process.records.load_member(deed.tenant, user_id, [month])).months
+    return answer(
+        AdjustmentMade(
+            entry_id=entry_id,
+            org_id=org_id,
+            user_id=user_id,
+            month=made.month,
+            minutes=made.minutes,
+            reason=wanted.reason,
+            minutes_used=used.member_minutes,
+        ),
+        201,
+    )
+
+
+ROUTES = [
+    Route("/v1/orgs/{id}/members/{user}/adjustments", adjust, methods=["POST"]),
+]

@@ -1,0 +1,186 @@
+"""What the calls that charge credits share: who charges whom, what, and why not.
+
+A charge is for an operation of the rate card, at its price, or for an amount that a
+backend names. Whether an operation succeeded is for the backend to say as well. What
+failed costs nothing, so a user who could say so of an operation would never pay for it.
+"""
+
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+
+from protocol import limits
+from protocol.codec import check_metadata
+from protocol.errors import BadMessageError, ErrorCode, PeerError
+from protocol.fields import Amount, describe, describe_id
+from protocol.grants import month_after
+from protocol.money import format_credits, parse_credits
+from server.auth import Principal, Role
+from server.charges import Limited, Short
+from server.http import Problem, path_id, principal_of, query_id, tenant_of_call
+from server.loading import calendar
+from server.process import Process
+from storage.spending import AccountName
+
+AccountId = Annotated[str, describe_id("The credit account.")]
+EntryId = Annotated[str, describe("The ledger entry; the same at every attempt.")]
+Reason = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=limits.REASON_CHARACTERS_MAX,
+        description="Why, for whoever reads the ledger.",
+    ),
+]
+OperationName = Annotated[str, describe_id("An operation of the rate card.")]
+Priority = Annotated[int, Meta(ge=0, le=255, description="Lower burns first.")]
+Metadata = Annotated[
+    dict[str, Any],
+    Meta(
+        description="What it took, for the statistics: `service`, `tokens_used`, "
+        "`response_time_ms`, `success`, and any more; at most 2 KiB.",
+        extra_json_schema={"properties": {"success": {"type": "boolean"}}},
+    ),
+]
+SUCCESS: dict[str, Any] = {"properties": {"success": {"const": True}}}
+"""Metadata of what did not fail."""
+OPERATION_OR_AMOUNT: dict[str, Any] = {
+    "oneOf": [
+        {
+            "required": ["operation"],
+            "properties": {"operation": {"type": "string"}, "amount": {"type": "null"}},
+        },
+        {
+            "required": ["amount"],
+            "properties": {
+                "amount": {"type": "string"},
+                "operation": {"type": "null"},
+                "metadata": SUCCESS,
+            },
+        },
+    ]
+}
+"""What a :class:`Charge` is for, as JSON Schema."""
+
+
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be charged, and for what: an operation, or an amount."""
+
+    operation: OperationName | None = None
+    amount: (
+        Annotated[Amount, describe("In place of an operation: credits, more than 0.")] | None
+    ) = None
+    user_id: (
+        Annotated[str, describe_id("Who did it, as a backend knows; a token says its own.")] | None
+    ) = None
+    metadata: Metadata | None = None
+
+
+class Price(NamedTuple):
+    """What a charge comes to."""
+
+    micros: int
+    operation: str | None
+
+
+async def account_of_call(request: Request, *roles: Role) -> tuple[Principal, AccountName]:
+    """Who charges, and the account: any that a backend names, and a user's own.
+
+    An operator is a user here like any other: to look into accounts is theirs, to charge
+    them is not.
+    """
+    principal = await principal_of(request, *roles)
+    account_id = path_id(request)
+    if principal.is_key:
+        return principal, AccountName(tenant_of_call(request, principal, account_id), account_id)
+    named = {"org": principal.org_id, "user": principal.user_id}
+    if any(query_id(request, name) not in (None, own) for name, own in named.items()):
+        raise PeerError(ErrorCode.FORBIDDEN, "a user's token reaches that user's data alone")
+    if account_id != principal.account_id:
+        raise PeerError(ErrorCode.FORBIDDEN, "the account is not this token's")
+    assert principal.tenant is not None
+    return principal, AccountName(principal.tenant, account_id)
+
+
+def check_charge(charge: Charge, principal: Principal) -> None:
+    """Raises ``bad_message`` for what is no charge, ``forbidden`` for one that is a backend's."""
+    if (charge.operation is None) == (charge.amount is None):
+        raise BadMessageError("operation: name an operation, or a backend an amount")
+    if charge.amount is not None and parse_credits(charge.amount, name="amount") == 0:
+        raise BadMessageError("amount: must be more than 0")
+    succeeded = has_succeeded(charge.metadata)
+    if principal.is_key:
+        if not succeeded and charge.operation is None:
+            raise BadMessageError("metadata.success: what failed is kept of operations alone")
+        return
+    if charge.amount is not None:
+        raise PeerError(ErrorCode.FORBIDDEN, "amount: only a backend says what something costs")
+    if charge.user_id not in (None, principal.user_id):
+        raise PeerError(ErrorCode.FORBIDDEN, "user_id: is not this token's")
+    if not succeeded:
+        raise PeerError(
+            ErrorCode.FORBIDDEN, "metadata.success: only a backend says that something failed"
+        )
+
+
+def has_succeeded(metadata: dict[str, Any] | None) -> bool:
+    """What ``metadata`` says of it; raises ``bad_message`` for metadata that cannot be kept."""
+    said = (check_metadata(metadata) or {}).get("success", True)
+    if not isinstance(said, bool):
+        raise BadMessageError("metadata.success: expected true or false")
+    return said
+
+
+def user_of(charge: Charge, principal: Principal, account: AccountName) -> str | None:
+    """Who did it: a token's user, the one that a backend names, or a tenant's only one."""
+    if not principal.is_key:
+        return principal.user_id
+    kind, _, name = account.tenant.partition(":")
+    return charge.user_id or (name if kind == "user" else None)
+
+
+def price_of(process: Process, charge: Charge) -> Price:
+    """What a charge comes to by the rate card; raises ``unknown_operation``."""
+    if charge.operation is None:
+        assert charge.amount is not None
+        return Price(parse_credits(charge.amount, name="amount"), None)
+    return Price(operation_micros(process, charge.operation), charge.operation)
+
+
+def operation_micros(process: Process, operation: str) -> int:
+    """The price of an operation; raises ``unknown_operation``."""
+    try:
+        return process.rates.operation_micros(operation)
+    except BadMessageError as error:
+        raise Problem(422, "unknown_operation", error.message) from None
+
+
+async def refusal_of(
+    process: Process, account: AccountName, price: Price, refused: Short | Limited
+) -> Problem:
+    """Why a charge was refused, and what it would take."""
+    if isinstance(refused, Short):
+        return Problem(
+            402,
+            "insufficient_credits",
+            f"missing: {format_credits(refused.missing_micros)} credits",
+            cost=format_credits(price.micros),
+            missing=format_credits(refused.missing_micros),
+            credits=format_credits(refused.credits_micros),
+        )
+    before = await process.money.before(account, "")
+    days, now_ms = calendar(before.timezone), process.clock.now()
+    resets_at = days.start_at(month_after(days.month(now_ms)))
+    return Problem(
+        429,
+        "operation_limit",
+        f"the tier {before.tier} may {price.operation} {refused.limit} times a month, and has "
+        f"{refused.used} times",
+        retry_after_s=-(-(resets_at - now_ms) // 1000),
+        operation=price.operation,
+        limit=refused.limit,
+        used=refused.used,
+        resets_at=resets_at,
+    )

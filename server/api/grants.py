@@ -1,0 +1,282 @@
+"""Money in: credits are granted to an account, by amount or by package."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol import limits
+from protocol.errors import BadMessageError
+from protocol.events import EntryPosted
+from protocol.fields import AccountCredits, Amount, Credits, InstantAt, describe, describe_id
+from protocol.money import format_credits, parse_credits
+from server.api.accounts import reader_of, view_account
+from server.api.billing import AccountId, EntryId, Priority, Reason
+from server.grants import PRIORITY_DEFAULT
+from server.http import (
+    Problem,
+    answer,
+    path_id,
+    principal_of,
+    process_of,
+    raw_body,
+    read_body,
+    tenant_of_call,
+)
+from server.idempotency import Deed, deed_of, once
+from server.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.process import Process
+from storage.rows import GrantRow
+from storage.spending import AccountName
+
+EXPIRES_AT_MAX = 253_402_300_799_999
+"""The last millisecond of the year 9999: later ones are no date to most who read them."""
+
+ExpiresAt = Annotated[int | None, describe("When what is left of it is lost; null: never.")]
+PackageId = Annotated[str, describe_id("A package of the rate card.")]
+
+AMOUNT_OR_PACKAGE: dict[str, Any] = {
+    "oneOf": [
+        {
+            "required": ["amount", "reason"],
+            "properties": {
+                "amount": {"type": "string"},
+                "reason": {"type": "string"},
+                "package": {"type": "null"},
+            },
+        },
+        {
+            "required": ["package"],
+            "properties": {
+                "package": {"type": "string"},
+                "amount": {"type": "null"},
+                "expires_at": {"type": "null"},
+            },
+        },
+    ]
+}
+"""What a :class:`GrantWanted` is, as JSON Schema."""
+
+
+class GrantWanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks for credits to be added to an account: an amount, or a package of the rate card."""
+
+    amount: Annotated[Amount, describe("What to add; more than 0.")] | None = None
+    package: PackageId | None = None
+    reason: Reason | None = None
+    expires_at: (
+        Annotated[
+            int,
+            Meta(ge=0, le=EXPIRES_AT_MAX, description="When what is left of an amount is lost."),
+        ]
+        | None
+    ) = None
+    priority: Priority = PRIORITY_DEFAULT
+
+
+class GrantMade(msgspec.Struct, frozen=True, kw_only=True):
+    """Credits were added to an account."""
+
+    entry_id: EntryId
+    account_id: AccountId
+    amount: Annotated[Credits, describe("What was added.")]
+    package: Annotated[str | None, describe("The package; null: an amount was granted.")]
+    credits: AccountCredits
+    created_at: InstantAt
+    expires_at: ExpiresAt
+    priority: Priority
+    reason: Reason
+
+
+class GrantLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A grant of which something is left."""
+
+    entry_id: EntryId
+    name: Annotated[
+        str | None,
+        describe("`package:ID`, or `allotment:TIER:MONTH` of what a tier gives; null: neither."),
+    ]
+    amount: Annotated[Credits, describe("What was added.")]
+    used: Annotated[Credits, describe("What was used of it, as far as it is written down.")]
+    left: Annotated[Credits, describe("What is left of it.")]
+    granted_at: InstantAt
+    expires_at: ExpiresAt
+    priority: Priority
+
+
+class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What an account's credits consist of."""
+
+    account_id: AccountId
+    grants: Annotated[
+        list[GrantLine],
+        Meta(
+            max_length=limits.PAGE_ROWS_MAX,
+            description="In the order in which they burn: lower priority, earlier end, older.",
+        ),
+    ]
+
+
+@described(
+    Operation(
+        tag="accounts",
+        roles=("user", "key", "ops"),
+        path={"id": "The credit account."},
+        parameters=(ORG, USER),
+        answers={200: (GrantsAnswer,)},
+    )
+)
+async def read_grants(request: Request) -> Response:
+    """The grants of an account of which something is left, in the order in which they burn."""
+    process, account = await reader_of(request)
+    await process.money.allot(account)
+    found = await process.records.grants(*account, limits.PAGE_ROWS_MAX)
+    return answer(
+        GrantsAnswer(account_id=account.account_id, grants=[_line(grant) for grant in found])
+    )
+
+
+def _line(grant: GrantRow) -> GrantLine:
+    return GrantLine(
+        entry_id=grant.entry_id,
+        name=grant.name,
+        amount=format_credits(grant.amount_micros),
+        used=format_credits(grant.used_micros),
+        left=format_credits(grant.left_micros),
+        granted_at=grant.granted_at,
+        expires_at=grant.expires_at,
+        priority=grant.priority,
+    )
+
+
+@described(
+    Operation(
+        tag="accounts",
+        roles=("key", "ops"),
+        path={"id": "The credit account."},
+        parameters=(ORG, USER, IDEMPOTENCY_KEY),
+        body=GrantWanted,
+        body_rule=AMOUNT_OR_PACKAGE,
+        answers={201: (GrantMade,)},
+        errors={
+            400: ("idempotency_key_required",),
+            409: ("idempotency_under_way",),
+            422: ("idempotency_mismatch", "balance_too_high", "unknown_package"),
+        },
+    )
+)
+async def grant_credits(request: Request) -> Response:
+    """Adds credits to an account, once for each `Idempotency-Key`.
+
+    An amount needs a `reason`; a package says how much it is and when it expires. Live
+    sessions learn of it at once. `credits` is the balance after the burn of all sessions
+    so far.
+    """
+    process = process_of(request)
+    principal = await principal_of(request, "key", "ops")
+    account_id = path_id(request)
+    account = AccountName(tenant_of_call(request, principal, account_id), account_id)
+    raw = await raw_body(request)
+    wanted = read_body(raw, GrantWanted)
+    _check(wanted)
+    deed = deed_of(request, principal, account.tenant, "grants", raw)
+    return await once(process.records, deed, lambda: _grant(process, deed, account, wanted))
+
+
+def _check(wanted: GrantWanted) -> None:
+    if (wanted.amount is None) == (wanted.package is None):
+        raise BadMessageError("amount: say an amount, or a package of the rate card")
+    if wanted.amount is not None:
+        if parse_credits(wanted.amount, name="amount") == 0:
+            raise BadMessageError("amount: must be more than 0")
+        if wanted.reason is None:
+            raise BadMessageError("reason: missing")
+    elif wanted.expires_at is not None:
+        raise BadMessageError("expires_at: the package says when it expires")
+
+
+async def _grant(
+    process: Process, deed: Deed, account: AccountName, wanted: GrantWanted
+) -> Response:
+    """Makes the entry if it is not there, and applies it if it is not applied."""
+    entry, expires_at = _entry(process, deed, account, wanted)
+    made = await process.records.entry(*account, entry.entry_id)
+    if made is None:
+        await _check_new(process, entry, expires_at)
+    await process.money.enter(entry, wanted.priority, expires_at)
+    # The ledger has the last word: it knows its keys longer than the answers are kept.
+    made = made or await process.records.entry(*account, entry.entry_id)
+    assert made is not None
+    package = _package_of(made.metadata)
+    same = (package, made.priority) == (wanted.package, wanted.priority)
+    if package is None:
+        same &= (made.amount_micros, made.expires_at) == (entry.amount_micros, expires_at)
+    if not same:
+        raise Problem(422, "idempotency_mismatch", "the key was used for another grant")
+    view = await view_account(process, *account)
+    return answer(
+        GrantMade(
+            entry_id=made.entry_id,
+            account_id=account.account_id,
+            amount=format_credits(made.amount_micros),
+            package=package,
+            credits=view.credits(process.clock.now()),
+            created_at=made.created_at,
+            expires_at=made.expires_at,
+            priority=made.priority,
+            reason=made.reason or "",
+        ),
+        201,
+    )
+
+
+def _entry(
+    process: Process, deed: Deed, account: AccountName, wanted: GrantWanted
+) -> tuple[EntryPosted, int | None]:
+    """The entry that is wanted, and when it expires; raises ``unknown_package``."""
+    entry_id = deed.entry_id("grant")
+    if wanted.package is not None:
+        try:
+            return process.money.package_entry(
+                account, wanted.package, entry_id=entry_id, reason=wanted.reason
+            )
+        except BadMessageError as error:
+            raise Problem(422, "unknown_package", error.message) from None
+    entry = EntryPosted(
+        tenant=account.tenant,
+        account_id=account.account_id,
+        entry_id=entry_id,
+        entry_kind="grant",
+        amount_micros=parse_credits(wanted.amount, name="amount"),
+        at=process.clock.now(),
+        reason=wanted.reason,
+    )
+    return entry, wanted.expires_at
+
+
+def _package_of(metadata: dict[str, Any] | None) -> str | None:
+    """The package whose grant has this metadata; None for an amount."""
+    kind, _, package = str((metadata or {}).get("name", "")).partition(":")
+    return package if kind == "package" else None
+
+
+async def _check_new(process: Process, entry: EntryPosted, expires_at: int | None) -> None:
+    """What a grant must be when it is made, and may have ceased to be when it is repeated."""
+    if expires_at is not None and expires_at <= entry.at:
+        raise BadMessageError("expires_at: must be in the future")
+    view = await view_account(process, entry.tenant, entry.account_id)
+    if view.projection.gross_micros + entry.amount_micros > limits.BALANCE_MICROS_MAX:
+        raise Problem(
+            422,
+            "balance_too_high",
+            f"no account may have more than {format_credits(limits.BALANCE_MICROS_MAX)} credits",
+        )
+
+
+ROUTES = [
+    Route("/v1/accounts/{id}/grants", read_grants),
+    Route("/v1/accounts/{id}/grants", grant_credits, methods=["POST"]),
+]

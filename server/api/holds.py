@@ -1,0 +1,330 @@
+"""Holds: credits reserved before an expensive operation, charged or given back after it."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol import limits
+from protocol.codec import check_metadata
+from protocol.errors import BadMessageError
+from protocol.events import HoldState
+from protocol.fields import AccountCredits, Credits, InstantAt, describe, describe_id
+from protocol.money import NOT_NEGATIVE_PATTERN, format_credits, parse_credits
+from server.api.billing import (
+    OPERATION_OR_AMOUNT,
+    SUCCESS,
+    AccountId,
+    Charge,
+    Metadata,
+    account_of_call,
+    check_charge,
+    has_succeeded,
+    price_of,
+    refusal_of,
+    user_of,
+)
+from server.auth import Principal, tenant_of
+from server.charges import Exceeds, Held, HoldGone, Posted
+from server.http import (
+    Problem,
+    answer,
+    path_id,
+    principal_of,
+    process_of,
+    query_id,
+    raw_body,
+    read_body,
+)
+from server.idempotency import Deed, deed_of, once
+from server.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.process import Process
+from storage.rows import HoldRow
+from storage.spending import AccountName
+
+Done = Annotated[
+    dict[str, Any],
+    Meta(description="What it took. What failed is voided.", extra_json_schema=SUCCESS),
+]
+
+
+class HoldWanted(Charge, frozen=True, kw_only=True):
+    """Asks for credits to be held for an operation, or up to an amount."""
+
+    metadata: Annotated[Done, describe("What is known of it beforehand.")] | None = None
+    ttl_ms: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=limits.HOLD_MS_MAX,
+            description="After so long it expires by itself, and nothing is charged.",
+        ),
+    ] = limits.HOLD_MS_DEFAULT
+
+
+class PostWanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Says what is to be charged of what is held."""
+
+    amount: (
+        Annotated[
+            str,
+            Meta(
+                description="Credits, no more than are held; left out: all of them.",
+                examples=["3.25", "0"],
+                extra_json_schema={"pattern": NOT_NEGATIVE_PATTERN},
+            ),
+        ]
+        | None
+    ) = None
+    metadata: Annotated[Done, describe("What it took; added to the hold's.")] | None = None
+
+
+class VoidWanted(msgspec.Struct, frozen=True):
+    """Nothing: a body that need not be there, and is an object if it is."""
+
+
+class HoldAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """A hold, and how its account stands."""
+
+    hold_id: Annotated[str, describe_id("The hold.")]
+    account_id: AccountId
+    state: Annotated[
+        HoldState,
+        describe("`open` while it holds; then for good what became of it."),
+    ]
+    amount: Annotated[Credits, describe("What is held, or was.")]
+    posted: Annotated[Credits, describe("What was charged of it.")]
+    operation: Annotated[str | None, describe("The operation it is for; null: an amount.")]
+    user_id: Annotated[str | None, describe("Whose operation it is, where that is known.")]
+    created_at: InstantAt
+    expires_at: InstantAt
+    metadata: Metadata | None
+    credits: AccountCredits
+
+
+OPENING = Operation(
+    tag="accounts",
+    roles=("key",),
+    path={"id": "The credit account."},
+    parameters=(ORG, USER, IDEMPOTENCY_KEY),
+    body=HoldWanted,
+    body_rule=OPERATION_OR_AMOUNT,
+    answers={201: (HoldAnswer,)},
+    errors={
+        400: ("idempotency_key_required",),
+        402: ("insufficient_credits",),
+        409: ("idempotency_under_way",),
+        422: ("idempotency_mismatch", "unknown_operation"),
+        429: ("operation_limit",),
+    },
+)
+OF_HOLD = Operation(
+    tag="holds",
+    roles=("key",),
+    path={"id": "The hold."},
+    parameters=(ORG, USER),
+    answers={200: (HoldAnswer,)},
+    errors={404: ("unknown_hold",)},
+)
+CLOSING = msgspec.structs.replace(
+    OF_HOLD,
+    parameters=(ORG, USER, IDEMPOTENCY_KEY),
+    errors={
+        400: ("idempotency_key_required",),
+        404: ("unknown_hold",),
+        409: ("hold_closed", "idempotency_under_way"),
+        422: ("idempotency_mismatch",),
+    },
+)
+
+
+@described(OPENING)
+async def open_hold(request: Request) -> Response:
+    """Holds credits for an operation, or up to an amount, once for each `Idempotency-Key`.
+
+    Until it is posted, voided or expires they cannot be spent on anything else. The
+    operation counts in its month from now on, unless it comes to nothing. What only running
+    sessions hold is never in its way.
+    """
+    process = process_of(request)
+    principal, account = await account_of_call(request, "key")
+    raw = await raw_body(request)
+    wanted = read_body(raw, HoldWanted)
+    check_charge(wanted, principal)
+    _refuse_failure(wanted.metadata)
+    deed = deed_of(request, principal, account.tenant, "holds", raw)
+    return await once(
+        process.records, deed, lambda: _open(process, principal, deed, account, wanted)
+    )
+
+
+async def _open(
+    process: Process, principal: Principal, deed: Deed, account: AccountName, wanted: HoldWanted
+) -> Response:
+    price, hold_id = price_of(process, wanted), deed.entry_id("hold")
+    held = await process.money.hold(
+        account,
+        hold_id=hold_id,
+        micros=price.micros,
+        ttl_ms=wanted.ttl_ms,
+        operation=price.operation,
+        user_id=user_of(wanted, principal, account),
+        metadata=wanted.metadata,
+    )
+    if not isinstance(held, Held):
+        raise await refusal_of(process, account, price, held)
+    hold = await _hold_of(process, account.tenant, hold_id)
+    amount = format_credits(hold.amount_micros)
+    if (hold.account_id, hold.operation) != (account.account_id, wanted.operation) or (
+        wanted.amount not in (None, amount)
+    ):
+        # Holds are known for longer than the answers are kept.
+        raise Problem(422, "idempotency_mismatch", "the key was used for another hold")
+    return _answer(hold, held.credits_micros, 201)
+
+
+@described(OF_HOLD)
+async def read_hold(request: Request) -> Response:
+    """A hold, and what became of it."""
+    process = process_of(request)
+    _, tenant, hold_id = await _asked(request)
+    hold = await _hold_of(process, tenant, hold_id)
+    standing = await process.money.standing(AccountName(tenant, hold.account_id), None)
+    return _answer(hold, standing.credits_micros)
+
+
+@described(
+    msgspec.structs.replace(
+        CLOSING,
+        body=PostWanted,
+        errors={
+            **CLOSING.errors,
+            409: ("hold_closed", "hold_expired", "idempotency_under_way"),
+            422: ("hold_exceeded", "idempotency_mismatch"),
+        },
+    )
+)
+async def post_hold(request: Request) -> Response:
+    """Charges an operation that was done, up to what was held, and gives back the rest."""
+    process = process_of(request)
+    principal, tenant, hold_id = await _asked(request)
+    raw = await raw_body(request)
+    wanted = read_body(raw, PostWanted)
+    micros = None if wanted.amount is None else parse_credits(wanted.amount, name="amount")
+    check_metadata(wanted.metadata)
+    _refuse_failure(wanted.metadata)
+
+    async def post() -> Response:
+        posted = await process.money.post(tenant, hold_id, micros, wanted.metadata)
+        if isinstance(posted, HoldGone):
+            raise _gone(posted)
+        if isinstance(posted, Exceeds):
+            held = format_credits(posted.amount_micros)
+            raise Problem(422, "hold_exceeded", f"no more than {held} is held", amount=held)
+        if posted.repeated and posted.posted_micros != _asked_for(posted, micros):
+            raise _closed("posted")
+        hold = await _hold_of(process, tenant, hold_id)
+        return _answer(hold, posted.credits_micros)
+
+    deed = deed_of(request, principal, tenant, "posts", raw)
+    return await once(process.records, deed, post)
+
+
+@described(CLOSING)
+async def void_hold(request: Request) -> Response:
+    """Gives back what is held, for the operation was not done.
+
+    A hold that was voided or has expired already is answered as it is: it holds nothing.
+    """
+    process = process_of(request)
+    principal, tenant, hold_id = await _asked(request)
+    raw = await raw_body(request)
+
+    async def void() -> Response:
+        voided = await process.money.void(tenant, hold_id)
+        if isinstance(voided, HoldGone) and voided.state != "expired":
+            raise _gone(voided)
+        hold = await _hold_of(process, tenant, hold_id)
+        standing = await process.money.standing(AccountName(tenant, hold.account_id), None)
+        return _answer(hold, standing.credits_micros)
+
+    read_body(raw, VoidWanted)
+    deed = deed_of(request, principal, tenant, "voids", raw)
+    return await once(process.records, deed, void)
+
+
+# --- How it is done ---------------------------------------------------------------------
+
+
+async def _asked(request: Request) -> tuple[Principal, str, str]:
+    """Who asks, and the tenant and the id of the hold.
+
+    The id of a hold is made of its tenant too, so a call may leave the tenant out.
+    """
+    principal = await principal_of(request, "key")
+    process, hold_id = process_of(request), path_id(request)
+    org_id, user_id = query_id(request, "org"), query_id(request, "user")
+    if org_id is not None or user_id is not None:
+        return principal, tenant_of(org_id, user_id or ""), hold_id
+    tenant = await process.records.tenant_of_hold(hold_id)
+    if tenant is None:
+        raise _gone(HoldGone(None))
+    return principal, tenant, hold_id
+
+
+async def _hold_of(process: Process, tenant: str, hold_id: str) -> HoldRow:
+    hold = await process.money.hold_of(tenant, hold_id)
+    if hold is None:
+        raise _gone(HoldGone(None))
+    return hold
+
+
+def _refuse_failure(metadata: dict[str, Any] | None) -> None:
+    if not has_succeeded(metadata):
+        raise BadMessageError("metadata.success: what failed is voided, and costs nothing")
+
+
+def _asked_for(posted: Posted, micros: int | None) -> int:
+    return posted.amount_micros if micros is None else micros
+
+
+def _gone(gone: HoldGone) -> Problem:
+    if gone.state is None:
+        return Problem(404, "unknown_hold", "there is no such hold")
+    if gone.state == "expired":
+        return Problem(409, "hold_expired", "the hold has expired, and nothing was charged")
+    return _closed(gone.state)
+
+
+def _closed(state: HoldState) -> Problem:
+    return Problem(409, "hold_closed", f"the hold was {state} already", state=state)
+
+
+def _answer(hold: HoldRow, credits_micros: int, status: int = 200) -> Response:
+    return answer(
+        HoldAnswer(
+            hold_id=hold.hold_id,
+            account_id=hold.account_id,
+            state=hold.state,
+            amount=format_credits(hold.amount_micros),
+            posted=format_credits(hold.posted_micros),
+            operation=hold.operation,
+            user_id=hold.user_id,
+            created_at=hold.created_at,
+            expires_at=hold.expires_at,
+            metadata=hold.metadata,
+            credits=format_credits(credits_micros),
+        ),
+        status,
+    )
+
+
+ROUTES = [
+    Route("/v1/accounts/{id}/holds", open_hold, methods=["POST"]),
+    Route("/v1/holds/{id}", read_hold),
+    Route("/v1/holds/{id}/post", post_hold, methods=["POST"]),
+    Route("/v1/holds/{id}/void", void_hold, methods=["POST"]),
+]

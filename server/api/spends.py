@@ -1,0 +1,174 @@
+"""Spends: an operation is charged at once; and whether one could be, asked before."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol.fields import AccountCredits, Credits, describe
+from protocol.money import format_credits
+from server.api.billing import (
+    OPERATION_OR_AMOUNT,
+    AccountId,
+    Charge,
+    EntryId,
+    OperationName,
+    account_of_call,
+    check_charge,
+    has_succeeded,
+    operation_micros,
+    price_of,
+    refusal_of,
+    user_of,
+)
+from server.auth import Principal
+from server.charges import Spent
+from server.http import Problem, answer, process_of, raw_body, read_body
+from server.idempotency import Deed, deed_of, once
+from server.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.process import Process
+from storage.spending import AccountName
+
+
+class SpendMade(msgspec.Struct, frozen=True, kw_only=True):
+    """Credits were taken, and the ledger has it."""
+
+    entry_id: EntryId
+    account_id: AccountId
+    operation: Annotated[str | None, describe("What was done; null: an amount was taken.")]
+    amount: Annotated[Credits, describe("What was taken; 0 of an operation that failed.")]
+    credits: AccountCredits
+
+
+@described(
+    Operation(
+        tag="accounts",
+        roles=("user", "key"),
+        path={"id": "The credit account."},
+        parameters=(ORG, USER, IDEMPOTENCY_KEY),
+        body=Charge,
+        body_rule=OPERATION_OR_AMOUNT,
+        answers={201: (SpendMade,)},
+        errors={
+            400: ("idempotency_key_required",),
+            402: ("insufficient_credits",),
+            409: ("idempotency_under_way",),
+            422: ("idempotency_mismatch", "unknown_operation"),
+            429: ("operation_limit",),
+        },
+    )
+)
+async def spend(request: Request) -> Response:
+    """Charges an operation, or an amount, once for each `Idempotency-Key`.
+
+    What only running sessions hold is never in its way: they give it back. A refusal is
+    the answer of its key for good. With `"success": false` in the metadata a backend
+    records what failed, which costs nothing; a user cannot say so.
+    """
+    process = process_of(request)
+    principal, account = await account_of_call(request, "user", "key")
+    raw = await raw_body(request)
+    charge = read_body(raw, Charge)
+    check_charge(charge, principal)
+    deed = deed_of(request, principal, account.tenant, "spends", raw)
+    return await once(
+        process.records, deed, lambda: _spend(process, principal, deed, account, charge)
+    )
+
+
+async def _spend(
+    process: Process, principal: Principal, deed: Deed, account: AccountName, charge: Charge
+) -> Response:
+    price, entry_id = price_of(process, charge), deed.entry_id("spend")
+    spent = await process.money.spend(
+        account,
+        entry_id=entry_id,
+        micros=price.micros,
+        operation=price.operation,
+        user_id=user_of(charge, principal, account),
+        metadata=charge.metadata,
+        succeeded=has_succeeded(charge.metadata),
+    )
+    if not isinstance(spent, Spent):
+        raise await refusal_of(process, account, price, spent)
+    if spent.repeated:
+        await _check_same(process, account, entry_id, charge)
+    return answer(
+        SpendMade(
+            entry_id=entry_id,
+            account_id=account.account_id,
+            operation=price.operation,
+            amount=format_credits(spent.amount_micros),
+            credits=format_credits(spent.credits_micros),
+        ),
+        201,
+    )
+
+
+async def _check_same(
+    process: Process, account: AccountName, entry_id: str, charge: Charge
+) -> None:
+    """The ledger knows its keys longer than the answers are kept, and has the last word."""
+    made = await process.records.entry(*account, entry_id)
+    if made is None:
+        return  # it moved nothing
+    amount = format_credits(-made.amount_micros)
+    if made.operation != charge.operation or charge.amount not in (None, amount):
+        raise Problem(422, "idempotency_mismatch", "the key was used for another spend")
+
+
+# --- Beforehand -----------------------------------------------------------------------
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """Asks whether an operation could be done."""
+
+    operation: OperationName
+
+
+class CanPerformAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an operation could be done now. It promises nothing: a hold does."""
+
+    can_perform: bool
+    reason: Annotated[
+        Literal["insufficient_credits", "operation_limit"] | None,
+        describe("The code with which it would be refused; null: it would not be."),
+    ]
+    cost: Annotated[Credits, describe("What it costs.")]
+    credits: AccountCredits
+
+
+@described(
+    Operation(
+        tag="accounts",
+        roles=("user", "key"),
+        path={"id": "The credit account."},
+        parameters=(ORG, USER),
+        body=Question,
+        answers={200: (CanPerformAnswer,)},
+        errors={422: ("unknown_operation",)},
+    )
+)
+async def can_perform(request: Request) -> Response:
+    """Whether an operation could be done now, and if not, why."""
+    process = process_of(request)
+    _, account = await account_of_call(request, "user", "key")
+    asked = read_body(await raw_body(request), Question)
+    operation_micros(process, asked.operation)
+    found = await process.money.can_perform(account, asked.operation)
+    return answer(
+        CanPerformAnswer(
+            can_perform=found.can_perform,
+            reason=found.reason,
+            cost=format_credits(found.cost_micros),
+            credits=format_credits(found.credits_micros),
+        )
+    )
+
+
+ROUTES = [
+    Route("/v1/accounts/{id}/spend", spend, methods=["POST"]),
+    Route("/v1/accounts/{id}/can-perform", can_perform, methods=["POST"]),
+]

@@ -1,0 +1,182 @@
+"""Money in: an entry in Postgres first, and then in Redis.
+
+The two writes cannot be one, so the first leaves a note in Postgres (``account_inbox``)
+that is taken away when the second is done. A process that dies between them is followed by
+one that finds the note; Redis knows the entries that it took, so nothing counts twice.
+
+Two kinds of grants have a name in the rate card. A package is granted because somebody
+bought it. An allotment is what a tier gives for a month: it comes by itself to every
+account that is read or used in the month, once, and expires with it.
+"""
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.events import EntryPosted
+from protocol.grants import month_after
+from protocol.rates import RateCard
+from server.accounts import Accounts
+from server.clock import Clock
+from server.loading import calendar
+from server.till import Till
+from storage.live import Live, LiveError
+from storage.records import Records, UnavailableError
+from storage.rows import BeforeOperation
+from storage.spending import AccountName
+
+log = structlog.get_logger()
+
+DAY_MS = 24 * 3_600_000
+PRIORITY_DEFAULT = 100
+"""Of grants that name none; of these, the one that expires first burns first."""
+
+
+class Allotted(msgspec.Struct, frozen=True):
+    """An account that was seen to, and what was said of it then."""
+
+    plan: tuple[str, str]
+    """The tier, and the time zone in which its months begin."""
+    month_ends_at: int
+    fresh_until_at: int
+
+
+class Grants(Till):
+    """Grants credits: amounts, packages, and what a tier gives for a month."""
+
+    def __init__(
+        self, live: Live, records: Records, clock: Clock, accounts: Accounts, rates: RateCard
+    ) -> None:
+        super().__init__(live, records, clock, accounts, rates)
+        self._allotted: dict[AccountName, Allotted] = {}
+        accounts.opening = self.allot
+
+    async def enter(
+        self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
+    ) -> bool:
+        """Writes an entry and applies it. False: it was there already, as it was made then.
+
+        Raises ``ServiceError`` when Postgres does not answer. Where that fails after the entry
+        is written, the entry stands, and is applied as soon as both answer.
+        """
+        name = (entry.tenant, entry.account_id, entry.entry_id)
+        try:
+            new = await self.records.post_entry(entry, priority, expires_at)
+            micros = entry.amount_micros if new else await self.records.inbox_micros(*name)
+        except UnavailableError as error:
+            raise ServiceError("the ledger does not answer") from error
+        if micros is None:
+            # Redis has taken it, and remembers only the newest: it is not asked again.
+            return False
+        try:
+            await self._apply(*name, micros, entry.entry_kind)
+        except (LiveError, UnavailableError) as error:
+            log.warning("entry_not_applied_yet", entry_id=entry.entry_id, error=str(error))
+        return new
+
+    def package_entry(
+        self, account: AccountName, package_id: str, *, entry_id: str, reason: str | None = None
+    ) -> tuple[EntryPosted, int | None]:
+        """A package of the rate card as an entry under its name, and when it expires.
+
+        Raises ``BadMessageError`` for a package that the card does not have.
+        """
+        package, now_ms = self.rates.package(package_id), self.clock.now()
+        expires_at = None
+        if package.expires_days is not None:
+            expires_at = now_ms + package.expires_days * DAY_MS
+        entry = EntryPosted(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=entry_id,
+            entry_kind="grant",
+            amount_micros=package.credits_micros,
+            at=now_ms,
+            reason=reason or package.name,
+            metadata={"name": f"package:{package_id}"},
+        )
+        return entry, expires_at
+
+    async def allot(self, account: AccountName, before: BeforeOperation | None = None) -> None:
+        """Sees to it that the account has what its tier gives for this month.
+
+        To be called wherever an account is read or used; it asks nobody again for a minute.
+        ``before`` is what the record says, where it was asked already. Where Postgres is away
+        the account is used as it is, and comes to its allotment with a later call.
+        """
+        if not self.rates.allotments:
+            return
+        now_ms, seen = self.clock.now(), self._allotted.get(account)
+        if (
+            seen is not None
+            and now_ms < seen.fresh_until_at
+            and (before is None or seen.plan == (before.tier, before.timezone))
+        ):
+            return
+        try:
+            before = before or await self.before(account, "")
+            ends_at = await self._grant_allotment(account, before, now_ms)
+        except ServiceError as error:
+            log.warning("allotment_put_off", account=account.account_id, error=str(error))
+            return
+        if len(self._allotted) >= limits.ACCOUNTS_CACHED_MAX:
+            self._allotted.clear()
+        fresh_until_at = min(ends_at, now_ms + limits.ALLOTMENT_FRESH_MS)
+        self._allotted[account] = Allotted((before.tier, before.timezone), ends_at, fresh_until_at)
+
+    async def allot_served(self) -> None:
+        """The same for the accounts that this process serves, when a month has begun."""
+        if not self.rates.allotments:
+            return
+        for served in self.accounts:
+            account = AccountName(served.projection.tenant, served.projection.account_id)
+            seen = self._allotted.get(account)
+            if seen is None or seen.month_ends_at <= self.clock.now():
+                await self.allot(account)
+
+    def forget_allotments(self, tenant: str) -> None:
+        """The tenant's tier has changed: the next call asks anew what it gives."""
+        for account in [account for account in self._allotted if account.tenant == tenant]:
+            del self._allotted[account]
+
+    async def _grant_allotment(
+        self, account: AccountName, before: BeforeOperation, now_ms: int
+    ) -> int:
+        """Grants it unless that is done; when its month ends, by the organisation's calendar."""
+        days = calendar(before.timezone)
+        month = days.month(now_ms)
+        ends_at = days.start_at(month_after(month))
+        micros = self.rates.allotments.get(before.tier, 0)
+        if not micros:
+            return ends_at
+        name = f"allotment:{before.tier}:{month[:7]}"
+        entry = EntryPosted(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=name,
+            entry_kind="grant",
+            amount_micros=micros,
+            at=now_ms,
+            reason=f"{before.tier}, {month[:7]}",
+            metadata={"name": name},
+        )
+        await self.enter(entry, PRIORITY_DEFAULT, ends_at)
+        return ends_at
+
+    async def apply_inbox(self, age_ms: int = 0) -> int:
+        """Applies what was written and perhaps not applied; how many entries that were."""
+        count = 0
+        for noted in await self.records.inbox(limits.FLUSH_BATCH_RECORDS):
+            if self.clock.now() - noted.created_at < age_ms:
+                continue
+            name = (noted.tenant, noted.account_id, noted.entry_id)
+            await self._apply(*name, noted.amount_micros, noted.entry_kind)
+            count += 1
+        return count
+
+    async def _apply(
+        self, tenant: str, account_id: str, entry_id: str, micros: int, kind: str
+    ) -> None:
+        await self.live.credit(tenant, account_id, entry_id, micros, kind, self.clock.now())
+        await self.records.inbox_done([(tenant, account_id, entry_id)])
