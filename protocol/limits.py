@@ -138,14 +138,26 @@ CONTROL_FRAMES_MAX: Final = 256
 """Pings and pongs of one peer in ``CONTROL_WINDOW_MS``; it owes us one pong or a few."""
 CONTROL_WINDOW_MS: Final = 10_000
 DRAIN_SPREAD_MS: Final = 10_000
-"""Sockets of a draining process come back spread over so long."""
+"""Sockets of a draining process come back spread over so long, at most."""
+# Starting a socket and joining its session takes a process a millisecond; few clients need
+# not wait for each other.
+DRAIN_SOCKETS_PER_SECOND: Final = 500
+DRAIN_LEFT_MS: Final = 500
+"""Sockets that have not gone by themselves so long after that are closed."""
 DRAIN_BATCH_SOCKETS: Final = 256
 """Sockets told to reconnect between two looks at the clock."""
+SETTLE_MS: Final = 5_000
+"""How long a process that stops waits for the steps of its sessions."""
+REQUESTS_LEFT_MS: Final = 5_000
+"""How long it waits for requests that are being answered."""
 
 # --- Live state and presence -----------------------------------------------------
 
 PRESENCE_BEAT_MS: Final = 1_000  # DESIGN: a process proves its life
 NODE_SILENT_MS: Final = 5_000  # DESIGN: then it is dead
+STOOD_STILL_MS: Final = 1_000
+"""A process that did nothing for longer than this takes nothing that waited in its sockets
+for a proof of life of now. A turn of its loop takes some 10 ms."""
 SWEEP_INTERVAL_MS: Final = 1_000
 """Each process looks for dead processes and graces that ran out so often."""
 SWEEP_BATCH_SESSIONS: Final = 256
@@ -302,6 +314,9 @@ assert LINGERING_MAX < DESCRIPTORS_RESERVED < DESCRIPTORS_WANTED
 # A process misses several beats before it is called dead; its claims end before that.
 assert 3 * PRESENCE_BEAT_MS <= NODE_SILENT_MS
 assert REDIS_TIMEOUT_MS < NODE_SILENT_MS
+assert STOOD_STILL_MS <= PRESENCE_BEAT_MS
+# Whoever drains has time to make a step, and to make it again.
+assert 2 * REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MAX <= SETTLE_MS
 # A claim fails and is made once more while the session stands on granted ground.
 assert 2 * REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MIN < GRANT_MARGIN_MS_MIN
 assert CLAIM_RETRY_MS_MIN < CLAIM_RETRY_MS_MAX < UNCOVERED_MS_DEFAULT <= UNCOVERED_MS_MAX

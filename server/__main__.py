@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import FrameType
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ import uvicorn
 import uvloop
 from redis.exceptions import RedisError
 
+from protocol import limits
 from server import logs
 from server.app import create_app
 from server.auth import mint_token
@@ -79,6 +81,7 @@ class Server(uvicorn.Server):
         self.process = process
         self.interrupted = False
         """Ctrl-C stopped it, and not a service manager."""
+        self._draining: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Stops serving, as a signal does."""
@@ -93,9 +96,23 @@ class Server(uvicorn.Server):
             self.interrupted = signal.SIGINT in self._captured_signals
             self._captured_signals.clear()
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came. A second Ctrl-C waits for nobody."""
+        super().handle_exit(sig, frame)
+        if self.force_exit and self._draining is not None:
+            self._draining.get_loop().call_soon_threadsafe(self._draining.cancel)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Sends the clients away in batches, settles their sessions, then stops."""
-        await self.process.drain()
+        """Closes the door, so that whoever is sent away comes back to another process; sends
+        the clients away and settles their sessions; then stops."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        self._draining = asyncio.create_task(self.process.drain())
+        await asyncio.wait([self._draining])
+        if not self._draining.cancelled() and self._draining.exception() is not None:
+            log.error("not_drained", exc_info=self._draining.exception())
         await super().shutdown(sockets)
 
 
@@ -116,7 +133,7 @@ async def serve(settings: Settings, beside: "asyncio.Task[None] | None" = None) 
         log_config=None,
         access_log=False,
         lifespan="on",
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=limits.REQUESTS_LEFT_MS // 1000,
         **uvicorn_options(process.door),
     )
     server = Server(config, process)

@@ -147,10 +147,10 @@ class Connection:
     def _alive(self) -> None:
         """A pong, a message or the peer's close came in."""
         now_ms = self.process.clock.now()
-        self.alive_at = now_ms
+        self.alive_at = max(self.alive_at, self.process.pulse.proof_at(now_ms))
         for seat in list(self.seats.values()):
             if self not in seat.watchers:
-                seat.alive(now_ms, now_ms)
+                seat.alive(self.alive_at, now_ms)
 
     def _expire_at(self, at: int, code: CloseCode, reason: str) -> None:
         if self._deadline is not None:

@@ -26,8 +26,9 @@ class Orphans:
         self.live = live
         self.suspects: dict[str, int] = {}
         """Processes that may be dead, by their last proof of life; kept by presence."""
-        self.look: Callable[[], Awaitable[None]] | None = None
-        """Brings the suspects up to date; presence's, once it beats."""
+        self.missing: Callable[[frozenset[str]], Awaitable[dict[str, int]]] | None = None
+        """Calls the roll of other processes, and answers who did not; presence's, once it
+        beats. Until then only suspects are."""
         hub.before_joining = self.bury
 
     async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:
@@ -70,17 +71,27 @@ class Orphans:
                 await self.adopt(tenant, session_id, self.live.node, 0)
 
     async def bury(self, found: Found) -> None:
-        """A session is joined whose other process may just have died: its sockets are gone
-        as of that process's last proof of life, so that nobody pays for the time between."""
-        identity = found.session.identity
-        if self.look is not None and found.nodes - {self.live.node}:
-            await self.look()
-        for node in found.nodes:
-            alive_at = self.suspects.get(node)
-            if alive_at is not None and found.nodes <= {node, self.live.node}:
-                await self.live.depart(identity.tenant, identity.session_id, self.live.node)
-                await self._lose(await self.hub.seat_of(found.session), node, alive_at)
-                await self.live.attach(identity.tenant, identity.session_id)
+        """A session is joined whose other processes may just have died: its sockets are gone
+        as of the last proof of life of any, so that nobody pays for the time between.
+
+        A process that lives, and is only too slow to say so, loses its sockets for a moment:
+        its next step finds the session moved, and counts on from there.
+        """
+        others = found.nodes - {self.live.node}
+        missing = await self._missing(others) if others else {}
+        if not missing or len(missing) < len(others):
+            return
+        name = (found.session.identity.tenant, found.session.identity.session_id)
+        last = max(missing, key=missing.__getitem__)
+        for node in (others - {last}) | {self.live.node}:
+            await self.live.depart(*name, node)
+        await self._lose(await self.hub.seat_of(found.session), last, missing[last])
+        await self.live.attach(*name)
+
+    async def _missing(self, nodes: frozenset[str]) -> dict[str, int]:
+        if self.missing is not None:
+            return await self.missing(nodes)
+        return {node: at for node, at in self.suspects.items() if node in nodes}
 
     async def _lose(self, seat: Seat, node: str, alive_at: int) -> None:
         """Suspends a session in the name of the dead process that had its last socket."""

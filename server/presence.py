@@ -25,8 +25,10 @@ log = structlog.get_logger()
 
 SUSPECT_MS = 1_500
 """A process that missed a beat may be dead: who joins its sessions does not wait to know."""
+ROLL_CALL_MS = 500
+"""How long one that has beaten later has to answer, when it is asked whether it lives."""
 LOOK_S = 0.02
-"""Pauses between two looks for an answer of the others, when a process starts."""
+"""Pauses between two looks for an answer of the others."""
 RECONCILE_BEATS = 60
 """How often a process looks after what it is noted for and does not have, in beats."""
 
@@ -51,6 +53,7 @@ class Presence:
         self._beating: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
+        self._calling: asyncio.Task[dict[str, int]] | None = None
         self._graces_due = True
         """Graces may run that nobody looks after."""
         self._reconcile_due = False
@@ -63,14 +66,14 @@ class Presence:
         self.redis_up = True
         if self.recovery is not None and len(self.nodes) == 1:
             await self.recovery.begin()
-        self.orphans.look = self.beat
+        self.orphans.missing = self.missing
         self._sweep_if_due()
         self._beating = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """No more beats. The process leaves the list, unless it leaves a session behind or
-        the grace of one: then the others find it silent, and look after them."""
-        for task in (self._beating, self._sweeping, self._answering):
+        """No more beats. The process leaves the list, and whoever misses it there looks after
+        the graces that it began; one that leaves a socket behind stays in it, and is swept."""
+        for task in (self._beating, self._sweeping, self._answering, self._calling):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -80,7 +83,7 @@ class Presence:
                 await self.live.forget_node(self.live.node)
 
     async def _leaves_sessions(self) -> bool:
-        if self.orphans.hub.seats:
+        if any(seat.meter.sockets or seat.meter.asked for seat in self.orphans.hub):
             return True
         return bool([name async for name in self.live.sessions_of_node(self.live.node)])
 
@@ -121,8 +124,47 @@ class Presence:
         sent_at = self.clock.reading()
         beat = await self.live.beat(self.clock.now())
         self.clock.observe(beat.redis_ms, sent_at)
-        self.nodes = beat.nodes
+        self._seen(beat.nodes)
         self.orphans.suspects = self._silent(SUSPECT_MS)
+
+    def _seen(self, nodes: dict[str, int]) -> None:
+        if self.nodes.keys() - nodes.keys():
+            self._graces_due = True  # somebody has left, and maybe a grace behind
+        self.nodes = nodes
+
+    async def missing(self, nodes: frozenset[str]) -> dict[str, int]:
+        """Those of ``nodes`` that do not live, by their last proof of life.
+
+        One that proved it lately may have died since then: it is asked, and has
+        ``ROLL_CALL_MS`` to prove it again. Raises ``LiveError``.
+        """
+        before = await self._call()
+        until_s = self.clock.reading() + ROLL_CALL_MS / 1000
+        while True:
+            now_ms = self.clock.now()
+            silent = {
+                node: self.nodes[node]
+                for node in nodes
+                if node in self.nodes and self.nodes[node] == before.get(node)
+            }
+            may_answer = any(now_ms - alive_at <= SUSPECT_MS for alive_at in silent.values())
+            if not may_answer or self.clock.reading() >= until_s:
+                return silent
+            await self._call()
+
+    async def _call(self) -> dict[str, int]:
+        """Asks everybody for a beat, and looks who has made one; all who join sessions at
+        the same time share the answer."""
+
+        async def call() -> dict[str, int]:
+            await asyncio.sleep(LOOK_S)
+            look = await self.live.look(ask=True)
+            self._seen(look.nodes)
+            return look.nodes
+
+        if self._calling is None or self._calling.done():
+            self._calling = asyncio.create_task(call())
+        return await asyncio.shield(self._calling)
 
     def _silent(self, silent_ms: int) -> dict[str, int]:
         """The other processes that gave no proof of life for so long, by their last one."""

@@ -22,6 +22,7 @@ from server.metrics import Metrics
 from server.money import Money
 from server.orphans import Orphans
 from server.presence import Presence
+from server.pulse import Pulse
 from server.recovery import Recovery
 from server.sockets import Sockets
 from server.timers import Timers
@@ -61,6 +62,7 @@ class Process:
         self.authenticator = Authenticator(settings)
         self.money = Money(self.live, records, self.clock, self.hub.accounts, rates)
         self.sockets = Sockets(self.metrics)
+        self.pulse = Pulse(self.clock, self.sockets.probe)
         self.failures = Failures(self.clock)
         self.door = Door(self.metrics, connections_max)
         self.draining = False
@@ -83,6 +85,7 @@ class Process:
         await self.hub.accounts.start()
         self.timers.start()
         await self.presence.start()
+        self.pulse.start()
         try:
             await self.money.apply_inbox()
         except (LiveError, UnavailableError) as error:
@@ -121,9 +124,14 @@ class Process:
         self.metrics.claims_waiting.set(self.hub.claims.waiting)
 
     async def drain(self) -> None:
-        """Sends the clients away, and waits until their sessions are settled."""
+        """Sends the clients away, and waits until their sessions are settled.
+
+        It takes ``DRAIN_SPREAD_MS``, ``DRAIN_LEFT_MS`` and ``SETTLE_MS`` at most; with few
+        clients, who do as they are told, it is over at once.
+        """
         self.draining = True
-        await self.sockets.drain(limits.DRAIN_SPREAD_MS)
+        log.info("draining", sockets=len(self.sockets.connections))
+        await self.sockets.drain()
         for drain in self.at_drain:
             drain()
         await self._settle()
@@ -131,7 +139,7 @@ class Process:
     async def _settle(self) -> None:
         """Waits, a bounded time, until every socket has left its sessions for good."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.DRAIN_SPREAD_MS / 1000):
+            async with asyncio.timeout(limits.SETTLE_MS / 1000):
                 await self.sockets.gone()
                 await self.hub.idle()
 
@@ -143,6 +151,7 @@ class Process:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self.presence.stop()
+        self.pulse.stop()
         self.timers.stop()
         await self.hub.accounts.stop()
         await self.redis.aclose()

@@ -1,7 +1,9 @@
 """The open sockets of a process: how many there are, of whom, and how they are let go."""
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import Callable
 from typing import Protocol
 
 from protocol import limits
@@ -25,6 +27,9 @@ class Client(Protocol):
 
     def close(self, code: int, reason: str) -> None:
         """Closes the socket from this side."""
+
+    def probe(self) -> None:
+        """Asks the peer for a proof of life."""
 
 
 class Sockets:
@@ -86,14 +91,29 @@ class Sockets:
         """A socket of a user is gone."""
         _take(self._by_user, user)
 
-    async def drain(self, after_ms: int) -> None:
-        """Sends every client away, in batches, to come back spread over ``after_ms``."""
+    def probe(self) -> None:
+        """Asks every peer for a proof of life."""
+        for connection in list(self.connections):
+            connection.probe()
+
+    async def drain(self) -> None:
+        """Sends every client away, each at an instant of its own choice, and closes what is
+        left then. Until a client goes it is served, so it loses no time by the move."""
+        spread_ms = -(-len(self.connections) * 1000 // limits.DRAIN_SOCKETS_PER_SECOND)
+        after_ms = min(limits.DRAIN_SPREAD_MS, spread_ms)
         frame = text_frame(encode(Reconnect(after_ms=after_ms)))
+        await self._each(lambda connection: connection.send(frame))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout((after_ms + limits.DRAIN_LEFT_MS) / 1000):
+                await self.gone()
+        await self._each(lambda one: one.close(CloseCode.DRAINING, "this process stops"))
+
+    async def _each(self, act: Callable[[Client], None]) -> None:
+        """Does something to every socket, and lets others have their turn between batches."""
         connections = list(self.connections)
         for first in range(0, len(connections), limits.DRAIN_BATCH_SOCKETS):
             for connection in connections[first : first + limits.DRAIN_BATCH_SOCKETS]:
-                connection.send(frame)
-                connection.close(CloseCode.DRAINING, "this process stops")
+                act(connection)
             await asyncio.sleep(0)
 
 

@@ -9,7 +9,7 @@ from protocol import limits
 from protocol.errors import ServiceError
 from protocol.states import Phase
 from server.config import load_rate_card
-from server.presence import Presence
+from server.presence import ROLL_CALL_MS, Presence
 from storage.keys import NODES
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.scenes import CREDIT, eventually, found, reaches
@@ -35,14 +35,70 @@ async def test_a_process_that_goes_hands_over_the_graces_it_began(
     await client.close()
     await reaches(one, "chat-1", Phase.SUSPENDED)
     await one.process.presence.stop()
-    # It stays in the list, so that its silence is noticed.
-    assert await nodes(one) == {one.process.node, two.process.node}
+    # Nobody has to wait until its silence is long enough.
+    assert await nodes(two) == {two.process.node}
 
-    assert await two.process.presence.sweep(one.process.node, one.process.clock.now())
-    assert await two.process.presence.adopt_graces()
+    async def adopted() -> bool:
+        return any(True for _ in two.process.hub)
+
+    await eventually(adopted)
     (seat,) = two.process.hub
     assert seat.meter.timer() == (await found(two, "chat-1")).session.standing.grace_until
+
+
+async def test_a_process_that_leaves_a_socket_behind_is_swept(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    client = await one.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    await one.process.presence.stop()
+    assert await nodes(two) == {one.process.node, two.process.node}
+
+    assert await two.process.presence.sweep(one.process.node, one.process.clock.now())
     assert await nodes(two) == {two.process.node}
+
+
+async def test_who_comes_back_at_once_does_not_pay_for_the_death_of_a_process(
+    start_server: StartServer,
+) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    client = await one.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    # It dies just after a beat: its silence is too short to say anything.
+    presence = one.process.presence
+    assert presence._beating is not None
+    presence._beating.cancel()
+    await one.process.hub.accounts.stop()
+    await presence.beat()
+    proven_at = presence.nodes[one.process.node]
+
+    back = await two.login()
+    joined = await back.ask("start", kind="chat", session_id="chat-1")
+    assert joined["state"] == "active"
+    standing = (await found(two, "chat-1")).session.standing
+    ((from_at, to_at, billed),) = standing.gaps
+    assert (from_at, billed) == (proven_at, False)
+    assert to_at == standing.run_at >= proven_at + ROLL_CALL_MS
+    assert (await found(two, "chat-1")).nodes == {two.process.node}
+
+
+async def test_who_comes_to_a_second_process_as_well_has_no_gap(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    client = await one.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    presence = one.process.presence
+    assert presence._beating is not None
+    presence._beating.cancel()  # it beats when it is asked, and not a moment before
+    before = presence.nodes[one.process.node]
+
+    other = await two.login()
+    assert (await other.ask("start", kind="chat", session_id="chat-1"))["state"] == "active"
+    session = await found(two, "chat-1")
+    assert session.session.standing.gaps == ()
+    assert session.nodes == {one.process.node, two.process.node}
+    assert presence.nodes[one.process.node] > before
 
 
 async def test_a_process_that_leaves_nothing_leaves_the_list(start_server: StartServer) -> None:

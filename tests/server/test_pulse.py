@@ -1,0 +1,70 @@
+"""A process that stood still, and what it then reads in its sockets."""
+
+from protocol import limits
+from protocol.states import Phase
+from server.pulse import Pulse
+from tests.fixtures.server import TestServer
+from tests.server.api import advance
+from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches
+from tests.simulation.cluster import VirtualClock
+
+STOOD_MS = 20_000
+
+
+async def test_what_is_read_after_a_standstill_proves_what_was_before() -> None:
+    clock, thaws = VirtualClock(), list[int]()
+    pulse = Pulse(clock, lambda: thaws.append(clock.now()))
+    pulse.start()
+    awake_at = clock.now()
+    clock.now_ms += limits.STOOD_STILL_MS
+    assert pulse.proof_at(clock.now()) == clock.now()
+    clock.now_ms = awake_at + STOOD_MS
+    # Whether the sockets are read before the timer fires or after, it is the same.
+    assert pulse.proof_at(clock.now()) == awake_at
+    pulse.beat()
+    assert pulse.proof_at(clock.now()) == awake_at
+    assert thaws == []
+    clock.now_ms += 250
+    pulse.beat()
+    assert pulse.proof_at(clock.now()) == clock.now()
+    assert thaws == [clock.now()]
+    clock.now_ms += 250
+    pulse.beat()
+    assert len(thaws) == 1
+    pulse.stop()
+    clock.now_ms += STOOD_MS
+    assert pulse.proof_at(clock.now()) == clock.now()
+
+
+async def test_who_left_while_the_process_stood_still_does_not_pay_for_that(
+    server: TestServer,
+) -> None:
+    await server.grant(5 * CREDIT)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    process = server.process
+    process.pulse.beat()
+    awake_at = process.clock.now()
+    advance(server, STOOD_MS)
+    await client.close()
+    await reaches(server, "chat-1", Phase.SUSPENDED)
+    standing = (await found(server, "chat-1")).session.standing
+    assert standing.lost_at is not None
+    assert abs(standing.lost_at - awake_at) < limits.STOOD_STILL_MS
+    assert standing.elapsed_ms < limits.STOOD_STILL_MS
+
+
+async def test_who_stayed_proves_it_anew(server: TestServer) -> None:
+    await server.grant(5 * CREDIT)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    connection = connection_of(server)
+    advance(server, STOOD_MS)
+    thawed_at = server.process.clock.now()
+
+    async def proven() -> bool:
+        return connection.alive_at >= thawed_at
+
+    await eventually(proven)
+    await client.ask("pause", session_id="chat-1")
+    assert (await found(server, "chat-1")).session.standing.elapsed_ms >= STOOD_MS
