@@ -22,9 +22,10 @@ import asyncio
 from typing import Any, NamedTuple
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
 from uvicorn.middleware.proxy_headers import _TrustedHosts
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from protocol import limits
@@ -69,6 +70,8 @@ class BoundedHttp(HttpToolsProtocol):
             trusted = _TrustedHosts(config.forwarded_allow_ips)
             door.proxies = trusted if config.proxy_headers else ()
         self.entry: Entry | None = None
+        # The request that is answered now; the newest one may wait behind it.
+        self.running: RequestResponseCycle | None = None
         # When something must have happened, in the loop's time: the head or the body be
         # complete, the next request begin, the refusal be read. None: the turn is ours.
         self.deadline: float | None = None
@@ -105,6 +108,19 @@ class BoundedHttp(HttpToolsProtocol):
             self.entry.leave()
         self.pipeline.clear()
         super().connection_lost(exc)
+        # uvicorn tells the newest request only, and the one before it would go on writing.
+        self._disconnect(self.running)
+
+    @staticmethod
+    def _disconnect(cycle: RequestResponseCycle | None) -> None:
+        """To the application of a request the peer is gone."""
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over, and its place with it."""
@@ -287,9 +303,8 @@ class BoundedHttp(HttpToolsProtocol):
             # Its place in the order is not now, or it has begun.
             self.transport.abort()
         else:
-            # The application waits for the rest of the body: to it the peer is gone.
-            cycle.disconnected = True
-            cycle.message_event.set()
+            # The application waits for the rest of the body, or does not need it.
+            self._disconnect(cycle)
             self._hang_up(refusal)
 
     def _hang_up(self, refusal: Refusal) -> None:

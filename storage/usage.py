@@ -4,12 +4,14 @@ These are questions only, asked over the record's pool; their SQL lies beside th
 as ``storage/sql/usage_*.sql``.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from datetime import date
 
 import asyncpg
 import msgspec
+from asyncpg.cursor import Cursor
 
 from protocol import limits
 from storage.database import SQL, Database, UnavailableError
@@ -116,26 +118,34 @@ class Usage(Database):
                 connection = await stack.enter_async_context(
                     self._pool.acquire(timeout=self._timeout_s)
                 )
-                transaction = connection.transaction(isolation="repeatable_read", readonly=True)
-                await transaction.start()
-                await connection.execute(SQL["usage_report_begin"])
-                cursor = await connection.cursor(SQL["usage_report"], tenant, from_day, to_day)
-
-            async def batches() -> AsyncGenerator[list[ReportedMinute], None]:
-                while True:
-                    with _translated():
-                        rows = await cursor.fetch(limits.REPORT_BATCH_ROWS)
-                    if not rows:
-                        return
-                    yield [ReportedMinute(*row) for row in rows]
-
+            transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+            is_cancelled = False
             try:
-                async with contextlib.aclosing(batches()) as found:
+                with _translated():
+                    await transaction.start()
+                    await connection.execute(SQL["usage_report_begin"])
+                    cursor = await connection.cursor(SQL["usage_report"], tenant, from_day, to_day)
+                async with contextlib.aclosing(_batches(cursor)) as found:
                     yield found
+            except asyncio.CancelledError:
+                # Whoever cancels, a scope whose client has gone, cancels the rollback as well.
+                is_cancelled = True
+                connection.terminate()
+                raise
             finally:
                 # A connection that has gone took its transaction along.
-                with contextlib.suppress(UnavailableError), _translated():
-                    await transaction.rollback()
+                if not is_cancelled:
+                    with contextlib.suppress(UnavailableError), _translated():
+                        await transaction.rollback()
+
+
+async def _batches(cursor: "Cursor[asyncpg.Record]") -> AsyncGenerator[list[ReportedMinute], None]:
+    while True:
+        with _translated():
+            rows = await cursor.fetch(limits.REPORT_BATCH_ROWS)
+        if not rows:
+            return
+        yield [ReportedMinute(*row) for row in rows]
 
 
 @contextlib.contextmanager

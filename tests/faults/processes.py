@@ -50,6 +50,8 @@ class House:
     def __init__(self, data_dir: Path, rates: str | None = None) -> None:
         self.data_dir = data_dir
         self.port = free_port()
+        self.module = "server"
+        """Whose commands are run: ``python -m <module> <command>``."""
         self.processes: list[Process] = []
         self.environment = {
             **{name: value for name, value in os.environ.items() if "TAXIMETER" not in name},
@@ -70,7 +72,7 @@ class House:
         with log.open("wb") as errors:
             child = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "server", command, *arguments),
+                *("-m", self.module, command, *arguments),
                 cwd=self.data_dir,
                 env={**self.environment, **environment},
                 stdin=asyncio.subprocess.DEVNULL,

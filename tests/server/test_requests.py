@@ -13,7 +13,15 @@ from uvicorn.protocols.http import httptools_impl
 from protocol import limits
 from server.door import Door, network_of
 from server.requests import BoundedHttp
-from tests.server.peers import Peer, Served, on_both_loops, request, serving, until
+from tests.server.peers import (
+    Peer,
+    Served,
+    everything_logged,
+    on_both_loops,
+    request,
+    serving,
+    until,
+)
 
 GET = b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /first HTTP/1.1\r\nHost: localhost\r\n"
@@ -164,6 +172,20 @@ async def test_a_mistake_in_a_body_that_waits_for_its_turn_ends_everything() -> 
         await ends(peer)
         served.release.set()
         assert served.asked == ["/hold"]
+
+
+@on_both_loops
+async def test_every_request_of_a_peer_that_has_gone_is_told_so() -> None:
+    with everything_logged() as lines:
+        async with echoing() as served:
+            peer = await served.peer(GET.replace(b"first", b"hold") + GET + GET)
+            await until(lambda: served.asked)
+            peer.close()
+            await until(lambda: served.door.count == 0)
+            served.release.set()
+            await until(lambda: not served.server.server_state.tasks)
+    assert served.asked == ["/hold"]
+    assert not any("Exception" in line for line in lines), lines
 
 
 @on_both_loops
@@ -493,6 +515,7 @@ def test_the_seam_to_uvicorn_is_as_it_was() -> None:
         "on_headers_complete": [],
         "on_message_complete": [],
         "on_response_complete": [],
+        "_start_asgi_task": ["cycle", "app"],
         "pause_writing": [],
         "resume_writing": [],
     }
@@ -508,7 +531,6 @@ def test_the_seam_to_uvicorn_is_as_it_was() -> None:
         "self.parser = httptools",
         "self.server_state.total_requests += 1",
         "def _should_upgrade(self)",
-        "def _start_asgi_task(self, cycle",
         "self.response_started = ",
         "self.response_complete = ",
         "self.message_event = ",

@@ -1,9 +1,12 @@
 """What the record says of usage: months, credits, sessions, and the report."""
 
+import asyncio
 import contextlib
+import logging
 from datetime import date
 from typing import Any
 
+import anyio
 import pytest
 
 from protocol import limits
@@ -205,6 +208,28 @@ async def test_a_report_that_is_left_gives_its_connection_back(
     # What was set for the report is not set for whoever comes next.
     async with pool.acquire() as after:
         assert await after.fetchval("SHOW enable_sort") == "on"
+
+
+async def test_a_report_whose_client_has_gone_leaves_no_transaction(
+    records: Records,
+    usage: Usage,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(limits, "REPORT_BATCH_ROWS", 1)
+    await write(records, *(minute(number) for number in range(100)))
+    pool = records._pool
+    for turns in range(20):
+        # As a streaming response is cancelled: at every await anew, until it is over.
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().call_later(turns / 2_000, scope.cancel)
+            async with usage.report(None, *NOVEMBER) as batches:
+                async for _ in batches:
+                    pass
+        assert scope.cancelled_caught or turns
+        assert pool.get_idle_size() == pool.get_size()
+    assert len(await read(usage, None, *NOVEMBER)) == 100
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_a_report_whose_backend_is_killed_breaks_off(

@@ -1,0 +1,324 @@
+"""What is sent: each case follows from the seed and its number alone.
+
+Tokens run out and so are no part of a case: it says whose token it wants, and the attack
+puts one in. Attackers have users, an organisation and sessions of their own, share an
+organisation with some of the honest, know the ids of the honest and try them; only keys
+and operators, who may do everything, leave those alone.
+"""
+
+import random
+import struct
+from dataclasses import dataclass, field
+from typing import Literal
+
+from websockets.frames import Frame, Opcode
+
+from tests.fuzz.mutate import Pairs, Raw, mutate_bytes, mutate_pairs, odd, pieces, write
+
+Bearer = Literal["user", "member", "watcher", "key", "ops", "expired", "forged", "none"]
+"""Whose token: an attacker's, one's in the organisation of honest users, one with listed
+sessions, a backend's, an operator's; or none that is good."""
+
+ATTACKERS = 24
+HONEST_ORG = "acme"
+HONEST_IDS = [f"honest-{number}" for number in range(16)]
+"""Sessions of the honest: what attackers would like to end, pause or join."""
+INSIDE_PATH = "/fuzz/inside"
+"""Where the server that is attacked shows what it has; see ``served``."""
+KINDS = ("chat", "call", "lesson")
+FIELDS = (
+    *("type", "id", "token", "kind", "session_id", "counterpart_id", "tick_ms", "metadata"),
+    *("last_seq", "amount", "reason", "user_id", "account_id", "expires_at", "priority"),
+    *("seconds_recorded", "minute_timestamp", "timezone", "monthly_hours_limit", "tier"),
+)
+
+
+@dataclass
+class MessageCase:
+    """One message to a socket that has authenticated, or has not."""
+
+    number: int
+    data: bytes
+    is_text: bool
+
+
+@dataclass
+class FrameCase:
+    """A connection that begins as a WebSocket and goes on as it likes."""
+
+    number: int
+    bearer: Bearer
+    handshake: list[bytes]
+    """In pieces; ``{token}`` stands where the token is put."""
+    frames: list[bytes]
+    ending: Literal["wait", "shut", "reset"]
+
+
+@dataclass
+class RequestCase:
+    """Requests over HTTP as bytes: well made or not."""
+
+    number: int
+    bearer: Bearer
+    parts: list[bytes]
+    ending: Literal["wait", "shut", "reset"]
+    is_raw: bool = field(default=False)
+    """Its bytes were changed: whether there is an answer is the parser's to say."""
+
+
+Case = MessageCase | FrameCase | RequestCase
+
+
+def case_of(seed: int, number: int) -> Case:
+    """The case of a number."""
+    rng = random.Random(f"{seed}/{number}")
+    share = rng.random()
+    if share < 0.55:
+        return _message_case(rng, number)
+    if share < 0.70:
+        return _frame_case(rng, number)
+    return _request_case(rng, number)
+
+
+def _session_id(rng: random.Random, *, honest: bool = True) -> str:
+    if honest and rng.random() < 0.3:
+        return rng.choice(HONEST_IDS)
+    return f"theirs-{rng.randrange(200)}"
+
+
+# --- Messages --------------------------------------------------------------------------
+
+
+def _message(rng: random.Random) -> Pairs:
+    session_id = ("session_id", _session_id(rng))
+    kind = ("kind", rng.choice(KINDS))
+    start: Pairs = [("type", "start"), kind, session_id]
+    if rng.random() < 0.5:
+        start += [("tick_ms", rng.choice((250, 1_000))), ("last_seq", rng.randrange(5))]
+    if rng.random() < 0.3:
+        start += [("counterpart_id", "them"), ("metadata", [("title", "é"), ("n", [1, None])])]
+    others: list[Pairs] = [
+        [("type", name), session_id] for name in ("pause", "resume", "stop", "leave", "watch")
+    ]
+    plain: list[Pairs] = [
+        [("type", "ping")],
+        [("type", "auth"), ("token", "{token}")],
+        [("type", "refresh"), ("token", "{token}")],
+        [("type", "refresh"), ("token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.")],
+    ]
+    chosen = rng.choice((start, start, rng.choice(others), rng.choice(others), rng.choice(plain)))
+    return [*chosen, ("id", rng.randrange(1, 10**6))]
+
+
+def _message_case(rng: random.Random, number: int) -> MessageCase:
+    pairs = _message(rng)
+    for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))):
+        pairs = mutate_pairs(rng, pairs, FIELDS)
+    text = write(pairs or odd(rng))
+    # Text that is no UTF-8 ends a socket, so it is less often tried than the rest.
+    data = text.encode("utf-8", "surrogatepass")
+    is_text = rng.random() < 0.97
+    if rng.random() < 0.2:
+        changed = mutate_bytes(rng, data)
+        try:
+            changed.decode()
+        except UnicodeDecodeError:
+            is_text = is_text and rng.random() < 0.1
+        data = changed
+    return MessageCase(number, data, is_text)
+
+
+# --- Frames ------------------------------------------------------------------------------
+
+HANDSHAKE = (
+    b"GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    b"Sec-WebSocket-Protocol: taximeter.v1\r\nX-Forwarded-For: {address}\r\n"
+)
+
+
+def _frames(rng: random.Random) -> list[bytes]:
+    opcodes = (Opcode.TEXT, Opcode.TEXT, Opcode.CONT, Opcode.BINARY, Opcode.PING, Opcode.PONG)
+    frames = []
+    for _ in range(rng.randint(1, 12)):
+        payload = write(_message(rng)).encode("utf-8", "surrogatepass")
+        if rng.random() < 0.2:
+            payload = rng.randbytes(rng.choice((0, 1, 125, 126, 127, 16_384, 16_385)))
+        opcode = rng.choice(opcodes)
+        if opcode in (Opcode.PING, Opcode.PONG) and rng.random() < 0.9:
+            payload = payload[:125]
+        fin = rng.random() < 0.7
+        frame = Frame(
+            opcode,
+            payload,
+            fin or opcode in (Opcode.PING, Opcode.PONG),
+            *(rng.random() < 0.03 for _ in range(3)),
+        )
+        frames.append(_masked(rng, frame))
+    if rng.random() < 0.15:
+        empty = _masked(rng, Frame(Opcode.CONT, b"", fin=False))
+        begun = _masked(rng, Frame(Opcode.TEXT, b"", fin=False))
+        frames.append(begun + empty * rng.choice((15, 2_000)))
+    if rng.random() < 0.3:
+        code = rng.choice((1000, 1001, 1005, 1006, 1015, 999, 2000, 3000, 4500, 5000, 65_535))
+        reason = rng.choice((b"", b"bye", b"\xff", b"x" * 123))
+        frames.append(_masked(rng, Frame(Opcode.CLOSE, struct.pack("!H", code) + reason)))
+    return frames
+
+
+def _masked(rng: random.Random, frame: Frame) -> bytes:
+    """The frame as a client writes it, with a mask that follows from the seed."""
+    header = bytearray([(frame.fin << 7) | (frame.rsv1 << 6) | (frame.rsv2 << 5)])
+    header[0] |= (frame.rsv3 << 4) | frame.opcode
+    length = len(frame.data)
+    if length < 126:
+        header.append(0x80 | length)
+    elif length < 65_536:
+        header += struct.pack("!BH", 0x80 | 126, length)
+    else:
+        header += struct.pack("!BQ", 0x80 | 127, length)
+    mask = rng.randbytes(4)
+    body = bytes(byte ^ mask[at % 4] for at, byte in enumerate(bytes(frame.data)))
+    return bytes(header) + mask + body
+
+
+def _frame_case(rng: random.Random, number: int) -> FrameCase:
+    bearer: Bearer = rng.choice(("user", "user", "member", "none", "expired", "forged", "key"))
+    handshake = HANDSHAKE
+    if bearer != "none":
+        handshake += b"Authorization: Bearer {token}\r\n"
+    if rng.random() < 0.1:
+        handshake += rng.choice(
+            (
+                b"Origin: https://evil.example\r\n",
+                b"Origin: null\r\n",
+                b"Sec-WebSocket-Protocol: other, \r\n",
+                b"Sec-WebSocket-Extensions: permessage-deflate; x=\x80\r\n",
+            )
+        )
+    handshake += b"\r\n"
+    if rng.random() < 0.15:
+        handshake = mutate_bytes(rng, handshake)
+    frames = _frames(rng)
+    if rng.random() < 0.4:
+        frames = [mutate_bytes(rng, b"".join(frames))]
+    return FrameCase(number, bearer, pieces(rng, handshake), frames, _ending(rng))
+
+
+def _ending(rng: random.Random) -> Literal["wait", "shut", "reset"]:
+    share = rng.random()
+    return "wait" if share < 0.6 else "shut" if share < 0.85 else "reset"
+
+
+# --- Requests ----------------------------------------------------------------------------
+
+
+Template = tuple[str, str, Pairs, Pairs | None]
+"""A method, a path, a query and a body of the wire (PROTOCOL section 2)."""
+
+
+def _request(rng: random.Random, bearer: Bearer, number: int) -> Template:
+    """A request that means something, mostly to who asks."""
+    trusted = bearer in ("key", "ops")
+    session = _session_id(rng, honest=not trusted)
+    user = f"mallory-{number % ATTACKERS}"
+    org = "evil" if trusted else rng.choice(("evil", HONEST_ORG))
+    tenant: Pairs = [("org", org)] if rng.random() < 0.5 else [("user", user)]
+    grant: Pairs = [("amount", "5"), ("reason", "bought"), ("priority", 3)]
+    minute: Pairs = [
+        ("session_id", f"tracked-{rng.randrange(50)}"),
+        ("seconds_recorded", rng.choice((1, 60))),
+        ("minute_timestamp", Raw("{now}")),
+    ]
+    prepared: Pairs = [
+        ("session_id", f"prepared-{rng.randrange(50)}"),
+        ("kind", rng.choice(KINDS)),
+        ("user_id", user),
+        ("credits_per_minute", "2.5"),
+        ("free_seconds", 10),
+    ]
+    hours: Pairs = [("monthly_hours_limit", 10), ("timezone", "Europe/Berlin")]
+    days: Pairs = [("from", "2026-11-01"), ("to", "2026-11-30")]
+    kind: Pairs = [("kind", rng.choice(KINDS))]
+    backend: list[Template] = [
+        ("POST", f"/v1/accounts/{user}/grants", tenant, grant),
+        ("POST", "/v1/sessions", tenant, prepared),
+        ("GET", f"/v1/orgs/{org}", [], None),
+        ("PUT", f"/v1/orgs/{org}", [], hours),
+        ("GET", f"/v1/orgs/{org}/members/{user}", [], None),
+        ("PUT", f"/v1/orgs/{org}/members/{user}", [], hours[:1]),
+        ("GET", "/v1/ops/reports/usage.csv", days, None),
+    ]
+    users: list[Template] = [
+        ("GET", f"/v1/accounts/{user}", tenant, None),
+        ("GET", f"/v1/accounts/{user}/ledger", [*tenant, ("limit", "3")], None),
+        ("GET", f"/v1/sessions/{session}", tenant, None),
+        ("POST", f"/v1/sessions/{session}/heartbeat", [], kind),
+        ("POST", f"/v1/sessions/{session}/heartbeat", [], [*kind, ("last_seq", 1)]),
+        ("POST", f"/v1/sessions/{session}/stop", [], []),
+        ("GET", "/api/usage/check-limit", [], None),
+        ("GET", "/api/usage/current-month", [("daily", "true")], None),
+        ("GET", "/api/usage/stats", [], None),
+        ("GET", "/api/users/stats-v2", [], None),
+        ("POST", "/api/usage/track-minute", [], minute),
+        ("POST", "/api/usage/track-minute", [], minute),
+        ("GET", f"/api/time-tracking/{session}", [], None),
+        ("POST", f"/api/time-tracking/{session}/heartbeat", [], []),
+    ]
+    anybody: list[Template] = [
+        ("GET", "/openapi.json", [], None),
+        ("GET", rng.choice(("/healthz", "/readyz", "/metrics", "/", "/nothing")), [], None),
+    ]
+    likely = backend if trusted else users
+    return rng.choice(rng.choice((likely, likely, likely, backend, users, anybody)))
+
+
+def _quoted(text: object) -> str:
+    return "".join(
+        chr(byte) if chr(byte).isalnum() or chr(byte) in "-._~" else f"%{byte:02X}"
+        for byte in str(text).encode("utf-8", "surrogatepass")
+    )
+
+
+def _request_bytes(rng: random.Random, bearer: Bearer, number: int) -> bytes:
+    method, path, query, body = _request(rng, bearer, number)
+    for _ in range(rng.choice((0, 0, 1, 1, 2))):
+        match rng.randrange(4):
+            case 0:
+                query = mutate_pairs(rng, query, ("org", "user", "limit", "cursor", "from", "to"))
+            case 1:
+                method = rng.choice(("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "TRACE"))
+            case 2:
+                parts = path.split("/")
+                parts[rng.randrange(1, len(parts))] = _quoted(odd(rng))[:5_000]
+                path = "/".join(parts)
+            case _ if body is not None:
+                body = mutate_pairs(rng, body, FIELDS)
+    if query:
+        path += "?" + "&".join(f"{_quoted(name)}={_quoted(value)}" for name, value in query)
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "X-Forwarded-For: {address}"]
+    if bearer != "none":
+        lines.append("Authorization: Bearer {token}")
+    if path.endswith("/grants") or "/grants?" in path or rng.random() < 0.1:
+        lines.append(f"Idempotency-Key: {rng.choice((f'key-{number}', 'key', 'x' * 300))}")
+    content = b""
+    if body is not None or rng.random() < 0.1:
+        text = write(body if body else rng.choice((Raw(""), Raw("{}"), odd(rng))))
+        content = text.encode("utf-8", "surrogatepass")
+        if rng.random() < 0.1:
+            content = mutate_bytes(rng, content)
+        lines.append("Content-Type: application/json")
+    # The placeholders are filled in later, so the length is the attack's to say.
+    lines.append("Content-Length: {length}")
+    return "\r\n".join((*lines, "", "")).encode("latin-1", "replace") + content
+
+
+def _request_case(rng: random.Random, number: int) -> RequestCase:
+    bearer: Bearer = rng.choice(
+        ("user", "user", "member", "member", "watcher", "key", "ops", "expired", "forged", "none")
+    )
+    requests = [_request_bytes(rng, bearer, number) for _ in range(rng.choice((1, 1, 1, 2, 4)))]
+    is_raw = rng.random() < 0.35
+    if is_raw:
+        requests = [mutate_bytes(rng, request) for request in requests]
+    return RequestCase(number, bearer, requests, _ending(rng), is_raw)

@@ -1,0 +1,204 @@
+"""The honest: sessions that run through all of it, and whose bills must be exact.
+
+A bill is checked three times without asking the server how it came to it: what was charged
+follows from the counted time by the rate card's own words; the counted time lies between
+what its client saw from inside and from outside; and what is left of the account is what
+was granted less what the receipts say.
+"""
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import httpx
+from websockets.asyncio.client import connect
+
+from tests.fixtures.server import Client
+
+SPEED = 20
+GRANTED = Decimal(10_000)
+RATES = f"""
+[kinds.chat]
+free_seconds = 30
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+warn_at_seconds = [60]
+stop_grace_seconds = 1
+reconnect_grace_seconds = 1
+speed = {SPEED}
+
+[kinds.call]
+credits_per_minute = "6"
+increment_seconds = [60, 60]
+reconnect_grace_seconds = 1
+speed = {SPEED}
+
+[kinds.lesson]
+credits_per_minute = "0"
+increment_seconds = [60, 60]
+counts_minutes = true
+reconnect_grace_seconds = 1
+gap = "bill"
+
+[kinds.recording]
+credits_per_minute = "0"
+increment_seconds = [60, 60]
+counts_minutes = true
+gap = "bill"
+
+[operations]
+script_generation = "1"
+"""
+FREE_MS = {"chat": 30_000, "call": 0, "lesson": 0}
+PRICE = {"chat": Decimal(1), "call": Decimal(6), "lesson": Decimal(0)}
+INCREMENT_MS = {"chat": 1_000, "call": 60_000, "lesson": 60_000}
+
+
+def charge(kind: str, elapsed_ms: int) -> Decimal:
+    """What a session of so much counted time costs, by the words of the rate card."""
+    paid_ms = max(0, elapsed_ms - FREE_MS[kind])
+    begun = -(-paid_ms // INCREMENT_MS[kind])
+    exact = PRICE[kind] * begun * INCREMENT_MS[kind] / 60_000
+    return exact.quantize(Decimal("0.000001"), rounding="ROUND_DOWN")
+
+
+@dataclass
+class Honest:
+    """One user with one session on one socket."""
+
+    number: int
+    kind: str
+    paused: bool
+    """It is paused at once: from then on its bill must not change at all."""
+    client: Client
+    began: tuple[float, float] = (0.0, 0.0)
+    """Before `start` was sent, and after it was answered."""
+    ended: tuple[float, float] = (0.0, 0.0)
+    bill: tuple[Any, Any] | None = None
+    """Of a paused session: its time and the credits when it was paused."""
+    ticks: int = 0
+    longest_gap_s: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def session_id(self) -> str:
+        """The session, by the name that attackers know."""
+        return f"honest-{self.number}"
+
+    async def begin(self) -> None:
+        """Starts the session."""
+        before = time.monotonic()
+        answer = await self.client.ask(
+            "start", kind=self.kind, session_id=self.session_id, tick_ms=250
+        )
+        assert answer["type"] == "session", answer
+        self.began = (before, time.monotonic())
+        if self.paused:
+            answer = await self.client.ask("pause", session_id=self.session_id)
+            assert answer["state"] == "paused", answer
+            self.bill = (answer["elapsed_ms"], answer["credits"])
+            self.ended = (self.ended[0], time.monotonic())
+
+    async def live(self) -> None:
+        """Reads what comes, until it is cancelled: a session that stops or pauses is harm."""
+        last = time.monotonic()
+        while True:
+            message = json.loads(await self.client.connection.recv())
+            now = time.monotonic()
+            if message["type"] == "tick":
+                self.ticks += 1
+                self.longest_gap_s = max(self.longest_gap_s, now - last)
+                last = now
+            elif message["type"] not in ("minute", "free_time", "limit_warning"):
+                self.problems.append(f"{self.session_id} was told {message}")
+
+    async def end(self) -> dict[str, Any]:
+        """Stops the session; its receipt."""
+        before = time.monotonic()
+        await self.client.send("stop", session_id=self.session_id)
+        stopped = await self.client.until("stopped")
+        self.ended = (before, self.ended[1] if self.paused else time.monotonic())
+        receipt: dict[str, Any] = stopped["receipt"]
+        return receipt
+
+    def judge(self, receipt: dict[str, Any], left: Decimal) -> None:
+        """Holds the receipt and what is left of the account against what was seen."""
+        elapsed_ms = receipt["elapsed_ms"]
+        inner_s = 0.0 if self.paused else self.ended[0] - self.began[1]
+        outer_s = self.ended[1] - self.began[0]
+        speed = 1 if self.kind == "lesson" else SPEED
+        # A millisecond each at the beginning and at the end is the clocks' to round.
+        if not (inner_s * 1000 - 2) * speed <= elapsed_ms <= (outer_s * 1000 + 2) * speed:
+            self.problems.append(
+                f"{self.session_id} counted {elapsed_ms} ms, of {inner_s:.3f} to {outer_s:.3f} s "
+                f"at speed {speed}"
+            )
+        charged = Decimal(receipt["credits"])
+        if charged != charge(self.kind, elapsed_ms):
+            self.problems.append(f"{self.session_id} was charged {charged} for {elapsed_ms} ms")
+        if left != GRANTED - charged:
+            self.problems.append(f"{self.session_id} has {left} left after {charged}")
+        if receipt["gaps"] or receipt["reason"] != "client":
+            self.problems.append(f"{self.session_id} was interrupted: {receipt}")
+        if self.bill is not None and self.bill != (elapsed_ms, str(left)):
+            self.problems.append(f"{self.session_id} was paused at {self.bill}: {receipt}, {left}")
+
+
+class Backend:
+    """What the honest have behind them: it grants, and looks accounts up."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self.client = httpx.AsyncClient(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}", "X-Forwarded-For": "192.0.2.1"},
+            timeout=30,
+            trust_env=False,
+        )
+
+    async def grant(self, user_id: str, tenant: dict[str, str]) -> None:
+        """Credits to begin with."""
+        response = await self.client.post(
+            f"/v1/accounts/{user_id}/grants",
+            params=tenant,
+            json={"amount": str(GRANTED), "reason": "bought"},
+            headers={"Idempotency-Key": f"first-{user_id}"},
+        )
+        response.raise_for_status()
+
+    async def left(self, user_id: str, tenant: dict[str, str]) -> Decimal:
+        """What is left of an account."""
+        response = await self.client.get(f"/v1/accounts/{user_id}", params=tenant)
+        return Decimal(response.raise_for_status().json()["credits"])
+
+
+async def connect_honest(port: int, number: int, token: str) -> Client:
+    """A socket of an honest user, from an address of their own."""
+    connection = await connect(
+        f"ws://127.0.0.1:{port}/v1/ws",
+        compression=None,
+        proxy=None,
+        max_queue=None,
+        ping_interval=None,
+        additional_headers={"X-Forwarded-For": f"192.0.2.{number + 10}"},
+    )
+    client = Client(connection)
+    welcome = await client.ask("auth", token=token)
+    assert welcome["type"] == "welcome", welcome
+    return client
+
+
+async def cancelled(tasks: list["asyncio.Task[None]"]) -> list[str]:
+    """Ends the readers; what they ended by themselves with is a problem."""
+    problems = []
+    for task in tasks:
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            problems.append(f"an honest socket broke: {error!r}")
+    return problems

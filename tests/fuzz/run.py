@@ -1,0 +1,266 @@
+"""One run: a server, honest users, an attack, and what is held against all three after it."""
+
+import asyncio
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import partial
+from typing import Any
+
+import httpx
+import jwt
+
+from protocol import limits
+from storage.scripts import CONNECTIONS_MAX
+from tests.faults.processes import House, Process, open_house
+from tests.fuzz.attack import Attack, Tokens, numbered
+from tests.fuzz.cases import ATTACKERS, HONEST_ORG, INSIDE_PATH, case_of
+from tests.fuzz.honest import RATES, Backend, Honest, cancelled, connect_honest
+
+SECRET = "a-secret-of-the-fuzz-run-with-32-bytes"
+API_KEY = "key-of-a-backend-in-the-fuzz-run"
+WARM_UP = 0.5
+"""What part of the cases is sent before memory is first looked at: caches, pools and code
+that is loaded late have their size by then."""
+GROWTH_MAX = 0.05
+SETTLE_S = 60.0
+"""How long is waited for what attackers left to be cleared away."""
+CLOSE_BY_S = 30.0
+"""How long a connection that says nothing may stay: its deadline, with patience."""
+CONNECTIONS_GROWN_MAX = CONNECTIONS_MAX + limits.DATABASE_CONNECTIONS_MAX
+"""Connections to Redis and Postgres are opened as they are needed, and kept."""
+PROBLEMS_SHOWN = 20
+SLOW = (b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"POST / HTTP/1.1\r\nHost: x\r\n")
+
+
+@dataclass
+class Report:
+    """What a run came to."""
+
+    seed: int
+    cases: int
+    seconds: float = 0.0
+    answers: Counter[str] = field(default_factory=Counter)
+    warnings: Counter[str] = field(default_factory=Counter)
+    """What the server logged below the level of errors, by event."""
+    before: dict[str, int] = field(default_factory=dict)
+    after: dict[str, int] = field(default_factory=dict)
+    ticks: int = 0
+    longest_gap_s: float = 0.0
+    slow_closed_s: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def growth(self) -> float:
+        """How much memory the server has more than before, as a part of what it had."""
+        before = self.before["resident_bytes"]
+        return (self.after["resident_bytes"] - before) / before
+
+    def worst(self) -> list[tuple[str, int]]:
+        """The problems, each once with its number, whatever its addresses in memory were."""
+        alike = Counter(re.sub(r"0x[0-9a-f]+", "0x", problem) for problem in self.problems)
+        return alike.most_common(PROBLEMS_SHOWN)
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        mebibytes = [found["resident_bytes"] / 2**20 for found in (self.before, self.after)]
+        return [
+            f"{self.cases} cases of seed {self.seed} in {self.seconds:.0f} s",
+            "answers: " + ", ".join(f"{name} {n}" for name, n in self.answers.most_common()),
+            "warnings: " + ", ".join(f"{name} {n}" for name, n in self.warnings.most_common()),
+            f"memory {mebibytes[0]:.1f} MiB after the warm-up, {mebibytes[1]:.1f} MiB after all "
+            f"({self.growth:+.1%})",
+            f"honest sessions: {self.ticks} ticks, the longest wait for one "
+            f"{self.longest_gap_s:.2f} s",
+            f"silent and slow connections were closed within {self.slow_closed_s:.1f} s",
+            *(f"PROBLEM ({times}) {problem}" for problem, times in self.worst()),
+        ]
+
+
+class Run:
+    """The parts of a run."""
+
+    def __init__(self, house: House, seed: int, count: int) -> None:
+        self.house = house
+        self.report = Report(seed, count)
+        self.attack = Attack(house.port, Tokens(SECRET, API_KEY))
+        self.http = httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{house.port}", timeout=30, trust_env=False
+        )
+        self.backend = Backend(f"http://127.0.0.1:{house.port}", API_KEY)
+        self.honest: list[Honest] = []
+        self.reading: list[asyncio.Task[None]] = []
+
+    # --- The honest ------------------------------------------------------------------------
+
+    @staticmethod
+    def _tenant(number: int) -> dict[str, str]:
+        """Half of the honest are members of the organisation that attackers are in as well."""
+        return {"org": HONEST_ORG} if number % 2 else {}
+
+    async def begin_honest(self) -> None:
+        """Starts a session for each honest user, and lets them run."""
+        for number in range(0, ATTACKERS, 2):
+            await self.backend.grant(f"mallory-{number}", {})
+            await self.backend.grant(f"mallory-{number}", {"org": HONEST_ORG})
+        for number in range(16):
+            user_id = f"user-{number}"
+            tenant = self._tenant(number)
+            claims = {"sub": user_id, "exp": int(time.time()) + 24 * 3600, **tenant}
+            await self.backend.grant(user_id, tenant)
+            client = await connect_honest(
+                self.house.port, number, jwt.encode(claims, SECRET, algorithm="HS256")
+            )
+            kind = ("chat", "call", "chat", "lesson")[number // 2 % 4]
+            self.honest.append(Honest(number, kind, number >= 12, client))
+        await asyncio.gather(*(honest.begin() for honest in self.honest))
+        self.reading = [asyncio.ensure_future(honest.live()) for honest in self.honest]
+
+    async def end_honest(self) -> None:
+        """Stops the sessions, and holds the bills against what was seen."""
+        self.report.problems += await cancelled(self.reading)
+        for honest in self.honest:
+            receipt = await honest.end()
+            left = await self.backend.left(f"user-{honest.number}", self._tenant(honest.number))
+            honest.judge(receipt, Decimal(left))
+            self.report.ticks += honest.ticks
+            self.report.longest_gap_s = max(self.report.longest_gap_s, honest.longest_gap_s)
+            self.report.problems += honest.problems
+            await honest.client.close()
+
+    # --- The attack ------------------------------------------------------------------------
+
+    async def attack_all(self) -> None:
+        """Sends every case, and looks at the server after the warm-up and at the end."""
+        seed, count = self.report.seed, self.report.cases
+        warm_up = int(count * WARM_UP)
+        make = partial(case_of, seed)
+        at_rest = await self._inside()
+        started_at = time.monotonic()
+        slow = [asyncio.ensure_future(self._stay(sent)) for sent in SLOW * 4]
+        await self.attack.run(make, numbered(0, warm_up))
+        self.report.slow_closed_s = max(await asyncio.gather(*slow))
+        self.report.before = await self._settled(at_rest)
+        await self.attack.run(make, numbered(warm_up, count - warm_up))
+        self.report.seconds = time.monotonic() - started_at
+        self.report.after = await self._settled(at_rest)
+        self.report.answers = self.attack.answers
+        self.report.problems += self.attack.problems
+
+    async def _stay(self, sent: bytes) -> float:
+        """Opens a connection that goes no further; how long the server put up with it."""
+        began = time.monotonic()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.house.port)
+        writer.write(sent)
+        try:
+            async with asyncio.timeout(CLOSE_BY_S):
+                await reader.read()
+        except TimeoutError:
+            self.report.problems.append(f"a connection that says {sent!r} is not closed")
+        except ConnectionError:
+            pass
+        writer.close()
+        return time.monotonic() - began
+
+    async def _inside(self, query: str = "") -> dict[str, int]:
+        """What the server has at the moment. The connection that asks is closed after it."""
+        response = await self.http.get(INSIDE_PATH + query, headers={"Connection": "close"})
+        found: dict[str, int] = response.raise_for_status().json()
+        return found
+
+    async def _settled(self, expected: dict[str, int]) -> dict[str, int]:
+        """The server's insides once they are as they were, or as they stay."""
+
+        async def settled() -> bool:
+            found = await self._inside()
+            return all(found[name] <= most(name, number) for name, number in expected.items())
+
+        if not await _holds(settled, SETTLE_S):
+            found = await self._inside()
+            left = {name: (expected[name], found[name]) for name in expected}
+            differing = {name: pair for name, pair in left.items() if pair[1] > most(name, pair[0])}
+            self.report.problems.append(f"left behind (expected, found): {differing}")
+        return await self._inside("?memory")
+
+    # --- The judgement -----------------------------------------------------------------------
+
+    def judge(self, served: Process) -> None:
+        """What the server's end, its memory and its log say."""
+        problems = self.report.problems
+        if served.child.returncode is not None:
+            problems.append(f"the server ended with {served.child.returncode}")
+        if self.report.growth > GROWTH_MAX:
+            problems.append(f"the memory grew by {self.report.growth:.1%}")
+        for line in served.errors.splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                problems.append(f"not from the log: {line[:300]}")
+                continue
+            if entry["level"] in ("error", "critical") or "exception" in entry:
+                what = str(entry.get("exception", entry))
+                problems.append(f"logged {entry['event']}: ...{what[-600:]}")
+            elif entry["level"] == "warning":
+                self.report.warnings[str(entry["event"])[:80]] += 1
+
+
+def most(name: str, number: int) -> int:
+    """How many there may be of what was there so many times before the attack."""
+    return number + CONNECTIONS_GROWN_MAX if name == "descriptors" else number
+
+
+async def _holds(condition: Callable[[], Awaitable[bool]], patience_s: float) -> bool:
+    """Whether a condition comes to hold in time."""
+    until = time.monotonic() + patience_s
+    while not await condition():
+        if time.monotonic() > until:
+            return False
+        await asyncio.sleep(0.1)
+    return True
+
+
+async def fuzz(seed: int, count: int, say: Callable[[str], None] = lambda _: None) -> Report:
+    """A whole run of ``count`` cases; ``say`` is told how far it is."""
+    async with AsyncExitStack() as stack:
+        house = await stack.enter_async_context(open_house(RATES))
+        house.environment |= {
+            "TAXIMETER_JWT_SECRET": SECRET,
+            "TAXIMETER_API_KEYS": API_KEY,
+            "TAXIMETER_LOG_FORMAT": "json",
+        }
+        house.module = "tests.fuzz.served"
+        served = await house.serve()
+        run = Run(house, seed, count)
+        stack.push_async_callback(run.http.aclose)
+        stack.push_async_callback(run.backend.client.aclose)
+        say("the honest begin")
+        await run.begin_honest()
+        say("the attack begins")
+        await run.attack_all()
+        say("the honest end")
+        await run.end_honest()
+        run.judge(served)
+        say("the audit begins")
+        run.report.problems += await _audited(house)
+        return run.report
+
+
+async def _audited(house: House) -> list[str]:
+    """What an operator's audit finds, once everything is written down."""
+    house.module = "server"
+
+    async def written() -> bool:
+        ready: Any = (await house.http("GET", "/readyz")).json()
+        return bool(ready["outbox"]["entries"] == 0)
+
+    if not await _holds(written, SETTLE_S):
+        return ["the outbox is not empty"]
+    audit = await house.run("audit")
+    if audit.child.returncode == 0 and "everything adds up" in audit.output:
+        return []
+    return [f"the audit says: {audit.output} {audit.errors[-2_000:]}"]

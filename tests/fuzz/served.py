@@ -1,0 +1,92 @@
+"""The server that is attacked: the real command, and one more path that shows its insides.
+
+Two waits are short here, for a run is over sooner than a day: for the next heartbeat over
+HTTP, and for the next minute of a tracked session. Everything else is as it is served.
+"""
+
+import asyncio
+import ctypes
+import gc
+import os
+from pathlib import Path
+from typing import Any
+
+from protocol import limits
+
+limits.HEARTBEAT_PROOF_MS = 2_000  # type: ignore[misc]
+limits.TRACKED_SILENCE_MS_MAX = 2_000  # type: ignore[misc]
+
+from starlette.applications import Starlette  # noqa: E402 -- the limits come first
+from starlette.requests import Request  # noqa: E402
+from starlette.responses import JSONResponse, Response  # noqa: E402
+from starlette.routing import BaseRoute, Route  # noqa: E402
+
+import server.__main__ as command  # noqa: E402
+from server.app import create_app  # noqa: E402
+from server.process import Process  # noqa: E402
+from tests.fuzz.cases import INSIDE_PATH  # noqa: E402
+
+
+def resident_bytes() -> int:
+    """The memory that the process has, once what is free was given back."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def counts(app: Starlette) -> dict[str, int]:
+    """Everything that a peer could leave behind in a process, by its number."""
+    process: Process = app.state.process
+    hub, door, sockets = process.hub, process.door, process.sockets
+    timers = process.timers
+    # A timer that was cancelled keeps its place until its time comes.
+    waiting = [
+        timer
+        for wheel in (timers._deadlines, timers._ticks)
+        for bucket in wheel._buckets.values()
+        for timer in bucket
+        if timer._callback is not None
+    ]
+    return {
+        "tasks": len(asyncio.all_tasks()),
+        "timers": len(waiting),
+        "descriptors": len(list(Path("/proc/self/fd").iterdir())),
+        "connections": door.count,
+        "guests": len(door.guests),
+        "idle": len(door.idle),
+        "lingering": door.lingering,
+        "networks": len(door._by_network),
+        "sockets": len(sockets.connections),
+        "users": len(sockets._by_user),
+        "addresses": len(sockets._by_network),
+        "seats": len(hub.seats),
+        "members": sum(len(seat.members) for seat in hub),
+        "accounts": len(list(hub.accounts)),
+        "channels": len(hub.accounts._channels),
+        "listeners": sum(len(account.listeners) for account in hub.accounts),
+        "locks": len(hub._locks),
+        "tenants": len(hub.tenants._sessions),
+        "claims": hub.claims.waiting,
+        "heartbeats": len(app.state.heartbeats._pulses),
+        "silences": len(app.state.trackers._silent_at),
+        "reports": app.state.reports,
+    }
+
+
+async def inside(request: Request) -> Response:
+    """The numbers; with ``?memory`` the resident bytes as well, which takes a moment."""
+    found: dict[str, Any] = counts(request.app)
+    if "memory" in request.query_params:
+        found["resident_bytes"] = resident_bytes()
+    return JSONResponse(found)
+
+
+def create_shown_app(process: Process, routes: list[BaseRoute] | None = None) -> Starlette:
+    """The application of a process, with the path."""
+    return create_app(process, [*(routes or []), Route(INSIDE_PATH, inside)])
+
+
+if __name__ == "__main__":
+    vars(command)["create_app"] = create_shown_app
+    command.commands()
