@@ -335,6 +335,7 @@ async def test_a_session_that_ended_meanwhile_shows_its_receipt(tab: Tab) -> Non
 
 async def test_a_second_tab_shows_the_same_session(tab: Tab, context: BrowserContext) -> None:
     await tab.ride()
+    await expect(tab.at("#second-tab")).to_have_attribute("href", re.compile("session="))
     href = await tab.at("#second-tab").get_attribute("href")
     assert href is not None
     shared = parse_qs(href.partition("#")[2])

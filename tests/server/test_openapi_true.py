@@ -25,6 +25,11 @@ ALLOWED = ["2xx", "401", "402", "403", "404", "409", "422", "429"]
 UNSPEAKABLE = {
     "GET /v1/accounts/{id}/ledger": "a cursor is one that a page gave",
     "POST /v1/accounts/{id}/grants": "a grant does not expire before it is made",
+    "POST /v1/accounts/{id}/spend": "metadata is short, and a user names an operation",
+    "POST /v1/accounts/{id}/holds": "metadata is short",
+    "POST /v1/holds/{id}/post": "metadata is short",
+    "POST /v1/sessions": "metadata is short",
+    "POST /v1/sessions/{id}/heartbeat": "metadata is short",
     "POST /v1/orgs/{id}/members/{user}/adjustments": "a month has begun",
     "PUT /v1/orgs/{id}": "zones and tiers are those that the server knows",
     "POST /api/usage/track-minute": "a minute is of today",
