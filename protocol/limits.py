@@ -150,6 +150,17 @@ SETTLE_MS: Final = 5_000
 """How long a process that stops waits for the steps of its sessions."""
 REQUESTS_LEFT_MS: Final = 5_000
 """How long it waits for requests that are being answered."""
+WORKERS_MAX: Final = 64
+"""Processes of one ``web --workers``: more cores than these have a proxy in front."""
+WORKER_STOP_MS: Final = 35_000
+"""A process that has not stopped so long after it was told to is killed."""
+WORKER_RESTART_MS_MIN: Final = 100
+WORKER_RESTART_MS_MAX: Final = 10_000
+"""A process that died is started again after so long, doubling between the two."""
+WORKER_PROVEN_MS: Final = 30_000
+"""One that lived for so long has proved itself: the doubling begins anew."""
+SCRAPES_MAX: Final = 16
+"""Requests at a time on the port for health and metrics."""
 
 # --- Live state and presence -----------------------------------------------------
 
@@ -317,6 +328,11 @@ assert REDIS_TIMEOUT_MS < NODE_SILENT_MS
 assert STOOD_STILL_MS <= PRESENCE_BEAT_MS
 # Whoever drains has time to make a step, and to make it again.
 assert 2 * REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MAX <= SETTLE_MS
+# A process that is told to stop is not killed while it does what it may do first.
+assert (
+    DRAIN_SPREAD_MS + DRAIN_LEFT_MS + SLOW_PEER_ABORT_MS + REQUESTS_LEFT_MS + 2 * SETTLE_MS
+    < WORKER_STOP_MS
+)
 # A claim fails and is made once more while the session stands on granted ground.
 assert 2 * REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MIN < GRANT_MARGIN_MS_MIN
 assert CLAIM_RETRY_MS_MIN < CLAIM_RETRY_MS_MAX < UNCOVERED_MS_DEFAULT <= UNCOVERED_MS_MAX

@@ -3,23 +3,19 @@
 import asyncio
 import contextlib
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from types import FrameType
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
 import asyncpg
 import structlog
 import typer
-import uvicorn
 import uvloop
 from redis.exceptions import RedisError
 
 from protocol import limits
 from server import logs
-from server.app import create_app
 from server.auth import mint_token
 from server.config import (
     ConfigurationError,
@@ -27,11 +23,10 @@ from server.config import (
     doubts,
     load_rate_card,
     load_settings,
-    raise_descriptor_limit,
     with_secrets,
 )
-from server.process import Process
-from server.push import uvicorn_options
+from server.serving import serve
+from server.workers import Supervisor, Worker
 from storage.audit import audit_live, audit_record
 from storage.embedded import EngineError, start_engines
 from storage.flush import run_flusher
@@ -71,87 +66,6 @@ async def engines(settings: Settings) -> AsyncIterator[Settings]:
         if postgres:
             changes["database_url"] = found.urls.postgres
         yield settings.model_copy(update=changes)
-
-
-class Server(uvicorn.Server):
-    """uvicorn, that lets its clients go before it closes its doors."""
-
-    def __init__(self, config: uvicorn.Config, process: Process) -> None:
-        super().__init__(config)
-        self.process = process
-        self.interrupted = False
-        """Ctrl-C stopped it, and not a service manager."""
-        self._draining: asyncio.Task[None] | None = None
-
-    def stop(self) -> None:
-        """Stops serving, as a signal does."""
-        self.should_exit = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Stops at a signal. uvicorn would raise it again when it has stopped, which kills
-        the process before the outbox is flushed and the engines are released."""
-        with super().capture_signals():
-            yield
-            self.interrupted = signal.SIGINT in self._captured_signals
-            self._captured_signals.clear()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came. A second Ctrl-C waits for nobody."""
-        super().handle_exit(sig, frame)
-        if self.force_exit and self._draining is not None:
-            self._draining.get_loop().call_soon_threadsafe(self._draining.cancel)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes the door, so that whoever is sent away comes back to another process; sends
-        the clients away and settles their sessions; then stops."""
-        for server in self.servers:
-            server.close()
-        for listener in sockets or []:
-            listener.close()
-        self._draining = asyncio.create_task(self.process.drain())
-        await asyncio.wait([self._draining])
-        if not self._draining.cancelled() and self._draining.exception() is not None:
-            log.error("not_drained", exc_info=self._draining.exception())
-        await super().shutdown(sockets)
-
-
-async def serve(settings: Settings, beside: "asyncio.Task[None] | None" = None) -> None:
-    """Serves sockets and requests until a signal stops it, or the end of ``beside``.
-
-    Raises KeyboardInterrupt after Ctrl-C, when everything else is done.
-    """
-    rates = load_rate_card(settings.rates)
-    connections_max = raise_descriptor_limit()
-    assert settings.database_url is not None
-    records = await Records.connect(settings.database_url)
-    process = Process(settings, rates, records, connections_max)
-    config = uvicorn.Config(
-        create_app(process),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        lifespan="on",
-        timeout_graceful_shutdown=limits.REQUESTS_LEFT_MS // 1000,
-        **uvicorn_options(process.door),
-    )
-    server = Server(config, process)
-    if beside is not None:
-        beside.add_done_callback(lambda _: server.stop())
-    try:
-        # Before uvicorn does it, which shows what goes wrong as a stack trace.
-        await process.start()
-        log.info("serving", url=f"http://{settings.host}:{settings.port}/", env=settings.env)
-        await server.serve()
-    except SystemExit:
-        raise ConfigurationError(
-            f"cannot serve on {settings.host} port {settings.port}: the log says why"
-        ) from None
-    finally:
-        await records.close()
-    if server.interrupted:
-        raise KeyboardInterrupt
 
 
 async def flush(settings: Settings, stop: asyncio.Event) -> None:
@@ -195,7 +109,7 @@ async def _migrate(database_url: str) -> None:
         raise ConfigurationError(f"the Postgres at {where} cannot be used: {error}") from error
 
 
-def _settings(*, secrets: bool) -> Settings:
+def _settings(*, secrets: bool, quietly: bool = False) -> Settings:
     try:
         settings = load_settings()
         logs.configure(settings.log_format)
@@ -206,16 +120,37 @@ def _settings(*, secrets: bool) -> Settings:
         for problem in error.problems:
             typer.echo(f"taximeter: {problem}", err=True)
         sys.exit(1)
-    for doubt in doubts(settings):
+    for doubt in () if quietly else doubts(settings):
         log.warning("doubtful_setting", doubt=doubt)
     return settings
 
 
 @commands.command()
-def web() -> None:
+def web(
+    workers: Annotated[
+        int,
+        typer.Option(
+            envvar="WEB_CONCURRENCY",
+            min=1,
+            max=limits.WORKERS_MAX,
+            help="Server processes, one for each core.",
+        ),
+    ] = 1,
+) -> None:
     """Serves sockets and HTTP."""
     settings = _settings(secrets=True)
-    _run(settings, serve, migrate=settings.is_development)
+
+    async def work(settings: Settings) -> None:
+        await (serve(settings) if workers == 1 else Supervisor(settings, workers).run())
+
+    _run(settings, work, migrate=settings.is_development)
+
+
+@commands.command(hidden=True)
+def worker(index: int) -> None:
+    """Serves as one of the processes of ``web --workers``, which starts it."""
+    settings = _settings(secrets=True, quietly=True)
+    _run(settings, lambda ready: serve(ready, worker=Worker(index)), migrate=False)
 
 
 @commands.command("flush")

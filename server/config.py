@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     start: Literal["open", "prepared"] = "open"
     uncovered_ms: int = Field(default=limits.UNCOVERED_MS_DEFAULT, ge=0, le=limits.UNCOVERED_MS_MAX)
     log_format: Literal["console", "json"] = "console"
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535 - limits.WORKERS_MAX)
+    """Where a process is asked for its health and metrics, the first one of ``--workers``
+    here and each further one a port higher; None: nowhere but on ``port``."""
 
     @property
     def is_development(self) -> bool:

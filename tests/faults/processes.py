@@ -89,9 +89,9 @@ class House:
         await process.ended()
         return process
 
-    async def serve(self, command: str = "all", **environment: str) -> "Process":
+    async def serve(self, command: str = "all", *arguments: str, **environment: str) -> "Process":
         """Starts a server, and waits until it is ready."""
-        process = await self.start(command, **environment)
+        process = await self.start(command, *arguments, **environment)
 
         async def ready() -> bool:
             assert process.child.returncode is None, process.errors

@@ -1,0 +1,79 @@
+"""A port of a process's own, to be asked for its health and its metrics.
+
+Processes that share a port answer on it as chance has it, and a draining one not at all;
+here each answers for itself, to its end.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import structlog
+import uvicorn
+from starlette.applications import Starlette
+
+from protocol import limits
+from server.api import health
+from server.process import Process
+
+log = structlog.get_logger()
+
+RETRY_S = 0.2
+
+
+class _Quiet(uvicorn.Server):
+    """A server beside another, which takes the signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Takes none."""
+        yield
+
+
+@contextlib.asynccontextmanager
+async def scrape_port(process: Process, index: int) -> AsyncIterator[None]:
+    """Answers on ``TAXIMETER_METRICS_PORT + index`` inside the block, where that is set.
+
+    A process that takes the place of another waits for its port until that one is gone.
+    """
+    base = process.settings.metrics_port
+    if base is None:
+        yield
+        return
+    app = Starlette(routes=health.ROUTES)
+    app.state.process = process
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        limit_concurrency=limits.SCRAPES_MAX,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Quiet(config)
+    serving = asyncio.create_task(_serve(server, process.settings.host, base + index))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        if not server.started:
+            serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
+async def _serve(server: uvicorn.Server, host: str, port: int) -> None:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    waited = False
+    while True:
+        try:
+            listener = socket.create_server(address[:2], family=family)
+            break
+        except OSError as error:
+            if not waited:
+                log.warning("metrics_port_taken", port=port, error=str(error))
+            waited = True
+            await asyncio.sleep(RETRY_S)
+    log.info("metrics", url=f"http://{host}:{port}/metrics")
+    await server.serve(sockets=[listener])

@@ -1,0 +1,202 @@
+"""``web --workers``: several processes on one port, replaced, killed and stopped."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.faults.processes import House, Process, eventually, open_house
+from tests.fixtures.redis_servers import free_ports
+from tests.fixtures.server import Client
+
+WORKERS = 2
+RATES = """
+[kinds.chat]
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+reconnect_grace_seconds = 60
+"""
+
+
+def workers_of(supervisor: Process) -> dict[int, int]:
+    """The processes of a supervisor that are no zombies: their places by their ids."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            status = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if int(status[1]) == supervisor.child.pid and status[0] != "Z" and b"worker" in command:
+            found[int(entry.name)] = int(command[command.index(b"worker") + 1])
+    return found
+
+
+async def node_of(house: House, token: str) -> str:
+    """The process that a new socket reaches."""
+    client, welcome = await house.connect(token)
+    await client.close()
+    return str(welcome["node"])
+
+
+async def nodes(house: House, token: str) -> set[str]:
+    """All processes that serve, once there are as many as there should be."""
+    found: set[str] = set()
+
+    async def all_found() -> bool:
+        found.add(await node_of(house, token))
+        return len(found) == WORKERS
+
+    await eventually(all_found)
+    return found
+
+
+async def replaced(house: House, token: str, before: set[str]) -> bool:
+    """Whether a new socket reaches a process that was not there before."""
+    try:
+        return await node_of(house, token) not in before
+    except OSError:
+        return False
+
+
+@asynccontextmanager
+async def supervised(**environment: str) -> AsyncIterator[tuple[House, Process]]:
+    """A house with two processes on one port."""
+    async with open_house(RATES) as house:
+        yield house, await house.serve("web", "--workers", str(WORKERS), **environment)
+
+
+@pytest.fixture
+async def metrics_port() -> int:
+    (port,) = free_ports(1)
+    return port
+
+
+async def scraped(port: int, path: str = "/metrics") -> httpx.Response | None:
+    """What a process answers on a port of its own; None: nobody does."""
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            return await client.get(path)
+    except httpx.TransportError:
+        return None
+
+
+async def sockets_at(port: int) -> float:
+    """How many sockets a process says that it has."""
+    answer = await scraped(port)
+    assert answer is not None
+    (line,) = [one for one in answer.text.splitlines() if one.startswith("taximeter_sockets ")]
+    return float(line.split()[1])
+
+
+async def start(client: Client, session_id: str) -> dict[str, Any]:
+    """Starts a session, or joins it."""
+    answer = await client.ask("start", kind="chat", session_id=session_id, tick_ms=250)
+    assert answer["type"] == "session", answer
+    return answer
+
+
+async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) -> None:
+    settings = {"TAXIMETER_METRICS_PORT": str(metrics_port)}
+    async with supervised(**settings) as (house, supervisor):
+        token = await house.visitor("ann")
+        first = await nodes(house, token)
+        pids = workers_of(supervisor)
+        assert sorted(pids.values()) == list(range(WORKERS))
+        other = await house.run("web", "--workers", "2")
+        assert other.child.returncode == 1
+        assert str(house.port) in other.errors.splitlines()[-1]
+        assert "Traceback" not in other.errors
+
+        # One session, with a socket at each process; each counts its own.
+        clients: dict[str, Client] = {}
+        while len(clients) < WORKERS:
+            client, welcome = await house.connect(token)
+            if welcome["node"] in clients:
+                await client.close()
+            else:
+                clients[welcome["node"]] = client
+                await start(client, "chat-1")
+        for index in range(WORKERS):
+            await eventually(partial(has_one, metrics_port + index))
+
+        # One is killed: the session goes on at the other, and its place is filled again.
+        killed = next(pid for pid, index in pids.items() if index == 0)
+        os.kill(killed, signal.SIGKILL)
+        lost = {asyncio.create_task(one.connection.wait_closed()): one for one in clients.values()}
+        (gone,), (staying,) = await asyncio.wait(lost, return_when=asyncio.FIRST_COMPLETED)
+        staying.cancel()
+        stayed = lost[staying]
+        assert lost[gone].connection.close_code == 1006
+        await eventually(lambda: replaced(house, token, first))
+        second = await nodes(house, token)
+        assert len(first & second) == 1
+
+        # All are replaced; whoever is told to go finds a successor.
+        supervisor.child.send_signal(signal.SIGHUP)
+        await stayed.until("reconnect")
+        back, welcome = await house.connect(token)
+        assert (await start(back, "chat-1"))["state"] == "active"
+        await stayed.close()
+
+        async def all_new() -> bool:
+            now = workers_of(supervisor)
+            return len(now) == WORKERS and not now.keys() & pids.keys() and "replaced" in log()
+
+        def log() -> str:
+            return supervisor.errors
+
+        await eventually(all_new)
+        assert not await nodes(house, token) & first
+        ended = await stopped(house, back, token)
+        assert ended["receipt"]["gaps"] == []
+        for index in range(WORKERS):
+            ready = await eventually(partial(scraped, metrics_port + index, "/readyz"))
+            assert ready.json()["status"] == "ready"
+        # Ctrl-C is passed on, and is no failure of anybody.
+        assert await supervisor.stop(signal.SIGINT) == 130
+        assert "Traceback" not in supervisor.errors
+        assert "worker_killed" not in supervisor.errors
+        assert supervisor.errors.count("worker_died") == 1
+
+
+async def has_one(port: int) -> bool:
+    return await sockets_at(port) == 1
+
+
+async def stopped(house: House, client: Client, token: str) -> dict[str, Any]:
+    """Ends the session, wherever it is served by now."""
+    try:
+        return await client.ask("stop", session_id="chat-1")
+    except Exception:
+        again, _ = await house.connect(token)
+        await start(again, "chat-1")
+        return await again.ask("stop", session_id="chat-1")
+
+
+async def test_a_worker_that_cannot_serve_is_said_and_none_outlives_its_supervisor() -> None:
+    async with supervised() as (house, supervisor):
+        urls = {
+            "TAXIMETER_REDIS_URL": "redis://127.0.0.1:1",
+            "TAXIMETER_DATABASE_URL": house.url_of("postgres"),
+            "TAXIMETER_PORT": "0",
+        }
+        lame = await house.run("web", "--workers", "2", **urls)
+        assert lame.child.returncode == 1
+        assert "could serve" in lame.errors.splitlines()[-1]
+
+        token = await house.visitor("ann")
+        client, _ = await house.connect(token)
+        await start(client, "chat-1")
+        assert len(workers_of(supervisor)) == WORKERS
+        await supervisor.kill()
+        await client.until("reconnect")
+        await client.close()
+        await house.deserted()
