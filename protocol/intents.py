@@ -4,7 +4,6 @@ A session has one step on its way at a time. What comes meanwhile waits here, in
 and is judged when its turn comes: by then it may be settled already, or impossible.
 """
 
-from collections import deque
 from collections.abc import Iterator
 
 import msgspec
@@ -38,8 +37,10 @@ class Intent(msgspec.Struct, eq=False):
 class Intents:
     """The intents of one session, and the one whose step is on its way."""
 
+    __slots__ = ("_waiting", "current")
+
     def __init__(self) -> None:
-        self._waiting: deque[Intent] = deque()
+        self._waiting: list[Intent] = []
         self.current: Intent | None = None
         """What the step on its way was asked for; None: a claim, or nothing."""
 
@@ -70,15 +71,15 @@ class Intents:
 
     def add_first(self, intent: Intent) -> None:
         """Queues an intent before all others."""
-        self._waiting.appendleft(intent)
+        self._waiting.insert(0, intent)
 
     def take(self) -> Intent:
         """Takes the one whose turn it is."""
-        return self._waiting.popleft()
+        return self._waiting.pop(0)
 
     def drop(self, event: Event) -> None:
         """Forgets what waits for ``event``: it has happened, or need not any more."""
-        self._waiting = deque(intent for intent in self._waiting if intent.event is not event)
+        self._waiting = [intent for intent in self._waiting if intent.event is not event]
 
     def entitle(self, event: Event, token: object) -> bool:
         """Lets ``token`` be answered when ``event`` is done, if nobody is yet."""

@@ -76,6 +76,11 @@ class AccountProjection:
     shell reads the account anew.
     """
 
+    __slots__ = (
+        "_dry_at", "_dry_known", "_sum_at", "_sum_micros", "account_id", "gross_micros", "lines",
+        "reserved_micros", "tenant", "version",
+    )  # fmt: skip
+
     def __init__(self, tenant: str, account_id: str) -> None:
         self.tenant = tenant
         self.account_id = account_id

@@ -8,7 +8,7 @@ line to Redis was down for a while, the account is read anew.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 import structlog
@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from protocol.projection import AccountProjection
 from server.loading import Loader
+from server.waiting import Locks, Signal
 from storage.live import Change, Live, LiveError
 from storage.spending import AccountName
 from storage.wire import line_from
@@ -29,19 +30,34 @@ RETRY_S = 0.2
 
 AccountKey = tuple[str, str]
 """Tenant and account id."""
+Hearer: TypeAlias = "Account | Callable[[dict[str, Any]], None]"
+"""Whoever a channel's messages are for: its account, or anybody else."""
 Listener = Callable[["Account", dict[str, Any]], None]
 
 
 class Account:
     """One account on this process: its projection, and who is interested in it."""
 
+    __slots__ = ("listeners", "projection", "seats", "users")
+
     def __init__(self, tenant: str, account_id: str) -> None:
         self.projection = AccountProjection(tenant, account_id)
         self.users = 0
         """Sessions and sockets here that need it."""
-        self.listeners: set[Listener] = set()
+        self.listeners: list[Listener] = []
         """Sockets here that show its balance."""
-        self.lock = asyncio.Lock()
+        self.seats: list[Any] = []
+        """The sessions here that burn it (``server.seats``)."""
+
+
+class Channel(Signal):
+    """A channel of Redis; set once the subscription is confirmed."""
+
+    __slots__ = ("hears",)
+
+    def __init__(self, hears: Hearer) -> None:
+        super().__init__()
+        self.hears = hears
 
 
 class Accounts:
@@ -54,8 +70,8 @@ class Accounts:
         self.opening: Callable[[AccountName], Awaitable[None]] | None = None
         """Called before an account that nobody has open is read."""
         self._accounts: dict[AccountKey, Account] = {}
-        self._channels: dict[str, Callable[[dict[str, Any]], None]] = {}
-        self._confirmed: dict[str, asyncio.Event] = {}
+        self._channels: dict[str, Channel] = {}
+        self._locks = Locks()
         self._pubsub: PubSub = live.redis.pubsub()
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -93,12 +109,12 @@ class Accounts:
             account = self._accounts[key] = Account(tenant, account_id)
         account.users += 1
         try:
-            async with account.lock:
+            async with self._locks.hold(key):
                 if account.projection.version < 0:
                     if self.opening is not None:
                         await self.opening(AccountName(tenant, account_id))
                     channel = self.live.keys.channel(tenant, account_id)
-                    await self.subscribe(channel, lambda message: self._told(account, message))
+                    await self.subscribe(channel, account)
                     await self.read(account)
         except BaseException:
             await self.close(account)
@@ -133,22 +149,21 @@ class Accounts:
         ):
             self._read_later(account)
 
-    async def subscribe(self, channel: str, told: Callable[[dict[str, Any]], None]) -> None:
+    async def subscribe(self, channel: str, hears: Hearer) -> None:
         """Listens to a channel; returns when Redis has confirmed it."""
-        self._channels[channel] = told
-        confirmed = self._confirmed.setdefault(channel, asyncio.Event())
+        listened = self._channels.setdefault(channel, Channel(hears))
+        listened.hears = hears
         try:
             await self._pubsub.subscribe(channel)
             self._wake.set()
             async with asyncio.timeout(2):
-                await confirmed.wait()
+                await listened.wait()
         except (RedisError, OSError, TimeoutError) as error:
             raise LiveError(str(error) or "no confirmation of a subscription") from error
 
     async def unsubscribe(self, channel: str) -> None:
         """Listens no more to a channel."""
         self._channels.pop(channel, None)
-        self._confirmed.pop(channel, None)
         with contextlib.suppress(RedisError, OSError):
             await self._pubsub.unsubscribe(channel)
 
@@ -182,24 +197,24 @@ class Accounts:
                 log.exception("message_not_taken")
 
     def _take(self, message: dict[str, Any]) -> None:
-        channel = message["channel"].decode()
+        channel = self._channels.get(message["channel"].decode())
+        if channel is None:
+            return
         if message["type"] in {"subscribe", "ssubscribe"}:
-            confirmed = self._confirmed.get(channel)
-            if confirmed is not None and confirmed.is_set():
+            if channel.is_set:
                 # The line was down and came back: what was told meanwhile is lost.
-                self._resynchronise(channel)
+                self._tell(channel, {"reload": True})
                 self.resynchronised()
-            elif confirmed is not None:
-                confirmed.set()
+            else:
+                channel.set()
         elif message["type"] in {"message", "smessage"}:
-            told = self._channels.get(channel)
-            if told is not None:
-                told(orjson.loads(message["data"]))
+            self._tell(channel, orjson.loads(message["data"]))
 
-    def _resynchronise(self, channel: str) -> None:
-        told = self._channels.get(channel)
-        if told is not None:
-            told({"reload": True})
+    def _tell(self, channel: Channel, message: dict[str, Any]) -> None:
+        if isinstance(channel.hears, Account):
+            self._told(channel.hears, message)
+        else:
+            channel.hears(message)
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         if message.get("reload"):
@@ -223,7 +238,8 @@ class Accounts:
     def _read_later(self, account: Account, message: dict[str, Any] | None = None) -> None:
         async def read() -> None:
             try:
-                async with account.lock:
+                projection = account.projection
+                async with self._locks.hold((projection.tenant, projection.account_id)):
                     await self.read(account)
             except Exception as error:
                 log.warning("account_not_read", error=str(error))

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -11,7 +12,8 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, WebSocketRoute
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from server.api import (
@@ -33,27 +35,57 @@ from server.api import (
     time_tracking,
     usage,
 )
-from server.connection import Connection
+from server.connection import SUBPROTOCOL, Connection
 from server.heartbeats import Heartbeats
 from server.http import Observed, Problem, bearer_of
 from server.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
 from server.months import Months
 from server.process import Process
+from server.push import EXTENSION, PushSocket
 from server.tracking import Trackers
+from server.websocket import forget_handshake
 from storage.usage import Usage
 
+SOCKET_PATH = "/v1/ws"
 PREFLIGHT_KEPT_S = 600
 
 
-async def socket(websocket: WebSocket) -> None:
-    """``GET /v1/ws``: PROTOCOL section 1."""
-    process: Process = websocket.app.state.process
+class Application(Starlette):
+    """Starlette, past whose layers sockets go.
+
+    Middlewares and router are coroutines that wait as long as the socket lives: 5 KB of them
+    for each, and nothing that a socket needs.
+    """
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Serves a request or a socket (the interface of ASGI)."""
+        if scope["type"] == "websocket" and scope["path"] == SOCKET_PATH:
+            return socket(self.state.process, scope, receive, send)
+        return super().__call__(scope, receive, send)
+
+
+async def socket(process: Process, scope: Scope, receive: Receive, send: Send) -> None:
+    """``GET /v1/ws``: PROTOCOL section 1.
+
+    What is a local variable here lives as long as the socket.
+    """
+    address = scope["client"][0] if scope["client"] else ""
+    if not await _admitted(process, WebSocket(scope, receive, send), address):
+        return
+    try:
+        push_socket, bearer = await _opened(WebSocket(scope, receive, send))
+        await Connection(process, push_socket, receive, address).run(bearer)
+    finally:
+        process.sockets.dismiss(address)
+
+
+async def _admitted(process: Process, websocket: WebSocket, address: str) -> bool:
+    """Whether the socket may come in, which is counted then; else it is told why not."""
     if not _same_site(websocket, process.settings.origins):
         await websocket.send_denial_response(
             Problem(403, "forbidden", "pages of this origin may not connect").response()
         )
-        return
-    address = websocket.client.host if websocket.client else ""
+        return False
     wait_ms = process.failures.wait_ms(address)
     if wait_ms:
         refusal = Problem(
@@ -63,16 +95,23 @@ async def socket(websocket: WebSocket) -> None:
             retry_after_s=-(-wait_ms // 1000),
         )
         await websocket.send_denial_response(refusal.response())
-        return
+        return False
     if process.draining or not process.sockets.admit(address):
         await websocket.send_denial_response(
             Problem(503, "unavailable", "no more sockets now").response()
         )
-        return
-    try:
-        await Connection(process, websocket, address).run(bearer_of(websocket.headers))
-    finally:
-        process.sockets.dismiss(address)
+        return False
+    return True
+
+
+async def _opened(websocket: WebSocket) -> tuple[PushSocket, str | None]:
+    """Accepts the socket; the push path, and the token that came with the handshake."""
+    push_socket: PushSocket = websocket.scope["extensions"][EXTENSION]
+    bearer = bearer_of(websocket.headers)
+    offered = websocket.scope.get("subprotocols") or []
+    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    forget_handshake(websocket.scope)
+    return push_socket, bearer
 
 
 def _same_site(websocket: WebSocket, origins: tuple[str, ...]) -> bool:
@@ -139,7 +178,6 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
             await process.stop()
 
     all_routes: list[BaseRoute] = [
-        WebSocketRoute("/v1/ws", socket),
         *health.ROUTES,
         *description.ROUTES,
         *sessions.ROUTES,
@@ -160,7 +198,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     if process.settings.is_development:
         all_routes += demo.ROUTES
     all_routes += pages.ROUTES
-    app = Starlette(
+    app = Application(
         routes=all_routes,
         lifespan=lifespan,
         exception_handlers={HTTPException: failed},

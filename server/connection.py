@@ -7,7 +7,7 @@ The shell of PROTOCOL section 1. Everything that a peer can do wrong is answered
 from typing import Any
 
 import structlog
-from starlette.websockets import WebSocket
+from starlette.types import Receive
 
 from protocol import limits, messages
 from protocol.codec import decode, encode, error_message
@@ -25,7 +25,7 @@ from server.accounts import Account
 from server.auth import ExpiredTokenError, Principal
 from server.frames import text_frame
 from server.process import Process
-from server.push import EXTENSION, PushSocket
+from server.push import PushSocket
 from server.seats import Seat, Ticket
 from server.starting import join_or_start
 from server.timers import Timer
@@ -41,6 +41,8 @@ class TokenBucket:
 
     Refusals are counted until the peer has been quiet for as long as the bucket takes to fill.
     """
+
+    __slots__ = ("_at", "_tokens", "refused")
 
     def __init__(self, now_ms: int) -> None:
         self._tokens = float(limits.REQUESTS_PER_SOCKET_BURST)
@@ -64,11 +66,18 @@ class TokenBucket:
 class Connection:
     """One socket; to the seats that it has, a member."""
 
-    def __init__(self, process: Process, websocket: WebSocket, address: str) -> None:
+    __slots__ = (
+        "_bucket", "_deadline", "_receive", "account", "address", "alive_at", "principal",
+        "process", "seats", "socket",
+    )  # fmt: skip
+
+    def __init__(
+        self, process: Process, socket: PushSocket, receive: Receive, address: str
+    ) -> None:
         self.process = process
         self.address = address
-        self.websocket = websocket
-        self.socket: PushSocket = websocket.scope["extensions"][EXTENSION]
+        self.socket = socket
+        self._receive = receive
         self.principal: Principal | None = None
         self.account: Account | None = None
         self.seats: dict[str, Seat] = {}
@@ -82,41 +91,33 @@ class Connection:
     # --- The socket's life -----------------------------------------------------------
 
     async def run(self, bearer: str | None) -> None:
-        """Serves the socket until it is gone. ``bearer`` came with the handshake."""
-        offered = self.websocket.scope.get("subprotocols") or []
-        await self.websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        """Serves an open socket until it is gone. ``bearer`` came with the handshake."""
         self.process.sockets.add(self)
         self.socket.on_alive = self._alive
         code = int(CloseCode.ABNORMAL)
-        self._expire_at(
-            self.process.clock.now() + limits.AUTH_TIMEOUT_MS,
-            CloseCode.AUTHENTICATION_TIMEOUT,
-            "no authentication in time",
-        )
+        self._expire_at(self.process.clock.now() + limits.AUTH_TIMEOUT_MS)
         try:
             if bearer is not None:
                 await self._answer(messages.Auth(token=bearer))
                 if self.principal is None:
                     # It has no second message to authenticate with: let it come back.
                     self.close(CloseCode.INTERNAL_ERROR, "could not authenticate now")
-            code = await self._read()
+            # Not in a coroutine of its own, which would be there as long as the socket.
+            while (event := await self._receive())["type"] != "websocket.disconnect":
+                await self._heard(event.get("text"))
+            code = int(event.get("code") or CloseCode.ABNORMAL)
         finally:
             await self._close(code)
 
-    async def _read(self) -> int:
-        """Reads until the peer is gone; answers the close code."""
-        while True:
-            event = await self.websocket.receive()
-            if event["type"] == "websocket.disconnect":
-                return int(event.get("code") or CloseCode.ABNORMAL)
-            text = event.get("text")
-            if self._bucket.take(self.process.clock.now()):
-                await self._take(text)
-            elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
-                error = PeerError(ErrorCode.RATE_LIMITED, "too many requests")
-                self._refuse(error, _id_of(text))
-            else:
-                self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
+    async def _heard(self, text: str | None) -> None:
+        """Takes a message, unless there are too many of them."""
+        if self._bucket.take(self.process.clock.now()):
+            await self._take(text)
+        elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
+            error = PeerError(ErrorCode.RATE_LIMITED, "too many requests")
+            self._refuse(error, _id_of(text))
+        else:
+            self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
 
     async def _take(self, text: str | None) -> None:
         """Takes one message, whatever it is."""
@@ -141,7 +142,7 @@ class Connection:
             self.process.sockets.release_user(self._user)
         self.process.sockets.remove(self, code)
         if self.account is not None:
-            self.account.listeners.discard(self._told)
+            self.account.listeners.remove(self._told)
             await self.process.hub.accounts.close(self.account)
 
     def _alive(self) -> None:
@@ -152,10 +153,16 @@ class Connection:
             if self not in seat.watchers:
                 seat.alive(self.alive_at, now_ms)
 
-    def _expire_at(self, at: int, code: CloseCode, reason: str) -> None:
+    def _expire_at(self, at: int) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = self.process.timers.deadline(at, lambda _: self.close(code, reason))
+        self._deadline = self.process.timers.deadline(at, self._expired)
+
+    def _expired(self, _: int) -> None:
+        if self.account is None:
+            self.close(CloseCode.AUTHENTICATION_TIMEOUT, "no authentication in time")
+        else:
+            self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
 
     # --- Member: what a seat sends -----------------------------------------------------
 
@@ -250,7 +257,7 @@ class Connection:
             self.process.sockets.release_user(self._user)
             self.principal = None
             raise
-        self.account.listeners.add(self._told)
+        self.account.listeners.append(self._told)
         self._welcome(request.id)
 
     async def _refresh(self, request: messages.Refresh) -> None:
@@ -294,7 +301,7 @@ class Connection:
         if principal.expires_at is not None:
             # Tokens carry wall time; the wait is measured by the monotonic clock.
             left_ms = principal.expires_at - self.process.wall_ms()
-            self._expire_at(now_ms + left_ms, CloseCode.TOKEN_EXPIRED, "the token has expired")
+            self._expire_at(now_ms + left_ms)
         self._say(
             messages.Welcome(
                 id=request_id,

@@ -8,6 +8,7 @@ reached Postgres by the time it is read again.
 
 import datetime
 import zoneinfo
+from functools import lru_cache
 
 import msgspec
 
@@ -47,6 +48,7 @@ class Calendar(msgspec.Struct, frozen=True):
         return int(start.timestamp() * 1000)
 
 
+@lru_cache(maxsize=1024)
 def calendar(name: str) -> Calendar:
     """The calendar of a time zone; UTC for a name that this machine does not know."""
     try:

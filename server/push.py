@@ -79,6 +79,8 @@ def uvicorn_options(door: Door | None = None) -> dict[str, Any]:
     """The keyword arguments that ``uvicorn.Config`` needs for the push path, and for a
     server that is safe against its peers. Each server has a ``door`` of its own."""
     return {
+        # Not to be guessed: the application's call is a function that returns a coroutine.
+        "interface": "asgi3",
         "http": partial(BoundedHttp, door=door or Door()),
         "ws": PushProtocol,
         "ws_max_size": MESSAGE_BYTES_MAX,

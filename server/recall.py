@@ -39,7 +39,7 @@ class Recall:
             if _may_free(message):
                 told.set()
 
-        account.listeners.add(listen)
+        account.listeners.append(listen)
         try:
             # The wait begins when the holders are told, with whoever told listening already.
             answer = await attempt(True)
@@ -54,7 +54,7 @@ class Recall:
                 answer = await attempt(False)
             return answer
         finally:
-            account.listeners.discard(listen)
+            account.listeners.remove(listen)
             await self._accounts.close(account)
 
 

@@ -6,8 +6,8 @@ account's channel, and of changed limits through the tenant's.
 """
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
@@ -16,7 +16,7 @@ from protocol import limits
 from protocol.effects import Move
 from protocol.errors import ErrorCode, PeerError
 from protocol.meter import Meter
-from protocol.session import Identity, Session, session_key
+from protocol.session import Identity, Session
 from protocol.states import Event, Phase
 from protocol.steps import Step
 from server.accounts import Account, Accounts
@@ -28,6 +28,7 @@ from server.seats import Seat
 from server.tenants import Tenants
 from server.timers import Timers
 from server.unflushed import Unflushed
+from server.waiting import Locks
 from storage.live import Found, Live, Outcome
 from storage.wire import line_at, move_of
 
@@ -60,9 +61,7 @@ class Seating:
         self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
         """Looks at a session that was found, before it is seated; see ``Orphans``."""
-        self._by_account: dict[tuple[str, str], set[Seat]] = {}
-        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
-        """By session, and how many hold or await it."""
+        self._locks = Locks()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __iter__(self) -> Iterator[Seat]:
@@ -84,12 +83,8 @@ class Seating:
             return  # they go on watching it
         del self.seats[seat.key]
         account = seat.account
-        name = (account.projection.tenant, account.projection.account_id)
-        seats = self._by_account.get(name, set())
-        seats.discard(seat)
-        if not seats:
-            self._by_account.pop(name, None)
-        for member in list(seat.members):
+        account.seats.remove(seat)
+        for member in seat.members:
             member.left(seat)
         seat.close()
         self._run(self.accounts.close(account))
@@ -104,7 +99,7 @@ class Seating:
     def check_room(self, seat: Seat) -> None:
         """Raises ``rate_limited`` for a session more than an account may have at a time."""
         projection = seat.account.projection
-        here = len(self._by_account[projection.tenant, projection.account_id])
+        here = len(seat.account.seats)
         if max(here, len(projection.lines) + 1) > limits.LIVE_SESSIONS_PER_ACCOUNT_MAX:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions of this account run")
 
@@ -151,8 +146,7 @@ class Seating:
             meter.changed(self.clock.now())
         seat = Seat(self, meter, account, days, self.node)
         self.seats[session.key] = seat
-        name = (identity.tenant, identity.account_id)
-        self._by_account.setdefault(name, set()).add(seat)
+        account.seats.append(seat)
         return seat
 
     async def _free_left(self, identity: Identity, seat: Seat) -> int:
@@ -166,8 +160,7 @@ class Seating:
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         """Something was told on an account's channel: by another process, or by this one."""
         now_ms = self.clock.now()
-        name = (account.projection.tenant, account.projection.account_id)
-        for seat in list(self._by_account.get(name, ())):
+        for seat in list(account.seats):
             identity = seat.meter.session.identity
             if message.get("moved") and message["session_id"] == identity.session_id:
                 move = move_of(message)
@@ -198,20 +191,9 @@ class Seating:
                 seat.meter.refresh(now_ms)
                 seat.drain()
 
-    @contextlib.asynccontextmanager
-    async def lock(self, tenant: str, session_id: str) -> AsyncIterator[None]:
-        """One join or start of a session at a time. A lock is forgotten with its last user, so
-        whoever makes ids up leaves nothing behind."""
-        key = session_key(tenant, session_id)
-        lock, users = self._locks.get(key) or (asyncio.Lock(), 0)
-        self._locks[key] = (lock, users + 1)
-        try:
-            async with lock:
-                yield
-        finally:
-            _, users = self._locks.pop(key)
-            if users > 1:
-                self._locks[key] = (lock, users - 1)
+    def lock(self, tenant: str, session_id: str) -> AbstractAsyncContextManager[None]:
+        """One join or start of a session at a time."""
+        return self._locks.hold((tenant, session_id))
 
     def _run(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -5,10 +5,9 @@ meter is followed by ``drain``, which carries out what the meter wants and arms 
 timer anew.
 """
 
-import asyncio
 import zlib
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -27,7 +26,11 @@ from server.frames import text_frame
 from server.loading import Calendar
 from server.metrics import Metrics
 from server.timers import Timer, Timers
+from server.waiting import Signal
 from storage.live import Outcome
+
+NOBODY: Final[frozenset[Any]] = frozenset()
+"""Shared by all seats without watchers: an empty set takes 216 bytes."""
 
 
 class Member(Protocol):
@@ -97,6 +100,8 @@ class Place(Protocol):
 class TickGroup:
     """The members of a seat that want their ticks at the same pace."""
 
+    __slots__ = ("every_ms", "members", "phase_ms", "seat", "timer")
+
     def __init__(self, seat: "Seat", every_ms: int) -> None:
         self.seat = seat
         self.every_ms = every_ms
@@ -131,6 +136,11 @@ class TickGroup:
 class Seat:
     """One session on this process."""
 
+    __slots__ = (
+        "_retry", "_timer", "account", "calendar", "failures", "groups", "meter", "node", "place",
+        "settled", "template", "watchers",
+    )  # fmt: skip
+
     def __init__(
         self, place: Place, meter: Meter, account: Account, calendar: Calendar, node: str
     ) -> None:
@@ -141,12 +151,11 @@ class Seat:
         self.node = node
         """The process in whose name steps are made; a dead one's while it is swept."""
         self.failures = 0
-        self.members: dict[Member, int] = {}
-        """Sockets, and the pace of their ticks."""
-        self.watchers: set[Member] = set()
+        self.groups: list[TickGroup] = []
+        """The sockets, by the pace of their ticks."""
+        self.watchers: frozenset[Member] = NOBODY
         """Those of them that do not keep the session alive."""
-        self.groups: dict[int, TickGroup] = {}
-        self.settled = asyncio.Event()
+        self.settled = Signal()
         """No step of it is on its way."""
         self.template = tick_template(meter.session.identity.session_id)
         self._timer: Timer | None = None
@@ -157,30 +166,36 @@ class Seat:
         """The session's name across tenants."""
         return self.meter.session.key
 
+    @property
+    def members(self) -> list[Member]:
+        """The sockets, as they are now."""
+        return [member for group in self.groups for member in group.members]
+
     # --- Members -------------------------------------------------------------------
 
     def seat(self, member: Member, tick_ms: int, *, watching: bool) -> None:
         """A socket takes part; with another pace than before if it was here already."""
         self.unseat(member)
-        self.members[member] = tick_ms
         if watching:
-            self.watchers.add(member)
-        group = self.groups.get(tick_ms)
+            self.watchers |= {member}
+        group = next((one for one in self.groups if one.every_ms == tick_ms), None)
         if group is None:
-            group = self.groups[tick_ms] = TickGroup(self, tick_ms)
+            group = TickGroup(self, tick_ms)
+            self.groups.append(group)
         group.members.append(member)
         if self.meter.counting:
             group.arm(self.place.clock.now())
 
     def unseat(self, member: Member) -> None:
         """A socket takes no part any more."""
-        tick_ms = self.members.pop(member, None)
-        self.watchers.discard(member)
-        if tick_ms is not None:
-            group = self.groups[tick_ms]
-            group.members.remove(member)
-            if not group.members:
-                del self.groups[tick_ms]
+        if self.watchers:
+            self.watchers -= {member}
+        for group in self.groups:
+            if member in group.members:
+                group.members.remove(member)
+                if not group.members:
+                    self.groups.remove(group)
+                return
 
     # --- Steps ---------------------------------------------------------------------
 
@@ -240,7 +255,7 @@ class Seat:
             if made is False:
                 self.place.leave(self)
                 return
-            for member in list(self.members):
+            for member in self.members:
                 self.unseat(member)
                 member.left(self)
                 self.meter.detach(self.place.clock.now(), self.place.clock.now())
@@ -284,7 +299,7 @@ class Seat:
         now_ms = self.place.clock.now()
         self._arm()
         if self.meter.counting:
-            for group in self.groups.values():
+            for group in self.groups:
                 group.arm(now_ms)
         self.place.release(self)
 
@@ -330,11 +345,10 @@ class Seat:
             self._fail_all(_refusal(None))
         else:
             self._fail_all(ServiceError("the session is not served here any more"))
-        for timer in (self._timer, self._retry, *(g.timer for g in self.groups.values())):
+        for timer in (self._timer, self._retry, *(group.timer for group in self.groups)):
             if timer is not None:
                 timer.cancel()
         self.groups.clear()
-        self.members.clear()
 
     # --- Messages ----------------------------------------------------------------------
 
@@ -377,7 +391,7 @@ class Seat:
 
     def _broadcast(self, frame: bytes, ticket: Ticket | None) -> None:
         tally = self.place.metrics.tally
-        for member in list(self.members):
+        for member in self.members:
             if ticket is None or member is not ticket.member:
                 member.send(frame)
                 tally.messages_pushed += 1

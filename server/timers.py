@@ -7,7 +7,7 @@ for ten thousand. Deadlines come before ticks: a stop is never late because of a
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from protocol import limits
 from server.clock import Clock, ClusterClock
@@ -34,20 +34,27 @@ class Timer:
 
 
 class Wheel:
-    """Timers in buckets of a millisecond."""
+    """Timers in buckets of a millisecond; a bucket of one is that one."""
 
     def __init__(self) -> None:
-        self._buckets: dict[int, list[Timer]] = {}
+        self._buckets: dict[int, Timer | list[Timer]] = {}
         self._order: list[int] = []
 
     def add(self, timer: Timer) -> None:
         """Puts a timer in its bucket."""
         bucket = self._buckets.get(timer.at)
         if bucket is None:
-            self._buckets[timer.at] = [timer]
+            self._buckets[timer.at] = timer
             heapq.heappush(self._order, timer.at)
+        elif isinstance(bucket, Timer):
+            self._buckets[timer.at] = [bucket, timer]
         else:
             bucket.append(timer)
+
+    def __iter__(self) -> Iterator[Timer]:
+        """All timers, those that were cancelled too."""
+        for bucket in self._buckets.values():
+            yield from [bucket] if isinstance(bucket, Timer) else bucket
 
     @property
     def next_at(self) -> int | None:
@@ -58,7 +65,8 @@ class Wheel:
         """The timers of the earliest bucket that is due; none when nothing is."""
         if not self._order or self._order[0] > now_ms:
             return []
-        return self._buckets.pop(heapq.heappop(self._order))
+        bucket = self._buckets.pop(heapq.heappop(self._order))
+        return [bucket] if isinstance(bucket, Timer) else bucket
 
 
 class Timers:

@@ -14,6 +14,7 @@ from protocol.projection import Line, MonthProjection, line_of
 from protocol.session import Grant, Identity, Session, Standing
 from protocol.states import Phase
 from protocol.steps import Step
+from protocol.terms import Terms
 
 _ENCODER = msgspec.json.Encoder()
 _IDENTITY = msgspec.json.Decoder(Identity)
@@ -21,6 +22,10 @@ _STANDING = msgspec.json.Decoder(Standing)
 _GRANT = msgspec.json.Decoder(Grant)
 _LINE = msgspec.json.Decoder(tuple[int, int, int, int, int, int, int, bool])
 _RECORDS = msgspec.json.Decoder(list[Record])
+
+TERMS_SHARED_MAX = 1_024
+_TERMS: dict[Terms, Terms] = {}
+"""Terms that sessions have: most have those of a kind, and 900 bytes of their own less."""
 
 
 def decode_records(encoded: bytes) -> list[Record]:
@@ -49,16 +54,28 @@ def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
     return first.changed_at if isinstance(first, HoldChanged) else appended_at(entry_id)
 
 
-def session_of(fields: list[bytes]) -> Session:
-    """The session in its hash's fields: identity, standing, grant, final."""
+def session_of(fields: list[bytes], known: Identity | None = None) -> Session:
+    """The session in its hash's fields: identity, standing, grant, final.
+
+    ``known`` is its identity where that is known already: it never changes.
+    """
     identity, standing, grant, final = fields
     return Session(
-        identity=_IDENTITY.decode(identity),
+        identity=known or _identity_of(identity),
         standing=_STANDING.decode(standing),
         grant=msgspec.structs.replace(
             _GRANT.decode(grant), final=final.decode() if final else None
         ),
     )
+
+
+def _identity_of(encoded: bytes) -> Identity:
+    """The identity, with terms that it shares with all sessions that have the same."""
+    identity = _IDENTITY.decode(encoded)
+    if len(_TERMS) >= TERMS_SHARED_MAX:
+        _TERMS.clear()
+    terms = _TERMS.setdefault(identity.terms, identity.terms)
+    return msgspec.structs.replace(identity, terms=terms)
 
 
 def line_from(encoded: bytes | str) -> Line:
@@ -196,7 +213,9 @@ def reply_of(step: Step, answer: list[Any]) -> Reply:
     status, detail, fields, counters, _, notices = answer
     if status == b"left":
         return Reply(accepted=False, session=None, left=True)
-    session = session_of(fields) if fields and fields[0] else step.before
+    session = step.before
+    if fields and fields[0]:
+        session = session_of(fields, step.before.identity if status == b"ok" else None)
     member, organization, _, free_left = counters
     return Reply(
         accepted=status == b"ok",

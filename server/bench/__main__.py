@@ -12,7 +12,7 @@ import uvloop
 from server.bench import machine
 from server.bench import reconnect as returning
 from server.bench import spends as spending
-from server.bench.memory import CONTESTANTS, bytes_per_socket
+from server.bench.memory import CONTESTANTS, SESSIONS, bytes_per_session, bytes_per_socket
 from server.bench.ticks import compare, report, sweep
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -53,17 +53,24 @@ def ticks(
 @commands.command()
 def memory(
     sockets: Annotated[int, typer.Option(min=1)] = 5000,
+    idle: Annotated[float, typer.Option(help="Seconds that live sessions are left alone.")] = 12.0,
     only: Annotated[str, typer.Option(help="One contestant, in this process.")] = "",
 ) -> None:
-    """Open sockets that do nothing, and see what each takes in the server's process."""
-    _prepare()
+    """Open sockets and sessions that do nothing, and see what each takes in the server."""
+    if only == SESSIONS:
+        _quiet()
+        measured, what = uvloop.run(bytes_per_session(sockets, idle)), "session"
+    elif only:
+        _prepare()
+        measured, what = uvloop.run(bytes_per_socket(only, sockets)), "socket"
     if only:
-        print(f"{only:<22}{uvloop.run(bytes_per_socket(only, sockets)):>8,.0f} bytes/socket")
+        print(f"{only:<24}{measured:>8,.0f} bytes/{what}")
         return
     print(machine.describe(), flush=True)
-    for name in CONTESTANTS:
+    for name in (*CONTESTANTS, SESSIONS):
         command = [sys.executable, "-m", "server.bench", "memory", "--only", name]
-        subprocess.run([*command, "--sockets", str(sockets)], check=True)  # noqa: S603 -- our own
+        arguments = ["--sockets", str(sockets), "--idle", str(idle)]
+        subprocess.run([*command, *arguments], check=True)  # noqa: S603 -- our own
 
 
 @commands.command()
@@ -91,8 +98,11 @@ def reconnect(
 
 
 def _quiet() -> None:
-    """Nothing but what goes wrong is logged among the figures."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    """Nothing but what goes wrong is logged, and not among the figures."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 if __name__ == "__main__":

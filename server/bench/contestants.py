@@ -69,9 +69,8 @@ class Contestant(ABC):
 async def serve_uvicorn(application: Any, **options: Any) -> int:
     """Start uvicorn in this loop, on a port of its own."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(
-        application, interface="asgi3", lifespan="off", log_config=None, **options
-    )
+    options = {"interface": "asgi3", **options}
+    config = uvicorn.Config(application, lifespan="off", log_config=None, **options)
     config.load()
     server = uvicorn.Server(config)
     server.lifespan = config.lifespan_class(config)

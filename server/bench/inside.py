@@ -43,7 +43,7 @@ async def serving(
         process = Process(
             settings, load_rate_card(settings.rates), records, raise_descriptor_limit()
         )
-        options = {**uvicorn_options(), "ws": protocol}
+        options = {**uvicorn_options(process.door), "ws": protocol}
         config = uvicorn.Config(
             create_app(process), log_config=None, access_log=False, lifespan="on", **options
         )

@@ -1,4 +1,6 @@
-"""What an idle socket takes, by the growth of the server's memory over many of them."""
+"""What idle sockets and live sessions take, by how the server's memory grows with them."""
+
+import asyncio
 
 from server.bench import machine
 from server.bench.contestants import (
@@ -10,11 +12,16 @@ from server.bench.contestants import (
     Taximeter,
     TaximeterStarlette,
 )
+from server.bench.inside import serving
 from server.bench.sink import Sink
 
 CONTESTANTS: dict[str, type[Contestant]] = {
     kind.name: kind for kind in (Bare, Taximeter, TaximeterStarlette, BareAsgi, SendText, Broadcast)
 }
+SESSIONS = "taximeter, live session"
+"""Not a socket alone, but the whole: started, with its meter, account and timers."""
+TICK_MS = 60_000
+"""Of the sessions that are measured: ticks leave nothing behind, and only take time."""
 WARM_UP_SOCKETS = 200
 """Opened before, so that what is made once is not counted."""
 
@@ -35,3 +42,18 @@ async def bytes_per_socket(name: str, sockets: int) -> float:
         return (machine.resident_bytes() - before) / sockets
     finally:
         sink.close()
+
+
+async def bytes_per_session(sessions: int, idle_s: float) -> float:
+    """The memory of one live session, each of a customer of their own, after so long without
+    anything happening: a socket's deadline to authenticate is a timer for ten seconds."""
+    async with serving() as inside:
+        total = WARM_UP_SOCKETS + sessions
+        await inside.house.grant((f"customer-{number}" for number in range(total)), "1000")
+        await inside.crowd.open([inside.port], WARM_UP_SOCKETS, tick_ms=TICK_MS)
+        await asyncio.sleep(idle_s)
+        before = machine.resident_bytes()
+        await inside.crowd.open([inside.port], sessions, tick_ms=TICK_MS)
+        await asyncio.sleep(idle_s)
+        assert len(inside.process.hub.seats) == total
+        return (machine.resident_bytes() - before) / sessions

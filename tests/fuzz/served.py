@@ -44,8 +44,7 @@ def counts(app: Starlette) -> dict[str, int]:
     waiting = [
         timer
         for wheel in (timers._deadlines, timers._ticks)
-        for bucket in wheel._buckets.values()
-        for timer in bucket
+        for timer in wheel
         if timer._callback is not None
     ]
     return {

@@ -193,9 +193,7 @@ class Served:
                 lost.put_nowait(self)
 
         settings = {**uvicorn_options(self.door), "ws": Observed, **options}
-        config = uvicorn.Config(
-            self.application, interface="asgi3", lifespan="off", log_config=None, **settings
-        )
+        config = uvicorn.Config(self.application, lifespan="off", log_config=None, **settings)
         config.load()
         self.server = uvicorn.Server(config)
         self.server.lifespan = config.lifespan_class(config)

@@ -35,9 +35,11 @@ def test_a_sweep_goes_over_all_numbers() -> None:
 
 
 def test_memory_of_each_contestant() -> None:
-    _, *rows = bench("memory", "--sockets", "50")
-    assert [row[:22].strip() for row in rows] == list(memory.CONTESTANTS)
+    _, *rows, session = bench("memory", "--sockets", "50", "--idle", "0")
+    assert [row[:24].strip() for row in rows] == list(memory.CONTESTANTS)
     assert all(row.endswith(" bytes/socket") for row in rows)
+    assert session.startswith(memory.SESSIONS)
+    assert session.endswith(" bytes/session")
 
 
 def test_spends_beside_what_they_consist_of() -> None:

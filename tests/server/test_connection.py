@@ -119,7 +119,7 @@ async def test_a_start_again_on_the_same_socket_answers_the_snapshot(server: Tes
     assert (again["type"], again["started_at"]) == ("session", started["started_at"])
     (seat,) = server.process.hub
     assert seat.meter.sockets == 1
-    assert list(seat.groups) == [250]
+    assert [group.every_ms for group in seat.groups] == [250]
 
 
 async def test_every_socket_has_its_own_pace(cluster: Cluster, node: Node) -> None:
