@@ -48,7 +48,8 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         str,
         Meta(
             description="What it was: money in (`grant`, `adjust`, `expire`), a minute's cost "
-            "(`burn`), an operation (`spend`, `hold`, `post`, `void`)."
+            "(`burn`), an operation or an amount (`spend`, and `post` of a hold). Holds that are "
+            "open or came to nothing have moved no credits, and are in no ledger."
         ),
     ]
     amount: Annotated[Credits, describe("What it added; negative for what it took.")]

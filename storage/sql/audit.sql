@@ -70,6 +70,20 @@ FROM (
             <> account.balance_micros
        OR (account.unattributed_micros > 0 AND coalesce(lots.has_more, false))
 
+    -- What a tier gives for a month is named after both, is given once under that name, and
+    -- is taken back when the month is over.
+    UNION ALL
+    SELECT
+        'allotment', tenant, account_id,
+        format('%s is a %s called %s, until %s',
+            entry_id, entry_kind, metadata ->> 'name', coalesce(expires_at::text, 'for ever'))
+    FROM credit_ledger
+    WHERE (starts_with(metadata ->> 'name', 'allotment:') OR starts_with(entry_id, 'allotment:'))
+      AND (
+          entry_kind <> 'grant' OR expires_at IS NULL
+          OR metadata ->> 'name' IS DISTINCT FROM entry_id
+      )
+
     UNION ALL
     SELECT
         'burn', tenant, session_id || ':' || minute,

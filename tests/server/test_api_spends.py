@@ -333,7 +333,11 @@ async def test_whether_an_operation_could_be_done(server: TestServer) -> None:
     assert (await asked("script_generation"))["reason"] == "operation_limit"
 
 
-async def test_what_a_running_session_merely_holds_is_spent(server: TestServer) -> None:
+@pytest.mark.parametrize("call", ["spend", "holds"])
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_what_a_running_session_merely_holds_is_spent(
+    start_server: StartServer, server: TestServer, call: str, elsewhere: bool
+) -> None:
     await grant(server, "1000", "g2")
     client = await server.login()
     await client.ask("start", kind="chat", session_id="s1", tick_ms=60_000)
@@ -342,10 +346,15 @@ async def test_what_a_running_session_merely_holds_is_spent(server: TestServer) 
     held = float(account["held"])
     assert held > 60
     wanted = round(float(account["credits"]) - held / 2)
-    made = await spend(server, "k1", amount=str(wanted))
+    asked = await start_server(rates=server.process.settings.rates) if elsewhere else server
+    made = await spend(asked, "k1", f"/v1/accounts/ann/{call}", amount=str(wanted))
     assert made.status_code == 201, made.text
     told = await client.until("credit")
-    assert (told["reason"], told["entry_id"]) == ("spend", made.json()["entry_id"])
+    id_name = {"spend": "entry_id", "holds": "hold_id"}[call]
+    assert told["entry_id"] == made.json()[id_name]
+    # What is really not there is missing, and the session runs on with the rest.
+    refused = await spend(asked, "k2", f"/v1/accounts/ann/{call}", amount=str(wanted))
+    assert_problem(refused, 402, "insufficient_credits")
     stopped = await client.ask("stop", session_id="s1")
     assert stopped["receipt"]["reason"] == "client"
     await server.flush()

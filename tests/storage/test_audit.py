@@ -43,6 +43,8 @@ async def fill(records: Records) -> None:
     """A record of everything, in which all adds up."""
     await records.post_entry(entry("g1", 20 * CREDIT), 5, START + 1)
     await records.post_entry(entry("g2", 10 * CREDIT))
+    name = "allotment:pro:2026-11"
+    await records.post_entry(entry(name, CREDIT, metadata={"name": name}), 100, START + 60_000)
     await records.post_entry(entry("a1", -CREDIT, entry_kind="adjust"))
     await records.write(
         [
@@ -84,6 +86,9 @@ async def test_a_record_in_which_all_adds_up(records: Records) -> None:
          "attribution"),
         ("UPDATE credit_accounts SET unattributed_micros = 1", "attribution"),
         ("DELETE FROM credit_grants WHERE entry_id = 'g2'", "attribution"),
+        ("UPDATE credit_ledger SET expires_at = NULL WHERE entry_id LIKE 'allotment:%'",
+         "allotment"),
+        ("UPDATE credit_ledger SET entry_id = 'x' WHERE entry_id LIKE 'allotment:%'", "allotment"),
         ("UPDATE credit_ledger SET minute = 7 WHERE entry_kind = 'burn'", "burn"),
         ("UPDATE usage_tracking SET charged_micros = 5 WHERE session_id = 's2'", "burn"),
         ("UPDATE sessions SET charged_micros = charged_micros + 1", "session"),
