@@ -97,6 +97,17 @@ def read_json(data: str | bytes, bytes_max: int) -> Any:
     return value
 
 
+def explain(error: msgspec.ValidationError) -> str:
+    """msgspec's message with the path first: ``tick_ms: expected `int` >= 250``."""
+    text, _, path = str(error).partition(" - at `$")
+    if not path and text.startswith("Object missing required field "):
+        return f"{text.removeprefix('Object missing required field ').strip('`')}: missing"
+    if "matching regex" in text:
+        # Of fields that messages have, ids alone are checked so.
+        text = "expected 1-128 characters of A-Z, a-z, 0-9 and . _ : @ -"
+    return f"{path.rstrip('`').lstrip('.')}: {text[:1].lower()}{text[1:]}"
+
+
 def check_metadata(metadata: object, name: str = "metadata") -> dict[str, Any] | None:
     """``metadata`` if it is one that can be kept, else :class:`BadMessageError`.
 
@@ -189,20 +200,10 @@ def _convert(value: dict[str, Any]) -> Request:
     try:
         request = msgspec.convert(value, message_type)
     except msgspec.ValidationError as error:
-        raise BadMessageError(_explain(error)) from None
+        raise BadMessageError(explain(error)) from None
     if isinstance(request, Start):
         check_metadata(request.metadata)
     return cast(Request, request)
-
-
-def _explain(error: msgspec.ValidationError) -> str:
-    """msgspec's message with the path first: ``tick_ms: expected `int` >= 250``."""
-    text, _, path = str(error).partition(" - at `$")
-    if not path and text.startswith("Object missing required field "):
-        return f"{text.removeprefix('Object missing required field ').strip('`')}: missing"
-    if "matching regex" in text:
-        text = "expected 1-128 characters of A-Z, a-z, 0-9 and . _ : @ -"
-    return f"{path.rstrip('`').lstrip('.')}: {text[:1].lower()}{text[1:]}"
 
 
 def _check_depth(value: object) -> None:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from protocol import limits
-from protocol.codec import read_json
+from protocol.codec import explain, read_json
 from protocol.errors import BadMessageError, ErrorCode, PeerError, ProtocolError
 from protocol.fields import is_id
 from server.auth import Principal, Role
@@ -240,7 +240,7 @@ def read_body(raw: bytes, body_type: type[Body]) -> Body:
     try:
         return msgspec.convert(fields, body_type)
     except msgspec.ValidationError as error:
-        raise BadMessageError(str(error)) from None
+        raise BadMessageError(explain(error)) from None
 
 
 # --- Around every request -------------------------------------------------------------

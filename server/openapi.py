@@ -131,7 +131,7 @@ MEANINGS = {
     402: "What it takes is not there; the document says what is missing.",
     403: "The call is not for this token.",
     404: "There is no such thing, or it is not this user's.",
-    409: "It is under way: ask again for its answer.",
+    409: "It is under way, and has an answer soon; or it is too late for it.",
     413: f"The body is over {limits.BODY_BYTES_MAX} bytes.",
     422: "The request can be read, and cannot be done.",
     429: "Too many; `Retry-After` says when to come back.",

@@ -1,5 +1,6 @@
 """Corrections of the minutes of a member's month: entries of their own, never an edit."""
 
+import re
 from datetime import date
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from server.loading import calendar
 from server.openapi import IDEMPOTENCY_KEY, Operation, described
 from server.process import Process
 
+MONTH_PATTERN = r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$"
 MINUTES_MAX = limits.MONTHLY_HOURS_MAX * 60
 
 Minutes = Annotated[
@@ -43,8 +45,9 @@ class AdjustmentWanted(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[
             str,
             Meta(
-                pattern=r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$(?!\n)",
                 description="The month, by its first day; left out: the one under way.",
+                # For who reads the schema: what is wrong is said in words.
+                extra_json_schema={"pattern": MONTH_PATTERN},
             ),
         ]
         | None
@@ -93,6 +96,8 @@ async def adjust(request: Request) -> Response:
     wanted = read_body(raw, AdjustmentWanted)
     if wanted.minutes == 0:
         raise BadMessageError("minutes: must not be 0")
+    if wanted.month is not None and re.fullmatch(MONTH_PATTERN, wanted.month) is None:
+        raise BadMessageError("month: expected the first day of one, such as 2026-11-01")
     deed = deed_of(request, principal, tenant, "adjustments", raw)
     return await once(
         process.records, deed, lambda: _adjust(process, deed, org_id, user_id, wanted)

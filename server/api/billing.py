@@ -107,7 +107,7 @@ async def account_of_call(request: Request, *roles: Role) -> tuple[Principal, Ac
 def check_charge(charge: Charge, principal: Principal) -> None:
     """Raises ``bad_message`` for what is no charge, ``forbidden`` for one that is a backend's."""
     if (charge.operation is None) == (charge.amount is None):
-        raise BadMessageError("operation: name an operation, or a backend an amount")
+        raise BadMessageError("operation: name either an operation or, as a backend, an amount")
     if charge.amount is not None and parse_credits(charge.amount, name="amount") == 0:
         raise BadMessageError("amount: must be more than 0")
     succeeded = has_succeeded(charge.metadata)

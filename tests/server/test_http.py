@@ -39,7 +39,7 @@ async def test_a_method_that_a_path_does_not_have_is_a_problem(server: TestServe
     response = await ask(server, "DELETE", "/v1/orgs/acme")
     assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET, HEAD, PUT"
-    response = await ask(server, "GET", "/v1/accounts/ann/grants")
+    response = await ask(server, "GET", "/v1/accounts/ann/spend")
     assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
 
