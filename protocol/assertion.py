@@ -30,14 +30,16 @@ def months_of_minutes(session: Session, month_of: MonthOf) -> tuple[tuple[str, i
     """The months in which a session's settled minutes began, each with its first minute.
 
     A minute belongs to the month in which it starts (DESIGN section 3). Almost always all
-    began in one; where they did not, the first of each month is looked for by halving.
+    began in one; where they did not, the first of each month is looked for by halving. Of a
+    session without any it is the month of the one to come.
     """
     counted = session.standing.counted_minutes
-    if not counted:
-        return ()
 
     def month(minute: int) -> str:
         return month_of(minute_began_at(session, minute))
+
+    if not counted:
+        return ((month(0), 0),)
 
     found: list[tuple[str, int]] = []
     first = 0

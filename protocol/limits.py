@@ -272,7 +272,7 @@ WATERMARK_INTERVAL_MS: Final = 5_000
 RECOVERY_MS: Final = 3_000
 """After a loss in Redis nothing is granted for so long, so that every living process has
 put back what it knows before anybody draws on it: three beats."""
-RECOVERED_ENTRIES_MS: Final = 600_000
+RECOVERED_ENTRIES_MS: Final = 300_000
 """Entries of the ledger that are so young are looked for after a loss: no replica lags more."""
 RECOVERED_ENTRIES_MAX: Final = 10_000
 ASSERTIONS_PER_BATCH: Final = 128
@@ -350,6 +350,8 @@ assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
 # sessions still run on their grants.
 assert 2 * PRESENCE_BEAT_MS < RECOVERY_MS < min(NODE_SILENT_MS, GRANT_MARGIN_MS_MIN)
 assert WATERMARK_INTERVAL_MS > FLUSH_WAIT_MS
+# What the ledger is searched for after a loss is remembered where it was taken.
+assert 2 * RECOVERED_ENTRIES_MS <= SPENDS_REMEMBERED_MS
 assert OUTBOX_ENTRIES_WARN < OUTBOX_ENTRIES_MAX
 assert HOLD_MS_DEFAULT <= HOLD_MS_MAX <= ACCOUNT_IDLE_MS
 # Repeating a request is done before Redis has forgotten what it was about.

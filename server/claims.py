@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import structlog
+from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.errors import ProtocolError, ServiceError
@@ -128,6 +129,14 @@ class Claims:
             claimant.unanswered(ServiceError("the session store does not answer"), made=None)
         except ServiceError as error:
             claimant.unanswered(error, made=False)
+        except RedisError as error:
+            # It refuses to write, or has no room: as if it did not answer.
+            log.warning("claim_failed", error=str(error))
+            claimant.unanswered(ServiceError("the session store takes nothing now"), made=False)
+        except Exception:
+            # Our own mistake; but whoever asked must not wait for ever.
+            log.exception("claim_not_mended")
+            claimant.unanswered(ServiceError("the session store takes nothing now"), made=None)
 
     async def _bring(self, step: Step, outcome: Outcome, claimant: Claimant) -> None:
         """Loads what is cold, and puts back a session that Redis has lost."""

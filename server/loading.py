@@ -19,7 +19,9 @@ from protocol.session import Identity
 from server.clock import Clock
 from storage.live import Live
 from storage.records import Records, UnavailableError
+from storage.recovery import Restoring
 from storage.rows import MemberRecord
+from storage.spending import AccountName
 
 
 class Calendar(msgspec.Struct, frozen=True):
@@ -64,6 +66,9 @@ class Loader:
         self.live = live
         self.records = records
         self.clock = clock
+        self.oldest_end_at: int | None = None
+        """When a session ended whose end may be asserted still, though that is long ago."""
+        self._restoring = Restoring(live)
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.
@@ -71,12 +76,17 @@ class Loader:
         While the tenant's partition recovers from a loss in Redis, only those are served
         who are ``asserting`` sessions.
         """
-        await self.refuse_behind(tenant)
+        await self._refuse_early(tenant, asserting)
         try:
             found = await self.records.load_account(tenant, account_id, self._ended_after())
+            _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
+            # Whoever wrote something down meanwhile found no account to apply it to.
+            missed = await self.records.entries_after(tenant, account_id, found.position)
         except UnavailableError as error:
             raise ServiceError("the account cannot be loaded now") from error
-        _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
+        if missed:
+            name = AccountName(tenant, account_id)
+            await self._restoring.apply_entries(name, missed, self.clock.now())
 
     async def member(
         self, tenant: str, user_id: str, *, ended_after: int | None = None, everybody: bool = False
@@ -100,7 +110,7 @@ class Loader:
 
     async def months(self, tenant: str, user_id: str, *, asserting: bool = False) -> None:
         """Loads the months' counters of a member and of the organisation."""
-        await self.refuse_behind(tenant)
+        await self._refuse_early(tenant, asserting)
         keys = self.live.keys
         # What each session of a whole organisation has used is asked for when its counter
         # is cold, and not with every member.
@@ -132,7 +142,7 @@ class Loader:
         self, identity: Identity, day_start_at: int | None, *, asserting: bool = False
     ) -> None:
         """Loads what a user has had of a shared allowance of free time."""
-        await self.refuse_behind(identity.tenant)
+        await self._refuse_early(identity.tenant, asserting)
         try:
             found = await self.records.free_used(
                 identity.tenant,
@@ -151,7 +161,15 @@ class Loader:
 
     def _ended_after(self) -> int:
         """Sessions that ended before are asserted by nobody any more."""
-        return self.clock.now() - limits.ENDED_SESSION_KEPT_MS
+        after_at = self.clock.now() - limits.ENDED_SESSION_KEPT_MS
+        return after_at if self.oldest_end_at is None else min(after_at, self.oldest_end_at - 1)
+
+    async def _refuse_early(self, tenant: str, asserting: bool) -> None:
+        """Raises ``ServiceError`` where loading would come to nothing, before Postgres is asked:
+        after a loss it has enough to do for those who are asserting."""
+        if not asserting:
+            _check(not await self.live.is_recovering(tenant))
+        await self.refuse_behind(tenant)
 
     async def refuse_behind(
         self, tenant: str, behind_ms: int = limits.ACCOUNT_IDLE_MS // 2

@@ -6,11 +6,11 @@ A loss shows in three ways: the epoch of a partition is not the one that this pr
 seen (read with every beat), a claim is answered ``gone``, or the line of the channels was
 down, after which Redis may be another one. Then, partition by partition,
 
-1. the records that Postgres may not have are written down, or, where Postgres is away too,
-   appended to the outbox again;
-2. every session that is served here is asserted (``storage/lua/assert.lua``), and every
+1. every session that is served here is asserted (``storage/lua/assert.lua``), and every
    one that ended here and is not written down;
-3. entries of the ledger that Redis lacks are applied to their accounts;
+2. the records that Postgres may not have are written down, or, where Postgres is away too,
+   appended to the outbox again;
+3. entries of the ledger that Redis lacks are applied to their accounts, and holds restored;
 4. a while later, sessions that nobody has put back are ended (``server.lost``).
 
 All of that may be repeated, and whatever fails is, with the next beat. Meanwhile, for
@@ -18,9 +18,9 @@ All of that may be repeated, and whatever fails is, with the next beat. Meanwhil
 """
 
 import asyncio
-from collections.abc import Iterable
 
 import structlog
+from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.assertion import Assertion, months_of_minutes
@@ -37,10 +37,14 @@ from storage.live import LiveError
 from storage.records import Records, RefusedError, UnavailableError
 from storage.recovery import Restoring
 from storage.rows import RecentEntry
-from storage.spending import AccountName
+from storage.spending import AccountName, Spending
 
 log = structlog.get_logger()
 
+WATCHED_PARTITION = 0
+"""Every process looks at this one, also one without sessions: a Redis that comes back empty
+has lost all of them, and with them perhaps sessions that nobody runs any more."""
+EXPECTED = (ProtocolError, LiveError, RedisError)
 LOADS_MAX = 4
 """How often one assertion may find something cold: account, months and free time, and a race."""
 
@@ -58,14 +62,24 @@ class Recovery:
         self.recovered = 0
         """Assertions by which Redis learnt something."""
         self._epochs: dict[int, bytes | None] = {}
+        """The epoch of every partition that was served here, when it was looked at last."""
         self._lost: set[int] = set()
         """Partitions that are to be looked after."""
+        self._new: set[int] = set()
+        """Partitions that are served here now, whose sessions are asserted to be sure."""
+        self._written_down: set[int] = set()
+        """Partitions that are to be looked after, what they lost being written down already."""
+        self._flushed: dict[int, bytes] = {}
+        """The watermarks of quiet partitions, when anything was forgotten last."""
+        self._assert_from = 0
+        """Where to begin with the assertions, after some could not be made."""
         self._again_at: dict[int, int] = {}
         """When a partition's ledger is looked at once more, after everybody has come back."""
+        self._spending = Spending(hub.live)
         self._lost_sessions = LostSessions(self.restoring, records, clock)
         self._lost_sessions_at = clock.now() + limits.LOST_SESSIONS_AFTER_MS
         """When sessions are looked for that nobody has put back."""
-        self._watermarks_at = 0
+        self._forget_at = 0
         self._task: asyncio.Task[None] | None = None
         hub.claims.restore = self.restore
         hub.accounts.resynchronised = self.suspect
@@ -93,30 +107,46 @@ class Recovery:
 
     async def look(self) -> None:
         """Looks whether anything was lost; with every beat. Raises ``LiveError``."""
-        partitions = self._partitions()
         now_ms = self.clock.now()
-        if now_ms >= self._watermarks_at:
-            self._watermarks_at = now_ms + limits.WATERMARK_INTERVAL_MS
-            self.unflushed.forget(await self.restoring.watermarks(self.unflushed.partitions))
-        epochs = await self.restoring.epochs(partitions)
-        for partition, epoch in epochs.items():
-            # One that was not served here a moment ago may have been lost since: looking
-            # costs little, for Redis knows mostly what it is told then.
-            if epoch is None or self._epochs.get(partition) != epoch:
-                self._lost.add(partition)
-        self._epochs = epochs
+        found = await self.restoring.epochs(self._partitions() | {WATCHED_PARTITION})
+        flushed: dict[int, bytes] = {}
+        for partition, (watermark, epoch) in found.items():
+            if epoch is None or self._epochs.get(partition, epoch) != epoch:
+                self._lose({partition})
+                self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+            elif partition not in self._epochs:
+                # It was not served here a moment ago, and may have been lost since: what is
+                # asserted then Redis knows, mostly.
+                self._new.add(partition)
+            elif partition not in self._lost and not self.busy:
+                self.unflushed.known(partition, epoch)
+                if watermark is not None:
+                    flushed[partition] = watermark
+            self._epochs[partition] = epoch
+        if now_ms >= self._forget_at:
+            self._forget_at = now_ms + limits.WATERMARK_INTERVAL_MS
+            # Those of the time before, so that a loss is found before anything is forgotten.
+            quiet = {one: at for one, at in self._flushed.items() if one in flushed}
+            self.unflushed.forget(quiet, now_ms - limits.RECOVERED_ENTRIES_MS)
+            self._flushed = flushed
         self._lost |= {one for one, at in self._again_at.items() if now_ms >= at}
         self._work()
 
     def suspect(self) -> None:
         """Redis may be another one: everything is asserted, which it mostly knows."""
-        self._lost |= self._partitions()
+        self._lose(self._partitions())
         self._work()
+
+    def _lose(self, partitions: set[int]) -> None:
+        self._lost |= partitions
+        self._written_down -= partitions
+        for partition in partitions:
+            self._flushed.pop(partition, None)
 
     def _work(self) -> None:
         if self.busy:
             return
-        if self._lost:
+        if self._lost or self._new:
             self._task = asyncio.create_task(self._recover())
         elif self.clock.now() >= self._lost_sessions_at:
             self._task = asyncio.create_task(self._end_lost_sessions())
@@ -145,46 +175,62 @@ class Recovery:
 
     async def _recover(self) -> None:
         partitions, self._lost = self._lost, set()
+        new, self._new = self._new - partitions, set()
         before = self.recovered
+        done = False
         try:
-            for partition in sorted(partitions):
+            for partition in partitions:
+                if self._epochs.get(partition, b"") is None:
+                    await self.restoring.begin_epoch(partition)
+            # First what others wait for, then what can wait.
+            done = await self._assert_all(partitions | new)
+            for partition in sorted(partitions - self._written_down):
                 await self._write_down(partition)
-            done = await self._assert_all(partitions)
-            await self._apply_entries(partitions)
-        except (LiveError, ProtocolError, UnavailableError) as error:
+                self._written_down.add(partition)
+            if partitions:
+                await self._apply_entries()
+                await self._apply_holds()
+        except (*EXPECTED, UnavailableError) as error:
             log.warning("not_recovered", error=str(error))
             done = False
         except Exception:
             log.exception("recovery_failed")
             done = False
-        if not done:
-            self._lost |= partitions  # with the next beat
-        elif self.recovered > before:
-            log.warning("recovered", sessions=self.recovered - before, partitions=len(partitions))
-            self._epochs.update(await self._epochs_now(partitions))
-            now_ms = self.clock.now()
-            self._again_at |= dict.fromkeys(partitions, now_ms + 2 * limits.RECOVERY_MS)
-            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
-        else:
-            for partition in partitions:
-                self._again_at.pop(partition, None)
+        self._conclude(partitions, new, self.recovered - before, done=done)
 
-    async def _epochs_now(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
-        """The epochs that these assertions have begun, so that they are no news."""
-        try:
-            return await self.restoring.epochs(partitions)
-        except LiveError:
-            return {}
+    def _conclude(self, partitions: set[int], new: set[int], recovered: int, *, done: bool) -> None:
+        """What is to be done with the beats that follow."""
+        now_ms = self.clock.now()
+        if not done:
+            self._lost |= partitions
+            self._new |= new
+        if recovered:
+            log.warning("recovered", sessions=recovered, partitions=len(partitions | new))
+            self._lost |= new
+            again_at = now_ms + 2 * limits.RECOVERY_MS
+            self._again_at |= dict.fromkeys(partitions | new, again_at)
+            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+        elif done:
+            self._again_at = {one: at for one, at in self._again_at.items() if at > now_ms}
+        if done:
+            self._written_down -= partitions
 
     async def _write_down(self, partition: int) -> None:
         """Brings to Postgres what is not there for sure, or at least back into the outbox."""
-        entries = self.unflushed.entries(partition)
+        entries = [kept for kept in self.unflushed.entries(partition) if kept.written_at is None]
+        away = False
         for first in range(0, len(entries), limits.ASSERTIONS_PER_BATCH):
             batch = entries[first : first + limits.ASSERTIONS_PER_BATCH]
             try:
+                if away:
+                    raise UnavailableError("Postgres did not answer a moment ago")
                 await self.records.write([record for kept in batch for record in kept.records])
-            except (UnavailableError, RefusedError):
+            except (UnavailableError, RefusedError) as error:
+                away = isinstance(error, UnavailableError)
                 await self._replay(partition, batch)
+            else:
+                for kept in batch:
+                    kept.written_at = self.clock.now()
 
     async def _replay(self, partition: int, batch: list[Kept]) -> None:
         """Appends again what the flusher is to bring to Postgres, and sorts out what it
@@ -197,27 +243,53 @@ class Recovery:
                 self.unflushed.replaced(partition, kept, entry_id)
 
     async def _assert_all(self, partitions: set[int]) -> bool:
-        """Asserts everything that is known here; whether all could be."""
-        keys = self.hub.live.keys
-        work = [
-            self._assert_seat(seat)
+        """Asserts everything that is known here; whether all could be.
+
+        When a whole batch fails, so would the others: they are tried with the next beat,
+        and before this one.
+        """
+        keys, now_ms = self.hub.live.keys, self.clock.now()
+        work: list[Seat | Kept] = [
+            seat
             for seat in self.hub
-            if keys.partition(seat.meter.session.identity.tenant) in partitions
-            and seat.meter.session.standing.version
+            if keys.partition(seat.meter.session.identity.tenant) in partitions and _runs(seat)
         ]
         for partition in partitions:
-            work += [self._assert_ended(kept) for kept in self.unflushed.ended(partition)]
-        done = True
+            ended = list(self.unflushed.ended(partition))
+            work += [kept for kept in ended if not self._is_over(partition, kept, now_ms)]
+        ends = (one.session.standing.ended_at for one in work if isinstance(one, Kept))  # type: ignore[union-attr]
+        self.loader.oldest_end_at = min((at for at in ends if at is not None), default=None)
+        failures: list[BaseException] = []
+        self._assert_from = self._assert_from % len(work) if work else 0
+        work = work[self._assert_from :] + work[: self._assert_from]
         for first in range(0, len(work), limits.ASSERTIONS_PER_BATCH):
             batch = work[first : first + limits.ASSERTIONS_PER_BATCH]
-            for result in await asyncio.gather(*batch, return_exceptions=True):
-                if isinstance(result, ProtocolError | LiveError):
-                    log.warning("not_asserted", error=str(result))
-                    done = False
-                elif isinstance(result, BaseException):
-                    log.error("not_asserted", exc_info=result)
-                    done = False
-        return done
+            results = await asyncio.gather(
+                *(
+                    self._assert_ended(one) if isinstance(one, Kept) else self._assert_seat(one)
+                    for one in batch
+                ),
+                return_exceptions=True,
+            )
+            failed = [result for result in results if result is not None]
+            failures += failed
+            if len(failed) == len(batch):
+                self._assert_from += first + len(batch)
+                break
+        for expected in (True, False):
+            errors = [one for one in failures if isinstance(one, EXPECTED) is expected]
+            if errors:
+                error = {"error": str(errors[0])} if expected else {"exc_info": errors[0]}
+                log.warning("not_asserted", sessions=len(errors), **error)
+        return not failures
+
+    def _is_over(self, partition: int, kept: Kept, now_ms: int) -> bool:
+        """Whether Redis has been told of an end in this epoch, and may have forgotten it since:
+        it would take it for one that was lost, and charge it again."""
+        assert kept.session is not None
+        known_at = max(kept.session.standing.ended_at or 0, kept.known_at or 0)
+        forgotten_at = known_at + limits.ENDED_SESSION_KEPT_MS - limits.RECOVERED_ENTRIES_MS
+        return now_ms >= forgotten_at and kept.epoch == self._epochs.get(partition, b"")
 
     async def restore(self, session: Session) -> None:
         """Puts back one session, whose step was answered ``gone``; and soon all others.
@@ -227,8 +299,8 @@ class Recovery:
         seat = self.hub.seats.get(session.key)
         if seat is None:
             raise ServiceError("the session store has lost the session")
+        self._lose({self.hub.live.keys.partition(session.identity.tenant)})
         await self._assert_seat(seat)
-        self._lost.add(self.hub.live.keys.partition(session.identity.tenant))
         self._work()
 
     async def _assert_seat(self, seat: Seat) -> None:
@@ -250,6 +322,9 @@ class Recovery:
         if session.identity.terms.free_scope == "day":
             day_start_at = calendar.day_start_at(session.identity.started_at)
         await self._assert(Assertion(session, kept.notices, minutes, present=False), day_start_at)
+        self.unflushed.told(
+            self.hub.live.keys.partition(session.identity.tenant), kept, self.clock.now()
+        )
 
     @staticmethod
     def _minutes(session: Session, seat: Seat) -> tuple[tuple[str, int], ...]:
@@ -272,9 +347,10 @@ class Recovery:
                 await self.loader.free_time(identity, day_start_at, asserting=True)
         raise ServiceError("the counters do not stay in Redis")
 
-    async def _apply_entries(self, partitions: set[int]) -> None:
-        """Applies what of the ledger's newest entries accounts in Redis lack."""
-        keys, now_ms = self.hub.live.keys, self.clock.now()
+    async def _apply_entries(self) -> None:
+        """Applies what of the ledger's newest entries accounts in Redis lack, of all of them:
+        of an account without sessions nobody else would look after it."""
+        now_ms = self.clock.now()
         try:
             found = await self.records.entries_since(
                 now_ms - limits.RECOVERED_ENTRIES_MS, limits.RECOVERED_ENTRIES_MAX
@@ -283,11 +359,32 @@ class Recovery:
             return  # there is none that Redis could lack while nothing can be written down
         by_account: dict[AccountName, list[RecentEntry]] = {}
         for entry in found:
-            if keys.partition(entry.tenant) in partitions:
-                name = AccountName(entry.tenant, entry.account_id)
-                by_account.setdefault(name, []).append(entry)
+            name = AccountName(entry.tenant, entry.account_id)
+            by_account.setdefault(name, []).append(entry)
         for name, entries in by_account.items():
             applied = await self.restoring.apply_entries(name, entries, now_ms)
             if applied:
                 log.warning("entries_recovered", account=name.account_id, entries=applied)
                 self.recovered += applied
+
+    async def _apply_holds(self) -> None:
+        """Brings young holds in Redis to what Postgres says of them: what was reserved before a
+        loss is so again, and what has ended since is given back."""
+        after_at = self.clock.now() - limits.RECOVERED_ENTRIES_MS
+        try:
+            found = await self.records.holds_since(after_at, limits.RECOVERED_ENTRIES_MAX)
+        except UnavailableError:
+            return
+        for hold in found:
+            if await self._spending.restore_hold(hold):
+                log.warning("hold_recovered", tenant=hold.tenant, hold=hold.hold_id)
+                self.recovered += 1
+
+
+def _runs(seat: Seat) -> bool:
+    """Whether this process has anything to say of a session: it has sockets of it, or looks
+    after its end. Who only watches leaves it to those who have."""
+    meter = seat.meter
+    standing = meter.session.standing
+    active = meter.sockets or meter.asked or standing.grace_until is not None
+    return bool(standing.version and active)

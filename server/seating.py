@@ -6,6 +6,7 @@ account's channel, and of changed limits through the tenant's.
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -57,6 +58,7 @@ class Seating:
         self.claims = Claims(live, loader, clock, metrics)
         self.accounts = Accounts(live, loader, self._told)
         self.unflushed = Unflushed()
+        self._unheard = itertools.count()
         self.seats: dict[str, Seat] = {}
         self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
@@ -103,12 +105,14 @@ class Seating:
         if max(here, len(projection.lines) + 1) > limits.LIVE_SESSIONS_PER_ACCOUNT_MAX:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions of this account run")
 
-    def keep(self, step: Step, outcome: Outcome) -> None:
-        """A step was made: what it appended is kept until Postgres has it."""
-        if outcome.entry_id and outcome.reply is not None:
+    def keep(self, step: Step, session: Session, entry_id: str) -> None:
+        """A step was made, which left ``session``: what it appended is kept until Postgres
+        has it."""
+        if step.records:
+            # Whoever has not heard the entry's name knows that it is older than this one.
+            entry_id = entry_id or f"{self.clock.now()}-{next(self._unheard)}"
             partition = self.live.keys.partition(step.before.identity.tenant)
-            session = outcome.reply.session
-            self.unflushed.keep(partition, outcome.entry_id, step.records, session, step.notices)
+            self.unflushed.keep(partition, entry_id, step.records, session, step.notices)
 
     def changed(self, seat: Seat, outcome: Outcome) -> None:
         """The account's figures after a step of this process, for its projection."""

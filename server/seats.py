@@ -16,6 +16,7 @@ from protocol.codec import encode, error_message, tick_template
 from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
 from protocol.errors import ErrorCode, PeerError, ProtocolError, RefusedError, ServiceError
 from protocol.meter import Meter
+from protocol.session import Session
 from protocol.snapshots import snapshot, tick
 from protocol.states import Phase
 from protocol.steps import Step
@@ -31,6 +32,8 @@ from storage.live import Outcome
 
 NOBODY: Final[frozenset[Any]] = frozenset()
 """Shared by all seats without watchers: an empty set takes 216 bytes."""
+UNHEARD_MAX = 32
+"""Steps without an answer that one seat remembers; all of them are asked from one version."""
 
 
 class Member(Protocol):
@@ -90,8 +93,9 @@ class Place(Protocol):
     def release(self, seat: "Seat") -> None:
         """Leaves the session if nobody here needs it any more."""
 
-    def keep(self, step: Step, outcome: Outcome) -> None:
-        """A step was made: what it appended is kept until Postgres has it."""
+    def keep(self, step: Step, session: Session, entry_id: str) -> None:
+        """A step was made, which left ``session``: what it appended is kept until Postgres
+        has it. Its entry's name is empty where nobody heard it."""
 
     def changed(self, seat: "Seat", outcome: Outcome) -> None:
         """A step of this session changed the account's figures."""
@@ -137,8 +141,8 @@ class Seat:
     """One session on this process."""
 
     __slots__ = (
-        "_retry", "_timer", "account", "calendar", "failures", "groups", "meter", "node", "place",
-        "settled", "template", "watchers",
+        "_retry", "_timer", "_unheard", "account", "calendar", "failures", "groups", "meter",
+        "node", "place", "settled", "template", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -160,6 +164,8 @@ class Seat:
         self.template = tick_template(meter.session.identity.session_id)
         self._timer: Timer | None = None
         self._retry: Timer | None = None
+        self._unheard: tuple[Step, ...] = ()
+        """Steps that may have been made, since the last answer."""
 
     @property
     def key(self) -> str:
@@ -211,7 +217,7 @@ class Seat:
         self.failures = 0
         reply = outcome.reply
         assert reply is not None
-        self.place.keep(step, outcome)
+        self._keep(step, reply, outcome.entry_id)
         if reply.session is not None and not self._is_ours(reply, step):
             return
         if outcome.change is not None:
@@ -219,6 +225,20 @@ class Seat:
         self._count(step, reply)
         self.meter.granted(reply, self.place.clock.now())
         self.drain()
+
+    def _keep(self, step: Step, reply: Reply, entry_id: str) -> None:
+        """Keeps what was appended: by this step, or by one before whose answer was lost."""
+        unheard, self._unheard = self._unheard, ()
+        session = reply.session
+        if session is None:
+            return
+        if reply.accepted:
+            self.place.keep(step, session, entry_id)
+        else:
+            for made in unheard:
+                if made.standing == session.standing:
+                    self.place.keep(made, session, "")
+                    break
 
     def _is_ours(self, reply: Reply, step: Step) -> bool:
         """Whether a session that was there already at its start is the same user's."""
@@ -250,6 +270,10 @@ class Seat:
         client's back: if it was made after all, it has lost its socket.
         """
         self.failures += 1
+        if made is None and self.meter.asked is not None:
+            # Most likely it was the first one, or one of the last.
+            before = self._unheard
+            self._unheard = (*before[:1], *before[1:][2 - UNHEARD_MAX :], self.meter.asked)
         self._fail_all(error)
         if self.meter.session.standing.version == 0:
             if made is False:

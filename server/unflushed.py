@@ -27,6 +27,12 @@ class Kept(msgspec.Struct):
     session: Session | None
     """The session that ended with it."""
     notices: tuple[bytes, ...] = ()
+    written_at: int | None = None
+    """When this process has written it down by itself, after a loss."""
+    known_at: int | None = None
+    """When Redis was last told of the session's end: it forgets it a while after that."""
+    epoch: bytes | None = None
+    """The epoch of the partition in which that was, as soon as that is certain."""
 
 
 class Unflushed:
@@ -34,6 +40,8 @@ class Unflushed:
 
     def __init__(self) -> None:
         self._entries: dict[int, dict[str, Kept]] = {}
+        self._told: dict[int, list[Kept]] = {}
+        """Ends of sessions since the last quiet moment of a partition."""
         self._count = 0
         self.dropped = 0
         """Entries that were given up because there were too many."""
@@ -68,6 +76,8 @@ class Unflushed:
         entries = self._entries.setdefault(partition, {})
         self._count += entry_id not in entries
         entries[entry_id] = kept
+        if ended:
+            self._told.setdefault(partition, []).append(kept)
         if self._count > limits.UNFLUSHED_ENTRIES_MAX:
             self._drop(partition)
 
@@ -86,15 +96,33 @@ class Unflushed:
             self._count -= entry_id in entries
             entries[entry_id] = kept
 
-    def forget(self, watermarks: Mapping[int, bytes | None]) -> None:
-        """Forgets what has been flushed: everything up to the watermarks."""
-        for partition, watermark in watermarks.items():
-            if watermark is not None:
-                self._forget(partition, _position(watermark.decode()))
+    def told(self, partition: int, kept: Kept, at: int) -> None:
+        """Redis was told of a session's end, and remembers it for a while."""
+        kept.known_at, kept.epoch = at, None
+        self._told.setdefault(partition, []).append(kept)
 
-    def _forget(self, partition: int, watermark: tuple[int, int]) -> None:
-        entries = self._entries.get(partition, {})
-        flushed = [entry for entry in entries if _position(entry) <= watermark]
+    def known(self, partition: int, epoch: bytes) -> None:
+        """Nothing was lost since an epoch began in which Redis was told of all that is kept."""
+        for kept in self._told.pop(partition, ()):
+            kept.epoch = epoch
+
+    def forget(self, watermarks: Mapping[int, bytes | None], written_before: int = 0) -> None:
+        """Forgets what has been flushed: everything up to the watermarks. And what was written
+        down before an instant, because no replica lags so far behind."""
+        for partition in list(self._entries):
+            watermark = watermarks.get(partition)
+            until = _position(watermark.decode()) if watermark is not None else (-1, 0)
+            self._forget(partition, until, written_before)
+
+    def _forget(self, partition: int, watermark: tuple[int, int], written_before: int) -> None:
+        entries = self._entries[partition]
+        flushed = []
+        # Oldest first, so that a long queue is not looked through for nothing.
+        for entry_id, kept in entries.items():
+            written = kept.written_at is not None and kept.written_at < written_before
+            if not written and _position(entry_id) > watermark:
+                break
+            flushed.append(entry_id)
         for entry_id in flushed:
             del entries[entry_id]
         self._count -= len(flushed)

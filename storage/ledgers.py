@@ -72,6 +72,12 @@ class Ledgers(Database):
         """The newest entries of all ledgers from after an instant, without minutes."""
         return await self._rows("entries_since", rows.RecentEntry, after_at, limit)
 
+    async def entries_after(
+        self, tenant: str, account_id: str, position: int
+    ) -> tuple[rows.RecentEntry, ...]:
+        """What came to an account's ledger after a position, without minutes."""
+        return await self._rows("entries_after", rows.RecentEntry, tenant, account_id, position)
+
     async def ledger(
         self, tenant: str, account_id: str, before_position: int | None, limit: int
     ) -> tuple[rows.LedgerEntry, ...]:
@@ -136,6 +142,10 @@ class Ledgers(Database):
     async def holds_overdue(self, before_at: int, limit: int) -> tuple[rows.HoldRow, ...]:
         """Holds of all tenants that should have expired before an instant, and are open."""
         return await self._rows("holds_overdue", rows.HoldRow, before_at, limit)
+
+    async def holds_since(self, after_at: int, limit: int) -> tuple[rows.HoldRow, ...]:
+        """The newest holds of all tenants that were opened or ended after an instant."""
+        return await self._rows("holds_since", rows.HoldRow, after_at, limit)
 
     # Adjustments of minutes
 

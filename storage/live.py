@@ -44,7 +44,8 @@ __all__ = [
 ]
 
 ENTRIES_REMEMBERED = 1_024
-"""Entries of money in that an account in Redis remembers to have taken."""
+"""Entries of money in that an account in Redis remembers to have taken, besides all that are
+younger than ``SPENDS_REMEMBERED_MS``."""
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -280,6 +281,10 @@ class Live:
         arguments = [limits.ACCOUNT_IDLE_MS, epoch, *times, int(asserting), len(fields)]
         return int(await self._load(keys, [*arguments, *flat, *entry_ids])) >= 0
 
+    async def is_recovering(self, tenant: str) -> bool:
+        """Whether the tenant's partition recovers from a loss: nothing can be loaded yet."""
+        return await self.is_warm(self.keys.recovering(self.keys.partition(tenant)))
+
     async def is_warm(self, key: str) -> bool:
         """Whether a counter is in Redis."""
         return bool(await self.ask(self.redis.exists(key)))
@@ -299,9 +304,9 @@ class Live:
         """Applies a ledger entry that Postgres has, once. False: the account is not here."""
         keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
         channel = self.keys.channel(tenant, account_id)
+        remembered = (ENTRIES_REMEMBERED, limits.SPENDS_REMEMBERED_MS, limits.ACCOUNT_IDLE_MS)
         answer = await self._credit(
-            keys,
-            [entry_id, micros, now_ms, self.publish, channel, reason, ENTRIES_REMEMBERED],
+            keys, [entry_id, micros, now_ms, self.publish, channel, reason, *remembered]
         )
         return bool(int(answer[0]))
 

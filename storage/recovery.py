@@ -5,6 +5,7 @@ something into a partition that has none, or asserts a session of which it has a
 copy. For a short while after that, ``recovering``, nothing but assertions is taken.
 """
 
+import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -38,16 +39,36 @@ class Restoring:
         back. For the first process of a deployment."""
         async with self.live.redis.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):
-                pipeline.set(self.keys.epoch(partition), "begun", nx=True)
+                pipeline.set(self.keys.epoch(partition), self._epoch("begun"), nx=True)
             await self.live.ask(pipeline.execute())
 
-    async def epochs(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
-        """The epochs of partitions; None: it has lost everything, and nobody has noticed."""
-        return await self._values(partitions, self.keys.epoch)
+    def _epoch(self, how: str) -> str:
+        """The name of an epoch that begins: no other one has it, not even after the same loss."""
+        return f"{how}:{self.live.node}:{secrets.token_hex(4)}"
 
-    async def watermarks(self, partitions: Iterable[int]) -> dict[int, bytes | None]:
-        """How far the outboxes of partitions have been flushed: the id of an entry."""
-        return await self._values(partitions, self.keys.watermark)
+    async def epochs(self, partitions: Iterable[int]) -> dict[int, tuple[bytes | None, ...]]:
+        """How far the outboxes of partitions have been flushed (the id of an entry), and the
+        epochs; None: a partition has lost everything, and nobody has noticed.
+
+        In this order: what was flushed before a loss is never taken for what was after it.
+        """
+        asked = list(partitions)
+        async with self.live.redis.pipeline(transaction=False) as pipeline:
+            for partition in asked:
+                pipeline.get(self.keys.watermark(partition))
+                pipeline.get(self.keys.epoch(partition))
+            answers = await self.live.ask(pipeline.execute())
+        return {one: tuple(answers[2 * at : 2 * at + 2]) for at, one in enumerate(asked)}
+
+    async def begin_epoch(self, partition: int) -> bool:
+        """Begins the epoch of a partition that has none, which has lost everything. Whether it
+        was this one that began it."""
+        async with self.live.redis.pipeline(transaction=True) as pipeline:
+            pipeline.set(self.keys.recovering(partition), "1", px=limits.RECOVERY_MS)
+            pipeline.set(self.keys.unsettled(partition), "1", px=limits.LOST_SESSIONS_AFTER_MS)
+            pipeline.set(self.keys.epoch(partition), self._epoch("empty"), nx=True)
+            *_, begun = await self.live.ask(pipeline.execute())
+        return bool(begun)
 
     async def is_settled(self, tenant: str) -> bool:
         """Whether nobody is about to put back a session of a tenant any more.
@@ -55,20 +76,9 @@ class Restoring:
         Where a loss has not been noticed by anybody, it is now.
         """
         partition = self.keys.partition(tenant)
-        unsettled, redis = self.keys.unsettled(partition), self.live.redis
-        epoch = f"empty:{self.live.node}"
-        if await self.live.ask(redis.set(self.keys.epoch(partition), epoch, nx=True)):
-            settling_ms = limits.LOST_SESSIONS_AFTER_MS
-            await self.live.ask(redis.set(unsettled, "1", px=settling_ms))
-        return not await self.live.is_warm(unsettled)
-
-    async def _values(self, partitions: Iterable[int], key: Any) -> dict[int, bytes | None]:
-        asked = list(partitions)
-        async with self.live.redis.pipeline(transaction=False) as pipeline:
-            for partition in asked:
-                pipeline.get(key(partition))
-            answers = await self.live.ask(pipeline.execute())
-        return dict(zip(asked, answers, strict=True))
+        if not await self.live.is_warm(self.keys.epoch(partition)):
+            await self.begin_epoch(partition)
+        return not await self.live.is_warm(self.keys.unsettled(partition))
 
     async def put_back(self, assertion: Assertion) -> tuple[str, tuple[str, ...]]:
         """Asserts a session. Answers ``ok``, ``known``, or ``cold`` with what must be loaded
@@ -125,6 +135,7 @@ class Restoring:
             "present": assertion.present and not ended,
             "kept_ms": limits.ENDED_SESSION_KEPT_MS,
             "idle_ms": limits.ACCOUNT_IDLE_MS,
+            "epoch": self._epoch("behind"),
             "recovery_ms": limits.RECOVERY_MS,
             "settling_ms": limits.LOST_SESSIONS_AFTER_MS,
             "publish": self.live.publish,
@@ -153,5 +164,6 @@ class Restoring:
         flat: list[str | int] = []
         for entry in entries:
             flat += [entry.entry_id, entry.amount_micros, entry.position]
-        arguments = [now_ms, self.live.publish, keys.channel(*account), *flat]
+        arguments = [now_ms, self.live.publish, keys.channel(*account)]
+        arguments += [limits.ACCOUNT_IDLE_MS, *flat]
         return int(await self._recover(names, arguments))

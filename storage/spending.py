@@ -93,6 +93,7 @@ class Spending:
                 self.keys.operations(tenant, account_id),
                 self.keys.outbox(self.keys.partition(tenant)),
                 self.keys.recovering(self.keys.partition(tenant)),
+                self.keys.applied(tenant, account_id),
             ],
             [
                 entry.entry_id,
@@ -183,9 +184,10 @@ class Spending:
         found = await self.live.ask(self.live.redis.hgetall(self.keys.hold(tenant, hold_id)))
         return hold_from(found)
 
-    async def restore_hold(self, hold: HoldRow) -> None:
-        """Puts an open hold that Postgres has into Redis, which came back without it."""
-        await self._restore(
+    async def restore_hold(self, hold: HoldRow) -> bool:
+        """Brings a hold in Redis to what Postgres says of it, after a loss; whether anything
+        was changed."""
+        answer = await self._restore(
             [
                 self.keys.hold(hold.tenant, hold.hold_id),
                 self.keys.holds(self.keys.partition(hold.tenant)),
@@ -196,9 +198,12 @@ class Spending:
                 hold.expires_at,
                 hold.hold_id,
                 hold.amount_micros,
+                int(hold.state == "open"),
+                *self._channel(hold.tenant, hold.account_id),
                 *_fields(hold),
             ],
         )
+        return bool(int(answer))
 
     async def post(self, hold: HoldRow, entry: EntryPosted) -> Answer:
         """Charges ``entry`` (kind ``post``) to a hold, and gives back the rest of it.
@@ -216,6 +221,7 @@ class Spending:
                 self.keys.holds(partition),
                 self.keys.outbox(partition),
                 self.keys.spends(tenant, account_id),
+                self.keys.applied(tenant, account_id),
             ],
             [
                 entry.entry_id,

@@ -42,7 +42,7 @@ end
 
 -- A partition that was not found empty has lost its last writes only: all processes look.
 if call('EXISTS', KEYS[12]) == 0 then
-  call('SET', KEYS[11], 'behind:' .. asserted.session .. ':' .. whole(asserted.version))
+  call('SET', KEYS[11], asserted.epoch)
   call('SET', KEYS[12], '1', 'PX', asserted.recovery_ms)
   call('SET', KEYS[13], '1', 'PX', asserted.settling_ms)
 end
@@ -91,6 +91,11 @@ if asserted.counts then
       local due = past - math.max(range[2], counted)
       if due > 0 then call('HINCRBY', key, 'used:' .. range[1], whole(due)) end
     end
+    if counted > asserted.counted then
+      -- Postgres has a minute of a step whose answer was lost: it is made again.
+      local last = asserted.minutes[#asserted.minutes]
+      call('HINCRBY', key, 'used:' .. last[1], whole(asserted.counted - counted))
+    end
     for month, minutes in pairs(asserted.held_minutes) do
       call('HINCRBY', key, 'held:' .. month, whole(minutes))
     end
@@ -119,6 +124,8 @@ end
 -- The session.
 call('HSET', KEYS[1], 'version', whole(asserted.version), 'identity', asserted.identity,
   'standing', asserted.standing, 'grant', asserted.grant, 'final', asserted.final)
+-- Whether anybody watches it from elsewhere is lost: its steps are told, should it be so.
+call('HSET', KEYS[1], 'watched', '1')
 call('DEL', KEYS[2])
 for _, notice in ipairs(asserted.notices) do call('LPUSH', KEYS[2], notice) end
 call('ZREM', KEYS[10], asserted.session)

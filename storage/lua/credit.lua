@@ -6,7 +6,9 @@
 -- KEYS   1 account   hash (see commit.lua)
 --        2 applied   sorted set: the newest entries that this account has taken
 -- ARGV   1 entry id   2 micro-credits, signed   3 now, epoch ms
---        4 publish command   5 channel   6 reason   7 entries remembered
+--        4 publish command   5 channel   6 reason   7 entries remembered at least
+--        8 how long an entry is remembered at least, ms
+--        9 time to live of what is remembered, ms
 --
 -- Answers {taken, balance, gross, reserved, version}: taken is 1 when it was applied now.
 
@@ -18,7 +20,13 @@ local taken = 0
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   taken = 1
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-  redis.call('ZREMRANGEBYRANK', KEYS[2], 0, -1 - tonumber(ARGV[7]))
+  -- What is young may still be looked for after a loss (see recover.lua).
+  local old = redis.call('ZCOUNT', KEYS[2], '-inf', tonumber(ARGV[3]) - tonumber(ARGV[8]))
+  local many = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[7])
+  if many > 0 and old > 0 then
+    redis.call('ZREMRANGEBYRANK', KEYS[2], 0, math.min(many, old) - 1)
+  end
+  redis.call('PEXPIRE', KEYS[2], ARGV[9])
   redis.call('HINCRBY', KEYS[1], 'balance', ARGV[2])
   redis.call('HINCRBY', KEYS[1], 'version', 1)
 end

@@ -5,6 +5,7 @@
 --        3 holds     sorted set: the partition's open holds by their end
 --        4 outbox    stream
 --        5 spends    sorted set (see spend.lua), in which its entry is noted too
+--        6 applied   sorted set: entries that were taken from the ledger (see recover.lua)
 -- ARGV   1 entry id   2 micro-credits to charge, not negative   3 now, epoch ms
 --        4 records, JSON   5 publish command   6 channel   7 the hold's name in the set
 --        8 time to live while nothing uses the account, ms
@@ -34,14 +35,15 @@ if tonumber(ARGV[3]) >= tonumber(hold[3]) then return answer('due') end
 if tonumber(ARGV[2]) > tonumber(hold[2]) then return answer('exceeds') end
 if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
 
--- Charge, give back, append.
+-- Charge, give back, append. A replica may have it open still that was charged in the ledger.
+local charged = call('ZSCORE', KEYS[6], ARGV[1])
 call('HSET', KEYS[2], 'state', 'posted', 'posted', ARGV[2], 'changed_at', ARGV[3],
   'metadata', ARGV[10])
 call('PEXPIRE', KEYS[2], ARGV[9])
 call('ZREM', KEYS[3], ARGV[7])
 call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
-call('HINCRBY', KEYS[1], 'balance', minus(ARGV[2]))
+if not charged then call('HINCRBY', KEYS[1], 'balance', minus(ARGV[2])) end
 call('HINCRBY', KEYS[1], 'holds', -1)
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 local written = call('XADD', KEYS[4], '*', 'r', ARGV[4])

@@ -3,13 +3,14 @@
 --
 -- Every entry is one that Postgres has. What the account was loaded with is in it up to a
 -- position of the ledger; what Redis has taken since is among `applied` (money in) or
--- `spends` (money out), where those that are taken now are noted too.
+-- `spends` (money out). What is taken now is noted in `applied`, whichever it is.
 --
 -- KEYS   1 account   hash (see commit.lua)
 --        2 applied   sorted set: the newest entries of money in that it has taken
 --        3 spends    sorted set: its newest spends (see spend.lua)
 -- ARGV   1 now, epoch ms   2 publish command   3 channel
---        4.. entry id, micro-credits, position, entry id …
+--        4 time to live of what is remembered, ms
+--        5.. entry id, micro-credits, position, entry id …
 --
 -- Answers how many were applied now; none where the account is not here.
 
@@ -17,7 +18,7 @@ local call = redis.call
 if call('EXISTS', KEYS[1]) == 0 then return 0 end
 local applied = 0
 local loaded = tonumber(call('HGET', KEYS[1], 'position') or '0')
-for index = 4, #ARGV, 3 do
+for index = 5, #ARGV, 3 do
   local id = ARGV[index]
   if tonumber(ARGV[index + 2]) > loaded and not call('ZSCORE', KEYS[2], id) and not call('ZSCORE', KEYS[3], id) then
     call('ZADD', KEYS[2], ARGV[1], id)
@@ -26,6 +27,7 @@ for index = 4, #ARGV, 3 do
   end
 end
 if applied > 0 then
+  call('PEXPIRE', KEYS[2], ARGV[4])
   call('HINCRBY', KEYS[1], 'version', 1)
   call(ARGV[2], ARGV[3], cjson.encode({reload = true}))
 end

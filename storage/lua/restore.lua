@@ -1,20 +1,42 @@
--- restore: puts an open hold that Postgres has into Redis, if it is not there.
+-- restore: brings a hold in Redis to what Postgres says of it, after a loss.
 --
--- An account that was loaded after the hold had been opened has it among what it reserves,
--- and says so (h:<hold id>). One that Redis had all along, and which has lost its last
--- writes, reserves it now.
+-- An account that was loaded while the hold was open has it among what it reserves, and
+-- says so (h:<hold id>). One that Redis had all along, and which has lost its last writes,
+-- reserves it now. And a hold that has ended, which Redis has as open or reserves still, is
+-- given back; what it was charged is an entry of the ledger (see recover.lua).
 --
 -- KEYS   1 hold      hash (see hold.lua)
 --        2 holds     sorted set: the partition's open holds by their end
 --        3 account   hash (see commit.lua)
 -- ARGV   1 the hold's name in the set   2 its end, epoch ms   3 its id   4 micro-credits
---        5.. the hold's fields: name, value, name, value …
+--        5 '1' when it is open   6 publish command   7 channel
+--        8.. the hold's fields: name, value, name, value …
 --
--- Answers 1 when it was restored now, 0 when somebody else was faster.
+-- Answers 1 when something was changed now, 0 when Redis knew.
 
 local call = redis.call
-if call('EXISTS', KEYS[1]) == 1 then return 0 end
-call('HSET', KEYS[1], unpack(ARGV, 5))
+local state = call('HGET', KEYS[1], 'state')
+
+if ARGV[5] ~= '1' then
+  local reserved = call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 1
+  if state then reserved = state == 'open' end
+  if state == 'open' then
+    call('DEL', KEYS[1])
+    call('ZREM', KEYS[2], ARGV[1])
+  end
+  if not reserved or call('EXISTS', KEYS[3]) == 0 then return 0 end
+  local less = ARGV[4] == '0' and '0' or '-' .. ARGV[4]
+  call('HINCRBY', KEYS[3], 'held', less)
+  call('HINCRBY', KEYS[3], 'reserved', less)
+  call('HINCRBY', KEYS[3], 'holds', -1)
+  call('HINCRBY', KEYS[3], 'live', -1)
+  call('HINCRBY', KEYS[3], 'version', 1)
+  call(ARGV[6], ARGV[7], cjson.encode({reload = true}))
+  return 1
+end
+
+if state then return 0 end
+call('HSET', KEYS[1], unpack(ARGV, 8))
 call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 if call('EXISTS', KEYS[3]) == 1 and call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 0 then
   call('HINCRBY', KEYS[3], 'held', ARGV[4])
@@ -23,5 +45,6 @@ if call('EXISTS', KEYS[3]) == 1 and call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 0 
   call('HINCRBY', KEYS[3], 'live', 1)
   call('HINCRBY', KEYS[3], 'version', 1)
   call('PERSIST', KEYS[3])
+  call(ARGV[6], ARGV[7], cjson.encode({reload = true}))
 end
 return 1

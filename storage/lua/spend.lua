@@ -9,6 +9,7 @@
 --        3 operations   hash: <operation>:<month> = times, <month> = '1' once it is loaded
 --        4 outbox       stream: field r, a JSON array of records for Postgres
 --        5 recovering   string: there while processes put back what Redis has lost
+--        6 applied      sorted set: entries that were taken from the ledger (see recover.lua)
 -- ARGV   1 entry id   2 micro-credits, not negative   3 kind: spend or expire
 --        4 operation, '' for none   5 month, by its first day
 --        6 '1' when it counts in the month
@@ -49,6 +50,7 @@ if done then
   end
   return answer('repeated', '', records)
 end
+if call('ZSCORE', KEYS[6], ARGV[1]) then return answer('repeated') end
 
 if call('EXISTS', KEYS[1]) == 0 or call('EXISTS', KEYS[5]) == 1 then
   return answer('cold', 'account')

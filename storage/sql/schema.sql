@@ -692,6 +692,7 @@ CREATE INDEX credit_holds_open ON credit_holds (tenant, account_id) WHERE state 
 CREATE INDEX credit_holds_due ON credit_holds (expires_at) WHERE state = 'open';
 -- A backend that posts or voids a hold need not say whose it is: its id is nobody else's.
 CREATE INDEX credit_holds_by_id ON credit_holds (hold_id);
+CREATE INDEX credit_holds_recent ON credit_holds (changed_at);
 
 CREATE FUNCTION refuse_hold_change() RETURNS trigger
     LANGUAGE plpgsql

@@ -1,5 +1,6 @@
 -- Sessions that ended. The record is whole: it needs no row before it, and nothing that
--- comes after it changes the row. Sorted, so that flushers lock in one order.
+-- comes after it changes the row. Only where a session was taken for lost (`node_lost`), its
+-- process has the last word, should it come back. Sorted, so that flushers lock in one order.
 INSERT INTO sessions AS session (
     tenant, session_id, state, kind, user_id, org_id, account_id, counterpart_id,
     started_at, ended_at, reason, limit_name, elapsed_ms, free_ms, billed_ms, minutes,
@@ -43,4 +44,4 @@ ON CONFLICT (tenant, session_id) DO UPDATE SET
     gaps = excluded.gaps,
     terms = excluded.terms,
     metadata = excluded.metadata
-WHERE session.state <> 'ended'
+WHERE session.state <> 'ended' OR (session.reason = 'node_lost' AND excluded.reason <> 'node_lost')

@@ -1,0 +1,12 @@
+-- Holds that were opened or ended after an instant, newest first.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT
+        tenant, hold_id, account_id, state, amount_micros, posted_micros, operation, user_id,
+        month, epoch_ms(created_at) AS created_at, epoch_ms(expires_at) AS expires_at,
+        epoch_ms(changed_at) AS changed_at, metadata
+    FROM credit_holds
+    WHERE changed_at > instant($1)
+    ORDER BY changed_at DESC
+    LIMIT $2
+) AS answer

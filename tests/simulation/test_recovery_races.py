@@ -1,0 +1,546 @@
+"""Losses of Redis that meet something else: another loss, a slow process, a late command."""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ResponseError
+from structlog.testing import capture_logs
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.events import EntryPosted
+from protocol.states import Event, Phase
+from server.auth import Principal
+from server.charges import Posted, Spent
+from server.seats import Ticket
+from storage import live
+from storage.database import UnavailableError
+from storage.keys import Keys
+from storage.live import LiveError
+from storage.records import Records
+from storage.spending import AccountName
+from storage.wire import session_of
+from tests.simulation.cluster import PARTITIONS, Browser, Cluster, Node
+from tests.simulation.test_recovery import LESSON, Copy, audited, minutes
+from tests.simulation.world import CREDIT, terms
+
+ANN = AccountName("user:ann", "ann")
+KEYS = Keys(PARTITIONS)
+PARTITION = KEYS.partition(ANN.tenant)
+CHAT = terms("second")
+
+
+@pytest.fixture
+async def second(cluster: Cluster, node: Node) -> Node:
+    return await cluster.node()
+
+
+async def phase_of(redis: Redis, session_id: str) -> Phase | None:
+    """The phase of Ann's session in Redis; None where it is not there."""
+    key = KEYS.session(ANN.tenant, session_id)
+    fields: list[Any] = await redis.hmget(key, ["identity", "standing", "grant", "final"])
+    return session_of(fields).standing.phase if fields[0] else None
+
+
+async def watch(node: Node, session_id: str) -> Browser:
+    """Somebody who watches Ann's session and does not keep it alive."""
+    watcher = node.browser("watcher")
+    principal = Principal("user", "ann", None, "ann", ANN.tenant)
+    seat = await node.hub.watch(watcher, principal, session_id, Ticket(watcher, 1))
+    assert seat is not None
+    watcher.seats[session_id] = seat
+    return watcher
+
+
+def spend_entry(cluster: Cluster, entry_id: str, micros: int) -> EntryPosted:
+    return EntryPosted(
+        tenant=ANN.tenant,
+        account_id=ANN.account_id,
+        entry_id=entry_id,
+        entry_kind="spend",
+        amount_micros=-micros,
+        at=cluster.clock.now(),
+    )
+
+
+# --- What a process keeps until Postgres has it ------------------------------------------
+
+
+async def test_a_slow_process_keeps_what_was_lost_before_the_flush_began_anew(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    """The others recover and flush: the watermark is ahead of entries that were lost."""
+    await cluster.grant(100 * CREDIT)
+    slow = node.browser("slow")
+    await slow.start("s1", CHAT)
+    await second.browser("quick").start("s2", CHAT)
+    await cluster.beat()
+    await cluster.advance(90_000)
+    await cluster.lose()
+    await second.recovery.look()
+    await cluster.settle()
+    await cluster.redis.set(KEYS.watermark(PARTITION), "9999999999999-0")
+    await node.recovery.look()
+    await cluster.settle()
+    await cluster.recovered()
+    await slow.request("s1", Event.STOP)
+    await audited(cluster)
+    assert await minutes(cluster, "s1") == [60, 30]
+
+
+async def test_an_end_that_redis_forgot_in_due_time_is_not_charged_again(
+    cluster: Cluster, node: Node
+) -> None:
+    """Postgres is away for so long that the hash of an ended session expires meanwhile."""
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await cluster.beat()
+    await cluster.advance(90_000)
+    await browser.request("s1", Event.STOP)
+    await cluster.beat()
+    await cluster.advance(limits.ENDED_SESSION_KEPT_MS + 1)
+    await cluster.redis.delete(KEYS.session(ANN.tenant, "s1"))
+    node.recovery.suspect()  # the line was down for a moment
+    await cluster.settle()
+    assert (await cluster.account())["balance"] == 8_500_000
+    await audited(cluster)
+
+
+async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await cluster.advance(90_000)
+    await browser.request("s1", Event.STOP)
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    for _ in range(2):
+        await cluster.beat()
+    for _ in range(2):
+        await cluster.advance(limits.ENDED_SESSION_KEPT_MS + 1)
+        await cluster.redis.delete(KEYS.session(ANN.tenant, "s1"))
+        node.recovery.suspect()
+        await cluster.settle()
+    await cluster.beat()
+    assert (await cluster.account())["balance"] == 8_500_000
+    assert len(node.hub.unflushed) == 0  # Postgres has it: it is not kept for ever
+    await audited(cluster)
+
+
+async def test_what_a_step_appended_is_kept_though_its_answer_was_lost(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    commit = node.live.commit
+
+    async def unheard(*asked: Any) -> Any:
+        await commit(*asked)
+        raise LiveError("the answer was lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.live, "commit", unheard)
+        await cluster.advance(60_050)
+    await cluster.advance(20_000)
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    await cluster.advance(9_950)
+    await browser.request("s1", Event.STOP)
+    await audited(cluster)
+    assert await minutes(cluster, "s1") == [60, 30]
+
+
+# --- Finding out, again and again -----------------------------------------------------
+
+
+async def test_the_same_loss_twice_is_found_twice_by_everybody(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    """A replica takes over, and another one that lags as much: paused sessions claim nothing."""
+    await cluster.grant(10 * CREDIT)
+    one, other = node.browser("one"), second.browser("other")
+    await one.start("s1", CHAT)
+    await other.start("s2", CHAT)
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    for browser, session_id in ((one, "s1"), (other, "s2")):
+        await browser.request(session_id, Event.PAUSE)
+    for _ in range(2):
+        await replica.promote()
+        node.recovery.suspect()
+        await cluster.settle()
+        await second.recovery.look()
+        await cluster.settle()
+        assert await phase_of(cluster.redis, "s2") is Phase.PAUSED
+
+
+async def test_redis_is_emptied_again_while_it_is_being_filled(
+    cluster: Cluster, node: Node, second: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await browser.request("s1", Event.PAUSE)
+    await cluster.beat()
+    apply_entries = node.recovery._apply_entries
+    again = [True]
+
+    async def emptied(*asked: Any) -> None:
+        await apply_entries(*asked)
+        if again.pop():
+            again.append(False)
+            await cluster.redis.flushall()
+            await second.recovery.restoring.is_settled(ANN.tenant)  # it finds out first
+
+    monkeypatch.setattr(node.recovery, "_apply_entries", emptied)
+    await cluster.lose()
+    for _ in range(3):
+        await cluster.beat()
+    assert await phase_of(cluster.redis, "s1") is Phase.PAUSED
+
+
+async def test_a_process_that_starts_with_the_loss_hides_it_from_nobody(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await browser.request("s1", Event.PAUSE)
+    await cluster.beat()
+    await cluster.lose()
+    late = await cluster.node()
+    await late.recovery.begin()  # nothing of the session is in Postgres yet
+    await cluster.beat()
+    assert await phase_of(cluster.redis, "s1") is Phase.PAUSED
+
+
+# --- The ledger ------------------------------------------------------------------------
+
+
+async def test_the_ledger_is_looked_at_again_whatever_happens_meanwhile(
+    cluster: Cluster, node: Node
+) -> None:
+    """A spend that Redis made and lost reaches Postgres after the account was loaded."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", CHAT)
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    node.recovery.suspect()
+    await cluster.settle()
+    await cluster.records.write([spend_entry(cluster, "late", CREDIT)])
+    await cluster.advance(2 * limits.RECOVERY_MS + 1)
+    await cluster.beat()
+    await cluster.settle()
+    await audited(cluster)
+
+
+async def test_money_in_is_not_applied_again_when_there_is_much_of_it(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "ENTRIES_REMEMBERED", 4)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    for _ in range(9):
+        await cluster.grant(CREDIT)
+    node.recovery.suspect()
+    await cluster.settle()
+    assert (await cluster.account())["balance"] == 9 * CREDIT
+
+
+async def test_what_was_applied_is_remembered_as_long_as_the_account(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(CREDIT)
+    await node.browser().start("s1", CHAT)
+    applied = KEYS.applied(*ANN)
+    await cluster.redis.pexpire(applied, 60_000)  # the account was loaded a day ago
+    await cluster.grant(CREDIT)
+    ttl_ms = await cluster.redis.pttl(applied)
+    assert not 0 <= ttl_ms <= limits.RECOVERED_ENTRIES_MS
+
+
+async def test_a_spend_that_was_taken_from_the_ledger_is_not_taken_again(
+    cluster: Cluster, node: Node
+) -> None:
+    """Whoever repeats it looked into the ledger a moment too early."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    entry = spend_entry(cluster, "twice", CREDIT)
+    await cluster.advance(1)
+    await cluster.records.write([entry])
+    node.recovery.suspect()
+    await cluster.settle()
+    assert (await cluster.account())["balance"] == 9 * CREDIT
+    answer = await node.money.spending.spend(entry)
+    assert answer.status == "repeated"
+    assert (await cluster.account())["balance"] == 9 * CREDIT
+    assert isinstance(await node.money.spend(ANN, entry_id="twice", micros=CREDIT), Spent)
+
+
+async def test_a_hold_is_charged_once_though_a_replica_has_it_open_still(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await cluster.flush()
+    replica = await Copy.of(cluster.redis)
+    await cluster.advance(1)
+    await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    await replica.promote()
+    node.recovery.suspect()
+    await cluster.settle()
+    posted = await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    assert isinstance(posted, Posted)
+    account = await cluster.account()
+    assert (account["balance"], account["held"]) == (7 * CREDIT, 0)
+    await audited(cluster)
+
+
+async def test_nobody_spends_what_was_held_before_the_loss(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    replica = await Copy.of(cluster.redis)
+    await node.money.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
+    await replica.promote()
+    node.recovery.suspect()
+    await cluster.settle()
+    spent = await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+    assert not isinstance(spent, Spent)
+    await audited(cluster)
+
+
+async def test_money_that_comes_in_while_the_account_is_being_loaded_is_there(
+    cluster: Cluster, node: Node, second: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(CREDIT)
+    load_account = Records.load_account
+
+    async def slow(*asked: Any, **named: Any) -> Any:
+        found = await load_account(*asked, **named)
+        monkeypatch.undo()
+        await second.money.enter(
+            EntryPosted(
+                tenant=ANN.tenant,
+                account_id=ANN.account_id,
+                entry_id="top-up",
+                entry_kind="grant",
+                amount_micros=5 * CREDIT,
+                at=cluster.clock.now(),
+            )
+        )
+        return found
+
+    monkeypatch.setattr(Records, "load_account", slow)
+    await node.browser().start("s1", CHAT)
+    assert (await cluster.account())["balance"] == 6 * CREDIT
+
+
+# --- Sessions ---------------------------------------------------------------------------
+
+
+async def test_who_only_watches_puts_nothing_back(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    """The process with the sockets is lost together with Redis: nobody runs the session."""
+    await cluster.grant(10 * CREDIT)
+    await second.browser().start("s1", CHAT)
+    await watch(node, "s1")
+    await cluster.advance(90_000)
+    await cluster.flush()
+    second.is_alive = False
+    await second.stop()
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    assert await phase_of(cluster.redis, "s1") is None
+
+
+async def test_who_watches_sees_on(cluster: Cluster, node: Node, second: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    owner = second.browser()
+    await owner.start("s1", CHAT)
+    watcher = await watch(node, "s1")
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    await cluster.advance(5_000)
+    await owner.request("s1", Event.STOP)
+    assert watcher.all("stopped")
+
+
+async def test_minutes_that_postgres_has_and_nobody_knows_count_once(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim was made, written down, and lost with its answer: it is made again."""
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", LESSON)
+    await cluster.advance(30_000)
+    commit = node.live.commit
+
+    async def unheard(*asked: Any) -> Any:
+        await commit(*asked)
+        raise LiveError("the answer was lost")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.live, "commit", unheard)
+        await cluster.advance(30_050)
+        await cluster.flush()
+        await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    await cluster.advance(29_950)
+    await browser.request("s1", Event.STOP)
+    await audited(cluster)
+    used: Any = await cluster.redis.hgetall(KEYS.member(ANN.tenant, "ann"))
+    assert used[b"used:2026-05-01"] == b"2"
+
+
+async def test_a_store_that_takes_nothing_after_the_loss_stops_no_claim_for_good(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica is promoted late: for a moment it refuses every write."""
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await cluster.advance(55_000)
+    await cluster.lose()
+
+    async def refused(*_: Any) -> Any:
+        raise ResponseError("READONLY You can't write against a read only replica.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(node.recovery.restoring, "put_back", refused)
+        await cluster.advance(7_000)
+    await cluster.beat()
+    await cluster.recovered()
+    await cluster.advance(28_000)
+    stopped = await browser.request("s1", Event.STOP)
+    assert stopped["receipt"]["elapsed_ms"] == 90_000
+    await audited(cluster)
+
+
+# --- Sessions that nobody runs ---------------------------------------------------------
+
+
+async def test_lost_sessions_are_found_by_a_process_that_had_none(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+    await cluster.beat()  # the look at the start has found nothing
+    await second.browser().start("s1", CHAT)
+    await cluster.advance(90_000)
+    await cluster.flush()
+    await cluster.beat()
+    second.is_alive = False
+    await second.stop()
+    await cluster.lose()
+    for _ in range(3):
+        await cluster.beat()
+        await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+        await cluster.redis.delete(*[KEYS.unsettled(one) for one in range(PARTITIONS)])
+    await cluster.beat()
+    row = await cluster.records.session(ANN.tenant, "s1")
+    assert row is not None
+    assert (row.state, row.reason) == ("ended", "node_lost")
+
+
+async def test_who_comes_back_later_than_anybody_waits_has_the_last_word(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    """A paused session uses no grant, so its process may be cut off for as long as it likes."""
+    await cluster.grant(10 * CREDIT)
+    browser = second.browser()
+    await browser.start("s1", CHAT)
+    await cluster.advance(60_500)
+    await browser.request("s1", Event.PAUSE)
+    await cluster.flush()
+    await cluster.lose()
+    await node.recovery.restoring.begin_epochs()
+    assert await node.recovery._lost_sessions.end() == 1
+    await second.recovery.look()
+    await cluster.settle()
+    await cluster.recovered()
+    await browser.request("s1", Event.RESUME)
+    await cluster.advance(30_000)
+    stopped = await browser.request("s1", Event.STOP)
+    await cluster.flush()
+    row = await cluster.records.session(ANN.tenant, "s1")
+    assert row is not None
+    assert (row.reason, row.elapsed_ms) == ("client", stopped["receipt"]["elapsed_ms"])
+    await audited(cluster)
+
+
+# --- What it costs ------------------------------------------------------------------------
+
+
+async def test_a_failure_of_all_is_one_line_and_few_questions(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(100 * CREDIT)
+    browser = node.browser()
+    for number in range(20):
+        await browser.start(f"s{number}", CHAT)
+    await cluster.beat()
+    monkeypatch.setattr(limits, "ASSERTIONS_PER_BATCH", 4)
+    asked = 0
+
+    async def away(*_: Any, **__: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        raise UnavailableError("Postgres is away")
+
+    await cluster.lose()
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(Records, "_run", away)
+        await cluster.beat()
+    assert len([line for line in logs if line["event"] == "not_asserted"]) == 1
+    assert asked <= 10
+    await cluster.beat()
+    await cluster.recovered()
+    assert await phase_of(cluster.redis, "s19") is Phase.ACTIVE
+
+
+async def test_a_new_partition_does_not_ask_the_ledger(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sessions come and go, and with them the partitions that a process serves."""
+    await cluster.grant(10 * CREDIT)
+    asked = 0
+    entries_since = Records.entries_since
+
+    async def counted(*given: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await entries_since(*given)
+
+    monkeypatch.setattr(Records, "entries_since", counted)
+    await cluster.beat()
+    await node.browser().start("s1", CHAT)
+    await cluster.beat()
+    assert asked == 0
+
+
+async def test_nobody_asks_postgres_in_vain_while_others_recover(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await cluster.lose()
+    with pytest.raises(ServiceError):
+        await node.loader.account(*ANN)
+
+    async def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(Records, "load_account", asked)
+    with pytest.raises(ServiceError):
+        await node.loader.account(*ANN)
