@@ -11,6 +11,7 @@ shorter one is considered (DESIGN section 2), and the last is a single increment
 an increment is billed when it is begun and no part of one can be had.
 """
 
+import calendar
 from collections.abc import Callable
 
 import msgspec
@@ -22,8 +23,25 @@ from protocol.terms import MINUTE_MS, minutes_begun
 GAP_PARTS_MAX = 32
 """Parts of a billed gap that are offered, of minutes and of increments each."""
 
+MONTH_SPREAD_MS = 15 * 3_600_000
+"""A month begins within so long of where it begins in UTC, in every time zone."""
+
 MonthOf = Callable[[int], str]
 """The month of an instant in the organisation's time zone: ``2026-11-01``."""
+
+
+def month_ends_at(month: str, month_of: MonthOf) -> int:
+    """The first instant that lies in a later month than ``month``.
+
+    It is looked for by halving, around where UTC has it: no time zone is 15 hours away.
+    """
+    year, number = map(int, month_after(month)[:7].split("-"))
+    middle_ms = calendar.timegm((year, number, 1, 0, 0, 0)) * 1000
+    low, high = middle_ms - MONTH_SPREAD_MS, middle_ms + MONTH_SPREAD_MS
+    while low < high:
+        at = (low + high) // 2
+        low, high = (at + 1, high) if month_of(at) <= month else (low, at)
+    return low
 
 
 class Offer(msgspec.Struct, frozen=True):

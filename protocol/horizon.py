@@ -16,12 +16,14 @@ def positions(
     account: AccountProjection,
     member: MonthProjection,
     org: MonthProjection,
+    month_ends_at: int | None = None,
 ) -> dict[str, int]:
     """The counted time at which each limit binds, by limit; no entry: it never does.
 
     Exact for a session that burns alone; with others, at today's burn of all (PROTOCOL,
     ``remaining_ms``). What was granted is sure, so nothing binds before the grant's end,
-    and the end of a final grant is where its limit binds.
+    and the end of a final grant is where its limit binds. A minute belongs to the month in
+    which it starts, so what a month has left counts only up to ``month_ends_at``.
     """
     identity, standing, grant = session.identity, session.standing, session.grant
     terms = identity.terms
@@ -34,8 +36,16 @@ def positions(
         begun = minutes_begun(elapsed_ms)
         for limit, counter in (("member_minutes", member), ("org_minutes", org)):
             left = counter.minutes_left(begun - standing.counted_minutes)
-            if left is not None:
-                found[limit] = (begun + left) * MINUTE_MS
+            if left is None:
+                continue
+            found[limit] = (begun + left) * MINUTE_MS
+            if month_ends_at is not None:
+                # The first minute of the next month, if time runs on from now. What was
+                # told of a month that is over is as old as the minute under way.
+                ahead_ms = elapsed_ms + (month_ends_at - now_ms) * terms.speed
+                next_month = max(-(-ahead_ms // MINUTE_MS), begun - 1)
+                if begun + left >= next_month:
+                    found[limit] = (next_month + (counter.minutes_of_next or 0)) * MINUTE_MS
     if terms.session_cap_ms:
         found["session_cap"] = terms.session_cap_ms
     for limit, position_ms in found.items():

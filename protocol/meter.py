@@ -20,6 +20,7 @@ grant's margin carries the session.
 
 from protocol import messages, moves
 from protocol.effects import Ask, Leave, Move, Probe, Push, Refuse, Reply, Token
+from protocol.grants import MonthOf
 from protocol.intents import Intent
 from protocol.position import Position
 from protocol.session import Session
@@ -160,6 +161,12 @@ class Meter(Position):
         """A limit of the month was changed: ask anew what is left."""
         self._wanted = self.counting
         self._plan(now_ms)
+
+    def relocate(self, month_of: MonthOf, now_ms: int) -> None:
+        """The organisation's time zone was changed: months begin at other instants."""
+        self.month_of = month_of
+        self._ends = ("", 0)
+        self.refresh(now_ms)
 
     def recall(self, now_ms: int) -> None:
         """Somebody needs what this session merely holds: settle, and keep no more than is

@@ -10,7 +10,7 @@ import msgspec
 from protocol import horizon, limits, moves
 from protocol.course import Course
 from protocol.effects import Effect, Show, Token
-from protocol.grants import MonthOf
+from protocol.grants import MonthOf, month_ends_at
 from protocol.intents import STOP_PROOF_MS, Intent, Intents
 from protocol.notices import Notices
 from protocol.projection import AccountProjection, MonthProjection
@@ -35,6 +35,8 @@ class Position:
         self.uncovered_ms = uncovered_ms
         self.member = MonthProjection()
         self.org = MonthProjection()
+        self._ends = ("", 0)
+        """The counters' month, and its end."""
         self.free_left_ms = 0
         self.sockets = 0
         """Sockets here that keep the session alive."""
@@ -223,7 +225,23 @@ class Position:
 
     def _positions(self, session: Session, now_ms: int) -> dict[str, int]:
         elapsed_ms = self.elapsed_at(now_ms)
-        return horizon.positions(session, elapsed_ms, now_ms, self.account, self.member, self.org)
+        return horizon.positions(
+            session,
+            elapsed_ms,
+            now_ms,
+            self.account,
+            self.member,
+            self.org,
+            self._month_end(self.member.month),
+        )
+
+    def _month_end(self, month: str) -> int | None:
+        """The instant at which the counters' month ends; None while it is not known."""
+        if not month or not self.session.identity.terms.counts_minutes:
+            return None
+        if self._ends[0] != month:
+            self._ends = (month, month_ends_at(month, self.month_of))
+        return self._ends[1]
 
     def _project(self, now_ms: int) -> None:
         self.positions = self._positions(self.session, now_ms)

@@ -196,6 +196,8 @@ class AccountProjection:
 class MonthProjection(msgspec.Struct, frozen=True):
     """A month's counter of a member or an organisation, as the last answer gave it."""
 
+    month: str = ""
+    """The month, by its first day; empty while nothing is known of it."""
     limit_minutes: int | None = None
     used_minutes: int = 0
     """Minutes begun and settled, of all sessions."""
@@ -206,5 +208,12 @@ class MonthProjection(msgspec.Struct, frozen=True):
         """Minutes that one session can still begin, an equal share of what is left."""
         if self.limit_minutes is None:
             return None
-        left = self.limit_minutes - self.used_minutes - unsettled
-        return max(0, math.floor(left / max(1, self.active)))
+        return self._share(self.limit_minutes - self.used_minutes - unsettled)
+
+    @property
+    def minutes_of_next(self) -> int | None:
+        """The same of the month that follows, of which nothing is used yet."""
+        return None if self.limit_minutes is None else self._share(self.limit_minutes)
+
+    def _share(self, minutes: int) -> int:
+        return max(0, math.floor(minutes / max(1, self.active)))

@@ -69,6 +69,9 @@ class Standing(msgspec.Struct, frozen=True):
     """Rows of ``usage_tracking`` appended so far: completed minutes."""
     minute_at: int = 0
     """The instant at which the minute after those began."""
+    minute_month: str = ""
+    """The month that has counted that minute; empty until it is settled in part. It stays
+    the minute's, if the organisation's time zone is changed meanwhile."""
     minute_charged_micros: int = 0
     """The session's charge at that instant."""
     seq: int = 0

@@ -108,7 +108,10 @@ class Settling(msgspec.Struct):
         }
         while self.standing.minute_end_ms <= to_ms:
             self._keep_minute(ground, self.standing.minute_end_ms)
-        self.standing = msgspec.structs.replace(self.standing, **changes)
+        self.standing = standing = msgspec.structs.replace(self.standing, **changes)
+        if standing.counted_minutes > standing.minutes_kept and not standing.minute_month:
+            month = self.month_of(standing.minute_at)
+            self.standing = msgspec.structs.replace(standing, minute_month=month)
 
     def _keep_minute(self, ground: Ground, end_ms: int) -> None:
         standing, identity = self.standing, self.identity
@@ -130,7 +133,7 @@ class Settling(msgspec.Struct):
                 counterpart_id=identity.counterpart_id,
                 kind=identity.kind,
                 started_at=standing.minute_at,
-                month=self.month_of(standing.minute_at),
+                month=standing.minute_month or self.month_of(standing.minute_at),
                 counts=identity.terms.counts_minutes,
                 credits_micros=charged_micros - standing.minute_charged_micros,
                 free_ms=min(standing.free_ms, end_ms) - min(standing.free_ms, begin_ms),
@@ -140,6 +143,7 @@ class Settling(msgspec.Struct):
             standing,
             minutes_kept=minute + 1,
             minute_at=ground.minute_begins_at(minute + 1),
+            minute_month="",
             minute_charged_micros=charged_micros,
         )
 

@@ -26,7 +26,7 @@ from server.clock import Clock
 from server.loading import Loader
 from server.metrics import Metrics
 from server.seats import Seat
-from server.tenants import Tenants
+from server.tenants import Change, Tenants
 from server.timers import Timers
 from server.unflushed import Unflushed
 from server.waiting import Locks
@@ -151,6 +151,8 @@ class Seating:
         seat = Seat(self, meter, account, days, self.node)
         self.seats[session.key] = seat
         account.seats.append(seat)
+        if not self.tenants.is_current(identity, days):
+            self._run(self._read_calendar(identity.tenant))  # told while this was set up
         return seat
 
     async def _free_left(self, identity: Identity, seat: Seat) -> int:
@@ -184,16 +186,28 @@ class Seating:
         for told in list(account.listeners):
             told(account, message)
 
-    def _limits_changed(self, tenant: str, freed: bool) -> None:
+    def _limits_changed(self, tenant: str, change: Change) -> None:
         """A limit of the month was changed, or a session gave back its last minute."""
         now_ms = self.clock.now()
-        for seat in self:
-            session = seat.meter.session
-            if session.identity.tenant == tenant and (
-                not freed or session.grant.final in {"member_minutes", "org_minutes"}
-            ):
+        for seat in self._seats_of(tenant):
+            final = seat.meter.session.grant.final
+            if change != "freed" or final in {"member_minutes", "org_minutes"}:
                 seat.meter.refresh(now_ms)
                 seat.drain()
+        if change == "changed":
+            self._run(self._read_calendar(tenant))
+
+    async def _read_calendar(self, tenant: str) -> None:
+        """Live sessions count by the time zone that their organisation has now."""
+        for seat in self._seats_of(tenant):
+            days = await self.tenants.calendar_of(seat.meter.session.identity)
+            if days.zone.key != seat.calendar.zone.key:
+                seat.calendar = days
+                seat.meter.relocate(days.month, self.clock.now())
+                seat.drain()
+
+    def _seats_of(self, tenant: str) -> list[Seat]:
+        return [seat for seat in self if seat.meter.session.identity.tenant == tenant]
 
     def lock(self, tenant: str, session_id: str) -> AbstractAsyncContextManager[None]:
         """One join or start of a session at a time."""

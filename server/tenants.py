@@ -2,14 +2,17 @@
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Literal
 
 from protocol.session import Identity
 from server.accounts import Accounts
 from server.loading import Calendar, Loader, calendar
 from storage.live import Live
 
-Listener = Callable[[str, bool], None]
-"""Told the tenant, and whether only held minutes were given back (or limits changed)."""
+Change = Literal["freed", "adjusted", "changed"]
+"""Held minutes were given back, a month was corrected, or limits or the time zone changed."""
+Listener = Callable[[str, Change], None]
+"""Told the tenant, and what became of its limits."""
 
 
 class Tenants:
@@ -22,6 +25,8 @@ class Tenants:
         self._listener = listener
         self._sessions: Counter[str] = Counter()
         self._calendars: dict[str, Calendar] = {}
+        self._changes: Counter[str] = Counter()
+        """How often each tenant's limits, or its time zone, changed while it was served."""
 
     async def enter(self, identity: Identity) -> Calendar:
         """A session of a tenant is served from now on; the calendar that it counts by.
@@ -47,13 +52,21 @@ class Tenants:
         """The calendar that a session counts by, kept while its tenant is served here."""
         if identity.org_id is None:
             return calendar("UTC")
-        known = self._calendars.get(identity.tenant)
-        if known is None:
-            found = await self.loader.member(identity.tenant, identity.user_id)
-            known = calendar(found.timezone)
-            if self._sessions[identity.tenant]:
-                self._calendars[identity.tenant] = known
+        tenant = identity.tenant
+        known = self._calendars.get(tenant)
+        while known is None:
+            changes = self._changes[tenant]
+            found = await self.loader.member(tenant, identity.user_id)
+            # What was read before the newest change was told is read anew.
+            if changes == self._changes[tenant]:
+                known = calendar(found.timezone)
+                if self._sessions[tenant]:
+                    self._calendars[tenant] = known
         return known
+
+    def is_current(self, identity: Identity, days: Calendar) -> bool:
+        """Whether no change was told since ``days`` were the session's calendar."""
+        return identity.org_id is None or self._calendars.get(identity.tenant) is days
 
     async def leave(self, identity: Identity) -> None:
         """A session of a tenant is not served any more."""
@@ -63,11 +76,17 @@ class Tenants:
             return
         del self._sessions[tenant]
         self._calendars.pop(tenant, None)
+        self._changes.pop(tenant, None)
         if identity.org_id is not None:
             await self.accounts.unsubscribe(self.live.keys.limits_channel(tenant))
 
     def _changed(self, tenant: str, message: object) -> None:
-        freed = isinstance(message, dict) and "freed" in message
-        if not freed:
+        told = message if isinstance(message, dict) else {}
+        if "freed" in told:
+            self._listener(tenant, "freed")
+        elif "adjusted" in told:
+            self._listener(tenant, "adjusted")
+        else:
+            self._changes[tenant] += 1
             self._calendars.pop(tenant, None)
-        self._listener(tenant, freed)
+            self._listener(tenant, "changed")

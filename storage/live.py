@@ -225,7 +225,10 @@ class Live:
         for key in (self.keys.member(tenant, user_id), self.keys.organization(tenant)):
             limit, used, active, overage = await self.ask(self.redis.hmget(key, names))
             counters.append(
-                month_of([b"" if overage == b"1" else limit or b"", used or b"0", active or b"0"])
+                month_of(
+                    month,
+                    [b"" if overage == b"1" else limit or b"", used or b"0", active or b"0"],
+                )
             )
         return counters[0], counters[1]
 

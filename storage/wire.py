@@ -88,10 +88,11 @@ def encode_line(line: Line) -> str:
     return orjson.dumps(list(msgspec.structs.astuple(line))).decode()
 
 
-def month_of(counter: list[bytes]) -> MonthProjection:
+def month_of(month: str, counter: list[bytes]) -> MonthProjection:
     """A month's counter out of an answer: limit, used, active."""
     limit, used, active = counter
     return MonthProjection(
+        month=month,
         limit_minutes=int(limit) if limit else None,
         used_minutes=int(used),
         active=int(active),
@@ -198,7 +199,10 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
 
 def move_of(message: dict[str, Any]) -> Move:
     """What ``commit.lua`` told of a step on the account's channel."""
-    member, org = (month_of([part.encode() for part in counter]) for counter in message["months"])
+    member, org = (
+        month_of(message["month"], [part.encode() for part in counter])
+        for counter in message["months"]
+    )
     return Move(
         session=session_of([part.encode() for part in message["moved"]]),
         notices=tuple(notice.encode() for notice in message["notices"]),
@@ -220,8 +224,8 @@ def reply_of(step: Step, answer: list[Any]) -> Reply:
     return Reply(
         accepted=status == b"ok",
         session=session,
-        member=month_of(member),
-        org=month_of(organization),
+        member=month_of(step.month, member),
+        org=month_of(step.month, organization),
         refused_by=detail.decode() if status == b"refused" else None,
         free_left_ms=int(free_left) if free_left else None,
         notices=tuple(reversed(notices)),

@@ -2,7 +2,7 @@
 
 import functools
 import zoneinfo
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Annotated
 
@@ -28,12 +28,10 @@ from server.http import (
 )
 from server.loading import calendar
 from server.openapi import Operation, described
+from server.plans import apply_member, apply_organization
 from server.process import Process
 from storage.records import RefusedError
 from storage.rows import MemberRecord, OrganizationRow
-
-APPLY_ATTEMPTS_MAX = 16
-"""Changes of one limit that are made at once, before the last of them wins."""
 
 OrgId = Annotated[str, describe_id("The organisation.")]
 Timezone = Annotated[
@@ -154,13 +152,9 @@ async def put_organization(request: Request) -> Response:
         # The bounds are checked; what is left is a zone that only this side knows.
         raise BadMessageError(f"timezone: the database refuses it: {error}") from error
 
-    async def apply(found: MemberRecord) -> None:
-        await process.live.change_limit(
-            tenant, None, found.org_limit_minutes, overage=found.allow_overage
-        )
-
+    found = await apply_organization(process.live, process.records, tenant)
     process.money.forget_allotments(tenant)
-    return _organization(row, await _apply(process, tenant, "", apply))
+    return _organization(row, found)
 
 
 @described(msgspec.structs.replace(OF_MEMBER, errors={404: ("unknown_member",)}))
@@ -184,32 +178,8 @@ async def put_member(request: Request) -> Response:
         tenant, user_id, monthly_hours_limit=change.monthly_hours_limit
     )
 
-    async def apply(found: MemberRecord) -> None:
-        await process.live.change_limit(tenant, user_id, found.member_limit_minutes, overage=False)
-
-    await _apply(process, tenant, user_id, apply)
+    await apply_member(process.live, process.records, tenant, user_id)
     return await _member(process, org_id, user_id, row.monthly_hours_limit)
-
-
-async def _apply(
-    process: Process,
-    tenant: str,
-    user_id: str,
-    apply: Callable[[MemberRecord], Awaitable[None]],
-) -> MemberRecord:
-    """Brings the limits that Postgres has to Redis, until they are still the same after.
-
-    Two changes at once may reach Redis in another order than Postgres. Whoever applied
-    last looks again after it, and finds what the other one wrote, or has written it.
-    """
-    found = await process.records.load_member(tenant, user_id, [])
-    for _ in range(APPLY_ATTEMPTS_MAX):
-        await apply(found)
-        again = await process.records.load_member(tenant, user_id, [])
-        if again == found:
-            break
-        found = again
-    return found
 
 
 def _organization(row: OrganizationRow, found: MemberRecord) -> Response:

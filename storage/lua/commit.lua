@@ -243,7 +243,7 @@ if bumped or recall or not alone then
   }
   if not alone then
     message.moved, message.notices, message.minutes = result[3], step.notices, step.minutes
-    message.months = {result[4][1], result[4][2]}
+    message.month, message.months = step.month, {result[4][1], result[4][2]}
   end
   call(step.publish, step.channel, cjson.encode(message))
 end

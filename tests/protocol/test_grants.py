@@ -1,5 +1,6 @@
 """What a claim may ask for: whole increments, the best first, and never more than may be."""
 
+import datetime
 import itertools
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.grants import Ground, Offer, month_after
+from protocol.grants import Ground, Offer, month_after, month_ends_at
 from protocol.session import Standing
 from protocol.terms import MINUTE_MS, Terms, minutes_begun
 from tests.protocol.examples import (
@@ -215,3 +216,12 @@ def test_of_a_billed_gap_as_much_is_offered_as_the_account_has() -> None:
 )
 def test_month_after(month: str, following: str) -> None:
     assert month_after(month) == following
+
+
+@pytest.mark.parametrize("month", ["2026-05-01", "2026-12-01"])
+@given(away_ms=st.integers(-14 * 3_600_000, 14 * 3_600_000))
+def test_a_month_ends_where_the_calendar_says(month: str, away_ms: int) -> None:
+    year, number, _ = map(int, month_after(month).split("-"))
+    begins = datetime.datetime(year, number, 1, tzinfo=datetime.UTC)
+    ends_at = int(begins.timestamp()) * 1000 + away_ms
+    assert month_ends_at(month, lambda at: month if at < ends_at else month_after(month)) == ends_at

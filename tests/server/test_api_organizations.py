@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
+from server.loading import calendar
+from server.projections import Month
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 
@@ -203,6 +205,27 @@ async def test_a_limit_reaches_the_sessions_of_other_processes(
     client = await recording(there)
     await put(here, MEMBER, monthly_hours_limit=0)
     assert (await client.until("limit_warning"))["limit"] == "member_minutes"
+
+
+async def test_a_time_zone_reaches_the_sessions_of_other_processes(
+    start_server: StartServer,
+) -> None:
+    here, there = await start_server(), await start_server()
+    await put(here, ORG, timezone="UTC")
+    # The last hour of a month in Greenwich, which Berlin has begun without.
+    now_ms = there.process.clock.now()
+    month = Month(calendar("UTC"), now_ms)
+    for server in (here, there):
+        advance(server, month.ends_at - 1_800_000 - now_ms)
+    client = await recording(there)
+    await put(here, MEMBER, monthly_hours_limit=1)
+    tick = await client.until("tick", lambda tick: tick["limit"] == "member_minutes")
+    # Half an hour more of this month, and an hour of the next one.
+    assert 85 * 60_000 < tick["remaining_ms"] <= 91 * 60_000
+    await put(here, ORG, timezone="Europe/Berlin")
+    await client.until("tick", lambda tick: tick["remaining_ms"] <= 61 * 60_000)
+    await put(here, ORG, timezone="UTC")
+    await client.until("tick", lambda tick: tick["remaining_ms"] > 85 * 60_000)
 
 
 async def test_changes_at_once_leave_redis_with_what_postgres_has(server: TestServer) -> None:
