@@ -1,0 +1,331 @@
+"""Every route of the application, asked by everybody who may not: they reach nothing.
+
+The routes are the application's own, so none can be forgotten: one without an example
+here fails. The examples are about what belongs to ann of acme. What she has bears marks
+that nobody else has and that no request below contains: an answer that shows one of them
+has leaked. Afterwards all that is hers is as it was.
+"""
+
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+from starlette.routing import Mount, Route
+
+from protocol import limits
+from server.app import create_app
+from server.auth import mint_token
+from server.openapi import operation_of
+from tests.fixtures.server import API_KEY, StartServer, TestServer
+from tests.server.api import ask, assert_problem
+
+OWN = "?org=acme&user=ann"
+"""Whom the calls of backends and operators are about; a user may say so of themselves."""
+MARKS = ("77.125", "ann's secret", "ann.s-advisor", "4242.5", '"minutes_limit":254550')
+CHAT, KEY = "chat-1", "ann's key"
+ALL = ("user", "key", "ops")
+
+
+class Example(NamedTuple):
+    """A call about what is ann's, and who may make it (PROTOCOL's column *who*)."""
+
+    path: str
+    who: tuple[str, ...] = ()
+    body: dict[str, Any] | None = None
+    status: int = 200
+    shows: bool = False
+    """The answer to who may ask bears one of her marks."""
+
+
+EXAMPLES = {
+    "GET /healthz": Example("/healthz"),
+    "GET /readyz": Example("/readyz"),
+    "GET /metrics": Example("/metrics"),
+    "GET /openapi.json": Example("/openapi.json"),
+    "GET /asyncapi.json": Example("/asyncapi.json"),
+    "GET /": Example("/"),
+    "GET /client/{name}": Example("/client/taximeter.js"),
+    "MOUNT /pages": Example("/pages/style.css"),
+    # Only in development: a page to try it hands tokens to whoever wants one.
+    "POST /demo/token": Example("/demo/token", body={"user_id": "visitor"}),
+    "POST /demo/top-up": Example("/demo/top-up", ("user",), {"amount": "1"}),
+    "GET /v1/accounts/{id}": Example(f"/v1/accounts/ann{OWN}", ALL, shows=True),
+    "GET /v1/accounts/{id}/ledger": Example(f"/v1/accounts/ann/ledger{OWN}", ALL, shows=True),
+    "GET /v1/accounts/{id}/grants": Example(f"/v1/accounts/ann/grants{OWN}", ALL, shows=True),
+    "POST /v1/accounts/{id}/grants": Example(
+        f"/v1/accounts/ann/grants{OWN}", ("key", "ops"), {"amount": "1", "reason": "more"}, 201
+    ),
+    "POST /v1/accounts/{id}/spend": Example(
+        f"/v1/accounts/ann/spend{OWN}", ("user", "key"), {"operation": "script_generation"}, 201
+    ),
+    "POST /v1/accounts/{id}/can-perform": Example(
+        f"/v1/accounts/ann/can-perform{OWN}", ("user", "key"), {"operation": "script_generation"}
+    ),
+    "POST /v1/accounts/{id}/holds": Example(
+        f"/v1/accounts/ann/holds{OWN}", ("key",), {"amount": "1", "ttl_ms": 60_000}, 201
+    ),
+    "GET /v1/holds/{id}": Example("/v1/holds/{hold}?org=acme", ("key",), shows=True),
+    "POST /v1/holds/{id}/post": Example("/v1/holds/{hold}/post?org=acme", ("key",), {}),
+    "POST /v1/holds/{id}/void": Example("/v1/holds/{second}/void?org=acme", ("key",), {}),
+    "POST /v1/sessions": Example(
+        "/v1/sessions?org=acme",
+        ("key",),
+        {"session_id": "chat-2", "kind": "chat", "user_id": "ann"},
+        201,
+    ),
+    "GET /v1/sessions/{id}": Example(f"/v1/sessions/{CHAT}{OWN}", ALL, shows=True),
+    "POST /v1/sessions/{id}/heartbeat": Example(f"/v1/sessions/{CHAT}/heartbeat", ("user",), {}),
+    "POST /v1/sessions/{id}/stop": Example(f"/v1/sessions/{CHAT}/stop{OWN}", ALL, shows=True),
+    "GET /v1/orgs/{id}": Example("/v1/orgs/acme", ("key", "ops")),
+    "PUT /v1/orgs/{id}": Example("/v1/orgs/acme", ("key", "ops"), {}),
+    "GET /v1/orgs/{id}/members/{user}": Example(
+        "/v1/orgs/acme/members/ann", ("key", "ops"), shows=True
+    ),
+    "PUT /v1/orgs/{id}/members/{user}": Example(
+        "/v1/orgs/acme/members/ann", ("key", "ops"), {}, shows=True
+    ),
+    "POST /v1/orgs/{id}/members/{user}/adjustments": Example(
+        "/v1/orgs/acme/members/ann/adjustments", ("ops",), {"minutes": 1, "reason": "wrong"}, 201
+    ),
+    "GET /v1/ops/reports/usage.csv": Example(
+        "/v1/ops/reports/usage.csv?from=2026-01-01&to=2099-12-31&org=acme", ("ops",)
+    ),
+    "GET /api/usage/check-limit": Example(f"/api/usage/check-limit{OWN}", ALL, shows=True),
+    "POST /api/usage/track-minute": Example(
+        f"/api/usage/track-minute{OWN}",
+        ("user", "key"),
+        {"session_id": "rec-2", "seconds_recorded": 60, "minute_timestamp": 0},
+    ),
+    "GET /api/usage/current-month": Example(f"/api/usage/current-month{OWN}", ALL, shows=True),
+    "GET /api/users/stats-v2": Example(f"/api/users/stats-v2{OWN}", ALL, shows=True),
+    "GET /api/usage/stats": Example(f"/api/usage/stats{OWN}&account=ann", ALL, shows=True),
+    "GET /api/time-tracking/{chat_id}": Example(f"/api/time-tracking/{CHAT}{OWN}", ALL),
+    "POST /api/time-tracking/{chat_id}/heartbeat": Example(
+        f"/api/time-tracking/{CHAT}/heartbeat", ("user",), {}
+    ),
+}
+
+
+class Scene(NamedTuple):
+    """A server on which ann has something to lose, and everybody who asks for it."""
+
+    server: TestServer
+    holds: dict[str, str]
+
+    def rightful(self, role: str) -> str:
+        """The bearer that ann, her backend or her operator shows."""
+        operator = self.server.token("olga", org="acme", scope="ops")
+        return {"user": self.server.token("ann", org="acme"), "key": API_KEY, "ops": operator}[role]
+
+    def strangers(self) -> dict[str, str]:
+        """Good tokens of users who are not ann of acme."""
+        token = self.server.token
+        return {
+            "a member of the same organisation": token("ben", org="acme"),
+            "a namesake in another organisation": token("ann", org="other"),
+            "a namesake without an organisation": token("ann"),
+            "somebody else": token("eve", org="other", account="eve", sessions=[CHAT]),
+        }
+
+    async def call(
+        self, name: str, bearer: str | None, *, named: bool = True, key: str = "another key"
+    ) -> httpx.Response:
+        """Makes the call of an example, with or without naming whom it is about."""
+        method, example = name.partition(" ")[0], EXAMPLES[name]
+        path = example.path.format(**self.holds)
+        body = dict(example.body) if example.body is not None else None
+        if body and "minute_timestamp" in body:
+            body["minute_timestamp"] = self.server.process.clock.now()
+        if not named:
+            path = path.partition("?")[0]
+        method = "GET" if method == "MOUNT" else method
+        headers = {"Idempotency-Key": key}
+        return await ask(self.server, method, path, bearer, headers=headers, json=body)
+
+    async def possessions(self) -> list[Any]:
+        """All that ann has, as her backend sees it; what changes with time is left out."""
+        found = []
+        for name, example in EXAMPLES.items():
+            if name.startswith("GET ") and "key" in example.who:
+                answer = (await self.call(name, API_KEY)).json()
+                for changing in ("server_time_at", "elapsed_ms", "duration", "projection"):
+                    answer.pop(changing, None)
+                for changing in ("projections", "free_remaining_ms", "freeTimeRemaining"):
+                    answer.pop(changing, None)
+                found.append((name, answer))
+        return found
+
+
+@pytest.fixture
+async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """What ann has: credits, a chat, two holds, minutes of a recording, a limit."""
+    monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
+    server = await start_server()
+    ann = server.token("ann", org="acme")
+
+    async def made(method: str, path: str, bearer: str = API_KEY, **body: Any) -> Any:
+        headers = {"Idempotency-Key": f"{KEY} {body.get('metadata', '')}".strip()}
+        response = await ask(server, method, path, bearer, headers=headers, json=body)
+        assert response.status_code in (200, 201), response.text
+        return response.json()
+
+    await made("PUT", "/v1/orgs/acme", tier="free")
+    await made("PUT", "/v1/orgs/acme/members/ann", monthly_hours_limit=4242.5)
+    await made("POST", f"/v1/accounts/ann/grants{OWN}", amount="77.125", reason="ann's secret")
+    holds = {}
+    for name in ("hold", "second"):
+        held = await made(
+            "POST",
+            f"/v1/accounts/ann/holds{OWN}",
+            amount="0.125",
+            ttl_ms=3_600_000,
+            metadata={"for": f"ann's secret {name}"},
+        )
+        holds[name] = held["hold_id"]
+    # A chat that costs nothing, or its price would change what she has.
+    await made("POST", "/v1/sessions?org=acme", session_id=CHAT, kind="chat", user_id="ann",
+               counterpart_id="ann.s-advisor", credits_per_minute="0")  # fmt: skip
+    await made("POST", f"/v1/sessions/{CHAT}/heartbeat", ann, kind="chat")
+    await made(
+        "POST", "/api/usage/track-minute", ann, session_id="rec-1", seconds_recorded=42,
+        minute_timestamp=server.process.clock.now() - 300_000,
+    )  # fmt: skip
+    return Scene(server, holds)
+
+
+def routes(server: TestServer) -> dict[str, Route | Mount]:
+    """Every route of the application, by its method and path."""
+    found: dict[str, Route | Mount] = {}
+    for route in create_app(server.process).routes:
+        if isinstance(route, Mount):
+            found[f"MOUNT {route.path}"] = route
+            continue
+        assert isinstance(route, Route), route
+        for method in (route.methods or set()) - {"HEAD"}:
+            assert f"{method} {route.path}" not in found
+            found[f"{method} {route.path}"] = route
+    return found
+
+
+def assert_no_leak(name: str, who: str, response: httpx.Response) -> None:
+    """The answer bears none of ann's marks, and is no fault of ours."""
+    assert response.status_code < 500, (name, who, response.text)
+    for mark in MARKS:
+        assert mark not in response.text, (name, who, response.text)
+
+
+async def test_every_route_has_an_example_that_says_who_may(scene: Scene) -> None:
+    found = routes(scene.server)
+    assert found.keys() == EXAMPLES.keys()
+    for name, route in found.items():
+        operation = operation_of(route) if isinstance(route, Route) else None
+        if operation is not None:
+            assert set(operation.roles) == set(EXAMPLES[name].who), name
+
+
+async def test_without_a_good_token_nobody_gets_in(scene: Scene) -> None:
+    server = scene.server
+    settings = server.process.settings
+    forged = scene.rightful("user").rpartition(".")[0] + ".c2lnbmVkIGJ5IG5vYm9keQ"
+    past_ms = server.process.clock.now() - 7_200_000
+    expired = {
+        role: mint_token(settings, sub, org="acme", scope=scope, ttl_seconds=60, now_ms=past_ms)
+        for role, sub, scope in (("user", "ann", None), ("ops", "olga", "ops"))
+    }
+    before = await scene.possessions()
+    for name, example in EXAMPLES.items():
+        bearers: dict[str, str | None] = {"nobody": None, "a forger": forged, "a wrong key": "k"}
+        bearers |= {f"an expired {role}": token for role, token in expired.items()}
+        for who, bearer in bearers.items():
+            response = await scene.call(name, bearer)
+            if example.who:
+                assert_problem(response, 401, "unauthenticated")
+            else:
+                assert response.status_code == example.status, (name, who, response.text)
+            assert_no_leak(name, who, response)
+    assert await scene.possessions() == before
+
+
+async def test_who_may_not_is_refused_whatever_else_they_may(scene: Scene) -> None:
+    before = await scene.possessions()
+    for name, example in EXAMPLES.items():
+        # An operator has a user's token too, and may what users may: with what is theirs.
+        may = {*example.who} | ({"ops"} if "user" in example.who else set())
+        for role in ("user", "key", "ops"):
+            if example.who and role not in may:
+                for named in (True, False):
+                    response = await scene.call(name, scene.rightful(role), named=named)
+                    assert_problem(response, 403, "forbidden")
+                    assert_no_leak(name, role, response)
+    assert await scene.possessions() == before
+
+
+async def test_a_users_token_reaches_nothing_of_another_user(scene: Scene) -> None:
+    before = await scene.possessions()
+    for name, example in EXAMPLES.items():
+        for who, bearer in scene.strangers().items():
+            for named in (True, False):
+                for key in (KEY, f"a key of {who}"):
+                    response = await scene.call(name, bearer, named=named, key=key)
+                    assert_no_leak(name, who, response)
+                    if not example.who:
+                        continue
+                    if "user" not in example.who:
+                        assert_problem(response, 403, "forbidden")
+                    elif named and "?" in example.path:
+                        # Whoever is named is not they.
+                        assert response.status_code in (403, 404), (name, who, response.text)
+    assert await scene.possessions() == before
+
+
+async def test_an_operator_who_may_look_may_not_spend(scene: Scene) -> None:
+    before = await scene.possessions()
+    operator = scene.rightful("ops")
+    for name in (
+        "POST /v1/accounts/{id}/spend",
+        "POST /v1/accounts/{id}/can-perform",
+        "POST /v1/sessions/{id}/heartbeat",
+        "POST /api/time-tracking/{chat_id}/heartbeat",
+    ):
+        for named in (True, False):
+            response = await scene.call(name, operator, named=named)
+            assert_no_leak(name, "ops", response)
+            assert response.status_code != 201, (name, response.text)
+    assert await scene.possessions() == before
+
+
+async def test_who_may_gets_what_is_there(scene: Scene) -> None:
+    """So that no refusal above is that of an example that is merely wrong."""
+    reading_first = sorted(EXAMPLES, key=lambda name: not name.startswith("GET"))
+    for name in reading_first:
+        example = EXAMPLES[name]
+        for role in example.who or ("user",):
+            response = await scene.call(name, scene.rightful(role), key=f"a key of {role}")
+            assert response.status_code == example.status, (name, role, response.text)
+            if example.shows:
+                assert any(mark in response.text for mark in MARKS), (name, response.text)
+
+
+async def test_what_is_for_trying_is_not_there_in_production(server: TestServer) -> None:
+    assert any("/demo/" in name for name in routes(server))
+    settings = server.process.settings
+    server.process.settings = settings.model_copy(update={"env": "production"})
+    assert not any("/demo/" in name for name in routes(server))
+
+
+@pytest.mark.parametrize("type_", ["start", "pause", "resume", "stop", "leave", "watch"])
+async def test_a_socket_reaches_no_session_of_another_user(scene: Scene, type_: str) -> None:
+    before = await scene.possessions()
+    for who, bearer in scene.strangers().items():
+        client = await scene.server.connect()
+        assert (await client.ask("auth", token=bearer))["type"] == "welcome"
+        fields = {"kind": "chat", "metadata": {}} if type_ == "start" else {}
+        heard = await client.ask(type_, session_id=CHAT, **fields)
+        if type_ == "start" and "organisation" in who and "same" not in who:
+            # Another tenant's sessions have names of their own.
+            assert heard["type"] == "session"
+            assert heard["credits"] == "0"
+        else:
+            assert heard["type"] == "error", (who, heard)
+        assert_no_leak(type_, who, httpx.Response(200, json=heard))
+    assert await scene.possessions() == before
