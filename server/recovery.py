@@ -66,7 +66,7 @@ class Recovery:
         self._lost: set[int] = set()
         """Partitions that are to be looked after."""
         self._new: set[int] = set()
-        """Partitions that are served here now, whose sessions are asserted to be sure."""
+        """Partitions that are served here now: what is known of them is put back to be sure."""
         self._written_down: set[int] = set()
         """Partitions that are to be looked after, what they lost being written down already."""
         self._flushed: dict[int, bytes] = {}
@@ -184,7 +184,7 @@ class Recovery:
                     await self.restoring.begin_epoch(partition)
             # First what others wait for, then what can wait.
             done = await self._assert_all(partitions | new)
-            for partition in sorted(partitions - self._written_down):
+            for partition in sorted((partitions | new) - self._written_down):
                 await self._write_down(partition)
                 self._written_down.add(partition)
             if partitions:
@@ -213,7 +213,7 @@ class Recovery:
         elif done:
             self._again_at = {one: at for one, at in self._again_at.items() if at > now_ms}
         if done:
-            self._written_down -= partitions
+            self._written_down -= partitions | new
 
     async def _write_down(self, partition: int) -> None:
         """Brings to Postgres what is not there for sure, or at least back into the outbox."""
