@@ -117,10 +117,12 @@ REQUESTS_PIPELINED_MAX: Final = 8
 DESCRIPTORS_RESERVED: Final = 128
 DESCRIPTORS_WANTED: Final = 65_536
 """What RLIMIT_NOFILE is raised to, as far as its hard limit allows."""
-# A page makes a handful of requests when it loads and then almost none. The burst lets
-# one socket start all its sessions at once after a reconnect.
-REQUESTS_PER_SOCKET_PER_SECOND: Final = 20
-REQUESTS_PER_SOCKET_BURST: Final = 100
+# Of a socket, and of a user over HTTP. A page makes a handful of requests when it loads and
+# then almost none. The burst lets one socket start all its sessions after a reconnect.
+REQUESTS_PER_SECOND: Final = 20
+REQUESTS_BURST: Final = 100
+REQUEST_USERS_MAX: Final = 65_536
+"""Users whose requests over HTTP one process counts; the longest silent is forgotten first."""
 # So many more than the burst are answered `rate_limited`; then the socket is closed 4502,
 # because answering is work too.
 REFUSALS_PER_SOCKET_MAX: Final = 200
@@ -213,6 +215,8 @@ MINUTES_PER_CLAIM_MAX: Final = 256
 """Records that one late claim carries; the rest goes with the next."""
 TIMERS_PER_TURN_MAX: Final = 512
 """Deadlines handled before sockets are looked at again: about 5 ms of ticks."""
+TIMERS_CANCELLED_MAX: Final = 4_096
+"""Timers that were cancelled and are kept till their time, as long as they are not the most."""
 HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
 HOLD_MS_DEFAULT: Final = 15 * 60_000
 """Longer than any operation takes whose backend is alive."""
@@ -317,7 +321,7 @@ assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX
 # A socket that skips ticks still has room for every notice and snapshot of its sessions.
 assert WRITE_BUFFER_SKIP_BYTES + SESSIONS_PER_SOCKET_MAX * 8192 < WRITE_BUFFER_CLOSE_BYTES
 assert MESSAGE_BYTES_MAX <= WRITE_BUFFER_SKIP_BYTES
-assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_PER_SOCKET_BURST
+assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_BURST
 assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
 assert TOKEN_CHARACTERS_MAX + 1024 <= REQUEST_HEAD_BYTES_MAX
 assert LINGER_MS <= SLOW_PEER_ABORT_MS <= REQUEST_HEAD_MS <= REQUEST_BODY_MS

@@ -23,6 +23,7 @@ from protocol.money import format_credits
 from protocol.states import Event
 from server.accounts import Account
 from server.auth import ExpiredTokenError, Principal
+from server.buckets import TokenBucket
 from server.frames import text_frame
 from server.process import Process
 from server.push import PushSocket
@@ -34,33 +35,6 @@ from storage.live import LiveError
 log = structlog.get_logger()
 
 SUBPROTOCOL = "taximeter.v1"
-
-
-class TokenBucket:
-    """So many requests at once, and so many a second after that.
-
-    Refusals are counted until the peer has been quiet for as long as the bucket takes to fill.
-    """
-
-    __slots__ = ("_at", "_tokens", "refused")
-
-    def __init__(self, now_ms: int) -> None:
-        self._tokens = float(limits.REQUESTS_PER_SOCKET_BURST)
-        self._at = now_ms
-        self.refused = 0
-
-    def take(self, now_ms: int) -> bool:
-        """Whether one more request is let through."""
-        earned = (now_ms - self._at) * limits.REQUESTS_PER_SOCKET_PER_SECOND / 1000
-        self._tokens = min(limits.REQUESTS_PER_SOCKET_BURST, self._tokens + earned)
-        self._at = now_ms
-        if self._tokens >= limits.REQUESTS_PER_SOCKET_BURST:
-            self.refused = 0
-        if self._tokens < 1:
-            self.refused += 1
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Connection:

@@ -158,7 +158,8 @@ def bearer_of(headers: Any) -> str | None:
 async def principal_of(request: Request, *roles: Role) -> Principal:
     """Who asks; raises ``unauthenticated``, or ``forbidden`` for none of ``roles``.
 
-    An address that keeps asking without a good token gets ``rate_limited`` instead.
+    An address that keeps asking without a good token gets ``rate_limited`` instead, and so
+    does a user who asks too much.
     """
     process = process_of(request)
     address = request.client.host if request.client else ""
@@ -175,6 +176,7 @@ async def principal_of(request: Request, *roles: Role) -> Principal:
         process.failures.count(address)
         raise PeerError(ErrorCode.UNAUTHENTICATED, "an Authorization header is missing")
     principal = await process.failures.counted(address, process.authenticator, bearer)
+    process.requests.check(principal)
     if roles:
         principal.require(*roles)
     return principal

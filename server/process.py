@@ -12,6 +12,7 @@ import structlog
 from protocol import limits
 from protocol.rates import RateCard
 from server.auth import Authenticator
+from server.buckets import UserRequests
 from server.clock import ClusterClock
 from server.config import Settings
 from server.door import Door
@@ -64,6 +65,7 @@ class Process:
         self.sockets = Sockets(self.metrics)
         self.pulse = Pulse(self.clock, self.sockets.probe)
         self.failures = Failures(self.clock)
+        self.requests = UserRequests(self.clock)
         self.door = Door(self.metrics, connections_max)
         self.draining = False
         """It is about to stop, and is not ready any more."""

@@ -16,15 +16,25 @@ from server.clock import Clock, ClusterClock
 class Timer:
     """One thing to be done at an instant, unless it is cancelled."""
 
-    __slots__ = ("_callback", "at")
+    __slots__ = ("_callback", "at", "wheel")
 
     def __init__(self, at: int, callback: Callable[[int], None]) -> None:
         self.at = at
+        self.wheel: Wheel | None = None
+        """Where it has a place, until its time comes."""
         self._callback: Callable[[int], None] | None = callback
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether it does nothing, or has done it."""
+        return self._callback is None
+
     def cancel(self) -> None:
-        """It will not fire; its place in the wheel is given up when its time comes."""
-        self._callback = None
+        """It will not fire; its place in the wheel is given up later, see :class:`Wheel`."""
+        if self._callback is not None:
+            self._callback = None
+            if self.wheel is not None:
+                self.wheel.cancelled_one()
 
     def fire(self, now_ms: int) -> None:
         """Does it, once."""
@@ -34,14 +44,23 @@ class Timer:
 
 
 class Wheel:
-    """Timers in buckets of a millisecond; a bucket of one is that one."""
+    """Timers in buckets of a millisecond; a bucket of one is that one.
+
+    A timer that was cancelled keeps its place until its time comes, which for most is soon.
+    A token may be good for years, though, and a peer may renew it as often as it likes: so
+    when most of the timers are cancelled ones, they are thrown out together.
+    """
 
     def __init__(self) -> None:
         self._buckets: dict[int, Timer | list[Timer]] = {}
         self._order: list[int] = []
+        self._size = 0
+        self._cancelled = 0
 
     def add(self, timer: Timer) -> None:
         """Puts a timer in its bucket."""
+        timer.wheel = self
+        self._size += 1
         bucket = self._buckets.get(timer.at)
         if bucket is None:
             self._buckets[timer.at] = timer
@@ -66,7 +85,26 @@ class Wheel:
         if not self._order or self._order[0] > now_ms:
             return []
         bucket = self._buckets.pop(heapq.heappop(self._order))
-        return [bucket] if isinstance(bucket, Timer) else bucket
+        due = [bucket] if isinstance(bucket, Timer) else bucket
+        self._size -= len(due)
+        for timer in due:
+            timer.wheel = None
+            self._cancelled -= timer.is_cancelled
+        return due
+
+    def cancelled_one(self) -> None:
+        """One of the timers here was cancelled."""
+        self._cancelled += 1
+        if self._cancelled > limits.TIMERS_CANCELLED_MAX and 2 * self._cancelled > self._size:
+            self._throw_out()
+
+    def _throw_out(self) -> None:
+        kept = [timer for timer in self if not timer.is_cancelled]
+        self._buckets.clear()
+        self._order.clear()
+        self._size = self._cancelled = 0
+        for timer in kept:
+            self.add(timer)
 
 
 class Timers:

@@ -45,7 +45,7 @@ def counts(app: Starlette) -> dict[str, int]:
         timer
         for wheel in (timers._deadlines, timers._ticks)
         for timer in wheel
-        if timer._callback is not None
+        if not timer.is_cancelled
     ]
     return {
         "tasks": len(asyncio.all_tasks()),

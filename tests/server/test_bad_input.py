@@ -25,7 +25,7 @@ async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Scene]:
     """A session with a bill. Requests are not counted here."""
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10_000)
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
     yield made
     await made.unharmed()

@@ -39,7 +39,7 @@ async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Scene]:
     """A session with a bill, which what happens to other sockets must not change."""
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10_000)
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
     yield made
     await made.unharmed()
@@ -286,8 +286,8 @@ async def test_a_storm_of_clients_is_served(server: TestServer) -> None:
 async def test_a_flood_is_rate_limited_and_then_closed(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10)
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_PER_SECOND", 0)
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 10)
+    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 0)
     client = await scene.server.login()
     for number in range(9):
         assert (await client.ask("ping"))["type"] == "pong", number
@@ -302,7 +302,7 @@ async def test_a_flood_is_rate_limited_and_then_closed(
     assert set(types) == {"error"}
     assert len(types) == limits.REFUSALS_PER_SOCKET_MAX - 2
     # The one who behaves beside it is served as before.
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10_000)
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
 
 
 async def test_a_socket_that_slows_down_is_forgiven(
@@ -312,12 +312,12 @@ async def test_a_socket_that_slows_down_is_forgiven(
     bucket = connection_of(scene.server, "bob")._bucket
     bucket.refused = limits.REFUSALS_PER_SOCKET_MAX
     bucket._tokens = 0.0
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 2)
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_PER_SECOND", 10_000_000)
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 2)
+    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 10_000_000)
     bucket._at -= 1_000
     assert (await client.ask("ping"))["type"] == "pong"
     assert bucket.refused == 0
-    monkeypatch.setattr(limits, "REQUESTS_PER_SOCKET_BURST", 10_000)
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
 
 
 async def test_too_many_sockets_of_a_user_are_4503(

@@ -1,0 +1,74 @@
+"""The wheel of timers: what is due fires in order, and what was cancelled does not stay."""
+
+import random
+
+from protocol import limits
+from server.timers import Timer, Timers, Wheel
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    now_ms = 0
+
+    def now(self) -> int:
+        return self.now_ms
+
+
+def nothing(_: int) -> None:
+    pass
+
+
+def test_deadlines_come_before_ticks_and_each_once() -> None:
+    timers, fired = Timers(Clock()), list[str]()
+    timers.tick(5, lambda _: fired.append("tick 5"))
+    timers.deadline(5, lambda _: fired.append("deadline 5"))
+    timers.deadline(9, lambda _: fired.append("deadline 9"))
+    cancelled = timers.deadline(4, lambda _: fired.append("cancelled"))
+    cancelled.cancel()
+    timers.run_due(4)
+    assert fired == []
+    timers.run_due(8)
+    assert fired == ["deadline 5", "tick 5"]
+    timers.run_due(20)
+    assert fired == ["deadline 5", "tick 5", "deadline 9"]
+    assert timers.next_at is None
+
+
+def test_a_timer_may_cancel_another_one_of_its_millisecond() -> None:
+    timers, fired = Timers(Clock()), list[int]()
+    second: list[Timer] = []
+    timers.deadline(1, lambda _: second[0].cancel())
+    second.append(timers.deadline(1, fired.append))
+    timers.run_due(1)
+    assert fired == []
+    assert timers._deadlines._cancelled == 0
+
+
+def test_what_was_cancelled_long_before_its_time_does_not_stay() -> None:
+    """A token that is good for years, renewed again and again."""
+    timers = Timers(Clock())
+    kept = [timers.deadline(10**12 + n, nothing) for n in range(100)]
+    for number in range(50_000):
+        timers.deadline(10**12 + number % 7_000, nothing).cancel()
+        assert timers._deadlines._size <= 2 * limits.TIMERS_CANCELLED_MAX + len(kept)
+    assert sum(1 for _ in timers._deadlines) == timers._deadlines._size
+    assert {timer for timer in timers._deadlines if not timer.is_cancelled} == set(kept)
+    assert len(timers._deadlines._order) == len(timers._deadlines._buckets)
+
+
+def test_whatever_is_cancelled_the_others_fire_in_their_order() -> None:
+    rng = random.Random(4)
+    wheel, expected = Wheel(), []
+    for _ in range(3 * limits.TIMERS_CANCELLED_MAX):
+        timer = Timer(rng.randrange(5_000), nothing)
+        wheel.add(timer)
+        if rng.random() < 0.9:
+            timer.cancel()
+        else:
+            expected.append(timer.at)
+    fired: list[int] = []
+    while due := wheel.pop_due(5_000):
+        fired += [timer.at for timer in due if not timer.is_cancelled]
+    assert fired == sorted(expected)
+    assert (wheel._size, wheel._cancelled) == (0, 0)
