@@ -27,6 +27,7 @@ log = structlog.get_logger()
 POLL_S = 15.0
 """How long one wait for a message lasts before the line is checked."""
 RETRY_S = 0.2
+RETRY_S_MAX = 2.0
 
 AccountKey = tuple[str, str]
 """Tenant and account id."""
@@ -75,6 +76,8 @@ class Accounts:
         self._pubsub: PubSub = live.redis.pubsub()
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unread: set[Account] = set()
+        """Accounts that are about to be read anew."""
         self._wake = asyncio.Event()
         self.resynchronised: Callable[[], None] = lambda: None
         """Called when the line to Redis was down: it may be another Redis that is up."""
@@ -235,16 +238,31 @@ class Accounts:
                 return
         self._listener(account, message)
 
-    def _read_later(self, account: Account, message: dict[str, Any] | None = None) -> None:
+    def _read_later(
+        self, account: Account, message: dict[str, Any] | None = None, failures: int = 0
+    ) -> None:
+        """Reads the account anew, until that has succeeded or nobody needs it any more. Without
+        a message once is enough, however often that is asked for before it has begun."""
+        if message is None:
+            if account in self._unread:
+                return
+            self._unread.add(account)
+
         async def read() -> None:
+            if failures:
+                await asyncio.sleep(min(RETRY_S_MAX, RETRY_S * 2 ** min(failures - 1, 10)))
+            projection = account.projection
+            key = (projection.tenant, projection.account_id)
             try:
-                projection = account.projection
-                async with self._locks.hold((projection.tenant, projection.account_id)):
+                async with self._locks.hold(key):
+                    self._unread.discard(account)
+                    if self._accounts.get(key) is not account:
+                        return
                     await self.read(account)
             except Exception as error:
-                log.warning("account_not_read", error=str(error))
-                await asyncio.sleep(RETRY_S)
-                self._read_later(account, message)
+                if not failures:
+                    log.warning("account_not_read", account=key[1], error=str(error))
+                self._read_later(account, message, failures + 1)
                 return
             self._listener(account, message or {})
 

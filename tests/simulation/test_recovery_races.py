@@ -565,6 +565,54 @@ async def test_a_new_partition_does_not_ask_the_ledger(
     assert asked == 0
 
 
+async def test_an_account_is_read_once_for_all_its_sessions(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(100 * CREDIT)
+    browser = node.browser()
+    for number in range(20):
+        await browser.start(f"s{number}", CHAT)
+    await cluster.beat()
+    reads = 0
+    account = node.live.account
+
+    async def counted(*asked: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await account(*asked)
+
+    monkeypatch.setattr(node.live, "account", counted)
+    accounts = node.hub.accounts
+    served = accounts.get(*ANN)
+    assert served is not None
+    for _ in range(200):
+        accounts._told(served, {"reload": True})
+    await cluster.settle()
+    assert reads == 1
+
+
+async def test_an_account_that_cannot_be_read_is_one_line_in_the_log(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    reads = 0
+
+    async def away(*_: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        if reads < 3:
+            raise LiveError("no answer")
+
+    with monkeypatch.context() as patched, capture_logs() as logs:
+        patched.setattr(node.hub.accounts, "read", away)
+        await node.live.tell(*ANN, {"reload": True})
+        await cluster.settle()
+    assert reads == 3
+    assert len([line for line in logs if line["event"] == "account_not_read"]) == 1
+
+
 async def test_nobody_asks_postgres_in_vain_while_others_recover(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
