@@ -25,6 +25,14 @@ class Totals(msgspec.Struct, frozen=True):
     sessions: int
 
 
+class MonthTotals(msgspec.Struct, frozen=True):
+    """Minutes of a month that count, and those of them that are beyond the limit of an
+    organisation which allows overage: for whoever bills them apart."""
+
+    minutes: int
+    overage_minutes: int
+
+
 class Spending(msgspec.Struct, frozen=True):
     """What one operation, or time, took of an account's credits, and how often."""
 
@@ -83,6 +91,10 @@ class Usage(Database):
     async def month(self, tenant: str, user_id: str, month: date) -> Totals:
         """What is written down of a user's month, which its first day names."""
         return await self._one("usage_month", Totals, tenant, user_id, month)
+
+    async def of_month(self, tenant: str, user_id: str | None, month: date) -> MonthTotals:
+        """A month's minutes and overage of a member, or (None) of the whole organisation."""
+        return await self._one("usage_of_month", MonthTotals, tenant, month, user_id)
 
     async def before(self, tenant: str, user_id: str, month: date) -> Totals:
         """All that a user used before a month; the sessions are those of all time."""

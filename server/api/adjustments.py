@@ -14,7 +14,7 @@ from protocol import limits
 from protocol.errors import BadMessageError
 from protocol.fields import UserId, describe
 from server.api.billing import Reason
-from server.api.organizations import OrgId
+from server.api.organizations import MONTH_PATTERN, OrgId
 from server.auth import tenant_of
 from server.http import Problem, answer, path_id, principal_of, process_of, raw_body, read_body
 from server.idempotency import Deed, deed_of, once
@@ -22,7 +22,6 @@ from server.loading import calendar
 from server.openapi import IDEMPOTENCY_KEY, Operation, described
 from server.process import Process
 
-MONTH_PATTERN = r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$"
 MINUTES_MAX = limits.MONTHLY_HOURS_MAX * 60
 
 Minutes = Annotated[

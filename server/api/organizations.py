@@ -1,10 +1,12 @@
 """Organisations and their members: what they may use of a month."""
 
+import datetime
 import functools
+import re
 import zoneinfo
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -16,6 +18,7 @@ from protocol import limits
 from protocol.errors import BadMessageError
 from protocol.fields import UserId, describe, describe_id
 from protocol.rates import RateCard
+from server.api.usage import usage_of
 from server.auth import tenant_of
 from server.http import (
     Problem,
@@ -31,7 +34,9 @@ from server.openapi import Operation, described
 from server.plans import apply_member, apply_organization
 from server.process import Process
 from storage.records import RefusedError
-from storage.rows import MemberRecord, OrganizationRow
+from storage.rows import MemberRecord, MemberRow, OrganizationRow
+
+MONTH_PATTERN = r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$"
 
 OrgId = Annotated[str, describe_id("The organisation.")]
 Timezone = Annotated[
@@ -70,8 +75,22 @@ class OrganizationChange(msgspec.Struct, frozen=True, kw_only=True):
     allow_overage: AllowOverage | UnsetType = UNSET
 
 
+MonthName = Annotated[str, describe("The month, by its first day: `2026-11-01`.")]
+WrittenMinutes = Annotated[
+    int, Meta(ge=0, description="Minutes of that month, as far as they are written down.")
+]
+OverageMinutes = Annotated[
+    int,
+    Meta(
+        ge=0,
+        description="Of these, the minutes beyond the organisation's limit, as it was when they "
+        "were written down and while overage was allowed: to be billed apart.",
+    ),
+]
+
+
 class OrganizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """An organisation's plan."""
+    """An organisation's plan, and what its members have used of a month together."""
 
     org_id: OrgId
     monthly_hours_limit: HoursLimit
@@ -79,6 +98,9 @@ class OrganizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
     timezone: Timezone
     tier: Tier
     allow_overage: AllowOverage
+    month: MonthName
+    minutes_used: WrittenMinutes
+    overage_minutes: OverageMinutes
 
 
 class MemberChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,10 +116,18 @@ class MemberAnswer(msgspec.Struct, frozen=True, kw_only=True):
     user_id: UserId
     monthly_hours_limit: HoursLimit
     monthly_minutes_limit: MinutesLimit
-    month: Annotated[str, describe("The month under way, by its first day: `2026-11-01`.")]
-    minutes_used: Annotated[int, Meta(ge=0, description="Of it, as far as it is written down.")]
+    month: MonthName
+    minutes_used: WrittenMinutes
+    overage_minutes: OverageMinutes
 
 
+MONTH: dict[str, Any] = {
+    "name": "month",
+    "in": "query",
+    "description": "The month whose minutes are wanted, by its first day; left out, the one "
+    "under way where the organisation is.",
+    "schema": {"type": "string", "pattern": MONTH_PATTERN},
+}
 OF_ORGANIZATION = Operation(
     tag="organizations",
     roles=("key", "ops"),
@@ -118,14 +148,20 @@ async def _asked(request: Request) -> tuple[Process, str, str]:
     return process_of(request), org_id, tenant_of(org_id, "")
 
 
-@described(msgspec.structs.replace(OF_ORGANIZATION, errors={404: ("unknown_organization",)}))
+@described(
+    msgspec.structs.replace(
+        OF_ORGANIZATION, parameters=(MONTH,), errors={404: ("unknown_organization",)}
+    )
+)
 async def read_organization(request: Request) -> Response:
-    """An organisation's plan."""
+    """An organisation's plan, and what its members have used of a month together."""
     process, _, tenant = await _asked(request)
+    month = _month(request)
     found = await process.records.organization(tenant)
     if found is None:
         raise Problem(404, "unknown_organization", "there is no such organisation")
-    return _organization(found, await process.records.load_member(tenant, "", []))
+    plan = await process.records.load_member(tenant, "", [])
+    return await _organization(request, found, plan, month)
 
 
 @described(msgspec.structs.replace(OF_ORGANIZATION, body=OrganizationChange))
@@ -154,18 +190,21 @@ async def put_organization(request: Request) -> Response:
 
     found = await apply_organization(process.live, process.records, tenant)
     process.money.forget_allotments(tenant)
-    return _organization(row, found)
+    return await _organization(request, row, found)
 
 
-@described(msgspec.structs.replace(OF_MEMBER, errors={404: ("unknown_member",)}))
+@described(
+    msgspec.structs.replace(OF_MEMBER, parameters=(MONTH,), errors={404: ("unknown_member",)})
+)
 async def read_member(request: Request) -> Response:
-    """A member's own limit, and what is used of it."""
+    """A member's own limit, and what is used of a month."""
     process, org_id, tenant = await _asked(request)
     user_id = path_id(request, "user")
+    month = _month(request)
     row = await process.records.member(tenant, user_id)
     if row is None:
         raise Problem(404, "unknown_member", "there is no such member")
-    return await _member(process, org_id, user_id, row.monthly_hours_limit)
+    return await _member(request, org_id, row, month)
 
 
 @described(msgspec.structs.replace(OF_MEMBER, body=MemberChange))
@@ -177,12 +216,35 @@ async def put_member(request: Request) -> Response:
     row = await process.records.put_member(
         tenant, user_id, monthly_hours_limit=change.monthly_hours_limit
     )
-
     await apply_member(process.live, process.records, tenant, user_id)
-    return await _member(process, org_id, user_id, row.monthly_hours_limit)
+    return await _member(request, org_id, row)
 
 
-def _organization(row: OrganizationRow, found: MemberRecord) -> Response:
+def _month(request: Request) -> str | None:
+    month = request.query_params.get("month")
+    if month is not None and re.fullmatch(MONTH_PATTERN, month) is None:
+        raise BadMessageError("month: expected the first day of one, such as 2026-11-01")
+    return month
+
+
+async def _used(
+    request: Request, tenant: str, user_id: str | None, timezone: str, month: str | None
+) -> dict[str, Any]:
+    """The month, and what is written down of it; of the one under way if none is named."""
+    month = month or calendar(timezone).month(process_of(request).clock.now())
+    day = datetime.date.fromisoformat(month)
+    found = await usage_of(request).of_month(tenant, user_id, day)
+    return {
+        "month": month,
+        "minutes_used": found.minutes,
+        "overage_minutes": found.overage_minutes,
+    }
+
+
+async def _organization(
+    request: Request, row: OrganizationRow, found: MemberRecord, month: str | None = None
+) -> Response:
+    tenant = tenant_of(row.org_id, "")
     return answer(
         OrganizationAnswer(
             org_id=row.org_id,
@@ -191,24 +253,23 @@ def _organization(row: OrganizationRow, found: MemberRecord) -> Response:
             timezone=row.timezone,
             tier=row.tier,
             allow_overage=row.allow_overage,
+            **await _used(request, tenant, None, row.timezone, month),
         )
     )
 
 
 async def _member(
-    process: Process, org_id: str, user_id: str, hours_limit: float | None
+    request: Request, org_id: str, row: MemberRow, month: str | None = None
 ) -> Response:
-    found = await process.loader.member(tenant_of(org_id, user_id), user_id)
-    month = calendar(found.timezone).month(process.clock.now())
-    used = {part.month.isoformat(): part.member_minutes for part in found.months}
+    tenant = tenant_of(org_id, row.user_id)
+    found = await process_of(request).records.load_member(tenant, row.user_id, [])
     return answer(
         MemberAnswer(
             org_id=org_id,
-            user_id=user_id,
-            monthly_hours_limit=hours_limit,
+            user_id=row.user_id,
+            monthly_hours_limit=row.monthly_hours_limit,
             monthly_minutes_limit=found.member_limit_minutes,
-            month=month,
-            minutes_used=used[month],
+            **await _used(request, tenant, row.user_id, found.timezone, month),
         )
     )
 

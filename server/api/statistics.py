@@ -19,7 +19,14 @@ from starlette.routing import Route
 from protocol.fields import UserId, describe, describe_id
 from protocol.money import MICROS_PER_CREDIT
 from server.api.accounts import view_account
-from server.api.usage import READING, LimitAnswer, MonthName, TimezoneName, usage_of
+from server.api.usage import (
+    READING,
+    LimitAnswer,
+    MonthName,
+    OverageMinutes,
+    TimezoneName,
+    usage_of,
+)
 from server.http import answer, process_of
 from server.loading import calendar
 from server.months import months_of
@@ -57,6 +64,7 @@ class StatisticsAnswer(LimitAnswer, frozen=True, kw_only=True):
     timezone: TimezoneName
     current_month: Annotated[UsageTotals, describe("This month.")]
     total: Annotated[UsageTotals, describe("Of all time.")]
+    overage_minutes: OverageMinutes
     hours_used: Annotated[float, Meta(ge=0, description="`minutes_used` in hours.")]
     hours_limit: Annotated[float | None, describe("`minutes_limit` in hours.")]
     hours_remaining: Annotated[float | None, describe("`minutes_remaining` in hours.")]
@@ -72,9 +80,9 @@ async def user_statistics(request: Request) -> Response:
     subject = await asked_for(request)
     use = await months_of(request).use(subject.tenant, subject.user_id)
     usage, first = usage_of(request), use.month.first
-    written, before = await asyncio.gather(
-        usage.month(subject.tenant, subject.user_id, first),
-        usage.before(subject.tenant, subject.user_id, first),
+    user = (subject.tenant, subject.user_id)
+    written, before, counted = await asyncio.gather(
+        usage.month(*user, first), usage.before(*user, first), usage.of_month(*user, first)
     )
     limit, minutes = use.limit, before.minutes + use.own_minutes
     projection = project(use.month, use.own_minutes, limit)
@@ -96,6 +104,7 @@ async def user_statistics(request: Request) -> Response:
                 seconds=before.seconds + written.seconds,
                 sessions=before.sessions,
             ),
+            overage_minutes=counted.overage_minutes,
             hours_used=hours(limit.minutes_used),
             hours_limit=_hours(limit.minutes_limit),
             hours_remaining=_hours(limit.minutes_remaining),

@@ -4,6 +4,7 @@ The names are those of the applications' own documents. What is live is shown as
 this instant, written down or not.
 """
 
+import asyncio
 import datetime
 from typing import Annotated, Any
 
@@ -108,6 +109,16 @@ class DayUsed(msgspec.Struct, frozen=True, kw_only=True):
     sessions: Annotated[int, Meta(ge=0, description="Sessions of any kind.")]
 
 
+OverageMinutes = Annotated[
+    int,
+    Meta(
+        ge=0,
+        description="Of the user's own minutes of this month, those beyond the organisation's "
+        "limit, counted apart where overage is allowed; what is written down.",
+    ),
+]
+
+
 class MonthAnswer(LimitAnswer, frozen=True, kw_only=True, omit_defaults=True):
     """A user's month so far."""
 
@@ -119,6 +130,7 @@ class MonthAnswer(LimitAnswer, frozen=True, kw_only=True, omit_defaults=True):
     total_hours: Annotated[float, Meta(ge=0, description="The same in hours.")]
     total_seconds: Annotated[int, Meta(ge=0, description="Seconds that are written down.")]
     total_sessions: Annotated[int, Meta(ge=0, description="Sessions of any kind, likewise.")]
+    overage_minutes: OverageMinutes
     projection: Annotated[Projection, describe("Where the month leads.")]
     daily: (
         Annotated[
@@ -137,7 +149,8 @@ async def current_month(request: Request) -> Response:
     daily = _flag(request, "daily")
     use = await months_of(request).use(subject.tenant, subject.user_id)
     first = use.month.first
-    totals = await usage_of(request).month(subject.tenant, subject.user_id, first)
+    usage, user = usage_of(request), (subject.tenant, subject.user_id)
+    totals, counted = await asyncio.gather(usage.month(*user, first), usage.of_month(*user, first))
     return answer(
         MonthAnswer(
             **_limit(use.limit),
@@ -147,6 +160,7 @@ async def current_month(request: Request) -> Response:
             total_hours=hours(use.own_minutes),
             total_seconds=totals.seconds,
             total_sessions=totals.sessions,
+            overage_minutes=counted.overage_minutes,
             projection=project(use.month, use.own_minutes, use.limit),
             daily=await _days(process_of(request), subject, use.month) if daily else None,
         ),

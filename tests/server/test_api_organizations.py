@@ -1,6 +1,7 @@
 """Organisations and members over HTTP, and what their live sessions learn of it."""
 
 import asyncio
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ from tests.server.api import advance, ask, assert_problem
 
 ORG = "/v1/orgs/acme"
 MEMBER = "/v1/orgs/acme/members/ann"
+
+
+def month_before(month: str) -> str:
+    day = datetime.date.fromisoformat(month) - datetime.timedelta(days=1)
+    return day.replace(day=1).isoformat()
 
 
 async def put(
@@ -41,6 +47,7 @@ async def test_an_organisation_that_is_put_with_nothing_has_the_defaults(
     assert_problem(await ask(server, "GET", ORG), 404, "unknown_organization")
     response = await put(server, ORG)
     assert response.status_code == 200
+    month = calendar("UTC").month(server.process.clock.now())
     assert response.json() == {
         "org_id": "acme",
         "monthly_hours_limit": None,
@@ -48,6 +55,9 @@ async def test_an_organisation_that_is_put_with_nothing_has_the_defaults(
         "timezone": "UTC",
         "tier": "free",
         "allow_overage": False,
+        "month": month,
+        "minutes_used": 0,
+        "overage_minutes": 0,
     }
     assert (await ask(server, "GET", ORG)).json() == response.json()
 
@@ -77,6 +87,7 @@ async def test_a_member_has_a_limit_of_their_own(server: TestServer) -> None:
         "monthly_hours_limit": 1.5,
         "monthly_minutes_limit": 90,
         "minutes_used": 0,
+        "overage_minutes": 0,
     }
     assert (await put(server, MEMBER)).json()["monthly_hours_limit"] == 1.5
     assert (await ask(server, "GET", MEMBER)).json()["monthly_minutes_limit"] == 90
@@ -93,6 +104,35 @@ async def test_a_member_shows_what_is_used_of_the_month(server: TestServer) -> N
     found = (await ask(server, "GET", MEMBER)).json()
     assert found["minutes_used"] == 2
     assert found["monthly_hours_limit"] is None
+
+
+async def test_what_is_beyond_the_limit_can_be_billed_apart(server: TestServer) -> None:
+    earlier = month_before(calendar("UTC").month(server.process.clock.now()))
+    await put(server, ORG, monthly_hours_limit=2 / 60, allow_overage=True)
+    for user_id in ("ann", "ben"):
+        for month in (earlier, None):
+            await server.process.money.adjust_minutes(
+                "org:acme",
+                user_id,
+                entry_id=f"{user_id}:{month}",
+                minutes=3 if month else 2,
+                reason="recorded elsewhere",
+                month=month,
+            )
+    before = (await ask(server, "GET", f"{ORG}?month={earlier}")).json()
+    assert (before["month"], before["minutes_used"]) == (earlier, 6)
+    assert before["overage_minutes"] == 4
+    now = (await ask(server, "GET", ORG)).json()
+    assert (now["minutes_used"], now["overage_minutes"]) == (4, 2)
+    bens = (await ask(server, "GET", f"/v1/orgs/acme/members/ben?month={earlier}")).json()
+    assert (bens["minutes_used"], bens["overage_minutes"]) == (3, 3)
+    anns = (await ask(server, "GET", MEMBER)).json()
+    assert (anns["minutes_used"], anns["overage_minutes"]) == (2, 0)
+    for path in ("/api/usage/current-month", "/api/users/stats-v2"):
+        found = (await ask(server, "GET", path, server.token("ben", org="acme"))).json()
+        assert (found["overage_minutes"], found["binding"]) == (2, None)
+    for wrong in ("2026-11-02", "2026-11", "", "2026-13-01"):
+        assert_problem(await ask(server, "GET", f"{ORG}?month={wrong}"), 400, "bad_message")
 
 
 @pytest.mark.parametrize(
