@@ -35,6 +35,10 @@ CLOSE_BY_S = 30.0
 CONNECTIONS_GROWN_MAX = CONNECTIONS_MAX + limits.DATABASE_CONNECTIONS_MAX
 """Connections to Redis and Postgres are opened as they are needed, and kept."""
 PROBLEMS_SHOWN = 20
+DESCRIPTORS = 400
+"""What the server may have open, Redis, Postgres and its own files included."""
+FLOOD = 1_000
+"""Connections that are opened at once and say nothing."""
 SLOW = (b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"POST / HTTP/1.1\r\nHost: x\r\n")
 
 
@@ -53,6 +57,9 @@ class Report:
     ticks: int = 0
     longest_gap_s: float = 0.0
     slow_closed_s: float = 0.0
+    newcomer_s: float = 0.0
+    """From the beginning of the flood until an honest user was served in the midst of it."""
+    descriptors_max: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -78,6 +85,9 @@ class Report:
             f"honest sessions: {self.ticks} ticks, the longest wait for one "
             f"{self.longest_gap_s:.2f} s",
             f"silent and slow connections were closed within {self.slow_closed_s:.1f} s",
+            f"in a flood of {FLOOD} connections an honest user was served after "
+            f"{self.newcomer_s:.2f} s, with {self.descriptors_max} of {DESCRIPTORS} descriptors "
+            "in use",
             *(f"PROBLEM ({times}) {problem}" for problem, times in self.worst()),
         ]
 
@@ -103,6 +113,11 @@ class Run:
         """Half of the honest are members of the organisation that attackers are in as well."""
         return {"org": HONEST_ORG} if number % 2 else {}
 
+    def _token(self, number: int) -> str:
+        exp = int(time.time()) + 24 * 3600
+        claims = {"sub": f"user-{number}", "exp": exp, **self._tenant(number)}
+        return jwt.encode(claims, SECRET, algorithm="HS256")
+
     async def begin_honest(self) -> None:
         """Starts a session for each honest user, and lets them run."""
         for number in range(0, ATTACKERS, 2):
@@ -111,11 +126,8 @@ class Run:
         for number in range(16):
             user_id = f"user-{number}"
             tenant = self._tenant(number)
-            claims = {"sub": user_id, "exp": int(time.time()) + 24 * 3600, **tenant}
             await self.backend.grant(user_id, tenant)
-            client = await connect_honest(
-                self.house.port, number, jwt.encode(claims, SECRET, algorithm="HS256")
-            )
+            client = await connect_honest(self.house.port, number, self._token(number))
             kind = ("chat", "call", "chat", "lesson")[number // 2 % 4]
             self.honest.append(Honest(number, kind, number >= 12, client))
         await asyncio.gather(*(honest.begin() for honest in self.honest))
@@ -147,10 +159,35 @@ class Run:
         self.report.slow_closed_s = max(await asyncio.gather(*slow))
         self.report.before = await self._settled(at_rest)
         await self.attack.run(make, numbered(warm_up, count - warm_up))
+        await self.flood()
         self.report.seconds = time.monotonic() - started_at
         self.report.after = await self._settled(at_rest)
         self.report.answers = self.attack.answers
         self.report.problems += self.attack.problems
+
+    async def flood(self) -> None:
+        """Opens more connections than the server has descriptors for; in the midst of them an
+        honest user comes, and is served."""
+        began = time.monotonic()
+        opened = await asyncio.gather(
+            *(asyncio.open_connection("127.0.0.1", self.house.port) for _ in range(FLOOD)),
+            return_exceptions=True,
+        )
+        client = await connect_honest(self.house.port, 0, self._token(0))
+        found = await self._inside()
+        self.report.newcomer_s = time.monotonic() - began
+        self.report.descriptors_max = found["descriptors"]
+        await client.close()
+        cut = 0
+        for connection in opened:
+            if isinstance(connection, BaseException):
+                cut += 1
+                continue
+            reader, writer = connection
+            cut += reader.at_eof() or reader.exception() is not None
+            writer.close()
+        if cut < FLOOD - DESCRIPTORS + limits.DESCRIPTORS_RESERVED:
+            self.report.problems.append(f"of the flood only {cut} were cut")
 
     async def _stay(self, sent: bytes) -> float:
         """Opens a connection that goes no further; how long the server put up with it."""
@@ -232,6 +269,7 @@ async def fuzz(seed: int, count: int, say: Callable[[str], None] = lambda _: Non
             "TAXIMETER_JWT_SECRET": SECRET,
             "TAXIMETER_API_KEYS": API_KEY,
             "TAXIMETER_LOG_FORMAT": "json",
+            "FUZZ_DESCRIPTORS": str(DESCRIPTORS),
         }
         house.module = "tests.fuzz.served"
         served = await house.serve()

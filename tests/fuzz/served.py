@@ -1,13 +1,15 @@
 """The server that is attacked: the real command, and one more path that shows its insides.
 
 Two waits are short here, for a run is over sooner than a day: for the next heartbeat over
-HTTP, and for the next minute of a tracked session. Everything else is as it is served.
+HTTP, and for the next minute of a tracked session. And it may have few descriptors, so that
+a flood need not be a large one. Everything else is as it is served.
 """
 
 import asyncio
 import ctypes
 import gc
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import JSONResponse, Response  # noqa: E402
 from starlette.routing import BaseRoute, Route  # noqa: E402
 
-import server.__main__ as command  # noqa: E402
+import server.serving as serving  # noqa: E402
+from server.__main__ import commands  # noqa: E402
 from server.app import create_app  # noqa: E402
 from server.process import Process  # noqa: E402
 from tests.fuzz.cases import INSIDE_PATH  # noqa: E402
@@ -87,5 +90,7 @@ def create_shown_app(process: Process, routes: list[BaseRoute] | None = None) ->
 
 
 if __name__ == "__main__":
-    vars(command)["create_app"] = create_shown_app
-    command.commands()
+    descriptors = int(os.environ["FUZZ_DESCRIPTORS"])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+    vars(serving)["create_app"] = create_shown_app
+    commands()
