@@ -25,10 +25,11 @@ class Orphans:
         self.hub = hub
         self.live = live
         self.suspects: dict[str, int] = {}
-        """Processes that may be dead, by their last proof of life; kept by presence."""
+        """Processes that are taken for dead where nobody calls the roll, by their last proof
+        of life."""
         self.missing: Callable[[frozenset[str]], Awaitable[dict[str, int]]] | None = None
-        """Calls the roll of other processes, and answers who did not; presence's, once it
-        beats. Until then only suspects are."""
+        """Calls the roll of other processes, and answers who is missing; presence's, once it
+        beats."""
         hub.before_joining = self.bury
 
     async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:

@@ -23,10 +23,12 @@ from storage.live import Live, LiveError
 
 log = structlog.get_logger()
 
-SUSPECT_MS = 1_500
-"""A process that missed a beat may be dead: who joins its sessions does not wait to know."""
 ROLL_CALL_MS = 500
-"""How long one that has beaten later has to answer, when it is asked whether it lives."""
+"""How long a process has to answer when it is asked whether it lives; one that was silent
+for ``NODE_SILENT_MS`` is not asked."""
+BREAK_MS = limits.NODE_SILENT_MS - 2 * limits.PRESENCE_BEAT_MS
+"""After a break of so long between two beats of its own, a process listens anew: others may
+have been kept from theirs just as long."""
 LOOK_S = 0.02
 """Pauses between two looks for an answer of the others."""
 RECONCILE_BEATS = 60
@@ -50,6 +52,9 @@ class Presence:
         self.nodes: dict[str, int] = {}
         """Every process by its last proof of life."""
         self.redis_up = False
+        self._beaten_at: int | None = None
+        self._listens_since = 0
+        """Silence before that says nothing of who was silent."""
         self._beating: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
@@ -76,7 +81,7 @@ class Presence:
         for task in (self._beating, self._sweeping, self._answering, self._calling):
             if task is not None:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
+                with contextlib.suppress(asyncio.CancelledError, LiveError):
                     await task
         with contextlib.suppress(LiveError):
             if not await self._leaves_sessions():
@@ -124,8 +129,11 @@ class Presence:
         sent_at = self.clock.reading()
         beat = await self.live.beat(self.clock.now())
         self.clock.observe(beat.redis_ms, sent_at)
+        now_ms = self.clock.now()
+        if self._beaten_at is not None and now_ms - self._beaten_at > BREAK_MS:
+            self._listens_since = now_ms
+        self._beaten_at = now_ms
         self._seen(beat.nodes)
-        self.orphans.suspects = self._silent(SUSPECT_MS)
 
     def _seen(self, nodes: dict[str, int]) -> None:
         if self.nodes.keys() - nodes.keys():
@@ -135,20 +143,19 @@ class Presence:
     async def missing(self, nodes: frozenset[str]) -> dict[str, int]:
         """Those of ``nodes`` that do not live, by their last proof of life.
 
-        One that proved it lately may have died since then: it is asked, and has
+        One that proved it lately may have died since then: all are asked, and have
         ``ROLL_CALL_MS`` to prove it again. Raises ``LiveError``.
         """
         before = await self._call()
         until_s = self.clock.reading() + ROLL_CALL_MS / 1000
         while True:
-            now_ms = self.clock.now()
             silent = {
                 node: self.nodes[node]
                 for node in nodes
                 if node in self.nodes and self.nodes[node] == before.get(node)
             }
-            may_answer = any(now_ms - alive_at <= SUSPECT_MS for alive_at in silent.values())
-            if not may_answer or self.clock.reading() >= until_s:
+            is_known = silent.keys() <= self._silent(limits.NODE_SILENT_MS).keys()
+            if is_known or self.clock.reading() >= until_s:
                 return silent
             await self._call()
 
@@ -168,11 +175,11 @@ class Presence:
 
     def _silent(self, silent_ms: int) -> dict[str, int]:
         """The other processes that gave no proof of life for so long, by their last one."""
-        now_ms = self.clock.now()
+        since = self.clock.now() - silent_ms
         return {
             node: alive_at
             for node, alive_at in self.nodes.items()
-            if node != self.live.node and now_ms - alive_at > silent_ms
+            if node != self.live.node and max(alive_at, self._listens_since) < since
         }
 
     async def _run(self) -> None:

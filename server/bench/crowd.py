@@ -56,19 +56,50 @@ class Crowd:
         return orjson.loads(answer)
 
     async def open(
-        self, ports: list[int], count: int, *, kind: str = "chat", tick_ms: int = 1000
+        self,
+        ports: list[int],
+        count: int,
+        *,
+        kind: str = "chat",
+        tick_ms: int = 1000,
+        is_watchful: bool = False,
     ) -> None:
         """Has so many more customers start a session each, spread over these ports.
 
         Returns when all are told that theirs is active. Raises when one is not.
         """
-        refused = await self._ask(do="open", ports=ports, count=count, kind=kind, tick_ms=tick_ms)
+        refused = await self._ask(
+            do="open", ports=ports, count=count, kind=kind, tick_ms=tick_ms, is_watchful=is_watchful
+        )
         if refused:
             raise RuntimeError(f"{len(refused)} sessions did not start: {refused[:3]}")
 
     async def ticked(self) -> None:
         """Returns when every session has ticked."""
         await self._ask(do="ticked")
+
+    async def turn_to(self, ports: list[int]) -> None:
+        """From now on whoever has to come back does so at one of these ports."""
+        await self._ask(do="turn_to", ports=ports)
+
+    async def abandon(self, port: int) -> None:
+        """Has everybody on a port hang up and come back elsewhere, as who waits in vain does."""
+        await self._ask(do="abandon", port=port)
+
+    async def mark(self, at: float) -> None:
+        """Something happened at an instant of the monotonic clock; see ``ticking``."""
+        await self._ask(do="mark", at=at)
+
+    async def ticking(self) -> list[float]:
+        """Returns when each session that has not ended has ticked since the mark, on a line
+        that was not lost since; how long after it that was, in seconds. For a watchful crowd."""
+        waits: list[float] = await self._ask(do="ticking")
+        return waits
+
+    async def testimonies(self) -> list[dict[str, Any]]:
+        """What each of them saw; see ``customer.Witness``."""
+        seen: list[dict[str, Any]] = await self._ask(do="testimonies")
+        return seen
 
     async def returned(self, port: int, ports: list[int]) -> list[dict[str, Any]]:
         """Returns when all who were on a port are back at others, and their sessions tick.
@@ -104,6 +135,7 @@ class Gathering:
         self.ports: list[int] = []
         self.kind = ""
         self.tick_ms = 0
+        self.is_watchful = False
         self.customers: list[Customer] = []
         self._change = asyncio.Event()
 
@@ -124,9 +156,12 @@ class Gathering:
             # A thousand may move at once, and looking at all of them is work too.
             await asyncio.sleep(0.005)
 
-    async def open(self, ports: list[int], count: int, kind: str, tick_ms: int) -> Any:
+    async def open(
+        self, ports: list[int], count: int, kind: str, tick_ms: int, is_watchful: bool
+    ) -> Any:
         """Opens more customers."""
         self.ports, self.kind, self.tick_ms = ports, kind, tick_ms
+        self.is_watchful = is_watchful
         first = len(self.customers)
         fresh = [
             Customer(self, number, ports[number % len(ports)])
@@ -166,6 +201,34 @@ class Gathering:
             }
             for one in moving
         ]
+
+    async def turn_to(self, ports: list[int]) -> Any:
+        """Other processes are there than before."""
+        self.ports = ports
+
+    async def abandon(self, port: int) -> Any:
+        """Lets everybody who is on a port lose patience."""
+        for one in self.customers:
+            if one.port == port:
+                one.abandon()
+
+    async def mark(self, at: float) -> Any:
+        """Waits anew for a tick of everybody."""
+        for one in self.customers:
+            one.witness.mark_at, one.witness.tick_at = at, None
+
+    async def ticking(self) -> Any:
+        """Waits until all have ticked since the mark."""
+        running = [one for one in self.customers if one.receipt is None]
+        await self.until(
+            lambda one: one.receipt is not None or one.witness.tick_at is not None, running
+        )
+        marked = [one.witness for one in running]
+        return [one.tick_at - one.mark_at for one in marked if one.tick_at is not None]
+
+    async def testimonies(self) -> Any:
+        """What each of them saw."""
+        return [one.witness.testimony() for one in self.customers]
 
     async def stop(self) -> Any:
         """Ends every session."""

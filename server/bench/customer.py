@@ -50,6 +50,8 @@ class Place(Protocol):
     """Of the server processes that are there."""
     kind: str
     tick_ms: int
+    is_watchful: bool
+    """Customers read what they are shown, and remember it."""
 
     def token(self, user: str) -> str:
         """A good token of a user."""
@@ -112,6 +114,12 @@ class Line(asyncio.Protocol):
         elif opcode == CLOSE:
             self.abort()
 
+    def hang_up(self) -> None:
+        """Closes the connection, as somebody does who has said all."""
+        if self.transport is not None:
+            self.transport.write(masked(CLOSE, (1000).to_bytes(2, "big")))
+            self.transport.close()
+
     def abort(self) -> None:
         """Cuts the connection."""
         if self.transport is not None:
@@ -122,12 +130,58 @@ class Line(asyncio.Protocol):
         self.customer.lost(self)
 
 
+class Witness:
+    """What a customer saw, to hold against the bill. Instants are of the monotonic clock."""
+
+    __slots__ = (
+        "asked_at", "elapsed_ms", "errors", "mark_at", "minutes", "presence", "stepped_back_ms",
+        "stop_asked_at", "tick_at",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.presence: list[tuple[float, float, float]] = []
+        """When the session was joined (asked, and answered), and when the line was gone."""
+        self.asked_at = 0.0
+        self.stop_asked_at = 0.0
+        self.minutes: list[dict[str, Any]] = []
+        self.errors: list[str] = []
+        self.elapsed_ms = 0
+        self.stepped_back_ms = 0
+        """The most by which a tick said less than the one before."""
+        self.mark_at = 0.0
+        self.tick_at: float | None = None
+        """The first tick after the mark, unless the line was lost after that."""
+
+    def joined(self, now: float) -> None:
+        """The server has shown the session."""
+        if not self.presence or self.presence[-1][2] < float("inf"):
+            self.presence.append((self.asked_at, now, float("inf")))
+
+    def lost(self, now: float) -> None:
+        """The line is gone, or the session has ended."""
+        self.tick_at = None
+        if self.presence and self.presence[-1][2] == float("inf"):
+            self.presence[-1] = (*self.presence[-1][:2], now)
+
+    def ticked(self, tick: dict[str, Any], now: float) -> None:
+        """A tick came."""
+        self.stepped_back_ms = max(self.stepped_back_ms, self.elapsed_ms - tick["elapsed_ms"])
+        self.elapsed_ms = tick["elapsed_ms"]
+        if self.tick_at is None and now >= self.mark_at:
+            self.tick_at = now
+
+    def testimony(self) -> dict[str, Any]:
+        """All of it."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
 class Customer:
     """One customer with one session."""
 
     __slots__ = (
         "answered_at", "attempt", "attempts", "gone_at", "line", "live_at", "number", "place",
         "port", "receipt", "seq", "session", "ticked_at", "ticks", "timer", "user", "wants_stop",
+        "witness",
     )  # fmt: skip
 
     def __init__(self, place: Place, number: int, port: int) -> None:
@@ -150,6 +204,7 @@ class Customer:
         self.answered_at: float | None = None
         self.ticked_at: float | None = None
         self.timer: asyncio.TimerHandle | None = None
+        self.witness = Witness()
 
     # --- Coming and going ------------------------------------------------------------
 
@@ -179,15 +234,43 @@ class Customer:
         """A connection is gone."""
         if line is not self.line:
             return
+        self._left()
+        if self.receipt is None:
+            self._come_back()
+
+    def _left(self) -> None:
         self.line = None
         now = self.place.loop.time()
+        self.witness.lost(now)
         if self.live_at is not None:
             self.gone_at, self.answered_at, self.ticked_at = now, None, None
             if now - self.live_at >= PROVEN_S:
                 self.attempt = 0
         self.live_at = None
-        if self.receipt is None:
+
+    def _move(self) -> None:
+        """The process drains, and the instant has come to go to another one."""
+        if self.line is None:
+            return
+        self._hang_up()
+        self.port = self._other_port()
+        asyncio.ensure_future(self.connect())  # noqa: RUF006 -- it arms a timer at once
+
+    def abandon(self) -> None:
+        """Takes a line for dead that nothing came from, and comes back elsewhere."""
+        if self.line is not None:
+            self._hang_up()
             self._come_back()
+
+    def _hang_up(self) -> None:
+        line = self.line
+        self._left()
+        if line is not None:
+            line.hang_up()
+
+    def _other_port(self) -> int:
+        others = [port for port in self.place.ports if port != self.port]
+        return random.choice(others or self.place.ports)  # noqa: S311 -- jitter
 
     def _give_up(self) -> None:
         if self.line is not None:
@@ -195,8 +278,7 @@ class Customer:
 
     def _come_back(self) -> None:
         """Waits as the browser client does, then asks another process than before."""
-        others = [port for port in self.place.ports if port != self.port]
-        self.port = random.choice(others or self.place.ports)  # noqa: S311 -- jitter
+        self.port = self._other_port()
         delay_s = self._backoff_s()
         self.attempt += 1
         self._arm(delay_s, lambda: asyncio.ensure_future(self.connect()))
@@ -219,6 +301,9 @@ class Customer:
                 self.ticked_at = self.place.loop.time()
                 self.place.moved(self)
             self.ticks += 1
+            if self.place.is_watchful:
+                self.witness.ticked(orjson.loads(payload), self.place.loop.time())
+                self.place.moved(self)
             return
         message = orjson.loads(payload)
         self.seq = max(self.seq, message.get("seq", 0))
@@ -232,16 +317,25 @@ class Customer:
                 self.session = message
                 if message.get("id") == 2:
                     self.answered_at, self.ticks = self.place.loop.time(), 0
+                    self.witness.joined(self.answered_at)
                 self.place.moved(self)
+            case "minute":
+                self.witness.minutes.append(message)
+            case "reconnect":
+                delay_s = random.random() * message["after_ms"] / 1000  # noqa: S311 -- jitter
+                self._arm(delay_s, self._move)
             case "stopped":
                 self.receipt = message["receipt"]
+                self.witness.lost(self.place.loop.time())
                 self.place.moved(self)
             case "error":
+                self.witness.errors.append(message["code"])
                 self._refused(message)
 
     def _start(self) -> None:
         if self.line is None:
             return
+        self.witness.asked_at = self.place.loop.time()
         self.line.send(
             {
                 "type": "start",
@@ -259,6 +353,7 @@ class Customer:
         """Ends the session, now or when there is a line again."""
         self.wants_stop = True
         if self.line is not None and self.live_at is not None:
+            self.witness.stop_asked_at = self.place.loop.time()
             self.line.send({"type": "stop", "id": 3, "session_id": f"session-{self.number}"})
 
     def _refused(self, message: dict[str, Any]) -> None:

@@ -15,11 +15,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from pydantic import SecretStr
+from redis.asyncio import Redis
 
 from protocol.events import EntryPosted
 from protocol.money import parse_credits
 from server.config import RATES_DEFAULT, Settings
 from storage.embedded import start_engines
+from storage.keys import Keys
 from storage.migrate import migrate_database
 from storage.records import Records
 
@@ -30,6 +32,8 @@ WAIT_S_MAX = 60
 """How long a process may take to be ready, or to end."""
 PARTITIONS = 8
 GRANTS_AT_ONCE = 16
+FLUSHED_S_MAX = 120
+FLUSHED_POLL_S = 0.05
 
 
 class Worker:
@@ -122,6 +126,17 @@ class House:
         worker = await self.start("audit")
         await worker.ended()
         return worker.log.read_text().splitlines()
+
+    async def flushed(self) -> None:
+        """Waits until Postgres has everything."""
+        assert self.settings.redis_url is not None
+        keys = Keys(self.settings.partitions)
+        async with Redis.from_url(self.settings.redis_url) as redis, asyncio.timeout(FLUSHED_S_MAX):
+            while True:
+                outboxes = [keys.outbox(one) for one in range(keys.partitions)]
+                if not sum([await redis.xlen(outbox) for outbox in outboxes]):
+                    return
+                await asyncio.sleep(FLUSHED_POLL_S)
 
     async def grant(self, users: Iterable[str], amount: str) -> None:
         """Gives each of these users credits, before anybody has used their account."""

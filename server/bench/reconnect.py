@@ -10,16 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from redis.asyncio import Redis
-
 from server.bench import machine
 from server.bench.crowd import Crowd
 from server.bench.house import House, Worker, open_house, status_bytes
-from storage.keys import Keys
 
 CREDITS = "1000"
-FLUSHED_S_MAX = 120
-FLUSHED_POLL_S = 0.05
 
 
 async def measure(clients: int, processes: int, seconds: float) -> list[str]:
@@ -61,7 +56,7 @@ async def _kill(house: House, servers: list[Worker], flusher: Worker, crowd: Cro
         f"memory of a server: {_mib(before)} before; {_mib(peaks)} at its peak, of those that stay"
     )
     lines += _counted(receipts, returned, killed_at)
-    await _flushed(house)
+    await house.flushed()
     for worker in (*others, flusher):
         worker.check()
         await worker.stop()
@@ -129,15 +124,3 @@ def _spread(ordered: Sequence[float]) -> str:
 
 def _mib(sizes: Sequence[int]) -> str:
     return ", ".join(f"{size / (1 << 20):.0f}" for size in sizes) + " MiB"
-
-
-async def _flushed(house: House) -> None:
-    """Waits until Postgres has everything."""
-    assert house.settings.redis_url is not None
-    keys = Keys(house.settings.partitions)
-    async with Redis.from_url(house.settings.redis_url) as redis, asyncio.timeout(FLUSHED_S_MAX):
-        while True:
-            lengths = [await redis.xlen(keys.outbox(one)) for one in range(keys.partitions)]
-            if not sum(lengths):
-                return
-            await asyncio.sleep(FLUSHED_POLL_S)

@@ -12,6 +12,7 @@ from server.config import load_rate_card
 from server.presence import ROLL_CALL_MS, Presence
 from storage.keys import NODES
 from tests.fixtures.server import StartServer, TestServer
+from tests.server.api import advance
 from tests.server.scenes import CREDIT, eventually, found, reaches
 from tests.simulation.cluster import Cluster, Node
 
@@ -81,6 +82,33 @@ async def test_who_comes_back_at_once_does_not_pay_for_the_death_of_a_process(
     assert (from_at, billed) == (proven_at, False)
     assert to_at == standing.run_at >= proven_at + ROLL_CALL_MS
     assert (await found(two, "chat-1")).nodes == {two.process.node}
+
+
+async def test_who_could_not_beat_himself_buries_nobody(start_server: StartServer) -> None:
+    one, two = await start_server(), await start_server()
+    await one.grant(5 * CREDIT)
+    client = await one.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    presence = two.process.presence
+    assert presence._beating is not None
+    presence._beating.cancel()
+    beating = one.process.presence._beating
+    assert beating is not None
+    beating.cancel()
+    await presence.beat()
+    proven_at = presence.nodes[one.process.node]
+    # Redis was away for both of them, and the other one is the first to reach it again.
+    for server in (one, two):
+        advance(server, 2 * limits.NODE_SILENT_MS)
+    await presence.beat()
+    assert presence._silent(limits.NODE_SILENT_MS) == {}
+    advance(two, limits.NODE_SILENT_MS // 2)
+    await presence.beat()
+    assert presence._silent(limits.NODE_SILENT_MS) == {}
+    for _ in range(2):
+        advance(two, limits.NODE_SILENT_MS // 3)
+        await presence.beat()
+    assert presence._silent(limits.NODE_SILENT_MS) == {one.process.node: proven_at}
 
 
 async def test_who_comes_to_a_second_process_as_well_has_no_gap(start_server: StartServer) -> None:

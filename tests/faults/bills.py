@@ -1,0 +1,129 @@
+"""Bills held against what the customers saw: an audit by somebody who asks only them.
+
+Nothing here is taken from the code that counts. A customer knows, by a clock of its own,
+when it asked for its session and was shown it, and when the line was gone; and it keeps
+the minutes that it was told of. Its receipt must lie between what it saw for sure and what
+it can have had at all, and what the record has of it must be the receipt.
+"""
+
+import itertools
+from decimal import Decimal
+from typing import Any
+
+from protocol.terms import MINUTE_MS
+from tests.faults.stage import CREDITS, SPEED, Stage
+
+DEATH_S = 1.0
+"""What the loss of a line may cost: a process's death, up to its last proof of life."""
+ROUNDING_S = 0.05
+"""Instants are whole milliseconds on both sides, several times in a session."""
+
+
+class Bill:
+    """What one customer's session came to, in real seconds."""
+
+    def __init__(self, receipt: dict[str, Any], seen: dict[str, Any]) -> None:
+        self.receipt = receipt
+        self.seen = seen
+        self.counted_s: float = receipt["elapsed_ms"] / SPEED / 1000
+        self.losses = len(seen["presence"]) - 1
+
+    @property
+    def seen_s(self) -> float:
+        """For how long the customer was shown its session: at least."""
+        total = 0.0
+        for number, (_, answered_at, gone_at) in enumerate(self.seen["presence"]):
+            is_last = number == self.losses
+            total += float(self.seen["stop_asked_at"] if is_last else gone_at) - answered_at
+        return total
+
+    @property
+    def had_s(self) -> float:
+        """For how long it can have had its session: at most."""
+        return float(sum(gone_at - asked_at for asked_at, _, gone_at in self.seen["presence"]))
+
+    @property
+    def unbilled_s(self) -> float:
+        """What was not counted though the customer was there."""
+        return self.seen_s - self.counted_s
+
+    def problems(self, unserved_s: float, death_s: float) -> list[str]:
+        """What of it cannot be."""
+        found = []
+        if self.counted_s > self.had_s + ROUNDING_S:
+            found.append(f"billed {self.counted_s - self.had_s:.3f} s that it did not have")
+        least_s = self.seen_s - self.losses * death_s - unserved_s - ROUNDING_S
+        if self.counted_s < least_s:
+            found.append(f"not billed {least_s - self.counted_s:.3f} s beyond the promise")
+        if self.receipt["reason"] != "client":
+            found.append(f"ended by {self.receipt['reason']}")
+        segments, gaps = self.receipt["segments"], self.receipt["gaps"]
+        run_ms = sum(part["to_at"] - part["from_at"] for part in segments)
+        if abs(run_ms * SPEED - self.receipt["elapsed_ms"]) > SPEED * len(segments):
+            found.append("segments do not add up to the counted time")
+        parts = sorted((part["from_at"], part["to_at"]) for part in (*segments, *gaps))
+        if any(before[1] > after[0] for before, after in itertools.pairwise(parts)):
+            found.append("an instant is in two of its segments and gaps")
+        return found
+
+
+async def compare(
+    stage: Stage, receipts: list[dict[str, Any]], seen: list[dict[str, Any]], death_s: float
+) -> tuple[list[Bill], list[str]]:
+    """Every bill, and whatever is wrong, each with its customer."""
+    bills = [Bill(receipt, one) for receipt, one in zip(receipts, seen, strict=True) if receipt]
+    problems = [f"customer-{number}: no receipt" for number, one in enumerate(receipts) if not one]
+    async with stage.record() as record:
+        minutes = await record.fetch("SELECT * FROM usage_tracking ORDER BY session_id, minute")
+        sessions = {row["session_id"]: row for row in await record.fetch("SELECT * FROM sessions")}
+        ledger = await record.fetch(
+            "SELECT session_id, sum(amount_micros) AS total FROM credit_ledger GROUP BY 1"
+        )
+        accounts = {
+            row["account_id"]: row["balance_micros"]
+            for row in await record.fetch("SELECT account_id, balance_micros FROM credit_accounts")
+        }
+    by_session: dict[str, list[Any]] = {}
+    for row in minutes:
+        by_session.setdefault(row["session_id"], []).append(row)
+    burnt = {row["session_id"]: int(row["total"]) for row in ledger if row["session_id"]}
+    for bill in bills:
+        name = bill.receipt["session_id"]
+        found = bill.problems(stage.unserved_s, death_s)
+        found += _recorded(bill, by_session.get(name, []), sessions.get(name), burnt.get(name, 0))
+        user = bill.receipt["user_id"]
+        if accounts.get(user) != _micros(CREDITS) - _micros(bill.receipt["credits"]):
+            found.append(f"the account has {accounts.get(user)}")
+        problems += [f"{name}: {one}" for one in found]
+    if len(sessions) != stage.sessions:
+        problems.append(f"{len(sessions)} sessions are written down, of {stage.sessions}")
+    return bills, problems
+
+
+def _recorded(bill: Bill, minutes: list[Any], session: Any, burnt_micros: int) -> list[str]:
+    """What the record has of a session that is not what its receipt says."""
+    receipt, found = bill.receipt, []
+    if [row["minute"] for row in minutes] != list(range(receipt["minutes"])):
+        found.append(f"minutes {[row['minute'] for row in minutes]} of {receipt['minutes']}")
+    if receipt["minutes"] != -(-receipt["elapsed_ms"] // MINUTE_MS):
+        found.append(f"{receipt['minutes']} minutes in {receipt['elapsed_ms']} ms")
+    charged = _micros(receipt["credits"])
+    if sum(row["charged_micros"] for row in minutes) != charged or burnt_micros != -charged:
+        found.append(f"charged {charged}, burnt {-burnt_micros}")
+    if session is None or session["state"] != "ended":
+        return [*found, "the session is not written down as ended"]
+    if (session["elapsed_ms"], session["charged_micros"]) != (receipt["elapsed_ms"], charged):
+        found.append("the session's row is not its receipt")
+    rows = {row["minute"]: row for row in minutes}
+    for told in bill.seen["minutes"]:
+        row = rows.get(told["minute"])
+        if row is None or (row["seconds"], row["charged_micros"]) != (
+            told["seconds"],
+            _micros(told["credits"]),
+        ):
+            found.append(f"was told of minute {told['minute']}, which is not so")
+    return found
+
+
+def _micros(amount: str) -> int:
+    return int(Decimal(amount) * 1_000_000)

@@ -1,0 +1,163 @@
+"""A stage for catastrophes: real processes, real engines, and a crowd that watches its bill."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+from redis.asyncio import Redis
+
+from server.bench.crowd import Crowd
+from server.bench.house import House, Worker, open_house
+from storage.embedded.agreement import Files
+
+SPEED = 10
+"""Counted milliseconds for each real one: a minute is over in six seconds."""
+RATES = f"""
+[kinds.torture]
+free_seconds = 20
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+reconnect_grace_seconds = 300
+gap = "skip"
+speed = {SPEED}
+"""
+KIND = "torture"
+CREDITS = "1000"
+PROCESSES = 3
+WAIT_S = 90.0
+"""How long is waited for what must come, on however slow a machine."""
+POLL_S = 0.02
+
+
+class Engine:
+    """An embedded engine, and the keeper that starts it again whenever it ends."""
+
+    def __init__(self, data_dir: Path, name: str, stop: signal.Signals) -> None:
+        self.name = name
+        self._files = Files(data_dir.resolve(), name)
+        self._stop = stop
+
+    @property
+    def pid(self) -> int:
+        """The engine's process: the last one that was started."""
+        return int(self._files.engine.read_text())
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends the engine a signal."""
+        os.kill(self.pid, number)
+
+    @asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """The engine is stopped cleanly, and started again at the end of the block."""
+        pid = self.pid
+        keeper = int(_status(pid)[1])
+        os.kill(keeper, signal.SIGSTOP)
+        try:
+            os.kill(pid, self._stop)
+            async with asyncio.timeout(WAIT_S):
+                while _status(pid)[0] != "Z":  # noqa: ASYNC110 -- nothing tells of it
+                    await asyncio.sleep(POLL_S)
+            yield
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        async with asyncio.timeout(WAIT_S):
+            while self.pid == pid:  # noqa: ASYNC110 -- nothing tells of it
+                await asyncio.sleep(POLL_S)
+
+
+def _status(pid: int) -> list[str]:
+    """A process's state, its parent, and more, as the kernel has it."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+class Stage:
+    """What a scenario has to work with."""
+
+    def __init__(self, house: House, crowd: Crowd, sessions: int, scale: float) -> None:
+        self.house = house
+        self.crowd = crowd
+        self.sessions = sessions
+        self.scale = scale
+        """How long outages last: 1 is their full length."""
+        self.redis = Engine(house.settings.data_dir, "redis", signal.SIGTERM)
+        self.postgres = Engine(house.settings.data_dir, "postgres", signal.SIGINT)
+        self.servers: list[Worker] = []
+        self.flushers: list[Worker] = []
+        self.slack_s = 0.0
+        """How late a beat may be on a machine that others load as well."""
+        self.unserved_s = 0.0
+        """For how long, at most, a session was not counted though its client was there,
+        besides what the death of a process costs."""
+
+    async def serve(self) -> Worker:
+        """Starts one more server process."""
+        worker = await self.house.serve()
+        self.servers.append(worker)
+        return worker
+
+    async def flush(self) -> Worker:
+        """Starts one more flusher."""
+        worker = await self.house.start("flush")
+        self.flushers.append(worker)
+        return worker
+
+    async def turn(self) -> None:
+        """Tells the crowd which processes are there."""
+        await self.crowd.turn_to([server.port for server in self.servers])
+
+    async def struck(self) -> None:
+        """It has just happened: from now on a tick says that a session goes on."""
+        await self.crowd.mark(time.monotonic())
+
+    async def sleep(self, full_s: float) -> None:
+        """Lets an outage last."""
+        await asyncio.sleep(full_s * self.scale)
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Redis]:
+        """A client of the Redis."""
+        assert self.house.settings.redis_url is not None
+        async with Redis.from_url(self.house.settings.redis_url) as redis:
+            yield redis
+
+    @asynccontextmanager
+    async def record(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+        """A connection to the Postgres."""
+        connection = await asyncpg.connect(self.house.settings.database_url)
+        try:
+            yield connection
+        finally:
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await connection.close(timeout=5)
+
+    def check(self) -> None:
+        """Raises when one of our processes has ended that nobody has killed."""
+        for worker in (*self.servers, *self.flushers):
+            worker.check()
+
+
+@asynccontextmanager
+async def open_stage(sessions: int, scale: float = 1.0) -> AsyncIterator[Stage]:
+    """Three servers and two flushers, and so many sessions, all of which tick."""
+    async with open_house(RATES) as house:
+        await house.grant((f"customer-{number}" for number in range(sessions)), CREDITS)
+        crowd = await Crowd.start(house.environment)
+        stage = Stage(house, crowd, sessions, scale)
+        try:
+            started = [house.serve() for _ in range(PROCESSES)]
+            stage.servers += await asyncio.gather(*started)
+            for _ in range(2):
+                await stage.flush()
+            ports = [server.port for server in stage.servers]
+            await crowd.open(ports, sessions, kind=KIND, is_watchful=True)
+            await crowd.ticked()
+            await house.flushed()
+            yield stage
+        finally:
+            await crowd.close()

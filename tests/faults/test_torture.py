@@ -1,0 +1,49 @@
+"""Every scenario of ``scripts/torture``, on fewer sessions and with shorter outages.
+
+``TAXIMETER_TORTURE=500`` runs as many sessions as the promise names.
+"""
+
+import os
+
+import pytest
+
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.stage import open_stage
+from tests.faults.torture import strike
+
+SESSIONS = int(os.environ.get("TAXIMETER_TORTURE", "60"))
+SCALE = 0.05
+"""An outage of a minute lasts three seconds, in which thirty are counted."""
+RUN_S = 2.0
+SLACK_S = 1.0
+"""How late a beat may be: here others load the machine as well."""
+GROUPS = {
+    "processes": ["kill-server", "freeze-server", "leave-frozen-server", "replace-servers"],
+    "record": ["kill-flusher", "kill-postgres", "stop-postgres"],
+    "live state": [
+        "freeze-redis",
+        "kill-redis",
+        "stop-redis",
+        "empty-redis",
+        "empty-redis-and-stop-postgres",
+    ],
+}
+
+
+def test_no_scenario_is_left_out() -> None:
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted(SCENARIOS)
+
+
+@pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS.keys())
+async def test_no_minute_is_lost_and_none_is_billed_twice(names: list[str]) -> None:
+    async with open_stage(SESSIONS, SCALE) as stage:
+        stage.slack_s = SLACK_S
+        outcome = await strike(stage, names, RUN_S)
+        assert outcome.problems == []
+        assert outcome.audit == ["everything adds up"]
+        assert len(outcome.bills) == SESSIONS
+        assert len(outcome.ticking_s) == len(names)
+        if "kill-server" in names:
+            assert sum(bill.losses > 0 for bill in outcome.bills) >= SESSIONS // 3
+        for worker in stage.house.workers:
+            assert "Traceback" not in worker.log.read_text(), worker.log

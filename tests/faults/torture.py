@@ -1,0 +1,104 @@
+"""The scenarios, one by one, at full size: ``scripts/torture``. Prints a table."""
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+
+import structlog
+import uvloop
+
+from server.bench import machine
+from tests.faults.bills import DEATH_S, Bill, compare
+from tests.faults.scenarios import SCENARIOS
+from tests.faults.stage import Stage, open_stage
+
+RUN_S = 12.0
+"""How long sessions run before something happens, and after it is over."""
+HEADINGS = f"""
+{"":<31}{"sessions":>9}{"lost their":>12}{"ended":>7}{"ticks again":>13}{"all written":>13}\
+{"uncounted":>11}{"bills":>7}
+{"scenario":<31}{"":>9}{"line":>12}{"early":>7}{"s, last":>13}{"after s":>13}\
+{"s, most":>11}{"wrong":>7}  audit"""
+
+
+@dataclass
+class Outcome:
+    """What became of a crowd that was struck."""
+
+    bills: list[Bill]
+    problems: list[str]
+    """What the customers cannot have, or the record does not say."""
+    audit: list[str]
+    """What the system's own audit found."""
+    ticking_s: list[float] = field(default_factory=list)
+    """How long after each blow the last session ticked again."""
+    written_s: float = 0.0
+    """How long after the last stop everything was in Postgres."""
+    errors: set[str] = field(default_factory=set)
+    """Codes of errors that customers were told."""
+
+
+async def strike(stage: Stage, names: list[str], run_s: float = RUN_S) -> Outcome:
+    """Lets scenarios happen to a crowd, one after the other, and settles its bills."""
+    ticking_s = []
+    for name in names:
+        await asyncio.sleep(run_s)
+        await SCENARIOS[name](stage)
+        ticking_s.append(max(await stage.crowd.ticking(), default=0.0))
+        stage.check()
+    await asyncio.sleep(run_s)
+    receipts = await stage.crowd.stop()
+    stopped = time.monotonic()
+    await stage.house.flushed()
+    written_s = time.monotonic() - stopped
+    seen = await stage.crowd.testimonies()
+    bills, problems = await compare(stage, receipts, seen, DEATH_S + stage.slack_s)
+    audit = [line for line in await stage.house.audit() if "audited" not in line]
+    stage.check()
+    errors = {code for one in seen for code in one["errors"]}
+    return Outcome(bills, problems, audit, ticking_s, written_s, errors)
+
+
+async def run(names: list[str], sessions: int, show: int) -> bool:
+    """Each scenario on a stage of its own; whether nothing was wrong."""
+    print(machine.describe())
+    print(HEADINGS, flush=True)
+    clean = True
+    for name in names:
+        async with open_stage(sessions) as stage:
+            outcome = await strike(stage, [name])
+        bills = outcome.bills
+        lost = sum(bill.losses > 0 for bill in bills)
+        early = sum(bill.receipt["reason"] != "client" for bill in bills)
+        most_s = max((bill.unbilled_s for bill in bills), default=0.0)
+        verdict = " ".join(outcome.audit)
+        print(
+            f"{name:<31}{len(bills):>9}{lost:>12}{early:>7}{outcome.ticking_s[0]:>13.2f}"
+            f"{outcome.written_s:>13.2f}{most_s:>11.2f}{len(outcome.problems):>7}  {verdict}",
+            flush=True,
+        )
+        for problem in outcome.problems[:show]:
+            print(f"    {problem}", flush=True)
+        if outcome.errors:
+            print(f"    customers were told: {', '.join(sorted(outcome.errors))}", flush=True)
+        clean = clean and not outcome.problems and outcome.audit == ["everything adds up"]
+    return clean
+
+
+def main() -> None:
+    """The command line of ``scripts/torture``."""
+    parser = argparse.ArgumentParser(prog="scripts/torture", description=__doc__)
+    parser.add_argument("--sessions", type=int, default=500)
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="may be repeated")
+    parser.add_argument("--show", type=int, default=5, help="how many problems are printed")
+    arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    names = arguments.scenario or list(SCENARIOS)
+    sys.exit(not uvloop.run(run(names, arguments.sessions, arguments.show)))
+
+
+if __name__ == "__main__":
+    main()
