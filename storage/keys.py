@@ -30,6 +30,12 @@ class Keys:
     def _key(self, tenant: str, kind: str, name: str) -> str:
         return f"{{p{self.partition(tenant)}}}:{kind}:{name}"
 
+    @staticmethod
+    def contained(counter: str) -> str:
+        """What of sessions was in a counter when it was loaded; for a while."""
+        partition, _, name = counter.partition(":")
+        return f"{partition}:contained:{name}"
+
     def session(self, tenant: str, session_id: str) -> str:
         """A session's hash."""
         return self._key(tenant, "session", session_key(tenant, session_id))

@@ -277,7 +277,7 @@ class Live:
     ) -> bool:
         partition = self.keys.partition(tenant)
         keys = [*names, self.keys.epoch(partition), self.keys.recovering(partition)]
-        keys.append(self.keys.unsettled(partition))
+        keys += [self.keys.unsettled(partition), self.keys.contained(names[0])]
         flat = [part for field in fields.items() for part in field]
         epoch = f"empty:{self.node}:{secrets.token_hex(4)}"
         times = (limits.RECOVERY_MS, limits.LOST_SESSIONS_AFTER_MS)

@@ -86,20 +86,24 @@ class Restoring:
         keys, identity = self.keys, assertion.session.identity
         tenant, session_id = identity.tenant, identity.session_id
         partition = keys.partition(tenant)
-        names = [
-            keys.session(tenant, session_id),
-            keys.notices(tenant, session_id),
-            keys.sockets(tenant, session_id),
+        counters = [
             keys.account(tenant, identity.account_id),
             keys.member(tenant, identity.user_id),
             keys.organization(tenant),
             keys.free(tenant, identity.free_key or ""),
+        ]
+        names = [
+            keys.session(tenant, session_id),
+            keys.notices(tenant, session_id),
+            keys.sockets(tenant, session_id),
+            *counters,
             keys.live(partition),
             keys.node(partition, self.live.node),
             keys.graces(partition),
             keys.epoch(partition),
             keys.recovering(partition),
             keys.unsettled(partition),
+            *map(keys.contained, counters),
         ]
         status, detail = await self._assert(names, [self._encode(assertion)])
         cold = tuple(detail.decode().split(",")) if status == b"cold" else ()

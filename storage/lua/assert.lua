@@ -3,7 +3,7 @@
 -- Redis came back empty, or is a replica that lacks the last writes. Every counter is
 -- moved by the difference between what the process knows and what is contained in the
 -- counter: what the older copy of the session says that is still here, or, where there is
--- none, what Postgres had of it when the counter was loaded (the fields i:<session id>).
+-- none, what Postgres had of it when the counter was loaded (`contained`, see load.lua).
 -- So it may be asserted by any number of processes, any number of times, in any order.
 -- What was used is used: nothing here asks whether there is room for it.
 --
@@ -12,6 +12,7 @@
 --       11 epoch       string: changes with every loss that was found
 --       12 recovering  string, for a short while: nothing but this is done meanwhile
 --       13 unsettled   string, for a longer while: somebody may still put back a session
+--       14 to 17  contained: hashes, for account, member, org and free
 -- ARGV   1 the session, JSON; see storage/recovery.py, encode_assertion
 --
 -- Answers {status, detail}, with the status
@@ -59,14 +60,15 @@ local older = found[1] and cjson.decode(found[2])
 local grant = found[1] and cjson.decode(found[3]) or {held_micros = 0, held_minutes = {}}
 local was_live = older and older.phase ~= 'ended'
 local was_active = older and older.phase == 'active'
-local included = function(key)
-  local value = number(key, 'i:' .. id)
-  call('HDEL', key, 'i:' .. id)
+local included = function(index)
+  local key = KEYS[10 + index]
+  local value = number(key, id)
+  call('HDEL', key, id)
   return value
 end
 
 -- The account.
-local charged = included(KEYS[4])
+local charged = included(4)
 if older then charged = older.charged_micros end
 local is_live = not asserted.ended
 local live_change = (is_live and 1 or 0) - (was_live and 1 or 0)
@@ -83,7 +85,7 @@ if asserted.counts then
   for index = 5, 6 do
     local key = KEYS[index]
     touched[#touched + 1] = key
-    local counted = included(key)
+    local counted = included(index)
     if older then counted = math.ceil(older.settled_ms / 60000) end
     for part, range in ipairs(asserted.minutes) do
       local following = asserted.minutes[part + 1]
@@ -109,7 +111,7 @@ end
 -- The shared allowance of free time.
 if asserted.shares then
   touched[#touched + 1] = KEYS[7]
-  local taken = included(KEYS[7])
+  local taken = included(7)
   if older then taken = older.free_ms end
   call('HINCRBY', KEYS[7], 'used', whole(asserted.free_ms - taken))
 end

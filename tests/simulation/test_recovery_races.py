@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -632,6 +633,10 @@ async def test_nobody_asks_postgres_in_vain_while_others_recover(
 # --- By chance -----------------------------------------------------------------------------
 
 
+async def _away(*_: Any, **__: Any) -> Any:
+    raise UnavailableError("Postgres is away")
+
+
 class Chance:
     """Two processes, a few sessions, spends and holds, and a Redis that loses things."""
 
@@ -653,10 +658,28 @@ class Chance:
         )  # fmt: skip
         for _ in range(steps):
             step = self.random.choice(work)
-            with contextlib.suppress(ServiceError, RefusedError):
+            with self.trouble(), contextlib.suppress(ServiceError, RefusedError, UnavailableError):
                 await step()
+                await self.cluster.settle()
             await self.cluster.settle()
         await self.rest()
+
+    @contextlib.contextmanager
+    def trouble(self) -> Iterator[None]:
+        """During one step Postgres may be away, or a process may not hear what Redis answers."""
+        with pytest.MonkeyPatch.context() as patched:
+            if self.random.random() < 0.1:
+                patched.setattr(Records, "_run", _away)
+            if self.random.random() < 0.1:
+                deaf = self.random.choice(self.nodes).live
+                commit = deaf.commit
+
+                async def unheard(*asked: Any) -> Any:
+                    await commit(*asked)
+                    raise LiveError("the answer was lost")
+
+                patched.setattr(deaf, "commit", unheard)
+            yield
 
     async def rest(self) -> None:
         """All losses are found and looked after, and all sessions stopped."""
