@@ -18,7 +18,7 @@ import msgspec
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, expect
 
-from protocol import rates
+from protocol import limits, rates
 from protocol.codec import decode
 from protocol.errors import RETRYABLE_CODES, CloseCode, ErrorCode, may_reconnect
 from protocol.messages import CLIENT_MESSAGES, SERVER_MESSAGES
@@ -87,6 +87,56 @@ def test_every_link_inside_the_repository_leads_somewhere(document: Path) -> Non
         if not leads or (anchor and anchor not in anchors(target)):
             broken.append(link)
     assert broken == []
+
+
+# --- Limits --------------------------------------------------------------------------
+
+
+def test_operators_are_told_the_limits_that_there_are() -> None:
+    rows = {row[0]: row[2] for row in table(section(OPERATING, "Hostile peers"))}
+    told = {
+        "opens a connection and says nothing": [limits.REQUEST_HEAD_MS / 1000],
+        "sends a body too slowly": [limits.REQUEST_BODY_MS / 1000],
+        "keeps a connection open after an answer": [limits.KEEP_ALIVE_MS / 1000],
+        "sends a head that is too large": [
+            limits.REQUEST_HEAD_BYTES_MAX / 1024,
+            limits.REQUEST_HEADERS_MAX,
+        ],
+        "sends a body that is too large": [limits.BODY_BYTES_MAX / 1024],
+        "sends requests without waiting for the answers": [limits.REQUESTS_PIPELINED_MAX],
+        "takes all connections": [limits.DESCRIPTORS_RESERVED],
+        "takes many connections from one address, or one /64 of IPv6": [
+            limits.SOCKETS_PER_ADDRESS_MAX
+        ],
+        "takes many sockets as one user": [limits.SOCKETS_PER_USER_MAX],
+        "does not read what it is sent": [
+            limits.WRITE_BUFFER_SKIP_BYTES / 1024,
+            limits.WRITE_BUFFER_CLOSE_BYTES / 2**20,
+            limits.SLOW_PEER_ABORT_MS / 1000,
+        ],
+        "does not answer pings": [limits.PONG_TIMEOUT_MS / 1000],
+        "does not authenticate": [limits.AUTH_TIMEOUT_MS / 1000],
+        "tries tokens": [limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE],
+        "sends many messages, or requests as one user": [
+            limits.REQUESTS_BURST,
+            limits.REQUESTS_PER_SECOND,
+            limits.REFUSALS_PER_SOCKET_MAX,
+        ],
+        "sends a message that is too large": [limits.MESSAGE_BYTES_MAX / 1024],
+        "sends many fragments, or many pings and pongs": [
+            limits.FRAGMENTS_PER_MESSAGE_MAX,
+            limits.CONTROL_FRAMES_MAX,
+            limits.CONTROL_WINDOW_MS / 1000,
+        ],
+        "sends what is no message, or JSON nested too deep": [limits.JSON_DEPTH_MAX],
+        "starts many sessions": [
+            limits.SESSIONS_PER_SOCKET_MAX,
+            limits.LIVE_SESSIONS_PER_ACCOUNT_MAX,
+        ],
+    }
+    for what, numbers in told.items():
+        found = [int(number.replace(",", "")) for number in re.findall(r"[\d,]*\d", rows[what])]
+        assert found == numbers, what
 
 
 # --- Operating -----------------------------------------------------------------------

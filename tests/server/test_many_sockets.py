@@ -348,6 +348,25 @@ async def test_too_many_sockets_of_an_address_are_refused(
     assert refused.value.response.status_code == 503
 
 
+async def test_only_a_proxy_says_who_stands_behind_it(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"X-Forwarded-For": "198.51.100.7"}
+    server = await start_server()
+    await server.connect(additional_headers=told)
+    await server.connect(additional_headers=told, local_addr=("127.0.0.5", 0))
+    assert server.process.sockets._by_network == {"198.51.100.7": 1, "127.0.0.5": 1}
+    # What a client told the proxy before that is not believed either.
+    await server.connect(additional_headers={"X-Forwarded-For": "203.0.113.1, 198.51.100.7"})
+    assert server.process.sockets._by_network["198.51.100.7"] == 2
+
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.5,127.0.0.6")
+    server = await start_server()
+    await server.connect(additional_headers=told)
+    await server.connect(additional_headers=told, local_addr=("127.0.0.5", 0))
+    assert server.process.sockets._by_network == {"127.0.0.1": 1, "198.51.100.7": 1}
+
+
 async def test_too_many_sessions_of_an_account_are_refused(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
