@@ -18,6 +18,7 @@ All of that may be repeated, and whatever fails is, with the next beat. Meanwhil
 """
 
 import asyncio
+from collections.abc import Iterable
 
 import structlog
 from redis.exceptions import RedisError
@@ -36,7 +37,7 @@ from server.unflushed import Kept, Unflushed
 from storage.live import LiveError
 from storage.records import Records, RefusedError, UnavailableError
 from storage.recovery import Restoring
-from storage.rows import RecentEntry
+from storage.rows import HoldRow, RecentEntry
 from storage.spending import AccountName, Spending
 
 log = structlog.get_logger()
@@ -71,6 +72,8 @@ class Recovery:
         """Partitions that are to be looked after, what they lost being written down already."""
         self._flushed: dict[int, bytes] = {}
         """The watermarks of quiet partitions, when anything was forgotten last."""
+        self._is_ledger_due = False
+        """The ledger is to be looked at, which has failed for want of Postgres."""
         self._assert_from = 0
         """Where to begin with the assertions, after some could not be made."""
         self._again_at: dict[int, int] = {}
@@ -146,7 +149,7 @@ class Recovery:
     def _work(self) -> None:
         if self.busy:
             return
-        if self._lost or self._new:
+        if self._lost or self._new or self._is_ledger_due:
             self._task = asyncio.create_task(self._recover())
         elif self.clock.now() >= self._lost_sessions_at:
             self._task = asyncio.create_task(self._end_lost_sessions())
@@ -187,9 +190,9 @@ class Recovery:
             for partition in sorted((partitions | new) - self._written_down):
                 await self._write_down(partition)
                 self._written_down.add(partition)
-            if partitions:
-                await self._apply_entries()
-                await self._apply_holds()
+            self._is_ledger_due = self._is_ledger_due or bool(partitions)
+            if self._is_ledger_due and await self._apply_ledger():
+                self._is_ledger_due = False
         except (*EXPECTED, UnavailableError) as error:
             log.warning("not_recovered", error=str(error))
             done = False
@@ -347,16 +350,22 @@ class Recovery:
                 await self.loader.free_time(identity, day_start_at, asserting=True)
         raise ServiceError("the counters do not stay in Redis")
 
-    async def _apply_entries(self) -> None:
+    async def _apply_ledger(self) -> bool:
+        """Brings to Redis what the ledger has and it lacks; False: Postgres is away."""
+        after_at = self.clock.now() - limits.RECOVERED_ENTRIES_MS
+        try:
+            entries = await self.records.entries_since(after_at, limits.RECOVERED_ENTRIES_MAX)
+            holds = await self.records.holds_since(after_at, limits.RECOVERED_ENTRIES_MAX)
+        except UnavailableError:
+            return False
+        await self._apply_entries(entries)
+        await self._apply_holds(holds)
+        return True
+
+    async def _apply_entries(self, found: Iterable[RecentEntry]) -> None:
         """Applies what of the ledger's newest entries accounts in Redis lack, of all of them:
         of an account without sessions nobody else would look after it."""
         now_ms = self.clock.now()
-        try:
-            found = await self.records.entries_since(
-                now_ms - limits.RECOVERED_ENTRIES_MS, limits.RECOVERED_ENTRIES_MAX
-            )
-        except UnavailableError:
-            return  # there is none that Redis could lack while nothing can be written down
         by_account: dict[AccountName, list[RecentEntry]] = {}
         for entry in found:
             name = AccountName(entry.tenant, entry.account_id)
@@ -367,14 +376,9 @@ class Recovery:
                 log.warning("entries_recovered", account=name.account_id, entries=applied)
                 self.recovered += applied
 
-    async def _apply_holds(self) -> None:
+    async def _apply_holds(self, found: Iterable[HoldRow]) -> None:
         """Brings young holds in Redis to what Postgres says of them: what was reserved before a
         loss is so again, and what has ended since is given back."""
-        after_at = self.clock.now() - limits.RECOVERED_ENTRIES_MS
-        try:
-            found = await self.records.holds_since(after_at, limits.RECOVERED_ENTRIES_MAX)
-        except UnavailableError:
-            return
         for hold in found:
             if await self._spending.restore_hold(hold):
                 log.warning("hold_recovered", tenant=hold.tenant, hold=hold.hold_id)

@@ -62,6 +62,10 @@ async def watch(node: Node, session_id: str) -> Browser:
     return watcher
 
 
+async def _away(*_: Any, **__: Any) -> Any:
+    raise UnavailableError("Postgres is away")
+
+
 def spend_entry(cluster: Cluster, entry_id: str, micros: int) -> EntryPosted:
     return EntryPosted(
         tenant=ANN.tenant,
@@ -249,6 +253,24 @@ async def test_the_ledger_is_looked_at_again_whatever_happens_meanwhile(
     await cluster.beat()
     await cluster.settle()
     await audited(cluster)
+
+
+async def test_the_ledger_is_looked_at_when_postgres_is_back(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    await cluster.advance(1)
+    assert isinstance(await node.money.spend(ANN, entry_id="e1", micros=CREDIT), Spent)
+    await replica.promote()
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "_run", _away)
+        node.recovery.suspect()
+        await cluster.settle()
+    await cluster.beat()
+    assert (await cluster.account())["balance"] == 9 * CREDIT
 
 
 async def test_money_in_is_not_applied_again_when_there_is_much_of_it(
@@ -631,10 +653,6 @@ async def test_nobody_asks_postgres_in_vain_while_others_recover(
 
 
 # --- By chance -----------------------------------------------------------------------------
-
-
-async def _away(*_: Any, **__: Any) -> Any:
-    raise UnavailableError("Postgres is away")
 
 
 class Chance:
