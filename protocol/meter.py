@@ -279,8 +279,11 @@ class Meter(Position):
         """Answers a request that changes nothing: the session is as it was wanted, or over."""
         if intent.token is None:
             return
-        if self.session.standing.phase is Phase.ENDED:
+        standing = self.session.standing
+        if standing.phase is Phase.ENDED:
             self._effects.append(Refuse(intent.token, None))
+        elif intent.event is Event.RESUME and standing.phase is Phase.STOPPING:
+            self._effects.append(Refuse(intent.token, standing.limit))
         else:
             self._show(intent.token, only=True)
 

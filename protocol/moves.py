@@ -87,6 +87,8 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
     match intent.event:
         case Event.PAUSE:
             return pause(moment)
+        case Event.RESUME if before.phase is Phase.STOPPING and before.limit == "session_cap":
+            return None  # no top-up lifts a cap, and its grace runs once
         case Event.RESUME:
             return resume(moment)
         case Event.RETURNED:

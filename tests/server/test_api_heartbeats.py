@@ -1,7 +1,10 @@
 """Sessions of clients without a WebSocket, alone and beside sockets of the same session."""
 
+import asyncio
+
 from protocol import limits
-from tests.fixtures.server import TestServer
+from tests.fixtures.database import Connection
+from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 
 PATH = "/v1/sessions/chat-1/heartbeat"
@@ -71,3 +74,22 @@ async def test_what_a_heartbeat_may_not_do(server: TestServer) -> None:
     assert_problem(await ask(server, "POST", PATH), 403, "forbidden")
     other = server.token(sessions=["another"])
     assert_problem(await ask(server, "POST", PATH, other, json={"kind": "chat"}), 403, "forbidden")
+
+
+async def test_many_first_heartbeats_at_once_start_one_session(
+    start_server: StartServer, connection: Connection
+) -> None:
+    servers = [await start_server(), await start_server()]
+    await servers[0].grant(10_000_000)
+    token = servers[0].token()
+    responses = await asyncio.gather(
+        *(ask(servers[n % 2], "POST", PATH, token, json={"kind": "chat"}) for n in range(20))
+    )
+    assert {response.json().get("state") for response in responses} == {"active"}, [
+        response.text for response in responses
+    ]
+    stopped = await ask(servers[0], "POST", "/v1/sessions/chat-1/stop", token)
+    assert stopped.json()["minutes"] == 1
+    await servers[0].flush()
+    assert await connection.fetchval("SELECT count(*) FROM sessions") == 1
+    assert await connection.fetchval("SELECT count(*) FROM usage_tracking") == 1

@@ -1,7 +1,9 @@
 """Prepared sessions: the backend's price, which the browser cannot change."""
 
+import pytest
+
 from tests.fixtures.server import StartServer, TestServer
-from tests.server.api import ask, assert_problem
+from tests.server.api import advance, ask, assert_problem
 
 BODY = {
     "session_id": "chat-1",
@@ -87,3 +89,52 @@ async def test_only_prepared_sessions_start_where_that_is_set(start_server: Star
     assert refused["code"] == "forbidden"
     await ask(server, "POST", "/v1/sessions", json=BODY)
     assert (await client.ask("start", kind="chat", session_id="chat-1"))["state"] == "active"
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/sessions/chat-1/heartbeat", "/api/time-tracking/chat-1/heartbeat"]
+)
+async def test_no_other_door_leads_past_a_preparation(start_server: StartServer, path: str) -> None:
+    server = await start_server(start="prepared")
+    await server.grant(10_000_000)
+    token = server.token()
+    # What the browser says of the price is not even read.
+    wanted = {"kind": "recording", "credits_per_minute": "0", "free_seconds": 9_999}
+    assert_problem(await ask(server, "POST", path, token, json=wanted), 403, "forbidden")
+    minute = {
+        "session_id": "rec-1",
+        "seconds_recorded": 60,
+        "minute_timestamp": server.process.clock.now(),
+    }
+    response = await ask(server, "POST", "/api/usage/track-minute", token, json=minute)
+    assert_problem(response, 403, "forbidden")
+    await ask(server, "POST", "/v1/sessions", json=BODY)
+    assert (await ask(server, "POST", path, token, json=wanted)).status_code == 200
+    advance(server, 40_000)
+    session = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
+    assert (session["kind"], session["credits_per_minute"]) == ("chat", "3.5")
+    assert (session["free_remaining_ms"], session["paid"]) == (0, True)
+    # Nor can another user of the organisation, or another start, change it later.
+    client = await server.login()
+    joined = await client.ask("start", kind="recording", session_id="chat-1")
+    assert joined["credits_per_minute"] == "3.5"
+    other = {**BODY, "credits_per_minute": "0.1"}
+    assert_problem(await ask(server, "POST", "/v1/sessions", json=other), 409, "session_exists")
+    receipt = (await client.ask("stop", session_id="chat-1"))["receipt"]
+    assert float(receipt["credits"]) >= 3.5 * 40 / 60
+
+
+async def test_a_prepared_session_ends_at_its_cap(server: TestServer) -> None:
+    await server.grant(100_000_000)
+    await ask(server, "POST", "/v1/sessions", json={**BODY, "max_session_seconds": 30})
+    client = await server.login()
+    session = await client.ask("start", kind="chat", session_id="chat-1")
+    assert session["limit"] == "session_cap"
+    assert 20_000 < session["remaining_ms"] <= 30_000
+    advance(server, 31_000)
+    reached = await client.until("limit_reached")
+    assert reached["limit"] == "session_cap"
+    assert (await client.ask("resume", session_id="chat-1"))["code"] == "limit_reached"
+    advance(server, 16_000)
+    receipt = (await client.until("stopped"))["receipt"]
+    assert (receipt["elapsed_ms"], receipt["credits"]) == (30_000, "1.75")

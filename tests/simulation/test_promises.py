@@ -289,3 +289,23 @@ async def test_a_stop_that_was_missed_is_told_to_who_comes_back(
     assert stopped["reason"] == "disconnected"
     with pytest.raises(RefusedError, match="ended"):
         await node.browser().start("chat-1", CHAT)
+
+
+async def test_nothing_goes_on_beyond_its_cap(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("chat-1", chat(session_cap_ms=90_000))
+    await cluster.advance(90_000)
+    (reached,) = browser.all("limit_reached")
+    assert reached["limit"] == "session_cap"
+    # No credits lift a cap: the grace is to save, and it runs once.
+    await cluster.grant(10 * CREDIT)
+    for _ in range(3):
+        refused = await browser.request("chat-1", Event.RESUME)
+        assert (refused["type"], refused.get("limit")) == ("error", "session_cap")
+        await cluster.advance(4_000)
+    await cluster.advance(3_000)
+    (stopped,) = browser.all("stopped")
+    assert (stopped["reason"], stopped["limit"]) == ("limit", "session_cap")
+    assert stopped["receipt"]["elapsed_ms"] == 90_000
+    assert stopped["received_at"] == reached["received_at"] + CHAT.stop_grace_ms

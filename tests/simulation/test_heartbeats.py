@@ -1,0 +1,172 @@
+"""Heartbeats over HTTP beside sockets of the same session, told as stories in virtual time.
+
+To a session a heartbeat is a socket that proves 45 s at once. However the two are mixed,
+and on whichever processes, time is counted once and billed once.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from protocol import limits, messages
+from protocol.errors import RefusedError
+from protocol.states import Event
+from server.auth import Principal
+from server.config import load_rate_card
+from server.heartbeats import Heartbeats
+from storage.audit import audit_live, audit_record
+from tests.fixtures.database import Connection
+from tests.simulation.cluster import Cluster, Node
+
+CREDIT = 1_000_000
+CHAT = load_rate_card().terms("chat")
+START = messages.Start(session_id="chat-1", kind="chat")
+ANN = Principal(kind="user", user_id="ann", account_id="ann", tenant="user:ann")
+
+
+class Phone:
+    """A client without a WebSocket, whose requests a balancer hands to any process."""
+
+    def __init__(self, *nodes: Node) -> None:
+        self.cluster = nodes[0].cluster
+        self.desks = []
+        for node in nodes:
+            process: Any = SimpleNamespace(
+                hub=node.hub,
+                clock=node.clock,
+                timers=node.timers,
+                loader=node.loader,
+                records=node.cluster.records,
+                rates=load_rate_card(),
+                settings=SimpleNamespace(start="open"),
+            )
+            self.desks.append(Heartbeats(process))
+
+    async def beat(self, desk: int = 0, start: messages.Start | None = START) -> messages.Session:
+        """One heartbeat, which reaches the process of that number."""
+        found = await self.desks[desk].beat(ANN, "chat-1", start)
+        await self.cluster.settle()
+        return found
+
+
+async def recorded(cluster: Cluster, connection: Connection) -> tuple[int, int, int]:
+    """Rows, seconds and micro-credits of the session, as they are written down at last."""
+    await cluster.flush()
+    assert await audit_record(cluster.records) == ()
+    assert (await audit_live(cluster.nodes[0].live, cluster.records)).findings == ()
+    rows = await connection.fetch("SELECT seconds, charged_micros FROM usage_tracking")
+    return (
+        len(rows),
+        sum(row["seconds"] for row in rows),
+        sum(row["charged_micros"] for row in rows),
+    )
+
+
+async def test_a_session_that_lives_by_heartbeats_alone(
+    cluster: Cluster, node: Node, connection: Connection
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    phone = Phone(node)
+    begun = await phone.beat()
+    assert (begun.state, begun.elapsed_ms) == ("active", 0)
+    for number in range(1, 5):
+        await cluster.advance(30_000)
+        assert (await phone.beat()).elapsed_ms == number * 30_000
+    # The phone goes silent. What it proved last is billed, and the grace is not.
+    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await cluster.flush()
+    row = await cluster.records.session("user:ann", "chat-1")
+    assert row is not None
+    assert (row.state, row.reason) == ("ended", "disconnected")
+    assert row.elapsed_ms == 120_000 + limits.HEARTBEAT_PROOF_MS
+    assert await recorded(cluster, connection) == (3, 165, 1_750_000)
+
+
+@pytest.mark.parametrize("desks", [(0, 0, 0, 0, 0), (1, 1, 1, 1, 1), (0, 1, 0, 1, 0)])
+async def test_a_heartbeat_beside_a_socket_is_counted_once(
+    cluster: Cluster, node: Node, connection: Connection, desks: tuple[int, ...]
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    phone = Phone(node, await cluster.node())
+    browser = node.browser()
+    await browser.start("chat-1", CHAT)
+    for desk in desks:
+        assert (await phone.beat(desk)).state == "active"
+        await cluster.advance(30_000)
+    stopped = await browser.request("chat-1", Event.STOP)
+    receipt = stopped["receipt"]
+    assert (receipt["elapsed_ms"], receipt["minutes"], receipt["gaps"]) == (150_000, 3, [])
+    assert receipt["credits"] == "1.5"
+    assert await recorded(cluster, connection) == (3, 150, 1_500_000)
+    with pytest.raises(RefusedError, match="ended"):
+        await phone.beat()
+
+
+async def test_a_page_that_loses_its_socket_goes_on_by_heartbeats_and_back(
+    cluster: Cluster, node: Node, connection: Connection
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    other = await cluster.node()
+    phone = Phone(node, other)
+    browser = node.browser()
+    await browser.start("chat-1", CHAT)
+    await cluster.advance(40_000)
+    await phone.beat(1)
+    await browser.close()
+    for _ in range(2):
+        await cluster.advance(40_000)
+        assert (await phone.beat(1)).state == "active"
+    back = other.browser("back")
+    session = await back.start("chat-1", CHAT)
+    assert (session["state"], session["elapsed_ms"]) == ("active", 120_000)
+    # The last heartbeat's proof ends while the socket lives: nothing is lost with it.
+    await cluster.advance(limits.HEARTBEAT_PROOF_MS + 15_000)
+    assert back.seats["chat-1"].meter.phase == "active"
+    stopped = await back.request("chat-1", Event.STOP)
+    assert stopped["receipt"]["elapsed_ms"] == 180_000
+    assert len(stopped["receipt"]["segments"]) == 1
+    assert await recorded(cluster, connection) == (3, 180, 2_000_000)
+
+
+async def test_a_heartbeat_ends_the_grace_of_a_socket_that_was_cut(
+    cluster: Cluster, node: Node, connection: Connection
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    phone = Phone(node)
+    browser = node.browser()
+    await browser.start("chat-1", CHAT)
+    await cluster.advance(75_000)
+    browser.cut()
+    await cluster.advance(15_000)
+    await browser.close()
+    # The last pong came at 70 s; found out at 90 s.
+    session = await phone.beat(start=None)
+    assert (session.state, session.elapsed_ms) == ("active", 70_000)
+    await cluster.advance(20_000)
+    session = await phone.beat(start=None)
+    assert session.elapsed_ms == 90_000
+    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    assert await recorded(cluster, connection) == (3, 135, 1_250_000)
+
+
+async def test_a_socket_that_is_cut_while_a_heartbeat_proves_more(
+    cluster: Cluster, node: Node, connection: Connection
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    phone = Phone(await cluster.node())
+    browser = node.browser()
+    await browser.start("chat-1", CHAT)
+    await cluster.advance(60_000)
+    await phone.beat()
+    await cluster.advance(5_000)
+    browser.cut()
+    await cluster.advance(20_000)
+    await browser.close()
+    # The phone's proof reaches to 105 s, whatever became of the socket.
+    await cluster.advance(60_000)
+    await cluster.flush()
+    row = await cluster.records.session("user:ann", "chat-1")
+    assert row is not None
+    assert (row.state, row.elapsed_ms, row.reason) == ("ended", 105_000, "disconnected")
+    assert await recorded(cluster, connection) == (2, 105, 750_000)
