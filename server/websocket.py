@@ -10,13 +10,15 @@ What uvicorn leaves undone, and this does (each has a test):
 - A close frame is not overtaken by the reset that unread bytes provoke.
 - A dropped connection is told to the application as 1006, a closed one by its code.
 - A request that the parser refuses is answered, not forgotten with its socket open.
-- Neither the query string nor a message is logged, not at DEBUG either.
+- Neither the query string nor a message is logged, not at DEBUG either; nor is there a line
+  for each socket.
 
 uvicorn calls this API internal: its version is pinned, and ``tests/server/test_push.py``
 names every attribute that is relied on.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar, Final, cast
 
@@ -44,6 +46,10 @@ from server.frames import FrameReader
 
 INVALID_DATA: Final = 1007
 """RFC 6455 7.4.1: data "not consistent with the type of the message"."""
+
+# Two lines a socket say nothing that the metrics do not, and a flood would fill the disk.
+_logger: Final = logging.getLogger("uvicorn.error.sockets")
+_logger.setLevel(logging.WARNING)
 
 _writable: Final = asyncio.Event()
 _writable.set()
@@ -115,6 +121,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = _logger
         self.conn: FrameReader = FrameReader(config.ws_max_size)
         self.inbox = Inbox()
         self.queue = cast("asyncio.Queue[ASGIReceiveEvent]", self.inbox)

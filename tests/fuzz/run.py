@@ -50,8 +50,8 @@ class Report:
     cases: int
     seconds: float = 0.0
     answers: Counter[str] = field(default_factory=Counter)
-    warnings: Counter[str] = field(default_factory=Counter)
-    """What the server logged below the level of errors, by event."""
+    logged: Counter[str] = field(default_factory=Counter)
+    """What the server logged below the level of errors, by level and event."""
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
     ticks: int = 0
@@ -79,7 +79,8 @@ class Report:
         return [
             f"{self.cases} cases of seed {self.seed} in {self.seconds:.0f} s",
             "answers: " + ", ".join(f"{name} {n}" for name, n in self.answers.most_common()),
-            "warnings: " + ", ".join(f"{name} {n}" for name, n in self.warnings.most_common()),
+            f"log lines {self.logged.total()}: "
+            + ", ".join(f"{name} {n}" for name, n in self.logged.most_common(12)),
             f"memory {mebibytes[0]:.1f} MiB after the warm-up, {mebibytes[1]:.1f} MiB after all "
             f"({self.growth:+.1%})",
             f"honest sessions: {self.ticks} ticks, the longest wait for one "
@@ -242,8 +243,8 @@ class Run:
             if entry["level"] in ("error", "critical") or "exception" in entry:
                 what = str(entry.get("exception", entry))
                 problems.append(f"logged {entry['event']}: ...{what[-600:]}")
-            elif entry["level"] == "warning":
-                self.report.warnings[str(entry["event"])[:80]] += 1
+            else:
+                self.report.logged[f"{entry['level']} {str(entry['event'])[:40]}"] += 1
 
 
 def most(name: str, number: int) -> int:
