@@ -1,0 +1,186 @@
+"""Credits after a loss of Redis: what the ledger has is in Redis, once."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from protocol import limits
+from protocol.events import EntryPosted
+from server.charges import Posted, Spent
+from storage import live
+from storage.records import Records
+from storage.spending import posted_records
+from tests.simulation.cluster import Cluster, Node
+from tests.simulation.test_recovery import Copy, audited
+from tests.simulation.test_recovery_races import ANN, CHAT, KEYS, away, spend_entry
+from tests.simulation.world import CREDIT, terms
+
+
+@pytest.fixture
+async def second(cluster: Cluster, node: Node) -> Node:
+    return await cluster.node()
+
+
+async def test_the_ledger_is_looked_at_again_whatever_happens_meanwhile(
+    cluster: Cluster, node: Node
+) -> None:
+    """A spend that Redis made and lost reaches Postgres after the account was loaded."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", CHAT)
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    node.recovery.suspect()
+    await cluster.settle()
+    await cluster.records.write([spend_entry(cluster, "late", CREDIT)])
+    await cluster.advance(2 * limits.RECOVERY_MS + 1)
+    await cluster.beat()
+    await cluster.settle()
+    await audited(cluster)
+
+
+async def test_the_ledger_is_looked_at_when_postgres_is_back(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    await cluster.advance(1)
+    assert isinstance(await node.money.spend(ANN, entry_id="e1", micros=CREDIT), Spent)
+    await replica.promote()
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "_run", away)
+        node.recovery.suspect()
+        await cluster.settle()
+    await cluster.beat()
+    assert (await cluster.account())["balance"] == 9 * CREDIT
+
+
+async def test_money_in_is_not_applied_again_when_there_is_much_of_it(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "ENTRIES_REMEMBERED", 4)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    for _ in range(9):
+        await cluster.grant(CREDIT)
+    node.recovery.suspect()
+    await cluster.settle()
+    assert (await cluster.account())["balance"] == 9 * CREDIT
+
+
+async def test_what_was_applied_is_remembered_as_long_as_the_account(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(CREDIT)
+    await node.browser().start("s1", CHAT)
+    applied = KEYS.applied(*ANN)
+    await cluster.redis.pexpire(applied, 60_000)  # the account was loaded a day ago
+    await cluster.grant(CREDIT)
+    ttl_ms = await cluster.redis.pttl(applied)
+    assert not 0 <= ttl_ms <= limits.RECOVERED_ENTRIES_MS
+
+
+async def test_a_spend_that_was_taken_from_the_ledger_is_not_taken_again(
+    cluster: Cluster, node: Node
+) -> None:
+    """Whoever repeats it looked into the ledger a moment too early."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    entry = spend_entry(cluster, "twice", CREDIT)
+    await cluster.advance(1)
+    await cluster.records.write([entry])
+    node.recovery.suspect()
+    await cluster.settle()
+    assert (await cluster.account())["balance"] == 9 * CREDIT
+    answer = await node.money.spending.spend(entry)
+    assert answer.status == "repeated"
+    assert (await cluster.account())["balance"] == 9 * CREDIT
+    assert isinstance(await node.money.spend(ANN, entry_id="twice", micros=CREDIT), Spent)
+
+
+async def test_a_hold_is_charged_once_though_a_replica_has_it_open_still(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await cluster.flush()
+    replica = await Copy.of(cluster.redis)
+    await cluster.advance(1)
+    await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    await replica.promote()
+    node.recovery.suspect()
+    await cluster.settle()
+    posted = await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    assert isinstance(posted, Posted)
+    account = await cluster.account()
+    assert (account["balance"], account["held"]) == (7 * CREDIT, 0)
+    await audited(cluster)
+
+
+async def test_a_hold_that_was_charged_during_the_loss_is_given_back(
+    cluster: Cluster, node: Node
+) -> None:
+    """The account is loaded before what the lost Redis made of the hold is written down."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    await cluster.beat()
+    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await cluster.flush()
+    hold = await node.money.hold_of(ANN.tenant, "h1")
+    assert hold is not None
+    await cluster.lose()
+    await cluster.beat()
+    await cluster.recovered()
+    now_ms = cluster.clock.now()
+    entry = msgspec.structs.replace(
+        spend_entry(cluster, "post:h1", 3 * CREDIT), entry_kind="post", at=now_ms
+    )
+    ended = msgspec.structs.replace(hold, state="posted", posted_micros=3 * CREDIT)
+    await cluster.records.write(posted_records(ended, entry))
+    await cluster.advance(2 * limits.RECOVERY_MS + 1)
+    await cluster.beat()
+    account = await cluster.account()
+    assert (account["balance"], account["held"]) == (7 * CREDIT, 0)
+    await audited(cluster)
+
+
+async def test_nobody_spends_what_was_held_before_the_loss(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    replica = await Copy.of(cluster.redis)
+    await node.money.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
+    await replica.promote()
+    node.recovery.suspect()
+    await cluster.settle()
+    spent = await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+    assert not isinstance(spent, Spent)
+    await audited(cluster)
+
+
+async def test_money_that_comes_in_while_the_account_is_being_loaded_is_there(
+    cluster: Cluster, node: Node, second: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(CREDIT)
+    load_account = Records.load_account
+
+    async def slow(*asked: Any, **named: Any) -> Any:
+        found = await load_account(*asked, **named)
+        monkeypatch.undo()
+        await second.money.enter(
+            EntryPosted(
+                tenant=ANN.tenant,
+                account_id=ANN.account_id,
+                entry_id="top-up",
+                entry_kind="grant",
+                amount_micros=5 * CREDIT,
+                at=cluster.clock.now(),
+            )
+        )
+        return found
+
+    monkeypatch.setattr(Records, "load_account", slow)
+    await node.browser().start("s1", CHAT)
+    assert (await cluster.account())["balance"] == 6 * CREDIT
