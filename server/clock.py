@@ -37,11 +37,15 @@ class ClusterClock:
 
     def now(self) -> int:
         """The instant, in epoch milliseconds."""
-        return int(self._monotonic() * 1000 + self._offset_ms)
+        return int(self.at_ms(self._monotonic()))
+
+    def at_ms(self, reading_s: float) -> float:
+        """The instant of a reading of the monotonic clock, in epoch milliseconds."""
+        return reading_s * 1000 + self._offset_ms
 
     def delay_s(self, at_ms: int) -> float:
         """The time until ``at_ms``, in seconds; never negative."""
-        return max(0.0, at_ms - self._monotonic() * 1000 - self._offset_ms) / 1000
+        return max(0.0, at_ms - self.at_ms(self._monotonic())) / 1000
 
     def reading(self) -> float:
         """A reading of the monotonic clock, in seconds, for ``anchor`` and ``observe``."""

@@ -18,6 +18,7 @@ from server.config import (
     load_rate_card,
     raise_descriptor_limit,
 )
+from server.garbage import look_rarely
 from server.process import Process
 from server.push import uvicorn_options
 from server.scrape import scrape_port
@@ -111,6 +112,7 @@ async def serve(
     try:
         # Before uvicorn does it, which shows what goes wrong as a stack trace.
         await process.start()
+        look_rarely()
         log.info(
             "serving",
             url=f"http://{settings.host}:{settings.port}/",

@@ -12,6 +12,7 @@ import uvloop
 from server.bench import machine
 from server.bench import reconnect as returning
 from server.bench import spends as spending
+from server.bench import stops as stopped
 from server.bench.memory import CONTESTANTS, SESSIONS, bytes_per_session, bytes_per_socket
 from server.bench.ticks import compare, report, sweep
 
@@ -95,6 +96,17 @@ def reconnect(
     """Kill one of the server processes, and see its customers come back to the others."""
     _quiet()
     print("\n".join(uvloop.run(returning.measure(clients, processes, seconds))))
+
+
+@commands.command()
+def stops(
+    ticking: Annotated[int, typer.Option(min=1)] = 2000,
+    stopping: Annotated[int, typer.Option(min=1)] = 500,
+    seconds: Annotated[float, typer.Option(help="Over which their limits are spread.")] = 10.0,
+) -> None:
+    """Let sessions reach their limits among many that tick, and see how late they are told."""
+    _quiet()
+    print("\n".join(uvloop.run(stopped.measure(ticking, stopping, seconds))))
 
 
 def _quiet() -> None:

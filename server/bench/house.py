@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -140,6 +140,10 @@ class House:
 
     async def grant(self, users: Iterable[str], amount: str) -> None:
         """Gives each of these users credits, before anybody has used their account."""
+        await self.grant_each(dict.fromkeys(users, amount))
+
+    async def grant_each(self, amounts: Mapping[str, str]) -> None:
+        """Gives users what each is to have, before anybody has used their accounts."""
         assert self.settings.database_url is not None
         records = await Records.connect(self.settings.database_url)
         entries = [
@@ -151,7 +155,7 @@ class House:
                 amount_micros=parse_credits(amount),
                 at=int(time.time() * 1000),
             )
-            for user in users
+            for user, amount in amounts.items()
         ]
         try:
             for first in range(0, len(entries), GRANTS_AT_ONCE):

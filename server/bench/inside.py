@@ -16,6 +16,7 @@ from server.app import create_app
 from server.bench.crowd import Crowd
 from server.bench.house import House, open_house
 from server.config import load_rate_card, raise_descriptor_limit
+from server.garbage import look_rarely
 from server.process import Process
 from server.push import PushProtocol, uvicorn_options
 from storage.records import Records
@@ -58,6 +59,7 @@ async def serving(
                 await asyncio.sleep(0)
                 if served.done():
                     raise RuntimeError("the server did not start")
+            look_rarely()
             yield Inside(house, process, listener.getsockname()[1], crowd)
             flusher.check()
         finally:

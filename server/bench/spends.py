@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
+import orjson
 
 from protocol.events import EntryPosted
 from server.bench import machine
-from server.bench.house import House, open_house
+from server.bench.house import API_KEY, House, open_house
 from server.charges import Spent
 from server.config import load_rate_card
 from server.process import Process
@@ -118,6 +119,7 @@ class Contest:
             "both, one after the other": self._both,
             "spend, below HTTP": self._spend,
             "GET /healthz": self._healthz,
+            "spend, through HTTP": self._spend_over_http,
         }
 
     def _watch_parts(self) -> None:
@@ -174,6 +176,16 @@ class Contest:
     async def _healthz(self, _: str) -> None:
         status, answer = await self._request(b"GET /healthz HTTP/1.1\r\nHost: bench\r\n\r\n")
         assert status == 200, answer
+
+    async def _spend_over_http(self, user: str) -> None:
+        body = orjson.dumps({"operation": "chat_refinement"})
+        status, answer = await self._request(
+            b"POST /v1/accounts/%b/spend HTTP/1.1\r\nHost: bench\r\n"
+            b"Authorization: Bearer %b\r\nContent-Type: application/json\r\n"
+            b"Idempotency-Key: %d\r\nContent-Length: %d\r\n\r\n%b"
+            % (user.encode(), API_KEY.encode(), next(self._numbers), len(body), body)
+        )
+        assert status in (200, 201), answer
 
     async def _request(self, request: bytes) -> tuple[int, bytes]:
         requester = self._idle.pop() if self._idle else await Requester.connect(self.port)

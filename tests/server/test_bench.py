@@ -45,13 +45,13 @@ def test_memory_of_each_contestant() -> None:
 def test_spends_beside_what_they_consist_of() -> None:
     _, _, *rows = bench("spends", "--concurrency", "1,2", "--seconds", "0.02", "--rounds", "2")
     names = ["Redis EVALSHA, bare", "Postgres insert, bare", "both, one after the other"]
-    names += ["spend, below HTTP", "GET /healthz"]
+    names += ["spend, below HTTP", "GET /healthz", "spend, through HTTP"]
     assert [row[:26].strip() for row in rows if row[:1] != " "] == [
         *names,
         *names,
         "audit: everything adds up",
     ]
-    for row in rows[:5]:
+    for row in rows[:6]:
         at_once, p50, p99, rate, *_ = row[26:].replace(",", "").split()
         assert at_once == "1"
         assert 0 < float(p50) <= float(p99)
@@ -71,3 +71,17 @@ def test_customers_come_back_after_a_kill() -> None:
     assert rows[-2:] == ["gaps in sessions of the other processes: 0", "audit: everything adds up"]
     # Each of the sessions that came back is in one of the three rows.
     assert sum(int(row.split()[-1]) for row in rows[5:8]) == 4
+
+
+def test_stops_beside_bare_timers() -> None:
+    arguments = ("--ticking", "4", "--stopping", "3", "--seconds", "0.5")
+    _, said, _, *rows, histogram, audit = bench("stops", *arguments)
+    assert said == "3 sessions stop over 0.5 s, while 4 tick"
+    for row in rows:
+        p50, p99, most = (float(figure) for figure in row[36:].split())
+        # A loop may wake half a millisecond early; a stop is never before its instant.
+        assert -1 < p50 <= p99 <= most
+    assert float(rows[0][36:].split()[0]) >= 0
+    assert histogram.startswith("by /metrics: ")
+    assert " of 3 within 10 ms" in histogram
+    assert audit == "audit: everything adds up"

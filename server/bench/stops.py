@@ -1,0 +1,141 @@
+"""How late an auto-stop leaves the server, while thousands of sessions tick.
+
+DESIGN promises that ``limit_reached`` leaves within 10 ms of the instant of the limit, for 99
+of 100. No timer is on time under load, so two peers have deadlines over the same seconds:
+bare timers of the very loop that serves, which shows what the loop makes of it, and those of
+a process that does nothing else, which shows what the machine does.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import msgspec
+import orjson
+import uvloop
+
+from protocol.messages import LimitReached
+from protocol.money import MICROS_PER_CREDIT, format_credits
+from server.bench import machine
+from server.bench.inside import Inside, serving
+from server.push import PushProtocol
+
+RATES = """
+[kinds.chat]
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+stop_grace_seconds = 1
+"""
+LEAD_S = 2.0
+LEAD_S_PER_SESSION = 0.03
+"""How much longer the first session runs, so that all have started before one stops."""
+STOPPED_S_MAX = 120
+PROMISED_S = 0.01
+
+
+class Watched(PushProtocol):
+    """A socket that notes when a ``limit_reached`` was written to it."""
+
+    __slots__ = ()
+    written: ClassVar[list[tuple[float, int]]] = []
+    """Instants of the monotonic clock, and what the message says of when time stopped."""
+
+    def push(self, frame: bytes) -> bool:
+        """See ``PushSocket.push``."""
+        pushed = super().push(frame)
+        if b'"limit_reached"' in frame[:40]:
+            now = time.monotonic()
+            said = msgspec.json.decode(frame[frame.index(b"{") :], type=LimitReached)
+            self.written.append((now, said.stopped_at))
+        return pushed
+
+
+async def bare_timers(count: int, seconds: float) -> list[float]:
+    """Lets so many timers of this loop fire over so long; how late each was, in ms."""
+    loop = asyncio.get_running_loop()
+    late_ms: list[float] = []
+    all_fired = asyncio.Event()
+
+    def fire(due: float) -> None:
+        late_ms.append((time.monotonic() - due) * 1000)
+        if len(late_ms) == count:
+            all_fired.set()
+
+    began = time.monotonic()
+    for number in range(count):
+        due = began + seconds * (number + 1) / count
+        loop.call_later(due - time.monotonic(), fire, due)
+    await all_fired.wait()
+    return late_ms
+
+
+async def measure(ticking: int, stopping: int, seconds: float) -> list[str]:
+    """Has so many sessions tick, and so many more reach their limits; the lines of the report."""
+    lead_s = LEAD_S + stopping * LEAD_S_PER_SESSION
+    amounts = {f"customer-{number}": "1000" for number in range(ticking)}
+    for number in range(stopping):
+        run_s = lead_s + seconds * number / stopping
+        micros = int(run_s * MICROS_PER_CREDIT / 60)
+        amounts[f"customer-{ticking + number}"] = format_credits(micros)
+    async with serving(RATES, Watched) as inside:
+        await inside.house.grant_each(amounts)
+        await inside.crowd.open([inside.port], ticking)
+        began = time.monotonic()
+        await inside.crowd.open([inside.port], stopping)
+        # What is left until the first of them stops, and then until the last one does.
+        over_s = max(0.0, began + lead_s - time.monotonic()) + seconds
+        machine_late = asyncio.create_task(_in_a_process_alone(stopping, over_s))
+        loop_late = await bare_timers(stopping, over_s)
+        async with asyncio.timeout(STOPPED_S_MAX):
+            while len(Watched.written) < stopping:  # noqa: ASYNC110 -- nothing waits for it
+                await asyncio.sleep(0.1)
+        lines = [
+            machine.describe(),
+            f"{stopping} sessions stop over {seconds:g} s, while {ticking} tick",
+            f"{'late, in ms':<36}{'p50':>8}{'p99':>8}{'most':>8}",
+            _row("limit_reached, after its instant", _late(inside)),
+            _row("a bare timer of the same loop", loop_late),
+            _row("a bare timer of an idle process", await machine_late),
+            _promised(inside),
+        ]
+        await inside.crowd.stop()
+        await inside.house.flushed()
+        return [*lines, *(f"audit: {line}" for line in (await inside.house.audit())[-1:])]
+
+
+async def _in_a_process_alone(count: int, seconds: float) -> list[float]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "server.bench.stops", str(count), str(seconds)),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    late_ms: list[float] = orjson.loads(output)
+    return late_ms
+
+
+def _late(inside: Inside) -> list[float]:
+    clock = inside.process.clock
+    return [clock.at_ms(written) - stopped_at for written, stopped_at in Watched.written]
+
+
+def _row(text: str, late_ms: Sequence[float]) -> str:
+    ordered = sorted(late_ms)
+    p50, p99 = ordered[len(ordered) // 2], ordered[int(len(ordered) * 0.99)]
+    return f"{text:<36}{p50:>8.2f}{p99:>8.2f}{ordered[-1]:>8.2f}"
+
+
+def _promised(inside: Inside) -> str:
+    """What the server's own histogram says, which operators see."""
+    (metric,) = inside.process.metrics.stop_lateness.collect()
+    within: dict[str, Any] = {
+        sample.labels["le"]: sample.value for sample in metric.samples if "le" in sample.labels
+    }
+    return f"by /metrics: {within[str(PROMISED_S)]:.0f} of {within['+Inf']:.0f} within 10 ms"
+
+
+if __name__ == "__main__":
+    found = uvloop.run(bare_timers(int(sys.argv[1]), float(sys.argv[2])))
+    sys.stdout.buffer.write(orjson.dumps(found))

@@ -1,0 +1,52 @@
+"""When Python looks for garbage, and that sessions which end leave none."""
+
+import gc
+
+from server import garbage
+from tests.fixtures.server import TestServer
+
+CREDIT = 1_000_000
+SESSIONS = 20
+
+
+async def test_a_session_that_ends_leaves_nothing_to_collect(server: TestServer) -> None:
+    await server.grant(10 * CREDIT)
+    watcher = await server.login()
+
+    async def run(number: int) -> None:
+        client = await server.login()
+        await client.ask("start", kind="chat", session_id=f"chat-{number}", tick_ms=60_000)
+        await client.ask("stop", session_id=f"chat-{number}")
+        await client.close()
+
+    await run(0)
+    found = gc.get_threshold()
+    gc.disable()
+    gc.collect()
+    try:
+        for number in range(1, SESSIONS):
+            await run(number)
+        await server.process.hub.idle()
+        await watcher.ask("ping")
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        kinds = {type(one).__module__ for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    # Of what is ours, only what spoke HTTP before the handshake.
+    ours = {name for name in kinds if name.startswith(("server", "protocol", "storage"))}
+    assert ours <= {"server.requests"}
+    assert gc.get_threshold() == found
+
+
+def test_everything_is_looked_at_rarely() -> None:
+    before = gc.get_threshold()
+    try:
+        garbage.look_rarely()
+        assert gc.get_freeze_count() > 0
+        assert gc.get_threshold() == (5_000, 2, 100)
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)
