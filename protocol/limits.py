@@ -206,8 +206,10 @@ REDIS_TIMEOUT_MS: Final = 1_500
 CLAIM_RETRY_MS_MIN: Final = 100
 CLAIM_RETRY_MS_MAX: Final = 2_000
 """Claims that failed are made again after so long, doubling between the two."""
-CLAIMS_PER_PIPELINE_MAX: Final = 256
-"""Claims that fall due together: one write of some 100 KiB, half a millisecond a script."""
+CLAIMS_PER_PIPELINE_MAX: Final = 64
+"""Claims that fall due together: one write of some 30 KiB, and 10 ms to take the answers."""
+CLAIM_PIPELINES_MAX: Final = 4
+"""On their way at once: what a process has at Redis is done long before its deadline."""
 CLAIMS_WAITING_MAX: Final = 65_536
 """Claims of one process that wait for Redis: no more than it has sessions."""
 STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise

@@ -1,9 +1,11 @@
 """Claims: the steps of this process's sessions, on their way to Redis.
 
-Steps that fall due together go in one pipeline. What is cold is loaded and the step made
-then; when Redis does not answer, the meter is told, and asks anew after a while that
-doubles. Nothing is repeated here that might have been done: a meter asks from the
-version that it knows, so whatever was done comes back as the answer.
+Steps that fall due together go in one pipeline, and few of these are on their way at
+once: when thousands lose their sockets together, Redis is not asked for more than it can do
+before the deadline. What is cold is loaded and the step made then; when Redis does not
+answer, the meter is told, and asks anew after a while that doubles. Nothing is repeated here
+that might have been done: a meter asks from the version that it knows, so whatever was done
+comes back as the answer.
 """
 
 import asyncio
@@ -63,11 +65,16 @@ class Claims:
         self._waiting: list[tuple[Claimant, Step]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled = False
+        self._sent = 0
+        """Batches that Redis has not answered."""
 
     def ask(self, claimant: Claimant, step: Step) -> None:
         """Makes the step, together with whatever else is asked for in this turn."""
         self._waiting.append((claimant, step))
-        if not self._scheduled:
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._waiting and not self._scheduled and self._sent < limits.CLAIM_PIPELINES_MAX:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._send)
 
@@ -84,13 +91,14 @@ class Claims:
 
     def _send(self) -> None:
         self._scheduled = False
-        while self._waiting:
+        while self._waiting and self._sent < limits.CLAIM_PIPELINES_MAX:
             batch = self._waiting[: limits.CLAIMS_PER_PIPELINE_MAX]
             del self._waiting[: len(batch)]
             by_node: dict[str, list[tuple[Claimant, Step]]] = {}
             for claimant, step in batch:
                 by_node.setdefault(claimant.node, []).append((claimant, step))
             for node, part in by_node.items():
+                self._sent += 1
                 task = asyncio.create_task(self._make(part, node))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -100,10 +108,11 @@ class Claims:
             with self.metrics.claim_latency.time():
                 outcomes = await self.live.commit([step for _, step in batch], node)
         except LiveError as error:
-            log.warning("claims_unanswered", steps=len(batch), error=str(error))
-            for claimant, _ in batch:
-                claimant.unanswered(ServiceError("the session store does not answer"), made=None)
+            self._fail(batch, error)
             return
+        finally:
+            self._sent -= 1
+            self._schedule()
         mends = []
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
             if outcome.reply is None:
@@ -113,6 +122,17 @@ class Claims:
         # After a loss in Redis that may be all of them: nobody waits for the one before.
         for first in range(0, len(mends), MENDS_AT_ONCE):
             await asyncio.gather(*mends[first : first + MENDS_AT_ONCE])
+
+    def _fail(self, batch: list[tuple[Claimant, Step]], error: LiveError) -> None:
+        """Redis did not answer. Who waits behind these is told now, not after as long again."""
+        behind, self._waiting = self._waiting, []
+        log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
+        for claimant, _ in batch:
+            claimant.unanswered(ServiceError("the session store does not answer"), made=None)
+        for claimant, _ in behind:
+            # It was not sent now; an attempt before may have been made.
+            made = None if claimant.failures else False
+            claimant.unanswered(ServiceError("the session store does not answer"), made=made)
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""
