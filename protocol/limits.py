@@ -87,6 +87,8 @@ PING_INTERVAL_MS: Final = 10_000  # PROTOCOL
 PONG_TIMEOUT_MS: Final = 10_000  # PROTOCOL: dead after ten more
 AUTH_TIMEOUT_MS: Final = 10_000  # PROTOCOL: 4501
 WRITE_BUFFER_SKIP_BYTES: Final = 64 * 1024  # DESIGN: above it ticks are skipped
+WRITE_UNSENT_BYTES: Final = 16 * 1024
+"""What the kernel takes of a connection beyond what its peer has room for."""
 WRITE_BUFFER_CLOSE_BYTES: Final = 1024 * 1024  # DESIGN: above it 4001
 # A peer that reads nothing never empties the buffer, so close() would wait for ever:
 # the transport is aborted this long after it paused or the close was sent.
@@ -323,6 +325,7 @@ assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX
 # A socket that skips ticks still has room for every notice and snapshot of its sessions.
 assert WRITE_BUFFER_SKIP_BYTES + SESSIONS_PER_SOCKET_MAX * 8192 < WRITE_BUFFER_CLOSE_BYTES
 assert MESSAGE_BYTES_MAX <= WRITE_BUFFER_SKIP_BYTES
+assert WRITE_UNSENT_BYTES < WRITE_BUFFER_SKIP_BYTES < WRITE_BUFFER_CLOSE_BYTES
 assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_BURST
 assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
 assert TOKEN_CHARACTERS_MAX + 1024 <= REQUEST_HEAD_BYTES_MAX

@@ -28,6 +28,7 @@ EMPTY_PING: Final = b"\x89\x00"
 """A ping without payload. Any pong proves life (5.5.3), so there is nothing to match."""
 
 _logger: Final = logging.getLogger("taximeter.push")
+_logger.setLevel(logging.WARNING)  # see server.websocket
 
 
 def text_frame(payload: bytes) -> bytes:

@@ -7,7 +7,8 @@ What uvicorn leaves undone, and this does (each has a test):
   connection that says nothing, or empty lines, is closed.
 - A head has a bounded size, or is answered 431; requests that are sent before the answer
   to the one before them (pipelining) have a bounded number.
-- A peer that does not read its answer is cut, and so is one that keeps a close waiting.
+- A peer that does not read its answer is cut, and so is one that keeps a close waiting. The
+  kernel hides little of that from us: see ``WRITE_UNSENT_BYTES``.
 - Heads that two readers may understand differently are refused: no ``Host`` or two, and
   versions that are not HTTP/1. The parser refuses the rest (RFC 9112 section 11.2).
 - Fields behind a chunked body are nobody's headers.
@@ -19,6 +20,8 @@ names every attribute that is relied on.
 """
 
 import asyncio
+import contextlib
+import socket
 from typing import Any, NamedTuple
 
 import httptools
@@ -32,6 +35,8 @@ from protocol import limits
 from server.door import Door, Entry
 from server.websocket import BoundedWebSocket
 
+TCP_NOTSENT_LOWAT = 25
+"""Linux, tcp(7): how much that was not sent yet is taken of a writer."""
 LINE_BYTES = 4
 """A header's colon, space, carriage return and line feed."""
 
@@ -92,6 +97,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let the connection in, or refuse it."""
         super().connection_made(transport)
+        _bound_unsent(transport)
         self.deadline = self.loop.time() + self.door.head_s
         entered = self.door.enter(self, self.client[0] if self.client is not None else "")
         if isinstance(entered, str):
@@ -322,6 +328,18 @@ class BoundedHttp(HttpToolsProtocol):
         self.transport.write_eof()
         self.flow.resume_reading()
         self.deadline = self.loop.time() + self.door.linger_s
+
+
+def _bound_unsent(transport: asyncio.Transport) -> None:
+    """Keep what the peer's window has no room for here, where it is counted.
+
+    Linux lets a connection grow a buffer of 4 MiB: a peer that reads no more would have that
+    much of ticks, hours of them, before its socket was known to be slow.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):  # it may be gone already
+            connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limits.WRITE_UNSENT_BYTES)
 
 
 class _RefusedError(Exception):

@@ -182,6 +182,11 @@ def _masked(rng: random.Random, frame: Frame) -> bytes:
     return bytes(header) + mask + body
 
 
+def masked_text(rng: random.Random, payload: bytes) -> bytes:
+    """A whole message of text, as a client writes it."""
+    return _masked(rng, Frame(Opcode.TEXT, payload))
+
+
 def _frame_case(rng: random.Random, number: int) -> FrameCase:
     bearer: Bearer = rng.choice(("user", "user", "member", "none", "expired", "forged", "key"))
     handshake = HANDSHAKE

@@ -18,6 +18,7 @@ import jwt
 from protocol import limits
 from storage.scripts import CONNECTIONS_MAX
 from tests.faults.processes import House, Process, open_house
+from tests.fuzz import slow
 from tests.fuzz.attack import Attack, Tokens, numbered
 from tests.fuzz.cases import ATTACKERS, HONEST_ORG, INSIDE_PATH, case_of
 from tests.fuzz.honest import RATES, Backend, Honest, cancelled, connect_honest
@@ -30,8 +31,6 @@ that is loaded late have their size by then."""
 GROWTH_MAX = 0.05
 SETTLE_S = 60.0
 """How long is waited for what attackers left to be cleared away."""
-CLOSE_BY_S = 30.0
-"""How long a connection that says nothing may stay: its deadline, with patience."""
 CONNECTIONS_GROWN_MAX = CONNECTIONS_MAX + limits.DATABASE_CONNECTIONS_MAX
 """Connections to Redis and Postgres are opened as they are needed, and kept."""
 PROBLEMS_SHOWN = 20
@@ -39,7 +38,6 @@ DESCRIPTORS = 400
 """What the server may have open, Redis, Postgres and its own files included."""
 FLOOD = 1_000
 """Connections that are opened at once and say nothing."""
-SLOW = (b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"POST / HTTP/1.1\r\nHost: x\r\n")
 
 
 @dataclass
@@ -56,7 +54,8 @@ class Report:
     after: dict[str, int] = field(default_factory=dict)
     ticks: int = 0
     longest_gap_s: float = 0.0
-    slow_closed_s: float = 0.0
+    cut_after_s: dict[str, float] = field(default_factory=dict)
+    """How long peers that say too little or take nothing were put up with."""
     newcomer_s: float = 0.0
     """From the beginning of the flood until an honest user was served in the midst of it."""
     descriptors_max: int = 0
@@ -85,7 +84,8 @@ class Report:
             f"({self.growth:+.1%})",
             f"honest sessions: {self.ticks} ticks, the longest wait for one "
             f"{self.longest_gap_s:.2f} s",
-            f"silent and slow connections were closed within {self.slow_closed_s:.1f} s",
+            "cut after: "
+            + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.cut_after_s.items()),
             f"in a flood of {FLOOD} connections an honest user was served after "
             f"{self.newcomer_s:.2f} s, with {self.descriptors_max} of {DESCRIPTORS} descriptors "
             "in use",
@@ -155,9 +155,7 @@ class Run:
         make = partial(case_of, seed)
         at_rest = await self._inside()
         started_at = time.monotonic()
-        slow = [asyncio.ensure_future(self._stay(sent)) for sent in SLOW * 4]
-        await self.attack.run(make, numbered(0, warm_up))
-        self.report.slow_closed_s = max(await asyncio.gather(*slow))
+        await asyncio.gather(self.slow(), self.attack.run(make, numbered(0, warm_up)))
         self.report.before = await self._settled(at_rest)
         await self.attack.run(make, numbered(warm_up, count - warm_up))
         await self.flood()
@@ -190,20 +188,23 @@ class Run:
         if cut < FLOOD - DESCRIPTORS + limits.DESCRIPTORS_RESERVED:
             self.report.problems.append(f"of the flood only {cut} were cut")
 
-    async def _stay(self, sent: bytes) -> float:
-        """Opens a connection that goes no further; how long the server put up with it."""
-        began = time.monotonic()
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.house.port)
-        writer.write(sent)
-        try:
-            async with asyncio.timeout(CLOSE_BY_S):
-                await reader.read()
-        except TimeoutError:
-            self.report.problems.append(f"a connection that says {sent!r} is not closed")
-        except ConnectionError:
-            pass
-        writer.close()
-        return time.monotonic() - began
+    async def slow(self) -> None:
+        """Peers that say too little, or take nothing: each is cut in a bounded time."""
+        port, token = self.house.port, self.attack.tokens.get("user", 1)
+        *stayed, no_answer, no_tick = await asyncio.gather(
+            *(slow.stay(port, sent) for sent in slow.STARTS * 4),
+            slow.take_no_answer(port),
+            slow.take_no_tick(port, token),
+        )
+        found = {
+            "silent or slow": max(stayed),
+            "took no answer": no_answer,
+            "took no tick": no_tick,
+        }
+        self.report.cut_after_s = found
+        for what, seconds in found.items():
+            if seconds >= slow.CLOSE_BY_S:
+                self.report.problems.append(f"who {what} is not cut")
 
     async def _inside(self, query: str = "") -> dict[str, int]:
         """What the server has at the moment. The connection that asks is closed after it."""

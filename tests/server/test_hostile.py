@@ -21,6 +21,7 @@ from websockets.frames import Frame, Opcode
 
 from protocol import limits
 from protocol.states import Phase
+from server.frames import text_frame
 from server.push import PushProtocol
 from tests.fixtures.server import SECRET, StartServer, TestServer
 from tests.server.api import advance
@@ -229,6 +230,19 @@ class Deaf:
     def close(self) -> None:
         """Gives the socket back."""
         self.socket.close()
+
+
+async def test_the_kernel_hides_little_of_what_a_peer_does_not_read(server: TestServer) -> None:
+    deaf = Deaf(server)
+    await deaf.begin()
+    (connection,) = server.process.sockets.connections
+    written = 0
+    frame = text_frame(b"t" * 150)
+    while connection.socket.push_tick(frame):  # type: ignore[attr-defined]
+        written += len(frame)
+        await asyncio.sleep(0)  # the kernel may take what it likes; without a bound, 3 MiB
+    deaf.close()
+    assert written < 512 * 1024
 
 
 async def test_a_peer_that_stops_reading_is_cut_and_its_session_settled(
