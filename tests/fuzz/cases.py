@@ -26,6 +26,8 @@ HONEST_IDS = [f"honest-{number}" for number in range(16)]
 INSIDE_PATH = "/fuzz/inside"
 """Where the server that is attacked shows what it has; see ``served``."""
 KINDS = ("chat", "call", "lesson")
+KEYED = ("/grants", "/spend", "/holds", "/post", "/void", "/adjustments")
+"""The ends of paths that take an idempotency key."""
 FIELDS = (
     *("type", "id", "token", "kind", "session_id", "counterpart_id", "tick_ms", "metadata"),
     *("last_seq", "amount", "reason", "user_id", "account_id", "expires_at", "priority"),
@@ -242,11 +244,18 @@ def _request(rng: random.Random, bearer: Bearer, number: int) -> Template:
         ("credits_per_minute", "2.5"),
         ("free_seconds", 10),
     ]
+    operation: Pairs = [("operation", "script_generation")]
+    adjustment: Pairs = [("minutes", rng.choice((-5, 5))), ("reason", "a mistake")]
     hours: Pairs = [("monthly_hours_limit", 10), ("timezone", "Europe/Berlin")]
     days: Pairs = [("from", "2026-11-01"), ("to", "2026-11-30")]
     kind: Pairs = [("kind", rng.choice(KINDS))]
     backend: list[Template] = [
         ("POST", f"/v1/accounts/{user}/grants", tenant, grant),
+        ("GET", f"/v1/accounts/{user}/grants", tenant, None),
+        ("POST", f"/v1/accounts/{user}/spend", tenant, grant[:1]),
+        ("POST", f"/v1/accounts/{user}/holds", tenant, [*grant[:1], ("ttl_ms", 1_000)]),
+        ("POST", f"/v1/holds/hold-{rng.randrange(9)}/{rng.choice(('post', 'void'))}", tenant, []),
+        ("POST", f"/v1/orgs/{org}/members/{user}/adjustments", [], adjustment),
         ("POST", "/v1/sessions", tenant, prepared),
         ("GET", f"/v1/orgs/{org}", [], None),
         ("PUT", f"/v1/orgs/{org}", [], hours),
@@ -257,6 +266,8 @@ def _request(rng: random.Random, bearer: Bearer, number: int) -> Template:
     users: list[Template] = [
         ("GET", f"/v1/accounts/{user}", tenant, None),
         ("GET", f"/v1/accounts/{user}/ledger", [*tenant, ("limit", "3")], None),
+        ("POST", f"/v1/accounts/{user}/spend", [], operation),
+        ("POST", f"/v1/accounts/{user}/can-perform", [], operation),
         ("GET", f"/v1/sessions/{session}", tenant, None),
         ("POST", f"/v1/sessions/{session}/heartbeat", [], kind),
         ("POST", f"/v1/sessions/{session}/heartbeat", [], [*kind, ("last_seq", 1)]),
@@ -304,7 +315,7 @@ def _request_bytes(rng: random.Random, bearer: Bearer, number: int) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "X-Forwarded-For: {address}"]
     if bearer != "none":
         lines.append("Authorization: Bearer {token}")
-    if path.endswith("/grants") or "/grants?" in path or rng.random() < 0.1:
+    if path.partition("?")[0].endswith(KEYED) or rng.random() < 0.1:
         lines.append(f"Idempotency-Key: {rng.choice((f'key-{number}', 'key', 'x' * 300))}")
     content = b""
     if body is not None or rng.random() < 0.1:
