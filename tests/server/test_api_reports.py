@@ -69,14 +69,14 @@ async def test_a_minute_is_a_line(server: TestServer) -> None:
         server,
         minute(0, started_at=begun_at, credits_micros=1_250_000, free_ms=500, seconds=59),
         minute(
-            3, started_at=begun_at, tenant="user:bob", user_id="bob", session_id="s2", counts=False,
+            0, started_at=begun_at, tenant="user:bob", user_id="bob", session_id="s2", counts=False,
             counterpart_id=None, credits_micros=0, kind="chat",
         ),
     )  # fmt: skip
     assert await table(server) == [
         ["acme", "ann", "ann", "s1", "recording", "advisor", "0", "2026-11-10T12:00:00.000Z",
          "2026-11-10", "2026-11-01", "59", "true", "1.25", "500"],
-        ["", "bob", "bob", "s2", "chat", "", "3", "2026-11-10T12:00:00.000Z",
+        ["", "bob", "bob", "s2", "chat", "", "0", "2026-11-10T12:00:00.000Z",
          "2026-11-10", "2026-11-01", "60", "false", "0", "0"],
     ]  # fmt: skip
 

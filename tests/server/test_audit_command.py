@@ -4,6 +4,10 @@ import asyncio
 import os
 import sys
 
+import asyncpg
+import pytest
+
+from storage.records import Records
 from tests.server.tills import ANN, CREDIT, spent
 from tests.simulation.cluster import PARTITIONS, Cluster, Node
 
@@ -46,6 +50,47 @@ async def test_a_database_that_adds_up_and_one_that_does_not(
     assert "redis balance: user:ann ann: 9000007 in Redis is not 9000000" in output
     assert "1 findings" in output
     assert code == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        (
+            "UPDATE credit_accounts SET balance_micros = balance_micros - 1",
+            "conservation: user:ann ann: granted 10000000 - burnt 0 - spent 1000000 - expired 0 "
+            "+ adjusted 0 is not the balance, 8999999",
+        ),
+        (
+            "UPDATE credit_ledger SET amount_micros = -1 WHERE entry_id = 's1'",
+            "spent 1 - expired 0 + adjusted 0 is not the balance, 9000000",
+        ),
+        (
+            "UPDATE credit_holds SET state = 'posted' WHERE hold_id = 'h1'; "
+            "UPDATE credit_holds SET posted_micros = 5 WHERE hold_id = 'h1'",
+            "hold: user:ann h1: is posted with 5 posted, in the ledger",
+        ),
+    ],
+)
+async def test_a_row_that_somebody_changed_by_hand_is_found(
+    cluster: Cluster, node: Node, redis_url: str, fresh_database: str, change: str, finding: str
+) -> None:
+    cluster.records, before = await Records.connect(fresh_database), cluster.records
+    try:
+        node = await cluster.node()
+        cluster.nodes = [node]
+        await cluster.grant(10 * CREDIT)
+        await spent(node.money, "s1", CREDIT)
+        await node.money.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=3_600_000)
+        connection = await asyncpg.connect(fresh_database)
+        # As a replica: behind the back of every trigger.
+        await connection.execute(f"SET session_replication_role = replica; {change}")
+        await connection.close()
+        code, output = await audit(redis_url, fresh_database)
+        assert finding in output
+        assert code == 1
+    finally:
+        await cluster.records.close()
+        cluster.records = before
 
 
 async def test_without_redis_the_record_is_audited(

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
+from storage.audit import audit_record
 from storage.records import Records
 from tests.simulation.cluster import Cluster, Node
 
@@ -15,6 +16,9 @@ async def cluster(redis: Redis, redis_url: str, records: Records) -> AsyncIterat
     made = Cluster(redis, redis_url, records)
     yield made
     await made.stop()
+    await made.flush()
+    # Whatever a test did, what is written down at its end adds up.
+    assert await audit_record(records) == ()
 
 
 @pytest.fixture
