@@ -156,6 +156,8 @@ class Run:
         at_rest = await self._inside()
         started_at = time.monotonic()
         await asyncio.gather(self.slow(), self.attack.run(make, numbered(0, warm_up)))
+        # What the heap is at its fullest it stays in part, so the flood is in the warm-up too.
+        await self.flood()
         self.report.before = await self._settled(at_rest)
         await self.attack.run(make, numbered(warm_up, count - warm_up))
         await self.flood()
