@@ -146,7 +146,7 @@ DRAIN_SPREAD_MS: Final = 10_000
 # Starting a socket and joining its session takes a process a millisecond; few clients need
 # not wait for each other.
 DRAIN_SOCKETS_PER_SECOND: Final = 500
-DRAIN_LEFT_MS: Final = 500
+DRAIN_LEFT_MS: Final = 2_000
 """Sockets that have not gone by themselves so long after that are closed."""
 DRAIN_BATCH_SOCKETS: Final = 256
 """Sockets told to reconnect between two looks at the clock."""

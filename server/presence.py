@@ -23,7 +23,7 @@ from storage.live import Live, LiveError
 
 log = structlog.get_logger()
 
-ROLL_CALL_MS = 500
+ROLL_CALL_MS = limits.PRESENCE_BEAT_MS
 """How long a process has to answer when it is asked whether it lives; one that was silent
 for ``NODE_SILENT_MS`` is not asked."""
 BREAK_MS = limits.NODE_SILENT_MS - 2 * limits.PRESENCE_BEAT_MS

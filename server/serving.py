@@ -120,7 +120,7 @@ async def serve(
             worker=index,
         )
         async with scrape_port(process, index):
-            await server.serve(sockets=None if worker is None else [worker.listen(settings)])
+            await server.serve(sockets=None if worker is None else worker.listen(settings))
     except SystemExit:
         raise ConfigurationError(
             f"cannot serve on {settings.host} port {settings.port}: the log says why"

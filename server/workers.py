@@ -35,13 +35,10 @@ BACKLOG = 2_048
 """Connections that wait to be accepted, as uvicorn has it."""
 
 
-def _address(settings: Settings, port: int | None = None) -> tuple[socket.AddressFamily, str, int]:
-    """The address to listen on: the first one that the host has."""
-    found = socket.getaddrinfo(
-        settings.host, settings.port if port is None else port, type=socket.SOCK_STREAM
-    )
-    family, _, _, _, address = found[0]
-    return family, str(address[0]), int(address[1])
+def _addresses(settings: Settings) -> list[tuple[socket.AddressFamily, str]]:
+    """The addresses to listen on: all that the host has."""
+    found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
 
 
 class Worker:
@@ -50,10 +47,14 @@ class Worker:
     def __init__(self, index: int) -> None:
         self.index = index
 
-    def listen(self, settings: Settings) -> socket.socket:
-        """A socket of this process's own on the port that all share."""
-        family, host, port = _address(settings)
-        return socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True)
+    def listen(self, settings: Settings) -> list[socket.socket]:
+        """Sockets of this process's own on the port that all share, one for each address."""
+        return [
+            socket.create_server(
+                (host, settings.port), family=family, backlog=BACKLOG, reuse_port=True
+            )
+            for family, host in _addresses(settings)
+        ]
 
     def ready(self, stop: Callable[[], None]) -> None:
         """Tells the supervisor, and calls ``stop`` when that is gone."""
@@ -126,7 +127,8 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._told_to_replace)
-        with self._hold_port():
+        with contextlib.ExitStack() as held:
+            self._hold_port(held)
             log.info("supervising", workers=self.count, port=self.port)
             for index in range(self.count):
                 self._begin(self._fill(index))
@@ -137,23 +139,25 @@ class Supervisor:
         if self._number is signal.SIGINT:
             raise KeyboardInterrupt
 
-    def _hold_port(self) -> socket.socket:
-        """A socket that keeps the port, and gets no connections, for it does not listen.
+    def _hold_port(self, held: contextlib.ExitStack) -> None:
+        """Keeps the port by sockets that get no connections, for they do not listen.
 
         Raises ``ConfigurationError`` where somebody else listens on it already.
         """
-        family, host, port = _address(self.settings)
         try:
-            # Whoever shares the port would not be noticed by one who shares it too.
-            with socket.create_server((host, port), family=family) as probe:
-                self.port = probe.getsockname()[1]
-            held = socket.socket(family, socket.SOCK_STREAM)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            held.bind((host, self.port))
+            for family, host in _addresses(self.settings):
+                # Whoever shares the port would not be noticed by one who shares it too.
+                with socket.create_server((host, self.port), family=family) as probe:
+                    self.port = probe.getsockname()[1]
+                holder = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                if family == socket.AF_INET6:
+                    holder.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                holder.bind((host, self.port))
         except OSError as error:
-            raise ConfigurationError(f"cannot serve on {host} port {port}: {error}") from None
-        return held
+            where = f"{self.settings.host} port {self.settings.port}"
+            raise ConfigurationError(f"cannot serve on {where}: {error}") from None
 
     # --- Signals -------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ export class Taximeter extends EventTarget {
   #pending = new Map(); // by request id
   #lastId = 0;
   #socket = null;
+  #leaving = null; // the line to a process that drains, until another one has our sessions
   #attempt = 0; // how many times we have waited since a connection last proved itself
   #epoch = 0; // which connection is the current one: a late token of an older one is dropped
   #liveSince = null;
@@ -245,12 +246,14 @@ export class Taximeter extends EventTarget {
     this.#armWatchdog(message.ping_ms);
     this.#setState('live');
     const waiting = [...this.#pending.values()].filter((entry) => entry.resend);
+    const joins = [];
     for (const session of this.#sessions.values()) {
-      this.#join(session);
+      joins.push(this.#join(session));
       const isAsked = waiting.some((entry) => entry.session === session);
       if (session.stopWanted && !isAsked) session.stop().catch(() => {});
     }
     for (const entry of waiting) this.#transmit(entry.message);
+    Promise.allSettled(joins).then(() => this.#letGo());
   }
 
   #receiveError({ id, code, message, retryable, limit, session_id: sessionId }) {
@@ -279,10 +282,17 @@ export class Taximeter extends EventTarget {
   /** The process drains: go at an instant of one's own, so that not all come back at once. */
   #drain(afterMs) {
     this.#timers.arm('drain', this.#platform.random() * afterMs, () => {
-      this.#hangUp();
+      this.#letGo();
+      this.#leaving = this.#socket; // not heard any more, but it keeps our sessions alive
+      this.#socket = null;
       this.#dropped();
       this.#connect();
     });
+  }
+
+  #letGo() {
+    this.#leaving?.close(1000);
+    this.#leaving = null;
   }
 
   #lost(code, reason) {
@@ -330,6 +340,7 @@ export class Taximeter extends EventTarget {
   #giveUp(state, error) {
     this.#epoch += 1;
     this.#hangUp();
+    this.#letGo();
     this.#dropped();
     this.#timers.disarm('retry', 'drain');
     this.#setState(state, { code: error.closeCode });

@@ -179,9 +179,9 @@ class Customer:
     """One customer with one session."""
 
     __slots__ = (
-        "answered_at", "attempt", "attempts", "gone_at", "line", "live_at", "number", "place",
-        "port", "receipt", "seq", "session", "ticked_at", "ticks", "timer", "user", "wants_stop",
-        "witness",
+        "answered_at", "attempt", "attempts", "gone_at", "leaving", "line", "live_at", "number",
+        "place", "port", "receipt", "seq", "session", "ticked_at", "ticks", "timer", "user",
+        "wants_stop", "witness",
     )  # fmt: skip
 
     def __init__(self, place: Place, number: int, port: int) -> None:
@@ -190,6 +190,8 @@ class Customer:
         self.user = f"customer-{number}"
         self.port = port
         self.line: Line | None = None
+        self.leaving: Line | None = None
+        """The line to a process that drains."""
         self.seq = 0
         self.session: dict[str, Any] = {}
         """The last snapshot."""
@@ -227,11 +229,16 @@ class Customer:
 
     def connected(self) -> None:
         """The handshake is over."""
-        assert self.line is not None
+        if self.line is None:
+            return
         self.line.send({"type": "auth", "id": 1, "token": self.place.token(self.user)})
 
     def lost(self, line: Line) -> None:
         """A connection is gone."""
+        if line is self.leaving:
+            # It has closed before another process had the session.
+            self.leaving = None
+            self.witness.lost(self.place.loop.time())
         if line is not self.line:
             return
         self._left()
@@ -241,7 +248,8 @@ class Customer:
     def _left(self) -> None:
         self.line = None
         now = self.place.loop.time()
-        self.witness.lost(now)
+        if self.leaving is None:
+            self.witness.lost(now)
         if self.live_at is not None:
             self.gone_at, self.answered_at, self.ticked_at = now, None, None
             if now - self.live_at >= PROVEN_S:
@@ -249,10 +257,12 @@ class Customer:
         self.live_at = None
 
     def _move(self) -> None:
-        """The process drains, and the instant has come to go to another one."""
+        """The process drains, and the instant has come to go to another one. The old line
+        keeps the session alive until it is joined over the new one."""
         if self.line is None:
             return
-        self._hang_up()
+        self.leaving = self.line
+        self._left()
         self.port = self._other_port()
         asyncio.ensure_future(self.connect())  # noqa: RUF006 -- it arms a timer at once
 
@@ -261,6 +271,11 @@ class Customer:
         if self.line is not None:
             self._hang_up()
             self._come_back()
+
+    def _let_go(self) -> None:
+        leaving, self.leaving = self.leaving, None
+        if leaving is not None:
+            leaving.hang_up()
 
     def _hang_up(self) -> None:
         line = self.line
@@ -317,7 +332,9 @@ class Customer:
                 self.session = message
                 if message.get("id") == 2:
                     self.answered_at, self.ticks = self.place.loop.time(), 0
-                    self.witness.joined(self.answered_at)
+                    if self.receipt is None:
+                        self.witness.joined(self.answered_at)
+                    self._let_go()
                 self.place.moved(self)
             case "minute":
                 self.witness.minutes.append(message)
@@ -358,7 +375,8 @@ class Customer:
 
     def _refused(self, message: dict[str, Any]) -> None:
         if message.get("retryable"):
-            self._arm(self._backoff_s(), self._start)
+            again = self.connected if message.get("id") == 1 else self._start
+            self._arm(self._backoff_s(), again)
             return
         if message["code"] == "session_ended":
             self.receipt = self.receipt or {}

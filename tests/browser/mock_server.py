@@ -100,6 +100,10 @@ class Line:
         await self.answer(start, **snapshot(session_id=start["session_id"], **changes))
         return start
 
+    @property
+    def is_open(self) -> bool:
+        return self._connection.close_code is None
+
     async def close(self, code: int) -> None:
         await self._connection.close(code)
 

@@ -179,18 +179,24 @@ async def test_the_networks_return_ends_the_wait(client: ClientPage) -> None:
 
 
 async def test_a_drain_moves_the_client_at_an_instant_of_its_own(client: ClientPage) -> None:
-    line = await client.live()
+    old = await client.live()
     await client.chance(0.25)
-    await line.send(type="reconnect", after_ms=8_000)
-    await line.send(**tick(1_000))
+    await old.send(type="reconnect", after_ms=8_000)
+    await old.send(**tick(1_000))
     await client.take("tick")
     await client.advance(1_999)
     assert await client.run("() => meter.state") == "live"
     await client.advance(1)
-    assert await line.receive_close() == 1000
     line = await client.server.line()
     await line.welcome()
+    await client.take_state("live")
+    # The old line keeps the session alive until it is joined over the new one.
+    assert old.is_open
     assert (await line.join())["last_seq"] == 0
+    assert await old.receive_close() == 1000
+    await client.take("session")
+    await line.send(**tick(2_000))
+    await client.take("tick")
 
 
 async def test_a_drain_keeps_its_instant_when_the_server_goes_first(client: ClientPage) -> None:

@@ -14,7 +14,7 @@ from tests.faults.torture import strike
 SESSIONS = int(os.environ.get("TAXIMETER_TORTURE", "60"))
 SCALE = 0.05
 """An outage of a minute lasts three seconds, in which thirty are counted."""
-RUN_S = 2.0
+RUN_S = 1.0
 SLACK_S = 1.0
 """How late a beat may be: here others load the machine as well."""
 GROUPS = {

@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from tests.faults.processes import House, Process, eventually, open_house
+from tests.faults.processes import POLL_S, House, Process, eventually, open_house
 from tests.fixtures.redis_servers import free_ports
 from tests.fixtures.server import Client
 
@@ -39,9 +40,19 @@ def workers_of(supervisor: Process) -> dict[int, int]:
     return found
 
 
+async def reach(house: House, token: str) -> tuple[Client, dict[str, Any]]:
+    """A socket of a user, as a client opens it that comes back after a failure: the kernel
+    may have given it to a process that closes its door in this moment."""
+    while True:
+        try:
+            return await house.connect(token)
+        except (OSError, InvalidHandshake, ConnectionClosed):
+            await asyncio.sleep(POLL_S)
+
+
 async def node_of(house: House, token: str) -> str:
     """The process that a new socket reaches."""
-    client, welcome = await house.connect(token)
+    client, welcome = await reach(house, token)
     await client.close()
     return str(welcome["node"])
 
@@ -60,10 +71,7 @@ async def nodes(house: House, token: str) -> set[str]:
 
 async def replaced(house: House, token: str, before: set[str]) -> bool:
     """Whether a new socket reaches a process that was not there before."""
-    try:
-        return await node_of(house, token) not in before
-    except OSError:
-        return False
+    return await node_of(house, token) not in before
 
 
 @asynccontextmanager
@@ -118,7 +126,7 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
         # One session, with a socket at each process; each counts its own.
         clients: dict[str, Client] = {}
         while len(clients) < WORKERS:
-            client, welcome = await house.connect(token)
+            client, welcome = await reach(house, token)
             if welcome["node"] in clients:
                 await client.close()
             else:
@@ -142,7 +150,7 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
         # All are replaced; whoever is told to go finds a successor.
         supervisor.child.send_signal(signal.SIGHUP)
         await stayed.until("reconnect")
-        back, welcome = await house.connect(token)
+        back, welcome = await reach(house, token)
         assert (await start(back, "chat-1"))["state"] == "active"
         await stayed.close()
 
@@ -176,7 +184,7 @@ async def stopped(house: House, client: Client, token: str) -> dict[str, Any]:
     try:
         return await client.ask("stop", session_id="chat-1")
     except Exception:
-        again, _ = await house.connect(token)
+        again, _ = await reach(house, token)
         await start(again, "chat-1")
         return await again.ask("stop", session_id="chat-1")
 
@@ -193,7 +201,7 @@ async def test_a_worker_that_cannot_serve_is_said_and_none_outlives_its_supervis
         assert "could serve" in lame.errors.splitlines()[-1]
 
         token = await house.visitor("ann")
-        client, _ = await house.connect(token)
+        client, _ = await reach(house, token)
         await start(client, "chat-1")
         assert len(workers_of(supervisor)) == WORKERS
         await supervisor.kill()
