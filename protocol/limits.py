@@ -205,6 +205,10 @@ HOLD_KEPT_MS: Final = 3_600_000
 # The outer deadline of one Redis call: a dead server takes 3.6 s to say so (PITFALLS),
 # and a claim must fail early enough to be made again within the margin.
 REDIS_TIMEOUT_MS: Final = 1_500
+CLUSTER_REFRESH_MS: Final = 200
+"""Of a cluster of Redis it is asked no more often who has what."""
+MESSAGES_WAITING_MAX: Final = 4_096
+"""Messages of channels that one process has read and not taken yet; the rest waits unread."""
 CLAIM_RETRY_MS_MIN: Final = 100
 CLAIM_RETRY_MS_MAX: Final = 2_000
 """Claims that failed are made again after so long, doubling between the two."""
@@ -259,6 +263,8 @@ FLUSH_WAIT_MS: Final = 200
 """The longest that a batch waits for more records: a spend waits for its flush."""
 WRITES_WAITING_MAX: Final = 4_096
 """Spends and holds of one process that wait for Postgres: some seconds of them."""
+FLUSH_WRITES_AT_ONCE: Final = 4
+"""Of one flusher of a cluster, which reads each partition by itself."""
 FLUSH_BLOCK_MS: Final = 5_000
 """How long one XREADGROUP blocks; its client's time-out is larger (PITFALLS)."""
 FLUSH_SOCKET_TIMEOUT_MS: Final = 15_000
@@ -354,6 +360,7 @@ assert MINUTES_PER_CLAIM_MAX < RECORDS_PER_ENTRY_MAX <= FLUSH_BATCH_RECORDS
 assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP
 assert FLUSH_BLOCK_MS < FLUSH_SOCKET_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
+assert FLUSH_WRITES_AT_ONCE < DATABASE_CONNECTIONS_MAX
 assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
 # What a process knows is back before others would take the process for dead, and while
 # sessions still run on their grants.

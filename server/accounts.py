@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 
 import orjson
 import structlog
-from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from protocol.projection import AccountProjection
 from server.loading import Loader
 from server.waiting import Locks, Signal
+from storage.channels import channels_of
 from storage.live import Change, Live, LiveError
 from storage.spending import AccountName
 from storage.wire import line_from
@@ -73,7 +73,7 @@ class Accounts:
         self._accounts: dict[AccountKey, Account] = {}
         self._channels: dict[str, Channel] = {}
         self._locks = Locks()
-        self._pubsub: PubSub = live.redis.pubsub()
+        self._pubsub = channels_of(live.redis)
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._unread: set[Account] = set()
@@ -92,7 +92,7 @@ class Accounts:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._pubsub.aclose()
 
     def get(self, tenant: str, account_id: str) -> Account | None:
         """The account, if it is served here."""

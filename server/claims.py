@@ -9,6 +9,7 @@ comes back as the answer.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -62,57 +63,63 @@ class Claims:
         self.clock = clock
         self.restore: Callable[[Session], Awaitable[None]] | None = None
         """Puts back a session that Redis has lost; see ``server.recovery``."""
-        self._waiting: list[tuple[Claimant, Step]] = []
+        self._waiting: dict[object, list[tuple[Claimant, Step]]] = {}
+        """Steps by the part of Redis that they are for: one that is away holds up no other."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._scheduled = False
-        self._sent = 0
-        """Batches that Redis has not answered."""
+        self._scheduled: set[object] = set()
+        self._sent: Counter[object] = Counter()
+        """Batches that a part of Redis has not answered."""
 
     def ask(self, claimant: Claimant, step: Step) -> None:
         """Makes the step, together with whatever else is asked for in this turn."""
-        self._waiting.append((claimant, step))
-        self._schedule()
+        shard = self.live.shard(step.before.identity.tenant)
+        self._waiting.setdefault(shard, []).append((claimant, step))
+        self._schedule(shard)
 
-    def _schedule(self) -> None:
-        if self._waiting and not self._scheduled and self._sent < limits.CLAIM_PIPELINES_MAX:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._send)
+    def _schedule(self, shard: object) -> None:
+        is_free = shard not in self._scheduled and self._sent[shard] < limits.CLAIM_PIPELINES_MAX
+        if is_free and self._waiting.get(shard):
+            self._scheduled.add(shard)
+            asyncio.get_running_loop().call_soon(self._send, shard)
 
     async def idle(self) -> None:
         """Waits until nothing is on its way."""
-        while self._waiting or self._tasks:
+        while any(self._waiting.values()) or self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)
 
     @property
     def waiting(self) -> int:
         """Steps that wait, and batches that are on their way."""
-        return len(self._waiting) + len(self._tasks)
+        return sum(map(len, self._waiting.values())) + len(self._tasks)
 
-    def _send(self) -> None:
-        self._scheduled = False
-        while self._waiting and self._sent < limits.CLAIM_PIPELINES_MAX:
-            batch = self._waiting[: limits.CLAIMS_PER_PIPELINE_MAX]
-            del self._waiting[: len(batch)]
+    def _send(self, shard: object) -> None:
+        self._scheduled.discard(shard)
+        waiting = self._waiting.pop(shard, [])
+        while waiting and self._sent[shard] < limits.CLAIM_PIPELINES_MAX:
+            batch = waiting[: limits.CLAIMS_PER_PIPELINE_MAX]
+            del waiting[: len(batch)]
             by_node: dict[str, list[tuple[Claimant, Step]]] = {}
             for claimant, step in batch:
                 by_node.setdefault(claimant.node, []).append((claimant, step))
             for node, part in by_node.items():
-                self._sent += 1
-                task = asyncio.create_task(self._make(part, node))
+                self._sent[shard] += 1
+                task = asyncio.create_task(self._make(part, node, shard))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+        if waiting:
+            self._waiting[shard] = waiting
 
-    async def _make(self, batch: list[tuple[Claimant, Step]], node: str) -> None:
+    async def _make(self, batch: list[tuple[Claimant, Step]], node: str, shard: object) -> None:
         try:
             with self.metrics.claim_latency.time():
                 outcomes = await self.live.commit([step for _, step in batch], node)
         except LiveError as error:
-            self._fail(batch, error)
+            self._fail(batch, self._waiting.pop(shard, []), error)
             return
         finally:
-            self._sent -= 1
-            self._schedule()
+            self._sent[shard] -= 1
+            self._schedule(shard)
         mends = []
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
             if outcome.reply is None:
@@ -123,9 +130,13 @@ class Claims:
         for first in range(0, len(mends), MENDS_AT_ONCE):
             await asyncio.gather(*mends[first : first + MENDS_AT_ONCE])
 
-    def _fail(self, batch: list[tuple[Claimant, Step]], error: LiveError) -> None:
+    def _fail(
+        self,
+        batch: list[tuple[Claimant, Step]],
+        behind: list[tuple[Claimant, Step]],
+        error: LiveError,
+    ) -> None:
         """Redis did not answer. Who waits behind these is told now, not after as long again."""
-        behind, self._waiting = self._waiting, []
         log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
         for claimant, _ in batch:
             claimant.unanswered(ServiceError("the session store does not answer"), made=None)

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protocol import limits
 from protocol.rates import RateCard, RateCardError, parse_rate_card
+from storage.cluster import is_cluster, nodes_of
 
 PREFIX = "TAXIMETER_"
 RATES_DEFAULT = Path(__file__).parents[1] / "rates.toml"
@@ -105,8 +106,14 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, url: str | None) -> str | None:
-        if url is not None and urlsplit(url).scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
+        if url is None or urlsplit(url).scheme in ("redis", "rediss", "unix"):
+            return url
+        if not is_cluster(url):
+            raise ValueError("must begin with redis://, rediss:// or unix://, or redis+cluster://")
+        try:
+            nodes_of(url)
+        except ValueError as error:
+            raise ValueError("write redis+cluster://host:port,host:port") from error
         return url
 
     @field_validator("database_url")

@@ -107,6 +107,7 @@ class Process:
         """Whether Redis answers now."""
         try:
             await self.presence.beat()
+            await self.live.ping()
         except LiveError:
             return False
         return True

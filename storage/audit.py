@@ -20,6 +20,7 @@ from protocol import limits
 from protocol.events import EntryPosted, MinuteUsed, Record
 from protocol.session import Session
 from protocol.states import Phase
+from storage.cluster import client_of
 from storage.figures import figures_of
 from storage.live import Live
 from storage.records import Records
@@ -246,10 +247,10 @@ async def _accounts(live: Live) -> list[AccountName]:
     found = set()
     for partition in range(live.keys.partitions):
         prefix = f"{{p{partition}}}:account:"
-        cursor = 0
+        redis, cursor = await live.ask(client_of(live.redis, prefix)), 0
         while True:
             cursor, names = await live.ask(
-                live.redis.scan(cursor, match=f"{prefix}*", count=ACCOUNTS_PER_SCAN)
+                redis.scan(cursor, match=f"{prefix}*", count=ACCOUNTS_PER_SCAN)
             )
             for name in names:
                 tenant, _, account_id = name.decode().removeprefix(prefix).rpartition("/")

@@ -8,7 +8,7 @@ once. So there is nothing in memory that could be lost, and after every failure 
 flusher simply begins again with what is pending.
 
 One ``XREADGROUP`` reads all partitions that a flusher was given. On Redis Cluster, where
-streams that are read together share one slot, give each flusher one partition.
+streams that are read together share one slot, each partition has a flusher of its own.
 """
 
 import asyncio
@@ -17,15 +17,17 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from protocol import limits
+from protocol.events import Record
+from storage.cluster import is_cluster
 from storage.outbox import (
+    CONNECTIONS_MAX,
     GROUP,
     Backlog,
     Entry,
@@ -39,6 +41,7 @@ from storage.outbox import (
     text,
 )
 from storage.records import Records, RefusedError, UnavailableError
+from storage.scripts import Script
 
 log = structlog.get_logger()
 
@@ -51,19 +54,49 @@ LAST_READS_MAX = 1_000
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 5.0
 
-_ACKNOWLEDGE = (Path(__file__).parent / "lua" / "acknowledge.lua").read_text("utf-8")
-
 
 async def run_flusher(
     redis_url: str, records: Records, partitions: int, stop: asyncio.Event
 ) -> None:
     """Flushes all partitions until ``stop`` is set, and then what is left."""
     consumer = f"{socket.gethostname()}:{os.getpid()}"
-    flusher = Flusher(lambda: connect(redis_url), records, range(partitions), consumer)
+    if not is_cluster(redis_url):
+        flusher = Flusher(lambda: connect(redis_url), records, range(partitions), consumer)
+        try:
+            await flusher.run(stop)
+        finally:
+            await flusher.close()
+        return
+    # Each of them holds a connection while it waits for something to come.
+    redis = connect(redis_url, 2 * partitions + CONNECTIONS_MAX)
+    turns = _Turns(records)
     try:
-        await flusher.run(stop)
+        async with asyncio.TaskGroup() as tasks:
+            for partition in range(partitions):
+                one = Flusher(lambda: redis, turns, (partition,), consumer)
+                tasks.create_task(one.run(stop))
     finally:
-        await flusher.close()
+        await redis.aclose()
+
+
+class Writes(Protocol):
+    """Whoever writes records down."""
+
+    async def write(self, records: Sequence[Record]) -> None:
+        """Writes all of them in one transaction."""
+
+
+class _Turns:
+    """The record, as many flushers write to it: some at a time, so that none waits for a
+    connection for too long."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._turns = asyncio.Semaphore(limits.FLUSH_WRITES_AT_ONCE)
+
+    async def write(self, records: Sequence[Record]) -> None:
+        async with self._turns:
+            await self._records.write(records)
 
 
 class Flusher:
@@ -76,7 +109,7 @@ class Flusher:
     def __init__(
         self,
         make_redis: Callable[[], Redis],
-        records: Records,
+        records: Writes,
         partitions: Iterable[int],
         consumer: str,
         *,
@@ -96,7 +129,8 @@ class Flusher:
         self.failures = 0
         """Attempts in a row that failed because Redis or Postgres was away."""
         self._redis = make_redis()
-        self._acknowledge = self._redis.register_script(_ACKNOWLEDGE)
+        self._oldest = Script(self._redis, "oldest")
+        self._acknowledge = Script(self._redis, "acknowledge")
         self._partitions = {outbox_key(partition): partition for partition in partitions}
         self._block_ms = block_ms
         self._wait_s = wait_ms / 1000
@@ -278,7 +312,7 @@ class Flusher:
             for first in range(0, len(own), ACKNOWLEDGED_ENTRIES_MAX):
                 part = own[first : first + ACKNOWLEDGED_ENTRIES_MAX]
                 keys, arguments = acknowledgement(partition, part)
-                _, records, rejected = await self._acknowledge(keys, arguments)
+                _, records, rejected = await self._acknowledge.run(keys, arguments)
                 self.flushed_records += int(records)
                 self.rejected_entries += int(rejected)
         for entry in entries:
@@ -292,17 +326,16 @@ class Flusher:
 
     async def backlog(self) -> Backlog:
         """How much waits for Postgres in these partitions, and for how long already."""
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            pipeline.time()
-            for key, partition in self._partitions.items():
+        entries = rejected = oldest_ms = 0
+        for key, partition in self._partitions.items():
+            async with self._redis.pipeline(transaction=False) as pipeline:
                 pipeline.xlen(key)
-                pipeline.xrange(key, count=1)
                 pipeline.xlen(rejected_key(partition))
-            (seconds, micros), *answers = await pipeline.execute()
-        now_ms = int(seconds) * 1000 + int(micros) // 1000
-        oldest = [int(text(rows[0][0]).split("-")[0]) for rows in answers[1::3] if rows]
-        oldest_ms = max(0, now_ms - min(oldest)) if oldest else 0
-        return Backlog(sum(answers[::3]), oldest_ms, sum(answers[2::3]))
+                waiting, refused = await pipeline.execute()
+            oldest = await self._oldest.run([key], [])
+            entries, rejected = entries + waiting, rejected + refused
+            oldest_ms = max(oldest_ms, int(oldest[0]) if oldest else 0)
+        return Backlog(entries, oldest_ms, rejected)
 
     # How they are done
 

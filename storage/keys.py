@@ -13,6 +13,8 @@ NODES = "{nodes}"
 """Processes by their last proof of life."""
 CLOCK = "{nodes}:clock"
 """The last beat of any process: the time of Redis, and cluster time."""
+CHANNELS = "{nodes}:channels"
+"""How channels of a cluster are told, as its first process found they can be."""
 LOOK_CHANNEL = "{nodes}:look"
 """Where a process that starts asks those who live for a beat."""
 

@@ -23,8 +23,10 @@ from protocol.projection import MonthProjection
 from protocol.session import Identity, Session
 from protocol.steps import Step
 from storage.beats import Beat, Look, beat_of, look_of
+from storage.channels import agree_on_channels
+from storage.cluster import ELSEWHERE, UNANSWERED, ClusterRedis
 from storage.figures import AccountFigures, figures_of
-from storage.keys import CLOCK, LOOK_CHANNEL, NODES, Keys
+from storage.keys import CHANNELS, CLOCK, LOOK_CHANNEL, NODES, Keys
 from storage.rows import AccountRecord
 from storage.scripts import LiveError, Script, connect
 from storage.wire import appended_at, decided_at, encode_step, month_of, reply_of, session_of
@@ -101,7 +103,7 @@ class Live:
         self.keys = keys
         self.node = node
         self.publish = "PUBLISH"
-        """``SPUBLISH`` where the server has sharded channels; see ``prepare``."""
+        """``SPUBLISH`` in a cluster that has sharded channels; see ``prepare``."""
         self._commit = Script(redis, "commit")
         self._attach = Script(redis, "attach")
         self._credit = Script(redis, "credit")
@@ -112,8 +114,18 @@ class Live:
         self._limit = Script(redis, "limit")
 
     async def prepare(self) -> None:
-        """Brings the scripts to Redis before the first of them is needed in a pipeline."""
-        await self._commit.load()
+        """Finds out whom to ask, and how channels are told."""
+        if isinstance(self.redis, ClusterRedis):
+            await self.ask(self.redis.initialize())
+            if await self.ask(agree_on_channels(self.redis, CHANNELS)):
+                self.publish = "SPUBLISH"
+
+    def shard(self, tenant: str) -> object:
+        """What answers or fails together: steps of different ones belong in different
+        pipelines."""
+        if isinstance(self.redis, ClusterRedis):
+            return self.redis.master_of(self.keys.live(self.keys.partition(tenant)))
+        return None
 
     # --- Sessions ------------------------------------------------------------------
 
@@ -130,15 +142,19 @@ class Live:
                 answers = await self._pipeline(commands)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
                     # Redis forgot its scripts, so none of these ran; the others did.
-                    await self._commit.load()
                     missed = [
                         index
                         for index, answer in enumerate(answers)
                         if isinstance(answer, NoScriptError)
                     ]
+                    for key in {commands[index][3] for index in missed}:
+                        await self._commit.load(key)
                     again = await self._pipeline([commands[index] for index in missed])
                     for index, answer in zip(missed, again, strict=True):
                         answers[index] = answer
+            for answer in answers:
+                if isinstance(answer, (*ELSEWHERE, *UNANSWERED)):
+                    raise answer
         except (RedisError, OSError, TimeoutError) as error:
             raise LiveError(str(error) or type(error).__name__) from error
         return [_outcome(step, answer) for step, answer in zip(steps, answers, strict=True)]
@@ -390,6 +406,10 @@ class Live:
             for member in await self.ask(self.redis.zrangebyscore(key, "-inf", until_ms)):
                 tenant, _, session_id = member.decode().rpartition("/")
                 yield tenant, session_id
+
+    async def ping(self) -> None:
+        """Whether Redis answers, the whole of it. Raises :class:`LiveError`."""
+        await self.ask(self.redis.ping())
 
     async def ask(self, command: Any) -> Any:
         """The answer to one command, or :class:`LiveError`."""

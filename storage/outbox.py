@@ -10,9 +10,12 @@ from redis.backoff import NoBackoff
 
 from protocol import limits
 from protocol.events import Record
+from storage.cluster import ClusterRedis, is_cluster
 from storage.wire import decode_records
 
 GROUP = "flush"
+CONNECTIONS_MAX = 16
+"""A flusher does one thing at a time; one that is cancelled may still hold a connection."""
 REJECTED_ENTRIES_MAX = 10_000
 """Entries that Postgres refused, for each partition, until somebody has looked at them."""
 
@@ -36,21 +39,26 @@ class Backlog(msgspec.Struct, frozen=True):
     rejected: int
 
 
-def connect(redis_url: str) -> Redis:
+def connect(redis_url: str, connections_max: int = CONNECTIONS_MAX) -> Redis:
     """A client for blocking reads, which the ordinary time-out would end (PITFALLS).
 
     It repeats no command by itself: a read whose answer was lost has made its entries
     pending, and the flusher knows where to find them.
     """
     timeout_s = limits.FLUSH_SOCKET_TIMEOUT_MS / 1000
-    return Redis.from_url(
-        redis_url,
-        retry=Retry(NoBackoff(), 0),
-        retry_on_error=[],
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        legacy_responses=False,
-    )
+
+    def make(url: str) -> Redis:
+        return Redis.from_url(
+            url,
+            max_connections=connections_max,
+            retry=Retry(NoBackoff(), 0),
+            retry_on_error=[],
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            legacy_responses=False,
+        )
+
+    return ClusterRedis(redis_url, make) if is_cluster(redis_url) else make(redis_url)
 
 
 def outbox_key(partition: int) -> str:

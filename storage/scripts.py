@@ -1,16 +1,18 @@
 """Redis as the live state asks it: a client that repeats nothing, and scripts by digest."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from protocol import limits
+from storage.cluster import ELSEWHERE, ClusterRedis, client_of, is_cluster
 
 LUA_DIR = Path(__file__).parent / "lua"
 CONNECTIONS_MAX = 32
@@ -22,11 +24,16 @@ class LiveError(Exception):
 
 
 def connect(url: str) -> Redis:
-    """A client that never runs a command twice (PITFALLS, redis-py).
+    """A client that never runs a command twice (PITFALLS, redis-py): of one Redis, or of a
+    whole cluster of it.
 
     Whoever finds all connections taken waits for one, no longer than for an answer: when a
     process dies its clients come back to another one together.
     """
+    return ClusterRedis(url, _connect) if is_cluster(url) else _connect(url)
+
+
+def _connect(url: str) -> Redis:
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=CONNECTIONS_MAX,
@@ -41,28 +48,36 @@ def connect(url: str) -> Redis:
 
 
 class Script:
-    """One ``.lua`` file: called by its digest, and loaded again where Redis forgot it."""
+    """One ``.lua`` file: called by its digest, and sent whole where Redis forgot it."""
 
     def __init__(self, redis: Redis, name: str) -> None:
         self._redis = redis
-        self.text = (LUA_DIR / f"{name}.lua").read_text()
-        self._registered = redis.register_script(self.text)
-
-    @property
-    def digest(self) -> str:
+        self.text = (LUA_DIR / f"{name}.lua").read_text("utf-8")
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         """The name under which Redis keeps the script."""
-        return self._registered.sha
 
-    async def load(self) -> None:
-        """Brings the script to Redis, which forgets all at a restart or failover."""
-        await cast(Awaitable[Any], self._redis.script_load(self.text))
+    async def load(self, key: str) -> None:
+        """Brings the script to the Redis that has a key; it forgets all at a restart or
+        failover."""
+        client = await client_of(self._redis, key)
+        await client.script_load(self.text)
+
+    async def run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Runs the script; raises what redis-py raises, and has no bound but its own."""
+        try:
+            return await self._execute("EVALSHA", self.digest, keys, args)
+        except NoScriptError:
+            return await self._execute("EVAL", self.text, keys, args)
+
+    def _execute(self, name: str, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        return self._redis.execute_command(name, script, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
 
     async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
         """Runs the script. Raises :class:`LiveError` when no answer comes in time."""
         try:
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
-                return await self._registered(keys=list(keys), args=list(args))
+                return await self.run(keys, args)
         except (RedisError, OSError, TimeoutError) as error:
-            if isinstance(error, ResponseError):
+            if isinstance(error, ResponseError) and not isinstance(error, ELSEWHERE):
                 raise
             raise LiveError(str(error) or type(error).__name__) from error

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from storage.embedded.redis_servers import RedisServer
 from tests.faults.processes import House, eventually, open_house
-from tests.fixtures.redis_servers import FakeWallClock, RedisServer
 from tests.fixtures.server import Client
+from tests.fixtures.wall_clocks import FakeWallClock
 
 HOUR, DAY = 3_600, 86_400
 RATES = """

@@ -230,7 +230,8 @@ class Node:
     async def caught_up(self, redis: Redis, name: str) -> None:
         """Waits until everything that was told before has been heard."""
         event = self._barriers[name] = asyncio.Event()
-        await redis.publish(f"barrier:{self.name}", json.dumps({"name": name}))
+        channel, message = f"barrier:{self.name}", json.dumps({"name": name})
+        await redis.execute_command(self.live.publish, channel, message)  # type: ignore[no-untyped-call]
         async with asyncio.timeout(10):
             await event.wait()
 
@@ -327,8 +328,8 @@ class Cluster:
     async def recovered(self) -> None:
         """The short while after a loss is over, in which nothing but assertions is taken."""
         keys: list[Any] = await self.redis.keys("*:recovering")
-        if keys:
-            await self.redis.delete(*keys)
+        for key in keys:
+            await self.redis.delete(key)
         await self.beat()
 
     async def flush(self) -> None:

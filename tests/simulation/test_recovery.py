@@ -248,7 +248,8 @@ async def test_what_was_lost_with_its_process_is_ended_in_the_record(
     assert row.state == "live"
     for _ in range(2):  # the loss is found first, and looked after when it has settled
         await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
-        await cluster.redis.delete(*[Keys(PARTITIONS).unsettled(one) for one in range(PARTITIONS)])
+        for partition in range(PARTITIONS):
+            await cluster.redis.delete(Keys(PARTITIONS).unsettled(partition))
         await cluster.beat()
     row = await cluster.records.session("user:ann", "s1")
     assert row is not None

@@ -327,7 +327,8 @@ async def test_lost_sessions_are_found_by_a_process_that_had_none(
     for _ in range(3):
         await cluster.beat()
         await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
-        await cluster.redis.delete(*[KEYS.unsettled(one) for one in range(PARTITIONS)])
+        for partition in range(PARTITIONS):
+            await cluster.redis.delete(KEYS.unsettled(partition))
     await cluster.beat()
     row = await cluster.records.session(ANN.tenant, "s1")
     assert row is not None

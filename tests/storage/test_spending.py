@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from protocol import limits
 from protocol.events import EntryPosted, HoldChanged, Record
+from storage.channels import channels_of
 from storage.keys import Keys
 from storage.live import Live, connect
 from storage.recovery import Restoring
@@ -103,24 +104,24 @@ class Ear:
     """Hears what is told on the account's channel."""
 
     def __init__(self, live: Live) -> None:
-        self._pubsub = live.redis.pubsub()
+        self._pubsub = channels_of(live.redis)
 
     async def listen(self) -> "Ear":
-        await self._pubsub.subscribe(KEYS.channel(TENANT, ANN), KEYS.limits_channel(TENANT))
-        for _ in range(2):
+        for channel in (KEYS.channel(TENANT, ANN), KEYS.limits_channel(TENANT)):
+            await self._pubsub.subscribe(channel)
             await self._pubsub.get_message(timeout=5)
         return self
 
     async def heard(self, count: int) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = []
         while len(messages) < count:
-            message = await self._pubsub.get_message(ignore_subscribe_messages=True, timeout=5)
+            message = await self._pubsub.get_message(timeout=5)
             assert message is not None, "nothing more was told"
             messages.append(orjson.loads(message["data"]))
         return messages
 
     async def close(self) -> None:
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._pubsub.aclose()
 
 
 @pytest.fixture

@@ -1,0 +1,166 @@
+"""Redis Cluster: real servers on three masters, one of which is killed under live sessions."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from redis.exceptions import RedisError
+
+from storage.cluster import ClusterRedis
+from storage.embedded.redis_cluster import RedisCluster
+from storage.keys import Keys
+from storage.outbox import connect
+from tests.faults.processes import PARTITIONS, House, eventually, open_house
+from tests.fixtures.engines import program_of_run
+from tests.fixtures.server import Client
+
+SPEED = 60
+"""Counted milliseconds for each real one: a minute is over in a second."""
+RATES = f"""
+[kinds.call]
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+reconnect_grace_seconds = 120
+speed = {SPEED}
+"""
+KEYS = Keys(PARTITIONS)
+USERS = [f"user-{number}" for number in range(8)]
+
+
+class Deployment:
+    """Two servers and a flusher on a cluster, with a session of each user on each server."""
+
+    def __init__(self, house: House, redis: ClusterRedis, cluster: RedisCluster) -> None:
+        self.house = house
+        self.redis = redis
+        self.cluster = cluster
+        self.other = House(house.data_dir, RATES)
+        self.clients: dict[str, list[Client]] = {}
+        self.tokens: dict[str, str] = {}
+        self.began_at = 0.0
+
+    async def start(self) -> None:
+        for house in (self.house, self.other):
+            house.environment["TAXIMETER_REDIS_URL"] = self.cluster.url
+            # At this speed the minute that a session may run without Redis is over at once.
+            house.environment["TAXIMETER_UNCOVERED_MS"] = "3600000"
+            await house.serve("web")
+        await self.house.start("flush")
+        self.began_at = time.monotonic()
+        for user in USERS:
+            self.tokens[user] = await self.house.visitor(user)
+            self.clients[user] = [
+                (await house.connect(self.tokens[user]))[0] for house in (self.house, self.other)
+            ]
+            for client in self.clients[user]:
+                started = await client.ask("start", kind="call", session_id=user, tick_ms=500)
+                assert started["state"] == "active"
+
+    async def minute_each(self) -> None:
+        """Waits until each session has completed one more minute, as both servers say."""
+        await asyncio.gather(
+            *(client.until("minute") for clients in self.clients.values() for client in clients)
+        )
+
+    async def stop_all(self) -> dict[str, dict[str, Any]]:
+        """The receipts of all sessions, which their other sockets stop."""
+        receipts = {}
+        for user, (_, client) in self.clients.items():
+            answer = await client.ask("stop", session_id=user)
+            while answer["type"] == "error" and answer["retryable"]:
+                answer = await client.ask("stop", session_id=user)
+            assert answer["type"] == "stopped", answer
+            receipts[user] = answer["receipt"]
+        return receipts
+
+    async def is_flushed(self) -> bool:
+        outboxes = [KEYS.outbox(partition) for partition in range(PARTITIONS)]
+        with contextlib.suppress(RedisError):  # its own lines were cut too
+            return sum([await self.redis.xlen(outbox) for outbox in outboxes]) == 0
+        return False
+
+    async def check(self, receipts: dict[str, dict[str, Any]]) -> None:
+        """What is written down is what the receipts say, each minute once; and all adds up."""
+        await eventually(self.is_flushed)
+        audit = await self.house.run("audit")
+        assert audit.child.returncode == 0, audit.output
+        record = await asyncpg.connect(self.house.url_of("postgres"))
+        try:
+            for user, receipt in receipts.items():
+                rows = await record.fetch(
+                    "SELECT minute, charged_micros FROM usage_tracking"
+                    " WHERE session_id = $1 ORDER BY minute",
+                    user,
+                )
+                assert [row["minute"] for row in rows] == list(range(receipt["minutes"]))
+                charged = sum(row["charged_micros"] for row in rows)
+                assert charged == round(float(receipt["credits"]) * 1_000_000)
+        finally:
+            await record.close()
+
+
+@pytest.fixture
+async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
+    async with (
+        RedisCluster(
+            tmp_path / "redis", node_timeout_ms=1_000, program=program_of_run()
+        ) as cluster,
+        open_house(RATES) as house,
+        connect(cluster.url) as redis,
+    ):
+        assert isinstance(redis, ClusterRedis)
+        made = Deployment(house, redis, cluster)
+        try:
+            await made.start()
+            yield made
+        finally:
+            await made.other.close_processes()
+
+
+async def test_masters_are_killed_and_no_minute_is_lost(deployment: Deployment) -> None:
+    one = deployment
+    await one.minute_each()
+    masters = {
+        user: await one.cluster.server_of(KEYS.live(KEYS.partition(f"user:{user}")))
+        for user in USERS
+    }
+    assert len({server.port for server in masters.values()}) > 1
+    # First one that has sessions, then the one that processes prove their lives to.
+    killed = [masters[USERS[0]]]
+    await killed[0].kill()
+    for client in one.clients[USERS[0]]:
+        await client.until("tick")  # it runs on
+    unharmed = [user for user in USERS if masters[user] is not killed[0]]
+    await asyncio.gather(
+        *(client.until("minute") for user in unharmed for client in one.clients[user])
+    )
+    await one.minute_each()
+    nodes = await one.cluster.server_of("{nodes}")
+    if nodes is not killed[0]:
+        await nodes.kill()
+        killed.append(nodes)
+        await one.minute_each()
+
+    # The killed come back, as replicas of those that followed them.
+    for server in killed:
+        await server.start()
+    await one.minute_each()
+    spent = await one.house.http("POST", "/demo/top-up", {"amount": "1"}, one.tokens[USERS[0]])
+    assert spent.status_code == 200
+    receipts = await one.stop_all()
+    run_ms = (time.monotonic() - one.began_at) * 1000 * SPEED
+    for receipt in receipts.values():
+        # Nobody was taken for dead: it was Redis that was away.
+        assert receipt["gaps"] == []
+        assert receipt["reason"] == "client"
+        assert receipt["elapsed_ms"] <= run_ms
+    await one.check(receipts)
+    for process in [*one.house.processes[:1], *one.other.processes]:
+        assert await process.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in process.errors

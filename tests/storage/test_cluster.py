@@ -1,0 +1,253 @@
+"""One client of a whole cluster: everything goes to who has it, and is not done twice."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.crc import key_slot
+from redis.exceptions import MovedError, ResponseError
+
+from protocol import limits
+from storage.channels import ClusterChannels, agree_on_channels
+from storage.cluster import Address, ClusterRedis, is_cluster, nodes_of, url_of_node
+from storage.embedded.redis_cluster import RedisCluster
+from storage.flush import run_flusher
+from storage.keys import CHANNELS, NODES, Keys
+from storage.live import Live, LiveError, connect
+from storage.records import Records
+from tests.storage.examples import minute
+from tests.storage.outboxes import append, until
+
+KEYS = Keys(16)
+PLAIN = {"ssubscribe": "subscribe", "sunsubscribe": "unsubscribe", "smessage": "message"}
+"""What sharded channels call by other names."""
+TAGS = [KEYS.live(partition) for partition in range(KEYS.partitions)]
+
+
+@pytest.fixture
+def redis_url(redis_cluster: RedisCluster) -> str:
+    """These tests are about a cluster, whatever the others run on."""
+    return redis_cluster.url
+
+
+@pytest.fixture
+async def cluster(redis_url: str) -> AsyncIterator[ClusterRedis]:
+    connected = connect(redis_url)
+    assert isinstance(connected, ClusterRedis)
+    async with connected:
+        await connected.flushall()
+        yield connected
+
+
+# --- URLs ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "nodes", "first"),
+    [
+        ("redis+cluster://a:1,b:2", [("a", 1), ("b", 2)], "redis://a:1"),
+        ("redis+cluster://a", [("a", 6379)], "redis://a:6379"),
+        ("rediss+cluster://u:p@a:1,b:2", [("a", 1), ("b", 2)], "rediss://u:p@a:1"),
+        ("redis+cluster://[::1]:7,b:2?db=0", [("::1", 7), ("b", 2)], "redis://[::1]:7?db=0"),
+    ],
+)
+def test_a_url_names_nodes(url: str, nodes: list[tuple[str, int]], first: str) -> None:
+    assert is_cluster(url)
+    assert list(nodes_of(url)) == nodes
+    assert url_of_node(url, Address(*nodes[0])) == first
+
+
+@pytest.mark.parametrize("url", ["redis+cluster://", "redis+cluster://a:b", "redis+cluster://a:1,"])
+def test_a_url_without_nodes_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):
+        nodes_of(url)
+
+
+# --- Commands --------------------------------------------------------------------------
+
+
+async def test_commands_go_to_whoever_has_their_key(cluster: ClusterRedis) -> None:
+    assert len({cluster.master_of(tag) for tag in TAGS}) == 3
+    for number, tag in enumerate(TAGS):
+        await cluster.sadd(tag, str(number))
+    async with cluster.pipeline(transaction=False) as pipeline:
+        for tag in reversed(TAGS):
+            pipeline.smembers(tag)
+        answers = await pipeline.execute()
+    assert answers == [{str(number).encode()} for number in reversed(range(len(TAGS)))]
+    assert sorted(await cluster.keys("*")) == sorted(tag.encode() for tag in TAGS)
+    async with cluster.pipeline(transaction=False) as pipeline:
+        pipeline.incr(TAGS[0])
+        pipeline.scard(TAGS[1])
+        wrong, one = await pipeline.execute(raise_on_error=False)
+    assert isinstance(wrong, ResponseError)
+    assert one == 1
+
+
+async def test_what_is_about_several_slots_or_none_is_refused(cluster: ClusterRedis) -> None:
+    with pytest.raises(ValueError, match="several slots"):
+        await cluster.delete(TAGS[0], TAGS[1])
+    with pytest.raises(ValueError, match="no key"):
+        await cluster.time()
+    async with cluster.pipeline(transaction=True) as pipeline:
+        for tag in TAGS:
+            pipeline.scard(tag)
+        with pytest.raises(ValueError, match="one slot"):
+            await pipeline.execute()
+
+
+async def test_who_has_an_old_map_is_sent_on(cluster: ClusterRedis) -> None:
+    await cluster.initialize()
+    right = cluster.master_of(TAGS[0])
+    wrong = next(node for node in cluster.masters if node != right)
+    slot = key_slot(TAGS[0].encode())
+    cluster._masters[slot] = wrong
+    assert await cluster.incr(TAGS[0]) == 1
+    assert cluster.master_of(TAGS[0]) == right
+    cluster._masters[slot] = wrong
+    async with cluster.pipeline(transaction=False) as pipeline:
+        pipeline.incr(TAGS[0])
+        pipeline.scard(TAGS[1])
+        assert await pipeline.execute() == [2, 0]
+    # All or nothing: a transaction is not sent on in parts.
+    cluster._masters[slot] = wrong
+    async with cluster.pipeline(transaction=True) as pipeline:
+        pipeline.incr(TAGS[0])
+        with pytest.raises(ResponseError):
+            await pipeline.execute()
+    assert await cluster.get(TAGS[0]) == b"2"
+
+
+async def test_a_slot_that_is_being_moved(cluster: ClusterRedis) -> None:
+    await cluster.initialize()
+    slot, name = key_slot(TAGS[0].encode()), TAGS[0]
+    source = cluster.master_of(name)
+    assert source is not None
+    target = next(node for node in cluster.masters if node != source)
+    old, new = cluster.client_at(source), cluster.client_at(target)
+    ids = [await one.execute_command("CLUSTER", "MYID") for one in (old, new)]  # type: ignore[no-untyped-call]
+    await new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[0])  # type: ignore[no-untyped-call]
+    await old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[1])  # type: ignore[no-untyped-call]
+    try:
+        # It is not with the old one any more, and the new one does not have it for good.
+        assert await cluster.incr(name) == 1
+        with pytest.raises(MovedError):
+            await new.get(name)
+        async with cluster.pipeline(transaction=False) as pipeline:
+            pipeline.incr(name)
+            assert await pipeline.execute() == [2]
+        await cluster.delete(name)
+    finally:
+        for one in (old, new):
+            await one.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")  # type: ignore[no-untyped-call]
+
+
+async def test_a_master_that_is_frozen_holds_up_nobody_else(
+    redis_cluster: RedisCluster, cluster: ClusterRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 300)
+    frozen = await redis_cluster.server_of(TAGS[0])
+    others = [tag for tag in TAGS if await redis_cluster.server_of(tag) is not frozen]
+    live = Live(cluster, KEYS, "node")
+    frozen.send(signal.SIGSTOP)
+    try:
+        with pytest.raises(LiveError):
+            await live.ask(cluster.scard(TAGS[0]))
+        for tag in others:
+            assert await live.ask(cluster.scard(tag)) == 0
+        with pytest.raises(LiveError):
+            await live.ping()
+    finally:
+        frozen.send(signal.SIGCONT)
+
+    async def back() -> bool:
+        try:
+            await live.ping()
+        except LiveError:
+            return False
+        return True
+
+    await until(back)
+
+
+# --- Channels --------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def channels(cluster: ClusterRedis) -> AsyncIterator[ClusterChannels]:
+    await agree_on_channels(cluster, CHANNELS)
+    made = ClusterChannels(cluster)
+    yield made
+    await made.aclose()
+
+
+def publish(cluster: ClusterRedis, channel: str, text: str) -> Any:
+    command = "SPUBLISH" if cluster.shards_channels else "PUBLISH"
+    return cluster.execute_command(command, channel, text)
+
+
+async def heard(channels: ClusterChannels, number: int) -> list[tuple[str, str, bytes]]:
+    """The next messages: kind, channel and text."""
+    found = []
+    for _ in range(number):
+        message = await channels.get_message(timeout=20)
+        assert message is not None
+        text = message["data"] if isinstance(message["data"], bytes) else b""
+        kind = PLAIN.get(message["type"], message["type"])
+        found.append((kind, message["channel"].decode(), text))
+    return found
+
+
+async def test_channels_of_all_masters(cluster: ClusterRedis, channels: ClusterChannels) -> None:
+    names = [f"{{p{number}}}:channel" for number in range(KEYS.partitions)]
+    for name in names:
+        await channels.subscribe(name)
+    confirmed = await heard(channels, len(names))
+    assert {kind for kind, _, _ in confirmed} == {"subscribe"}
+    for name in names:
+        assert await publish(cluster, name, name) == 1
+    assert sorted(await heard(channels, len(names))) == sorted(
+        ("message", name, name.encode()) for name in names
+    )
+    await channels.unsubscribe(names[0])
+    (left,) = await heard(channels, 1)
+    assert left[:2] == ("unsubscribe", names[0])
+    assert await publish(cluster, names[0], "nobody") == 0
+
+
+async def test_a_line_that_breaks_is_made_again_and_said(
+    cluster: ClusterRedis, channels: ClusterChannels
+) -> None:
+    await channels.subscribe(NODES)
+    await heard(channels, 1)
+    client = await cluster.client_of(NODES)
+    await client.client_kill_filter(_type="pubsub")
+    # A second confirmation is the sign to read anew what was missed.
+    ((kind, channel, _),) = await heard(channels, 1)
+    assert (kind, channel) == ("subscribe", NODES)
+    await publish(cluster, NODES, "again")
+    assert await heard(channels, 1) == [("message", NODES, b"again")]
+
+
+# --- The flusher -----------------------------------------------------------------------
+
+
+async def test_a_flusher_reads_all_partitions(cluster: ClusterRedis, records: Records) -> None:
+    for partition in range(KEYS.partitions):
+        await append(cluster, minute(partition), partition=partition)
+    stop = asyncio.Event()
+    url = cluster._url
+    flushing = asyncio.create_task(run_flusher(url, records, KEYS.partitions, stop))
+
+    async def flushed() -> bool:
+        lengths = [await cluster.xlen(KEYS.outbox(one)) for one in range(KEYS.partitions)]
+        return sum(lengths) == 0
+
+    await until(flushed)
+    # What comes while it waits wakes it.
+    await append(cluster, minute(99), partition=3)
+    await until(flushed)
+    stop.set()
+    await asyncio.wait_for(flushing, 20)

@@ -1,0 +1,12 @@
+"""Spends and holds on three masters: the same tests as on one Redis."""
+
+import pytest
+
+from storage.embedded.redis_cluster import RedisCluster
+from tests.storage.test_spending import *  # noqa: F403
+
+
+@pytest.fixture
+def redis_url(redis_cluster: RedisCluster) -> str:
+    """A cluster instead of one Redis."""
+    return redis_cluster.url
