@@ -153,7 +153,7 @@ class Meter(Position):
         """A counter changed: the account, or a limit of member or organisation."""
         self._project(now_ms)
         if self.counting and self.session.grant.final is not None:
-            self._wanted = self._wanted or self._may_go_on(now_ms)
+            self._hopes = self._hopes or self._may_go_on(now_ms)
         self._warn(now_ms)
         self._plan(now_ms)
 
@@ -264,11 +264,13 @@ class Meter(Position):
                 self._ask(step, intent)
         if self._asked is None and self._claim_due(now_ms):
             moment = self._moment(now_ms)
-            if self.session.standing.phase is Phase.ACTIVE:
+            if self.session.standing.phase is not Phase.ACTIVE:
+                step = moves.stand(moment)
+            elif self._extends(now_ms) or moment.elapsed_ms > self.session.grant.granted_ms:
                 step = moves.claim(moment, shrink=self._shrink)
             else:
-                step = moves.stand(moment)
-            self._wanted = self._shrink = False
+                step = moves.note(moment)
+            self._wanted = self._hopes = self._shrink = False
             self._ask(step, None)
 
     def _ask(self, step: Step, intent: Intent | None) -> None:

@@ -121,6 +121,25 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
     )
 
 
+def note(moment: Moment) -> Step:
+    """Records what was said, settles what is proven, and leaves the grant as it is.
+
+    That something was said is no reason to ask for more: of two sessions that share the
+    last increment, each is told of the other's grant, says so, and would take it back.
+    """
+    before = moment.session
+    settling = moment.settling(
+        elapsed_ms=moment.elapsed_ms, at=moment.instant_of(moment.elapsed_ms)
+    )
+    settling.settle(moment.proven_ms)
+    kept = kept_offer(settling.ground(), before)
+    grant = msgspec.structs.replace(kept.grant, final=before.grant.final)
+    return moment.step(
+        settling,
+        keep=msgspec.structs.replace(kept, grant=grant, more_micros=0, more_minutes={}),
+    )
+
+
 def pause(moment: Moment) -> Step:
     """Time stops at the request, which is a proof of life; what is held is given back."""
     at = moment.instant_of(moment.elapsed_ms)

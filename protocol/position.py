@@ -54,6 +54,8 @@ class Position:
         """A claim is due, whatever the deadlines say."""
         self._unnoted = False
         """This process has sockets, and is not noted for it before a step is accepted."""
+        self._hopes = False
+        """The grant is final, and need not be: a claim is due while that is so."""
         self._shrink = False
         """That claim gives back what is not needed at once."""
         self._probed_ms = -1
@@ -176,17 +178,21 @@ class Position:
         if standing.version == 0 or not self.sockets:
             return False  # it is for those to claim who can prove the time
         if standing.phase is Phase.ACTIVE and not self._limiting:
-            return (
-                self._wanted
-                or self._unnoted
-                or bool(self.notices.unrecorded)
-                or self.proven_ms(now_ms) >= standing.minute_end_ms
-            )
+            return bool(self.notices.unrecorded) or self._extends(now_ms)
         if standing.phase is Phase.ENDED or self._limiting:
             return False
         proven = standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
         wanted = self._wanted or self._unnoted
         return proven or wanted or bool(self.notices.unrecorded)
+
+    def _extends(self, now_ms: int) -> bool:
+        """Whether running time needs a claim, or hopes for one: not just a note."""
+        return (
+            self._wanted
+            or self._hopes
+            or self._unnoted
+            or self.proven_ms(now_ms) >= self.session.standing.minute_end_ms
+        )
 
     def _moment(self, now_ms: int) -> moves.Moment:
         return moves.Moment(
@@ -215,6 +221,8 @@ class Position:
         standing, grant = session.standing, session.grant
         self.course = Course(session, self.uncovered_ms)
         self._exhausted = False
+        # What was hoped for while a step was on its way may be there already.
+        self._hopes = self._hopes and grant.final is not None
         if was_limiting and not (standing.phase is Phase.ACTIVE and grant.granted_ms <= granted_ms):
             # Either the stop is recorded, or somebody extended the grant just in time.
             self._limiting = False

@@ -92,7 +92,7 @@ class Bench:
         step = self.step
         offers = [offer.grant for offer in step.offers]
         given = Grant()
-        if offer is None and step.keep is not None:
+        if (offer is None or not offers) and step.keep is not None:
             given = step.keep.grant
         elif offers and offer is not None:
             given = offers[offer]

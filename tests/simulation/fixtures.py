@@ -1,13 +1,17 @@
 """Fixtures of virtual time."""
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import structlog
 from redis.asyncio import Redis
 
 from storage.audit import audit_record
 from storage.records import Records
 from tests.simulation.cluster import Cluster, Node
+from tests.simulation.driver import Laboratory
+from tests.simulation.laboratory import laboratory
 
 
 @pytest.fixture
@@ -25,3 +29,19 @@ async def cluster(redis: Redis, redis_url: str, records: Records) -> AsyncIterat
 async def node(cluster: Cluster) -> Node:
     """A process of the cluster."""
     return await cluster.node()
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Laboratory]:
+    """Engines of their own for simulated worlds, one after the other."""
+    with laboratory() as made:
+        yield made
+
+
+@pytest.fixture
+def quiet_logs() -> Iterator[None]:
+    """What goes wrong in a simulated world is meant to, and not worth a line each time."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.configure(**before)

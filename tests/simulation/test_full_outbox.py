@@ -10,8 +10,8 @@ from protocol.errors import ServiceError
 from protocol.states import Event
 from storage.spending import AccountName
 from tests.simulation.cluster import Cluster, Node
+from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import audited, minutes
-from tests.simulation.world import CREDIT, terms
 
 ANN = AccountName("user:ann", "ann")
 

@@ -16,7 +16,7 @@ from storage.keys import Keys
 from storage.records import Records
 from storage.spending import AccountName
 from tests.simulation.cluster import PARTITIONS, Cluster, Node
-from tests.simulation.world import CREDIT, terms
+from tests.simulation.people import CREDIT, terms
 
 ANN = AccountName("user:ann", "ann")
 MINUTE_MS = 60_000

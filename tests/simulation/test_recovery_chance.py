@@ -17,9 +17,9 @@ from storage.database import UnavailableError
 from storage.live import LiveError
 from storage.records import Records
 from tests.simulation.cluster import Browser, Cluster, Node
+from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import LESSON, Copy, audited
 from tests.simulation.test_recovery_races import ANN, CHAT, KEYS, away
-from tests.simulation.world import CREDIT, terms
 
 PAIR = terms("pair", free_ms=45_000, free_scope="pair")
 SEEDS = range(int(os.environ.get("SEED_FROM", "1")), int(os.environ.get("SEED_TO", "6")))

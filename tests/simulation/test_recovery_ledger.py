@@ -12,9 +12,9 @@ from storage import live
 from storage.records import Records
 from storage.spending import posted_records
 from tests.simulation.cluster import Cluster, Node
+from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import Copy, audited
 from tests.simulation.test_recovery_races import ANN, CHAT, KEYS, away, spend_entry
-from tests.simulation.world import CREDIT, terms
 
 
 @pytest.fixture

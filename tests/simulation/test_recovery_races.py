@@ -20,8 +20,8 @@ from storage.records import Records
 from storage.spending import AccountName
 from storage.wire import session_of
 from tests.simulation.cluster import PARTITIONS, Browser, Cluster, Node
+from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import LESSON, Copy, audited, minutes
-from tests.simulation.world import CREDIT, terms
 
 ANN = AccountName("user:ann", "ann")
 KEYS = Keys(PARTITIONS)

@@ -1,0 +1,224 @@
+"""Actions: what happens in a world, as data that can be written down and done again.
+
+An action names everything that it is about, so that a list of actions means the same
+after some of them were left out: one that is about something that is not there does
+nothing.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.states import Event
+from tests.simulation.clients import Client
+from tests.simulation.desk import Deed, Desk
+from tests.simulation.processes import Host, Server
+from tests.simulation.redis_lines import Mishap
+from tests.simulation.world import World
+
+
+@dataclass(frozen=True)
+class Action:
+    """One thing that happens."""
+
+    name: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.parameters.items())])
+
+    def encoded(self) -> str:
+        """As a line of JSON."""
+        return json.dumps([self.name, self.parameters])
+
+    @classmethod
+    def decoded(cls, line: str) -> "Action":
+        """The action in a line of JSON."""
+        name, parameters = json.loads(line)
+        return cls(name, parameters)
+
+
+class Stage:
+    """Performs actions on a world."""
+
+    def __init__(self, world: World, desk: Desk) -> None:
+        self.world = world
+        self.cluster = world.cluster
+        self.desk = desk
+        self.snapshot: list[tuple[bytes, bytes]] | None = None
+        """What a replica has that does not hear of anything more."""
+
+    async def perform(self, action: Action) -> None:
+        """Has it happen."""
+        await getattr(self, f"do_{action.name}")(**action.parameters)
+
+    # --- Who is meant --------------------------------------------------------------------
+
+    def node(self, name: str) -> Server | None:
+        """The process of that name, if it lives."""
+        return next((node for node in self.world.nodes if node.name == name), None)
+
+    def host(self, name: str) -> Host | None:
+        """The process of that name, of whatever kind."""
+        return next((host for host in self.cluster.hosts if host.name == name), None)
+
+    def _client(self, name: str, node: str) -> Client | None:
+        """The client of that name, which comes if it was not there."""
+        client = self.world.client(name)
+        server = self.node(node)
+        if client is None and server is not None:
+            client = Client(server, name)
+            self.world.clients.append(client)
+        return client if client is not None and not client.is_cut else None
+
+    async def _with(self, name: str, work: Callable[[Client], Any]) -> None:
+        client = self.world.client(name)
+        if client is not None and not client.is_cut:
+            await work(client)
+
+    # --- Sessions -------------------------------------------------------------------------
+
+    async def do_start(self, client: str, node: str, user: str, kind: str, session: str) -> None:
+        found = self._client(client, node)
+        if found is not None and session not in self.world.diaries:
+            await self.world.join(found, self.world.people[user], kind, session)
+
+    async def do_join(self, client: str, node: str, session: str, last_seq: int | None) -> None:
+        found, diary = self._client(client, node), self.world.diaries.get(session)
+        if found is not None and diary is not None:
+            await self.world.join(found, diary.person, diary.terms.kind, session, last_seq)
+
+    async def do_ask(self, client: str, session: str, event: str) -> None:
+        await self._with(client, lambda one: self.world.request(one, session, Event(event)))
+
+    async def do_operator(self, client: str, session: str) -> None:
+        await self._with(client, lambda one: self.world.stop_from_outside(one, session))
+
+    async def do_leave(self, client: str, session: str) -> None:
+        await self._with(client, lambda one: self.world.leave(one, session))
+
+    async def do_close(self, client: str) -> None:
+        await self._with(client, self.world.close)
+
+    async def do_cut(self, client: str) -> None:
+        found = self.world.client(client)
+        if found is not None:
+            self.world.cut(found)
+
+    async def do_watch(self, client: str, node: str, session: str) -> None:
+        found = self._client(client, node)
+        if found is not None and session in self.world.diaries:
+            await self.world.watch(found, session)
+
+    async def do_look_away(self, client: str) -> None:
+        await self._with(client, self.world.look_away)
+
+    # --- Money and limits -----------------------------------------------------------------
+
+    async def do_deed(
+        self,
+        node: str,
+        kind: str,
+        user: str,
+        entry: str,
+        micros: int,
+        hold: str = "",
+        ttl_ms: int = 0,
+    ) -> None:
+        found = self.node(node)
+        if found is None or (kind in ("post", "void") and f"hold:{hold}" not in self.desk.deeds):
+            return
+        deed = Deed(kind, self.world.people[user], entry, micros, hold, ttl_ms)
+        await self.desk.do(found, deed)
+
+    async def do_again(self, node: str, entry: str) -> None:
+        found, deed = self.node(node), self.desk.deeds.get(entry)
+        if found is not None and deed is not None:
+            await self.desk.do(found, deed)
+
+    async def do_adjust(self, node: str, user: str, entry: str, minutes: int, month: str) -> None:
+        found = self.node(node)
+        if found is not None:
+            await self.desk.adjust(found, self.world.people[user], entry, minutes, month)
+
+    async def do_limit(self, user: str, minutes: int | None, of_org: bool) -> None:
+        cluster = self.cluster
+        if not (cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps):
+            await self.world.limit(self.world.people[user], minutes, of_org=of_org)
+
+    # --- Processes ------------------------------------------------------------------------
+
+    async def do_serve(self, node: str) -> None:
+        cluster = self.cluster
+        known = any(one.name == node for one in cluster.servers)
+        if not (known or cluster.redis_is_away or cluster.postgres_is_away):
+            await cluster.serve(node)
+
+    async def do_flusher(self, name: str, pace_ms: int) -> None:
+        if all(one.name != name for one in self.cluster.flushers):
+            self.cluster.flush(name, pace_ms)
+
+    async def do_kill(self, name: str) -> None:
+        found = self.host(name)
+        if found is not None:
+            found.kill()
+            await self.cluster.settle()
+
+    # --- Faults -----------------------------------------------------------------------------
+
+    async def do_redis_away(self, ms: int) -> None:
+        cluster = self.cluster
+        if not cluster.redis_is_away:
+            self.world.disturb()
+            self.world.was_away = True
+            cluster.lose_redis()
+            cluster.loop.call_later(ms / 1000, cluster.find_redis)
+            await cluster.settle()
+
+    async def do_postgres_away(self, ms: int) -> None:
+        cluster = self.cluster
+        if not cluster.postgres_is_away:
+            self.world.disturb()
+            cluster.lose_postgres()
+            cluster.loop.call_later(ms / 1000, cluster.find_postgres)
+
+    async def do_mishaps(self, name: str, where: str, kinds: list[list[Any]]) -> None:
+        found = self.host(name)
+        if found is not None:
+            self.world.was_away = True
+            self.world.disturb(found if where == "redis" else None)
+            self.cluster.mishap(found, where, [Mishap(*kind) for kind in kinds])
+
+    async def do_drop_lines(self) -> None:
+        self.world.disturb()
+        self.cluster.stir()
+        self.cluster.drop_lines()
+        await self.cluster.settle()
+
+    async def do_empty(self) -> None:
+        self._lose()
+        self.cluster.redis.empty()
+
+    async def do_lag(self) -> None:
+        self.snapshot = self.cluster.redis.snapshot()
+
+    async def do_failover(self) -> None:
+        if self.snapshot is not None:
+            self._lose()
+            self.cluster.drop_lines()
+            self.cluster.redis.restore(self.snapshot)
+            self.snapshot = None
+
+    def _lose(self) -> None:
+        self.world.was_away = True
+        self.world.disturb()
+        self.world.losses.append(self.world.now)
+        self.cluster.stir()
+
+    async def do_step_clock(self, where: str, ms: int) -> None:
+        self.cluster.stir()
+        if where == "redis":
+            self.cluster.clock.redis_ahead_ms += ms
+        else:
+            self.cluster.clock.wall_ahead_ms += ms

@@ -1,0 +1,328 @@
+"""Chance: a random generator that looks at a world and says what happens next.
+
+Everything that it decides comes from its seed and from what it sees, so the same seed
+makes the same actions.
+"""
+
+import random
+from datetime import datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from tests.simulation.actions import Action, Stage
+from tests.simulation.clients import Client
+from tests.simulation.people import CREDIT, KINDS, Person
+from tests.simulation.virtual import START_AT
+
+ZONES = ("UTC", "UTC", "Asia/Kolkata", "America/New_York", "Pacific/Kiritimati")
+WAITS_MS = {
+    1: 4, 999: 4, 1_000: 4, 5_000: 6, 12_345: 6, 29_999: 4, 30_000: 4, 60_000: 8, 61_001: 4,
+    180_000: 6, 600_000: 5, 1_800_000: 3,
+}  # fmt: skip
+LOSS_AFTER_MS = 4_000
+"""A replica lags behind by no more than this."""
+
+
+class Chance:
+    """A world in which a random generator decides what happens."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = chance = random.Random(seed)
+        # Every world is a little different: what there is, how much of it, what goes wrong.
+        self.zone = chance.choice(ZONES)
+        self.begin_at = self._begin()
+        org = f"org{seed}"
+        everybody = [
+            Person(f"ann{seed}", org, "team", self.zone),
+            Person(f"bob{seed}", org, "team", self.zone),
+            Person(f"cat{seed}", None, f"cat{seed}"),
+        ]
+        self.everybody = everybody
+        self.kinds = chance.sample(sorted(KINDS), chance.randint(1, 5))
+        self.people = chance.sample(everybody, chance.randint(1, 3))
+        self.sessions_max = chance.randint(1, 6)
+        self.nodes_max = chance.randint(1, 3)
+        self.amounts = chance.choice(
+            [
+                [CREDIT // 60, CREDIT // 7],
+                [CREDIT // 7, CREDIT // 2, CREDIT],
+                [CREDIT, 3 * CREDIT],
+                [CREDIT, 20 * CREDIT],
+            ]
+        )
+        self.flush_ms = chance.choice([30_000, 240_000, 1_200_000])
+        faulty = chance.choice([0, 0.3, 0.6, 1])
+        lossy = chance.choice([0, 0, 1]) * faulty
+        self.weights: dict[str, float] = {
+            "start": 12, "join": 6, "pause": 4, "resume": 8, "stop": 2, "operator": 1,
+            "leave": 3, "close": 2, "cut": 4, "watch": 2, "look_away": 1,
+            "pay": 6, "take": 1, "spend": 4, "hold": 3, "post": 3, "void": 1, "again": 4,
+            "adjust": 0.5, "limit": 2, "wait": 40, "serve": 1.5,
+            "mishap": 3 * faulty, "redis_away": 0.4 * faulty, "postgres_away": 0.6 * faulty,
+            "drop_lines": 0.3 * faulty, "kill": 0.8 * faulty, "kill_flusher": 0.5 * faulty,
+            "step_clock": 0.5 * faulty, "empty": 0.4 * lossy, "failover": 0.4 * lossy,
+        }  # fmt: skip
+        self._count = 0
+
+    def _begin(self) -> int:
+        """Some hours before a month ends."""
+        after = datetime.fromtimestamp(START_AT / 1000, ZoneInfo(self.zone)) + timedelta(days=9)
+        end = after.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        return int(end.timestamp() * 1000) - self.random.randint(1, 6 * 3_600_000)
+
+    def next(self, stage: Stage) -> list[Action]:
+        """What happens next; nothing where it cannot."""
+        name = self.random.choices(list(self.weights), list(self.weights.values()))[0]
+        found = getattr(self, f"_{name}")(stage)
+        if found is None:
+            return []
+        return found if isinstance(found, list) else [found]
+
+    # --- Picking ----------------------------------------------------------------------------
+
+    def _name(self, prefix: str) -> str:
+        self._count += 1
+        return f"{prefix}{self._count}"
+
+    def _node(self, stage: Stage) -> str:
+        return self.random.choice(stage.world.nodes).name
+
+    def _seated(self, stage: Stage) -> tuple[Client, str] | None:
+        found = [
+            (client, session_id)
+            for client in stage.world.clients
+            if not client.is_cut
+            for session_id in client.seats
+            if session_id in client.sessions
+        ]
+        return self.random.choice(found) if found else None
+
+    # --- Sessions ---------------------------------------------------------------------------
+
+    def _start(self, stage: Stage) -> Action | None:
+        if sum(1 for client in stage.world.clients if client.seats) >= self.sessions_max:
+            return None
+        return Action(
+            "start",
+            {
+                "client": self._name("c"),
+                "node": self._node(stage),
+                "user": self.random.choice(self.people).user_id,
+                "kind": self.random.choice(self.kinds),
+                "session": self._name("s"),
+            },
+        )
+
+    def _join(self, stage: Stage) -> Action | None:
+        if not stage.world.diaries:
+            return None
+        session = self.random.choice(list(stage.world.diaries)[-6:])
+        last_seq = self.random.choice([None, 0, 2])
+        client = self._name("c")
+        there = self._seated(stage)
+        if there is not None and self.random.random() < 0.3:
+            client = there[0].name
+        parameters = {"client": client, "node": self._node(stage)}
+        return Action("join", {**parameters, "session": session, "last_seq": last_seq})
+
+    def _ask(self, stage: Stage, event: str) -> Action | None:
+        found = self._seated(stage)
+        if found is None:
+            return None
+        return Action("ask", {"client": found[0].name, "session": found[1], "event": event})
+
+    def _pause(self, stage: Stage) -> Action | None:
+        return self._ask(stage, "pause")
+
+    def _resume(self, stage: Stage) -> Action | None:
+        return self._ask(stage, "resume")
+
+    def _stop(self, stage: Stage) -> Action | None:
+        return self._ask(stage, "stop")
+
+    def _of_both(self, name: str, stage: Stage) -> Action | None:
+        found = self._seated(stage)
+        return found and Action(name, {"client": found[0].name, "session": found[1]})
+
+    def _operator(self, stage: Stage) -> Action | None:
+        return self._of_both("operator", stage)
+
+    def _leave(self, stage: Stage) -> Action | None:
+        return self._of_both("leave", stage)
+
+    def _close(self, stage: Stage) -> Action | None:
+        found = self._seated(stage)
+        return found and Action("close", {"client": found[0].name})
+
+    def _cut(self, stage: Stage) -> list[Action] | None:
+        """A line goes dead; mostly the client comes back, often to another process."""
+        found = self._seated(stage)
+        if found is None:
+            return None
+        actions = [Action("cut", {"client": found[0].name})]
+        if self.random.random() < 0.6:
+            actions.append(Action("wait", {"ms": self.random.choice([200, 3_000, 19_000, 35_000])}))
+            parameters = {"client": self._name("c"), "node": self._node(stage)}
+            actions.append(Action("join", {**parameters, "session": found[1], "last_seq": 0}))
+        return actions
+
+    def _watch(self, stage: Stage) -> Action | None:
+        found = self._seated(stage)
+        parameters = {"client": self._name("w"), "node": self._node(stage)}
+        return found and Action("watch", {**parameters, "session": found[1]})
+
+    def _look_away(self, stage: Stage) -> Action | None:
+        watchers = [client for client in stage.world.clients if client.watched]
+        return Action("look_away", {"client": watchers[0].name}) if watchers else None
+
+    # --- Money and limits -------------------------------------------------------------------
+
+    def _deed(self, stage: Stage, kind: str, user: str, micros: int, **more: Any) -> Action:
+        entry = more.pop("entry", None) or self._name(kind[0])
+        parameters = {"node": self._node(stage), "kind": kind, "user": user, "entry": entry}
+        return Action("deed", {**parameters, "micros": micros, **more})
+
+    def _pay(self, stage: Stage) -> Action:
+        user = self.random.choice(self.people).user_id
+        return self._deed(stage, "pay", user, self.random.choice(self.amounts))
+
+    def _take(self, stage: Stage) -> Action | None:
+        person = self.random.choice(self.people)
+        if stage.desk.moved(person.account)[0] <= 0:
+            return None
+        return self._deed(stage, "pay", person.user_id, -self.random.randint(1, CREDIT))
+
+    def _spend(self, stage: Stage) -> Action:
+        micros = self.random.choice([*self.amounts, CREDIT // 4])
+        return self._deed(stage, "spend", self.random.choice(self.people).user_id, micros)
+
+    def _hold(self, stage: Stage) -> Action:
+        user, hold = self.random.choice(self.people).user_id, self._name("h")
+        micros = self.random.choice(self.amounts)
+        ttl_ms = self.random.choice([2_000, 60_000, 1_800_000])
+        return self._deed(
+            stage, "hold", user, micros, entry=f"hold:{hold}", hold=hold, ttl_ms=ttl_ms
+        )
+
+    def _end_hold(self, stage: Stage, kind: str) -> Action | None:
+        holds = [deed for deed in stage.desk.deeds.values() if deed.kind == "hold"][-4:]
+        if not holds:
+            return None
+        held = self.random.choice(holds)
+        micros = self.random.choice([held.micros, held.micros // 2, 0, held.micros + 1])
+        return self._deed(stage, kind, held.person.user_id, micros, hold=held.hold_id)
+
+    def _post(self, stage: Stage) -> Action | None:
+        return self._end_hold(stage, "post")
+
+    def _void(self, stage: Stage) -> Action | None:
+        return self._end_hold(stage, "void")
+
+    def _again(self, stage: Stage) -> Action | None:
+        unknown = [deed for deed in stage.desk.deeds.values() if deed.state == "unknown"]
+        if not unknown:
+            return None
+        return Action("again", {"node": self._node(stage), "entry": unknown[0].entry_id})
+
+    def _adjust(self, stage: Stage) -> Action:
+        person = self.random.choice(self.everybody)
+        day = datetime.fromtimestamp(stage.world.now / 1000, ZoneInfo(person.zone)).date()
+        parameters = {"node": self._node(stage), "user": person.user_id, "entry": self._name("m")}
+        minutes = self.random.choice([-2, -1, 1, 3])
+        month = day.replace(day=1).isoformat()
+        return Action("adjust", {**parameters, "minutes": minutes, "month": month})
+
+    def _limit(self, stage: Stage) -> Action:
+        user = self.random.choice(self.everybody[:2]).user_id
+        minutes = self.random.choice([None, 3, 8, 20, 100])
+        return Action("limit", {"user": user, "minutes": minutes, "of_org": self._toss()})
+
+    def _toss(self) -> bool:
+        return self.random.random() < 0.5
+
+    # --- Time and processes -----------------------------------------------------------------
+
+    def _wait(self, _: Stage) -> Action:
+        (ms,) = self.random.choices(list(WAITS_MS), list(WAITS_MS.values()))
+        return Action("wait", {"ms": ms})
+
+    def _serve(self, stage: Stage) -> Action | None:
+        if len(stage.world.nodes) >= self.nodes_max:
+            return None
+        return Action("serve", {"node": self._name("node.")})
+
+    def _kill(self, stage: Stage) -> list[Action] | None:
+        """A process dies; its clients come back to another one, those that do."""
+        if len(stage.world.nodes) < 2 or stage.cluster.redis_is_away:
+            return None
+        node = self.random.choice(stage.world.nodes)
+        actions = [Action("kill", {"name": node.name})]
+        others = [other.name for other in stage.world.nodes if other is not node]
+        for client in stage.world.clients:
+            for session in client.present():
+                if client.node is node and self.random.random() < 0.6:
+                    ms = self.random.choice([1, 1_500, 4_000, 8_000])
+                    actions.append(Action("wait", {"ms": ms}))
+                    back = {"client": self._name("c"), "node": self.random.choice(others)}
+                    back |= {"session": session.session_id, "last_seq": 0}  # type: ignore[dict-item]
+                    actions.append(Action("join", back))
+        return actions
+
+    def _kill_flusher(self, stage: Stage) -> list[Action] | None:
+        living = [host for host in stage.cluster.flushers if host.is_alive]
+        if not living:
+            return None
+        name, ms = self._name("flusher"), self.random.choice([0, 20_000, 600_000])
+        actions = [Action("flusher", {"name": name, "pace_ms": self.flush_ms})]
+        if self._toss():
+            kind = self.random.choice(["died", "died_after"])
+            where = self.random.choice(["redis", "postgres"])
+            kinds = [["none"]] * self.random.randint(0, 2) + [[kind]]
+            parameters = {"name": living[0].name, "where": where, "kinds": kinds}
+            return [Action("mishaps", parameters), Action("wait", {"ms": ms}), *actions]
+        return [Action("kill", {"name": living[0].name}), Action("wait", {"ms": ms}), *actions]
+
+    # --- Faults -------------------------------------------------------------------------------
+
+    def _mishap(self, stage: Stage) -> Action:
+        host = self.random.choice(stage.cluster.hosts)
+        where = self.random.choice(["redis", "redis", "postgres"])
+        kinds: list[list[Any]] = []
+        for _ in range(self.random.choice([1, 1, 2])):
+            kind = self.random.choice(["lost", "unanswered", "late", "slow", "twice", "none"])
+            ms = self.random.choice([10, 400, 1_499, 1_600, 4_000, 30_000])
+            kinds.append([kind, ms])
+        if self.random.random() < 0.1 and len(stage.world.nodes) > 1:
+            kinds.append([self.random.choice(["died", "died_after"])])
+        return Action("mishaps", {"name": host.name, "where": where, "kinds": kinds})
+
+    def _redis_away(self, _: Stage) -> Action:
+        return Action(
+            "redis_away", {"ms": self.random.choice([800, 2_000, 8_000, 30_000, 70_000, 150_000])}
+        )
+
+    def _postgres_away(self, _: Stage) -> Action:
+        return Action("postgres_away", {"ms": self.random.choice([2_000, 60_000, 900_000])})
+
+    def _drop_lines(self, _: Stage) -> Action:
+        return Action("drop_lines")
+
+    def _step_clock(self, _: Stage) -> Action:
+        ms = self.random.choice([-3_600_000, -4_000, -300, 300, 4_000, 3_600_000])
+        return Action("step_clock", {"where": self.random.choice(["redis", "wall"]), "ms": ms})
+
+    def _empty(self, _: Stage) -> Action:
+        return Action("empty")
+
+    def _failover(self, stage: Stage) -> list[Action]:
+        """A replica that hears nothing any more, some more things, and it takes over."""
+        actions = [Action("lag")]
+        left_ms = LOSS_AFTER_MS
+        for _ in range(self.random.randint(0, 3)):
+            name = self.random.choice(["start", "join", "pause", "resume", "stop", "pay", "spend"])
+            found = getattr(self, f"_{name}")(stage)
+            actions += [found] if found is not None else []
+            ms = min(left_ms, self.random.choice([0, 10, 900, 2_500]))
+            left_ms -= ms
+            actions.append(Action("wait", {"ms": ms}))
+        return [*actions, Action("failover")]

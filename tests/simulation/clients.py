@@ -1,0 +1,152 @@
+"""Clients of a virtual cluster, what they were told, and a diary of every session.
+
+The diary says what an auditor cannot see in Redis: when a client asked for what, and when
+it was last heard of. It is kept by true time, whatever any process takes the time for.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from protocol.terms import Terms
+from server.seats import Seat
+from tests.simulation.people import Person
+from tests.simulation.processes import Server
+
+PING_MS = 10_000
+NEVER = 2**53
+FOUND_OUT_MS = 2 * PING_MS
+"""A line that went dead is found out when a pong did not come in time."""
+
+
+@dataclass
+class Diary:
+    """What happened to one session, as the world outside saw it."""
+
+    person: Person
+    terms: Terms
+    session_id: str
+    requests: list[tuple[int, str]] = field(default_factory=list)
+    """Instants at which its clients asked for something, or joined: start, pause …"""
+    proofs: list[tuple[int, int]] = field(default_factory=list)
+    """When a socket was found to be gone, and the last proof of life known then."""
+    disturbed: bool = False
+    """An answer of Redis was lost, or late: then instants are not exact."""
+    deaths: list[int] = field(default_factory=list)
+    """When a process died that had a socket of it."""
+    served: list[list[int]] = field(default_factory=list)
+    """From when to when each client was there, as far as it proved; when that it was gone
+    was found out, at the latest."""
+
+
+def _payload(frame: bytes) -> dict[str, Any]:
+    """The message in a server's text frame (RFC 6455 section 5.2: unmasked)."""
+    length = frame[1]
+    start = {126: 4, 127: 10}.get(length, 2)
+    message: dict[str, Any] = json.loads(frame[start:])
+    return message
+
+
+class Client:
+    """A socket: answers pings until it is cut, and keeps what it was sent."""
+
+    def __init__(self, node: Server, name: str) -> None:
+        self.node = node
+        self.name = name
+        self.messages: list[dict[str, Any]] = []
+        self.alive_at = node.loop.clock.now()
+        """The last proof of life that reached the server, in true time."""
+        self.is_cut = False
+        """The line is dead: nothing arrives, and nobody was told."""
+        self.requests = 0
+        self.seats: dict[str, Seat] = {}
+        self.sessions: dict[str, Diary] = {}
+        """Those that it takes part in, as far as the client knows."""
+        self._served: dict[str, list[int]] = {}
+        self.watched: dict[str, Seat] = {}
+        self.joined_at: dict[str, int] = {}
+        """How many messages it had when it joined each session, at last."""
+        self._is_pinged = False
+
+    # Member
+
+    def send(self, frame: bytes) -> None:
+        """The server says something."""
+        if not self.is_cut:
+            message = _payload(frame)
+            message["received_at"] = self.node.loop.clock.now()
+            self.messages.append(message)
+
+    def send_tick(self, frame: bytes) -> bool:
+        """The server sends a tick."""
+        self.send(frame)
+        return not self.is_cut
+
+    def probe(self) -> None:
+        """The server pings; the pong comes back after a round trip."""
+        at = self.node.clock.now() + self.node.round_trip_ms
+        self.node.timers.deadline(at, lambda _: self.pong())
+
+    def left(self, seat: Seat) -> None:
+        """A session has ended, or is served no more."""
+        session_id = seat.meter.session.identity.session_id
+        self.seats.pop(session_id, None)
+        self.watched.pop(session_id, None)
+
+    # The line
+
+    def _ping(self) -> None:
+        if not self._is_pinged:
+            self._is_pinged = True
+            self.node.timers.deadline(self.node.clock.now() + PING_MS, self._pinged)
+
+    def _pinged(self, _: int) -> None:
+        self._is_pinged = False
+        if self.seats and not self.is_cut and self.node.is_alive:
+            self.pong()
+            self._ping()
+
+    def pong(self) -> None:
+        """A proof of life comes in."""
+        if not self.is_cut and self.node.is_alive:
+            self.alive_at = self.node.loop.clock.now()
+            now_ms = self.node.clock.now()
+            for seat in list(self.seats.values()):
+                if self not in seat.watchers:
+                    seat.alive(now_ms, now_ms)
+
+    # How long it was there
+
+    def come(self, diary: Diary, at: int) -> None:
+        """It asks to take part in a session, and may be let in at once or later."""
+        if diary.session_id not in self._served:
+            self._served[diary.session_id] = [at, NEVER, NEVER]
+            diary.served.append(self._served[diary.session_id])
+
+    def turned_away(self, session_id: str, at: int) -> None:
+        """It was not let in, unless it was there before."""
+        if session_id not in self.sessions:
+            self.go(session_id, at, at)
+
+    def go(self, session_id: str, proof_at: int, found_at: int) -> None:
+        """It takes no part any more; its last proof of life was at an instant."""
+        self.sessions.pop(session_id, None)
+        served = self._served.pop(session_id, None)
+        if served is not None:
+            served[1:] = [max(served[0], proof_at), found_at]
+
+    def go_all(self, proof_at: int, found_at: int) -> None:
+        """It takes part in nothing any more."""
+        for session_id in list(self._served):
+            self.go(session_id, proof_at, found_at)
+        self.sessions.clear()
+
+    # What it saw
+
+    def present(self) -> list[Diary]:
+        """The sessions that it takes part in."""
+        return [diary for name, diary in self.sessions.items() if name in self.seats]
+
+    def answers(self, request_id: int) -> list[dict[str, Any]]:
+        """What a request was answered with."""
+        return [message for message in self.messages if message.get("id") == request_id]

@@ -1,0 +1,202 @@
+"""Money at the counter of a virtual world: grants, spends, holds, adjustments.
+
+Whoever gets no answer does not know whether it was done, asks again under the same id
+until there is one, and is to be told what was done. The desk keeps what each deed came to.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+from protocol.errors import ProtocolError, ServiceError
+from protocol.events import EntryPosted
+from server.charges import Exceeds, Held, HoldGone, Limited, Posted, Short, Spent, Voided
+from storage.live import LiveError
+from storage.spending import AccountName
+from tests.simulation.people import Person
+from tests.simulation.processes import Server
+from tests.simulation.state import State, look
+from tests.simulation.world import World
+
+
+@dataclass
+class Deed:
+    """Something that moves money, under an id."""
+
+    kind: str
+    person: Person
+    entry_id: str
+    micros: int
+    """What is asked for, positive; of an adjustment, signed."""
+    hold_id: str = ""
+    ttl_ms: int = 0
+    at: int = 0
+    state: str = "unknown"
+    """``unknown`` while nobody knows, then ``done`` or ``refused``."""
+    moved_micros: int = 0
+    """What it adds to the balance, once it is done."""
+
+    @property
+    def would_move(self) -> int:
+        """What it adds to the balance if it was done."""
+        match self.kind:
+            case "pay":
+                return self.micros
+            case "spend" | "post":
+                return -self.micros
+        return 0
+
+
+class Desk:
+    """Moves money through one process or another."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.deeds: dict[str, Deed] = {}
+        self.refusals: list[tuple[Deed, State]] = []
+        """Spends and holds for which there was not enough, and everything in Redis then."""
+        self.minutes: defaultdict[tuple[str, str, str], int] = defaultdict(int)
+        """Corrections of months: tenant, user, month."""
+        self.minutes_unknown: set[str] = set()
+        """Tenants with corrections of which nobody knows whether they were made."""
+
+    def of(self, account: tuple[str, str]) -> list[Deed]:
+        """The deeds of an account."""
+        return [deed for deed in self.deeds.values() if deed.person.account == account]
+
+    def moved(self, account: tuple[str, str]) -> tuple[int, list[int]]:
+        """What deeds have added to a balance for sure, and what others may have."""
+        sure, perhaps = 0, []
+        for deed in self.of(account):
+            if deed.state == "done":
+                sure += deed.moved_micros
+            elif deed.state == "unknown" and deed.would_move:
+                perhaps.append(deed.would_move)
+        return sure, perhaps
+
+    async def do(self, node: Server, deed: Deed) -> None:
+        """Does it, or asks again for what was not answered."""
+        deed = self.deeds.setdefault(deed.entry_id, deed)
+        if deed.state != "unknown":
+            return
+        troubled = node.line.troubled
+        deed.at = self.world.now
+        if deed.kind == "pay" and deed.micros < 0:
+            self.world.taken.add(deed.person.account)
+        try:
+            answer = await self.world.cluster.finished(node.act(self._ask(node, deed)))
+        except (ServiceError, LiveError):
+            return
+        except ProtocolError:
+            deed.state = "refused"
+            return
+        if answer is not None:  # or else the process has died
+            self._take(deed, answer, troubled == node.line.troubled)
+
+    async def _ask(self, node: Server, deed: Deed) -> Any:
+        money, account = node.money, AccountName(*deed.person.account)
+        match deed.kind:
+            case "pay":
+                entry = EntryPosted(
+                    tenant=account.tenant,
+                    account_id=account.account_id,
+                    entry_id=deed.entry_id,
+                    entry_kind="grant" if deed.micros > 0 else "adjust",
+                    amount_micros=deed.micros,
+                    at=node.clock.now(),
+                )
+                return await money.enter(entry)
+            case "spend":
+                return await money.spend(
+                    account,
+                    entry_id=deed.entry_id,
+                    micros=deed.micros,
+                    operation="sketch",
+                    user_id=deed.person.user_id,
+                )
+            case "hold":
+                return await money.hold(
+                    account,
+                    hold_id=deed.hold_id,
+                    micros=deed.micros,
+                    ttl_ms=deed.ttl_ms,
+                    operation="film",
+                    user_id=deed.person.user_id,
+                )
+            case "post":
+                return await money.post(account.tenant, deed.hold_id, deed.micros)
+        return await money.void(account.tenant, deed.hold_id)
+
+    def _take(self, deed: Deed, answer: Any, smooth: bool) -> None:
+        match answer:
+            case bool():
+                # Postgres has it; whether Redis took it too shows where nothing went wrong.
+                if smooth and not self.world.cluster.redis_is_away:
+                    deed.state, deed.moved_micros = "done", deed.micros
+            case Spent():
+                assert answer.amount_micros == deed.micros, (deed, answer)
+                deed.state, deed.moved_micros = "done", -answer.amount_micros
+            case Held():
+                assert answer.amount_micros == deed.micros, (deed, answer)
+                deed.state = "done"
+            case Posted():
+                self._take_posted(deed, answer)
+            case Voided():
+                deed.state = "done"
+            case Short():
+                deed.state = "refused"
+                if smooth:
+                    self.refusals.append((deed, look(self.world.cluster.redis)))
+            case Limited() | HoldGone() | Exceeds():
+                deed.state = "refused"
+            case _:
+                raise AssertionError(answer)
+
+    def _take_posted(self, deed: Deed, answer: Posted) -> None:
+        """A hold is posted once: whoever comes second is told what was charged then."""
+        first = next(
+            (
+                other
+                for other in self.deeds.values()
+                if other.kind == "post" and other.hold_id == deed.hold_id and other.state == "done"
+            ),
+            None,
+        )
+        deed.state = "done"
+        if first is not None:
+            posted = sum(
+                -other.moved_micros
+                for other in self.deeds.values()
+                if other.kind == "post" and other.hold_id == deed.hold_id
+            )
+            assert answer.posted_micros == posted, (deed, answer, first)
+            return
+        deed.moved_micros = -answer.posted_micros
+        for other in self.deeds.values():
+            if (other.kind, other.hold_id, other.state) == ("post", deed.hold_id, "unknown"):
+                other.state = "done"  # it is known now what became of the hold
+
+    async def adjust(
+        self, node: Server, person: Person, entry_id: str, minutes: int, month: str
+    ) -> None:
+        """Corrects a month of a member."""
+        try:
+            await self.world.cluster.finished(
+                node.act(
+                    node.money.adjust_minutes(
+                        person.tenant,
+                        person.user_id,
+                        entry_id=entry_id,
+                        minutes=minutes,
+                        reason="simulated",
+                        month=month,
+                    )
+                )
+            )
+        except (ServiceError, LiveError):
+            self.minutes_unknown.add(person.tenant)
+            return
+        except ProtocolError:
+            return
+        self.minutes[person.tenant, person.user_id, month] += minutes
+        self.world.lowered |= {f"org:{person.tenant}", f"member:{person.tenant}/{person.user_id}"}

@@ -1,0 +1,265 @@
+"""The driver: one run of a world, by chance from a seed, or by a list of actions again.
+
+Everything is audited after each action. A run that breaks a promise ends there, with the
+actions that led to it.
+"""
+
+import hashlib
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+from server.seats import Seat
+from tests.simulation import evidence
+from tests.simulation.actions import Action, Stage
+from tests.simulation.auditor import Auditor
+from tests.simulation.chance import Chance
+from tests.simulation.desk import Desk
+from tests.simulation.postgres_lines import PostgresServer
+from tests.simulation.processes import paced
+from tests.simulation.redis_wire import RedisWire
+from tests.simulation.verdict import Verdict
+from tests.simulation.virtual import VirtualLoop, run
+from tests.simulation.virtual_cluster import Cluster
+from tests.simulation.virtual_redis import Mutation, virtual_scripts
+from tests.simulation.world import World
+
+MINUTE_MS = 60_000
+LOOK_MS = 20 * MINUTE_MS
+"""However long nothing happens, it is looked at so often: Redis forgets an ended session
+after an hour."""
+HEALED_MS = 90_000
+"""After the last fault everything is as it should be, at the latest."""
+GONE_MS = 10 * MINUTE_MS
+"""After the last client has gone every session has ended, at the latest."""
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    seed: int
+    actions: list[Action] = field(default_factory=list)
+    failure: BaseException | None = None
+    audits: int = 0
+    virtual_ms: int = 0
+    real_s: float = 0.0
+    commands: int = 0
+    sessions: int = 0
+    digest: str = ""
+    """Of everything that clients were told: the same for the same actions."""
+    named: str = ""
+    """What ``complaint`` is, where the failure has lost its traceback."""
+
+    @property
+    def complaint(self) -> str:
+        """The failure in a line, without the figures that change with every action."""
+        error = self.failure
+        if error is None or self.named:
+            return self.named
+        while error.__cause__ is not None:
+            error = error.__cause__
+        frames, trace = [], error.__traceback__
+        while trace is not None:
+            frames.append((Path(trace.tb_frame.f_code.co_filename).stem, trace.tb_lineno))
+            trace = trace.tb_next
+        name, line = frames[-1] if frames else ("", 0)
+        return f"{type(error).__name__} in {name}:{line}"
+
+
+class Laboratory:
+    """A Redis and a Postgres of one's own, in which one world after the other is run."""
+
+    def __init__(self, redis_path: str, dsn: str) -> None:
+        self.wire = RedisWire(redis_path)
+        self.postgres = PostgresServer(dsn)
+
+    def close(self) -> None:
+        """Lets go of both."""
+        self.wire.close()
+        self.postgres.close()
+
+    def run(
+        self,
+        seed: int,
+        minutes: int,
+        *,
+        actions: Sequence[Action] | None = None,
+        mutations: Sequence[Mutation] = (),
+        started: Callable[[Stage], None] = lambda stage: None,
+    ) -> Outcome:
+        """Runs a seed for so many virtual minutes; or ``actions``, in the world of the seed."""
+        self.wire.ask("FLUSHALL")
+        self.wire.ask("SCRIPT", "FLUSH")
+        self.postgres.empty()
+        outcome = Outcome(seed)
+        began_at, commands = time.perf_counter(), self.wire.commands
+        with (
+            TemporaryDirectory(prefix="taximeter-lua-") as lua,
+            virtual_scripts(Path(lua), mutations),
+            paced(),
+            mock.patch.object(Seat, "__hash__", lambda seat: zlib.crc32(seat.key.encode())),
+        ):
+
+            async def main(loop: VirtualLoop) -> None:
+                runner = _Runner(loop, self.wire, self.postgres, outcome)
+                await runner.run(minutes, actions, started)
+
+            try:
+                run(main)
+            except Exception as error:
+                outcome.failure = error
+        outcome.real_s = time.perf_counter() - began_at
+        outcome.commands = self.wire.commands - commands
+        return outcome
+
+
+class _Runner:
+    """One run."""
+
+    def __init__(
+        self, loop: VirtualLoop, wire: RedisWire, postgres: PostgresServer, outcome: Outcome
+    ) -> None:
+        self.outcome = outcome
+        self.chance = Chance(outcome.seed)
+        loop.clock.now_ms = self.chance.begin_at
+        self.cluster = Cluster(loop, wire, postgres)
+        self.world = World(self.cluster, self.chance.everybody)
+        self.desk = Desk(self.world)
+        self.auditor = Auditor(self.world, self.desk)
+        self.stage = Stage(self.world, self.desk)
+
+    async def run(
+        self,
+        minutes: int,
+        actions: Sequence[Action] | None,
+        started: Callable[[Stage], None],
+    ) -> None:
+        began_at = self.world.now
+        try:
+            await self._begin()
+            started(self.stage)
+            if actions is None:
+                await self._by_chance(began_at + minutes * MINUTE_MS)
+            else:
+                for action in actions:
+                    await self.perform(action)
+            await self._end()
+        finally:
+            self.outcome.virtual_ms = self.world.now - began_at
+            self.outcome.audits = self.auditor.audits
+            self.outcome.sessions = len(self.world.diaries)
+            told = [(client.name, client.messages) for client in self.world.clients]
+            self.outcome.digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+            self.cluster.stop()
+            await self.cluster.settle()
+
+    async def _begin(self) -> None:
+        """The organisation, its limits, one process and one flusher."""
+        ann = self.chance.everybody[0]
+        records = self.cluster.postgres.records
+        ask = self.cluster.postgres.ask
+        ask(
+            lambda: records.put_organization(
+                ann.tenant, ann.org_id or "", monthly_hours_limit=0.5, timezone=ann.zone
+            )
+        )
+        ask(lambda: records.put_member(ann.tenant, ann.user_id, monthly_hours_limit=0.2))
+        await self.cluster.serve("node.0")
+        self.cluster.flush("flusher0", self.chance.flush_ms)
+        await self._advance(10_000)
+
+    async def _by_chance(self, until: int) -> None:
+        while self.world.now < until:
+            for action in self.chance.next(self.stage):
+                await self.perform(action)
+
+    async def perform(self, action: Action) -> None:
+        """Has it happen, audited; somebody serves afterwards."""
+        self.outcome.actions.append(action)
+        if action.name == "wait":
+            await self._advance(action.parameters["ms"])
+        else:
+            await self.stage.perform(action)
+            self.audit()
+        while not self.world.nodes:
+            await self._advance(1_000)
+            if not (self.cluster.redis_is_away or self.cluster.postgres_is_away):
+                await self.cluster.serve(f"node.x{len(self.cluster.servers)}")
+                self.audit()
+
+    async def _advance(self, ms: int) -> None:
+        while ms > 0:
+            part_ms = min(ms, LOOK_MS)
+            ms -= part_ms
+            await self.cluster.advance(part_ms)
+            self.audit()
+
+    def audit(self) -> None:
+        """Has the auditor look."""
+        evidence.check(self.auditor, self.auditor.audit())
+
+    # --- The end ------------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        """Everything heals, everybody goes, and the verdict is given."""
+        cluster, world = self.cluster, self.world
+        for host in cluster.hosts:
+            host.line.mishaps.clear()
+            host.postgres.mishaps.clear()
+        if cluster.redis_is_away:
+            cluster.find_redis()
+        if cluster.postgres_is_away:
+            cluster.find_postgres()
+        if not any(host.is_alive for host in cluster.flushers):
+            cluster.flush("flusher-last", 1_000)
+        await self._advance(HEALED_MS)
+        for client in list(world.clients):
+            if client.watched:
+                await world.look_away(client)
+            if not client.is_cut:
+                await world.close(client)
+        await self._each(self._again)
+        await self._until_ended()
+        await self._each(self._void)
+        await self._advance(30_000)
+        for host in cluster.flushers:
+            if host.is_alive:
+                await cluster.finished(host.act(host.flush()))
+        self.audit()
+        Verdict(self.auditor, self.auditor.audit()).give()
+
+    async def _each(self, work: Callable[[], Awaitable[bool]]) -> None:
+        for _ in range(20):
+            if await work():
+                return
+            await self._advance(5_000)
+        raise AssertionError(f"{work} does not come to an end")
+
+    async def _again(self) -> bool:
+        """Whoever got no answer asks again, and gets one."""
+        node = self.world.nodes[0]
+        unknown = [deed for deed in self.desk.deeds.values() if deed.state == "unknown"]
+        for deed in unknown:
+            await self.desk.do(node, deed)
+        return not any(deed.state == "unknown" for deed in unknown)
+
+    async def _void(self) -> bool:
+        """What is still held is given back, and then nothing is."""
+        node, world = self.world.nodes[0], self.world
+        held: Iterable[tuple[str, str]] = [
+            (hold["tenant"], hold["id"]) for hold in self.auditor.audit().holds
+        ]
+        for tenant, hold_id in held:
+            await world.cluster.finished(node.act(node.money.void(tenant, hold_id)))
+        return not held
+
+    async def _until_ended(self) -> None:
+        until = self.world.now + GONE_MS
+        while self.auditor.audit().live:
+            assert self.world.now < until, self.auditor.audit().live
+            await self._advance(15_000)

@@ -1,0 +1,110 @@
+"""A real Postgres, asked from virtual time, and the lines of processes to it.
+
+asyncpg lives on an event loop of its own, in a thread; whoever asks stands still until the
+answer is in. So the order of answers is the order of questions, each time.
+"""
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import asyncpg
+
+from protocol import limits
+from storage.records import Records, UnavailableError
+from tests.simulation.redis_lines import Mishap
+
+Value = TypeVar("Value")
+
+_EMPTY = """
+DO $$
+DECLARE
+    name text;
+BEGIN
+    SET LOCAL session_replication_role = replica;
+    FOR name IN SELECT tablename FROM pg_tables
+        WHERE schemaname = 'public' AND tablename <> 'schema_migrations'
+    LOOP
+        EXECUTE format('DELETE FROM %I', name);
+    END LOOP;
+    PERFORM setval(format('%I', sequencename)::regclass, 1, false)
+    FROM pg_sequences WHERE schemaname = 'public';
+END
+$$
+"""
+
+
+class PostgresServer:
+    """A database, and who asks it."""
+
+    def __init__(self, dsn: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self.dsn = dsn
+        self.records: Records = self.ask(lambda: Records.connect(dsn, pool_size_max=2))
+        self._connection: Any = self.ask(lambda: asyncpg.connect(dsn))
+        self.questions = 0
+
+    def ask(self, question: Callable[[], Awaitable[Value]]) -> Value:
+        """The answer, after however long it takes."""
+
+        async def asked() -> Value:
+            return await question()
+
+        return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
+
+    def fetch(self, query: str, *arguments: Any) -> list[Any]:
+        """The rows of a query, for whoever looks on."""
+        return self.ask(lambda: self._connection.fetch(query, *arguments))
+
+    def empty(self) -> None:
+        """Deletes everything but the schema."""
+        self.ask(lambda: self._connection.execute(_EMPTY))
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self.ask(self._connection.close)
+        self.ask(self.records.close)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class PostgresLine:
+    """The record as one process reaches it: every call may fail as Postgres fails."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self.is_away = False
+        self.mishaps: deque[Mishap] = deque()
+        self.die: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._server.records, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+        return functools.partial(self._call, found)
+
+    async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
+        await asyncio.sleep(0)
+        if self.is_away:
+            raise UnavailableError("Postgres is away")
+        mishap = self.mishaps.popleft() if self.mishaps else Mishap("none")
+        if mishap.kind == "slow":
+            await asyncio.sleep(mishap.ms / 1000)
+        if mishap.kind not in ("lost", "died"):
+            self._server.questions += 1
+            answer = self._server.ask(lambda: function(*args, **named))
+        match mishap.kind:
+            case "none" | "slow":
+                return answer
+            case "died" | "died_after":
+                self.die()
+            case "lost":
+                await asyncio.sleep(limits.DATABASE_TIMEOUT_MS / 1000)
+        raise UnavailableError("the line to Postgres is broken")

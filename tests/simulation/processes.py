@@ -1,0 +1,220 @@
+"""The processes of a virtual cluster: servers and flushers, whole, and how they die.
+
+Each is the product's own ``Process`` or ``Flusher``, with its beats, sweeps, retries and
+timers, on a virtual loop. What a process runs is known by its context, so that a process
+can be killed between any two of its lines.
+"""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+from redis.exceptions import RedisError
+
+import server.accounts
+import server.expiry
+import server.money
+import server.presence
+import server.process
+from protocol import limits
+from protocol.rates import RateCard
+from server.config import Settings
+from server.metrics import Metrics
+from server.process import Process
+from storage.flush import Flusher
+from storage.records import Records, UnavailableError
+from tests.simulation.postgres_lines import PostgresLine, PostgresServer
+from tests.simulation.redis_lines import Line, VirtualRedis
+from tests.simulation.virtual import VirtualLoop
+from tests.simulation.virtual_redis import VirtualRedisServer
+
+PARTITIONS = 2
+CALM_BEAT_MS = 120_000
+"""While nothing is amiss processes beat so often; their proofs of life are given all the
+same, see ``Server.proof_at``."""
+PACES = {
+    # What a process looks for every few seconds, it looks for as often as changes anything.
+    (server.accounts, "POLL_S"): 10_000_000.0,
+    (server.expiry, "HOLDS_INTERVAL_S"): 60.0,
+    (server.expiry, "GRANTS_INTERVAL_S"): 900.0,
+    (server.money, "INBOX_INTERVAL_S"): 600.0,
+}
+
+_ACTING: contextvars.ContextVar["Host | None"] = contextvars.ContextVar("host", default=None)
+
+
+def make_task(
+    loop: asyncio.AbstractEventLoop, coro: Coroutine[Any, Any, Any], **options: Any
+) -> "asyncio.Task[Any]":
+    """A task, noted for the process that it belongs to."""
+    task = asyncio.Task(coro, loop=loop, **options)
+    context = options.get("context")
+    host = context.get(_ACTING) if context is not None else _ACTING.get()
+    if host is not None:
+        host.tasks[task] = None
+        task.add_done_callback(host.forget)
+    return task
+
+
+@contextmanager
+def paced() -> Iterator[None]:
+    """Has the product's loops run at the pace of a simulation."""
+    with ExitStack() as stack:
+        for (module, name), value in PACES.items():
+            stack.enter_context(mock.patch.object(module, name, value))
+        stack.enter_context(mock.patch.object(limits, "PRESENCE_BEAT_MS", limits.PRESENCE_BEAT_MS))
+        stack.enter_context(
+            mock.patch.object(server.presence, "RECONCILE_BEATS", server.presence.RECONCILE_BEATS)
+        )
+        yield
+
+
+class Host:
+    """One process of whatever kind: its lines, its tasks, and whether it lives."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        redis: VirtualRedisServer,
+        postgres: PostgresServer,
+        name: str,
+        timeout_ms: int,
+    ) -> None:
+        self.loop = loop
+        self.name = name
+        self.is_alive = True
+        self.failures: list[BaseException | None] = []
+        """What ended tasks of it that nobody waits for: bugs."""
+        self.line = Line(redis.carry, timeout_ms)
+        self.postgres = PostgresLine(postgres)
+        self.line.die = self.postgres.die = self.kill
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order in which they began."""
+        self.died: Callable[[Host], None] = lambda host: None
+        self._context = contextvars.Context()
+        self._context.run(_ACTING.set, self)
+
+    def act(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Something that the process is asked for; whoever asks sees how it ends."""
+        task = self.loop.create_task(work, context=self._context)
+        task.remove_done_callback(self.forget)
+        task.add_done_callback(lambda done: self.tasks.pop(done, None))
+        return task
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Something that the process does from now on."""
+        return self.loop.create_task(work, context=self._context)
+
+    def do(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Something that the process does at once."""
+        if _ACTING.get() is self:
+            return work(*args)
+        return self._context.run(work, *args)
+
+    def kill(self) -> None:
+        """SIGKILL: it does nothing any more, and tells nobody."""
+        if not self.is_alive:
+            return
+        self.is_alive = False
+        self.line.cut()
+        self.postgres.is_away = True
+        for task in list(self.tasks):
+            task.cancel()
+        self.died(self)
+
+    def forget(self, task: "asyncio.Task[Any]") -> None:
+        """A task of it is done."""
+        self.tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            self.failures.append(task.exception())
+
+
+class Server(Host):
+    """A process that serves sockets."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        redis: VirtualRedisServer,
+        postgres: PostgresServer,
+        name: str,
+        settings: Settings,
+        rates: RateCard,
+    ) -> None:
+        super().__init__(loop, redis, postgres, name, limits.REDIS_TIMEOUT_MS)
+        self.round_trip_ms = 20
+        host, _, number = name.partition(".")
+        with (
+            mock.patch.object(server.process, "connect", return_value=VirtualRedis(self.line)),
+            mock.patch.object(server.process, "Metrics", return_value=Metrics(with_process=False)),
+            mock.patch.object(server.process, "socket", SimpleNamespace(gethostname=lambda: host)),
+            mock.patch.object(
+                server.process, "secrets", SimpleNamespace(token_hex=lambda size: number)
+            ),
+        ):
+            self.process = Process(settings, rates, cast(Records, self.postgres))
+        # No process stands still here without being dead, so it need not be watched for.
+        self.process.pulse.start = lambda: None  # type: ignore[method-assign]
+        self.hub = self.process.hub
+        self.timers = self.process.timers
+        self.clock = self.process.clock
+        self.money = self.process.money
+        self._phase_ms = sum(name.encode()) * 37 % 1000
+
+    def proof_at(self, now_ms: int) -> int:
+        """The last proof of life that it has given by an instant: one a second."""
+        return now_ms - (now_ms - self._phase_ms) % 1000
+
+    def beat_now(self) -> None:
+        """Begins to beat anew, at the pace that is set."""
+        presence = self.process.presence
+        if presence._beating is not None:
+            presence._beating.cancel()
+            presence._beating = self.begin(presence._run())
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        super().kill()
+        self.timers.stop()
+
+
+class FlusherHost(Host):
+    """A process that flushes."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        redis: VirtualRedisServer,
+        postgres: PostgresServer,
+        name: str,
+        pace_ms: int,
+    ) -> None:
+        super().__init__(loop, redis, postgres, name, limits.FLUSH_SOCKET_TIMEOUT_MS)
+        self.pace_ms = pace_ms
+        self.flusher = Flusher(
+            lambda: VirtualRedis(self.line, legacy_responses=False),
+            cast(Records, self.postgres),
+            range(PARTITIONS),
+            name,
+            take_over_idle_ms=0,
+        )
+
+    async def run(self) -> None:
+        """One batch after the other, each after a while; failures are met as ``run`` does."""
+        while True:
+            await asyncio.sleep(self.pace_ms / 1000)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Whatever there is to flush, unless something is away."""
+        try:
+            while await self.flusher._step(None):
+                pass
+            self.flusher.failures = 0
+        except (UnavailableError, RedisError, OSError):
+            self.flusher._has_pending = True
+            self.flusher.failures += 1

@@ -1,0 +1,67 @@
+"""Shrinking: the shortest list of actions that can be found which still fails.
+
+Delta debugging (Zeller and Hildebrandt, 2002): chunks of the list are left out, ever
+smaller ones, as long as what is left fails in the same way; then waits are shortened.
+"""
+
+from collections.abc import Callable, Sequence
+
+from tests.simulation.actions import Action
+from tests.simulation.driver import Laboratory, Outcome
+
+ATTEMPTS_MAX = 400
+SHORTER_MS = (0, 1, 1_000, 5_000, 30_000, 60_000)
+
+Fails = Callable[[Sequence[Action]], Outcome | None]
+"""Runs actions; the outcome if they fail as they should, else None."""
+
+
+def failing(laboratory: Laboratory, first: Outcome, **options: object) -> Fails:
+    """Runs lists of actions in the world of an outcome, to see whether they fail like it."""
+
+    def fails(actions: Sequence[Action]) -> Outcome | None:
+        again = laboratory.run(first.seed, 0, actions=actions, **options)  # type: ignore[arg-type]
+        return again if again.complaint == first.complaint else None
+
+    return fails
+
+
+def shrunken(first: Outcome, fails: Fails, attempts: int = ATTEMPTS_MAX) -> Outcome:
+    """The outcome with the fewest actions that was found; ``first`` where nothing helps."""
+    best = fails(first.actions)
+    if best is None:
+        return first  # it does not fail again, which is worth knowing
+    left = attempts
+    size = max(1, len(best.actions) // 2)
+    while left > 0:
+        start, found = 0, False
+        while start < len(best.actions) and left > 0:
+            less = [*best.actions[:start], *best.actions[start + size :]]
+            left -= 1
+            outcome = fails(less)
+            if outcome is None:
+                start += size
+            else:
+                best, found = outcome, True
+        if size == 1 and not found:
+            break
+        size = max(1, size // 2)
+    return _hurried(best, fails, left)
+
+
+def _hurried(best: Outcome, fails: Fails, left: int) -> Outcome:
+    """The same with shorter waits."""
+    for index, action in enumerate(list(best.actions)):
+        if action.name != "wait" or index >= len(best.actions):
+            continue
+        for ms in SHORTER_MS:
+            if ms >= action.parameters["ms"] or left <= 0:
+                break
+            left -= 1
+            shorter = [*best.actions]
+            shorter[index] = Action("wait", {"ms": ms})
+            outcome = fails(shorter)
+            if outcome is not None:
+                best = outcome
+                break
+    return best

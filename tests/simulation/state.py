@@ -1,0 +1,148 @@
+"""Everything in Redis as it lies there, and the arithmetic of DESIGN in its own, slow way."""
+
+import json
+import zoneinfo
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from tests.simulation.virtual_redis import VirtualRedisServer
+
+MINUTE_MS = 60_000
+
+
+def billed_ms(paid_ms: int, first_ms: int, next_ms: int) -> int:
+    """The billed time of so much paid time: one increment after the other."""
+    if paid_ms <= 0:
+        return 0
+    billed = first_ms
+    # Many increments at once where they surely fit, and the last ones one by one.
+    billed += max(0, (paid_ms - billed) // next_ms - 2) * next_ms
+    while billed < paid_ms:
+        billed += next_ms
+    return billed
+
+
+def cost_micros(terms: dict[str, Any], elapsed_ms: int, free_ms: int) -> int:
+    """What a session costs up to ``elapsed_ms``; a fraction is dropped."""
+    paid_ms = max(0, elapsed_ms - free_ms)
+    billed = billed_ms(paid_ms, terms["first_increment_ms"], terms["next_increment_ms"])
+    return int(terms["price_micros"]) * billed // MINUTE_MS
+
+
+@lru_cache(10_000)
+def month(at_ms: int, zone: str) -> str:
+    """The first day of the month of an instant, by the calendar of a zone."""
+    day = datetime.fromtimestamp(at_ms / 1000, zoneinfo.ZoneInfo(zone)).date()
+    return day.replace(day=1).isoformat()
+
+
+@dataclass
+class State:
+    """Everything in Redis, read as it is."""
+
+    sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By tenant and id: version, identity, standing, grant, final."""
+    hashes: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
+    """Accounts, members, organisations, free time, holds: by the key's kind and its name."""
+    sets: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+    graces: dict[str, int] = field(default_factory=dict)
+    notices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Oldest first."""
+    outbox: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Records by their partition and the id of their entry."""
+    recovering: bool = False
+    """Processes put back what Redis has lost."""
+
+    @property
+    def live(self) -> dict[str, dict[str, Any]]:
+        """The sessions that have not ended."""
+        return {
+            name: session
+            for name, session in self.sessions.items()
+            if session["standing"]["phase"] != "ended"
+        }
+
+    @property
+    def holds(self) -> list[dict[str, str]]:
+        """The open holds."""
+        return [hold for hold in self.hashes["hold"].values() if hold["state"] == "open"]
+
+
+READS: dict[str, tuple[Any, ...]] = {
+    "session": ("HGETALL",),
+    "account": ("HGETALL",),
+    "member": ("HGETALL",),
+    "org": ("HGETALL",),
+    "free": ("HGETALL",),
+    "hold": ("HGETALL",),
+    "sockets": ("SMEMBERS",),
+    "live": ("SMEMBERS",),
+    "node": ("SMEMBERS",),
+    "graces": ("ZRANGE", 0, -1, "WITHSCORES"),
+    "notices": ("LRANGE", 0, -1),
+    "outbox": ("XRANGE", "-", "+"),
+}
+
+
+def look(redis: VirtualRedisServer) -> State:
+    """Reads everything."""
+    state = State(
+        hashes={kind: {} for kind in ("account", "member", "org", "free", "hold")},
+        sets={kind: {} for kind in ("sockets", "live", "node")},
+    )
+    redis.carry([])  # what is over has expired
+    found = []
+    for raw in sorted(redis.wire.ask("KEYS", "{p*")):
+        key = raw.decode()
+        _, kind, *rest = key.split(":", 2)
+        if kind in READS:
+            found.append((kind, rest[0] if rest else "", key))
+        state.recovering = state.recovering or kind == "recovering"
+    answers = redis.wire.ask_all(
+        [(READS[kind][0], key, *READS[kind][1:]) for kind, _, key in found]
+    )
+    for (kind, name, key), answer in zip(found, answers, strict=True):
+        _take(state, kind, name, key, answer)
+    return state
+
+
+def _take(state: State, kind: str, name: str, key: str, answer: Any) -> None:
+    match kind:
+        case "session":
+            fields = {field.decode(): value.decode() for field, value in answer.items()}
+            for part in ("identity", "standing", "grant"):
+                fields[part] = json.loads(fields[part])
+            state.sessions[name] = fields
+        case "sockets" | "live" | "node":
+            place = name if kind == "sockets" else key
+            state.sets[kind][place] = {member.decode() for member in answer}
+        case "graces":
+            state.graces.update({member.decode(): int(score) for member, score in answer})
+        case "notices":
+            state.notices[name] = [json.loads(notice) for notice in reversed(answer)]
+        case "outbox":
+            for entry_id, fields in answer:
+                state.outbox[f"{key[2:3]}/{entry_id.decode()}"] = json.loads(fields[1])
+        case _:
+            state.hashes[kind][name] = {
+                field.decode(): value.decode() for field, value in answer.items()
+            }
+
+
+def counted_ms(session: dict[str, Any], now_ms: int) -> int:
+    """The counted time of a session now: while it runs, since it was written down."""
+    standing = session["standing"]
+    elapsed_ms = int(standing["elapsed_ms"])
+    if standing["phase"] == "active":
+        speed = session["identity"]["terms"]["speed"]
+        elapsed_ms += (now_ms - int(standing["at"])) * speed
+        if session["final"]:
+            elapsed_ms = min(elapsed_ms, int(session["grant"]["granted_ms"]))
+    return elapsed_ms
+
+
+def minutes_counters(identity: dict[str, Any]) -> tuple[str, str]:
+    """The counters of the month that a session or a minute counts on."""
+    return f"member:{identity['tenant']}/{identity['user_id']}", f"org:{identity['tenant']}"

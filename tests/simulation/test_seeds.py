@@ -1,0 +1,41 @@
+"""The promises hold whatever happens: worlds by chance, each from a seed.
+
+``scripts/simulate`` runs as many of them as one likes; here it is a fixed number. What a
+seed is to show that it fails is in ``test_mutations``.
+"""
+
+import os
+
+import pytest
+
+from tests.simulation.driver import Laboratory
+
+SEEDS = int(os.environ.get("TAXIMETER_SEEDS", "12"))
+MINUTES = 480
+
+
+@pytest.mark.usefixtures("quiet_logs")
+@pytest.mark.parametrize("seed", range(1, SEEDS + 1))
+def test_no_promise_is_broken(place: Laboratory, seed: int) -> None:
+    outcome = place.run(seed, MINUTES)
+    if outcome.failure is not None:
+        outcome.failure.add_note("\n".join(map(str, [f"seed {seed}", *outcome.actions])))
+        raise outcome.failure
+    assert outcome.virtual_ms >= MINUTES * 60_000
+    assert outcome.audits > 20
+
+
+@pytest.mark.usefixtures("quiet_logs")
+def test_the_same_seed_makes_the_same_world(place: Laboratory) -> None:
+    first, second = place.run(3, 120), place.run(3, 120)
+    assert first.failure is second.failure is None
+    assert first.actions == second.actions
+    assert first.digest == second.digest
+
+
+@pytest.mark.usefixtures("quiet_logs")
+def test_what_happened_can_be_done_again(place: Laboratory) -> None:
+    first = place.run(5, 120)
+    again = place.run(5, 0, actions=first.actions)
+    assert first.failure is again.failure is None
+    assert first.digest == again.digest

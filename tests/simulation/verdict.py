@@ -1,0 +1,203 @@
+"""The verdict: what is in Postgres when everything is over, judged by what was seen.
+
+Once all clients have gone, every session has ended and everything is flushed, Postgres is
+the record, and Redis must say the same. Redis may have lost what it had on the way.
+"""
+
+import json
+from collections import Counter, defaultdict
+from typing import Any
+
+from tests.simulation.auditor import Auditor
+from tests.simulation.clients import Client, Diary
+from tests.simulation.evidence import check_receipt
+from tests.simulation.state import MINUTE_MS, State, cost_micros
+
+
+class Verdict:
+    """What Postgres has, compared with everything else that is known."""
+
+    def __init__(self, auditor: Auditor, state: State) -> None:
+        self.auditor = auditor
+        self.world = auditor.world
+        self.desk = auditor.desk
+        self.state = state
+        fetch = self.world.cluster.postgres.fetch
+        self.sessions = {
+            f"{row['tenant']}/{row['session_id']}": dict(row)
+            for row in fetch("SELECT * FROM sessions")
+        }
+        self.minutes: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in fetch("SELECT * FROM usage_tracking ORDER BY session_id, minute"):
+            self.minutes[f"{row['tenant']}/{row['session_id']}"].append(dict(row))
+        self.ledger = [dict(row) for row in fetch("SELECT * FROM credit_ledger")]
+        self.balances = {
+            (row["tenant"], row["account_id"]): row["balance_micros"]
+            for row in fetch("SELECT * FROM credit_accounts")
+        }
+
+    def give(self) -> None:
+        """Raises ``AssertionError`` for whatever does not add up."""
+        postgres = self.world.cluster.postgres
+        findings = postgres.ask(postgres.records.audit)
+        assert findings == (), findings
+        rejected = [
+            self.world.cluster.redis.ask("XLEN", f"{{p{partition}}}:rejected")
+            for partition in range(2)
+        ]
+        assert not any(rejected), rejected
+        self._check_sessions()
+        self._check_deeds()
+        self._check_accounts()
+        self._check_months()
+        for diary in self.world.diaries.values():
+            self._check_proofs(diary)
+        for client in self.world.clients:
+            self._check_told(client)
+
+    # --- Sessions and minutes ---------------------------------------------------------
+
+    def _check_sessions(self) -> None:
+        if not self.auditor.is_blind:
+            assert set(self.sessions) == set(self.auditor.closed)
+        for name, row in self.sessions.items():
+            assert row["state"] == "ended", row
+            minutes = [
+                {"minute": minute["minute"], "seconds": minute["seconds"],
+                 "credits_micros": minute["charged_micros"]}
+                for minute in self.minutes[name]
+            ]  # fmt: skip
+            assert [minute["minute"] for minute in minutes] == list(range(len(minutes))), minutes
+            check_receipt(_receipt(row), minutes)
+            terms = json.loads(row["terms"])
+            for minute in minutes:
+                begin_ms = minute["minute"] * MINUTE_MS
+                end_ms = min(begin_ms + MINUTE_MS, row["elapsed_ms"])
+                assert 1 <= minute["seconds"] == -(-(end_ms - begin_ms) // 1000), (row, minute)
+                cost = cost_micros(terms, end_ms, row["free_ms"])
+                cost -= cost_micros(terms, begin_ms, row["free_ms"])
+                assert minute["credits_micros"] == cost, (row, minute)
+            if self.auditor.is_blind:
+                continue
+            standing = self.auditor.closed[name]["standing"]
+            assert row["elapsed_ms"] == standing["elapsed_ms"], (row, standing)
+            assert row["charged_micros"] == standing["charged_micros"], (row, standing)
+            recorded = self.auditor.minutes[name]
+            assert minutes == [{key: one[key] for key in minutes[0]} for one in recorded], name
+        for name in self.minutes:
+            assert name in self.sessions, name
+
+    def _check_proofs(self, diary: Diary) -> None:
+        """Nothing is billed beyond the last proofs of life of the clients that were there,
+        nor between two of them unless the kind bills gaps."""
+        row = self.sessions.get(f"{diary.person.tenant}/{diary.session_id}")
+        if row is None or not diary.served:
+            return
+        most_ms, group = 0, list(min(diary.served))
+        for begin, end, found in sorted(diary.served):
+            if begin > group[2] and diary.terms.gap != "bill":
+                most_ms += group[1] - group[0]
+                group = [begin, end, found]
+            group[1:] = [max(group[1], end), max(group[2], found)]
+        most_ms += group[1] - group[0]
+        assert row["elapsed_ms"] <= most_ms, (row, diary.served, most_ms)
+
+    def _check_told(self, client: Client) -> None:
+        """What a client was told is what is written down: no minute, no receipt is edited."""
+        for message in client.messages:
+            diary = self.world.diaries.get(message.get("session_id", ""))
+            if diary is None:
+                continue
+            name = f"{diary.person.tenant}/{diary.session_id}"
+            if message["type"] == "minute":
+                found = [one for one in self.minutes[name] if one["minute"] == message["minute"]]
+                assert len(found) == 1, (client.name, message)
+                assert found[0]["seconds"] == message["seconds"], (message, found)
+            elif message["type"] == "stopped":
+                row, receipt = self.sessions[name], message["receipt"]
+                told = (receipt["elapsed_ms"], receipt["billed_ms"], receipt["minutes"])
+                kept = (row["elapsed_ms"], row["billed_ms"], row["minutes"])
+                assert told == kept, (client.name, message, row)
+
+    # --- Money -------------------------------------------------------------------------
+
+    def _check_deeds(self) -> None:
+        entries = Counter(
+            (entry["tenant"], entry["account_id"], entry["entry_id"]) for entry in self.ledger
+        )
+        assert max(entries.values(), default=1) == 1
+        amounts = {
+            (entry["tenant"], entry["account_id"], entry["entry_id"]): entry["amount_micros"]
+            for entry in self.ledger
+        }
+        known = set()
+        for deed in self.desk.deeds.values():
+            assert deed.state != "unknown", deed
+            if deed.kind in ("pay", "spend"):
+                key = (*deed.person.account, deed.entry_id)
+                known.add(key)
+                assert amounts.get(key, 0) == deed.moved_micros, (deed, amounts.get(key))
+        posted: Counter[tuple[str, str, str]] = Counter()
+        for deed in self.desk.deeds.values():
+            if deed.kind == "post":
+                posted[(*deed.person.account, f"post:{deed.hold_id}")] += deed.moved_micros
+        for key, micros in posted.items():
+            known.add(key)
+            assert amounts.get(key, 0) == micros, (key, micros, amounts.get(key))
+        strange = [
+            key for key, entry in zip(amounts, self.ledger, strict=True)
+            if key not in known and entry["entry_kind"] != "burn"
+        ]  # fmt: skip
+        assert not strange, strange
+
+    def _check_accounts(self) -> None:
+        """Granted less burnt less spent is the balance, in Postgres and in Redis."""
+        for person in set(self.world.people.values()):
+            account = person.account
+            burnt = sum(
+                row["charged_micros"]
+                for row in self.sessions.values()
+                if (row["tenant"], row["account_id"]) == account
+            )
+            expected = self.desk.moved(account)[0] - burnt
+            assert self.balances.get(account, 0) == expected, (account, self.balances, expected)
+            live = self.state.hashes["account"].get("/".join(account))
+            if live is not None:
+                where = (account, live, expected)
+                assert int(live["balance"]) == expected, where
+                for part in ("held", "reserved", "charged_live", "burn", "live", "holds"):
+                    assert int(live.get(part, 0)) == 0, (part, where)
+
+    def _check_months(self) -> None:
+        """The months of Redis are those of Postgres, and both what the minutes come to."""
+        counted: Counter[tuple[str, str]] = Counter()
+        for minutes in self.minutes.values():
+            for minute in minutes:
+                if minute["counts"]:
+                    month = minute["month"].isoformat()
+                    counted[f"org:{minute['tenant']}", month] += 1
+                    counted[f"member:{minute['tenant']}/{minute['user_id']}", month] += 1
+        for row in self.world.cluster.postgres.fetch("SELECT * FROM minute_adjustments"):
+            month = row["month"].isoformat()
+            counted[f"org:{row['tenant']}", month] += row["minutes"]
+            counted[f"member:{row['tenant']}/{row['user_id']}", month] += row["minutes"]
+        for kind in ("member", "org"):
+            for place, counter in self.state.hashes[kind].items():
+                for key, value in counter.items():
+                    part, _, month = key.partition(":")
+                    if part == "used":
+                        expected = counted[f"{kind}:{place}", month]
+                        assert int(value) == expected, (kind, place, counter, expected)
+                    elif part == "held":
+                        assert int(value) == 0, (kind, place, counter)
+
+
+def _receipt(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as its receipt says it."""
+    return {
+        **row,
+        "terms": json.loads(row["terms"]),
+        "segments": json.loads(row["segments"]),
+        "credits_micros": row["charged_micros"],
+        "limit": row["limit_name"],
+    }

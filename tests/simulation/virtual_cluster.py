@@ -1,0 +1,283 @@
+"""A virtual cluster: its processes, its clock, and everything that may happen to them."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+
+import server.presence
+from protocol import limits
+from protocol.steps import Step
+from server.config import Settings
+from storage.keys import NODES
+from storage.live import _outcome
+from tests.simulation.people import RATES
+from tests.simulation.postgres_lines import PostgresServer
+from tests.simulation.processes import (
+    CALM_BEAT_MS,
+    PARTITIONS,
+    FlusherHost,
+    Host,
+    Server,
+    make_task,
+)
+from tests.simulation.redis_lines import Command, Mishap
+from tests.simulation.redis_wire import RedisWire
+from tests.simulation.virtual import VirtualLoop
+from tests.simulation.virtual_redis import VirtualRedisServer
+
+TURNS_PER_INSTANT_MAX = 5_000
+"""Turns of the loop in one virtual millisecond: more of them never end."""
+STEPS_PER_INSTANT_MAX = 400
+"""Steps of all sessions in one virtual millisecond."""
+BRISK_MS = 15_000
+"""After something went wrong, processes beat every second for so long."""
+UNSETTLED_MS = 6_000
+"""After something went wrong, it takes so long until all is told to everybody."""
+SETTINGS = Settings(
+    env="development",
+    redis_url="unix:///nowhere",
+    database_url="postgresql:///nowhere",
+    jwt_secret=SecretStr("a-secret-of-at-least-thirty-two-bytes"),
+    data_dir=Path("/nowhere"),
+    partitions=PARTITIONS,
+)
+
+
+class LivelockError(AssertionError):
+    """Time does not go on."""
+
+
+class Cluster:
+    """Processes on one Redis and one Postgres, in virtual time."""
+
+    def __init__(self, loop: VirtualLoop, wire: RedisWire, postgres: PostgresServer) -> None:
+        loop.set_task_factory(make_task)  # type: ignore[arg-type]
+        self.loop = loop
+        self.clock = loop.clock
+        self.postgres = postgres
+        self.redis = VirtualRedisServer(wire, self.clock)
+        self.redis.carried = self._carried
+        self.servers: list[Server] = []
+        self.flushers: list[FlusherHost] = []
+        self.died: Callable[[Host], None] = lambda host: None
+        self.stepped: Callable[[Step, Any, bool], None] = lambda step, outcome, alone: None
+        """Told of every answer of Redis to a step, as soon as it was made."""
+        self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
+        self.redis_is_away = False
+        self.postgres_is_away = False
+        self.unsettled_until = 0
+        self._brisk_until = 0
+        self._is_brisk = True
+        self._steps: dict[bytes, Step] = {}
+        self._steps_at = (0, 0)
+        wire.published = self._published
+        self.redis.proofs = self._proofs
+
+    @property
+    def now(self) -> int:
+        """The instant, in true time."""
+        return self.clock.now_ms
+
+    @property
+    def nodes(self) -> list[Server]:
+        """The living processes."""
+        return [node for node in self.servers if node.is_alive]
+
+    # --- Time ------------------------------------------------------------------------
+
+    async def advance(self, ms: int) -> None:
+        """Lets so much time pass, from one thing that is due to the next."""
+        until = self.now + ms
+        turns, last_at = 0, -1
+        while True:
+            await self.loop.quiet()
+            self._calm_down()
+            at = self.loop.next_at
+            if at is None or at > until:
+                break
+            self.clock.now_ms = max(at, self.now)
+            turns = turns + 1 if self.now == last_at else 0
+            last_at = self.now
+            if turns > TURNS_PER_INSTANT_MAX:
+                raise LivelockError(f"endless turns at {self.now}")
+        self.clock.now_ms = until
+        await self.loop.quiet()
+
+    async def settle(self) -> None:
+        """Lets everything be done that is not a matter of time."""
+        await self.loop.quiet()
+
+    async def finished(self, task: "asyncio.Task[Any]") -> Any:
+        """What a task comes to; the clock is set forward for as long as it waits."""
+        await self.loop.quiet()
+        while not task.done():
+            at = self.loop.next_at
+            assert at is not None, "it waits for nothing"
+            await self.advance(max(0, at - self.now))
+        return None if task.cancelled() else task.result()
+
+    # --- Beats -------------------------------------------------------------------------
+
+    def _proofs(self) -> dict[str, int]:
+        """While nothing is amiss, beats are not made one by one; that they were is told
+        whenever Redis is asked anything."""
+        if self._is_brisk:
+            return {}
+        return {node.process.node: node.proof_at(self.now) for node in self.nodes}
+
+    def stir(self, ms: int = BRISK_MS) -> None:
+        """Something is amiss: processes beat every second, and look after each other."""
+        self.redis.carry([])
+        self.unsettled_until = max(self.unsettled_until, self.now + UNSETTLED_MS)
+        self._brisk_until = max(self._brisk_until, self.now + ms)
+        if not self._is_brisk:
+            self._pace(brisk=True)
+            for node in self.nodes:
+                node.beat_now()
+
+    def _calm_down(self) -> None:
+        if not self._is_brisk or self.now < self._brisk_until:
+            return
+        known = {name.decode() for name in self.redis.ask("ZRANGE", NODES, 0, -1)}
+        living = {node.process.node for node in self.nodes}
+        if self.redis_is_away or self.postgres_is_away or known != living:
+            self._brisk_until = self.now + 5_000
+            return
+        self._pace(brisk=False)
+
+    def _pace(self, *, brisk: bool) -> None:
+        self._is_brisk = brisk
+        beat_ms, beats = (1_000, 60) if brisk else (CALM_BEAT_MS, 1)
+        setattr(limits, "PRESENCE_BEAT_MS", beat_ms)  # noqa: B010
+        setattr(server.presence, "RECONCILE_BEATS", beats)  # noqa: B010
+
+    # --- Processes -----------------------------------------------------------------------
+
+    async def serve(self, name: str) -> Server:
+        """One more process that serves sockets."""
+        node = Server(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
+        self._place(node)
+        live = node.process.live
+        command = live._commit_command
+
+        def noted(step: Step, node: str) -> tuple[Any, ...]:
+            made = command(step, node)
+            self._steps[made[-1]] = step
+            if len(self._steps) > 1_000:
+                del self._steps[next(iter(self._steps))]
+            return made
+
+        live._commit_command = noted  # type: ignore[method-assign]
+        self.servers.append(node)
+        self.stir()
+        await self.finished(node.act(node.process.start()))
+        return node
+
+    def flush(self, name: str, pace_ms: int) -> FlusherHost:
+        """One more flusher."""
+        host = FlusherHost(self.loop, self.redis, self.postgres, name, pace_ms)
+        self._place(host)
+        self.flushers.append(host)
+        host.begin(host.run())
+        return host
+
+    def _place(self, host: Host) -> None:
+        host.line.is_away = self.redis_is_away
+        host.postgres.is_away = self.postgres_is_away
+        host.died = self._died
+
+    def _died(self, host: Host) -> None:
+        self.stir()
+        self.died(host)
+
+    @property
+    def hosts(self) -> list[Host]:
+        """Every living process."""
+        return [host for host in (*self.servers, *self.flushers) if host.is_alive]
+
+    def stop(self) -> None:
+        """Kills everything."""
+        self.died = lambda host: None
+        for host in self.hosts:
+            host.died = lambda host: None
+            host.kill()
+        self.redis.wire.published = lambda channel, message: None
+
+    # --- Faults ---------------------------------------------------------------------------
+
+    def lose_redis(self) -> None:
+        """Redis cannot be reached."""
+        self.stir()
+        self.redis_is_away = True
+        for host in self.hosts:
+            host.line.cut()
+
+    def find_redis(self) -> None:
+        """Redis is back."""
+        self.redis_is_away = False
+        for host in self.hosts:
+            host.line.is_away = False
+        self.stir()
+
+    def lose_postgres(self) -> None:
+        """Postgres cannot be reached."""
+        self.postgres_is_away = True
+        for host in self.hosts:
+            host.postgres.is_away = True
+
+    def find_postgres(self) -> None:
+        """Postgres is back."""
+        self.postgres_is_away = False
+        for host in self.hosts:
+            host.postgres.is_away = False
+
+    def drop_lines(self) -> None:
+        """Every connection to Redis is broken, and can be made anew at once."""
+        for host in self.hosts:
+            host.line.cut()
+            host.line.is_away = self.redis_is_away
+
+    def mishap(self, host: Host, where: str, mishaps: Sequence[Mishap]) -> None:
+        """Things that happen to the next messages of a process."""
+        line = host.line if where == "redis" else host.postgres
+        line.mishaps.extend(mishaps)
+        self.stir()
+
+    @property
+    def has_mishaps(self) -> bool:
+        """Whether something is about to go wrong with a message."""
+        return any(host.line.mishaps or host.postgres.mishaps for host in self.hosts)
+
+    # --- Messages -------------------------------------------------------------------------
+
+    def _published(self, channel: bytes, message: bytes) -> None:
+        for node in self.servers:
+            for ear in node.line.ears:
+                ear.publish(channel, message)
+
+    def _carried(self, commands: Sequence[Command], answers: list[Any]) -> None:
+        """Looks at what Redis was asked and has answered, before anybody else asks it."""
+        made = []
+        for command, answer in zip(commands, answers, strict=True):
+            if command[0] == "EVALSHA" and isinstance(command[-1], bytes):
+                step = self._steps.get(command[-1])
+                if step is not None and not isinstance(answer, Exception):
+                    made.append((step, _outcome(step, answer)))
+            elif command[0] == "XREADGROUP" and answer and not isinstance(answer, Exception):
+                for key, entries in answer.items():
+                    for entry_id, fields in entries:
+                        if fields:
+                            self.flushed(int(key[2:3]), entry_id.decode(), fields)
+        if made:
+            self._count(len(made))
+        for step, outcome in made:
+            self.stepped(step, outcome, len(made) == 1)
+
+    def _count(self, steps: int) -> None:
+        at, count = self._steps_at
+        self._steps_at = self.now, (count if at == self.now else 0) + steps
+        if self._steps_at[1] > STEPS_PER_INSTANT_MAX:
+            raise LivelockError(f"endless steps at {self.now}")

@@ -1,0 +1,149 @@
+"""A real Redis whose clock is virtual, with the real scripts, some of them broken on purpose.
+
+What a script asks of Redis's clock (ids of a stream, the time, when a key expires) it is
+told from virtual time by a few lines of Lua in front of it; the script itself runs as it
+is. A mutation replaces a piece of a script by another, to see whether the auditor notices.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import storage.flush
+import storage.scripts
+from storage.keys import NODES
+from tests.simulation.redis_lines import Command
+from tests.simulation.redis_wire import RedisWire
+from tests.simulation.virtual import FRACTION_MS, VirtualClock
+
+LUA_DIR = storage.scripts.LUA_DIR
+
+_PRELUDE = """
+local redis = (function(real)
+  local clock = real.call('HMGET', 'simulator', 'now', 'stream')
+  local function virtual(command, ...)
+    local name, args = string.upper(command), {...}
+    if name == 'XADD' then
+      for index = 2, #args do
+        if args[index] == '*' then
+          args[index] = clock[2] .. '-' .. real.call('HINCRBY', 'simulator', 'serial', 1)
+          break
+        end
+      end
+    elseif name == 'TIME' then
+      local ms = tonumber(clock[1])
+      return {string.format('%.0f', math.floor(ms / 1000)),
+        string.format('%.0f', ms % 1000 * 1000 + FRACTION)}
+    elseif name == 'PEXPIRE' then
+      if real.call('EXISTS', args[1]) == 0 then return 0 end
+      real.call('ZADD', 'simulator:expiry', string.format('%.0f', clock[1] + args[2]), args[1])
+      return 1
+    elseif name == 'SET' and args[3] == 'PX' then
+      real.call('ZADD', 'simulator:expiry', string.format('%.0f', clock[1] + args[4]), args[1])
+      return real.call('SET', args[1], args[2])
+    elseif name == 'PERSIST' then
+      return real.call('ZREM', 'simulator:expiry', args[1])
+    elseif name == 'DEL' then
+      real.call('ZREM', 'simulator:expiry', unpack(args))
+    end
+    return real.call(command, unpack(args))
+  end
+  return setmetatable({call = virtual}, {__index = real})
+end)(redis)
+""".replace("FRACTION", str(int(FRACTION_MS * 1000)))
+
+# Sets the clock, has what is over expire, and gives the proofs of life of who lives.
+_TICK = """
+redis.call('HSET', 'simulator', 'now', ARGV[1], 'stream', ARGV[2])
+for _, key in ipairs(redis.call('ZRANGEBYSCORE', 'simulator:expiry', '-inf', ARGV[1])) do
+  redis.call('DEL', key)
+  redis.call('ZREM', 'simulator:expiry', key)
+end
+for index = 3, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[index], ARGV[index + 1]) end
+"""
+
+
+class Mutation(NamedTuple):
+    """A script in which one thing is wrong."""
+
+    script: str
+    old: str
+    new: str
+
+
+@contextlib.contextmanager
+def virtual_scripts(directory: Path, mutations: Sequence[Mutation] = ()) -> Iterator[None]:
+    """Has every client that is made meanwhile load the scripts for virtual time."""
+    for path in LUA_DIR.glob("*.lua"):
+        text = path.read_text()
+        for mutation in mutations:
+            if mutation.script == path.stem:
+                assert text.count(mutation.old) == 1, (mutation, text.count(mutation.old))
+                text = text.replace(mutation.old, mutation.new)
+        (directory / path.name).write_text(_PRELUDE + text)
+    acknowledge = (directory / "acknowledge.lua").read_text()
+    with (
+        mock.patch.object(storage.scripts, "LUA_DIR", directory),
+        mock.patch.object(storage.flush, "_ACKNOWLEDGE", acknowledge),
+    ):
+        yield
+
+
+class VirtualRedisServer:
+    """Redis as the cluster reaches it: at one instant after the other."""
+
+    def __init__(self, wire: RedisWire, clock: VirtualClock) -> None:
+        self.wire = wire
+        self.clock = clock
+        self.proofs: Callable[[], Mapping[str, int]] = dict
+        """Last proofs of life that are given without being asked for; see ``Cluster``."""
+        self.carried: Callable[[Sequence[Command], list[Any]], None] = lambda asked, answers: None
+        """Told of what was asked and answered, before anybody else asks."""
+        self._tick_digest = wire.ask("SCRIPT", "LOAD", _TICK)
+        self._told: Any = None
+        self._stream_ms = 0
+
+    def carry(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers of Redis to some commands, at this instant."""
+        tick = self._tick()
+        answers = self.wire.ask_all([*tick, *commands])[len(tick) :]
+        self.carried(commands, answers)
+        return answers
+
+    def ask(self, *command: Any) -> Any:
+        """The answer to one command, for whoever looks on."""
+        (answer,) = self.carry([command])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def empty(self) -> None:
+        """Redis comes back with nothing at all, its scripts neither."""
+        self.wire.ask_all([("FLUSHALL",), ("SCRIPT", "FLUSH")])
+        self.wire.ask("SCRIPT", "LOAD", _TICK)
+        self._told = None
+
+    def snapshot(self) -> list[tuple[bytes, bytes]]:
+        """All keys as they are now: what a replica has that hears no more."""
+        self.carry([])
+        keys = sorted(self.wire.ask("KEYS", "*"))
+        return list(zip(keys, self.wire.ask_all([("DUMP", key) for key in keys]), strict=True))
+
+    def restore(self, snapshot: list[tuple[bytes, bytes]]) -> None:
+        """A replica takes over, with what it has."""
+        self.empty()
+        for answer in self.wire.ask_all([("RESTORE", key, 0, dump) for key, dump in snapshot]):
+            assert answer == b"OK", answer
+        self._told = None
+
+    def _tick(self) -> list[Command]:
+        now_ms = self.clock.now_ms + self.clock.redis_ahead_ms
+        if self._told == now_ms:
+            return []
+        # A stream's ids never go back, even where the clock does.
+        self._stream_ms = max(self._stream_ms, now_ms)
+        self._told = now_ms
+        proofs = [part for node, at in self.proofs().items() for part in (at, node)]
+        return [("EVALSHA", self._tick_digest, 1, NODES, now_ms, self._stream_ms, *proofs)]
