@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
-import storage.flush
 import storage.scripts
 from storage.keys import NODES
 from tests.simulation.redis_lines import Command
@@ -83,11 +82,7 @@ def virtual_scripts(directory: Path, mutations: Sequence[Mutation] = ()) -> Iter
                 assert text.count(mutation.old) == 1, (mutation, text.count(mutation.old))
                 text = text.replace(mutation.old, mutation.new)
         (directory / path.name).write_text(_PRELUDE + text)
-    acknowledge = (directory / "acknowledge.lua").read_text()
-    with (
-        mock.patch.object(storage.scripts, "LUA_DIR", directory),
-        mock.patch.object(storage.flush, "_ACKNOWLEDGE", acknowledge),
-    ):
+    with mock.patch.object(storage.scripts, "LUA_DIR", directory):
         yield
 
 
