@@ -46,6 +46,8 @@ TOKEN_SESSIONS_MAX: Final = 64
 REASON_CHARACTERS_MAX: Final = 256
 """Free text that explains a ledger entry."""
 IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 255
+IDEMPOTENT_WORK_MS: Final = 30_000
+"""Work under a key ends so soon: long before it is taken for dead and done by another."""
 IDEMPOTENCY_KEPT_MS: Final = 24 * 3_600_000
 # A token of 8 KiB in a header, and the cookies that other software of the site has set.
 REQUEST_HEAD_BYTES_MAX: Final = 32 * 1024

@@ -121,6 +121,8 @@ class Heartbeats:
             async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
                 session = await answered
         except TimeoutError:
+            # Its client is told that it failed: it keeps nothing alive that began after all.
+            self.process.hub.part(seat, pulse, self.process.clock.now())
             raise ServiceError("the session store does not answer") from None
         if pulse in seat.members:
             pulse.seat = seat

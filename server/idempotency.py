@@ -31,7 +31,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from protocol import limits
-from protocol.errors import BadMessageError, ProtocolError
+from protocol.errors import BadMessageError, ProtocolError, ServiceError
 from server.auth import Principal
 from server.clock import Clock
 from server.http import Problem, json_response, problem_of
@@ -118,27 +118,38 @@ async def once(records: Records, deed: Deed, work: Work) -> Response:
                 422, "idempotency_mismatch", f"{KEY_HEADER}: was used for another request"
             )
         case UnderWay():
-            raise Problem(
-                409,
-                "idempotency_under_way",
-                "a request with this key is under way; ask again for its answer",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            raise _under_way()
     try:
         response = await _answer(work)
-        await records.finish_idempotent(*arguments, response.status_code, bytes(response.body))
+        body = bytes(response.body)
+        kept = await records.finish_idempotent(*arguments, known, response.status_code, body)
     except Exception:
         # Should this fail too, the key is taken over when it has been under way for long.
         with contextlib.suppress(UnavailableError):
-            await records.release_idempotent(*arguments)
+            await records.release_idempotent(*arguments, known)
         raise
+    if not kept:
+        # Somebody took over, and theirs is the answer: what they came to may be another.
+        raise _under_way()
     return response
+
+
+def _under_way() -> Problem:
+    return Problem(
+        409,
+        "idempotency_under_way",
+        "a request with this key is under way; ask again for its answer",
+        retry_after_s=RETRY_AFTER_S,
+    )
 
 
 async def _answer(work: Work) -> Response:
     """What the work comes to, if that is final; raises what is not."""
     try:
-        return await work()
+        async with asyncio.timeout(limits.IDEMPOTENT_WORK_MS / 1000):
+            return await work()
+    except TimeoutError:
+        raise ServiceError("this took too long; ask again with the same key") from None
     except (Problem, ProtocolError, RefusedError) as error:
         problem = problem_of(error)
         if problem.status >= 500 or problem.code in UNDECIDED:

@@ -21,7 +21,7 @@ from storage.live import Live
 from storage.records import Records, UnavailableError
 from storage.recovery import Restoring
 from storage.rows import MemberRecord
-from storage.spending import AccountName
+from storage.spending import AccountName, Spending
 
 
 class Calendar(msgspec.Struct, frozen=True):
@@ -69,6 +69,7 @@ class Loader:
         self.oldest_end_at: int | None = None
         """When a session ended whose end may be asserted still, though that is long ago."""
         self._restoring = Restoring(live)
+        self._spending = Spending(live)
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.
@@ -89,7 +90,13 @@ class Loader:
             await self._restoring.apply_entries(name, missed, self.clock.now())
 
     async def member(
-        self, tenant: str, user_id: str, *, ended_after: int | None = None, everybody: bool = False
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        ended_after: int | None = None,
+        everybody: bool = False,
+        adjusted_after: int | None = None,
     ) -> MemberRecord:
         """The limits and months of a member and the organisation, as Postgres has them; see
         ``Records.load_member``."""
@@ -104,6 +111,7 @@ class Loader:
                 [earlier, *map(datetime.date.fromisoformat, months)],
                 ended_after=ended_after,
                 everybody=everybody,
+                adjusted_after=adjusted_after,
             )
         except UnavailableError as error:
             raise ServiceError("the month cannot be loaded now") from error
@@ -115,8 +123,13 @@ class Loader:
         # What each session of a whole organisation has used is asked for when its counter
         # is cold, and not with every member.
         everybody = not await self.live.is_warm(keys.organization(tenant))
+        adjusted_after = self.clock.now() - limits.RECOVERED_ENTRIES_MS
         found = await self.member(
-            tenant, user_id, ended_after=self._ended_after(), everybody=everybody
+            tenant,
+            user_id,
+            ended_after=self._ended_after(),
+            everybody=everybody,
+            adjusted_after=adjusted_after,
         )
         member: dict[str, str | int] = {"limit": _limit(found.member_limit_minutes), "overage": 0}
         org: dict[str, str | int] = {
@@ -137,6 +150,25 @@ class Loader:
         if everybody:
             name = keys.organization(tenant)
             _check(await self.live.load_month(tenant, name, org, asserting=asserting))
+        await self._catch_up(tenant, user_id, found, adjusted_after)
+
+    async def _catch_up(
+        self, tenant: str, user_id: str, loaded: MemberRecord, adjusted_after: int
+    ) -> None:
+        """Brings what was changed while the months were being loaded: whoever changed it
+        found no counter to tell."""
+        try:
+            for adjustment in await self.records.adjustments_since(tenant, adjusted_after):
+                await self._spending.adjust(adjustment)
+            now = await self.records.load_member(tenant, user_id, [])
+        except UnavailableError as error:
+            raise ServiceError("the month cannot be loaded now") from error
+        org = (now.org_limit_minutes, now.allow_overage)
+        if org != (loaded.org_limit_minutes, loaded.allow_overage):
+            await self.live.change_limit(tenant, None, org[0], overage=org[1])
+        if now.member_limit_minutes != loaded.member_limit_minutes:
+            limit_minutes = now.member_limit_minutes
+            await self.live.change_limit(tenant, user_id, limit_minutes, overage=False)
 
     async def free_time(
         self, identity: Identity, day_start_at: int | None, *, asserting: bool = False

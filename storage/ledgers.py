@@ -168,6 +168,10 @@ class Ledgers(Database):
         """Adjustments of all tenants that Redis has not confirmed."""
         return await self._rows("adjustments_waiting", rows.AdjustmentRow, limit)
 
+    async def adjustments_since(self, tenant: str, after_at: int) -> tuple[rows.AdjustmentRow, ...]:
+        """A tenant's adjustments from after an instant, whoever has applied them."""
+        return await self._rows("adjustments_since", rows.AdjustmentRow, tenant, after_at)
+
     async def adjustment_applied(self, tenant: str, user_id: str, entry_id: str) -> None:
         """Redis took it."""
         await self._execute("adjustment_applied", tenant, user_id, entry_id)

@@ -148,13 +148,14 @@ class Records(Ledgers):
         *,
         ended_after: int | None = None,
         everybody: bool = False,
+        adjusted_after: int | None = None,
     ) -> rows.MemberRecord:
         """Limits, and what was used of them in ``months`` (first days), from one snapshot.
 
         Without rows: no limits, UTC, tier ``free``, nothing used. ``ended_after`` as in
         ``load_account``: of the member's sessions, or of ``everybody``'s.
         """
-        asked = (tenant, user_id, list(months), ended_after, everybody)
+        asked = (tenant, user_id, list(months), ended_after, everybody, adjusted_after)
         return await self._one("load_member", rows.MemberRecord, *asked)
 
     async def organization(self, tenant: str) -> rows.OrganizationRow | None:
@@ -234,7 +235,7 @@ class Records(Ledgers):
             if row is None:  # somebody began at the same instant: now they can be seen
                 continue
             if row["fresh"]:
-                return rows.Fresh()
+                return rows.Fresh(row["created_at"])
             if row["fingerprint"] != fingerprint:
                 return rows.Mismatch()
             if row["status"] is None:
@@ -243,14 +244,16 @@ class Records(Ledgers):
         return rows.UnderWay()
 
     async def finish_idempotent(
-        self, tenant: str, scope: str, key: str, status: int, body: bytes
-    ) -> None:
-        """Keeps the answer of a key; a second one changes nothing."""
-        await self._execute("finish_idempotent", tenant, scope, key, status, body)
+        self, tenant: str, scope: str, key: str, mine: rows.Fresh, status: int, body: bytes
+    ) -> bool:
+        """Keeps the answer of a key. False: it is not ``mine`` any more, somebody took over."""
+        asked = (tenant, scope, key, status, body, mine.began_at)
+        return (await self._execute("finish_idempotent", *asked)).endswith(" 1")
 
-    async def release_idempotent(self, tenant: str, scope: str, key: str) -> None:
-        """Gives up work that came to no answer (a retryable error): the key is free again."""
-        await self._execute("release_idempotent", tenant, scope, key)
+    async def release_idempotent(self, tenant: str, scope: str, key: str, mine: rows.Fresh) -> None:
+        """Gives up work that came to no answer (a retryable error): the key is free again,
+        unless somebody took over."""
+        await self._execute("release_idempotent", tenant, scope, key, mine.began_at)
 
     async def prune_idempotent(self, before_at: int, limit: int = 1_000) -> int:
         """Forgets at most ``limit`` keys from before an instant; returns how many."""

@@ -4,7 +4,7 @@ Most are decoded from one JSON column that a query in ``storage/sql`` makes, so 
 names here are the names there.
 """
 
-from datetime import date
+from datetime import date, datetime
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -338,6 +338,9 @@ class UsageDay(msgspec.Struct, frozen=True):
 
 class Fresh(msgspec.Struct, frozen=True):
     """The key is the caller's: do the work, then finish or release it."""
+
+    began_at: datetime
+    """By which it is known whose the key is: whoever takes over begins anew."""
 
 
 class UnderWay(msgspec.Struct, frozen=True):

@@ -331,6 +331,7 @@ def change_of(
 def posted_records(hold: HoldRow, entry: EntryPosted) -> tuple[Record, ...]:
     """What is appended when ``entry`` is charged to a hold."""
     change = change_of(hold, "posted", entry.at, -entry.amount_micros)
+    change = msgspec.structs.replace(change, metadata=entry.metadata)
     # What moved nothing is in no ledger; but an operation is kept as usage all the same.
     if not entry.amount_micros and entry.operation is None:
         return (change,)

@@ -1,5 +1,6 @@
 """The fixtures of every test: the real engines, a database of one's own, a real server."""
 
+import structlog
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = [
@@ -12,3 +13,15 @@ pytest_plugins = [
 # No test may depend on the machine's speed, so Hypothesis has no deadline either.
 settings.register_profile("taximeter", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("taximeter")
+
+# Where rich is installed, structlog draws every traceback with all that is in its frames: a
+# test that provokes errors would wait for the drawing.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%Y-%m-%d %H:%M:%S", utc=False),
+        structlog.dev.ConsoleRenderer(
+            colors=False, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
+)

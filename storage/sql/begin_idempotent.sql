@@ -8,11 +8,12 @@ WITH begun AS (
     WHERE known.status IS NULL
       AND known.fingerprint = excluded.fingerprint
       AND known.created_at <= now() - $5::bigint * interval '1 millisecond'
-    RETURNING fingerprint
+    RETURNING fingerprint, created_at
 )
-SELECT true AS fresh, fingerprint, NULL::smallint AS status, NULL::bytea AS response
+SELECT
+    true AS fresh, fingerprint, created_at, NULL::smallint AS status, NULL::bytea AS response
 FROM begun
 UNION ALL
-SELECT false, fingerprint, status, response
+SELECT false, fingerprint, created_at, status, response
 FROM idempotency_keys
 WHERE tenant = $1 AND scope = $2 AND key = $3 AND NOT EXISTS (SELECT FROM begun)

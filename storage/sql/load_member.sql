@@ -1,9 +1,9 @@
 -- A member's and their organisation's limits, and the minutes that both used in the
 -- given months; without rows: no limits, UTC, nothing used. Besides, the ids of the
--- organisation's adjustments that Redis has not confirmed: they are in those figures
--- already and must not be applied again. `recorded` is what of the sessions' minutes is in
--- those figures too, of sessions that have not ended, or ended after $4 (null: of none):
--- the member's, and with $5 the whole organisation's.
+-- organisation's adjustments that Redis has not confirmed, or that were made after $6 (null:
+-- of no others): they are in those figures already and must not be applied again. `recorded`
+-- is what of the sessions' minutes is in those figures too, of sessions that have not ended,
+-- or ended after $4 (null: of none): the member's, and with $5 the whole organisation's.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
@@ -33,7 +33,7 @@ FROM (
         ARRAY(
             SELECT user_id || '/' || entry_id
             FROM minute_adjustments
-            WHERE tenant = $1 AND NOT is_applied
+            WHERE tenant = $1 AND (NOT is_applied OR created_at > instant($6))
             ORDER BY created_at, entry_id
         ) AS adjustment_ids,
         coalesce(

@@ -1,3 +1,3 @@
--- Forgets work that was begun and came to no answer, so that it may be tried again.
+-- Forgets work that was begun at $4 and came to no answer, so that it may be tried again.
 DELETE FROM idempotency_keys
-WHERE tenant = $1 AND scope = $2 AND key = $3 AND status IS NULL
+WHERE tenant = $1 AND scope = $2 AND key = $3 AND status IS NULL AND created_at = $4

@@ -254,6 +254,8 @@ CREATE TABLE minute_adjustments (
 CREATE INDEX minute_adjustments_by_month ON minute_adjustments (tenant, user_id, month);
 CREATE INDEX minute_adjustments_waiting ON minute_adjustments (tenant, created_at)
     WHERE NOT is_applied;
+-- What was corrected while a month was being loaded into Redis.
+CREATE INDEX minute_adjustments_recent ON minute_adjustments (tenant, created_at);
 
 -- An adjustment changes the month at once, and the overage by as much as it moves the
 -- organisation's month over its limit. More than there is cannot be taken away: the

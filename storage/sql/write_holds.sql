@@ -20,5 +20,6 @@ ORDER BY tenant, hold_id
 ON CONFLICT (tenant, hold_id) DO UPDATE SET
     state = excluded.state,
     posted_micros = excluded.posted_micros,
-    changed_at = excluded.changed_at
+    changed_at = excluded.changed_at,
+    metadata = excluded.metadata
 WHERE hold.state = 'open' AND excluded.state <> 'open'

@@ -1,6 +1,9 @@
 """Sessions of clients without a WebSocket, alone and beside sockets of the same session."""
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from protocol import limits
 from tests.fixtures.database import Connection
@@ -74,6 +77,31 @@ async def test_what_a_heartbeat_may_not_do(server: TestServer) -> None:
     assert_problem(await ask(server, "POST", PATH), 403, "forbidden")
     other = server.token(sessions=["another"])
     assert_problem(await ask(server, "POST", PATH, other, json={"kind": "chat"}), 403, "forbidden")
+
+
+async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client was told that it failed, and may never come back."""
+    await server.grant(10_000_000)
+    token, live = server.token(), server.process.live
+    monkeypatch.setattr(limits, "REQUEST_TIMEOUT_MS", 50)
+    real, go_on = live.commit, asyncio.Event()
+
+    async def slow(*asked: Any, **options: Any) -> Any:
+        await go_on.wait()
+        return await real(*asked, **options)
+
+    monkeypatch.setattr(live, "commit", slow)
+    refused = await ask(server, "POST", PATH, token, json={"kind": "chat"})
+    assert_problem(refused, 503, "unavailable")
+    go_on.set()
+    await server.process.hub.idle()
+    advance(server, 90_000)
+    await server.process.hub.idle()
+    found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
+    assert found["reason"] == "disconnected"
+    assert found["elapsed_ms"] < 10_000
 
 
 async def test_many_first_heartbeats_at_once_start_one_session(

@@ -21,7 +21,7 @@ from server.clock import ClusterClock
 from server.http import Problem, answer, json_response
 from server.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
 from storage.live import LiveError
-from storage.records import Records, UnavailableError
+from storage.records import TAKEOVER_MS, Records, UnavailableError
 from tests.fixtures.database import Connection
 
 BACKEND = Principal(kind="key")
@@ -164,6 +164,73 @@ async def test_who_asks_meanwhile_hears_that_it_is_under_way(records: Records) -
     finish.set()
     assert (await first).status_code == 201
     assert (await once(records, deed(), slow)).headers["idempotent-replayed"] == "true"
+
+
+async def take_over(records: Records, connection: Connection, work: Any) -> Response:
+    """Another attempt, when the first one has been under way for so long that it seems dead."""
+    await connection.execute(
+        "UPDATE idempotency_keys SET created_at = created_at - interval '61 seconds'"
+    )
+    return await once(records, deed(), work)
+
+
+async def test_the_answer_is_that_of_who_took_over(
+    records: Records, connection: Connection
+) -> None:
+    """The first attempt was refused and is slow to say so; the second one was charged."""
+
+    async def slow() -> Response:
+        assert (await take_over(records, connection, Done())).status_code == 201
+        raise Problem(402, "insufficient_credits", "there was too little")
+
+    with pytest.raises(Problem) as raised:
+        await once(records, deed(), slow)
+    assert (raised.value.status, raised.value.code) == (409, "idempotency_under_way")
+    again = await once(records, deed(), Done())
+    assert (again.status_code, again.body) == (201, b'{"count":1}')
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_who_was_overtaken_leaves_the_key_alone(
+    records: Records, connection: Connection, fails: bool
+) -> None:
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def second() -> Response:
+        begun.set()
+        await finish.wait()
+        raise Problem(402, "insufficient_credits", "there is too little")
+
+    async def first() -> Response:
+        first.other = asyncio.create_task(take_over(records, connection, second))  # type: ignore[attr-defined]
+        await begun.wait()
+        if fails:
+            raise ServiceError("a part does not answer")
+        return json_response(b"{}", 201)
+
+    with pytest.raises((Problem, ProtocolError)):
+        await once(records, deed(), first)
+    with pytest.raises(Problem, match="under way"):
+        await once(records, deed(), Done())
+    finish.set()
+    assert (await first.other).status_code == 402  # type: ignore[attr-defined]
+    assert (await once(records, deed(), Done())).status_code == 402
+
+
+async def test_work_ends_before_it_is_taken_over(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes so late must not charge under a key that has been refused meanwhile."""
+    assert limits.IDEMPOTENT_WORK_MS < TAKEOVER_MS
+    monkeypatch.setattr(limits, "IDEMPOTENT_WORK_MS", 1)
+
+    async def stuck() -> Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    with pytest.raises(ServiceError, match="same key"):
+        await once(records, deed(), stuck)
+    assert (await once(records, deed(), Done())).status_code == 201
 
 
 @pytest.mark.parametrize(

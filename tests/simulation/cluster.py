@@ -205,6 +205,7 @@ class Node:
             self.live, cluster.records, self.clock, self.hub.accounts, load_rate_card()
         )
         self._barriers: dict[str, asyncio.Event] = {}
+        self.is_stopped = False
 
     async def start(self) -> None:
         """Connects and listens."""
@@ -220,7 +221,10 @@ class Node:
         return bool(self.hub.claims.waiting) or self.hub.busy or self.recovery.busy
 
     async def stop(self) -> None:
-        """Lets go of the connections."""
+        """Lets go of the connections; once is enough."""
+        if self.is_stopped:
+            return
+        self.is_stopped = True
         await self.hub.accounts.stop()
         await self.redis.aclose()
 
@@ -262,8 +266,7 @@ class Cluster:
     async def stop(self) -> None:
         """Stops all of them."""
         for node in self.nodes:
-            if node.is_alive:
-                await node.stop()
+            await node.stop()  # the dead too: they would hear what the next test says
 
     async def settle(self) -> None:
         """Waits until nothing is under way anywhere, with the clock standing still."""
