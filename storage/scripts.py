@@ -48,11 +48,12 @@ def _connect(url: str) -> Redis:
 
 
 class Script:
-    """One ``.lua`` file: called by its digest, and sent whole where Redis forgot it."""
+    """One ``.lua`` file, or a text of one's own: called by its digest, and sent whole where
+    Redis forgot it."""
 
-    def __init__(self, redis: Redis, name: str) -> None:
+    def __init__(self, redis: Redis, name: str, text: str | None = None) -> None:
         self._redis = redis
-        self.text = (LUA_DIR / f"{name}.lua").read_text("utf-8")
+        self.text = (LUA_DIR / f"{name}.lua").read_text("utf-8") if text is None else text
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         """The name under which Redis keeps the script."""
 

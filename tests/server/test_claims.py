@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 from protocol import limits
@@ -13,7 +14,7 @@ from server.metrics import Metrics
 from storage.live import LiveError, Outcome
 
 AT_ONCE = limits.CLAIM_PIPELINES_MAX * limits.CLAIMS_PER_PIPELINE_MAX
-STEP = cast(Step, object())
+STEP = cast(Step, SimpleNamespace(before=SimpleNamespace(identity=SimpleNamespace(tenant="t"))))
 
 
 class SlowRedis:
@@ -24,6 +25,9 @@ class SlowRedis:
         self.failing = False
         self.steps = 0
         self.batches: list[int] = []
+
+    def shard(self, _: str) -> object:
+        return None
 
     async def commit(self, steps: Sequence[Step], _: str | None = None) -> list[Outcome]:
         self.batches.append(len(steps))
