@@ -120,10 +120,13 @@ class Heartbeats:
         try:
             async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
                 session = await answered
-        except TimeoutError:
+        except BaseException as error:
             # Its client is told that it failed: it keeps nothing alive that began after all.
-            self.process.hub.part(seat, pulse, self.process.clock.now())
-            raise ServiceError("the session store does not answer") from None
+            if self.process.hub.seats.get(seat.key) is seat:
+                self.process.hub.part(seat, pulse, self.process.clock.now())
+            if isinstance(error, TimeoutError):
+                raise ServiceError("the session store does not answer") from None
+            raise
         if pulse in seat.members:
             pulse.seat = seat
             before = self._pulses.get(key)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from protocol import limits
+from storage.live import LiveError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
@@ -102,6 +103,43 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
     found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
     assert found["reason"] == "disconnected"
     assert found["elapsed_ms"] < 10_000
+
+
+async def test_a_heartbeat_that_is_refused_keeps_nothing_alive(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was to bring a suspended session back. Redis did not answer, and its client was told
+    so: what is asked anew until it does answer is for nobody any more."""
+    await server.grant(10_000_000)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    await client.close()
+    token, live = server.token(), server.process.live
+    await until_state(server, "suspended")
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise LiveError("Redis is away")
+
+    monkeypatch.setattr(live, "commit", away)
+    refused = await ask(server, "POST", PATH, token)
+    assert_problem(refused, 503, "unavailable")
+    monkeypatch.undo()
+    advance(server, 5_000)
+    await server.process.hub.idle()
+    advance(server, limits.HEARTBEAT_PROOF_MS)
+    await server.process.hub.idle()
+    found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
+    assert found.get("state") in ("suspended", None)  # None: it has ended by then
+    assert found["elapsed_ms"] < 10_000
+
+
+async def until_state(server: TestServer, state: str) -> None:
+    """Waits until the session is in a state."""
+    async with asyncio.timeout(30):
+        while True:
+            found = await ask(server, "GET", "/v1/sessions/chat-1", server.token())
+            if found.json().get("state") == state:
+                return
 
 
 async def test_many_first_heartbeats_at_once_start_one_session(
