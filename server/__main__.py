@@ -27,7 +27,7 @@ from server.config import (
 )
 from server.serving import serve
 from server.workers import Supervisor, Worker
-from storage.audit import audit_live, audit_record
+from storage.audit import Audit, audit_live, audit_record
 from storage.embedded import EngineError, start_engines
 from storage.flush import run_flusher
 from storage.keys import Keys
@@ -204,10 +204,15 @@ def migrate() -> None:
 
 @commands.command()
 def audit() -> None:
-    """Checks that credits and minutes add up; prints what does not, and exits 1."""
+    """Checks that credits and minutes add up; prints what does not, and exits 1.
+
+    Exits 2 where nothing was found, and Redis could not be compared with the record.
+    """
     found: list[Finding] = []
+    compared: Audit | None = None
 
     async def work(settings: Settings) -> None:
+        nonlocal compared
         assert settings.database_url is not None
         assert settings.redis_url is not None
         records = await Records.connect(settings.database_url)
@@ -226,9 +231,14 @@ def audit() -> None:
     _run(_settings(secrets=False), work, migrate=False)
     for finding in found:
         typer.echo(f"{finding.rule}: {finding.tenant} {finding.subject}: {finding.detail}")
-    typer.echo(f"{len(found)} findings" if found else "everything adds up")
     if found:
+        typer.echo(f"{len(found)} findings")
         sys.exit(1)
+    if compared is None:
+        typer.echo("the record adds up; what is in Redis was not compared with it")
+        sys.exit(2)
+    restless = f", but for {compared.restless} accounts that never stood still"
+    typer.echo(f"everything adds up{restless if compared.restless else ''}")
 
 
 @commands.command()
