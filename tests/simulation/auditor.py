@@ -33,6 +33,8 @@ from tests.simulation.state import (
 from tests.simulation.world import World
 
 EXPECTED = (ProtocolError, LiveError, UnavailableError, RedisError, OSError)
+CLOCK_ERROR_MS = 250
+"""Half of the longest round trip over which a process asks for the time."""
 UNKNOWN_MAX = 8
 """Deeds of which nobody knows whether they were done: their sums are tried out."""
 
@@ -104,6 +106,9 @@ class Auditor:
             # A failure that says what is away is met by trying again; any other is a bug.
             bugs = [error for error in host.failures if not isinstance(error, EXPECTED)]
             assert not bugs, bugs
+        for node in world.nodes:
+            # Whatever became of wall clocks, cluster time is the same everywhere.
+            assert abs(node.clock.now() - world.now) <= CLOCK_ERROR_MS, node.name
         state = look(world.cluster.redis)
         for entry, records in state.outbox.items():
             self._record(entry, records)
@@ -252,6 +257,7 @@ class Auditor:
     # --- Months and free time ---------------------------------------------------------
 
     def _check_months(self, state: State) -> None:
+        self._look_for_late_minutes()
         used = {name: Counter(months) for name, months in self.used.items()}
         held: defaultdict[str, Counter[str]] = defaultdict(Counter)
         active: Counter[str] = Counter()
@@ -289,7 +295,15 @@ class Auditor:
                 self._check_month_limit(name, counter)
 
     def _is_unknown(self, place: str) -> bool:
-        return any(place.startswith(tenant) for tenant in self.desk.minutes_unknown)
+        unknown = self.desk.minutes_unknown | self.desk.minutes_late
+        return any(place.startswith(tenant) for tenant in unknown)
+
+    def _look_for_late_minutes(self) -> None:
+        """Postgres knows which corrections Redis may not have yet."""
+        if self.desk.minutes_late:
+            fetch = self.world.cluster.postgres.fetch
+            rows = fetch("SELECT DISTINCT tenant FROM minute_adjustments WHERE NOT is_applied")
+            self.desk.minutes_late &= {row["tenant"] for row in rows}
 
     def _check_month_limit(self, name: str, counter: dict[str, str]) -> None:
         if not counter.get("limit") or name in self.world.lowered or self.world.was_away:

@@ -59,6 +59,8 @@ class Desk:
         """Corrections of months: tenant, user, month."""
         self.minutes_unknown: set[str] = set()
         """Tenants with corrections of which nobody knows whether they were made."""
+        self.minutes_late: set[str] = set()
+        """Tenants with corrections that Redis could not take at once, and may take any time."""
 
     def of(self, account: tuple[str, str]) -> list[Deed]:
         """The deeds of an account."""
@@ -180,6 +182,7 @@ class Desk:
         self, node: Server, person: Person, entry_id: str, minutes: int, month: str
     ) -> None:
         """Corrects a month of a member."""
+        troubled = node.line.troubled
         try:
             await self.world.cluster.finished(
                 node.act(
@@ -198,5 +201,8 @@ class Desk:
             return
         except ProtocolError:
             return
+        if troubled != node.line.troubled or self.world.cluster.redis_is_away:
+            # Postgres has it; whoever looks through the inbox brings it to Redis later.
+            self.minutes_late.add(person.tenant)
         self.minutes[person.tenant, person.user_id, month] += minutes
         self.world.lowered |= {f"org:{person.tenant}", f"member:{person.tenant}/{person.user_id}"}

@@ -241,12 +241,13 @@ class _Runner:
         raise AssertionError(f"{work} does not come to an end")
 
     async def _again(self) -> bool:
-        """Whoever got no answer asks again, and gets one."""
+        """Whoever got no answer asks again, and gets one; what Redis did not take, it takes."""
         node = self.world.nodes[0]
+        late = await self.cluster.finished(node.act(node.money.apply_adjustments()))
         unknown = [deed for deed in self.desk.deeds.values() if deed.state == "unknown"]
         for deed in unknown:
             await self.desk.do(node, deed)
-        return not any(deed.state == "unknown" for deed in unknown)
+        return not late and not any(deed.state == "unknown" for deed in unknown)
 
     async def _void(self) -> bool:
         """What is still held is given back, and then nothing is."""

@@ -103,9 +103,24 @@ class VirtualRedisServer:
     def carry(self, commands: Sequence[Command]) -> list[Any]:
         """The answers of Redis to some commands, at this instant."""
         tick = self._tick()
-        answers = self.wire.ask_all([*tick, *commands])[len(tick) :]
+        sent: list[Command] = []
+        owed: list[int] = []
+        for command in commands:
+            owed.append(len(sent))
+            sent.extend(self._timeless(command))
+        found = self.wire.ask_all([*tick, *sent])[len(tick) :]
+        answers = [found[index] for index in owed]
         self.carried(commands, answers)
         return answers
+
+    def _timeless(self, command: Command) -> list[Command]:
+        """A command, with the end that it gives a key in virtual time."""
+        if command[0] == "SET" and "PX" in command:
+            at = command.index("PX")
+            ends_at = self.clock.now_ms + self.clock.redis_ahead_ms + int(command[at + 1])
+            plain = (*command[:at], *command[at + 2 :])
+            return [plain, ("ZADD", "simulator:expiry", ends_at, command[1])]
+        return [command]
 
     def ask(self, *command: Any) -> Any:
         """The answer to one command, for whoever looks on."""
