@@ -31,6 +31,8 @@ BREAK_MS = limits.NODE_SILENT_MS - 2 * limits.PRESENCE_BEAT_MS
 have been kept from theirs just as long."""
 LOOK_S = 0.02
 """Pauses between two looks for an answer of the others."""
+STEADY_MS = 1
+"""Two clocks that nobody stepped meanwhile agree on such a pause to within this."""
 RECONCILE_BEATS = 60
 """How often a process looks after what it is noted for and does not have, in beats."""
 
@@ -108,7 +110,8 @@ class Presence:
             look = await self.live.look(ask=False)
             since_ms = look.redis_ms - look.beaten_redis_ms
             # The clock of Redis was not stepped between that beat and this look.
-            is_steady = 0 <= since_ms <= (self.clock.reading() - sent_at) * 1000
+            most_ms = (self.clock.reading() - sent_at) * 1000 + STEADY_MS
+            is_steady = 0 <= since_ms <= most_ms
             if look.beats != last.beats and is_steady:
                 self.clock.anchor(look.beaten_at + since_ms, look.redis_ms, asked_at)
                 return
