@@ -108,6 +108,8 @@ class Meter(Position):
                 self._refused(reply.refused_by, intent, now_ms)
             elif intent is not None:
                 self._judge_again(intent)
+        if self._recalled:
+            self.recall(now_ms)
         self._plan(now_ms)
 
     def unanswered(self, now_ms: int) -> None:
@@ -168,16 +170,20 @@ class Meter(Position):
         self._ends = ("", 0)
         self.refresh(now_ms)
 
-    def recall(self, now_ms: int) -> None:
+    def recall(self, now_ms: int) -> bool:
         """Somebody needs what this session merely holds: settle, and keep no more than is
-        needed to run on. Nothing is asked where that would free nothing."""
-        if not self.counting or self._asked is not None:
-            return
+        needed to run on. False: it gives nothing back, now at least; while a step is on its
+        way, that is looked at when the answer is there."""
+        self._recalled = self.counting and self._asked is not None
+        if not self.counting or self._recalled:
+            return False
         step = moves.claim(self._moment(now_ms), shrink=True)
         held_micros = step.charge_micros + step.offers[0].grant.held_micros
-        if held_micros < self.session.grant.held_micros:
-            self._wanted = self._shrink = True
-            self._plan(now_ms)
+        if held_micros >= self.session.grant.held_micros:
+            return False
+        self._wanted = self._shrink = True
+        self._plan(now_ms)
+        return True
 
     def handle_timer(self, now_ms: int) -> None:
         """The deadline of ``timer()`` has come; early wake-ups are taken as on time."""

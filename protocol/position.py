@@ -58,6 +58,8 @@ class Position:
         """The grant is final, and need not be: a claim is due while that is so."""
         self._shrink = False
         """That claim gives back what is not needed at once."""
+        self._recalled = False
+        """Somebody needed what the session holds while a step was on its way."""
         self._probed_ms = -1
         """The minute's end up to which sockets were asked for a proof of life."""
         self._exhausted = False

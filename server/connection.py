@@ -27,8 +27,9 @@ from server.buckets import TokenBucket
 from server.frames import text_frame
 from server.process import Process
 from server.push import PushSocket
-from server.seats import Seat, Ticket
+from server.seats import Seat
 from server.starting import join_or_start
+from server.tickets import Ticket
 from server.timers import Timer
 from storage.live import LiveError
 

@@ -11,8 +11,9 @@ from protocol import limits, messages
 from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from server.auth import Principal
 from server.process import Process
-from server.seats import Seat, Ticket
+from server.seats import Seat
 from server.starting import join_or_start
+from server.tickets import Ticket
 from server.timers import Timer
 
 PulseKey = tuple[str, str]

@@ -20,7 +20,8 @@ from protocol.session import Grant, Identity, Session, session_key
 from protocol.states import Event, Phase
 from server.auth import Principal
 from server.seating import Seating
-from server.seats import Member, Seat, Ticket
+from server.seats import Seat
+from server.tickets import Member, Ticket
 from storage.live import Found, LiveError
 
 log = structlog.get_logger()

@@ -178,10 +178,12 @@ class Seating:
                 # Asked for where nobody hears the client; here its last seconds are proven.
                 seat.meter.request(Event.STOP, now_ms, None, message["reason"])
             if message.get("recall"):
-                seat.meter.recall(now_ms)
+                if seat.meter.recall(now_ms):
+                    self.metrics.recalls.inc()
             # A recall frees nothing yet: only what changed the account is worth a claim.
             if message.get("bumped") or not message.keys() & {"recall", "stop"}:
                 seat.meter.changed(now_ms)
+                seat.freed()
             seat.drain()
         for told in list(account.listeners):
             told(account, message)

@@ -9,12 +9,10 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
-import msgspec
-
-from protocol import messages
-from protocol.codec import encode, error_message, tick_template
+from protocol import limits, messages
+from protocol.codec import encode, tick_template
 from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
-from protocol.errors import ErrorCode, PeerError, ProtocolError, RefusedError, ServiceError
+from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from protocol.meter import Meter
 from protocol.session import Session
 from protocol.snapshots import snapshot, tick
@@ -26,6 +24,7 @@ from server.clock import Clock
 from server.frames import text_frame
 from server.loading import Calendar
 from server.metrics import Metrics
+from server.tickets import Member, Ticket, fail, refusal
 from server.timers import Timer, Timers
 from server.waiting import Signal
 from storage.live import Outcome
@@ -34,48 +33,6 @@ NOBODY: Final[frozenset[Any]] = frozenset()
 """Shared by all seats without watchers: an empty set takes 216 bytes."""
 UNHEARD_MAX = 32
 """Steps without an answer that one seat remembers; all of them are asked from one version."""
-
-
-class Member(Protocol):
-    """A socket at a seat, as the seat sees it."""
-
-    def send(self, frame: bytes) -> None:
-        """Sends a frame that must arrive."""
-
-    def send_tick(self, frame: bytes) -> bool:
-        """Sends a frame that may be dropped; False when it was."""
-
-    def probe(self) -> None:
-        """Asks the peer for a proof of life."""
-
-    def left(self, seat: "Seat") -> None:
-        """The seat is cleared: the session has ended."""
-
-
-class Ticket(msgspec.Struct, frozen=True, eq=False):
-    """A request that waits for its answer: the token that a meter hands back."""
-
-    member: Member | None
-    request_id: int | None
-    missed: tuple[bytes, ...] = ()
-    """Kept notices that a joining client has not seen."""
-    failed: "Failed | None" = None
-    """Called instead of an error message, where the answer is not a socket's."""
-    shown: "Shown | None" = None
-
-
-class Failed(Protocol):
-    """Takes the error that a request came to."""
-
-    def __call__(self, error: ProtocolError) -> None:
-        """The request failed."""
-
-
-class Shown(Protocol):
-    """Takes the answer to a request that did not come over a socket."""
-
-    def __call__(self, message: messages.ServerMessage | bytes) -> None:
-        """The request was done."""
 
 
 class Place(Protocol):
@@ -141,8 +98,8 @@ class Seat:
     """One session on this process."""
 
     __slots__ = (
-        "_retry", "_timer", "_unheard", "account", "calendar", "failures", "groups", "meter",
-        "node", "place", "settled", "template", "watchers",
+        "_held_until", "_retry", "_timer", "_unheard", "account", "calendar", "failures",
+        "groups", "meter", "node", "place", "settled", "template", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -164,6 +121,8 @@ class Seat:
         self.template = tick_template(meter.session.identity.session_id)
         self._timer: Timer | None = None
         self._retry: Timer | None = None
+        self._held_until = 0
+        """So long a step waits for what other sessions hold; 0: none does."""
         self._unheard: tuple[Step, ...] = ()
         """Steps that may have been made, since the last answer."""
 
@@ -222,6 +181,9 @@ class Seat:
             return
         if outcome.change is not None:
             self.place.changed(self, outcome)
+        if outcome.held and self._waits_for_holders():
+            return
+        self._held_until = 0
         self._count(step, reply)
         self.meter.granted(reply, self.place.clock.now())
         self.drain()
@@ -270,6 +232,7 @@ class Seat:
         client's back: if it was made after all, it has lost its socket.
         """
         self.failures += 1
+        self._held_until = 0
         if made is None and self.meter.asked is not None:
             # Most likely it was the first one, or one of the last.
             before = self._unheard
@@ -286,9 +249,30 @@ class Seat:
         at = self.place.clock.now() + retry_after_ms(self.failures)
         self._retry = self.place.timers.deadline(at, self._ask_again)
 
+    def _waits_for_holders(self) -> bool:
+        """Whether a step that only others' holds are in the way of is tried again: as soon
+        as they give back what they do not need, and at the latest when the wait is over."""
+        now_ms = self.place.clock.now()
+        self._held_until = self._held_until or now_ms + limits.RECALL_WAIT_MS
+        if now_ms >= self._held_until:
+            return False
+        self._retry = self.place.timers.deadline(self._held_until, self._try_again)
+        return True
+
+    def freed(self) -> None:
+        """Somebody gave back what was held on the account: who waits for that tries again."""
+        if self._held_until and self._retry is not None:
+            self._retry.cancel()
+            self._try_again(self.place.clock.now())
+
+    def _try_again(self, _: int) -> None:
+        self._retry = None
+        assert self.meter.asked is not None
+        self.place.claims.ask(self, self.meter.asked)
+
     def _fail_all(self, error: ProtocolError) -> None:
         for ticket in self.meter.abandon():
-            _fail(ticket, error)
+            fail(ticket, error)
 
     def _ask_again(self, now_ms: int) -> None:
         self._retry = None
@@ -336,7 +320,7 @@ class Seat:
             case Show(seq, token, only):
                 self._show(token, seq, only=only)
             case Refuse(token, limit):
-                _fail(token, _refusal(limit))
+                fail(token, refusal(limit))
             case Probe():
                 for member in self.members:
                     if member not in self.watchers:
@@ -366,7 +350,7 @@ class Seat:
         """Nothing is due here any more; whoever still waits for an answer gets one."""
         self.settled.set()
         if self.meter.session.standing.phase is Phase.ENDED:
-            self._fail_all(_refusal(None))
+            self._fail_all(refusal(None))
         else:
             self._fail_all(ServiceError("the session is not served here any more"))
         for timer in (self._timer, self._retry, *(group.timer for group in self.groups)):
@@ -419,21 +403,3 @@ class Seat:
             if ticket is None or member is not ticket.member:
                 member.send(frame)
                 tally.messages_pushed += 1
-
-
-def _refusal(limit: str | None) -> ProtocolError:
-    if limit is None:
-        return RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
-    return RefusedError(
-        ErrorCode.LIMIT_REACHED, f"nothing is left to go on with: {limit}", limit=limit
-    )
-
-
-def _fail(ticket: Ticket | None, error: ProtocolError) -> None:
-    if ticket is None:
-        return
-    if ticket.failed is not None:
-        ticket.failed(error)
-    elif ticket.member is not None:
-        message = msgspec.structs.replace(error_message(error), id=ticket.request_id)
-        ticket.member.send(text_frame(encode(message)))

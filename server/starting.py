@@ -7,7 +7,8 @@ from protocol.terms import Terms
 from server.auth import Principal
 from server.loading import calendar
 from server.process import Process
-from server.seats import Member, Seat, Ticket
+from server.seats import Seat
+from server.tickets import Member, Ticket
 from storage.records import UnavailableError
 from storage.rows import SessionRow
 

@@ -82,6 +82,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """So much waits for Postgres that no session is started."""
     entry_id: str = ""
     """The outbox entry in which the step's records are; empty: there are none."""
+    held: bool = False
+    """Only what other sessions hold was in the way: they were told to give some back."""
     failed: str = ""
     """Redis refused to run the script, and says why: nothing was done."""
 
@@ -434,4 +436,5 @@ def _outcome(step: Step, answer: Any) -> Outcome:
         gross, reserved, version = counters[2]
         change = Change(int(version), int(gross), int(reserved))
     entry_id = detail.decode() if status == b"ok" else ""
-    return Outcome(reply=reply_of(step, answer), change=change, entry_id=entry_id)
+    reply, held = reply_of(step, answer), status == b"held"
+    return Outcome(reply=reply, change=change, entry_id=entry_id, held=held)

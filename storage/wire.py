@@ -226,7 +226,7 @@ def reply_of(step: Step, answer: list[Any]) -> Reply:
         session=session,
         member=month_of(step.month, member),
         org=month_of(step.month, organization),
-        refused_by=detail.decode() if status == b"refused" else None,
+        refused_by=detail.decode() if status in {b"refused", b"held"} else None,
         free_left_ms=int(free_left) if free_left else None,
         notices=tuple(reversed(notices)),
     )

@@ -29,7 +29,8 @@ from server.http import answer, path_id, principal_of, process_of, tenant_of_cal
 from server.loading import Calendar, calendar
 from server.openapi import ORG, USER, Operation, described
 from server.process import Process
-from server.seats import Seat, Ticket
+from server.seats import Seat
+from server.tickets import Ticket
 from storage.live import Found
 from storage.rows import SessionRow
 

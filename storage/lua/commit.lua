@@ -26,6 +26,8 @@
 --   ok        made; session fields are what it left, detail is its outbox entry, if any
 --   stale     somebody was faster; session fields are what they left
 --   refused   no offer fits; then the limit that is in the way
+--   held      the same, and only what other sessions hold is in the way: they are told to
+--             give back what they do not need
 --   left      the process was not the last one with sockets; it has left
 --   gone      the session, or its newest step, is not here any more: Redis came back empty,
 --             or as a replica that lacks the last writes (see assert.lua)
@@ -141,7 +143,14 @@ for _, offer in ipairs(step.offers) do
   end
 end
 chosen = chosen or step.keep
-if not chosen and #step.offers > 0 then return answer('refused', refused) end
+if not chosen and #step.offers > 0 then
+  local least = step.offers[#step.offers].held
+  if refused == 'credits' and least <= balance - number(KEYS[4], 'reserved') then
+    call(step.publish, step.channel, cjson.encode({recall = true}))
+    return answer('held', refused)
+  end
+  return answer('refused', refused)
+end
 local none = {held = 0, minutes = {}, grant = step.released}
 local holding = chosen or none
 local final = ''

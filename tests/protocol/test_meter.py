@@ -127,12 +127,25 @@ def test_recall_gives_back_only_what_frees_something() -> None:
     bench = Bench()
     bench.run(10_500)
     bench.alive()
-    bench.meter.recall(bench.now)
+    assert bench.meter.recall(bench.now)
     bench.drain()
     assert [offer.grant.granted_ms for offer in bench.step.offers] == [12_000, 11_000]
     bench.accept()
-    bench.meter.recall(bench.now)
+    assert not bench.meter.recall(bench.now)
     assert not only(bench.drain(), Ask)
+
+
+def test_a_recall_during_a_claim_is_looked_at_when_that_is_answered() -> None:
+    bench = Bench()
+    bench.run(61_000)
+    bench.alive()
+    bench.drain()
+    assert bench.meter.asked is not None
+    assert not bench.meter.recall(bench.now)
+    bench.accept()
+    assert [offer.grant.granted_ms for offer in bench.step.offers] == [62_000]
+    bench.accept()
+    assert bench.meter.asked is None
 
 
 # --- Limits -----------------------------------------------------------------------------

@@ -22,7 +22,8 @@ from server.metrics import Metrics
 from server.money import Money
 from server.orphans import Orphans
 from server.recovery import Recovery
-from server.seats import Seat, Ticket
+from server.seats import Seat
+from server.tickets import Ticket
 from server.timers import Timers
 from storage.keys import Keys
 from storage.live import Live, connect

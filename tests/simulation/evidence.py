@@ -33,12 +33,12 @@ def check(auditor: Auditor, state: State) -> None:
         _check_credits(auditor, state)
         for at, step, then in world.stops:
             _check_stop(at, step, then, world)
-        for at, limit, step, then in world.refusals:
+        for at, limit, step, then in world.refused():
             _check_refusal(at, limit, step, then)
         for deed, then in auditor.desk.refusals:
             _check_short(world.now, deed.micros, deed.person.account, then)
     world.stops.clear()
-    world.refusals.clear()
+    world.refused()
     auditor.desk.refusals.clear()
     auditor.close(state)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.actions import Action
-from tests.simulation.driver import Laboratory, Outcome
+from tests.simulation.actions import Action, Stage
+from tests.simulation.clients import Client
+from tests.simulation.driver import Laboratory
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -39,12 +40,13 @@ def pay(user: str, micros: int, entry: str = "grant") -> Action:
     return act("deed", node=NODE, kind="pay", user=user, entry=entry, micros=micros)
 
 
-def run(place: Laboratory, *actions: Action) -> Outcome:
-    """Runs them, and raises what the auditor says."""
-    outcome = place.run(SEED, 0, actions=actions)
+def run(place: Laboratory, *actions: Action) -> list[Client]:
+    """Runs them, and raises what the auditor says; the clients, with what they were told."""
+    stages: list[Stage] = []
+    outcome = place.run(SEED, 0, actions=actions, started=stages.append)
     if outcome.failure is not None:
         raise outcome.failure
-    return outcome
+    return stages[0].world.clients
 
 
 def test_an_ended_session_that_redis_forgot_is_not_started_again(place: Laboratory) -> None:
@@ -59,3 +61,16 @@ def test_an_ended_session_that_redis_forgot_is_not_started_again(place: Laborato
         act("join", client="c-again", node=NODE, session="s1", last_seq=2),
         act("flusher", name="flusher1", pace_ms=1_000),
     )
+
+
+def test_what_others_hold_is_not_in_the_way_of_a_start(place: Laboratory) -> None:
+    """Grants reach a minute ahead; who starts needs less, and others give it back (seed 97)."""
+    clients = run(
+        place,
+        pay("cat9", 2_900_000),
+        start("s1", kind="minute"),
+        start("s2", kind="minute"),
+        wait(1),
+    )
+    told = [message["type"] for client in clients for message in client.messages]
+    assert "error" not in told

@@ -12,7 +12,7 @@ import pytest
 from protocol.errors import RefusedError, ServiceError
 from protocol.states import Event
 from protocol.terms import Terms
-from server.seats import Ticket
+from server.tickets import Ticket
 from storage.database import UnavailableError
 from storage.live import LiveError
 from storage.records import Records

@@ -12,7 +12,7 @@ from protocol.errors import ServiceError
 from protocol.events import EntryPosted
 from protocol.states import Event, Phase
 from server.auth import Principal
-from server.seats import Ticket
+from server.tickets import Ticket
 from storage.database import UnavailableError
 from storage.keys import Keys
 from storage.live import LiveError

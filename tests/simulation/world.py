@@ -13,8 +13,9 @@ from protocol import messages
 from protocol.errors import ProtocolError
 from protocol.states import Event
 from protocol.steps import Step
-from server.seats import Seat, Ticket
+from server.seats import Seat
 from server.starting import join_or_start
+from server.tickets import Ticket
 from storage.live import LiveError, Outcome
 from storage.records import UnavailableError
 from tests.simulation.clients import FOUND_OUT_MS, Client, Diary
@@ -41,6 +42,9 @@ class World:
         """Steps that stopped a session at a limit, when, and everything in Redis then."""
         self.refusals: list[tuple[int, str, Step, State]] = []
         """Steps for which a limit left nothing, and everything in Redis then."""
+        self.held: dict[str, tuple[int, str, Step, State]] = {}
+        """The same where only what other sessions held was in the way: they were told to
+        give some back, and it is tried again as long as the session's meter waits."""
         self.was_away = False
         """Redis did not answer for a while: time may be used that nobody granted."""
         self.lowered: set[str] = set()
@@ -68,13 +72,19 @@ class World:
         return self.cluster.nodes
 
     @property
+    def is_smooth(self) -> bool:
+        """Whether nothing goes wrong now: whoever is told something hears it."""
+        cluster = self.cluster
+        return self.now >= cluster.unsettled_until and not (
+            cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps
+        )
+
+    @property
     def is_quiet(self) -> bool:
         """Whether nothing goes wrong now, and nobody waits for Redis."""
-        cluster = self.cluster
         return (
-            self.now >= cluster.unsettled_until
+            self.is_smooth
             and all(task.done() for task in self._pending)
-            and not (cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps)
             and not any(
                 seat.meter.asked or seat.meter._intents or seat.failures
                 for node in self.nodes
@@ -92,8 +102,14 @@ class World:
         reply = outcome.reply
         if reply is None:
             return
+        key = step.before.key
+        self.held.pop(key, None)
         if reply.refused_by:
-            self.refusals.append((self.now, reply.refused_by, step, look(self.cluster.redis)))
+            refusal = (self.now, reply.refused_by, step, look(self.cluster.redis))
+            if not outcome.held:
+                self.refusals.append(refusal)
+            elif self.is_smooth:
+                self.held[key] = refusal
         if not reply.accepted:
             return
         assert reply.session is not None
@@ -120,6 +136,14 @@ class World:
                     diary.deaths.append(self.now)
                     diary.proofs.append((self.now, max(alive_at, _last_request(diary))))
                 client.go_all(self.now, self.now + SWEPT_MS)
+
+    def refused(self) -> list[tuple[int, str, Step, State]]:
+        """Steps that were refused for good since the last time that one asked."""
+        waiting = {seat.key for node in self.nodes for seat in node.hub if seat.meter.asked}
+        over = [key for key in self.held if key not in waiting]
+        found = self.refusals + [self.held.pop(key) for key in over]
+        self.refusals = []
+        return found
 
     def disturb(self, host: Host | None = None) -> None:
         """From now on instants of sessions of a process (or of all) are not exact."""
