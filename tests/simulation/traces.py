@@ -1,0 +1,51 @@
+"""Traces: what happens in a world, written down by hand and not left to chance."""
+
+from typing import Any
+
+from tests.simulation.actions import Action, Stage
+from tests.simulation.clients import Client
+from tests.simulation.driver import Laboratory
+
+NODE, FLUSHER = "node.0", "flusher0"
+SEED = 9
+"""A world with no faults of its own: its people are ann9, bob9 and cat9."""
+
+
+def act(name: str, /, **parameters: Any) -> Action:
+    """An action."""
+    return Action(name, parameters)
+
+
+def wait(seconds: float) -> Action:
+    """Time passes."""
+    return Action("wait", {"ms": int(seconds * 1000)})
+
+
+def start(session: str, user: str = "cat9", kind: str = "second", client: str = "") -> Action:
+    """A client of its own starts a session."""
+    client = client or f"c-{session}"
+    return act("start", client=client, node=NODE, user=user, kind=kind, session=session)
+
+
+def pay(user: str, micros: int, entry: str = "grant") -> Action:
+    """An account gets credits."""
+    return act("deed", node=NODE, kind="pay", user=user, entry=entry, micros=micros)
+
+
+def spend(user: str, micros: int, entry: str = "spend") -> Action:
+    """An operation is charged at once."""
+    return act("deed", node=NODE, kind="spend", user=user, entry=entry, micros=micros)
+
+
+def mishaps(name: str, where: str, *kinds: list[Any]) -> Action:
+    """What becomes of the next messages of a process to Redis or Postgres."""
+    return act("mishaps", name=name, where=where, kinds=list(kinds))
+
+
+def run(place: Laboratory, *actions: Action) -> list[Client]:
+    """Runs them, and raises what the auditor says; the clients, with what they were told."""
+    stages: list[Stage] = []
+    outcome = place.run(SEED, 0, actions=actions, started=stages.append)
+    if outcome.failure is not None:
+        raise outcome.failure
+    return stages[0].world.clients
