@@ -63,10 +63,10 @@ def _credits_position(
     if standing.phase != "active" or account.burns_alone(session_id):
         micros = account.available_to(session_id, now_ms)
         return terms.affordable_ms(max(0, micros), standing.free_ms)
-    dry_at = account.dry_at(now_ms)
+    dry_at = account.dry_at()
     if dry_at is None:
         return None
-    return elapsed_ms + max(0, int((dry_at - now_ms) * terms.speed))
+    return elapsed_ms + max(0, (dry_at - now_ms) * terms.speed)
 
 
 def first(found: dict[str, int]) -> str | None:

@@ -91,7 +91,7 @@ class AccountProjection:
         self.lines: dict[str, Line] = {}
         self._sum_at = -1
         self._sum_micros = 0
-        self._dry_at: float | None = None
+        self._dry_at: int | None = None
         self._dry_known = False
 
     def replace(
@@ -158,39 +158,75 @@ class AccountProjection:
             line.burn_micros for other, line in self.lines.items() if other != session_id
         )
 
-    def dry_at(self, now_ms: int) -> float | None:
-        """The instant at which the sessions together will have burnt the balance.
+    def dry_at(self) -> int | None:
+        """The instant up to which the account covers its sessions together; None: for ever.
 
-        Linear in the price of each, from the end of its free time; None: never. Constant
-        between two changes, so it is computed once for all of an account's ticks.
+        It follows from the account alone, whenever it is asked, so that processes agree on
+        it: one that took a warning back which another gives would be answered with the next.
+        By their increments with up to ``EXACT_LINES_MAX`` sessions; with more at the price of
+        each, as if every one of them had begun half an increment more.
         """
         if not self._dry_known:
-            self._dry_at = self._find_dry(now_ms)
+            self._dry_at = self._find_dry()
             self._dry_known = True
         return self._dry_at
 
-    def _find_dry(self, now_ms: int) -> float | None:
-        left = float(self.credits_micros(now_ms) - self.reserved_micros) * MINUTE_MS
-        burning = 0
-        beginnings = []
-        for line in self.lines.values():
-            if not line.burn_micros:
-                continue
-            free_left_ms = line.free_ms - line.elapsed_at(now_ms)
-            if free_left_ms <= 0:
-                burning += line.burn_micros
-            else:
-                beginnings.append((now_ms + free_left_ms / line.speed, line.burn_micros))
-        at = float(now_ms)
-        for begins_at, burn_micros in sorted(beginnings):
-            if burning and at + left / burning <= begins_at:
-                break
-            left -= (begins_at - at) * burning
-            at = begins_at
-            burning += burn_micros
+    def _find_dry(self) -> int | None:
+        burning = [line for line in self.lines.values() if line.burn_micros]
         if not burning:
             return None
-        return at + max(0.0, left) / burning
+        micros = self.gross_micros - self.reserved_micros
+        micros -= sum(line.cost_at(line.at) for line in self.lines.values() if not line.running)
+        since = max(line.at for line in burning)
+        if len(burning) <= EXACT_LINES_MAX:
+            return _covered_until(burning, since, micros)
+        begun = sum(line.price_micros * line.next_increment_ms for line in burning) // 2
+        return int(_burnt_at(burning, since, micros * MINUTE_MS - begun))
+
+
+def _burnt_at(burning: list[Line], since: int, left: int) -> float:
+    """The instant at which ``left`` (micro-credits times 60,000) is burnt, at the price of
+    each session from the end of its free time; ``since`` where it is already."""
+    burn_micros = 0
+    beginnings = []
+    for line in burning:
+        paid_ms = line.elapsed_at(since) - line.free_ms
+        if paid_ms >= 0:
+            left -= line.price_micros * paid_ms
+            burn_micros += line.burn_micros
+        else:
+            beginnings.append((since - paid_ms / line.speed, line.burn_micros))
+    at, rest = float(since), float(left)
+    for begins_at, more_micros in sorted(beginnings):
+        if burn_micros and at + rest / burn_micros <= begins_at:
+            break
+        rest -= (begins_at - at) * burn_micros
+        at = begins_at
+        burn_micros += more_micros
+    return at + max(0.0, rest) / burn_micros
+
+
+def _covered_until(burning: list[Line], since: int, micros: int) -> int:
+    """The last instant at which ``micros`` covers every increment that was begun; ``since``
+    where it does not even then."""
+
+    def covers(at: int) -> bool:
+        return sum(line.cost_at(at) for line in burning) <= micros
+
+    if not covers(since):
+        return since
+    # Increments are begun before they are used: it is at most one of them earlier.
+    longest_ms = max(max(line.first_increment_ms, line.next_increment_ms) for line in burning)
+    high = int(_burnt_at(burning, since, micros * MINUTE_MS)) + 1
+    low, step_ms = max(since, high - 1 - longest_ms), 1
+    while covers(high):  # fractions of a micro-credit are not charged
+        high, step_ms = high + step_ms, 2 * step_ms
+    while not covers(low):
+        low = max(since, low - longest_ms)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if covers(middle) else (low, middle)
+    return low
 
 
 class MonthProjection(msgspec.Struct, frozen=True):

@@ -177,9 +177,8 @@ class Seating:
             if message.get("stop") == identity.session_id and seat.meter.sockets:
                 # Asked for where nobody hears the client; here its last seconds are proven.
                 seat.meter.request(Event.STOP, now_ms, None, message["reason"])
-            if message.get("recall"):
-                if seat.meter.recall(now_ms):
-                    self.metrics.recalls.inc()
+            if message.get("recall") and seat.meter.recall(now_ms):
+                self.metrics.recalls.inc()
             # A recall frees nothing yet: only what changed the account is worth a claim.
             if message.get("bumped") or not message.keys() & {"recall", "stop"}:
                 seat.meter.changed(now_ms)

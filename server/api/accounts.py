@@ -132,7 +132,7 @@ async def read_account(request: Request) -> Response:
         for line in projection.lines.values()
         if line.elapsed_at(now_ms) >= line.free_ms
     )
-    dry_at = projection.dry_at(now_ms)
+    dry_at = projection.dry_at()
     return answer(
         AccountAnswer(
             account_id=account.account_id,
@@ -140,7 +140,7 @@ async def read_account(request: Request) -> Response:
             held=format_credits(view.held_micros),
             reserved=format_credits(projection.reserved_micros),
             credits_per_minute=format_credits(burn_micros),
-            ends_at=None if dry_at is None else int(dry_at),
+            ends_at=None if dry_at is None else max(now_ms, dry_at),
             sessions=len(projection.lines),
             server_time_at=now_ms,
         )
