@@ -16,6 +16,7 @@ import asyncpg
 
 from protocol import limits
 from storage.records import Records, UnavailableError
+from storage.usage import Usage
 from tests.simulation.redis_lines import Mishap
 
 Value = TypeVar("Value")
@@ -85,10 +86,19 @@ class PostgresLine:
         self.die: Callable[[], None] = lambda: None
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._server.records, name)
+        return self.of(self._server.records, name)
+
+    def of(self, asked: Any, name: str) -> Any:
+        """Something of the record, or of whatever else shares its pool; a question goes over
+        this line."""
+        found = getattr(asked, name)
         if not inspect.iscoroutinefunction(found):
             return found
         return functools.partial(self._call, found)
+
+    def usage(self) -> "UsageLine":
+        """Questions about usage, over this line."""
+        return UsageLine(self, Usage.over(self._server.records))
 
     async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
         await asyncio.sleep(0)
@@ -108,3 +118,15 @@ class PostgresLine:
             case "lost":
                 await asyncio.sleep(limits.DATABASE_TIMEOUT_MS / 1000)
         raise UnavailableError("the line to Postgres is broken")
+
+
+class UsageLine:
+    """Questions about usage as one process reaches the record. They share its pool, whose
+    connections live on the loop of the thread: asked from any other they break."""
+
+    def __init__(self, line: PostgresLine, usage: Usage) -> None:
+        self._line = line
+        self._usage = usage
+
+    def __getattr__(self, name: str) -> Any:
+        return self._line.of(self._usage, name)

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 import server.accounts
 import server.expiry
+import server.lost
 import server.money
 import server.presence
 import server.process
@@ -155,6 +156,7 @@ class Server(Host):
             mock.patch.object(
                 server.process, "secrets", SimpleNamespace(token_hex=lambda size: number)
             ),
+            mock.patch.object(server.lost, "Usage", SimpleNamespace(over=PostgresLine.usage)),
         ):
             self.process = Process(settings, rates, cast(Records, self.postgres))
         # No process stands still here without being dead, so it need not be watched for.
