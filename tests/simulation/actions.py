@@ -199,6 +199,7 @@ class Stage:
     async def do_empty(self) -> None:
         self._lose()
         self.cluster.redis.empty()
+        self.world.forgotten.lost(self.world.clients)
 
     async def do_lag(self) -> None:
         self.snapshot = self.cluster.redis.snapshot()
@@ -209,6 +210,7 @@ class Stage:
             self.cluster.drop_lines()
             self.cluster.redis.restore(self.snapshot)
             self.snapshot = None
+            self.world.forgotten.lost(self.world.clients)
 
     def _lose(self) -> None:
         self.world.was_away = True

@@ -19,6 +19,7 @@ from server.tickets import Ticket
 from storage.live import LiveError, Outcome
 from storage.records import UnavailableError
 from tests.simulation.clients import FOUND_OUT_MS, Client, Diary
+from tests.simulation.forgotten import Forgotten
 from tests.simulation.people import KINDS, Person
 from tests.simulation.processes import Host, Server
 from tests.simulation.state import State, look
@@ -53,6 +54,7 @@ class World:
         """Accounts from which an adjustment took something that may have been held."""
         self.losses: list[int] = []
         """When Redis lost everything, or its last writes."""
+        self.forgotten = Forgotten(cluster)
         self.deaths: dict[str, int] = {}
         """Processes that died, and when."""
         self.waiting: list[tuple[Client, str, int]] = []
@@ -136,6 +138,7 @@ class World:
                     diary.deaths.append(self.now)
                     diary.proofs.append((self.now, max(alive_at, _last_request(diary))))
                 client.go_all(self.now, self.now + SWEPT_MS)
+        self.forgotten.died(self.clients)
 
     def refused(self) -> list[tuple[int, str, Step, State]]:
         """Steps that were refused for good since the last time that one asked."""

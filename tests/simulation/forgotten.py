@@ -1,0 +1,71 @@
+"""What nobody knows any more, although a client was told of it: two failures took it.
+
+Any one of process, Redis and Postgres may die and nothing is lost. What a step wrote is in
+the outbox, and the process that made it keeps it until Postgres has it; when Redis loses it
+and that process is dead, or dies before it has put it back, it is gone for good, and nobody
+promised otherwise. So it is noted at such an instant, and only then, what is neither in
+Postgres nor in an outbox and was told by none but dead processes.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from tests.simulation.clients import Client
+from tests.simulation.state import look
+from tests.simulation.virtual_cluster import Cluster
+
+Piece = tuple[str, int | None]
+"""A minute of a session, or (None) its end."""
+
+
+class Forgotten:
+    """Pieces of sessions that may be missing in the record."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.pieces: set[Piece] = set()
+        self._missing: set[Piece] = set()
+        """What losses took before Postgres had it: whoever knows it is to put it back."""
+
+    def lost(self, clients: Iterable[Client]) -> None:
+        """Redis has lost something just now."""
+        self._missing |= _told(clients).keys()
+        self.died(clients)
+
+    def died(self, clients: Iterable[Client]) -> None:
+        """Looks what nobody can put back any more; also after the death of a process."""
+        if self._missing:
+            self._missing -= self._written()
+            told = _told(clients)
+            self.pieces |= {piece for piece in self._missing if not told[piece]}
+
+    def _written(self) -> set[Piece]:
+        fetch = self.cluster.postgres.fetch
+        minutes = fetch("SELECT session_id, minute FROM usage_tracking")
+        ends = fetch("SELECT session_id FROM sessions WHERE state = 'ended'")
+        written: set[Piece] = {(row["session_id"], row["minute"]) for row in minutes}
+        written |= {(row["session_id"], None) for row in ends}
+        for records in look(self.cluster.redis).outbox.values():
+            for record in records:
+                if record["t"] in ("minute", "ended"):
+                    written.add((record["session_id"], record.get("minute")))
+        return written
+
+
+def _told(clients: Iterable[Client]) -> dict[Piece, bool]:
+    """Whether any of the processes that told a piece lives."""
+    is_known: defaultdict[Piece, bool] = defaultdict(bool)
+    for client in clients:
+        for message in client.messages:
+            piece = _piece(message)
+            if piece is not None:
+                is_known[piece] |= client.node.is_alive
+    return is_known
+
+
+def _piece(message: dict[str, object]) -> Piece | None:
+    """What a message tells for good."""
+    session_id, minute = message.get("session_id"), message.get("minute")
+    if not isinstance(session_id, str) or message["type"] not in ("minute", "stopped"):
+        return None
+    return session_id, minute if isinstance(minute, int) else None
