@@ -54,6 +54,13 @@ class Offer(msgspec.Struct, frozen=True):
     floor_ms: int
     """Taken only while the counters cover all their sessions for so long."""
 
+    def within(self, other: "Offer") -> bool:
+        """Whether it needs nothing held that ``other`` does not need."""
+        held = other.grant.held_minutes
+        return self.grant.held_micros <= other.grant.held_micros and all(
+            minutes <= held.get(month, 0) for month, minutes in self.grant.held_minutes.items()
+        )
+
 
 def month_after(month: str) -> str:
     """The month that follows ``month`` (``2026-12-01`` after ``2026-11-01``)."""

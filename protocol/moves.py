@@ -116,9 +116,12 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
     settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=at)
     settling.settle(moment.proven_ms)
     ground = settling.ground()
-    return moment.step(
-        settling, offers=ground.offers(shrink=shrink), keep=kept_offer(ground, before)
-    )
+    offers, keep = ground.offers(shrink=shrink), kept_offer(ground, before)
+    if shrink:
+        # A part of what is held can be had even where the account owes. Whoever kept all of it
+        # would be recalled again at once, and two who do so would recall each other for ever.
+        keep = next((offer for offer in offers if offer.within(keep)), keep)
+    return moment.step(settling, offers=offers, keep=keep)
 
 
 def note(moment: Moment) -> Step:

@@ -233,7 +233,9 @@ for _, counter in ipairs(months) do
     break
   end
 end
-local recall = final == 'credits' and number(KEYS[4], 'held') > holding.held
+-- What is reserved for operations no session can give back.
+local theirs = number(KEYS[4], 'held') - number(KEYS[4], 'reserved') - holding.held
+local recall = final == 'credits' and theirs > 0
 local bumped = step.line ~= nil or step.ended or freed
 local line = step.line
 if step.ended then

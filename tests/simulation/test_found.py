@@ -37,3 +37,30 @@ def test_what_others_hold_is_not_in_the_way_of_a_start(place: Laboratory) -> Non
     )
     told = [message["type"] for client in clients for message in client.messages]
     assert "error" not in told
+
+
+def test_sessions_of_an_account_that_owes_recall_each_other_once(place: Laboratory) -> None:
+    """An adjustment took what two sessions hold: each gives back what it can (seed 285)."""
+    run(
+        place,
+        pay("cat9", 800_000),
+        start("s1"),
+        start("s2"),
+        pay("cat9", -700_000, entry="correction"),
+        wait(60),
+    )
+
+
+def test_a_session_does_not_recall_what_is_reserved_for_an_operation(place: Laboratory) -> None:
+    """What a hold reserves no session can give back, least of all the one that asks (seed 285)."""
+    run(
+        place,
+        pay("cat9", 800_000),
+        act(
+            "deed", node=NODE, kind="hold", user="cat9", entry="hold:h1", micros=100_000,
+            hold="h1", ttl_ms=1_800_000,
+        ),
+        start("s1"),
+        pay("cat9", -700_000, entry="correction"),
+        wait(60),
+    )  # fmt: skip
