@@ -189,6 +189,10 @@ class _Runner:
         while not self.world.nodes:
             await self._advance(1_000)
             if not (self.cluster.redis_is_away or self.cluster.postgres_is_away):
+                # Where nobody lives who has the time, it is that of Redis: the processes go
+                # over to it, and the world, which has one time only, cannot follow. So who
+                # starts a cluster anew sets that clock right before.
+                self.cluster.clock.redis_ahead_ms = 0
                 await self.cluster.serve(f"node.x{len(self.cluster.servers)}")
                 self.audit()
 
