@@ -64,3 +64,17 @@ def test_a_session_does_not_recall_what_is_reserved_for_an_operation(place: Labo
         pay("cat9", -700_000, entry="correction"),
         wait(60),
     )  # fmt: skip
+
+
+def test_a_lowered_limit_stops_no_session_in_the_middle_of_a_minute(place: Laboratory) -> None:
+    """A begun minute counts in full, and is used to its end (seeds 78 and 311)."""
+    clients = run(
+        place,
+        start("s1", user="ann9", kind="recording"),
+        wait(120),
+        act("limit", user="ann9", minutes=2, of_org=True),
+        wait(180),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert stopped["limit"] == "org_minutes"
+    assert stopped["receipt"]["elapsed_ms"] == 180_000
