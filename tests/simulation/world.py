@@ -182,7 +182,8 @@ class World:
             diary = self.diaries[session_id] = Diary(person, KINDS[kind], session_id)
         diary.disturbed = diary.disturbed or self._is_troubled(client.node)
         client.requests += 1
-        client.alive_at = self.now
+        # Whatever it says proves that it lives, to every session that it takes part in.
+        client.node.do(client.pong)
         client.joined_at[session_id] = len(client.messages)
         request_id = client.requests
         ticket = Ticket(client, request_id)
@@ -311,11 +312,11 @@ class World:
 
     async def leave(self, client: Client, session_id: str) -> None:
         """A client leaves a session and keeps its socket."""
+        client.node.do(client.pong)
         seat = client.seats.pop(session_id, None)
         diary = client.sessions.get(session_id)
         client.go(session_id, self.now, self.now)
         if seat is not None and diary is not None and not client.is_cut:
-            client.alive_at = self.now
             diary.disturbed = diary.disturbed or self._is_troubled(client.node)
             diary.proofs.append((self.now, self.now))
             client.node.do(client.node.hub.part, seat, client, client.node.clock.now())
