@@ -234,8 +234,11 @@ def _check_segments(
     if ended["reason"] == "disconnected" and ended["segments"] and not diary.deaths:
         end = ended["segments"][-1][1]
         latest = max(proofs)
-        # Whoever came back and was gone in the same instant added nothing.
-        nothing = end in proofs and latest in {gap[1] for gap in ended["gaps"]}
+        # Whoever came back and was gone in the same instant added nothing, and neither did
+        # whoever came back, and had it paused in the same instant until it was gone.
+        returns = {gap[1] for gap in ended["gaps"]}
+        paused = {at for at, what in diary.requests if what == "pause"}
+        nothing = end in proofs and (latest in returns or max(returns, default=0) in paused)
         assert end == latest or nothing or end in asked | stops, (ended, diary)
         assert end <= latest, (ended, diary)
 
