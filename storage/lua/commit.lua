@@ -113,19 +113,19 @@ for index, name in ipairs({'member_minutes', 'org_minutes'}) do
   end
 end
 
--- What the session holds of a month's minutes and does not use now.
+-- Minutes that are the session's own: what it holds and does not use now; and once a grant
+-- is chosen, what that one holds.
 local own = {}
 for month, part in pairs(step.months) do own[month] = part.held - part.used end
 
--- The limit that has no room for so much held; nil when all have. Minutes that are the
--- session's own need no room: a limit that was lowered takes none back that was granted.
-local function lacking(micros, minutes, own_minutes)
+-- The limit that has no room for so much held; nil when all have. What is the session's own
+-- needs none: a limit that was lowered takes back no minute that was granted.
+local function lacking(micros, minutes)
   if micros > 0 and micros > room then return 'credits' end
   for _, counter in ipairs(months) do
     local needed = minutes[counter.month] or 0
-    if needed > math.max(0, counter.room, own_minutes[counter.month] or 0) then
-      return counter.name
-    end
+    if needed <= (own[counter.month] or 0) then needed = 0 end
+    if needed > 0 and needed > counter.room then return counter.name end
   end
   return nil
 end
@@ -145,7 +145,7 @@ end
 local chosen, refused = nil, nil
 for _, offer in ipairs(step.offers) do
   if not low(offer.floor_ms) then
-    refused = lacking(offer.held, offer.minutes, own)
+    refused = lacking(offer.held, offer.minutes)
     if not refused then chosen = offer break end
   end
 end
@@ -162,7 +162,8 @@ local none = {held = 0, minutes = {}, grant = step.released}
 local holding = chosen or none
 local final = ''
 if chosen then
-  final = chosen.final or lacking(chosen.more, chosen.more_minutes, chosen.minutes) or ''
+  own = chosen.minutes
+  final = chosen.final or lacking(chosen.more, chosen.more_minutes) or ''
 end
 
 -- Settle.
