@@ -52,6 +52,8 @@ class State:
     """Oldest first."""
     outbox: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Records by their partition and the id of their entry."""
+    replayed: set[str] = field(default_factory=set)
+    """Entries of outboxes that were appended again."""
     recovering: bool = False
     """Processes put back what Redis has lost."""
 
@@ -124,11 +126,19 @@ def _take(state: State, kind: str, name: str, key: str, answer: Any) -> None:
             state.notices[name] = [json.loads(notice) for notice in reversed(answer)]
         case "outbox":
             for entry_id, fields in answer:
-                state.outbox[f"{key[2:3]}/{entry_id.decode()}"] = json.loads(fields[1])
+                entry = f"{key[2:3]}/{entry_id.decode()}"
+                state.outbox[entry] = json.loads(fields[1])
+                if is_replay(fields):
+                    state.replayed.add(entry)
         case _:
             state.hashes[kind][name] = {
                 field.decode(): value.decode() for field, value in answer.items()
             }
+
+
+def is_replay(fields: Any) -> bool:
+    """Whether an entry of an outbox is appended again: only a step says when it was decided."""
+    return b"t" not in fields
 
 
 def counted_ms(session: dict[str, Any], now_ms: int) -> int:
