@@ -121,10 +121,8 @@ class Recovery:
                 # It was not served here a moment ago, and may have been lost since: what is
                 # asserted then Redis knows, mostly.
                 self._new.add(partition)
-            elif partition not in self._lost and not self.busy:
-                self.unflushed.known(partition, epoch)
-                if watermark is not None:
-                    flushed[partition] = watermark
+            elif watermark is not None and partition not in self._lost and not self.busy:
+                flushed[partition] = watermark
             self._epochs[partition] = epoch
         if now_ms >= self._forget_at:
             self._forget_at = now_ms + limits.WATERMARK_INTERVAL_MS
@@ -251,15 +249,14 @@ class Recovery:
         When a whole batch fails, so would the others: they are tried with the next beat,
         and before this one.
         """
-        keys, now_ms = self.hub.live.keys, self.clock.now()
+        keys = self.hub.live.keys
         work: list[Seat | Kept] = [
             seat
             for seat in self.hub
             if keys.partition(seat.meter.session.identity.tenant) in partitions and _runs(seat)
         ]
         for partition in partitions:
-            ended = list(self.unflushed.ended(partition))
-            work += [kept for kept in ended if not self._is_over(partition, kept, now_ms)]
+            work += self.unflushed.ended(partition)
         ends = (one.session.standing.ended_at for one in work if isinstance(one, Kept))  # type: ignore[union-attr]
         self.loader.oldest_end_at = min((at for at in ends if at is not None), default=None)
         failures: list[BaseException] = []
@@ -285,14 +282,6 @@ class Recovery:
                 error = {"error": str(errors[0])} if expected else {"exc_info": errors[0]}
                 log.warning("not_asserted", sessions=len(errors), **error)
         return not failures
-
-    def _is_over(self, partition: int, kept: Kept, now_ms: int) -> bool:
-        """Whether Redis has been told of an end in this epoch, and may have forgotten it since:
-        it would take it for one that was lost, and charge it again."""
-        assert kept.session is not None
-        known_at = max(kept.session.standing.ended_at or 0, kept.known_at or 0)
-        forgotten_at = known_at + limits.ENDED_SESSION_KEPT_MS - limits.RECOVERED_ENTRIES_MS
-        return now_ms >= forgotten_at and kept.epoch == self._epochs.get(partition, b"")
 
     async def restore(self, session: Session) -> None:
         """Puts back one session, whose step was answered ``gone``; and soon all others.
@@ -325,9 +314,6 @@ class Recovery:
         if session.identity.terms.free_scope == "day":
             day_start_at = calendar.day_start_at(session.identity.started_at)
         await self._assert(Assertion(session, kept.notices, minutes, present=False), day_start_at)
-        self.unflushed.told(
-            self.hub.live.keys.partition(session.identity.tenant), kept, self.clock.now()
-        )
 
     @staticmethod
     def _minutes(session: Session, seat: Seat) -> tuple[tuple[str, int], ...]:

@@ -1,6 +1,6 @@
 """What a session is to be, before it starts: its terms, its account, its free time."""
 
-from protocol import limits, messages
+from protocol import messages
 from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from protocol.session import Identity
 from protocol.terms import Terms
@@ -60,9 +60,9 @@ async def identity_of(process: Process, principal: Principal, request: messages.
     assert principal.tenant is not None
     assert principal.user_id is not None
     assert principal.account_id is not None
-    # Redis forgets a session some time after its end; by then the record has to know of it,
-    # or else it would be started again and its minutes be taken for those that are there.
-    await process.loader.refuse_behind(principal.tenant, limits.ENDED_SESSION_KEPT_MS // 2)
+    # Redis remembers the end of a session until the record knows of it, but no more than a day:
+    # started again, its minutes would be taken for those that are there already.
+    await process.loader.refuse_behind(principal.tenant)
     try:
         row = await process.records.session(principal.tenant, request.session_id)
     except UnavailableError as error:

@@ -29,10 +29,6 @@ class Kept(msgspec.Struct):
     notices: tuple[bytes, ...] = ()
     written_at: int | None = None
     """When this process has written it down by itself, after a loss."""
-    known_at: int | None = None
-    """When Redis was last told of the session's end: it forgets it a while after that."""
-    epoch: bytes | None = None
-    """The epoch of the partition in which that was, as soon as that is certain."""
 
 
 class Unflushed:
@@ -40,8 +36,6 @@ class Unflushed:
 
     def __init__(self) -> None:
         self._entries: dict[int, dict[str, Kept]] = {}
-        self._told: dict[int, list[Kept]] = {}
-        """Ends of sessions since the last quiet moment of a partition."""
         self._count = 0
         self.dropped = 0
         """Entries that were given up because there were too many."""
@@ -76,8 +70,6 @@ class Unflushed:
         entries = self._entries.setdefault(partition, {})
         self._count += entry_id not in entries
         entries[entry_id] = kept
-        if ended:
-            self._told.setdefault(partition, []).append(kept)
         if self._count > limits.UNFLUSHED_ENTRIES_MAX:
             self._drop(partition)
 
@@ -95,16 +87,6 @@ class Unflushed:
             kept.entry_id = entry_id
             self._count -= entry_id in entries
             entries[entry_id] = kept
-
-    def told(self, partition: int, kept: Kept, at: int) -> None:
-        """Redis was told of a session's end, and remembers it for a while."""
-        kept.known_at, kept.epoch = at, None
-        self._told.setdefault(partition, []).append(kept)
-
-    def known(self, partition: int, epoch: bytes) -> None:
-        """Nothing was lost since an epoch began in which Redis was told of all that is kept."""
-        for kept in self._told.pop(partition, ()):
-            kept.epoch = epoch
 
     def forget(self, watermarks: Mapping[int, bytes | None], written_before: int = 0) -> None:
         """Forgets what has been flushed: everything up to the watermarks. And what was written

@@ -137,7 +137,6 @@ class Restoring:
             "line": encode_line(line_at(identity, standing)),
             "notices": [notice.decode() for notice in assertion.notices],
             "present": assertion.present and not ended,
-            "kept_ms": limits.ENDED_SESSION_KEPT_MS,
             "idle_ms": limits.ACCOUNT_IDLE_MS,
             "epoch": self._epoch("behind"),
             "recovery_ms": limits.RECOVERY_MS,

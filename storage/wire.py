@@ -176,7 +176,6 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "graced": before.grace_until is not None,
         "leaving": step.leaving,
         "ended": ended,
-        "ended_kept_ms": limits.ENDED_SESSION_KEPT_MS,
         "idle_ms": limits.ACCOUNT_IDLE_MS,
         "outbox_max": limits.OUTBOX_ENTRIES_MAX,
         "publish": publish,

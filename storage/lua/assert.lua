@@ -135,8 +135,8 @@ if asserted.ended then
   call('DEL', KEYS[3])
   call('SREM', KEYS[8], asserted.session)
   call('SREM', KEYS[9], asserted.session)
-  call('PEXPIRE', KEYS[1], asserted.kept_ms)
-  call('PEXPIRE', KEYS[2], asserted.kept_ms)
+  call('PEXPIRE', KEYS[1], asserted.idle_ms)
+  call('PEXPIRE', KEYS[2], asserted.idle_ms)
   call('HDEL', KEYS[4], 's:' .. id)
 else
   call('SADD', KEYS[8], asserted.session)

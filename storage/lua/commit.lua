@@ -221,7 +221,8 @@ if step.ended then
   call('DEL', KEYS[3])
   call('SREM', KEYS[9], step.session)
   call('SREM', KEYS[10], step.session)
-  call('PEXPIRE', KEYS[1], step.ended_kept_ms)
+  -- The flusher shortens that, once Postgres knows of the end (acknowledge.lua).
+  call('PEXPIRE', KEYS[1], step.idle_ms)
 end
 
 -- Append.
@@ -229,7 +230,7 @@ local entry = step.records
   and call('XADD', KEYS[8], '*', 'r', step.records, 't', whole(step.at)) or ''
 for _, notice in ipairs(step.notices) do call('LPUSH', KEYS[2], notice) end
 if #step.notices > 0 then call('LTRIM', KEYS[2], 0, step.notices_kept - 1) end
-if step.ended then call('PEXPIRE', KEYS[2], step.ended_kept_ms) end
+if step.ended then call('PEXPIRE', KEYS[2], step.idle_ms) end
 
 -- Tell: the projections that changed, the processes that have the session too, and
 -- whoever holds what this one lacks. Most claims have nothing to tell.

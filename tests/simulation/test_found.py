@@ -78,3 +78,88 @@ def test_a_lowered_limit_stops_no_session_in_the_middle_of_a_minute(place: Labor
     (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
     assert stopped["limit"] == "org_minutes"
     assert stopped["receipt"]["elapsed_ms"] == 180_000
+
+
+def test_an_end_that_redis_forgot_by_its_own_clock_is_not_charged_again(place: Laboratory) -> None:
+    """A step of its clock let it forget an ended session before anybody had written it down;
+    then a replica took over, which was told of the end too (seed 437)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        start("s1"),
+        wait(60),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(300),
+        act("step_clock", where="redis", ms=3_600_000),
+        start("s2"),
+        wait(10),
+        act("lag"),
+        wait(1),
+        act("failover"),
+        wait(30),
+    )
+
+
+def test_an_end_that_redis_forgot_while_it_was_away_is_not_charged_again(
+    place: Laboratory,
+) -> None:
+    """Its clock is stepped while it is away, and it is asked for the time before it is told
+    what it may have lost (seed 385)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        start("s1"),
+        wait(60),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(400),
+        act("redis_away", ms=800),
+        act("step_clock", where="redis", ms=3_600_000),
+        wait(30),
+    )
+
+
+def test_what_redis_forgot_for_a_step_of_its_clock_is_not_charged_again(
+    place: Laboratory,
+) -> None:
+    """It keeps the end of a session for an hour by its own clock, and a process keeps it until
+    a flusher has written it down; then Redis seems to have lost it (seed 353)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        start("s1"),
+        wait(60),
+        act("leave", client="c-s1", session="s1"),
+        wait(600),
+        act("step_clock", where="redis", ms=3_600_000),
+        act("lag"),
+        wait(2),
+        act("failover"),
+        wait(180),
+        act("flusher", name="flusher1", pace_ms=1_000),
+    )
+
+
+def test_what_redis_forgot_is_not_charged_again_after_the_loss_of_something_else(
+    place: Laboratory,
+) -> None:
+    """Putting back what was lost begins a new epoch, for which all that is kept is looked at
+    again; but what was told to Redis long ago is there, or forgotten."""
+    run(
+        place,
+        pay("cat9", 200_000_000),
+        act("kill", name=FLUSHER),
+        start("s1"),
+        start("s2"),
+        wait(60),
+        act("leave", client="c-s1", session="s1"),
+        wait(2 * 3_600),
+        act("lag"),
+        act("ask", client="c-s2", session="s2", event="pause"),
+        wait(2),
+        act("failover"),
+        wait(180),
+        act("flusher", name="flusher1", pace_ms=1_000),
+    )
