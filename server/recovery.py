@@ -134,8 +134,10 @@ class Recovery:
         self._work()
 
     def suspect(self) -> None:
-        """Redis may be another one: everything is asserted, which it mostly knows."""
+        """Redis may be another one: everything is asserted, which it mostly knows. Money may be
+        lacking there of which nobody serves a session."""
         self._lose(self._partitions())
+        self._is_ledger_due = True
         self._work()
 
     def _lose(self, partitions: set[int]) -> None:

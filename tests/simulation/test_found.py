@@ -163,3 +163,22 @@ def test_what_redis_forgot_is_not_charged_again_after_the_loss_of_something_else
         wait(180),
         act("flusher", name="flusher1", pace_ms=1_000),
     )
+
+
+def test_money_that_redis_lost_is_put_back_where_nobody_serves_a_session(
+    place: Laboratory,
+) -> None:
+    """A replica takes over that lacks a grant, and knows the epoch (seed 332)."""
+    run(
+        place,
+        pay("cat9", 1_000_000, "before"),
+        start("s1"),
+        wait(5),
+        act("leave", client="c-s1", session="s1"),
+        wait(1_800),
+        act("lag"),
+        pay("cat9", 1_000_000, "lost"),
+        wait(0.01),
+        act("failover"),
+        wait(600),
+    )
