@@ -33,10 +33,11 @@ class Meter(Position):
 
     # --- What happens ------------------------------------------------------------
 
-    def attach(self, now_ms: int) -> None:
-        """A socket of this process joined: it is a proof of life, and ends a grace."""
+    def attach(self, now_ms: int, asked_at: int | None = None) -> None:
+        """A socket of this process joined: it ends a grace, and is a proof of life as of when
+        the socket asked to, for it may be gone since."""
         self.sockets += 1
-        self.alive_at = max(self.alive_at, now_ms)
+        self.alive_at = max(self.alive_at, now_ms if asked_at is None else asked_at)
         self._plan(now_ms)
 
     def entitle(self, token: Token) -> bool:

@@ -48,6 +48,7 @@ class Hub(Seating):
         that were missed. Raises ``forbidden`` for another user's,
         ``session_ended``, and ``unavailable``.
         """
+        asked_at = self.clock.now()
         async with self.lock(tenant, session_id):
             await self._started(tenant, session_id)
             found = await self.live.attach(tenant, session_id, user_id=user_id)
@@ -68,7 +69,7 @@ class Hub(Seating):
             if joined:
                 seat.show(ticket)
                 return seat
-            seat.meter.attach(self.clock.now())
+            seat.meter.attach(self.clock.now(), asked_at)
             self._answer_join(seat, ticket)
             return seat
 

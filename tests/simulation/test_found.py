@@ -182,3 +182,20 @@ def test_money_that_redis_lost_is_put_back_where_nobody_serves_a_session(
         act("failover"),
         wait(600),
     )
+
+
+def test_a_join_proves_no_more_than_that_somebody_asked_for_it(place: Laboratory) -> None:
+    """It waits while the roll is called, and its socket may be gone by then (seed 208)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.1"),
+        wait(60),
+        start("s1"),
+        wait(5),
+        act("cut", client="c-s1"),
+        wait(1),
+        act("join", client="c-again", node="node.1", session="s1", last_seq=0),
+        act("cut", client="c-again"),
+        wait(180),
+    )
