@@ -118,9 +118,7 @@ class Metrics:
         self.grants_refused = self._counter(
             "grants_refused_total", "Grants refused or cut short, by what bound", "limit"
         )
-        self.recalls = self._counter(
-            "recalls_total", "Recalls that freed something"
-        )
+        self.recalls = self._counter("recalls_total", "Recalls that freed something")
         self.spends = self._counter("spends_total", "Spends and holds decided", "outcome")
         self.redis_up = self._gauge("redis_up", "1 while Redis answers")
         self.redis_step = self._gauge(
