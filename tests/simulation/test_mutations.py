@@ -21,7 +21,8 @@ MUTATIONS = {
     "a minute is appended twice": Mutation(
         "commit",
         "-- Append.\n",
-        "if step.records then call('XADD', KEYS[8], '*', 'r', step.records, 't', whole(step.at)) end\n",
+        "if step.records then"
+        " call('XADD', KEYS[8], '*', 'r', step.records, 't', whole(step.at)) end\n",
     ),
     "nothing is settled": Mutation(
         "commit", "call('HINCRBY', KEYS[4], 'balance', whole(-step.charge))", ""
