@@ -147,7 +147,8 @@ class Desk:
                 deed.state = "done"
             case Short():
                 deed.state = "refused"
-                if smooth:
+                if smooth and self.world.is_smooth:
+                    # Or else those who hold may not have heard that they are recalled.
                     self.refusals.append((deed, look(self.world.cluster.redis)))
             case Limited() | HoldGone() | Exceeds():
                 deed.state = "refused"
