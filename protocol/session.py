@@ -120,6 +120,18 @@ def session_key(tenant: str, session_id: str) -> str:
     return f"{tenant}/{session_id}"
 
 
+def free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -> str | None:
+    """The allowance that a kind's free time is drawn from, when sessions share one: with a
+    counterpart, or of a day (``2026-11-25``)."""
+    if terms.free_ms == 0 or terms.free_scope == "session":
+        return None
+    if terms.free_scope == "pair":
+        if counterpart_id is None:
+            return None
+        return f"{user_id}/{terms.kind}/pair/{counterpart_id}"
+    return f"{user_id}/{terms.kind}/day/{day}"
+
+
 def joined_segments(
     segments: tuple[tuple[int, int], ...], from_at: int, to_at: int
 ) -> tuple[tuple[int, int], ...]:

@@ -66,8 +66,6 @@ class Loader:
         self.live = live
         self.records = records
         self.clock = clock
-        self.oldest_end_at: int | None = None
-        """When a session ended whose end may be asserted still, though that is long ago."""
         self._restoring = Restoring(live)
         self._spending = Spending(live)
 
@@ -192,9 +190,9 @@ class Loader:
         _check(await self.live.load_month(identity.tenant, key, fields, asserting=asserting))
 
     def _ended_after(self) -> int:
-        """Sessions that ended before are asserted by nobody any more."""
-        after_at = self.clock.now() - limits.ENDED_SESSION_KEPT_MS
-        return after_at if self.oldest_end_at is None else min(after_at, self.oldest_end_at - 1)
+        """Sessions that ended before are asserted by nobody: Postgres has known of them for long,
+        or is further behind than anything is loaded from. What is cold has few that ended later."""
+        return self.clock.now() - limits.ACCOUNT_IDLE_MS
 
     async def _refuse_early(self, tenant: str, asserting: bool) -> None:
         """Raises ``ServiceError`` where loading would come to nothing, before Postgres is asked:

@@ -1,16 +1,23 @@
 """Sessions that nobody runs any more: Redis lost them together with the process that did.
 
 That takes two failures at once. Such a session runs on in the record alone, and is ended
-there with what is written down: whatever was not is not billed. It is looked for when
+there with what is written down: whatever was not is not billed. Redis is told of that end
+first, for counters that were loaded before the last of it was written down lack the rest.
+It is looked for when
 everybody who still knew of a session has put it back, or has had to stop it, because
 nobody goes on uncovered for longer than that.
 """
 
+from collections.abc import Awaitable, Callable
+
+import msgspec
 import structlog
 
 from protocol import limits
 from protocol.events import SessionEnded
-from protocol.session import joined_segments
+from protocol.moves import unstarted
+from protocol.session import Grant, Identity, Session, free_key, joined_segments
+from protocol.states import Phase
 from server.clock import Clock
 from storage.live import LiveError
 from storage.records import Records
@@ -21,17 +28,23 @@ from storage.usage import SessionMinute, Usage
 log = structlog.get_logger()
 
 PAGE_ROWS = 500
+REASON = "node_lost"
+PutBack = Callable[[Session, tuple[bytes, ...]], Awaitable[None]]
+"""Asserts a session that has ended; see ``server.recovery``."""
 
 
 class LostSessions:
     """Ends the sessions of which only the record knows."""
 
-    def __init__(self, restoring: Restoring, records: Records, clock: Clock) -> None:
+    def __init__(
+        self, restoring: Restoring, records: Records, clock: Clock, put_back: PutBack
+    ) -> None:
         self.restoring = restoring
         self.live = restoring.live
         self.records = records
         self.usage = Usage.over(records)
         self.clock = clock
+        self._put_back = put_back
 
     async def end(self) -> int:
         """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError`` and
@@ -50,7 +63,7 @@ class LostSessions:
 
     async def _end(self, session: LiveSession) -> bool:
         tenant, session_id = session.tenant, session.session_id
-        if await self.live.is_warm(self.live.keys.session(tenant, session_id)):
+        if await self._is_known(session):
             return False
         if not await self.restoring.is_settled(tenant):
             raise LiveError("a loss is being looked after")
@@ -62,8 +75,21 @@ class LostSessions:
         silent_ms = self.clock.now() - ended.ended_at
         if session.is_tracked and silent_ms < limits.TRACKED_SILENCE_MS_MAX:
             return False  # its client goes on, and it is restored with the next minute
+        if not session.is_tracked:
+            await self._put_back(session_of(ended), ())
         await self.records.write([ended])
         return True
+
+    async def _is_known(self, session: LiveSession) -> bool:
+        """Whether Redis has the session; but not if it was told of this end, and the record
+        was not."""
+        tenant, session_id = session.tenant, session.session_id
+        if not await self.live.is_warm(self.live.keys.session(tenant, session_id)):
+            return False
+        if session.is_tracked:
+            return True
+        found = await self.live.attach(tenant, session_id, read_only=True)
+        return found is None or found.session.standing.reason != REASON
 
 
 def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnded:
@@ -85,7 +111,7 @@ def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnde
         kind=row.kind,
         started_at=row.started_at,
         ended_at=segments[-1][1] if segments else row.started_at,
-        reason="node_lost",
+        reason=REASON,
         limit=None,
         elapsed_ms=elapsed_ms,
         free_ms=free_ms,
@@ -98,3 +124,35 @@ def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnde
         terms=row.terms,
         metadata=row.metadata,
     )
+
+
+def session_of(ended: SessionEnded) -> Session:
+    """The session that ended like that, older than whatever a process may still know of it."""
+    identity = Identity(
+        tenant=ended.tenant,
+        session_id=ended.session_id,
+        user_id=ended.user_id,
+        org_id=ended.org_id,
+        account_id=ended.account_id,
+        counterpart_id=ended.counterpart_id,
+        kind=ended.kind,
+        started_at=ended.started_at,
+        terms=ended.terms,
+        metadata=ended.metadata,
+    )
+    if ended.terms.free_scope == "pair":
+        key = free_key(ended.terms, ended.user_id, ended.counterpart_id, "")
+        identity = msgspec.structs.replace(identity, free_key=key)
+    standing = msgspec.structs.replace(
+        unstarted(Phase.ENDED, ended.ended_at, ended.free_ms),
+        elapsed_ms=ended.elapsed_ms,
+        settled_ms=ended.elapsed_ms,
+        charged_micros=ended.credits_micros,
+        minute_charged_micros=ended.credits_micros,
+        minutes_kept=ended.minutes,
+        free_over=True,
+        ended_at=ended.ended_at,
+        reason=ended.reason,
+        segments=tuple(ended.segments),
+    )
+    return Session(identity, standing, Grant())

@@ -20,6 +20,7 @@ All of that may be repeated, and whatever fails is, with the next beat. Meanwhil
 import asyncio
 from collections.abc import Iterable
 
+import msgspec
 import structlog
 from redis.exceptions import RedisError
 
@@ -27,7 +28,7 @@ from protocol import limits
 from protocol.assertion import Assertion, months_of_minutes
 from protocol.errors import ProtocolError, ServiceError
 from protocol.limits import SAFE_INTEGER_MAX
-from protocol.session import Session
+from protocol.session import Session, free_key
 from server.clock import Clock
 from server.hub import Hub
 from server.loading import Loader
@@ -79,7 +80,7 @@ class Recovery:
         self._again_at: dict[int, int] = {}
         """When a partition's ledger is looked at once more, after everybody has come back."""
         self._spending = Spending(hub.live)
-        self._lost_sessions = LostSessions(self.restoring, records, clock)
+        self._lost_sessions = LostSessions(self.restoring, records, clock, self._assert_ended)
         self._lost_sessions_at = clock.now() + limits.LOST_SESSIONS_AFTER_MS
         """When sessions are looked for that nobody has put back."""
         self._forget_at = 0
@@ -158,7 +159,7 @@ class Recovery:
         self._lost_sessions_at = SAFE_INTEGER_MAX  # until something is lost again
         try:
             await self._lost_sessions.end()
-        except (LiveError, UnavailableError) as error:
+        except (*EXPECTED, UnavailableError) as error:
             log.warning("lost_sessions_not_ended", error=str(error))
             self._lost_sessions_at = self.clock.now() + limits.LOST_SESSIONS_AFTER_MS
         except Exception:
@@ -227,7 +228,7 @@ class Recovery:
             try:
                 if away:
                     raise UnavailableError("Postgres did not answer a moment ago")
-                await self.records.write([record for kept in batch for record in kept.records])
+                await self.records.write([record for kept in batch for record in kept.whole])
             except (UnavailableError, RefusedError) as error:
                 away = isinstance(error, UnavailableError)
                 await self._replay(partition, batch)
@@ -239,7 +240,7 @@ class Recovery:
         """Appends again what the flusher is to bring to Postgres, and sorts out what it
         refuses."""
         ids = await self.restoring.replay(
-            partition, [(kept.entry_id, kept.records) for kept in batch]
+            partition, [(kept.entry_id, kept.whole) for kept in batch]
         )
         for kept, entry_id in zip(batch, ids, strict=True):
             if kept.entry_id != entry_id:
@@ -259,8 +260,6 @@ class Recovery:
         ]
         for partition in partitions:
             work += self.unflushed.ended(partition)
-        ends = (one.session.standing.ended_at for one in work if isinstance(one, Kept))  # type: ignore[union-attr]
-        self.loader.oldest_end_at = min((at for at in ends if at is not None), default=None)
         failures: list[BaseException] = []
         self._assert_from = self._assert_from % len(work) if work else 0
         work = work[self._assert_from :] + work[: self._assert_from]
@@ -268,7 +267,7 @@ class Recovery:
             batch = work[first : first + limits.ASSERTIONS_PER_BATCH]
             results = await asyncio.gather(
                 *(
-                    self._assert_ended(one) if isinstance(one, Kept) else self._assert_seat(one)
+                    self._assert_kept(one) if isinstance(one, Kept) else self._assert_seat(one)
                     for one in batch
                 ),
                 return_exceptions=True,
@@ -307,15 +306,23 @@ class Recovery:
         )
         await self._assert(assertion, seat.day_start_at())
 
-    async def _assert_ended(self, kept: Kept) -> None:
+    async def _assert_kept(self, kept: Kept) -> None:
         assert kept.session is not None
-        calendar = await self.hub.tenants.calendar_of(kept.session.identity)
-        session = kept.session
+        await self._assert_ended(kept.session, kept.notices)
+
+    async def _assert_ended(self, session: Session, notices: tuple[bytes, ...]) -> None:
+        identity = session.identity
+        calendar = await self.hub.tenants.calendar_of(identity)
         minutes = months_of_minutes(session, calendar.month)
         day_start_at = None
-        if session.identity.terms.free_scope == "day":
-            day_start_at = calendar.day_start_at(session.identity.started_at)
-        await self._assert(Assertion(session, kept.notices, minutes, present=False), day_start_at)
+        if identity.terms.free_scope == "day":
+            day_start_at = calendar.day_start_at(identity.started_at)
+            if identity.free_key is None:  # all that a lost session has left is its record
+                day = calendar.day(identity.started_at).isoformat()
+                key = free_key(identity.terms, identity.user_id, identity.counterpart_id, day)
+                identity = msgspec.structs.replace(identity, free_key=key)
+                session = msgspec.structs.replace(session, identity=identity)
+        await self._assert(Assertion(session, notices, minutes, present=False), day_start_at)
 
     @staticmethod
     def _minutes(session: Session, seat: Seat) -> tuple[tuple[str, int], ...]:

@@ -2,8 +2,7 @@
 
 from protocol import messages
 from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
-from protocol.session import Identity
-from protocol.terms import Terms
+from protocol.session import Identity, free_key
 from server.auth import Principal
 from server.loading import calendar
 from server.process import Process
@@ -90,7 +89,7 @@ async def identity_of(process: Process, principal: Principal, request: messages.
         kind=terms.kind,
         started_at=now_ms,
         terms=terms,
-        free_key=_free_key(terms, principal.user_id, counterpart_id, day),
+        free_key=free_key(terms, principal.user_id, counterpart_id, day),
         metadata=row.metadata if row is not None and row.metadata else request.metadata,
     )
 
@@ -102,17 +101,6 @@ def _check(row: SessionRow, principal: Principal) -> None:
         raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
     if row.state == "live":
         raise ServiceError("the session is being restored")
-
-
-def _free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -> str | None:
-    """The allowance that a kind's free time is drawn from, when sessions share one."""
-    if terms.free_ms == 0 or terms.free_scope == "session":
-        return None
-    if terms.free_scope == "pair":
-        if counterpart_id is None:
-            return None
-        return f"{user_id}/{terms.kind}/pair/{counterpart_id}"
-    return f"{user_id}/{terms.kind}/day/{day}"
 
 
 async def _day(process: Process, principal: Principal, now_ms: int) -> str:

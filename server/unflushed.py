@@ -12,9 +12,10 @@ import msgspec
 import structlog
 
 from protocol import limits
-from protocol.events import Record
-from protocol.session import Session
+from protocol.events import Record, SessionStarted
+from protocol.session import Identity, Session
 from protocol.states import Phase
+from protocol.steps import started_record
 
 log = structlog.get_logger()
 
@@ -27,8 +28,20 @@ class Kept(msgspec.Struct):
     session: Session | None
     """The session that ended with it."""
     notices: tuple[bytes, ...] = ()
+    identity: Identity | None = None
+    """The session that it is of, where it is a session's."""
     written_at: int | None = None
     """When this process has written it down by itself, after a loss."""
+
+    @property
+    def whole(self) -> list[Record]:
+        """Its records, and before them that of the session's beginning: another process may
+        have appended that, and Postgres may not have it. What a counter contains of a session
+        is found by its row; see ``storage/sql/load_account.sql``."""
+        records = list(self.records)
+        if self.identity is None or isinstance(records[0], SessionStarted):
+            return records
+        return [started_record(self.identity), *records]
 
 
 class Unflushed:
@@ -66,7 +79,10 @@ class Unflushed:
     ) -> None:
         """Keeps an entry; ``session`` is what its step left."""
         ended = session is not None and session.standing.phase is Phase.ENDED
-        kept = Kept(entry_id, records, session if ended else None, notices if ended else ())
+        identity = session.identity if session is not None else None
+        kept = Kept(
+            entry_id, records, session if ended else None, notices if ended else (), identity
+        )
         entries = self._entries.setdefault(partition, {})
         self._count += entry_id not in entries
         entries[entry_id] = kept

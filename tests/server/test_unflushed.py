@@ -4,7 +4,9 @@ import pytest
 
 from protocol import limits
 from protocol.events import EntryPosted
+from protocol.steps import started_record
 from server.unflushed import Unflushed
+from tests.protocol.examples import session_of
 
 RECORD = EntryPosted("user:ann", "ann", "e", "grant", 1, 1)
 
@@ -41,3 +43,18 @@ def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(5):
         unflushed.keep(0, f"{number}-0", [RECORD])
     assert (kept(unflushed), unflushed.dropped) == (["2-0", "3-0", "4-0"], 2)
+
+
+def test_a_session_is_written_down_before_what_was_appended_to_it() -> None:
+    """Postgres may have neither: another process appended the beginning. Minutes without their
+    session are not found when an account is loaded, and are charged again."""
+    unflushed, session = Unflushed(), session_of()
+    started = started_record(session.identity)
+    unflushed.keep(0, "9-0", [started, RECORD], session)
+    unflushed.keep(0, "9-1", [RECORD], session)
+    unflushed.keep(0, "9-2", [RECORD])
+    assert [one.whole for one in unflushed.entries(0)] == [
+        [started, RECORD],
+        [started, RECORD],
+        [RECORD],
+    ]

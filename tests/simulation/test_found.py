@@ -199,3 +199,28 @@ def test_a_join_proves_no_more_than_that_somebody_asked_for_it(place: Laboratory
         act("cut", client="c-again"),
         wait(180),
     )
+
+
+def test_a_lost_session_is_charged_in_redis_what_postgres_was_told_of_it(
+    place: Laboratory,
+) -> None:
+    """Its end was known to a process that died, and some of its minutes to another, which wrote
+    them down after the account had been loaded (seed 351)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        start("s1"),
+        act("serve", node="node.b"),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=None),
+        wait(130),
+        act("leave", client="c-s1", session="s1"),
+        start("s2"),
+        wait(60),
+        act("leave", client="c-b", session="s1"),
+        wait(90),
+        act("kill", name="node.b"),
+        wait(30),
+        act("empty"),
+        wait(300),
+    )
