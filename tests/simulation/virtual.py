@@ -22,6 +22,8 @@ START_AT = 1_780_000_000_000
 """The instant at which every virtual cluster begins (2026-05-28, 20:26:40 UTC)."""
 FRACTION_MS = 0.25
 """Clocks are read a quarter of a millisecond late: no deadline is a float's error ahead."""
+FLOAT_ERROR_MS = 0.001
+"""A timer that is due so much after a millisecond is due at that one."""
 YEAR_MS = 366 * 24 * 3_600_000
 
 
@@ -122,7 +124,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not timers:
             return None
         due_at: float = timers[0]._when * 1000
-        return START_AT + math.ceil(due_at - FRACTION_MS / 2)
+        return START_AT + math.ceil(due_at - FLOAT_ERROR_MS)
 
 
 def run(main: Any) -> Any:
