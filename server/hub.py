@@ -125,7 +125,8 @@ class Hub(Seating):
         if seat is None or not seat.meter.sockets:
             identity = session.identity
             with contextlib.suppress(LiveError):
-                await self.live.depart(identity.tenant, identity.session_id, self.node)
+                if not await self.live.retreat(identity.tenant, identity.session_id):
+                    self.reconcile_due = True
         if seat is not None:
             self.release(seat)
 

@@ -202,7 +202,9 @@ class Presence:
                 log.exception("beat_failed")
 
     def _sweep_if_due(self, *, reconcile: bool = False) -> None:
-        self._reconcile_due = self._reconcile_due or reconcile
+        hub = self.orphans.hub
+        self._reconcile_due = self._reconcile_due or reconcile or hub.reconcile_due
+        hub.reconcile_due = False
         if self._sweeping is not None and not self._sweeping.done():
             return
         if self._graces_due or self._reconcile_due or self._silent(limits.NODE_SILENT_MS):

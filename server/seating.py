@@ -63,6 +63,8 @@ class Seating:
         self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
         """Looks at a session that was found, before it is seated; see ``Orphans``."""
+        self.reconcile_due = False
+        """This process is noted for a session that it does not serve; see ``Orphans``."""
         self._locks = Locks()
         self._tasks: set[asyncio.Task[Any]] = set()
 

@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError, RedisError
 from protocol import limits
 from protocol.effects import Reply
 from protocol.projection import MonthProjection
-from protocol.session import Identity, Session
+from protocol.session import Identity, Session, session_key
 from protocol.steps import Step
 from storage.beats import Beat, Look, beat_of, look_of
 from storage.channels import agree_on_channels
@@ -114,6 +114,7 @@ class Live:
         self._look = Script(redis, "look")
         self._oldest = Script(redis, "oldest")
         self._limit = Script(redis, "limit")
+        self._retreat = Script(redis, "retreat")
 
     async def prepare(self) -> None:
         """Finds out whom to ask, and how channels are told."""
@@ -371,6 +372,16 @@ class Live:
         """Takes a process off a session that others serve on."""
         await self.ask(self.redis.srem(self.keys.sockets(tenant, session_id), node))
         await self.leave(tenant, session_id, node)
+
+    async def retreat(self, tenant: str, session_id: str) -> bool:
+        """Takes this process off a session that it has joined and could not serve; False: no
+        other one serves it, and this one has to look after it."""
+        keys = self.keys
+        names = [
+            keys.sockets(tenant, session_id),
+            keys.node(keys.partition(tenant), self.node),
+        ]
+        return bool(await self._retreat(names, [self.node, session_key(tenant, session_id)]))
 
     async def leave(self, tenant: str, session_id: str, node: str) -> None:
         """Forgets that a process had sockets of a session that has ended."""

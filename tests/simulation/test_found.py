@@ -7,7 +7,7 @@ actions means the same for ever.
 import pytest
 
 from tests.simulation.driver import Laboratory
-from tests.simulation.traces import FLUSHER, NODE, act, pay, run, start, wait
+from tests.simulation.traces import FLUSHER, NODE, act, mishaps, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -223,4 +223,20 @@ def test_a_lost_session_is_charged_in_redis_what_postgres_was_told_of_it(
         wait(30),
         act("empty"),
         wait(300),
+    )
+
+
+def test_a_join_that_fails_leaves_no_session_behind_that_nobody_serves(place: Laboratory) -> None:
+    """The last socket elsewhere goes while a process that has joined already waits for Postgres,
+    in vain (seed 869)."""
+    run(
+        place,
+        pay("ann9", 9_000_000),
+        start("s1", user="ann9"),
+        act("serve", node="node.b"),
+        wait(10),
+        mishaps("node.b", "postgres", ["late", 1_499]),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=None),
+        act("leave", client="c-s1", session="s1"),
+        wait(180),
     )
