@@ -57,6 +57,8 @@ class World:
         self.forgotten = Forgotten(cluster)
         self.deaths: dict[str, int] = {}
         """Processes that died, and when."""
+        self.in_vain: list[tuple[Server, Diary, int]] = []
+        """Processes that tried to join a session, and when they gave it up."""
         self.waiting: list[tuple[Client, str, int]] = []
         """Requests that were not answered yet."""
         self._pending: list[asyncio.Task[Any]] = []
@@ -131,6 +133,10 @@ class World:
             return
         self.deaths[host.process.node] = self.now
         alive_at = host.proof_at(self.now)
+        for node, diary, at in self.in_vain:
+            if node is host and self.now - at < SWEPT_MS:
+                # It may be noted still, and nobody else knows that it was in vain.
+                diary.served.append([at, self.now, self.now])
         for client in self.clients:
             if client.node is host:
                 client.is_cut = True
@@ -205,6 +211,7 @@ class World:
             except (ProtocolError, LiveError) as error:
                 self._failed(client, request_id, error)
                 client.turned_away(session_id, self.now)
+                self.in_vain.append((client.node, diary, self.now))
                 return
             if client in seat.members:
                 client.seats[session_id] = seat
