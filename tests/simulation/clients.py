@@ -58,6 +58,8 @@ class Client:
         """The last proof of life that reached the server, in true time."""
         self.is_cut = False
         """The line is dead: nothing arrives, and nobody was told."""
+        self.is_gone = False
+        """It was found out, or closed: it takes part in nothing any more."""
         self.requests = 0
         self.seats: dict[str, Seat] = {}
         self.sessions: dict[str, Diary] = {}

@@ -213,7 +213,11 @@ class World:
                 client.turned_away(session_id, self.now)
                 self.in_vain.append((client.node, diary, self.now))
                 return
-            if client in seat.members:
+            if client.is_gone:
+                # It left while it was being let in, and is put out again.
+                alive_at = client.node.clock.now() - (self.now - client.alive_at)
+                client.node.do(client.node.hub.part, seat, client, alive_at)
+            elif client in seat.members:
                 client.seats[session_id] = seat
                 client.sessions[session_id] = diary
                 client.node.do(client._ping)
@@ -338,7 +342,7 @@ class World:
             diary.proofs.append((self.now, client.alive_at))
             diary.disturbed = diary.disturbed or self._is_troubled(node)
         client.go_all(client.alive_at, self.now)
-        client.is_cut = True
+        client.is_cut = client.is_gone = True
         if node.is_alive:
             alive_at = node.clock.now() - (self.now - client.alive_at)
             for seat in list(client.seats.values()):
@@ -353,6 +357,7 @@ class World:
         client.is_cut = True
 
         def found_out() -> None:
+            client.is_gone = True
             if client.node.is_alive:
                 for diary in client.present():
                     diary.proofs.append((self.now, client.alive_at))
