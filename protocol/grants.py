@@ -53,6 +53,8 @@ class Offer(msgspec.Struct, frozen=True):
     more_minutes: dict[str, int]
     floor_ms: int
     """Taken only while the counters cover all their sessions for so long."""
+    part: bool = False
+    """It covers a gap that is billed only in part: the session stops where it ends."""
 
     def within(self, other: "Offer") -> bool:
         """Whether it needs nothing held that ``other`` does not need."""
@@ -189,7 +191,10 @@ class Ground(msgspec.Struct, frozen=True):
             part, longer = self.offer(position_ms, 0, within_ms=position_ms), offers[-1].grant
             offers.append(
                 msgspec.structs.replace(
-                    part, more_micros=longer.held_micros, more_minutes=longer.held_minutes
+                    part,
+                    more_micros=longer.held_micros,
+                    more_minutes=longer.held_minutes,
+                    part=True,
                 )
             )
         return tuple(offers)

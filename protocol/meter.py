@@ -162,7 +162,7 @@ class Meter(Position):
 
     def refresh(self, now_ms: int) -> None:
         """A limit of the month was changed: ask anew what is left."""
-        self._wanted = self.counting
+        self._wanted = self.counting and not self._stands_still(now_ms)
         self._plan(now_ms)
 
     def relocate(self, month_of: MonthOf, now_ms: int) -> None:
@@ -176,7 +176,7 @@ class Meter(Position):
         needed to run on. False: it gives nothing back, now at least; while a step is on its
         way, that is looked at when the answer is there."""
         self._recalled = self.counting and self._asked is not None
-        if not self.counting or self._recalled:
+        if not self.counting or self._recalled or self._stands_still(now_ms):
             return False
         step = moves.claim(self._moment(now_ms), shrink=True)
         held_micros = step.charge_micros + step.offers[0].grant.held_micros

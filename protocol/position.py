@@ -157,6 +157,13 @@ class Position:
             and standing.phase in (Phase.SUSPENDED, Phase.PAUSED)
         )
 
+    def _stands_still(self, now_ms: int) -> bool:
+        """Whether a billed gap was covered in part only: time stands where that ended, and the
+        stop is said there. What came in since cannot fill the rest."""
+        grant = self.session.grant
+        behind_ms = now_ms - self.course.instant_of(grant.granted_ms)
+        return grant.final is not None and behind_ms > limits.GRANT_SHRUNKEN_MS[-1]
+
     def _may_go_on(self, now_ms: int) -> bool:
         """Whether a grant that was final need not be, as far as can be seen from here.
 
@@ -165,6 +172,8 @@ class Position:
         """
         session, grant = self.session, self.session.grant
         terms, standing = session.identity.terms, session.standing
+        if self._stands_still(now_ms):
+            return False
         if grant.final == "credits":
             micros = self.account.available_to(session.identity.session_id, now_ms)
             end_ms = terms.affordable_ms(max(0, micros), standing.free_ms)

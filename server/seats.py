@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from protocol import limits, messages
 from protocol.codec import encode, tick_template
 from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
@@ -267,8 +269,11 @@ class Seat:
 
     def _try_again(self, _: int) -> None:
         self._retry = None
-        assert self.meter.asked is not None
-        self.place.claims.ask(self, self.meter.asked)
+        step = self.meter.asked
+        assert step is not None
+        if self.place.clock.now() >= self._held_until:
+            step = msgspec.structs.replace(step, insists=True)
+        self.place.claims.ask(self, step)
 
     def _fail_all(self, error: ProtocolError) -> None:
         for ticket in self.meter.abandon():

@@ -142,14 +142,21 @@ local function low(floor_ms)
   return false
 end
 
-local chosen, refused = nil, nil
+local chosen, refused, lacked = nil, nil, nil
 for _, offer in ipairs(step.offers) do
   if not low(offer.floor_ms) then
     refused = lacking(offer.held, offer.minutes)
     if not refused then chosen = offer break end
+    lacked = refused
   end
 end
 chosen = chosen or step.keep
+-- Less than the whole of a gap is taken when others have given back what they do not need.
+if chosen and chosen.part and lacked == 'credits' and not step.insists
+  and number(KEYS[4], 'held') - step.held > number(KEYS[4], 'reserved') then
+  call(step.publish, step.channel, cjson.encode({recall = true}))
+  return answer('held', lacked)
+end
 if not chosen and #step.offers > 0 then
   local least = step.offers[#step.offers].held
   if refused == 'credits' and least <= balance - number(KEYS[4], 'reserved') then

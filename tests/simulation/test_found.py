@@ -240,3 +240,24 @@ def test_a_join_that_fails_leaves_no_session_behind_that_nobody_serves(place: La
         act("leave", client="c-s1", session="s1"),
         wait(180),
     )
+
+
+def test_what_others_hold_is_not_in_the_way_of_a_gap_that_is_billed(place: Laboratory) -> None:
+    """Who comes back pays for the time between; another session holds ahead what is lacking for
+    that (seed 975)."""
+    clients = run(
+        place,
+        pay("cat9", 750_000),
+        start("s1", kind="capped"),
+        act("cut", client="c-s1"),
+        wait(39),
+        start("s2"),
+        wait(1),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=None),
+        wait(0.1),
+        act("ask", client="c-again", session="s1", event="stop"),
+        wait(1),
+    )
+    (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
+    assert stopped["reason"] == "client"
+    assert stopped["receipt"]["elapsed_ms"] == 40_100
