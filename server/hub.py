@@ -60,17 +60,20 @@ class Hub(Seating):
             try:
                 seat = await self._found(found)
                 joined = member in seat.members and member not in seat.watchers
-                self._sit(seat, member, tick_ms)
+                self._check_seats(seat, member)
             except BaseException:
                 await self._depart(found.session)
                 raise
+            if not joined:
+                seat.meter.attach(self.clock.now(), asked_at)
+                seat.drain()  # what is said now the others hear, and this one misses
+            self._sit(seat, member, tick_ms)
             kept = (*found.notices, *seat.meter.notices.unrecorded)
             ticket = msgspec.structs.replace(ticket, missed=_missed(kept, last_seq))
             if joined:
                 seat.show(ticket)
-                return seat
-            seat.meter.attach(self.clock.now(), asked_at)
-            self._answer_join(seat, ticket)
+            else:
+                self._answer_join(seat, ticket)
             return seat
 
     async def _started(self, tenant: str, session_id: str) -> None:
@@ -186,11 +189,14 @@ class Hub(Seating):
             seat.show(ticket)
             return seat
 
+    def _check_seats(self, seat: Seat, member: Member) -> None:
+        if len(seat.members) >= limits.SOCKETS_PER_SESSION_MAX and member not in seat.members:
+            raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets have this session open")
+
     def _sit(
         self, seat: Seat, member: Member, tick_ms: int | None, *, watching: bool = False
     ) -> None:
-        if len(seat.members) >= limits.SOCKETS_PER_SESSION_MAX and member not in seat.members:
-            raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets have this session open")
+        self._check_seats(seat, member)
         seat.seat(member, tick_ms or seat.meter.session.identity.terms.tick_ms, watching=watching)
 
     def part(self, seat: Seat, member: Member, alive_at: int) -> None:

@@ -261,3 +261,21 @@ def test_what_others_hold_is_not_in_the_way_of_a_gap_that_is_billed(place: Labor
     (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
     assert stopped["reason"] == "client"
     assert stopped["receipt"]["elapsed_ms"] == 40_100
+
+
+def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
+    place: Laboratory,
+) -> None:
+    """The process that is joined knows of another session of the month, and warns (seed 794)."""
+    clients = run(
+        place,
+        start("s1", user="ann9", kind="recording"),
+        act("serve", node="node.b"),
+        act("start", client="c-s2", node="node.b", user="ann9", kind="recording", session="s2"),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        wait(1),
+    )
+    told = [one for one in clients[-1].messages if one.get("session_id") == "s1"]
+    missed = [notice["seq"] for one in told for notice in one.get("missed", ())]
+    assert missed == [1]
+    assert [one["seq"] for one in told if one["type"] == "limit_warning"] == [2]  # of the other
