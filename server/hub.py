@@ -66,7 +66,8 @@ class Hub(Seating):
                 raise
             if not joined:
                 seat.meter.attach(self.clock.now(), asked_at)
-                seat.drain()  # what is said now the others hear, and this one misses
+                if seat.meter.phase is not Phase.ENDED:
+                    seat.drain()  # what is said now the others hear, and this one misses
             self._sit(seat, member, tick_ms)
             kept = (*found.notices, *seat.meter.notices.unrecorded)
             ticket = msgspec.structs.replace(ticket, missed=_missed(kept, last_seq))
