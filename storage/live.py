@@ -380,6 +380,7 @@ class Live:
         names = [
             keys.sockets(tenant, session_id),
             keys.node(keys.partition(tenant), self.node),
+            keys.graces(keys.partition(tenant)),
         ]
         return bool(await self._retreat(names, [self.node, session_key(tenant, session_id)]))
 

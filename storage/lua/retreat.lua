@@ -1,16 +1,21 @@
 -- retreat: takes a process off a session that it has joined and could not serve.
 --
--- Unless nobody else serves it by now: then it stays noted, and looks after the session as
--- one whose sockets it has lost. Otherwise nobody would, and it would run on for ever.
+-- Unless nobody else serves it by now, and no grace runs: then it stays noted, and looks after
+-- the session as one whose sockets it has lost. Otherwise nobody would, and it would run on for
+-- ever.
 --
 -- KEYS   1 sockets   set: the processes that have sockets of the session
 --        2 node      set: the sessions that the process has sockets of
+--        3 graces    sorted set: sessions whose grace runs (see commit.lua)
 -- ARGV   1 node id   2 the session's name
 --
 -- Answers 1 when the process is off, 0 when it stays.
 
 local call = redis.call
-if call('SISMEMBER', KEYS[1], ARGV[1]) == 1 and call('SCARD', KEYS[1]) == 1 then return 0 end
+if call('SISMEMBER', KEYS[1], ARGV[1]) == 1 and call('SCARD', KEYS[1]) == 1
+  and not call('ZSCORE', KEYS[3], ARGV[2]) then
+  return 0
+end
 call('SREM', KEYS[1], ARGV[1])
 call('SREM', KEYS[2], ARGV[2])
 return 1

@@ -211,6 +211,7 @@ class World:
             except (ProtocolError, LiveError) as error:
                 self._failed(client, request_id, error)
                 client.turned_away(session_id, self.now)
+                self.cluster.stir()  # what was begun for it is undone with the next beat
                 self.in_vain.append((client.node, diary, self.now))
                 return
             if client.is_gone:
