@@ -89,6 +89,8 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
             return pause(moment)
         case Event.RESUME if before.phase is Phase.STOPPING and before.limit == "session_cap":
             return None  # no top-up lifts a cap, and its grace runs once
+        case Event.RESUME if moment.proven_ms < before.elapsed_ms:
+            return None  # asked for before the stop: it does not prove the time up to there
         case Event.RESUME:
             return resume(moment)
         case Event.RETURNED:
@@ -144,9 +146,13 @@ def note(moment: Moment) -> Step:
 
 
 def pause(moment: Moment) -> Step:
-    """Time stops at the request, which is a proof of life; what is held is given back."""
-    at = moment.instant_of(moment.elapsed_ms)
-    settling = _stand_still(moment, Phase.PAUSED, moment.elapsed_ms, at)
+    """Time stops at the request, which is a proof of life; what is held is given back.
+
+    Where Redis could be asked later only, it stops at the last proof since: nobody proves
+    what lies beyond any more, and the client wanted it to stop before that.
+    """
+    at = moment.instant_of(moment.proven_ms)
+    settling = _stand_still(moment, Phase.PAUSED, moment.proven_ms, at)
     return _released(moment, settling)
 
 

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from protocol import messages
-from protocol.effects import Leave, Move, Push, Show
+from protocol.effects import Leave, Move, Push, Refuse, Show
 from protocol.projection import line_of
 from protocol.session import Grant, Session, Standing
 from protocol.states import Event, Phase
-from tests.protocol.bench import Bench, numbers, only, said
+from tests.protocol.bench import Bench, final, numbers, only, said
 from tests.protocol.examples import (
     CREDIT,
     NOW,
@@ -237,6 +237,40 @@ def test_an_answer_that_was_lost_is_asked_for_anew() -> None:
     bench.answer(session=done)
     assert bench.meter.phase is Phase.PAUSED
     assert bench.meter.asked is None
+
+
+def test_a_pause_that_had_to_wait_stops_the_time_where_it_is_proven() -> None:
+    bench = Bench()
+    bench.run(5_000)
+    bench.ask(Event.PAUSE)
+    bench.ask(Event.RESUME)
+    bench.run(20_000)
+    bench.meter.unanswered(bench.now)
+    bench.drain()
+    step = bench.step
+    assert (step.standing.phase, step.standing.at) == (Phase.PAUSED, NOW + 5_000)
+    assert step.standing.elapsed_ms == step.standing.settled_ms == 5_000
+    assert step.standing.segments == ((NOW, NOW + 5_000),)
+    # The request to go on came then, too: it proves nothing of what has passed since.
+    bench.accept()
+    assert bench.step.standing.phase is Phase.ACTIVE
+    assert (bench.step.standing.elapsed_ms, bench.step.standing.at) == (5_000, bench.now)
+
+
+def test_a_request_to_go_on_that_is_older_than_the_stop_does_not_lift_it() -> None:
+    bench = Bench(session_of(grant=final()))
+    bench.run(10_000)
+    bench.meter.refresh(bench.now)
+    bench.drain()
+    bench.ask(Event.RESUME, "resume")
+    bench.run(30_000)
+    assert bench.meter.phase is Phase.STOPPING
+    bench.meter.unanswered(bench.now)
+    bench.drain()
+    assert bench.step.standing.phase is Phase.STOPPING
+    bench.accept()
+    assert bench.meter.phase is Phase.STOPPING
+    assert only(bench.effects, Refuse) == [Refuse("resume", "credits")]
 
 
 # --- Notices ----------------------------------------------------------------------------

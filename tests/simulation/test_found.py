@@ -279,3 +279,18 @@ def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
     missed = [notice["seq"] for one in told for notice in one.get("missed", ())]
     assert missed == [1]
     assert [one["seq"] for one in told if one["type"] == "limit_warning"] == [2]  # of the other
+
+
+def test_a_request_proves_no_more_than_was_when_it_was_made(place: Laboratory) -> None:
+    """A pause and its end wait for a Redis that is away, and so does the line (seed 690)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1"),
+        wait(5),
+        act("redis_away", ms=30_000),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        act("cut", client="c-s1"),
+        wait(180),
+    )
