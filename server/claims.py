@@ -43,8 +43,8 @@ class Claimant(Protocol):
     failures: int
     """Attempts in a row without an answer."""
 
-    def day_start_at(self) -> int | None:
-        """The beginning of the day, where free time is a day's."""
+    def free_day(self) -> tuple[int, int] | None:
+        """The beginning and the end of the day, where free time is a day's."""
 
     def answered(self, step: Step, outcome: Outcome) -> None:
         """The step was made, or was not."""
@@ -189,7 +189,7 @@ class Claims:
         if "member" in cold or "org" in cold:
             await self.loader.months(identity.tenant, identity.user_id)
         if "free" in cold:
-            await self.loader.free_time(identity, claimant.day_start_at())
+            await self.loader.free_time(identity, claimant.free_day())
 
 
 def retry_after_ms(failures: int) -> int:

@@ -37,9 +37,10 @@ class Calendar(msgspec.Struct, frozen=True):
         """The month of an instant, by its first day: ``2026-11-01``."""
         return self.day(at_ms).replace(day=1).isoformat()
 
-    def day_start_at(self, at_ms: int) -> int:
-        """The instant at which the day of an instant began."""
-        return self._start_at(self.day(at_ms))
+    def day_around(self, at_ms: int) -> tuple[int, int]:
+        """The instants at which the day of an instant begins and ends."""
+        day = self.day(at_ms)
+        return self._start_at(day), self._start_at(day + datetime.timedelta(days=1))
 
     def start_at(self, month: str) -> int:
         """The instant at which a month begins, which its first day names."""
@@ -169,7 +170,7 @@ class Loader:
             await self.live.change_limit(tenant, user_id, limit_minutes, overage=False)
 
     async def free_time(
-        self, identity: Identity, day_start_at: int | None, *, asserting: bool = False
+        self, identity: Identity, day: tuple[int, int] | None, *, asserting: bool = False
     ) -> None:
         """Loads what a user has had of a shared allowance of free time."""
         await self._refuse_early(identity.tenant, asserting)
@@ -179,7 +180,7 @@ class Loader:
                 identity.user_id,
                 identity.counterpart_id if identity.terms.free_scope == "pair" else None,
                 identity.kind,
-                day_start_at,
+                day,
                 ended_after=self._ended_after(),
             )
         except UnavailableError as error:

@@ -304,7 +304,7 @@ class Recovery:
             minutes=self._minutes(meter.session, seat),
             present=meter.sockets > 0,
         )
-        await self._assert(assertion, seat.day_start_at())
+        await self._assert(assertion, seat.free_day())
 
     async def _assert_kept(self, kept: Kept) -> None:
         assert kept.session is not None
@@ -314,15 +314,15 @@ class Recovery:
         identity = session.identity
         calendar = await self.hub.tenants.calendar_of(identity)
         minutes = months_of_minutes(session, calendar.month)
-        day_start_at = None
+        free_day = None
         if identity.terms.free_scope == "day":
-            day_start_at = calendar.day_start_at(identity.started_at)
+            free_day = calendar.day_around(identity.started_at)
             if identity.free_key is None:  # all that a lost session has left is its record
                 day = calendar.day(identity.started_at).isoformat()
                 key = free_key(identity.terms, identity.user_id, identity.counterpart_id, day)
                 identity = msgspec.structs.replace(identity, free_key=key)
                 session = msgspec.structs.replace(session, identity=identity)
-        await self._assert(Assertion(session, notices, minutes, present=False), day_start_at)
+        await self._assert(Assertion(session, notices, minutes, present=False), free_day)
 
     @staticmethod
     def _minutes(session: Session, seat: Seat) -> tuple[tuple[str, int], ...]:
@@ -330,7 +330,7 @@ class Recovery:
             return ()
         return months_of_minutes(session, seat.calendar.month)
 
-    async def _assert(self, assertion: Assertion, day_start_at: int | None) -> None:
+    async def _assert(self, assertion: Assertion, free_day: tuple[int, int] | None) -> None:
         identity = assertion.session.identity
         for _ in range(LOADS_MAX):
             status, cold = await self.restoring.put_back(assertion)
@@ -342,7 +342,7 @@ class Recovery:
             if "member" in cold or "org" in cold:
                 await self.loader.months(identity.tenant, identity.user_id, asserting=True)
             if "free" in cold:
-                await self.loader.free_time(identity, day_start_at, asserting=True)
+                await self.loader.free_time(identity, free_day, asserting=True)
         raise ServiceError("the counters do not stay in Redis")
 
     async def _apply_ledger(self) -> bool:

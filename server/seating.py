@@ -161,7 +161,7 @@ class Seating:
         """What is left of a shared allowance; the step that takes it checks it again."""
         used_ms = await self.live.free_used(identity)
         if used_ms is None:
-            await self.loader.free_time(identity, seat.day_start_at())
+            await self.loader.free_time(identity, seat.free_day())
             used_ms = await self.live.free_used(identity) or 0
         return max(0, identity.terms.free_ms - used_ms)
 

@@ -166,12 +166,13 @@ class Seat:
 
     # --- Steps ---------------------------------------------------------------------
 
-    def day_start_at(self) -> int | None:
-        """The beginning of the day on which the session started, for a day's free time."""
+    def free_day(self) -> tuple[int, int] | None:
+        """The beginning and the end of the day on which the session started, for a day's
+        free time."""
         identity = self.meter.session.identity
         if identity.terms.free_scope != "day":
             return None
-        return self.calendar.day_start_at(identity.started_at)
+        return self.calendar.day_around(identity.started_at)
 
     def answered(self, step: Step, outcome: Outcome) -> None:
         """Redis answered."""

@@ -125,17 +125,17 @@ class Records(Ledgers):
         user_id: str,
         counterpart_id: str | None,
         kind: str,
-        day_start_at: int | None = None,
+        day: tuple[int, int] | None = None,
         *,
         ended_after: int | None = None,
     ) -> rows.FreeRecord:
         """The free milliseconds that a user has had of a kind.
 
-        With a counterpart, that pair's (scope ``pair``); with ``day_start_at``, those of
-        minutes that began at or after it (scope ``day``). ``ended_after`` as in
+        With a counterpart, that pair's (scope ``pair``); with the beginning and the end of
+        a ``day``, those of sessions that began on it (scope ``day``). ``ended_after`` as in
         ``load_account``.
         """
-        asked = (tenant, user_id, kind, counterpart_id, day_start_at, ended_after)
+        asked = (tenant, user_id, kind, counterpart_id, *(day or (None, None)), ended_after)
         return await self._one("free_used", rows.FreeRecord, *asked)
 
     # Organisations, members and their months

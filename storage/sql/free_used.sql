@@ -1,13 +1,14 @@
 -- The free time that a user has had of a kind: with one counterpart (null: with
--- anybody), in minutes that began at or after an instant (null: ever), and what of it each
--- session has had that has not ended, or ended after $6 (null: none).
+-- anybody), in sessions that began at $5 or later and before $6 (null: ever), and what of it
+-- each session has had that has not ended, or ended after $7 (null: none). A session draws on
+-- the day on which it began, however long it lasts.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
         coalesce(sum(had.free_ms), 0)::bigint AS used_ms,
         coalesce(
             json_agg(had) FILTER (
-                WHERE $6::bigint IS NOT NULL AND (had.ended_at IS NULL OR had.ended_at > instant($6))
+                WHERE $7::bigint IS NOT NULL AND (had.ended_at IS NULL OR had.ended_at > instant($7))
             ),
             '[]'
         ) AS recorded
@@ -25,6 +26,8 @@ FROM (
           AND used.free_ms > 0
           AND ($4::text IS NULL OR used.counterpart_id = $4)
           AND ($5::bigint IS NULL OR used.started_at >= instant($5))
+          AND ($5::bigint IS NULL OR coalesce(session.started_at, used.started_at) >= instant($5))
+          AND ($6::bigint IS NULL OR coalesce(session.started_at, used.started_at) < instant($6))
         GROUP BY used.session_id, session.ended_at
     ) AS had
 ) AS answer

@@ -48,7 +48,7 @@ class Seat:
         self.failures = failures
         self.heard: list[Any] = []
 
-    def day_start_at(self) -> int | None:
+    def free_day(self) -> tuple[int, int] | None:
         return None
 
     def answered(self, _: Step, outcome: Outcome) -> None:

@@ -206,16 +206,27 @@ async def test_free_time_is_summed_by_pair_and_by_day(records: Records) -> None:
     )
 
     async def used(
-        user_id: str, counterpart_id: str | None, day_start_at: int | None = None
+        user_id: str, counterpart_id: str | None, day: tuple[int, int] | None = None
     ) -> int:
-        asked = (TENANT, user_id, counterpart_id, "recording", day_start_at)
+        asked = (TENANT, user_id, counterpart_id, "recording", day)
         return (await records.free_used(*asked)).used_ms
 
     assert await used("ann", None) == 111
     assert await used("ann", "advisor") == 11
-    assert await used("ann", None, START + 1) == 10
-    assert await used("ann", "advisor", START) == 11
+    assert await used("ann", None, (START + 1, START + 1 + day)) == 10
+    assert await used("ann", "advisor", (START, START + 2 * day)) == 11
+    assert await used("ann", "advisor", (START, START + day)) == 1
     assert await used("nobody", None) == 0
+
+
+async def test_free_time_is_of_the_day_on_which_its_session_began(records: Records) -> None:
+    night = (START, START + 30_000)
+    morning = (START + 30_000, START + 90_000)
+    await records.write([started(), minute(0, free_ms=1)])
+    await records.write([minute(1, free_ms=10, started_at=START + 60_000)])
+    asked = (TENANT, "ann", None, "recording")
+    assert (await records.free_used(*asked, night)).used_ms == 11
+    assert (await records.free_used(*asked, morning)).used_ms == 0
 
 
 async def test_free_time_says_what_running_sessions_have_had_of_it(records: Records) -> None:
