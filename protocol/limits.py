@@ -253,8 +253,9 @@ LOST_SESSIONS_AFTER_MS: Final = UNCOVERED_MS_DEFAULT + 10_000
 has put it back, or has stopped it for want of a grant."""
 PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000
 ENDED_SESSION_KEPT_MS: Final = 3_600_000
-"""A session's hash outlives its end so long after Postgres knows of it, so that a late join
-hears `session_ended` and its receipt. Before that nobody else knows, and it stays a day."""
+"""A session's hash outlives its end so long after the process that ended it has heard that
+Postgres knows of it, so that a late join hears `session_ended` and its receipt. Before that
+it stays a day."""
 
 # --- Outbox, flush and record ------------------------------------------------------
 

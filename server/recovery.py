@@ -125,14 +125,16 @@ class Recovery:
             elif watermark is not None and partition not in self._lost and not self.busy:
                 flushed[partition] = watermark
             self._epochs[partition] = epoch
+        ended: list[Session] = []
         if now_ms >= self._forget_at:
             self._forget_at = now_ms + limits.WATERMARK_INTERVAL_MS
             # Those of the time before, so that a loss is found before anything is forgotten.
             quiet = {one: at for one, at in self._flushed.items() if one in flushed}
-            self.unflushed.forget(quiet, now_ms - limits.RECOVERED_ENTRIES_MS)
+            ended = self.unflushed.forget(quiet, now_ms - limits.RECOVERED_ENTRIES_MS)
             self._flushed = flushed
         self._lost |= {one for one, at in self._again_at.items() if now_ms >= at}
         self._work()
+        await self.restoring.over(ended)
 
     def suspect(self) -> None:
         """Redis may be another one: everything is asserted, which it mostly knows. Money may be

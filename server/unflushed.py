@@ -104,15 +104,23 @@ class Unflushed:
             self._count -= entry_id in entries
             entries[entry_id] = kept
 
-    def forget(self, watermarks: Mapping[int, bytes | None], written_before: int = 0) -> None:
+    def forget(
+        self, watermarks: Mapping[int, bytes | None], written_before: int = 0
+    ) -> list[Session]:
         """Forgets what has been flushed: everything up to the watermarks. And what was written
-        down before an instant, because no replica lags so far behind."""
+        down before an instant, because no replica lags so far behind. Answers with the sessions
+        whose end was among that."""
+        ended: list[Session] = []
         for partition in list(self._entries):
             watermark = watermarks.get(partition)
             until = _position(watermark.decode()) if watermark is not None else (-1, 0)
-            self._forget(partition, until, written_before)
+            forgotten = self._forget(partition, until, written_before)
+            ended += (kept.session for kept in forgotten if kept.session is not None)
+        return ended
 
-    def _forget(self, partition: int, watermark: tuple[int, int], written_before: int) -> None:
+    def _forget(
+        self, partition: int, watermark: tuple[int, int], written_before: int
+    ) -> list[Kept]:
         entries = self._entries[partition]
         flushed = []
         # Oldest first, so that a long queue is not looked through for nothing.
@@ -121,11 +129,11 @@ class Unflushed:
             if not written and _position(entry_id) > watermark:
                 break
             flushed.append(entry_id)
-        for entry_id in flushed:
-            del entries[entry_id]
-        self._count -= len(flushed)
+        forgotten = [entries.pop(entry_id) for entry_id in flushed]
+        self._count -= len(forgotten)
         if not entries:
             self._entries.pop(partition, None)
+        return forgotten
 
 
 def _position(entry_id: str) -> tuple[int, int]:

@@ -9,8 +9,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from protocol import limits
-from protocol.events import Record, SessionEnded
-from protocol.session import session_key
+from protocol.events import Record
 from storage.cluster import ClusterRedis, is_cluster
 from storage.wire import decode_records
 
@@ -115,11 +114,7 @@ def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> Entry:
 def acknowledgement(partition: int, entries: Sequence[Entry]) -> tuple[list[str], list[Any]]:
     """The keys and arguments of ``acknowledge.lua``."""
     keys = [outbox_key(partition), watermark_key(partition), rejected_key(partition)]
-    arguments: list[Any] = [GROUP, REJECTED_ENTRIES_MAX, limits.ENDED_SESSION_KEPT_MS]
+    arguments: list[Any] = [GROUP, REJECTED_ENTRIES_MAX]
     for entry in entries:
-        for record in entry.records:
-            if isinstance(record, SessionEnded):
-                name = session_key(record.tenant, record.session_id)
-                keys += [f"{{p{partition}}}:{kind}:{name}" for kind in ("session", "notices")]
         arguments += [entry.entry_id, entry.refusal, len(entry.records)]
     return keys, arguments

@@ -15,6 +15,7 @@ import orjson
 from protocol import limits
 from protocol.assertion import Assertion
 from protocol.events import Record
+from protocol.session import Session
 from protocol.states import Phase
 from storage.live import Live, Script
 from storage.rows import RecentEntry
@@ -147,6 +148,21 @@ class Restoring:
         if standing.grace_until is not None:
             encoded["grace_until"] = standing.grace_until
         return orjson.dumps(encoded)
+
+    async def over(self, ended: Sequence[Session]) -> None:
+        """Lets Redis forget sessions that have ended, some time from now: they are in Postgres,
+        and whoever ended them will not assert it again.
+
+        Before that it must not, by whatever its clock does: an end that is asserted where
+        nothing is left of the session is taken for one that was lost, and charged.
+        """
+        for first in range(0, len(ended), limits.ASSERTIONS_PER_BATCH):
+            async with self.live.redis.pipeline(transaction=False) as pipeline:
+                for session in ended[first : first + limits.ASSERTIONS_PER_BATCH]:
+                    name = session.identity.tenant, session.identity.session_id
+                    for key in (self.keys.session(*name), self.keys.notices(*name)):
+                        pipeline.pexpire(key, limits.ENDED_SESSION_KEPT_MS)
+                await self.live.ask(pipeline.execute())
 
     async def replay(
         self, partition: int, entries: Sequence[tuple[str, Sequence[Record]]]

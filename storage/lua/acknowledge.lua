@@ -3,9 +3,7 @@
 -- KEYS   1 outbox      stream
 --        2 watermark   string: every entry with this id or a lower one has left the outbox
 --        3 rejected    stream: fields entry, error, and those that the entry had
---        then what is left of the sessions that ended with these entries: hashes and notices
 -- ARGV   1 consumer group   2 entries that the rejected stream keeps, roughly
---        3 how long sessions that ended stay from now on, ms
 --        then for every entry:
 --          its id, why Postgres refused it ('' when it has it), its number of records
 --
@@ -16,7 +14,7 @@ local call = redis.call
 local outbox, group = KEYS[1], ARGV[1]
 local entries, records, rejected = 0, 0, 0
 
-for index = 4, #ARGV, 3 do
+for index = 3, #ARGV, 3 do
   local id, refusal, size = unpack(ARGV, index, index + 2)
   -- First what frees memory: once a script has written, Redis lets it go on when it is
   -- full, and a full Redis is emptied by nobody but the flusher.
@@ -34,9 +32,6 @@ for index = 4, #ARGV, 3 do
     if refusal == '' then records = records + tonumber(size) end
   end
 end
-
--- Until now Redis alone knew that they had ended.
-for index = 4, #KEYS do call('PEXPIRE', KEYS[index], ARGV[3]) end
 
 -- Entries are delivered in the order of their ids. So all have left that come before the
 -- lowest one that is still pending, or, where none is, up to the last one delivered.

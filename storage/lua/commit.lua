@@ -228,7 +228,8 @@ if step.ended then
   call('DEL', KEYS[3])
   call('SREM', KEYS[9], step.session)
   call('SREM', KEYS[10], step.session)
-  -- The flusher shortens that, once Postgres knows of the end (acknowledge.lua).
+  -- The process shortens that, once it has heard that Postgres knows of the end, and will not
+  -- assert it any more (storage/recovery.py, over).
   call('PEXPIRE', KEYS[1], step.idle_ms)
 end
 

@@ -294,3 +294,24 @@ def test_a_request_proves_no_more_than_was_when_it_was_made(place: Laboratory) -
         act("cut", client="c-s1"),
         wait(180),
     )
+
+
+def test_an_end_that_redis_forgot_right_after_the_flush_is_not_charged_again(
+    place: Laboratory,
+) -> None:
+    """Redis was to keep it for an hour more, and its clock is stepped while it is away; the
+    process that ended it had not heard yet that it was flushed (seed 535)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        start("s1"),
+        wait(60),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(300),
+        act("flusher", name="flusher1", pace_ms=1_000),
+        wait(1),
+        act("redis_away", ms=800),
+        act("step_clock", where="redis", ms=3_600_000),
+        wait(30),
+    )

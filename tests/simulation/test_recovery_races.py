@@ -94,7 +94,7 @@ async def test_a_slow_process_keeps_what_was_lost_before_the_flush_began_anew(
 async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     cluster: Cluster, node: Node
 ) -> None:
-    """Postgres is away for longer than the hash of an ended session stays after the flush."""
+    """Postgres is away for longer than the hash of an ended session stays after it is told."""
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", CHAT)
@@ -109,6 +109,12 @@ async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     await cluster.settle()
     assert (await cluster.account())["balance"] == 8_500_000
     await audited(cluster)
+    for _ in range(6):
+        await cluster.advance(limits.RECOVERED_ENTRIES_MS // 2)
+        await cluster.beat()
+    assert len(node.hub.unflushed) == 0
+    left_ms = await cluster.redis.pttl(KEYS.session(ANN.tenant, "s1"))
+    assert 0 < left_ms <= limits.ENDED_SESSION_KEPT_MS
 
 
 async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(

@@ -11,7 +11,7 @@ from protocol import limits
 from storage.flush import run_flusher
 from storage.outbox import GROUP, outbox_key, rejected_key
 from storage.records import Records
-from tests.storage.examples import START, TENANT, ended, entry, minute
+from tests.storage.examples import START, TENANT, entry, minute
 from tests.storage.outboxes import (
     PARTITIONS,
     MakeFlusher,
@@ -61,23 +61,6 @@ async def test_an_acknowledgement_that_is_repeated_counts_once(
     await flusher.acknowledge(entries)
     assert await redis.xlen(outbox_key(1)) == 1
     assert flusher.flushed_records == 2
-
-
-async def test_an_ended_session_is_forgotten_only_after_postgres_knows_of_it(
-    redis: Redis, make_flusher: MakeFlusher
-) -> None:
-    kept = [
-        f"{{p1}}:{kind}:{TENANT}/{name}" for kind in ("session", "notices") for name in ("s1", "s2")
-    ]
-    for key in kept:
-        await redis.set(key, "", px=limits.ACCOUNT_IDLE_MS)
-    await append(redis, minute(0), ended(session_id="s1"))
-    flusher = make_flusher()
-    await flusher.prepare()
-    await flusher.flush(await flusher.read())
-    left_ms = [await redis.pttl(key) for key in kept]
-    assert [one <= limits.ENDED_SESSION_KEPT_MS for one in left_ms] == [True, False, True, False]
-    assert min(left_ms) > limits.ENDED_SESSION_KEPT_MS - 60_000
 
 
 async def test_accounts_are_left_alone(redis: Redis, make_flusher: MakeFlusher) -> None:
