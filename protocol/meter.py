@@ -133,12 +133,18 @@ class Meter(Position):
         is still done, when it can be; a start is followed by the loss of its socket."""
         return self._intents.abandon()
 
+    def misses(self, move: Move) -> bool:
+        """Whether steps were made before this one of which nothing was heard here."""
+        return not move.complete and move.session.standing.version > (
+            self.session.standing.version + 1
+        )
+
     def moved(self, move: Move, now_ms: int) -> None:
         """Another process made a step. Its notices have numbers; what was said stays said."""
         session, version = move.session, self.session.standing.version
         if session.standing.version <= version:
             return
-        if self.sockets and not move.complete and session.standing.version > version + 1:
+        if self.sockets and self.misses(move):
             # A message was missed: the next step is answered with all that was.
             self._wanted = True
             self._plan(now_ms)

@@ -21,7 +21,7 @@ from protocol.session import Identity, Session
 from protocol.states import Event, Phase
 from protocol.steps import Step
 from server.accounts import Account, Accounts
-from server.claims import Claims
+from server.claims import Claims, retry_after_ms
 from server.clock import Clock
 from server.loading import Loader
 from server.metrics import Metrics
@@ -30,7 +30,7 @@ from server.tenants import Change, Tenants
 from server.timers import Timers
 from server.unflushed import Unflushed
 from server.waiting import Locks
-from storage.live import Found, Live, Outcome
+from storage.live import Found, Live, LiveError, Outcome
 from storage.wire import line_at, move_of
 
 log = structlog.get_logger()
@@ -173,7 +173,7 @@ class Seating:
             if message.get("moved") and message["session_id"] == identity.session_id:
                 move = move_of(message)
                 if not _is_own(seat, move, message["node"]):
-                    seat.meter.moved(move, now_ms)
+                    self._moved(seat, move, now_ms)
                 seat.drain()
                 self.release(seat)
             if message.get("stop") == identity.session_id and seat.meter.sockets:
@@ -186,8 +186,34 @@ class Seating:
                 seat.meter.changed(now_ms)
                 seat.freed()
             seat.drain()
+            if not message and _is_only_watched(seat):
+                self._run(self._catch_up(seat))  # something was missed, perhaps the end
         for told in list(account.listeners):
             told(account, message)
+
+    def _moved(self, seat: Seat, move: Move, now_ms: int) -> None:
+        """Another process made a step. Where nobody's steps would be answered with what was
+        missed, it is read."""
+        if _is_only_watched(seat) and seat.meter.misses(move):
+            self._run(self._catch_up(seat))
+        else:
+            seat.meter.moved(move, now_ms)
+
+    async def _catch_up(self, seat: Seat) -> None:
+        """Shows watchers what was not heard here, until that has succeeded or nobody needs it."""
+        identity = seat.meter.session.identity
+        for failures in itertools.count(1):
+            if self.seats.get(seat.key) is not seat or not _is_only_watched(seat):
+                return
+            try:
+                found = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
+                break
+            except LiveError as error:
+                log.warning("session_not_read", session=seat.key, error=str(error))
+                await asyncio.sleep(retry_after_ms(failures) / 1000)
+        if found is not None and self.seats.get(seat.key) is seat and seat.meter.asked is None:
+            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
+            seat.drain()
 
     def _limits_changed(self, tenant: str, change: Change) -> None:
         """A limit of the month was changed, or a session gave back its last minute."""
@@ -237,6 +263,11 @@ class Seating:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.accounts.idle()
             await self.claims.idle()
+
+
+def _is_only_watched(seat: Seat) -> bool:
+    """Whether sockets here see a session that only other processes keep alive."""
+    return bool(seat.members) and not seat.meter.sockets
 
 
 def _is_own(seat: Seat, move: Move, node: str) -> bool:

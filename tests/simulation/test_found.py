@@ -315,3 +315,40 @@ def test_an_end_that_redis_forgot_right_after_the_flush_is_not_charged_again(
         act("step_clock", where="redis", ms=3_600_000),
         wait(30),
     )
+
+
+def test_a_watcher_hears_what_was_told_while_the_line_was_down(place: Laboratory) -> None:
+    """Its process has no step to make that would be answered with that (seed 667)."""
+    clients = run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9", kind="pair"),
+        act("watch", client="w", node="node.b", session="s1"),
+        wait(30),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        pay("ann9", 20_000_000, "more"),
+        act("drop_lines"),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(60),
+    )
+    told = [one["type"] for one in clients[-1].messages]
+    assert "limit_cleared" in told
+
+
+def test_a_watcher_hears_of_an_end_that_was_told_while_the_line_was_down(
+    place: Laboratory,
+) -> None:
+    """Nothing follows by which its process would find out that it has missed something."""
+    clients = run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9"),
+        act("watch", client="w", node="node.b", session="s1"),
+        wait(1),
+        act("drop_lines"),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(60),
+    )
+    assert clients[-1].messages[-1]["type"] == "stopped"
