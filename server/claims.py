@@ -10,7 +10,7 @@ comes back as the answer.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Protocol
 
 import structlog
@@ -196,3 +196,26 @@ def retry_after_ms(failures: int) -> int:
     """How long to wait after so many attempts without an answer."""
     doubled_ms = limits.CLAIM_RETRY_MS_MIN << min(failures - 1, 10)
     return min(limits.CLAIM_RETRY_MS_MAX, doubled_ms)
+
+
+class Retries:
+    """What failed, and when each is tried again: after a while that doubles."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Hashable, tuple[int, int]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._failed
+
+    def failed(self, name: Hashable, now_ms: int) -> None:
+        """It failed, once more."""
+        failures = self._failed.get(name, (0, 0))[0] + 1
+        self._failed[name] = (failures, now_ms + retry_after_ms(failures))
+
+    def forget(self, name: Hashable) -> None:
+        """It did not fail, or is another one now."""
+        self._failed.pop(name, None)
+
+    def is_due(self, name: Hashable, now_ms: int) -> bool:
+        """Whether it has not failed, or may be tried again."""
+        return self._failed.get(name, (0, now_ms))[1] <= now_ms

@@ -2,23 +2,24 @@
 
 How it works
 ------------
-A loss shows in three ways: the epoch of a partition is not the one that this process has
-seen (read with every beat), a claim is answered ``gone``, or the line of the channels was
-down, after which Redis may be another one. Then, partition by partition,
+A loss shows in four ways: with a beat, the epoch of a partition is not the one that this
+process has seen; a claim is answered ``gone``; the line of the channels was down; or a Redis
+has begun another history of writes, because it was started anew or a replica took over. The
+last two may have cost nothing. Then, partition by partition,
 
 1. every session that is served here is asserted (``storage/lua/assert.lua``), and every
    one that ended here and is not written down;
 2. the records that Postgres may not have are written down, or, where Postgres is away too,
    appended to the outbox again;
-3. entries of the ledger that Redis lacks are applied to their accounts, and holds restored;
+3. what else Postgres has and Redis lacks is brought there (``server.recorded``);
 4. a while later, sessions that nobody has put back are ended (``server.lost``).
 
-All of that may be repeated, and whatever fails is, with the next beat. Meanwhile, for
+All of that may be repeated; what fails is, after a while that doubles. Meanwhile, for
 ``RECOVERY_MS``, the partition takes nothing else: sessions run on what they were granted.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import msgspec
 import structlog
@@ -29,17 +30,17 @@ from protocol.assertion import Assertion, months_of_minutes
 from protocol.errors import ProtocolError, ServiceError
 from protocol.limits import SAFE_INTEGER_MAX
 from protocol.session import Session, free_key
+from server.claims import Retries
 from server.clock import Clock
 from server.hub import Hub
 from server.loading import Loader
 from server.lost import LostSessions
+from server.recorded import Recorded
 from server.seats import Seat
 from server.unflushed import Kept, Unflushed
 from storage.live import LiveError
 from storage.records import Records, RefusedError, UnavailableError
 from storage.recovery import Restoring
-from storage.rows import HoldRow, RecentEntry
-from storage.spending import AccountName, Spending
 
 log = structlog.get_logger()
 
@@ -73,13 +74,17 @@ class Recovery:
         """Partitions that are to be looked after, what they lost being written down already."""
         self._flushed: dict[int, bytes] = {}
         """The watermarks of quiet partitions, when anything was forgotten last."""
-        self._is_ledger_due = False
-        """The ledger is to be looked at, which has failed for want of Postgres."""
+        self._histories: dict[object, bytes | None] = {}
+        """The history of writes that each Redis went on with when it was looked at last."""
+        self._is_record_due = False
+        """What Postgres has is to be brought to Redis."""
         self._assert_from = 0
         """Where to begin with the assertions, after some could not be made."""
         self._again_at: dict[int, int] = {}
-        """When a partition's ledger is looked at once more, after everybody has come back."""
-        self._spending = Spending(hub.live)
+        """When a partition is looked after once more, after everybody has come back."""
+        self._retries = Retries()
+        """Partitions that could not be looked after."""
+        self._recorded = Recorded(self.restoring, records, clock)
         self._lost_sessions = LostSessions(self.restoring, records, clock, self._assert_ended)
         self._lost_sessions_at = clock.now() + limits.LOST_SESSIONS_AFTER_MS
         """When sessions are looked for that nobody has put back."""
@@ -91,9 +96,9 @@ class Recovery:
     async def begin(self) -> None:
         """Begins the epochs of a deployment in which nobody else has anything to put back.
 
-        Where another process lives, or a session runs as far as Postgres knows, whoever
-        has something to put back is given the time.
+        Where a session runs as far as Postgres knows, whoever has it is given the time.
         """
+        self._is_record_due = True  # what Redis lost while no process lived, nobody has seen
         try:
             if await self.records.has_live_sessions():
                 return
@@ -105,16 +110,18 @@ class Recovery:
 
     def _partitions(self) -> set[int]:
         """The partitions of which this process knows anything."""
-        keys = self.hub.live.keys
-        served = {keys.partition(seat.meter.session.identity.tenant) for seat in self.hub}
-        return served | self.unflushed.partitions
+        return {self._partition_of(seat) for seat in self.hub} | self.unflushed.partitions
 
     async def look(self) -> None:
         """Looks whether anything was lost; with every beat. Raises ``LiveError``."""
         now_ms = self.clock.now()
-        found = await self.restoring.epochs(self._partitions() | {WATCHED_PARTITION})
+        seen = await self.restoring.look(self._partitions() | {WATCHED_PARTITION})
+        if self._is_another(seen.histories):
+            log.warning("redis_began_anew")
+            self._lose(self._partitions() | {WATCHED_PARTITION})
+            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
         flushed: dict[int, bytes] = {}
-        for partition, (watermark, epoch) in found.items():
+        for partition, (watermark, epoch) in seen.partitions.items():
             if epoch is None or self._epochs.get(partition, epoch) != epoch:
                 self._lose({partition})
                 self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
@@ -132,27 +139,43 @@ class Recovery:
             quiet = {one: at for one, at in self._flushed.items() if one in flushed}
             ended = self.unflushed.forget(quiet, now_ms - limits.RECOVERED_ENTRIES_MS)
             self._flushed = flushed
-        self._lost |= {one for one, at in self._again_at.items() if now_ms >= at}
+        for partition, at in list(self._again_at.items()):
+            if now_ms >= at:
+                del self._again_at[partition]
+                self._lost.add(partition)
+                self._is_record_due = True
         self._work()
         await self.restoring.over(ended)
 
+    def _is_another(self, histories: Mapping[object, bytes | None]) -> bool:
+        """Whether a Redis goes on with a history that was not seen before. One that said
+        nothing is taken for the one that it was."""
+        known = self._histories
+        self._histories = {place: one or known.get(place) for place, one in histories.items()}
+        return bool(known) and not set(self._histories.values()) <= {*known.values(), None}
+
     def suspect(self) -> None:
-        """Redis may be another one: everything is asserted, which it mostly knows. Money may be
-        lacking there of which nobody serves a session."""
-        self._lose(self._partitions())
-        self._is_ledger_due = True
+        """Redis may be another one: everything is asserted, which it mostly knows."""
+        self._lose(self._partitions() | {WATCHED_PARTITION})
         self._work()
 
     def _lose(self, partitions: set[int]) -> None:
         self._lost |= partitions
+        self._is_record_due = True
         self._written_down -= partitions
         for partition in partitions:
             self._flushed.pop(partition, None)
+            self._retries.forget(partition)
+
+    def _due(self, partitions: set[int]) -> set[int]:
+        """Those that did not fail a moment ago."""
+        now_ms = self.clock.now()
+        return {one for one in partitions if self._retries.is_due(one, now_ms)}
 
     def _work(self) -> None:
         if self.busy:
             return
-        if self._lost or self._new or self._is_ledger_due:
+        if self._due(self._lost | self._new) or self._is_record_due:
             self._task = asyncio.create_task(self._recover())
         elif self.clock.now() >= self._lost_sessions_at:
             self._task = asyncio.create_task(self._end_lost_sessions())
@@ -180,46 +203,52 @@ class Recovery:
     # --- Putting back --------------------------------------------------------------------
 
     async def _recover(self) -> None:
-        partitions, self._lost = self._lost, set()
-        new, self._new = self._new - partitions, set()
-        before = self.recovered
-        done = False
+        partitions = self._due(self._lost)
+        new = self._due(self._new) - partitions
+        self._lost -= partitions
+        self._new -= partitions | new
+        is_record_due, self._is_record_due = self._is_record_due, False
+        before = self.recovered + self._recorded.learnt
+        failed = partitions | new
         try:
             for partition in partitions:
                 if self._epochs.get(partition, b"") is None:
                     await self.restoring.begin_epoch(partition)
             # First what others wait for, then what can wait.
-            done = await self._assert_all(partitions | new)
+            unasserted = await self._assert_all(partitions | new)
             for partition in sorted((partitions | new) - self._written_down):
                 await self._write_down(partition)
                 self._written_down.add(partition)
-            self._is_ledger_due = self._is_ledger_due or bool(partitions)
-            if self._is_ledger_due and await self._apply_ledger():
-                self._is_ledger_due = False
+            if is_record_due:
+                is_record_due = not await self._recorded.bring()
+            failed = unasserted
         except (*EXPECTED, UnavailableError) as error:
             log.warning("not_recovered", error=str(error))
-            done = False
         except Exception:
             log.exception("recovery_failed")
-            done = False
-        self._conclude(partitions, new, self.recovered - before, done=done)
+        self._is_record_due = self._is_record_due or is_record_due
+        learnt = self.recovered + self._recorded.learnt - before
+        self._conclude(partitions, new, learnt, failed)
 
-    def _conclude(self, partitions: set[int], new: set[int], recovered: int, *, done: bool) -> None:
+    def _conclude(
+        self, partitions: set[int], new: set[int], recovered: int, failed: set[int]
+    ) -> None:
         """What is to be done with the beats that follow."""
-        now_ms = self.clock.now()
-        if not done:
-            self._lost |= partitions
-            self._new |= new
+        now_ms, done = self.clock.now(), (partitions | new) - failed
+        self._written_down -= done | self._lost  # some may have been lost once more
+        self._lost |= failed & partitions
+        self._new |= failed & new
+        for partition in done:
+            self._retries.forget(partition)
+        for partition in failed:
+            self._retries.failed(partition, now_ms)
         if recovered:
             log.warning("recovered", sessions=recovered, partitions=len(partitions | new))
             self._lost |= new
-            again_at = now_ms + 2 * limits.RECOVERY_MS
-            self._again_at |= dict.fromkeys(partitions | new, again_at)
+            self._is_record_due = self._is_record_due or bool(new)
+            again = partitions | new | {WATCHED_PARTITION}
+            self._again_at |= dict.fromkeys(again, now_ms + 2 * limits.RECOVERY_MS)
             self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
-        elif done:
-            self._again_at = {one: at for one, at in self._again_at.items() if at > now_ms}
-        if done:
-            self._written_down -= partitions | new
 
     async def _write_down(self, partition: int) -> None:
         """Brings to Postgres what is not there for sure, or at least back into the outbox."""
@@ -248,21 +277,19 @@ class Recovery:
             if kept.entry_id != entry_id:
                 self.unflushed.replaced(partition, kept, entry_id)
 
-    async def _assert_all(self, partitions: set[int]) -> bool:
-        """Asserts everything that is known here; whether all could be.
+    async def _assert_all(self, partitions: set[int]) -> set[int]:
+        """Asserts everything that is known here; the partitions in which something could not be.
 
-        When a whole batch fails, so would the others: they are tried with the next beat,
-        and before this one.
+        When a whole batch fails, so would the others: they are tried the next time, and
+        before this one.
         """
-        keys = self.hub.live.keys
         work: list[Seat | Kept] = [
-            seat
-            for seat in self.hub
-            if keys.partition(seat.meter.session.identity.tenant) in partitions and _runs(seat)
+            seat for seat in self.hub if self._partition_of(seat) in partitions and _runs(seat)
         ]
         for partition in partitions:
             work += self.unflushed.ended(partition)
         failures: list[BaseException] = []
+        unasserted: set[int] = set()
         self._assert_from = self._assert_from % len(work) if work else 0
         work = work[self._assert_from :] + work[: self._assert_from]
         for first in range(0, len(work), limits.ASSERTIONS_PER_BATCH):
@@ -274,9 +301,11 @@ class Recovery:
                 ),
                 return_exceptions=True,
             )
-            failed = [result for result in results if result is not None]
-            failures += failed
+            failed = [one for one, at in zip(batch, results, strict=True) if at is not None]
+            unasserted |= set(map(self._partition_of, failed))
+            failures += [result for result in results if result is not None]
             if len(failed) == len(batch):
+                unasserted |= set(map(self._partition_of, work[first:]))
                 self._assert_from += first + len(batch)
                 break
         for expected in (True, False):
@@ -284,7 +313,12 @@ class Recovery:
             if errors:
                 error = {"error": str(errors[0])} if expected else {"exc_info": errors[0]}
                 log.warning("not_asserted", sessions=len(errors), **error)
-        return not failures
+        return unasserted
+
+    def _partition_of(self, one: Seat | Kept) -> int:
+        session = one.session if isinstance(one, Kept) else one.meter.session
+        assert session is not None
+        return self.hub.live.keys.partition(session.identity.tenant)
 
     async def restore(self, session: Session) -> None:
         """Puts back one session, whose step was answered ``gone``; and soon all others.
@@ -294,7 +328,9 @@ class Recovery:
         seat = self.hub.seats.get(session.key)
         if seat is None:
             raise ServiceError("the session store has lost the session")
-        self._lose({self.hub.live.keys.partition(session.identity.tenant)})
+        partition = self._partition_of(seat)
+        if partition not in self._retries:  # else all others were tried a moment ago
+            self._lose({partition})
         await self._assert_seat(seat)
         self._work()
 
@@ -346,40 +382,6 @@ class Recovery:
             if "free" in cold:
                 await self.loader.free_time(identity, free_day, asserting=True)
         raise ServiceError("the counters do not stay in Redis")
-
-    async def _apply_ledger(self) -> bool:
-        """Brings to Redis what the ledger has and it lacks; False: Postgres is away."""
-        after_at = self.clock.now() - limits.RECOVERED_ENTRIES_MS
-        try:
-            entries = await self.records.entries_since(after_at, limits.RECOVERED_ENTRIES_MAX)
-            holds = await self.records.holds_since(after_at, limits.RECOVERED_ENTRIES_MAX)
-        except UnavailableError:
-            return False
-        await self._apply_entries(entries)
-        await self._apply_holds(holds)
-        return True
-
-    async def _apply_entries(self, found: Iterable[RecentEntry]) -> None:
-        """Applies what of the ledger's newest entries accounts in Redis lack, of all of them:
-        of an account without sessions nobody else would look after it."""
-        now_ms = self.clock.now()
-        by_account: dict[AccountName, list[RecentEntry]] = {}
-        for entry in found:
-            name = AccountName(entry.tenant, entry.account_id)
-            by_account.setdefault(name, []).append(entry)
-        for name, entries in by_account.items():
-            applied = await self.restoring.apply_entries(name, entries, now_ms)
-            if applied:
-                log.warning("entries_recovered", account=name.account_id, entries=applied)
-                self.recovered += applied
-
-    async def _apply_holds(self, found: Iterable[HoldRow]) -> None:
-        """Brings young holds in Redis to what Postgres says of them: what was reserved before a
-        loss is so again, and what has ended since is given back."""
-        for hold in found:
-            if await self._spending.restore_hold(hold):
-                log.warning("hold_recovered", tenant=hold.tenant, hold=hold.hold_id)
-                self.recovered += 1
 
 
 def _runs(seat: Seat) -> bool:

@@ -130,6 +130,11 @@ class Ledgers(Database):
         counted = await self._value("operations_in_month", tenant, account_id, month)
         return _COUNTS.decode(counted)
 
+    async def operations_since(self, after_at: int, limit: int) -> tuple[rows.OperationsDone, ...]:
+        """Operations of all tenants that were done or held for after an instant, the newest,
+        and how often in their month."""
+        return await self._rows("operations_since", rows.OperationsDone, after_at, limit)
+
     async def hold(self, tenant: str, hold_id: str) -> rows.HoldRow | None:
         """The hold of that id, or None."""
         return await self._maybe("hold", rows.HoldRow, tenant, hold_id)
@@ -171,6 +176,11 @@ class Ledgers(Database):
     async def adjustments_since(self, tenant: str, after_at: int) -> tuple[rows.AdjustmentRow, ...]:
         """A tenant's adjustments from after an instant, whoever has applied them."""
         return await self._rows("adjustments_since", rows.AdjustmentRow, tenant, after_at)
+
+    async def newest_adjustments(self, after_at: int, limit: int) -> tuple[rows.AdjustmentRow, ...]:
+        """The newest adjustments of all tenants from after an instant, whoever has applied
+        them."""
+        return await self._rows("newest_adjustments", rows.AdjustmentRow, after_at, limit)
 
     async def adjustment_applied(self, tenant: str, user_id: str, entry_id: str) -> None:
         """Redis took it."""

@@ -196,6 +196,10 @@ class Records(Ledgers):
         arguments = columns.given(columns.number(monthly_hours_limit))
         return await self._one("put_member", rows.MemberRow, tenant, user_id, *arguments)
 
+    async def limits_since(self, within_ms: int, limit: int) -> tuple[rows.LimitChange, ...]:
+        """The newest changes of limits, of all tenants, no longer ago than that."""
+        return await self._rows("limits_since", rows.LimitChange, within_ms, limit)
+
     async def check_usage_limit(
         self, user_id: str, org_id: str | None, instant_at: int
     ) -> rows.UsageLimit:

@@ -5,9 +5,11 @@ something into a partition that has none, or asserts a session of which it has a
 copy. For a short while after that, ``recovering``, nothing but assertions is taken.
 """
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -17,12 +19,23 @@ from protocol.assertion import Assertion
 from protocol.events import Record
 from protocol.session import Session
 from protocol.states import Phase
-from storage.live import Live, Script
-from storage.rows import RecentEntry
+from storage.cluster import ClusterRedis
+from storage.live import Live, LiveError, Script
+from storage.rows import LimitChange, OperationsDone, RecentEntry
 from storage.spending import AccountName
 from storage.wire import encode_grant, encode_line, line_at
 
 _ENCODER = msgspec.json.Encoder()
+
+
+class Seen(NamedTuple):
+    """What a look at Redis shows."""
+
+    partitions: dict[int, tuple[bytes | None, bytes | None]]
+    """How far the outboxes of partitions have been flushed (the id of an entry), and the
+    epochs; None: a partition has lost everything, and nobody has noticed."""
+    histories: dict[object, bytes | None]
+    """The history of writes that each Redis goes on with; None: it does not say."""
 
 
 class Restoring:
@@ -34,6 +47,8 @@ class Restoring:
         self._assert = Script(live.redis, "assert")
         self._replay = Script(live.redis, "replay")
         self._recover = Script(live.redis, "recover")
+        self._history = Script(live.redis, "history")
+        self._recount = Script(live.redis, "recount")
 
     async def begin_epochs(self) -> None:
         """Begins the first epoch of every partition that has none: there is nothing to put
@@ -47,19 +62,59 @@ class Restoring:
         """The name of an epoch that begins: no other one has it, not even after the same loss."""
         return f"{how}:{self.live.node}:{secrets.token_hex(4)}"
 
-    async def epochs(self, partitions: Iterable[int]) -> dict[int, tuple[bytes | None, ...]]:
-        """How far the outboxes of partitions have been flushed (the id of an entry), and the
-        epochs; None: a partition has lost everything, and nobody has noticed.
+    async def look(self, partitions: Iterable[int]) -> Seen:
+        """Looks at partitions, and at every Redis that has any. Raises ``LiveError`` where one
+        of these partitions does not answer."""
+        wanted = set(partitions)
+        places: dict[object, tuple[int, list[int]]] = {}
+        for partition in range(self.keys.partitions):
+            _, asked = places.setdefault(self._place(partition), (partition, []))
+            if partition in wanted:
+                asked.append(partition)
+        seen = await asyncio.gather(*(self._look_at(*place) for place in places.values()))
+        return Seen(
+            {partition: one for found, _ in seen for partition, one in found.items()},
+            {place: history for place, (_, history) in zip(places, seen, strict=True)},
+        )
 
-        In this order: what was flushed before a loss is never taken for what was after it.
+    def _place(self, partition: int) -> object:
+        """Who has a partition, as far as is known."""
+        redis = self.live.redis
+        if isinstance(redis, ClusterRedis):
+            return redis.master_of(self.keys.epoch(partition))
+        return None
+
+    async def _look_at(
+        self, partition: int, asked: list[int]
+    ) -> tuple[dict[int, tuple[bytes | None, bytes | None]], bytes | None]:
+        """Looks at some partitions of one Redis, and at itself, which has ``partition``.
+
+        The watermarks before the epochs: what was flushed before a loss is never taken for
+        what was after it.
         """
-        asked = list(partitions)
-        async with self.live.redis.pipeline(transaction=False) as pipeline:
-            for partition in asked:
-                pipeline.get(self.keys.watermark(partition))
-                pipeline.get(self.keys.epoch(partition))
-            answers = await self.live.ask(pipeline.execute())
-        return {one: tuple(answers[2 * at : 2 * at + 2]) for at, one in enumerate(asked)}
+        redis = self.live.redis
+        async with redis.pipeline(transaction=False) as pipeline:
+            for one in asked:
+                pipeline.get(self.keys.watermark(one))
+                pipeline.get(self.keys.epoch(one))
+            # Not by its digest: a Redis that has begun anew knows no script.
+            pipeline.eval(self._history.text, 1, self.keys.epoch(partition))
+            try:
+                *found, history = await self.live.ask(pipeline.execute(raise_on_error=False))
+            except LiveError:
+                if asked:
+                    raise
+                if isinstance(redis, ClusterRedis):
+                    # Whoever follows it is asked the next time.
+                    with contextlib.suppress(LiveError):
+                        await self.live.ask(redis.refresh())
+                return {}, None
+        for answer in found:
+            if isinstance(answer, Exception):
+                raise LiveError(str(answer) or type(answer).__name__) from answer
+        pairs = zip(found[::2], found[1::2], strict=True)
+        is_told = isinstance(history, bytes) and history
+        return dict(zip(asked, pairs, strict=True)), history if is_told else None
 
     async def begin_epoch(self, partition: int) -> bool:
         """Begins the epoch of a partition that has none, which has lost everything. Whether it
@@ -186,3 +241,16 @@ class Restoring:
         arguments = [now_ms, self.live.publish, keys.channel(*account)]
         arguments += [limits.ACCOUNT_IDLE_MS, *flat]
         return int(await self._recover(names, arguments))
+
+    async def recount(self, done: OperationsDone) -> bool:
+        """Says how often an operation was done at least; whether Redis thought it was less."""
+        key = self.keys.operations(done.tenant, done.account_id)
+        return bool(int(await self._recount([key], [done.month, done.operation, done.times])))
+
+    async def has_limit(self, change: LimitChange) -> bool:
+        """Whether Redis has a limit as Postgres has it, or does not have its counter."""
+        keys, tenant = self.keys, change.tenant
+        key = keys.member(tenant, change.user_id) if change.user_id else keys.organization(tenant)
+        limit, overage = await self.live.ask(self.live.redis.hmget(key, ["limit", "overage"]))
+        here = b"" if change.limit_minutes is None else str(change.limit_minutes).encode()
+        return limit is None or (limit, overage) == (here, str(int(change.allow_overage)).encode())

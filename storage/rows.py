@@ -238,6 +238,26 @@ class RecentEntry(msgspec.Struct, frozen=True):
     position: int
 
 
+class OperationsDone(msgspec.Struct, frozen=True):
+    """How often an operation was done in a month (its first day), or is held for now."""
+
+    tenant: str
+    account_id: str
+    month: str
+    operation: str
+    times: int
+
+
+class LimitChange(msgspec.Struct, frozen=True):
+    """A limit that was changed: it is now so."""
+
+    tenant: str
+    user_id: str
+    """Empty: it is the organisation's own."""
+    limit_minutes: int | None
+    allow_overage: bool
+
+
 class AdjustmentRow(msgspec.Struct, frozen=True):
     """A correction of the minutes that a user has in a month (its first day)."""
 

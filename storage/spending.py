@@ -192,13 +192,14 @@ class Spending:
                 self.keys.hold(hold.tenant, hold.hold_id),
                 self.keys.holds(self.keys.partition(hold.tenant)),
                 self.keys.account(hold.tenant, hold.account_id),
+                self.keys.operations(hold.tenant, hold.account_id),
             ],
             [
                 f"{hold.tenant}/{hold.hold_id}",
                 hold.expires_at,
                 hold.hold_id,
                 hold.amount_micros,
-                int(hold.state == "open"),
+                hold.state,
                 *self._channel(hold.tenant, hold.account_id),
                 *_fields(hold),
             ],
@@ -292,10 +293,11 @@ class Spending:
 
     # --- Months --------------------------------------------------------------------
 
-    async def adjust(self, adjustment: AdjustmentRow) -> None:
-        """Applies a correction that Postgres has to the months that are in Redis, once."""
+    async def adjust(self, adjustment: AdjustmentRow) -> bool:
+        """Applies a correction that Postgres has to the months that are in Redis, once;
+        whether any was changed now."""
         tenant, user_id = adjustment.tenant, adjustment.user_id
-        await self._adjust(
+        changed = await self._adjust(
             [self.keys.member(tenant, user_id), self.keys.organization(tenant)],
             [
                 f"{user_id}/{adjustment.entry_id}",
@@ -305,6 +307,7 @@ class Spending:
                 self.keys.limits_channel(tenant),
             ],
         )
+        return bool(int(changed))
 
 
 def change_of(

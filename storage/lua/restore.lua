@@ -3,13 +3,15 @@
 -- An account that was loaded while the hold was open has it among what it reserves, and
 -- says so (h:<hold id>). One that Redis had all along, and which has lost its last writes,
 -- reserves it now. And a hold that has ended, which Redis has as open or reserves still, is
--- given back; what it was charged is an entry of the ledger (see recover.lua).
+-- given back; what it was charged is an entry of the ledger (see recover.lua), and where it
+-- was charged nothing the operation does not count in its month (see void.lua).
 --
 -- KEYS   1 hold      hash (see hold.lua)
 --        2 holds     sorted set: the partition's open holds by their end
 --        3 account   hash (see commit.lua)
+--        4 operations   hash (see spend.lua)
 -- ARGV   1 the hold's name in the set   2 its end, epoch ms   3 its id   4 micro-credits
---        5 '1' when it is open   6 publish command   7 channel
+--        5 its state   6 publish command   7 channel
 --        8.. the hold's fields: name, value, name, value …
 --
 -- Answers 1 when something was changed now, 0 when Redis knew.
@@ -17,10 +19,15 @@
 local call = redis.call
 local state = call('HGET', KEYS[1], 'state')
 
-if ARGV[5] ~= '1' then
+if ARGV[5] ~= 'open' then
   local reserved = call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 1
   if state then reserved = state == 'open' end
   if state == 'open' then
+    local of = call('HMGET', KEYS[1], 'operation', 'month')
+    local field = of[1] .. ':' .. of[2]
+    if ARGV[5] ~= 'posted' and of[1] ~= '' and tonumber(call('HGET', KEYS[4], field) or '0') > 0 then
+      call('HINCRBY', KEYS[4], field, -1)
+    end
     call('DEL', KEYS[1])
     call('ZREM', KEYS[2], ARGV[1])
   end

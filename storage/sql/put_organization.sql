@@ -1,14 +1,15 @@
 -- Makes or changes an organisation. Each value comes with whether it was given: one that
 -- was not keeps what is there, or takes the column's default.
 INSERT INTO organizations AS organization
-    (tenant, org_id, tier, timezone, monthly_hours_limit, allow_overage)
+    (tenant, org_id, tier, timezone, monthly_hours_limit, allow_overage, changed_at)
 VALUES (
     $1,
     $2,
     CASE WHEN $3::boolean THEN $4::text ELSE 'free' END,
     CASE WHEN $5::boolean THEN $6::text ELSE 'UTC' END,
     CASE WHEN $7::boolean THEN $8::text::numeric END,
-    CASE WHEN $9::boolean THEN $10::boolean ELSE false END
+    CASE WHEN $9::boolean THEN $10::boolean ELSE false END,
+    now()
 )
 ON CONFLICT (tenant) DO UPDATE SET
     tier = CASE WHEN $3 THEN excluded.tier ELSE organization.tier END,
@@ -18,5 +19,6 @@ ON CONFLICT (tenant) DO UPDATE SET
     END,
     allow_overage = CASE
         WHEN $9 THEN excluded.allow_overage ELSE organization.allow_overage
-    END
+    END,
+    changed_at = excluded.changed_at
 RETURNING row_to_json(organization)::text

@@ -39,6 +39,7 @@ CREATE TABLE organizations (
     timezone text NOT NULL DEFAULT 'UTC',
     monthly_hours_limit numeric,
     allow_overage boolean NOT NULL DEFAULT false,
+    changed_at timestamptz,
     CONSTRAINT organizations_pkey PRIMARY KEY (tenant),
     -- The bound keeps the limit in minutes within an integer, and NaN out.
     CONSTRAINT organizations_limit_check CHECK (monthly_hours_limit BETWEEN 0 AND 1000000),
@@ -53,10 +54,15 @@ CREATE TABLE organization_members (
     monthly_hours_limit numeric,
     current_month_minutes_used integer NOT NULL DEFAULT 0,
     current_month_start date,
+    changed_at timestamptz,
     CONSTRAINT organization_members_pkey PRIMARY KEY (tenant, user_id),
     CONSTRAINT organization_members_limit_check
         CHECK (monthly_hours_limit BETWEEN 0 AND 1000000)
 );
+
+-- Limits that were changed lately: after a loss Redis may know the older ones.
+CREATE INDEX organizations_recent ON organizations (changed_at);
+CREATE INDEX organization_members_recent ON organization_members (changed_at);
 
 -- Sessions: one row for each chat, recording or call --------------------------------
 
@@ -256,6 +262,7 @@ CREATE INDEX minute_adjustments_waiting ON minute_adjustments (tenant, created_a
     WHERE NOT is_applied;
 -- What was corrected while a month was being loaded into Redis.
 CREATE INDEX minute_adjustments_recent ON minute_adjustments (tenant, created_at);
+CREATE INDEX minute_adjustments_newest ON minute_adjustments (created_at);
 
 -- An adjustment changes the month at once, and the overage by as much as it moves the
 -- organisation's month over its limit. More than there is cannot be taken away: the
@@ -732,6 +739,7 @@ CREATE TABLE operations_usage (
 CREATE INDEX operations_usage_by_month
     ON operations_usage (tenant, account_id, month, operation);
 CREATE INDEX operations_usage_by_time ON operations_usage (tenant, created_at);
+CREATE INDEX operations_usage_recent ON operations_usage (created_at);
 
 -- Idempotency -----------------------------------------------------------------------
 

@@ -197,7 +197,7 @@ async def test_redis_is_emptied_again_while_it_is_being_filled(
     await browser.start("s1", CHAT)
     await browser.request("s1", Event.PAUSE)
     await cluster.beat()
-    apply_entries = node.recovery._apply_entries
+    apply_entries = node.recovery._recorded._bring_entries
     again = [True]
 
     async def emptied(*asked: Any) -> None:
@@ -207,7 +207,7 @@ async def test_redis_is_emptied_again_while_it_is_being_filled(
             await cluster.redis.flushall()
             await second.recovery.restoring.is_settled(ANN.tenant)  # it finds out first
 
-    monkeypatch.setattr(node.recovery, "_apply_entries", emptied)
+    monkeypatch.setattr(node.recovery._recorded, "_bring_entries", emptied)
     await cluster.lose()
     for _ in range(3):
         await cluster.beat()

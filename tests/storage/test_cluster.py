@@ -1,6 +1,7 @@
 """One client of a whole cluster: everything goes to who has it, and is not done twice."""
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,6 +18,7 @@ from storage.flush import run_flusher
 from storage.keys import CHANNELS, NODES, Keys
 from storage.live import Live, LiveError, connect
 from storage.records import Records
+from storage.recovery import Restoring
 from tests.storage.examples import minute
 from tests.storage.outboxes import append, until
 
@@ -168,6 +170,67 @@ async def test_a_master_that_is_frozen_holds_up_nobody_else(
         except LiveError:
             return False
         return True
+
+    await until(back)
+
+
+# --- Losses ----------------------------------------------------------------------------
+
+
+async def test_a_replica_that_takes_over_is_noticed(
+    cluster: ClusterRedis, redis_cluster: RedisCluster
+) -> None:
+    restoring = Restoring(Live(cluster, KEYS, "node"))
+    before = (await restoring.look([0, 5])).histories
+    assert set(before) == set(cluster.masters)
+    assert len(set(before.values()) - {None}) == len(before) == 3
+    assert (await restoring.look([])).histories == before
+    slots: Any = await (await cluster.client_of(TAGS[0])).execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
+    followers = [
+        Address(found[3][0].decode(), found[3][1])
+        for found in slots
+        if found[0] <= key_slot(TAGS[0].encode()) <= found[1]
+    ]
+    replica = cluster.client_at(followers[0])
+    await replica.execute_command("CLUSTER", "FAILOVER")  # type: ignore[no-untyped-call]
+    new: set[bytes | None] = set()
+
+    async def noticed() -> bool:
+        with contextlib.suppress(LiveError):
+            new.update((await restoring.look([0])).histories.values())
+        return bool(new - {*before.values(), None})
+
+    await until(noticed)
+    assert len(new - {*before.values(), None}) == 1
+
+    async def settled() -> bool:
+        return await redis_cluster._serves(replica)
+
+    await until(settled)
+
+
+async def test_a_master_that_has_nothing_of_ours_holds_up_no_look(
+    cluster: ClusterRedis, redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 300)
+    frozen = await redis_cluster.server_of(TAGS[0])
+    away = cluster.master_of(TAGS[0])
+    partition = next(one for one, tag in enumerate(TAGS) if cluster.master_of(tag) != away)
+    restoring = Restoring(Live(cluster, KEYS, "node"))
+    frozen.send(signal.SIGSTOP)
+    try:
+        seen = await restoring.look([partition])
+        with pytest.raises(LiveError):
+            await restoring.look([0])
+    finally:
+        frozen.send(signal.SIGCONT)
+    assert seen.partitions == {partition: (None, None)}
+    assert [place for place, history in seen.histories.items() if history is None] == [away]
+
+    async def back() -> bool:
+        with contextlib.suppress(LiveError):
+            return None not in (await restoring.look([0])).histories.values()
+        return False
 
     await until(back)
 

@@ -1,0 +1,101 @@
+"""What the record has and Redis lacks, after Redis has lost its last writes.
+
+Postgres knows of everything that was acknowledged but the time of sessions: entries of
+ledgers, holds, how often operations were done, corrections of months, and limits. A replica
+that takes over lacks the newest of them, also where nobody is served, so what is young is
+looked at of all tenants. Each is brought to Redis once, by its id or by what it comes to;
+whatever Redis knows already is left alone, and whatever is cold is loaded complete.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from protocol import limits
+from server.clock import Clock
+from server.plans import apply_member, apply_organization
+from storage.records import Records, UnavailableError
+from storage.recovery import Restoring
+from storage.rows import AdjustmentRow, HoldRow, LimitChange, OperationsDone, RecentEntry
+from storage.spending import AccountName, Spending
+
+log = structlog.get_logger()
+
+ROWS_MAX = limits.RECOVERED_ENTRIES_MAX
+
+
+class Recorded:
+    """Brings to Redis what Postgres has."""
+
+    def __init__(self, restoring: Restoring, records: Records, clock: Clock) -> None:
+        self.restoring = restoring
+        self.live = restoring.live
+        self.records = records
+        self.clock = clock
+        self.learnt = 0
+        """How much Redis has learnt."""
+        self._spending = Spending(restoring.live)
+
+    async def bring(self) -> bool:
+        """Brings all of it; False: Postgres is away. Raises ``LiveError``. It may be begun anew."""
+        after_at = self.clock.now() - limits.RECOVERED_ENTRIES_MS
+        try:
+            await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))
+            await self._bring_holds(await self.records.holds_since(after_at, ROWS_MAX))
+            # After the holds: one that is given back gives back its place in the month too.
+            await self._bring_operations(await self.records.operations_since(after_at, ROWS_MAX))
+            await self._bring_adjustments(await self.records.newest_adjustments(after_at, ROWS_MAX))
+            within_ms = limits.RECOVERED_ENTRIES_MS
+            await self._bring_limits(await self.records.limits_since(within_ms, ROWS_MAX))
+        except UnavailableError:
+            return False
+        return True
+
+    async def _bring_entries(self, found: Iterable[RecentEntry]) -> None:
+        """Applies what of the ledgers' newest entries accounts in Redis lack, of all of them:
+        of an account without sessions nobody else would look after it."""
+        now_ms = self.clock.now()
+        by_account: dict[AccountName, list[RecentEntry]] = {}
+        for entry in found:
+            name = AccountName(entry.tenant, entry.account_id)
+            by_account.setdefault(name, []).append(entry)
+        for name, entries in by_account.items():
+            applied = await self.restoring.apply_entries(name, entries, now_ms)
+            if applied:
+                log.warning("entries_recovered", account=name.account_id, entries=applied)
+                self.learnt += applied
+
+    async def _bring_holds(self, found: Iterable[HoldRow]) -> None:
+        """Brings young holds in Redis to what Postgres says of them: what was reserved before a
+        loss is so again, and what has ended since is given back."""
+        for hold in found:
+            if await self._spending.restore_hold(hold):
+                log.warning("hold_recovered", tenant=hold.tenant, hold=hold.hold_id)
+                self.learnt += 1
+
+    async def _bring_operations(self, found: Iterable[OperationsDone]) -> None:
+        """Counts in their month what operations Redis has forgotten."""
+        for done in found:
+            if await self.restoring.recount(done):
+                log.warning("operations_recovered", account=done.account_id, times=done.times)
+                self.learnt += 1
+
+    async def _bring_adjustments(self, found: Iterable[AdjustmentRow]) -> None:
+        """Corrects months that have forgotten it."""
+        for adjustment in found:
+            if await self._spending.adjust(adjustment):
+                log.warning("adjustment_recovered", entry=adjustment.entry_id)
+                self.learnt += 1
+
+    async def _bring_limits(self, found: Iterable[LimitChange]) -> None:
+        """Brings back limits of months, and whether an organisation may exceed its own."""
+        for change in found:
+            if await self.restoring.has_limit(change):
+                continue
+            # As whoever changes it: by now it may be another one still.
+            if change.user_id:
+                await apply_member(self.live, self.records, change.tenant, change.user_id)
+            else:
+                await apply_organization(self.live, self.records, change.tenant)
+            log.warning("limit_recovered", tenant=change.tenant, user=change.user_id or None)
+            self.learnt += 1

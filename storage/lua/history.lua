@@ -1,0 +1,11 @@
+-- history: says which history of writes this Redis goes on with.
+--
+-- It has another name when a Redis was started anew, or when it took over from the one that
+-- it was a replica of: only then may writes that were answered be missing.
+--
+-- KEYS   1 any key that this Redis has
+--
+-- Answers the name; '' where whoever asks may not know it.
+
+local info = redis.pcall('INFO', 'replication')
+return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or ''

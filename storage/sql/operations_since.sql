@@ -1,0 +1,35 @@
+-- How often operations were done in their month, or are held for now: those that were done
+-- or held for after an instant, newest first.
+SELECT row_to_json(answer)::text
+FROM (
+    SELECT
+        recent.*,
+        (
+            SELECT count(*)
+            FROM operations_usage AS used
+            WHERE used.tenant = recent.tenant AND used.account_id = recent.account_id
+              AND used.month = recent.month AND used.operation = recent.operation
+              AND used.success
+        ) + (
+            SELECT count(*)
+            FROM credit_holds AS hold
+            WHERE hold.tenant = recent.tenant AND hold.account_id = recent.account_id
+              AND hold.month = recent.month AND hold.operation = recent.operation
+              AND hold.state = 'open'
+        ) AS times
+    FROM (
+        SELECT tenant, account_id, month, operation
+        FROM (
+            SELECT tenant, account_id, month, operation, created_at AS at
+            FROM operations_usage
+            WHERE created_at > instant($1) AND success
+            UNION ALL
+            SELECT tenant, account_id, month, operation, changed_at
+            FROM credit_holds
+            WHERE changed_at > instant($1) AND operation IS NOT NULL
+        ) AS done
+        GROUP BY tenant, account_id, month, operation
+        ORDER BY max(at) DESC
+        LIMIT $2
+    ) AS recent
+) AS answer

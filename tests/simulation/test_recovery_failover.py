@@ -1,0 +1,349 @@
+"""A replica takes over that lacks the last writes, and no line breaks that would say so.
+
+Nobody is served, mostly: only the record knows what was lost.
+"""
+
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.states import Event, Phase
+from server.charges import Limited, Spent
+from server.plans import apply_member, apply_organization
+from storage.cluster import ClusterRedis
+from storage.keys import Keys
+from storage.live import connect
+from storage.records import Records
+from storage.spending import AccountName
+from tests.simulation.cluster import PARTITIONS, Browser, Cluster, Node
+from tests.simulation.people import CREDIT, terms
+from tests.simulation.test_recovery import LESSON, Copy, audited
+from tests.simulation.test_recovery_races import ANN, CHAT, phase_of
+
+KEYS = Keys(PARTITIONS)
+ACME = "org:acme"
+OPERATION = "script_generation"
+"""Three a month."""
+
+
+@pytest.fixture(autouse=True)
+async def one_redis(redis: Redis) -> None:
+    if isinstance(redis, ClusterRedis):
+        pytest.skip("a node of a cluster is not told whose replica it is")
+
+
+async def begin_anew(redis: Redis) -> None:
+    """Redis goes on with another history, as after a restart or when a replica takes over;
+    who is connected stays so."""
+    await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
+    await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
+
+
+async def take_over(cluster: Cluster, replica: Copy) -> None:
+    """The replica takes over; every process looks, and once more a while later."""
+    await replica.promote()
+    await begin_anew(cluster.redis)
+    await cluster.beat()
+
+
+async def spend(node: Node, entry_id: str, micros: int = 0, account: AccountName = ANN) -> Any:
+    return await node.money.spend(account, entry_id=entry_id, micros=micros, operation=OPERATION)
+
+
+async def student(cluster: Cluster, node: Node) -> Browser:
+    """Ann takes a lesson, whose minutes count in her month and the organisation's."""
+    await cluster.grant(1_000 * CREDIT, "ann", "acme")
+    browser = node.browser()
+    await browser.start("s1", LESSON, org_id="acme")
+    return browser
+
+
+class Questions:
+    """What Redis and Postgres are asked on behalf of recovery."""
+
+    def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asserted: list[str] = []
+        self.read = 0
+        put_back, entries_since = node.recovery.restoring.put_back, Records.entries_since
+
+        async def counted(assertion: Any) -> Any:
+            self.asserted.append(assertion.session.identity.session_id)
+            return await put_back(assertion)
+
+        async def read(*given: Any) -> Any:
+            self.read += 1
+            return await entries_since(*given)
+
+        monkeypatch.setattr(node.recovery.restoring, "put_back", counted)
+        monkeypatch.setattr(Records, "entries_since", read)
+
+
+# --- It is noticed ---------------------------------------------------------------------------
+
+
+async def test_nobody_is_served_and_no_line_breaks(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.money.figures(ANN)
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    assert isinstance(await spend(node, "e1", 7 * CREDIT), Spent)
+    await node.money.hold(ANN, hold_id="h1", micros=2 * CREDIT, ttl_ms=3_600_000)
+    await cluster.flush()
+    await take_over(cluster, replica)
+    account = await cluster.account()
+    assert (account["balance"], account["held"]) == (3 * CREDIT, 2 * CREDIT)
+    assert not isinstance(await spend(node, "e2", 2 * CREDIT), Spent)
+    await audited(cluster)
+
+
+async def test_what_ended_here_is_put_back_though_it_is_served_no_more(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await cluster.advance(30_000)
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    await browser.request("s1", Event.STOP)
+    await cluster.flush()
+    await take_over(cluster, replica)
+    assert await phase_of(cluster.redis, "s1") is Phase.ENDED
+    await audited(cluster)
+
+
+async def test_sessions_that_went_with_their_process_are_ended(
+    cluster: Cluster, node: Node
+) -> None:
+    second = await cluster.node()
+    await cluster.grant(10 * CREDIT)
+    await cluster.beat()
+    await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    await second.browser().start("s1", CHAT)
+    await cluster.advance(30_000)
+    await cluster.flush()
+    second.is_alive = False
+    await second.stop()
+    await take_over(cluster, replica)
+    await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+    await cluster.beat()
+    row = await cluster.records.session("user:ann", "s1")
+    assert row is not None
+    assert row.state == "ended"
+
+
+async def test_a_process_that_starts_alone_looks_what_was_lost_before(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    await node.money.figures(ANN)
+    replica = await Copy.of(cluster.redis)
+    assert isinstance(await spend(node, "e1", 7 * CREDIT), Spent)
+    await cluster.flush()
+    node.is_alive = False
+    await node.stop()
+    await replica.promote()
+    late = await cluster.node()
+    await late.recovery.begin()
+    await cluster.beat()
+    assert (await cluster.account())["balance"] == 3 * CREDIT
+
+
+async def test_a_restart_that_loses_nothing_changes_nothing(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await browser.start("s2", CHAT)
+    assert isinstance(await spend(node, "e1", CREDIT), Spent)
+    await cluster.beat()
+    before = {key: await cluster.redis.dump(key) for key in await cluster.redis.keys("*")}
+    questions = Questions(node, monkeypatch)
+    await begin_anew(cluster.redis)
+    for _ in range(30):
+        await cluster.beat()
+    after = {key: await cluster.redis.dump(key) for key in await cluster.redis.keys("*")}
+    assert after == before
+    assert node.recovery.recovered + node.recovery._recorded.learnt == 0
+    # Everything was asked after once, and nobody was kept waiting.
+    assert (sorted(questions.asserted), questions.read) == (["s1", "s2"], 1)
+    assert isinstance(await spend(node, "e2", CREDIT), Spent)
+    await audited(cluster)
+
+
+async def test_a_redis_that_does_not_say_who_it_is_is_believed(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user of Redis may have no right to ask."""
+    await cluster.redis.acl_setuser(
+        "bound", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-info"]
+    )
+    bound = connect(cluster.redis_url)
+    try:
+        monkeypatch.setattr(bound.connection_pool, "connection_kwargs", {
+            **bound.connection_pool.connection_kwargs, "username": "bound", "password": "x",
+        })  # fmt: skip
+        with pytest.raises(NoPermissionError):
+            await bound.info("replication")
+        monkeypatch.setattr(node.live, "redis", bound)
+        questions = Questions(node, monkeypatch)
+        await cluster.beat()
+        await begin_anew(cluster.redis)
+        await cluster.beat()
+        assert questions.read == 0
+    finally:
+        await bound.aclose()
+        await cluster.redis.acl_deluser("bound")
+
+
+# --- What is brought back --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("served", [False, True])
+async def test_limits_are_those_of_the_record_again(
+    cluster: Cluster, node: Node, *, served: bool
+) -> None:
+    records, redis = cluster.records, cluster.redis
+    await records.put_organization(ACME, "acme", monthly_hours_limit=10, allow_overage=True)
+    await records.put_member(ACME, "ann", monthly_hours_limit=5)
+    browser = await student(cluster, node)
+    if not served:
+        await browser.request("s1", Event.STOP)
+    await cluster.flush()
+    await cluster.beat()
+    replica = await Copy.of(redis)
+    await records.put_organization(ACME, "acme", monthly_hours_limit=2, allow_overage=False)
+    await apply_organization(node.live, records, ACME)
+    await records.put_member(ACME, "ann", monthly_hours_limit=None)
+    await apply_member(node.live, records, ACME, "ann")
+    await take_over(cluster, replica)
+    names = ["limit", "overage"]
+    assert await redis.hmget(KEYS.organization(ACME), names) == [b"120", b"0"]
+    assert await redis.hmget(KEYS.member(ACME, "ann"), names) == [b"", b"0"]
+    if served:
+        await cluster.recovered()
+        await cluster.advance(3 * 3_600_000)
+        stopped = browser.last("stopped")
+        assert stopped["receipt"]["elapsed_ms"] == 2 * 3_600_000
+
+
+async def test_limits_that_redis_knows_are_told_to_nobody(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.records.put_organization(ACME, "acme", monthly_hours_limit=10)
+    await student(cluster, node)
+    await cluster.beat()
+
+    async def told(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(node.live, "change_limit", told)
+    await begin_anew(cluster.redis)
+    await cluster.beat()
+    assert node.recovery.recovered + node.recovery._recorded.learnt == 0
+
+
+async def test_operations_are_as_often_as_they_were_done(cluster: Cluster, node: Node) -> None:
+    """Also those that cost nothing, of which no ledger knows."""
+    await cluster.grant(10 * CREDIT)
+    assert isinstance(await spend(node, "e1"), Spent)
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    assert isinstance(await spend(node, "e2"), Spent)
+    await node.money.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=60_000, operation=OPERATION)
+    await cluster.flush()
+    await take_over(cluster, replica)
+    assert await spend(node, "e3") == Limited(limit=3, used=3)
+    for _ in range(3):  # however often it is brought back
+        node.recovery.suspect()
+        await cluster.settle()
+    await node.money.void(ANN.tenant, "h1")
+    assert isinstance(await spend(node, "e4"), Spent)
+    assert await spend(node, "e5") == Limited(limit=3, used=3)
+    await audited(cluster)
+
+
+async def test_an_operation_that_was_given_back_counts_in_no_month(
+    cluster: Cluster, node: Node
+) -> None:
+    await cluster.grant(10 * CREDIT)
+    assert isinstance(await spend(node, "e1"), Spent)
+    for hold_id in ("h1", "h2"):
+        await node.money.hold(
+            ANN, hold_id=hold_id, micros=CREDIT, ttl_ms=3_600_000, operation=OPERATION
+        )
+    await cluster.flush()
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    await cluster.advance(1)
+    await node.money.void(ANN.tenant, "h1")
+    await node.money.post(ANN.tenant, "h2", CREDIT)
+    await cluster.flush()
+    await take_over(cluster, replica)
+    assert isinstance(await spend(node, "e2"), Spent)
+    assert await spend(node, "e3") == Limited(limit=3, used=3)
+    await audited(cluster)
+
+
+async def test_a_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
+    await cluster.records.put_organization(ACME, "acme", monthly_hours_limit=10)
+    browser = await student(cluster, node)
+    await cluster.advance(600_000)
+    await browser.request("s1", Event.STOP)
+    await cluster.flush()
+    await cluster.beat()
+    replica = await Copy.of(cluster.redis)
+    await node.money.adjust_minutes(ACME, "ann", entry_id="a1", minutes=-4, reason="a fault")
+    await take_over(cluster, replica)
+    for _ in range(2):
+        node.recovery.suspect()
+        await cluster.settle()
+    used = await node.live.month(ACME, "ann", "2026-05-01")
+    assert [counter.used_minutes for counter in used] == [6, 6]
+    await audited(cluster)
+
+
+# --- What cannot be put back -----------------------------------------------------------------
+
+
+async def test_what_cannot_be_put_back_is_tried_less_often_and_holds_up_nothing(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account of one session cannot be loaded, for as long as anybody tries."""
+    names = {KEYS.partition(f"user:{name}"): name for name in ("ann", "bob", "cleo", "dora")}
+    poor, rich = names[0], names[1]
+    for name in (poor, rich):
+        await cluster.grant(10 * CREDIT, name)
+        await node.browser(name).start(f"of-{name}", terms("second"), user_id=name)
+    await cluster.advance(1_000)
+    await cluster.beat()
+    load = node.loader.account
+
+    async def refused(tenant: str, account_id: str, **options: Any) -> None:
+        if account_id == poor:
+            raise ServiceError("the record is too far behind to load from")
+        await load(tenant, account_id, **options)
+
+    questions = Questions(node, monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(node.loader, "account", refused)
+        await cluster.lose()
+        for _ in range(80):  # its claims, which ask for it too, among them
+            await cluster.beat()
+            await cluster.advance(1_000)
+    assert 40 <= questions.asserted.count(f"of-{poor}") <= 60
+    # The other one is there at once, and asked after once more when all have come back.
+    assert questions.asserted.count(f"of-{rich}") <= 5
+    assert questions.read <= 3
+    await cluster.advance(limits.CLAIM_RETRY_MS_MAX)
+    await cluster.beat()
+    key = KEYS.session(f"user:{poor}", f"of-{poor}")
+    assert await cluster.redis.exists(key)
+    await audited(cluster)
