@@ -69,8 +69,8 @@ class Hub(Seating):
                 if seat.meter.phase is not Phase.ENDED:
                     seat.drain()  # what is said now the others hear, and this one misses
             self._sit(seat, member, tick_ms)
-            kept = (*found.notices, *seat.meter.notices.unrecorded)
-            ticket = msgspec.structs.replace(ticket, missed=_missed(kept, last_seq))
+            missed = _missed(_kept(found, seat), last_seq)
+            ticket = msgspec.structs.replace(ticket, missed=missed)
             if joined:
                 seat.show(ticket)
             else:
@@ -103,8 +103,7 @@ class Hub(Seating):
         """The notices of a session after ``last_seq``."""
         identity = seat.meter.session.identity
         found = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
-        kept = found.notices if found is not None else ()
-        return _missed((*kept, *seat.meter.notices.unrecorded), last_seq)
+        return _missed(_kept(found, seat), last_seq)
 
     async def _found(self, found: Found) -> Seat:
         """The seat of a session that this process is attached to, as it was found."""
@@ -231,6 +230,16 @@ class Hub(Seating):
             seat.meter.moved(Move(found.session, found.notices), self.clock.now())
             seat.drain()
             return seat
+
+
+def _kept(found: Found | None, seat: Seat) -> tuple[bytes, ...]:
+    """The notices of a session: what was recorded when it was read, what this process has heard
+    of since, and what it has said and not recorded yet."""
+    notices, read = seat.meter.notices, found.notices if found is not None else ()
+    by_number = {
+        sequence_number(notice): notice for notice in (*notices.unrecorded, *read, *notices.recent)
+    }
+    return tuple(by_number[number] for number in sorted(by_number))
 
 
 def _missed(kept: tuple[bytes, ...], last_seq: int | None) -> tuple[bytes, ...]:

@@ -68,6 +68,8 @@ class Client:
         self.watched: dict[str, Seat] = {}
         self.joined_at: dict[str, int] = {}
         """How many messages it had when it joined each session, at last."""
+        self.last_seq: dict[str, int | None] = {}
+        """The last notice that it said then to have heard."""
         self._is_pinged = False
 
     # Member
@@ -118,6 +120,11 @@ class Client:
                     seat.alive(now_ms, now_ms)
 
     # How long it was there
+
+    def begin(self, session_id: str, last_seq: int | None) -> None:
+        """It asks to be told of a session, and of what it has missed if it says so."""
+        self.joined_at[session_id] = len(self.messages)
+        self.last_seq[session_id] = last_seq
 
     def come(self, diary: Diary, at: int) -> None:
         """It asks to take part in a session, and may be let in at once or later."""

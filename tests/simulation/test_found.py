@@ -352,3 +352,17 @@ def test_a_watcher_hears_of_an_end_that_was_told_while_the_line_was_down(
         wait(60),
     )
     assert clients[-1].messages[-1]["type"] == "stopped"
+
+
+def test_what_is_said_while_a_join_waits_is_among_what_was_missed(place: Laboratory) -> None:
+    """The session is read once more when the roll has been called (seed 647)."""
+    run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9"),
+        wait(30),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        pay("ann9", 20_000_000, "more"),
+        wait(1),
+    )

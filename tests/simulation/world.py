@@ -190,7 +190,7 @@ class World:
         client.requests += 1
         # Whatever it says proves that it lives, to every session that it takes part in.
         client.node.do(client.pong)
-        client.joined_at[session_id] = len(client.messages)
+        client.begin(session_id, last_seq)
         request_id = client.requests
         ticket = Ticket(client, request_id)
         start = messages.Start(
@@ -286,7 +286,7 @@ class World:
         person = self.diaries[session_id].person
         client.requests += 1
         request_id = client.requests
-        client.joined_at[session_id] = len(client.messages)
+        client.begin(session_id, None)
 
         async def work() -> None:
             ticket = Ticket(client, request_id)
