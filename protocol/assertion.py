@@ -25,6 +25,12 @@ class Assertion(msgspec.Struct, frozen=True):
     present: bool
     """The process has sockets of it."""
 
+    def after(self, version: int) -> "Assertion":
+        """The same as what followed on a version that others have made of an older copy."""
+        standing = msgspec.structs.replace(self.session.standing, version=version + 1)
+        session = msgspec.structs.replace(self.session, standing=standing)
+        return msgspec.structs.replace(self, session=session)
+
 
 def months_of_minutes(session: Session, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
     """The months in which a session's settled minutes began, each with its first minute.

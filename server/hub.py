@@ -7,9 +7,11 @@ what the session does, and hears of the others' steps on the account's channel.
 
 import asyncio
 import contextlib
+from typing import Any
 
 import msgspec
 import structlog
+from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.effects import Move
@@ -51,7 +53,7 @@ class Hub(Seating):
         asked_at = self.clock.now()
         async with self.lock(tenant, session_id):
             await self._started(tenant, session_id)
-            found = await self.live.attach(tenant, session_id, user_id=user_id)
+            found = await self._attached(tenant, session_id, user_id=user_id)
             if found is None:
                 return None
             _check_owner(found.session.identity, user_id)
@@ -76,6 +78,21 @@ class Hub(Seating):
             else:
                 self._answer_join(seat, ticket)
             return seat
+
+    async def _attached(self, tenant: str, session_id: str, **how: Any) -> Found | None:
+        """The session as Redis has it. One that ended here is put back first where Redis came
+        back with an older copy of it, or none: who joined that would go on with it."""
+        found = await self.live.attach(tenant, session_id, **how)
+        kept = self.unflushed.end_of(session_key(tenant, session_id))
+        if kept is None or kept.session is None or self.claims.restore is None:
+            return found
+        if found is not None and found.session.standing.phase is Phase.ENDED:
+            return found
+        try:
+            await self.claims.restore(kept.session)
+        except RedisError as error:
+            raise ServiceError("the session store takes nothing now") from error
+        return await self.live.attach(tenant, session_id, **how)
 
     async def _started(self, tenant: str, session_id: str) -> None:
         """Waits while another socket of this process is starting the session."""
@@ -177,7 +194,7 @@ class Hub(Seating):
         tenant = principal.tenant
         assert tenant is not None
         async with self.lock(tenant, session_id):
-            found = await self.live.attach(tenant, session_id, read_only=True, watch=True)
+            found = await self._attached(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_watcher(principal, found.session.identity)
@@ -221,7 +238,7 @@ class Hub(Seating):
         """The seat of a session for a request that comes without a socket: the guest hears
         of the session's end, until it is told to ``part``."""
         async with self.lock(tenant, session_id):
-            found = await self.live.attach(tenant, session_id, read_only=True, watch=True)
+            found = await self._attached(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_live(found.session)

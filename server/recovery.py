@@ -321,17 +321,21 @@ class Recovery:
         return self.hub.live.keys.partition(session.identity.tenant)
 
     async def restore(self, session: Session) -> None:
-        """Puts back one session, whose step was answered ``gone``; and soon all others.
+        """Puts back one session, whose step was answered ``gone``, or which was found running
+        though it ended here; and soon all others.
 
         Raises ``LiveError`` or ``ServiceError`` where that cannot be done now.
         """
-        seat = self.hub.seats.get(session.key)
-        if seat is None:
+        ended, seat = self.unflushed.end_of(session.key), self.hub.seats.get(session.key)
+        if ended is None and seat is None:
             raise ServiceError("the session store has lost the session")
-        partition = self._partition_of(seat)
+        partition = self.hub.live.keys.partition(session.identity.tenant)
         if partition not in self._retries:  # else all others were tried a moment ago
             self._lose({partition})
-        await self._assert_seat(seat)
+        if ended is not None:
+            await self._assert_kept(ended)
+        elif seat is not None:
+            await self._assert_seat(seat)
         self._work()
 
     async def _assert_seat(self, seat: Seat) -> None:
@@ -372,7 +376,9 @@ class Recovery:
         identity = assertion.session.identity
         for _ in range(LOADS_MAX):
             status, cold = await self.restoring.put_back(assertion)
-            if status != "cold":
+            if status == "forked":
+                assertion = assertion.after(int(cold[0]))
+            elif status != "cold":
                 self.recovered += status == "ok"
                 return
             if "account" in cold:

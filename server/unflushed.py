@@ -49,6 +49,8 @@ class Unflushed:
 
     def __init__(self) -> None:
         self._entries: dict[int, dict[str, Kept]] = {}
+        self._ends: dict[str, Kept] = {}
+        """Those with which a session ended, by the session's key."""
         self._count = 0
         self.dropped = 0
         """Entries that were given up because there were too many."""
@@ -69,6 +71,10 @@ class Unflushed:
         """The entries with which a session ended."""
         return (kept for kept in self.entries(partition) if kept.session is not None)
 
+    def end_of(self, session: str) -> Kept | None:
+        """The entry with which the session of that key ended here, while it is kept."""
+        return self._ends.get(session)
+
     def keep(
         self,
         partition: int,
@@ -86,6 +92,8 @@ class Unflushed:
         entries = self._entries.setdefault(partition, {})
         self._count += entry_id not in entries
         entries[entry_id] = kept
+        if kept.session is not None:
+            self._ends[kept.session.key] = kept
         if self._count > limits.UNFLUSHED_ENTRIES_MAX:
             self._drop(partition)
 
@@ -93,8 +101,12 @@ class Unflushed:
         if not self.dropped:
             log.warning("unflushed_entries_dropped", kept=self._count)
         self.dropped += 1
-        del self._entries[partition][next(iter(self._entries[partition]))]
+        self._release(self._entries[partition].pop(next(iter(self._entries[partition]))))
+
+    def _release(self, kept: Kept) -> None:
         self._count -= 1
+        if kept.session is not None and self._ends.get(kept.session.key) is kept:
+            del self._ends[kept.session.key]
 
     def replaced(self, partition: int, kept: Kept, entry_id: str) -> None:
         """An entry was appended again, under another id."""
@@ -130,7 +142,8 @@ class Unflushed:
                 break
             flushed.append(entry_id)
         forgotten = [entries.pop(entry_id) for entry_id in flushed]
-        self._count -= len(forgotten)
+        for kept in forgotten:
+            self._release(kept)
         if not entries:
             self._entries.pop(partition, None)
         return forgotten

@@ -137,8 +137,9 @@ class Restoring:
         return not await self.live.is_warm(self.keys.unsettled(partition))
 
     async def put_back(self, assertion: Assertion) -> tuple[str, tuple[str, ...]]:
-        """Asserts a session. Answers ``ok``, ``known``, or ``cold`` with what must be loaded
-        before it is asked again. Raises ``LiveError`` without an answer."""
+        """Asserts a session. Answers ``ok``, ``known``, ``cold`` with what must be loaded
+        before it is asked again, or ``forked`` with the version that it has to come after.
+        Raises ``LiveError`` without an answer."""
         keys, identity = self.keys, assertion.session.identity
         tenant, session_id = identity.tenant, identity.session_id
         partition = keys.partition(tenant)
@@ -162,8 +163,8 @@ class Restoring:
             *map(keys.contained, counters),
         ]
         status, detail = await self._assert(names, [self._encode(assertion)])
-        cold = tuple(detail.decode().split(",")) if status == b"cold" else ()
-        return status.decode(), cold
+        details = tuple(detail.decode().split(",")) if detail else ()
+        return status.decode(), details
 
     def _encode(self, assertion: Assertion) -> bytes:
         """The argument of ``assert.lua``."""

@@ -18,6 +18,9 @@
 -- Answers {status, detail}, with the status
 --   ok      Redis has the session now
 --   known   Redis has it, as it is or newer
+--   forked  it has ended, and Redis has it running: somebody went on with an older copy
+--           before this was told. An end is final, and its receipt is out; detail is the
+--           version that it has to come after, for everybody to learn of it
 --   cold    account, member, org or free must be loaded first; detail names which
 
 local asserted = cjson.decode(ARGV[1])
@@ -37,6 +40,10 @@ local found = call('HMGET', KEYS[1], 'version', 'standing', 'grant')
 local version = tonumber(found[1] or '-1')
 if version >= asserted.version then
   local phase = cjson.decode(found[2]).phase
+  -- What a record alone is left of (server/lost.py) has no version, and no last word.
+  if asserted.ended and asserted.version > 0 and phase ~= 'ended' then
+    return {'forked', whole(version)}
+  end
   if version == asserted.version and phase ~= 'ended' then present() end
   return {'known', ''}
 end

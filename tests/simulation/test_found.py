@@ -366,3 +366,23 @@ def test_what_is_said_while_a_join_waits_is_among_what_was_missed(place: Laborat
         pay("ann9", 20_000_000, "more"),
         wait(1),
     )
+
+
+def test_nobody_goes_on_with_a_session_that_ended_before_a_loss(place: Laboratory) -> None:
+    """Redis comes back as it was before the end, and somebody joins before the process that
+    ended it has told that (seed 464)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1"),
+        start("s2"),
+        wait(61),
+        act("lag"),
+        wait(0.9),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(3),
+        act("failover"),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=None),
+        act("ask", client="c-again", session="s1", event="pause"),
+        wait(180),
+    )

@@ -479,3 +479,31 @@ async def test_nobody_asks_postgres_in_vain_while_others_recover(
     monkeypatch.setattr(Records, "load_account", asked)
     with pytest.raises(ServiceError):
         await node.loader.account(*ANN)
+
+
+async def test_an_end_is_final_though_others_went_on_after_a_loss(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    """A replica has taken over that lacks the end, and another process is joined and makes a
+    step before that one hears of it which has told the client."""
+    await cluster.grant(100 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", CHAT)
+    await cluster.beat()
+    await cluster.advance(30_000)
+    replica = await Copy.of(cluster.redis)
+    await browser.request("s1", Event.STOP)
+    await replica.promote()
+    await cluster.advance(5_000)
+    again = second.browser("again")
+    await again.start("s1", CHAT)
+    await again.request("s1", Event.PAUSE)
+    assert await phase_of(cluster.redis, "s1") is Phase.PAUSED
+    node.recovery.suspect()
+    await cluster.settle()
+    assert await phase_of(cluster.redis, "s1") is Phase.ENDED
+    await cluster.recovered()
+    await again.request("s1", Event.RESUME)
+    assert "s1" not in again.seats
+    await audited(cluster)
+    assert await minutes(cluster, "s1") == [30]
