@@ -60,6 +60,9 @@ TICK_MS_MIN: Final = 250  # PROTOCOL
 TICK_MS_MAX: Final = 60_000  # PROTOCOL
 TICK_MS_DEFAULT: Final = 1_000
 NOTICES_KEPT_MAX: Final = 32  # PROTOCOL: a session's newest, delivered again as `missed`
+NOTICES_UNRECORDED_MAX: Final = 128
+"""What a process says of a session at most before it can record it: so many numbers nobody uses
+when it has died."""
 
 # --- Rate card -------------------------------------------------------------------
 
@@ -332,6 +335,8 @@ assert TOKEN_SESSIONS_MAX * ID_CHARACTERS_MAX <= TOKEN_CHARACTERS_MAX
 assert MESSAGE_BYTES_MAX <= BODY_BYTES_MAX <= WEBHOOK_BYTES_MAX
 assert TICK_MS_MIN <= TICK_MS_DEFAULT <= TICK_MS_MAX
 assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX
+# Of four limits each threshold, the end of free time, and the stop.
+assert 4 * WARNINGS_MAX + 2 <= NOTICES_UNRECORDED_MAX
 # A socket that skips ticks still has room for every notice and snapshot of its sessions.
 assert WRITE_BUFFER_SKIP_BYTES + SESSIONS_PER_SOCKET_MAX * 8192 < WRITE_BUFFER_CLOSE_BYTES
 assert MESSAGE_BYTES_MAX <= WRITE_BUFFER_SKIP_BYTES

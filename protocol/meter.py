@@ -56,12 +56,15 @@ class Meter(Position):
         self._plan(now_ms)
         return bool(self._effects)
 
-    def detach(self, alive_at: int, now_ms: int) -> None:
-        """A socket of this process is gone; its last proof of life was at ``alive_at``."""
+    def detach(self, alive_at: int, now_ms: int, *, died: bool = False) -> None:
+        """A socket of this process is gone; its last proof of life was at ``alive_at``.
+
+        ``died``: it was another process's, in whose name this one acts.
+        """
         self.sockets -= 1
         self.alive_at = max(self.alive_at, alive_at)
         if self.sockets == 0:
-            self._intents.add(Intent(Event.LOST, now_ms))
+            self._intents.add(Intent(Event.LOST, now_ms, reason="died" if died else ""))
         self._plan(now_ms)
 
     def request(self, event: Event, now_ms: int, token: Token, reason: str = "client") -> bool:
@@ -307,10 +310,10 @@ class Meter(Position):
         before = self.session.standing.phase
         token = intent.token if intent is not None else None
         self._stand_on(session, now_ms)
+        self.notices.seq = max(self.notices.seq, session.standing.seq)
         self._effects.extend(Push(minute) for minute in step.minute_messages)
         phase = session.standing.phase
         if phase is Phase.ENDED:
-            self.notices.seq = session.standing.seq
             self._effects += [Push(step.notices[-1], token), Leave()]
             return
         if phase is Phase.ACTIVE and before is not Phase.ACTIVE:

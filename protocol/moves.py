@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from protocol import messages
+from protocol import limits, messages
 from protocol.codec import encode
 from protocol.grants import MonthOf
 from protocol.intents import Intent
@@ -98,7 +98,7 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
         case Event.LIMIT:
             return reach_limit(moment, intent.reason, intent.at)
         case Event.LOST:
-            return lose(moment, phase)
+            return lose(moment, phase, died=intent.reason == "died")
         case Event.EXPIRED if before.grace_until is None or moment.now_ms < before.grace_until:
             return None  # it was another grace that ran out: somebody came back meanwhile
         case Event.EXPIRED:
@@ -246,11 +246,12 @@ def stand(moment: Moment) -> Step:
     return moment.step(settling, keep=kept_offer(settling.ground(), moment.session))
 
 
-def lose(moment: Moment, phase: Phase) -> Step:
+def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:
     """This process has no socket of it any more. Time ended at the last proof of life.
 
     Made only if no other process has one; the grace begins now, when it is found out,
-    and costs nothing.
+    and costs nothing. What a process that died has said and not recorded its clients know by
+    numbers that nothing else may have: else they would take a stop for what they heard already.
     """
     before = moment.session
     lost_at = min(moment.alive_at, moment.now_ms)
@@ -259,6 +260,9 @@ def lose(moment: Moment, phase: Phase) -> Step:
         # Another process may have proven more of it than this one knows of.
         at = lost_at = moment.instant_of(moment.proven_ms)
     settling = _stand_still(moment, phase, moment.proven_ms, at)
+    if died:
+        seq = moment.seq + limits.NOTICES_UNRECORDED_MAX
+        settling.standing = msgspec.structs.replace(settling.standing, seq=seq)
     if before.standing.phase is not Phase.STOPPING:
         grace_ms = before.identity.terms.reconnect_grace_ms
         settling.standing = msgspec.structs.replace(

@@ -105,7 +105,7 @@ class Orphans:
         seat.node = node
         seat.meter.sockets = 1
         seat.meter.alive_at = alive_at
-        seat.meter.detach(alive_at, self.hub.clock.now())
+        seat.meter.detach(alive_at, self.hub.clock.now(), died=node != self.live.node)
         seat.drain()
         try:
             async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):

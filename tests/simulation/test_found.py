@@ -386,3 +386,26 @@ def test_nobody_goes_on_with_a_session_that_ended_before_a_loss(place: Laborator
         act("ask", client="c-again", session="s1", event="pause"),
         wait(180),
     )
+
+
+def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
+    place: Laboratory,
+) -> None:
+    """What it said last nobody recorded; who heard that comes back and is shown the stop (seed
+    514)."""
+    clients = run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        act("start", client="c-s1", node="node.b", user="ann9", kind="second", session="s1"),
+        wait(1),
+        mishaps("node.b", "redis", ["died"]),
+        pay("ann9", 20_000_000, "more"),
+        wait(120),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=2),
+        wait(1),
+    )
+    before, again = clients
+    assert [one["seq"] for one in before.messages if one["type"] == "limit_cleared"] == [2]
+    (answer,) = again.messages
+    assert [notice["type"] for notice in answer["missed"]] == ["stopped"]
