@@ -199,7 +199,17 @@ class Hub(Seating):
                 return None
             _check_watcher(principal, found.session.identity)
             _check_live(found.session)
+            is_new = found.session.key not in self.seats
             seat = await self.seat_of(found.session)
+            if is_new:
+                # Whatever was done before this process listened, it has not heard.
+                try:
+                    again = await self.live.attach(tenant, session_id, read_only=True)
+                    found = again or found
+                    _check_live(found.session)
+                except BaseException:
+                    self.release(seat)
+                    raise
             seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
             if member not in seat.members:
                 self._sit(seat, member, None, watching=True)

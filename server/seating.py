@@ -170,10 +170,13 @@ class Seating:
         now_ms = self.clock.now()
         for seat in list(account.seats):
             identity = seat.meter.session.identity
+            if _is_only_watched(seat) and _misses(seat, message):
+                self._run(self._catch_up(seat))  # no step from here is answered with that
+                continue
             if message.get("moved") and message["session_id"] == identity.session_id:
                 move = move_of(message)
                 if not _is_own(seat, move, message["node"]):
-                    self._moved(seat, move, now_ms)
+                    seat.meter.moved(move, now_ms)
                 seat.drain()
                 self.release(seat)
             if message.get("stop") == identity.session_id and seat.meter.sockets:
@@ -186,18 +189,8 @@ class Seating:
                 seat.meter.changed(now_ms)
                 seat.freed()
             seat.drain()
-            if not message and _is_only_watched(seat):
-                self._run(self._catch_up(seat))  # something was missed, perhaps the end
         for told in list(account.listeners):
             told(account, message)
-
-    def _moved(self, seat: Seat, move: Move, now_ms: int) -> None:
-        """Another process made a step. Where nobody's steps would be answered with what was
-        missed, it is read."""
-        if _is_only_watched(seat) and seat.meter.misses(move):
-            self._run(self._catch_up(seat))
-        else:
-            seat.meter.moved(move, now_ms)
 
     async def _catch_up(self, seat: Seat) -> None:
         """Shows watchers what was not heard here, until that has succeeded or nobody needs it."""
@@ -211,9 +204,13 @@ class Seating:
             except LiveError as error:
                 log.warning("session_not_read", session=seat.key, error=str(error))
                 await asyncio.sleep(retry_after_ms(failures) / 1000)
-        if found is not None and self.seats.get(seat.key) is seat and seat.meter.asked is None:
-            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
-            seat.drain()
+        if self.seats.get(seat.key) is not seat:
+            return
+        now_ms = self.clock.now()
+        if found is not None and seat.meter.asked is None:
+            seat.meter.moved(Move(found.session, found.notices, complete=True), now_ms)
+        seat.meter.changed(now_ms)
+        seat.drain()
 
     def _limits_changed(self, tenant: str, change: Change) -> None:
         """A limit of the month was changed, or a session gave back its last minute."""
@@ -268,6 +265,17 @@ class Seating:
 def _is_only_watched(seat: Seat) -> bool:
     """Whether sockets here see a session that only other processes keep alive."""
     return bool(seat.members) and not seat.meter.sockets
+
+
+def _misses(seat: Seat, message: dict[str, Any]) -> bool:
+    """Whether a message shows that something was told of a session that was not heard here; an
+    empty one says that the line was down, perhaps when it ended."""
+    if not message:
+        return True
+    is_moved = message.get("moved") and (
+        message["session_id"] == seat.meter.session.identity.session_id
+    )
+    return bool(is_moved) and seat.meter.misses(move_of(message))
 
 
 def _is_own(seat: Seat, move: Move, node: str) -> bool:

@@ -409,3 +409,20 @@ def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
     assert [one["seq"] for one in before.messages if one["type"] == "limit_cleared"] == [2]
     (answer,) = again.messages
     assert [notice["type"] for notice in answer["missed"]] == ["stopped"]
+
+
+def test_a_watcher_is_shown_what_was_done_before_its_process_listened(place: Laboratory) -> None:
+    """The account is being opened when the last socket goes elsewhere (seed 1338)."""
+    clients = run(
+        place,
+        pay("ann9", 1_700_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9", kind="six"),
+        wait(30),
+        mishaps("node.b", "postgres", ["slow", 400]),
+        act("watch", client="w", node="node.b", session="s1"),
+        act("leave", client="c-s1", session="s1"),
+        wait(60),
+    )
+    told = [(one["type"], one.get("state")) for one in clients[-1].messages]
+    assert told[0] == ("session", "suspended")
