@@ -66,10 +66,12 @@ class Hub(Seating):
             except BaseException:
                 await self._depart(found.session)
                 raise
+            if seat.meter.session.standing.phase is Phase.ENDED:
+                seat.drain()
+                return self._show_end(seat, ticket, _missed(_kept(found, seat), last_seq))
             if not joined:
                 seat.meter.attach(self.clock.now(), asked_at)
-                if seat.meter.phase is not Phase.ENDED:
-                    seat.drain()  # what is said now the others hear, and this one misses
+                seat.drain()  # what is said now the others hear, and this one misses
             self._sit(seat, member, tick_ms)
             missed = _missed(_kept(found, seat), last_seq)
             ticket = msgspec.structs.replace(ticket, missed=missed)
@@ -111,9 +113,14 @@ class Hub(Seating):
         missed = _missed(found.notices, last_seq)
         if not missed:
             _check_live(found.session)
-        seat = await self.seat_of(found.session)
-        seat.show(msgspec.structs.replace(ticket, missed=missed))
+        return self._show_end(await self.seat_of(found.session), ticket, missed)
+
+    def _show_end(self, seat: Seat, ticket: Ticket, missed: tuple[bytes, ...]) -> Seat:
+        if missed:
+            seat.show(msgspec.structs.replace(ticket, missed=missed))
         self.leave(seat)
+        if not missed:
+            _check_live(seat.meter.session)
         return seat
 
     async def missed(self, seat: Seat, last_seq: int) -> tuple[bytes, ...]:

@@ -262,6 +262,14 @@ def _told(client: Client, session_id: str) -> list[dict[str, Any]]:
     return told
 
 
+def _heard(client: Client, session_id: str) -> set[int]:
+    """The numbers of all notices that a client got. What it has missed may come after what was
+    said while its join waited for a step."""
+    messages = [one for one in client.messages if one.get("session_id") == session_id]
+    numbers = {one["seq"] for one in messages if "seq" in one and one["type"] != "session"}
+    return numbers | {notice["seq"] for one in messages for notice in one.get("missed", ())}
+
+
 def _plain(notice: dict[str, Any]) -> dict[str, Any]:
     """A notice without the figures of the moment."""
     changing = ("received_at", "id", "remaining_ms")
@@ -295,8 +303,8 @@ def _check_notices(state: State, name: str, world: World) -> None:
             if len(numbers) == NOTICES_KEPT_MAX:
                 since = max(since, numbers[0] - 1)  # older ones are kept no more
             expected = [number for number in numbers if number > since]
-            recorded = [notice["seq"] for notice in told if notice["seq"] not in skipped]
-            heard = [number for number in recorded if number > since]
+            recorded = _heard(client, session_id) - skipped
+            heard = sorted(number for number in recorded if number > since)
             assert heard == expected, (client.name, heard, expected, kept)
     _check_warnings([said[number] for number in sorted(said)])
 
