@@ -25,6 +25,10 @@ class Course:
         """Where time that no grant covers ends too."""
         self.end_ms = grant.granted_ms if grant.final else self.uncovered_end_ms
         """Where counting ends, whatever happens."""
+        self.is_capped = not grant.final and 0 < terms.session_cap_ms <= self.end_ms
+        """It ends at the session's cap, which needs no grant to be known."""
+        if self.is_capped:
+            self.end_ms = terms.session_cap_ms
         self.claim_ms: int | None = None
         """Where the grant is to be extended; None for one that is final."""
         self._elapsed_ms = standing.elapsed_ms

@@ -236,6 +236,8 @@ class Meter(Position):
                 self._effects.append(Probe())
         if grant.final is not None and elapsed_ms >= grant.granted_ms:
             self._reach_limit(grant.final, self.course.instant_of(grant.granted_ms), now_ms)
+        elif self.course.is_capped and elapsed_ms >= self.course.end_ms:
+            self._reach_limit("session_cap", self.course.instant_of(elapsed_ms), now_ms)
         elif (
             self.sockets and self.course.claim_ms is not None and elapsed_ms >= self.course.claim_ms
         ):

@@ -426,3 +426,17 @@ def test_a_watcher_is_shown_what_was_done_before_its_process_listened(place: Lab
     )
     told = [(one["type"], one.get("state")) for one in clients[-1].messages]
     assert told[0] == ("session", "suspended")
+
+
+def test_a_cap_ends_a_session_though_redis_is_away(place: Laboratory) -> None:
+    """No grant says where it is, and uncovered time went on beyond it (seed 1384)."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        wait(60),
+        act("redis_away", ms=70_000),
+        wait(180),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
