@@ -171,7 +171,8 @@ class Meter(Position):
 
     def refresh(self, now_ms: int) -> None:
         """A limit of the month was changed: ask anew what is left."""
-        self._wanted = self.counting and not self._stands_still(now_ms)
+        if self.counting and not self._stands_still(now_ms):
+            self._wanted = True
         self._plan(now_ms)
 
     def relocate(self, month_of: MonthOf, now_ms: int) -> None:

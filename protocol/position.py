@@ -160,9 +160,11 @@ class Position:
     def _stands_still(self, now_ms: int) -> bool:
         """Whether a billed gap was covered in part only: time stands where that ended, and the
         stop is said there. What came in since cannot fill the rest."""
-        grant = self.session.grant
-        behind_ms = now_ms - self.course.instant_of(grant.granted_ms)
-        return grant.final is not None and behind_ms > limits.GRANT_SHRUNKEN_MS[-1]
+        gaps, grant = self.session.standing.gaps, self.session.grant
+        if grant.final is None or not gaps or now_ms < gaps[-1][1]:
+            return False
+        _, until, is_billed = gaps[-1]
+        return is_billed and until > self.course.instant_of(grant.granted_ms)
 
     def _may_go_on(self, now_ms: int) -> bool:
         """Whether a grant that was final need not be, as far as can be seen from here.

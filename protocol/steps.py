@@ -43,9 +43,10 @@ class Step(msgspec.Struct, frozen=True):
     """The process that asks has sockets of the session, and is noted for it."""
     leaving: bool = False
     """Taken only if this process has the session's last socket; else it just leaves."""
+    recalled: bool = False
+    """Other sessions were told already to give back what they do not need."""
     insists: bool = False
-    """Other sessions were told to give back what they do not need: whatever can be had now
-    is taken."""
+    """They have had the time to: whatever can be had now is taken."""
 
     @property
     def charge_micros(self) -> int:

@@ -92,8 +92,12 @@ class Hub(Seating):
             return found
         try:
             await self.claims.restore(kept.session)
-        except RedisError as error:
-            raise ServiceError("the session store takes nothing now") from error
+        except BaseException as error:
+            if found is not None:
+                await self._depart(found.session)
+            if isinstance(error, RedisError):
+                raise ServiceError("the session store takes nothing now") from error
+            raise
         return await self.live.attach(tenant, session_id, **how)
 
     async def _started(self, tenant: str, session_id: str) -> None:

@@ -219,8 +219,12 @@ class Presence:
             if self._graces_due:
                 self._graces_due = not await self.adopt_graces()
             if self._reconcile_due:
-                await self.orphans.reconcile()
                 self._reconcile_due = False
+                try:
+                    await self.orphans.reconcile()
+                except BaseException:
+                    self._reconcile_due = True
+                    raise
         except (LiveError, ProtocolError) as error:
             log.warning("sweep_unanswered", error=str(error))
         except Exception:

@@ -36,7 +36,7 @@ class Recall:
         told = asyncio.Event()
 
         def listen(_: Account, message: dict[str, Any]) -> None:
-            if _may_free(message):
+            if may_free(message):
                 told.set()
 
         account.listeners.append(listen)
@@ -58,7 +58,7 @@ class Recall:
             await self._accounts.close(account)
 
 
-def _may_free(message: dict[str, Any]) -> bool:
+def may_free(message: dict[str, Any]) -> bool:
     """Whether there may be more to spend after it: it is not just another recall or spend."""
     credit = message.get("credit")
     if credit is not None and credit["reason"] in {"spend", "hold"}:

@@ -25,6 +25,7 @@ from server.claims import Claims, retry_after_ms
 from server.clock import Clock
 from server.loading import Loader
 from server.metrics import Metrics
+from server.recall import may_free
 from server.seats import Seat
 from server.tenants import Change, Tenants
 from server.timers import Timers
@@ -187,7 +188,8 @@ class Seating:
             # A recall frees nothing yet: only what changed the account is worth a claim.
             if message.get("bumped") or not message.keys() & {"recall", "stop"}:
                 seat.meter.changed(now_ms)
-                seat.freed()
+                if may_free(message):
+                    seat.freed()
             seat.drain()
         for told in list(account.listeners):
             told(account, message)

@@ -272,9 +272,8 @@ class Seat:
         self._retry = None
         step = self.meter.asked
         assert step is not None
-        if self.place.clock.now() >= self._held_until:
-            step = msgspec.structs.replace(step, insists=True)
-        self.place.claims.ask(self, step)
+        is_last = self.place.clock.now() >= self._held_until
+        self.place.claims.ask(self, msgspec.structs.replace(step, recalled=True, insists=is_last))
 
     def _fail_all(self, error: ProtocolError) -> None:
         for ticket in self.meter.abandon():
@@ -359,6 +358,7 @@ class Seat:
             self._fail_all(refusal(None))
         else:
             self._fail_all(ServiceError("the session is not served here any more"))
+        self._held_until = 0
         for timer in (self._timer, self._retry, *(group.timer for group in self.groups)):
             if timer is not None:
                 timer.cancel()

@@ -173,6 +173,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "notices_kept": limits.NOTICES_KEPT_MAX,
         "minutes": [minute.decode() for minute in step.minute_messages],
         "present": step.present,
+        "recalled": step.recalled,
         "insists": step.insists,
         # Whoever looks after the grace has no socket any more, and is told all the same.
         "graced": before.grace_until is not None,

@@ -49,7 +49,8 @@ if version >= asserted.version then
 end
 
 -- A partition that was not found empty has lost its last writes only: all processes look.
-if call('EXISTS', KEYS[12]) == 0 then
+-- What the record alone says of a session nobody runs begins no recovery.
+if asserted.version > 0 and call('EXISTS', KEYS[12]) == 0 then
   call('SET', KEYS[11], asserted.epoch)
   call('SET', KEYS[12], '1', 'PX', asserted.recovery_ms)
   call('SET', KEYS[13], '1', 'PX', asserted.settling_ms)

@@ -142,6 +142,13 @@ local function low(floor_ms)
   return false
 end
 
+local function held_by_others()
+  if not step.recalled then
+    call(step.publish, step.channel, cjson.encode({recall = true}))
+  end
+  return answer('held', 'credits')
+end
+
 local chosen, refused, lacked = nil, nil, nil
 for _, offer in ipairs(step.offers) do
   if not low(offer.floor_ms) then
@@ -154,14 +161,12 @@ chosen = chosen or step.keep
 -- Less than the whole of a gap is taken when others have given back what they do not need.
 if chosen and chosen.part and lacked == 'credits' and not step.insists
   and number(KEYS[4], 'held') - step.held > number(KEYS[4], 'reserved') then
-  call(step.publish, step.channel, cjson.encode({recall = true}))
-  return answer('held', lacked)
+  return held_by_others()
 end
 if not chosen and #step.offers > 0 then
   local least = step.offers[#step.offers].held
   if refused == 'credits' and least <= balance - number(KEYS[4], 'reserved') then
-    call(step.publish, step.channel, cjson.encode({recall = true}))
-    return answer('held', refused)
+    return held_by_others()
   end
   return answer('refused', refused)
 end
@@ -231,6 +236,8 @@ if step.ended then
   -- The process shortens that, once it has heard that Postgres knows of the end, and will not
   -- assert it any more (storage/recovery.py, over).
   call('PEXPIRE', KEYS[1], step.idle_ms)
+else
+  call('PERSIST', KEYS[1])
 end
 
 -- Append.

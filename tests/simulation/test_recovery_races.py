@@ -341,6 +341,22 @@ async def test_lost_sessions_are_found_by_a_process_that_had_none(
     assert (row.state, row.reason) == ("ended", "node_lost")
 
 
+async def test_all_lost_sessions_of_a_tenant_are_ended_in_one_go(
+    cluster: Cluster, node: Node, second: Node
+) -> None:
+    """What the record alone says of one begins no recovery that the next would wait for."""
+    await cluster.grant(10 * CREDIT)
+    for number in range(3):
+        await second.browser().start(f"s{number}", CHAT)
+    await cluster.advance(60_500)
+    await cluster.flush()
+    second.is_alive = False
+    await second.stop()
+    await cluster.lose()
+    await node.recovery.restoring.begin_epochs()
+    assert await node.recovery._lost_sessions.end() == 3
+
+
 async def test_who_comes_back_later_than_anybody_waits_has_the_last_word(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
