@@ -217,6 +217,7 @@ class World:
             if client.is_gone:
                 # It left while it was being let in, and is put out again.
                 alive_at = client.node.clock.now() - (self.now - client.alive_at)
+                diary.proofs.append((self.now, client.alive_at))
                 client.node.do(client.node.hub.part, seat, client, alive_at)
             elif client in seat.members:
                 client.seats[session_id] = seat
