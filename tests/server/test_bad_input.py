@@ -186,7 +186,10 @@ async def test_a_session_that_has_ended(scene: Scene) -> None:
     assert (await found(server, "old-1")).nodes == frozenset()
 
     await server.flush()
-    await server.process.redis.delete(server.process.live.keys.session("user:ann", "old-1"))
+    # The process has heard of the flush, and long after that Redis forgets the session.
+    keys = server.process.live.keys
+    server.process.hub.unflushed.forget({keys.partition("user:ann"): b"9999999999999-0"})
+    await server.process.redis.delete(keys.session("user:ann", "old-1"))
     assert (await client.ask("start", kind="chat", session_id="old-1"))["code"] == "session_ended"
     assert (await client.ask("watch", session_id="old-1"))["code"] == "unknown_session"
 
