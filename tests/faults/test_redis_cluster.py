@@ -75,6 +75,12 @@ class Deployment:
             answer = await client.ask("stop", session_id=user)
             while answer["type"] == "error" and answer["retryable"]:
                 answer = await client.ask("stop", session_id=user)
+            if answer.get("code") == "session_ended":
+                # It was done, though the answer to the first try could not say so.
+                path = f"/v1/sessions/{user}"
+                found = await self.house.http("GET", path, None, self.tokens[user])
+                receipts[user] = found.json()
+                continue
             assert answer["type"] == "stopped", answer
             receipts[user] = answer["receipt"]
         return receipts
