@@ -3,9 +3,8 @@
 That takes two failures at once. Such a session runs on in the record alone, and is ended
 there with what is written down: whatever was not is not billed. Redis is told of that end
 first, for counters that were loaded before the last of it was written down lack the rest.
-It is looked for when
-everybody who still knew of a session has put it back, or has had to stop it, because
-nobody goes on uncovered for longer than that.
+It is looked for when everybody who still knew of a session has put it back, or has had to stop
+it, because nobody goes on uncovered for longer than that.
 """
 
 from collections.abc import Awaitable, Callable
@@ -76,7 +75,7 @@ class LostSessions:
         if session.is_tracked and silent_ms < limits.TRACKED_SILENCE_MS_MAX:
             return False  # its client goes on, and it is restored with the next minute
         if not session.is_tracked:
-            await self._put_back(session_of(ended), ())
+            await self._put_back(session_of(row.identity, ended), ())
         await self.records.write([ended])
         return True
 
@@ -126,20 +125,8 @@ def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnde
     )
 
 
-def session_of(ended: SessionEnded) -> Session:
+def session_of(identity: Identity, ended: SessionEnded) -> Session:
     """The session that ended like that, older than whatever a process may still know of it."""
-    identity = Identity(
-        tenant=ended.tenant,
-        session_id=ended.session_id,
-        user_id=ended.user_id,
-        org_id=ended.org_id,
-        account_id=ended.account_id,
-        counterpart_id=ended.counterpart_id,
-        kind=ended.kind,
-        started_at=ended.started_at,
-        terms=ended.terms,
-        metadata=ended.metadata,
-    )
     if ended.terms.free_scope == "pair":
         key = free_key(ended.terms, ended.user_id, ended.counterpart_id, "")
         identity = msgspec.structs.replace(identity, free_key=key)

@@ -315,23 +315,11 @@ def _written_down(row: SessionRow, reported: Reported) -> Taken:
 def _restored(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> _Known:
     """The session as it is written down, after Redis came back without it."""
     assert row.started_at is not None
-    identity = Identity(
-        tenant=row.tenant,
-        session_id=row.session_id,
-        user_id=row.user_id,
-        org_id=row.org_id,
-        account_id=row.account_id,
-        counterpart_id=row.counterpart_id,
-        kind=row.kind,
-        started_at=row.started_at,
-        terms=row.terms,
-        metadata=row.metadata,
-    )
     standing = unstarted(Phase.PAUSED, row.started_at, 0)
     for minute in minutes:
         standing = _with(standing, minute.started_at, minute.seconds)
     known = {minute.started_at: minute.minute for minute in minutes}
-    return _Known(identity, standing, known, in_redis=False)
+    return _Known(row.identity, standing, known, in_redis=False)
 
 
 def _after(before: Standing, reported: Reported, now_ms: int) -> Standing:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from protocol.events import HoldState
+from protocol.session import Identity
 from protocol.terms import Terms
 
 SessionState = Literal["prepared", "live", "ended"]
@@ -152,6 +153,24 @@ class SessionRow(msgspec.Struct, frozen=True):
     gaps: list[tuple[int, int, bool]]
     terms: Terms
     metadata: dict[str, Any] | None
+
+    @property
+    def identity(self) -> Identity:
+        """Who a session that has started belongs to. The allowance that it shares is not
+        written down; see ``protocol.session.free_key``."""
+        assert self.started_at is not None
+        return Identity(
+            tenant=self.tenant,
+            session_id=self.session_id,
+            user_id=self.user_id,
+            org_id=self.org_id,
+            account_id=self.account_id,
+            counterpart_id=self.counterpart_id,
+            kind=self.kind,
+            started_at=self.started_at,
+            terms=self.terms,
+            metadata=self.metadata,
+        )
 
 
 class LiveSession(msgspec.Struct, frozen=True):
