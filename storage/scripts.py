@@ -13,6 +13,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from protocol import limits
 from storage.cluster import ELSEWHERE, ClusterRedis, client_of, is_cluster
+from storage.lines import LineRedis
 
 LUA_DIR = Path(__file__).parent / "lua"
 CONNECTIONS_MAX = 32
@@ -44,7 +45,7 @@ def _connect(url: str) -> Redis:
         socket_connect_timeout=limits.REDIS_TIMEOUT_MS / 1000,
         health_check_interval=0,
     )
-    return Redis.from_pool(pool)
+    return LineRedis.from_pool(pool)
 
 
 class Script:

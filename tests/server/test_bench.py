@@ -67,7 +67,8 @@ def test_customers_come_back_after_a_kill() -> None:
     assert opened.startswith("8 sessions on 2 processes")
     assert returned.startswith("4 lost their process: 4 sessions went on, 0 ended")
     lost, shown, ticked = (float(row.split()[-1]) for row in rows[:3])
-    assert 0 < lost <= shown <= ticked
+    assert 0 <= lost <= shown <= ticked  # to the hundredth, so a line may be lost at once
+    assert ticked > 0
     assert rows[-2:] == ["gaps in sessions of the other processes: 0", "audit: everything adds up"]
     # Each of the sessions that came back is in one of the three rows.
     assert sum(int(row.split()[-1]) for row in rows[5:8]) == 4
