@@ -77,7 +77,7 @@ class Recorded:
         """Counts in their month what operations Redis has forgotten."""
         for done in found:
             if await self.restoring.recount(done):
-                log.warning("operations_recovered", account=done.account_id, times=done.times)
+                log.warning("operations_recovered", account=done.account_id, done=done.times)
                 self.learnt += 1
 
     async def _bring_adjustments(self, found: Iterable[AdjustmentRow]) -> None:

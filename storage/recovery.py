@@ -245,8 +245,9 @@ class Restoring:
 
     async def recount(self, done: OperationsDone) -> bool:
         """Says how often an operation was done at least; whether Redis thought it was less."""
-        key = self.keys.operations(done.tenant, done.account_id)
-        return bool(int(await self._recount([key], [done.month, done.operation, done.times])))
+        names = [self.keys.operations(done.tenant, done.account_id)]
+        names += [self.keys.hold(done.tenant, hold_id) for hold_id in done.holds]
+        return bool(int(await self._recount(names, [done.month, done.operation, done.times])))
 
     async def has_limit(self, change: LimitChange) -> bool:
         """Whether Redis has a limit as Postgres has it, or does not have its counter."""

@@ -265,6 +265,9 @@ class OperationsDone(msgspec.Struct, frozen=True):
     month: str
     operation: str
     times: int
+    """How often it was done."""
+    holds: tuple[str, ...]
+    """The open holds for it, by their ids, each of which counts as once."""
 
 
 class LimitChange(msgspec.Struct, frozen=True):

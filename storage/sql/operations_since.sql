@@ -1,5 +1,5 @@
--- How often operations were done in their month, or are held for now: those that were done
--- or held for after an instant, newest first.
+-- How often operations were done in their month, and the holds that are open for them: those
+-- that were done or held for after an instant, newest first.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
@@ -10,13 +10,14 @@ FROM (
             WHERE used.tenant = recent.tenant AND used.account_id = recent.account_id
               AND used.month = recent.month AND used.operation = recent.operation
               AND used.success
-        ) + (
-            SELECT count(*)
+        ) AS times,
+        ARRAY(
+            SELECT hold.hold_id
             FROM credit_holds AS hold
             WHERE hold.tenant = recent.tenant AND hold.account_id = recent.account_id
               AND hold.month = recent.month AND hold.operation = recent.operation
               AND hold.state = 'open'
-        ) AS times
+        ) AS holds
     FROM (
         SELECT tenant, account_id, month, operation
         FROM (

@@ -292,6 +292,30 @@ async def test_an_operation_that_was_given_back_counts_in_no_month(
     await audited(cluster)
 
 
+async def test_an_operation_whose_hold_is_over_counts_in_no_month(
+    cluster: Cluster, node: Node
+) -> None:
+    """Postgres has it as open still, and Redis, which lost nothing, knows better."""
+    await cluster.grant(10 * CREDIT)
+    for hold_id, ttl_ms in (("h1", 1_000), ("h2", 60_000)):
+        await node.money.hold(
+            ANN, hold_id=hold_id, micros=CREDIT, ttl_ms=ttl_ms, operation=OPERATION
+        )
+    assert isinstance(await spend(node, "e1"), Spent)
+    await cluster.flush()
+    await cluster.beat()
+    await cluster.advance(1_000)
+    await node.money.expire_hold(ANN.tenant, "h1")
+    (done,) = await cluster.records.operations_since(0, 10)
+    assert sorted(done.holds) == ["h1", "h2"]
+    await begin_anew(cluster.redis)
+    await cluster.beat()
+    assert isinstance(await spend(node, "e2"), Spent)
+    assert await spend(node, "e3") == Limited(limit=3, used=3)
+    await cluster.flush()
+    await audited(cluster)
+
+
 async def test_a_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
     await cluster.records.put_organization(ACME, "acme", monthly_hours_limit=10)
     browser = await student(cluster, node)
