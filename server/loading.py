@@ -1,13 +1,18 @@
 """Cold counters: what is not in Redis is read from Postgres and put there, if absent.
 
+A counter of many sessions is asked for by all of them at once, when Redis has come back
+empty: the first one loads it, while the others of this process wait.
+
 That is safe because of two bounds. A counter leaves Redis only when no live session has
 used it for ``ACCOUNT_IDLE_MS``; and nothing is loaded while the tenant's outbox holds a
 record older than half of that. So whatever was decided before the counter left has
 reached Postgres by the time it is read again.
 """
 
+import contextlib
 import datetime
 import zoneinfo
+from collections.abc import AsyncIterator
 from functools import lru_cache
 
 import msgspec
@@ -17,6 +22,7 @@ from protocol.errors import ServiceError
 from protocol.grants import month_after
 from protocol.session import Identity
 from server.clock import Clock
+from server.waiting import Locks
 from storage.live import Live
 from storage.records import Records, UnavailableError
 from storage.recovery import Restoring
@@ -69,6 +75,8 @@ class Loader:
         self.clock = clock
         self._restoring = Restoring(live)
         self._spending = Spending(live)
+        self._locks = Locks()
+        """Counters that are being loaded, by their keys."""
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.
@@ -77,6 +85,11 @@ class Loader:
         who are ``asserting`` sessions.
         """
         await self._refuse_early(tenant, asserting)
+        async with self._cold(self.live.keys.account(tenant, account_id)) as is_cold:
+            if is_cold:
+                await self._load_account(tenant, account_id, asserting)
+
+    async def _load_account(self, tenant: str, account_id: str, asserting: bool) -> None:
         try:
             found = await self.records.load_account(tenant, account_id, self._ended_after())
             _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
@@ -119,9 +132,20 @@ class Loader:
         """Loads the months' counters of a member and of the organisation."""
         await self._refuse_early(tenant, asserting)
         keys = self.live.keys
-        # What each session of a whole organisation has used is asked for when its counter
-        # is cold, and not with every member.
-        everybody = not await self.live.is_warm(keys.organization(tenant))
+        for key, everybody in (
+            (keys.organization(tenant), True),
+            (keys.member(tenant, user_id), False),
+        ):
+            async with self._cold(key) as is_cold:
+                if is_cold:
+                    await self._load_months(tenant, user_id, everybody, asserting)
+
+    async def _load_months(
+        self, tenant: str, user_id: str, everybody: bool, asserting: bool
+    ) -> None:
+        """Loads a member's, and with ``everybody`` the organisation's too: what each of its
+        sessions has used is asked for once, and not with every member."""
+        keys = self.live.keys
         adjusted_after = self.clock.now() - limits.RECOVERED_ENTRIES_MS
         found = await self.member(
             tenant,
@@ -174,6 +198,13 @@ class Loader:
     ) -> None:
         """Loads what a user has had of a shared allowance of free time."""
         await self._refuse_early(identity.tenant, asserting)
+        async with self._cold(self._free_key(identity)) as is_cold:
+            if is_cold:
+                await self._load_free_time(identity, day, asserting)
+
+    async def _load_free_time(
+        self, identity: Identity, day: tuple[int, int] | None, asserting: bool
+    ) -> None:
         try:
             found = await self.records.free_used(
                 identity.tenant,
@@ -185,10 +216,19 @@ class Loader:
             )
         except UnavailableError as error:
             raise ServiceError("the free time cannot be loaded now") from error
-        key = self.live.keys.free(identity.tenant, identity.free_key or "")
         fields: dict[str, str | int] = {"used": found.used_ms}
         fields |= {f"i:{session.session_id}": session.free_ms for session in found.recorded}
+        key = self._free_key(identity)
         _check(await self.live.load_month(identity.tenant, key, fields, asserting=asserting))
+
+    def _free_key(self, identity: Identity) -> str:
+        return self.live.keys.free(identity.tenant, identity.free_key or "")
+
+    @contextlib.asynccontextmanager
+    async def _cold(self, key: str) -> AsyncIterator[bool]:
+        """Whether a counter is to be loaded: it is not there, and nobody else here is at it."""
+        async with self._locks.hold(key):
+            yield not await self.live.is_warm(key)
 
     def _ended_after(self) -> int:
         """Sessions that ended before are asserted by nobody: Postgres has known of them for long,

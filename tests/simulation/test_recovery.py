@@ -99,6 +99,42 @@ async def test_sessions_go_on_on_an_empty_redis(
     assert (await cluster.account())["balance"] == 92 * CREDIT
 
 
+async def test_what_many_sessions_share_is_read_once(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a whole organisation Postgres has a day's sessions to tell, and not once for each."""
+    await cluster.grant(100 * CREDIT, "acme", "acme")
+    people = [f"student-{number}" for number in range(8)]
+    for person in people:
+        browser = node.browser(person)
+        await browser.start(
+            f"of-{person}", LESSON, user_id=person, org_id="acme", account_id="acme"
+        )
+    await cluster.advance(60_000)
+    await cluster.flush()
+    await cluster.lose()
+    read: list[str] = []
+    load_member, load_account = Records.load_member, Records.load_account
+
+    async def count_members(*given: Any, **named: Any) -> Any:
+        if named.get("everybody"):
+            read.append("organization")
+        return await load_member(*given, **named)
+
+    async def count_accounts(*given: Any, **named: Any) -> Any:
+        read.append("account")
+        return await load_account(*given, **named)
+
+    monkeypatch.setattr(Records, "load_member", count_members)
+    monkeypatch.setattr(Records, "load_account", count_accounts)
+    await cluster.beat()
+    await cluster.recovered()
+    assert sorted(read) == ["account", "organization"]
+    used = await node.live.month("org:acme", people[0], "2026-05-01")
+    assert [counter.used_minutes for counter in used] == [1, 8]
+    await audited(cluster)
+
+
 async def test_the_next_claim_finds_the_loss_before_any_beat(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
