@@ -204,10 +204,12 @@ class Stage:
     async def do_lag(self) -> None:
         self.snapshot = self.cluster.redis.snapshot()
 
-    async def do_failover(self) -> None:
+    async def do_failover(self, unnoticed: bool = False) -> None:
+        """``unnoticed``: no line breaks, as behind a proxy."""
         if self.snapshot is not None:
             self._lose()
-            self.cluster.drop_lines()
+            if not unnoticed:
+                self.cluster.drop_lines()
             self.cluster.redis.restore(self.snapshot)
             self.snapshot = None
             self.world.forgotten.lost(self.world.clients)

@@ -325,4 +325,4 @@ class Chance:
             ms = min(left_ms, self.random.choice([0, 10, 900, 2_500]))
             left_ms -= ms
             actions.append(Action("wait", {"ms": ms}))
-        return [*actions, Action("failover")]
+        return [*actions, Action("failover", {"unnoticed": self.random.random() < 0.5})]
