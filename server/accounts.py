@@ -17,15 +17,13 @@ from redis.exceptions import RedisError
 from protocol.projection import AccountProjection
 from server.loading import Loader
 from server.waiting import Locks, Signal
-from storage.channels import channels_of
+from storage.channels import POLL_S, channels_of
 from storage.live import Change, Live, LiveError
 from storage.spending import AccountName
 from storage.wire import line_from
 
 log = structlog.get_logger()
 
-POLL_S = 15.0
-"""How long one wait for a message lasts before the line is checked."""
 RETRY_S = 0.2
 RETRY_S_MAX = 2.0
 

@@ -19,12 +19,12 @@ from redis.exceptions import RedisError
 
 from protocol import limits
 from storage.cluster import UNANSWERED, Address, ClusterRedis, ask_all
+from storage.lines import Line
 
 log = structlog.get_logger()
 
-QUIET_S = 2.0
-"""A line that says nothing for so long is asked whether it lives; and given up after again
-so long."""
+POLL_S = 15.0
+"""How long one wait for a message lasts."""
 RETRY_S = 0.2
 
 
@@ -53,7 +53,7 @@ class ClusterChannels:
         self._redis = redis
         self._homes: dict[str, Address] = {}
         """The node on which each channel is listened to."""
-        self._lines: dict[Address, PubSub] = {}
+        self._lines: dict[Address, Line] = {}
         self._readers: dict[Address, asyncio.Task[None]] = {}
         self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue(limits.MESSAGES_WAITING_MAX)
         self._moving: set[asyncio.Task[None]] = set()
@@ -110,25 +110,18 @@ class ClusterChannels:
     async def _send(self, home: Address, what: str, channel: str) -> None:
         line = self._lines.get(home)
         if line is None:
-            line = self._lines[home] = self._redis.client_at(home).pubsub()
+            line = self._lines[home] = Line(self._redis.client_at(home).connection_pool)
         sharded = "s" if self._redis.shards_channels else ""
         await getattr(line, f"{sharded}{what}")(channel)
         if home not in self._readers:
             self._readers[home] = asyncio.create_task(self._read(home, line))
 
-    async def _read(self, home: Address, line: PubSub) -> None:
+    async def _read(self, home: Address, line: Line) -> None:
         """Passes on what one node tells, until the line breaks."""
         try:
-            is_asked = False
             while True:
-                message = await line.get_message(timeout=QUIET_S)
-                if message is None and is_asked:
-                    raise LineError("the line is dead")
-                is_asked = message is None
+                message = await line.get_message(timeout=POLL_S)
                 if message is None:
-                    await line.ping()
-                    continue
-                if message["type"] == "pong":
                     continue
                 if message["type"] == "sunsubscribe" and message["channel"].decode() in self._homes:
                     break  # the slot has moved, and nobody asked for this
@@ -145,7 +138,7 @@ class ClusterChannels:
         if line is not None:
             self._run(self._move(home, line))
 
-    async def _move(self, home: Address, line: PubSub) -> None:
+    async def _move(self, home: Address, line: Line) -> None:
         with contextlib.suppress(RedisError, *UNANSWERED):
             await line.aclose()  # type: ignore[no-untyped-call]
         lost = [channel for channel, at in self._homes.items() if at == home]

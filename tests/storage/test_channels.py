@@ -5,18 +5,28 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import RedisError
 
+from storage import lines
 from storage.channels import channels_of
+from storage.cluster import is_cluster
 from storage.scripts import connect
 from tests.storage.outboxes import until
 
 CHANNELS = [f"channel-{number}" for number in range(8)]
 BREAKS = 40
+
+
+@pytest.fixture(autouse=True)
+def one_redis(redis_url: str) -> None:
+    if is_cluster(redis_url):
+        pytest.skip("lines to a cluster are in test_cluster")
 
 
 @pytest.fixture
@@ -48,6 +58,74 @@ async def test_channels_that_are_asked_for_together_share_one_connection(
     await asyncio.gather(*(line.subscribe(channel) for channel in CHANNELS))
     assert await confirmed(line, len(CHANNELS)) == CHANNELS
     assert len([one for one in await client.client_list() if int(one["sub"])]) == 1
+
+
+class Relay:
+    """A machine between a client and Redis. When it has gone, nothing comes through on the
+    connections that were, and none of them breaks; a new one is made past it."""
+
+    def __init__(self, url: str) -> None:
+        self._to = urlsplit(url)
+        self._open: set[asyncio.StreamWriter] = set()
+        self._gone: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        host, port = self._server.sockets[0].getsockname()
+        return f"redis://{host}:{port}"
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def go(self) -> None:
+        """It is gone."""
+        self._gone |= self._open
+
+    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._to.scheme == "unix":
+            ahead, back = await asyncio.open_unix_connection(self._to.path)
+        else:
+            ahead, back = await asyncio.open_connection(self._to.hostname, self._to.port)
+        self._open.add(writer)
+        for task in (self._pass(reader, back, writer), self._pass(ahead, writer, writer)):
+            self._tasks.add(asyncio.create_task(task))
+
+    async def _pass(
+        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, name: asyncio.StreamWriter
+    ) -> None:
+        try:
+            while part := await source.read(65_536):
+                if name not in self._gone:
+                    to.write(part)
+        finally:
+            to.close()
+
+
+async def test_a_line_on_which_nothing_comes_any_more_breaks(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "QUIET_S", 0.05)
+    relay = Relay(redis_url)
+    async with relay as url, connect(url) as client:
+        line = channels_of(client)
+        assert isinstance(line, PubSub)
+        await line.subscribe(CHANNELS[0])
+        assert await confirmed(line, 1) == CHANNELS[:1]
+        # As long as Redis answers, it is as quiet as it likes.
+        assert await line.get_message(timeout=0.5) is None
+        relay.go()
+        with pytest.raises(LineError):
+            await line.get_message(timeout=30)
+        assert await confirmed(line, 1) == CHANNELS[:1]
+        await redis.publish(CHANNELS[0], "again")
+        message = await line.get_message(timeout=5)
+        assert message is not None
+        assert message["data"] == b"again"
+        await line.aclose()  # type: ignore[no-untyped-call]
 
 
 async def is_heard(client: Redis, text: bytes) -> bool:
