@@ -21,6 +21,7 @@ from tests.storage.outboxes import until
 
 CHANNELS = [f"channel-{number}" for number in range(8)]
 BREAKS = 40
+NAME = "listener"
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,8 @@ def one_redis(redis_url: str) -> None:
 
 @pytest.fixture
 async def client(redis_url: str, redis: Redis) -> AsyncIterator[Redis]:
-    """As the server connects to a single Redis."""
-    async with connect(redis_url) as connected:
+    """As the server connects to a single Redis, with a name."""
+    async with connect(f"{redis_url}?client_name={NAME}") as connected:
         yield connected
 
 
@@ -42,6 +43,13 @@ async def line(client: Redis) -> AsyncIterator[PubSub]:
     assert isinstance(made, PubSub)
     yield made
     await made.aclose()  # type: ignore[no-untyped-call]
+
+
+async def listening(client: Redis) -> int:
+    """The connections on which anybody here listens."""
+    return len(
+        [one for one in await client.client_list() if one["name"] == NAME and int(one["sub"])]
+    )
 
 
 async def confirmed(line: PubSub, number: int) -> list[str]:
@@ -57,7 +65,7 @@ async def test_channels_that_are_asked_for_together_share_one_connection(
 ) -> None:
     await asyncio.gather(*(line.subscribe(channel) for channel in CHANNELS))
     assert await confirmed(line, len(CHANNELS)) == CHANNELS
-    assert len([one for one in await client.client_list() if int(one["sub"])]) == 1
+    assert await listening(client) == 1
 
 
 class Relay:
@@ -165,4 +173,4 @@ async def test_a_reader_and_subscribers_find_a_line_broken_together(
                 while await heard.get() != text:
                     pass
         reader.cancel()
-    assert len([one for one in await client.client_list() if int(one["sub"])]) == 1
+    assert await listening(client) == 1
