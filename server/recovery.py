@@ -213,7 +213,7 @@ class Recovery:
         try:
             for partition in partitions:
                 if self._epochs.get(partition, b"") is None:
-                    await self.restoring.begin_epoch(partition)
+                    await self.restoring.begin_lost_epochs(partition)
             # First what others wait for, then what can wait.
             unasserted = await self._assert_all(partitions | new)
             for partition in sorted((partitions | new) - self._written_down):

@@ -126,6 +126,16 @@ class Restoring:
             *_, begun = await self.live.ask(pipeline.execute())
         return bool(begun)
 
+    async def begin_lost_epochs(self, partition: int) -> None:
+        """Begins the epochs of a partition that has lost everything, and of all others that the
+        same Redis has lost: so all of them have recovered in a while, and not each some time
+        after its first user has come. Raises ``LiveError``."""
+        place = self._place(partition)
+        alike = [one for one in range(self.keys.partitions) if self._place(one) == place]
+        seen, _ = await self._look_at(partition, alike)
+        lost = [one for one, (_, epoch) in seen.items() if epoch is None]
+        await asyncio.gather(*map(self.begin_epoch, lost))
+
     async def is_settled(self, tenant: str) -> bool:
         """Whether nobody is about to put back a session of a tenant any more.
 

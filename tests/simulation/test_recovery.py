@@ -19,6 +19,7 @@ from tests.simulation.cluster import PARTITIONS, Cluster, Node
 from tests.simulation.people import CREDIT, terms
 
 ANN = AccountName("user:ann", "ann")
+KEYS = Keys(PARTITIONS)
 MINUTE_MS = 60_000
 LESSON = terms("lesson", counts_minutes=True)
 
@@ -133,6 +134,16 @@ async def test_what_many_sessions_share_is_read_once(
     used = await node.live.month("org:acme", people[0], "2026-05-01")
     assert [counter.used_minutes for counter in used] == [1, 8]
     await audited(cluster)
+
+
+async def test_what_nobody_used_recovers_with_all_the_rest(cluster: Cluster, node: Node) -> None:
+    """Whoever comes first to a partition an hour later does not wait once more."""
+    await cluster.beat()
+    await cluster.lose()
+    await cluster.beat()
+    for partition in range(PARTITIONS):
+        for key in (KEYS.epoch(partition), KEYS.recovering(partition)):
+            assert await cluster.redis.exists(key) == 1
 
 
 async def test_the_next_claim_finds_the_loss_before_any_beat(cluster: Cluster, node: Node) -> None:
@@ -285,7 +296,7 @@ async def test_what_was_lost_with_its_process_is_ended_in_the_record(
     for _ in range(2):  # the loss is found first, and looked after when it has settled
         await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
         for partition in range(PARTITIONS):
-            await cluster.redis.delete(Keys(PARTITIONS).unsettled(partition))
+            await cluster.redis.delete(KEYS.unsettled(partition))
         await cluster.beat()
     row = await cluster.records.session("user:ann", "s1")
     assert row is not None
