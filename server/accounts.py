@@ -24,6 +24,8 @@ from storage.wire import line_from
 
 log = structlog.get_logger()
 
+SUBSCRIBE_S = 2.0
+"""A channel is confirmed in that time, or whoever needs it is refused."""
 RETRY_S = 0.2
 RETRY_S_MAX = 2.0
 
@@ -79,6 +81,7 @@ class Accounts:
         self._wake = asyncio.Event()
         self.resynchronised: Callable[[], None] = lambda: None
         """Called when the line to Redis was down: it may be another Redis that is up."""
+        self._is_resynchronising = False
 
     async def start(self) -> None:
         """Begins to listen."""
@@ -155,9 +158,9 @@ class Accounts:
         listened = self._channels.setdefault(channel, Channel(hears))
         listened.hears = hears
         try:
-            await self._pubsub.subscribe(channel)
-            self._wake.set()
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(SUBSCRIBE_S):
+                await self._pubsub.subscribe(channel)
+                self._wake.set()
                 await listened.wait()
         except (RedisError, OSError, TimeoutError) as error:
             raise LiveError(str(error) or "no confirmation of a subscription") from error
@@ -205,11 +208,21 @@ class Accounts:
             if channel.is_set:
                 # The line was down and came back: what was told meanwhile is lost.
                 self._tell(channel, {"reload": True})
-                self.resynchronised()
+                self._resynchronise_soon()
             else:
                 channel.set()
         elif message["type"] in {"message", "smessage"}:
             self._tell(channel, orjson.loads(message["data"]))
+
+    def _resynchronise_soon(self) -> None:
+        """Once for all the channels that are confirmed together."""
+        if not self._is_resynchronising:
+            self._is_resynchronising = True
+            asyncio.get_running_loop().call_soon(self._resynchronise)
+
+    def _resynchronise(self) -> None:
+        self._is_resynchronising = False
+        self.resynchronised()
 
     def _tell(self, channel: Channel, message: dict[str, Any]) -> None:
         if isinstance(channel.hears, Account):

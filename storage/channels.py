@@ -56,7 +56,10 @@ class ClusterChannels:
         self._lines: dict[Address, Line] = {}
         self._readers: dict[Address, asyncio.Task[None]] = {}
         self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue(limits.MESSAGES_WAITING_MAX)
-        self._moving: set[asyncio.Task[None]] = set()
+        self._lost: dict[str, None] = {}
+        """Channels whose line broke, and which are to be listened to elsewhere."""
+        self._mover: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def subscribed(self) -> bool:
@@ -68,18 +71,20 @@ class ClusterChannels:
         await self._redis.initialize()
         home = self._home_of(channel)
         self._homes[channel] = home
+        line = self._line_to(home)
         try:
-            await self._send(home, "subscribe", channel)
+            await self._say(line, "subscribe", channel)
         except (RedisError, *UNANSWERED):
             self._homes.pop(channel, None)
-            self._drop(home)
+            self._drop(home, line)
             raise
 
     async def unsubscribe(self, channel: str) -> None:
         """Listens no more."""
         home = self._homes.pop(channel, None)
-        if home is not None and home in self._lines:
-            await self._send(home, "unsubscribe", channel)
+        line = self._lines.get(home) if home is not None else None
+        if line is not None:
+            await self._say(line, "unsubscribe", channel)
 
     async def get_message(self, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109
         """The next message of any line; None: there is none in time."""
@@ -91,12 +96,12 @@ class ClusterChannels:
 
     async def aclose(self) -> None:
         """Closes all lines."""
-        for task in [*self._readers.values(), *self._moving]:
+        tasks = [*self._readers.values(), *([self._mover] if self._mover else [])]
+        for task in tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
         for line in self._lines.values():
-            await line.aclose()  # type: ignore[no-untyped-call]
+            await line.aclose()
         self._lines.clear()
         self._homes.clear()
 
@@ -107,14 +112,17 @@ class ClusterChannels:
             raise LineError("nobody has the channel")
         return home
 
-    async def _send(self, home: Address, what: str, channel: str) -> None:
+    def _line_to(self, home: Address) -> Line:
+        """The line to a node, and whoever reads it: there is never one without the other."""
         line = self._lines.get(home)
         if line is None:
             line = self._lines[home] = Line(self._redis.client_at(home).connection_pool)
+            self._readers[home] = asyncio.create_task(self._read(home, line))
+        return line
+
+    async def _say(self, line: Line, what: str, channel: str) -> None:
         sharded = "s" if self._redis.shards_channels else ""
         await getattr(line, f"{sharded}{what}")(channel)
-        if home not in self._readers:
-            self._readers[home] = asyncio.create_task(self._read(home, line))
 
     async def _read(self, home: Address, line: Line) -> None:
         """Passes on what one node tells, until the line breaks."""
@@ -128,36 +136,54 @@ class ClusterChannels:
                 await self._told.put(message)
         except (RedisError, *UNANSWERED) as error:
             log.warning("pubsub_lost", node=f"{home.host}:{home.port}", error=str(error))
-        self._drop(home)
+        self._drop(home, line)
 
-    def _drop(self, home: Address) -> None:
-        """Gives up a line; its channels are listened to elsewhere."""
-        line, reader = self._lines.pop(home, None), self._readers.pop(home, None)
-        if reader is not None and reader is not asyncio.current_task():
+    def _drop(self, home: Address, line: Line) -> None:
+        """Gives up a line, once; its channels are listened to elsewhere."""
+        if self._lines.get(home) is not line:
+            return
+        del self._lines[home]
+        reader = self._readers.pop(home)
+        if reader is not asyncio.current_task():
             reader.cancel()
-        if line is not None:
-            self._run(self._move(home, line))
+        closing = asyncio.create_task(self._close(line))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self._lost.update((channel, None) for channel, at in self._homes.items() if at == home)
+        if self._mover is None or self._mover.done():
+            self._mover = asyncio.create_task(self._move())
 
-    async def _move(self, home: Address, line: Line) -> None:
+    @staticmethod
+    async def _close(line: Line) -> None:
         with contextlib.suppress(RedisError, *UNANSWERED):
-            await line.aclose()  # type: ignore[no-untyped-call]
-        lost = [channel for channel, at in self._homes.items() if at == home]
-        while lost:
-            try:
-                await self._redis.refresh()
-                for channel in list(lost):
-                    if self._homes.get(channel) == home:
-                        self._homes[channel] = self._home_of(channel)
-                        await self._send(self._homes[channel], "subscribe", channel)
-                    lost.remove(channel)
-            except (RedisError, *UNANSWERED):
-                # It may still be taken for the master, until a replica takes over.
-                for channel in lost:
-                    if channel in self._homes:
-                        self._homes[channel] = home
-                await asyncio.sleep(RETRY_S)
+            await line.aclose()
 
-    def _run(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._moving.add(task)
-        task.add_done_callback(self._moving.discard)
+    async def _move(self) -> None:
+        """Listens elsewhere to what was listened to on lines that broke, for as long as that
+        takes: who broke may still be taken for the master, until a replica takes over."""
+        while True:
+            with contextlib.suppress(RedisError, *UNANSWERED):
+                await self._redis.refresh()
+                await self._move_lost()
+            if not self._lost:
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def _move_lost(self) -> None:
+        away: set[Address] = set()
+        for channel in list(self._lost):
+            if channel not in self._homes:
+                self._lost.pop(channel, None)
+                continue
+            home = self._redis.master_of(channel)
+            if home is None or home in away:
+                continue
+            self._homes[channel] = home
+            line = self._line_to(home)
+            try:
+                await self._say(line, "subscribe", channel)
+            except (RedisError, *UNANSWERED):
+                away.add(home)
+            else:
+                if self._lines.get(home) is line:  # or it broke meanwhile, once more
+                    self._lost.pop(channel, None)

@@ -10,12 +10,15 @@ the two has gone, nothing comes, and nothing breaks.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import math
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as LineError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as LateError
 
 QUIET_S = 2.0
 """A line that says nothing for so long is asked whether it lives; and given up after again
@@ -23,81 +26,164 @@ so long."""
 
 
 class Line(PubSub):
-    """A ``PubSub`` that one call at a time connects, while all others wait, and that breaks when
-    it is dead."""
+    """A ``PubSub`` that all who use it connect together, and that breaks when it is dead.
+
+    Whoever finds it broken says so, by ``ConnectionError``, and does not repeat what it was
+    about; whoever comes next connects, and all who come meanwhile wait for that one attempt
+    and share what comes of it. What was subscribed to is subscribed to anew, and confirmed.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._connecting = asyncio.Lock()
-        self._connector: asyncio.Task[Any] | None = None
+        self._attempt: asyncio.Task[None] | None = None
+        """The one that connects."""
+        self._attempts = 0
+        self._is_closed = False
         self._is_asked = False
         """It has been asked whether it lives, and has said nothing since."""
+        self._due_at = math.inf
+        """When it is to be asked, or given up, by the loop's clock."""
+
+    # --- Connecting ----------------------------------------------------------------
+
+    @property
+    def _is_connected(self) -> bool:
+        connection: Any = self.connection
+        return connection is not None and bool(connection.is_connected)
 
     async def connect(self) -> None:
         """Connects where there is no connection, and subscribes to all channels anew."""
-        async with self._alone():
+        if self._attempt is None:
+            if self._is_connected:
+                return
+            if self._is_closed:
+                raise LineError("the line is closed")
+            self._attempts += 1
+            self._attempt = asyncio.create_task(self._connect())
+            self._attempt.add_done_callback(self._tried)
+        elif self._attempt is asyncio.current_task():
+            return  # this is what is subscribed to anew, on the connection that is there
+        await asyncio.shield(self._attempt)
+
+    async def _connect(self) -> None:
+        try:
             await super().connect()  # type: ignore[no-untyped-call]
+        except BaseException:
+            await self._break()  # it may be half made
+            raise
+        self._heard()
 
-    async def get_message(
-        self,
-        ignore_subscribe_messages: bool = False,
-        timeout: float | None = 0.0,  # noqa: ASYNC109
-    ) -> dict[str, Any] | None:
-        """The next message; None: there is none in time. Raises ``ConnectionError`` where the
-        line is broken, or dead."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + (timeout or 0.0)
-        while True:
-            wait_s = min(QUIET_S, max(0.0, until - loop.time()))
-            message: dict[str, Any] | None = await super().get_message(
-                ignore_subscribe_messages, wait_s
-            )
-            if message is not None:
-                self._is_asked = False
-                if message["type"] != "pong":
-                    return message
-            elif wait_s == QUIET_S:
-                await self._ask()
-            else:
-                return None
-
-    async def _ask(self) -> None:
-        """Asks a quiet line whether it lives; breaks it where it was asked before."""
-        if self._is_asked:
-            self._is_asked = False
-            connection: Any = self.connection
+    async def _break(self) -> None:
+        connection: Any = self.connection
+        if connection is not None:
             await connection.disconnect(nowait=True)
-            raise LineError("the line is dead")
-        self._is_asked = True
-        await self.ping()
+
+    def _tried(self, attempt: "asyncio.Task[None]") -> None:
+        self._attempt = None
+        if not attempt.cancelled():
+            attempt.exception()  # whoever waited for it has been told, or has gone
+
+    async def aclose(self) -> None:
+        """Closes the line for good."""
+        self._is_closed = True
+        if self._attempt is not None:
+            self._attempt.cancel()
+            await asyncio.wait([self._attempt])
+        await super().aclose()  # type: ignore[no-untyped-call]
+
+    # --- Saying ----------------------------------------------------------------------
+
+    async def unsubscribe(self, *channels: Any) -> None:
+        """Listens no more. Where the line is broken there is nothing to take back."""
+        await self._settled()
+        self._forget(self.channels, channels)
+        if self._is_connected:
+            await super().unsubscribe(*channels)
+
+    async def sunsubscribe(self, *channels: Any, target_node: Any = None) -> None:
+        """Listens no more to sharded channels."""
+        await self._settled()
+        self._forget(self.shard_channels, channels)
+        if self._is_connected:
+            await super().sunsubscribe(*channels)
+
+    async def _settled(self) -> None:
+        """Waits for whoever connects, and is about to subscribe anew to what there was."""
+        if self._attempt is not None:
+            with contextlib.suppress(RedisError, OSError):
+                await self.connect()
+
+    def _forget(self, kept: dict[Any, Any], channels: Any) -> None:
+        """So that none is subscribed to anew, should the line break before it is confirmed."""
+        for channel in self._normalize_keys(dict.fromkeys(channels)):
+            kept.pop(channel, None)
+
+    async def _execute(
+        self, conn: Any, command: Callable[..., Awaitable[Any]], *args: Any, **options: Any
+    ) -> Any:
+        """Says or reads something, once."""
+        attempts = self._attempts
+        try:
+            return await command(*args, **options)
+        except (LineError, LateError, OSError):
+            # Unless somebody has begun to connect meanwhile: that is not what broke.
+            if attempts == self._attempts:
+                await conn.disconnect(nowait=True)
+            raise
+        except AttributeError as error:
+            # redis-py writes to what another task has just found broken, and let go of.
+            if attempts == self._attempts and self._is_connected:
+                raise
+            raise LineError("the line broke") from error
+
+    # --- Reading -----------------------------------------------------------------------
 
     async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:  # noqa: ASYNC109
         """What Redis says next, connected first where it was not."""
         await self.connect()
         return await super().parse_response(block, timeout)
 
-    async def _reconnect(self, conn: Any, *_: Any) -> None:
-        """What a call does that found the connection broken: it says so, and the next one, of
-        whichever task, connects."""
-        await conn.disconnect(nowait=True)
+    async def get_message(
+        self,
+        ignore_subscribe_messages: bool = False,
+        timeout: float | None = 0.0,  # noqa: ASYNC109
+    ) -> dict[str, Any] | None:
+        """The next message; None: there is none in time, which without a ``timeout`` is for
+        ever. Raises ``ConnectionError`` where the line is broken, or dead."""
+        clock = asyncio.get_running_loop().time
+        until = math.inf if timeout is None else clock() + timeout
+        while True:
+            wait_s = min(QUIET_S, max(0.0, min(until, self._due_at) - clock()))
+            message: dict[str, Any] | None = await super().get_message(
+                ignore_subscribe_messages, wait_s
+            )
+            if message is not None:
+                self._heard()
+                if message["type"] != "pong":
+                    return message
+            elif clock() >= self._due_at and not (self._is_asked and wait_s):
+                # What came while this process stood still is read first, without waiting.
+                await self._ask()
+            elif clock() >= until:
+                return None
 
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        task = asyncio.current_task()
-        if self._connector is task:  # what is subscribed to anew while connecting
-            yield
-            return
-        async with self._connecting:
-            self._connector = task
-            try:
-                yield
-            finally:
-                self._connector = None
+    def _heard(self) -> None:
+        self._is_asked = False
+        self._due_at = asyncio.get_running_loop().time() + QUIET_S
+
+    async def _ask(self) -> None:
+        """Asks a quiet line whether it lives; breaks it where it was asked before."""
+        if self._is_asked:
+            await self._break()
+            raise LineError("the line is dead")
+        self._heard()
+        self._is_asked = True
+        await self.ping()
 
 
 class LineRedis(Redis):
     """A client whose lines are such ones."""
 
     def pubsub(self, **options: Any) -> Line:
-        """A line, which connects when it is first subscribed on."""
+        """A line, which connects when it is first used."""
         return Line(self.connection_pool, **options)

@@ -13,6 +13,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import RedisError
 
+from protocol import limits
 from storage import lines
 from storage.channels import channels_of
 from storage.cluster import is_cluster
@@ -134,6 +135,40 @@ async def test_a_line_on_which_nothing_comes_any_more_breaks(
         assert message is not None
         assert message["data"] == b"again"
         await line.aclose()  # type: ignore[no-untyped-call]
+
+
+async def test_whoever_waits_for_a_line_shares_what_comes_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Redis that accepts connections and says nothing keeps nobody waiting in a row."""
+    monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 100)
+    accepted: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, to: accepted.append(to), "127.0.0.1") as mute:
+        host, port = mute.sockets[0].getsockname()
+        async with connect(f"redis://{host}:{port}") as client:
+            line = channels_of(client)
+            asked = [line.subscribe(channel) for channel in CHANNELS]
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            assert all(isinstance(answer, RedisError) for answer in answers)
+            assert len(accepted) == 1
+        for writer in accepted:
+            writer.close()
+
+
+async def test_what_is_given_up_while_the_line_is_broken_stays_so(
+    line: PubSub, client: Redis
+) -> None:
+    for channel in CHANNELS:
+        await line.subscribe(channel)
+    assert await confirmed(line, len(CHANNELS)) == CHANNELS
+    await client.client_kill_filter(_type="pubsub")
+    with pytest.raises((RedisError, OSError)):
+        await line.get_message(timeout=5)
+    kept, *others = CHANNELS
+    await asyncio.gather(*(line.unsubscribe(channel) for channel in others))
+    assert await confirmed(line, 1) == [kept]
+    listeners = dict(await client.pubsub_numsub(*CHANNELS))
+    assert listeners == {channel.encode(): int(channel == kept) for channel in CHANNELS}
 
 
 async def is_heard(client: Redis, text: bytes) -> bool:

@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import functools
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from redis.crc import key_slot
-from redis.exceptions import MovedError, ResponseError
+from redis.exceptions import MovedError, RedisError, ResponseError
 
 from protocol import limits
 from storage.channels import ClusterChannels, agree_on_channels
@@ -292,6 +293,41 @@ async def test_a_line_that_breaks_is_made_again_and_said(
     assert (kind, channel) == ("subscribe", NODES)
     await publish(cluster, NODES, "again")
     assert await heard(channels, 1) == [("message", NODES, b"again")]
+
+
+async def test_lines_that_break_while_others_subscribe_are_read(
+    cluster: ClusterRedis, channels: ClusterChannels
+) -> None:
+    names = [f"{NODES}:{number}" for number in range(6)]
+    heard_last: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def read() -> None:
+        while True:
+            message = await channels.get_message(timeout=20)
+            if message and PLAIN.get(message["type"], message["type"]) == "message":
+                heard_last.put_nowait(message["data"])
+
+    async def subscribe(name: str) -> None:
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                return await channels.subscribe(name)
+
+    async def is_heard(name: str, text: str) -> bool:
+        return bool(await publish(cluster, name, text))
+
+    client = await cluster.client_of(NODES)
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
+        reader = tasks.create_task(read())
+        for number in range(12):
+            await asyncio.gather(
+                client.client_kill_filter(_type="pubsub"), *(subscribe(name) for name in names)
+            )
+            # Whatever was made and lost meanwhile: everything is listened to, and read.
+            for name in names:
+                await until(functools.partial(is_heard, name, f"{name} {number}"))
+                while await heard_last.get() != f"{name} {number}".encode():
+                    pass
+        reader.cancel()
 
 
 # --- The flusher -----------------------------------------------------------------------
