@@ -1,18 +1,21 @@
 """Cold counters: what is not in Redis is read from Postgres and put there, if absent.
 
-A counter of many sessions is asked for by all of them at once, when Redis has come back
-empty: the first one loads it, while the others of this process wait.
-
 That is safe because of two bounds. A counter leaves Redis only when no live session has
 used it for ``ACCOUNT_IDLE_MS``; and nothing is loaded while the tenant's outbox holds a
 record older than half of that. So whatever was decided before the counter left has
 reached Postgres by the time it is read again.
+
+A counter of many sessions is asked for by all of them at once, when Redis has come back
+empty. So there is one load of it at a time, which nobody who waits for it can cancel: what is
+done after a counter is there (what was written down meanwhile) would be missing in it.
 """
 
+import asyncio
 import contextlib
 import datetime
+import functools
 import zoneinfo
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import lru_cache
 
 import msgspec
@@ -22,7 +25,6 @@ from protocol.errors import ServiceError
 from protocol.grants import month_after
 from protocol.session import Identity
 from server.clock import Clock
-from server.waiting import Locks
 from storage.live import Live
 from storage.records import Records, UnavailableError
 from storage.recovery import Restoring
@@ -75,8 +77,11 @@ class Loader:
         self.clock = clock
         self._restoring = Restoring(live)
         self._spending = Spending(live)
-        self._locks = Locks()
-        """Counters that are being loaded, by their keys."""
+        self.incomplete: Callable[[], None] = lambda: None
+        """Called when a counter may be there to which something is still to be brought that
+        was written down a moment ago."""
+        self._loading: dict[tuple[str, bool], asyncio.Task[None]] = {}
+        """Loads that are under way, by the counter's key, and whether somebody asserts."""
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.
@@ -85,21 +90,21 @@ class Loader:
         who are ``asserting`` sessions.
         """
         await self._refuse_early(tenant, asserting)
-        async with self._cold(self.live.keys.account(tenant, account_id)) as is_cold:
-            if is_cold:
-                await self._load_account(tenant, account_id, asserting)
+        load = functools.partial(self._load_account, tenant, account_id, asserting)
+        await self._unless_warm(self.live.keys.account(tenant, account_id), asserting, load)
 
     async def _load_account(self, tenant: str, account_id: str, asserting: bool) -> None:
         try:
             found = await self.records.load_account(tenant, account_id, self._ended_after())
-            _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
-            # Whoever wrote something down meanwhile found no account to apply it to.
-            missed = await self.records.entries_after(tenant, account_id, found.position)
+            with self._completing():
+                _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
+                # Whoever wrote something down meanwhile found no account to apply it to.
+                missed = await self.records.entries_after(tenant, account_id, found.position)
+                if missed:
+                    name = AccountName(tenant, account_id)
+                    await self._restoring.apply_entries(name, missed, self.clock.now())
         except UnavailableError as error:
             raise ServiceError("the account cannot be loaded now") from error
-        if missed:
-            name = AccountName(tenant, account_id)
-            await self._restoring.apply_entries(name, missed, self.clock.now())
 
     async def member(
         self,
@@ -132,13 +137,11 @@ class Loader:
         """Loads the months' counters of a member and of the organisation."""
         await self._refuse_early(tenant, asserting)
         keys = self.live.keys
-        for key, everybody in (
-            (keys.organization(tenant), True),
-            (keys.member(tenant, user_id), False),
-        ):
-            async with self._cold(key) as is_cold:
-                if is_cold:
-                    await self._load_months(tenant, user_id, everybody, asserting)
+        # The organisation's first: it brings the member's with it.
+        for everybody in (True, False):
+            key = keys.organization(tenant) if everybody else keys.member(tenant, user_id)
+            load = functools.partial(self._load_months, tenant, user_id, everybody, asserting)
+            await self._unless_warm(key, asserting, load)
 
     async def _load_months(
         self, tenant: str, user_id: str, everybody: bool, asserting: bool
@@ -168,12 +171,13 @@ class Loader:
             org[f"i:{session.session_id}"] = session.minutes
             if session.user_id == user_id:
                 member[f"i:{session.session_id}"] = session.minutes
-        name = keys.member(tenant, user_id)
-        _check(await self.live.load_month(tenant, name, member, asserting=asserting))
-        if everybody:
-            name = keys.organization(tenant)
-            _check(await self.live.load_month(tenant, name, org, asserting=asserting))
-        await self._catch_up(tenant, user_id, found, adjusted_after)
+        with self._completing():
+            name = keys.member(tenant, user_id)
+            _check(await self.live.load_month(tenant, name, member, asserting=asserting))
+            if everybody:
+                name = keys.organization(tenant)
+                _check(await self.live.load_month(tenant, name, org, asserting=asserting))
+            await self._catch_up(tenant, user_id, found, adjusted_after)
 
     async def _catch_up(
         self, tenant: str, user_id: str, loaded: MemberRecord, adjusted_after: int
@@ -198,9 +202,8 @@ class Loader:
     ) -> None:
         """Loads what a user has had of a shared allowance of free time."""
         await self._refuse_early(identity.tenant, asserting)
-        async with self._cold(self._free_key(identity)) as is_cold:
-            if is_cold:
-                await self._load_free_time(identity, day, asserting)
+        load = functools.partial(self._load_free_time, identity, day, asserting)
+        await self._unless_warm(self._free_key(identity), asserting, load)
 
     async def _load_free_time(
         self, identity: Identity, day: tuple[int, int] | None, asserting: bool
@@ -224,11 +227,34 @@ class Loader:
     def _free_key(self, identity: Identity) -> str:
         return self.live.keys.free(identity.tenant, identity.free_key or "")
 
-    @contextlib.asynccontextmanager
-    async def _cold(self, key: str) -> AsyncIterator[bool]:
-        """Whether a counter is to be loaded: it is not there, and nobody else here is at it."""
-        async with self._locks.hold(key):
-            yield not await self.live.is_warm(key)
+    async def _unless_warm(
+        self, key: str, asserting: bool, load: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Loads a counter, unless it is there; whoever asks meanwhile shares what comes of it."""
+        name = (key, asserting)
+        task = self._loading.get(name)
+        if task is None:
+            task = self._loading[name] = asyncio.create_task(self._load_cold(key, load))
+            task.add_done_callback(functools.partial(self._loaded, name))
+        await asyncio.shield(task)
+
+    async def _load_cold(self, key: str, load: Callable[[], Awaitable[None]]) -> None:
+        if not await self.live.is_warm(key):
+            await load()
+
+    def _loaded(self, name: tuple[str, bool], task: "asyncio.Task[None]") -> None:
+        del self._loading[name]
+        if not task.cancelled():
+            task.exception()  # whoever waited for it has been told, or has gone
+
+    @contextlib.contextmanager
+    def _completing(self) -> Iterator[None]:
+        """What makes a counter whole, from where it may be there on."""
+        try:
+            yield
+        except BaseException:
+            self.incomplete()
+            raise
 
     def _ended_after(self) -> int:
         """Sessions that ended before are asserted by nobody: Postgres has known of them for long,

@@ -36,16 +36,17 @@ class Recorded:
         """How much Redis has learnt."""
         self._spending = Spending(restoring.live)
 
-    async def bring(self) -> bool:
-        """Brings all of it; False: Postgres is away. Raises ``LiveError``. It may be begun anew."""
-        after_at = self.clock.now() - limits.RECOVERED_ENTRIES_MS
+    async def bring(self, suspected_at: int) -> bool:
+        """Brings all of it, if not all was there at an instant; False: Postgres is away. Raises
+        ``LiveError``. It may be begun anew, however much later."""
+        after_at = suspected_at - limits.RECOVERED_ENTRIES_MS
         try:
             await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))
             await self._bring_holds(await self.records.holds_since(after_at, ROWS_MAX))
             # After the holds: one that is given back gives back its place in the month too.
             await self._bring_operations(await self.records.operations_since(after_at, ROWS_MAX))
             await self._bring_adjustments(await self.records.newest_adjustments(after_at, ROWS_MAX))
-            within_ms = limits.RECOVERED_ENTRIES_MS
+            within_ms = self.clock.now() - after_at
             await self._bring_limits(await self.records.limits_since(within_ms, ROWS_MAX))
         except UnavailableError:
             return False
@@ -77,7 +78,7 @@ class Recorded:
         """Counts in their month what operations Redis has forgotten."""
         for done in found:
             if await self.restoring.recount(done):
-                log.warning("operations_recovered", account=done.account_id, done=done.times)
+                log.warning("operations_recovered", account=done.account_id)
                 self.learnt += 1
 
     async def _bring_adjustments(self, found: Iterable[AdjustmentRow]) -> None:

@@ -76,8 +76,8 @@ class Recovery:
         """The watermarks of quiet partitions, when anything was forgotten last."""
         self._histories: dict[object, bytes | None] = {}
         """The history of writes that each Redis went on with when it was looked at last."""
-        self._is_record_due = False
-        """What Postgres has is to be brought to Redis."""
+        self._record_due_at: int | None = None
+        """Since when what Postgres has is to be brought to Redis; None: it is not."""
         self._assert_from = 0
         """Where to begin with the assertions, after some could not be made."""
         self._again_at: dict[int, int] = {}
@@ -92,13 +92,14 @@ class Recovery:
         self._task: asyncio.Task[None] | None = None
         hub.claims.restore = self.restore
         hub.accounts.resynchronised = self.suspect
+        loader.incomplete = self._suspect_record
 
     async def begin(self) -> None:
         """Begins the epochs of a deployment in which nobody else has anything to put back.
 
         Where a session runs as far as Postgres knows, whoever has it is given the time.
         """
-        self._is_record_due = True  # what Redis lost while no process lived, nobody has seen
+        self._suspect_record()  # what Redis lost while no process lived, nobody has seen
         try:
             if await self.records.has_live_sessions():
                 return
@@ -143,7 +144,7 @@ class Recovery:
             if now_ms >= at:
                 del self._again_at[partition]
                 self._lost.add(partition)
-                self._is_record_due = True
+                self._suspect_record()
         self._work()
         await self.restoring.over(ended)
 
@@ -159,9 +160,14 @@ class Recovery:
         self._lose(self._partitions() | {WATCHED_PARTITION})
         self._work()
 
+    def _suspect_record(self) -> None:
+        """Something may be missing in Redis that Postgres has known for a short while."""
+        if self._record_due_at is None:
+            self._record_due_at = self.clock.now()
+
     def _lose(self, partitions: set[int]) -> None:
         self._lost |= partitions
-        self._is_record_due = True
+        self._suspect_record()
         self._written_down -= partitions
         for partition in partitions:
             self._flushed.pop(partition, None)
@@ -175,7 +181,7 @@ class Recovery:
     def _work(self) -> None:
         if self.busy:
             return
-        if self._due(self._lost | self._new) or self._is_record_due:
+        if self._due(self._lost | self._new) or self._record_due_at is not None:
             self._task = asyncio.create_task(self._recover())
         elif self.clock.now() >= self._lost_sessions_at:
             self._task = asyncio.create_task(self._end_lost_sessions())
@@ -207,7 +213,7 @@ class Recovery:
         new = self._due(self._new) - partitions
         self._lost -= partitions
         self._new -= partitions | new
-        is_record_due, self._is_record_due = self._is_record_due, False
+        due_at, self._record_due_at = self._record_due_at, None
         before = self.recovered + self._recorded.learnt
         failed = partitions | new
         try:
@@ -219,14 +225,14 @@ class Recovery:
             for partition in sorted((partitions | new) - self._written_down):
                 await self._write_down(partition)
                 self._written_down.add(partition)
-            if is_record_due:
-                is_record_due = not await self._recorded.bring()
+            if due_at is not None and await self._recorded.bring(due_at):
+                due_at = None
             failed = unasserted
         except (*EXPECTED, UnavailableError) as error:
             log.warning("not_recovered", error=str(error))
         except Exception:
             log.exception("recovery_failed")
-        self._is_record_due = self._is_record_due or is_record_due
+        self._record_due_at = self._record_due_at if due_at is None else due_at
         learnt = self.recovered + self._recorded.learnt - before
         self._conclude(partitions, new, learnt, failed)
 
@@ -245,7 +251,8 @@ class Recovery:
         if recovered:
             log.warning("recovered", sessions=recovered, partitions=len(partitions | new))
             self._lost |= new
-            self._is_record_due = self._is_record_due or bool(new)
+            if new:
+                self._suspect_record()
             again = partitions | new | {WATCHED_PARTITION}
             self._again_at |= dict.fromkeys(again, now_ms + 2 * limits.RECOVERY_MS)
             self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS

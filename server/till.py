@@ -17,7 +17,6 @@ from protocol.rates import RateCard
 from server.accounts import Accounts
 from server.charges import Short, Standing, credits_micros
 from server.clock import Clock
-from server.loading import Loader
 from server.recall import Recall
 from storage.figures import AccountFigures
 from storage.live import Live, LiveError
@@ -45,7 +44,7 @@ class Till:
         self.accounts = accounts
         self.rates = rates
         self.spending = Spending(live)
-        self.loader = Loader(live, records, clock)
+        self.loader = accounts.loader
         self.recall = Recall(accounts)
         self._scribe = Scribe(records)
 

@@ -1,14 +1,17 @@
 """Credits after a loss of Redis: what the ledger has is in Redis, once."""
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
 from protocol import limits
+from protocol.errors import ServiceError
 from protocol.events import EntryPosted
 from server.charges import Posted, Spent
 from storage import live
+from storage.database import UnavailableError
 from storage.records import Records
 from storage.spending import posted_records
 from tests.simulation.cluster import Cluster, Node
@@ -184,3 +187,60 @@ async def test_money_that_comes_in_while_the_account_is_being_loaded_is_there(
     monkeypatch.setattr(Records, "load_account", slow)
     await node.browser().start("s1", CHAT)
     assert (await cluster.account())["balance"] == 6 * CREDIT
+
+
+async def test_an_account_that_was_loaded_in_half_is_made_whole(
+    cluster: Cluster, node: Node, second: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, and Postgres has gone before it could say what came in meanwhile."""
+    await cluster.grant(CREDIT)
+    load_account, entries_after = Records.load_account, Records.entries_after
+
+    async def slow(*asked: Any, **named: Any) -> Any:
+        found = await load_account(*asked, **named)
+        monkeypatch.setattr(Records, "load_account", load_account)
+        monkeypatch.setattr(Records, "entries_after", gone)
+        entry = EntryPosted(
+            tenant=ANN.tenant,
+            account_id=ANN.account_id,
+            entry_id="top-up",
+            entry_kind="grant",
+            amount_micros=5 * CREDIT,
+            at=cluster.clock.now(),
+        )
+        await second.money.enter(entry)
+        return found
+
+    async def gone(*_: Any) -> Any:
+        monkeypatch.setattr(Records, "entries_after", entries_after)
+        raise UnavailableError("away")
+
+    monkeypatch.setattr(Records, "load_account", slow)
+    with pytest.raises(ServiceError):
+        await node.loader.account(*ANN)
+    assert (await cluster.account())["balance"] == CREDIT
+    await cluster.beat()
+    assert (await cluster.account())["balance"] == 6 * CREDIT
+
+
+async def test_a_load_is_finished_though_whoever_began_it_has_gone(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await cluster.grant(CREDIT)
+    entries_after, is_there, go_on = Records.entries_after, asyncio.Event(), asyncio.Event()
+
+    async def slow(*asked: Any) -> Any:
+        is_there.set()
+        await go_on.wait()
+        return await entries_after(*asked)
+
+    monkeypatch.setattr(Records, "entries_after", slow)
+    first = asyncio.create_task(node.loader.account(*ANN))
+    await is_there.wait()
+    other = asyncio.create_task(node.loader.account(*ANN))
+    first.cancel()
+    await asyncio.wait([first])
+    assert not other.done()
+    go_on.set()
+    await other
+    assert (await cluster.account())["balance"] == CREDIT
