@@ -295,6 +295,9 @@ RECOVERY_MS: Final = 3_000
 put back what it knows before anybody draws on it: three beats."""
 RECOVERED_ENTRIES_MS: Final = 300_000
 """Entries of the ledger that are so young are looked for after a loss: no replica lags more."""
+RECOVERED_ENTRIES_MS_MAX: Final = 480_000
+"""The same when they are looked for, should Postgres have been away in between. What is older
+may be forgotten where it was taken, and would be taken again."""
 RECOVERED_ENTRIES_MAX: Final = 10_000
 ASSERTIONS_PER_BATCH: Final = 128
 """Sessions that are put back at once: some milliseconds of Redis."""
@@ -376,7 +379,7 @@ assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
 assert 2 * PRESENCE_BEAT_MS < RECOVERY_MS < min(NODE_SILENT_MS, GRANT_MARGIN_MS_MIN)
 assert WATERMARK_INTERVAL_MS > FLUSH_WAIT_MS
 # What the ledger is searched for after a loss is remembered where it was taken.
-assert 2 * RECOVERED_ENTRIES_MS <= SPENDS_REMEMBERED_MS
+assert RECOVERED_ENTRIES_MS <= RECOVERED_ENTRIES_MS_MAX <= SPENDS_REMEMBERED_MS - 120_000
 assert OUTBOX_ENTRIES_WARN < OUTBOX_ENTRIES_MAX
 assert HOLD_MS_DEFAULT <= HOLD_MS_MAX <= ACCOUNT_IDLE_MS
 # Repeating a request is done before Redis has forgotten what it was about.

@@ -191,11 +191,18 @@ class Accounts:
                     self._wake.clear()
                     await self._wake.wait()
                 message = await self._pubsub.get_message(timeout=POLL_S)
-                if message is not None:
-                    self._take(message)
             except (RedisError, OSError) as error:
                 log.warning("pubsub_lost", error=str(error))
                 await asyncio.sleep(RETRY_S)
+                continue
+            except Exception:
+                log.exception("pubsub_not_read")
+                await asyncio.sleep(RETRY_S)
+                continue
+            if message is None:
+                continue
+            try:
+                self._take(message)
             except Exception:
                 # One message that is not understood must not make this process deaf.
                 log.exception("message_not_taken")

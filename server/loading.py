@@ -68,6 +68,10 @@ def calendar(name: str) -> Calendar:
         return Calendar(zoneinfo.ZoneInfo("UTC"))
 
 
+class NotLoadedError(ServiceError):
+    """Nothing is loaded for now, because the partition recovers from a loss."""
+
+
 class Loader:
     """Loads what is cold. Raises ``ServiceError`` (retryable) where Postgres is away."""
 
@@ -82,6 +86,18 @@ class Loader:
         was written down a moment ago."""
         self._loading: dict[tuple[str, bool], asyncio.Task[None]] = {}
         """Loads that are under way, by the counter's key, and whether somebody asserts."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being loaded."""
+        return bool(self._loading)
+
+    async def stop(self) -> None:
+        """Loads nothing any more."""
+        tasks = list(self._loading.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.
@@ -252,6 +268,8 @@ class Loader:
         """What makes a counter whole, from where it may be there on."""
         try:
             yield
+        except NotLoadedError:
+            raise
         except BaseException:
             self.incomplete()
             raise
@@ -282,9 +300,9 @@ class Loader:
 
 
 def _check(loaded: bool) -> None:
-    """Raises ``ServiceError`` for what cannot be loaded yet."""
+    """Raises :class:`NotLoadedError` for what cannot be loaded yet."""
     if not loaded:
-        raise ServiceError("the session store has lost its last writes and is being restored")
+        raise NotLoadedError("the session store has lost its last writes and is being restored")
 
 
 def _limit(minutes: int | None) -> str | int:

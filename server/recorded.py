@@ -38,16 +38,20 @@ class Recorded:
 
     async def bring(self, suspected_at: int) -> bool:
         """Brings all of it, if not all was there at an instant; False: Postgres is away. Raises
-        ``LiveError``. It may be begun anew, however much later."""
-        after_at = suspected_at - limits.RECOVERED_ENTRIES_MS
+        ``LiveError``. It may be begun anew, also some minutes later."""
+        now_ms = self.clock.now()
+        after_at = max(
+            min(now_ms, suspected_at) - limits.RECOVERED_ENTRIES_MS,
+            now_ms - limits.RECOVERED_ENTRIES_MS_MAX,
+        )
         try:
             await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))
             await self._bring_holds(await self.records.holds_since(after_at, ROWS_MAX))
             # After the holds: one that is given back gives back its place in the month too.
             await self._bring_operations(await self.records.operations_since(after_at, ROWS_MAX))
             await self._bring_adjustments(await self.records.newest_adjustments(after_at, ROWS_MAX))
-            within_ms = self.clock.now() - after_at
-            await self._bring_limits(await self.records.limits_since(within_ms, ROWS_MAX))
+            changed = await self.records.limits_since(now_ms - after_at, ROWS_MAX)
+            await self._bring_limits(changed)
         except UnavailableError:
             return False
         return True

@@ -60,6 +60,7 @@ class ClusterChannels:
         """Channels whose line broke, and which are to be listened to elsewhere."""
         self._mover: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     @property
     def subscribed(self) -> bool:
@@ -95,15 +96,16 @@ class ClusterChannels:
             return None
 
     async def aclose(self) -> None:
-        """Closes all lines."""
+        """Closes all lines, for good."""
+        self._is_closed = True
         tasks = [*self._readers.values(), *([self._mover] if self._mover else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, *self._closing, return_exceptions=True)
-        for line in self._lines.values():
-            await line.aclose()
+        lines = list(self._lines.values())
         self._lines.clear()
         self._homes.clear()
+        for task in tasks:
+            task.cancel()
+        closing = [line.aclose() for line in lines]
+        await asyncio.gather(*tasks, *self._closing, *closing, return_exceptions=True)
 
     def _home_of(self, channel: str) -> Address:
         """Who tells of a channel, as the map is now: where it is published."""
@@ -114,6 +116,8 @@ class ClusterChannels:
 
     def _line_to(self, home: Address) -> Line:
         """The line to a node, and whoever reads it: there is never one without the other."""
+        if self._is_closed:
+            raise LineError("the line is closed")
         line = self._lines.get(home)
         if line is None:
             line = self._lines[home] = Line(self._redis.client_at(home).connection_pool)
@@ -136,6 +140,8 @@ class ClusterChannels:
                 await self._told.put(message)
         except (RedisError, *UNANSWERED) as error:
             log.warning("pubsub_lost", node=f"{home.host}:{home.port}", error=str(error))
+        except Exception:
+            log.exception("line_not_read")
         self._drop(home, line)
 
     def _drop(self, home: Address, line: Line) -> None:
@@ -162,9 +168,13 @@ class ClusterChannels:
         """Listens elsewhere to what was listened to on lines that broke, for as long as that
         takes: who broke may still be taken for the master, until a replica takes over."""
         while True:
-            with contextlib.suppress(RedisError, *UNANSWERED):
+            try:
                 await self._redis.refresh()
                 await self._move_lost()
+            except (RedisError, *UNANSWERED):
+                pass  # nobody knows the map
+            except Exception:
+                log.exception("channels_not_moved")
             if not self._lost:
                 return
             await asyncio.sleep(RETRY_S)

@@ -9,7 +9,6 @@ the two has gone, nothing comes, and nothing breaks.
 """
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as LineError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as LateError
 
 QUIET_S = 2.0
@@ -39,6 +37,8 @@ class Line(PubSub):
         """The one that connects."""
         self._attempts = 0
         self._is_closed = False
+        self._given_up: list[tuple[bool, Any]] = []
+        """Channels that were given up during the attempt: whether sharded, and which."""
         self._is_asked = False
         """It has been asked whether it lives, and has said nothing since."""
         self._due_at = math.inf
@@ -63,13 +63,26 @@ class Line(PubSub):
             self._attempt.add_done_callback(self._tried)
         elif self._attempt is asyncio.current_task():
             return  # this is what is subscribed to anew, on the connection that is there
-        await asyncio.shield(self._attempt)
+        attempt, waiter = self._attempt, asyncio.current_task()
+        try:
+            await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            if attempt.cancelled() and waiter is not None and not waiter.cancelling():
+                raise LineError("the line is closed") from None
+            raise
+        if not self._is_connected or self._attempt is not None:
+            # Or redis-py would connect, in the task of whoever waited.
+            raise LineError("the line broke again")
 
     async def _connect(self) -> None:
         try:
             await super().connect()  # type: ignore[no-untyped-call]
-        except BaseException:
+            while self._given_up:
+                await self._take_back(*self._given_up.pop())
+        except BaseException as error:
             await self._break()  # it may be half made
+            if isinstance(error, AttributeError):
+                raise LineError("the line broke") from error  # see _execute
             raise
         self._heard()
 
@@ -80,6 +93,8 @@ class Line(PubSub):
 
     def _tried(self, attempt: "asyncio.Task[None]") -> None:
         self._attempt = None
+        while self._given_up:
+            self._forget(*self._given_up.pop())
         if not attempt.cancelled():
             attempt.exception()  # whoever waited for it has been told, or has gone
 
@@ -94,29 +109,31 @@ class Line(PubSub):
     # --- Saying ----------------------------------------------------------------------
 
     async def unsubscribe(self, *channels: Any) -> None:
-        """Listens no more. Where the line is broken there is nothing to take back."""
-        await self._settled()
-        self._forget(self.channels, channels)
-        if self._is_connected:
-            await super().unsubscribe(*channels)
+        """Listens no more. Whoever connects just now takes back what he has subscribed to anew;
+        where the line is broken there is nothing to take back."""
+        for channel in channels:
+            await self._give_up(False, channel)
 
     async def sunsubscribe(self, *channels: Any, target_node: Any = None) -> None:
         """Listens no more to sharded channels."""
-        await self._settled()
-        self._forget(self.shard_channels, channels)
-        if self._is_connected:
-            await super().sunsubscribe(*channels)
+        for channel in channels:
+            await self._give_up(True, channel)
 
-    async def _settled(self) -> None:
-        """Waits for whoever connects, and is about to subscribe anew to what there was."""
+    async def _give_up(self, sharded: bool, channel: Any) -> None:
+        self._forget(sharded, channel)
         if self._attempt is not None:
-            with contextlib.suppress(RedisError, OSError):
-                await self.connect()
+            self._given_up.append((sharded, channel))
+        elif self._is_connected:
+            await self._take_back(sharded, channel)
 
-    def _forget(self, kept: dict[Any, Any], channels: Any) -> None:
-        """So that none is subscribed to anew, should the line break before it is confirmed."""
-        for channel in self._normalize_keys(dict.fromkeys(channels)):
-            kept.pop(channel, None)
+    def _forget(self, sharded: bool, channel: Any) -> None:
+        """It is not subscribed to anew, should the line break before it is confirmed."""
+        kept = self.shard_channels if sharded else self.channels
+        for name in self._normalize_keys({channel: None}):
+            kept.pop(name, None)
+
+    async def _take_back(self, sharded: bool, channel: Any) -> None:
+        await (super().sunsubscribe if sharded else super().unsubscribe)(channel)
 
     async def _execute(
         self, conn: Any, command: Callable[..., Awaitable[Any]], *args: Any, **options: Any

@@ -219,13 +219,15 @@ class Node:
     @property
     def is_busy(self) -> bool:
         """Whether anything is under way here."""
-        return bool(self.hub.claims.waiting) or self.hub.busy or self.recovery.busy
+        waits = bool(self.hub.claims.waiting) or self.loader.busy
+        return waits or self.hub.busy or self.recovery.busy
 
     async def stop(self) -> None:
         """Lets go of the connections; once is enough."""
         if self.is_stopped:
             return
         self.is_stopped = True
+        await self.loader.stop()
         await self.hub.accounts.stop()
         await self.redis.aclose()
 
