@@ -156,6 +156,10 @@ class Client:
         """The sessions that it takes part in."""
         return [diary for name, diary in self.sessions.items() if name in self.seats]
 
+    def awaited(self) -> set[str]:
+        """The sessions that it takes part in, or has asked to, by their ids."""
+        return {*self._served, *(diary.session_id for diary in self.present())}
+
     def answers(self, request_id: int) -> list[dict[str, Any]]:
         """What a request was answered with."""
         return [message for message in self.messages if message.get("id") == request_id]

@@ -140,7 +140,8 @@ class World:
         for client in self.clients:
             if client.node is host:
                 client.is_cut = True
-                for diary in client.present():
+                # Also where it was being let in: it may be attached already.
+                for diary in map(self.diaries.__getitem__, client.awaited()):
                     diary.deaths.append(self.now)
                     diary.proofs.append((self.now, max(alive_at, _last_request(diary))))
                 client.go_all(self.now, self.now + SWEPT_MS)
