@@ -34,6 +34,7 @@ class ClusterClock:
         self._offset_ms = time.time() * 1000 - monotonic() * 1000
         self.stepped_ms = 0.0
         """How far the clock of Redis has gone away from cluster time; for operators."""
+        self._redis_ahead_ms = 0.0
 
     def now(self) -> int:
         """The instant, in epoch milliseconds."""
@@ -42,6 +43,10 @@ class ClusterClock:
     def at_ms(self, reading_s: float) -> float:
         """The instant of a reading of the monotonic clock, in epoch milliseconds."""
         return reading_s * 1000 + self._offset_ms
+
+    def redis_ms(self) -> float:
+        """What the clock of Redis says now, as far as this process knows."""
+        return self.at_ms(self._monotonic()) + self._redis_ahead_ms
 
     def delay_s(self, at_ms: int) -> float:
         """The time until ``at_ms``, in seconds; never negative."""
@@ -55,7 +60,8 @@ class ClusterClock:
         """It was ``cluster_ms`` when Redis said ``redis_ms``, which was asked at ``sent_at``."""
         middle_ms = (sent_at + self._monotonic()) * 500
         self._offset_ms = cluster_ms - middle_ms
-        self.stepped_ms = _step(redis_ms - cluster_ms)
+        self._redis_ahead_ms = redis_ms - cluster_ms
+        self.stepped_ms = _step(self._redis_ahead_ms)
 
     def observe(self, redis_ms: float, sent_at: float) -> None:
         """Redis said ``redis_ms`` just now, to what was asked at ``sent_at``."""
@@ -63,6 +69,7 @@ class ClusterClock:
         if (received_at - sent_at) * 1000 > STEP_MS:
             return
         difference_ms = redis_ms - (sent_at + received_at) * 500 - self._offset_ms
+        self._redis_ahead_ms = difference_ms
         drift_ms = difference_ms - self.stepped_ms
         if abs(drift_ms) > STEP_MS:
             self.stepped_ms = _step(difference_ms)

@@ -33,6 +33,9 @@ LOOK_S = 0.02
 """Pauses between two looks for an answer of the others."""
 STEADY_MS = 1
 """Two clocks that nobody stepped meanwhile agree on such a pause to within this."""
+PROMPT_MS = 100
+"""A beat that came to Redis so long after its sender believed was on its way meanwhile, and
+the cluster time in it is as old; or the clock of Redis was stepped. The next one tells."""
 RECONCILE_BEATS = 60
 """How often a process looks after what it is noted for and does not have, in beats."""
 
@@ -98,11 +101,15 @@ class Presence:
         """Takes cluster time over from the processes that live.
 
         They are asked for a beat, and the one that comes between two looks has the time. A
-        process that lives beats within ``PRESENCE_BEAT_MS`` of Redis's coming back. Where
-        none does, the time is that of Redis, but never before what the dead have left.
+        process that lives beats within ``PRESENCE_BEAT_MS`` of Redis's coming back. A beat
+        that was long on its way says a time that has passed, and would leave this process
+        behind the others for good: a prompt one is waited for, and where none comes, the
+        latest time of all that were said is the nearest. Where nobody beats, the time is
+        that of Redis, but never before what the dead have left.
         """
         until_s = (limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
         began_at = asked_at = self.clock.reading()
+        latest: float | None = None  # cluster time less this machine's
         last = look = await self.live.look(ask=True)
         while (look.nodes or look.heard) and self.clock.reading() - began_at < until_s:
             await asyncio.sleep(LOOK_S)
@@ -113,8 +120,16 @@ class Presence:
             most_ms = (self.clock.reading() - sent_at) * 1000 + STEADY_MS
             is_steady = 0 <= since_ms <= most_ms
             if look.beats != last.beats and is_steady:
-                self.clock.anchor(look.beaten_at + since_ms, look.redis_ms, asked_at)
-                return
+                cluster_ms = look.beaten_at + since_ms
+                if abs(look.beaten_redis_ms - look.believed_redis_ms) <= PROMPT_MS:
+                    self.clock.anchor(cluster_ms, look.redis_ms, asked_at)
+                    return
+                said = cluster_ms - (asked_at + self.clock.reading()) * 500
+                latest = said if latest is None else max(latest, said)
+        if latest is not None:
+            cluster_ms = latest + (asked_at + self.clock.reading()) * 500
+            self.clock.anchor(cluster_ms, look.redis_ms, asked_at)
+            return
         left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
         self.clock.anchor(max(look.redis_ms, left_at), look.redis_ms, asked_at)
 
@@ -130,7 +145,7 @@ class Presence:
     async def beat(self) -> None:
         """Proves that this process lives, and learns who else does."""
         sent_at = self.clock.reading()
-        beat = await self.live.beat(self.clock.now())
+        beat = await self.live.beat(self.clock.now(), self.clock.redis_ms())
         self.clock.observe(beat.redis_ms, sent_at)
         now_ms = self.clock.now()
         if self._beaten_at is not None and now_ms - self._beaten_at > BREAK_MS:

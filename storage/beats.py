@@ -22,7 +22,9 @@ class Look(NamedTuple):
     beaten_redis_ms: float
     """The time of Redis at the last of them."""
     beaten_at: int
-    """Cluster time at the last of them."""
+    """Cluster time at the last of them, when it was sent."""
+    believed_redis_ms: float
+    """What its sender took the time of Redis for then: it was late by the difference."""
     heard: int
     """Processes that were asked for a beat."""
 
@@ -35,13 +37,14 @@ def beat_of(answer: list[Any]) -> Beat:
 
 def look_of(answer: list[Any]) -> Look:
     """What ``look.lua`` answered."""
-    seconds, micros, nodes, (beats, redis_us, cluster_ms), heard = answer
+    seconds, micros, nodes, (beats, redis_us, cluster_ms, believed_ms), heard = answer
     return Look(
         _redis_ms(seconds, micros),
         _proofs(nodes),
         int(beats or 0),
         int(redis_us or 0) / 1000,
         int(cluster_ms or 0),
+        float(believed_ms or 0),
         int(heard),
     )
 

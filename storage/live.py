@@ -348,9 +348,9 @@ class Live:
 
     # --- Processes -----------------------------------------------------------------
 
-    async def beat(self, now_ms: int) -> Beat:
-        """Proves that this process lives."""
-        return beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms]))
+    async def beat(self, now_ms: int, redis_ms: float) -> Beat:
+        """Proves that this process lives, which takes the time of Redis for ``redis_ms``."""
+        return beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms, redis_ms]))
 
     async def look(self, *, ask: bool) -> Look:
         """What those who live say of the time; with ``ask`` they are asked to say it now."""

@@ -3,12 +3,12 @@
 -- KEYS   1 nodes   sorted set (see beat.lua)   2 clock   hash (see beat.lua)
 -- ARGV   1 '1' to ask those who live for a beat   2 publish command   3 channel
 --
--- Answers {seconds, microseconds, {node, proof …}, {beats, redis, cluster}, heard}: the time
--- of Redis, every process, the last beat ('' for what there is not), and how many were asked.
+-- Answers {seconds, microseconds, {node, proof …}, {beats, redis, cluster, believed}, heard}: the
+-- time of Redis, every process, the last beat ('' for what there is not), and how many were asked.
 
 local heard = 0
 if ARGV[1] == '1' then heard = redis.call(ARGV[2], ARGV[3], '{}') end
 local time = redis.call('TIME')
-local last = redis.call('HMGET', KEYS[2], 'beats', 'redis', 'cluster')
+local last = redis.call('HMGET', KEYS[2], 'beats', 'redis', 'cluster', 'believed')
 return {time[1], time[2], redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'),
-  {last[1] or '', last[2] or '', last[3] or ''}, heard}
+  {last[1] or '', last[2] or '', last[3] or '', last[4] or ''}, heard}

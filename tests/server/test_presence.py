@@ -149,7 +149,7 @@ async def test_one_session_that_cannot_be_swept_holds_up_no_other(
     for session_id in SESSIONS:
         await browser.start(session_id, CHAT)
     died_at = cluster.clock.now()
-    await dead.live.beat(died_at)
+    await dead.live.beat(died_at, died_at)
     dead.is_alive = False
     await dead.stop()
 
@@ -171,12 +171,12 @@ async def test_one_session_that_cannot_be_swept_holds_up_no_other(
     monkeypatch.setattr(node.orphans, "adopt", refuse)
     assert not await presence.sweep(dead.name, died_at)
     assert await phases() == [Phase.ACTIVE, Phase.SUSPENDED, Phase.SUSPENDED]
-    assert dead.name in (await node.live.beat(died_at)).nodes
+    assert dead.name in (await node.live.beat(died_at, died_at)).nodes
 
     monkeypatch.setattr(node.orphans, "adopt", adopt)
     assert await presence.sweep(dead.name, died_at)
     assert await phases() == [Phase.SUSPENDED] * 3
-    assert dead.name not in (await node.live.beat(died_at)).nodes
+    assert dead.name not in (await node.live.beat(died_at, died_at)).nodes
 
 
 @pytest.fixture

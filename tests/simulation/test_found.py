@@ -440,3 +440,13 @@ def test_a_cap_ends_a_session_though_redis_is_away(place: Laboratory) -> None:
     )
     (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
     assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
+
+
+def test_a_process_that_starts_takes_no_time_that_was_long_on_its_way(place: Laboratory) -> None:
+    """Its clock stayed as far behind the others' as their answer was late (seed 3200)."""
+    run(
+        place,
+        mishaps(NODE, "redis", ["late", 400]),
+        act("serve", node="node.b"),
+        wait(60),
+    )
