@@ -144,7 +144,9 @@ class Hub(Seating):
             seat.meter.notices.remember(found.notices)
             if found.nodes - {self.node}:
                 # Whatever others did before this process listened, it has not heard.
-                again = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
+                name = (identity.tenant, identity.session_id)
+                with seat.kept_free():
+                    again = await self.live.attach(*name, read_only=True)
                 found = again or found
         if seat.meter.asked is None:  # or else the answer tells what there is
             seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
@@ -185,7 +187,8 @@ class Hub(Seating):
             try:
                 self.check_room(seat)
                 if identity.free_key:
-                    seat.meter.free_left_ms = await self._free_left(identity, seat)
+                    with seat.kept_free():
+                        seat.meter.free_left_ms = await self._free_left(identity, seat)
                 self._sit(seat, member, tick_ms)
             except BaseException:
                 self.leave(seat)
@@ -215,7 +218,8 @@ class Hub(Seating):
             if is_new:
                 # Whatever was done before this process listened, it has not heard.
                 try:
-                    again = await self.live.attach(tenant, session_id, read_only=True)
+                    with seat.kept_free():
+                        again = await self.live.attach(tenant, session_id, read_only=True)
                     found = again or found
                     _check_live(found.session)
                 except BaseException:

@@ -73,9 +73,11 @@ class Seating:
         return iter(list(self.seats.values()))
 
     def release(self, seat: Seat) -> None:
-        """Clears a seat that nobody here sits at, unless its grace is looked after here."""
+        """Clears a seat that nobody here sits at or is about to, unless its grace is looked
+        after here."""
         standing = seat.meter.session.standing
-        idle = not seat.members and seat.meter.sockets == 0 and seat.meter.asked is None
+        is_taken = seat.members or seat.awaited or seat.meter.sockets
+        idle = not is_taken and seat.meter.asked is None
         if idle and standing.grace_until is None:
             self.leave(seat)
 

@@ -5,8 +5,9 @@ meter is followed by ``drain``, which carries out what the meter wants and arms 
 timer anew.
 """
 
+import contextlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -100,8 +101,8 @@ class Seat:
     """One session on this process."""
 
     __slots__ = (
-        "_held_until", "_retry", "_timer", "_unheard", "account", "calendar", "failures",
-        "groups", "meter", "node", "place", "settled", "template", "watchers",
+        "_held_until", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
+        "failures", "groups", "meter", "node", "place", "settled", "template", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -118,6 +119,8 @@ class Seat:
         """The sockets, by the pace of their ticks."""
         self.watchers: frozenset[Member] = NOBODY
         """Those of them that do not keep the session alive."""
+        self.awaited = 0
+        """Sockets that are about to sit down."""
         self.settled = Signal()
         """No step of it is on its way."""
         self.template = tick_template(meter.session.identity.session_id)
@@ -139,6 +142,17 @@ class Seat:
         return [member for group in self.groups for member in group.members]
 
     # --- Members -------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def kept_free(self) -> Iterator[None]:
+        """Keeps the seat while Redis is asked for what a socket needs to sit down. It looks as
+        if nobody needed it meanwhile, and whatever is told on the account would clear it: the
+        socket would sit where nobody hears of its session, nor that it ended."""
+        self.awaited += 1
+        try:
+            yield
+        finally:
+            self.awaited -= 1
 
     def seat(self, member: Member, tick_ms: int, *, watching: bool) -> None:
         """A socket takes part; with another pace than before if it was here already."""

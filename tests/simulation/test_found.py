@@ -450,3 +450,61 @@ def test_a_process_that_starts_takes_no_time_that_was_long_on_its_way(place: Lab
         act("serve", node="node.b"),
         wait(60),
     )
+
+
+def test_a_start_is_not_cleared_away_by_what_its_account_is_told(place: Laboratory) -> None:
+    """Shared free time is being asked for, and credits come in: the session ran on where this
+    process looked for it no more, and was suspended as one without a socket (seed 3356)."""
+    clients = run(
+        place,
+        pay("ann9", 20_000_000),
+        start("s0", user="ann9"),
+        mishaps(NODE, "redis", ["slow", 0], ["slow", 0], ["slow", 700]),
+        start("s1", user="ann9", kind="pair"),
+        wait(0.3),
+        pay("ann9", 1_000_000, "more"),
+        wait(100),
+    )
+    shown = [one["state"] for one in clients[-1].messages if one["type"] == "session"]
+    assert shown == ["active"]
+
+
+def test_a_watcher_is_not_cleared_away_before_it_sits(place: Laboratory) -> None:
+    """The session is being read again when it is paused: its end was not heard (seed 3356)."""
+    clients = run(
+        place,
+        pay("ann9", 9_000_000),
+        act("serve", node="node.b"),
+        wait(30),
+        start("s1", user="ann9"),
+        wait(20),
+        mishaps("node.b", "redis", ["slow", 0], ["slow", 0], ["slow", 700]),
+        act("watch", client="w", node="node.b", session="s1"),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        wait(5),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(1),
+    )
+    assert "stopped" in [one["type"] for one in clients[-1].messages]
+
+
+def test_a_join_is_not_cleared_away_by_what_its_account_is_told(place: Laboratory) -> None:
+    """The session is being read again when it is paused: the process that joined it was noted
+    for it, and did not serve it (found by looking for more like seed 3356)."""
+    clients = run(
+        place,
+        pay("ann9", 9_000_000),
+        act("serve", node="node.b"),
+        wait(30),
+        start("s1", user="ann9"),
+        wait(20),
+        mishaps("node.b", "redis", *[["slow", 0]] * 6, ["slow", 700]),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        wait(0.3),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        wait(5),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(100),
+    )
+    shown = [one["state"] for one in clients[-1].messages if one["type"] == "session"]
+    assert shown == ["paused", "active"]
