@@ -8,6 +8,7 @@ do not matter (``storage/lua/assert.lua``).
 
 import msgspec
 
+from protocol.events import MinuteUsed
 from protocol.grants import MonthOf
 from protocol.session import Session
 from protocol.states import Phase
@@ -76,3 +77,41 @@ def minute_began_at(session: Session, minute: int) -> int:
             return from_at + ahead_ms
         ahead_ms -= to_at - from_at
     return standing.minute_at
+
+
+def minute_again(session: Session, minute: int, month_of: MonthOf) -> MinuteUsed:
+    """A completed minute, made again from where the session stands: the record of it was lost
+    with the process that had made it.
+
+    What a minute costs follows from the session's time; the newest one takes what free time
+    that came late has left of the charge, so that all of them together are what was charged.
+    """
+    identity, standing = session.identity, session.standing
+    begin_ms = minute * MINUTE_MS
+    end_ms = begin_ms + MINUTE_MS
+    if standing.phase is Phase.ENDED:
+        end_ms = min(end_ms, standing.elapsed_ms)
+
+    def charged_at(position_ms: int) -> int:
+        cost_micros = identity.terms.cost_micros(position_ms, standing.free_ms)
+        return min(cost_micros, standing.minute_charged_micros)
+
+    is_newest = minute == standing.minutes_kept - 1
+    until_micros = standing.minute_charged_micros if is_newest else charged_at(end_ms)
+    started_at = minute_began_at(session, minute)
+    return MinuteUsed(
+        tenant=identity.tenant,
+        session_id=identity.session_id,
+        minute=minute,
+        seconds=min(60, -(-(end_ms - begin_ms) // 1000)),
+        user_id=identity.user_id,
+        org_id=identity.org_id,
+        account_id=identity.account_id,
+        counterpart_id=identity.counterpart_id,
+        kind=identity.kind,
+        started_at=started_at,
+        month=month_of(started_at),
+        counts=identity.terms.counts_minutes,
+        credits_micros=until_micros - charged_at(begin_ms),
+        free_ms=min(standing.free_ms, end_ms) - min(standing.free_ms, begin_ms),
+    )

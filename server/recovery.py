@@ -11,8 +11,9 @@ last two may have cost nothing. Then, partition by partition,
    one that ended here and is not written down;
 2. the records that Postgres may not have are written down, or, where Postgres is away too,
    appended to the outbox again;
-3. what else Postgres has and Redis lacks is brought there (``server.recorded``);
-4. a while later, sessions that nobody has put back are ended (``server.lost``).
+3. minutes that others appended, and have died, are made again (``server.completing``);
+4. what else Postgres has and Redis lacks is brought there (``server.recorded``);
+5. a while later, sessions that nobody has put back are ended (``server.lost``).
 
 All of that may be repeated; what fails is, after a while that doubles. Meanwhile, for
 ``RECOVERY_MS``, the partition takes nothing else: sessions run on what they were granted.
@@ -32,6 +33,7 @@ from protocol.limits import SAFE_INTEGER_MAX
 from protocol.session import Session, free_key
 from server.claims import Retries
 from server.clock import Clock
+from server.completing import Completing
 from server.hub import Hub
 from server.loading import Loader
 from server.lost import LostSessions
@@ -85,6 +87,7 @@ class Recovery:
         self._retries = Retries()
         """Partitions that could not be looked after."""
         self._recorded = Recorded(self.restoring, records, clock)
+        self._completing = Completing(records, hub.tenants)
         self._lost_sessions = LostSessions(self.restoring, records, clock, self._assert_ended)
         self._lost_sessions_at = clock.now() + limits.LOST_SESSIONS_AFTER_MS
         """When sessions are looked for that nobody has put back."""
@@ -225,7 +228,7 @@ class Recovery:
             for partition in sorted((partitions | new) - self._written_down):
                 await self._write_down(partition)
                 self._written_down.add(partition)
-            if due_at is not None and await self._recorded.bring(due_at):
+            if due_at is not None and await self._bring_record(due_at):
                 due_at = None
             failed = unasserted
         except (*EXPECTED, UnavailableError) as error:
@@ -235,6 +238,15 @@ class Recovery:
         self._record_due_at = self._record_due_at if due_at is None else due_at
         learnt = self.recovered + self._recorded.learnt - before
         self._conclude(partitions, new, learnt, failed)
+
+    async def _bring_record(self, due_at: int) -> bool:
+        """Brings to Postgres and to Redis what either has lost of what the other, or this
+        process, knows; False: Postgres is away."""
+        known = [seat.meter.session for seat in self.hub if _runs(seat)]
+        for partition in self.unflushed.partitions:
+            ended = self.unflushed.ended(partition)
+            known += [kept.session for kept in ended if kept.session is not None]
+        return await self._completing.complete(known) and await self._recorded.bring(due_at)
 
     def _conclude(
         self, partitions: set[int], new: set[int], recovered: int, failed: set[int]

@@ -119,6 +119,14 @@ class Records(Ledgers):
         asked = (after_tenant, after_session_id, limit)
         return await self._rows("live_sessions", rows.LiveSession, *asked)
 
+    async def minutes_missing(
+        self, completed: Sequence[tuple[str, str, int]]
+    ) -> tuple[rows.MissingMinute, ...]:
+        """The minutes that are not written down, of sessions (tenant, id) that have completed
+        so many."""
+        arguments = columns.turned(completed, 3)
+        return await self._rows("minutes_missing", rows.MissingMinute, *arguments)
+
     async def free_used(
         self,
         tenant: str,

@@ -247,6 +247,14 @@ class HoldRow(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None = None
 
 
+class MissingMinute(msgspec.Struct, frozen=True):
+    """A minute that a session has completed, and that is not written down."""
+
+    tenant: str
+    session_id: str
+    minute: int
+
+
 class RecentEntry(msgspec.Struct, frozen=True):
     """An entry of the ledger that Redis may lack after a loss."""
 

@@ -508,3 +508,23 @@ def test_a_join_is_not_cleared_away_by_what_its_account_is_told(place: Laborator
     )
     shown = [one["state"] for one in clients[-1].messages if one["type"] == "session"]
     assert shown == ["paused", "active"]
+
+
+def test_minutes_of_a_dead_process_are_not_lost_with_redis(place: Laboratory) -> None:
+    """Whoever made the minute died before it was flushed, and then Redis lost it; but another
+    process had joined the session, and ended it with that minute on its receipt (seed 3062)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        act("serve", node="node.1"),
+        act("start", client="c-s1", node="node.1", user="cat9", kind="second", session="s1"),
+        wait(90),
+        act("kill", name="node.1"),
+        wait(8),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=0),
+        act("empty"),
+        wait(10),
+        act("ask", client="c-again", session="s1", event="stop"),
+        wait(60),
+    )
