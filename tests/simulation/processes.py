@@ -212,9 +212,13 @@ class FlusherHost(Host):
             await self.flush()
 
     async def flush(self) -> None:
-        """Whatever there is to flush, unless something is away."""
+        """Whatever there is to flush, unless something is away.
+
+        A step that finds the groups lost reads nothing. ``run`` makes the next one at once, with
+        groups made anew, and so does this: after the last flush there is no other.
+        """
         try:
-            while await self.flusher._step(None):
+            while await self.flusher._step(None) or not self.flusher._is_prepared:
                 pass
             self.flusher.failures = 0
         except (UnavailableError, RedisError, OSError):

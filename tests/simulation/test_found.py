@@ -528,3 +528,18 @@ def test_minutes_of_a_dead_process_are_not_lost_with_redis(place: Laboratory) ->
         act("ask", client="c-again", session="s1", event="stop"),
         wait(60),
     )
+
+
+def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(place: Laboratory) -> None:
+    """It reads nothing before it has made them again, and the last flush left it at that (seed
+    3149)."""
+    run(
+        place,
+        act("kill", name=FLUSHER),
+        act("flusher", name="flusher1", pace_ms=1_000_000),
+        wait(1_010),
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        act("empty"),
+        wait(150),
+    )
