@@ -156,6 +156,7 @@ class Process:
         await self.presence.stop()
         self.pulse.stop()
         self.timers.stop()
+        await self.recovery.stop()
         await self.loader.stop()
         await self.hub.accounts.stop()
         await self.redis.aclose()

@@ -204,6 +204,12 @@ class Recovery:
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
 
+    async def stop(self) -> None:
+        """Puts nothing back any more: it would be asked of a Redis that has been let go."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
     @property
     def busy(self) -> bool:
         """Whether something is being put back."""

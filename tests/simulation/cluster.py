@@ -227,6 +227,7 @@ class Node:
         if self.is_stopped:
             return
         self.is_stopped = True
+        await self.recovery.stop()
         await self.loader.stop()
         await self.hub.accounts.stop()
         await self.redis.aclose()
