@@ -64,7 +64,8 @@ class Copy:
         """The replica takes over: what came after the copy is lost."""
         await self.redis.flushall()
         for name, (value, ttl_ms) in self.keys.items():
-            await self.redis.restore(name, max(0, ttl_ms), value)
+            # What was written in between, while it took over, is lost too.
+            await self.redis.restore(name, max(0, ttl_ms), value, replace=True)
 
 
 @pytest.fixture
