@@ -12,6 +12,7 @@ from protocol.events import MinuteUsed
 from protocol.grants import MonthOf
 from protocol.session import Session
 from protocol.states import Phase
+from protocol.steps import minute_record
 from protocol.terms import MINUTE_MS
 
 
@@ -99,16 +100,10 @@ def minute_again(session: Session, minute: int, month_of: MonthOf) -> MinuteUsed
     is_newest = minute == standing.minutes_kept - 1
     until_micros = standing.minute_charged_micros if is_newest else charged_at(end_ms)
     started_at = minute_began_at(session, minute)
-    return MinuteUsed(
-        tenant=identity.tenant,
-        session_id=identity.session_id,
-        minute=minute,
+    return minute_record(
+        identity,
+        minute,
         seconds=min(60, -(-(end_ms - begin_ms) // 1000)),
-        user_id=identity.user_id,
-        org_id=identity.org_id,
-        account_id=identity.account_id,
-        counterpart_id=identity.counterpart_id,
-        kind=identity.kind,
         started_at=started_at,
         month=month_of(started_at),
         counts=identity.terms.counts_minutes,

@@ -126,16 +126,10 @@ class Settling(msgspec.Struct):
         minute = standing.minutes_kept
         begin_ms = minute * MINUTE_MS
         self.records.append(
-            MinuteUsed(
-                tenant=identity.tenant,
-                session_id=identity.session_id,
-                minute=minute,
+            minute_record(
+                identity,
+                minute,
                 seconds=min(60, -(-(end_ms - begin_ms) // 1000)),
-                user_id=identity.user_id,
-                org_id=identity.org_id,
-                account_id=identity.account_id,
-                counterpart_id=identity.counterpart_id,
-                kind=identity.kind,
                 started_at=standing.minute_at,
                 month=standing.minute_month or self.month_of(standing.minute_at),
                 counts=identity.terms.counts_minutes,
@@ -173,6 +167,36 @@ class Settling(msgspec.Struct):
             free_ms=min(standing.free_ms, standing.elapsed_ms),
         )
         self.records.append(ended_record(self.identity, standing))
+
+
+def minute_record(
+    identity: Identity,
+    minute: int,
+    *,
+    seconds: int,
+    started_at: int,
+    month: str,
+    counts: bool,
+    credits_micros: int,
+    free_ms: int,
+) -> MinuteUsed:
+    """The record of a minute of a session, by its number."""
+    return MinuteUsed(
+        tenant=identity.tenant,
+        session_id=identity.session_id,
+        minute=minute,
+        seconds=seconds,
+        user_id=identity.user_id,
+        org_id=identity.org_id,
+        account_id=identity.account_id,
+        counterpart_id=identity.counterpart_id,
+        kind=identity.kind,
+        started_at=started_at,
+        month=month,
+        counts=counts,
+        credits_micros=credits_micros,
+        free_ms=free_ms,
+    )
 
 
 def started_record(identity: Identity) -> SessionStarted:

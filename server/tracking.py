@@ -31,7 +31,7 @@ from protocol.events import MinuteUsed, Record
 from protocol.moves import unstarted
 from protocol.session import SEGMENTS_MAX, Identity, Standing, session_key
 from protocol.states import Phase
-from protocol.steps import started_record
+from protocol.steps import minute_record, started_record
 from protocol.terms import MINUTE_MS, Terms
 from server.auth import tenant_of
 from server.http import Problem
@@ -364,16 +364,10 @@ def _segments(parts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]
 
 
 def _minute(identity: Identity, number: int, reported: Reported, month: str) -> MinuteUsed:
-    return MinuteUsed(
-        tenant=identity.tenant,
-        session_id=identity.session_id,
-        minute=number,
+    return minute_record(
+        identity,
+        number,
         seconds=reported.seconds,
-        user_id=identity.user_id,
-        org_id=identity.org_id,
-        account_id=identity.account_id,
-        counterpart_id=identity.counterpart_id,
-        kind=identity.kind,
         started_at=reported.minute_at,
         month=month,
         counts=True,
