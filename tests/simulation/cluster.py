@@ -281,10 +281,7 @@ class Cluster:
             self._barriers += 1
             for node in self._living():
                 await node.caught_up(self.redis, str(self._barriers))
-            if not any(
-                node.hub.claims.waiting or node.hub.busy or node.recovery.busy
-                for node in self._living()
-            ):
+            if not any(node.is_busy for node in self._living()):
                 return
 
     def _living(self) -> list[Node]:
