@@ -72,12 +72,11 @@ async def test_a_database_that_adds_up_and_one_that_does_not(
     ],
 )
 async def test_a_row_that_somebody_changed_by_hand_is_found(
-    cluster: Cluster, node: Node, redis_url: str, fresh_database: str, change: str, finding: str
+    cluster: Cluster, redis_url: str, fresh_database: str, change: str, finding: str
 ) -> None:
     cluster.records, before = await Records.connect(fresh_database), cluster.records
     try:
         node = await cluster.node()
-        cluster.nodes = [node]
         await cluster.grant(10 * CREDIT)
         await spent(node.money, "s1", CREDIT)
         await node.money.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=3_600_000)

@@ -3,8 +3,6 @@
 import asyncio
 import gc
 
-import pytest
-
 from server import garbage
 from tests.fixtures.server import TestServer
 
@@ -12,7 +10,6 @@ CREDIT = 1_000_000
 SESSIONS = 20
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_session_that_ends_leaves_nothing_to_collect(server: TestServer) -> None:
     await server.grant(10 * CREDIT)
     watcher = await server.login()
@@ -26,7 +23,7 @@ async def test_a_session_that_ends_leaves_nothing_to_collect(server: TestServer)
     await run(0)
     found = gc.get_threshold()
     gc.disable()
-    for _ in range(3):  # what earlier tests left, and what that held; nor is it judged here
+    for _ in range(3):  # what earlier tests left, and what that held
         gc.collect()
         await asyncio.sleep(0)
     gc.freeze()  # and what they still hold is not looked at
