@@ -173,8 +173,8 @@ class Flusher:
                 await self._pause(stop, min(delay_s, BACKOFF_S_MAX))
                 continue
             self.failures = 0
-            if stopping and not flushed:
-                break
+            if stopping and not flushed and self._is_prepared:
+                break  # where the groups were lost, nothing could be read
             if flushed and not (self._deep or stopping):
                 # Those that come meanwhile make one transaction, not many small ones.
                 await self._pause(stop, self._wait_s)

@@ -165,6 +165,18 @@ async def test_an_emptied_redis_gets_its_groups_again(
     assert await minutes(connection) == [0, 1, 2]
 
 
+async def test_a_stop_right_after_the_groups_were_lost_leaves_nothing(
+    redis: Redis, connection: Connection, make_flusher: MakeFlusher
+) -> None:
+    flusher, stop = make_flusher(), asyncio.Event()
+    await flusher.prepare()
+    await redis.flushall()
+    await append(redis, minute(0))
+    stop.set()
+    await flusher.run(stop)
+    assert await minutes(connection) == [0]
+
+
 async def test_what_was_read_before_redis_was_emptied_is_written(
     redis: Redis, connection: Connection, make_flusher: MakeFlusher
 ) -> None:
