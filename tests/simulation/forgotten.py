@@ -4,13 +4,16 @@ Any one of process, Redis and Postgres may die and nothing is lost. What a step 
 the outbox, and the process that made it keeps it until Postgres has it; when Redis loses it
 and that process is dead, or dies before it has put it back, it is gone for good, and nobody
 promised otherwise. So it is noted at such an instant, and only then, what is neither in
-Postgres nor in an outbox and was told by none but dead processes.
+Postgres nor in an outbox and was made by none but dead processes. A process that has only
+heard of it, and told it to clients of its own, does not keep what another one made.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable
 
+from protocol.events import MinuteUsed, Record, SessionEnded
 from tests.simulation.clients import Client
+from tests.simulation.processes import Host
 from tests.simulation.state import look
 from tests.simulation.virtual_cluster import Cluster
 
@@ -24,20 +27,35 @@ class Forgotten:
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.pieces: set[Piece] = set()
+        self._makers: defaultdict[Piece, set[Host]] = defaultdict(set)
+        """Processes whose steps wrote a piece; more than one, where Redis had lost it."""
         self._missing: set[Piece] = set()
-        """What losses took before Postgres had it: whoever knows it is to put it back."""
+        """What losses took before Postgres had it: whoever made it is to put it back."""
+
+    def made(self, host: Host, records: Iterable[Record]) -> None:
+        """A step of a process was taken, with these records."""
+        for record in records:
+            if isinstance(record, MinuteUsed):
+                self._makers[record.session_id, record.minute].add(host)
+            elif isinstance(record, SessionEnded):
+                self._makers[record.session_id, None].add(host)
 
     def lost(self, clients: Iterable[Client]) -> None:
         """Redis has lost something just now."""
-        self._missing |= _told(clients).keys()
+        self._missing |= _tellers(clients).keys()
         self.died(clients)
 
     def died(self, clients: Iterable[Client]) -> None:
         """Looks what nobody can put back any more; also after the death of a process."""
         if self._missing:
             self._missing -= self._written()
-            told = _told(clients)
-            self.pieces |= {piece for piece in self._missing if not told[piece]}
+            # An end of a lost session is made by no step: it is up to whoever told it.
+            keepers = {**_tellers(clients), **self._makers}
+            self.pieces |= {
+                piece
+                for piece in self._missing
+                if not any(host.is_alive for host in keepers[piece])
+            }
 
     def _written(self) -> set[Piece]:
         fetch = self.cluster.postgres.fetch
@@ -52,15 +70,15 @@ class Forgotten:
         return written
 
 
-def _told(clients: Iterable[Client]) -> dict[Piece, bool]:
-    """Whether any of the processes that told a piece lives."""
-    is_known: defaultdict[Piece, bool] = defaultdict(bool)
+def _tellers(clients: Iterable[Client]) -> dict[Piece, set[Host]]:
+    """The processes that told a piece, of every piece that a client was told."""
+    tellers: defaultdict[Piece, set[Host]] = defaultdict(set)
     for client in clients:
         for message in client.messages:
             piece = _piece(message)
             if piece is not None:
-                is_known[piece] |= client.node.is_alive
-    return is_known
+                tellers[piece].add(client.node)
+    return tellers
 
 
 def _piece(message: dict[str, object]) -> Piece | None:

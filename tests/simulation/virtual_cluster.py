@@ -63,15 +63,15 @@ class Cluster:
         self.servers: list[Server] = []
         self.flushers: list[FlusherHost] = []
         self.died: Callable[[Host], None] = lambda host: None
-        self.stepped: Callable[[Step, Any, bool], None] = lambda step, outcome, alone: None
-        """Told of every answer of Redis to a step, as soon as it was made."""
+        self.stepped: Callable[[Host, Step, Any, bool], None] = lambda *told: None
+        """Told of every answer of Redis to a step, and whose it is, as soon as it was made."""
         self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
         self.redis_is_away = False
         self.postgres_is_away = False
         self.unsettled_until = 0
         self._brisk_until = 0
         self._is_brisk = True
-        self._steps: dict[bytes, Step] = {}
+        self._steps: dict[bytes, tuple[Host, Step]] = {}
         self._steps_at = (0, 0)
         wire.published = self._published
         self.redis.proofs = self._proofs
@@ -158,23 +158,23 @@ class Cluster:
 
     async def serve(self, name: str) -> Server:
         """One more process that serves sockets."""
-        node = Server(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
-        self._place(node)
-        live = node.process.live
+        host = Server(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
+        self._place(host)
+        live = host.process.live
         command = live._commit_command
 
         def noted(step: Step, node: str) -> tuple[Any, ...]:
             made = command(step, node)
-            self._steps[made[-1]] = step
+            self._steps[made[-1]] = host, step
             if len(self._steps) > 1_000:
                 del self._steps[next(iter(self._steps))]
             return made
 
         live._commit_command = noted  # type: ignore[method-assign]
-        self.servers.append(node)
+        self.servers.append(host)
         self.stir()
-        await self.finished(node.act(node.process.start()))
-        return node
+        await self.finished(host.act(host.process.start()))
+        return host
 
     def flush(self, name: str, pace_ms: int) -> FlusherHost:
         """One more flusher."""
@@ -263,9 +263,9 @@ class Cluster:
         made = []
         for command, answer in zip(commands, answers, strict=True):
             if command[0] == "EVALSHA" and isinstance(command[-1], bytes):
-                step = self._steps.get(command[-1])
-                if step is not None and not isinstance(answer, Exception):
-                    made.append((step, _outcome(step, answer)))
+                known = self._steps.get(command[-1])
+                if known is not None and not isinstance(answer, Exception):
+                    made.append((*known, _outcome(known[1], answer)))
             elif command[0] == "XREADGROUP" and answer and not isinstance(answer, Exception):
                 for key, entries in answer.items():
                     for entry_id, fields in entries:
@@ -273,8 +273,8 @@ class Cluster:
                             self.flushed(int(key[2:3]), entry_id.decode(), fields)
         if made:
             self._count(len(made))
-        for step, outcome in made:
-            self.stepped(step, outcome, len(made) == 1)
+        for host, step, outcome in made:
+            self.stepped(host, step, outcome, len(made) == 1)
 
     def _count(self, steps: int) -> None:
         at, count = self._steps_at

@@ -102,7 +102,7 @@ class World:
 
     # --- What the cluster tells -----------------------------------------------------------
 
-    def _stepped(self, step: Step, outcome: Outcome, alone: bool) -> None:
+    def _stepped(self, host: Host, step: Step, outcome: Outcome, alone: bool) -> None:
         reply = outcome.reply
         if reply is None:
             return
@@ -117,6 +117,7 @@ class World:
         if not reply.accepted:
             return
         assert reply.session is not None
+        self.forgotten.made(host, step.records)
         identity = step.before.identity
         figures = {"alone": int(alone), "held": 0, "balance": 0}
         if (identity.tenant, identity.account_id) in self.taken:

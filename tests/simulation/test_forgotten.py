@@ -1,0 +1,77 @@
+"""What two failures may take, and what they may not: who made a step keeps what it wrote.
+
+Others show what they have heard of, and keep nothing of it.
+"""
+
+import pytest
+
+from tests.simulation.actions import Stage
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import FLUSHER, NODE, SEED, act, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+def test_an_end_may_be_lost_though_whoever_only_watched_lives(place: Laboratory) -> None:
+    """A watcher was told of an end by a process that died before it was flushed; then Redis
+    lost it, and nobody has the end to put it back (seed 5269)."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        act("serve", node="node.b"),
+        act("start", client="c-s1", node="node.b", user="cat9", kind="second", session="s1"),
+        act("watch", client="w", node=NODE, session="s1"),
+        wait(90),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(5),
+        act("kill", name="node.b"),
+        wait(60),
+        act("empty"),
+        wait(180),
+    )
+    assert "stopped" in [one["type"] for one in clients[-1].messages]
+
+
+def test_an_end_may_be_lost_though_whoever_took_part_lives(place: Laboratory) -> None:
+    """Another process ended the session: this one has cleared its seat, and kept no record."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        act("serve", node="node.b"),
+        act("start", client="c-s1", node="node.b", user="cat9", kind="second", session="s1"),
+        act("join", client="c-too", node=NODE, session="s1", last_seq=0),
+        wait(90),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(5),
+        act("kill", name="node.b"),
+        wait(60),
+        act("empty"),
+        wait(180),
+    )
+    assert "stopped" in [one["type"] for one in clients[-1].messages]
+
+
+def test_an_end_is_not_given_up_while_its_maker_lives(place: Laboratory) -> None:
+    """Nobody was told of it by the process that made it, and that one puts it back."""
+    stages: list[Stage] = []
+    actions = [
+        pay("cat9", 9_000_000),
+        act("kill", name=FLUSHER),
+        act("serve", node="node.b"),
+        start("s1"),
+        act("watch", client="w", node="node.b", session="s1"),
+        wait(90),
+        act("leave", client="c-s1", session="s1"),
+        wait(90),
+        act("kill", name="node.b"),
+        wait(60),
+        act("empty"),
+        wait(180),
+    ]
+    outcome = place.run(SEED, 0, actions=actions, started=stages.append)
+    assert outcome.failure is None
+    world = stages[0].world
+    assert "stopped" in [one["type"] for one in world.clients[-1].messages]
+    assert world.forgotten.pieces == set()
