@@ -161,6 +161,18 @@ class Meter(Position):
             self._show()
         self._plan(now_ms)
 
+    def caught_up(self, move: Move, now_ms: int) -> None:
+        """The session as it is now that this process listens, before anybody sits down here.
+
+        What was said before was judged by the session of one instant and the counters of a
+        later one. Nobody has heard it, so it is taken back: else it would stand against what
+        others recorded under its number, and be followed by what they have said already.
+        """
+        self.notices.take_back(self.session.standing)
+        self._effects = [effect for effect in self._effects if not isinstance(effect, Push)]
+        self.moved(move, now_ms)
+        self._warn(now_ms)
+
     def changed(self, now_ms: int) -> None:
         """A counter changed: the account, or a limit of member or organisation."""
         self._project(now_ms)

@@ -281,6 +281,29 @@ def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
     assert [one["seq"] for one in told if one["type"] == "limit_warning"] == [2]  # of the other
 
 
+def test_a_process_that_is_joined_says_nothing_of_figures_that_do_not_belong_together(
+    place: Laboratory,
+) -> None:
+    """A limit is lowered between reading the session and its months; the process that serves
+    the session has shortened the grant, and warned, when it is read again (seed 5183)."""
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=None, of_org=True),
+        act("limit", user="ann9", minutes=None, of_org=False),
+        start("s1", user="ann9", kind="recording"),
+        act("serve", node="node.b"),
+        wait(243),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        act("limit", user="ann9", minutes=1, of_org=True),
+        wait(1),
+    )
+    for client in clients:
+        told = [one for one in client.messages if one.get("session_id") == "s1"]
+        numbered = [*told, *(notice for one in told for notice in one.get("missed", ()))]
+        warned = [one for one in numbered if one["type"] == "limit_warning"]
+        assert [(one["seq"], one["threshold_ms"]) for one in warned] == [(1, 60_000)]
+
+
 def test_a_request_proves_no_more_than_was_when_it_was_made(place: Laboratory) -> None:
     """A pause and its end wait for a Redis that is away, and so does the line (seed 690)."""
     run(
