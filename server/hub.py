@@ -53,7 +53,11 @@ class Hub(Seating):
         asked_at = self.clock.now()
         async with self.lock(tenant, session_id):
             await self._started(tenant, session_id)
-            found = await self._attached(tenant, session_id, user_id=user_id)
+            try:
+                found = await self._attached(tenant, session_id, user_id=user_id)
+            except BaseException:
+                self.reconcile_due = True  # it may be done though nobody has heard the answer
+                raise
             if found is None:
                 return None
             _check_owner(found.session.identity, user_id)
@@ -158,10 +162,13 @@ class Hub(Seating):
         """This process attached to a session and could not seat its socket."""
         seat = self.seats.get(session.key)
         if seat is None or not seat.meter.sockets:
-            identity = session.identity
+            identity, is_off = session.identity, False
             with contextlib.suppress(LiveError):
-                if not await self.live.retreat(identity.tenant, identity.session_id):
-                    self.reconcile_due = True
+                is_off = await self.live.retreat(identity.tenant, identity.session_id)
+            if not is_off:
+                # The last one there, or Redis did not take it: as soon as that answers again,
+                # this process looks after the session, which would have it as a socket till then.
+                self.reconcile_due = True
         if seat is not None:
             self.release(seat)
 

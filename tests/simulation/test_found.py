@@ -242,6 +242,39 @@ def test_a_join_that_fails_leaves_no_session_behind_that_nobody_serves(place: La
     )
 
 
+def test_a_join_that_fails_with_redis_leaves_no_process_noted_that_serves_nobody(
+    place: Laboratory,
+) -> None:
+    """Redis goes away while the roll is called: it cannot be told that the join was in vain, and
+    is when it is back (seed 5332)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        start("s1"),
+        act("serve", node="node.b"),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        act("redis_away", ms=2000),
+        wait(12),
+    )
+
+
+def test_a_join_whose_answer_is_lost_leaves_no_process_noted_that_serves_nobody(
+    place: Laboratory,
+) -> None:
+    """It was done all the same, and nobody heard of that (found by looking for more like seed
+    5332)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        start("s1"),
+        act("serve", node="node.b"),
+        wait(60),
+        mishaps("node.b", "redis", ["unanswered"]),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        wait(12),
+    )
+
+
 def test_what_others_hold_is_not_in_the_way_of_a_gap_that_is_billed(place: Laboratory) -> None:
     """Who comes back pays for the time between; another session holds ahead what is lacking for
     that (seed 975)."""
