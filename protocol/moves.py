@@ -13,7 +13,7 @@ from protocol.codec import encode
 from protocol.grants import MonthOf
 from protocol.intents import Intent
 from protocol.receipts import receipt
-from protocol.session import Session, Standing
+from protocol.session import Session, Standing, joined_segments
 from protocol.states import Event, Phase, after
 from protocol.steps import Settling, Step, ended_record, kept_offer, started_record
 from protocol.terms import MINUTE_MS
@@ -58,11 +58,20 @@ class Moment(msgspec.Struct, frozen=True):
             "seq": self.seq,
             "free_over": self.free_over,
             "warned": self.warned,
+            "ungranted": self.ungranted,
         }
         standing = msgspec.structs.replace(self.session.standing, **{**noticed, **changes})
-        return Settling(
-            self.session.identity, self.month_of, standing, self.session.grant.granted_ms
-        )
+        return Settling(self.session.identity, self.month_of, standing)
+
+    @property
+    def ungranted(self) -> tuple[tuple[int, int], ...]:
+        """What was used before it was granted, up to now; a part that is not proven yet is
+        settled by a later step, after more was granted."""
+        before, granted_ms = self.session.standing, self.session.grant.granted_ms
+        if before.phase is not Phase.ACTIVE:
+            return before.ungranted
+        begin_ms = max(before.settled_ms, granted_ms)
+        return joined_segments(before.ungranted, begin_ms, self.elapsed_ms)
 
     def step(self, settling: Settling, **parts: Any) -> Step:
         """The step to that standing."""
@@ -318,8 +327,12 @@ def _stand_still(moment: Moment, phase: Phase, position_ms: int, at: int) -> Set
 
 
 def _released(moment: Moment, settling: Settling) -> Step:
-    """The step that gives back what is held, and what was not used of shared free time."""
-    standing = settling.standing
+    """The step that gives back what is held, and what was not used of shared free time.
+
+    Time that is not proven is dropped here, also where no grant was: when the session goes
+    on, the same position may be reached with one.
+    """
+    settling.standing = standing = msgspec.structs.replace(settling.standing, ungranted=())
     used_ms = min(standing.free_ms, standing.elapsed_ms)
     taken_ms = 0
     if moment.session.identity.free_key:

@@ -88,6 +88,9 @@ class Standing(msgspec.Struct, frozen=True):
     reason: str | None = None
     uncovered_ms: int = 0
     """Counted time for which no grant was there when it was used: debt."""
+    ungranted: tuple[tuple[int, int], ...] = ()
+    """Where such time lies that is not proven and settled yet: a grant that was made since
+    reaches beyond it, and no longer tells."""
     segments: tuple[tuple[int, int], ...] = ()
     gaps: tuple[tuple[int, int, bool], ...] = ()
 

@@ -80,8 +80,6 @@ class Settling(msgspec.Struct):
     identity: Identity
     month_of: MonthOf
     standing: Standing
-    granted_ms: int
-    """What had been granted before: time settled beyond it was uncovered."""
     used_minutes: dict[str, int] = msgspec.field(default_factory=dict)
     records: list[Record] = msgspec.field(default_factory=list)
 
@@ -108,7 +106,11 @@ class Settling(msgspec.Struct):
             # is never given back here, but covers the time that follows.
             "charged_micros": max(standing.charged_micros, cost_micros),
             "uncovered_ms": standing.uncovered_ms
-            + max(0, to_ms - max(standing.settled_ms, self.granted_ms)),
+            + sum(
+                max(0, min(to_ms, end_ms) - max(standing.settled_ms, begin_ms))
+                for begin_ms, end_ms in standing.ungranted
+            ),
+            "ungranted": tuple(part for part in standing.ungranted if part[1] > to_ms),
         }
         while self.standing.minute_end_ms <= to_ms:
             self._keep_minute(ground, self.standing.minute_end_ms)

@@ -223,6 +223,36 @@ def test_what_is_charged_beyond_the_hold_is_not_held_again() -> None:
     assert step.keep.grant.granted_ms == 100_000
 
 
+def unproven() -> Bench:
+    """Ten seconds beyond a grant, of which nothing is proven; more has been granted since."""
+    bench = Bench()
+    bench.run(62_000)
+    bench.now = NOW + 75_000
+    bench.meter.unanswered(bench.now)
+    assert (bench.step.standing.settled_ms, bench.step.standing.uncovered_ms) == (0, 0)
+    bench.accept()
+    assert bench.meter.session.grant.granted_ms > 75_000
+    return bench
+
+
+def test_time_used_without_a_grant_is_uncovered_however_late_it_is_proven() -> None:
+    bench = unproven()
+    bench.meter.alive(NOW + 70_000, bench.now)
+    assert bench.step.standing.uncovered_ms == 5_000
+    bench.accept()
+    bench.run(3_000)
+    bench.ask(Event.PAUSE)
+    assert (bench.step.standing.elapsed_ms, bench.step.standing.uncovered_ms) == (78_000, 10_000)
+    assert not bench.step.standing.ungranted
+
+
+def test_time_without_a_grant_that_is_never_proven_is_not_uncovered() -> None:
+    bench = unproven()
+    bench.meter.detach(NOW + 1_000, bench.now)
+    standing = bench.step.standing
+    assert (standing.elapsed_ms, standing.uncovered_ms, standing.ungranted) == (1_000, 0, ())
+
+
 def test_an_answer_that_was_lost_is_asked_for_anew() -> None:
     bench = Bench()
     bench.ask(Event.PAUSE, "pause")

@@ -498,6 +498,20 @@ def test_a_cap_ends_a_session_though_redis_is_away(place: Laboratory) -> None:
     assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
 
 
+def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laboratory) -> None:
+    """The first answer of Redis came before the first proof of life, and what it granted hid
+    that nothing had been when the time was used: debt, and nothing said why (seed 5338)."""
+    clients = run(
+        place,
+        pay("cat9", 50_000),
+        start("s1"),
+        act("redis_away", ms=8_000),
+        wait(61),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("credits", 9_600)
+
+
 def test_a_process_that_starts_takes_no_time_that_was_long_on_its_way(place: Laboratory) -> None:
     """Its clock stayed as far behind the others' as their answer was late (seed 3200)."""
     run(
