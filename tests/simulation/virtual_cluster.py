@@ -68,6 +68,8 @@ class Cluster:
         self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
         self.redis_is_away = False
         self.postgres_is_away = False
+        self.tended_since = 0
+        """Since when somebody can look after what ends by itself, in Redis."""
         self.unsettled_until = 0
         self._brisk_until = 0
         self._is_brisk = True
@@ -171,6 +173,8 @@ class Cluster:
             return made
 
         live._commit_command = noted  # type: ignore[method-assign]
+        if not self.nodes:
+            self.tended_since = self.now
         self.servers.append(host)
         self.stir()
         await self.finished(host.act(host.process.start()))
@@ -218,6 +222,7 @@ class Cluster:
     def find_redis(self) -> None:
         """Redis is back."""
         self.redis_is_away = False
+        self.tended_since = self.now
         for host in self.hosts:
             host.line.is_away = False
         self.stir()

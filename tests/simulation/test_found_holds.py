@@ -1,0 +1,45 @@
+"""What simulated worlds have found about holds, each as a short run of a world (see
+``test_found``)."""
+
+import pytest
+
+from tests.simulation.actions import Action
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+def hold(ttl_s: int) -> Action:
+    """Cat holds what an operation is going to cost."""
+    return act(
+        "deed", node=NODE, kind="hold", user="cat9", entry="hold:h1", micros=1_000_000,
+        hold="h1", ttl_ms=ttl_s * 1_000,
+    )  # fmt: skip
+
+
+def test_a_hold_that_is_over_while_redis_is_away_ends_after_its_return(place: Laboratory) -> None:
+    """Nobody can end it before; here processes look for it once a minute (seed 10234)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        hold(ttl_s=60),
+        wait(55),
+        act("redis_away", ms=180_000),
+        wait(190),
+        wait(180),
+    )
+
+
+def test_a_hold_that_only_postgres_has_open_is_given_back_at_the_end(place: Laboratory) -> None:
+    """Older than what is brought to an emptied Redis, it is reserved there by its account
+    alone, until somebody asks for it or its time is over (seed 10211)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        hold(ttl_s=1_800),
+        wait(600),
+        act("empty"),
+        wait(60),
+        start("s1"),
+    )
