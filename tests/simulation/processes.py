@@ -23,6 +23,7 @@ import server.presence
 import server.process
 from protocol import limits
 from protocol.rates import RateCard
+from protocol.states import Event
 from server.config import Settings
 from server.metrics import Metrics
 from server.process import Process
@@ -170,6 +171,18 @@ class Server(Host):
     def proof_at(self, now_ms: int) -> int:
         """The last proof of life that it has given by an instant: one a second."""
         return now_ms - (now_ms - self._phase_ms) % 1000
+
+    def untold(self) -> list[tuple[str, int]]:
+        """Sessions whose last socket here has left, which Redis may not have heard yet, and
+        since when, in true time. Of those that it sweeps, others know."""
+        ahead_ms = self.clock.now() - self.loop.clock.now()
+        return [
+            (seat.meter.session.identity.session_id, intent.at - ahead_ms)
+            for seat in self.hub
+            if seat.node == self.process.node
+            for intent in seat.meter._intents
+            if intent.event is Event.LOST
+        ]
 
     def beat_now(self) -> None:
         """Begins to beat anew, at the pace that is set."""

@@ -4,6 +4,8 @@ A seed may come to mean another world when a simulation learns to do more; a lis
 actions means the same for ever.
 """
 
+from typing import Any
+
 import pytest
 
 from tests.simulation.driver import Laboratory
@@ -612,4 +614,27 @@ def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(place: Labora
         start("s1", kind="capped"),
         act("empty"),
         wait(150),
+    )
+
+
+@pytest.mark.parametrize(
+    ("is_paused", "mishap"), [(True, ["late", 4_000]), (False, ["lost"])], ids=["late", "lost"]
+)
+def test_a_socket_that_left_untold_was_there_as_long_as_its_process(
+    place: Laboratory, *, is_paused: bool, mishap: list[Any]
+) -> None:
+    """It left while a step was on its way, or could not be told, and its process died after one
+    more proof of life. Nobody else knows of its leaving: the session is suspended as of that
+    proof, as DESIGN section 2 has it, and the auditor took that for too much (seed 10248)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.1"),
+        start("s1"),
+        wait(20.5),
+        *([act("ask", client="c-s1", session="s1", event="pause")] if is_paused else []),
+        mishaps(NODE, "redis", mishap, ["died_after"]),
+        *([act("ask", client="c-s1", session="s1", event="resume")] if is_paused else []),
+        act("close", client="c-s1"),
+        wait(60),
     )

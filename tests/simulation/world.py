@@ -138,6 +138,9 @@ class World:
             if node is host and self.now - at < SWEPT_MS:
                 # It may be noted still, and nobody else knows that it was in vain.
                 diary.served.append([at, self.now, self.now])
+        for session_id, at in host.untold():
+            # Who looks after its sessions finds a socket there as long as it proved its life.
+            self.diaries[session_id].served.append([at, self.now, self.now + SWEPT_MS])
         for client in self.clients:
             if client.node is host:
                 client.is_cut = True
