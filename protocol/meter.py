@@ -216,7 +216,7 @@ class Meter(Position):
         now_ms = max(now_ms, due_at)
         standing = self.session.standing
         if standing.phase is not Phase.ACTIVE:
-            if standing.grace_until is not None and now_ms >= standing.grace_until:
+            if self._grace_end is not None and now_ms >= self._grace_end:
                 self._intents.add(Intent(Event.EXPIRED, now_ms))
         elif not (self._limiting or self._halting):
             self._run(now_ms)

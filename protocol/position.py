@@ -40,8 +40,9 @@ class Position:
         self.free_left_ms = 0
         self.sockets = 0
         """Sockets here that keep the session alive."""
-        self.alive_at = session.standing.at
-        """The last proof of life that came in here."""
+        self.alive_at = _settled_at(session)
+        """The last proof of life that is known here. What is settled was proven to somebody; where
+        the session stands was only counted."""
         self.notices = Notices(session.standing)
         self.positions: dict[str, int] = {}
         """Where each limit binds, in counted time; see ``protocol.horizon``."""
@@ -108,7 +109,7 @@ class Position:
         if first is not None and self._asked is None and self._lacks_proof(first, first.at):
             return first.at + STOP_PROOF_MS
         if standing.phase is not Phase.ACTIVE:
-            return standing.grace_until if not self._intents and self._asked is None else None
+            return self._grace_end if not self._intents and self._asked is None else None
         if self._limiting or self._halting:
             return None
         ends = []
@@ -137,6 +138,20 @@ class Position:
             and self.alive_at < intent.at
             and now_ms < intent.at + STOP_PROOF_MS
         )
+
+    @property
+    def _grace_end(self) -> int | None:
+        """When the grace is over, as seen from here.
+
+        What is not settled of the time before a stop, only a process with a socket can prove: it
+        is left to make the end. Should it be dead, it is swept and all is settled before the
+        others stop waiting for it.
+        """
+        standing = self.session.standing
+        unsettled = standing.phase is Phase.STOPPING and standing.settled_ms < standing.elapsed_ms
+        if standing.grace_until is None or self.sockets or not unsettled:
+            return standing.grace_until
+        return standing.grace_until + 2 * limits.NODE_SILENT_MS
 
     @property
     def _halting(self) -> bool:
@@ -272,3 +287,9 @@ class Position:
             self._effects.extend(
                 self.notices.warn(self.session, self.elapsed_at(now_ms), self.positions)
             )
+
+
+def _settled_at(session: Session) -> int:
+    """The instant up to which a session is settled."""
+    standing, speed = session.standing, session.identity.terms.speed
+    return standing.at - -(-(standing.elapsed_ms - standing.settled_ms) // speed)

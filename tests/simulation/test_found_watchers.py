@@ -1,0 +1,76 @@
+"""What simulated worlds have found of processes where somebody only watches a session: they
+know as well as any when it comes to its limit, and less of whether its client lives."""
+
+import pytest
+
+from tests.simulation.actions import Action
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+SERVE = act("serve", node="node.1")
+WATCH = act("watch", client="w", node="node.1", session="s1")
+
+
+def _billed_ms(place: Laboratory, *actions: Action) -> int:
+    """What the receipt says that the watcher was told."""
+    watcher = next(client for client in run(place, *actions) if client.name == "w")
+    (stopped,) = (one for one in watcher.messages if one["type"] == "stopped")
+    return int(stopped["receipt"]["elapsed_ms"])
+
+
+def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(place: Laboratory) -> None:
+    """The client's last pong came at 90 s, and the last claim, for a little more, at 92 s: its
+    instant was taken for a proof where a watcher's process stopped it (seed 10222)."""
+    billed_ms = _billed_ms(
+        place,
+        pay("cat9", 1_750_000),
+        SERVE,
+        start("s1", kind="capped"),
+        wait(92.5),
+        WATCH,
+        wait(5.5),
+        act("cut", client="c-s1"),
+        wait(60),
+    )
+    assert billed_ms == 90_000
+
+
+def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(place: Laboratory) -> None:
+    """The serving process knows of 97 s and is a little late with the stop and with the end:
+    the watcher's knew of a minute only, and ended it there (found by looking at 10222)."""
+    late = mishaps(NODE, "redis", ["lost", 10], ["lost", 10])
+    billed_ms = _billed_ms(
+        place,
+        pay("cat9", 9_000_000),
+        SERVE,
+        start("s1", kind="capped"),
+        WATCH,
+        wait(97),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(2.9),
+        act("cut", client="c-s1"),
+        late,
+        wait(15),
+        late,
+        wait(60),
+    )
+    assert billed_ms == 97_000
+
+
+def test_a_stop_ends_though_whoever_could_prove_more_has_died(place: Laboratory) -> None:
+    """It is swept as of its last proof of life, and then the watcher's process can end it."""
+    billed_ms = _billed_ms(
+        place,
+        pay("cat9", 9_000_000),
+        SERVE,
+        start("s1", kind="capped"),
+        WATCH,
+        wait(97),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(2.9),
+        act("kill", name=NODE),
+        wait(60),
+    )
+    assert 98_900 <= billed_ms <= 99_900
