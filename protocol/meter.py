@@ -38,6 +38,7 @@ class Meter(Position):
         the socket asked to, for it may be gone since."""
         self.sockets += 1
         self.alive_at = max(self.alive_at, now_ms if asked_at is None else asked_at)
+        self._warn(now_ms)
         self._plan(now_ms)
 
     def entitle(self, token: Token) -> bool:
@@ -161,18 +162,6 @@ class Meter(Position):
             self._show()
         self._plan(now_ms)
 
-    def caught_up(self, move: Move, now_ms: int) -> None:
-        """The session as it is now that this process listens, before anybody sits down here.
-
-        What was said before was judged by the session of one instant and the counters of a
-        later one. Nobody has heard it, so it is taken back: else it would stand against what
-        others recorded under its number, and be followed by what they have said already.
-        """
-        self.notices.take_back(self.session.standing)
-        self._effects = [effect for effect in self._effects if not isinstance(effect, Push)]
-        self.moved(move, now_ms)
-        self._warn(now_ms)
-
     def changed(self, now_ms: int) -> None:
         """A counter changed: the account, or a limit of member or organisation."""
         self._project(now_ms)
@@ -234,22 +223,18 @@ class Meter(Position):
         """The deadlines of running time, in the order in which they lie."""
         standing, grant = self.session.standing, self.session.grant
         elapsed_ms = self.elapsed_at(now_ms)
-        if (
-            not self.notices.free_over
-            and self.session.identity.terms.price_micros
-            and elapsed_ms >= standing.free_ms
-        ):
-            push = self.notices.end_free_time(self.session)
-            if push is not None:
-                self._effects.append(push)
-        self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
+        is_used_up = grant.final is not None and elapsed_ms >= grant.granted_ms
+        is_capped = self.course.is_capped and elapsed_ms >= self.course.end_ms
+        if self.sockets or is_used_up or is_capped:
+            # The step of a stop records what comes before it, whoever makes it.
+            self._say_due(elapsed_ms)
         if elapsed_ms >= standing.minute_end_ms > self._probed_ms:
             self._probed_ms = standing.minute_end_ms
             if self.proven_ms(now_ms) < standing.minute_end_ms:
                 self._effects.append(Probe())
-        if grant.final is not None and elapsed_ms >= grant.granted_ms:
+        if grant.final is not None and is_used_up:
             self._reach_limit(grant.final, self.course.instant_of(grant.granted_ms), now_ms)
-        elif self.course.is_capped and elapsed_ms >= self.course.end_ms:
+        elif is_capped:
             self._reach_limit("session_cap", self.course.instant_of(elapsed_ms), now_ms)
         elif (
             self.sockets and self.course.claim_ms is not None and elapsed_ms >= self.course.claim_ms
@@ -258,6 +243,18 @@ class Meter(Position):
             if elapsed_ms >= self.course.uncovered_end_ms:
                 self._exhausted = True
                 self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
+
+    def _say_due(self, elapsed_ms: int) -> None:
+        """Says which thresholds running time has come to."""
+        if (
+            not self.notices.free_over
+            and self.session.identity.terms.price_micros
+            and elapsed_ms >= self.session.standing.free_ms
+        ):
+            push = self.notices.end_free_time(self.session)
+            if push is not None:
+                self._effects.append(push)
+        self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
 
     def _reach_limit(self, limit: str, stopped_at: int, now_ms: int, token: Token = None) -> None:
         """The auto-stop: said at once, recorded by the step that follows.

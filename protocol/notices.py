@@ -60,15 +60,11 @@ class Notices:
                 notice for notice in self.unrecorded if _read(notice).seq > standing.seq
             ]
             return []
-        self.take_back(standing)
-        return news
-
-    def take_back(self, standing: Standing) -> None:
-        """Goes on from what is recorded: what was said here beyond that is as if unsaid."""
         self.seq = standing.seq
         self.free_over = standing.free_over
         self.warned = dict(standing.warned)
         self.unrecorded.clear()
+        return news
 
     def _renumber(self, notice: bytes) -> bytes:
         """A notice under the next number, for clients that heard another under its own."""

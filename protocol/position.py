@@ -119,7 +119,8 @@ class Position:
             ends.append(self.course.claim_ms)
         if standing.minute_end_ms > self._probed_ms:
             ends.append(standing.minute_end_ms)
-        ends.extend(self.notices.due(self.session, self.positions))
+        if self.sockets:
+            ends.extend(self.notices.due(self.session, self.positions))
         # Where counting ends without Redis, what lies beyond is not reached by waiting.
         reached = [end_ms for end_ms in ends if end_ms <= self.course.end_ms]
         return self.course.instant_of(min(reached)) if reached else None
@@ -283,7 +284,12 @@ class Position:
         self.positions = self._positions(self.session, now_ms)
 
     def _warn(self, now_ms: int) -> None:
-        if self.counting and not self._halting:
+        """Says which thresholds were crossed.
+
+        A process without sockets has others say it: it can record nothing, and where it knows
+        of another counter than they do, its word would stand against theirs under one number.
+        """
+        if self.sockets and self.counting and not self._halting:
             self._effects.extend(
                 self.notices.warn(self.session, self.elapsed_at(now_ms), self.positions)
             )

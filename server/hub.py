@@ -141,7 +141,6 @@ class Hub(Seating):
         """The seat of a session that this process is attached to, as it was found."""
         identity = found.session.identity
         seat = self.seats.get(found.session.key)
-        is_new = seat is None
         if seat is None:
             if self.before_joining is not None:
                 await self.before_joining(found)
@@ -154,8 +153,7 @@ class Hub(Seating):
                     again = await self.live.attach(*name, read_only=True)
                 found = again or found
         if seat.meter.asked is None:  # or else the answer tells what there is
-            take = seat.meter.caught_up if is_new else seat.meter.moved
-            take(Move(found.session, found.notices, complete=True), self.clock.now())
+            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
         return seat
 
     async def _depart(self, session: Session) -> None:
@@ -234,8 +232,9 @@ class Hub(Seating):
                 except BaseException:
                     self.release(seat)
                     raise
-            take = seat.meter.caught_up if is_new else seat.meter.moved
-            take(Move(found.session, found.notices, complete=True), self.clock.now())
+            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
+            with seat.kept_free():
+                seat.drain()  # what was said by now the others hear, and this one is shown
             if member not in seat.members:
                 self._sit(seat, member, None, watching=True)
             seat.show(ticket)

@@ -74,3 +74,24 @@ def test_a_stop_ends_though_whoever_could_prove_more_has_died(place: Laboratory)
         wait(60),
     )
     assert 98_900 <= billed_ms <= 99_900
+
+
+def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(place: Laboratory) -> None:
+    """Another session of the same member had started since the serving process read the
+    month: the watcher's knew, and warned of ten minutes under the number under which the
+    serving one, a minute later, warned of five (seed 12014)."""
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=None, of_org=True),
+        act("limit", user="ann9", minutes=12, of_org=False),
+        SERVE,
+        start("s1", user="ann9", kind="recording"),
+        start("s2", user="ann9", kind="recording"),
+        WATCH,
+        wait(65),
+    )
+    for name in ("c-s1", "w"):
+        client = next(one for one in clients if one.name == name)
+        told = [one for one in client.messages if one.get("session_id") == "s1"]
+        warned = [(one["seq"], one["threshold_ms"]) for one in told if "threshold_ms" in one]
+        assert warned == [(1, 300_000)]
