@@ -10,6 +10,7 @@ from tests.simulation.actions import Action
 from tests.simulation.driver import Outcome
 
 HOUR_MS = 3_600_000
+PROGRESS_SEEDS = 100
 
 
 class Report:
@@ -37,6 +38,8 @@ class Report:
             self.failures.append(outcome.seed)
             self.say(f"seed {outcome.seed} fails after {len(outcome.actions)} actions:"
                      f" {outcome.complaint}")  # fmt: skip
+        if self.seeds % PROGRESS_SEEDS == 0:
+            self.say(f"{self.seeds} seeds so far, {len(self.failures)} failed")
 
     def failure(self, outcome: Outcome) -> None:
         """The shortest trace of a failure, as one reads it and as it is run again."""
