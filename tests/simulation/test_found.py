@@ -500,6 +500,41 @@ def test_a_cap_ends_a_session_though_redis_is_away(place: Laboratory) -> None:
     assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
 
 
+def test_a_stop_at_a_cap_is_said_before_redis_can_hear_of_it(place: Laboratory) -> None:
+    """What lay in Redis was counted on beyond the cap while it was away, though the client had
+    been told of the stop on time (seed 20019)."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        wait(5),
+        act("redis_away", ms=150_000),
+        wait(110),
+        wait(70),
+    )
+    told = {one["type"]: one for one in clients[0].messages}
+    stopped_ms = told["limit_reached"]["stopped_at"] - told["session"]["started_at"]
+    assert stopped_ms == told["stopped"]["receipt"]["elapsed_ms"] == 100_000
+
+
+def test_what_the_dead_have_left_runs_beyond_no_cap(place: Laboratory) -> None:
+    """Nobody lived to end it while Postgres was away, and what lay in Redis was counted on
+    beyond the cap (found by looking at 20019)."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        wait(5),
+        act("postgres_away", ms=150_000),
+        wait(10),
+        act("kill", name=NODE),
+        act("join", client="c-late", node="node.x1", session="s1", last_seq=None),
+        wait(60),
+    )
+    (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
+    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
+
+
 def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laboratory) -> None:
     """The first answer of Redis came before the first proof of life, and what it granted hid
     that nothing had been when the time was used: debt, and nothing said why (seed 5338)."""
