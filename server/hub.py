@@ -235,6 +235,7 @@ class Hub(Seating):
             seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
             with seat.kept_free():
                 seat.drain()  # what was said by now the others hear, and this one is shown
+            _check_live(seat.meter.session)  # it may have ended since it was read
             if member not in seat.members:
                 self._sit(seat, member, None, watching=True)
             seat.show(ticket)

@@ -95,3 +95,22 @@ def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(place: Lab
         told = [one for one in client.messages if one.get("session_id") == "s1"]
         warned = [(one["seq"], one["threshold_ms"]) for one in told if "threshold_ms" in one]
         assert warned == [(1, 300_000)]
+
+
+def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(place: Laboratory) -> None:
+    """The end was told while the answer of Redis was on its way: the watcher sat down where
+    nothing was told any more, and heard of no end."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        SERVE,
+        start("s1"),
+        wait(5),
+        mishaps("node.1", "redis", ["none"], ["none"], ["slow", 1000]),
+        WATCH,
+        wait(0.2),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(30),
+    )
+    watcher = next(client for client in clients if client.name == "w")
+    assert [one.get("code") for one in watcher.messages] == ["session_ended"]
