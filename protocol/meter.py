@@ -225,9 +225,12 @@ class Meter(Position):
         elapsed_ms = self.elapsed_at(now_ms)
         is_used_up = grant.final is not None and elapsed_ms >= grant.granted_ms
         is_capped = self.course.is_capped and elapsed_ms >= self.course.end_ms
-        if self.sockets or is_used_up or is_capped:
-            # The step of a stop records what comes before it, whoever makes it.
+        if self.sockets:
             self._say_due(elapsed_ms)
+        elif is_used_up or is_capped:
+            # The step of a stop records what comes before it, whoever makes it. What else this
+            # process knows of may be no more than its own word; see `_warn`.
+            self._say_due(elapsed_ms, only=grant.final if is_used_up else "session_cap")
         if elapsed_ms >= standing.minute_end_ms > self._probed_ms:
             self._probed_ms = standing.minute_end_ms
             if self.proven_ms(now_ms) < standing.minute_end_ms:
@@ -244,8 +247,8 @@ class Meter(Position):
                 self._exhausted = True
                 self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
 
-    def _say_due(self, elapsed_ms: int) -> None:
-        """Says which thresholds running time has come to."""
+    def _say_due(self, elapsed_ms: int, only: str | None = None) -> None:
+        """Says which thresholds running time has come to, of all limits or of one."""
         if (
             not self.notices.free_over
             and self.session.identity.terms.price_micros
@@ -254,7 +257,8 @@ class Meter(Position):
             push = self.notices.end_free_time(self.session)
             if push is not None:
                 self._effects.append(push)
-        self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
+        said = self.notices.warn(self.session, elapsed_ms, self.positions, only=only)
+        self._effects.extend(said)
 
     def _reach_limit(self, limit: str, stopped_at: int, now_ms: int, token: Token = None) -> None:
         """The auto-stop: said at once, recorded by the step that follows.

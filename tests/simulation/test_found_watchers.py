@@ -97,6 +97,30 @@ def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(place: Lab
         assert warned == [(1, 300_000)]
 
 
+def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
+    place: Laboratory,
+) -> None:
+    """Where credits end, the watcher's process knew of another session of the same member, and
+    warned of the minutes too: its stop had another number, and one client heard two stops."""
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=None, of_org=True),
+        act("limit", user="ann9", minutes=12, of_org=False),
+        pay("ann9", 1_600_000),
+        SERVE,
+        start("s1", user="ann9", kind="lesson"),
+        wait(84),
+        start("s2", user="ann9", kind="recording"),
+        WATCH,
+        wait(20),
+    )
+    for name in ("c-s1", "w"):
+        client = next(one for one in clients if one.name == name)
+        told = [one for one in client.messages if one.get("session_id") == "s1"]
+        stops = [one["seq"] for one in told if one["type"] == "limit_reached"]
+        assert stops == [3]
+
+
 def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(place: Laboratory) -> None:
     """The end was told while the answer of Redis was on its way: the watcher sat down where
     nothing was told any more, and heard of no end."""
