@@ -381,8 +381,11 @@ class Meter(Position):
             return
         for notice in self.notices.adopt(session.standing, kept):
             self._effects.append(Push(notice))
+        is_probed = self._limiting
         self._stand_on(session, now_ms)
         if session.standing.phase is Phase.ENDED:
             self._effects.append(Leave())
+        elif self._is_unproven and not is_probed:
+            self._effects.append(Probe())  # the last seconds are for those who hear the client
         else:
             self._warn(now_ms)

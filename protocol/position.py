@@ -149,10 +149,15 @@ class Position:
         others stop waiting for it.
         """
         standing = self.session.standing
-        unsettled = standing.phase is Phase.STOPPING and standing.settled_ms < standing.elapsed_ms
-        if standing.grace_until is None or self.sockets or not unsettled:
+        if standing.grace_until is None or self.sockets or not self._is_unproven:
             return standing.grace_until
         return standing.grace_until + 2 * limits.NODE_SILENT_MS
+
+    @property
+    def _is_unproven(self) -> bool:
+        """Whether time before a stop is not settled yet: nobody has proven it."""
+        standing = self.session.standing
+        return standing.phase is Phase.STOPPING and standing.settled_ms < standing.elapsed_ms
 
     @property
     def _halting(self) -> bool:
@@ -210,7 +215,8 @@ class Position:
             return bool(self.notices.unrecorded) or self._extends(now_ms)
         if standing.phase is Phase.ENDED or self._limiting:
             return False
-        proven = standing.settled_ms < standing.elapsed_ms <= self.proven_ms(now_ms)
+        # A part is settled too: whoever makes the end may know of less.
+        proven = standing.settled_ms < self.proven_ms(now_ms)
         wanted = self._wanted or self._unnoted
         return proven or wanted or bool(self.notices.unrecorded)
 

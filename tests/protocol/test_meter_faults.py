@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from protocol import messages
-from protocol.effects import Leave, Move, Push, Refuse, Show
+from protocol.effects import Leave, Move, Probe, Push, Refuse, Show
 from protocol.projection import line_of
 from protocol.session import Grant, Session, Standing
 from protocol.states import Event, Phase
@@ -251,6 +251,38 @@ def test_time_without_a_grant_that_is_never_proven_is_not_uncovered() -> None:
     bench.meter.detach(NOW + 1_000, bench.now)
     standing = bench.step.standing
     assert (standing.elapsed_ms, standing.uncovered_ms, standing.ungranted) == (1_000, 0, ())
+
+
+def stopped_elsewhere(bench: Bench) -> None:
+    """Another process was faster with a stop at half a minute, and knew of no proof."""
+    bench.now = NOW + 30_000
+    stopping = bench.moved_to(
+        phase=Phase.STOPPING,
+        elapsed_ms=30_000,
+        at=bench.now,
+        limit="credits",
+        grace_until=bench.now + 15_000,
+        segments=((NOW, bench.now),),
+    )
+    bench.meter.moved(Move(stopping), bench.now)
+    bench.drain()
+
+
+def test_who_hears_the_client_proves_what_was_stopped_elsewhere() -> None:
+    bench = Bench(session_of(grant=final()))
+    stopped_elsewhere(bench)
+    assert only(bench.effects, Probe)
+    bench.alive()
+    assert bench.step.standing.settled_ms == 30_000
+
+
+def test_a_part_of_what_was_stopped_elsewhere_is_settled_as_soon_as_it_is_proven() -> None:
+    bench = Bench(session_of(grant=final()))
+    bench.meter.alive(NOW + 20_000, NOW + 20_000)
+    stopped_elsewhere(bench)
+    assert (bench.step.standing.phase, bench.step.standing.settled_ms) == (Phase.STOPPING, 20_000)
+    bench.accept()
+    assert bench.meter.asked is None
 
 
 def test_an_answer_that_was_lost_is_asked_for_anew() -> None:

@@ -121,6 +121,28 @@ def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
         assert stops == [3]
 
 
+def test_whoever_knows_most_of_a_stopped_session_settles_it_before_another_ends_it(
+    place: Laboratory,
+) -> None:
+    """Of two sockets on two processes one was heard at 97 s and both were cut then; the end was
+    made by the process that had heard its own at 90 s."""
+    billed_ms = _billed_ms(
+        place,
+        pay("cat9", 9_000_000),
+        SERVE,
+        start("s1", kind="capped"),
+        act("join", client="b", node="node.1", session="s1", last_seq=0),
+        WATCH,
+        wait(97),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(2.9),
+        act("cut", client="c-s1"),
+        act("cut", client="b"),
+        wait(60),
+    )
+    assert billed_ms == 97_000
+
+
 def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(place: Laboratory) -> None:
     """The end was told while the answer of Redis was on its way: the watcher sat down where
     nothing was told any more, and heard of no end."""
