@@ -121,9 +121,13 @@ class Meter(Position):
         """No answer came. What was asked may have been done: it is asked anew, from the
         same version, and if it was done already the answer says so."""
         intent, self._intents.current = self._intents.current, None
+        self._heard_at = max(self._heard_at, now_ms)
         if self._asked is not None:
             self._asked = None
-            if intent is not None:
+            is_early = self._grace_end is not None and now_ms < self._grace_end
+            if intent is not None and intent.event is Event.EXPIRED and is_early:
+                pass  # others can prove more, and are waited for again
+            elif intent is not None:
                 self._intents.add_first(intent)
             else:
                 self._wanted = True

@@ -67,6 +67,8 @@ class Position:
         """The uncovered time is used up too."""
         self._leaving = False
         """The last claim of a process that leaves the session to others is on its way."""
+        self._heard_at = session.standing.at
+        """When Redis last had anything new of the session, or did not answer."""
         self._stand_on(session, session.standing.at)
 
     @property
@@ -146,12 +148,12 @@ class Position:
 
         What is not settled of the time before a stop, only a process with a socket can prove: it
         is left to make the end. Should it be dead, it is swept and all is settled before the
-        others stop waiting for it.
+        others stop waiting for it. While Redis was away neither could be done.
         """
         standing = self.session.standing
         if standing.grace_until is None or self.sockets or not self._is_unproven:
             return standing.grace_until
-        return standing.grace_until + 2 * limits.NODE_SILENT_MS
+        return max(standing.grace_until, self._heard_at) + 2 * limits.NODE_SILENT_MS
 
     @property
     def _is_unproven(self) -> bool:
@@ -252,7 +254,7 @@ class Position:
     def _stand_on(self, session: Session, now_ms: int) -> None:
         """Makes ``session`` the ground, and measures anew what follows from it."""
         was_limiting, granted_ms = self._limiting, self.session.grant.granted_ms
-        self.session = session
+        self.session, self._heard_at = session, now_ms
         standing, grant = session.standing, session.grant
         self.course = Course(session, self.uncovered_ms)
         self._exhausted = False

@@ -285,6 +285,23 @@ def test_a_part_of_what_was_stopped_elsewhere_is_settled_as_soon_as_it_is_proven
     assert bench.meter.asked is None
 
 
+def test_who_hears_no_client_waits_after_an_outage_too_for_those_who_do() -> None:
+    bench = Bench(session_of(grant=final()), sockets=0)
+    bench.run(60_000)
+    bench.meter.unanswered(bench.now)  # the grace was over before Redis has heard of the stop
+    bench.drain()
+    bench.run(10_000)
+    bench.accept()
+    assert bench.meter.timer() == bench.now + 10_000
+    bench.run(10_000)
+    assert bench.step.standing.phase is Phase.ENDED
+    bench.run(20_000)
+    bench.meter.unanswered(bench.now)
+    assert bench.meter.asked is None
+    bench.run(10_000)
+    assert bench.step.standing.phase is Phase.ENDED
+
+
 def test_an_answer_that_was_lost_is_asked_for_anew() -> None:
     bench = Bench()
     bench.ask(Event.PAUSE, "pause")

@@ -160,3 +160,20 @@ def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(place: Laborator
     )
     watcher = next(client for client in clients if client.name == "w")
     assert [one.get("code") for one in watcher.messages] == ["session_ended"]
+
+
+def test_whoever_watches_leaves_the_end_to_others_also_after_an_outage(place: Laboratory) -> None:
+    """Redis came back when the stop's grace was over, and to the serving process last: the
+    watcher's made stop and end in one go, and billed the one minute that it knew of."""
+    billed_ms = _billed_ms(
+        place,
+        pay("cat9", 9_000_000),
+        SERVE,
+        start("s1", kind="capped"),
+        WATCH,
+        wait(99.5),
+        act("redis_away", ms=29_400),
+        mishaps(NODE, "redis", *([["lost", 10]] * 5)),
+        wait(120),
+    )
+    assert billed_ms == 100_000
