@@ -166,6 +166,12 @@ class Meter(Position):
             self._show()
         self._plan(now_ms)
 
+    def read(self, session: Session, notices: tuple[bytes, ...], now_ms: int) -> None:
+        """The session was read, with all the notices that are kept. While a step of this process
+        is on its way it may be part of that; then its answer tells what there is."""
+        if self._asked is None:
+            self.moved(Move(session, notices, complete=True), now_ms)
+
     def changed(self, now_ms: int) -> None:
         """A counter changed: the account, or a limit of member or organisation."""
         self._project(now_ms)

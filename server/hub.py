@@ -14,7 +14,6 @@ import structlog
 from redis.exceptions import RedisError
 
 from protocol import limits
-from protocol.effects import Move
 from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from protocol.moves import unstarted
 from protocol.notices import sequence_number
@@ -152,8 +151,7 @@ class Hub(Seating):
                 with seat.kept_free():
                     again = await self.live.attach(*name, read_only=True)
                 found = again or found
-        if seat.meter.asked is None:  # or else the answer tells what there is
-            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
+        seat.meter.read(found.session, found.notices, self.clock.now())
         return seat
 
     async def _depart(self, session: Session) -> None:
@@ -232,7 +230,7 @@ class Hub(Seating):
                 except BaseException:
                     self.release(seat)
                     raise
-            seat.meter.moved(Move(found.session, found.notices, complete=True), self.clock.now())
+            seat.meter.read(found.session, found.notices, self.clock.now())
             with seat.kept_free():
                 seat.drain()  # what was said by now the others hear, and this one is shown
             _check_live(seat.meter.session)  # it may have ended since it was read
@@ -279,7 +277,7 @@ class Hub(Seating):
             _check_live(found.session)
             seat = await self.seat_of(found.session)
             self._sit(seat, guest, limits.TICK_MS_MAX, watching=True)
-            seat.meter.moved(Move(found.session, found.notices), self.clock.now())
+            seat.meter.read(found.session, found.notices, self.clock.now())
             seat.drain()
             return seat
 

@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from protocol import limits
-from protocol.effects import Move
 from protocol.errors import ServiceError
 from protocol.session import session_key
 from protocol.states import Event, Phase, after
@@ -53,7 +52,7 @@ class Orphans:
                 return
             if seat is None:
                 seat = await hub.seat_of(found.session)
-            seat.meter.moved(Move(found.session, found.notices, complete=True), hub.clock.now())
+            seat.meter.read(found.session, found.notices, hub.clock.now())
             if alive_at is not None:
                 await self._lose(seat, node, alive_at)
             else:

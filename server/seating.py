@@ -211,8 +211,8 @@ class Seating:
         if self.seats.get(seat.key) is not seat:
             return
         now_ms = self.clock.now()
-        if found is not None and seat.meter.asked is None:
-            seat.meter.moved(Move(found.session, found.notices, complete=True), now_ms)
+        if found is not None:
+            seat.meter.read(found.session, found.notices, now_ms)
         seat.meter.changed(now_ms)
         seat.drain()
 

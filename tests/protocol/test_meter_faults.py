@@ -7,6 +7,7 @@ import pytest
 
 from protocol import messages
 from protocol.effects import Leave, Move, Probe, Push, Refuse, Show
+from protocol.notices import sequence_number
 from protocol.projection import line_of
 from protocol.session import Grant, Session, Standing
 from protocol.states import Event, Phase
@@ -375,7 +376,7 @@ def warned_bench() -> Bench:
     account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
     grant = Grant(granted_ms=60_000, held_micros=CREDIT, final="credits")
     standing = standing_of(free_over=True, warned={"credits": 300_000}, seq=1)
-    terms = terms_of(warn_at_ms=(300_000, 60_000))
+    terms = terms_of(warn_at_ms=(300_000, 60_000, 10_000))
     bench = Bench(session_of(terms, standing, grant), account)
     bench.run(0)
     assert numbers(bench.effects) == [2]
@@ -387,6 +388,16 @@ def test_what_was_said_is_recorded_by_the_next_step() -> None:
     assert len(bench.step.notices) == 1
     assert bench.step.standing.seq == 2
     assert bench.step.standing.warned == {"credits": 60_000}
+
+
+def test_a_reading_that_shows_the_step_on_its_way_takes_no_later_notice() -> None:
+    bench = warned_bench()
+    made = Session(bench.step.before.identity, bench.step.standing, bench.meter.session.grant)
+    bench.meter.read(made, bench.step.notices, bench.now)
+    assert numbers(bench.run(50_000)) == [3]
+    bench.accept()
+    # The answer records what its own step said, and nothing that was said since.
+    assert [sequence_number(one) for one in bench.meter.notices.unrecorded] == [3]
 
 
 def test_the_same_notice_of_another_process_is_not_said_twice() -> None:
