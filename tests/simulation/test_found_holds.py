@@ -1,5 +1,4 @@
-"""What simulated worlds have found about holds, each as a short run of a world (see
-``test_found``)."""
+"""Found in simulated worlds (see ``traces``): holds."""
 
 import pytest
 

@@ -177,3 +177,76 @@ def test_whoever_watches_leaves_the_end_to_others_also_after_an_outage(place: La
         wait(120),
     )
     assert billed_ms == 100_000
+
+
+def test_a_watcher_hears_what_was_told_while_the_line_was_down(place: Laboratory) -> None:
+    """Its process has no step to make that would be answered with that (seed 667)."""
+    clients = run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9", kind="pair"),
+        act("watch", client="w", node="node.b", session="s1"),
+        wait(30),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        pay("ann9", 20_000_000, "more"),
+        act("drop_lines"),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(60),
+    )
+    told = [one["type"] for one in clients[-1].messages]
+    assert "limit_cleared" in told
+
+
+def test_a_watcher_hears_of_an_end_that_was_told_while_the_line_was_down(
+    place: Laboratory,
+) -> None:
+    """Nothing follows by which its process would find out that it has missed something."""
+    clients = run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9"),
+        act("watch", client="w", node="node.b", session="s1"),
+        wait(1),
+        act("drop_lines"),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(60),
+    )
+    assert clients[-1].messages[-1]["type"] == "stopped"
+
+
+def test_a_watcher_is_shown_what_was_done_before_its_process_listened(place: Laboratory) -> None:
+    """The account is being opened when the last socket goes elsewhere (seed 1338)."""
+    clients = run(
+        place,
+        pay("ann9", 1_700_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9", kind="six"),
+        wait(30),
+        mishaps("node.b", "postgres", ["slow", 400]),
+        act("watch", client="w", node="node.b", session="s1"),
+        act("leave", client="c-s1", session="s1"),
+        wait(60),
+    )
+    told = [(one["type"], one.get("state")) for one in clients[-1].messages]
+    assert told[0] == ("session", "suspended")
+
+
+def test_a_watcher_is_not_cleared_away_before_it_sits(place: Laboratory) -> None:
+    """The session is being read again when it is paused: its end was not heard (seed 3356)."""
+    clients = run(
+        place,
+        pay("ann9", 9_000_000),
+        act("serve", node="node.b"),
+        wait(30),
+        start("s1", user="ann9"),
+        wait(20),
+        mishaps("node.b", "redis", ["slow", 0], ["slow", 0], ["slow", 700]),
+        act("watch", client="w", node="node.b", session="s1"),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        wait(5),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        wait(1),
+    )
+    assert "stopped" in [one["type"] for one in clients[-1].messages]

@@ -1,4 +1,8 @@
-"""Traces: what happens in a world, written down by hand and not left to chance."""
+"""Traces: what happens in a world, written down by hand and not left to chance.
+
+What simulated worlds have found is kept so, in ``test_found_*``: a seed may come to mean
+another world when a simulation learns to do more; a list of actions means the same for ever.
+"""
 
 from typing import Any
 

@@ -1,0 +1,153 @@
+"""Found in simulated worlds (see ``traces``): sockets that start, join and leave."""
+
+from typing import Any
+
+import pytest
+
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+def test_a_join_proves_no_more_than_that_somebody_asked_for_it(place: Laboratory) -> None:
+    """It waits while the roll is called, and its socket may be gone by then (seed 208)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.1"),
+        wait(60),
+        start("s1"),
+        wait(5),
+        act("cut", client="c-s1"),
+        wait(1),
+        act("join", client="c-again", node="node.1", session="s1", last_seq=0),
+        act("cut", client="c-again"),
+        wait(180),
+    )
+
+
+def test_a_join_that_fails_leaves_no_session_behind_that_nobody_serves(place: Laboratory) -> None:
+    """The last socket elsewhere goes while a process that has joined already waits for Postgres,
+    in vain (seed 869)."""
+    run(
+        place,
+        pay("ann9", 9_000_000),
+        start("s1", user="ann9"),
+        act("serve", node="node.b"),
+        wait(10),
+        mishaps("node.b", "postgres", ["late", 1_499]),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=None),
+        act("leave", client="c-s1", session="s1"),
+        wait(180),
+    )
+
+
+def test_a_join_that_fails_with_redis_leaves_no_process_noted_that_serves_nobody(
+    place: Laboratory,
+) -> None:
+    """Redis goes away while the roll is called: it cannot be told that the join was in vain, and
+    is when it is back (seed 5332)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        start("s1"),
+        act("serve", node="node.b"),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        act("redis_away", ms=2000),
+        wait(12),
+    )
+
+
+def test_a_join_whose_answer_is_lost_leaves_no_process_noted_that_serves_nobody(
+    place: Laboratory,
+) -> None:
+    """It was done all the same, and nobody heard of that (found by looking for more like seed
+    5332)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        start("s1"),
+        act("serve", node="node.b"),
+        wait(60),
+        mishaps("node.b", "redis", ["unanswered"]),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        wait(12),
+    )
+
+
+def test_a_request_proves_no_more_than_was_when_it_was_made(place: Laboratory) -> None:
+    """A pause and its end wait for a Redis that is away, and so does the line (seed 690)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1"),
+        wait(5),
+        act("redis_away", ms=30_000),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        act("cut", client="c-s1"),
+        wait(180),
+    )
+
+
+def test_a_start_is_not_cleared_away_by_what_its_account_is_told(place: Laboratory) -> None:
+    """Shared free time is being asked for, and credits come in: the session ran on where this
+    process looked for it no more, and was suspended as one without a socket (seed 3356)."""
+    clients = run(
+        place,
+        pay("ann9", 20_000_000),
+        start("s0", user="ann9"),
+        mishaps(NODE, "redis", ["slow", 0], ["slow", 0], ["slow", 700]),
+        start("s1", user="ann9", kind="pair"),
+        wait(0.3),
+        pay("ann9", 1_000_000, "more"),
+        wait(100),
+    )
+    shown = [one["state"] for one in clients[-1].messages if one["type"] == "session"]
+    assert shown == ["active"]
+
+
+def test_a_join_is_not_cleared_away_by_what_its_account_is_told(place: Laboratory) -> None:
+    """The session is being read again when it is paused: the process that joined it was noted
+    for it, and did not serve it (found by looking for more like seed 3356)."""
+    clients = run(
+        place,
+        pay("ann9", 9_000_000),
+        act("serve", node="node.b"),
+        wait(30),
+        start("s1", user="ann9"),
+        wait(20),
+        mishaps("node.b", "redis", *[["slow", 0]] * 6, ["slow", 700]),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        wait(0.3),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        wait(5),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(100),
+    )
+    shown = [one["state"] for one in clients[-1].messages if one["type"] == "session"]
+    assert shown == ["paused", "active"]
+
+
+@pytest.mark.parametrize(
+    ("is_paused", "mishap"), [(True, ["late", 4_000]), (False, ["lost"])], ids=["late", "lost"]
+)
+def test_a_socket_that_left_untold_was_there_as_long_as_its_process(
+    place: Laboratory, *, is_paused: bool, mishap: list[Any]
+) -> None:
+    """It left while a step was on its way, or could not be told, and its process died after one
+    more proof of life. Nobody else knows of its leaving: the session is suspended as of that
+    proof, as DESIGN section 2 has it, and the auditor took that for too much (seed 10248)."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        act("serve", node="node.1"),
+        start("s1"),
+        wait(20.5),
+        *([act("ask", client="c-s1", session="s1", event="pause")] if is_paused else []),
+        mishaps(NODE, "redis", mishap, ["died_after"]),
+        *([act("ask", client="c-s1", session="s1", event="resume")] if is_paused else []),
+        act("close", client="c-s1"),
+        wait(60),
+    )

@@ -1,0 +1,146 @@
+"""Found in simulated worlds (see ``traces``): limits, holds and uncovered time."""
+
+import pytest
+
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+def test_what_others_hold_is_not_in_the_way_of_a_start(place: Laboratory) -> None:
+    """Grants reach a minute ahead; who starts needs less, and others give it back (seed 97)."""
+    clients = run(
+        place,
+        pay("cat9", 2_900_000),
+        start("s1", kind="minute"),
+        start("s2", kind="minute"),
+        wait(1),
+    )
+    told = [message["type"] for client in clients for message in client.messages]
+    assert "error" not in told
+
+
+def test_sessions_of_an_account_that_owes_recall_each_other_once(place: Laboratory) -> None:
+    """An adjustment took what two sessions hold: each gives back what it can (seed 285)."""
+    run(
+        place,
+        pay("cat9", 800_000),
+        start("s1"),
+        start("s2"),
+        pay("cat9", -700_000, entry="correction"),
+        wait(60),
+    )
+
+
+def test_a_session_does_not_recall_what_is_reserved_for_an_operation(place: Laboratory) -> None:
+    """What a hold reserves no session can give back, least of all the one that asks (seed 285)."""
+    run(
+        place,
+        pay("cat9", 800_000),
+        act(
+            "deed", node=NODE, kind="hold", user="cat9", entry="hold:h1", micros=100_000,
+            hold="h1", ttl_ms=1_800_000,
+        ),
+        start("s1"),
+        pay("cat9", -700_000, entry="correction"),
+        wait(60),
+    )  # fmt: skip
+
+
+def test_a_lowered_limit_stops_no_session_in_the_middle_of_a_minute(place: Laboratory) -> None:
+    """A begun minute counts in full, and is used to its end (seeds 78 and 311)."""
+    clients = run(
+        place,
+        start("s1", user="ann9", kind="recording"),
+        wait(120),
+        act("limit", user="ann9", minutes=2, of_org=True),
+        wait(180),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert stopped["limit"] == "org_minutes"
+    assert stopped["receipt"]["elapsed_ms"] == 180_000
+
+
+def test_what_others_hold_is_not_in_the_way_of_a_gap_that_is_billed(place: Laboratory) -> None:
+    """Who comes back pays for the time between; another session holds ahead what is lacking for
+    that (seed 975)."""
+    clients = run(
+        place,
+        pay("cat9", 750_000),
+        start("s1", kind="capped"),
+        act("cut", client="c-s1"),
+        wait(39),
+        start("s2"),
+        wait(1),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=None),
+        wait(0.1),
+        act("ask", client="c-again", session="s1", event="stop"),
+        wait(1),
+    )
+    (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
+    assert stopped["reason"] == "client"
+    assert stopped["receipt"]["elapsed_ms"] == 40_100
+
+
+def test_a_cap_ends_a_session_though_redis_is_away(place: Laboratory) -> None:
+    """No grant says where it is, and uncovered time went on beyond it (seed 1384)."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        wait(5),
+        act("redis_away", ms=150_000),
+        wait(180),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
+
+
+def test_a_stop_at_a_cap_is_said_before_redis_can_hear_of_it(place: Laboratory) -> None:
+    """What lay in Redis was counted on beyond the cap while it was away, though the client had
+    been told of the stop on time (seed 20019)."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        wait(5),
+        act("redis_away", ms=150_000),
+        wait(110),
+        wait(70),
+    )
+    told = {one["type"]: one for one in clients[0].messages}
+    stopped_ms = told["limit_reached"]["stopped_at"] - told["session"]["started_at"]
+    assert stopped_ms == told["stopped"]["receipt"]["elapsed_ms"] == 100_000
+
+
+def test_what_the_dead_have_left_runs_beyond_no_cap(place: Laboratory) -> None:
+    """Nobody lived to end it while Postgres was away, and what lay in Redis was counted on
+    beyond the cap (found by looking at 20019)."""
+    clients = run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        wait(5),
+        act("postgres_away", ms=150_000),
+        wait(10),
+        act("kill", name=NODE),
+        act("join", client="c-late", node="node.x1", session="s1", last_seq=None),
+        wait(60),
+    )
+    (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
+    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
+
+
+def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laboratory) -> None:
+    """The first answer of Redis came before the first proof of life, and what it granted hid
+    that nothing had been when the time was used: debt, and nothing said why (seed 5338)."""
+    clients = run(
+        place,
+        pay("cat9", 50_000),
+        start("s1"),
+        act("redis_away", ms=8_000),
+        wait(61),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("credits", 9_600)

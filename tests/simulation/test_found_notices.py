@@ -1,0 +1,86 @@
+"""Found in simulated worlds (see ``traces``): notices and their numbers."""
+
+import pytest
+
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
+    place: Laboratory,
+) -> None:
+    """The process that is joined knows of another session of the month, and warns (seed 794)."""
+    clients = run(
+        place,
+        start("s1", user="ann9", kind="recording"),
+        act("serve", node="node.b"),
+        act("start", client="c-s2", node="node.b", user="ann9", kind="recording", session="s2"),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        wait(1),
+    )
+    told = [one for one in clients[-1].messages if one.get("session_id") == "s1"]
+    missed = [notice["seq"] for one in told for notice in one.get("missed", ())]
+    assert missed == [1]
+    assert [one["seq"] for one in told if one["type"] == "limit_warning"] == [2]  # of the other
+
+
+def test_a_process_that_is_joined_says_nothing_of_figures_that_do_not_belong_together(
+    place: Laboratory,
+) -> None:
+    """A limit is lowered between reading the session and its months; the process that serves
+    the session has shortened the grant, and warned, when it is read again (seed 5183)."""
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=None, of_org=True),
+        act("limit", user="ann9", minutes=None, of_org=False),
+        start("s1", user="ann9", kind="recording"),
+        act("serve", node="node.b"),
+        wait(243),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        act("limit", user="ann9", minutes=1, of_org=True),
+        wait(1),
+    )
+    for client in clients:
+        told = [one for one in client.messages if one.get("session_id") == "s1"]
+        numbered = [*told, *(notice for one in told for notice in one.get("missed", ()))]
+        warned = [one for one in numbered if one["type"] == "limit_warning"]
+        assert [(one["seq"], one["threshold_ms"]) for one in warned] == [(1, 60_000)]
+
+
+def test_what_is_said_while_a_join_waits_is_among_what_was_missed(place: Laboratory) -> None:
+    """The session is read once more when the roll has been called (seed 647)."""
+    run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        start("s1", user="ann9"),
+        wait(30),
+        act("join", client="c-b", node="node.b", session="s1", last_seq=0),
+        pay("ann9", 20_000_000, "more"),
+        wait(1),
+    )
+
+
+def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
+    place: Laboratory,
+) -> None:
+    """What it said last nobody recorded; who heard that comes back and is shown the stop (seed
+    514)."""
+    clients = run(
+        place,
+        pay("ann9", 4_500_000),
+        act("serve", node="node.b"),
+        act("start", client="c-s1", node="node.b", user="ann9", kind="second", session="s1"),
+        wait(1),
+        mishaps("node.b", "redis", ["died"]),
+        pay("ann9", 20_000_000, "more"),
+        wait(120),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=2),
+        wait(1),
+    )
+    before, again = clients
+    assert [one["seq"] for one in before.messages if one["type"] == "limit_cleared"] == [2]
+    (answer,) = again.messages
+    assert [notice["type"] for notice in answer["missed"]] == ["stopped"]
