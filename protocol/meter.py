@@ -27,6 +27,9 @@ from protocol.session import Session
 from protocol.states import Event, Phase
 from protocol.steps import Step
 
+LATER_MAX = 8
+"""Steps of others that wait for an answer; with more the session is read anew."""
+
 
 class Meter(Position):
     """One session on one process."""
@@ -113,6 +116,7 @@ class Meter(Position):
                 self._refused(reply.refused_by, intent, now_ms)
             elif intent is not None:
                 self._judge_again(intent)
+        self._hear_later(now_ms)
         if self._recalled:
             self.recall(now_ms)
         self._plan(now_ms)
@@ -134,6 +138,7 @@ class Meter(Position):
         if self._has_left():
             self._effects.append(Leave())
         else:
+            self._hear_later(now_ms)
             self._plan(now_ms)
 
     def abandon(self) -> list[Token]:
@@ -153,6 +158,9 @@ class Meter(Position):
         if session.standing.version <= version:
             return
         if self.sockets and self.misses(move):
+            if self._asked is not None and len(self._later) < LATER_MAX:
+                self._later += (move,)  # what is missed may be the step on its way
+                return
             # A message was missed: the next step is answered with all that was.
             self._wanted = True
             self._plan(now_ms)
@@ -171,6 +179,12 @@ class Meter(Position):
         is on its way it may be part of that; then its answer tells what there is."""
         if self._asked is None:
             self.moved(Move(session, notices, complete=True), now_ms)
+
+    def _hear_later(self, now_ms: int) -> None:
+        """Takes what was told of others before the answer to the step that came before it."""
+        later, self._later = self._later, ()
+        for move in later:
+            self.moved(move, now_ms)
 
     def changed(self, now_ms: int) -> None:
         """A counter changed: the account, or a limit of member or organisation."""

@@ -9,7 +9,7 @@ import msgspec
 
 from protocol import horizon, limits, moves
 from protocol.course import Course
-from protocol.effects import Effect, Show, Token
+from protocol.effects import Effect, Move, Show, Token
 from protocol.grants import MonthOf, month_ends_at
 from protocol.intents import STOP_PROOF_MS, Intent, Intents
 from protocol.notices import Notices
@@ -65,6 +65,9 @@ class Position:
         """The minute's end up to which sockets were asked for a proof of life."""
         self._exhausted = False
         """The uncovered time is used up too."""
+        self._later: tuple[Move, ...] = ()
+        """Steps of others after one that is not known here: it may be that of this process whose
+        answer is on its way."""
         self._leaving = False
         """The last claim of a process that leaves the session to others is on its way."""
         self._heard_at = session.standing.at

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from protocol import messages
+from protocol.codec import encode
 from protocol.effects import Leave, Move, Probe, Push, Refuse, Show
 from protocol.notices import sequence_number
 from protocol.projection import line_of
@@ -467,6 +468,30 @@ def test_who_missed_a_message_asks_for_what_it_missed() -> None:
     assert bench.step.before.standing.version == version
     news = bench.answer(session=later, notices=(notice(1, threshold_ms=300_000), notice(2)))
     assert numbers(news) == [1, 2]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_step_of_others_that_is_told_before_the_answer_to_ones_own_is_not_missed(
+    answered: bool,
+) -> None:
+    bench = Bench()
+    bench.ask(Event.PAUSE)
+    paused = bench.step.standing
+    later = bench.moved_to(Grant(), seq=1)
+    standing = msgspec.structs.replace(paused, version=paused.version + 1, seq=1)
+    later = msgspec.structs.replace(later, standing=standing)
+    minute = messages.Minute(session_id="chat-1", minute=0, seconds=60, credits="1")
+    bench.meter.moved(Move(later, (notice(1),), minutes=(encode(minute),)), NOW)
+    assert said(bench.drain()) == []
+    if answered:
+        assert said(bench.accept())[-2:] == [said([Push(notice(1))])[0], minute]
+        assert bench.meter.session == later
+        assert bench.meter.asked is None
+    else:
+        # It is not known what came first: what is asked next is answered with all that was.
+        bench.meter.unanswered(bench.now)
+        assert said(bench.drain()) == []
+        assert numbers(bench.answer(session=later, notices=(notice(1),))) == [1]
 
 
 def test_free_time_ends_once() -> None:
