@@ -129,12 +129,11 @@ class Meter(Position):
         if self._asked is not None:
             self._asked = None
             is_early = self._grace_end is not None and now_ms < self._grace_end
-            if intent is not None and intent.event is Event.EXPIRED and is_early:
-                pass  # others can prove more, and are waited for again
-            elif intent is not None:
-                self._intents.add_first(intent)
-            else:
+            if intent is None:
                 self._wanted = True
+            elif intent.event is not Event.EXPIRED or not is_early:
+                # Or else others can prove more, and are waited for again.
+                self._intents.add_first(intent)
         if self._has_left():
             self._effects.append(Leave())
         else:
