@@ -133,10 +133,17 @@ REQUEST_USERS_MAX: Final = 65_536
 # So many more than the burst are answered `rate_limited`; then the socket is closed 4502,
 # because answering is work too.
 REFUSALS_PER_SOCKET_MAX: Final = 200
-# Wrong tokens from one address: a browser whose token expired tries once or twice.
+# Bad tokens and keys from one address; good ones pass in any number.
 AUTH_FAILURES_PER_ADDRESS_PER_MINUTE: Final = 60
 AUTH_FAILURE_ADDRESSES_MAX: Final = 65_536
-"""Addresses whose wrong tokens are counted in one minute; with more, counting begins anew."""
+"""Addresses whose bad guesses are counted in one minute; with more, counting begins anew."""
+SUSPECT_CHECK_MS: Final = 2
+"""Pace of signature checks for addresses that have used up their guesses: a check takes
+0.1 ms, so guessing takes at most a twentieth of the loop."""
+SUSPECT_CHECKS_WAITING_MAX: Final = 16
+"""Tokens of one such address that wait for their check; with more, the oldest must come again."""
+PROXIES_REPORTED_MAX: Final = 16
+"""Untrusted peers that send ``X-Forwarded-For`` and are named in the log, once each."""
 INBOX_MESSAGES_MAX: Final = 32
 """Messages of one socket that wait for the application before reading is paused."""
 SLICE_BYTES: Final = 1024

@@ -86,16 +86,6 @@ async def _admitted(process: Process, websocket: WebSocket, address: str) -> boo
             Problem(403, "forbidden", "pages of this origin may not connect").response()
         )
         return False
-    wait_ms = process.failures.wait_ms(address)
-    if wait_ms:
-        refusal = Problem(
-            429,
-            "rate_limited",
-            "too many requests without a good token from this address",
-            retry_after_s=-(-wait_ms // 1000),
-        )
-        await websocket.send_denial_response(refusal.response())
-        return False
     if process.draining or not process.sockets.admit(address):
         await websocket.send_denial_response(
             Problem(503, "unavailable", "no more sockets now").response()

@@ -15,7 +15,7 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -172,11 +172,15 @@ class Authenticator:
         if self._keys is not None:
             await self._keys.run()
 
-    async def authenticate(self, bearer: str) -> Principal:
+    async def authenticate(
+        self, bearer: str, before_signature: Callable[[], Awaitable[None]] | None = None
+    ) -> Principal:
         """The principal of an API key or a JWT.
 
-        Raises ``unauthenticated``, :class:`ExpiredTokenError`, or ``unavailable`` when the
-        issuer's keys could not be fetched yet.
+        ``before_signature`` is awaited before a public key's signature is checked, which is
+        the one costly check (40 to 100 microseconds). Raises ``unauthenticated``,
+        :class:`ExpiredTokenError`, or ``unavailable`` when the issuer's keys could not be
+        fetched yet.
         """
         if not 1 <= len(bearer) <= limits.TOKEN_CHARACTERS_MAX or not bearer.isascii():
             raise _refused("not a bearer token")
@@ -186,10 +190,12 @@ class Authenticator:
             return Principal(kind="key")
         if _JWT.fullmatch(bearer) is None:
             raise _refused("neither an API key nor a JWT")
-        claims = await self._verify(bearer)
+        claims = await self._verify(bearer, before_signature)
         return self._principal(claims)
 
-    async def _verify(self, token: str) -> dict[str, Any]:
+    async def _verify(
+        self, token: str, before_signature: Callable[[], Awaitable[None]] | None
+    ) -> dict[str, Any]:
         """The claims of a token whose signature, issuer and audience are good."""
         try:
             header = jwt.get_unverified_header(token)
@@ -197,6 +203,8 @@ class Authenticator:
             if not isinstance(algorithm, str):
                 raise _refused("no algorithm")
             key = await self._find_key(algorithm, header.get("kid"))
+            if before_signature is not None and not isinstance(key, str):
+                await before_signature()
             return jwt.decode(
                 token,
                 key,

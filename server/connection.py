@@ -245,11 +245,8 @@ class Connection:
 
     async def _principal_of(self, request: messages.Auth | messages.Refresh) -> Principal | None:
         """The user behind a token; None when the socket was closed because of it."""
-        failures = self.process.failures
-        if failures.wait_ms(self.address):
-            raise PeerError(ErrorCode.RATE_LIMITED, "too many bad tokens from this address")
         try:
-            principal = await failures.counted(
+            principal = await self.process.failures.counted(
                 self.address, self.process.authenticator, request.token
             )
         except ExpiredTokenError:

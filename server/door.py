@@ -12,8 +12,12 @@ import ipaddress
 from collections import Counter
 from typing import Any, Protocol
 
+import structlog
+
 from protocol import limits
 from server.metrics import Metrics
+
+log = structlog.get_logger("taximeter.door")
 
 LOOK_S = 1.0
 """How late a deadline may be noticed."""
@@ -72,6 +76,7 @@ class Door:
         self.lingering = 0
         """Those that were refused, and have not read it yet."""
         self._by_network: Counter[str] = Counter()
+        self._reported: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, guest: Guest, address: str) -> Entry | str:
@@ -84,7 +89,7 @@ class Door:
         self._look_later()
         network = network_of(address)
         crowded = self._by_network[network] >= limits.SOCKETS_PER_ADDRESS_MAX
-        if crowded and not (self.proxies and address in self.proxies):
+        if crowded and not self.trusts(address):
             return "address"
         if self.count >= self.connections_max:
             if not self.idle:
@@ -119,6 +124,25 @@ class Door:
     def busy(self, guest: Guest) -> None:
         """A connection asks something."""
         self.idle.pop(guest, None)
+
+    def trusts(self, address: str) -> bool:
+        """Whether a peer is a proxy that is believed about its clients."""
+        return bool(self.proxies) and address in self.proxies
+
+    def forwarded(self, address: str) -> None:
+        """A peer sent ``X-Forwarded-For``. One that is not trusted is logged once.
+
+        Behind a proxy that is not listed every client has the proxy's address.
+        """
+        if self.trusts(address) or address in self._reported:
+            return
+        if len(self._reported) < limits.PROXIES_REPORTED_MAX:
+            self._reported.add(address)
+            log.warning(
+                "forwarded_for_ignored",
+                peer=address,
+                hint="if this is your proxy, name it in FORWARDED_ALLOW_IPS",
+            )
 
     def cut(self, why: str) -> None:
         """Counts a connection that was refused or cut."""

@@ -1,29 +1,78 @@
-"""Addresses that keep asking without a good token, over HTTP or in sockets."""
+"""Bad guesses: credentials that are not good, counted by the address that sent them.
 
+The budget refuses bad guesses only. Credentials are checked first, so a good token or key
+passes from every address, whatever its neighbours send. A request without credentials is no
+guess. What checking costs stays bounded: an API key and a shared secret take a hash each, and
+signatures of public keys are checked at a pace once an address has used up its budget.
+"""
+
+import asyncio
 from collections import Counter
 
 from protocol import limits
-from protocol.errors import PeerError
+from protocol.errors import ErrorCode, PeerError, ServiceError
 from protocol.terms import MINUTE_MS
 from server.auth import Authenticator, ExpiredTokenError, Principal
 from server.clock import Clock
 from server.door import network_of
 
 
-class Failures:
-    """Requests without a good token, by the address that they came from.
+class TooManyGuessesError(PeerError):
+    """One more bad guess from an address that has used up its budget."""
 
-    So many in one minute, and the address is not listened to for the rest of it: neither
-    is guessing worth while, nor does a flood cost us signatures to check.
+
+class SuspectChecks:
+    """Signature checks for addresses that have used up their budget: one at a time, at a pace.
+
+    The newest request of an address has the next turn, for its sender still waits. Addresses
+    take turns, so one that floods delays nobody else.
     """
+
+    def __init__(self, pace_s: float = limits.SUSPECT_CHECK_MS / 1000) -> None:
+        self.pace_s = pace_s
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def turn(self, network: str) -> None:
+        """Waits for a turn; raises ``unavailable`` when newer requests have taken them all."""
+        loop = asyncio.get_running_loop()
+        if self._timer is None:
+            self._timer = loop.call_later(self.pace_s, self._next)
+            return
+        waiting = self._waiting.setdefault(network, [])
+        mine = loop.create_future()
+        waiting.append(mine)
+        if len(waiting) > limits.SUSPECT_CHECKS_WAITING_MAX:
+            oldest = waiting.pop(0)
+            if not oldest.done():
+                oldest.set_exception(ServiceError("too many tokens from this address wait"))
+        await mine
+
+    def _next(self) -> None:
+        self._timer = None
+        while self._waiting:
+            network = next(iter(self._waiting))
+            waiting = self._waiting.pop(network)
+            mine = waiting.pop()
+            if waiting:
+                self._waiting[network] = waiting  # behind the others
+            if not mine.done():
+                mine.set_result(None)
+                self._timer = asyncio.get_running_loop().call_later(self.pace_s, self._next)
+                return
+
+
+class Failures:
+    """Bad guesses of the current minute, by the network that they came from."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._minute = 0
         self._counts: Counter[str] = Counter()
+        self._checks = SuspectChecks()
 
     def wait_ms(self, address: str) -> int:
-        """How long an address that has had its minute's share must wait; 0: not at all."""
+        """How long further bad guesses of an address are refused as too many; 0: they are not."""
         now_ms = self._clock.now()
         crowded = len(self._counts) > limits.AUTH_FAILURE_ADDRESSES_MAX
         if now_ms // MINUTE_MS != self._minute or crowded:
@@ -34,19 +83,28 @@ class Failures:
         return MINUTE_MS - now_ms % MINUTE_MS
 
     def count(self, address: str) -> None:
-        """One more request without a good token."""
+        """One more bad guess."""
         self._counts[network_of(address)] += 1
 
     async def counted(self, address: str, authenticator: Authenticator, bearer: str) -> Principal:
-        """The principal of a token; one that is not good is counted, and raised.
+        """The principal of good credentials, from any address.
 
-        A token that has merely run out is nobody's guess: an office whose computers wake up
-        together sends many.
+        Bad credentials are counted and raised: as ``unauthenticated``, and beyond the budget
+        as :class:`TooManyGuessesError`. A token that has merely run out is no guess, because
+        an office whose computers wake up together sends many.
         """
         try:
-            return await authenticator.authenticate(bearer)
+            return await authenticator.authenticate(bearer, lambda: self._turn(address))
         except ExpiredTokenError:
             raise
-        except PeerError:
+        except PeerError as error:
+            if self.wait_ms(address):
+                raise TooManyGuessesError(
+                    ErrorCode.RATE_LIMITED, "too many bad tokens or keys from this address"
+                ) from error
             self.count(address)
             raise
+
+    async def _turn(self, address: str) -> None:
+        if self.wait_ms(address):
+            await self._checks.turn(network_of(address))

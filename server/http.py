@@ -21,6 +21,7 @@ from protocol.codec import explain, read_json
 from protocol.errors import BadMessageError, ErrorCode, PeerError, ProtocolError
 from protocol.fields import is_id
 from server.auth import Principal, Role
+from server.failures import TooManyGuessesError
 from server.metrics import Metrics
 from server.process import Process
 from storage.live import LiveError
@@ -158,24 +159,21 @@ def bearer_of(headers: Any) -> str | None:
 async def principal_of(request: Request, *roles: Role) -> Principal:
     """Who asks; raises ``unauthenticated``, or ``forbidden`` for none of ``roles``.
 
-    An address that keeps asking without a good token gets ``rate_limited`` instead, and so
-    does a user who asks too much.
+    Bad credentials get ``rate_limited`` once their address has used up its guesses, and so
+    does a user who asks too much. Good credentials pass from every address.
     """
     process = process_of(request)
     address = request.client.host if request.client else ""
-    wait_ms = process.failures.wait_ms(address)
-    if wait_ms:
-        raise Problem(
-            429,
-            ErrorCode.RATE_LIMITED.value,
-            "too many requests without a good token from this address",
-            retry_after_s=-(-wait_ms // 1000),
-        )
     bearer = bearer_of(request.headers)
     if bearer is None:
-        process.failures.count(address)
         raise PeerError(ErrorCode.UNAUTHENTICATED, "an Authorization header is missing")
-    principal = await process.failures.counted(address, process.authenticator, bearer)
+    try:
+        principal = await process.failures.counted(address, process.authenticator, bearer)
+    except TooManyGuessesError as error:
+        wait_ms = process.failures.wait_ms(address)
+        raise Problem(
+            429, error.code.value, error.message, retry_after_s=max(1, -(-wait_ms // 1000))
+        ) from None
     process.requests.check(principal)
     if roles:
         principal.require(*roles)

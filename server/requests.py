@@ -227,6 +227,8 @@ class BoundedHttp(HttpToolsProtocol):
             self.codings += lower == b"transfer-encoding"
             if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise _RefusedError(BAD)  # the parser would begin the request before it says so
+            if lower == b"x-forwarded-for":
+                self.door.forwarded(self.client[0] if self.client is not None else "")
             super().on_header(name, value)
 
     def _count_head(self, count: int) -> None:

@@ -116,7 +116,10 @@ def test_operators_are_told_the_limits_that_there_are() -> None:
         ],
         "does not answer pings": [limits.PONG_TIMEOUT_MS / 1000],
         "does not authenticate": [limits.AUTH_TIMEOUT_MS / 1000],
-        "tries tokens": [limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE],
+        "tries tokens or keys": [
+            limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE,
+            limits.SUSPECT_CHECK_MS,
+        ],
         "sends many messages, or requests as one user": [
             limits.REQUESTS_BURST,
             limits.REQUESTS_PER_SECOND,

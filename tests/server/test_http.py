@@ -1,19 +1,22 @@
 """What every request over HTTP has around it."""
 
+import asyncio
 import re
 from typing import Any
 
 import httpx
 import pytest
+import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol import limits
-from protocol.errors import PeerError
+from protocol.errors import ErrorCode, PeerError
 from protocol.terms import MINUTE_MS
 from server.auth import Principal
 from server.buckets import UserRequests
-from server.failures import Failures
-from tests.fixtures.server import StartServer, TestServer
+from server.door import Door
+from server.failures import Failures, SuspectChecks
+from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 
 PAGE = "https://shop.example"
@@ -163,24 +166,49 @@ async def test_requests_are_measured_by_the_pattern_of_their_path(server: TestSe
 # --- Floods ------------------------------------------------------------------------
 
 
-async def test_an_address_without_a_good_token_is_not_listened_to_for_long(
-    server: TestServer,
-) -> None:
+async def test_only_bad_guesses_are_refused_as_too_many(server: TestServer) -> None:
     # The whole test lies in one minute, however slow the machine is.
     advance(server, MINUTE_MS - server.process.clock.now() % MINUTE_MS)
     clock = server.process.clock
     start_at, clock.now = clock.now(), lambda: start_at  # type: ignore[method-assign]
-    for number in range(limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE):
-        bearer = None if number % 2 else "wrong"
-        assert_problem(await ask(server, "GET", "/v1/accounts/ann", bearer), 401, "unauthenticated")
-    for bearer in (None, "wrong", server.token()):
-        response = await ask(server, "GET", "/v1/accounts/ann", bearer)
-        assert_problem(response, 429, "rate_limited")
-        assert re.fullmatch(r"[1-9]|[1-5][0-9]|60", response.headers["retry-after"])
-    # What needs no token goes on, and the next minute is another one.
+    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    for _ in range(budget + 1):  # a request without credentials is no guess
+        response = await ask(server, "GET", "/v1/accounts/ann", None)
+        assert_problem(response, 401, "unauthenticated")
+    for _ in range(budget):
+        response = await ask(server, "GET", "/v1/accounts/ann", "wrong")
+        assert_problem(response, 401, "unauthenticated")
+    response = await ask(server, "GET", "/v1/accounts/ann", "wrong")
+    assert_problem(response, 429, "rate_limited")
+    assert re.fullmatch(r"[1-9]|[1-5][0-9]|60", response.headers["retry-after"])
+    # Good credentials pass from the same address, and none are asked for as before.
+    for bearer in (server.token(), API_KEY):
+        assert (await ask(server, "GET", "/v1/accounts/ann", bearer)).status_code == 200
+    response = await ask(server, "GET", "/v1/accounts/ann", None)
+    assert_problem(response, 401, "unauthenticated")
     assert (await ask(server, "GET", "/healthz", None)).status_code == 200
+    # The next minute is another one.
     clock.now = lambda: start_at + MINUTE_MS  # type: ignore[method-assign]
-    assert (await ask(server, "GET", "/v1/accounts/ann", server.token())).status_code == 200
+    response = await ask(server, "GET", "/v1/accounts/ann", "wrong")
+    assert_problem(response, 401, "unauthenticated")
+
+
+async def test_forwarded_for_of_an_untrusted_peer_is_logged_once(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {"X-Forwarded-For": "198.51.100.7"}
+    server = await start_server()
+    with structlog.testing.capture_logs() as logged:
+        await ask(server, "GET", "/healthz", None, headers=told)
+    assert [line for line in logged if line["event"] == "forwarded_for_ignored"] == []
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.6")
+    server = await start_server()
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(3):
+            await ask(server, "GET", "/healthz", None, headers=told)
+    (line,) = [line for line in logged if line["event"] == "forwarded_for_ignored"]
+    assert line["peer"] == "127.0.0.1"
+    assert "FORWARDED_ALLOW_IPS" in line["hint"]
 
 
 async def test_a_user_who_asks_too_much_is_told_to_wait(
@@ -256,3 +284,61 @@ def test_a_flood_from_everywhere_does_not_fill_the_memory() -> None:
     for number in range(limits.AUTH_FAILURE_ADDRESSES_MAX + 10):
         fail(failures, f"address {number}", 1)
     assert len(failures._counts) <= limits.AUTH_FAILURE_ADDRESSES_MAX + 1
+
+
+def test_untrusted_peers_are_named_up_to_a_number() -> None:
+    door = Door()
+    with structlog.testing.capture_logs() as logged:
+        for number in range(limits.PROXIES_REPORTED_MAX + 10):
+            door.forwarded(f"10.0.0.{number}")
+    assert len(logged) == limits.PROXIES_REPORTED_MAX
+
+
+async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> None:
+    failures = Failures(Stopped(MINUTE_MS))
+    failures._checks = checks = SuspectChecks(pace_s=3600.0)
+    authenticator = Slow()
+    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    await asyncio.gather(*(guess(failures, authenticator, "bad") for _ in range(budget)))
+    assert authenticator.checked == budget
+    # From here on there is one check at a time, however many tokens arrive.
+    waiting = [asyncio.create_task(guess(failures, authenticator, "bad")) for _ in range(1_000)]
+    good = asyncio.create_task(guess(failures, authenticator, "good"))
+    elsewhere = asyncio.create_task(guess(failures, authenticator, "good", "b"))
+    await asyncio.gather(*waiting[: -limits.SUSPECT_CHECKS_WAITING_MAX], return_exceptions=True)
+    assert authenticator.checked == budget + 2  # the first of them, and the one from elsewhere
+    assert await elsewhere == "principal"
+    # The newest has the next turn: its sender still waits.
+    assert checks._timer is not None
+    checks._timer.cancel()
+    checks._next()
+    assert await good == "principal"
+    assert authenticator.checked == budget + 3
+    assert sum(len(tokens) for tokens in checks._waiting.values()) < (
+        limits.SUSPECT_CHECKS_WAITING_MAX
+    )
+    checks._timer.cancel()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+class Slow:
+    """An authenticator whose checks are counted."""
+
+    def __init__(self) -> None:
+        self.checked = 0
+
+    async def authenticate(self, bearer: str, before_signature: Any) -> str:
+        await before_signature()
+        self.checked += 1
+        if bearer == "good":
+            return "principal"
+        raise PeerError(ErrorCode.UNAUTHENTICATED, "the token is not valid")
+
+
+async def guess(failures: Failures, authenticator: Any, bearer: str, address: str = "a") -> Any:
+    try:
+        return await failures.counted(address, authenticator, bearer)
+    except PeerError as error:
+        return error.code
