@@ -91,10 +91,10 @@ class Holds(Grants):
         self,
         tenant: str,
         hold_id: str,
-        micros: int | None = None,
+        micros: int,
         metadata: dict[str, Any] | None = None,
     ) -> Posted | HoldGone | Exceeds:
-        """Charges up to what is held, all of it by default, and gives back the rest.
+        """Charges up to what is held, and gives back the rest.
 
         ``metadata`` is added to the hold's. A hold that was posted already is answered with
         what was charged then.
@@ -103,8 +103,7 @@ class Holds(Grants):
         if hold is None:
             return HoldGone(None)
         metadata = {**(hold.metadata or {}), **(metadata or {})} or None
-        charge = hold.amount_micros if micros is None else micros
-        entry = _entry_of(hold, charge, self.clock.now(), metadata)
+        entry = _entry_of(hold, micros, self.clock.now(), metadata)
         answer = await self._change(hold, lambda: self.spending.post(hold, entry))
         assert answer.hold is not None
         match answer.status:

@@ -227,8 +227,19 @@ async def raw_body(request: Request) -> bytes:
     return bytes(received)
 
 
+def may_be_empty(body_type: type[msgspec.Struct]) -> bool:
+    """Whether a request with such a body may come without one.
+
+    A body's type says so by ``EMPTY_BODY = True``. Any other call that changes something
+    needs its body: an empty one is more likely lost on the way than meant.
+    """
+    return bool(getattr(body_type, "EMPTY_BODY", False))
+
+
 def read_body(raw: bytes, body_type: type[Body]) -> Body:
     """The body as ``body_type``; the error names the field that is wrong."""
+    if not raw and not may_be_empty(body_type):
+        raise BadMessageError("the body is empty: expected a JSON object")
     value = read_json(raw or b"{}", limits.BODY_BYTES_MAX)
     if not isinstance(value, dict):
         raise BadMessageError("expected a JSON object")

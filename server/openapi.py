@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 from protocol import limits
 from protocol.fields import ID_PATTERN, describe
 from server.auth import Role
-from server.http import Endpoint
+from server.http import Endpoint, may_be_empty
 from server.idempotency import KEY_HEADER, REPLAYED_HEADER
 
 VERSION = "1"
@@ -243,10 +243,7 @@ def _path_operation(
     if operation.body is not None:
         schema = {**reference_of[operation.body], **operation.body_rule}
         content = {"application/json": {"schema": schema}}
-        # An object of which nothing is required may be left out as a whole.
-        required = bool(operation.body_rule) or any(
-            field.required for field in msgspec.structs.fields(operation.body)
-        )
+        required = not may_be_empty(operation.body)
         item["requestBody"] = {"required": required, "content": content}
     return item
 

@@ -12,6 +12,8 @@ What uvicorn leaves undone, and this does (each has a test):
 - Heads that two readers may understand differently are refused: no ``Host`` or two, and
   versions that are not HTTP/1. The parser refuses the rest (RFC 9112 section 11.2).
 - Fields behind a chunked body are nobody's headers.
+- A request that offers a protocol other than WebSocket is served with its body; the parser
+  ends such a request at its head.
 - What is refused is read on for a moment: a reset would overtake the answer.
 - A malformed request is counted and not logged, for the log would be the flood's.
 
@@ -89,6 +91,8 @@ class BoundedHttp(HttpToolsProtocol):
         # that was fed to it since the head began.
         self.head_bytes = self.head_fields = self.fed_bytes = 0
         self.hosts = self.codings = 0
+        # The head that was just read offers another protocol: it is read again without that.
+        self.declines_upgrade = False
         # Why nothing more is read; said when the answers before it are sent.
         self.refusal: Refusal | None = None
 
@@ -183,14 +187,7 @@ class BoundedHttp(HttpToolsProtocol):
             return
         self.fed_bytes += len(data)
         try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-            else:
-                # RFC 9110 section 7.8: an upgrade may be ignored. The parser takes what
-                # follows for another protocol, so nothing may follow.
-                self.cycle.keep_alive = False
+            self._parse(data)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             self._refuse(cause.refusal if isinstance(cause, _RefusedError) else BAD)
@@ -200,6 +197,42 @@ class BoundedHttp(HttpToolsProtocol):
             # The parser keeps a field for itself until it has the whole of it.
             if self.in_head and self.fed_bytes > limits.REQUEST_HEAD_BYTES_MAX:
                 self._refuse(LARGE)
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser; it stops behind each head that offers another protocol."""
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as stopped:
+                if not self.declines_upgrade:
+                    self.handle_websocket_upgrade()
+                    return
+                data = self._head_without_upgrade() + data[stopped.args[0] :]
+            # Its state is that of a connection which has become another protocol's.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _is_handshake(self) -> bool:
+        """Whether the head opens a WebSocket (RFC 6455 section 4.1): GET, and no body."""
+        return (
+            self._should_upgrade()
+            and self.parser.get_method() == b"GET"
+            and self.parser.get_http_version() == "1.1"
+            and not self.codings
+            and all(value == b"0" for name, value in self.headers if name == b"content-length")
+        )
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head that was just read, but for the protocol that it offers.
+
+        RFC 9110 section 7.8: "A server MAY ignore a received Upgrade header field". llhttp
+        takes all behind such a head for the other protocol's, and so loses the body.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode())]
+        lines += [b"%b: %b" % field for field in self.headers if field[0] != b"upgrade"]
+        return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
         """A request begins."""
@@ -211,6 +244,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.in_head = True
         self.head_bytes = self.head_fields = self.fed_bytes = 0
         self.hosts = self.codings = 0
+        self.declines_upgrade = False
 
     def on_url(self, url: bytes) -> None:
         """The target, or a part of it."""
@@ -250,9 +284,15 @@ class BoundedHttp(HttpToolsProtocol):
         old = version == "1.0"
         if self.hosts > 1 or (self.hosts == 0 and not old) or (self.codings and old):
             raise _RefusedError(BAD)
-        if self.parser.should_upgrade() and self._is_answering():
-            # The answer would be written into the WebSocket.
-            raise _RefusedError(CROWDED)
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise _RefusedError(BAD)  # this is no proxy
+            self.declines_upgrade = not self._is_handshake()
+            if self.declines_upgrade:
+                return
+            if self._is_answering():
+                # The answer would be written into the WebSocket.
+                raise _RefusedError(CROWDED)
         super().on_headers_complete()
         self.is_new = self.in_head = False
         self.in_body = True
@@ -260,7 +300,9 @@ class BoundedHttp(HttpToolsProtocol):
         self.door.busy(self)
 
     def on_message_complete(self) -> None:
-        """The request is complete."""
+        """The request is complete, or so the parser says of a head that is read again."""
+        if self.declines_upgrade:
+            return
         self.in_body = False
         self.deadline = None
         super().on_message_complete()

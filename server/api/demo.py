@@ -1,7 +1,7 @@
 """What the page at ``/`` needs to try Taximeter; served in development only."""
 
 import secrets
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +23,8 @@ TOP_UP_MICROS_MAX = 100_000_000
 
 class TokenWanted(msgspec.Struct):
     """Asks for a token."""
+
+    EMPTY_BODY: ClassVar[bool] = True
 
     user_id: Annotated[str, Meta(pattern=ID_PATTERN)] | None = None
 

@@ -1,6 +1,6 @@
 """The heartbeat path: where no WebSocket gets through."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import msgspec
 from starlette.requests import Request
@@ -17,6 +17,8 @@ from server.openapi import Operation, described
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
     """A proof of life; with a kind, it starts a session that does not exist yet."""
+
+    EMPTY_BODY: ClassVar[bool] = True
 
     kind: (
         Annotated[KindName, describe("A kind of the rate card: starts the session, or joins it.")]

@@ -1,6 +1,6 @@
 """Holds: credits reserved before an expensive operation, charged or given back after it."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from msgspec import Meta
@@ -28,7 +28,7 @@ from server.api.billing import (
     user_of,
 )
 from server.auth import Principal, tenant_of
-from server.charges import Exceeds, Held, HoldGone, Posted
+from server.charges import Exceeds, Held, HoldGone
 from server.http import (
     Problem,
     answer,
@@ -68,22 +68,21 @@ class HoldWanted(Charge, frozen=True, kw_only=True):
 class PostWanted(msgspec.Struct, frozen=True, kw_only=True):
     """Says what is to be charged of what is held."""
 
-    amount: (
-        Annotated[
-            str,
-            Meta(
-                description="Credits, no more than are held; left out: all of them.",
-                examples=["3.25", "0"],
-                extra_json_schema={"pattern": NOT_NEGATIVE_PATTERN},
-            ),
-        ]
-        | None
-    ) = None
+    amount: Annotated[
+        str,
+        Meta(
+            description="Credits, no more than are held.",
+            examples=["3.25", "0"],
+            extra_json_schema={"pattern": NOT_NEGATIVE_PATTERN},
+        ),
+    ]
     metadata: Annotated[Done, describe("What it took; added to the hold's.")] | None = None
 
 
 class VoidWanted(msgspec.Struct, frozen=True):
     """Nothing: a body that need not be there, and is an object if it is."""
+
+    EMPTY_BODY: ClassVar[bool] = True
 
 
 class HoldAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,7 +212,7 @@ async def post_hold(request: Request) -> Response:
     principal, tenant, hold_id = await _asked(request)
     raw = await raw_body(request)
     wanted = read_body(raw, PostWanted)
-    micros = None if wanted.amount is None else parse_credits(wanted.amount, name="amount")
+    micros = parse_credits(wanted.amount, name="amount")
     check_metadata(wanted.metadata)
     _refuse_failure(wanted.metadata)
 
@@ -224,7 +223,7 @@ async def post_hold(request: Request) -> Response:
         if isinstance(posted, Exceeds):
             held = format_credits(posted.amount_micros)
             raise Problem(422, "hold_exceeded", f"no more than {held} is held", amount=held)
-        if posted.repeated and posted.posted_micros != _asked_for(posted, micros):
+        if posted.repeated and posted.posted_micros != micros:
             raise _closed("posted")
         hold = await _hold_of(process, tenant, hold_id)
         return _answer(hold, posted.credits_micros)
@@ -285,10 +284,6 @@ async def _hold_of(process: Process, tenant: str, hold_id: str) -> HoldRow:
 def _refuse_failure(metadata: dict[str, Any] | None) -> None:
     if not has_succeeded(metadata):
         raise BadMessageError("metadata.success: what failed is voided, and costs nothing")
-
-
-def _asked_for(posted: Posted, micros: int | None) -> int:
-    return posted.amount_micros if micros is None else micros
 
 
 def _gone(gone: HoldGone) -> Problem:

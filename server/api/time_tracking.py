@@ -4,7 +4,7 @@ Every chat has a record of its own, or none yet; having none is a state, and nev
 error. Times are whole seconds here, as the old actions gave them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -172,6 +172,8 @@ async def _shown(process: Process, tenant: str, time: _Time) -> TimeAnswer:
 
 class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A proof of life; with a kind, it starts a chat that does not exist yet."""
+
+    EMPTY_BODY: ClassVar[bool] = True
 
     kind: (
         Annotated[KindName, describe("A kind of the rate card: starts the chat, or joins it.")]

@@ -89,10 +89,14 @@ async def test_a_hold_is_posted_in_part(server: TestServer, connection: Connecti
     await audited(server)
 
 
-async def test_a_hold_is_posted_whole_unless_it_says_otherwise(server: TestServer) -> None:
+@pytest.mark.parametrize("body", [None, {}, {"amount": None}, {"metadata": {"n": 1}}])
+async def test_hold_is_posted_only_with_amount(
+    server: TestServer, body: dict[str, Any] | None
+) -> None:
     hold = await opened(server, amount="4")
-    posted = await post(server, f"/v1/holds/{hold['hold_id']}/post", "p1")
-    assert (posted.json()["posted"], posted.json()["credits"]) == ("4", "6")
+    refused = await post(server, f"/v1/holds/{hold['hold_id']}/post", "p1", body)
+    assert_problem(refused, 400, "bad_message")
+    assert (await balance(server), await reserved(server)) == ("10", "4")
 
 
 async def test_a_hold_is_voided(server: TestServer) -> None:
@@ -109,7 +113,7 @@ async def test_a_hold_is_voided(server: TestServer) -> None:
     assert await reserved(server) == "2"
     again = await post(server, f"{path}/void", "v2")
     assert (again.status_code, again.json()["state"]) == (200, "voided")
-    refused = await post(server, f"{path}/post", "p1")
+    refused = await post(server, f"{path}/post", "p1", {"amount": "1"})
     assert assert_problem(refused, 409, "hold_closed")["state"] == "voided"
     await audited(server)
 
@@ -131,7 +135,7 @@ async def test_a_hold_is_posted_once(server: TestServer) -> None:
     assert again.headers["idempotent-replayed"] == "true"
     # Under another key too: what is asked for is what was done, or it is refused.
     assert (await post(server, f"{path}/post", "p2", {"amount": "3"})).json() == first.json()
-    for key, body in (("p3", {"amount": "2"}), ("p4", None)):
+    for key, body in (("p3", {"amount": "2"}), ("p4", {"amount": "4"})):
         refused = await post(server, f"{path}/post", key, body)
         assert assert_problem(refused, 409, "hold_closed")["state"] == "posted"
     voided = await post(server, f"{path}/void", "v1")
@@ -144,7 +148,7 @@ async def test_a_hold_expires_by_itself(server: TestServer) -> None:
     client = await server.login()
     advance(server, 60_001)
     # Whether the process has looked yet or not.
-    refused = await post(server, f"/v1/holds/{hold['hold_id']}/post", "p1")
+    refused = await post(server, f"/v1/holds/{hold['hold_id']}/post", "p1", {"amount": "4"})
     assert_problem(refused, 409, "hold_expired")
     told = {(await client.until("credit"))["entry_id"] for _ in range(2)}
     assert told == {hold["hold_id"], other["hold_id"]}
@@ -169,12 +173,13 @@ async def test_a_hold_that_nobody_knows(server: TestServer, call: str) -> None:
     hold = await opened(server, path=f"{HOLDS}?org=acme", operation="greeting")
     for path in ("none", "none?user=ann", "none?org=acme", f"{hold['hold_id']}?org=other"):
         hold_id, _, query = path.partition("?")
-        refused = await post(server, f"/v1/holds/{hold_id}/{call}?{query}", "k1")
+        refused = await post(server, f"/v1/holds/{hold_id}/{call}?{query}", "k1", {"amount": "0"})
         assert_problem(refused, 404, "unknown_hold")
         assert_problem(await ask(server, "GET", f"/v1/holds/{path}"), 404, "unknown_hold")
     # With the tenant or without it: there is no other of this id.
     for key, query in (("k2", ""), ("k3", "?org=acme")):
-        closed = await post(server, f"/v1/holds/{hold['hold_id']}/{call}{query}", key)
+        path = f"/v1/holds/{hold['hold_id']}/{call}{query}"
+        closed = await post(server, path, key, {"amount": "0"})
         assert closed.status_code == 200, closed.text
 
 
@@ -235,7 +240,7 @@ async def test_an_answer_that_was_lost_is_given_by_the_next_attempt(
         raise UnavailableError("the database is away")
 
     hold = await opened(server, "h0", amount="4")
-    path, body = f"/v1/holds/{hold['hold_id']}/{call}", {}
+    path, body = f"/v1/holds/{hold['hold_id']}/{call}", {"amount": "4"}
     if call == "holds":
         path, body = HOLDS, {"amount": "4"}
     with monkeypatch.context() as broken:

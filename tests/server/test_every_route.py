@@ -65,7 +65,9 @@ EXAMPLES = {
         f"/v1/accounts/ann/holds{OWN}", ("key",), {"amount": "1", "ttl_ms": 60_000}, 201
     ),
     "GET /v1/holds/{id}": Example("/v1/holds/{hold}?org=acme", ("key",), shows=True),
-    "POST /v1/holds/{id}/post": Example("/v1/holds/{hold}/post?org=acme", ("key",), {}),
+    "POST /v1/holds/{id}/post": Example(
+        "/v1/holds/{hold}/post?org=acme", ("key",), {"amount": "0.125"}
+    ),
     "POST /v1/holds/{id}/void": Example("/v1/holds/{second}/void?org=acme", ("key",), {}),
     "POST /v1/sessions": Example(
         "/v1/sessions?org=acme",
@@ -141,6 +143,11 @@ class Scene(NamedTuple):
         method = "GET" if method == "MOUNT" else method
         headers = {"Idempotency-Key": key}
         return await ask(self.server, method, path, bearer, headers=headers, json=body)
+
+    async def empty(self, name: str, bearer: str) -> httpx.Response:
+        """Makes the call of an example without its body."""
+        method, path = name.partition(" ")[0], EXAMPLES[name].path.format(**self.holds)
+        return await ask(self.server, method, path, bearer, headers={"Idempotency-Key": "empty"})
 
     async def possessions(self) -> list[Any]:
         """All that ann has, as her backend sees it; what changes with time is left out."""
@@ -308,6 +315,29 @@ async def test_who_may_gets_what_is_there(scene: Scene) -> None:
             assert response.status_code == example.status, (name, role, response.text)
             if example.shows:
                 assert any(mark in response.text for mark in MARKS), (name, response.text)
+
+
+async def test_empty_body_changes_nothing(scene: Scene) -> None:
+    """Unless the document says that the body may be left out."""
+    before = await scene.possessions()
+    paths = (await ask(scene.server, "GET", "/openapi.json", None)).json()["paths"]
+    optional = set()
+    for name, example in EXAMPLES.items():
+        method, _, path = name.partition(" ")
+        body = paths.get(path, {}).get(method.lower(), {}).get("requestBody")
+        if body is None:
+            continue
+        if not body["required"]:
+            optional.add(name)
+            continue
+        for role in example.who:
+            response = await scene.empty(name, scene.rightful(role))
+            assert "empty" in assert_problem(response, 400, "bad_message")["detail"], name
+    assert optional == {
+        "POST /v1/sessions/{id}/heartbeat",
+        "POST /api/time-tracking/{chat_id}/heartbeat",
+    }
+    assert await scene.possessions() == before
 
 
 async def test_what_is_for_trying_is_not_there_in_production(server: TestServer) -> None:

@@ -66,13 +66,12 @@ async def test_a_hold_is_voided(cluster: Cluster, node: Node) -> None:
     voided = await node.money.void(TENANT, "h1")
     assert voided == Voided("h1", 5 * CREDIT, 10 * CREDIT, 10 * CREDIT, repeated=False)
     assert await node.money.void(TENANT, "h1") == msgspec.structs.replace(voided, repeated=True)
-    assert await node.money.post(TENANT, "h1") == HoldGone("voided")
-    assert await node.money.post(TENANT, "never") == HoldGone(None)
+    assert await node.money.post(TENANT, "h1", CREDIT) == HoldGone("voided")
+    assert await node.money.post(TENANT, "never", CREDIT) == HoldGone(None)
     assert await node.money.void(TENANT, "never") == HoldGone(None)
     assert await cluster.records.operations_in_month(*ANN, date.fromisoformat(MAY)) == {}
-    # All that was held is charged where nothing else is said.
     await held(node.money, "h2", 5 * CREDIT)
-    posted = await node.money.post(TENANT, "h2")
+    posted = await node.money.post(TENANT, "h2", 5 * CREDIT)
     assert isinstance(posted, Posted)
     assert posted.posted_micros == 5 * CREDIT
     await audited(cluster)
@@ -130,10 +129,10 @@ async def test_holds_expire_by_themselves_whoever_made_them(cluster: Cluster, no
     cluster.clock.now_ms += 20_000
     assert await other.money.expiry.expire_holds() == 2
     assert await other.money.expiry.expire_holds() == 0
-    assert await other.money.post(TENANT, "h0") == HoldGone("expired")
+    assert await other.money.post(TENANT, "h0", CREDIT) == HoldGone("expired")
     cluster.clock.now_ms += 10_000
     # Nobody has looked yet, and it is over all the same.
-    assert await other.money.post(TENANT, "h2") == HoldGone("expired")
+    assert await other.money.post(TENANT, "h2", CREDIT) == HoldGone("expired")
     assert await other.money.void(TENANT, "h1") == HoldGone("expired")
     account = await cluster.account()
     assert (account["held"], account["reserved"], account["live"]) == (0, 0, 0)
@@ -153,7 +152,7 @@ async def test_post_and_expiry_at_the_same_instant_one_wins(cluster: Cluster, no
     cluster.clock.now_ms += 59_999
     other.money.clock = VirtualClock(cluster.clock.now_ms + 1)
     *answers, expired = await asyncio.gather(
-        *(node.money.post(TENANT, f"h{number}") for number in range(40)),
+        *(node.money.post(TENANT, f"h{number}", CREDIT) for number in range(40)),
         other.money.expiry.expire_holds(),
     )
     posted = [answer for answer in answers if isinstance(answer, Posted)]

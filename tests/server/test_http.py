@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -55,6 +56,27 @@ async def test_a_head_is_a_get_without_its_body(server: TestServer) -> None:
         got, asked = await ask(server, "GET", path), await ask(server, "HEAD", path)
         assert (asked.status_code, asked.content) == (200, b"")
         assert asked.headers["content-type"] == got.headers["content-type"]
+
+
+@pytest.mark.parametrize("offered", ["h2c", "websocket", "something/2"])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_body_counts_with_offered_upgrade(
+    server: TestServer, offered: str, chunked: bool
+) -> None:
+    async def parts(body: bytes) -> AsyncIterator[bytes]:
+        yield body[:5]
+        yield body[5:]
+
+    async def put(body: bytes) -> httpx.Response:
+        headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": offered}
+        content = parts(body) if chunked else body
+        return await ask(server, "PUT", "/v1/orgs/acme", headers=headers, content=content)
+
+    changed = await put(b'{"monthly_hours_limit": 5}')
+    assert (changed.status_code, changed.json()["monthly_minutes_limit"]) == (200, 300)
+    assert (await ask(server, "GET", "/v1/orgs/acme")).json()["monthly_minutes_limit"] == 300
+    assert_problem(await put(b'{"tier":"' + b"x" * limits.BODY_BYTES_MAX), 413, "bad_message")
+    assert_problem(await put(b""), 400, "bad_message")
 
 
 async def test_a_body_without_end_is_read_no_further_than_its_bound(server: TestServer) -> None:

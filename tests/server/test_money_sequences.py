@@ -97,7 +97,9 @@ class Story:
         if self.holds:
             account, hold_id = self.random.choice(self.holds)
             works: list[Awaitable[object]] = [
-                self.money.post(account.tenant, hold_id, self.random.choice((None, 0, 1, CREDIT))),
+                self.money.post(
+                    account.tenant, hold_id, self.random.choice((0, 1, CREDIT, 5 * CREDIT))
+                ),
                 self.money.void(account.tenant, hold_id),
                 self.money.expire_hold(account.tenant, hold_id),
             ]

@@ -26,6 +26,9 @@ from tests.server.peers import (
 GET = b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST /first HTTP/1.1\r\nHost: localhost\r\n"
 EVIL = b"GET /evil HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+LENGTH = b"Content-Length: 4\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
 LARGE_BYTES = 4 * 1024 * 1024
 
 
@@ -198,21 +201,121 @@ async def test_an_upgrade_does_not_come_between_a_request_and_its_answer() -> No
         assert served.arrivals.empty()
 
 
+OFFERS: dict[str, bytes] = {
+    "curl": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n",
+    "Java": b"Upgrade: h2c\r\nHTTP2-Settings: AAEA\r\nConnection: Upgrade, HTTP2-Settings\r\n",
+    "WebSocket": request().partition(b"\r\n")[2].partition(b"\r\n")[2][:-2],
+    "something new": b"CONNECTION: keep-alive, UPGRADE\r\nUPGRADE: x/9, TLS/1.3\r\n",
+    "two fields": b"Connection: Upgrade\r\nUpgrade: a\r\nConnection: Upgrade\r\nUpgrade: b\r\n",
+}
+
+
+def bodies(content: bytes) -> dict[str, bytes]:
+    """The rest of a head and the body, by the way in which the body is delimited."""
+    half = len(content) // 2
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (content[:half], content[half:]))
+    return {
+        "length": b"Content-Length: %d\r\n\r\n%b" % (len(content), content),
+        "chunks": CHUNKED + b"\r\n" + chunks + LAST_CHUNK,
+        "trailer": CHUNKED + b"\r\n" + chunks + b"0\r\nX: y\r\n\r\n",
+    }
+
+
+def has_read(connection: BoundedHttp) -> bool:
+    """Whether anything of the connection's first request was read."""
+    return connection.in_head or not connection.is_new
+
+
+@on_both_loops
+async def test_body_arrives_with_offered_upgrade() -> None:
+    async with echoing() as served:
+        connections = served.server.server_state.connections
+        for offer_name, offer in OFFERS.items():
+            for body_name, rest in bodies(EVIL).items():
+                sent = POST + offer + rest
+                head_end = sent.index(b"\r\n\r\n") + 4
+                for cut in (0, 1, head_end - 1, head_end, head_end + 3, len(sent) - 1):
+                    name = (offer_name, body_name, cut)
+                    peer = await served.peer(sent[:cut])
+                    if cut:  # the server reads each part by itself
+                        await until(lambda: any(map(has_read, connections)))
+                    await peer.write(sent[cut:])
+                    status, answered = await answer_of(peer)
+                    assert (name, status) == (name, 200)
+                    assert (name, json.loads(answered)["body"]) == (name, len(EVIL))
+                    # The connection is kept, and what follows is the next request.
+                    await peer.write(GET)
+                    assert (name, await status_of(peer)) == (name, 200)
+                    peer.close()
+                    await until(lambda: not connections)
+        assert set(served.asked) == {"/first"}
+        assert served.arrivals.empty()
+
+
+@on_both_loops
+async def test_offered_upgrades_are_pipelined() -> None:
+    async with echoing() as served:
+        one = [POST + offer + rest for offer in OFFERS.values() for rest in bodies(b"ab").values()]
+        several = one[: limits.REQUESTS_PIPELINED_MAX - 1]
+        peer = await served.peer(b"".join(several) + GET.replace(b"first", b"last"))
+        for _ in several:
+            assert json.loads((await answer_of(peer))[1])["body"] == 2
+        assert json.loads((await answer_of(peer))[1])["path"] == "/last"
+
+
+@on_both_loops
+async def test_body_is_asked_for_with_offered_upgrade() -> None:
+    async with echoing() as served:
+        for offer in OFFERS.values():
+            head = POST + offer + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+            peer = await served.peer(head)
+            assert (await peer.head()).startswith(b"HTTP/1.1 100 ")
+            await peer.write(b"ab")
+            assert json.loads((await answer_of(peer))[1])["body"] == 2
+
+
+@on_both_loops
+async def test_refusals_hold_with_offered_upgrade() -> None:
+    async with echoing() as served:
+        for offer in OFFERS.values():
+            for name, sent in AMBIGUOUS.items():
+                if sent.startswith(POST):
+                    peer = await served.peer(POST + offer + sent[len(POST) :] + EVIL)
+                    assert (name, await status_of(peer)) == (name, 400)
+                    peer.close()
+            peer = await served.peer(POST + offer + b"X: y\r\n" * limits.REQUEST_HEADERS_MAX)
+            assert await status_of(peer) == 431
+            peer = await served.peer(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n")
+            assert await status_of(peer) == 400
+        assert "/evil" not in served.asked
+
+
+@on_both_loops
+async def test_websocket_opens_only_by_get_without_body() -> None:
+    async with echoing() as served:
+        offer = OFFERS["WebSocket"]
+        for line in (b"POST /first HTTP/1.1", b"PUT /first HTTP/1.1", b"GET /first HTTP/1.1"):
+            peer = await served.peer(line + b"\r\nHost: x\r\n" + offer + LENGTH + b"\r\nabcd")
+            assert json.loads((await answer_of(peer))[1])["body"] == 4
+        peer = await served.peer(b"GET /first HTTP/1.0\r\nHost: x\r\n" + offer + b"\r\n")
+        assert await status_of(peer) == 200
+        assert served.arrivals.empty()
+        await served.peer(request())
+        await served.arrivals.get()
+
+
 @on_both_loops
 async def test_a_protocol_that_we_do_not_speak_is_ignored() -> None:
     async with echoing() as served:
         upgrade = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-        peer = await served.peer(upgrade + EVIL)
-        assert await status_of(peer) == 200
-        await ends(peer)
-        assert served.asked == ["/first"]
+        peer = await served.peer(upgrade + GET.replace(b"first", b"second"))
+        for path in ("/first", "/second"):
+            status, body = await answer_of(peer)
+            assert (status, json.loads(body)["path"]) == (200, path)
+            assert "upgrade" not in json.loads(body)["names"]
 
 
 # --- Ambiguous -----------------------------------------------------------------------
-
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-LENGTH = b"Content-Length: 4\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
 
 # RFC 9112 sections 2.2, 3.2, 5.1, 5.2, 6.1, 6.3, 7.1 and 11.2: each of these is understood
 # in two ways by two readers of which one is lenient.
@@ -529,6 +632,9 @@ def test_the_seam_to_uvicorn_is_as_it_was() -> None:
         "self.flow = ",
         "self.cycle = ",
         "self.parser = httptools",
+        "self.parser.set_dangerous_leniencies(lenient_data_after_close=True)",
+        "self.url += url",
+        "self.headers.append((name, value))",
         "self.server_state.total_requests += 1",
         "def _should_upgrade(self)",
         "self.response_started = ",
