@@ -241,6 +241,7 @@ class LimitReached(ServerMessage, frozen=True, kw_only=True, tag="limit_reached"
     seq: SequenceNumber
     limit: LimitField
     stopped_at: Annotated[InstantAt, describe("When counting stopped.")]
+    elapsed_ms: Annotated[ElapsedMs, describe("What was counted when it stopped: to be shown.")]
     grace_ms: Annotated[DurationMs, describe("Unbilled time to save, from `stopped_at`.")]
 
 

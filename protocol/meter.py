@@ -164,13 +164,10 @@ class Meter(Position):
             self._wanted = True
             self._plan(now_ms)
             return
-        before = self.phase
         if move.member is not None and move.org is not None:
             self.member, self.org = move.member, move.org
         self._adopt(session, move.notices, now_ms)
         self._effects.extend(Push(minute) for minute in move.minutes)
-        if self.phase is not before and self.phase is not Phase.ENDED:
-            self._show()
         self._plan(now_ms)
 
     def read(self, session: Session, notices: tuple[bytes, ...], now_ms: int) -> None:
@@ -259,9 +256,9 @@ class Meter(Position):
             if self.proven_ms(now_ms) < standing.minute_end_ms:
                 self._effects.append(Probe())
         if grant.final is not None and is_used_up:
-            self._reach_limit(grant.final, self.course.instant_of(grant.granted_ms), now_ms)
+            self._reach_limit(grant.final, grant.granted_ms, now_ms)
         elif is_capped:
-            self._reach_limit("session_cap", self.course.instant_of(elapsed_ms), now_ms)
+            self._reach_limit("session_cap", elapsed_ms, now_ms)
         elif (
             self.sockets and self.course.claim_ms is not None and elapsed_ms >= self.course.claim_ms
         ):
@@ -283,12 +280,14 @@ class Meter(Position):
         said = self.notices.warn(self.session, elapsed_ms, self.positions, only=only)
         self._effects.extend(said)
 
-    def _reach_limit(self, limit: str, stopped_at: int, now_ms: int, token: Token = None) -> None:
-        """The auto-stop: said at once, recorded by the step that follows.
+    def _reach_limit(self, limit: str, elapsed_ms: int, now_ms: int, token: Token = None) -> None:
+        """The auto-stop: said and shown at once, recorded by the step that follows.
 
-        The grace begins when it is said; ``stopped_at`` is before that where a gap is
-        billed. ``token`` is whoever came back and is to be answered by that step.
+        ``elapsed_ms`` is what was counted. The grace begins when it is said; counting stopped
+        before that where a gap is billed. ``token`` is whoever came back and is to be answered
+        by that step.
         """
+        stopped_at = self.course.instant_of(elapsed_ms) if self.course.running else now_ms
         self._limiting = True
         self._effects.append(
             self.notices.say(
@@ -296,9 +295,11 @@ class Meter(Position):
                 self.session,
                 limit=limit,
                 stopped_at=stopped_at,
+                elapsed_ms=elapsed_ms,
                 grace_ms=self.session.identity.terms.stop_grace_ms,
             )
         )
+        self._show()  # no tick comes any more that shows it
         self._effects.append(Probe())
         self._intents.add_first(Intent(Event.LIMIT, now_ms, token, limit))
 
@@ -346,7 +347,7 @@ class Meter(Position):
 
     def _accept(self, step: Step, session: Session, intent: Intent | None, now_ms: int) -> None:
         """The step was made: what it left is what there is, for every process."""
-        before = self.session.standing.phase
+        before, face = self.session.standing.phase, self._face(now_ms)
         token = intent.token if intent is not None else None
         self._stand_on(session, now_ms)
         self.notices.seq = max(self.notices.seq, session.standing.seq)
@@ -357,8 +358,9 @@ class Meter(Position):
             return
         if phase is Phase.ACTIVE and before is not Phase.ACTIVE:
             self.notices.free_over = session.standing.free_over
-        if phase is not before or token is not None:
-            self._show(token, only=phase is before)
+        is_new = self._face(now_ms) != face
+        if is_new or token is not None:
+            self._show(token, only=not is_new)
         self._warn(now_ms)
 
     def _judge_again(self, intent: Intent) -> None:
@@ -392,7 +394,7 @@ class Meter(Position):
         if intent is None:
             return
         if intent.event is Event.RETURNED:
-            self._reach_limit(limit, now_ms, now_ms, intent.token)
+            self._reach_limit(limit, self.session.standing.elapsed_ms, now_ms, intent.token)
             return
         self._effects.append(Refuse(intent.token, limit))
         if self.session.standing.version == 0:
@@ -404,11 +406,15 @@ class Meter(Position):
             return
         for notice in self.notices.adopt(session.standing, kept):
             self._effects.append(Push(notice))
-        is_probed = self._limiting
+        is_probed, face = self._limiting, self._face(now_ms)
+        is_known = self.session.standing.version > 0
         self._stand_on(session, now_ms)
         if session.standing.phase is Phase.ENDED:
             self._effects.append(Leave())
-        elif self._is_unproven and not is_probed:
+            return
+        if is_known and self._face(now_ms) != face:
+            self._show()
+        if self._is_unproven and not is_probed:
             self._effects.append(Probe())  # the last seconds are for those who hear the client
         else:
             self._warn(now_ms)

@@ -54,7 +54,7 @@ class Notices:
             self.seq = max(self.seq, standing.seq)
             self.unrecorded.clear()
             ends = [notice for notice in differing if _read(notice).ends]
-            return [*news, *(self._renumber(notice) for notice in ends)]
+            return [*news, *(self._renumber(notice, standing) for notice in ends)]
         if standing.seq < self.seq:
             self.unrecorded = [
                 notice for notice in self.unrecorded if _read(notice).seq > standing.seq
@@ -66,10 +66,10 @@ class Notices:
         self.unrecorded.clear()
         return news
 
-    def _renumber(self, notice: bytes) -> bytes:
+    def _renumber(self, notice: bytes, standing: Standing) -> bytes:
         """A notice under the next number, for clients that heard another under its own."""
         self.seq += 1
-        message = msgspec.json.decode(notice, type=messages.Notice)
+        message = decode_notice(notice, standing.elapsed_ms)
         return encode(msgspec.structs.replace(message, seq=self.seq))
 
     def recorded(self, count: int) -> None:
@@ -182,6 +182,23 @@ class _Head(msgspec.Struct):
 
 
 _read = msgspec.json.Decoder(_Head).decode
+
+
+_NOTICE: msgspec.json.Decoder[messages.Notice] = msgspec.json.Decoder(messages.Notice)
+
+
+def decode_notice(notice: bytes, elapsed_ms: int) -> messages.Notice:
+    """The message of a kept notice.
+
+    A process of an earlier version kept a ``limit_reached`` without ``elapsed_ms``. Then that of
+    the session, which stands still since, is filled in.
+    """
+    try:
+        return _NOTICE.decode(notice)
+    except msgspec.ValidationError:
+        fields = {"elapsed_ms": elapsed_ms, **msgspec.json.decode(notice)}
+        found: messages.Notice = msgspec.convert(fields, messages.Notice)
+        return found
 
 
 def sequence_number(notice: bytes) -> int:

@@ -84,6 +84,12 @@ class Position:
         """Whether time runs: then ticks are due."""
         return self.session.standing.phase is Phase.ACTIVE and not self._limiting
 
+    def _face(self, now_ms: int) -> tuple[object, ...]:
+        """What the sockets see and no tick shows: the state; and where time stands, if it does."""
+        if self.counting:
+            return (self.phase,)
+        return (self.phase, self.elapsed_at(now_ms), self.session.standing.free_ms)
+
     @property
     def asked(self) -> Step | None:
         """The step that is on its way to Redis."""
@@ -267,8 +273,6 @@ class Position:
             # Either the stop is recorded, or somebody extended the grant just in time.
             self._limiting = False
             self._intents.drop(Event.LIMIT)
-            if standing.phase is Phase.ACTIVE:
-                self._show()
         self._project(now_ms)
 
     def _positions(self, session: Session, now_ms: int) -> dict[str, int]:

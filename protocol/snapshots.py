@@ -1,13 +1,10 @@
 """What a session looks like from outside at an instant: the snapshot and the tick."""
 
-import msgspec
-
 from protocol import horizon, messages
 from protocol.codec import format_tick
 from protocol.meter import Meter
 from protocol.money import format_credits
-
-_NOTICE = msgspec.json.Decoder(messages.Notice)
+from protocol.notices import decode_notice
 
 
 def snapshot(
@@ -47,7 +44,7 @@ def snapshot(
             )
             for name, position_ms in sorted(meter.positions.items(), key=lambda item: item[1])
         ],
-        missed=[_NOTICE.decode(notice) for notice in missed],
+        missed=[decode_notice(notice, elapsed_ms) for notice in missed],
         server_time_at=now_ms,
         speed=identity.terms.speed,
     )

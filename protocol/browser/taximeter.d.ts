@@ -127,6 +127,8 @@ export interface LimitReached {
   seq: number;
   limit: Limit;
   stopped_at: number;
+  /** What was counted when it stopped: the figure to show. */
+  elapsed_ms: number;
   /** How long there is to save, unbilled, and to top up and `resume()`. */
   grace_ms: number;
 }

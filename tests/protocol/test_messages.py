@@ -369,7 +369,7 @@ NAMES = {
     "credit": "account_id credits delta reason operation entry_id",
     "limit_warning": "session_id seq limit remaining_ms threshold_ms",
     "limit_cleared": "session_id seq limit remaining_ms",
-    "limit_reached": "session_id seq limit stopped_at grace_ms",
+    "limit_reached": "session_id seq limit stopped_at elapsed_ms grace_ms",
     "minute": "session_id minute seconds credits",
     "stopped": "session_id seq reason limit receipt",
     "reconnect": "after_ms",

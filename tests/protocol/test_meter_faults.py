@@ -11,6 +11,7 @@ from protocol.effects import Leave, Move, Probe, Push, Refuse, Show
 from protocol.notices import sequence_number
 from protocol.projection import line_of
 from protocol.session import Grant, Session, Standing
+from protocol.snapshots import snapshot
 from protocol.states import Event, Phase
 from tests.protocol.bench import Bench, final, numbers, only, said
 from tests.protocol.examples import (
@@ -502,3 +503,77 @@ def test_free_time_ends_once() -> None:
     assert (told.free_remaining_ms, told.paid) == (0, True)
     assert bench.meter.paid(20_000)
     assert not bench.meter.paid(19_999)
+
+
+# --- What no tick shows -----------------------------------------------------------------
+
+
+def stops_elsewhere(bench: Bench, elapsed_ms: int = 30_000) -> Move:
+    """Another process's record of the stop at the end of a final grant, with what it said."""
+    at = NOW + elapsed_ms
+    stopped = bench.moved_to(
+        Grant(), phase=Phase.STOPPING, elapsed_ms=elapsed_ms, settled_ms=elapsed_ms, at=at,
+        seq=1, limit="credits", grace_until=at + 15_000,
+    )  # fmt: skip
+    reached = messages.LimitReached(
+        session_id="chat-1", seq=1, limit="credits", stopped_at=at, elapsed_ms=elapsed_ms,
+        grace_ms=15_000,
+    )  # fmt: skip
+    return Move(stopped, (encode(reached),))
+
+
+def shown_to_all(effects: list[Any]) -> list[Show]:
+    """The snapshots that every socket gets."""
+    return [show for show in only(effects, Show) if not show.only]
+
+
+def test_the_stop_is_shown_with_what_was_counted_as_soon_as_it_is_said() -> None:
+    bench = Bench(session_of(grant=final()))
+    effects = bench.run(30_000)
+    (reached,) = said(effects)
+    assert isinstance(reached, messages.LimitReached)
+    assert reached.elapsed_ms == 30_000
+    assert len(shown_to_all(effects)) == 1
+    assert snapshot(bench.meter, bench.now).state == "stopping"
+    assert not shown_to_all(bench.accept(None))  # nothing that is seen has changed since
+
+
+@pytest.mark.parametrize("heard", ["told", "answered"])
+@pytest.mark.parametrize("is_said_here", [True, False])
+def test_a_stop_that_others_record_is_shown_here(heard: str, is_said_here: bool) -> None:
+    bench = Bench(session_of(grant=final()))
+    if is_said_here:
+        bench.run(30_000)
+    else:
+        bench.run(29_999)
+        bench.ask(Event.RESUME, "join")
+        bench.meter.refresh(bench.now)
+        bench.drain()
+    seen = len(bench.effects)
+    move = stops_elsewhere(bench)
+    bench.now = NOW + 30_001
+    if heard == "told":
+        bench.meter.moved(move, bench.now)
+        bench.drain()
+    else:
+        bench.answer(session=move.session, notices=move.notices)
+    assert snapshot(bench.meter, bench.now).state == "stopping"
+    shown = shown_to_all(bench.effects if is_said_here else bench.effects[seen:])
+    assert len(shown) == 1
+
+
+def test_time_that_stands_elsewhere_than_it_was_shown_is_shown_again() -> None:
+    paused = standing_of(Phase.PAUSED, elapsed_ms=5_000, settled_ms=5_000)
+    bench = Bench(session_of(standing=paused, grant=Grant()))
+    again = bench.moved_to(elapsed_ms=9_000, settled_ms=9_000)
+    bench.meter.read(again, (), NOW)
+    assert shown_to_all(bench.drain())
+
+
+def test_a_stop_that_an_earlier_version_kept_is_shown_with_what_the_session_counted() -> None:
+    bench = Bench(session_of(standing=standing_of(Phase.STOPPING, elapsed_ms=7_000)))
+    kept = b'{"type":"limit_reached","session_id":"chat-1","seq":1,"limit":"credits",'
+    kept += b'"stopped_at":1,"grace_ms":5}'
+    (missed,) = snapshot(bench.meter, NOW, (kept,)).missed
+    assert isinstance(missed, messages.LimitReached)
+    assert missed.elapsed_ms == 7_000

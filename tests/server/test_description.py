@@ -259,7 +259,9 @@ def test_every_code_is_explained() -> None:
     [
         Start(id=1, session_id="s1", kind="chat", metadata={"topic": "stars"}),
         Start(session_id="s1", kind="chat"),
-        LimitReached(session_id="s1", seq=3, limit="credits", stopped_at=5, grace_ms=15_000),
+        LimitReached(
+            session_id="s1", seq=3, limit="credits", stopped_at=5, elapsed_ms=4, grace_ms=15_000
+        ),
         Credit(account_id="a", credits="1", delta="-1", reason="spend", entry_id="e"),
         Welcome(
             id=1,

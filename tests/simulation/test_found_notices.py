@@ -84,3 +84,23 @@ def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
     assert [one["seq"] for one in before.messages if one["type"] == "limit_cleared"] == [2]
     (answer,) = again.messages
     assert [notice["type"] for notice in answer["missed"]] == ["stopped"]
+
+
+def test_a_stop_that_one_process_records_is_shown_to_the_clients_of_all(place: Laboratory) -> None:
+    """Both say it at the same instant, and the one that comes second showed its clients nothing
+    more: credits stood beside the stop that were left at the last tick."""
+    clients = run(
+        place,
+        pay("cat9", 500_000),
+        act("serve", node="node.1"),
+        start("s1"),
+        act("join", client="c-2", node="node.1", session="s1", last_seq=None),
+        act("watch", client="w", node="node.1", session="s1"),
+        wait(31),
+    )
+    for client in clients:
+        told = [one for one in client.messages if one.get("session_id") == "s1"]
+        (reached,) = (one for one in told if one["type"] == "limit_reached")
+        shown = [one for one in told if one["type"] == "session" and one["state"] == "stopping"]
+        assert reached["elapsed_ms"] == 30_000
+        assert [(one["elapsed_ms"], one["credits"]) for one in shown] == [(30_000, "0")]
