@@ -325,8 +325,15 @@ REPORT_BATCH_ROWS: Final = 1_000
 JWKS_LIFETIME_MS: Final = 300_000
 """Keys of the issuer are fetched anew so often, in the background."""
 JWKS_MISS_MS: Final = 10_000
-"""A token with an unknown key makes the server ask the issuer at most this often."""
+"""Tokens with unknown keys make the server ask the issuer at most this often for long."""
+JWKS_MISSES_MAX: Final = 16
+"""So often at once: a stranger who makes up keys must not hold up those who have new ones."""
 JWKS_TIMEOUT_MS: Final = 5_000
+JWKS_BYTES_MAX: Final = 512 * 1024
+JWKS_KEYS_MAX: Final = 256
+"""Keys of a set that are looked at: 2 KiB each, and issuers publish two or three."""
+JWKS_SAME_ID_MAX: Final = 4
+"""Keys with one id that a token is checked with: each costs a signature."""
 JWKS_STALE_MS_MAX: Final = 24 * 3_600_000
 """While the issuer does not answer its last keys are believed, but no longer than this."""
 JWT_LEEWAY_MS: Final = 5_000

@@ -11,11 +11,12 @@ at the level debug. A token of ours that merely ran out is called so, once its s
 is known to be good: its bearer has to know that a new one would help.
 """
 
+import contextlib
 import hashlib
 import hmac
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -202,40 +203,46 @@ class Authenticator:
             algorithm = header.get("alg")
             if not isinstance(algorithm, str):
                 raise _refused("no algorithm")
-            key = await self._find_key(algorithm, header.get("kid"))
-            if before_signature is not None and not isinstance(key, str):
+            keys = await self._find_keys(algorithm, header.get("kid"))
+            if before_signature is not None and self._secret not in keys:
                 await before_signature()
-            return jwt.decode(
-                token,
-                key,
-                # Pinned: the algorithm was found among ours together with its key.
-                algorithms=[algorithm],
-                issuer=self._issuer,
-                audience=self._audience,
-                options={
-                    "require": ["exp", "sub"],
-                    "verify_iss": self._issuer is not None,
-                    "verify_aud": self._audience is not None,
-                    # Times are checked below, against the clock that was handed in.
-                    "verify_exp": False,
-                    "verify_nbf": False,
-                    "verify_iat": False,
-                },
-            )
+            for key in keys[:-1]:
+                with contextlib.suppress(jwt.InvalidSignatureError):
+                    return self._decode(token, algorithm, key)
+            return self._decode(token, algorithm, keys[-1])
         # PyJWT lets some of what json and base64 raise through.
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise _refused(f"{type(error).__name__}: {error}") from None
 
-    async def _find_key(self, algorithm: str, key_id: str | None) -> str | jwt.PyJWK:
-        """The key that a token of ``algorithm`` is checked with; PyJWT saw to the types."""
+    def _decode(self, token: str, algorithm: str, key: str | jwt.PyJWK) -> dict[str, Any]:
+        return jwt.decode(
+            token,
+            key,
+            # Pinned: the algorithm was found among ours together with its key.
+            algorithms=[algorithm],
+            issuer=self._issuer,
+            audience=self._audience,
+            options={
+                "require": ["exp", "sub"],
+                "verify_iss": self._issuer is not None,
+                "verify_aud": self._audience is not None,
+                # Times are checked below, against the clock that was handed in.
+                "verify_exp": False,
+                "verify_nbf": False,
+                "verify_iat": False,
+            },
+        )
+
+    async def _find_keys(self, algorithm: str, key_id: str | None) -> Sequence[str | jwt.PyJWK]:
+        """The keys that a token of ``algorithm`` is checked with; PyJWT saw to the types."""
         if algorithm == SHARED_ALGORITHM and self._secret:
-            return self._secret
+            return (self._secret,)
         if algorithm not in SIGNATURE_ALGORITHMS or self._keys is None:
             raise _refused("algorithm not accepted")
-        key = await self._keys.find(algorithm, key_id)
-        if key is None:
+        keys = await self._keys.find(algorithm, key_id)
+        if not keys:
             raise _refused("no such key")
-        return key
+        return keys
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         """The principal that verified claims describe; refuses what is malformed in them."""

@@ -1,8 +1,10 @@
-"""The public keys of whoever issues tokens, fetched from ``TAXIMETER_JWKS_URL``.
+"""The public keys of a token's issuer, kept fresh from ``TAXIMETER_JWKS_URL``.
 
-PyJWT's client blocks, so it runs in a thread; everything else here is on the event loop.
-No token makes the server ask the issuer more than once in ten seconds, and an issuer that
-is away takes nobody's key with it: its last keys are believed for a day.
+The fetch blocks, so it runs in a thread; everything else here is on the event loop. Tokens
+with unknown keys make the server ask the issuer a bounded number of times, and an issuer that
+is away takes no key with it: its last keys are believed for a day. A token is refused for an
+unknown key only by a key set that was asked for after the token arrived. Before that its key
+may merely be new.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ import structlog
 
 from protocol import limits
 from protocol.errors import ServiceError
+from server.jwks import KeySetError, fetch_with
 
 SIGNATURE_ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
 
@@ -23,7 +26,7 @@ log = structlog.get_logger("taximeter.auth")
 class IssuerKeys:
     """The issuer's keys. :meth:`refresh` once at start, then keep :meth:`run` running.
 
-    ``fetch`` gives the key set and may block; ``now_ms`` is monotonic milliseconds.
+    ``fetch`` gives the key set, and may block and raise; ``now_ms`` is monotonic milliseconds.
     """
 
     def __init__(
@@ -35,61 +38,86 @@ class IssuerKeys:
         wait: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.url = url
-        self._fetch = fetch or _fetch_with(url)
+        self._fetch = fetch or fetch_with(url)
         self._now_ms = now_ms or (lambda: time.monotonic_ns() // 1_000_000)
         self._wait = wait
         self._keys: list[jwt.PyJWK] = []
         self._fetched_at: int | None = None  # the last success
-        self._tried_at: int | None = None  # the last try
-        self._trying = asyncio.Lock()
+        self._misses = limits.JWKS_MISSES_MAX  # fetches that tokens may ask for now
+        self._missed_at = self._now_ms()  # when one more was earned
+        self._fetching: asyncio.Task[bool] | None = None
 
-    async def find(self, algorithm: str, key_id: str | None) -> jwt.PyJWK | None:
-        """The key for a token's header; None when the issuer has no such key.
+    async def find(self, algorithm: str, key_id: str | None) -> list[jwt.PyJWK]:
+        """The keys that a token's header names: more than one where the issuer repeats an id.
 
-        A token without ``kid`` is checked by the only key of its algorithm, where there is
-        one. Raises :class:`ServiceError` when no keys are known that can be believed: then
-        the token may well be good.
+        Empty when the issuer has no such key. A token without ``kid`` is checked by the only
+        key of its algorithm, where there is one. Raises :class:`ServiceError` when the keys
+        are not known well enough to refuse the token.
         """
         self._forget_stale()
-        key = self._match(algorithm, key_id)
-        if key is None and self._may_try():
-            # Many tokens with one new key arrive together: one of them asks.
-            async with self._trying:
-                if self._may_try():
-                    await self._try()
-            key = self._match(algorithm, key_id)
-        if key is None and self._fetched_at is None:
+        keys = self._match(algorithm, key_id)
+        if not keys and self._fetching is not None:
+            await self._fetched()
+            keys = self._match(algorithm, key_id)
+        if keys or self._is_wrong(algorithm, key_id):
+            return keys
+        # A fetch that is under way by now began after the token arrived.
+        if self._fetching is None and not self._may_ask():
+            raise ServiceError("the token's key is not known yet")
+        if not await self._fetched():
             raise ServiceError("the keys of the token's issuer could not be fetched")
-        return key
+        return self._match(algorithm, key_id)
 
     async def refresh(self) -> bool:
         """Fetches the keys now; False, and the old ones stay, when that fails."""
-        async with self._trying:
-            return await self._try()
+        return await self._fetched()
 
     async def run(self) -> None:
-        """Keeps the keys fresh, for ever: a task of the process, cancelled at its end."""
+        """Keeps the keys fresh until it is cancelled, as a task of the process."""
         while True:
             known = self._fetched_at is not None
             wait_ms = limits.JWKS_LIFETIME_MS if known else limits.JWKS_MISS_MS
             await self._wait(wait_ms / 1000)
             await self.refresh()
 
-    def _match(self, algorithm: str, key_id: str | None) -> jwt.PyJWK | None:
+    def _match(self, algorithm: str, key_id: str | None) -> list[jwt.PyJWK]:
         keys = [key for key in self._keys if key.algorithm_name == algorithm]
         if key_id is None:
-            return keys[0] if len(keys) == 1 else None
-        return next((key for key in keys if key.key_id == key_id), None)
+            return keys if len(keys) == 1 else []
+        return [key for key in keys if key.key_id == key_id][: limits.JWKS_SAME_ID_MAX]
 
-    def _may_try(self) -> bool:
-        return self._tried_at is None or self._now_ms() - self._tried_at >= limits.JWKS_MISS_MS
+    def _is_wrong(self, algorithm: str, key_id: str | None) -> bool:
+        """Whether a token is wrong whatever a newer key set has: its key is of another algorithm,
+        or it does not say which of several keys it means."""
+        if key_id is None:
+            return sum(key.algorithm_name == algorithm for key in self._keys) > 1
+        return any(key.key_id == key_id for key in self._keys)
+
+    def _may_ask(self) -> bool:
+        """Whether a token may have the issuer asked once more; it is counted if so."""
+        earned = (self._now_ms() - self._missed_at) // limits.JWKS_MISS_MS
+        self._missed_at += earned * limits.JWKS_MISS_MS
+        self._misses = min(limits.JWKS_MISSES_MAX, self._misses + earned)
+        if not self._misses:
+            return False
+        self._misses -= 1
+        return True
+
+    async def _fetched(self) -> bool:
+        """Waits for the fetch under way, or for one that begins now; whether it succeeded."""
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._try())
+            self._fetching.add_done_callback(self._over)
+        # Who waits may be cancelled, and the others wait on.
+        return await asyncio.shield(self._fetching)
+
+    def _over(self, _: "asyncio.Task[bool]") -> None:
+        self._fetching = None
 
     async def _try(self) -> bool:
-        self._tried_at = self._now_ms()
         try:
             keys = await asyncio.to_thread(self._fetch)
-        # OSError and ValueError: a line that is cut, a body that is no JSON.
-        except (jwt.PyJWTError, OSError, ValueError) as error:
+        except (KeySetError, jwt.PyJWTError, OSError, ValueError) as error:
             log.warning("the issuer's keys could not be fetched", url=self.url, error=str(error))
             return False
         self._keys = [
@@ -105,9 +133,3 @@ class IssuerKeys:
             return
         if self._now_ms() - self._fetched_at > limits.JWKS_STALE_MS_MAX:
             self._keys, self._fetched_at = [], None
-
-
-def _fetch_with(url: str) -> Callable[[], list[jwt.PyJWK]]:
-    # Its caches are off: this module knows better when to ask.
-    client = jwt.PyJWKClient(url, cache_jwk_set=False, timeout=limits.JWKS_TIMEOUT_MS / 1000)
-    return lambda: client.get_jwk_set(refresh=True).keys

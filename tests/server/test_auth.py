@@ -362,18 +362,43 @@ async def test_algorithms_of_the_key_alone_do_not_widen_ours() -> None:
     await refused(issued(RSA, "RS256", "rsa"), checker)
 
 
-async def test_unknown_keys_ask_the_issuer_at_most_once_in_a_while() -> None:
+async def test_unknown_keys_ask_the_issuer_a_bounded_number_of_times() -> None:
     issuer = Issuer()
     checker = issuer.authenticator
     await checker.prepare()
-    for number in range(20):
+    for number in range(limits.JWKS_MISSES_MAX):
         await refused(issued(RSA, "RS256", f"unknown-{number}"), checker)
-    assert issuer.calls == 1
-    issuer.jwks[0]["kid"] = "rotated"
+    # Until the issuer may be asked again, a key that is not known may merely be new.
+    for number in range(20):
+        with pytest.raises(ServiceError):
+            await checker.authenticate(issued(RSA, "RS256", f"unknown-{number}"))
+    assert issuer.calls == 1 + limits.JWKS_MISSES_MAX
+    issuer.jwks = [public_jwks()[0] | {"kid": "rotated"}]
     issuer.now_ms += limits.JWKS_MISS_MS
     assert (await checker.authenticate(issued(RSA, "RS256", "rotated"))).user_id == "u1"
+    with pytest.raises(ServiceError):
+        await checker.authenticate(issued(RSA, "RS256", "rsa"))
+    issuer.now_ms += limits.JWKS_MISS_MS
     await refused(issued(RSA, "RS256", "rsa"), checker)
-    assert issuer.calls == 2
+    assert issuer.calls == 3 + limits.JWKS_MISSES_MAX
+
+
+async def test_a_key_that_was_published_a_moment_ago_is_good() -> None:
+    issuer = Issuer()
+    checker = issuer.authenticator
+    await checker.prepare()
+    issuer.jwks = [public_jwks()[0] | {"kid": "rotated"}]
+    assert (await checker.authenticate(issued(RSA, "RS256", "rotated"))).user_id == "u1"
+
+
+async def test_what_no_key_set_makes_good_asks_nobody() -> None:
+    issuer = Issuer()
+    issuer.jwks.append(public_jwks()[0] | {"kid": "rsa-2"})
+    checker = issuer.authenticator
+    await checker.prepare()
+    await refused(issued(RSA, "RS256", "ec"), checker)
+    await refused(issued(RSA, "RS256", None), checker)
+    assert issuer.calls == 1
 
 
 @pytest.mark.parametrize(
@@ -387,7 +412,7 @@ async def test_an_issuer_that_is_away_is_our_fault(error: Exception) -> None:
     with pytest.raises(ServiceError) as caught:
         await checker.authenticate(issued(RSA, "RS256", "rsa"))
     assert caught.value.retryable
-    assert issuer.calls == 1
+    assert issuer.calls == 2
     issuer.error = None
     issuer.now_ms += limits.JWKS_MISS_MS
     assert (await checker.authenticate(issued(RSA, "RS256", "rsa"))).user_id == "u1"
