@@ -18,7 +18,7 @@ import orjson
 
 from protocol import limits
 from protocol.errors import BadMessageError, ProtocolError
-from protocol.fields import LimitName, is_id
+from protocol.fields import ID_TEXT, LimitName, is_id
 from protocol.messages import (
     CLIENT_MESSAGES,
     ClientMessage,
@@ -104,7 +104,7 @@ def explain(error: msgspec.ValidationError) -> str:
         return f"{text.removeprefix('Object missing required field ').strip('`')}: missing"
     if "matching regex" in text:
         # Of fields that messages have, ids alone are checked so.
-        text = "expected 1-128 characters of A-Z, a-z, 0-9 and . _ : @ -"
+        text = f"expected {ID_TEXT}"
     return f"{path.rstrip('`').lstrip('.')}: {text[:1].lower()}{text[1:]}"
 
 

@@ -13,12 +13,17 @@ from protocol.money import AMOUNT_PATTERN, CREDITS_PATTERN, PRICE_PATTERN
 
 # In Python's dialect `$` also matches before a last newline; the look-ahead shuts that
 # door and means nothing in the dialect of JSON Schema.
-ID_PATTERN = r"^[A-Za-z0-9._:@-]{1,128}$(?!\n)"
-_ID = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+ID_PATTERN = r"^[A-Za-z0-9._:@|+=~-]{1,128}$(?!\n)"
+ID_TEXT = "1-128 characters of A-Z, a-z, 0-9 and . _ : @ | + = ~ -"
+"""What an id is, in words for an error."""
+_ID = re.compile(r"[A-Za-z0-9._:@|+=~-]{1,128}")
 
 
 def is_id(text: object) -> bool:
-    """Whether ``text`` is an id: 1-128 characters of ``[A-Za-z0-9._:@-]``."""
+    """Whether ``text`` is an id: 1-128 characters of ``[A-Za-z0-9._:@|+=~-]``.
+
+    None of them is a separator of keys (``/``) or a brace of Redis's hash tags.
+    """
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 

@@ -336,8 +336,10 @@ JWKS_SAME_ID_MAX: Final = 4
 """Keys with one id that a token is checked with: each costs a signature."""
 JWKS_STALE_MS_MAX: Final = 24 * 3_600_000
 """While the issuer does not answer its last keys are believed, but no longer than this."""
-JWT_LEEWAY_MS: Final = 5_000
-"""How far the issuer's clock may be from ours."""
+JWT_LEEWAY_MS: Final = 60_000
+"""How far the issuer's clock may be ahead of ours: `nbf` counts from so much earlier."""
+JWT_EXPIRY_LEEWAY_MS: Final = 5_000
+"""How far it may be behind: a token is taken for so long after its end."""
 
 # --- Relations -----------------------------------------------------------------------
 

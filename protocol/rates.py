@@ -14,7 +14,7 @@ import msgspec
 
 from protocol import limits
 from protocol.errors import BadMessageError, ErrorCode, PeerError
-from protocol.fields import is_id
+from protocol.fields import ID_TEXT, is_id
 from protocol.money import parse_credits
 from protocol.terms import FreeScope, Gap, Terms
 
@@ -268,9 +268,7 @@ class _Parsing:
             self.problems.append(f"{path}: has more than {count_max} entries")
         for name in value:
             if not is_id(name):
-                self.problems.append(
-                    f"{_join(path, name)}: a name is 1-128 characters of A-Z a-z 0-9 . _ : @ -"
-                )
+                self.problems.append(f"{_join(path, name)}: a name is {ID_TEXT}")
         return dict(value)
 
     def read(

@@ -1,14 +1,14 @@
 """Who is asking: tokens and API keys checked, and what their bearer may do.
 
-PROTOCOL: JWT claims ``sub`` and ``exp`` are required; ``org``; ``account`` (default
-``sub``); ``scope``; ``sessions``. HS256 with the shared secret, or RS256, ES256 and EdDSA
-with the issuer's public keys. Which of the two checks a token follows from its algorithm,
-and neither key is ever tried for the other's (RFC 8725 section 2.1). API keys are the
-backends'.
+PROTOCOL: JWT claims ``sub`` (or the one that ``TAXIMETER_JWT_USER_CLAIM`` names) and ``exp``
+are required; ``org``; ``account`` (default: the user); ``scope``; ``sessions``. HS256 with the
+shared secret, or RS256, ES256 and EdDSA with the issuer's public keys. Which of the two checks
+a token follows from its algorithm, and neither key is ever tried for the other's (RFC 8725
+section 2.1). API keys are the backends'.
 
-Whatever is wrong with a token, its bearer hears one sentence; the reason is in the log,
-at the level debug. A token of ours that merely ran out is called so, once its signature
-is known to be good: its bearer has to know that a new one would help.
+A token whose signature is not good is refused in one sentence, and the reason is in the log,
+at the level debug. Once the signature is known to be good, a refusal names the claim that is
+wrong, and a token that merely ran out is called so: a new one would help.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ import structlog
 
 from protocol import limits
 from protocol.errors import ErrorCode, PeerError
-from protocol.fields import is_id
+from protocol.fields import ID_TEXT, is_id
 from server.config import ConfigurationError, Settings
 from server.keys import SIGNATURE_ALGORITHMS, IssuerKeys
 
@@ -159,6 +159,7 @@ class Authenticator:
         self._keys = keys
         self._issuer = settings.jwt_issuer
         self._audience = settings.jwt_audience
+        self._user_claim = settings.jwt_user_claim
         # Hashes have one length, so comparing them tells nothing about that of a key.
         self._key_hashes = [_hash(key.get_secret_value()) for key in settings.api_keys]
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
@@ -210,6 +211,12 @@ class Authenticator:
                 with contextlib.suppress(jwt.InvalidSignatureError):
                     return self._decode(token, algorithm, key)
             return self._decode(token, algorithm, keys[-1])
+        except jwt.MissingRequiredClaimError as error:
+            raise _bad_claim(error.claim, "is missing") from None
+        except jwt.InvalidIssuerError:
+            raise _bad_claim("iss", "is another than TAXIMETER_JWT_ISSUER") from None
+        except jwt.InvalidAudienceError:
+            raise _bad_claim("aud", "does not name TAXIMETER_JWT_AUDIENCE") from None
         # PyJWT lets some of what json and base64 raise through.
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise _refused(f"{type(error).__name__}: {error}") from None
@@ -223,13 +230,16 @@ class Authenticator:
             issuer=self._issuer,
             audience=self._audience,
             options={
-                "require": ["exp", "sub"],
+                "require": ["exp", self._user_claim],
                 "verify_iss": self._issuer is not None,
                 "verify_aud": self._audience is not None,
                 # Times are checked below, against the clock that was handed in.
                 "verify_exp": False,
                 "verify_nbf": False,
                 "verify_iat": False,
+                # Ours to check, where they are used.
+                "verify_sub": False,
+                "verify_jti": False,
             },
         )
 
@@ -246,15 +256,17 @@ class Authenticator:
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         """The principal that verified claims describe; refuses what is malformed in them."""
-        user_id = _id_claim(claims, "sub")
+        user_id = _id_claim(claims, self._user_claim)
+        if user_id is None:
+            raise _bad_claim(self._user_claim, "is missing")
+        # RFC 7519 section 4.1.3: a principal that an audience does not name MUST reject the
+        # token. Without an audience of ours no name is ours: the token is another's.
+        if self._audience is None and claims.get("aud") is not None:
+            raise _bad_claim("aud", "is set, and TAXIMETER_JWT_AUDIENCE is not")
         org_id = _id_claim(claims, "org")
         account_id = _id_claim(claims, "account") or user_id
-        scope = claims.get("scope") or ""
-        sessions = claims.get("sessions")
-        if user_id is None or account_id is None or not isinstance(scope, str):
-            raise _refused("claims: sub or scope")
-        if sessions is not None and not _are_session_ids(sessions):
-            raise _refused("claims: sessions")
+        scopes = _scopes(claims.get("scope"))
+        sessions = _sessions_claim(claims)
         # Times last: only a token that is good in all else is called expired.
         expires_at = self._check_times(claims)
         return Principal(
@@ -263,18 +275,19 @@ class Authenticator:
             org_id=org_id,
             account_id=account_id,
             tenant=tenant_of(org_id, user_id),
-            scopes=frozenset(scope.split()) if scope else NO_SCOPES,
-            sessions=None if sessions is None else frozenset(sessions),
+            scopes=scopes,
+            sessions=sessions,
             expires_at=expires_at,
         )
 
     def _check_times(self, claims: Mapping[str, Any]) -> int:
         """``exp`` in milliseconds, after ``nbf`` and ``exp`` were found to be now."""
         now_ms = self._now_ms()
-        expires_at = _time_claim(claims["exp"])
-        if "nbf" in claims and _time_claim(claims["nbf"]) > now_ms + limits.JWT_LEEWAY_MS:
-            raise _refused("not valid yet")
-        if expires_at <= now_ms - limits.JWT_LEEWAY_MS:
+        expires_at = _time_claim(claims, "exp")
+        valid_from = claims.get("nbf")
+        if valid_from is not None and _time_claim(claims, "nbf") > now_ms + limits.JWT_LEEWAY_MS:
+            raise _bad_claim("nbf", "is not reached yet")
+        if expires_at <= now_ms - limits.JWT_EXPIRY_LEEWAY_MS:
             log.debug("token refused", reason="expired")
             raise ExpiredTokenError
         return expires_at
@@ -302,7 +315,7 @@ def mint_token(
     ids = {"sub": sub, "org": org, "account": account}
     for name, value in ids.items():
         if value is not None and not is_id(value):
-            raise ValueError(f"{name}: must be 1-128 characters of A-Z a-z 0-9 . _ : @ -")
+            raise ValueError(f"{name}: must be {ID_TEXT}")
     if listed is not None and not _are_session_ids(listed):
         raise ValueError(f"sessions: must be at most {limits.TOKEN_SESSIONS_MAX} ids")
     if ttl_seconds <= 0:
@@ -310,6 +323,7 @@ def mint_token(
     now = (time.time_ns() // 1_000_000 if now_ms is None else now_ms) // 1000
     claims = {
         **ids,
+        settings.jwt_user_claim: sub,
         "scope": scope,
         "sessions": listed,
         "iss": settings.jwt_issuer,
@@ -333,8 +347,29 @@ def _id_claim(claims: Mapping[str, Any], name: str) -> str | None:
     if value is None:
         return None
     if not is_id(value):
-        raise _refused(f"claims: {name}")
+        raise _bad_claim(name, f"must be {ID_TEXT}")
     return str(value)
+
+
+def _scopes(claim: object) -> frozenset[str]:
+    """The scopes: text with spaces (RFC 8693 section 4.2), or a list of it, as issuers write."""
+    words = [claim] if isinstance(claim, str) else claim
+    if words is None:
+        return NO_SCOPES
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise _bad_claim("scope", "must be text or a list of texts")
+    return frozenset(scope for word in words for scope in word.split()) or NO_SCOPES
+
+
+def _sessions_claim(claims: Mapping[str, Any]) -> frozenset[str] | None:
+    """The only sessions that a token may start; None where it does not say. A ``null`` is no
+    way to say "any"."""
+    if "sessions" not in claims:
+        return None
+    sessions = claims["sessions"]
+    if not _are_session_ids(sessions):
+        raise _bad_claim("sessions", f"must be a list of at most {limits.TOKEN_SESSIONS_MAX} ids")
+    return frozenset(sessions)
 
 
 def _are_session_ids(value: object) -> bool:
@@ -345,20 +380,27 @@ def _are_session_ids(value: object) -> bool:
     )
 
 
-def _time_claim(value: object) -> int:
+def _time_claim(claims: Mapping[str, Any], name: str) -> int:
     """A NumericDate (seconds, perhaps with decimals) in milliseconds."""
+    value = claims[name]
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise _refused("claims: a time that is no number")
+        raise _bad_claim(name, "must be a number of seconds")
     # Written so that NaN fails too, which json reads though JSON has none.
     if not 0 <= value * 1000 <= limits.SAFE_INTEGER_MAX:
-        raise _refused("claims: a time out of bounds")
+        raise _bad_claim(name, "is out of bounds")
     return int(value * 1000)
 
 
 def _refused(reason: str) -> PeerError:
-    """The one answer to a bad token; ``reason`` goes to the log alone."""
+    """The one answer to a token whose signature is not good; ``reason`` is for the log alone."""
     log.debug("token refused", reason=reason)
     return PeerError(ErrorCode.UNAUTHENTICATED, "the token is not valid")
+
+
+def _bad_claim(name: str, why: str) -> PeerError:
+    """The answer to a token of the issuer's with a claim that cannot be taken."""
+    log.debug("token refused", reason=f"claim {name} {why}")
+    return PeerError(ErrorCode.UNAUTHENTICATED, f"the token is not valid: its claim `{name}` {why}")
 
 
 def _forbidden(message: str) -> PeerError:

@@ -30,6 +30,10 @@ RATES_DEFAULT = Path(__file__).parents[1] / "rates.toml"
 JWT_SECRET_BYTES_MIN = 32
 API_KEY_CHARACTERS_MIN = 20
 
+CLAIMS_OF_THEIR_OWN = frozenset(
+    {"iss", "aud", "exp", "nbf", "iat", "org", "scope", "sessions", "kinds", "counterparts"}
+)
+
 log = structlog.get_logger("taximeter.config")
 
 
@@ -61,6 +65,8 @@ class Settings(BaseSettings):
     jwks_url: str | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+    jwt_user_claim: str = Field(default="sub", min_length=1, max_length=256)
+    """The claim that names the user."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of pages elsewhere that may talk to this server; ``*`` for all."""
@@ -95,6 +101,13 @@ class Settings(BaseSettings):
             if scheme not in ("http", "https") or not netloc or any(rest):
                 raise ValueError('write origins as "https://example.com", separated by commas')
         return origins
+
+    @field_validator("jwt_user_claim")
+    @classmethod
+    def _check_user_claim(cls, name: str) -> str:
+        if name in CLAIMS_OF_THEIR_OWN:
+            raise ValueError("is a claim that says something else; name the user's")
+        return name
 
     @field_validator("jwks_url")
     @classmethod
@@ -165,6 +178,17 @@ def with_secrets(settings: Settings) -> Settings:
             problems.append(
                 f"set {PREFIX}API_KEYS (random keys of the backends, separated by commas)"
             )
+    if settings.jwks_url is not None and not settings.is_development:
+        # Without both, a token that the issuer made for any other application is good here.
+        problems += [
+            f"set {PREFIX}{name} (the claim `{claim}` of this application's tokens), which "
+            f"{PREFIX}JWKS_URL needs"
+            for name, claim, value in (
+                ("JWT_ISSUER", "iss", settings.jwt_issuer),
+                ("JWT_AUDIENCE", "aud", settings.jwt_audience),
+            )
+            if value is None
+        ]
     if problems:
         problems.append(f"or set {PREFIX}ENV=development to have secrets made for a first look")
         raise ConfigurationError(*problems)

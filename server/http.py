@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from protocol import limits
 from protocol.codec import explain, read_json
 from protocol.errors import BadMessageError, ErrorCode, PeerError, ProtocolError
-from protocol.fields import is_id
+from protocol.fields import ID_TEXT, is_id
 from server.auth import Principal, Role
 from server.failures import TooManyGuessesError
 from server.metrics import Metrics
@@ -213,7 +213,7 @@ def query_id(request: Request, name: str) -> str | None:
 
 def _checked_id(value: str, name: str) -> str:
     if not is_id(value):
-        raise BadMessageError(f"{name}: expected 1-128 characters of A-Z, a-z, 0-9 and . _ : @ -")
+        raise BadMessageError(f"{name}: expected {ID_TEXT}")
     return value
 
 

@@ -289,7 +289,7 @@ function unhalt() {
 async function fetchReceipt() {
   const { sessionId } = saved;
   const headers = { Authorization: `Bearer ${token}` };
-  const response = await fetch(`/v1/sessions/${sessionId}`, { headers }).catch(() => null);
+  const response = await fetch(`/v1/sessions/${encodeURIComponent(sessionId)}`, { headers }).catch(() => null);
   const receipt = response?.ok ? await response.json() : null;
   if (saved.sessionId !== sessionId) return; // the receipt came by itself meanwhile
   if (receipt?.ended_at) finish(receipt, null);

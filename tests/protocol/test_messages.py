@@ -26,7 +26,7 @@ from protocol.money import format_credits
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 ID = "chat:1@x.y_z-2"
-ID_CHARACTERS = "ABCXYZabcxyz0189._:@-"
+ID_CHARACTERS = "ABCXYZabcxyz0189._:@|+=~-"
 INSTANT = 1_793_000_000_000
 
 REQUESTS: list[tuple[dict[str, Any], messages.Request]] = [

@@ -61,12 +61,17 @@ def signed_by_hand(header: object, claims: object, secret: bytes) -> str:
     return f"{body}.{encoded(hmac.digest(secret, body.encode(), hashlib.sha256))}"
 
 
-async def refused(bearer: str, checker: Authenticator | None = None) -> None:
+async def refused(
+    bearer: str, checker: Authenticator | None = None, claim: str | None = None
+) -> None:
+    """One sentence for all, unless the signature is good and a ``claim`` is not."""
     with pytest.raises(PeerError) as caught:
         await (checker or authenticator()).authenticate(bearer)
     assert caught.value.code == ErrorCode.UNAUTHENTICATED
-    # One sentence for all, and nothing that leads back to the reason.
-    assert caught.value.message == "the token is not valid"
+    if claim is None:
+        assert caught.value.message == "the token is not valid"
+    else:
+        assert caught.value.message.startswith(f"the token is not valid: its claim `{claim}` ")
     assert caught.value.__cause__ is None
 
 
@@ -112,14 +117,51 @@ async def test_a_time_may_have_decimals() -> None:
 
 async def test_the_issuers_clock_may_be_a_little_off() -> None:
     checker = authenticator()
-    leeway = limits.JWT_LEEWAY_MS // 1000
-    assert (await checker.authenticate(token(exp=NOW - leeway + 1))).user_id == "u1"
-    assert (await checker.authenticate(token(nbf=NOW + leeway))).user_id == "u1"
+    ahead, behind = limits.JWT_LEEWAY_MS // 1000, limits.JWT_EXPIRY_LEEWAY_MS // 1000
+    assert ahead == 60
+    assert (await checker.authenticate(token(exp=NOW - behind + 1))).user_id == "u1"
+    assert (await checker.authenticate(token(exp=NOW + 600, nbf=NOW + ahead))).user_id == "u1"
     assert (await checker.authenticate(token(iat=NOW + 3600))).user_id == "u1"
     with pytest.raises(ExpiredTokenError) as caught:
-        await checker.authenticate(token(exp=NOW - leeway))
+        await checker.authenticate(token(exp=NOW - behind))
     assert caught.value.code == ErrorCode.UNAUTHENTICATED
-    await refused(token(nbf=NOW + leeway + 1))
+    await refused(token(exp=NOW + 600, nbf=NOW + ahead + 1), claim="nbf")
+
+
+@pytest.mark.parametrize(
+    ("claims", "found"),
+    [
+        ({"scope": ["ops", "org:read"]}, {"scopes": {"ops", "org:read"}}),
+        ({"scope": ["ops org:read"]}, {"scopes": {"ops", "org:read"}}),
+        ({"scope": []}, {"scopes": set()}),
+        ({"scope": ""}, {"scopes": set()}),
+        ({"scope": None}, {"scopes": set()}),
+        ({"sub": "auth0|5f7c", "nbf": None}, {"user_id": "auth0|5f7c", "account_id": "auth0|5f7c"}),
+        ({"sub": "ann+x@example.com"}, {"user_id": "ann+x@example.com"}),
+        ({"sub": "a=b~c", "org": "o|1", "account": "a+"}, {"org_id": "o|1", "account_id": "a+"}),
+        ({"org": None, "account": None, "aud": None}, {"org_id": None, "account_id": "u1"}),
+        ({"nbf": NOW - 0.5, "iat": None, "jti": 5}, {"user_id": "u1"}),
+        ({"exp": NOW + 0.0}, {"user_id": "u1"}),
+    ],
+)
+async def test_claims_as_issuers_write_them(claims: dict[str, Any], found: dict[str, Any]) -> None:
+    values = {"sub": "u1", "exp": NOW + 60} | claims
+    header = {"alg": "HS256", "typ": "JWT"}
+    bearer = signed_by_hand(header, values, SECRET.encode())
+    principal = await authenticator().authenticate(bearer)
+    for name, value in found.items():
+        assert getattr(principal, name) == value
+
+
+async def test_another_claim_may_name_the_user() -> None:
+    checker = authenticator(jwt_user_claim="email")
+    principal = await checker.authenticate(token(sub=5, email="ann+x@example.com"))
+    assert (principal.user_id, principal.account_id) == ("ann+x@example.com", "ann+x@example.com")
+    await refused(token(), checker, "email")
+    await refused(token(email=None), checker, "email")
+    await refused(token(email=["ann"]), checker, "email")
+    minted = mint_token(configured(jwt_user_claim="email"), "ann", now_ms=NOW_MS)
+    assert (await checker.authenticate(minted)).user_id == "ann"
 
 
 async def test_an_api_key() -> None:
@@ -134,16 +176,29 @@ async def test_an_api_key() -> None:
 async def test_issuer_and_audience_are_checked_when_set() -> None:
     both = authenticator(jwt_issuer="i", jwt_audience="a")
     assert (await both.authenticate(token(iss="i", aud=["x", "a"]))).user_id == "u1"
-    for claims in (
-        {},
-        {"iss": "i"},
-        {"aud": "a"},
-        {"iss": "j", "aud": "a"},
-        {"iss": "i", "aud": "b"},
+    for claims, wrong in (
+        ({}, "iss"),
+        ({"iss": "i"}, "aud"),
+        ({"aud": "a"}, "iss"),
+        ({"iss": "j", "aud": "a"}, "iss"),
+        ({"iss": "i", "aud": "b"}, "aud"),
+        ({"iss": "i", "aud": []}, "aud"),
+        ({"iss": "i", "aud": ["ab", "A"]}, "aud"),
     ):
-        await refused(token(**claims), both)
-    # Not set, not looked at.
-    assert (await authenticator().authenticate(token(iss="x", aud="y"))).user_id == "u1"
+        await refused(token(**claims), both, wrong)
+    # Not set, an issuer is not looked at.
+    assert (await authenticator().authenticate(token(iss="x"))).user_id == "u1"
+
+
+@pytest.mark.parametrize("audience", ["other", ["other"], "", [], ["a", "b"], 5])
+async def test_a_token_for_another_application_is_refused(audience: Any) -> None:
+    """Without an audience of ours a token that names one is not ours."""
+    issuer = Issuer()
+    with_keys = authenticator(issuer.keys)
+    claims = {"sub": "u1", "exp": NOW + 60, "aud": audience, "scope": "ops"}
+    bearer = jwt.encode(claims, RSA, "RS256", headers={"kid": "rsa"})
+    await refused(bearer, with_keys, "aud")
+    await refused(token(aud=audience), claim="aud")
 
 
 # --- Bad tokens
@@ -164,7 +219,11 @@ async def test_issuer_and_audience_are_checked_when_set() -> None:
         {"org": "a/b"},
         {"account": "ä"},
         {"account": ["a"]},
-        {"scope": ["ops"]},
+        {"scope": ["ops", 5]},
+        {"scope": {"ops": 1}},
+        {"sub": "a{b}"},
+        {"sub": "a%7Cb"},
+        {"sub": 5},
         {"scope": 1},
         {"sessions": "s1"},
         {"sessions": {"s1": 1}},
@@ -178,14 +237,19 @@ async def test_issuer_and_audience_are_checked_when_set() -> None:
         {"exp": 10**400},
         {"exp": -1},
         {"nbf": "x"},
-        {"nbf": NOW + 60},
+        {"nbf": NOW + 61},
+        {"sessions": None},
+        {"aud": "x"},
     ],
 )
 async def test_claims_that_are_refused(claims: dict[str, Any]) -> None:
     values = {"sub": "u1", "exp": NOW + 60} | claims
-    values = {name: value for name, value in values.items() if value is not None}
     header = {"alg": "HS256", "typ": "JWT"}
-    await refused(signed_by_hand(header, values, SECRET.encode()))
+    (claim,) = claims
+    await refused(signed_by_hand(header, values, SECRET.encode()), claim=claim)
+    if claims[claim] is None and claim != "sessions":
+        del values[claim]
+        await refused(signed_by_hand(header, values, SECRET.encode()), claim=claim)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ BAD_TOKENS: dict[str, Callable[[], str]] = {
     "not valid yet": lambda: sign(nbf=int(time.time()) + 600),
     "org with a space": lambda: sign(org="a b"),
     "account as a number": lambda: sign(account=5),
-    "scope as a list": lambda: sign(scope=["ops"]),
+    "scope as a number": lambda: sign(scope=5),
+    "sessions as null": lambda: sign(sessions=None),
+    "for another application": lambda: sign(aud="another", scope="ops"),
     "sessions as text": lambda: sign(sessions="chat-1"),
 }
 

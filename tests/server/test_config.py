@@ -63,6 +63,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
         JWKS_URL="https://issuer.example/keys",
         JWT_ISSUER="issuer",
         JWT_AUDIENCE="taximeter",
+        JWT_USER_CLAIM="email",
         API_KEYS="one, two,,",
         ORIGINS="https://a.example,http://localhost:3000",
         PARTITIONS="8",
@@ -80,6 +81,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.jwt_secret.get_secret_value() == SECRET
     assert settings.jwks_url == "https://issuer.example/keys"
     assert (settings.jwt_issuer, settings.jwt_audience) == ("issuer", "taximeter")
+    assert settings.jwt_user_claim == "email"
     assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
     assert settings.origins == ("https://a.example", "http://localhost:3000")
     assert (settings.partitions, settings.start) == (8, "prepared")
@@ -109,6 +111,7 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("ORIGINS", "https://example.com/path"),
         ("JWKS_URL", "file:///etc/passwd"),
         ("REDIS_URL", "http://hunter2"),
+        ("JWT_USER_CLAIM", "exp"),
         ("DATABASE_URL", "mysql://hunter2"),
     ],
 )
@@ -161,6 +164,13 @@ def test_outside_development_secrets_are_asked_for() -> None:
         ({"JWT_SECRET": SECRET}, "API_KEYS"),
         ({"JWKS_URL": "https://i.example"}, "API_KEYS"),
         ({"API_KEYS": KEY}, "JWT_SECRET"),
+        ({"API_KEYS": KEY, "JWKS_URL": "https://i.example"}, "JWT_ISSUER"),
+        ({"API_KEYS": KEY, "JWKS_URL": "https://i.example", "JWT_ISSUER": "i"}, "JWT_AUDIENCE"),
+        ({"API_KEYS": KEY, "JWKS_URL": "https://i.example", "JWT_AUDIENCE": "a"}, "JWT_ISSUER"),
+        (
+            {"API_KEYS": KEY, "JWKS_URL": "https://i.example", "JWT_SECRET": SECRET},
+            "JWT_AUDIENCE",
+        ),
     ],
 )
 def test_each_secret_is_asked_for(
@@ -171,7 +181,14 @@ def test_each_secret_is_asked_for(
         with_secrets(load_settings())
 
 
-@pytest.mark.parametrize("door", [{"JWT_SECRET": SECRET}, {"JWKS_URL": "https://i.example"}])
+@pytest.mark.parametrize(
+    "door",
+    [
+        {"JWT_SECRET": SECRET},
+        {"JWKS_URL": "https://i.example", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a"},
+        {"JWKS_URL": "https://i.example", "ENV": "development"},
+    ],
+)
 def test_what_is_set_is_left_alone(monkeypatch: pytest.MonkeyPatch, door: dict[str, str]) -> None:
     set_environment(monkeypatch, API_KEYS=KEY, **door)
     settings = load_settings()
