@@ -26,6 +26,7 @@ class Adjusted(msgspec.Struct, frozen=True):
     """By its first day."""
     minutes: int
     """What was added: at a repetition, what was added then."""
+    reason: str
     repeated: bool
 
 
@@ -73,7 +74,7 @@ class Adjustments(Till):
                 await self._apply_adjustment(made)
         except (LiveError, UnavailableError) as error:
             log.warning("adjustment_not_applied_yet", entry_id=entry_id, error=str(error))
-        return Adjusted(entry_id, made.month, made.minutes, repeated=not new)
+        return Adjusted(entry_id, made.month, made.minutes, made.reason, repeated=not new)
 
     async def apply_adjustments(self, age_ms: int = 0) -> int:
         """Applies what was written and perhaps not applied; how many those were."""

@@ -26,6 +26,8 @@ class Spent(msgspec.Struct, frozen=True):
     entry_id: str
     amount_micros: int
     """What was taken: at a repetition, what was taken then."""
+    operation: str | None
+    """The operation that was charged: at a repetition, the one that was charged then."""
     credits_micros: int
     available_micros: int
     repeated: bool

@@ -23,6 +23,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import msgspec
 import orjson
@@ -32,6 +33,7 @@ from starlette.responses import Response
 
 from protocol import limits
 from protocol.errors import BadMessageError, ProtocolError, ServiceError
+from protocol.money import format_credits, parse_credits
 from server.auth import Principal
 from server.clock import Clock
 from server.http import Problem, json_response, problem_of
@@ -46,6 +48,9 @@ RETRY_AFTER_S = 1
 UNDECIDED = frozenset({"rate_limited", "unknown_operation", "unknown_package"})
 """Refusals that say nothing of the deed: it was not its turn, or the rate card, which may be
 mended, does not know what is asked for."""
+
+CREDITS_FIELDS = frozenset({"amount", "credits", "credits_per_minute"})
+"""Fields of bodies that are credits, wherever they occur."""
 
 FORGET_INTERVAL_S = 600
 """Keys that are old enough are forgotten so often."""
@@ -65,7 +70,8 @@ class Deed(msgspec.Struct, frozen=True):
     """What is done, and for whom: the space in which the key is unique."""
     key: str
     fingerprint: str
-    """Of the whole request: another request under the same key is a mistake."""
+    """Of the whole request: another request under the same key is a mistake. The same amount
+    in other digits, and the same fields in another order, are the same request."""
 
     def entry_id(self, prefix: str) -> str:
         """The id of what the work writes: the same at every attempt, and no other's."""
@@ -92,7 +98,7 @@ def deed_of(
             f"{KEY_HEADER}: expected 1-{limits.IDEMPOTENCY_KEY_CHARACTERS_MAX} printable "
             "characters of ASCII"
         )
-    canonical = orjson.dumps(orjson.loads(raw or b"{}"), option=orjson.OPT_SORT_KEYS)
+    canonical = orjson.dumps(_canonical(orjson.loads(raw or b"{}")), option=orjson.OPT_SORT_KEYS)
     owner = "key" if principal.is_key else f"user:{principal.user_id}"
     return Deed(
         tenant=tenant,
@@ -179,6 +185,15 @@ def _is_key(text: str) -> bool:
         and text.isascii()
         and text.isprintable()
     )
+
+
+def _canonical(body: dict[str, Any]) -> dict[str, Any]:
+    """The body with its credits in the shortest form: "1.50" asks for the same as "1.5"."""
+    canonical = dict(body)
+    for name in CREDITS_FIELDS & body.keys():
+        with contextlib.suppress(BadMessageError):
+            canonical[name] = format_credits(parse_credits(body[name], signed=True))
+    return canonical
 
 
 def _digest(*parts: str) -> str:

@@ -1,6 +1,6 @@
 """Operations that are charged at once."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from msgspec import UNSET, UnsetType
 
@@ -12,6 +12,10 @@ from server.loading import calendar
 from server.till import LOADS_MAX, unanswered
 from storage.live import LiveError
 from storage.spending import AccountName, Answer
+
+
+Taken: TypeAlias = tuple[int, str | None]
+"""What was taken: micro-credits, and the operation that was charged."""
 
 
 class Spends(Grants):
@@ -38,7 +42,8 @@ class Spends(Grants):
         """
         before = await self.before(account, entry_id)
         if before.spent_micros is not None:
-            return await self._spent(account, entry_id, before.spent_micros, repeated=True)
+            taken = before.spent_micros, before.spent_operation
+            return await self._spent(account, entry_id, taken, repeated=True)
         await self.allot(account, before)
         now_ms = self.clock.now()
         month = calendar(before.timezone).month(now_ms)
@@ -72,30 +77,30 @@ class Spends(Grants):
             case _:
                 return self.short(answer, micros)
 
-    async def _acknowledge(self, account: AccountName, entry_id: str, answer: Answer) -> int:
-        """Writes down what was spent; what that was, which a repetition is told too."""
+    async def _acknowledge(self, account: AccountName, entry_id: str, answer: Answer) -> Taken:
+        """Writes down what was spent, and answers it: at a repetition, what was spent then."""
         for record in answer.records:
             assert isinstance(record, EntryPosted)
             await self.write(answer.records)
-            return -record.amount_micros
+            return -record.amount_micros, record.operation
         # It is remembered, and in the outbox no more: by now it is in Postgres.
         before = await self.before(account, entry_id)
         if before.spent_micros is None:
             raise ServiceError("the record of this spend is being looked after")
-        return before.spent_micros
+        return before.spent_micros, before.spent_operation
 
     async def _spent(
         self,
         account: AccountName,
         entry_id: str,
-        micros: int,
+        taken: Taken,
         answer: Answer | None = None,
         *,
         repeated: bool,
     ) -> Spent:
         figures = answer.figures if answer is not None else None
         standing = await self.standing(account, figures)
-        return Spent(entry_id, micros, *standing, repeated)
+        return Spent(entry_id, *taken, *standing, repeated)
 
     async def can_perform(self, account: AccountName, operation: str) -> CanPerform:
         """Whether an operation of the rate card could be done now, which promises nothing.

@@ -225,6 +225,8 @@ class BeforeOperation(msgspec.Struct, frozen=True):
     """The organisation's; ``free`` for a user who has none."""
     spent_micros: int | None
     """What was charged for it already, under the same id; None: it is new here."""
+    spent_operation: str | None = None
+    """The operation that was charged then; None: an amount, or it is new here."""
 
 
 class HoldRow(msgspec.Struct, frozen=True):

@@ -123,7 +123,7 @@ async def _adjust(
         )
     except BadMessageError as error:
         raise Problem(422, "minutes_exceeded", error.message) from None
-    if made.minutes != wanted.minutes:
+    if made.minutes != wanted.minutes or wanted.month not in (None, made.month):
         # Entries are known for longer than the answers are kept.
         raise Problem(422, "idempotency_mismatch", "the key was used for another adjustment")
     month = date.fromisoformat(made.month)
@@ -135,7 +135,7 @@ async def _adjust(
             user_id=user_id,
             month=made.month,
             minutes=made.minutes,
-            reason=wanted.reason,
+            reason=made.reason,
             minutes_used=used.member_minutes,
         ),
         201,

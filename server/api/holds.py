@@ -176,10 +176,8 @@ async def _open(
     if not isinstance(held, Held):
         raise await refusal_of(process, account, price, held)
     hold = await _hold_of(process, account.tenant, hold_id)
-    amount = format_credits(hold.amount_micros)
-    if (hold.account_id, hold.operation) != (account.account_id, wanted.operation) or (
-        wanted.amount not in (None, amount)
-    ):
+    is_other = (hold.account_id, hold.operation) != (account.account_id, wanted.operation)
+    if is_other or (wanted.operation is None and hold.amount_micros != price.micros):
         # Holds are known for longer than the answers are kept.
         raise Problem(422, "idempotency_mismatch", "the key was used for another hold")
     return _answer(hold, held.credits_micros, 201)

@@ -93,8 +93,11 @@ async def _spend(
     )
     if not isinstance(spent, Spent):
         raise await refusal_of(process, account, price, spent)
-    if spent.repeated:
-        await _check_same(process, account, entry_id, charge)
+    if spent.operation != charge.operation or (
+        charge.operation is None and spent.amount_micros != price.micros
+    ):
+        # The ledger knows its keys longer than the answers are kept, and has the last word.
+        raise Problem(422, "idempotency_mismatch", "the key was used for another spend")
     return answer(
         SpendMade(
             entry_id=entry_id,
@@ -105,18 +108,6 @@ async def _spend(
         ),
         201,
     )
-
-
-async def _check_same(
-    process: Process, account: AccountName, entry_id: str, charge: Charge
-) -> None:
-    """The ledger knows its keys longer than the answers are kept, and has the last word."""
-    made = await process.records.entry(*account, entry_id)
-    if made is None:
-        return  # it moved nothing
-    amount = format_credits(-made.amount_micros)
-    if made.operation != charge.operation or charge.amount not in (None, amount):
-        raise Problem(422, "idempotency_mismatch", "the key was used for another spend")
 
 
 # --- Beforehand -----------------------------------------------------------------------

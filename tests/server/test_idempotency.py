@@ -92,6 +92,16 @@ def test_a_deeds_fingerprint_is_of_the_whole_request() -> None:
     assert deed(raw=b"").fingerprint == deed(raw=b"{}").fingerprint
 
 
+@pytest.mark.parametrize("name", ["amount", "credits"])
+def test_an_amount_in_other_digits_is_the_same_request(name: str) -> None:
+    def fingerprint(amount: str) -> str:
+        return deed(raw=f'{{"{name}": "{amount}", "reason": "x"}}'.encode()).fingerprint
+
+    assert fingerprint("1.5") == fingerprint("1.50") == fingerprint("1.500000")
+    assert len({fingerprint(amount) for amount in ("1.5", "1.05", "15", "-1.5", "01.5")}) == 5
+    assert deed(raw=b'{"metadata":{"amount":"1.5"}}') != deed(raw=b'{"metadata":{"amount":"1.50"}}')
+
+
 @pytest.mark.parametrize("keys", [(), ("",)])
 def test_a_request_without_a_key_hears_what_to_send(keys: tuple[str, ...]) -> None:
     with pytest.raises(Problem) as raised:

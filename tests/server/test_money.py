@@ -45,7 +45,7 @@ async def test_a_spend_is_in_the_ledger_when_it_is_acknowledged(
         "metadata": {"service": "gpt", "tokens_used": 812, "response_time_ms": 93, "page": 7},
     }
     first = await spent(node.money, "s1", CREDIT, **options)
-    assert first == Spent("s1", CREDIT, 2 * CREDIT, 2 * CREDIT, repeated=False)
+    assert first == Spent("s1", CREDIT, "chat_refinement", 2 * CREDIT, 2 * CREDIT, repeated=False)
     entry = await cluster.records.entry(*ANN, "s1")
     assert entry is not None
     assert (entry.entry_kind, entry.amount_micros) == ("spend", -CREDIT)

@@ -1,0 +1,109 @@
+"""Amounts are integers: in whatever digits one is written, it is asked for and answered once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fixtures.database import Connection
+from tests.fixtures.server import StartServer, TestServer
+from tests.server.api import ask, assert_problem, balance, ledger
+from tests.server.charging import card, post, spend
+from tests.server.test_api_adjustments import adjust, used
+from tests.server.test_api_spends import audited
+
+GRANTS, HOLDS, SPEND = (f"/v1/accounts/ann/{call}" for call in ("grants", "holds", "spend"))
+FORMS = ("2", "2.0", "2.000000", "1.50", "0.10", "0.000001")
+
+
+def same(amount: str) -> str:
+    """The amount in other digits."""
+    whole, _, fraction = amount.partition(".")
+    longer = f"{whole}.{fraction.ljust(6, '0')}"
+    return amount.rstrip("0").rstrip(".") if longer == amount else longer
+
+
+@pytest.fixture
+async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
+    """A server with a rate card for operations, and an account with ten credits."""
+    server = await start_server(rates=card(tmp_path))
+    assert (await post(server, GRANTS, "g0", {"amount": "10", "reason": "x"})).status_code == 201
+    return server
+
+
+async def reserved(server: TestServer) -> str:
+    """What of ann's account is held for operations."""
+    return str((await ask(server, "GET", "/v1/accounts/ann")).json()["reserved"])
+
+
+@pytest.mark.parametrize("amount", FORMS)
+@pytest.mark.parametrize("call", ["grants", "holds", "spend"])
+async def test_an_amount_is_taken_once_however_it_is_written(
+    server: TestServer, connection: Connection, call: str, amount: str
+) -> None:
+    path, more = f"/v1/accounts/ann/{call}", {"reason": "x"} if call == "grants" else {}
+    first = await post(server, path, "k1", {"amount": amount, **more})
+    assert first.status_code == 201, first.text
+    left = await balance(server), await reserved(server), len(await ledger(server))
+    again = await post(server, path, "k1", {"amount": same(amount), **more})
+    assert (again.status_code, again.content) == (201, first.content)
+    # The ledger knows the key longer than its answer is kept.
+    for form in (amount, same(amount)):
+        await connection.execute("DELETE FROM idempotency_keys")
+        again = await post(server, path, "k1", {"amount": form, **more})
+        assert (again.status_code, again.json()["amount"]) == (201, first.json()["amount"])
+    await connection.execute("DELETE FROM idempotency_keys")
+    other = await post(server, path, "k1", {"amount": "3", **more})
+    assert_problem(other, 422, "idempotency_mismatch")
+    assert (await balance(server), await reserved(server), len(await ledger(server))) == left
+    await audited(server)
+
+
+@pytest.mark.parametrize("amount", FORMS)
+async def test_a_hold_is_posted_once_however_its_amount_is_written(
+    server: TestServer, connection: Connection, amount: str
+) -> None:
+    hold = (await post(server, HOLDS, "h1", {"amount": "3.50"})).json()
+    path = f"/v1/holds/{hold['hold_id']}/post"
+    first = await post(server, path, "p1", {"amount": amount})
+    assert first.status_code == 200, first.text
+    assert (await post(server, path, "p1", {"amount": same(amount)})).content == first.content
+    await connection.execute("DELETE FROM idempotency_keys")
+    again = await post(server, path, "p1", {"amount": same(amount)})
+    assert (again.status_code, again.json()["posted"]) == (200, first.json()["posted"])
+    assert await reserved(server) == "0"
+    assert len(await ledger(server)) == 2
+    await audited(server)
+
+
+async def test_holds_in_any_digits_leave_what_nobody_holds(server: TestServer) -> None:
+    for number in range(5):
+        assert (await post(server, HOLDS, f"h{number}", {"amount": "2.00"})).status_code == 201
+    refused = await post(server, HOLDS, "h5", {"amount": "2.00"})
+    assert_problem(refused, 402, "insufficient_credits")
+    assert await reserved(server) == "10"
+
+
+async def test_what_cost_nothing_is_another_spend_than_any_other(
+    server: TestServer, connection: Connection
+) -> None:
+    assert (await spend(server, "k1", operation="greeting")).status_code == 201
+    for body in ({"operation": "voice_creation"}, {"amount": "1"}, {"operation": "greeting"}):
+        await connection.execute("DELETE FROM idempotency_keys")
+        again = await spend(server, "k1", **body)
+        if body == {"operation": "greeting"}:
+            assert (again.status_code, again.json()["amount"]) == (201, "0")
+        else:
+            assert_problem(again, 422, "idempotency_mismatch")
+    assert await balance(server) == "10"
+
+
+async def test_a_correction_is_of_its_month(server: TestServer, connection: Connection) -> None:
+    first = await adjust(server, "a1", minutes=9, month="2026-01-01")
+    assert first.status_code == 201, first.text
+    await connection.execute("DELETE FROM idempotency_keys")
+    other = await adjust(server, "a1", minutes=9, month="2026-02-01")
+    assert_problem(other, 422, "idempotency_mismatch")
+    await connection.execute("DELETE FROM idempotency_keys")
+    again = await adjust(server, "a1", minutes=9, month="2026-01-01")
+    assert (again.status_code, again.json()) == (201, first.json())
+    assert await used(server) == 0
