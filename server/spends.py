@@ -13,7 +13,6 @@ from server.till import LOADS_MAX, unanswered
 from storage.live import LiveError
 from storage.spending import AccountName, Answer
 
-
 Taken: TypeAlias = tuple[int, str | None]
 """What was taken: micro-credits, and the operation that was charged."""
 

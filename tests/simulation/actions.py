@@ -125,17 +125,23 @@ class Stage:
         micros: int,
         hold: str = "",
         ttl_ms: int = 0,
+        form: int = 0,
     ) -> None:
         found = self.node(node)
         if found is None or (kind in ("post", "void") and f"hold:{hold}" not in self.desk.deeds):
             return
-        deed = Deed(kind, self.world.people[user], entry, micros, hold, ttl_ms)
+        deed = Deed(kind, self.world.people[user], entry, micros, hold, ttl_ms, form)
         await self.desk.do(found, deed)
 
     async def do_again(self, node: str, entry: str) -> None:
         found, deed = self.node(node), self.desk.deeds.get(entry)
         if found is not None and deed is not None:
             await self.desk.do(found, deed)
+
+    async def do_repeat(self, node: str, entry: str, form: int) -> None:
+        found, deed = self.node(node), self.desk.deeds.get(entry)
+        if found is not None and deed is not None:
+            await self.desk.repeat(found, deed, form)
 
     async def do_adjust(self, node: str, user: str, entry: str, minutes: int, month: str) -> None:
         found = self.node(node)

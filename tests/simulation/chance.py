@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from tests.simulation import digits
 from tests.simulation.actions import Action, Stage
 from tests.simulation.clients import Client
 from tests.simulation.people import CREDIT, KINDS, Person
@@ -180,7 +181,13 @@ class Chance:
     def _deed(self, stage: Stage, kind: str, user: str, micros: int, **more: Any) -> Action:
         entry = more.pop("entry", None) or self._name(kind[0])
         parameters = {"node": self._node(stage), "kind": kind, "user": user, "entry": entry}
+        if kind in ("pay", "spend", "hold") and micros > 0:
+            more["form"] = self._form()
         return Action("deed", {**parameters, "micros": micros, **more})
+
+    def _form(self) -> int:
+        """In which digits an amount is written, if it is."""
+        return self._count % (digits.FORMS + 1)
 
     def _pay(self, stage: Stage) -> Action:
         user = self.random.choice(self.people).user_id
@@ -221,8 +228,15 @@ class Chance:
     def _again(self, stage: Stage) -> Action | None:
         unknown = [deed for deed in stage.desk.deeds.values() if deed.state == "unknown"]
         if not unknown:
-            return None
+            return self._repeat(stage)
         return Action("again", {"node": self._node(stage), "entry": unknown[0].entry_id})
+
+    def _repeat(self, stage: Stage) -> Action | None:
+        done = [deed for deed in stage.desk.deeds.values() if deed.state == "done" and deed.form]
+        if not done:
+            return None
+        entry, form = done[-1 - self._count % len(done)].entry_id, 1 + self._count % digits.FORMS
+        return Action("repeat", {"node": self._node(stage), "entry": entry, "form": form})
 
     def _adjust(self, stage: Stage) -> Action:
         person = self.random.choice(self.everybody)

@@ -1,0 +1,73 @@
+"""Amounts in other digits: what is asked for over HTTP, where amounts are text.
+
+The work is that of the calls themselves, from where their key is begun on: so a key is
+asked for again as it is when the answers under it are forgotten, and the ledger alone
+knows what was done.
+"""
+
+from typing import Any
+
+import orjson
+
+from protocol.errors import ServiceError
+from protocol.money import MICROS_PER_CREDIT, format_credits, parse_credits
+from server import idempotency
+from server.api import grants, holds, spends
+from server.auth import Principal
+from server.charges import Held, Short, Spent
+from server.http import Problem
+from storage.records import UnavailableError
+from storage.spending import AccountName
+from tests.simulation.processes import Server
+
+FORMS = 3
+BACKEND = Principal(kind="key")
+
+
+class Named(idempotency.Deed, frozen=True):
+    """A deed whose entry has the name of its key."""
+
+    def entry_id(self, prefix: str) -> str:
+        """The key."""
+        return self.key
+
+
+def digits(micros: int, form: int) -> str:
+    """An amount in one of ``FORMS`` ways, from 1: the shortest, with a zero more, with all
+    its decimals."""
+    if form == 1:
+        return format_credits(micros)
+    whole, fraction = divmod(micros, MICROS_PER_CREDIT)
+    decimals = f"{fraction:06d}"
+    if form == 2:
+        decimals = (decimals.rstrip("0") + "0")[:6]
+    return f"{whole}.{decimals}"
+
+
+async def ask(
+    node: Server, kind: str, account: AccountName, key: str, micros: int, ttl_ms: int, form: int
+) -> Any:
+    """Asks for a ``pay``, ``spend`` or ``hold``, and answers as ``Money`` does."""
+    process, amount = node.process, digits(micros, form)
+    deed = Named(account.tenant, kind, key, "")
+    try:
+        if kind == "pay":
+            wanted = grants.GrantWanted(amount=amount, reason="simulated")
+            await grants._grant(process, deed, account, wanted)
+            return True
+        if kind == "spend":
+            charge = spends.Charge(amount=amount)
+            made = await spends._spend(process, BACKEND, deed, account, charge)
+            answer = orjson.loads(made.body)
+            return Spent(key, parse_credits(answer["amount"]), None, 0, 0, repeated=False)
+        hold = holds.HoldWanted(amount=amount, ttl_ms=ttl_ms)
+        answer = orjson.loads((await holds._open(process, BACKEND, deed, account, hold)).body)
+        micros, until = parse_credits(answer["amount"]), answer["expires_at"]
+        return Held(key, answer["state"], micros, until, 0, 0, repeated=False)
+    except UnavailableError as error:
+        raise ServiceError("the record does not answer") from error
+    except Problem as problem:
+        if problem.code != "insufficient_credits":
+            raise AssertionError(problem.code) from problem
+        missing = parse_credits(problem.extensions["missing"])
+        return Short(missing, parse_credits(problem.extensions["credits"], signed=True))
