@@ -12,7 +12,7 @@ import orjson
 from protocol.errors import ServiceError
 from protocol.money import MICROS_PER_CREDIT, format_credits, parse_credits
 from server import idempotency
-from server.api import grants, holds, spends
+from server.api import billing, grants, holds, spends
 from server.auth import Principal
 from server.charges import Held, Short, Spent
 from server.http import Problem
@@ -56,7 +56,7 @@ async def ask(
             await grants._grant(process, deed, account, wanted)
             return True
         if kind == "spend":
-            charge = spends.Charge(amount=amount)
+            charge = billing.Charge(amount=amount)
             made = await spends._spend(process, BACKEND, deed, account, charge)
             answer = orjson.loads(made.body)
             return Spent(key, parse_credits(answer["amount"]), None, 0, 0, repeated=False)
