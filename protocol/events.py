@@ -26,6 +26,7 @@ class SessionStarted(msgspec.Struct, frozen=True, tag_field="t", tag="session"):
     started_at: int
     terms: Terms
     metadata: dict[str, Any] | None = None
+    is_reported: bool = False
 
 
 class MinuteUsed(msgspec.Struct, frozen=True, tag_field="t", tag="minute"):
@@ -82,6 +83,7 @@ class SessionEnded(msgspec.Struct, frozen=True, tag_field="t", tag="ended"):
     gaps: list[tuple[int, int, bool]]
     terms: Terms
     metadata: dict[str, Any] | None = None
+    is_reported: bool = False
 
 
 class EntryPosted(msgspec.Struct, frozen=True, tag_field="t", tag="entry"):

@@ -32,6 +32,9 @@ class Identity(msgspec.Struct, frozen=True):
     free_key: str | None = None
     """The shared allowance that free time is drawn from; None: the session's own."""
     metadata: dict[str, Any] | None = None
+    """The client's or its backend's: nothing in it means anything here."""
+    is_reported: bool = False
+    """Its client counts for itself, and reports minute by minute."""
 
 
 class Grant(msgspec.Struct, frozen=True):

@@ -214,6 +214,7 @@ def started_record(identity: Identity) -> SessionStarted:
         started_at=identity.started_at,
         terms=identity.terms,
         metadata=identity.metadata,
+        is_reported=identity.is_reported,
     )
 
 
@@ -243,6 +244,7 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
         gaps=list(standing.gaps),
         terms=identity.terms,
         metadata=identity.metadata,
+        is_reported=identity.is_reported,
     )
 
 

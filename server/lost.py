@@ -48,7 +48,7 @@ class LostSessions:
     async def end(self) -> int:
         """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError`` and
         ``UnavailableError``; whatever is left is found the next time."""
-        count, after = 0, LiveSession("", "", is_tracked=False)
+        count, after = 0, LiveSession("", "", is_reported=False)
         while True:
             page = await self.records.live_sessions(after.tenant, after.session_id, PAGE_ROWS)
             for session in page:
@@ -72,9 +72,9 @@ class LostSessions:
         minutes = await self.usage.session(tenant, session_id)
         ended = ended_of(row, minutes)
         silent_ms = self.clock.now() - ended.ended_at
-        if session.is_tracked and silent_ms < limits.TRACKED_SILENCE_MS_MAX:
+        if session.is_reported and silent_ms < limits.TRACKED_SILENCE_MS_MAX:
             return False  # its client goes on, and it is restored with the next minute
-        if not session.is_tracked:
+        if not session.is_reported:
             await self._put_back(session_of(row.identity, ended), ())
         await self.records.write([ended])
         return True
@@ -85,7 +85,7 @@ class LostSessions:
         tenant, session_id = session.tenant, session.session_id
         if not await self.live.is_warm(self.live.keys.session(tenant, session_id)):
             return False
-        if session.is_tracked:
+        if session.is_reported:
             return True
         found = await self.live.attach(tenant, session_id, read_only=True)
         return found is None or found.session.standing.reason != REASON
@@ -122,6 +122,7 @@ def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnde
         gaps=[],
         terms=row.terms,
         metadata=row.metadata,
+        is_reported=row.is_reported,
     )
 
 

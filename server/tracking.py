@@ -52,8 +52,6 @@ SILENCE_MS_MAX = limits.TRACKED_SILENCE_MS_MAX
 """A session of which no minute was heard for so long has ended."""
 ATTEMPTS_MAX = 8
 """Minutes of one session that arrive together, and what must be loaded for the first."""
-TRACKED = "tracked"
-"""Set in the metadata of such a session, by which its record is known."""
 
 log = structlog.get_logger()
 
@@ -145,7 +143,7 @@ class Trackers:
             _check_owner(row.user_id, reported)
             if row.state == "ended":
                 return _written_down(row, reported)
-            if not (row.metadata or {}).get(TRACKED) or not _is_trackable(row.terms):
+            if not row.is_reported or not _is_trackable(row.terms):
                 raise ServiceError("the session is being restored")
             known = _restored(row, await self.usage.session(tenant, session_id))
             number = known.minutes.get(reported.minute_at)
@@ -165,7 +163,6 @@ class Trackers:
                 "metered_kind",
                 f"kind: {terms.kind} costs credits or counts no minutes, so the server meters it",
             )
-        metadata = dict(row.metadata or {}) if row is not None else {}
         return Identity(
             tenant=reported.tenant,
             session_id=reported.session_id,
@@ -176,7 +173,8 @@ class Trackers:
             kind=terms.kind,
             started_at=reported.minute_at,
             terms=terms,
-            metadata={**metadata, TRACKED: True},
+            metadata=row.metadata if row is not None else None,
+            is_reported=True,
         )
 
     async def _step(self, reported: Reported, known: _Known) -> TrackedStep:

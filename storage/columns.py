@@ -15,12 +15,13 @@ Value = TypeVar("Value")
 # Attributes in the order of the parameters in write_started.sql and the others.
 STARTED = (
     "tenant", "session_id", "user_id", "org_id", "account_id", "counterpart_id", "kind",
-    "started_at", "terms", "metadata",
+    "started_at", "terms", "metadata", "is_reported",
 )  # fmt: skip
 ENDED = (
     "tenant", "session_id", "user_id", "org_id", "account_id", "counterpart_id", "kind",
     "started_at", "ended_at", "reason", "limit", "elapsed_ms", "free_ms", "billed_ms",
     "minutes", "credits_micros", "uncovered_ms", "segments", "gaps", "terms", "metadata",
+    "is_reported",
 )  # fmt: skip
 MINUTE = (
     "tenant", "session_id", "minute", "seconds", "user_id", "org_id", "account_id",

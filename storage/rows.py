@@ -153,6 +153,8 @@ class SessionRow(msgspec.Struct, frozen=True):
     gaps: list[tuple[int, int, bool]]
     terms: Terms
     metadata: dict[str, Any] | None
+    is_reported: bool = False
+    """Its client counts for itself."""
 
     @property
     def identity(self) -> Identity:
@@ -170,6 +172,7 @@ class SessionRow(msgspec.Struct, frozen=True):
             started_at=self.started_at,
             terms=self.terms,
             metadata=self.metadata,
+            is_reported=self.is_reported,
         )
 
 
@@ -178,7 +181,7 @@ class LiveSession(msgspec.Struct, frozen=True):
 
     tenant: str
     session_id: str
-    is_tracked: bool
+    is_reported: bool
     """Its client counts for itself."""
 
 

@@ -78,7 +78,11 @@ FROM (
         format('%s is a %s called %s, until %s',
             entry_id, entry_kind, metadata ->> 'name', coalesce(expires_at::text, 'for ever'))
     FROM credit_ledger
-    WHERE (starts_with(metadata ->> 'name', 'allotment:') OR starts_with(entry_id, 'allotment:'))
+    WHERE (
+          -- The metadata of a charge is its client's.
+          (entry_kind = 'grant' AND starts_with(metadata ->> 'name', 'allotment:'))
+          OR starts_with(entry_id, 'allotment:')
+      )
       AND (
           entry_kind <> 'grant' OR expires_at IS NULL
           OR metadata ->> 'name' IS DISTINCT FROM entry_id

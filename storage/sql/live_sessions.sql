@@ -2,7 +2,7 @@
 -- one of them, and whether their clients count for themselves.
 SELECT row_to_json(answer)::text
 FROM (
-    SELECT tenant, session_id, coalesce(metadata ->> 'tracked' = 'true', false) AS is_tracked
+    SELECT tenant, session_id, is_reported
     FROM sessions
     WHERE state = 'live' AND (tenant, session_id) > ($1, $2)
     ORDER BY tenant, session_id

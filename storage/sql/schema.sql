@@ -89,6 +89,7 @@ CREATE TABLE sessions (
     gaps jsonb NOT NULL DEFAULT '[]',
     terms jsonb NOT NULL,
     metadata jsonb,
+    is_reported boolean NOT NULL DEFAULT false,
     CONSTRAINT sessions_pkey PRIMARY KEY (tenant, session_id),
     CONSTRAINT sessions_state_check CHECK (state IN ('prepared', 'live', 'ended')),
     CONSTRAINT sessions_started_check CHECK (state = 'prepared' OR started_at IS NOT NULL),

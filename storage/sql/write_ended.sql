@@ -4,23 +4,23 @@
 INSERT INTO sessions AS session (
     tenant, session_id, state, kind, user_id, org_id, account_id, counterpart_id,
     started_at, ended_at, reason, limit_name, elapsed_ms, free_ms, billed_ms, minutes,
-    charged_micros, uncovered_ms, segments, gaps, terms, metadata
+    charged_micros, uncovered_ms, segments, gaps, terms, metadata, is_reported
 )
 SELECT
     tenant, session_id, 'ended', kind, user_id, org_id, account_id, counterpart_id,
     instant(started_ms), instant(ended_ms), reason, limit_name, elapsed_ms, free_ms,
     billed_ms, minutes, charged_micros, uncovered_ms, segments::jsonb, gaps::jsonb,
-    terms::jsonb, metadata::jsonb
+    terms::jsonb, metadata::jsonb, is_reported
 FROM unnest(
     $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
     $8::bigint[], $9::bigint[], $10::text[], $11::text[], $12::bigint[], $13::bigint[],
     $14::bigint[], $15::integer[], $16::bigint[], $17::bigint[], $18::text[], $19::text[],
-    $20::text[], $21::text[]
+    $20::text[], $21::text[], $22::boolean[]
 ) AS record (
     tenant, session_id, user_id, org_id, account_id, counterpart_id, kind,
     started_ms, ended_ms, reason, limit_name, elapsed_ms, free_ms,
     billed_ms, minutes, charged_micros, uncovered_ms, segments, gaps,
-    terms, metadata
+    terms, metadata, is_reported
 )
 ORDER BY tenant, session_id
 ON CONFLICT (tenant, session_id) DO UPDATE SET
@@ -43,5 +43,6 @@ ON CONFLICT (tenant, session_id) DO UPDATE SET
     segments = excluded.segments,
     gaps = excluded.gaps,
     terms = excluded.terms,
-    metadata = excluded.metadata
+    metadata = excluded.metadata,
+    is_reported = excluded.is_reported
 WHERE session.state <> 'ended' OR (session.reason = 'node_lost' AND excluded.reason <> 'node_lost')

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import json
 from typing import Any
 
 import httpx
@@ -206,9 +207,9 @@ async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
     response = await track(server, minute_timestamp=server.process.clock.now())
     assert_problem(response, 409, "session_ended")
     await server.flush()
-    row = await connection.fetchrow("SELECT state, minutes, metadata FROM sessions")
+    row = await connection.fetchrow("SELECT state, minutes, metadata, is_reported FROM sessions")
     assert row is not None
-    assert tuple(row) == ("ended", 2, '{"tracked": true}')
+    assert tuple(row) == ("ended", 2, None, True)
     # Nothing draws on the counters any more, so they may leave Redis.
     keys, redis = server.process.live.keys, server.process.redis
     for key in (
@@ -264,6 +265,38 @@ async def test_after_everything_left_redis_the_record_goes_on(
     assert (answer["duplicate"], answer["minute"], answer["minutes_used"]) == (False, 2, 3)
     await server.flush()
     assert [row[1:3] for row in await rows(connection)] == [(0, 60), (1, 10), (2, 60)]
+
+
+@pytest.mark.parametrize("tracked", [True, "true", 1])
+async def test_metadata_makes_no_session_reported(
+    server: TestServer, connection: Connection, tracked: object
+) -> None:
+    keep_off_month_ends(server)
+    client, metadata = await server.login(org="acme"), {"tracked": tracked, "is_reported": True}
+    await client.ask("start", kind="recording", session_id="rec-1", metadata=metadata)
+    await server.flush()
+    row = await connection.fetchrow("SELECT metadata::text, is_reported FROM sessions")
+    assert row is not None
+    assert (json.loads(row["metadata"]), row["is_reported"]) == (metadata, False)
+    # Redis has lost it: its process puts it back, and no client's word does.
+    await grow_cold(server.process.redis)
+    assert_problem(await track(server), 503, "unavailable")
+
+
+async def test_reported_session_keeps_its_metadata(
+    start_server: StartServer, connection: Connection
+) -> None:
+    server = await start_server()
+    preparation = {"session_id": "rec-1", "kind": "recording", "user_id": "ann"}
+    metadata = {"tracked": False, "room": 7}
+    body = {**preparation, "metadata": metadata}
+    assert (await ask(server, "POST", "/v1/sessions?org=acme", json=body)).status_code == 201
+    assert (await track(server, 1)).status_code == 200
+    row = await connection.fetchrow("SELECT metadata::text, is_reported FROM sessions")
+    assert row is not None
+    assert (json.loads(row["metadata"]), row["is_reported"]) == (metadata, True)
+    await grow_cold(server.process.redis)
+    assert (await track(server)).json()["minute"] == 1
 
 
 async def test_without_postgres_a_minute_is_on_its_way(

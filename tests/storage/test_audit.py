@@ -53,7 +53,15 @@ async def fill(records: Records) -> None:
             minute(1),
             ended(),
             minute(0, session_id="s2", user_id="ben", credits_micros=0),
-            entry("s1", -2 * CREDIT, entry_kind="spend", operation="x", month="2026-11-01"),
+            # A client's metadata says what it likes.
+            entry(
+                "s1",
+                -2 * CREDIT,
+                entry_kind="spend",
+                operation="x",
+                month="2026-11-01",
+                metadata={"name": name, "grant": "g1", "tracked": True},
+            ),
             hold(),
             hold("h2", state="voided"),
             hold("h3", state="posted", posted_micros=CREDIT),

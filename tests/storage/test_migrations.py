@@ -215,3 +215,40 @@ async def test_a_failure_leaves_nothing_half_done(empty_database: str, tmp_path:
         assert await pending(connection, tmp_path) == ["m1.sql", "m2.sql"]
     finally:
         await connection.close()
+
+
+async def test_sessions_reported_before_are_known_as_such(
+    empty_database: str, tmp_path: Path
+) -> None:
+    names = sorted(path.name for path in MIGRATIONS.glob("*.sql"))
+    before = names[: names.index("0013_reported_sessions.sql")]
+    for name in before:
+        (tmp_path / name).write_text((MIGRATIONS / name).read_text())
+    free, paid = (
+        '{"counts_minutes":true,"price_micros":0}',
+        '{"counts_minutes":true,"price_micros":1}',
+    )
+    rows = [
+        ("reported", "live", '{"tracked":true,"room":7}', free, '{"room": 7}', True),
+        ("alone", "live", '{"tracked":true}', free, None, True),
+        ("ended", "ended", '{"tracked":true}', free, '{"tracked": true}', False),
+        ("word", "live", '{"tracked":"true"}', free, '{"tracked": "true"}', False),
+        ("metered", "live", '{"tracked":true}', paid, '{"tracked": true}', False),
+        ("plain", "live", None, free, None, False),
+    ]
+    connection = await asyncpg.connect(empty_database)
+    try:
+        await migrate(connection, tmp_path)
+        for session_id, state, metadata, terms, _, _ in rows:
+            await connection.execute(
+                "INSERT INTO sessions (tenant, session_id, state, kind, user_id, account_id,"
+                " started_at, ended_at, reason, terms, metadata) VALUES ('user:ann', $1, $2,"
+                " 'recording', 'ann', 'ann', now(), CASE WHEN $2 = 'ended' THEN now() END,"
+                " CASE WHEN $2 = 'ended' THEN 'client' END, $3::text::jsonb, $4::text::jsonb)",
+                session_id, state, terms, metadata,
+            )  # fmt: skip
+        await migrate(connection)
+        found = await connection.fetch("SELECT session_id, metadata, is_reported FROM sessions")
+        assert {tuple(row) for row in found} == {(row[0], *row[4:]) for row in rows}
+    finally:
+        await connection.close()
