@@ -113,6 +113,7 @@ class Auditor:
         """Looks, and raises ``AssertionError`` for whatever does not add up."""
         world = self.world
         world.check_answers()
+        assert not world.cluster.script_errors, world.cluster.script_errors
         for host in world.cluster.hosts:
             # A failure that says what is away is met by trying again; any other is a bug.
             bugs = [error for error in host.failures if not isinstance(error, EXPECTED)]

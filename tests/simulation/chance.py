@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 from tests.simulation import digits
 from tests.simulation.actions import Action, Stage
 from tests.simulation.clients import Client
+from tests.simulation.mixes import stir
 from tests.simulation.people import CREDIT, KINDS, Person
 from tests.simulation.virtual import START_AT
 
@@ -27,7 +28,7 @@ LOSS_AFTER_MS = 4_000
 class Chance:
     """A world in which a random generator decides what happens."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, mix: str = "") -> None:
         self.random = chance = random.Random(seed)
         # Every world is a little different: what there is, how much of it, what goes wrong.
         self.zone = chance.choice(ZONES)
@@ -63,7 +64,9 @@ class Chance:
             "drop_lines": 0.3 * faulty, "kill": 0.8 * faulty, "kill_flusher": 0.5 * faulty,
             "step_clock": 0.5 * faulty, "empty": 0.4 * lossy, "failover": 0.4 * lossy,
         }  # fmt: skip
+        self.waits_ms = WAITS_MS
         self._count = 0
+        stir(self, mix)
 
     def _begin(self) -> int:
         """Some hours before a month ends."""
@@ -257,7 +260,7 @@ class Chance:
     # --- Time and processes -----------------------------------------------------------------
 
     def _wait(self, _: Stage) -> Action:
-        (ms,) = self.random.choices(list(WAITS_MS), list(WAITS_MS.values()))
+        (ms,) = self.random.choices(list(self.waits_ms), list(self.waits_ms.values()))
         return Action("wait", {"ms": ms})
 
     def _serve(self, stage: Stage) -> Action | None:

@@ -25,7 +25,7 @@ from tests.simulation.redis_wire import RedisWire
 from tests.simulation.verdict import Verdict
 from tests.simulation.virtual import VirtualLoop, run
 from tests.simulation.virtual_cluster import Cluster
-from tests.simulation.virtual_redis import Mutation, virtual_scripts
+from tests.simulation.virtual_redis import REACHED, Change, virtual_scripts
 from tests.simulation.world import World
 
 MINUTE_MS = 60_000
@@ -52,6 +52,8 @@ class Outcome:
     sessions: int = 0
     digest: str = ""
     """Of everything that clients were told: the same for the same actions."""
+    reached: set[int] = field(default_factory=set)
+    """Pieces of scripts that were reached, if it was asked for; see ``virtual_scripts``."""
     named: str = ""
     """What ``complaint`` is, where the failure has lost its traceback."""
 
@@ -89,10 +91,13 @@ class Laboratory:
         minutes: int,
         *,
         actions: Sequence[Action] | None = None,
-        mutations: Sequence[Mutation] = (),
+        mutations: Sequence[Change] = (),
+        mix: str = "",
+        tell_reached: bool = False,
         started: Callable[[Stage], None] = lambda stage: None,
     ) -> Outcome:
-        """Runs a seed for so many virtual minutes; or ``actions``, in the world of the seed."""
+        """Runs a seed for so many virtual minutes, in the world of a mix (``mixes``); or
+        ``actions``, in the world of the seed."""
         self.wire.ask("FLUSHALL")
         self.wire.ask("SCRIPT", "FLUSH")
         self.postgres.empty()
@@ -100,13 +105,22 @@ class Laboratory:
         began_at, commands = time.perf_counter(), self.wire.commands
         with (
             TemporaryDirectory(prefix="taximeter-lua-") as lua,
-            virtual_scripts(Path(lua), mutations),
+            virtual_scripts(Path(lua), mutations, tell_reached=tell_reached),
             paced(),
             mock.patch.object(Seat, "__hash__", lambda seat: zlib.crc32(seat.key.encode())),
         ):
 
             async def main(loop: VirtualLoop) -> None:
-                runner = _Runner(loop, self.wire, self.postgres, outcome)
+                runner = _Runner(loop, self.wire, self.postgres, outcome, mix)
+                published = self.wire.published
+
+                def noted(channel: bytes, message: bytes) -> None:
+                    if channel == REACHED:
+                        outcome.reached.add(int(message))
+                    else:
+                        published(channel, message)
+
+                self.wire.published = noted
                 await runner.run(minutes, actions, started)
 
             try:
@@ -122,10 +136,15 @@ class _Runner:
     """One run."""
 
     def __init__(
-        self, loop: VirtualLoop, wire: RedisWire, postgres: PostgresServer, outcome: Outcome
+        self,
+        loop: VirtualLoop,
+        wire: RedisWire,
+        postgres: PostgresServer,
+        outcome: Outcome,
+        mix: str,
     ) -> None:
         self.outcome = outcome
-        self.chance = Chance(outcome.seed)
+        self.chance = Chance(outcome.seed, mix)
         loop.clock.now_ms = self.chance.begin_at
         self.cluster = Cluster(loop, wire, postgres)
         self.world = World(self.cluster, self.chance.everybody)

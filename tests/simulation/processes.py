@@ -38,6 +38,8 @@ PARTITIONS = 2
 CALM_BEAT_MS = 120_000
 """While nothing is amiss processes beat so often; their proofs of life are given all the
 same, see ``Server.proof_at``."""
+FLUSH_STEPS_MAX = 500
+"""Batches of one flush: more of them never end."""
 PACES = {
     # What a process looks for every few seconds, it looks for as often as changes anything.
     (server.accounts, "POLL_S"): 10_000_000.0,
@@ -231,8 +233,11 @@ class FlusherHost(Host):
         groups made anew, and so does this: after the last flush there is no other.
         """
         try:
-            while await self.flusher._step(None) or not self.flusher._is_prepared:
-                pass
+            for _ in range(FLUSH_STEPS_MAX):
+                if not await self.flusher._step(None) and self.flusher._is_prepared:
+                    break
+            else:
+                raise AssertionError(f"{self.name} finds no end")
             self.flusher.failures = 0
         except (UnavailableError, RedisError, OSError):
             self.flusher._has_pending = True

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
+from redis.exceptions import NoScriptError
 
 import server.presence
 from protocol import limits
@@ -66,6 +67,8 @@ class Cluster:
         self.stepped: Callable[[Host, Step, Any, bool], None] = lambda *told: None
         """Told of every answer of Redis to a step, and whose it is, as soon as it was made."""
         self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
+        self.script_errors: list[Exception] = []
+        """What scripts have failed with: a bug each time."""
         self.redis_is_away = False
         self.postgres_is_away = False
         self.tended_since = 0
@@ -267,9 +270,12 @@ class Cluster:
         """Looks at what Redis was asked and has answered, before anybody else asks it."""
         made = []
         for command, answer in zip(commands, answers, strict=True):
-            if command[0] == "EVALSHA" and isinstance(command[-1], bytes):
+            if command[0] in ("EVAL", "EVALSHA") and isinstance(answer, Exception):
+                if not isinstance(answer, NoScriptError):
+                    self.script_errors.append(answer)
+            elif command[0] == "EVALSHA" and isinstance(command[-1], bytes):
                 known = self._steps.get(command[-1])
-                if known is not None and not isinstance(answer, Exception):
+                if known is not None:
                     made.append((*known, _outcome(known[1], answer)))
             elif command[0] == "XREADGROUP" and answer and not isinstance(answer, Exception):
                 for key, entries in answer.items():

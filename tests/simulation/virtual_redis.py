@@ -8,11 +8,12 @@ is. A mutation replaces a piece of a script by another, to see whether the audit
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from unittest import mock
 
 import storage.scripts
 from storage.keys import NODES
+from tests.simulation.mutants import instrumented, sites
 from tests.simulation.redis_lines import Command
 from tests.simulation.redis_wire import RedisWire
 from tests.simulation.virtual import FRACTION_MS, VirtualClock
@@ -53,6 +54,17 @@ local redis = (function(real)
 end)(redis)
 """.replace("FRACTION", str(int(FRACTION_MS * 1000)))
 
+# What is reached in a script is told once, on a channel of its own.
+_REACHED = """
+local reached = function(number, value)
+  if redis.call('SETBIT', 'simulator:reached', number, 1) == 0 then
+    redis.call('PUBLISH', 'simulator:reached', number)
+  end
+  return value
+end
+"""
+REACHED = b"simulator:reached"
+
 # Sets the clock, has what is over expire, and gives the proofs of life of who lives.
 _TICK = """
 redis.call('HSET', 'simulator', 'now', ARGV[1], 'stream', ARGV[2])
@@ -64,24 +76,48 @@ for index = 3, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[index], ARGV[i
 """
 
 
-class Mutation(NamedTuple):
+class Change(Protocol):
     """A script in which one thing is wrong."""
+
+    @property
+    def script(self) -> str:
+        """Its name."""
+
+    def applied(self, text: str) -> str:
+        """The script, changed."""
+
+
+class Mutation(NamedTuple):
+    """A script in which one text is another one."""
 
     script: str
     old: str
     new: str
 
+    def applied(self, text: str) -> str:
+        """The script, changed."""
+        assert text.count(self.old) == 1, (self, text.count(self.old))
+        return text.replace(self.old, self.new)
+
 
 @contextlib.contextmanager
-def virtual_scripts(directory: Path, mutations: Sequence[Mutation] = ()) -> Iterator[None]:
-    """Has every client that is made meanwhile load the scripts for virtual time."""
-    for path in LUA_DIR.glob("*.lua"):
+def virtual_scripts(
+    directory: Path, mutations: Sequence[Change] = (), *, tell_reached: bool = False
+) -> Iterator[None]:
+    """Has every client that is made meanwhile load the scripts for virtual time.
+
+    ``tell_reached`` has them publish on ``REACHED`` which of their pieces were reached, by the
+    pieces' numbers over all scripts (``mutants.instrumented``).
+    """
+    prelude, first = _PRELUDE + _REACHED * tell_reached, 0
+    for path in sorted(LUA_DIR.glob("*.lua")):
         text = path.read_text()
         for mutation in mutations:
             if mutation.script == path.stem:
-                assert text.count(mutation.old) == 1, (mutation, text.count(mutation.old))
-                text = text.replace(mutation.old, mutation.new)
-        (directory / path.name).write_text(_PRELUDE + text)
+                text = mutation.applied(text)
+        if tell_reached:
+            first, text = first + len(sites(text)), instrumented(text, first)
+        (directory / path.name).write_text(prelude + text)
     with mock.patch.object(storage.scripts, "LUA_DIR", directory):
         yield
 
