@@ -195,7 +195,9 @@ HEARTBEAT_SESSIONS_MAX: Final = 65_536
 """Sessions of one process that live by heartbeats over HTTP."""
 SILENCES_MAX: Final = 65_536
 """Tracked sessions whose silence one process waits for; others are found by the sweep."""
-HEARTBEAT_PROOF_MS: Final = 45_000  # PROTOCOL: an HTTP proof of life
+HEARTBEAT_PROOF_MS: Final = 75_000  # PROTOCOL: an HTTP proof of life
+HIDDEN_TIMER_MS: Final = 60_000
+"""Browsers run the timers of a hidden tab once in this time."""
 UNCOVERED_MS_DEFAULT: Final = 60_000  # PROTOCOL
 UNCOVERED_MS_MAX: Final = 3_600_000
 """An hour of debt without Redis is more than anyone should want to collect."""
@@ -383,6 +385,8 @@ assert sorted(GRANT_SHRUNKEN_MS, reverse=True) == list(GRANT_SHRUNKEN_MS)
 assert GRANT_SHRUNKEN_MS[0] <= GRANT_MARGIN_MS_MIN
 assert GRANT_SHRUNKEN_MS[-1] > RECALL_WAIT_MS
 assert PING_INTERVAL_MS + PONG_TIMEOUT_MS < HEARTBEAT_PROOF_MS
+# A hidden tab's next heartbeat comes in time, over a slow line too.
+assert HIDDEN_TIMER_MS + 2 * REQUEST_TIMEOUT_MS < HEARTBEAT_PROOF_MS
 # One claim's records fit one outbox entry, and an entry fits a batch.
 assert MINUTES_PER_CLAIM_MAX < RECORDS_PER_ENTRY_MAX <= FLUSH_BATCH_RECORDS
 assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP

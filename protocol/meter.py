@@ -40,7 +40,7 @@ class Meter(Position):
         """A socket of this process joined: it ends a grace, and is a proof of life as of when
         the socket asked to, for it may be gone since."""
         self.sockets += 1
-        self.alive_at = max(self.alive_at, now_ms if asked_at is None else asked_at)
+        self.proof_at = max(self.proof_at, now_ms if asked_at is None else asked_at)
         self._warn(now_ms)
         self._plan(now_ms)
 
@@ -56,20 +56,44 @@ class Meter(Position):
 
         Answers whether there is anything to do now.
         """
-        self.alive_at = max(self.alive_at, at_ms)
+        self.proof_at = max(self.proof_at, at_ms)
         self._plan(now_ms)
         return bool(self._effects)
 
-    def detach(self, alive_at: int, now_ms: int, *, died: bool = False) -> None:
+    def promise(self, until_ms: int, now_ms: int) -> bool:
+        """A heartbeat over HTTP came in: a proof of life up to ``until_ms``, in advance.
+
+        Answers whether there is anything to do now.
+        """
+        self.promised_until = max(self.promised_until, until_ms)
+        return self.alive(now_ms, now_ms)
+
+    def withdraw(self, at_ms: int) -> None:
+        """The promise has ended: it proved what lies before ``at_ms``, and no more. A ``detach``
+        of the heartbeat follows."""
+        self.promised_until = 0
+        self.proof_at = max(self.proof_at, at_ms)
+
+    def detach(
+        self, alive_at: int, now_ms: int, *, died: bool = False, farewell: bool = False
+    ) -> None:
         """A socket of this process is gone; its last proof of life was at ``alive_at``.
 
-        ``died``: it was another process's, in whose name this one acts.
+        ``died``: it was another process's, in whose name this one acts. ``farewell``: the
+        user took leave, and what other processes have of the session in advance ends too.
         """
         self.sockets -= 1
-        self.alive_at = max(self.alive_at, alive_at)
+        self.proof_at = max(self.proof_at, alive_at)
+        if farewell:
+            self._farewell_at = alive_at
         if self.sockets == 0:
             self._intents.add(Intent(Event.LOST, now_ms, reason="died" if died else ""))
         self._plan(now_ms)
+
+    def farewell_told(self, at_ms: int) -> None:
+        """Other processes have heard of a farewell by now; the step of a loss says it no more."""
+        if self._farewell_at == at_ms:
+            self._farewell_at = None
 
     def request(self, event: Event, now_ms: int, token: Token, reason: str = "client") -> bool:
         """Somebody wants the session paused, resumed or stopped.
@@ -79,7 +103,7 @@ class Meter(Position):
         if self._intents.full:
             return False
         if reason == "client":
-            self.alive_at = max(self.alive_at, now_ms)
+            self.proof_at = max(self.proof_at, now_ms)
         else:
             self._effects.append(Probe())
         self._intents.add(Intent(event, now_ms, token, reason))
@@ -89,7 +113,7 @@ class Meter(Position):
     def start(self, now_ms: int, token: Token) -> None:
         """Starts a session that has none of its steps yet; a socket comes with it."""
         self.sockets += 1
-        self.alive_at = now_ms
+        self.proof_at = now_ms
         self._intents.add(Intent(Event.RESUME, now_ms, token, starts=True))
         self._plan(now_ms)
 
@@ -380,6 +404,7 @@ class Meter(Position):
     def _others_stay(self, now_ms: int) -> None:
         """The last socket here is gone, and other processes have some. What was proven
         here only is settled before this process leaves; nobody else knows of it."""
+        self._farewell_at = None  # the step that was answered has told the others
         if self.sockets:
             self._unnoted = True  # another joined meanwhile: this process is noted again
             self._plan(now_ms)

@@ -41,6 +41,8 @@ class Moment(msgspec.Struct, frozen=True):
     """What the account could give to this session, all that it was charged included."""
     present: bool
     """Whether this process has sockets of the session."""
+    farewell_at: int | None
+    """When the user last took leave of the session here."""
 
     def instant_of(self, elapsed_ms: int) -> int:
         """The instant at which running time reached ``elapsed_ms``.
@@ -277,7 +279,8 @@ def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:
         settling.standing = msgspec.structs.replace(
             settling.standing, grace_until=moment.now_ms + grace_ms, lost_at=lost_at
         )
-    return msgspec.structs.replace(_released(moment, settling), leaving=True)
+    step = _released(moment, settling)
+    return msgspec.structs.replace(step, leaving=True, farewell_at=moment.farewell_at)
 
 
 def end(moment: Moment, reason: str) -> Step:

@@ -40,9 +40,13 @@ class Position:
         self.free_left_ms = 0
         self.sockets = 0
         """Sockets here that keep the session alive."""
-        self.alive_at = _settled_at(session)
-        """The last proof of life that is known here. What is settled was proven to somebody; where
+        self.proof_at = _settled_at(session)
+        """The last proof of life that came in here. What is settled was proven to somebody; where
         the session stands was only counted."""
+        self.promised_until = 0
+        """The instant up to which a heartbeat over HTTP counts as a proof, in the future."""
+        self._farewell_at: int | None = None
+        """When the user last took leave of the session here, in a clean way."""
         self.notices = Notices(session.standing)
         self.positions: dict[str, int] = {}
         """Where each limit binds, in counted time; see ``protocol.horizon``."""
@@ -73,6 +77,11 @@ class Position:
         self._heard_at = session.standing.at
         """When Redis last had anything new of the session, or did not answer."""
         self._stand_on(session, session.standing.at)
+
+    @property
+    def alive_at(self) -> int:
+        """The last proof of life that is known here; a heartbeat's lies in the future."""
+        return max(self.proof_at, self.promised_until)
 
     @property
     def phase(self) -> Phase:
@@ -255,6 +264,7 @@ class Position:
             alive_at=self.alive_at,
             available_micros=self.account.available_to(self.session.identity.session_id, now_ms),
             present=self.sockets > 0,
+            farewell_at=self._farewell_at,
         )
 
     def _show(self, token: Token = None, *, only: bool = False) -> None:

@@ -43,6 +43,8 @@ class Step(msgspec.Struct, frozen=True):
     """The process that asks has sockets of the session, and is noted for it."""
     leaving: bool = False
     """Taken only if this process has the session's last socket; else it just leaves."""
+    farewell_at: int | None = None
+    """With ``leaving``: the user took leave then, which ends heartbeats of before elsewhere."""
     recalled: bool = False
     """Other sessions were told already to give back what they do not need."""
     insists: bool = False

@@ -106,12 +106,13 @@ class Connection:
             await self._answer(request)
 
     async def _close(self, code: int) -> None:
-        """The socket is gone: it leaves its sessions as of its last proof of life."""
+        """The socket is gone: it leaves its sessions as of its last proof of life. A client
+        that closed it took leave of them."""
         self.socket.on_alive = None
         if self._deadline is not None:
             self._deadline.cancel()
         for seat in list(self.seats.values()):
-            self.process.hub.part(seat, self, self.alive_at)
+            self.process.hub.part(seat, self, self.alive_at, farewell=self.socket.peer_closed)
         self.seats.clear()
         if self.principal is not None:
             self.process.sockets.release_user(self._user)
@@ -152,6 +153,9 @@ class Connection:
     def probe(self) -> None:
         """Asks the peer for a proof of life."""
         self.socket.ping_now()
+
+    def farewell(self, at_ms: int) -> None:
+        """Another socket of the user said good-bye; this one answers for itself."""
 
     def left(self, seat: Seat) -> None:
         """A session of this socket has ended."""
@@ -208,7 +212,7 @@ class Connection:
             case messages.Leave():
                 seat = self._seat_of(request)
                 del self.seats[request.session_id]
-                self.process.hub.part(seat, self, self.process.clock.now())
+                self.process.hub.part(seat, self, self.alive_at, farewell=True)
 
     async def _authenticate(self, request: messages.Auth) -> None:
         if self.principal is not None:

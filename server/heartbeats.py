@@ -1,8 +1,10 @@
 """The heartbeat path: sessions of clients that cannot keep a WebSocket open.
 
-Each heartbeat over HTTP is a proof of life for 45 s. To the session it is a socket like
+Each heartbeat over HTTP is a proof of life for 75 s. To the session it is a socket like
 any other, so what is mixed with real sockets is counted once. When the next one does not
-come, it is a socket that was lost at the end of its proof.
+come, it is a socket that was lost at the end of its proof. A clean close, `leave` or `stop`
+of the same user ends the proof at once, on whichever process the heartbeat is: who says
+good-bye over a socket does not pay for what a heartbeat has promised before.
 """
 
 import asyncio
@@ -27,7 +29,11 @@ class Pulse:
     def __init__(self, pulses: "Heartbeats", key: PulseKey) -> None:
         self.key = key
         self.seat: Seat | None = None
+        self.beaten_at = pulses.process.clock.now()
+        """When the last heartbeat came in."""
         self.alive_until = 0
+        self.parted_at: int | None = None
+        """The user took leave while the first heartbeat waited for its answer."""
         self._pulses = pulses
         self._timer: Timer | None = None
 
@@ -41,6 +47,15 @@ class Pulse:
     def probe(self) -> None:
         """There is no line to ask: what is proven is proven until ``alive_until``."""
 
+    def farewell(self, at_ms: int) -> None:
+        """The user took leave: what the heartbeats of before have promised ends."""
+        if self.beaten_at > at_ms:
+            return
+        if self.seat is None:
+            self.parted_at = at_ms
+        else:
+            self._pulses.lose(self, at_ms)
+
     def left(self, seat: Seat) -> None:
         """The session ended."""
         self._pulses.forget(self)
@@ -48,12 +63,13 @@ class Pulse:
     def extend(self, process: Process) -> None:
         """A heartbeat came in."""
         now_ms = process.clock.now()
+        self.beaten_at = now_ms
         self.alive_until = now_ms + limits.HEARTBEAT_PROOF_MS
         if self._timer is not None:
             self._timer.cancel()
         self._timer = process.timers.deadline(self.alive_until, self._lost)
         if self.seat is not None:
-            self.seat.alive(self.alive_until, now_ms)
+            self.seat.promise(self.alive_until, now_ms)
 
     def stop(self) -> None:
         """No more is expected of it."""
@@ -128,7 +144,9 @@ class Heartbeats:
             if isinstance(error, TimeoutError):
                 raise ServiceError("the session store does not answer") from None
             raise
-        if pulse in seat.members:
+        if pulse.parted_at is not None:
+            self.process.hub.part(seat, pulse, pulse.parted_at)
+        elif pulse in seat.members:
             pulse.seat = seat
             before = self._pulses.get(key)
             if before is not None:
@@ -137,12 +155,15 @@ class Heartbeats:
             pulse.extend(self.process)
         return session
 
-    def lose(self, pulse: Pulse) -> None:
-        """The next heartbeat did not come: the session lost this socket when its proof ended."""
+    def lose(self, pulse: Pulse, at_ms: int | None = None) -> None:
+        """The next heartbeat did not come: the session lost this socket when its proof ended;
+        or at ``at_ms``, when the user took leave."""
         self.forget(pulse)
         if pulse.seat is not None:
-            now_ms = self.process.clock.now()
-            self.process.hub.part(pulse.seat, pulse, min(now_ms, pulse.alive_until))
+            at_ms = self.process.clock.now() if at_ms is None else at_ms
+            alive_at = min(at_ms, pulse.alive_until)
+            pulse.seat.meter.withdraw(alive_at)
+            self.process.hub.part(pulse.seat, pulse, alive_at)
 
     def forget(self, pulse: Pulse) -> None:
         """Expects no more heartbeats."""

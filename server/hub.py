@@ -249,17 +249,32 @@ class Hub(Seating):
         self._check_seats(seat, member)
         seat.seat(member, tick_ms or seat.meter.session.identity.terms.tick_ms, watching=watching)
 
-    def part(self, seat: Seat, member: Member, alive_at: int) -> None:
-        """A socket leaves a session, or is gone; ``alive_at`` is its last proof of life."""
+    def part(self, seat: Seat, member: Member, alive_at: int, *, farewell: bool = False) -> None:
+        """A socket leaves a session, or is gone; ``alive_at`` is its last proof of life.
+
+        ``farewell``: its user took leave, by a clean close or `leave`. That ends proofs of life
+        in advance, of heartbeats over HTTP, on whichever process they are.
+        """
         if member not in seat.members:
             return
         watching = member in seat.watchers
         seat.unseat(member)
-        if not watching:
-            seat.meter.detach(alive_at, self.clock.now())
-            seat.drain()
-        else:
+        if watching:
             self.release(seat)
+            return
+        if farewell:
+            seat.farewell(alive_at)
+            if seat.meter.sockets > 1:
+                # No step is made, for others stay here; see `leaving` in commit.lua.
+                self._run(self._tell_farewell(seat, alive_at))
+        seat.meter.detach(alive_at, self.clock.now(), farewell=farewell)
+        seat.drain()
+
+    async def _tell_farewell(self, seat: Seat, at_ms: int) -> None:
+        identity = seat.meter.session.identity
+        message = {"farewell": identity.session_id, "at": at_ms}
+        await self.live.tell(identity.tenant, identity.account_id, message)
+        seat.meter.farewell_told(at_ms)
 
     def request(self, seat: Seat, event: Event, ticket: Ticket, reason: str = "client") -> None:
         """Pauses, resumes or stops a session; the ticket is answered when it is done."""

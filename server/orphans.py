@@ -103,7 +103,7 @@ class Orphans:
             return
         seat.node = node
         seat.meter.sockets = 1
-        seat.meter.alive_at = alive_at
+        seat.meter.proof_at = alive_at
         seat.meter.detach(alive_at, self.hub.clock.now(), died=node != self.live.node)
         seat.drain()
         try:

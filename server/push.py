@@ -51,6 +51,9 @@ class PushSocket(Protocol):
     Not called once the socket is closed from here.
     """
 
+    peer_closed: bool
+    """The peer closed the socket, with a close frame and before this side did."""
+
     @property
     def is_open(self) -> bool:
         """Accepted, and neither side has begun to close."""

@@ -17,7 +17,7 @@ from protocol import limits
 from protocol.effects import Move
 from protocol.errors import ErrorCode, PeerError
 from protocol.meter import Meter
-from protocol.session import Identity, Session
+from protocol.session import Identity, Session, session_key
 from protocol.states import Event, Phase
 from protocol.steps import Step
 from server.accounts import Account, Accounts
@@ -170,6 +170,11 @@ class Seating:
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         """Something was told on an account's channel: by another process, or by this one."""
+        if "farewell" in message:
+            name = session_key(account.projection.tenant, message["farewell"])
+            if (found := self.seats.get(name)) is not None:
+                found.farewell(message["at"])
+            return
         now_ms = self.clock.now()
         for seat in list(account.seats):
             identity = seat.meter.session.identity

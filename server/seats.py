@@ -299,10 +299,19 @@ class Seat:
         self.drain()
 
     def alive(self, at_ms: int, now_ms: int) -> None:
-        """A proof of life of one of the sockets, as of ``at_ms``; a heartbeat's reaches
-        into the future."""
+        """A proof of life of one of the sockets, as of ``at_ms``."""
         if self.meter.alive(at_ms, now_ms):
             self.drain()
+
+    def promise(self, until_ms: int, now_ms: int) -> None:
+        """A heartbeat's proof of life, which reaches into the future."""
+        if self.meter.promise(until_ms, now_ms):
+            self.drain()
+
+    def farewell(self, at_ms: int) -> None:
+        """The user took leave of the session: proofs in advance of before end."""
+        for member in self.members:
+            member.farewell(at_ms)
 
     # --- The meter -------------------------------------------------------------------
 

@@ -28,6 +28,10 @@ class Member(Protocol):
     def probe(self) -> None:
         """Asks the peer for a proof of life."""
 
+    def farewell(self, at_ms: int) -> None:
+        """The user took leave of the session over another socket, at ``at_ms``: a proof of life
+        in advance that is older ends. Sockets prove their own life, and stay."""
+
     def left(self, seat: "Seat") -> None:
         """The seat is cleared: the session has ended."""
 

@@ -109,7 +109,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         ping_interval ping_sent_at ping_timeout ping_timer pong_timer queue read_paused
         request response root_path scheme scope server tasks transport writable
 
-        control_frames control_until entry flowing inbox is_open on_alive parse_planned unread
+        control_frames control_until entry flowing inbox is_open on_alive parse_planned
+        peer_closed unread
         """.split()  # noqa: SIM905 -- a name a line would be a page
     )
 
@@ -130,6 +131,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.is_open = False
         # Open, and the write buffer is not full.
         self.flowing = False
+        # The peer has closed it, before this side did.
+        self.peer_closed = False
         # Called at each proof of life, while open.
         self.on_alive: Callable[[], None] | None = None
         # What was read and not parsed yet, because its peer sends faster than we work.
@@ -374,6 +377,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def handle_close(self, event: Frame) -> None:
         """The peer closes, which is its last proof of life, or it answers our close."""
         self._alive()
+        self.peer_closed = self.is_open
         self.is_open = self.flowing = False
         super().handle_close(event)
         self._abort_later()

@@ -178,6 +178,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         # Whoever looks after the grace has no socket any more, and is told all the same.
         "graced": before.grace_until is not None,
         "leaving": step.leaving,
+        **({} if step.farewell_at is None else {"farewell_at": step.farewell_at}),
         "ended": ended,
         "idle_ms": limits.ACCOUNT_IDLE_MS,
         "outbox_max": limits.OUTBOX_ENTRIES_MAX,

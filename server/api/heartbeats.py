@@ -51,10 +51,11 @@ def heartbeats_of(request: Request) -> Heartbeats:
     )
 )
 async def heartbeat(request: Request) -> Response:
-    """Counts as a proof of life for 45 s, and answers the snapshot.
+    """Counts as a proof of life for 75 s, and answers the snapshot.
 
     Send one well within that time. When the next does not come, the session is suspended,
-    as if a socket had been lost, and its reconnect grace runs.
+    as if a socket had been lost, and its reconnect grace runs. A clean close, `leave` or
+    `stop` of the same user ends the proof at once.
     """
     principal = await principal_of(request, "user")
     session_id = path_id(request)

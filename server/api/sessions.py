@@ -118,6 +118,9 @@ class Guest:
     def probe(self) -> None:
         """A request is no proof of the client's life."""
 
+    def farewell(self, at_ms: int) -> None:
+        """A request proves nothing in advance."""
+
     def left(self, seat: Seat) -> None:
         """The session has ended."""
         self.parted.set()

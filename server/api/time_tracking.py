@@ -195,7 +195,7 @@ class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     )
 )
 async def send_heartbeat(request: Request) -> Response:
-    """Counts as a proof of life for 45 s, and answers the chat's time.
+    """Counts as a proof of life for 75 s, and answers the chat's time.
 
     What `POST /v1/sessions/{id}/heartbeat` does, under the old name. A chat that does not
     exist, or has ended, is no error here either: nothing is done, and the state says so.

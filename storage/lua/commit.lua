@@ -28,7 +28,8 @@
 --   refused   no offer fits; then the limit that is in the way
 --   held      the same, and only what other sessions hold is in the way: they are told to
 --             give back what they do not need
---   left      the process was not the last one with sockets; it has left
+--   left      the process was not the last one with sockets; it has left. Where the user took
+--             leave of it, the others are told when: proofs in advance of before end then
 --   gone      the session, or its newest step, is not here any more: Redis came back empty,
 --             or as a replica that lacks the last writes (see assert.lua)
 --   full      so much waits for Postgres that no session is started
@@ -70,7 +71,13 @@ local version = call('HGET', KEYS[1], 'version')
 if step.leaving then
   call('SREM', KEYS[3], step.node)
   call('SREM', KEYS[10], step.session)
-  if version and call('SCARD', KEYS[3]) > 0 then return answer('left') end
+  if version and call('SCARD', KEYS[3]) > 0 then
+    if step.farewell_at then
+      local message = {farewell = step.id, at = step.farewell_at}
+      call(step.publish, step.channel, cjson.encode(message))
+    end
+    return answer('left')
+  end
 end
 if tonumber(version or '0') < step.version then return {'gone', '', {}, {}, 0, {}} end
 if tonumber(version or '0') ~= step.version then return answer('stale') end

@@ -25,7 +25,7 @@ from protocol.terms import MINUTE_MS
         ("WRITE_BUFFER_CLOSE_BYTES", 1_048_576),
         ("PRESENCE_BEAT_MS", 1_000),
         ("NODE_SILENT_MS", 5_000),
-        ("HEARTBEAT_PROOF_MS", 45_000),
+        ("HEARTBEAT_PROOF_MS", 75_000),
         ("UNCOVERED_MS_DEFAULT", 60_000),
         ("GRANT_MARGIN_MS_MIN", 5_000),
         ("GRANT_SHRUNKEN_MS", (5_000, 1_000)),

@@ -159,3 +159,71 @@ async def test_many_first_heartbeats_at_once_start_one_session(
     await servers[0].flush()
     assert await connection.fetchval("SELECT count(*) FROM sessions") == 1
     assert await connection.fetchval("SELECT count(*) FROM usage_tracking") == 1
+
+
+# --- Good-bye over a socket ------------------------------------------------------------
+
+
+async def reaches_suspended(servers: list[TestServer], ms: int) -> int:
+    """Lets time pass on all; the counted time of the session, which is suspended then."""
+    await until_state(servers[0], "suspended")
+    for server in servers:
+        advance(server, ms)
+        await server.process.hub.idle()
+    found = await ask(servers[0], "GET", "/v1/sessions/chat-1", servers[0].token())
+    return int(found.json()["elapsed_ms"])
+
+
+@pytest.mark.parametrize("how", ["close", "going away", "leave"])
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_a_clean_close_ends_the_proof_of_a_heartbeat(
+    start_server: StartServer, processes: int, how: str
+) -> None:
+    servers = [await start_server() for _ in range(processes)]
+    await servers[0].grant(10_000_000)
+    client = await servers[0].login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    beaten = await ask(servers[-1], "POST", PATH, servers[-1].token())
+    assert beaten.json()["state"] == "active"
+    if how == "leave":
+        await client.send("leave", session_id="chat-1")
+    else:
+        await client.connection.close(1001 if how == "going away" else 1000)
+    assert await reaches_suspended(servers, 10_000) < 5_000
+
+
+async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestServer) -> None:
+    """Nobody said good-bye: the heartbeat goes on for its time."""
+    await server.grant(10_000_000)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    await ask(server, "POST", PATH, server.token())
+    client.connection.transport.abort()
+    await server.process.sockets.gone()
+    advance(server, limits.HEARTBEAT_PROOF_MS - 5_000)
+    await server.process.hub.idle()
+    found = (await ask(server, "GET", "/v1/sessions/chat-1", server.token())).json()
+    assert found["state"] == "active"
+    assert found["elapsed_ms"] >= limits.HEARTBEAT_PROOF_MS - 5_000
+
+
+async def test_a_close_from_this_side_is_no_farewell(server: TestServer) -> None:
+    await server.grant(10_000_000)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    await ask(server, "POST", PATH, server.token())
+    (connection,) = list(server.process.sockets.connections)
+    connection.close(4000, "this process stops")
+    await server.process.sockets.gone()
+    found = (await ask(server, "GET", "/v1/sessions/chat-1", server.token())).json()
+    assert found["state"] == "active"
+
+
+async def test_a_clean_close_ends_no_other_socket(server: TestServer) -> None:
+    await server.grant(10_000_000)
+    first, second = await server.login(), await server.login()
+    await first.ask("start", kind="chat", session_id="chat-1")
+    await second.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
+    await first.close()
+    await second.until("tick")
+    assert (await second.ask("pause", session_id="chat-1"))["state"] == "paused"

@@ -33,6 +33,7 @@ OUR_ATTRIBUTES = {
     "inbox",
     "is_open",
     "on_alive",
+    "peer_closed",
     "parse_planned",
     "unread",
 }

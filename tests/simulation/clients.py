@@ -91,6 +91,9 @@ class Client:
         at = self.node.clock.now() + self.node.round_trip_ms
         self.node.timers.deadline(at, lambda _: self.pong())
 
+    def farewell(self, at_ms: int) -> None:
+        """Another socket said good-bye; this one stays."""
+
     def left(self, seat: Seat) -> None:
         """A session has ended, or is served no more."""
         session_id = seat.meter.session.identity.session_id

@@ -87,6 +87,9 @@ class Browser:
         at = self.node.clock.now() + self.node.round_trip_ms
         self.node.timers.deadline(at, self._pong)
 
+    def farewell(self, at_ms: int) -> None:
+        """Another socket said good-bye; this one stays."""
+
     def left(self, seat: Seat) -> None:
         """A session has ended."""
         self.seats.pop(seat.meter.session.identity.session_id, None)
@@ -157,12 +160,20 @@ class Browser:
 
     async def close(self) -> None:
         """Closes the socket cleanly, which proves life; or, if it was cut, is found out."""
-        if not self.is_cut:
+        is_farewell = not self.is_cut
+        if is_farewell:
             self.alive_at = self.node.clock.now()
         self.is_cut = True
         for seat in list(self.seats.values()):
-            self.node.hub.part(seat, self, self.alive_at)
+            self.node.hub.part(seat, self, self.alive_at, farewell=is_farewell)
         self.seats.clear()
+        await self.node.cluster.settle()
+
+    async def leave(self, session_id: str) -> None:
+        """Leaves a session, and keeps the socket."""
+        self._pong(self.node.clock.now())
+        seat = self.seats.pop(session_id)
+        self.node.hub.part(seat, self, self.alive_at, farewell=True)
         await self.node.cluster.settle()
 
     def cut(self) -> None:
