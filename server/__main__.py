@@ -21,6 +21,7 @@ from server.config import (
     ConfigurationError,
     Settings,
     doubts,
+    exposures,
     load_rate_card,
     load_settings,
     with_secrets,
@@ -115,6 +116,8 @@ def _settings(*, secrets: bool, quietly: bool = False) -> Settings:
         logs.configure(settings.log_format)
         if secrets:
             settings = with_secrets(settings)
+        elif problems := exposures(settings):
+            raise ConfigurationError(*problems)
         load_rate_card(settings.rates)
     except ConfigurationError as error:
         for problem in error.problems:

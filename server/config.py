@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protocol import limits
 from protocol.rates import RateCard, RateCardError, parse_rate_card
+from server.places import is_local_database, is_local_redis, is_loopback
 from storage.cluster import is_cluster, nodes_of
 
 PREFIX = "TAXIMETER_"
@@ -53,6 +54,8 @@ class Settings(BaseSettings):
     )
 
     env: Literal["production", "development"] = "production"
+    development_confirmed: bool = False
+    """In development, that others may reach this server or its data."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     data_dir: Path = Path("data")
@@ -101,6 +104,19 @@ class Settings(BaseSettings):
             if scheme not in ("http", "https") or not netloc or any(rest):
                 raise ValueError('write origins as "https://example.com", separated by commas')
         return origins
+
+    @field_validator("api_keys")
+    @classmethod
+    def _check_api_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for key in keys:
+            text = key.get_secret_value()
+            if not (text.isascii() and text.isprintable()) or " " in text:
+                raise ValueError(
+                    "a key must be printable ASCII without spaces, as headers carry it"
+                )
+            if len(text) > limits.TOKEN_CHARACTERS_MAX:
+                raise ValueError(f"a key has over {limits.TOKEN_CHARACTERS_MAX} characters")
+        return keys
 
     @field_validator("jwt_user_claim")
     @classmethod
@@ -161,7 +177,7 @@ def with_secrets(settings: Settings) -> Settings:
     them."
     """
     made: dict[str, object] = {}
-    problems = []
+    problems = [*exposures(settings), *weaknesses(settings)]
     if settings.jwt_secret is None and settings.jwks_url is None:
         if settings.is_development:
             made["jwt_secret"] = SecretStr(_keep_secret(settings.data_dir, "jwt-secret"))
@@ -195,8 +211,38 @@ def with_secrets(settings: Settings) -> Settings:
     return settings.model_copy(update=made) if made else settings
 
 
-def doubts(settings: Settings) -> list[str]:
-    """What can be started like this but should not stay so; for the log at start."""
+def exposures(settings: Settings) -> list[str]:
+    """Why development is refused here: others could reach the server, or the data is others'.
+
+    In development ``/demo/token`` gives tokens to anybody who asks, and migrations are applied
+    at start. Empty outside development, and where ``TAXIMETER_DEVELOPMENT_CONFIRMED`` is set.
+    """
+    if not settings.is_development or settings.development_confirmed:
+        return []
+    confirm = (
+        f"set {PREFIX}ENV=production, or {PREFIX}DEVELOPMENT_CONFIRMED=1 if tokens and credits "
+        "for anybody are meant"
+    )
+    found = []
+    if not is_loopback(settings.host):
+        found.append(f"{PREFIX}HOST lets others reach a server in development: {confirm}")
+    for name, url, is_local in (
+        ("REDIS_URL", settings.redis_url, is_local_redis),
+        ("DATABASE_URL", settings.database_url, is_local_database),
+    ):
+        if url is not None and not is_local(url):
+            found.append(f"{PREFIX}{name} is not on this machine, in development: {confirm}")
+    return found
+
+
+def weaknesses(settings: Settings) -> list[str]:
+    """Secrets and keys that can be guessed; outside development they are refused."""
+    if settings.is_development:
+        return []
+    return _short_secrets(settings)
+
+
+def _short_secrets(settings: Settings) -> list[str]:
     found = []
     if settings.jwt_secret is not None:
         length = len(settings.jwt_secret.get_secret_value().encode())
@@ -207,6 +253,12 @@ def doubts(settings: Settings) -> list[str]:
             )
     if any(len(key.get_secret_value()) < API_KEY_CHARACTERS_MIN for key in settings.api_keys):
         found.append(f"{PREFIX}API_KEYS has a key of less than {API_KEY_CHARACTERS_MIN} characters")
+    return found
+
+
+def doubts(settings: Settings) -> list[str]:
+    """What can be started like this but should not stay so; for the log at start."""
+    found = _short_secrets(settings)
     if not settings.is_development:
         if settings.jwks_url is not None and settings.jwks_url.startswith("http://"):
             found.append(f"{PREFIX}JWKS_URL is http: whoever is in between can issue tokens")

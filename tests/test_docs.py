@@ -152,7 +152,7 @@ def test_every_variable_is_documented_with_its_default() -> None:
         value = field.get_default()
         if value == RATES_DEFAULT:
             value = RATES_DEFAULT.relative_to(ROOT)
-        settings[f"{PREFIX}{name.upper()}"] = "" if value in (None, ()) else str(value)
+        settings[f"{PREFIX}{name.upper()}"] = "" if value in (None, (), False) else str(value)
     assert documented == settings
 
 
@@ -301,7 +301,7 @@ async def test_the_browser_example_of_the_readme_runs(
         said: Any = {}
         while not isinstance(said, dict) or "session_id" not in said:
             said = await (await heard.get()).args[0].json_value()
-    assert (said["session_id"], said["user_id"], said["credits"]) == ("chat-17", "ann", "0")
+    assert (said["session_id"], said["user_id"], said["credits"]) == ("chat-17", "visitor-ann", "0")
     await page.close()
 
 
@@ -342,7 +342,7 @@ async def test_the_page_in_integrating_runs_on_another_origin(
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
 async def test_the_backend_example_of_the_readme_runs(server: TestServer) -> None:
-    client = await server.login("ann")
+    client = await server.login("visitor-ann")
     await client.ask("start", kind="chat", session_id="chat-17")
     example = next(block for block in blocks(README, "sh") if "curl" in block)
     lines = example.splitlines()
@@ -350,11 +350,11 @@ async def test_the_backend_example_of_the_readme_runs(server: TestServer) -> Non
     commands = [line.replace(EXAMPLE_URL, server.url) for line in lines if line.startswith("curl")]
     shell = await asyncio.create_subprocess_exec(
         *("sh", "-ec", "; echo; ".join(line.replace("curl", "curl -sS", 1) for line in commands)),
-        env={**os.environ, "KEY": API_KEY, "TOKEN": server.token("ann"), "no_proxy": "*"},
+        env={**os.environ, "KEY": API_KEY, "TOKEN": server.token("visitor-ann"), "no_proxy": "*"},
         stdout=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(PATIENCE_S):
         answered, _ = await shell.communicate()
     grant, *sessions = [json.loads(line) for line in answered.splitlines()]
-    assert (grant["account_id"], grant["credits"]) == ("ann", "10")
+    assert (grant["account_id"], grant["credits"]) == ("visitor-ann", "10")
     assert [one["state"] for one in sessions] == ["active", "active"]

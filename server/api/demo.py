@@ -1,4 +1,9 @@
-"""What the page at ``/`` needs to try Taximeter; served in development only."""
+"""What the page at ``/`` needs to try Taximeter; served in development only.
+
+Tokens are signed with the real secret, so they are for visitors alone: none is for a
+user of an application. Strangers that a proxy on this machine lets in get nothing either,
+unless ``TAXIMETER_DEVELOPMENT_CONFIRMED`` says that they may.
+"""
 
 import secrets
 from typing import Annotated, ClassVar
@@ -9,16 +14,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from protocol.errors import ErrorCode, PeerError
 from protocol.events import EntryPosted
 from protocol.fields import ID_PATTERN
 from protocol.money import format_credits, parse_credits
 from server.api.accounts import view_account
 from server.auth import mint_token, tenant_of
 from server.http import answer, principal_of, process_of, raw_body, read_body
+from server.places import is_loopback
+from server.process import Process
 
 FIRST_CREDITS_MICROS = 2_500_000
 """What a new visitor has: two and a half minutes of chat after the free one."""
 TOP_UP_MICROS_MAX = 100_000_000
+VISITOR = "visitor-"
+"""How the ids of visitors begin."""
 
 
 class TokenWanted(msgspec.Struct):
@@ -38,8 +48,10 @@ class TopUp(msgspec.Struct):
 async def token(request: Request) -> Response:
     """A token for a visitor, with some credits to begin with."""
     process = process_of(request)
+    _check_near(process, request)
     wanted = read_body(await raw_body(request), TokenWanted)
-    user_id = wanted.user_id or f"visitor-{secrets.token_hex(4)}"
+    user_id = wanted.user_id or f"{VISITOR}{secrets.token_hex(4)}"
+    _check_visitor(user_id)
     tenant = tenant_of(None, user_id)
     await process.money.enter(
         EntryPosted(
@@ -65,8 +77,9 @@ async def token(request: Request) -> Response:
 
 
 async def top_up(request: Request) -> Response:
-    """Credits for the visitor whose token it is."""
+    """Credits for the user whose token it is."""
     process = process_of(request)
+    _check_near(process, request)
     principal = await principal_of(request, "user")
     wanted = read_body(await raw_body(request), TopUp)
     added = parse_credits(wanted.amount, name="amount", micros_max=TOP_UP_MICROS_MAX)
@@ -87,6 +100,20 @@ async def top_up(request: Request) -> Response:
     return answer(
         {"credits": format_credits(account.projection.credits_micros(process.clock.now()))}
     )
+
+
+def _check_visitor(user_id: str) -> None:
+    if not user_id.startswith(VISITOR):
+        raise PeerError(
+            ErrorCode.FORBIDDEN, f"this is for visitors, whose user_id begins with {VISITOR}"
+        )
+
+
+def _check_near(process: Process, request: Request) -> None:
+    address = request.client.host if request.client else ""
+    if process.settings.development_confirmed or not address or is_loopback(address):
+        return
+    raise PeerError(ErrorCode.FORBIDDEN, "in development this is for this machine alone")
 
 
 ROUTES = [

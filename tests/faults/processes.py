@@ -112,7 +112,7 @@ class House:
             return await client.request(method, path, json=body, headers=headers)
 
     async def visitor(self, user_id: str, amount: str = "100") -> str:
-        """The token of a user who has been given credits."""
+        """The token of a visitor (``visitor-…``) who has been given credits."""
         answer = await self.http("POST", "/demo/token", {"user_id": user_id})
         token: str = answer.raise_for_status().json()["token"]
         topped = await self.http("POST", "/demo/top-up", {"amount": amount}, token)

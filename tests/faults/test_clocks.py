@@ -50,7 +50,7 @@ async def test_steps_of_redis_and_of_a_process_change_no_bill(tmp_path: Path) ->
         house.environment["TAXIMETER_REDIS_URL"] = redis.url
         await house.serve("web")
         await house.start("flush")
-        token = await house.visitor("ann")
+        token = await house.visitor("visitor-ann")
         asked_at = time.monotonic()
         client, tick = await joins(house, token)
 
@@ -63,7 +63,7 @@ async def test_steps_of_redis_and_of_a_process_change_no_bill(tmp_path: Path) ->
             newcomer.environment["TAXIMETER_REDIS_URL"] = redis.url
             process = await newcomer.serve("web", **own_clock.environment)
             # By its own clock it lets people in; then that is stepped, the other way.
-            other, seen = await joins(newcomer, await newcomer.visitor("ann", "1"))
+            other, seen = await joins(newcomer, await newcomer.visitor("visitor-ann", "1"))
             own_clock.step(-wall)
             seen = await beyond(other, seen["elapsed_ms"] + 1)
             run_ms = (time.monotonic() - asked_at) * 1000

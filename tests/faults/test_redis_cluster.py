@@ -30,7 +30,7 @@ reconnect_grace_seconds = 120
 speed = {SPEED}
 """
 KEYS = Keys(PARTITIONS)
-USERS = [f"user-{number}" for number in range(8)]
+USERS = [f"visitor-{number}" for number in range(8)]
 
 
 class Deployment:

@@ -103,7 +103,7 @@ async def tell(house: House) -> Story:
     """Kills the server in the middle of a minute, starts it again, and comes back."""
     story = Story()
     first = await house.serve()
-    token = await house.visitor("ann")
+    token = await house.visitor("visitor-ann")
     client, _ = await house.connect(token)
     story.kept["before"] = await credits_of(house, token)
     story.paused["before"] = await run_until_a_minute_is_written(house, client)
@@ -258,7 +258,7 @@ async def test_signals_stop_everything_and_nothing_is_left_running(story: Story)
 async def test_serving_and_flushing_apart() -> None:
     async with open_house(RATES) as house:
         web, flush = await asyncio.gather(house.serve("web"), house.start("flush"))
-        token = await house.visitor("ann")
+        token = await house.visitor("visitor-ann")
         client, _ = await house.connect(token)
         await client.ask("start", kind="chat", session_id="chat-1", tick_ms=60_000)
         await client.until("minute")

@@ -64,7 +64,7 @@ def client_of(house: House) -> httpx.AsyncClient:
 
 async def post(client: httpx.AsyncClient, call: str, key: str, body: Any) -> httpx.Response:
     """One of ann's calls that move money, under a key."""
-    path = f"/v1/accounts/ann/{call}?user=ann"
+    path = f"/v1/accounts/visitor-ann/{call}?user=visitor-ann"
     return await client.post(path, headers={"Idempotency-Key": key}, json=body)
 
 
@@ -144,7 +144,7 @@ async def test_two_hundred_spend_at_two_processes_while_twenty_burn() -> None:
 async def crowd(houses: list[House]) -> None:
     """All of them at once, and what is left when they have gone."""
     tally, clients = Tally(), [client_of(house) for house in houses]
-    token = await houses[0].visitor("ann", FIRST)
+    token = await houses[0].visitor("visitor-ann", FIRST)
     sockets = []
     for number in range(SESSIONS):
         socket, _ = await houses[number % 2].connect(token)
@@ -168,7 +168,7 @@ async def crowd(houses: list[House]) -> None:
     left -= tally.spent * parse_credits(SPEND) + burnt
     assert left >= CREDIT
     for client in clients:
-        account = (await client.get("/v1/accounts/ann?user=ann")).json()
+        account = (await client.get("/v1/accounts/visitor-ann?user=visitor-ann")).json()
         assert parse_credits(account["credits"]) == left
         assert (account["held"], account["reserved"], account["sessions"]) == ("0", "0", 0)
         await client.aclose()

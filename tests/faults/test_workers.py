@@ -119,7 +119,7 @@ async def start(client: Client, session_id: str) -> dict[str, Any]:
 async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) -> None:
     settings = {"TAXIMETER_METRICS_PORT": str(metrics_port)}
     async with supervised(**settings) as (house, supervisor):
-        token = await house.visitor("ann")
+        token = await house.visitor("visitor-ann")
         first = await nodes(house, token)
         pids = workers_of(supervisor)
         assert sorted(pids.values()) == list(range(WORKERS))
@@ -205,7 +205,7 @@ async def test_a_worker_that_cannot_serve_is_said_and_none_outlives_its_supervis
         assert lame.child.returncode == 1
         assert "could serve" in lame.errors.splitlines()[-1]
 
-        token = await house.visitor("ann")
+        token = await house.visitor("visitor-ann")
         client, _ = await reach(house, token)
         await start(client, "chat-1")
         assert len(workers_of(supervisor)) == WORKERS

@@ -53,6 +53,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(
         monkeypatch,
         ENV="development",
+        DEVELOPMENT_CONFIRMED="1",
         HOST="0.0.0.0",
         PORT="9000",
         DATA_DIR="/tmp/x",
@@ -73,6 +74,7 @@ def test_everything_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     settings = load_settings()
     assert settings.is_development
+    assert settings.development_confirmed
     assert (settings.host, settings.port, settings.data_dir) == ("0.0.0.0", 9000, Path("/tmp/x"))
     assert settings.redis_url == "redis://:pw@r:6379/0"
     assert settings.database_url == "postgresql://u:pw@p/db"
@@ -112,6 +114,9 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch: pytest.MonkeyPatch) -> N
         ("JWKS_URL", "file:///etc/passwd"),
         ("REDIS_URL", "http://hunter2"),
         ("JWT_USER_CLAIM", "exp"),
+        ("API_KEYS", "hunter2 with spaces"),
+        ("API_KEYS", "hunter2é"),
+        ("DEVELOPMENT_CONFIRMED", "perhaps"),
         ("DATABASE_URL", "mysql://hunter2"),
     ],
 )

@@ -47,7 +47,7 @@ EXAMPLES = {
     "GET /client/{name}": Example("/client/taximeter.js"),
     "MOUNT /pages": Example("/pages/style.css"),
     # Only in development: a page to try it hands tokens to whoever wants one.
-    "POST /demo/token": Example("/demo/token", body={"user_id": "visitor"}),
+    "POST /demo/token": Example("/demo/token", body={"user_id": "visitor-1"}),
     "POST /demo/top-up": Example("/demo/top-up", ("user",), {"amount": "1"}),
     "GET /v1/accounts/{id}": Example(f"/v1/accounts/ann{OWN}", ALL, shows=True),
     "GET /v1/accounts/{id}/ledger": Example(f"/v1/accounts/ann/ledger{OWN}", ALL, shows=True),
