@@ -55,10 +55,10 @@ class CloseCode(IntEnum):
 def may_reconnect(close_code: int) -> bool:
     """Whether a client comes back after ``close_code``.
 
-    PROTOCOL section 1: "a client reconnects after 1001, 1006, 1011, 1012, 4000-4499;
-    never after 4500-4999". Any other code was somebody's wish, so it stays closed.
+    PROTOCOL section 1: "never after 4500-4999; after any other code it comes back too, for
+    proxies close as they like". A client that closes the socket itself stays away, of course.
     """
-    return close_code in (1001, 1006, 1011, 1012) or 4000 <= close_code <= 4499
+    return not 4500 <= close_code <= 4999
 
 
 class ProtocolError(Exception):

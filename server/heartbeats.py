@@ -12,7 +12,6 @@ import asyncio
 from protocol import limits, messages
 from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from server.auth import Principal
-from server.isolation import isolated
 from server.process import Process
 from server.seats import Seat
 from server.starting import join_or_start
@@ -175,4 +174,4 @@ class Heartbeats:
     def drain(self) -> None:
         """The process stops: other processes take the next heartbeats."""
         for pulse in list(self._pulses.values()):
-            isolated("drain", self.lose, pulse)
+            self.lose(pulse)

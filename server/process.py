@@ -18,7 +18,6 @@ from server.config import Settings
 from server.door import Door
 from server.failures import Failures
 from server.hub import Hub
-from server.isolation import isolated
 from server.loading import Loader
 from server.metrics import Metrics
 from server.money import Money
@@ -137,7 +136,7 @@ class Process:
         log.info("draining", sockets=len(self.sockets.connections))
         await self.sockets.drain()
         for drain in self.at_drain:
-            isolated("drain", drain)
+            drain()
         await self._settle()
 
     async def _settle(self) -> None:

@@ -12,7 +12,6 @@ from protocol.errors import CloseCode
 from protocol.messages import Reconnect
 from server.door import network_of
 from server.frames import text_frame
-from server.isolation import isolated
 from server.metrics import Metrics
 
 PRIVATE_CODES = 3000
@@ -95,7 +94,7 @@ class Sockets:
     def probe(self) -> None:
         """Asks every peer for a proof of life."""
         for connection in list(self.connections):
-            isolated("probe", connection.probe)
+            connection.probe()
 
     async def drain(self) -> None:
         """Sends every client away, each at an instant of its own choice, and closes what is
@@ -114,7 +113,7 @@ class Sockets:
         connections = list(self.connections)
         for first in range(0, len(connections), limits.DRAIN_BATCH_SOCKETS):
             for connection in connections[first : first + limits.DRAIN_BATCH_SOCKETS]:
-                isolated("drain", act, connection)
+                act(connection)
             await asyncio.sleep(0)
 
 

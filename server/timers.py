@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 from protocol import limits
 from server.clock import Clock, ClusterClock
-from server.isolation import isolated
 
 
 class Timer:
@@ -152,14 +151,13 @@ class Timers:
         return min(found) if found else None
 
     def run_due(self, now_ms: int) -> None:
-        """Fires everything that is due, deadlines first, as far as one turn may go. One that
-        raises silences none of the others."""
+        """Fires everything that is due, deadlines first, as far as one turn may go."""
         for _ in range(limits.TIMERS_PER_TURN_MAX):
             due = self._deadlines.pop_due(now_ms) or self._ticks.pop_due(now_ms)
             if not due:
                 return
             for timer in due:
-                isolated("timer", timer.fire, now_ms)
+                timer.fire(now_ms)
 
     def _arm(self) -> None:
         if self._loop is None:

@@ -4,22 +4,26 @@
 
 /** Why a close code that forbids coming back does so, as an error code of the protocol. */
 const FINAL_CLOSES = new Map([
-  [1009, ['bad_message', 'A message was over 16 KiB.']],
+  [4002, ['unauthenticated', 'The token has expired, and there is no other.']],
   [4500, ['unauthenticated', 'The token was refused.']],
   [4501, ['unauthenticated', 'No token arrived in time.']],
   [4502, ['bad_message', 'The server could not follow the conversation.']],
   [4503, ['rate_limited', 'There are too many connections.']],
 ]);
 
-/** Whether a client comes back after this close code (the table in PROTOCOL, section 1). */
+/**
+ * Whether a client comes back after this close code: only the server's own codes from 4500 to
+ * 4999 forbid it. Proxies close as they like.
+ */
 export function comesBackAfter(code) {
-  return [1001, 1006, 1011, 1012].includes(code) || (code >= 4000 && code <= 4499);
+  return code < 4500 || code > 4999;
 }
 
 /**
  * What went wrong, for a program: `code` is one of the protocol's error codes, or `timeout`
- * (no answer in time), `disconnected` (the line was lost for good) or `closed` (by us).
- * `retryable` says whether the same request may succeed later.
+ * (no answer in time), `unreachable` (several attempts in a row had no welcome; the attempts
+ * go on), `disconnected` (the line was lost for good), `offline` (there is none) or `closed`
+ * (by us). `retryable` says whether the same request may succeed later.
  */
 export class TaximeterError extends Error {
   constructor(code, message, { retryable = false, ...details } = {}) {
@@ -33,8 +37,13 @@ export class TaximeterError extends Error {
   }
 }
 
-/** The error that a close code stands for which forbids coming back. */
-export function errorOfClose(code, reason) {
-  const [kind, text] = FINAL_CLOSES.get(code) ?? ['disconnected', 'The server hung up.'];
-  return new TaximeterError(kind, reason || text, { closeCode: code });
+/**
+ * The error of a line that was closed. What the server answered to our token says more than
+ * the reason that came with the code, and that more than the code.
+ */
+export function errorOfClose(closeCode, reason, retryable, refusal) {
+  const hungUp = ['disconnected', `The connection was closed with the code ${closeCode}.`];
+  const [code, text] = FINAL_CLOSES.get(closeCode) ?? hungUp;
+  const message = refusal?.message || reason || text;
+  return new TaximeterError(refusal?.code ?? code, message, { retryable, closeCode });
 }

@@ -2,7 +2,7 @@
  * A session as the browser sees it: its news, and its figures between two ticks.
  */
 
-/** An estimate that is ahead of the server by less than this waits instead of stepping back. */
+/** After a reconnect, a clock that is ahead by less than this waits instead of stepping back. */
 const HOLD_MS = 1_500;
 /** For how long at most the credits shown move to what a tick has said. */
 const GLIDE_MS = 1_000;
@@ -23,7 +23,8 @@ export function emit(target, type, detail) {
 export class Session extends EventTarget {
   #link;
   #base = null; // the latest figures, and at which instant of our clock they were true
-  #shown = 0; // the furthest elapsed_ms that now() has given
+  #told = 0; // the elapsed_ms that the server sent last
+  #shown = 0; // the furthest elapsed_ms that now() has given: the clock does not step back
   #delivered; // the seq of the last notice that listeners were given
   #joinedAt; // the seq of the first snapshot: what came before it is no news
   #glide = null; // { from, at, ms }: how the credits shown move to those of the last tick
@@ -68,7 +69,7 @@ export class Session extends EventTarget {
   /**
    * The figures at this instant, estimated from the last ones that the server sent; null
    * before the first. Time moves only while the session is active and the line is up, never
-   * past the limit, and not backwards for the sake of a late tick. Credits are charged in
+   * past the limit, and not backwards for the sake of late news. Credits are charged in
    * increments, which only the server knows, and by all sessions of the account: so they
    * move to what a tick has said, and never below it.
    */
@@ -127,6 +128,11 @@ export class Session extends EventTarget {
     emit(this, 'error', error);
   }
 
+  /** @internal The connection was given up before the first snapshot. */
+  _giveUp(error) {
+    this.#rejectReady(error);
+  }
+
   /** @internal The line is down: the clock stands still until the server speaks again. */
   _freeze() {
     this.#settle({ at: null });
@@ -145,11 +151,12 @@ export class Session extends EventTarget {
       if (this.#deliver(message)) this.#apply(message);
       else return undefined;
     }
-    if (message.type === 'tick') this.#receiveTick(message);
+    if (message.type === 'tick' && !this.#receiveTick(message)) return undefined;
     return emit(this, message.type, message);
   }
 
   #receiveSnapshot(message) {
+    if (!this.#isLate(message)) this.#shown = 0;
     this.snapshot = message;
     this.#joinedAt ??= message.seq;
     this.#glide = null;
@@ -165,13 +172,25 @@ export class Session extends EventTarget {
     emit(this, 'session', message);
   }
 
+  /**
+   * Whether a snapshot is behind the clock only because it is late: of a line that stalled, or
+   * of another process. Any other snapshot is a correction, which the clock follows.
+   */
+  #isLate({ state, elapsed_ms, speed = 1 }) {
+    if (this.#base?.state !== 'active' || state !== 'active') return false;
+    const wasCut = this.#base.at === null;
+    return wasCut ? this.#shown - elapsed_ms < HOLD_MS * speed : elapsed_ms >= this.#told;
+  }
+
+  /** Takes a tick, unless something newer is known. */
   #receiveTick(tick) {
-    if (!this.#base) return;
+    if (!this.#base || tick.elapsed_ms < this.#told) return false;
     const [from, at] = [this.#creditsShown(), this.#link.now()];
     const ms = Math.min(GLIDE_MS, at - this.#tickAt);
     this.#glide = Number(tick.credits) < from && ms > 0 ? { from, at, ms } : null;
     this.#tickAt = at;
     this.#rebase(tick);
+    return true;
   }
 
   /** Whether a notice is news; the numbers of a session only rise. */
@@ -182,14 +201,18 @@ export class Session extends EventTarget {
   }
 
   /** What a notice changes in the figures, until the next snapshot or tick. */
-  #apply({ type, free_remaining_ms, paid, receipt }) {
+  #apply({ type, free_remaining_ms, paid, limit, elapsed_ms, receipt }) {
     if (receipt) this.receipt = receipt;
     if (!this.#base) return;
     if (type === 'free_time') this.#settle({ free_remaining_ms, paid });
-    if (type === 'limit_reached') this.#settle({ state: 'stopping' }, this.#runToLimit());
-    if (type === 'stopped') {
-      this.#settle({ state: 'ended', ...(receipt && { elapsed_ms: receipt.elapsed_ms }) });
-    }
+    if (type === 'limit_reached') this.#halt('stopping', elapsed_ms, { limit, remaining_ms: 0 });
+    if (type === 'stopped') this.#halt('ended', receipt?.elapsed_ms);
+  }
+
+  /** The time stands still where the server says that it stopped. */
+  #halt(state, elapsed_ms, corrections) {
+    this.#settle({ state, ...corrections });
+    if (elapsed_ms !== undefined) this.#base.elapsed_ms = this.#told = elapsed_ms;
   }
 
   /** The counted time since the last figures; nothing while the clock stands still. */
@@ -198,23 +221,17 @@ export class Session extends EventTarget {
     if (state !== 'active') return 0;
     const isStill = at === null || this.#holds > 0;
     const run = isStill ? 0 : Math.max(0, (this.#link.now() - at) * speed);
-    const behind = this.#shown - (elapsed_ms + run);
-    const held = behind > 0 && behind < HOLD_MS * speed ? run + behind : run;
-    return Math.min(held, Math.max(0, remaining_ms ?? Infinity));
+    // A clock that is ahead waits. It catches up with the newest tick of a line that stalled.
+    return Math.min(
+      Math.max(run, this.#shown - elapsed_ms),
+      Math.max(0, remaining_ms ?? Infinity),
+    );
   }
 
   #creditsShown() {
     if (!this.#glide) return this.#base.credits;
     const { from, at, ms } = this.#glide;
     return from + (this.#base.credits - from) * Math.min(1, (this.#link.now() - at) / ms);
-  }
-
-  /** As `#run`, but with the last moments before a limit, which the news of it overtook. */
-  #runToLimit() {
-    const { state, remaining_ms, speed } = this.#base;
-    const run = this.#run();
-    const isNear = remaining_ms !== null && remaining_ms - run < HOLD_MS * speed;
-    return state === 'active' && isNear ? Math.max(run, remaining_ms) : run;
   }
 
   #readingAfter(run) {
@@ -233,14 +250,15 @@ export class Session extends EventTarget {
   }
 
   /** Makes today's estimate the figures to estimate from, with some of them corrected. */
-  #settle(corrections, run = this.#base ? this.#run() : 0) {
+  #settle(corrections) {
     if (!this.#base) return;
     const { credits } = this.#base; // what is shown of them is on its way there
     const at = this.#base.at === null ? null : this.#link.now();
-    this.#base = { ...this.#readingAfter(run), credits, at, ...corrections };
+    this.#base = { ...this.#readingAfter(this.#run()), credits, at, ...corrections };
   }
 
   #rebase({ elapsed_ms, free_remaining_ms, paid, credits, remaining_ms, limit }) {
+    this.#told = elapsed_ms;
     this.#base = {
       ...this.#base,
       elapsed_ms,

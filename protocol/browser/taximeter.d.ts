@@ -8,7 +8,13 @@
 /** A decimal number of credits, such as `"12.5"`. */
 export type Credits = string;
 
-export type Limit = 'credits' | 'member_minutes' | 'org_minutes' | 'session_cap';
+export type Limit =
+  | 'credits'
+  | 'member_minutes'
+  | 'org_minutes'
+  | 'member_day_minutes'
+  | 'org_day_minutes'
+  | 'session_cap';
 export type State = 'active' | 'paused' | 'suspended' | 'stopping' | 'ended';
 export type StopReason =
   | 'client'
@@ -39,6 +45,8 @@ export type ErrorCode =
   | 'unavailable'
   /** No answer in time. */
   | 'timeout'
+  /** Three attempts in a row had no `welcome`. The attempts go on. */
+  | 'unreachable'
   /** The server ended the connection for good. */
   | 'disconnected'
   /** There is no connection, and none is being made. */
@@ -192,6 +200,11 @@ export interface ConnectionChange {
   code: number | null;
   /** When `reconnecting`: after how long the next attempt is made. */
   retry_in_ms: number | null;
+  /**
+   * Why there is no connection: what ended it, when `offline` or `closed`; `unreachable` while
+   * the attempts fail one after the other; else null.
+   */
+  error: TaximeterError | null;
 }
 
 /** The figures at one instant: an estimate for the screen, never a bill. */
@@ -269,7 +282,10 @@ export declare class Session extends EventTarget {
   readonly lastSeq: number | undefined;
   /** True after `stop()`. */
   readonly stopWanted: boolean;
-  /** Resolves with the first snapshot; rejects with a TaximeterError. */
+  /**
+   * Resolves with the first snapshot. Rejects with a TaximeterError when the session cannot
+   * start, or when the connection is given up before it has.
+   */
   readonly ready: Promise<SessionSnapshot>;
   /** The figures at this instant; null before the first snapshot. */
   now(): Reading | null;
@@ -305,8 +321,9 @@ export interface TaximeterOptions {
   url?: string | URL;
   /**
    * The token, or a function that gets a fresh one. With a function the token is renewed
-   * before it expires. A TaximeterError thrown by it that is not retryable ends the
-   * connection; anything else is tried again.
+   * before it expires, and a call that does not settle within `requestTimeoutMs` is made
+   * again. A TaximeterError thrown by it that is not retryable ends the connection; anything
+   * else is tried again. A string that has expired, or is refused, ends the connection.
    */
   token: string | (() => string | Promise<string>);
   /** How long a request waits for its answer: 10,000. */
@@ -354,5 +371,5 @@ export declare class Taximeter extends EventTarget {
   ): void;
 }
 
-/** Whether a client comes back after this WebSocket close code. */
+/** Whether a client comes back after this WebSocket close code: all but 4500 to 4999. */
 export declare function comesBackAfter(code: number): boolean;

@@ -18,8 +18,11 @@
  */
 
 import { TaximeterError, comesBackAfter, errorOfClose } from './errors.js';
+import { Line } from './line.js';
+import { Requests } from './requests.js';
 import { Session, emit } from './session.js';
 import { Timers } from './timers.js';
+import { freshToken, renewalDelayMs } from './tokens.js';
 
 export { Session, TaximeterError, comesBackAfter };
 
@@ -30,8 +33,10 @@ const BACKOFF_MOST_MS = 10_000;
 
 /** A connection that lived this long has proved itself: the next backoff begins anew. */
 const PROVEN_MS = 10_000;
-/** More than this unsent means a line that does not drain: nothing is piled on top of it. */
-const UNSENT_MOST_BYTES = 65_536;
+/** So many attempts in a row without a welcome, and the page is told. */
+const MISSES_TOLD = 3;
+
+const isHidden = () => globalThis.document?.visibilityState === 'hidden';
 
 /**
  * A connection to a Taximeter server. It connects with the first `start` or `watch`, or
@@ -44,16 +49,16 @@ export class Taximeter extends EventTarget {
   #platform;
   #url;
   #sessions = new Map(); // by session id: what is joined again on coming back
-  #pending = new Map(); // by request id
-  #lastId = 0;
-  #socket = null;
+  #requests;
+  #line = null;
   #leaving = null; // the line to a process that drains, until another one has our sessions
   #attempt = 0; // how many times we have waited since a connection last proved itself
+  #misses = 0; // attempts in a row without a welcome
+  #trouble = null; // why we cannot get in, once the page was told
+  #refusal = null; // what the server answered to our token on this line
   #epoch = 0; // which connection is the current one: a late token of an older one is dropped
   #liveSince = null;
-  #heardAt = 0;
-  #asked = false; // whether a ping of ours waits for anything at all to be heard
-  #timers; // retry, drain, refresh, watchdog
+  #timers; // retry, drain, refresh, watchdog, and a join for each session
   #listening = new AbortController();
 
   constructor({ url = '/v1/ws', token, ...options } = {}) {
@@ -74,16 +79,21 @@ export class Taximeter extends EventTarget {
       ...options.platform,
     };
     this.#timers = new Timers(this.#platform);
+    this.#requests = new Requests(this.#platform, this.#options.requestTimeoutMs);
     this.#url = new URL(url, globalThis.location?.href);
     this.#url.protocol = this.#url.protocol.replace('http', 'ws');
     /** `idle`, `connecting`, `live`, `reconnecting`, `offline` (given up) or `closed`. */
     this.state = 'idle';
     /** The last `welcome`: who we are, and our credits at that time; null before the first. */
     this.welcome = null;
-    // A backoff need not be sat out when the network, or the reader, is back.
     const { signal } = this.#listening;
-    globalThis.addEventListener?.('online', () => this.#hurry(), { signal });
-    globalThis.document?.addEventListener('visibilitychange', () => this.#hurry(), { signal });
+    const wake = (event) => this.#wake(event.type);
+    for (const type of ['online', 'pageshow']) {
+      globalThis.addEventListener?.(type, wake, { signal });
+    }
+    for (const type of ['visibilitychange', 'resume']) {
+      globalThis.document?.addEventListener(type, wake, { signal });
+    }
   }
 
   /** Connects now, also after the connection was given up. Not needed before `start`. */
@@ -124,16 +134,19 @@ export class Taximeter extends EventTarget {
   }
 
   async #join(session, attempt = 0) {
+    const timer = `join ${session.sessionId}`;
+    this.#timers.disarm(timer);
     if (this.state !== 'live' || this.#sessions.get(session.sessionId) !== session) return;
     try {
       await this.#ask(session._joining(), session, { resend: false });
     } catch (error) {
+      if (this.#sessions.get(session.sessionId) !== session) return; // it was left meanwhile
       if (['disconnected', 'closed'].includes(error.code)) return; // joined on coming back
       // A session that runs must not be lost to a server that is busy for a moment; nor may
       // one be forgotten that starts after all. A refused start is the caller's to repeat.
       if (error.code === 'timeout' || (error.retryable && session.snapshot)) {
         const again = () => this.#join(session, attempt + 1);
-        this.#platform.setTimeout(again, this.#backoffMs(attempt));
+        this.#timers.arm(timer, this.#backoffMs(attempt), again);
         return;
       }
       this.#sessions.delete(session.sessionId);
@@ -144,93 +157,73 @@ export class Taximeter extends EventTarget {
   #leave(session) {
     if (this.#sessions.get(session.sessionId) !== session) return;
     this.#sessions.delete(session.sessionId);
-    this.#transmit({ type: 'leave', session_id: session.sessionId });
+    this.#timers.disarm(`join ${session.sessionId}`);
+    // It has no answer, so it goes also where the line is full.
+    this.#line?.send({ type: 'leave', session_id: session.sessionId }, Infinity);
     session._freeze();
+    // Its requests are not repeated: a later line knows nothing of them.
+    const error = new TaximeterError('closed', 'The session was left.');
+    for (const entry of this.#requests.of(session)) {
+      entry.resend = false;
+      if (this.state !== 'live') entry.reject(error);
+    }
   }
 
   /** A request and the promise of its answer; what is not live yet waits until it is. */
   #ask(message, session, { resend = true } = {}) {
-    return new Promise((resolve, reject) => {
-      const id = ++this.#lastId;
-      const settle = (settler) => (value) => {
-        this.#platform.clearTimeout(timer);
-        this.#pending.delete(id);
-        settler(value);
-      };
-      const entry = {
-        message: { ...message, id },
-        session,
-        resend,
-        resolve: settle(resolve),
-        reject: settle(reject),
-      };
-      const timer = this.#platform.setTimeout(() => {
-        const text = `No answer to ${message.type} in time.`;
-        entry.reject(new TaximeterError('timeout', text, { retryable: true }));
-      }, this.#options.requestTimeoutMs);
-      this.#pending.set(id, entry);
-      if (['offline', 'closed'].includes(this.state)) {
-        entry.reject(new TaximeterError(this.state, 'There is no connection.'));
-      } else if (this.state === 'live' || message.type === 'auth') {
-        this.#transmit(entry.message);
-      }
-    });
+    const entry = this.#requests.add(message, session, resend);
+    if (['offline', 'closed'].includes(this.state)) {
+      entry.reject(new TaximeterError(this.state, 'There is no connection.'));
+    } else if (this.state === 'live' || message.type === 'auth') this.#transmit(entry);
+    return entry.promise;
   }
 
-  #transmit(message) {
-    const socket = this.#socket;
-    // What a full line cannot take is not lost: the request times out, or is sent again.
-    if (socket?.readyState !== 1 || socket.bufferedAmount > UNSENT_MOST_BYTES) return;
-    socket.send(JSON.stringify(message));
+  /** What the line cannot take is not lost: the request times out, or is sent again. */
+  #transmit(entry) {
+    if (this.#requests.has(entry)) this.#line?.send(entry.message);
   }
 
   async #connect() {
     const epoch = ++this.#epoch;
+    this.#refusal = null;
     this.#setState(this.welcome ? 'reconnecting' : 'connecting');
-    let token;
     try {
-      token = await this.#freshToken();
-    } catch (error) {
+      const token = await this.#token();
       if (epoch !== this.#epoch) return;
-      emit(this, 'error', error);
-      if (error.retryable) this.#comeBack();
-      else this.#giveUp('offline', error);
-      return;
+      this.#line = this.#dial(token);
+    } catch (error) {
+      if (epoch === this.#epoch) this.#fail(error);
     }
-    if (epoch !== this.#epoch) return;
-    const socket = new this.#platform.WebSocket(this.#url.href, 'taximeter.v1');
-    this.#socket = socket;
-    this.#timers.arm('watchdog', this.#options.requestTimeoutMs, () => this.#declareDead());
-    const current = (handler) => (event) => socket === this.#socket && handler(event);
-    socket.onopen = current(() => {
-      // A refused token is told by the error and by the close code that follows it.
-      this.#ask({ type: 'auth', token }, null, { resend: false }).catch(() => {});
-    });
-    socket.onmessage = current(({ data }) => this.#receive(JSON.parse(data)));
-    socket.onclose = current(({ code, reason }) => this.#lost(code, reason));
   }
 
-  async #freshToken() {
-    const { token } = this.#options;
-    try {
-      return typeof token === 'function' ? await token() : token;
-    } catch (cause) {
-      if (cause instanceof TaximeterError) throw cause;
-      const details = { retryable: true, cause };
-      throw new TaximeterError('unauthenticated', 'No token could be had.', details);
-    }
+  #token() {
+    const { token, requestTimeoutMs } = this.#options;
+    return freshToken(token, this.#platform, requestTimeoutMs);
+  }
+
+  #dial(token) {
+    const timeoutMs = this.#options.requestTimeoutMs;
+    const means = { platform: this.#platform, timers: this.#timers, timeoutMs };
+    const line = new Line(this.#url, means, {
+      opened: () => {
+        this.#ask({ type: 'auth', token }, null, { resend: false }).catch((error) => {
+          if (line === this.#line) this.#refusal = error; // the server hangs up next
+        });
+      },
+      received: (message) => this.#receive(message),
+      lost: (code, reason) => this.#lost(code, reason),
+    });
+    return line;
   }
 
   #receive(message) {
-    this.#heardAt = this.#platform.now();
-    this.#asked = false;
     if (message.type === 'welcome') this.#receiveWelcome(message);
     else if (message.type === 'error') return this.#receiveError(message);
     else if (message.type === 'reconnect') this.#drain(message.after_ms);
     else if (message.type === 'credit') this.#receiveCredit(message);
     const session = this.#sessions.get(message.session_id);
     session?._receive(message);
-    this.#pending.get(message.id)?.resolve(message);
+    this.#requests.get(message.id)?.resolve(message);
     if (session && (message.type === 'stopped' || session.state === 'ended')) {
       this.#finish(session, message);
     }
@@ -239,26 +232,30 @@ export class Taximeter extends EventTarget {
 
   #receiveWelcome(message) {
     this.welcome = message;
-    if (message.expires_at) this.#armRefresh(message.expires_at - message.server_time_at);
+    const now = this.#platform.now();
+    const { expires_at, server_time_at } = message;
+    if (expires_at) this.#armRefresh(now + expires_at - server_time_at);
     emit(this, 'welcome', message);
-    if (this.state === 'live') return; // the answer to a refresh
-    this.#liveSince = this.#platform.now();
-    this.#armWatchdog(message.ping_ms);
+    if (this.state === 'live' || !this.#line) return; // a refresh; or a listener closed us
+    this.#misses = 0;
+    this.#trouble = null;
+    this.#liveSince = now;
+    this.#line.watch(message.ping_ms);
     this.#setState('live');
-    const waiting = [...this.#pending.values()].filter((entry) => entry.resend);
+    const waiting = this.#requests.of().filter((entry) => entry.resend);
     const joins = [];
     for (const session of this.#sessions.values()) {
       joins.push(this.#join(session));
       const isAsked = waiting.some((entry) => entry.session === session);
       if (session.stopWanted && !isAsked) session.stop().catch(() => {});
     }
-    for (const entry of waiting) this.#transmit(entry.message);
+    for (const entry of waiting) this.#transmit(entry);
     Promise.allSettled(joins).then(() => this.#letGo());
   }
 
   #receiveError({ id, code, message, retryable, limit, session_id: sessionId }) {
     const error = new TaximeterError(code, message, { retryable, limit, sessionId });
-    const entry = this.#pending.get(id);
+    const entry = this.#requests.get(id);
     if (entry) entry.reject(error);
     else emit(this.#sessions.get(sessionId) ?? this, 'error', error);
   }
@@ -273,7 +270,7 @@ export class Taximeter extends EventTarget {
   #finish(session, message) {
     this.#sessions.delete(session.sessionId);
     const error = new TaximeterError('session_ended', 'The session has ended.');
-    for (const entry of [...this.#pending.values()].filter((one) => one.session === session)) {
+    for (const entry of this.#requests.of(session)) {
       if (entry.message.type === 'stop' && message.type === 'stopped') entry.resolve(message);
       else entry.reject(error);
     }
@@ -283,27 +280,41 @@ export class Taximeter extends EventTarget {
   #drain(afterMs) {
     this.#timers.arm('drain', this.#platform.random() * afterMs, () => {
       this.#letGo();
-      this.#leaving = this.#socket; // not heard any more, but it keeps our sessions alive
-      this.#socket = null;
+      this.#leaving = this.#line; // not heard any more, but it keeps our sessions alive
+      this.#leaving?.mute();
+      this.#line = null;
       this.#dropped();
       this.#connect();
     });
   }
 
   #letGo() {
-    this.#leaving?.close(1000);
+    this.#leaving?.close();
     this.#leaving = null;
   }
 
   #lost(code, reason) {
-    this.#socket = null;
+    // The same token would be refused again; a function may give a better one.
+    const isFixed = typeof this.#options.token !== 'function';
+    const isRefused = isFixed && (code === 4002 || this.#refusal?.retryable === false);
+    const isFinal = isRefused || !comesBackAfter(code);
+    const error = errorOfClose(code, reason, !isFinal, this.#refusal);
+    const hadWelcome = this.#liveSince !== null;
+    this.#line = null;
     this.#dropped();
-    if (!comesBackAfter(code)) {
-      const error = errorOfClose(code, reason);
-      emit(this, 'error', error);
-      this.#giveUp('offline', error);
-    } else if (!this.#timers.isArmed('drain')) this.#comeBack(code);
-    else this.#setState('reconnecting', { code }); // at the instant that the drain has set
+    if (isFinal) this.#fail(error);
+    else if (this.#timers.isArmed('drain') && !isHidden()) {
+      this.#setState('reconnecting', { code }); // at the instant that the drain has set
+    } else this.#comeBack(error, hadWelcome);
+  }
+
+  /** Tells what has kept us out, and then tries again, or gives up. */
+  #fail(error) {
+    const epoch = this.#epoch;
+    emit(this, 'error', error);
+    if (epoch !== this.#epoch) return; // whoever heard it has closed us
+    if (error.retryable) this.#comeBack(error);
+    else this.#giveUp('offline', error);
   }
 
   /** What is true of every lost connection, whoever ended it. */
@@ -311,17 +322,30 @@ export class Taximeter extends EventTarget {
     const { now } = this.#platform;
     if (this.#liveSince !== null && now() - this.#liveSince >= PROVEN_MS) this.#attempt = 0;
     this.#liveSince = null;
-    this.#timers.disarm('refresh', 'watchdog');
+    this.#timers.disarm('refresh');
     for (const session of this.#sessions.values()) session._freeze();
     const error = new TaximeterError('disconnected', 'The line was lost.', { retryable: true });
-    for (const entry of [...this.#pending.values()]) if (!entry.resend) entry.reject(error);
+    for (const entry of this.#requests.of()) if (!entry.resend) entry.reject(error);
   }
 
-  #comeBack(code) {
-    const delayMs = this.#backoffMs(this.#attempt);
+  #comeBack(error, hadWelcome = false) {
+    const { closeCode } = error;
+    this.#misses = hadWelcome ? 0 : this.#misses + 1;
+    const isNews = this.#misses === MISSES_TOLD;
+    if (this.#misses >= MISSES_TOLD) {
+      const details = { retryable: true, closeCode, cause: error };
+      this.#trouble = new TaximeterError('unreachable', error.message, details);
+    }
+    // The first attempt of a hidden page has no delay: its timer may take a minute, and a
+    // session does not wait for its client that long.
+    const isNow = isHidden() && this.#attempt === 0;
+    const delayMs = isNow ? 0 : this.#backoffMs(this.#attempt);
     this.#attempt += 1;
+    this.#timers.disarm('drain');
     this.#timers.arm('retry', delayMs, () => this.#connect());
-    this.#setState('reconnecting', { code, retry_in_ms: delayMs });
+    this.#setState('reconnecting', { code: closeCode, retry_in_ms: delayMs });
+    if (isNews && this.#trouble) emit(this, 'error', this.#trouble);
+    if (isNow) this.#hurry();
   }
 
   /** Full jitter: anything from nothing to a bound that doubles up to the most. */
@@ -330,80 +354,63 @@ export class Taximeter extends EventTarget {
     return this.#platform.random() * Math.min(backoffMostMs, backoffFirstMs * 2 ** attempt);
   }
 
+  /** A backoff need not be sat out when the page, its network or its machine is back. */
+  #wake(cause) {
+    this.#timers.check();
+    if (isHidden() && cause !== 'online') return;
+    this.#hurry();
+    if (this.state === 'live') this.#line.probe();
+  }
+
   #hurry() {
-    const isHidden = globalThis.document?.visibilityState === 'hidden';
-    if (isHidden || !this.#timers.isArmed('retry')) return;
+    if (!this.#timers.isArmed('retry')) return;
     this.#timers.disarm('retry');
     this.#connect();
   }
 
   #giveUp(state, error) {
     this.#epoch += 1;
-    this.#hangUp();
+    this.#line?.close();
+    this.#line = null;
     this.#letGo();
     this.#dropped();
-    this.#timers.disarm('retry', 'drain');
-    this.#setState(state, { code: error.closeCode });
-    for (const entry of [...this.#pending.values()]) entry.reject(error);
-  }
-
-  #hangUp() {
-    const socket = this.#socket;
-    this.#socket = null; // what it still says is no longer heard
-    socket?.close(1000);
+    this.#timers.clear();
+    this.#misses = 0;
+    this.#trouble = null;
+    for (const session of this.#sessions.values()) session._giveUp(error);
+    this.#setState(state, { code: error.closeCode, error });
+    for (const entry of this.#requests.of()) entry.reject(error);
   }
 
   #setState(state, detail = {}) {
     this.state = state;
     for (const target of [this, ...this.#sessions.values()]) {
-      emit(target, 'connection', { state, code: null, retry_in_ms: null, ...detail });
+      const rest = { code: null, retry_in_ms: null, error: this.#trouble };
+      emit(target, 'connection', { state, ...rest, ...detail });
     }
   }
 
   /**
-   * A new token in good time: when a fifth of the old one's life is left, two minutes at
-   * most. If that fails there are further tries; and if all fail the server closes 4002,
-   * and we come back with a new token.
+   * A new token in good time. If that fails there are further tries; and if all fail the
+   * server closes 4002, and we come back with a new token.
    */
-  #armRefresh(lifeMs) {
+  #armRefresh(expiresAt) {
+    const lifeMs = expiresAt - this.#platform.now();
     if (typeof this.#options.token !== 'function' || lifeMs < 1_000) return;
-    const leadMs = Math.min(120_000, lifeMs / 5);
-    const epoch = this.#epoch;
-    this.#timers.arm('refresh', lifeMs - leadMs, async () => {
-      try {
-        const token = await this.#freshToken();
-        if (epoch !== this.#epoch) return;
-        this.#armRefresh(leadMs);
-        await this.#ask({ type: 'refresh', token }, null, { resend: false });
-      } catch (error) {
-        if (epoch === this.#epoch && error.code !== 'disconnected') {
-          emit(this, 'error', error);
-          this.#armRefresh(leadMs);
-        }
-      }
-    });
+    this.#timers.arm('refresh', renewalDelayMs(lifeMs), () => this.#refresh(expiresAt));
   }
 
-  /**
-   * Notices a dead line that the browser has not noticed: asks after a silence, and hangs up
-   * after a second one. A late timer means that this page slept, and proves nothing.
-   */
-  #armWatchdog(pingMs) {
-    this.#timers.disarm('watchdog');
-    if (!(pingMs > 0)) return;
-    const dueAt = this.#platform.now() + pingMs;
-    this.#timers.arm('watchdog', pingMs, () => {
-      const now = this.#platform.now();
-      const isSilent = now - this.#heardAt >= pingMs;
-      if (isSilent && this.#asked && now - dueAt < pingMs) return this.#declareDead();
-      if (isSilent) this.#transmit({ type: 'ping' });
-      this.#asked = isSilent;
-      return this.#armWatchdog(pingMs);
-    });
-  }
-
-  #declareDead() {
-    this.#hangUp();
-    this.#lost(1006, 'The line is dead.');
+  async #refresh(expiresAt) {
+    const line = this.#line;
+    try {
+      const token = await this.#token();
+      if (line !== this.#line) return; // another line has begun with a token of its own
+      this.#armRefresh(expiresAt);
+      await this.#ask({ type: 'refresh', token }, null, { resend: false });
+    } catch (error) {
+      if (line !== this.#line) return;
+      this.#armRefresh(expiresAt);
+      emit(this, 'error', error);
+    }
   }
 }

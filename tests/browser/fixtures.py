@@ -43,7 +43,15 @@ HARNESS = """
 (() => {
   // Time, chance and timers are the test's: nothing happens that it did not ask for.
   const clock = {
-    nowMs: 1000, chance: 0.5, timers: new Map(), lastTimer: 0, inFlight: 0,
+    nowMs: 1000, chance: 0.5, timers: new Map(), lastTimer: 0,
+    // Browsers run the timers of a hidden page once a minute.
+    hide(isHidden = true) {
+      const visibilityState = isHidden ? 'hidden' : 'visible';
+      Object.defineProperty(document, 'visibilityState',
+        { value: visibilityState, configurable: true });
+      this.wakesMs = isHidden ? 60_000 : 0;
+      document.dispatchEvent(new Event('visibilitychange'));
+    },
     advance(ms) {
       const untilMs = this.nowMs + ms;
       for (;;) {
@@ -64,7 +72,10 @@ HARNESS = """
     random: () => clock.chance,
     setTimeout: (callback, delayMs) => {
       const id = ++clock.lastTimer;
-      clock.timers.set(id, { callback, atMs: clock.nowMs + delayMs });
+      const { wakesMs } = clock;
+      const dueMs = clock.nowMs + delayMs;
+      const atMs = wakesMs ? Math.ceil(dueMs / wakesMs) * wakesMs : dueMs;
+      clock.timers.set(id, { callback, atMs });
       return id;
     },
     clearTimeout: (id) => clock.timers.delete(id),
@@ -74,8 +85,9 @@ HARNESS = """
   const put = (event) => (takers.length ? takers.shift()(event) : events.push(event));
   const plain = (detail) => detail instanceof Error
     ? { code: detail.code, message: detail.message, retryable: detail.retryable,
-        limit: detail.limit, closeCode: detail.closeCode, name: detail.name }
-    : detail;
+        limit: detail.limit, closeCode: detail.closeCode, name: detail.name,
+        cause: detail.cause?.message ?? null }
+    : detail?.error instanceof Error ? { ...detail, error: plain(detail.error) } : detail;
   const listen = (target, name, types) => types.forEach((type) => target.addEventListener(
     type, ({ detail }) => put({ target: name, type, detail: plain(detail) })));
   Object.assign(window, { clock, platform, events, plain,
@@ -134,6 +146,10 @@ class ClientPage:
     async def next_line(self) -> Line:
         """Let the longest backoff pass; the connection that comes of it."""
         await self.take_state("reconnecting")
+        return await self.next_line_now()
+
+    async def next_line_now(self) -> Line:
+        """As ``next_line``, of a loss that was noticed already."""
         await self.advance(10_000)
         return await self.server.line()
 
@@ -152,7 +168,8 @@ class ClientPage:
             if event["type"] == "connection" and event["detail"]["state"] == expected:
                 detail: Message = event["detail"]
                 return detail
-            assert event["type"] in ("connection", "welcome"), event
+            is_told = event["type"] == "error" and event["detail"]["code"] == "unreachable"
+            assert event["type"] in ("connection", "welcome") or is_told, event
 
     async def take_backoff(self) -> float:
         """Events up to the next wait before coming back; how long it is, in milliseconds."""

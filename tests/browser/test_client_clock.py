@@ -1,9 +1,11 @@
 """The client's clock between ticks: an estimate that never promises more than there is."""
 
+from typing import Any
+
 import pytest
 
 from tests.browser.fixtures import PAID, ClientPage, chromium, client, mock_server
-from tests.browser.mock_server import SERVER_TIME_AT, Line, snapshot, tick, welcome
+from tests.browser.mock_server import SERVER_TIME_AT, Line, Message, snapshot, tick, welcome
 
 __all__ = ["chromium", "client", "mock_server"]
 
@@ -43,25 +45,68 @@ async def test_the_clock_never_runs_past_the_limit(client: ClientPage) -> None:
     await line.receive("ping")
 
 
-async def test_the_clock_stands_at_the_limit_when_its_news_comes(client: ClientPage) -> None:
+def reached(elapsed_ms: int, **changes: Any) -> Message:
+    """A ``limit_reached`` of the session at ``elapsed_ms``."""
+    stop = {"limit": "credits", "stopped_at": SERVER_TIME_AT, "grace_ms": 15_000}
+    notice = {"type": "limit_reached", "session_id": "session-1", "seq": 1}
+    return {**notice, **stop, "elapsed_ms": elapsed_ms, **changes}
+
+
+@pytest.mark.parametrize("stopped_ms", [210_000, 209_700, 209_960])
+async def test_the_clock_stands_where_the_server_says_that_it_stopped(
+    client: ClientPage, stopped_ms: int
+) -> None:
     line = await client.live(elapsed_ms=209_500, free_remaining_ms=0, paid=True, remaining_ms=500)
     await client.advance(450)
-    reached = {"limit": "credits", "stopped_at": SERVER_TIME_AT + 210_000, "grace_ms": 15_000}
-    await line.send(type="limit_reached", session_id="session-1", seq=1, **reached)
-    assert (await client.take("limit_reached"))["grace_ms"] == 15_000
+    assert (await client.reading())["elapsed_ms"] == 209_950
+    await line.send(**reached(stopped_ms))
+    assert (await client.take("limit_reached"))["elapsed_ms"] == stopped_ms
     await client.advance(5_000)
     reading = await client.reading()
-    assert (reading["state"], reading["elapsed_ms"]) == ("stopping", 210_000)
+    assert (reading["state"], reading["elapsed_ms"]) == ("stopping", stopped_ms)
+    assert (reading["limit"], reading["remaining_ms"]) == ("credits", 0)
 
 
-async def test_a_limit_that_comes_early_stops_the_clock_where_it_is(client: ClientPage) -> None:
+async def test_a_limit_that_comes_early_stops_the_clock_where_it_says(client: ClientPage) -> None:
     line = await client.live(elapsed_ms=100_000, free_remaining_ms=0, remaining_ms=60_000)
     await client.advance(500)
-    reached = {"limit": "org_minutes", "stopped_at": SERVER_TIME_AT, "grace_ms": 15_000}
-    await line.send(type="limit_reached", session_id="session-1", seq=1, **reached)
+    await line.send(**reached(100_480, limit="org_minutes"))
     await client.take("limit_reached")
     await client.advance(5_000)
-    assert (await client.reading())["elapsed_ms"] == 100_500
+    reading = await client.reading()
+    assert (reading["elapsed_ms"], reading["limit"]) == (100_480, "org_minutes")
+
+
+async def test_a_tick_that_was_overtaken_by_the_stop_changes_nothing(client: ClientPage) -> None:
+    line = await client.live(elapsed_ms=209_500, free_remaining_ms=0, paid=True, remaining_ms=500)
+    await line.send(**reached(210_000))
+    await line.send(**snapshot(state="stopping", elapsed_ms=210_000, credits="0", **PAID))
+    await line.send(**tick(209_800, credits="0.003"))
+    await client.take("limit_reached")
+    await client.take("session")
+    await line.send(type="error", code="bad_message", message="Marker.", retryable=False)
+    assert (await client.take("error"))["message"] == "Marker.", "an old tick was passed on"
+    reading = await client.reading()
+    assert (reading["elapsed_ms"], reading["credits"]) == (210_000, 0)
+
+
+@pytest.mark.parametrize("speed", [1, 10])
+@pytest.mark.parametrize("kind", ["snapshot", "tick", "free_time"])
+async def test_no_estimate_passes_the_limit(client: ClientPage, speed: int, kind: str) -> None:
+    line = await client.live(speed=speed, elapsed_ms=59_000, remaining_ms=2_000)
+    if kind == "tick":
+        await line.send(**tick(59_500, remaining_ms=1_500))
+    if kind == "free_time":
+        notice = {"type": "free_time", "free_remaining_ms": 0, "paid": True}
+        await line.send(session_id="session-1", seq=1, **notice)
+    if kind != "snapshot":
+        await client.take(kind)
+    shown = []
+    for _ in range(50):
+        await client.advance(100)
+        shown.append((await client.reading())["elapsed_ms"])
+    assert max(shown) == 61_000
+    assert shown == sorted(shown)
 
 
 @pytest.mark.parametrize("state", ["paused", "suspended", "stopping", "ended"])
@@ -110,13 +155,83 @@ async def test_a_late_tick_does_not_set_the_clock_back(client: ClientPage) -> No
     assert (await client.reading())["elapsed_ms"] == 1_100
 
 
-async def test_a_correction_sets_the_clock_back(client: ClientPage) -> None:
+@pytest.mark.parametrize("speed", [1, 10])
+async def test_the_backlog_of_a_line_that_stalled_does_not_set_the_clock_back(
+    client: ClientPage, speed: int
+) -> None:
+    """The issue's example: 8 s without a word, then all that was said meanwhile at once."""
+    line = await client.live(speed=speed, remaining_ms=600_000)
+    for second in range(1, 4):
+        await client.advance(1_000)
+        await line.send(**tick(1_000 * speed * second, remaining_ms=500_000))
+        await client.take("tick")
+    await client.advance(8_000)
+    shown = [(await client.reading())["elapsed_ms"]]
+    assert shown == [11_000 * speed]
+    for second in range(4, 12):
+        await line.send(**tick(1_000 * speed * second, remaining_ms=500_000))
+        if second == 7:  # a change of the account, as far back as the ticks beside it
+            state = {"elapsed_ms": 7_000 * speed, "remaining_ms": 500_000, "speed": speed}
+            await line.send(**snapshot(**state))
+            await client.take("tick")
+            await client.take("session")
+        else:
+            await client.take("tick")
+        shown.append((await client.reading())["elapsed_ms"])
+    assert set(shown) == {11_000 * speed}
+    await client.advance(500)
+    assert (await client.reading())["elapsed_ms"] == 11_500 * speed
+
+
+async def test_a_tick_that_is_older_than_the_last_is_not_passed_on(client: ClientPage) -> None:
+    line = await client.live()
+    await line.send(**tick(3_000))
+    await line.send(**tick(2_000))
+    await line.send(**tick(4_000))
+    assert (await client.take("tick"))["elapsed_ms"] == 3_000
+    assert (await client.take("tick"))["elapsed_ms"] == 4_000
+    await line.send(**snapshot(elapsed_ms=6_000))
+    await line.send(**tick(5_000))
+    await line.send(**tick(7_000))
+    await client.take("session")
+    assert (await client.take("tick"))["elapsed_ms"] == 7_000
+
+
+async def test_a_clock_that_is_ahead_waits_for_the_server(client: ClientPage) -> None:
+    line = await client.live(elapsed_ms=20_000)
+    await client.advance(6_000)
+    assert (await client.reading())["elapsed_ms"] == 26_000
+    await line.send(**tick(24_000))
+    await client.take("tick")
+    await client.advance(1_500)
+    assert (await client.reading())["elapsed_ms"] == 26_000
+    await client.advance(1_000)
+    assert (await client.reading())["elapsed_ms"] == 26_500
+
+
+@pytest.mark.parametrize("state", ["active", "paused"])
+async def test_a_correction_sets_the_clock_back(client: ClientPage, state: str) -> None:
     line = await client.live(elapsed_ms=20_000)
     await client.advance(1_000)
     assert (await client.reading())["elapsed_ms"] == 21_000
-    await line.send(**tick(15_000))
-    await client.take("tick")
+    await line.send(**snapshot(elapsed_ms=15_000, state=state))
+    await client.take("session")
     assert (await client.reading())["elapsed_ms"] == 15_000
+
+
+@pytest.mark.parametrize(("behind_ms", "shown_ms"), [(400, 2_000), (1_900, 100)])
+async def test_after_a_reconnect_the_clock_is_the_servers(
+    client: ClientPage, behind_ms: int, shown_ms: int
+) -> None:
+    line = await client.live()
+    await client.advance(2_000)
+    assert (await client.reading())["elapsed_ms"] == 2_000
+    line.cut()
+    line = await client.next_line()
+    await line.welcome()
+    await line.join(elapsed_ms=2_000 - behind_ms)
+    await client.take("session")
+    assert (await client.reading())["elapsed_ms"] == shown_ms
 
 
 async def test_a_demonstrations_clock_runs_at_its_speed(client: ClientPage) -> None:

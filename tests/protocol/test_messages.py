@@ -470,9 +470,9 @@ def test_codes_of_the_message_are_those_of_the_errors() -> None:
 
 def test_who_comes_back() -> None:
     assert [code for code in CloseCode if may_reconnect(code)] == [
-        1001, 1006, 1011, 1012, 4000, 4001, 4002, 4003,
+        1000, 1001, 1006, 1009, 1011, 1012, 4000, 4001, 4002, 4003,
     ]  # fmt: skip
     assert may_reconnect(4499)
     assert not may_reconnect(4500)
     assert not may_reconnect(4999)
-    assert not may_reconnect(3999)
+    assert all(may_reconnect(code) for code in (1005, 1013, 1014, 1015, 3999))

@@ -76,11 +76,4 @@ class Person:
     @property
     def principal(self) -> Principal:
         """What the user's token says."""
-        return Principal(
-            "user",
-            self.user_id,
-            self.org_id,
-            self.account_id,
-            self.tenant,
-            counterparts=frozenset({"advisor"}),
-        )
+        return Principal("user", self.user_id, self.org_id, self.account_id, self.tenant)
