@@ -4,7 +4,9 @@ Positions, not durations: they stay where they are while time passes, and move o
 a counter changes. So they are computed at changes, and a tick only subtracts.
 """
 
-from protocol.projection import AccountProjection, MonthProjection
+from protocol.course import Course
+from protocol.cover import covered_until
+from protocol.projection import EXACT_LINES_MAX, AccountProjection, MonthProjection
 from protocol.session import Session
 from protocol.terms import MINUTE_MS, minutes_begun
 
@@ -52,6 +54,49 @@ def positions(
         found[limit] = max(position_ms, elapsed_ms, grant.granted_ms)
     if grant.final is not None and standing.phase == "active":
         found[grant.final] = grant.granted_ms
+    return found
+
+
+def uncovered_ends(
+    session: Session,
+    course: Course,
+    now_ms: int,
+    account: AccountProjection,
+    member: MonthProjection,
+    org: MonthProjection,
+    month_ends_at: int | None = None,
+) -> dict[str, int]:
+    """The counted time up to which each counter covers a session, should nothing more be granted
+    to any; by limit, without those that have none.
+
+    Of a counter that others draw on too it is a share: all that run on until then, together with
+    what is held, use no more than there is, as far as this process knows.
+    """
+    identity, standing = session.identity, session.standing
+    terms = identity.terms
+    found: dict[str, int] = {}
+    if terms.price_micros:
+        is_alone = account.burns_alone(identity.session_id)
+        if is_alone and len(account.lines) <= EXACT_LINES_MAX:
+            micros = max(0, account.available_to(identity.session_id, now_ms))
+            found["credits"] = terms.affordable_ms(micros, standing.free_ms) or 0
+        else:
+            until = covered_until(account)
+            if until is not None:
+                found["credits"] = course.run_on(until)
+    if terms.counts_minutes:
+        begun = minutes_begun(course.granted_ms)
+        next_month = None
+        if month_ends_at is not None:
+            next_month = max(-(-course.run_on(month_ends_at) // MINUTE_MS), 0)
+        for limit, counter in (("member_minutes", member), ("org_minutes", org)):
+            left = counter.minutes_beyond
+            if left is None:
+                continue
+            minutes = begun + left
+            if next_month is not None and minutes >= next_month:
+                minutes = max(begun, next_month) + (counter.minutes_of_next or 0)
+            found[limit] = minutes * MINUTE_MS
     return found
 
 

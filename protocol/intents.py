@@ -33,6 +33,11 @@ class Intent(msgspec.Struct, eq=False):
         last seconds of its time."""
         return self.event is Event.STOP and self.reason != "client"
 
+    @property
+    def ends_at_request(self) -> bool:
+        """Whether it is a client's, and ends the running time where it was asked for."""
+        return self.event in (Event.PAUSE, Event.STOP) and self.reason == "client"
+
 
 class Intents:
     """The intents of one session, and the one whose step is on its way."""

@@ -265,29 +265,30 @@ class Meter(Position):
 
     def _run(self, now_ms: int) -> None:
         """The deadlines of running time, in the order in which they lie."""
-        standing, grant = self.session.standing, self.session.grant
+        standing = self.session.standing
         elapsed_ms = self.elapsed_at(now_ms)
-        is_used_up = grant.final is not None and elapsed_ms >= grant.granted_ms
-        is_capped = self.course.is_capped and elapsed_ms >= self.course.end_ms
+        course = self.course
+        if not course.is_final and elapsed_ms >= course.granted_ms:
+            self._bind(now_ms)
+            elapsed_ms = self.elapsed_at(now_ms)
+        is_over = elapsed_ms >= course.end_ms
+        # Without sockets nobody can prove uncovered time; its end is for others to find.
+        reached = course.end_limit if is_over and (course.is_sure or self.sockets) else None
         if self.sockets:
             self._say_due(elapsed_ms)
-        elif is_used_up or is_capped:
+        elif reached is not None:
             # The step of a stop records what comes before it, whoever makes it. What else this
             # process knows of may be no more than its own word; see `_warn`.
-            self._say_due(elapsed_ms, only=grant.final if is_used_up else "session_cap")
+            self._say_due(elapsed_ms, only=reached)
         if elapsed_ms >= standing.minute_end_ms > self._probed_ms:
             self._probed_ms = standing.minute_end_ms
             if self.proven_ms(now_ms) < standing.minute_end_ms:
                 self._effects.append(Probe())
-        if grant.final is not None and is_used_up:
-            self._reach_limit(grant.final, grant.granted_ms, now_ms)
-        elif is_capped:
-            self._reach_limit("session_cap", elapsed_ms, now_ms)
-        elif (
-            self.sockets and self.course.claim_ms is not None and elapsed_ms >= self.course.claim_ms
-        ):
+        if reached is not None:
+            self._reach_limit(reached, course.end_ms, now_ms)
+        elif self.sockets and course.claim_ms is not None and elapsed_ms >= course.claim_ms:
             self._wanted = True
-            if elapsed_ms >= self.course.uncovered_end_ms:
+            if is_over:
                 self._exhausted = True
                 self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
 
@@ -312,7 +313,8 @@ class Meter(Position):
         by that step.
         """
         stopped_at = self.course.instant_of(elapsed_ms) if self.course.running else now_ms
-        self._limiting = True
+        self._limited_ms = elapsed_ms
+        self._note_grant()
         self._effects.append(
             self.notices.say(
                 messages.LimitReached,

@@ -13,7 +13,7 @@ from protocol.effects import Effect, Move, Show, Token
 from protocol.grants import MonthOf, month_ends_at
 from protocol.intents import STOP_PROOF_MS, Intent, Intents
 from protocol.notices import Notices
-from protocol.projection import AccountProjection, MonthProjection
+from protocol.projection import AccountProjection, Granted, MonthProjection
 from protocol.session import Session
 from protocol.states import Event, Phase
 from protocol.steps import Step
@@ -38,6 +38,8 @@ class Position:
         self._ends = ("", 0)
         """The counters' month, and its end."""
         self.free_left_ms = 0
+        self.response_ms = 0
+        """How long Redis takes to answer: the shell measures it. Claims are made so much ahead."""
         self.sockets = 0
         """Sockets here that keep the session alive."""
         self.proof_at = _settled_at(session)
@@ -53,8 +55,8 @@ class Position:
         self._intents = Intents()
         self._effects: list[Effect] = []
         self._asked: Step | None = None
-        self._limiting = False
-        """The final grant is used up; the step that says so is not accepted yet."""
+        self._limited_ms: int | None = None
+        """Where counting has stopped at a limit; the step that says so is not accepted yet."""
         self._wanted = False
         """A claim is due, whatever the deadlines say."""
         self._unnoted = False
@@ -89,6 +91,11 @@ class Position:
         return Phase.STOPPING if self._limiting else self.session.standing.phase
 
     @property
+    def _limiting(self) -> bool:
+        """Whether a limit is reached, and not recorded yet."""
+        return self._limited_ms is not None
+
+    @property
     def counting(self) -> bool:
         """Whether time runs: then ticks are due."""
         return self.session.standing.phase is Phase.ACTIVE and not self._limiting
@@ -105,17 +112,58 @@ class Position:
         return self._asked
 
     def elapsed_at(self, now_ms: int) -> int:
-        """Counted time at ``now_ms``: never beyond the grant, but for uncovered time."""
-        return self.course.elapsed_at(now_ms)
+        """Counted time at ``now_ms``: never beyond the grant, but for uncovered time, and that
+        not beyond a limit that is known here."""
+        course = self.course
+        elapsed_ms = course.elapsed_at(now_ms)
+        if not course.running:
+            return elapsed_ms
+        if self._limited_ms is not None:
+            return min(self._limited_ms, max(course.settled_ms, course.run_on(now_ms)))
+        if elapsed_ms > course.granted_ms and course.ground != self.account.ground:
+            self._bind(now_ms)
+            elapsed_ms = course.elapsed_at(now_ms)
+        return elapsed_ms
+
+    def shown_at(self, now_ms: int) -> int:
+        """Counted time at ``now_ms`` as it is shown, which never steps back.
+
+        Where the step on its way ends the running time, it is shown as that leaves it. Of a
+        counter that others draw on too, the answer to a claim may leave less than is known
+        here: what lies beyond the claim is shown when the answer is in.
+        """
+        elapsed_ms, asked = self.elapsed_at(now_ms), self._asked
+        if not self.counting or (asked is None and not self._intents):
+            return elapsed_ms
+        for intent in self._intents:
+            if intent.ends_at_request and intent.at < now_ms:
+                elapsed_ms = min(elapsed_ms, self.elapsed_at(intent.at))
+        if asked is None:
+            return elapsed_ms
+        if self._halting:
+            return min(elapsed_ms, asked.standing.elapsed_ms)
+        is_unsure = elapsed_ms > self.course.granted_ms and not self.course.is_sure
+        if is_unsure and not self._draws_alone:
+            return min(elapsed_ms, max(self.course.granted_ms, asked.standing.elapsed_ms))
+        return elapsed_ms
 
     def proven_ms(self, now_ms: int) -> int:
         """Counted time at the last proof of life: what may be settled."""
-        return self.course.proven_ms(self.alive_at, now_ms)
+        if self.course.running:
+            return self.elapsed_at(min(now_ms, self.alive_at))
+        return self.course.proven_ms(self.alive_at)
 
     def credits_at(self, now_ms: int) -> int:
-        """The account's balance in micro-credits, after the burn of all its sessions."""
-        micros = self.account.credits_micros(now_ms)
-        return max(0, micros) if self.account.gross_micros >= 0 else micros
+        """The account's balance in micro-credits, after the burn of all its sessions: of this one
+        as much as is shown."""
+        account = self.account
+        micros = account.credits_micros(now_ms)
+        line = account.lines.get(self.session.identity.session_id)
+        if line is not None and line.running and line.price_micros:
+            shown_ms = self.shown_at(now_ms)
+            if shown_ms != line.elapsed_at(now_ms):
+                micros += line.cost_at(now_ms) - line.cost_of(shown_ms)
+        return max(0, micros) if account.gross_micros >= 0 else micros
 
     def paid(self, elapsed_ms: int) -> bool:
         """Whether the time at ``elapsed_ms`` costs credits."""
@@ -133,8 +181,12 @@ class Position:
         if self._limiting or self._halting:
             return None
         ends = []
-        if self.session.grant.final is not None or (self.sockets and not self._exhausted):
-            ends.append(self.course.end_ms)
+        if self.course.is_final or (self.sockets and not self._exhausted):
+            # Where a limit ends time that no grant covers is looked at when it begins.
+            is_bound = self.course.is_final or self.course.ground >= 0
+            ends.append(self.course.end_ms if is_bound else self.course.granted_ms)
+            if not is_bound and self.course.end_limit is not None:
+                ends.append(self.course.end_ms)
         if self.course.claim_ms is not None and self.sockets and self._asked is None:
             ends.append(self.course.claim_ms)
         if standing.minute_end_ms > self._probed_ms:
@@ -272,18 +324,55 @@ class Position:
 
     def _stand_on(self, session: Session, now_ms: int) -> None:
         """Makes ``session`` the ground, and measures anew what follows from it."""
-        was_limiting, granted_ms = self._limiting, self.session.grant.granted_ms
+        limited_ms, granted_ms = self._limited_ms, self.session.grant.granted_ms
         self.session, self._heard_at = session, now_ms
         standing, grant = session.standing, session.grant
-        self.course = Course(session, self.uncovered_ms)
+        self.course = Course(session, self.uncovered_ms, self.response_ms)
         self._exhausted = False
         # What was hoped for while a step was on its way may be there already.
         self._hopes = self._hopes and grant.final is not None
-        if was_limiting and not (standing.phase is Phase.ACTIVE and grant.granted_ms <= granted_ms):
+        if limited_ms is not None and not (
+            standing.phase is Phase.ACTIVE and grant.granted_ms <= max(granted_ms, limited_ms)
+        ):
             # Either the stop is recorded, or somebody extended the grant just in time.
-            self._limiting = False
+            self._limited_ms = None
             self._intents.drop(Event.LIMIT)
+        self._note_grant()
         self._project(now_ms)
+
+    def _note_grant(self) -> None:
+        """Lets the account's other sessions here count with what this one may use."""
+        session, may_use = self.session, None
+        if self._limited_ms is not None and self.course.running:
+            may_use = Granted(self._limited_ms, is_final=True)
+        elif self.course.running:
+            may_use = Granted(session.grant.granted_ms, is_final=self.course.is_final)
+        self.account.grant(session.identity.session_id, may_use)
+
+    def _bind(self, now_ms: int) -> None:
+        """Ends time that no grant covers where a limit is known now."""
+        counted_ms = self.course.elapsed_at(now_ms) if self.course.ground >= 0 else 0
+        ends = horizon.uncovered_ends(
+            self.session,
+            self.course,
+            now_ms,
+            self.account,
+            self.member,
+            self.org,
+            self._month_end(self.member.month),
+        )
+        self.course.bind(ends, self.account.ground, counted_ms)
+
+    @property
+    def _draws_alone(self) -> bool:
+        """Whether no other session draws on what this one draws on."""
+        identity = self.session.identity
+        terms = identity.terms
+        if terms.price_micros and not self.account.burns_alone(identity.session_id):
+            return False
+        return not terms.counts_minutes or all(
+            month.limit_minutes is None or month.active <= 1 for month in (self.member, self.org)
+        )
 
     def _positions(self, session: Session, now_ms: int) -> dict[str, int]:
         elapsed_ms = self.elapsed_at(now_ms)

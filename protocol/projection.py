@@ -41,7 +41,11 @@ class Line(msgspec.Struct, frozen=True):
 
     def cost_at(self, now_ms: int) -> int:
         """Cost of the session up to ``now_ms``, in micro-credits."""
-        paid_ms = self.elapsed_at(now_ms) - self.free_ms
+        return self.cost_of(self.elapsed_at(now_ms))
+
+    def cost_of(self, elapsed_ms: int) -> int:
+        """Cost of the session up to a counted time, in micro-credits."""
+        paid_ms = elapsed_ms - self.free_ms
         if paid_ms <= 0:
             return 0
         first_ms, next_ms = self.first_increment_ms, self.next_increment_ms
@@ -68,6 +72,15 @@ def line_of(terms: Terms, elapsed_ms: int, at: int, free_ms: int, *, running: bo
     )
 
 
+class Granted(msgspec.Struct, frozen=True):
+    """What a session that is served here may use in any case."""
+
+    until_ms: int
+    """Counted time."""
+    is_final: bool
+    """The session stops there."""
+
+
 class AccountProjection:
     """One account on one process.
 
@@ -77,8 +90,8 @@ class AccountProjection:
     """
 
     __slots__ = (
-        "_dry_at", "_dry_known", "_sum_at", "_sum_micros", "account_id", "gross_micros", "lines",
-        "reserved_micros", "tenant", "version",
+        "_dry_at", "_dry_known", "_sum_at", "_sum_micros", "account_id", "cover", "granted",
+        "gross_micros", "ground", "lines", "reserved_micros", "tenant", "version",
     )  # fmt: skip
 
     def __init__(self, tenant: str, account_id: str) -> None:
@@ -89,6 +102,12 @@ class AccountProjection:
         self.reserved_micros = 0
         """Held for operations, not for time."""
         self.lines: dict[str, Line] = {}
+        self.granted: dict[str, Granted] = {}
+        """What sessions that are served here were granted; see ``protocol.cover``."""
+        self.ground = 0
+        """Rises with every change of what uncovered time depends on."""
+        self.cover: tuple[int, int | None] = (-1, None)
+        """The ground that the account's cover was computed on, and its end."""
         self._sum_at = -1
         self._sum_micros = 0
         self._dry_at: int | None = None
@@ -128,7 +147,18 @@ class AccountProjection:
         self._forget()
         return True
 
+    def grant(self, session_id: str, granted: Granted | None) -> None:
+        """Takes what a session that is served here was granted; None: it is no more."""
+        if self.granted.get(session_id) == granted:
+            return
+        if granted is None:
+            del self.granted[session_id]
+        else:
+            self.granted[session_id] = granted
+        self.ground += 1
+
     def _forget(self) -> None:
+        self.ground += 1
         self._sum_at = -1
         self._dry_known = False
 
@@ -239,12 +269,22 @@ class MonthProjection(msgspec.Struct, frozen=True):
     """Minutes begun and settled, of all sessions."""
     active: int = 0
     """Sessions that count on it now."""
+    held_minutes: int = 0
+    """Minutes that are held for them, and not settled."""
 
     def minutes_left(self, unsettled: int) -> int | None:
         """Minutes that one session can still begin, an equal share of what is left."""
         if self.limit_minutes is None:
             return None
         return self._share(self.limit_minutes - self.used_minutes - unsettled)
+
+    @property
+    def minutes_beyond(self) -> int | None:
+        """Minutes that one session can begin beyond what is held for it, should nothing more be
+        granted: an equal share of what is not held for any."""
+        if self.limit_minutes is None:
+            return None
+        return self._share(self.limit_minutes - self.used_minutes - self.held_minutes)
 
     @property
     def minutes_of_next(self) -> int | None:

@@ -16,7 +16,7 @@ def snapshot(
 ) -> messages.Session:
     """The ``session`` message: everything that is known of the session at ``now_ms``."""
     identity, standing = meter.session.identity, meter.session.standing
-    elapsed_ms = meter.elapsed_at(now_ms)
+    elapsed_ms = meter.shown_at(now_ms)
     limit = horizon.first(meter.positions)
     remaining_ms = None if limit is None else max(0, meter.positions[limit] - elapsed_ms)
     ends_at = None
@@ -52,7 +52,7 @@ def snapshot(
 
 def tick(meter: Meter, template: bytes, now_ms: int) -> bytes:
     """The ``tick`` message as bytes: a projection, the same work however long it runs."""
-    elapsed_ms = meter.elapsed_at(now_ms)
+    elapsed_ms = meter.shown_at(now_ms)
     limit = horizon.first(meter.positions)
     return format_tick(
         template,

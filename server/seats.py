@@ -377,6 +377,7 @@ class Seat:
     def close(self) -> None:
         """Nothing is due here any more; whoever still waits for an answer gets one."""
         self.settled.set()
+        self.account.projection.grant(self.meter.session.identity.session_id, None)
         if self.meter.session.standing.phase is Phase.ENDED:
             self._fail_all(refusal(None))
         else:

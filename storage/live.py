@@ -239,14 +239,17 @@ class Live:
         self, tenant: str, user_id: str, month: str
     ) -> tuple[MonthProjection, MonthProjection]:
         """The counters of a member and of the organisation for one month."""
-        names = ("limit", f"used:{month}", "active", "overage")
+        names = ("limit", f"used:{month}", "active", f"held:{month}", "overage")
         counters = []
         for key in (self.keys.member(tenant, user_id), self.keys.organization(tenant)):
-            limit, used, active, overage = await self.ask(self.redis.hmget(key, names))
+            limit, *figures, overage = await self.ask(self.redis.hmget(key, names))
             counters.append(
                 month_of(
                     month,
-                    [b"" if overage == b"1" else limit or b"", used or b"0", active or b"0"],
+                    [
+                        b"" if overage == b"1" else limit or b"",
+                        *(figure or b"0" for figure in figures),
+                    ],
                 )
             )
         return counters[0], counters[1]

@@ -89,13 +89,15 @@ def encode_line(line: Line) -> str:
 
 
 def month_of(month: str, counter: list[bytes]) -> MonthProjection:
-    """A month's counter out of an answer: limit, used, active."""
-    limit, used, active = counter
+    """A month's counter out of an answer: limit, used, active, held; a process of an earlier
+    version tells nothing of the last."""
+    limit, used, active, held = (*counter, b"0")[:4]
     return MonthProjection(
         month=month,
         limit_minutes=int(limit) if limit else None,
         used_minutes=int(used),
         active=int(active),
+        held_minutes=int(held),
     )
 
 

@@ -101,11 +101,11 @@ async def _time(process: Process, usage: Usage, tenant: str, chat_id: str) -> _T
     # A seat without sockets of its own is not told of what others do.
     if seat is not None and seat.meter.sockets and seat.meter.session.standing.version:
         now_ms = process.clock.now()
-        return _live(seat.meter.session, seat.meter.phase, seat.meter.elapsed_at(now_ms))
+        return _live(seat.meter.session, seat.meter.phase, seat.meter.shown_at(now_ms))
     found = await process.live.attach(tenant, chat_id, read_only=True)
     if found is not None:
         session = found.session
-        course = Course(session, process.settings.uncovered_ms)
+        course = Course(session, uncovered_ms=0)  # who serves it knows whether it goes on
         return _live(session, session.standing.phase, course.elapsed_at(process.clock.now()))
     row = await process.records.session(tenant, chat_id)
     return None if row is None else await _recorded(usage, row)

@@ -45,10 +45,12 @@ local number = function(key, field) return tonumber(call('HGET', key, field) or 
 local function counters()
   local answer = {}
   for _, key in ipairs({KEYS[5], KEYS[6]}) do
-    local counter = {'', '0', '0'}
+    local counter = {'', '0', '0', '0'}
     if step.counts then
-      local found = call('HMGET', key, 'limit', 'used:' .. step.month, 'active', 'overage')
-      counter = {found[4] == '1' and '' or found[1] or '', found[2] or '0', found[3] or '0'}
+      local found = call('HMGET', key,
+        'limit', 'used:' .. step.month, 'active', 'held:' .. step.month, 'overage')
+      counter = {found[5] == '1' and '' or found[1] or '',
+        found[2] or '0', found[3] or '0', found[4] or '0'}
     end
     answer[#answer + 1] = counter
   end

@@ -132,9 +132,9 @@ def test_what_the_dead_have_left_runs_beyond_no_cap(place: Laboratory) -> None:
     assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
 
 
-def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laboratory) -> None:
-    """The first answer of Redis came before the first proof of life, and what it granted hid
-    that nothing had been when the time was used: debt, and nothing said why (seed 5338)."""
+def test_without_redis_a_session_stops_where_its_account_ends(place: Laboratory) -> None:
+    """The process knew that there were three seconds, and ran on for 9.6: the client was charged
+    what it did not have (seed 5338 found the debt, and nothing that explained it)."""
     clients = run(
         place,
         pay("cat9", 50_000),
@@ -142,5 +142,23 @@ def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laborato
         act("redis_away", ms=8_000),
         wait(61),
     )
-    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
-    assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("credits", 9_600)
+    told = {one["type"]: one for one in clients[0].messages}
+    assert (told["limit_reached"]["limit"], told["limit_reached"]["elapsed_ms"]) == (
+        "credits",
+        3_000,
+    )
+    assert told["stopped"]["receipt"]["elapsed_ms"] == 3_000
+    assert told["stopped"]["receipt"]["credits"] == "0.05"
+
+
+def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laboratory) -> None:
+    """The first answer of Redis came before the first proof of life, and what it granted hid
+    that nothing had been when the time was used (seed 5338)."""
+    run(
+        place,
+        pay("cat9", 20_000_000),
+        start("s1"),
+        wait(55),
+        act("redis_away", ms=15_000),
+        wait(61),
+    )

@@ -1,0 +1,276 @@
+"""Time that no grant covers: it ends at every limit that is known, and nobody uses twice what
+is there once."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol import messages
+from protocol.cover import covered_until
+from protocol.effects import Show
+from protocol.meter import Meter
+from protocol.projection import AccountProjection, Line, MonthProjection, line_of
+from protocol.session import Grant, Session
+from protocol.snapshots import snapshot
+from protocol.states import Event, Phase
+from protocol.terms import MINUTE_MS, Terms
+from tests.protocol.bench import Bench, final, only, said
+from tests.protocol.examples import (
+    CREDIT,
+    NOW,
+    account_of,
+    identity_of,
+    month_of,
+    session_of,
+    standing_of,
+    terms_of,
+)
+
+
+def line(terms: Terms, **changes: Any) -> Line:
+    """A session that runs since now."""
+    made = line_of(terms, 0, NOW, terms.free_ms, running=True)
+    return msgspec.structs.replace(made, **changes)
+
+
+def alone(micros: int, terms: Terms | None = None, **bench: Any) -> Bench:
+    """A session that nobody shares its account with, and a grant of half a minute."""
+    terms = terms or terms_of()
+    account = account_of(micros)
+    account.lines["chat-1"] = line(terms)
+    grant = Grant(granted_ms=30_000, held_micros=terms.cost_micros(30_000, terms.free_ms))
+    return Bench(session_of(terms, grant=grant), account, **bench)
+
+
+def silence(bench: Bench, ms: int) -> list[Any]:
+    """Time passes, the client lives, and Redis never answers in time."""
+    seen = len(bench.effects)
+    for _ in range(ms // 500):
+        bench.run(500)
+        bench.alive()
+        if bench.now % 1_500 == 0 and bench.meter.asked is not None:
+            bench.meter.unanswered(bench.now)
+            bench.drain()
+    return bench.effects[seen:]
+
+
+def stop_of(effects: list[Any]) -> messages.LimitReached:
+    """The one stop that was said."""
+    (stop,) = (one for one in said(effects) if isinstance(one, messages.LimitReached))
+    return stop
+
+
+def test_without_answers_time_ends_where_the_account_does() -> None:
+    bench = alone(2 * CREDIT // 3)
+    stop = stop_of(silence(bench, 90_000))
+    assert (stop.limit, stop.elapsed_ms, stop.stopped_at) == ("credits", 40_000, NOW + 40_000)
+    assert bench.meter.elapsed_at(bench.now) == 40_000
+    bench.meter.unanswered(bench.now)
+    bench.drain()
+    step = bench.step
+    assert (step.standing.phase, step.standing.limit) == (Phase.STOPPING, "credits")
+    assert (step.standing.elapsed_ms, step.standing.uncovered_ms) == (40_000, 10_000)
+    assert step.charge_micros == 2 * CREDIT // 3
+
+
+def test_a_cap_ends_it_where_it_comes_before_the_account() -> None:
+    bench = alone(CREDIT, terms_of(session_cap_ms=35_000))
+    stop = stop_of(silence(bench, 90_000))
+    assert (stop.limit, stop.elapsed_ms) == ("session_cap", 35_000)
+
+
+def test_an_account_that_reaches_far_leaves_as_much_as_may_be_uncovered() -> None:
+    bench = alone(100 * CREDIT)
+    silence(bench, 120_000)
+    assert bench.meter.elapsed_at(bench.now) == 90_000
+    bench.meter.unanswered(bench.now)
+    bench.drain()
+    assert bench.step.standing.reason == "unavailable"
+
+
+def test_an_answer_that_makes_the_stop_final_says_it_no_second_time() -> None:
+    bench = alone(2 * CREDIT // 3)
+    bench.run(39_000)
+    claim = bench.step
+    bench.run(1_500)
+    bench.now = NOW + 40_600
+    assert claim is bench.step
+    effects = bench.accept(granted_ms=40_000, held_micros=CREDIT, final="credits")
+    effects += bench.run(5_000)
+    assert not said(effects)
+    assert not only(effects, Show)
+    assert bench.step.standing.phase is Phase.STOPPING
+    assert len([one for one in said(bench.effects) if isinstance(one, messages.LimitReached)]) == 1
+
+
+def test_an_answer_that_reaches_beyond_the_stop_lifts_it() -> None:
+    bench = alone(2 * CREDIT // 3)
+    bench.run(40_500)
+    effects = bench.accept(granted_ms=95_000, held_micros=2 * CREDIT)
+    assert only(effects, Show)
+    assert bench.meter.counting
+
+
+def test_a_top_up_that_is_heard_lets_it_run_on() -> None:
+    bench = alone(2 * CREDIT // 3)
+    bench.run(35_000)
+    bench.account.apply(2, 3 * CREDIT // 4, 0, None, None)
+    bench.meter.changed(bench.now)
+    bench.drain()
+    assert stop_of(silence(bench, 60_000)).elapsed_ms == 45_000
+
+
+def test_a_spend_that_is_heard_stops_it_where_it_is_and_no_earlier() -> None:
+    bench = alone(2 * CREDIT // 3)
+    bench.run(35_000)
+    shown_ms = bench.meter.shown_at(bench.now)
+    bench.account.apply(2, CREDIT // 2, 0, None, None)
+    bench.meter.changed(bench.now)
+    bench.drain()
+    stop = stop_of(silence(bench, 10_000))
+    assert stop.elapsed_ms == shown_ms == 35_000
+
+
+@pytest.mark.parametrize(("active", "beyond"), [(1, 2), (2, 1), (3, 0)])
+def test_a_month_is_shared_by_those_that_count_on_it(active: int, beyond: int) -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    month = MonthProjection("2026-05-01", 60, 50, active, held_minutes=8)
+    bench = Bench(session_of(terms, grant=Grant(granted_ms=60_000)), uncovered_ms=600_000)
+    bench.meter.member, bench.meter.org = month, msgspec.structs.replace(month, limit_minutes=None)
+    stop = stop_of(silence(bench, 400_000))
+    assert (stop.limit, stop.elapsed_ms) == ("member_minutes", (1 + beyond) * MINUTE_MS)
+
+
+def test_minutes_of_the_next_month_are_the_next_months() -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    month = MonthProjection("2026-05-01", 60, 59, 1, held_minutes=1)
+    bench = Bench(session_of(terms, grant=Grant(granted_ms=60_000)), uncovered_ms=600_000)
+    bench.meter.member = bench.meter.org = month
+    bench.meter._ends = (month.month, NOW + 59_000)
+    silence(bench, 400_000)
+    assert bench.meter.counting
+
+
+any_session = st.tuples(
+    st.sampled_from([1_000, 6_000, 30_000]),  # increments
+    st.sampled_from([CREDIT // 3, CREDIT, 60 * CREDIT]),  # price
+    st.integers(0, 40_000),  # granted
+    st.booleans(),  # final
+    st.sampled_from([0, 0, 20_000]),  # free
+    st.sampled_from([1, 1, 3]),  # speed
+)
+
+
+@given(
+    sessions=st.lists(any_session, min_size=1, max_size=12),
+    more_micros=st.integers(0, 5 * CREDIT),
+)
+def test_all_together_use_no_more_than_there_is(
+    sessions: list[tuple[int, int, int, bool, int, int]], more_micros: int
+) -> None:
+    account = AccountProjection("user:ann", "ann")
+    benches = []
+    lines, held_micros = {}, 0
+    for number, (increment_ms, price, granted_ms, is_final, free_ms, speed) in enumerate(sessions):
+        terms = terms_of(
+            first_increment_ms=increment_ms, next_increment_ms=increment_ms,
+            price_micros=price, free_ms=free_ms, speed=speed,
+        )  # fmt: skip
+        until_ms = terms.increment_end_ms(granted_ms, free_ms)
+        held = terms.cost_micros(until_ms, free_ms)
+        held_micros += held
+        grant = Grant(until_ms, held, final="credits" if is_final else None)
+        identity = identity_of(terms, session_id=f"s{number}")
+        benches.append(Session(identity, standing_of(free_ms=free_ms), grant))
+        lines[f"s{number}"] = line(terms)
+    account.replace(1, held_micros + more_micros, 0, lines)
+    meters = [Meter(session, account, month_of) for session in benches]
+    for meter in meters:
+        meter.attach(NOW)
+    for at in range(NOW, NOW + 101_000, 250):
+        for meter in meters:
+            while (due_at := meter.timer()) is not None and due_at <= at:
+                meter.handle_timer(due_at)
+                meter.effects()
+            meter.alive(at, at)
+            meter.effects()
+    used = 0
+    for meter in meters:
+        terms = meter.session.identity.terms
+        elapsed_ms = meter.elapsed_at(NOW + 101_000)
+        assert elapsed_ms >= min(meter.session.grant.granted_ms, 100_000)
+        used += terms.cost_micros(elapsed_ms, terms.free_ms)
+    assert used <= held_micros + more_micros
+
+
+def test_an_account_covers_two_sessions_until_the_same_instant() -> None:
+    account = account_of(CREDIT)
+    account.lines.update(one=line(terms_of()), two=line(terms_of()))
+    assert covered_until(account) == NOW + 30_000
+    account.lines["one"] = line(terms_of(), running=False)
+    account.apply(2, CREDIT, CREDIT // 2, "one", account.lines["one"])
+    assert covered_until(account) == NOW + 30_000
+
+
+# --- What is shown ----------------------------------------------------------------------
+
+
+def shared(micros: int) -> Bench:
+    """A session that shares its account with another one, and has a grant of ten seconds."""
+    account = account_of(micros)
+    account.lines.update({"chat-1": line(terms_of()), "chat-2": line(terms_of())})
+    grant = Grant(granted_ms=10_000, held_micros=CREDIT // 6)
+    return Bench(session_of(grant=grant), account)
+
+
+def test_what_others_may_take_is_not_shown_before_the_answer_is_in() -> None:
+    bench = shared(CREDIT // 2)  # for a quarter of a minute of both
+    bench.run(9_000)
+    bench.alive()
+    assert bench.meter.asked is not None
+    bench.run(3_000)
+    assert bench.meter.elapsed_at(bench.now) == 12_000
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
+    shown = snapshot(bench.meter, bench.now)
+    effects = bench.accept(None, granted_ms=10_000, final="credits")
+    stop = stop_of([*effects, *bench.run(0)])
+    assert stop.elapsed_ms == shown.elapsed_ms == 10_000
+    assert snapshot(bench.meter, bench.now).credits >= "0"
+
+
+def test_a_pause_that_waits_for_its_answer_is_shown_where_it_was_asked_for() -> None:
+    bench = Bench()
+    bench.run(10_000)
+    bench.ask(Event.PAUSE)
+    bench.run(900)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
+    bench.accept(None)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
+
+
+def test_a_pause_behind_another_step_is_shown_where_it_was_asked_for() -> None:
+    bench = Bench()
+    bench.run(61_000)
+    assert bench.meter.asked is not None
+    bench.run(500)
+    bench.ask(Event.PAUSE)
+    bench.run(700)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
+    bench.accept()
+    bench.run(300)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
+    bench.accept(None)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
+
+
+def test_a_stop_that_is_not_recorded_shows_what_is_left_after_it() -> None:
+    bench = alone(CREDIT // 2)
+    bench.meter._stand_on(
+        msgspec.structs.replace(bench.meter.session, grant=final(30_000)), bench.now
+    )
+    bench.run(31_000)
+    shown = snapshot(bench.meter, bench.now)
+    assert (shown.state, shown.elapsed_ms, shown.credits) == ("stopping", 30_000, "0")
