@@ -8,9 +8,20 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
+from protocol import limits
+from protocol.errors import BadMessageError
 from protocol.events import HoldState
+from protocol.money import format_credits
 from protocol.projection import AccountProjection
 from storage.figures import AccountFigures
+
+
+class BalanceTooHighError(BadMessageError):
+    """The account would have more than any may. Nothing was written."""
+
+    def __init__(self) -> None:
+        most = format_credits(limits.BALANCE_MICROS_MAX)
+        super().__init__(f"amount: no account may have more than {most} credits")
 
 
 class Standing(NamedTuple):

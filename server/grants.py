@@ -18,11 +18,13 @@ from protocol.events import EntryPosted
 from protocol.grants import month_after
 from protocol.rates import RateCard
 from server.accounts import Accounts
+from server.charges import BalanceTooHighError
 from server.clock import Clock
 from server.loading import calendar
 from server.till import Till
+from storage.ledgers import BALANCE_CHECK
 from storage.live import Live, LiveError
-from storage.records import Records, UnavailableError
+from storage.records import Records, RefusedError, UnavailableError
 from storage.rows import BeforeOperation
 from storage.spending import AccountName
 
@@ -57,7 +59,8 @@ class Grants(Till):
     ) -> bool:
         """Writes an entry and applies it. False: it was there already, as it was made then.
 
-        Raises ``ServiceError`` when Postgres does not answer. Where that fails after the entry
+        Raises ``ServiceError`` when Postgres does not answer, and ``BalanceTooHighError`` for
+        what would make the account larger than any may be. Where that fails after the entry
         is written, the entry stands, and is applied as soon as both answer.
         """
         name = (entry.tenant, entry.account_id, entry.entry_id)
@@ -66,6 +69,10 @@ class Grants(Till):
             micros = entry.amount_micros if new else await self.records.inbox_micros(*name)
         except UnavailableError as error:
             raise ServiceError("the ledger does not answer") from error
+        except RefusedError as error:
+            if error.constraint == BALANCE_CHECK:
+                raise BalanceTooHighError from error
+            raise
         if micros is None:
             # Redis has taken it, and remembers only the newest: it is not asked again.
             return False
@@ -117,7 +124,7 @@ class Grants(Till):
         try:
             before = before or await self.before(account, "")
             ends_at = await self._grant_allotment(account, before, now_ms)
-        except ServiceError as error:
+        except (ServiceError, BalanceTooHighError) as error:
             log.warning("allotment_put_off", account=account.account_id, error=str(error))
             return
         if len(self._allotted) >= limits.ACCOUNTS_CACHED_MAX:

@@ -40,6 +40,11 @@ class UnavailableError(Exception):
 class RefusedError(Exception):
     """Postgres will never take this: the value or a constraint forbids it."""
 
+    def __init__(self, message: str, constraint: str | None = None) -> None:
+        super().__init__(message)
+        self.constraint = constraint
+        """The constraint that forbids it, where it is one."""
+
 
 class _Pooled(asyncpg.Connection):
     """A connection on which nothing is set beyond a transaction's end.
@@ -140,7 +145,7 @@ class Database:
             except asyncpg.PostgresError as error:
                 state = error.sqlstate or ""
                 if state.startswith(_REFUSED_CLASSES):
-                    raise RefusedError(str(error)) from error
+                    raise RefusedError(str(error), error.constraint_name) from error
                 if state == _READ_ONLY:
                     # A failover: this connection and its like are at a demoted primary.
                     await self._pool.expire_connections()

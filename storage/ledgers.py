@@ -12,6 +12,9 @@ from storage.database import SQL, Database
 MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
 """The kinds of entries that are written to Postgres first; the index knows them too."""
 
+BALANCE_CHECK = "credit_accounts_balance_check"
+"""The constraint that money in breaks when the account would have more than it may."""
+
 FINDINGS_MAX = 1_000
 """As many are told at once; the rest is seen when these are gone."""
 AUDIT_S_MAX = 3_600
@@ -43,7 +46,8 @@ class Ledgers(Database):
 
         Returns whether it was new. If it was not, the process that wrote it may have died
         before it applied it to Redis: ask ``inbox_micros``. When it is applied, tell
-        ``inbox_done``.
+        ``inbox_done``. Raises ``RefusedError`` with ``BALANCE_CHECK`` for what would raise
+        the balance above ``BALANCE_MICROS_MAX``.
         """
         if entry.entry_kind not in MONEY_IN_KINDS:
             raise ValueError(f"{entry.entry_kind} is decided in Redis and comes by the outbox")

@@ -15,6 +15,7 @@ from protocol.fields import AccountCredits, Amount, Credits, InstantAt, describe
 from protocol.money import format_credits, parse_credits
 from server.api.accounts import reader_of, view_account
 from server.api.billing import AccountId, EntryId, Priority, Reason
+from server.charges import BalanceTooHighError
 from server.grants import PRIORITY_DEFAULT
 from server.http import (
     Problem,
@@ -206,7 +207,10 @@ async def _grant(
     made = await process.records.entry(*account, entry.entry_id)
     if made is None:
         await _check_new(process, entry, expires_at)
-    await process.money.enter(entry, wanted.priority, expires_at)
+    try:
+        await process.money.enter(entry, wanted.priority, expires_at)
+    except BalanceTooHighError as error:
+        raise _too_high(error) from None
     # The ledger has the last word: it knows its keys longer than the answers are kept.
     made = made or await process.records.entry(*account, entry.entry_id)
     assert made is not None
@@ -269,11 +273,13 @@ async def _check_new(process: Process, entry: EntryPosted, expires_at: int | Non
         raise BadMessageError("expires_at: must be in the future")
     view = await view_account(process, entry.tenant, entry.account_id)
     if view.projection.gross_micros + entry.amount_micros > limits.BALANCE_MICROS_MAX:
-        raise Problem(
-            422,
-            "balance_too_high",
-            f"no account may have more than {format_credits(limits.BALANCE_MICROS_MAX)} credits",
-        )
+        # Postgres refuses what is too much together with what others grant at the same time.
+        # Here it is together with what running sessions have used and not yet ended.
+        raise _too_high(BalanceTooHighError())
+
+
+def _too_high(error: BalanceTooHighError) -> Problem:
+    return Problem(422, "balance_too_high", error.message)
 
 
 ROUTES = [

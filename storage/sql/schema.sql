@@ -447,6 +447,33 @@ CREATE TABLE credit_accounts (
     CONSTRAINT credit_accounts_unattributed_check CHECK (unattributed_micros >= 0)
 );
 
+-- Locks accounts for who is about to write to their ledgers, and makes those that are
+-- missing: first those, then all, each in the order of their keys, so that nobody waits in
+-- a circle. An entry takes its position under this lock, which it keeps until it commits. So
+-- positions of an account follow the order of commits, and whoever sees an entry sees every
+-- one before it: the newest position is a watermark.
+CREATE FUNCTION lock_accounts(p_tenants text[], p_accounts text[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO credit_accounts (tenant, account_id, balance_micros)
+    SELECT DISTINCT tenant, account_id, 0
+    FROM unnest(p_tenants, p_accounts) AS asked (tenant, account_id)
+    WHERE NOT EXISTS (
+        SELECT FROM credit_accounts AS account
+        WHERE account.tenant = asked.tenant AND account.account_id = asked.account_id
+    )
+    ORDER BY tenant, account_id
+    ON CONFLICT (tenant, account_id) DO NOTHING;
+
+    PERFORM
+    FROM credit_accounts AS account
+    WHERE (tenant, account_id) IN (SELECT * FROM unnest(p_tenants, p_accounts))
+    ORDER BY tenant, account_id
+    FOR NO KEY UPDATE;
+END
+$$;
+
 CREATE TABLE credit_ledger (
     tenant text NOT NULL,
     account_id text NOT NULL,
@@ -608,6 +635,22 @@ BEGIN
         balance_micros = account.balance_micros + excluded.balance_micros,
         debt_allowed = account.balance_micros + excluded.balance_micros < 0,
         unattributed_micros = account.unattributed_micros + excluded.unattributed_micros;
+
+    -- No account grows beyond what is counted exactly. What Redis has decided only takes, and
+    -- is never refused.
+    PERFORM
+    FROM (
+        SELECT tenant, account_id
+        FROM new_entries
+        GROUP BY tenant, account_id
+        HAVING sum(amount_micros) > 0
+    ) AS grown
+    JOIN credit_accounts USING (tenant, account_id)
+    WHERE balance_micros > 1000000000000000;
+    IF FOUND THEN
+        RAISE EXCEPTION 'an account would have more than it may'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'credit_accounts_balance_check';
+    END IF;
 
     INSERT INTO credit_grants (
         tenant, account_id, entry_id, position, amount_micros, priority, expires_at,

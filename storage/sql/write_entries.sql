@@ -2,8 +2,10 @@
 -- used ($12 to $24). One statement for both: who spends waits for it, and it is then a
 -- transaction by itself. And one a batch, for a second one would take ledger rows after
 -- accounts, and two flushers could deadlock. Sorted for the same reason, and by time, so
--- that positions follow it within a batch.
-WITH posted AS (
+-- that positions follow it within a batch; they are taken when the accounts are locked.
+WITH locked AS MATERIALIZED (
+    SELECT lock_accounts($1::text[], $2::text[])
+), posted AS (
     INSERT INTO credit_ledger (
         tenant, account_id, entry_id, entry_kind, amount_micros, created_at, reason,
         operation, session_id, minute, metadata
@@ -11,7 +13,7 @@ WITH posted AS (
     SELECT
         tenant, account_id, entry_id, entry_kind, amount_micros, instant(at_ms), reason,
         operation, session_id, minute, metadata::jsonb
-    FROM unnest(
+    FROM locked, unnest(
         $1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::bigint[],
         $7::text[], $8::text[], $9::text[], $10::integer[], $11::text[]
     ) AS record (

@@ -1,5 +1,6 @@
 """Amounts are integers: in whatever digits one is written, it is asked for and answered once."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,24 @@ async def test_a_correction_is_of_its_month(server: TestServer, connection: Conn
     again = await adjust(server, "a1", minutes=9, month="2026-01-01")
     assert (again.status_code, again.json()) == (201, first.json())
     assert await used(server) == 0
+
+
+async def test_twelve_grants_at_once_fill_an_account_and_no_more(
+    start_server: StartServer, server: TestServer
+) -> None:
+    other = await start_server(rates=server.process.settings.rates)
+    path = "/v1/accounts/rich/grants"
+    body = {"amount": "1000000000", "reason": "x"}
+    answers = await asyncio.gather(
+        *(post((server, other)[number % 2], path, f"g{number}", body) for number in range(12))
+    )
+    assert sorted(answer.status_code for answer in answers) == [201] + [422] * 11
+    for number, answer in enumerate(answers):
+        if answer.status_code == 422:
+            assert_problem(answer, 422, "balance_too_high")
+            # It is an answer like any other.
+            assert (await post(server, path, f"g{number}", body)).content == answer.content
+    refused = await post(other, path, "p1", {"package": "starter"})
+    assert_problem(refused, 422, "balance_too_high")
+    assert await balance(server, "/v1/accounts/rich") == "1000000000"
+    await audited(server)
