@@ -41,8 +41,8 @@ JSON_DEPTH_MAX: Final = 16
 ID_CHARACTERS_MAX: Final = 128  # PROTOCOL
 # RS256 tokens with a few claims take 1 KiB; 8 leaves room in the message around it.
 TOKEN_CHARACTERS_MAX: Final = 8 * 1024
-# Entries of the claim `sessions`: what fits a token, and a set that is looked through.
-TOKEN_SESSIONS_MAX: Final = 64
+TOKEN_LISTED_MAX: Final = 64
+"""Ids in one of a token's claims `sessions`, `kinds` and `counterparts`."""
 REASON_CHARACTERS_MAX: Final = 256
 """Free text that explains a ledger entry."""
 IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 255
@@ -352,7 +352,7 @@ assert MONTHLY_HOURS_MAX * 3_600_000 <= SAFE_INTEGER_MAX
 # A message holds what it must carry.
 assert TOKEN_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
 assert METADATA_BYTES_MAX + 6 * ID_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
-assert TOKEN_SESSIONS_MAX * ID_CHARACTERS_MAX <= TOKEN_CHARACTERS_MAX
+assert TOKEN_LISTED_MAX * ID_CHARACTERS_MAX <= TOKEN_CHARACTERS_MAX
 assert MESSAGE_BYTES_MAX <= BODY_BYTES_MAX <= WEBHOOK_BYTES_MAX
 assert TICK_MS_MIN <= TICK_MS_DEFAULT <= TICK_MS_MAX
 assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX

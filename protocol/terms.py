@@ -47,6 +47,14 @@ class Terms(msgspec.Struct, frozen=True):
     speed: int = 1
     """Counted milliseconds for each real one: 1, except in a demonstration."""
 
+    def with_unknown_counterpart(self) -> "Terms":
+        """The terms of a session whose counterpart no backend has named.
+
+        Free time of the scope ``pair`` begins anew with each counterpart, and a browser
+        can invent any number of them.
+        """
+        return msgspec.structs.replace(self, free_ms=0) if self.free_scope == "pair" else self
+
     def billed_ms(self, elapsed_ms: int, free_ms: int) -> int:
         """The billed time, in whole increments, of ``elapsed_ms`` with ``free_ms`` free."""
         paid_ms = elapsed_ms - free_ms

@@ -253,12 +253,26 @@ def token(
     session: Annotated[
         list[str] | None, typer.Option(help="A session that it may start; may be repeated.")
     ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="A kind that it may start; may be repeated.")
+    ] = None,
+    counterpart: Annotated[
+        list[str] | None, typer.Option(help="A counterpart that it may name; may be repeated.")
+    ] = None,
 ) -> None:
     """Prints a token."""
     settings = _settings(secrets=True)
     try:
         minted = mint_token(
-            settings, sub, org=org, scope=scope, ttl_seconds=ttl, account=account, sessions=session
+            settings,
+            sub,
+            org=org,
+            scope=scope,
+            ttl_seconds=ttl,
+            account=account,
+            sessions=session,
+            kinds=kind,
+            counterparts=counterpart,
         )
     except (ConfigurationError, ValueError) as error:
         typer.echo(f"taximeter: {error}", err=True)

@@ -9,6 +9,7 @@ import structlog
 
 from protocol import limits
 from protocol.errors import BadMessageError, ServiceError
+from server.isolation import for_each
 from server.loading import calendar
 from server.till import Till
 from storage.live import LiveError
@@ -79,10 +80,15 @@ class Adjustments(Till):
     async def apply_adjustments(self, age_ms: int = 0) -> int:
         """Applies what was written and perhaps not applied; how many those were."""
         count = 0
-        for waiting in await self.records.adjustments_waiting(limits.FLUSH_BATCH_RECORDS):
+
+        async def apply(waiting: AdjustmentRow) -> None:
+            nonlocal count
             if self.clock.now() - waiting.created_at >= age_ms:
                 await self._apply_adjustment(waiting)
                 count += 1
+
+        found = await self.records.adjustments_waiting(limits.FLUSH_BATCH_RECORDS)
+        await for_each("adjustment", found, apply)
         return count
 
     async def _apply_adjustment(self, made: AdjustmentRow) -> None:

@@ -1,10 +1,11 @@
 """Who is asking: tokens and API keys checked, and what their bearer may do.
 
 PROTOCOL: JWT claims ``sub`` (or the one that ``TAXIMETER_JWT_USER_CLAIM`` names) and ``exp``
-are required; ``org``; ``account`` (default: the user); ``scope``; ``sessions``. HS256 with the
-shared secret, or RS256, ES256 and EdDSA with the issuer's public keys. Which of the two checks
-a token follows from its algorithm, and neither key is ever tried for the other's (RFC 8725
-section 2.1). API keys are the backends'.
+are required; ``org``; ``account`` (default: the user); ``scope``; and ``sessions``, ``kinds`` and
+``counterparts``, the only ones that the token may start. HS256 with the shared secret, or RS256,
+ES256 and EdDSA with the issuer's public keys. Which of the two checks a token follows from its
+algorithm, and neither key is ever tried for the other's (RFC 8725 section 2.1). API keys are the
+backends'.
 
 A token whose signature is not good is refused in one sentence, and the reason is in the log,
 at the level debug. Once the signature is known to be good, a refusal names the claim that is
@@ -59,6 +60,11 @@ class Principal:
     scopes: frozenset[str] = frozenset()
     sessions: frozenset[str] | None = None
     """The only sessions that this token may start; None: any."""
+    kinds: frozenset[str] | None = None
+    """The only kinds that this token may start; None: any."""
+    counterparts: frozenset[str] | None = None
+    """The only counterparts that this token may name, which its issuer knows; None: any, and
+    none of them is known."""
     expires_at: int | None = None
     """When the token expires, in epoch milliseconds; None: never."""
 
@@ -95,6 +101,19 @@ class Principal:
     def may_start(self, session_id: str) -> bool:
         """Whether this user's token may start or join ``session_id``."""
         return self.kind == "user" and (self.sessions is None or session_id in self.sessions)
+
+    def check_start(self, kind: str, counterpart_id: str | None) -> None:
+        """Raises ``forbidden`` for a kind or a counterpart that the token does not list."""
+        if self.kinds is not None and kind not in self.kinds:
+            raise _forbidden("the token may not start this kind")
+        if counterpart_id is None or self.counterparts is None:
+            return
+        if counterpart_id not in self.counterparts:
+            raise _forbidden("the token may not start a session with this counterpart")
+
+    def knows_counterpart(self, counterpart_id: str | None) -> bool:
+        """Whether the token's issuer has named this counterpart, and not its bearer."""
+        return self.counterparts is not None and counterpart_id in self.counterparts
 
     def may_see_session(self, session_user_id: str) -> bool:
         """Whether snapshot and receipt of a session of ``session_user_id`` are theirs to see."""
@@ -266,7 +285,8 @@ class Authenticator:
         org_id = _id_claim(claims, "org")
         account_id = _id_claim(claims, "account") or user_id
         scopes = _scopes(claims.get("scope"))
-        sessions = _sessions_claim(claims)
+        sessions = _ids_claim(claims, "sessions")
+        kinds, counterparts = _ids_claim(claims, "kinds"), _ids_claim(claims, "counterparts")
         # Times last: only a token that is good in all else is called expired.
         expires_at = self._check_times(claims)
         return Principal(
@@ -277,6 +297,8 @@ class Authenticator:
             tenant=tenant_of(org_id, user_id),
             scopes=scopes,
             sessions=sessions,
+            kinds=kinds,
+            counterparts=counterparts,
             expires_at=expires_at,
         )
 
@@ -302,6 +324,8 @@ def mint_token(
     ttl_seconds: int = 3600,
     account: str | None = None,
     sessions: Iterable[str] | None = None,
+    kinds: Iterable[str] | None = None,
+    counterparts: Iterable[str] | None = None,
     now_ms: int | None = None,
 ) -> str:
     """A token signed with the shared secret, for ``python -m server token`` and for tests.
@@ -311,13 +335,18 @@ def mint_token(
     """
     if settings.jwt_secret is None:
         raise ConfigurationError("tokens can only be made where TAXIMETER_JWT_SECRET is set")
-    listed = None if sessions is None else list(sessions)
+    lists = {
+        name: list(ids)
+        for name, ids in (("sessions", sessions), ("kinds", kinds), ("counterparts", counterparts))
+        if ids is not None
+    }
     ids = {"sub": sub, "org": org, "account": account}
     for name, value in ids.items():
         if value is not None and not is_id(value):
             raise ValueError(f"{name}: must be {ID_TEXT}")
-    if listed is not None and not _are_session_ids(listed):
-        raise ValueError(f"sessions: must be at most {limits.TOKEN_SESSIONS_MAX} ids")
+    for name, listed in lists.items():
+        if not _are_ids(listed):
+            raise ValueError(f"{name}: must be at most {limits.TOKEN_LISTED_MAX} ids")
     if ttl_seconds <= 0:
         raise ValueError("ttl: must be positive")
     now = (time.time_ns() // 1_000_000 if now_ms is None else now_ms) // 1000
@@ -325,7 +354,7 @@ def mint_token(
         **ids,
         settings.jwt_user_claim: sub,
         "scope": scope,
-        "sessions": listed,
+        **lists,
         "iss": settings.jwt_issuer,
         "aud": settings.jwt_audience,
         "iat": now,
@@ -361,22 +390,22 @@ def _scopes(claim: object) -> frozenset[str]:
     return frozenset(scope for word in words for scope in word.split()) or NO_SCOPES
 
 
-def _sessions_claim(claims: Mapping[str, Any]) -> frozenset[str] | None:
-    """The only sessions that a token may start; None where it does not say. A ``null`` is no
-    way to say "any"."""
-    if "sessions" not in claims:
+def _ids_claim(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
+    """The only ids that a token may name; None where it does not say. A ``null`` is no way to
+    say "any"."""
+    if name not in claims:
         return None
-    sessions = claims["sessions"]
-    if not _are_session_ids(sessions):
-        raise _bad_claim("sessions", f"must be a list of at most {limits.TOKEN_SESSIONS_MAX} ids")
-    return frozenset(sessions)
+    ids = claims[name]
+    if not _are_ids(ids):
+        raise _bad_claim(name, f"must be a list of at most {limits.TOKEN_LISTED_MAX} ids")
+    return frozenset(ids)
 
 
-def _are_session_ids(value: object) -> bool:
+def _are_ids(value: object) -> bool:
     return (
         isinstance(value, list)
-        and len(value) <= limits.TOKEN_SESSIONS_MAX
-        and all(is_id(session_id) for session_id in value)
+        and len(value) <= limits.TOKEN_LISTED_MAX
+        and all(is_id(one) for one in value)
     )
 
 

@@ -21,6 +21,7 @@ from protocol.errors import ProtocolError, ServiceError
 from protocol.session import Identity, Session
 from protocol.steps import Step
 from server.clock import Clock
+from server.isolation import failed, isolated
 from server.loading import Loader
 from server.metrics import Metrics
 from storage.live import Live, LiveError, Outcome
@@ -117,6 +118,12 @@ class Claims:
         except LiveError as error:
             self._fail(batch, self._waiting.pop(shard, []), error)
             return
+        except Exception:
+            # Our own mistake, and not in one of them: none may wait for an answer for ever.
+            failed("claims", steps=len(batch))
+            for claimant, _ in batch:
+                _tell_unanswered(claimant, _no_answer(), made=None)
+            return
         finally:
             self._sent[shard] -= 1
             self._schedule(shard)
@@ -124,8 +131,9 @@ class Claims:
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
             if outcome.reply is None:
                 mends.append(self._mend(claimant, step, outcome, node))
-            else:
-                claimant.answered(step, outcome)
+            elif not isolated("claim", claimant.answered, step, outcome):
+                # It was made, and what it left is not known here: asked anew, Redis says it.
+                _tell_unanswered(claimant, _no_answer(), made=None)
         # After a loss in Redis that may be all of them: nobody waits for the one before.
         for first in range(0, len(mends), MENDS_AT_ONCE):
             await asyncio.gather(*mends[first : first + MENDS_AT_ONCE])
@@ -139,11 +147,11 @@ class Claims:
         """Redis did not answer. Who waits behind these is told now, not after as long again."""
         log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
         for claimant, _ in batch:
-            claimant.unanswered(ServiceError("the session store does not answer"), made=None)
+            _tell_unanswered(claimant, _no_answer(), made=None)
         for claimant, _ in behind:
             # It was not sent now; an attempt before may have been made.
             made = None if claimant.failures else False
-            claimant.unanswered(ServiceError("the session store does not answer"), made=made)
+            _tell_unanswered(claimant, _no_answer(), made=made)
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""
@@ -157,23 +165,25 @@ class Claims:
             raise ServiceError("the counters do not stay in Redis")
         except LiveError as error:
             log.warning("claim_unanswered", error=str(error))
-            claimant.unanswered(ServiceError("the session store does not answer"), made=None)
+            _tell_unanswered(claimant, _no_answer(), made=None)
         except ServiceError as error:
-            claimant.unanswered(error, made=False)
+            _tell_unanswered(claimant, error, made=False)
         except RedisError as error:
             # It refuses to write, or has no room: as if it did not answer.
             log.warning("claim_failed", error=str(error))
-            claimant.unanswered(ServiceError("the session store takes nothing now"), made=False)
+            _tell_unanswered(claimant, _takes_nothing(), made=False)
         except Exception:
-            # Our own mistake; but whoever asked must not wait for ever.
-            log.exception("claim_not_mended")
-            claimant.unanswered(ServiceError("the session store takes nothing now"), made=None)
+            # Our own mistake; but the claimant must not wait for ever.
+            failed("claim")
+            _tell_unanswered(claimant, _takes_nothing(), made=None)
 
     async def _bring(self, step: Step, outcome: Outcome, claimant: Claimant) -> None:
         """Loads what is cold, and puts back a session that Redis has lost."""
+        if outcome.unread:
+            raise LiveError(outcome.failed)
         if outcome.failed:
             log.warning("claim_failed", error=outcome.failed)
-            raise ServiceError("the session store takes nothing now")
+            raise _takes_nothing()
         if outcome.full:
             raise ServiceError("too much waits for the record: no session is started")
         if outcome.gone:
@@ -190,6 +200,18 @@ class Claims:
             await self.loader.months(identity.tenant, identity.user_id)
         if "free" in cold:
             await self.loader.free_time(identity, claimant.free_day())
+
+
+def _no_answer() -> ServiceError:
+    return ServiceError("the session store does not answer")
+
+
+def _takes_nothing() -> ServiceError:
+    return ServiceError("the session store takes nothing now")
+
+
+def _tell_unanswered(claimant: Claimant, error: ProtocolError, *, made: bool | None) -> None:
+    isolated("unanswered", lambda: claimant.unanswered(error, made=made))
 
 
 def retry_after_ms(failures: int) -> int:

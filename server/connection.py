@@ -25,6 +25,7 @@ from server.accounts import Account
 from server.auth import ExpiredTokenError, Principal
 from server.buckets import TokenBucket
 from server.frames import text_frame
+from server.isolation import failed, isolated
 from server.process import Process
 from server.push import PushSocket
 from server.seats import Seat
@@ -112,7 +113,7 @@ class Connection:
         if self._deadline is not None:
             self._deadline.cancel()
         for seat in list(self.seats.values()):
-            self.process.hub.part(seat, self, self.alive_at, farewell=self.socket.peer_closed)
+            isolated("part", self._part, seat, session=seat.key)
         self.seats.clear()
         if self.principal is not None:
             self.process.sockets.release_user(self._user)
@@ -121,13 +122,20 @@ class Connection:
             self.account.listeners.remove(self._told)
             await self.process.hub.accounts.close(self.account)
 
+    def _part(self, seat: Seat) -> None:
+        self.process.hub.part(seat, self, self.alive_at, farewell=self.socket.peer_closed)
+
     def _alive(self) -> None:
         """A pong, a message or the peer's close came in."""
         now_ms = self.process.clock.now()
         self.alive_at = max(self.alive_at, self.process.pulse.proof_at(now_ms))
         for seat in list(self.seats.values()):
             if self not in seat.watchers:
-                seat.alive(self.alive_at, now_ms)
+                try:
+                    seat.alive(self.alive_at, now_ms)
+                except Exception:
+                    failed("session", session=seat.key)
+                    seat.recover()
 
     def _expire_at(self, at: int) -> None:
         if self._deadline is not None:

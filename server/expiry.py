@@ -17,9 +17,8 @@ from protocol import limits
 from protocol.errors import ProtocolError
 from protocol.events import EntryPosted
 from server.holds import Holds
-from storage.live import LiveError
-from storage.records import UnavailableError
-from storage.rows import GrantRow
+from server.isolation import alone, for_each
+from storage.rows import GrantRow, HoldRow
 from storage.spending import AccountName
 
 log = structlog.get_logger()
@@ -40,24 +39,26 @@ class Expiry:
         grants_at = clock.time()
         while True:
             await asyncio.sleep(HOLDS_INTERVAL_S)
-            try:
+            # Whatever fails is tried again in the next pass.
+            with alone("holds"):
                 await self.expire_holds()
-                if clock.time() >= grants_at:
-                    grants_at = clock.time() + GRANTS_INTERVAL_S
+            if clock.time() >= grants_at:
+                grants_at = clock.time() + GRANTS_INTERVAL_S
+                with alone("forgotten holds"):
                     await self.expire_forgotten_holds()
+                with alone("grants"):
                     await self.expire_grants()
-            except (LiveError, UnavailableError, ProtocolError) as error:
-                log.warning("expiry_put_off", error=str(error))
-            except Exception:
-                # Whoever waits for their credits waits for the next pass, not for ever.
-                log.exception("expiry_failed")
 
     async def expire_holds(self) -> int:
         """Ends the holds whose time is over; how many those were."""
         holds = self._holds
         count = 0
-        for tenant, hold_id in await holds.spending.holds_due(holds.clock.now()):
-            count += await self._expire_hold(tenant, hold_id)
+
+        async def end(name: tuple[str, str]) -> None:
+            nonlocal count
+            count += await self._expire_hold(*name)
+
+        await for_each("hold", await holds.spending.holds_due(holds.clock.now()), end)
         return count
 
     async def expire_forgotten_holds(self) -> int:
@@ -65,8 +66,13 @@ class Expiry:
         holds = self._holds
         before_at = holds.clock.now() - limits.HOLD_OVERDUE_MS
         count = 0
-        for hold in await holds.records.holds_overdue(before_at, limits.FLUSH_BATCH_RECORDS):
+
+        async def end(hold: HoldRow) -> None:
+            nonlocal count
             count += await self._expire_hold(hold.tenant, hold.hold_id)
+
+        overdue = await holds.records.holds_overdue(before_at, limits.FLUSH_BATCH_RECORDS)
+        await for_each("hold", overdue, end)
         return count
 
     async def _expire_hold(self, tenant: str, hold_id: str) -> bool:
@@ -84,13 +90,17 @@ class Expiry:
         written = await holds.live.written_until()
         before_at = holds.clock.now() - limits.GRANT_EXPIRY_LATE_MS
         page, count = await holds.records.grants_due(before_at, limits.PAGE_ROWS_MAX), 0
+
+        async def end(grant: GrantRow) -> None:
+            nonlocal count
+            until_at = written[holds.live.keys.partition(grant.tenant)]
+            assert grant.expires_at is not None
+            ended_at = grant.expires_at + limits.GRANT_EXPIRY_LATE_MS
+            if until_at is None or until_at >= ended_at:
+                count += await self._expire(grant)
+
         while page:
-            for grant in page:
-                until_at = written[holds.live.keys.partition(grant.tenant)]
-                assert grant.expires_at is not None
-                ended_at = grant.expires_at + limits.GRANT_EXPIRY_LATE_MS
-                if until_at is None or until_at >= ended_at:
-                    count += await self._expire(grant)
+            await for_each("grant", page, end)
             page = await holds.records.grants_due(before_at, limits.PAGE_ROWS_MAX, page[-1])
         return count
 

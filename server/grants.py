@@ -17,15 +17,16 @@ from protocol.errors import ServiceError
 from protocol.events import EntryPosted
 from protocol.grants import month_after
 from protocol.rates import RateCard
-from server.accounts import Accounts
+from server.accounts import Account, Accounts
 from server.charges import BalanceTooHighError
 from server.clock import Clock
+from server.isolation import for_each
 from server.loading import calendar
 from server.till import Till
 from storage.ledgers import BALANCE_CHECK
 from storage.live import Live, LiveError
 from storage.records import Records, RefusedError, UnavailableError
-from storage.rows import BeforeOperation
+from storage.rows import BeforeOperation, InboxEntry
 from storage.spending import AccountName
 
 log = structlog.get_logger()
@@ -136,11 +137,14 @@ class Grants(Till):
         """The same for the accounts that this process serves, when a month has begun."""
         if not self.rates.allotments:
             return
-        for served in self.accounts:
+
+        async def allot(served: Account) -> None:
             account = AccountName(served.projection.tenant, served.projection.account_id)
             seen = self._allotted.get(account)
             if seen is None or seen.month_ends_at <= self.clock.now():
                 await self.allot(account)
+
+        await for_each("allotment", self.accounts, allot)
 
     def forget_allotments(self, tenant: str) -> None:
         """The tenant's tier has changed: the next call asks anew what it gives."""
@@ -174,12 +178,15 @@ class Grants(Till):
     async def apply_inbox(self, age_ms: int = 0) -> int:
         """Applies what was written and perhaps not applied; how many entries that were."""
         count = 0
-        for noted in await self.records.inbox(limits.FLUSH_BATCH_RECORDS):
-            if self.clock.now() - noted.created_at < age_ms:
-                continue
-            name = (noted.tenant, noted.account_id, noted.entry_id)
-            await self._apply(*name, noted.amount_micros, noted.entry_kind)
-            count += 1
+
+        async def apply(noted: InboxEntry) -> None:
+            nonlocal count
+            if self.clock.now() - noted.created_at >= age_ms:
+                name = (noted.tenant, noted.account_id, noted.entry_id)
+                await self._apply(*name, noted.amount_micros, noted.entry_kind)
+                count += 1
+
+        await for_each("inbox", await self.records.inbox(limits.FLUSH_BATCH_RECORDS), apply)
         return count
 
     async def _apply(

@@ -12,6 +12,7 @@ import asyncio
 from protocol import limits, messages
 from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from server.auth import Principal
+from server.isolation import isolated
 from server.process import Process
 from server.seats import Seat
 from server.starting import join_or_start
@@ -174,4 +175,4 @@ class Heartbeats:
     def drain(self) -> None:
         """The process stops: other processes take the next heartbeats."""
         for pulse in list(self._pulses.values()):
-            self.lose(pulse)
+            isolated("drain", self.lose, pulse)

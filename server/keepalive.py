@@ -9,6 +9,8 @@ import asyncio
 from collections import deque
 from typing import Protocol
 
+from server.isolation import isolated
+
 
 class Pinged(Protocol):
     """A socket as the keepalive sees it; ``due_at`` is the keepalive's own note."""
@@ -68,9 +70,9 @@ class Keepalive:
         # A loop may wake a little before the time, by its own clock.
         now = max(self.loop.time(), due_at)
         while self.asked and self.asked[0].due_at <= now:
-            self._judge(self.asked.popleft(), now)
+            isolated("keepalive", self._judge, self.asked.popleft(), now)
         while self.idle and self.idle[0].due_at <= now:
-            self._ask(self.idle.popleft(), now)
+            isolated("keepalive", self._ask, self.idle.popleft(), now)
         self._arm()
 
     def _ask(self, socket: Pinged, now: float) -> None:

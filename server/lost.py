@@ -18,6 +18,7 @@ from protocol.moves import unstarted
 from protocol.session import Grant, Identity, Session, free_key, joined_segments
 from protocol.states import Phase
 from server.clock import Clock
+from server.isolation import for_each
 from storage.live import LiveError
 from storage.records import Records
 from storage.recovery import Restoring
@@ -49,10 +50,14 @@ class LostSessions:
         """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError`` and
         ``UnavailableError``; whatever is left is found the next time."""
         count, after = 0, LiveSession("", "", is_reported=False)
+
+        async def end(session: LiveSession) -> None:
+            nonlocal count
+            count += await self._end(session)
+
         while True:
             page = await self.records.live_sessions(after.tenant, after.session_id, PAGE_ROWS)
-            for session in page:
-                count += await self._end(session)
+            await for_each("lost session", page, end)
             if len(page) < PAGE_ROWS:
                 break
             after = page[-1]

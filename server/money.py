@@ -8,7 +8,6 @@ import asyncio
 
 import structlog
 
-from protocol.errors import ProtocolError
 from protocol.rates import RateCard
 from server.accounts import Accounts
 from server.adjustments import Adjusted, Adjustments
@@ -26,9 +25,10 @@ from server.charges import (
 from server.clock import Clock
 from server.expiry import Expiry
 from server.holds import Holds
+from server.isolation import alone
 from server.spends import Spends
-from storage.live import Live, LiveError
-from storage.records import Records, UnavailableError
+from storage.live import Live
+from storage.records import Records
 from storage.spending import AccountName
 
 __all__ = [
@@ -73,14 +73,13 @@ class Money(Spends, Holds, Adjustments):
     async def _apply_forgotten(self) -> None:
         while True:
             await asyncio.sleep(INBOX_INTERVAL_S)
-            try:
+            # Money that came in waits for the next look at most, whatever fails in this one.
+            applied = adjusted = 0
+            with alone("inbox"):
                 applied = await self.apply_inbox(INBOX_AGE_MS)
+            with alone("adjustments"):
                 adjusted = await self.apply_adjustments(INBOX_AGE_MS)
+            with alone("allotments"):
                 await self.allot_served()
-                if applied or adjusted:
-                    log.info("inbox_applied", entries=applied, adjustments=adjusted)
-            except (LiveError, UnavailableError, ProtocolError) as error:
-                log.warning("inbox_not_read", error=str(error))
-            except Exception:
-                # Money that came in waits for the next look, not for ever.
-                log.exception("inbox_failed")
+            if applied or adjusted:
+                log.info("inbox_applied", entries=applied, adjustments=adjusted)

@@ -13,6 +13,7 @@ from protocol.errors import ServiceError
 from protocol.session import session_key
 from protocol.states import Event, Phase, after
 from server.hub import Hub
+from server.isolation import for_each
 from server.seats import Seat
 from storage.live import Found, Live
 
@@ -65,10 +66,14 @@ class Orphans:
         session that nobody wanted any more has started, or nobody sits where somebody
         joined. What it has settled is all that anybody proved.
         """
-        async for tenant, session_id in self.live.sessions_of_node(self.live.node):
-            seat = self.hub.seats.get(session_key(tenant, session_id))
+
+        async def look(name: tuple[str, str]) -> None:
+            seat = self.hub.seats.get(session_key(*name))
             if seat is None or not (seat.meter.sockets or seat.meter.asked):
-                await self.adopt(tenant, session_id, self.live.node, 0)
+                await self.adopt(*name, self.live.node, 0)
+
+        names = [name async for name in self.live.sessions_of_node(self.live.node)]
+        await for_each("reconcile", names, look)
 
     async def bury(self, found: Found) -> None:
         """A session is joined whose other processes may just have died: its sockets are gone

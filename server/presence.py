@@ -16,6 +16,7 @@ import structlog
 from protocol import limits
 from protocol.errors import ProtocolError
 from server.clock import ClusterClock
+from server.isolation import alone
 from server.orphans import Orphans
 from server.recovery import Recovery
 from storage.keys import LOOK_CHANNEL
@@ -227,23 +228,19 @@ class Presence:
 
     async def _look_after_the_dead(self) -> None:
         """Sweeps every dead process; what fails is tried again after the next beat."""
-        try:
-            for node, alive_at in self._silent(limits.NODE_SILENT_MS).items():
-                self._graces_due = True
+        for node, alive_at in self._silent(limits.NODE_SILENT_MS).items():
+            self._graces_due = True
+            with alone("sweep"):
                 await self.sweep(node, alive_at)
-            if self._graces_due:
+        if self._graces_due:
+            with alone("graces"):
                 self._graces_due = not await self.adopt_graces()
-            if self._reconcile_due:
-                self._reconcile_due = False
-                try:
-                    await self.orphans.reconcile()
-                except BaseException:
-                    self._reconcile_due = True
-                    raise
-        except (LiveError, ProtocolError) as error:
-            log.warning("sweep_unanswered", error=str(error))
-        except Exception:
-            log.exception("sweep_failed")
+        if self._reconcile_due:
+            self._reconcile_due, is_done = False, False
+            with alone("reconcile"):
+                await self.orphans.reconcile()
+                is_done = True
+            self._reconcile_due = self._reconcile_due or not is_done
 
     async def sweep(self, node: str, alive_at: int) -> bool:
         """Detaches the sockets of a dead process as of its last proof of life.

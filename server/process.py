@@ -18,6 +18,7 @@ from server.config import Settings
 from server.door import Door
 from server.failures import Failures
 from server.hub import Hub
+from server.isolation import isolated
 from server.loading import Loader
 from server.metrics import Metrics
 from server.money import Money
@@ -136,7 +137,7 @@ class Process:
         log.info("draining", sockets=len(self.sockets.connections))
         await self.sockets.drain()
         for drain in self.at_drain:
-            drain()
+            isolated("drain", drain)
         await self._settle()
 
     async def _settle(self) -> None:

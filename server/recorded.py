@@ -13,6 +13,7 @@ import structlog
 
 from protocol import limits
 from server.clock import Clock
+from server.isolation import for_each
 from server.plans import apply_member, apply_organization
 from storage.records import Records, UnavailableError
 from storage.recovery import Restoring
@@ -64,39 +65,53 @@ class Recorded:
         for entry in found:
             name = AccountName(entry.tenant, entry.account_id)
             by_account.setdefault(name, []).append(entry)
-        for name, entries in by_account.items():
+
+        async def apply(found: tuple[AccountName, list[RecentEntry]]) -> None:
+            name, entries = found
             applied = await self.restoring.apply_entries(name, entries, now_ms)
             if applied:
                 log.warning("entries_recovered", account=name.account_id, entries=applied)
                 self.learnt += applied
 
+        await for_each("entries", by_account.items(), apply)
+
     async def _bring_holds(self, found: Iterable[HoldRow]) -> None:
         """Brings young holds in Redis to what Postgres says of them: what was reserved before a
         loss is so again, and what has ended since is given back."""
-        for hold in found:
+
+        async def restore(hold: HoldRow) -> None:
             if await self._spending.restore_hold(hold):
                 log.warning("hold_recovered", tenant=hold.tenant, hold=hold.hold_id)
                 self.learnt += 1
 
+        await for_each("hold", found, restore)
+
     async def _bring_operations(self, found: Iterable[OperationsDone]) -> None:
         """Counts in their month what operations Redis has forgotten."""
-        for done in found:
+
+        async def recount(done: OperationsDone) -> None:
             if await self.restoring.recount(done):
                 log.warning("operations_recovered", account=done.account_id)
                 self.learnt += 1
 
+        await for_each("operations", found, recount)
+
     async def _bring_adjustments(self, found: Iterable[AdjustmentRow]) -> None:
         """Corrects months that have forgotten it."""
-        for adjustment in found:
+
+        async def adjust(adjustment: AdjustmentRow) -> None:
             if await self._spending.adjust(adjustment):
                 log.warning("adjustment_recovered", entry=adjustment.entry_id)
                 self.learnt += 1
 
+        await for_each("adjustment", found, adjust)
+
     async def _bring_limits(self, found: Iterable[LimitChange]) -> None:
         """Brings back limits of months, and whether an organisation may exceed its own."""
-        for change in found:
+
+        async def apply(change: LimitChange) -> None:
             if await self.restoring.has_limit(change):
-                continue
+                return
             # As whoever changes it: by now it may be another one still.
             if change.user_id:
                 await apply_member(self.live, self.records, change.tenant, change.user_id)
@@ -104,3 +119,5 @@ class Recorded:
                 await apply_organization(self.live, self.records, change.tenant)
             log.warning("limit_recovered", tenant=change.tenant, user=change.user_id or None)
             self.learnt += 1
+
+        await for_each("limit", found, apply)

@@ -23,7 +23,8 @@ from protocol.steps import Step
 from server.accounts import Account, Accounts
 from server.claims import Claims, retry_after_ms
 from server.clock import Clock
-from server.loading import Loader
+from server.isolation import failed, isolated
+from server.loading import Calendar, Loader
 from server.metrics import Metrics
 from server.recall import may_free
 from server.seats import Seat
@@ -92,7 +93,7 @@ class Seating:
         account = seat.account
         account.seats.remove(seat)
         for member in seat.members:
-            member.left(seat)
+            isolated("member", member.left, seat, session=seat.key)
         seat.close()
         self._run(self.accounts.close(account))
         self._run(self.tenants.leave(session.identity))
@@ -177,29 +178,41 @@ class Seating:
             return
         now_ms = self.clock.now()
         for seat in list(account.seats):
-            identity = seat.meter.session.identity
-            if _is_only_watched(seat) and _misses(seat, message):
-                self._run(self._catch_up(seat))  # no step from here is answered with that
-                continue
-            if message.get("moved") and message["session_id"] == identity.session_id:
-                move = move_of(message)
-                if not _is_own(seat, move, message["node"]):
-                    seat.meter.moved(move, now_ms)
-                seat.drain()
-                self.release(seat)
-            if message.get("stop") == identity.session_id and seat.meter.sockets:
-                # Asked for where nobody hears the client; here its last seconds are proven.
-                seat.meter.request(Event.STOP, now_ms, None, message["reason"])
-            if message.get("recall") and seat.meter.recall(now_ms):
-                self.metrics.recalls.inc()
-            # A recall frees nothing yet: only what changed the account is worth a claim.
-            if message.get("bumped") or not message.keys() & {"recall", "stop"}:
-                seat.meter.changed(now_ms)
-                if may_free(message):
-                    seat.freed()
-            seat.drain()
+            self._isolated(seat, self._tell, seat, message, now_ms)
         for told in list(account.listeners):
-            told(account, message)
+            isolated("listener", told, account, message)
+
+    def _tell(self, seat: Seat, message: dict[str, Any], now_ms: int) -> None:
+        identity = seat.meter.session.identity
+        if _is_only_watched(seat) and _misses(seat, message):
+            self._run(self._catch_up(seat))  # no step from here is answered with that
+            return
+        if message.get("moved") and message["session_id"] == identity.session_id:
+            move = move_of(message)
+            if not _is_own(seat, move, message["node"]):
+                seat.meter.moved(move, now_ms)
+            seat.drain()
+            self.release(seat)
+        if message.get("stop") == identity.session_id and seat.meter.sockets:
+            # Asked for where nobody hears the client; here its last seconds are proven.
+            seat.meter.request(Event.STOP, now_ms, None, message["reason"])
+        if message.get("recall") and seat.meter.recall(now_ms):
+            self.metrics.recalls.inc()
+        # A recall frees nothing yet: only what changed the account is worth a claim.
+        if message.get("bumped") or not message.keys() & {"recall", "stop"}:
+            seat.meter.changed(now_ms)
+            if may_free(message):
+                seat.freed()
+        seat.drain()
+
+    @staticmethod
+    def _isolated(seat: Seat, act: Callable[..., object], *arguments: object) -> None:
+        """Does something to one session of many. Where it fails, this one is looked at again."""
+        try:
+            act(*arguments)
+        except Exception:
+            failed("session", session=seat.key)
+            seat.recover()
 
     async def _catch_up(self, seat: Seat) -> None:
         """Shows watchers what was not heard here, until that has succeeded or nobody needs it."""
@@ -227,19 +240,26 @@ class Seating:
         for seat in self._seats_of(tenant):
             final = seat.meter.session.grant.final
             if change != "freed" or final in {"member_minutes", "org_minutes"}:
-                seat.meter.refresh(now_ms)
-                seat.drain()
+                self._isolated(seat, self._refresh, seat, now_ms)
         if change == "changed":
             self._run(self._read_calendar(tenant))
+
+    @staticmethod
+    def _refresh(seat: Seat, now_ms: int) -> None:
+        seat.meter.refresh(now_ms)
+        seat.drain()
 
     async def _read_calendar(self, tenant: str) -> None:
         """Live sessions count by the time zone that their organisation has now."""
         for seat in self._seats_of(tenant):
             days = await self.tenants.calendar_of(seat.meter.session.identity)
             if days.zone.key != seat.calendar.zone.key:
-                seat.calendar = days
-                seat.meter.relocate(days.month, self.clock.now())
-                seat.drain()
+                self._isolated(seat, self._relocate, seat, days)
+
+    def _relocate(self, seat: Seat, days: Calendar) -> None:
+        seat.calendar = days
+        seat.meter.relocate(days.month, self.clock.now())
+        seat.drain()
 
     def _seats_of(self, tenant: str) -> list[Seat]:
         return [seat for seat in self if seat.meter.session.identity.tenant == tenant]

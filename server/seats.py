@@ -25,6 +25,7 @@ from server.accounts import Account
 from server.claims import Claims, retry_after_ms
 from server.clock import Clock
 from server.frames import text_frame
+from server.isolation import failed, isolated
 from server.loading import Calendar
 from server.metrics import Metrics
 from server.tickets import Member, Ticket, fail, refusal
@@ -86,15 +87,20 @@ class TickGroup:
         meter = self.seat.meter
         if not self.members or not meter.counting:
             return  # armed again when time runs again
+        self.arm(now_ms)
         frame = text_frame(tick(meter, self.seat.template, now_ms))
         tally = self.seat.place.metrics.tally
         for member in self.members:
-            if member.send_tick(frame):
+            try:
+                is_sent = member.send_tick(frame)
+            except Exception:
+                failed("tick", session=self.seat.key)
+                continue
+            if is_sent:
                 tally.ticks_pushed += 1
                 tally.bytes_pushed += len(frame)
             else:
                 tally.ticks_skipped += 1
-        self.arm(now_ms)
 
 
 class Seat:
@@ -261,7 +267,7 @@ class Seat:
                 return
             for member in self.members:
                 self.unseat(member)
-                member.left(self)
+                isolated("member", member.left, self, session=self.key)
                 self.meter.detach(self.place.clock.now(), self.place.clock.now())
         at = self.place.clock.now() + retry_after_ms(self.failures)
         self._retry = self.place.timers.deadline(at, self._ask_again)
@@ -291,12 +297,22 @@ class Seat:
 
     def _fail_all(self, error: ProtocolError) -> None:
         for ticket in self.meter.abandon():
-            fail(ticket, error)
+            isolated("answer", fail, ticket, error, session=self.key)
 
     def _ask_again(self, now_ms: int) -> None:
         self._retry = None
         self.meter.unanswered(now_ms)
         self.drain()
+
+    def recover(self) -> None:
+        """A bug of ours interrupted what was done here. The session is looked at again soon,
+        unless an answer that does so is on its way; the attempts become rarer."""
+        self.failures += 1
+        if self.meter.asked is None:
+            if self._retry is not None:
+                self._retry.cancel()
+            at = self.place.clock.now() + retry_after_ms(self.failures)
+            self._retry = self.place.timers.deadline(at, self._ask_again)
 
     def alive(self, at_ms: int, now_ms: int) -> None:
         """A proof of life of one of the sockets, as of ``at_ms``."""
@@ -323,7 +339,11 @@ class Seat:
                 leaves = True
             elif not (leaves and isinstance(effect, Ask)):
                 # Whoever waits is answered still, but nothing more is done to the session.
-                self._carry_out(effect)
+                try:
+                    self._carry_out(effect)
+                except Exception:
+                    failed("effect", session=self.key, effect=type(effect).__name__)
+                    self._not_carried_out(effect)
         if leaves:
             self.place.leave(self)
             self.settled.set()
@@ -339,6 +359,18 @@ class Seat:
                 group.arm(now_ms)
         self.place.release(self)
 
+    def _not_carried_out(self, effect: Effect) -> None:
+        """Answers the request that waits for the effect, and forgets a step that nobody makes."""
+        if isinstance(effect, Ask):
+            self._retry = self.place.timers.deadline(self.place.clock.now(), self._not_asked)
+        elif not isinstance(effect, Leave | Probe):
+            error = ServiceError("the server failed to answer; ask again")
+            isolated("answer", fail, effect.token, error, session=self.key)
+
+    def _not_asked(self, _: int) -> None:
+        self._retry = None
+        self.unanswered(ServiceError("the session store takes nothing now"), made=False)
+
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Ask(step):
@@ -352,7 +384,7 @@ class Seat:
             case Probe():
                 for member in self.members:
                     if member not in self.watchers:
-                        member.probe()
+                        isolated("probe", member.probe, session=self.key)
 
     def _arm(self) -> None:
         due_at = self.meter.timer()
@@ -368,8 +400,12 @@ class Seat:
         due_at = self._timer.at if self._timer is not None else now_ms
         self._timer = None
         counting = self.meter.counting
-        self.meter.handle_timer(now_ms)
-        self.drain()
+        try:
+            self.meter.handle_timer(now_ms)
+            self.drain()
+        except Exception:
+            failed("session", session=self.key)
+            self.recover()
         if counting and not self.meter.counting:
             lateness_ms = max(0, self.place.clock.now() - due_at)
             self.place.metrics.stop_lateness.observe(lateness_ms / 1000)
@@ -431,5 +467,4 @@ class Seat:
         tally = self.place.metrics.tally
         for member in self.members:
             if ticket is None or member is not ticket.member:
-                member.send(frame)
-                tally.messages_pushed += 1
+                tally.messages_pushed += isolated("push", member.send, frame, session=self.key)

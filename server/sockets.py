@@ -12,6 +12,7 @@ from protocol.errors import CloseCode
 from protocol.messages import Reconnect
 from server.door import network_of
 from server.frames import text_frame
+from server.isolation import isolated
 from server.metrics import Metrics
 
 PRIVATE_CODES = 3000
@@ -94,7 +95,7 @@ class Sockets:
     def probe(self) -> None:
         """Asks every peer for a proof of life."""
         for connection in list(self.connections):
-            connection.probe()
+            isolated("probe", connection.probe)
 
     async def drain(self) -> None:
         """Sends every client away, each at an instant of its own choice, and closes what is
@@ -113,7 +114,7 @@ class Sockets:
         connections = list(self.connections)
         for first in range(0, len(connections), limits.DRAIN_BATCH_SOCKETS):
             for connection in connections[first : first + limits.DRAIN_BATCH_SOCKETS]:
-                act(connection)
+                isolated("drain", act, connection)
             await asyncio.sleep(0)
 
 

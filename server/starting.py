@@ -72,9 +72,11 @@ async def identity_of(process: Process, principal: Principal, request: messages.
         raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
     terms = row.terms if row is not None else process.rates.terms(request.kind)
     account_id = row.account_id if row is not None else principal.account_id
-    counterpart_id = request.counterpart_id
-    if row is not None and row.counterpart_id is not None:
-        counterpart_id = row.counterpart_id
+    prepared_for = row.counterpart_id if row is not None else None
+    counterpart_id = prepared_for or request.counterpart_id
+    principal.check_start(terms.kind, counterpart_id)
+    if not (prepared_for or principal.knows_counterpart(counterpart_id)):
+        terms = terms.with_unknown_counterpart()
     now_ms = process.clock.now()
     day = ""
     if terms.free_scope == "day":

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from protocol import limits
 from server.clock import Clock, ClusterClock
+from server.isolation import isolated
 
 
 class Timer:
@@ -151,13 +152,14 @@ class Timers:
         return min(found) if found else None
 
     def run_due(self, now_ms: int) -> None:
-        """Fires everything that is due, deadlines first, as far as one turn may go."""
+        """Fires everything that is due, deadlines first, as far as one turn may go. One that
+        raises silences none of the others."""
         for _ in range(limits.TIMERS_PER_TURN_MAX):
             due = self._deadlines.pop_due(now_ms) or self._ticks.pop_due(now_ms)
             if not due:
                 return
             for timer in due:
-                timer.fire(now_ms)
+                isolated("timer", timer.fire, now_ms)
 
     def _arm(self) -> None:
         if self._loop is None:

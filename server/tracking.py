@@ -69,6 +69,8 @@ class Reported(msgspec.Struct, frozen=True):
     seconds: int
     needs_preparation: bool
     """The session must have been prepared by a backend."""
+    kinds: frozenset[str] | None = None
+    """The only kinds that its client may start; None: any."""
 
     @property
     def tenant(self) -> str:
@@ -157,6 +159,8 @@ class Trackers:
         elif reported.needs_preparation:
             raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
         terms = row.terms if row is not None else self.process.rates.terms(reported.kind)
+        if reported.kinds is not None and terms.kind not in reported.kinds:
+            raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this kind")
         if not _is_trackable(terms):
             raise Problem(
                 422,

@@ -53,6 +53,8 @@ LAST_READS_MAX = 1_000
 """Reads that a flusher makes at most after it was told to stop."""
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 5.0
+TRANSIENT = (UnavailableError, RedisError, OSError)
+"""What is over when Postgres and Redis answer again: the same batch is tried then."""
 
 
 async def run_flusher(
@@ -163,7 +165,7 @@ class Flusher:
             last_reads -= stopping
             try:
                 flushed = await self._step(None if stopping else stop)
-            except (UnavailableError, RedisError, OSError) as error:
+            except TRANSIENT as error:
                 self._has_pending = True
                 self.failures += 1
                 log.warning("flush_failed", error=str(error), attempt=self.failures)
@@ -281,12 +283,15 @@ class Flusher:
     async def write(self, entries: Sequence[Entry]) -> None:
         """Writes all of them in one transaction; raises ``UnavailableError``.
 
-        When Postgres refuses it for good, the halves are tried, down to the entry and the
-        record that is to blame. Everything else is written, and the entry marked.
+        When Postgres refuses it for good, or a bug of ours keeps it from being written, the
+        halves are tried, down to the entry and the record that is to blame. Everything else
+        is written, and the entry marked.
         """
         try:
             await self.records.write([record for entry in entries for record in entry.records])
-        except RefusedError as error:
+        except TRANSIENT:
+            raise
+        except Exception as error:
             if len(entries) > 1:
                 middle = len(entries) // 2
                 await self.write(entries[:middle])
@@ -294,14 +299,16 @@ class Flusher:
             elif len(entries[0].records) > 1:
                 await self._write_each(entries[0])
             else:
-                entries[0].refusal = str(error)
+                entries[0].refusal = _refusal(error)
 
     async def _write_each(self, entry: Entry) -> None:
         for record in entry.records:
             try:
                 await self.records.write([record])
-            except RefusedError as error:
-                entry.refusal = str(error)
+            except TRANSIENT:
+                raise
+            except Exception as error:
+                entry.refusal = _refusal(error)
 
     async def acknowledge(self, entries: Sequence[Entry]) -> None:
         """Takes the entries out of their outboxes, those that were refused to the rejected."""
@@ -408,6 +415,13 @@ class Flusher:
                     await self._redis.xgroup_delconsumer(key, GROUP, self.consumer)
         except (RedisError, OSError) as error:
             log.warning("consumer_not_removed", consumer=self.consumer, error=str(error))
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, RefusedError):
+        return str(error)
+    log.error("entry_not_written", exc_info=error)
+    return repr(error)
 
 
 async def _cancel(*futures: "asyncio.Future[Any]") -> None:

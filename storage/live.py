@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import orjson
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
@@ -44,6 +45,8 @@ __all__ = [
     "Script",
     "connect",
 ]
+
+log = structlog.get_logger()
 
 ENTRIES_REMEMBERED = 1_024
 """Entries of money in that an account in Redis remembers to have taken, besides all that are
@@ -85,7 +88,10 @@ class Outcome(msgspec.Struct, frozen=True):
     held: bool = False
     """Only what other sessions hold was in the way: they were told to give some back."""
     failed: str = ""
-    """Redis refused to run the script, and says why: nothing was done."""
+    """Redis refused to run the script, and says why: nothing was done. Or this step could not
+    be written down for it."""
+    unread: bool = False
+    """It was made, or was not: its answer could not be read, for the reason in ``failed``."""
 
 
 class Oldest(NamedTuple):
@@ -136,9 +142,25 @@ class Live:
         """Makes the steps, in one pipeline; an outcome for each, in order.
 
         ``node`` is the process in whose name they are made: another one's, where a dead
-        process is swept. Raises :class:`LiveError` when Redis does not answer.
+        process is swept. Raises :class:`LiveError` when Redis does not answer. A step that
+        cannot be encoded, or whose answer cannot be read, fails alone.
         """
-        commands = [self._commit_command(step, node or self.node) for step in steps]
+        outcomes: dict[int, Outcome] = {}
+        commands = []
+        for index, step in enumerate(steps):
+            try:
+                commands.append(self._commit_command(step, node or self.node))
+            except Exception as error:
+                log.exception("step_not_encoded", session=step.before.key)
+                outcomes[index] = Outcome(reply=None, failed=repr(error))
+        if commands:
+            sent = [step for index, step in enumerate(steps) if index not in outcomes]
+            answered = await self._made(sent, commands)
+            rest = iter(answered)
+            return [outcomes.get(index) or next(rest) for index in range(len(steps))]
+        return [outcomes[index] for index in range(len(steps))]
+
+    async def _made(self, steps: Sequence[Step], commands: list[tuple[Any, ...]]) -> list[Outcome]:
         answers: list[Any]
         try:
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
@@ -438,6 +460,14 @@ class Live:
 
 
 def _outcome(step: Step, answer: Any) -> Outcome:
+    try:
+        return _read_outcome(step, answer)
+    except Exception as error:
+        log.exception("answer_not_read", session=step.before.key)
+        return Outcome(reply=None, failed=repr(error), unread=True)
+
+
+def _read_outcome(step: Step, answer: Any) -> Outcome:
     if isinstance(answer, Exception):
         # Out of memory, read only, still loading: one batch, but each for itself.
         return Outcome(reply=None, failed=str(answer) or type(answer).__name__)

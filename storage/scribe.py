@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from protocol import limits
 from protocol.events import Record
-from storage.database import RefusedError, UnavailableError
+from storage.database import UnavailableError
 from storage.records import Records
 
 Waiting = tuple[Sequence[Record], "asyncio.Future[None]"]
@@ -61,15 +61,15 @@ class Scribe:
     async def _write(self, batch: list[Waiting]) -> None:
         try:
             await self._records.write([record for records, _ in batch for record in records])
-        except RefusedError as error:
+        except UnavailableError as error:
+            _tell(batch, error)
+        except Exception as error:
             if len(batch) == 1:
                 _tell(batch, error)
                 return
-            # One of them is to blame: the others are written all the same.
+            # One of them is to blame, by its data or by a bug of ours: the others are written.
             for waiting in batch:
                 await self._write([waiting])
-        except Exception as error:
-            _tell(batch, error)
         except BaseException:
             for _, done in batch:
                 done.cancel()

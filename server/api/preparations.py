@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from protocol import limits
 from protocol.codec import check_metadata
+from protocol.errors import BadMessageError
 from protocol.fields import (
     CounterpartId,
     KindName,
@@ -117,6 +118,10 @@ async def prepare(request: Request) -> Response:
         free_seconds=body.free_seconds,
         max_session_seconds=body.max_session_seconds,
     )
+    if body.counterpart_id is None and terms != terms.with_unknown_counterpart():
+        raise BadMessageError(
+            "counterpart_id: free time of this kind is a pair's; name it, or set free_seconds to 0"
+        )
     wanted = SessionPrepared(
         tenant=tenant_of(org_id, body.user_id),
         session_id=body.session_id,

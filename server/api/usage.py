@@ -270,6 +270,7 @@ async def track_minute(request: Request) -> Response:
             minute_at=_instant(wanted.minute_timestamp) // MINUTE_MS * MINUTE_MS,
             seconds=wanted.seconds_recorded,
             needs_preparation=not principal.is_key and process.settings.start == "prepared",
+            kinds=principal.kinds,
         )
     )
     use = await months_of(request).use(subject.tenant, subject.user_id)

@@ -230,6 +230,11 @@ async def test_a_token_for_another_application_is_refused(audience: Any) -> None
         {"sessions": ["s1", "s 2"]},
         {"sessions": ["s1", 2]},
         {"sessions": [f"s{number}" for number in range(65)]},
+        *(
+            {name: value}
+            for name in ("kinds", "counterparts")
+            for value in (None, "x", {"x": 1}, ["x y"], [1], [None], True, ["x"] * 65)
+        ),
         {"exp": "soon"},
         {"exp": True},
         {"exp": float("nan")},
@@ -247,7 +252,7 @@ async def test_claims_that_are_refused(claims: dict[str, Any]) -> None:
     header = {"alg": "HS256", "typ": "JWT"}
     (claim,) = claims
     await refused(signed_by_hand(header, values, SECRET.encode()), claim=claim)
-    if claims[claim] is None and claim != "sessions":
+    if claims[claim] is None and claim not in ("sessions", "kinds", "counterparts"):
         del values[claim]
         await refused(signed_by_hand(header, values, SECRET.encode()), claim=claim)
 
@@ -562,6 +567,8 @@ async def test_a_minted_token_is_good() -> None:
         ttl_seconds=5,
         account="a1",
         sessions=["s1"],
+        kinds=["chat"],
+        counterparts=["bob", "eve"],
         now_ms=NOW_MS,
     )
     assert await authenticator(**changes).authenticate(bearer) == Principal(
@@ -572,6 +579,8 @@ async def test_a_minted_token_is_good() -> None:
         tenant="org:o1",
         scopes=frozenset({"ops"}),
         sessions=frozenset({"s1"}),
+        kinds=frozenset({"chat"}),
+        counterparts=frozenset({"bob", "eve"}),
         expires_at=NOW_MS + 5000,
     )
 
@@ -589,6 +598,8 @@ async def test_by_default_the_clocks_are_the_machines() -> None:
         {"sub": "u", "org": "/"},
         {"sub": "u", "account": ""},
         {"sub": "u", "sessions": ["a b"]},
+        {"sub": "u", "kinds": ["a b"]},
+        {"sub": "u", "counterparts": ["x"] * 65},
         {"sub": "u", "ttl_seconds": 0},
     ],
 )

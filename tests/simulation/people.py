@@ -76,4 +76,11 @@ class Person:
     @property
     def principal(self) -> Principal:
         """What the user's token says."""
-        return Principal("user", self.user_id, self.org_id, self.account_id, self.tenant)
+        return Principal(
+            "user",
+            self.user_id,
+            self.org_id,
+            self.account_id,
+            self.tenant,
+            counterparts=frozenset({"advisor"}),
+        )

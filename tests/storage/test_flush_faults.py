@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 import msgspec
@@ -14,6 +14,7 @@ from protocol.events import Record
 from storage.flush import BACKOFF_S_MAX
 from storage.outbox import outbox_key, rejected_key, text
 from storage.records import Records, UnavailableError
+from storage.scribe import Scribe
 from tests.storage.examples import START, TENANT, entry, minute
 from tests.storage.outboxes import (
     MakeFlusher,
@@ -359,3 +360,36 @@ async def test_a_rejected_entry_can_be_appended_again(
     assert await redis.xlen(outbox_key(1)) == 0
     assert (await records.load_account(TENANT, "ann")).balance_micros == 9_000_000
     assert (await records.check_usage_limit("ann", "acme", START)).minutes_used == 1
+
+
+async def test_a_record_on_which_our_own_code_fails_holds_up_no_other(
+    redis: Redis, records: Records, connection: Connection, make_flusher: MakeFlusher
+) -> None:
+    class Faulty(Postgres):
+        async def write(self, records: Sequence[Record]) -> None:
+            if any(getattr(record, "minute", None) == 2 for record in records):
+                raise TypeError("a bug of ours")
+            await super().write(records)
+
+    for number in range(5):
+        await append(redis, minute(number))
+    flusher = make_flusher(records=Faulty(records))
+    await flusher.prepare()
+    await flusher.flush(await flusher.read())
+    assert await minutes(connection) == [0, 1, 3, 4]
+    (kept,) = await rejected(redis)
+    assert b"a bug of ours" in kept["error"]
+
+
+async def test_one_of_many_who_wait_for_the_record_fails_alone(records: Records) -> None:
+    class Faulty(Postgres):
+        async def write(self, records: Sequence[Record]) -> None:
+            if any(getattr(record, "minute", None) == 2 for record in records):
+                raise TypeError("a bug of ours")
+            await super().write(records)
+
+    scribe = Scribe(cast(Any, Faulty(records)))
+    done = await asyncio.gather(
+        *(scribe.write([minute(number)]) for number in range(5)), return_exceptions=True
+    )
+    assert [isinstance(one, TypeError) for one in done] == [False, False, True, False, False]
