@@ -142,6 +142,9 @@ SUSPECT_CHECK_MS: Final = 2
 0.1 ms, so guessing takes at most a twentieth of the loop."""
 SUSPECT_CHECKS_WAITING_MAX: Final = 16
 """Tokens of one such address that wait for their check; with more, the oldest must come again."""
+ORIGINS_REPORTED_MAX: Final = 64
+"""Refused origins that are named in the log, once each."""
+ORIGIN_CHARACTERS_SHOWN: Final = 200
 PROXIES_REPORTED_MAX: Final = 16
 """Untrusted peers that send ``X-Forwarded-For`` and are named in the log, once each."""
 INBOX_MESSAGES_MAX: Final = 32

@@ -4,16 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from server.api import (
@@ -40,8 +40,9 @@ from server.heartbeats import Heartbeats
 from server.http import Observed, Problem, bearer_of
 from server.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
 from server.months import Months
+from server.origins import Origins, reached
 from server.process import Process
-from server.push import EXTENSION, PushSocket
+from server.push import EXTENSION, PEER, PushSocket
 from server.tracking import Trackers
 from server.websocket import forget_handshake
 from storage.usage import Usage
@@ -81,7 +82,7 @@ async def socket(process: Process, scope: Scope, receive: Receive, send: Send) -
 
 async def _admitted(process: Process, websocket: WebSocket, address: str) -> bool:
     """Whether the socket may come in, which is counted then; else it is told why not."""
-    if not _same_site(websocket, process.settings.origins):
+    if not _may_connect(process, websocket):
         await websocket.send_denial_response(
             Problem(403, "forbidden", "pages of this origin may not connect").response()
         )
@@ -104,16 +105,52 @@ async def _opened(websocket: WebSocket) -> tuple[PushSocket, str | None]:
     return push_socket, bearer
 
 
-def _same_site(websocket: WebSocket, origins: tuple[str, ...]) -> bool:
+def _may_connect(process: Process, websocket: WebSocket) -> bool:
     """RFC 6455 section 10.2: a browser says which origin a page is of; a page of any site
     could open a socket here otherwise. What is no browser sends no origin."""
-    origin = websocket.headers.get("origin")
-    if origin is None or "*" in origins or origin in origins:
+    told, headers = websocket.headers.getlist("origin"), websocket.headers
+    if not told:
         return True
-    try:
-        return urlsplit(origin).netloc == websocket.headers.get("host")
-    except ValueError:
-        return False  # no origin that a browser would send
+    scope = websocket.scope
+    peer = scope["extensions"].get(PEER, "")
+    server = scope.get("server")
+    own = reached(
+        headers,
+        scope["scheme"],
+        server[1] if server else None,
+        proxied=process.door.trusts(peer),
+    )
+    if len(told) == 1 and (process.origins.lists(told[0]) or own.is_own(told[0])):
+        return True
+    process.origins.refused(told[0], own.hosts[-1] if own.hosts else "")
+    return False
+
+
+class Pages(CORSMiddleware):
+    """Pages of other origins, which may ask over HTTP when they are listed."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        super().__init__(
+            app,
+            allow_origins=tuple(origins.entries),
+            allow_methods=("GET", "HEAD", "POST", "PUT"),
+            # Tokens travel in a header, so no cookie is ever let through.
+            allow_headers=("Authorization", "Content-Type", KEY_HEADER),
+            expose_headers=(REPLAYED_HEADER, "Retry-After"),
+            max_age=PREFLIGHT_KEPT_S,
+        )
+        self.origins = origins
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether a page of ``origin`` may ask."""
+        return self.origins.lists(origin)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks before it asks."""
+        origin = request_headers["origin"]
+        if not self.origins.lists(origin):
+            self.origins.refused(origin, request_headers.get("host", ""))
+        return super().preflight_response(request_headers)
 
 
 async def failed(request: Request, error: Exception) -> Response:
@@ -139,16 +176,7 @@ def _middleware(process: Process) -> list[Middleware]:
     """What stands around the routes: pages of other origins first, if there are any."""
     around = [Middleware(Observed, metrics=process.metrics)]
     if process.settings.origins:
-        cors = Middleware(
-            CORSMiddleware,
-            allow_origins=process.settings.origins,
-            allow_methods=("GET", "HEAD", "POST", "PUT"),
-            # Tokens travel in a header, so no cookie is ever let through.
-            allow_headers=("Authorization", "Content-Type", KEY_HEADER),
-            expose_headers=(REPLAYED_HEADER, "Retry-After"),
-            max_age=PREFLIGHT_KEPT_S,
-        )
-        around.insert(0, cors)
+        around.insert(0, Middleware(Pages, process.origins))
     return around
 
 

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protocol import limits
 from protocol.rates import RateCard, RateCardError, parse_rate_card
+from server.origins import parse_entry
 from server.places import is_local_database, is_local_redis, is_loopback
 from storage.cluster import is_cluster, nodes_of
 
@@ -72,7 +73,8 @@ class Settings(BaseSettings):
     """The claim that names the user."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins of pages elsewhere that may talk to this server; ``*`` for all."""
+    """Origins of pages elsewhere that may talk to this server, as browsers send them, or
+    ``https://*.example.com`` for all names below a domain; ``*`` for all."""
     partitions: int = Field(default=limits.PARTITIONS_DEFAULT, ge=1, le=limits.PARTITIONS_MAX)
     start: Literal["open", "prepared"] = "open"
     uncovered_ms: int = Field(default=limits.UNCOVERED_MS_DEFAULT, ge=0, le=limits.UNCOVERED_MS_MAX)
@@ -97,13 +99,7 @@ class Settings(BaseSettings):
     @field_validator("origins")
     @classmethod
     def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in origins:
-            if origin == "*":
-                continue
-            scheme, netloc, *rest = urlsplit(origin)
-            if scheme not in ("http", "https") or not netloc or any(rest):
-                raise ValueError('write origins as "https://example.com", separated by commas')
-        return origins
+        return tuple(parse_entry(origin) for origin in origins)
 
     @field_validator("api_keys")
     @classmethod

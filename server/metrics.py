@@ -91,6 +91,9 @@ class Metrics:
         self.connections_cut = self._counter(
             "connections_cut_total", "Connections refused or cut, by the reason", "why"
         )
+        self.origins_refused = self._counter(
+            "origins_refused_total", "Handshakes and preflights of pages of other origins"
+        )
         self.messages_received = self._counter(
             "messages_received_total", "Requests read from sockets", "type"
         )

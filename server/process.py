@@ -22,6 +22,7 @@ from server.isolation import isolated
 from server.loading import Loader
 from server.metrics import Metrics
 from server.money import Money
+from server.origins import Origins
 from server.orphans import Orphans
 from server.presence import Presence
 from server.pulse import Pulse
@@ -67,6 +68,7 @@ class Process:
         self.pulse = Pulse(self.clock, self.sockets.probe)
         self.failures = Failures(self.clock)
         self.requests = UserRequests(self.clock)
+        self.origins = Origins(settings.origins, self.metrics)
         self.door = Door(self.metrics, connections_max)
         self.draining = False
         """It is about to stop, and is not ready any more."""

@@ -38,6 +38,9 @@ from server.websocket import BoundedWebSocket
 EXTENSION: Final = "taximeter.push"
 """The key of the scope's ``extensions`` under which a socket offers itself."""
 
+PEER: Final = "taximeter.peer"
+"""The key under which the address of the connection's other end stands, a proxy's perhaps."""
+
 # One timer for a server's pings. Several servers in one process are tests.
 _keepalives: Final[WeakKeyDictionary[ServerState, Keepalive]] = WeakKeyDictionary()
 
@@ -159,7 +162,10 @@ class PushProtocol(BoundedWebSocket):
         """Offer the push path to the application, whose task has not begun yet."""
         super().handle_connect(event)
         if self.response.status_code == 101:
-            cast(dict[str, Any], self.scope["extensions"])[EXTENSION] = self
+            extensions = cast(dict[str, Any], self.scope["extensions"])
+            extensions[EXTENSION] = self
+            # The scope's own is rewritten by what a proxy says.
+            extensions[PEER] = self.client[0] if self.client else ""
 
     def opened(self) -> None:
         """From here on there are pings."""
