@@ -109,9 +109,13 @@ async def tell(house: House) -> Story:
     story.paused["before"] = await run_until_a_minute_is_written(house, client)
     story.back["tick"] = await client.until("tick")
     story.back["ticked"] = time.monotonic()
+    asked_s = time.monotonic()
+    pong = await client.ask("ping")
     await first.kill()
     story.back["killed"] = time.monotonic()
-    story.lost["killed_at"] = time.time_ns() // 1_000_000
+    # Cluster time at the kill, at the latest: the server said it after it was asked.
+    run_ms = (story.back["killed"] - asked_s) * 1000
+    story.lost["killed_at"] = pong["server_time_at"] + run_ms + 1
     await house.deserted()
 
     second = await house.serve()

@@ -47,7 +47,13 @@ class Scene:
 
     async def begin(self) -> None:
         """Starts the session and pauses it; an increment has begun, and is charged."""
-        await self.client.ask("start", kind="call", session_id="bill-1")
+        started = await self.client.ask("start", kind="call", session_id="bill-1")
+        clock = self.server.process.clock
+
+        async def has_begun() -> bool:
+            return clock.now() > int(started["started_at"])
+
+        await eventually(has_begun)  # an increment is billed once it has begun
         await self.client.ask("pause", session_id="bill-1")
         self._bill = await self.bill()
         assert self._bill[1] == 6 * CREDIT
