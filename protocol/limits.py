@@ -178,6 +178,12 @@ WORKER_RESTART_MS_MAX: Final = 10_000
 """A process that died is started again after so long, doubling between the two."""
 WORKER_PROVEN_MS: Final = 30_000
 """One that lived for so long has proved itself: the doubling begins anew."""
+VITALS_KEPT_MS: Final = 1_000
+"""What a process stands on is measured once in so long for `/readyz` and `/metrics`."""
+OUTBOXES_PER_PIPELINE: Final = 16
+"""Partitions that are asked for the length of their outbox together: 0.3 ms of the loop."""
+SESSIONS_COUNTED_PER_TURN: Final = 512
+"""Sessions counted for a scrape before others have their turn: a fifth of a millisecond."""
 SCRAPES_MAX: Final = 16
 """Requests at a time on the port for health and metrics."""
 

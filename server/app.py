@@ -223,6 +223,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         middleware=_middleware(process),
     )
     app.state.process = process
+    description.build(app)
     app.state.heartbeats = Heartbeats(process)
     process.at_drain.append(app.state.heartbeats.drain)
     app.state.usage = Usage.over(process.records)

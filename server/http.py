@@ -293,6 +293,6 @@ class Observed:
         finally:
             route = getattr(scope.get("route"), "path", "none")
             method = scope["method"] if scope["method"] in METHODS else "other"
-            self.metrics.requests.labels(method, route, str(status)).observe(
-                time.perf_counter() - started_at
+            self.metrics.requests.observe(
+                method, route, str(status), time.perf_counter() - started_at
             )

@@ -20,12 +20,14 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from server.request_times import RequestTimes
 
 # The promise is 10 ms at p99: the buckets are close around it, and end where it is lost.
 STOP_LATENESS_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
 # A claim takes half a millisecond; its deadline is limits.REDIS_TIMEOUT_MS.
 CLAIM_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.5)
-REQUEST_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 
 
 class Tally:
@@ -50,38 +52,53 @@ class Tally:
             yield CounterMetricFamily(f"taximeter_{name}", text, value=value)
 
 
+class Everything:
+    """All metrics of a process, for what collects them without rendering them."""
+
+    def __init__(self, *collectors: Collector) -> None:
+        self.collectors = collectors
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, as prometheus-client has it."""
+        for collector in self.collectors:
+            yield from collector.collect()
+
+
 class Metrics:
     """Every metric of one process. Counters and gauges are attributes, fed where it happens."""
 
     def __init__(self, *, with_process: bool = True) -> None:
         """``with_process`` adds memory, descriptors, processor time and garbage collection."""
-        self.registry = CollectorRegistry(auto_describe=False)
+        self._rendered = CollectorRegistry(auto_describe=False)
         if with_process:
-            ProcessCollector(registry=self.registry)
-            PlatformCollector(registry=self.registry)
-            GCCollector(registry=self.registry)
+            ProcessCollector(registry=self._rendered)
+            PlatformCollector(registry=self._rendered)
+            GCCollector(registry=self._rendered)
+        self.requests = RequestTimes()
+        self.registry = Everything(self._rendered, self.requests)
         self.tally = Tally()
-        self.registry.register(self.tally)
+        self._rendered.register(self.tally)
         self._add_connections()
         self._add_sessions()
         self._add_claims()
         self._add_record()
-        self._add_requests()
 
     def render(self) -> tuple[bytes, str]:
         """What ``GET /metrics`` answers: the body and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+        return generate_latest(self._rendered) + self.requests.render(), CONTENT_TYPE_LATEST
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"taximeter_{name}", text, labels, registry=self.registry)
+        return Counter(f"taximeter_{name}", text, labels, registry=self._rendered)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"taximeter_{name}", text, labels, registry=self.registry)
+        return Gauge(f"taximeter_{name}", text, labels, registry=self._rendered)
 
     def _histogram(
         self, name: str, text: str, buckets: tuple[float, ...], *labels: str
     ) -> Histogram:
-        return Histogram(f"taximeter_{name}", text, labels, buckets=buckets, registry=self.registry)
+        return Histogram(
+            f"taximeter_{name}", text, labels, buckets=buckets, registry=self._rendered
+        )
 
     def _add_connections(self) -> None:
         self.sockets = self._gauge("sockets", "Open WebSockets")
@@ -132,13 +149,3 @@ class Metrics:
         self.outbox_entries = self._gauge("outbox_entries", "Entries that wait for Postgres")
         self.flush_lag = self._gauge("flush_lag_seconds", "Age of the oldest entry that waits")
         self.postgres_up = self._gauge("postgres_up", "1 while Postgres answers")
-
-    def _add_requests(self) -> None:
-        self.requests = self._histogram(
-            "http_request_seconds",
-            "HTTP requests by the pattern of their path",
-            REQUEST_BUCKETS,
-            "method",
-            "route",
-            "status",
-        )

@@ -29,6 +29,7 @@ from server.pulse import Pulse
 from server.recovery import Recovery
 from server.sockets import Sockets
 from server.timers import Timers
+from server.vitals import Vitals
 from storage.keys import Keys
 from storage.live import Live, LiveError, connect
 from storage.records import Records, UnavailableError
@@ -70,6 +71,7 @@ class Process:
         self.requests = UserRequests(self.clock)
         self.origins = Origins(settings.origins, self.metrics)
         self.door = Door(self.metrics, connections_max)
+        self.vitals = Vitals(self)
         self.draining = False
         """It is about to stop, and is not ready any more."""
         self.at_drain: list[Callable[[], None]] = []
@@ -120,14 +122,6 @@ class Process:
         entries, oldest_at = await self.live.outbox()
         redis_ms = self.clock.now() + round(self.clock.stepped_ms)
         return entries, max(0, redis_ms - oldest_at) if oldest_at else 0
-
-    def count_sessions(self) -> None:
-        """Sets the gauges of what is served here."""
-        self.metrics.sessions.clear()
-        for seat in self.hub:
-            session = seat.meter.session
-            self.metrics.sessions.labels(seat.meter.phase.value, session.identity.kind).inc()
-        self.metrics.claims_waiting.set(self.hub.claims.waiting)
 
     async def drain(self) -> None:
         """Sends the clients away, and waits until their sessions are settled.

@@ -418,13 +418,25 @@ class Live:
     async def outbox(self) -> tuple[int, int | None]:
         """Entries of all outboxes, and when the oldest was appended, by Redis's own clock;
         None: there is none."""
-        async with self.redis.pipeline(transaction=False) as pipeline:
-            for partition in range(self.keys.partitions):
-                pipeline.xlen(self.keys.outbox(partition))
-                pipeline.xrange(self.keys.outbox(partition), count=1)
-            answers = await self.ask(pipeline.execute())
-        oldest = [appended_at(rows[0][0]) for rows in answers[1::2] if rows]
-        return sum(answers[::2]), min(oldest) if oldest else None
+        outboxes = [self.keys.outbox(partition) for partition in range(self.keys.partitions)]
+        total, oldest = 0, []
+        # A few at a time, so that others have their turn between the answers.
+        for first in range(0, len(outboxes), limits.OUTBOXES_PER_PIPELINE):
+            asked = outboxes[first : first + limits.OUTBOXES_PER_PIPELINE]
+            async with self.redis.pipeline(transaction=False) as pipeline:
+                for outbox in asked:
+                    pipeline.xlen(outbox)
+                lengths = await self.ask(pipeline.execute())
+            filled = [outbox for outbox, length in zip(asked, lengths, strict=True) if length]
+            if not filled:
+                continue
+            total += sum(lengths)
+            async with self.redis.pipeline(transaction=False) as pipeline:
+                for outbox in filled:
+                    pipeline.xrange(outbox, count=1)
+                answers = await self.ask(pipeline.execute())
+            oldest += [appended_at(rows[0][0]) for rows in answers if rows]
+        return total, min(oldest) if oldest else None
 
     async def written_until(self) -> list[int | None]:
         """The instant of the oldest record in each partition's outbox; None: it is empty.

@@ -1,13 +1,25 @@
-"""Both sides of the wire, generated from the code: ``/openapi.json``, ``/asyncapi.json``."""
+"""Both sides of the wire, generated from the code: ``/openapi.json``, ``/asyncapi.json``.
 
+The documents are built once: one takes 17 ms, and anybody may ask for it.
+"""
+
+import functools
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from server.api import health, pages
 from server.asyncapi import asyncapi
-from server.http import answer
+from server.http import json_response
 from server.openapi import Operation, described, openapi
+
+APPLICATIONS_MAX = 8
+"""Sets of routes in one process whose document is kept: there is one, but in tests."""
+_bodies: dict[tuple[Any, ...], bytes] = {}
 
 DOCUMENT = Operation(tag="descriptions", answers={200: "application/json"})
 
@@ -15,13 +27,39 @@ DOCUMENT = Operation(tag="descriptions", answers={200: "application/json"})
 @described(DOCUMENT)
 async def openapi_document(request: Request) -> Response:
     """The HTTP side of the wire: this document."""
-    return answer(openapi(request.app.routes))
+    return json_response(openapi_body(request.app))
 
 
 @described(DOCUMENT)
 async def asyncapi_document(_: Request) -> Response:
     """The WebSocket's side of the wire, in AsyncAPI 3.0."""
-    return answer(asyncapi())
+    return json_response(asyncapi_body())
+
+
+def openapi_body(app: Starlette) -> bytes:
+    """The document of an application's routes; built once for each set of routes."""
+    routes = [route for route in app.routes if isinstance(route, Route)]
+    key = tuple(
+        (route.path, tuple(sorted(route.methods or ())), route.endpoint) for route in routes
+    )
+    body = _bodies.get(key)
+    if body is None:
+        while len(_bodies) >= APPLICATIONS_MAX:
+            del _bodies[next(iter(_bodies))]
+        body = _bodies[key] = orjson.dumps(openapi(routes))
+    return body
+
+
+@functools.cache
+def asyncapi_body() -> bytes:
+    """The document of the socket; built once."""
+    return orjson.dumps(asyncapi())
+
+
+def build(app: Starlette) -> None:
+    """Builds both documents before anybody asks."""
+    openapi_body(app)
+    asyncapi_body()
 
 
 # The words of these are in their own modules; what is said here is only their shape.

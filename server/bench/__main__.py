@@ -9,6 +9,7 @@ import structlog
 import typer
 import uvloop
 
+from server.bench import anonymous as unasked
 from server.bench import machine
 from server.bench import reconnect as returning
 from server.bench import spends as spending
@@ -107,6 +108,15 @@ def stops(
     """Let sessions reach their limits among many that tick, and see how late they are told."""
     _quiet()
     print("\n".join(uvloop.run(stopped.measure(ticking, stopping, seconds))))
+
+
+@commands.command()
+def anonymous(
+    times: Annotated[int, typer.Option(min=1, help="Requests for each path.")] = 200,
+) -> None:
+    """Ask for everything that needs no token, and see what each request takes of the loop."""
+    _quiet()
+    print("\n".join(uvloop.run(unasked.measure(times))))
 
 
 def _quiet() -> None:

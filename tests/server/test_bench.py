@@ -75,6 +75,16 @@ def test_customers_come_back_after_a_kill() -> None:
     assert sum(int(row.split()[-1]) for row in rows[5:8]) == 4
 
 
+def test_requests_without_a_token() -> None:
+    _, _, *rows = bench("anonymous", "--times", "2")
+    assert {"/healthz", "/readyz", "/metrics", "/openapi.json", "/"} <= {
+        row[:28].strip() for row in rows
+    }
+    for row in rows:
+        median, most = (float(figure) for figure in row[28:].split())
+        assert 0 <= median <= most
+
+
 def test_stops_beside_bare_timers() -> None:
     arguments = ("--ticking", "4", "--stopping", "3", "--seconds", "0.5")
     _, said, _, *rows, histogram, audit = bench("stops", *arguments)
