@@ -10,6 +10,7 @@ gross as it is, so it changes only with money in, spends and ends of sessions::
 """
 
 import math
+from bisect import bisect_left, insort
 
 import msgspec
 
@@ -57,6 +58,12 @@ class Line(msgspec.Struct, frozen=True):
         """Micro-credits burnt in a real minute of paid time."""
         return self.price_micros * self.speed if self.running else 0
 
+    @property
+    def paid_from(self) -> int:
+        """The instant from which running time is paid, times ``burn_micros``: exact, where
+        the instant itself may be a fraction."""
+        return self.price_micros * (self.speed * self.at + self.free_ms - self.elapsed_ms)
+
 
 def line_of(terms: Terms, elapsed_ms: int, at: int, free_ms: int, *, running: bool) -> Line:
     """The line of a session with ``terms`` that stands at ``elapsed_ms`` since ``at``."""
@@ -87,10 +94,15 @@ class AccountProjection:
     ``replace`` and ``apply`` take what Redis says; everything else is a question. The
     version tells whether a message was missed: ``apply`` answers False then, and the
     shell reads the account anew.
+
+    An account may have hundreds of sessions, and each change of one of them is asked about by
+    all. So what the lines add up to is kept as sums: a change costs as much with a thousand
+    lines as with ten, and so does a question, but for the sum of every ``REMEMBERED_MS``.
     """
 
     __slots__ = (
-        "_dry_at", "_dry_known", "_sum_at", "_sum_micros", "account_id", "cover", "granted",
+        "_begun", "_beginnings", "_burning", "_dry_at", "_dry_known", "_idle_micros", "_paid_from",
+        "_rate", "_since", "_sum_at", "_sum_micros", "account_id", "cover", "granted",
         "gross_micros", "ground", "lines", "reserved_micros", "tenant", "version",
     )  # fmt: skip
 
@@ -108,10 +120,60 @@ class AccountProjection:
         """Rises with every change of what uncovered time depends on."""
         self.cover: tuple[int, int | None] = (-1, None)
         """The ground that the account's cover was computed on, and its end."""
-        self._sum_at = -1
-        self._sum_micros = 0
         self._dry_at: int | None = None
         self._dry_known = False
+        self._empty()
+
+    def _empty(self) -> None:
+        self._sum_at = -1
+        self._sum_micros = 0
+        self._idle_micros = 0
+        """The cost of the sessions that stand still."""
+        self._burning: dict[str, Line] = {}
+        self._rate = 0
+        """What they burn in a minute of which all is paid."""
+        self._paid_from = 0
+        self._begun = 0
+        """Price times a further increment, of each."""
+        self._beginnings: list[tuple[float, str]] = []
+        """When the time of each is paid, the earliest first."""
+        self._since: int | None = None
+        """The latest anchor of them; None: it is to be looked for."""
+
+    def _put(self, session_id: str, line: Line) -> None:
+        self.lines[session_id] = line
+        if self._sum_at >= 0:
+            self._sum_micros += line.cost_at(self._sum_at)
+        burn_micros = line.burn_micros
+        if not burn_micros:
+            self._idle_micros += line.cost_at(line.at)
+            return
+        if self._since is not None or not self._burning:
+            self._since = max(self._since or line.at, line.at)
+        self._burning[session_id] = line
+        self._rate += burn_micros
+        self._paid_from += line.paid_from
+        self._begun += line.price_micros * line.next_increment_ms
+        insort(self._beginnings, (line.paid_from / burn_micros, session_id))
+
+    def _take(self, session_id: str) -> None:
+        line = self.lines.pop(session_id, None)
+        if line is None:
+            return
+        if self._sum_at >= 0:
+            self._sum_micros -= line.cost_at(self._sum_at)
+        burn_micros = line.burn_micros
+        if not burn_micros:
+            self._idle_micros -= line.cost_at(line.at)
+            return
+        if line.at == self._since:
+            self._since = None
+        del self._burning[session_id]
+        self._rate -= burn_micros
+        self._paid_from -= line.paid_from
+        self._begun -= line.price_micros * line.next_increment_ms
+        beginning = (line.paid_from / burn_micros, session_id)
+        del self._beginnings[bisect_left(self._beginnings, beginning)]
 
     def replace(
         self, version: int, gross_micros: int, reserved_micros: int, lines: dict[str, Line]
@@ -120,7 +182,10 @@ class AccountProjection:
         self.version = version
         self.gross_micros = gross_micros
         self.reserved_micros = reserved_micros
-        self.lines = lines
+        self.lines = {}
+        self._empty()
+        for session_id, line in lines.items():
+            self._put(session_id, line)
         self._forget()
 
     def apply(
@@ -139,11 +204,10 @@ class AccountProjection:
         self.version = version
         self.gross_micros = gross_micros
         self.reserved_micros = reserved_micros
-        if session_id is not None:
-            if line is None:
-                self.lines.pop(session_id, None)
-            else:
-                self.lines[session_id] = line
+        if session_id is not None and line != self.lines.get(session_id):
+            self._take(session_id)
+            if line is not None:
+                self._put(session_id, line)
         self._forget()
         return True
 
@@ -159,8 +223,8 @@ class AccountProjection:
 
     def _forget(self) -> None:
         self.ground += 1
-        self._sum_at = -1
         self._dry_known = False
+        return True
 
     def cost_micros(self, now_ms: int) -> int:
         """What the live sessions have cost up to ``now_ms``, charged or not."""
@@ -169,7 +233,8 @@ class AccountProjection:
             return sum(line.cost_at(now_ms) for line in lines.values())
         if not 0 <= now_ms - self._sum_at < REMEMBERED_MS:
             self._sum_at = now_ms
-            self._sum_micros = sum(line.cost_at(now_ms) for line in lines.values())
+            burnt = sum(line.cost_at(now_ms) for line in self._burning.values())
+            self._sum_micros = self._idle_micros + burnt
         return self._sum_micros
 
     def credits_micros(self, now_ms: int) -> int:
@@ -184,9 +249,7 @@ class AccountProjection:
 
     def burns_alone(self, session_id: str) -> bool:
         """Whether no other session of the account burns credits."""
-        return not any(
-            line.burn_micros for other, line in self.lines.items() if other != session_id
-        )
+        return len(self._burning) == (session_id in self._burning)
 
     def dry_at(self) -> int | None:
         """The instant up to which the account covers its sessions together; None: for ever.
@@ -202,16 +265,30 @@ class AccountProjection:
         return self._dry_at
 
     def _find_dry(self) -> int | None:
-        burning = [line for line in self.lines.values() if line.burn_micros]
-        if not burning:
+        if not self._burning:
             return None
-        micros = self.gross_micros - self.reserved_micros
-        micros -= sum(line.cost_at(line.at) for line in self.lines.values() if not line.running)
-        since = max(line.at for line in burning)
-        if len(burning) <= EXACT_LINES_MAX:
-            return _covered_until(burning, since, micros)
-        begun = sum(line.price_micros * line.next_increment_ms for line in burning) // 2
-        return int(_burnt_at(burning, since, micros * MINUTE_MS - begun))
+        if self._since is None:
+            self._since = max(line.at for line in self._burning.values())
+        micros = self.gross_micros - self.reserved_micros - self._idle_micros
+        if len(self._burning) <= EXACT_LINES_MAX:
+            return _covered_until(list(self._burning.values()), self._since, micros)
+        return max(self._since, self._all_burn_until(micros * MINUTE_MS - self._begun // 2))
+
+    def _all_burn_until(self, left: int) -> int:
+        """The instant at which ``left`` (micro-credits times 60,000) is burnt, if each session
+        burns its price from the end of its free time on.
+
+        Those whose free time ends after that instant do not burn: they are left out, from the
+        last one backwards.
+        """
+        rate, paid_from = self._rate, self._paid_from
+        for _, session_id in reversed(self._beginnings):
+            line = self._burning[session_id]
+            if (left + paid_from) * line.burn_micros >= line.paid_from * rate:
+                return (left + paid_from) // rate
+            rate -= line.burn_micros
+            paid_from -= line.paid_from
+        return 0
 
 
 def _burnt_at(burning: list[Line], since: int, left: int) -> float:

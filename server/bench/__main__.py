@@ -11,6 +11,7 @@ import uvloop
 
 from server.bench import anonymous as unasked
 from server.bench import machine
+from server.bench import neighbours as beside
 from server.bench import reconnect as returning
 from server.bench import spends as spending
 from server.bench import stops as stopped
@@ -117,6 +118,22 @@ def anonymous(
     """Ask for everything that needs no token, and see what each request takes of the loop."""
     _quiet()
     print("\n".join(uvloop.run(unasked.measure(times))))
+
+
+@commands.command()
+def neighbours(
+    sessions: Annotated[
+        str, typer.Option(help="Sessions of one account; several numbers: one after the other.")
+    ] = "1,64,512",
+) -> None:
+    """Let one account's sessions do everything together, and see what it does to others."""
+    _quiet()
+
+    async def run() -> None:
+        async for line in beside.measure(_counts(sessions)):
+            print(line, flush=True)
+
+    uvloop.run(run())
 
 
 def _quiet() -> None:

@@ -212,3 +212,62 @@ def test_minutes_left_are_shared_equally(
 def test_a_line_is_a_plain_value() -> None:
     line = line_of(terms_of(), 1, NOW, 2, running=True)
     assert Line(*msgspec.structs.astuple(line)) == line
+
+
+@given(st.data())
+def test_sums_that_are_kept_are_those_of_the_lines(data: st.DataObject) -> None:
+    """Whatever comes and goes, in whichever order, an account that was told line by line says
+    what one says that has just been read."""
+    told = AccountProjection("t", "a")
+    told.replace(0, 0, 0, {})
+    current: dict[str, Line] = {}
+    for version in range(1, data.draw(st.integers(1, 40))):
+        session_id = f"s{data.draw(st.integers(0, 14))}"
+        gone = data.draw(st.integers(0, 3)) == 0
+        line = None if gone else data.draw(any_line)
+        if line is None:
+            current.pop(session_id, None)
+        else:
+            current[session_id] = line
+        gross = data.draw(st.integers(-(10**6), 10**9))
+        assert told.apply(version, gross, 0, session_id, line)
+        now_ms = NOW + data.draw(st.integers(0, 10**6))
+        told.credits_micros(now_ms)
+        read = AccountProjection("t", "a")
+        read.replace(version, gross, 0, dict(current))
+        assert told.dry_at() == read.dry_at()
+        assert told._sum_at < 0 or told._sum_micros == sum(
+            one.cost_at(told._sum_at) for one in current.values()
+        )
+        for name in ("s0", "other"):
+            others = [one for key, one in current.items() if key != name and one.burn_micros]
+            assert told.burns_alone(name) == (not others)
+
+
+def test_a_change_costs_as_much_with_a_thousand_lines_as_with_ten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Work is counted: how often any line is asked what it costs."""
+    asked = 0
+    cost_at = Line.cost_at
+
+    def counted(line: Line, now_ms: int) -> int:
+        nonlocal asked
+        asked += 1
+        return cost_at(line, now_ms)
+
+    monkeypatch.setattr(Line, "cost_at", counted)
+    account = AccountProjection("t", "a")
+    terms = terms_of(price_micros=CREDIT)
+    found = {f"s{n}": line_of(terms, 0, NOW, 0, running=True) for n in range(1_000)}
+    account.replace(1, 10**12, 0, found)
+    account.credits_micros(NOW)
+    asked = 0
+    for version in range(2, 502):
+        halted = line_of(terms, 1_000, NOW + 1_000, 0, running=False)
+        account.apply(version, 10**12, 0, f"s{version}", halted)
+        account.credits_micros(NOW + 50)
+        account.available_to(f"s{version}", NOW + 50)
+        assert account.dry_at() is not None
+        assert not account.burns_alone("s0")
+    assert asked <= 500 * 4

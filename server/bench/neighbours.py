@@ -1,0 +1,275 @@
+"""What one account's sessions do to others: the longest turn of the loop, and late stops.
+
+One account has many sessions, each on a socket of its own. They start together, hear of a
+credit together, lose their sockets together, end together when their grace is over; another
+account's run out of credits together. Meanwhile bystanders, each with an account of their
+own, reach their limits. The server is in the measuring process, whose loop never waits.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import ClassVar
+
+import msgspec
+import uvloop
+from websockets.asyncio.client import connect
+
+from protocol.events import EntryPosted
+from protocol.messages import LimitReached
+from protocol.money import MICROS_PER_CREDIT
+from server.auth import mint_token
+from server.bench import machine
+from server.bench.inside import Inside, serving
+from server.config import load_settings
+from server.push import PushProtocol
+
+RATES = """
+[kinds.chat]
+credits_per_minute = "1"
+increment_seconds = [1, 1]
+stop_grace_seconds = 1
+reconnect_grace_seconds = 3
+"""
+ORG = "big"
+TENANT = f"org:{ORG}"
+SOCKETS_PER_USER = 16
+PLENTY_MICROS = 10**12
+BYSTANDERS = 20
+PHASE_S = 4.0
+DRY_S = 2.0
+WAIT_S_MAX = 120
+
+Row = tuple[str, float, float]
+"""What happened, the longest turn of the loop, and the latest stop of a bystander, in ms."""
+Client = tuple[str, str, str, str]
+"""User, organisation (empty: none), account, session."""
+
+
+class Noted(PushProtocol):
+    """A socket that notes when a ``limit_reached`` was written to it."""
+
+    __slots__ = ()
+    written: ClassVar[dict[str, tuple[float, int]]] = {}
+    """By session: the monotonic clock, and what the message says of when time stopped."""
+
+    def push(self, frame: bytes) -> bool:
+        """See ``PushSocket.push``."""
+        pushed = super().push(frame)
+        if b'"limit_reached"' in frame[:40]:
+            said = msgspec.json.decode(frame[frame.index(b"{") :], type=LimitReached)
+            self.written[said.session_id] = time.monotonic(), said.stopped_at
+        return pushed
+
+
+class Turns:
+    """Notes how long the turns of this loop are in processor time, by being called in each.
+
+    Not in time by the clock: whoever else wants the processor would be in it.
+    """
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+        self._at = time.thread_time()
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_soon(self._turn)
+
+    def take(self) -> float:
+        """The longest turn since this was asked last, in milliseconds."""
+        longest_s, self._longest_s = self._longest_s, 0.0
+        return longest_s * 1000
+
+    def stop(self) -> None:
+        """Lets the loop wait again."""
+        self._handle.cancel()
+
+    def _turn(self) -> None:
+        now = time.thread_time()
+        self._longest_s = max(self._longest_s, now - self._at)
+        self._at = now
+        self._handle = self._loop.call_soon(self._turn)
+
+
+class Clients:
+    """A process with clients, which takes its sockets with it when it is killed."""
+
+    def __init__(self, child: asyncio.subprocess.Process) -> None:
+        self._child = child
+
+    async def open(self, port: int, clients: list[Client]) -> None:
+        """Has each of them connect and start its session; returns when all are active."""
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps([port, clients]).encode() + b"\n")
+        async with asyncio.timeout(WAIT_S_MAX):
+            answer = await self._child.stdout.readline()
+        if answer != b"ok\n":
+            raise RuntimeError(f"a session did not start: {answer.decode()}")
+
+    async def kill(self) -> None:
+        """Ends all of them at once."""
+        if self._child.returncode is None:
+            self._child.kill()
+            await self._child.wait()
+
+
+@asynccontextmanager
+async def clients_of(inside: Inside) -> AsyncIterator[Clients]:
+    """A process of clients."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "server.bench.neighbours"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=inside.house.environment,
+        limit=1 << 24,
+    )
+    clients = Clients(child)
+    try:
+        yield clients
+    finally:
+        await clients.kill()
+
+
+async def measure(counts: list[int]) -> AsyncIterator[str]:
+    """Measures an account of so many sessions, for each of the numbers; the report's lines."""
+    head = (
+        f"{'sessions':<10}{'of one account':<34}{'longest turn':>14}{'latest stop of others':>24}"
+    )
+    yield machine.describe()
+    yield head
+    async with serving(RATES, Noted) as inside:
+        for number, count in enumerate(counts):
+            async for text, turn_ms, late_ms in _Round(inside, number, count).run():
+                yield f"{count:<10}{text:<34}{turn_ms:>11.1f} ms{late_ms:>21.1f} ms"
+        await inside.house.flushed()
+        yield f"audit: {(await inside.house.audit())[-1]}"
+
+
+class _Round:
+    """All that happens to an account of so many sessions."""
+
+    def __init__(self, inside: Inside, number: int, count: int) -> None:
+        self.inside = inside
+        self.number = number
+        self.count = count
+        self.bystanders = 0
+
+    async def run(self) -> AsyncIterator[Row]:
+        """What each thing that happens comes to."""
+        account = f"plenty-{self.number}"
+        await self._grant(TENANT, account, PLENTY_MICROS)
+        async with clients_of(self.inside) as clients:
+            members = self._members(account)
+            opening = self._during(lambda: clients.open(self.inside.port, members))
+            yield "all start", *await opening
+            yield "a credit comes in, told to all", *await self._during(self._credit)
+            yield "all lose their sockets, and end", *await self._during(clients.kill, 5)
+        account = f"dry-{self.number}"
+        # They all started at about the same time, and share what is left.
+        micros = int(self.count * MICROS_PER_CREDIT * (DRY_S + self.count / 40) / 60)
+        await self._grant(TENANT, account, micros)
+        async with clients_of(self.inside) as clients:
+            await clients.open(self.inside.port, self._members(account))
+            yield "all run out of credits", *await self._during(self._dried)
+
+    def _members(self, account: str) -> list[Client]:
+        users = [f"{account}-{one // SOCKETS_PER_USER}" for one in range(self.count)]
+        return [(user, ORG, account, f"{account}-{one}") for one, user in enumerate(users)]
+
+    async def _during(
+        self, act: Callable[[], Awaitable[object]], phases: float = 1
+    ) -> tuple[float, float]:
+        """The longest turn while that is done and followed, and the latest stop meanwhile."""
+        names = [f"by-{self.number}-{self.bystanders + one}" for one in range(BYSTANDERS)]
+        self.bystanders += BYSTANDERS
+        seconds = PHASE_S * phases
+        for one, name in enumerate(names):
+            micros = int((1.5 + seconds * one / BYSTANDERS) * MICROS_PER_CREDIT / 60)
+            await self._grant(f"user:{name}", name, micros)
+        async with clients_of(self.inside) as clients:
+            await clients.open(self.inside.port, [(name, "", name, name) for name in names])
+            turns = Turns()
+            await act()
+            async with asyncio.timeout(WAIT_S_MAX):
+                while not all(name in Noted.written for name in names):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            turn_ms = turns.take()
+            turns.stop()
+        late = [
+            self.inside.process.clock.at_ms(written) - stopped_at
+            for written, stopped_at in map(Noted.written.__getitem__, names)
+        ]
+        return turn_ms, max(late)
+
+    async def _credit(self) -> None:
+        live, clock = self.inside.process.live, self.inside.process.clock
+        await self._post(TENANT, f"plenty-{self.number}", MICROS_PER_CREDIT, "more")
+        await live.credit(
+            TENANT, f"plenty-{self.number}", "more", MICROS_PER_CREDIT, "grant", clock.now()
+        )
+
+    async def _dried(self) -> None:
+        async with asyncio.timeout(WAIT_S_MAX):
+            names = [name for *_, name in self._members(f"dry-{self.number}")]
+            while not all(name in Noted.written for name in names):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    async def _grant(self, tenant: str, account: str, micros: int) -> None:
+        await self._post(tenant, account, micros, "grant:bench")
+        await self.inside.process.records.inbox_done([(tenant, account, "grant:bench")])
+
+    async def _post(self, tenant: str, account: str, micros: int, entry_id: str) -> None:
+        await self.inside.process.records.post_entry(
+            EntryPosted(
+                tenant=tenant,
+                account_id=account,
+                entry_id=entry_id,
+                entry_kind="grant",
+                amount_micros=micros,
+                at=int(time.time() * 1000),
+            )
+        )
+
+
+async def _serve_clients() -> None:
+    """The process of clients: opens what it is told to, and reads what comes."""
+    settings = load_settings()
+    reading = set()
+
+    async def open_one(port: int, client: Client) -> str:
+        user, org, account, session = client
+        token = mint_token(settings, user, org=org or None, account=account)
+        socket = await connect(f"ws://127.0.0.1:{port}/v1/ws", ping_interval=None, max_queue=None)
+        await socket.send(json.dumps({"type": "auth", "token": token}))
+        start = {"type": "start", "kind": "chat", "session_id": session}
+        await socket.send(json.dumps(start))
+        while (message := json.loads(await socket.recv()))["type"] not in {"session", "error"}:
+            pass
+        reading.add(asyncio.create_task(_read(socket)))
+        return "" if message["type"] == "session" else str(message)
+
+    async def _read(socket: object) -> None:
+        async for _ in socket:  # type: ignore[attr-defined]
+            pass
+
+    loop = asyncio.get_running_loop()
+    while line := await loop.run_in_executor(None, sys.stdin.readline):
+        port, clients = json.loads(line)
+        limit = asyncio.Semaphore(32)
+
+        async def bounded(
+            client: Client, port: int = port, limit: asyncio.Semaphore = limit
+        ) -> str:
+            async with limit:
+                return await open_one(port, client)
+
+        refused = [one for one in await asyncio.gather(*map(bounded, clients)) if one]
+        print(refused[0] if refused else "ok", flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve_clients())
