@@ -244,8 +244,21 @@ CLAIMS_WAITING_MAX: Final = 65_536
 STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
 MINUTES_PER_CLAIM_MAX: Final = 256
 """Records that one late claim carries; the rest goes with the next."""
-TIMERS_PER_TURN_MAX: Final = 512
-"""Deadlines handled before sockets are looked at again: about 5 ms of ticks."""
+TICKS_PER_TURN_MAX: Final = 512
+"""Ticks sent before sockets are looked at again: about 5 ms."""
+DEADLINE_TICKS: Final = 16
+"""A deadline takes a turn's time as so many ticks do: it makes a step of a session."""
+UNITS_PER_TURN: Final = 24
+"""Sessions that one turn of the loop looks after, whatever is to be done for many at once: some
+2 ms, beside deadlines, ticks and what sockets say."""
+ANSWERS_PER_TURN: Final = 8
+"""Steps of one pipeline that are encoded, or whose answers are read, at once: 2 ms."""
+MESSAGES_PER_TURN: Final = 16
+"""Messages of channels that one turn of the loop takes: a millisecond."""
+ACCOUNT_LOOK_PAUSE_MS: Final = 50
+"""Between two looks at all sessions of an account that has many."""
+ACCOUNT_READ_PAUSE_MS: Final = 50
+"""Between two readings of one account after messages were missed: it may have many lines."""
 TIMERS_CANCELLED_MAX: Final = 4_096
 """Timers that were cancelled and are kept till their time, as long as they are not the most."""
 HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
@@ -261,8 +274,9 @@ GRANT_EXPIRY_LATE_MS: Final = 120_000
 written down by then, even those of a session that ran on without Redis."""
 ALLOTMENT_FRESH_MS: Final = 60_000
 """What the record said of an account's tier is believed for so long."""
-LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 1_024
-"""A claim looks at every session of the account, so their number is bounded."""
+LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 512
+"""So many can be recalled within ``RECALL_WAIT_MS``, a bounded number in each turn of the loop,
+and read in one: all that they do together delays nobody else."""
 ACCOUNTS_CACHED_MAX: Final = 65_536
 """Accounts whose last balance one process remembers for its sockets."""
 ACCOUNT_IDLE_MS: Final = 24 * 3_600_000

@@ -101,7 +101,7 @@ class AccountProjection:
     """
 
     __slots__ = (
-        "_begun", "_beginnings", "_burning", "_dry_at", "_dry_known", "_idle_micros", "_paid_from",
+        "_beginnings", "_begun", "_burning", "_dry_at", "_dry_known", "_idle_micros", "_paid_from",
         "_rate", "_since", "_sum_at", "_sum_micros", "account_id", "cover", "granted",
         "gross_micros", "ground", "lines", "reserved_micros", "tenant", "version",
     )  # fmt: skip
@@ -224,7 +224,6 @@ class AccountProjection:
     def _forget(self) -> None:
         self.ground += 1
         self._dry_known = False
-        return True
 
     def cost_micros(self, now_ms: int) -> int:
         """What the live sessions have cost up to ``now_ms``, charged or not."""

@@ -7,15 +7,20 @@ line to Redis was down for a while, the account is read anew.
 
 import asyncio
 import contextlib
+import itertools
+import math
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 import structlog
 from redis.exceptions import RedisError
 
+from protocol import limits
 from protocol.projection import AccountProjection
+from server.isolation import isolated
 from server.loading import Loader
+from server.turns import Turns
 from server.waiting import Locks, Signal
 from storage.channels import POLL_S, channels_of
 from storage.live import Change, Live, LiveError
@@ -36,19 +41,35 @@ Hearer: TypeAlias = "Account | Callable[[dict[str, Any]], None]"
 Listener = Callable[["Account", dict[str, Any]], None]
 
 
+class Told(NamedTuple):
+    """How often an account's sessions were told each thing that concerns all of them. One that
+    has heard of fewer hears of all that it missed at once: hundreds of messages are one look."""
+
+    changes: int = 0
+    frees: int = 0
+    recalls: int = 0
+    breaks: int = 0
+    """The line was down: messages are lost."""
+
+
 class Account:
     """One account on this process: its projection, and who is interested in it."""
 
-    __slots__ = ("listeners", "projection", "seats", "users")
+    __slots__ = ("is_looked_at", "listeners", "projection", "read_at", "seats", "told", "users")
 
     def __init__(self, tenant: str, account_id: str) -> None:
         self.projection = AccountProjection(tenant, account_id)
         self.users = 0
         """Sessions and sockets here that need it."""
-        self.listeners: list[Listener] = []
+        self.listeners: dict[Listener, None] = {}
         """Sockets here that show its balance."""
-        self.seats: list[Any] = []
-        """The sessions here that burn it (``server.seats``)."""
+        self.seats: dict[str, Any] = {}
+        """The sessions here that burn it (``server.seats``), by their id."""
+        self.told = Told()
+        self.is_looked_at = False
+        """Its sessions are about to hear of what they were told."""
+        self.read_at = -math.inf
+        """When it was read last, by the loop's clock."""
 
 
 class Channel(Signal):
@@ -64,9 +85,10 @@ class Channel(Signal):
 class Accounts:
     """The accounts of a process."""
 
-    def __init__(self, live: Live, loader: Loader, listener: Listener) -> None:
+    def __init__(self, live: Live, loader: Loader, listener: Listener, turns: Turns) -> None:
         self.live = live
         self.loader = loader
+        self.turns = turns
         self._listener = listener
         self.opening: Callable[[AccountName], Awaitable[None]] | None = None
         """Called before an account that nobody has open is read."""
@@ -76,8 +98,8 @@ class Accounts:
         self._pubsub = channels_of(live.redis)
         self._reader: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unread: set[Account] = set()
-        """Accounts that are about to be read anew."""
+        self._unread: dict[Account, list[dict[str, Any]]] = {}
+        """Accounts that are about to be read anew, and the messages that are taken then."""
         self._wake = asyncio.Event()
         self.resynchronised: Callable[[], None] = lambda: None
         """Called when the line to Redis was down: it may be another Redis that is up."""
@@ -185,7 +207,10 @@ class Accounts:
 
     async def _listen(self) -> None:
         """Reads messages for as long as the process lives, whatever happens to the line."""
-        while True:
+        for taken in itertools.count():
+            if taken % limits.MESSAGES_PER_TURN == 0:
+                # Those that have come already are read without the loop's having a turn.
+                await asyncio.sleep(0)
             try:
                 if not self._pubsub.subscribed:
                     self._wake.clear()
@@ -259,32 +284,47 @@ class Accounts:
     def _read_later(
         self, account: Account, message: dict[str, Any] | None = None, failures: int = 0
     ) -> None:
-        """Reads the account anew, until that has succeeded or nobody needs it any more. Without
-        a message once is enough, however often that is asked for before it has begun."""
-        if message is None:
-            if account in self._unread:
-                return
-            self._unread.add(account)
+        """Reads the account anew, until that has succeeded or nobody needs it any more. Once is
+        enough, however often that is asked for before it has begun."""
+        waiting = self._unread.get(account)
+        if waiting is not None:
+            if message is not None and len(waiting) < limits.MESSAGES_WAITING_MAX:
+                waiting.append(message)
+            elif {} not in waiting:
+                waiting.append({})
+            return
+        self._unread[account] = [message or {}]
+        self._run(self._read_unread(account, failures))
 
-        async def read() -> None:
-            if failures:
-                await asyncio.sleep(min(RETRY_S_MAX, RETRY_S * 2 ** min(failures - 1, 10)))
-            projection = account.projection
-            key = (projection.tenant, projection.account_id)
-            try:
-                async with self._locks.hold(key):
-                    self._unread.discard(account)
-                    if self._accounts.get(key) is not account:
-                        return
-                    await self.read(account)
-            except Exception as error:
-                if not failures:
-                    log.warning("account_not_read", account=key[1], error=str(error))
-                self._read_later(account, message, failures + 1)
-                return
-            self._listener(account, message or {})
-
-        self._run(read())
+    async def _read_unread(self, account: Account, failures: int) -> None:
+        clock = asyncio.get_running_loop().time
+        pause_s = account.read_at + limits.ACCOUNT_READ_PAUSE_MS / 1000 - clock()
+        if failures:
+            pause_s = min(RETRY_S_MAX, RETRY_S * 2 ** min(failures - 1, 10))
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        projection = account.projection
+        key = (projection.tenant, projection.account_id)
+        messages: list[dict[str, Any]] = []
+        try:
+            async with self._locks.hold(key):
+                messages = self._unread.pop(account)
+                if self._accounts.get(key) is not account:
+                    return
+                await self.read(account)
+                account.read_at = clock()
+        except Exception as error:
+            if not failures:
+                log.warning("account_not_read", account=key[1], error=str(error))
+            if account not in self._unread:
+                self._unread[account] = messages
+                self._run(self._read_unread(account, failures + 1))
+            else:
+                self._unread[account][:0] = messages
+            return
+        for message in messages:
+            await self.turns.take()
+            isolated("message", self._listener, account, message)
 
     def _run(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

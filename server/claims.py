@@ -10,7 +10,7 @@ comes back as the answer.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from typing import Protocol
 
 import structlog
@@ -24,6 +24,7 @@ from server.clock import Clock
 from server.isolation import failed, isolated
 from server.loading import Loader
 from server.metrics import Metrics
+from server.turns import Turns
 from storage.live import Live, LiveError, Outcome
 
 log = structlog.get_logger()
@@ -57,8 +58,16 @@ class Claimant(Protocol):
 class Claims:
     """The steps of a process."""
 
-    def __init__(self, live: Live, loader: Loader, clock: Clock, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        live: Live,
+        loader: Loader,
+        clock: Clock,
+        metrics: Metrics,
+        turns: Turns | None = None,
+    ) -> None:
         self.metrics = metrics
+        self.turns = turns or Turns()
         self.live = live
         self.loader = loader
         self.clock = clock
@@ -85,7 +94,7 @@ class Claims:
 
     async def idle(self) -> None:
         """Waits until nothing is on its way."""
-        while any(self._waiting.values()) or self._tasks:
+        while any(self._waiting.values()) or self._tasks or self.turns.busy:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)
 
@@ -129,6 +138,7 @@ class Claims:
             self._schedule(shard)
         mends = []
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
+            await self.turns.take()
             if outcome.reply is None:
                 mends.append(self._mend(claimant, step, outcome, node))
             elif not isolated("claim", claimant.answered, step, outcome):
@@ -146,12 +156,7 @@ class Claims:
     ) -> None:
         """Redis did not answer. Who waits behind these is told now, not after as long again."""
         log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
-        for claimant, _ in batch:
-            _tell_unanswered(claimant, _no_answer(), made=None)
-        for claimant, _ in behind:
-            # It was not sent now; an attempt before may have been made.
-            made = None if claimant.failures else False
-            _tell_unanswered(claimant, _no_answer(), made=made)
+        self.turns.run(self, _tell_all(batch, behind))
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""
@@ -204,6 +209,19 @@ class Claims:
 
 def _no_answer() -> ServiceError:
     return ServiceError("the session store does not answer")
+
+
+def _tell_all(
+    batch: list[tuple[Claimant, Step]], behind: list[tuple[Claimant, Step]]
+) -> Iterator[None]:
+    for claimant, _ in batch:
+        _tell_unanswered(claimant, _no_answer(), made=None)
+        yield
+    for claimant, _ in behind:
+        # It was not sent now; an attempt before may have been made.
+        made = None if claimant.failures else False
+        _tell_unanswered(claimant, _no_answer(), made=made)
+        yield
 
 
 def _takes_nothing() -> ServiceError:

@@ -4,6 +4,7 @@ The shell of PROTOCOL section 1. Everything that a peer can do wrong is answered
 ``error`` and the socket goes on, except for what has a close code of its own.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import structlog
@@ -88,6 +89,7 @@ class Connection:
     async def _heard(self, text: str | None) -> None:
         """Takes a message, unless there are too many of them."""
         if self._bucket.take(self.process.clock.now()):
+            await self.process.hub.turns.take()
             await self._take(text)
         elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
             error = PeerError(ErrorCode.RATE_LIMITED, "too many requests")
@@ -112,15 +114,21 @@ class Connection:
         self.socket.on_alive = None
         if self._deadline is not None:
             self._deadline.cancel()
-        for seat in list(self.seats.values()):
-            isolated("part", self._part, seat, session=seat.key)
+        if self.seats:
+            customer = self.account or self.principal
+            self.process.hub.turns.run(customer, self._part_all(list(self.seats.values())))
         self.seats.clear()
         if self.principal is not None:
             self.process.sockets.release_user(self._user)
         self.process.sockets.remove(self, code)
         if self.account is not None:
-            self.account.listeners.remove(self._told)
+            self.account.listeners.pop(self._told, None)
             await self.process.hub.accounts.close(self.account)
+
+    def _part_all(self, seats: list[Seat]) -> Iterator[None]:
+        for seat in seats:
+            isolated("part", self._part, seat, session=seat.key)
+            yield
 
     def _part(self, seat: Seat) -> None:
         self.process.hub.part(seat, self, self.alive_at, farewell=self.socket.peer_closed)
@@ -244,7 +252,7 @@ class Connection:
             self.process.sockets.release_user(self._user)
             self.principal = None
             raise
-        self.account.listeners.append(self._told)
+        self.account.listeners[self._told] = None
         self._welcome(request.id)
 
     async def _refresh(self, request: messages.Refresh) -> None:

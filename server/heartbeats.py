@@ -8,6 +8,8 @@ good-bye over a socket does not pay for what a heartbeat has promised before.
 """
 
 import asyncio
+import itertools
+from collections.abc import Iterator
 
 from protocol import limits, messages
 from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
@@ -68,7 +70,7 @@ class Pulse:
         self.alive_until = now_ms + limits.HEARTBEAT_PROOF_MS
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = process.timers.deadline(self.alive_until, self._lost)
+        self._timer = process.timers.deadline(self.alive_until, self._lost, self.key[0])
         if self.seat is not None:
             self.seat.promise(self.alive_until, now_ms)
 
@@ -174,5 +176,14 @@ class Heartbeats:
 
     def drain(self) -> None:
         """The process stops: other processes take the next heartbeats."""
-        for pulse in list(self._pulses.values()):
+        for tenant, pulses in itertools.groupby(list(self._pulses.values()), _tenant_of):
+            self.process.hub.turns.run(tenant, self._lose_all(list(pulses)))
+
+    def _lose_all(self, pulses: list[Pulse]) -> Iterator[None]:
+        for pulse in pulses:
             isolated("drain", self.lose, pulse)
+            yield
+
+
+def _tenant_of(pulse: Pulse) -> str:
+    return pulse.key[0]

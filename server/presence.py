@@ -139,6 +139,10 @@ class Presence:
         if self._answering is None or self._answering.done():
             self._answering = asyncio.create_task(self._answer())
 
+    def beat_first(self) -> None:
+        """This process stood still: its beat is sent before whatever else has waited."""
+        self._asked(None)
+
     async def _answer(self) -> None:
         with contextlib.suppress(LiveError):
             await self.beat()

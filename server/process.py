@@ -66,7 +66,7 @@ class Process:
         self.authenticator = Authenticator(settings)
         self.money = Money(self.live, records, self.clock, self.hub.accounts, rates)
         self.sockets = Sockets(self.metrics)
-        self.pulse = Pulse(self.clock, self.sockets.probe)
+        self.pulse = Pulse(self.clock, self._thawed, self.presence.beat_first)
         self.failures = Failures(self.clock)
         self.requests = UserRequests(self.clock)
         self.origins = Origins(settings.origins, self.metrics)
@@ -102,6 +102,9 @@ class Process:
             asyncio.create_task(self.money.run()),
         ]
         log.info("process_started", node=self.node)
+
+    def _thawed(self) -> None:
+        self.hub.turns.run(self.sockets, self.sockets.probe())
 
     @staticmethod
     def wall_ms() -> int:

@@ -22,11 +22,19 @@ PULSE_S = 0.25
 
 
 class Pulse:
-    """Notes when the process was awake. ``thawed`` is called after it has stood still."""
+    """Notes when the process was awake. ``thawed`` is called after it has stood still; ``woke``
+    at once when that is found out, before what had waited is believed: others are about to
+    take this process for dead."""
 
-    def __init__(self, clock: Clock, thawed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        thawed: Callable[[], None],
+        woke: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
         self._thawed = thawed
+        self._woke = woke
         self._awake_at = self._beaten_at = clock.now()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -55,6 +63,7 @@ class Pulse:
         self._beaten_at = now_ms
         if stood_ms > limits.STOOD_STILL_MS:
             log.warning("stood_still", ms=stood_ms)
+            self._woke()
             return
         thawed = now_ms - self._awake_at > limits.STOOD_STILL_MS
         self._awake_at = now_ms

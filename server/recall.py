@@ -39,7 +39,7 @@ class Recall:
             if may_free(message):
                 told.set()
 
-        account.listeners.append(listen)
+        account.listeners[listen] = None
         try:
             # The wait begins when the holders are told, with whoever told listening already.
             answer = await attempt(True)
@@ -54,7 +54,7 @@ class Recall:
                 answer = await attempt(False)
             return answer
         finally:
-            account.listeners.remove(listen)
+            del account.listeners[listen]
             await self._accounts.close(account)
 
 

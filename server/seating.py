@@ -20,7 +20,7 @@ from protocol.meter import Meter
 from protocol.session import Identity, Session, session_key
 from protocol.states import Event, Phase
 from protocol.steps import Step
-from server.accounts import Account, Accounts
+from server.accounts import Account, Accounts, Told
 from server.claims import Claims, retry_after_ms
 from server.clock import Clock
 from server.isolation import failed, isolated
@@ -30,6 +30,7 @@ from server.recall import may_free
 from server.seats import Seat
 from server.tenants import Change, Tenants
 from server.timers import Timers
+from server.turns import Turns
 from server.unflushed import Unflushed
 from server.waiting import Locks
 from storage.live import Found, Live, LiveError, Outcome
@@ -57,11 +58,15 @@ class Seating:
         self.metrics = metrics
         self.uncovered_ms = uncovered_ms
         self.node = live.node
-        self.claims = Claims(live, loader, clock, metrics)
-        self.accounts = Accounts(live, loader, self._told)
+        self.turns = Turns()
+        self.claims = Claims(live, loader, clock, metrics, self.turns)
+        self.accounts = Accounts(live, loader, self._told, self.turns)
         self.unflushed = Unflushed()
         self._unheard = itertools.count()
         self.seats: dict[str, Seat] = {}
+        self._by_tenant: dict[str, dict[str, Seat]] = {}
+        self._limits_due: set[tuple[str, Change]] = set()
+        """Changes of limits that a tenant's sessions are about to hear of."""
         self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
         """Looks at a session that was found, before it is seated; see ``Orphans``."""
@@ -90,19 +95,40 @@ class Seating:
         if seat.members and session.standing.version and session.standing.phase is not Phase.ENDED:
             return  # they go on watching it
         del self.seats[seat.key]
-        account = seat.account
-        account.seats.remove(seat)
+        self._list(seat, listed=False)
         for member in seat.members:
             isolated("member", member.left, seat, session=seat.key)
         seat.close()
-        self._run(self.accounts.close(account))
-        self._run(self.tenants.leave(session.identity))
         if session.standing.phase is Phase.ENDED:
             reason = session.standing.reason or ""
             self.metrics.sessions_ended.labels(reason).inc()
-            self._run(
-                self.live.leave(session.identity.tenant, session.identity.session_id, self.node)
-            )
+        self._run(self._forget(seat))
+
+    async def _forget(self, seat: Seat) -> None:
+        """Gives up what a seat that was cleared had need of."""
+        session = seat.meter.session
+        identity = session.identity
+        await self.turns.take()
+        try:
+            await self.accounts.close(seat.account)
+        finally:
+            await self.tenants.leave(identity)
+        # The step that ends a session takes the process off it that makes the step.
+        if session.standing.phase is Phase.ENDED and not seat.ended_here:
+            await self.live.leave(identity.tenant, identity.session_id, self.node)
+
+    def _list(self, seat: Seat, *, listed: bool) -> None:
+        """Has a seat among those of its account and its tenant, or not any more."""
+        identity = seat.meter.session.identity
+        if listed:
+            seat.account.seats[identity.session_id] = seat
+            self._by_tenant.setdefault(identity.tenant, {})[seat.key] = seat
+            return
+        del seat.account.seats[identity.session_id]
+        of_tenant = self._by_tenant[identity.tenant]
+        del of_tenant[seat.key]
+        if not of_tenant:
+            del self._by_tenant[identity.tenant]
 
     def check_room(self, seat: Seat) -> None:
         """Raises ``rate_limited`` for a session more than an account may have at a time."""
@@ -156,7 +182,7 @@ class Seating:
             meter.changed(self.clock.now())
         seat = Seat(self, meter, account, days, self.node)
         self.seats[session.key] = seat
-        account.seats.append(seat)
+        self._list(seat, listed=True)
         if not self.tenants.is_current(identity, days):
             self._run(self._read_calendar(identity.tenant))  # told while this was set up
         return seat
@@ -176,34 +202,85 @@ class Seating:
             if (found := self.seats.get(name)) is not None:
                 found.farewell(message["at"])
             return
-        now_ms = self.clock.now()
-        for seat in list(account.seats):
-            self._isolated(seat, self._tell, seat, message, now_ms)
-        for told in list(account.listeners):
-            isolated("listener", told, account, message)
+        concerned = message["session_id"] if message.get("moved") else message.get("stop")
+        told = account.seats.get(concerned) if concerned else None
+        if told is not None:
+            self._isolated(told, self._tell, told, message)
+        # A recall frees nothing yet: only what changed the account is worth a claim.
+        is_change = bool(message.get("bumped") or not message.keys() & {"recall", "stop"})
+        before = account.told
+        account.told = Told(
+            changes=before.changes + is_change,
+            frees=before.frees + (is_change and may_free(message)),
+            recalls=before.recalls + bool(message.get("recall")),
+            breaks=before.breaks + (not message),
+        )
+        if account.seats and not account.is_looked_at:
+            self._look_soon(account)
+        if account.listeners:
+            self.turns.run((account, "listeners"), self._tell_listeners(account, message))
 
-    def _tell(self, seat: Seat, message: dict[str, Any], now_ms: int) -> None:
-        identity = seat.meter.session.identity
+    def _tell(self, seat: Seat, message: dict[str, Any]) -> None:
+        """Tells a session what concerns it alone."""
+        now_ms = self.clock.now()
         if _is_only_watched(seat) and _misses(seat, message):
             self._run(self._catch_up(seat))  # no step from here is answered with that
             return
-        if message.get("moved") and message["session_id"] == identity.session_id:
+        if message.get("moved"):
             move = move_of(message)
             if not _is_own(seat, move, message["node"]):
                 seat.meter.moved(move, now_ms)
             seat.drain()
             self.release(seat)
-        if message.get("stop") == identity.session_id and seat.meter.sockets:
+        elif seat.meter.sockets:
             # Asked for where nobody hears the client; here its last seconds are proven.
             seat.meter.request(Event.STOP, now_ms, None, message["reason"])
-        if message.get("recall") and seat.meter.recall(now_ms):
+            seat.drain()
+
+    def _look_at_all(self, account: Account) -> Iterator[None]:
+        """Has every session of an account hear of what it has not heard of, one in each unit,
+        until there is none. What is told meanwhile those hear of who are still to be looked at;
+        the others are looked at once more."""
+        told: Told | None = None
+        while told != account.told:
+            if told is not None and len(account.seats) > limits.UNITS_PER_TURN:
+                # Hundreds of changes come together: again when most of them are there.
+                at = self.clock.now() + limits.ACCOUNT_LOOK_PAUSE_MS
+                self.timers.deadline(at, lambda _: self._look_soon(account), account)
+                return
+            told = account.told
+            seats: list[Seat] = list(account.seats.values())
+            for seat in seats:
+                if seat.heard == account.told or seat.key not in self.seats:
+                    continue
+                heard, seat.heard = seat.heard, account.told
+                self._isolated(seat, self._look_at, seat, heard)
+                yield
+        account.is_looked_at = False
+
+    def _look_soon(self, account: Account) -> None:
+        account.is_looked_at = True
+        self.turns.run(account, self._look_at_all(account))
+
+    def _look_at(self, seat: Seat, heard: Told) -> None:
+        now_ms, told = self.clock.now(), seat.heard
+        if told.breaks > heard.breaks and _is_only_watched(seat):
+            self._run(self._catch_up(seat))
+            return
+        if told.recalls > heard.recalls and seat.meter.recall(now_ms):
             self.metrics.recalls.inc()
-        # A recall frees nothing yet: only what changed the account is worth a claim.
-        if message.get("bumped") or not message.keys() & {"recall", "stop"}:
+        if told.changes > heard.changes:
             seat.meter.changed(now_ms)
-            if may_free(message):
+            if told.frees > heard.frees:
                 seat.freed()
         seat.drain()
+
+    @staticmethod
+    def _tell_listeners(account: Account, message: dict[str, Any]) -> Iterator[None]:
+        for told in list(account.listeners):
+            if told in account.listeners:
+                isolated("listener", told, account, message)
+                yield
 
     @staticmethod
     def _isolated(seat: Seat, act: Callable[..., object], *arguments: object) -> None:
@@ -236,22 +313,30 @@ class Seating:
 
     def _limits_changed(self, tenant: str, change: Change) -> None:
         """A limit of the month was changed, or a session gave back its last minute."""
-        now_ms = self.clock.now()
-        for seat in self._seats_of(tenant):
-            final = seat.meter.session.grant.final
-            if change != "freed" or final in {"member_minutes", "org_minutes"}:
-                self._isolated(seat, self._refresh, seat, now_ms)
+        if (tenant, change) not in self._limits_due:
+            self._limits_due.add((tenant, change))
+            self.turns.run(tenant, self._refresh_all(tenant, change))
         if change == "changed":
             self._run(self._read_calendar(tenant))
 
-    @staticmethod
-    def _refresh(seat: Seat, now_ms: int) -> None:
-        seat.meter.refresh(now_ms)
+    def _refresh_all(self, tenant: str, change: Change) -> Iterator[None]:
+        # Whoever is told of another change from here on begins anew, behind this.
+        self._limits_due.discard((tenant, change))
+        for seat in self._seats_of(tenant):
+            final = seat.meter.session.grant.final
+            concerned = change != "freed" or final in {"member_minutes", "org_minutes"}
+            if concerned and self.seats.get(seat.key) is seat:
+                self._isolated(seat, self._refresh, seat)
+                yield
+
+    def _refresh(self, seat: Seat) -> None:
+        seat.meter.refresh(self.clock.now())
         seat.drain()
 
     async def _read_calendar(self, tenant: str) -> None:
         """Live sessions count by the time zone that their organisation has now."""
         for seat in self._seats_of(tenant):
+            await self.turns.take()
             days = await self.tenants.calendar_of(seat.meter.session.identity)
             if days.zone.key != seat.calendar.zone.key:
                 self._isolated(seat, self._relocate, seat, days)
@@ -262,7 +347,7 @@ class Seating:
         seat.drain()
 
     def _seats_of(self, tenant: str) -> list[Seat]:
-        return [seat for seat in self if seat.meter.session.identity.tenant == tenant]
+        return list(self._by_tenant.get(tenant, {}).values())
 
     def lock(self, tenant: str, session_id: str) -> AbstractAsyncContextManager[None]:
         """One join or start of a session at a time."""
@@ -281,7 +366,7 @@ class Seating:
     @property
     def busy(self) -> bool:
         """Whether something that was begun here is under way."""
-        return bool(self._tasks) or self.accounts.busy
+        return bool(self._tasks) or self.accounts.busy or self.turns.busy
 
     async def idle(self) -> None:
         """Waits until nothing that was begun here is under way."""
@@ -297,14 +382,9 @@ def _is_only_watched(seat: Seat) -> bool:
 
 
 def _misses(seat: Seat, message: dict[str, Any]) -> bool:
-    """Whether a message shows that something was told of a session that was not heard here; an
-    empty one says that the line was down, perhaps when it ended."""
-    if not message:
-        return True
-    is_moved = message.get("moved") and (
-        message["session_id"] == seat.meter.session.identity.session_id
-    )
-    return bool(is_moved) and seat.meter.misses(move_of(message))
+    """Whether a message to a session shows that something was told of it before that was not
+    heard here."""
+    return bool(message.get("moved")) and seat.meter.misses(move_of(message))
 
 
 def _is_own(seat: Seat, move: Move, node: str) -> bool:

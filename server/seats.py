@@ -108,7 +108,8 @@ class Seat:
 
     __slots__ = (
         "_held_until", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
-        "failures", "groups", "meter", "node", "place", "settled", "template", "watchers",
+        "ended_here", "failures", "groups", "heard", "meter", "node", "place", "settled",
+        "template", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -117,6 +118,10 @@ class Seat:
         self.place = place
         self.meter = meter
         self.account = account
+        self.heard = account.told
+        """What of the things that the account's sessions were told this one has heard of."""
+        self.ended_here = False
+        """The step that ended it was made by this process."""
         self.calendar = calendar
         self.node = node
         """The process in whose name steps are made; a dead one's while it is swept."""
@@ -218,6 +223,7 @@ class Seat:
         if session is None:
             return
         if reply.accepted:
+            self.ended_here = session.standing.phase is Phase.ENDED and self.node == self.place.node
             self.place.keep(step, session, entry_id)
         else:
             for made in unheard:
@@ -270,7 +276,7 @@ class Seat:
                 isolated("member", member.left, self, session=self.key)
                 self.meter.detach(self.place.clock.now(), self.place.clock.now())
         at = self.place.clock.now() + retry_after_ms(self.failures)
-        self._retry = self.place.timers.deadline(at, self._ask_again)
+        self._retry = self.place.timers.deadline(at, self._ask_again, self.account)
 
     def _waits_for_holders(self) -> bool:
         """Whether a step that only others' holds are in the way of is tried again: as soon
@@ -279,7 +285,7 @@ class Seat:
         self._held_until = self._held_until or now_ms + limits.RECALL_WAIT_MS
         if now_ms >= self._held_until:
             return False
-        self._retry = self.place.timers.deadline(self._held_until, self._try_again)
+        self._retry = self.place.timers.deadline(self._held_until, self._try_again, self.account)
         return True
 
     def freed(self) -> None:
@@ -312,7 +318,7 @@ class Seat:
             if self._retry is not None:
                 self._retry.cancel()
             at = self.place.clock.now() + retry_after_ms(self.failures)
-            self._retry = self.place.timers.deadline(at, self._ask_again)
+            self._retry = self.place.timers.deadline(at, self._ask_again, self.account)
 
     def alive(self, at_ms: int, now_ms: int) -> None:
         """A proof of life of one of the sockets, as of ``at_ms``."""
@@ -362,7 +368,9 @@ class Seat:
     def _not_carried_out(self, effect: Effect) -> None:
         """Answers the request that waits for the effect, and forgets a step that nobody makes."""
         if isinstance(effect, Ask):
-            self._retry = self.place.timers.deadline(self.place.clock.now(), self._not_asked)
+            self._retry = self.place.timers.deadline(
+                self.place.clock.now(), self._not_asked, self.account
+            )
         elif not isinstance(effect, Leave | Probe):
             error = ServiceError("the server failed to answer; ask again")
             isolated("answer", fail, effect.token, error, session=self.key)
@@ -394,7 +402,7 @@ class Seat:
             self._timer.cancel()
             self._timer = None
         if due_at is not None:
-            self._timer = self.place.timers.deadline(due_at, self._fire)
+            self._timer = self.place.timers.deadline(due_at, self._fire, self.account)
 
     def _fire(self, now_ms: int) -> None:
         due_at = self._timer.at if self._timer is not None else now_ms

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from protocol import limits
@@ -18,6 +18,7 @@ from server.metrics import Metrics
 PRIVATE_CODES = 3000
 """From here on the codes mean what their user says (RFC 6455 section 7.4.2)."""
 _CLOSE_CODES = frozenset(CloseCode)
+PROBES_PER_UNIT = 8
 
 
 class Client(Protocol):
@@ -92,10 +93,12 @@ class Sockets:
         """A socket of a user is gone."""
         _take(self._by_user, user)
 
-    def probe(self) -> None:
-        """Asks every peer for a proof of life."""
-        for connection in list(self.connections):
+    def probe(self) -> Iterator[None]:
+        """Asks every peer for a proof of life, some in each unit of work."""
+        for number, connection in enumerate(list(self.connections)):
             isolated("probe", connection.probe)
+            if number % PROBES_PER_UNIT == 0:
+                yield
 
     async def drain(self) -> None:
         """Sends every client away, each at an instant of its own choice, and closes what is

@@ -7,7 +7,8 @@ for ten thousand. Deadlines come before ticks: a stop is never late because of a
 
 import asyncio
 import heapq
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
 
 from protocol import limits
 from server.clock import Clock, ClusterClock
@@ -17,10 +18,13 @@ from server.isolation import isolated
 class Timer:
     """One thing to be done at an instant, unless it is cancelled."""
 
-    __slots__ = ("_callback", "at", "wheel")
+    __slots__ = ("_callback", "at", "owner", "wheel")
 
-    def __init__(self, at: int, callback: Callable[[int], None]) -> None:
+    def __init__(
+        self, at: int, callback: Callable[[int], None], owner: Hashable | None = None
+    ) -> None:
         self.at = at
+        self.owner = owner
         self.wheel: Wheel | None = None
         """Where it has a place, until its time comes."""
         self._callback: Callable[[int], None] | None = callback
@@ -115,6 +119,8 @@ class Timers:
         self.clock = clock
         self._deadlines = Wheel()
         self._ticks = Wheel()
+        self._due: dict[Hashable, deque[Timer]] = {}
+        """Deadlines that have come, by their owner. Whose turn it is comes first."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._armed_at: int | None = None
@@ -130,18 +136,21 @@ class Timers:
         if self._handle is not None:
             self._handle.cancel()
 
-    def deadline(self, at: int, callback: Callable[[int], None]) -> Timer:
-        """Calls ``callback(now_ms)`` at ``at``, before any tick that is due as well."""
-        return self._add(self._deadlines, at, callback)
+    def deadline(
+        self, at: int, callback: Callable[[int], None], owner: Hashable | None = None
+    ) -> Timer:
+        """Calls ``callback(now_ms)`` at ``at``, before any tick that is due as well. When more
+        are due than one turn may handle, each ``owner`` has one of theirs handled in turn: who
+        has hundreds due at the same instant delays nobody else's."""
+        return self._add(self._deadlines, Timer(at, callback, owner))
 
     def tick(self, at: int, callback: Callable[[int], None]) -> Timer:
         """Calls ``callback(now_ms)`` at ``at``, when no deadline is due."""
-        return self._add(self._ticks, at, callback)
+        return self._add(self._ticks, Timer(at, callback))
 
-    def _add(self, wheel: Wheel, at: int, callback: Callable[[int], None]) -> Timer:
-        timer = Timer(at, callback)
+    def _add(self, wheel: Wheel, timer: Timer) -> Timer:
         wheel.add(timer)
-        if self._armed_at is None or at < self._armed_at:
+        if self._armed_at is None or timer.at < self._armed_at:
             self._arm()
         return timer
 
@@ -149,17 +158,37 @@ class Timers:
     def next_at(self) -> int | None:
         """The instant of the earliest timer."""
         found = [at for at in (self._deadlines.next_at, self._ticks.next_at) if at is not None]
+        found += [queue[0].at for queue in self._due.values()]
         return min(found) if found else None
 
     def run_due(self, now_ms: int) -> None:
         """Fires everything that is due, deadlines first, as far as one turn may go. One that
         raises silences none of the others."""
-        for _ in range(limits.TIMERS_PER_TURN_MAX):
-            due = self._deadlines.pop_due(now_ms) or self._ticks.pop_due(now_ms)
+        left = limits.TICKS_PER_TURN_MAX
+        while left > 0:
+            while due := self._deadlines.pop_due(now_ms):
+                for timer in due:
+                    self._due.setdefault(timer.owner, deque()).append(timer)
+            if self._due:
+                left -= limits.DEADLINE_TICKS * self._fire_one(now_ms)
+                continue
+            due = self._ticks.pop_due(now_ms)
             if not due:
                 return
             for timer in due:
                 isolated("timer", timer.fire, now_ms)
+            left -= len(due)
+
+    def _fire_one(self, now_ms: int) -> bool:
+        """Fires a deadline of the owner whose turn it is; False: it was cancelled meanwhile."""
+        owner = next(iter(self._due))
+        queue = self._due.pop(owner)
+        timer = queue.popleft()
+        if queue:
+            self._due[owner] = queue
+        is_live = not timer.is_cancelled
+        isolated("timer", timer.fire, now_ms)
+        return is_live
 
     def _arm(self) -> None:
         if self._loop is None:

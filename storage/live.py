@@ -113,6 +113,7 @@ class Live:
         self.publish = "PUBLISH"
         """``SPUBLISH`` in a cluster that has sharded channels; see ``prepare``."""
         self._commit = Script(redis, "commit")
+        self._account = Script(redis, "account")
         self._attach = Script(redis, "attach")
         self._credit = Script(redis, "credit")
         self._load = Script(redis, "load")
@@ -148,6 +149,8 @@ class Live:
         outcomes: dict[int, Outcome] = {}
         commands = []
         for index, step in enumerate(steps):
+            if index and index % limits.ANSWERS_PER_TURN == 0:
+                await asyncio.sleep(0)
             try:
                 commands.append(self._commit_command(step, node or self.node))
             except Exception as error:
@@ -254,8 +257,9 @@ class Live:
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
         """The account; None when it is cold and must be loaded from the ledger."""
-        key = self.keys.account(tenant, account_id)
-        return figures_of(await self.ask(self.redis.hgetall(key)))
+        answer = orjson.loads(await self._account([self.keys.account(tenant, account_id)], []))
+        parts = [part.encode() for part in answer]
+        return figures_of(dict(zip(parts[::2], parts[1::2], strict=True)))
 
     async def month(
         self, tenant: str, user_id: str, month: str

@@ -151,7 +151,8 @@ async def test_a_drain_and_a_probe_reach_the_sockets_behind_a_broken_one() -> No
 
     for socket in (Socket(), Broken(), Socket()):
         sockets.add(cast(Any, socket))
-    sockets.probe()
+    for _ in sockets.probe():
+        pass
     await sockets._each(lambda one: one.send(b""))
     assert sorted(heard) == ["probe", "probe", "reconnect", "reconnect"]
 
@@ -244,14 +245,16 @@ async def test_other_sessions_of_the_account_hear_when_one_fails(start_server: S
         seat.meter.changed = note
     account = next(iter(hub)).account
     heard = list[str]()
-    account.listeners.append(broken)
-    account.listeners.append(lambda *_: heard.append("listener"))
+    mine = [broken, lambda *_: heard.append("listener")]
+    account.listeners |= dict.fromkeys(mine)
     hub._told(account, {})
+    await hub.turns.idle()
     assert sorted(changed) == ["chat-0", "chat-1", "chat-2"]
     assert heard == ["listener"]
     (failing,) = [one for one in hub if one.meter.session.identity.session_id == "chat-0"]
     assert failing._retry is not None, "it is looked at again"
-    del account.listeners[-2:]
+    for one in mine:
+        del account.listeners[one]
 
 
 async def test_a_socket_that_fails_keeps_nothing_from_the_others(start_server: StartServer) -> None:

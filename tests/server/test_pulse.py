@@ -1,5 +1,9 @@
 """A process that stood still, and what it then reads in its sockets."""
 
+from typing import Any
+
+import pytest
+
 from protocol import limits
 from protocol.states import Phase
 from server.pulse import Pulse
@@ -34,6 +38,34 @@ async def test_what_is_read_after_a_standstill_proves_what_was_before() -> None:
     pulse.stop()
     clock.now_ms += STOOD_MS
     assert pulse.proof_at(clock.now()) == clock.now()
+
+
+async def test_a_process_that_stood_still_beats_before_anything_else(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others are about to take it for dead."""
+    process, asked = server.process, list[str]()
+    await server.grant(5 * CREDIT)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    process.pulse.beat()
+    beat, commit = process.live.beat, process.live.commit
+
+    async def noted_beat(*arguments: Any) -> Any:
+        asked.append("beat")
+        return await beat(*arguments)
+
+    async def noted_commit(*arguments: Any) -> Any:
+        asked.append("commit")
+        return await commit(*arguments)
+
+    monkeypatch.setattr(process.live, "beat", noted_beat)
+    monkeypatch.setattr(process.live, "commit", noted_commit)
+    advance(server, STOOD_MS)
+    process.pulse.beat()
+    await client.close()
+    await reaches(server, "chat-1", Phase.SUSPENDED)
+    assert asked[0] == "beat"
 
 
 async def test_who_left_while_the_process_stood_still_does_not_pay_for_that(

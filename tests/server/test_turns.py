@@ -1,0 +1,219 @@
+"""One customer's work never makes a turn of the loop long: work is counted, not time."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from protocol import limits
+from protocol.states import Phase
+from server.seating import Seating
+from server.timers import Timers
+from server.turns import Turns
+from tests.fixtures.server import StartServer, TestServer
+from tests.server.scenes import CREDIT, eventually
+from tests.server.test_timers import Clock
+
+SESSIONS = 60
+"""Of one account, on one socket; several turns' worth of them."""
+
+
+class Counted:
+    """Counts what is done from one turn of the loop to the next: in two of them at most."""
+
+    def __init__(self) -> None:
+        self.turns: list[int] = []
+        self._is_due = False
+
+    def note(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self.turns.append(0)
+            asyncio.get_running_loop().call_soon(self._next)
+        self.turns[-1] += 1
+
+    def _next(self) -> None:
+        self._is_due = False
+
+
+# --- Turns -----------------------------------------------------------------------------
+
+
+async def test_small_work_is_done_at_once_and_large_work_in_parts() -> None:
+    turns, counted, done = Turns(4), Counted(), list[str]()
+
+    def work(name: str, units: int) -> Iterator[None]:
+        for _ in range(units):
+            counted.note()
+            done.append(name)
+            yield
+
+    turns.run("ann", work("ann", 2))
+    assert done == ["ann", "ann"]
+    turns.run("big", work("big", 40))
+    assert len(done) <= 4
+    turns.run("bob", work("bob", 1))
+    await turns.idle()
+    assert len(done) == 43
+    assert max(counted.turns) <= 2 * 4
+    assert done.index("bob") <= 8, "it is not behind all that the other has"
+
+
+async def test_a_unit_that_fails_ends_its_work_and_no_other() -> None:
+    turns, done = Turns(1), list[str]()
+
+    def broken() -> Iterator[None]:
+        done.append("broken")
+        yield
+        raise RuntimeError("a bug of ours")
+
+    turns.run("ann", broken())
+
+    def sound() -> Iterator[None]:
+        for _ in range(3):
+            done.append("next")
+            yield
+
+    turns.run("ann", sound())
+    await turns.idle()
+    assert done == ["broken", "next", "next", "next"]
+
+
+async def test_tasks_and_work_share_the_turns() -> None:
+    turns, done = Turns(4), Counter[str]()
+
+    def forever() -> Iterator[None]:
+        while done["task"] < 20:
+            done["work"] += 1
+            yield
+
+    async def task() -> None:
+        await turns.take()
+        done["task"] += 1
+
+    turns.run("big", forever())
+    await asyncio.gather(*(task() for _ in range(20)))
+    await turns.idle()
+    assert done["task"] == 20
+    assert 20 <= done["work"] <= 60
+
+
+async def test_a_task_that_gave_up_takes_nobodys_place() -> None:
+    turns = Turns(1)
+
+    async def wait() -> None:
+        await turns.take()
+
+    await wait()
+    waiting = [asyncio.ensure_future(wait()) for _ in range(3)]
+    waiting[0].cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await turns.idle()
+    assert [one.cancelled() for one in waiting] == [True, False, False]
+
+
+# --- Timers ----------------------------------------------------------------------------
+
+
+def test_deadlines_of_one_owner_delay_no_other_owners() -> None:
+    timers, fired = Timers(Clock()), list[str]()
+    for _ in range(1_000):
+        timers.deadline(5, lambda _: fired.append("big"), "big")
+    timers.deadline(5, lambda _: fired.append("ann"), "ann")
+    timers.tick(5, lambda _: fired.append("tick"))
+    timers.run_due(5)
+    assert len(fired) <= limits.TICKS_PER_TURN_MAX // limits.DEADLINE_TICKS
+    assert fired[:2] == ["big", "ann"]
+    assert timers.next_at == 5, "the rest is due now"
+    for _ in range(100):
+        timers.run_due(5)
+    assert Counter(fired) == {"big": 1_000, "ann": 1, "tick": 1}
+    assert fired[-1] == "tick"
+
+
+# --- Sessions of one account, over a real socket -----------------------------------------
+
+
+async def crowded(start_server: StartServer) -> tuple[TestServer, Any]:
+    server = await start_server()
+    await server.grant(1_000 * CREDIT)
+    client = await server.login()
+    for number in range(SESSIONS):
+        answer = await client.ask("start", kind="chat", session_id=f"chat-{number}")
+        assert answer["type"] == "session", answer
+    return server, client
+
+
+async def test_sessions_of_one_account_that_go_together_are_looked_at_in_parts(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message of the account concerned every session of it: thousands of projections."""
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    server, client = await crowded(start_server)
+    hub, changes, parts = server.process.hub, Counted(), Counted()
+    part = hub.part
+    for seat in hub:
+        changed = seat.meter.changed
+
+        def noted(now_ms: int, changed: Any = changed) -> None:
+            changes.note()
+            changed(now_ms)
+
+        monkeypatch.setattr(seat.meter, "changed", noted)
+
+    def parted(*arguments: Any, **how: Any) -> None:
+        parts.note()
+        part(*arguments, **how)
+
+    monkeypatch.setattr(hub, "part", parted)
+    await client.close()
+
+    async def are_suspended() -> bool:
+        return all(seat.meter.session.standing.phase is Phase.SUSPENDED for seat in hub)
+
+    await eventually(are_suspended)
+    await hub.idle()
+    assert sum(parts.turns) == SESSIONS
+    assert max(parts.turns) <= 2 * limits.UNITS_PER_TURN
+    assert max(changes.turns) <= 2 * limits.UNITS_PER_TURN
+    assert sum(changes.turns) <= SESSIONS * SESSIONS / 4
+
+
+async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    server, _ = await crowded(start_server)
+    hub, refreshed = server.process.hub, Counted()
+    monkeypatch.setattr(hub, "_refresh", lambda _: refreshed.note())
+    for _ in range(10):
+        hub._limits_changed("user:ann", "adjusted")
+    hub._limits_changed("user:bob", "adjusted")
+    await hub.idle()
+    assert max(refreshed.turns) <= 2 * limits.UNITS_PER_TURN
+    # Once for those told before it began, once for those told after.
+    assert SESSIONS <= sum(refreshed.turns) <= 2 * SESSIONS
+    assert isinstance(hub, Seating)
+
+
+async def test_a_credit_is_told_to_many_sockets_in_parts(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await start_server()
+    await server.grant(CREDIT)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    (seat,) = server.process.hub
+    told = Counted()
+    for _ in range(200):
+        seat.account.listeners[lambda *_: told.note()] = None
+    await server.grant(CREDIT, entry_id="g2")
+    await client.until("credit")
+
+    async def are_told() -> bool:
+        return sum(told.turns) == 200
+
+    await eventually(are_told)
+    assert max(told.turns) <= 2 * limits.UNITS_PER_TURN
