@@ -24,7 +24,6 @@ from server.turns import Turns
 from server.waiting import Locks, Signal
 from storage.channels import POLL_S, channels_of
 from storage.live import Change, Live, LiveError
-from storage.spending import AccountName
 from storage.wire import line_from
 
 log = structlog.get_logger()
@@ -90,8 +89,6 @@ class Accounts:
         self.loader = loader
         self.turns = turns
         self._listener = listener
-        self.opening: Callable[[AccountName], Awaitable[None]] | None = None
-        """Called before an account that nobody has open is read."""
         self._accounts: dict[AccountKey, Account] = {}
         self._channels: dict[str, Channel] = {}
         self._locks = Locks()
@@ -137,8 +134,6 @@ class Accounts:
         try:
             async with self._locks.hold(key):
                 if account.projection.version < 0:
-                    if self.opening is not None:
-                        await self.opening(AccountName(tenant, account_id))
                     channel = self.live.keys.channel(tenant, account_id)
                     await self.subscribe(channel, account)
                     await self.read(account)

@@ -34,6 +34,7 @@ from server.starting import join_or_start
 from server.tickets import Ticket
 from server.timers import Timer
 from storage.live import LiveError
+from storage.spending import AccountName
 
 log = structlog.get_logger()
 
@@ -244,6 +245,7 @@ class Connection:
         assert principal.tenant is not None
         assert principal.account_id is not None
         try:
+            await self.process.money.allot(AccountName(principal.tenant, principal.account_id))
             self.account = await self.process.hub.accounts.open(
                 principal.tenant, principal.account_id
             )

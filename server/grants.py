@@ -6,7 +6,8 @@ one that finds the note; Redis knows the entries that it took, so nothing counts
 
 Two kinds of grants have a name in the rate card. A package is granted because somebody
 bought it. An allotment is what a tier gives for a month: it comes by itself to every
-account that is read or used in the month, once, and expires with it.
+account that is used in the month, once, and expires with it. A higher tier adds what it
+gives more; a lower one takes nothing back.
 """
 
 import msgspec
@@ -26,7 +27,7 @@ from server.till import Till
 from storage.ledgers import BALANCE_CHECK
 from storage.live import Live, LiveError
 from storage.records import Records, RefusedError, UnavailableError
-from storage.rows import BeforeOperation, InboxEntry
+from storage.rows import BeforeOperation, GrantRow, InboxEntry
 from storage.spending import AccountName
 
 log = structlog.get_logger()
@@ -53,7 +54,6 @@ class Grants(Till):
     ) -> None:
         super().__init__(live, records, clock, accounts, rates)
         self._allotted: dict[AccountName, Allotted] = {}
-        accounts.opening = self.allot
 
     async def enter(
         self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
@@ -68,19 +68,12 @@ class Grants(Till):
         try:
             new = await self.records.post_entry(entry, priority, expires_at)
             micros = entry.amount_micros if new else await self.records.inbox_micros(*name)
-        except UnavailableError as error:
-            raise ServiceError("the ledger does not answer") from error
-        except RefusedError as error:
-            if error.constraint == BALANCE_CHECK:
-                raise BalanceTooHighError from error
-            raise
+        except (UnavailableError, RefusedError) as error:
+            raise _unwritten(error) from error
         if micros is None:
             # Redis has taken it, and remembers only the newest: it is not asked again.
             return False
-        try:
-            await self._apply(*name, micros, entry.entry_kind)
-        except (LiveError, UnavailableError) as error:
-            log.warning("entry_not_applied_yet", entry_id=entry.entry_id, error=str(error))
+        await self._apply_now(*name, micros, entry.entry_kind)
         return new
 
     def package_entry(
@@ -109,9 +102,11 @@ class Grants(Till):
     async def allot(self, account: AccountName, before: BeforeOperation | None = None) -> None:
         """Sees to it that the account has what its tier gives for this month.
 
-        To be called wherever an account is read or used; it asks nobody again for a minute.
-        ``before`` is what the record says, where it was asked already. Where Postgres is away
-        the account is used as it is, and comes to its allotment with a later call.
+        To be called wherever an account is used, and nowhere where it is only read: what is
+        asked for by a name that nobody has must not make an account. It asks nobody again for
+        a minute, unless the plan has changed. ``before`` is what the record says, where it was
+        asked already. Where Postgres is away the account is used as it is, and gets its
+        allotment with a later call.
         """
         if not self.rates.allotments:
             return
@@ -132,6 +127,44 @@ class Grants(Till):
             self._allotted.clear()
         fresh_until_at = min(ends_at, now_ms + limits.ALLOTMENT_FRESH_MS)
         self._allotted[account] = Allotted((before.tier, before.timezone), ends_at, fresh_until_at)
+
+    async def allot_at_start(self, account: AccountName) -> None:
+        """The same before a session starts, with the plan as it is at this instant."""
+        if self.rates.allotments:
+            await self.allot(account, await self.before(account, ""))
+
+    async def allotment_due(self, account: AccountName) -> GrantRow | None:
+        """What ``allot`` would add to an account that there is; None: nothing. Writes nothing.
+
+        Where Postgres is away nothing is known to be due.
+        """
+        if not self.rates.allotments:
+            return None
+        try:
+            found = await self.records.allotments(*account)
+        except UnavailableError as error:
+            log.warning("allotment_not_known", account=account.account_id, error=str(error))
+            return None
+        if not (found.is_known or self.accounts.get(*account)):
+            return None
+        now_ms = self.clock.now()
+        month, ends_at = _month(found.timezone, now_ms)
+        micros = self.rates.allotments.get(found.tier, 0) - found.given.get(month, 0)
+        if micros <= 0:
+            return None
+        name = f"allotment:{found.tier}:{month}"
+        return GrantRow(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=name,
+            amount_micros=micros,
+            used_micros=0,
+            expired_micros=0,
+            priority=PRIORITY_DEFAULT,
+            expires_at=ends_at,
+            granted_at=now_ms,
+            name=name,
+        )
 
     async def allot_served(self) -> None:
         """The same for the accounts that this process serves, when a month has begun."""
@@ -154,25 +187,25 @@ class Grants(Till):
     async def _grant_allotment(
         self, account: AccountName, before: BeforeOperation, now_ms: int
     ) -> int:
-        """Grants it unless that is done; when its month ends, by the organisation's calendar."""
-        days = calendar(before.timezone)
-        month = days.month(now_ms)
-        ends_at = days.start_at(month_after(month))
+        """Grants what the month has not given yet; when the month ends."""
+        month, ends_at = _month(before.timezone, now_ms)
         micros = self.rates.allotments.get(before.tier, 0)
         if not micros:
             return ends_at
-        name = f"allotment:{before.tier}:{month[:7]}"
-        entry = EntryPosted(
-            tenant=account.tenant,
-            account_id=account.account_id,
-            entry_id=name,
-            entry_kind="grant",
-            amount_micros=micros,
-            at=now_ms,
-            reason=f"{before.tier}, {month[:7]}",
-            metadata={"name": name},
-        )
-        await self.enter(entry, PRIORITY_DEFAULT, ends_at)
+        try:
+            waiting = await self.records.post_allotment(
+                account,
+                before.tier,
+                month,
+                micros,
+                at=now_ms,
+                priority=PRIORITY_DEFAULT,
+                expires_at=ends_at,
+            )
+        except (UnavailableError, RefusedError) as error:
+            raise _unwritten(error) from error
+        for entry in waiting:
+            await self._apply_now(*account, entry.entry_id, entry.amount_micros, "grant")
         return ends_at
 
     async def apply_inbox(self, age_ms: int = 0) -> int:
@@ -189,8 +222,31 @@ class Grants(Till):
         await for_each("inbox", await self.records.inbox(limits.FLUSH_BATCH_RECORDS), apply)
         return count
 
+    async def _apply_now(
+        self, tenant: str, account_id: str, entry_id: str, micros: int, kind: str
+    ) -> None:
+        """Applies an entry; where that fails, it is applied as soon as that can be done."""
+        try:
+            await self._apply(tenant, account_id, entry_id, micros, kind)
+        except (LiveError, UnavailableError) as error:
+            log.warning("entry_not_applied_yet", entry_id=entry_id, error=str(error))
+
     async def _apply(
         self, tenant: str, account_id: str, entry_id: str, micros: int, kind: str
     ) -> None:
         await self.live.credit(tenant, account_id, entry_id, micros, kind, self.clock.now())
         await self.records.inbox_done([(tenant, account_id, entry_id)])
+
+
+def _month(timezone: str, now_ms: int) -> tuple[str, int]:
+    """The month of an instant (``2026-11``) by a calendar, and when it ends."""
+    days = calendar(timezone)
+    first_day = days.month(now_ms)
+    return first_day[:7], days.start_at(month_after(first_day))
+
+
+def _unwritten(error: UnavailableError | RefusedError) -> Exception:
+    """What to raise for money in that was not written."""
+    if isinstance(error, UnavailableError):
+        return ServiceError("the ledger does not answer")
+    return BalanceTooHighError() if error.constraint == BALANCE_CHECK else error

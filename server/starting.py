@@ -10,6 +10,7 @@ from server.seats import Seat
 from server.tickets import Member, Ticket
 from storage.records import UnavailableError
 from storage.rows import SessionRow
+from storage.spending import AccountName
 
 
 async def join_or_start(
@@ -43,6 +44,7 @@ async def join_or_start(
         if start is None:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
         identity = await identity_of(process, principal, start)
+        await process.money.allot_at_start(AccountName(identity.tenant, identity.account_id))
         seat = await hub.start(member, identity, ticket, start.tick_ms)
         if seat is not None:
             return seat

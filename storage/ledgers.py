@@ -54,6 +54,30 @@ class Ledgers(Database):
         arguments = columns.money_in_row(entry, priority, expires_at)
         return await self._value("post_entry", *arguments, again=False) is not None
 
+    async def post_allotment(
+        self,
+        account: tuple[str, str],
+        tier: str,
+        month: str,
+        micros: int,
+        *,
+        at: int,
+        priority: int,
+        expires_at: int,
+    ) -> tuple[rows.WaitingEntry, ...]:
+        """Writes what a tier gives an account (tenant, id) for a month (``2026-11``), less what
+        the month has given already, and the inbox's entry with it.
+
+        Answers the account's allotments that Redis has not confirmed: apply them, then tell
+        ``inbox_done``. Raises ``RefusedError`` as ``post_entry`` does.
+        """
+        arguments = (*account, tier, month, micros, at, priority, expires_at)
+        return await self._rows("post_allotment", rows.WaitingEntry, *arguments)
+
+    async def allotments(self, tenant: str, account_id: str) -> rows.Allotments:
+        """The account's tier, and what tiers have given it by month."""
+        return await self._one("allotments", rows.Allotments, tenant, account_id)
+
     async def inbox(self, limit: int) -> tuple[rows.InboxEntry, ...]:
         """Money in that Redis has not confirmed, of all tenants, oldest first."""
         return await self._rows("inbox", rows.InboxEntry, limit)

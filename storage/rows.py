@@ -220,6 +220,25 @@ class GrantRow(msgspec.Struct, frozen=True):
         return self.amount_micros - self.used_micros - self.expired_micros
 
 
+class WaitingEntry(msgspec.Struct, frozen=True):
+    """Money in of one account that Redis has not confirmed."""
+
+    entry_id: str
+    amount_micros: int
+
+
+class Allotments(msgspec.Struct, frozen=True):
+    """What an account gets for each month, and has got."""
+
+    timezone: str
+    tier: str
+    """The organisation's; ``free`` for a user who has none."""
+    is_known: bool
+    """Something was done with the account: it is not just a name that somebody asks for."""
+    given: dict[str, int]
+    """Micro-credits by month (``2026-11``)."""
+
+
 class BeforeOperation(msgspec.Struct, frozen=True):
     """What is to be known before an operation is charged or held for."""
 

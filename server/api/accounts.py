@@ -5,7 +5,7 @@ import binascii
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -38,6 +38,13 @@ class AccountAnswer(msgspec.Struct, frozen=True, kw_only=True):
     ]
     sessions: Annotated[int, Meta(ge=0, description="Sessions that have not ended.")]
     server_time_at: InstantAt
+    due: (
+        Annotated[
+            Credits,
+            describe("Of these, what the tier gives for this month, and adds when they are used."),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class LedgerLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -79,6 +86,8 @@ class View(msgspec.Struct, frozen=True):
     projection: AccountProjection
     held_micros: int
     """Held for the time that sessions may still run."""
+    due_micros: int = 0
+    """What of it is due, and not in the ledger yet."""
 
     def credits(self, now_ms: int) -> str:
         """The balance after the burn of all sessions; below 0 only for a real debt."""
@@ -88,7 +97,6 @@ class View(msgspec.Struct, frozen=True):
 
 async def view_account(process: Process, tenant: str, account_id: str) -> View:
     """The account, out of the ledger if it is cold; nothing is subscribed to for it."""
-    await process.money.allot(AccountName(tenant, account_id))
     figures = await process.live.account(tenant, account_id)
     if figures is None:
         await process.loader.account(tenant, account_id)
@@ -100,6 +108,21 @@ async def view_account(process: Process, tenant: str, account_id: str) -> View:
         figures.version, figures.gross_micros, figures.reserved_micros, figures.lines
     )
     return View(projection, figures.held_micros)
+
+
+async def view_as_due(process: Process, account: AccountName) -> View:
+    """The same, with what its tier gives for this month and is not in the ledger yet.
+
+    That is asked for last: what is written in between is missing, and not shown twice.
+    """
+    view = await view_account(process, *account)
+    due = await process.money.allotment_due(account)
+    if due is None:
+        return view
+    seen, projection = view.projection, AccountProjection(*account)
+    gross_micros = seen.gross_micros + due.amount_micros
+    projection.replace(seen.version, gross_micros, seen.reserved_micros, seen.lines)
+    return View(projection, view.held_micros, due.amount_micros)
 
 
 async def reader_of(request: Request) -> tuple[Process, AccountName]:
@@ -125,7 +148,7 @@ READING = Operation(
 async def read_account(request: Request) -> Response:
     """An account's balance, what its sessions burn, and when it ends."""
     process, account = await reader_of(request)
-    view = await view_account(process, *account)
+    view = await view_as_due(process, account)
     projection, now_ms = view.projection, process.clock.now()
     burn_micros = sum(
         line.burn_micros
@@ -137,6 +160,7 @@ async def read_account(request: Request) -> Response:
         AccountAnswer(
             account_id=account.account_id,
             credits=view.credits(now_ms),
+            due=format_credits(view.due_micros) if view.due_micros else UNSET,
             held=format_credits(view.held_micros),
             reserved=format_credits(projection.reserved_micros),
             credits_per_minute=format_credits(burn_micros),

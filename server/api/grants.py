@@ -1,9 +1,11 @@
 """Money in: credits are granted to an account, by amount or by package."""
 
+import bisect
+import math
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -13,7 +15,7 @@ from protocol.errors import BadMessageError
 from protocol.events import EntryPosted
 from protocol.fields import AccountCredits, Amount, Credits, InstantAt, describe, describe_id
 from protocol.money import format_credits, parse_credits
-from server.api.accounts import reader_of, view_account
+from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
 from server.charges import BalanceTooHighError
 from server.grants import PRIORITY_DEFAULT
@@ -106,6 +108,12 @@ class GrantLine(msgspec.Struct, frozen=True, kw_only=True):
     granted_at: InstantAt
     expires_at: ExpiresAt
     priority: Priority
+    due: (
+        Annotated[
+            bool, describe("True of what the tier gives, and adds when the credits are used.")
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,14 +141,20 @@ class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 async def read_grants(request: Request) -> Response:
     """The grants of an account of which something is left, in the order in which they burn."""
     process, account = await reader_of(request)
-    await process.money.allot(account)
     found = await process.records.grants(*account, limits.PAGE_ROWS_MAX)
-    return answer(
-        GrantsAnswer(account_id=account.account_id, grants=[_line(grant) for grant in found])
-    )
+    lines = [_line(grant) for grant in found]
+    due = await process.money.allotment_due(account)
+    if due is not None:
+        bisect.insort(lines, _line(due, due=True), key=_order)
+    return answer(GrantsAnswer(account_id=account.account_id, grants=lines[: limits.PAGE_ROWS_MAX]))
 
 
-def _line(grant: GrantRow) -> GrantLine:
+def _order(grant: GrantLine) -> tuple[int, float]:
+    """In what order grants burn, but for their age."""
+    return grant.priority, math.inf if grant.expires_at is None else grant.expires_at
+
+
+def _line(grant: GrantRow, *, due: bool = False) -> GrantLine:
     return GrantLine(
         entry_id=grant.entry_id,
         name=grant.name,
@@ -150,6 +164,7 @@ def _line(grant: GrantRow) -> GrantLine:
         granted_at=grant.granted_at,
         expires_at=grant.expires_at,
         priority=grant.priority,
+        due=True if due else UNSET,
     )
 
 
@@ -220,7 +235,7 @@ async def _grant(
         same &= (made.amount_micros, made.expires_at) == (entry.amount_micros, expires_at)
     if not same:
         raise Problem(422, "idempotency_mismatch", "the key was used for another grant")
-    view = await view_account(process, *account)
+    view = await view_as_due(process, account)
     return answer(
         GrantMade(
             entry_id=made.entry_id,

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from protocol.fields import UserId, describe, describe_id
 from protocol.money import MICROS_PER_CREDIT
-from server.api.accounts import view_account
+from server.api.accounts import view_as_due
 from server.api.usage import (
     READING,
     LimitAnswer,
@@ -31,7 +31,6 @@ from server.http import answer, process_of
 from server.loading import calendar
 from server.months import months_of
 from server.openapi import ORG, described
-from server.process import Process
 from server.projections import (
     Month,
     Projection,
@@ -41,7 +40,8 @@ from server.projections import (
     project,
     recommend,
 )
-from server.subjects import ACCOUNT, NOT_KEPT, USER, Subject, asked_for
+from server.subjects import ACCOUNT, NOT_KEPT, USER, asked_for
+from storage.spending import AccountName
 from storage.usage import Spending
 
 # --- Of a user -----------------------------------------------------------------------
@@ -201,7 +201,9 @@ async def credit_statistics(request: Request) -> Response:
     spending, in_micros = await asyncio.gather(
         usage.spending(*account, *begins_at.values()), usage.money_in(*account)
     )
-    left_micros = await _left(process, subject)
+    view = await view_as_due(process, AccountName(*account))
+    left_micros = view.projection.credits_micros(process.clock.now())
+    in_micros += view.due_micros
     written_micros = sum(part.total_micros for part in spending)
     unwritten_micros = max(0, in_micros - left_micros - written_micros)
     periods = {
@@ -219,11 +221,6 @@ async def credit_statistics(request: Request) -> Response:
         ),
         headers=NOT_KEPT,
     )
-
-
-async def _left(process: Process, subject: Subject) -> int:
-    view = await view_account(process, subject.tenant, subject.account_id)
-    return view.projection.credits_micros(process.clock.now())
 
 
 def _period(

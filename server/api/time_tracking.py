@@ -19,7 +19,7 @@ from protocol.fields import AccountCredits, CounterpartId, KindName, SessionStat
 from protocol.session import Session, session_key
 from protocol.states import Phase
 from protocol.terms import Terms
-from server.api.accounts import view_account
+from server.api.accounts import view_as_due
 from server.api.heartbeats import heartbeats_of
 from server.api.usage import usage_of
 from server.auth import Principal
@@ -36,6 +36,7 @@ from server.openapi import ORG, USER, Operation, described
 from server.process import Process
 from server.subjects import NOT_KEPT
 from storage.rows import SessionRow
+from storage.spending import AccountName
 from storage.usage import Usage
 
 
@@ -153,7 +154,7 @@ def _nothing(request: Request, principal: Principal) -> _Time:
 async def _shown(process: Process, tenant: str, time: _Time) -> TimeAnswer:
     balance = "0"
     if time.account_id:
-        view = await view_account(process, tenant, time.account_id)
+        view = await view_as_due(process, AccountName(tenant, time.account_id))
         balance = view.credits(process.clock.now())
     free_left_ms = max(0, time.free_ms - time.elapsed_ms)
     # At the end of free time a live session begins to cost; an ended one never did.

@@ -70,8 +70,8 @@ FROM (
             <> account.balance_micros
        OR (account.unattributed_micros > 0 AND coalesce(lots.has_more, false))
 
-    -- What a tier gives for a month is named after both, is given once under that name, and
-    -- is taken back when the month is over.
+    -- What a tier gives for a month is named after both, as its entry is, with a suffix where
+    -- the tier came to give more; and it is taken back when the month is over.
     UNION ALL
     SELECT
         'allotment', tenant, account_id,
@@ -85,7 +85,8 @@ FROM (
       )
       AND (
           entry_kind <> 'grant' OR expires_at IS NULL
-          OR metadata ->> 'name' IS DISTINCT FROM entry_id
+          OR metadata ->> 'name' IS NULL
+          OR NOT starts_with(entry_id || ':', (metadata ->> 'name') || ':')
       )
 
     UNION ALL

@@ -9,7 +9,7 @@ from server.clock import ClusterClock
 from storage.records import UnavailableError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
-from tests.server.api import ask, assert_problem, balance, ledger
+from tests.server.api import ask, assert_problem, balance, grant, ledger
 from tests.server.charging import card, post, spend
 from tests.server.test_api_spends import audited
 
@@ -118,17 +118,25 @@ async def test_an_entry_that_redis_has_forgotten_is_not_applied_again(
 # --- Allotments ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [TEAM, "/v1/accounts/team/grants?org=acme"])
-async def test_a_month_gives_what_its_tier_says_when_the_account_is_read(
-    server: TestServer, path: str
-) -> None:
+async def test_a_month_gives_what_its_tier_says_and_shows_it_before(server: TestServer) -> None:
+    path = "/v1/accounts/team/grants?org=acme"
+    assert (await grant(server, "1", "g1", path)).status_code == 201
     await put_tier(server, "pro")
-    await ask(server, "GET", path)
-    assert await balance(server, TEAM) == "100"
-    (grant,) = await grants(server, "/v1/accounts/team/grants?org=acme")
-    assert grant["name"] == grant["entry_id"]
-    assert grant["name"].startswith("allotment:pro:20")
-    assert grant["expires_at"] > server.process.clock.now()
+    for _ in range(2):
+        account = (await ask(server, "GET", TEAM)).json()
+        assert (account["credits"], account["due"]) == ("101", "100")
+        due, bought = await grants(server, path)
+        assert (due["due"], due["amount"], due["left"]) == (True, "100", "100")
+        assert "due" not in bought
+    assert (await spend(server, "k1", "/v1/accounts/team/spend?org=acme", amount="1")).is_success
+    account = (await ask(server, "GET", TEAM)).json()
+    assert account["credits"] == "100"
+    assert "due" not in account
+    given, bought = await grants(server, path)
+    assert given["name"] == given["entry_id"] == due["name"]
+    assert given["name"].startswith("allotment:pro:20")
+    assert given["expires_at"] == due["expires_at"] > server.process.clock.now()
+    assert "due" not in given
     # A tier that gives nothing gives nothing.
     assert await balance(server) == "0"
     await audited(server)
@@ -163,20 +171,12 @@ async def test_a_socket_finds_what_the_month_gives(server: TestServer) -> None:
     assert started["state"] == "active"
 
 
-async def test_a_tier_that_changes_gives_at_once(server: TestServer) -> None:
-    assert await balance(server, TEAM) == "0"
-    await put_tier(server, "pro")
-    assert await balance(server, TEAM) == "100"
-    for tier in ("free", "pro"):
-        await put_tier(server, tier)
-        assert await balance(server, TEAM) == "100"
-
-
 async def test_the_next_month_gives_again_to_whoever_is_connected(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put_tier(server, "pro")
     client = await server.login("ann", org="acme", account="team")
+    assert "due" not in (await ask(server, "GET", TEAM)).json()
     (first,) = await grants(server, "/v1/accounts/team/grants?org=acme")
     await server.process.money.allot_served()
     assert len(await grants(server, "/v1/accounts/team/grants?org=acme")) == 1
@@ -188,19 +188,28 @@ async def test_the_next_month_gives_again_to_whoever_is_connected(
     assert told["entry_id"] > first["entry_id"]
 
 
+@pytest.mark.parametrize("asked", ["before_operation", "allotments"])
 async def test_an_account_is_used_without_its_allotment_while_postgres_is_away(
-    server: TestServer, monkeypatch: pytest.MonkeyPatch
+    server: TestServer, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
-    assert await balance(server, TEAM) == "0"
+    assert (await grant(server, "1", "g1", "/v1/accounts/team/grants?org=acme")).is_success
     await put_tier(server, "pro")
 
     async def down(*_: Any) -> None:
         raise UnavailableError("the database is away")
 
     with monkeypatch.context() as broken:
-        broken.setattr(server.process.records, "before_operation", down)
-        assert await balance(server, TEAM) == "0"
-    assert await balance(server, TEAM) == "100"
+        broken.setattr(server.process.records, asked, down)
+        if asked == "allotments":
+            assert await balance(server, TEAM) == "1"
+        else:
+            client = await server.connect()
+            token = server.token("ann", org="acme", account="team")
+            assert (await client.ask("auth", token=token))["credits"] == "1"
+    assert await balance(server, TEAM) == "101"
+    client = await server.connect()
+    token = server.token("ann", org="acme", account="team")
+    assert (await client.ask("auth", token=token))["credits"] == "101"
     response = await ask(server, "GET", "/v1/accounts/team/ledger?org=acme")
-    assert [entry["amount"] for entry in response.json()["entries"]] == ["100"]
+    assert [entry["amount"] for entry in response.json()["entries"]] == ["100", "1"]
     assert await ledger(server) == []
