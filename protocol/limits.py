@@ -286,7 +286,11 @@ TRACKED_SILENCE_MS_MAX: Final = 24 * 3_600_000
 LOST_SESSIONS_AFTER_MS: Final = UNCOVERED_MS_DEFAULT + 10_000
 """So long after a loss nobody runs a session any more that Redis does not have: its process
 has put it back, or has stopped it for want of a grant."""
-PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000
+PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000  # PROTOCOL: "a day by default"
+PREPARED_SESSION_KEPT_MS_MAX: Final = 366 * 24 * 3_600_000
+START_MS_MAX: Final = 3_600_000
+"""The longest that a start can be under way that has looked for the session's preparation: a
+preparation that was made meanwhile is noted in Redis for so long."""
 ENDED_SESSION_KEPT_MS: Final = 3_600_000
 """A session's hash outlives its end so long after the process that ended it has heard that
 Postgres knows of it, so that a late join hears `session_ended` and its receipt. Before that
@@ -425,6 +429,8 @@ assert WATERMARK_INTERVAL_MS > FLUSH_WAIT_MS
 assert RECOVERED_ENTRIES_MS <= RECOVERED_ENTRIES_MS_MAX <= SPENDS_REMEMBERED_MS - 120_000
 assert OUTBOX_ENTRIES_WARN < OUTBOX_ENTRIES_MAX
 assert HOLD_MS_DEFAULT <= HOLD_MS_MAX <= ACCOUNT_IDLE_MS
+assert PREPARED_SESSION_KEPT_MS <= PREPARED_SESSION_KEPT_MS_MAX
+assert DATABASE_TIMEOUT_MS + REQUEST_TIMEOUT_MS + SETTLE_MS < START_MS_MAX
 # Repeating a request is done before Redis has forgotten what it was about.
 assert REQUEST_TIMEOUT_MS < SPENDS_REMEMBERED_MS < ACCOUNT_IDLE_MS
 assert HOLD_OVERDUE_MS < HOLD_KEPT_MS < ACCOUNT_IDLE_MS

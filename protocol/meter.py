@@ -18,6 +18,8 @@ are asked for a proof of life; the claim is made when it comes in, and until the
 grant's margin carries the session.
 """
 
+import msgspec
+
 from protocol import messages, moves
 from protocol.effects import Ask, Leave, Move, Probe, Push, Refuse, Reply, Token
 from protocol.grants import MonthOf
@@ -25,7 +27,7 @@ from protocol.intents import Intent
 from protocol.position import Position
 from protocol.session import Session
 from protocol.states import Event, Phase
-from protocol.steps import Step
+from protocol.steps import Basis, Step
 
 LATER_MAX = 8
 """Steps of others that wait for an answer; with more the session is read anew."""
@@ -110,8 +112,12 @@ class Meter(Position):
         self._plan(now_ms)
         return True
 
-    def start(self, now_ms: int, token: Token) -> None:
-        """Starts a session that has none of its steps yet; a socket comes with it."""
+    def start(self, now_ms: int, token: Token, basis: Basis | None = None) -> None:
+        """Starts a session that has none of its steps yet; a socket comes with it.
+
+        ``basis`` is what the session's identity was decided from.
+        """
+        self.basis = basis
         self.sockets += 1
         self.proof_at = now_ms
         self._intents.add(Intent(Event.RESUME, now_ms, token, starts=True))
@@ -356,6 +362,8 @@ class Meter(Position):
             self._ask(step, None)
 
     def _ask(self, step: Step, intent: Intent | None) -> None:
+        if self.basis is not None and step.before.standing.version == 0:
+            step = msgspec.structs.replace(step, basis=self.basis)
         self._asked, self._intents.current = step, intent
         self._effects.append(Ask(step))
 
@@ -375,6 +383,7 @@ class Meter(Position):
         """The step was made: what it left is what there is, for every process."""
         before, face = self.session.standing.phase, self._face(now_ms)
         token = intent.token if intent is not None else None
+        self.basis = None
         self._stand_on(session, now_ms)
         self.notices.seq = max(self.notices.seq, session.standing.seq)
         self._effects.extend(Push(minute) for minute in step.minute_messages)

@@ -16,7 +16,7 @@ from protocol.notices import Notices
 from protocol.projection import AccountProjection, Granted, MonthProjection
 from protocol.session import Session
 from protocol.states import Event, Phase
-from protocol.steps import Step
+from protocol.steps import Basis, Step
 
 
 class Position:
@@ -57,6 +57,8 @@ class Position:
         self._asked: Step | None = None
         self._limited_ms: int | None = None
         """Where counting has stopped at a limit; the step that says so is not accepted yet."""
+        self.basis: Basis | None = None
+        """What the start was decided from, of a session that starts here."""
         self._wanted = False
         """A claim is due, whatever the deadlines say."""
         self._unnoted = False

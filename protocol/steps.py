@@ -19,6 +19,16 @@ from protocol.states import Phase
 from protocol.terms import MINUTE_MS
 
 
+class Basis(msgspec.Struct, frozen=True):
+    """What it was decided from how a session starts. Redis refuses a start whose basis is no
+    longer so: it was looked up before the preparation of the session, or before a loss."""
+
+    epoch: str
+    """The life of Redis's data in which that was looked up."""
+    preparation: str = ""
+    """The fingerprint of the session's preparation; empty: there was none."""
+
+
 class Step(msgspec.Struct, frozen=True):
     """One atomic change of a session."""
 
@@ -47,6 +57,8 @@ class Step(msgspec.Struct, frozen=True):
     """With ``leaving``: the user took leave then, which ends heartbeats of before elsewhere."""
     recalled: bool = False
     """Other sessions were told already to give back what they do not need."""
+    basis: Basis | None = None
+    """Of a start: what it was decided from."""
     insists: bool = False
     """They have had the time to: whatever can be had now is taken."""
 

@@ -189,6 +189,8 @@ class Claims:
         if outcome.failed:
             log.warning("claim_failed", error=outcome.failed)
             raise _takes_nothing()
+        if outcome.outdated:
+            raise ServiceError("the session was prepared at this moment; start it again")
         if outcome.full:
             raise ServiceError("too much waits for the record: no session is started")
         if outcome.gone:

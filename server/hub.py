@@ -19,6 +19,7 @@ from protocol.moves import unstarted
 from protocol.notices import sequence_number
 from protocol.session import Grant, Identity, Session, session_key
 from protocol.states import Event, Phase
+from protocol.steps import Basis
 from server.auth import Principal
 from server.seating import Seating
 from server.seats import Seat
@@ -175,9 +176,17 @@ class Hub(Seating):
         seat.drain()
 
     async def start(
-        self, member: Member, identity: Identity, ticket: Ticket, tick_ms: int | None = None
+        self,
+        member: Member,
+        identity: Identity,
+        ticket: Ticket,
+        tick_ms: int | None = None,
+        basis: Basis | None = None,
     ) -> Seat | None:
         """Starts a session that ``join`` did not find. Answers the ticket.
+
+        ``basis`` is what the identity was decided from; the start fails, retryable, when that
+        is otherwise by now.
 
         None when somebody else on this process has begun to start it: then it is to be joined.
         """
@@ -198,7 +207,7 @@ class Hub(Seating):
             except BaseException:
                 self.leave(seat)
                 raise
-            seat.meter.start(self.clock.now(), ticket)
+            seat.meter.start(self.clock.now(), ticket, basis)
             seat.drain()
             return seat
 

@@ -286,17 +286,14 @@ class Loader:
             _check(not await self.live.is_recovering(tenant))
         await self.refuse_behind(tenant)
 
-    async def refuse_behind(
-        self, tenant: str, behind_ms: int = limits.ACCOUNT_IDLE_MS // 2
-    ) -> None:
+    async def refuse_behind(self, tenant: str, behind_ms: int = limits.ACCOUNT_IDLE_MS // 2) -> str:
         """Raises ``ServiceError`` while the tenant's outbox is further behind than that: what
-        Postgres says is not complete."""
-        oldest = await self.live.oldest_record(tenant)
-        if oldest is None:
-            return
+        Postgres says is not complete. Answers the partition's epoch."""
+        epoch, oldest = await self.live.oldest_record(tenant)
         # By both clocks: keys expire by that of Redis, and it alone may have been stepped.
-        if max(self.clock.now() - oldest.at, oldest.age_ms) > behind_ms:
+        if oldest and max(self.clock.now() - oldest.at, oldest.age_ms) > behind_ms:
             raise ServiceError("the record is too far behind to load from")
+        return epoch
 
 
 def _check(loaded: bool) -> None:

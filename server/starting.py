@@ -3,8 +3,10 @@
 from protocol import messages
 from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from protocol.session import Identity, free_key
+from protocol.steps import Basis
 from server.auth import Principal
 from server.loading import calendar
+from server.preparing import basis_of_start
 from server.process import Process
 from server.seats import Seat
 from server.tickets import Member, Ticket
@@ -43,17 +45,20 @@ async def join_or_start(
             return seat
         if start is None:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
-        identity = await identity_of(process, principal, start)
+        identity, basis = await identity_of(process, principal, start)
         await process.money.allot_at_start(AccountName(identity.tenant, identity.account_id))
-        seat = await hub.start(member, identity, ticket, start.tick_ms)
+        seat = await hub.start(member, identity, ticket, start.tick_ms, basis)
         if seat is not None:
             return seat
         # Another socket was faster by a moment: join what it starts.
     raise ServiceError("the session is being started")
 
 
-async def identity_of(process: Process, principal: Principal, request: messages.Start) -> Identity:
-    """The identity of a session that is not in Redis, from the request and the record.
+async def identity_of(
+    process: Process, principal: Principal, request: messages.Start
+) -> tuple[Identity, Basis]:
+    """The identity of a session that is not in Redis, and what it was decided from: the
+    request, and the record.
 
     A session that a backend prepared has terms of its own, which the browser cannot
     change. Raises ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``.
@@ -61,11 +66,10 @@ async def identity_of(process: Process, principal: Principal, request: messages.
     assert principal.tenant is not None
     assert principal.user_id is not None
     assert principal.account_id is not None
-    # Redis remembers the end of a session until the record knows of it, but no more than a day:
-    # started again, its minutes would be taken for those that are there already.
-    await process.loader.refuse_behind(principal.tenant)
     try:
-        row = await process.records.session(principal.tenant, request.session_id)
+        basis, row = await basis_of_start(
+            process, principal.tenant, request.session_id, principal.user_id
+        )
     except UnavailableError as error:
         raise ServiceError("the record of sessions does not answer") from error
     if row is not None:
@@ -83,7 +87,7 @@ async def identity_of(process: Process, principal: Principal, request: messages.
     day = ""
     if terms.free_scope == "day":
         day = await _day(process, principal, now_ms)
-    return Identity(
+    identity = Identity(
         tenant=principal.tenant,
         session_id=request.session_id,
         user_id=principal.user_id,
@@ -96,6 +100,7 @@ async def identity_of(process: Process, principal: Principal, request: messages.
         free_key=free_key(terms, principal.user_id, counterpart_id, day),
         metadata=row.metadata if row is not None and row.metadata else request.metadata,
     )
+    return identity, basis
 
 
 def _check(row: SessionRow, principal: Principal) -> None:

@@ -31,12 +31,13 @@ from protocol.events import MinuteUsed, Record
 from protocol.moves import unstarted
 from protocol.session import SEGMENTS_MAX, Identity, Standing, session_key
 from protocol.states import Phase
-from protocol.steps import minute_record, started_record
+from protocol.steps import Basis, minute_record, started_record
 from protocol.terms import MINUTE_MS, Terms
 from server.auth import tenant_of
 from server.http import Problem
 from server.loading import calendar
 from server.months import Months
+from server.preparing import basis_of_start
 from server.process import Process
 from storage import records as record
 from storage.live import LiveError
@@ -95,6 +96,8 @@ class _Known(NamedTuple):
     minutes: dict[int, int]
     """Those that are written down, of a session that Redis has lost."""
     in_redis: bool
+    basis: Basis | None = None
+    """What a new one was decided from."""
 
 
 class Trackers:
@@ -139,9 +142,10 @@ class Trackers:
             _check_owner(found.session.identity.user_id, reported)
             return _Known(found.session.identity, found.session.standing, {}, in_redis=True)
         try:
-            row = await self.process.records.session(tenant, session_id)
+            basis, row = await basis_of_start(self.process, tenant, session_id, reported.user_id)
             if row is None or row.state == "prepared":
-                return _Known(self._new(reported, row), None, {}, in_redis=False)
+                identity = self._new(reported, row)
+                return _Known(identity, None, {}, in_redis=False, basis=basis)
             _check_owner(row.user_id, reported)
             if row.state == "ended":
                 return _written_down(row, reported)
@@ -154,9 +158,7 @@ class Trackers:
             raise ServiceError("the record of sessions does not answer") from error
 
     def _new(self, reported: Reported, row: SessionRow | None) -> Identity:
-        if row is not None:
-            _check_owner(row.user_id, reported)
-        elif reported.needs_preparation:
+        if row is None and reported.needs_preparation:
             raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
         terms = row.terms if row is not None else self.process.rates.terms(reported.kind)
         if reported.kinds is not None and terms.kind not in reported.kinds:
@@ -199,6 +201,7 @@ class Trackers:
             month=month,
             minutes={**known.minutes, reported.minute_at: before.minutes_kept},
             records=tuple(records),
+            basis=known.basis,
             at=now_ms,
             kept_ms=SILENCE_MS_MAX + limits.ENDED_SESSION_KEPT_MS,
         )

@@ -146,7 +146,7 @@ def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:
     return (
         session.tenant, session.session_id, session.kind, session.user_id, session.org_id,
         session.account_id, session.counterpart_id, json_value(session.terms),
-        json_value(session.metadata),
+        json_value(session.metadata), session.expires_at,
     )  # fmt: skip
 
 

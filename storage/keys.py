@@ -42,6 +42,10 @@ class Keys:
         """A session's hash."""
         return self._key(tenant, "session", session_key(tenant, session_id))
 
+    def prepared(self, tenant: str, session_id: str) -> str:
+        """What a session that has not started was prepared as; for a while."""
+        return self._key(tenant, "prepared", session_key(tenant, session_id))
+
     def notices(self, tenant: str, session_id: str) -> str:
         """The newest notices of a session."""
         return self._key(tenant, "notices", session_key(tenant, session_id))

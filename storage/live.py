@@ -10,7 +10,7 @@ that it was made from, and an entry its id.
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 import orjson
@@ -81,6 +81,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """What must be loaded before the step is asked again."""
     gone: bool = False
     """Redis has lost the session, or the newest of its steps."""
+    outdated: bool = False
+    """What a start was decided from is otherwise now; see ``protocol.steps.Basis``."""
     full: bool = False
     """So much waits for Postgres that no session is started."""
     entry_id: str = ""
@@ -122,6 +124,7 @@ class Live:
         self._oldest = Script(redis, "oldest")
         self._limit = Script(redis, "limit")
         self._retreat = Script(redis, "retreat")
+        self._prepare = Script(redis, "prepare")
 
     async def prepare(self) -> None:
         """Finds out whom to ask, and how channels are told."""
@@ -215,6 +218,8 @@ class Live:
             keys.node(partition, node),
             keys.graces(partition),
             keys.recovering(partition),
+            keys.epoch(partition),
+            keys.prepared(tenant, session_id),
         ]
         channel = keys.channel(tenant, identity.account_id)
         argument = encode_step(step, node, self.publish, channel, keys.limits_channel(tenant))
@@ -252,6 +257,21 @@ class Live:
             notices=tuple(reversed(notices)),
             nodes=frozenset(node.decode() for node in nodes),
         )
+
+    async def confirm_preparation(
+        self, tenant: str, session_id: str, preparation: str, expires_at: int
+    ) -> Literal["ok", "exists", "unsettled"]:
+        """Makes sure that a session starts as it was prepared, which Postgres has by now.
+
+        ``exists``: it has started otherwise. ``unsettled``: after a loss it may run, and not
+        be here.
+        """
+        keys, partition = self.keys, self.keys.partition(tenant)
+        names = [keys.session(tenant, session_id), keys.prepared(tenant, session_id)]
+        names += [keys.epoch(partition), keys.recovering(partition), keys.unsettled(partition)]
+        arguments = [preparation, expires_at, limits.START_MS_MAX]
+        answer = await self._prepare(names, arguments)
+        return cast(Literal["ok", "exists", "unsettled"], answer.decode())
 
     # --- Counters ------------------------------------------------------------------
 
@@ -340,14 +360,17 @@ class Live:
         """Whether a counter is in Redis."""
         return bool(await self.ask(self.redis.exists(key)))
 
-    async def oldest_record(self, tenant: str) -> Oldest | None:
-        """The oldest record in the tenant's outbox; None: it is empty."""
-        answer = await self._oldest([self.keys.outbox(self.keys.partition(tenant))], [])
+    async def oldest_record(self, tenant: str) -> tuple[str, Oldest | None]:
+        """The epoch of the tenant's partition, and the oldest record in its outbox; None: it is
+        empty."""
+        partition = self.keys.partition(tenant)
+        keys = [self.keys.outbox(partition), self.keys.epoch(partition)]
+        epoch, *answer = await self._oldest(keys, [])
         if not answer:
-            return None
+            return epoch.decode(), None
         age_ms, entry_id, fields = answer
         pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-        return Oldest(decided_at(entry_id, pairs), int(age_ms))
+        return epoch.decode(), Oldest(decided_at(entry_id, pairs), int(age_ms))
 
     async def credit(
         self, tenant: str, account_id: str, entry_id: str, micros: int, reason: str, now_ms: int
@@ -490,8 +513,13 @@ def _read_outcome(step: Step, answer: Any) -> Outcome:
     status, detail, _, counters, bumped, _ = answer
     if status == b"cold":
         return Outcome(reply=None, cold=tuple(detail.decode().split(",")))
-    if status in {b"gone", b"full"}:
-        return Outcome(reply=None, gone=status == b"gone", full=status == b"full")
+    if status in {b"gone", b"full", b"outdated"}:
+        return Outcome(
+            reply=None,
+            gone=status == b"gone",
+            full=status == b"full",
+            outdated=status == b"outdated",
+        )
     change = None
     if bumped:
         gross, reserved, version = counters[2]

@@ -92,10 +92,16 @@ class Records(Ledgers):
 
     # Sessions
 
-    async def prepare_session(self, session: rows.SessionPrepared) -> bool:
-        """Keeps a prepared session; False when its id is taken, whatever its state."""
+    async def prepare_session(self, session: rows.SessionPrepared, now_ms: int) -> bool:
+        """Keeps a prepared session; False when its id is taken, whatever its state, unless by
+        a preparation that has expired."""
         arguments = columns.prepared_row(session)
-        return await self._value("prepare_session", *arguments, again=False) is not None
+        return await self._value("prepare_session", *arguments, now_ms, again=False) is not None
+
+    async def retract_session(self, session: rows.SessionPrepared) -> None:
+        """Takes back a preparation whose session was started without it."""
+        asked = (session.tenant, session.session_id, session.expires_at)
+        await self._execute("retract_session", *asked)
 
     async def session(self, tenant: str, session_id: str) -> rows.SessionRow | None:
         """The session of that id, or None."""

@@ -4,6 +4,7 @@ Most are decoded from one JSON column that a query in ``storage/sql`` makes, so 
 names here are the names there.
 """
 
+import hashlib
 from datetime import date, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -125,7 +126,15 @@ class SessionPrepared(msgspec.Struct, frozen=True):
     counterpart_id: str | None
     kind: str
     terms: Terms
+    expires_at: int
+    """It may be started before that instant."""
     metadata: dict[str, Any] | None = None
+
+    @property
+    def preparation(self) -> str:
+        """The fingerprint by which a start says what it was decided from."""
+        parts = (self.user_id, self.account_id, self.counterpart_id, self.terms, self.expires_at)
+        return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -155,6 +164,16 @@ class SessionRow(msgspec.Struct, frozen=True):
     metadata: dict[str, Any] | None
     is_reported: bool = False
     """Its client counts for itself."""
+    expires_at: int | None = None
+    """A prepared session may be started before that instant."""
+
+    @property
+    def prepared(self) -> SessionPrepared | None:
+        """The preparation, of a session that has not started."""
+        if self.state != "prepared":
+            return None
+        names = SessionPrepared.__struct_fields__
+        return SessionPrepared(**{name: getattr(self, name) for name in names})
 
     @property
     def identity(self) -> Identity:

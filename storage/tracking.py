@@ -12,7 +12,9 @@ import orjson
 from protocol import limits
 from protocol.events import Record
 from protocol.session import Grant, Identity, Standing
+from protocol.steps import Basis
 from storage.live import Live, Script
+from storage.wire import encode_basis
 
 Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "full", "cold"]
 
@@ -35,6 +37,8 @@ class TrackedStep(msgspec.Struct, frozen=True):
     """Numbers of minutes by the instant of their beginning: the new one, and for a session
     that Redis has lost all those that are written down."""
     records: tuple[Record, ...]
+    basis: Basis | None
+    """What a first minute was decided from; None: it is not the first."""
     at: int
     """The instant of the step itself, whichever minute it is of."""
     kept_ms: int
@@ -80,6 +84,8 @@ class Tracking:
         }
         if step.is_first:
             argument["identity"] = _ENCODER.encode(identity).decode()
+        if step.basis is not None:
+            argument["basis"] = encode_basis(step.basis)
         status, detail = await self._script(
             [
                 keys.session(tenant, session_id),
@@ -92,6 +98,8 @@ class Tracking:
                 keys.live(partition),
                 keys.graces(partition),
                 keys.recovering(partition),
+                keys.epoch(partition),
+                keys.prepared(tenant, session_id),
             ],
             [orjson.dumps(argument)],
         )

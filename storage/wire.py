@@ -13,7 +13,7 @@ from protocol.grants import Offer
 from protocol.projection import Line, MonthProjection, line_of
 from protocol.session import Grant, Identity, Session, Standing
 from protocol.states import Phase
-from protocol.steps import Step
+from protocol.steps import Basis, Step
 from protocol.terms import Terms
 
 _ENCODER = msgspec.json.Encoder()
@@ -142,6 +142,11 @@ def _months(step: Step) -> dict[str, dict[str, int]]:
     }
 
 
+def encode_basis(basis: Basis) -> dict[str, str]:
+    """What a start was decided from, as the scripts compare it."""
+    return {"epoch": basis.epoch, "preparation": basis.preparation}
+
+
 def encode_step(step: Step, node: str, publish: str, channel: str, limits_channel: str) -> bytes:
     """The argument of ``commit.lua``: the step, and what it changes on every counter."""
     session, before, after = step.before, step.before.standing, step.standing
@@ -190,6 +195,8 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
     }
     if started:
         encoded["identity"] = _ENCODER.encode(session.identity).decode()
+        if step.basis is not None:
+            encoded["basis"] = encode_basis(step.basis)
     if step.keep is not None:
         encoded["keep"] = _offer(step.keep)
     if after.grace_until is not None:

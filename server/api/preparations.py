@@ -13,6 +13,7 @@ from protocol.codec import check_metadata
 from protocol.errors import BadMessageError
 from protocol.fields import (
     CounterpartId,
+    InstantAt,
     KindName,
     Metadata,
     Price,
@@ -23,6 +24,7 @@ from protocol.fields import (
 )
 from protocol.money import format_credits
 from protocol.rates import terms_with
+from server import preparing
 from server.auth import tenant_of
 from server.http import Problem, answer, principal_of, process_of, query_id, raw_body, read_body
 from server.openapi import ORG, Operation, described
@@ -54,6 +56,9 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         ]
         | None
     ) = None
+    expires_at: (
+        Annotated[InstantAt, describe("It may be started before then; a day from now.")] | None
+    ) = None
     metadata: Metadata | None = None
 
 
@@ -70,6 +75,7 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True):
     credits_per_minute: str
     free_seconds: int
     max_session_seconds: int
+    expires_at: InstantAt
     metadata: dict[str, Any] | None
 
 
@@ -86,6 +92,7 @@ def _prepared(session: SessionPrepared) -> Prepared:
         credits_per_minute=format_credits(terms.price_micros),
         free_seconds=terms.free_ms // 1000,
         max_session_seconds=terms.session_cap_ms // 1000,
+        expires_at=session.expires_at,
         metadata=session.metadata,
     )
 
@@ -103,9 +110,10 @@ def _prepared(session: SessionPrepared) -> Prepared:
 async def prepare(request: Request) -> Response:
     """Prepares a session for a user, with a price, free time and cap of its own.
 
-    The browser's `start` takes these and cannot change them. The same preparation again
-    is answered with 200; another one under the same id is a conflict, and so is a session
-    that has started.
+    The browser's `start` takes these and cannot change them: once this is answered with 201
+    or 200, the session can only run as prepared. The same preparation again is answered
+    with 200; another one under the same id is a conflict, and so is a session that has
+    started. After `expires_at` it cannot be started, but be prepared again.
     """
     process = process_of(request)
     await principal_of(request, "key")
@@ -131,20 +139,24 @@ async def prepare(request: Request) -> Response:
         counterpart_id=body.counterpart_id,
         kind=body.kind,
         terms=terms,
+        expires_at=_end_of(body, process.clock.now()),
         metadata=body.metadata,
     )
-    # A session that nobody prepared may live already, and not be in Postgres yet.
-    live = await process.live.attach(wanted.tenant, wanted.session_id, read_only=True)
-    if live is None and await process.records.prepare_session(wanted):
-        return answer(_prepared(wanted), 201)
-    row = await process.records.session(wanted.tenant, wanted.session_id)
-    if live is None and row is not None and row.state == "prepared":
-        found = SessionPrepared(
-            **{name: getattr(row, name) for name in SessionPrepared.__struct_fields__}
-        )
-        if found == wanted:
-            return answer(_prepared(wanted), 200)
-    raise Problem(409, "session_exists", "there is another session of this id already")
+    try:
+        prepared, is_new = await preparing.prepare(process, wanted, body.expires_at is None)
+    except preparing.SessionExistsError:
+        detail = "there is another session of this id already"
+        raise Problem(409, "session_exists", detail) from None
+    return answer(_prepared(prepared), 201 if is_new else 200)
+
+
+def _end_of(body: Preparation, now_ms: int) -> int:
+    """When the preparation expires."""
+    if body.expires_at is None:
+        return now_ms + limits.PREPARED_SESSION_KEPT_MS
+    if not now_ms < body.expires_at <= now_ms + limits.PREPARED_SESSION_KEPT_MS_MAX:
+        raise BadMessageError("expires_at: must be in the future, and within 366 days")
+    return body.expires_at
 
 
 ROUTES = [Route("/v1/sessions", prepare, methods=["POST"])]

@@ -109,7 +109,9 @@ async def _time(process: Process, usage: Usage, tenant: str, chat_id: str) -> _T
         course = Course(session, uncovered_ms=0)  # who serves it knows whether it goes on
         return _live(session, session.standing.phase, course.elapsed_at(process.clock.now()))
     row = await process.records.session(tenant, chat_id)
-    return None if row is None else await _recorded(usage, row)
+    if row is None or (row.prepared and row.prepared.expires_at <= process.clock.now()):
+        return None
+    return await _recorded(usage, row)
 
 
 def _live(session: Session, phase: Phase, elapsed_ms: int) -> _Time:

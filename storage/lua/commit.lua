@@ -6,7 +6,8 @@
 -- of the offered grants every counter has room for.
 --
 -- KEYS   1 session   hash: version, identity, standing, grant, final
---                    and watched, once somebody watched it from elsewhere
+--                    and watched, once somebody watched it from elsewhere; prepared, the
+--                    fingerprint of the preparation that it was started from
 --        2 notices   list: the newest notices, encoded, newest first
 --        3 sockets   set: the processes that have sockets of the session
 --        4 account   hash: balance, held, reserved, charged_live, burn, live, version,
@@ -20,6 +21,8 @@
 --       10 node      set: the sessions that the calling process has sockets of
 --       11 graces    sorted set: sessions whose grace runs, by its end
 --       12 recovering  string: there while processes put back what Redis has lost
+--       13 epoch       string: changes with every loss that was found
+--       14 prepared    string: what the session was prepared as (see prepare.lua)
 -- ARGV   1 the step, JSON; see storage/wire.py, encode_step
 --
 -- Answers {status, detail, session fields, counters, bumped, notices}, with the status
@@ -32,6 +35,8 @@
 --             leave of it, the others are told when: proofs in advance of before end then
 --   gone      the session, or its newest step, is not here any more: Redis came back empty,
 --             or as a replica that lacks the last writes (see assert.lua)
+--   outdated  a preparation has come, or Redis has lost something, since what the session is to
+--             be was looked up: it is to be looked up anew
 --   full      so much waits for Postgres that no session is started
 --   cold      account, member, org or free must be loaded first; names which. While the
 --             partition recovers from a loss, that is always so, and nothing can be loaded
@@ -83,6 +88,13 @@ if step.leaving then
 end
 if tonumber(version or '0') < step.version then return {'gone', '', {}, {}, 0, {}} end
 if tonumber(version or '0') ~= step.version then return answer('stale') end
+if step.version == 0 and step.basis then
+  local known = call('GET', KEYS[14])
+  local other = known and string.match(known, ':(.*)$') ~= step.basis.preparation
+  if other or (call('GET', KEYS[13]) or '') ~= step.basis.epoch then
+    return {'outdated', '', {}, {}, 0, {}}
+  end
+end
 if step.version == 0 and call('XLEN', KEYS[8]) >= step.outbox_max then
   return {'full', '', {}, {}, 0, {}}
 end
@@ -222,6 +234,9 @@ call('HSET', KEYS[1], 'version', step.version + 1, 'standing', step.standing,
   'grant', holding.grant, 'final', final)
 if step.version == 0 then
   call('HSET', KEYS[1], 'identity', step.identity)
+  if step.basis and step.basis.preparation ~= '' then
+    call('HSET', KEYS[1], 'prepared', step.basis.preparation)
+  end
   call('SADD', KEYS[9], step.session)
 end
 if step.present then

@@ -1,12 +1,13 @@
--- oldest: the oldest entry of an outbox, and its age.
+-- oldest: the oldest entry of an outbox, and its age; and the epoch of its partition.
 --
--- KEYS   1 outbox   stream
+-- KEYS   1 outbox   stream   2 epoch   string: changes with every loss that was found
 --
--- Answers {age in ms, id, fields}, the age by the clock that also lets keys expire; or {},
--- when the outbox is empty.
+-- Answers {epoch, age in ms, id, fields}, the age by the clock that also lets keys expire; or
+-- {epoch}, when the outbox is empty.
 
+local epoch = redis.call('GET', KEYS[2]) or ''
 local entry = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
-if not entry then return {} end
+if not entry then return {epoch} end
 local time = redis.call('TIME')
 local age = time[1] * 1000 + math.floor(time[2] / 1000) - tonumber(string.match(entry[1], '%d+'))
-return {age, entry[1], entry[2]}
+return {epoch, age, entry[1], entry[2]}

@@ -16,6 +16,7 @@
 --        8 live      set: the partition's live sessions
 --        9 graces    sorted set: sessions whose grace runs, by its end
 --       10 recovering  string: there while processes put back what Redis has lost
+--       11 epoch       string   12 prepared   string (see commit.lua)
 -- ARGV   1 the step, JSON; see storage/tracking.py
 --
 -- Answers {status, detail}, with the status
@@ -23,7 +24,8 @@
 --   duplicate  it was taken before; its number
 --   metered    the session is metered by its sockets, and so is this minute
 --   ended      the session has ended; '1' if its client counted
---   stale      somebody was faster: read the session anew
+--   stale      somebody was faster, or what a first minute was decided from is otherwise now:
+--              read the session anew
 --   refused    nothing is left; then the limit that is in the way
 --   full       so much waits for Postgres that no minute is taken
 --   cold       account, member or org must be loaded first; names which. While the
@@ -35,6 +37,11 @@ local number = function(key, field) return tonumber(call('HGET', key, field) or 
 
 local found = call('HMGET', KEYS[1], 'version', 'standing', 'tracked')
 if tonumber(found[1] or '0') ~= step.version then return {'stale', ''} end
+if step.basis then
+  local known = call('GET', KEYS[12])
+  local other = known and string.match(known, ':(.*)$') ~= step.basis.preparation
+  if other or (call('GET', KEYS[11]) or '') ~= step.basis.epoch then return {'stale', ''} end
+end
 local taken = call('HGET', KEYS[2], step.minute_at)
 if taken then return {'duplicate', taken} end
 if found[1] then
@@ -72,6 +79,9 @@ if step.identity then
     call('PERSIST', KEYS[index])
   end
   call('HSET', KEYS[1], 'identity', step.identity, 'tracked', '1')
+  if step.basis and step.basis.preparation ~= '' then
+    call('HSET', KEYS[1], 'prepared', step.basis.preparation)
+  end
   call('SADD', KEYS[8], step.session)
 end
 

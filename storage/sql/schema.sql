@@ -90,11 +90,13 @@ CREATE TABLE sessions (
     terms jsonb NOT NULL,
     metadata jsonb,
     is_reported boolean NOT NULL DEFAULT false,
+    expires_at timestamptz,
     CONSTRAINT sessions_pkey PRIMARY KEY (tenant, session_id),
     CONSTRAINT sessions_state_check CHECK (state IN ('prepared', 'live', 'ended')),
     CONSTRAINT sessions_started_check CHECK (state = 'prepared' OR started_at IS NOT NULL),
     CONSTRAINT sessions_ended_check
         CHECK ((state = 'ended') = (ended_at IS NOT NULL AND reason IS NOT NULL)),
+    CONSTRAINT sessions_prepared_check CHECK (state <> 'prepared' OR expires_at IS NOT NULL),
     CONSTRAINT sessions_figures_check CHECK (
         elapsed_ms >= 0 AND free_ms >= 0 AND billed_ms >= 0
         AND minutes >= 0 AND charged_micros >= 0 AND uncovered_ms >= 0

@@ -1,9 +1,14 @@
 """Prepared sessions: the backend's price, which the browser cannot change."""
 
+from typing import Any, Literal
+
+import httpx
 import pytest
 
+from protocol import limits
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
+from tests.server.minutes import keep_off_month_ends, track
 
 BODY = {
     "session_id": "chat-1",
@@ -138,3 +143,74 @@ async def test_a_prepared_session_ends_at_its_cap(server: TestServer) -> None:
     advance(server, 16_000)
     receipt = (await client.until("stopped"))["receipt"]
     assert (receipt["elapsed_ms"], receipt["credits"]) == (30_000, "1.75")
+
+
+# --- Its end ---------------------------------------------------------------------------
+
+
+async def prepare(server: TestServer, **changes: Any) -> httpx.Response:
+    return await ask(server, "POST", "/v1/sessions", json={**BODY, **changes})
+
+
+async def test_a_preparation_expires_after_a_day(server: TestServer) -> None:
+    now_ms = server.process.clock.now()
+    expires_at = (await prepare(server)).json()["expires_at"]
+    assert 0 <= expires_at - now_ms - limits.PREPARED_SESSION_KEPT_MS < 60_000
+    # The same again is the first one, if it names no end or the same.
+    for changes in ({}, {"expires_at": expires_at}):
+        again = await prepare(server, **changes)
+        assert (again.status_code, again.json()["expires_at"]) == (200, expires_at)
+    other = await prepare(server, expires_at=expires_at + 1)
+    assert_problem(other, 409, "session_exists")
+
+
+@pytest.mark.parametrize("expires_at", [0, -1, "soon", 1.5, True, 2**60])
+async def test_an_end_that_is_none(server: TestServer, expires_at: object) -> None:
+    refused = await prepare(server, expires_at=expires_at)
+    assert "expires_at" in assert_problem(refused, 400, "bad_message")["detail"]
+    now_ms = server.process.clock.now()
+    for late_at in (now_ms - 1, now_ms + limits.PREPARED_SESSION_KEPT_MS_MAX + 60_000):
+        refused = await prepare(server, expires_at=late_at)
+        assert "expires_at" in assert_problem(refused, 400, "bad_message")["detail"]
+
+
+@pytest.mark.parametrize("start", ["open", "prepared"])
+async def test_an_expired_preparation_starts_nothing(
+    start_server: StartServer, start: Literal["open", "prepared"]
+) -> None:
+    server = await start_server(start=start)
+    keep_off_month_ends(server)
+    await server.grant(10_000_000)
+    now_ms = server.process.clock.now()
+    await prepare(server, expires_at=now_ms + 60_000)
+    await prepare(server, session_id="rec-1", kind="recording", expires_at=now_ms + 60_000)
+    advance(server, 60_001)
+    client, token = await server.login(), server.token()
+    refused = await client.ask("start", kind="chat", session_id="chat-1")
+    assert (refused["code"], refused["retryable"]) == ("forbidden", False)
+    assert "expired" in refused["message"]
+    for path in ("/v1/sessions/chat-1/heartbeat", "/api/time-tracking/chat-1/heartbeat"):
+        response = await ask(server, "POST", path, token, json={"kind": "chat"})
+        assert_problem(response, 403, "forbidden")
+    assert_problem(await track(server, bearer=token), 403, "forbidden")
+    shown = await ask(server, "GET", "/api/time-tracking/chat-1", token)
+    assert shown.json()["state"] == "none"
+    # It may be prepared again, as another; and not twice.
+    again = await prepare(server, credits_per_minute="5")
+    assert (again.status_code, again.json()["credits_per_minute"]) == (201, "5")
+    assert_problem(await prepare(server), 409, "session_exists")
+    started = await client.ask("start", kind="chat", session_id="chat-1")
+    assert started["credits_per_minute"] == "5"
+
+
+async def test_a_session_outlives_its_preparation(server: TestServer) -> None:
+    await server.grant(10_000_000)
+    await prepare(server, expires_at=server.process.clock.now() + 60_000)
+    client = await server.login()
+    await client.ask("start", kind="chat", session_id="chat-1")
+    await server.flush()
+    advance(server, 60_001)
+    await client.ask("ping")
+    assert_problem(await prepare(server), 409, "session_exists")
+    joined = await (await server.login()).ask("start", kind="chat", session_id="chat-1")
+    assert joined["credits_per_minute"] == "3.5"

@@ -122,7 +122,10 @@ async def test_a_session_that_redis_lost_is_not_denied(server: TestServer) -> No
 async def test_what_is_unknown_or_only_prepared_is_not_there(server: TestServer) -> None:
     rates: RateCard = load_rate_card()
     await server.process.records.prepare_session(
-        SessionPrepared("user:ann", "s1", "ann", None, "ann", None, "chat", rates.kinds["chat"])
+        SessionPrepared(
+            "user:ann", "s1", "ann", None, "ann", None, "chat", rates.kinds["chat"], 2**52
+        ),
+        0,
     )
     for path in (S1, "/v1/sessions/nothing"):
         for method, suffix in (("GET", ""), ("POST", "/stop")):

@@ -131,8 +131,8 @@ async def test_what_costs_nothing_is_never_paid_time(server: TestServer) -> None
 
 async def test_a_prepared_chat_shows_its_free_time(server: TestServer) -> None:
     terms = msgspec.structs.replace(server.process.rates.terms("chat"), free_ms=90_000)
-    prepared = SessionPrepared("user:ann", "c1", "ann", None, "ann", None, "chat", terms)
-    await server.process.records.prepare_session(prepared)
+    prepared = SessionPrepared("user:ann", "c1", "ann", None, "ann", None, "chat", terms, 2**52)
+    await server.process.records.prepare_session(prepared, 0)
     assert await read(server) == {
         "duration": 0,
         "freeTimeRemaining": 90,

@@ -287,6 +287,7 @@ async def test_reported_session_keeps_its_metadata(
     start_server: StartServer, connection: Connection
 ) -> None:
     server = await start_server()
+    keep_off_month_ends(server)
     preparation = {"session_id": "rec-1", "kind": "recording", "user_id": "ann"}
     metadata = {"tracked": False, "room": 7}
     body = {**preparation, "metadata": metadata}
@@ -339,8 +340,10 @@ async def test_a_prepared_session_keeps_its_terms(
             counterpart_id="advisor",
             kind="recording",
             terms=terms,
+            expires_at=limits.SAFE_INTEGER_MAX,
             metadata={"room": 7},
-        )
+        ),
+        0,
     )
     assert_problem(await track(server, bearer=server.token("ben", org="acme")), 403, "forbidden")
     assert (await track(server, 1)).status_code == 200

@@ -295,8 +295,9 @@ async def test_a_start_without_a_record_is_retryable_and_leaves_no_seat(
         counterpart_id="advisor-7",
         kind="chat",
         terms=msgspec.structs.replace(terms, free_scope="pair"),
+        expires_at=limits.SAFE_INTEGER_MAX,
     )
-    await server.process.records.prepare_session(shared)
+    await server.process.records.prepare_session(shared, 0)
     with monkeypatch.context() as patch:
         # The outbox is too far behind to load what is left of the free time.
         patch.setattr(limits, "ACCOUNT_IDLE_MS", -2 * 10**12)

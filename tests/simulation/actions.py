@@ -79,10 +79,20 @@ class Stage:
 
     # --- Sessions -------------------------------------------------------------------------
 
-    async def do_start(self, client: str, node: str, user: str, kind: str, session: str) -> None:
-        found = self._client(client, node)
+    async def do_start(
+        self,
+        client: str,
+        node: str,
+        user: str,
+        kind: str,
+        session: str,
+        backend: str = "",
+        turns: int = 0,
+    ) -> None:
+        found, person = self._client(client, node), self.world.people[user]
         if found is not None and session not in self.world.diaries:
-            await self.world.join(found, self.world.people[user], kind, session)
+            prepares = self.node(backend)
+            await self.world.join(found, person, kind, session, backend=prepares, turns=turns)
 
     async def do_join(self, client: str, node: str, session: str, last_seq: int | None) -> None:
         found, diary = self._client(client, node), self.world.diaries.get(session)

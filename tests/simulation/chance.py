@@ -106,16 +106,17 @@ class Chance:
     def _start(self, stage: Stage) -> Action | None:
         if sum(1 for client in stage.world.clients if client.seats) >= self.sessions_max:
             return None
-        return Action(
-            "start",
-            {
-                "client": self._name("c"),
-                "node": self._node(stage),
-                "user": self.random.choice(self.people).user_id,
-                "kind": self.random.choice(self.kinds),
-                "session": self._name("s"),
-            },
-        )
+        parameters: dict[str, Any] = {
+            "client": self._name("c"),
+            "node": self._node(stage),
+            "user": self.random.choice(self.people).user_id,
+            "kind": self.random.choice(self.kinds),
+            "session": self._name("s"),
+        }
+        if self.random.random() < 0.15:
+            # A backend prepares it at the same instant.
+            parameters |= {"backend": self._node(stage), "turns": self.random.randint(-20, 20)}
+        return Action("start", parameters)
 
     def _join(self, stage: Stage) -> Action | None:
         if not stage.world.diaries:

@@ -8,10 +8,16 @@ import json
 from collections import Counter, defaultdict
 from typing import Any
 
+import msgspec
+
+from protocol.terms import Terms
 from tests.simulation.auditor import Auditor
 from tests.simulation.clients import Client, Diary
 from tests.simulation.evidence import check_receipt
 from tests.simulation.state import MINUTE_MS, State, cost_micros
+
+UNNOTICED_MS = 10_000
+"""A loss in Redis is noticed by then."""
 
 
 class Verdict:
@@ -25,7 +31,7 @@ class Verdict:
         fetch = self.world.cluster.postgres.fetch
         self.sessions = {
             f"{row['tenant']}/{row['session_id']}": dict(row)
-            for row in fetch("SELECT * FROM sessions")
+            for row in fetch("SELECT * FROM sessions WHERE state <> 'prepared'")
         }
         self.minutes: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in fetch("SELECT * FROM usage_tracking ORDER BY session_id, minute"):
@@ -47,6 +53,7 @@ class Verdict:
         ]
         assert not any(rejected), rejected
         self._check_sessions()
+        self._check_prepared()
         self._check_deeds()
         self._check_accounts()
         self._check_months()
@@ -86,6 +93,17 @@ class Verdict:
             assert minutes == [{key: one[key] for key in minutes[0]} for one in recorded], name
         for name in self.minutes:
             assert name in self.sessions, name
+
+    def _check_prepared(self) -> None:
+        """What was prepared, and confirmed, has run as prepared or not at all; but not where
+        Redis lost its last writes a moment before, and nobody had noticed."""
+        for name, (at, wanted) in self.world.prepared.items():
+            row = self.sessions.get(name)
+            if row is None or any(
+                abs(at - lost_at) < UNNOTICED_MS for lost_at in self.world.losses
+            ):
+                continue
+            assert msgspec.json.decode(row["terms"], type=Terms) == wanted.terms, (row, wanted)
 
     def _check_proofs(self, diary: Diary) -> None:
         """Nothing is billed beyond the last proofs of life of the clients that were there,

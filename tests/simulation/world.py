@@ -9,15 +9,20 @@ import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
-from protocol import messages
+import msgspec
+
+from protocol import limits, messages
 from protocol.errors import ProtocolError
 from protocol.states import Event
 from protocol.steps import Step
+from protocol.terms import Terms
+from server.preparing import SessionExistsError, prepare
 from server.seats import Seat
 from server.starting import join_or_start
 from server.tickets import Ticket
 from storage.live import LiveError, Outcome
 from storage.records import UnavailableError
+from storage.rows import SessionPrepared
 from tests.simulation.clients import FOUND_OUT_MS, Client, Diary
 from tests.simulation.forgotten import Forgotten
 from tests.simulation.people import KINDS, Person
@@ -57,6 +62,8 @@ class World:
         self.forgotten = Forgotten(cluster)
         self.deaths: dict[str, int] = {}
         """Processes that died, and when."""
+        self.prepared: dict[str, tuple[int, SessionPrepared]] = {}
+        """Preparations that were confirmed, and when."""
         self.in_vain: list[tuple[Server, Diary, int]] = []
         """Processes that tried to join a session, and when they gave it up."""
         self.waiting: list[tuple[Client, str, int]] = []
@@ -186,8 +193,15 @@ class World:
         kind: str,
         session_id: str,
         last_seq: int | None = None,
+        *,
+        backend: Server | None = None,
+        turns: int = 0,
     ) -> None:
-        """A client starts or joins a session."""
+        """A client starts or joins a session.
+
+        At the same instant a ``backend`` prepares it, so many turns of the loop before the
+        client asks, or behind it.
+        """
         diary = self.diaries.get(session_id)
         if diary is None:
             diary = self.diaries[session_id] = Diary(person, KINDS[kind], session_id)
@@ -208,7 +222,12 @@ class World:
         process = client.node.process
         client.come(diary, self.now)
 
+        if backend is not None:
+            preparing = self._prepare(person, KINDS[kind], session_id, backend, -turns)
+            self._pending.append(backend.act(preparing))
+
         async def work() -> None:
+            await _turn(turns)
             try:
                 seat = await join_or_start(
                     process, person.principal, client, session_id, start, ticket
@@ -231,6 +250,26 @@ class World:
                 diary.requests.append((self.now, "join"))
 
         await self._ask(client, session_id, request_id, work())
+
+    async def _prepare(
+        self, person: Person, terms: Terms, session_id: str, backend: Server, turns: int
+    ) -> None:
+        """A backend prepares a session at a price of its own; whether it could is noted."""
+        await _turn(turns)
+        wanted = SessionPrepared(
+            tenant=person.tenant,
+            session_id=session_id,
+            user_id=person.user_id,
+            org_id=person.org_id,
+            account_id=person.account_id,
+            counterpart_id="advisor",
+            kind=terms.kind,
+            terms=msgspec.structs.replace(terms, price_micros=2 * terms.price_micros),
+            expires_at=self.now + limits.PREPARED_SESSION_KEPT_MS,
+        )
+        with contextlib.suppress(SessionExistsError, ProtocolError, LiveError, UnavailableError):
+            found, _ = await prepare(backend.process, wanted, True)
+            self.prepared[f"{person.tenant}/{session_id}"] = (self.now, found)
 
     def _failed(self, client: Client, request_id: int, error: Exception) -> None:
         code = getattr(error, "code", "unavailable")
@@ -408,3 +447,9 @@ def _last_request(diary: Diary) -> int:
 
 def _is_asked(seat: Seat) -> bool:
     return seat.meter.asked is not None or seat.failures > 0
+
+
+async def _turn(turns: int) -> None:
+    """Lets the loop turn so many times; none where it is less."""
+    for _ in range(turns):
+        await asyncio.sleep(0)

@@ -147,7 +147,7 @@ async def test_a_character_that_postgres_cannot_keep_loses_no_bill(records: Reco
 
 
 PREPARED = SessionPrepared(
-    TENANT, "s1", "ann", "acme", "ann", "advisor", "chat", TERMS, {"from": "backend"}
+    TENANT, "s1", "ann", "acme", "ann", "advisor", "chat", TERMS, START, {"from": "backend"}
 )
 
 
@@ -157,7 +157,7 @@ async def test_a_session_only_moves_forward(records: Records, order: tuple[str, 
     furthest = -1
     for state in order:
         if state == "prepared":
-            assert await records.prepare_session(PREPARED) == (furthest < 0)
+            assert await records.prepare_session(PREPARED, START - 1) == (furthest < 0)
         else:
             await records.write([started() if state == "live" else ended()])
         furthest = max(furthest, states.index(state))
@@ -173,7 +173,7 @@ async def test_a_session_only_moves_forward(records: Records, order: tuple[str, 
 
 async def test_a_session_is_read_back_as_it_was(records: Records) -> None:
     assert await records.session(TENANT, "s1") is None
-    await records.prepare_session(PREPARED)
+    await records.prepare_session(PREPARED, START - 1)
     row = await records.session(TENANT, "s1")
     assert row is not None
     assert (row.state, row.terms, row.started_at, row.metadata) == (

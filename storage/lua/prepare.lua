@@ -1,0 +1,29 @@
+-- prepare: makes sure that a session which is not there yet can only start as prepared.
+--
+-- Postgres has the preparation by now. Starts that looked there before that are refused from
+-- now on, by what is noted here (see commit.lua); starts that were faster are found here.
+--
+-- KEYS   1 session     hash (see commit.lua)
+--        2 prepared    string: <until when, epoch ms>:<the preparation's fingerprint>
+--        3 epoch       string: changes with every loss that was found
+--        4 recovering  string, for a short while after that
+--        5 unsettled   string, for a longer while: somebody may still put back a session
+-- ARGV   1 the preparation's fingerprint   2 until when it may be started, epoch ms
+--        3 how long any start may take that has looked for it already, ms
+--
+-- Answers
+--   ok         the session can only start as prepared, or has started so
+--   exists     the session has started without it, or there is a later preparation
+--   unsettled  Redis has lost something: a session may run that it does not know
+
+local call = redis.call
+if call('EXISTS', KEYS[1]) == 1 then
+  return call('HGET', KEYS[1], 'prepared') == ARGV[1] and 'ok' or 'exists'
+end
+if call('EXISTS', KEYS[3]) == 0 or call('EXISTS', KEYS[4], KEYS[5]) > 0 then
+  return 'unsettled'
+end
+local known = call('GET', KEYS[2])
+if known and tonumber(string.match(known, '^%d+')) > tonumber(ARGV[2]) then return 'exists' end
+call('SET', KEYS[2], ARGV[2] .. ':' .. ARGV[1], 'PX', ARGV[3])
+return 'ok'

@@ -1,0 +1,27 @@
+"""A backend prepares a session at the instant at which its user starts it."""
+
+import pytest
+
+from tests.simulation.actions import Action
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+def raced(turns: int) -> Action:
+    """A start, and on another process a preparation so many turns of the loop before it."""
+    parameters = start(f"s{turns}").parameters
+    return act("start", **parameters, backend="node.b", turns=turns)
+
+
+@pytest.mark.parametrize("late", ["", "redis", "postgres"])
+def test_a_session_runs_as_prepared_or_the_preparation_is_refused(
+    place: Laboratory, late: str
+) -> None:
+    races: list[Action] = []
+    for turns in range(-24, 25, 3):
+        if late:  # what the start learns is old when it comes
+            races.append(mishaps(NODE, late, *[["late", 400]] * 2))
+        races += [raced(turns), wait(2), act("close", client=f"c-s{turns}")]
+    run(place, pay("cat9", 90_000_000), act("serve", node="node.b"), *races, wait(120))
