@@ -111,9 +111,14 @@ class Usage(Database):
         """The sum of what was granted, adjusted and expired, in micro-credits."""
         return int(await self._value("usage_money_in", tenant, account_id))
 
-    async def session(self, tenant: str, session_id: str) -> tuple[SessionMinute, ...]:
-        """The minutes of a session that are written down, in their order."""
-        return await self._rows("usage_session", SessionMinute, tenant, session_id)
+    async def session(
+        self, tenant: str, session_id: str, newest: int | None = None
+    ) -> tuple[SessionMinute, ...]:
+        """The minutes of a session that are written down, in their order.
+
+        ``newest`` bounds their number; None: all.
+        """
+        return await self._rows("usage_session", SessionMinute, tenant, session_id, newest)
 
     @contextlib.asynccontextmanager
     async def report(

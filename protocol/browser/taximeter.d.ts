@@ -353,6 +353,7 @@ export declare class Taximeter extends EventTarget {
   readonly state: ConnectionState;
   /** The last `welcome`. */
   readonly welcome: Welcome | null;
+  /** Connects at first, after `offline`, or instead of waiting for the next attempt. */
   connect(): void;
   /** @throws TaximeterError `closed` after `close()`. */
   start(options: StartOptions): Session;

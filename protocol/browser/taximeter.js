@@ -96,9 +96,13 @@ export class Taximeter extends EventTarget {
     }
   }
 
-  /** Connects now, also after the connection was given up. Not needed before `start`. */
+  /**
+   * Connects now: at first, after the connection was given up, or instead of waiting for the
+   * next attempt. Not needed before `start`.
+   */
   connect() {
-    if (['idle', 'offline'].includes(this.state)) this.#connect();
+    this.#begin();
+    this.#hurry();
   }
 
   /** Starts a session, or joins it where it lives already. */
@@ -129,8 +133,12 @@ export class Taximeter extends EventTarget {
     this.#sessions.set(sessionId, session);
     session._request = request;
     if (this.state === 'live') this.#join(session);
-    else this.connect();
+    else this.#begin();
     return session;
+  }
+
+  #begin() {
+    if (['idle', 'offline'].includes(this.state)) this.#connect();
   }
 
   async #join(session, attempt = 0) {

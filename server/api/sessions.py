@@ -1,13 +1,16 @@
 """Sessions, seen and stopped by HTTP: the snapshot while one is live, then its receipt."""
 
 import asyncio
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits, messages
+from protocol.assertion import minute_again
 from protocol.errors import (
     ErrorCode,
     PeerError,
@@ -16,7 +19,9 @@ from protocol.errors import (
     ServiceError,
 )
 from protocol.events import SessionEnded
+from protocol.fields import Credits, SessionId, describe
 from protocol.meter import Meter
+from protocol.money import format_credits
 from protocol.projection import AccountProjection
 from protocol.receipts import receipt
 from protocol.session import Identity, Session, session_key
@@ -24,12 +29,14 @@ from protocol.snapshots import snapshot
 from protocol.states import Event, Phase
 from protocol.steps import ended_record
 from server.api.accounts import view_account
+from server.api.usage import usage_of
 from server.auth import Principal
 from server.http import answer, path_id, principal_of, process_of, tenant_of_call
 from server.loading import Calendar, calendar
 from server.openapi import ORG, USER, Operation, described
 from server.process import Process
 from server.seats import Seat
+from server.subjects import NOT_KEPT
 from server.tickets import Ticket
 from storage.live import Found
 from storage.rows import SessionRow
@@ -68,6 +75,55 @@ async def read_session(request: Request) -> Response:
     if found.session.standing.phase is Phase.ENDED:
         return answer(_receipt(found.session))
     return answer(await _snapshot(process, found.session))
+
+
+class RecordedMinute(msgspec.Struct, frozen=True, kw_only=True):
+    """A minute of a session that is on the record, or on its way there."""
+
+    minute: Annotated[int, Meta(ge=0, description="The minute's number in its session, from 0.")]
+    seconds: Annotated[int, Meta(ge=1, le=60, description="60, except in a last minute.")]
+    credits: Annotated[Credits, describe("What the minute cost.")]
+
+
+class RecordedMinutes(msgspec.Struct, frozen=True, kw_only=True):
+    """A session's minutes on the record."""
+
+    session_id: SessionId
+    minutes: Annotated[
+        list[RecordedMinute],
+        describe(f"In their order; the newest {limits.PAGE_ROWS_MAX} of a longer session."),
+    ]
+
+
+@described(msgspec.structs.replace(OF_SESSION, answers={200: (RecordedMinutes,)}))
+async def read_minutes(request: Request) -> Response:
+    """The completed minutes of a session: what a page lists that came late.
+
+    Those that Postgres has, and those on their way there.
+    """
+    process, principal, tenant, session_id = await _asked(request)
+    found = await process.live.attach(tenant, session_id, read_only=True)
+    if found is not None:
+        _check_visible(principal, found.session.identity.user_id)
+    else:
+        row = await process.records.session(tenant, session_id)
+        if row is None or row.state == "prepared":
+            raise _unknown()
+        _check_visible(principal, row.user_id)
+    most = limits.PAGE_ROWS_MAX
+    recorded = await usage_of(request).session(tenant, session_id, most)
+    figures = {one.minute: (one.seconds, one.charged_micros) for one in recorded}
+    if found is not None:
+        kept = found.session.standing.minutes_kept
+        for minute in range(max(0, kept - most), kept):
+            if minute not in figures:
+                again = minute_again(found.session, minute, lambda _: "")
+                figures[minute] = (again.seconds, again.credits_micros)
+    rows = [
+        RecordedMinute(minute=minute, seconds=seconds, credits=format_credits(micros))
+        for minute, (seconds, micros) in sorted(figures.items())[-most:]
+    ]
+    return answer(RecordedMinutes(session_id=session_id, minutes=rows), headers=NOT_KEPT)
 
 
 @described(msgspec.structs.replace(OF_SESSION, answers={200: (messages.Receipt,)}))
@@ -232,5 +288,6 @@ def _ended(row: SessionRow) -> SessionEnded:
 
 ROUTES = [
     Route("/v1/sessions/{id}", read_session),
+    Route("/v1/sessions/{id}/minutes", read_minutes),
     Route("/v1/sessions/{id}/stop", stop_session, methods=["POST"]),
 ]

@@ -8,13 +8,14 @@
 
 import { Taximeter, TaximeterError } from '/client/taximeter.js';
 import { beginRide, drawBalance, drawInstrument, rest } from './instrument.js';
+import { drawMinutes, fetchMinutes, hasMinutes, mergeMinutes } from './minutes.js';
 import { renderReceipt } from './receipt.js';
 import { CONNECTIONS, LIMITS, byId, calm, clockFace, countdown } from './words.js';
-import { explain, make, nameOfKind, put, timeOfDay } from './words.js';
+import { explain, make, nameOfKind, put, sentence, timeOfDay } from './words.js';
 
 const STORAGE_KEY = 'taximeter';
 const TOAST_MS = 9_000;
-const ROWS_MOST = 120;
+const MINUTE_MS = 60_000;
 
 // What this tab knows
 
@@ -33,6 +34,7 @@ let balance = null;
 let grace = null; // { endsAt, ms } of our own clock, while a limit's grace runs
 let serverAheadMs = 0;
 let frame = 0;
+let laid = 0; // how many receipts were shown: a late answer is of an earlier one
 
 function save(changes) {
   saved = { ...saved, ...changes };
@@ -123,16 +125,35 @@ const meter = new Taximeter({ token: freshToken });
 meter.addEventListener('connection', ({ detail }) => {
   byId('connection').dataset.state = detail.state;
   put(byId('connection-text'), CONNECTIONS[detail.state]);
+  showTrouble(detail);
   draw();
 });
+
+/** Whether another token would help: this one was refused, or there was none to be had. */
+function asksForToken({ code, retryable }) {
+  const isBare = meter.welcome === null && ['forbidden', 'unavailable'].includes(code);
+  return !retryable && (code === 'unauthenticated' || isBare);
+}
+
+/** Why there is no connection, once that is more than a moment's matter. */
+function showTrouble({ state, error }) {
+  const isOffline = state === 'offline';
+  byId('trouble').hidden = !error || (isOffline && asksForToken(error));
+  if (!error) return;
+  const reason = sentence(error.message);
+  const title = isOffline ? 'The connection has ended.' : 'This page cannot get to the meter.';
+  const next = isOffline ? '' : ' It keeps trying.';
+  put(byId('trouble-text'), `${title} ${reason}${next}`);
+  put(byId('try-again'), isOffline ? 'Try again' : 'Try now');
+}
 
 meter.addEventListener('welcome', ({ detail }) => {
   balance = Number(detail.credits);
   serverAheadMs = detail.server_time_at - Date.now();
   for (const element of document.querySelectorAll('[data-user]')) put(element, detail.user_id);
   if (['loading', 'token'].includes(document.body.dataset.view)) {
-    if (saved.sessionId) ride();
-    else show('start');
+    if (!saved.sessionId) show('start');
+    else if (!session) ride();
   }
   draw();
 });
@@ -146,12 +167,12 @@ meter.addEventListener('credit', ({ detail }) => {
 
 meter.addEventListener('error', ({ detail: error }) => {
   if (error.retryable) return; // the lamp says that it is being tried again
-  if (meter.welcome === null || error.code === 'unauthenticated') {
+  if (asksForToken(error)) {
     put(byId('token-error'), saved.pasted ? 'That token was refused.' : '');
     save({ pasted: null });
     show('token');
   } else {
-    toast(`${explain(error)} Reload the page to connect again.`, 'stop');
+    toast(explain(error), 'stop');
   }
 });
 
@@ -214,8 +235,10 @@ function showSnapshot(snapshot) {
   if (snapshot.state !== 'stopping') unhalt();
   else if (!grace) halt(saved.reached ?? { limit: snapshot.limit ?? 'credits' });
   if (snapshot.state === 'ended') fetchReceipt();
-  else if (document.body.dataset.view !== 'ride') {
-    showMinutes();
+  else {
+    completeMinutes(Math.floor(snapshot.elapsed_ms / MINUTE_MS));
+    if (document.body.dataset.view === 'ride') return;
+    drawMinutes(saved.minutes);
     show('ride');
   }
 }
@@ -240,26 +263,21 @@ function forget() {
   document.body.dataset.alert = '';
 }
 
-function showMinute({ minute, seconds, credits }) {
-  if (saved.minutes.some((row) => row.minute === minute)) return;
-  const rows = [...saved.minutes, { minute, seconds, credits }];
-  save({ minutes: rows.sort((a, b) => b.minute - a.minute).slice(0, ROWS_MOST) });
-  showMinutes(minute);
+function showMinute(row) {
+  if (saved.minutes.some(({ minute }) => minute === row.minute)) return;
+  const { minute, seconds, credits } = row;
+  save({ minutes: mergeMinutes(saved.minutes, [{ minute, seconds, credits }]) });
+  drawMinutes(saved.minutes, minute);
 }
 
-function showMinutes(newest) {
-  const rows = saved.minutes.map(({ minute, seconds, credits }) => {
-    const cells = [minute + 1, seconds, Number(credits).toFixed(4)];
-    const attributes = { class: minute === newest ? 'new' : undefined };
-    return make('tr', attributes, ...cells.map((cell) => make('td', {}, String(cell))));
-  });
-  const first = saved.minutes.at(-1)?.minute ?? 0;
-  if (first > 0) {
-    const text = first === 1 ? 'Minute 1' : `Minutes 1 to ${first}`;
-    rows.push(make('tr', {}, make('td', { colspan: 3 }, `${text}: on the record before this`)));
-  }
-  byId('minutes').replaceChildren(...rows);
-  byId('tape-empty').hidden = rows.length > 0;
+/** A tab that came late, or was away, reads the minutes that it was not told of. */
+async function completeMinutes(count) {
+  const { sessionId, minutes } = saved;
+  if (hasMinutes(minutes, count)) return;
+  const recorded = await fetchMinutes(sessionId, token);
+  if (saved.sessionId !== sessionId) return;
+  save({ minutes: mergeMinutes(recorded, saved.minutes) });
+  drawMinutes(saved.minutes);
 }
 
 function halt({ limit, stopped_at, grace_ms }) {
@@ -289,7 +307,8 @@ function unhalt() {
 async function fetchReceipt() {
   const { sessionId } = saved;
   const headers = { Authorization: `Bearer ${token}` };
-  const response = await fetch(`/v1/sessions/${encodeURIComponent(sessionId)}`, { headers }).catch(() => null);
+  const path = `/v1/sessions/${encodeURIComponent(sessionId)}`;
+  const response = await fetch(path, { headers }).catch(() => null);
   const receipt = response?.ok ? await response.json() : null;
   if (saved.sessionId !== sessionId) return; // the receipt came by itself meanwhile
   if (receipt?.ended_at) finish(receipt, null);
@@ -297,8 +316,17 @@ async function fetchReceipt() {
 }
 
 function finish(receipt, limit) {
-  const paper = renderReceipt(receipt, limit, saved.minutes, session?.snapshot?.speed ?? 1);
-  byId('receipt').replaceChildren(...paper);
+  const { minutes } = saved;
+  const speed = session?.snapshot?.speed ?? 1;
+  const lay = (rows) =>
+    byId('receipt').replaceChildren(...renderReceipt(receipt, limit, rows, speed));
+  const version = (laid += 1);
+  lay(minutes);
+  if (!hasMinutes(minutes, receipt.minutes)) {
+    fetchMinutes(receipt.session_id, token).then((recorded) => {
+      if (version === laid) lay(mergeMinutes(recorded, minutes));
+    });
+  }
   byId('toasts').replaceChildren();
   balance = session?.now()?.credits ?? balance;
   forget();
@@ -359,6 +387,7 @@ byId('go-on').addEventListener('click', ({ target }) =>
     await session.resume();
   }),
 );
+byId('try-again').addEventListener('click', () => meter.connect());
 byId('again').addEventListener('click', () => show('start'));
 byId('print').addEventListener('click', () => print());
 document.addEventListener('click', ({ target }) => {

@@ -14,6 +14,16 @@ export const LIMITS = {
     stopped: 'your organisation’s month is used up',
     left: 'Your organisation’s month',
   },
+  member_day_minutes: {
+    soon: 'Your minutes of today end',
+    stopped: 'your day is used up',
+    left: 'Your day',
+  },
+  org_day_minutes: {
+    soon: 'Your organisation’s minutes of today end',
+    stopped: 'your organisation’s day is used up',
+    left: 'Your organisation’s day',
+  },
   session_cap: {
     soon: 'The longest session ends',
     stopped: 'this is the longest a session may be',
@@ -63,6 +73,10 @@ export function clockFace(ms) {
 export const countdown = (ms) => clockFace(Math.ceil(ms / 1000) * 1000);
 export const timeOfDay = (at) => new Date(at).toLocaleTimeString('en-GB');
 export const explain = (error) => PROBLEMS[error.code] ?? error.message;
+
+/** What a server says in passing, as a sentence. */
+export const sentence = (text) =>
+  `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? '' : '.'}`;
 
 export function put(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -199,6 +199,8 @@ class Tab:
         self.has_demonstration = True
         self.requests: list[Message] = []
         self.receipt: Message | None = None
+        self.recorded: list[Message] | None = None
+        """The session's minutes on the record; None: they cannot be read."""
         self.session_id = ""
         self.faults: list[str] = []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
@@ -218,6 +220,7 @@ class Tab:
         await self.page.clock.pause_at(NOW)
         await self.page.route("**/demo/*", self._answer)
         await self.page.route("**/v1/sessions/*", self._answer_receipt)
+        await self.page.route("**/v1/sessions/*/minutes", self._answer_minutes)
         await self.page.goto(self.server.url + path)
 
     async def _answer(self, route: Route) -> None:
@@ -238,6 +241,12 @@ class Tab:
             await route.fulfill(status=404)
         else:
             await route.fulfill(json=self.receipt)
+
+    async def _answer_minutes(self, route: Route) -> None:
+        if self.recorded is None:
+            await route.fulfill(status=503)
+        else:
+            await route.fulfill(json={"session_id": self.session_id, "minutes": self.recorded})
 
     async def line(self) -> Line:
         line = await self.server.line()
@@ -260,6 +269,7 @@ class Tab:
 
     async def reach_limit(self, line: Line, limit: str = "credits") -> None:
         reached = {"limit": limit, "stopped_at": SERVER_TIME_AT, "grace_ms": 15_000}
+        reached["elapsed_ms"] = 210_000
         state = snapshot(state="stopping", seq=3, elapsed_ms=210_000, credits="0", **PAID)
         await self.send(line, {"type": "limit_reached", "seq": 3, **reached})
         await self.send(line, {**state, "limit": limit, "remaining_ms": 0})

@@ -149,6 +149,20 @@ async def test_a_message_over_16_kib_is_refused_and_not_sent(client: ClientPage)
     assert (await client.run("() => settled(session.ready)"))["error"]["code"] == "bad_message"
 
 
+async def test_the_reader_need_not_wait_for_the_next_attempt(client: ClientPage) -> None:
+    line = await client.live()
+    line.cut()
+    await client.take_state("reconnecting")
+    await client.run("() => meter.connect()")
+    line = await client.server.line()
+    await line.welcome()
+    await line.join()
+    await client.take("session")
+    assert await client.run("() => clock.nowMs") == 1_000, "no time has passed"
+    await client.run("() => meter.connect()")
+    assert await client.run("() => meter.state") == "live"
+
+
 # A page that is hidden, and one that wakes
 
 

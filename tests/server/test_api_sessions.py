@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from protocol import limits
+from protocol.money import parse_credits
 from protocol.rates import RateCard
 from server.config import load_rate_card
 from storage.live import LiveError
@@ -52,6 +53,32 @@ async def test_a_live_session_shows_its_snapshot(server: TestServer) -> None:
     assert 30_000 <= found["elapsed_ms"] < 60_000
     assert found["credits"] == "10"
     assert found["limit"] == "credits"
+
+
+async def test_the_minutes_of_a_session_are_those_on_the_record(server: TestServer) -> None:
+    client = await chat(server)
+    path = f"{S1}/minutes"
+    assert (await ask(server, "GET", path, server.token())).json() == {
+        "session_id": "s1",
+        "minutes": [],
+    }
+    advance(server, 120_500)
+    await client.ask("stop", session_id="s1")
+    # The same before Postgres has them, and afterwards.
+    response = await ask(server, "GET", path, server.token())
+    await server.flush()
+    assert (await ask(server, "GET", path, server.token())).json() == response.json()
+    receipt = (await ask(server, "GET", S1, server.token())).json()
+    rows = response.json()["minutes"]
+    assert [row["minute"] for row in rows] == [0, 1, 2]
+    assert [row["seconds"] for row in rows[:2]] == [60, 60]
+    assert sum(parse_credits(row["credits"]) for row in rows) == parse_credits(receipt["credits"])
+    assert response.headers["Cache-Control"] == "no-store"
+    stranger = server.token("eve")
+    assert_problem(await ask(server, "GET", path, stranger), 404, "unknown_session")
+    assert_problem(
+        await ask(server, "GET", "/v1/sessions/s9/minutes", stranger), 404, "unknown_session"
+    )
 
 
 async def test_a_session_of_another_process_shows_the_same(start_server: StartServer) -> None:

@@ -154,6 +154,7 @@ async def test_real_answers_are_what_is_described(server: TestServer) -> None:
         ("GET", "/v1/orgs/{id}/members/{user}", "/v1/orgs/acme/members/ann", 200),
         ("GET", "/v1/sessions/{id}", "/v1/sessions/s1?org=acme", 200),
         ("GET", "/v1/sessions/{id}", "/v1/sessions/s2?org=acme", 200),
+        ("GET", "/v1/sessions/{id}/minutes", "/v1/sessions/s2/minutes?org=acme", 200),
         ("POST", "/v1/sessions/{id}/stop", "/v1/sessions/s1/stop?org=acme", 200),
         ("GET", "/v1/sessions/{id}", "/v1/sessions/s1?org=acme", 200),
         ("GET", "/v1/sessions/{id}", "/v1/sessions/s3?org=acme", 404),

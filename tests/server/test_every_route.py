@@ -77,6 +77,7 @@ EXAMPLES = {
     ),
     "GET /v1/sessions/{id}": Example(f"/v1/sessions/{CHAT}{OWN}", ALL, shows=True),
     "POST /v1/sessions/{id}/heartbeat": Example(f"/v1/sessions/{CHAT}/heartbeat", ("user",), {}),
+    "GET /v1/sessions/{id}/minutes": Example(f"/v1/sessions/{CHAT}/minutes{OWN}", ALL),
     "POST /v1/sessions/{id}/stop": Example(f"/v1/sessions/{CHAT}/stop{OWN}", ALL, shows=True),
     "GET /v1/orgs/{id}": Example("/v1/orgs/acme", ("key", "ops")),
     "PUT /v1/orgs/{id}": Example("/v1/orgs/acme", ("key", "ops"), {}),

@@ -133,6 +133,8 @@ async def test_the_minutes_of_a_session_in_their_order(records: Records, usage: 
         SessionMinute(1, START + 60_000, 5, 250, 1_000_000),
     )
     assert await usage.session("org:other", "s1") == ()
+    (newest,) = await usage.session(TENANT, "s1", newest=1)
+    assert newest.minute == 1
 
 
 # --- The report ----------------------------------------------------------------------

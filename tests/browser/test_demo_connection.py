@@ -1,0 +1,137 @@
+"""The page when the line fails, and in a tab that came late."""
+
+import re
+
+from playwright.async_api import BrowserContext, expect
+
+from tests.browser.fixtures import PAID, Tab, chromium, context, mock_server, tab
+from tests.browser.mock_server import Message, snapshot, stopped
+
+__all__ = ["chromium", "context", "mock_server", "tab"]
+
+
+def row(minute: int, seconds: int = 60, price: str = "1") -> Message:
+    return {"minute": minute, "seconds": seconds, "credits": price}
+
+
+ALL_ROWS = [row(0, price="0"), row(1), row(2), row(3, 30, "0.5")]
+
+
+async def minutes_on_paper(tab: Tab) -> list[str]:
+    """The lines of the receipt that name a minute."""
+    await expect(tab.at("#receipt")).to_contain_text("Minutes on the record")
+    lines: list[str] = await tab.at("#receipt dt").all_inner_texts()
+    return [line for line in lines if re.match(r"Minute \d", line)]
+
+
+# No way in
+
+
+async def test_the_page_says_that_it_cannot_get_in_and_why(tab: Tab) -> None:
+    await tab.open()
+    trouble = tab.at("#trouble")
+    for attempt in range(3):
+        await expect(trouble).to_be_hidden()
+        line = await tab.server.line()
+        auth = await line.receive("auth")
+        busy = {"code": "unavailable", "message": "the database is away", "retryable": True}
+        await line.answer(auth, type="error", **busy)
+        await line.close(1013)
+        await expect(tab.at("#connection")).to_have_text("Reconnecting")
+        if attempt < 2:
+            await tab.page.clock.run_for(10_000)
+    await expect(trouble).to_have_text(
+        re.compile("cannot get to the meter. The database is away. It keeps trying.")
+    )
+    await tab.page.get_by_role("button", name="Try now").click()
+    await tab.line()
+    await expect(trouble).to_be_hidden()
+    await expect(tab.at("#start")).to_be_visible()
+
+
+async def test_a_page_that_was_sent_away_can_connect_again(tab: Tab) -> None:
+    line = await tab.ride(elapsed_ms=70_000, **PAID)
+    await line.close(4503)
+    await expect(tab.at("#trouble")).to_contain_text("There are too many connections.")
+    await expect(tab.at("#connection")).to_have_text("Offline")
+    await tab.page.get_by_role("button", name="Try again").click()
+    line = await tab.line()
+    await line.join(elapsed_ms=71_000, **PAID)
+    await expect(tab.at("#trouble")).to_be_hidden()
+    await expect(tab.at("#time")).to_have_text("1:11")
+    # The session has one listener of each kind still.
+    await tab.send(line, {"type": "free_time", "seq": 1, **PAID})
+    await expect(tab.page.locator(".toast", has_text="free time")).to_have_count(1)
+
+
+async def test_a_token_that_ends_the_ride_can_be_replaced(tab: Tab) -> None:
+    line = await tab.ride(elapsed_ms=70_000, **PAID)
+    await line.close(4500)
+    await expect(tab.page.get_by_role("heading", name="Whose meter is it?")).to_be_visible()
+    await tab.page.get_by_label("Token").fill("right-token")
+    await tab.page.get_by_role("button", name="Connect").click()
+    line = await tab.line()
+    await line.join(elapsed_ms=71_000, **PAID)
+    await expect(tab.at("#time")).to_have_text("1:11")
+    await tab.send(line, {"type": "free_time", "seq": 1, **PAID})
+    await expect(tab.page.locator(".toast", has_text="free time")).to_have_count(1)
+
+
+# The stop, and the minutes
+
+
+async def test_the_stop_shows_the_figures_of_its_snapshot(tab: Tab) -> None:
+    line = await tab.ride(elapsed_ms=203_400, credits="0.11", remaining_ms=6_600, **PAID)
+    await expect(tab.credits).to_have_text("0.1100")
+    await tab.reach_limit(line)
+    await expect(tab.credits).to_have_text("0.0000")
+    await expect(tab.at("#time")).to_have_text("3:30")
+
+
+async def test_a_tab_that_came_late_lists_the_minutes_before_it(
+    tab: Tab, context: BrowserContext
+) -> None:
+    first_line = await tab.ride()
+    for one in ALL_ROWS[:3]:
+        await tab.send(first_line, {"type": "minute", **one})
+    await expect(tab.at("#second-tab")).to_have_attribute("href", re.compile("session="))
+    href = await tab.at("#second-tab").get_attribute("href")
+    assert href is not None
+    second = Tab(await context.new_page(), tab.server)
+    second.session_id, second.recorded = tab.session_id, ALL_ROWS[:2]
+    await second.open(href)
+    line = await second.line()
+    await line.join(elapsed_ms=130_000, **PAID)
+    await expect(second.at("#minutes tr")).to_have_text(
+        [re.compile("^2601.0"), re.compile("^1600.0")]
+    )
+    # What is announced while the record is read, and after it, is in the list too.
+    await second.send(line, {"type": "minute", **ALL_ROWS[2]})
+    for shown, its_line in ((tab, first_line), (second, line)):
+        await shown.send(its_line, {"type": "minute", **ALL_ROWS[3]})
+        await shown.send(its_line, stopped(1, reason="limit", session_id=tab.session_id))
+    listed = await minutes_on_paper(tab)
+    assert listed == [f"Minute {one['minute'] + 1}, {one['seconds']} s" for one in ALL_ROWS]
+    assert await minutes_on_paper(second) == listed
+    assert second.faults == []
+
+
+async def test_a_receipt_that_comes_after_a_reload_lists_every_minute(tab: Tab) -> None:
+    await tab.ride()
+    tab.receipt = stopped(1, session_id=tab.session_id)["receipt"]
+    tab.recorded = ALL_ROWS
+    await tab.page.reload()
+    line = await tab.line()
+    problem = {"code": "session_ended", "message": "It has ended.", "retryable": False}
+    await line.answer(await line.receive("start"), type="error", **problem)
+    await expect(tab.at("#receipt")).to_contain_text("Minute 4, 30 s")
+    assert len(await minutes_on_paper(tab)) == 4
+
+
+async def test_a_record_that_cannot_be_read_leaves_what_is_known(tab: Tab) -> None:
+    line = await tab.ride()
+    await tab.send(line, {"type": "minute", **ALL_ROWS[2]})
+    await tab.send(line, snapshot(elapsed_ms=185_000, **PAID))
+    await expect(tab.at("#minutes tr").last).to_have_text(re.compile("^Minutes 1 to 2"))
+    await tab.send(line, stopped(1, session_id=tab.session_id))
+    assert await minutes_on_paper(tab) == ["Minute 3, 60 s"]
