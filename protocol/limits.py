@@ -112,6 +112,8 @@ REQUEST_HEAD_MS: Final = 10_000
 """From the connection, or a request's first byte, to the end of its head: as for `auth`."""
 REQUEST_BODY_MS: Final = 30_000
 """From a request's head to the end of its body: 64 KiB over the worst of mobile networks."""
+RETRY_AFTER_S_MAX: Final = 3_600
+"""The longest that `Retry-After` says: what is due later is in the document."""
 KEEP_ALIVE_MS: Final = 5_000
 """A connection that asks nothing is kept open for so long after an answer."""
 LINGER_MS: Final = 2_000

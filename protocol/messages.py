@@ -36,6 +36,7 @@ from protocol.fields import (
     Token,
     UserId,
     describe,
+    describe_id,
 )
 
 # --- Client to server ------------------------------------------------------------
@@ -103,6 +104,14 @@ class Leave(SessionRequest, frozen=True, kw_only=True, tag="leave"):
 
 class Watch(SessionRequest, frozen=True, kw_only=True, tag="watch"):
     """Receive the session's pushes without keeping it alive. Answered by `session`."""
+
+    org: (
+        Annotated[str, describe_id("Of operators: the organisation whose session it is.")] | None
+    ) = None
+    user: (
+        Annotated[str, describe_id("Of operators: the user without one whose session it is.")]
+        | None
+    ) = None
 
 
 class Ping(ClientMessage, frozen=True, kw_only=True, tag="ping"):

@@ -222,6 +222,8 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         exception_handlers={HTTPException: failed},
         middleware=_middleware(process),
     )
+    # A redirect would lead to whatever host the request named, and to plain http.
+    app.router.redirect_slashes = False
     app.state.process = process
     description.build(app)
     app.state.heartbeats = Heartbeats(process)

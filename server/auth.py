@@ -98,6 +98,31 @@ class Principal:
             raise _forbidden("this organisation is not the token's own")
         return self.tenant
 
+    def tenant_to_watch(self, org_id: str | None, user_id: str | None) -> str:
+        """The tenant of a session to watch: an operator's choice, or a user's own.
+
+        Without either the tenant is the token's own. Raises ``forbidden`` for a user who names
+        another organisation or user.
+        """
+        assert self.tenant is not None
+        assert self.user_id is not None
+        if org_id is None and user_id is None:
+            return self.tenant
+        if self.is_operator:
+            return tenant_of(org_id, user_id or "")
+        if org_id not in (None, self.org_id) or user_id not in (None, self.user_id):
+            raise _forbidden("watching in another tenant is for operators")
+        return self.tenant
+
+    def refuse_operator(self) -> None:
+        """Raises ``forbidden`` for an operator, whose token is a user's too.
+
+        PROTOCOL section 2: existing applications keep their paths "for users and keys, not for
+        operators". What changes something there says so with this.
+        """
+        if self.is_operator:
+            raise _forbidden("this call is not for operators")
+
     def may_start(self, session_id: str) -> bool:
         """Whether this user's token may start or join ``session_id``."""
         return self.kind == "user" and (self.sessions is None or session_id in self.sessions)

@@ -331,10 +331,15 @@ class Connection:
             self.seats[request.session_id] = seat
 
     async def _watch(self, principal: Principal, request: messages.Watch) -> None:
-        assert principal.tenant is not None
+        tenant = principal.tenant_to_watch(request.org, request.user)
         self._check_room(request)
+        here = self.seats.get(request.session_id)
+        if here is not None and here.meter.session.identity.tenant != tenant:
+            raise PeerError(
+                ErrorCode.BAD_MESSAGE, "this socket has a session of that id in another tenant"
+            )
         seat = await self.process.hub.watch(
-            self, principal, request.session_id, Ticket(self, request.id)
+            self, principal, request.session_id, Ticket(self, request.id), tenant
         )
         if seat is None:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session")

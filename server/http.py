@@ -46,6 +46,8 @@ STATUS = {
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.UNAVAILABLE: 503,
 }
+# Everything comes from here and nothing is inline, so nothing else may run.
+CONTENT_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 TITLES = {
     400: "Bad request",
     401: "Unauthenticated",
@@ -85,6 +87,9 @@ class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
         self.extensions = extensions
         if retry_after_s is None and status in (429, 503):
             retry_after_s = 1
+        # What is due in a month is no time for a client to wait.
+        if retry_after_s is not None:
+            retry_after_s = max(1, min(retry_after_s, limits.RETRY_AFTER_S_MAX))
         self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:
@@ -277,6 +282,8 @@ class Observed:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.setdefault("X-Content-Type-Options", "nosniff")
+                if not headers.get("content-type", "").startswith("application/"):
+                    headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
                 if scope["path"].startswith("/v1/") or status >= 400:
                     # What an account has is nobody's to keep, and an error is over soon.
                     headers.setdefault("Cache-Control", "no-store")

@@ -212,14 +212,20 @@ class Hub(Seating):
             return seat
 
     async def watch(
-        self, member: Member, principal: Principal, session_id: str, ticket: Ticket
+        self,
+        member: Member,
+        principal: Principal,
+        session_id: str,
+        ticket: Ticket,
+        tenant: str | None = None,
     ) -> Seat | None:
-        """Pushes a session to a socket that does not keep it alive.
+        """Pushes a session to a socket that does not keep it alive; ``tenant`` is the
+        principal's own when left out.
 
         None when there is none of that id; raises ``forbidden`` for one that the
         principal may not watch, and ``session_ended``.
         """
-        tenant = principal.tenant
+        tenant = tenant or principal.tenant
         assert tenant is not None
         async with self.lock(tenant, session_id):
             found = await self._attached(tenant, session_id, read_only=True, watch=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import secrets
 import socket
 import time
@@ -51,7 +52,8 @@ class Process:
         self.settings = settings
         self.rates = rates
         self.records = records
-        self.node = f"{socket.gethostname()[:40]}.{secrets.token_hex(4)}"
+        self.node = f"node-{secrets.token_hex(6)}"
+        """This process's name, which clients hear: it says nothing of the host."""
         self.metrics = Metrics()
         self.clock = ClusterClock()
         self.timers = Timers(self.clock)
@@ -101,7 +103,7 @@ class Process:
             asyncio.create_task(self.authenticator.run()),
             asyncio.create_task(self.money.run()),
         ]
-        log.info("process_started", node=self.node)
+        log.info("process_started", node=self.node, host=socket.gethostname(), pid=os.getpid())
 
     def _thawed(self) -> None:
         self.hub.turns.run(self.sockets, self.sockets.probe())

@@ -42,6 +42,7 @@ async def scrape_port(process: Process, index: int) -> AsyncIterator[None]:
         yield
         return
     app = Starlette(routes=health.ROUTES)
+    app.router.redirect_slashes = False
     app.state.process = process
     config = uvicorn.Config(
         app,

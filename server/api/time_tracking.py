@@ -204,6 +204,7 @@ async def send_heartbeat(request: Request) -> Response:
     exist, or has ended, is no error here either: nothing is done, and the state says so.
     """
     principal = await principal_of(request, "user")
+    principal.refuse_operator()
     chat_id = path_id(request, "chat_id")
     wanted = read_body(await raw_body(request), ChatHeartbeat)
     start = None

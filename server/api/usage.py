@@ -255,6 +255,7 @@ async def track_minute(request: Request) -> Response:
     """
     process = process_of(request)
     principal = await principal_of(request, "user", "key")
+    principal.refuse_operator()
     subject = subject_of(request, principal)
     wanted = read_body(await raw_body(request), MinuteReported)
     if not principal.is_key and not principal.may_start(wanted.session_id):

@@ -1,6 +1,9 @@
 """The socket, through a real server: what PROTOCOL section 1 promises a client that behaves."""
 
 import asyncio
+import json
+import re
+import socket
 
 import pytest
 from websockets.asyncio.client import connect
@@ -337,6 +340,55 @@ async def test_those_who_may_watch_anothers_session(
     stopped = await client.ask("stop", session_id="chat-1")
     told = await watcher.until("stopped")
     assert told["receipt"] == stopped["receipt"]
+
+
+async def test_operators_watch_in_every_tenant(server: TestServer) -> None:
+    await server.grant(5 * CREDIT, org_id="acme")
+    await server.grant(5 * CREDIT, "bob")
+    ann, bob = await server.login(org="acme"), await server.login("bob")
+    await ann.ask("start", kind="chat", session_id="chat-1")
+    await bob.ask("start", kind="chat", session_id="chat-2")
+    operator = await server.login("olga", scope="ops")
+    assert (await operator.ask("watch", session_id="chat-1"))["code"] == "unknown_session"
+    watched = await operator.ask("watch", session_id="chat-1", org="acme")
+    assert (watched["type"], watched["session_id"]) == ("session", "chat-1")
+    watched = await operator.ask("watch", session_id="chat-2", user="bob")
+    assert (watched["type"], watched["session_id"]) == ("session", "chat-2")
+    # A session of the same id in another tenant would be told by the same name.
+    await bob.ask("start", kind="chat", session_id="chat-1")
+    answer = await operator.ask("watch", session_id="chat-1", user="bob")
+    assert answer["code"] == "bad_message"
+    assert (await operator.ask("stop", session_id="chat-2"))["code"] == "forbidden"
+    await ann.ask("stop", session_id="chat-1")
+    told = await operator.until("stopped")
+    assert told["receipt"]["org_id"] == "acme"
+    bad = await operator.ask("watch", session_id="chat-1", org="a b")
+    assert (bad["code"], bad["message"].partition(":")[0]) == ("bad_message", "org")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"org": "acme"}, {"user": "bob"}, {"org": "acme", "user": "ann"}, {"user": "ann"}]
+)
+@pytest.mark.parametrize("claims", [{}, {"scope": "ops:read"}, {"scope": "org:read"}])
+async def test_others_watch_in_their_own_tenant_alone(
+    server: TestServer, fields: dict[str, str], claims: dict[str, str]
+) -> None:
+    ann = await server.login("ann", org="acme")
+    await ann.ask("start", kind="chat", session_id="chat-1")
+    bob = await server.login("bob")
+    await bob.ask("start", kind="chat", session_id="chat-1")
+    eve = await server.login("eve", sessions=["chat-1"], **claims)
+    assert (await eve.ask("watch", session_id="chat-1", **fields))["code"] == "forbidden"
+    # Who names themselves says nothing new.
+    own = await ann.ask("watch", session_id="chat-1", org="acme", user="ann")
+    assert own["type"] == "session"
+
+
+async def test_welcome_names_no_host(server: TestServer) -> None:
+    client = await server.connect()
+    welcome = await client.ask("auth", token=server.token())
+    assert re.fullmatch(r"node-[0-9a-f]{12}", welcome["node"])
+    assert socket.gethostname() not in json.dumps(welcome)
 
 
 async def test_a_socket_that_is_gone_leaves_nothing_behind(server: TestServer) -> None:

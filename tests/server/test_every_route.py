@@ -306,6 +306,17 @@ async def test_an_operator_who_may_look_may_not_spend(scene: Scene) -> None:
     assert await scene.possessions() == before
 
 
+async def test_existing_applications_are_not_changed_by_operators(scene: Scene) -> None:
+    """Neither for themselves nor for whoever they name."""
+    before = await scene.possessions()
+    for name in ("POST /api/usage/track-minute", "POST /api/time-tracking/{chat_id}/heartbeat"):
+        for operator in (scene.rightful("ops"), scene.server.token("ann", org="acme", scope="ops")):
+            for named in (True, False):
+                response = await scene.call(name, operator, named=named)
+                assert_problem(response, 403, "forbidden")
+    assert await scene.possessions() == before
+
+
 async def test_who_may_gets_what_is_there(scene: Scene) -> None:
     """So that no refusal above is that of an example that is merely wrong."""
     reading_first = sorted(EXAMPLES, key=lambda name: not name.startswith("GET"))

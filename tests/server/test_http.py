@@ -17,6 +17,7 @@ from server.auth import Principal
 from server.buckets import UserRequests
 from server.door import Door
 from server.failures import Failures, SuspectChecks
+from server.http import Problem
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 
@@ -183,6 +184,44 @@ async def test_requests_are_measured_by_the_pattern_of_their_path(server: TestSe
     assert counted["GET", "none", "404"] == 1
     assert counted["other", "/v1/accounts/{id}", "405"] == 1
     assert counted["PUT", "/v1/orgs/{id}", "200"] == 1
+
+
+# --- Paths and pages -----------------------------------------------------------------
+
+PATHS = (
+    "/healthz/", "/readyz/", "/metrics/", "/openapi.json/", "/v1/accounts/ann/", "/v1/orgs/acme/",
+    "/v1/accounts/ann/ledger/", "/api/usage/check-limit/", "/pages/index.html/", "/pages/",
+    "/pages", "/client/taximeter.js/", "/client/", "/demo/token/", "/%2F%2Fevil.example/",
+    "/v1/ws/",
+)  # fmt: skip
+
+
+async def test_a_trailing_slash_is_not_found_and_leads_nowhere(server: TestServer) -> None:
+    for path in PATHS:
+        for method in ("GET", "POST"):
+            headers = {"Host": "evil.example"}
+            response = await ask(server, method, path, headers=headers)
+            assert_problem(response, 404, "not_found")
+            assert "location" not in response.headers, path
+
+
+async def test_every_page_says_that_nothing_else_may_run(server: TestServer) -> None:
+    for path in ("/", "/pages/index.html", "/pages/style.css", "/pages/icon.svg", "/pages/demo.js",
+                 "/client/taximeter.js", "/client/taximeter.d.ts", "/metrics"):  # fmt: skip
+        for method in ("GET", "HEAD"):
+            response = await ask(server, method, path, None)
+            assert response.status_code == 200
+            assert response.headers["content-security-policy"].startswith("default-src 'self'")
+            assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+    missing = await ask(server, "GET", "/client/none.js", None)
+    assert_problem(missing, 404, "not_found")
+
+
+def test_retry_after_is_an_hour_at_most() -> None:
+    for given, said in ((None, "1"), (0, "1"), (-5, "1"), (60, "60"), (3_600, "3600"),
+                        (31 * 86_400, "3600")):  # fmt: skip
+        response = Problem(429, "rate_limited", "later", retry_after_s=given).response()
+        assert response.headers["retry-after"] == said
 
 
 # --- Floods ------------------------------------------------------------------------
