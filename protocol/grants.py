@@ -55,6 +55,9 @@ class Offer(msgspec.Struct, frozen=True):
     """Taken only while the counters cover all their sessions for so long."""
     part: bool = False
     """It covers a gap that is billed only in part: the session stops where it ends."""
+    rest: bool = False
+    """It is the whole rest: taken only while the counters do not cover their sessions for
+    ``floor_ms``, and only by a session that draws alone on each of these."""
 
     def within(self, other: "Offer") -> bool:
         """Whether it needs nothing held that ``other`` does not need."""
@@ -62,6 +65,20 @@ class Offer(msgspec.Struct, frozen=True):
         return self.grant.held_micros <= other.grant.held_micros and all(
             minutes <= held.get(month, 0) for month, minutes in self.grant.held_minutes.items()
         )
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """What is left on the counters that a session draws on alone, as far as is known."""
+
+    micros: int | None = None
+    """Of the account, what the session was charged included; None: others burn it too."""
+    minutes: int | None = None
+    """Minutes of the session that the month covers, from its start; None as above, or where
+    there is no limit."""
+
+
+NO_REST = Rest()
+"""Nothing is known of any rest."""
 
 
 def month_after(month: str) -> str:
@@ -144,11 +161,15 @@ class Ground(msgspec.Struct, frozen=True):
             floor_ms=floor_ms,
         )
 
-    def offers(self, *, shrink: bool) -> tuple[Offer, ...]:
-        """Every offer beyond the present position, the longest first.
+    def offers(
+        self, *, shrink: bool, rest: Rest = NO_REST, response_ms: int = 0
+    ) -> tuple[Offer, ...]:
+        """Every offer beyond the present position: the whole rest, where it is low, and then
+        the others, the longest first.
 
         ``shrink`` leaves the long ones out: a holder that is recalled keeps no more
-        than it needs to run on.
+        than it needs to run on. The next claim's answer is to be here before a grant ends, so
+        where answers take longer, ``response_ms``, the shortest ones are longer too.
 
         Where minutes are counted a begun one can be used to its end, so what reaches
         beyond it is offered up to there as well: the next may not be had. What costs
@@ -164,6 +185,8 @@ class Ground(msgspec.Struct, frozen=True):
             floor_ms = limits.GRANT_LOW_MINUTES * MINUTE_MS
             wanted.append((minute_end_ms + margin_ms, floor_ms))
             wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[0] * speed, floor_ms // 6))
+            if 2 * response_ms > limits.GRANT_SHRUNKEN_MS[1]:
+                wanted.append((position_ms + 2 * response_ms * speed, 0))
         if terms.price_micros or not terms.counts_minutes:
             wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[1] * speed, 0))
             wanted.append((position_ms + 1, 0))
@@ -174,9 +197,39 @@ class Ground(msgspec.Struct, frozen=True):
             self._add(found, self.offer(until_ms, floor_ms))
             if terms.counts_minutes:
                 self._add(found, self.offer(until_ms, floor_ms, within_ms=minute_end_ms))
-        return tuple(sorted(found.values(), key=lambda offer: -offer.grant.granted_ms))
+        ordered = tuple(sorted(found.values(), key=lambda offer: -offer.grant.granted_ms))
+        return ordered if shrink else (*self._rest_offers(rest), *ordered)
 
-    def gap_offers(self, until_ms: int, available_micros: int) -> tuple[Offer, ...]:
+    def within(self, offers: tuple[Offer, ...], until: int) -> tuple[Offer, ...]:
+        """Those of ``offers`` that are not used to their ends after an instant, with one that
+        ends there in place of the others."""
+        standing, terms = self.standing, self.identity.terms
+        end_ms = standing.elapsed_ms + (until - standing.at) * terms.speed
+        if terms.price_micros:
+            end_ms = terms.increment_end_ms(max(0, end_ms), standing.free_ms)
+        kept = tuple(offer for offer in offers if offer.grant.granted_ms <= end_ms)
+        if len(kept) == len(offers) or end_ms <= standing.elapsed_ms:
+            return kept
+        ends_there = any(offer.grant.granted_ms == end_ms for offer in kept)
+        return kept if ends_there else (self.offer(end_ms, 0, within_ms=end_ms), *kept)
+
+    def _rest_offers(self, rest: Rest) -> tuple[Offer, ...]:
+        """The offer of the whole rest, where it is less than is called low; or none."""
+        standing, terms = self.standing, self.identity.terms
+        ends = []
+        if rest.micros is not None and terms.price_micros:
+            ends.append(terms.affordable_ms(max(0, rest.micros), standing.free_ms) or 0)
+        if rest.minutes is not None and terms.counts_minutes:
+            ends.append(rest.minutes * MINUTE_MS)
+        low_ms = limits.GRANT_LOW_MINUTES * MINUTE_MS
+        if not ends or not 0 < min(ends) - standing.elapsed_ms <= low_ms * terms.speed:
+            return ()
+        offer = self.offer(min(ends), low_ms, within_ms=min(ends))
+        return (msgspec.structs.replace(offer, rest=True),)
+
+    def gap_offers(
+        self, until_ms: int, available_micros: int, rest: Rest = NO_REST, response_ms: int = 0
+    ) -> tuple[Offer, ...]:
         """The offers for time that has passed already, up to ``until_ms``, and beyond it.
 
         Whoever gets less than that stands still where it ends. So what an offer names as
@@ -185,7 +238,9 @@ class Ground(msgspec.Struct, frozen=True):
         here = msgspec.structs.replace(
             self.standing, elapsed_ms=until_ms, at=self.instant_of(until_ms)
         )
-        beyond = msgspec.structs.replace(self, standing=here).offers(shrink=False)
+        beyond = msgspec.structs.replace(self, standing=here).offers(
+            shrink=False, rest=rest, response_ms=response_ms
+        )
         offers = list(beyond)
         for position_ms in self._parts(until_ms, available_micros):
             part, longer = self.offer(position_ms, 0, within_ms=position_ms), offers[-1].grant

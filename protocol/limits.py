@@ -219,6 +219,9 @@ GRANT_MARGIN_MS_MIN: Final = 5_000  # DESIGN: one increment, at least this
 GRANT_SHRUNKEN_MS: Final = (5_000, 1_000)  # DESIGN: when a counter runs low, in steps
 # DESIGN: less than twice what the account's sessions burn in a minute is low.
 GRANT_LOW_MINUTES: Final = 2
+REST_YIELD_MS: Final = 1_000
+"""A session that was recalled takes the whole rest of a counter no earlier than this after: the
+one that needs it has taken its share, or has given up."""
 RECALL_WAIT_MS: Final = 250  # DESIGN: holders settle and shrink, then the spend again
 # Redis knows a spend again for so long, and for as long as its record is in the outbox;
 # whoever comes later finds it in the ledger, where it is looked for first.
@@ -413,6 +416,9 @@ assert CLAIM_RETRY_MS_MIN < CLAIM_RETRY_MS_MAX < UNCOVERED_MS_DEFAULT <= UNCOVER
 assert sorted(GRANT_SHRUNKEN_MS, reverse=True) == list(GRANT_SHRUNKEN_MS)
 assert GRANT_SHRUNKEN_MS[0] <= GRANT_MARGIN_MS_MIN
 assert GRANT_SHRUNKEN_MS[-1] > RECALL_WAIT_MS
+assert 2 * RECALL_WAIT_MS < REST_YIELD_MS
+# Two answers in a row are there within what is granted ahead of time where little is left.
+assert GRANT_SHRUNKEN_MS[0] >= 2 * REDIS_TIMEOUT_MS
 assert PING_INTERVAL_MS + PONG_TIMEOUT_MS < HEARTBEAT_PROOF_MS
 # A hidden tab's next heartbeat comes in time, over a slow line too.
 assert HIDDEN_TIMER_MS + 2 * REQUEST_TIMEOUT_MS < HEARTBEAT_PROOF_MS

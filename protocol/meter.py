@@ -20,7 +20,7 @@ grant's margin carries the session.
 
 import msgspec
 
-from protocol import messages, moves
+from protocol import limits, messages, moves
 from protocol.effects import Ask, Leave, Move, Probe, Push, Refuse, Reply, Token
 from protocol.grants import MonthOf
 from protocol.intents import Intent
@@ -236,11 +236,13 @@ class Meter(Position):
         """Somebody needs what this session merely holds: settle, and keep no more than is
         needed to run on. False: it gives nothing back, now at least; while a step is on its
         way, that is looked at when the answer is there."""
+        self._yields_until = now_ms + limits.REST_YIELD_MS
         self._recalled = self.counting and self._asked is not None
         if not self.counting or self._recalled or self._stands_still(now_ms):
             return False
         step = moves.claim(self._moment(now_ms), shrink=True)
-        held_micros = step.charge_micros + step.offers[0].grant.held_micros
+        offered_micros = step.offers[0].grant.held_micros if step.offers else 0
+        held_micros = step.charge_micros + offered_micros
         if held_micros >= self.session.grant.held_micros:
             return False
         self._wanted = self._shrink = True

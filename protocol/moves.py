@@ -10,7 +10,7 @@ import msgspec
 
 from protocol import limits, messages
 from protocol.codec import encode
-from protocol.grants import MonthOf
+from protocol.grants import NO_REST, MonthOf, Offer, Rest
 from protocol.intents import Intent
 from protocol.receipts import receipt
 from protocol.session import Session, Standing, joined_segments
@@ -43,6 +43,12 @@ class Moment(msgspec.Struct, frozen=True):
     """Whether this process has sockets of the session."""
     farewell_at: int | None
     """When the user last took leave of the session here."""
+    rest: Rest = NO_REST
+    """What is left on counters that the session draws on alone."""
+    response_ms: int = 0
+    """How long Redis takes to answer."""
+    share_until: int | None = None
+    """Nothing beyond this instant is asked for; None: it is for Redis to say."""
 
     def instant_of(self, elapsed_ms: int) -> int:
         """The instant at which running time reached ``elapsed_ms``.
@@ -64,6 +70,17 @@ class Moment(msgspec.Struct, frozen=True):
         }
         standing = msgspec.structs.replace(self.session.standing, **{**noticed, **changes})
         return Settling(self.session.identity, self.month_of, standing)
+
+    def offers(self, settling: Settling, *, shrink: bool = False) -> tuple[Offer, ...]:
+        """What may be granted from the standing that a step makes."""
+        ground = settling.ground()
+        return ground.offers(shrink=shrink, rest=self.rest, response_ms=self.response_ms)
+
+    def shared(self, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
+        """Those of ``offers`` that are within the session's share, where that is known here."""
+        if self.share_until is None:
+            return offers
+        return settling.ground().within(offers, self.share_until)
 
     @property
     def ungranted(self) -> tuple[tuple[int, int], ...]:
@@ -128,8 +145,8 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
     at = moment.instant_of(moment.elapsed_ms)
     settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=at)
     settling.settle(moment.proven_ms)
-    ground = settling.ground()
-    offers, keep = ground.offers(shrink=shrink), kept_offer(ground, before)
+    offers = moment.shared(settling, moment.offers(settling, shrink=shrink))
+    keep = kept_offer(settling.ground(), before)
     if shrink:
         # A part of what is held can be had even where the account owes. Whoever kept all of it
         # would be recalled again at once, and two who do so would recall each other for ever.
@@ -188,9 +205,7 @@ def resume(moment: Moment) -> Step:
     settling.standing = msgspec.structs.replace(settling.standing, **changes)
     if before.version == 0:
         settling.records.append(started_record(moment.session.identity))
-    return moment.step(
-        settling, offers=settling.ground().offers(shrink=False), free_taken_ms=taken_ms
-    )
+    return moment.step(settling, offers=moment.offers(settling), free_taken_ms=taken_ms)
 
 
 def come_back(moment: Moment) -> Step:
@@ -221,13 +236,14 @@ def come_back(moment: Moment) -> Step:
     if before.elapsed_ms == before.minutes_kept * MINUTE_MS:
         changes["minute_at"] = began_at
     settling = moment.settling(**changes)
-    ground = settling.ground()
     if billed:
         gap_ms = max(0, moment.now_ms - lost_at) * terms.speed
-        offers = ground.gap_offers(before.elapsed_ms + gap_ms, moment.available_micros)
+        offers = settling.ground().gap_offers(
+            before.elapsed_ms + gap_ms, moment.available_micros, moment.rest, moment.response_ms
+        )
     else:
-        offers = ground.offers(shrink=False)
-    return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
+        offers = moment.offers(settling)
+    return moment.step(settling, offers=_some(moment, settling, offers), free_taken_ms=taken_ms)
 
 
 def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
@@ -342,6 +358,12 @@ def _released(moment: Moment, settling: Settling) -> Step:
         taken_ms = used_ms - moment.session.standing.free_ms
         settling.standing = msgspec.structs.replace(standing, free_ms=used_ms)
     return moment.step(settling, free_taken_ms=taken_ms)
+
+
+def _some(moment: Moment, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
+    """The session's share of ``offers``; of nothing the least that could be had, for a step that
+    begins running time is refused where there is nothing, and that is for Redis to say."""
+    return moment.shared(settling, offers) or offers[-1:]
 
 
 def _free_to_take(moment: Moment) -> int:

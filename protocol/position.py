@@ -9,14 +9,21 @@ import msgspec
 
 from protocol import horizon, limits, moves
 from protocol.course import Course
+from protocol.cover import covered_until
 from protocol.effects import Effect, Move, Show, Token
-from protocol.grants import MonthOf, month_ends_at
+from protocol.grants import NO_REST, MonthOf, Rest, month_ends_at
 from protocol.intents import STOP_PROOF_MS, Intent, Intents
 from protocol.notices import Notices
-from protocol.projection import AccountProjection, Granted, MonthProjection
+from protocol.projection import (
+    EXACT_LINES_MAX,
+    AccountProjection,
+    Granted,
+    MonthProjection,
+)
 from protocol.session import Session
 from protocol.states import Event, Phase
 from protocol.steps import Basis, Step
+from protocol.terms import MINUTE_MS
 
 
 class Position:
@@ -67,6 +74,8 @@ class Position:
         """The grant is final, and need not be: a claim is due while that is so."""
         self._shrink = False
         """That claim gives back what is not needed at once."""
+        self._yields_until = 0
+        """Until then it does not take the whole rest of a counter, for somebody needs a share."""
         self._recalled = False
         """Somebody needed what the session holds while a step was on its way."""
         self._probed_ms = -1
@@ -319,7 +328,42 @@ class Position:
             available_micros=self.account.available_to(self.session.identity.session_id, now_ms),
             present=self.sockets > 0,
             farewell_at=self._farewell_at,
+            rest=self._rest(now_ms),
+            response_ms=self.response_ms,
+            share_until=self._share_until(),
         )
+
+    def _share_until(self) -> int | None:
+        """The instant beyond which nothing is asked for, where sessions here run uncovered on a
+        shared account: what they use Redis does not know of, and would grant it again."""
+        account = self.account
+        if not account.uncovered or self._burns_alone:
+            return None
+        return covered_until(account)
+
+    @property
+    def _burns_alone(self) -> bool:
+        return self.account.burns_alone(self.session.identity.session_id)
+
+    def _rest(self, now_ms: int) -> Rest:
+        """What is left on the counters that the session draws on alone."""
+        if now_ms < self._yields_until:
+            return NO_REST
+        session, account = self.session, self.account
+        session_id, standing = session.identity.session_id, session.standing
+        micros = minutes = None
+        if account.burns_alone(session_id) and len(account.lines) <= EXACT_LINES_MAX:
+            micros = account.available_to(session_id, now_ms)
+        counted, own = standing.counted_minutes, int(standing.phase is Phase.ACTIVE)
+        ends_at = self._month_end(self.member.month)
+        for month in (self.member, self.org):
+            if month.limit_minutes is None or month.active > own:
+                continue
+            end = max(0, counted + month.limit_minutes - month.used_minutes)
+            ahead_ms = (end * MINUTE_MS - standing.elapsed_ms) // session.identity.terms.speed
+            if ends_at is None or now_ms + ahead_ms < ends_at:
+                minutes = end if minutes is None else min(minutes, end)
+        return Rest(micros, minutes)
 
     def _show(self, token: Token = None, *, only: bool = False) -> None:
         self._effects.append(Show(self.notices.seq, token, only))
@@ -364,13 +408,14 @@ class Position:
             self._month_end(self.member.month),
         )
         self.course.bind(ends, self.account.ground, counted_ms)
+        if not self.course.is_final:
+            self.account.uncovered.add(self.session.identity.session_id)
 
     @property
     def _draws_alone(self) -> bool:
         """Whether no other session draws on what this one draws on."""
-        identity = self.session.identity
-        terms = identity.terms
-        if terms.price_micros and not self.account.burns_alone(identity.session_id):
+        terms = self.session.identity.terms
+        if terms.price_micros and not self._burns_alone:
             return False
         return not terms.counts_minutes or all(
             month.limit_minutes is None or month.active <= 1 for month in (self.member, self.org)

@@ -103,7 +103,8 @@ class AccountProjection:
     __slots__ = (
         "_beginnings", "_begun", "_burning", "_dry_at", "_dry_known", "_idle_micros", "_paid_from",
         "_rate", "_since", "_sum_at", "_sum_micros", "account_id", "cover", "granted",
-        "gross_micros", "ground", "lines", "reserved_micros", "tenant", "version",
+        "gross_micros", "ground", "lines", "reserved_micros", "tenant",
+        "uncovered", "version",
     )  # fmt: skip
 
     def __init__(self, tenant: str, account_id: str) -> None:
@@ -116,6 +117,8 @@ class AccountProjection:
         self.lines: dict[str, Line] = {}
         self.granted: dict[str, Granted] = {}
         """What sessions that are served here were granted; see ``protocol.cover``."""
+        self.uncovered: set[str] = set()
+        """Sessions that are served here and run on beyond what they were granted."""
         self.ground = 0
         """Rises with every change of what uncovered time depends on."""
         self.cover: tuple[int, int | None] = (-1, None)
@@ -213,6 +216,7 @@ class AccountProjection:
 
     def grant(self, session_id: str, granted: Granted | None) -> None:
         """Takes what a session that is served here was granted; None: it is no more."""
+        self.uncovered.discard(session_id)
         if self.granted.get(session_id) == granted:
             return
         if granted is None:

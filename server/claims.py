@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.errors import ProtocolError, ServiceError
+from protocol.response_time import ResponseTime
 from protocol.session import Identity, Session
 from protocol.steps import Step
 from server.clock import Clock
@@ -79,6 +80,13 @@ class Claims:
         self._scheduled: set[object] = set()
         self._sent: Counter[object] = Counter()
         """Batches that a part of Redis has not answered."""
+        self._response_times: dict[object, ResponseTime] = {}
+        """How long each part of Redis takes to answer: as many as there are masters."""
+
+    def response_ms(self, tenant: str) -> int:
+        """How long the answer to a tenant's step takes, at most, nearly always."""
+        found = self._response_times.get(self.live.shard(tenant))
+        return 0 if found is None else found.bound_ms
 
     def ask(self, claimant: Claimant, step: Step) -> None:
         """Makes the step, together with whatever else is asked for in this turn."""
@@ -121,10 +129,14 @@ class Claims:
             self._waiting[shard] = waiting
 
     async def _make(self, batch: list[tuple[Claimant, Step]], node: str, shard: object) -> None:
+        response_time = self._response_times.setdefault(shard, ResponseTime())
+        began_at = self.clock.now()
         try:
             with self.metrics.claim_latency.time():
                 outcomes = await self.live.commit([step for _, step in batch], node)
+            response_time.measured(self.clock.now() - began_at)
         except LiveError as error:
+            response_time.measured(limits.REDIS_TIMEOUT_MS)
             self._fail(batch, self._waiting.pop(shard, []), error)
             return
         except Exception:

@@ -213,6 +213,7 @@ class Seat:
             return
         self._held_until = 0
         self._count(step, reply)
+        self.meter.response_ms = self.place.claims.response_ms(step.before.identity.tenant)
         self.meter.granted(reply, self.place.clock.now())
         self.drain()
 

@@ -127,6 +127,7 @@ def _offer(offer: Offer) -> dict[str, Any]:
         "floor_ms": offer.floor_ms,
         **({"final": offer.grant.final} if offer.grant.final else {}),
         **({"part": True} if offer.part else {}),
+        **({"rest": True} if offer.rest else {}),
     }
 
 
@@ -168,6 +169,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "charge": step.charge_micros,
         "charged_live_change": -before.charged_micros if ended else step.charge_micros,
         "burn_change": burn_change,
+        "burn": int(is_active) * terms.price_micros * terms.speed,
         "paid": terms.price_micros > 0,
         "counts": terms.counts_minutes,
         "month": step.month,

@@ -163,6 +163,18 @@ local function low(floor_ms)
   return false
 end
 
+-- Whether the session draws alone on whatever is low: then it may have the whole rest.
+local function may_have_rest(floor_ms)
+  if step.paid and balance * 60000 < burn * floor_ms and burn > step.burn then return false end
+  for _, counter in ipairs(months) do
+    if counter.month == step.month and counter.left * 60000 < counter.active * floor_ms
+      and counter.active > 1 then
+      return false
+    end
+  end
+  return low(floor_ms)
+end
+
 local function held_by_others()
   if not step.recalled then
     call(step.publish, step.channel, cjson.encode({recall = true}))
@@ -172,7 +184,9 @@ end
 
 local chosen, refused, lacked = nil, nil, nil
 for _, offer in ipairs(step.offers) do
-  if not low(offer.floor_ms) then
+  local fits = not low(offer.floor_ms)
+  if offer.rest then fits = may_have_rest(offer.floor_ms) end
+  if fits then
     refused = lacking(offer.held, offer.minutes)
     if not refused then chosen = offer break end
     lacked = refused

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.grants import Ground, Offer, month_after, month_ends_at
+from protocol.grants import Ground, Offer, Rest, month_after, month_ends_at
 from protocol.session import Standing
 from protocol.terms import MINUTE_MS, Terms, minutes_begun
 from tests.protocol.examples import (
@@ -225,3 +225,48 @@ def test_a_month_ends_where_the_calendar_says(month: str, away_ms: int) -> None:
     begins = datetime.datetime(year, number, 1, tzinfo=datetime.UTC)
     ends_at = int(begins.timestamp()) * 1000 + away_ms
     assert month_ends_at(month, lambda at: month if at < ends_at else month_after(month)) == ends_at
+
+
+# --- The rest, and slow answers -----------------------------------------------------------
+
+
+@given(
+    terms=any_terms,
+    elapsed_ms=st.integers(0, 90_000),
+    micros=st.integers(0, 3_000_000),
+    minutes=st.integers(0, 6),
+)
+def test_the_rest_is_offered_first_where_it_is_low_and_no_more_of_it_than_there_is(
+    terms: Terms, elapsed_ms: int, micros: int, minutes: int
+) -> None:
+    ground = ground_of(terms, elapsed_ms)
+    offers = ground.offers(shrink=False, rest=Rest(micros, minutes))
+    assert not any(offer.rest for offer in offers[1:])
+    assert offers[0].rest or offers == ground.offers(shrink=False)
+    if offers[0].rest:
+        end_ms = offers[0].grant.granted_ms
+        assert 0 < end_ms - elapsed_ms <= 120_000 * terms.speed
+        assert not terms.price_micros or terms.cost_micros(end_ms, terms.free_ms) <= micros
+        assert not terms.counts_minutes or minutes_begun(end_ms) <= minutes
+    assert not any(offer.rest for offer in ground.offers(shrink=True, rest=Rest(micros, minutes)))
+
+
+def test_a_rest_that_is_not_low_is_not_offered() -> None:
+    ground = ground_of(terms_of(), 10_000)
+    assert not ground.offers(shrink=False, rest=Rest(2_200_000))[0].rest
+    assert ground.offers(shrink=False, rest=Rest(2_100_000))[0].grant.granted_ms == 126_000
+
+
+def test_the_shortest_grants_outlast_two_answers() -> None:
+    ground = ground_of(terms_of(), 10_000)
+    assert positions_of(ground.offers(shrink=False, response_ms=1_200))[1:3] == [15_000, 13_000]
+    assert positions_of(ground.offers(shrink=True, response_ms=1_200)) == [11_000]
+
+
+def test_of_a_share_that_is_known_no_more_is_offered() -> None:
+    ground = ground_of(terms_of(), 10_000)
+    offers = ground.offers(shrink=False)
+    now = NOW + 10_000
+    assert positions_of(ground.within(offers, now + 2_500)) == [13_000, 11_000]
+    assert ground.within(offers, now) == ()
+    assert ground.within(offers, now + 600_000) == offers

@@ -213,7 +213,8 @@ def test_a_top_up_extends_a_final_grant() -> None:
     bench.account.apply(2, 2 * CREDIT, 0, None, None)
     bench.meter.changed(bench.now)
     bench.drain()
-    assert bench.step.offers[0].grant.granted_ms == 65_000
+    assert [offer.grant.granted_ms for offer in bench.step.offers[:2]] == [120_000, 65_000]
+    assert bench.step.offers[0].rest
 
 
 def test_one_increment_more_is_worth_asking_for() -> None:

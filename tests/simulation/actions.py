@@ -192,6 +192,14 @@ class Stage:
             cluster.loop.call_later(ms / 1000, cluster.find_redis)
             await cluster.settle()
 
+    async def do_slow_redis(self, delays: list[int], ms: int) -> None:
+        """Answers of Redis take so long to every process of now, for a while."""
+        cluster = self.cluster
+        self.world.disturb()
+        self.world.was_away = True
+        cluster.slow_redis(delays)
+        cluster.loop.call_later(ms / 1000, cluster.slow_redis, [])
+
     async def do_postgres_away(self, ms: int) -> None:
         cluster = self.cluster
         if not cluster.postgres_is_away:

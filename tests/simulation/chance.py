@@ -40,7 +40,10 @@ class Chance:
             Person(f"cat{seed}", None, f"cat{seed}"),
         ]
         self.everybody = everybody
-        self.kinds = chance.sample(sorted(KINDS), chance.randint(1, 5))
+        self.kinds = chance.sample(sorted({*KINDS} - {"dear"}), chance.randint(1, 5))
+        # Chosen apart, so that the rest of a world is what it was before there was this kind.
+        if random.Random(f"{seed} dear").random() < 0.3:
+            self.kinds.append("dear")
         self.people = chance.sample(everybody, chance.randint(1, 3))
         self.sessions_max = chance.randint(1, 6)
         self.nodes_max = chance.randint(1, 3)
@@ -63,6 +66,7 @@ class Chance:
             "mishap": 3 * faulty, "redis_away": 0.4 * faulty, "postgres_away": 0.6 * faulty,
             "drop_lines": 0.3 * faulty, "kill": 0.8 * faulty, "kill_flusher": 0.5 * faulty,
             "step_clock": 0.5 * faulty, "empty": 0.4 * lossy, "failover": 0.4 * lossy,
+            "slow_redis": 1.5 * faulty, "short": 2 * faulty,
         }  # fmt: skip
         self.waits_ms = WAITS_MS
         self._count = 0
@@ -103,14 +107,14 @@ class Chance:
 
     # --- Sessions ---------------------------------------------------------------------------
 
-    def _start(self, stage: Stage) -> Action | None:
+    def _start(self, stage: Stage, user: str = "", kind: str = "") -> Action | None:
         if sum(1 for client in stage.world.clients if client.seats) >= self.sessions_max:
             return None
         parameters: dict[str, Any] = {
             "client": self._name("c"),
             "node": self._node(stage),
-            "user": self.random.choice(self.people).user_id,
-            "kind": self.random.choice(self.kinds),
+            "user": user or self.random.choice(self.people).user_id,
+            "kind": kind or self.random.choice(self.kinds),
             "session": self._name("s"),
         }
         if self.random.random() < 0.15:
@@ -318,6 +322,27 @@ class Chance:
         return Action(
             "redis_away", {"ms": self.random.choice([800, 2_000, 8_000, 30_000, 70_000, 150_000])}
         )
+
+    def _slow_redis(self, _: Stage) -> Action:
+        delays = self.random.choice(
+            [[300], [700, 1_200, 900], [600, 1_600, 5_000], [1_400], [5_000], [20, 20, 20, 2_500]]
+        )
+        ms = self.random.choice([3_000, 20_000, 90_000])
+        return Action("slow_redis", {"delays": delays, "ms": ms})
+
+    def _short(self, stage: Stage) -> list[Action]:
+        """An account has little left for who starts on it, and Redis is slow or away then."""
+        user, kind = self.random.choice(self.people).user_id, self.random.choice(self.kinds)
+        micros = max(1, KINDS[kind].price_micros) * self.random.randint(4, 130) // 60
+        actions = [
+            self._deed(stage, "pay", user, micros),
+            *([self._start(stage, user, kind)] if self._toss() else []),
+            self._start(stage, user, kind),
+            Action("wait", {"ms": self.random.choice([10, 900, 4_000])}),
+            self._slow_redis(stage) if self._toss() else self._redis_away(stage),
+            Action("wait", {"ms": self.random.choice([5_000, 30_000, 61_001])}),
+        ]
+        return [action for action in actions if action is not None]
 
     def _postgres_away(self, _: Stage) -> Action:
         return Action("postgres_away", {"ms": self.random.choice([2_000, 60_000, 900_000])})

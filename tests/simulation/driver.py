@@ -233,6 +233,7 @@ class _Runner:
         cluster, world = self.cluster, self.world
         for host in cluster.hosts:
             host.line.mishaps.clear()
+            host.line.delays = []
             host.postgres.mishaps.clear()
         if cluster.redis_is_away:
             cluster.find_redis()

@@ -45,6 +45,7 @@ RATES: RateCard = parse_rate_card(
             "recording": _kind("0", increment_seconds=[60, 60], counts_minutes=True, gap="bill"),
             "lesson": _kind(increment_seconds=[7, 7], counts_minutes=True),
             "capped": _kind(max_session_seconds=100, gap="bill"),
+            "dear": _kind("60"),
         },
         "operations": {"sketch": "0.25", "film": "3"},
     }

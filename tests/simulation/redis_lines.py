@@ -44,6 +44,10 @@ class Line:
         """Redis cannot be reached from here."""
         self.mishaps: deque[Mishap] = deque()
         """What happens to the next messages."""
+        self.delays: list[int] = []
+        """How long the answers take, in ms, one after the other and then from the first again;
+        what Redis publishes takes half as long as the first of them."""
+        self._delayed = 0
         self.die: Callable[[], None] = lambda: None
         """Ends the process that sends."""
         self.ears: list[VirtualPubSub] = []
@@ -58,7 +62,7 @@ class Line:
             raise LostError("Redis is away")
         mishap = self.mishaps.popleft() if self.mishaps else NONE
         if mishap.kind == "none":
-            return self._carry(commands)
+            return await self._travel(commands) if self.delays else self._carry(commands)
         self.troubled += 1
         match mishap.kind:
             case "lost":
@@ -90,6 +94,26 @@ class Line:
                 self._carry(commands)
                 self.die()
         return await self._give_up()
+
+    async def _travel(self, commands: Sequence[Command]) -> list[Any]:
+        """Sends them over a slow line: half of the time to Redis, and half of it back."""
+        way_s = self.delays[self._delayed % len(self.delays)] / 2000
+        self._delayed += 1
+        self.troubled += 1
+        if 2 * way_s >= self.timeout_s:
+            # It comes all the same, after the sender has given it up.
+            task = asyncio.get_running_loop().create_task(
+                self._deliver(list(commands), int(1000 * way_s)), context=contextvars.Context()
+            )
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+            return await self._give_up()
+        await asyncio.sleep(way_s)
+        if self.is_away:
+            raise LostError("Redis is away")
+        answers = self._carry(commands)
+        await asyncio.sleep(way_s)
+        return answers
 
     async def _give_up(self) -> list[Any]:
         await asyncio.sleep(self.timeout_s)
@@ -176,6 +200,9 @@ class VirtualPubSub:
         self._line = line
         self._channels: set[bytes] = set()
         self._heard: deque[dict[str, Any]] = deque()
+        self._coming: deque[dict[str, Any]] = deque()
+        """What is on its way here."""
+        self._comes_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._is_broken = False
 
@@ -220,13 +247,28 @@ class VirtualPubSub:
 
     def publish(self, channel: bytes, message: bytes) -> None:
         """Redis tells something."""
-        if channel in self._channels and not self._is_broken:
-            self._hear({"type": "message", "channel": channel, "data": message})
+        if channel not in self._channels or self._is_broken:
+            return
+        told = {"type": "message", "channel": channel, "data": message}
+        if not self._line.delays and not self._coming:
+            self._hear(told)
+            return
+        # What was told before comes before it, over a line that has become faster too.
+        way_s = self._line.delays[0] / 2000 if self._line.delays else 0.0
+        loop = asyncio.get_running_loop()
+        self._coming.append(told)
+        self._comes_at = max(loop.time() + way_s, self._comes_at)
+        loop.call_at(self._comes_at, self._arrive, told, context=contextvars.Context())
+
+    def _arrive(self, told: dict[str, Any]) -> None:
+        if self._coming and self._coming[0] is told:
+            self._hear(self._coming.popleft())
 
     def drop(self) -> None:
         """The line is broken: what was on its way is lost, and who waits is told so."""
         self._is_broken = True
         self._heard.clear()
+        self._coming.clear()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(LostError("the line is broken"))
 

@@ -148,7 +148,8 @@ class Cluster:
             return
         known = {name.decode() for name in self.redis.ask("ZRANGE", NODES, 0, -1)}
         living = {node.process.node for node in self.nodes}
-        if self.redis_is_away or self.postgres_is_away or known != living:
+        is_slow = any(host.line.delays for host in self.hosts)
+        if self.redis_is_away or self.postgres_is_away or is_slow or known != living:
             self._brisk_until = self.now + 5_000
             return
         self._pace(brisk=False)
@@ -230,6 +231,12 @@ class Cluster:
             host.line.is_away = False
         self.stir()
 
+    def slow_redis(self, delays: list[int]) -> None:
+        """Answers of Redis take so long, in ms; at once with none."""
+        self.stir()
+        for host in self.hosts:
+            host.line.delays = delays
+
     def lose_postgres(self) -> None:
         """Postgres cannot be reached."""
         self.postgres_is_away = True
@@ -257,7 +264,9 @@ class Cluster:
     @property
     def has_mishaps(self) -> bool:
         """Whether something is about to go wrong with a message."""
-        return any(host.line.mishaps or host.postgres.mishaps for host in self.hosts)
+        return any(
+            host.line.mishaps or host.line.delays or host.postgres.mishaps for host in self.hosts
+        )
 
     # --- Messages -------------------------------------------------------------------------
 

@@ -176,6 +176,7 @@ class World:
     def _is_troubled(self, host: Host) -> bool:
         return bool(
             host.line.mishaps
+            or host.line.delays
             or host.postgres.mishaps
             or host.line.is_away
             or host.postgres.is_away

@@ -1,0 +1,160 @@
+"""Limits that come while Redis answers late, or not at all: nobody is charged more than there is,
+and what was shown is never taken back."""
+
+from typing import Any
+
+import pytest
+
+from tests.simulation.actions import Action
+from tests.simulation.clients import Client
+from tests.simulation.driver import Laboratory
+from tests.simulation.people import KINDS
+from tests.simulation.traces import NODE, act, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+LATE = {
+    "0.7 to 1.2 s": [700, 1_200, 900, 1_100],
+    "beyond the deadline": [1_600, 5_000],
+    "now and then": [300, 4_000, 700, 1_600],
+}
+AWAY = "away"
+
+
+def trouble(how: str) -> Action:
+    """Redis becomes slow, or goes away, for as long as it matters."""
+    if how == AWAY:
+        return act("redis_away", ms=45_000)
+    return act("slow_redis", delays=LATE[how], ms=45_000)
+
+
+def shown(client: Client, session_id: str) -> list[int]:
+    """The counted time that a client was shown, one after the other."""
+    return [
+        message["elapsed_ms"]
+        for message in client.messages
+        if message.get("session_id") == session_id and "elapsed_ms" in message
+    ]
+
+
+def end_of(client: Client, session_id: str) -> dict[str, Any]:
+    """The receipt of a session, after a look at everything that the client was shown of it."""
+    found = shown(client, session_id)
+    assert found == sorted(found), found
+    (stopped,) = (one for one in client.messages if one["type"] == "stopped")
+    receipt: dict[str, Any] = stopped["receipt"]
+    assert found[-1] <= receipt["elapsed_ms"], (found, receipt)
+    return receipt
+
+
+@pytest.mark.parametrize("how", [*LATE, AWAY])
+@pytest.mark.parametrize("seconds", [5, 6.5, 7, 10])
+def test_who_burns_alone_is_charged_what_there_is(
+    place: Laboratory, how: str, seconds: float
+) -> None:
+    """Five to ten credits at sixty a minute, one session on the account."""
+    micros = int(seconds * 1_000_000)
+    clients = run(
+        place,
+        pay("cat9", micros),
+        start("s1", kind="dear"),
+        wait(1),
+        trouble(how),
+        wait(90),
+    )
+    receipt = end_of(clients[0], "s1")
+    whole_ms = int(seconds) * 1_000
+    assert (receipt["elapsed_ms"], receipt["reason"]) == (whole_ms, "limit")
+    assert receipt["credits"] == str(int(seconds))
+    (reached,) = (one for one in clients[0].messages if one["type"] == "limit_reached")
+    assert reached["elapsed_ms"] == whole_ms
+    assert reached["received_at"] == reached["stopped_at"]
+
+
+@pytest.mark.parametrize("how", [*LATE, AWAY])
+@pytest.mark.parametrize("second_after", [0.4, 2])
+def test_two_on_one_account_are_charged_together_what_there_is(
+    place: Laboratory, how: str, second_after: float
+) -> None:
+    clients = run(
+        place,
+        pay("cat9", 20_000_000),
+        start("s1", kind="dear"),
+        wait(second_after),
+        start("s2", kind="dear"),
+        wait(1),
+        trouble(how),
+        wait(120),
+    )
+    charged = sum(float(end_of(client, f"s{1 + number}")["credits"])
+                  for number, client in enumerate(clients))  # fmt: skip
+    assert charged <= 20
+    assert charged >= 18
+
+
+@pytest.mark.parametrize("how", [*LATE, AWAY])
+def test_a_month_is_not_passed(place: Laboratory, how: str) -> None:
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=3, of_org=False),
+        start("s1", user="ann9", kind="recording"),
+        wait(150),
+        trouble(how),
+        wait(120),
+    )
+    receipt = end_of(clients[0], "s1")
+    assert (receipt["minutes"], receipt["elapsed_ms"]) == (3, 180_000)
+
+
+def test_a_session_that_burns_alone_asks_nothing_more_once_the_rest_is_low(
+    place: Laboratory,
+) -> None:
+    versions = []
+
+    def noted(stage: Any) -> None:
+        told = stage.cluster.stepped
+
+        def stepped(host: Any, step: Any, outcome: Any, alone: bool) -> None:
+            versions.append((step.standing.phase.value, outcome.reply.session.grant.final))
+            told(host, step, outcome, alone)
+
+        stage.cluster.stepped = stepped
+
+    outcome = place.run(9, 0, started=noted, actions=[
+        pay("cat9", 1_900_000), start("s1"), wait(130),
+    ])  # fmt: skip
+    assert outcome.failure is None, outcome.failure
+    first, *minutes = [step for step in versions if step[0] == "active"]
+    assert first == ("active", "credits")
+    # A warning is recorded, and a minute's end settled; nothing else is asked for.
+    assert {final for _, final in minutes} == {"credits"}
+    assert len(minutes) <= 3
+
+
+def test_who_starts_later_gets_a_share_of_the_rest(place: Laboratory) -> None:
+    clients = run(
+        place,
+        pay("cat9", 1_000_000),
+        start("s1"),
+        wait(10),
+        start("s2"),
+        wait(90),
+    )
+    first, second = (end_of(client, f"s{1 + number}") for number, client in enumerate(clients))
+    assert float(first["credits"]) + float(second["credits"]) == pytest.approx(1, abs=0.04)
+    assert second["elapsed_ms"] >= 20_000
+
+
+def test_a_spend_takes_of_the_rest_what_it_needs(place: Laboratory) -> None:
+    clients = run(
+        place,
+        pay("cat9", 1_000_000),
+        start("s1"),
+        wait(10),
+        act("deed", node=NODE, kind="spend", user="cat9", entry="spend", micros=500_000),
+        wait(60),
+    )
+    assert end_of(clients[0], "s1")["elapsed_ms"] == 30_000
+
+
+assert KINDS["dear"].price_micros == 60_000_000
