@@ -40,7 +40,7 @@ def alone(micros: int, terms: Terms | None = None, **bench: Any) -> Bench:
     """A session that nobody shares its account with, and a grant of half a minute."""
     terms = terms or terms_of()
     account = account_of(micros)
-    account.lines["chat-1"] = line(terms)
+    account.replace(1, micros, 0, {"chat-1": line(terms)})
     grant = Grant(granted_ms=30_000, held_micros=terms.cost_micros(30_000, terms.free_ms))
     return Bench(session_of(terms, grant=grant), account, **bench)
 
@@ -208,10 +208,9 @@ def test_all_together_use_no_more_than_there_is(
 
 def test_an_account_covers_two_sessions_until_the_same_instant() -> None:
     account = account_of(CREDIT)
-    account.lines.update(one=line(terms_of()), two=line(terms_of()))
+    account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
     assert covered_until(account) == NOW + 30_000
-    account.lines["one"] = line(terms_of(), running=False)
-    account.apply(2, CREDIT, CREDIT // 2, "one", account.lines["one"])
+    account.apply(2, CREDIT, CREDIT // 2, "one", line(terms_of(), running=False))
     assert covered_until(account) == NOW + 30_000
 
 
@@ -221,7 +220,7 @@ def test_an_account_covers_two_sessions_until_the_same_instant() -> None:
 def shared(micros: int) -> Bench:
     """A session that shares its account with another one, and has a grant of ten seconds."""
     account = account_of(micros)
-    account.lines.update({"chat-1": line(terms_of()), "chat-2": line(terms_of())})
+    account.replace(1, micros, 0, {"chat-1": line(terms_of()), "chat-2": line(terms_of())})
     grant = Grant(granted_ms=10_000, held_micros=CREDIT // 6)
     return Bench(session_of(grant=grant), account)
 
