@@ -17,7 +17,8 @@ from collections.abc import Callable
 import msgspec
 
 from protocol import limits
-from protocol.session import Grant, Identity, Standing
+from protocol.session import Grant, Identity, Session, Standing
+from protocol.states import Phase
 from protocol.terms import MINUTE_MS, minutes_begun
 
 GAP_PARTS_MAX = 32
@@ -85,6 +86,18 @@ def month_after(month: str) -> str:
     """The month that follows ``month`` (``2026-12-01`` after ``2026-11-01``)."""
     year, number = int(month[:4]), int(month[5:7])
     return f"{year + number // 12:04d}-{number % 12 + 1:02d}-01"
+
+
+def keeps_more(session: Session, now_ms: int) -> bool:
+    """Whether a session holds more credits than it needs to run on, as seen from outside: where
+    these were recalled, its process has not answered yet."""
+    terms, standing = session.identity.terms, session.standing
+    if standing.phase is not Phase.ACTIVE or not terms.price_micros:
+        return False
+    run_ms = max(0, now_ms - standing.at) + limits.GRANT_SHRUNKEN_MS[-1]
+    until_ms = standing.elapsed_ms + run_ms * terms.speed
+    needed_micros = terms.cost_micros(until_ms, standing.free_ms) - standing.charged_micros
+    return session.grant.held_micros > max(0, needed_micros)
 
 
 def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:

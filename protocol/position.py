@@ -29,6 +29,11 @@ from protocol.terms import MINUTE_MS
 class Position:
     """One session as one process sees it, at any instant."""
 
+    response_ms = 0
+    """How long Redis takes to answer: the shell measures it. Claims are made so much ahead."""
+    _yields_until = 0
+    """Until then it does not take the whole rest of a counter, for somebody needs a share."""
+
     def __init__(
         self,
         session: Session,
@@ -45,8 +50,6 @@ class Position:
         self._ends = ("", 0)
         """The counters' month, and its end."""
         self.free_left_ms = 0
-        self.response_ms = 0
-        """How long Redis takes to answer: the shell measures it. Claims are made so much ahead."""
         self.sockets = 0
         """Sockets here that keep the session alive."""
         self.proof_at = _settled_at(session)
@@ -74,8 +77,6 @@ class Position:
         """The grant is final, and need not be: a claim is due while that is so."""
         self._shrink = False
         """That claim gives back what is not needed at once."""
-        self._yields_until = 0
-        """Until then it does not take the whole rest of a counter, for somebody needs a share."""
         self._recalled = False
         """Somebody needed what the session holds while a step was on its way."""
         self._probed_ms = -1

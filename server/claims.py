@@ -25,8 +25,10 @@ from server.clock import Clock
 from server.isolation import failed, isolated
 from server.loading import Loader
 from server.metrics import Metrics
+from server.recall import holders_silent, is_unanswered
 from server.turns import Turns
 from storage.live import Live, LiveError, Outcome
+from storage.spending import AccountName
 
 log = structlog.get_logger()
 
@@ -153,6 +155,8 @@ class Claims:
             await self.turns.take()
             if outcome.reply is None:
                 mends.append(self._mend(claimant, step, outcome, node))
+            elif outcome.held and step.insists:
+                mends.append(self._refuse(claimant, step, outcome))
             elif not isolated("claim", claimant.answered, step, outcome):
                 # It was made, and what it left is not known here: asked anew, Redis says it.
                 _tell_unanswered(claimant, _no_answer(), made=None)
@@ -169,6 +173,20 @@ class Claims:
         """Redis did not answer. Who waits behind these is told now, not after as long again."""
         log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
         self.turns.run(self, _tell_all(batch, behind))
+
+    async def _refuse(self, claimant: Claimant, step: Step, outcome: Outcome) -> None:
+        """Refuses a step that others' holds are in the way of, once all of them have answered the
+        recall; while one has not, there may be enough, and it may be asked again."""
+        identity = step.before.identity
+        name = AccountName(identity.tenant, identity.account_id)
+        try:
+            is_silent = await is_unanswered(self.live, name, self.clock.now())
+        except LiveError:
+            is_silent = True
+        if is_silent:
+            _tell_unanswered(claimant, holders_silent(), made=False)
+        elif not isolated("claim", claimant.answered, step, outcome):
+            _tell_unanswered(claimant, _no_answer(), made=None)
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""

@@ -11,7 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from protocol import limits
+from protocol.errors import ServiceError
+from protocol.grants import keeps_more
 from server.accounts import Account, Accounts
+from storage.live import Live
 from storage.spending import AccountName, Answer
 
 Attempt = Callable[[bool], Awaitable[Answer]]
@@ -29,7 +32,7 @@ class Recall:
         """The answer that is not ``held``, or that still is when the wait is over.
 
         A session keeps what it needs to run on, so what is left ``held`` then is really
-        not there.
+        not there. Raises ``unavailable`` where a holder has not answered, and ``LiveError``.
         """
         loop = asyncio.get_running_loop()
         account = await self._accounts.open(*name)
@@ -49,13 +52,35 @@ class Recall:
                     async with asyncio.timeout_at(over_at):
                         await told.wait()
                 except TimeoutError:
-                    return await attempt(False)
+                    answer = await attempt(False)
+                    if answer.status == "held":
+                        await self._refuse_unanswered(name)
+                    return answer
                 told.clear()
                 answer = await attempt(False)
             return answer
         finally:
             del account.listeners[listen]
             await self._accounts.close(account)
+
+    async def _refuse_unanswered(self, name: AccountName) -> None:
+        if await is_unanswered(self._accounts.live, name, self._accounts.loader.clock.now()):
+            raise holders_silent()
+
+
+async def is_unanswered(live: Live, name: AccountName, now_ms: int) -> bool:
+    """Whether a session of an account, whose holders were told to shrink, holds more than it needs
+    still: its process has not answered, so nobody knows what is left. Raises ``LiveError``."""
+    figures = await live.account(*name)
+    if figures is None:
+        return False
+    found = await live.sessions(name.tenant, list(figures.lines))
+    return any(keeps_more(session, now_ms) for session in found)
+
+
+def holders_silent() -> ServiceError:
+    """What is said then: it is not refused, and may be asked again."""
+    return ServiceError("sessions hold these credits and have not answered; ask again")
 
 
 def may_free(message: dict[str, Any]) -> bool:

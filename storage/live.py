@@ -273,6 +273,15 @@ class Live:
         answer = await self._prepare(names, arguments)
         return cast(Literal["ok", "exists", "unsettled"], answer.decode())
 
+    async def sessions(self, tenant: str, session_ids: Sequence[str]) -> list[Session]:
+        """Sessions of a tenant as they stand, without those that are not there."""
+        fields = ("identity", "standing", "grant", "final")
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            for session_id in session_ids:
+                pipeline.hmget(self.keys.session(tenant, session_id), fields)
+            found = await self.ask(pipeline.execute())
+        return [session_of(one) for one in found if one[0]]
+
     # --- Counters ------------------------------------------------------------------
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:

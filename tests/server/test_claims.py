@@ -12,6 +12,7 @@ from protocol.steps import Step
 from server.claims import Claims
 from server.metrics import Metrics
 from storage.live import LiveError, Outcome
+from tests.simulation.cluster import VirtualClock
 
 AT_ONCE = limits.CLAIM_PIPELINES_MAX * limits.CLAIMS_PER_PIPELINE_MAX
 STEP = cast(Step, SimpleNamespace(before=SimpleNamespace(identity=SimpleNamespace(tenant="t"))))
@@ -60,8 +61,8 @@ class Seat:
 
 
 def claims_over(redis: SlowRedis) -> Claims:
-    missing = cast(Any, None)
-    return Claims(cast(Any, redis), missing, missing, Metrics(with_process=False))
+    loader = cast(Any, None)
+    return Claims(cast(Any, redis), loader, VirtualClock(), Metrics(with_process=False))
 
 
 async def turns() -> None:

@@ -9,7 +9,7 @@ from tests.simulation.actions import Action
 from tests.simulation.clients import Client
 from tests.simulation.driver import Laboratory
 from tests.simulation.people import KINDS
-from tests.simulation.traces import NODE, act, pay, run, start, wait
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -158,3 +158,35 @@ def test_a_spend_takes_of_the_rest_what_it_needs(place: Laboratory) -> None:
 
 
 assert KINDS["dear"].price_micros == 60_000_000
+
+
+@pytest.mark.parametrize("wants", ["start", "spend"])
+def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
+    place: Laboratory, wants: str
+) -> None:
+    """The holder's answer to the recall is lost: there is enough, but nobody can know it yet."""
+    stages: list[Any] = []
+    wanted = {
+        "start": act("start", client="c2", node="node.1", user="cat9", kind="second", session="s2"),
+        "spend": act("deed", node="node.1", kind="spend", user="cat9", entry="x", micros=100_000),
+    }[wants]
+    actions = [
+        pay("cat9", 1_000_000),
+        act("serve", node="node.1"),
+        start("s1"),
+        wait(5),
+        mishaps(NODE, "redis", ["lost", 10], ["lost", 10], ["lost", 10]),
+        wanted,
+        wait(5),
+        act("again", node="node.1", entry="x"),
+    ]
+    outcome = place.run(9, 0, actions=actions, started=stages.append)
+    assert outcome.failure is None, outcome.failure
+    (stage,) = stages
+    if wants == "start":
+        client = next(one for one in stage.world.clients if one.name == "c2")
+        assert [one["code"] for one in client.messages if one["type"] == "error"] == ["unavailable"]
+    else:
+        (deed,) = (one for one in stage.desk.deeds.values() if one.kind == "spend")
+        assert deed.state == "done", deed  # asked again, it was there
+        assert not stage.desk.refusals
