@@ -65,6 +65,7 @@ def error_message(error: ProtocolError) -> Error:
         message=error.message,
         retryable=error.retryable,
         limit=cast(LimitName | None, error.limit),
+        retry_after_ms=error.retry_after_ms,
     )
 
 

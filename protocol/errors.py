@@ -66,8 +66,9 @@ class ProtocolError(Exception):
 
     ``message`` is for the person who reads the other side's log: it says what is wrong
     and where, and nothing that the peer may not know. ``retryable`` follows from the
-    code unless it is given. ``limit`` names the limit of a ``limit_reached``; ``id`` is
-    the request's own, where it could be read, and is echoed.
+    code unless it is given. ``limit`` names the limit of a ``limit_reached``, and
+    ``retry_after_ms`` how long to wait after a ``rate_limited``; ``id`` is the request's own,
+    where it could be read, and is echoed.
     """
 
     codes: ClassVar[frozenset[ErrorCode]] = frozenset(ErrorCode)
@@ -79,6 +80,7 @@ class ProtocolError(Exception):
         *,
         retryable: bool | None = None,
         limit: str | None = None,
+        retry_after_ms: int | None = None,
         id: int | None = None,  # noqa: A002 (the wire's own name)
     ) -> None:
         assert code in self.codes, f"{code} is not an error of {type(self).__name__}"
@@ -87,6 +89,7 @@ class ProtocolError(Exception):
         self.message = message
         self.retryable = code in RETRYABLE_CODES if retryable is None else retryable
         self.limit = limit
+        self.retry_after_ms = retry_after_ms
         self.id = id
 
     def __str__(self) -> str:

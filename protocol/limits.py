@@ -130,8 +130,16 @@ DESCRIPTORS_WANTED: Final = 65_536
 # then almost none. The burst lets one socket start all its sessions after a reconnect.
 REQUESTS_PER_SECOND: Final = 20
 REQUESTS_BURST: Final = 100
+USER_REQUESTS_PER_SECOND: Final = 60
+USER_REQUESTS_BURST: Final = 640
+"""Of a user over all sockets of one process: ten of them start all their sessions after a
+reconnect."""
+STARTS_PER_MINUTE: Final = 60
+STARTS_BURST: Final = 128
+"""New sessions of a user at one process: two sockets full of them at once, then one a second. Each
+leaves 4 KB in Redis, for an hour after its end is written down."""
 REQUEST_USERS_MAX: Final = 65_536
-"""Users whose requests over HTTP one process counts; the longest silent is forgotten first."""
+"""Users whose requests, or starts, one process counts; the longest silent is forgotten first."""
 # So many more than the burst are answered `rate_limited`; then the socket is closed 4502,
 # because answering is work too.
 REFUSALS_PER_SOCKET_MAX: Final = 200
@@ -394,7 +402,8 @@ assert 4 * WARNINGS_MAX + 2 <= NOTICES_UNRECORDED_MAX
 assert WRITE_BUFFER_SKIP_BYTES + SESSIONS_PER_SOCKET_MAX * 8192 < WRITE_BUFFER_CLOSE_BYTES
 assert MESSAGE_BYTES_MAX <= WRITE_BUFFER_SKIP_BYTES
 assert WRITE_UNSENT_BYTES < WRITE_BUFFER_SKIP_BYTES < WRITE_BUFFER_CLOSE_BYTES
-assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_BURST
+assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_BURST <= USER_REQUESTS_BURST
+assert SESSIONS_PER_SOCKET_MAX <= STARTS_BURST <= LIVE_SESSIONS_PER_ACCOUNT_MAX
 assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
 assert TOKEN_CHARACTERS_MAX + 1024 <= REQUEST_HEAD_BYTES_MAX
 assert LINGER_MS <= SLOW_PEER_ABORT_MS <= REQUEST_HEAD_MS <= REQUEST_BODY_MS

@@ -357,6 +357,9 @@ class Error(Answer, frozen=True, kw_only=True, tag="error"):
     message: Annotated[str, describe("What failed, for the person who reads the log.")]
     retryable: Annotated[bool, describe("Whether the same request may succeed a little later.")]
     limit: LimitField | None = None
+    retry_after_ms: Annotated[
+        int | None, describe("Of `rate_limited`: when the same request is let through.")
+    ] = None
 
 
 SERVER_MESSAGES: tuple[type[ServerMessage], ...] = (

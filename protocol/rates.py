@@ -297,6 +297,7 @@ _KIND_KEYS = (
     "max_session_seconds",
     "tick_seconds",
     "speed",
+    "max_live_sessions",
 )
 
 
@@ -334,6 +335,9 @@ def _parse_kind(parsing: _Parsing, kind: str, value: object) -> Terms:
         session_cap_ms=read("max_session_seconds", _cap, 0),
         tick_ms=read("tick_seconds", _tick, limits.TICK_MS_DEFAULT),
         speed=read("speed", _integer(1, limits.SPEED_MAX), 1),
+        max_live_sessions=read(
+            "max_live_sessions", _integer(0, limits.LIVE_SESSIONS_PER_ACCOUNT_MAX), 0
+        ),
     )
 
 

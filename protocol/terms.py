@@ -46,6 +46,8 @@ class Terms(msgspec.Struct, frozen=True):
     tick_ms: int
     speed: int = 1
     """Counted milliseconds for each real one: 1, except in a demonstration."""
+    max_live_sessions: int = 0
+    """Sessions of this kind that one user may have at a time; 0 means any number."""
 
     def with_unknown_counterpart(self) -> "Terms":
         """The terms of a session whose counterpart no backend has named.

@@ -17,7 +17,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from protocol import limits
-from protocol.errors import ProtocolError, ServiceError
+from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from protocol.response_time import ResponseTime
 from protocol.session import Identity, Session
 from protocol.steps import Step
@@ -201,7 +201,7 @@ class Claims:
         except LiveError as error:
             log.warning("claim_unanswered", error=str(error))
             _tell_unanswered(claimant, _no_answer(), made=None)
-        except ServiceError as error:
+        except ProtocolError as error:
             _tell_unanswered(claimant, error, made=False)
         except RedisError as error:
             # It refuses to write, or has no room: as if it did not answer.
@@ -223,6 +223,12 @@ class Claims:
             raise ServiceError("the session was prepared at this moment; start it again")
         if outcome.full:
             raise ServiceError("too much waits for the record: no session is started")
+        if outcome.crowded:
+            kind, most = step.before.identity.kind, step.before.identity.terms.max_live_sessions
+            raise PeerError(
+                ErrorCode.RATE_LIMITED,
+                f"kind: of {kind!r} a user may have {most} live sessions at a time",
+            )
         if outcome.gone:
             if self.restore is None:
                 raise ServiceError("the session store has lost the session")

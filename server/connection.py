@@ -90,11 +90,18 @@ class Connection:
     async def _heard(self, text: str | None) -> None:
         """Takes a message, unless there are too many of them."""
         if self._bucket.take(self.process.clock.now()):
+            try:
+                if self.principal is not None:
+                    self.process.messages.check(self.principal)
+            except PeerError as error:
+                self._refuse(error, _id_of(text))
+                return
             await self.process.hub.turns.take()
             await self._take(text)
         elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
-            error = PeerError(ErrorCode.RATE_LIMITED, "too many requests")
-            self._refuse(error, _id_of(text))
+            wait_ms = self._bucket.wait_ms
+            refusal = PeerError(ErrorCode.RATE_LIMITED, "too many requests", retry_after_ms=wait_ms)
+            self._refuse(refusal, _id_of(text))
         else:
             self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
 

@@ -121,7 +121,16 @@ def problem_of(error: Exception) -> Problem:
         return error
     if isinstance(error, ProtocolError):
         extensions: dict[str, Any] = {"limit": error.limit} if error.limit else {}
-        return Problem(STATUS[error.code], error.code.value, error.message, **extensions)
+        retry_after_s = None
+        if error.retry_after_ms is not None:
+            retry_after_s = max(1, -(-error.retry_after_ms // 1000))
+        return Problem(
+            STATUS[error.code],
+            error.code.value,
+            error.message,
+            retry_after_s=retry_after_s,
+            **extensions,
+        )
     if isinstance(error, LiveError | UnavailableError):
         log.warning("request_unanswered", error=str(error))
         return Problem(503, "unavailable", "a part that we need does not answer")

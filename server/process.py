@@ -13,7 +13,7 @@ import structlog
 from protocol import limits
 from protocol.rates import RateCard
 from server.auth import Authenticator
-from server.buckets import UserRequests
+from server.buckets import UserMessages, UserRequests, UserStarts
 from server.clock import ClusterClock
 from server.config import Settings
 from server.door import Door
@@ -71,6 +71,8 @@ class Process:
         self.pulse = Pulse(self.clock, self._thawed, self.presence.beat_first)
         self.failures = Failures(self.clock)
         self.requests = UserRequests(self.clock)
+        self.messages = UserMessages(self.clock)
+        self.starts = UserStarts(self.clock)
         self.origins = Origins(settings.origins, self.metrics)
         self.door = Door(self.metrics, connections_max)
         self.vitals = Vitals(self)

@@ -26,7 +26,8 @@ async def join_or_start(
     """Joins a session where it lives, or starts it as ``start`` says; answers the ticket.
 
     Without ``start`` only a session that exists is joined. Raises ``unknown_session``,
-    ``session_ended``, ``forbidden``, ``unknown_kind`` and ``unavailable``.
+    ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``, and ``rate_limited`` for
+    a user who starts too many.
     """
     assert principal.tenant is not None
     assert principal.user_id is not None
@@ -45,6 +46,7 @@ async def join_or_start(
             return seat
         if start is None:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
+        process.starts.check(principal)
         identity, basis = await identity_of(process, principal, start)
         await process.money.allot_at_start(AccountName(identity.tenant, identity.account_id))
         seat = await hub.start(member, identity, ticket, start.tick_ms, basis)

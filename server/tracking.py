@@ -72,6 +72,8 @@ class Reported(msgspec.Struct, frozen=True):
     """The session must have been prepared by a backend."""
     kinds: frozenset[str] | None = None
     """The only kinds that its client may start; None: any."""
+    is_trusted: bool = False
+    """A backend reports it: it may begin any number of sessions."""
 
     @property
     def tenant(self) -> str:
@@ -116,7 +118,8 @@ class Trackers:
         """Takes a minute, once.
 
         Raises ``bad_message`` for one too old or to come, ``unknown_kind``, ``metered_kind``,
-        ``forbidden``, ``session_ended``, ``limit_reached`` and ``unavailable``.
+        ``forbidden``, ``session_ended``, ``limit_reached``, ``unavailable``, and ``rate_limited``
+        for a user who begins too many sessions.
         """
         _check_instant(reported.minute_at, self.process.clock.now())
         for _ in range(ATTEMPTS_MAX):
@@ -144,6 +147,8 @@ class Trackers:
         try:
             basis, row = await basis_of_start(self.process, tenant, session_id, reported.user_id)
             if row is None or row.state == "prepared":
+                if not reported.is_trusted:
+                    self.process.starts.take(tenant, reported.user_id)
                 identity = self._new(reported, row)
                 return _Known(identity, None, {}, in_redis=False, basis=basis)
             _check_owner(row.user_id, reported)

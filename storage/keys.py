@@ -82,6 +82,10 @@ class Keys:
         """An organisation's months."""
         return self._key(tenant, "org", tenant)
 
+    def running(self, tenant: str, user_id: str, kind: str) -> str:
+        """A user's live sessions of a kind that has a highest number of them."""
+        return self._key(tenant, "running", f"{tenant}/{user_id}/{kind}")
+
     def free(self, tenant: str, allowance: str) -> str:
         """A shared allowance of free time."""
         return self._key(tenant, "free", f"{tenant}/{allowance}")

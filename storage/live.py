@@ -85,6 +85,8 @@ class Outcome(msgspec.Struct, frozen=True):
     """What a start was decided from is otherwise now; see ``protocol.steps.Basis``."""
     full: bool = False
     """So much waits for Postgres that no session is started."""
+    crowded: bool = False
+    """The user has as many live sessions of the kind as it allows: no session is started."""
     entry_id: str = ""
     """The outbox entry in which the step's records are; empty: there are none."""
     held: bool = False
@@ -220,6 +222,7 @@ class Live:
             keys.recovering(partition),
             keys.epoch(partition),
             keys.prepared(tenant, session_id),
+            keys.running(tenant, identity.user_id, identity.kind),
         ]
         channel = keys.channel(tenant, identity.account_id)
         argument = encode_step(step, node, self.publish, channel, keys.limits_channel(tenant))
@@ -522,12 +525,13 @@ def _read_outcome(step: Step, answer: Any) -> Outcome:
     status, detail, _, counters, bumped, _ = answer
     if status == b"cold":
         return Outcome(reply=None, cold=tuple(detail.decode().split(",")))
-    if status in {b"gone", b"full", b"outdated"}:
+    if status in {b"gone", b"full", b"outdated", b"crowded"}:
         return Outcome(
             reply=None,
             gone=status == b"gone",
             full=status == b"full",
             outdated=status == b"outdated",
+            crowded=status == b"crowded",
         )
     change = None
     if bumped:

@@ -171,6 +171,7 @@ class Restoring:
             keys.recovering(partition),
             keys.unsettled(partition),
             *map(keys.contained, counters),
+            keys.running(tenant, identity.user_id, identity.kind),
         ]
         status, detail = await self._assert(names, [self._encode(assertion)])
         details = tuple(detail.decode().split(",")) if detail else ()
@@ -182,6 +183,7 @@ class Restoring:
         identity, standing, grant = session.identity, session.standing, session.grant
         terms, ended = identity.terms, standing.phase is Phase.ENDED
         encoded: dict[str, Any] = {
+            "live_max": terms.max_live_sessions,
             "id": identity.session_id,
             "session": session.key,
             "node": self.live.node,

@@ -191,6 +191,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "ended": ended,
         "idle_ms": limits.ACCOUNT_IDLE_MS,
         "outbox_max": limits.OUTBOX_ENTRIES_MAX,
+        "live_max": terms.max_live_sessions,
         "publish": publish,
         "channel": channel,
         "limits_channel": limits_channel,

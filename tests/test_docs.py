@@ -120,7 +120,7 @@ def test_operators_are_told_the_limits_that_there_are() -> None:
             limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE,
             limits.SUSPECT_CHECK_MS,
         ],
-        "sends many messages, or requests as one user": [
+        "sends many messages on a socket, or requests over HTTP as one user": [
             limits.REQUESTS_BURST,
             limits.REQUESTS_PER_SECOND,
             limits.REFUSALS_PER_SOCKET_MAX,
@@ -132,7 +132,12 @@ def test_operators_are_told_the_limits_that_there_are() -> None:
             limits.CONTROL_WINDOW_MS / 1000,
         ],
         "sends what is no message, or JSON nested too deep": [limits.JSON_DEPTH_MAX],
-        "starts many sessions": [
+        "sends many messages over all sockets of a user": [
+            limits.USER_REQUESTS_BURST,
+            limits.USER_REQUESTS_PER_SECOND,
+        ],
+        "starts many new sessions as one user, by whatever way": [limits.STARTS_BURST],
+        "has many sessions": [
             limits.SESSIONS_PER_SOCKET_MAX,
             limits.LIVE_SESSIONS_PER_ACCOUNT_MAX,
         ],

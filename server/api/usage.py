@@ -272,6 +272,7 @@ async def track_minute(request: Request) -> Response:
             seconds=wanted.seconds_recorded,
             needs_preparation=not principal.is_key and process.settings.start == "prepared",
             kinds=principal.kinds,
+            is_trusted=principal.is_key,
         )
     )
     use = await months_of(request).use(subject.tenant, subject.user_id)

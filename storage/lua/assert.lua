@@ -13,6 +13,7 @@
 --       12 recovering  string, for a short while: nothing but this is done meanwhile
 --       13 unsettled   string, for a longer while: somebody may still put back a session
 --       14 to 17  contained: hashes, for account, member, org and free
+--       18 running     set: the user's live sessions of the kind (see commit.lua)
 -- ARGV   1 the session, JSON; see storage/recovery.py, encode_assertion
 --
 -- Answers {status, detail}, with the status
@@ -143,11 +144,13 @@ if asserted.ended then
   call('DEL', KEYS[3])
   call('SREM', KEYS[8], asserted.session)
   call('SREM', KEYS[9], asserted.session)
+  if asserted.live_max > 0 then call('SREM', KEYS[18], asserted.session) end
   call('PEXPIRE', KEYS[1], asserted.idle_ms)
   call('PEXPIRE', KEYS[2], asserted.idle_ms)
   call('HDEL', KEYS[4], 's:' .. id)
 else
   call('SADD', KEYS[8], asserted.session)
+  if asserted.live_max > 0 then call('SADD', KEYS[18], asserted.session) end
   call('HSET', KEYS[4], 's:' .. id, asserted.line)
   if asserted.grace_until then
     call('ZADD', KEYS[10], whole(asserted.grace_until), asserted.session)

@@ -23,6 +23,7 @@
 --       12 recovering  string: there while processes put back what Redis has lost
 --       13 epoch       string: changes with every loss that was found
 --       14 prepared    string: what the session was prepared as (see prepare.lua)
+--       15 running   set: the user's live sessions of a kind that has a highest number of them
 -- ARGV   1 the step, JSON; see storage/wire.py, encode_step
 --
 -- Answers {status, detail, session fields, counters, bumped, notices}, with the status
@@ -37,6 +38,7 @@
 --             or as a replica that lacks the last writes (see assert.lua)
 --   outdated  a preparation has come, or Redis has lost something, since what the session is to
 --             be was looked up: it is to be looked up anew
+--   crowded   the user has as many live sessions of the kind as it allows
 --   full      so much waits for Postgres that no session is started
 --   cold      account, member, org or free must be loaded first; names which. While the
 --             partition recovers from a loss, that is always so, and nothing can be loaded
@@ -97,6 +99,13 @@ if step.version == 0 and step.basis then
 end
 if step.version == 0 and call('XLEN', KEYS[8]) >= step.outbox_max then
   return {'full', '', {}, {}, 0, {}}
+end
+-- What is not live any more was ended where this set is not known: it is forgotten here.
+if step.version == 0 and step.live_max > 0 then
+  for _, session in ipairs(call('SMEMBERS', KEYS[15])) do
+    if call('SISMEMBER', KEYS[9], session) == 0 then call('SREM', KEYS[15], session) end
+  end
+  if call('SCARD', KEYS[15]) >= step.live_max then return {'crowded', '', {}, {}, 0, {}} end
 end
 
 -- Is everything here that the step touches?
@@ -252,6 +261,7 @@ if step.version == 0 then
     call('HSET', KEYS[1], 'prepared', step.basis.preparation)
   end
   call('SADD', KEYS[9], step.session)
+  if step.live_max > 0 then call('SADD', KEYS[15], step.session) end
 end
 if step.present then
   call('SADD', KEYS[3], step.node)
@@ -271,6 +281,7 @@ if step.ended then
   call('DEL', KEYS[3])
   call('SREM', KEYS[9], step.session)
   call('SREM', KEYS[10], step.session)
+  if step.live_max > 0 then call('SREM', KEYS[15], step.session) end
   -- The process shortens that, once it has heard that Postgres knows of the end, and will not
   -- assert it any more (storage/recovery.py, over).
   call('PEXPIRE', KEYS[1], step.idle_ms)

@@ -374,7 +374,7 @@ NAMES = {
     "stopped": "session_id seq reason limit receipt",
     "reconnect": "after_ms",
     "pong": "server_time_at",
-    "error": "code message retryable limit",
+    "error": "code message retryable limit retry_after_ms",
 }
 
 
