@@ -33,7 +33,8 @@ let session = null;
 let balance = null;
 let grace = null; // { endsAt, ms } of our own clock, while a limit's grace runs
 let serverAheadMs = 0;
-let frame = 0;
+let frame = 0; // the next drawing, where things move
+let pause = 0; // and where they do not
 let laid = 0; // how many receipts were shown: a late answer is of an earlier one
 
 function save(changes) {
@@ -161,7 +162,9 @@ meter.addEventListener('welcome', ({ detail }) => {
 meter.addEventListener('credit', ({ detail }) => {
   if (detail.account_id !== meter.welcome.account_id) return;
   balance = Number(detail.credits);
-  if (detail.reason === 'grant') toast(`${Number(detail.delta)} credits were added.`);
+  const added = Number(detail.delta);
+  const verb = added === 1 ? 'credit was' : 'credits were';
+  if (detail.reason === 'grant') toast(`${added} ${verb} added.`);
   draw();
 });
 
@@ -349,10 +352,12 @@ function draw() {
   drawInstrument(reading, meter.state);
   drawGrace();
   put(document.querySelector('title'), `${clockFace(reading.elapsed_ms)} · Taximeter`);
-  // One loop, whoever drew: the next frame replaces the one that is planned.
+  // One loop, whoever drew: the next frame replaces the one that is planned. The numbers of
+  // frames and of timers overlap, so each is cancelled by its own kind.
   cancelAnimationFrame(frame);
-  clearTimeout(frame);
-  frame = calm.matches ? setTimeout(draw, 1000) : requestAnimationFrame(draw);
+  clearTimeout(pause);
+  if (calm.matches) pause = setTimeout(draw, 1000);
+  else frame = requestAnimationFrame(draw);
 }
 
 // Hands on the instrument

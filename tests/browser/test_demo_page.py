@@ -188,6 +188,20 @@ async def test_a_warning_stands_until_it_is_cleared(tab: Tab) -> None:
     await expect(tab.at(".toast")).to_have_count(0)
 
 
+async def test_drawing_cancels_no_timer_but_its_own(tab: Tab) -> None:
+    """The numbers of frames and timers overlap: a toast stayed, and the client's might go."""
+    line = await tab.ride()
+    await tab.page.evaluate(
+        "() => { const clear = window.clearTimeout; let frame = 1e6; window.strange = [];"
+        " window.requestAnimationFrame = () => (frame += 1);"
+        " window.clearTimeout = (id) => { if (id >= 1e6) window.strange.push(id); clear(id); }; }"
+    )
+    for second in range(1, 4):
+        await tab.send(line, tick(1_000 * second))
+        await expect(tab.at("#time")).to_have_text(f"0:0{second}")
+    assert await tab.page.evaluate("() => window.strange") == []
+
+
 async def test_minutes_appear_row_by_row_the_newest_first(tab: Tab) -> None:
     line = await tab.ride()
     await expect(tab.at("#tape-empty")).to_be_visible()
