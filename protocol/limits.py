@@ -102,7 +102,9 @@ SLOW_PEER_ABORT_MS: Final = 5_000
 # after a reconnect may take of the write buffer.
 SESSIONS_PER_SOCKET_MAX: Final = 64
 SOCKETS_PER_SESSION_MAX: Final = 16
-"""Of one process: browsers, tabs and watchers of the same session."""
+"""Of one process: browsers and tabs of the session's own user that keep it alive."""
+OBSERVERS_PER_SESSION_MAX: Final = 16
+"""Of one process: sockets that only watch a session. Its own user takes an observer's place."""
 SOCKETS_PER_USER_MAX: Final = 32
 """Of one process: tabs and devices of one user; 4503 above."""
 # Of one process. Offices and mobile networks stand behind one address, so it is wide; it

@@ -14,6 +14,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from protocol import limits
+from protocol.codec import encode, error_message
 from protocol.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from protocol.moves import unstarted
 from protocol.notices import sequence_number
@@ -21,6 +22,7 @@ from protocol.session import Grant, Identity, Session, session_key
 from protocol.states import Event, Phase
 from protocol.steps import Basis
 from server.auth import Principal
+from server.frames import text_frame
 from server.seating import Seating
 from server.seats import Seat
 from server.tickets import Member, Ticket
@@ -250,19 +252,48 @@ class Hub(Seating):
                 seat.drain()  # what was said by now the others hear, and this one is shown
             _check_live(seat.meter.session)  # it may have ended since it was read
             if member not in seat.members:
-                self._sit(seat, member, None, watching=True)
+                try:
+                    self._observe(seat, member, principal)
+                except BaseException:
+                    self.release(seat)
+                    raise
             seat.show(ticket)
             return seat
 
     def _check_seats(self, seat: Seat, member: Member) -> None:
-        if len(seat.members) >= limits.SOCKETS_PER_SESSION_MAX and member not in seat.members:
+        """Raises ``rate_limited`` where too many sockets keep a session alive. Observers and
+        requests take none of these places."""
+        taken = [one for one in seat.members if one not in seat.watchers]
+        if len(taken) >= limits.SOCKETS_PER_SESSION_MAX and member not in taken:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets have this session open")
 
-    def _sit(
-        self, seat: Seat, member: Member, tick_ms: int | None, *, watching: bool = False
-    ) -> None:
+    def _observe(self, seat: Seat, member: Member, principal: Principal) -> None:
+        """Seats an observer. Where there is no place, the session's own user takes that of the
+        oldest observer who is somebody else; anybody else is refused."""
+        identity = seat.meter.session.identity
+        is_own = (principal.tenant, principal.user_id) == (identity.tenant, identity.user_id)
+        if len(seat.observers) >= limits.OBSERVERS_PER_SESSION_MAX:
+            others = [observer for observer, own in seat.observers.items() if not own]
+            if not is_own or not others:
+                raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets watch this session")
+            self._evict(seat, others[0])
+        seat.observe(member, is_own=is_own)
+
+    def _evict(self, seat: Seat, observer: Member) -> None:
+        """Takes an observer's place, and says so."""
+        session_id = seat.meter.session.identity.session_id
+        error = PeerError(
+            ErrorCode.RATE_LIMITED,
+            f"{session_id} is watched no longer: its own user needed the place",
+        )
+        self.metrics.errors.labels(error.code.value).inc()
+        seat.unseat(observer)
+        observer.left(seat)
+        observer.send(text_frame(encode(error_message(error))))
+
+    def _sit(self, seat: Seat, member: Member, tick_ms: int | None) -> None:
         self._check_seats(seat, member)
-        seat.seat(member, tick_ms or seat.meter.session.identity.terms.tick_ms, watching=watching)
+        seat.seat(member, tick_ms or seat.meter.session.identity.terms.tick_ms, watching=False)
 
     def part(self, seat: Seat, member: Member, alive_at: int, *, farewell: bool = False) -> None:
         """A socket leaves a session, or is gone; ``alive_at`` is its last proof of life.
@@ -299,14 +330,15 @@ class Hub(Seating):
 
     async def open(self, guest: Member, tenant: str, session_id: str) -> Seat | None:
         """The seat of a session for a request that comes without a socket: the guest hears
-        of the session's end, until it is told to ``part``."""
+        of the session's end, until it parts. It needs no place: a session can be stopped
+        however many sockets it has."""
         async with self.lock(tenant, session_id):
             found = await self._attached(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_live(found.session)
             seat = await self.seat_of(found.session)
-            self._sit(seat, guest, limits.TICK_MS_MAX, watching=True)
+            seat.seat(guest, limits.TICK_MS_MAX, watching=True)
             seat.meter.read(found.session, found.notices, self.clock.now())
             seat.drain()
             return seat

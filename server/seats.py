@@ -7,7 +7,7 @@ timer anew.
 
 import contextlib
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -35,6 +35,7 @@ from storage.live import Outcome
 
 NOBODY: Final[frozenset[Any]] = frozenset()
 """Shared by all seats without watchers: an empty set takes 216 bytes."""
+NO_OBSERVERS: Final[Mapping[Any, bool]] = {}
 UNHEARD_MAX = 32
 """Steps without an answer that one seat remembers; all of them are asked from one version."""
 
@@ -108,8 +109,8 @@ class Seat:
 
     __slots__ = (
         "_held_until", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
-        "ended_here", "failures", "groups", "heard", "meter", "node", "place", "settled",
-        "template", "watchers",
+        "ended_here", "failures", "groups", "heard", "meter", "node", "observers", "place",
+        "settled", "template", "watchers",
     )  # fmt: skip
 
     def __init__(
@@ -130,6 +131,8 @@ class Seat:
         """The sockets, by the pace of their ticks."""
         self.watchers: frozenset[Member] = NOBODY
         """Those of them that do not keep the session alive."""
+        self.observers: Mapping[Member, bool] = NO_OBSERVERS
+        """Those of these that only watch, the oldest first; whether the session's own user does."""
         self.awaited = 0
         """Sockets that are about to sit down."""
         self.settled = Signal()
@@ -178,8 +181,17 @@ class Seat:
         if self.meter.counting:
             group.arm(self.place.clock.now())
 
+    def observe(self, member: Member, *, is_own: bool) -> None:
+        """A socket watches from now on; the session's own user's, or another's."""
+        self.seat(member, self.meter.session.identity.terms.tick_ms, watching=True)
+        self.observers = {**self.observers, member: is_own}
+
     def unseat(self, member: Member) -> None:
         """A socket takes no part any more."""
+        if member in self.observers:
+            self.observers = {
+                one: is_own for one, is_own in self.observers.items() if one is not member
+            }
         if self.watchers:
             self.watchers -= {member}
         for group in self.groups:

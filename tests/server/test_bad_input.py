@@ -361,6 +361,7 @@ async def test_too_many_sessions_on_a_socket(scene: Scene, monkeypatch: pytest.M
 
 async def test_too_many_sockets_of_a_session(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "SOCKETS_PER_SESSION_MAX", 1)
+    monkeypatch.setattr(limits, "OBSERVERS_PER_SESSION_MAX", 0)
     other = await scene.server.login()
     for type_ in ("start", "watch"):
         answer = await other.ask(type_, kind="call", session_id="bill-1")

@@ -8,9 +8,11 @@ import socket
 import pytest
 from websockets.asyncio.client import connect
 
+from protocol import limits
 from protocol.states import Phase
 from server.config import load_rate_card
-from tests.fixtures.server import Client, TestServer
+from tests.fixtures.server import API_KEY, Client, TestServer
+from tests.server.api import ask
 from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches
 from tests.simulation.cluster import Cluster, Node
 
@@ -364,6 +366,64 @@ async def test_operators_watch_in_every_tenant(server: TestServer) -> None:
     assert told["receipt"]["org_id"] == "acme"
     bad = await operator.ask("watch", session_id="chat-1", org="a b")
     assert (bad["code"], bad["message"].partition(":")[0]) == ("bad_message", "org")
+
+
+async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServer) -> None:
+    await server.grant(5 * CREDIT, org_id="acme")
+    first = await server.login(org="acme")
+    await first.ask("start", kind="chat", session_id="chat-1")
+    observers = []
+    for number in range(limits.OBSERVERS_PER_SESSION_MAX):
+        observer = await server.login(f"ops-{number}", org="acme", scope="ops")
+        assert (await observer.ask("watch", session_id="chat-1"))["type"] == "session"
+        observers.append(observer)
+    late = await server.login("late", org="acme", scope="ops")
+    assert (await late.ask("watch", session_id="chat-1"))["code"] == "rate_limited"
+    # Her own sockets have places of their own.
+    own = [first]
+    for _ in range(limits.SOCKETS_PER_SESSION_MAX - 1):
+        own.append(await server.login(org="acme"))
+        joined = await own[-1].ask("start", kind="chat", session_id="chat-1")
+        assert joined["type"] == "session"
+    extra = await server.login(org="acme")
+    refused = await extra.ask("start", kind="chat", session_id="chat-1")
+    assert refused["code"] == "rate_limited"
+    # Where she only watches, the oldest observer goes, and is told.
+    assert (await extra.ask("watch", session_id="chat-1"))["type"] == "session"
+    told = await observers[0].until("error")
+    assert (told["code"], told.get("id")) == ("rate_limited", None)
+    assert "chat-1" in told["message"]
+    assert (await observers[0].ask("stop", session_id="chat-1"))["code"] == "unknown_session"
+    assert (await observers[0].ask("watch", session_id="chat-1"))["code"] == "rate_limited"
+    # A place that becomes free is taken again, and the end is told to all who watch.
+    await observers[1].close()
+    seat = server.process.hub.seats["org:acme/chat-1"]
+
+    async def left() -> bool:
+        return len(seat.observers) < limits.OBSERVERS_PER_SESSION_MAX
+
+    await eventually(left)
+    assert (await late.ask("watch", session_id="chat-1"))["type"] == "session"
+    await first.ask("stop", session_id="chat-1")
+    for client in (late, extra, observers[2], own[-1]):
+        assert (await client.until("stopped"))["session_id"] == "chat-1"
+
+
+@pytest.mark.parametrize("who", ["user", "key", "operator"])
+async def test_a_full_session_is_stopped_over_http(server: TestServer, who: str) -> None:
+    clients = [await server.login() for _ in range(limits.SOCKETS_PER_SESSION_MAX)]
+    for client in clients:
+        await client.ask("start", kind="chat", session_id="chat-1")
+    for number in range(limits.OBSERVERS_PER_SESSION_MAX):
+        observer = await server.login(f"ops-{number}", scope="ops")
+        await observer.ask("watch", session_id="chat-1", user="ann")
+    bearer = {"user": server.token(), "key": API_KEY, "operator": server.token("o", scope="ops")}
+    path = "/v1/sessions/chat-1/stop" + ("" if who == "user" else "?user=ann")
+    stopped = await ask(server, "POST", path, bearer[who])
+    assert stopped.status_code == 200, stopped.text
+    reason = "operator" if who == "operator" else "client"
+    assert stopped.json()["reason"] == reason
+    assert (await clients[0].until("stopped"))["reason"] == reason
 
 
 @pytest.mark.parametrize(
