@@ -79,6 +79,9 @@ async function post(path, body, headers = {}) {
     method: 'POST',
     headers: { 'Content-Type': 'application/json', ...headers },
     body: JSON.stringify(body),
+  }).catch((cause) => {
+    const details = { retryable: true, cause };
+    throw new TaximeterError('unavailable', 'The server does not answer.', details);
   });
   if (response.ok) return response.json();
   const isMissing = response.status === 404;

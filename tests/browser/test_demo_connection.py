@@ -49,6 +49,17 @@ async def test_the_page_says_that_it_cannot_get_in_and_why(tab: Tab) -> None:
     await expect(tab.at("#start")).to_be_visible()
 
 
+async def test_the_page_says_that_the_server_does_not_answer(tab: Tab) -> None:
+    line = await tab.ride(elapsed_ms=70_000, **PAID)
+    await tab.page.unroute("**/demo/*")
+    await tab.page.route("**/demo/*", lambda route: route.abort())
+    line.cut()
+    await expect(tab.at("#connection")).to_have_text("Reconnecting")
+    for _ in range(4):
+        await tab.page.clock.run_for(10_000)
+    await expect(tab.at("#trouble")).to_contain_text("The server does not answer. It keeps trying.")
+
+
 async def test_a_page_that_was_sent_away_can_connect_again(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=70_000, **PAID)
     await line.close(4503)
