@@ -55,7 +55,6 @@ REQUEST_HEADERS_MAX: Final = 100
 BODY_BYTES_MAX: Final = 64 * 1024
 """The body of an HTTP request of our own surface."""
 # PITFALLS: Stream's SDK gunzips without bound, so the size is capped before it is read.
-WEBHOOK_BYTES_MAX: Final = 1024 * 1024
 TICK_MS_MIN: Final = 250  # PROTOCOL
 TICK_MS_MAX: Final = 60_000  # PROTOCOL
 TICK_MS_DEFAULT: Final = 1_000
@@ -206,8 +205,6 @@ NODE_SILENT_MS: Final = 5_000  # DESIGN: then it is dead
 STOOD_STILL_MS: Final = 1_000
 """A process that did nothing for longer than this takes nothing that waited in its sockets
 for a proof of life of now. A turn of its loop takes some 10 ms."""
-SWEEP_INTERVAL_MS: Final = 1_000
-"""Each process looks for dead processes and graces that ran out so often."""
 SWEEP_BATCH_SESSIONS: Final = 256
 """Detached in one atomic step of a sweep: Redis serves nobody else meanwhile."""
 # What a request over HTTP waits for a session's step: longer than a claim and its repetition.
@@ -254,8 +251,6 @@ CLAIMS_PER_PIPELINE_MAX: Final = 64
 """Claims that fall due together: one write of some 30 KiB, and 10 ms to take the answers."""
 CLAIM_PIPELINES_MAX: Final = 4
 """On their way at once: what a process has at Redis is done long before its deadline."""
-CLAIMS_WAITING_MAX: Final = 65_536
-"""Claims of one process that wait for Redis: no more than it has sessions."""
 STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
 MINUTES_PER_CLAIM_MAX: Final = 256
 """Records that one late claim carries; the rest goes with the next."""
@@ -328,7 +323,6 @@ FLUSH_BLOCK_MS: Final = 5_000
 FLUSH_SOCKET_TIMEOUT_MS: Final = 15_000
 FLUSH_CLAIM_IDLE_MS: Final = 30_000
 """Entries that a flusher read and did not acknowledge are taken over after so long."""
-RECORDS_PER_ENTRY_MAX: Final = MINUTES_PER_CLAIM_MAX + 8
 OUTBOX_ENTRIES_WARN: Final = 100_000
 """From here `/readyz` and the dashboard call the outbox long. It is never trimmed."""
 OUTBOX_AGE_MS_WARN: Final = 60_000
@@ -362,9 +356,6 @@ PARTITIONS_MAX: Final = 1_024
 
 PAGE_ROWS_DEFAULT: Final = 50
 PAGE_ROWS_MAX: Final = 500
-OPS_FEED_MS: Final = 1_000
-"""The dashboard's feed sends what changed so often, at most."""
-OPS_FEED_ROWS_MAX: Final = 500
 REPORT_BATCH_ROWS: Final = 1_000
 JWKS_LIFETIME_MS: Final = 300_000
 """Keys of the issuer are fetched anew so often, in the background."""
@@ -395,7 +386,7 @@ assert MONTHLY_HOURS_MAX * 3_600_000 <= SAFE_INTEGER_MAX
 assert TOKEN_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
 assert METADATA_BYTES_MAX + 6 * ID_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
 assert TOKEN_LISTED_MAX * ID_CHARACTERS_MAX <= TOKEN_CHARACTERS_MAX
-assert MESSAGE_BYTES_MAX <= BODY_BYTES_MAX <= WEBHOOK_BYTES_MAX
+assert MESSAGE_BYTES_MAX <= BODY_BYTES_MAX
 assert TICK_MS_MIN <= TICK_MS_DEFAULT <= TICK_MS_MAX
 assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX
 # Of four limits each threshold, the end of free time, and the stop.
@@ -433,13 +424,12 @@ assert GRANT_SHRUNKEN_MS[0] >= 2 * REDIS_TIMEOUT_MS
 assert PING_INTERVAL_MS + PONG_TIMEOUT_MS < HEARTBEAT_PROOF_MS
 # A hidden tab's next heartbeat comes in time, over a slow line too.
 assert HIDDEN_TIMER_MS + 2 * REQUEST_TIMEOUT_MS < HEARTBEAT_PROOF_MS
-# One claim's records fit one outbox entry, and an entry fits a batch.
-assert MINUTES_PER_CLAIM_MAX < RECORDS_PER_ENTRY_MAX <= FLUSH_BATCH_RECORDS
+# One claim's records, the session's beginning and end among them, fit a batch.
+assert MINUTES_PER_CLAIM_MAX + 2 <= FLUSH_BATCH_RECORDS
 assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP
 assert FLUSH_BLOCK_MS < FLUSH_SOCKET_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert FLUSH_WRITES_AT_ONCE < DATABASE_CONNECTIONS_MAX
-assert CLAIMS_PER_PIPELINE_MAX <= CLAIMS_WAITING_MAX
 # What a process knows is back before others would take the process for dead, and while
 # sessions still run on their grants.
 assert 2 * PRESENCE_BEAT_MS < RECOVERY_MS < min(NODE_SILENT_MS, GRANT_MARGIN_MS_MIN)

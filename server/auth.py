@@ -149,10 +149,6 @@ class Principal:
         listed = self.sessions is not None and session_id in self.sessions
         return listed or self.is_operator or self.user_id == session_user_id
 
-    def may_control_session(self, session_user_id: str) -> bool:
-        """Whether they may pause, resume, leave and stop it as its user."""
-        return self.user_id == session_user_id
-
     def may_see_account(self, account_id: str) -> bool:
         """Whether balance and ledger of an account of the tenant are theirs to see and spend."""
         return self.is_key or self.is_operator or self.account_id == account_id

@@ -23,6 +23,7 @@ from server.charges import BalanceTooHighError
 from server.clock import Clock
 from server.isolation import for_each
 from server.loading import calendar
+from server.metrics import Metrics
 from server.till import Till
 from storage.ledgers import BALANCE_CHECK
 from storage.live import Live, LiveError
@@ -50,9 +51,15 @@ class Grants(Till):
     """Grants credits: amounts, packages, and what a tier gives for a month."""
 
     def __init__(
-        self, live: Live, records: Records, clock: Clock, accounts: Accounts, rates: RateCard
+        self,
+        live: Live,
+        records: Records,
+        clock: Clock,
+        accounts: Accounts,
+        rates: RateCard,
+        metrics: Metrics,
     ) -> None:
-        super().__init__(live, records, clock, accounts, rates)
+        super().__init__(live, records, clock, accounts, rates, metrics)
         self._allotted: dict[AccountName, Allotted] = {}
 
     async def enter(

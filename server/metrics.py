@@ -33,13 +33,18 @@ CLAIM_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 class Tally:
     """Counts of the hot path. Only the event loop adds to them: ``tally.ticks_pushed += 1``."""
 
-    __slots__ = ("bytes_pushed", "messages_pushed", "ticks_pushed", "ticks_skipped")
+    __slots__ = (
+        "bytes_pushed", "messages_pushed", "postgres_retries", "ticks_pushed", "ticks_skipped",
+        "unflushed_dropped",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.ticks_pushed = 0
         self.ticks_skipped = 0
         self.messages_pushed = 0
         self.bytes_pushed = 0
+        self.postgres_retries = 0
+        self.unflushed_dropped = 0
 
     def collect(self) -> Iterable[Metric]:
         """The counts as Prometheus wants them (the interface of a collector)."""
@@ -48,6 +53,12 @@ class Tally:
             ("ticks_skipped", "Ticks that a slow socket did not get", self.ticks_skipped),
             ("messages_pushed", "Messages other than ticks", self.messages_pushed),
             ("pushed_bytes", "Bytes of frames written to sockets", self.bytes_pushed),
+            ("postgres_retries", "Statements that Postgres was asked again", self.postgres_retries),
+            (
+                "unflushed_dropped",
+                "Entries on their way to Postgres that only Redis keeps",
+                self.unflushed_dropped,
+            ),
         ):
             yield CounterMetricFamily(f"taximeter_{name}", text, value=value)
 

@@ -26,6 +26,7 @@ from server.clock import Clock
 from server.expiry import Expiry
 from server.holds import Holds
 from server.isolation import alone
+from server.metrics import Metrics
 from server.spends import Spends
 from storage.live import Live
 from storage.records import Records
@@ -58,9 +59,15 @@ class Money(Spends, Holds, Adjustments):
     """Moves credits in and out of accounts; what they come to is in ``server.charges``."""
 
     def __init__(
-        self, live: Live, records: Records, clock: Clock, accounts: Accounts, rates: RateCard
+        self,
+        live: Live,
+        records: Records,
+        clock: Clock,
+        accounts: Accounts,
+        rates: RateCard,
+        metrics: Metrics,
     ) -> None:
-        super().__init__(live, records, clock, accounts, rates)
+        super().__init__(live, records, clock, accounts, rates, metrics)
         self.expiry = Expiry(self)
 
     async def run(self) -> None:

@@ -66,7 +66,7 @@ class Process:
         self.recovery = Recovery(self.hub, self.loader, records, self.clock)
         self.presence = Presence(self.live, Orphans(self.hub, self.live), self.clock, self.recovery)
         self.authenticator = Authenticator(settings)
-        self.money = Money(self.live, records, self.clock, self.hub.accounts, rates)
+        self.money = Money(self.live, records, self.clock, self.hub.accounts, rates, self.metrics)
         self.sockets = Sockets(self.metrics)
         self.pulse = Pulse(self.clock, self._thawed, self.presence.beat_first)
         self.failures = Failures(self.clock)

@@ -17,6 +17,7 @@ from protocol.rates import RateCard
 from server.accounts import Accounts
 from server.charges import Short, Standing, credits_micros
 from server.clock import Clock
+from server.metrics import Metrics
 from server.recall import Recall
 from storage.figures import AccountFigures
 from storage.live import Live, LiveError
@@ -36,8 +37,15 @@ class Till:
     """Credits of accounts, as one process moves them. The API is that of ``Money``."""
 
     def __init__(
-        self, live: Live, records: Records, clock: Clock, accounts: Accounts, rates: RateCard
+        self,
+        live: Live,
+        records: Records,
+        clock: Clock,
+        accounts: Accounts,
+        rates: RateCard,
+        metrics: Metrics,
     ) -> None:
+        self.metrics = metrics
         self.live = live
         self.records = records
         self.clock = clock
@@ -67,7 +75,9 @@ class Till:
             if answer.status == "held":
                 answer = await self.recall.until(account, warmed)
         except LiveError as error:
+            self.metrics.spends.labels("unanswered").inc()
             raise unanswered() from error
+        self.metrics.spends.labels(answer.status).inc()
         return answer
 
     async def warm(

@@ -66,6 +66,8 @@ class Vitals:
         metrics.postgres_up.set(postgres_up)
         metrics.outbox_entries.set(entries)
         metrics.flush_lag.set(oldest_ms / 1000)
+        metrics.tally.postgres_retries = process.records.retries
+        metrics.tally.unflushed_dropped = process.hub.unflushed.dropped
         await self._count_sessions()
         self._last = Look(redis_up, postgres_up, entries, oldest_ms)
         self._looked_at = self.now_s()

@@ -17,6 +17,8 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
+from protocol import limits
+
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 Value = TypeVar("Value")
 
@@ -73,8 +75,8 @@ class Database:
         cls,
         dsn: str,
         *,
-        pool_size_max: int = 10,
-        timeout_ms: int = 10_000,
+        pool_size_max: int = limits.DATABASE_CONNECTIONS_MAX,
+        timeout_ms: int = limits.DATABASE_TIMEOUT_MS,
         statement_cache_size: int = 100,
     ) -> Self:
         """Makes the pool; connections are made when they are needed, so Postgres may be away.

@@ -29,7 +29,6 @@ from storage.scripts import Script
 from storage.spending import AccountName
 
 CREDITS = "1000000"
-WARM_UP_SPENDS = 20
 PARTS = ("what the record knows", "the step in Redis", "writing it down")
 """What a spend consists of, in this order."""
 

@@ -671,22 +671,21 @@ def test_who_may_start_what() -> None:
 
 
 @pytest.mark.parametrize(
-    ("principal", "see", "watch", "control"),
+    ("principal", "see", "watch"),
     [
-        (USER, True, True, True),
-        (Principal(kind="user", user_id="u2"), False, False, False),
-        (Principal(kind="user", user_id="u2", sessions=frozenset({"s1"})), False, True, False),
-        (Principal(kind="user", user_id="u2", sessions=frozenset({"s2"})), False, False, False),
-        (OPERATOR, True, True, False),
-        (BACKEND, True, False, False),
+        (USER, True, True),
+        (Principal(kind="user", user_id="u2"), False, False),
+        (Principal(kind="user", user_id="u2", sessions=frozenset({"s1"})), False, True),
+        (Principal(kind="user", user_id="u2", sessions=frozenset({"s2"})), False, False),
+        (OPERATOR, True, True),
+        (BACKEND, True, False),
     ],
 )
 def test_what_may_be_done_with_the_session_s1_of_u1(
-    principal: Principal, see: bool, watch: bool, control: bool
+    principal: Principal, see: bool, watch: bool
 ) -> None:
     assert principal.may_see_session("u1") is see
     assert principal.may_watch("u1", "s1") is watch
-    assert principal.may_control_session("u1") is control
 
 
 def test_whose_account_may_be_seen() -> None:

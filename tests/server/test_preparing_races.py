@@ -227,7 +227,11 @@ async def test_every_order_of_preparation_and_reported_minute(scene: Scene) -> N
     turns.begin("start", scene.reporting("s"))
     await turns.finish("prepare")
     await turns.finish("start")
-    for number, order in enumerate(orders(turns.asked["prepare"], turns.asked["start"])):
+    asked = (turns.asked["prepare"], turns.asked["start"])
+    # Where both of the preparation's last questions are asked close together, or the last one at
+    # the end: the others are tried with a metered start above, and are very many here.
+    tried = [one for one in orders(*asked) if one[2] - one[1] < 2 or one[2] == asked[1]]
+    for number, order in enumerate([one for one in tried if one[0] == one[1]]):
         name = f"u{number}"
         wanted = scene.wanted(name, "recording")
         prepared, reported = await both(

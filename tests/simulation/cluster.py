@@ -214,7 +214,12 @@ class Node:
         self.orphans = Orphans(self.hub, self.live)
         self.recovery = Recovery(self.hub, self.loader, cluster.records, self.clock)
         self.money = Money(
-            self.live, cluster.records, self.clock, self.hub.accounts, load_rate_card()
+            self.live,
+            cluster.records,
+            self.clock,
+            self.hub.accounts,
+            load_rate_card(),
+            self.metrics,
         )
         self._barriers: dict[str, asyncio.Event] = {}
         self.is_stopped = False

@@ -1,0 +1,93 @@
+"""Every metric that is documented is there after use, and nothing else is."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from websockets.exceptions import InvalidStatus
+
+from protocol import limits
+from server.metrics import Metrics
+from tests.fixtures.server import API_KEY, TestServer
+from tests.server.api import advance, ask
+from tests.server.peers import until
+from tests.test_docs import OPERATING, section, table
+
+ROOT = Path(__file__).parents[2]
+OF_TROUBLE = {
+    "taximeter_uncovered_seconds_total",
+    "taximeter_recalls_total",
+    "taximeter_ticks_skipped_total",
+    "taximeter_redis_clock_step_seconds",
+    "taximeter_postgres_retries_total",
+    "taximeter_unflushed_dropped_total",
+    "taximeter_outbox_entries",
+    "taximeter_flush_lag_seconds",
+    "taximeter_claims_waiting",
+}
+"""What stays at 0 as long as nothing is amiss; it is there all the same."""
+
+
+async def used(server: TestServer) -> None:
+    """Does with a server what users, backends and strangers do."""
+    headers = {"Idempotency-Key": "k1"}
+    await server.grant(1_000_000)
+    for amount in ("0.5", "100"):
+        path = "/v1/accounts/ann/spend"
+        await ask(
+            server, "POST", path, headers={"Idempotency-Key": amount}, json={"amount": amount}
+        )
+    await ask(server, "POST", "/v1/accounts/ann/holds", headers=headers, json={"amount": "0.1"})
+    with pytest.raises(InvalidStatus):
+        await server.connect(origin="https://elsewhere.example")
+    server.process.door.cut("silent")
+    client = await server.login()
+    await client.ask("pause", session_id="nothing")
+    await client.ask("start", kind="chat", session_id="s1", tick_ms=limits.TICK_MS_MIN)
+    await client.until("tick")
+    # Free time and credits run out.
+    advance(server, 120_000)
+    await client.until("limit_reached")
+    advance(server, 60_000)
+    await client.until("stopped")
+    await client.close()
+    other = await server.login("ben")
+    await other.ask("start", kind="chat", session_id="s2")
+
+
+async def test_every_documented_metric_is_in_a_scrape_after_use(server: TestServer) -> None:
+    await used(server)
+    async with asyncio.timeout(10):
+        await until(lambda: len(server.process.sockets.connections) == 1)  # ann's is gone
+    body = (await ask(server, "GET", "/metrics", API_KEY)).text
+    found = {
+        family.name + ("_total" if family.type == "counter" else ""): family
+        for family in text_string_to_metric_families(body)
+        if family.name.startswith("taximeter_") and not family.name.endswith("_created")
+    }
+    documented = {row[0] for row in table(section(OPERATING, "Metrics"))}
+    assert documented == found.keys()
+    still = {name for name, one in found.items() if not any(part.value for part in one.samples)}
+    assert still <= OF_TROUBLE
+
+
+@pytest.mark.parametrize("kind", ["counter", "gauge", "histogram"])
+def test_every_metric_is_fed(kind: str) -> None:
+    source = (ROOT / "server" / "metrics.py").read_text()
+    code = "\n".join(
+        path.read_text() for path in (ROOT / "server").rglob("*.py") if path.name != "metrics.py"
+    )
+    names = re.findall(rf"self\.([a-z_]+) = self\._{kind}\(", source)
+    assert names
+    for name in names:
+        assert re.search(rf"metrics\.{name}\.(labels|inc|dec|set|observe|time)\(", code), name
+
+
+def test_every_count_of_the_hot_path_is_fed() -> None:
+    code = "\n".join(
+        path.read_text() for path in (ROOT / "server").rglob("*.py") if path.name != "metrics.py"
+    )
+    for name in type(Metrics(with_process=False).tally).__slots__:
+        assert re.search(rf"tally\.{name} \+?= ", code), name
