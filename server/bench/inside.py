@@ -7,13 +7,14 @@ and its customers are another process.
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import uvicorn
 
 from server.app import create_app
 from server.bench.crowd import Crowd
+from server.bench.far import FarRedis, far_redis
 from server.bench.house import House, open_house
 from server.config import load_rate_card, raise_descriptor_limit
 from server.garbage import look_rarely
@@ -30,20 +31,26 @@ class Inside:
     process: Process
     port: int
     crowd: Crowd
+    redis: FarRedis
+    """The server's way to Redis, which may be made longer."""
 
 
 @asynccontextmanager
 async def serving(
-    rates: str = "", protocol: type[PushProtocol] = PushProtocol
+    rates: str = "", protocol: type[PushProtocol] = PushProtocol, *, is_far: bool = False
 ) -> AsyncIterator[Inside]:
-    """A house with a flusher, a server here, and a crowd that nobody has opened yet."""
-    async with open_house(rates) as house:
+    """A house with a flusher, a server here, and a crowd that nobody has opened yet.
+
+    ``is_far``: the server reaches Redis through a proxy that can be made slow.
+    """
+    async with open_house(rates) as house, AsyncExitStack() as stack:
         settings = house.settings
         assert settings.database_url is not None
         records = await Records.connect(settings.database_url)
-        process = Process(
-            settings, load_rate_card(settings.rates), records, raise_descriptor_limit()
-        )
+        assert settings.redis_url is not None
+        far = await stack.enter_async_context(far_redis(settings.redis_url))
+        mine = settings.model_copy(update={"redis_url": far.url}) if is_far else settings
+        process = Process(mine, load_rate_card(settings.rates), records, raise_descriptor_limit())
         options = {**uvicorn_options(process.door), "ws": protocol}
         config = uvicorn.Config(
             create_app(process), log_config=None, access_log=False, lifespan="on", **options
@@ -60,7 +67,7 @@ async def serving(
                 if served.done():
                     raise RuntimeError("the server did not start")
             look_rarely()
-            yield Inside(house, process, listener.getsockname()[1], crowd)
+            yield Inside(house, process, listener.getsockname()[1], crowd, far)
             flusher.check()
         finally:
             await crowd.close()

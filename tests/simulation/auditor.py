@@ -232,10 +232,26 @@ class Auditor:
         assert missing in sums or len(perhaps) > UNKNOWN_MAX, (where, burnt, sure, perhaps)
 
     def _may_owe(self, tenant: str, account_id: str, sessions: list[dict[str, Any]]) -> bool:
-        """Money was taken out that was held, or time was used while Redis was away."""
-        return (tenant, account_id) in self.world.taken or any(
-            session["standing"]["uncovered_ms"] for session in sessions
-        )
+        """Money was taken out that was held; or time was used while Redis was away, and no
+        process could have known of all that the account was used for."""
+        if (tenant, account_id) in self.world.taken:
+            return True
+        is_uncovered = any(session["standing"]["uncovered_ms"] for session in sessions)
+        return is_uncovered and self._was_parted((tenant, account_id))
+
+    def _was_parted(self, account: tuple[str, str]) -> bool:
+        """Whether more than one process has served an account, one that served it has died, or
+        operations were charged to it, which Redis alone decides."""
+        world = self.world
+        served = {
+            client.node.process.node
+            for client in world.clients
+            for session_id in client.joined_at
+            if session_id in world.diaries and world.diaries[session_id].person.account == account
+        }
+        charges = {"spend", "hold", "post"}
+        is_charged = any(deed.kind in charges for deed in self.desk.of(account))
+        return len(served) > 1 or bool(served & set(world.deaths)) or is_charged
 
     def _check_lines(self, account: dict[str, str], live: list[dict[str, Any]], where: Any) -> None:
         lines = {name[2:]: json.loads(line) for name, line in account.items() if name[:2] == "s:"}

@@ -61,6 +61,7 @@ class Verdict:
             self._check_proofs(diary)
         for client in self.world.clients:
             self._check_told(client)
+            self._check_shown(client)
 
     # --- Sessions and minutes ---------------------------------------------------------
 
@@ -139,6 +140,24 @@ class Verdict:
                 told = (receipt["elapsed_ms"], receipt["billed_ms"], receipt["minutes"])
                 kept = (row["elapsed_ms"], row["billed_ms"], row["minutes"])
                 assert told == kept, (client.name, message, row)
+
+    def _check_shown(self, client: Client) -> None:
+        """The time that a client is shown never steps back, where it is served by one process
+        that lives and all that was shown could be known."""
+        if self.world.losses or self.world.deaths:
+            return
+        nodes: defaultdict[str, set[str]] = defaultdict(set)
+        for other in self.world.clients:
+            for session_id in other.joined_at:
+                nodes[session_id].add(other.node.name)
+        shown: dict[str, int] = {}
+        for message in client.messages:
+            session_id = message.get("session_id", "")
+            if "elapsed_ms" not in message or len(nodes[session_id]) > 1:
+                continue
+            before = shown.setdefault(session_id, 0)
+            assert message["elapsed_ms"] >= before, (client.name, before, message)
+            shown[session_id] = message["elapsed_ms"]
 
     # --- Money -------------------------------------------------------------------------
 

@@ -110,11 +110,10 @@ class World:
     # --- What the cluster tells -----------------------------------------------------------
 
     def _stepped(self, host: Host, step: Step, outcome: Outcome, alone: bool) -> None:
-        reply = outcome.reply
+        reply, key = outcome.reply, step.before.key
+        self.held.pop(key, None)
         if reply is None:
             return
-        key = step.before.key
-        self.held.pop(key, None)
         if reply.refused_by:
             refusal = (self.now, reply.refused_by, step, look(self.cluster.redis))
             if not outcome.held:
