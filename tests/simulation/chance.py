@@ -21,6 +21,8 @@ WAITS_MS = {
     1: 4, 999: 4, 1_000: 4, 5_000: 6, 12_345: 6, 29_999: 4, 30_000: 4, 60_000: 8, 61_001: 4,
     180_000: 6, 600_000: 5, 1_800_000: 3,
 }  # fmt: skip
+CROWD_STARTS = 40
+"""Sessions of a crowd that start together."""
 LOSS_AFTER_MS = 4_000
 """A replica lags behind by no more than this."""
 
@@ -66,6 +68,7 @@ class Chance:
             "mishap": 3 * faulty, "redis_away": 0.4 * faulty, "postgres_away": 0.6 * faulty,
             "drop_lines": 0.3 * faulty, "kill": 0.8 * faulty, "kill_flusher": 0.5 * faulty,
             "step_clock": 0.5 * faulty, "empty": 0.4 * lossy, "failover": 0.4 * lossy,
+            "crowd": 0, "stampede": 0,
             "slow_redis": 1.5 * faulty, "short": 2 * faulty,
         }  # fmt: skip
         self.waits_ms = WAITS_MS
@@ -121,6 +124,36 @@ class Chance:
             # A backend prepares it at the same instant.
             parameters |= {"backend": self._node(stage), "turns": self.random.randint(-20, 20)}
         return Action("start", parameters)
+
+    def _crowd(self, stage: Stage) -> list[Action] | None:
+        """Many sessions of one account start together."""
+        there = sum(1 for client in stage.world.clients if client.seats)
+        kind, node = self.random.choice(self.kinds), self._node(stage)
+        user = self.people[0].user_id
+        names = range(min(CROWD_STARTS, self.sessions_max - there))
+        return [
+            Action(
+                "start",
+                {
+                    "client": self._name("c"),
+                    "node": node,
+                    "user": user,
+                    "kind": kind,
+                    "session": self._name("s"),
+                },
+            )
+            for _ in names
+        ] or None
+
+    def _stampede(self, stage: Stage) -> list[Action] | None:
+        """Many lines go at the same instant, closed or cut; some of their clients come back."""
+        gone = [one for one in stage.world.clients if one.seats and not one.is_cut]
+        name = self.random.choice(["close", "cut"])
+        actions = [Action(name, {"client": client.name}) for client in gone]
+        for client in gone[:: self.random.choice([2, 5])]:
+            parameters = {"client": self._name("c"), "node": self._node(stage), "last_seq": 0}
+            actions.append(Action("join", {**parameters, "session": next(iter(client.seats))}))
+        return actions or None
 
     def _join(self, stage: Stage) -> Action | None:
         if not stage.world.diaries:

@@ -6,10 +6,15 @@ short: what takes hours elsewhere happens within minutes.
 
 from typing import TYPE_CHECKING
 
+from tests.simulation.people import CREDIT
+
 if TYPE_CHECKING:
     from tests.simulation.chance import Chance
 
 MIXES = ("", "busy", "money", "months", "faults", "losses")
+CROWD = "crowd"
+"""One account with hundreds of sessions, which begin, lose their lines and end together. A world
+of it takes as long as a hundred others."""
 _SHORT_WAITS_MS = {1: 4, 999: 3, 1_000: 4, 5_000: 5, 12_345: 5, 30_000: 4, 60_000: 3, 180_000: 1}
 _MONEY = {
     "pay": 12, "take": 2, "spend": 16, "hold": 12, "post": 9, "void": 6, "again": 8, "wait": 30,
@@ -25,7 +30,7 @@ def stir(chance: "Chance", mix: str) -> None:
     """Makes a world one of the mix; "" leaves it as it is."""
     if not mix:
         return
-    assert mix in MIXES, mix
+    assert mix in (*MIXES, CROWD), mix
     random, everybody = chance.random, chance.everybody
     faults = [name for name in _FAULTS if name != "wait"] + ["empty", "failover"]
     chance.weights |= {"wait": 25} | dict.fromkeys(faults, 0)
@@ -34,6 +39,13 @@ def stir(chance: "Chance", mix: str) -> None:
     chance.nodes_max = random.randint(1, 3)
     chance.weights["serve"] = 3
     match mix:
+        case "crowd":
+            chance.people = [random.choice(everybody)]
+            chance.kinds = random.sample(["second", "six", "chat", "lesson"], 2)
+            chance.sessions_max = random.choice([60, 120])
+            chance.amounts = random.choice([[3 * CREDIT, 20 * CREDIT], [500 * CREDIT]])
+            chance.waits_ms = {1: 4, 1_000: 4, 5_000: 5, 30_000: 4}
+            chance.weights |= {"crowd": 40, "stampede": 8, "mishap": 1, "kill": 0.5, "pay": 30}
         case "money":
             chance.weights |= _MONEY
             chance.people = [random.choice(everybody)]
