@@ -252,3 +252,8 @@ async def test_sessions_reported_before_are_known_as_such(
         assert {tuple(row) for row in found} == {(row[0], *row[4:]) for row in rows}
     finally:
         await connection.close()
+
+
+def test_no_two_migrations_have_one_number() -> None:
+    numbers = [path.name.partition("_")[0] for path in sorted(MIGRATIONS.glob("*.sql"))]
+    assert numbers == [f"{number:04d}" for number in range(1, len(numbers) + 1)]
