@@ -89,6 +89,17 @@ OPERATIONS_PER_MONTH_MAX: Final = 1_000_000_000
 
 PING_INTERVAL_MS: Final = 10_000  # PROTOCOL
 PONG_TIMEOUT_MS: Final = 10_000  # PROTOCOL: dead after ten more
+PROOF_FRESH_MS_MAX: Final = 12_000
+"""Ticks go out no longer than this after the last proof of life: a ping, and a slow line."""
+UNPROVEN_SHARE: Final = 10
+"""Nor longer than this part (a tenth) of the time that the client has proven before, since it
+came: what it is served without proof, and may never pay for, stays a tenth of what it pays."""
+TICK_SPACING_PERCENT: Final = 90
+"""Counted time between two ticks, at least, as a part of their interval; timers are late."""
+PROBE_SPACING_MS: Final = 100
+"""A socket is asked for a proof of life no more often, however many sessions it carries."""
+PROOF_ASKED_MS: Final = 1_000
+"""A process where somebody only watches asks others for a session's proof no more often."""
 AUTH_TIMEOUT_MS: Final = 10_000  # PROTOCOL: 4501
 WRITE_BUFFER_SKIP_BYTES: Final = 64 * 1024  # DESIGN: above it ticks are skipped
 WRITE_UNSENT_BYTES: Final = 16 * 1024
@@ -398,6 +409,11 @@ assert WRITE_UNSENT_BYTES < WRITE_BUFFER_SKIP_BYTES < WRITE_BUFFER_CLOSE_BYTES
 assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_BURST <= USER_REQUESTS_BURST
 assert SESSIONS_PER_SOCKET_MAX <= STARTS_BURST <= LIVE_SESSIONS_PER_ACCOUNT_MAX
 assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
+# A client that answers its pings gets every tick. One that stops has paid for nine tenths.
+assert PING_INTERVAL_MS < PROOF_FRESH_MS_MAX <= PING_INTERVAL_MS + PONG_TIMEOUT_MS
+assert 10 * UNPROVEN_SHARE >= 9 * (UNPROVEN_SHARE + 1)
+# The pongs that a socket owes us are no flood.
+assert 2 * CONTROL_WINDOW_MS // PROBE_SPACING_MS < CONTROL_FRAMES_MAX
 assert TOKEN_CHARACTERS_MAX + 1024 <= REQUEST_HEAD_BYTES_MAX
 assert LINGER_MS <= SLOW_PEER_ABORT_MS <= REQUEST_HEAD_MS <= REQUEST_BODY_MS
 assert LINGERING_MAX < DESCRIPTORS_RESERVED < DESCRIPTORS_WANTED

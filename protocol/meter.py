@@ -41,6 +41,8 @@ class Meter(Position):
     def attach(self, now_ms: int, asked_at: int | None = None) -> None:
         """A socket of this process joined: it ends a grace, and is a proof of life as of when
         the socket asked to, for it may be gone since."""
+        if not self.sockets:
+            self.served_from_ms = self.elapsed_at(now_ms)
         self.sockets += 1
         self.proof_at = max(self.proof_at, now_ms if asked_at is None else asked_at)
         self._warn(now_ms)

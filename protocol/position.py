@@ -57,6 +57,8 @@ class Position:
         the session stands was only counted."""
         self.promised_until = 0
         """The instant up to which a heartbeat over HTTP counts as a proof, in the future."""
+        self.served_from_ms = session.standing.elapsed_ms
+        """Counted time at which the first of the sockets here joined."""
         self._farewell_at: int | None = None
         """When the user last took leave of the session here, in a clean way."""
         self.notices = Notices(session.standing)
@@ -164,6 +166,17 @@ class Position:
         if self.course.running:
             return self.elapsed_at(min(now_ms, self.alive_at))
         return self.course.proven_ms(self.alive_at)
+
+    def window_ms(self, now_ms: int) -> int:
+        """How long after a proof of life ticks may go out: a part of what was proven since the
+        first socket here joined, so that no more than that part can be lost."""
+        proven_ms = self.elapsed_at(min(now_ms, self.alive_at)) - self.served_from_ms
+        part_ms = proven_ms // (self.course.speed * limits.UNPROVEN_SHARE)
+        return max(0, min(part_ms, limits.PROOF_FRESH_MS_MAX))
+
+    def fresh_until(self, now_ms: int) -> int:
+        """The instant up to which ticks may go out on the proof of life that is there."""
+        return self.alive_at + self.window_ms(now_ms)
 
     def credits_at(self, now_ms: int) -> int:
         """The account's balance in micro-credits, after the burn of all its sessions: of this one

@@ -45,8 +45,8 @@ class Connection:
     """One socket; to the seats that it has, a member."""
 
     __slots__ = (
-        "_bucket", "_deadline", "_receive", "account", "address", "alive_at", "principal",
-        "process", "seats", "socket",
+        "_bucket", "_deadline", "_probe_timer", "_probed_at", "_receive", "account", "address",
+        "alive_at", "principal", "process", "seats", "socket",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +63,9 @@ class Connection:
         now_ms = process.clock.now()
         self.alive_at = now_ms
         self._bucket = TokenBucket(now_ms)
+        self._probed_at = now_ms - limits.PROBE_SPACING_MS
+        self._probe_timer: Timer | None = None
+        """A ping that waits, for the last one was a moment ago."""
         self._deadline: Timer | None = None
         """Until when it must have authenticated, then until when its token is good."""
 
@@ -120,8 +123,9 @@ class Connection:
         """The socket is gone: it leaves its sessions as of its last proof of life. A client
         that closed it took leave of them."""
         self.socket.on_alive = None
-        if self._deadline is not None:
-            self._deadline.cancel()
+        for timer in (self._deadline, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
         if self.seats:
             customer = self.account or self.principal
             self.process.hub.turns.run(customer, self._part_all(list(self.seats.values())))
@@ -175,7 +179,19 @@ class Connection:
         return self.socket.push_tick(frame)
 
     def probe(self) -> None:
-        """Asks the peer for a proof of life."""
+        """Asks the peer for a proof of life; soon, where it was asked a moment ago. One pong is
+        a proof to all sessions of the socket, so few pings do for many of them."""
+        if self._probe_timer is not None:
+            return
+        due_at = self._probed_at + limits.PROBE_SPACING_MS
+        if self.process.clock.now() >= due_at:
+            self._probe()
+        else:
+            self._probe_timer = self.process.timers.deadline(due_at, self._probe)
+
+    def _probe(self, _: int = 0) -> None:
+        self._probe_timer = None
+        self._probed_at = self.process.clock.now()
         self.socket.ping_now()
 
     def farewell(self, at_ms: int) -> None:

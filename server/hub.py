@@ -314,6 +314,8 @@ class Hub(Seating):
                 # No step is made, for others stay here; see `leaving` in commit.lua.
                 self._run(self._tell_farewell(seat, alive_at))
         seat.meter.detach(alive_at, self.clock.now(), farewell=farewell)
+        if not seat.meter.sockets:
+            seat.count_unproven()
         seat.drain()
 
     async def _tell_farewell(self, seat: Seat, at_ms: int) -> None:

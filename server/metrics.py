@@ -140,6 +140,11 @@ class Metrics:
             "uncovered_seconds_total", "Time counted without a grant while Redis was away"
         )
 
+        self.unproven = self._counter(
+            "unproven_service_seconds_total",
+            "Time for which ticks went out after the last proof of life of a client that was lost",
+        )
+
     def _add_claims(self) -> None:
         self.claims = self._counter("claims_total", "Claims answered", "outcome")
         self.claim_latency = self._histogram(

@@ -6,6 +6,7 @@ account's channel, and of changed limits through the tenant's.
 """
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -197,10 +198,8 @@ class Seating:
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         """Something was told on an account's channel: by another process, or by this one."""
-        if "farewell" in message:
-            name = session_key(account.projection.tenant, message["farewell"])
-            if (found := self.seats.get(name)) is not None:
-                found.farewell(message["at"])
+        if message.keys() & {"farewell", "prove", "proven"}:
+            self._told_of_proof(account.projection.tenant, message)
             return
         concerned = message["session_id"] if message.get("moved") else message.get("stop")
         told = account.seats.get(concerned) if concerned else None
@@ -290,6 +289,33 @@ class Seating:
         except Exception:
             failed("session", session=seat.key)
             seat.recover()
+
+    def _told_of_proof(self, tenant: str, message: dict[str, Any]) -> None:
+        """Something was told of what a client has proven; it changes no figure of the account."""
+        for told in ("farewell", "prove", "proven"):
+            seat = self.seats.get(session_key(tenant, message.get(told, "")))
+            if seat is None:
+                continue
+            if told == "farewell":
+                seat.farewell(message["at"])
+            elif told == "prove":
+                seat.wanted_elsewhere(self.clock.now())
+            else:
+                seat.proven_elsewhere(message["until"], self.clock.now())
+
+    def ask_elsewhere(self, identity: Identity) -> None:
+        """Asks the processes that have the session's sockets for a proof of life."""
+        self._run(self._tell_or_not(identity, {"prove": identity.session_id}))
+
+    def tell_proven(self, identity: Identity, until_ms: int) -> None:
+        """Tells the processes that have asked up to when ticks may go out."""
+        message = {"proven": identity.session_id, "until": until_ms}
+        self._run(self._tell_or_not(identity, message))
+
+    async def _tell_or_not(self, identity: Identity, message: dict[str, Any]) -> None:
+        """Without Redis whoever only watches gets no ticks, until it is there again."""
+        with contextlib.suppress(LiveError):
+            await self.live.tell(identity.tenant, identity.account_id, message)
 
     async def _catch_up(self, seat: Seat) -> None:
         """Shows watchers what was not heard here, until that has succeeded or nobody needs it."""

@@ -6,19 +6,18 @@ timer anew.
 """
 
 import contextlib
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import msgspec
 
 from protocol import limits, messages
-from protocol.codec import encode, tick_template
+from protocol.codec import encode
 from protocol.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
 from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from protocol.meter import Meter
-from protocol.session import Session
-from protocol.snapshots import snapshot, tick
+from protocol.session import Identity, Session
+from protocol.snapshots import snapshot
 from protocol.states import Phase
 from protocol.steps import Step
 from server.accounts import Account
@@ -28,14 +27,12 @@ from server.frames import text_frame
 from server.isolation import failed, isolated
 from server.loading import Calendar
 from server.metrics import Metrics
-from server.tickets import Member, Ticket, fail, refusal
+from server.tickets import Ticket, fail, refusal
+from server.ticks import Served
 from server.timers import Timer, Timers
 from server.waiting import Signal
 from storage.live import Outcome
 
-NOBODY: Final[frozenset[Any]] = frozenset()
-"""Shared by all seats without watchers: an empty set takes 216 bytes."""
-NO_OBSERVERS: Final[Mapping[Any, bool]] = {}
 UNHEARD_MAX = 32
 """Steps without an answer that one seat remembers; all of them are asked from one version."""
 
@@ -62,62 +59,25 @@ class Place(Protocol):
     def changed(self, seat: "Seat", outcome: Outcome) -> None:
         """A step of this session changed the account's figures."""
 
+    def ask_elsewhere(self, identity: Identity) -> None:
+        """Asks the processes that have the session's sockets for a proof of life."""
 
-class TickGroup:
-    """The members of a seat that want their ticks at the same pace."""
-
-    __slots__ = ("every_ms", "members", "phase_ms", "seat", "timer")
-
-    def __init__(self, seat: "Seat", every_ms: int) -> None:
-        self.seat = seat
-        self.every_ms = every_ms
-        self.members: list[Member] = []
-        # Spread over the interval by the session's name, the same after a reconnect.
-        self.phase_ms = zlib.crc32(seat.key.encode()) % every_ms
-        self.timer: Timer | None = None
-
-    def arm(self, now_ms: int) -> None:
-        """Sets the timer to the next tick that is due after ``now_ms``."""
-        if self.timer is None:
-            every_ms = self.every_ms
-            due_at = now_ms - (now_ms - self.phase_ms) % every_ms + every_ms
-            self.timer = self.seat.place.timers.tick(due_at, self._fire)
-
-    def _fire(self, now_ms: int) -> None:
-        self.timer = None
-        meter = self.seat.meter
-        if not self.members or not meter.counting:
-            return  # armed again when time runs again
-        self.arm(now_ms)
-        frame = text_frame(tick(meter, self.seat.template, now_ms))
-        tally = self.seat.place.metrics.tally
-        for member in self.members:
-            try:
-                is_sent = member.send_tick(frame)
-            except Exception:
-                failed("tick", session=self.seat.key)
-                continue
-            if is_sent:
-                tally.ticks_pushed += 1
-                tally.bytes_pushed += len(frame)
-            else:
-                tally.ticks_skipped += 1
+    def tell_proven(self, identity: Identity, until_ms: int) -> None:
+        """Tells the processes that have asked up to when ticks may go out."""
 
 
-class Seat:
+class Seat(Served):
     """One session on this process."""
 
     __slots__ = (
         "_held_until", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
-        "ended_here", "failures", "groups", "heard", "meter", "node", "observers", "place",
-        "settled", "template", "watchers",
+        "ended_here", "failures", "heard", "node", "settled",
     )  # fmt: skip
 
     def __init__(
         self, place: Place, meter: Meter, account: Account, calendar: Calendar, node: str
     ) -> None:
-        self.place = place
-        self.meter = meter
+        super().__init__(place, meter)
         self.account = account
         self.heard = account.told
         """What of the things that the account's sessions were told this one has heard of."""
@@ -127,33 +87,16 @@ class Seat:
         self.node = node
         """The process in whose name steps are made; a dead one's while it is swept."""
         self.failures = 0
-        self.groups: list[TickGroup] = []
-        """The sockets, by the pace of their ticks."""
-        self.watchers: frozenset[Member] = NOBODY
-        """Those of them that do not keep the session alive."""
-        self.observers: Mapping[Member, bool] = NO_OBSERVERS
-        """Those of these that only watch, the oldest first; whether the session's own user does."""
         self.awaited = 0
         """Sockets that are about to sit down."""
         self.settled = Signal()
         """No step of it is on its way."""
-        self.template = tick_template(meter.session.identity.session_id)
         self._timer: Timer | None = None
         self._retry: Timer | None = None
         self._held_until = 0
         """So long a step waits for what other sessions hold; 0: none does."""
         self._unheard: tuple[Step, ...] = ()
         """Steps that may have been made, since the last answer."""
-
-    @property
-    def key(self) -> str:
-        """The session's name across tenants."""
-        return self.meter.session.key
-
-    @property
-    def members(self) -> list[Member]:
-        """The sockets, as they are now."""
-        return [member for group in self.groups for member in group.members]
 
     # --- Members -------------------------------------------------------------------
 
@@ -167,39 +110,6 @@ class Seat:
             yield
         finally:
             self.awaited -= 1
-
-    def seat(self, member: Member, tick_ms: int, *, watching: bool) -> None:
-        """A socket takes part; with another pace than before if it was here already."""
-        self.unseat(member)
-        if watching:
-            self.watchers |= {member}
-        group = next((one for one in self.groups if one.every_ms == tick_ms), None)
-        if group is None:
-            group = TickGroup(self, tick_ms)
-            self.groups.append(group)
-        group.members.append(member)
-        if self.meter.counting:
-            group.arm(self.place.clock.now())
-
-    def observe(self, member: Member, *, is_own: bool) -> None:
-        """A socket watches from now on; the session's own user's, or another's."""
-        self.seat(member, self.meter.session.identity.terms.tick_ms, watching=True)
-        self.observers = {**self.observers, member: is_own}
-
-    def unseat(self, member: Member) -> None:
-        """A socket takes no part any more."""
-        if member in self.observers:
-            self.observers = {
-                one: is_own for one, is_own in self.observers.items() if one is not member
-            }
-        if self.watchers:
-            self.watchers -= {member}
-        for group in self.groups:
-            if member in group.members:
-                group.members.remove(member)
-                if not group.members:
-                    self.groups.remove(group)
-                return
 
     # --- Steps ---------------------------------------------------------------------
 
@@ -333,21 +243,6 @@ class Seat:
             at = self.place.clock.now() + retry_after_ms(self.failures)
             self._retry = self.place.timers.deadline(at, self._ask_again, self.account)
 
-    def alive(self, at_ms: int, now_ms: int) -> None:
-        """A proof of life of one of the sockets, as of ``at_ms``."""
-        if self.meter.alive(at_ms, now_ms):
-            self.drain()
-
-    def promise(self, until_ms: int, now_ms: int) -> None:
-        """A heartbeat's proof of life, which reaches into the future."""
-        if self.meter.promise(until_ms, now_ms):
-            self.drain()
-
-    def farewell(self, at_ms: int) -> None:
-        """The user took leave of the session: proofs in advance of before end."""
-        for member in self.members:
-            member.farewell(at_ms)
-
     # --- The meter -------------------------------------------------------------------
 
     def drain(self) -> None:
@@ -403,9 +298,7 @@ class Seat:
             case Refuse(token, limit):
                 fail(token, refusal(limit))
             case Probe():
-                for member in self.members:
-                    if member not in self.watchers:
-                        isolated("probe", member.probe, session=self.key)
+                self._probe()
 
     def _arm(self) -> None:
         due_at = self.meter.timer()

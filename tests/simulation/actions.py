@@ -116,6 +116,11 @@ class Stage:
         if found is not None:
             self.world.cut(found)
 
+    async def do_mute(self, client: str) -> None:
+        found = self.world.client(client)
+        if found is not None:
+            self.world.mute(found)
+
     async def do_watch(self, client: str, node: str, session: str) -> None:
         found = self._client(client, node)
         if found is not None and session in self.world.diaries:

@@ -72,6 +72,9 @@ class Chance:
             "slow_redis": 1.5 * faulty, "short": 2 * faulty,
         }  # fmt: skip
         self.waits_ms = WAITS_MS
+        # What it decides about pings, it decides apart: seeds that found something still do.
+        self.silence = random.Random(f"{seed}/silence")
+        self.silent = self.silence.choice([0, 0, 0.02, 0.1])
         self._count = 0
         stir(self, mix)
 
@@ -86,8 +89,16 @@ class Chance:
         name = self.random.choices(list(self.weights), list(self.weights.values()))[0]
         found = getattr(self, f"_{name}")(stage)
         if found is None:
+            found = []
+        actions = found if isinstance(found, list) else [found]
+        return [*actions, *self._mute(stage)]
+
+    def _mute(self, stage: Stage) -> list[Action]:
+        """Now and then a client answers no ping any more, from its first one or a later one."""
+        there = [client for client in stage.world.clients if client.seats and not client.is_cut]
+        if not there or self.silence.random() >= self.silent:
             return []
-        return found if isinstance(found, list) else [found]
+        return [Action("mute", {"client": self.silence.choice(there).name})]
 
     # --- Picking ----------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ class Client:
         """The last proof of life that reached the server, in true time."""
         self.is_cut = False
         """The line is dead: nothing arrives, and nobody was told."""
+        self.is_mute = False
+        """It reads everything, and answers no ping."""
         self.is_gone = False
         """It was found out, or closed: it takes part in nothing any more."""
         self.requests = 0
@@ -89,7 +91,7 @@ class Client:
     def probe(self) -> None:
         """The server pings; the pong comes back after a round trip."""
         at = self.node.clock.now() + self.node.round_trip_ms
-        self.node.timers.deadline(at, lambda _: self.pong())
+        self.node.timers.deadline(at, lambda _: self._answer())
 
     def farewell(self, at_ms: int) -> None:
         """Another socket said good-bye; this one stays."""
@@ -110,8 +112,13 @@ class Client:
     def _pinged(self, _: int) -> None:
         self._is_pinged = False
         if self.seats and not self.is_cut and self.node.is_alive:
-            self.pong()
+            self._answer()
             self._ping()
+
+    def _answer(self) -> None:
+        """Answers a ping, if it does so."""
+        if not self.is_mute:
+            self.pong()
 
     def pong(self) -> None:
         """A proof of life comes in."""

@@ -40,6 +40,7 @@ class Phone:
                 loader=node.loader,
                 records=node.cluster.records,
                 rates=load_rate_card(),
+                money=node.money,
                 settings=SimpleNamespace(start="open"),
             )
             self.desks.append(Heartbeats(process))

@@ -18,6 +18,8 @@ from tests.simulation.state import MINUTE_MS, State, cost_micros
 
 UNNOTICED_MS = 10_000
 """A loss in Redis is noticed by then."""
+SPARED_MS = 2_000
+"""What a death may cost of what was shown, and clocks that differ."""
 
 
 class Verdict:
@@ -59,6 +61,7 @@ class Verdict:
         self._check_months()
         for diary in self.world.diaries.values():
             self._check_proofs(diary)
+            self._check_service(diary)
         for client in self.world.clients:
             self._check_told(client)
             self._check_shown(client)
@@ -120,6 +123,25 @@ class Verdict:
             group[1:] = [max(group[1], end), max(group[2], found)]
         most_ms += group[1] - group[0]
         assert row["elapsed_ms"] <= most_ms, (row, diary.served, most_ms)
+
+    def _check_service(self, diary: Diary) -> None:
+        """What clients were shown by ticks is billed, but for a tenth of it: a ping that is not
+        answered, and what a process knew that died."""
+        row = self.sessions.get(f"{diary.person.tenant}/{diary.session_id}")
+        if row is None or diary.disturbed or self.auditor.is_blind:
+            return
+        shown_ms = max(
+            (
+                message["elapsed_ms"]
+                for client in self.world.clients
+                for message in client.messages
+                if message["type"] == "tick" and message["session_id"] == diary.session_id
+            ),
+            default=0,
+        )
+        spared_ms = SPARED_MS * (1 + len(diary.deaths))
+        most_ms = row["elapsed_ms"] * 10 // 9 + spared_ms
+        assert shown_ms <= most_ms, (row, shown_ms, diary)
 
     def _check_told(self, client: Client) -> None:
         """What a client was told is what is written down: no minute, no receipt is edited."""

@@ -7,6 +7,7 @@ is to judge by is written down: who asked for what, what was answered, what went
 import asyncio
 import contextlib
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -32,6 +33,9 @@ from tests.simulation.virtual_cluster import Cluster
 
 SWEPT_MS = 10_000
 """A dead process's sessions have been looked after by then."""
+
+MUTE_TICK_MS = 1_000
+"""The pace of ticks that a client asks for which answers no ping."""
 
 
 class World:
@@ -376,13 +380,14 @@ class World:
         if seat is not None and diary is not None and not client.is_cut:
             diary.disturbed = diary.disturbed or self._is_troubled(client.node)
             diary.proofs.append((self.now, self.now))
-            client.node.do(client.node.hub.part, seat, client, client.node.clock.now())
+            now_ms = client.node.clock.now()
+            client.node.do(partial(client.node.hub.part, farewell=True), seat, client, now_ms)
             await self.cluster.settle()
 
     async def close(self, client: Client) -> None:
         """A client's socket is closed, or found out to have been cut."""
-        node = client.node
-        if not client.is_cut:
+        node, is_farewell = client.node, not client.is_cut
+        if is_farewell:
             client.alive_at = self.now
         for diary in client.present():
             diary.proofs.append((self.now, client.alive_at))
@@ -392,7 +397,7 @@ class World:
         if node.is_alive:
             alive_at = node.clock.now() - (self.now - client.alive_at)
             for seat in list(client.seats.values()):
-                node.do(node.hub.part, seat, client, alive_at)
+                node.do(partial(node.hub.part, farewell=is_farewell), seat, client, alive_at)
         client.seats.clear()
         await self.cluster.settle()
 
@@ -401,20 +406,39 @@ class World:
         if client.is_cut:
             return
         client.is_cut = True
+        self.cluster.loop.call_later(FOUND_OUT_MS / 1000, self._found_out, client)
 
-        def found_out() -> None:
-            client.is_gone = True
-            if client.node.is_alive:
-                for diary in client.present():
-                    diary.proofs.append((self.now, client.alive_at))
-                    diary.disturbed = diary.disturbed or self._is_troubled(client.node)
-                client.go_all(client.alive_at, self.now)
-                alive_at = client.node.clock.now() - (self.now - client.alive_at)
-                for seat in list(client.seats.values()):
-                    client.node.do(client.node.hub.part, seat, client, alive_at)
-                client.seats.clear()
+    def _found_out(self, client: Client) -> None:
+        """The server closes a socket that has been silent for too long."""
+        client.is_cut = client.is_gone = True
+        if client.node.is_alive:
+            for diary in client.present():
+                diary.proofs.append((self.now, client.alive_at))
+                diary.disturbed = diary.disturbed or self._is_troubled(client.node)
+            client.go_all(client.alive_at, self.now)
+            alive_at = client.node.clock.now() - (self.now - client.alive_at)
+            for seat in list(client.seats.values()):
+                client.node.do(client.node.hub.part, seat, client, alive_at)
+            client.seats.clear()
 
-        self.cluster.loop.call_later(FOUND_OUT_MS / 1000, found_out)
+    def mute(self, client: Client) -> None:
+        """From now on a client answers no ping. It reads what it gets, and wants ticks often."""
+        if client.is_cut or client.is_mute:
+            return
+        client.is_mute = True
+        for seat in client.seats.values():
+            if client in seat.members and client not in seat.watchers:
+                client.node.do(partial(seat.seat, watching=False), client, MUTE_TICK_MS)
+        self._look_at(client)
+
+    def _look_at(self, client: Client) -> None:
+        if client.is_cut:
+            return
+        left_ms = client.alive_at + FOUND_OUT_MS - self.now
+        if left_ms > 0:
+            self.cluster.loop.call_later(left_ms / 1000, self._look_at, client)
+        else:
+            self._found_out(client)
 
     # --- Limits -----------------------------------------------------------------------------
 

@@ -1,0 +1,284 @@
+"""Ticks of a session: at which pace they go to whom, and only as far as time is proven.
+
+A tick is service, and service is billed to the last proof of life. So a tick goes out only
+while the newest proof is fresh (``Position.fresh_until``): at first the client must answer
+a ping before each one, and the longer it has answered, the longer its word is taken for
+the next seconds. A tick that waits goes out with the pong. Counted time lies between two
+ticks, too: who comes and goes gets no tick that was not earned.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from protocol import limits
+from protocol.codec import tick_template
+from protocol.meter import Meter
+from protocol.snapshots import tick
+from server.frames import text_frame
+from server.isolation import failed, isolated
+from server.tickets import Member
+from server.timers import Timer
+
+if TYPE_CHECKING:
+    from server.seats import Place
+
+NOBODY: Final[frozenset[Any]] = frozenset()
+"""Shared by all seats without watchers: an empty set takes 216 bytes."""
+NO_OBSERVERS: Final[Mapping[Any, bool]] = {}
+
+
+class TickGroup:
+    """The members of a seat that want their ticks at the same pace."""
+
+    __slots__ = (
+        "every_ms",
+        "members",
+        "next_ms",
+        "owed",
+        "phase_ms",
+        "seat",
+        "spacing_ms",
+        "timer",
+    )
+
+    def __init__(self, seat: "Served", every_ms: int, now_ms: int) -> None:
+        self.seat = seat
+        self.every_ms = every_ms
+        self.members: list[Member] = []
+        # The first one is due an interval after the join: joins are spread over time.
+        self.phase_ms = now_ms % every_ms
+        self.timer: Timer | None = None
+        self.spacing_ms = every_ms * seat.speed * limits.TICK_SPACING_PERCENT // 100
+        """Counted time that lies between two ticks at least, for timers that are late."""
+        self.next_ms = seat.meter.elapsed_at(now_ms) + self.spacing_ms
+        """Counted time before which no tick is due."""
+        self.owed = False
+        """A tick is due, and waits for a proof of life."""
+
+    def arm(self, now_ms: int) -> None:
+        """Sets the timer to the next tick that is due after ``now_ms``."""
+        if self.timer is None:
+            every_ms = self.every_ms
+            due_at = now_ms - (now_ms - self.phase_ms) % every_ms + every_ms
+            self.timer = self.seat.place.timers.tick(due_at, self._fire)
+
+    def _fire(self, now_ms: int) -> None:
+        self.timer = None
+        seat = self.seat
+        meter = seat.meter
+        if not self.members or not meter.counting:
+            return  # armed again when time runs again
+        elapsed_ms = meter.elapsed_at(now_ms)
+        if elapsed_ms < self.next_ms:
+            self._wait(elapsed_ms, now_ms)
+            return
+        self.next_ms = elapsed_ms + self.spacing_ms
+        self.arm(now_ms)
+        # Looked at anew only where the proof of before will not do for the next tick.
+        if seat.served_until >= now_ms + self.every_ms or seat.fresh_until(now_ms) >= now_ms:
+            self._push(now_ms)
+        else:
+            self.owed = True
+            seat.await_proof(now_ms)
+
+    def _wait(self, elapsed_ms: int, now_ms: int) -> None:
+        """So soon after the last tick, or a join, no other is due."""
+        # Counted time may have gone back: what was not proven is not counted.
+        self.next_ms = min(self.next_ms, elapsed_ms + self.spacing_ms)
+        wait_ms = -(-(self.next_ms - elapsed_ms) // self.seat.speed)
+        # Where it stands still, for want of a grant, nothing is gained by looking often.
+        due_at = now_ms + max(wait_ms, self.every_ms // 10)
+        self.timer = self.seat.place.timers.tick(due_at, self._fire)
+
+    def push_owed(self, now_ms: int) -> None:
+        """Sends the tick that has waited for a proof of life, as it is now."""
+        if self.owed:
+            self._push(now_ms)
+
+    def _push(self, now_ms: int) -> None:
+        """Sends a tick, and asks for a proof of life where the one there is will not do for the
+        next one. Where it never does, that one waits for its own."""
+        self.owed = False
+        seat = self.seat
+        frame = text_frame(tick(seat.meter, seat.template, now_ms))
+        tally = seat.place.metrics.tally
+        for member in self.members:
+            try:
+                is_sent = member.send_tick(frame)
+            except Exception:
+                failed("tick", session=seat.key)
+                continue
+            if is_sent:
+                tally.ticks_pushed += 1
+                tally.bytes_pushed += len(frame)
+            else:
+                tally.ticks_skipped += 1
+        seat.ticked_at = now_ms
+        if seat.served_until < now_ms + self.every_ms and self.every_ms <= seat.window_ms(now_ms):
+            seat.ask_for_proof(now_ms)
+
+
+class Served:
+    """The sockets of a session on this process, and how far they are served."""
+
+    __slots__ = (
+        "_asked_at", "_is_awaited", "_is_awaiting", "groups", "meter", "observers", "place",
+        "proven_until", "served_until", "speed", "template", "ticked_at", "watchers",
+    )  # fmt: skip
+
+    def __init__(self, place: "Place", meter: Meter) -> None:
+        self.place = place
+        self.meter = meter
+        self.groups: list[TickGroup] = []
+        """The sockets, by the pace of their ticks."""
+        self.watchers: frozenset[Member] = NOBODY
+        """Those of them that do not keep the session alive."""
+        self.observers: Mapping[Member, bool] = NO_OBSERVERS
+        """Those of these that only watch, the oldest first; whether the session's own user does."""
+        self.speed = meter.session.identity.terms.speed
+        self.template = tick_template(meter.session.identity.session_id)
+        self.served_until = 0
+        """The same instant as ``fresh_until`` when that was asked last; 0 after a change of who
+        sits here."""
+        self.ticked_at = 0
+        """When the last tick went out to anybody here."""
+        self.proven_until = 0
+        """Up to when ticks may go out where somebody only watches, as others have told."""
+        self._is_awaiting = False
+        """A tick waits for a proof of life, or another process does."""
+        self._is_awaited = False
+        """Another process waits for one."""
+        self._asked_at = 0
+        """When another process was asked for one."""
+
+    @property
+    def key(self) -> str:
+        """The session's name across tenants."""
+        return self.meter.session.key
+
+    def drain(self) -> None:
+        """Carries out what the meter wants."""
+        raise NotImplementedError
+
+    @property
+    def members(self) -> list[Member]:
+        """The sockets, as they are now."""
+        return [member for group in self.groups for member in group.members]
+
+    def seat(self, member: Member, tick_ms: int, *, watching: bool) -> None:
+        """A socket takes part; with another pace than before if it was here already."""
+        self.unseat(member)
+        self.served_until = 0
+        if watching:
+            self.watchers |= {member}
+        group = next((one for one in self.groups if one.every_ms == tick_ms), None)
+        if group is None:
+            group = TickGroup(self, tick_ms, self.place.clock.now())
+            self.groups.append(group)
+        group.members.append(member)
+        if self.meter.counting:
+            group.arm(self.place.clock.now())
+
+    def observe(self, member: Member, *, is_own: bool) -> None:
+        """A socket watches from now on; the session's own user's, or another's."""
+        self.seat(member, self.meter.session.identity.terms.tick_ms, watching=True)
+        self.observers = {**self.observers, member: is_own}
+
+    def unseat(self, member: Member) -> None:
+        """A socket takes no part any more."""
+        self.served_until = 0
+        if member in self.observers:
+            self.observers = {
+                one: is_own for one, is_own in self.observers.items() if one is not member
+            }
+        if self.watchers:
+            self.watchers -= {member}
+        for group in self.groups:
+            if member in group.members:
+                group.members.remove(member)
+                if not group.members:
+                    self.groups.remove(group)
+                return
+
+    # --- What is proven ----------------------------------------------------------------
+
+    def alive(self, at_ms: int, now_ms: int) -> None:
+        """A proof of life of one of the sockets, as of ``at_ms``."""
+        if self.meter.alive(at_ms, now_ms):
+            self.drain()
+        if self._is_awaiting:
+            self._proven(now_ms)
+
+    def promise(self, until_ms: int, now_ms: int) -> None:
+        """A heartbeat's proof of life, which reaches into the future."""
+        if self.meter.promise(until_ms, now_ms):
+            self.drain()
+        if self._is_awaiting:
+            self._proven(now_ms)
+
+    def farewell(self, at_ms: int) -> None:
+        """The user took leave of the session: proofs in advance of before end."""
+        for member in self.members:
+            isolated("farewell", member.farewell, at_ms, session=self.key)
+
+    def window_ms(self, now_ms: int) -> int:
+        """How long after a proof of life ticks go out."""
+        return self.meter.window_ms(now_ms) if self.meter.sockets else limits.PROOF_FRESH_MS_MAX
+
+    def fresh_until(self, now_ms: int) -> int:
+        """The instant up to which ticks may go out. Where somebody only watches, those who hear
+        the client have said it."""
+        meter = self.meter
+        self.served_until = meter.fresh_until(now_ms) if meter.sockets else self.proven_until
+        return self.served_until
+
+    def await_proof(self, now_ms: int) -> None:
+        """A tick is due, and goes out when the client has proven that it is there."""
+        self._is_awaiting = True
+        self.ask_for_proof(now_ms)
+
+    def ask_for_proof(self, now_ms: int) -> None:
+        """Asks the sockets for a proof of life; or the processes that have some."""
+        if self.meter.sockets:
+            self._probe()
+        elif now_ms >= self._asked_at + limits.PROOF_ASKED_MS:
+            self._asked_at = now_ms
+            self.place.ask_elsewhere(self.meter.session.identity)
+
+    def wanted_elsewhere(self, now_ms: int) -> None:
+        """Another process, where somebody only watches, asks for a proof of life."""
+        if self.meter.sockets:
+            self._is_awaited = True
+            self.await_proof(now_ms)
+            if self.meter.promised_until > now_ms:
+                self._proven(now_ms)  # a heartbeat cannot be asked for more
+
+    def proven_elsewhere(self, until_ms: int, now_ms: int) -> None:
+        """Another process says up to when the session is proven."""
+        self.proven_until = max(self.proven_until, until_ms)
+        if self._is_awaiting:
+            self._proven(now_ms)
+
+    def _probe(self) -> None:
+        for member in self.members:
+            if member not in self.watchers:
+                isolated("probe", member.probe, session=self.key)
+
+    def _proven(self, now_ms: int) -> None:
+        """Something came in that may be the proof which is waited for."""
+        until_ms = self.fresh_until(now_ms)
+        if until_ms < now_ms:
+            return  # of before this process stood still, or too old for another reason
+        self._is_awaiting = False
+        if self._is_awaited:
+            self._is_awaited = False
+            self.place.tell_proven(self.meter.session.identity, until_ms)
+        if self.meter.counting:
+            for group in self.groups:
+                group.push_owed(now_ms)
+
+    def count_unproven(self) -> None:
+        """The last socket is gone: service after its last proof of life is not paid for."""
+        if self.meter.counting:
+            unproven_ms = self.ticked_at - self.meter.alive_at
+            self.place.metrics.unproven.inc(max(0, unproven_ms) / 1000)
