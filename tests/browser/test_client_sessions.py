@@ -209,6 +209,42 @@ async def test_leaving_leaves(client: ClientPage) -> None:
     assert (await client.reading())["elapsed_ms"] == 0
 
 
+async def test_who_leaves_and_starts_again_is_not_told_of_the_first_start(
+    client: ClientPage,
+) -> None:
+    await client.construct()
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    first = await line.receive("start")
+    await client.run("() => { session.leave(); }")
+    await line.receive("leave")
+    await client.start()
+    second = await line.receive("start")
+    problem = {"code": "unavailable", "message": "Not now.", "retryable": True}
+    await line.answer(first, type="error", **problem)
+    await line.answer(second, **snapshot())
+    await client.take("session")
+    line.cut()
+    line = await client.next_line()
+    await line.welcome()
+    assert (await line.join())["session_id"] == "session-1", "it was forgotten"
+
+
+async def test_a_request_of_a_session_that_was_left_is_not_repeated(client: ClientPage) -> None:
+    line = await client.live()
+    await ask(client, "pause")
+    await line.receive("pause")
+    await client.run("() => session.leave()")
+    await line.receive("leave")
+    line.cut()
+    line = await client.next_line()
+    assert (await outcome(client))["error"]["code"] == "disconnected"
+    await line.welcome()
+    await client.run("() => { meter.watch('session-9'); }")
+    assert (await line.receive("watch"))["session_id"] == "session-9"
+
+
 # A dead line, and a page that slept
 
 

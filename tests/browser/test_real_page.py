@@ -59,7 +59,8 @@ async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
     await expect(page.locator("#halt")).to_be_hidden()
     await expect(minutes.nth(4)).to_be_visible(timeout=30_000)
     await page.screenshot(path=ARTIFACTS / "real-running.png")
-    await page.locator("#stop").click()
+    # On a slow machine it is at its limit again by now, and the halt has the button.
+    await page.locator("#stop:visible, #end-now:visible").first.click()
     paper = page.locator("#receipt")
     await expect(paper).to_be_visible()
     await page.screenshot(path=ARTIFACTS / "real-receipt.png", full_page=True)
