@@ -213,7 +213,7 @@ async def test_a_credit_is_told_to_many_sockets_in_parts(
     await client.until("credit")
 
     async def are_told() -> bool:
-        return sum(told.turns) == 200
+        return sum(told.turns) >= 200  # for whatever else is told of the account too
 
     await eventually(are_told)
     assert max(told.turns) <= 2 * limits.UNITS_PER_TURN
