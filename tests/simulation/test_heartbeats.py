@@ -14,6 +14,7 @@ from protocol import limits, messages
 from protocol.errors import RefusedError
 from protocol.states import Event
 from server.auth import Principal
+from server.buckets import UserStarts
 from server.config import load_rate_card
 from server.heartbeats import Heartbeats
 from storage.audit import audit_live, audit_record
@@ -41,6 +42,7 @@ class Phone:
                 records=node.cluster.records,
                 rates=load_rate_card(),
                 money=node.money,
+                starts=UserStarts(node.clock),
                 settings=SimpleNamespace(start="open"),
             )
             self.desks.append(Heartbeats(process))
