@@ -265,6 +265,9 @@ CLAIM_PIPELINES_MAX: Final = 4
 STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
 MINUTES_PER_CLAIM_MAX: Final = 256
 """Records that one late claim carries; the rest goes with the next."""
+MINUTES_SENT_MAX: Final = 8
+"""Numbers of sent minutes that a process keeps of a session, lest one is sent twice. News of one
+step arrives twice within seconds, and within that time two or three minutes complete at most."""
 TICKS_PER_TURN_MAX: Final = 512
 """Ticks sent before sockets are looked at again: about 5 ms."""
 DEADLINE_TICKS: Final = 16

@@ -187,19 +187,21 @@ class Meter(Position):
         """Another process made a step. Its notices have numbers; what was said stays said."""
         session, version = move.session, self.session.standing.version
         if session.standing.version <= version:
+            self._say_minutes(move.minutes)
             return
         if self.sockets and self.misses(move):
             if self._asked is not None and len(self._later) < LATER_MAX:
                 self._later += (move,)  # what is missed may be the step on its way
                 return
             # A message was missed: the next step is answered with all that was.
+            self._say_minutes(move.minutes)
             self._wanted = True
             self._plan(now_ms)
             return
         if move.member is not None and move.org is not None:
             self.member, self.org = move.member, move.org
         self._adopt(session, move.notices, now_ms)
-        self._effects.extend(Push(minute) for minute in move.minutes)
+        self._say_minutes(move.minutes)
         self._plan(now_ms)
 
     def read(self, session: Session, notices: tuple[bytes, ...], now_ms: int) -> None:
@@ -207,6 +209,9 @@ class Meter(Position):
         is on its way it may be part of that; then its answer tells what there is."""
         if self._asked is None:
             self.moved(Move(session, notices, complete=True), now_ms)
+
+    def _say_minutes(self, minutes: tuple[bytes, ...]) -> None:
+        self._effects.extend(Push(minute) for minute in self.notices.minutes.take(minutes))
 
     def _hear_later(self, now_ms: int) -> None:
         """Takes what was told of others before the answer to the step that came before it."""
@@ -390,7 +395,7 @@ class Meter(Position):
         self.basis = None
         self._stand_on(session, now_ms)
         self.notices.seq = max(self.notices.seq, session.standing.seq)
-        self._effects.extend(Push(minute) for minute in step.minute_messages)
+        self._say_minutes(step.minute_messages)
         phase = session.standing.phase
         if phase is Phase.ENDED:
             self._effects += [Push(step.notices[-1], token), Leave()]

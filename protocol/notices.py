@@ -32,6 +32,7 @@ class Notices:
         """Said here, and not yet recorded by an accepted step."""
         self.recent: tuple[bytes, ...] = ()
         """The newest that are recorded, oldest first, as far as they are known here."""
+        self.minutes = Minutes(standing.minutes_kept)
 
     def adopt(self, standing: Standing, kept: tuple[bytes, ...]) -> list[bytes]:
         """Takes what another process recorded; answers what was not said here yet.
@@ -204,3 +205,39 @@ def decode_notice(notice: bytes, elapsed_ms: int) -> messages.Notice:
 def sequence_number(notice: bytes) -> int:
     """The ``seq`` of an encoded notice."""
     return _read(notice).seq
+
+
+class _MinuteHead(msgspec.Struct):
+    minute: int
+
+
+_read_minute = msgspec.json.Decoder(_MinuteHead).decode
+
+
+class Minutes:
+    """The ``minute`` messages of one session on one process: each is sent once.
+
+    A step of another process is told by the channel and by the answer to one's own step, in
+    any order. Only the channel carries its minutes, so they count though the step is known.
+    """
+
+    __slots__ = ("_from", "_sent")
+
+    def __init__(self, minutes_kept: int) -> None:
+        self._from = minutes_kept
+        """Minutes before this one were sent, or completed before this process had the session."""
+        self._sent: tuple[int, ...] = ()
+        """Those from there on that were sent."""
+
+    def take(self, encoded: tuple[bytes, ...]) -> list[bytes]:
+        """Those of some ``minute`` messages that were not sent before, for sending now."""
+        fresh = []
+        for message in encoded:
+            minute = _read_minute(message).minute
+            if minute >= self._from and minute not in self._sent:
+                fresh.append(message)
+                self._sent += (minute,)
+        if len(self._sent) > limits.MINUTES_SENT_MAX:
+            self._sent = tuple(sorted(self._sent)[-limits.MINUTES_SENT_MAX :])
+            self._from = self._sent[0]
+        return fresh

@@ -8,7 +8,7 @@ import pytest
 from protocol import messages
 from protocol.codec import encode
 from protocol.effects import Leave, Move, Probe, Push, Refuse, Show
-from protocol.notices import sequence_number
+from protocol.notices import Minutes, sequence_number
 from protocol.projection import line_of
 from protocol.session import Grant, Session, Standing
 from protocol.snapshots import snapshot
@@ -491,8 +491,41 @@ def test_a_step_of_others_that_is_told_before_the_answer_to_ones_own_is_not_miss
     else:
         # It is not known what came first: what is asked next is answered with all that was.
         bench.meter.unanswered(bench.now)
-        assert said(bench.drain()) == []
+        assert said(bench.drain()) == [minute]  # no later answer carries it
         assert numbers(bench.answer(session=later, notices=(notice(1),))) == [1]
+
+
+def minute_message(minute: int) -> messages.Minute:
+    return messages.Minute(session_id="chat-1", minute=minute, seconds=60, credits="1")
+
+
+@pytest.mark.parametrize("answered_first", [True, False])
+def test_minutes_of_another_process_are_sent_once_in_either_order(answered_first: bool) -> None:
+    bench = Bench()
+    bench.ask(Event.PAUSE)
+    theirs = bench.moved_to(Grant(), seq=0)
+    told = Move(theirs, minutes=(encode(minute_message(0)),))
+    if answered_first:
+        sent = said(bench.answer(session=theirs))
+        bench.meter.moved(told, bench.now)
+    else:
+        bench.meter.moved(told, bench.now)
+        sent = said(bench.drain()) + said(bench.answer(session=theirs))
+    bench.meter.moved(told, bench.now)
+    sent += said(bench.drain())
+    assert [it for it in sent if isinstance(it, messages.Minute)] == [minute_message(0)]
+
+
+def test_each_minute_is_sent_once_whatever_came_between() -> None:
+    minutes = Minutes(minutes_kept=2)
+    late = [encode(minute_message(number)) for number in range(300)]
+    assert minutes.take(tuple(late[:2])) == []  # they were complete before
+    assert minutes.take((late[3],)) == [late[3]]
+    assert minutes.take((late[2], late[3])) == [late[2]]
+    assert minutes.take(tuple(late[4:260])) == late[4:260]
+    assert minutes.take(tuple(late[:260])) == []
+    assert minutes.take((late[261],)) == [late[261]]
+    assert minutes.take((late[260], late[261])) == [late[260]]
 
 
 def test_free_time_ends_once() -> None:
