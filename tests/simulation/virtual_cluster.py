@@ -35,6 +35,8 @@ STEPS_PER_INSTANT_MAX = 400
 """Steps of all sessions in one virtual millisecond."""
 BRISK_MS = 15_000
 """After something went wrong, processes beat every second for so long."""
+MINUTES_MS = 600_000
+"""Longer than Redis is slow at a time."""
 UNSETTLED_MS = 6_000
 """After something went wrong, it takes so long until all is told to everybody."""
 SETTINGS = Settings(
@@ -74,6 +76,10 @@ class Cluster:
         self.tended_since = 0
         """Since when somebody can look after what ends by itself, in Redis."""
         self.unsettled_until = 0
+        self.slow_until = 0
+        self.began_slowly = False
+        """A process began while Redis was slow. It learns the time from what others say with their
+        beats, which is as old as these were on their way; and others learn it from that process."""
         self._brisk_until = 0
         self._is_brisk = True
         self._steps: dict[bytes, tuple[Host, Step]] = {}
@@ -179,6 +185,7 @@ class Cluster:
         live._commit_command = noted  # type: ignore[method-assign]
         if not self.nodes:
             self.tended_since = self.now
+        self.began_slowly |= self.now < self.slow_until
         self.servers.append(host)
         self.stir()
         await self.finished(host.act(host.process.start()))
@@ -234,6 +241,7 @@ class Cluster:
     def slow_redis(self, delays: list[int]) -> None:
         """Answers of Redis take so long, in ms; at once with none."""
         self.stir()
+        self.slow_until = self.now + (MINUTES_MS if delays else BRISK_MS)
         for host in self.hosts:
             host.line.delays = delays
 
