@@ -175,6 +175,9 @@ SLICE_BYTES: Final = 1024
 """What the parser of frames is fed at once: at most 170 frames, which are empty then."""
 FRAMES_PER_TURN: Final = 64
 """Frames of one peer after which others have their turn: a third of a millisecond."""
+SOCKETS_PER_TURN: Final = 16
+"""Sockets that are read, or are gone, in one turn of the loop, whatever has come from how many:
+each with a pong that lets a tick out takes 0.1 ms."""
 CONTROL_FRAMES_MAX: Final = 256
 """Pings and pongs of one peer in ``CONTROL_WINDOW_MS``; it owes us one pong or a few."""
 CONTROL_WINDOW_MS: Final = 10_000
@@ -268,17 +271,17 @@ MINUTES_PER_CLAIM_MAX: Final = 256
 MINUTES_SENT_MAX: Final = 8
 """Numbers of sent minutes that a process keeps of a session, lest one is sent twice. News of one
 step arrives twice within seconds, and within that time two or three minutes complete at most."""
-TICKS_PER_TURN_MAX: Final = 512
-"""Ticks sent before sockets are looked at again: about 5 ms."""
-DEADLINE_TICKS: Final = 16
+TICKS_PER_TURN_MAX: Final = 64
+"""Ticks sent before sockets are looked at again: a millisecond or two."""
+DEADLINE_TICKS: Final = 8
 """A deadline takes a turn's time as so many ticks do: it makes a step of a session."""
-UNITS_PER_TURN: Final = 24
-"""Sessions that one turn of the loop looks after, whatever is to be done for many at once: some
-2 ms, beside deadlines, ticks and what sockets say."""
-ANSWERS_PER_TURN: Final = 8
-"""Steps of one pipeline that are encoded, or whose answers are read, at once: 2 ms."""
-MESSAGES_PER_TURN: Final = 16
-"""Messages of channels that one turn of the loop takes: a millisecond."""
+UNITS_PER_TURN: Final = 10
+"""Sessions that one turn of the loop looks after, whatever is to be done for many at once: about
+a millisecond, beside deadlines, ticks and what sockets say."""
+ANSWERS_PER_TURN: Final = 4
+"""Steps of one pipeline that are encoded, or whose answers are read, at once: a millisecond."""
+MESSAGES_PER_TURN: Final = 8
+"""Messages of channels that one turn of the loop takes: half a millisecond."""
 ACCOUNT_LOOK_PAUSE_MS: Final = 50
 """Between two looks at all sessions of an account that has many."""
 ACCOUNT_READ_PAUSE_MS: Final = 50

@@ -87,6 +87,7 @@ class Connection:
             while (event := await self._receive())["type"] != "websocket.disconnect":
                 await self._heard(event.get("text"))
             code = int(event.get("code") or CloseCode.ABNORMAL)
+            await self.process.hub.turns.take()  # hundreds may be gone together
         finally:
             await self._close(code)
 

@@ -10,12 +10,13 @@ while sessions become more: a stop that falls into one is late by that.
 
 import gc
 
-YOUNG_OBJECTS = 2_000
-"""So many more objects than before, and the youngest are looked at: for a millisecond. What
-survived two such looks takes three, where five thousand took ten."""
+YOUNG_OBJECTS = 700
+"""So many more objects than before, and the youngest are looked at: for a third of a millisecond.
+What survived two such looks takes one, where with two thousand it took three: looks at the young
+were the longest part of the longest turns."""
 YOUNG_LOOKS = 2
 """After so many of these, what survived one is looked at once more; then it is old."""
-MIDDLE_LOOKS = 250
+MIDDLE_LOOKS = 715
 """After so many of these everything is looked at, if a quarter of it is new: when a million
 objects have come since, 15,000 sessions or garbage that nobody expects."""
 

@@ -7,6 +7,7 @@ for ten thousand. Deadlines come before ticks: a stop is never late because of a
 
 import asyncio
 import heapq
+import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 
@@ -121,6 +122,8 @@ class Timers:
         self._ticks = Wheel()
         self._due: dict[Hashable, deque[Timer]] = {}
         """Deadlines that have come, by their owner. Whose turn it is comes first."""
+        self._due_ticks: deque[Timer] = deque()
+        """Ticks whose millisecond has come, and which no turn had room for yet."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._armed_at: int | None = None
@@ -159,6 +162,7 @@ class Timers:
         """The instant of the earliest timer."""
         found = [at for at in (self._deadlines.next_at, self._ticks.next_at) if at is not None]
         found += [queue[0].at for queue in self._due.values()]
+        found += [timer.at for timer in itertools.islice(self._due_ticks, 1)]
         return min(found) if found else None
 
     def run_due(self, now_ms: int) -> None:
@@ -172,12 +176,11 @@ class Timers:
             if self._due:
                 left -= limits.DEADLINE_TICKS * self._fire_one(now_ms)
                 continue
-            due = self._ticks.pop_due(now_ms)
-            if not due:
+            if not self._due_ticks:
+                self._due_ticks.extend(self._ticks.pop_due(now_ms))
+            if not self._due_ticks:
                 return
-            for timer in due:
-                isolated("timer", timer.fire, now_ms)
-            left -= len(due)
+            left -= self._fire_tick(now_ms)
 
     def _fire_one(self, now_ms: int) -> bool:
         """Fires a deadline of the owner whose turn it is; False: it was cancelled meanwhile."""
@@ -186,6 +189,14 @@ class Timers:
         timer = queue.popleft()
         if queue:
             self._due[owner] = queue
+        is_live = not timer.is_cancelled
+        isolated("timer", timer.fire, now_ms)
+        return is_live
+
+    def _fire_tick(self, now_ms: int) -> bool:
+        """Fires the tick that has waited longest; False: it was cancelled meanwhile. Sessions
+        that began in one instant have theirs in one millisecond, by the hundred."""
+        timer = self._due_ticks.popleft()
         is_live = not timer.is_cancelled
         isolated("timer", timer.fire, now_ms)
         return is_live

@@ -43,6 +43,7 @@ from protocol.limits import (
 )
 from server.door import Entry
 from server.frames import FrameReader
+from server.reading import reading_of
 
 INVALID_DATA: Final = 1007
 """RFC 6455 7.4.1: data "not consistent with the type of the message"."""
@@ -110,7 +111,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         request response root_path scheme scope server tasks transport writable
 
         control_frames control_until entry flowing inbox is_open on_alive parse_planned
-        peer_closed unread
+        peer_closed reading unread
         """.split()  # noqa: SIM905 -- a name a line would be a page
     )
 
@@ -124,6 +125,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.logger = _logger
         self.conn: FrameReader = FrameReader(config.ws_max_size)
+        self.reading = reading_of(self.loop)
         self.inbox = Inbox()
         self.queue = cast("asyncio.Queue[ASGIReceiveEvent]", self.inbox)
         self.writable = self.always_writable
@@ -204,9 +206,22 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     # --- Reading -----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived, unless an earlier part still waits for its turn."""
+        """Parse what arrived, unless an earlier part, or other sockets, still wait for a turn."""
         self.unread = bytes(self.unread) + data if self.unread else data
-        if not self.read_paused:
+        if self.read_paused:
+            return
+        if self.parse_planned:
+            # Twice heard and not read yet: that is enough.
+            self.read_paused = True
+            self.transport.pause_reading()
+        elif self.reading.take():
+            self._parse()
+        else:
+            self._plan_parse()
+
+    def read_now(self) -> None:
+        """Parse what waited for its turn."""
+        if self.parse_planned:
             self._parse()
 
     def _parse(self) -> None:
@@ -231,6 +246,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def _pace(self) -> None:
         """Pause reading, go on with what is unread, or resume reading."""
+        if self.transport.is_closing():
+            return
         if self.unread or self._is_behind():
             self.read_paused = True
             self.transport.pause_reading()
@@ -245,11 +262,11 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         return not self.close_sent and len(self.inbox.events) >= INBOX_MESSAGES_MAX
 
     def _plan_parse(self) -> None:
-        # In a turn of its own: neither a flood nor an application that keeps up with it
-        # may hold the loop.
+        # In another turn: neither a flood nor an application that keeps up with it may hold
+        # the loop, nor may the pongs of hundreds that come together.
         if not self.parse_planned:
             self.parse_planned = True
-            self.loop.call_soon(self._parse)
+            self.reading.later(self)
 
     def _alive(self) -> None:
         if self.is_open and self.on_alive is not None:
@@ -397,7 +414,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._abort_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the application 1006, unless a close was told before."""
+        """Tell the application 1006, unless a close was told before, or came and waits."""
+        self.read_now()
         self.is_open = self.flowing = False
         self.inbox.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
         super().connection_lost(exc)

@@ -51,7 +51,7 @@ def test_everything_is_looked_at_rarely() -> None:
     try:
         garbage.look_rarely()
         assert gc.get_freeze_count() > 0
-        assert gc.get_threshold() == (2_000, 2, 250)
+        assert gc.get_threshold() == (700, 2, 715)
     finally:
         gc.unfreeze()
         gc.set_threshold(*before)

@@ -35,6 +35,7 @@ OUR_ATTRIBUTES = {
     "on_alive",
     "peer_closed",
     "parse_planned",
+    "reading",
     "unread",
 }
 

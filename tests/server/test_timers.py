@@ -72,3 +72,24 @@ def test_whatever_is_cancelled_the_others_fire_in_their_order() -> None:
         fired += [timer.at for timer in due if not timer.is_cancelled]
     assert fired == sorted(expected)
     assert (wheel._size, wheel._cancelled) == (0, 0)
+
+
+def test_hundreds_of_ticks_of_one_millisecond_share_turns() -> None:
+    """Sessions that began in one instant have their ticks in one millisecond ever after."""
+    timers, fired = Timers(Clock()), list[str]()
+    for _ in range(1_000):
+        timers.tick(5, lambda _: fired.append("tick"))
+    gone = timers.tick(5, lambda _: fired.append("gone"))
+    timers.run_due(5)
+    assert len(fired) == limits.TICKS_PER_TURN_MAX
+    gone.cancel()
+    timers.deadline(6, lambda _: fired.append("deadline"))
+    assert timers.next_at == 5
+    timers.run_due(6)
+    assert fired[limits.TICKS_PER_TURN_MAX] == "deadline"
+    for _ in range(1_000 // limits.TICKS_PER_TURN_MAX):
+        before = len(fired)
+        timers.run_due(6)
+        assert len(fired) <= before + limits.TICKS_PER_TURN_MAX
+    assert fired.count("tick") == 1_000
+    assert "gone" not in fired

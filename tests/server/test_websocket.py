@@ -1,6 +1,8 @@
 """uvicorn's WebSocket under peers that are careless, broken or hostile."""
 
 import logging
+from collections import Counter
+from typing import cast
 
 from starlette.datastructures import Headers
 from websockets.frames import Close, Frame, Opcode
@@ -11,8 +13,10 @@ from protocol.limits import (
     INBOX_MESSAGES_MAX,
     MESSAGE_BYTES_MAX,
     SLICE_BYTES,
+    SOCKETS_PER_TURN,
 )
 from server.frames import text_frame
+from server.reading import Readable, Reading
 from server.websocket import forget_handshake
 from tests.server.peers import (
     Accepted,
@@ -301,6 +305,51 @@ async def test_a_flood_shares_the_loop() -> None:
         count_turns()
         await until(lambda: len(signs) == CONTROL_FRAMES_MAX)
         assert len(set(signs)) >= 2
+
+
+@on_both_loops
+async def test_sockets_that_are_heard_together_are_read_a_few_in_each_turn() -> None:
+    async with serving() as served:
+        pairs = [await served.pair() for _ in range(4 * SOCKETS_PER_TURN)]
+        turns = 0
+        signs: list[int] = []
+        for _, accepted in pairs:
+            accepted.push.on_alive = lambda: signs.append(turns)
+        for peer, _ in pairs:
+            await peer.write_frames(Frame(Opcode.PONG, b""))
+
+        def count_turns() -> None:
+            nonlocal turns
+            turns += 1
+            if len(signs) < len(pairs):
+                pairs[0][0].loop.call_soon(count_turns)
+
+        count_turns()
+        await until(lambda: len(signs) == len(pairs))
+        # One turn may have read some before this counted it, and some after.
+        assert max(Counter(signs).values()) <= 2 * SOCKETS_PER_TURN
+
+
+@on_both_loops
+async def test_a_good_bye_that_waits_to_be_read_is_not_lost_with_the_line() -> None:
+    class Full:
+        def take(self) -> bool:
+            return False
+
+        def later(self, socket: Readable) -> None:
+            pass
+
+    async with serving() as served:
+        peer, accepted = await served.pair()
+        signs: list[None] = []
+        accepted.push.on_alive = lambda: signs.append(None)
+        accepted.push.reading = cast(Reading, Full())
+        await peer.write_frames(text(b"last words"), close_frame(1000))
+        peer.close()
+        assert await served.lost.get() is accepted.push
+        assert accepted.push.peer_closed
+        assert len(signs) == 2
+        assert (await accepted.receive_event())["text"] == "last words"
 
 
 @on_both_loops
