@@ -54,6 +54,8 @@ class Client:
         self.node = node
         self.name = name
         self.messages: list[dict[str, Any]] = []
+        self.of_session: dict[str, list[dict[str, Any]]] = {}
+        """Those that name a session, by its id, in their order."""
         self.alive_at = node.loop.clock.now()
         """The last proof of life that reached the server, in true time."""
         self.is_cut = False
@@ -82,6 +84,8 @@ class Client:
             message = _payload(frame)
             message["received_at"] = self.node.loop.clock.now()
             self.messages.append(message)
+            if "session_id" in message:
+                self.of_session.setdefault(message["session_id"], []).append(message)
 
     def send_tick(self, frame: bytes) -> bool:
         """The server sends a tick."""

@@ -251,9 +251,7 @@ def _check_segments(
 def _told(client: Client, session_id: str) -> list[dict[str, Any]]:
     """The numbered messages that a client got of a session, missed ones too, in order."""
     told: list[dict[str, Any]] = []
-    for message in client.messages:
-        if message.get("session_id") != session_id:
-            continue
+    for message in client.of_session.get(session_id, ()):
         if message["type"] == "session":
             # Whoever asks again is told again.
             heard = told[-1]["seq"] if told else 0
@@ -266,7 +264,7 @@ def _told(client: Client, session_id: str) -> list[dict[str, Any]]:
 def _heard(client: Client, session_id: str) -> set[int]:
     """The numbers of all notices that a client got. What it has missed may come after what was
     said while its join waited for a step."""
-    messages = [one for one in client.messages if one.get("session_id") == session_id]
+    messages = client.of_session.get(session_id, [])
     numbers = {one["seq"] for one in messages if "seq" in one and one["type"] != "session"}
     return numbers | {notice["seq"] for one in messages for notice in one.get("missed", ())}
 
@@ -288,6 +286,8 @@ def _check_notices(state: State, name: str, world: World) -> None:
     standing = state.sessions[name]["standing"]
     skipped = _skipped(numbers, standing["seq"])
     for client in world.clients:
+        if session_id not in client.of_session and session_id not in client.joined_at:
+            continue  # it has nothing to do with the session
         told = _told(client, session_id)
         for before, after in itertools.pairwise(told):
             assert before["seq"] < after["seq"], (client.name, told)
