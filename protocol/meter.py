@@ -11,7 +11,9 @@ its way, what happens next waits as an intent, and is judged again when the answ
 There is no owner: every process with a socket of the session runs the same meter, and
 deadlines follow from shared figures, so they agree. The stop at a final grant's end is
 said at once, by a local timer; the step that records it follows. A step that comes
-second is answered with what the first one left, and that replaces what is here.
+second is answered with what the first one left, and that replaces what is here. Where
+somebody only watches, time stands still at that end, and whatever is said is what a
+process with sockets has recorded: it alone knows what comes before the stop.
 
 Time is billed as far as it is proven. A minute's end is a deadline at which the sockets
 are asked for a proof of life; the claim is made when it comes in, and until then the
@@ -287,28 +289,24 @@ class Meter(Position):
             self._bind(now_ms)
             elapsed_ms = self.elapsed_at(now_ms)
         is_over = elapsed_ms >= course.end_ms
-        # Without sockets nobody can prove uncovered time; its end is for others to find.
-        reached = course.end_limit if is_over and (course.is_sure or self.sockets) else None
         if self.sockets:
             self._say_due(elapsed_ms)
-        elif reached is not None:
-            # The step of a stop records what comes before it, whoever makes it. What else this
-            # process knows of may be no more than its own word; see `_warn`.
-            self._say_due(elapsed_ms, only=reached)
         if elapsed_ms >= standing.minute_end_ms > self._probed_ms:
             self._probed_ms = standing.minute_end_ms
             if self.proven_ms(now_ms) < standing.minute_end_ms:
                 self._effects.append(Probe())
-        if reached is not None:
-            self._reach_limit(reached, course.end_ms, now_ms)
-        elif self.sockets and course.claim_ms is not None and elapsed_ms >= course.claim_ms:
+        if not self.sockets:
+            return  # time stands at its end; the stop has the words of those who can record it
+        if is_over and course.end_limit is not None:
+            self._reach_limit(course.end_limit, course.end_ms, now_ms)
+        elif course.claim_ms is not None and elapsed_ms >= course.claim_ms:
             self._wanted = True
             if is_over:
                 self._exhausted = True
                 self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
 
-    def _say_due(self, elapsed_ms: int, only: str | None = None) -> None:
-        """Says which thresholds running time has come to, of all limits or of one."""
+    def _say_due(self, elapsed_ms: int) -> None:
+        """Says which thresholds running time has come to."""
         if (
             not self.notices.free_over
             and self.session.identity.terms.price_micros
@@ -317,8 +315,7 @@ class Meter(Position):
             push = self.notices.end_free_time(self.session)
             if push is not None:
                 self._effects.append(push)
-        said = self.notices.warn(self.session, elapsed_ms, self.positions, only=only)
-        self._effects.extend(said)
+        self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
 
     def _reach_limit(self, limit: str, elapsed_ms: int, now_ms: int, token: Token = None) -> None:
         """The auto-stop: said and shown at once, recorded by the step that follows.

@@ -119,18 +119,14 @@ class Notices:
         session: Session,
         elapsed_ms: int,
         positions: dict[str, int],
-        *,
-        only: str | None = None,
     ) -> list[Push]:
         """Says which thresholds were crossed, downwards or up again, since the last time.
 
-        Several thresholds crossed at once are one warning, of the lowest. ``only`` names the
-        one limit of which it is said.
+        Several thresholds crossed at once are one warning, of the lowest.
         """
         said = []
         thresholds = session.identity.terms.warn_at_ms
-        every = [*positions, *(set(self.warned) - set(positions))]
-        for limit in every if only is None else [only]:
+        for limit in [*positions, *(set(self.warned) - set(positions))]:
             position_ms = positions.get(limit)
             remaining_ms = None if position_ms is None else max(0, position_ms - elapsed_ms)
             warned_ms = self.warned.get(limit)

@@ -206,7 +206,7 @@ class Position:
         if self._limiting or self._halting:
             return None
         ends = []
-        if self.course.is_final or (self.sockets and not self._exhausted):
+        if self.sockets and (self.course.is_final or not self._exhausted):
             # Where a limit ends time that no grant covers is looked at when it begins.
             is_bound = self.course.is_final or self.course.ground >= 0
             ends.append(self.course.end_ms if is_bound else self.course.granted_ms)

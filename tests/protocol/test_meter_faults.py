@@ -256,19 +256,28 @@ def test_time_without_a_grant_that_is_never_proven_is_not_uncovered() -> None:
     assert (standing.elapsed_ms, standing.uncovered_ms, standing.ungranted) == (1_000, 0, ())
 
 
-def stopped_elsewhere(bench: Bench) -> None:
+def stopped_elsewhere(bench: Bench, told_at: int = NOW + 30_000) -> None:
     """Another process was faster with a stop at half a minute, and knew of no proof."""
-    bench.now = NOW + 30_000
+    stopped_at, bench.now = NOW + 30_000, told_at
     stopping = bench.moved_to(
         phase=Phase.STOPPING,
         elapsed_ms=30_000,
-        at=bench.now,
+        at=stopped_at,
         limit="credits",
-        grace_until=bench.now + 15_000,
-        segments=((NOW, bench.now),),
+        grace_until=stopped_at + 15_000,
+        segments=((NOW, stopped_at),),
     )
     bench.meter.moved(Move(stopping), bench.now)
     bench.drain()
+
+
+def test_who_hears_no_client_says_no_stop_and_stands_still_until_it_is_told() -> None:
+    bench = Bench(session_of(grant=final()), sockets=0)
+    assert said(bench.run(40_000)) == []
+    assert (bench.meter.asked, bench.meter.notices.seq) == (None, 0)
+    assert bench.meter.elapsed_at(bench.now) == 30_000
+    stopped_elsewhere(bench, told_at=bench.now)
+    assert bench.meter.phase is Phase.STOPPING
 
 
 def test_who_hears_the_client_proves_what_was_stopped_elsewhere() -> None:
@@ -291,10 +300,7 @@ def test_a_part_of_what_was_stopped_elsewhere_is_settled_as_soon_as_it_is_proven
 def test_who_hears_no_client_waits_after_an_outage_too_for_those_who_do() -> None:
     bench = Bench(session_of(grant=final()), sockets=0)
     bench.run(60_000)
-    bench.meter.unanswered(bench.now)  # the grace was over before Redis has heard of the stop
-    bench.drain()
-    bench.run(10_000)
-    bench.accept()
+    stopped_elsewhere(bench, told_at=bench.now)  # Redis heard of it when the grace was over
     assert bench.meter.timer() == bench.now + 10_000
     bench.run(10_000)
     assert bench.step.standing.phase is Phase.ENDED

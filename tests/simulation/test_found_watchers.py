@@ -121,6 +121,33 @@ def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
         assert stops == [3]
 
 
+def test_whoever_watches_waits_for_the_warning_that_comes_before_the_stop(
+    place: Laboratory,
+) -> None:
+    """Credits end in the very millisecond in which five minutes of the month are left: the
+    serving process warns of these first, under the number under which the watcher's, which
+    warns of nothing, said the stop (seed 40047)."""
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=None, of_org=True),
+        act("limit", user="ann9", minutes=12, of_org=False),
+        pay("ann9", 7_000_000),
+        SERVE,
+        start("s1", user="ann9", kind="lesson"),
+        wait(84),
+        WATCH,
+        wait(350),
+    )
+    for name in ("c-s1", "w"):
+        client = next(one for one in clients if one.name == name)
+        told = [one for one in client.messages if one.get("session_id") == "s1"]
+        last = [(one["seq"], one["type"], one["limit"]) for one in told if "limit" in one
+                and one["type"] in ("limit_warning", "limit_reached")][-2:]  # fmt: skip
+        assert [kind for _, kind, _ in last] == ["limit_warning", "limit_reached"], told
+        assert last[0][0] + 1 == last[1][0]
+        assert (last[0][2], last[1][2]) == ("member_minutes", "credits")
+
+
 def test_whoever_knows_most_of_a_stopped_session_settles_it_before_another_ends_it(
     place: Laboratory,
 ) -> None:
