@@ -21,7 +21,7 @@ NOT_NEGATIVE_PATTERN = r"^(1000000000(\.0{1,6})?|(0|[1-9][0-9]{0,8})(\.[0-9]{1,6
 PRICE_PATTERN = r"^(10000(\.0{1,6})?|(0|[1-9][0-9]{0,3})(\.[0-9]{1,6})?)$"
 """A price of a minute: at most ``PRICE_MICROS_MAX``, and 0 for what costs nothing."""
 
-_CREDITS = re.compile(r"(-?)(0|[1-9][0-9]{0,9})(?:\.([0-9]{1,6}))?")
+_CREDITS = re.compile(r"(-?)(0|[1-9][0-9]{0,19})(?:\.([0-9]{1,6}))?")
 
 
 def parse_credits(

@@ -156,9 +156,9 @@ class Pages(CORSMiddleware):
 async def failed(request: Request, error: Exception) -> Response:
     """What the router refuses, as a problem document."""
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_message")
-    response = Problem(error.status_code, code, error.detail).response()
-    response.headers.update(error.headers or {})
+    if error.status_code == 404:
+        return _no_such_path(request).response()
+    code, detail, headers = "bad_message", error.detail, dict(error.headers or {})
     if error.status_code == 405:
         # RFC 9110 section 15.5.6: Allow lists what the resource supports, and a resource
         # may have a route for each method.
@@ -168,8 +168,17 @@ async def failed(request: Request, error: Exception) -> Response:
             if route.matches(request.scope)[0] is not Match.NONE
             for method in getattr(route, "methods", None) or ()
         }
-        response.headers["Allow"] = ", ".join(sorted(methods))
+        headers["Allow"] = ", ".join(sorted(methods))
+        code, detail = "method_not_allowed", f"the methods of this path are {headers['Allow']}"
+    response = Problem(error.status_code, code, detail).response()
+    response.headers.update(headers)
     return response
+
+
+def _no_such_path(request: Request) -> Problem:
+    path = request.url.path
+    hint = ": leave out the slash at its end" if path.endswith("/") else ""
+    return Problem(404, "not_found", f"there is no such path{hint}")
 
 
 def _middleware(process: Process) -> list[Middleware]:

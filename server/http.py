@@ -180,7 +180,10 @@ async def principal_of(request: Request, *roles: Role) -> Principal:
     address = request.client.host if request.client else ""
     bearer = bearer_of(request.headers)
     if bearer is None:
-        raise PeerError(ErrorCode.UNAUTHENTICATED, "an Authorization header is missing")
+        raise PeerError(
+            ErrorCode.UNAUTHENTICATED,
+            "expected a header `Authorization: Bearer` with a token or key",
+        )
     try:
         principal = await process.failures.counted(address, process.authenticator, bearer)
     except TooManyGuessesError as error:

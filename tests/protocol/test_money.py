@@ -52,6 +52,12 @@ def test_parse_refuses(text: object, signed: bool) -> None:
     assert caught.value.message.startswith("amount: ")
 
 
+@pytest.mark.parametrize("text", ["1000000000.000001", "10000000000", "99999999999999"])
+def test_what_is_too_much_is_refused_as_too_much(text: str) -> None:
+    with pytest.raises(BadMessageError, match="must be at most 1000000000"):
+        parse_credits(text)
+
+
 def test_a_sign_only_where_it_is_allowed() -> None:
     with pytest.raises(BadMessageError, match="must not be negative"):
         parse_credits("-1")

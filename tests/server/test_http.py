@@ -47,6 +47,7 @@ async def test_a_method_that_a_path_does_not_have_is_a_problem(server: TestServe
     response = await ask(server, "DELETE", "/v1/orgs/acme")
     assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET, HEAD, PUT"
+    assert response.json()["detail"] == "the methods of this path are GET, HEAD, PUT"
     response = await ask(server, "GET", "/v1/accounts/ann/spend")
     assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
@@ -203,6 +204,8 @@ async def test_a_trailing_slash_is_not_found_and_leads_nowhere(server: TestServe
             response = await ask(server, method, path, headers=headers)
             assert_problem(response, 404, "not_found")
             assert "location" not in response.headers, path
+    response = await ask(server, "GET", "/v1/accounts/ann/")
+    assert response.json()["detail"] == "there is no such path: leave out the slash at its end"
 
 
 async def test_every_page_says_that_nothing_else_may_run(server: TestServer) -> None:
