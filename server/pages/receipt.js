@@ -5,8 +5,8 @@
 import { LIMITS, REASONS, clockFace, make, nameOfKind, timeOfDay } from './words.js';
 
 /**
- * What the time was spent on, in order; what is neither counted nor a gap was a pause. What
- * was not counted and took less than a second is not worth a line.
+ * What the time was spent on, in order. What is neither counted nor a gap was a pause, or the
+ * grace after a limit. What was not counted and took less than a second is not worth a line.
  */
 function stretchesOf({ segments, gaps }) {
   const known = [
@@ -15,8 +15,8 @@ function stretchesOf({ segments, gaps }) {
   ].sort((a, b) => a.from_at - b.from_at);
   const stretches = known.flatMap((one, index) => {
     const from_at = known[index - 1]?.to_at ?? one.from_at;
-    const pause = { from_at, to_at: one.from_at, name: 'paused, not counted' };
-    return one.from_at > from_at ? [pause, one] : [one];
+    const rest = { from_at, to_at: one.from_at, name: 'not counted' };
+    return one.from_at > from_at ? [rest, one] : [one];
   });
   const isCounted = ({ name }) => name === '' || name === 'gap, billed';
   return stretches.filter((one) => isCounted(one) || one.to_at - one.from_at >= 1_000);
