@@ -23,7 +23,8 @@ export function comesBackAfter(code) {
  * What went wrong, for a program: `code` is one of the protocol's error codes, or `timeout`
  * (no answer in time), `unreachable` (several attempts in a row had no welcome; the attempts
  * go on), `disconnected` (the line was lost for good), `offline` (there is none) or `closed`
- * (by us). `retryable` says whether the same request may succeed later.
+ * (by us). `retryable` says whether the same request may succeed later, and `retryAfterMs`
+ * when, where that is known.
  */
 export class TaximeterError extends Error {
   constructor(code, message, { retryable = false, ...details } = {}) {
@@ -31,6 +32,7 @@ export class TaximeterError extends Error {
     this.name = 'TaximeterError';
     this.code = code;
     this.retryable = retryable;
+    this.retryAfterMs = details.retryAfterMs ?? null;
     this.limit = details.limit ?? null;
     this.sessionId = details.sessionId ?? null;
     this.closeCode = details.closeCode ?? null;

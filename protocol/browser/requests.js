@@ -11,7 +11,8 @@ const sizeOf = (message) => new TextEncoder().encode(JSON.stringify(message)).le
 
 /**
  * Each request is an entry: the `message` with its id, the `session` that asks, whether a
- * later line is to `resend` it, and `promise`, `resolve` and `reject`, which forget it.
+ * later line is to `resend` it, until when it waits (`dueAt`), and `promise`, `resolve` and
+ * `reject`, which forget it.
  */
 export class Requests {
   #platform;
@@ -28,7 +29,7 @@ export class Requests {
   add(body, session, resend) {
     const id = ++this.#lastId;
     const message = { ...body, id };
-    const entry = { message, session, resend };
+    const entry = { message, session, resend, dueAt: this.#platform.now() + this.#timeoutMs };
     entry.promise = new Promise((resolve, reject) => {
       const settle = (settler) => (value) => {
         this.#platform.clearTimeout(timer);

@@ -229,6 +229,7 @@ export declare class TaximeterError extends Error {
     message: string,
     details?: {
       retryable?: boolean;
+      retryAfterMs?: number | null;
       limit?: Limit | null;
       sessionId?: string | null;
       closeCode?: number | null;
@@ -239,6 +240,8 @@ export declare class TaximeterError extends Error {
   readonly code: ErrorCode;
   /** Whether the same request may succeed later. */
   readonly retryable: boolean;
+  /** After how long it may, where the server has said so: with `rate_limited`. */
+  readonly retryAfterMs: number | null;
   /** With `limit_reached`: which one. */
   readonly limit: Limit | null;
   readonly sessionId: string | null;
@@ -326,7 +329,10 @@ export interface TaximeterOptions {
    * else is tried again. A string that has expired, or is refused, ends the connection.
    */
   token: string | (() => string | Promise<string>);
-  /** How long a request waits for its answer: 10,000. */
+  /**
+   * How long a request waits for its answer: 10,000. One that comes too early (`rate_limited`)
+   * is sent again within that time, as soon as the server lets it through.
+   */
   requestTimeoutMs?: number;
   /** The bound of the first wait before coming back: 500. It doubles with each. */
   backoffFirstMs?: number;
@@ -347,7 +353,16 @@ export interface StartOptions {
   lastSeq?: number;
 }
 
-/** A connection to a Taximeter server, and the sessions on it. */
+export interface WatchOptions {
+  /** As of `StartOptions`. */
+  lastSeq?: number;
+  /** For operators: the organisation whose session it is. */
+  org?: string;
+  /** For operators: whose session it is, of a user without an organisation. */
+  user?: string;
+}
+
+/** A connection to a Taximeter server, and the sessions on it: one for each id. */
 export declare class Taximeter extends EventTarget {
   constructor(options: TaximeterOptions);
   readonly state: ConnectionState;
@@ -358,7 +373,7 @@ export declare class Taximeter extends EventTarget {
   /** @throws TaximeterError `closed` after `close()`. */
   start(options: StartOptions): Session;
   /** @throws TaximeterError `closed` after `close()`. */
-  watch(sessionId: string, options?: { lastSeq?: number }): Session;
+  watch(sessionId: string, options?: WatchOptions): Session;
   close(): void;
   addEventListener<Type extends keyof TaximeterEventMap>(
     type: Type,

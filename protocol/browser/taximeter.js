@@ -35,6 +35,8 @@ const BACKOFF_MOST_MS = 10_000;
 const PROVEN_MS = 10_000;
 /** So many attempts in a row without a welcome, and the page is told. */
 const MISSES_TOLD = 3;
+/** How many more times a start is asked for when the server is busy for a moment. */
+const START_RETRIES = 3;
 
 const isHidden = () => globalThis.document?.visibilityState === 'hidden';
 
@@ -111,10 +113,13 @@ export class Taximeter extends EventTarget {
     return this.#open({ type: 'start', kind, session_id: sessionId, ...optional }, lastSeq);
   }
 
-  /** Follows a session without keeping it alive. */
-  watch(sessionId, { lastSeq } = {}) {
+  /**
+   * Follows a session without keeping it alive. Operators name its tenant: the organisation
+   * `org`, or `user` for a user without one.
+   */
+  watch(sessionId, { lastSeq, org, user } = {}) {
     const known = this.#sessions.get(sessionId);
-    return known ?? this.#open({ type: 'watch', session_id: sessionId }, lastSeq);
+    return known ?? this.#open({ type: 'watch', session_id: sessionId, org, user }, lastSeq);
   }
 
   /** Leaves every session and the server, for good. */
@@ -151,10 +156,13 @@ export class Taximeter extends EventTarget {
       if (this.#sessions.get(session.sessionId) !== session) return; // it was left meanwhile
       if (['disconnected', 'closed'].includes(error.code)) return; // joined on coming back
       // A session that runs must not be lost to a server that is busy for a moment; nor may
-      // one be forgotten that starts after all. A refused start is the caller's to repeat.
-      if (error.code === 'timeout' || (error.retryable && session.snapshot)) {
-        const again = () => this.#join(session, attempt + 1);
-        this.#timers.arm(timer, this.#backoffMs(attempt), again);
+      // one be forgotten that starts after all. A start that goes on being refused is the
+      // caller's to repeat, and so is one that no instant is known for, as of a full account.
+      const isBusy = error.code === 'unavailable' || error.retryAfterMs !== null;
+      const mayStart = isBusy && attempt < START_RETRIES;
+      if (error.code === 'timeout' || (error.retryable && session.snapshot) || mayStart) {
+        const delayMs = Math.max(this.#backoffMs(attempt), error.retryAfterMs);
+        this.#timers.arm(timer, delayMs, () => this.#join(session, attempt + 1));
         return;
       }
       this.#sessions.delete(session.sessionId);
@@ -173,6 +181,7 @@ export class Taximeter extends EventTarget {
     const error = new TaximeterError('closed', 'The session was left.');
     for (const entry of this.#requests.of(session)) {
       entry.resend = false;
+      this.#timers.disarm(`request ${entry.message.id}`);
       if (this.state !== 'live') entry.reject(error);
     }
   }
@@ -261,11 +270,14 @@ export class Taximeter extends EventTarget {
     Promise.allSettled(joins).then(() => this.#letGo());
   }
 
-  #receiveError({ id, code, message, retryable, limit, session_id: sessionId }) {
-    const error = new TaximeterError(code, message, { retryable, limit, sessionId });
+  #receiveError({ id, code, message, session_id: sessionId, ...rest }) {
+    const { retry_after_ms: retryAfterMs } = rest;
+    const error = new TaximeterError(code, message, { ...rest, retryAfterMs, sessionId });
     const entry = this.#requests.get(id);
-    if (entry) entry.reject(error);
-    else emit(this.#sessions.get(sessionId) ?? this, 'error', error);
+    if (!entry) emit(this.#sessions.get(sessionId) ?? this, 'error', error);
+    else if (this.#platform.now() + retryAfterMs < entry.dueAt) {
+      this.#timers.arm(`request ${id}`, retryAfterMs, () => this.#transmit(entry));
+    } else entry.reject(error);
   }
 
   #receiveCredit(message) {

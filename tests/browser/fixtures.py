@@ -85,7 +85,8 @@ HARNESS = """
   const put = (event) => (takers.length ? takers.shift()(event) : events.push(event));
   const plain = (detail) => detail instanceof Error
     ? { code: detail.code, message: detail.message, retryable: detail.retryable,
-        limit: detail.limit, closeCode: detail.closeCode, name: detail.name,
+        retryAfterMs: detail.retryAfterMs, limit: detail.limit,
+        closeCode: detail.closeCode, name: detail.name,
         cause: detail.cause?.message ?? null }
     : detail?.error instanceof Error ? { ...detail, error: plain(detail.error) } : detail;
   const listen = (target, name, types) => types.forEach((type) => target.addEventListener(

@@ -7,6 +7,7 @@ import pytest
 from tests.browser.fixtures import ClientPage, chromium, client, mock_server
 from tests.browser.mock_server import (
     SERVER_TIME_AT,
+    Message,
     receipt,
     snapshot,
     stopped,
@@ -144,14 +145,15 @@ async def test_a_full_line_is_not_filled_further(client: ClientPage) -> None:
 # Starting, and not
 
 
-@pytest.mark.parametrize("code", ["limit_reached", "unavailable", "session_ended"])
+@pytest.mark.parametrize("code", ["limit_reached", "rate_limited", "session_ended"])
 async def test_a_refused_start_is_told_and_not_repeated(client: ClientPage, code: str) -> None:
+    """Of a full account, or of too many sessions, nobody knows when another attempt is of use."""
     await client.construct()
     await client.start()
     line = await client.server.line()
     await line.welcome()
     start = await line.receive("start")
-    problem = {"code": code, "message": "No.", "retryable": code == "unavailable"}
+    problem = {"code": code, "message": "No.", "retryable": code == "rate_limited"}
     await line.answer(start, type="error", limit="credits", **problem)
     assert (await client.take("error"))["code"] == code
     refused = await client.run("() => settled(session.ready)")
@@ -184,6 +186,127 @@ async def test_a_running_session_is_joined_again_when_the_server_is_busy(
         await client.advance(wait_ms)
         start = await line.receive("start")
     assert start["session_id"] == "session-1"
+
+
+BUSY = {"code": "unavailable", "message": "Not now.", "retryable": True}
+
+
+async def test_a_start_that_a_preparation_has_overtaken_succeeds_by_itself(
+    client: ClientPage,
+) -> None:
+    await client.construct()
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    first = await line.receive("start")
+    await line.answer(first, type="error", **BUSY)
+    await line.send(type="error", **BUSY, session_id="session-2")
+    await client.take("error")  # of the line: the start's has been handled, and is not told
+    await client.advance(500)
+    again = await line.receive("start")
+    assert again == {**first, "id": again["id"]}
+    await line.answer(again, **snapshot(credits_per_minute="2.5"))
+    assert (await client.take("session"))["credits_per_minute"] == "2.5"
+    ready = await client.run("() => session.ready")
+    assert ready["credits_per_minute"] == "2.5"
+
+
+async def test_a_start_that_goes_on_being_refused_is_the_callers(client: ClientPage) -> None:
+    await client.construct()
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    for wait_ms in (500, 1_000, 2_000):
+        await line.answer(await line.receive("start"), type="error", **BUSY)
+        await line.send(type="error", **BUSY)
+        await client.take("error")
+        await client.advance(wait_ms)
+    await line.answer(await line.receive("start"), type="error", **BUSY)
+    assert (await client.take("error"))["code"] == "unavailable"
+    assert (await client.run("() => settled(session.ready)"))["error"]["retryable"] is True
+    assert await client.run("() => clock.timers.size") == 1, "more than the watchdog"
+
+
+# Too early
+
+
+def too_early(retry_after_ms: int) -> Message:
+    return {
+        "type": "error",
+        "code": "rate_limited",
+        "message": "too many requests",
+        "retryable": True,
+        "retry_after_ms": retry_after_ms,
+    }
+
+
+async def test_a_request_that_comes_too_early_is_sent_again_in_time(client: ClientPage) -> None:
+    line = await client.live()
+    await ask(client, "stop")
+    first = await line.receive("stop")
+    await line.send(**too_early(3_000), id=first["id"])
+    await line.send(**too_early(3_000))
+    assert (await client.take("error"))["retryAfterMs"] == 3_000
+    await client.advance(2_999)
+    await ask(client, "resume")
+    assert (await line.receive("resume"))["session_id"] == "session-1"
+    await client.advance(1)
+    assert await line.receive("stop") == first
+
+
+async def test_a_request_whose_time_ends_before_that_is_refused(client: ClientPage) -> None:
+    line = await client.live()
+    await ask(client, "pause")
+    request = await line.receive("pause")
+    await client.advance(5_000)
+    await line.send(**too_early(5_000), id=request["id"])
+    error = (await outcome(client))["error"]
+    assert (error["code"], error["retryAfterMs"]) == ("rate_limited", 5_000)
+
+
+async def test_a_start_waits_as_long_as_it_has_to(client: ClientPage) -> None:
+    """Longer than a request waits for its answer."""
+    await client.construct("token: 'token-1', requestTimeoutMs: 3000")
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    first = await line.receive("start")
+    await line.send(**too_early(5_000), id=first["id"])
+    await line.send(**too_early(0))
+    await client.take("error")
+    await client.advance(4_999)
+    await client.run("() => { meter.watch('session-9'); }")
+    assert (await line.receive("watch"))["session_id"] == "session-9"
+    await client.advance(1)
+    again = await line.receive("start")
+    assert again == {**first, "id": again["id"]}
+
+
+async def test_a_start_that_came_too_early_is_not_sent_after_leaving(client: ClientPage) -> None:
+    await client.construct()
+    await client.start()
+    line = await client.server.line()
+    await line.welcome()
+    await line.send(**too_early(1_000), id=(await line.receive("start"))["id"])
+    await line.send(**too_early(0))
+    await client.take("error")
+    await client.run("() => { session.leave(); }")
+    await line.receive("leave")
+    await client.advance(1_000)
+    await client.run("() => { meter.watch('session-9'); }")
+    assert (await line.receive("watch"))["session_id"] == "session-9"
+
+
+async def test_an_operator_names_whose_session_to_watch(client: ClientPage) -> None:
+    await client.construct()
+    await client.run("() => { meter.watch('session-8', { org: 'acme', lastSeq: 4 }); }")
+    await client.run("() => { meter.watch('session-9', { user: 'ann' }); }")
+    line = await client.server.line()
+    await line.welcome()
+    of_org = await line.receive("watch")
+    assert (of_org["org"], of_org["last_seq"], "user" in of_org) == ("acme", 4, False)
+    of_user = await line.receive("watch")
+    assert (of_user["user"], "org" in of_user) == ("ann", False)
 
 
 async def test_a_start_without_an_answer_is_repeated(client: ClientPage) -> None:
