@@ -52,6 +52,9 @@ mended, does not know what is asked for."""
 CREDITS_FIELDS = frozenset({"amount", "credits", "credits_per_minute"})
 """Fields of bodies that are credits, wherever they occur."""
 
+INTEGER_MAX = 2**53
+"""Numbers of JSON below that are integers for certain where they have no fraction."""
+
 FORGET_INTERVAL_S = 600
 """Keys that are old enough are forgotten so often."""
 FORGET_BATCH = 1_000
@@ -72,6 +75,8 @@ class Deed(msgspec.Struct, frozen=True):
     fingerprint: str
     """Of the whole request: another request under the same key is a mistake. The same amount
     in other digits, and the same fields in another order, are the same request."""
+    former: str
+    """The same, as versions made it that took amounts in other digits for another request."""
 
     def entry_id(self, prefix: str) -> str:
         """The id of what the work writes: the same at every attempt, and no other's."""
@@ -98,13 +103,15 @@ def deed_of(
             f"{KEY_HEADER}: expected 1-{limits.IDEMPOTENCY_KEY_CHARACTERS_MAX} printable "
             "characters of ASCII"
         )
-    canonical = orjson.dumps(_canonical(orjson.loads(raw or b"{}")), option=orjson.OPT_SORT_KEYS)
+    body = orjson.loads(raw or b"{}")
     owner = "key" if principal.is_key else f"user:{principal.user_id}"
+    where = (request.method, request.url.path, tenant)
     return Deed(
         tenant=tenant,
         scope=f"{operation}/{owner}",
         key=keys[0],
-        fingerprint=_digest(request.method, request.url.path, tenant, canonical.decode()),
+        fingerprint=_digest(*where, _sorted(_canonical(body))),
+        former=_digest(*where, _sorted(body)),
     )
 
 
@@ -116,6 +123,9 @@ async def once(records: Records, deed: Deed, work: Work) -> Response:
     """
     arguments = (deed.tenant, deed.scope, deed.key)
     known = await records.begin_idempotent(*arguments, deed.fingerprint)
+    if isinstance(known, Mismatch) and deed.former != deed.fingerprint:
+        # The first attempt may have been made before an upgrade.
+        known = await records.begin_idempotent(*arguments, deed.former)
     match known:
         case Answer(status, body):
             return json_response(body, status, {REPLAYED_HEADER: "true"})
@@ -188,12 +198,21 @@ def _is_key(text: str) -> bool:
 
 
 def _canonical(body: dict[str, Any]) -> dict[str, Any]:
-    """The body with its credits in the shortest form: "1.50" asks for the same as "1.5"."""
-    canonical = dict(body)
+    """The body with its numbers in the shortest form: "1.50" credits ask for the same as
+    "1.5", and 60.0 is the integer that it is read as (``http.read_body``)."""
+    canonical = {name: int(part) if _is_integer(part) else part for name, part in body.items()}
     for name in CREDITS_FIELDS & body.keys():
         with contextlib.suppress(BadMessageError):
             canonical[name] = format_credits(parse_credits(body[name], signed=True))
     return canonical
+
+
+def _is_integer(part: object) -> bool:
+    return isinstance(part, float) and part.is_integer() and abs(part) < INTEGER_MAX
+
+
+def _sorted(body: dict[str, Any]) -> str:
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _digest(*parts: str) -> str:

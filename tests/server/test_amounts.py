@@ -9,7 +9,7 @@ from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask, assert_problem, balance, ledger
 from tests.server.charging import card, post, spend
-from tests.server.test_api_adjustments import adjust, used
+from tests.server.test_api_adjustments import PATH, adjust, used
 from tests.server.test_api_spends import audited
 
 GRANTS, HOLDS, SPEND = (f"/v1/accounts/ann/{call}" for call in ("grants", "holds", "spend"))
@@ -108,6 +108,24 @@ async def test_a_correction_is_of_its_month(server: TestServer, connection: Conn
     again = await adjust(server, "a1", minutes=9, month="2026-01-01")
     assert (again.status_code, again.json()) == (201, first.json())
     assert await used(server) == 0
+
+
+@pytest.mark.parametrize("form", [b"9", b"9.0", b"9e0", b"90e-1", b"0.9E+1"])
+async def test_minutes_are_corrected_once_however_they_are_written(
+    server: TestServer, form: bytes
+) -> None:
+    first = await adjust(server, "a1", minutes=9)
+    assert first.status_code == 201, first.text
+    again = await ask(
+        server,
+        "POST",
+        PATH,
+        server.token("olga", scope="ops"),
+        headers={"Idempotency-Key": "a1"},
+        content=b'{"reason": "a recording that failed", "minutes": ' + form + b"}",
+    )
+    assert (again.status_code, again.content) == (201, first.content)
+    assert await used(server) == 9
 
 
 async def test_twelve_grants_at_once_fill_an_account_and_no_more(

@@ -102,6 +102,14 @@ def test_an_amount_in_other_digits_is_the_same_request(name: str) -> None:
     assert deed(raw=b'{"metadata":{"amount":"1.5"}}') != deed(raw=b'{"metadata":{"amount":"1.50"}}')
 
 
+def test_an_integer_in_other_digits_is_the_same_request() -> None:
+    def fingerprint(number: str) -> str:
+        return deed(raw=f'{{"minutes": {number}}}'.encode()).fingerprint
+
+    assert fingerprint("10") == fingerprint("10.0") == fingerprint("1e1") == fingerprint("100E-1")
+    assert len({fingerprint(number) for number in ("10", "-10", "10.5", "1e300", '"10"')}) == 5
+
+
 @pytest.mark.parametrize("keys", [(), ("",)])
 def test_a_request_without_a_key_hears_what_to_send(keys: tuple[str, ...]) -> None:
     with pytest.raises(Problem) as raised:
@@ -139,6 +147,26 @@ async def test_another_request_under_the_key_is_a_mistake(records: Records) -> N
         await once(records, deed(raw=b'{"a":1}'), work)
     assert (raised.value.status, raised.value.code) == (422, "idempotency_mismatch")
     assert work.count == 1
+
+
+async def test_a_key_of_before_an_upgrade_keeps_its_answer(
+    records: Records, connection: Connection
+) -> None:
+    """The version before took an amount in other digits for another request."""
+    work, asked_for = Done(), deed(raw=b'{"amount":"1.50"}')
+    first = await once(records, asked_for, work)
+    await connection.execute("UPDATE idempotency_keys SET fingerprint = $1", asked_for.former)
+    assert (await once(records, asked_for, work)).body == first.body
+    with pytest.raises(Problem) as raised:
+        await once(records, deed(raw=b'{"amount":"1.51"}'), work)
+    assert raised.value.code == "idempotency_mismatch"
+    # One that was under way is done by who takes it over.
+    await connection.execute(
+        "UPDATE idempotency_keys SET status = NULL, response = NULL, "
+        "created_at = created_at - interval '1 hour'"
+    )
+    assert (await once(records, asked_for, work)).status_code == 201
+    assert work.count == 2
 
 
 async def test_the_same_key_of_others_is_another_one(records: Records) -> None:

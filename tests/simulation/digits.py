@@ -49,7 +49,7 @@ async def ask(
 ) -> Any:
     """Asks for a ``pay``, ``spend`` or ``hold``, and answers as ``Money`` does."""
     process, amount = node.process, digits(micros, form)
-    deed = Named(account.tenant, kind, key, "")
+    deed = Named(account.tenant, kind, key, "", "")
     try:
         if kind == "pay":
             wanted = grants.GrantWanted(amount=amount, reason="simulated")
