@@ -261,8 +261,9 @@ MESSAGES_WAITING_MAX: Final = 4_096
 CLAIM_RETRY_MS_MIN: Final = 100
 CLAIM_RETRY_MS_MAX: Final = 2_000
 """Claims that failed are made again after so long, doubling between the two."""
-CLAIMS_PER_PIPELINE_MAX: Final = 64
-"""Claims that fall due together: one write of some 30 KiB, and 10 ms to take the answers."""
+CLAIMS_PER_PIPELINE_MAX: Final = 32
+"""Claims that fall due together: one write of some 15 KiB. The answers are taken in eight turns of
+the loop, which must not last as long as the deadline where others keep the processor busy."""
 CLAIM_PIPELINES_MAX: Final = 4
 """On their way at once: what a process has at Redis is done long before its deadline."""
 STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
@@ -302,8 +303,9 @@ written down by then, even those of a session that ran on without Redis."""
 ALLOTMENT_FRESH_MS: Final = 60_000
 """What the record said of an account's tier is believed for so long."""
 LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 512
-"""So many can be recalled within ``RECALL_WAIT_MS``, a bounded number in each turn of the loop,
-and read in one: all that they do together delays nobody else."""
+"""All that so many do together is done a bounded number in each turn of the loop, and delays
+nobody else. Recalled together they may need longer than ``RECALL_WAIT_MS`` on a busy machine: the
+spend is answered ``unavailable`` then, and may be asked again."""
 ACCOUNTS_CACHED_MAX: Final = 65_536
 """Accounts whose last balance one process remembers for its sockets."""
 ACCOUNT_IDLE_MS: Final = 24 * 3_600_000

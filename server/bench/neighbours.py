@@ -14,10 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
+import asyncpg
 import msgspec
 import uvloop
+from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 
+from protocol.errors import ProtocolError
 from protocol.events import EntryPosted
 from protocol.messages import LimitReached
 from protocol.money import MICROS_PER_CREDIT
@@ -26,6 +29,7 @@ from server.bench import machine
 from server.bench.inside import Inside, serving
 from server.config import load_settings
 from server.push import PushProtocol
+from storage.spending import AccountName
 
 RATES = """
 [kinds.chat]
@@ -41,10 +45,21 @@ PLENTY_MICROS = 10**12
 BYSTANDERS = 20
 PHASE_S = 4.0
 DRY_S = 2.0
+HELD_S = 180.0
+"""What each session that is recalled could burn; it holds a minute of it, or less."""
+NEED_S = 12.0
+"""What the spend leaves to each."""
 WAIT_S_MAX = 120
 
-Row = tuple[str, float, float]
-"""What happened, the longest turn of the loop, and the latest stop of a bystander, in ms."""
+BYSTANDING = "FROM sessions WHERE session_id LIKE 'by-%'"
+SLOW_US = 200
+"""Redis names commands that took it longer than this."""
+SLOW_MAX = 8_192
+Measured = tuple[float, float, float]
+"""The longest turn of the loop, the latest stop of a bystander, and the longest command of Redis,
+in milliseconds."""
+Row = tuple[str, Measured]
+"""What happened, and what it did."""
 Client = tuple[str, str, str, str]
 """User, organisation (empty: none), account, session."""
 
@@ -138,25 +153,66 @@ async def measure(counts: list[int]) -> AsyncIterator[str]:
     """Measures an account of so many sessions, for each of the numbers; the report's lines."""
     head = (
         f"{'sessions':<10}{'of one account':<34}{'longest turn':>14}{'latest stop of others':>24}"
+        f"{'longest in Redis':>19}"
     )
     yield machine.describe()
     yield head
-    async with serving(RATES, Noted) as inside:
+    async with serving(RATES, Noted) as inside, _redis_of(inside) as redis:
+        other = await inside.house.serve()
         for number, count in enumerate(counts):
-            async for text, turn_ms, late_ms in _Round(inside, number, count).run():
-                yield f"{count:<10}{text:<34}{turn_ms:>11.1f} ms{late_ms:>21.1f} ms"
+            async for text, figures in _Round(inside, redis, number, count).run():
+                turn_ms, late_ms, redis_ms = figures
+                yield (
+                    f"{count:<10}{text:<34}{turn_ms:>11.1f} ms{late_ms:>21.1f} ms"
+                    f"{redis_ms:>16.1f} ms"
+                )
         await inside.house.flushed()
+        other.check()
+        yield f"sweeps by the other process: {other.log.read_text().count('node_swept')}"
+        yield f"how sessions of others ended: {await _ends(inside)}"
         yield f"audit: {(await inside.house.audit())[-1]}"
+
+
+@asynccontextmanager
+async def _redis_of(inside: Inside) -> AsyncIterator[Redis]:
+    """The Redis of the house, which notes what takes it long."""
+    assert inside.house.settings.redis_url is not None
+    async with Redis.from_url(inside.house.settings.redis_url) as redis:
+        await redis.config_set("slowlog-log-slower-than", SLOW_US)
+        await redis.config_set("slowlog-max-len", SLOW_MAX)
+        yield redis
+
+
+async def _ends(inside: Inside) -> str:
+    """Why the bystanders' sessions ended, each reason with its number."""
+    assert inside.house.settings.database_url is not None
+    connection = await asyncpg.connect(inside.house.settings.database_url)
+    try:
+        async with asyncio.timeout(WAIT_S_MAX):
+            # The last ones may still be given credits.
+            while await connection.fetchval(  # noqa: ASYNC110
+                f"SELECT true {BYSTANDING} AND reason IS NULL"
+            ):
+                await asyncio.sleep(0.2)
+        rows = await connection.fetch(
+            f"SELECT reason, count(*) AS number {BYSTANDING} GROUP BY reason ORDER BY reason"
+        )
+    finally:
+        await connection.close()
+    return ", ".join(f"{row['number']} {row['reason']}" for row in rows)
 
 
 class _Round:
     """All that happens to an account of so many sessions."""
 
-    def __init__(self, inside: Inside, number: int, count: int) -> None:
+    def __init__(self, inside: Inside, redis: Redis, number: int, count: int) -> None:
         self.inside = inside
+        self.redis = redis
         self.number = number
         self.count = count
         self.bystanders = 0
+        self.spent = ""
+        """What the spend was answered, and after how long."""
 
     async def run(self) -> AsyncIterator[Row]:
         """What each thing that happens comes to."""
@@ -165,25 +221,29 @@ class _Round:
         async with clients_of(self.inside) as clients:
             members = self._members(account)
             opening = self._during(lambda: clients.open(self.inside.port, members))
-            yield "all start", *await opening
-            yield "a credit comes in, told to all", *await self._during(self._credit)
-            yield "all lose their sockets, and end", *await self._during(clients.kill, 5)
+            yield "all start", await opening
+            yield "a credit comes in, told to all", await self._during(self._credit)
+            yield "all lose their sockets, and end", await self._during(clients.kill, 5)
         account = f"dry-{self.number}"
         # They all started at about the same time, and share what is left.
         micros = int(self.count * MICROS_PER_CREDIT * (DRY_S + self.count / 40) / 60)
         await self._grant(TENANT, account, micros)
         async with clients_of(self.inside) as clients:
             await clients.open(self.inside.port, self._members(account))
-            yield "all run out of credits", *await self._during(self._dried)
+            yield "all run out of credits", await self._during(self._dried)
+        account = f"held-{self.number}"
+        await self._grant(TENANT, account, int(self.count * MICROS_PER_CREDIT * HELD_S / 60))
+        async with clients_of(self.inside) as clients:
+            await clients.open(self.inside.port, self._members(account))
+            figures = await self._during(self._spend)
+            yield f"a spend recalls all: {self.spent}", figures
 
     def _members(self, account: str) -> list[Client]:
         users = [f"{account}-{one // SOCKETS_PER_USER}" for one in range(self.count)]
         return [(user, ORG, account, f"{account}-{one}") for one, user in enumerate(users)]
 
-    async def _during(
-        self, act: Callable[[], Awaitable[object]], phases: float = 1
-    ) -> tuple[float, float]:
-        """The longest turn while that is done and followed, and the latest stop meanwhile."""
+    async def _during(self, act: Callable[[], Awaitable[object]], phases: float = 1) -> Measured:
+        """What is measured while that is done and followed."""
         names = [f"by-{self.number}-{self.bystanders + one}" for one in range(BYSTANDERS)]
         self.bystanders += BYSTANDERS
         seconds = PHASE_S * phases
@@ -192,6 +252,7 @@ class _Round:
             await self._grant(f"user:{name}", name, micros)
         async with clients_of(self.inside) as clients:
             await clients.open(self.inside.port, [(name, "", name, name) for name in names])
+            await self.redis.slowlog_reset()
             turns = Turns()
             await act()
             async with asyncio.timeout(WAIT_S_MAX):
@@ -203,7 +264,8 @@ class _Round:
             self.inside.process.clock.at_ms(written) - stopped_at
             for written, stopped_at in map(Noted.written.__getitem__, names)
         ]
-        return turn_ms, max(late)
+        slow = await self.redis.slowlog_get(SLOW_MAX)
+        return turn_ms, max(late), max((one["duration"] for one in slow), default=0) / 1000
 
     async def _credit(self) -> None:
         live, clock = self.inside.process.live, self.inside.process.clock
@@ -211,6 +273,23 @@ class _Round:
         await live.credit(
             TENANT, f"plenty-{self.number}", "more", MICROS_PER_CREDIT, "grant", clock.now()
         )
+
+    async def _spend(self) -> None:
+        """Spends all but what the sessions need to run on, which they hold ahead of time."""
+        account = AccountName(TENANT, f"held-{self.number}")
+        projection = self.inside.process.hub.accounts.get(*account)
+        assert projection is not None
+        left = projection.projection.credits_micros(self.inside.process.clock.now())
+        need = int(self.count * MICROS_PER_CREDIT * NEED_S / 60)
+        began_at = time.monotonic()
+        try:
+            answered = await self.inside.process.money.spend(
+                account, entry_id="spend:bench", micros=left - need
+            )
+            answer = type(answered).__name__.lower()
+        except ProtocolError as error:
+            answer = error.code.value
+        self.spent = f"{answer}, {(time.monotonic() - began_at) * 1000:.0f} ms"
 
     async def _dried(self) -> None:
         async with asyncio.timeout(WAIT_S_MAX):

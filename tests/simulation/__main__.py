@@ -19,6 +19,7 @@ import structlog
 from tests.simulation import report
 from tests.simulation.driver import Outcome
 from tests.simulation.laboratory import laboratory
+from tests.simulation.mixes import world_of
 from tests.simulation.shrink import failing, shrunken
 
 
@@ -65,7 +66,8 @@ def _work(asked: argparse.Namespace, seeds: range) -> Iterator[Outcome]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with laboratory() as place:
         for seed in seeds:
-            yield place.run(seed, asked.minutes)
+            minutes, mix = world_of(seed, asked.minutes)
+            yield place.run(seed, minutes, mix=mix)
 
 
 def _side_by_side(asked: argparse.Namespace, seeds: range) -> Iterator[Outcome]:
@@ -107,11 +109,12 @@ def _explain(asked: argparse.Namespace, printed: report.Report) -> None:
     """Shrinks the first failure, and prints it."""
     with laboratory() as place:
         seed = min(printed.failures)
-        first = place.run(seed, asked.minutes)
+        minutes, mix = world_of(seed, asked.minutes)
+        first = place.run(seed, minutes, mix=mix)
         if first.failure is None:
             printed.say(f"seed {seed} does not fail again: it is not the same each time")
             return
-        shortest = shrunken(first, failing(place, first))
+        shortest = shrunken(first, failing(place, first, mix=mix))
         printed.failure(shortest)
         if asked.save is not None:
             report.save(asked.save, shortest)
@@ -120,7 +123,7 @@ def _explain(asked: argparse.Namespace, printed: report.Report) -> None:
 def _replay(asked: argparse.Namespace, printed: report.Report) -> None:
     seed, actions = report.load(asked.trace)
     with laboratory() as place:
-        outcome = place.run(seed, 0, actions=actions)
+        outcome = place.run(seed, 0, actions=actions, mix=world_of(seed, 0)[1])
     printed.add(outcome)
     if outcome.failure is not None:
         printed.failure(outcome)

@@ -42,7 +42,7 @@ class Chance:
             Person(f"cat{seed}", None, f"cat{seed}"),
         ]
         self.everybody = everybody
-        self.kinds = chance.sample(sorted({*KINDS} - {"dear"}), chance.randint(1, 5))
+        self.kinds = chance.sample(sorted({*KINDS} - {"dear", "few"}), chance.randint(1, 5))
         # Chosen apart, so that the rest of a world is what it was before there was this kind.
         if random.Random(f"{seed} dear").random() < 0.3:
             self.kinds.append("dear")

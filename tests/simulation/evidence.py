@@ -4,7 +4,7 @@ Like ``auditor``, it follows from DESIGN section 1 and PROTOCOL section 1 alone.
 """
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import msgspec
@@ -33,6 +33,8 @@ def check(auditor: Auditor, state: State) -> None:
             if name not in auditor.closed:
                 _check_session(auditor, state, name, session)
         _check_credits(auditor, state)
+        if not world.losses:
+            _check_numbers(state)
         for at, step, then in world.stops:
             _check_stop(at, step, then, world)
         for at, limit, step, then in world.refused():
@@ -43,6 +45,18 @@ def check(auditor: Auditor, state: State) -> None:
     world.refused()
     auditor.desk.refusals.clear()
     auditor.close(state)
+
+
+def _check_numbers(state: State) -> None:
+    """Of a kind that says so, a user has no more live sessions than it allows."""
+    live: Counter[tuple[str, str, str, int]] = Counter()
+    for session in state.sessions.values():
+        identity = session["identity"]
+        most = identity["terms"].get("max_live_sessions", 0)
+        if most and session["standing"]["phase"] != "ended":
+            live[identity["tenant"], identity["user_id"], identity["kind"], most] += 1
+    for (*name, most), number in live.items():
+        assert number <= most, (name, number, most)
 
 
 def _check_session(auditor: Auditor, state: State, name: str, session: dict[str, Any]) -> None:

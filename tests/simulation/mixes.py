@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 MIXES = ("", "busy", "money", "months", "faults", "losses")
 CROWD = "crowd"
-"""One account with hundreds of sessions, which begin, lose their lines and end together. A world
-of it takes as long as a hundred others."""
+"""One account with hundreds of sessions, which begin, lose their lines and end together. A minute
+of it takes about as long as hours of others."""
+CROWD_EVERY = 50
+"""Of so many seeds that are run in turn one is such a world."""
+CROWD_MINUTES = 1
 _SHORT_WAITS_MS = {1: 4, 999: 3, 1_000: 4, 5_000: 5, 12_345: 5, 30_000: 4, 60_000: 3, 180_000: 1}
 _MONEY = {
     "pay": 12, "take": 2, "spend": 16, "hold": 12, "post": 9, "void": 6, "again": 8, "wait": 30,
@@ -24,6 +27,13 @@ _FAULTS = {
     "mishap": 8, "redis_away": 0.8, "postgres_away": 1, "drop_lines": 0.8, "kill": 1.5,
     "kill_flusher": 1, "step_clock": 0.5, "wait": 25,
 }  # fmt: skip
+
+
+def world_of(seed: int, minutes: int) -> tuple[int, str]:
+    """How long the world of a seed is, and its mix, where seeds are run in turn."""
+    if seed % CROWD_EVERY == 0:
+        return min(minutes, CROWD_MINUTES), CROWD
+    return minutes, ""
 
 
 def stir(chance: "Chance", mix: str) -> None:
@@ -41,8 +51,8 @@ def stir(chance: "Chance", mix: str) -> None:
     match mix:
         case "crowd":
             chance.people = [random.choice(everybody)]
-            chance.kinds = random.sample(["second", "six", "chat", "lesson"], 2)
-            chance.sessions_max = random.choice([60, 120])
+            chance.kinds = [*random.sample(["second", "six", "chat", "lesson"], 2), "few"]
+            chance.sessions_max = random.choice([60, 120, 300])
             chance.amounts = random.choice([[3 * CREDIT, 20 * CREDIT], [500 * CREDIT]])
             chance.waits_ms = {1: 4, 1_000: 4, 5_000: 5, 30_000: 4}
             chance.weights |= {"crowd": 40, "stampede": 8, "mishap": 1, "kill": 0.5, "pay": 30}

@@ -46,6 +46,7 @@ RATES: RateCard = parse_rate_card(
             "lesson": _kind(increment_seconds=[7, 7], counts_minutes=True),
             "capped": _kind(max_session_seconds=100, gap="bill"),
             "dear": _kind("60"),
+            "few": _kind(max_live_sessions=2),
         },
         "operations": {"sketch": "0.25", "film": "3"},
     }
