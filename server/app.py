@@ -60,8 +60,12 @@ class Application(Starlette):
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Serves a request or a socket (the interface of ASGI)."""
-        if scope["type"] == "websocket" and scope["path"] == SOCKET_PATH:
-            return socket(self.state.process, scope, receive, send)
+        if scope["type"] == "websocket":
+            if scope["path"] == SOCKET_PATH:
+                return socket(self.state.process, scope, receive, send)
+            # The router would answer 403 without a word.
+            missing = Problem(404, "not_found", "there is no socket of this path").response()
+            return WebSocket(scope, receive, send).send_denial_response(missing)
         return super().__call__(scope, receive, send)
 
 
