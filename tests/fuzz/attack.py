@@ -25,6 +25,7 @@ from tests.fuzz.cases import (
     MessageCase,
     RequestCase,
 )
+from tests.fuzz.claims import signed
 
 WORKERS = 16
 MESSAGES_PER_SOCKET = 90
@@ -55,6 +56,14 @@ class Tokens:
             token = self._make(bearer, number % ATTACKERS)
             self._made[key] = (time.monotonic(), token)
         return token
+
+    def odd(self, claims: str) -> str:
+        """A token of a case's own."""
+        now = int(time.time())
+        instants = {"{now_s}": now, "{soon_s}": now + 30, "{exp}": now + 3600}
+        for name, instant in instants.items():
+            claims = claims.replace(name, str(instant))
+        return signed(claims, self.secret)
 
     def _make(self, bearer: Bearer, user: int) -> str:
         now = int(time.time())
@@ -206,6 +215,8 @@ class Attack:
     async def _send_bytes(self, case: FrameCase | RequestCase) -> None:
         """Sends bytes as they are, and reads whatever comes until there is an end."""
         token = self.tokens.get(case.bearer, case.number).encode()
+        if case.claims:
+            token = self.tokens.odd(case.claims).encode()
         address = _address(case.number).encode()
         if isinstance(case, FrameCase):
             parts = [*case.handshake, *case.frames]
@@ -249,13 +260,23 @@ class Attack:
                 while data := await loop.sock_recv(peer, 1 << 16):
                     for status in _STATUS.findall(data):
                         self.answers[status.decode()] += 1
-                        if status == b"500":
-                            self._problem(f"case {case.number}: 500: {data[:300]!r}")
+                        if status == b"500" or _is_wrong(case, status):
+                            what = status.decode()
+                            self._problem(f"case {case.number}: {what}: {data[:600]!r}")
                 return False
         except TimeoutError:
             if patience_s == WAIT_S:
                 raise
             return True
+
+
+def _is_wrong(case: FrameCase | RequestCase, status: bytes) -> bool:
+    """Whether a case was refused that must not be, or passed and must not."""
+    if isinstance(case, FrameCase) or case.refused is None:
+        return False
+    if not case.claims:
+        return status[:1] != b"4"
+    return (status in (b"401", b"431")) is not case.refused
 
 
 def _address(number: int) -> str:
@@ -265,8 +286,8 @@ def _address(number: int) -> str:
 
 def _with_length(request: bytes) -> bytes:
     head, found, body = request.partition(b"\r\n\r\n")
-    now = str(int(time.time() * 1000) // 60_000 * 60_000).encode()
-    body = body.replace(b"{now}", now)
+    minute = int(time.time() * 1000) // 60_000 * 60_000
+    body = body.replace(b"{now}", b"%d" % minute).replace(b"{later}", b"%d" % (minute + 3_600_000))
     return head.replace(b"{length}", b"%d" % len(body)) + found + body
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from websockets.frames import Frame, Opcode
 
+from tests.fuzz.claims import odd_claims
 from tests.fuzz.mutate import Pairs, Raw, mutate_bytes, mutate_pairs, odd, pieces, write
 
 Bearer = Literal["user", "member", "watcher", "key", "ops", "expired", "forged", "none"]
@@ -23,6 +24,7 @@ ATTACKERS = 24
 HONEST_ORG = "acme"
 HONEST_IDS = [f"honest-{number}" for number in range(16)]
 """Sessions of the honest: what attackers would like to end, pause or join."""
+USERS = ("user-0", "user-1", "mallory-1", "auth0|5f7c", "ann+x@example.com", "a=b~c", None)
 INSIDE_PATH = "/fuzz/inside"
 """Where the server that is attacked shows what it has; see ``served``."""
 KINDS = ("chat", "call", "lesson")
@@ -54,6 +56,8 @@ class FrameCase:
     """In pieces; ``{token}`` stands where the token is put."""
     frames: list[bytes]
     ending: Literal["wait", "shut", "reset"]
+    claims: str = ""
+    """What a token of its own says, as JSON; empty: the token is the bearer's."""
 
 
 @dataclass
@@ -66,6 +70,10 @@ class RequestCase:
     ending: Literal["wait", "shut", "reset"]
     is_raw: bool = field(default=False)
     """Its bytes were changed: whether there is an answer is the parser's to say."""
+    claims: str = ""
+    """What a token of its own says, as JSON; empty: the token is the bearer's."""
+    refused: bool | None = None
+    """Whether the answer must be a refusal, or must be none of the token; None: it is open."""
 
 
 Case = MessageCase | FrameCase | RequestCase
@@ -79,6 +87,10 @@ def case_of(seed: int, number: int) -> Case:
         return _message_case(rng, number)
     if share < 0.70:
         return _frame_case(rng, number)
+    if share < 0.76:
+        return _token_case(rng, number)
+    if share < 0.80:
+        return _empty_case(rng, number)
     return _request_case(rng, number)
 
 
@@ -108,6 +120,8 @@ def _message(rng: random.Random) -> Pairs:
         [("type", "refresh"), ("token", "{token}")],
         [("type", "refresh"), ("token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.")],
     ]
+    whose = [("org", rng.choice((HONEST_ORG, "evil", None))), ("user", rng.choice(USERS))]
+    plain.append([("type", "watch"), session_id, *rng.sample(whose, rng.randint(1, 2))])
     chosen = rng.choice((start, start, rng.choice(others), rng.choice(others), rng.choice(plain)))
     return [*chosen, ("id", rng.randrange(1, 10**6))]
 
@@ -156,19 +170,19 @@ def _frames(rng: random.Random) -> list[bytes]:
             fin or opcode in (Opcode.PING, Opcode.PONG),
             *(rng.random() < 0.03 for _ in range(3)),
         )
-        frames.append(_masked(rng, frame))
+        frames.append(frame_bytes(rng, frame))
     if rng.random() < 0.15:
-        empty = _masked(rng, Frame(Opcode.CONT, b"", fin=False))
-        begun = _masked(rng, Frame(Opcode.TEXT, b"", fin=False))
+        empty = frame_bytes(rng, Frame(Opcode.CONT, b"", fin=False))
+        begun = frame_bytes(rng, Frame(Opcode.TEXT, b"", fin=False))
         frames.append(begun + empty * rng.choice((15, 2_000)))
     if rng.random() < 0.3:
         code = rng.choice((1000, 1001, 1005, 1006, 1015, 999, 2000, 3000, 4500, 5000, 65_535))
         reason = rng.choice((b"", b"bye", b"\xff", b"x" * 123))
-        frames.append(_masked(rng, Frame(Opcode.CLOSE, struct.pack("!H", code) + reason)))
+        frames.append(frame_bytes(rng, Frame(Opcode.CLOSE, struct.pack("!H", code) + reason)))
     return frames
 
 
-def _masked(rng: random.Random, frame: Frame) -> bytes:
+def frame_bytes(rng: random.Random, frame: Frame) -> bytes:
     """The frame as a client writes it, with a mask that follows from the seed."""
     header = bytearray([(frame.fin << 7) | (frame.rsv1 << 6) | (frame.rsv2 << 5)])
     header[0] |= (frame.rsv3 << 4) | frame.opcode
@@ -186,7 +200,7 @@ def _masked(rng: random.Random, frame: Frame) -> bytes:
 
 def masked_text(rng: random.Random, payload: bytes) -> bytes:
     """A whole message of text, as a client writes it."""
-    return _masked(rng, Frame(Opcode.TEXT, payload))
+    return frame_bytes(rng, Frame(Opcode.TEXT, payload))
 
 
 def _frame_case(rng: random.Random, number: int) -> FrameCase:
@@ -203,6 +217,8 @@ def _frame_case(rng: random.Random, number: int) -> FrameCase:
                 b"Sec-WebSocket-Extensions: permessage-deflate; x=\x80\r\n",
             )
         )
+    if rng.random() < 0.25:
+        handshake = _reached_otherwise(rng, handshake)
     handshake += b"\r\n"
     if rng.random() < 0.15:
         handshake = mutate_bytes(rng, handshake)
@@ -210,6 +226,35 @@ def _frame_case(rng: random.Random, number: int) -> FrameCase:
     if rng.random() < 0.4:
         frames = [mutate_bytes(rng, b"".join(frames))]
     return FrameCase(number, bearer, pieces(rng, handshake), frames, _ending(rng))
+
+
+ORIGINS = (
+    *("http://localhost", "https://localhost:443", "HTTP://LOCALHOST:80", "http://localhost."),
+    *("null", "", "*", "https://xn--bcher-kva.example", "https://b\u00fccher.example", "file://"),
+    *("http://[::1]:8000", "http://[::1", "http://[fe80::1%25eth0]", "http://[::ffff:7f00:1]"),
+    *("http://127.1", "http://0x7f.1", "http://localhost:99999", "http://localhost:", "http://:80"),
+    *("http://user@localhost", "http://localhost/path", "chrome-extension://abc", "x" * 5_000),
+    *("http://a..b", "http://" + "a" * 64, "http://localhost\thttp://evil", "http://%6cocalhost"),
+)
+HOSTS = ("localhost", "LOCALHOST:80", "localhost.", "[::1]:8000", "[::1", ":", "xn--a", "a b", "*")
+
+
+def _reached_otherwise(rng: random.Random, handshake: bytes) -> bytes:
+    """The handshake of a page of some origin, under some name, through some proxy."""
+    host = rng.choice(HOSTS).encode()
+    lines = handshake.replace(b"Host: localhost", b"Host: " + host)
+    for name, values in (
+        ("Origin", ORIGINS),
+        ("Origin", ORIGINS),
+        ("X-Forwarded-Host", (*HOSTS, "localhost, evil.example", "")),
+        ("X-Forwarded-Proto", ("https", "HTTP", "wss,https", "gopher", "")),
+        ("X-Forwarded-Port", ("443", "0", "99999999999", "-1", "\u0664\u0664\u0663", "443, 80")),
+        ("Forwarded", ('for="[2001:db8::1]:4711";proto=https', "for=unknown, for=_x")),
+        ("X-Forwarded-For", ("10.9.9.9, 10.8.8.8", "[2001:db8::1]:4711", "::ffff:10.1.1.1", "?")),
+    ):
+        if rng.random() < 0.4:
+            lines += f"{name}: {rng.choice(values)}\r\n".encode("utf-8", "surrogatepass")
+    return lines
 
 
 def _ending(rng: random.Random) -> Literal["wait", "shut", "reset"]:
@@ -244,6 +289,9 @@ def _request(rng: random.Random, bearer: Bearer, number: int) -> Template:
         ("credits_per_minute", "2.5"),
         ("free_seconds", 10),
     ]
+    if rng.random() < 0.4:
+        instants = (0, -1, 1.5, 2**53, 2**63, "1", None, True, Raw("{now}"), Raw("{now}0"))
+        prepared.append(("expires_at", rng.choice((*instants, Raw("1e999"), Raw("{later}")))))
     operation: Pairs = [("operation", "script_generation")]
     adjustment: Pairs = [("minutes", rng.choice((-5, 5))), ("reason", "a mistake")]
     hours: Pairs = [("monthly_hours_limit", 10), ("timezone", "Europe/Berlin")]
@@ -327,6 +375,42 @@ def _request_bytes(rng: random.Random, bearer: Bearer, number: int) -> bytes:
     # The placeholders are filled in later, so the length is the attack's to say.
     lines.append("Content-Length: {length}")
     return "\r\n".join((*lines, "", "")).encode("latin-1", "replace") + content
+
+
+NEEDING_BODIES = (
+    *("/v1/sessions", "/v1/accounts/{user}/grants", "/v1/accounts/{user}/spend"),
+    *("/v1/accounts/{user}/holds", "/v1/holds/hold-1/post", "/v1/accounts/{user}/can-perform"),
+    *("/v1/orgs/evil", "/v1/orgs/evil/members/{user}", "/v1/orgs/evil/members/{user}/adjustments"),
+    "/api/usage/track-minute",
+)
+"""Paths of which nothing may come without a body."""
+
+
+def _empty_case(rng: random.Random, number: int) -> RequestCase:
+    """A POST or PUT whose body was lost on the way, under an offer of another protocol or not."""
+    path = rng.choice(NEEDING_BODIES).replace("{user}", f"auth0%7C{number % ATTACKERS}%2Bx")
+    method = "PUT" if path.startswith("/v1/orgs") and not path.endswith("s") else "POST"
+    offer = rng.choice(("", "Connection: Upgrade\r\nUpgrade: h2c\r\n"))
+    length = rng.choice(("", "Content-Length: 0\r\n", "Transfer-Encoding: chunked\r\n"))
+    request = (
+        f"{method} {path}?org=evil HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {{address}}\r\n"
+        f"Authorization: Bearer {{token}}\r\nIdempotency-Key: empty-{number}\r\n{offer}{length}\r\n"
+    ).encode()
+    if "chunked" in length:
+        request += b"0\r\n\r\n"
+    bearer: Bearer = rng.choice(("key", "ops", "user"))
+    return RequestCase(number, bearer, pieces(rng, request), "wait", refused=True)
+
+
+def _token_case(rng: random.Random, number: int) -> RequestCase:
+    """A request that anybody may make of their own, with a token that says odd things."""
+    claims, is_good = odd_claims(rng, number)
+    path = rng.choice(("/api/usage/check-limit", "/api/usage/stats", "/v1/sessions/theirs-1"))
+    request = (
+        f"GET {path} HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: {{address}}\r\n"
+        "Authorization: Bearer {token}\r\n\r\n"
+    ).encode()
+    return RequestCase(number, "user", [request], "wait", claims=claims, refused=not is_good)
 
 
 def _request_case(rng: random.Random, number: int) -> RequestCase:

@@ -174,6 +174,11 @@ class Backend:
         return Decimal(response.raise_for_status().json()["credits"])
 
 
+def address_of(number: int) -> str:
+    """Where an honest user is."""
+    return f"192.0.2.{number + 10}"
+
+
 async def connect_honest(port: int, number: int, token: str) -> Client:
     """A socket of an honest user, from an address of their own."""
     connection = await connect(
@@ -182,7 +187,7 @@ async def connect_honest(port: int, number: int, token: str) -> Client:
         proxy=None,
         max_queue=None,
         ping_interval=None,
-        additional_headers={"X-Forwarded-For": f"192.0.2.{number + 10}"},
+        additional_headers={"X-Forwarded-For": address_of(number)},
     )
     client = Client(connection)
     welcome = await client.ask("auth", token=token)

@@ -18,10 +18,11 @@ import jwt
 from protocol import limits
 from storage.scripts import CONNECTIONS_MAX
 from tests.faults.processes import House, Process, open_house
-from tests.fuzz import slow
+from tests.fuzz import liars, slow
 from tests.fuzz.attack import Attack, Tokens, numbered
 from tests.fuzz.cases import ATTACKERS, HONEST_ORG, INSIDE_PATH, case_of
-from tests.fuzz.honest import RATES, Backend, Honest, cancelled, connect_honest
+from tests.fuzz.honest import RATES, Backend, Honest, address_of, cancelled, connect_honest
+from tests.fuzz.purse import PURSES, Purse
 
 SECRET = "a-secret-of-the-fuzz-run-with-32-bytes"
 API_KEY = "key-of-a-backend-in-the-fuzz-run"
@@ -29,6 +30,8 @@ WARM_UP = 0.5
 """What part of the cases is sent before memory is first looked at: caches, pools and code
 that is loaded late have their size by then."""
 GROWTH_MAX = 0.05
+STEPS_PER_CASES = 40
+"""How many cases are sent for each step that a purse takes."""
 SETTLE_S = 60.0
 """How long is waited for what attackers left to be cleared away."""
 CONNECTIONS_GROWN_MAX = CONNECTIONS_MAX + limits.DATABASE_CONNECTIONS_MAX
@@ -52,6 +55,8 @@ class Report:
     """What the server logged below the level of errors, by level and event."""
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
+    steps: int = 0
+    """Of purses."""
     ticks: int = 0
     longest_gap_s: float = 0.0
     cut_after_s: dict[str, float] = field(default_factory=dict)
@@ -82,6 +87,7 @@ class Report:
             + ", ".join(f"{name} {n}" for name, n in self.logged.most_common(12)),
             f"memory {mebibytes[0]:.1f} MiB after the warm-up, {mebibytes[1]:.1f} MiB after all "
             f"({self.growth:+.1%})",
+            f"purses: {self.steps} steps",
             f"honest sessions: {self.ticks} ticks, the longest wait for one "
             f"{self.longest_gap_s:.2f} s",
             "cut after: "
@@ -106,6 +112,7 @@ class Run:
         self.backend = Backend(f"http://127.0.0.1:{house.port}", API_KEY)
         self.honest: list[Honest] = []
         self.reading: list[asyncio.Task[None]] = []
+        self.purses = [Purse(house.port, API_KEY, number, seed) for number in range(PURSES)]
 
     # --- The honest ------------------------------------------------------------------------
 
@@ -155,16 +162,60 @@ class Run:
         make = partial(case_of, seed)
         at_rest = await self._inside()
         started_at = time.monotonic()
-        await asyncio.gather(self.slow(), self.attack.run(make, numbered(0, warm_up)))
+        await asyncio.gather(
+            self.slow(),
+            self.lie(1),
+            self.spend(warm_up),
+            self.attack.run(make, numbered(0, warm_up)),
+        )
         # What the heap is at its fullest it stays in part, so the flood is in the warm-up too.
         await self.flood()
         self.report.before = await self._settled(at_rest)
-        await self.attack.run(make, numbered(warm_up, count - warm_up))
+        rest = numbered(warm_up, count - warm_up)
+        await asyncio.gather(self.lie(2), self.spend(len(rest)), self.attack.run(make, rest))
         await self.flood()
         self.report.seconds = time.monotonic() - started_at
         self.report.after = await self._settled(at_rest)
         self.report.answers = self.attack.answers
         self.report.problems += self.attack.problems
+        for purse in self.purses:
+            self.report.steps += purse.steps
+            self.report.problems += purse.problems
+
+    async def spend(self, cases: int) -> None:
+        """Amounts and bodies in every form, at accounts that are reckoned here as well."""
+        steps = cases // STEPS_PER_CASES
+        await asyncio.gather(*(purse.run(steps) for purse in self.purses))
+
+    async def lie(self, part: int) -> None:
+        """Withheld pongs, floods of returns and starts, and guesses from honest addresses, in
+        the midst of which the honest are let in."""
+        port, get = self.house.port, self.attack.tokens.get
+        found = await asyncio.gather(
+            *(liars.withhold(port, get("user", number), number) for number in range(4)),
+            liars.start_many(port, get("user", 7 + part), part),
+            *(self.guess(number) for number in range(4)),
+        )
+        self.report.problems += [problem for problems in found for problem in problems]
+
+    async def guess(self, number: int) -> list[str]:
+        """A stranger guesses from the address of an honest user, who comes in nevertheless."""
+        address = address_of(number)
+        problems = await liars.guess(self.house.port, address)
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                client = await connect_honest(self.house.port, number, self._token(number))
+                await client.close()
+            headers = {"X-Forwarded-For": address}
+            for token in (API_KEY, self._token(number)):
+                headers["Authorization"] = f"Bearer {token}"
+                response = await self.http.get(
+                    f"/v1/accounts/user-{number}", params=self._tenant(number), headers=headers
+                )
+                response.raise_for_status()
+        except Exception as error:
+            problems.append(f"an honest user is locked out of {address}: {error!r}")
+        return problems
 
     async def flood(self) -> None:
         """Opens more connections than the server has descriptors for; in the midst of them an
