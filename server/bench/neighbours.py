@@ -50,6 +50,8 @@ HELD_S = 180.0
 NEED_S = 12.0
 """What the spend leaves to each."""
 WAIT_S_MAX = 120
+STARTS_TRIED = 20
+"""As a client does where the server says that it may ask again."""
 
 BYSTANDING = "FROM sessions WHERE session_id LIKE 'by-%'"
 SLOW_US = 200
@@ -325,9 +327,13 @@ async def _serve_clients() -> None:
         socket = await connect(f"ws://127.0.0.1:{port}/v1/ws", ping_interval=None, max_queue=None)
         await socket.send(json.dumps({"type": "auth", "token": token}))
         start = {"type": "start", "kind": "chat", "session_id": session}
-        await socket.send(json.dumps(start))
-        while (message := json.loads(await socket.recv()))["type"] not in {"session", "error"}:
-            pass
+        for _ in range(STARTS_TRIED):
+            await socket.send(json.dumps(start))
+            while (message := json.loads(await socket.recv()))["type"] not in {"session", "error"}:
+                pass
+            if not message.get("retryable"):
+                break
+            await asyncio.sleep(0.2)
         reading.add(asyncio.create_task(_read(socket)))
         return "" if message["type"] == "session" else str(message)
 
