@@ -14,7 +14,7 @@ import threading
 import urllib.request
 from collections.abc import Callable
 from typing import IO, Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import jwt
 
@@ -169,6 +169,10 @@ class _Https(urllib.request.HTTPSHandler):
         return self.do_open(connection, req)
 
 
+def _port(url: SplitResult) -> int | None:
+    return url.port or {"http": 80, "https": 443}.get(url.scheme)
+
+
 class _WithinSite(urllib.request.HTTPRedirectHandler):
     """Follows redirects to the same host, and from http to https; nowhere else."""
 
@@ -190,7 +194,7 @@ class _WithinSite(urllib.request.HTTPRedirectHandler):
         """The request that a redirect asks for; raises where it leads out of the site."""
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         is_upgrade = (before.scheme, after.scheme) == ("http", "https")
-        same_port = before.scheme == after.scheme and before.port == after.port
+        same_port = before.scheme == after.scheme and _port(before) == _port(after)
         if after.hostname != self._host or not (is_upgrade or same_port):
             raise KeySetError("it redirects out of its site")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

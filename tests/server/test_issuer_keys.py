@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import http.server
+import io
 import json
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import limits
 from protocol.errors import ServiceError
-from server.jwks import KeySetError, fetch_with, parse_key_set
+from server.jwks import KeySetError, _WithinSite, fetch_with, parse_key_set
 from server.keys import IssuerKeys
 from tests.server.test_auth import EC, RSA, authenticator, issued, public_jwks, refused
 
@@ -266,6 +268,18 @@ def test_redirects_out_of_the_site_are_not(site: Site, elsewhere: str) -> None:
     with pytest.raises(KeySetError):
         fetch_with(f"{site.url}/start")()
     assert [path for path, _ in site.asked] == ["/start"]
+
+
+def test_a_redirect_may_name_the_default_port() -> None:
+    handler = _WithinSite("https://keys.example/a")
+    for before, after in (
+        ("https://keys.example/a", "https://keys.example:443/b"),
+        ("http://keys.example:80/a", "http://KEYS.example/b"),
+    ):
+        asked = urllib.request.Request(before)
+        found = handler.redirect_request(asked, io.BytesIO(), 302, "", {}, after)
+        assert found is not None
+        assert found.full_url == after
 
 
 def test_redirects_in_a_circle_end(site: Site) -> None:
