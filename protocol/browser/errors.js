@@ -3,13 +3,13 @@
  */
 
 /** Why a close code that forbids coming back does so, as an error code of the protocol. */
-const FINAL_CLOSES = new Map([
-  [4002, ['unauthenticated', 'The token has expired, and there is no other.']],
-  [4500, ['unauthenticated', 'The token was refused.']],
-  [4501, ['unauthenticated', 'No token arrived in time.']],
-  [4502, ['bad_message', 'The server could not follow the conversation.']],
-  [4503, ['rate_limited', 'There are too many connections.']],
-]);
+const FINAL_CLOSES = {
+  4002: 'unauthenticated',
+  4500: 'unauthenticated',
+  4501: 'unauthenticated',
+  4502: 'bad_message',
+  4503: 'rate_limited',
+};
 
 /**
  * Whether a client comes back after this close code: only the server's own codes from 4500 to
@@ -41,11 +41,11 @@ export class TaximeterError extends Error {
 
 /**
  * The error of a line that was closed. What the server answered to our token says more than
- * the reason that came with the code, and that more than the code.
+ * the reason that came with the code, which the server always gives; a proxy may not.
  */
 export function errorOfClose(closeCode, reason, retryable, refusal) {
-  const hungUp = ['disconnected', `The connection was closed with the code ${closeCode}.`];
-  const [code, text] = FINAL_CLOSES.get(closeCode) ?? hungUp;
+  const code = refusal?.code ?? FINAL_CLOSES[closeCode] ?? 'disconnected';
+  const text = `The connection was closed with the code ${closeCode}.`;
   const message = refusal?.message || reason || text;
-  return new TaximeterError(refusal?.code ?? code, message, { retryable, closeCode });
+  return new TaximeterError(code, message, { retryable, closeCode });
 }

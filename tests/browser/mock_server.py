@@ -104,8 +104,8 @@ class Line:
     def is_open(self) -> bool:
         return self._connection.close_code is None
 
-    async def close(self, code: int) -> None:
-        await self._connection.close(code)
+    async def close(self, code: int, reason: str = "") -> None:
+        await self._connection.close(code, reason)
 
     def cut(self) -> None:
         """Drop the connection without a word, which the browser reads as 1006."""

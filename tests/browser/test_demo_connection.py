@@ -62,8 +62,8 @@ async def test_the_page_says_that_the_server_does_not_answer(tab: Tab) -> None:
 
 async def test_a_page_that_was_sent_away_can_connect_again(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=70_000, **PAID)
-    await line.close(4503)
-    await expect(tab.at("#trouble")).to_contain_text("There are too many connections.")
+    await line.close(4503, "too many sockets of this user")
+    await expect(tab.at("#trouble")).to_contain_text("Too many sockets of this user.")
     await expect(tab.at("#connection")).to_have_text("Offline")
     await tab.page.get_by_role("button", name="Try again").click()
     line = await tab.line()
