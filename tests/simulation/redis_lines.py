@@ -200,8 +200,8 @@ class VirtualPubSub:
         self._line = line
         self._channels: set[bytes] = set()
         self._heard: deque[dict[str, Any]] = deque()
-        self._coming: deque[dict[str, Any]] = deque()
-        """What is on its way here."""
+        self._coming: deque[tuple[float, dict[str, Any]]] = deque()
+        """What is on its way here, and when it comes."""
         self._comes_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._is_broken = False
@@ -256,13 +256,14 @@ class VirtualPubSub:
         # What was told before comes before it, over a line that has become faster too.
         way_s = self._line.delays[0] / 2000 if self._line.delays else 0.0
         loop = asyncio.get_running_loop()
-        self._coming.append(told)
         self._comes_at = max(loop.time() + way_s, self._comes_at)
-        loop.call_at(self._comes_at, self._arrive, told, context=contextvars.Context())
+        self._coming.append((self._comes_at, told))
+        loop.call_at(self._comes_at, self._arrive, self._comes_at, context=contextvars.Context())
 
-    def _arrive(self, told: dict[str, Any]) -> None:
-        if self._coming and self._coming[0] is told:
-            self._hear(self._coming.popleft())
+    def _arrive(self, at: float) -> None:
+        # What comes at one instant comes in order, in whatever order the loop's timers do.
+        while self._coming and self._coming[0][0] <= at:
+            self._hear(self._coming.popleft()[1])
 
     def drop(self) -> None:
         """The line is broken: what was on its way is lost, and who waits is told so."""

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from tests.simulation import virtual
 from tests.simulation.actions import Action
 from tests.simulation.clients import Client
 from tests.simulation.driver import Laboratory
 from tests.simulation.people import KINDS
+from tests.simulation.redis_lines import Line, VirtualPubSub
 from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
+from tests.simulation.virtual import VirtualLoop
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -190,3 +193,27 @@ def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
         (deed,) = (one for one in stage.desk.deeds.values() if one.kind == "spend")
         assert deed.state == "done", deed  # asked again, it was there
         assert not stage.desk.refusals
+
+
+def test_what_is_told_at_one_instant_comes_in_order() -> None:
+    """A message that overtook another kept all that followed from coming (seed 1200)."""
+    told = [b"%d" % number for number in range(9)]
+    heard: list[object] = []
+
+    async def main(loop: VirtualLoop) -> None:
+        line = Line(lambda _: [], 1_500)
+        line.delays = [600]
+        ear = VirtualPubSub(line)
+        await ear.subscribe("news")
+        for data in told:
+            ear.publish(b"news", data)
+        loop.clock.now_ms += 300
+        await loop.quiet()
+        for kind in ["subscribe"] + len(told) * ["message"]:
+            message = await ear.get_message(timeout=1)
+            assert message is not None
+            assert message["type"] == kind
+            heard.append(message["data"])
+
+    virtual.run(main)
+    assert heard[1:] == told
