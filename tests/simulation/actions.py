@@ -15,6 +15,8 @@ from tests.simulation.clients import Client
 from tests.simulation.desk import Deed, Desk
 from tests.simulation.processes import Host, Server
 from tests.simulation.redis_lines import Mishap
+from tests.simulation.reports import Reports
+from tests.simulation.state import look
 from tests.simulation.world import World
 
 
@@ -46,6 +48,7 @@ class Stage:
         self.world = world
         self.cluster = world.cluster
         self.desk = desk
+        self.reports = Reports(world)
         self.snapshot: list[tuple[bytes, bytes]] | None = None
         """What a replica has that does not hear of anything more."""
 
@@ -141,11 +144,12 @@ class Stage:
         hold: str = "",
         ttl_ms: int = 0,
         form: int = 0,
+        often: int | None = None,
     ) -> None:
         found = self.node(node)
         if found is None or (kind in ("post", "void") and f"hold:{hold}" not in self.desk.deeds):
             return
-        deed = Deed(kind, self.world.people[user], entry, micros, hold, ttl_ms, form)
+        deed = Deed(kind, self.world.people[user], entry, micros, hold, ttl_ms, form, often)
         await self.desk.do(found, deed)
 
     async def do_again(self, node: str, entry: str) -> None:
@@ -163,10 +167,42 @@ class Stage:
         if found is not None:
             await self.desk.adjust(found, self.world.people[user], entry, minutes, month)
 
-    async def do_limit(self, user: str, minutes: int | None, of_org: bool) -> None:
+    async def do_limit(
+        self, user: str, minutes: int | None, of_org: bool, overage: bool = False
+    ) -> None:
         cluster = self.cluster
         if not (cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps):
-            await self.world.limit(self.world.people[user], minutes, of_org=of_org)
+            await self.world.limit(self.world.people[user], minutes, of_org=of_org, overage=overage)
+
+    async def do_report(self, node: str, user: str, session: str, minute_at: int) -> None:
+        found = self.node(node)
+        if found is not None and (
+            session not in self.world.diaries or session in self.reports.taken
+        ):
+            await self.reports.report(found, self.world.people[user], session, minute_at)
+
+    async def do_intrude(self, client: str, node: str, user: str, session: str) -> None:
+        found, person = self._client(client, node), self.world.people[user]
+        diary = self.world.diaries.get(session)
+        if found is None or diary is None or diary.person == person:
+            return
+        if diary.person.tenant == person.tenant:
+            await self.world.intrude(found, person, session)
+
+    async def do_forget(self) -> None:
+        """Nothing happens for a day: Redis forgets what no live session draws on."""
+        cluster = self.cluster
+        if cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps:
+            return
+        for host in cluster.flushers:
+            if host.is_alive:
+                await cluster.finished(host.act(host.flush()))
+        if not look(cluster.redis).outbox:
+            cluster.redis.forget(("account", "member", "org", "free", "operations"))
+
+    async def do_poison(self, partition: int) -> None:
+        if not self.cluster.redis_is_away:
+            self.world.poison(partition)
 
     # --- Processes ------------------------------------------------------------------------
 

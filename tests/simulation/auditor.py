@@ -20,7 +20,9 @@ from protocol.errors import ProtocolError
 from protocol.steps import Step
 from storage.live import LiveError
 from storage.records import UnavailableError
+from tests.simulation import agreement
 from tests.simulation.desk import Desk
+from tests.simulation.operations import Operations
 from tests.simulation.state import (
     MINUTE_MS,
     State,
@@ -31,7 +33,7 @@ from tests.simulation.state import (
     minutes_counters,
     month,
 )
-from tests.simulation.world import SWEPT_MS, World
+from tests.simulation.world import POISON, SWEPT_MS, World
 
 EXPECTED = (ProtocolError, LiveError, UnavailableError, RedisError, OSError)
 CLOCK_ERROR_MS = 250
@@ -50,6 +52,8 @@ class Auditor:
         self.world = world
         self.desk = desk
         self.audits = 0
+        self.records = 0
+        """Records that flushers were given."""
         self.entries: set[str] = set()
         """Entries of outboxes that were looked at."""
         self.minutes: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -61,6 +65,9 @@ class Auditor:
         """Sessions that have ended, as they were left."""
         self.used: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """Counted minutes by the counter and month."""
+        self.operations = Operations(world, desk)
+        self._totals: dict[tuple[str, str], int] = {}
+        """Minutes that were used or held at the last look, by counter and month."""
         world.cluster.flushed = self._flushed
 
     @property
@@ -77,6 +84,19 @@ class Auditor:
         is_there = bool(world.nodes) and not cluster.redis_is_away
         return is_there and world.now >= since + SWEPT_MS
 
+    @property
+    def _redis_now(self) -> int:
+        """The time of Redis, by which it forgets."""
+        return self.world.now + self.world.cluster.clock.redis_ahead_ms
+
+    def _is_put_back(self, state: State) -> bool:
+        """Whether everything can be expected to be in its place again after a loss."""
+        since = max(
+            *self.world.losses, self.world.cluster.tended_since, *self.world.deaths.values()
+        )
+        waits = state.recovering or not self.world.is_quiet
+        return not waits and self.world.now >= since + agreement.SETTLED_MS
+
     def zone(self, identity: dict[str, Any]) -> str:
         """Where a session's months begin."""
         person = self.world.people.get(identity["user_id"])
@@ -85,8 +105,12 @@ class Auditor:
     # --- Records -----------------------------------------------------------------------
 
     def _flushed(self, partition: int, entry_id: str, fields: Any) -> None:
+        records = json.loads(fields[1])
+        for record in records:
+            self.operations.record(record)
+            self.records += record["t"] != POISON
         if not is_replay(fields):
-            self._record(f"{partition}/{entry_id}", json.loads(fields[1]))
+            self._record(f"{partition}/{entry_id}", records)
 
     def _record(self, entry: str, records: list[dict[str, Any]]) -> None:
         if entry in self.entries:
@@ -129,12 +153,25 @@ class Auditor:
         for entry, records in state.outbox.items():
             # What a process appends again, not knowing that it was flushed, says nothing new:
             # Postgres leaves what it has. After a loss it does, and nothing counts but Postgres.
+            for record in records:
+                self.operations.record(record)
             if entry not in state.replayed:
                 self._record(entry, records)
         self.audits += 1
         if self.is_blind:
+            self.desk.limited.clear()
             world.accepted.clear()
+            if self._is_put_back(state):
+                agreement.check(state, self._redis_now)
+                rows = world.cluster.postgres.fetch("SELECT * FROM credit_holds")
+                recorded = {(row["tenant"], row["hold_id"]): row["amount_micros"] for row in rows}
+                agreement.check_counters(state, recorded)
+                self._check_sets(state)
             return state
+        agreement.check(state, self._redis_now)
+        if self.world.is_quiet and not self.world.was_away:
+            agreement.check_projections(state, world)
+        self.operations.check(state)
         for name, session in state.sessions.items():
             if name not in self.closed:
                 self._check_session(session)
@@ -259,6 +296,12 @@ class Auditor:
 
     def _check_lines(self, account: dict[str, str], live: list[dict[str, Any]], where: Any) -> None:
         lines = {name[2:]: json.loads(line) for name, line in account.items() if name[:2] == "s:"}
+        # Of a session whose client counts there is none before somebody meters it.
+        live = [
+            session
+            for session in live
+            if not session.get("tracked") or session["identity"]["session_id"] in lines
+        ]
         assert set(lines) == {session["identity"]["session_id"] for session in live}, (
             where,
             lines,
@@ -345,13 +388,25 @@ class Auditor:
             self.desk.minutes_late &= {row["tenant"] for row in rows}
 
     def _check_month_limit(self, name: str, counter: dict[str, str]) -> None:
-        if not counter.get("limit") or name in self.world.lowered or self.world.was_away:
-            return
+        """Beyond a limit nothing is granted, also where it was lowered in the middle."""
+        tenant, _, user_id = name.partition(":")[2].partition("/")
         for key, value in counter.items():
             part, _, first_day = key.partition(":")
-            if part == "used":
-                total = int(value) + int(counter.get(f"held:{first_day}", 0))
-                assert total <= int(counter["limit"]), (name, counter)
+            if part != "used":
+                continue
+            total = int(value) + int(counter.get(f"held:{first_day}", 0))
+            corrected = sum(
+                minutes
+                for (of, user, month_), minutes in self.desk.minutes.items()
+                if (of, month_) == (tenant, first_day) and user_id in ("", user)
+            )
+            before = self._totals.get((name, first_day), 0)
+            self._totals[name, first_day] = total - corrected
+            is_free = not counter.get("limit") or counter.get("overage") == "1"
+            if is_free or self.world.was_away or self._is_unknown(tenant):
+                continue
+            has_grown = total - corrected > before or name not in self.world.lowered
+            assert total <= int(counter["limit"]) or not has_grown, (name, counter, before)
 
     def _check_free_time(self, state: State) -> None:
         taken: Counter[str] = Counter()

@@ -14,6 +14,7 @@ from tests.simulation.actions import Action, Stage
 from tests.simulation.clients import Client
 from tests.simulation.mixes import stir
 from tests.simulation.people import CREDIT, KINDS, Person
+from tests.simulation.state import MINUTE_MS
 from tests.simulation.virtual import START_AT
 
 ZONES = ("UTC", "UTC", "Asia/Kolkata", "America/New_York", "Pacific/Kiritimati")
@@ -23,6 +24,10 @@ WAITS_MS = {
 }  # fmt: skip
 CROWD_STARTS = 40
 """Sessions of a crowd that start together."""
+OFTEN = (None, 4, None, 2, 12)
+"""How often a month an operation may be done."""
+LOST = ("start", "join", "pause", "resume", "stop", "pay", "spend", "hold", "post", "void")
+"""What may be among the last writes that a replica lacks."""
 LOSS_AFTER_MS = 4_000
 """A replica lags behind by no more than this."""
 
@@ -75,6 +80,8 @@ class Chance:
         # What it decides about pings, it decides apart: seeds that found something still do.
         self.silence = random.Random(f"{seed}/silence")
         self.silent = self.silence.choice([0, 0, 0.02, 0.1])
+        self.mix = mix
+        self.often = OFTEN[seed % len(OFTEN)] if mix else None
         self._count = 0
         stir(self, mix)
 
@@ -235,6 +242,8 @@ class Chance:
         parameters = {"node": self._node(stage), "kind": kind, "user": user, "entry": entry}
         if kind in ("pay", "spend", "hold") and micros > 0:
             more["form"] = self._form()
+        if kind in ("spend", "hold") and self.often is not None and self._count % 3 == 0:
+            more["often"] = self.often
         return Action("deed", {**parameters, "micros": micros, **more})
 
     def _form(self) -> int:
@@ -301,7 +310,42 @@ class Chance:
     def _limit(self, stage: Stage) -> Action:
         user = self.random.choice(self.everybody[:2]).user_id
         minutes = self.random.choice([None, 3, 8, 20, 100])
-        return Action("limit", {"user": user, "minutes": minutes, "of_org": self._toss()})
+        parameters = {"user": user, "minutes": minutes, "of_org": self._toss()}
+        if not self.mix:
+            return Action("limit", parameters)
+        return Action("limit", {**parameters, "overage": self.random.random() < 0.2})
+
+    def _report(self, stage: Stage) -> Action | None:
+        """A client reports its next minute, or one of the last ones again."""
+        taken = stage.reports.taken
+        known = [
+            name for name in list(taken)[-3:] if stage.world.diaries[name].person in self.people
+        ]
+        session = self.random.choice([*known, ""]) or self._name("t")
+        person = self.random.choice(self.people)
+        if session in taken:
+            person = stage.world.diaries[session].person
+        minute_at = stage.reports.next_minute(session)
+        if minute_at > stage.world.now - MINUTE_MS:
+            return None  # it has not recorded that yet
+        if taken.get(session) and self.random.random() < 0.2:
+            minute_at = self.random.choice(list(taken[session]))
+        parameters = {"node": self._node(stage), "user": person.user_id, "session": session}
+        return Action("report", {**parameters, "minute_at": minute_at})
+
+    def _intrude(self, stage: Stage) -> Action | None:
+        if not stage.world.diaries:
+            return None
+        session = self.random.choice(list(stage.world.diaries)[-6:])
+        user = self.random.choice(self.everybody[:2]).user_id
+        parameters = {"client": self._name("x"), "node": self._node(stage)}
+        return Action("intrude", {**parameters, "user": user, "session": session})
+
+    def _forget(self, _: Stage) -> Action:
+        return Action("forget")
+
+    def _poison(self, _: Stage) -> Action:
+        return Action("poison", {"partition": self.random.randint(0, 1)})
 
     def _toss(self) -> bool:
         return self.random.random() < 0.5
@@ -406,7 +450,7 @@ class Chance:
         actions = [Action("lag")]
         left_ms = LOSS_AFTER_MS
         for _ in range(self.random.randint(0, 3)):
-            name = self.random.choice(["start", "join", "pause", "resume", "stop", "pay", "spend"])
+            name = self.random.choice(LOST if self.mix else LOST[:7])
             found = getattr(self, f"_{name}")(stage)
             actions += [found] if found is not None else []
             ms = min(left_ms, self.random.choice([0, 10, 900, 2_500]))

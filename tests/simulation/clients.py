@@ -30,6 +30,8 @@ class Diary:
     """Instants at which its clients asked for something, or joined: start, pause …"""
     proofs: list[tuple[int, int]] = field(default_factory=list)
     """When a socket was found to be gone, and the last proof of life known then."""
+    reported_ms: int = 0
+    """Time that its client has counted itself, at most."""
     disturbed: bool = False
     """An answer of Redis was lost, or late: then instants are not exact."""
     deaths: list[int] = field(default_factory=list)

@@ -8,6 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from protocol import limits
 from protocol.errors import ProtocolError, ServiceError
 from protocol.events import EntryPosted
 from server.charges import Exceeds, Held, HoldGone, Limited, Posted, Short, Spent, Voided
@@ -33,11 +34,18 @@ class Deed:
     ttl_ms: int = 0
     form: int = 0
     """In which digits its amount is written (``digits``); 0: nobody writes it."""
+    often: int | None = None
+    """How often a month its operation may be done; None: as often as one likes."""
     at: int = 0
     state: str = "unknown"
     """``unknown`` while nobody knows, then ``done`` or ``refused``."""
     moved_micros: int = 0
     """What it adds to the balance, once it is done."""
+
+    @property
+    def operation(self) -> str | None:
+        """The operation that is done; an amount in other digits is for none."""
+        return None if self.form else {"spend": "sketch", "hold": "film"}.get(self.kind)
 
     @property
     def would_move(self) -> int:
@@ -58,6 +66,8 @@ class Desk:
         self.deeds: dict[str, Deed] = {}
         self.refusals: list[tuple[Deed, State]] = []
         """Spends and holds for which there was not enough, and everything in Redis then."""
+        self.limited: list[tuple[Deed, Any]] = []
+        """Spends and holds of operations with a monthly limit, and what they were answered."""
         self.minutes: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         """Corrections of months: tenant, user, month."""
         self.minutes_unknown: set[str] = set()
@@ -85,15 +95,19 @@ class Desk:
         if deed.state != "unknown":
             return
         troubled = node.line.troubled
+        smooth = self.world.is_smooth
         deed.at = self.world.now
         if deed.kind == "pay" and deed.micros < 0:
             self.world.taken.add(deed.person.account)
         try:
             answer = await self.world.cluster.finished(node.act(self._ask(node, deed)))
-        except (ServiceError, LiveError):
+        except (ServiceError, LiveError) as error:
+            if smooth:
+                self.world.unserved(error)
             return
-        except ProtocolError:
+        except ProtocolError as error:
             deed.state = "refused"
+            self._check_refused(deed, error)
             return
         if answer is not None:  # or else the process has died
             self._take(deed, answer, troubled == node.line.troubled)
@@ -135,8 +149,9 @@ class Desk:
                     account,
                     entry_id=deed.entry_id,
                     micros=deed.micros,
-                    operation="sketch",
+                    operation=deed.operation,
                     user_id=deed.person.user_id,
+                    monthly_limit=deed.often,
                 )
             case "hold":
                 return await money.hold(
@@ -144,14 +159,25 @@ class Desk:
                     hold_id=deed.hold_id,
                     micros=deed.micros,
                     ttl_ms=deed.ttl_ms,
-                    operation="film",
+                    operation=deed.operation,
                     user_id=deed.person.user_id,
+                    monthly_limit=deed.often,
                 )
             case "post":
                 return await money.post(account.tenant, deed.hold_id, deed.micros)
         return await money.void(account.tenant, deed.hold_id)
 
+    def _check_refused(self, deed: Deed, error: ProtocolError) -> None:
+        """An account has no more open holds than it may, and is refused none before."""
+        if self.world.losses or deed.kind != "hold" or error.code != "rate_limited":
+            return
+        place = "/".join(deed.person.account)
+        account = look(self.world.cluster.redis).hashes["account"].get(place, {})
+        assert int(account.get("holds", 0)) >= limits.HOLDS_PER_ACCOUNT_MAX, (deed, account)
+
     def _take(self, deed: Deed, answer: Any, smooth: bool) -> None:
+        if deed.often is not None and deed.operation:
+            self.limited.append((deed, answer))
         match answer:
             case bool():
                 # Postgres has it; whether Redis took it too shows where nothing went wrong.

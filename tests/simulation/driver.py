@@ -19,6 +19,7 @@ from tests.simulation.actions import Action, Stage
 from tests.simulation.auditor import Auditor
 from tests.simulation.chance import Chance
 from tests.simulation.desk import Desk
+from tests.simulation.mixes import bounds
 from tests.simulation.postgres_lines import PostgresServer
 from tests.simulation.processes import paced
 from tests.simulation.redis_wire import RedisWire
@@ -77,8 +78,14 @@ class Laboratory:
     """A Redis and a Postgres of one's own, in which one world after the other is run."""
 
     def __init__(self, redis_path: str, dsn: str) -> None:
+        self._redis_path = redis_path
         self.wire = RedisWire(redis_path)
         self.postgres = PostgresServer(dsn)
+
+    def reconnect(self) -> None:
+        """Asks Redis over another line: an answer on this one was not waited for."""
+        self.wire.close()
+        self.wire = RedisWire(self._redis_path)
 
     def close(self) -> None:
         """Lets go of both."""
@@ -107,6 +114,7 @@ class Laboratory:
             TemporaryDirectory(prefix="taximeter-lua-") as lua,
             virtual_scripts(Path(lua), mutations, tell_reached=tell_reached),
             paced(),
+            bounds(mix),
             mock.patch.object(Seat, "__hash__", lambda seat: zlib.crc32(seat.key.encode())),
         ):
 
@@ -147,6 +155,7 @@ class _Runner:
         self.chance = Chance(outcome.seed, mix)
         loop.clock.now_ms = self.chance.begin_at
         self.cluster = Cluster(loop, wire, postgres)
+        self.cluster.stays_brisk = mix == "busy"
         self.world = World(self.cluster, self.chance.everybody)
         self.desk = Desk(self.world)
         self.auditor = Auditor(self.world, self.desk)
@@ -248,6 +257,7 @@ class _Runner:
             if not client.is_cut:
                 await world.close(client)
         await self._each(self._again)
+        await self.stage.reports.end()
         await self._until_ended()
         await self._each(self._void)
         await self._advance(30_000)

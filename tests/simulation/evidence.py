@@ -14,7 +14,7 @@ from protocol.projection import EXACT_LINES_MAX, REMEMBERED_MS
 from protocol.session import Identity
 from protocol.steps import Step
 from tests.simulation.auditor import Auditor
-from tests.simulation.clients import FOUND_OUT_MS, Client, Diary
+from tests.simulation.clients import FOUND_OUT_MS, NEVER, Client, Diary
 from tests.simulation.state import MINUTE_MS, State, billed_ms, cost_micros, counted_ms, month
 from tests.simulation.world import World
 
@@ -104,6 +104,8 @@ def _check_refusal(at: int, limit: str, step: Step, state: State) -> None:
     if limit == "credits":
         next_ms = cost_micros(terms, standing.elapsed_ms + 1, standing.free_ms)
         more = next_ms - standing.charged_micros
+        # What costs nothing is not refused for want of credits.
+        assert more > 0, (limit, step, state)
         assert _room(at, state, identity) < more, (limit, step, state)
     else:
         assert _minutes_left(state, identity, limit) <= 0, (limit, step, state)
@@ -160,7 +162,7 @@ def _minutes_left(state: State, identity: Identity, limit: str) -> int:
     counter = state.hashes[kind][name]
     first_days = {part.partition(":")[2] for part in counter if ":" in part}
     return min(
-        int(counter["limit"])
+        (NEVER if counter.get("overage") == "1" else int(counter["limit"]))
         - int(counter.get(f"used:{first_day}", 0))
         - int(counter.get(f"held:{first_day}", 0))
         for first_day in first_days
@@ -365,6 +367,9 @@ def _check_warnings(notices: list[dict[str, Any]]) -> None:
                     if cleared_ms is not None and cleared_ms <= level_ms:
                         warned[limit] = level_ms
                         break
+            case "limit_reached":
+                # Nothing was left of another limit when it went on, or it was warned of this one.
+                assert limit in warned or not notice["elapsed_ms"], notices
             case "stopped":
                 assert not stopped, notices
                 stopped = True

@@ -23,7 +23,16 @@ from typing import Any
 import structlog
 
 import storage.scripts
-from tests.simulation.hunt import WORLDS, Anchor, Case, Finding, Hunter, cases, survivors
+from tests.simulation.hunt import (
+    WORLDS,
+    Anchor,
+    Case,
+    Finding,
+    Hunter,
+    Reach,
+    cases,
+    survivors,
+)
 from tests.simulation.laboratory import laboratory
 from tests.simulation.mutants import Mutant, all_mutants
 
@@ -91,13 +100,13 @@ class Report:
         self.digest = _digest()
         self.findings: dict[Anchor, Finding] = {}
         self.unreached: set[Anchor] = set()
-        self.reach: dict[Case, frozenset[int]] = {}
+        self.reach: dict[Case, Reach] = {}
 
     def run(self) -> int:
         """Finds out about every mutant; 1 when one survives that is not known to."""
         began_at = time.monotonic()
         self._resume()
-        worlds = cases(self.asked.worlds)
+        worlds = cases()
         due = [mutant for mutant in self.chosen if self._is_due(mutant)]
         self._say(f"{len(self.chosen)} mutants, {len(due)} to look for in {len(worlds)} worlds")
         with Workers(min(self.asked.workers, max(1, len(due)))) as workers:
@@ -106,11 +115,17 @@ class Report:
                 for task, answer in workers.run(missing):
                     assert isinstance(task, Case)
                     self.reach[task] = answer
-                    self._keep({"case": list(task), "reached": sorted(answer)})
+                    pieces, commands = answer
+                    if not pieces:
+                        self._say(f"{task} breaks a promise without any mutant, and is left out")
+                    told = {"reached": sorted(pieces), "commands": commands}
+                    self._keep({"case": list(task), **told})
             tasks: list[Task] = []
+            # Where much happens, much is noticed.
+            worlds.sort(key=lambda case: -self.reach[case].commands if due else 0)
             for mutant in due:
-                within = [case for case in worlds if mutant.number in self.reach[case]]
-                tasks.append((mutant, within))
+                within = [case for case in worlds if mutant.number in self.reach[case].pieces]
+                tasks.append((mutant, within[: self.asked.worlds]))
             for count, (_, finding) in enumerate(workers.run(tasks), 1):
                 self._found(finding)
                 self._say(f"{count}/{len(tasks)} {_line(finding)}")
@@ -133,7 +148,8 @@ class Report:
             told = json.loads(line)
             if "case" in told:
                 if told["digest"] == self.digest:
-                    self.reach[Case(*told["case"])] = frozenset(told["reached"])
+                    reach = Reach(frozenset(told["reached"]), told["commands"])
+                    self.reach[Case(*told["case"])] = reach
                 continue
             mutant = by_anchor.get(tuple(told["anchor"]))
             if mutant is None or told["text"] != _text(mutant.script):
@@ -275,7 +291,7 @@ def _work(line: Connection) -> None:
             if task is None:
                 return
             try:
-                answer: Any = hunter.reached(task) if isinstance(task, Case) else hunter.hunt(*task)
+                answer: Any = hunter.reach(task) if isinstance(task, Case) else hunter.hunt(*task)
             except Exception as error:
                 answer = RuntimeError(f"{error}: {error.__cause__}"[:2_000])
             line.send(answer)

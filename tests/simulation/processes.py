@@ -162,6 +162,8 @@ class Server(Host):
             mock.patch.object(server.lost, "Usage", SimpleNamespace(over=PostgresLine.usage)),
         ):
             self.process = Process(settings, rates, cast(Records, self.postgres))
+        self.trackers: Any = None
+        """What takes minutes that clients report, once one does (``reports``)."""
         # No process stands still here without being dead, so it need not be watched for.
         self.process.pulse.start = lambda: None  # type: ignore[method-assign]
         self.hub = self.process.hub

@@ -56,6 +56,18 @@ class State:
     """Entries of outboxes that were appended again."""
     recovering: bool = False
     """Processes put back what Redis has lost."""
+    unsettled: bool = False
+    """A session may be put back still."""
+    watermarks: dict[str, str] = field(default_factory=dict)
+    """By the partition: the id up to which every entry has left the outbox."""
+    hold_ends: dict[str, int] = field(default_factory=dict)
+    """When each of the open holds ends, as those look who end it."""
+    remembered: dict[str, int] = field(default_factory=dict)
+    """By the key: how many spends, or entries that were applied, an account remembers."""
+    tracked: dict[str, dict[int, int]] = field(default_factory=dict)
+    """By the key: the numbers of minutes that a client has counted, by their beginnings."""
+    expiry: dict[str, int] = field(default_factory=dict)
+    """By the key: when Redis forgets it. What is not among them stays."""
 
     @property
     def live(self) -> dict[str, dict[str, Any]]:
@@ -79,19 +91,28 @@ READS: dict[str, tuple[Any, ...]] = {
     "org": ("HGETALL",),
     "free": ("HGETALL",),
     "hold": ("HGETALL",),
+    "operations": ("HGETALL",),
     "sockets": ("SMEMBERS",),
     "live": ("SMEMBERS",),
     "node": ("SMEMBERS",),
     "graces": ("ZRANGE", 0, -1, "WITHSCORES"),
     "notices": ("LRANGE", 0, -1),
     "outbox": ("XRANGE", "-", "+"),
+    "watermark": ("GET",),
+    "holds": ("ZRANGE", 0, -1, "WITHSCORES"),
+    "tracked": ("HGETALL",),
+    "applied": ("ZCARD",),
+    "spends": ("ZCARD",),
 }
+
+
+HASHES = ("account", "member", "org", "free", "hold", "operations")
 
 
 def look(redis: VirtualRedisServer) -> State:
     """Reads everything."""
     state = State(
-        hashes={kind: {} for kind in ("account", "member", "org", "free", "hold")},
+        hashes={kind: {} for kind in HASHES},
         sets={kind: {} for kind in ("sockets", "live", "node")},
     )
     redis.carry([])  # what is over has expired
@@ -99,9 +120,14 @@ def look(redis: VirtualRedisServer) -> State:
     for raw in sorted(redis.wire.ask("KEYS", "{p*")):
         key = raw.decode()
         _, kind, *rest = key.split(":", 2)
+        if key.endswith(":tracked"):
+            kind = "tracked"
         if kind in READS:
             found.append((kind, rest[0] if rest else "", key))
         state.recovering = state.recovering or kind == "recovering"
+        state.unsettled = state.unsettled or kind == "unsettled"
+    ends = redis.wire.ask("ZRANGE", "simulator:expiry", 0, -1, "WITHSCORES")
+    state.expiry = {key.decode(): int(at) for key, at in ends}
     answers = redis.wire.ask_all(
         [(READS[kind][0], key, *READS[kind][1:]) for kind, _, key in found]
     )
@@ -130,6 +156,14 @@ def _take(state: State, kind: str, name: str, key: str, answer: Any) -> None:
                 state.outbox[entry] = json.loads(fields[1])
                 if is_replay(fields):
                     state.replayed.add(entry)
+        case "watermark":
+            state.watermarks[key[2:3]] = answer.decode()
+        case "holds":
+            state.hold_ends.update({member.decode(): int(score) for member, score in answer})
+        case "applied" | "spends":
+            state.remembered[key] = answer
+        case "tracked":
+            state.tracked[key] = {int(at): int(number) for at, number in answer.items()}
         case _:
             state.hashes[kind][name] = {
                 field.decode(): value.decode() for field, value in answer.items()

@@ -7,6 +7,7 @@ the record, and Redis must say the same. Redis may have lost what it had on the 
 import json
 from collections import Counter, defaultdict
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -53,12 +54,18 @@ class Verdict:
             self.world.cluster.redis.ask("XLEN", f"{{p{partition}}}:rejected")
             for partition in range(2)
         ]
-        assert not any(rejected), rejected
+        poisons = self.world.poisons
+        assert sum(rejected) == poisons or (self.world.losses and sum(rejected) <= poisons)
+        self._check_flushers()
+        if not self.auditor.is_blind:
+            self._check_outboxes()
         self._check_sessions()
         self._check_prepared()
         self._check_deeds()
         self._check_accounts()
         self._check_months()
+        self._check_free_time()
+        self.auditor.operations.close(self.state)
         for diary in self.world.diaries.values():
             self._check_proofs(diary)
             self._check_service(diary)
@@ -66,12 +73,37 @@ class Verdict:
             self._check_told(client)
             self._check_shown(client)
 
+    def _check_flushers(self) -> None:
+        """What flushers say to have done, where none of them was interrupted, they have done."""
+        hosts = self.world.cluster.flushers
+        if (
+            self.world.was_away
+            or self.world.cluster.was_away
+            or not all(host.is_alive for host in hosts)
+        ):
+            return
+        flushed = sum(host.flusher.flushed_records for host in hosts)
+        assert flushed == self.auditor.records, (flushed, self.auditor.records)
+        assert sum(host.flusher.rejected_entries for host in hosts) == self.world.poisons
+
+    def _check_outboxes(self) -> None:
+        """Everything has left the outboxes, and the watermarks say so to whoever keeps it."""
+        for partition in range(2):
+            outbox = f"{{p{partition}}}:outbox"
+            (group,) = self.world.cluster.redis.ask("XINFO", "GROUPS", outbox)
+            assert group[b"pending"] == 0, group
+            last, mark = group[b"last-delivered-id"].decode(), self.state.watermarks
+            assert last == "0-0" or mark[str(partition)] == last, (group, mark)
+
     # --- Sessions and minutes ---------------------------------------------------------
 
     def _check_sessions(self) -> None:
         if not self.auditor.is_blind:
             assert set(self.sessions) == set(self.auditor.closed)
         for name, row in self.sessions.items():
+            is_reported = bool(row["is_reported"])
+            if is_reported and self.auditor.is_blind and row["state"] != "ended":
+                continue  # the month has no minute that would bring it back
             assert row["state"] == "ended", row
             minutes = [
                 {"minute": minute["minute"], "seconds": minute["seconds"],
@@ -121,7 +153,7 @@ class Verdict:
                 most_ms += group[1] - group[0]
                 group = [begin, end, found]
             group[1:] = [max(group[1], end), max(group[2], found)]
-        most_ms += group[1] - group[0]
+        most_ms += group[1] - group[0] + diary.reported_ms
         assert row["elapsed_ms"] <= most_ms, (row, diary.served, most_ms)
 
     def _check_service(self, diary: Diary) -> None:
@@ -229,6 +261,22 @@ class Verdict:
                 assert int(live["balance"]) == expected, where
                 for part in ("held", "reserved", "charged_live", "burn", "live", "holds"):
                     assert int(live.get(part, 0)) == 0, (part, where)
+
+    def _check_free_time(self) -> None:
+        """Free time that sessions share is given once, whatever was lost on the way."""
+        taken: Counter[tuple[str, ...]] = Counter()
+        most: dict[tuple[str, ...], int] = {}
+        for row in self.sessions.values():
+            terms = json.loads(row["terms"])
+            key: tuple[str, ...] = (row["tenant"], row["user_id"], row["kind"])
+            if terms["free_scope"] == "day":
+                zone = self.world.people[row["user_id"]].zone
+                key = (*key, str(row["started_at"].astimezone(ZoneInfo(zone)).date()))
+            if terms["free_scope"] != "session":
+                taken[key] += row["free_ms"]
+                most[key] = terms["free_ms"]
+        for name, free_ms in taken.items():
+            assert free_ms <= most[name], (name, free_ms, most[name])
 
     def _check_months(self) -> None:
         """The months of Redis are those of Postgres, and both what the minutes come to."""

@@ -73,6 +73,8 @@ class Cluster:
         """What scripts have failed with: a bug each time."""
         self.redis_is_away = False
         self.postgres_is_away = False
+        self.was_away = False
+        """Redis or Postgres could not be reached for a while."""
         self.tended_since = 0
         """Since when somebody can look after what ends by itself, in Redis."""
         self.unsettled_until = 0
@@ -80,6 +82,8 @@ class Cluster:
         self.began_slowly = False
         """A process began while Redis was slow. It learns the time from what others say with their
         beats, which is as old as these were on their way; and others learn it from that process."""
+        self.stays_brisk = False
+        """Processes beat every second in any case."""
         self._brisk_until = 0
         self._is_brisk = True
         self._steps: dict[bytes, tuple[Host, Step]] = {}
@@ -150,7 +154,7 @@ class Cluster:
                 node.beat_now()
 
     def _calm_down(self) -> None:
-        if not self._is_brisk or self.now < self._brisk_until:
+        if not self._is_brisk or self.stays_brisk or self.now < self._brisk_until:
             return
         known = {name.decode() for name in self.redis.ask("ZRANGE", NODES, 0, -1)}
         living = {node.process.node for node in self.nodes}
@@ -226,7 +230,7 @@ class Cluster:
     def lose_redis(self) -> None:
         """Redis cannot be reached."""
         self.stir()
-        self.redis_is_away = True
+        self.redis_is_away = self.was_away = True
         for host in self.hosts:
             host.line.cut()
 
@@ -247,7 +251,7 @@ class Cluster:
 
     def lose_postgres(self) -> None:
         """Postgres cannot be reached."""
-        self.postgres_is_away = True
+        self.postgres_is_away = self.was_away = True
         for host in self.hosts:
             host.postgres.is_away = True
 

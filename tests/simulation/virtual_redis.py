@@ -165,6 +165,19 @@ class VirtualRedisServer:
             raise answer
         return answer
 
+    def append(self, stream: str, records: str) -> None:
+        """An entry of an outbox that no script has made."""
+        self.carry([])
+        (now,) = self.wire.ask("HMGET", "simulator", "stream")
+        serial = self.wire.ask("HINCRBY", "simulator", "serial", 1)
+        self.ask("XADD", stream, f"{now.decode()}-{serial}", "r", records)
+
+    def forget(self, kinds: Sequence[str]) -> None:
+        """Keys of some kinds that would be forgotten one day are forgotten now."""
+        for key in self.wire.ask("ZRANGE", "simulator:expiry", 0, -1):
+            if key.decode().split(":")[1] in kinds:
+                self.wire.ask_all([("DEL", key), ("ZREM", "simulator:expiry", key)])
+
     def empty(self) -> None:
         """Redis comes back with nothing at all, its scripts neither."""
         self.wire.ask_all([("FLUSHALL",), ("SCRIPT", "FLUSH")])

@@ -6,6 +6,7 @@ is to judge by is written down: who asked for what, what was answered, what went
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import msgspec
 
 from protocol import limits, messages
-from protocol.errors import ProtocolError
+from protocol.errors import ProtocolError, ServiceError
 from protocol.states import Event
 from protocol.steps import Step
 from protocol.terms import Terms
@@ -31,6 +32,8 @@ from tests.simulation.processes import Host, Server
 from tests.simulation.state import State, look
 from tests.simulation.virtual_cluster import Cluster
 
+POISON = "poison"
+"""A kind of record that there is none of."""
 SWEPT_MS = 10_000
 """A dead process's sessions have been looked after by then."""
 
@@ -63,6 +66,8 @@ class World:
         """Accounts from which an adjustment took something that may have been held."""
         self.losses: list[int] = []
         """When Redis lost everything, or its last writes."""
+        self.poisons = 0
+        """Entries of outboxes that Postgres does not take."""
         self.forgotten = Forgotten(cluster)
         self.deaths: dict[str, int] = {}
         """Processes that died, and when."""
@@ -106,6 +111,30 @@ class World:
                 for seat in node.hub
             )
         )
+
+    def unserved(self, error: Exception) -> None:
+        """Somebody was refused as if something was wrong, and nothing was before."""
+        if not self.is_smooth or not self.nodes or self.losses:
+            return
+        state = look(self.cluster.redis)
+        waits = Counter(entry[:1] for entry in state.outbox)
+        is_full = max(waits.values(), default=0) >= limits.OUTBOX_ENTRIES_MAX
+        oldest = min((int(entry[2:].partition("-")[0]) for entry in state.outbox), default=self.now)
+        is_behind = abs(self.now - oldest) > limits.HOLD_KEPT_MS // 4
+        assert state.recovering or state.unsettled or is_full or is_behind, error
+
+    async def intrude(self, client: Client, person: Person, session_id: str) -> None:
+        """Somebody else wants to take part in a session of the same organisation."""
+        process, ticket = client.node.process, Ticket(client, None)
+
+        async def work() -> bool:
+            try:
+                await join_or_start(process, person.principal, client, session_id, None, ticket)
+            except (ProtocolError, LiveError):
+                return False
+            return True
+
+        assert not await self.cluster.finished(client.node.act(work())), (person, session_id)
 
     def client(self, name: str) -> Client | None:
         """The client of that name, if it was there."""
@@ -225,6 +254,7 @@ class World:
         )
         process = client.node.process
         client.come(diary, self.now)
+        smooth = self.is_smooth
 
         if backend is not None:
             preparing = self._prepare(person, KINDS[kind], session_id, backend, -turns)
@@ -237,6 +267,8 @@ class World:
                     process, person.principal, client, session_id, start, ticket
                 )
             except (ProtocolError, LiveError) as error:
+                if smooth and isinstance(error, ServiceError | LiveError):
+                    self.unserved(error)
                 self._failed(client, request_id, error)
                 client.turned_away(session_id, self.now)
                 self.cluster.stir()  # what was begun for it is undone with the next beat
@@ -440,10 +472,18 @@ class World:
         else:
             self._found_out(client)
 
+    def poison(self, partition: int) -> None:
+        """Something is in an outbox that Postgres does not take: a bug, or another version."""
+        self.cluster.redis.append(f"{{p{partition}}}:outbox", f'[{{"t": "{POISON}"}}]')
+        self.poisons += 1
+
     # --- Limits -----------------------------------------------------------------------------
 
-    async def limit(self, person: Person, minutes: int | None, *, of_org: bool) -> None:
-        """A limit of the month is changed, as the API does it."""
+    async def limit(
+        self, person: Person, minutes: int | None, *, of_org: bool, overage: bool = False
+    ) -> None:
+        """A limit of the month is changed, as the API does it. Beyond one of an organisation
+        with ``overage`` minutes are counted, and nothing stops."""
         assert person.org_id is not None
         hours = None if minutes is None else -(-minutes * 1_000_000 // 60) / 1_000_000
         tenant, node = person.tenant, self.nodes[0]
@@ -453,12 +493,12 @@ class World:
             records, live = node.process.records, node.process.live
             if of_org:
                 await records.put_organization(
-                    tenant, person.org_id or "", monthly_hours_limit=hours
+                    tenant, person.org_id or "", monthly_hours_limit=hours, allow_overage=overage
                 )
             else:
                 await records.put_member(tenant, person.user_id, monthly_hours_limit=hours)
             user_id = None if of_org else person.user_id
-            await live.change_limit(tenant, user_id, minutes, overage=False)
+            await live.change_limit(tenant, user_id, minutes, overage=overage and of_org)
 
         with contextlib.suppress(UnavailableError, LiveError):  # whoever asked may ask again
             await self.cluster.finished(node.act(work()))

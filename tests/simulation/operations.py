@@ -1,0 +1,95 @@
+"""The auditor's part for operations: how often each was done in a month.
+
+A spend counts when it is done, a hold while it is open and once it is posted. Counted are the
+records on their way to Postgres: every change writes one in the same step.
+"""
+
+from collections import Counter
+from datetime import date
+from typing import Any
+
+from server.charges import Limited
+from tests.simulation.desk import Deed, Desk
+from tests.simulation.state import State
+from tests.simulation.world import World
+
+Name = tuple[str, str, str, str]
+"""Tenant, account, operation, month."""
+
+
+class Operations:
+    """Counts operations, and compares Redis and Postgres with that."""
+
+    def __init__(self, world: World, desk: Desk) -> None:
+        self.world = world
+        self.desk = desk
+        self.times: Counter[Name] = Counter()
+        self._seen: set[tuple[Any, ...]] = set()
+        """Records that were counted, by their natural keys."""
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A record is on its way."""
+        if not record.get("operation"):
+            return
+        key = (record["tenant"], record.get("entry_id"), record.get("hold_id"), record.get("state"))
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        name = (record["tenant"], record["account_id"], record["operation"], record["month"])
+        if record["t"] == "entry" and record["entry_kind"] == "spend":
+            self.times[name] += (record.get("metadata") or {}).get("success", True)
+        elif record["t"] == "hold":
+            self.times[name] += {"open": 1, "posted": 0}.get(record["state"], -1)
+
+    def check(self, state: State) -> None:
+        """Redis counts what was done, and nobody was refused or served beyond the limit."""
+        for place, counted in state.hashes["operations"].items():
+            tenant, _, account_id = place.partition("/")
+            for field, value in counted.items():
+                operation, _, month = field.partition(":")
+                if month:
+                    name = (tenant, account_id, operation, month)
+                    assert int(value) == self.times[name], (name, counted, self.times)
+            for (tenant_, account_, operation, month), times in self.times.items():
+                if (tenant_, account_) == (tenant, account_id) and month in counted and times:
+                    assert f"{operation}:{month}" in counted, (place, counted, self.times)
+        for deed, answer in self.desk.limited:
+            self._check_limited(deed, answer)
+        self.desk.limited.clear()
+
+    def _check_limited(self, deed: Deed, answer: Any) -> None:
+        """At the limit nothing more is done, and before it nothing is refused."""
+        assert deed.often is not None, deed
+        times = max(
+            (
+                count
+                for (*account, operation, _), count in self.times.items()
+                if (tuple(account), operation) == (deed.person.account, deed.operation)
+            ),
+            default=0,
+        )
+        if isinstance(answer, Limited):
+            assert times >= deed.often == answer.limit, (deed, answer, self.times)
+        else:
+            assert times <= deed.often, (deed, answer, self.times)
+
+    def close(self, state: State) -> None:
+        """At the end Redis and Postgres count the same; after a loss Redis no less."""
+        records, ask = self.world.cluster.postgres.records, self.world.cluster.postgres.ask
+        for person in set(self.world.people.values()):
+            account = person.account
+            months = {name[3] for name in self.times if name[:2] == account}
+            for month in months:
+                day = date.fromisoformat(month)
+                there = ask(lambda: records.operations_in_month(*account, day))  # noqa: B023
+                counted = state.hashes["operations"].get("/".join(account), {})
+                for operation in ("sketch", "film"):
+                    times = there.get(operation, 0)
+                    if not self.world.losses:
+                        expected = self.times[(*account, operation, month)]
+                        assert times == expected, (account, month, there, self.times)
+                    if month in counted:
+                        found = int(counted.get(f"{operation}:{month}", 0))
+                        where = (account, month, counted, there)
+                        # A month that is loaded anew may contain a hold whose end is on its way.
+                        assert found == times or (self.world.losses and found > times), where

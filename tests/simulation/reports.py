@@ -1,0 +1,105 @@
+"""Clients that count for themselves: they report their minutes, and open no socket.
+
+A minute is taken once, under the number that the first report of it was answered with.
+"""
+
+from typing import Any
+
+from protocol.errors import ProtocolError, ServiceError
+from server.api import sessions
+from server.months import Months
+from server.tracking import Reported, Taken, Trackers
+from storage.live import LiveError
+from tests.simulation.clients import Diary
+from tests.simulation.people import KINDS, Person
+from tests.simulation.processes import Server
+from tests.simulation.state import MINUTE_MS
+from tests.simulation.world import World
+
+KIND = "recording"
+"""The kind that costs nothing and counts minutes: only such ones are reported."""
+
+
+class Reports:
+    """Reports minutes to one process or another, and remembers what was answered."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.taken: dict[str, dict[int, int]] = {}
+        """By session: the numbers of the minutes that were taken, by their beginnings."""
+        self.unknown: set[tuple[str, int]] = set()
+        """Minutes of which nobody knows whether they were taken: session and beginning."""
+
+    def next_minute(self, session: str) -> int:
+        """The beginning of the minute that its client reports next."""
+        reported = [at for name, at in self.unknown if name == session]
+        latest = max([*self.taken.get(session, {}), *reported], default=0)
+        return max(latest + MINUTE_MS, self.world.now - MINUTE_MS)
+
+    async def report(self, node: Server, person: Person, session: str, minute_at: int) -> None:
+        """A client reports a minute; one that was reported before is a repetition."""
+        diary = self.world.diaries.get(session)
+        if diary is None:
+            diary = self.world.diaries[session] = Diary(person, KINDS[KIND], session)
+        # Its time does not run between requests.
+        diary.disturbed = True
+        answer = await self.world.cluster.finished(
+            node.act(self._take(node, person, session, minute_at))
+        )
+        minutes = self.taken.setdefault(session, {})
+        if isinstance(answer, Taken) and answer.minute is not None:
+            known = minutes.setdefault(minute_at, answer.minute)
+            assert known == answer.minute, (session, minute_at, answer, minutes)
+            assert len(set(minutes.values())) == len(minutes), (session, minutes)
+            self.unknown.discard((session, minute_at))
+        elif answer is None:
+            self.unknown.add((session, minute_at))
+        elif isinstance(answer, ProtocolError):
+            # A minute that was taken is never refused, and a refusal takes none.
+            assert minute_at not in minutes or self.world.losses, (session, minute_at, answer)
+        diary.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
+
+    async def _take(self, node: Server, person: Person, session: str, minute_at: int) -> Any:
+        trackers = _trackers(node)
+        reported = Reported(
+            user_id=person.user_id,
+            org_id=person.org_id,
+            account_id=person.account_id,
+            session_id=session,
+            kind=KIND,
+            minute_at=minute_at,
+            seconds=60,
+            needs_preparation=False,
+        )
+        try:
+            return await trackers.take(reported)
+        except (ServiceError, LiveError):
+            return None
+        except ProtocolError as error:
+            return error
+
+    async def end(self) -> None:
+        """Stops every session that is reported, as its user does by HTTP."""
+        node = self.world.nodes[0]
+        for session in self.taken:
+            person = self.world.diaries[session].person
+            await self.world.cluster.finished(node.act(self._stop(node, person, session)))
+
+    async def _stop(self, node: Server, person: Person, session: str) -> None:
+        live = node.process.live
+        found = await live.attach(person.tenant, session, read_only=True)
+        if found is None:
+            # Redis has lost it. One minute more brings it back, where the month has one.
+            self.world.diaries[session].reported_ms += MINUTE_MS
+            await self._take(node, person, session, self.next_minute(session))
+            found = await live.attach(person.tenant, session, read_only=True)
+        if found is not None:
+            await sessions._stop(node.process, found, "client")
+
+
+def _trackers(node: Server) -> Trackers:
+    if node.trackers is None:
+        process = node.process
+        node.trackers = Trackers(process, node.postgres.usage(), Months(process))  # type: ignore[arg-type]
+    found: Trackers = node.trackers
+    return found
