@@ -151,8 +151,9 @@ class Meter(Position):
             elif intent is not None:
                 self._judge_again(intent)
         self._hear_later(now_ms)
-        if self._recalled:
-            self.recall(now_ms)
+        recalled, self._recalled = self._recalled, set()
+        for minutes in recalled:
+            self.recall(now_ms, minutes=minutes)
         self._plan(now_ms)
 
     def unanswered(self, now_ms: int) -> None:
@@ -241,18 +242,16 @@ class Meter(Position):
         self._ends = ("", 0)
         self.refresh(now_ms)
 
-    def recall(self, now_ms: int) -> bool:
-        """Somebody needs what this session merely holds: settle, and keep no more than is
-        needed to run on. False: it gives nothing back, now at least; while a step is on its
-        way, that is looked at when the answer is there."""
+    def recall(self, now_ms: int, *, minutes: bool = False) -> bool:
+        """Somebody needs the credits, or the ``minutes`` of a month, that this session merely
+        holds: settle, and keep no more than is needed to run on. False: it gives nothing back,
+        now at least; while a step is on its way, that is looked at when the answer is there."""
         self._yields_until = now_ms + limits.REST_YIELD_MS
-        self._recalled = self.counting and self._asked is not None
-        if not self.counting or self._recalled or self._stands_still(now_ms):
+        if self.counting and self._asked is not None:
+            self._recalled.add(minutes)
+        if not self.counting or self._asked is not None or self._stands_still(now_ms):
             return False
-        step = moves.claim(self._moment(now_ms), shrink=True)
-        offered_micros = step.offers[0].grant.held_micros if step.offers else 0
-        held_micros = step.charge_micros + offered_micros
-        if held_micros >= self.session.grant.held_micros:
+        if not moves.frees(moves.claim(self._moment(now_ms), shrink=True), minutes=minutes):
             return False
         self._wanted = self._shrink = True
         self._plan(now_ms)

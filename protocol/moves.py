@@ -13,7 +13,7 @@ from protocol.codec import encode
 from protocol.grants import NO_REST, MonthOf, Offer, Rest
 from protocol.intents import Intent
 from protocol.receipts import receipt
-from protocol.session import Session, Standing, joined_segments
+from protocol.session import Grant, Session, Standing, joined_segments
 from protocol.states import Event, Phase, after
 from protocol.steps import Settling, Step, ended_record, kept_offer, started_record
 from protocol.terms import MINUTE_MS
@@ -152,6 +152,15 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
         # would be recalled again at once, and two who do so would recall each other for ever.
         keep = next((offer for offer in offers if offer.within(keep)), keep)
     return moment.step(settling, offers=offers, keep=keep)
+
+
+def frees(step: Step, *, minutes: bool) -> bool:
+    """Whether a claim gives back credits, or ``minutes`` of a month, in favour of others."""
+    held, offered = step.before.grant, step.offers[0].grant if step.offers else Grant()
+    if not minutes:
+        return step.charge_micros + offered.held_micros < held.held_micros
+    used = sum(step.used_minutes.values())
+    return used + sum(offered.held_minutes.values()) < sum(held.held_minutes.values())
 
 
 def note(moment: Moment) -> Step:

@@ -79,8 +79,9 @@ class Position:
         """The grant is final, and need not be: a claim is due while that is so."""
         self._shrink = False
         """That claim gives back what is not needed at once."""
-        self._recalled = False
-        """Somebody needed what the session holds while a step was on its way."""
+        self._recalled: set[bool] = set()
+        """Somebody needed what the session holds while a step was on its way: credits (False), or
+        minutes (True)."""
         self._probed_ms = -1
         """The minute's end up to which sockets were asked for a proof of life."""
         self._exhausted = False

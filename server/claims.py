@@ -155,7 +155,7 @@ class Claims:
             await self.turns.take()
             if outcome.reply is None:
                 mends.append(self._mend(claimant, step, outcome, node))
-            elif outcome.held and step.insists:
+            elif outcome.reply.refused_by == "credits" and outcome.held and step.insists:
                 mends.append(self._refuse(claimant, step, outcome))
             elif not isolated("claim", claimant.answered, step, outcome):
                 # It was made, and what it left is not known here: asked anew, Redis says it.

@@ -66,7 +66,7 @@ class Seating:
         self._unheard = itertools.count()
         self.seats: dict[str, Seat] = {}
         self._by_tenant: dict[str, dict[str, Seat]] = {}
-        self._limits_due: set[tuple[str, Change]] = set()
+        self._limits_due: set[tuple[str, Change, str | None]] = set()
         """Changes of limits that a tenant's sessions are about to hear of."""
         self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
@@ -337,26 +337,38 @@ class Seating:
         seat.meter.changed(now_ms)
         seat.drain()
 
-    def _limits_changed(self, tenant: str, change: Change) -> None:
-        """A limit of the month was changed, or a session gave back its last minute."""
-        if (tenant, change) not in self._limits_due:
-            self._limits_due.add((tenant, change))
-            self.turns.run(tenant, self._refresh_all(tenant, change))
+    def _limits_changed(self, tenant: str, change: Change, user_id: str | None = None) -> None:
+        """A limit of the month was changed, somebody lacks minutes, or some were given back."""
+        due = (tenant, change, user_id)
+        if due not in self._limits_due:
+            self._limits_due.add(due)
+            self.turns.run(tenant, self._refresh_all(*due))
         if change == "changed":
             self._run(self._read_calendar(tenant))
 
-    def _refresh_all(self, tenant: str, change: Change) -> Iterator[None]:
+    def _refresh_all(self, tenant: str, change: Change, user_id: str | None) -> Iterator[None]:
         # Whoever is told of another change from here on begins anew, behind this.
-        self._limits_due.discard((tenant, change))
+        self._limits_due.discard((tenant, change, user_id))
         for seat in self._seats_of(tenant):
-            final = seat.meter.session.grant.final
-            concerned = change != "freed" or final in {"member_minutes", "org_minutes"}
+            identity, final = seat.meter.session.identity, seat.meter.session.grant.final
+            if change == "recalled":
+                is_theirs = user_id is None or identity.user_id == user_id
+                concerned = is_theirs and identity.terms.counts_minutes
+            elif change == "freed":
+                concerned = seat.waits_for_holders or final in {"member_minutes", "org_minutes"}
+            else:
+                concerned = True
             if concerned and self.seats.get(seat.key) is seat:
-                self._isolated(seat, self._refresh, seat)
+                self._isolated(seat, self._refresh, seat, change)
                 yield
 
-    def _refresh(self, seat: Seat) -> None:
-        seat.meter.refresh(self.clock.now())
+    def _refresh(self, seat: Seat, change: Change) -> None:
+        if change == "recalled":
+            if seat.meter.recall(self.clock.now(), minutes=True):
+                self.metrics.recalls.inc()
+        else:
+            seat.freed()
+            seat.meter.refresh(self.clock.now())
         seat.drain()
 
     async def _read_calendar(self, tenant: str) -> None:

@@ -211,8 +211,13 @@ class Seat(Served):
         self._retry = self.place.timers.deadline(self._held_until, self._try_again, self.account)
         return True
 
+    @property
+    def waits_for_holders(self) -> bool:
+        """Whether a step waits for what other sessions hold."""
+        return self._held_until > 0
+
     def freed(self) -> None:
-        """Somebody gave back what was held on the account: who waits for that tries again."""
+        """Somebody gave back what was held on a counter: who waits for that tries again."""
         if self._held_until and self._retry is not None:
             self._retry.cancel()
             self._try_again(self.place.clock.now())

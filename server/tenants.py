@@ -9,10 +9,11 @@ from server.accounts import Accounts
 from server.loading import Calendar, Loader, calendar
 from storage.live import Live
 
-Change = Literal["freed", "adjusted", "changed"]
-"""Held minutes were given back, a month was corrected, or limits or the time zone changed."""
-Listener = Callable[[str, Change], None]
-"""Told the tenant, and what became of its limits."""
+Change = Literal["recalled", "freed", "adjusted", "changed"]
+"""Somebody lacks minutes that are merely held, some were given back, a month was corrected, or
+limits or the time zone changed."""
+Listener = Callable[[str, Change, str | None], None]
+"""Told the tenant, what happened to its limits, and to which user's; None: to all."""
 
 
 class Tenants:
@@ -82,11 +83,13 @@ class Tenants:
 
     def _changed(self, tenant: str, message: object) -> None:
         told = message if isinstance(message, dict) else {}
-        if "freed" in told:
-            self._listener(tenant, "freed")
+        if "recall" in told:
+            self._listener(tenant, "recalled", told.get("user_id"))
+        elif "freed" in told:
+            self._listener(tenant, "freed", None)
         elif "adjusted" in told:
-            self._listener(tenant, "adjusted")
+            self._listener(tenant, "adjusted", None)
         else:
             self._changes[tenant] += 1
             self._calendars.pop(tenant, None)
-            self._listener(tenant, "changed")
+            self._listener(tenant, "changed", None)

@@ -161,6 +161,7 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         "node": node,
         "id": session.identity.session_id,
         "session": session.key,
+        "user_id": session.identity.user_id,
         "standing": _ENCODER.encode(after).decode(),
         "at": after.at,
         "released": encode_grant(Grant()),

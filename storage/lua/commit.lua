@@ -184,35 +184,57 @@ local function may_have_rest(floor_ms)
   return low(floor_ms)
 end
 
-local function held_by_others()
-  if not step.recalled then
-    call(step.publish, step.channel, cjson.encode({recall = true}))
+-- The limit that would have no room for an offer though others held nothing; nil: each has.
+local function used_up(offer)
+  local free = math.max(room, balance - number(KEYS[4], 'reserved'))
+  if offer.held > 0 and offer.held > free then return 'credits' end
+  for _, counter in ipairs(months) do
+    local needed = offer.minutes[counter.month] or 0
+    if needed > (own[counter.month] or 0) and needed > counter.left then return counter.name end
   end
-  return answer('held', 'credits')
+  return nil
 end
 
-local chosen, refused, lacked = nil, nil, nil
+-- Tells those who hold what an offer lacks. Sessions of other accounts hold minutes too: they
+-- hear of it on the tenant's channel.
+local function held_by_others(limit, offer)
+  if not step.recalled then
+    if offer.held > 0 and offer.held > room then
+      call(step.publish, step.channel, cjson.encode({recall = true}))
+    end
+    for _, counter in ipairs(months) do
+      local needed = offer.minutes[counter.month] or 0
+      if needed > (own[counter.month] or 0) and needed > counter.room then
+        local message = {recall = counter.name}
+        if counter.name == 'member_minutes' then message.user_id = step.user_id end
+        call(step.publish, step.limits_channel, cjson.encode(message))
+      end
+    end
+  end
+  return answer('held', limit)
+end
+
+local chosen, refused, lacked, missed = nil, nil, nil, nil
 for _, offer in ipairs(step.offers) do
   local fits = not low(offer.floor_ms)
   if offer.rest then fits = may_have_rest(offer.floor_ms) end
   if fits then
     refused = lacking(offer.held, offer.minutes)
     if not refused then chosen = offer break end
-    lacked = refused
+    lacked, missed = refused, offer
   end
 end
 chosen = chosen or step.keep
 -- Less than the whole of a gap is taken when others have given back what they do not need.
 if chosen and chosen.part and lacked == 'credits' and not step.insists
   and number(KEYS[4], 'held') - step.held > number(KEYS[4], 'reserved') then
-  return held_by_others()
+  return held_by_others(lacked, missed)
 end
 if not chosen and #step.offers > 0 then
-  local least = step.offers[#step.offers].held
-  if refused == 'credits' and least <= balance - number(KEYS[4], 'reserved') then
-    return held_by_others()
-  end
-  return answer('refused', refused)
+  local least = step.offers[#step.offers]
+  local gone = used_up(least)
+  if gone then return answer('refused', gone) end
+  return held_by_others(refused, least)
 end
 local none = {held = 0, minutes = {}, grant = step.released}
 local holding = chosen or none

@@ -1,5 +1,7 @@
 """The meter: how time runs, what it asks for, and where it stops."""
 
+import msgspec
+
 from protocol import messages
 from protocol.effects import Ask, Leave, Probe, Refuse, Show
 from protocol.intents import INTENTS_MAX, STOP_PROOF_MS
@@ -133,6 +135,20 @@ def test_recall_gives_back_only_what_frees_something() -> None:
     bench.accept()
     assert not bench.meter.recall(bench.now)
     assert not only(bench.drain(), Ask)
+
+
+def test_a_recall_of_minutes_gives_back_those_that_have_not_begun() -> None:
+    terms = msgspec.structs.replace(TERMS, price_micros=0, counts_minutes=True)
+    held = Grant(granted_ms=120_000, held_minutes={"2026-05-01": 2}, final="member_minutes")
+    bench = Bench(session_of(terms=terms, grant=held))
+    bench.run(10_500)
+    bench.alive()
+    assert not bench.meter.recall(bench.now)  # of credits there is nothing to give
+    assert bench.meter.recall(bench.now, minutes=True)
+    bench.drain()
+    assert [offer.grant.granted_ms for offer in bench.step.offers] == [60_000]
+    bench.accept()
+    assert not bench.meter.recall(bench.now, minutes=True)
 
 
 def test_a_recall_during_a_claim_is_looked_at_when_that_is_answered() -> None:

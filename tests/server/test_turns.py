@@ -187,7 +187,7 @@ async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
     monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
     server, _ = await crowded(start_server)
     hub, refreshed = server.process.hub, Counted()
-    monkeypatch.setattr(hub, "_refresh", lambda _: refreshed.note())
+    monkeypatch.setattr(hub, "_refresh", lambda *_: refreshed.note())
     for _ in range(10):
         hub._limits_changed("user:ann", "adjusted")
     hub._limits_changed("user:bob", "adjusted")

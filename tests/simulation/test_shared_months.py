@@ -1,0 +1,71 @@
+"""Sessions that share a month: who starts later gets what the others merely hold."""
+
+from typing import Any
+
+import pytest
+
+from tests.simulation.clients import Client
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import act, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+SERVE = act("serve", node="node.1")
+
+
+def elsewhere(session: str, user: str) -> Any:
+    """A session of minutes alone that another process serves."""
+    client = f"c-{session}"
+    return act("start", client=client, node="node.1", user=user, kind="recording", session=session)
+
+
+def counted(client: Client) -> tuple[int, int]:
+    """The minutes and the time on the receipt that a client was given."""
+    assert [one["code"] for one in client.messages if one["type"] == "error"] == []
+    (stopped,) = (one for one in client.messages if one["type"] == "stopped")
+    return stopped["receipt"]["minutes"], stopped["receipt"]["elapsed_ms"]
+
+
+def test_a_later_session_of_a_member_gets_the_minute_that_has_not_begun(
+    place: Laboratory,
+) -> None:
+    """The first one burns alone, and was granted both minutes that are left."""
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=None, of_org=True),
+        act("limit", user="ann9", minutes=2, of_org=False),
+        start("s1", user="ann9", kind="recording"),
+        wait(10),
+        start("s2", user="ann9", kind="recording"),
+        wait(90),
+    )
+    assert [counted(client) for client in clients] == [(1, 60_000), (1, 60_000)]
+
+
+def test_a_session_of_another_account_on_another_process_gets_it_too(place: Laboratory) -> None:
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=2, of_org=True),
+        SERVE,
+        start("s1", user="ann9", kind="recording"),
+        wait(10),
+        elsewhere("s2", "bob9"),
+        wait(90),
+    )
+    assert [counted(client) for client in clients] == [(1, 60_000), (1, 60_000)]
+
+
+def test_where_every_minute_has_begun_a_later_session_is_refused(place: Laboratory) -> None:
+    clients = run(
+        place,
+        act("limit", user="ann9", minutes=None, of_org=True),
+        act("limit", user="ann9", minutes=2, of_org=False),
+        start("s1", user="ann9", kind="recording"),
+        wait(70),
+        start("s2", user="ann9", kind="recording"),
+        wait(90),
+    )
+    assert counted(clients[0]) == (2, 120_000)
+    assert [one.get("limit") for one in clients[1].messages if one["type"] == "error"] == [
+        "member_minutes"
+    ]
