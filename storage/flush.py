@@ -34,6 +34,7 @@ from storage.outbox import (
     acknowledgement,
     connect,
     entry_of,
+    epoch_key,
     outbox_key,
     rejected_key,
     share,
@@ -339,7 +340,7 @@ class Flusher:
                 pipeline.xlen(key)
                 pipeline.xlen(rejected_key(partition))
                 waiting, refused = await pipeline.execute()
-            oldest = await self._oldest.run([key], [])
+            _, *oldest = await self._oldest.run([key, epoch_key(partition)], [])
             entries, rejected = entries + waiting, rejected + refused
             oldest_ms = max(oldest_ms, int(oldest[0]) if oldest else 0)
         return Backlog(entries, oldest_ms, rejected)

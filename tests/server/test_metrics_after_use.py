@@ -26,6 +26,7 @@ OF_TROUBLE = {
     "taximeter_outbox_entries",
     "taximeter_flush_lag_seconds",
     "taximeter_claims_waiting",
+    "taximeter_unproven_service_seconds_total",
 }
 """What stays at 0 as long as nothing is amiss; it is there all the same."""
 
