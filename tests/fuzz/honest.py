@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import connect
 
+from server.clock import NUDGE_MS
 from tests.fixtures.server import Client
 
 SPEED = 20
@@ -130,8 +131,12 @@ class Honest:
         inner_s = 0.0 if self.paused else self.ended[0] - self.began[1]
         outer_s = self.ended[1] - self.began[0]
         speed = 1 if self.kind == "lesson" else SPEED
-        # A millisecond each at the beginning and at the end is the clocks' to round.
-        if not (inner_s * 1000 - 2) * speed <= elapsed_ms <= (outer_s * 1000 + 2) * speed:
+        # A millisecond each at the beginning and at the end is the clocks' to round, and cluster
+        # time may be nudged with each second's beat.
+        slack_ms = 2 + outer_s * NUDGE_MS
+        if not (
+            (inner_s * 1000 - slack_ms) * speed <= elapsed_ms <= (outer_s * 1000 + slack_ms) * speed
+        ):
             self.problems.append(
                 f"{self.session_id} counted {elapsed_ms} ms, of {inner_s:.3f} to {outer_s:.3f} s "
                 f"at speed {speed}"
