@@ -137,7 +137,7 @@ class Meter(Position):
         if step is None or reply.session is None:
             self._others_stay(now_ms)
             return
-        self.member, self.org = reply.member, reply.org
+        self.know_months(reply.member, reply.org)
         if reply.free_left_ms is not None:
             self.free_left_ms = reply.free_left_ms
         if reply.accepted:
@@ -202,7 +202,7 @@ class Meter(Position):
             self._plan(now_ms)
             return
         if move.member is not None and move.org is not None:
-            self.member, self.org = move.member, move.org
+            self.know_months(move.member, move.org)
         self._adopt(session, move.notices, now_ms)
         self._say_minutes(move.minutes)
         self._plan(now_ms)

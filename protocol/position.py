@@ -21,6 +21,7 @@ from protocol.projection import (
     MonthProjection,
 )
 from protocol.session import Session
+from protocol.shared_months import Counters
 from protocol.states import Event, Phase
 from protocol.steps import Basis, Step
 from protocol.terms import MINUTE_MS
@@ -45,8 +46,9 @@ class Position:
         self.account = account
         self.month_of = month_of
         self.uncovered_ms = uncovered_ms
-        self.member = MonthProjection()
-        self.org = MonthProjection()
+        self.member = self.org = MonthProjection()
+        # The same, as sessions here were told of it last; the shell has them share it.
+        self.counters = Counters()
         self._ends = ("", 0)
         """The counters' month, and its end."""
         self.free_left_ms = 0
@@ -135,7 +137,7 @@ class Position:
             return elapsed_ms
         if self._limited_ms is not None:
             return min(self._limited_ms, max(course.settled_ms, course.run_on(now_ms)))
-        if elapsed_ms > course.granted_ms and course.ground != self.account.ground:
+        if elapsed_ms > course.granted_ms and course.ground != self._ground:
             self._bind(now_ms)
             elapsed_ms = course.elapsed_at(now_ms)
         return elapsed_ms
@@ -418,13 +420,24 @@ class Position:
             self.course,
             now_ms,
             self.account,
-            self.member,
-            self.org,
+            self.counters.member.over(self.member),
+            self.counters.org.over(self.org),
             self._month_end(self.member.month),
         )
-        self.course.bind(ends, self.account.ground, counted_ms)
+        self.course.bind(ends, self._ground, counted_ms)
         if not self.course.is_final:
             self.account.uncovered.add(self.session.identity.session_id)
+
+    @property
+    def _ground(self) -> int:
+        """What the end of uncovered time follows from; it rises with every change."""
+        return self.account.ground + self.counters.ground
+
+    def know_months(self, member: MonthProjection, org: MonthProjection) -> None:
+        """Takes what an answer says of the months' counters."""
+        self.member, self.org = member, org
+        if self.session.identity.terms.counts_minutes:
+            self.counters.tell(member, org)
 
     @property
     def _draws_alone(self) -> bool:

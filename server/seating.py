@@ -19,6 +19,7 @@ from protocol.effects import Move
 from protocol.errors import ErrorCode, PeerError
 from protocol.meter import Meter
 from protocol.session import Identity, Session, session_key
+from protocol.shared_months import SharedMonths
 from protocol.states import Event, Phase
 from protocol.steps import Step
 from server.accounts import Account, Accounts, Told
@@ -68,6 +69,7 @@ class Seating:
         self._by_tenant: dict[str, dict[str, Seat]] = {}
         self._limits_due: set[tuple[str, Change, str | None]] = set()
         """Changes of limits that a tenant's sessions are about to hear of."""
+        self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts, self._limits_changed)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
         """Looks at a session that was found, before it is seated; see ``Orphans``."""
@@ -171,11 +173,12 @@ class Seating:
             await self.accounts.close(account)
             raise
         meter = Meter(session, account.projection, days.month, self.uncovered_ms)
+        meter.counters = self.months.of(identity.tenant, identity.user_id)
         if identity.terms.counts_minutes:
             try:
-                meter.member, meter.org = await self.live.month(
-                    identity.tenant, identity.user_id, days.month(self.clock.now())
-                )
+                month = days.month(self.clock.now())
+                found = await self.live.month(identity.tenant, identity.user_id, month)
+                meter.know_months(*found)
             except BaseException:
                 await self.tenants.leave(identity)
                 await self.accounts.close(account)

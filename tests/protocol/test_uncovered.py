@@ -14,6 +14,7 @@ from protocol.effects import Show
 from protocol.meter import Meter
 from protocol.projection import AccountProjection, Line, MonthProjection, line_of
 from protocol.session import Grant, Session
+from protocol.shared_months import SharedMonths
 from protocol.snapshots import snapshot
 from protocol.states import Event, Phase
 from protocol.terms import MINUTE_MS, Terms
@@ -142,6 +143,38 @@ def test_a_month_is_shared_by_those_that_count_on_it(active: int, beyond: int) -
     bench.meter.member, bench.meter.org = month, msgspec.structs.replace(month, limit_minutes=None)
     stop = stop_of(silence(bench, 400_000))
     assert (stop.limit, stop.elapsed_ms) == ("member_minutes", (1 + beyond) * MINUTE_MS)
+
+
+def test_sessions_of_one_month_share_what_the_newest_answer_leaves() -> None:
+    """The first one was alone when it was told of eight minutes more; then two others started."""
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    grant, months = Grant(granted_ms=60_000), SharedMonths()
+    benches, used = [], 0
+    for active in (1, 2, 3):
+        month = MonthProjection("2026-05-01", 60, 51, active, held_minutes=active)
+        session = session_of(terms, grant=grant)
+        bench = Bench(session, uncovered_ms=900_000)
+        bench.meter.counters = months.of("org:acme", "ann")
+        bench.meter.know_months(month, msgspec.structs.replace(month, limit_minutes=None))
+        benches.append(bench)
+    for bench in benches:
+        stop = stop_of(silence(bench, 600_000))
+        assert stop.limit == "member_minutes"
+        used += stop.elapsed_ms // MINUTE_MS
+    assert used == 9
+
+
+def test_counters_stay_while_a_session_counts_on_them() -> None:
+    months = SharedMonths()
+    first, other = months.of("org:acme", "ann"), months.of("org:acme", "bob")
+    month = MonthProjection("2026-05-01", 60, 51, 1)
+    first.tell(month, month)
+    assert months.of("org:acme", "ann").member is first.member
+    assert other.org is first.org
+    assert (other.member.over(month), other.org.newest) == (month, month)
+    assert (first.ground, other.ground) == (2, 1)
+    del first
+    assert months.of("org:acme", "ann").member.ground == 0
 
 
 def test_minutes_of_the_next_month_are_the_next_months() -> None:
