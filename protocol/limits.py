@@ -302,7 +302,7 @@ GRANT_EXPIRY_LATE_MS: Final = 120_000
 written down by then, even those of a session that ran on without Redis."""
 ALLOTMENT_FRESH_MS: Final = 60_000
 """What the record said of an account's tier is believed for so long."""
-LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 512
+LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 256
 """All that so many do together is done a bounded number in each turn of the loop, and delays
 nobody else. Recalled together they may need longer than ``RECALL_WAIT_MS`` on a busy machine: the
 spend is answered ``unavailable`` then, and may be asked again."""

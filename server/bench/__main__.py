@@ -124,7 +124,7 @@ def anonymous(
 def neighbours(
     sessions: Annotated[
         str, typer.Option(help="Sessions of one account; several numbers: one after the other.")
-    ] = "1,64,512",
+    ] = "1,64,256",
 ) -> None:
     """Let one account's sessions do everything together, and see what it does to others."""
     _quiet()
