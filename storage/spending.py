@@ -234,6 +234,7 @@ class Spending:
                 limits.ACCOUNT_IDLE_MS,
                 limits.HOLD_KEPT_MS,
                 b"" if entry.metadata is None else _ENCODER.encode(entry.metadata),
+                hold.hold_id,
             ],
         )
         return _answer(status, fields, hold=found, records=records)

@@ -10,7 +10,7 @@
 --        4 records, JSON   5 publish command   6 channel   7 the hold's name in the set
 --        8 time to live while nothing uses the account, ms
 --        9 how long a hold is known after its end, ms
---       10 the entry's metadata, JSON
+--       10 the entry's metadata, JSON   11 the hold's id
 --
 -- Answers {status, account fields, hold fields}, with the status
 --   ok        charged
@@ -45,6 +45,8 @@ call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 if not charged then call('HINCRBY', KEYS[1], 'balance', minus(ARGV[2])) end
 call('HINCRBY', KEYS[1], 'holds', -1)
+-- Where the account was loaded after the hold was put back (see restore.lua), it names it still.
+call('HDEL', KEYS[1], 'h:' .. ARGV[11])
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 local written = call('XADD', KEYS[4], '*', 'r', ARGV[4])
 call('ZADD', KEYS[5], string.match(written, '%d+'), ARGV[1])

@@ -40,6 +40,8 @@ call('ZREM', KEYS[3], ARGV[7])
 call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'holds', -1)
+-- Where the account was loaded after the hold was put back (see restore.lua), it names it still.
+call('HDEL', KEYS[1], 'h:' .. ARGV[1])
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 -- An operation that was not done does not count in its month.
 local field = hold[4] .. ':' .. hold[5]

@@ -42,3 +42,24 @@ def test_a_hold_that_only_postgres_has_open_is_given_back_at_the_end(place: Labo
         wait(60),
         start("s1"),
     )
+
+
+@pytest.mark.parametrize("end", ["expire", "post", "void"])
+def test_an_account_that_was_loaded_behind_a_hold_forgets_it_with_its_end(
+    place: Laboratory, end: str
+) -> None:
+    """Put back after a loss before its account was, the hold was named there as one that only the
+    account reserves, long after Redis had forgotten it (seed 43008)."""
+    done = []
+    if end != "expire":
+        micros = 400_000 if end == "post" else 1_000_000
+        done = [act("deed", node=NODE, kind=end, user="cat9", entry="e1", micros=micros, hold="h1")]
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        hold(ttl_s=120),
+        act("empty"),
+        wait(60),
+        *done,
+        wait(7_200),
+    )
