@@ -40,6 +40,14 @@ class Diary:
     """From when to when each client was there, as far as it proved; when that it was gone
     was found out, at the latest."""
 
+    def took_back(self, then: int, at: int) -> bool:
+        """Whether it is known at an instant that time which ran ``then`` is not counted: a client
+        was gone by then, which was found out later, and no other was there."""
+        is_lost = any(end < then <= found <= at for _, end, found in self.served)
+        return is_lost and not any(
+            begin <= then <= (end if found <= at else at) for begin, end, found in self.served
+        )
+
 
 def _payload(frame: bytes) -> dict[str, Any]:
     """The message in a server's text frame (RFC 6455 section 5.2: unmasked)."""

@@ -277,3 +277,21 @@ def test_a_watcher_is_not_cleared_away_before_it_sits(place: Laboratory) -> None
         wait(1),
     )
     assert "stopped" in [one["type"] for one in clients[-1].messages]
+
+
+def test_a_watcher_is_shown_less_once_the_client_is_found_to_be_gone(place: Laboratory) -> None:
+    """The limit was said at 100 s as time ran; the client had proven 90 s, as its process found
+    out later. The auditor took that for a step back of its own (seeds 43006, 45011)."""
+    world = run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1", kind="capped"),
+        wait(90),
+        act("watch", client="w", node=NODE, session="s1"),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        act("mute", client="c-s1"),
+        wait(60),
+    )
+    watcher = next(client for client in world if client.name == "w")
+    shown = [one["elapsed_ms"] for one in watcher.messages if "elapsed_ms" in one]
+    assert shown == [90_000, 100_000, 100_000, 90_000]

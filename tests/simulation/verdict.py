@@ -197,21 +197,25 @@ class Verdict:
 
     def _check_shown(self, client: Client) -> None:
         """The time that a client is shown never steps back, where it is served by one process
-        that lives and all that was shown could be known."""
+        that lives: but to where the session's clients proved that they were there, once they
+        are found to be gone. What was shown until that proof stays."""
         if self.world.losses or self.world.deaths:
             return
         nodes: defaultdict[str, set[str]] = defaultdict(set)
         for other in self.world.clients:
             for session_id in other.joined_at:
                 nodes[session_id].add(other.node.name)
-        shown: dict[str, int] = {}
+        shown: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
         for message in client.messages:
             session_id = message.get("session_id", "")
             if "elapsed_ms" not in message or len(nodes[session_id]) > 1:
                 continue
-            before = shown.setdefault(session_id, 0)
-            assert message["elapsed_ms"] >= before, (client.name, before, message)
-            shown[session_id] = message["elapsed_ms"]
+            elapsed_ms, at = message["elapsed_ms"], message["received_at"]
+            diary = self.world.diaries[session_id]
+            kept = (ms for ms, then in shown[session_id] if not diary.took_back(then, at))
+            before = max(kept, default=0)
+            assert elapsed_ms >= before, (client.name, before, message)
+            shown[session_id].append((elapsed_ms, at))
 
     # --- Money -------------------------------------------------------------------------
 
