@@ -13,6 +13,7 @@ from typing import Any
 from protocol.states import Event
 from tests.simulation.clients import Client
 from tests.simulation.desk import Deed, Desk
+from tests.simulation.people import ALLOTMENTS
 from tests.simulation.processes import Host, Server
 from tests.simulation.redis_lines import Mishap
 from tests.simulation.reports import Reports
@@ -155,6 +156,12 @@ class Stage:
     async def do_again(self, node: str, entry: str) -> None:
         found, deed = self.node(node), self.desk.deeds.get(entry)
         if found is not None and deed is not None:
+            await self.desk.do(found, deed)
+
+    async def do_allot(self, node: str, user: str, entry: str, tier: str) -> None:
+        found = self.node(node)
+        if found is not None:
+            deed = Deed("allot", self.world.people[user], entry, ALLOTMENTS[tier], tier=tier)
             await self.desk.do(found, deed)
 
     async def do_repeat(self, node: str, entry: str, form: int) -> None:

@@ -13,7 +13,7 @@ from tests.simulation import digits
 from tests.simulation.actions import Action, Stage
 from tests.simulation.clients import Client
 from tests.simulation.mixes import stir
-from tests.simulation.people import CREDIT, KINDS, Person
+from tests.simulation.people import ALLOTMENTS, CREDIT, KINDS, Person
 from tests.simulation.state import MINUTE_MS
 from tests.simulation.virtual import START_AT
 
@@ -47,6 +47,8 @@ class Chance:
             Person(f"cat{seed}", None, f"cat{seed}"),
         ]
         self.everybody = everybody
+        self.member = Person(f"dan{seed}", f"club{seed}", "wallet")
+        """Whose account is only given what changing tiers give."""
         self.kinds = chance.sample(sorted({*KINDS} - {"dear", "few"}), chance.randint(1, 5))
         # Chosen apart, so that the rest of a world is what it was before there was this kind.
         if random.Random(f"{seed} dear").random() < 0.3:
@@ -307,13 +309,13 @@ class Chance:
         month = day.replace(day=1).isoformat()
         return Action("adjust", {**parameters, "minutes": minutes, "month": month})
 
-    def _limit(self, stage: Stage) -> Action:
+    def _limit(self, stage: Stage) -> list[Action]:
         user = self.random.choice(self.everybody[:2]).user_id
         minutes = self.random.choice([None, 3, 8, 20, 100])
         parameters = {"user": user, "minutes": minutes, "of_org": self._toss()}
-        if not self.mix:
-            return Action("limit", parameters)
-        return Action("limit", {**parameters, "overage": self.random.random() < 0.2})
+        if self.mix:
+            parameters["overage"] = self.random.random() < 0.2
+        return [Action("limit", parameters), self._allot(stage)]
 
     def _report(self, stage: Stage) -> Action | None:
         """A client reports its next minute, or one of the last ones again."""
@@ -346,6 +348,13 @@ class Chance:
 
     def _poison(self, _: Stage) -> Action:
         return Action("poison", {"partition": self.random.randint(0, 1)})
+
+    def _allot(self, stage: Stage) -> Action:
+        """A process gives what it believes a tier to give, which goes up and down."""
+        entry, node = self._name("a"), stage.world.nodes[self._count % len(stage.world.nodes)]
+        tier = sorted(ALLOTMENTS)[self._count * self._count // 3 % len(ALLOTMENTS)]
+        parameters = {"node": node.name, "user": self.member.user_id, "entry": entry}
+        return Action("allot", {**parameters, "tier": tier})
 
     def _toss(self) -> bool:
         return self.random.random() < 0.5

@@ -4,21 +4,28 @@ Whoever gets no answer does not know whether it was done, asks again under the s
 until there is one, and is to be told what was done. The desk keeps what each deed came to.
 """
 
+import copy
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from protocol import limits
 from protocol.errors import ProtocolError, ServiceError
 from protocol.events import EntryPosted
 from server.charges import Exceeds, Held, HoldGone, Limited, Posted, Short, Spent, Voided
 from storage.live import LiveError
+from storage.rows import BeforeOperation
 from storage.spending import AccountName
 from tests.simulation import digits
-from tests.simulation.people import Person
+from tests.simulation.people import ALLOTMENTS, Person
 from tests.simulation.processes import Server
 from tests.simulation.state import State, look
+from tests.simulation.virtual import START_AT
 from tests.simulation.world import World
+
+MONTH_MS = 31 * 24 * 3_600_000
 
 
 @dataclass
@@ -36,6 +43,8 @@ class Deed:
     """In which digits its amount is written (``digits``); 0: nobody writes it."""
     often: int | None = None
     """How often a month its operation may be done; None: as often as one likes."""
+    tier: str = ""
+    """Of an allotment: the tier that the process believes the account to have."""
     at: int = 0
     state: str = "unknown"
     """``unknown`` while nobody knows, then ``done`` or ``refused``."""
@@ -87,7 +96,11 @@ class Desk:
                 sure += deed.moved_micros
             elif deed.state == "unknown" and deed.would_move:
                 perhaps.append(deed.would_move)
-        return sure, perhaps
+        # A month gives what the highest of its tiers gives.
+        allotments = [deed for deed in self.of(account) if deed.kind == "allot"]
+        given = max((deed.micros for deed in allotments if deed.state == "done"), default=0)
+        more = [deed.micros - given for deed in allotments if deed.micros > given]
+        return sure + given, perhaps + more
 
     async def do(self, node: Server, deed: Deed) -> None:
         """Does it, or asks again for what was not answered."""
@@ -163,6 +176,13 @@ class Desk:
                     user_id=deed.person.user_id,
                     monthly_limit=deed.often,
                 )
+            case "allot":
+                # All in one month, which does not end in this world.
+                grants = copy.copy(money)
+                grants.rates = msgspec.structs.replace(money.rates, allotments=ALLOTMENTS)
+                plan = BeforeOperation(timezone="UTC", tier=deed.tier, spent_micros=None)
+                await grants._grant_allotment(account, plan, START_AT + MONTH_MS)
+                return True
             case "post":
                 return await money.post(account.tenant, deed.hold_id, deed.micros)
         return await money.void(account.tenant, deed.hold_id)
@@ -182,7 +202,8 @@ class Desk:
             case bool():
                 # Postgres has it; whether Redis took it too shows where nothing went wrong.
                 if smooth and not self.world.cluster.redis_is_away:
-                    deed.state, deed.moved_micros = "done", deed.micros
+                    deed.state = "done"
+                    deed.moved_micros = 0 if deed.kind == "allot" else deed.micros
             case Spent():
                 assert answer.amount_micros == deed.micros, (deed, answer)
                 deed.state, deed.moved_micros = "done", -answer.amount_micros

@@ -156,7 +156,7 @@ class _Runner:
         loop.clock.now_ms = self.chance.begin_at
         self.cluster = Cluster(loop, wire, postgres)
         self.cluster.stays_brisk = mix == "busy"
-        self.world = World(self.cluster, self.chance.everybody)
+        self.world = World(self.cluster, [*self.chance.everybody, self.chance.member])
         self.desk = Desk(self.world)
         self.auditor = Auditor(self.world, self.desk)
         self.stage = Stage(self.world, self.desk)

@@ -52,6 +52,9 @@ RATES: RateCard = parse_rate_card(
     }
 )
 
+ALLOTMENTS = {"bronze": CREDIT // 3, "silver": CREDIT, "gold": 5 * CREDIT}
+"""What tiers give for a month, in the order of what they give."""
+
 KINDS: dict[str, Terms] = dict(RATES.kinds)
 
 
