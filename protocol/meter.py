@@ -303,6 +303,9 @@ class Meter(Position):
             if is_over:
                 self._exhausted = True
                 self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
+        elif self._last_call_ms is not None and elapsed_ms >= self._last_call_ms:
+            self._final_asked_ms = course.granted_ms
+            self._hopes = self._hopes or self._may_go_on(now_ms)
 
     def _say_due(self, elapsed_ms: int) -> None:
         """Says which thresholds running time has come to."""

@@ -34,6 +34,8 @@ class Position:
     """How long Redis takes to answer: the shell measures it. Claims are made so much ahead."""
     _yields_until = 0
     """Until then it does not take the whole rest of a counter, for somebody needs a share."""
+    _final_asked_ms = -1
+    """The end of a final grant of which was asked once more whether it is the last."""
 
     def __init__(
         self,
@@ -217,6 +219,9 @@ class Position:
                 ends.append(self.course.end_ms)
         if self.course.claim_ms is not None and self.sockets and self._asked is None:
             ends.append(self.course.claim_ms)
+        last_call_ms = self._last_call_ms
+        if last_call_ms is not None and self._asked is None:
+            ends.append(last_call_ms)
         if standing.minute_end_ms > self._probed_ms:
             ends.append(standing.minute_end_ms)
         if self.sockets:
@@ -306,6 +311,23 @@ class Position:
             found = self._positions(msgspec.structs.replace(session, grant=open_grant), now_ms)
             end_ms = found.get(grant.final or "")
         return end_ms is None or end_ms > grant.granted_ms
+
+    @property
+    def _last_call_ms(self) -> int | None:
+        """Where it is asked once more whether a final grant is the last; None: it was, or it ends
+        soon.
+
+        Whoever holds the rest was told that it is needed when the grant was made, and may not
+        have heard that: its line was broken. There is time for another recall, and its answer.
+        """
+        course, granted_ms = self.course, self.session.grant.granted_ms
+        if not (course.is_final and self.sockets) or granted_ms == self._final_asked_ms:
+            return None
+        if self._draws_alone:
+            return None
+        lead_ms = (limits.RECALL_WAIT_MS + 3 * self.response_ms) * course.speed
+        left_ms = granted_ms - self.session.standing.elapsed_ms
+        return granted_ms - lead_ms if left_ms > 2 * lead_ms else None
 
     def _claim_due(self, now_ms: int) -> bool:
         standing = self.session.standing

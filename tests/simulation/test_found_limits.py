@@ -1,8 +1,11 @@
 """Found in simulated worlds (see ``traces``): limits, holds and uncovered time."""
 
+from unittest import mock
+
 import pytest
 
 from tests.simulation.driver import Laboratory
+from tests.simulation.redis_lines import VirtualPubSub
 from tests.simulation.traces import NODE, act, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
@@ -162,3 +165,29 @@ def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laborato
         act("redis_away", ms=15_000),
         wait(61),
     )
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_a_recall_that_nobody_heard_is_made_again_before_the_end(
+    place: Laboratory, lost: int
+) -> None:
+    """Who burns alone holds the whole rest, and its line was broken when another one started."""
+    recalls: list[bytes] = []
+    publish = VirtualPubSub.publish
+
+    def lossy(ear: VirtualPubSub, channel: bytes, message: bytes) -> None:
+        if b'"recall":true' in message:
+            recalls.append(message)
+            if len(recalls) <= lost:
+                return
+        publish(ear, channel, message)
+
+    with mock.patch.object(VirtualPubSub, "publish", lossy):
+        clients = run(
+            place, pay("cat9", 1_200_000), start("s1"), wait(1), start("s2", kind="pair"), wait(80)
+        )
+    (elapsed_ms,) = (
+        one["elapsed_ms"] for one in clients[1].messages if one["type"] == "limit_reached"
+    )
+    # 45 seconds are free; then both burn what the first one leaves.
+    assert elapsed_ms == 58_000
