@@ -373,6 +373,7 @@ class Meter(Position):
         if self.basis is not None and step.before.standing.version == 0:
             step = msgspec.structs.replace(step, basis=self.basis)
         self._asked, self._intents.current = step, intent
+        self._expect(step)
         self._effects.append(Ask(step))
 
     def _answer(self, intent: Intent) -> None:

@@ -413,6 +413,8 @@ class Position:
         self.session, self._heard_at = session, now_ms
         standing, grant = session.standing, session.grant
         self.course = Course(session, self.uncovered_ms, self.response_ms)
+        self._may_get_ms = 0
+        """The end of the longest grant that was asked for since."""
         self._exhausted = False
         # What was hoped for while a step was on its way may be there already.
         self._hopes = self._hopes and grant.final is not None
@@ -425,13 +427,35 @@ class Position:
         self._note_grant()
         self._project(now_ms)
 
+    def _expect(self, step: Step) -> None:
+        """Has a step on its way count with what it may leave, until it is known: its answer may be
+        late, or lost, and others draw on what it gives back, or has taken.
+
+        Of a grant that is given back in part, the rest alone is sure.
+        """
+        session_id = self.session.identity.session_id
+        best_ms = max((offer.grant.granted_ms for offer in step.offers), default=0)
+        # Longer ones are made only in plenty.
+        ends = [offer.grant.granted_ms for offer in step.offers if offer.rest or not offer.floor_ms]
+        self._may_get_ms = max(self._may_get_ms, *ends, 0)
+        if self.course.running and 0 < best_ms < self.course.granted_ms:
+            rest = msgspec.structs.replace(self.session.grant, granted_ms=best_ms, final=None)
+            session = msgspec.structs.replace(self.session, grant=rest)
+            self.course = Course(session, self.uncovered_ms, self.response_ms)
+        is_uncovered = session_id in self.account.uncovered
+        self._note_grant()
+        if is_uncovered:
+            self.account.uncovered.add(session_id)
+
     def _note_grant(self) -> None:
-        """Lets the account's other sessions here count with what this one may use."""
+        """Lets the account's other sessions here count with what this one may use: of one that
+        stops, what a claim that is on its way may still be granted too."""
         session, may_use = self.session, None
         if self._limited_ms is not None and self.course.running:
-            may_use = Granted(self._limited_ms, is_final=True)
+            may_use = Granted(max(self._limited_ms, self._may_get_ms), is_final=True)
         elif self.course.running:
-            may_use = Granted(session.grant.granted_ms, is_final=self.course.is_final)
+            until_ms = max(session.grant.granted_ms, self._may_get_ms)
+            may_use = Granted(until_ms, is_final=self.course.is_final)
         self.account.grant(session.identity.session_id, may_use)
 
     def _bind(self, now_ms: int) -> None:

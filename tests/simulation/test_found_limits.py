@@ -191,3 +191,26 @@ def test_a_recall_that_nobody_heard_is_made_again_before_the_end(
     )
     # 45 seconds are free; then both burn what the first one leaves.
     assert elapsed_ms == 58_000
+
+
+@pytest.mark.parametrize("micros", [1_783_332, 2_283_332, 2_500_000])
+@pytest.mark.parametrize("delays", [[20, 20, 20, 2_500], [20, 20, 900, 1_600], [700, 20, 2_500]])
+def test_sessions_of_one_account_use_no_more_than_it_has_while_answers_are_late(
+    place: Laboratory, micros: int, delays: list[int]
+) -> None:
+    """A claim on its way gave back a part of a grant that was used meanwhile; and one of a session
+    that had stopped was granted what another used (seed 43007)."""
+    run(
+        place,
+        pay("bob9", micros),
+        start("s1", user="bob9"),
+        wait(0.001),
+        act("close", client="c-s1"),
+        start("s2", user="bob9"),
+        start("s3", user="bob9", kind="second"),
+        start("s4", user="bob9"),
+        wait(4),
+        act("slow_redis", delays=delays, ms=90_000),
+        wait(61),
+        wait(61),
+    )
