@@ -102,7 +102,10 @@ class Oldest(NamedTuple):
     """The oldest record of an outbox."""
 
     at: int
-    """The instant at which it was decided, in cluster time."""
+    """The instant at which it was decided, in cluster time; of a session that ended while it was
+    paused, that of the pause."""
+    appended_at: int
+    """When it was appended, by the clock that Redis had then."""
     age_ms: int
     """Since it was appended, by Redis's own clock: the one by which keys expire."""
 
@@ -382,7 +385,8 @@ class Live:
             return epoch.decode(), None
         age_ms, entry_id, fields = answer
         pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-        return epoch.decode(), Oldest(decided_at(entry_id, pairs), int(age_ms))
+        oldest = Oldest(decided_at(entry_id, pairs), appended_at(entry_id), int(age_ms))
+        return epoch.decode(), oldest
 
     async def credit(
         self, tenant: str, account_id: str, entry_id: str, micros: int, reason: str, now_ms: int

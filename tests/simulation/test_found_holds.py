@@ -4,7 +4,7 @@ import pytest
 
 from tests.simulation.actions import Action
 from tests.simulation.driver import Laboratory
-from tests.simulation.traces import NODE, act, pay, run, start, wait
+from tests.simulation.traces import FLUSHER, NODE, act, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -62,4 +62,23 @@ def test_an_account_that_was_loaded_behind_a_hold_forgets_it_with_its_end(
         wait(60),
         *done,
         wait(7_200),
+    )
+
+
+def test_a_hold_is_known_though_a_session_ends_that_was_paused_for_long(place: Laboratory) -> None:
+    """What waits to be written down is young, and tells of the pause's begin: that was taken
+    for an outbox that is too far behind (seed 43017)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        hold(ttl_s=2),
+        wait(3_700),
+        start("s1", kind="capped"),
+        wait(12),
+        act("ask", client="c-s1", session="s1", event="pause"),
+        wait(2_400),
+        act("kill", name=FLUSHER),
+        act("cut", client="c-s1"),
+        wait(150),
+        act("deed", node=NODE, kind="post", user="cat9", entry="p1", micros=0, hold="h1"),
     )
