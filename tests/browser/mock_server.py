@@ -118,12 +118,16 @@ class MockServer:
     def __init__(self) -> None:
         self._lines: asyncio.Queue[Line] = asyncio.Queue()
         self._server: Server | None = None
+        self._url = ""
 
     @property
     def url(self) -> str:
-        assert self._server is not None
-        port = next(iter(self._server.sockets)).getsockname()[1]
-        return f"http://127.0.0.1:{port}"
+        """Its address, which stays what it was when the server has closed."""
+        if not self._url:
+            assert self._server is not None
+            port = next(iter(self._server.sockets)).getsockname()[1]
+            self._url = f"http://127.0.0.1:{port}"
+        return self._url
 
     async def line(self) -> Line:
         """The next connection."""

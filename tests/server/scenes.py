@@ -47,15 +47,19 @@ class Scene:
 
     async def begin(self) -> None:
         """Starts the session and pauses it; an increment has begun, and is charged."""
-        started = await self.client.ask("start", kind="call", session_id="bill-1")
-        clock = self.server.process.clock
+        await self.client.ask("start", kind="call", session_id="bill-1")
 
-        async def has_begun() -> bool:
-            return clock.now() > int(started["started_at"])
+        async def is_charged() -> bool:
+            # An increment is billed once it has begun, and proven: not if the pause comes in
+            # the same millisecond, nor if the machine stood still before it.
+            await self.client.ask("pause", session_id="bill-1")
+            self._bill = await self.bill()
+            if not self._bill[1]:
+                await self.client.ask("resume", session_id="bill-1")
+            return self._bill[1] > 0
 
-        await eventually(has_begun)  # an increment is billed once it has begun
-        await self.client.ask("pause", session_id="bill-1")
-        self._bill = await self.bill()
+        await eventually(is_charged)
+        assert self._bill is not None
         assert self._bill[1] == 6 * CREDIT
 
     async def unharmed(self, client: Client | None = None) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from protocol import limits
 from storage.live import LiveError
+from tests.faults.processes import eventually
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
@@ -37,9 +38,12 @@ async def test_the_proof_of_a_heartbeat_ends(server: TestServer) -> None:
     token = server.token()
     await ask(server, "POST", PATH, token, json={"kind": "chat"})
     advance(server, limits.HEARTBEAT_PROOF_MS + 5_000)
-    await server.process.hub.idle()
-    snapshot = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
-    assert snapshot["state"] == "suspended"
+
+    async def suspended() -> dict[str, Any] | None:
+        found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
+        return found if found["state"] == "suspended" else None
+
+    snapshot = await eventually(suspended)
     assert abs(snapshot["elapsed_ms"] - limits.HEARTBEAT_PROOF_MS) < 1_000
     back = (await ask(server, "POST", PATH, token)).json()
     assert back["state"] == "active"

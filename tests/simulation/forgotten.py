@@ -40,6 +40,10 @@ class Forgotten:
             elif isinstance(record, SessionEnded):
                 self._makers[record.session_id, None].add(host)
 
+    def makers_of(self, session_id: str) -> set[str]:
+        """The names of the processes whose steps made the end of a session."""
+        return {host.name for host in self._makers[session_id, None]}
+
     def lost(self, clients: Iterable[Client]) -> None:
         """Redis has lost something just now."""
         self._missing |= _tellers(clients).keys()
