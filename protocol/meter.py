@@ -23,10 +23,11 @@ grant's margin carries the session.
 import msgspec
 
 from protocol import limits, messages, moves
+from protocol.doubt import DOUBT_MS, DOUBT_WAIT_MS, Doubt
 from protocol.effects import Ask, Leave, Move, Probe, Push, Refuse, Reply, Token
 from protocol.grants import MonthOf
 from protocol.intents import Intent
-from protocol.position import Position
+from protocol.position import Position, settled_at
 from protocol.session import Session
 from protocol.states import Event, Phase
 from protocol.steps import Basis, Step
@@ -40,15 +41,57 @@ class Meter(Position):
 
     # --- What happens ------------------------------------------------------------
 
-    def attach(self, now_ms: int, asked_at: int | None = None) -> None:
+    def attach(self, now_ms: int, asked_at: int | None = None, *, has_others: bool = False) -> bool:
         """A socket of this process joined: it ends a grace, and is a proof of life as of when
-        the socket asked to, for it may be gone since."""
+        the socket asked to, for it may be gone since.
+
+        ``has_others``: other processes have sockets. True: the sockets that were there before
+        are to be asked for a proof of life, for they have given none lately.
+        """
+        came_at = now_ms if asked_at is None else asked_at
+        begins = self._begin_doubt(came_at, now_ms, has_others=has_others)
         if not self.sockets:
             self.served_from_ms = self.elapsed_at(now_ms)
         self.sockets += 1
-        self.proof_at = max(self.proof_at, now_ms if asked_at is None else asked_at)
+        self.proof_at = max(self.proof_at, came_at)
         self._warn(now_ms)
         self._plan(now_ms)
+        return begins
+
+    def _begin_doubt(self, came_at: int, now_ms: int, *, has_others: bool) -> bool:
+        """Whether those who were there are to be asked; what they do not prove is a gap."""
+        if self._doubt is not None or not self.counting or self._halting:
+            return False
+        if self.session.identity.terms.gap == "bill" or not (self.sockets or has_others):
+            return False
+        proven_at = max(self.alive_at, settled_at(self.session))
+        if proven_at >= came_at - DOUBT_MS:
+            return False
+        until = now_ms + DOUBT_WAIT_MS
+        self._doubt = Doubt(came_at, proven_at, is_told=self.sockets > 0, until=until)
+        return True
+
+    def confirm(self, at_ms: int, now_ms: int) -> None:
+        """Who was there before the socket that joined last has proven its life at ``at_ms``."""
+        if self._doubt is not None and self._doubt.told(at_ms):
+            self._end_doubt(now_ms)
+
+    def _end_doubt(self, now_ms: int) -> None:
+        self._doubt = None
+        self._intents.drop(Event.UNPROVEN)
+        self._show()  # a tick may be far away, and what was shown did not count this
+        self._plan(now_ms)
+
+    def _decide_doubt(self, now_ms: int) -> None:
+        """Those who were there have not answered in time."""
+        doubt = self._doubt
+        if doubt is None or doubt.is_over or now_ms < doubt.until:
+            return
+        doubt.is_over = True
+        if doubt.is_told:
+            self._intents.add(Intent(Event.UNPROVEN, doubt.came_at))
+        else:
+            self._end_doubt(now_ms)  # their process is silent: it is swept, should it be dead
 
     def entitle(self, token: Token) -> bool:
         """Has a joining socket answered when the step that ends the grace is.
@@ -263,6 +306,7 @@ class Meter(Position):
         if due_at is None:
             return
         now_ms = max(now_ms, due_at)
+        self._decide_doubt(now_ms)
         standing = self.session.standing
         if standing.phase is not Phase.ACTIVE:
             if self._grace_end is not None and now_ms >= self._grace_end:
@@ -348,13 +392,15 @@ class Meter(Position):
         if self._is_missed:
             self._intents.add(Intent(Event.RETURNED, now_ms))
         while self._asked is None and (first := self._intents.first) is not None:
-            if self._lacks_proof(first, now_ms):
+            if self._lacks_proof(first, now_ms) or self._waits_for_answer(first):
                 return
             intent = self._intents.take()
             if intent.event is Event.LOST and self.sockets:
                 continue  # another socket joined meanwhile
             step = moves.step_for(intent, self._moment(now_ms))
             if step is None:
+                if intent.event is Event.UNPROVEN:
+                    self._doubt = None
                 self._answer(intent)
             else:
                 self._ask(step, intent)
@@ -368,6 +414,11 @@ class Meter(Position):
                 step = moves.note(moment)
             self._wanted = self._hopes = self._shrink = False
             self._ask(step, None)
+
+    def _waits_for_answer(self, intent: Intent) -> bool:
+        """Whether a client's request waits until it is known which time was proven before."""
+        doubt = self._doubt
+        return doubt is not None and not doubt.is_over and intent.ends_at_request
 
     def _ask(self, step: Step, intent: Intent | None) -> None:
         if self.basis is not None and step.before.standing.version == 0:

@@ -123,6 +123,10 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
             return resume(moment)
         case Event.RETURNED:
             return come_back(moment)
+        case Event.UNPROVEN if moment.instant_of(moment.proven_ms) >= intent.at:
+            return None  # somebody else has proven it meanwhile
+        case Event.UNPROVEN:
+            return skip_gap(moment, intent.at)
         case Event.LIMIT:
             return reach_limit(moment, intent.reason, intent.at)
         case Event.LOST:
@@ -253,6 +257,26 @@ def come_back(moment: Moment) -> Step:
     else:
         offers = moment.offers(settling)
     return moment.step(settling, offers=_some(moment, settling, offers), free_taken_ms=taken_ms)
+
+
+def skip_gap(moment: Moment, came_at: int) -> Step:
+    """Time stopped at the last proof of life, and goes on from ``came_at``, when a socket joined:
+    a loss that was not noticed, and the return. Only for kinds that bill no gaps."""
+    position_ms = moment.proven_ms
+    lost_at = moment.instant_of(position_ms)
+    settling = _stand_still(moment, Phase.ACTIVE, position_ms, lost_at)
+    standing = settling.standing
+    changes: dict[str, Any] = {
+        "at": came_at,
+        "run_at": came_at,
+        "ungranted": (),
+        "gaps": (*standing.gaps[-255:], (lost_at, came_at, False)),
+    }
+    if position_ms == standing.minutes_kept * MINUTE_MS:
+        changes["minute_at"] = came_at
+    settling.standing = msgspec.structs.replace(standing, **changes)
+    offers = moment.shared(settling, moment.offers(settling))
+    return moment.step(settling, offers=offers, keep=kept_offer(settling.ground(), moment.session))
 
 
 def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:

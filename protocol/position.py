@@ -10,6 +10,7 @@ import msgspec
 from protocol import horizon, limits, moves
 from protocol.course import Course
 from protocol.cover import covered_until
+from protocol.doubt import Doubt
 from protocol.effects import Effect, Move, Show, Token
 from protocol.grants import NO_REST, MonthOf, Rest, month_ends_at
 from protocol.intents import STOP_PROOF_MS, Intent, Intents
@@ -37,6 +38,9 @@ class Position:
     _final_asked_ms = -1
     """The end of a final grant of which was asked once more whether it is the last."""
 
+    _doubt: Doubt | None = None
+    """Whether the sockets that were here before the last one are there is asked."""
+
     def __init__(
         self,
         session: Session,
@@ -56,7 +60,7 @@ class Position:
         self.free_left_ms = 0
         self.sockets = 0
         """Sockets here that keep the session alive."""
-        self.proof_at = _settled_at(session)
+        self.proof_at = settled_at(session)
         """The last proof of life that came in here. What is settled was proven to somebody; where
         the session stands was only counted."""
         self.promised_until = 0
@@ -102,7 +106,13 @@ class Position:
     @property
     def alive_at(self) -> int:
         """The last proof of life that is known here; a heartbeat's lies in the future."""
-        return max(self.proof_at, self.promised_until)
+        alive_at = max(self.proof_at, self.promised_until)
+        return alive_at if self._doubt is None else min(alive_at, self._doubt.proven_at)
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether those who were here before the last socket joined are asked for a proof."""
+        return self._doubt is not None
 
     @property
     def phase(self) -> Phase:
@@ -122,7 +132,7 @@ class Position:
     def _face(self, now_ms: int) -> tuple[object, ...]:
         """What the sockets see and no tick shows: the state; and where time stands, if it does."""
         if self.counting:
-            return (self.phase,)
+            return (self.phase, self.session.standing.gaps[-1:])
         return (self.phase, self.elapsed_at(now_ms), self.session.standing.free_ms)
 
     @property
@@ -152,6 +162,8 @@ class Position:
         here: what lies beyond the claim is shown when the answer is in.
         """
         elapsed_ms, asked = self.elapsed_at(now_ms), self._asked
+        if self._doubt is not None and self._doubt.is_told and self.counting:
+            elapsed_ms = min(elapsed_ms, self.proven_ms(now_ms))
         if not self.counting or (asked is None and not self._intents):
             return elapsed_ms
         for intent in self._intents:
@@ -181,6 +193,8 @@ class Position:
 
     def fresh_until(self, now_ms: int) -> int:
         """The instant up to which ticks may go out on the proof of life that is there."""
+        if self._doubt is not None:
+            return 0  # what is shown may be taken back
         return self.alive_at + self.window_ms(now_ms)
 
     def credits_at(self, now_ms: int) -> int:
@@ -202,6 +216,13 @@ class Position:
 
     def timer(self) -> int | None:
         """The instant of the next deadline; None: nothing is due until something comes in."""
+        due_at, doubt = self._deadline(), self._doubt
+        if doubt is None or doubt.is_over:
+            return due_at
+        return doubt.until if due_at is None else min(due_at, doubt.until)
+
+    def _deadline(self) -> int | None:
+        """The same without what those who are asked for a proof of life have to answer."""
         standing = self.session.standing
         first = self._intents.first
         if first is not None and self._asked is None and self._lacks_proof(first, first.at):
@@ -410,8 +431,14 @@ class Position:
     def _stand_on(self, session: Session, now_ms: int) -> None:
         """Makes ``session`` the ground, and measures anew what follows from it."""
         limited_ms, granted_ms = self._limited_ms, self.session.grant.granted_ms
+        if session.standing.gaps[-1:] != self.session.standing.gaps[-1:]:
+            self.served_from_ms = session.standing.elapsed_ms  # who was away begins anew
         self.session, self._heard_at = session, now_ms
         standing, grant = session.standing, session.grant
+        if self._doubt is not None and (
+            standing.phase is not Phase.ACTIVE or standing.run_at >= self._doubt.came_at
+        ):
+            self._doubt = None
         self.course = Course(session, self.uncovered_ms, self.response_ms)
         self._may_get_ms = 0
         """The end of the longest grant that was asked for since."""
@@ -530,7 +557,7 @@ class Position:
             )
 
 
-def _settled_at(session: Session) -> int:
+def settled_at(session: Session) -> int:
     """The instant up to which a session is settled."""
     standing, speed = session.standing, session.identity.terms.speed
     return standing.at - -(-(standing.elapsed_ms - standing.settled_ms) // speed)

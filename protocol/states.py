@@ -43,6 +43,8 @@ class Event(enum.StrEnum):
     """The last socket of any process is gone."""
     RETURNED = "returned"
     """A socket joined."""
+    UNPROVEN = "unproven"
+    """A socket joined, and none of those that were there before has answered."""
     EXPIRED = "expired"
     """The grace of the state ran out."""
     STOP = "stop"
@@ -54,6 +56,7 @@ TRANSITIONS: dict[Phase, dict[Event, Phase]] = {
         Event.PAUSE: Phase.PAUSED,
         Event.LIMIT: Phase.STOPPING,
         Event.LOST: Phase.SUSPENDED,
+        Event.UNPROVEN: Phase.ACTIVE,
         Event.STOP: Phase.ENDED,
     },
     Phase.PAUSED: {

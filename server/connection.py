@@ -153,7 +153,7 @@ class Connection:
         for seat in list(self.seats.values()):
             if self not in seat.watchers:
                 try:
-                    seat.alive(self.alive_at, now_ms)
+                    seat.alive(self.alive_at, now_ms, self)
                 except Exception:
                     failed("session", session=seat.key)
                     seat.recover()

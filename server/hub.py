@@ -76,7 +76,9 @@ class Hub(Seating):
                 seat.drain()
                 return self._show_end(seat, ticket, _missed(_kept(found, seat), last_seq))
             if not joined:
-                seat.meter.attach(self.clock.now(), asked_at)
+                has_others = bool(found.nodes - {self.node})
+                if seat.meter.attach(self.clock.now(), asked_at, has_others=has_others):
+                    seat.ask_the_others(asked_at, has_others=has_others)
                 seat.drain()  # what is said now the others hear, and this one misses
             self._sit(seat, member, tick_ms)
             missed = _missed(_kept(found, seat), last_seq)

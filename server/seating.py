@@ -295,6 +295,8 @@ class Seating:
 
     def _told_of_proof(self, tenant: str, message: dict[str, Any]) -> None:
         """Something was told of what a client has proven; it changes no figure of the account."""
+        if message.get("node") == self.node:
+            return  # its own question, or answer
         for told in ("farewell", "prove", "proven"):
             seat = self.seats.get(session_key(tenant, message.get(told, "")))
             if seat is None:
@@ -302,17 +304,22 @@ class Seating:
             if told == "farewell":
                 seat.farewell(message["at"])
             elif told == "prove":
-                seat.wanted_elsewhere(self.clock.now())
+                seat.wanted_elsewhere(self.clock.now(), at_once="came_at" in message)
             else:
-                seat.proven_elsewhere(message["until"], self.clock.now())
+                seat.proven_elsewhere(message["until"], self.clock.now(), message["at"])
 
-    def ask_elsewhere(self, identity: Identity) -> None:
-        """Asks the processes that have the session's sockets for a proof of life."""
-        self._run(self._tell_or_not(identity, {"prove": identity.session_id}))
+    def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
+        """Asks the processes that have the session's sockets for a proof of life; since a
+        socket joined at ``came_at``, and what the last one was."""
+        message: dict[str, Any] = {"prove": identity.session_id, "node": self.node}
+        if came_at is not None:
+            message["came_at"] = came_at
+        self._run(self._tell_or_not(identity, message))
 
-    def tell_proven(self, identity: Identity, until_ms: int) -> None:
-        """Tells the processes that have asked up to when ticks may go out."""
-        message = {"proven": identity.session_id, "until": until_ms}
+    def tell_proven(self, identity: Identity, until_ms: int, at_ms: int) -> None:
+        """Tells the processes that have asked up to when ticks may go out, and when the last
+        proof of life came in."""
+        message = {"proven": identity.session_id, "until": until_ms, "at": at_ms, "node": self.node}
         self._run(self._tell_or_not(identity, message))
 
     async def _tell_or_not(self, identity: Identity, message: dict[str, Any]) -> None:

@@ -59,11 +59,13 @@ class Place(Protocol):
     def changed(self, seat: "Seat", outcome: Outcome) -> None:
         """A step of this session changed the account's figures."""
 
-    def ask_elsewhere(self, identity: Identity) -> None:
-        """Asks the processes that have the session's sockets for a proof of life."""
+    def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
+        """Asks the processes that have the session's sockets for a proof of life; since a
+        socket joined at ``came_at``, and what the last one was."""
 
-    def tell_proven(self, identity: Identity, until_ms: int) -> None:
-        """Tells the processes that have asked up to when ticks may go out."""
+    def tell_proven(self, identity: Identity, until_ms: int, at_ms: int) -> None:
+        """Tells the processes that have asked up to when ticks may go out, and when the last
+        proof of life came in."""
 
 
 class Seat(Served):

@@ -122,7 +122,8 @@ class Served:
     """The sockets of a session on this process, and how far they are served."""
 
     __slots__ = (
-        "_asked_at", "_is_awaited", "_is_awaiting", "groups", "meter", "observers", "place",
+        "_asked_at", "_is_awaited", "_is_awaiting", "_newcomers", "groups", "meter", "observers",
+        "place",
         "proven_until", "served_until", "speed", "template", "ticked_at", "watchers",
     )  # fmt: skip
 
@@ -144,6 +145,8 @@ class Served:
         """When the last tick went out to anybody here."""
         self.proven_until = 0
         """Up to when ticks may go out where somebody only watches, as others have told."""
+        self._newcomers: frozenset[Member] = NOBODY
+        """Sockets that have joined since it is asked whether those before are there."""
         self._is_awaiting = False
         """A tick waits for a proof of life, or another process does."""
         self._is_awaited = False
@@ -169,6 +172,8 @@ class Served:
         """A socket takes part; with another pace than before if it was here already."""
         self.unseat(member)
         self.served_until = 0
+        if self.meter.is_in_doubt and not watching:
+            self._newcomers |= {member}
         if watching:
             self.watchers |= {member}
         group = next((one for one in self.groups if one.every_ms == tick_ms), None)
@@ -193,6 +198,8 @@ class Served:
             }
         if self.watchers:
             self.watchers -= {member}
+        if self._newcomers:
+            self._newcomers -= {member}
         for group in self.groups:
             if member in group.members:
                 group.members.remove(member)
@@ -202,8 +209,13 @@ class Served:
 
     # --- What is proven ----------------------------------------------------------------
 
-    def alive(self, at_ms: int, now_ms: int) -> None:
+    def alive(self, at_ms: int, now_ms: int, member: Member | None = None) -> None:
         """A proof of life of one of the sockets, as of ``at_ms``."""
+        if self.meter.is_in_doubt:
+            if member not in self._newcomers:
+                self.meter.confirm(at_ms, now_ms)
+        elif self._newcomers:
+            self._newcomers = NOBODY
         if self.meter.alive(at_ms, now_ms):
             self.drain()
         if self._is_awaiting:
@@ -245,16 +257,30 @@ class Served:
             self._asked_at = now_ms
             self.place.ask_elsewhere(self.meter.session.identity)
 
-    def wanted_elsewhere(self, now_ms: int) -> None:
-        """Another process, where somebody only watches, asks for a proof of life."""
+    def ask_the_others(self, came_at: int, *, has_others: bool) -> None:
+        """A socket has joined at ``came_at``: asks those that were there before whether they
+        are there, here and on other processes."""
+        self._probe()
+        if has_others:
+            self.place.ask_elsewhere(self.meter.session.identity, came_at)
+
+    def wanted_elsewhere(self, now_ms: int, *, at_once: bool = False) -> None:
+        """Another process, where somebody only watches, asks for a proof of life. ``at_once``:
+        or where somebody joined; it wants to know of the last one, too."""
         if self.meter.sockets:
+            if at_once:
+                self.place.tell_proven(self.meter.session.identity, 0, self.meter.alive_at)
             self._is_awaited = True
             self.await_proof(now_ms)
             if self.meter.promised_until > now_ms:
                 self._proven(now_ms)  # a heartbeat cannot be asked for more
 
-    def proven_elsewhere(self, until_ms: int, now_ms: int) -> None:
-        """Another process says up to when the session is proven."""
+    def proven_elsewhere(self, until_ms: int, now_ms: int, at_ms: int = 0) -> None:
+        """Another process says up to when the session is proven: ticks may go out until
+        ``until_ms``, and the proof came in at ``at_ms``."""
+        if self.meter.is_in_doubt:
+            self.meter.confirm(at_ms, now_ms)
+            self.drain()
         self.proven_until = max(self.proven_until, until_ms)
         if self._is_awaiting:
             self._proven(now_ms)
@@ -272,7 +298,7 @@ class Served:
         self._is_awaiting = False
         if self._is_awaited:
             self._is_awaited = False
-            self.place.tell_proven(self.meter.session.identity, until_ms)
+            self.place.tell_proven(self.meter.session.identity, until_ms, self.meter.alive_at)
         if self.meter.counting:
             for group in self.groups:
                 group.push_owed(now_ms)

@@ -141,7 +141,7 @@ class Client:
             now_ms = self.node.clock.now()
             for seat in list(self.seats.values()):
                 if self not in seat.watchers:
-                    seat.alive(now_ms, now_ms)
+                    seat.alive(now_ms, now_ms, self)
 
     # How long it was there
 

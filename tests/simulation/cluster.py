@@ -7,7 +7,8 @@ way any more, the clock jumps to the next timer of any process.
 import asyncio
 import json
 from collections import defaultdict
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
@@ -33,6 +34,7 @@ from storage.wire import decode_records
 START_AT = 1_780_000_000_000
 """The instant at which every virtual cluster begins (2026-05-28, 20:26:40 UTC)."""
 PARTITIONS = 2
+Result = TypeVar("Result")
 PING_MS = 10_000
 
 
@@ -109,7 +111,7 @@ class Browser:
             self.alive_at = now_ms
             for seat in list(self.seats.values()):
                 if self not in seat.watchers:
-                    seat.alive(now_ms, now_ms)
+                    seat.alive(now_ms, now_ms, self)
 
     # What a client does
 
@@ -295,8 +297,9 @@ class Cluster:
                 await node.hub.idle()
                 await node.recovery.idle()
             self._barriers += 1
+            name = str(self._barriers)
             for node in self._living():
-                await node.caught_up(self.redis, str(self._barriers))
+                await node.caught_up(self.redis, name)
             if not any(node.is_busy for node in self._living()):
                 return
 
@@ -317,6 +320,15 @@ class Cluster:
                 node.timers.run_due(self.clock.now_ms)
         self.clock.now_ms = until
         await self.settle()
+
+    async def meanwhile(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Lets time pass until something is done that waits for it; what came of that."""
+        task = asyncio.create_task(work)
+        while not task.done():
+            await self.settle()
+            if not task.done():
+                await self.advance(10)
+        return await task
 
     async def grant(
         self, micros: int, account_id: str = "ann", org_id: str | None = None, kind: str = "grant"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from protocol import limits
+from protocol.doubt import DOUBT_WAIT_MS
 from protocol.errors import ProtocolError
 from protocol.states import Event
 from server.auth import Principal
@@ -363,3 +364,39 @@ async def test_an_honest_client_whose_line_is_cut_for_a_while(
     is_up = False
     expected_ms += client.alive_at - joined_at
     assert await billed(cluster, connection) == expected_ms
+
+
+@pytest.mark.parametrize("node_number", [0, 1])
+@pytest.mark.parametrize("others", [0, 2])
+async def test_a_line_that_was_cut_proves_nothing_though_its_loss_is_not_noticed(
+    cluster: Cluster, node: Node, connection: Connection, node_number: int, others: int
+) -> None:
+    """Ten times in an hour the client comes back over a new socket after 8 s, while the server
+    believes that the old one is there: what nobody proved is a gap."""
+    await cluster.grant(100 * CREDIT)
+    fraud = Fraud(cluster, [node, await cluster.node()])
+    fraud.until += 3_000_000
+    lost: set[Cheat] = set()
+
+    def answers(cheat: Cheat) -> bool:
+        return cheat not in lost
+
+    async def come(number: int) -> list[Cheat]:
+        tabs = [fraud.open(answers, number % 2 * node_number) for _ in range(1 + others)]
+        for tab in tabs:
+            await cluster.meanwhile(tab.join("chat-1"))
+        return tabs
+
+    expected_ms = 0
+    tabs, joined_at = await come(0), cluster.clock.now()
+    for number in range(1, 11):
+        await cluster.advance(352_000 if number % 3 else 3_000)
+        lost.update(tabs)
+        expected_ms += max(tab.alive_at for tab in tabs) - joined_at
+        await cluster.advance(8_000)
+        tabs, joined_at = await come(number), cluster.clock.now()
+        await cluster.advance(DOUBT_WAIT_MS + 2 * TICK_MS + 2 * node.round_trip_ms)
+        assert tabs[0].all("tick")[-1]["received_at"] > joined_at, number
+    lost.update(tabs)
+    expected_ms += max(tab.alive_at for tab in tabs) - joined_at
+    assert abs(await billed(cluster, connection) - expected_ms) <= 500  # of 80 s
