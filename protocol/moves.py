@@ -123,8 +123,6 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
             return resume(moment)
         case Event.RETURNED:
             return come_back(moment)
-        case Event.UNPROVEN if moment.instant_of(moment.proven_ms) >= intent.at:
-            return None  # somebody else has proven it meanwhile
         case Event.UNPROVEN:
             return skip_gap(moment, intent.at)
         case Event.LIMIT:
@@ -259,11 +257,13 @@ def come_back(moment: Moment) -> Step:
     return moment.step(settling, offers=_some(moment, settling, offers), free_taken_ms=taken_ms)
 
 
-def skip_gap(moment: Moment, came_at: int) -> Step:
+def skip_gap(moment: Moment, came_at: int) -> Step | None:
     """Time stopped at the last proof of life, and goes on from ``came_at``, when a socket joined:
     a loss that was not noticed, and the return. Only for kinds that bill no gaps."""
     position_ms = moment.proven_ms
     lost_at = moment.instant_of(position_ms)
+    if lost_at >= came_at:
+        return None  # somebody else has proven it meanwhile
     settling = _stand_still(moment, Phase.ACTIVE, position_ms, lost_at)
     standing = settling.standing
     changes: dict[str, Any] = {

@@ -207,7 +207,8 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
         encoded["grace_until"] = after.grace_until
     if step.records:
         encoded["records"] = _ENCODER.encode(list(step.records)).decode()
-    moved = after.elapsed_ms != before.elapsed_ms and not is_active
+    # Running time stays on its line, unless it begins anew where it was: after a gap.
+    moved = after.run_at != before.run_at if is_active else after.elapsed_ms != before.elapsed_ms
     if not ended and (was_active != is_active or moved or after.free_ms != before.free_ms):
         encoded["line"] = encode_line(line_at(session.identity, after))
     return orjson.dumps(encoded)
