@@ -306,6 +306,8 @@ class Hub(Seating):
         if member not in seat.members:
             return
         watching = member in seat.watchers
+        if not watching:
+            seat.confirm(member, alive_at, self.clock.now())
         seat.unseat(member)
         if watching:
             self.release(seat)

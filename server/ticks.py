@@ -211,15 +211,19 @@ class Served:
 
     def alive(self, at_ms: int, now_ms: int, member: Member | None = None) -> None:
         """A proof of life of one of the sockets, as of ``at_ms``."""
-        if self.meter.is_in_doubt:
-            if member not in self._newcomers:
-                self.meter.confirm(at_ms, now_ms)
-        elif self._newcomers:
-            self._newcomers = NOBODY
+        self.confirm(member, at_ms, now_ms)
         if self.meter.alive(at_ms, now_ms):
             self.drain()
         if self._is_awaiting:
             self._proven(now_ms)
+
+    def confirm(self, member: Member | None, at_ms: int, now_ms: int) -> None:
+        """What a socket has proven last. One that was there when another joined says by that
+        whether it was still there."""
+        if not self.meter.is_in_doubt:
+            self._newcomers = NOBODY
+        elif member not in self._newcomers:
+            self.meter.confirm(at_ms, now_ms)
 
     def promise(self, until_ms: int, now_ms: int) -> None:
         """A heartbeat's proof of life, which reaches into the future."""
