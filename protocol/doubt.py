@@ -7,11 +7,6 @@ trip. Where none does, nobody has proven the time before the join: it is a gap.
 
 import msgspec
 
-DOUBT_MS = 1_000
-"""A proof of life that is no older than this leaves no doubt."""
-DOUBT_WAIT_MS = 1_000
-"""How long the answer of those who were there is waited for."""
-
 
 class Doubt(msgspec.Struct):
     """What is asked, and what is known so far."""

@@ -91,6 +91,10 @@ PING_INTERVAL_MS: Final = 10_000  # PROTOCOL
 PONG_TIMEOUT_MS: Final = 10_000  # PROTOCOL: dead after ten more
 PROOF_FRESH_MS_MAX: Final = 12_000
 """Ticks go out no longer than this after the last proof of life: a ping, and a slow line."""
+DOUBT_MS: Final = 1_000
+"""A socket that joins finds no doubt where a proof of life is no older than this."""
+DOUBT_WAIT_MS: Final = 1_000
+"""How long those who were there before are waited for; who answers is there."""
 UNPROVEN_SHARE: Final = 10
 """Nor longer than this part (a tenth) of the time that the client has proven before, since it
 came: what it is served without proof, and may never pay for, stays a tenth of what it pays."""
@@ -419,6 +423,10 @@ assert SESSIONS_PER_SOCKET_MAX <= STARTS_BURST <= LIVE_SESSIONS_PER_ACCOUNT_MAX
 assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
 # A client that answers its pings gets every tick. One that stops has paid for nine tenths.
 assert PING_INTERVAL_MS < PROOF_FRESH_MS_MAX <= PING_INTERVAL_MS + PONG_TIMEOUT_MS
+# Who is there answers a ping and another process before time is taken for a gap; and before a
+# client's request that waits for this is given up.
+assert 2 * PROBE_SPACING_MS < DOUBT_WAIT_MS < REQUEST_TIMEOUT_MS
+assert DOUBT_MS < PING_INTERVAL_MS
 assert 10 * UNPROVEN_SHARE >= 9 * (UNPROVEN_SHARE + 1)
 # The pongs that a socket owes us are no flood.
 assert 2 * CONTROL_WINDOW_MS // PROBE_SPACING_MS < CONTROL_FRAMES_MAX

@@ -23,7 +23,7 @@ grant's margin carries the session.
 import msgspec
 
 from protocol import limits, messages, moves
-from protocol.doubt import DOUBT_MS, DOUBT_WAIT_MS, Doubt
+from protocol.doubt import Doubt
 from protocol.effects import Ask, Leave, Move, Probe, Push, Refuse, Reply, Token
 from protocol.grants import MonthOf
 from protocol.intents import Intent
@@ -65,9 +65,9 @@ class Meter(Position):
         if self.session.identity.terms.gap == "bill" or not (self.sockets or has_others):
             return False
         proven_at = max(self.alive_at, settled_at(self.session))
-        if proven_at >= came_at - DOUBT_MS:
+        if proven_at >= came_at - limits.DOUBT_MS:
             return False
-        until = now_ms + DOUBT_WAIT_MS
+        until = now_ms + limits.DOUBT_WAIT_MS
         self._doubt = Doubt(came_at, proven_at, is_told=self.sockets > 0, until=until)
         return True
 

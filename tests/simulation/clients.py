@@ -30,6 +30,8 @@ class Diary:
     """Instants at which its clients asked for something, or joined: start, pause …"""
     proofs: list[tuple[int, int]] = field(default_factory=list)
     """When a socket was found to be gone, and the last proof of life known then."""
+    heard: list[tuple[int, int]] = field(default_factory=list)
+    """Every proof of life of a client that takes part, and when that client came."""
     reported_ms: int = 0
     """Time that its client has counted itself, at most."""
     disturbed: bool = False
@@ -138,12 +140,18 @@ class Client:
         """A proof of life comes in."""
         if not self.is_cut and self.node.is_alive:
             self.alive_at = self.node.loop.clock.now()
+            self.hear()
             now_ms = self.node.clock.now()
             for seat in list(self.seats.values()):
                 if self not in seat.watchers:
                     seat.alive(now_ms, now_ms, self)
 
     # How long it was there
+
+    def hear(self) -> None:
+        """The proof of life that came in last is one for each session that it takes part in."""
+        for diary in self.present():
+            diary.heard.append((self.alive_at, self._served[diary.session_id][0]))
 
     def begin(self, session_id: str, last_seq: int | None) -> None:
         """It asks to be told of a session, and of what it has missed if it says so."""

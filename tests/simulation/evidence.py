@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from protocol import limits
 from protocol.limits import NOTICES_KEPT_MAX, NOTICES_UNRECORDED_MAX
 from protocol.projection import EXACT_LINES_MAX, REMEMBERED_MS
 from protocol.session import Identity
@@ -19,6 +20,8 @@ from tests.simulation.state import MINUTE_MS, State, billed_ms, cost_micros, cou
 from tests.simulation.world import World
 
 Segments = list[tuple[int, int]]
+ANSWER_MS = limits.DOUBT_WAIT_MS // 2
+"""Who is there answers within this, and every process hears of that."""
 
 
 def check(auditor: Auditor, state: State) -> None:
@@ -244,7 +247,8 @@ def _check_segments(
 
     for index, (from_at, to_at) in enumerate(ended["segments"]):
         gap_from = bills and (from_at in proofs or died(from_at))
-        assert from_at in asked or gap_from, (ended, diary)
+        returned = from_at in asked or _came_unnoticed(ended, from_at, diary)
+        assert returned or gap_from, (ended, diary)
         last = index == len(ended["segments"]) - 1
         by_operator = last and any(at - FOUND_OUT_MS <= to_at <= at + 1_000 for at in operator)
         known = to_at in asked | stops | proofs | here
@@ -259,6 +263,20 @@ def _check_segments(
         nothing = end in proofs and (latest in returns or max(returns, default=0) in paused)
         assert end == latest or nothing or end in asked | stops, (ended, diary)
         assert end <= latest, (ended, diary)
+
+
+def _came_unnoticed(ended: dict[str, Any], from_at: int, diary: Diary) -> bool:
+    """Whether time of a kind that bills no gaps may begin anew as a socket asks to join: those
+    who were there had been cut, and that was not noticed. Only where the gap begins at their
+    last proof of life, that is old, and none of them answered when asked."""
+    begun = [gap[0] for gap in ended["gaps"] if gap[1] == from_at and not gap[2]]
+    came = [visit[0] for visit in diary.served]
+    if diary.terms.gap == "bill" or len(begun) != 1 or from_at not in came:
+        return False
+    before = [at for at in came if at < from_at] + [at for at, _ in diary.heard if at < from_at]
+    answered = any(came_at < from_at <= at <= from_at + ANSWER_MS for at, came_at in diary.heard)
+    is_old = begun[0] < from_at - limits.DOUBT_MS
+    return begun[0] == max(before) and is_old and not answered
 
 
 # --- What was told ----------------------------------------------------------------------

@@ -8,7 +8,6 @@ from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from protocol import limits
-from protocol.doubt import DOUBT_WAIT_MS
 from protocol.errors import ServiceError
 from protocol.events import EntryPosted
 from protocol.states import Event, Phase
@@ -514,7 +513,9 @@ async def test_an_end_is_final_though_others_went_on_after_a_loss(
     await cluster.advance(5_000)
     again = second.browser("again")
     await again.start("s1", CHAT)
-    await cluster.advance(DOUBT_WAIT_MS)  # the process that it has left is asked for its proof
+    await cluster.advance(
+        limits.DOUBT_WAIT_MS
+    )  # the process that it has left is asked for its proof
     await again.request("s1", Event.PAUSE)
     assert await phase_of(cluster.redis, "s1") is Phase.PAUSED
     node.recovery.suspect()

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.doubt import DOUBT_WAIT_MS
 from protocol.errors import ProtocolError
 from protocol.states import Event
 from server.auth import Principal
@@ -395,7 +394,7 @@ async def test_a_line_that_was_cut_proves_nothing_though_its_loss_is_not_noticed
         expected_ms += max(tab.alive_at for tab in tabs) - joined_at
         await cluster.advance(8_000)
         tabs, joined_at = await come(number), cluster.clock.now()
-        await cluster.advance(DOUBT_WAIT_MS + 2 * TICK_MS + 2 * node.round_trip_ms)
+        await cluster.advance(limits.DOUBT_WAIT_MS + 2 * TICK_MS + 2 * node.round_trip_ms)
         assert tabs[0].all("tick")[-1]["received_at"] > joined_at, number
     lost.update(tabs)
     expected_ms += max(tab.alive_at for tab in tabs) - joined_at

@@ -421,6 +421,7 @@ class World:
         node, is_farewell = client.node, not client.is_cut
         if is_farewell:
             client.alive_at = self.now
+            client.hear()
         for diary in client.present():
             diary.proofs.append((self.now, client.alive_at))
             diary.disturbed = diary.disturbed or self._is_troubled(node)
