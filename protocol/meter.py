@@ -89,7 +89,8 @@ class Meter(Position):
             return
         doubt.is_over = True
         if doubt.is_told:
-            self._intents.add(Intent(Event.UNPROVEN, doubt.came_at))
+            # Before a request that has waited for this: it ends the time since the join.
+            self._intents.add_first(Intent(Event.UNPROVEN, doubt.came_at))
         else:
             self._end_doubt(now_ms)  # their process is silent: it is swept, should it be dead
 

@@ -1,0 +1,163 @@
+"""Doubt: whether those who were there before a socket joined are there still."""
+
+import pytest
+
+from protocol import limits
+from protocol.effects import Move
+from protocol.states import Event, Phase
+from tests.protocol.bench import Bench
+from tests.protocol.examples import CREDIT, NOW, session_of, terms_of
+
+PROVEN_AT = NOW + 3_000
+CAME_AT = PROVEN_AT + 8_000
+
+
+def cut(**bench: object) -> Bench:
+    """A client has proven 3 s, and its line has been cut for 8 s; nobody has noticed."""
+    made = Bench(**bench)  # type: ignore[arg-type]
+    made.run(PROVEN_AT - NOW)
+    if made.meter.sockets:
+        made.alive()
+    made.run(CAME_AT - PROVEN_AT)
+    return made
+
+
+def come(bench: Bench, *, has_others: bool = False) -> bool:
+    """Another socket joins; whether those before it are to be asked."""
+    asks = bench.meter.attach(bench.now, has_others=has_others)
+    bench.drain()
+    return asks
+
+
+def test_what_nobody_proved_before_a_join_is_a_gap() -> None:
+    bench = cut()
+    assert come(bench)
+    bench.run(limits.DOUBT_WAIT_MS - 1)
+    assert bench.meter.asked is None
+    bench.run(1)
+    step = bench.step
+    assert step.charge_micros == 3 * CREDIT // 60
+    standing = step.standing
+    assert (standing.phase, standing.elapsed_ms, standing.settled_ms) == (
+        Phase.ACTIVE,
+        3_000,
+        3_000,
+    )
+    assert standing.segments == ((NOW, PROVEN_AT),)
+    assert standing.gaps == ((PROVEN_AT, CAME_AT, False),)
+    assert (standing.at, standing.run_at, standing.minute_at) == (CAME_AT, CAME_AT, NOW)
+    bench.accept()
+    assert not bench.meter.is_in_doubt
+    assert bench.meter.elapsed_at(bench.now) == 3_000 + limits.DOUBT_WAIT_MS
+    assert bench.meter.alive_at == CAME_AT
+
+
+def test_a_first_minute_that_nobody_proved_begins_with_the_join() -> None:
+    bench = Bench()
+    bench.run(8_000)
+    assert come(bench)
+    bench.run(limits.DOUBT_WAIT_MS)
+    standing = bench.step.standing
+    assert (standing.elapsed_ms, standing.segments) == (0, ())
+    assert (standing.run_at, standing.minute_at) == (NOW + 8_000, NOW + 8_000)
+    assert bench.step.charge_micros == 0
+
+
+def test_an_answer_of_who_was_there_ends_the_doubt() -> None:
+    bench = cut()
+    assert come(bench)
+    bench.run(40)
+    bench.meter.confirm(PROVEN_AT, bench.now)
+    assert bench.meter.is_in_doubt  # it says when it was heard of last, and that is long ago
+    bench.meter.confirm(bench.now, bench.now)
+    assert not bench.meter.is_in_doubt
+    bench.run(2 * limits.DOUBT_WAIT_MS)
+    assert bench.meter.asked is None
+    assert bench.meter.elapsed_at(bench.now) == bench.now - NOW
+
+
+def test_an_answer_to_the_step_that_is_late_ends_nothing_twice() -> None:
+    bench = cut()
+    assert come(bench)
+    bench.run(limits.DOUBT_WAIT_MS)
+    bench.meter.confirm(bench.now, bench.now)
+    bench.accept()
+    bench.run(limits.DOUBT_WAIT_MS)
+    assert bench.meter.asked is None
+    assert bench.meter.session.standing.gaps == ((PROVEN_AT, CAME_AT, False),)
+
+
+@pytest.mark.parametrize("age_ms", [limits.DOUBT_MS, limits.DOUBT_MS + 1])
+def test_a_fresh_proof_leaves_no_doubt(age_ms: int) -> None:
+    bench = cut()
+    bench.alive()
+    bench.run(age_ms)
+    assert come(bench) == (age_ms > limits.DOUBT_MS)
+
+
+def test_a_promise_of_a_heartbeat_leaves_no_doubt() -> None:
+    bench = cut()
+    bench.meter.promise(bench.now + 1, bench.now)
+    bench.run(limits.DOUBT_MS)
+    assert not come(bench)
+
+
+def test_where_gaps_are_billed_there_is_no_doubt() -> None:
+    assert not come(cut(session=session_of(terms_of(gap="bill"))))
+
+
+def test_who_is_alone_is_not_asked() -> None:
+    assert not come(cut(sockets=0))
+
+
+def test_the_first_to_join_here_asks_other_processes() -> None:
+    bench = cut(sockets=0)
+    assert come(bench, has_others=True)
+    bench.meter.confirm(PROVEN_AT + 500, bench.now)
+    bench.run(limits.DOUBT_WAIT_MS)
+    assert bench.step.standing.gaps == ((PROVEN_AT + 500, CAME_AT, False),)
+
+
+def test_a_process_that_does_not_answer_leaves_the_time_as_it_is() -> None:
+    bench = cut(sockets=0)
+    assert come(bench, has_others=True)
+    bench.run(limits.DOUBT_WAIT_MS)
+    assert not bench.meter.is_in_doubt
+    assert bench.meter.asked is None
+    assert bench.meter.elapsed_at(bench.now) == bench.now - NOW
+
+
+def test_in_doubt_no_more_is_shown_than_what_is_proven() -> None:
+    bench = cut()
+    assert come(bench)
+    bench.run(500)
+    assert bench.meter.fresh_until(bench.now) < bench.now
+    assert bench.meter.shown_at(bench.now) == 3_000
+
+
+def test_a_request_waits_until_it_is_known_what_was_proven() -> None:
+    bench = cut()
+    assert come(bench)
+    bench.run(500)
+    bench.ask(Event.PAUSE)
+    assert bench.meter.asked is None
+    bench.run(500)
+    assert bench.step.standing.phase is Phase.ACTIVE
+    bench.accept()
+    standing = bench.step.standing
+    assert (standing.phase, standing.elapsed_ms) == (Phase.PAUSED, 3_500)
+    assert standing.segments == ((NOW, PROVEN_AT), (CAME_AT, CAME_AT + 500))
+
+
+def test_the_same_gap_of_another_process_ends_the_doubt() -> None:
+    bench = cut()
+    assert come(bench)
+    gaps = ((PROVEN_AT, CAME_AT, False),)
+    moved = bench.moved_to(
+        at=CAME_AT, run_at=CAME_AT, elapsed_ms=3_000, settled_ms=3_000, gaps=gaps
+    )
+    bench.meter.moved(Move(moved), bench.now)
+    bench.drain()
+    assert not bench.meter.is_in_doubt
+    bench.run(limits.DOUBT_WAIT_MS)
+    assert bench.meter.session.standing.gaps == gaps
