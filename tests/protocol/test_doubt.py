@@ -68,9 +68,9 @@ def test_an_answer_of_who_was_there_ends_the_doubt() -> None:
     assert come(bench)
     bench.run(40)
     bench.meter.confirm(PROVEN_AT, bench.now)
-    assert bench.meter.is_in_doubt  # it says when it was heard of last, and that is long ago
+    answers = [bench.meter.is_in_doubt]  # it says when it was heard of last, and that is long ago
     bench.meter.confirm(bench.now, bench.now)
-    assert not bench.meter.is_in_doubt
+    assert [*answers, bench.meter.is_in_doubt] == [True, False]
     bench.run(2 * limits.DOUBT_WAIT_MS)
     assert bench.meter.asked is None
     assert bench.meter.elapsed_at(bench.now) == bench.now - NOW
