@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from protocol import limits
 from protocol.terms import Terms
 from server.seats import Seat
 from tests.simulation.people import Person
@@ -15,6 +16,8 @@ from tests.simulation.processes import Server
 
 PING_MS = 10_000
 NEVER = 2**53
+ANSWER_MS = limits.DOUBT_WAIT_MS // 2
+"""Who is there answers within this, and every process hears of that."""
 FOUND_OUT_MS = 2 * PING_MS
 """A line that went dead is found out when a pong did not come in time."""
 
@@ -49,6 +52,25 @@ class Diary:
         return is_lost and not any(
             begin <= then <= (end if found <= at else at) for begin, end, found in self.served
         )
+
+    def is_doubted(self, then: int, at: int) -> bool:
+        """Whether time that ran ``then`` may be a gap at an instant: nobody had proven it when a
+        client came, and none of those who were there before has answered since."""
+        for came in {begin for begin, _, _ in self.served if then <= begin <= at}:
+            before = self.proven_before(came)
+            if before < then and self.terms.gap == "skip" and not self.answered(came, at):
+                return True
+        return False
+
+    def proven_before(self, came: int) -> int:
+        """The last proof of life before a client came; its own, if there is none."""
+        proofs = [begin for begin, _, _ in self.served] + [at for at, _ in self.heard]
+        return max((at for at in proofs if at < came), default=came)
+
+    def answered(self, came: int, until: int) -> bool:
+        """Whether one of those who were there when a client came is heard of soon after."""
+        until = min(until, came + ANSWER_MS)
+        return any(begin < came <= at <= until for at, begin in self.heard)
 
 
 def _payload(frame: bytes) -> dict[str, Any]:

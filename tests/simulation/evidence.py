@@ -20,8 +20,6 @@ from tests.simulation.state import MINUTE_MS, State, billed_ms, cost_micros, cou
 from tests.simulation.world import World
 
 Segments = list[tuple[int, int]]
-ANSWER_MS = limits.DOUBT_WAIT_MS // 2
-"""Who is there answers within this, and every process hears of that."""
 
 
 def check(auditor: Auditor, state: State) -> None:
@@ -270,13 +268,12 @@ def _came_unnoticed(ended: dict[str, Any], from_at: int, diary: Diary) -> bool:
     who were there had been cut, and that was not noticed. Only where the gap begins at their
     last proof of life, that is old, and none of them answered when asked."""
     begun = [gap[0] for gap in ended["gaps"] if gap[1] == from_at and not gap[2]]
-    came = [visit[0] for visit in diary.served]
-    if diary.terms.gap == "bill" or len(begun) != 1 or from_at not in came:
+    came = any(begin == from_at for begin, _, _ in diary.served)
+    if diary.terms.gap == "bill" or len(begun) != 1 or not came:
         return False
-    before = [at for at in came if at < from_at] + [at for at, _ in diary.heard if at < from_at]
-    answered = any(came_at < from_at <= at <= from_at + ANSWER_MS for at, came_at in diary.heard)
     is_old = begun[0] < from_at - limits.DOUBT_MS
-    return begun[0] == max(before) and is_old and not answered
+    at_proof = begun[0] == diary.proven_before(from_at)
+    return at_proof and is_old and not diary.answered(from_at, NEVER)
 
 
 # --- What was told ----------------------------------------------------------------------

@@ -198,7 +198,8 @@ class Verdict:
     def _check_shown(self, client: Client) -> None:
         """The time that a client is shown never steps back, where it is served by one process
         that lives: but to where the session's clients proved that they were there, once they
-        are found to be gone. What was shown until that proof stays."""
+        are found to be gone, or do not answer when another comes. What was shown until that
+        proof stays."""
         if self.world.losses or self.world.deaths:
             return
         nodes: defaultdict[str, set[str]] = defaultdict(set)
@@ -212,7 +213,11 @@ class Verdict:
                 continue
             elapsed_ms, at = message["elapsed_ms"], message["received_at"]
             diary = self.world.diaries[session_id]
-            kept = (ms for ms, then in shown[session_id] if not diary.took_back(then, at))
+            kept = (
+                ms
+                for ms, then in shown[session_id]
+                if not (diary.took_back(then, at) or diary.is_doubted(then, at))
+            )
             before = max(kept, default=0)
             assert elapsed_ms >= before, (client.name, before, message)
             shown[session_id].append((elapsed_ms, at))

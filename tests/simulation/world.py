@@ -511,7 +511,8 @@ def _last_request(diary: Diary) -> int:
 
 
 def _is_asked(seat: Seat) -> bool:
-    return seat.meter.asked is not None or seat.failures > 0
+    waits = seat.meter.asked is not None or seat.meter.is_in_doubt
+    return waits or seat.failures > 0
 
 
 async def _turn(turns: int) -> None:
