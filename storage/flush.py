@@ -26,6 +26,7 @@ from redis.exceptions import RedisError, ResponseError
 from protocol import limits
 from protocol.events import Record
 from storage.cluster import is_cluster
+from storage.keys import epoch_key
 from storage.outbox import (
     CONNECTIONS_MAX,
     GROUP,
@@ -34,7 +35,6 @@ from storage.outbox import (
     acknowledgement,
     connect,
     entry_of,
-    epoch_key,
     outbox_key,
     rejected_key,
     share,

@@ -19,6 +19,11 @@ LOOK_CHANNEL = "{nodes}:look"
 """Where a process that starts asks those who live for a beat."""
 
 
+def epoch_key(partition: int) -> str:
+    """What changes whenever a partition was found to have lost something."""
+    return f"{{p{partition}}}:epoch"
+
+
 class Keys:
     """The keys of one deployment, whose number of partitions never changes."""
 
@@ -100,7 +105,7 @@ class Keys:
 
     def epoch(self, partition: int) -> str:
         """What changes whenever a partition was found to have lost something."""
-        return f"{{p{partition}}}:epoch"
+        return epoch_key(partition)
 
     def recovering(self, partition: int) -> str:
         """There for a while after a loss: meanwhile sessions are put back, and nothing else."""

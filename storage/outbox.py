@@ -71,11 +71,6 @@ def watermark_key(partition: int) -> str:
     return f"{{p{partition}}}:watermark"
 
 
-def epoch_key(partition: int) -> str:
-    """What changes whenever the partition was found to have lost something."""
-    return f"{{p{partition}}}:epoch"
-
-
 def rejected_key(partition: int) -> str:
     """The stream of entries that Postgres refused; append ``r`` to the outbox to try again."""
     return f"{{p{partition}}}:rejected"
