@@ -290,8 +290,8 @@ async def test_a_grant_lifts_a_live_sessions_limit(server: TestServer) -> None:
     assert warning["limit"] == "credits"
     assert warning["threshold_ms"] == 300_000
     await grant(server, "100", "k2")
-    cleared = await client.until("limit_cleared")
-    assert (await client.until("credit"))["credits"] == "100.5"
+    cleared, credit = await client.until_each("limit_cleared", "credit")
+    assert credit["credits"] == "100.5"
     assert cleared["limit"] == "credits"
     assert cleared["remaining_ms"] > 100 * 60_000
 

@@ -15,6 +15,7 @@ from storage.rows import SessionPrepared
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant
+from tests.server.minutes import keep_off_month_ends
 
 S1 = "/v1/sessions/s1"
 STOP = f"{S1}/stop"
@@ -102,6 +103,8 @@ async def test_a_recording_of_another_process_shows_the_months_limit(
     start_server: StartServer,
 ) -> None:
     there, here = await start_server(), await start_server()
+    for server in (there, here):
+        keep_off_month_ends(server)
     body = {"monthly_hours_limit": 2}
     await ask(here, "PUT", "/v1/orgs/acme", json={"timezone": "Asia/Tokyo"})
     await ask(here, "PUT", "/v1/orgs/acme/members/ann", json=body)
