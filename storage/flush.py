@@ -26,7 +26,7 @@ from redis.exceptions import RedisError, ResponseError
 from protocol import limits
 from protocol.events import Record
 from storage.cluster import is_cluster
-from storage.keys import epoch_key
+from storage.keys import epoch_key, outbox_key, rejected_key
 from storage.outbox import (
     CONNECTIONS_MAX,
     GROUP,
@@ -35,8 +35,6 @@ from storage.outbox import (
     acknowledgement,
     connect,
     entry_of,
-    outbox_key,
-    rejected_key,
     share,
     streams,
     text,

@@ -24,6 +24,21 @@ def epoch_key(partition: int) -> str:
     return f"{{p{partition}}}:epoch"
 
 
+def outbox_key(partition: int) -> str:
+    """A partition's records on their way to Postgres."""
+    return f"{{p{partition}}}:outbox"
+
+
+def watermark_key(partition: int) -> str:
+    """The id up to which, itself included, every entry has left the outbox."""
+    return f"{{p{partition}}}:watermark"
+
+
+def rejected_key(partition: int) -> str:
+    """The stream of entries that Postgres refused; append ``r`` to the outbox to try again."""
+    return f"{{p{partition}}}:rejected"
+
+
 class Keys:
     """The keys of one deployment, whose number of partitions never changes."""
 
@@ -97,11 +112,11 @@ class Keys:
 
     def outbox(self, partition: int) -> str:
         """A partition's records on their way to Postgres."""
-        return f"{{p{partition}}}:outbox"
+        return outbox_key(partition)
 
     def watermark(self, partition: int) -> str:
         """The id up to which, itself included, every entry has left the outbox."""
-        return f"{{p{partition}}}:watermark"
+        return watermark_key(partition)
 
     def epoch(self, partition: int) -> str:
         """What changes whenever a partition was found to have lost something."""

@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from protocol import limits
 from protocol.events import Record
 from storage.cluster import ClusterRedis, is_cluster
+from storage.keys import outbox_key, rejected_key, watermark_key
 from storage.wire import decode_records
 
 GROUP = "flush"
@@ -59,21 +60,6 @@ def connect(redis_url: str, connections_max: int = CONNECTIONS_MAX) -> Redis:
         )
 
     return ClusterRedis(redis_url, make) if is_cluster(redis_url) else make(redis_url)
-
-
-def outbox_key(partition: int) -> str:
-    """The stream of records that wait for Postgres."""
-    return f"{{p{partition}}}:outbox"
-
-
-def watermark_key(partition: int) -> str:
-    """The id up to which, itself included, every entry has left the outbox."""
-    return f"{{p{partition}}}:watermark"
-
-
-def rejected_key(partition: int) -> str:
-    """The stream of entries that Postgres refused; append ``r`` to the outbox to try again."""
-    return f"{{p{partition}}}:rejected"
 
 
 def share(count: int, keys: Sequence[str]) -> int:

@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from protocol.events import Record
 from storage.flush import Flusher
-from storage.outbox import GROUP, outbox_key, text, watermark_key
+from storage.keys import outbox_key, watermark_key
+from storage.outbox import GROUP, text
 
 PARTITIONS = range(3)
 

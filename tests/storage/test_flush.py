@@ -9,7 +9,8 @@ from redis.asyncio import Redis
 
 from protocol import limits
 from storage.flush import run_flusher
-from storage.outbox import GROUP, outbox_key, rejected_key
+from storage.keys import outbox_key, rejected_key
+from storage.outbox import GROUP
 from storage.records import Records
 from tests.storage.examples import START, TENANT, entry, minute
 from tests.storage.outboxes import (

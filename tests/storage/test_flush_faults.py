@@ -12,7 +12,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protocol.events import Record
 from storage.flush import BACKOFF_S_MAX
-from storage.outbox import outbox_key, rejected_key, text
+from storage.keys import outbox_key, rejected_key
+from storage.outbox import text
 from storage.records import Records, UnavailableError
 from storage.scribe import Scribe
 from tests.storage.examples import START, TENANT, entry, minute
