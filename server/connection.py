@@ -151,9 +151,9 @@ class Connection:
         now_ms = self.process.clock.now()
         self.alive_at = max(self.alive_at, self.process.pulse.proof_at(now_ms))
         for seat in list(self.seats.values()):
-            if self not in seat.watchers:
+            if self not in seat.service.watchers:
                 try:
-                    seat.alive(self.alive_at, now_ms, self)
+                    seat.service.alive(self.alive_at, now_ms, self)
                 except Exception:
                     failed("session", session=seat.key)
                     seat.recover()
@@ -382,7 +382,7 @@ class Connection:
 
     def _request(self, request: messages.SessionRequest, event: Event) -> None:
         seat = self._seat_of(request)
-        if self in seat.watchers:
+        if self in seat.service.watchers:
             raise PeerError(ErrorCode.FORBIDDEN, "this socket only watches the session")
         self.process.hub.request(seat, event, Ticket(self, request.id))
 

@@ -72,7 +72,7 @@ class Pulse:
             self._timer.cancel()
         self._timer = process.timers.deadline(self.alive_until, self._lost, self.key[0])
         if self.seat is not None:
-            self.seat.promise(self.alive_until, now_ms)
+            self.seat.service.promise(self.alive_until, now_ms)
 
     def stop(self) -> None:
         """No more is expected of it."""

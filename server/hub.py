@@ -67,7 +67,7 @@ class Hub(Seating):
                 return await self._show_ended(found, ticket, last_seq)
             try:
                 seat = await self._found(found)
-                joined = member in seat.members and member not in seat.watchers
+                joined = member in seat.members and member not in seat.service.watchers
                 self._check_seats(seat, member)
             except BaseException:
                 await self._depart(found.session)
@@ -78,7 +78,7 @@ class Hub(Seating):
             if not joined:
                 has_others = bool(found.nodes - {self.node})
                 if seat.meter.attach(self.clock.now(), asked_at, has_others=has_others):
-                    seat.ask_the_others(asked_at, has_others=has_others)
+                    seat.service.ask_the_others(asked_at, has_others=has_others)
                 seat.drain()  # what is said now the others hear, and this one misses
             self._sit(seat, member, tick_ms)
             missed = _missed(_kept(found, seat), last_seq)
@@ -265,7 +265,7 @@ class Hub(Seating):
     def _check_seats(self, seat: Seat, member: Member) -> None:
         """Raises ``rate_limited`` where too many sockets keep a session alive. Observers and
         requests take none of these places."""
-        taken = [one for one in seat.members if one not in seat.watchers]
+        taken = [one for one in seat.members if one not in seat.service.watchers]
         if len(taken) >= limits.SOCKETS_PER_SESSION_MAX and member not in taken:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets have this session open")
 
@@ -274,12 +274,12 @@ class Hub(Seating):
         oldest observer who is somebody else; anybody else is refused."""
         identity = seat.meter.session.identity
         is_own = (principal.tenant, principal.user_id) == (identity.tenant, identity.user_id)
-        if len(seat.observers) >= limits.OBSERVERS_PER_SESSION_MAX:
-            others = [observer for observer, own in seat.observers.items() if not own]
+        if len(seat.service.observers) >= limits.OBSERVERS_PER_SESSION_MAX:
+            others = [observer for observer, own in seat.service.observers.items() if not own]
             if not is_own or not others:
                 raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets watch this session")
             self._evict(seat, others[0])
-        seat.observe(member, is_own=is_own)
+        seat.service.observe(member, is_own=is_own)
 
     def _evict(self, seat: Seat, observer: Member) -> None:
         """Takes an observer's place, and says so."""
@@ -289,13 +289,15 @@ class Hub(Seating):
             f"{session_id} is watched no longer: its own user needed the place",
         )
         self.metrics.errors.labels(error.code.value).inc()
-        seat.unseat(observer)
+        seat.service.remove(observer)
         observer.left(seat)
         observer.send(text_frame(encode(error_message(error))))
 
     def _sit(self, seat: Seat, member: Member, tick_ms: int | None) -> None:
         self._check_seats(seat, member)
-        seat.seat(member, tick_ms or seat.meter.session.identity.terms.tick_ms, watching=False)
+        seat.service.add(
+            member, tick_ms or seat.meter.session.identity.terms.tick_ms, watching=False
+        )
 
     def part(self, seat: Seat, member: Member, alive_at: int, *, farewell: bool = False) -> None:
         """A socket leaves a session, or is gone; ``alive_at`` is its last proof of life.
@@ -305,21 +307,21 @@ class Hub(Seating):
         """
         if member not in seat.members:
             return
-        watching = member in seat.watchers
+        watching = member in seat.service.watchers
         if not watching:
-            seat.confirm(member, alive_at, self.clock.now())
-        seat.unseat(member)
+            seat.service.confirm(member, alive_at, self.clock.now())
+        seat.service.remove(member)
         if watching:
             self.release(seat)
             return
         if farewell:
-            seat.farewell(alive_at)
+            seat.service.farewell(alive_at)
             if seat.meter.sockets > 1:
                 # No step is made, for others stay here; see `leaving` in commit.lua.
                 self._run(self._tell_farewell(seat, alive_at))
         seat.meter.detach(alive_at, self.clock.now(), farewell=farewell)
         if not seat.meter.sockets:
-            seat.count_unproven()
+            seat.service.count_unproven()
         seat.drain()
 
     async def _tell_farewell(self, seat: Seat, at_ms: int) -> None:
@@ -344,7 +346,7 @@ class Hub(Seating):
                 return None
             _check_live(found.session)
             seat = await self.seat_of(found.session)
-            seat.seat(guest, limits.TICK_MS_MAX, watching=True)
+            seat.service.add(guest, limits.TICK_MS_MAX, watching=True)
             seat.meter.read(found.session, found.notices, self.clock.now())
             seat.drain()
             return seat

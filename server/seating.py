@@ -302,11 +302,11 @@ class Seating:
             if seat is None:
                 continue
             if told == "farewell":
-                seat.farewell(message["at"])
+                seat.service.farewell(message["at"])
             elif told == "prove":
-                seat.wanted_elsewhere(self.clock.now(), at_once="came_at" in message)
+                seat.service.wanted_elsewhere(self.clock.now(), at_once="came_at" in message)
             else:
-                seat.proven_elsewhere(message["until"], self.clock.now(), message["at"])
+                seat.service.proven_elsewhere(message["until"], self.clock.now(), message["at"])
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
         """Asks the processes that have the session's sockets for a proof of life; since a

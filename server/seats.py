@@ -27,8 +27,8 @@ from server.frames import text_frame
 from server.isolation import failed, isolated
 from server.loading import Calendar
 from server.metrics import Metrics
-from server.tickets import Ticket, fail, refusal
-from server.ticks import Served
+from server.tickets import Member, Ticket, fail, refusal
+from server.ticks import Service
 from server.timers import Timer, Timers
 from server.waiting import Signal
 from storage.live import Outcome
@@ -68,18 +68,21 @@ class Place(Protocol):
         proof of life came in."""
 
 
-class Seat(Served):
+class Seat:
     """One session on this process."""
 
     __slots__ = (
         "_held_until", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
-        "ended_here", "failures", "heard", "node", "settled",
+        "ended_here", "failures", "heard", "meter", "node", "place", "service", "settled",
     )  # fmt: skip
 
     def __init__(
         self, place: Place, meter: Meter, account: Account, calendar: Calendar, node: str
     ) -> None:
-        super().__init__(place, meter)
+        self.place = place
+        self.meter = meter
+        self.service = Service(self)
+        """Its sockets here, and their ticks."""
         self.account = account
         self.heard = account.told
         """What of the things that the account's sessions were told this one has heard of."""
@@ -101,6 +104,16 @@ class Seat(Served):
         """Steps that may have been made, since the last answer."""
 
     # --- Members -------------------------------------------------------------------
+
+    @property
+    def key(self) -> str:
+        """The session's name across tenants."""
+        return self.meter.session.key
+
+    @property
+    def members(self) -> list[Member]:
+        """The sockets, as they are now."""
+        return self.service.members
 
     @contextlib.contextmanager
     def kept_free(self) -> Iterator[None]:
@@ -197,7 +210,7 @@ class Seat(Served):
                 self.place.leave(self)
                 return
             for member in self.members:
-                self.unseat(member)
+                self.service.remove(member)
                 isolated("member", member.left, self, session=self.key)
                 self.meter.detach(self.place.clock.now(), self.place.clock.now())
         at = self.place.clock.now() + retry_after_ms(self.failures)
@@ -276,7 +289,7 @@ class Seat(Served):
         now_ms = self.place.clock.now()
         self._arm()
         if self.meter.counting:
-            for group in self.groups:
+            for group in self.service.groups:
                 group.arm(now_ms)
         self.place.release(self)
 
@@ -305,7 +318,7 @@ class Seat(Served):
             case Refuse(token, limit):
                 fail(token, refusal(limit))
             case Probe():
-                self._probe()
+                self.service.probe()
 
     def _arm(self) -> None:
         due_at = self.meter.timer()
@@ -340,10 +353,10 @@ class Seat(Served):
         else:
             self._fail_all(ServiceError("the session is not served here any more"))
         self._held_until = 0
-        for timer in (self._timer, self._retry, *(group.timer for group in self.groups)):
+        for timer in (self._timer, self._retry, *(group.timer for group in self.service.groups)):
             if timer is not None:
                 timer.cancel()
-        self.groups.clear()
+        self.service.groups.clear()
 
     # --- Messages ----------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ ticks, too: who comes and goes gets no tick that was not earned.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from protocol import limits
 from protocol.codec import tick_template
@@ -21,6 +21,21 @@ from server.timers import Timer
 
 if TYPE_CHECKING:
     from server.seats import Place
+
+
+class Owner(Protocol):
+    """What the service of a session needs of the seat that it is a part of."""
+
+    place: "Place"
+    meter: Meter
+
+    @property
+    def key(self) -> str:
+        """The session's name across tenants."""
+
+    def drain(self) -> None:
+        """Carries out what the meter wants."""
+
 
 NOBODY: Final[frozenset[Any]] = frozenset()
 """Shared by all seats without watchers: an empty set takes 216 bytes."""
@@ -36,21 +51,21 @@ class TickGroup:
         "next_ms",
         "owed",
         "phase_ms",
-        "seat",
+        "service",
         "spacing_ms",
         "timer",
     )
 
-    def __init__(self, seat: "Served", every_ms: int, now_ms: int) -> None:
-        self.seat = seat
+    def __init__(self, service: "Service", every_ms: int, now_ms: int) -> None:
+        self.service = service
         self.every_ms = every_ms
         self.members: list[Member] = []
         # The first one is due an interval after the join: joins are spread over time.
         self.phase_ms = now_ms % every_ms
         self.timer: Timer | None = None
-        self.spacing_ms = every_ms * seat.speed * limits.TICK_SPACING_PERCENT // 100
+        self.spacing_ms = every_ms * service.speed * limits.TICK_SPACING_PERCENT // 100
         """Counted time that lies between two ticks at least, for timers that are late."""
-        self.next_ms = seat.meter.elapsed_at(now_ms) + self.spacing_ms
+        self.next_ms = service.meter.elapsed_at(now_ms) + self.spacing_ms
         """Counted time before which no tick is due."""
         self.owed = False
         """A tick is due, and waits for a proof of life."""
@@ -60,12 +75,12 @@ class TickGroup:
         if self.timer is None:
             every_ms = self.every_ms
             due_at = now_ms - (now_ms - self.phase_ms) % every_ms + every_ms
-            self.timer = self.seat.place.timers.tick(due_at, self._fire)
+            self.timer = self.service.place.timers.tick(due_at, self._fire)
 
     def _fire(self, now_ms: int) -> None:
         self.timer = None
-        seat = self.seat
-        meter = seat.meter
+        service = self.service
+        meter = service.meter
         if not self.members or not meter.counting:
             return  # armed again when time runs again
         elapsed_ms = meter.elapsed_at(now_ms)
@@ -75,20 +90,20 @@ class TickGroup:
         self.next_ms = elapsed_ms + self.spacing_ms
         self.arm(now_ms)
         # Looked at anew only where the proof of before will not do for the next tick.
-        if seat.served_until >= now_ms + self.every_ms or seat.fresh_until(now_ms) >= now_ms:
+        if service.served_until >= now_ms + self.every_ms or service.fresh_until(now_ms) >= now_ms:
             self._push(now_ms)
         else:
             self.owed = True
-            seat.await_proof(now_ms)
+            service.await_proof(now_ms)
 
     def _wait(self, elapsed_ms: int, now_ms: int) -> None:
         """So soon after the last tick, or a join, no other is due."""
         # Counted time may have gone back: what was not proven is not counted.
         self.next_ms = min(self.next_ms, elapsed_ms + self.spacing_ms)
-        wait_ms = -(-(self.next_ms - elapsed_ms) // self.seat.speed)
+        wait_ms = -(-(self.next_ms - elapsed_ms) // self.service.speed)
         # Where it stands still, for want of a grant, nothing is gained by looking often.
         due_at = now_ms + max(wait_ms, self.every_ms // 10)
-        self.timer = self.seat.place.timers.tick(due_at, self._fire)
+        self.timer = self.service.place.timers.tick(due_at, self._fire)
 
     def push_owed(self, now_ms: int) -> None:
         """Sends the tick that has waited for a proof of life, as it is now."""
@@ -99,37 +114,41 @@ class TickGroup:
         """Sends a tick, and asks for a proof of life where the one there is will not do for the
         next one. Where it never does, that one waits for its own."""
         self.owed = False
-        seat = self.seat
-        frame = text_frame(tick(seat.meter, seat.template, now_ms))
-        tally = seat.place.metrics.tally
+        service = self.service
+        frame = text_frame(tick(service.meter, service.template, now_ms))
+        tally = service.place.metrics.tally
         for member in self.members:
             try:
                 is_sent = member.send_tick(frame)
             except Exception:
-                failed("tick", session=seat.key)
+                failed("tick", session=service.key)
                 continue
             if is_sent:
                 tally.ticks_pushed += 1
                 tally.bytes_pushed += len(frame)
             else:
                 tally.ticks_skipped += 1
-        seat.ticked_at = now_ms
-        if seat.served_until < now_ms + self.every_ms and self.every_ms <= seat.window_ms(now_ms):
-            seat.ask_for_proof(now_ms)
+        service.ticked_at = now_ms
+        if service.served_until < now_ms + self.every_ms and self.every_ms <= service.window_ms(
+            now_ms
+        ):
+            service.ask_for_proof(now_ms)
 
 
-class Served:
-    """The sockets of a session on this process, and how far they are served."""
+class Service:
+    """The sockets of a session on this process, and how far they are served: a part of its
+    seat."""
 
     __slots__ = (
-        "_asked_at", "_is_awaited", "_is_awaiting", "_newcomers", "groups", "meter", "observers",
-        "place",
+        "_asked_at", "_is_awaited", "_is_awaiting", "_newcomers", "_seat", "groups", "meter",
+        "observers", "place",
         "proven_until", "served_until", "speed", "template", "ticked_at", "watchers",
     )  # fmt: skip
 
-    def __init__(self, place: "Place", meter: Meter) -> None:
-        self.place = place
-        self.meter = meter
+    def __init__(self, seat: Owner) -> None:
+        self._seat = seat
+        self.place = seat.place
+        self.meter = meter = seat.meter
         self.groups: list[TickGroup] = []
         """The sockets, by the pace of their ticks."""
         self.watchers: frozenset[Member] = NOBODY
@@ -157,20 +176,16 @@ class Served:
     @property
     def key(self) -> str:
         """The session's name across tenants."""
-        return self.meter.session.key
-
-    def drain(self) -> None:
-        """Carries out what the meter wants."""
-        raise NotImplementedError
+        return self._seat.key
 
     @property
     def members(self) -> list[Member]:
         """The sockets, as they are now."""
         return [member for group in self.groups for member in group.members]
 
-    def seat(self, member: Member, tick_ms: int, *, watching: bool) -> None:
+    def add(self, member: Member, tick_ms: int, *, watching: bool) -> None:
         """A socket takes part; with another pace than before if it was here already."""
-        self.unseat(member)
+        self.remove(member)
         self.served_until = 0
         if self.meter.is_in_doubt and not watching:
             self._newcomers |= {member}
@@ -186,10 +201,10 @@ class Served:
 
     def observe(self, member: Member, *, is_own: bool) -> None:
         """A socket watches from now on; the session's own user's, or another's."""
-        self.seat(member, self.meter.session.identity.terms.tick_ms, watching=True)
+        self.add(member, self.meter.session.identity.terms.tick_ms, watching=True)
         self.observers = {**self.observers, member: is_own}
 
-    def unseat(self, member: Member) -> None:
+    def remove(self, member: Member) -> None:
         """A socket takes no part any more."""
         self.served_until = 0
         if member in self.observers:
@@ -213,7 +228,7 @@ class Served:
         """A proof of life of one of the sockets, as of ``at_ms``."""
         self.confirm(member, at_ms, now_ms)
         if self.meter.alive(at_ms, now_ms):
-            self.drain()
+            self._seat.drain()
         if self._is_awaiting:
             self._proven(now_ms)
 
@@ -228,7 +243,7 @@ class Served:
     def promise(self, until_ms: int, now_ms: int) -> None:
         """A heartbeat's proof of life, which reaches into the future."""
         if self.meter.promise(until_ms, now_ms):
-            self.drain()
+            self._seat.drain()
         if self._is_awaiting:
             self._proven(now_ms)
 
@@ -256,7 +271,7 @@ class Served:
     def ask_for_proof(self, now_ms: int) -> None:
         """Asks the sockets for a proof of life; or the processes that have some."""
         if self.meter.sockets:
-            self._probe()
+            self.probe()
         elif now_ms >= self._asked_at + limits.PROOF_ASKED_MS:
             self._asked_at = now_ms
             self.place.ask_elsewhere(self.meter.session.identity)
@@ -264,7 +279,7 @@ class Served:
     def ask_the_others(self, came_at: int, *, has_others: bool) -> None:
         """A socket has joined at ``came_at``: asks those that were there before whether they
         are there, here and on other processes."""
-        self._probe()
+        self.probe()
         if has_others:
             self.place.ask_elsewhere(self.meter.session.identity, came_at)
 
@@ -284,12 +299,13 @@ class Served:
         ``until_ms``, and the proof came in at ``at_ms``."""
         if self.meter.is_in_doubt:
             self.meter.confirm(at_ms, now_ms)
-            self.drain()
+            self._seat.drain()
         self.proven_until = max(self.proven_until, until_ms)
         if self._is_awaiting:
             self._proven(now_ms)
 
-    def _probe(self) -> None:
+    def probe(self) -> None:
+        """Asks the sockets that keep the session alive for a proof of life."""
         for member in self.members:
             if member not in self.watchers:
                 isolated("probe", member.probe, session=self.key)

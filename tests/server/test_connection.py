@@ -124,7 +124,7 @@ async def test_a_start_again_on_the_same_socket_answers_the_snapshot(server: Tes
     assert (again["type"], again["started_at"]) == ("session", started["started_at"])
     (seat,) = server.process.hub
     assert seat.meter.sockets == 1
-    assert [group.every_ms for group in seat.groups] == [250]
+    assert [group.every_ms for group in seat.service.groups] == [250]
 
 
 async def test_every_socket_has_its_own_pace(cluster: Cluster, node: Node) -> None:
@@ -134,15 +134,15 @@ async def test_every_socket_has_its_own_pace(cluster: Cluster, node: Node) -> No
     await fast.start("chat-1", terms)
     await slow.start("chat-1", terms)
     seat = fast.seats["chat-1"]
-    seat.seat(fast, 250, watching=False)
-    seat.seat(slow, 2_000, watching=False)
+    seat.service.add(fast, 250, watching=False)
+    seat.service.add(slow, 2_000, watching=False)
     fast.messages.clear()
     slow.messages.clear()
     await cluster.advance(10_000)
     assert len(fast.all("tick")) == 40
     assert len(slow.all("tick")) == 5
     # The pace changes, and nothing is sent at the old one.
-    seat.seat(fast, 5_000, watching=False)
+    seat.service.add(fast, 5_000, watching=False)
     fast.messages.clear()
     await cluster.advance(10_000)
     assert len(fast.all("tick")) == 2
@@ -400,7 +400,7 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
     seat = server.process.hub.seats["org:acme/chat-1"]
 
     async def left() -> bool:
-        return len(seat.observers) < limits.OBSERVERS_PER_SESSION_MAX
+        return len(seat.service.observers) < limits.OBSERVERS_PER_SESSION_MAX
 
     await eventually(left)
     assert (await late.ask("watch", session_id="chat-1"))["type"] == "session"

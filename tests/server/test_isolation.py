@@ -267,7 +267,7 @@ async def test_a_socket_that_fails_keeps_nothing_from_the_others(start_server: S
     (one, two) = seat.members
     real = one.send, one.send_tick
     fake = SimpleNamespace(send=broken, send_tick=broken, probe=broken, left=one.left)
-    group = seat.groups[0]
+    group = seat.service.groups[0]
     group.members.insert(0, cast(Any, fake))
     await client.ask("pause", session_id="chat-1")
     assert (await watcher.until("session"))["state"] == "paused"

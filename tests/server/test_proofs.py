@@ -124,7 +124,7 @@ async def test_the_metric_of_service_without_proof(server: TestServer) -> None:
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
     await client.until("tick")
     (seat,) = server.process.hub
-    seat.ticked_at = seat.meter.alive_at + 7_000
+    seat.service.ticked_at = seat.meter.alive_at + 7_000
     connection = connection_of(server)
     client.connection.transport.abort()
 

@@ -165,8 +165,8 @@ class Client:
             self.hear()
             now_ms = self.node.clock.now()
             for seat in list(self.seats.values()):
-                if self not in seat.watchers:
-                    seat.alive(now_ms, now_ms, self)
+                if self not in seat.service.watchers:
+                    seat.service.alive(now_ms, now_ms, self)
 
     # How long it was there
 

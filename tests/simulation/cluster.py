@@ -110,8 +110,8 @@ class Browser:
         if not self.is_cut and self.node.is_alive:
             self.alive_at = now_ms
             for seat in list(self.seats.values()):
-                if self not in seat.watchers:
-                    seat.alive(now_ms, now_ms, self)
+                if self not in seat.service.watchers:
+                    seat.service.alive(now_ms, now_ms, self)
 
     # What a client does
 

@@ -82,7 +82,7 @@ class Cheat(Browser):
         self.pings = self.pongs = 0
         await self.start(session_id, CHAT)
         if session_id in self.seats:
-            self.seats[session_id].seat(self, TICK_MS, watching=False)
+            self.seats[session_id].service.add(self, TICK_MS, watching=False)
 
 
 class Watcher(Browser):
@@ -95,7 +95,7 @@ class Watcher(Browser):
         except ProtocolError:
             return
         if seat is not None and self in seat.members:
-            seat.seat(self, TICK_MS, watching=True)
+            seat.service.add(self, TICK_MS, watching=True)
         await self.node.cluster.settle()
 
 

@@ -460,8 +460,8 @@ class World:
             return
         client.is_mute = True
         for seat in client.seats.values():
-            if client in seat.members and client not in seat.watchers:
-                client.node.do(partial(seat.seat, watching=False), client, MUTE_TICK_MS)
+            if client in seat.members and client not in seat.service.watchers:
+                client.node.do(partial(seat.service.add, watching=False), client, MUTE_TICK_MS)
         self._look_at(client)
 
     def _look_at(self, client: Client) -> None:
