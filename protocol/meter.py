@@ -291,13 +291,13 @@ class Meter(Position):
         holds: settle, and keep no more than is needed to run on. False: it gives nothing back,
         now at least; while a step is on its way, that is looked at when the answer is there."""
         self._yields_until = now_ms + limits.REST_YIELD_MS
-        if self.counting and self._asked is not None:
+        if self._asked is not None:
             self._recalled.add(minutes)
         if not self.counting or self._asked is not None or self._stands_still(now_ms):
             return False
-        if not moves.frees(moves.claim(self._moment(now_ms), shrink=True), minutes=minutes):
+        if not moves.frees(moves.claim(self._moment(now_ms)), minutes=minutes):
             return False
-        self._wanted = self._shrink = True
+        self._wanted = True
         self._plan(now_ms)
         return True
 
@@ -410,10 +410,10 @@ class Meter(Position):
             if self.session.standing.phase is not Phase.ACTIVE:
                 step = moves.stand(moment)
             elif self._extends(now_ms) or moment.elapsed_ms > self.session.grant.granted_ms:
-                step = moves.claim(moment, shrink=self._shrink)
+                step = moves.claim(moment)
             else:
                 step = moves.note(moment)
-            self._wanted = self._hopes = self._shrink = False
+            self._wanted = self._hopes = False
             self._ask(step, None)
 
     def _waits_for_answer(self, intent: Intent) -> bool:
@@ -482,7 +482,7 @@ class Meter(Position):
             self._plan(now_ms)
         elif self.counting and self.proven_ms(now_ms) > self.session.standing.settled_ms:
             self._leaving = True
-            self._ask(moves.claim(self._moment(now_ms), shrink=False), None)
+            self._ask(moves.claim(self._moment(now_ms)), None)
         else:
             self._effects.append(Leave())
 

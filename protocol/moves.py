@@ -45,6 +45,8 @@ class Moment(msgspec.Struct, frozen=True):
     """When the user last took leave of the session here."""
     rest: Rest = NO_REST
     """What is left on counters that the session draws on alone."""
+    yields: bool = False
+    """Somebody needs what is merely held: running time takes no more than it needs to run on."""
     response_ms: int = 0
     """How long Redis takes to answer."""
     share_until: int | None = None
@@ -138,7 +140,7 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
             return end(moment, "limit" if by_limit else intent.reason)
 
 
-def claim(moment: Moment, *, shrink: bool) -> Step:
+def claim(moment: Moment) -> Step:
     """Settles what is proven, keeps completed minutes, and extends the grant.
 
     Time that was used without a grant, because Redis was away, is settled as well.
@@ -147,9 +149,9 @@ def claim(moment: Moment, *, shrink: bool) -> Step:
     at = moment.instant_of(moment.elapsed_ms)
     settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=at)
     settling.settle(moment.proven_ms)
-    offers = moment.shared(settling, moment.offers(settling, shrink=shrink))
+    offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
     keep = kept_offer(settling.ground(), before)
-    if shrink:
+    if moment.yields:
         # A part of what is held can be had even where the account owes. Whoever kept all of it
         # would be recalled again at once, and two who do so would recall each other for ever.
         keep = next((offer for offer in offers if offer.within(keep)), keep)
@@ -275,7 +277,7 @@ def skip_gap(moment: Moment, came_at: int) -> Step | None:
     if position_ms == standing.minutes_kept * MINUTE_MS:
         changes["minute_at"] = came_at
     settling.standing = msgspec.structs.replace(standing, **changes)
-    offers = moment.shared(settling, moment.offers(settling))
+    offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
     return moment.step(settling, offers=offers, keep=kept_offer(settling.ground(), moment.session))
 
 

@@ -34,7 +34,7 @@ class Position:
     response_ms = 0
     """How long Redis takes to answer: the shell measures it. Claims are made so much ahead."""
     _yields_until = 0
-    """Until then it does not take the whole rest of a counter, for somebody needs a share."""
+    """Until then it takes no more of a counter than it needs to run on: somebody waits for that."""
     _final_asked_ms = -1
     """The end of a final grant of which was asked once more whether it is the last."""
 
@@ -85,8 +85,6 @@ class Position:
         """This process has sockets, and is not noted for it before a step is accepted."""
         self._hopes = False
         """The grant is final, and need not be: a claim is due while that is so."""
-        self._shrink = False
-        """That claim gives back what is not needed at once."""
         self._recalled: set[bool] = set()
         """Somebody needed what the session holds while a step was on its way: credits (False), or
         minutes (True)."""
@@ -389,6 +387,7 @@ class Position:
             present=self.sockets > 0,
             farewell_at=self._farewell_at,
             rest=self._rest(now_ms),
+            yields=now_ms < self._yields_until,
             response_ms=self.response_ms,
             share_until=self._share_until(),
         )

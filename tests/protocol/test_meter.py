@@ -1,8 +1,9 @@
 """The meter: how time runs, what it asks for, and where it stops."""
 
 import msgspec
+import pytest
 
-from protocol import messages
+from protocol import limits, messages
 from protocol.effects import Ask, Leave, Probe, Refuse, Show
 from protocol.intents import INTENTS_MAX, STOP_PROOF_MS
 from protocol.projection import line_of
@@ -162,6 +163,39 @@ def test_a_recall_during_a_claim_is_looked_at_when_that_is_answered() -> None:
     assert [offer.grant.granted_ms for offer in bench.step.offers] == [62_000]
     bench.accept()
     assert bench.meter.asked is None
+
+
+@pytest.mark.parametrize("ahead_ms", [1, 2, 400, 999])
+def test_who_was_recalled_takes_no_more_at_a_minutes_end_while_somebody_waits(
+    ahead_ms: int,
+) -> None:
+    """What the recall freed was held again before the spend was tried once more."""
+    bench = Bench()
+    bench.run(60_000 - ahead_ms)
+    bench.alive()
+    assert bench.meter.recall(bench.now)
+    bench.drain()
+    bench.accept(-1)
+    bench.run(ahead_ms)
+    bench.alive()
+    ends = [offer.grant.granted_ms for offer in bench.step.offers]
+    assert ends
+    assert max(ends) <= 61_000
+    while bench.now < NOW + 60_000 - ahead_ms + limits.REST_YIELD_MS:
+        bench.accept()
+        bench.run(500)
+    bench.accept()
+    bench.run(500)
+    assert max(offer.grant.granted_ms for offer in bench.step.offers) == 125_000
+
+
+def test_a_recall_during_a_resume_is_looked_at_when_that_is_answered() -> None:
+    """It may have been made before the resume was, which holds a whole minute since."""
+    bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
+    bench.ask(Event.RESUME)
+    assert not bench.meter.recall(bench.now)
+    bench.accept()
+    assert max(offer.grant.granted_ms for offer in bench.step.offers) <= 1_000
 
 
 # --- Limits -----------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 
 from tests.simulation.driver import Laboratory
 from tests.simulation.redis_lines import VirtualPubSub
-from tests.simulation.traces import NODE, act, pay, run, start, wait
+from tests.simulation.traces import NODE, act, pay, run, spend, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -164,6 +164,19 @@ def test_uncovered_time_that_is_proven_later_is_recorded_as_such(place: Laborato
         wait(55),
         act("redis_away", ms=15_000),
         wait(61),
+    )
+
+
+@pytest.mark.parametrize("ahead_ms", [1, 2, 100, 240])
+def test_a_spend_just_before_a_minutes_end_is_answered(place: Laboratory, ahead_ms: int) -> None:
+    """The session was recalled, and claimed another minute before the spend was tried again:
+    whoever asked was refused as if a process had not answered (seed 44013)."""
+    run(
+        place,
+        pay("bob9", 20_000_000),
+        start("s1", user="bob9", kind="chat"),
+        wait(60 - ahead_ms / 1_000),
+        spend("bob9", 20_000_000),
     )
 
 
