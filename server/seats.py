@@ -353,10 +353,10 @@ class Seat:
         else:
             self._fail_all(ServiceError("the session is not served here any more"))
         self._held_until = 0
-        for timer in (self._timer, self._retry, *(group.timer for group in self.service.groups)):
+        self.service.close()
+        for timer in (self._timer, self._retry):
             if timer is not None:
                 timer.cancel()
-        self.service.groups.clear()
 
     # --- Messages ----------------------------------------------------------------------
 

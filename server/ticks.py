@@ -29,10 +29,6 @@ class Owner(Protocol):
     place: "Place"
     meter: Meter
 
-    @property
-    def key(self) -> str:
-        """The session's name across tenants."""
-
     def drain(self) -> None:
         """Carries out what the meter wants."""
 
@@ -146,7 +142,7 @@ class Service:
     )  # fmt: skip
 
     def __init__(self, seat: Owner) -> None:
-        self._seat = seat
+        self._seat: Owner | None = seat
         self.place = seat.place
         self.meter = meter = seat.meter
         self.groups: list[TickGroup] = []
@@ -176,7 +172,19 @@ class Service:
     @property
     def key(self) -> str:
         """The session's name across tenants."""
-        return self._seat.key
+        return self.meter.session.key
+
+    def close(self) -> None:
+        """Serves nothing any more. Its seat is let go, so that neither is garbage to look for."""
+        self._seat = None
+        for group in self.groups:
+            if group.timer is not None:
+                group.timer.cancel()
+        self.groups.clear()
+
+    def _drain(self) -> None:
+        if self._seat is not None:
+            self._seat.drain()
 
     @property
     def members(self) -> list[Member]:
@@ -228,7 +236,7 @@ class Service:
         """A proof of life of one of the sockets, as of ``at_ms``."""
         self.confirm(member, at_ms, now_ms)
         if self.meter.alive(at_ms, now_ms):
-            self._seat.drain()
+            self._drain()
         if self._is_awaiting:
             self._proven(now_ms)
 
@@ -243,7 +251,7 @@ class Service:
     def promise(self, until_ms: int, now_ms: int) -> None:
         """A heartbeat's proof of life, which reaches into the future."""
         if self.meter.promise(until_ms, now_ms):
-            self._seat.drain()
+            self._drain()
         if self._is_awaiting:
             self._proven(now_ms)
 
@@ -299,7 +307,7 @@ class Service:
         ``until_ms``, and the proof came in at ``at_ms``."""
         if self.meter.is_in_doubt:
             self.meter.confirm(at_ms, now_ms)
-            self._seat.drain()
+            self._drain()
         self.proven_until = max(self.proven_until, until_ms)
         if self._is_awaiting:
             self._proven(now_ms)

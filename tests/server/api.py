@@ -1,5 +1,6 @@
 """How tests ask the HTTP side of a real server, and how they let time pass there."""
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -59,6 +60,15 @@ def advance(server: TestServer, ms: int) -> None:
     clock = server.process.clock
     clock._offset_ms += ms
     server.process.timers._arm()
+
+
+async def settled(server: TestServer) -> None:
+    """Waits until what is due by the process's clock is done, however slow the machine is."""
+    process = server.process
+    # A turn of the loop, in which timers fire.
+    while (at := process.timers.next_at) is not None and at <= process.clock.now():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    await process.hub.idle()
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:

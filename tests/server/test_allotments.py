@@ -103,6 +103,7 @@ async def test_many_at_once_with_different_tiers_give_the_highest(
     assert await balance(server, TEAM) == "500"
 
 
+@pytest.mark.usefixtures("patience")
 async def test_twelve_that_begin_at_once_are_given_it_once(
     start_server: StartServer, server: TestServer, connection: Connection
 ) -> None:

@@ -128,6 +128,7 @@ async def test_minutes_are_corrected_once_however_they_are_written(
     assert await used(server) == 9
 
 
+@pytest.mark.usefixtures("patience")
 async def test_twelve_grants_at_once_fill_an_account_and_no_more(
     start_server: StartServer, server: TestServer
 ) -> None:

@@ -159,6 +159,7 @@ async def test_no_account_grows_beyond_what_is_counted_exactly(server: TestServe
     assert await balance(server) == "1000000000"
 
 
+@pytest.mark.usefixtures("patience")
 async def test_twenty_at_once_under_one_key_make_one_entry(server: TestServer) -> None:
     responses = await asyncio.gather(*(grant(server, "1", "k1") for _ in range(20)))
     made = [response for response in responses if response.status_code == 201]
@@ -172,6 +173,7 @@ async def test_twenty_at_once_under_one_key_make_one_entry(server: TestServer) -
     assert await balance(server) == "1"
 
 
+@pytest.mark.usefixtures("patience")
 async def test_twenty_at_once_under_keys_of_their_own_make_twenty(server: TestServer) -> None:
     responses = await asyncio.gather(*(grant(server, "1", f"k{n}") for n in range(20)))
     assert {response.status_code for response in responses} == {201}

@@ -10,7 +10,7 @@ from storage.live import LiveError
 from tests.faults.processes import eventually
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
-from tests.server.api import advance, ask, assert_problem
+from tests.server.api import advance, ask, assert_problem, settled
 
 PATH = "/v1/sessions/chat-1/heartbeat"
 
@@ -90,6 +90,7 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
     """Its client was told that it failed, and may never come back."""
     await server.grant(10_000_000)
     token, live = server.token(), server.process.live
+    timeout_ms = limits.REQUEST_TIMEOUT_MS
     monkeypatch.setattr(limits, "REQUEST_TIMEOUT_MS", 50)
     real, go_on = live.commit, asyncio.Event()
 
@@ -100,10 +101,11 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
     monkeypatch.setattr(live, "commit", slow)
     refused = await ask(server, "POST", PATH, token, json={"kind": "chat"})
     assert_problem(refused, 503, "unavailable")
+    monkeypatch.setattr(limits, "REQUEST_TIMEOUT_MS", timeout_ms)
     go_on.set()
-    await server.process.hub.idle()
+    await settled(server)
     advance(server, 90_000)
-    await server.process.hub.idle()
+    await settled(server)
     found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
     assert found["reason"] == "disconnected"
     assert found["elapsed_ms"] < 10_000
@@ -129,9 +131,9 @@ async def test_a_heartbeat_that_is_refused_keeps_nothing_alive(
     assert_problem(refused, 503, "unavailable")
     monkeypatch.undo()
     advance(server, 5_000)
-    await server.process.hub.idle()
+    await settled(server)
     advance(server, limits.HEARTBEAT_PROOF_MS)
-    await server.process.hub.idle()
+    await settled(server)
     found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
     assert found.get("state") in ("suspended", None)  # None: it has ended by then
     assert found["elapsed_ms"] < 10_000
@@ -146,6 +148,7 @@ async def until_state(server: TestServer, state: str) -> None:
                 return
 
 
+@pytest.mark.usefixtures("patience")
 async def test_many_first_heartbeats_at_once_start_one_session(
     start_server: StartServer, connection: Connection
 ) -> None:
@@ -173,7 +176,7 @@ async def reaches_suspended(servers: list[TestServer], ms: int) -> int:
     await until_state(servers[0], "suspended")
     for server in servers:
         advance(server, ms)
-        await server.process.hub.idle()
+        await settled(server)
     found = await ask(servers[0], "GET", "/v1/sessions/chat-1", servers[0].token())
     return int(found.json()["elapsed_ms"])
 
@@ -205,7 +208,7 @@ async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestSe
     client.connection.transport.abort()
     await server.process.sockets.gone()
     advance(server, limits.HEARTBEAT_PROOF_MS - 5_000)
-    await server.process.hub.idle()
+    await settled(server)
     found = (await ask(server, "GET", "/v1/sessions/chat-1", server.token())).json()
     assert found["state"] == "active"
     assert found["elapsed_ms"] >= limits.HEARTBEAT_PROOF_MS - 5_000

@@ -221,6 +221,7 @@ async def test_a_hold_that_is_not_there_to_hold_stays_refused(server: TestServer
     assert (await post(server, HOLDS, "h1", {"amount": "12"})).content == first.content
 
 
+@pytest.mark.usefixtures("patience")
 async def test_many_at_once_under_one_key_make_one_hold(server: TestServer) -> None:
     responses = await asyncio.gather(
         *(post(server, HOLDS, "h1", {"amount": "4"}) for _ in range(20))

@@ -14,7 +14,7 @@ from storage.live import LiveError
 from storage.rows import SessionPrepared
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
-from tests.server.api import advance, ask, assert_problem, grant
+from tests.server.api import advance, ask, assert_problem, grant, settled
 from tests.server.minutes import keep_off_month_ends
 
 S1 = "/v1/sessions/s1"
@@ -142,7 +142,7 @@ async def test_an_ended_session_shows_its_receipt_for_ever(server: TestServer) -
 async def test_a_session_that_redis_lost_is_not_denied(server: TestServer) -> None:
     await chat(server)
     await server.flush()
-    await server.process.hub.idle()
+    await settled(server)
     server.process.hub.seats.clear()
     await grow_cold(server.process.redis)
     for method, path in (("GET", S1 + ANN), ("POST", STOP + ANN)):
@@ -197,6 +197,7 @@ async def test_a_session_that_has_ended_answers_its_receipt_again(server: TestSe
     assert again.json()["reason"] == "client"
 
 
+@pytest.mark.usefixtures("patience")
 async def test_stops_at_once_all_get_the_one_receipt(server: TestServer) -> None:
     await chat(server)
     responses = await asyncio.gather(*(ask(server, "POST", STOP, server.token()) for _ in range(5)))
@@ -211,8 +212,8 @@ async def test_a_stop_by_another_process_reaches_the_socket(start_server: StartS
     assert response.status_code == 200
     stopped = await client.until("stopped")
     assert stopped["receipt"] == response.json()
-    await here.process.hub.idle()
-    await there.process.hub.idle()
+    await settled(here)
+    await settled(there)
     assert not here.process.hub.seats
     assert not there.process.hub.seats
 
@@ -239,7 +240,7 @@ async def test_an_operators_stop_by_another_process_bills_what_was_used(
 async def test_a_suspended_session_can_be_stopped(server: TestServer) -> None:
     client = await chat(server)
     await client.close()
-    await server.process.hub.idle()
+    await settled(server)
     response = await ask(server, "POST", STOP + ANN)
     assert response.status_code == 200
     assert response.json()["reason"] == "client"

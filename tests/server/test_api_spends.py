@@ -252,6 +252,7 @@ async def test_the_same_key_charges_once(server: TestServer) -> None:
     assert_problem(without, 400, "idempotency_key_required")
 
 
+@pytest.mark.usefixtures("patience")
 async def test_five_hundred_at_once_under_one_key_make_one_entry(
     start_server: StartServer, server: TestServer
 ) -> None:

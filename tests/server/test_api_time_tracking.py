@@ -10,7 +10,7 @@ from protocol import limits
 from storage.rows import SessionPrepared
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
-from tests.server.api import advance, ask, assert_problem, grant
+from tests.server.api import advance, ask, assert_problem, grant, settled
 
 PATH = "/api/time-tracking/c1"
 BEAT = f"{PATH}/heartbeat"
@@ -180,7 +180,7 @@ async def test_a_heartbeat_keeps_a_chat_alive(server: TestServer) -> None:
     assert alive["isPaidTime"] is True
     assert (await read(server))["duration"] >= alive["duration"]
     advance(server, limits.HEARTBEAT_PROOF_MS + 1_000)
-    await server.process.hub.idle()
+    await settled(server)
     assert (await read(server))["state"] == "suspended"
 
 

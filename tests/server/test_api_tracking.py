@@ -18,7 +18,7 @@ from storage.tracking import Tracking
 from tests.fixtures.database import Connection
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, StartServer, TestServer
-from tests.server.api import advance, ask, assert_problem
+from tests.server.api import advance, ask, assert_problem, settled
 from tests.server.minutes import (
     CHECK,
     MINUTE_MS,
@@ -196,7 +196,7 @@ async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
     assert answer.json()["minute"] == 1
     # The timer of the first minute fires, and waits on for the second.
     advance(server, SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
-    await server.process.hub.idle()
+    await settled(server)
     assert (await ask(server, "GET", path, ann(server))).json()["state"] == "paused"
     advance(server, SILENCE_MS_MAX // 2)
     async with asyncio.timeout(10):

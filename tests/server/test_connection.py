@@ -12,7 +12,7 @@ from protocol import limits
 from protocol.states import Phase
 from server.config import load_rate_card
 from tests.fixtures.server import API_KEY, Client, TestServer
-from tests.server.api import ask
+from tests.server.api import ask, settled
 from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches
 from tests.simulation.cluster import Cluster, Node
 
@@ -258,7 +258,7 @@ async def test_two_sockets_start_the_same_session_at_once(server: TestServer) ->
     )
     assert [answer["type"] for answer in answers] == ["session"] * 4
     assert len({answer["started_at"] for answer in answers}) == 1
-    await server.process.hub.idle()
+    await settled(server)
     (seat,) = server.process.hub
     assert seat.meter.sockets == 4
 
@@ -269,7 +269,7 @@ async def test_missed_notices_come_again_after_last_seq(server: TestServer) -> N
     await first.ask("start", kind="chat", session_id="chat-1")
     warning = await first.until("limit_warning")
     assert (warning["limit"], warning["threshold_ms"]) == ("credits", 300_000)
-    await server.process.hub.idle()
+    await settled(server)
 
     second = await server.login()
     joined = await second.ask("start", kind="chat", session_id="chat-1", last_seq=0)

@@ -5,6 +5,7 @@ import gc
 
 from server import garbage
 from tests.fixtures.server import TestServer
+from tests.server.api import settled
 
 CREDIT = 1_000_000
 SESSIONS = 20
@@ -30,7 +31,7 @@ async def test_a_session_that_ends_leaves_nothing_to_collect(server: TestServer)
     try:
         for number in range(1, SESSIONS):
             await run(number)
-        await server.process.hub.idle()
+        await settled(server)
         await watcher.ask("ping")
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()

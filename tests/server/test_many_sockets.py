@@ -20,7 +20,7 @@ from server.metrics import Metrics
 from server.sockets import Sockets
 from storage.live import Outcome
 from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer
-from tests.server.api import ask
+from tests.server.api import ask, settled
 from tests.server.scenes import (
     CREDIT,
     Scene,
@@ -122,7 +122,7 @@ async def test_both_start_it_and_both_have_it(start_server: StartServer) -> None
     await here.close()
     assert (await there.ask("pause", session_id="chat-1"))["state"] == "paused"
     await there.ask("resume", session_id="chat-1")
-    await one.process.hub.idle()
+    await settled(one)
     assert (await found(one, "chat-1")).session.standing.phase is Phase.ACTIVE
 
 
@@ -367,6 +367,7 @@ async def test_only_a_proxy_says_who_stands_behind_it(
     assert server.process.sockets._by_network == {"127.0.0.1": 1, "198.51.100.7": 1}
 
 
+@pytest.mark.usefixtures("patience")
 async def test_too_many_sessions_of_an_account_are_refused(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,6 +128,7 @@ async def test_postgres_is_away_before_anything_is_taken(
     assert (await cluster.account())["balance"] == 3 * CREDIT
 
 
+@pytest.mark.usefixtures("patience")
 async def test_one_id_from_many_at_once_is_one_spend(cluster: Cluster, node: Node) -> None:
     await cluster.grant(100 * CREDIT)
     other = await cluster.node()

@@ -12,7 +12,7 @@ from server.config import load_rate_card
 from server.presence import ROLL_CALL_MS, Presence
 from storage.keys import NODES
 from tests.fixtures.server import StartServer, TestServer
-from tests.server.api import advance
+from tests.server.api import advance, settled
 from tests.server.scenes import CREDIT, eventually, found, reaches
 from tests.simulation.cluster import Cluster, Node
 
@@ -135,7 +135,7 @@ async def test_a_process_that_leaves_nothing_leaves_the_list(start_server: Start
     client = await one.login()
     await client.ask("start", kind="chat", session_id="chat-1")
     await client.ask("stop", session_id="chat-1")
-    await one.process.hub.idle()
+    await settled(one)
     await one.process.presence.stop()
     assert await nodes(two) == {two.process.node}
 

@@ -154,6 +154,7 @@ async def burn(
     return came_in
 
 
+@pytest.mark.usefixtures("patience")
 async def test_two_hundred_spend_while_twenty_burn(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from storage.audit import audit_live, audit_record
 from storage.outbox import text
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
-from tests.server.api import ask
+from tests.server.api import ask, settled
 from tests.server.minutes import MINUTE_MS, ann, limit_org, minute_at, track
 
 SESSIONS = [f"s{number}" for number in range(5)]
@@ -76,7 +76,7 @@ async def test_whatever_is_mixed_adds_up(
     for session_id in SESSIONS:
         await mix.stop(session_id)
     for server in servers:
-        await server.process.hub.idle()
+        await settled(server)
     await servers[0].flush()
 
     found = await connection.fetch(
