@@ -7,6 +7,10 @@ again by its next start or taken over by another flusher, and writing twice is w
 once. So there is nothing in memory that could be lost, and after every failure the
 flusher simply begins again with what is pending.
 
+An entry that Postgres refuses is moved to the rejected ones. One that an error of our own
+meets is moved there only if it is to blame itself (``storage.faults``); else it stays
+pending and is tried again, and what can be written is written meanwhile.
+
 One ``XREADGROUP`` reads all partitions that a flusher was given. On Redis Cluster, where
 streams that are read together share one slot, each partition has a flusher of its own.
 """
@@ -17,7 +21,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, cast
 
 import structlog
 from redis.asyncio import Redis
@@ -26,6 +30,7 @@ from redis.exceptions import RedisError, ResponseError
 from protocol import limits
 from protocol.events import Record
 from storage.cluster import is_cluster
+from storage.faults import TRANSIENT, EntryWriter, Faults, Writes
 from storage.keys import epoch_key, outbox_key, rejected_key
 from storage.outbox import (
     CONNECTIONS_MAX,
@@ -39,7 +44,7 @@ from storage.outbox import (
     streams,
     text,
 )
-from storage.records import Records, RefusedError, UnavailableError
+from storage.records import Records
 from storage.scripts import Script
 
 log = structlog.get_logger()
@@ -52,8 +57,12 @@ LAST_READS_MAX = 1_000
 """Reads that a flusher makes at most after it was told to stop."""
 BACKOFF_S_MIN = 0.1
 BACKOFF_S_MAX = 5.0
-TRANSIENT = (UnavailableError, RedisError, OSError)
+AWAY = (*TRANSIENT, RedisError)
 """What is over when Postgres and Redis answer again: the same batch is tried then."""
+
+
+class StuckError(Exception):
+    """An error of our own met everything that was to be written: all of it is kept."""
 
 
 async def run_flusher(
@@ -78,13 +87,6 @@ async def run_flusher(
                 tasks.create_task(one.run(stop))
     finally:
         await redis.aclose()
-
-
-class Writes(Protocol):
-    """Whoever writes records down."""
-
-    async def write(self, records: Sequence[Record]) -> None:
-        """Writes all of them in one transaction."""
 
 
 class _Turns:
@@ -121,14 +123,13 @@ class Flusher:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.records = records
         self.consumer = consumer
         self.flushed_records = 0
         """Records that this flusher has brought to Postgres and acknowledged."""
         self.rejected_entries = 0
         """Entries that this flusher has moved to the rejected ones."""
         self.failures = 0
-        """Attempts in a row that failed because Redis or Postgres was away."""
+        """Attempts in a row that failed: Redis or Postgres was away, or the code is at fault."""
         self._redis = make_redis()
         self._oldest = Script(self._redis, "oldest")
         self._acknowledge = Script(self._redis, "acknowledge")
@@ -143,8 +144,19 @@ class Flusher:
         # Entries may be pending that this consumer has not seen: at the start those of a
         # predecessor of the same name, after a failure those of a read without an answer.
         self._has_pending = True
+        self._pending_after: dict[str, str] = dict.fromkeys(self._partitions, "0")
+        """Up to where what is pending has been read."""
+        self._faults = Faults(monotonic)
+        self._writer = EntryWriter(records, self._faults)
+        self._is_new_next = False
+        self._rounds = 0
+        """How often in a row all that is kept was tried again."""
+        self._again_at: float | None = None
+        """When what is kept is tried again; None: nothing is."""
         self._reads = 0
         self._deep: list[str] = []
+        self._claimed: dict[str, str] = {}
+        """Up to where what is pending in an outbox was looked through for a dead flusher's."""
         self._stuck: dict[str, tuple[bytes | str, float]] = {}
         """The lowest pending entry of an outbox, and since when it is that one."""
 
@@ -164,14 +176,16 @@ class Flusher:
             last_reads -= stopping
             try:
                 flushed = await self._step(None if stopping else stop)
-            except TRANSIENT as error:
-                self._has_pending = True
-                self.failures += 1
-                log.warning("flush_failed", error=str(error), attempt=self.failures)
+            except AWAY as error:
+                self.failed(error)
                 if stopping:
                     return
-                delay_s = BACKOFF_S_MIN * 2 ** min(self.failures - 1, 9)
-                await self._pause(stop, min(delay_s, BACKOFF_S_MAX))
+                await self._pause(stop, _backoff_s(self.failures))
+                continue
+            except StuckError as error:
+                self.failed(error)
+                if not stopping:
+                    await self._pause(stop, _backoff_s(self.failures))
                 continue
             self.failures = 0
             if stopping and not flushed and self._is_prepared:
@@ -188,12 +202,20 @@ class Flusher:
         entries: list[Entry] = []
         if self._reads % TAKE_OVER_READS == 0:
             entries = await self.take_over()
+            self._reads += len(entries) > 0
         if not entries:
             entries = await self._read_until(stop) if stop else await self.read()
             # Nothing to do is the best time to look after the dead.
             self._reads = self._reads + 1 if entries else 0
         await self.flush(entries)
         return len(entries)
+
+    def failed(self, error: Exception) -> None:
+        """A step failed: what is pending is read again, at once or when its time has come."""
+        self.failures += 1
+        log.warning("flush_failed", error=str(error), attempt=self.failures)
+        if not isinstance(error, StuckError):
+            self._read_pending_again()
 
     # Steps
 
@@ -213,18 +235,33 @@ class Flusher:
         """The next entries: first what is pending for this consumer, then what is new.
 
         After a full read only the partitions that were full are read next, with larger
-        counts, and then all again, so that no partition waits behind a long one.
+        counts, and then all again, so that no partition waits behind a long one. What is
+        kept is read again after a while that doubles.
         """
+        if self._again_at is not None and self._monotonic() >= self._again_at:
+            self._again_at = None
+            self._read_pending_again()
+        # What is kept is read in turns with what is new: neither holds up the other.
+        self._is_new_next = self._has_pending and bool(self._faults) and not self._is_new_next
+        if self._is_new_next and (entries := await self._read_new(None)):
+            return entries
         if self._has_pending:
-            entries = await self._read(list(self._partitions), "0", self._batch_entries, None)
-            self._has_pending = bool(entries)
+            entries = await self._read(self._pending_after, self._batch_entries, None)
+            for entry in entries:
+                self._pending_after[outbox_key(entry.partition)] = entry.entry_id
             if entries:
                 return entries
+            self._has_pending = False
+            self._faults.end_round()
+            self._try_again_later()
+        return await self._read_new(block_ms)
+
+    async def _read_new(self, block_ms: int | None) -> list[Entry]:
         if self._deep:
-            deep, self._deep = self._deep, []
-            return await self._read(deep, ">", limits.FLUSH_BATCH_RECORDS_CATCHING_UP, None)
+            deep, self._deep = dict.fromkeys(self._deep, ">"), []
+            return await self._read(deep, limits.FLUSH_BATCH_RECORDS_CATCHING_UP, None)
         keys = list(self._partitions)
-        entries = await self._read(keys, ">", self._batch_entries, block_ms)
+        entries = await self._read(dict.fromkeys(keys, ">"), self._batch_entries, block_ms)
         full = share(self._batch_entries, keys)
         found = Counter(entry.partition for entry in entries)
         self._deep = [key for key in keys if found[self._partitions[key]] >= full]
@@ -251,68 +288,67 @@ class Flusher:
                 if not summary["pending"]:
                     self._stuck.pop(key, None)
                     continue
-                _, found, *_ = await self._redis.xautoclaim(
-                    key, GROUP, self.consumer, self._idle_ms(key, summary["min"]), "0-0", wanted
+                idle_ms, start = self._idle_ms(key, summary["min"]), self._claimed.pop(key, "0-0")
+                after, found, *_ = await self._redis.xautoclaim(
+                    key, GROUP, self.consumer, idle_ms, start, wanted
                 )
             except ResponseError as error:
                 self._heal(error)
                 continue
-            entries += [
+            self._claimed[key] = text(after)
+            taken = [
                 entry_of(partition, entry_id, fields) for entry_id, fields in found if entry_id
             ]
+            entries += [entry for entry in taken if not self._faults.keeps(entry)]
         if entries:
             log.info("entries_taken_over", entries=len(entries))
         return entries
 
     async def flush(self, entries: Sequence[Entry]) -> None:
-        """Writes the entries and acknowledges them, a bounded number of records at a time."""
+        """Writes the entries and acknowledges them, a bounded number of records at a time.
+
+        Raises ``StuckError`` when all were kept, and nothing was acknowledged.
+        """
         batch: list[Entry] = []
         records = 0
         for entry in entries:
             if batch and records + len(entry.records) > limits.FLUSH_BATCH_RECORDS_CATCHING_UP:
-                await self.write(batch)
-                await self.acknowledge(batch)
+                await self._flush(batch)
                 batch, records = [], 0
             batch.append(entry)
             records += len(entry.records)
         if batch:
-            await self.write(batch)
-            await self.acknowledge(batch)
+            await self._flush(batch)
+        if entries and all(entry.fault for entry in entries):
+            raise StuckError(entries[0].fault)
+
+    async def _flush(self, batch: list[Entry]) -> None:
+        await self.write(batch)
+        await self.acknowledge(batch)
+        self._faults.settle(batch)
+        kept = [entry for entry in batch if entry.fault]
+        if kept:
+            log.error("entries_kept", entries=len(self._faults), error=kept[0].fault)
+            if self._again_at is None and not self._has_pending:
+                self._try_again_later()
 
     async def write(self, entries: Sequence[Entry]) -> None:
-        """Writes all of them in one transaction; raises ``UnavailableError``.
+        """Writes all of them, in one transaction if it can be; raises ``UnavailableError``.
 
-        When Postgres refuses it for good, or a bug of ours keeps it from being written, the
-        halves are tried, down to the entry and the record that is to blame. Everything else
-        is written, and the entry marked.
+        When Postgres refuses it for good, or an error of our own keeps it from being written,
+        the halves are tried, down to the entry and the record. Everything else is written.
+        Entries that Postgres refused, or that are to blame for the error, are marked with
+        their refusal, and the others that met it with their fault.
         """
-        try:
-            await self.records.write([record for entry in entries for record in entry.records])
-        except TRANSIENT:
-            raise
-        except Exception as error:
-            if len(entries) > 1:
-                middle = len(entries) // 2
-                await self.write(entries[:middle])
-                await self.write(entries[middle:])
-            elif len(entries[0].records) > 1:
-                await self._write_each(entries[0])
-            else:
-                entries[0].refusal = _refusal(error)
-
-    async def _write_each(self, entry: Entry) -> None:
-        for record in entry.records:
-            try:
-                await self.records.write([record])
-            except TRANSIENT:
-                raise
-            except Exception as error:
-                entry.refusal = _refusal(error)
+        await self._writer.write(entries)
 
     async def acknowledge(self, entries: Sequence[Entry]) -> None:
-        """Takes the entries out of their outboxes, those that were refused to the rejected."""
+        """Takes the entries out of their outboxes, those that were refused to the rejected;
+        those that are kept stay."""
         by_partition: dict[int, list[Entry]] = {}
         for entry in entries:
+            if entry.fault:
+                continue
             by_partition.setdefault(entry.partition, []).append(entry)
         for partition, own in by_partition.items():
             for first in range(0, len(own), ACKNOWLEDGED_ENTRIES_MAX):
@@ -345,6 +381,16 @@ class Flusher:
 
     # How they are done
 
+    def _read_pending_again(self) -> None:
+        self._has_pending = True
+        self._pending_after = dict.fromkeys(self._partitions, "0")
+        self._faults.begin_round()
+
+    def _try_again_later(self) -> None:
+        """Says when what is kept is tried again."""
+        self._rounds = self._rounds + 1 if len(self._faults) else 0
+        self._again_at = self._monotonic() + _backoff_s(self._rounds) if self._rounds else None
+
     def _idle_ms(self, key: str, lowest: bytes | str) -> int:
         """For how long an entry must be idle by Redis's clock to be taken over."""
         since = self._stuck.get(key)
@@ -353,15 +399,13 @@ class Flusher:
         is_stuck = (self._monotonic() - since[1]) * 1000 >= self._take_over_idle_ms
         return 0 if is_stuck else self._take_over_idle_ms
 
-    async def _read(
-        self, keys: list[str], after: str, count: int, block_ms: int | None
-    ) -> list[Entry]:
+    async def _read(self, after: dict[str, str], count: int, block_ms: int | None) -> list[Entry]:
         try:
             answer = await self._redis.xreadgroup(
                 GROUP,
                 self.consumer,
-                dict.fromkeys(keys, after),
-                count=share(count, keys),
+                cast(Any, after),
+                count=share(count, list(after)),
                 block=block_ms,
             )
         except ResponseError as error:
@@ -392,7 +436,7 @@ class Flusher:
             await asyncio.wait({reading, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 return reading.result()
-            self._has_pending = True
+            self._read_pending_again()
             return []
         finally:
             await _cancel(reading, stopped)
@@ -416,11 +460,9 @@ class Flusher:
             log.warning("consumer_not_removed", consumer=self.consumer, error=str(error))
 
 
-def _refusal(error: Exception) -> str:
-    if isinstance(error, RefusedError):
-        return str(error)
-    log.error("entry_not_written", exc_info=error)
-    return repr(error)
+def _backoff_s(attempts: int) -> float:
+    """How long to wait after so many attempts in a row that failed."""
+    return min(BACKOFF_S_MAX, BACKOFF_S_MIN * (1 << min(attempts - 1, 9)))
 
 
 async def _cancel(*futures: "asyncio.Future[Any]") -> None:

@@ -29,6 +29,10 @@ class Entry(msgspec.Struct):
     records: list[Record]
     refusal: str = ""
     """Why it cannot be written; empty when it can."""
+    fault: str = ""
+    """The error of our own for which it stays in the outbox; empty: it leaves it."""
+    faulty: frozenset[type[Record]] = frozenset()
+    """The types of its records that met an error of our own."""
 
 
 class Backlog(msgspec.Struct, frozen=True):

@@ -241,6 +241,5 @@ class FlusherHost(Host):
             else:
                 raise AssertionError(f"{self.name} finds no end")
             self.flusher.failures = 0
-        except (UnavailableError, RedisError, OSError):
-            self.flusher._has_pending = True
-            self.flusher.failures += 1
+        except (UnavailableError, RedisError, OSError) as error:
+            self.flusher.failed(error)
