@@ -230,10 +230,17 @@ class Meter(Position):
             self.session.standing.version + 1
         )
 
+    def is_other(self, move: Move) -> bool:
+        """Whether a step has the version of the one that is known here, and is another one: this
+        one was lost with a Redis that failed. Which of them counts, an assertion decides."""
+        session, known = move.session, self.session
+        has_version = session.standing.version == known.standing.version
+        return has_version and self._is_news(session)
+
     def moved(self, move: Move, now_ms: int) -> None:
         """Another process made a step. Its notices have numbers; what was said stays said."""
-        session, version = move.session, self.session.standing.version
-        if session.standing.version <= version:
+        session = move.session
+        if not self._is_news(session) or (self.is_other(move) and not move.complete):
             self._say_minutes(move.minutes)
             return
         if self.sockets and self.misses(move):
@@ -497,9 +504,17 @@ class Meter(Position):
         if self.session.standing.version == 0:
             self._effects.append(Leave())
 
+    def _is_news(self, session: Session) -> bool:
+        """Whether another process has left the session otherwise than it is known here. Where a
+        step was lost with a Redis that failed, another one may have its version."""
+        known = self.session
+        if session.standing.version != known.standing.version:
+            return session.standing.version > known.standing.version
+        return session.mark != known.mark
+
     def _adopt(self, session: Session, kept: tuple[bytes, ...], now_ms: int) -> None:
         """Takes what another process left, and says here what it said there."""
-        if session.standing.version <= self.session.standing.version:
+        if not self._is_news(session):
             return
         for notice in self.notices.adopt(session.standing, kept):
             self._effects.append(Push(notice))

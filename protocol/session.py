@@ -1,6 +1,6 @@
 """What is known of a session: who it belongs to, where it stands, and what it holds.
 
-Three immutable values, kept as three fields of the session's hash in Redis and the
+Three immutable values, kept as fields of the session's hash in Redis and the
 same on every process: the :class:`Identity` never changes, the :class:`Standing`
 changes with every accepted step, and the :class:`Grant` is what that step was given.
 """
@@ -114,6 +114,9 @@ class Session(msgspec.Struct, frozen=True):
     identity: Identity
     standing: Standing
     grant: Grant
+    mark: str = ""
+    """Names the step that left it. Two steps may have one version, where the first was lost with
+    a Redis that failed and the second was made of the older copy; no two have one mark."""
 
     @property
     def key(self) -> str:

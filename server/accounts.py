@@ -259,7 +259,7 @@ class Accounts:
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         if message.get("reload"):
-            self._read_later(account)
+            self._read_later(account, message if "again" in message else None)
             return
         if message.get("bumped"):
             gross, reserved, version = message["account"]

@@ -371,7 +371,8 @@ class Recovery:
             minutes=self._minutes(meter.session, seat),
             present=meter.sockets > 0,
         )
-        await self._assert(assertion, seat.free_day())
+        if await self._assert(assertion, seat.free_day()):
+            await self.hub.read_again(seat)
 
     async def _assert_kept(self, kept: Kept) -> None:
         assert kept.session is not None
@@ -397,15 +398,17 @@ class Recovery:
             return ()
         return months_of_minutes(session, seat.calendar.month)
 
-    async def _assert(self, assertion: Assertion, free_day: tuple[int, int] | None) -> None:
-        identity = assertion.session.identity
+    async def _assert(self, assertion: Assertion, free_day: tuple[int, int] | None) -> bool:
+        """Asserts a session. True: Redis has it otherwise than it is known here, for another
+        process has made a step of an older copy."""
+        identity, is_forked = assertion.session.identity, False
         for _ in range(LOADS_MAX):
             status, cold = await self.restoring.put_back(assertion)
             if status == "forked":
-                assertion = assertion.after(int(cold[0]))
+                assertion, is_forked = assertion.after(int(cold[0])), True
             elif status != "cold":
                 self.recovered += status == "ok"
-                return
+                return is_forked or status == "other"
             if "account" in cold:
                 await self.loader.account(identity.tenant, identity.account_id, asserting=True)
             if "member" in cold or "org" in cold:

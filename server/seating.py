@@ -16,7 +16,7 @@ import structlog
 
 from protocol import limits
 from protocol.effects import Move
-from protocol.errors import ErrorCode, PeerError
+from protocol.errors import ErrorCode, PeerError, ProtocolError
 from protocol.meter import Meter
 from protocol.session import Identity, Session, session_key
 from protocol.shared_months import SharedMonths
@@ -205,6 +205,7 @@ class Seating:
             self._told_of_proof(account.projection.tenant, message)
             return
         concerned = message["session_id"] if message.get("moved") else message.get("stop")
+        concerned = message.get("again", concerned)
         told = account.seats.get(concerned) if concerned else None
         if told is not None:
             self._isolated(told, self._tell, told, message)
@@ -215,7 +216,7 @@ class Seating:
             changes=before.changes + is_change,
             frees=before.frees + (is_change and may_free(message)),
             recalls=before.recalls + bool(message.get("recall")),
-            breaks=before.breaks + (not message),
+            breaks=before.breaks + (not message or "reload" in message),
         )
         if account.seats and not account.is_looked_at:
             self._look_soon(account)
@@ -225,11 +226,17 @@ class Seating:
     def _tell(self, seat: Seat, message: dict[str, Any]) -> None:
         """Tells a session what concerns it alone."""
         now_ms = self.clock.now()
+        if "again" in message:
+            if message["node"] != self.node:
+                self._run(self.read_again(seat))
+            return
         if _is_only_watched(seat) and _misses(seat, message):
             self._run(self._catch_up(seat))  # no step from here is answered with that
             return
         if message.get("moved"):
             move = move_of(message)
+            if seat.meter.is_other(move):
+                self._run(self._decide_fork(seat))
             if not _is_own(seat, move, message["node"]):
                 seat.meter.moved(move, now_ms)
             seat.drain()
@@ -346,6 +353,29 @@ class Seating:
             seat.meter.read(found.session, found.notices, now_ms)
         seat.meter.changed(now_ms)
         seat.drain()
+
+    async def _decide_fork(self, seat: Seat) -> None:
+        """Another process has made the step of a copy that lacks the newest one from here."""
+        if self.claims.restore is None or _is_only_watched(seat):
+            await self.read_again(seat)
+            return
+        try:
+            await self.claims.restore(seat.meter.session)
+        except (LiveError, ProtocolError) as error:
+            log.warning("fork_not_decided", session=seat.key, error=str(error))
+
+    async def read_again(self, seat: Seat) -> None:
+        """Takes a session as Redis has it, which was put back there: steps that were made here
+        of an older copy may not count. Without an answer the next step is told of it."""
+        identity = seat.meter.session.identity
+        try:
+            found = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
+        except LiveError as error:
+            log.warning("session_not_read", session=seat.key, error=str(error))
+            return
+        if found is not None and self.seats.get(seat.key) is seat:
+            seat.meter.read(found.session, found.notices, self.clock.now())
+            seat.drain()
 
     def _limits_changed(self, tenant: str, change: Change, user_id: str | None = None) -> None:
         """A limit of the month was changed, somebody lacks minutes, or some were given back."""

@@ -8,6 +8,7 @@ that it was made from, and an entry its id.
 """
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, NamedTuple, cast
@@ -117,6 +118,8 @@ class Live:
         self.redis = redis
         self.keys = keys
         self.node = node
+        self._marks = itertools.count(1)
+        """One for each step that is sent; with the process's name no other step has it."""
         self.publish = "PUBLISH"
         """``SPUBLISH`` in a cluster that has sharded channels; see ``prepare``."""
         self._commit = Script(redis, "commit")
@@ -228,7 +231,9 @@ class Live:
             keys.running(tenant, identity.user_id, identity.kind),
         ]
         channel = keys.channel(tenant, identity.account_id)
-        argument = encode_step(step, node, self.publish, channel, keys.limits_channel(tenant))
+        limits_channel = keys.limits_channel(tenant)
+        mark = f"{self.node}.{next(self._marks)}"
+        argument = encode_step(step, node, mark, self.publish, channel, limits_channel)
         return ("EVALSHA", self._commit.digest, len(names), *names, argument)
 
     async def attach(

@@ -147,9 +147,9 @@ class Restoring:
         return not await self.live.is_warm(self.keys.unsettled(partition))
 
     async def put_back(self, assertion: Assertion) -> tuple[str, tuple[str, ...]]:
-        """Asserts a session. Answers ``ok``, ``known``, ``cold`` with what must be loaded
-        before it is asked again, or ``forked`` with the version that it has to come after.
-        Raises ``LiveError`` without an answer."""
+        """Asserts a session. Answers ``ok``, ``known``, ``other`` where another step of the same
+        version counts, ``cold`` with what must be loaded before it is asked again, or ``forked``
+        with the version that it has to come after. Raises ``LiveError`` without an answer."""
         keys, identity = self.keys, assertion.session.identity
         tenant, session_id = identity.tenant, identity.session_id
         partition = keys.partition(tenant)
@@ -188,6 +188,10 @@ class Restoring:
             "session": session.key,
             "node": self.live.node,
             "version": standing.version,
+            "mark": session.mark,
+            "kept": standing.minutes_kept,
+            "settled": standing.settled_ms,
+            "paused": standing.phase is Phase.PAUSED,
             "identity": _ENCODER.encode(identity).decode(),
             "standing": _ENCODER.encode(standing).decode(),
             "grant": encode_grant(grant),

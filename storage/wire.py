@@ -55,17 +55,18 @@ def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
 
 
 def session_of(fields: list[bytes], known: Identity | None = None) -> Session:
-    """The session in its hash's fields: identity, standing, grant, final.
+    """The session in its hash's fields: identity, standing, grant, final, and its mark.
 
     ``known`` is its identity where that is known already: it never changes.
     """
-    identity, standing, grant, final = fields
+    identity, standing, grant, final, *mark = fields
     return Session(
         identity=known or _identity_of(identity),
         standing=_STANDING.decode(standing),
         grant=msgspec.structs.replace(
             _GRANT.decode(grant), final=final.decode() if final else None
         ),
+        mark=mark[0].decode() if mark and mark[0] else "",
     )
 
 
@@ -148,8 +149,10 @@ def encode_basis(basis: Basis) -> dict[str, str]:
     return {"epoch": basis.epoch, "preparation": basis.preparation}
 
 
-def encode_step(step: Step, node: str, publish: str, channel: str, limits_channel: str) -> bytes:
-    """The argument of ``commit.lua``: the step, and what it changes on every counter."""
+def encode_step(
+    step: Step, node: str, mark: str, publish: str, channel: str, limits_channel: str
+) -> bytes:
+    """The argument of ``commit.lua``: the step, its mark, and what it changes on every counter."""
     session, before, after = step.before, step.before.standing, step.standing
     terms = session.identity.terms
     was_active, is_active = before.phase is Phase.ACTIVE, after.phase is Phase.ACTIVE
@@ -158,6 +161,8 @@ def encode_step(step: Step, node: str, publish: str, channel: str, limits_channe
     shared = session.identity.free_key is not None
     encoded: dict[str, Any] = {
         "version": before.version,
+        "after": session.mark,
+        "mark": mark,
         "node": node,
         "id": session.identity.session_id,
         "session": session.key,
@@ -220,8 +225,9 @@ def move_of(message: dict[str, Any]) -> Move:
         month_of(message["month"], [part.encode() for part in counter])
         for counter in message["months"]
     )
+    fields = [part.encode() for part in [*message["moved"], message.get("mark", "")]]
     return Move(
-        session=session_of([part.encode() for part in message["moved"]]),
+        session=session_of(fields),
         notices=tuple(notice.encode() for notice in message["notices"]),
         minutes=tuple(minute.encode() for minute in message["minutes"]),
         member=member,

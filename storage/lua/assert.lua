@@ -19,9 +19,11 @@
 -- Answers {status, detail}, with the status
 --   ok      Redis has the session now
 --   known   Redis has it, as it is or newer
---   forked  it has ended, and Redis has it running: somebody went on with an older copy
---           before this was told. An end is final, and its receipt is out; detail is the
---           version that it has to come after, for everybody to learn of it
+--   other   Redis has another step of the same version, which counts: somebody went on with an
+--           older copy before this was told
+--   forked  the same, and what is asserted counts: it has ended, its client has paused it, or
+--           more of it is settled. Detail is the version that it has to come after, for everybody
+--           to learn of it. An end is final, and its receipt is out, whatever was made since
 --   cold    account, member, org or free must be loaded first; detail names which
 
 local asserted = cjson.decode(ARGV[1])
@@ -37,16 +39,27 @@ local function present()
   end
 end
 
-local found = call('HMGET', KEYS[1], 'version', 'standing', 'grant')
+-- Whether what is asserted counts, and not another step of the same version that Redis has. Minutes
+-- that the other one has completed are on record: then it counts.
+local function prevails(standing)
+  if asserted.kept < standing.minutes_kept then return false end
+  if standing.phase == 'active' and asserted.paused then return true end
+  return asserted.settled > standing.settled_ms
+end
+
+local found = call('HMGET', KEYS[1], 'version', 'standing', 'grant', 'mark')
 local version = tonumber(found[1] or '-1')
 if version >= asserted.version then
-  local phase = cjson.decode(found[2]).phase
+  local standing = cjson.decode(found[2])
+  local is_over = standing.phase == 'ended'
+  local is_other = version == asserted.version and (found[4] or '') ~= asserted.mark
   -- What a record alone is left of (server/lost.py) has no version, and no last word.
-  if asserted.ended and asserted.version > 0 and phase ~= 'ended' then
+  if asserted.version > 0 and not is_over
+    and (asserted.ended or is_other and prevails(standing)) then
     return {'forked', whole(version)}
   end
-  if version == asserted.version and phase ~= 'ended' then present() end
-  return {'known', ''}
+  if version == asserted.version and not is_over then present() end
+  return {is_other and 'other' or 'known', ''}
 end
 
 -- A partition that was not found empty has lost its last writes only: all processes look.
@@ -134,7 +147,8 @@ end
 
 -- The session.
 call('HSET', KEYS[1], 'version', whole(asserted.version), 'identity', asserted.identity,
-  'standing', asserted.standing, 'grant', asserted.grant, 'final', asserted.final)
+  'standing', asserted.standing, 'grant', asserted.grant, 'final', asserted.final,
+  'mark', asserted.mark)
 -- Whether anybody watches it from elsewhere is lost: its steps are told, should it be so.
 call('HSET', KEYS[1], 'watched', '1')
 call('DEL', KEYS[2])
@@ -160,5 +174,8 @@ end
 
 -- Tell: the account is another one than its projections say.
 call('HINCRBY', KEYS[4], 'version', 1)
-call(asserted.publish, asserted.channel, cjson.encode({reload = true}))
+local message = {reload = true}
+-- Others may have read the copy that was here, and made their steps of it.
+if older then message.again, message.node = id, asserted.node end
+call(asserted.publish, asserted.channel, cjson.encode(message))
 return {'ok', ''}

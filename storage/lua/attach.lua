@@ -13,7 +13,7 @@
 -- Answers {session fields, notices newest first, processes}; an absent session has no
 -- fields and is not attached to.
 
-local found = redis.call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final')
+local found = redis.call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final', 'mark')
 if not found[1] then return {{}, {}, {}} end
 local user = cjson.decode(found[1]).user_id
 if ARGV[1] ~= '' and (ARGV[4] == '' or ARGV[4] == user)

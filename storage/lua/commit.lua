@@ -5,7 +5,7 @@
 -- Decided here is only what only Redis can know: whether nobody was faster, and which
 -- of the offered grants every counter has room for.
 --
--- KEYS   1 session   hash: version, identity, standing, grant, final
+-- KEYS   1 session   hash: version, identity, standing, grant, final, mark (which names the step)
 --                    and watched, once somebody watched it from elsewhere; prepared, the
 --                    fingerprint of the preparation that it was started from
 --        2 notices   list: the newest notices, encoded, newest first
@@ -69,14 +69,15 @@ local function counters()
 end
 
 local function answer(status, detail, bumped)
-  local found = call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final')
+  local found = call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final', 'mark')
   local notices = {}
   if status == 'stale' then notices = call('LRANGE', KEYS[2], 0, -1) end
   return {status, detail or '', found, counters(), bumped and 1 or 0, notices}
 end
 
 -- Who else is there, and was anybody faster?
-local version = call('HGET', KEYS[1], 'version')
+local newest = call('HMGET', KEYS[1], 'version', 'mark')
+local version = newest[1]
 if step.leaving then
   call('SREM', KEYS[3], step.node)
   call('SREM', KEYS[10], step.session)
@@ -90,6 +91,8 @@ if step.leaving then
 end
 if tonumber(version or '0') < step.version then return {'gone', '', {}, {}, 0, {}} end
 if tonumber(version or '0') ~= step.version then return answer('stale') end
+-- The same version of another step: that one was made of a copy that lacked this one.
+if (newest[2] or '') ~= step.after then return answer('stale') end
 if step.version == 0 and step.basis then
   local known = call('GET', KEYS[14])
   local other = known and string.match(known, ':(.*)$') ~= step.basis.preparation
@@ -276,7 +279,7 @@ end
 
 -- Move.
 call('HSET', KEYS[1], 'version', step.version + 1, 'standing', step.standing,
-  'grant', holding.grant, 'final', final)
+  'grant', holding.grant, 'final', final, 'mark', step.mark)
 if step.version == 0 then
   call('HSET', KEYS[1], 'identity', step.identity)
   if step.basis and step.basis.preparation ~= '' then
@@ -350,7 +353,8 @@ if bumped or recall or not alone then
     session = step.session, line = line, node = step.node,
   }
   if not alone then
-    message.moved, message.notices, message.minutes = result[3], step.notices, step.minutes
+    message.moved, message.mark = {unpack(result[3], 1, 4)}, step.mark
+    message.notices, message.minutes = step.notices, step.minutes
     message.month, message.months = step.month, {result[4][1], result[4][2]}
   end
   call(step.publish, step.channel, cjson.encode(message))
