@@ -318,7 +318,7 @@ class Accounts:
                 self._unread[account][:0] = messages
             return
         for message in messages:
-            await self.turns.take()
+            await self.turns.take(account)
             isolated("message", self._listener, account, message)
 
     def _run(self, work: Awaitable[None]) -> None:

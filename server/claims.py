@@ -9,9 +9,10 @@ comes back as the answer.
 """
 
 import asyncio
+import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterator
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from typing import Protocol, TypeVar
 
 import structlog
 from redis.exceptions import RedisError
@@ -31,6 +32,8 @@ from storage.live import Live, LiveError, Outcome
 from storage.spending import AccountName
 
 log = structlog.get_logger()
+
+Item = TypeVar("Item")
 
 LOADS_MAX = 4
 """How often one step may find something cold: account, months and free time, and a race."""
@@ -116,6 +119,8 @@ class Claims:
     def _send(self, shard: object) -> None:
         self._scheduled.discard(shard)
         waiting = self._waiting.pop(shard, [])
+        if len(waiting) > limits.CLAIMS_PER_PIPELINE_MAX:
+            waiting = _in_turns(waiting)
         while waiting and self._sent[shard] < limits.CLAIM_PIPELINES_MAX:
             batch = waiting[: limits.CLAIMS_PER_PIPELINE_MAX]
             del waiting[: len(batch)]
@@ -150,19 +155,24 @@ class Claims:
         finally:
             self._sent[shard] -= 1
             self._schedule(shard)
-        mends = []
+        mends: dict[AccountName, list[Awaitable[None]]] = {}
+        answered: dict[AccountName, list[tuple[Claimant, Step, Outcome]]] = {}
         for (claimant, step), outcome in zip(batch, outcomes, strict=True):
-            await self.turns.take()
+            name = _account_of(step)
             if outcome.reply is None:
-                mends.append(self._mend(claimant, step, outcome, node))
+                mend = self._mend(claimant, step, outcome, node)
+                mends.setdefault(name, []).append(mend)
             elif outcome.reply.refused_by == "credits" and outcome.held and step.insists:
-                mends.append(self._refuse(claimant, step, outcome))
-            elif not isolated("claim", claimant.answered, step, outcome):
-                # It was made, and what it left is not known here: asked anew, Redis says it.
-                _tell_unanswered(claimant, _no_answer(), made=None)
-        # After a loss in Redis that may be all of them: nobody waits for the one before.
-        for first in range(0, len(mends), MENDS_AT_ONCE):
-            await asyncio.gather(*mends[first : first + MENDS_AT_ONCE])
+                mends.setdefault(name, []).append(self._refuse(claimant, step, outcome))
+            else:
+                answered.setdefault(name, []).append((claimant, step, outcome))
+        for name, answers in answered.items():
+            self.turns.run((self, name), _tell_answers(answers))
+        # After a loss in Redis that may be all of them: nobody waits for the one before, nor
+        # for another account's.
+        due = _round_robin(mends.values())
+        for first in range(0, len(due), MENDS_AT_ONCE):
+            await asyncio.gather(*due[first : first + MENDS_AT_ONCE])
 
     def _fail(
         self,
@@ -172,7 +182,15 @@ class Claims:
     ) -> None:
         """Redis did not answer. Who waits behind these is told now, not after as long again."""
         log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
-        self.turns.run(self, _tell_all(batch, behind))
+        unanswered: dict[AccountName, list[tuple[Claimant, bool | None]]] = {}
+        for claimant, step in batch:
+            unanswered.setdefault(_account_of(step), []).append((claimant, None))
+        for claimant, step in behind:
+            # It was not sent now; an attempt before may have been made.
+            made = None if claimant.failures else False
+            unanswered.setdefault(_account_of(step), []).append((claimant, made))
+        for name, claimants in unanswered.items():
+            self.turns.run((self, name), _tell_all(claimants))
 
     async def _refuse(self, claimant: Claimant, step: Step, outcome: Outcome) -> None:
         """Refuses a step that others' holds are in the way of, once all of them have answered the
@@ -249,17 +267,36 @@ def _no_answer() -> ServiceError:
     return ServiceError("the session store does not answer")
 
 
-def _tell_all(
-    batch: list[tuple[Claimant, Step]], behind: list[tuple[Claimant, Step]]
-) -> Iterator[None]:
-    for claimant, _ in batch:
-        _tell_unanswered(claimant, _no_answer(), made=None)
+def _in_turns(waiting: list[tuple[Claimant, Step]]) -> list[tuple[Claimant, Step]]:
+    """One of each account after the other: none is sent behind all that another has."""
+    by_account: dict[AccountName, list[tuple[Claimant, Step]]] = {}
+    for one in waiting:
+        by_account.setdefault(_account_of(one[1]), []).append(one)
+    return _round_robin(by_account.values())
+
+
+def _round_robin(queues: Iterable[list[Item]]) -> list[Item]:
+    rounds = itertools.zip_longest(*queues)
+    return [item for one in rounds for item in one if item is not None]
+
+
+def _tell_answers(answers: list[tuple[Claimant, Step, Outcome]]) -> Iterator[None]:
+    for claimant, step, outcome in answers:
+        if not isolated("claim", claimant.answered, step, outcome):
+            # It was made, and what it left is not known here: asked anew, Redis says it.
+            _tell_unanswered(claimant, _no_answer(), made=None)
         yield
-    for claimant, _ in behind:
-        # It was not sent now; an attempt before may have been made.
-        made = None if claimant.failures else False
+
+
+def _tell_all(claimants: list[tuple[Claimant, bool | None]]) -> Iterator[None]:
+    for claimant, made in claimants:
         _tell_unanswered(claimant, _no_answer(), made=made)
         yield
+
+
+def _account_of(step: Step) -> AccountName:
+    identity = step.before.identity
+    return AccountName(identity.tenant, identity.account_id)
 
 
 def _takes_nothing() -> ServiceError:

@@ -4,7 +4,7 @@ The shell of PROTOCOL section 1. Everything that a peer can do wrong is answered
 ``error`` and the socket goes on, except for what has a close code of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import structlog
@@ -69,6 +69,11 @@ class Connection:
         self._deadline: Timer | None = None
         """Until when it must have authenticated, then until when its token is good."""
 
+    @property
+    def _customer(self) -> Hashable:
+        """Whose turns its work takes: its account's, and before it has one its address's."""
+        return self.account or self.principal or self.address
+
     # --- The socket's life -----------------------------------------------------------
 
     async def run(self, bearer: str | None) -> None:
@@ -87,7 +92,7 @@ class Connection:
             while (event := await self._receive())["type"] != "websocket.disconnect":
                 await self._heard(event.get("text"))
             code = int(event.get("code") or CloseCode.ABNORMAL)
-            await self.process.hub.turns.take()  # hundreds may be gone together
+            await self.process.hub.turns.take(self._customer)  # hundreds may be gone together
         finally:
             await self._close(code)
 
@@ -100,7 +105,7 @@ class Connection:
             except PeerError as error:
                 self._refuse(error, _id_of(text))
                 return
-            await self.process.hub.turns.take()
+            await self.process.hub.turns.take(self._customer)
             await self._take(text)
         elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
             wait_ms = self._bucket.wait_ms
@@ -128,8 +133,7 @@ class Connection:
             if timer is not None:
                 timer.cancel()
         if self.seats:
-            customer = self.account or self.principal
-            self.process.hub.turns.run(customer, self._part_all(list(self.seats.values())))
+            self.process.hub.turns.run(self._customer, self._part_all(list(self.seats.values())))
         self.seats.clear()
         if self.principal is not None:
             self.process.sockets.release_user(self._user)

@@ -39,13 +39,13 @@ class Orphans:
         None: the session had none any more, only its grace runs.
         """
         hub = self.hub
-        await hub.turns.take()
+        await hub.turns.take(tenant)
         async with hub.lock(tenant, session_id):
             seat = hub.seats.get(session_key(tenant, session_id))
             if seat is not None and alive_at is None:
                 return
             found = await self.live.attach(tenant, session_id, read_only=True)
-            await hub.turns.take()
+            await hub.turns.take(tenant)
             if found is None or found.session.standing.phase is Phase.ENDED:
                 await self.live.leave(tenant, session_id, node)
                 return

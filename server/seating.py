@@ -111,7 +111,7 @@ class Seating:
         """Gives up what a seat that was cleared had need of."""
         session = seat.meter.session
         identity = session.identity
-        await self.turns.take()
+        await self.turns.take(seat.account)
         try:
             await self.accounts.close(seat.account)
         finally:
@@ -414,7 +414,7 @@ class Seating:
     async def _read_calendar(self, tenant: str) -> None:
         """Live sessions count by the time zone that their organisation has now."""
         for seat in self._seats_of(tenant):
-            await self.turns.take()
+            await self.turns.take(tenant)
             days = await self.tenants.calendar_of(seat.meter.session.identity)
             if days.zone.key != seat.calendar.zone.key:
                 self._isolated(seat, self._relocate, seat, days)

@@ -3,7 +3,8 @@
 One customer may have hundreds of sessions and sockets, and often all of them want something
 at once: they lose their line together, hear of the same credit, count on the same month. Such
 work is cut into units, a session each, and a turn of the event loop does a bounded number of
-them, for all customers alike: one after the other, a unit each. So no customer's work makes a
+them, for all customers alike: one after the other, a unit each, whether it is work or a task
+that waits. So no customer's work makes a
 turn long, and none waits behind another's. Small work is done at once, in the turn that asks.
 
 Local deadlines do not wait here: what stops a session is a timer.
@@ -28,7 +29,8 @@ class Turns:
         self._left = units_per_turn
         self._queues: dict[Hashable, deque[Work]] = {}
         """Work by its customer. Whose turn it is comes first."""
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        """Tasks by their customer, in the same order."""
         self._is_working = False
         self._is_due = False
 
@@ -44,13 +46,13 @@ class Turns:
         if not self._is_working:
             self._work()
 
-    async def take(self) -> None:
-        """Returns when this turn, or a later one, has room for one more unit."""
+    async def take(self, customer: Hashable) -> None:
+        """Returns when this turn, or a later one, has room for one more unit of this customer."""
         if self._left > 0 and not self._waiting:
             self._spend()
             return
         waiting = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
+        self._waiting.setdefault(customer, deque()).append(waiting)
         self._come_back()
         await waiting
 
@@ -75,13 +77,21 @@ class Turns:
         for _ in range(self._units_per_turn // 2 if self._queues else self._units_per_turn):
             if not self._waiting:
                 break
-            waiting = self._waiting.popleft()
+            waiting = self._next_waiting()
             if not waiting.done():
                 self._spend()
                 waiting.set_result(None)
         self._work()
         if self.busy:
             self._come_back()
+
+    def _next_waiting(self) -> "asyncio.Future[None]":
+        customer = next(iter(self._waiting))
+        waiting = self._waiting.pop(customer)
+        first = waiting.popleft()
+        if waiting:
+            self._waiting[customer] = waiting
+        return first
 
     def _work(self) -> None:
         self._is_working = True

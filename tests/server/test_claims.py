@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from protocol import limits
 from protocol.effects import Reply
 from protocol.errors import ProtocolError
@@ -15,7 +17,14 @@ from storage.live import LiveError, Outcome
 from tests.simulation.cluster import VirtualClock
 
 AT_ONCE = limits.CLAIM_PIPELINES_MAX * limits.CLAIMS_PER_PIPELINE_MAX
-STEP = cast(Step, SimpleNamespace(before=SimpleNamespace(identity=SimpleNamespace(tenant="t"))))
+
+
+def step_of(account_id: str) -> Step:
+    identity = SimpleNamespace(tenant="t", account_id=account_id)
+    return cast(Step, SimpleNamespace(before=SimpleNamespace(identity=identity)))
+
+
+STEP = step_of("ann")
 
 
 class SlowRedis:
@@ -104,3 +113,30 @@ async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
     claims.ask(later, STEP)
     await claims.idle()
     assert len(later.heard) == 1
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_a_neighbour_hears_before_all_of_a_crowd_have_heard(failing: bool) -> None:
+    """Its answer came in the same batch as those of a customer's 256 sessions, and after."""
+    redis, heard = SlowRedis(), list[str]()
+
+    class Named(Seat):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def answered(self, step: Step, outcome: Outcome) -> None:
+            heard.append(self.name)
+
+        def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
+            heard.append(self.name)
+
+    claims = claims_over(redis)
+    for _ in range(limits.LIVE_SESSIONS_PER_ACCOUNT_MAX):
+        claims.ask(Named("big"), step_of("big"))
+    claims.ask(Named("bob"), step_of("bob"))
+    redis.failing = failing
+    redis.answering.set()
+    await claims.idle()
+    assert len(heard) == limits.LIVE_SESSIONS_PER_ACCOUNT_MAX + 1
+    assert heard.index("bob") <= 2 * limits.UNITS_PER_TURN

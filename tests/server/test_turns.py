@@ -90,7 +90,7 @@ async def test_tasks_and_work_share_the_turns() -> None:
             yield
 
     async def task() -> None:
-        await turns.take()
+        await turns.take("task")
         done["task"] += 1
 
     turns.run("big", forever())
@@ -100,11 +100,29 @@ async def test_tasks_and_work_share_the_turns() -> None:
     assert 20 <= done["work"] <= 60
 
 
+async def test_tasks_of_many_customers_take_turns() -> None:
+    """A neighbour's one waited behind all that a customer had waiting."""
+    turns, counted, done = Turns(4), Counted(), list[str]()
+
+    async def task(customer: str) -> None:
+        await turns.take(customer)
+        counted.note()
+        done.append(customer)
+
+    tasks = [asyncio.ensure_future(task("big")) for _ in range(256)]
+    await asyncio.sleep(0)
+    tasks += [asyncio.ensure_future(task(one)) for one in ("ann", "bob")]
+    await asyncio.gather(*tasks)
+    assert len(done) == 258
+    assert max(counted.turns) <= 2 * 4
+    assert max(done.index("ann"), done.index("bob")) <= 3 * 4
+
+
 async def test_a_task_that_gave_up_takes_nobodys_place() -> None:
     turns = Turns(1)
 
     async def wait() -> None:
-        await turns.take()
+        await turns.take("task")
 
     await wait()
     waiting = [asyncio.ensure_future(wait()) for _ in range(3)]
