@@ -100,6 +100,7 @@ class Moment(msgspec.Struct, frozen=True):
             before=self.session,
             standing=settling.standing,
             month=self.month_of(self.now_ms),
+            made_at=self.now_ms,
             used_minutes=settling.used_minutes,
             records=tuple(settling.records),
             notices=self.notices,

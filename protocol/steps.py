@@ -59,6 +59,9 @@ class Step(msgspec.Struct, frozen=True):
     """Other sessions were told already to give back what they do not need."""
     basis: Basis | None = None
     """Of a start: what it was decided from."""
+    made_at: int = 0
+    """The instant at which the step was computed, in cluster time: where a session stood still,
+    its standing is of long before."""
     insists: bool = False
     """They have had the time to: whatever can be had now is taken."""
 

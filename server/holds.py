@@ -174,7 +174,7 @@ class Holds(Grants):
 
     async def _restore(self, hold: HoldRow) -> HoldRow:
         # Redis forgets a hold that has ended; Postgres must have its end by then.
-        await self.loader.refuse_forgotten(hold.tenant, limits.HOLD_KEPT_MS)
+        await self.loader.refuse_behind(hold.tenant, limits.HOLD_KEPT_MS)
         recorded = await self._recorded_hold(hold.tenant, hold.hold_id)
         if recorded is None:
             raise ServiceError("the hold is being written down")

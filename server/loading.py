@@ -286,33 +286,19 @@ class Loader:
             _check(not await self.live.is_recovering(tenant))
         await self.refuse_behind(tenant)
 
-    async def refuse_behind(self, tenant: str) -> str:
-        """Raises ``ServiceError`` while the tenant's outbox is too far behind to load from: what
-        Postgres says is not complete. Answers the partition's epoch."""
-        epoch, oldest = await self.live.oldest_record(tenant)
-        # By both clocks: keys expire by that of Redis, and it alone may have been stepped.
-        if oldest:
-            age_ms = max(self.clock.now() - oldest.at, oldest.age_ms)
-            _check_age(age_ms, limits.ACCOUNT_IDLE_MS // 2)
-        return epoch
-
-    async def refuse_forgotten(self, tenant: str, kept_ms: int) -> None:
-        """Raises ``ServiceError`` while something may wait in the tenant's outbox whose key Redis
-        kept for ``kept_ms`` and has forgotten.
+    async def refuse_behind(self, tenant: str, kept_ms: int = limits.ACCOUNT_IDLE_MS) -> str:
+        """Raises ``ServiceError`` while something may wait in the tenant's outbox of which Redis,
+        which kept it for ``kept_ms``, has forgotten the rest: what Postgres says is not complete.
+        Answers the partition's epoch.
 
         When it was appended counts, and not what it tells of: a session that ends while it is
-        paused has ended long before.
+        paused has stood still since long before.
         """
-        _, oldest = await self.live.oldest_record(tenant)
-        if oldest:
-            age_ms = max(self.clock.now() - oldest.appended_at, oldest.age_ms)
-            _check_age(age_ms, kept_ms // 2)
-
-
-def _check_age(age_ms: int, most_ms: int) -> None:
-    """Raises ``ServiceError`` for an outbox whose oldest record is older than ``most_ms``."""
-    if age_ms > most_ms:
-        raise ServiceError("the record is too far behind to load from")
+        epoch, oldest = await self.live.oldest_record(tenant)
+        # By both clocks: keys expire by that of Redis, and it alone may have been stepped.
+        if oldest and max(self.clock.now() - oldest.made_at, oldest.age_ms) > kept_ms // 2:
+            raise ServiceError("the record is too far behind to load from")
+        return epoch
 
 
 def _check(loaded: bool) -> None:

@@ -31,7 +31,15 @@ from storage.figures import AccountFigures, figures_of
 from storage.keys import CHANNELS, CLOCK, LOOK_CHANNEL, NODES, Keys
 from storage.rows import AccountRecord
 from storage.scripts import LiveError, Script, connect
-from storage.wire import appended_at, decided_at, encode_step, month_of, reply_of, session_of
+from storage.wire import (
+    appended_at,
+    decided_at,
+    encode_step,
+    made_at,
+    month_of,
+    reply_of,
+    session_of,
+)
 
 __all__ = [
     "AccountFigures",
@@ -102,11 +110,8 @@ class Outcome(msgspec.Struct, frozen=True):
 class Oldest(NamedTuple):
     """The oldest record of an outbox."""
 
-    at: int
-    """The instant at which it was decided, in cluster time; of a session that ended while it was
-    paused, that of the pause."""
-    appended_at: int
-    """When it was appended, by the clock that Redis had then."""
+    made_at: int
+    """The instant of the step that appended it, in cluster time."""
     age_ms: int
     """Since it was appended, by Redis's own clock: the one by which keys expire."""
 
@@ -390,7 +395,7 @@ class Live:
             return epoch.decode(), None
         age_ms, entry_id, fields = answer
         pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-        oldest = Oldest(decided_at(entry_id, pairs), appended_at(entry_id), int(age_ms))
+        oldest = Oldest(made_at(entry_id, pairs), int(age_ms))
         return epoch.decode(), oldest
 
     async def credit(

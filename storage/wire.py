@@ -54,6 +54,15 @@ def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
     return first.changed_at if isinstance(first, HoldChanged) else appended_at(entry_id)
 
 
+def made_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
+    """When the step was made that appended an outbox entry, in cluster time.
+
+    A session that ends while it is paused has stood still since long before: what its entry says
+    was decided then, and Redis knows of it since now.
+    """
+    return int(fields[b"m"]) if b"m" in fields else decided_at(entry_id, fields)
+
+
 def session_of(fields: list[bytes], known: Identity | None = None) -> Session:
     """The session in its hash's fields: identity, standing, grant, final, and its mark.
 
@@ -169,6 +178,7 @@ def encode_step(
         "user_id": session.identity.user_id,
         "standing": _ENCODER.encode(after).decode(),
         "at": after.at,
+        "made_at": step.made_at,
         "released": encode_grant(Grant()),
         "offers": [_offer(offer) for offer in step.offers],
         "held": session.grant.held_micros,

@@ -15,8 +15,8 @@
 --        5 member    hash: limit, overage, active, live, used:<month>, held:<month>
 --        6 org       hash: the same, of the whole organisation
 --        7 free      hash: used, live (a shared allowance of free time)
---        8 outbox    stream: fields r, a JSON array of records for Postgres, and t, the
---                    instant at which they were decided, in cluster time
+--        8 outbox    stream: fields r, a JSON array of records for Postgres, t, the instant
+--                    at which they were decided, and m, the one of the step, in cluster time
 --        9 live      set: the partition's live sessions
 --       10 node      set: the sessions that the calling process has sockets of
 --       11 graces    sorted set: sessions whose grace runs, by its end
@@ -316,7 +316,8 @@ end
 
 -- Append.
 local entry = step.records
-  and call('XADD', KEYS[8], '*', 'r', step.records, 't', whole(step.at)) or ''
+  and call('XADD', KEYS[8], '*', 'r', step.records, 't', whole(step.at),
+    'm', whole(step.made_at)) or ''
 for _, notice in ipairs(step.notices) do call('LPUSH', KEYS[2], notice) end
 if #step.notices > 0 then call('LTRIM', KEYS[2], 0, step.notices_kept - 1) end
 if step.ended then call('PEXPIRE', KEYS[2], step.idle_ms) end

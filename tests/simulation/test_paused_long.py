@@ -1,0 +1,30 @@
+"""A session that stood still for long: what its end appends is young."""
+
+import pytest
+
+from protocol import limits
+from protocol.errors import ServiceError
+from protocol.states import Event
+from tests.simulation.cluster import Cluster, Node
+from tests.simulation.people import CREDIT, terms
+
+HALF_MS = limits.ACCOUNT_IDLE_MS // 2
+
+
+async def test_the_end_of_a_long_pause_keeps_no_cold_account_waiting(
+    cluster: Cluster, node: Node
+) -> None:
+    """It tells of the pause's begin, and was taken for an outbox too far behind to load from."""
+    await cluster.grant(10 * CREDIT)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    await cluster.advance(5_000)
+    await browser.request("s1", Event.PAUSE)
+    await cluster.flush()
+    await cluster.advance(HALF_MS + 60_000)
+    await browser.request("s1", Event.STOP)
+    await node.loader.refuse_behind("user:ann")
+    # So it is until it has waited for that long itself.
+    await cluster.advance(HALF_MS + 60_000)
+    with pytest.raises(ServiceError):
+        await node.loader.refuse_behind("user:ann")
