@@ -166,8 +166,11 @@ AUTH_FAILURE_ADDRESSES_MAX: Final = 65_536
 SUSPECT_CHECK_MS: Final = 2
 """Pace of signature checks for addresses that have used up their guesses: a check takes
 0.1 ms, so guessing takes at most a twentieth of the loop."""
-SUSPECT_CHECKS_WAITING_MAX: Final = 16
-"""Tokens of one such address that wait for their check; with more, the oldest must come again."""
+SUSPECT_CHECKS_WAITING_MAX: Final = 256
+"""Tokens of one such address that wait for their check, half a second at most where it is the only
+one; with more, the oldest must come again."""
+GOOD_TOKENS_REMEMBERED_MAX: Final = 16_384
+"""Tokens that were good before, of which none waits for its check: a hash of 32 bytes each."""
 ORIGINS_REPORTED_MAX: Final = 64
 """Refused origins that are named in the log, once each."""
 ORIGIN_CHARACTERS_SHOWN: Final = 200
@@ -386,6 +389,9 @@ JWKS_MISS_MS: Final = 10_000
 """Tokens with unknown keys make the server ask the issuer at most this often for long."""
 JWKS_MISSES_MAX: Final = 16
 """So often at once: a stranger who makes up keys must not hold up those who have new ones."""
+JWKS_MISSES_PER_ADDRESS_MAX: Final = 8
+"""So often at once for one address, and then each ``JWKS_MISS_MS``: who makes up keys leaves the
+others some."""
 JWKS_TIMEOUT_MS: Final = 5_000
 JWKS_BYTES_MAX: Final = 512 * 1024
 JWKS_KEYS_MAX: Final = 256
@@ -479,4 +485,5 @@ assert HOLD_OVERDUE_MS < HOLD_KEPT_MS < ACCOUNT_IDLE_MS
 assert 60_000 + UNCOVERED_MS_DEFAULT <= GRANT_EXPIRY_LATE_MS
 assert PARTITIONS_DEFAULT <= PARTITIONS_MAX
 assert PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX
+assert JWKS_MISSES_PER_ADDRESS_MAX < JWKS_MISSES_MAX
 assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS < JWKS_STALE_MS_MAX

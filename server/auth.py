@@ -215,12 +215,16 @@ class Authenticator:
             await self._keys.run()
 
     async def authenticate(
-        self, bearer: str, before_signature: Callable[[], Awaitable[None]] | None = None
+        self,
+        bearer: str,
+        before_signature: Callable[[], Awaitable[None]] | None = None,
+        network: str = "",
     ) -> Principal:
         """The principal of an API key or a JWT.
 
         ``before_signature`` is awaited before a public key's signature is checked, which is
-        the one costly check (40 to 100 microseconds). Raises ``unauthenticated``,
+        the one costly check (40 to 100 microseconds). ``network`` is where the request came from:
+        the issuer is asked for unknown keys at its expense. Raises ``unauthenticated``,
         :class:`ExpiredTokenError`, or ``unavailable`` when the issuer's keys could not be
         fetched yet.
         """
@@ -232,11 +236,11 @@ class Authenticator:
             return Principal(kind="key")
         if _JWT.fullmatch(bearer) is None:
             raise _refused("neither an API key nor a JWT")
-        claims = await self._verify(bearer, before_signature)
+        claims = await self._verify(bearer, before_signature, network)
         return self._principal(claims)
 
     async def _verify(
-        self, token: str, before_signature: Callable[[], Awaitable[None]] | None
+        self, token: str, before_signature: Callable[[], Awaitable[None]] | None, network: str
     ) -> dict[str, Any]:
         """The claims of a token whose signature, issuer and audience are good."""
         try:
@@ -244,7 +248,7 @@ class Authenticator:
             algorithm = header.get("alg")
             if not isinstance(algorithm, str):
                 raise _refused("no algorithm")
-            keys = await self._find_keys(algorithm, header.get("kid"))
+            keys = await self._find_keys(algorithm, header.get("kid"), network)
             if before_signature is not None and self._secret not in keys:
                 await before_signature()
             for key in keys[:-1]:
@@ -283,13 +287,15 @@ class Authenticator:
             },
         )
 
-    async def _find_keys(self, algorithm: str, key_id: str | None) -> Sequence[str | jwt.PyJWK]:
+    async def _find_keys(
+        self, algorithm: str, key_id: str | None, network: str
+    ) -> Sequence[str | jwt.PyJWK]:
         """The keys that a token of ``algorithm`` is checked with; PyJWT saw to the types."""
         if algorithm == SHARED_ALGORITHM and self._secret:
             return (self._secret,)
         if algorithm not in SIGNATURE_ALGORITHMS or self._keys is None:
             raise _refused("algorithm not accepted")
-        keys = await self._keys.find(algorithm, key_id)
+        keys = await self._keys.find(algorithm, key_id, network)
         if not keys:
             raise _refused("no such key")
         return keys

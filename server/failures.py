@@ -3,10 +3,13 @@
 The budget refuses bad guesses only. Credentials are checked first, so a good token or key
 passes from every address, whatever its neighbours send. A request without credentials is no
 guess. What checking costs stays bounded: an API key and a shared secret take a hash each, and
-signatures of public keys are checked at a pace once an address has used up its budget.
+signatures of public keys are checked at a pace once an address has sent too many bad ones. A
+token that was good before waits for no turn, nor does any where an address has sent other bad
+guesses only, such as tokens with unknown keys: these cost next to nothing.
 """
 
 import asyncio
+import hashlib
 from collections import Counter
 
 from protocol import limits
@@ -22,7 +25,7 @@ class TooManyGuessesError(PeerError):
 
 
 class SuspectChecks:
-    """Signature checks for addresses that have used up their budget: one at a time, at a pace.
+    """Signature checks for addresses that have sent too many bad ones: one at a time, at a pace.
 
     The newest request of an address has the next turn, for its sender still waits. Addresses
     take turns, so one that floods delays nobody else.
@@ -69,6 +72,10 @@ class Failures:
         self._clock = clock
         self._minute = 0
         self._counts: Counter[str] = Counter()
+        self._signatures: Counter[str] = Counter()
+        """Those of them that a public key's signature was checked for."""
+        self._good: dict[bytes, None] = {}
+        """Hashes of tokens with a good signature, the longest unused first."""
         self._checks = SuspectChecks()
 
     def wait_ms(self, address: str) -> int:
@@ -78,6 +85,7 @@ class Failures:
         if now_ms // MINUTE_MS != self._minute or crowded:
             self._minute = now_ms // MINUTE_MS
             self._counts.clear()
+            self._signatures.clear()
         if self._counts[network_of(address)] < limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE:
             return 0
         return MINUTE_MS - now_ms % MINUTE_MS
@@ -93,11 +101,23 @@ class Failures:
         as :class:`TooManyGuessesError`. A token that has merely run out is no guess, because
         an office whose computers wake up together sends many.
         """
+        network, is_checked = network_of(address), False
+
+        async def before_signature() -> None:
+            nonlocal is_checked
+            await self._turn(address, bearer)
+            is_checked = True
+
         try:
-            return await authenticator.authenticate(bearer, lambda: self._turn(address))
+            principal = await authenticator.authenticate(bearer, before_signature, network)
+            if is_checked:
+                self._remember(bearer)
+            return principal
         except ExpiredTokenError:
             raise
         except PeerError as error:
+            if is_checked:
+                self._signatures[network] += 1
             if self.wait_ms(address):
                 raise TooManyGuessesError(
                     ErrorCode.RATE_LIMITED, "too many bad tokens or keys from this address"
@@ -105,6 +125,22 @@ class Failures:
             self.count(address)
             raise
 
-    async def _turn(self, address: str) -> None:
-        if self.wait_ms(address):
-            await self._checks.turn(network_of(address))
+    async def _turn(self, address: str, bearer: str) -> None:
+        network = network_of(address)
+        is_suspect = bool(self.wait_ms(address)) and (
+            self._signatures[network] >= limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+        )
+        if is_suspect and _digest(bearer) not in self._good:
+            await self._checks.turn(network)
+
+    def _remember(self, bearer: str) -> None:
+        """The token's signature is good, so whoever sends it may have it checked again at once."""
+        digest = _digest(bearer)
+        self._good.pop(digest, None)
+        self._good[digest] = None
+        if len(self._good) > limits.GOOD_TOKENS_REMEMBERED_MAX:
+            del self._good[next(iter(self._good))]
+
+
+def _digest(bearer: str) -> bytes:
+    return hashlib.sha256(bearer.encode()).digest()

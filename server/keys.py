@@ -23,6 +23,28 @@ SIGNATURE_ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
 log = structlog.get_logger("taximeter.auth")
 
 
+class Misses:
+    """Fetches that tokens with unknown keys may ask for: so many at once, and one more each
+    ``JWKS_MISS_MS``. ``now_ms`` is monotonic milliseconds."""
+
+    __slots__ = ("_at", "_left", "_most")
+
+    def __init__(self, most: int, now_ms: int) -> None:
+        self._most = self._left = most
+        self._at = now_ms
+
+    def any(self, now_ms: int) -> bool:
+        """Whether there is one."""
+        earned = (now_ms - self._at) // limits.JWKS_MISS_MS
+        self._at += earned * limits.JWKS_MISS_MS
+        self._left = min(self._most, self._left + earned)
+        return self._left > 0
+
+    def take(self) -> None:
+        """One less, of which there is ``any``."""
+        self._left -= 1
+
+
 class IssuerKeys:
     """The issuer's keys. :meth:`refresh` once at start, then keep :meth:`run` running.
 
@@ -43,16 +65,19 @@ class IssuerKeys:
         self._wait = wait
         self._keys: list[jwt.PyJWK] = []
         self._fetched_at: int | None = None  # the last success
-        self._misses = limits.JWKS_MISSES_MAX  # fetches that tokens may ask for now
-        self._missed_at = self._now_ms()  # when one more was earned
+        self._misses = Misses(limits.JWKS_MISSES_MAX, self._now_ms())
+        self._misses_of: dict[str, Misses] = {}
+        """The same for each network that tokens come from."""
         self._fetching: asyncio.Task[bool] | None = None
 
-    async def find(self, algorithm: str, key_id: str | None) -> list[jwt.PyJWK]:
+    async def find(self, algorithm: str, key_id: str | None, network: str = "") -> list[jwt.PyJWK]:
         """The keys that a token's header names: more than one where the issuer repeats an id.
 
         Empty when the issuer has no such key. A token without ``kid`` is checked by the only
-        key of its algorithm, where there is one. Raises :class:`ServiceError` when the keys
-        are not known well enough to refuse the token.
+        key of its algorithm, where there is one. A key that is known waits for nothing.
+        ``network`` is where the token came from: one that names unknown keys uses up no other's
+        fetches. Raises :class:`ServiceError` when the keys are not known well enough to refuse
+        the token.
         """
         self._forget_stale()
         keys = self._match(algorithm, key_id)
@@ -62,7 +87,7 @@ class IssuerKeys:
         if keys or self._is_wrong(algorithm, key_id):
             return keys
         # A fetch that is under way by now began after the token arrived.
-        if self._fetching is None and not self._may_ask():
+        if self._fetching is None and not self._may_ask(network):
             raise ServiceError("the token's key is not known yet")
         if not await self._fetched():
             raise ServiceError("the keys of the token's issuer could not be fetched")
@@ -93,14 +118,22 @@ class IssuerKeys:
             return sum(key.algorithm_name == algorithm for key in self._keys) > 1
         return any(key.key_id == key_id for key in self._keys)
 
-    def _may_ask(self) -> bool:
+    def _may_ask(self, network: str) -> bool:
         """Whether a token may have the issuer asked once more; it is counted if so."""
-        earned = (self._now_ms() - self._missed_at) // limits.JWKS_MISS_MS
-        self._missed_at += earned * limits.JWKS_MISS_MS
-        self._misses = min(limits.JWKS_MISSES_MAX, self._misses + earned)
-        if not self._misses:
+        now_ms = self._now_ms()
+        budgets = [self._misses]
+        if network:
+            # The longest silent one comes first, and is forgotten first: it has earned most back.
+            own = self._misses_of.pop(network, None)
+            own = own or Misses(limits.JWKS_MISSES_PER_ADDRESS_MAX, now_ms)
+            self._misses_of[network] = own
+            if len(self._misses_of) > limits.AUTH_FAILURE_ADDRESSES_MAX:
+                del self._misses_of[next(iter(self._misses_of))]
+            budgets.append(own)
+        if not all(budget.any(now_ms) for budget in budgets):
             return False
-        self._misses -= 1
+        for budget in budgets:
+            budget.take()
         return True
 
     async def _fetched(self) -> bool:

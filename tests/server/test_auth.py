@@ -62,11 +62,14 @@ def signed_by_hand(header: object, claims: object, secret: bytes) -> str:
 
 
 async def refused(
-    bearer: str, checker: Authenticator | None = None, claim: str | None = None
+    bearer: str,
+    checker: Authenticator | None = None,
+    claim: str | None = None,
+    network: str = "",
 ) -> None:
     """One sentence for all, unless the signature is good and a ``claim`` is not."""
     with pytest.raises(PeerError) as caught:
-        await (checker or authenticator()).authenticate(bearer)
+        await (checker or authenticator()).authenticate(bearer, None, network)
     assert caught.value.code == ErrorCode.UNAUTHENTICATED
     if claim is None:
         assert caught.value.message == "the token is not valid"
@@ -450,6 +453,35 @@ async def test_unknown_keys_ask_the_issuer_a_bounded_number_of_times() -> None:
     issuer.now_ms += limits.JWKS_MISS_MS
     await refused(issued(RSA, "RS256", "rsa"), checker)
     assert issuer.calls == 3 + limits.JWKS_MISSES_MAX
+
+
+async def test_unknown_keys_from_one_network_use_up_no_others_fetches() -> None:
+    issuer = Issuer()
+    checker = issuer.authenticator
+    await checker.prepare()
+    for number in range(50):
+        with pytest.raises((PeerError, ServiceError)):
+            await checker.authenticate(issued(RSA, "RS256", f"made-up-{number}"), None, "a")
+    assert issuer.calls == 1 + limits.JWKS_MISSES_PER_ADDRESS_MAX
+    # A key that is known waits for no fetch, there neither.
+    good = await checker.authenticate(issued(RSA, "RS256", "rsa"), None, "a")
+    assert (good.user_id, issuer.calls) == ("u1", 1 + limits.JWKS_MISSES_PER_ADDRESS_MAX)
+    issuer.jwks = [public_jwks()[0] | {"kid": "rotated"}]
+    assert (await checker.authenticate(issued(RSA, "RS256", "rotated"), None, "b")).user_id == "u1"
+    # And once anybody has asked for it, it is known to all.
+    assert (await checker.authenticate(issued(RSA, "RS256", "rotated"), None, "a")).user_id == "u1"
+
+
+async def test_networks_that_name_unknown_keys_do_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "AUTH_FAILURE_ADDRESSES_MAX", 3)
+    issuer = Issuer()
+    checker = issuer.authenticator
+    await checker.prepare()
+    for number in range(10):
+        await refused(issued(RSA, "RS256", "made-up"), checker, network=f"network {number}")
+    assert len(issuer.keys._misses_of) == 3
 
 
 async def test_a_key_that_was_published_a_moment_ago_is_good() -> None:

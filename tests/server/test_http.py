@@ -1,6 +1,7 @@
 """What every request over HTTP has around it."""
 
 import asyncio
+import hashlib
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -387,16 +388,57 @@ async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> 
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
+async def test_tokens_with_unknown_keys_keep_no_good_token_waiting() -> None:
+    """They cost no check, so the checks of an office where somebody sends them are not paced."""
+    failures = Failures(Stopped(MINUTE_MS))
+    failures._checks = SuspectChecks(pace_s=3600.0)
+    authenticator = Slow()
+    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    flood = (guess(failures, authenticator, f"unknown {number}") for number in range(3 * budget))
+    await asyncio.gather(*flood)
+    users = (guess(failures, authenticator, f"good {number}") for number in range(1_000))
+    assert set(await asyncio.gather(*users)) == {"principal"}
+
+
+async def test_a_token_that_was_good_before_waits_behind_no_bad_signature() -> None:
+    failures = Failures(Stopped(MINUTE_MS))
+    failures._checks = checks = SuspectChecks(pace_s=3600.0)
+    authenticator = Slow()
+    assert await guess(failures, authenticator, "good") == "principal"
+    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    await asyncio.gather(*(guess(failures, authenticator, "bad") for _ in range(budget)))
+    waiting = [asyncio.create_task(guess(failures, authenticator, "bad")) for _ in range(10)]
+    await asyncio.sleep(0)
+    assert await guess(failures, authenticator, "good") == "principal"
+    assert checks._timer is not None
+    checks._timer.cancel()
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def test_good_tokens_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "GOOD_TOKENS_REMEMBERED_MAX", 3)
+    failures = Failures(Stopped(MINUTE_MS))
+    for number in (1, 2, 3, 1, 4):
+        failures._remember(str(number))
+    assert len(failures._good) == 3
+    assert hashlib.sha256(b"1").digest() in failures._good
+
+
 class Slow:
     """An authenticator whose checks are counted."""
 
     def __init__(self) -> None:
         self.checked = 0
 
-    async def authenticate(self, bearer: str, before_signature: Any) -> str:
+    async def authenticate(self, bearer: str, before_signature: Any, network: str) -> str:
+        assert network
+        if bearer.startswith("unknown"):
+            raise PeerError(ErrorCode.UNAUTHENTICATED, "no such key")
         await before_signature()
         self.checked += 1
-        if bearer == "good":
+        if bearer.startswith("good"):
             return "principal"
         raise PeerError(ErrorCode.UNAUTHENTICATED, "the token is not valid")
 
