@@ -147,6 +147,7 @@ async def test_a_token_does_not_say_how_it_is_checked(
     start_server: StartServer, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 1_000)
+    monkeypatch.setattr(limits, "JWKS_MISSES_PER_ADDRESS_MAX", limits.JWKS_MISSES_MAX)
     server = await start_server(jwks_url=f"{issuer.url}/keys")
     for key, algorithm, kid in ((RSA, "RS256", "rsa"), (EC, "ES256", "ec")):
         client = await server.connect()
