@@ -126,6 +126,8 @@ class Trackers:
             known = await self._known(reported)
             if isinstance(known, Taken):
                 return known
+            if known.standing is not None and _is_within_minute(known.standing):
+                return Taken(None, duplicate=True, metered=True)
             step = await self._step(reported, known)
             verdict = await self._tracking.track(step)
             if verdict.status == "full":
@@ -307,6 +309,12 @@ def _check_instant(minute_at: int, now_ms: int) -> None:
 def _check_owner(user_id: str, reported: Reported) -> None:
     if user_id != reported.user_id:
         raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+
+
+def _is_within_minute(standing: Standing) -> bool:
+    """Whether sockets have metered a part of a minute: it is counted, and goes on where they do."""
+    is_live = standing.phase is not Phase.ENDED
+    return is_live and standing.settled_ms > standing.minutes_kept * MINUTE_MS
 
 
 def _is_trackable(terms: Terms) -> bool:

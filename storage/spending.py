@@ -201,6 +201,7 @@ class Spending:
                 hold.amount_micros,
                 hold.state,
                 *self._channel(hold.tenant, hold.account_id),
+                limits.ACCOUNT_IDLE_MS,
                 *_fields(hold),
             ],
         )

@@ -22,10 +22,8 @@ if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
   -- What is young may still be looked for after a loss (see recover.lua).
   local old = redis.call('ZCOUNT', KEYS[2], '-inf', tonumber(ARGV[3]) - tonumber(ARGV[8]))
-  local many = redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[7])
-  if many > 0 and old > 0 then
-    redis.call('ZREMRANGEBYRANK', KEYS[2], 0, math.min(many, old) - 1)
-  end
+  local over = math.min(old, redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[7]))
+  if over > 0 then redis.call('ZREMRANGEBYRANK', KEYS[2], 0, over - 1) end
   redis.call('PEXPIRE', KEYS[2], ARGV[9])
   redis.call('HINCRBY', KEYS[1], 'balance', ARGV[2])
   redis.call('HINCRBY', KEYS[1], 'version', 1)

@@ -12,7 +12,8 @@
 --        4 operations   hash (see spend.lua)
 -- ARGV   1 the hold's name in the set   2 its end, epoch ms   3 its id   4 micro-credits
 --        5 its state   6 publish command   7 channel
---        8.. the hold's fields: name, value, name, value …
+--        8 time to live while nothing uses the account, ms
+--        9.. the hold's fields: name, value, name, value …
 --
 -- Answers 1 when something was changed now, 0 when Redis knew.
 
@@ -36,14 +37,14 @@ if ARGV[5] ~= 'open' then
   call('HINCRBY', KEYS[3], 'held', less)
   call('HINCRBY', KEYS[3], 'reserved', less)
   call('HINCRBY', KEYS[3], 'holds', -1)
-  call('HINCRBY', KEYS[3], 'live', -1)
+  if call('HINCRBY', KEYS[3], 'live', -1) <= 0 then call('PEXPIRE', KEYS[3], ARGV[8]) end
   call('HINCRBY', KEYS[3], 'version', 1)
   call(ARGV[6], ARGV[7], cjson.encode({reload = true}))
   return 1
 end
 
 if state then return 0 end
-call('HSET', KEYS[1], unpack(ARGV, 8))
+call('HSET', KEYS[1], unpack(ARGV, 9))
 call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 if call('EXISTS', KEYS[3]) == 1 and call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 0 then
   call('HINCRBY', KEYS[3], 'held', ARGV[4])

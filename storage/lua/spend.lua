@@ -12,7 +12,7 @@
 --        6 applied      sorted set: entries that were taken from the ledger (see recover.lua)
 -- ARGV   1 entry id   2 micro-credits, not negative   3 kind: spend or expire
 --        4 operation, '' for none   5 month, by its first day
---        6 '1' when it counts in the month
+--        6 '1' when it counts in the month, which only an operation does
 --        7 how often a month, '' for any
 --        8 records, JSON   9 '1' to recall what sessions hold, if that is in the way
 --       10 publish command   11 channel
@@ -35,7 +35,7 @@ local call = redis.call
 local micros = tonumber(ARGV[2])
 local operation, month = ARGV[4], ARGV[5]
 local field = operation .. ':' .. month
-local counts = operation ~= '' and ARGV[6] == '1'
+local counts = ARGV[6] == '1'
 
 local function answer(status, detail, records)
   return {status, call('HGETALL', KEYS[1]), detail or '', records or {}}
@@ -81,14 +81,13 @@ if counts then
   call('HINCRBY', KEYS[3], field, 1)
   call('PEXPIRE', KEYS[3], ARGV[12])
 end
-if call('ZCARD', KEYS[2]) > tonumber(ARGV[14]) then
-  local oldest = tonumber(string.match(call('XRANGE', KEYS[4], '-', '+', 'COUNT', 1)[1][1], '%d+'))
-  local until_ms = math.min(at - tonumber(ARGV[13]), oldest - 1)
-  -- Redis's clock may have leapt forward: the newest are kept, however old they look.
-  local old = call('ZCOUNT', KEYS[2], '-inf', string.format('%.0f', until_ms))
-  local many = call('ZCARD', KEYS[2]) - tonumber(ARGV[14])
-  call('ZREMRANGEBYRANK', KEYS[2], 0, math.min(old, many) - 1)
-end
+-- Redis's clock may have leapt forward: the newest are kept, however old they look.
+local oldest = tonumber(string.match(call('XRANGE', KEYS[4], '-', '+', 'COUNT', 1)[1][1], '%d+'))
+local until_ms = math.min(at - tonumber(ARGV[13]), oldest - 1)
+local old = call('ZCOUNT', KEYS[2], '-inf', string.format('%.0f', until_ms))
+local over = math.min(old, call('ZCARD', KEYS[2]) - tonumber(ARGV[14]))
+-- None, or fewer: the last place would be -1, which is the last of all.
+if over > 0 then call('ZREMRANGEBYRANK', KEYS[2], 0, over - 1) end
 if tonumber(call('HGET', KEYS[1], 'live') or '0') == 0 then
   call('PEXPIRE', KEYS[1], ARGV[12])
 end

@@ -13,7 +13,7 @@ from typing import Any
 from protocol.states import Event
 from tests.simulation.clients import Client
 from tests.simulation.desk import Deed, Desk
-from tests.simulation.people import ALLOTMENTS
+from tests.simulation.people import ALLOTMENTS, KINDS
 from tests.simulation.processes import Host, Server
 from tests.simulation.redis_lines import Mishap
 from tests.simulation.reports import Reports
@@ -97,6 +97,15 @@ class Stage:
         if found is not None and session not in self.world.diaries:
             prepares = self.node(backend)
             await self.world.join(found, person, kind, session, backend=prepares, turns=turns)
+
+    async def do_prepare(
+        self, node: str, user: str, kind: str, session: str, confirmed: bool = True
+    ) -> None:
+        """A backend prepares a session; whether that must be confirmed."""
+        found, person = self.node(node), self.world.people[user]
+        if found is not None:
+            made = await self.world.prepare(person, KINDS[kind], session, found)
+            assert made == confirmed, (session, kind, made)
 
     async def do_join(self, client: str, node: str, session: str, last_seq: int | None) -> None:
         found, diary = self._client(client, node), self.world.diaries.get(session)
@@ -206,6 +215,37 @@ class Stage:
                 await cluster.finished(host.act(host.flush()))
         if not look(cluster.redis).outbox:
             cluster.redis.forget(("account", "member", "org", "free", "operations"))
+
+    async def do_flush(self) -> None:
+        """Every flusher brings to Postgres what there is."""
+        for host in self.cluster.flushers:
+            if host.is_alive:
+                await self.cluster.finished(host.act(host.flush()))
+
+    async def do_expect(self, client: str, type: str, **fields: Any) -> None:  # noqa: A002
+        """What a client was told last of a type has these fields; ``times``: it came so often."""
+        found = self.world.client(client)
+        assert found is not None, client
+        messages = [message for message in found.messages if message["type"] == type]
+        times = fields.pop("times", None)
+        assert times is None or len(messages) == times, (client, type, messages)
+        if times != 0:
+            assert messages, (client, type, found.messages)
+            told = {name: messages[-1].get(name) for name in fields}
+            assert told == fields, (client, type, messages[-1])
+
+    async def do_answered(self, entry: str, state: str) -> None:
+        """What a deed was answered."""
+        assert self.desk.deeds[entry].state == state, (entry, self.desk.deeds[entry])
+
+    async def do_taken(self, session: str, minutes: int) -> None:
+        """So many minutes that its client has counted were taken."""
+        assert len(self.reports.taken[session]) == minutes, (session, self.reports.taken)
+
+    async def do_report_of(self, session: str, minute_at: int) -> None:
+        """A minute is reported of a session that sockets meter: it is not taken."""
+        answer = await self.reports.offer(self.world.nodes[0], session, minute_at)
+        assert answer.metered, (session, answer)
 
     async def do_poison(self, partition: int) -> None:
         if not self.cluster.redis_is_away:

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol import limits
-from storage.live import ENTRIES_REMEMBERED
-from tests.simulation.state import State, minutes_counters
+from tests.simulation.state import State, minutes_counters, place_of
 from tests.simulation.world import World
 
 SETTLED_MS = 30_000
@@ -44,7 +43,7 @@ def _check_forgetting(state: State, now_ms: int) -> None:
         assert name in state.sessions, (name, state.notices[name])
     for name, hold in state.hashes["hold"].items():
         _check_key(state, now_ms, "hold", name, hold["state"] == "open", limits.HOLD_KEPT_MS)
-    for key in (*state.remembered, *state.tracked):
+    for key in (*state.remembered, *state.tracked, *state.passing):
         assert key in state.expiry, key
         assert now_ms < state.expiry[key], (key, now_ms)
     for name in state.hashes["operations"]:
@@ -75,17 +74,12 @@ def _check_key(
 # --- What waits -------------------------------------------------------------------------
 
 
-def _place(entry_id: str) -> tuple[int, int]:
-    ms, _, serial = entry_id.partition("-")
-    return int(ms), int(serial or 0)
-
-
 def _check_outbox(state: State) -> None:
     """Nothing that waits is below the watermark: processes forget what is."""
     for entry in state.outbox:
-        partition, _, entry_id = entry.partition("/")
+        partition = entry.partition("/")[0]
         mark = state.watermarks.get(partition)
-        assert mark is None or _place(entry_id) > _place(mark), (entry, mark)
+        assert mark is None or place_of(entry) > place_of(f"{partition}/{mark}"), (entry, mark)
 
 
 def _check_notices(state: State) -> None:
@@ -101,13 +95,6 @@ def _check_hold_ends(state: State) -> None:
     """Whoever ends holds that are over finds each of them."""
     ends = {f"{hold['tenant']}/{hold['id']}": int(hold["expires_at"]) for hold in state.holds}
     assert state.hold_ends == ends, (state.hold_ends, ends)
-
-
-def check_remembered(state: State) -> None:
-    """What an account remembers is bounded."""
-    for key, count in state.remembered.items():
-        bound = ENTRIES_REMEMBERED if ":applied:" in key else limits.SPENDS_REMEMBERED_MIN
-        assert count <= bound + 1, (key, count)
 
 
 # --- Projections ------------------------------------------------------------------------

@@ -73,12 +73,16 @@ class Desk:
     def __init__(self, world: World) -> None:
         self.world = world
         self.deeds: dict[str, Deed] = {}
+        self.told: set[str] = set()
+        """Deeds of which it was looked who heard of them."""
         self.refusals: list[tuple[Deed, State]] = []
         """Spends and holds for which there was not enough, and everything in Redis then."""
         self.limited: list[tuple[Deed, Any]] = []
         """Spends and holds of operations with a monthly limit, and what they were answered."""
         self.minutes: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         """Corrections of months: tenant, user, month."""
+        self._corrections: set[tuple[str, str]] = set()
+        """Those that were made: asked for again, they are not made once more."""
         self.minutes_unknown: set[str] = set()
         """Tenants with corrections of which nobody knows whether they were made."""
         self.minutes_late: set[str] = set()
@@ -274,5 +278,7 @@ class Desk:
         if troubled != node.line.troubled or self.world.cluster.redis_is_away:
             # Postgres has it; whoever looks through the inbox brings it to Redis later.
             self.minutes_late.add(person.tenant)
-        self.minutes[person.tenant, person.user_id, month] += minutes
+        if (person.tenant, entry_id) not in self._corrections:
+            self._corrections.add((person.tenant, entry_id))
+            self.minutes[person.tenant, person.user_id, month] += minutes
         self.world.lowered |= {f"org:{person.tenant}", f"member:{person.tenant}/{person.user_id}"}

@@ -10,12 +10,14 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import multiprocessing
 import os
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tests.simulation.hunt import (
     Hunter,
     Reach,
     cases,
+    directed_cases,
     survivors,
 )
 from tests.simulation.laboratory import laboratory
@@ -101,12 +104,14 @@ class Report:
         self.findings: dict[Anchor, Finding] = {}
         self.unreached: set[Anchor] = set()
         self.reach: dict[Case, Reach] = {}
+        self.noticed: dict[Anchor, str] = {}
+        """The world that showed a mutant before, by the file of results: it is tried first."""
 
     def run(self) -> int:
         """Finds out about every mutant; 1 when one survives that is not known to."""
         began_at = time.monotonic()
         self._resume()
-        worlds = cases()
+        worlds = directed_cases() + cases()
         due = [mutant for mutant in self.chosen if self._is_due(mutant)]
         self._say(f"{len(self.chosen)} mutants, {len(due)} to look for in {len(worlds)} worlds")
         with Workers(min(self.asked.workers, max(1, len(due)))) as workers:
@@ -121,10 +126,10 @@ class Report:
                     told = {"reached": sorted(pieces), "commands": commands}
                     self._keep({"case": list(task), **told})
             tasks: list[Task] = []
-            # Where much happens, much is noticed.
-            worlds.sort(key=lambda case: -self.reach[case].commands if due else 0)
+            order = Order(self.reach) if due else None
             for mutant in due:
-                within = [case for case in worlds if mutant.number in self.reach[case].pieces]
+                assert order is not None
+                within = order.worlds(mutant, self.noticed.get(mutant.anchor, ""))
                 tasks.append((mutant, within[: self.asked.worlds]))
             for count, (_, finding) in enumerate(workers.run(tasks), 1):
                 self._found(finding)
@@ -152,6 +157,8 @@ class Report:
                     self.reach[Case(*told["case"])] = reach
                 continue
             mutant = by_anchor.get(tuple(told["anchor"]))
+            if mutant is not None and told["noticed_in"]:
+                self.noticed[mutant.anchor] = told["noticed_in"]
             if mutant is None or told["text"] != _text(mutant.script):
                 continue
             self.findings[mutant.anchor] = Finding(
@@ -211,6 +218,32 @@ class Report:
         return 1 if unknown else 0
 
 
+class Order:
+    """Which worlds are tried first, of those that reach a mutant's piece."""
+
+    def __init__(self, reach: Mapping[Case, Reach]) -> None:
+        self._reach = reach
+        self._scripts = {mutant.number: mutant.script for mutant in all_mutants()}
+        self._worlds = Counter(piece for found in reach.values() for piece in found.pieces)
+
+    def worlds(self, mutant: Mutant, noticed_in: str = "") -> list[Case]:
+        """The one that showed it before; then those that reach most of what few others do of the
+        same script, and take the least time for it."""
+        within = [case for case, found in self._reach.items() if mutant.number in found.pieces]
+        return sorted(
+            within, key=lambda case: (str(case) != noticed_in, -self._worth(case, mutant))
+        )
+
+    def _worth(self, case: Case, mutant: Mutant) -> float:
+        found = self._reach[case]
+        rare = sum(
+            1 / self._worlds[piece]
+            for piece in found.pieces
+            if self._scripts.get(piece) == mutant.script
+        )
+        return rare / math.sqrt(max(1, found.commands))
+
+
 def _line(finding: Finding) -> str:
     told = f"noticed in {finding.noticed_in} by {finding.complaint[:90]!r}"
     if not finding.noticed:
@@ -244,7 +277,7 @@ class Workers:
     def __enter__(self) -> "Workers":
         for _ in range(self.count):
             mine, theirs = multiprocessing.Pipe()
-            process = multiprocessing.Process(target=_work, args=(theirs,))
+            process = multiprocessing.Process(target=_work, args=(theirs, [*self._lines, mine]))
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -282,12 +315,18 @@ class Workers:
             under_way[line] = task
 
 
-def _work(line: Connection) -> None:
+def _work(line: Connection, others: Sequence[Connection]) -> None:
+    for other in others:
+        # Or else it would not hear that who started it has died.
+        other.close()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with laboratory() as place:
         hunter = Hunter(place)
         while True:
-            task: Task | None = line.recv()
+            try:
+                task: Task | None = line.recv()
+            except EOFError:
+                return
             if task is None:
                 return
             try:

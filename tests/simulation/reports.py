@@ -59,6 +59,13 @@ class Reports:
             assert minute_at not in minutes or self.world.losses, (session, minute_at, answer)
         diary.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
 
+    async def offer(self, node: Server, session: str, minute_at: int) -> Any:
+        """What a minute of a session is answered with that is metered."""
+        person = self.world.diaries[session].person
+        return await self.world.cluster.finished(
+            node.act(self._take(node, person, session, minute_at))
+        )
+
     async def _take(self, node: Server, person: Person, session: str, minute_at: int) -> Any:
         trackers = _trackers(node)
         reported = Reported(

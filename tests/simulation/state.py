@@ -1,12 +1,14 @@
 """Everything in Redis as it lies there, and the arithmetic of DESIGN in its own, slow way."""
 
 import json
+import zlib
 import zoneinfo
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from storage.keys import CLOCK, NODES
 from tests.simulation.virtual_redis import VirtualRedisServer
 
 MINUTE_MS = 60_000
@@ -62,12 +64,19 @@ class State:
     """By the partition: the id up to which every entry has left the outbox."""
     hold_ends: dict[str, int] = field(default_factory=dict)
     """When each of the open holds ends, as those look who end it."""
-    remembered: dict[str, int] = field(default_factory=dict)
-    """By the key: how many spends, or entries that were applied, an account remembers."""
+    remembered: dict[str, dict[str, int]] = field(default_factory=dict)
+    """By the key: the spends, or entries that were applied, that an account remembers, and since
+    when."""
     tracked: dict[str, dict[int, int]] = field(default_factory=dict)
     """By the key: the numbers of minutes that a client has counted, by their beginnings."""
     expiry: dict[str, int] = field(default_factory=dict)
     """By the key: when Redis forgets it. What is not among them stays."""
+    passing: set[str] = field(default_factory=set)
+    """Keys that are there for a while only, whatever they are about."""
+    proofs: dict[str, int] = field(default_factory=dict)
+    """Processes by their last proof of life, in cluster time."""
+    clock: dict[str, float] = field(default_factory=dict)
+    """What the last beat of any process says of the time; see ``beat.lua``."""
 
     @property
     def live(self) -> dict[str, dict[str, Any]]:
@@ -77,6 +86,15 @@ class State:
             for name, session in self.sessions.items()
             if session["standing"]["phase"] != "ended"
         }
+
+    def key_of(self, kind: str, name: str) -> str:
+        """The key of something that lies beside an account."""
+        tenant = name.partition("/")[0]
+        return f"{{p{zlib.crc32(tenant.encode()) % PARTITIONS}}}:{kind}:{name}"
+
+    def expiry_of(self, kind: str, name: str) -> int | None:
+        """When Redis forgets it; None: it stays, or is not there."""
+        return self.expiry.get(self.key_of(kind, name))
 
     @property
     def holds(self) -> list[dict[str, str]]:
@@ -95,15 +113,19 @@ READS: dict[str, tuple[Any, ...]] = {
     "sockets": ("SMEMBERS",),
     "live": ("SMEMBERS",),
     "node": ("SMEMBERS",),
+    "running": ("SMEMBERS",),
     "graces": ("ZRANGE", 0, -1, "WITHSCORES"),
     "notices": ("LRANGE", 0, -1),
     "outbox": ("XRANGE", "-", "+"),
     "watermark": ("GET",),
     "holds": ("ZRANGE", 0, -1, "WITHSCORES"),
     "tracked": ("HGETALL",),
-    "applied": ("ZCARD",),
-    "spends": ("ZCARD",),
+    "applied": ("ZRANGE", 0, -1, "WITHSCORES"),
+    "spends": ("ZRANGE", 0, -1, "WITHSCORES"),
 }
+PARTITIONS = 2
+"""Of the virtual cluster."""
+PASSING = ("contained", "prepared", "recovering", "unsettled")
 
 
 HASHES = ("account", "member", "org", "free", "hold", "operations")
@@ -113,7 +135,7 @@ def look(redis: VirtualRedisServer) -> State:
     """Reads everything."""
     state = State(
         hashes={kind: {} for kind in HASHES},
-        sets={kind: {} for kind in ("sockets", "live", "node")},
+        sets={kind: {} for kind in ("sockets", "live", "node", "running")},
     )
     redis.carry([])  # what is over has expired
     found = []
@@ -124,13 +146,21 @@ def look(redis: VirtualRedisServer) -> State:
             kind = "tracked"
         if kind in READS:
             found.append((kind, rest[0] if rest else "", key))
+        if kind in PASSING:
+            state.passing.add(key)
         state.recovering = state.recovering or kind == "recovering"
         state.unsettled = state.unsettled or kind == "unsettled"
     ends = redis.wire.ask("ZRANGE", "simulator:expiry", 0, -1, "WITHSCORES")
     state.expiry = {key.decode(): int(at) for key, at in ends}
-    answers = redis.wire.ask_all(
-        [(READS[kind][0], key, *READS[kind][1:]) for kind, _, key in found]
+    proofs, clock, *answers = redis.wire.ask_all(
+        [
+            ("ZRANGE", NODES, 0, -1, "WITHSCORES"),
+            ("HGETALL", CLOCK),
+            *((READS[kind][0], key, *READS[kind][1:]) for kind, _, key in found),
+        ]
     )
+    state.proofs = {node.decode(): int(at) for node, at in proofs}
+    state.clock = {name.decode(): float(figure) for name, figure in clock.items()}
     for (kind, name, key), answer in zip(found, answers, strict=True):
         _take(state, kind, name, key, answer)
     return state
@@ -143,8 +173,8 @@ def _take(state: State, kind: str, name: str, key: str, answer: Any) -> None:
             for part in ("identity", "standing", "grant"):
                 fields[part] = json.loads(fields[part])
             state.sessions[name] = fields
-        case "sockets" | "live" | "node":
-            place = name if kind == "sockets" else key
+        case "sockets" | "live" | "node" | "running":
+            place = name if kind in ("sockets", "running") else key
             state.sets[kind][place] = {member.decode() for member in answer}
         case "graces":
             state.graces.update({member.decode(): int(score) for member, score in answer})
@@ -161,13 +191,19 @@ def _take(state: State, kind: str, name: str, key: str, answer: Any) -> None:
         case "holds":
             state.hold_ends.update({member.decode(): int(score) for member, score in answer})
         case "applied" | "spends":
-            state.remembered[key] = answer
+            state.remembered[key] = {entry.decode(): int(at) for entry, at in answer}
         case "tracked":
             state.tracked[key] = {int(at): int(number) for at, number in answer.items()}
         case _:
             state.hashes[kind][name] = {
                 field.decode(): value.decode() for field, value in answer.items()
             }
+
+
+def place_of(entry: str) -> tuple[int, int]:
+    """The place of an entry of an outbox in its stream: ``<partition>/<ms>-<serial>``."""
+    ms, _, serial = entry.partition("/")[2].partition("-")
+    return int(ms), int(serial or 0)
 
 
 def is_replay(fields: Any) -> bool:

@@ -1,6 +1,7 @@
 """A virtual cluster: its processes, its clock, and everything that may happen to them."""
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ class Cluster:
         self.stepped: Callable[[Host, Step, Any, bool], None] = lambda *told: None
         """Told of every answer of Redis to a step, and whose it is, as soon as it was made."""
         self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
+        self.news: dict[tuple[tuple[str, str], str], list[dict[str, Any]]] = {}
+        """What was told of everything that moved an account: by the account and the entry."""
         self.script_errors: list[Exception] = []
         """What scripts have failed with: a bug each time."""
         self.redis_is_away = False
@@ -283,6 +286,11 @@ class Cluster:
     # --- Messages -------------------------------------------------------------------------
 
     def _published(self, channel: bytes, message: bytes) -> None:
+        if b'"credit":' in message:
+            tenant, _, account_id = channel.decode().split(":", 2)[2].partition("/")
+            credit: dict[str, Any] = json.loads(message)["credit"]
+            key = (tenant, account_id), credit["entry_id"]
+            self.news.setdefault(key, []).append(credit)
         for node in self.servers:
             for ear in node.line.ears:
                 ear.publish(channel, message)

@@ -62,6 +62,9 @@ class World:
         """Redis did not answer for a while: time may be used that nobody granted."""
         self.lowered: set[str] = set()
         """Counters of the month whose limit was changed while it was in use."""
+        self.limits: dict[tuple[str, str], tuple[int | None, bool] | None] = {}
+        """Limits of the month as they were set last, and whether more is allowed: by the kind of
+        the counter and its place; None: nobody knows."""
         self.taken: set[tuple[str, str]] = set()
         """Accounts from which an adjustment took something that may have been held."""
         self.losses: list[int] = []
@@ -287,6 +290,17 @@ class World:
 
         await self._ask(client, session_id, request_id, work())
 
+    async def prepare(self, person: Person, terms: Terms, session_id: str, backend: Server) -> bool:
+        """A backend prepares a session at a price of its own; whether that is confirmed."""
+        before = self.prepared.pop(f"{person.tenant}/{session_id}", None)
+        await self.cluster.finished(
+            backend.act(self._prepare(person, terms, session_id, backend, 0))
+        )
+        is_confirmed = f"{person.tenant}/{session_id}" in self.prepared
+        if before is not None:
+            self.prepared[f"{person.tenant}/{session_id}"] = before
+        return is_confirmed
+
     async def _prepare(
         self, person: Person, terms: Terms, session_id: str, backend: Server, turns: int
     ) -> None:
@@ -488,7 +502,9 @@ class World:
         assert person.org_id is not None
         hours = None if minutes is None else -(-minutes * 1_000_000 // 60) / 1_000_000
         tenant, node = person.tenant, self.nodes[0]
-        self.lowered.add(f"org:{tenant}" if of_org else f"member:{tenant}/{person.user_id}")
+        name = ("org", tenant) if of_org else ("member", f"{tenant}/{person.user_id}")
+        self.lowered.add(":".join(name))
+        self.limits[name] = None
 
         async def work() -> None:
             records, live = node.process.records, node.process.live
@@ -500,6 +516,7 @@ class World:
                 await records.put_member(tenant, person.user_id, monthly_hours_limit=hours)
             user_id = None if of_org else person.user_id
             await live.change_limit(tenant, user_id, minutes, overage=overage and of_org)
+            self.limits[name] = minutes, overage and of_org
 
         with contextlib.suppress(UnavailableError, LiveError):  # whoever asked may ask again
             await self.cluster.finished(node.act(work()))

@@ -271,6 +271,20 @@ async def test_spends_are_forgotten_when_they_are_old_and_written_down(
     assert remembered[-2:] == [b"s1", b"s2"]
 
 
+async def test_young_spends_are_remembered_however_many_they_are(
+    live: Live, spending: Spending, redis: Redis
+) -> None:
+    await have(live, 10_000 * CREDIT)
+    spends = KEYS.spends(TENANT, ANN)
+    seconds, _ = await redis.time()
+    count = limits.SPENDS_REMEMBERED_MIN + 5
+    await redis.zadd(spends, {f"young-{number}": int(seconds) * 1000 for number in range(count)})
+    assert (await spending.spend(a_spend())).status == "ok"
+    assert await redis.zcard(spends) == count + 1
+    assert (await spending.spend(a_spend())).status == "repeated"
+    assert (await account(redis))["balance"] == 9_999 * CREDIT
+
+
 async def test_an_account_that_is_spent_from_stays_for_a_day(
     live: Live, spending: Spending, redis: Redis
 ) -> None:
@@ -474,6 +488,18 @@ async def test_a_hold_that_redis_lost_is_restored_once(
     assert (await spending.void(hold, NOW)).status == "closed"
     figures = await account(redis)
     assert (figures["balance"], figures["held"], figures["live"]) == (7 * CREDIT, 0, 0)
+
+
+async def test_an_account_whose_last_hold_had_ended_is_forgotten_some_day(
+    live: Live, spending: Spending, redis: Redis
+) -> None:
+    await have(live, 8 * CREDIT)
+    hold = await opened(spending)
+    assert await redis.pttl(ACCOUNT) == -1
+    ended = msgspec.structs.replace(hold, state="voided")
+    assert await spending.restore_hold(ended)
+    assert (await account(redis))["live"] == 0
+    assert 0 < await redis.pttl(ACCOUNT) <= limits.ACCOUNT_IDLE_MS
 
 
 async def test_holds_that_are_due(live: Live, spending: Spending, redis: Redis) -> None:

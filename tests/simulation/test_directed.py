@@ -1,0 +1,16 @@
+"""Directed worlds keep every promise with the scripts as they are (see ``directed``)."""
+
+import pytest
+
+from tests.simulation.directed import DIRECTED
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import SEED
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+
+@pytest.mark.parametrize("name", DIRECTED)
+def test_a_directed_world_keeps_every_promise(place: Laboratory, name: str) -> None:
+    outcome = place.run(SEED, 0, actions=DIRECTED[name].actions, mix=DIRECTED[name].mix)
+    if outcome.failure is not None:
+        raise outcome.failure

@@ -1,0 +1,200 @@
+"""The auditor's part for what keeps the rest going: who lives, what is told, kept and forgotten.
+
+No figure of a bill is looked at here, but what bills rely on: proofs of life, limits as they were
+set, the news of what changed an account, how far outboxes were flushed, how long a key is kept.
+"""
+
+from typing import Any
+
+import storage.live
+from protocol import limits
+from tests.simulation.desk import Deed, Desk
+from tests.simulation.processes import CALM_BEAT_MS
+from tests.simulation.state import State, place_of
+from tests.simulation.world import World
+
+FORGETTING_MS = 30 * 60_000
+"""What is older than it needs to be may be remembered for so much longer: until it has been
+flushed, and another one comes."""
+CLOCKS_DIFFER_MS = 250
+"""Half of the longest round trip over which a process asks for the time."""
+
+
+class Upkeep:
+    """Looks after each step, and remembers what it saw."""
+
+    def __init__(self, world: World, desk: Desk) -> None:
+        self.world = world
+        self.desk = desk
+        self._beaten: dict[str, float] = {}
+        """What the last beat said that was looked at."""
+        self._was_stepped = False
+        """The clock of Redis was stepped: what it says of the past cannot be compared."""
+
+    def check(self, state: State, seen: set[str]) -> None:
+        """Raises ``AssertionError`` for whatever does not add up; ``seen`` are the entries of
+        outboxes that there were so far."""
+        self._was_stepped |= bool(self.world.cluster.clock.redis_ahead_ms)
+        self._check_proofs(state)
+        self._check_limits(state)
+        self._check_watermarks(state, seen)
+        self._check_news(state)
+        if not self._was_stepped:
+            self._check_kept(state)
+            self._check_remembered(state)
+
+    def check_running(self, state: State) -> None:
+        """Of kinds with a highest number, the live sessions of each user are noted."""
+        expected: dict[str, set[str]] = {}
+        for name, session in state.live.items():
+            identity = session["identity"]
+            if identity["terms"].get("max_live_sessions", 0):
+                place = f"{identity['tenant']}/{identity['user_id']}/{identity['kind']}"
+                expected.setdefault(place, set()).add(name)
+        found = {place: names for place, names in state.sets["running"].items() if names}
+        assert found == expected, (found, expected)
+
+    # --- Who lives ------------------------------------------------------------------------
+
+    def _check_proofs(self, state: State) -> None:
+        """Every process proves its life, and what the last beat says of the time is true."""
+        world, beaten = self.world, state.clock
+        if not world.is_quiet or world.losses:
+            return
+        for node in world.nodes:
+            silent_ms = world.now - state.proofs.get(node.process.node, 0)
+            assert abs(silent_ms) <= limits.NODE_SILENT_MS, (node.name, state.proofs, world.now)
+        if not world.nodes or not beaten:
+            assert beaten or not world.nodes, "no beat was noted"
+            return
+        late_ms = world.now - beaten["cluster"]
+        tended_ms = world.now - world.cluster.tended_since
+        assert late_ms <= CALM_BEAT_MS + limits.NODE_SILENT_MS or late_ms <= tended_ms, beaten
+        if not self._was_stepped:
+            apart_ms = beaten["redis"] / 1000 - beaten["cluster"]
+            assert abs(apart_ms) <= 10 * CLOCKS_DIFFER_MS, beaten
+        if self._beaten and beaten["cluster"] > self._beaten["cluster"]:
+            assert beaten.get("beats", 0) > self._beaten.get("beats", 0), (beaten, self._beaten)
+        self._beaten = beaten
+
+    # --- Limits ---------------------------------------------------------------------------
+
+    def _check_limits(self, state: State) -> None:
+        """A limit in Redis is the one that was set last."""
+        for (kind, place), wanted in self.world.limits.items():
+            counter = state.hashes[kind].get(place)
+            if counter is None or wanted is None:
+                continue
+            minutes, overage = wanted
+            found = counter.get("limit", ""), counter.get("overage", "0") == "1"
+            assert found == ("" if minutes is None else str(minutes), overage), (place, counter)
+
+    # --- News -----------------------------------------------------------------------------
+
+    def _check_news(self, state: State) -> None:
+        """Who shows an account hears once of everything that moved it, and what it was."""
+        news = self.world.cluster.news
+        for deed in self.desk.deeds.values():
+            if deed.state != "done" or deed.entry_id in self.desk.told:
+                continue
+            self.desk.told.add(deed.entry_id)
+            entry = deed.hold_id or deed.entry_id
+            told = news.get((deed.person.account, entry), [])
+            if deed.kind == "spend":
+                self._check_told(deed, told, [("spend", -deed.micros)] if deed.micros else [])
+            elif deed.kind == "hold":
+                self._check_told(deed, told[:1], [("hold", 0)])
+            elif deed.kind == "pay":
+                kind = "grant" if deed.micros > 0 else "adjust"
+                # An account that nobody has in Redis is told nothing.
+                self._check_told(deed, told, [(kind, deed.micros)][: len(told)])
+        for hold in state.hashes["hold"].values():
+            self._check_hold_told(hold)
+
+    def _check_hold_told(self, hold: dict[str, str]) -> None:
+        account = hold["tenant"], hold["account"]
+        news = self.world.cluster.news
+        told = [one for one in news.get((account, hold["id"]), []) if one["reason"] != "hold"]
+        posted = news.get((account, f"post:{hold['id']}"), [])
+        reasons = [one["reason"] for one in (*told, *posted)]
+        expected = {"voided": ["void"], "expired": ["expire"], "posted": ["post"], "open": []}
+        assert reasons == expected[hold["state"]], (hold, told, posted)
+        for one in (*told, *posted):
+            assert one.get("operation", "") == hold["operation"], (hold, one)
+        for one in posted:
+            assert int(one["delta"]) == -int(hold["posted"]), (hold, one)
+
+    def _check_told(
+        self, deed: Deed, told: list[dict[str, Any]], expected: list[tuple[str, int]]
+    ) -> None:
+        found = [(one["reason"], int(one["delta"])) for one in told]
+        assert found == expected, (deed, told)
+        if deed.kind != "pay" and not deed.form:
+            for one in told:
+                assert one.get("operation") == deed.operation, (deed, told)
+
+    # --- What is kept ---------------------------------------------------------------------
+
+    def _check_watermarks(self, state: State, seen: set[str]) -> None:
+        """A watermark has passed whatever left the outbox, but for what is behind something that
+        waits: processes keep until then what they would have to append again."""
+        waiting = {entry: place_of(entry) for entry in state.outbox}
+        for partition in "01":
+            oldest = min(
+                (at for entry, at in waiting.items() if entry[0] == partition), default=None
+            )
+            left = [
+                place_of(entry)
+                for entry in seen
+                if entry[0] == partition
+                and entry not in waiting
+                and (oldest is None or place_of(entry) < oldest)
+            ]
+            if left:
+                mark = state.watermarks.get(partition)
+                assert mark is not None, (partition, left)
+                assert place_of(f"{partition}/{mark}") >= max(left), (partition, mark, max(left))
+
+    def _check_kept(self, state: State) -> None:
+        """Nothing is forgotten that is not in Postgres yet: what was drawn on is kept for as long
+        from the last time on."""
+        for entry, records in state.outbox.items():
+            at = place_of(entry)[0]
+            for record in records:
+                if record["t"] not in ("entry", "hold") or record.get("entry_kind") == "burn":
+                    continue
+                name = f"{record['tenant']}/{record['account_id']}"
+                kinds = ["account"]
+                is_counted = record.get("state", "open") == "open"
+                if record.get("operation") and is_counted and record.get("entry_kind") != "post":
+                    kinds.append("operations")
+                for kind in kinds:
+                    ends = state.expiry_of(kind, name)
+                    kept = ends is None or ends >= at + limits.ACCOUNT_IDLE_MS
+                    assert kept, (kind, name, ends, record)
+                if record.get("entry_kind") in ("spend", "post"):
+                    key = state.key_of("spends", name)
+                    known = record["entry_id"] in state.remembered.get(key, {})
+                    assert known, (record, state.remembered)
+                    assert state.expiry[key] >= at + limits.ACCOUNT_IDLE_MS, (key, record)
+
+    def _check_remembered(self, state: State) -> None:
+        """What is young is remembered, and how much of what is older is bounded."""
+        bounds = {
+            "applied": storage.live.ENTRIES_REMEMBERED,
+            "spends": limits.SPENDS_REMEMBERED_MIN,
+        }
+        for key, entries in state.remembered.items():
+            kind = key.split(":")[1]
+            newest = max(entries.values())
+            until = newest - limits.SPENDS_REMEMBERED_MS - FORGETTING_MS
+            old = [entry for entry, at in entries.items() if 0 < at < until]
+            # Posts are noted, and have others forgotten with the next spend.
+            assert len(entries) <= bounds[kind] + 1 or len(old) <= 1, (key, entries)
+        for deed in self.desk.deeds.values():
+            age_ms = self.world.now - deed.at
+            is_young = age_ms < limits.SPENDS_REMEMBERED_MS
+            if deed.kind != "spend" or deed.state != "done" or not is_young:
+                continue
+            key = state.key_of("spends", "/".join(deed.person.account))
+            assert deed.entry_id in state.remembered.get(key, {}), (deed, state.remembered)
