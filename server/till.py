@@ -11,6 +11,7 @@ from datetime import date
 
 from msgspec import UNSET, UnsetType
 
+from protocol import limits
 from protocol.errors import ServiceError
 from protocol.events import Record
 from protocol.rates import RateCard
@@ -99,11 +100,16 @@ class Till:
     async def load_operations(self, account: AccountName, month: str) -> None:
         """Says in Redis how often operations were done in a month that is cold there."""
         await self.loader.refuse_behind(account.tenant)
+        first = date.fromisoformat(month)
         try:
-            times = await self.records.operations_in_month(*account, date.fromisoformat(month))
+            found = await self.records.operations_of_month(*account, first)
+            if found.holds:
+                # Redis knows how they ended. What it has forgotten of them must be in Postgres.
+                await self.loader.refuse_behind(account.tenant, limits.HOLD_KEPT_MS)
+                found = await self.records.operations_of_month(*account, first)
         except UnavailableError as error:
             raise ServiceError("the month cannot be loaded now") from error
-        await self.spending.load_operations(*account, month, times)
+        await self.spending.load_operations(*account, month, found.times, found.holds)
 
     async def before(self, account: AccountName, entry_id: str) -> BeforeOperation:
         """What the record says before an operation is charged or held for."""

@@ -1,5 +1,6 @@
 """The record of credits: accounts, their ledger and grants, holds, and operations."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 
@@ -20,7 +21,6 @@ FINDINGS_MAX = 1_000
 AUDIT_S_MAX = 3_600
 
 _FINDING = msgspec.json.Decoder(rows.Finding)
-_COUNTS = msgspec.json.Decoder(dict[str, int])
 
 
 class Ledgers(Database):
@@ -155,8 +155,15 @@ class Ledgers(Database):
         self, tenant: str, account_id: str, month: date
     ) -> Mapping[str, int]:
         """How often each operation was done in a month, or is held for now."""
-        counted = await self._value("operations_in_month", tenant, account_id, month)
-        return _COUNTS.decode(counted)
+        found = await self.operations_of_month(tenant, account_id, month)
+        return Counter(found.times) + Counter(found.holds.values())
+
+    async def operations_of_month(
+        self, tenant: str, account_id: str, month: date
+    ) -> rows.OperationsOfMonth:
+        """The operations of a month, and the holds that are open for them."""
+        asked = (tenant, account_id, month)
+        return await self._one("operations_in_month", rows.OperationsOfMonth, *asked)
 
     async def operations_since(self, after_at: int, limit: int) -> tuple[rows.OperationsDone, ...]:
         """Operations of all tenants that were done or held for after an instant, the newest,

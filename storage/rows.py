@@ -321,6 +321,15 @@ class OperationsDone(msgspec.Struct, frozen=True):
     """The open holds for it, by their ids, each of which counts as once."""
 
 
+class OperationsOfMonth(msgspec.Struct, frozen=True):
+    """How often an account's operations were done in a month, and are held for now."""
+
+    times: dict[str, int]
+    """How often each was done."""
+    holds: dict[str, str]
+    """The operations of the open holds, by the holds' ids; each counts as once."""
+
+
 class LimitChange(msgspec.Struct, frozen=True):
     """A limit that was changed: it is now so."""
 

@@ -7,6 +7,7 @@ ids and a hold leaves its state ``open`` once. What is cold must be loaded by th
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
@@ -135,12 +136,19 @@ class Spending:
         return int(times or 0) if loaded else None
 
     async def load_operations(
-        self, tenant: str, account_id: str, month: str, times: Mapping[str, int]
+        self,
+        tenant: str,
+        account_id: str,
+        month: str,
+        times: Mapping[str, int],
+        holds: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Says how often operations were done in a cold month."""
+        """Says how often operations were done in a cold month, and which holds (by their ids)
+        are open for an operation as Postgres has them."""
         flat = [part for counted in times.items() for part in counted]
-        key = self.keys.operations(tenant, account_id)
-        await self._count([key], [month, limits.ACCOUNT_IDLE_MS, *flat])
+        names = [self.keys.operations(tenant, account_id)]
+        names += [self.keys.hold(tenant, hold_id) for hold_id in holds]
+        await self._count(names, [month, limits.ACCOUNT_IDLE_MS, *holds.values(), *flat])
 
     # --- Holds ---------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from protocol.errors import PeerError, ServiceError
 from server.charges import (
     Exceeds,
     HoldGone,
+    Limited,
     Posted,
     Short,
     Voided,
@@ -28,6 +29,7 @@ from tests.server.tills import (
     held,
     lose_postgres,
     lose_replies,
+    spent,
 )
 from tests.simulation.cluster import Cluster, Node, VirtualClock
 
@@ -205,3 +207,36 @@ async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: 
         await node.money.hold(ANN, hold_id="h1", micros=1, ttl_ms=1_000)
     # The one that there is can be asked for again.
     assert (await held(node.money, "h0", 1)).repeated
+
+
+@pytest.mark.parametrize("end", ["expire", "void"])
+async def test_a_hold_whose_end_waits_in_the_outbox_counts_in_no_month_that_is_loaded(
+    cluster: Cluster, node: Node, end: str
+) -> None:
+    """Postgres has it as open still, and an operation of the month was refused for it."""
+    await cluster.grant(10 * CREDIT)
+    limited: dict[str, Any] = {"operation": "script_generation", "monthly_limit": 1}
+    await held(node.money, "h1", CREDIT, **limited)
+    await cluster.flush()
+    # Nothing has asked for its month for a day: it leaves Redis.
+    await cluster.redis.delete(node.live.keys.operations(*ANN))
+    if end == "expire":
+        await cluster.advance(60_001)
+        assert await node.money.expire_hold(TENANT, "h1")
+    else:
+        lose_postgres(node.money)
+        with pytest.raises(ServiceError):
+            await node.money.void(TENANT, "h1")
+    assert await cluster.records.operations_in_month(*ANN, date.fromisoformat(MAY)) != {}
+    await spent(node.money, "e1", CREDIT, **limited)
+    assert isinstance(await node.money.spend(ANN, entry_id="e2", micros=CREDIT, **limited), Limited)
+    await audited(cluster)
+
+
+async def test_an_open_hold_counts_in_a_month_that_is_loaded(cluster: Cluster, node: Node) -> None:
+    await cluster.grant(10 * CREDIT)
+    limited: dict[str, Any] = {"operation": "script_generation", "monthly_limit": 1}
+    await held(node.money, "h1", CREDIT, **limited)
+    await cluster.flush()
+    await cluster.redis.delete(node.live.keys.operations(*ANN))
+    assert isinstance(await node.money.spend(ANN, entry_id="e1", micros=CREDIT, **limited), Limited)

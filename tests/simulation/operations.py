@@ -74,7 +74,7 @@ class Operations:
             assert times <= deed.often, (deed, answer, self.times)
 
     def close(self, state: State) -> None:
-        """At the end Redis and Postgres count the same; after a loss Redis no less."""
+        """At the end Redis and Postgres count the same."""
         records, ask = self.world.cluster.postgres.records, self.world.cluster.postgres.ask
         for person in set(self.world.people.values()):
             account = person.account
@@ -90,6 +90,4 @@ class Operations:
                         assert times == expected, (account, month, there, self.times)
                     if month in counted:
                         found = int(counted.get(f"{operation}:{month}", 0))
-                        where = (account, month, counted, there)
-                        # A month that is loaded anew may contain a hold whose end is on its way.
-                        assert found == times or (self.world.losses and found > times), where
+                        assert found == times, (account, month, counted, there)
