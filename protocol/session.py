@@ -147,8 +147,24 @@ def joined_segments(
     """``segments`` with one more; an empty one is left out, and their number is bounded."""
     if to_at <= from_at:
         return segments
+    if segments and (from_at < segments[-1][0] or to_at < segments[-1][1]):
+        # A client that counts its minutes itself has dated one ahead.
+        return segments_in_order((*segments, (from_at, to_at)))
     if segments and segments[-1][1] >= from_at:
         return (*segments[:-1], (segments[-1][0], to_at))
     if len(segments) >= SEGMENTS_MAX:
         segments = ((segments[0][0], segments[1][1]), *segments[2:])
     return (*segments, (from_at, to_at))
+
+
+def segments_in_order(parts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """``parts`` in their order, joined where they touch; their number is bounded."""
+    joined: list[tuple[int, int]] = []
+    for from_at, to_at in sorted(parts):
+        if joined and joined[-1][1] >= from_at:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], to_at))
+        else:
+            joined.append((from_at, to_at))
+    if len(joined) > SEGMENTS_MAX:
+        joined[:2] = [(joined[0][0], joined[1][1])]
+    return tuple(joined)

@@ -239,6 +239,11 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
     """The record of a session that ended: the figures of its receipt."""
     assert standing.ended_at is not None
     assert standing.reason is not None
+    started_at, ended_at = identity.started_at, standing.ended_at
+    if identity.is_reported and standing.segments:
+        # Its minutes are dated by the client's clock, which may be ahead, and come in any order.
+        started_at = min(started_at, standing.segments[0][0])
+        ended_at = max(ended_at, standing.segments[-1][1])
     return SessionEnded(
         tenant=identity.tenant,
         session_id=identity.session_id,
@@ -247,8 +252,8 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
         account_id=identity.account_id,
         counterpart_id=identity.counterpart_id,
         kind=identity.kind,
-        started_at=identity.started_at,
-        ended_at=standing.ended_at,
+        started_at=started_at,
+        ended_at=ended_at,
         reason=standing.reason,
         limit=standing.limit,
         elapsed_ms=standing.elapsed_ms,

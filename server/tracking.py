@@ -29,7 +29,7 @@ from protocol.errors import (
 )
 from protocol.events import MinuteUsed, Record
 from protocol.moves import unstarted
-from protocol.session import SEGMENTS_MAX, Identity, Standing, session_key
+from protocol.session import Identity, Standing, segments_in_order, session_key
 from protocol.states import Phase
 from protocol.steps import Basis, minute_record, started_record
 from protocol.terms import MINUTE_MS, Terms
@@ -364,21 +364,8 @@ def _with(standing: Standing, minute_at: int, seconds: int) -> Standing:
         minutes_kept=standing.minutes_kept + 1,
         at=max(standing.at, minute_at + seconds * 1000),
         run_at=minute_at,
-        segments=_segments((*standing.segments, (minute_at, minute_at + seconds * 1000))),
+        segments=segments_in_order((*standing.segments, (minute_at, minute_at + seconds * 1000))),
     )
-
-
-def _segments(parts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """Segments in their order, joined where they touch, for minutes may arrive in any."""
-    joined: list[tuple[int, int]] = []
-    for from_at, to_at in sorted(parts):
-        if joined and joined[-1][1] >= from_at:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], to_at))
-        else:
-            joined.append((from_at, to_at))
-    if len(joined) > SEGMENTS_MAX:
-        joined[:2] = [(joined[0][0], joined[1][1])]
-    return tuple(joined)
 
 
 def _minute(identity: Identity, number: int, reported: Reported, month: str) -> MinuteUsed:

@@ -122,6 +122,43 @@ async def test_minutes_may_come_in_any_order(server: TestServer, connection: Con
     assert [row[1] for row in await rows(connection)] == [0, 1, 2]
 
 
+async def consistent(server: TestServer, minutes: int) -> None:
+    """Stops the session; its receipt begins with its first segment and ends with its last."""
+    await ask(server, "POST", "/v1/sessions/rec-1/stop", ann(server))
+    for _ in range(2):  # from Redis, and from the record
+        receipt = (await ask(server, "GET", "/v1/sessions/rec-1", ann(server))).json()
+        instants = [part[at] for part in receipt["segments"] for at in ("from_at", "to_at")]
+        instants = [receipt["started_at"], *instants, receipt["ended_at"]]
+        assert instants == sorted(instants), receipt
+        assert receipt["minutes"] == minutes
+        await server.flush()
+        await grow_cold(server.process.redis)
+
+
+async def test_the_receipt_of_minutes_dated_ahead_is_in_order(server: TestServer) -> None:
+    """The session was stopped before it had begun."""
+    for minutes_ago in (-4, -2):
+        assert (await track(server, minutes_ago)).status_code == 200
+    await consistent(server, 2)
+
+
+async def test_a_session_begins_with_its_earliest_minute(server: TestServer) -> None:
+    for minutes_ago in (1, 3):
+        assert (await track(server, minutes_ago)).status_code == 200
+    await consistent(server, 2)
+
+
+async def test_a_socket_goes_on_before_a_minute_dated_ahead(server: TestServer) -> None:
+    """The segment of what it counted ended before it began."""
+    assert (await track(server, -4)).status_code == 200
+    client = await server.login("ann", org="acme")
+    await client.ask("start", kind="recording", session_id="rec-1")
+    await client.ask("resume", session_id="rec-1")
+    advance(server, 2_000)
+    await client.ask("pause", session_id="rec-1")
+    await consistent(server, 2)
+
+
 async def test_an_exhausted_month_refuses_the_minute(
     server: TestServer, connection: Connection
 ) -> None:
