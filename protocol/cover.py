@@ -19,10 +19,21 @@ def covered_until(account: AccountProjection) -> int | None:
     was granted; None: for ever. Computed once for each change of what it follows from."""
     ground, until = account.cover
     if ground != account.ground:
-        micros = account.gross_micros - account.reserved_micros
+        micros = account.gross_micros - account.reserved_micros - account.beginning_beside("")
         until = _covered_until(account.lines, account.granted, micros)
         account.cover = account.ground, until
     return until
+
+
+def covered_with(account: AccountProjection, session_id: str, line: Line) -> int:
+    """The same for all of them and one that begins to run on ``line``; its anchor where it is
+    not covered."""
+    lines = {**account.lines, session_id: line}
+    granted = {name: may_use for name, may_use in account.granted.items() if name != session_id}
+    micros = account.gross_micros - account.reserved_micros
+    until = _covered_until(lines, granted, micros - account.beginning_beside(session_id))
+    since = max(one.at for one in lines.values() if one.running)
+    return until if until is not None and until > since else line.at
 
 
 def _covered_until(

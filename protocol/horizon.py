@@ -78,7 +78,8 @@ def uncovered_ends(
     if terms.price_micros:
         is_alone = account.burns_alone(identity.session_id)
         if is_alone and len(account.lines) <= EXACT_LINES_MAX:
-            micros = max(0, account.available_to(identity.session_id, now_ms))
+            micros = account.available_to(identity.session_id, now_ms)
+            micros = max(0, micros - account.beginning_beside(identity.session_id))
             found["credits"] = terms.affordable_ms(micros, standing.free_ms) or 0
         else:
             until = covered_until(account)

@@ -174,7 +174,10 @@ class Meter(Position):
     def granted(self, reply: Reply, now_ms: int) -> None:
         """Redis answered the step that was asked for."""
         step, intent = self._asked, self._intents.current
+        begins = self._begins
         self._asked = self._intents.current = None
+        if begins:
+            self._note_grant()
         if self._has_left():
             self._effects.append(Leave())
             return
@@ -210,6 +213,7 @@ class Meter(Position):
             is_early = self._grace_end is not None and now_ms < self._grace_end
             if intent is None:
                 self._wanted = True
+                self._refreshed = self._refreshed or self._refreshing
             elif intent.event is not Event.EXPIRED or not is_early:
                 # Or else others can prove more, and are waited for again.
                 self._intents.add_first(intent)
@@ -284,7 +288,7 @@ class Meter(Position):
     def refresh(self, now_ms: int) -> None:
         """A limit of the month was changed: ask anew what is left."""
         if self.counting and not self._stands_still(now_ms):
-            self._wanted = True
+            self._wanted = self._refreshed = True
         self._plan(now_ms)
 
     def relocate(self, month_of: MonthOf, now_ms: int) -> None:
@@ -401,7 +405,7 @@ class Meter(Position):
             self._intents.add(Intent(Event.RETURNED, now_ms))
         while self._asked is None and (first := self._intents.first) is not None:
             if self._lacks_proof(first, now_ms) or self._waits_for_answer(first):
-                return
+                break  # time runs on meanwhile, and so do its claims
             intent = self._intents.take()
             if intent.event is Event.LOST and self.sockets:
                 continue  # another socket joined meanwhile
@@ -418,6 +422,7 @@ class Meter(Position):
                 step = moves.stand(moment)
             elif self._extends(now_ms) or moment.elapsed_ms > self.session.grant.granted_ms:
                 step = moves.claim(moment)
+                self._refreshing, self._refreshed = self._refreshed, False
             else:
                 step = moves.note(moment)
             self._wanted = self._hopes = False

@@ -47,6 +47,8 @@ class Moment(msgspec.Struct, frozen=True):
     """What is left on counters that the session draws on alone."""
     yields: bool = False
     """Somebody needs what is merely held: running time takes no more than it needs to run on."""
+    refreshed: bool = False
+    """A limit was changed: what is held beyond it is given back."""
     response_ms: int = 0
     """How long Redis takes to answer."""
     share_until: int | None = None
@@ -146,22 +148,33 @@ def claim(moment: Moment) -> Step:
 
     Time that was used without a grant, because Redis was away, is settled as well.
     """
-    before = moment.session
     at = moment.instant_of(moment.elapsed_ms)
     settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=at)
     settling.settle(moment.proven_ms)
-    offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
-    keep = kept_offer(settling.ground(), before)
-    if moment.yields:
-        # A part of what is held can be had even where the account owes. Whoever kept all of it
-        # would be recalled again at once, and two who do so would recall each other for ever.
-        keep = next((offer for offer in offers if offer.within(keep)), keep)
+    offers, keep = _running_offers(moment, settling)
     return moment.step(settling, offers=offers, keep=keep)
+
+
+def _running_offers(moment: Moment, settling: Settling) -> tuple[tuple[Offer, ...], Offer]:
+    """What running time may be granted, and what it keeps in any case: no less than it was
+    granted, which is used until the answer is in. A part is given back where others need it, or
+    where a limit was lowered."""
+    offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
+    keep = kept_offer(settling.ground(), moment.session)
+    if moment.yields and offers and offers[0].within(keep):
+        # That can be had even where the account owes. Whoever kept all of it would be recalled
+        # again at once, and two who do so would recall each other for ever.
+        return offers[:1], offers[0]
+    if moment.refreshed:
+        return offers, keep
+    kept_ms = keep.grant.granted_ms
+    return tuple(offer for offer in offers if offer.grant.granted_ms > kept_ms), keep
 
 
 def frees(step: Step, *, minutes: bool) -> bool:
     """Whether a claim gives back credits, or ``minutes`` of a month, in favour of others."""
-    held, offered = step.before.grant, step.offers[0].grant if step.offers else Grant()
+    best = step.offers[0] if step.offers else step.keep
+    held, offered = step.before.grant, best.grant if best is not None else Grant()
     if not minutes:
         return step.charge_micros + offered.held_micros < held.held_micros
     used = sum(step.used_minutes.values())
@@ -219,7 +232,8 @@ def resume(moment: Moment) -> Step:
     settling.standing = msgspec.structs.replace(settling.standing, **changes)
     if before.version == 0:
         settling.records.append(started_record(moment.session.identity))
-    return moment.step(settling, offers=moment.offers(settling), free_taken_ms=taken_ms)
+    offers = moment.shared(settling, moment.offers(settling))
+    return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
 
 
 def come_back(moment: Moment) -> Step:
@@ -257,7 +271,8 @@ def come_back(moment: Moment) -> Step:
         )
     else:
         offers = moment.offers(settling)
-    return moment.step(settling, offers=_some(moment, settling, offers), free_taken_ms=taken_ms)
+    offers = moment.shared(settling, offers)
+    return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
 
 
 def skip_gap(moment: Moment, came_at: int) -> Step | None:
@@ -278,8 +293,8 @@ def skip_gap(moment: Moment, came_at: int) -> Step | None:
     if position_ms == standing.minutes_kept * MINUTE_MS:
         changes["minute_at"] = came_at
     settling.standing = msgspec.structs.replace(standing, **changes)
-    offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
-    return moment.step(settling, offers=offers, keep=kept_offer(settling.ground(), moment.session))
+    offers, keep = _running_offers(moment, settling)
+    return moment.step(settling, offers=offers, keep=keep)
 
 
 def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
@@ -394,12 +409,6 @@ def _released(moment: Moment, settling: Settling) -> Step:
         taken_ms = used_ms - moment.session.standing.free_ms
         settling.standing = msgspec.structs.replace(standing, free_ms=used_ms)
     return moment.step(settling, free_taken_ms=taken_ms)
-
-
-def _some(moment: Moment, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
-    """The session's share of ``offers``; of nothing the least that could be had, for a step that
-    begins running time is refused where there is nothing, and that is for Redis to say."""
-    return moment.shared(settling, offers) or offers[-1:]
 
 
 def _free_to_take(moment: Moment) -> int:

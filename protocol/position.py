@@ -9,7 +9,7 @@ import msgspec
 
 from protocol import horizon, limits, moves
 from protocol.course import Course
-from protocol.cover import covered_until
+from protocol.cover import covered_until, covered_with
 from protocol.doubt import Doubt
 from protocol.effects import Effect, Move, Show, Token
 from protocol.grants import NO_REST, MonthOf, Rest, month_ends_at
@@ -20,6 +20,7 @@ from protocol.projection import (
     AccountProjection,
     Granted,
     MonthProjection,
+    line_of,
 )
 from protocol.session import Session
 from protocol.shared_months import Counters
@@ -81,6 +82,8 @@ class Position:
         """What the start was decided from, of a session that starts here."""
         self._wanted = False
         """A claim is due, whatever the deadlines say."""
+        self._refreshed = self._refreshing = False
+        """A limit was changed: a claim that gives back what lies beyond is due, or on its way."""
         self._unnoted = False
         """This process has sockets, and is not noted for it before a step is accepted."""
         self._hopes = False
@@ -388,17 +391,26 @@ class Position:
             farewell_at=self._farewell_at,
             rest=self._rest(now_ms),
             yields=now_ms < self._yields_until,
+            refreshed=self._refreshed,
             response_ms=self.response_ms,
-            share_until=self._share_until(),
+            share_until=self._share_until(now_ms),
         )
 
-    def _share_until(self) -> int | None:
+    def _share_until(self, now_ms: int) -> int | None:
         """The instant beyond which nothing is asked for, where sessions here run uncovered on a
-        shared account: what they use Redis does not know of, and would grant it again."""
-        account = self.account
-        if not account.uncovered or self._burns_alone:
+        shared account, or did until they stopped: what they use Redis does not know of, and
+        would grant it again."""
+        account, identity, standing = self.account, self.session.identity, self.session.standing
+        terms, session_id = identity.terms, identity.session_id
+        if not account.uncovered or self._burns_alone or not terms.price_micros:
             return None
-        return covered_until(account)
+        if standing.phase is Phase.ACTIVE:
+            return covered_until(account)
+        # It is asked about a step with which time begins to run.
+        is_billed = standing.lost_at is not None and terms.gap == "bill"
+        at = standing.lost_at if is_billed and standing.lost_at is not None else now_ms
+        line = line_of(terms, standing.elapsed_ms, at, standing.free_ms, running=True)
+        return covered_with(account, session_id, line)
 
     @property
     def _burns_alone(self) -> bool:
@@ -476,13 +488,31 @@ class Position:
     def _note_grant(self) -> None:
         """Lets the account's other sessions here count with what this one may use: of one that
         stops, what a claim that is on its way may still be granted too."""
-        session, may_use = self.session, None
+        session, may_use, is_uncovered = self.session, None, False
         if self._limited_ms is not None and self.course.running:
             may_use = Granted(max(self._limited_ms, self._may_get_ms), is_final=True)
+            # What it used beyond its grant Redis does not know of before the stop is recorded.
+            is_uncovered = self._limited_ms > self.course.granted_ms
         elif self.course.running:
             until_ms = max(session.grant.granted_ms, self._may_get_ms)
             may_use = Granted(until_ms, is_final=self.course.is_final)
-        self.account.grant(session.identity.session_id, may_use)
+        beginning_micros = 0
+        if self._begins and self._asked is not None:
+            free_ms = self._asked.standing.free_ms
+            cost_micros = session.identity.terms.cost_micros(self._may_get_ms, free_ms)
+            beginning_micros = max(0, cost_micros - session.standing.charged_micros)
+        session_id = session.identity.session_id
+        self.account.grant(session_id, may_use, beginning_micros=beginning_micros)
+        if is_uncovered:
+            self.account.uncovered.add(session.identity.session_id)
+
+    @property
+    def _begins(self) -> bool:
+        """Whether time begins to run with the step that is on its way."""
+        asked = self._asked
+        return (
+            asked is not None and asked.standing.phase is Phase.ACTIVE and not self.course.running
+        )
 
     def _bind(self, now_ms: int) -> None:
         """Ends time that no grant covers where a limit is known now."""

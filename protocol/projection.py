@@ -102,7 +102,7 @@ class AccountProjection:
 
     __slots__ = (
         "_beginnings", "_begun", "_burning", "_dry_at", "_dry_known", "_idle_micros", "_paid_from",
-        "_rate", "_since", "_sum_at", "_sum_micros", "account_id", "cover", "granted",
+        "_rate", "_since", "_sum_at", "_sum_micros", "account_id", "beginning", "cover", "granted",
         "gross_micros", "ground", "lines", "reserved_micros", "tenant",
         "uncovered", "version",
     )  # fmt: skip
@@ -119,6 +119,8 @@ class AccountProjection:
         """What sessions that are served here were granted; see ``protocol.cover``."""
         self.uncovered: set[str] = set()
         """Sessions that are served here and run on beyond what they were granted."""
+        self.beginning: dict[str, int] = {}
+        """What those that are about to begin here may be granted meanwhile, in micro-credits."""
         self.ground = 0
         """Rises with every change of what uncovered time depends on."""
         self.cover: tuple[int, int | None] = (-1, None)
@@ -214,9 +216,14 @@ class AccountProjection:
         self._forget()
         return True
 
-    def grant(self, session_id: str, granted: Granted | None) -> None:
-        """Takes what a session that is served here was granted; None: it is no more."""
+    def grant(self, session_id: str, granted: Granted | None, *, beginning_micros: int = 0) -> None:
+        """Takes what a session that is served here was granted; None: it is no more, or about to
+        begin, and may be granted ``beginning_micros``."""
         self.uncovered.discard(session_id)
+        if self.beginning.pop(session_id, 0) != beginning_micros:
+            self.ground += 1
+        if beginning_micros:
+            self.beginning[session_id] = beginning_micros
         if self.granted.get(session_id) == granted:
             return
         if granted is None:
@@ -243,6 +250,10 @@ class AccountProjection:
     def credits_micros(self, now_ms: int) -> int:
         """The balance at ``now_ms``, after the burn of all sessions so far."""
         return self.gross_micros - self.cost_micros(now_ms)
+
+    def beginning_beside(self, session_id: str) -> int:
+        """What other sessions that are about to begin here may be granted, in micro-credits."""
+        return sum(self.beginning.values()) - self.beginning.get(session_id, 0)
 
     def available_to(self, session_id: str, now_ms: int) -> int:
         """What would be left for one session if all others stopped at ``now_ms``."""

@@ -66,6 +66,12 @@ class Step(msgspec.Struct, frozen=True):
     """They have had the time to: whatever can be had now is taken."""
 
     @property
+    def waits_for_others(self) -> bool:
+        """Whether it begins running time for which nothing can be asked now: what other sessions
+        of the account have used, Redis does not know of yet. It is made when Redis does."""
+        return self.standing.phase is Phase.ACTIVE and not self.offers and self.keep is None
+
+    @property
     def charge_micros(self) -> int:
         """What the account is charged by this step."""
         return self.standing.charged_micros - self.before.standing.charged_micros

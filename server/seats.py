@@ -309,6 +309,8 @@ class Seat:
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
+            case Ask(step) if step.waits_for_others:
+                self._not_carried_out(effect)
             case Ask(step):
                 self.place.claims.ask(self, step)
             case Push(message, token):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from protocol import messages
 from protocol.cover import covered_until
-from protocol.effects import Show
+from protocol.effects import Reply, Show
 from protocol.meter import Meter
-from protocol.projection import AccountProjection, Line, MonthProjection, line_of
+from protocol.projection import AccountProjection, Granted, Line, MonthProjection, line_of
 from protocol.session import Grant, Session
 from protocol.shared_months import SharedMonths
 from protocol.snapshots import snapshot
@@ -245,6 +245,43 @@ def test_an_account_covers_two_sessions_until_the_same_instant() -> None:
     assert covered_until(account) == NOW + 30_000
     account.apply(2, CREDIT, CREDIT // 2, "one", line(terms_of(), running=False))
     assert covered_until(account) == NOW + 30_000
+
+
+def test_an_account_covers_what_a_session_that_begins_may_be_granted() -> None:
+    account = account_of(CREDIT)
+    account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
+    beginning = Meter(
+        Session(identity_of(session_id="three"), standing_of(Phase.PAUSED, free_ms=0), Grant()),
+        account,
+        month_of,
+    )
+    beginning.attach(NOW)
+    assert beginning.request(Event.RESUME, NOW, "resume")
+    assert account.beginning == {"three": CREDIT // 60}
+    assert covered_until(account) == NOW + 29_000
+    beginning.granted(Reply(accepted=False, session=beginning.session, refused_by="credits"), NOW)
+    assert account.beginning == {}
+    assert covered_until(account) == NOW + 30_000
+
+
+def test_time_does_not_begin_while_others_have_used_what_nobody_recorded() -> None:
+    """The step is not made yet: there is nothing that it could be granted."""
+    account = account_of(CREDIT)
+    account.replace(1, CREDIT, 0, {"one": line(terms_of())})
+    account.grant("one", Granted(60_000, is_final=True))
+    account.uncovered.add("one")
+    beginning = Meter(
+        Session(identity_of(session_id="two"), standing_of(Phase.PAUSED, free_ms=0), Grant()),
+        account,
+        month_of,
+    )
+    beginning.attach(NOW)
+    assert beginning.request(Event.RESUME, NOW, "resume")
+    assert beginning.asked is not None
+    assert beginning.asked.waits_for_others
+    account.grant("one", None)
+    beginning.unanswered(NOW + 1_000)
+    assert not beginning.asked.waits_for_others
 
 
 # --- What is shown ----------------------------------------------------------------------

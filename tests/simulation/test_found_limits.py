@@ -206,8 +206,11 @@ def test_a_recall_that_nobody_heard_is_made_again_before_the_end(
     assert elapsed_ms == 58_000
 
 
-@pytest.mark.parametrize("micros", [1_783_332, 2_283_332, 2_500_000])
-@pytest.mark.parametrize("delays", [[20, 20, 20, 2_500], [20, 20, 900, 1_600], [700, 20, 2_500]])
+@pytest.mark.parametrize("micros", [934_200, 1_783_332, 2_283_332, 2_500_000])
+@pytest.mark.parametrize(
+    "delays",
+    [[20, 20, 20, 2_500], [20, 20, 900, 1_600], [700, 20, 2_500], [900, 1_600, 20, 20]],
+)
 def test_sessions_of_one_account_use_no_more_than_it_has_while_answers_are_late(
     place: Laboratory, micros: int, delays: list[int]
 ) -> None:
@@ -226,4 +229,94 @@ def test_sessions_of_one_account_use_no_more_than_it_has_while_answers_are_late(
         act("slow_redis", delays=delays, ms=90_000),
         wait(61),
         wait(61),
+    )
+
+
+SIX = [start(f"s{number}", user="bob9", kind="six") for number in (1, 2)]
+
+
+def test_what_a_session_used_before_its_stop_is_granted_to_no_other_meanwhile(
+    place: Laboratory,
+) -> None:
+    """It had stopped at the account's end beyond what it was granted, and Redis was yet to hear
+    of that: another one, that still ran, was granted the same once more."""
+    run(
+        place,
+        pay("bob9", 2_041_329),
+        *SIX,
+        start("s3", user="bob9"),
+        wait(20),
+        act("slow_redis", delays=[900, 1_600, 2_500], ms=90_000),
+        wait(61),
+        wait(61),
+    )
+
+
+@pytest.mark.parametrize("kind", ["day", "second"])
+@pytest.mark.parametrize("event", ["pause", "cut"])
+def test_time_that_begins_anew_is_not_granted_what_others_have_used(
+    place: Laboratory, kind: str, event: str
+) -> None:
+    """Redis was yet to hear of what another session had used before it stopped, and granted it to
+    one that was resumed."""
+    stop = act("ask", client="c-s2", session="s2", event="pause")
+    again = act("ask", client="c-s2", session="s2", event="resume")
+    if event == "cut":
+        stop = act("close", client="c-s2")
+        again = act("join", client="c-again", node=NODE, session="s2", last_seq=0)
+    run(
+        place,
+        pay("bob9", 1_295_574 if kind == "day" else 1_490_000),
+        start("s1", user="bob9"),
+        wait(0.001),
+        start("s2", user="bob9", kind=kind),
+        wait(24),
+        act("slow_redis", delays=[5_000], ms=90_000),
+        wait(11),
+        stop,
+        wait(4),
+        again,
+        wait(61),
+        wait(61),
+    )
+
+
+def test_who_runs_uncovered_counts_with_a_session_that_is_about_to_begin(
+    place: Laboratory,
+) -> None:
+    """Its start was on its way, and was granted what the others used meanwhile."""
+    run(
+        place,
+        pay("bob9", 1_235_834),
+        start("s1", user="bob9"),
+        start("s2", user="bob9", kind="minute"),
+        wait(0.9),
+        start("s3", user="bob9"),
+        wait(4),
+        act("slow_redis", delays=[1_400, 5_000, 20], ms=90_000),
+        wait(0.5),
+        start("s4", user="bob9"),
+        wait(3),
+        act("ask", client="c-s2", session="s2", event="pause"),
+        wait(1),
+        act("ask", client="c-s2", session="s2", event="resume"),
+        wait(0.5),
+        act("close", client="c-s1"),
+        wait(61),
+        wait(61),
+    )
+
+
+def test_a_recall_is_answered_while_a_request_waits_for_a_proof(place: Laboratory) -> None:
+    """A pause waited to hear whether the socket that was there before was, and so did what had
+    been recalled: a hold was refused as if a process had not answered (seed 61155)."""
+    run(
+        place,
+        pay("cat9", 3_000_000),
+        start("s1", kind="minute"),
+        act("cut", client="c-s1"),
+        wait(5),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=0),
+        act("ask", client="c-again", session="s1", event="pause"),
+        spend("cat9", 3_000_000),
     )
