@@ -55,10 +55,14 @@ async def ledger(server: TestServer, account_id: str = "ann") -> list[dict[str, 
     return entries
 
 
-def advance(server: TestServer, ms: int) -> None:
-    """Time passes on the process's clock, and whatever is due there is done."""
-    clock = server.process.clock
+def advance(server: TestServer, ms: int, *, asleep: bool = False) -> None:
+    """Time passes on the process's clock, and what is due there is done. The process was awake
+    meanwhile, or ``asleep``: it stood still."""
+    clock, pulse = server.process.clock, server.process.pulse
     clock._offset_ms += ms
+    if not asleep:
+        pulse._awake_at += ms
+        pulse._beaten_at += ms
     server.process.timers._arm()
 
 

@@ -61,7 +61,7 @@ async def test_a_process_that_stood_still_beats_before_anything_else(
 
     monkeypatch.setattr(process.live, "beat", noted_beat)
     monkeypatch.setattr(process.live, "commit", noted_commit)
-    advance(server, STOOD_MS)
+    advance(server, STOOD_MS, asleep=True)
     process.pulse.beat()
     await client.close()
     await reaches(server, "chat-1", Phase.SUSPENDED)
@@ -77,7 +77,7 @@ async def test_who_left_while_the_process_stood_still_does_not_pay_for_that(
     process = server.process
     process.pulse.beat()
     awake_at = process.clock.now()
-    advance(server, STOOD_MS)
+    advance(server, STOOD_MS, asleep=True)
     await client.close()
     await reaches(server, "chat-1", Phase.SUSPENDED)
     standing = (await found(server, "chat-1")).session.standing
@@ -91,7 +91,7 @@ async def test_who_stayed_proves_it_anew(server: TestServer) -> None:
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
     connection = connection_of(server)
-    advance(server, STOOD_MS)
+    advance(server, STOOD_MS, asleep=True)
     thawed_at = server.process.clock.now()
 
     async def proven() -> bool:
