@@ -100,6 +100,17 @@ def keeps_more(session: Session, now_ms: int) -> bool:
     return session.grant.held_micros > max(0, needed_micros)
 
 
+def keeps_more_minutes(session: Session, now_ms: int) -> bool:
+    """As ``keeps_more``, of the minutes of a month that a session holds."""
+    terms, standing = session.identity.terms, session.standing
+    if standing.phase is not Phase.ACTIVE or not terms.counts_minutes:
+        return False
+    run_ms = max(0, now_ms - standing.at) + limits.GRANT_SHRUNKEN_MS[-1]
+    needed = minutes_begun(standing.elapsed_ms + run_ms * terms.speed)
+    held = sum(session.grant.held_minutes.values())
+    return held > needed - minutes_begun(standing.settled_ms)
+
+
 def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
     """Positions at equal distances; the more time, the fewer of those that there are."""
     count = max(0, end_ms - begin_ms) // every_ms

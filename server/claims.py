@@ -26,7 +26,7 @@ from server.clock import Clock
 from server.isolation import failed, isolated
 from server.loading import Loader
 from server.metrics import Metrics
-from server.recall import holders_silent, is_unanswered
+from server.recall import are_minutes_unanswered, holders_silent, is_unanswered
 from server.turns import Turns
 from storage.live import Live, LiveError, Outcome
 from storage.spending import AccountName
@@ -162,7 +162,7 @@ class Claims:
             if outcome.reply is None:
                 mend = self._mend(claimant, step, outcome, node)
                 mends.setdefault(name, []).append(mend)
-            elif outcome.reply.refused_by == "credits" and outcome.held and step.insists:
+            elif outcome.reply.refused_by and outcome.held and step.insists:
                 mends.setdefault(name, []).append(self._refuse(claimant, step, outcome))
             else:
                 answered.setdefault(name, []).append((claimant, step, outcome))
@@ -196,15 +196,23 @@ class Claims:
         """Refuses a step that others' holds are in the way of, once all of them have answered the
         recall; while one has not, there may be enough, and it may be asked again."""
         identity = step.before.identity
-        name = AccountName(identity.tenant, identity.account_id)
+        limit = outcome.reply.refused_by if outcome.reply is not None else None
         try:
-            is_silent = await is_unanswered(self.live, name, self.clock.now())
+            is_silent = await self._is_unanswered(identity, limit)
         except LiveError:
             is_silent = True
         if is_silent:
             _tell_unanswered(claimant, holders_silent(), made=False)
         elif not isolated("claim", claimant.answered, step, outcome):
             _tell_unanswered(claimant, _no_answer(), made=None)
+
+    async def _is_unanswered(self, identity: Identity, limit: str | None) -> bool:
+        now_ms = self.clock.now()
+        if limit == "credits":
+            name = AccountName(identity.tenant, identity.account_id)
+            return await is_unanswered(self.live, name, now_ms)
+        user_id = identity.user_id if limit == "member_minutes" else None
+        return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms)
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""

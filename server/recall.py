@@ -12,7 +12,7 @@ from typing import Any
 
 from protocol import limits
 from protocol.errors import ServiceError
-from protocol.grants import keeps_more
+from protocol.grants import keeps_more, keeps_more_minutes
 from server.accounts import Account, Accounts
 from storage.live import Live
 from storage.spending import AccountName, Answer
@@ -78,9 +78,19 @@ async def is_unanswered(live: Live, name: AccountName, now_ms: int) -> bool:
     return any(keeps_more(session, now_ms) for session in found)
 
 
+async def are_minutes_unanswered(live: Live, tenant: str, user_id: str | None, now_ms: int) -> bool:
+    """The same of minutes of a month, that sessions of a user hold; None: of the organisation."""
+    async for found in live.sessions_of_tenant(tenant):
+        for session in found:
+            is_theirs = user_id is None or session.identity.user_id == user_id
+            if is_theirs and keeps_more_minutes(session, now_ms):
+                return True
+    return False
+
+
 def holders_silent() -> ServiceError:
     """What is said then: it is not refused, and may be asked again."""
-    return ServiceError("sessions hold these credits and have not answered; ask again")
+    return ServiceError("sessions hold what is asked for and have not answered; ask again")
 
 
 def may_free(message: dict[str, Any]) -> bool:

@@ -1,7 +1,9 @@
 """The tenants that this process serves: their calendars, and the news of their limits."""
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Literal
 
 from protocol.session import Identity
@@ -26,6 +28,8 @@ class Tenants:
         self._listener = listener
         self._sessions: Counter[str] = Counter()
         self._calendars: dict[str, Calendar] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        """Who waits for minutes that sessions hold."""
         self._changes: Counter[str] = Counter()
         """How often each tenant's limits, or its time zone, changed while it was served."""
 
@@ -81,8 +85,25 @@ class Tenants:
         if identity.org_id is not None:
             await self.accounts.unsubscribe(self.live.keys.limits_channel(tenant))
 
+    @asynccontextmanager
+    async def listening(self, identity: Identity) -> AsyncIterator[asyncio.Event]:
+        """Listens to a tenant's limits; the event is set when there may be more of a month."""
+        await self.enter(identity)
+        freed, waiting = asyncio.Event(), self._waiting.setdefault(identity.tenant, set())
+        waiting.add(freed)
+        try:
+            yield freed
+        finally:
+            waiting.discard(freed)
+            if not waiting:
+                self._waiting.pop(identity.tenant, None)
+            await self.leave(identity)
+
     def _changed(self, tenant: str, message: object) -> None:
         told = message if isinstance(message, dict) else {}
+        if "recall" not in told:
+            for freed in self._waiting.get(tenant, ()):
+                freed.set()
         if "recall" in told:
             self._listener(tenant, "recalled", told.get("user_id"))
         elif "freed" in told:

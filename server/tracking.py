@@ -39,6 +39,7 @@ from server.loading import calendar
 from server.months import Months
 from server.preparing import basis_of_start
 from server.process import Process
+from server.recall import are_minutes_unanswered, holders_silent
 from storage import records as record
 from storage.live import LiveError
 from storage.rows import SessionRow
@@ -130,6 +131,8 @@ class Trackers:
                 return Taken(None, duplicate=True, metered=True)
             step = await self._step(reported, known)
             verdict = await self._tracking.track(step)
+            if verdict.status == "held":
+                verdict = await self._recall(step)
             if verdict.status == "full":
                 raise ServiceError("too much waits for the record already")
             if verdict.status == "cold":
@@ -212,6 +215,36 @@ class Trackers:
             at=now_ms,
             kept_ms=SILENCE_MS_MAX + limits.ENDED_SESSION_KEPT_MS,
         )
+
+    async def _recall(self, step: TrackedStep) -> Verdict:
+        """Has metered sessions give back minutes that they merely hold, and tries again when they
+        did; ``refused`` when all have answered, and still none is left.
+
+        Raises ``unavailable`` where one has not answered.
+        """
+        identity, process = step.identity, self.process
+        loop = asyncio.get_running_loop()
+        async with process.hub.tenants.listening(identity) as freed:
+            verdict = await self._tracking.track(msgspec.structs.replace(step, recall=True))
+            over_at = loop.time() + limits.RECALL_WAIT_MS / 1000
+            while verdict.status == "held":
+                try:
+                    async with asyncio.timeout_at(over_at):
+                        await freed.wait()
+                except TimeoutError:
+                    break
+                freed.clear()
+                verdict = await self._tracking.track(step)
+            else:
+                return verdict
+            verdict = await self._tracking.track(step)
+        if verdict.status != "held":
+            return verdict
+        user_id = identity.user_id if verdict.detail == "member_minutes" else None
+        now_ms = process.clock.now()
+        if await are_minutes_unanswered(process.live, identity.tenant, user_id, now_ms):
+            raise holders_silent()
+        return Verdict("refused", verdict.detail)
 
     async def _month(self, identity: Identity, at_ms: int) -> str:
         plan = await self.months.plan(identity.tenant, identity.user_id)

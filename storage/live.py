@@ -298,6 +298,19 @@ class Live:
             found = await self.ask(pipeline.execute())
         return [session_of(one) for one in found if one[0]]
 
+    async def sessions_of_tenant(self, tenant: str) -> AsyncIterator[list[Session]]:
+        """The live sessions of a tenant as they stand, a few at a time, in no order."""
+        live, cursor = self.keys.live(self.keys.partition(tenant)), 0
+        while True:
+            scan = self.redis.sscan(live, cursor, match=f"{tenant}/*", count=limits.PAGE_ROWS_MAX)
+            cursor, found = await self.ask(scan)
+            names = [member.decode().rpartition("/")[2] for member in found]
+            for first in range(0, len(names), limits.CLAIMS_PER_PIPELINE_MAX):
+                part = names[first : first + limits.CLAIMS_PER_PIPELINE_MAX]
+                yield await self.sessions(tenant, part)
+            if not cursor:
+                return
+
     # --- Counters ------------------------------------------------------------------
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:

@@ -16,7 +16,7 @@ from protocol.steps import Basis
 from storage.live import Live, Script
 from storage.wire import encode_basis
 
-Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "full", "cold"]
+Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "held", "full", "cold"]
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -43,6 +43,8 @@ class TrackedStep(msgspec.Struct, frozen=True):
     """The instant of the step itself, whichever minute it is of."""
     kept_ms: int
     """How long it is remembered which minutes were taken."""
+    recall: bool = False
+    """Metered sessions are told to give back the minutes that it lacks and they merely hold."""
 
 
 class Verdict(NamedTuple):
@@ -51,7 +53,7 @@ class Verdict(NamedTuple):
     status: Status
     detail: str
     """The outbox entry of a minute that was taken, the number of a duplicate, the limit that
-    refused, or what must be loaded first."""
+    refused or is held, or what must be loaded first."""
 
 
 class Tracking:
@@ -59,6 +61,7 @@ class Tracking:
 
     def __init__(self, live: Live) -> None:
         self._keys = live.keys
+        self._live = live
         self._script = Script(live.redis, "track_minute")
 
     async def track(self, step: TrackedStep) -> Verdict:
@@ -81,6 +84,10 @@ class Tracking:
             "grace_until": standing.grace_until,
             "kept_ms": step.kept_ms,
             "outbox_max": limits.OUTBOX_ENTRIES_MAX,
+            "recall": step.recall,
+            "user_id": identity.user_id,
+            "publish": self._live.publish,
+            "limits_channel": keys.limits_channel(tenant),
         }
         if step.is_first:
             argument["identity"] = _ENCODER.encode(identity).decode()

@@ -27,6 +27,8 @@
 --   stale      somebody was faster, or what a first minute was decided from is otherwise now:
 --              read the session anew
 --   refused    nothing is left; then the limit that is in the way
+--   held       the same, and only what metered sessions hold is in the way: with recall they are
+--              told to give back what they do not need
 --   full       so much waits for Postgres that no minute is taken
 --   cold       account, member or org must be loaded first; names which. While the
 --              partition recovers from a loss that is always so, and nothing can be loaded
@@ -61,13 +63,23 @@ if call('EXISTS', KEYS[10]) == 1 then cold = {'account'} end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
 local used, held = 'used:' .. step.month, 'held:' .. step.month
+local lacked = {}
 for index, name in ipairs({'member_minutes', 'org_minutes'}) do
   local key = KEYS[4 + index]
   local limit = tonumber(call('HGET', key, 'limit') or '')
   if limit and call('HGET', key, 'overage') ~= '1'
     and limit - number(key, used) - number(key, held) < 1 then
-    return {'refused', name}
+    if limit - number(key, used) < 1 then return {'refused', name} end
+    lacked[#lacked + 1] = name
   end
+end
+if #lacked > 0 then
+  for _, name in ipairs(step.recall and lacked or {}) do
+    local message = {recall = name}
+    if name == 'member_minutes' then message.user_id = step.user_id end
+    call(step.publish, step.limits_channel, cjson.encode(message))
+  end
+  return {'held', lacked[1]}
 end
 
 -- Settle: a minute on both months, and with the first one another live session.

@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -122,6 +123,35 @@ async def test_minutes_may_come_in_any_order(server: TestServer, connection: Con
     assert [row[1] for row in await rows(connection)] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("limit", [limit_member, limit_org])
+async def test_a_metered_session_gives_back_the_minute_that_is_reported(
+    server: TestServer, limit: Callable[[TestServer, int], Awaitable[object]]
+) -> None:
+    """It holds the whole rest of the month, of which it needs one minute."""
+    await limit(server, 2)
+    await recording(server, "live-1")
+    assert (await track(server, 1)).status_code == 200
+    refused = assert_problem(await track(server, 2), 402, "limit_reached")
+    assert refused["limit"] in {"member_minutes", "org_minutes"}
+
+
+@pytest.mark.parametrize("limit", [limit_member, limit_org])
+async def test_minutes_of_sessions_that_do_not_answer_are_unavailable(
+    server: TestServer, limit: Callable[[TestServer, int], Awaitable[object]]
+) -> None:
+    """As credits are: there may be some, once the sessions answer."""
+    await limit(server, 2)
+    await recording(server, "live-1")
+    tenants = server.process.hub.tenants
+    listener, tenants._listener = tenants._listener, lambda *_: None
+    assert_problem(await track(server, 1), 503, "unavailable")
+    client = await server.login("ann", org="acme")
+    error = await client.ask("start", kind="recording", session_id="live-2")
+    assert (error["type"], error["code"]) == ("error", "unavailable")
+    tenants._listener = listener
+    assert (await track(server, 1)).status_code == 200
+
+
 async def consistent(server: TestServer, minutes: int) -> None:
     """Stops the session; its receipt begins with its first segment and ends with its last."""
     await ask(server, "POST", "/v1/sessions/rec-1/stop", ann(server))
@@ -175,8 +205,8 @@ async def test_an_exhausted_month_refuses_the_minute(
     assert len(await rows(connection)) == 3
 
 
-async def test_what_a_live_session_holds_is_not_given_away(server: TestServer) -> None:
-    await limit_org(server, 2)
+async def test_what_a_live_session_needs_is_not_given_away(server: TestServer) -> None:
+    await limit_org(server, 1)
     await recording(server)
     problem = assert_problem(await track(server), 402, "limit_reached")
     assert problem["limit"] == "org_minutes"
