@@ -362,6 +362,9 @@ class MonthProjection(msgspec.Struct, frozen=True):
     """Sessions that count on it now."""
     held_minutes: int = 0
     """Minutes that are held for them, and not settled."""
+    as_of_us: int = 0
+    """When that was so, by the clock of Redis, in microseconds since the epoch; 0: not known. It
+    orders answers and nothing else."""
 
     def minutes_left(self, unsettled: int) -> int | None:
         """Minutes that one session can still begin, an equal share of what is left."""

@@ -1,12 +1,17 @@
 """What a process was last told of each month's counter, for all its sessions that count on it.
 
 An answer names a counter as the step left it, so the newest one tells of every step before.
+Several pipelines are on their way at once, and their answers may come in another order than they
+were made in: each says when it was, by the clock of Redis.
 Sessions that run on without Redis share what that one leaves: each by its own newest answer,
 they would use in sum what only one of them was left.
 """
 
 from weakref import WeakValueDictionary
 
+import msgspec
+
+from protocol import limits
 from protocol.projection import MonthProjection
 
 
@@ -21,10 +26,18 @@ class Shared:
         """Rises with every change."""
 
     def tell(self, month: MonthProjection) -> None:
-        """Takes what an answer says, which came later than all before it."""
-        if month != self.newest:
-            self.newest = month
+        """Takes what an answer says, unless a newer one was here before it."""
+        newest = self.newest
+        if month.as_of_us:
+            behind_us = newest.as_of_us - month.as_of_us
+            # One that is older than any answer may be comes from a Redis whose clock is behind.
+            if 0 < behind_us <= limits.REDIS_TIMEOUT_MS * 1_000:
+                return
+        else:  # it was read now, so it is the newest
+            month = msgspec.structs.replace(month, as_of_us=newest.as_of_us)
+        if month != msgspec.structs.replace(newest, as_of_us=month.as_of_us):
             self.ground += 1
+        self.newest = month
 
     def over(self, own: MonthProjection) -> MonthProjection:
         """What is newest of the month that a session knows ``own`` figures of."""

@@ -98,9 +98,9 @@ def encode_line(line: Line) -> str:
     return orjson.dumps(list(msgspec.structs.astuple(line))).decode()
 
 
-def month_of(month: str, counter: list[bytes]) -> MonthProjection:
+def month_of(month: str, counter: list[bytes], as_of_us: int = 0) -> MonthProjection:
     """A month's counter out of an answer: limit, used, active, held; a process of an earlier
-    version tells nothing of the last."""
+    version tells nothing of the last. ``as_of_us`` is when that was so, where it is known."""
     limit, used, active, held = (*counter, b"0")[:4]
     return MonthProjection(
         month=month,
@@ -108,6 +108,7 @@ def month_of(month: str, counter: list[bytes]) -> MonthProjection:
         used_minutes=int(used),
         active=int(active),
         held_minutes=int(held),
+        as_of_us=as_of_us,
     )
 
 
@@ -232,7 +233,9 @@ def encode_step(
 def move_of(message: dict[str, Any]) -> Move:
     """What ``commit.lua`` told of a step on the account's channel."""
     member, org = (
-        month_of(message["month"], [part.encode() for part in counter])
+        month_of(
+            message["month"], [part.encode() for part in counter], int(message.get("as_of", 0))
+        )
         for counter in message["months"]
     )
     fields = [part.encode() for part in [*message["moved"], message.get("mark", "")]]
@@ -253,12 +256,12 @@ def reply_of(step: Step, answer: list[Any]) -> Reply:
     session = step.before
     if fields and fields[0]:
         session = session_of(fields, step.before.identity if status == b"ok" else None)
-    member, organization, _, free_left = counters
+    member, organization, _, free_left, as_of = counters
     return Reply(
         accepted=status == b"ok",
         session=session,
-        member=month_of(step.month, member),
-        org=month_of(step.month, organization),
+        member=month_of(step.month, member, int(as_of)),
+        org=month_of(step.month, organization, int(as_of)),
         refused_by=detail.decode() if status in {b"refused", b"held"} else None,
         free_left_ms=int(free_left) if free_left else None,
         notices=tuple(reversed(notices)),

@@ -65,6 +65,9 @@ local function counters()
   local gross = (tonumber(account[1]) or 0) + (tonumber(account[2]) or 0)
   answer[3] = {whole(gross), account[3] or '0', account[4] or '0'}
   answer[4] = step.free_limit > 0 and whole(step.free_limit - number(KEYS[7], 'used')) or ''
+  -- Answers may overtake each other: this is when it was so.
+  local time = call('TIME')
+  answer[5] = time[1] .. string.format('%06d', tonumber(time[2]))
   return answer
 end
 
@@ -357,6 +360,7 @@ if bumped or recall or not alone then
     message.moved, message.mark = {unpack(result[3], 1, 4)}, step.mark
     message.notices, message.minutes = step.notices, step.minutes
     message.month, message.months = step.month, {result[4][1], result[4][2]}
+    message.as_of = result[4][5]
   end
   call(step.publish, step.channel, cjson.encode(message))
 end

@@ -1,0 +1,49 @@
+"""What a process knows of a month: the newest answer, in whichever order answers come."""
+
+import msgspec
+
+from protocol import limits
+from protocol.projection import MonthProjection
+from protocol.shared_months import Shared
+
+MONTH = MonthProjection("2026-05-01", 60, 50, 2, held_minutes=2, as_of_us=1_780_000_000_000_000)
+
+
+def later(used: int, ms: int) -> MonthProjection:
+    as_of_us = MONTH.as_of_us + ms * 1_000
+    return msgspec.structs.replace(MONTH, used_minutes=used, as_of_us=as_of_us)
+
+
+def test_an_answer_that_was_overtaken_tells_nothing() -> None:
+    shared = Shared()
+    shared.tell(later(52, ms=2))
+    ground = shared.ground
+    shared.tell(later(51, ms=1))
+    assert (shared.newest.used_minutes, shared.ground) == (52, ground)
+    shared.tell(later(53, ms=3))
+    assert (shared.newest.used_minutes, shared.ground) == (53, ground + 1)
+
+
+def test_the_same_figures_later_change_nothing_and_are_newer() -> None:
+    shared = Shared()
+    shared.tell(MONTH)
+    ground = shared.ground
+    shared.tell(later(50, ms=5))
+    assert shared.ground == ground
+    shared.tell(later(49, ms=4))
+    assert shared.newest.used_minutes == 50
+
+
+def test_a_redis_whose_clock_is_behind_is_believed() -> None:
+    shared = Shared()
+    shared.tell(MONTH)
+    shared.tell(later(55, ms=-limits.REDIS_TIMEOUT_MS - 1))
+    assert shared.newest.used_minutes == 55
+
+
+def test_what_was_read_is_the_newest_and_keeps_older_answers_out() -> None:
+    shared = Shared()
+    shared.tell(later(52, ms=2))
+    shared.tell(msgspec.structs.replace(MONTH, used_minutes=54, as_of_us=0))
+    shared.tell(later(51, ms=1))
+    assert shared.newest.used_minutes == 54
