@@ -6,14 +6,21 @@ process takes from the clock of Redis, and every later one from those that live:
 cluster time on, whatever the clock of Redis says by then. Later beats only nudge it, by
 far less than a bill could show: the drift of two quartzes, never a step. A step is noticed
 and said, and cluster time stays that far away from the clock of Redis.
+
+What Redis says is half a round trip old, or so: the shorter the round trip, the surer it is. A
+process that took its time from a slow answer corrects it once a faster one comes, a little with
+each beat. The time that it says never goes back.
 """
 
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 NUDGE_MS = 0.05
 """The most that one beat a second moves the offset: 50 parts in a million."""
+SLEW_MS = 5.0
+"""The same where a slow answer had set the clock: half a second is corrected in two minutes, and a
+bill is off by 5 ms a second meanwhile."""
 STEP_MS = 250
 """A difference that no drift explains: some wall clock was stepped. An answer that took so
 long to come says nothing about the clock."""
@@ -26,6 +33,20 @@ class Clock(Protocol):
         """The instant, in epoch milliseconds."""
 
 
+class Sample(NamedTuple):
+    """What Redis said of the time, and how long it took to say it."""
+
+    redis_ms: float
+    middle_ms: float
+    """The middle between question and answer, by the monotonic clock: most likely it was then."""
+    round_trip_ms: float
+
+    @classmethod
+    def of(cls, redis_ms: float, sent_at: float, received_at: float) -> "Sample":
+        """The sample of a question at ``sent_at``, in seconds of the monotonic clock."""
+        return cls(redis_ms, (sent_at + received_at) * 500, (received_at - sent_at) * 1000)
+
+
 class ClusterClock:
     """Epoch milliseconds that run with this machine's monotonic clock."""
 
@@ -35,10 +56,17 @@ class ClusterClock:
         self.stepped_ms = 0.0
         """How far the clock of Redis has gone away from cluster time; for operators."""
         self._redis_ahead_ms = 0.0
+        self._unsure_ms = 0.0
+        """How far off the answer may be that set the clock: half of its round trip."""
+        self._behind_ms = 0.0
+        """How far it may be behind others, whose word was long on its way and Redis stepped."""
+        self._newest_ms = 0
 
     def now(self) -> int:
-        """The instant, in epoch milliseconds."""
-        return int(self.at_ms(self._monotonic()))
+        """The instant, in epoch milliseconds. Once the clock is set it never goes back."""
+        now_ms = int(self.at_ms(self._monotonic()))
+        self._newest_ms = max(self._newest_ms, now_ms)
+        return self._newest_ms
 
     def at_ms(self, reading_s: float) -> float:
         """The instant of a reading of the monotonic clock, in epoch milliseconds."""
@@ -58,23 +86,48 @@ class ClusterClock:
 
     def anchor(self, cluster_ms: float, redis_ms: float, sent_at: float) -> None:
         """It was ``cluster_ms`` when Redis said ``redis_ms``, which was asked at ``sent_at``."""
-        middle_ms = (sent_at + self._monotonic()) * 500
-        self._offset_ms = cluster_ms - middle_ms
+        self.set(Sample.of(redis_ms, sent_at, self._monotonic()), redis_ms - cluster_ms)
+
+    def set(self, sample: "Sample", ahead_ms: float, behind_ms: float = 0.0) -> None:
+        """Sets the clock by what Redis said, whose clock is ``ahead_ms`` of cluster time; less
+        by ``behind_ms`` at most, where nobody could say it better."""
+        self._behind_ms = behind_ms
+        cluster_ms = sample.redis_ms - ahead_ms
+        redis_ms = sample.redis_ms
+        self._offset_ms = cluster_ms - sample.middle_ms
+        self._unsure_ms = sample.round_trip_ms / 2
+        self._newest_ms = 0
         self._redis_ahead_ms = redis_ms - cluster_ms
         self.stepped_ms = _step(self._redis_ahead_ms)
 
     def observe(self, redis_ms: float, sent_at: float) -> None:
         """Redis said ``redis_ms`` just now, to what was asked at ``sent_at``."""
-        received_at = self._monotonic()
-        if (received_at - sent_at) * 1000 > STEP_MS:
+        sample = Sample.of(redis_ms, sent_at, self._monotonic())
+        if sample.round_trip_ms > STEP_MS:
             return
-        difference_ms = redis_ms - (sent_at + received_at) * 500 - self._offset_ms
+        difference_ms = redis_ms - sample.middle_ms - self._offset_ms
         self._redis_ahead_ms = difference_ms
         drift_ms = difference_ms - self.stepped_ms
-        if abs(drift_ms) > STEP_MS:
+        sure_ms = sample.round_trip_ms / 2
+        if abs(drift_ms) > max(STEP_MS, self._unsure_ms + sure_ms):
             self.stepped_ms = _step(difference_ms)
-        else:
-            self._offset_ms += max(-NUDGE_MS, min(NUDGE_MS, drift_ms))
+            self._unsure_ms = 0.0
+            return
+        # Of what a slow answer may have been off by, more is corrected at once.
+        most_ms = SLEW_MS if self._unsure_ms > sure_ms else NUDGE_MS
+        moved_ms = max(-most_ms, min(most_ms, drift_ms))
+        self._offset_ms += moved_ms
+        self._unsure_ms = min(self._unsure_ms, max(sure_ms, abs(drift_ms - moved_ms)))
+
+    def follow(self, proof_ms: int) -> None:
+        """Another process has given a proof of life at ``proof_ms`` already, by its clock."""
+        behind_ms = proof_ms - self.at_ms(self._monotonic())
+        if 0 < behind_ms <= self._behind_ms:
+            moved_ms = min(SLEW_MS, behind_ms)
+            self._offset_ms += moved_ms
+            self._behind_ms -= moved_ms
+            self._redis_ahead_ms -= moved_ms
+            self.stepped_ms -= moved_ms
 
 
 def _step(difference_ms: float) -> float:

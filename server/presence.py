@@ -15,10 +15,11 @@ import structlog
 
 from protocol import limits
 from protocol.errors import ProtocolError
-from server.clock import ClusterClock
+from server.clock import ClusterClock, Sample
 from server.isolation import alone
 from server.orphans import Orphans
 from server.recovery import Recovery
+from storage.beats import Look
 from storage.keys import LOOK_CHANNEL
 from storage.live import Live, LiveError
 
@@ -103,36 +104,55 @@ class Presence:
 
         They are asked for a beat, and the one that comes between two looks has the time. A
         process that lives beats within ``PRESENCE_BEAT_MS`` of Redis's coming back. A beat
-        that was long on its way says a time that has passed, and would leave this process
-        behind the others for good: a prompt one is waited for, and where none comes, the
-        latest time of all that were said is the nearest. Where nobody beats, the time is
-        that of Redis, but never before what the dead have left.
+        that was long on its way says a time that has passed: a prompt one is waited for, and
+        where none comes, what its sender took the clock of Redis for tells how far that is from
+        cluster time. What Redis says is as old as half a round trip: the look that was answered
+        fastest counts. Where nobody beats, the time is that of Redis, but never before what the
+        dead have left.
         """
         until_s = (limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
         began_at = asked_at = self.clock.reading()
-        latest: float | None = None  # cluster time less this machine's
+        ahead_ms: float | None = None  # the clock of Redis, of cluster time
+        behind_ms = 0.0
         last = look = await self.live.look(ask=True)
+        best = self._sample(look, asked_at)
         while (look.nodes or look.heard) and self.clock.reading() - began_at < until_s:
             await asyncio.sleep(LOOK_S)
             last, sent_at, asked_at = look, asked_at, self.clock.reading()
             look = await self.live.look(ask=False)
+            sample = self._sample(look, asked_at)
             since_ms = look.redis_ms - look.beaten_redis_ms
             # The clock of Redis was not stepped between that beat and this look.
             most_ms = (self.clock.reading() - sent_at) * 1000 + STEADY_MS
             is_steady = 0 <= since_ms <= most_ms
+            # Samples of before a step say nothing of the time after it.
+            is_alike = abs(sample.redis_ms - best.redis_ms - sample.middle_ms + best.middle_ms) <= (
+                (sample.round_trip_ms + best.round_trip_ms) / 2 + STEADY_MS
+            )
+            if not is_alike:
+                best, ahead_ms, behind_ms = sample, None, 0.0
+            elif sample.round_trip_ms <= best.round_trip_ms:
+                best = sample
             if look.beats != last.beats and is_steady:
-                cluster_ms = look.beaten_at + since_ms
-                if abs(look.beaten_redis_ms - look.believed_redis_ms) <= PROMPT_MS:
-                    self.clock.anchor(cluster_ms, look.redis_ms, asked_at)
-                    return
-                said = cluster_ms - (asked_at + self.clock.reading()) * 500
-                latest = said if latest is None else max(latest, said)
-        if latest is not None:
-            cluster_ms = latest + (asked_at + self.clock.reading()) * 500
-            self.clock.anchor(cluster_ms, look.redis_ms, asked_at)
+                late_ms = look.beaten_redis_ms - look.believed_redis_ms
+                if abs(late_ms) <= PROMPT_MS:
+                    ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
+                    break
+                if 0 < late_ms <= limits.REDIS_TIMEOUT_MS:
+                    ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
+                elif ahead_ms is None or behind_ms:
+                    # Redis was stepped, and how long this was on its way nobody knows.
+                    told_ms = look.beaten_redis_ms - look.beaten_at
+                    ahead_ms = told_ms if ahead_ms is None else min(ahead_ms, told_ms)
+                    behind_ms = until_s * 1000
+        if ahead_ms is not None:
+            self.clock.set(best, ahead_ms, behind_ms)
             return
         left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
         self.clock.anchor(max(look.redis_ms, left_at), look.redis_ms, asked_at)
+
+    def _sample(self, look: Look, asked_at: float) -> Sample:
+        return Sample.of(look.redis_ms, asked_at, self.clock.reading())
 
     def _asked(self, _: object) -> None:
         """A process has started, or the line to Redis was down: it is told the time now."""
@@ -156,6 +176,7 @@ class Presence:
         if self._beaten_at is not None and now_ms - self._beaten_at > BREAK_MS:
             self._listens_since = now_ms
         self._beaten_at = now_ms
+        self.clock.follow(max(beat.nodes.values(), default=0))
         self._seen(beat.nodes)
 
     def _seen(self, nodes: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from protocol import limits
 from protocol.errors import ServiceError
-from server.clock import NUDGE_MS, STEP_MS, ClusterClock
+from server.clock import NUDGE_MS, STEP_MS, ClusterClock, Sample
 from storage import scripts
 from storage.keys import CLOCK, NODES
 from storage.live import Live
@@ -108,6 +108,52 @@ def test_the_nudge_is_bounded() -> None:
     assert clock.now() - 5_000 == 20 * NUDGE_MS == 1
 
 
+@pytest.mark.parametrize("off_ms", [-700, 700])
+def test_what_a_slow_answer_was_off_by_is_corrected_and_time_never_goes_back(off_ms: int) -> None:
+    """The answer took 1.5 s, nearly all of it on one of its two ways."""
+    quartz = Quartz()
+    clock = ClusterClock(quartz)
+    sent_at = quartz()
+    quartz.at += 1.5
+    clock.anchor(100_000.0, 100_000.0, sent_at)
+    true_ms = 100_750.0 + off_ms
+    assert clock.now() == 100_750
+    shown = []
+    for _ in range(200):
+        quartz.at += 1
+        true_ms += 1_000
+        shown.append(clock.now())
+        sent_at = quartz()
+        quartz.at += 0.002
+        true_ms += 2
+        clock.observe(true_ms - 1, sent_at)
+        shown.append(clock.now())
+    assert abs(clock.now() - true_ms) <= 2
+    assert clock.stepped_ms == 0
+    assert shown == sorted(shown)
+    # A bill is off by half of a percent meanwhile, at most.
+    lasted = [after - before for before, after in itertools.pairwise(shown[::2])]
+    assert all(abs(ms - 1_002) <= 6 for ms in lasted)
+
+
+def test_who_may_be_behind_follows_the_others_and_nobody_else_does() -> None:
+    quartz = Quartz()
+    clock = ClusterClock(quartz)
+    clock.set(Sample(100_000.0, quartz() * 1_000, 0.0), 90_000.0, behind_ms=2_500)
+    assert (clock.now(), clock.stepped_ms) == (10_000, 90_000)
+    for beat in range(600):
+        quartz.at += 1
+        clock.observe(101_000.0 + beat * 1_000, quartz())
+        clock.follow(10_000 + 2_000 + (beat + 1) * 1_000)
+    assert clock.now() == 10_000 + 2_000 + 600_000
+    before = clock.now()
+    clock.follow(before + 60_000)
+    assert clock.now() == before
+    clock.anchor(5_000.0, 5_000.0, quartz())
+    clock.follow(6_000)
+    assert clock.now() == 5_000
+
+
 # --- Processes -------------------------------------------------------------------------
 
 
@@ -192,6 +238,29 @@ async def test_where_all_are_dead_time_is_that_of_redis_but_never_goes_back(
     else:
         assert -5_000 < ahead_ms <= 0
         assert two.process.clock.now() >= now_ms
+
+
+async def test_who_starts_while_redis_is_slow_has_the_time_of_those_who_live(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer takes 0.6 s, all of it on the way there."""
+    one = await start_server()
+    beat, look = Live.beat, Live.look
+
+    async def late_beat(live: Live, *arguments: Any) -> Any:
+        await asyncio.sleep(0.6)
+        return await beat(live, *arguments)
+
+    waits = iter([0.6, 0.05, 0.6, 0.6, 0.6])
+
+    async def late_look(live: Live, **options: Any) -> Any:
+        await asyncio.sleep(next(waits, 0.6))
+        return await look(live, **options)
+
+    monkeypatch.setattr(Live, "beat", late_beat)
+    monkeypatch.setattr(Live, "look", late_look)
+    two = await start_server()
+    assert apart(one, two) < 100
 
 
 # --- What is as old as it is by both clocks ----------------------------------------------
