@@ -76,7 +76,6 @@ class Database:
         dsn: str,
         *,
         pool_size_max: int = limits.DATABASE_CONNECTIONS_MAX,
-        timeout_ms: int = limits.DATABASE_TIMEOUT_MS,
         statement_cache_size: int = 100,
     ) -> Self:
         """Makes the pool; connections are made when they are needed, so Postgres may be away.
@@ -85,17 +84,18 @@ class Database:
         1.21 or newer with ``max_prepared_statements``. With several hosts the DSN says
         ``target_session_attrs=read-write``.
         """
+        timeout_s = limits.DATABASE_TIMEOUT_MS / 1000
         pool = await asyncpg.create_pool(
             dsn,
             min_size=0,
             max_size=pool_size_max,
             connection_class=_Pooled,
-            timeout=timeout_ms / 1000,
-            command_timeout=timeout_ms / 1000,
+            timeout=timeout_s,
+            command_timeout=timeout_s,
             statement_cache_size=statement_cache_size,
             server_settings={"application_name": "taximeter"},
         )
-        return cls(pool, timeout_ms / 1000)
+        return cls(pool, timeout_s)
 
     async def close(self) -> None:
         """Waits for what is under way, then closes every connection."""
