@@ -96,7 +96,7 @@ if tonumber(version or '0') < step.version then return {'gone', '', {}, {}, 0, {
 if tonumber(version or '0') ~= step.version then return answer('stale') end
 -- The same version of another step: that one was made of a copy that lacked this one.
 if (newest[2] or '') ~= step.after then return answer('stale') end
-if step.version == 0 and step.basis then
+if step.basis then  -- only a start has one
   local known = call('GET', KEYS[14])
   local other = known and string.match(known, ':(.*)$') ~= step.basis.preparation
   if other or (call('GET', KEYS[13]) or '') ~= step.basis.epoch then

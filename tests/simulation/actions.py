@@ -247,6 +247,19 @@ class Stage:
         answer = await self.reports.offer(self.world.nodes[0], session, minute_at)
         assert answer.metered, (session, answer)
 
+    async def do_show(self, node: str, user: str) -> None:
+        """Somebody looks at the balance of an account, without any session, and goes on to."""
+        found, person = self.node(node), self.world.people[user]
+        if found is not None:
+            await self.cluster.finished(found.act(found.hub.accounts.open(*person.account)))
+
+    async def do_stray(self, user: str, kind: str) -> None:
+        """A session is noted among a user's live ones that is not there."""
+        person, keys = self.world.people[user], self.world.nodes[0].process.live.keys
+        name = f"{person.tenant}/stray{len(self.world.strays)}"
+        self.world.strays.add(name)
+        self.cluster.redis.ask("SADD", keys.running(person.tenant, person.user_id, kind), name)
+
     async def do_poison(self, partition: int) -> None:
         if not self.cluster.redis_is_away:
             self.world.poison(partition)

@@ -178,7 +178,7 @@ class Auditor:
         if self.world.is_quiet and not self.world.was_away:
             agreement.check_projections(state, world)
         self.operations.check(state)
-        self.upkeep.check(state, self.entries)
+        self.upkeep.check(state)
         for name, session in state.sessions.items():
             if name not in self.closed:
                 self._check_session(session)

@@ -28,16 +28,20 @@ class Upkeep:
         self.desk = desk
         self._beaten: dict[str, float] = {}
         """What the last beat said that was looked at."""
+        self._seen: set[str] = set()
+        """Entries of outboxes that there were so far."""
         self._was_stepped = False
         """The clock of Redis was stepped: what it says of the past cannot be compared."""
 
-    def check(self, state: State, seen: set[str]) -> None:
-        """Raises ``AssertionError`` for whatever does not add up; ``seen`` are the entries of
-        outboxes that there were so far."""
+    def check(self, state: State) -> None:
+        """Raises ``AssertionError`` for whatever does not add up."""
+        self._seen.update(state.outbox)
         self._was_stepped |= bool(self.world.cluster.clock.redis_ahead_ms)
         self._check_proofs(state)
         self._check_limits(state)
-        self._check_watermarks(state, seen)
+        self._check_months_told(state)
+        self._check_free_time(state)
+        self._check_watermarks(state)
         self._check_news(state)
         if not self._was_stepped:
             self._check_kept(state)
@@ -51,7 +55,9 @@ class Upkeep:
             if identity["terms"].get("max_live_sessions", 0):
                 place = f"{identity['tenant']}/{identity['user_id']}/{identity['kind']}"
                 expected.setdefault(place, set()).add(name)
-        found = {place: names for place, names in state.sets["running"].items() if names}
+        running = state.sets["running"]
+        found = {place: names - self.world.strays for place, names in running.items()}
+        found = {place: names for place, names in found.items() if names}
         assert found == expected, (found, expected)
 
     # --- Who lives ------------------------------------------------------------------------
@@ -88,6 +94,23 @@ class Upkeep:
             minutes, overage = wanted
             found = counter.get("limit", ""), counter.get("overage", "0") == "1"
             assert found == ("" if minutes is None else str(minutes), overage), (place, counter)
+
+    def _check_months_told(self, state: State) -> None:
+        """Whoever makes a step learns the limits of its month as Redis has them."""
+        for identity, member, org in self.world.months_told:
+            places = {"member": f"{identity.tenant}/{identity.user_id}", "org": identity.tenant}
+            for (kind, place), told in zip(places.items(), (member, org), strict=True):
+                counter = state.hashes[kind].get(place)
+                if counter is not None and identity.terms.counts_minutes:
+                    is_free = not counter.get("limit") or counter.get("overage") == "1"
+                    limit = None if is_free else int(counter["limit"])
+                    assert told.limit_minutes == limit, (place, told, counter)
+        self.world.months_told.clear()
+
+    def _check_free_time(self, state: State) -> None:
+        """Free time is kept for whom it is shared by, and else for nobody."""
+        for name in state.hashes["free"]:
+            assert name.partition("/")[2], name
 
     # --- News -----------------------------------------------------------------------------
 
@@ -135,7 +158,7 @@ class Upkeep:
 
     # --- What is kept ---------------------------------------------------------------------
 
-    def _check_watermarks(self, state: State, seen: set[str]) -> None:
+    def _check_watermarks(self, state: State) -> None:
         """A watermark has passed whatever left the outbox, but for what is behind something that
         waits: processes keep until then what they would have to append again."""
         waiting = {entry: place_of(entry) for entry in state.outbox}
@@ -145,7 +168,7 @@ class Upkeep:
             )
             left = [
                 place_of(entry)
-                for entry in seen
+                for entry in self._seen
                 if entry[0] == partition
                 and entry not in waiting
                 and (oldest is None or place_of(entry) < oldest)

@@ -15,6 +15,8 @@ import msgspec
 
 from protocol import limits, messages
 from protocol.errors import ProtocolError, ServiceError
+from protocol.projection import MonthProjection
+from protocol.session import Identity
 from protocol.states import Event
 from protocol.steps import Step
 from protocol.terms import Terms
@@ -65,6 +67,10 @@ class World:
         self.limits: dict[tuple[str, str], tuple[int | None, bool] | None] = {}
         """Limits of the month as they were set last, and whether more is allowed: by the kind of
         the counter and its place; None: nobody knows."""
+        self.months_told: list[tuple[Identity, MonthProjection, MonthProjection]] = []
+        """What steps since the last look were told of their months."""
+        self.strays: set[str] = set()
+        """Sessions that are noted among a user's live ones, and are not there."""
         self.taken: set[tuple[str, str]] = set()
         """Accounts from which an adjustment took something that may have been held."""
         self.losses: list[int] = []
@@ -79,6 +85,10 @@ class World:
         self.in_vain: list[tuple[Server, Diary, int]] = []
         """Processes that tried to join a session, and when they gave it up."""
         self.waiting: list[tuple[Client, str, int]] = []
+        self._preparing: set[str] = set()
+        """Sessions that a backend prepares while they start: that may be in the way."""
+        self._smooth: set[tuple[Client, int]] = set()
+        """Those that were made while nothing was wrong."""
         """Requests that were not answered yet."""
         self._pending: list[asyncio.Task[Any]] = []
         cluster.died = self._died
@@ -159,6 +169,8 @@ class World:
         if not reply.accepted:
             return
         assert reply.session is not None
+        if reply.member is not None and reply.org is not None and not self.losses:
+            self.months_told.append((step.before.identity, reply.member, reply.org))
         self.forgotten.made(host, step.records)
         identity = step.before.identity
         figures = {"alone": int(alone), "held": 0, "balance": 0}
@@ -260,6 +272,7 @@ class World:
         smooth = self.is_smooth
 
         if backend is not None:
+            self._preparing.add(session_id)
             preparing = self._prepare(person, KINDS[kind], session_id, backend, -turns)
             self._pending.append(backend.act(preparing))
 
@@ -332,6 +345,8 @@ class World:
     ) -> None:
         task = client.node.act(work)
         self.waiting.append((client, session_id, request_id))
+        if self.is_smooth and not self.losses and session_id not in self._preparing:
+            self._smooth.add((client, request_id))
         await self.cluster.settle()
         if not task.done():
             self._pending.append(task)
@@ -350,6 +365,9 @@ class World:
                 self.waiting.remove((client, session_id, request_id))
                 # Who has left is not told any more; anybody else is.
                 assert answers or client.is_cut or session_id not in client.sessions
+                is_unavailable = bool(answers) and answers[0].get("code") == "unavailable"
+                if is_unavailable and (client, request_id) in self._smooth:
+                    self.unserved(AssertionError((client.name, answers[0])))
             else:
                 waits = bool(self._pending) or (seat is not None and _is_asked(seat))
                 assert waits, (client.name, session_id, request_id)

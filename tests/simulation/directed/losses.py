@@ -22,6 +22,7 @@ from tests.simulation.directed.steps import (
     post,
     report,
     sketch,
+    told,
     void,
     watch,
 )
@@ -62,7 +63,8 @@ def _step_back(*lost: Action, then: tuple[Action, ...] = (), flushed: bool = Tru
 def _holds_back(*lost: Action, held: int = CREDIT, before: tuple[Action, ...] = ()) -> Directed:
     """The same for the holds of an account, with a session of it and without one."""
     return Directed((
-        RICH, *before, wait(600), hold("cat9", "h1", held), hold("cat9", "h2", 0), wait(5), FLUSH,
+        RICH, act("show", node=NODE, user="cat9"), *before, wait(600), hold("cat9", "h1", held),
+        hold("cat9", "h2", 0), wait(5), FLUSH,
         LAG, *lost, UNNOTICED, PUT_BACK, sketch("cat9", "after", often=9), PUT_BACK,
     ))  # fmt: skip
 
@@ -140,7 +142,8 @@ LOSSES = {
     "holds that a replica has as open, otherwise": _holds_back(
         void("cat9", "h1"), post("cat9", "h2", 0), before=(start("s1"),)),
     "holds for no operation that a replica has as open": Directed((
-        RICH, start("s1"), hold("cat9", "h1", CREDIT, form=1), hold("cat9", "h2", CREDIT, form=1),
+        RICH, act("show", node=NODE, user="cat9"), start("s1"),
+        hold("cat9", "h1", CREDIT, form=1), hold("cat9", "h2", CREDIT, form=1),
         wait(5), FLUSH, LAG, void("cat9", "h1"), post("cat9", "h2", CREDIT // 2), UNNOTICED,
         PUT_BACK, wait(20),
     )),
@@ -174,7 +177,8 @@ LOSSES = {
         sketch("cat9", "e4", often=4), sketch("cat9", "e5", often=4), PUT_BACK, wait(30),
     )),
     "money that a replica lacks, of an account without sessions": Directed((
-        RICH, sketch("cat9", "e0"), wait(700), FLUSH, LAG, pay("cat9", CREDIT, "g1"),
+        RICH, act("show", node=NODE, user="cat9"), sketch("cat9", "e0"), wait(700), FLUSH, LAG,
+        pay("cat9", CREDIT, "g1"),
         sketch("cat9", "e1"), UNNOTICED, PUT_BACK, PUT_BACK,
     )),
     "money on an empty Redis": Directed((
@@ -191,12 +195,14 @@ LOSSES = {
         pay("cat9", 10 * CREDIT), hold("cat9", "h0", CREDIT), start("s1", kind="dear"), wait(5),
         act("kill", name=FLUSHER), EMPTY, sketch("cat9", "e1", 4 * CREDIT),
         answered("e1", "unknown"), hold("cat9", "h1", 4 * CREDIT), answered("hold:h1", "unknown"),
-        start("s2"), wait(1), act("flusher", name="late", pace_ms=5_000), PUT_BACK, wait(20),
+        start("s2"), told("c-s2", "session", times=0), wait(1),
+        act("flusher", name="late", pace_ms=5_000), PUT_BACK, wait(20),
     )),
     "nothing is drawn on while a replica recovers": Directed((
         pay("cat9", 10 * CREDIT), start("s1", kind="dear"), wait(3), FLUSH, LAG,
         sketch("cat9", "e0", 5 * CREDIT), UNNOTICED, wait(1.2), sketch("cat9", "e1", 4 * CREDIT),
         answered("e1", "unknown"), hold("cat9", "h1", 4 * CREDIT), answered("hold:h1", "unknown"),
+        start("s2"), told("c-s2", "session", times=0),
         report("t1", minute_at(1)), wait(1), PUT_BACK, wait(20),
     )),
     "a reported minute on a replica": Directed((

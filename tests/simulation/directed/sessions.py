@@ -51,6 +51,26 @@ SESSIONS = {
         RICH, start("s1", **FEW), wait(1), LAG, start("s2", **FEW), FAILOVER, wait(60),
         start("s3", **FEW), told("c-s3", "error", code="rate_limited"), wait(60),
     )),
+    "a user's sessions that are not there": Directed((
+        RICH, start("s1", **FEW), act("stray", user="cat9", kind="few"),
+        act("stray", user="cat9", kind="few"), start("s2", **FEW),
+        told("c-s2", "session", state="active"), start("s3", **FEW),
+        told("c-s3", "error", code="rate_limited"), wait(5),
+    )),
+    "what runs goes on where too much waits": Directed((
+        RICH, start("s1"), start("s2", "ann9", "recording"), wait(5), NO_FLUSHER,
+        *(sketch("cat9", f"e{number}", 1000) for number in range(26)), wait(70),
+        ask("s1", "pause"), told("c-s1", "session", state="paused"), ask("s1", "resume"),
+        told("c-s1", "session", state="active"), wait(30), ask("s1", "stop"),
+        told("c-s1", "stopped", reason="client"), ask("s2", "pause"),
+        told("c-s2", "session", state="paused"),
+        act("flusher", name="late", pace_ms=1_000), wait(5),
+    ), "full"),
+    "a balance is shown where no session runs": Directed((
+        SERVE, RICH, act("show", node=NODE, user="cat9"), act("show", node=OTHER, user="cat9"),
+        sketch("cat9", "e1"), wait(5), FLUSH, FORGET, pay("cat9", CREDIT, "g2"), wait(5),
+        start("s1"), wait(20), ask("s1", "stop"), wait(5), sketch("cat9", "e2"), wait(5),
+    )),
     "two processes go on with one session": Directed((
         SERVE, RICH, start("s1"), wait(10), join("c2", "s1"), wait(10), ask("s1", "pause"),
         wait(5), ask("s1", "resume", "c2"), wait(70), ask("s1", "pause", "c2"), wait(2),
@@ -175,11 +195,11 @@ SESSIONS = {
     "a session is prepared before it starts": Directed((
         SERVE, RICH, act("prepare", node=OTHER, user="cat9", kind="second", session="s1"),
         act("prepare", node=NODE, user="cat9", kind="second", session="s1"),
-        start("s1"), wait(5),
+        start("s1"), told("c-s1", "session", state="active"), wait(5),
         act("prepare", node=OTHER, user="cat9", kind="second", session="s1", confirmed=False),
         act("prepare", node=OTHER, user="cat9", kind="six", session="s1", confirmed=False),
         act("prepare", node=OTHER, user="cat9", kind="six", session="s2"),
-        start("s2", kind="six"), wait(70),
+        start("s2", kind="six"), told("c-s2", "session", state="active"), wait(70),
     )),
     "a session is prepared after it started": Directed((
         RICH, start("s1"), wait(5),
