@@ -26,7 +26,7 @@ if ARGV[5] ~= 'open' then
   if state == 'open' then
     local of = call('HMGET', KEYS[1], 'operation', 'month')
     local field = of[1] .. ':' .. of[2]
-    if ARGV[5] ~= 'posted' and of[1] ~= '' and tonumber(call('HGET', KEYS[4], field) or '0') > 0 then
+    if ARGV[5] ~= 'posted' and tonumber(call('HGET', KEYS[4], field) or '0') > 0 then
       call('HINCRBY', KEYS[4], field, -1)
     end
     call('DEL', KEYS[1])

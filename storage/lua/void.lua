@@ -43,9 +43,9 @@ call('HINCRBY', KEYS[1], 'holds', -1)
 -- Where the account was loaded after the hold was put back (see restore.lua), it names it still.
 call('HDEL', KEYS[1], 'h:' .. ARGV[1])
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
--- An operation that was not done does not count in its month.
+-- An operation that was not done does not count in its month; none counts where it is ''.
 local field = hold[4] .. ':' .. hold[5]
-if hold[4] ~= '' and tonumber(call('HGET', KEYS[4], field) or '0') > 0 then
+if tonumber(call('HGET', KEYS[4], field) or '0') > 0 then
   call('HINCRBY', KEYS[4], field, -1)
 end
 call('XADD', KEYS[5], '*', 'r', ARGV[4])

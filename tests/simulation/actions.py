@@ -214,6 +214,7 @@ class Stage:
             if host.is_alive:
                 await cluster.finished(host.act(host.flush()))
         if not look(cluster.redis).outbox:
+            self.world.forgot_at = self.world.now
             cluster.redis.forget(("account", "member", "org", "free", "operations"))
 
     async def do_flush(self) -> None:
@@ -241,6 +242,11 @@ class Stage:
     async def do_taken(self, session: str, minutes: int) -> None:
         """So many minutes that its client has counted were taken."""
         assert len(self.reports.taken[session]) == minutes, (session, self.reports.taken)
+
+    async def do_phase(self, user: str, session: str, phase: str) -> None:
+        """What a session does, as Redis has it."""
+        found = look(self.cluster.redis).sessions[f"{self.world.people[user].tenant}/{session}"]
+        assert found["standing"]["phase"] == phase, (session, found["standing"])
 
     async def do_report_of(self, session: str, minute_at: int) -> None:
         """A minute is reported of a session that sockets meter: it is not taken."""

@@ -111,6 +111,7 @@ class Auditor:
         records = json.loads(fields[1])
         for record in records:
             self.operations.record(record)
+            self.upkeep.record(record)
             self.records += record["t"] != POISON
         if not is_replay(fields):
             self._record(f"{partition}/{entry_id}", records)
@@ -160,6 +161,7 @@ class Auditor:
             # Postgres leaves what it has. After a loss it does, and nothing counts but Postgres.
             for record in records:
                 self.operations.record(record)
+                self.upkeep.record(record)
             if entry not in state.replayed:
                 self._record(entry, records)
         self.audits += 1

@@ -4,9 +4,10 @@ The worlds are the same for every mutant. A world that does not reach the mutant
 scripts as they are is the same world with the mutant, so it is not run.
 """
 
+import json
 import signal
 import tomllib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ PLAIN_MINUTES, DENSE_MINUTES = 90, 12
 STUCK_S = 8
 """A world takes a second of processor time. One that takes this long does not come to an end."""
 SURVIVORS = Path(__file__).parent / "survivors.toml"
+NOTICED = Path(__file__).parent / "noticed.json"
 
 Anchor = tuple[str, str, str, str, int]
 
@@ -159,6 +161,27 @@ def _bounded(processor_s: int) -> Iterator[list[StuckError]]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
+
+
+def noticed(path: Path = NOTICED) -> dict[Anchor, str]:
+    """The world in which each mutant was noticed at last, by the names of both."""
+    found: dict[Anchor, str] = {}
+    for world, mutants in json.loads(path.read_text()).items():
+        for script, rule, code, piece, ordinal in mutants:
+            found[script, rule, code, piece, ordinal] = world
+    return found
+
+
+def remember(found: Mapping[Anchor, str], path: Path = NOTICED) -> None:
+    """Writes down in which world each mutant was noticed."""
+    worlds: dict[str, list[str]] = {}
+    for anchor, world in sorted(found.items()):
+        worlds.setdefault(world, []).append(json.dumps(anchor))
+    parts = [
+        f"{json.dumps(world)}: [\n  " + ",\n  ".join(mutants) + "\n]"
+        for world, mutants in sorted(worlds.items())
+    ]
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 class Survivor(NamedTuple):

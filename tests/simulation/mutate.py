@@ -7,6 +7,7 @@ shows, with the reasons; those that are equivalent to the script do not count in
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -34,6 +35,8 @@ from tests.simulation.hunt import (
     Reach,
     cases,
     directed_cases,
+    noticed,
+    remember,
     survivors,
 )
 from tests.simulation.laboratory import laboratory
@@ -71,6 +74,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--known", action="store_true", help="also the known survivors")
     parser.add_argument("--again", action="store_true",
                         help="also those that survived before, by the file of results")  # fmt: skip
+    parser.add_argument("--remember", action="store_true",
+                        help="writes down which world showed what (noticed.json)")  # fmt: skip
     parser.add_argument("--list", action="store_true", help="prints the mutants, and runs nothing")
     return parser.parse_args()
 
@@ -104,8 +109,8 @@ class Report:
         self.findings: dict[Anchor, Finding] = {}
         self.unreached: set[Anchor] = set()
         self.reach: dict[Case, Reach] = {}
-        self.noticed: dict[Anchor, str] = {}
-        """The world that showed a mutant before, by the file of results: it is tried first."""
+        self.noticed = noticed()
+        """The world that showed a mutant before: it is tried first."""
 
     def run(self) -> int:
         """Finds out about every mutant; 1 when one survives that is not known to."""
@@ -134,6 +139,16 @@ class Report:
             for count, (_, finding) in enumerate(workers.run(tasks), 1):
                 self._found(finding)
                 self._say(f"{count}/{len(tasks)} {_line(finding)}")
+        if self.asked.remember:
+            there = {mutant.anchor for mutant in all_mutants()}
+            kept = {anchor: world for anchor, world in self.noticed.items() if anchor in there}
+            found = {
+                anchor: finding.noticed_in
+                for anchor, finding in self.findings.items()
+                if finding.noticed
+            }
+            lost = {anchor for anchor, finding in self.findings.items() if not finding.noticed}
+            remember({anchor: at for anchor, at in {**kept, **found}.items() if anchor not in lost})
         return self._total(time.monotonic() - began_at)
 
     def _is_due(self, mutant: Mutant) -> bool:
@@ -333,7 +348,8 @@ def _work(line: Connection, others: Sequence[Connection]) -> None:
                 answer: Any = hunter.reach(task) if isinstance(task, Case) else hunter.hunt(*task)
             except Exception as error:
                 answer = RuntimeError(f"{error}: {error.__cause__}"[:2_000])
-            line.send(answer)
+            with contextlib.suppress(BrokenPipeError):
+                line.send(answer)
 
 
 if __name__ == "__main__":

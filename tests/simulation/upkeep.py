@@ -30,6 +30,8 @@ class Upkeep:
         """What the last beat said that was looked at."""
         self._seen: set[str] = set()
         """Entries of outboxes that there were so far."""
+        self._written: set[tuple[str, str, str]] = set()
+        """States of holds, and entries, that were on their way to Postgres."""
         self._was_stepped = False
         """The clock of Redis was stepped: what it says of the past cannot be compared."""
 
@@ -43,6 +45,8 @@ class Upkeep:
         self._check_free_time(state)
         self._check_watermarks(state)
         self._check_news(state)
+        self._check_written(state)
+        self._check_full(state)
         if not self._was_stepped:
             self._check_kept(state)
             self._check_remembered(state)
@@ -59,6 +63,13 @@ class Upkeep:
         found = {place: names - self.world.strays for place, names in running.items()}
         found = {place: names for place, names in found.items() if names}
         assert found == expected, (found, expected)
+
+    def record(self, record: dict[str, Any]) -> None:
+        """A record is on its way to Postgres."""
+        if record["t"] == "hold":
+            self._written.add((record["tenant"], record["hold_id"], record["state"]))
+        elif record["t"] == "entry":
+            self._written.add((record["tenant"], record["account_id"], record["entry_id"]))
 
     # --- Who lives ------------------------------------------------------------------------
 
@@ -143,7 +154,7 @@ class Upkeep:
         expected = {"voided": ["void"], "expired": ["expire"], "posted": ["post"], "open": []}
         assert reasons == expected[hold["state"]], (hold, told, posted)
         for one in (*told, *posted):
-            assert one.get("operation", "") == hold["operation"], (hold, one)
+            assert one.get("operation") == (hold["operation"] or None), (hold, one)
         for one in posted:
             assert int(one["delta"]) == -int(hold["posted"]), (hold, one)
 
@@ -152,9 +163,30 @@ class Upkeep:
     ) -> None:
         found = [(one["reason"], int(one["delta"])) for one in told]
         assert found == expected, (deed, told)
-        if deed.kind != "pay" and not deed.form:
-            for one in told:
-                assert one.get("operation") == deed.operation, (deed, told)
+        for one in told:
+            assert one.get("operation") == deed.operation, (deed, told)
+
+    # --- Records --------------------------------------------------------------------------
+
+    def _check_written(self, state: State) -> None:
+        """What Redis decides goes to Postgres by the outbox, whoever else writes it down."""
+        for hold in state.hashes["hold"].values():
+            name = hold["tenant"], hold["id"], hold["state"]
+            assert name in self._written, hold
+        for deed in self.desk.deeds.values():
+            if deed.kind == "spend" and deed.state == "done" and deed.micros:
+                assert (*deed.person.account, deed.entry_id) in self._written, deed
+
+    def _check_full(self, state: State) -> None:
+        """Where too much waits, nothing new is begun: only what is there comes to its end."""
+        for partition in "01":
+            waiting = sorted((one for one in state.outbox if one[0] == partition), key=place_of)
+            for entry in waiting[limits.OUTBOX_ENTRIES_MAX :]:
+                for record in state.outbox[entry]:
+                    is_begun = record["t"] == "session" or record.get("state") == "open"
+                    is_spent = record.get("entry_kind") == "spend"
+                    assert not is_begun, (entry, record)
+                    assert not is_spent, (entry, record)
 
     # --- What is kept ---------------------------------------------------------------------
 
@@ -215,9 +247,15 @@ class Upkeep:
             # Posts are noted, and have others forgotten with the next spend.
             assert len(entries) <= bounds[kind] + 1 or len(old) <= 1, (key, entries)
         for deed in self.desk.deeds.values():
-            age_ms = self.world.now - deed.at
-            is_young = age_ms < limits.SPENDS_REMEMBERED_MS
-            if deed.kind != "spend" or deed.state != "done" or not is_young:
+            kind = {"spend": "spends", "pay": "applied"}.get(deed.kind, "")
+            is_young = self.world.now - deed.at < limits.SPENDS_REMEMBERED_MS
+            place = "/".join(deed.person.account)
+            if not kind or deed.state != "done" or not is_young:
                 continue
-            key = state.key_of("spends", "/".join(deed.person.account))
+            if place not in state.hashes["account"] or deed.at <= self.world.forgot_at:
+                continue
+            taken = (deed.person.account, deed.entry_id) in self.world.cluster.news
+            if deed.kind == "pay" and not taken:
+                continue  # it was loaded with the account, which says so by its position
+            key = state.key_of(kind, place)
             assert deed.entry_id in state.remembered.get(key, {}), (deed, state.remembered)

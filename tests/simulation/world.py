@@ -69,6 +69,8 @@ class World:
         the counter and its place; None: nobody knows."""
         self.months_told: list[tuple[Identity, MonthProjection, MonthProjection]] = []
         """What steps since the last look were told of their months."""
+        self.forgot_at = 0
+        """When Redis forgot at last what no live session draws on."""
         self.strays: set[str] = set()
         """Sessions that are noted among a user's live ones, and are not there."""
         self.taken: set[tuple[str, str]] = set()

@@ -60,16 +60,27 @@ def _step_back(*lost: Action, then: tuple[Action, ...] = (), flushed: bool = Tru
     ))  # fmt: skip
 
 
-def _holds_back(*lost: Action, held: int = CREDIT, before: tuple[Action, ...] = ()) -> Directed:
+def _holds_back(*lost: Action, often: int, before: tuple[Action, ...] = ()) -> Directed:
     """The same for the holds of an account, with a session of it and without one."""
     return Directed((
-        RICH, act("show", node=NODE, user="cat9"), *before, wait(600), hold("cat9", "h1", held),
-        hold("cat9", "h2", 0), wait(5), FLUSH,
-        LAG, *lost, UNNOTICED, PUT_BACK, sketch("cat9", "after", often=9), PUT_BACK,
+        RICH, act("show", node=NODE, user="cat9"), *before, wait(600), hold("cat9", "h1", CREDIT),
+        hold("cat9", "h2", 0), wait(5), FLUSH, LAG, *lost, UNNOTICED, PUT_BACK,
+        hold("cat9", "last", 1, often=often), answered("hold:last", "done"),
+        hold("cat9", "more", 1, often=often), answered("hold:more", "refused"), PUT_BACK,
     ))  # fmt: skip
 
 
-OFTEN_LATER = (sketch("cat9", "o1", often=2), sketch("cat9", "o2", often=3))
+def _fork(lost: tuple[Action, ...], made: tuple[Action, ...], phase: str, at: float) -> Directed:
+    """A session goes on twice under one version: a step is lost, and another process makes one of
+    the older copy."""
+    return Directed((
+        SERVE, RICH, start("s1"), wait(at), LAG, *lost, UNNOTICED, join("c2", "s1"),
+        wait(0.1), *made, PUT_BACK, wait(90), act("phase", user="cat9", session="s1", phase=phase),
+        ask("s1", "stop", "c2"), wait(5),
+    ))  # fmt: skip
+
+
+PAUSE, STOP = (ask("s1", "pause"),), (ask("s1", "pause", "c2"), ask("s1", "stop", "c2"))
 LOSSES = {
     "an empty Redis, all flushed": _loss(EMPTY, flushed=True),
     "an empty Redis, nothing flushed": _loss(EMPTY, flushed=False),
@@ -131,16 +142,31 @@ LOSSES = {
         SERVE, RICH, elsewhere("s1"), elsewhere("s2", "ann9", "recording"), wait(50), LAG,
         wait(3), act("kill", name=OTHER), UNNOTICED, wait(90), PUT_BACK, wait(60),
     )),
+    "a pause is lost, and another made": _fork(PAUSE, (ask("s1", "pause", "c2"),), "paused", 30),
+    "a pause is lost, and time goes on": _fork(PAUSE, (), "paused", 30),
+    "a pause is lost, and a minute is over": _fork(PAUSE, (wait(1.2),), "paused", 59),
+    "a pause is lost, and an end made": _fork(PAUSE, STOP, "ended", 30),
+    "an end is lost, and a pause made": _fork(
+        (ask("s1", "stop"),), (ask("s1", "pause", "c2"),), "ended", 30),
+    "a pause and more are lost, and a pause made": _fork(
+        (*PAUSE, ask("s1", "resume"), wait(0.5), *PAUSE),
+        (ask("s1", "pause", "c2"),), "paused", 30),
+    "a pause and more are lost, and a resumption made": _fork(
+        (*PAUSE, ask("s1", "resume")),
+        (ask("s1", "pause", "c2"), wait(0.3), ask("s1", "resume", "c2")), "active", 30),
+    "a resumption is lost, and another made": _fork(
+        (*PAUSE, ask("s1", "resume"), wait(0.2)), (ask("s1", "pause", "c2"),
+        ask("s1", "resume", "c2")), "active", 20),
     "holds that a replica lacks": _holds_back(
         hold("cat9", "h3", CREDIT, 86_000_000), hold("cat9", "h4", 0, 86_000_000, form=1),
-        hold("cat9", "h5", CREDIT)),
+        hold("cat9", "h5", CREDIT), often=5),
     "holds that a replica lacks, with a session": _holds_back(
-        hold("cat9", "h3", CREDIT, 86_000_000), hold("cat9", "h4", 0),
+        hold("cat9", "h3", CREDIT, 86_000_000), hold("cat9", "h4", 0), often=5,
         before=(start("s1"),)),
     "holds that a replica has as open": _holds_back(
-        post("cat9", "h1", CREDIT // 2), void("cat9", "h2")),
+        post("cat9", "h1", CREDIT // 2), void("cat9", "h2"), often=2),
     "holds that a replica has as open, otherwise": _holds_back(
-        void("cat9", "h1"), post("cat9", "h2", 0), before=(start("s1"),)),
+        void("cat9", "h1"), post("cat9", "h2", 0), often=2, before=(start("s1"),)),
     "holds for no operation that a replica has as open": Directed((
         RICH, act("show", node=NODE, user="cat9"), start("s1"),
         hold("cat9", "h1", CREDIT, form=1), hold("cat9", "h2", CREDIT, form=1),
@@ -156,6 +182,11 @@ LOSSES = {
         RICH, hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT, 50_000),
         hold("cat9", "h3", CREDIT), wait(5), FLUSH, EMPTY, wait(10), sketch("cat9", "e1"),
         wait(100), post("cat9", "h1", 1), wait(60), void("cat9", "h3"), wait(60),
+    )),
+    "a hold ends on an empty Redis where its account is cold": Directed((
+        RICH, hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT), wait(5), FLUSH, EMPTY,
+        PUT_BACK, post("cat9", "h1", CREDIT // 2), wait(5), FLUSH, EMPTY, PUT_BACK,
+        void("cat9", "h2"), PUT_BACK,
     )),
     "holds that ended while Postgres was away": Directed((
         SERVE, RICH, start("s1"), hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT),

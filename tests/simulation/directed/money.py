@@ -9,10 +9,12 @@ from tests.simulation.directed.steps import (
     UNTIL_IT_IS_OLD,
     Directed,
     answered,
+    ask,
     elsewhere,
     hold,
     post,
     sketch,
+    told,
     void,
 )
 from tests.simulation.people import CREDIT
@@ -55,7 +57,10 @@ MONEY = {
     "holds and spends of an account that owes": Directed((
         pay("cat9", CREDIT), start("s1"), wait(5), pay("cat9", -2 * CREDIT, "taken"),
         hold("cat9", "h1", 0), answered("hold:h1", "done"), sketch("cat9", "e1", 0),
-        answered("e1", "done"), hold("cat9", "h2", 1), answered("hold:h2", "refused"),
+        answered("e1", "done"), start("s2", kind="recording"),
+        told("c-s2", "session", state="active"), start("s3", kind="chat"),
+        told("c-s3", "session", state="active"), hold("cat9", "h2", 1),
+        answered("hold:h2", "refused"),
         sketch("cat9", "e2", 1), answered("e2", "refused"), wait(90),
     )),
     "an account has as many holds as it may": Directed((
@@ -122,10 +127,15 @@ MONEY = {
         sketch("cat9", "f2"), wait(1), sketch("cat9", "f3"), wait(5),
     ), "money"),
     "grants are remembered and forgotten": Directed((
-        RICH, *(step for number in range(8) for step in (pay("cat9", 1, f"g{number}"), wait(2))),
+        RICH, sketch("cat9", "e0"),
+        *(step for number in range(8) for step in (pay("cat9", 1, f"g{number}"), wait(2))),
         *(step for number in range(8, 13) for step in (
             wait(UNTIL_IT_IS_OLD), pay("cat9", 1, f"g{number}"))), wait(5),
     ), "money"),
+    "the first grant of an account in use": Directed((
+        start("s1", "ann9", "recording"), pay("ann9", CREDIT), wait(5), pay("ann9", 1, "g2"),
+        wait(5), ask("s1", "stop"), wait(5),
+    )),
     "a grant comes to an account that nobody has": Directed((
         RICH, sketch("cat9", "e1"), wait(5), FLUSH, FORGET, pay("cat9", 2 * CREDIT, "g2"),
         sketch("cat9", "e2"), wait(5), FLUSH, FORGET, sketch("cat9", "e3"),
@@ -135,7 +145,8 @@ MONEY = {
         pay("cat9", 3 * CREDIT), hold("cat9", "h1", 2 * CREDIT), sketch("cat9", "e1", 2 * CREDIT),
         answered("e1", "refused"), hold("cat9", "h2", 2 * CREDIT), answered("hold:h2", "refused"),
         sketch("cat9", "e2", CREDIT), answered("e2", "done"), wait(5),
-        void("cat9", "h1"), hold("cat9", "h3", 2 * CREDIT), answered("hold:h3", "done"), wait(5),
+        void("cat9", "h1"), answered("v-h1", "done"), hold("cat9", "h3", 2 * CREDIT),
+        answered("hold:h3", "done"), wait(5),
     )),
     "what a session holds is recalled for a spend": Directed((
         pay("cat9", 3 * CREDIT), start("s1"), wait(1), sketch("cat9", "e1", 2 * CREDIT),

@@ -45,13 +45,24 @@ MONTHS = {
         mishaps(NODE, "redis", ["none"], ["unanswered"]), adjust("m1", 2), adjust("m1", 2),
         wait(30), adjust("m1", 2), wait(700), adjust("m2", -1), wait(30),
     )),
+    "a month is corrected where nobody is": Directed((
+        start("s1", **RECORDING), wait(130), ask("s1", "stop"), wait(5), FLUSH, FORGET,
+        adjust("m1", 1), wait(5), start("s2", **RECORDING), wait(70),
+    )),
     "two share a month and one gives back": Directed((
         limit(None), limit(2, of_org=True), SERVE, start("s1", **RECORDING), wait(10),
-        elsewhere("s2", "bob9", "recording"), wait(90),
+        elsewhere("s2", "bob9", "recording"), wait(1),
+        told("c-s2", "session", state="active"), wait(90),
+    )),
+    "minutes are recalled from another account here": Directed((
+        limit(None), limit(2, of_org=True), start("s1", **RECORDING), wait(10),
+        start("s2", "bob9", "recording"), wait(1), told("c-s2", "session", state="active"),
+        wait(90),
     )),
     "a member's minutes are recalled from that member": Directed((
         limit(2), limit(None, of_org=True), SERVE, start("s1", **RECORDING), wait(10),
-        elsewhere("s2", "ann9", "recording"), wait(90),
+        elsewhere("s2", "ann9", "recording"), wait(1),
+        told("c-s2", "session", state="active"), wait(90),
     )),
     "one waits for minutes and gets those of who stops": Directed((
         limit(None), limit(2, of_org=True), SERVE, start("s1", **RECORDING), wait(70),

@@ -168,6 +168,11 @@ SESSIONS = {
         pay("cat9", CREDIT), start("s1", kind="capped"), wait(10), start("s2"), wait(1),
         act("cut", client="c-s1"), wait(35), join("c2", "s1", NODE), wait(60),
     )),
+    "what others hold is not in the way of a billed gap": Directed((
+        pay("cat9", 750_000), start("s1", kind="capped"), act("cut", client="c-s1"), wait(39),
+        start("s2"), wait(1), join("c2", "s1", NODE), wait(0.1), ask("s1", "stop", "c2"), wait(1),
+        told("c2", "stopped", reason="client"),
+    )),
     "a session ends at its cap and at the credits": Directed((
         pay("cat9", CREDIT * 5 // 3), start("s1", kind="capped"), wait(130),
     )),
