@@ -155,9 +155,9 @@ def check_counters(state: State, recorded: Mapping[tuple[str, str], int]) -> Non
     for name, account in state.hashes["account"].items():
         tenant = name.partition("/")[0]
         for field in account:
-            hold = state.hashes["hold"].get(f"{tenant}/{field[2:]}")
-            is_over = field[:2] == "h:" and hold is not None and hold["state"] != "open"
-            assert not is_over, (name, field, hold)
+            named = state.hashes["hold"].get(f"{tenant}/{field[2:]}")
+            is_over = field[:2] == "h:" and named is not None and named["state"] != "open"
+            assert not is_over, (name, field, named)
             if field[:2] == "h:" and f"{tenant}/{field[2:]}" not in state.hashes["hold"]:
                 amount = recorded[tenant, field[2:]]
                 accounts[name].update(held=amount, reserved=amount, holds=1, live=1)
