@@ -146,7 +146,7 @@ class ClientPage:
 
     async def next_line(self) -> Line:
         """Let the longest backoff pass; the connection that comes of it."""
-        await self.take_state("reconnecting")
+        await self.take_loss()
         return await self.next_line_now()
 
     async def next_line_now(self) -> Line:
@@ -172,12 +172,21 @@ class ClientPage:
             is_told = event["type"] == "error" and event["detail"]["code"] == "unreachable"
             assert event["type"] in ("connection", "welcome") or is_told, event
 
+    async def take_loss(self) -> Message:
+        """Events up to the loss of a line, or of an attempt; the detail of that one.
+
+        An attempt says that it is reconnecting when it begins, too. Whoever takes that for its
+        loss lets time pass before the browser has noticed, and the client gives up the line.
+        """
+        while True:
+            detail = await self.take_state("reconnecting")
+            if detail["retry_in_ms"] is not None:
+                return detail
+
     async def take_backoff(self) -> float:
         """Events up to the next wait before coming back; how long it is, in milliseconds."""
-        while True:
-            delay_ms: float | None = (await self.take_state("reconnecting"))["retry_in_ms"]
-            if delay_ms is not None:
-                return delay_ms
+        delay_ms: float = (await self.take_loss())["retry_in_ms"]
+        return delay_ms
 
     async def advance(self, ms: float) -> None:
         await self.run("(ms) => clock.advance(ms)", ms)

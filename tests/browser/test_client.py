@@ -81,7 +81,7 @@ async def test_several_sessions_share_one_connection(client: ClientPage) -> None
 async def test_comes_back_after(client: ClientPage, code: int) -> None:
     line = await client.live()
     await line.close(code)
-    change = await client.take_state("reconnecting")
+    change = await client.take_loss()
     assert change["code"] == code
     await client.advance(10_000)
     line = await client.server.line()
@@ -101,7 +101,7 @@ async def test_comes_back_after_a_close_without_a_code(client: ClientPage, code:
     await line.join()
     await client.take("session")
     await client.run("(code) => { socket.onclose({ code, reason: '' }); }", code)
-    assert (await client.take_state("reconnecting"))["code"] == code
+    assert (await client.take_loss())["code"] == code
     await client.advance(10_000)
     line = await client.server.line()
     assert (await line.welcome())["token"] == "token-1"
@@ -193,7 +193,7 @@ async def test_only_a_connection_that_lasted_ends_the_backoff(
 async def test_the_networks_return_ends_the_wait(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.run("() => dispatchEvent(new Event('online'))")
     line = await client.server.line()
     assert (await line.welcome())["token"] == "token-1"

@@ -72,7 +72,7 @@ async def test_after_three_attempts_without_a_welcome_the_page_is_told(
         line = await client.server.line()
     for _ in range(2):
         await fail(client, line, code)
-        change = await client.take_state("reconnecting")
+        change = await client.take_loss()
         assert change["error"] is None
         await client.advance(10_000)
         line = await client.server.line()
@@ -85,7 +85,7 @@ async def test_after_three_attempts_without_a_welcome_the_page_is_told(
     await client.advance(10_000)
     line = await client.server.line()
     await fail(client, line, code)
-    change = await client.take_state("reconnecting")
+    change = await client.take_loss()
     assert change["error"]["code"] == "unreachable"
     await client.advance(10_000)
     line = await client.server.line()
@@ -104,7 +104,7 @@ async def test_what_the_server_says_is_the_reason(client: ClientPage) -> None:
         line = await client.server.line()
         await line.answer(await line.receive("auth"), type="error", **busy)
         await line.close(1013)
-        await client.take_state("reconnecting")
+        await client.take_loss()
         await client.advance(10_000)
     error = await client.take("error")
     assert (error["code"], error["message"]) == ("unreachable", "The database is away.")
@@ -126,13 +126,13 @@ async def test_a_welcome_ends_the_count(client: ClientPage) -> None:
     for _ in range(2):
         for _ in range(2):
             await fail(client, await client.server.line(), None)
-            await client.take_state("reconnecting")
+            await client.take_loss()
             await client.advance(10_000)
         line = await client.server.line()
         await line.welcome()
         await client.take_state("live")
         line.cut()
-        await client.take_state("reconnecting")
+        await client.take_loss()
         await client.advance(10_000)
     line = await client.server.line()
     await line.welcome()
@@ -152,7 +152,7 @@ async def test_a_message_over_16_kib_is_refused_and_not_sent(client: ClientPage)
 async def test_the_reader_need_not_wait_for_the_next_attempt(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.run("() => meter.connect()")
     line = await client.server.line()
     await line.welcome()
@@ -226,7 +226,7 @@ async def test_a_page_that_wakes_asks_a_silent_line_for_an_answer(
     await client.run(event)
     await line.receive("ping")
     await client.advance(10_000)
-    await client.take_state("reconnecting")
+    await client.take_loss()
 
 
 async def test_a_page_that_wakes_trusts_a_line_that_speaks(client: ClientPage) -> None:
@@ -245,9 +245,9 @@ async def test_the_network_of_a_hidden_page_returns(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     await client.run("() => clock.hide()")
-    await fail(client, await client.server.line(), None)
-    await fail(client, await client.server.line(), None)
-    await client.take_state("reconnecting")
+    for _ in range(2):
+        await fail(client, await client.server.line(), None)
+        await client.take_loss()
     await client.run("() => dispatchEvent(new Event('online'))")
     line = await client.server.line()
     await line.welcome(expires_at=SERVER_TIME_AT + 3_600_000)

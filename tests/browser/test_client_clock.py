@@ -120,7 +120,7 @@ async def test_the_clock_stands_still_without_a_line(client: ClientPage) -> None
     line = await client.live()
     await client.advance(300)
     line.cut()
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.advance(200)
     assert (await client.reading())["elapsed_ms"] == 300
 

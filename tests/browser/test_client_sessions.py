@@ -95,7 +95,7 @@ async def test_a_request_survives_a_lost_line(client: ClientPage) -> None:
     await ask(client, "pause")
     first = await line.receive("pause")
     line.cut()
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.advance(500)
     line = await client.server.line()
     await line.welcome()
@@ -109,13 +109,12 @@ async def test_a_request_survives_a_lost_line(client: ClientPage) -> None:
 async def test_the_wish_to_stop_outlives_its_promise(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.chance(0.999)
     await ask(client, "stop")
     await client.advance(400)
     line = await client.server.line()
     line.cut()
-    await client.take_state("reconnecting")
     line = await client.next_line()
     line.cut()
     assert (await outcome(client))["error"]["code"] == "timeout"
@@ -376,7 +375,7 @@ async def test_a_silent_line_is_asked_and_then_given_up(client: ClientPage) -> N
     await client.advance(10_000)
     await line.receive("ping")
     await client.advance(10_000)
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.advance(500)
     line = await client.server.line()
     assert (await line.welcome())["token"] == "token-1"
@@ -408,5 +407,5 @@ async def test_a_connection_that_does_not_come_about_is_given_up(client: ClientP
     line = await client.server.line()
     await line.receive("auth")
     await client.advance(10_000)
-    await client.take_state("reconnecting")
+    await client.take_loss()
     assert await line.receive_close() == 1000

@@ -168,7 +168,7 @@ async def test_a_token_that_never_comes_is_asked_for_again(client: ClientPage) -
     await client.advance(3_000)
     error = await client.take("error")
     assert (error["code"], error["retryable"]) == ("timeout", True)
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.run("() => give()")  # too late: it must open nothing
     await client.advance(500)
     line = await client.server.line()
@@ -200,7 +200,7 @@ async def test_a_new_token_for_a_line_that_is_gone_is_dropped(client: ClientPage
     await client.take_state("live")
     await client.advance(50_000)
     line.cut()
-    await client.take_state("reconnecting")
+    await client.take_loss()
     await client.run("() => give()")
     line = await client.next_line_now()
     assert (await line.welcome(ping_ms=3_600_000))["token"] == "token-3"
