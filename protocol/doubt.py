@@ -7,6 +7,8 @@ trip. Where none does, nobody has proven the time before the join: it is a gap.
 
 import msgspec
 
+from protocol import limits
+
 
 class Doubt(msgspec.Struct):
     """What is asked, and what is known so far."""
@@ -24,7 +26,7 @@ class Doubt(msgspec.Struct):
 
     def told(self, at_ms: int) -> bool:
         """One of those who were there has last proven its life at ``at_ms``. True: since the
-        join, so no doubt is left."""
+        join, or just before, where another process knows of it: so no doubt is left."""
         self.is_told = True
         self.proven_at = max(self.proven_at, at_ms)
-        return at_ms >= self.came_at
+        return self.proven_at >= self.came_at - limits.DOUBT_MS

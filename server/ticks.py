@@ -193,10 +193,12 @@ class Service:
 
     def add(self, member: Member, tick_ms: int, *, watching: bool) -> None:
         """A socket takes part; with another pace than before if it was here already."""
+        newcomers = self._newcomers
+        if self.meter.is_in_doubt and not watching and not self._keeps(member):
+            newcomers |= {member}
         self.remove(member)
         self.served_until = 0
-        if self.meter.is_in_doubt and not watching:
-            self._newcomers |= {member}
+        self._newcomers = newcomers
         if watching:
             self.watchers |= {member}
         group = next((one for one in self.groups if one.every_ms == tick_ms), None)
@@ -206,6 +208,10 @@ class Service:
         group.members.append(member)
         if self.meter.counting:
             group.arm(self.place.clock.now())
+
+    def _keeps(self, member: Member) -> bool:
+        """Whether a socket is here already, and keeps the session alive."""
+        return member not in self.watchers and member in self.members
 
     def observe(self, member: Member, *, is_own: bool) -> None:
         """A socket watches from now on; the session's own user's, or another's."""

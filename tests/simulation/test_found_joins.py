@@ -151,3 +151,46 @@ def test_a_socket_that_left_untold_was_there_as_long_as_its_process(
         act("close", client="c-s1"),
         wait(60),
     )
+
+
+@pytest.mark.parametrize("ahead_ms", [1, 400, 900])
+def test_who_has_just_proven_its_life_elsewhere_leaves_no_gap(
+    place: Laboratory, ahead_ms: int
+) -> None:
+    """A client came to another process a moment after its line was cut: what it had proven was
+    asked for, and called a gap of a millisecond (seeds 61202 and 61286)."""
+    clients = run(
+        place,
+        pay("cat9", 1_000_000),
+        act("serve", node="node.b"),
+        start("s1", kind="six"),
+        wait(31),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        act("cut", client="c-s1"),
+        wait(ahead_ms / 1_000),
+        act("join", client="c-again", node="node.b", session="s1", last_seq=0),
+        wait(5),
+        act("ask", client="c-again", session="s1", event="stop"),
+        wait(1),
+    )
+    (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
+    assert stopped["receipt"]["gaps"] == []
+
+
+def test_a_socket_that_asks_for_another_pace_is_no_newcomer(place: Laboratory) -> None:
+    """It was there before the one that had just joined, and its request did not count as the
+    answer to whether it still was (seed 61021)."""
+    clients = run(
+        place,
+        pay("cat9", 1_000_000),
+        start("s1"),
+        wait(29.999),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=0),
+        act("mute", client="c-s1"),
+        act("ask", client="c-s1", session="s1", event="resume"),
+        wait(5),
+        act("ask", client="c-again", session="s1", event="stop"),
+        wait(1),
+    )
+    (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
+    assert stopped["receipt"]["gaps"] == []
