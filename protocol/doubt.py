@@ -24,6 +24,11 @@ class Doubt(msgspec.Struct):
     is_over: bool = False
     """It was waited for in vain: the gap is about to be recorded."""
 
+    def told_of_another(self, came_at: int) -> None:
+        """Another process asks the same since a socket joined there at ``came_at``. The gap ends
+        with the first of the joins; both processes record the same one."""
+        self.came_at = min(self.came_at, came_at)
+
     def told(self, at_ms: int) -> bool:
         """One of those who were there has last proven its life at ``at_ms``. True: since the
         join, or just before, where another process knows of it: so no doubt is left."""

@@ -71,8 +71,13 @@ class Meter(Position):
         self._doubt = Doubt(came_at, proven_at, is_told=self.sockets > 0, until=until)
         return True
 
-    def confirm(self, at_ms: int, now_ms: int) -> None:
-        """Who was there before the socket that joined last has proven its life at ``at_ms``."""
+    def confirm(self, at_ms: int, now_ms: int, came_at: int | None = None) -> None:
+        """Who was there before the socket that joined last has proven its life at ``at_ms``.
+
+        ``came_at``: the process that says so asks itself, since a socket joined there.
+        """
+        if self._doubt is not None and came_at is not None:
+            self._doubt.told_of_another(came_at)
         if self._doubt is not None and self._doubt.told(at_ms):
             self._end_doubt(now_ms)
 

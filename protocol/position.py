@@ -116,6 +116,11 @@ class Position:
         return self._doubt is not None
 
     @property
+    def doubted_since(self) -> int | None:
+        """When the socket joined before which others are asked for a proof; None: nobody is."""
+        return None if self._doubt is None else self._doubt.came_at
+
+    @property
     def phase(self) -> Phase:
         """The state that the sockets of this process see."""
         return Phase.STOPPING if self._limiting else self.session.standing.phase

@@ -313,7 +313,9 @@ class Seating:
             elif told == "prove":
                 seat.service.wanted_elsewhere(self.clock.now(), at_once="came_at" in message)
             else:
-                seat.service.proven_elsewhere(message["until"], self.clock.now(), message["at"])
+                seat.service.proven_elsewhere(
+                    message["until"], self.clock.now(), message["at"], message.get("came_at")
+                )
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
         """Asks the processes that have the session's sockets for a proof of life; since a
@@ -323,10 +325,15 @@ class Seating:
             message["came_at"] = came_at
         self._run(self._tell_or_not(identity, message))
 
-    def tell_proven(self, identity: Identity, until_ms: int, at_ms: int) -> None:
+    def tell_proven(
+        self, identity: Identity, until_ms: int, at_ms: int, came_at: int | None = None
+    ) -> None:
         """Tells the processes that have asked up to when ticks may go out, and when the last
-        proof of life came in."""
-        message = {"proven": identity.session_id, "until": until_ms, "at": at_ms, "node": self.node}
+        proof of life came in; and since when this process asks others itself."""
+        message: dict[str, Any] = {"proven": identity.session_id, "node": self.node}
+        message |= {"until": until_ms, "at": at_ms}
+        if came_at is not None:
+            message["came_at"] = came_at
         self._run(self._tell_or_not(identity, message))
 
     async def _tell_or_not(self, identity: Identity, message: dict[str, Any]) -> None:

@@ -63,9 +63,11 @@ class Place(Protocol):
         """Asks the processes that have the session's sockets for a proof of life; since a
         socket joined at ``came_at``, and what the last one was."""
 
-    def tell_proven(self, identity: Identity, until_ms: int, at_ms: int) -> None:
+    def tell_proven(
+        self, identity: Identity, until_ms: int, at_ms: int, came_at: int | None = None
+    ) -> None:
         """Tells the processes that have asked up to when ticks may go out, and when the last
-        proof of life came in."""
+        proof of life came in; and since when this process asks others itself."""
 
 
 class Seat:

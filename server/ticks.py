@@ -302,17 +302,22 @@ class Service:
         or where somebody joined; it wants to know of the last one, too."""
         if self.meter.sockets:
             if at_once:
-                self.place.tell_proven(self.meter.session.identity, 0, self.meter.alive_at)
+                # In a doubt of its own, it says since when: it is one gap for both.
+                meter, since = self.meter, self.meter.doubted_since
+                self.place.tell_proven(meter.session.identity, 0, meter.alive_at, since)
             self._is_awaited = True
             self.await_proof(now_ms)
             if self.meter.promised_until > now_ms:
                 self._proven(now_ms)  # a heartbeat cannot be asked for more
 
-    def proven_elsewhere(self, until_ms: int, now_ms: int, at_ms: int = 0) -> None:
+    def proven_elsewhere(
+        self, until_ms: int, now_ms: int, at_ms: int = 0, came_at: int | None = None
+    ) -> None:
         """Another process says up to when the session is proven: ticks may go out until
-        ``until_ms``, and the proof came in at ``at_ms``."""
+        ``until_ms``, and the proof came in at ``at_ms``. ``came_at``: it asks others, too, since
+        a socket joined there."""
         if self.meter.is_in_doubt:
-            self.meter.confirm(at_ms, now_ms)
+            self.meter.confirm(at_ms, now_ms, came_at)
             self._drain()
         self.proven_until = max(self.proven_until, until_ms)
         if self._is_awaiting:
