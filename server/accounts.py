@@ -24,6 +24,7 @@ from server.turns import Turns
 from server.waiting import Locks, Signal
 from storage.channels import POLL_S, channels_of
 from storage.live import Change, Live, LiveError
+from storage.tasks import end
 from storage.wire import line_from
 
 log = structlog.get_logger()
@@ -108,10 +109,7 @@ class Accounts:
 
     async def stop(self) -> None:
         """Stops listening."""
-        for task in [*self._tasks, *([self._reader] if self._reader else [])]:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end([*self._tasks, self._reader])
         await self._pubsub.aclose()
 
     def get(self, tenant: str, account_id: str) -> Account | None:

@@ -45,6 +45,7 @@ from server.process import Process
 from server.push import EXTENSION, PEER, PushSocket
 from server.tracking import Trackers
 from server.websocket import forget_handshake
+from storage.tasks import end
 from storage.usage import Usage
 
 SOCKET_PATH = "/v1/ws"
@@ -203,9 +204,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         try:
             yield
         finally:
-            forgetting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await forgetting
+            await end([forgetting])
             await process.stop()
 
     all_routes: list[BaseRoute] = [

@@ -30,6 +30,7 @@ from storage.records import Records, UnavailableError
 from storage.recovery import Restoring
 from storage.rows import MemberRecord
 from storage.spending import AccountName, Spending
+from storage.tasks import end
 
 
 class Calendar(msgspec.Struct, frozen=True):
@@ -94,10 +95,7 @@ class Loader:
 
     async def stop(self) -> None:
         """Loads nothing any more."""
-        tasks = list(self._loading.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._loading.values())
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.

@@ -73,9 +73,8 @@ class Money(Spends, Holds, Adjustments):
     async def run(self) -> None:
         """Looks for forgotten notes, for what expires and for what a new month gives, for as
         long as the process lives."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._apply_forgotten())
-            tasks.create_task(self.expiry.run())
+        # Unlike a task group, which hands a cancellation on only once; see ``storage.tasks``.
+        await asyncio.gather(self._apply_forgotten(), self.expiry.run())
 
     async def _apply_forgotten(self) -> None:
         while True:

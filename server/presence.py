@@ -22,6 +22,7 @@ from server.recovery import Recovery
 from storage.beats import Look
 from storage.keys import LOOK_CHANNEL
 from storage.live import Live, LiveError
+from storage.tasks import end
 
 log = structlog.get_logger()
 
@@ -85,11 +86,7 @@ class Presence:
     async def stop(self) -> None:
         """No more beats. The process leaves the list, and whoever misses it there looks after
         the graces that it began; one that leaves a socket behind stays in it, and is swept."""
-        for task in (self._beating, self._sweeping, self._answering, self._calling):
-            if task is not None:
-                task.cancel()
-                with contextlib.suppress(asyncio.CancelledError, LiveError):
-                    await task
+        await end((self._beating, self._sweeping, self._answering, self._calling))
         with contextlib.suppress(LiveError):
             if not await self._leaves_sessions():
                 await self.live.forget_node(self.live.node)

@@ -34,6 +34,7 @@ from server.vitals import Vitals
 from storage.keys import Keys
 from storage.live import Live, LiveError, connect
 from storage.records import Records, UnavailableError
+from storage.tasks import end
 
 log = structlog.get_logger()
 
@@ -153,10 +154,7 @@ class Process:
     async def stop(self) -> None:
         """Lets go of everything; sockets are gone already."""
         await self._settle()
-        for task in self._tasks:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await end(self._tasks)
         await self.presence.stop()
         self.pulse.stop()
         self.timers.stop()

@@ -43,6 +43,7 @@ from server.unflushed import Kept, Unflushed
 from storage.live import LiveError
 from storage.records import Records, RefusedError, UnavailableError
 from storage.recovery import Restoring
+from storage.tasks import end
 
 log = structlog.get_logger()
 
@@ -206,9 +207,7 @@ class Recovery:
 
     async def stop(self) -> None:
         """Puts nothing back any more: it would be asked of a Redis that has been let go."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await end([self._task])
 
     @property
     def busy(self) -> bool:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from protocol import limits
 from storage.cluster import UNANSWERED, Address, ClusterRedis, ask_all
 from storage.lines import Line
+from storage.tasks import end
 
 log = structlog.get_logger()
 
@@ -102,10 +103,8 @@ class ClusterChannels:
         lines = list(self._lines.values())
         self._lines.clear()
         self._homes.clear()
-        for task in tasks:
-            task.cancel()
         closing = [line.aclose() for line in lines]
-        await asyncio.gather(*tasks, *self._closing, *closing, return_exceptions=True)
+        await asyncio.gather(end(tasks), *self._closing, *closing, return_exceptions=True)
 
     def _home_of(self, channel: str) -> Address:
         """Who tells of a channel, as the map is now: where it is published."""

@@ -11,7 +11,6 @@ down, and has no bound on how long one waits for a connection.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Self, cast
 from urllib.parse import urlsplit
@@ -32,6 +31,7 @@ from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import TimeoutError as LateError
 
 from protocol import limits
+from storage.tasks import end
 
 log = structlog.get_logger()
 
@@ -116,10 +116,7 @@ class ClusterRedis(Redis):
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Closes the connections to all nodes."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._refreshing
+        await end([self._refreshing])
         clients, self._clients, self._masters = self._clients, {}, {}
         for client in clients.values():
             await client.aclose(close_connection_pool)
@@ -168,9 +165,7 @@ class ClusterRedis(Redis):
                 else:
                     return
         finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
+            await end(asked)
         raise LineError(f"no node of the cluster answers: {problem}")
 
     async def _map_from(self, node: Address) -> tuple[dict[int, Address], tuple[Address, ...]]:

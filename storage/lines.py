@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import TimeoutError as LateError
 
 from protocol import limits
+from storage.tasks import end
 
 QUIET_S = 2.0
 """A line that says nothing for so long is asked whether it lives; and given up after again
@@ -103,9 +104,7 @@ class Line(PubSub):
     async def aclose(self) -> None:
         """Closes the line for good."""
         self._is_closed = True
-        if self._attempt is not None:
-            self._attempt.cancel()
-            await asyncio.wait([self._attempt])
+        await end([self._attempt])
         await super().aclose()  # type: ignore[no-untyped-call]
 
     # --- Saying ----------------------------------------------------------------------

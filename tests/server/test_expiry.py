@@ -15,6 +15,7 @@ from server import expiry
 from server.config import load_rate_card
 from storage.live import LiveError
 from storage.records import UnavailableError
+from storage.tasks import end
 from tests.server.tills import (
     ANN,
     CREDIT,
@@ -149,9 +150,7 @@ async def test_a_process_looks_for_what_is_over_and_outlives_faults(
             assert not running.done()
         while (await cluster.account())["held"]:
             assert not running.done()
-    while not running.done():  # 3.11 loses a cancellation of a command that is just done
-        running.cancel()
-        await asyncio.wait([running], timeout=0.1)
+    await end([running])
     assert running.cancelled()
     assert faults == []
     assert (await cluster.account())["held"] == 0
