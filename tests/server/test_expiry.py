@@ -16,6 +16,7 @@ from server.config import load_rate_card
 from storage.live import LiveError
 from storage.records import UnavailableError
 from storage.tasks import end
+from tests.fixtures.server import TIMEOUT_S
 from tests.server.tills import (
     ANN,
     CREDIT,
@@ -137,19 +138,25 @@ async def test_a_process_looks_for_what_is_over_and_outlives_faults(
     cluster.clock.now_ms += limits.GRANT_EXPIRY_LATE_MS + 1
     faults: list[Exception] = [LiveError("away"), UnavailableError("away"), ValueError("a bug")]
     holds_due = node.money.spending.holds_due
+    is_over, is_resting = asyncio.Event(), asyncio.Event()
 
     async def faulty(now_ms: int) -> list[tuple[str, str]]:
         if faults:
             raise faults.pop()
+        if is_over.is_set():  # ended at rest, not in the middle of a command
+            is_resting.set()
+            await asyncio.Event().wait()
         return await holds_due(now_ms)
 
     monkeypatch.setattr(node.money.spending, "holds_due", faulty)
     running = asyncio.create_task(node.money.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT_S):
         while (await cluster.account()).get("balance") != 5 * CREDIT or faults:
             assert not running.done()
         while (await cluster.account())["held"]:
             assert not running.done()
+    is_over.set()
+    await is_resting.wait()
     await end([running])
     assert running.cancelled()
     assert faults == []
