@@ -39,3 +39,16 @@ def test_what_happened_can_be_done_again(place: Laboratory) -> None:
     again = place.run(5, 0, actions=first.actions)
     assert first.failure is again.failure is None
     assert first.digest == again.digest
+
+
+@pytest.mark.usefixtures("quiet_logs")
+@pytest.mark.parametrize(
+    ("mix", "seed"),
+    [("faults", 920), ("losses", 909), ("months", 913), ("losses", 40025), ("losses", 40059)],
+)
+def test_worlds_that_broke_a_promise_once_break_none(
+    place: Laboratory, mix: str, seed: int
+) -> None:
+    outcome = place.run(seed, 12, mix=mix)
+    if outcome.failure is not None:
+        raise outcome.failure
