@@ -167,6 +167,12 @@ LOSSES = {
         post("cat9", "h1", CREDIT // 2), void("cat9", "h2"), often=2),
     "holds that a replica has as open, otherwise": _holds_back(
         void("cat9", "h1"), post("cat9", "h2", 0), often=2, before=(start("s1"),)),
+    "a voided hold that a replica has as open": _holds_back(void("cat9", "h1"), often=2),
+    "a posted hold that a replica has as open": _holds_back(post("cat9", "h1", 1), often=3),
+    "the first hold of an account that a replica lacks": Directed((
+        RICH, act("show", node=NODE, user="cat9"), wait(600), FLUSH, LAG,
+        hold("cat9", "h1", CREDIT, 86_000_000), UNNOTICED, PUT_BACK, PUT_BACK,
+    )),
     "holds for no operation that a replica has as open": Directed((
         RICH, act("show", node=NODE, user="cat9"), start("s1"),
         hold("cat9", "h1", CREDIT, form=1), hold("cat9", "h2", CREDIT, form=1),

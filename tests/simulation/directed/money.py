@@ -8,11 +8,14 @@ from tests.simulation.directed.steps import (
     SERVE,
     UNTIL_IT_IS_OLD,
     Directed,
+    adjust,
     answered,
     ask,
     elsewhere,
     hold,
+    minute_at,
     post,
+    report,
     sketch,
     told,
     void,
@@ -36,10 +39,14 @@ def _flusher_dies(questions: int, apart_s: int) -> Directed:
 
 MONEY = {
     "spends and holds are asked for again": Directed((
-        RICH, mishaps(NODE, "redis", ["unanswered"]), sketch("cat9", "e1"), sketch("cat9", "e1"),
+        RICH, sketch("cat9", "e0"), hold("cat9", "h8", 1), post("cat9", "h8", 1),
+        hold("cat9", "h9", 1), void("cat9", "h9"),  # now Redis knows the scripts
+        mishaps(NODE, "redis", ["unanswered"]), sketch("cat9", "e1"), sketch("cat9", "e1"),
         act("again", node=NODE, entry="e1"), answered("e1", "done"),
         mishaps(NODE, "redis", ["unanswered"]), hold("cat9", "h1", CREDIT),
         act("again", node=NODE, entry="hold:h1"), answered("hold:h1", "done"),
+        act("deed", node=NODE, kind="hold", user="cat9", entry="hold:h7", hold="h7", micros=1,
+            ttl_ms=60_000, form=1), post("cat9", "h7", 1),
         mishaps(NODE, "redis", ["none"], ["unanswered"]), post("cat9", "h1", CREDIT // 2),
         act("again", node=NODE, entry="p-h1"), hold("cat9", "h2", CREDIT),
         mishaps(NODE, "redis", ["none"], ["unanswered"]), void("cat9", "h2"),
@@ -48,6 +55,16 @@ MONEY = {
         hold("cat9", "h3", CREDIT), void("cat9", "h3"), post("cat9", "h3", 1, "p-late"),
         hold("cat9", "h4", CREDIT), post("cat9", "h4", 2 * CREDIT, "p-much"),
         answered("p-much", "refused"), post("cat9", "h4", CREDIT, "p-all"), wait(5),
+    )),
+    "everything reaches Redis twice": Directed((
+        RICH, sketch("cat9", "e0"), hold("cat9", "h0", 1), void("cat9", "h0"), *(
+            step for asked in (
+                sketch("cat9", "e1"), hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT),
+                post("cat9", "h1", CREDIT // 2), void("cat9", "h2"), pay("cat9", CREDIT, "g2"),
+                start("s1"), ask("s1", "pause"), ask("s1", "resume"), ask("s1", "stop"),
+                report("t1", minute_at(1)), report("t1", minute_at(2)), adjust("m1", 1),
+            ) for step in (mishaps(NODE, "redis", *[["twice"]] * 6), asked, wait(1))
+        ), wait(10),
     )),
     "holds of nothing": Directed((
         RICH, hold("cat9", "h1", 0), post("cat9", "h1", 0), hold("cat9", "h2", 0),
@@ -112,6 +129,12 @@ MONEY = {
         hold("cat9", "h2", CREDIT),
         post("cat9", "h2", CREDIT), hold("cat9", "h3", CREDIT), void("cat9", "h3"), wait(5), FLUSH,
         wait(3600 * 5), sketch("cat9", "e2"), wait(5),
+    )),
+    "an account that only spends is drawn on a day later": Directed((
+        RICH, sketch("cat9", "e0"), wait(3600 * 20), sketch("cat9", "e1"), wait(5), FLUSH,
+        wait(3600 * 20), act("deed", node=NODE, kind="spend", user="cat9", entry="e2",
+                             micros=CREDIT, form=1),
+        hold("cat9", "h1", CREDIT), wait(5),
     )),
     "spends are remembered and forgotten": Directed((
         RICH,
