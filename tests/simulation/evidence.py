@@ -43,6 +43,7 @@ def check(auditor: Auditor, state: State) -> None:
         for deed, then in auditor.desk.refusals:
             _check_short(world.now, deed.micros, deed.person.account, then)
     world.stops.clear()
+    world.given_back.clear()
     world.refused()
     auditor.desk.refusals.clear()
     auditor.close(state)
@@ -77,7 +78,8 @@ def _check_session(auditor: Auditor, state: State, name: str, session: dict[str,
 
 
 def _check_stop(at: int, step: Step, state: State, world: World) -> None:
-    """A session stops at a limit exactly where nothing is left, and not before."""
+    """A session stops at a limit exactly where nothing is left, and not before. It is said at
+    that instant by a local timer, and what others give back at the same one comes after it."""
     identity, standing = step.before.identity, step.standing
     if world.diaries[identity.session_id].disturbed:
         return
@@ -92,6 +94,7 @@ def _check_stop(at: int, step: Step, state: State, world: World) -> None:
         # An increment is used to its end, unless a billed gap was not covered.
         assert more > 0, where
         room = _room(at, state, identity) - (so_far - standing.charged_micros)
+        room -= world.given_back[at, identity.tenant, identity.account_id]
         assert room < more, (room, more, where)
     else:
         assert position_ms % MINUTE_MS == 0, where

@@ -194,3 +194,26 @@ def test_a_socket_that_asks_for_another_pace_is_no_newcomer(place: Laboratory) -
     )
     (stopped,) = (one for one in clients[-1].messages if one["type"] == "stopped")
     assert stopped["receipt"]["gaps"] == []
+
+
+def test_a_join_in_vain_that_redis_hears_of_late_is_of_a_session_that_is_over(
+    place: Laboratory,
+) -> None:
+    """The process had given it up, and is noted for the session though that has ended, until it
+    looks after all that it is noted for (seed 61210)."""
+    run(
+        place,
+        act("serve", node="node.b"),
+        pay("bob9", 1_283_333),
+        act(
+            "start", client="c1", node="node.b", user="bob9", kind="second", session="s1",
+            backend="node.b", turns=8,
+        ),
+        act("slow_redis", delays=[5_000], ms=90_000),
+        wait(30),
+        wait(12.345),
+        act("join", client="c-late", node=NODE, session="s1", last_seq=None),
+        act("slow_redis", delays=[300], ms=3_000),
+        wait(12.345),
+        wait(250),
+    )  # fmt: skip

@@ -320,3 +320,18 @@ def test_a_recall_is_answered_while_a_request_waits_for_a_proof(place: Laborator
         act("ask", client="c-again", session="s1", event="pause"),
         spend("cat9", 3_000_000),
     )
+
+
+def test_what_others_give_back_at_the_instant_of_a_stop_comes_after_it(place: Laboratory) -> None:
+    """Both are recorded in one message to Redis: the client that held the rest is found to be gone
+    as the other one's grant ends (seed 61315)."""
+    run(
+        place,
+        start("s1", user="bob9", kind="pair"),
+        pay("bob9", 16_666),
+        start("s2", user="ann9", kind="chat"),
+        wait(12.345),
+        wait(29.999),
+        act("mute", client="c-s1"),
+        wait(60),
+    )

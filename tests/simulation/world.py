@@ -55,6 +55,8 @@ class World:
         """Steps that were made, and what the account has and holds since, where it owes."""
         self.stops: list[tuple[int, Step, State]] = []
         """Steps that stopped a session at a limit, when, and everything in Redis then."""
+        self.given_back: Counter[tuple[int, str, str]] = Counter()
+        """What sessions gave back since the last look, in micro-credits, by instant and account."""
         self.refusals: list[tuple[int, str, Step, State]] = []
         """Steps for which a limit left nothing, and everything in Redis then."""
         self.held: dict[str, tuple[int, str, Step, State]] = {}
@@ -184,6 +186,10 @@ class World:
         self.accepted.append((step, figures))
         if step.standing.phase == "stopping" and step.before.standing.phase != "stopping":
             self.stops.append((self.now, step, look(self.cluster.redis)))
+        elif step.before.grant.held_micros:
+            freed = step.before.grant.held_micros - reply.session.grant.held_micros
+            account = identity.tenant, identity.account_id
+            self.given_back[self.now, *account] += max(0, freed - step.charge_micros)
 
     def _died(self, host: Host) -> None:
         if not isinstance(host, Server):
