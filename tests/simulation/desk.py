@@ -120,7 +120,7 @@ class Desk:
             answer = await self.world.cluster.finished(node.act(self._ask(node, deed)))
         except (ServiceError, LiveError) as error:
             if smooth:
-                self.world.unserved(error)
+                self.world.unserved(deed.at, error)
             return
         except ProtocolError as error:
             deed.state = "refused"

@@ -91,7 +91,7 @@ class World:
         self.waiting: list[tuple[Client, str, int]] = []
         self._preparing: set[str] = set()
         """Sessions that a backend prepares while they start: that may be in the way."""
-        self._smooth: set[tuple[Client, int]] = set()
+        self._smooth: dict[tuple[Client, int], int] = {}
         """Those that were made while nothing was wrong."""
         """Requests that were not answered yet."""
         self._pending: list[asyncio.Task[Any]] = []
@@ -129,9 +129,12 @@ class World:
             )
         )
 
-    def unserved(self, error: Exception) -> None:
-        """Somebody was refused as if something was wrong, and nothing was before."""
-        if not self.is_smooth or not self.nodes or self.losses:
+    def unserved(self, asked_at: int, error: Exception) -> None:
+        """Somebody was refused as if something was wrong. From when they asked until now
+        something was, or the promise to serve them is broken."""
+        if asked_at < self.cluster.unsettled_until or not self.is_smooth:
+            return
+        if not self.nodes or self.losses:
             return
         state = look(self.cluster.redis)
         waits = Counter(entry[:1] for entry in state.outbox)
@@ -277,7 +280,7 @@ class World:
         )
         process = client.node.process
         client.come(diary, self.now)
-        smooth = self.is_smooth
+        smooth, asked_at = self.is_smooth, self.now
 
         if backend is not None:
             self._preparing.add(session_id)
@@ -292,7 +295,7 @@ class World:
                 )
             except (ProtocolError, LiveError) as error:
                 if smooth and isinstance(error, ServiceError | LiveError):
-                    self.unserved(error)
+                    self.unserved(asked_at, error)
                 self._failed(client, request_id, error)
                 client.turned_away(session_id, self.now)
                 self.cluster.stir()  # what was begun for it is undone with the next beat
@@ -354,7 +357,7 @@ class World:
         task = client.node.act(work)
         self.waiting.append((client, session_id, request_id))
         if self.is_smooth and not self.losses and session_id not in self._preparing:
-            self._smooth.add((client, request_id))
+            self._smooth[client, request_id] = self.now
         await self.cluster.settle()
         if not task.done():
             self._pending.append(task)
@@ -374,8 +377,9 @@ class World:
                 # Who has left is not told any more; anybody else is.
                 assert answers or client.is_cut or session_id not in client.sessions
                 is_unavailable = bool(answers) and answers[0].get("code") == "unavailable"
-                if is_unavailable and (client, request_id) in self._smooth:
-                    self.unserved(AssertionError((client.name, answers[0])))
+                asked_at = self._smooth.pop((client, request_id), -1)
+                if is_unavailable:
+                    self.unserved(asked_at, AssertionError((client.name, answers[0])))
             else:
                 waits = bool(self._pending) or (seat is not None and _is_asked(seat))
                 assert waits, (client.name, session_id, request_id)
