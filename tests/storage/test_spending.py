@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from protocol import limits
 from protocol.events import EntryPosted, HoldChanged, Record
 from storage.channels import channels_of
+from storage.cluster import client_of
 from storage.keys import Keys
 from storage.live import Live, connect
 from storage.recovery import Restoring
@@ -276,7 +277,7 @@ async def test_young_spends_are_remembered_however_many_they_are(
 ) -> None:
     await have(live, 10_000 * CREDIT)
     spends = KEYS.spends(TENANT, ANN)
-    seconds, _ = await redis.time()
+    seconds, _ = await (await client_of(redis, spends)).time()
     count = limits.SPENDS_REMEMBERED_MIN + 5
     await redis.zadd(spends, {f"young-{number}": int(seconds) * 1000 for number in range(count)})
     assert (await spending.spend(a_spend())).status == "ok"
