@@ -15,9 +15,11 @@ import uvloop
 from redis.exceptions import RedisError
 
 from protocol import limits
-from server import logs
-from server.auth import mint_token
-from server.config import (
+from server.access.credentials import mint_token
+from server.hosting.serving import serve
+from server.hosting.workers import Supervisor, Worker
+from server.runtime import logs
+from server.runtime.settings import (
     ConfigurationError,
     Settings,
     doubts,
@@ -26,15 +28,13 @@ from server.config import (
     load_settings,
     with_secrets,
 )
-from server.serving import serve
-from server.workers import Supervisor, Worker
 from storage.audit import Audit, audit_live, audit_record
 from storage.embedded import EngineError, start_engines
 from storage.flush import run_flusher
-from storage.keys import Keys
-from storage.live import Live, LiveError, connect
-from storage.migrate import MigrationError, migrate_database
-from storage.records import Records, UnavailableError
+from storage.postgres.migrate import MigrationError, migrate_database
+from storage.postgres.records import Records, UnavailableError
+from storage.redis.keys import Keys
+from storage.redis.live import Live, LiveError, connect
 from storage.rows import Finding
 
 log = structlog.get_logger()

@@ -11,29 +11,29 @@ from collections.abc import Callable
 import structlog
 
 from protocol import limits
-from protocol.rates import RateCard
-from server.auth import Authenticator
-from server.buckets import UserMessages, UserRequests, UserStarts
-from server.clock import ClusterClock
-from server.config import Settings
-from server.door import Door
-from server.failures import Failures
-from server.hub import Hub
-from server.isolation import isolated
-from server.loading import Loader
-from server.metrics import Metrics
-from server.money import Money
-from server.origins import Origins
-from server.orphans import Orphans
-from server.presence import Presence
-from server.pulse import Pulse
-from server.recovery import Recovery
-from server.sockets import Sockets
-from server.timers import Timers
-from server.vitals import Vitals
-from storage.keys import Keys
-from storage.live import Live, LiveError, connect
-from storage.records import Records, UnavailableError
+from protocol.rate_card import RateCard
+from server.access.bad_guesses import Failures
+from server.access.credentials import Authenticator
+from server.access.rate_limits import UserMessages, UserRequests, UserStarts
+from server.counters.loading import Loader
+from server.credits.money import Money
+from server.recovery.engine_health import Vitals
+from server.recovery.membership import Presence
+from server.recovery.orphans import Orphans
+from server.recovery.reassertion import Recovery
+from server.runtime.clock import ClusterClock
+from server.runtime.isolation import isolated
+from server.runtime.metrics import Metrics
+from server.runtime.origins import Origins
+from server.runtime.settings import Settings
+from server.runtime.stall_detector import Pulse
+from server.runtime.timers import Timers
+from server.sessions.registry import Hub
+from server.transport.connection_limiter import Door
+from server.transport.open_sockets import Sockets
+from storage.postgres.records import Records, UnavailableError
+from storage.redis.keys import Keys
+from storage.redis.live import Live, LiveError, connect
 from storage.tasks import end
 
 log = structlog.get_logger()

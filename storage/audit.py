@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import msgspec
 
 from protocol import limits
-from protocol.events import EntryPosted, MinuteUsed, Record
-from protocol.session import Session
-from protocol.states import Phase
-from storage.cluster import client_of
-from storage.figures import figures_of
-from storage.live import Live
-from storage.records import Records
+from protocol.metering.records import EntryPosted, MinuteUsed, Record
+from protocol.metering.session import Session
+from protocol.metering.states import Phase
+from storage.postgres.records import Records
+from storage.redis.cluster import client_of
+from storage.redis.encoding import decode_records, session_of
+from storage.redis.figures import figures_of
+from storage.redis.live import Live
+from storage.redis.spending import AccountName, hold_from
 from storage.rows import AccountAudited, Finding
-from storage.spending import AccountName, hold_from
-from storage.wire import decode_records, session_of
 
 LOOKS_MAX = 5
 """How often an account is looked at until it stands still for the length of a look."""

@@ -13,9 +13,9 @@ from typing import Protocol
 
 import structlog
 
-from protocol.events import Record
-from storage.outbox import Entry
-from storage.records import RefusedError, UnavailableError
+from protocol.metering.records import Record
+from storage.postgres.records import RefusedError, UnavailableError
+from storage.redis.outbox import Entry
 
 log = structlog.get_logger()
 

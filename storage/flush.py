@@ -28,11 +28,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from protocol import limits
-from protocol.events import Record
-from storage.cluster import is_cluster
+from protocol.metering.records import Record
 from storage.faults import TRANSIENT, EntryWriter, Faults, Writes
-from storage.keys import epoch_key, outbox_key, rejected_key
-from storage.outbox import (
+from storage.postgres.records import Records
+from storage.redis.cluster import is_cluster
+from storage.redis.keys import epoch_key, outbox_key, rejected_key
+from storage.redis.outbox import (
     CONNECTIONS_MAX,
     GROUP,
     Backlog,
@@ -44,8 +45,7 @@ from storage.outbox import (
     streams,
     text,
 )
-from storage.records import Records
-from storage.scripts import Script
+from storage.redis.scripts import Script
 
 log = structlog.get_logger()
 

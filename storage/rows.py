@@ -1,6 +1,6 @@
 """What the record answers: frozen values, with instants as epoch milliseconds.
 
-Most are decoded from one JSON column that a query in ``storage/sql`` makes, so the
+Most are decoded from one JSON column that a query in ``storage/postgres/sql`` makes, so the
 names here are the names there.
 """
 
@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from protocol.events import HoldState
-from protocol.session import Identity
-from protocol.terms import Terms
+from protocol.metering.records import HoldState
+from protocol.metering.session import Identity
+from protocol.metering.terms import Terms
 
 SessionState = Literal["prepared", "live", "ended"]
 
@@ -178,7 +178,7 @@ class SessionRow(msgspec.Struct, frozen=True):
     @property
     def identity(self) -> Identity:
         """Who a session that has started belongs to. The allowance that it shares is not
-        written down; see ``protocol.session.free_key``."""
+        written down; see ``protocol.metering.session.free_key``."""
         assert self.started_at is not None
         return Identity(
             tenant=self.tenant,

@@ -18,12 +18,12 @@ import msgspec
 import pytest
 from playwright.async_api import Browser, ConsoleMessage, expect
 
-from protocol import limits, rates
-from protocol.codec import decode
-from protocol.errors import RETRYABLE_CODES, CloseCode, ErrorCode, may_reconnect
-from protocol.messages import CLIENT_MESSAGES, SERVER_MESSAGES
-from server.config import PREFIX, RATES_DEFAULT, Settings
-from server.metrics import Metrics
+from protocol import limits, rate_card
+from protocol.wire.codec import decode
+from protocol.wire.errors import RETRYABLE_CODES, CloseCode, ErrorCode, may_reconnect
+from protocol.wire.messages import CLIENT_MESSAGES, SERVER_MESSAGES
+from server.runtime.metrics import Metrics
+from server.runtime.settings import PREFIX, RATES_DEFAULT, Settings
 from tests.browser.fixtures import chromium
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 
@@ -224,12 +224,12 @@ def test_every_close_code_is_documented() -> None:
 
 def test_every_key_of_a_kind_is_documented_with_its_default() -> None:
     rows = table(section(INTEGRATING, "The rate card"))
-    assert [row[0] for row in rows if row[0] not in rates._KIND_KEYS] == []
-    assert {row[0] for row in rows} == set(rates._KIND_KEYS)
+    assert [row[0] for row in rows if row[0] not in rate_card._KIND_KEYS] == []
+    assert {row[0] for row in rows} == set(rate_card._KIND_KEYS)
     defaults = {row[0]: row[1] for row in rows if not row[1].startswith("none")}
     written = "".join(f"{key} = {value}\n" for key, value in defaults.items())
     least = '[kinds.one]\ncredits_per_minute = "1"\n'
-    assert rates.parse_rate_card(tomllib.loads(least + written)) == rates.parse_rate_card(
+    assert rate_card.parse_rate_card(tomllib.loads(least + written)) == rate_card.parse_rate_card(
         tomllib.loads(least)
     )
 

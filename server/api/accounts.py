@@ -11,17 +11,17 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from protocol.errors import BadMessageError, ErrorCode, PeerError
-from protocol.fields import AccountCredits, Credits, InstantAt, describe
-from protocol.money import format_credits
-from protocol.projection import AccountProjection
+from protocol.metering.projection import AccountProjection
+from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
+from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe
+from protocol.wire.money import format_credits
 from server.api.billing import AccountId, EntryId, Priority
-from server.http import answer, path_id, principal_of, process_of, tenant_of_call
-from server.openapi import CURSOR, LIMIT, ORG, USER, Operation, described
+from server.http.http import answer, path_id, principal_of, process_of, tenant_of_call
+from server.http.openapi import CURSOR, LIMIT, ORG, USER, Operation, described
 from server.process import Process
-from storage.live import LiveError
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName
 from storage.rows import LedgerEntry
-from storage.spending import AccountName
 
 
 class AccountAnswer(msgspec.Struct, frozen=True, kw_only=True):

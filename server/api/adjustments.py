@@ -11,15 +11,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from protocol.errors import BadMessageError
-from protocol.fields import UserId, describe
+from protocol.wire.errors import BadMessageError
+from protocol.wire.fields import UserId, describe
+from server.access.credentials import tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
-from server.auth import tenant_of
-from server.http import Problem, answer, path_id, principal_of, process_of, raw_body, read_body
-from server.idempotency import Deed, deed_of, once
-from server.loading import calendar
-from server.openapi import IDEMPOTENCY_KEY, Operation, described
+from server.counters.loading import calendar
+from server.http.http import Problem, answer, path_id, principal_of, process_of, raw_body, read_body
+from server.http.idempotency import Deed, deed_of, once
+from server.http.openapi import IDEMPOTENCY_KEY, Operation, described
 from server.process import Process
 
 MINUTES_MAX = limits.MONTHLY_HOURS_MAX * 60

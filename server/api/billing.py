@@ -12,17 +12,17 @@ from msgspec import Meta
 from starlette.requests import Request
 
 from protocol import limits
-from protocol.codec import check_metadata
-from protocol.errors import BadMessageError, ErrorCode, PeerError
-from protocol.fields import Amount, describe, describe_id
-from protocol.grants import month_after
-from protocol.money import format_credits, parse_credits
-from server.auth import Principal, Role
-from server.charges import Limited, Short
-from server.http import Problem, path_id, principal_of, query_id, tenant_of_call
-from server.loading import calendar
+from protocol.metering.quota import month_after
+from protocol.wire.codec import check_metadata
+from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
+from protocol.wire.fields import Amount, describe, describe_id
+from protocol.wire.money import format_credits, parse_credits
+from server.access.credentials import Principal, Role
+from server.counters.loading import calendar
+from server.credits.outcomes import Limited, Short
+from server.http.http import Problem, path_id, principal_of, query_id, tenant_of_call
 from server.process import Process
-from storage.spending import AccountName
+from storage.redis.spending import AccountName
 
 AccountId = Annotated[str, describe_id("The credit account.")]
 EntryId = Annotated[str, describe("The ledger entry; the same at every attempt.")]

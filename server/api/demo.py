@@ -14,15 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol.errors import ErrorCode, PeerError
-from protocol.events import EntryPosted
-from protocol.fields import ID_PATTERN
-from protocol.money import format_credits, parse_credits
+from protocol.metering.records import EntryPosted
+from protocol.wire.errors import ErrorCode, PeerError
+from protocol.wire.fields import ID_PATTERN
+from protocol.wire.money import format_credits, parse_credits
+from server.access.credentials import mint_token, tenant_of
 from server.api.accounts import view_account
-from server.auth import mint_token, tenant_of
-from server.http import answer, principal_of, process_of, raw_body, read_body
-from server.places import is_loopback
+from server.http.http import answer, principal_of, process_of, raw_body, read_body
 from server.process import Process
+from server.runtime.loopback import is_loopback
 
 FIRST_CREDITS_MICROS = 2_500_000
 """What a new visitor has: two and a half minutes of chat after the free one."""

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from server.api import health, pages
-from server.asyncapi import asyncapi
-from server.http import json_response
-from server.openapi import Operation, described, openapi
+from server.http.asyncapi import asyncapi
+from server.http.http import json_response
+from server.http.openapi import Operation, described, openapi
 
 APPLICATIONS_MAX = 8
 """Sets of routes in one process whose document is kept: there is one, but in tests."""

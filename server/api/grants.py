@@ -11,15 +11,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from protocol.errors import BadMessageError
-from protocol.events import EntryPosted
-from protocol.fields import AccountCredits, Amount, Credits, InstantAt, describe, describe_id
-from protocol.money import format_credits, parse_credits
+from protocol.metering.records import EntryPosted
+from protocol.wire.errors import BadMessageError
+from protocol.wire.fields import AccountCredits, Amount, Credits, InstantAt, describe, describe_id
+from protocol.wire.money import format_credits, parse_credits
 from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
-from server.charges import BalanceTooHighError
-from server.grants import PRIORITY_DEFAULT
-from server.http import (
+from server.credits.credit_grants import PRIORITY_DEFAULT
+from server.credits.outcomes import BalanceTooHighError
+from server.http.http import (
     Problem,
     answer,
     path_id,
@@ -29,11 +29,11 @@ from server.http import (
     read_body,
     tenant_of_call,
 )
-from server.idempotency import Deed, deed_of, once
-from server.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.http.idempotency import Deed, deed_of, once
+from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
 from server.process import Process
+from storage.redis.spending import AccountName
 from storage.rows import GrantRow
-from storage.spending import AccountName
 
 EXPIRES_AT_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999: later ones are no date to most who read them."""

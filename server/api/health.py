@@ -5,7 +5,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from server.http import answer, process_of
+from server.http.http import answer, process_of
 
 
 async def healthz(_: Request) -> Response:

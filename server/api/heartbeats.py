@@ -7,12 +7,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import messages
-from protocol.codec import check_metadata
-from protocol.fields import CounterpartId, KindName, LastSeq, Metadata, describe
-from server.heartbeats import Heartbeats
-from server.http import answer, path_id, principal_of, raw_body, read_body
-from server.openapi import Operation, described
+from protocol.wire import messages
+from protocol.wire.codec import check_metadata
+from protocol.wire.fields import CounterpartId, KindName, LastSeq, Metadata, describe
+from server.gateway.heartbeats import Heartbeats
+from server.http.http import answer, path_id, principal_of, raw_body, read_body
+from server.http.openapi import Operation, described
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):

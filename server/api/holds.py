@@ -9,11 +9,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from protocol.codec import check_metadata
-from protocol.errors import BadMessageError
-from protocol.events import HoldState
-from protocol.fields import AccountCredits, Credits, InstantAt, describe, describe_id
-from protocol.money import NOT_NEGATIVE_PATTERN, format_credits, parse_credits
+from protocol.metering.records import HoldState
+from protocol.wire.codec import check_metadata
+from protocol.wire.errors import BadMessageError
+from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe, describe_id
+from protocol.wire.money import NOT_NEGATIVE_PATTERN, format_credits, parse_credits
+from server.access.credentials import Principal, tenant_of
 from server.api.billing import (
     OPERATION_OR_AMOUNT,
     SUCCESS,
@@ -27,9 +28,8 @@ from server.api.billing import (
     refusal_of,
     user_of,
 )
-from server.auth import Principal, tenant_of
-from server.charges import Exceeds, Held, HoldGone
-from server.http import (
+from server.credits.outcomes import Exceeds, Held, HoldGone
+from server.http.http import (
     Problem,
     answer,
     path_id,
@@ -39,11 +39,11 @@ from server.http import (
     raw_body,
     read_body,
 )
-from server.idempotency import Deed, deed_of, once
-from server.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.http.idempotency import Deed, deed_of, once
+from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
 from server.process import Process
+from storage.redis.spending import AccountName
 from storage.rows import HoldRow
-from storage.spending import AccountName
 
 Done = Annotated[
     dict[str, Any],

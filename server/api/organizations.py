@@ -15,12 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from protocol.errors import BadMessageError
-from protocol.fields import UserId, describe, describe_id
-from protocol.rates import RateCard
+from protocol.rate_card import RateCard
+from protocol.wire.errors import BadMessageError
+from protocol.wire.fields import UserId, describe, describe_id
+from server.access.credentials import tenant_of
 from server.api.usage import usage_of
-from server.auth import tenant_of
-from server.http import (
+from server.counters.loading import calendar
+from server.counters.plans import apply_member, apply_organization
+from server.http.http import (
     Problem,
     answer,
     path_id,
@@ -29,11 +31,9 @@ from server.http import (
     raw_body,
     read_body,
 )
-from server.loading import calendar
-from server.openapi import Operation, described
-from server.plans import apply_member, apply_organization
+from server.http.openapi import Operation, described
 from server.process import Process
-from storage.records import RefusedError
+from storage.postgres.records import RefusedError
 from storage.rows import MemberRecord, MemberRow, OrganizationRow
 
 MONTH_PATTERN = r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$"

@@ -9,9 +9,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from protocol.codec import check_metadata
-from protocol.errors import BadMessageError
-from protocol.fields import (
+from protocol.rate_card import terms_with
+from protocol.wire.codec import check_metadata
+from protocol.wire.errors import BadMessageError
+from protocol.wire.fields import (
     CounterpartId,
     InstantAt,
     KindName,
@@ -22,12 +23,19 @@ from protocol.fields import (
     describe,
     describe_id,
 )
-from protocol.money import format_credits
-from protocol.rates import terms_with
-from server import preparing
-from server.auth import tenant_of
-from server.http import Problem, answer, principal_of, process_of, query_id, raw_body, read_body
-from server.openapi import ORG, Operation, described
+from protocol.wire.money import format_credits
+from server.access.credentials import tenant_of
+from server.gateway import preparations
+from server.http.http import (
+    Problem,
+    answer,
+    principal_of,
+    process_of,
+    query_id,
+    raw_body,
+    read_body,
+)
+from server.http.openapi import ORG, Operation, described
 from storage.rows import SessionPrepared
 
 
@@ -143,8 +151,8 @@ async def prepare(request: Request) -> Response:
         metadata=body.metadata,
     )
     try:
-        prepared, is_new = await preparing.prepare(process, wanted, body.expires_at is None)
-    except preparing.SessionExistsError:
+        prepared, is_new = await preparations.prepare(process, wanted, body.expires_at is None)
+    except preparations.SessionExistsError:
         detail = "there is another session of this id already"
         raise Problem(409, "session_exists", detail) from None
     return answer(_prepared(prepared), 201 if is_new else 200)

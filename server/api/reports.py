@@ -18,13 +18,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
-from protocol.errors import BadMessageError
-from protocol.money import format_credits
+from protocol.wire.errors import BadMessageError
+from protocol.wire.money import format_credits
+from server.access.credentials import tenant_of
 from server.api.usage import usage_of
-from server.auth import tenant_of
-from server.http import Problem, principal_of, query_id
-from server.openapi import ID_SCHEMA, Operation, described
-from storage.usage import ReportedMinute
+from server.http.http import Problem, principal_of, query_id
+from server.http.openapi import ID_SCHEMA, Operation, described
+from storage.postgres.usage import ReportedMinute
 
 STALLED_S = 30.0
 """A client that takes nothing for so long has gone, or is not worth a connection."""

@@ -9,36 +9,37 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import limits, messages
-from protocol.assertion import minute_again
-from protocol.errors import (
+from protocol import limits
+from protocol.metering.assertion import minute_again
+from protocol.metering.meter import Meter
+from protocol.metering.projection import AccountProjection
+from protocol.metering.receipts import receipt
+from protocol.metering.records import SessionEnded
+from protocol.metering.session import Identity, Session, session_key
+from protocol.metering.snapshots import snapshot
+from protocol.metering.states import Event, Phase
+from protocol.metering.steps import ended_record
+from protocol.wire import messages
+from protocol.wire.errors import (
     ErrorCode,
     PeerError,
     ProtocolError,
     RefusedError,
     ServiceError,
 )
-from protocol.events import SessionEnded
-from protocol.fields import Credits, SessionId, describe
-from protocol.meter import Meter
-from protocol.money import format_credits
-from protocol.projection import AccountProjection
-from protocol.receipts import receipt
-from protocol.session import Identity, Session, session_key
-from protocol.snapshots import snapshot
-from protocol.states import Event, Phase
-from protocol.steps import ended_record
+from protocol.wire.fields import Credits, SessionId, describe
+from protocol.wire.money import format_credits
+from server.access.credentials import Principal
 from server.api.accounts import view_account
 from server.api.usage import usage_of
-from server.auth import Principal
-from server.http import answer, path_id, principal_of, process_of, tenant_of_call
-from server.loading import Calendar, calendar
-from server.openapi import ORG, USER, Operation, described
+from server.counters.loading import Calendar, calendar
+from server.http.http import answer, path_id, principal_of, process_of, tenant_of_call
+from server.http.openapi import ORG, USER, Operation, described
+from server.http.subjects import NOT_KEPT
 from server.process import Process
-from server.seats import Seat
-from server.subjects import NOT_KEPT
-from server.tickets import Ticket
-from storage.live import Found
+from server.sessions.local_session import Seat
+from server.sessions.pending_requests import Ticket
+from storage.redis.live import Found
 from storage.rows import SessionRow
 
 OF_SESSION = Operation(

@@ -7,8 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol.fields import AccountCredits, Credits, describe
-from protocol.money import format_credits
+from protocol.wire.fields import AccountCredits, Credits, describe
+from protocol.wire.money import format_credits
+from server.access.credentials import Principal
 from server.api.billing import (
     OPERATION_OR_AMOUNT,
     AccountId,
@@ -23,13 +24,12 @@ from server.api.billing import (
     refusal_of,
     user_of,
 )
-from server.auth import Principal
-from server.charges import Spent
-from server.http import Problem, answer, process_of, raw_body, read_body
-from server.idempotency import Deed, deed_of, once
-from server.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.credits.outcomes import Spent
+from server.http.http import Problem, answer, process_of, raw_body, read_body
+from server.http.idempotency import Deed, deed_of, once
+from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
 from server.process import Process
-from storage.spending import AccountName
+from storage.redis.spending import AccountName
 
 
 class SpendMade(msgspec.Struct, frozen=True, kw_only=True):

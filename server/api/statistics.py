@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol.fields import UserId, describe, describe_id
-from protocol.money import MICROS_PER_CREDIT
+from protocol.wire.fields import UserId, describe, describe_id
+from protocol.wire.money import MICROS_PER_CREDIT
 from server.api.accounts import view_as_due
 from server.api.usage import (
     READING,
@@ -27,11 +27,8 @@ from server.api.usage import (
     TimezoneName,
     usage_of,
 )
-from server.http import answer, process_of
-from server.loading import calendar
-from server.months import months_of
-from server.openapi import ORG, described
-from server.projections import (
+from server.counters.loading import calendar
+from server.counters.projections import (
     Month,
     Projection,
     Recommendation,
@@ -40,9 +37,12 @@ from server.projections import (
     project,
     recommend,
 )
-from server.subjects import ACCOUNT, NOT_KEPT, USER, asked_for
-from storage.spending import AccountName
-from storage.usage import Spending
+from server.http.http import answer, process_of
+from server.http.openapi import ORG, described
+from server.http.subjects import ACCOUNT, NOT_KEPT, USER, asked_for
+from server.usage.months import months_of
+from storage.postgres.usage import Spending
+from storage.redis.spending import AccountName
 
 # --- Of a user -----------------------------------------------------------------------
 

@@ -12,18 +12,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import messages
-from protocol.course import Course
-from protocol.errors import ErrorCode, ProtocolError
-from protocol.fields import AccountCredits, CounterpartId, KindName, SessionState, describe
-from protocol.session import Session, session_key
-from protocol.states import Phase
-from protocol.terms import Terms
+from protocol.metering.counted_time import Course
+from protocol.metering.session import Session, session_key
+from protocol.metering.states import Phase
+from protocol.metering.terms import Terms
+from protocol.wire import messages
+from protocol.wire.errors import ErrorCode, ProtocolError
+from protocol.wire.fields import AccountCredits, CounterpartId, KindName, SessionState, describe
+from server.access.credentials import Principal
 from server.api.accounts import view_as_due
 from server.api.heartbeats import heartbeats_of
 from server.api.usage import usage_of
-from server.auth import Principal
-from server.http import (
+from server.http.http import (
     answer,
     path_id,
     principal_of,
@@ -32,12 +32,12 @@ from server.http import (
     read_body,
     tenant_of_call,
 )
-from server.openapi import ORG, USER, Operation, described
+from server.http.openapi import ORG, USER, Operation, described
+from server.http.subjects import NOT_KEPT
 from server.process import Process
-from server.subjects import NOT_KEPT
+from storage.postgres.usage import Usage
+from storage.redis.spending import AccountName
 from storage.rows import SessionRow
-from storage.spending import AccountName
-from storage.usage import Usage
 
 
 class TimeAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -15,18 +15,18 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from protocol.errors import BadMessageError, ErrorCode, PeerError
-from protocol.fields import SessionId, describe, describe_id
-from protocol.terms import MINUTE_MS
-from server.http import answer, principal_of, process_of, raw_body, read_body
-from server.months import months_of
-from server.openapi import ORG, Operation, described
+from protocol.metering.terms import MINUTE_MS
+from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
+from protocol.wire.fields import SessionId, describe, describe_id
+from server.counters.projections import Month, Projection, hours, project
+from server.http.http import answer, principal_of, process_of, raw_body, read_body
+from server.http.openapi import ORG, Operation, described
+from server.http.subjects import ACCOUNT, NOT_KEPT, USER, Subject, asked_for, subject_of
 from server.process import Process
-from server.projections import Month, Projection, hours, project
-from server.subjects import ACCOUNT, NOT_KEPT, USER, Subject, asked_for, subject_of
-from server.tracking import Reported, Trackers
+from server.usage.months import months_of
+from server.usage.reported_minutes import Reported, Trackers
+from storage.postgres.usage import Usage
 from storage.rows import UsageLimit
-from storage.usage import Usage
 
 DAILY: dict[str, Any] = {
     "name": "daily",

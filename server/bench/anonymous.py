@@ -14,14 +14,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from server.app import create_app
 from server.bench import machine
 from server.bench.house import open_house
-from server.config import load_rate_card
-from server.openapi import operation_of
+from server.hosting.app import create_app
+from server.http.openapi import operation_of
 from server.process import Process
-from server.push import uvicorn_options
-from storage.records import Records
+from server.runtime.settings import load_rate_card
+from server.transport.push import uvicorn_options
+from storage.postgres.records import Records
 
 OTHERS = (
     "/client/taximeter.js",

@@ -17,10 +17,10 @@ from starlette.websockets import WebSocket
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
-from protocol.codec import format_tick, tick_template
-from server.frames import text_frame
-from server.push import EXTENSION, PushSocket, uvicorn_options
-from server.websocket import forget_handshake
+from protocol.wire.codec import format_tick, tick_template
+from server.transport.frames import text_frame
+from server.transport.push import EXTENSION, PushSocket, uvicorn_options
+from server.transport.websocket_protocol import forget_handshake
 
 TICK = (
     b'{"type":"tick","session_id":"s%06d","elapsed_ms":%09d,"credits":"%05d.5",'

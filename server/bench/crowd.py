@@ -12,10 +12,10 @@ from typing import Any
 import orjson
 import uvloop
 
-from server.auth import mint_token
+from server.access.credentials import mint_token
 from server.bench import machine
 from server.bench.customer import Customer
-from server.config import load_settings
+from server.runtime.settings import load_settings
 
 CONNECTING_MAX = 64
 """So many customers of one crowd connect at a time, when it opens."""

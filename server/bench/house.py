@@ -17,13 +17,13 @@ from pathlib import Path
 from pydantic import SecretStr
 from redis.asyncio import Redis
 
-from protocol.events import EntryPosted
-from protocol.money import parse_credits
-from server.config import RATES_DEFAULT, Settings
+from protocol.metering.records import EntryPosted
+from protocol.wire.money import parse_credits
+from server.runtime.settings import RATES_DEFAULT, Settings
 from storage.embedded import start_engines
-from storage.keys import Keys
-from storage.migrate import migrate_database
-from storage.records import Records
+from storage.postgres.migrate import migrate_database
+from storage.postgres.records import Records
+from storage.redis.keys import Keys
 
 ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-for-measurements-which-guards-nothing"  # noqa: S105

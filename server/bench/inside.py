@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from server.app import create_app
 from server.bench.crowd import Crowd
 from server.bench.far import FarRedis, far_redis
 from server.bench.house import House, open_house
-from server.config import load_rate_card, raise_descriptor_limit
-from server.garbage import look_rarely
+from server.hosting.app import create_app
 from server.process import Process
-from server.push import PushProtocol, uvicorn_options
-from storage.records import Records
+from server.runtime.garbage import look_rarely
+from server.runtime.settings import load_rate_card, raise_descriptor_limit
+from server.transport.push import PushProtocol, uvicorn_options
+from storage.postgres.records import Records
 
 
 @dataclass

@@ -20,16 +20,16 @@ import uvloop
 from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 
-from protocol.errors import ProtocolError
-from protocol.events import EntryPosted
-from protocol.messages import LimitReached
-from protocol.money import MICROS_PER_CREDIT
-from server.auth import mint_token
+from protocol.metering.records import EntryPosted
+from protocol.wire.errors import ProtocolError
+from protocol.wire.messages import LimitReached
+from protocol.wire.money import MICROS_PER_CREDIT
+from server.access.credentials import mint_token
 from server.bench import machine
 from server.bench.inside import Inside, serving
-from server.config import load_settings
-from server.push import PushProtocol
-from storage.spending import AccountName
+from server.runtime.settings import load_settings
+from server.transport.push import PushProtocol
+from storage.redis.spending import AccountName
 
 RATES = """
 [kinds.chat]

@@ -17,16 +17,16 @@ from typing import Any
 import asyncpg
 import orjson
 
-from protocol.events import EntryPosted
+from protocol.metering.records import EntryPosted
 from server.bench import machine
 from server.bench.house import API_KEY, House, open_house
-from server.charges import Spent
-from server.config import load_rate_card
+from server.credits.outcomes import Spent
 from server.process import Process
-from storage import columns
-from storage.records import Records
-from storage.scripts import Script
-from storage.spending import AccountName
+from server.runtime.settings import load_rate_card
+from storage.postgres import columns
+from storage.postgres.records import Records
+from storage.redis.scripts import Script
+from storage.redis.spending import AccountName
 
 CREDITS = "1000000"
 PARTS = ("what the record knows", "the step in Redis", "writing it down")

@@ -18,11 +18,11 @@ import msgspec
 import orjson
 import uvloop
 
-from protocol.messages import LimitReached
-from protocol.money import MICROS_PER_CREDIT, format_credits
+from protocol.wire.messages import LimitReached
+from protocol.wire.money import MICROS_PER_CREDIT, format_credits
 from server.bench import machine
 from server.bench.inside import Inside, serving
-from server.push import PushProtocol
+from server.transport.push import PushProtocol
 
 RATES = """
 [kinds.chat]

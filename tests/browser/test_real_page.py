@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import BrowserContext, expect
 
-from protocol.money import parse_credits
+from protocol.wire.money import parse_credits
 from tests.browser.fixtures import chromium, context
 from tests.fixtures.server import StartServer
 

@@ -10,7 +10,7 @@ import itertools
 from decimal import Decimal
 from typing import Any
 
-from protocol.terms import MINUTE_MS
+from protocol.metering.terms import MINUTE_MS
 from tests.faults.stage import CREDITS, SPEED, Stage
 
 DEATH_S = 1.0

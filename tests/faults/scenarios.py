@@ -14,8 +14,8 @@ from typing import cast
 from redis.asyncio import Redis
 
 from server.bench.house import PARTITIONS, Worker
-from storage.keys import Keys
-from storage.outbox import GROUP
+from storage.redis.keys import Keys
+from storage.redis.outbox import GROUP
 from tests.faults.stage import POLL_S, WAIT_S, Stage
 
 FROZEN_S = 8.0

@@ -15,10 +15,10 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from protocol.terms import MINUTE_MS
+from protocol.metering.terms import MINUTE_MS
 from storage.embedded import start_engines
-from storage.keys import NODES, Keys
-from storage.outbox import GROUP
+from storage.redis.keys import NODES, Keys
+from storage.redis.outbox import GROUP
 from tests.faults.processes import PARTITIONS, House, eventually, open_house
 from tests.fixtures.server import Client
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from protocol.money import parse_credits
+from protocol.wire.money import parse_credits
 from tests.faults.processes import WAIT_S, House, open_house
 from tests.fixtures.server import API_KEY, Client
 

@@ -15,7 +15,7 @@ import jwt
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from protocol.errors import ErrorCode
+from protocol.wire.errors import ErrorCode
 from tests.fuzz.cases import (
     ATTACKERS,
     HONEST_ORG,

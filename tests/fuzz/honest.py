@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import connect
 
-from server.clock import NUDGE_MS
+from server.runtime.clock import NUDGE_MS
 from tests.fixtures.server import Client
 
 SPEED = 20

@@ -16,7 +16,7 @@ import httpx
 import jwt
 
 from protocol import limits
-from storage.scripts import CONNECTIONS_MAX
+from storage.redis.scripts import CONNECTIONS_MAX
 from tests.faults.processes import House, Process, open_house
 from tests.fuzz import liars, slow
 from tests.fuzz.attack import Attack, Tokens, numbered

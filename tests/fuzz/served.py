@@ -23,9 +23,9 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import JSONResponse, Response  # noqa: E402
 from starlette.routing import BaseRoute, Route  # noqa: E402
 
-import server.serving as serving  # noqa: E402
+import server.hosting.serving as serving  # noqa: E402
 from server.__main__ import commands  # noqa: E402
-from server.app import create_app  # noqa: E402
+from server.hosting.app import create_app  # noqa: E402
 from server.process import Process  # noqa: E402
 from tests.fuzz.cases import INSIDE_PATH  # noqa: E402
 

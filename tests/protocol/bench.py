@@ -4,15 +4,15 @@ from typing import Any
 
 import msgspec
 
-from protocol import messages
-from protocol.effects import Effect, Push, Reply
-from protocol.meter import Meter
-from protocol.moves import unstarted
-from protocol.projection import AccountProjection, line_of
-from protocol.session import Grant, Session
-from protocol.states import Event, Phase
-from protocol.steps import Step
-from protocol.terms import Terms
+from protocol.metering.effects import Effect, Push, Reply
+from protocol.metering.meter import Meter
+from protocol.metering.projection import AccountProjection, line_of
+from protocol.metering.session import Grant, Session
+from protocol.metering.states import Event, Phase
+from protocol.metering.steps import Step
+from protocol.metering.terms import Terms
+from protocol.metering.transitions import unstarted
+from protocol.wire import messages
 from tests.protocol.examples import (
     CREDIT,
     NOW,

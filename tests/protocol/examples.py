@@ -4,12 +4,12 @@ from typing import Any
 
 import msgspec
 
-from protocol.grants import MonthOf
-from protocol.moves import unstarted
-from protocol.projection import AccountProjection
-from protocol.session import Grant, Identity, Session, Standing
-from protocol.states import Phase
-from protocol.terms import Terms
+from protocol.metering.projection import AccountProjection
+from protocol.metering.quota import MonthOf
+from protocol.metering.session import Grant, Identity, Session, Standing
+from protocol.metering.states import Phase
+from protocol.metering.terms import Terms
+from protocol.metering.transitions import unstarted
 
 CREDIT = 1_000_000
 NOW = 1_780_000_000_000

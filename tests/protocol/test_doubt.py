@@ -3,8 +3,8 @@
 import pytest
 
 from protocol import limits
-from protocol.effects import Move
-from protocol.states import Event, Phase
+from protocol.metering.effects import Move
+from protocol.metering.states import Event, Phase
 from tests.protocol.bench import Bench
 from tests.protocol.examples import CREDIT, NOW, session_of, terms_of
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.grants import Ground, Offer, Rest, month_after, month_ends_at
-from protocol.session import Standing
-from protocol.terms import MINUTE_MS, Terms, minutes_begun
+from protocol.metering.quota import Ground, Offer, Rest, month_after, month_ends_at
+from protocol.metering.session import Standing
+from protocol.metering.terms import MINUTE_MS, Terms, minutes_begun
 from tests.protocol.examples import (
     NOW,
     identity_of,

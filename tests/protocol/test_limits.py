@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from protocol import limits
-from protocol.terms import MINUTE_MS
+from protocol.metering.terms import MINUTE_MS
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol import codec, fields, limits, messages
-from protocol.errors import (
+from protocol import limits
+from protocol.wire import codec, fields, messages
+from protocol.wire.errors import (
     BadMessageError,
     CloseCode,
     ErrorCode,
@@ -20,7 +21,7 @@ from protocol.errors import (
     ServiceError,
     may_reconnect,
 )
-from protocol.money import format_credits
+from protocol.wire.money import format_credits
 
 # A slow machine is no failure.
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

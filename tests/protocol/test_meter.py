@@ -3,12 +3,13 @@
 import msgspec
 import pytest
 
-from protocol import limits, messages
-from protocol.effects import Ask, Leave, Probe, Refuse, Show
-from protocol.intents import INTENTS_MAX, STOP_PROOF_MS
-from protocol.projection import line_of
-from protocol.session import Grant
-from protocol.states import Event, Phase
+from protocol import limits
+from protocol.metering.effects import Ask, Leave, Probe, Refuse, Show
+from protocol.metering.intents import INTENTS_MAX, STOP_PROOF_MS
+from protocol.metering.projection import line_of
+from protocol.metering.session import Grant
+from protocol.metering.states import Event, Phase
+from protocol.wire import messages
 from tests.protocol.bench import Bench, final, only, said, starting
 from tests.protocol.examples import (
     CREDIT,

@@ -5,14 +5,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import messages
-from protocol.codec import encode
-from protocol.effects import Leave, Move, Probe, Push, Refuse, Show
-from protocol.notices import Minutes, sequence_number
-from protocol.projection import line_of
-from protocol.session import Grant, Session, Standing
-from protocol.snapshots import snapshot
-from protocol.states import Event, Phase
+from protocol.metering.effects import Leave, Move, Probe, Push, Refuse, Show
+from protocol.metering.notices import Minutes, sequence_number
+from protocol.metering.projection import line_of
+from protocol.metering.session import Grant, Session, Standing
+from protocol.metering.snapshots import snapshot
+from protocol.metering.states import Event, Phase
+from protocol.wire import messages
+from protocol.wire.codec import encode
 from tests.protocol.bench import Bench, final, numbers, only, said
 from tests.protocol.examples import (
     CREDIT,

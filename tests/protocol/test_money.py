@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.errors import BadMessageError
-from protocol.money import (
+from protocol.wire.errors import BadMessageError
+from protocol.wire.money import (
     AMOUNT_PATTERN,
     CREDITS_PATTERN,
     PRICE_PATTERN,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.projection import (
+from protocol.metering.projection import (
     EXACT_LINES_MAX,
     REMEMBERED_MS,
     AccountProjection,
@@ -13,7 +13,7 @@ from protocol.projection import (
     MonthProjection,
     line_of,
 )
-from protocol.terms import MINUTE_MS, Terms
+from protocol.metering.terms import MINUTE_MS, Terms
 from tests.protocol.examples import CREDIT, NOW, terms_of
 
 any_terms = st.builds(

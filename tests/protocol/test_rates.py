@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.errors import BadMessageError, ErrorCode, PeerError
-from protocol.rates import Package, RateCard, RateCardError, parse_rate_card, terms_with
-from protocol.terms import Terms
+from protocol.metering.terms import Terms
+from protocol.rate_card import Package, RateCard, RateCardError, parse_rate_card, terms_with
+from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.course import Course
-from protocol.response_time import ResponseTime
-from protocol.session import Grant
+from protocol.metering.counted_time import Course
+from protocol.metering.response_time import ResponseTime
+from protocol.metering.session import Grant
 from tests.protocol.examples import session_of, terms_of
 
 

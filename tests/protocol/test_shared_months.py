@@ -3,8 +3,8 @@
 import msgspec
 
 from protocol import limits
-from protocol.projection import MonthProjection
-from protocol.shared_months import Shared
+from protocol.metering.projection import MonthProjection
+from protocol.metering.shared_months import Shared
 
 MONTH = MonthProjection("2026-05-01", 60, 50, 2, held_minutes=2, as_of_us=1_780_000_000_000_000)
 

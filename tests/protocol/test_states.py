@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from protocol.states import TRANSITIONS, Event, Phase, after
+from protocol.metering.states import TRANSITIONS, Event, Phase, after
 
 
 def test_every_state_is_in_the_table() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.terms import MINUTE_MS, Terms, minutes_begun
+from protocol.metering.terms import MINUTE_MS, Terms, minutes_begun
 from tests.protocol.examples import TERMS, terms_of
 
 INCREMENTS = [(60_000, 60_000), (30_000, 6_000), (1_000, 1_000), (6_000, 30_000), (1, 1)]

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import messages
-from protocol.cover import covered_until
-from protocol.effects import Reply, Show
-from protocol.meter import Meter
-from protocol.projection import AccountProjection, Granted, Line, MonthProjection, line_of
-from protocol.session import Grant, Session
-from protocol.shared_months import SharedMonths
-from protocol.snapshots import snapshot
-from protocol.states import Event, Phase
-from protocol.terms import MINUTE_MS, Terms
+from protocol.metering.cover import covered_until
+from protocol.metering.effects import Reply, Show
+from protocol.metering.meter import Meter
+from protocol.metering.projection import AccountProjection, Granted, Line, MonthProjection, line_of
+from protocol.metering.session import Grant, Session
+from protocol.metering.shared_months import SharedMonths
+from protocol.metering.snapshots import snapshot
+from protocol.metering.states import Event, Phase
+from protocol.metering.terms import MINUTE_MS, Terms
+from protocol.wire import messages
 from tests.protocol.bench import Bench, final, only, said
 from tests.protocol.examples import (
     CREDIT,

@@ -19,8 +19,8 @@ import uvloop
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable
 from websockets.frames import Frame, Opcode
 
-from server.door import Door
-from server.push import EXTENSION, PushProtocol, uvicorn_options
+from server.transport.connection_limiter import Door
+from server.transport.push import EXTENSION, PushProtocol, uvicorn_options
 
 DEADLOCK_SECONDS = 30
 SMALL_BUFFER_BYTES = 8192

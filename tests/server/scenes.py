@@ -7,10 +7,10 @@ from typing import cast
 
 from websockets.exceptions import ConnectionClosed
 
-from protocol.states import Phase
-from server.config import RATES_DEFAULT
-from server.connection import Connection
-from storage.live import Found
+from protocol.metering.states import Phase
+from server.gateway.connection import Connection
+from server.runtime.settings import RATES_DEFAULT
+from storage.redis.live import Found
 from tests.fixtures.server import TIMEOUT_S, Client, StartServer, TestServer
 
 CREDIT = 1_000_000

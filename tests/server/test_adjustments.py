@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import BadMessageError
-from server.plans import apply_member, apply_organization
+from protocol.wire.errors import BadMessageError
+from server.counters.plans import apply_member, apply_organization
 from storage.audit import audit_record
 from storage.rows import MemberRecord
 from tests.server.tills import (

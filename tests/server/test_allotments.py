@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.clock import ClusterClock
-from storage.records import UnavailableError
+from server.runtime.clock import ClusterClock
+from storage.postgres.records import UnavailableError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import ask, balance

@@ -9,10 +9,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.api import description
 from server.bench.anonymous import anonymous
-from server.metrics import Metrics
-from server.request_times import RequestTimes
-from server.vitals import Vitals
-from storage.live import LiveError
+from server.recovery.engine_health import Vitals
+from server.runtime.metrics import Metrics
+from server.runtime.request_times import RequestTimes
+from storage.redis.live import LiveError
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask
 

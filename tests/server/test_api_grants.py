@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from storage.live import LiveError
-from storage.records import UnavailableError
+from storage.postgres.records import UnavailableError
+from storage.redis.live import LiveError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import TestServer
 from tests.server.api import advance, ask, assert_problem, balance, grant, ledger

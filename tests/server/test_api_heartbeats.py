@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from storage.live import LiveError
+from storage.redis.live import LiveError
 from tests.faults.processes import eventually
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer

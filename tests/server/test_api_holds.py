@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from storage.records import UnavailableError
+from storage.postgres.records import UnavailableError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, balance, grant, ledger

@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.loading import calendar
-from server.projections import Month
+from server.counters.loading import calendar
+from server.counters.projections import Month
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 

@@ -12,8 +12,8 @@ from starlette.types import Message, Scope
 
 from protocol import limits
 from server.api import reports
-from server.app import create_app
-from storage.usage import Usage
+from server.hosting.app import create_app
+from storage.postgres.usage import Usage
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import ask, assert_problem
 from tests.storage.examples import at, minute

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.money import parse_credits
-from protocol.rates import RateCard
-from server.config import load_rate_card
-from storage.live import LiveError
+from protocol.rate_card import RateCard
+from protocol.wire.money import parse_credits
+from server.runtime.settings import load_rate_card
+from storage.redis.live import LiveError
 from storage.rows import SessionPrepared
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer

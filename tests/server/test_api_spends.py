@@ -9,9 +9,9 @@ import httpx
 import pytest
 
 from protocol import limits
-from server.clock import ClusterClock
+from server.runtime.clock import ClusterClock
 from storage.audit import audit_live, audit_record
-from storage.records import UnavailableError
+from storage.postgres.records import UnavailableError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import API_KEY, TIMEOUT_S, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, balance, grant, ledger

@@ -6,9 +6,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from protocol.events import EntryPosted
-from storage.records import UnavailableError
-from storage.usage import Usage
+from protocol.metering.records import EntryPosted
+from storage.postgres.records import UnavailableError
+from storage.postgres.usage import Usage
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant
 from tests.server.minutes import keep_off_month_ends, minute_at

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from protocol import limits
-from server.tracking import AHEAD_MS_MAX, LATE_MS_MAX, SILENCE_MS_MAX
-from storage.live import LiveError
-from storage.records import UnavailableError
+from server.usage.reported_minutes import AHEAD_MS_MAX, LATE_MS_MAX, SILENCE_MS_MAX
+from storage.postgres.records import UnavailableError
+from storage.redis.live import LiveError
+from storage.redis.tracking import Tracking
 from storage.rows import SessionPrepared
-from storage.tracking import Tracking
 from tests.fixtures.database import Connection
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, StartServer, TestServer

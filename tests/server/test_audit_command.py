@@ -7,7 +7,7 @@ import sys
 import asyncpg
 import pytest
 
-from storage.records import Records
+from storage.postgres.records import Records
 from tests.server.tills import ANN, CREDIT, spent
 from tests.simulation.cluster import PARTITIONS, Cluster, Node
 

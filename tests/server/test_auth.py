@@ -19,10 +19,16 @@ from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 from pydantic import SecretStr
 
 from protocol import limits
-from protocol.errors import ErrorCode, PeerError, ProtocolError, ServiceError
-from server.auth import Authenticator, ExpiredTokenError, Principal, mint_token, tenant_of
-from server.config import ConfigurationError, Settings
-from server.keys import IssuerKeys
+from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server.access.credentials import (
+    Authenticator,
+    ExpiredTokenError,
+    Principal,
+    mint_token,
+    tenant_of,
+)
+from server.access.issuer_keys import IssuerKeys
+from server.runtime.settings import ConfigurationError, Settings
 
 SECRET = "a secret that is long enough for HS256"
 KEY = "an-api-key-of-a-backend"

@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from protocol import limits
-from protocol.states import Phase
-from storage.live import LiveError
+from protocol.metering.states import Phase
+from storage.redis.live import LiveError
 from storage.rows import SessionPrepared
 from tests.fixtures.server import StartServer
 from tests.server.scenes import CREDIT, Scene, begin_scene, closed, found, reaches, write_rates

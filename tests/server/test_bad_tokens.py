@@ -11,7 +11,7 @@ import jwt
 import pytest
 
 from protocol import limits
-from protocol.terms import MINUTE_MS
+from protocol.metering.terms import MINUTE_MS
 from tests.fixtures.server import API_KEY, SECRET, StartServer
 from tests.server.api import ask
 from tests.server.scenes import Scene, begin_scene, closed

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.errors import PeerError
-from server.auth import Principal
-from server.buckets import UserMessages, UserStarts
+from protocol.wire.errors import PeerError
+from server.access.credentials import Principal
+from server.access.rate_limits import UserMessages, UserStarts
 from tests.fixtures.server import StartServer
 from tests.server.api import ask
 from tests.server.scenes import CREDIT, eventually, write_rates

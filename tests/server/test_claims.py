@@ -8,12 +8,12 @@ from typing import Any, cast
 import pytest
 
 from protocol import limits
-from protocol.effects import Reply
-from protocol.errors import ProtocolError
-from protocol.steps import Step
-from server.claims import Claims
-from server.metrics import Metrics
-from storage.live import LiveError, Outcome
+from protocol.metering.effects import Reply
+from protocol.metering.steps import Step
+from protocol.wire.errors import ProtocolError
+from server.runtime.metrics import Metrics
+from server.sessions.step_pipeline import Claims
+from storage.redis.live import LiveError, Outcome
 from tests.simulation.cluster import VirtualClock
 
 AT_ONCE = limits.CLAIM_PIPELINES_MAX * limits.CLAIMS_PER_PIPELINE_MAX

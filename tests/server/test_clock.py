@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.errors import ServiceError
-from server.clock import NUDGE_MS, STEP_MS, ClusterClock, Sample
-from storage import scripts
-from storage.keys import CLOCK, NODES
-from storage.live import Live
+from protocol.wire.errors import ServiceError
+from server.runtime.clock import NUDGE_MS, STEP_MS, ClusterClock, Sample
+from storage.redis import scripts
+from storage.redis.keys import CLOCK, NODES
+from storage.redis.live import Live
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.scenes import CREDIT, eventually, found
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from server import config
-from server.config import (
+from server.runtime.settings import (
+    JWT_SECRET_BYTES_MIN,
     ConfigurationError,
     Settings,
+    _make_secret,
     doubts,
     load_rate_card,
     load_settings,
@@ -209,7 +210,7 @@ def test_in_development_secrets_are_made_kept_and_announced(
     assert settings.jwt_secret is not None
     made = settings.jwt_secret.get_secret_value()
     key = settings.api_keys[0].get_secret_value()
-    assert len(made) >= config.JWT_SECRET_BYTES_MIN
+    assert len(made) >= JWT_SECRET_BYTES_MIN
     assert made != key
     files = sorted(settings.data_dir.iterdir())
     assert [file.name for file in files] == ["api-key", "jwt-secret"]
@@ -226,9 +227,9 @@ def test_in_development_secrets_are_made_kept_and_announced(
 
 def test_the_first_of_two_processes_decides(tmp_path: Path) -> None:
     path = tmp_path / "secret"
-    config._make_secret(path)
+    _make_secret(path)
     first = path.read_text()
-    config._make_secret(path)
+    _make_secret(path)
     assert path.read_text() == first
     assert list(tmp_path.iterdir()) == [path]
 

@@ -9,8 +9,8 @@ import pytest
 from websockets.asyncio.client import connect
 
 from protocol import limits
-from protocol.states import Phase
-from server.config import load_rate_card
+from protocol.metering.states import Phase
+from server.runtime.settings import load_rate_card
 from tests.fixtures.server import API_KEY, Client, TestServer
 from tests.server.api import ask, settled
 from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches

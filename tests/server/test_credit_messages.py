@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol import limits
-from protocol.events import EntryPosted
-from protocol.money import parse_credits
+from protocol.metering.records import EntryPosted
+from protocol.wire.money import parse_credits
 from tests.fixtures.server import Client, StartServer
 from tests.server.api import advance, grant
 from tests.server.charging import card, post, spend

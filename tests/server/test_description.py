@@ -13,9 +13,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol.codec import encode
-from protocol.errors import CloseCode, ErrorCode
-from protocol.messages import (
+from protocol.wire.codec import encode
+from protocol.wire.errors import CloseCode, ErrorCode
+from protocol.wire.messages import (
     CLIENT_MESSAGES,
     SERVER_MESSAGES,
     Credit,
@@ -23,10 +23,10 @@ from protocol.messages import (
     Start,
     Welcome,
 )
-from server.app import create_app
-from server.asyncapi import CLOSE_CODES, ERROR_CODES, REPLIES, asyncapi
-from server.http import STATUS
-from server.openapi import MEANINGS, Operation, described, openapi, operation_of
+from server.hosting.app import create_app
+from server.http.asyncapi import CLOSE_CODES, ERROR_CODES, REPLIES, asyncapi
+from server.http.http import STATUS
+from server.http.openapi import MEANINGS, Operation, described, openapi, operation_of
 from tests.fixtures.server import TestServer
 from tests.server.api import ask, grant
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from server.config import ConfigurationError, Settings, exposures, with_secrets
-from server.places import is_local_database, is_local_redis, is_loopback
+from server.runtime.loopback import is_local_database, is_local_redis, is_loopback
+from server.runtime.settings import ConfigurationError, Settings, exposures, with_secrets
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask, assert_problem
 

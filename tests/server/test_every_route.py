@@ -13,9 +13,9 @@ import pytest
 from starlette.routing import Mount, Route
 
 from protocol import limits
-from server.app import create_app
-from server.auth import mint_token
-from server.openapi import operation_of
+from server.access.credentials import mint_token
+from server.hosting.app import create_app
+from server.http.openapi import operation_of
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import ask, assert_problem
 

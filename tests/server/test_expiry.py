@@ -7,14 +7,14 @@ import msgspec
 import pytest
 
 from protocol import limits
-from protocol.errors import BadMessageError, ServiceError
-from protocol.events import EntryPosted
-from protocol.rates import Package
-from protocol.states import Event
-from server import expiry
-from server.config import load_rate_card
-from storage.live import LiveError
-from storage.records import UnavailableError
+from protocol.metering.records import EntryPosted
+from protocol.metering.states import Event
+from protocol.rate_card import Package
+from protocol.wire.errors import BadMessageError, ServiceError
+from server.credits import expiry
+from server.runtime.settings import load_rate_card
+from storage.postgres.records import UnavailableError
+from storage.redis.live import LiveError
 from storage.tasks import end
 from tests.fixtures.server import TIMEOUT_S
 from tests.server.tills import (

@@ -3,7 +3,7 @@ import random
 import pytest
 from websockets.frames import Frame, Opcode
 
-from server.frames import EMPTY_PING, text_frame
+from server.transport.frames import EMPTY_PING, text_frame
 
 LENGTHS = (0, 1, 125, 126, 127, 65_535, 65_536, 200_000)
 

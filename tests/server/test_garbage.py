@@ -3,7 +3,7 @@
 import asyncio
 import gc
 
-from server import garbage
+from server.runtime import garbage
 from tests.fixtures.server import TestServer
 from tests.server.api import settled
 
@@ -43,7 +43,7 @@ async def test_a_session_that_ends_leaves_nothing_to_collect(server: TestServer)
         gc.enable()
     # Of what is ours, only what spoke HTTP before the handshake.
     ours = {name for name in kinds if name.startswith(("server", "protocol", "storage"))}
-    assert ours <= {"server.requests"}
+    assert ours <= {"server.transport.http_protocol"}
     assert gc.get_threshold() == found
 
 

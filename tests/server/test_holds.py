@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from protocol import limits
-from protocol.errors import PeerError, ServiceError
-from server.charges import (
+from protocol.wire.errors import PeerError, ServiceError
+from server.credits.money import Money
+from server.credits.outcomes import (
     Exceeds,
     HoldGone,
     Limited,
@@ -17,7 +18,6 @@ from server.charges import (
     Short,
     Voided,
 )
-from server.money import Money
 from storage.audit import audit_record
 from tests.fixtures.engines import grow_cold
 from tests.server.tills import (

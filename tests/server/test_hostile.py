@@ -20,9 +20,9 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from websockets.frames import Frame, Opcode
 
 from protocol import limits
-from protocol.states import Phase
-from server.frames import text_frame
-from server.push import PushProtocol
+from protocol.metering.states import Phase
+from server.transport.frames import text_frame
+from server.transport.push import PushProtocol
 from tests.fixtures.server import SECRET, StartServer, TestServer
 from tests.server.api import advance
 from tests.server.peers import Peer, request

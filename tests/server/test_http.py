@@ -12,13 +12,13 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol import limits
-from protocol.errors import ErrorCode, PeerError
-from protocol.terms import MINUTE_MS
-from server.auth import Principal
-from server.buckets import UserRequests
-from server.door import Door
-from server.failures import Failures, SuspectChecks
-from server.http import Problem
+from protocol.metering.terms import MINUTE_MS
+from protocol.wire.errors import ErrorCode, PeerError
+from server.access.bad_guesses import Failures, SuspectChecks
+from server.access.credentials import Principal
+from server.access.rate_limits import UserRequests
+from server.http.http import Problem
+from server.transport.connection_limiter import Door
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 

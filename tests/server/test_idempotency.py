@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from protocol import limits
-from protocol.errors import (
+from protocol.wire.errors import (
     BadMessageError,
     ErrorCode,
     PeerError,
@@ -16,12 +16,12 @@ from protocol.errors import (
     RefusedError,
     ServiceError,
 )
-from server.auth import Principal
-from server.clock import ClusterClock
-from server.http import Problem, answer, json_response
-from server.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
-from storage.live import LiveError
-from storage.records import TAKEOVER_MS, Records, UnavailableError
+from server.access.credentials import Principal
+from server.http.http import Problem, answer, json_response
+from server.http.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
+from server.runtime.clock import ClusterClock
+from storage.postgres.records import TAKEOVER_MS, Records, UnavailableError
+from storage.redis.live import LiveError
 from tests.fixtures.database import Connection
 
 BACKEND = Principal(kind="key")
@@ -362,7 +362,7 @@ async def test_keys_are_forgotten_in_batches_and_again_after_an_outage(
         if len(waited) == 2:
             raise asyncio.CancelledError
 
-    monkeypatch.setattr("server.idempotency.asyncio.sleep", sleep)
+    monkeypatch.setattr("server.http.idempotency.asyncio.sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await forget_old_keys(Pruned(), ClusterClock())  # type: ignore[arg-type]
     # Away, then a full batch and a last one without a wait between them.

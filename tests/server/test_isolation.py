@@ -12,15 +12,15 @@ from typing import Any, cast
 import pytest
 from structlog.testing import capture_logs
 
-from protocol.errors import ServiceError
-from protocol.states import Phase
-from server import isolation
-from server.isolation import LOGGED_PER_SECOND_MAX, alone, for_each, isolated
-from server.metrics import Metrics
-from server.sockets import Sockets
-from server.timers import Timers
-from storage.database import UnavailableError
-from storage.live import Outcome
+from protocol.metering.states import Phase
+from protocol.wire.errors import ServiceError
+from server.runtime import isolation
+from server.runtime.isolation import LOGGED_PER_SECOND_MAX, alone, for_each, isolated
+from server.runtime.metrics import Metrics
+from server.runtime.timers import Timers
+from server.transport.open_sockets import Sockets
+from storage.postgres.database import UnavailableError
+from storage.redis.live import Outcome
 from tests.fixtures.server import StartServer
 from tests.server.scenes import CREDIT, connection_of, reaches
 from tests.server.test_claims import STEP, Seat, SlowRedis, claims_over, turns

@@ -15,9 +15,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from protocol import limits
-from protocol.errors import ServiceError
-from server.jwks import KeySetError, _WithinSite, fetch_with, parse_key_set
-from server.keys import IssuerKeys
+from protocol.wire.errors import ServiceError
+from server.access.issuer_keys import IssuerKeys
+from server.access.key_set import KeySetError, _WithinSite, fetch_with, parse_key_set
 from tests.server.test_auth import EC, RSA, authenticator, issued, public_jwks, refused
 
 Serve = Callable[[http.server.BaseHTTPRequestHandler], None]

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from server.keepalive import Keepalive
+from server.transport.keepalive import Keepalive
 
 
 class Loop:

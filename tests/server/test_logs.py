@@ -14,7 +14,7 @@ import structlog
 import uvicorn
 import websockets
 
-from server import logs
+from server.runtime import logs
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1MSJ9.c2lnbmF0dXJl-_"
 SECRETS = [JWT, "hunter2"]

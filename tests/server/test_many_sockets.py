@@ -13,12 +13,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from protocol import limits
-from protocol.states import Event, Phase
-from protocol.steps import Step
-from server.config import load_rate_card
-from server.metrics import Metrics
-from server.sockets import Sockets
-from storage.live import Outcome
+from protocol.metering.states import Event, Phase
+from protocol.metering.steps import Step
+from server.runtime.metrics import Metrics
+from server.runtime.settings import load_rate_card
+from server.transport.open_sockets import Sockets
+from storage.redis.live import Outcome
 from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer
 from tests.server.api import ask, settled
 from tests.server.scenes import (

@@ -5,7 +5,7 @@ import re
 from prometheus_client.parser import text_string_to_metric_families
 
 from protocol import limits
-from server.metrics import CLAIM_BUCKETS, STOP_LATENESS_BUCKETS, Metrics
+from server.runtime.metrics import CLAIM_BUCKETS, STOP_LATENESS_BUCKETS, Metrics
 
 
 def samples(metrics: Metrics) -> dict[str, float]:

@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import InvalidStatus
 
 from protocol import limits
-from server.metrics import Metrics
+from server.runtime.metrics import Metrics
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import advance, ask
 from tests.server.peers import until

@@ -7,16 +7,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol.errors import BadMessageError, ServiceError
-from protocol.states import Event
-from server.charges import (
+from protocol.metering.states import Event
+from protocol.wire.errors import BadMessageError, ServiceError
+from server.credits.outcomes import (
     CanPerform,
     Limited,
     Short,
     Spent,
 )
-from storage.records import UnavailableError
-from storage.spending import AccountName
+from storage.postgres.records import UnavailableError
+from storage.redis.spending import AccountName
 from tests.fixtures.engines import grow_cold
 from tests.server.tills import (
     ANN,

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.events import EntryPosted
-from protocol.states import Event
-from server.charges import Held
-from server.money import Money
+from protocol.metering.records import EntryPosted
+from protocol.metering.states import Event
+from protocol.wire.errors import ServiceError
+from server.credits.money import Money
+from server.credits.outcomes import Held
 from storage.audit import audit_live, audit_record
-from storage.live import LiveError
-from storage.records import UnavailableError
-from storage.spending import AccountName
+from storage.postgres.records import UnavailableError
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.test_promises import chat
 

@@ -9,9 +9,9 @@ import structlog
 from websockets.exceptions import InvalidStatus
 
 from protocol import limits
-from server.config import ConfigurationError, load_settings
-from server.metrics import Metrics
-from server.origins import Origins, parse_entry, reached
+from server.runtime.metrics import Metrics
+from server.runtime.origins import Origins, parse_entry, reached
+from server.runtime.settings import ConfigurationError, load_settings
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask
 

@@ -14,19 +14,19 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from protocol import messages
-from protocol.errors import ProtocolError, ServiceError
-from protocol.money import format_credits
-from server.auth import Principal
-from server.heartbeats import Heartbeats
-from server.months import Months
-from server.preparing import SessionExistsError, prepare
-from server.tracking import Reported, Trackers
-from storage.database import Database
-from storage.live import Live
+from protocol.wire import messages
+from protocol.wire.errors import ProtocolError, ServiceError
+from protocol.wire.money import format_credits
+from server.access.credentials import Principal
+from server.gateway.heartbeats import Heartbeats
+from server.gateway.preparations import SessionExistsError, prepare
+from server.usage.months import Months
+from server.usage.reported_minutes import Reported, Trackers
+from storage.postgres.database import Database
+from storage.postgres.usage import Usage
+from storage.redis.live import Live
+from storage.redis.scripts import Script
 from storage.rows import SessionPrepared
-from storage.scripts import Script
-from storage.usage import Usage
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.minutes import minute_at
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.states import Phase
-from server.config import load_rate_card
-from server.presence import ROLL_CALL_MS, Presence
-from storage.keys import NODES
+from protocol.metering.states import Phase
+from protocol.wire.errors import ServiceError
+from server.recovery.membership import ROLL_CALL_MS, Presence
+from server.runtime.settings import load_rate_card
+from storage.redis.keys import NODES
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, settled
 from tests.server.scenes import CREDIT, eventually, found, reaches

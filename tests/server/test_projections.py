@@ -5,8 +5,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from server.loading import calendar
-from server.projections import Month, deciding_limit, project, recommend
+from server.counters.loading import calendar
+from server.counters.projections import Month, deciding_limit, project, recommend
 from storage.rows import MemberRecord, UsageLimit
 
 UNLIMITED = UsageLimit(True, 0, None, None, 0.0, None)

@@ -5,9 +5,9 @@ from typing import cast
 import pytest
 
 from protocol import limits
-from server.connection import Connection
-from server.pulse import Pulse
-from server.push import PushProtocol
+from server.gateway.connection import Connection
+from server.runtime.stall_detector import Pulse
+from server.transport.push import PushProtocol
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance
 from tests.server.scenes import CREDIT, connection_of, eventually

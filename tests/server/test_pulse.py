@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.states import Phase
-from server.pulse import Pulse
+from protocol.metering.states import Phase
+from server.runtime.stall_detector import Pulse
 from tests.fixtures.server import TestServer
 from tests.server.api import advance
 from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches

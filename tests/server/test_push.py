@@ -18,9 +18,9 @@ from protocol.limits import (
     WRITE_BUFFER_CLOSE_BYTES,
     WRITE_BUFFER_SKIP_BYTES,
 )
-from server.frames import EMPTY_PING, FrameReader, text_frame
-from server.push import EXTENSION, PushProtocol, uvicorn_options
-from server.websocket import BoundedWebSocket
+from server.transport.frames import EMPTY_PING, FrameReader, text_frame
+from server.transport.push import EXTENSION, PushProtocol, uvicorn_options
+from server.transport.websocket_protocol import BoundedWebSocket
 from tests.server.peers import Hasty, Served, on_both_loops, serving, text, until
 
 TICK = text_frame(b"t" * 116)
@@ -310,7 +310,7 @@ def test_the_seam_to_uvicorn_is_as_it_was() -> None:
     """What is overridden, called or set here exists there by these names.
 
     Fails at an upgrade that moves one: then read uvicorn's websockets_sansio_impl.py
-    against server/websocket.py, and set the version here.
+    against server/transport/websocket_protocol.py, and set the version here.
     """
     assert version("uvicorn") == "0.54.0"
     assert version("websockets") == "17.4"

@@ -11,8 +11,8 @@ from uvicorn.middleware.proxy_headers import _TrustedHosts
 from uvicorn.protocols.http import httptools_impl
 
 from protocol import limits
-from server.door import Door, network_of
-from server.requests import BoundedHttp
+from server.transport.connection_limiter import Door, network_of
+from server.transport.http_protocol import BoundedHttp
 from tests.server.peers import (
     Peer,
     Served,
@@ -604,7 +604,7 @@ def test_the_seam_to_uvicorn_is_as_it_was() -> None:
     """What is overridden, called or set here exists there by these names.
 
     Fails at an upgrade that moves one: then read uvicorn's httptools_impl.py against
-    server/requests.py; the version is set in test_push.py.
+    server/transport/http_protocol.py; the version is set in test_push.py.
     """
     base = httptools_impl.HttpToolsProtocol
     overridden = {

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from protocol import limits
-from protocol.states import Event
-from server.charges import Held, Posted, Short, Spent, Voided
-from server.money import Money
+from protocol.metering.states import Event
+from server.credits.money import Money
+from server.credits.outcomes import Held, Posted, Short, Spent, Voided
 from storage.audit import audit_live, audit_record
-from storage.figures import AccountFigures
-from storage.spending import AccountName
+from storage.redis.figures import AccountFigures
+from storage.redis.spending import AccountName
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.test_promises import chat
 

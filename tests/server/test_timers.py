@@ -3,7 +3,7 @@
 import random
 
 from protocol import limits
-from server.timers import Timer, Timers, Wheel
+from server.runtime.timers import Timer, Timers, Wheel
 
 
 class Clock:

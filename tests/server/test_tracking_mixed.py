@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from storage.audit import audit_live, audit_record
-from storage.outbox import text
+from storage.redis.outbox import text
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask, settled

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.states import Phase
-from server.seating import Seating
-from server.timers import Timers
-from server.turns import Turns
+from protocol.metering.states import Phase
+from server.runtime.timers import Timers
+from server.runtime.turns import Turns
+from server.sessions.seating import Seating
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.scenes import CREDIT, eventually
 from tests.server.test_timers import Clock

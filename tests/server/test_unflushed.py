@@ -3,9 +3,9 @@
 import pytest
 
 from protocol import limits
-from protocol.events import EntryPosted
-from protocol.steps import started_record
-from server.unflushed import Unflushed
+from protocol.metering.records import EntryPosted
+from protocol.metering.steps import started_record
+from server.sessions.unflushed import Unflushed
 from tests.protocol.examples import session_of
 
 RECORD = EntryPosted("user:ann", "ann", "e", "grant", 1, 1)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.waiting import Locks, Signal
+from server.runtime.waiting import Locks, Signal
 
 
 async def turn() -> None:

@@ -15,9 +15,9 @@ from protocol.limits import (
     SLICE_BYTES,
     SOCKETS_PER_TURN,
 )
-from server.frames import text_frame
-from server.reading import Readable, Reading
-from server.websocket import forget_handshake
+from server.transport.frames import text_frame
+from server.transport.reading import Readable, Reading
+from server.transport.websocket_protocol import forget_handshake
 from tests.server.peers import (
     Accepted,
     Hasty,

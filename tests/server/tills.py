@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from server.charges import Held, Spent
-from server.money import Money
+from server.credits.money import Money
+from server.credits.outcomes import Held, Spent
 from storage.audit import audit_live, audit_record
-from storage.live import LiveError
-from storage.records import UnavailableError
-from storage.spending import AccountName
+from storage.postgres.records import UnavailableError
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName
 from tests.simulation.cluster import Cluster
 
 CREDIT = 1_000_000

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from protocol.states import Event
+from protocol.metering.states import Event
 from tests.simulation.clients import Client
 from tests.simulation.desk import Deed, Desk
 from tests.simulation.people import ALLOTMENTS, KINDS

@@ -16,10 +16,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from protocol.errors import ProtocolError
-from protocol.steps import Step
-from storage.live import LiveError
-from storage.records import UnavailableError
+from protocol.metering.steps import Step
+from protocol.wire.errors import ProtocolError
+from storage.postgres.records import UnavailableError
+from storage.redis.live import LiveError
 from tests.simulation import agreement
 from tests.simulation.desk import Desk
 from tests.simulation.operations import Operations

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol import limits
-from protocol.terms import Terms
-from server.seats import Seat
+from protocol.metering.terms import Terms
+from server.sessions.local_session import Seat
 from tests.simulation.people import Person
 from tests.simulation.processes import Server
 

@@ -12,24 +12,24 @@ from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 
-from protocol.events import EntryPosted
-from protocol.session import Identity
-from protocol.states import Event
-from protocol.terms import Terms
-from server.config import load_rate_card
-from server.hub import Hub
-from server.loading import Loader
-from server.metrics import Metrics
-from server.money import Money
-from server.orphans import Orphans
-from server.recovery import Recovery
-from server.seats import Seat
-from server.tickets import Ticket
-from server.timers import Timers
-from storage.keys import Keys
-from storage.live import Live, connect
-from storage.records import Records
-from storage.wire import decode_records
+from protocol.metering.records import EntryPosted
+from protocol.metering.session import Identity
+from protocol.metering.states import Event
+from protocol.metering.terms import Terms
+from server.counters.loading import Loader
+from server.credits.money import Money
+from server.recovery.orphans import Orphans
+from server.recovery.reassertion import Recovery
+from server.runtime.metrics import Metrics
+from server.runtime.settings import load_rate_card
+from server.runtime.timers import Timers
+from server.sessions.local_session import Seat
+from server.sessions.pending_requests import Ticket
+from server.sessions.registry import Hub
+from storage.postgres.records import Records
+from storage.redis.encoding import decode_records
+from storage.redis.keys import Keys
+from storage.redis.live import Live, connect
 
 START_AT = 1_780_000_000_000
 """The instant at which every virtual cluster begins (2026-05-28, 20:26:40 UTC)."""

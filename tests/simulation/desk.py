@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from protocol import limits
-from protocol.errors import ProtocolError, ServiceError
-from protocol.events import EntryPosted
-from server.charges import Exceeds, Held, HoldGone, Limited, Posted, Short, Spent, Voided
-from storage.live import LiveError
+from protocol.metering.records import EntryPosted
+from protocol.wire.errors import ProtocolError, ServiceError
+from server.credits.outcomes import Exceeds, Held, HoldGone, Limited, Posted, Short, Spent, Voided
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName
 from storage.rows import BeforeOperation
-from storage.spending import AccountName
 from tests.simulation import digits
 from tests.simulation.people import ALLOTMENTS, Person
 from tests.simulation.processes import Server

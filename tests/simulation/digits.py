@@ -9,15 +9,15 @@ from typing import Any
 
 import orjson
 
-from protocol.errors import ServiceError
-from protocol.money import MICROS_PER_CREDIT, format_credits, parse_credits
-from server import idempotency
+from protocol.wire.errors import ServiceError
+from protocol.wire.money import MICROS_PER_CREDIT, format_credits, parse_credits
+from server.access.credentials import Principal
 from server.api import billing, grants, holds, spends
-from server.auth import Principal
-from server.charges import Held, Short, Spent
-from server.http import Problem
-from storage.records import UnavailableError
-from storage.spending import AccountName
+from server.credits.outcomes import Held, Short, Spent
+from server.http import idempotency
+from server.http.http import Problem
+from storage.postgres.records import UnavailableError
+from storage.redis.spending import AccountName
 from tests.simulation.processes import Server
 
 FORMS = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from server.seats import Seat
+from server.sessions.local_session import Seat
 from tests.simulation import evidence
 from tests.simulation.actions import Action, Stage
 from tests.simulation.auditor import Auditor

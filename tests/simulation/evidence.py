@@ -11,9 +11,9 @@ import msgspec
 
 from protocol import limits
 from protocol.limits import NOTICES_KEPT_MAX, NOTICES_UNRECORDED_MAX
-from protocol.projection import EXACT_LINES_MAX, REMEMBERED_MS
-from protocol.session import Identity
-from protocol.steps import Step
+from protocol.metering.projection import EXACT_LINES_MAX, REMEMBERED_MS
+from protocol.metering.session import Identity
+from protocol.metering.steps import Step
 from tests.simulation.auditor import Auditor
 from tests.simulation.clients import FOUND_OUT_MS, NEVER, Client, Diary
 from tests.simulation.state import MINUTE_MS, State, billed_ms, cost_micros, counted_ms, month

@@ -8,7 +8,7 @@ import structlog
 from redis.asyncio import Redis
 
 from storage.audit import audit_record
-from storage.records import Records
+from storage.postgres.records import Records
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.driver import Laboratory
 from tests.simulation.laboratory import laboratory

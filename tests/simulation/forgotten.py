@@ -11,7 +11,7 @@ heard of it, and told it to clients of its own, does not keep what another one m
 from collections import defaultdict
 from collections.abc import Iterable
 
-from protocol.events import MinuteUsed, Record, SessionEnded
+from protocol.metering.records import MinuteUsed, Record, SessionEnded
 from tests.simulation.clients import Client
 from tests.simulation.processes import Host
 from tests.simulation.state import look

@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import asyncpg
 
 from storage.embedded import start_engines
-from storage.migrate import migrate
+from storage.postgres.migrate import migrate
 from tests.simulation.driver import Laboratory
 
 

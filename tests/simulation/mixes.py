@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 import storage.flush
-import storage.live
+import storage.redis.live
 from protocol import limits
 from tests.simulation.people import CREDIT
 
@@ -101,7 +101,7 @@ def bounds(mix: str) -> Iterator[None]:
         if mix in ("money", "full"):
             bound(limits, "SPENDS_REMEMBERED_MS", 60_000)
             bound(limits, "SPENDS_REMEMBERED_MIN", 4)
-            bound(storage.live, "ENTRIES_REMEMBERED", 4)
+            bound(storage.redis.live, "ENTRIES_REMEMBERED", 4)
             bound(limits, "HOLDS_PER_ACCOUNT_MAX", 4)
         if mix == "full":
             bound(limits, "OUTBOX_ENTRIES_MAX", 25)

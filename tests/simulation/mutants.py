@@ -1,4 +1,4 @@
-"""Mutants: the scripts of ``storage/lua``, each with one write or one comparison broken by rule.
+"""Mutants: the scripts of ``storage/redis/lua``, each with one place broken by rule.
 
 A mutant is one change of one script. The rules:
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import storage.scripts
+import storage.redis.scripts
 
 _TOKEN = re.compile(
     r"""
@@ -156,7 +156,7 @@ def mutants(script: str, text: str, first: int = 0) -> list[Mutant]:
     return made
 
 
-def all_mutants(directory: Path = storage.scripts.LUA_DIR) -> list[Mutant]:
+def all_mutants(directory: Path = storage.redis.scripts.LUA_DIR) -> list[Mutant]:
     """The mutants of every script, by the scripts' names."""
     made: list[Mutant] = []
     first = 0

@@ -25,7 +25,7 @@ from typing import Any
 
 import structlog
 
-import storage.scripts
+import storage.redis.scripts
 from tests.simulation.hunt import (
     WORLDS,
     Anchor,
@@ -267,7 +267,7 @@ def _line(finding: Finding) -> str:
 
 
 def _text(script: str) -> str:
-    text = (storage.scripts.LUA_DIR / f"{script}.lua").read_bytes()
+    text = (storage.redis.scripts.LUA_DIR / f"{script}.lua").read_bytes()
     return hashlib.sha256(text).hexdigest()[:12]
 
 

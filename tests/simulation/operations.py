@@ -8,7 +8,7 @@ from collections import Counter
 from datetime import date
 from typing import Any
 
-from server.charges import Limited
+from server.credits.outcomes import Limited
 from tests.simulation.desk import Deed, Desk
 from tests.simulation.state import State
 from tests.simulation.world import World

@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
-from protocol.rates import RateCard, parse_rate_card
-from protocol.terms import Terms
-from server.auth import Principal
+from protocol.metering.terms import Terms
+from protocol.rate_card import RateCard, parse_rate_card
+from server.access.credentials import Principal
 
 CREDIT = 1_000_000
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 import asyncpg
 
 from protocol import limits
-from storage.records import Records, UnavailableError
-from storage.usage import Usage
+from storage.postgres.records import Records, UnavailableError
+from storage.postgres.usage import Usage
 from tests.simulation.redis_lines import Mishap
 
 Value = TypeVar("Value")

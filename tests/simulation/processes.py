@@ -15,20 +15,20 @@ from unittest import mock
 
 from redis.exceptions import RedisError
 
-import server.accounts
-import server.expiry
-import server.lost
-import server.money
-import server.presence
+import server.counters.accounts
+import server.credits.expiry
+import server.credits.money
 import server.process
+import server.recovery.lost_sessions
+import server.recovery.membership
 from protocol import limits
-from protocol.rates import RateCard
-from protocol.states import Event
-from server.config import Settings
-from server.metrics import Metrics
+from protocol.metering.states import Event
+from protocol.rate_card import RateCard
 from server.process import Process
+from server.runtime.metrics import Metrics
+from server.runtime.settings import Settings
 from storage.flush import Flusher
-from storage.records import Records, UnavailableError
+from storage.postgres.records import Records, UnavailableError
 from tests.simulation.postgres_lines import PostgresLine, PostgresServer
 from tests.simulation.redis_lines import Line, VirtualRedis
 from tests.simulation.virtual import VirtualLoop
@@ -42,10 +42,10 @@ FLUSH_STEPS_MAX = 500
 """Batches of one flush: more of them never end."""
 PACES = {
     # What a process looks for every few seconds, it looks for as often as changes anything.
-    (server.accounts, "POLL_S"): 10_000_000.0,
-    (server.expiry, "HOLDS_INTERVAL_S"): 60.0,
-    (server.expiry, "GRANTS_INTERVAL_S"): 900.0,
-    (server.money, "INBOX_INTERVAL_S"): 600.0,
+    (server.counters.accounts, "POLL_S"): 10_000_000.0,
+    (server.credits.expiry, "HOLDS_INTERVAL_S"): 60.0,
+    (server.credits.expiry, "GRANTS_INTERVAL_S"): 900.0,
+    (server.credits.money, "INBOX_INTERVAL_S"): 600.0,
 }
 
 _ACTING: contextvars.ContextVar["Host | None"] = contextvars.ContextVar("host", default=None)
@@ -72,7 +72,11 @@ def paced() -> Iterator[None]:
             stack.enter_context(mock.patch.object(module, name, value))
         stack.enter_context(mock.patch.object(limits, "PRESENCE_BEAT_MS", limits.PRESENCE_BEAT_MS))
         stack.enter_context(
-            mock.patch.object(server.presence, "RECONCILE_BEATS", server.presence.RECONCILE_BEATS)
+            mock.patch.object(
+                server.recovery.membership,
+                "RECONCILE_BEATS",
+                server.recovery.membership.RECONCILE_BEATS,
+            )
         )
         yield
 
@@ -159,7 +163,9 @@ class Server(Host):
             mock.patch.object(
                 server.process, "secrets", SimpleNamespace(token_hex=lambda size: number)
             ),
-            mock.patch.object(server.lost, "Usage", SimpleNamespace(over=PostgresLine.usage)),
+            mock.patch.object(
+                server.recovery.lost_sessions, "Usage", SimpleNamespace(over=PostgresLine.usage)
+            ),
         ):
             self.process = Process(settings, rates, cast(Records, self.postgres))
         self.trackers: Any = None

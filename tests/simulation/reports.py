@@ -5,11 +5,11 @@ A minute is taken once, under the number that the first report of it was answere
 
 from typing import Any
 
-from protocol.errors import ProtocolError, ServiceError
+from protocol.wire.errors import ProtocolError, ServiceError
 from server.api import sessions
-from server.months import Months
-from server.tracking import Reported, Taken, Trackers
-from storage.live import LiveError
+from server.usage.months import Months
+from server.usage.reported_minutes import Reported, Taken, Trackers
+from storage.redis.live import LiveError
 from tests.simulation.clients import Diary
 from tests.simulation.people import KINDS, Person
 from tests.simulation.processes import Server

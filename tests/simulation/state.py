@@ -8,7 +8,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from storage.keys import CLOCK, NODES
+from storage.redis.keys import CLOCK, NODES
 from tests.simulation.virtual_redis import VirtualRedisServer
 
 MINUTE_MS = 60_000

@@ -6,9 +6,9 @@ import pytest
 from redis.asyncio import Redis
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.states import Event
-from storage.spending import AccountName
+from protocol.metering.states import Event
+from protocol.wire.errors import ServiceError
+from storage.redis.spending import AccountName
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import audited, minutes

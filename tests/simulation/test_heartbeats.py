@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from protocol import limits, messages
-from protocol.errors import RefusedError
-from protocol.states import Event
-from server.auth import Principal
-from server.buckets import UserStarts
-from server.config import load_rate_card
-from server.heartbeats import Heartbeats
+from protocol import limits
+from protocol.metering.states import Event
+from protocol.wire import messages
+from protocol.wire.errors import RefusedError
+from server.access.credentials import Principal
+from server.access.rate_limits import UserStarts
+from server.gateway.heartbeats import Heartbeats
+from server.runtime.settings import load_rate_card
 from storage.audit import audit_live, audit_record
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster, Node

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from protocol.states import Event
-from server.config import load_rate_card
-from server.loading import calendar
-from server.plans import apply_member, apply_organization
+from protocol.metering.states import Event
+from server.counters.loading import calendar
+from server.counters.plans import apply_member, apply_organization
+from server.runtime.settings import load_rate_card
 from storage.audit import audit_live, audit_record
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster

@@ -4,7 +4,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-import storage.scripts
+import storage.redis.scripts
 from tests.simulation.hunt import cases, survivors
 from tests.simulation.mixes import MIXES
 from tests.simulation.mutants import Mutant, all_mutants, instrumented, mutants, sites
@@ -73,7 +73,7 @@ async def test_every_mutant_is_a_script(redis: Redis) -> None:
 
 async def test_scripts_that_note_what_is_reached_are_scripts(redis: Redis) -> None:
     first = 0
-    for path in sorted(storage.scripts.LUA_DIR.glob("*.lua")):
+    for path in sorted(storage.redis.scripts.LUA_DIR.glob("*.lua")):
         text = instrumented(path.read_text(), first)
         first += len(sites(path.read_text()))
         assert text.count("reached(") == len(sites(path.read_text()))
@@ -81,7 +81,7 @@ async def test_scripts_that_note_what_is_reached_are_scripts(redis: Redis) -> No
 
 
 async def _loads(redis: Redis, mutant: Mutant) -> bool:
-    text = (storage.scripts.LUA_DIR / f"{mutant.script}.lua").read_text()
+    text = (storage.redis.scripts.LUA_DIR / f"{mutant.script}.lua").read_text()
     try:
         await redis.script_load(mutant.applied(text))
     except ResponseError:

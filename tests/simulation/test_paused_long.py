@@ -3,8 +3,8 @@
 import pytest
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.states import Event
+from protocol.metering.states import Event
+from protocol.wire.errors import ServiceError
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT, terms
 

@@ -5,12 +5,12 @@ import datetime
 import msgspec
 import pytest
 
-from protocol.errors import RefusedError
-from protocol.rates import parse_rate_card
-from protocol.states import Event
-from protocol.terms import Terms
-from server.config import load_rate_card
-from storage.records import Records
+from protocol.metering.states import Event
+from protocol.metering.terms import Terms
+from protocol.rate_card import parse_rate_card
+from protocol.wire.errors import RefusedError
+from server.runtime.settings import load_rate_card
+from storage.postgres.records import Records
 from tests.simulation.cluster import Cluster, Node
 
 CHAT = load_rate_card().terms("chat")

@@ -6,15 +6,15 @@ import pytest
 from redis.asyncio import Redis
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.states import Event
-from protocol.terms import Terms
-from server.charges import Spent
+from protocol.metering.states import Event
+from protocol.metering.terms import Terms
+from protocol.wire.errors import ServiceError
+from server.credits.outcomes import Spent
 from storage.audit import audit_live, audit_record
-from storage.database import UnavailableError
-from storage.keys import Keys
-from storage.records import Records
-from storage.spending import AccountName
+from storage.postgres.database import UnavailableError
+from storage.postgres.records import Records
+from storage.redis.keys import Keys
+from storage.redis.spending import AccountName
 from tests.simulation.cluster import PARTITIONS, Cluster, Node
 from tests.simulation.people import CREDIT, terms
 

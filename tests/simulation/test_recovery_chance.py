@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import RefusedError, ServiceError
-from protocol.states import Event
-from protocol.terms import Terms
-from server.tickets import Ticket
-from storage.database import UnavailableError
-from storage.live import LiveError
-from storage.records import Records
+from protocol.metering.states import Event
+from protocol.metering.terms import Terms
+from protocol.wire.errors import RefusedError, ServiceError
+from server.sessions.pending_requests import Ticket
+from storage.postgres.database import UnavailableError
+from storage.postgres.records import Records
+from storage.redis.live import LiveError
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import LESSON, Copy, audited

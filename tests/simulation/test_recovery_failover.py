@@ -10,15 +10,15 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.states import Event, Phase
-from server.charges import Limited, Spent
-from server.plans import apply_member, apply_organization
-from storage.cluster import ClusterRedis
-from storage.keys import Keys
-from storage.live import connect
-from storage.records import Records
-from storage.spending import AccountName
+from protocol.metering.states import Event, Phase
+from protocol.wire.errors import ServiceError
+from server.counters.plans import apply_member, apply_organization
+from server.credits.outcomes import Limited, Spent
+from storage.postgres.records import Records
+from storage.redis.cluster import ClusterRedis
+from storage.redis.keys import Keys
+from storage.redis.live import connect
+from storage.redis.spending import AccountName
 from tests.simulation.cluster import PARTITIONS, Browser, Cluster, Node
 from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import LESSON, Copy, audited

@@ -4,8 +4,8 @@ process makes one of the older copy before the first one says what it knows."""
 import pytest
 from redis.asyncio import Redis
 
-from protocol.states import Event, Phase
-from storage.cluster import ClusterRedis
+from protocol.metering.states import Event, Phase
+from storage.redis.cluster import ClusterRedis
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.people import CREDIT
 from tests.simulation.test_recovery import Copy, audited

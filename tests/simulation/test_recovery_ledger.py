@@ -7,13 +7,13 @@ import msgspec
 import pytest
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.events import EntryPosted
-from server.charges import Posted, Spent
-from storage import live
-from storage.database import UnavailableError
-from storage.records import Records
-from storage.spending import posted_records
+from protocol.metering.records import EntryPosted
+from protocol.wire.errors import ServiceError
+from server.credits.outcomes import Posted, Spent
+from storage.postgres.database import UnavailableError
+from storage.postgres.records import Records
+from storage.redis import live
+from storage.redis.spending import posted_records
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import Copy, audited

@@ -8,17 +8,17 @@ from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 from protocol import limits
-from protocol.errors import ServiceError
-from protocol.events import EntryPosted
-from protocol.states import Event, Phase
-from server.auth import Principal
-from server.tickets import Ticket
-from storage.database import UnavailableError
-from storage.keys import Keys
-from storage.live import LiveError
-from storage.records import Records
-from storage.spending import AccountName
-from storage.wire import session_of
+from protocol.metering.records import EntryPosted
+from protocol.metering.states import Event, Phase
+from protocol.wire.errors import ServiceError
+from server.access.credentials import Principal
+from server.sessions.pending_requests import Ticket
+from storage.postgres.database import UnavailableError
+from storage.postgres.records import Records
+from storage.redis.encoding import session_of
+from storage.redis.keys import Keys
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName
 from tests.simulation.cluster import PARTITIONS, Browser, Cluster, Node
 from tests.simulation.people import CREDIT, terms
 from tests.simulation.test_recovery import LESSON, Copy, audited, minutes

@@ -3,7 +3,7 @@
 import pytest
 
 from protocol import limits
-from protocol.states import Event
+from protocol.metering.states import Event
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.people import CREDIT
 from tests.simulation.test_recovery import audited

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.errors import ProtocolError
-from protocol.states import Event
-from server.auth import Principal
-from server.config import load_rate_card
-from server.tickets import Ticket
+from protocol.metering.states import Event
+from protocol.wire.errors import ProtocolError
+from server.access.credentials import Principal
+from server.runtime.settings import load_rate_card
+from server.sessions.pending_requests import Ticket
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.test_heartbeats import Phone
@@ -51,7 +51,7 @@ class Cheat(Browser):
             super().probe()
 
     def _ping(self) -> None:
-        # The server's keepalive, and what it does about silence (server/keepalive.py).
+        # The server's keepalive, and what it does about silence (server/transport/keepalive.py).
         at = self.node.clock.now() + limits.PING_INTERVAL_MS
         self.node.timers.deadline(at, self._asked)
 

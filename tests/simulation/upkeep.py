@@ -6,7 +6,7 @@ set, the news of what changed an account, how far outboxes were flushed, how lon
 
 from typing import Any
 
-import storage.live
+import storage.redis.live
 from protocol import limits
 from tests.simulation.desk import Deed, Desk
 from tests.simulation.processes import CALM_BEAT_MS
@@ -240,7 +240,7 @@ class Upkeep:
     def _check_remembered(self, state: State) -> None:
         """What is young is remembered, and how much of what is older is bounded."""
         bounds = {
-            "applied": storage.live.ENTRIES_REMEMBERED,
+            "applied": storage.redis.live.ENTRIES_REMEMBERED,
             "spends": limits.SPENDS_REMEMBERED_MIN,
         }
         for key, entries in state.remembered.items():

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from protocol.terms import Terms
+from protocol.metering.terms import Terms
 from tests.simulation.auditor import CLOCK_ERROR_MS, Auditor
 from tests.simulation.clients import Client, Diary
 from tests.simulation.evidence import check_receipt

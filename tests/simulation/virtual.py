@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-import server.clock
 import server.process
-from server.clock import ClusterClock
+import server.runtime.clock
+from server.runtime.clock import ClusterClock
 
 START_AT = 1_780_000_000_000
 """The instant at which every virtual cluster begins (2026-05-28, 20:26:40 UTC)."""
@@ -61,7 +61,7 @@ class VirtualClock:
 
     def cluster_clock(self) -> ClusterClock:
         """The clock of one more process."""
-        with mock.patch.object(server.clock, "time", self):
+        with mock.patch.object(server.runtime.clock, "time", self):
             return _RoundingClock(self.monotonic)
 
     @contextlib.contextmanager

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import SecretStr
 from redis.exceptions import NoScriptError
 
-import server.presence
+import server.recovery.membership
 from protocol import limits
-from protocol.steps import Step
-from server.config import Settings
-from storage.keys import NODES
-from storage.live import _outcome
+from protocol.metering.steps import Step
+from server.runtime.settings import Settings
+from storage.redis.keys import NODES
+from storage.redis.live import _outcome
 from tests.simulation.people import RATES
 from tests.simulation.postgres_lines import PostgresServer
 from tests.simulation.processes import (
@@ -171,7 +171,7 @@ class Cluster:
         self._is_brisk = brisk
         beat_ms, beats = (1_000, 60) if brisk else (CALM_BEAT_MS, 1)
         setattr(limits, "PRESENCE_BEAT_MS", beat_ms)  # noqa: B010
-        setattr(server.presence, "RECONCILE_BEATS", beats)  # noqa: B010
+        setattr(server.recovery.membership, "RECONCILE_BEATS", beats)  # noqa: B010
 
     # --- Processes -----------------------------------------------------------------------
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from unittest import mock
 
-import storage.scripts
-from storage.keys import NODES
+import storage.redis.scripts
+from storage.redis.keys import NODES
 from tests.simulation.mutants import instrumented, sites
 from tests.simulation.redis_lines import Command
 from tests.simulation.redis_wire import RedisWire
 from tests.simulation.virtual import FRACTION_MS, VirtualClock
 
-LUA_DIR = storage.scripts.LUA_DIR
+LUA_DIR = storage.redis.scripts.LUA_DIR
 
 _PRELUDE = """
 local redis = (function(real)
@@ -118,7 +118,7 @@ def virtual_scripts(
         if tell_reached:
             first, text = first + len(sites(text)), instrumented(text, first)
         (directory / path.name).write_text(prelude + text)
-    with mock.patch.object(storage.scripts, "LUA_DIR", directory):
+    with mock.patch.object(storage.redis.scripts, "LUA_DIR", directory):
         yield
 
 

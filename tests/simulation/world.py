@@ -13,19 +13,20 @@ from typing import Any
 
 import msgspec
 
-from protocol import limits, messages
-from protocol.errors import ProtocolError, ServiceError
-from protocol.projection import MonthProjection
-from protocol.session import Identity
-from protocol.states import Event
-from protocol.steps import Step
-from protocol.terms import Terms
-from server.preparing import SessionExistsError, prepare
-from server.seats import Seat
-from server.starting import join_or_start
-from server.tickets import Ticket
-from storage.live import LiveError, Outcome
-from storage.records import UnavailableError
+from protocol import limits
+from protocol.metering.projection import MonthProjection
+from protocol.metering.session import Identity
+from protocol.metering.states import Event
+from protocol.metering.steps import Step
+from protocol.metering.terms import Terms
+from protocol.wire import messages
+from protocol.wire.errors import ProtocolError, ServiceError
+from server.gateway.preparations import SessionExistsError, prepare
+from server.gateway.session_start import join_or_start
+from server.sessions.local_session import Seat
+from server.sessions.pending_requests import Ticket
+from storage.postgres.records import UnavailableError
+from storage.redis.live import LiveError, Outcome
 from storage.rows import SessionPrepared
 from tests.simulation.clients import FOUND_OUT_MS, Client, Diary
 from tests.simulation.forgotten import Forgotten

@@ -7,8 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from storage.flush import Flusher
-from storage.outbox import connect
-from storage.records import Records
+from storage.postgres.records import Records
+from storage.redis.outbox import connect
 from tests.storage.outboxes import PARTITIONS, MakeFlusher
 
 

@@ -4,8 +4,8 @@ from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from protocol.events import EntryPosted, MinuteUsed, SessionEnded, SessionStarted
-from protocol.terms import MINUTE_MS, Terms
+from protocol.metering.records import EntryPosted, MinuteUsed, SessionEnded, SessionStarted
+from protocol.metering.terms import MINUTE_MS, Terms
 
 START = int(datetime(2026, 11, 10, 12, 0, tzinfo=UTC).timestamp() * 1000)
 TENANT = "org:acme"

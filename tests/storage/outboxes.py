@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import msgspec
 from redis.asyncio import Redis
 
-from protocol.events import Record
+from protocol.metering.records import Record
 from storage.flush import Flusher
-from storage.keys import outbox_key, watermark_key
-from storage.outbox import GROUP, text
+from storage.redis.keys import outbox_key, watermark_key
+from storage.redis.outbox import GROUP, text
 
 PARTITIONS = range(3)
 

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from storage.records import Records, RefusedError
+from storage.postgres.records import Records, RefusedError
 from storage.rows import AdjustmentRow
 from tests.storage.examples import START, TENANT, minute, month
 

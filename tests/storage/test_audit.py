@@ -7,12 +7,12 @@ import msgspec
 import pytest
 
 from protocol import limits
-from protocol.events import EntryPosted, HoldChanged
+from protocol.metering.records import EntryPosted, HoldChanged
 from storage.audit import Audit, audit_live, audit_record
-from storage.live import Live
-from storage.records import Records
+from storage.postgres.records import Records
+from storage.redis.live import Live
+from storage.redis.spending import Spending
 from storage.rows import AdjustmentRow, HoldRow
-from storage.spending import Spending
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.test_promises import chat
 from tests.storage.examples import START, TENANT, ended, entry, minute, started

@@ -14,10 +14,10 @@ from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import RedisError
 
 from protocol import limits
-from storage import lines
-from storage.channels import channels_of
-from storage.cluster import is_cluster
-from storage.scripts import connect
+from storage.redis import lines
+from storage.redis.channels import channels_of
+from storage.redis.cluster import is_cluster
+from storage.redis.scripts import connect
 from tests.storage.outboxes import until
 
 CHANNELS = [f"channel-{number}" for number in range(8)]

@@ -12,14 +12,14 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError, RedisError, ResponseError
 
 from protocol import limits
-from storage.channels import ClusterChannels, agree_on_channels
-from storage.cluster import Address, ClusterRedis, is_cluster, nodes_of, url_of_node
 from storage.embedded.redis_cluster import RedisCluster
 from storage.flush import run_flusher
-from storage.keys import CHANNELS, NODES, Keys
-from storage.live import Live, LiveError, connect
-from storage.records import Records
-from storage.recovery import Restoring
+from storage.postgres.records import Records
+from storage.redis.channels import ClusterChannels, agree_on_channels
+from storage.redis.cluster import Address, ClusterRedis, is_cluster, nodes_of, url_of_node
+from storage.redis.keys import CHANNELS, NODES, Keys
+from storage.redis.live import Live, LiveError, connect
+from storage.redis.recovery import Restoring
 from tests.storage.examples import minute
 from tests.storage.outboxes import append, until
 

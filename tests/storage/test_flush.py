@@ -9,9 +9,9 @@ from redis.asyncio import Redis
 
 from protocol import limits
 from storage.flush import run_flusher
-from storage.keys import outbox_key, rejected_key
-from storage.outbox import GROUP
-from storage.records import Records
+from storage.postgres.records import Records
+from storage.redis.keys import outbox_key, rejected_key
+from storage.redis.outbox import GROUP
 from tests.storage.examples import START, TENANT, entry, minute
 from tests.storage.outboxes import (
     PARTITIONS,

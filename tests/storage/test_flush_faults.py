@@ -10,12 +10,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from protocol.events import MinuteUsed, Record
+from protocol.metering.records import MinuteUsed, Record
 from storage.flush import BACKOFF_S_MAX, Flusher, StuckError
-from storage.keys import outbox_key, rejected_key
-from storage.outbox import text
-from storage.records import Records, UnavailableError
-from storage.scribe import Scribe
+from storage.postgres.group_commit import Scribe
+from storage.postgres.records import Records, UnavailableError
+from storage.redis.keys import outbox_key, rejected_key
+from storage.redis.outbox import text
 from tests.storage.examples import START, TENANT, entry, minute
 from tests.storage.outboxes import (
     MakeFlusher,

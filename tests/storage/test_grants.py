@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.events import EntryPosted, Record
-from storage.migrate import MIGRATIONS, migrate
-from storage.records import Records
+from protocol.metering.records import EntryPosted, Record
+from storage.postgres.migrate import MIGRATIONS, migrate
+from storage.postgres.records import Records
 from tests.storage.examples import START, TENANT, entry, minute
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from storage.migrate import ADVISORY_LOCK, MIGRATIONS, MigrationError, migrate, pending
+from storage.postgres.migrate import ADVISORY_LOCK, MIGRATIONS, MigrationError, migrate, pending
 
 SCHEMA = MIGRATIONS.parent / "sql" / "schema.sql"
 

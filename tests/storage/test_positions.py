@@ -8,8 +8,8 @@ import asyncpg
 import pytest
 
 from protocol import limits
-from storage.ledgers import BALANCE_CHECK
-from storage.records import Records, RefusedError
+from storage.postgres.ledgers import BALANCE_CHECK
+from storage.postgres.records import Records, RefusedError
 from tests.storage.examples import TENANT, entry
 from tests.storage.test_record_calls import blocked
 

@@ -7,9 +7,9 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
-from protocol.events import MinuteUsed, Record
-from storage import columns
-from storage.records import SQL, Records, RefusedError, UnavailableError
+from protocol.metering.records import MinuteUsed, Record
+from storage.postgres import columns
+from storage.postgres.records import SQL, Records, RefusedError, UnavailableError
 from storage.rows import Answer, Fresh, MemberRecord, Mismatch, MonthUsed, UnderWay
 from tests.storage.examples import START, TENANT, at, entry, minute, month, started
 

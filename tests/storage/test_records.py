@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.events import Record
-from storage.records import Records, RefusedError
+from protocol.metering.records import Record
+from storage.postgres.records import Records, RefusedError
 from storage.rows import RecordedSession, SessionPrepared
 from tests.storage.examples import START, TENANT, TERMS, ended, entry, minute, started
 

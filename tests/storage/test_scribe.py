@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import pytest
 
 from protocol import limits
-from protocol.events import Record
-from storage.records import Records, RefusedError, UnavailableError
-from storage.scribe import Scribe
+from protocol.metering.records import Record
+from storage.postgres.group_commit import Scribe
+from storage.postgres.records import Records, RefusedError, UnavailableError
 from tests.storage.examples import TENANT, entry, minute
 
 

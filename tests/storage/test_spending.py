@@ -9,15 +9,15 @@ import pytest
 from redis.asyncio import Redis
 
 from protocol import limits
-from protocol.events import EntryPosted, HoldChanged, Record
-from storage.channels import channels_of
-from storage.cluster import client_of
-from storage.keys import Keys
-from storage.live import Live, connect
-from storage.recovery import Restoring
+from protocol.metering.records import EntryPosted, HoldChanged, Record
+from storage.redis.channels import channels_of
+from storage.redis.cluster import client_of
+from storage.redis.encoding import decode_records
+from storage.redis.keys import Keys
+from storage.redis.live import Live, connect
+from storage.redis.recovery import Restoring
+from storage.redis.spending import Answer, Spending, posted_records
 from storage.rows import AccountRecord, AdjustmentRow, HoldRow
-from storage.spending import Answer, Spending, posted_records
-from storage.wire import decode_records
 
 CREDIT = 1_000_000
 NOW = 1_780_000_000_000

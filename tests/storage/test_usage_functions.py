@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from storage.records import Records
+from storage.postgres.records import Records
 from storage.rows import MonthUsed, UsageDay, UsageLimit
 from tests.storage.examples import START, TENANT, at, minute, month
 

@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from protocol import limits
-from protocol.events import Record
-from storage.records import Records, UnavailableError
-from storage.usage import ReportedMinute, SessionMinute, Spending, Totals, Usage
+from protocol.metering.records import Record
+from storage.postgres.records import Records, UnavailableError
+from storage.postgres.usage import ReportedMinute, SessionMinute, Spending, Totals, Usage
 from tests.fixtures.database import Connection
 from tests.storage.examples import START, TENANT, at, ended, entry, minute, month, started
 

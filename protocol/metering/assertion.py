@@ -1,0 +1,112 @@
+"""Assertions: what a process knows of a session, put back where the store has lost it.
+
+Redis may come back empty, or as a replica that lacks the last writes. Every process then
+asserts the sessions that it serves as it knows them. What they come to on the counters is
+the difference to what those contain already, so the order and the number of assertions
+do not matter (``storage/redis/lua/assert.lua``).
+"""
+
+import msgspec
+
+from protocol.metering.quota import MonthOf
+from protocol.metering.records import MinuteUsed
+from protocol.metering.session import Session
+from protocol.metering.states import Phase
+from protocol.metering.steps import minute_record
+from protocol.metering.terms import MINUTE_MS
+
+
+class Assertion(msgspec.Struct, frozen=True):
+    """A session as one process knows it."""
+
+    session: Session
+    notices: tuple[bytes, ...]
+    """The newest that it knows, oldest first."""
+    minutes: tuple[tuple[str, int], ...]
+    """The months in which its counted minutes began, each with the first minute in it."""
+    present: bool
+    """The process has sockets of it."""
+
+    def after(self, version: int) -> "Assertion":
+        """The same as what followed on a version that others have made of an older copy."""
+        standing = msgspec.structs.replace(self.session.standing, version=version + 1)
+        session = msgspec.structs.replace(self.session, standing=standing)
+        return msgspec.structs.replace(self, session=session)
+
+
+def months_of_minutes(session: Session, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
+    """The months in which a session's settled minutes began, each with its first minute.
+
+    A minute belongs to the month in which it starts (DESIGN section 3). Almost always all
+    began in one; where they did not, the first of each month is looked for by halving. Of a
+    session without any it is the month of the one to come.
+    """
+    counted = session.standing.counted_minutes
+
+    def month(minute: int) -> str:
+        return month_of(minute_began_at(session, minute))
+
+    if not counted:
+        return ((month(0), 0),)
+
+    found: list[tuple[str, int]] = []
+    first = 0
+    while first < counted:
+        this = month(first)
+        found.append((this, first))
+        low, high = first + 1, counted  # the first minute of another month is within
+        if month(counted - 1) == this:
+            break
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (middle + 1, high) if month(middle) == this else (low, middle)
+        first = low
+    return tuple(found)
+
+
+def minute_began_at(session: Session, minute: int) -> int:
+    """The instant at which a settled minute of a session began: along its segments."""
+    standing, speed = session.standing, session.identity.terms.speed
+    if minute >= standing.minutes_kept:
+        return standing.minute_at
+    ahead_ms = -(-minute * MINUTE_MS // speed)
+    segments = list(standing.segments)
+    if standing.phase is Phase.ACTIVE:
+        segments.append((standing.run_at, standing.minute_at))
+    for from_at, to_at in segments:
+        if ahead_ms < to_at - from_at:
+            return from_at + ahead_ms
+        ahead_ms -= to_at - from_at
+    return standing.minute_at
+
+
+def minute_again(session: Session, minute: int, month_of: MonthOf) -> MinuteUsed:
+    """A completed minute, made again from where the session stands: the record of it was lost
+    with the process that had made it.
+
+    What a minute costs follows from the session's time; the newest one takes what free time
+    that came late has left of the charge, so that all of them together are what was charged.
+    """
+    identity, standing = session.identity, session.standing
+    begin_ms = minute * MINUTE_MS
+    end_ms = begin_ms + MINUTE_MS
+    if standing.phase is Phase.ENDED:
+        end_ms = min(end_ms, standing.elapsed_ms)
+
+    def charged_at(position_ms: int) -> int:
+        cost_micros = identity.terms.cost_micros(position_ms, standing.free_ms)
+        return min(cost_micros, standing.minute_charged_micros)
+
+    is_newest = minute == standing.minutes_kept - 1
+    until_micros = standing.minute_charged_micros if is_newest else charged_at(end_ms)
+    started_at = minute_began_at(session, minute)
+    return minute_record(
+        identity,
+        minute,
+        seconds=min(60, -(-(end_ms - begin_ms) // 1000)),
+        started_at=started_at,
+        month=month_of(started_at),
+        counts=identity.terms.counts_minutes,
+        credits_micros=until_micros - charged_at(begin_ms),
+        free_ms=min(standing.free_ms, end_ms) - min(standing.free_ms, begin_ms),
+    )

@@ -1,0 +1,85 @@
+"""The course of a session: how its counted time runs on from where it stands.
+
+Counted time is a straight line from the last standing, at the terms' speed, that ends
+where the grant ends; beyond a grant that is not final it goes on uncovered for a while,
+when Redis does not answer, but not beyond a limit that is known here. Everything here is a
+question about that line.
+"""
+
+from collections.abc import Mapping
+
+from protocol import limits
+from protocol.metering.session import Session
+from protocol.metering.states import Phase
+
+PROOF_WAIT_MS = 1_000
+"""How long the claim of a minute waits for a proof of life before the grant is extended."""
+
+
+class Course:
+    """The line of one session, from one standing; another standing is another course."""
+
+    def __init__(self, session: Session, uncovered_ms: int, response_ms: int = 0) -> None:
+        standing, grant, terms = session.standing, session.grant, session.identity.terms
+        self.speed = terms.speed
+        self.settled_ms = standing.settled_ms
+        self.running = standing.phase is Phase.ACTIVE
+        self.granted_ms = grant.granted_ms
+        self.is_final = grant.final is not None
+        self.end_ms = grant.granted_ms
+        """Where counting ends, whatever happens."""
+        self.end_limit: str | None = grant.final
+        """The limit that ends it there; None: as much time as may be used without a grant."""
+        self.is_sure = True
+        """No counter has to be known for that: it is the end of a grant, or the cap."""
+        self.ground = -1
+        """What the end follows from (``bind``); -1: nothing is known of any counter yet."""
+        if not self.is_final:
+            self.end_ms += uncovered_ms * terms.speed
+            if 0 < terms.session_cap_ms <= self.end_ms:
+                self.end_ms, self.end_limit = terms.session_cap_ms, "session_cap"
+        self._unbound = self.end_ms, self.end_limit
+        self.claim_ms: int | None = None
+        """Where the grant is to be extended; None for one that is final."""
+        self._elapsed_ms = standing.elapsed_ms
+        self._at = standing.at
+        if self.running and not self.is_final:
+            increment_ms = terms.next_increment_ms if terms.price_micros else 0
+            margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * terms.speed)
+            left_ms = max(0, grant.granted_ms - standing.elapsed_ms)
+            lead_ms = min(margin_ms - PROOF_WAIT_MS * terms.speed, left_ms // 2)
+            # The answer is to be here before the grant ends.
+            lead_ms = max(lead_ms, min(response_ms * terms.speed, left_ms))
+            self.claim_ms = grant.granted_ms - lead_ms
+
+    def bind(self, ends: Mapping[str, int], ground: int, counted_ms: int = 0) -> None:
+        """Ends time that no grant covers at the first of the limits in ``ends``, by name and
+        counted time, as they follow from ``ground``; what was counted already stays so."""
+        self.ground = ground
+        if self.is_final:
+            return
+        self.end_ms, self.end_limit = self._unbound
+        self.is_sure = True
+        for limit, limit_ms in ends.items():
+            end_ms = max(limit_ms, self.granted_ms, counted_ms)
+            if end_ms < self.end_ms:
+                self.end_ms, self.end_limit, self.is_sure = end_ms, limit, False
+
+    def run_on(self, now_ms: int) -> int:
+        """Counted time at ``now_ms``, if it ran on without an end."""
+        return self._elapsed_ms + (now_ms - self._at) * self.speed
+
+    def elapsed_at(self, now_ms: int) -> int:
+        """Counted time at ``now_ms``."""
+        if not self.running:
+            return self._elapsed_ms
+        return max(self.settled_ms, min(self.run_on(now_ms), self.end_ms))
+
+    def instant_of(self, elapsed_ms: int) -> int:
+        """The instant at which running time reaches ``elapsed_ms``."""
+        return self._at + -(-(elapsed_ms - self._elapsed_ms) // self.speed)
+
+    def proven_ms(self, alive_at: int) -> int:
+        """Counted time of a session that stands still at a proof of life: what may be settled."""
+        unproven_ms = max(0, self._at - alive_at) * self.speed
+        return max(self.settled_ms, self._elapsed_ms - unproven_ms)

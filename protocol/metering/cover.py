@@ -1,0 +1,96 @@
+"""How long an account covers sessions that run on without Redis.
+
+While Redis is away no session is granted anything, so what the account still has must be
+enough for all of them: for what each was granted before, used or not, and for what they use
+beyond that. All run on until the same instant, which every process computes from what it
+was last told. Of sessions that other processes serve the grants are not known: they count
+with what they use.
+"""
+
+import heapq
+from collections.abc import Mapping
+
+from protocol.metering.projection import EXACT_LINES_MAX, AccountProjection, Granted, Line
+from protocol.metering.terms import MINUTE_MS
+
+
+def covered_until(account: AccountProjection) -> int | None:
+    """The last instant at which an account covers all its sessions, each with at least what it
+    was granted; None: for ever. Computed once for each change of what it follows from."""
+    ground, until = account.cover
+    if ground != account.ground:
+        micros = account.gross_micros - account.reserved_micros - account.beginning_beside("")
+        until = _covered_until(account.lines, account.granted, micros)
+        account.cover = account.ground, until
+    return until
+
+
+def covered_with(account: AccountProjection, session_id: str, line: Line) -> int:
+    """The same for all of them and one that begins to run on ``line``; its anchor where it is
+    not covered."""
+    lines = {**account.lines, session_id: line}
+    granted = {name: may_use for name, may_use in account.granted.items() if name != session_id}
+    micros = account.gross_micros - account.reserved_micros
+    until = _covered_until(lines, granted, micros - account.beginning_beside(session_id))
+    since = max(one.at for one in lines.values() if one.running)
+    return until if until is not None and until > since else line.at
+
+
+def _covered_until(
+    lines: Mapping[str, Line], granted: Mapping[str, Granted], micros: int
+) -> int | None:
+    """The same for ``micros``, without what is reserved.
+
+    Exact for few sessions; with more than ``EXACT_LINES_MAX`` up to an increment of each
+    earlier. Where they are not covered at all it is an instant that has passed.
+    """
+    standing, running = 0, []
+    for session_id, line in lines.items():
+        may_use = granted.get(session_id)
+        if not line.running:
+            standing += line.cost_of(line.elapsed_ms)
+        elif may_use is not None and may_use.is_final:
+            standing += line.cost_of(may_use.until_ms)
+        elif line.burn_micros:
+            running.append((line, may_use.until_ms if may_use is not None else 0))
+    if not running:
+        return None
+    since = max(line.at for line, _ in running)
+    left = micros - standing
+    if len(running) > EXACT_LINES_MAX:
+        return _estimated(running, since, left)
+
+    def covers(at: int) -> bool:
+        return sum(line.cost_of(max(line.elapsed_at(at), held)) for line, held in running) <= left
+
+    if not covers(since):
+        return since
+    low, step_ms = since, MINUTE_MS
+    while covers(low + step_ms):
+        low, step_ms = low + step_ms, 2 * step_ms
+    high = low + step_ms
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if covers(middle) else (low, middle)
+    return low
+
+
+def _estimated(running: list[tuple[Line, int]], since: int, left_micros: int) -> int:
+    """The same at the price of each session, as if each had begun an increment more: from the
+    end of its grant, or of its free time, on."""
+    left, burn_micros, beginnings = left_micros * MINUTE_MS, 0, []
+    for line, held_ms in running:
+        sure_ms = max(line.elapsed_at(since), held_ms, line.free_ms)
+        left -= line.price_micros * (sure_ms - line.free_ms)
+        left -= line.price_micros * max(line.first_increment_ms, line.next_increment_ms)
+        begins_at = since + (sure_ms - line.elapsed_at(since)) // line.speed
+        beginnings.append((begins_at, line.burn_micros))
+    at = since
+    heapq.heapify(beginnings)
+    while beginnings:
+        begins_at, more_micros = heapq.heappop(beginnings)
+        if burn_micros and at + left // burn_micros <= begins_at:
+            break
+        left -= (begins_at - at) * burn_micros
+        at, burn_micros = begins_at, burn_micros + more_micros
+    return max(since, at + left // burn_micros)

@@ -1,0 +1,126 @@
+"""How far a session can go: where each of its limits binds, in its own counted time.
+
+Positions, not durations: they stay where they are while time passes, and move only when
+a counter changes. So they are computed at changes, and a tick only subtracts.
+"""
+
+from protocol.metering.counted_time import Course
+from protocol.metering.cover import covered_until
+from protocol.metering.projection import EXACT_LINES_MAX, AccountProjection, MonthProjection
+from protocol.metering.session import Session
+from protocol.metering.terms import MINUTE_MS, minutes_begun
+
+
+def positions(
+    session: Session,
+    elapsed_ms: int,
+    now_ms: int,
+    account: AccountProjection,
+    member: MonthProjection,
+    org: MonthProjection,
+    month_ends_at: int | None = None,
+) -> dict[str, int]:
+    """The counted time at which each limit binds, by limit; no entry: it never does.
+
+    Exact for a session that burns alone; with others, at today's burn of all (PROTOCOL,
+    ``remaining_ms``). What was granted is sure, so nothing binds before the grant's end,
+    and the end of a final grant is where its limit binds. A minute belongs to the month in
+    which it starts, so what a month has left counts only up to ``month_ends_at``.
+    """
+    identity, standing, grant = session.identity, session.standing, session.grant
+    terms = identity.terms
+    found: dict[str, int] = {}
+    if terms.price_micros:
+        credits_ms = _credits_position(session, elapsed_ms, now_ms, account)
+        if credits_ms is not None:
+            found["credits"] = credits_ms
+    if terms.counts_minutes:
+        begun = minutes_begun(elapsed_ms)
+        for limit, counter in (("member_minutes", member), ("org_minutes", org)):
+            left = counter.minutes_left(begun - standing.counted_minutes)
+            if left is None:
+                continue
+            found[limit] = (begun + left) * MINUTE_MS
+            if month_ends_at is not None:
+                # The first minute of the next month, if time runs on from now. What was
+                # told of a month that is over is as old as the minute under way.
+                ahead_ms = elapsed_ms + (month_ends_at - now_ms) * terms.speed
+                next_month = max(-(-ahead_ms // MINUTE_MS), begun - 1)
+                if begun + left >= next_month:
+                    found[limit] = (next_month + (counter.minutes_of_next or 0)) * MINUTE_MS
+    if terms.session_cap_ms:
+        found["session_cap"] = terms.session_cap_ms
+    for limit, position_ms in found.items():
+        found[limit] = max(position_ms, elapsed_ms, grant.granted_ms)
+    if grant.final is not None and standing.phase == "active":
+        found[grant.final] = grant.granted_ms
+    return found
+
+
+def uncovered_ends(
+    session: Session,
+    course: Course,
+    now_ms: int,
+    account: AccountProjection,
+    member: MonthProjection,
+    org: MonthProjection,
+    month_ends_at: int | None = None,
+) -> dict[str, int]:
+    """The counted time up to which each counter covers a session, should nothing more be granted
+    to any; by limit, without those that have none.
+
+    Of a counter that others draw on too it is a share: all that run on until then, together with
+    what is held, use no more than there is, as far as this process knows.
+    """
+    identity, standing = session.identity, session.standing
+    terms = identity.terms
+    found: dict[str, int] = {}
+    if terms.price_micros:
+        is_alone = account.burns_alone(identity.session_id)
+        if is_alone and len(account.lines) <= EXACT_LINES_MAX:
+            micros = account.available_to(identity.session_id, now_ms)
+            micros = max(0, micros - account.beginning_beside(identity.session_id))
+            found["credits"] = terms.affordable_ms(micros, standing.free_ms) or 0
+        else:
+            until = covered_until(account)
+            if until is not None:
+                found["credits"] = course.run_on(until)
+    if terms.counts_minutes:
+        begun = minutes_begun(course.granted_ms)
+        next_month = None
+        if month_ends_at is not None:
+            next_month = max(-(-course.run_on(month_ends_at) // MINUTE_MS), 0)
+        for limit, counter in (("member_minutes", member), ("org_minutes", org)):
+            left = counter.minutes_beyond
+            if left is None:
+                continue
+            minutes = begun + left
+            if next_month is not None and minutes >= next_month:
+                minutes = max(begun, next_month) + (counter.minutes_of_next or 0)
+            found[limit] = minutes * MINUTE_MS
+    return found
+
+
+def _credits_position(
+    session: Session, elapsed_ms: int, now_ms: int, account: AccountProjection
+) -> int | None:
+    identity, standing = session.identity, session.standing
+    terms, session_id = identity.terms, identity.session_id
+    if standing.phase != "active" or account.burns_alone(session_id):
+        micros = account.available_to(session_id, now_ms)
+        return terms.affordable_ms(max(0, micros), standing.free_ms)
+    dry_at = account.dry_at()
+    if dry_at is None:
+        return None
+    return elapsed_ms + max(0, (dry_at - now_ms) * terms.speed)
+
+
+def first(found: dict[str, int]) -> str | None:
+    """The limit that binds first; None when there is none."""
+    return min(found, key=found.__getitem__) if found else None
+
+
+def threshold(warn_at_ms: tuple[int, ...], remaining_ms: int) -> int | None:
+    """The lowest threshold that ``remaining_ms`` lies at or under; None: above all."""
+    under = [at_ms for at_ms in warn_at_ms if remaining_ms <= at_ms]
+    return min(under) if under else None

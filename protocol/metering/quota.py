@@ -1,0 +1,302 @@
+"""Grants: what a claim asks for, best offer first.
+
+RFC 8506 (credit control) calls it quota: a session may use what was granted to it and
+no more. Which of the offers a claim gets is decided in Redis in one atomic step, where
+the counters are; what can be offered at all is decided here. An offer is affordable
+when every counter has room for what it holds beyond what the session holds already.
+
+In plenty the first offer is taken: to the end of the next minute, plus a margin. When
+what is left is less than twice what the account's sessions burn in that time, the next
+shorter one is considered (DESIGN section 2), and the last is a single increment, since
+an increment is billed when it is begun and no part of one can be had.
+"""
+
+import calendar
+from collections.abc import Callable
+
+import msgspec
+
+from protocol import limits
+from protocol.metering.session import Grant, Identity, Session, Standing
+from protocol.metering.states import Phase
+from protocol.metering.terms import MINUTE_MS, minutes_begun
+
+GAP_PARTS_MAX = 32
+"""Parts of a billed gap that are offered, of minutes and of increments each."""
+
+MONTH_SPREAD_MS = 15 * 3_600_000
+"""A month begins within so long of where it begins in UTC, in every time zone."""
+
+MonthOf = Callable[[int], str]
+"""The month of an instant in the organisation's time zone: ``2026-11-01``."""
+
+
+def month_ends_at(month: str, month_of: MonthOf) -> int:
+    """The first instant that lies in a later month than ``month``.
+
+    It is looked for by halving, around where UTC has it: no time zone is 15 hours away.
+    """
+    year, number = map(int, month_after(month)[:7].split("-"))
+    middle_ms = calendar.timegm((year, number, 1, 0, 0, 0)) * 1000
+    low, high = middle_ms - MONTH_SPREAD_MS, middle_ms + MONTH_SPREAD_MS
+    while low < high:
+        at = (low + high) // 2
+        low, high = (at + 1, high) if month_of(at) <= month else (low, at)
+    return low
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A grant that may be taken, and when."""
+
+    grant: Grant
+    more_micros: int
+    """What one increment further would need held: if there is no room, this is final."""
+    more_minutes: dict[str, int]
+    floor_ms: int
+    """Taken only while the counters cover all their sessions for so long."""
+    part: bool = False
+    """It covers a gap that is billed only in part: the session stops where it ends."""
+    rest: bool = False
+    """It is the whole rest: taken only while the counters do not cover their sessions for
+    ``floor_ms``, and only by a session that draws alone on each of these."""
+
+    def within(self, other: "Offer") -> bool:
+        """Whether it needs nothing held that ``other`` does not need."""
+        held = other.grant.held_minutes
+        return self.grant.held_micros <= other.grant.held_micros and all(
+            minutes <= held.get(month, 0) for month, minutes in self.grant.held_minutes.items()
+        )
+
+
+class Rest(msgspec.Struct, frozen=True):
+    """What is left on the counters that a session draws on alone, as far as is known."""
+
+    micros: int | None = None
+    """Of the account, what the session was charged included; None: others burn it too."""
+    minutes: int | None = None
+    """Minutes of the session that the month covers, from its start; None as above, or where
+    there is no limit."""
+
+
+NO_REST = Rest()
+"""Nothing is known of any rest."""
+
+
+def month_after(month: str) -> str:
+    """The month that follows ``month`` (``2026-12-01`` after ``2026-11-01``)."""
+    year, number = int(month[:4]), int(month[5:7])
+    return f"{year + number // 12:04d}-{number % 12 + 1:02d}-01"
+
+
+def keeps_more(session: Session, now_ms: int) -> bool:
+    """Whether a session holds more credits than it needs to run on, as seen from outside: where
+    these were recalled, its process has not answered yet."""
+    terms, standing = session.identity.terms, session.standing
+    if standing.phase is not Phase.ACTIVE or not terms.price_micros:
+        return False
+    run_ms = max(0, now_ms - standing.at) + limits.GRANT_SHRUNKEN_MS[-1]
+    until_ms = standing.elapsed_ms + run_ms * terms.speed
+    needed_micros = terms.cost_micros(until_ms, standing.free_ms) - standing.charged_micros
+    return session.grant.held_micros > max(0, needed_micros)
+
+
+def keeps_more_minutes(session: Session, now_ms: int) -> bool:
+    """As ``keeps_more``, of the minutes of a month that a session holds."""
+    terms, standing = session.identity.terms, session.standing
+    if standing.phase is not Phase.ACTIVE or not terms.counts_minutes:
+        return False
+    run_ms = max(0, now_ms - standing.at) + limits.GRANT_SHRUNKEN_MS[-1]
+    needed = minutes_begun(standing.elapsed_ms + run_ms * terms.speed)
+    held = sum(session.grant.held_minutes.values())
+    return held > needed - minutes_begun(standing.settled_ms)
+
+
+def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
+    """Positions at equal distances; the more time, the fewer of those that there are."""
+    count = max(0, end_ms - begin_ms) // every_ms
+    return range(begin_ms, end_ms, every_ms * max(1, -(-count // GAP_PARTS_MAX)))
+
+
+class Ground(msgspec.Struct, frozen=True):
+    """What a session's offers are measured from: the standing that a claim will make."""
+
+    identity: Identity
+    standing: Standing
+    month_of: MonthOf
+
+    def minute_begins_at(self, minute: int) -> int:
+        """The instant at which a minute of the session began, or will if it runs on."""
+        if minute <= self.standing.minutes_kept:
+            return self.standing.minute_at
+        return self.instant_of(minute * MINUTE_MS)
+
+    def instant_of(self, elapsed_ms: int) -> int:
+        """The instant at which running time reaches ``elapsed_ms``."""
+        standing = self.standing
+        ahead_ms = elapsed_ms - standing.elapsed_ms
+        return standing.at + -(-ahead_ms // self.identity.terms.speed)
+
+    def minutes_by_month(self, settled_ms: int, until_ms: int) -> dict[str, int]:
+        """The minutes that begin between two positions, counted by month.
+
+        A minute belongs to the month in which it starts (DESIGN section 3).
+        """
+        months: dict[str, int] = {}
+        if self.identity.terms.counts_minutes:
+            for minute in range(minutes_begun(settled_ms), minutes_begun(until_ms)):
+                month = self.month_of(self.minute_begins_at(minute))
+                months[month] = months.get(month, 0) + 1
+        return months
+
+    def held_micros(self, until_ms: int) -> int:
+        """What must be held so that the session may run on to ``until_ms``."""
+        standing, terms = self.standing, self.identity.terms
+        return max(0, terms.cost_micros(until_ms, standing.free_ms) - standing.charged_micros)
+
+    def offer(self, until_ms: int, floor_ms: int, *, within_ms: int | None = None) -> Offer:
+        """The offer of a grant up to ``until_ms``, rounded up to whole increments.
+
+        ``within_ms`` cuts it off, in the middle of an increment where need be.
+        """
+        standing, terms = self.standing, self.identity.terms
+        cap_ms = terms.session_cap_ms
+        granted_ms = until_ms
+        if terms.price_micros:
+            granted_ms = max(until_ms, terms.increment_end_ms(until_ms, standing.free_ms))
+        if within_ms is not None:
+            granted_ms = min(granted_ms, within_ms)
+        final = None
+        if cap_ms and granted_ms >= cap_ms:
+            granted_ms, final = cap_ms, "session_cap"
+        further_ms = granted_ms + 1
+        if terms.price_micros:
+            further_ms = terms.increment_end_ms(further_ms, standing.free_ms)
+        if terms.counts_minutes:
+            further_ms = min(further_ms, (granted_ms // MINUTE_MS + 1) * MINUTE_MS)
+        return Offer(
+            grant=Grant(
+                granted_ms=granted_ms,
+                held_micros=self.held_micros(granted_ms),
+                held_minutes=self.minutes_by_month(standing.settled_ms, granted_ms),
+                final=final,
+            ),
+            more_micros=self.held_micros(further_ms),
+            more_minutes=self.minutes_by_month(standing.settled_ms, further_ms),
+            floor_ms=floor_ms,
+        )
+
+    def offers(
+        self, *, shrink: bool, rest: Rest = NO_REST, response_ms: int = 0
+    ) -> tuple[Offer, ...]:
+        """Every offer beyond the present position: the whole rest, where it is low, and then
+        the others, the longest first.
+
+        ``shrink`` leaves the long ones out: a holder that is recalled keeps no more
+        than it needs to run on. The next claim's answer is to be here before a grant ends, so
+        where answers take longer, ``response_ms``, the shortest ones are longer too.
+
+        Where minutes are counted a begun one can be used to its end, so what reaches
+        beyond it is offered up to there as well: the next may not be had. What costs
+        nothing has no smaller part than that.
+        """
+        standing, terms = self.standing, self.identity.terms
+        position_ms, speed = standing.elapsed_ms, terms.speed
+        minute_end_ms = (position_ms // MINUTE_MS + 1) * MINUTE_MS
+        wanted: list[tuple[int, int]] = []
+        if not shrink:
+            increment_ms = terms.next_increment_ms if terms.price_micros else 0
+            margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * speed)
+            floor_ms = limits.GRANT_LOW_MINUTES * MINUTE_MS
+            wanted.append((minute_end_ms + margin_ms, floor_ms))
+            wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[0] * speed, floor_ms // 6))
+            if 2 * response_ms > limits.GRANT_SHRUNKEN_MS[1]:
+                wanted.append((position_ms + 2 * response_ms * speed, 0))
+        if terms.price_micros or not terms.counts_minutes:
+            wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[1] * speed, 0))
+            wanted.append((position_ms + 1, 0))
+        else:
+            wanted.append((minute_end_ms, 0))
+        found: dict[int, Offer] = {}
+        for until_ms, floor_ms in wanted:
+            self._add(found, self.offer(until_ms, floor_ms))
+            if terms.counts_minutes:
+                self._add(found, self.offer(until_ms, floor_ms, within_ms=minute_end_ms))
+        ordered = tuple(sorted(found.values(), key=lambda offer: -offer.grant.granted_ms))
+        return ordered if shrink else (*self._rest_offers(rest), *ordered)
+
+    def within(self, offers: tuple[Offer, ...], until: int) -> tuple[Offer, ...]:
+        """Those of ``offers`` that are not used to their ends after an instant, with one that
+        ends there in place of the others."""
+        standing, terms = self.standing, self.identity.terms
+        end_ms = standing.elapsed_ms + (until - standing.at) * terms.speed
+        if terms.price_micros:
+            end_ms = terms.increment_end_ms(max(0, end_ms), standing.free_ms)
+        kept = tuple(offer for offer in offers if offer.grant.granted_ms <= end_ms)
+        if len(kept) == len(offers) or end_ms <= standing.elapsed_ms:
+            return kept
+        ends_there = any(offer.grant.granted_ms == end_ms for offer in kept)
+        return kept if ends_there else (self.offer(end_ms, 0, within_ms=end_ms), *kept)
+
+    def _rest_offers(self, rest: Rest) -> tuple[Offer, ...]:
+        """The offer of the whole rest, where it is less than is called low; or none."""
+        standing, terms = self.standing, self.identity.terms
+        ends = []
+        if rest.micros is not None and terms.price_micros:
+            ends.append(terms.affordable_ms(max(0, rest.micros), standing.free_ms) or 0)
+        if rest.minutes is not None and terms.counts_minutes:
+            ends.append(rest.minutes * MINUTE_MS)
+        low_ms = limits.GRANT_LOW_MINUTES * MINUTE_MS
+        if not ends or not 0 < min(ends) - standing.elapsed_ms <= low_ms * terms.speed:
+            return ()
+        offer = self.offer(min(ends), low_ms, within_ms=min(ends))
+        return (msgspec.structs.replace(offer, rest=True),)
+
+    def gap_offers(
+        self, until_ms: int, available_micros: int, rest: Rest = NO_REST, response_ms: int = 0
+    ) -> tuple[Offer, ...]:
+        """The offers for time that has passed already, up to ``until_ms``, and beyond it.
+
+        Whoever gets less than that stands still where it ends. So what an offer names as
+        what more would need is the next longer one: if that cannot be had, it is final.
+        """
+        here = msgspec.structs.replace(
+            self.standing, elapsed_ms=until_ms, at=self.instant_of(until_ms)
+        )
+        beyond = msgspec.structs.replace(self, standing=here).offers(
+            shrink=False, rest=rest, response_ms=response_ms
+        )
+        offers = list(beyond)
+        for position_ms in self._parts(until_ms, available_micros):
+            part, longer = self.offer(position_ms, 0, within_ms=position_ms), offers[-1].grant
+            offers.append(
+                msgspec.structs.replace(
+                    part,
+                    more_micros=longer.held_micros,
+                    more_minutes=longer.held_minutes,
+                    part=True,
+                )
+            )
+        return tuple(offers)
+
+    def _parts(self, until_ms: int, available_micros: int) -> list[int]:
+        """Positions on the way to ``until_ms``, the farthest first: where what the account
+        is thought to have ends, and the ends of minutes and increments, a bounded number."""
+        terms, free_ms = self.identity.terms, self.standing.free_ms
+        begin_ms = self.standing.elapsed_ms
+        if terms.session_cap_ms:
+            until_ms = min(until_ms, terms.session_cap_ms)
+        found: set[int] = set()
+        if terms.counts_minutes:
+            found.update(_thinned(begin_ms // MINUTE_MS * MINUTE_MS, until_ms, MINUTE_MS))
+        if terms.price_micros:
+            first_ms = free_ms + terms.first_increment_ms
+            found.update((free_ms, terms.affordable_ms(max(0, available_micros), free_ms) or 0))
+            found.update(_thinned(first_ms, until_ms, terms.next_increment_ms))
+        return sorted((at for at in found if begin_ms < at < until_ms), reverse=True)
+
+    def _add(self, found: dict[int, Offer], offer: Offer) -> None:
+        granted_ms = offer.grant.granted_ms
+        if granted_ms > self.standing.elapsed_ms or offer.grant.final:
+            known = found.get(granted_ms)
+            if known is None or known.floor_ms > offer.floor_ms:
+                found[granted_ms] = offer

@@ -1,0 +1,81 @@
+"""What a process was last told of each month's counter, for all its sessions that count on it.
+
+An answer names a counter as the step left it, so the newest one tells of every step before.
+Several pipelines are on their way at once, and their answers may come in another order than they
+were made in: each says when it was, by the clock of Redis.
+Sessions that run on without Redis share what that one leaves: each by its own newest answer,
+they would use in sum what only one of them was left.
+"""
+
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from protocol import limits
+from protocol.metering.projection import MonthProjection
+
+
+class Shared:
+    """The counter of one member or organisation, as the newest answer gave it."""
+
+    __slots__ = ("__weakref__", "ground", "newest")
+
+    def __init__(self) -> None:
+        self.newest = MonthProjection()
+        self.ground = 0
+        """Rises with every change."""
+
+    def tell(self, month: MonthProjection) -> None:
+        """Takes what an answer says, unless a newer one was here before it."""
+        newest = self.newest
+        if month.as_of_us:
+            behind_us = newest.as_of_us - month.as_of_us
+            # One that is older than any answer may be comes from a Redis whose clock is behind.
+            if 0 < behind_us <= limits.REDIS_TIMEOUT_MS * 1_000:
+                return
+        else:  # it was read now, so it is the newest
+            month = msgspec.structs.replace(month, as_of_us=newest.as_of_us)
+        if month != msgspec.structs.replace(newest, as_of_us=month.as_of_us):
+            self.ground += 1
+        self.newest = month
+
+    def over(self, own: MonthProjection) -> MonthProjection:
+        """What is newest of the month that a session knows ``own`` figures of."""
+        return self.newest if self.newest.month == own.month else own
+
+
+class Counters:
+    """The two counters that a session counts on."""
+
+    __slots__ = ("member", "org")
+
+    def __init__(self, member: Shared | None = None, org: Shared | None = None) -> None:
+        self.member = member or Shared()
+        self.org = org or Shared()
+
+    def tell(self, member: MonthProjection, org: MonthProjection) -> None:
+        """Takes what an answer says of both."""
+        self.member.tell(member)
+        self.org.tell(org)
+
+    @property
+    def ground(self) -> int:
+        """Rises with every change of either."""
+        return self.member.ground + self.org.ground
+
+
+class SharedMonths:
+    """The counters of a process: each stays while a session here counts on it."""
+
+    def __init__(self) -> None:
+        self._known: WeakValueDictionary[tuple[str, str | None], Shared] = WeakValueDictionary()
+
+    def of(self, tenant: str, user_id: str) -> Counters:
+        """The counters of a user's sessions."""
+        return Counters(self._get((tenant, user_id)), self._get((tenant, None)))
+
+    def _get(self, key: tuple[str, str | None]) -> Shared:
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = Shared()
+        return found

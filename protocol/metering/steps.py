@@ -1,0 +1,299 @@
+"""Steps: the changes of a session that are made in one atomic operation, or not at all.
+
+A step is computed from the session as it was seen last and accepted only if nobody was
+faster: it carries the version that it was computed from, and its figures are final.
+Redis adds what only Redis can know: which of the offered grants there is room for.
+"""
+
+from typing import Any
+
+import msgspec
+
+from protocol import limits
+from protocol.metering.quota import Ground, MonthOf, Offer
+from protocol.metering.records import MinuteUsed, Record, SessionEnded, SessionStarted
+from protocol.metering.session import Grant, Identity, Session, Standing, joined_segments
+from protocol.metering.states import Phase
+from protocol.metering.terms import MINUTE_MS
+from protocol.wire import messages
+from protocol.wire.codec import encode
+from protocol.wire.money import format_credits
+
+
+class Basis(msgspec.Struct, frozen=True):
+    """What it was decided from how a session starts. Redis refuses a start whose basis is no
+    longer so: it was looked up before the preparation of the session, or before a loss."""
+
+    epoch: str
+    """The life of Redis's data in which that was looked up."""
+    preparation: str = ""
+    """The fingerprint of the session's preparation; empty: there was none."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One atomic change of a session."""
+
+    before: Session
+    standing: Standing
+    """Where the session will stand; its version is one higher."""
+    month: str
+    """The month in which the step is made, by the organisation's calendar."""
+    offers: tuple[Offer, ...] = ()
+    """Grants to choose from, the best first. None: what is held is given back."""
+    keep: Offer | None = None
+    """The grant that is always affordable: what is held already and not yet used. Without
+    it the step is refused when no offer fits (a start, a resume)."""
+    used_minutes: dict[str, int] = {}
+    """Minutes that this step settles on the month's counters."""
+    free_taken_ms: int = 0
+    """What is drawn from a shared allowance of free time; negative: given back."""
+    records: tuple[Record, ...] = ()
+    notices: tuple[bytes, ...] = ()
+    """Encoded notices, numbered; kept for those who missed them."""
+    present: bool = False
+    """The process that asks has sockets of the session, and is noted for it."""
+    leaving: bool = False
+    """Taken only if this process has the session's last socket; else it just leaves."""
+    farewell_at: int | None = None
+    """With ``leaving``: the user took leave then, which ends heartbeats of before elsewhere."""
+    recalled: bool = False
+    """Other sessions were told already to give back what they do not need."""
+    basis: Basis | None = None
+    """Of a start: what it was decided from."""
+    made_at: int = 0
+    """The instant at which the step was computed, in cluster time: where a session stood still,
+    its standing is of long before."""
+    insists: bool = False
+    """They have had the time to: whatever can be had now is taken."""
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it begins running time for which nothing can be asked now: what other sessions
+        of the account have used, Redis does not know of yet. It is made when Redis does."""
+        return self.standing.phase is Phase.ACTIVE and not self.offers and self.keep is None
+
+    @property
+    def charge_micros(self) -> int:
+        """What the account is charged by this step."""
+        return self.standing.charged_micros - self.before.standing.charged_micros
+
+    @property
+    def minutes(self) -> tuple[MinuteUsed, ...]:
+        """The minutes that this step completes."""
+        return tuple(record for record in self.records if isinstance(record, MinuteUsed))
+
+    @property
+    def minute_messages(self) -> tuple[bytes, ...]:
+        """What the session's sockets are told of those minutes."""
+        return tuple(
+            encode(
+                messages.Minute(
+                    session_id=minute.session_id,
+                    minute=minute.minute,
+                    seconds=minute.seconds,
+                    credits=format_credits(minute.credits_micros),
+                )
+            )
+            for minute in self.minutes
+        )
+
+
+class Settling(msgspec.Struct):
+    """A standing being moved forward, and what falls off on the way."""
+
+    identity: Identity
+    month_of: MonthOf
+    standing: Standing
+    used_minutes: dict[str, int] = msgspec.field(default_factory=dict)
+    records: list[Record] = msgspec.field(default_factory=list)
+
+    def ground(self) -> Ground:
+        """Where offers are measured from."""
+        return Ground(self.identity, self.standing, self.month_of)
+
+    def settle(self, to_ms: int) -> None:
+        """Charges the time up to ``to_ms`` and keeps the minutes that it completes.
+
+        At most ``MINUTES_PER_CLAIM_MAX`` minutes at once; the rest comes with the next
+        claim. A position that is settled already changes nothing.
+        """
+        standing, terms = self.standing, self.identity.terms
+        to_ms = min(to_ms, (standing.minutes_kept + limits.MINUTES_PER_CLAIM_MAX) * MINUTE_MS)
+        if to_ms <= standing.settled_ms:
+            return
+        ground = self.ground()
+        self.used_minutes = ground.minutes_by_month(standing.settled_ms, to_ms)
+        cost_micros = terms.cost_micros(to_ms, standing.free_ms)
+        changes: dict[str, Any] = {
+            "settled_ms": to_ms,
+            # Free time that came late can make the cost less than what was charged; it
+            # is never given back here, but covers the time that follows.
+            "charged_micros": max(standing.charged_micros, cost_micros),
+            "uncovered_ms": standing.uncovered_ms
+            + sum(
+                max(0, min(to_ms, end_ms) - max(standing.settled_ms, begin_ms))
+                for begin_ms, end_ms in standing.ungranted
+            ),
+            "ungranted": tuple(part for part in standing.ungranted if part[1] > to_ms),
+        }
+        while self.standing.minute_end_ms <= to_ms:
+            self._keep_minute(ground, self.standing.minute_end_ms)
+        self.standing = standing = msgspec.structs.replace(self.standing, **changes)
+        if standing.counted_minutes > standing.minutes_kept and not standing.minute_month:
+            month = self.month_of(standing.minute_at)
+            self.standing = msgspec.structs.replace(standing, minute_month=month)
+
+    def _keep_minute(self, ground: Ground, end_ms: int) -> None:
+        standing, identity = self.standing, self.identity
+        charged_micros = max(
+            standing.minute_charged_micros,
+            identity.terms.cost_micros(end_ms, standing.free_ms),
+        )
+        minute = standing.minutes_kept
+        begin_ms = minute * MINUTE_MS
+        self.records.append(
+            minute_record(
+                identity,
+                minute,
+                seconds=min(60, -(-(end_ms - begin_ms) // 1000)),
+                started_at=standing.minute_at,
+                month=standing.minute_month or self.month_of(standing.minute_at),
+                counts=identity.terms.counts_minutes,
+                credits_micros=charged_micros - standing.minute_charged_micros,
+                free_ms=min(standing.free_ms, end_ms) - min(standing.free_ms, begin_ms),
+            )
+        )
+        self.standing = msgspec.structs.replace(
+            standing,
+            minutes_kept=minute + 1,
+            minute_at=ground.minute_begins_at(minute + 1),
+            minute_month="",
+            minute_charged_micros=charged_micros,
+        )
+
+    def halt(self, at: int) -> None:
+        """Closes the segment under way at the position where the standing is."""
+        standing = self.standing
+        self.standing = msgspec.structs.replace(
+            standing, segments=joined_segments(standing.segments, standing.run_at, at)
+        )
+
+    def end(self, at: int, reason: str, limit: str | None) -> None:
+        """Ends the session: its last minute, however short, and the figures of its receipt."""
+        standing = self.standing
+        if standing.elapsed_ms > standing.minutes_kept * MINUTE_MS:
+            self._keep_minute(self.ground(), standing.elapsed_ms)
+        self.standing = standing = msgspec.structs.replace(
+            self.standing,
+            phase=Phase.ENDED,
+            ended_at=at,
+            reason=reason,
+            limit=limit,
+            grace_until=None,
+            free_ms=min(standing.free_ms, standing.elapsed_ms),
+        )
+        self.records.append(ended_record(self.identity, standing))
+
+
+def minute_record(
+    identity: Identity,
+    minute: int,
+    *,
+    seconds: int,
+    started_at: int,
+    month: str,
+    counts: bool,
+    credits_micros: int,
+    free_ms: int,
+) -> MinuteUsed:
+    """The record of a minute of a session, by its number."""
+    return MinuteUsed(
+        tenant=identity.tenant,
+        session_id=identity.session_id,
+        minute=minute,
+        seconds=seconds,
+        user_id=identity.user_id,
+        org_id=identity.org_id,
+        account_id=identity.account_id,
+        counterpart_id=identity.counterpart_id,
+        kind=identity.kind,
+        started_at=started_at,
+        month=month,
+        counts=counts,
+        credits_micros=credits_micros,
+        free_ms=free_ms,
+    )
+
+
+def started_record(identity: Identity) -> SessionStarted:
+    """The record of a session that begins."""
+    return SessionStarted(
+        tenant=identity.tenant,
+        session_id=identity.session_id,
+        user_id=identity.user_id,
+        org_id=identity.org_id,
+        account_id=identity.account_id,
+        counterpart_id=identity.counterpart_id,
+        kind=identity.kind,
+        started_at=identity.started_at,
+        terms=identity.terms,
+        metadata=identity.metadata,
+        is_reported=identity.is_reported,
+    )
+
+
+def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
+    """The record of a session that ended: the figures of its receipt."""
+    assert standing.ended_at is not None
+    assert standing.reason is not None
+    started_at, ended_at = identity.started_at, standing.ended_at
+    if identity.is_reported and standing.segments:
+        # Its minutes are dated by the client's clock, which may be ahead, and come in any order.
+        started_at = min(started_at, standing.segments[0][0])
+        ended_at = max(ended_at, standing.segments[-1][1])
+    return SessionEnded(
+        tenant=identity.tenant,
+        session_id=identity.session_id,
+        user_id=identity.user_id,
+        org_id=identity.org_id,
+        account_id=identity.account_id,
+        counterpart_id=identity.counterpart_id,
+        kind=identity.kind,
+        started_at=started_at,
+        ended_at=ended_at,
+        reason=standing.reason,
+        limit=standing.limit,
+        elapsed_ms=standing.elapsed_ms,
+        free_ms=standing.free_ms,
+        billed_ms=identity.terms.billed_ms(standing.elapsed_ms, standing.free_ms),
+        minutes=standing.minutes_kept,
+        credits_micros=standing.charged_micros,
+        uncovered_ms=standing.uncovered_ms,
+        segments=list(standing.segments),
+        gaps=list(standing.gaps),
+        terms=identity.terms,
+        metadata=identity.metadata,
+        is_reported=identity.is_reported,
+    )
+
+
+def kept_offer(ground: Ground, before: Session) -> Offer:
+    """The grant that a session has, as an offer: always affordable, for it is held.
+
+    Time that was used beyond it keeps its place, but nothing is held for that any more;
+    and what the step charges beyond what was held is debt already.
+    """
+    standing, grant = ground.standing, before.grant
+    granted_ms = max(grant.granted_ms, standing.elapsed_ms)
+    charge_micros = standing.charged_micros - before.standing.charged_micros
+    left_micros = max(0, grant.held_micros - charge_micros)
+    offer = ground.offer(granted_ms, 0)
+    return msgspec.structs.replace(
+        offer,
+        grant=Grant(
+            granted_ms=granted_ms,
+            held_micros=min(ground.held_micros(granted_ms), left_micros),
+            held_minutes=ground.minutes_by_month(standing.settled_ms, grant.granted_ms),
+            final=offer.grant.final,
+        ),
+    )

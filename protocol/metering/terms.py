@@ -1,0 +1,102 @@
+"""What a session is charged by: its price, increments, free time and bounds, and the
+one function from counted time to money.
+
+The charge is a pure function of counted time (DESIGN section 7)::
+
+    cost(elapsed) = price x billed(max(0, elapsed - free))
+    billed(t)     = 0 if t = 0 else I if t <= I else I + ceil((t - I) / N) x N
+
+It is evaluated on the whole session and rounded once, so a pause inside an increment,
+a reconnect and a repeated claim cannot round twice; a claim charges the difference to
+what was charged before.
+"""
+
+from typing import Literal
+
+import msgspec
+
+MINUTE_MS = 60_000
+
+FreeScope = Literal["session", "pair", "day"]
+Gap = Literal["skip", "bill"]
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """The terms of one session, fixed when it starts and the same on every process.
+
+    Built from a kind of the rate card (``protocol.rate_card``) and, for prepared sessions,
+    from what the backend set. All times are counted milliseconds.
+    """
+
+    kind: str
+    price_micros: int
+    """Micro-credits for each billed minute."""
+    free_ms: int
+    free_scope: FreeScope
+    first_increment_ms: int
+    next_increment_ms: int
+    counts_minutes: bool
+    warn_at_ms: tuple[int, ...]
+    """Thresholds of ``limit_warning``, highest first."""
+    stop_grace_ms: int
+    reconnect_grace_ms: int
+    gap: Gap
+    session_cap_ms: int
+    """The longest counted time; 0 means none."""
+    tick_ms: int
+    speed: int = 1
+    """Counted milliseconds for each real one: 1, except in a demonstration."""
+    max_live_sessions: int = 0
+    """Sessions of this kind that one user may have at a time; 0 means any number."""
+
+    def with_unknown_counterpart(self) -> "Terms":
+        """The terms of a session whose counterpart no backend has named.
+
+        Free time of the scope ``pair`` begins anew with each counterpart, and a browser
+        can invent any number of them.
+        """
+        return msgspec.structs.replace(self, free_ms=0) if self.free_scope == "pair" else self
+
+    def billed_ms(self, elapsed_ms: int, free_ms: int) -> int:
+        """The billed time, in whole increments, of ``elapsed_ms`` with ``free_ms`` free."""
+        paid_ms = elapsed_ms - free_ms
+        if paid_ms <= 0:
+            return 0
+        first_ms = self.first_increment_ms
+        if paid_ms <= first_ms:
+            return first_ms
+        next_ms = self.next_increment_ms
+        return first_ms + -(-(paid_ms - first_ms) // next_ms) * next_ms
+
+    def cost_micros(self, elapsed_ms: int, free_ms: int) -> int:
+        """The cost of the whole session so far, in micro-credits.
+
+        A fraction of a micro-credit is dropped, once a session, in the user's favour.
+        """
+        return self.price_micros * self.billed_ms(elapsed_ms, free_ms) // MINUTE_MS
+
+    def increment_end_ms(self, elapsed_ms: int, free_ms: int) -> int:
+        """The counted time at which the increment that ``elapsed_ms`` is in ends.
+
+        A position on a boundary belongs to the increment that it ends, for an increment
+        is billed when it is begun, and only then; within free time, the end of free time.
+        """
+        if elapsed_ms <= free_ms:
+            return free_ms
+        return free_ms + self.billed_ms(elapsed_ms, free_ms)
+
+    def affordable_ms(self, micros: int, free_ms: int) -> int | None:
+        """The longest counted time that costs at most ``micros``; None means for ever."""
+        if self.price_micros == 0:
+            return None
+        # The largest b with price * b // 60000 <= micros.
+        billable_ms = ((micros + 1) * MINUTE_MS - 1) // self.price_micros
+        if billable_ms < self.first_increment_ms:
+            return free_ms
+        further = (billable_ms - self.first_increment_ms) // self.next_increment_ms
+        return free_ms + self.first_increment_ms + further * self.next_increment_ms
+
+
+def minutes_begun(elapsed_ms: int) -> int:
+    """How many minutes of a session have begun: the rows it will have left."""
+    return -(-elapsed_ms // MINUTE_MS)

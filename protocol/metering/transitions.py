@@ -1,0 +1,434 @@
+"""Moves: the step that each event makes of a session.
+
+Every function takes the :class:`Moment` and answers with the step that Redis is asked
+to make. Nothing here keeps state; the meter decides when a move is due.
+"""
+
+from typing import Any
+
+import msgspec
+
+from protocol import limits
+from protocol.metering.intents import Intent
+from protocol.metering.quota import NO_REST, MonthOf, Offer, Rest
+from protocol.metering.receipts import receipt
+from protocol.metering.session import Grant, Session, Standing, joined_segments
+from protocol.metering.states import Event, Phase, after
+from protocol.metering.steps import Settling, Step, ended_record, kept_offer, started_record
+from protocol.metering.terms import MINUTE_MS
+from protocol.wire import messages
+from protocol.wire.codec import encode
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """A session at an instant, as the process sees it that makes the move."""
+
+    session: Session
+    month_of: MonthOf
+    now_ms: int
+    elapsed_ms: int
+    """Counted time at ``now_ms``."""
+    proven_ms: int
+    """Counted time at the last proof of life."""
+    seq: int
+    free_over: bool
+    warned: dict[str, int]
+    notices: tuple[bytes, ...]
+    free_left_ms: int
+    """What is left of the shared allowance of free time, as far as is known."""
+    alive_at: int
+    """The last proof of life that this process knows of."""
+    available_micros: int
+    """What the account could give to this session, all that it was charged included."""
+    present: bool
+    """Whether this process has sockets of the session."""
+    farewell_at: int | None
+    """When the user last took leave of the session here."""
+    rest: Rest = NO_REST
+    """What is left on counters that the session draws on alone."""
+    yields: bool = False
+    """Somebody needs what is merely held: running time takes no more than it needs to run on."""
+    refreshed: bool = False
+    """A limit was changed: what is held beyond it is given back."""
+    response_ms: int = 0
+    """How long Redis takes to answer."""
+    share_until: int | None = None
+    """Nothing beyond this instant is asked for; None: it is for Redis to say."""
+
+    def instant_of(self, elapsed_ms: int) -> int:
+        """The instant at which running time reached ``elapsed_ms``.
+
+        Not always now, when ``elapsed_ms`` is what is counted now: where the grant ended,
+        and with it the uncovered time, counting has stopped before.
+        """
+        standing, speed = self.session.standing, self.session.identity.terms.speed
+        return standing.at + -(-(elapsed_ms - standing.elapsed_ms) // speed)
+
+    def settling(self, **changes: Any) -> Settling:
+        """The session's next standing, with what this process has noticed written in."""
+        noticed = {
+            "version": self.session.standing.version + 1,
+            "seq": self.seq,
+            "free_over": self.free_over,
+            "warned": self.warned,
+            "ungranted": self.ungranted,
+        }
+        standing = msgspec.structs.replace(self.session.standing, **{**noticed, **changes})
+        return Settling(self.session.identity, self.month_of, standing)
+
+    def offers(self, settling: Settling, *, shrink: bool = False) -> tuple[Offer, ...]:
+        """What may be granted from the standing that a step makes."""
+        ground = settling.ground()
+        return ground.offers(shrink=shrink, rest=self.rest, response_ms=self.response_ms)
+
+    def shared(self, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
+        """Those of ``offers`` that are within the session's share, where that is known here."""
+        if self.share_until is None:
+            return offers
+        return settling.ground().within(offers, self.share_until)
+
+    @property
+    def ungranted(self) -> tuple[tuple[int, int], ...]:
+        """What was used before it was granted, up to now; a part that is not proven yet is
+        settled by a later step, after more was granted."""
+        before, granted_ms = self.session.standing, self.session.grant.granted_ms
+        if before.phase is not Phase.ACTIVE:
+            return before.ungranted
+        begin_ms = max(before.settled_ms, granted_ms)
+        return joined_segments(before.ungranted, begin_ms, self.elapsed_ms)
+
+    def step(self, settling: Settling, **parts: Any) -> Step:
+        """The step to that standing."""
+        return Step(
+            before=self.session,
+            standing=settling.standing,
+            month=self.month_of(self.now_ms),
+            made_at=self.now_ms,
+            used_minutes=settling.used_minutes,
+            records=tuple(settling.records),
+            notices=self.notices,
+            present=self.present,
+            **parts,
+        )
+
+
+def step_for(intent: Intent, moment: Moment) -> Step | None:
+    """The step that an intent makes of the session as it is; None: there is none to make."""
+    before = moment.session.standing
+    phase = after(before.phase, intent.event)
+    if phase is None or (before.version == 0 and not intent.starts):
+        return None  # a session begins with its start, whatever happened meanwhile
+    match intent.event:
+        case Event.PAUSE:
+            return pause(moment)
+        case Event.RESUME if before.phase is Phase.STOPPING and before.limit == "session_cap":
+            return None  # no top-up lifts a cap, and its grace runs once
+        case Event.RESUME if moment.proven_ms < before.elapsed_ms:
+            return None  # asked for before the stop: it does not prove the time up to there
+        case Event.RESUME:
+            return resume(moment)
+        case Event.RETURNED:
+            return come_back(moment)
+        case Event.UNPROVEN:
+            return skip_gap(moment, intent.at)
+        case Event.LIMIT:
+            return reach_limit(moment, intent.reason, intent.at)
+        case Event.LOST:
+            return lose(moment, phase, died=intent.reason == "died")
+        case Event.EXPIRED if before.grace_until is None or moment.now_ms < before.grace_until:
+            return None  # it was another grace that ran out: somebody came back meanwhile
+        case Event.EXPIRED:
+            return end(moment, "limit" if before.phase is Phase.STOPPING else "disconnected")
+        case Event.STOP:
+            by_limit = before.phase is Phase.STOPPING and intent.reason == "client"
+            return end(moment, "limit" if by_limit else intent.reason)
+
+
+def claim(moment: Moment) -> Step:
+    """Settles what is proven, keeps completed minutes, and extends the grant.
+
+    Time that was used without a grant, because Redis was away, is settled as well.
+    """
+    at = moment.instant_of(moment.elapsed_ms)
+    settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=at)
+    settling.settle(moment.proven_ms)
+    offers, keep = _running_offers(moment, settling)
+    return moment.step(settling, offers=offers, keep=keep)
+
+
+def _running_offers(moment: Moment, settling: Settling) -> tuple[tuple[Offer, ...], Offer]:
+    """What running time may be granted, and what it keeps in any case: no less than it was
+    granted, which is used until the answer is in. A part is given back where others need it, or
+    where a limit was lowered."""
+    offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
+    keep = kept_offer(settling.ground(), moment.session)
+    if moment.yields and offers and offers[0].within(keep):
+        # That can be had even where the account owes. Whoever kept all of it would be recalled
+        # again at once, and two who do so would recall each other for ever.
+        return offers[:1], offers[0]
+    if moment.refreshed:
+        return offers, keep
+    kept_ms = keep.grant.granted_ms
+    return tuple(offer for offer in offers if offer.grant.granted_ms > kept_ms), keep
+
+
+def frees(step: Step, *, minutes: bool) -> bool:
+    """Whether a claim gives back credits, or ``minutes`` of a month, in favour of others."""
+    best = step.offers[0] if step.offers else step.keep
+    held, offered = step.before.grant, best.grant if best is not None else Grant()
+    if not minutes:
+        return step.charge_micros + offered.held_micros < held.held_micros
+    used = sum(step.used_minutes.values())
+    return used + sum(offered.held_minutes.values()) < sum(held.held_minutes.values())
+
+
+def note(moment: Moment) -> Step:
+    """Records what was said, settles what is proven, and leaves the grant as it is.
+
+    That something was said is no reason to ask for more: of two sessions that share the
+    last increment, each is told of the other's grant, says so, and would take it back.
+    """
+    before = moment.session
+    settling = moment.settling(
+        elapsed_ms=moment.elapsed_ms, at=moment.instant_of(moment.elapsed_ms)
+    )
+    settling.settle(moment.proven_ms)
+    kept = kept_offer(settling.ground(), before)
+    grant = msgspec.structs.replace(kept.grant, final=before.grant.final)
+    return moment.step(
+        settling,
+        keep=msgspec.structs.replace(kept, grant=grant, more_micros=0, more_minutes={}),
+    )
+
+
+def pause(moment: Moment) -> Step:
+    """Time stops at the request, which is a proof of life; what is held is given back.
+
+    Where Redis could be asked later only, it stops at the last proof since: nobody proves
+    what lies beyond any more, and the client wanted it to stop before that.
+    """
+    at = moment.instant_of(moment.proven_ms)
+    settling = _stand_still(moment, Phase.PAUSED, moment.proven_ms, at)
+    return _released(moment, settling)
+
+
+def resume(moment: Moment) -> Step:
+    """Time goes on, if there is a grant for it: from a start, a pause, or the stop grace."""
+    before = moment.session.standing
+    settling = moment.settling()
+    settling.settle(before.elapsed_ms)  # the request proves the time before the stop
+    taken_ms = _free_to_take(moment) if moment.session.identity.free_key else 0
+    changes: dict[str, Any] = {
+        "phase": Phase.ACTIVE,
+        "at": moment.now_ms,
+        "run_at": moment.now_ms,
+        "free_ms": before.free_ms + taken_ms,
+        "free_over": moment.free_over and not taken_ms,
+        "limit": None,
+        "grace_until": None,
+        "lost_at": None,
+    }
+    if before.elapsed_ms == settling.standing.minutes_kept * MINUTE_MS:
+        changes["minute_at"] = moment.now_ms
+    settling.standing = msgspec.structs.replace(settling.standing, **changes)
+    if before.version == 0:
+        settling.records.append(started_record(moment.session.identity))
+    offers = moment.shared(settling, moment.offers(settling))
+    return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
+
+
+def come_back(moment: Moment) -> Step:
+    """A socket joined in the reconnect grace. A paused session stays paused.
+
+    Where the kind bills gaps, time has gone on since the last proof of life; it is
+    granted now, as far as there is anything to grant.
+    """
+    before = moment.session.standing
+    if before.phase is not Phase.SUSPENDED:
+        settling = moment.settling(grace_until=None, lost_at=None)
+        return moment.step(settling)
+    lost_at = before.lost_at if before.lost_at is not None else before.at
+    terms = moment.session.identity.terms
+    billed = terms.gap == "bill"
+    began_at = lost_at if billed else moment.now_ms
+    taken_ms = _free_to_take(moment) if moment.session.identity.free_key else 0
+    changes: dict[str, Any] = {
+        "phase": Phase.ACTIVE,
+        "at": began_at,
+        "run_at": began_at,
+        "free_ms": before.free_ms + taken_ms,
+        "free_over": moment.free_over and not taken_ms,
+        "grace_until": None,
+        "lost_at": None,
+        "gaps": (*before.gaps[-255:], (lost_at, moment.now_ms, billed)),
+    }
+    if before.elapsed_ms == before.minutes_kept * MINUTE_MS:
+        changes["minute_at"] = began_at
+    settling = moment.settling(**changes)
+    if billed:
+        gap_ms = max(0, moment.now_ms - lost_at) * terms.speed
+        offers = settling.ground().gap_offers(
+            before.elapsed_ms + gap_ms, moment.available_micros, moment.rest, moment.response_ms
+        )
+    else:
+        offers = moment.offers(settling)
+    offers = moment.shared(settling, offers)
+    return moment.step(settling, offers=offers, free_taken_ms=taken_ms)
+
+
+def skip_gap(moment: Moment, came_at: int) -> Step | None:
+    """Time stopped at the last proof of life, and goes on from ``came_at``, when a socket joined:
+    a loss that was not noticed, and the return. Only for kinds that bill no gaps."""
+    position_ms = moment.proven_ms
+    lost_at = moment.instant_of(position_ms)
+    if lost_at >= came_at:
+        return None  # somebody else has proven it meanwhile
+    settling = _stand_still(moment, Phase.ACTIVE, position_ms, lost_at)
+    standing = settling.standing
+    changes: dict[str, Any] = {
+        "at": came_at,
+        "run_at": came_at,
+        "ungranted": (),
+        "gaps": (*standing.gaps[-255:], (lost_at, came_at, False)),
+    }
+    if position_ms == standing.minutes_kept * MINUTE_MS:
+        changes["minute_at"] = came_at
+    settling.standing = msgspec.structs.replace(standing, **changes)
+    offers, keep = _running_offers(moment, settling)
+    return moment.step(settling, offers=offers, keep=keep)
+
+
+def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
+    """Counting has stopped; the grace to save runs since that was said.
+
+    What is not proven yet stays held until the next proof of life settles it.
+    """
+    before, terms = moment.session.standing, moment.session.identity.terms
+    active = before.phase is Phase.ACTIVE
+    stopped_at = moment.instant_of(moment.elapsed_ms) if active else said_at
+    settling = _stand_still(moment, Phase.STOPPING, moment.elapsed_ms, stopped_at)
+    settling.standing = msgspec.structs.replace(
+        settling.standing, limit=limit, grace_until=said_at + terms.stop_grace_ms, lost_at=None
+    )
+    if settling.standing.settled_ms >= moment.elapsed_ms:
+        return _released(moment, settling)
+    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session))
+
+
+def stand(moment: Moment) -> Step:
+    """A session that does not run stays as it is. What was said last is recorded; what was
+    proven in the stop grace is settled, and when that is all, the hold is given back."""
+    settling = moment.settling()
+    settling.settle(moment.proven_ms)
+    if settling.standing.settled_ms >= settling.standing.elapsed_ms:
+        return _released(moment, settling)
+    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session))
+
+
+def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:
+    """This process has no socket of it any more. Time ended at the last proof of life.
+
+    Made only if no other process has one; the grace begins now, when it is found out,
+    and costs nothing. What a process that died has said and not recorded its clients know by
+    numbers that nothing else may have: else they would take a stop for what they heard already.
+    """
+    before = moment.session
+    lost_at = min(moment.alive_at, moment.now_ms)
+    at = before.standing.at
+    if before.standing.phase is Phase.ACTIVE:
+        # Another process may have proven more of it than this one knows of.
+        at = lost_at = moment.instant_of(moment.proven_ms)
+    settling = _stand_still(moment, phase, moment.proven_ms, at)
+    if died:
+        seq = moment.seq + limits.NOTICES_UNRECORDED_MAX
+        settling.standing = msgspec.structs.replace(settling.standing, seq=seq)
+    if before.standing.phase is not Phase.STOPPING:
+        grace_ms = before.identity.terms.reconnect_grace_ms
+        settling.standing = msgspec.structs.replace(
+            settling.standing, grace_until=moment.now_ms + grace_ms, lost_at=lost_at
+        )
+    step = _released(moment, settling)
+    return msgspec.structs.replace(step, leaving=True, farewell_at=moment.farewell_at)
+
+
+def end(moment: Moment, reason: str) -> Step:
+    """The session ends where it was last proven; nothing leaves this state.
+
+    The step carries the ``stopped`` notice, with the receipt in it.
+    """
+    identity, before = moment.session.identity, moment.session.standing
+    limit = before.limit if reason == "limit" else None
+    position_ms = moment.proven_ms
+    at = before.at
+    if before.phase is Phase.ACTIVE:
+        at = moment.instant_of(position_ms)
+    settling = _stand_still(moment, Phase.ENDED, position_ms, at)
+    settling.end(at if reason in ("disconnected", "limit") else moment.now_ms, reason, limit)
+    stopped = messages.Stopped(
+        session_id=identity.session_id,
+        seq=moment.seq + 1,
+        reason=reason,  # type: ignore[arg-type]
+        limit=limit,  # type: ignore[arg-type]
+        receipt=receipt(ended_record(identity, settling.standing)),
+    )
+    settling.standing = msgspec.structs.replace(settling.standing, seq=stopped.seq)
+    step = _released(moment, settling)
+    return msgspec.structs.replace(step, notices=(*step.notices, encode(stopped)))
+
+
+def _stand_still(moment: Moment, phase: Phase, position_ms: int, at: int) -> Settling:
+    """Settles the time that is proven and closes the segment, if one was under way."""
+    before = moment.session.standing
+    settling = moment.settling(phase=phase, elapsed_ms=position_ms, at=at)
+    settling.standing = msgspec.structs.replace(
+        settling.standing, elapsed_ms=before.elapsed_ms, at=before.at
+    )
+    settling.settle(min(position_ms, max(moment.proven_ms, before.settled_ms)))
+    settling.standing = msgspec.structs.replace(settling.standing, elapsed_ms=position_ms, at=at)
+    if before.phase is Phase.ACTIVE:
+        settling.halt(at)
+    elif position_ms < before.elapsed_ms:
+        # Found out in the stop grace that the client was gone before the stop.
+        speed = moment.session.identity.terms.speed
+        gone_ms = -(-(before.elapsed_ms - position_ms) // speed)
+        from_at, to_at = before.segments[-1]
+        segments = (*before.segments[:-1], (from_at, max(from_at, to_at - gone_ms)))
+        settling.standing = msgspec.structs.replace(settling.standing, segments=segments)
+    return settling
+
+
+def _released(moment: Moment, settling: Settling) -> Step:
+    """The step that gives back what is held, and what was not used of shared free time.
+
+    Time that is not proven is dropped here, also where no grant was: when the session goes
+    on, the same position may be reached with one.
+    """
+    settling.standing = standing = msgspec.structs.replace(settling.standing, ungranted=())
+    used_ms = min(standing.free_ms, standing.elapsed_ms)
+    taken_ms = 0
+    if moment.session.identity.free_key:
+        taken_ms = used_ms - moment.session.standing.free_ms
+        settling.standing = msgspec.structs.replace(standing, free_ms=used_ms)
+    return moment.step(settling, free_taken_ms=taken_ms)
+
+
+def _free_to_take(moment: Moment) -> int:
+    """What the session takes of a shared allowance: nothing once it has begun to cost,
+    for the charge is a function of the whole time and its free part comes first."""
+    before = moment.session.standing
+    if before.elapsed_ms > before.free_ms:
+        return 0
+    return max(0, moment.free_left_ms)
+
+
+def unstarted(phase: Phase, now_ms: int, free_ms: int) -> Standing:
+    """The standing before the first step: nothing counted, nothing held."""
+    return Standing(
+        version=0,
+        phase=phase,
+        elapsed_ms=0,
+        at=now_ms,
+        run_at=now_ms,
+        minute_at=now_ms,
+        free_ms=free_ms,
+    )

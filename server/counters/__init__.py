@@ -1,0 +1,4 @@
+"""Accounts, months and calendars, as this process knows them.
+
+Imports ``runtime``, ``transport`` and ``access``.
+"""

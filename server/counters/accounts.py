@@ -1,0 +1,325 @@
+"""The accounts that this process serves, and what other processes tell about them.
+
+One subscription an account, made before the account is read, so that no change falls
+between the two. A message carries the account's version; when one is missing, or the
+line to Redis was down for a while, the account is read anew.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, NamedTuple, TypeAlias
+
+import orjson
+import structlog
+from redis.exceptions import RedisError
+
+from protocol import limits
+from protocol.metering.projection import AccountProjection
+from server.counters.loading import Loader
+from server.runtime.isolation import isolated
+from server.runtime.turns import Turns
+from server.runtime.waiting import Locks, Signal
+from storage.redis.channels import POLL_S, channels_of
+from storage.redis.encoding import line_from
+from storage.redis.live import Change, Live, LiveError
+from storage.tasks import end
+
+log = structlog.get_logger()
+
+SUBSCRIBE_S = 2.0
+"""A channel is confirmed in that time, or whoever needs it is refused."""
+RETRY_S = 0.2
+RETRY_S_MAX = 2.0
+
+AccountKey = tuple[str, str]
+"""Tenant and account id."""
+Hearer: TypeAlias = "Account | Callable[[dict[str, Any]], None]"
+"""Whoever a channel's messages are for: its account, or anybody else."""
+Listener = Callable[["Account", dict[str, Any]], None]
+
+
+class Told(NamedTuple):
+    """How often an account's sessions were told each thing that concerns all of them. One that
+    has heard of fewer hears of all that it missed at once: hundreds of messages are one look."""
+
+    changes: int = 0
+    frees: int = 0
+    recalls: int = 0
+    breaks: int = 0
+    """The line was down: messages are lost."""
+
+
+class Account:
+    """One account on this process: its projection, and who is interested in it."""
+
+    __slots__ = ("is_looked_at", "listeners", "projection", "read_at", "seats", "told", "users")
+
+    def __init__(self, tenant: str, account_id: str) -> None:
+        self.projection = AccountProjection(tenant, account_id)
+        self.users = 0
+        """Sessions and sockets here that need it."""
+        self.listeners: dict[Listener, None] = {}
+        """Sockets here that show its balance."""
+        self.seats: dict[str, Any] = {}
+        """The sessions here that burn it (``server.sessions.local_session``), by their id."""
+        self.told = Told()
+        self.is_looked_at = False
+        """Its sessions are about to hear of what they were told."""
+        self.read_at = -math.inf
+        """When it was read last, by the loop's clock."""
+
+
+class Channel(Signal):
+    """A channel of Redis; set once the subscription is confirmed."""
+
+    __slots__ = ("hears",)
+
+    def __init__(self, hears: Hearer) -> None:
+        super().__init__()
+        self.hears = hears
+
+
+class Accounts:
+    """The accounts of a process."""
+
+    def __init__(self, live: Live, loader: Loader, listener: Listener, turns: Turns) -> None:
+        self.live = live
+        self.loader = loader
+        self.turns = turns
+        self._listener = listener
+        self._accounts: dict[AccountKey, Account] = {}
+        self._channels: dict[str, Channel] = {}
+        self._locks = Locks()
+        self._pubsub = channels_of(live.redis)
+        self._reader: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unread: dict[Account, list[dict[str, Any]]] = {}
+        """Accounts that are about to be read anew, and the messages that are taken then."""
+        self._wake = asyncio.Event()
+        self.resynchronised: Callable[[], None] = lambda: None
+        """Called when the line to Redis was down: it may be another Redis that is up."""
+        self._is_resynchronising = False
+
+    async def start(self) -> None:
+        """Begins to listen."""
+        self._reader = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        """Stops listening."""
+        await end([*self._tasks, self._reader])
+        await self._pubsub.aclose()
+
+    def get(self, tenant: str, account_id: str) -> Account | None:
+        """The account, if it is served here."""
+        return self._accounts.get((tenant, account_id))
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(list(self._accounts.values()))
+
+    async def open(self, tenant: str, account_id: str) -> Account:
+        """The account, up to date and subscribed to; give it back with ``close``.
+
+        Raises :class:`LiveError` or ``ServiceError`` where Redis or Postgres is away.
+        """
+        key = (tenant, account_id)
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = Account(tenant, account_id)
+        account.users += 1
+        try:
+            async with self._locks.hold(key):
+                if account.projection.version < 0:
+                    channel = self.live.keys.channel(tenant, account_id)
+                    await self.subscribe(channel, account)
+                    await self.read(account)
+        except BaseException:
+            await self.close(account)
+            raise
+        return account
+
+    async def close(self, account: Account) -> None:
+        """One user less; the last one ends the subscription."""
+        account.users -= 1
+        projection = account.projection
+        if account.users == 0:
+            self._accounts.pop((projection.tenant, projection.account_id), None)
+            await self.unsubscribe(self.live.keys.channel(projection.tenant, projection.account_id))
+
+    async def read(self, account: Account) -> None:
+        """Reads the account anew, out of the ledger if it is cold."""
+        projection = account.projection
+        figures = await self.live.account(projection.tenant, projection.account_id)
+        if figures is None:
+            await self.loader.account(projection.tenant, projection.account_id)
+            figures = await self.live.account(projection.tenant, projection.account_id)
+        if figures is None:
+            raise LiveError("the account does not stay in Redis")
+        projection.replace(
+            figures.version, figures.gross_micros, figures.reserved_micros, figures.lines
+        )
+
+    def changed(self, account: Account, change: Change, session_id: str | None, line: Any) -> None:
+        """Takes a change that this process made itself."""
+        if not account.projection.apply(
+            change.version, change.gross_micros, change.reserved_micros, session_id, line
+        ):
+            self._read_later(account)
+
+    async def subscribe(self, channel: str, hears: Hearer) -> None:
+        """Listens to a channel; returns when Redis has confirmed it."""
+        listened = self._channels.setdefault(channel, Channel(hears))
+        listened.hears = hears
+        try:
+            async with asyncio.timeout(SUBSCRIBE_S):
+                await self._pubsub.subscribe(channel)
+                self._wake.set()
+                await listened.wait()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LiveError(str(error) or "no confirmation of a subscription") from error
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Listens no more to a channel."""
+        self._channels.pop(channel, None)
+        with contextlib.suppress(RedisError, OSError):
+            await self._pubsub.unsubscribe(channel)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an account is being read anew."""
+        return bool(self._tasks)
+
+    async def idle(self) -> None:
+        """Waits until no account is being read anew."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # --- Listening -----------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        """Reads messages for as long as the process lives, whatever happens to the line."""
+        for taken in itertools.count():
+            if taken % limits.MESSAGES_PER_TURN == 0:
+                # Those that have come already are read without the loop's having a turn.
+                await asyncio.sleep(0)
+            try:
+                if not self._pubsub.subscribed:
+                    self._wake.clear()
+                    await self._wake.wait()
+                message = await self._pubsub.get_message(timeout=POLL_S)
+            except (RedisError, OSError) as error:
+                log.warning("pubsub_lost", error=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            except Exception:
+                log.exception("pubsub_not_read")
+                await asyncio.sleep(RETRY_S)
+                continue
+            if message is None:
+                continue
+            try:
+                self._take(message)
+            except Exception:
+                # One message that is not understood must not make this process deaf.
+                log.exception("message_not_taken")
+
+    def _take(self, message: dict[str, Any]) -> None:
+        channel = self._channels.get(message["channel"].decode())
+        if channel is None:
+            return
+        if message["type"] in {"subscribe", "ssubscribe"}:
+            if channel.is_set:
+                # The line was down and came back: what was told meanwhile is lost.
+                self._tell(channel, {"reload": True})
+                self._resynchronise_soon()
+            else:
+                channel.set()
+        elif message["type"] in {"message", "smessage"}:
+            self._tell(channel, orjson.loads(message["data"]))
+
+    def _resynchronise_soon(self) -> None:
+        """Once for all the channels that are confirmed together."""
+        if not self._is_resynchronising:
+            self._is_resynchronising = True
+            asyncio.get_running_loop().call_soon(self._resynchronise)
+
+    def _resynchronise(self) -> None:
+        self._is_resynchronising = False
+        self.resynchronised()
+
+    def _tell(self, channel: Channel, message: dict[str, Any]) -> None:
+        if isinstance(channel.hears, Account):
+            self._told(channel.hears, message)
+        else:
+            channel.hears(message)
+
+    def _told(self, account: Account, message: dict[str, Any]) -> None:
+        if message.get("reload"):
+            self._read_later(account, message if "again" in message else None)
+            return
+        if message.get("bumped"):
+            gross, reserved, version = message["account"]
+            line = message.get("line")
+            taken = account.projection.apply(
+                int(version),
+                int(gross),
+                int(reserved),
+                message.get("session_id"),
+                line_from(line) if line else None,
+            )
+            if not taken:
+                self._read_later(account, message)
+                return
+        self._listener(account, message)
+
+    def _read_later(
+        self, account: Account, message: dict[str, Any] | None = None, failures: int = 0
+    ) -> None:
+        """Reads the account anew, until that has succeeded or nobody needs it any more. Once is
+        enough, however often that is asked for before it has begun."""
+        waiting = self._unread.get(account)
+        if waiting is not None:
+            if message is not None and len(waiting) < limits.MESSAGES_WAITING_MAX:
+                waiting.append(message)
+            elif {} not in waiting:
+                waiting.append({})
+            return
+        self._unread[account] = [message or {}]
+        self._run(self._read_unread(account, failures))
+
+    async def _read_unread(self, account: Account, failures: int) -> None:
+        clock = asyncio.get_running_loop().time
+        pause_s = account.read_at + limits.ACCOUNT_READ_PAUSE_MS / 1000 - clock()
+        if failures:
+            pause_s = min(RETRY_S_MAX, RETRY_S * 2 ** min(failures - 1, 10))
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        projection = account.projection
+        key = (projection.tenant, projection.account_id)
+        messages: list[dict[str, Any]] = []
+        try:
+            async with self._locks.hold(key):
+                messages = self._unread.pop(account)
+                if self._accounts.get(key) is not account:
+                    return
+                await self.read(account)
+                account.read_at = clock()
+        except Exception as error:
+            if not failures:
+                log.warning("account_not_read", account=key[1], error=str(error))
+            if account not in self._unread:
+                self._unread[account] = messages
+                self._run(self._read_unread(account, failures + 1))
+            else:
+                self._unread[account][:0] = messages
+            return
+        for message in messages:
+            await self.turns.take(account)
+            isolated("message", self._listener, account, message)
+
+    def _run(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,309 @@
+"""Cold counters: what is not in Redis is read from Postgres and put there, if absent.
+
+That is safe because of two bounds. A counter leaves Redis only when no live session has
+used it for ``ACCOUNT_IDLE_MS``; and nothing is loaded while the tenant's outbox holds a
+record older than half of that. So whatever was decided before the counter left has
+reached Postgres by the time it is read again.
+
+A counter of many sessions is asked for by all of them at once, when Redis has come back
+empty. So there is one load of it at a time, which nobody who waits for it can cancel: what is
+done after a counter is there (what was written down meanwhile) would be missing in it.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import functools
+import zoneinfo
+from collections.abc import Awaitable, Callable, Iterator
+from functools import lru_cache
+
+import msgspec
+
+from protocol import limits
+from protocol.metering.quota import month_after
+from protocol.metering.session import Identity
+from protocol.wire.errors import ServiceError
+from server.runtime.clock import Clock
+from storage.postgres.records import Records, UnavailableError
+from storage.redis.live import Live
+from storage.redis.recovery import Restoring
+from storage.redis.spending import AccountName, Spending
+from storage.rows import MemberRecord
+from storage.tasks import end
+
+
+class Calendar(msgspec.Struct, frozen=True):
+    """The calendar of an organisation: months and days begin in its time zone."""
+
+    zone: zoneinfo.ZoneInfo
+
+    def day(self, at_ms: int) -> datetime.date:
+        """The day of an instant."""
+        return datetime.datetime.fromtimestamp(at_ms / 1000, self.zone).date()
+
+    def month(self, at_ms: int) -> str:
+        """The month of an instant, by its first day: ``2026-11-01``."""
+        return self.day(at_ms).replace(day=1).isoformat()
+
+    def day_around(self, at_ms: int) -> tuple[int, int]:
+        """The instants at which the day of an instant begins and ends."""
+        day = self.day(at_ms)
+        return self._start_at(day), self._start_at(day + datetime.timedelta(days=1))
+
+    def start_at(self, month: str) -> int:
+        """The instant at which a month begins, which its first day names."""
+        return self._start_at(datetime.date.fromisoformat(month))
+
+    def _start_at(self, day: datetime.date) -> int:
+        start = datetime.datetime.combine(day, datetime.time(), self.zone)
+        return int(start.timestamp() * 1000)
+
+
+@lru_cache(maxsize=1024)
+def calendar(name: str) -> Calendar:
+    """The calendar of a time zone; UTC for a name that this machine does not know."""
+    try:
+        return Calendar(zoneinfo.ZoneInfo(name))
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
+        return Calendar(zoneinfo.ZoneInfo("UTC"))
+
+
+class NotLoadedError(ServiceError):
+    """Nothing is loaded for now, because the partition recovers from a loss."""
+
+
+class Loader:
+    """Loads what is cold. Raises ``ServiceError`` (retryable) where Postgres is away."""
+
+    def __init__(self, live: Live, records: Records, clock: Clock) -> None:
+        self.live = live
+        self.records = records
+        self.clock = clock
+        self._restoring = Restoring(live)
+        self._spending = Spending(live)
+        self.incomplete: Callable[[], None] = lambda: None
+        """Called when a counter may be there to which something is still to be brought that
+        was written down a moment ago."""
+        self._loading: dict[tuple[str, bool], asyncio.Task[None]] = {}
+        """Loads that are under way, by the counter's key, and whether somebody asserts."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being loaded."""
+        return bool(self._loading)
+
+    async def stop(self) -> None:
+        """Loads nothing any more."""
+        await end(self._loading.values())
+
+    async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
+        """Loads a credit account from the ledger.
+
+        While the tenant's partition recovers from a loss in Redis, only those are served
+        who are ``asserting`` sessions.
+        """
+        await self._refuse_early(tenant, asserting)
+        load = functools.partial(self._load_account, tenant, account_id, asserting)
+        await self._unless_warm(self.live.keys.account(tenant, account_id), asserting, load)
+
+    async def _load_account(self, tenant: str, account_id: str, asserting: bool) -> None:
+        try:
+            found = await self.records.load_account(tenant, account_id, self._ended_after())
+            with self._completing():
+                _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
+                # Whoever wrote something down meanwhile found no account to apply it to.
+                missed = await self.records.entries_after(tenant, account_id, found.position)
+                if missed:
+                    name = AccountName(tenant, account_id)
+                    await self._restoring.apply_entries(name, missed, self.clock.now())
+        except UnavailableError as error:
+            raise ServiceError("the account cannot be loaded now") from error
+
+    async def member(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        ended_after: int | None = None,
+        everybody: bool = False,
+        adjusted_after: int | None = None,
+    ) -> MemberRecord:
+        """The limits and months of a member and the organisation, as Postgres has them; see
+        ``Records.load_member``."""
+        month = Calendar(zoneinfo.ZoneInfo("UTC")).month(self.clock.now())
+        months = [month, month_after(month)]
+        # A zone ahead of or behind UTC may be in another month than UTC is.
+        earlier = (datetime.date.fromisoformat(month) - datetime.timedelta(days=1)).replace(day=1)
+        try:
+            return await self.records.load_member(
+                tenant,
+                user_id,
+                [earlier, *map(datetime.date.fromisoformat, months)],
+                ended_after=ended_after,
+                everybody=everybody,
+                adjusted_after=adjusted_after,
+            )
+        except UnavailableError as error:
+            raise ServiceError("the month cannot be loaded now") from error
+
+    async def months(self, tenant: str, user_id: str, *, asserting: bool = False) -> None:
+        """Loads the months' counters of a member and of the organisation."""
+        await self._refuse_early(tenant, asserting)
+        keys = self.live.keys
+        # The organisation's first: it brings the member's with it.
+        for everybody in (True, False):
+            key = keys.organization(tenant) if everybody else keys.member(tenant, user_id)
+            load = functools.partial(self._load_months, tenant, user_id, everybody, asserting)
+            await self._unless_warm(key, asserting, load)
+
+    async def _load_months(
+        self, tenant: str, user_id: str, everybody: bool, asserting: bool
+    ) -> None:
+        """Loads a member's, and with ``everybody`` the organisation's too: what each of its
+        sessions has used is asked for once, and not with every member."""
+        keys = self.live.keys
+        adjusted_after = self.clock.now() - limits.RECOVERED_ENTRIES_MS
+        found = await self.member(
+            tenant,
+            user_id,
+            ended_after=self._ended_after(),
+            everybody=everybody,
+            adjusted_after=adjusted_after,
+        )
+        member: dict[str, str | int] = {"limit": _limit(found.member_limit_minutes), "overage": 0}
+        org: dict[str, str | int] = {
+            "limit": _limit(found.org_limit_minutes),
+            "overage": int(found.allow_overage),
+        }
+        for adjustment_id in found.adjustment_ids:
+            member[f"a:{adjustment_id}"] = org[f"a:{adjustment_id}"] = 1
+        for used in found.months:
+            member[f"used:{used.month.isoformat()}"] = used.member_minutes
+            org[f"used:{used.month.isoformat()}"] = used.org_minutes
+        for session in found.recorded:
+            org[f"i:{session.session_id}"] = session.minutes
+            if session.user_id == user_id:
+                member[f"i:{session.session_id}"] = session.minutes
+        with self._completing():
+            name = keys.member(tenant, user_id)
+            _check(await self.live.load_month(tenant, name, member, asserting=asserting))
+            if everybody:
+                name = keys.organization(tenant)
+                _check(await self.live.load_month(tenant, name, org, asserting=asserting))
+            await self._catch_up(tenant, user_id, found, adjusted_after)
+
+    async def _catch_up(
+        self, tenant: str, user_id: str, loaded: MemberRecord, adjusted_after: int
+    ) -> None:
+        """Brings what was changed while the months were being loaded: whoever changed it
+        found no counter to tell."""
+        try:
+            for adjustment in await self.records.adjustments_since(tenant, adjusted_after):
+                await self._spending.adjust(adjustment)
+            now = await self.records.load_member(tenant, user_id, [])
+        except UnavailableError as error:
+            raise ServiceError("the month cannot be loaded now") from error
+        org = (now.org_limit_minutes, now.allow_overage)
+        if org != (loaded.org_limit_minutes, loaded.allow_overage):
+            await self.live.change_limit(tenant, None, org[0], overage=org[1])
+        if now.member_limit_minutes != loaded.member_limit_minutes:
+            limit_minutes = now.member_limit_minutes
+            await self.live.change_limit(tenant, user_id, limit_minutes, overage=False)
+
+    async def free_time(
+        self, identity: Identity, day: tuple[int, int] | None, *, asserting: bool = False
+    ) -> None:
+        """Loads what a user has had of a shared allowance of free time."""
+        await self._refuse_early(identity.tenant, asserting)
+        load = functools.partial(self._load_free_time, identity, day, asserting)
+        await self._unless_warm(self._free_key(identity), asserting, load)
+
+    async def _load_free_time(
+        self, identity: Identity, day: tuple[int, int] | None, asserting: bool
+    ) -> None:
+        try:
+            found = await self.records.free_used(
+                identity.tenant,
+                identity.user_id,
+                identity.counterpart_id if identity.terms.free_scope == "pair" else None,
+                identity.kind,
+                day,
+                ended_after=self._ended_after(),
+            )
+        except UnavailableError as error:
+            raise ServiceError("the free time cannot be loaded now") from error
+        fields: dict[str, str | int] = {"used": found.used_ms}
+        fields |= {f"i:{session.session_id}": session.free_ms for session in found.recorded}
+        key = self._free_key(identity)
+        _check(await self.live.load_month(identity.tenant, key, fields, asserting=asserting))
+
+    def _free_key(self, identity: Identity) -> str:
+        return self.live.keys.free(identity.tenant, identity.free_key or "")
+
+    async def _unless_warm(
+        self, key: str, asserting: bool, load: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Loads a counter, unless it is there; whoever asks meanwhile shares what comes of it."""
+        name = (key, asserting)
+        task = self._loading.get(name)
+        if task is None:
+            task = self._loading[name] = asyncio.create_task(self._load_cold(key, load))
+            task.add_done_callback(functools.partial(self._loaded, name))
+        await asyncio.shield(task)
+
+    async def _load_cold(self, key: str, load: Callable[[], Awaitable[None]]) -> None:
+        if not await self.live.is_warm(key):
+            await load()
+
+    def _loaded(self, name: tuple[str, bool], task: "asyncio.Task[None]") -> None:
+        del self._loading[name]
+        if not task.cancelled():
+            task.exception()  # whoever waited for it has been told, or has gone
+
+    @contextlib.contextmanager
+    def _completing(self) -> Iterator[None]:
+        """What makes a counter whole, from where it may be there on."""
+        try:
+            yield
+        except NotLoadedError:
+            raise
+        except BaseException:
+            self.incomplete()
+            raise
+
+    def _ended_after(self) -> int:
+        """Sessions that ended before are asserted by nobody: Postgres has known of them for long,
+        or is further behind than anything is loaded from. What is cold has few that ended later."""
+        return self.clock.now() - limits.ACCOUNT_IDLE_MS
+
+    async def _refuse_early(self, tenant: str, asserting: bool) -> None:
+        """Raises ``ServiceError`` where loading would come to nothing, before Postgres is asked:
+        after a loss it has enough to do for those who are asserting."""
+        if not asserting:
+            _check(not await self.live.is_recovering(tenant))
+        await self.refuse_behind(tenant)
+
+    async def refuse_behind(self, tenant: str, kept_ms: int = limits.ACCOUNT_IDLE_MS) -> str:
+        """Raises ``ServiceError`` while something may wait in the tenant's outbox of which Redis,
+        which kept it for ``kept_ms``, has forgotten the rest: what Postgres says is not complete.
+        Answers the partition's epoch.
+
+        When it was appended counts, and not what it tells of: a session that ends while it is
+        paused has stood still since long before.
+        """
+        epoch, oldest = await self.live.oldest_record(tenant)
+        # By both clocks: keys expire by that of Redis, and it alone may have been stepped.
+        if oldest and max(self.clock.now() - oldest.made_at, oldest.age_ms) > kept_ms // 2:
+            raise ServiceError("the record is too far behind to load from")
+        return epoch
+
+
+def _check(loaded: bool) -> None:
+    """Raises :class:`NotLoadedError` for what cannot be loaded yet."""
+    if not loaded:
+        raise NotLoadedError("the session store has lost its last writes and is being restored")
+
+
+def _limit(minutes: int | None) -> str | int:
+    return "" if minutes is None else minutes

@@ -1,0 +1,52 @@
+"""What organisations and members may use of a month, brought from the record to Redis.
+
+Postgres has it first; live sessions are told, and ask anew what is left to them.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from storage.postgres.records import Records
+from storage.redis.live import Live
+from storage.rows import MemberRecord
+
+APPLY_ATTEMPTS_MAX = 16
+"""Changes of one limit that are made at once, before the last of them wins."""
+
+
+async def apply_organization(live: Live, records: Records, tenant: str) -> MemberRecord:
+    """Brings an organisation's limit, overage and time zone to its live sessions."""
+
+    async def apply(found: MemberRecord) -> None:
+        await live.change_limit(tenant, None, found.org_limit_minutes, overage=found.allow_overage)
+
+    return await _apply(records, tenant, "", apply)
+
+
+async def apply_member(live: Live, records: Records, tenant: str, user_id: str) -> MemberRecord:
+    """Brings a member's own limit to the member's live sessions."""
+
+    async def apply(found: MemberRecord) -> None:
+        await live.change_limit(tenant, user_id, found.member_limit_minutes, overage=False)
+
+    return await _apply(records, tenant, user_id, apply)
+
+
+async def _apply(
+    records: Records,
+    tenant: str,
+    user_id: str,
+    apply: Callable[[MemberRecord], Awaitable[None]],
+) -> MemberRecord:
+    """Brings the limits that Postgres has to Redis, until they are still the same after.
+
+    Two changes at once may reach Redis in another order than Postgres. Whoever applied
+    last looks again after it, and finds what the other one wrote, or has written it.
+    """
+    found = await records.load_member(tenant, user_id, [])
+    for _ in range(APPLY_ATTEMPTS_MAX):
+        await apply(found)
+        again = await records.load_member(tenant, user_id, [])
+        if again == found:
+            break
+        found = again
+    return found

@@ -1,0 +1,101 @@
+"""Recall: what sessions merely hold never makes a spend fail.
+
+Sessions hold credits ahead of their time, so that they run on while a claim is on its
+way. When only that is in the way of a spend, they are told to settle and to keep no more
+than they need to run on (DESIGN section 2), and the spend is tried again when they did:
+whoever waits here hears of it on the account's channel, like everybody else.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from protocol import limits
+from protocol.metering.quota import keeps_more, keeps_more_minutes
+from protocol.wire.errors import ServiceError
+from server.counters.accounts import Account, Accounts
+from storage.redis.live import Live
+from storage.redis.spending import AccountName, Answer
+
+Attempt = Callable[[bool], Awaitable[Answer]]
+"""Tries once; True: and tells holders to shrink."""
+
+
+class Recall:
+    """Tries what sessions' holds were in the way of, until they are not."""
+
+    def __init__(self, accounts: Accounts, wait_ms: int = limits.RECALL_WAIT_MS) -> None:
+        self._accounts = accounts
+        self.wait_ms = wait_ms
+
+    async def until(self, name: AccountName, attempt: Attempt) -> Answer:
+        """The answer that is not ``held``, or that still is when the wait is over.
+
+        A session keeps what it needs to run on, so what is left ``held`` then is really
+        not there. Raises ``unavailable`` where a holder has not answered, and ``LiveError``.
+        """
+        loop = asyncio.get_running_loop()
+        account = await self._accounts.open(*name)
+        told = asyncio.Event()
+
+        def listen(_: Account, message: dict[str, Any]) -> None:
+            if may_free(message):
+                told.set()
+
+        account.listeners[listen] = None
+        try:
+            # The wait begins when the holders are told, with whoever told listening already.
+            answer = await attempt(True)
+            over_at = loop.time() + self.wait_ms / 1000
+            while answer.status == "held":
+                try:
+                    async with asyncio.timeout_at(over_at):
+                        await told.wait()
+                except TimeoutError:
+                    answer = await attempt(False)
+                    if answer.status == "held":
+                        await self._refuse_unanswered(name)
+                    return answer
+                told.clear()
+                answer = await attempt(False)
+            return answer
+        finally:
+            del account.listeners[listen]
+            await self._accounts.close(account)
+
+    async def _refuse_unanswered(self, name: AccountName) -> None:
+        if await is_unanswered(self._accounts.live, name, self._accounts.loader.clock.now()):
+            raise holders_silent()
+
+
+async def is_unanswered(live: Live, name: AccountName, now_ms: int) -> bool:
+    """Whether a session of an account, whose holders were told to shrink, holds more than it needs
+    still: its process has not answered, so nobody knows what is left. Raises ``LiveError``."""
+    figures = await live.account(*name)
+    if figures is None:
+        return False
+    found = await live.sessions(name.tenant, list(figures.lines))
+    return any(keeps_more(session, now_ms) for session in found)
+
+
+async def are_minutes_unanswered(live: Live, tenant: str, user_id: str | None, now_ms: int) -> bool:
+    """The same of minutes of a month, that sessions of a user hold; None: of the organisation."""
+    async for found in live.sessions_of_tenant(tenant):
+        for session in found:
+            is_theirs = user_id is None or session.identity.user_id == user_id
+            if is_theirs and keeps_more_minutes(session, now_ms):
+                return True
+    return False
+
+
+def holders_silent() -> ServiceError:
+    """What is said then: it is not refused, and may be asked again."""
+    return ServiceError("sessions hold what is asked for and have not answered; ask again")
+
+
+def may_free(message: dict[str, Any]) -> bool:
+    """Whether there may be more to spend after it: it is not just another recall or spend."""
+    credit = message.get("credit")
+    if credit is not None and credit["reason"] in {"spend", "hold"}:
+        return False
+    return not message.get("recall") or bool(message.get("bumped"))

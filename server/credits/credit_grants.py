@@ -1,0 +1,259 @@
+"""Money in: an entry in Postgres first, and then in Redis.
+
+The two writes cannot be one, so the first leaves a note in Postgres (``account_inbox``)
+that is taken away when the second is done. A process that dies between them is followed by
+one that finds the note; Redis knows the entries that it took, so nothing counts twice.
+
+Two kinds of grants have a name in the rate card. A package is granted because somebody
+bought it. An allotment is what a tier gives for a month: it comes by itself to every
+account that is used in the month, once, and expires with it. A higher tier adds what it
+gives more; a lower one takes nothing back.
+"""
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.metering.quota import month_after
+from protocol.metering.records import EntryPosted
+from protocol.rate_card import RateCard
+from protocol.wire.errors import ServiceError
+from server.counters.accounts import Account, Accounts
+from server.counters.loading import calendar
+from server.credits.ledger_client import Till
+from server.credits.outcomes import BalanceTooHighError
+from server.runtime.clock import Clock
+from server.runtime.isolation import for_each
+from server.runtime.metrics import Metrics
+from storage.postgres.ledgers import BALANCE_CHECK
+from storage.postgres.records import Records, RefusedError, UnavailableError
+from storage.redis.live import Live, LiveError
+from storage.redis.spending import AccountName
+from storage.rows import BeforeOperation, GrantRow, InboxEntry
+
+log = structlog.get_logger()
+
+DAY_MS = 24 * 3_600_000
+PRIORITY_DEFAULT = 100
+"""Of grants that name none; of these, the one that expires first burns first."""
+
+
+class Allotted(msgspec.Struct, frozen=True):
+    """An account that was seen to, and what was said of it then."""
+
+    plan: tuple[str, str]
+    """The tier, and the time zone in which its months begin."""
+    month_ends_at: int
+    fresh_until_at: int
+
+
+class Grants(Till):
+    """Grants credits: amounts, packages, and what a tier gives for a month."""
+
+    def __init__(
+        self,
+        live: Live,
+        records: Records,
+        clock: Clock,
+        accounts: Accounts,
+        rates: RateCard,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(live, records, clock, accounts, rates, metrics)
+        self._allotted: dict[AccountName, Allotted] = {}
+
+    async def enter(
+        self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
+    ) -> bool:
+        """Writes an entry and applies it. False: it was there already, as it was made then.
+
+        Raises ``ServiceError`` when Postgres does not answer, and ``BalanceTooHighError`` for
+        what would make the account larger than any may be. Where that fails after the entry
+        is written, the entry stands, and is applied as soon as both answer.
+        """
+        name = (entry.tenant, entry.account_id, entry.entry_id)
+        try:
+            new = await self.records.post_entry(entry, priority, expires_at)
+            micros = entry.amount_micros if new else await self.records.inbox_micros(*name)
+        except (UnavailableError, RefusedError) as error:
+            raise _unwritten(error) from error
+        if micros is None:
+            # Redis has taken it, and remembers only the newest: it is not asked again.
+            return False
+        await self._apply_now(*name, micros, entry.entry_kind)
+        return new
+
+    def package_entry(
+        self, account: AccountName, package_id: str, *, entry_id: str, reason: str | None = None
+    ) -> tuple[EntryPosted, int | None]:
+        """A package of the rate card as an entry under its name, and when it expires.
+
+        Raises ``BadMessageError`` for a package that the card does not have.
+        """
+        package, now_ms = self.rates.package(package_id), self.clock.now()
+        expires_at = None
+        if package.expires_days is not None:
+            expires_at = now_ms + package.expires_days * DAY_MS
+        entry = EntryPosted(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=entry_id,
+            entry_kind="grant",
+            amount_micros=package.credits_micros,
+            at=now_ms,
+            reason=reason or package.name,
+            metadata={"name": f"package:{package_id}"},
+        )
+        return entry, expires_at
+
+    async def allot(self, account: AccountName, before: BeforeOperation | None = None) -> None:
+        """Sees to it that the account has what its tier gives for this month.
+
+        To be called wherever an account is used, and nowhere where it is only read: what is
+        asked for by a name that nobody has must not make an account. It asks nobody again for
+        a minute, unless the plan has changed. ``before`` is what the record says, where it was
+        asked already. Where Postgres is away the account is used as it is, and gets its
+        allotment with a later call.
+        """
+        if not self.rates.allotments:
+            return
+        now_ms, seen = self.clock.now(), self._allotted.get(account)
+        if (
+            seen is not None
+            and now_ms < seen.fresh_until_at
+            and (before is None or seen.plan == (before.tier, before.timezone))
+        ):
+            return
+        try:
+            before = before or await self.before(account, "")
+            ends_at = await self._grant_allotment(account, before, now_ms)
+        except (ServiceError, BalanceTooHighError) as error:
+            log.warning("allotment_put_off", account=account.account_id, error=str(error))
+            return
+        if len(self._allotted) >= limits.ACCOUNTS_CACHED_MAX:
+            self._allotted.clear()
+        fresh_until_at = min(ends_at, now_ms + limits.ALLOTMENT_FRESH_MS)
+        self._allotted[account] = Allotted((before.tier, before.timezone), ends_at, fresh_until_at)
+
+    async def allot_at_start(self, account: AccountName) -> None:
+        """The same before a session starts, with the plan as it is at this instant."""
+        if self.rates.allotments:
+            await self.allot(account, await self.before(account, ""))
+
+    async def allotment_due(self, account: AccountName) -> GrantRow | None:
+        """What ``allot`` would add to an account that there is; None: nothing. Writes nothing.
+
+        Where Postgres is away nothing is known to be due.
+        """
+        if not self.rates.allotments:
+            return None
+        try:
+            found = await self.records.allotments(*account)
+        except UnavailableError as error:
+            log.warning("allotment_not_known", account=account.account_id, error=str(error))
+            return None
+        if not (found.is_known or self.accounts.get(*account)):
+            return None
+        now_ms = self.clock.now()
+        month, ends_at = _month(found.timezone, now_ms)
+        micros = self.rates.allotments.get(found.tier, 0) - found.given.get(month, 0)
+        if micros <= 0:
+            return None
+        name = f"allotment:{found.tier}:{month}"
+        return GrantRow(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=name,
+            amount_micros=micros,
+            used_micros=0,
+            expired_micros=0,
+            priority=PRIORITY_DEFAULT,
+            expires_at=ends_at,
+            granted_at=now_ms,
+            name=name,
+        )
+
+    async def allot_served(self) -> None:
+        """The same for the accounts that this process serves, when a month has begun."""
+        if not self.rates.allotments:
+            return
+
+        async def allot(served: Account) -> None:
+            account = AccountName(served.projection.tenant, served.projection.account_id)
+            seen = self._allotted.get(account)
+            if seen is None or seen.month_ends_at <= self.clock.now():
+                await self.allot(account)
+
+        await for_each("allotment", self.accounts, allot)
+
+    def forget_allotments(self, tenant: str) -> None:
+        """The tenant's tier has changed: the next call asks anew what it gives."""
+        for account in [account for account in self._allotted if account.tenant == tenant]:
+            del self._allotted[account]
+
+    async def _grant_allotment(
+        self, account: AccountName, before: BeforeOperation, now_ms: int
+    ) -> int:
+        """Grants what the month has not given yet; when the month ends."""
+        month, ends_at = _month(before.timezone, now_ms)
+        micros = self.rates.allotments.get(before.tier, 0)
+        if not micros:
+            return ends_at
+        try:
+            waiting = await self.records.post_allotment(
+                account,
+                before.tier,
+                month,
+                micros,
+                at=now_ms,
+                priority=PRIORITY_DEFAULT,
+                expires_at=ends_at,
+            )
+        except (UnavailableError, RefusedError) as error:
+            raise _unwritten(error) from error
+        for entry in waiting:
+            await self._apply_now(*account, entry.entry_id, entry.amount_micros, "grant")
+        return ends_at
+
+    async def apply_inbox(self, age_ms: int = 0) -> int:
+        """Applies what was written and perhaps not applied; how many entries that were."""
+        count = 0
+
+        async def apply(noted: InboxEntry) -> None:
+            nonlocal count
+            if self.clock.now() - noted.created_at >= age_ms:
+                name = (noted.tenant, noted.account_id, noted.entry_id)
+                await self._apply(*name, noted.amount_micros, noted.entry_kind)
+                count += 1
+
+        await for_each("inbox", await self.records.inbox(limits.FLUSH_BATCH_RECORDS), apply)
+        return count
+
+    async def _apply_now(
+        self, tenant: str, account_id: str, entry_id: str, micros: int, kind: str
+    ) -> None:
+        """Applies an entry; where that fails, it is applied as soon as that can be done."""
+        try:
+            await self._apply(tenant, account_id, entry_id, micros, kind)
+        except (LiveError, UnavailableError) as error:
+            log.warning("entry_not_applied_yet", entry_id=entry_id, error=str(error))
+
+    async def _apply(
+        self, tenant: str, account_id: str, entry_id: str, micros: int, kind: str
+    ) -> None:
+        await self.live.credit(tenant, account_id, entry_id, micros, kind, self.clock.now())
+        await self.records.inbox_done([(tenant, account_id, entry_id)])
+
+
+def _month(timezone: str, now_ms: int) -> tuple[str, int]:
+    """The month of an instant (``2026-11``) by a calendar, and when it ends."""
+    days = calendar(timezone)
+    first_day = days.month(now_ms)
+    return first_day[:7], days.start_at(month_after(first_day))
+
+
+def _unwritten(error: UnavailableError | RefusedError) -> Exception:
+    """What to raise for money in that was not written."""
+    if isinstance(error, UnavailableError):
+        return ServiceError("the ledger does not answer")
+    return BalanceTooHighError() if error.constraint == BALANCE_CHECK else error

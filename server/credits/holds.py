@@ -1,0 +1,218 @@
+"""Holds: credits reserved before an expensive operation, and charged when it is done."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from protocol import limits
+from protocol.metering.records import EntryPosted, HoldChanged
+from protocol.wire.errors import ErrorCode, PeerError, ServiceError
+from server.counters.loading import calendar
+from server.credits.credit_grants import Grants
+from server.credits.ledger_client import LOADS_MAX, unanswered
+from server.credits.outcomes import Exceeds, Held, HoldGone, Limited, Posted, Short, Voided
+from storage.postgres.records import UnavailableError
+from storage.redis.figures import AccountFigures
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName, Answer, change_of, posted_records
+from storage.rows import HoldRow
+
+
+class Holds(Grants):
+    """Opens holds, and ends each of them once: posted, voided or expired."""
+
+    async def hold(
+        self,
+        account: AccountName,
+        *,
+        hold_id: str,
+        micros: int,
+        ttl_ms: int,
+        operation: str | None = None,
+        user_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        monthly_limit: int | UnsetType | None = UNSET,
+    ) -> Held | Short | Limited:
+        """Reserves credits for an operation that is charged later, once for each ``hold_id``.
+
+        It expires by itself after ``ttl_ms``. The operation counts in this month from now
+        on, unless the hold is voided or expires. Raises ``rate_limited`` where the account
+        has as many open holds as it may, and ``ServiceError`` as ``spend`` does.
+        """
+        known = await self.hold_of(account.tenant, hold_id)
+        if known is not None:
+            return await self._held(known, None, repeated=True)
+        before = await self.before(account, "")
+        await self.allot(account, before)
+        now_ms = self.clock.now()
+        change = HoldChanged(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            hold_id=hold_id,
+            state="open",
+            amount_micros=micros,
+            posted_micros=0,
+            operation=operation,
+            user_id=user_id,
+            month=calendar(before.timezone).month(now_ms),
+            created_at=now_ms,
+            expires_at=now_ms + ttl_ms,
+            changed_at=now_ms,
+            metadata=metadata,
+        )
+        limit = self.monthly_limit(before.tier, operation, monthly_limit)
+        answer = await self.decide(
+            account,
+            change.month,
+            lambda recall: self.spending.hold(change, monthly_limit=limit, recall=recall),
+        )
+        match answer.status:
+            case "ok" | "repeated":
+                assert answer.hold is not None
+                repeated = answer.status == "repeated"
+                return await self._held(answer.hold, answer.figures, repeated=repeated)
+            case "limit":
+                return Limited(limit=limit or 0, used=answer.times)
+            case "full":
+                raise PeerError(ErrorCode.RATE_LIMITED, "the account has too many open holds")
+            case _:
+                return self.short(answer, micros)
+
+    async def hold_of(self, tenant: str, hold_id: str) -> HoldRow | None:
+        """The hold of that id, open or not; None when there never was one."""
+        try:
+            found = await self.spending.find_hold(tenant, hold_id)
+        except LiveError as error:
+            raise unanswered() from error
+        return found or await self._recorded_hold(tenant, hold_id)
+
+    async def post(
+        self,
+        tenant: str,
+        hold_id: str,
+        micros: int,
+        metadata: dict[str, Any] | None = None,
+    ) -> Posted | HoldGone | Exceeds:
+        """Charges up to what is held, and gives back the rest.
+
+        ``metadata`` is added to the hold's. A hold that was posted already is answered with
+        what was charged then.
+        """
+        hold = await self.hold_of(tenant, hold_id)
+        if hold is None:
+            return HoldGone(None)
+        metadata = {**(hold.metadata or {}), **(metadata or {})} or None
+        entry = _entry_of(hold, micros, self.clock.now(), metadata)
+        answer = await self._change(hold, lambda: self.spending.post(hold, entry))
+        assert answer.hold is not None
+        match answer.status:
+            case "exceeds":
+                return Exceeds(hold.amount_micros)
+            case "due":
+                await self.expire_hold(tenant, hold_id)
+                return HoldGone("expired")
+            case "closed" if answer.hold.state != "posted":
+                return HoldGone(answer.hold.state)
+        # Also at a repetition, for the first attempt may have broken off here.
+        made = answer.hold
+        entry = _entry_of(made, made.posted_micros, made.changed_at, made.metadata)
+        await self.write(posted_records(made, entry))
+        standing = await self.standing(_account_of(made), answer.figures)
+        return Posted(
+            hold_id,
+            entry.entry_id,
+            made.amount_micros,
+            made.posted_micros,
+            *standing,
+            repeated=answer.status != "ok",
+        )
+
+    async def void(self, tenant: str, hold_id: str) -> Voided | HoldGone:
+        """Gives back what is held. A hold that was voided already is answered in the same way."""
+        hold = await self.hold_of(tenant, hold_id)
+        if hold is None:
+            return HoldGone(None)
+        now_ms = self.clock.now()
+        answer = await self._change(hold, lambda: self.spending.void(hold, now_ms))
+        assert answer.hold is not None
+        if answer.status == "due":
+            await self.expire_hold(tenant, hold_id)
+            return HoldGone("expired")
+        if answer.hold.state != "voided":
+            return HoldGone(answer.hold.state)
+        await self.write([change_of(answer.hold, "voided", answer.hold.changed_at)])
+        standing = await self.standing(_account_of(hold), answer.figures)
+        repeated = answer.status != "ok"
+        return Voided(hold_id, hold.amount_micros, *standing, repeated)
+
+    async def expire_hold(self, tenant: str, hold_id: str) -> bool:
+        """Ends a hold whose time is over. False: it is not, or it is open no more."""
+        hold = await self.hold_of(tenant, hold_id)
+        if hold is None:
+            await self.spending.forget_hold(tenant, hold_id)
+            return False
+        now_ms = self.clock.now()
+        answer = await self._change(hold, lambda: self.spending.void(hold, now_ms, "expired"))
+        return answer.status == "ok"
+
+    # --- How it is done ---------------------------------------------------------------
+
+    async def _change(self, hold: HoldRow, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Makes a step of a hold, and restores it where Redis came back without it."""
+        try:
+            for _ in range(LOADS_MAX):
+                answer = await self.warm(_account_of(hold), hold.month, ask)
+                if answer.status != "absent":
+                    return answer
+                hold = await self._restore(hold)
+                if hold.state != "open":
+                    return Answer(status="closed", figures=None, hold=hold)
+        except LiveError as error:
+            raise unanswered() from error
+        raise ServiceError("the hold does not stay in Redis")
+
+    async def _restore(self, hold: HoldRow) -> HoldRow:
+        # Redis forgets a hold that has ended; Postgres must have its end by then.
+        await self.loader.refuse_behind(hold.tenant, limits.HOLD_KEPT_MS)
+        recorded = await self._recorded_hold(hold.tenant, hold.hold_id)
+        if recorded is None:
+            raise ServiceError("the hold is being written down")
+        if recorded.state == "open":
+            await self.spending.restore_hold(recorded)
+        return recorded
+
+    async def _recorded_hold(self, tenant: str, hold_id: str) -> HoldRow | None:
+        try:
+            return await self.records.hold(tenant, hold_id)
+        except UnavailableError as error:
+            raise ServiceError("the ledger does not answer") from error
+
+    async def _held(self, hold: HoldRow, figures: AccountFigures | None, *, repeated: bool) -> Held:
+        """Acknowledges a hold. Also at a repetition it is written down first, as it was made:
+        the first attempt may have broken off before."""
+        await self.write([change_of(hold, "open", hold.created_at)])
+        standing = await self.standing(_account_of(hold), figures)
+        return Held(
+            hold.hold_id, hold.state, hold.amount_micros, hold.expires_at, *standing, repeated
+        )
+
+
+def _account_of(hold: HoldRow) -> AccountName:
+    return AccountName(hold.tenant, hold.account_id)
+
+
+def _entry_of(hold: HoldRow, micros: int, at: int, metadata: dict[str, Any] | None) -> EntryPosted:
+    """The ledger's entry of a hold that is posted."""
+    return EntryPosted(
+        tenant=hold.tenant,
+        account_id=hold.account_id,
+        entry_id=f"post:{hold.hold_id}",
+        entry_kind="post",
+        amount_micros=-micros,
+        at=at,
+        operation=hold.operation,
+        metadata=metadata,
+        user_id=hold.user_id,
+        month=hold.month if hold.operation is not None else None,
+    )

@@ -1,0 +1,160 @@
+"""What spends and holds share: asking Redis, loading what is cold, and writing down.
+
+Both are decided in Redis, in one atomic step that appends their records to the outbox, and
+acknowledged once they are in Postgres: the process that decided writes the same records
+there itself, at once. Whoever asks again under the same id is told what was done, at
+whatever point the first attempt broke off.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import date
+
+from msgspec import UNSET, UnsetType
+
+from protocol import limits
+from protocol.metering.records import Record
+from protocol.rate_card import RateCard
+from protocol.wire.errors import ServiceError
+from server.counters.accounts import Accounts
+from server.counters.recall import Recall
+from server.credits.outcomes import Short, Standing, credits_micros
+from server.runtime.clock import Clock
+from server.runtime.metrics import Metrics
+from storage.postgres.group_commit import Scribe
+from storage.postgres.records import Records, UnavailableError
+from storage.redis.figures import AccountFigures
+from storage.redis.live import Live, LiveError
+from storage.redis.spending import AccountName, Answer, Spending
+from storage.rows import BeforeOperation
+
+LOADS_MAX = 4
+"""How often one step may find something cold: the account, the month, and a race."""
+
+Attempt = Callable[[bool], Awaitable[Answer]]
+"""Tries once; True: and tells holders to shrink."""
+
+
+class Till:
+    """Credits of accounts, as one process moves them. The API is that of ``Money``."""
+
+    def __init__(
+        self,
+        live: Live,
+        records: Records,
+        clock: Clock,
+        accounts: Accounts,
+        rates: RateCard,
+        metrics: Metrics,
+    ) -> None:
+        self.metrics = metrics
+        self.live = live
+        self.records = records
+        self.clock = clock
+        self.accounts = accounts
+        self.rates = rates
+        self.spending = Spending(live)
+        self.loader = accounts.loader
+        self.recall = Recall(accounts)
+        self._scribe = Scribe(records)
+
+    def monthly_limit(
+        self, tier: str, operation: str | None, given: int | UnsetType | None
+    ) -> int | None:
+        """How often an operation may be done in a month: as was given, or as the tier may."""
+        if given is not UNSET:
+            return given
+        return None if operation is None else self.rates.operations_per_month(tier, operation)
+
+    async def decide(self, account: AccountName, month: str, attempt: Attempt) -> Answer:
+        """Asks Redis, with whatever it lacks for it; and once more what holders give back."""
+
+        async def warmed(recall: bool) -> Answer:
+            return await self.warm(account, month, lambda: attempt(recall))
+
+        try:
+            answer = await warmed(False)
+            if answer.status == "held":
+                answer = await self.recall.until(account, warmed)
+        except LiveError as error:
+            self.metrics.spends.labels("unanswered").inc()
+            raise unanswered() from error
+        self.metrics.spends.labels(answer.status).inc()
+        return answer
+
+    async def warm(
+        self, account: AccountName, month: str, ask: Callable[[], Awaitable[Answer]]
+    ) -> Answer:
+        """Asks, and loads what is cold, until nothing is."""
+        for _ in range(LOADS_MAX):
+            answer = await ask()
+            if answer.status == "late":
+                raise ServiceError("too much waits for the ledger already")
+            if answer.status != "cold":
+                return answer
+            if answer.cold == "account":
+                await self.loader.account(*account)
+            else:
+                await self.load_operations(account, month)
+        raise ServiceError("the account does not stay in Redis")
+
+    async def load_operations(self, account: AccountName, month: str) -> None:
+        """Says in Redis how often operations were done in a month that is cold there."""
+        await self.loader.refuse_behind(account.tenant)
+        first = date.fromisoformat(month)
+        try:
+            found = await self.records.operations_of_month(*account, first)
+            if found.holds:
+                # Redis knows how they ended. What it has forgotten of them must be in Postgres.
+                await self.loader.refuse_behind(account.tenant, limits.HOLD_KEPT_MS)
+                found = await self.records.operations_of_month(*account, first)
+        except UnavailableError as error:
+            raise ServiceError("the month cannot be loaded now") from error
+        await self.spending.load_operations(*account, month, found.times, found.holds)
+
+    async def before(self, account: AccountName, entry_id: str) -> BeforeOperation:
+        """What the record says before an operation is charged or held for."""
+        try:
+            return await self.records.before_operation(*account, entry_id)
+        except UnavailableError as error:
+            raise ServiceError("the ledger does not answer") from error
+
+    async def write(self, records: Sequence[Record]) -> None:
+        """Writes down what Redis has decided, before it is acknowledged."""
+        try:
+            await self._scribe.write(records)
+        except UnavailableError as error:
+            raise ServiceError("the ledger does not answer; it is done when it does") from error
+
+    async def figures(self, account: AccountName) -> AccountFigures:
+        """The account, out of the ledger if it is cold."""
+        try:
+            for _ in range(LOADS_MAX):
+                figures = await self.live.account(*account)
+                if figures is not None:
+                    return figures
+                await self.loader.account(*account)
+        except LiveError as error:
+            raise unanswered() from error
+        raise ServiceError("the account does not stay in Redis")
+
+    async def standing(self, account: AccountName, figures: AccountFigures | None) -> Standing:
+        """How an account stands at this instant; ``figures`` are read where there are none."""
+        if figures is None:
+            figures = await self.figures(account)
+        balance = credits_micros(figures, self.clock.now())
+        return Standing(balance, max(0, min(balance, figures.available_micros)))
+
+    def short(self, answer: Answer, micros: int) -> Short:
+        """What is missing: of what the sessions have left by now, not of what is settled."""
+        assert answer.figures is not None
+        assert answer.status in ("short", "held")
+        balance = credits_micros(answer.figures, self.clock.now())
+        spendable = balance - answer.figures.reserved_micros
+        if answer.status == "held":
+            spendable = min(spendable, answer.figures.available_micros)
+        return Short(max(1, micros - spendable), balance)
+
+
+def unanswered() -> ServiceError:
+    """Redis did not answer: what was asked may have been done."""
+    return ServiceError("the store of credits does not answer; ask again with the same key")

@@ -1,0 +1,96 @@
+"""Corrections of the minutes that somebody has in a month: entries of their own, no edits.
+
+Like money in, a correction is in Postgres first and then in Redis, and says there whether
+it has arrived. Live sessions are told and ask anew what is left to them, up or down.
+"""
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.wire.errors import BadMessageError, ServiceError
+from server.counters.loading import calendar
+from server.credits.ledger_client import Till
+from server.runtime.isolation import for_each
+from storage.postgres.records import RefusedError, UnavailableError
+from storage.redis.live import LiveError
+from storage.rows import AdjustmentRow
+
+log = structlog.get_logger()
+
+
+class Adjusted(msgspec.Struct, frozen=True):
+    """The month is corrected."""
+
+    entry_id: str
+    month: str
+    """By its first day."""
+    minutes: int
+    """What was added: at a repetition, what was added then."""
+    reason: str
+    repeated: bool
+
+
+class Adjustments(Till):
+    """Corrects the months of members, and of the organisation with them."""
+
+    async def adjust_minutes(
+        self,
+        tenant: str,
+        user_id: str,
+        *,
+        entry_id: str,
+        minutes: int,
+        reason: str,
+        month: str | None = None,
+    ) -> Adjusted:
+        """Adds minutes to a user's month, or takes them away, once for each ``entry_id``.
+
+        ``month`` is its first day, by default of the one that it is in the organisation's
+        time zone. Raises ``BadMessageError`` when more is taken away than was used, and
+        ``ServiceError`` when Postgres does not answer.
+        """
+        try:
+            if month is None:
+                found = await self.loader.member(tenant, user_id)
+                month = calendar(found.timezone).month(self.clock.now())
+            adjustment = AdjustmentRow(
+                tenant=tenant,
+                user_id=user_id,
+                entry_id=entry_id,
+                month=month,
+                minutes=minutes,
+                reason=reason,
+                created_at=self.clock.now(),
+            )
+            new = await self.records.adjust_minutes(adjustment)
+            made = await self.records.adjustment(tenant, user_id, entry_id)
+        except UnavailableError as error:
+            raise ServiceError("the ledger does not answer") from error
+        except RefusedError as error:
+            raise BadMessageError("minutes: takes away more than the month has") from error
+        assert made is not None
+        try:
+            if not made.is_applied:
+                await self._apply_adjustment(made)
+        except (LiveError, UnavailableError) as error:
+            log.warning("adjustment_not_applied_yet", entry_id=entry_id, error=str(error))
+        return Adjusted(entry_id, made.month, made.minutes, made.reason, repeated=not new)
+
+    async def apply_adjustments(self, age_ms: int = 0) -> int:
+        """Applies what was written and perhaps not applied; how many those were."""
+        count = 0
+
+        async def apply(waiting: AdjustmentRow) -> None:
+            nonlocal count
+            if self.clock.now() - waiting.created_at >= age_ms:
+                await self._apply_adjustment(waiting)
+                count += 1
+
+        found = await self.records.adjustments_waiting(limits.FLUSH_BATCH_RECORDS)
+        await for_each("adjustment", found, apply)
+        return count
+
+    async def _apply_adjustment(self, made: AdjustmentRow) -> None:
+        await self.spending.adjust(made)
+        await self.records.adjustment_applied(made.tenant, made.user_id, made.entry_id)

@@ -1,0 +1,92 @@
+"""Credits of accounts: money in, operations that are charged, and holds for them.
+
+Money in is in ``server.credits.credit_grants``, money out in ``server.credits.spends`` and
+``server.credits.holds``, what expires in ``server.credits.expiry``. Here is what a process does
+for all of it by itself.
+"""
+
+import asyncio
+
+import structlog
+
+from protocol.rate_card import RateCard
+from server.counters.accounts import Accounts
+from server.credits.expiry import Expiry
+from server.credits.holds import Holds
+from server.credits.minute_adjustments import Adjusted, Adjustments
+from server.credits.outcomes import (
+    CanPerform,
+    Exceeds,
+    Held,
+    HoldGone,
+    Limited,
+    Posted,
+    Short,
+    Spent,
+    Voided,
+)
+from server.credits.spends import Spends
+from server.runtime.clock import Clock
+from server.runtime.isolation import alone
+from server.runtime.metrics import Metrics
+from storage.postgres.records import Records
+from storage.redis.live import Live
+from storage.redis.spending import AccountName
+
+__all__ = [
+    "AccountName",
+    "Adjusted",
+    "CanPerform",
+    "Exceeds",
+    "Held",
+    "HoldGone",
+    "Limited",
+    "Money",
+    "Posted",
+    "Short",
+    "Spent",
+    "Voided",
+]
+
+log = structlog.get_logger()
+
+INBOX_INTERVAL_S = 5.0
+"""How often notes are looked for that a dead process left."""
+INBOX_AGE_MS = 2_000
+"""Younger notes are about to be taken away by whoever wrote them."""
+
+
+class Money(Spends, Holds, Adjustments):
+    """Moves credits in and out of accounts; what they come to is in ``server.credits.outcomes``."""
+
+    def __init__(
+        self,
+        live: Live,
+        records: Records,
+        clock: Clock,
+        accounts: Accounts,
+        rates: RateCard,
+        metrics: Metrics,
+    ) -> None:
+        super().__init__(live, records, clock, accounts, rates, metrics)
+        self.expiry = Expiry(self)
+
+    async def run(self) -> None:
+        """Looks for forgotten notes, for what expires and for what a new month gives, for as
+        long as the process lives."""
+        # Unlike a task group, which hands a cancellation on only once; see ``storage.tasks``.
+        await asyncio.gather(self._apply_forgotten(), self.expiry.run())
+
+    async def _apply_forgotten(self) -> None:
+        while True:
+            await asyncio.sleep(INBOX_INTERVAL_S)
+            # Money that came in waits for the next look at most, whatever fails in this one.
+            applied = adjusted = 0
+            with alone("inbox"):
+                applied = await self.apply_inbox(INBOX_AGE_MS)
+            with alone("adjustments"):
+                adjusted = await self.apply_adjustments(INBOX_AGE_MS)
+            with alone("allotments"):
+                await self.allot_served()
+            if applied or adjusted:
+                log.info("inbox_applied", entries=applied, adjustments=adjusted)

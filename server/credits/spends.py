@@ -1,0 +1,133 @@
+"""Operations that are charged at once."""
+
+from typing import Any, TypeAlias
+
+from msgspec import UNSET, UnsetType
+
+from protocol.metering.records import EntryPosted
+from protocol.wire.errors import ServiceError
+from server.counters.loading import calendar
+from server.credits.credit_grants import Grants
+from server.credits.ledger_client import LOADS_MAX, unanswered
+from server.credits.outcomes import CanPerform, Limited, Short, Spent, credits_micros
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName, Answer
+
+Taken: TypeAlias = tuple[int, str | None]
+"""What was taken: micro-credits, and the operation that was charged."""
+
+
+class Spends(Grants):
+    """Charges operations, and says beforehand whether they could be."""
+
+    async def spend(
+        self,
+        account: AccountName,
+        *,
+        entry_id: str,
+        micros: int,
+        operation: str | None = None,
+        user_id: str | None = None,
+        metadata: dict[str, Any] | None = None,
+        monthly_limit: int | UnsetType | None = UNSET,
+        succeeded: bool = True,
+    ) -> Spent | Short | Limited:
+        """Takes credits at once, for an operation or without one, once for each ``entry_id``.
+
+        The ``monthly_limit`` of the operation is the one of the organisation's tier in the
+        rate card, unless it is given (None: none). One that did not succeed is recorded,
+        costs nothing and counts in no month. Raises ``ServiceError`` where it may or may not
+        have been done: ask again with the same id.
+        """
+        before = await self.before(account, entry_id)
+        if before.spent_micros is not None:
+            taken = before.spent_micros, before.spent_operation
+            return await self._spent(account, entry_id, taken, repeated=True)
+        await self.allot(account, before)
+        now_ms = self.clock.now()
+        month = calendar(before.timezone).month(now_ms)
+        entry = EntryPosted(
+            tenant=account.tenant,
+            account_id=account.account_id,
+            entry_id=entry_id,
+            entry_kind="spend",
+            amount_micros=-micros if succeeded else 0,
+            at=now_ms,
+            operation=operation,
+            metadata=metadata if succeeded else {**(metadata or {}), "success": False},
+            user_id=user_id,
+            month=month if operation is not None else None,
+        )
+        limit = self.monthly_limit(before.tier, operation, monthly_limit)
+        answer = await self.decide(
+            account,
+            month,
+            lambda recall: self.spending.spend(
+                entry, counts=succeeded, monthly_limit=limit, recall=recall
+            ),
+        )
+        match answer.status:
+            case "ok" | "repeated":
+                taken = await self._acknowledge(account, entry_id, answer)
+                repeated = answer.status == "repeated"
+                return await self._spent(account, entry_id, taken, answer, repeated=repeated)
+            case "limit":
+                return Limited(limit=limit or 0, used=answer.times)
+            case _:
+                return self.short(answer, micros)
+
+    async def _acknowledge(self, account: AccountName, entry_id: str, answer: Answer) -> Taken:
+        """Writes down what was spent, and answers it: at a repetition, what was spent then."""
+        for record in answer.records:
+            assert isinstance(record, EntryPosted)
+            await self.write(answer.records)
+            return -record.amount_micros, record.operation
+        # It is remembered, and in the outbox no more: by now it is in Postgres.
+        before = await self.before(account, entry_id)
+        if before.spent_micros is None:
+            raise ServiceError("the record of this spend is being looked after")
+        return before.spent_micros, before.spent_operation
+
+    async def _spent(
+        self,
+        account: AccountName,
+        entry_id: str,
+        taken: Taken,
+        answer: Answer | None = None,
+        *,
+        repeated: bool,
+    ) -> Spent:
+        figures = answer.figures if answer is not None else None
+        standing = await self.standing(account, figures)
+        return Spent(entry_id, *taken, *standing, repeated)
+
+    async def can_perform(self, account: AccountName, operation: str) -> CanPerform:
+        """Whether an operation of the rate card could be done now, which promises nothing.
+
+        What sessions merely hold is not in its way. Raises ``BadMessageError`` for an
+        operation that the card does not have.
+        """
+        cost_micros = self.rates.operation_micros(operation)
+        before = await self.before(account, "")
+        await self.allot(account, before)
+        month = calendar(before.timezone).month(self.clock.now())
+        limit = self.rates.operations_per_month(before.tier, operation)
+        figures = await self.figures(account)
+        balance = credits_micros(figures, self.clock.now())
+        if limit is not None and await self._times(account, month, operation) >= limit:
+            return CanPerform(False, "operation_limit", cost_micros, balance)
+        if cost_micros > max(0, balance - figures.reserved_micros):
+            return CanPerform(False, "insufficient_credits", cost_micros, balance)
+        return CanPerform(True, None, cost_micros, balance)
+
+    async def _times(self, account: AccountName, month: str, operation: str) -> int:
+        """How often an operation was done in a month."""
+        try:
+            for _ in range(LOADS_MAX):
+                times = await self.spending.operations(*account, month, operation)
+                if times is not None:
+                    return times
+                await self.load_operations(account, month)
+        except LiveError as error:
+            raise unanswered() from error
+        raise ServiceError("the month does not stay in Redis")

@@ -1,0 +1,416 @@
+"""One WebSocket: authenticate, read requests, hand them to the hub, send what it pushes.
+
+The shell of PROTOCOL section 1. Everything that a peer can do wrong is answered with an
+``error`` and the socket goes on, except for what has a close code of its own.
+"""
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import structlog
+from starlette.types import Receive
+
+from protocol import limits
+from protocol.metering.states import Event
+from protocol.wire import messages
+from protocol.wire.codec import decode, encode, error_message
+from protocol.wire.errors import (
+    BadMessageError,
+    CloseCode,
+    ErrorCode,
+    PeerError,
+    ProtocolError,
+    ServiceError,
+)
+from protocol.wire.money import format_credits
+from server.access.credentials import ExpiredTokenError, Principal
+from server.access.rate_limits import TokenBucket
+from server.counters.accounts import Account
+from server.gateway.session_start import join_or_start
+from server.process import Process
+from server.runtime.isolation import failed, isolated
+from server.runtime.timers import Timer
+from server.sessions.local_session import Seat
+from server.sessions.pending_requests import Ticket
+from server.transport.frames import text_frame
+from server.transport.push import PushSocket
+from storage.redis.live import LiveError
+from storage.redis.spending import AccountName
+
+log = structlog.get_logger()
+
+SUBPROTOCOL = "taximeter.v1"
+
+
+class Connection:
+    """One socket; to the seats that it has, a member."""
+
+    __slots__ = (
+        "_bucket", "_deadline", "_probe_timer", "_probed_at", "_receive", "account", "address",
+        "alive_at", "principal", "process", "seats", "socket",
+    )  # fmt: skip
+
+    def __init__(
+        self, process: Process, socket: PushSocket, receive: Receive, address: str
+    ) -> None:
+        self.process = process
+        self.address = address
+        self.socket = socket
+        self._receive = receive
+        self.principal: Principal | None = None
+        self.account: Account | None = None
+        self.seats: dict[str, Seat] = {}
+        """The sessions that this socket takes part in, by their id."""
+        now_ms = process.clock.now()
+        self.alive_at = now_ms
+        self._bucket = TokenBucket(now_ms)
+        self._probed_at = now_ms - limits.PROBE_SPACING_MS
+        self._probe_timer: Timer | None = None
+        """A ping that waits, for the last one was a moment ago."""
+        self._deadline: Timer | None = None
+        """Until when it must have authenticated, then until when its token is good."""
+
+    @property
+    def _customer(self) -> Hashable:
+        """Whose turns its work takes: its account's, and before it has one its address's."""
+        return self.account or self.principal or self.address
+
+    # --- The socket's life -----------------------------------------------------------
+
+    async def run(self, bearer: str | None) -> None:
+        """Serves an open socket until it is gone. ``bearer`` came with the handshake."""
+        self.process.sockets.add(self)
+        self.socket.on_alive = self._alive
+        code = int(CloseCode.ABNORMAL)
+        self._expire_at(self.process.clock.now() + limits.AUTH_TIMEOUT_MS)
+        try:
+            if bearer is not None:
+                await self._answer(messages.Auth(token=bearer))
+                if self.principal is None:
+                    # It has no second message to authenticate with: let it come back.
+                    self.close(CloseCode.INTERNAL_ERROR, "could not authenticate now")
+            # Not in a coroutine of its own, which would be there as long as the socket.
+            while (event := await self._receive())["type"] != "websocket.disconnect":
+                await self._heard(event.get("text"))
+            code = int(event.get("code") or CloseCode.ABNORMAL)
+            await self.process.hub.turns.take(self._customer)  # hundreds may be gone together
+        finally:
+            await self._close(code)
+
+    async def _heard(self, text: str | None) -> None:
+        """Takes a message, unless there are too many of them."""
+        if self._bucket.take(self.process.clock.now()):
+            try:
+                if self.principal is not None:
+                    self.process.messages.check(self.principal)
+            except PeerError as error:
+                self._refuse(error, _id_of(text))
+                return
+            await self.process.hub.turns.take(self._customer)
+            await self._take(text)
+        elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
+            wait_ms = self._bucket.wait_ms
+            refusal = PeerError(ErrorCode.RATE_LIMITED, "too many requests", retry_after_ms=wait_ms)
+            self._refuse(refusal, _id_of(text))
+        else:
+            self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
+
+    async def _take(self, text: str | None) -> None:
+        """Takes one message, whatever it is."""
+        try:
+            if text is None:
+                raise BadMessageError("expected a text frame with JSON")
+            request = decode(text)
+        except BadMessageError as error:
+            self._refuse(error, error.id)
+        else:
+            await self._answer(request)
+
+    async def _close(self, code: int) -> None:
+        """The socket is gone: it leaves its sessions as of its last proof of life. A client
+        that closed it took leave of them."""
+        self.socket.on_alive = None
+        for timer in (self._deadline, self._probe_timer):
+            if timer is not None:
+                timer.cancel()
+        if self.seats:
+            self.process.hub.turns.run(self._customer, self._part_all(list(self.seats.values())))
+        self.seats.clear()
+        if self.principal is not None:
+            self.process.sockets.release_user(self._user)
+        self.process.sockets.remove(self, code)
+        if self.account is not None:
+            self.account.listeners.pop(self._told, None)
+            await self.process.hub.accounts.close(self.account)
+
+    def _part_all(self, seats: list[Seat]) -> Iterator[None]:
+        for seat in seats:
+            isolated("part", self._part, seat, session=seat.key)
+            yield
+
+    def _part(self, seat: Seat) -> None:
+        self.process.hub.part(seat, self, self.alive_at, farewell=self.socket.peer_closed)
+
+    def _alive(self) -> None:
+        """A pong, a message or the peer's close came in."""
+        now_ms = self.process.clock.now()
+        self.alive_at = max(self.alive_at, self.process.pulse.proof_at(now_ms))
+        for seat in list(self.seats.values()):
+            if self not in seat.service.watchers:
+                try:
+                    seat.service.alive(self.alive_at, now_ms, self)
+                except Exception:
+                    failed("session", session=seat.key)
+                    seat.recover()
+
+    def _expire_at(self, at: int) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.process.timers.deadline(at, self._expired)
+
+    def _expired(self, _: int) -> None:
+        if self.account is None:
+            self.close(CloseCode.AUTHENTICATION_TIMEOUT, "no authentication in time")
+        else:
+            self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
+
+    # --- Member: what a seat sends -----------------------------------------------------
+
+    def send(self, frame: bytes) -> None:
+        """Sends a frame that must arrive."""
+        self.socket.push(frame)
+
+    def send_tick(self, frame: bytes) -> bool:
+        """Sends a frame that may be dropped."""
+        return self.socket.push_tick(frame)
+
+    def probe(self) -> None:
+        """Asks the peer for a proof of life; soon, where it was asked a moment ago. One pong is
+        a proof to all sessions of the socket, so few pings do for many of them."""
+        if self._probe_timer is not None:
+            return
+        due_at = self._probed_at + limits.PROBE_SPACING_MS
+        if self.process.clock.now() >= due_at:
+            self._probe()
+        else:
+            self._probe_timer = self.process.timers.deadline(due_at, self._probe)
+
+    def _probe(self, _: int = 0) -> None:
+        self._probe_timer = None
+        self._probed_at = self.process.clock.now()
+        self.socket.ping_now()
+
+    def farewell(self, at_ms: int) -> None:
+        """Another socket of the user said good-bye; this one answers for itself."""
+
+    def left(self, seat: Seat) -> None:
+        """A session of this socket has ended."""
+        self.seats.pop(seat.meter.session.identity.session_id, None)
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes the socket from this side."""
+        self.socket.close(code, reason)
+
+    def _say(self, message: messages.ServerMessage) -> None:
+        self.send(text_frame(encode(message)))
+
+    def _refuse(self, error: ProtocolError, request_id: int | None) -> None:
+        error.id = request_id
+        self.process.metrics.errors.labels(error.code.value).inc()
+        self._say(error_message(error))
+
+    # --- Requests ------------------------------------------------------------------------
+
+    async def _answer(self, request: messages.Request) -> None:
+        """Carries out one request; what it may not do comes out as an ``error``."""
+        self.process.metrics.messages_received.labels(type(request).__name__.lower()).inc()
+        try:
+            await self._carry_out(request)
+        except LiveError as error:
+            log.warning("request_unanswered", error=str(error))
+            self._refuse(ServiceError("the session store does not answer"), request.id)
+        except ProtocolError as error:
+            self._refuse(error, request.id)
+
+    async def _carry_out(self, request: messages.Request) -> None:
+        match request:
+            case messages.Auth():
+                await self._authenticate(request)
+            case _ if self.principal is None:
+                raise PeerError(
+                    ErrorCode.UNAUTHENTICATED, "the first message must be auth, with a token"
+                )
+            case messages.Ping():
+                now_ms = self.process.clock.now()
+                self._say(messages.Pong(id=request.id, server_time_at=now_ms))
+            case messages.Refresh():
+                await self._refresh(request)
+            case messages.Start():
+                await self._start(self.principal, request)
+            case messages.Watch():
+                await self._watch(self.principal, request)
+            case messages.Pause():
+                self._request(request, Event.PAUSE)
+            case messages.Resume():
+                self._request(request, Event.RESUME)
+            case messages.Stop():
+                self._request(request, Event.STOP)
+            case messages.Leave():
+                seat = self._seat_of(request)
+                del self.seats[request.session_id]
+                self.process.hub.part(seat, self, self.alive_at, farewell=True)
+
+    async def _authenticate(self, request: messages.Auth) -> None:
+        if self.principal is not None:
+            raise PeerError(ErrorCode.BAD_MESSAGE, "authenticated already; use refresh")
+        principal = await self._principal_of(request)
+        if principal is None:
+            return
+        self.principal = principal
+        if not self.process.sockets.claim_user(self._user):
+            self.principal = None
+            self.close(CloseCode.TOO_MANY_CONNECTIONS, "too many sockets of this user")
+            return
+        assert principal.tenant is not None
+        assert principal.account_id is not None
+        try:
+            await self.process.money.allot(AccountName(principal.tenant, principal.account_id))
+            self.account = await self.process.hub.accounts.open(
+                principal.tenant, principal.account_id
+            )
+        except BaseException:
+            # The socket may authenticate again when the account can be had.
+            self.process.sockets.release_user(self._user)
+            self.principal = None
+            raise
+        self.account.listeners[self._told] = None
+        self._welcome(request.id)
+
+    async def _refresh(self, request: messages.Refresh) -> None:
+        assert self.principal is not None
+        renewed = await self._principal_of(request)
+        if renewed is not None:
+            self.principal.check_refresh(renewed)
+            self.principal = renewed
+            self._welcome(request.id)
+
+    async def _principal_of(self, request: messages.Auth | messages.Refresh) -> Principal | None:
+        """The user behind a token; None when the socket was closed because of it."""
+        try:
+            principal = await self.process.failures.counted(
+                self.address, self.process.authenticator, request.token
+            )
+        except ExpiredTokenError:
+            self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
+            return None
+        except PeerError as error:
+            self._refuse(error, request.id)
+            self.close(CloseCode.BAD_TOKEN, "the token is not good")
+            return None
+        if principal.user_id is None:
+            refusal = PeerError(ErrorCode.FORBIDDEN, "a socket is a user's, not an API key's")
+            self._refuse(refusal, request.id)
+            self.close(CloseCode.BAD_TOKEN, "not a user's token")
+            return None
+        return principal
+
+    def _welcome(self, request_id: int | None) -> None:
+        principal, account = self.principal, self.account
+        assert principal is not None
+        assert principal.user_id is not None
+        assert principal.account_id is not None
+        assert account is not None
+        now_ms = self.process.clock.now()
+        if principal.expires_at is not None:
+            # Tokens carry wall time; the wait is measured by the monotonic clock.
+            left_ms = principal.expires_at - self.process.wall_ms()
+            self._expire_at(now_ms + left_ms)
+        self._say(
+            messages.Welcome(
+                id=request_id,
+                user_id=principal.user_id,
+                org_id=principal.org_id,
+                account_id=principal.account_id,
+                credits=format_credits(account.projection.credits_micros(now_ms)),
+                node=self.process.node,
+                server_time_at=now_ms,
+                ping_ms=limits.PING_INTERVAL_MS,
+                expires_at=principal.expires_at,
+            )
+        )
+
+    @property
+    def _user(self) -> str:
+        assert self.principal is not None
+        return f"{self.principal.tenant}/{self.principal.user_id}"
+
+    # --- Sessions --------------------------------------------------------------------------
+
+    async def _start(self, principal: Principal, request: messages.Start) -> None:
+        assert principal.tenant is not None
+        assert principal.user_id is not None
+        if not principal.may_start(request.session_id):
+            raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
+        self._check_room(request)
+        ticket = Ticket(self, request.id)
+        seat = await join_or_start(
+            self.process, principal, self, request.session_id, request, ticket
+        )
+        if self in seat.members:
+            self.seats[request.session_id] = seat
+
+    async def _watch(self, principal: Principal, request: messages.Watch) -> None:
+        tenant = principal.tenant_to_watch(request.org, request.user)
+        self._check_room(request)
+        here = self.seats.get(request.session_id)
+        if here is not None and here.meter.session.identity.tenant != tenant:
+            raise PeerError(
+                ErrorCode.BAD_MESSAGE, "this socket has a session of that id in another tenant"
+            )
+        seat = await self.process.hub.watch(
+            self, principal, request.session_id, Ticket(self, request.id), tenant
+        )
+        if seat is None:
+            raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session")
+        self.seats[request.session_id] = seat
+
+    def _check_room(self, request: messages.SessionRequest) -> None:
+        full = len(self.seats) >= limits.SESSIONS_PER_SOCKET_MAX
+        if full and request.session_id not in self.seats:
+            raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions on this socket")
+
+    def _seat_of(self, request: messages.SessionRequest) -> Seat:
+        seat = self.seats.get(request.session_id)
+        if seat is None:
+            raise PeerError(ErrorCode.UNKNOWN_SESSION, "this socket has no such session")
+        return seat
+
+    def _request(self, request: messages.SessionRequest, event: Event) -> None:
+        seat = self._seat_of(request)
+        if self in seat.service.watchers:
+            raise PeerError(ErrorCode.FORBIDDEN, "this socket only watches the session")
+        self.process.hub.request(seat, event, Ticket(self, request.id))
+
+    def _told(self, account: Account, message: dict[str, Any]) -> None:
+        """The account changed by something else than the time of sessions."""
+        credit = message.get("credit")
+        if credit is not None:
+            micros = account.projection.credits_micros(self.process.clock.now())
+            self._say(
+                messages.Credit(
+                    account_id=account.projection.account_id,
+                    credits=format_credits(micros),
+                    delta=format_credits(int(credit["delta"])),
+                    reason=credit["reason"],
+                    operation=credit.get("operation"),
+                    entry_id=credit["entry_id"],
+                )
+            )
+
+
+def _id_of(text: str | None) -> int | None:
+    """The id of a request that is not carried out, where it can be read."""
+    try:
+        return None if text is None else decode(text).id
+    except BadMessageError as error:
+        return error.id

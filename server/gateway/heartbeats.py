@@ -1,0 +1,190 @@
+"""The heartbeat path: sessions of clients that cannot keep a WebSocket open.
+
+Each heartbeat over HTTP is a proof of life for 75 s. To the session it is a socket like
+any other, so what is mixed with real sockets is counted once. When the next one does not
+come, it is a socket that was lost at the end of its proof. A clean close, `leave` or `stop`
+of the same user ends the proof at once, on whichever process the heartbeat is: who says
+good-bye over a socket does not pay for what a heartbeat has promised before.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+from protocol import limits
+from protocol.wire import messages
+from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server.access.credentials import Principal
+from server.gateway.session_start import join_or_start
+from server.process import Process
+from server.runtime.isolation import isolated
+from server.runtime.timers import Timer
+from server.sessions.local_session import Seat
+from server.sessions.pending_requests import Ticket
+
+PulseKey = tuple[str, str]
+"""Tenant and session."""
+
+
+class Pulse:
+    """A client's presence at one session, from one heartbeat to the next; a member of its
+    seat that hears nothing, for there is nobody to tell."""
+
+    def __init__(self, pulses: "Heartbeats", key: PulseKey) -> None:
+        self.key = key
+        self.seat: Seat | None = None
+        self.beaten_at = pulses.process.clock.now()
+        """When the last heartbeat came in."""
+        self.alive_until = 0
+        self.parted_at: int | None = None
+        """The user took leave while the first heartbeat waited for its answer."""
+        self._pulses = pulses
+        self._timer: Timer | None = None
+
+    def send(self, frame: bytes) -> None:
+        """Nobody listens: the client reads the answer to its next heartbeat."""
+
+    def send_tick(self, frame: bytes) -> bool:
+        """Nobody listens."""
+        return True
+
+    def probe(self) -> None:
+        """There is no line to ask: what is proven is proven until ``alive_until``."""
+
+    def farewell(self, at_ms: int) -> None:
+        """The user took leave: what the heartbeats of before have promised ends."""
+        if self.beaten_at > at_ms:
+            return
+        if self.seat is None:
+            self.parted_at = at_ms
+        else:
+            self._pulses.lose(self, at_ms)
+
+    def left(self, seat: Seat) -> None:
+        """The session ended."""
+        self._pulses.forget(self)
+
+    def extend(self, process: Process) -> None:
+        """A heartbeat came in."""
+        now_ms = process.clock.now()
+        self.beaten_at = now_ms
+        self.alive_until = now_ms + limits.HEARTBEAT_PROOF_MS
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = process.timers.deadline(self.alive_until, self._lost, self.key[0])
+        if self.seat is not None:
+            self.seat.service.promise(self.alive_until, now_ms)
+
+    def stop(self) -> None:
+        """No more is expected of it."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _lost(self, _: int) -> None:
+        self._pulses.lose(self)
+
+
+class Heartbeats:
+    """The pulses of a process."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._pulses: dict[PulseKey, Pulse] = {}
+
+    async def beat(
+        self,
+        principal: Principal,
+        session_id: str,
+        start: messages.Start | None,
+        last_seq: int | None = None,
+    ) -> messages.Session:
+        """Takes a heartbeat, and answers the snapshot.
+
+        The first one joins the session; ``start`` says how to start it where it does not
+        exist. With ``last_seq`` the notices after it come in ``missed``. Raises
+        ``unknown_session``, ``session_ended``, ``forbidden``, ``limit_reached`` and
+        ``unavailable``.
+        """
+        assert principal.tenant is not None
+        if not principal.may_start(session_id):
+            raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
+        key = (principal.tenant, session_id)
+        pulse = self._pulses.get(key)
+        if pulse is None or pulse.seat is None:
+            return await self._begin(principal, key, start)
+        if pulse.seat.meter.session.identity.user_id != principal.user_id:
+            raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        pulse.extend(self.process)
+        if last_seq is None:
+            return pulse.seat.snapshot()
+        kept = await self.process.hub.missed(pulse.seat, last_seq)
+        return pulse.seat.snapshot(missed=kept)
+
+    async def _begin(
+        self, principal: Principal, key: PulseKey, start: messages.Start | None
+    ) -> messages.Session:
+        if len(self._pulses) >= limits.HEARTBEAT_SESSIONS_MAX:
+            raise ServiceError("too many sessions live by heartbeats here")
+        pulse = Pulse(self, key)
+        answered: asyncio.Future[messages.Session] = asyncio.get_running_loop().create_future()
+
+        def shown(message: messages.ServerMessage | bytes) -> None:
+            if isinstance(message, messages.Session) and not answered.done():
+                answered.set_result(message)
+
+        def failed(error: ProtocolError) -> None:
+            if not answered.done():
+                answered.set_exception(error)
+
+        ticket = Ticket(None, None, failed=failed, shown=shown)
+        seat = await join_or_start(self.process, principal, pulse, key[1], start, ticket)
+        try:
+            async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
+                session = await answered
+        except BaseException as error:
+            # Its client is told that it failed: it keeps nothing alive that began after all.
+            if self.process.hub.seats.get(seat.key) is seat:
+                self.process.hub.part(seat, pulse, self.process.clock.now())
+            if isinstance(error, TimeoutError):
+                raise ServiceError("the session store does not answer") from None
+            raise
+        if pulse.parted_at is not None:
+            self.process.hub.part(seat, pulse, pulse.parted_at)
+        elif pulse in seat.members:
+            pulse.seat = seat
+            before = self._pulses.get(key)
+            if before is not None:
+                self.lose(before)
+            self._pulses[key] = pulse
+            pulse.extend(self.process)
+        return session
+
+    def lose(self, pulse: Pulse, at_ms: int | None = None) -> None:
+        """The next heartbeat did not come: the session lost this socket when its proof ended;
+        or at ``at_ms``, when the user took leave."""
+        self.forget(pulse)
+        if pulse.seat is not None:
+            at_ms = self.process.clock.now() if at_ms is None else at_ms
+            alive_at = min(at_ms, pulse.alive_until)
+            pulse.seat.meter.withdraw(alive_at)
+            self.process.hub.part(pulse.seat, pulse, alive_at)
+
+    def forget(self, pulse: Pulse) -> None:
+        """Expects no more heartbeats."""
+        pulse.stop()
+        if self._pulses.get(pulse.key) is pulse:
+            del self._pulses[pulse.key]
+
+    def drain(self) -> None:
+        """The process stops: other processes take the next heartbeats."""
+        for tenant, pulses in itertools.groupby(list(self._pulses.values()), _tenant_of):
+            self.process.hub.turns.run(tenant, self._lose_all(list(pulses)))
+
+    def _lose_all(self, pulses: list[Pulse]) -> Iterator[None]:
+        for pulse in pulses:
+            isolated("drain", self.lose, pulse)
+            yield
+
+
+def _tenant_of(pulse: Pulse) -> str:
+    return pulse.key[0]

@@ -1,0 +1,124 @@
+"""What a session is to be, before it starts: its terms, its account, its free time."""
+
+from protocol.metering.session import Identity, free_key
+from protocol.metering.steps import Basis
+from protocol.wire import messages
+from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
+from server.access.credentials import Principal
+from server.counters.loading import calendar
+from server.gateway.preparations import basis_of_start
+from server.process import Process
+from server.sessions.local_session import Seat
+from server.sessions.pending_requests import Member, Ticket
+from storage.postgres.records import UnavailableError
+from storage.redis.spending import AccountName
+from storage.rows import SessionRow
+
+
+async def join_or_start(
+    process: Process,
+    principal: Principal,
+    member: Member,
+    session_id: str,
+    start: messages.Start | None,
+    ticket: Ticket,
+) -> Seat:
+    """Joins a session where it lives, or starts it as ``start`` says; answers the ticket.
+
+    Without ``start`` only a session that exists is joined. Raises ``unknown_session``,
+    ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``, and ``rate_limited`` for
+    a user who starts too many.
+    """
+    assert principal.tenant is not None
+    assert principal.user_id is not None
+    hub = process.hub
+    for _ in range(2):
+        seat = await hub.join(
+            member,
+            principal.tenant,
+            session_id,
+            principal.user_id,
+            ticket,
+            tick_ms=start.tick_ms if start is not None else None,
+            last_seq=start.last_seq if start is not None else None,
+        )
+        if seat is not None:
+            return seat
+        if start is None:
+            raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
+        process.starts.check(principal)
+        identity, basis = await identity_of(process, principal, start)
+        await process.money.allot_at_start(AccountName(identity.tenant, identity.account_id))
+        seat = await hub.start(member, identity, ticket, start.tick_ms, basis)
+        if seat is not None:
+            return seat
+        # Another socket was faster by a moment: join what it starts.
+    raise ServiceError("the session is being started")
+
+
+async def identity_of(
+    process: Process, principal: Principal, request: messages.Start
+) -> tuple[Identity, Basis]:
+    """The identity of a session that is not in Redis, and what it was decided from: the
+    request, and the record.
+
+    A session that a backend prepared has terms of its own, which the browser cannot
+    change. Raises ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``.
+    """
+    assert principal.tenant is not None
+    assert principal.user_id is not None
+    assert principal.account_id is not None
+    try:
+        basis, row = await basis_of_start(
+            process, principal.tenant, request.session_id, principal.user_id
+        )
+    except UnavailableError as error:
+        raise ServiceError("the record of sessions does not answer") from error
+    if row is not None:
+        _check(row, principal)
+    elif process.settings.start == "prepared":
+        raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
+    terms = row.terms if row is not None else process.rates.terms(request.kind)
+    account_id = row.account_id if row is not None else principal.account_id
+    prepared_for = row.counterpart_id if row is not None else None
+    counterpart_id = prepared_for or request.counterpart_id
+    principal.check_start(terms.kind, counterpart_id)
+    if not (prepared_for or principal.knows_counterpart(counterpart_id)):
+        terms = terms.with_unknown_counterpart()
+    now_ms = process.clock.now()
+    day = ""
+    if terms.free_scope == "day":
+        day = await _day(process, principal, now_ms)
+    identity = Identity(
+        tenant=principal.tenant,
+        session_id=request.session_id,
+        user_id=principal.user_id,
+        org_id=principal.org_id,
+        account_id=account_id,
+        counterpart_id=counterpart_id,
+        kind=terms.kind,
+        started_at=now_ms,
+        terms=terms,
+        free_key=free_key(terms, principal.user_id, counterpart_id, day),
+        metadata=row.metadata if row is not None and row.metadata else request.metadata,
+    )
+    return identity, basis
+
+
+def _check(row: SessionRow, principal: Principal) -> None:
+    if row.user_id != principal.user_id:
+        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+    if row.state == "ended":
+        raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
+    if row.state == "live":
+        raise ServiceError("the session is being restored")
+
+
+async def _day(process: Process, principal: Principal, now_ms: int) -> str:
+    """Today, by the organisation's calendar."""
+    zone = "UTC"
+    if principal.org_id is not None:
+        assert principal.tenant is not None
+        assert principal.user_id is not None
+        zone = (await process.loader.member(principal.tenant, principal.user_id)).timezone
+    return calendar(zone).day(now_ms).isoformat()

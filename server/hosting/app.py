@@ -1,0 +1,247 @@
+"""The composition root: routes and middleware around one process."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from server.api import (
+    accounts,
+    adjustments,
+    demo,
+    description,
+    grants,
+    health,
+    heartbeats,
+    holds,
+    organizations,
+    pages,
+    preparations,
+    reports,
+    sessions,
+    spends,
+    statistics,
+    time_tracking,
+    usage,
+)
+from server.gateway.connection import SUBPROTOCOL, Connection
+from server.gateway.heartbeats import Heartbeats
+from server.http.http import Observed, Problem, bearer_of
+from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
+from server.process import Process
+from server.runtime.origins import Origins, reached
+from server.transport.push import EXTENSION, PEER, PushSocket
+from server.transport.websocket_protocol import forget_handshake
+from server.usage.months import Months
+from server.usage.reported_minutes import Trackers
+from storage.postgres.usage import Usage
+from storage.tasks import end
+
+SOCKET_PATH = "/v1/ws"
+PREFLIGHT_KEPT_S = 600
+
+
+class Application(Starlette):
+    """Starlette, past whose layers sockets go.
+
+    Middlewares and router are coroutines that wait as long as the socket lives: 5 KB of them
+    for each, and nothing that a socket needs.
+    """
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
+        """Serves a request or a socket (the interface of ASGI)."""
+        if scope["type"] == "websocket":
+            if scope["path"] == SOCKET_PATH:
+                return socket(self.state.process, scope, receive, send)
+            # The router would answer 403 without a word.
+            missing = Problem(404, "not_found", "there is no socket of this path").response()
+            return WebSocket(scope, receive, send).send_denial_response(missing)
+        return super().__call__(scope, receive, send)
+
+
+async def socket(process: Process, scope: Scope, receive: Receive, send: Send) -> None:
+    """``GET /v1/ws``: PROTOCOL section 1.
+
+    What is a local variable here lives as long as the socket.
+    """
+    address = scope["client"][0] if scope["client"] else ""
+    if not await _admitted(process, WebSocket(scope, receive, send), address):
+        return
+    try:
+        push_socket, bearer = await _opened(WebSocket(scope, receive, send))
+        await Connection(process, push_socket, receive, address).run(bearer)
+    finally:
+        process.sockets.dismiss(address)
+
+
+async def _admitted(process: Process, websocket: WebSocket, address: str) -> bool:
+    """Whether the socket may come in, which is counted then; else it is told why not."""
+    if not _may_connect(process, websocket):
+        await websocket.send_denial_response(
+            Problem(403, "forbidden", "pages of this origin may not connect").response()
+        )
+        return False
+    if process.draining or not process.sockets.admit(address):
+        await websocket.send_denial_response(
+            Problem(503, "unavailable", "no more sockets now").response()
+        )
+        return False
+    return True
+
+
+async def _opened(websocket: WebSocket) -> tuple[PushSocket, str | None]:
+    """Accepts the socket; the push path, and the token that came with the handshake."""
+    push_socket: PushSocket = websocket.scope["extensions"][EXTENSION]
+    bearer = bearer_of(websocket.headers)
+    offered = websocket.scope.get("subprotocols") or []
+    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+    forget_handshake(websocket.scope)
+    return push_socket, bearer
+
+
+def _may_connect(process: Process, websocket: WebSocket) -> bool:
+    """RFC 6455 section 10.2: a browser says which origin a page is of; a page of any site
+    could open a socket here otherwise. What is no browser sends no origin."""
+    told, headers = websocket.headers.getlist("origin"), websocket.headers
+    if not told:
+        return True
+    scope = websocket.scope
+    peer = scope["extensions"].get(PEER, "")
+    server = scope.get("server")
+    own = reached(
+        headers,
+        scope["scheme"],
+        server[1] if server else None,
+        proxied=process.door.trusts(peer),
+    )
+    if len(told) == 1 and (process.origins.lists(told[0]) or own.is_own(told[0])):
+        return True
+    process.origins.refused(told[0], own.hosts[-1] if own.hosts else "")
+    return False
+
+
+class Pages(CORSMiddleware):
+    """Pages of other origins, which may ask over HTTP when they are listed."""
+
+    def __init__(self, app: ASGIApp, origins: Origins) -> None:
+        super().__init__(
+            app,
+            allow_origins=tuple(origins.entries),
+            allow_methods=("GET", "HEAD", "POST", "PUT"),
+            # Tokens travel in a header, so no cookie is ever let through.
+            allow_headers=("Authorization", "Content-Type", KEY_HEADER),
+            expose_headers=(REPLAYED_HEADER, "Retry-After"),
+            max_age=PREFLIGHT_KEPT_S,
+        )
+        self.origins = origins
+
+    def is_allowed_origin(self, origin: str) -> bool:
+        """Whether a page of ``origin`` may ask."""
+        return self.origins.lists(origin)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks before it asks."""
+        origin = request_headers["origin"]
+        if not self.origins.lists(origin):
+            self.origins.refused(origin, request_headers.get("host", ""))
+        return super().preflight_response(request_headers)
+
+
+async def failed(request: Request, error: Exception) -> Response:
+    """What the router refuses, as a problem document."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return _no_such_path(request).response()
+    code, detail, headers = "bad_message", error.detail, dict(error.headers or {})
+    if error.status_code == 405:
+        # RFC 9110 section 15.5.6: Allow lists what the resource supports, and a resource
+        # may have a route for each method.
+        methods = {
+            method
+            for route in request.app.routes
+            if route.matches(request.scope)[0] is not Match.NONE
+            for method in getattr(route, "methods", None) or ()
+        }
+        headers["Allow"] = ", ".join(sorted(methods))
+        code, detail = "method_not_allowed", f"the methods of this path are {headers['Allow']}"
+    response = Problem(error.status_code, code, detail).response()
+    response.headers.update(headers)
+    return response
+
+
+def _no_such_path(request: Request) -> Problem:
+    path = request.url.path
+    hint = ": leave out the slash at its end" if path.endswith("/") else ""
+    return Problem(404, "not_found", f"there is no such path{hint}")
+
+
+def _middleware(process: Process) -> list[Middleware]:
+    """What stands around the routes: pages of other origins first, if there are any."""
+    around = [Middleware(Observed, metrics=process.metrics)]
+    if process.settings.origins:
+        around.insert(0, Middleware(Pages, process.origins))
+    return around
+
+
+def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starlette:
+    """The ASGI application of a process, which it starts and stops."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await process.start()
+        forgetting = asyncio.create_task(forget_old_keys(process.records, process.clock))
+        try:
+            yield
+        finally:
+            await end([forgetting])
+            await process.stop()
+
+    all_routes: list[BaseRoute] = [
+        *health.ROUTES,
+        *description.ROUTES,
+        *sessions.ROUTES,
+        *preparations.ROUTES,
+        *heartbeats.ROUTES,
+        *accounts.ROUTES,
+        *grants.ROUTES,
+        *spends.ROUTES,
+        *holds.ROUTES,
+        *organizations.ROUTES,
+        *adjustments.ROUTES,
+        *usage.ROUTES,
+        *statistics.ROUTES,
+        *time_tracking.ROUTES,
+        *reports.ROUTES,
+        *(routes or []),
+    ]
+    if process.settings.is_development:
+        all_routes += demo.ROUTES
+    all_routes += pages.ROUTES
+    app = Application(
+        routes=all_routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: failed},
+        middleware=_middleware(process),
+    )
+    # A redirect would lead to whatever host the request named, and to plain http.
+    app.router.redirect_slashes = False
+    app.state.process = process
+    description.build(app)
+    app.state.heartbeats = Heartbeats(process)
+    process.at_drain.append(app.state.heartbeats.drain)
+    app.state.usage = Usage.over(process.records)
+    app.state.months = Months(process)
+    app.state.trackers = Trackers(process, app.state.usage, app.state.months)
+    app.state.reports = 0
+    return app

@@ -1,0 +1,272 @@
+"""The HTTP side of the wire, described by the code that serves it (OpenAPI 3.1).
+
+The document is made of the application's routes, of what each endpoint says of itself
+(:func:`described`, and its docstring) and of the types that it reads and answers.
+Nothing is written down twice, so it cannot be wrong for long.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.routing import BaseRoute, Route
+
+from protocol import limits
+from protocol.wire.fields import ID_PATTERN, describe
+from server.access.credentials import Role
+from server.http.http import Endpoint, may_be_empty
+from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER
+
+VERSION = "1"
+"""Of the interface; it is in the paths and in the subprotocol."""
+TITLE = "Taximeter"
+LICENSE = {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
+REFERENCE = "#/components/schemas/{name}"
+
+AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
+
+
+class ProblemDocument(msgspec.Struct, frozen=True):
+    """An error (RFC 9457). Some codes say more, in the members that may be left out."""
+
+    type: Annotated[str, describe("Always `about:blank`: `code` says which error it is.")]
+    title: Annotated[str, describe("What the status means.")]
+    status: Annotated[int, describe("The status of the response.")]
+    code: Annotated[str, describe("Which error it is, for programs; it stays the same.")]
+    detail: Annotated[str, describe("What is wrong here, for whoever reads the log.")]
+    limit: (
+        Annotated[str | int, describe("Which limit forbids it, or how often a month may be.")]
+        | UnsetType
+    ) = UNSET
+    used: Annotated[int, describe("How often the operation was done this month.")] | UnsetType = (
+        UNSET
+    )
+    resets_at: Annotated[int, describe("When the next month begins.")] | UnsetType = UNSET
+    operation: Annotated[str, describe("The operation that was limited.")] | UnsetType = UNSET
+    cost: Annotated[str, describe("What it would have cost.")] | UnsetType = UNSET
+    missing: Annotated[str, describe("The credits that are missing.")] | UnsetType = UNSET
+    credits: Annotated[str, describe("The credits that are there.")] | UnsetType = UNSET
+    amount: Annotated[str, describe("The credits that are held.")] | UnsetType = UNSET
+    state: Annotated[str, describe("What became of the hold.")] | UnsetType = UNSET
+
+
+ID_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "pattern": ID_PATTERN,
+    "minLength": 1,
+    "maxLength": limits.ID_CHARACTERS_MAX,
+}
+ORG: dict[str, Any] = {
+    "name": "org",
+    "in": "query",
+    "description": "The organisation. A user's token says its own; a backend or an operator "
+    "names it here, or leaves it out for a user without one.",
+    "schema": ID_SCHEMA,
+}
+USER: dict[str, Any] = {
+    "name": "user",
+    "in": "query",
+    "description": "The user without an organisation that a backend or an operator means.",
+    "schema": ID_SCHEMA,
+}
+IDEMPOTENCY_KEY: dict[str, Any] = {
+    "name": KEY_HEADER,
+    "in": "header",
+    "required": True,
+    "description": "A new one with each intent, the same with each attempt: the same key and "
+    f"body give the stored answer again, with `{REPLAYED_HEADER}: true`.",
+    "schema": {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": limits.IDEMPOTENCY_KEY_CHARACTERS_MAX,
+    },
+}
+CURSOR: dict[str, Any] = {
+    "name": "cursor",
+    "in": "query",
+    "description": "`next_cursor` of the page before; opaque.",
+    "schema": {"type": "string"},
+}
+LIMIT: dict[str, Any] = {
+    "name": "limit",
+    "in": "query",
+    "description": "Entries of a page.",
+    "schema": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": limits.PAGE_ROWS_MAX,
+        "default": limits.PAGE_ROWS_DEFAULT,
+    },
+}
+
+ROLES: dict[Role, dict[str, Any]] = {
+    "user": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A user's token; it reaches that user's data alone.",
+    },
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key of a backend."},
+    "ops": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A token with the scope `ops`: an operator's.",
+    },
+}
+COMMON_ERRORS: dict[int, tuple[str, ...]] = {
+    400: ("bad_message",),
+    401: ("unauthenticated",),
+    403: ("forbidden",),
+    429: ("rate_limited",),
+    503: ("unavailable",),
+}
+"""What every call under ``/v1`` may come to."""
+MEANINGS = {
+    400: "The request is not what it should be; `detail` names the field.",
+    401: "The token is missing, not good, or expired.",
+    402: "What it takes is not there; the document says what is missing.",
+    403: "The call is not for this token.",
+    404: "There is no such thing, or it is not this user's.",
+    409: "It is under way, and has an answer soon; or it is too late for it.",
+    413: f"The body is over {limits.BODY_BYTES_MAX} bytes.",
+    422: "The request can be read, and cannot be done.",
+    429: "Too many; `Retry-After` says when to come back.",
+    503: "A part that we need does not answer; the same request may succeed later.",
+}
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """What cannot be read off an endpoint's code; the words are in its docstring."""
+
+    tag: str
+    roles: tuple[Role, ...] = ()
+    """Who may call it, as PROTOCOL's column *who*; empty: anybody."""
+    path: dict[str, str] = {}
+    """What the ids in the path are."""
+    parameters: tuple[dict[str, Any], ...] = ()
+    """Of the query and the header, as OpenAPI writes them."""
+    body: type | None = None
+    body_rule: dict[str, Any] = {}
+    """What the body's type cannot say of it, as JSON Schema writes it."""
+    answers: dict[int, tuple[type, ...] | str] = {}
+    """Types by status, one of which it answers, or a media type; of nothing: ``""``."""
+    errors: dict[int, tuple[str, ...]] = {}
+    """Codes by status, besides :data:`COMMON_ERRORS`."""
+
+
+_OPERATIONS: dict[Endpoint, Operation] = {}
+
+
+def described(operation: Operation) -> Callable[[AnyEndpoint], AnyEndpoint]:
+    """Says of an endpoint what ``operation`` says; its docstring tells the rest."""
+
+    def describe_endpoint(endpoint: AnyEndpoint) -> AnyEndpoint:
+        assert inspect.getdoc(endpoint), endpoint
+        _OPERATIONS[endpoint] = operation
+        return endpoint
+
+    return describe_endpoint
+
+
+def operation_of(route: Route) -> Operation | None:
+    """What is said of a route's endpoint; None when nothing is."""
+    return _OPERATIONS.get(route.endpoint)
+
+
+def openapi(routes: Iterable[BaseRoute]) -> dict[str, Any]:
+    """The OpenAPI document of those of ``routes`` that are described."""
+    found = [
+        (route, operation)
+        for route in routes
+        if isinstance(route, Route) and (operation := operation_of(route)) is not None
+    ]
+    types: dict[type, None] = {ProblemDocument: None}
+    for _, operation in found:
+        types.update(dict.fromkeys(_types_of(operation)))
+    references, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)
+    reference_of = dict(zip(types, references, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route, operation in found:
+        for method in sorted((route.methods or set()) - {"HEAD"}):
+            item = _path_operation(route, operation, reference_of)
+            paths.setdefault(route.path, {})[method.lower()] = item
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": TITLE,
+            "version": VERSION,
+            "license": LICENSE,
+            "description": "The real-time usage meter for chats, recordings and calls. Instants "
+            "(`_at`) are Unix epoch milliseconds, durations (`_ms`) milliseconds, credits decimal "
+            "strings. The socket `/v1/ws` is described by `/asyncapi.json`.",
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {"schemas": schemas, "securitySchemes": ROLES},
+    }
+
+
+def _types_of(operation: Operation) -> list[type]:
+    answered = [types for types in operation.answers.values() if not isinstance(types, str)]
+    return [*([operation.body] if operation.body else []), *(t for ts in answered for t in ts)]
+
+
+def _path_operation(
+    route: Route, operation: Operation, reference_of: dict[type, dict[str, Any]]
+) -> dict[str, Any]:
+    summary, _, text = (inspect.getdoc(route.endpoint) or "").partition("\n")
+    item: dict[str, Any] = {
+        "operationId": route.endpoint.__name__,
+        "tags": [operation.tag],
+        "summary": summary.rstrip("."),
+        "description": re.sub(r"(?<!\n)\n(?!\n)", " ", text.strip()) or summary,
+        "parameters": [
+            *(
+                {
+                    "name": name,
+                    "in": "path",
+                    "required": True,
+                    "description": operation.path[name],
+                    "schema": ID_SCHEMA,
+                }
+                for name in route.param_convertors
+            ),
+            *operation.parameters,
+        ],
+        "responses": _responses(operation, reference_of),
+        "security": [{role: []} for role in operation.roles],
+    }
+    if operation.body is not None:
+        schema = {**reference_of[operation.body], **operation.body_rule}
+        content = {"application/json": {"schema": schema}}
+        required = not may_be_empty(operation.body)
+        item["requestBody"] = {"required": required, "content": content}
+    return item
+
+
+def _responses(operation: Operation, reference_of: dict[type, dict[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for status, answered in operation.answers.items():
+        if isinstance(answered, str):
+            content: dict[str, Any] = {answered: {}} if answered else {}
+        else:
+            references = [reference_of[answered_type] for answered_type in answered]
+            schema = references[0] if len(references) == 1 else {"oneOf": references}
+            content = {"application/json": {"schema": schema}}
+        text = "Done." if status < 400 else MEANINGS[status]
+        found[str(status)] = {"description": text, **({"content": content} if content else {})}
+    errors = dict(operation.errors)
+    if operation.roles:
+        for status, codes in COMMON_ERRORS.items():
+            errors[status] = (*codes, *errors.get(status, ()))
+    if operation.body is not None:
+        errors[413] = ("bad_message",)
+    problem = {"application/problem+json": {"schema": reference_of[ProblemDocument]}}
+    for status, codes in sorted(errors.items()):
+        shown = ", ".join(f"`{code}`" for code in codes)
+        found[str(status)] = {"description": f"{MEANINGS[status]} {shown}", "content": problem}
+    return found

@@ -1,0 +1,70 @@
+"""Whose usage a call is about: a token's own user, or the one that a backend names."""
+
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+
+from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
+from server.access.credentials import Principal, tenant_of
+from server.http.http import principal_of, query_id, tenant_of_call
+from server.http.openapi import ID_SCHEMA
+
+USER: dict[str, Any] = {
+    "name": "user",
+    "in": "query",
+    "description": "The user. A user's token says its own; a backend or an operator names one.",
+    "schema": ID_SCHEMA,
+}
+ACCOUNT: dict[str, Any] = {
+    "name": "account",
+    "in": "query",
+    "description": "The credit account; left out, the token's own or the user's.",
+    "schema": ID_SCHEMA,
+}
+NOT_KEPT = {"Cache-Control": "no-store"}
+"""The paths of existing applications are not under ``/v1``, and nobody's to keep either."""
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """Whose usage a call is about."""
+
+    principal: Principal
+    user_id: str
+    org_id: str | None
+    tenant: str
+    account_id: str
+
+
+def subject_of(request: Request, principal: Principal) -> Subject:
+    """The user of a token; for a backend, and an operator who names one, the user named.
+
+    Raises ``forbidden`` where a user's token names anybody else.
+    """
+    org_id, user_id = query_id(request, "org"), query_id(request, "user")
+    account_id = query_id(request, "account")
+    named = org_id is not None or user_id is not None
+    if principal.is_key or (principal.is_operator and named):
+        if user_id is None:
+            raise BadMessageError("user: name the user whose usage it is")
+        tenant = tenant_of(org_id, user_id)
+        return Subject(principal, user_id, org_id, tenant, account_id or user_id)
+    if not principal.is_operator:
+        tenant_of_call(request, principal)
+    assert principal.user_id is not None
+    assert principal.tenant is not None
+    assert principal.account_id is not None
+    if account_id is not None and not principal.may_see_account(account_id):
+        raise PeerError(ErrorCode.FORBIDDEN, "the account is not this token's")
+    return Subject(
+        principal,
+        principal.user_id,
+        principal.org_id,
+        principal.tenant,
+        account_id or principal.account_id,
+    )
+
+
+async def asked_for(request: Request) -> Subject:
+    """Whose usage is asked for, by whoever may ask for any."""
+    return subject_of(request, await principal_of(request, "user", "key", "ops"))

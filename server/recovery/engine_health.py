@@ -1,0 +1,103 @@
+"""What a process stands on, measured once a second however many ask for it.
+
+``/readyz`` and ``/metrics`` take no token, and one look costs two commands of Redis for each
+partition. Requests that come together wait for one look, and those of the next second share
+its result.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from protocol import limits
+from server.runtime.clock import ClusterClock
+from server.runtime.metrics import Metrics
+from server.sessions.registry import Hub
+from storage.postgres.records import Records
+from storage.redis.live import LiveError
+
+
+class Measured(Protocol):
+    """What is measured of a process."""
+
+    clock: ClusterClock
+    hub: Hub
+    metrics: Metrics
+    records: Records
+
+    async def redis_answers(self) -> bool:
+        """Whether Redis answers now."""
+
+    async def outbox(self) -> tuple[int, int]:
+        """Entries that wait for Postgres, and the age of the oldest in milliseconds."""
+
+
+class Look(NamedTuple):
+    """What was found: Redis and Postgres up, entries of the outbox, the age of the oldest."""
+
+    redis_up: bool
+    postgres_up: bool
+    outbox_entries: int
+    oldest_ms: int
+
+
+class Vitals:
+    """The looks of one process; ``now_s`` is monotonic seconds."""
+
+    def __init__(self, process: Measured, now_s: Callable[[], float] | None = None) -> None:
+        self.process = process
+        self.now_s = now_s or (lambda: asyncio.get_running_loop().time())
+        self._last: Look | None = None
+        self._looked_at = 0.0
+        self._looking: asyncio.Task[Look] | None = None
+
+    async def look(self) -> Look:
+        """The last look if it is not older than a second, else a new one."""
+        age_s = self.now_s() - self._looked_at
+        if self._last is not None and age_s * 1000 < limits.VITALS_KEPT_MS:
+            return self._last
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+            self._looking.add_done_callback(self._over)
+        # Who asks may be cancelled, and the others wait on.
+        return await asyncio.shield(self._looking)
+
+    def _over(self, _: "asyncio.Task[Look]") -> None:
+        self._looking = None
+
+    async def _look(self) -> Look:
+        process = self.process
+        metrics = process.metrics
+        redis_up = await process.redis_answers()
+        postgres_up = await process.records.healthy()
+        entries, oldest_ms = 0, 0
+        if redis_up:
+            try:
+                entries, oldest_ms = await process.outbox()
+            except LiveError:
+                redis_up = False  # it went away in between
+        metrics.redis_up.set(redis_up)
+        metrics.redis_step.set(process.clock.stepped_ms / 1000)
+        metrics.postgres_up.set(postgres_up)
+        metrics.outbox_entries.set(entries)
+        metrics.flush_lag.set(oldest_ms / 1000)
+        metrics.tally.postgres_retries = process.records.retries
+        metrics.tally.unflushed_dropped = process.hub.unflushed.dropped
+        await self._count_sessions()
+        self._last = Look(redis_up, postgres_up, entries, oldest_ms)
+        self._looked_at = self.now_s()
+        return self._last
+
+    async def _count_sessions(self) -> None:
+        """Sets the gauges of what is served here; others have their turn meanwhile."""
+        hub, metrics = self.process.hub, self.process.metrics
+        counts: Counter[tuple[str, str]] = Counter()
+        for number, seat in enumerate(hub, 1):
+            counts[seat.meter.phase.value, seat.meter.session.identity.kind] += 1
+            if number % limits.SESSIONS_COUNTED_PER_TURN == 0:
+                await asyncio.sleep(0)
+        metrics.sessions.clear()
+        for (state, kind), count in counts.items():
+            metrics.sessions.labels(state, kind).set(count)
+        metrics.claims_waiting.set(hub.claims.waiting)

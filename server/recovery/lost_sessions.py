@@ -1,0 +1,151 @@
+"""Sessions that nobody runs any more: Redis lost them together with the process that did.
+
+That takes two failures at once. Such a session runs on in the record alone, and is ended
+there with what is written down: whatever was not is not billed. Redis is told of that end
+first, for counters that were loaded before the last of it was written down lack the rest.
+It is looked for when everybody who still knew of a session has put it back, or has had to stop
+it, because nobody goes on uncovered for longer than that.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.metering.records import SessionEnded
+from protocol.metering.session import Grant, Identity, Session, free_key, joined_segments
+from protocol.metering.states import Phase
+from protocol.metering.transitions import unstarted
+from server.runtime.clock import Clock
+from server.runtime.isolation import for_each
+from storage.postgres.records import Records
+from storage.postgres.usage import SessionMinute, Usage
+from storage.redis.live import LiveError
+from storage.redis.recovery import Restoring
+from storage.rows import LiveSession, SessionRow
+
+log = structlog.get_logger()
+
+PAGE_ROWS = 500
+REASON = "node_lost"
+PutBack = Callable[[Session, tuple[bytes, ...]], Awaitable[None]]
+"""Asserts a session that has ended; see ``server.recovery.reassertion``."""
+
+
+class LostSessions:
+    """Ends the sessions of which only the record knows."""
+
+    def __init__(
+        self, restoring: Restoring, records: Records, clock: Clock, put_back: PutBack
+    ) -> None:
+        self.restoring = restoring
+        self.live = restoring.live
+        self.records = records
+        self.usage = Usage.over(records)
+        self.clock = clock
+        self._put_back = put_back
+
+    async def end(self) -> int:
+        """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError`` and
+        ``UnavailableError``; whatever is left is found the next time."""
+        count, after = 0, LiveSession("", "", is_reported=False)
+
+        async def end(session: LiveSession) -> None:
+            nonlocal count
+            count += await self._end(session)
+
+        while True:
+            page = await self.records.live_sessions(after.tenant, after.session_id, PAGE_ROWS)
+            await for_each("lost session", page, end)
+            if len(page) < PAGE_ROWS:
+                break
+            after = page[-1]
+        if count:
+            log.warning("lost_sessions_ended", sessions=count)
+        return count
+
+    async def _end(self, session: LiveSession) -> bool:
+        tenant, session_id = session.tenant, session.session_id
+        if await self._is_known(session):
+            return False
+        if not await self.restoring.is_settled(tenant):
+            raise LiveError("a loss is being looked after")
+        row = await self.records.session(tenant, session_id)
+        if row is None or row.state != "live":
+            return False
+        minutes = await self.usage.session(tenant, session_id)
+        ended = ended_of(row, minutes)
+        silent_ms = self.clock.now() - ended.ended_at
+        if session.is_reported and silent_ms < limits.TRACKED_SILENCE_MS_MAX:
+            return False  # its client goes on, and it is restored with the next minute
+        if not session.is_reported:
+            await self._put_back(session_of(row.identity, ended), ())
+        await self.records.write([ended])
+        return True
+
+    async def _is_known(self, session: LiveSession) -> bool:
+        """Whether Redis has the session; but not if it was told of this end, and the record
+        was not."""
+        tenant, session_id = session.tenant, session.session_id
+        if not await self.live.is_warm(self.live.keys.session(tenant, session_id)):
+            return False
+        if session.is_reported:
+            return True
+        found = await self.live.attach(tenant, session_id, read_only=True)
+        return found is None or found.session.standing.reason != REASON
+
+
+def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnded:
+    """The end of a session with what is written down of it."""
+    assert row.started_at is not None
+    elapsed_ms = sum(minute.seconds for minute in minutes) * 1000
+    free_ms = sum(minute.free_ms for minute in minutes)
+    segments: tuple[tuple[int, int], ...] = ()
+    for minute in minutes:
+        lasted_ms = -(-minute.seconds * 1000 // row.terms.speed)
+        segments = joined_segments(segments, minute.started_at, minute.started_at + lasted_ms)
+    return SessionEnded(
+        tenant=row.tenant,
+        session_id=row.session_id,
+        user_id=row.user_id,
+        org_id=row.org_id,
+        account_id=row.account_id,
+        counterpart_id=row.counterpart_id,
+        kind=row.kind,
+        started_at=row.started_at,
+        ended_at=segments[-1][1] if segments else row.started_at,
+        reason=REASON,
+        limit=None,
+        elapsed_ms=elapsed_ms,
+        free_ms=free_ms,
+        billed_ms=row.terms.billed_ms(elapsed_ms, free_ms),
+        minutes=len(minutes),
+        credits_micros=sum(minute.charged_micros for minute in minutes),
+        uncovered_ms=0,
+        segments=list(segments),
+        gaps=[],
+        terms=row.terms,
+        metadata=row.metadata,
+        is_reported=row.is_reported,
+    )
+
+
+def session_of(identity: Identity, ended: SessionEnded) -> Session:
+    """The session that ended like that, older than whatever a process may still know of it."""
+    if ended.terms.free_scope == "pair":
+        key = free_key(ended.terms, ended.user_id, ended.counterpart_id, "")
+        identity = msgspec.structs.replace(identity, free_key=key)
+    standing = msgspec.structs.replace(
+        unstarted(Phase.ENDED, ended.ended_at, ended.free_ms),
+        elapsed_ms=ended.elapsed_ms,
+        settled_ms=ended.elapsed_ms,
+        charged_micros=ended.credits_micros,
+        minute_charged_micros=ended.credits_micros,
+        minutes_kept=ended.minutes,
+        free_over=True,
+        ended_at=ended.ended_at,
+        reason=ended.reason,
+        segments=tuple(ended.segments),
+    )
+    return Session(identity, standing, Grant())

@@ -1,0 +1,426 @@
+"""Recovery: what this process knows is put back where Redis has lost it.
+
+How it works
+------------
+A loss shows in four ways: with a beat, the epoch of a partition is not the one that this
+process has seen; a claim is answered ``gone``; the line of the channels was down; or a Redis
+has begun another history of writes, because it was started anew or a replica took over. The
+last two may have cost nothing. Then, partition by partition,
+
+1. every session that is served here is asserted (``storage/redis/lua/assert.lua``), and every
+   one that ended here and is not written down;
+2. the records that Postgres may not have are written down, or, where Postgres is away too,
+   appended to the outbox again;
+3. minutes that others appended, and have died, are made again (``recovery.missing_minutes``);
+4. what else Postgres has and Redis lacks is brought there (``recovery.record_catch_up``);
+5. a while later, sessions that nobody has put back are ended (``recovery.lost_sessions``).
+
+All of that may be repeated; what fails is, after a while that doubles. Meanwhile, for
+``RECOVERY_MS``, the partition takes nothing else: sessions run on what they were granted.
+"""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+import structlog
+from redis.exceptions import RedisError
+
+from protocol import limits
+from protocol.limits import SAFE_INTEGER_MAX
+from protocol.metering.assertion import Assertion, months_of_minutes
+from protocol.metering.session import Session, free_key
+from protocol.wire.errors import ProtocolError, ServiceError
+from server.counters.loading import Loader
+from server.recovery.lost_sessions import LostSessions
+from server.recovery.missing_minutes import Completing
+from server.recovery.record_catch_up import Recorded
+from server.runtime.clock import Clock
+from server.sessions.local_session import Seat
+from server.sessions.registry import Hub
+from server.sessions.step_pipeline import Retries
+from server.sessions.unflushed import Kept, Unflushed
+from storage.postgres.records import Records, RefusedError, UnavailableError
+from storage.redis.live import LiveError
+from storage.redis.recovery import Restoring
+from storage.tasks import end
+
+log = structlog.get_logger()
+
+WATCHED_PARTITION = 0
+"""Every process looks at this one, also one without sessions: a Redis that comes back empty
+has lost all of them, and with them perhaps sessions that nobody runs any more."""
+EXPECTED = (ProtocolError, LiveError, RedisError)
+LOADS_MAX = 4
+"""How often one assertion may find something cold: account, months and free time, and a race."""
+
+
+class Recovery:
+    """Looks after what Redis has lost, on behalf of one process."""
+
+    def __init__(self, hub: Hub, loader: Loader, records: Records, clock: Clock) -> None:
+        self.hub = hub
+        self.loader = loader
+        self.records = records
+        self.clock = clock
+        self.restoring = Restoring(hub.live)
+        self.unflushed: Unflushed = hub.unflushed
+        self.recovered = 0
+        """Assertions by which Redis learnt something."""
+        self._epochs: dict[int, bytes | None] = {}
+        """The epoch of every partition that was served here, when it was looked at last."""
+        self._lost: set[int] = set()
+        """Partitions that are to be looked after."""
+        self._new: set[int] = set()
+        """Partitions that are served here now: what is known of them is put back to be sure."""
+        self._written_down: set[int] = set()
+        """Partitions that are to be looked after, what they lost being written down already."""
+        self._flushed: dict[int, bytes] = {}
+        """The watermarks of quiet partitions, when anything was forgotten last."""
+        self._histories: dict[object, bytes | None] = {}
+        """The history of writes that each Redis went on with when it was looked at last."""
+        self._record_due_at: int | None = None
+        """Since when what Postgres has is to be brought to Redis; None: it is not."""
+        self._assert_from = 0
+        """Where to begin with the assertions, after some could not be made."""
+        self._again_at: dict[int, int] = {}
+        """When a partition is looked after once more, after everybody has come back."""
+        self._retries = Retries()
+        """Partitions that could not be looked after."""
+        self._recorded = Recorded(self.restoring, records, clock)
+        self._completing = Completing(records, hub.tenants)
+        self._lost_sessions = LostSessions(self.restoring, records, clock, self._assert_ended)
+        self._lost_sessions_at = clock.now() + limits.LOST_SESSIONS_AFTER_MS
+        """When sessions are looked for that nobody has put back."""
+        self._forget_at = 0
+        self._task: asyncio.Task[None] | None = None
+        hub.claims.restore = self.restore
+        hub.accounts.resynchronised = self.suspect
+        loader.incomplete = self._suspect_record
+
+    async def begin(self) -> None:
+        """Begins the epochs of a deployment in which nobody else has anything to put back.
+
+        Where a session runs as far as Postgres knows, whoever has it is given the time.
+        """
+        self._suspect_record()  # what Redis lost while no process lived, nobody has seen
+        try:
+            if await self.records.has_live_sessions():
+                return
+        except UnavailableError:
+            return
+        await self.restoring.begin_epochs()
+
+    # --- Finding out -------------------------------------------------------------------
+
+    def _partitions(self) -> set[int]:
+        """The partitions of which this process knows anything."""
+        return {self._partition_of(seat) for seat in self.hub} | self.unflushed.partitions
+
+    async def look(self) -> None:
+        """Looks whether anything was lost; with every beat. Raises ``LiveError``."""
+        now_ms = self.clock.now()
+        seen = await self.restoring.look(self._partitions() | {WATCHED_PARTITION})
+        if self._is_another(seen.histories):
+            log.warning("redis_began_anew")
+            self._lose(self._partitions() | {WATCHED_PARTITION})
+            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+        flushed: dict[int, bytes] = {}
+        for partition, (watermark, epoch) in seen.partitions.items():
+            if epoch is None or self._epochs.get(partition, epoch) != epoch:
+                self._lose({partition})
+                self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+            elif partition not in self._epochs:
+                # It was not served here a moment ago, and may have been lost since: what is
+                # asserted then Redis knows, mostly.
+                self._new.add(partition)
+            elif watermark is not None and partition not in self._lost and not self.busy:
+                flushed[partition] = watermark
+            self._epochs[partition] = epoch
+        ended: list[Session] = []
+        if now_ms >= self._forget_at:
+            self._forget_at = now_ms + limits.WATERMARK_INTERVAL_MS
+            # Those of the time before, so that a loss is found before anything is forgotten.
+            quiet = {one: at for one, at in self._flushed.items() if one in flushed}
+            ended = self.unflushed.forget(quiet, now_ms - limits.RECOVERED_ENTRIES_MS)
+            self._flushed = flushed
+        for partition, at in list(self._again_at.items()):
+            if now_ms >= at:
+                del self._again_at[partition]
+                self._lost.add(partition)
+                self._suspect_record()
+        self._work()
+        await self.restoring.over(ended)
+
+    def _is_another(self, histories: Mapping[object, bytes | None]) -> bool:
+        """Whether a Redis goes on with a history that was not seen before. One that said
+        nothing is taken for the one that it was."""
+        known = self._histories
+        self._histories = {place: one or known.get(place) for place, one in histories.items()}
+        return bool(known) and not set(self._histories.values()) <= {*known.values(), None}
+
+    def suspect(self) -> None:
+        """Redis may be another one: everything is asserted, which it mostly knows."""
+        self._lose(self._partitions() | {WATCHED_PARTITION})
+        self._work()
+
+    def _suspect_record(self) -> None:
+        """Something may be missing in Redis that Postgres has known for a short while."""
+        if self._record_due_at is None:
+            self._record_due_at = self.clock.now()
+
+    def _lose(self, partitions: set[int]) -> None:
+        self._lost |= partitions
+        self._suspect_record()
+        self._written_down -= partitions
+        for partition in partitions:
+            self._flushed.pop(partition, None)
+            self._retries.forget(partition)
+
+    def _due(self, partitions: set[int]) -> set[int]:
+        """Those that did not fail a moment ago."""
+        now_ms = self.clock.now()
+        return {one for one in partitions if self._retries.is_due(one, now_ms)}
+
+    def _work(self) -> None:
+        if self.busy:
+            return
+        if self._due(self._lost | self._new) or self._record_due_at is not None:
+            self._task = asyncio.create_task(self._recover())
+        elif self.clock.now() >= self._lost_sessions_at:
+            self._task = asyncio.create_task(self._end_lost_sessions())
+
+    async def _end_lost_sessions(self) -> None:
+        self._lost_sessions_at = SAFE_INTEGER_MAX  # until something is lost again
+        try:
+            await self._lost_sessions.end()
+        except (*EXPECTED, UnavailableError) as error:
+            log.warning("lost_sessions_not_ended", error=str(error))
+            self._lost_sessions_at = self.clock.now() + limits.LOST_SESSIONS_AFTER_MS
+        except Exception:
+            log.exception("lost_sessions_failed")
+
+    async def idle(self) -> None:
+        """Waits until nothing is being put back."""
+        if self._task is not None:
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Puts nothing back any more: it would be asked of a Redis that has been let go."""
+        await end([self._task])
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being put back."""
+        return self._task is not None and not self._task.done()
+
+    # --- Putting back --------------------------------------------------------------------
+
+    async def _recover(self) -> None:
+        partitions = self._due(self._lost)
+        new = self._due(self._new) - partitions
+        self._lost -= partitions
+        self._new -= partitions | new
+        due_at, self._record_due_at = self._record_due_at, None
+        before = self.recovered + self._recorded.learnt
+        failed = partitions | new
+        try:
+            for partition in partitions:
+                if self._epochs.get(partition, b"") is None:
+                    await self.restoring.begin_lost_epochs(partition)
+            # First what others wait for, then what can wait.
+            unasserted = await self._assert_all(partitions | new)
+            for partition in sorted((partitions | new) - self._written_down):
+                await self._write_down(partition)
+                self._written_down.add(partition)
+            if due_at is not None and await self._bring_record(due_at):
+                due_at = None
+            failed = unasserted
+        except (*EXPECTED, UnavailableError) as error:
+            log.warning("not_recovered", error=str(error))
+        except Exception:
+            log.exception("recovery_failed")
+        self._record_due_at = self._record_due_at if due_at is None else due_at
+        learnt = self.recovered + self._recorded.learnt - before
+        self._conclude(partitions, new, learnt, failed)
+
+    async def _bring_record(self, due_at: int) -> bool:
+        """Brings to Postgres and to Redis what either has lost of what the other, or this
+        process, knows; False: Postgres is away."""
+        known = [seat.meter.session for seat in self.hub if _runs(seat)]
+        for partition in self.unflushed.partitions:
+            ended = self.unflushed.ended(partition)
+            known += [kept.session for kept in ended if kept.session is not None]
+        return await self._completing.complete(known) and await self._recorded.bring(due_at)
+
+    def _conclude(
+        self, partitions: set[int], new: set[int], recovered: int, failed: set[int]
+    ) -> None:
+        """What is to be done with the beats that follow."""
+        now_ms, done = self.clock.now(), (partitions | new) - failed
+        self._written_down -= done | self._lost  # some may have been lost once more
+        self._lost |= failed & partitions
+        self._new |= failed & new
+        for partition in done:
+            self._retries.forget(partition)
+        for partition in failed:
+            self._retries.failed(partition, now_ms)
+        if recovered:
+            log.warning("recovered", sessions=recovered, partitions=len(partitions | new))
+            self._lost |= new
+            if new:
+                self._suspect_record()
+            again = partitions | new | {WATCHED_PARTITION}
+            self._again_at |= dict.fromkeys(again, now_ms + 2 * limits.RECOVERY_MS)
+            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+
+    async def _write_down(self, partition: int) -> None:
+        """Brings to Postgres what is not there for sure, or at least back into the outbox."""
+        entries = [kept for kept in self.unflushed.entries(partition) if kept.written_at is None]
+        away = False
+        for first in range(0, len(entries), limits.ASSERTIONS_PER_BATCH):
+            batch = entries[first : first + limits.ASSERTIONS_PER_BATCH]
+            try:
+                if away:
+                    raise UnavailableError("Postgres did not answer a moment ago")
+                await self.records.write([record for kept in batch for record in kept.whole])
+            except (UnavailableError, RefusedError) as error:
+                away = isinstance(error, UnavailableError)
+                await self._replay(partition, batch)
+            else:
+                for kept in batch:
+                    kept.written_at = self.clock.now()
+
+    async def _replay(self, partition: int, batch: list[Kept]) -> None:
+        """Appends again what the flusher is to bring to Postgres, and sorts out what it
+        refuses."""
+        ids = await self.restoring.replay(
+            partition, [(kept.entry_id, kept.whole) for kept in batch]
+        )
+        for kept, entry_id in zip(batch, ids, strict=True):
+            if kept.entry_id != entry_id:
+                self.unflushed.replaced(partition, kept, entry_id)
+
+    async def _assert_all(self, partitions: set[int]) -> set[int]:
+        """Asserts everything that is known here; the partitions in which something could not be.
+
+        When a whole batch fails, so would the others: they are tried the next time, and
+        before this one.
+        """
+        work: list[Seat | Kept] = [
+            seat for seat in self.hub if self._partition_of(seat) in partitions and _runs(seat)
+        ]
+        for partition in partitions:
+            work += self.unflushed.ended(partition)
+        failures: list[BaseException] = []
+        unasserted: set[int] = set()
+        self._assert_from = self._assert_from % len(work) if work else 0
+        work = work[self._assert_from :] + work[: self._assert_from]
+        for first in range(0, len(work), limits.ASSERTIONS_PER_BATCH):
+            batch = work[first : first + limits.ASSERTIONS_PER_BATCH]
+            results = await asyncio.gather(
+                *(
+                    self._assert_kept(one) if isinstance(one, Kept) else self._assert_seat(one)
+                    for one in batch
+                ),
+                return_exceptions=True,
+            )
+            failed = [one for one, at in zip(batch, results, strict=True) if at is not None]
+            unasserted |= set(map(self._partition_of, failed))
+            failures += [result for result in results if result is not None]
+            if len(failed) == len(batch):
+                unasserted |= set(map(self._partition_of, work[first:]))
+                self._assert_from += first + len(batch)
+                break
+        for expected in (True, False):
+            errors = [one for one in failures if isinstance(one, EXPECTED) is expected]
+            if errors:
+                error = {"error": str(errors[0])} if expected else {"exc_info": errors[0]}
+                log.warning("not_asserted", sessions=len(errors), **error)
+        return unasserted
+
+    def _partition_of(self, one: Seat | Kept) -> int:
+        session = one.session if isinstance(one, Kept) else one.meter.session
+        assert session is not None
+        return self.hub.live.keys.partition(session.identity.tenant)
+
+    async def restore(self, session: Session) -> None:
+        """Puts back one session, whose step was answered ``gone``, or which was found running
+        though it ended here; and soon all others.
+
+        Raises ``LiveError`` or ``ServiceError`` where that cannot be done now.
+        """
+        ended, seat = self.unflushed.end_of(session.key), self.hub.seats.get(session.key)
+        if ended is None and seat is None:
+            raise ServiceError("the session store has lost the session")
+        partition = self.hub.live.keys.partition(session.identity.tenant)
+        if partition not in self._retries:  # else all others were tried a moment ago
+            self._lose({partition})
+        if ended is not None:
+            await self._assert_kept(ended)
+        elif seat is not None:
+            await self._assert_seat(seat)
+        self._work()
+
+    async def _assert_seat(self, seat: Seat) -> None:
+        meter = seat.meter
+        assertion = Assertion(
+            session=meter.session,
+            notices=meter.notices.recent,
+            minutes=self._minutes(meter.session, seat),
+            present=meter.sockets > 0,
+        )
+        if await self._assert(assertion, seat.free_day()):
+            await self.hub.read_again(seat)
+
+    async def _assert_kept(self, kept: Kept) -> None:
+        assert kept.session is not None
+        await self._assert_ended(kept.session, kept.notices)
+
+    async def _assert_ended(self, session: Session, notices: tuple[bytes, ...]) -> None:
+        identity = session.identity
+        calendar = await self.hub.tenants.calendar_of(identity)
+        minutes = months_of_minutes(session, calendar.month)
+        free_day = None
+        if identity.terms.free_scope == "day":
+            free_day = calendar.day_around(identity.started_at)
+            if identity.free_key is None:  # all that a lost session has left is its record
+                day = calendar.day(identity.started_at).isoformat()
+                key = free_key(identity.terms, identity.user_id, identity.counterpart_id, day)
+                identity = msgspec.structs.replace(identity, free_key=key)
+                session = msgspec.structs.replace(session, identity=identity)
+        await self._assert(Assertion(session, notices, minutes, present=False), free_day)
+
+    @staticmethod
+    def _minutes(session: Session, seat: Seat) -> tuple[tuple[str, int], ...]:
+        if not session.identity.terms.counts_minutes:
+            return ()
+        return months_of_minutes(session, seat.calendar.month)
+
+    async def _assert(self, assertion: Assertion, free_day: tuple[int, int] | None) -> bool:
+        """Asserts a session. True: Redis has it otherwise than it is known here, for another
+        process has made a step of an older copy."""
+        identity, is_forked = assertion.session.identity, False
+        for _ in range(LOADS_MAX):
+            status, cold = await self.restoring.put_back(assertion)
+            if status == "forked":
+                assertion, is_forked = assertion.after(int(cold[0])), True
+            elif status != "cold":
+                self.recovered += status == "ok"
+                return is_forked or status == "other"
+            if "account" in cold:
+                await self.loader.account(identity.tenant, identity.account_id, asserting=True)
+            if "member" in cold or "org" in cold:
+                await self.loader.months(identity.tenant, identity.user_id, asserting=True)
+            if "free" in cold:
+                await self.loader.free_time(identity, free_day, asserting=True)
+        raise ServiceError("the counters do not stay in Redis")
+
+
+def _runs(seat: Seat) -> bool:
+    """Whether this process has anything to say of a session: it has sockets of it, or looks
+    after its end. Who only watches leaves it to those who have."""
+    meter = seat.meter
+    standing = meter.session.standing
+    active = meter.sockets or meter.asked or standing.grace_until is not None
+    return bool(standing.version and active)

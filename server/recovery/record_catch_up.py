@@ -1,0 +1,123 @@
+"""What the record has and Redis lacks, after Redis has lost its last writes.
+
+Postgres knows of everything that was acknowledged but the time of sessions: entries of
+ledgers, holds, how often operations were done, corrections of months, and limits. A replica
+that takes over lacks the newest of them, also where nobody is served, so what is young is
+looked at of all tenants. Each is brought to Redis once, by its id or by what it comes to;
+whatever Redis knows already is left alone, and whatever is cold is loaded complete.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from protocol import limits
+from server.counters.plans import apply_member, apply_organization
+from server.runtime.clock import Clock
+from server.runtime.isolation import for_each
+from storage.postgres.records import Records, UnavailableError
+from storage.redis.recovery import Restoring
+from storage.redis.spending import AccountName, Spending
+from storage.rows import AdjustmentRow, HoldRow, LimitChange, OperationsDone, RecentEntry
+
+log = structlog.get_logger()
+
+ROWS_MAX = limits.RECOVERED_ENTRIES_MAX
+
+
+class Recorded:
+    """Brings to Redis what Postgres has."""
+
+    def __init__(self, restoring: Restoring, records: Records, clock: Clock) -> None:
+        self.restoring = restoring
+        self.live = restoring.live
+        self.records = records
+        self.clock = clock
+        self.learnt = 0
+        """How much Redis has learnt."""
+        self._spending = Spending(restoring.live)
+
+    async def bring(self, suspected_at: int) -> bool:
+        """Brings all of it, if not all was there at an instant; False: Postgres is away. Raises
+        ``LiveError``. It may be begun anew, also some minutes later."""
+        now_ms = self.clock.now()
+        after_at = max(
+            min(now_ms, suspected_at) - limits.RECOVERED_ENTRIES_MS,
+            now_ms - limits.RECOVERED_ENTRIES_MS_MAX,
+        )
+        try:
+            await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))
+            await self._bring_holds(await self.records.holds_since(after_at, ROWS_MAX))
+            # After the holds: one that is given back gives back its place in the month too.
+            await self._bring_operations(await self.records.operations_since(after_at, ROWS_MAX))
+            await self._bring_adjustments(await self.records.newest_adjustments(after_at, ROWS_MAX))
+            changed = await self.records.limits_since(now_ms - after_at, ROWS_MAX)
+            await self._bring_limits(changed)
+        except UnavailableError:
+            return False
+        return True
+
+    async def _bring_entries(self, found: Iterable[RecentEntry]) -> None:
+        """Applies what of the ledgers' newest entries accounts in Redis lack, of all of them:
+        of an account without sessions nobody else would look after it."""
+        now_ms = self.clock.now()
+        by_account: dict[AccountName, list[RecentEntry]] = {}
+        for entry in found:
+            name = AccountName(entry.tenant, entry.account_id)
+            by_account.setdefault(name, []).append(entry)
+
+        async def apply(found: tuple[AccountName, list[RecentEntry]]) -> None:
+            name, entries = found
+            applied = await self.restoring.apply_entries(name, entries, now_ms)
+            if applied:
+                log.warning("entries_recovered", account=name.account_id, entries=applied)
+                self.learnt += applied
+
+        await for_each("entries", by_account.items(), apply)
+
+    async def _bring_holds(self, found: Iterable[HoldRow]) -> None:
+        """Brings young holds in Redis to what Postgres says of them: what was reserved before a
+        loss is so again, and what has ended since is given back."""
+
+        async def restore(hold: HoldRow) -> None:
+            if await self._spending.restore_hold(hold):
+                log.warning("hold_recovered", tenant=hold.tenant, hold=hold.hold_id)
+                self.learnt += 1
+
+        await for_each("hold", found, restore)
+
+    async def _bring_operations(self, found: Iterable[OperationsDone]) -> None:
+        """Counts in their month what operations Redis has forgotten."""
+
+        async def recount(done: OperationsDone) -> None:
+            if await self.restoring.recount(done):
+                log.warning("operations_recovered", account=done.account_id)
+                self.learnt += 1
+
+        await for_each("operations", found, recount)
+
+    async def _bring_adjustments(self, found: Iterable[AdjustmentRow]) -> None:
+        """Corrects months that have forgotten it."""
+
+        async def adjust(adjustment: AdjustmentRow) -> None:
+            if await self._spending.adjust(adjustment):
+                log.warning("adjustment_recovered", entry=adjustment.entry_id)
+                self.learnt += 1
+
+        await for_each("adjustment", found, adjust)
+
+    async def _bring_limits(self, found: Iterable[LimitChange]) -> None:
+        """Brings back limits of months, and whether an organisation may exceed its own."""
+
+        async def apply(change: LimitChange) -> None:
+            if await self.restoring.has_limit(change):
+                return
+            # As whoever changes it: by now it may be another one still.
+            if change.user_id:
+                await apply_member(self.live, self.records, change.tenant, change.user_id)
+            else:
+                await apply_organization(self.live, self.records, change.tenant)
+            log.warning("limit_recovered", tenant=change.tenant, user=change.user_id or None)
+            self.learnt += 1
+
+        await for_each("limit", found, apply)

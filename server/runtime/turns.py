@@ -1,0 +1,123 @@
+"""Turns: what is to be done for many is done a bounded part at a time.
+
+One customer may have hundreds of sessions and sockets, and often all of them want something
+at once: they lose their line together, hear of the same credit, count on the same month. Such
+work is cut into units, a session each, and a turn of the event loop does a bounded number of
+them, for all customers alike: one after the other, a unit each, whether it is work or a task
+that waits. So no customer's work makes a
+turn long, and none waits behind another's. Small work is done at once, in the turn that asks.
+
+Local deadlines do not wait here: what stops a session is a timer.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Hashable, Iterator
+
+from protocol import limits
+from server.runtime.isolation import failed
+
+Work = Iterator[object]
+"""Does one unit each time it is asked for the next."""
+
+
+class Turns:
+    """The units of work of one process."""
+
+    def __init__(self, units_per_turn: int = limits.UNITS_PER_TURN) -> None:
+        self._units_per_turn = units_per_turn
+        self._left = units_per_turn
+        self._queues: dict[Hashable, deque[Work]] = {}
+        """Work by its customer. Whose turn it is comes first."""
+        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
+        """Tasks by their customer, in the same order."""
+        self._is_working = False
+        self._is_due = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits for a turn."""
+        return bool(self._queues or self._waiting)
+
+    def run(self, customer: Hashable, work: Work) -> None:
+        """Does the work after what this customer has waiting: now, as far as this turn may go,
+        and in the turns that follow. A unit that raises ends its work, and is logged."""
+        self._queues.setdefault(customer, deque()).append(work)
+        if not self._is_working:
+            self._work()
+
+    async def take(self, customer: Hashable) -> None:
+        """Returns when this turn, or a later one, has room for one more unit of this customer."""
+        if self._left > 0 and not self._waiting:
+            self._spend()
+            return
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(customer, deque()).append(waiting)
+        self._come_back()
+        await waiting
+
+    async def idle(self) -> None:
+        """Returns when nothing waits for a turn."""
+        while self.busy:  # noqa: ASYNC110 -- each turn of the loop does some of it
+            await asyncio.sleep(0)
+
+    def _spend(self) -> None:
+        self._left -= 1
+        self._come_back()
+
+    def _come_back(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_due = False
+        self._left = self._units_per_turn
+        # Half of them for tasks, if so many wait; the others for work.
+        for _ in range(self._units_per_turn // 2 if self._queues else self._units_per_turn):
+            if not self._waiting:
+                break
+            waiting = self._next_waiting()
+            if not waiting.done():
+                self._spend()
+                waiting.set_result(None)
+        self._work()
+        if self.busy:
+            self._come_back()
+
+    def _next_waiting(self) -> "asyncio.Future[None]":
+        customer = next(iter(self._waiting))
+        waiting = self._waiting.pop(customer)
+        first = waiting.popleft()
+        if waiting:
+            self._waiting[customer] = waiting
+        return first
+
+    def _work(self) -> None:
+        self._is_working = True
+        try:
+            while self._queues and self._left > 0:
+                self._spend()
+                customer = next(iter(self._queues))
+                queue = self._queues.pop(customer)
+                if not self._goes_on(queue[0]):
+                    queue.popleft()
+                if queue:
+                    # Work that came meanwhile for the same customer is behind it.
+                    queue.extend(self._queues.pop(customer, ()))
+                    self._queues[customer] = queue
+        finally:
+            self._is_working = False
+        if self._queues:
+            self._come_back()
+
+    @staticmethod
+    def _goes_on(work: Work) -> bool:
+        try:
+            next(work)
+        except StopIteration:
+            return False
+        except Exception:
+            failed("turn")
+            return False
+        return True

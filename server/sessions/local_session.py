@@ -1,0 +1,409 @@
+"""A seat: one session on this process, with its meter, its sockets and its timers.
+
+The seat is the meter's shell, in the manner of sans-I/O libraries: every call of the
+meter is followed by ``drain``, which carries out what the meter wants and arms its one
+timer anew.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import msgspec
+
+from protocol import limits
+from protocol.metering.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
+from protocol.metering.meter import Meter
+from protocol.metering.session import Identity, Session
+from protocol.metering.snapshots import snapshot
+from protocol.metering.states import Phase
+from protocol.metering.steps import Step
+from protocol.wire import messages
+from protocol.wire.codec import encode
+from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server.counters.accounts import Account
+from server.counters.loading import Calendar
+from server.runtime.clock import Clock
+from server.runtime.isolation import failed, isolated
+from server.runtime.metrics import Metrics
+from server.runtime.timers import Timer, Timers
+from server.runtime.waiting import Signal
+from server.sessions.pending_requests import Member, Ticket, fail, refusal
+from server.sessions.step_pipeline import Claims, retry_after_ms
+from server.sessions.ticks import Service
+from server.transport.frames import text_frame
+from storage.redis.live import Outcome
+
+UNHEARD_MAX = 32
+"""Steps without an answer that one seat remembers; all of them are asked from one version."""
+
+
+class Place(Protocol):
+    """What a seat needs of the process around it."""
+
+    clock: Clock
+    timers: Timers
+    claims: Claims
+    metrics: Metrics
+    node: str
+
+    def leave(self, seat: "Seat") -> None:
+        """The seat's session has ended, or nobody here needs it any more."""
+
+    def release(self, seat: "Seat") -> None:
+        """Leaves the session if nobody here needs it any more."""
+
+    def keep(self, step: Step, session: Session, entry_id: str) -> None:
+        """A step was made, which left ``session``: what it appended is kept until Postgres
+        has it. Its entry's name is empty where nobody heard it."""
+
+    def changed(self, seat: "Seat", outcome: Outcome) -> None:
+        """A step of this session changed the account's figures."""
+
+    def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
+        """Asks the processes that have the session's sockets for a proof of life; since a
+        socket joined at ``came_at``, and what the last one was."""
+
+    def tell_proven(
+        self, identity: Identity, until_ms: int, at_ms: int, came_at: int | None = None
+    ) -> None:
+        """Tells the processes that have asked up to when ticks may go out, and when the last
+        proof of life came in; and since when this process asks others itself."""
+
+
+class Seat:
+    """One session on this process."""
+
+    __slots__ = (
+        "_held_until", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
+        "ended_here", "failures", "heard", "meter", "node", "place", "service", "settled",
+    )  # fmt: skip
+
+    def __init__(
+        self, place: Place, meter: Meter, account: Account, calendar: Calendar, node: str
+    ) -> None:
+        self.place = place
+        self.meter = meter
+        self.service = Service(self)
+        """Its sockets here, and their ticks."""
+        self.account = account
+        self.heard = account.told
+        """What of the things that the account's sessions were told this one has heard of."""
+        self.ended_here = False
+        """The step that ended it was made by this process."""
+        self.calendar = calendar
+        self.node = node
+        """The process in whose name steps are made; a dead one's while it is swept."""
+        self.failures = 0
+        self.awaited = 0
+        """Sockets that are about to sit down."""
+        self.settled = Signal()
+        """No step of it is on its way."""
+        self._timer: Timer | None = None
+        self._retry: Timer | None = None
+        self._held_until = 0
+        """So long a step waits for what other sessions hold; 0: none does."""
+        self._unheard: tuple[Step, ...] = ()
+        """Steps that may have been made, since the last answer."""
+
+    # --- Members -------------------------------------------------------------------
+
+    @property
+    def key(self) -> str:
+        """The session's name across tenants."""
+        return self.meter.session.key
+
+    @property
+    def members(self) -> list[Member]:
+        """The sockets, as they are now."""
+        return self.service.members
+
+    @contextlib.contextmanager
+    def kept_free(self) -> Iterator[None]:
+        """Keeps the seat while Redis is asked for what a socket needs to sit down. It looks as
+        if nobody needed it meanwhile, and whatever is told on the account would clear it: the
+        socket would sit where nobody hears of its session, nor that it ended."""
+        self.awaited += 1
+        try:
+            yield
+        finally:
+            self.awaited -= 1
+
+    # --- Steps ---------------------------------------------------------------------
+
+    def free_day(self) -> tuple[int, int] | None:
+        """The beginning and the end of the day on which the session started, for a day's
+        free time."""
+        identity = self.meter.session.identity
+        if identity.terms.free_scope != "day":
+            return None
+        return self.calendar.day_around(identity.started_at)
+
+    def answered(self, step: Step, outcome: Outcome) -> None:
+        """Redis answered."""
+        self.failures = 0
+        reply = outcome.reply
+        assert reply is not None
+        self._keep(step, reply, outcome.entry_id)
+        if reply.session is not None and not self._is_ours(reply, step):
+            return
+        if outcome.change is not None:
+            self.place.changed(self, outcome)
+        if outcome.held and self._waits_for_holders():
+            return
+        self._held_until = 0
+        self._count(step, reply)
+        self.meter.response_ms = self.place.claims.response_ms(step.before.identity.tenant)
+        self.meter.granted(reply, self.place.clock.now())
+        self.drain()
+
+    def _keep(self, step: Step, reply: Reply, entry_id: str) -> None:
+        """Keeps what was appended: by this step, or by one before whose answer was lost."""
+        unheard, self._unheard = self._unheard, ()
+        session = reply.session
+        if session is None:
+            return
+        if reply.accepted:
+            self.ended_here = session.standing.phase is Phase.ENDED and self.node == self.place.node
+            self.place.keep(step, session, entry_id)
+        else:
+            for made in unheard:
+                if made.standing == session.standing:
+                    self.place.keep(made, session, "")
+                    break
+
+    def _is_ours(self, reply: Reply, step: Step) -> bool:
+        """Whether a session that was there already at its start is the same user's."""
+        assert reply.session is not None
+        found, wanted = reply.session.identity, step.before.identity
+        if step.before.standing.version or found.user_id == wanted.user_id:
+            return True
+        error = PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        self._fail_all(error)
+        self.place.leave(self)
+        return False
+
+    def _count(self, step: Step, reply: Reply) -> None:
+        metrics = self.place.metrics
+        if reply.accepted:
+            uncovered_ms = step.standing.uncovered_ms - step.before.standing.uncovered_ms
+            metrics.uncovered.inc(uncovered_ms / 1000)
+            metrics.notices.inc(len(step.notices))
+        outcome = "accepted" if reply.accepted else "refused" if reply.refused_by else "stale"
+        metrics.claims.labels("left" if reply.left else outcome).inc()
+        limit = reply.refused_by or (reply.session.grant.final if reply.session else None)
+        if limit:
+            metrics.grants_refused.labels(limit).inc()
+
+    def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
+        """The step was not made, or nobody knows (None): it is asked anew after a while.
+
+        A start that failed is refused for good, so that no session begins behind the
+        client's back: if it was made after all, it has lost its socket.
+        """
+        self.failures += 1
+        self._held_until = 0
+        if made is None and self.meter.asked is not None:
+            # Most likely it was the first one, or one of the last.
+            before = self._unheard
+            self._unheard = (*before[:1], *before[1:][2 - UNHEARD_MAX :], self.meter.asked)
+        self._fail_all(error)
+        if self.meter.session.standing.version == 0:
+            if made is False:
+                self.place.leave(self)
+                return
+            for member in self.members:
+                self.service.remove(member)
+                isolated("member", member.left, self, session=self.key)
+                self.meter.detach(self.place.clock.now(), self.place.clock.now())
+        at = self.place.clock.now() + retry_after_ms(self.failures)
+        self._retry = self.place.timers.deadline(at, self._ask_again, self.account)
+
+    def _waits_for_holders(self) -> bool:
+        """Whether a step that only others' holds are in the way of is tried again: as soon
+        as they give back what they do not need, and at the latest when the wait is over."""
+        now_ms = self.place.clock.now()
+        self._held_until = self._held_until or now_ms + limits.RECALL_WAIT_MS
+        if now_ms >= self._held_until:
+            return False
+        self._retry = self.place.timers.deadline(self._held_until, self._try_again, self.account)
+        return True
+
+    @property
+    def waits_for_holders(self) -> bool:
+        """Whether a step waits for what other sessions hold."""
+        return self._held_until > 0
+
+    def freed(self) -> None:
+        """Somebody gave back what was held on a counter: who waits for that tries again."""
+        if self._held_until and self._retry is not None:
+            self._retry.cancel()
+            self._try_again(self.place.clock.now())
+
+    def _try_again(self, _: int) -> None:
+        self._retry = None
+        step = self.meter.asked
+        assert step is not None
+        is_last = self.place.clock.now() >= self._held_until
+        self.place.claims.ask(self, msgspec.structs.replace(step, recalled=True, insists=is_last))
+
+    def _fail_all(self, error: ProtocolError) -> None:
+        for ticket in self.meter.abandon():
+            isolated("answer", fail, ticket, error, session=self.key)
+
+    def _ask_again(self, now_ms: int) -> None:
+        self._retry = None
+        self.meter.unanswered(now_ms)
+        self.drain()
+
+    def recover(self) -> None:
+        """A bug of ours interrupted what was done here. The session is looked at again soon,
+        unless an answer that does so is on its way; the attempts become rarer."""
+        self.failures += 1
+        if self.meter.asked is None:
+            if self._retry is not None:
+                self._retry.cancel()
+            at = self.place.clock.now() + retry_after_ms(self.failures)
+            self._retry = self.place.timers.deadline(at, self._ask_again, self.account)
+
+    # --- The meter -------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Carries out what the meter wants, and arms its timer."""
+        leaves = False
+        for effect in self.meter.effects():
+            if isinstance(effect, Leave):
+                leaves = True
+            elif not (leaves and isinstance(effect, Ask)):
+                # Whoever waits is answered still, but nothing more is done to the session.
+                try:
+                    self._carry_out(effect)
+                except Exception:
+                    failed("effect", session=self.key, effect=type(effect).__name__)
+                    self._not_carried_out(effect)
+        if leaves:
+            self.place.leave(self)
+            self.settled.set()
+            return
+        if self.meter.asked is None:
+            self.settled.set()
+        else:
+            self.settled.clear()
+        now_ms = self.place.clock.now()
+        self._arm()
+        if self.meter.counting:
+            for group in self.service.groups:
+                group.arm(now_ms)
+        self.place.release(self)
+
+    def _not_carried_out(self, effect: Effect) -> None:
+        """Answers the request that waits for the effect, and forgets a step that nobody makes."""
+        if isinstance(effect, Ask):
+            self._retry = self.place.timers.deadline(
+                self.place.clock.now(), self._not_asked, self.account
+            )
+        elif not isinstance(effect, Leave | Probe):
+            error = ServiceError("the server failed to answer; ask again")
+            isolated("answer", fail, effect.token, error, session=self.key)
+
+    def _not_asked(self, _: int) -> None:
+        self._retry = None
+        self.unanswered(ServiceError("the session store takes nothing now"), made=False)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Ask(step) if step.waits_for_others:
+                self._not_carried_out(effect)
+            case Ask(step):
+                self.place.claims.ask(self, step)
+            case Push(message, token):
+                self._push(message, token)
+            case Show(seq, token, only):
+                self._show(token, seq, only=only)
+            case Refuse(token, limit):
+                fail(token, refusal(limit))
+            case Probe():
+                self.service.probe()
+
+    def _arm(self) -> None:
+        due_at = self.meter.timer()
+        if self._timer is not None:
+            if self._timer.at == due_at:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if due_at is not None:
+            self._timer = self.place.timers.deadline(due_at, self._fire, self.account)
+
+    def _fire(self, now_ms: int) -> None:
+        due_at = self._timer.at if self._timer is not None else now_ms
+        self._timer = None
+        counting = self.meter.counting
+        try:
+            self.meter.handle_timer(now_ms)
+            self.drain()
+        except Exception:
+            failed("session", session=self.key)
+            self.recover()
+        if counting and not self.meter.counting:
+            lateness_ms = max(0, self.place.clock.now() - due_at)
+            self.place.metrics.stop_lateness.observe(lateness_ms / 1000)
+
+    def close(self) -> None:
+        """Nothing is due here any more; whoever still waits for an answer gets one."""
+        self.settled.set()
+        self.account.projection.grant(self.meter.session.identity.session_id, None)
+        if self.meter.session.standing.phase is Phase.ENDED:
+            self._fail_all(refusal(None))
+        else:
+            self._fail_all(ServiceError("the session is not served here any more"))
+        self._held_until = 0
+        self.service.close()
+        for timer in (self._timer, self._retry):
+            if timer is not None:
+                timer.cancel()
+
+    # --- Messages ----------------------------------------------------------------------
+
+    def snapshot(
+        self,
+        request_id: int | None = None,
+        missed: Iterable[bytes] = (),
+        seq: int | None = None,
+    ) -> messages.Session:
+        """The session as it stands now."""
+        return snapshot(self.meter, self.place.clock.now(), tuple(missed), request_id, seq)
+
+    def _push(self, message: messages.ServerMessage | bytes, ticket: Ticket | None) -> None:
+        encoded = message if isinstance(message, bytes) else encode(message)
+        self._broadcast(text_frame(encoded), ticket)
+        if ticket is None:
+            return
+        if ticket.shown is not None:
+            ticket.shown(message)
+        elif ticket.member is not None:
+            if ticket.request_id is not None:
+                # The answer is the same message with the request's own number in front.
+                encoded = b'{"id":%d,' % ticket.request_id + encoded[1:]
+            ticket.member.send(text_frame(encoded))
+
+    def show(self, ticket: Ticket) -> None:
+        """Answers a request with the snapshot."""
+        self._show(ticket, self.meter.notices.seq, only=True)
+
+    def _show(self, ticket: Ticket | None, seq: int, *, only: bool) -> None:
+        if not only and self.members:
+            self._broadcast(text_frame(encode(self.snapshot(seq=seq))), ticket)
+        if ticket is None:
+            return
+        answer = self.snapshot(ticket.request_id, ticket.missed, seq)
+        if ticket.shown is not None:
+            ticket.shown(answer)
+        elif ticket.member is not None:
+            ticket.member.send(text_frame(encode(answer)))
+
+    def _broadcast(self, frame: bytes, ticket: Ticket | None) -> None:
+        tally = self.place.metrics.tally
+        for member in self.members:
+            if ticket is None or member is not ticket.member:
+                tally.messages_pushed += isolated("push", member.send, frame, session=self.key)

@@ -1,0 +1,344 @@
+"""Claims: the steps of this process's sessions, on their way to Redis.
+
+Steps that fall due together go in one pipeline, and few of these are on their way at
+once: when thousands lose their sockets together, Redis is not asked for more than it can do
+before the deadline. What is cold is loaded and the step made then; when Redis does not
+answer, the meter is told, and asks anew after a while that doubles. Nothing is repeated here
+that might have been done: a meter asks from the version that it knows, so whatever was done
+comes back as the answer.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import structlog
+from redis.exceptions import RedisError
+
+from protocol import limits
+from protocol.metering.response_time import ResponseTime
+from protocol.metering.session import Identity, Session
+from protocol.metering.steps import Step
+from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server.counters.loading import Loader
+from server.counters.recall import are_minutes_unanswered, holders_silent, is_unanswered
+from server.runtime.clock import Clock
+from server.runtime.isolation import failed, isolated
+from server.runtime.metrics import Metrics
+from server.runtime.turns import Turns
+from storage.redis.live import Live, LiveError, Outcome
+from storage.redis.spending import AccountName
+
+log = structlog.get_logger()
+
+Item = TypeVar("Item")
+
+LOADS_MAX = 4
+"""How often one step may find something cold: account, months and free time, and a race."""
+
+
+MENDS_AT_ONCE = 16
+"""Steps of one batch that are mended side by side: half of the connections to Redis."""
+
+
+class Claimant(Protocol):
+    """Whoever asks for steps: a seat of the hub."""
+
+    node: str
+    """The process in whose name the steps are made."""
+    failures: int
+    """Attempts in a row without an answer."""
+
+    def free_day(self) -> tuple[int, int] | None:
+        """The beginning and the end of the day, where free time is a day's."""
+
+    def answered(self, step: Step, outcome: Outcome) -> None:
+        """The step was made, or was not."""
+
+    def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
+        """The step was not made (False), or nobody knows whether it was (None)."""
+
+
+class Claims:
+    """The steps of a process."""
+
+    def __init__(
+        self,
+        live: Live,
+        loader: Loader,
+        clock: Clock,
+        metrics: Metrics,
+        turns: Turns | None = None,
+    ) -> None:
+        self.metrics = metrics
+        self.turns = turns or Turns()
+        self.live = live
+        self.loader = loader
+        self.clock = clock
+        self.restore: Callable[[Session], Awaitable[None]] | None = None
+        """Puts back a session that Redis has lost; see ``server.recovery.reassertion``."""
+        self._waiting: dict[object, list[tuple[Claimant, Step]]] = {}
+        """Steps by the part of Redis that they are for: one that is away holds up no other."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._scheduled: set[object] = set()
+        self._sent: Counter[object] = Counter()
+        """Batches that a part of Redis has not answered."""
+        self._response_times: dict[object, ResponseTime] = {}
+        """How long each part of Redis takes to answer: as many as there are masters."""
+
+    def response_ms(self, tenant: str) -> int:
+        """How long the answer to a tenant's step takes, at most, nearly always."""
+        found = self._response_times.get(self.live.shard(tenant))
+        return 0 if found is None else found.bound_ms
+
+    def ask(self, claimant: Claimant, step: Step) -> None:
+        """Makes the step, together with whatever else is asked for in this turn."""
+        shard = self.live.shard(step.before.identity.tenant)
+        self._waiting.setdefault(shard, []).append((claimant, step))
+        self._schedule(shard)
+
+    def _schedule(self, shard: object) -> None:
+        is_free = shard not in self._scheduled and self._sent[shard] < limits.CLAIM_PIPELINES_MAX
+        if is_free and self._waiting.get(shard):
+            self._scheduled.add(shard)
+            asyncio.get_running_loop().call_soon(self._send, shard)
+
+    async def idle(self) -> None:
+        """Waits until nothing is on its way."""
+        while any(self._waiting.values()) or self._tasks or self.turns.busy:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.sleep(0)
+
+    @property
+    def waiting(self) -> int:
+        """Steps that wait, and batches that are on their way."""
+        return sum(map(len, self._waiting.values())) + len(self._tasks)
+
+    def _send(self, shard: object) -> None:
+        self._scheduled.discard(shard)
+        waiting = self._waiting.pop(shard, [])
+        if len(waiting) > limits.CLAIMS_PER_PIPELINE_MAX:
+            waiting = _in_turns(waiting)
+        while waiting and self._sent[shard] < limits.CLAIM_PIPELINES_MAX:
+            batch = waiting[: limits.CLAIMS_PER_PIPELINE_MAX]
+            del waiting[: len(batch)]
+            by_node: dict[str, list[tuple[Claimant, Step]]] = {}
+            for claimant, step in batch:
+                by_node.setdefault(claimant.node, []).append((claimant, step))
+            for node, part in by_node.items():
+                self._sent[shard] += 1
+                task = asyncio.create_task(self._make(part, node, shard))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        if waiting:
+            self._waiting[shard] = waiting
+
+    async def _make(self, batch: list[tuple[Claimant, Step]], node: str, shard: object) -> None:
+        response_time = self._response_times.setdefault(shard, ResponseTime())
+        began_at = self.clock.now()
+        try:
+            with self.metrics.claim_latency.time():
+                outcomes = await self.live.commit([step for _, step in batch], node)
+            response_time.measured(self.clock.now() - began_at)
+        except LiveError as error:
+            response_time.measured(limits.REDIS_TIMEOUT_MS)
+            self._fail(batch, self._waiting.pop(shard, []), error)
+            return
+        except Exception:
+            # Our own mistake, and not in one of them: none may wait for an answer for ever.
+            failed("claims", steps=len(batch))
+            for claimant, _ in batch:
+                _tell_unanswered(claimant, _no_answer(), made=None)
+            return
+        finally:
+            self._sent[shard] -= 1
+            self._schedule(shard)
+        mends: dict[AccountName, list[Awaitable[None]]] = {}
+        answered: dict[AccountName, list[tuple[Claimant, Step, Outcome]]] = {}
+        for (claimant, step), outcome in zip(batch, outcomes, strict=True):
+            name = _account_of(step)
+            if outcome.reply is None:
+                mend = self._mend(claimant, step, outcome, node)
+                mends.setdefault(name, []).append(mend)
+            elif outcome.reply.refused_by and outcome.held and step.insists:
+                mends.setdefault(name, []).append(self._refuse(claimant, step, outcome))
+            else:
+                answered.setdefault(name, []).append((claimant, step, outcome))
+        for name, answers in answered.items():
+            self.turns.run((self, name), _tell_answers(answers))
+        # After a loss in Redis that may be all of them: nobody waits for the one before, nor
+        # for another account's.
+        due = _round_robin(mends.values())
+        for first in range(0, len(due), MENDS_AT_ONCE):
+            await asyncio.gather(*due[first : first + MENDS_AT_ONCE])
+
+    def _fail(
+        self,
+        batch: list[tuple[Claimant, Step]],
+        behind: list[tuple[Claimant, Step]],
+        error: LiveError,
+    ) -> None:
+        """Redis did not answer. Who waits behind these is told now, not after as long again."""
+        log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
+        unanswered: dict[AccountName, list[tuple[Claimant, bool | None]]] = {}
+        for claimant, step in batch:
+            unanswered.setdefault(_account_of(step), []).append((claimant, None))
+        for claimant, step in behind:
+            # It was not sent now; an attempt before may have been made.
+            made = None if claimant.failures else False
+            unanswered.setdefault(_account_of(step), []).append((claimant, made))
+        for name, claimants in unanswered.items():
+            self.turns.run((self, name), _tell_all(claimants))
+
+    async def _refuse(self, claimant: Claimant, step: Step, outcome: Outcome) -> None:
+        """Refuses a step that others' holds are in the way of, once all of them have answered the
+        recall; while one has not, there may be enough, and it may be asked again."""
+        identity = step.before.identity
+        limit = outcome.reply.refused_by if outcome.reply is not None else None
+        try:
+            is_silent = await self._is_unanswered(identity, limit)
+        except LiveError:
+            is_silent = True
+        if is_silent:
+            _tell_unanswered(claimant, holders_silent(), made=False)
+        elif not isolated("claim", claimant.answered, step, outcome):
+            _tell_unanswered(claimant, _no_answer(), made=None)
+
+    async def _is_unanswered(self, identity: Identity, limit: str | None) -> bool:
+        now_ms = self.clock.now()
+        if limit == "credits":
+            name = AccountName(identity.tenant, identity.account_id)
+            return await is_unanswered(self.live, name, now_ms)
+        user_id = identity.user_id if limit == "member_minutes" else None
+        return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms)
+
+    async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
+        """Brings what the step needs, and makes it."""
+        try:
+            for _ in range(LOADS_MAX):
+                await self._bring(step, outcome, claimant)
+                (outcome,) = await self.live.commit([step], node)
+                if outcome.reply is not None:
+                    claimant.answered(step, outcome)
+                    return
+            raise ServiceError("the counters do not stay in Redis")
+        except LiveError as error:
+            log.warning("claim_unanswered", error=str(error))
+            _tell_unanswered(claimant, _no_answer(), made=None)
+        except ProtocolError as error:
+            _tell_unanswered(claimant, error, made=False)
+        except RedisError as error:
+            # It refuses to write, or has no room: as if it did not answer.
+            log.warning("claim_failed", error=str(error))
+            _tell_unanswered(claimant, _takes_nothing(), made=False)
+        except Exception:
+            # Our own mistake; but the claimant must not wait for ever.
+            failed("claim")
+            _tell_unanswered(claimant, _takes_nothing(), made=None)
+
+    async def _bring(self, step: Step, outcome: Outcome, claimant: Claimant) -> None:
+        """Loads what is cold, and puts back a session that Redis has lost."""
+        if outcome.unread:
+            raise LiveError(outcome.failed)
+        if outcome.failed:
+            log.warning("claim_failed", error=outcome.failed)
+            raise _takes_nothing()
+        if outcome.outdated:
+            raise ServiceError("the session was prepared at this moment; start it again")
+        if outcome.full:
+            raise ServiceError("too much waits for the record: no session is started")
+        if outcome.crowded:
+            kind, most = step.before.identity.kind, step.before.identity.terms.max_live_sessions
+            raise PeerError(
+                ErrorCode.RATE_LIMITED,
+                f"kind: of {kind!r} a user may have {most} live sessions at a time",
+            )
+        if outcome.gone:
+            if self.restore is None:
+                raise ServiceError("the session store has lost the session")
+            await self.restore(step.before)
+            return
+        await self._load(step.before.identity, outcome.cold, claimant)
+
+    async def _load(self, identity: Identity, cold: tuple[str, ...], claimant: Claimant) -> None:
+        if "account" in cold:
+            await self.loader.account(identity.tenant, identity.account_id)
+        if "member" in cold or "org" in cold:
+            await self.loader.months(identity.tenant, identity.user_id)
+        if "free" in cold:
+            await self.loader.free_time(identity, claimant.free_day())
+
+
+def _no_answer() -> ServiceError:
+    return ServiceError("the session store does not answer")
+
+
+def _in_turns(waiting: list[tuple[Claimant, Step]]) -> list[tuple[Claimant, Step]]:
+    """One of each account after the other: none is sent behind all that another has."""
+    by_account: dict[AccountName, list[tuple[Claimant, Step]]] = {}
+    for one in waiting:
+        by_account.setdefault(_account_of(one[1]), []).append(one)
+    return _round_robin(by_account.values())
+
+
+def _round_robin(queues: Iterable[list[Item]]) -> list[Item]:
+    rounds = itertools.zip_longest(*queues)
+    return [item for one in rounds for item in one if item is not None]
+
+
+def _tell_answers(answers: list[tuple[Claimant, Step, Outcome]]) -> Iterator[None]:
+    for claimant, step, outcome in answers:
+        if not isolated("claim", claimant.answered, step, outcome):
+            # It was made, and what it left is not known here: asked anew, Redis says it.
+            _tell_unanswered(claimant, _no_answer(), made=None)
+        yield
+
+
+def _tell_all(claimants: list[tuple[Claimant, bool | None]]) -> Iterator[None]:
+    for claimant, made in claimants:
+        _tell_unanswered(claimant, _no_answer(), made=made)
+        yield
+
+
+def _account_of(step: Step) -> AccountName:
+    identity = step.before.identity
+    return AccountName(identity.tenant, identity.account_id)
+
+
+def _takes_nothing() -> ServiceError:
+    return ServiceError("the session store takes nothing now")
+
+
+def _tell_unanswered(claimant: Claimant, error: ProtocolError, *, made: bool | None) -> None:
+    isolated("unanswered", lambda: claimant.unanswered(error, made=made))
+
+
+def retry_after_ms(failures: int) -> int:
+    """How long to wait after so many attempts without an answer."""
+    doubled_ms = limits.CLAIM_RETRY_MS_MIN << min(failures - 1, 10)
+    return min(limits.CLAIM_RETRY_MS_MAX, doubled_ms)
+
+
+class Retries:
+    """What failed, and when each is tried again: after a while that doubles."""
+
+    def __init__(self) -> None:
+        self._failed: dict[Hashable, tuple[int, int]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._failed
+
+    def failed(self, name: Hashable, now_ms: int) -> None:
+        """It failed, once more."""
+        failures = self._failed.get(name, (0, 0))[0] + 1
+        self._failed[name] = (failures, now_ms + retry_after_ms(failures))
+
+    def forget(self, name: Hashable) -> None:
+        """It did not fail, or is another one now."""
+        self._failed.pop(name, None)
+
+    def is_due(self, name: Hashable, now_ms: int) -> bool:
+        """Whether it has not failed, or may be tried again."""
+        return self._failed.get(name, (0, now_ms))[1] <= now_ms

@@ -1,0 +1,155 @@
+"""What this process has appended to the outbox and Postgres does not have yet.
+
+Redis may lose it: it comes back empty, or as a replica that lacks the last writes. So a
+process keeps what its own steps appended until the flush has come past it (the watermark
+of the partition, ``storage/redis/lua/acknowledge.lua``), and with it the sessions that ended
+that way, which nobody else remembers.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.metering.records import Record, SessionStarted
+from protocol.metering.session import Identity, Session
+from protocol.metering.states import Phase
+from protocol.metering.steps import started_record
+
+log = structlog.get_logger()
+
+
+class Kept(msgspec.Struct):
+    """An entry of the outbox."""
+
+    entry_id: str
+    records: Sequence[Record]
+    session: Session | None
+    """The session that ended with it."""
+    notices: tuple[bytes, ...] = ()
+    identity: Identity | None = None
+    """The session that it is of, where it is a session's."""
+    written_at: int | None = None
+    """When this process has written it down by itself, after a loss."""
+
+    @property
+    def whole(self) -> list[Record]:
+        """Its records, and before them that of the session's beginning: another process may
+        have appended that, and Postgres may not have it. What a counter contains of a session
+        is found by its row; see ``storage/postgres/sql/load_account.sql``."""
+        records = list(self.records)
+        if self.identity is None or isinstance(records[0], SessionStarted):
+            return records
+        return [started_record(self.identity), *records]
+
+
+class Unflushed:
+    """Entries by their partition, in the order in which they were appended."""
+
+    def __init__(self) -> None:
+        self._entries: dict[int, dict[str, Kept]] = {}
+        self._ends: dict[str, Kept] = {}
+        """Those with which a session ended, by the session's key."""
+        self._count = 0
+        self.dropped = 0
+        """Entries that were given up because there were too many."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def partitions(self) -> set[int]:
+        """The partitions of which something is kept."""
+        return set(self._entries)
+
+    def entries(self, partition: int) -> list[Kept]:
+        """What is kept of a partition, oldest first."""
+        return list(self._entries.get(partition, {}).values())
+
+    def ended(self, partition: int) -> Iterator[Kept]:
+        """The entries with which a session ended."""
+        return (kept for kept in self.entries(partition) if kept.session is not None)
+
+    def end_of(self, session: str) -> Kept | None:
+        """The entry with which the session of that key ended here, while it is kept."""
+        return self._ends.get(session)
+
+    def keep(
+        self,
+        partition: int,
+        entry_id: str,
+        records: Sequence[Record],
+        session: Session | None = None,
+        notices: tuple[bytes, ...] = (),
+    ) -> None:
+        """Keeps an entry; ``session`` is what its step left."""
+        ended = session is not None and session.standing.phase is Phase.ENDED
+        identity = session.identity if session is not None else None
+        kept = Kept(
+            entry_id, records, session if ended else None, notices if ended else (), identity
+        )
+        entries = self._entries.setdefault(partition, {})
+        self._count += entry_id not in entries
+        entries[entry_id] = kept
+        if kept.session is not None:
+            self._ends[kept.session.key] = kept
+        if self._count > limits.UNFLUSHED_ENTRIES_MAX:
+            self._drop(partition)
+
+    def _drop(self, partition: int) -> None:
+        if not self.dropped:
+            log.warning("unflushed_entries_dropped", kept=self._count)
+        self.dropped += 1
+        self._release(self._entries[partition].pop(next(iter(self._entries[partition]))))
+
+    def _release(self, kept: Kept) -> None:
+        self._count -= 1
+        if kept.session is not None and self._ends.get(kept.session.key) is kept:
+            del self._ends[kept.session.key]
+
+    def replaced(self, partition: int, kept: Kept, entry_id: str) -> None:
+        """An entry was appended again, under another id."""
+        entries = self._entries.get(partition, {})
+        if entries.pop(kept.entry_id, None) is not None:
+            kept.entry_id = entry_id
+            self._count -= entry_id in entries
+            entries[entry_id] = kept
+
+    def forget(
+        self, watermarks: Mapping[int, bytes | None], written_before: int = 0
+    ) -> list[Session]:
+        """Forgets what has been flushed: everything up to the watermarks. And what was written
+        down before an instant, because no replica lags so far behind. Answers with the sessions
+        whose end was among that."""
+        ended: list[Session] = []
+        for partition in list(self._entries):
+            watermark = watermarks.get(partition)
+            until = _position(watermark.decode()) if watermark is not None else (-1, 0)
+            forgotten = self._forget(partition, until, written_before)
+            ended += (kept.session for kept in forgotten if kept.session is not None)
+        return ended
+
+    def _forget(
+        self, partition: int, watermark: tuple[int, int], written_before: int
+    ) -> list[Kept]:
+        entries = self._entries[partition]
+        flushed = []
+        # Oldest first, so that a long queue is not looked through for nothing.
+        for entry_id, kept in entries.items():
+            written = kept.written_at is not None and kept.written_at < written_before
+            if not written and _position(entry_id) > watermark:
+                break
+            flushed.append(entry_id)
+        forgotten = [entries.pop(entry_id) for entry_id in flushed]
+        for kept in forgotten:
+            self._release(kept)
+        if not entries:
+            self._entries.pop(partition, None)
+        return forgotten
+
+
+def _position(entry_id: str) -> tuple[int, int]:
+    """The order of an entry's id in its stream."""
+    at, _, number = entry_id.partition("-")
+    return int(at), int(number or 0)

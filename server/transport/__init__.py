@@ -1,0 +1,4 @@
+"""Bytes in and out: HTTP and WebSocket made safe and fast, pushes, pings.
+
+Imports ``runtime``.
+"""

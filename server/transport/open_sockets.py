@@ -1,0 +1,127 @@
+"""The open sockets of a process: how many there are, of whom, and how they are let go."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from protocol import limits
+from protocol.wire.codec import encode
+from protocol.wire.errors import CloseCode
+from protocol.wire.messages import Reconnect
+from server.runtime.isolation import isolated
+from server.runtime.metrics import Metrics
+from server.transport.connection_limiter import network_of
+from server.transport.frames import text_frame
+
+PRIVATE_CODES = 3000
+"""From here on the codes mean what their user says (RFC 6455 section 7.4.2)."""
+_CLOSE_CODES = frozenset(CloseCode)
+PROBES_PER_UNIT = 8
+
+
+class Client(Protocol):
+    """An open socket, as far as it can be let go."""
+
+    def send(self, frame: bytes) -> None:
+        """Sends a frame that must arrive."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Closes the socket from this side."""
+
+    def probe(self) -> None:
+        """Asks the peer for a proof of life."""
+
+
+class Sockets:
+    """The open sockets, counted by user and by address."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.connections: set[Client] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+        self._by_user: Counter[str] = Counter()
+        self._by_network: Counter[str] = Counter()
+
+    def admit(self, address: str) -> bool:
+        """Whether one more socket from ``address`` fits; it is counted if so.
+
+        The address is the one that a proxy has told, where there is one; all connections
+        together are counted at the :class:`~server.transport.connection_limiter.Door`.
+        """
+        network = network_of(address)
+        if self._by_network[network] >= limits.SOCKETS_PER_ADDRESS_MAX:
+            return False
+        self._by_network[network] += 1
+        return True
+
+    def dismiss(self, address: str) -> None:
+        """A socket that was admitted is gone."""
+        _take(self._by_network, network_of(address))
+
+    def add(self, connection: Client) -> None:
+        """A socket was accepted."""
+        self.connections.add(connection)
+        self._none.clear()
+        self.metrics.sockets.set(len(self.connections))
+        self.metrics.sockets_opened.inc()
+
+    def remove(self, connection: Client, code: int) -> None:
+        """A socket is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._none.set()
+        self.metrics.sockets.set(len(self.connections))
+        # A peer closes with any code it likes, and each would be a series of its own.
+        known = str(code) if code < PRIVATE_CODES or code in _CLOSE_CODES else "other"
+        self.metrics.sockets_closed.labels(known).inc()
+
+    async def gone(self) -> None:
+        """Waits until every socket is gone."""
+        await self._none.wait()
+
+    def claim_user(self, user: str) -> bool:
+        """Whether one more socket of a user fits; it is counted if so."""
+        if self._by_user[user] >= limits.SOCKETS_PER_USER_MAX:
+            return False
+        self._by_user[user] += 1
+        return True
+
+    def release_user(self, user: str) -> None:
+        """A socket of a user is gone."""
+        _take(self._by_user, user)
+
+    def probe(self) -> Iterator[None]:
+        """Asks every peer for a proof of life, some in each unit of work."""
+        for number, connection in enumerate(list(self.connections)):
+            isolated("probe", connection.probe)
+            if number % PROBES_PER_UNIT == 0:
+                yield
+
+    async def drain(self) -> None:
+        """Sends every client away, each at an instant of its own choice, and closes what is
+        left then. Until a client goes it is served, so it loses no time by the move."""
+        spread_ms = -(-len(self.connections) * 1000 // limits.DRAIN_SOCKETS_PER_SECOND)
+        after_ms = min(limits.DRAIN_SPREAD_MS, spread_ms)
+        frame = text_frame(encode(Reconnect(after_ms=after_ms)))
+        await self._each(lambda connection: connection.send(frame))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout((after_ms + limits.DRAIN_LEFT_MS) / 1000):
+                await self.gone()
+        await self._each(lambda one: one.close(CloseCode.DRAINING, "this process stops"))
+
+    async def _each(self, act: Callable[[Client], None]) -> None:
+        """Does something to every socket, and lets others have their turn between batches."""
+        connections = list(self.connections)
+        for first in range(0, len(connections), limits.DRAIN_BATCH_SOCKETS):
+            for connection in connections[first : first + limits.DRAIN_BATCH_SOCKETS]:
+                isolated("drain", act, connection)
+            await asyncio.sleep(0)
+
+
+def _take(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if counter[name] <= 0:
+        del counter[name]

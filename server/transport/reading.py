@@ -1,0 +1,76 @@
+"""Reading: sockets are read a bounded number at a time.
+
+Hundreds of clients may be heard in one turn of the loop: all of them answer a ping, or lose
+their line. What each has sent is a proof of life, which may let a tick out and have a step
+asked for. So a turn reads a bounded number of sockets; the others wait for the next ones,
+in the order in which they were heard.
+"""
+
+import asyncio
+from collections import deque
+from typing import Protocol
+from weakref import WeakKeyDictionary
+
+from protocol import limits
+from server.runtime.isolation import isolated
+
+
+class Readable(Protocol):
+    """A socket that something has come from."""
+
+    def read_now(self) -> None:
+        """Takes what has come."""
+
+
+class Reading:
+    """The sockets of one event loop that wait to be read."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, per_turn: int = limits.SOCKETS_PER_TURN
+    ) -> None:
+        self._loop = loop
+        self._per_turn = per_turn
+        self._left = per_turn
+        self._waiting: deque[Readable] = deque()
+        self._is_due = False
+
+    def take(self) -> bool:
+        """Whether this turn has room for one more, which it takes then. Else say ``later``."""
+        if self._left <= 0 or self._waiting:
+            return False
+        self._spend()
+        return True
+
+    def later(self, socket: Readable) -> None:
+        """Has the socket read when its turn comes, which is not this one."""
+        self._waiting.append(socket)
+        self._come_back()
+
+    def _spend(self) -> None:
+        self._left -= 1
+        self._come_back()
+
+    def _come_back(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_due = False
+        self._left = self._per_turn
+        while self._waiting and self._left > 0:
+            self._spend()
+            isolated("socket", self._waiting.popleft().read_now)
+        if self._waiting:
+            self._come_back()
+
+
+_readings: WeakKeyDictionary[asyncio.AbstractEventLoop, Reading] = WeakKeyDictionary()
+
+
+def reading_of(loop: asyncio.AbstractEventLoop) -> Reading:
+    """The one of this event loop."""
+    reading = _readings.get(loop)
+    if reading is None:
+        reading = _readings[loop] = Reading(loop)
+    return reading

@@ -1,0 +1,72 @@
+"""A user's month at this instant: what is used of it, and which limit decides."""
+
+import msgspec
+from starlette.requests import Request
+
+from protocol import limits
+from protocol.wire.errors import ServiceError
+from server.counters.loading import calendar
+from server.counters.projections import Month, deciding_limit
+from server.process import Process
+from storage.rows import MemberRecord, UsageLimit
+
+
+class MonthUse(msgspec.Struct, frozen=True):
+    """A user's month at this instant."""
+
+    month: Month
+    found: MemberRecord
+    own_minutes: int
+    """The user's own minutes, where ``limit`` may be of the whole organisation."""
+    limit: UsageLimit
+
+
+class Months:
+    """The months of users, as one process looks at them."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._remembered: dict[tuple[str, str], MemberRecord] = {}
+        """What Postgres said last: limits do not change while it is away, for whoever changes
+        one writes it there first."""
+
+    async def use(self, tenant: str, user_id: str) -> MonthUse:
+        """The month of a user's organisation, with what Redis knows of it.
+
+        Postgres has what is written down, Redis what is not yet; a counter that is cold in
+        Redis is complete in Postgres. So the greater of the two is what was used.
+        """
+        found = await self.plan(tenant, user_id)
+        month = Month(calendar(found.timezone), self._process.clock.now())
+        first = month.first
+        member, org = await self._process.live.month(tenant, user_id, first.isoformat())
+        own_minutes, org_minutes = member.used_minutes, org.used_minutes
+        for written in found.months:
+            if written.month == first:
+                own_minutes = max(own_minutes, written.member_minutes)
+                org_minutes = max(org_minutes, written.org_minutes)
+        return MonthUse(month, found, own_minutes, deciding_limit(found, own_minutes, org_minutes))
+
+    async def plan(self, tenant: str, user_id: str) -> MemberRecord:
+        """The limits and the time zone of a user; while Postgres is away, as they were.
+
+        Raises ``unavailable`` for a user of whom nothing was asked before that.
+        """
+        key = (tenant, user_id)
+        try:
+            found = await self._process.loader.member(tenant, user_id)
+        except ServiceError:
+            if key not in self._remembered:
+                raise
+            return self._remembered[key]
+        self._remembered.pop(key, None)
+        self._remembered[key] = found
+        if len(self._remembered) > limits.ACCOUNTS_CACHED_MAX:
+            del self._remembered[next(iter(self._remembered))]
+        return found
+
+
+def months_of(request: Request) -> Months:
+    """The months, as the application of the process holds them."""
+    months: Months = request.app.state.months
+    return months

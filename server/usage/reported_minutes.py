@@ -1,0 +1,415 @@
+"""Sessions whose clients count for themselves: existing applications, minute by minute.
+
+Such a client says of each minute that it has recorded it. Nobody meters the session, so
+between two minutes it stands still: paused, without sockets, and with a grace of a day
+that ends it when no more minutes come. To everything else it is a session like any
+other: it has a receipt, it can be stopped, and a browser that learns to open a socket
+goes on where the old one stopped. Its position is the end of its last minute, and minutes
+before that are whole ones, as they are billed.
+
+What is counted is the client's word. So only kinds that count minutes and cost nothing
+are taken: credits move on what the server has measured. Time that the server meters is
+not taken twice either, whoever reports it.
+"""
+
+import asyncio
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from protocol import limits
+from protocol.metering.records import MinuteUsed, Record
+from protocol.metering.session import Identity, Standing, segments_in_order, session_key
+from protocol.metering.states import Phase
+from protocol.metering.steps import Basis, minute_record, started_record
+from protocol.metering.terms import MINUTE_MS, Terms
+from protocol.metering.transitions import unstarted
+from protocol.wire.errors import (
+    BadMessageError,
+    ErrorCode,
+    PeerError,
+    ProtocolError,
+    RefusedError,
+    ServiceError,
+)
+from server.access.credentials import tenant_of
+from server.counters.loading import calendar
+from server.counters.recall import are_minutes_unanswered, holders_silent
+from server.gateway.preparations import basis_of_start
+from server.process import Process
+from server.usage.months import Months
+from storage.postgres import records as record
+from storage.postgres.usage import SessionMinute, Usage
+from storage.redis.live import LiveError
+from storage.redis.tracking import TrackedStep, Tracking, Verdict
+from storage.rows import SessionRow
+
+LATE_MS_MAX = 24 * 3_600_000
+"""How old a minute may be that a client reports, who had no network for a while."""
+AHEAD_MS_MAX = 5 * MINUTE_MS
+"""How far a client's clock may be ahead."""
+SILENCE_MS_MAX = limits.TRACKED_SILENCE_MS_MAX
+"""A session of which no minute was heard for so long has ended."""
+ATTEMPTS_MAX = 8
+"""Minutes of one session that arrive together, and what must be loaded for the first."""
+
+log = structlog.get_logger()
+
+
+class MeteredKindError(Exception):
+    """The server meters sessions of this kind: no client reports their minutes."""
+
+
+class Reported(msgspec.Struct, frozen=True):
+    """A minute as its client reports it."""
+
+    user_id: str
+    org_id: str | None
+    account_id: str
+    session_id: str
+    kind: str
+    minute_at: int
+    """The beginning of the minute, by the clock: of two reports of one, the first counts."""
+    seconds: int
+    needs_preparation: bool
+    """The session must have been prepared by a backend."""
+    kinds: frozenset[str] | None = None
+    """The only kinds that its client may start; None: any."""
+    is_trusted: bool = False
+    """A backend reports it: it may begin any number of sessions."""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant of its user."""
+        return tenant_of(self.org_id, self.user_id)
+
+
+class Taken(NamedTuple):
+    """What became of a report."""
+
+    minute: int | None
+    """The minute's number in the session; None where the session is metered."""
+    duplicate: bool = False
+    metered: bool = False
+
+
+class _Known(NamedTuple):
+    """A session before a minute: as Redis has it, as the record has it, or a new one."""
+
+    identity: Identity
+    standing: Standing | None
+    minutes: dict[int, int]
+    """Those that are written down, of a session that Redis has lost."""
+    in_redis: bool
+    basis: Basis | None = None
+    """What a new one was decided from."""
+
+
+class Trackers:
+    """Takes reports, and ends sessions of which nothing more is heard."""
+
+    def __init__(self, process: Process, usage: Usage, months: Months) -> None:
+        self.process = process
+        self.months = months
+        self.usage = usage
+        self._tracking = Tracking(process.live)
+        self._silent_at: dict[str, int] = {}
+        """When a session that was reported here has been silent for too long."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def take(self, reported: Reported) -> Taken:
+        """Takes a minute, once.
+
+        Raises ``bad_message`` for one too old or to come, ``unknown_kind``, ``metered_kind``,
+        ``forbidden``, ``session_ended``, ``limit_reached``, ``unavailable``, and ``rate_limited``
+        for a user who begins too many sessions.
+        """
+        _check_instant(reported.minute_at, self.process.clock.now())
+        for _ in range(ATTEMPTS_MAX):
+            known = await self._known(reported)
+            if isinstance(known, Taken):
+                return known
+            if known.standing is not None and _is_within_minute(known.standing):
+                return Taken(None, duplicate=True, metered=True)
+            step = await self._step(reported, known)
+            verdict = await self._tracking.track(step)
+            if verdict.status == "held":
+                verdict = await self._recall(step)
+            if verdict.status == "full":
+                raise ServiceError("too much waits for the record already")
+            if verdict.status == "cold":
+                await self._load(step.identity, verdict.detail.split(","))
+            elif verdict.status != "stale":
+                return await self._answer(step, verdict)
+        raise ServiceError("the session changes too fast; send the minute again")
+
+    # --- The session ---------------------------------------------------------------
+
+    async def _known(self, reported: Reported) -> _Known | Taken:
+        tenant, session_id = reported.tenant, reported.session_id
+        found = await self.process.live.attach(tenant, session_id, read_only=True)
+        if found is not None:
+            _check_owner(found.session.identity.user_id, reported)
+            return _Known(found.session.identity, found.session.standing, {}, in_redis=True)
+        try:
+            basis, row = await basis_of_start(self.process, tenant, session_id, reported.user_id)
+            if row is None or row.state == "prepared":
+                if not reported.is_trusted:
+                    self.process.starts.take(tenant, reported.user_id)
+                identity = self._new(reported, row)
+                return _Known(identity, None, {}, in_redis=False, basis=basis)
+            _check_owner(row.user_id, reported)
+            if row.state == "ended":
+                return _written_down(row, reported)
+            if not row.is_reported or not _is_trackable(row.terms):
+                raise ServiceError("the session is being restored")
+            known = _restored(row, await self.usage.session(tenant, session_id))
+            number = known.minutes.get(reported.minute_at)
+            return known if number is None else Taken(number, duplicate=True)
+        except record.UnavailableError as error:
+            raise ServiceError("the record of sessions does not answer") from error
+
+    def _new(self, reported: Reported, row: SessionRow | None) -> Identity:
+        if row is None and reported.needs_preparation:
+            raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
+        terms = row.terms if row is not None else self.process.rates.terms(reported.kind)
+        if reported.kinds is not None and terms.kind not in reported.kinds:
+            raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this kind")
+        if not _is_trackable(terms):
+            raise MeteredKindError(
+                f"kind: {terms.kind} costs credits or counts no minutes, so the server meters it"
+            )
+        return Identity(
+            tenant=reported.tenant,
+            session_id=reported.session_id,
+            user_id=reported.user_id,
+            org_id=reported.org_id,
+            account_id=row.account_id if row is not None else reported.account_id,
+            counterpart_id=row.counterpart_id if row is not None else None,
+            kind=terms.kind,
+            started_at=reported.minute_at,
+            terms=terms,
+            metadata=row.metadata if row is not None else None,
+            is_reported=True,
+        )
+
+    async def _step(self, reported: Reported, known: _Known) -> TrackedStep:
+        identity = known.identity
+        before = known.standing or unstarted(Phase.PAUSED, reported.minute_at, 0)
+        now_ms = self.process.clock.now()
+        standing = _after(before, reported, now_ms)
+        cap_ms = identity.terms.session_cap_ms
+        month = await self._month(identity, reported.minute_at)
+        records: list[Record] = [] if known.standing else [started_record(identity)]
+        records.append(_minute(identity, before.minutes_kept, reported, month))
+        return TrackedStep(
+            identity=identity,
+            standing=standing,
+            is_first=not known.in_redis,
+            is_beyond_cap=0 < cap_ms < standing.elapsed_ms,
+            minute_at=reported.minute_at,
+            month=month,
+            minutes={**known.minutes, reported.minute_at: before.minutes_kept},
+            records=tuple(records),
+            basis=known.basis,
+            at=now_ms,
+            kept_ms=SILENCE_MS_MAX + limits.ENDED_SESSION_KEPT_MS,
+        )
+
+    async def _recall(self, step: TrackedStep) -> Verdict:
+        """Has metered sessions give back minutes that they merely hold, and tries again when they
+        did; ``refused`` when all have answered, and still none is left.
+
+        Raises ``unavailable`` where one has not answered.
+        """
+        identity, process = step.identity, self.process
+        loop = asyncio.get_running_loop()
+        async with process.hub.tenants.listening(identity) as freed:
+            verdict = await self._tracking.track(msgspec.structs.replace(step, recall=True))
+            over_at = loop.time() + limits.RECALL_WAIT_MS / 1000
+            while verdict.status == "held":
+                try:
+                    async with asyncio.timeout_at(over_at):
+                        await freed.wait()
+                except TimeoutError:
+                    break
+                freed.clear()
+                verdict = await self._tracking.track(step)
+            else:
+                return verdict
+            verdict = await self._tracking.track(step)
+        if verdict.status != "held":
+            return verdict
+        user_id = identity.user_id if verdict.detail == "member_minutes" else None
+        now_ms = process.clock.now()
+        if await are_minutes_unanswered(process.live, identity.tenant, user_id, now_ms):
+            raise holders_silent()
+        return Verdict("refused", verdict.detail)
+
+    async def _month(self, identity: Identity, at_ms: int) -> str:
+        plan = await self.months.plan(identity.tenant, identity.user_id)
+        return calendar(plan.timezone).month(at_ms)
+
+    async def _load(self, identity: Identity, cold: list[str]) -> None:
+        if "account" in cold:
+            await self.process.loader.account(identity.tenant, identity.account_id)
+        if "member" in cold or "org" in cold:
+            await self.process.loader.months(identity.tenant, identity.user_id)
+
+    # --- The answer ----------------------------------------------------------------
+
+    async def _answer(self, step: TrackedStep, verdict: Verdict) -> Taken:
+        match verdict.status:
+            case "ok":
+                await self._write(step, verdict.detail)
+                self._expect(step)
+                return Taken(step.minutes[step.minute_at])
+            case "duplicate":
+                return Taken(int(verdict.detail), duplicate=True)
+            case "metered":
+                return Taken(None, duplicate=True, metered=True)
+            case "ended" if verdict.detail != "1":
+                return Taken(None, duplicate=True, metered=True)
+            case "refused":
+                raise RefusedError(
+                    ErrorCode.LIMIT_REACHED,
+                    f"nothing is left to go on with: {verdict.detail}",
+                    limit=verdict.detail,
+                )
+        raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
+
+    async def _write(self, step: TrackedStep, entry_id: str) -> None:
+        """Writes the minute down at once, where that can be done: who looks at the month next
+        finds it there. Otherwise it is on its way, and kept here should Redis lose it; being
+        written twice is being written once."""
+        try:
+            await self.process.records.write(step.records)
+        except (record.UnavailableError, record.RefusedError) as error:
+            log.warning("tracked_minute_not_written_yet", error=str(error))
+            partition = self.process.live.keys.partition(step.identity.tenant)
+            self.process.hub.unflushed.keep(partition, entry_id, step.records)
+
+    # --- The end -------------------------------------------------------------------
+
+    def _expect(self, step: TrackedStep) -> None:
+        """Ends the session when it has been silent for long. One timer waits for that; when
+        it fires and there were more minutes, it waits on."""
+        identity, until = step.identity, step.standing.grace_until
+        assert until is not None
+        key = session_key(identity.tenant, identity.session_id)
+        if key in self._silent_at:
+            self._silent_at[key] = until
+        elif len(self._silent_at) < limits.SILENCES_MAX:
+            self._silent_at[key] = until
+            self._wait(key, until)
+
+    def _wait(self, key: str, at: int) -> None:
+        self.process.timers.deadline(at, lambda now_ms: self._fire(key, now_ms))
+
+    def _fire(self, key: str, now_ms: int) -> None:
+        silent_at = self._silent_at[key]
+        if now_ms < silent_at:
+            self._wait(key, silent_at)
+            return
+        del self._silent_at[key]
+        task = asyncio.ensure_future(self._end(key))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _end(self, key: str) -> None:
+        """Has the session looked after, whose grace is over. Should that fail, whoever sweeps
+        the graces finds it."""
+        tenant, _, session_id = key.rpartition("/")
+        orphans = self.process.presence.orphans
+        try:
+            await orphans.adopt(tenant, session_id, self.process.node, None)
+        except (LiveError, ProtocolError) as error:
+            log.warning("silent_session_not_ended", session=key, error=str(error))
+
+    async def idle(self) -> None:
+        """Waits until nothing that was begun here is under way."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
+
+
+def _check_instant(minute_at: int, now_ms: int) -> None:
+    if minute_at > now_ms + AHEAD_MS_MAX:
+        raise BadMessageError("minute_timestamp: must not be in the future")
+    if minute_at < now_ms - LATE_MS_MAX:
+        raise BadMessageError("minute_timestamp: must not be older than a day")
+
+
+def _check_owner(user_id: str, reported: Reported) -> None:
+    if user_id != reported.user_id:
+        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+
+
+def _is_within_minute(standing: Standing) -> bool:
+    """Whether sockets have metered a part of a minute: it is counted, and goes on where they do."""
+    is_live = standing.phase is not Phase.ENDED
+    return is_live and standing.settled_ms > standing.minutes_kept * MINUTE_MS
+
+
+def _is_trackable(terms: Terms) -> bool:
+    return terms.counts_minutes and terms.price_micros == 0
+
+
+def _written_down(row: SessionRow, reported: Reported) -> Taken:
+    """Of a session that has ended and left Redis: what lies within it is in its record."""
+    assert row.started_at is not None
+    assert row.ended_at is not None
+    if row.started_at - MINUTE_MS < reported.minute_at <= row.ended_at:
+        return Taken(None, duplicate=True, metered=True)
+    raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
+
+
+def _restored(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> _Known:
+    """The session as it is written down, after Redis came back without it."""
+    assert row.started_at is not None
+    standing = unstarted(Phase.PAUSED, row.started_at, 0)
+    for minute in minutes:
+        standing = _with(standing, minute.started_at, minute.seconds)
+    known = {minute.started_at: minute.minute for minute in minutes}
+    return _Known(row.identity, standing, known, in_redis=False)
+
+
+def _after(before: Standing, reported: Reported, now_ms: int) -> Standing:
+    """Where the session stands when its client has reported one minute more."""
+    after = _with(before, reported.minute_at, reported.seconds)
+    # A client's clock may be ahead; cluster time is what sessions stand in.
+    at = min(after.at, now_ms)
+    return msgspec.structs.replace(
+        after,
+        version=before.version + 1,
+        at=at,
+        minute_at=at,
+        lost_at=at,
+        grace_until=now_ms + SILENCE_MS_MAX,
+    )
+
+
+def _with(standing: Standing, minute_at: int, seconds: int) -> Standing:
+    elapsed_ms = standing.minutes_kept * MINUTE_MS + seconds * 1000
+    return msgspec.structs.replace(
+        standing,
+        elapsed_ms=elapsed_ms,
+        settled_ms=elapsed_ms,
+        minutes_kept=standing.minutes_kept + 1,
+        at=max(standing.at, minute_at + seconds * 1000),
+        run_at=minute_at,
+        segments=segments_in_order((*standing.segments, (minute_at, minute_at + seconds * 1000))),
+    )
+
+
+def _minute(identity: Identity, number: int, reported: Reported, month: str) -> MinuteUsed:
+    return minute_record(
+        identity,
+        number,
+        seconds=reported.seconds,
+        started_at=reported.minute_at,
+        month=month,
+        counts=True,
+        credits_micros=0,
+        free_ms=0,
+    )

@@ -1,0 +1,183 @@
+"""From the records of the outbox to what ``unnest`` takes: one array for each column."""
+
+from collections.abc import Iterable, Sequence
+from datetime import date
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from protocol.metering.records import EntryPosted, HoldChanged, MinuteUsed, Record
+from storage.rows import AdjustmentRow, SessionPrepared
+
+Value = TypeVar("Value")
+
+# Attributes in the order of the parameters in write_started.sql and the others.
+STARTED = (
+    "tenant", "session_id", "user_id", "org_id", "account_id", "counterpart_id", "kind",
+    "started_at", "terms", "metadata", "is_reported",
+)  # fmt: skip
+ENDED = (
+    "tenant", "session_id", "user_id", "org_id", "account_id", "counterpart_id", "kind",
+    "started_at", "ended_at", "reason", "limit", "elapsed_ms", "free_ms", "billed_ms",
+    "minutes", "credits_micros", "uncovered_ms", "segments", "gaps", "terms", "metadata",
+    "is_reported",
+)  # fmt: skip
+MINUTE = (
+    "tenant", "session_id", "minute", "seconds", "user_id", "org_id", "account_id",
+    "counterpart_id", "kind", "started_at", "month", "counts", "credits_micros", "free_ms",
+)  # fmt: skip
+HOLD = (
+    "tenant", "hold_id", "account_id", "state", "amount_micros", "posted_micros", "operation",
+    "user_id", "month", "created_at", "expires_at", "changed_at", "metadata",
+)  # fmt: skip
+# The parameters of write_entries.sql: of entries, and then of operations.
+ENTRY_WIDTH = 11
+OPERATION_WIDTH = 13
+# Columns of type jsonb, which are handed over as text.
+_DOCUMENTS = frozenset({"terms", "metadata", "segments", "gaps"})
+
+
+def unique(records: Sequence[Record], of_type: type[Value], *key: str) -> dict[Any, Value]:
+    """The records of one type by their natural keys; of duplicates the first."""
+    found: dict[Any, Value] = {}
+    for record in records:
+        if isinstance(record, of_type):
+            found.setdefault(tuple(getattr(record, name) for name in key), record)
+    return found
+
+
+def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
+    """The records as one array for each column, as ``unnest`` takes them."""
+    return [
+        [
+            json_value(getattr(record, name)) if name in _DOCUMENTS else getattr(record, name)
+            for record in records
+        ]
+        for name in names
+    ]
+
+
+def turned(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
+    """Rows of so many columns as one array for each column, also where there are no rows."""
+    return list(zip(*rows, strict=True)) or [()] * width
+
+
+def has_moved(entry: EntryPosted) -> bool:
+    """Whether the ledger has it: an operation that cost nothing moved nothing."""
+    return entry.amount_micros != 0 or entry.entry_kind not in {"spend", "post"}
+
+
+def entry_row(entry: EntryPosted) -> tuple[Any, ...]:
+    """What ``write_entries.sql`` takes of an entry that was decided in Redis."""
+    return (
+        entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
+        entry.at, text_value(entry.reason), text_value(entry.operation), None, None,
+        json_value(entry.metadata),
+    )  # fmt: skip
+
+
+def operation_rows(entry: EntryPosted) -> list[tuple[Any, ...]]:
+    """What ``write_entries.sql`` takes of an operation, if the entry is one's; else nothing.
+
+    What the metadata says in a form of its own is kept in the metadata alone.
+    """
+    if entry.operation is None or entry.month is None:
+        return []
+    said = entry.metadata or {}
+    service = said.get("service")
+    return [
+        (
+            entry.tenant, entry.account_id, entry.entry_id, text_value(entry.operation),
+            entry.user_id, entry.month, -entry.amount_micros, entry.at,
+            said.get("success") is not False,
+            text_value(service) if isinstance(service, str) else None,
+            _count(said.get("tokens_used")), _count(said.get("response_time_ms")),
+            json_value(entry.metadata),
+        )
+    ]  # fmt: skip
+
+
+def _count(value: Any) -> int | None:
+    """A whole number that a bigint takes; None for anything else."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and 0 <= value < 2**63 else None
+
+
+def furthest_holds(changes: Iterable[HoldChanged]) -> list[HoldChanged]:
+    """Of every hold the change that goes furthest: a statement cannot take a row twice."""
+    found: dict[tuple[str, str], HoldChanged] = {}
+    for change in changes:
+        key = (change.tenant, change.hold_id)
+        if key not in found or found[key].state == "open":
+            found[key] = change
+    return list(found.values())
+
+
+def adjustment_row(adjustment: AdjustmentRow) -> tuple[Any, ...]:
+    """What ``adjust_minutes.sql`` takes."""
+    return (
+        adjustment.tenant, adjustment.user_id, adjustment.entry_id,
+        date.fromisoformat(adjustment.month), adjustment.minutes,
+        text_value(adjustment.reason), adjustment.created_at,
+    )  # fmt: skip
+
+
+def burn_row(minute: MinuteUsed) -> tuple[Any, ...]:
+    """What ``write_entries.sql`` takes of the entry that a minute's cost makes."""
+    return (
+        minute.tenant, minute.account_id, f"burn:{minute.session_id}:{minute.minute}", "burn",
+        -minute.credits_micros, minute.started_at, None, None, minute.session_id, minute.minute,
+        None,
+    )  # fmt: skip
+
+
+def money_in_row(entry: EntryPosted, priority: int, expires_at: int | None) -> tuple[Any, ...]:
+    """What ``post_entry.sql`` takes."""
+    return (
+        entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
+        entry.at, text_value(entry.reason), text_value(entry.operation),
+        json_value(entry.metadata), priority, expires_at,
+    )  # fmt: skip
+
+
+def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:
+    """What ``prepare_session.sql`` takes."""
+    return (
+        session.tenant, session.session_id, session.kind, session.user_id, session.org_id,
+        session.account_id, session.counterpart_id, json_value(session.terms),
+        json_value(session.metadata), session.expires_at,
+    )  # fmt: skip
+
+
+def given(value: Any) -> tuple[bool, Any]:
+    """A value that may be left out, as two parameters: whether it was given, and it."""
+    return (False, None) if value is UNSET else (True, value)
+
+
+def number(value: float | UnsetType | None) -> str | UnsetType | None:
+    """As text, for a numeric column takes a decimal and a limit is written in decimals."""
+    return str(value) if isinstance(value, int | float) else value
+
+
+def text_value(value: str | None) -> str | None:
+    """Free text, without the one character that Postgres cannot keep."""
+    return None if value is None else value.replace("\0", "\ufffd")
+
+
+def json_value(value: Any) -> str | None:
+    """A JSON document, or None; a client's metadata must not make a bill unwritable."""
+    if value is None:
+        return None
+    text = msgspec.json.encode(value).decode()
+    return msgspec.json.encode(_without_nul(value)).decode() if "\\u0000" in text else text
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return text_value(value)
+    if isinstance(value, dict):
+        return {text_value(key): _without_nul(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nul(item) for item in value]
+    return value

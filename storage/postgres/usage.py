@@ -1,0 +1,181 @@
+"""What the record says of usage: months, credits, sessions, and the report of all minutes.
+
+These are questions only, asked over the record's pool; their SQL lies beside the others,
+as ``storage/postgres/sql/usage_*.sql``.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from datetime import date
+
+import asyncpg
+import msgspec
+from asyncpg.cursor import Cursor
+
+from protocol import limits
+from storage.postgres.database import SQL, Database, UnavailableError
+
+
+class Totals(msgspec.Struct, frozen=True):
+    """Minutes and seconds of the kinds that count, and sessions of every kind."""
+
+    minutes: int
+    seconds: int
+    sessions: int
+
+
+class MonthTotals(msgspec.Struct, frozen=True):
+    """Minutes of a month that count, and those of them that are beyond the limit of an
+    organisation which allows overage: for whoever bills them apart."""
+
+    minutes: int
+    overage_minutes: int
+
+
+class Spending(msgspec.Struct, frozen=True):
+    """What one operation, or time, took of an account's credits, and how often."""
+
+    by_time: bool
+    operation: str | None
+    """The operation of the rate card; None: time, or a spend that named none."""
+    total_actions: int
+    total_micros: int
+    day_actions: int
+    day_micros: int
+    week_actions: int
+    week_micros: int
+    month_actions: int
+    month_micros: int
+
+
+class SessionMinute(msgspec.Struct, frozen=True):
+    """One minute of a session, as it is written down."""
+
+    minute: int
+    started_at: int
+    seconds: int
+    free_ms: int
+    charged_micros: int
+
+
+class ReportedMinute(msgspec.Struct, frozen=True):
+    """One line of the report of usage; see ``usage_report.sql``."""
+
+    org_id: str | None
+    user_id: str
+    account_id: str
+    session_id: str
+    kind: str
+    counterpart_id: str | None
+    minute: int
+    started_at: str
+    """The instant at which it began, in UTC (RFC 3339)."""
+    day: str
+    """That day by the organisation's calendar."""
+    month: str
+    seconds: int
+    counts: bool
+    charged_micros: int
+    free_ms: int
+
+
+class Usage(Database):
+    """Questions about usage. Make one with ``over``: the pool stays the record's own."""
+
+    @classmethod
+    def over(cls, database: Database) -> "Usage":
+        """The questions, asked over the pool of ``database``, which also closes it."""
+        return cls(database._pool, database._timeout_s)
+
+    async def month(self, tenant: str, user_id: str, month: date) -> Totals:
+        """What is written down of a user's month, which its first day names."""
+        return await self._one("usage_month", Totals, tenant, user_id, month)
+
+    async def of_month(self, tenant: str, user_id: str | None, month: date) -> MonthTotals:
+        """A month's minutes and overage of a member, or (None) of the whole organisation."""
+        return await self._one("usage_of_month", MonthTotals, tenant, month, user_id)
+
+    async def before(self, tenant: str, user_id: str, month: date) -> Totals:
+        """All that a user used before a month; the sessions are those of all time."""
+        return await self._one("usage_before", Totals, tenant, user_id, month)
+
+    async def spending(
+        self, tenant: str, account_id: str, day_at: int, week_at: int, month_at: int
+    ) -> tuple[Spending, ...]:
+        """What an account's credits went into, altogether and since three instants."""
+        arguments = (tenant, account_id, day_at, week_at, month_at)
+        return await self._rows("usage_spending", Spending, *arguments)
+
+    async def money_in(self, tenant: str, account_id: str) -> int:
+        """The sum of what was granted, adjusted and expired, in micro-credits."""
+        return int(await self._value("usage_money_in", tenant, account_id))
+
+    async def session(
+        self, tenant: str, session_id: str, newest: int | None = None
+    ) -> tuple[SessionMinute, ...]:
+        """The minutes of a session that are written down, in their order.
+
+        ``newest`` bounds their number; None: all.
+        """
+        return await self._rows("usage_session", SessionMinute, tenant, session_id, newest)
+
+    @contextlib.asynccontextmanager
+    async def report(
+        self, tenant: str | None, from_day: date, to_day: date
+    ) -> AsyncIterator[AsyncIterator[list[ReportedMinute]]]:
+        """Every minute between two days, both included, in batches and from one snapshot.
+
+        ``tenant`` of None: of all. One connection is taken until the context is left, and
+        no more than a batch is in memory. Raises ``UnavailableError``, also in the middle:
+        what was read by then is not to be taken for the whole.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            with _translated():
+                connection = await stack.enter_async_context(
+                    self._pool.acquire(timeout=self._timeout_s)
+                )
+            transaction = connection.transaction(isolation="repeatable_read", readonly=True)
+            is_cancelled = False
+            try:
+                with _translated():
+                    await transaction.start()
+                    await connection.execute(SQL["usage_report_begin"])
+                    cursor = await connection.cursor(SQL["usage_report"], tenant, from_day, to_day)
+                async with contextlib.aclosing(_batches(cursor)) as found:
+                    yield found
+            except asyncio.CancelledError:
+                # Whoever cancels, a scope whose client has gone, cancels the rollback as well.
+                is_cancelled = True
+                connection.terminate()
+                raise
+            finally:
+                # A connection that has gone took its transaction along.
+                if not is_cancelled:
+                    with contextlib.suppress(UnavailableError), _translated():
+                        await transaction.rollback()
+
+
+async def _batches(cursor: "Cursor[asyncpg.Record]") -> AsyncGenerator[list[ReportedMinute], None]:
+    while True:
+        with _translated():
+            rows = await cursor.fetch(limits.REPORT_BATCH_ROWS)
+        if not rows:
+            return
+        yield [ReportedMinute(*row) for row in rows]
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """What Postgres and the line to it raise, as ``UnavailableError``; nothing is tried again,
+    for the rows before were handed on already."""
+    try:
+        yield
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InternalClientError,
+        asyncpg.InterfaceError,
+        OSError,
+        TimeoutError,
+    ) as error:
+        raise UnavailableError(str(error) or type(error).__name__) from error

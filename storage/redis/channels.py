@@ -1,0 +1,198 @@
+"""Channels on Redis Cluster: one line to each node that has some, and new ones elsewhere.
+
+A channel has a hash tag as keys have, and is published at the master of its slot, so that
+is where it is listened to. Sharded channels (Redis 7) go no further; what is told with
+PUBLISH goes to all nodes, which costs them something. Either way a line that breaks is
+made again with whoever has its channels by then, and every channel is confirmed anew: the
+sign to resynchronise, as on a single Redis.
+"""
+
+import asyncio
+import contextlib
+from typing import Any
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as LineError
+from redis.exceptions import RedisError
+
+from protocol import limits
+from storage.redis.cluster import UNANSWERED, Address, ClusterRedis, ask_all
+from storage.redis.lines import Line
+from storage.tasks import end
+
+log = structlog.get_logger()
+
+POLL_S = 15.0
+"""How long one wait for a message lasts."""
+RETRY_S = 0.2
+
+
+def channels_of(redis: Redis) -> "PubSub | ClusterChannels":
+    """What listens to channels."""
+    return ClusterChannels(redis) if isinstance(redis, ClusterRedis) else redis.pubsub()
+
+
+async def agree_on_channels(redis: ClusterRedis, key: str) -> bool:
+    """Whether channels are sharded: they are where all servers have them.
+
+    All processes must do alike. So the first one writes it down under ``key``; servers that
+    are brought up to date later are used so when all processes have been stopped.
+    """
+    found = await ask_all(redis, lambda client: client.info("server"))
+    is_able = all(int(info["redis_version"].split(".")[0]) >= 7 for info in found)
+    await redis.set(key, int(is_able), nx=True)
+    redis.shards_channels = await redis.get(key) == b"1"
+    return redis.shards_channels
+
+
+class ClusterChannels:
+    """What is told on channels of a cluster, with the methods of ``PubSub`` that are used."""
+
+    def __init__(self, redis: ClusterRedis) -> None:
+        self._redis = redis
+        self._homes: dict[str, Address] = {}
+        """The node on which each channel is listened to."""
+        self._lines: dict[Address, Line] = {}
+        self._readers: dict[Address, asyncio.Task[None]] = {}
+        self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue(limits.MESSAGES_WAITING_MAX)
+        self._lost: dict[str, None] = {}
+        """Channels whose line broke, and which are to be listened to elsewhere."""
+        self._mover: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._is_closed = False
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether anything is listened to."""
+        return bool(self._homes)
+
+    async def subscribe(self, channel: str) -> None:
+        """Listens to a channel; its confirmation comes as a message."""
+        await self._redis.initialize()
+        home = self._home_of(channel)
+        self._homes[channel] = home
+        line = self._line_to(home)
+        try:
+            await self._say(line, "subscribe", channel)
+        except (RedisError, *UNANSWERED):
+            self._homes.pop(channel, None)
+            self._drop(home, line)
+            raise
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Listens no more."""
+        home = self._homes.pop(channel, None)
+        line = self._lines.get(home) if home is not None else None
+        if line is not None:
+            await self._say(line, "unsubscribe", channel)
+
+    async def get_message(self, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109
+        """The next message of any line; None: there is none in time."""
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._told.get()
+        except TimeoutError:
+            return None
+
+    async def aclose(self) -> None:
+        """Closes all lines, for good."""
+        self._is_closed = True
+        tasks = [*self._readers.values(), *([self._mover] if self._mover else [])]
+        lines = list(self._lines.values())
+        self._lines.clear()
+        self._homes.clear()
+        closing = [line.aclose() for line in lines]
+        await asyncio.gather(end(tasks), *self._closing, *closing, return_exceptions=True)
+
+    def _home_of(self, channel: str) -> Address:
+        """Who tells of a channel, as the map is now: where it is published."""
+        home = self._redis.master_of(channel)
+        if home is None:
+            raise LineError("nobody has the channel")
+        return home
+
+    def _line_to(self, home: Address) -> Line:
+        """The line to a node, and whoever reads it: there is never one without the other."""
+        if self._is_closed:
+            raise LineError("the line is closed")
+        line = self._lines.get(home)
+        if line is None:
+            line = self._lines[home] = Line(self._redis.client_at(home).connection_pool)
+            self._readers[home] = asyncio.create_task(self._read(home, line))
+        return line
+
+    async def _say(self, line: Line, what: str, channel: str) -> None:
+        sharded = "s" if self._redis.shards_channels else ""
+        await getattr(line, f"{sharded}{what}")(channel)
+
+    async def _read(self, home: Address, line: Line) -> None:
+        """Passes on what one node tells, until the line breaks."""
+        try:
+            while True:
+                message = await line.get_message(timeout=POLL_S)
+                if message is None:
+                    continue
+                if message["type"] == "sunsubscribe" and message["channel"].decode() in self._homes:
+                    break  # the slot has moved, and nobody asked for this
+                await self._told.put(message)
+        except (RedisError, *UNANSWERED) as error:
+            log.warning("pubsub_lost", node=f"{home.host}:{home.port}", error=str(error))
+        except Exception:
+            log.exception("line_not_read")
+        self._drop(home, line)
+
+    def _drop(self, home: Address, line: Line) -> None:
+        """Gives up a line, once; its channels are listened to elsewhere."""
+        if self._lines.get(home) is not line:
+            return
+        del self._lines[home]
+        reader = self._readers.pop(home)
+        if reader is not asyncio.current_task():
+            reader.cancel()
+        closing = asyncio.create_task(self._close(line))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        self._lost.update((channel, None) for channel, at in self._homes.items() if at == home)
+        if self._mover is None or self._mover.done():
+            self._mover = asyncio.create_task(self._move())
+
+    @staticmethod
+    async def _close(line: Line) -> None:
+        with contextlib.suppress(RedisError, *UNANSWERED):
+            await line.aclose()
+
+    async def _move(self) -> None:
+        """Listens elsewhere to what was listened to on lines that broke, for as long as that
+        takes: who broke may still be taken for the master, until a replica takes over."""
+        while True:
+            try:
+                await self._redis.refresh()
+                await self._move_lost()
+            except (RedisError, *UNANSWERED):
+                pass  # nobody knows the map
+            except Exception:
+                log.exception("channels_not_moved")
+            if not self._lost:
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def _move_lost(self) -> None:
+        away: set[Address] = set()
+        for channel in list(self._lost):
+            if channel not in self._homes:
+                self._lost.pop(channel, None)
+                continue
+            home = self._redis.master_of(channel)
+            if home is None or home in away:
+                continue
+            self._homes[channel] = home
+            line = self._line_to(home)
+            try:
+                await self._say(line, "subscribe", channel)
+            except (RedisError, *UNANSWERED):
+                away.add(home)
+            else:
+                if self._lines.get(home) is line:  # or it broke meanwhile, once more
+                    self._lost.pop(channel, None)

@@ -1,0 +1,268 @@
+"""How steps and sessions are written into Redis, and read back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import orjson
+
+from protocol import limits
+from protocol.metering.effects import Move, Reply
+from protocol.metering.projection import Line, MonthProjection, line_of
+from protocol.metering.quota import Offer
+from protocol.metering.records import EntryPosted, HoldChanged, Record
+from protocol.metering.session import Grant, Identity, Session, Standing
+from protocol.metering.states import Phase
+from protocol.metering.steps import Basis, Step
+from protocol.metering.terms import Terms
+
+_ENCODER = msgspec.json.Encoder()
+_IDENTITY = msgspec.json.Decoder(Identity)
+_STANDING = msgspec.json.Decoder(Standing)
+_GRANT = msgspec.json.Decoder(Grant)
+_LINE = msgspec.json.Decoder(tuple[int, int, int, int, int, int, int, bool])
+_RECORDS = msgspec.json.Decoder(list[Record])
+
+TERMS_SHARED_MAX = 1_024
+_TERMS: dict[Terms, Terms] = {}
+"""Terms that sessions have: most have those of a kind, and 900 bytes of their own less."""
+
+
+def decode_records(encoded: bytes) -> list[Record]:
+    """The records of one outbox entry."""
+    return _RECORDS.decode(encoded)
+
+
+def appended_at(entry_id: bytes) -> int:
+    """When an outbox entry was appended, by the clock of Redis."""
+    return int(entry_id.split(b"-")[0])
+
+
+def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
+    """When what an outbox entry says was decided, or a little before, in cluster time.
+
+    What ends or moves a session says so beside its records, spends and holds in them.
+    """
+    if b"t" in fields:
+        return int(fields[b"t"])
+    try:
+        first, *_ = decode_records(fields[b"r"])
+    except (KeyError, ValueError, msgspec.MsgspecError):
+        return appended_at(entry_id)
+    if isinstance(first, EntryPosted):
+        return first.at
+    return first.changed_at if isinstance(first, HoldChanged) else appended_at(entry_id)
+
+
+def made_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
+    """When the step was made that appended an outbox entry, in cluster time.
+
+    A session that ends while it is paused has stood still since long before: what its entry says
+    was decided then, and Redis knows of it since now.
+    """
+    return int(fields[b"m"]) if b"m" in fields else decided_at(entry_id, fields)
+
+
+def session_of(fields: list[bytes], known: Identity | None = None) -> Session:
+    """The session in its hash's fields: identity, standing, grant, final, and its mark.
+
+    ``known`` is its identity where that is known already: it never changes.
+    """
+    identity, standing, grant, final, *mark = fields
+    return Session(
+        identity=known or _identity_of(identity),
+        standing=_STANDING.decode(standing),
+        grant=msgspec.structs.replace(
+            _GRANT.decode(grant), final=final.decode() if final else None
+        ),
+        mark=mark[0].decode() if mark and mark[0] else "",
+    )
+
+
+def _identity_of(encoded: bytes) -> Identity:
+    """The identity, with terms that it shares with all sessions that have the same."""
+    identity = _IDENTITY.decode(encoded)
+    if len(_TERMS) >= TERMS_SHARED_MAX:
+        _TERMS.clear()
+    terms = _TERMS.setdefault(identity.terms, identity.terms)
+    return msgspec.structs.replace(identity, terms=terms)
+
+
+def line_from(encoded: bytes | str) -> Line:
+    """A session's line as its account keeps it."""
+    return Line(*_LINE.decode(encoded))
+
+
+def encode_line(line: Line) -> str:
+    """A session's line, for its account's hash."""
+    return orjson.dumps(list(msgspec.structs.astuple(line))).decode()
+
+
+def month_of(month: str, counter: list[bytes], as_of_us: int = 0) -> MonthProjection:
+    """A month's counter out of an answer: limit, used, active, held; a process of an earlier
+    version tells nothing of the last. ``as_of_us`` is when that was so, where it is known."""
+    limit, used, active, held = (*counter, b"0")[:4]
+    return MonthProjection(
+        month=month,
+        limit_minutes=int(limit) if limit else None,
+        used_minutes=int(used),
+        active=int(active),
+        held_minutes=int(held),
+        as_of_us=as_of_us,
+    )
+
+
+def line_at(identity: Identity, standing: Standing) -> Line:
+    """The line that a session has at its account while it stands like this."""
+    return line_of(
+        identity.terms,
+        standing.elapsed_ms,
+        standing.at,
+        standing.free_ms,
+        running=standing.phase is Phase.ACTIVE,
+    )
+
+
+def encode_grant(grant: Grant) -> str:
+    """A session's grant, for its hash; what it exhausts is a field of its own."""
+    return _ENCODER.encode(msgspec.structs.replace(grant, final=None)).decode()
+
+
+def _offer(offer: Offer) -> dict[str, Any]:
+    return {
+        "grant": encode_grant(offer.grant),
+        "held": offer.grant.held_micros,
+        "minutes": offer.grant.held_minutes,
+        "more": offer.more_micros,
+        "more_minutes": offer.more_minutes,
+        "floor_ms": offer.floor_ms,
+        **({"final": offer.grant.final} if offer.grant.final else {}),
+        **({"part": True} if offer.part else {}),
+        **({"rest": True} if offer.rest else {}),
+    }
+
+
+def _months(step: Step) -> dict[str, dict[str, int]]:
+    held = step.before.grant.held_minutes
+    offers = [*step.offers, *([step.keep] if step.keep else [])]
+    months = {step.month, *held, *step.used_minutes}
+    for offer in offers:
+        months.update(offer.grant.held_minutes, offer.more_minutes)
+    return {
+        month: {"used": step.used_minutes.get(month, 0), "held": held.get(month, 0)}
+        for month in sorted(months)
+    }
+
+
+def encode_basis(basis: Basis) -> dict[str, str]:
+    """What a start was decided from, as the scripts compare it."""
+    return {"epoch": basis.epoch, "preparation": basis.preparation}
+
+
+def encode_step(
+    step: Step, node: str, mark: str, publish: str, channel: str, limits_channel: str
+) -> bytes:
+    """The argument of ``commit.lua``: the step, its mark, and what it changes on every counter."""
+    session, before, after = step.before, step.before.standing, step.standing
+    terms = session.identity.terms
+    was_active, is_active = before.phase is Phase.ACTIVE, after.phase is Phase.ACTIVE
+    started, ended = before.version == 0, after.phase is Phase.ENDED
+    burn_change = (int(is_active) - int(was_active)) * terms.price_micros * terms.speed
+    shared = session.identity.free_key is not None
+    encoded: dict[str, Any] = {
+        "version": before.version,
+        "after": session.mark,
+        "mark": mark,
+        "node": node,
+        "id": session.identity.session_id,
+        "session": session.key,
+        "user_id": session.identity.user_id,
+        "standing": _ENCODER.encode(after).decode(),
+        "at": after.at,
+        "made_at": step.made_at,
+        "released": encode_grant(Grant()),
+        "offers": [_offer(offer) for offer in step.offers],
+        "held": session.grant.held_micros,
+        "charge": step.charge_micros,
+        "charged_live_change": -before.charged_micros if ended else step.charge_micros,
+        "burn_change": burn_change,
+        "burn": int(is_active) * terms.price_micros * terms.speed,
+        "paid": terms.price_micros > 0,
+        "counts": terms.counts_minutes,
+        "month": step.month,
+        "months": _months(step) if terms.counts_minutes else {},
+        "active_change": int(is_active) - int(was_active),
+        "live_change": int(started) - int(ended),
+        "free_limit": terms.free_ms if shared else 0,
+        "free_taken": step.free_taken_ms,
+        "notices": [notice.decode() for notice in step.notices],
+        "notices_kept": limits.NOTICES_KEPT_MAX,
+        "minutes": [minute.decode() for minute in step.minute_messages],
+        "present": step.present,
+        "recalled": step.recalled,
+        "insists": step.insists,
+        # Whoever looks after the grace has no socket any more, and is told all the same.
+        "graced": before.grace_until is not None,
+        "leaving": step.leaving,
+        **({} if step.farewell_at is None else {"farewell_at": step.farewell_at}),
+        "ended": ended,
+        "idle_ms": limits.ACCOUNT_IDLE_MS,
+        "outbox_max": limits.OUTBOX_ENTRIES_MAX,
+        "live_max": terms.max_live_sessions,
+        "publish": publish,
+        "channel": channel,
+        "limits_channel": limits_channel,
+    }
+    if started:
+        encoded["identity"] = _ENCODER.encode(session.identity).decode()
+        if step.basis is not None:
+            encoded["basis"] = encode_basis(step.basis)
+    if step.keep is not None:
+        encoded["keep"] = _offer(step.keep)
+    if after.grace_until is not None:
+        encoded["grace_until"] = after.grace_until
+    if step.records:
+        encoded["records"] = _ENCODER.encode(list(step.records)).decode()
+    # Running time stays on its line, unless it begins anew where it was: after a gap.
+    moved = after.run_at != before.run_at if is_active else after.elapsed_ms != before.elapsed_ms
+    if not ended and (was_active != is_active or moved or after.free_ms != before.free_ms):
+        encoded["line"] = encode_line(line_at(session.identity, after))
+    return orjson.dumps(encoded)
+
+
+def move_of(message: dict[str, Any]) -> Move:
+    """What ``commit.lua`` told of a step on the account's channel."""
+    member, org = (
+        month_of(
+            message["month"], [part.encode() for part in counter], int(message.get("as_of", 0))
+        )
+        for counter in message["months"]
+    )
+    fields = [part.encode() for part in [*message["moved"], message.get("mark", "")]]
+    return Move(
+        session=session_of(fields),
+        notices=tuple(notice.encode() for notice in message["notices"]),
+        minutes=tuple(minute.encode() for minute in message["minutes"]),
+        member=member,
+        org=org,
+    )
+
+
+def reply_of(step: Step, answer: list[Any]) -> Reply:
+    """What ``commit.lua`` said to ``step``, for the meter that asked."""
+    status, detail, fields, counters, _, notices = answer
+    if status == b"left":
+        return Reply(accepted=False, session=None, left=True)
+    session = step.before
+    if fields and fields[0]:
+        session = session_of(fields, step.before.identity if status == b"ok" else None)
+    member, organization, _, free_left, as_of = counters
+    return Reply(
+        accepted=status == b"ok",
+        session=session,
+        member=month_of(step.month, member, int(as_of)),
+        org=month_of(step.month, organization, int(as_of)),
+        refused_by=detail.decode() if status in {b"refused", b"held"} else None,
+        free_left_ms=int(free_left) if free_left else None,
+        notices=tuple(reversed(notices)),
+    )

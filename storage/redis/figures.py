@@ -1,0 +1,50 @@
+"""A credit account as Redis has it."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from protocol.metering.projection import Line
+from storage.redis.encoding import line_from
+
+
+class AccountFigures(msgspec.Struct, frozen=True):
+    """An account as Redis has it."""
+
+    version: int
+    balance_micros: int
+    """After what is settled of its sessions, and what was spent."""
+    gross_micros: int
+    """The balance, and what its live sessions were charged: ``protocol.metering.projection``."""
+    held_micros: int
+    """What sessions and operations hold of the balance."""
+    reserved_micros: int
+    """What of it is held for operations."""
+    burn_micros: int
+    lines: dict[str, Line]
+
+    @property
+    def available_micros(self) -> int:
+        """What can be spent at once, without asking anybody to give back what is held."""
+        return self.balance_micros - self.held_micros
+
+
+def figures_of(fields: Mapping[bytes, bytes]) -> AccountFigures | None:
+    """The account in its hash's fields; None when it has none: it is cold."""
+    if not fields:
+        return None
+    lines = {
+        name[2:].decode(): line_from(line)
+        for name, line in fields.items()
+        if name.startswith(b"s:")
+    }
+    balance = int(fields[b"balance"])
+    return AccountFigures(
+        version=int(fields.get(b"version", 0)),
+        balance_micros=balance,
+        gross_micros=balance + int(fields.get(b"charged_live", 0)),
+        held_micros=int(fields.get(b"held", 0)),
+        reserved_micros=int(fields.get(b"reserved", 0)),
+        burn_micros=int(fields.get(b"burn", 0)),
+        lines=lines,
+    )

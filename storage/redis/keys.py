@@ -1,0 +1,155 @@
+"""The names of everything in Redis.
+
+Everything that one atomic step touches lies under one hash tag ``{pN}``, N being the
+tenant's partition, so that the same code runs on one Redis and on Redis Cluster (DESIGN
+section 3). ``/`` joins the parts of a name, for it is in the charset of no id.
+"""
+
+import zlib
+
+from protocol.metering.session import session_key
+
+NODES = "{nodes}"
+"""Processes by their last proof of life."""
+CLOCK = "{nodes}:clock"
+"""The last beat of any process: the time of Redis, and cluster time."""
+CHANNELS = "{nodes}:channels"
+"""How channels of a cluster are told, as its first process found they can be."""
+LOOK_CHANNEL = "{nodes}:look"
+"""Where a process that starts asks those who live for a beat."""
+
+
+def epoch_key(partition: int) -> str:
+    """What changes whenever a partition was found to have lost something."""
+    return f"{{p{partition}}}:epoch"
+
+
+def outbox_key(partition: int) -> str:
+    """A partition's records on their way to Postgres."""
+    return f"{{p{partition}}}:outbox"
+
+
+def watermark_key(partition: int) -> str:
+    """The id up to which, itself included, every entry has left the outbox."""
+    return f"{{p{partition}}}:watermark"
+
+
+def rejected_key(partition: int) -> str:
+    """The stream of entries that Postgres refused; append ``r`` to the outbox to try again."""
+    return f"{{p{partition}}}:rejected"
+
+
+class Keys:
+    """The keys of one deployment, whose number of partitions never changes."""
+
+    def __init__(self, partitions: int) -> None:
+        self.partitions = partitions
+
+    def partition(self, tenant: str) -> int:
+        """The partition that a tenant lies in."""
+        return zlib.crc32(tenant.encode()) % self.partitions
+
+    def _key(self, tenant: str, kind: str, name: str) -> str:
+        return f"{{p{self.partition(tenant)}}}:{kind}:{name}"
+
+    @staticmethod
+    def contained(counter: str) -> str:
+        """What of sessions was in a counter when it was loaded; for a while."""
+        partition, _, name = counter.partition(":")
+        return f"{partition}:contained:{name}"
+
+    def session(self, tenant: str, session_id: str) -> str:
+        """A session's hash."""
+        return self._key(tenant, "session", session_key(tenant, session_id))
+
+    def prepared(self, tenant: str, session_id: str) -> str:
+        """What a session that has not started was prepared as; for a while."""
+        return self._key(tenant, "prepared", session_key(tenant, session_id))
+
+    def notices(self, tenant: str, session_id: str) -> str:
+        """The newest notices of a session."""
+        return self._key(tenant, "notices", session_key(tenant, session_id))
+
+    def sockets(self, tenant: str, session_id: str) -> str:
+        """The processes that have sockets of a session."""
+        return self._key(tenant, "sockets", session_key(tenant, session_id))
+
+    def account(self, tenant: str, account_id: str) -> str:
+        """A credit account's hash."""
+        return self._key(tenant, "account", f"{tenant}/{account_id}")
+
+    def applied(self, tenant: str, account_id: str) -> str:
+        """The newest entries of money in that an account has taken."""
+        return self._key(tenant, "applied", f"{tenant}/{account_id}")
+
+    def spends(self, tenant: str, account_id: str) -> str:
+        """The newest spends of an account, by the instant of their record in the outbox."""
+        return self._key(tenant, "spends", f"{tenant}/{account_id}")
+
+    def operations(self, tenant: str, account_id: str) -> str:
+        """How often an account's operations were done, by month."""
+        return self._key(tenant, "operations", f"{tenant}/{account_id}")
+
+    def hold(self, tenant: str, hold_id: str) -> str:
+        """A hold for an operation."""
+        return self._key(tenant, "hold", f"{tenant}/{hold_id}")
+
+    def member(self, tenant: str, user_id: str) -> str:
+        """A member's months."""
+        return self._key(tenant, "member", f"{tenant}/{user_id}")
+
+    def organization(self, tenant: str) -> str:
+        """An organisation's months."""
+        return self._key(tenant, "org", tenant)
+
+    def running(self, tenant: str, user_id: str, kind: str) -> str:
+        """A user's live sessions of a kind that has a highest number of them."""
+        return self._key(tenant, "running", f"{tenant}/{user_id}/{kind}")
+
+    def free(self, tenant: str, allowance: str) -> str:
+        """A shared allowance of free time."""
+        return self._key(tenant, "free", f"{tenant}/{allowance}")
+
+    def outbox(self, partition: int) -> str:
+        """A partition's records on their way to Postgres."""
+        return outbox_key(partition)
+
+    def watermark(self, partition: int) -> str:
+        """The id up to which, itself included, every entry has left the outbox."""
+        return watermark_key(partition)
+
+    def epoch(self, partition: int) -> str:
+        """What changes whenever a partition was found to have lost something."""
+        return epoch_key(partition)
+
+    def recovering(self, partition: int) -> str:
+        """There for a while after a loss: meanwhile sessions are put back, and nothing else."""
+        return f"{{p{partition}}}:recovering"
+
+    def unsettled(self, partition: int) -> str:
+        """There for as long after a loss as anybody may still put back a session."""
+        return f"{{p{partition}}}:unsettled"
+
+    def live(self, partition: int) -> str:
+        """A partition's live sessions."""
+        return f"{{p{partition}}}:live"
+
+    def graces(self, partition: int) -> str:
+        """A partition's sessions whose grace runs, by its end."""
+        return f"{{p{partition}}}:graces"
+
+    def holds(self, partition: int) -> str:
+        """A partition's open holds, by the instant at which they expire."""
+        return f"{{p{partition}}}:holds"
+
+    def node(self, partition: int, node: str) -> str:
+        """The sessions of a partition that a process has sockets of."""
+        return f"{{p{partition}}}:node:{node}"
+
+    def channel(self, tenant: str, account_id: str) -> str:
+        """Where changes of an account and of its sessions are told."""
+        return self._key(tenant, "channel", f"{tenant}/{account_id}")
+
+    def limits_channel(self, tenant: str) -> str:
+        """Where changes of an organisation's and its members' limits are told."""
+        return self._key(tenant, "limits", tenant)

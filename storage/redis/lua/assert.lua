@@ -1,0 +1,181 @@
+-- assert: puts a session where a process knows it to stand, because Redis has lost it.
+--
+-- Redis came back empty, or is a replica that lacks the last writes. Every counter is
+-- moved by the difference between what the process knows and what is contained in the
+-- counter: what the older copy of the session says that is still here, or, where there is
+-- none, what Postgres had of it when the counter was loaded (`contained`, see load.lua).
+-- So it may be asserted by any number of processes, any number of times, in any order.
+-- What was used is used: nothing here asks whether there is room for it.
+--
+-- KEYS   1 session   2 notices   3 sockets   4 account   5 member   6 org   7 free
+--        8 live      9 node     10 graces    (see commit.lua)
+--       11 epoch       string: changes with every loss that was found
+--       12 recovering  string, for a short while: nothing but this is done meanwhile
+--       13 unsettled   string, for a longer while: somebody may still put back a session
+--       14 to 17  contained: hashes, for account, member, org and free
+--       18 running     set: the user's live sessions of the kind (see commit.lua)
+-- ARGV   1 the session, JSON; see storage/redis/recovery.py, encode_assertion
+--
+-- Answers {status, detail}, with the status
+--   ok      Redis has the session now
+--   known   Redis has it, as it is or newer
+--   other   Redis has another step of the same version, which counts: somebody went on with an
+--           older copy before this was told
+--   forked  the same, and what is asserted counts: it has ended, its client has paused it, or
+--           more of it is settled. Detail is the version that it has to come after, for everybody
+--           to learn of it. An end is final, and its receipt is out, whatever was made since
+--   cold    account, member, org or free must be loaded first; detail names which
+
+local asserted = cjson.decode(ARGV[1])
+local call = redis.call
+local whole = function(number) return number == 0 and '0' or string.format('%.0f', number) end
+local number = function(key, field) return tonumber(call('HGET', key, field) or '0') or 0 end
+local id = asserted.id
+
+local function present()
+  if asserted.present then
+    call('SADD', KEYS[3], asserted.node)
+    call('SADD', KEYS[9], asserted.session)
+  end
+end
+
+-- Whether what is asserted counts, and not another step of the same version that Redis has. Minutes
+-- that the other one has completed are on record: then it counts.
+local function prevails(standing)
+  if asserted.kept < standing.minutes_kept then return false end
+  if standing.phase == 'active' and asserted.paused then return true end
+  return asserted.settled > standing.settled_ms
+end
+
+local found = call('HMGET', KEYS[1], 'version', 'standing', 'grant', 'mark')
+local version = tonumber(found[1] or '-1')
+if version >= asserted.version then
+  local standing = cjson.decode(found[2])
+  local is_over = standing.phase == 'ended'
+  local is_other = version == asserted.version and (found[4] or '') ~= asserted.mark
+  -- What a record alone is left of (server/recovery/lost_sessions.py) has no version, and no last word.
+  if asserted.version > 0 and not is_over
+    and (asserted.ended or is_other and prevails(standing)) then
+    return {'forked', whole(version)}
+  end
+  if version == asserted.version and not is_over then present() end
+  return {is_other and 'other' or 'known', ''}
+end
+
+-- A partition that was not found empty has lost its last writes only: all processes look.
+-- What the record alone says of a session nobody runs begins no recovery.
+if asserted.version > 0 and call('EXISTS', KEYS[12]) == 0 then
+  call('SET', KEYS[11], asserted.epoch)
+  call('SET', KEYS[12], '1', 'PX', asserted.recovery_ms)
+  call('SET', KEYS[13], '1', 'PX', asserted.settling_ms)
+end
+
+local cold = {}
+if call('EXISTS', KEYS[4]) == 0 then cold[#cold + 1] = 'account' end
+if asserted.counts and call('EXISTS', KEYS[5]) == 0 then cold[#cold + 1] = 'member' end
+if asserted.counts and call('EXISTS', KEYS[6]) == 0 then cold[#cold + 1] = 'org' end
+if asserted.shares and call('EXISTS', KEYS[7]) == 0 then cold[#cold + 1] = 'free' end
+if #cold > 0 then return {'cold', table.concat(cold, ',')} end
+
+-- What the counters contain of the session already.
+local older = found[1] and cjson.decode(found[2])
+local grant = found[1] and cjson.decode(found[3]) or {held_micros = 0, held_minutes = {}}
+local was_live = older and older.phase ~= 'ended'
+local was_active = older and older.phase == 'active'
+local included = function(index)
+  local key = KEYS[10 + index]
+  local value = number(key, id)
+  call('HDEL', key, id)
+  return value
+end
+
+-- The account.
+local charged = included(4)
+if older then charged = older.charged_micros end
+local is_live = not asserted.ended
+local live_change = (is_live and 1 or 0) - (was_live and 1 or 0)
+local active_change = (asserted.active and 1 or 0) - (was_active and 1 or 0)
+call('HINCRBY', KEYS[4], 'balance', whole(charged - asserted.charged))
+call('HINCRBY', KEYS[4], 'held', whole(asserted.held - grant.held_micros))
+call('HINCRBY', KEYS[4], 'charged_live',
+  whole((is_live and asserted.charged or 0) - (was_live and older.charged_micros or 0)))
+call('HINCRBY', KEYS[4], 'burn', whole(active_change * asserted.burn))
+local touched = {KEYS[4]}
+
+-- The months: minutes by the month in which they began, without those that are contained.
+if asserted.counts then
+  for index = 5, 6 do
+    local key = KEYS[index]
+    touched[#touched + 1] = key
+    local counted = included(index)
+    if older then counted = math.ceil(older.settled_ms / 60000) end
+    for part, range in ipairs(asserted.minutes) do
+      local following = asserted.minutes[part + 1]
+      local past = following and following[2] or asserted.counted
+      local due = past - math.max(range[2], counted)
+      if due > 0 then call('HINCRBY', key, 'used:' .. range[1], whole(due)) end
+    end
+    if counted > asserted.counted then
+      -- Postgres has a minute of a step whose answer was lost: it is made again.
+      local last = asserted.minutes[#asserted.minutes]
+      call('HINCRBY', key, 'used:' .. last[1], whole(asserted.counted - counted))
+    end
+    for month, minutes in pairs(asserted.held_minutes) do
+      call('HINCRBY', key, 'held:' .. month, whole(minutes))
+    end
+    for month, minutes in pairs(grant.held_minutes) do
+      call('HINCRBY', key, 'held:' .. month, whole(-minutes))
+    end
+    call('HINCRBY', key, 'active', whole(active_change))
+  end
+end
+
+-- The shared allowance of free time.
+if asserted.shares then
+  touched[#touched + 1] = KEYS[7]
+  local taken = included(7)
+  if older then taken = older.free_ms end
+  call('HINCRBY', KEYS[7], 'used', whole(asserted.free_ms - taken))
+end
+for _, key in ipairs(touched) do
+  if call('HINCRBY', key, 'live', live_change) > 0 then
+    call('PERSIST', key)
+  else
+    call('PEXPIRE', key, asserted.idle_ms)
+  end
+end
+
+-- The session.
+call('HSET', KEYS[1], 'version', whole(asserted.version), 'identity', asserted.identity,
+  'standing', asserted.standing, 'grant', asserted.grant, 'final', asserted.final,
+  'mark', asserted.mark)
+-- Whether anybody watches it from elsewhere is lost: its steps are told, should it be so.
+call('HSET', KEYS[1], 'watched', '1')
+call('DEL', KEYS[2])
+for _, notice in ipairs(asserted.notices) do call('LPUSH', KEYS[2], notice) end
+call('ZREM', KEYS[10], asserted.session)
+if asserted.ended then
+  call('DEL', KEYS[3])
+  call('SREM', KEYS[8], asserted.session)
+  call('SREM', KEYS[9], asserted.session)
+  if asserted.live_max > 0 then call('SREM', KEYS[18], asserted.session) end
+  call('PEXPIRE', KEYS[1], asserted.idle_ms)
+  call('PEXPIRE', KEYS[2], asserted.idle_ms)
+  call('HDEL', KEYS[4], 's:' .. id)
+else
+  call('SADD', KEYS[8], asserted.session)
+  if asserted.live_max > 0 then call('SADD', KEYS[18], asserted.session) end
+  call('HSET', KEYS[4], 's:' .. id, asserted.line)
+  if asserted.grace_until then
+    call('ZADD', KEYS[10], whole(asserted.grace_until), asserted.session)
+  end
+  present()
+end
+
+-- Tell: the account is another one than its projections say.
+call('HINCRBY', KEYS[4], 'version', 1)
+local message = {reload = true}
+-- Others may have read the copy that was here, and made their steps of it.
+if older then message.again, message.node = id, asserted.node end
+call(asserted.publish, asserted.channel, cjson.encode(message))
+return {'ok', ''}

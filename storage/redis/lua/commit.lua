@@ -1,0 +1,367 @@
+-- commit: makes one step of a session, or answers why not.
+--
+-- A conditional reserve, settle and append in one: the step was computed by
+-- protocol/metering/transitions.py from the version that it names, so every figure in it is final.
+-- Decided here is only what only Redis can know: whether nobody was faster, and which
+-- of the offered grants every counter has room for.
+--
+-- KEYS   1 session   hash: version, identity, standing, grant, final, mark (which names the step)
+--                    and watched, once somebody watched it from elsewhere; prepared, the
+--                    fingerprint of the preparation that it was started from
+--        2 notices   list: the newest notices, encoded, newest first
+--        3 sockets   set: the processes that have sockets of the session
+--        4 account   hash: balance, held, reserved, charged_live, burn, live, version,
+--                    s:<session id> (the session's line, see protocol/metering/projection.py)
+--        5 member    hash: limit, overage, active, live, used:<month>, held:<month>
+--        6 org       hash: the same, of the whole organisation
+--        7 free      hash: used, live (a shared allowance of free time)
+--        8 outbox    stream: fields r, a JSON array of records for Postgres, t, the instant
+--                    at which they were decided, and m, the one of the step, in cluster time
+--        9 live      set: the partition's live sessions
+--       10 node      set: the sessions that the calling process has sockets of
+--       11 graces    sorted set: sessions whose grace runs, by its end
+--       12 recovering  string: there while processes put back what Redis has lost
+--       13 epoch       string: changes with every loss that was found
+--       14 prepared    string: what the session was prepared as (see prepare.lua)
+--       15 running   set: the user's live sessions of a kind that has a highest number of them
+-- ARGV   1 the step, JSON; see storage/redis/encoding.py, encode_step
+--
+-- Answers {status, detail, session fields, counters, bumped, notices}, with the status
+--   ok        made; session fields are what it left, detail is its outbox entry, if any
+--   stale     somebody was faster; session fields are what they left
+--   refused   no offer fits; then the limit that is in the way
+--   held      the same, and only what other sessions hold is in the way: they are told to
+--             give back what they do not need
+--   left      the process was not the last one with sockets; it has left. Where the user took
+--             leave of it, the others are told when: proofs in advance of before end then
+--   gone      the session, or its newest step, is not here any more: Redis came back empty,
+--             or as a replica that lacks the last writes (see assert.lua)
+--   outdated  a preparation has come, or Redis has lost something, since what the session is to
+--             be was looked up: it is to be looked up anew
+--   crowded   the user has as many live sessions of the kind as it allows
+--   full      so much waits for Postgres that no session is started
+--   cold      account, member, org or free must be loaded first; names which. While the
+--             partition recovers from a loss, that is always so, and nothing can be loaded
+
+local step = cjson.decode(ARGV[1])
+local call = redis.call
+-- Numbers are doubles here, and a negated zero is written "-0", which is no integer.
+local whole = function(number) return number == 0 and '0' or string.format('%.0f', number) end
+local number = function(key, field) return tonumber(call('HGET', key, field) or '0') or 0 end
+
+local function counters()
+  local answer = {}
+  for _, key in ipairs({KEYS[5], KEYS[6]}) do
+    local counter = {'', '0', '0', '0'}
+    if step.counts then
+      local found = call('HMGET', key,
+        'limit', 'used:' .. step.month, 'active', 'held:' .. step.month, 'overage')
+      counter = {found[5] == '1' and '' or found[1] or '',
+        found[2] or '0', found[3] or '0', found[4] or '0'}
+    end
+    answer[#answer + 1] = counter
+  end
+  local account = call('HMGET', KEYS[4], 'balance', 'charged_live', 'reserved', 'version')
+  local gross = (tonumber(account[1]) or 0) + (tonumber(account[2]) or 0)
+  answer[3] = {whole(gross), account[3] or '0', account[4] or '0'}
+  answer[4] = step.free_limit > 0 and whole(step.free_limit - number(KEYS[7], 'used')) or ''
+  -- Answers may overtake each other: this is when it was so.
+  local time = call('TIME')
+  answer[5] = time[1] .. string.format('%06d', tonumber(time[2]))
+  return answer
+end
+
+local function answer(status, detail, bumped)
+  local found = call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final', 'mark')
+  local notices = {}
+  if status == 'stale' then notices = call('LRANGE', KEYS[2], 0, -1) end
+  return {status, detail or '', found, counters(), bumped and 1 or 0, notices}
+end
+
+-- Who else is there, and was anybody faster?
+local newest = call('HMGET', KEYS[1], 'version', 'mark')
+local version = newest[1]
+if step.leaving then
+  call('SREM', KEYS[3], step.node)
+  call('SREM', KEYS[10], step.session)
+  if version and call('SCARD', KEYS[3]) > 0 then
+    if step.farewell_at then
+      local message = {farewell = step.id, at = step.farewell_at}
+      call(step.publish, step.channel, cjson.encode(message))
+    end
+    return answer('left')
+  end
+end
+if tonumber(version or '0') < step.version then return {'gone', '', {}, {}, 0, {}} end
+if tonumber(version or '0') ~= step.version then return answer('stale') end
+-- The same version of another step: that one was made of a copy that lacked this one.
+if (newest[2] or '') ~= step.after then return answer('stale') end
+if step.basis then  -- only a start has one
+  local known = call('GET', KEYS[14])
+  local other = known and string.match(known, ':(.*)$') ~= step.basis.preparation
+  if other or (call('GET', KEYS[13]) or '') ~= step.basis.epoch then
+    return {'outdated', '', {}, {}, 0, {}}
+  end
+end
+if step.version == 0 and call('XLEN', KEYS[8]) >= step.outbox_max then
+  return {'full', '', {}, {}, 0, {}}
+end
+-- What is not live any more was ended where this set is not known: it is forgotten here.
+if step.version == 0 and step.live_max > 0 then
+  for _, session in ipairs(call('SMEMBERS', KEYS[15])) do
+    if call('SISMEMBER', KEYS[9], session) == 0 then call('SREM', KEYS[15], session) end
+  end
+  if call('SCARD', KEYS[15]) >= step.live_max then return {'crowded', '', {}, {}, 0, {}} end
+end
+
+-- Is everything here that the step touches?
+local cold = {}
+if call('EXISTS', KEYS[4]) == 0 or call('EXISTS', KEYS[12]) == 1 then
+  cold[#cold + 1] = 'account'
+end
+if step.counts and call('EXISTS', KEYS[5]) == 0 then cold[#cold + 1] = 'member' end
+if step.counts and call('EXISTS', KEYS[6]) == 0 then cold[#cold + 1] = 'org' end
+if step.free_limit > 0 and call('EXISTS', KEYS[7]) == 0 then cold[#cold + 1] = 'free' end
+if #cold > 0 then return {'cold', table.concat(cold, ','), {}, {}, 0, {}} end
+if step.free_taken > 0 and step.free_taken > step.free_limit - number(KEYS[7], 'used') then
+  return answer('stale')
+end
+
+-- Room on every counter, without what the session itself holds.
+local balance = number(KEYS[4], 'balance') - step.charge
+local room = balance - (number(KEYS[4], 'held') - step.held)
+local burn = number(KEYS[4], 'burn') + step.burn_change
+local months = {}
+for index, name in ipairs({'member_minutes', 'org_minutes'}) do
+  local key = KEYS[4 + index]
+  if step.counts and call('HGET', key, 'overage') ~= '1' then
+    local limit = tonumber(call('HGET', key, 'limit') or '')
+    if limit then
+      local active = number(key, 'active') + step.active_change
+      for month, part in pairs(step.months) do
+        local left = limit - number(key, 'used:' .. month) - part.used
+        months[#months + 1] = {
+          name = name, month = month, active = active, left = left, part = part,
+          room = left - (number(key, 'held:' .. month) - part.held),
+        }
+      end
+    end
+  end
+end
+
+-- Minutes that are the session's own: what it holds and does not use now; and once a grant
+-- is chosen, what that one holds.
+local own = {}
+for month, part in pairs(step.months) do own[month] = part.held - part.used end
+
+-- The limit that has no room for so much held; nil when all have. What is the session's own
+-- needs none: a limit that was lowered takes back no minute that was granted.
+local function lacking(micros, minutes)
+  if micros > 0 and micros > room then return 'credits' end
+  for _, counter in ipairs(months) do
+    local needed = minutes[counter.month] or 0
+    if needed <= (own[counter.month] or 0) then needed = 0 end
+    if needed > 0 and needed > counter.room then return counter.name end
+  end
+  return nil
+end
+
+-- Whether what is left is so little that only shorter grants are made.
+local function low(floor_ms)
+  if floor_ms == 0 then return false end
+  if step.paid and balance * 60000 < burn * floor_ms then return true end
+  for _, counter in ipairs(months) do
+    if counter.month == step.month and counter.left * 60000 < counter.active * floor_ms then
+      return true
+    end
+  end
+  return false
+end
+
+-- Whether the session draws alone on whatever is low: then it may have the whole rest.
+local function may_have_rest(floor_ms)
+  if step.paid and balance * 60000 < burn * floor_ms and burn > step.burn then return false end
+  for _, counter in ipairs(months) do
+    if counter.month == step.month and counter.left * 60000 < counter.active * floor_ms
+      and counter.active > 1 then
+      return false
+    end
+  end
+  return low(floor_ms)
+end
+
+-- The limit that would have no room for an offer though others held nothing; nil: each has.
+local function used_up(offer)
+  local free = math.max(room, balance - number(KEYS[4], 'reserved'))
+  if offer.held > 0 and offer.held > free then return 'credits' end
+  for _, counter in ipairs(months) do
+    local needed = offer.minutes[counter.month] or 0
+    if needed > (own[counter.month] or 0) and needed > counter.left then return counter.name end
+  end
+  return nil
+end
+
+-- Tells those who hold what an offer lacks. Sessions of other accounts hold minutes too: they
+-- hear of it on the tenant's channel.
+local function held_by_others(limit, offer)
+  if not step.recalled then
+    if offer.held > 0 and offer.held > room then
+      call(step.publish, step.channel, cjson.encode({recall = true}))
+    end
+    for _, counter in ipairs(months) do
+      local needed = offer.minutes[counter.month] or 0
+      if needed > (own[counter.month] or 0) and needed > counter.room then
+        local message = {recall = counter.name}
+        if counter.name == 'member_minutes' then message.user_id = step.user_id end
+        call(step.publish, step.limits_channel, cjson.encode(message))
+      end
+    end
+  end
+  return answer('held', limit)
+end
+
+local chosen, refused, lacked, missed = nil, nil, nil, nil
+for _, offer in ipairs(step.offers) do
+  local fits = not low(offer.floor_ms)
+  if offer.rest then fits = may_have_rest(offer.floor_ms) end
+  if fits then
+    refused = lacking(offer.held, offer.minutes)
+    if not refused then chosen = offer break end
+    lacked, missed = refused, offer
+  end
+end
+chosen = chosen or step.keep
+-- Less than the whole of a gap is taken when others have given back what they do not need.
+if chosen and chosen.part and lacked == 'credits' and not step.insists
+  and number(KEYS[4], 'held') - step.held > number(KEYS[4], 'reserved') then
+  return held_by_others(lacked, missed)
+end
+if not chosen and #step.offers > 0 then
+  local least = step.offers[#step.offers]
+  local gone = used_up(least)
+  if gone then return answer('refused', gone) end
+  return held_by_others(refused, least)
+end
+local none = {held = 0, minutes = {}, grant = step.released}
+local holding = chosen or none
+local final = ''
+if chosen then
+  own = chosen.minutes
+  final = chosen.final or lacking(chosen.more, chosen.more_minutes) or ''
+end
+
+-- Settle.
+local held_change = holding.held - step.held
+call('HINCRBY', KEYS[4], 'balance', whole(-step.charge))
+call('HINCRBY', KEYS[4], 'held', whole(held_change))
+call('HINCRBY', KEYS[4], 'charged_live', whole(step.charged_live_change))
+call('HINCRBY', KEYS[4], 'burn', whole(step.burn_change))
+local touched = {KEYS[4]}
+if step.counts then
+  for _, key in ipairs({KEYS[5], KEYS[6]}) do
+    touched[#touched + 1] = key
+    call('HINCRBY', key, 'active', whole(step.active_change))
+    for month, part in pairs(step.months) do
+      call('HINCRBY', key, 'used:' .. month, whole(part.used))
+      call('HINCRBY', key, 'held:' .. month, whole((holding.minutes[month] or 0) - part.held))
+    end
+  end
+end
+if step.free_limit > 0 then
+  touched[#touched + 1] = KEYS[7]
+  call('HINCRBY', KEYS[7], 'used', whole(step.free_taken))
+end
+-- What no live session draws on may leave Redis; see `Live.load` for why that is safe.
+for _, key in ipairs(touched) do
+  if call('HINCRBY', key, 'live', step.live_change) > 0 then
+    call('PERSIST', key)
+  else
+    call('PEXPIRE', key, step.idle_ms)
+  end
+end
+
+-- Move.
+call('HSET', KEYS[1], 'version', step.version + 1, 'standing', step.standing,
+  'grant', holding.grant, 'final', final, 'mark', step.mark)
+if step.version == 0 then
+  call('HSET', KEYS[1], 'identity', step.identity)
+  if step.basis and step.basis.preparation ~= '' then
+    call('HSET', KEYS[1], 'prepared', step.basis.preparation)
+  end
+  call('SADD', KEYS[9], step.session)
+  if step.live_max > 0 then call('SADD', KEYS[15], step.session) end
+end
+if step.present then
+  call('SADD', KEYS[3], step.node)
+  call('SADD', KEYS[10], step.session)
+end
+if step.grace_until then
+  call('ZADD', KEYS[11], whole(step.grace_until), step.session)
+else
+  call('ZREM', KEYS[11], step.session)
+end
+-- Whoever loses the last socket is not alone for sure: it may be swept in a dead process's
+-- name, which lives.
+local alone = not step.leaving and not step.graced
+  and not call('HGET', KEYS[1], 'watched')
+  and call('SCARD', KEYS[3]) == call('SISMEMBER', KEYS[3], step.node)
+if step.ended then
+  call('DEL', KEYS[3])
+  call('SREM', KEYS[9], step.session)
+  call('SREM', KEYS[10], step.session)
+  if step.live_max > 0 then call('SREM', KEYS[15], step.session) end
+  -- The process shortens that, once it has heard that Postgres knows of the end, and will not
+  -- assert it any more (storage/redis/recovery.py, over).
+  call('PEXPIRE', KEYS[1], step.idle_ms)
+else
+  call('PERSIST', KEYS[1])
+end
+
+-- Append.
+local entry = step.records
+  and call('XADD', KEYS[8], '*', 'r', step.records, 't', whole(step.at),
+    'm', whole(step.made_at)) or ''
+for _, notice in ipairs(step.notices) do call('LPUSH', KEYS[2], notice) end
+if #step.notices > 0 then call('LTRIM', KEYS[2], 0, step.notices_kept - 1) end
+if step.ended then call('PEXPIRE', KEYS[2], step.idle_ms) end
+
+-- Tell: the projections that changed, the processes that have the session too, and
+-- whoever holds what this one lacks. Most claims have nothing to tell.
+local freed = step.charge + held_change < 0
+for _, counter in ipairs(months) do
+  local before = counter.room + counter.part.used - counter.part.held
+  local after = counter.room - (holding.minutes[counter.month] or 0)
+  if before <= 0 and after > 0 then
+    -- Sessions of other accounts may have been told that there is no minute left.
+    call(step.publish, step.limits_channel, cjson.encode({freed = true}))
+    break
+  end
+end
+-- What is reserved for operations no session can give back.
+local theirs = number(KEYS[4], 'held') - number(KEYS[4], 'reserved') - holding.held
+local recall = final == 'credits' and theirs > 0
+local bumped = step.line ~= nil or step.ended or freed
+local line = step.line
+if step.ended then
+  call('HDEL', KEYS[4], 's:' .. step.id)
+elseif line then
+  call('HSET', KEYS[4], 's:' .. step.id, line)
+elseif bumped then
+  line = call('HGET', KEYS[4], 's:' .. step.id) or nil
+end
+if bumped then call('HINCRBY', KEYS[4], 'version', 1) end
+local result = answer('ok', entry, bumped)
+if bumped or recall or not alone then
+  local message = {
+    account = result[4][3], bumped = bumped, recall = recall, session_id = step.id,
+    session = step.session, line = line, node = step.node,
+  }
+  if not alone then
+    message.moved, message.mark = {unpack(result[3], 1, 4)}, step.mark
+    message.notices, message.minutes = step.notices, step.minutes
+    message.month, message.months = step.month, {result[4][1], result[4][2]}
+    message.as_of = result[4][5]
+  end
+  call(step.publish, step.channel, cjson.encode(message))
+end
+return result

@@ -1,0 +1,111 @@
+-- track_minute: takes one minute of a session whose client counts for itself, once.
+--
+-- Such a session is one like any other, except that nobody meters it: between two of its
+-- minutes it is paused, without sockets, and a grace runs that ends it when no more come.
+-- The step was computed from the version that it names; decided here is only what only
+-- Redis can know: whether the minute is new, and whether the month has room for it.
+--
+-- KEYS   1 session   hash (see commit.lua), and tracked: '1' while its client counts
+--        2 tracked   hash: the minutes that were taken, by the instant of their beginning;
+--                    their numbers
+--        3 sockets   set: the processes that have sockets of the session
+--        4 account   hash (see commit.lua)
+--        5 member    hash (see commit.lua)
+--        6 org       hash (see commit.lua)
+--        7 outbox    stream (see commit.lua)
+--        8 live      set: the partition's live sessions
+--        9 graces    sorted set: sessions whose grace runs, by its end
+--       10 recovering  string: there while processes put back what Redis has lost
+--       11 epoch       string   12 prepared   string (see commit.lua)
+-- ARGV   1 the step, JSON; see storage/redis/tracking.py
+--
+-- Answers {status, detail}, with the status
+--   ok         taken; its outbox entry
+--   duplicate  it was taken before; its number
+--   metered    the session is metered by its sockets, and so is this minute
+--   ended      the session has ended; '1' if its client counted
+--   stale      somebody was faster, or what a first minute was decided from is otherwise now:
+--              read the session anew
+--   refused    nothing is left; then the limit that is in the way
+--   held       the same, and only what metered sessions hold is in the way: with recall they are
+--              told to give back what they do not need
+--   full       so much waits for Postgres that no minute is taken
+--   cold       account, member or org must be loaded first; names which. While the
+--              partition recovers from a loss that is always so, and nothing can be loaded
+
+local step = cjson.decode(ARGV[1])
+local call = redis.call
+local number = function(key, field) return tonumber(call('HGET', key, field) or '0') or 0 end
+
+local found = call('HMGET', KEYS[1], 'version', 'standing', 'tracked')
+if tonumber(found[1] or '0') ~= step.version then return {'stale', ''} end
+if step.basis then
+  local known = call('GET', KEYS[12])
+  local other = known and string.match(known, ':(.*)$') ~= step.basis.preparation
+  if other or (call('GET', KEYS[11]) or '') ~= step.basis.epoch then return {'stale', ''} end
+end
+local taken = call('HGET', KEYS[2], step.minute_at)
+if taken then return {'duplicate', taken} end
+if found[1] then
+  local phase = cjson.decode(found[2]).phase
+  local alone = found[3] == '1' and phase == 'paused' and call('SCARD', KEYS[3]) == 0
+  if phase == 'ended' then return {'ended', found[3] or ''} end
+  if not alone then return {'metered', ''} end
+end
+if call('XLEN', KEYS[7]) >= step.outbox_max then return {'full', ''} end
+if step.beyond_cap then return {'refused', 'session_cap'} end
+
+local cold = {}
+for index, name in ipairs({'account', 'member', 'org'}) do
+  if call('EXISTS', KEYS[3 + index]) == 0 then cold[#cold + 1] = name end
+end
+if call('EXISTS', KEYS[10]) == 1 then cold = {'account'} end
+if #cold > 0 then return {'cold', table.concat(cold, ',')} end
+
+local used, held = 'used:' .. step.month, 'held:' .. step.month
+local lacked = {}
+for index, name in ipairs({'member_minutes', 'org_minutes'}) do
+  local key = KEYS[4 + index]
+  local limit = tonumber(call('HGET', key, 'limit') or '')
+  if limit and call('HGET', key, 'overage') ~= '1'
+    and limit - number(key, used) - number(key, held) < 1 then
+    if limit - number(key, used) < 1 then return {'refused', name} end
+    lacked[#lacked + 1] = name
+  end
+end
+if #lacked > 0 then
+  for _, name in ipairs(step.recall and lacked or {}) do
+    local message = {recall = name}
+    if name == 'member_minutes' then message.user_id = step.user_id end
+    call(step.publish, step.limits_channel, cjson.encode(message))
+  end
+  return {'held', lacked[1]}
+end
+
+-- Settle: a minute on both months, and with the first one another live session.
+call('HINCRBY', KEYS[5], used, 1)
+call('HINCRBY', KEYS[6], used, 1)
+if step.identity then
+  for index = 4, 6 do
+    call('HINCRBY', KEYS[index], 'live', 1)
+    call('PERSIST', KEYS[index])
+  end
+  call('HSET', KEYS[1], 'identity', step.identity, 'tracked', '1')
+  if step.basis and step.basis.preparation ~= '' then
+    call('HSET', KEYS[1], 'prepared', step.basis.preparation)
+  end
+  call('SADD', KEYS[8], step.session)
+end
+
+-- Move.
+call('HSET', KEYS[1], 'version', string.format('%.0f', step.version + 1),
+  'standing', step.standing, 'grant', step.grant, 'final', '')
+for minute_at, minute in pairs(step.minutes) do
+  call('HSET', KEYS[2], minute_at, string.format('%.0f', minute))
+end
+call('PEXPIRE', KEYS[2], step.kept_ms)
+call('ZADD', KEYS[9], string.format('%.0f', step.grace_until), step.session)
+
+-- Append.
+return {'ok',
+  call('XADD', KEYS[7], '*', 'r', step.records, 't', string.format('%.0f', step.at))}

@@ -1,0 +1,85 @@
+"""Redis as the live state asks it: a client that repeats nothing, and scripts by digest."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from protocol import limits
+from storage.redis.cluster import ELSEWHERE, ClusterRedis, client_of, is_cluster
+from storage.redis.lines import LineRedis
+
+LUA_DIR = Path(__file__).parent / "lua"
+CONNECTIONS_MAX = 32
+"""Connections of one process to Redis, which serves one command at a time anyway."""
+
+
+class LiveError(Exception):
+    """Redis did not answer, or not in time. What was asked may have been done."""
+
+
+def connect(url: str) -> Redis:
+    """A client that never runs a command twice (PITFALLS, redis-py): of one Redis, or of a
+    whole cluster of it.
+
+    Whoever finds all connections taken waits for one, no longer than for an answer: when a
+    process dies its clients come back to another one together.
+    """
+    return ClusterRedis(url, _connect) if is_cluster(url) else _connect(url)
+
+
+def _connect(url: str) -> Redis:
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=CONNECTIONS_MAX,
+        timeout=limits.REDIS_TIMEOUT_MS / 1000,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        socket_timeout=limits.REDIS_TIMEOUT_MS / 1000,
+        socket_connect_timeout=limits.REDIS_TIMEOUT_MS / 1000,
+        health_check_interval=0,
+    )
+    return LineRedis.from_pool(pool)
+
+
+class Script:
+    """One ``.lua`` file, or a text of one's own: called by its digest, and sent whole where
+    Redis forgot it."""
+
+    def __init__(self, redis: Redis, name: str, text: str | None = None) -> None:
+        self._redis = redis
+        self.text = (LUA_DIR / f"{name}.lua").read_text("utf-8") if text is None else text
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        """The name under which Redis keeps the script."""
+
+    async def load(self, key: str) -> None:
+        """Brings the script to the Redis that has a key; it forgets all at a restart or
+        failover."""
+        client = await client_of(self._redis, key)
+        await client.script_load(self.text)
+
+    async def run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Runs the script; raises what redis-py raises, and has no bound but its own."""
+        try:
+            return await self._execute("EVALSHA", self.digest, keys, args)
+        except NoScriptError:
+            return await self._execute("EVAL", self.text, keys, args)
+
+    def _execute(self, name: str, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        return self._redis.execute_command(name, script, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+
+    async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """Runs the script. Raises :class:`LiveError` when no answer comes in time."""
+        try:
+            async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
+                return await self.run(keys, args)
+        except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, ResponseError) and not isinstance(error, ELSEWHERE):
+                raise
+            raise LiveError(str(error) or type(error).__name__) from error

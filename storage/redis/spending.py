@@ -1,0 +1,416 @@
+"""Spends and holds: what operations take of an account's credits, in single atomic steps.
+
+Beside ``storage.redis.live``, which does the same for the time of sessions, on the same keys and
+with the same care: a script decides, appends its records to the outbox and tells the
+account's channel, all in one. Repeating any of them is safe, for a spend and a hold have
+ids and a hold leaves its state ``open`` once. What is cold must be loaded by the caller.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
+
+from protocol import limits
+from protocol.metering.records import EntryPosted, HoldChanged, HoldState, Record
+from storage.redis.encoding import decode_records
+from storage.redis.figures import AccountFigures, figures_of
+from storage.redis.live import Live, Script
+from storage.rows import AdjustmentRow, HoldRow
+
+_ENCODER = msgspec.json.Encoder()
+_METADATA = msgspec.json.Decoder(dict[str, Any])
+
+Status = Literal[
+    "ok", "repeated", "limit", "held", "short", "late", "cold", "full",
+    "absent", "closed", "due", "early", "exceeds",
+]  # fmt: skip
+"""What a script answers; each is explained at its top."""
+
+
+class AccountName(NamedTuple):
+    """A credit account: the tenant that has it, and its id there."""
+
+    tenant: str
+    account_id: str
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What became of a spend, or of a step of a hold."""
+
+    status: Status
+    figures: AccountFigures | None
+    """The account after it; None when it is cold."""
+    times: int = 0
+    """With ``limit``: how often the operation was done in the month."""
+    cold: str = ""
+    """With ``cold``: what must be loaded, ``account`` or ``operations``."""
+    records: tuple[Record, ...] = ()
+    """What was appended; with ``repeated``, what of it still waits in the outbox."""
+    hold: HoldRow | None = None
+    """The hold after it, where there is one."""
+
+
+class Spending:
+    """Spends, holds and adjustments in Redis, through the connection of ``live``."""
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self.keys = live.keys
+        self._spend = Script(live.redis, "spend")
+        self._hold = Script(live.redis, "hold")
+        self._post = Script(live.redis, "post")
+        self._void = Script(live.redis, "void")
+        self._restore = Script(live.redis, "restore")
+        self._count = Script(live.redis, "count")
+        self._adjust = Script(live.redis, "adjust")
+
+    def _channel(self, tenant: str, account_id: str) -> tuple[str, str]:
+        return self.live.publish, self.keys.channel(tenant, account_id)
+
+    # --- Spends --------------------------------------------------------------------
+
+    async def spend(
+        self,
+        entry: EntryPosted,
+        *,
+        counts: bool = True,
+        monthly_limit: int | None = None,
+        recall: bool = False,
+    ) -> Answer:
+        """Takes what ``entry`` says (kind ``spend`` or ``expire``) from its account, once.
+
+        An operation counts in the entry's month if ``counts``, and is done no more often
+        than ``monthly_limit``. With ``recall``, holders are told to shrink when only
+        what they hold is in the way. Raises :class:`LiveError` without an answer.
+        """
+        tenant, account_id = entry.tenant, entry.account_id
+        counted = counts and entry.operation is not None
+        answer = await self._spend(
+            [
+                self.keys.account(tenant, account_id),
+                self.keys.spends(tenant, account_id),
+                self.keys.operations(tenant, account_id),
+                self.keys.outbox(self.keys.partition(tenant)),
+                self.keys.recovering(self.keys.partition(tenant)),
+                self.keys.applied(tenant, account_id),
+            ],
+            [
+                entry.entry_id,
+                -entry.amount_micros,
+                entry.entry_kind,
+                entry.operation or "",
+                entry.month or "",
+                int(counted),
+                "" if monthly_limit is None else monthly_limit,
+                _ENCODER.encode([entry]),
+                int(recall),
+                *self._channel(tenant, account_id),
+                limits.ACCOUNT_IDLE_MS,
+                limits.SPENDS_REMEMBERED_MS,
+                limits.SPENDS_REMEMBERED_MIN,
+                limits.OUTBOX_ENTRIES_MAX,
+            ],
+        )
+        status, fields, detail, records = answer
+        made: tuple[Record, ...] = (entry,) if status == b"ok" else ()
+        for encoded in records:
+            # Whatever else was appended in the same millisecond stands beside it.
+            made += tuple(
+                record
+                for record in decode_records(encoded)
+                if isinstance(record, EntryPosted)
+                and (record.account_id, record.entry_id) == (account_id, entry.entry_id)
+                and record.tenant == tenant
+            )
+        return _answer(status, fields, detail, records=made)
+
+    async def operations(
+        self, tenant: str, account_id: str, month: str, operation: str
+    ) -> int | None:
+        """How often an operation was done in a month; None while the month is cold."""
+        names = (month, f"{operation}:{month}")
+        key = self.keys.operations(tenant, account_id)
+        loaded, times = await self.live.ask(self.live.redis.hmget(key, names))
+        return int(times or 0) if loaded else None
+
+    async def load_operations(
+        self,
+        tenant: str,
+        account_id: str,
+        month: str,
+        times: Mapping[str, int],
+        holds: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Says how often operations were done in a cold month, and which holds (by their ids)
+        are open for an operation as Postgres has them."""
+        flat = [part for counted in times.items() for part in counted]
+        names = [self.keys.operations(tenant, account_id)]
+        names += [self.keys.hold(tenant, hold_id) for hold_id in holds]
+        await self._count(names, [month, limits.ACCOUNT_IDLE_MS, *holds.values(), *flat])
+
+    # --- Holds ---------------------------------------------------------------------
+
+    async def hold(
+        self, change: HoldChanged, *, monthly_limit: int | None = None, recall: bool = False
+    ) -> Answer:
+        """Opens a hold, once; ``change`` is what it is to be."""
+        tenant, account_id = change.tenant, change.account_id
+        partition = self.keys.partition(tenant)
+        answer = await self._hold(
+            [
+                self.keys.account(tenant, account_id),
+                self.keys.hold(tenant, change.hold_id),
+                self.keys.holds(partition),
+                self.keys.operations(tenant, account_id),
+                self.keys.outbox(partition),
+                self.keys.recovering(partition),
+            ],
+            [
+                change.hold_id,
+                change.amount_micros,
+                change.operation or "",
+                change.month,
+                "" if monthly_limit is None else monthly_limit,
+                _ENCODER.encode([change]),
+                int(recall),
+                *self._channel(tenant, account_id),
+                f"{tenant}/{change.hold_id}",
+                change.expires_at,
+                limits.HOLDS_PER_ACCOUNT_MAX,
+                limits.ACCOUNT_IDLE_MS,
+                limits.OUTBOX_ENTRIES_MAX,
+                *_fields(change),
+            ],
+        )
+        status, fields, detail, hold = answer
+        return _answer(status, fields, detail, hold=hold, records=(change,))
+
+    async def find_hold(self, tenant: str, hold_id: str) -> HoldRow | None:
+        """A hold that is in Redis; None when it is not."""
+        found = await self.live.ask(self.live.redis.hgetall(self.keys.hold(tenant, hold_id)))
+        return hold_from(found)
+
+    async def restore_hold(self, hold: HoldRow) -> bool:
+        """Brings a hold in Redis to what Postgres says of it, after a loss; whether anything
+        was changed."""
+        answer = await self._restore(
+            [
+                self.keys.hold(hold.tenant, hold.hold_id),
+                self.keys.holds(self.keys.partition(hold.tenant)),
+                self.keys.account(hold.tenant, hold.account_id),
+                self.keys.operations(hold.tenant, hold.account_id),
+            ],
+            [
+                f"{hold.tenant}/{hold.hold_id}",
+                hold.expires_at,
+                hold.hold_id,
+                hold.amount_micros,
+                hold.state,
+                *self._channel(hold.tenant, hold.account_id),
+                limits.ACCOUNT_IDLE_MS,
+                *_fields(hold),
+            ],
+        )
+        return bool(int(answer))
+
+    async def post(self, hold: HoldRow, entry: EntryPosted) -> Answer:
+        """Charges ``entry`` (kind ``post``) to a hold, and gives back the rest of it.
+
+        The hold keeps the entry's metadata, so that :func:`posted_records` finds it again.
+        """
+        micros = -entry.amount_micros
+        records = posted_records(hold, entry)
+        tenant, account_id = hold.tenant, hold.account_id
+        partition = self.keys.partition(tenant)
+        status, fields, found = await self._post(
+            [
+                self.keys.account(tenant, account_id),
+                self.keys.hold(tenant, hold.hold_id),
+                self.keys.holds(partition),
+                self.keys.outbox(partition),
+                self.keys.spends(tenant, account_id),
+                self.keys.applied(tenant, account_id),
+            ],
+            [
+                entry.entry_id,
+                micros,
+                entry.at,
+                _ENCODER.encode(records),
+                *self._channel(tenant, account_id),
+                f"{tenant}/{hold.hold_id}",
+                limits.ACCOUNT_IDLE_MS,
+                limits.HOLD_KEPT_MS,
+                b"" if entry.metadata is None else _ENCODER.encode(entry.metadata),
+                hold.hold_id,
+            ],
+        )
+        return _answer(status, fields, hold=found, records=records)
+
+    async def void(
+        self, hold: HoldRow, now_ms: int, state: Literal["voided", "expired"] = "voided"
+    ) -> Answer:
+        """Gives back what is held: because it failed, or because its time is over."""
+        change = change_of(hold, state, now_ms)
+        tenant, account_id = hold.tenant, hold.account_id
+        partition = self.keys.partition(tenant)
+        status, fields, found = await self._void(
+            [
+                self.keys.account(tenant, account_id),
+                self.keys.hold(tenant, hold.hold_id),
+                self.keys.holds(partition),
+                self.keys.operations(tenant, account_id),
+                self.keys.outbox(partition),
+            ],
+            [
+                hold.hold_id,
+                state,
+                now_ms,
+                _ENCODER.encode([change]),
+                *self._channel(tenant, account_id),
+                f"{tenant}/{hold.hold_id}",
+                limits.ACCOUNT_IDLE_MS,
+                limits.HOLD_KEPT_MS,
+            ],
+        )
+        return _answer(status, fields, hold=found, records=(change,))
+
+    async def holds_due(self, now_ms: int) -> list[tuple[str, str]]:
+        """Holds whose time is over: tenant and id, a bounded number of each partition."""
+        async with self.live.redis.pipeline(transaction=False) as pipeline:
+            for partition in range(self.keys.partitions):
+                pipeline.zrange(
+                    self.keys.holds(partition),
+                    "-inf",
+                    now_ms,
+                    byscore=True,
+                    offset=0,
+                    num=limits.HOLDS_EXPIRED_PER_PASS_MAX,
+                )
+            found = await self.live.ask(pipeline.execute())
+        due = []
+        for names in found:
+            for name in names:
+                tenant, _, hold_id = name.decode().rpartition("/")
+                due.append((tenant, hold_id))
+        return due
+
+    async def forget_hold(self, tenant: str, hold_id: str) -> None:
+        """Nobody knows of this hold: it is not looked after any more."""
+        key = self.keys.holds(self.keys.partition(tenant))
+        await self.live.ask(self.live.redis.zrem(key, f"{tenant}/{hold_id}"))
+
+    # --- Months --------------------------------------------------------------------
+
+    async def adjust(self, adjustment: AdjustmentRow) -> bool:
+        """Applies a correction that Postgres has to the months that are in Redis, once;
+        whether any was changed now."""
+        tenant, user_id = adjustment.tenant, adjustment.user_id
+        changed = await self._adjust(
+            [self.keys.member(tenant, user_id), self.keys.organization(tenant)],
+            [
+                f"{user_id}/{adjustment.entry_id}",
+                adjustment.month,
+                adjustment.minutes,
+                self.live.publish,
+                self.keys.limits_channel(tenant),
+            ],
+        )
+        return bool(int(changed))
+
+
+def change_of(
+    hold: HoldRow, state: HoldState, changed_at: int, posted_micros: int = 0
+) -> HoldChanged:
+    """The record of a hold that is in a state since an instant."""
+    return HoldChanged(
+        tenant=hold.tenant,
+        account_id=hold.account_id,
+        hold_id=hold.hold_id,
+        state=state,
+        amount_micros=hold.amount_micros,
+        posted_micros=posted_micros,
+        operation=hold.operation,
+        user_id=hold.user_id,
+        month=hold.month,
+        created_at=hold.created_at,
+        expires_at=hold.expires_at,
+        changed_at=changed_at,
+        metadata=hold.metadata,
+    )
+
+
+def posted_records(hold: HoldRow, entry: EntryPosted) -> tuple[Record, ...]:
+    """What is appended when ``entry`` is charged to a hold."""
+    change = change_of(hold, "posted", entry.at, -entry.amount_micros)
+    change = msgspec.structs.replace(change, metadata=entry.metadata)
+    # What moved nothing is in no ledger; but an operation is kept as usage all the same.
+    if not entry.amount_micros and entry.operation is None:
+        return (change,)
+    return (entry, change)
+
+
+def _answer(
+    status: bytes,
+    fields: list[bytes],
+    detail: bytes = b"",
+    *,
+    hold: list[bytes] | None = None,
+    records: tuple[Record, ...] = (),
+) -> Answer:
+    made = cast(Status, status.decode())
+    return Answer(
+        status=made,
+        figures=figures_of(_pairs(fields)),
+        times=int(detail) if made == "limit" else 0,
+        cold=(detail.decode() or "account") if made == "cold" else "",
+        records=records if made in ("ok", "repeated") else (),
+        hold=hold_from(_pairs(hold or [])),
+    )
+
+
+def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _fields(hold: HoldChanged | HoldRow) -> list[str | int | bytes]:
+    """A hold as its hash has it, flat."""
+    fields: dict[str, str | int | bytes] = {
+        "tenant": hold.tenant,
+        "id": hold.hold_id,
+        "account": hold.account_id,
+        "state": hold.state,
+        "amount": hold.amount_micros,
+        "posted": hold.posted_micros,
+        "operation": hold.operation or "",
+        "user": hold.user_id or "",
+        "month": hold.month,
+        "created_at": hold.created_at,
+        "expires_at": hold.expires_at,
+        "changed_at": hold.changed_at,
+        "metadata": b"" if hold.metadata is None else _ENCODER.encode(hold.metadata),
+    }
+    return [part for field in fields.items() for part in field]
+
+
+def hold_from(fields: Mapping[bytes, bytes]) -> HoldRow | None:
+    """The hold in its hash's fields; None when it has none."""
+    if not fields:
+        return None
+    text = {name.decode(): value.decode() for name, value in fields.items()}
+    return HoldRow(
+        tenant=text["tenant"],
+        hold_id=text["id"],
+        account_id=text["account"],
+        state=cast(HoldState, text["state"]),
+        amount_micros=int(text["amount"]),
+        posted_micros=int(text["posted"]),
+        operation=text["operation"] or None,
+        user_id=text["user"] or None,
+        month=text["month"],
+        created_at=int(text["created_at"]),
+        expires_at=int(text["expires_at"]),
+        changed_at=int(text["changed_at"]),
+        metadata=_METADATA.decode(text["metadata"]) if text["metadata"] else None,
+    )

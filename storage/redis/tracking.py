@@ -1,0 +1,113 @@
+"""Minutes that clients counted for themselves, taken in one atomic step each.
+
+The step is ``storage/redis/lua/track_minute.lua``; what it is made of is computed by
+``server/usage/reported_minutes.py``.
+"""
+
+from typing import Any, Literal, NamedTuple, cast
+
+import msgspec
+import orjson
+
+from protocol import limits
+from protocol.metering.records import Record
+from protocol.metering.session import Grant, Identity, Standing
+from protocol.metering.steps import Basis
+from storage.redis.encoding import encode_basis
+from storage.redis.live import Live, Script
+
+Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "held", "full", "cold"]
+
+_ENCODER = msgspec.json.Encoder()
+
+
+class TrackedStep(msgspec.Struct, frozen=True):
+    """One minute that a client counted, and what the session is after it."""
+
+    identity: Identity
+    standing: Standing
+    """Its version is one more than the one that the step was computed from."""
+    is_first: bool
+    """The session is not in Redis."""
+    is_beyond_cap: bool
+    """The session would be longer than its terms allow."""
+    minute_at: int
+    month: str
+    minutes: dict[int, int]
+    """Numbers of minutes by the instant of their beginning: the new one, and for a session
+    that Redis has lost all those that are written down."""
+    records: tuple[Record, ...]
+    basis: Basis | None
+    """What a first minute was decided from; None: it is not the first."""
+    at: int
+    """The instant of the step itself, whichever minute it is of."""
+    kept_ms: int
+    """How long it is remembered which minutes were taken."""
+    recall: bool = False
+    """Metered sessions are told to give back the minutes that it lacks and they merely hold."""
+
+
+class Verdict(NamedTuple):
+    """What became of a step."""
+
+    status: Status
+    detail: str
+    """The outbox entry of a minute that was taken, the number of a duplicate, the limit that
+    refused or is held, or what must be loaded first."""
+
+
+class Tracking:
+    """The one step, as a process makes it."""
+
+    def __init__(self, live: Live) -> None:
+        self._keys = live.keys
+        self._live = live
+        self._script = Script(live.redis, "track_minute")
+
+    async def track(self, step: TrackedStep) -> Verdict:
+        """Makes a step. Raises ``LiveError`` when Redis does not answer; then it may have been
+        made, and making it again changes nothing."""
+        keys, identity, standing = self._keys, step.identity, step.standing
+        tenant, session_id = identity.tenant, identity.session_id
+        partition = keys.partition(tenant)
+        argument: dict[str, Any] = {
+            "version": standing.version - 1,
+            "minute_at": str(step.minute_at),
+            "month": step.month,
+            "beyond_cap": step.is_beyond_cap,
+            "minutes": {str(at): number for at, number in step.minutes.items()},
+            "standing": _ENCODER.encode(standing).decode(),
+            "at": step.at,
+            "grant": _ENCODER.encode(Grant()).decode(),
+            "records": _ENCODER.encode(step.records).decode(),
+            "session": f"{tenant}/{session_id}",
+            "grace_until": standing.grace_until,
+            "kept_ms": step.kept_ms,
+            "outbox_max": limits.OUTBOX_ENTRIES_MAX,
+            "recall": step.recall,
+            "user_id": identity.user_id,
+            "publish": self._live.publish,
+            "limits_channel": keys.limits_channel(tenant),
+        }
+        if step.is_first:
+            argument["identity"] = _ENCODER.encode(identity).decode()
+        if step.basis is not None:
+            argument["basis"] = encode_basis(step.basis)
+        status, detail = await self._script(
+            [
+                keys.session(tenant, session_id),
+                f"{keys.session(tenant, session_id)}:tracked",
+                keys.sockets(tenant, session_id),
+                keys.account(tenant, identity.account_id),
+                keys.member(tenant, identity.user_id),
+                keys.organization(tenant),
+                keys.outbox(partition),
+                keys.live(partition),
+                keys.graces(partition),
+                keys.recovering(partition),
+                keys.epoch(partition),
+                keys.prepared(tenant, session_id),
+            ],
+            [orjson.dumps(argument)],
+        )
+        return Verdict(cast(Status, status.decode()), detail.decode())
