@@ -16,8 +16,9 @@ from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe
 from protocol.wire.money import format_credits
 from server.api.billing import AccountId, EntryId, Priority
-from server.http.http import answer, path_id, principal_of, process_of, tenant_of_call
 from server.http.openapi import CURSOR, LIMIT, ORG, USER, Operation, described
+from server.http.requests import path_id, principal_of, process_of, tenant_of_call
+from server.http.responses import answer
 from server.process import Process
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName

@@ -17,9 +17,11 @@ from server.access.credentials import tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
 from server.counters.loading import calendar
-from server.http.http import Problem, answer, path_id, principal_of, process_of, raw_body, read_body
 from server.http.idempotency import Deed, deed_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, Operation, described
+from server.http.problems import Problem
+from server.http.requests import path_id, principal_of, process_of, raw_body, read_body
+from server.http.responses import answer
 from server.process import Process
 
 MINUTES_MAX = limits.MONTHLY_HOURS_MAX * 60

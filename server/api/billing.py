@@ -20,7 +20,8 @@ from protocol.wire.money import format_credits, parse_credits
 from server.access.credentials import Principal, Role
 from server.counters.loading import calendar
 from server.credits.outcomes import Limited, Short
-from server.http.http import Problem, path_id, principal_of, query_id, tenant_of_call
+from server.http.problems import Problem
+from server.http.requests import path_id, principal_of, query_id, tenant_of_call
 from server.process import Process
 from storage.redis.spending import AccountName
 

@@ -20,7 +20,8 @@ from protocol.wire.fields import ID_PATTERN
 from protocol.wire.money import format_credits, parse_credits
 from server.access.credentials import mint_token, tenant_of
 from server.api.accounts import view_account
-from server.http.http import answer, principal_of, process_of, raw_body, read_body
+from server.http.requests import principal_of, process_of, raw_body, read_body
+from server.http.responses import answer
 from server.process import Process
 from server.runtime.loopback import is_loopback
 

@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from server.api import health, pages
 from server.http.asyncapi import asyncapi
-from server.http.http import json_response
 from server.http.openapi import Operation, described, openapi
+from server.http.responses import json_response
 
 APPLICATIONS_MAX = 8
 """Sets of routes in one process whose document is kept: there is one, but in tests."""

@@ -19,9 +19,10 @@ from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
 from server.credits.credit_grants import PRIORITY_DEFAULT
 from server.credits.outcomes import BalanceTooHighError
-from server.http.http import (
-    Problem,
-    answer,
+from server.http.idempotency import Deed, deed_of, once
+from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.http.problems import Problem
+from server.http.requests import (
     path_id,
     principal_of,
     process_of,
@@ -29,8 +30,7 @@ from server.http.http import (
     read_body,
     tenant_of_call,
 )
-from server.http.idempotency import Deed, deed_of, once
-from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.http.responses import answer
 from server.process import Process
 from storage.redis.spending import AccountName
 from storage.rows import GrantRow

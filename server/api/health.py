@@ -5,7 +5,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from protocol import limits
-from server.http.http import answer, process_of
+from server.http.requests import process_of
+from server.http.responses import answer
 
 
 async def healthz(_: Request) -> Response:

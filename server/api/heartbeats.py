@@ -11,8 +11,9 @@ from protocol.wire import messages
 from protocol.wire.codec import check_metadata
 from protocol.wire.fields import CounterpartId, KindName, LastSeq, Metadata, describe
 from server.gateway.heartbeats import Heartbeats
-from server.http.http import answer, path_id, principal_of, raw_body, read_body
 from server.http.openapi import Operation, described
+from server.http.requests import path_id, principal_of, raw_body, read_body
+from server.http.responses import answer
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):

@@ -29,18 +29,11 @@ from server.api.billing import (
     user_of,
 )
 from server.credits.outcomes import Exceeds, Held, HoldGone
-from server.http.http import (
-    Problem,
-    answer,
-    path_id,
-    principal_of,
-    process_of,
-    query_id,
-    raw_body,
-    read_body,
-)
 from server.http.idempotency import Deed, deed_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.http.problems import Problem
+from server.http.requests import path_id, principal_of, process_of, query_id, raw_body, read_body
+from server.http.responses import answer
 from server.process import Process
 from storage.redis.spending import AccountName
 from storage.rows import HoldRow

@@ -22,16 +22,10 @@ from server.access.credentials import tenant_of
 from server.api.usage import usage_of
 from server.counters.loading import calendar
 from server.counters.plans import apply_member, apply_organization
-from server.http.http import (
-    Problem,
-    answer,
-    path_id,
-    principal_of,
-    process_of,
-    raw_body,
-    read_body,
-)
 from server.http.openapi import Operation, described
+from server.http.problems import Problem
+from server.http.requests import path_id, principal_of, process_of, raw_body, read_body
+from server.http.responses import answer
 from server.process import Process
 from storage.postgres.records import RefusedError
 from storage.rows import MemberRecord, MemberRow, OrganizationRow

@@ -10,7 +10,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from server.http.http import Problem
+from server.http.problems import Problem
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "server" / "pages"

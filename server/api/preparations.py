@@ -26,16 +26,10 @@ from protocol.wire.fields import (
 from protocol.wire.money import format_credits
 from server.access.credentials import tenant_of
 from server.gateway import preparations
-from server.http.http import (
-    Problem,
-    answer,
-    principal_of,
-    process_of,
-    query_id,
-    raw_body,
-    read_body,
-)
 from server.http.openapi import ORG, Operation, described
+from server.http.problems import Problem
+from server.http.requests import principal_of, process_of, query_id, raw_body, read_body
+from server.http.responses import answer
 from storage.rows import SessionPrepared
 
 

@@ -22,8 +22,9 @@ from protocol.wire.errors import BadMessageError
 from protocol.wire.money import format_credits
 from server.access.credentials import tenant_of
 from server.api.usage import usage_of
-from server.http.http import Problem, principal_of, query_id
 from server.http.openapi import ID_SCHEMA, Operation, described
+from server.http.problems import Problem
+from server.http.requests import principal_of, query_id
 from storage.postgres.usage import ReportedMinute
 
 STALLED_S = 30.0

@@ -33,8 +33,9 @@ from server.access.credentials import Principal
 from server.api.accounts import view_account
 from server.api.usage import usage_of
 from server.counters.loading import Calendar, calendar
-from server.http.http import answer, path_id, principal_of, process_of, tenant_of_call
 from server.http.openapi import ORG, USER, Operation, described
+from server.http.requests import path_id, principal_of, process_of, tenant_of_call
+from server.http.responses import answer
 from server.http.subjects import NOT_KEPT
 from server.process import Process
 from server.sessions.local_session import Seat

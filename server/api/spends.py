@@ -25,9 +25,11 @@ from server.api.billing import (
     user_of,
 )
 from server.credits.outcomes import Spent
-from server.http.http import Problem, answer, process_of, raw_body, read_body
 from server.http.idempotency import Deed, deed_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
+from server.http.problems import Problem
+from server.http.requests import process_of, raw_body, read_body
+from server.http.responses import answer
 from server.process import Process
 from storage.redis.spending import AccountName
 

@@ -37,8 +37,9 @@ from server.counters.projections import (
     project,
     recommend,
 )
-from server.http.http import answer, process_of
 from server.http.openapi import ORG, described
+from server.http.requests import process_of
+from server.http.responses import answer
 from server.http.subjects import ACCOUNT, NOT_KEPT, USER, asked_for
 from server.usage.months import months_of
 from storage.postgres.usage import Spending

@@ -23,8 +23,8 @@ from server.access.credentials import Principal
 from server.api.accounts import view_as_due
 from server.api.heartbeats import heartbeats_of
 from server.api.usage import usage_of
-from server.http.http import (
-    answer,
+from server.http.openapi import ORG, USER, Operation, described
+from server.http.requests import (
     path_id,
     principal_of,
     process_of,
@@ -32,7 +32,7 @@ from server.http.http import (
     read_body,
     tenant_of_call,
 )
-from server.http.openapi import ORG, USER, Operation, described
+from server.http.responses import answer
 from server.http.subjects import NOT_KEPT
 from server.process import Process
 from storage.postgres.usage import Usage

@@ -19,8 +19,9 @@ from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import SessionId, describe, describe_id
 from server.counters.projections import Month, Projection, hours, project
-from server.http.http import answer, principal_of, process_of, raw_body, read_body
 from server.http.openapi import ORG, Operation, described
+from server.http.requests import principal_of, process_of, raw_body, read_body
+from server.http.responses import answer
 from server.http.subjects import ACCOUNT, NOT_KEPT, USER, Subject, asked_for, subject_of
 from server.process import Process
 from server.usage.months import months_of

@@ -37,8 +37,10 @@ from server.api import (
 )
 from server.gateway.connection import SUBPROTOCOL, Connection
 from server.gateway.heartbeats import Heartbeats
-from server.http.http import Observed, Problem, bearer_of
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
+from server.http.middleware import Observed
+from server.http.problems import Problem
+from server.http.requests import bearer_of
 from server.process import Process
 from server.runtime.origins import Origins, reached
 from server.transport.push import EXTENSION, PEER, PushSocket

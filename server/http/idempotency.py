@@ -35,7 +35,8 @@ from protocol import limits
 from protocol.wire.errors import BadMessageError, ProtocolError, ServiceError
 from protocol.wire.money import format_credits, parse_credits
 from server.access.credentials import Principal
-from server.http.http import Problem, json_response, problem_of
+from server.http.problems import Problem, problem_of
+from server.http.responses import json_response
 from server.runtime.clock import Clock
 from storage.postgres.records import Records, RefusedError, UnavailableError
 from storage.rows import Answer, Mismatch, UnderWay

@@ -17,8 +17,8 @@ from starlette.routing import BaseRoute, Route
 from protocol import limits
 from protocol.wire.fields import ID_PATTERN, describe
 from server.access.credentials import Role
-from server.http.http import Endpoint, may_be_empty
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER
+from server.http.requests import Endpoint, may_be_empty
 
 VERSION = "1"
 """Of the interface; it is in the paths and in the subprotocol."""

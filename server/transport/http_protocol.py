@@ -17,7 +17,7 @@ What uvicorn leaves undone, and this does (each has a test):
 - What is refused is read on for a moment: a reset would overtake the answer.
 - A malformed request is counted and not logged, for the log would be the flood's.
 
-uvicorn calls this API internal: its version is pinned, and ``tests/server/test_requests.py``
+uvicorn calls this API internal: its version is pinned, and ``tests/server/test_http_protocol.py``
 names every attribute that is relied on.
 """
 

@@ -15,7 +15,7 @@ from protocol.metering.terms import MINUTE_MS
 from tests.fixtures.server import API_KEY, SECRET, StartServer
 from tests.server.api import ask
 from tests.server.scenes import Scene, begin_scene, closed
-from tests.server.test_http import Stopped
+from tests.server.test_bad_guesses import Stopped
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from protocol.wire.messages import (
 )
 from server.hosting.app import create_app
 from server.http.asyncapi import CLOSE_CODES, ERROR_CODES, REPLIES, asyncapi
-from server.http.http import STATUS
 from server.http.openapi import MEANINGS, Operation, described, openapi, operation_of
+from server.http.problems import STATUS
 from tests.fixtures.server import TestServer
 from tests.server.api import ask, grant
 

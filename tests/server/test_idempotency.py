@@ -17,8 +17,9 @@ from protocol.wire.errors import (
     ServiceError,
 )
 from server.access.credentials import Principal
-from server.http.http import Problem, answer, json_response
 from server.http.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
+from server.http.problems import Problem
+from server.http.responses import answer, json_response
 from server.runtime.clock import ClusterClock
 from storage.postgres.records import TAKEOVER_MS, Records, UnavailableError
 from storage.redis.live import LiveError

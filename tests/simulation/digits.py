@@ -15,7 +15,7 @@ from server.access.credentials import Principal
 from server.api import billing, grants, holds, spends
 from server.credits.outcomes import Held, Short, Spent
 from server.http import idempotency
-from server.http.http import Problem
+from server.http.problems import Problem
 from storage.postgres.records import UnavailableError
 from storage.redis.spending import AccountName
 from tests.simulation.processes import Server

@@ -1,0 +1,59 @@
+"""Around every request: errors as problems, headers that protect, and a measurement."""
+
+import time
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.http.problems import problem_of
+from server.runtime.metrics import Metrics
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+"""Methods that metrics name; a peer could make up any number of others."""
+
+# Everything comes from here and nothing is inline, so nothing else may run.
+CONTENT_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
+
+
+class Observed:
+    """Around every endpoint: errors as problems, headers that protect, and a measurement."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serves a request (the interface of ASGI); sockets go past."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started_at, status = time.perf_counter(), 0
+
+        async def respond(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+                if not headers.get("content-type", "").startswith("application/"):
+                    headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
+                if scope["path"].startswith("/v1/") or status >= 400:
+                    # What an account has is nobody's to keep, and an error is over soon.
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        try:
+            await self.app(scope, receive, respond)
+        except ClientDisconnect:
+            pass  # it went in the middle of its body, and nobody is left to be answered
+        except Exception as error:
+            if status:
+                raise  # part of the answer is gone: only the connection's end can tell
+            await problem_of(error).response()(scope, receive, respond)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.observe(
+                method, route, str(status), time.perf_counter() - started_at
+            )

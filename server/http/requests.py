@@ -1,0 +1,141 @@
+"""What an endpoint learns of a request: the process, who asks, and what they sent.
+
+Bodies are read strictly, by the same reader as the socket's messages.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from protocol import limits
+from protocol.wire.codec import explain, read_json
+from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
+from protocol.wire.fields import ID_TEXT, is_id
+from server.access.bad_guesses import TooManyGuessesError
+from server.access.credentials import Principal, Role
+from server.http.problems import Problem
+from server.process import Process
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def process_of(request: Request) -> Process:
+    """The process that serves the request."""
+    process: Process = request.app.state.process
+    return process
+
+
+# --- Who asks ------------------------------------------------------------------------
+
+
+def bearer_of(headers: Any) -> str | None:
+    """The token of an ``Authorization`` header; None when there is none."""
+    value: str = headers.get("authorization", "")
+    scheme, _, token = value.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token else None
+
+
+async def principal_of(request: Request, *roles: Role) -> Principal:
+    """Who asks; raises ``unauthenticated``, or ``forbidden`` for none of ``roles``.
+
+    Bad credentials get ``rate_limited`` once their address has used up its guesses, and so
+    does a user who asks too much. Good credentials pass from every address.
+    """
+    process = process_of(request)
+    address = request.client.host if request.client else ""
+    bearer = bearer_of(request.headers)
+    if bearer is None:
+        raise PeerError(
+            ErrorCode.UNAUTHENTICATED,
+            "expected a header `Authorization: Bearer` with a token or key",
+        )
+    try:
+        principal = await process.failures.counted(address, process.authenticator, bearer)
+    except TooManyGuessesError as error:
+        wait_ms = process.failures.wait_ms(address)
+        raise Problem(
+            429, error.code.value, error.message, retry_after_s=max(1, -(-wait_ms // 1000))
+        ) from None
+    process.requests.check(principal)
+    if roles:
+        principal.require(*roles)
+    return principal
+
+
+def tenant_of_call(request: Request, principal: Principal, owner_id: str | None = None) -> str:
+    """The tenant that a call is about.
+
+    PROTOCOL section 2: "A user's token says its own; calls by key or operator name it by
+    `?org=ID`, or leave it out for a user without one." That user is ``?user=ID``, or
+    ``owner_id``, where the path says who it is.
+    """
+    org_id, user_id = query_id(request, "org"), query_id(request, "user")
+    if principal.is_key or principal.is_operator:
+        if org_id is None and user_id is None and owner_id is None:
+            raise BadMessageError("org: name the organisation, or the user who has none (user)")
+    elif user_id not in (None, principal.user_id):
+        raise PeerError(ErrorCode.FORBIDDEN, "a user's token reaches that user's data alone")
+    return principal.tenant_for(org_id, user_id or owner_id or "")
+
+
+# --- What they sent -----------------------------------------------------------------
+
+
+def path_id(request: Request, name: str = "id") -> str:
+    """An id in the path; raises ``bad_message`` for what is none."""
+    value: str = request.path_params[name]
+    return _checked_id(value, name)
+
+
+def query_id(request: Request, name: str) -> str | None:
+    """An id in the query; None when it is not there."""
+    value = request.query_params.get(name)
+    return None if value is None else _checked_id(value, name)
+
+
+def _checked_id(value: str, name: str) -> str:
+    if not is_id(value):
+        raise BadMessageError(f"{name}: expected {ID_TEXT}")
+    return value
+
+
+async def raw_body(request: Request) -> bytes:
+    """The body, read no further than its bound."""
+    received = bytearray()
+    async for chunk in request.stream():
+        received += chunk
+        if len(received) > limits.BODY_BYTES_MAX:
+            raise Problem(413, "bad_message", f"the body is over {limits.BODY_BYTES_MAX} bytes")
+    return bytes(received)
+
+
+def may_be_empty(body_type: type[msgspec.Struct]) -> bool:
+    """Whether a request with such a body may come without one.
+
+    A body's type says so by ``EMPTY_BODY = True``. Any other call that changes something
+    needs its body: an empty one is more likely lost on the way than meant.
+    """
+    return bool(getattr(body_type, "EMPTY_BODY", False))
+
+
+def read_body(raw: bytes, body_type: type[Body]) -> Body:
+    """The body as ``body_type``; the error names the field that is wrong."""
+    if not raw and not may_be_empty(body_type):
+        raise BadMessageError("the body is empty: expected a JSON object")
+    value = read_json(raw or b"{}", limits.BODY_BYTES_MAX)
+    if not isinstance(value, dict):
+        raise BadMessageError("expected a JSON object")
+    # To JSON Schema 60.0 is an integer, and some clients write it so.
+    fields = {
+        name: int(part) if isinstance(part, float) and part.is_integer() else part
+        for name, part in value.items()
+    }
+    try:
+        return msgspec.convert(fields, body_type)
+    except msgspec.ValidationError as error:
+        raise BadMessageError(explain(error)) from None

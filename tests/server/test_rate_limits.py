@@ -1,0 +1,54 @@
+"""How much a user may ask, and how many users are counted."""
+
+import pytest
+
+from protocol import limits
+from protocol.metering.terms import MINUTE_MS
+from protocol.wire.errors import PeerError
+from server.access.credentials import Principal
+from server.access.rate_limits import UserRequests
+from tests.fixtures.server import TestServer
+from tests.server.api import advance, ask, assert_problem
+from tests.server.test_bad_guesses import Stopped
+
+
+async def test_a_user_who_asks_too_much_is_told_to_wait(
+    server: TestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 3)
+    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 0)
+    token = server.token()
+    for _ in range(3):
+        assert (await ask(server, "GET", "/v1/accounts/ann", token)).status_code == 200
+    refused = await ask(server, "GET", "/v1/accounts/ann", token)
+    assert_problem(refused, 429, "rate_limited")
+    assert refused.headers["retry-after"] == "3600", "an hour at most"
+    # Another token of the same user is no way out; others are not concerned, and a
+    # backend asks as much as it likes.
+    again = await ask(server, "GET", "/v1/accounts/ann", server.token(ttl_seconds=60))
+    assert again.status_code == 429
+    assert (await ask(server, "GET", "/v1/accounts/bob", server.token("bob"))).status_code == 200
+    for _ in range(5):
+        assert (await ask(server, "GET", "/v1/accounts/ann")).status_code == 200
+        assert (
+            await ask(server, "GET", "/v1/accounts/ann", server.token("op", scope="ops"))
+        ).is_success
+    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 10_000_000)
+    advance(server, 1_000)
+    assert (await ask(server, "GET", "/v1/accounts/ann", token)).status_code == 200
+
+
+def test_users_who_ask_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REQUEST_USERS_MAX", 2)
+    monkeypatch.setattr(limits, "REQUESTS_BURST", 1)
+    requests = UserRequests(Stopped(MINUTE_MS))
+    ann, bob, eve = (Principal("user", user_id=name, tenant="t") for name in ("ann", "bob", "eve"))
+    requests.check(ann)
+    requests.check(bob)
+    for name in (ann, bob):
+        with pytest.raises(PeerError):
+            requests.check(name)
+    requests.check(eve)  # ann was silent for longest
+    assert len(requests._buckets) == 2
+    with pytest.raises(PeerError):
+        requests.check(bob)
