@@ -17,7 +17,8 @@ from redis.exceptions import RedisError
 from protocol import limits
 from server.access.credentials import mint_token
 from server.hosting.serving import serve
-from server.hosting.workers import Supervisor, Worker
+from server.hosting.supervisor import Supervisor
+from server.hosting.worker import Worker
 from server.runtime import logs
 from server.runtime.settings import (
     ConfigurationError,

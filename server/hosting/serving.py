@@ -13,7 +13,7 @@ import uvicorn
 from protocol import limits
 from server.hosting.app import create_app
 from server.hosting.metrics_port import scrape_port
-from server.hosting.workers import Worker
+from server.hosting.worker import Worker
 from server.process import Process
 from server.runtime.garbage import look_rarely
 from server.runtime.settings import (

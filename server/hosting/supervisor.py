@@ -1,4 +1,4 @@
-"""Several server processes on one port, and the supervisor that looks after them.
+"""The supervisor of several server processes on one port.
 
 How it works
 ------------
@@ -20,54 +20,16 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import structlog
 
 from protocol import limits
+from server.hosting.worker import READY, addresses_of
 from server.runtime.settings import ConfigurationError, Settings
 
 log = structlog.get_logger()
-
-READY = b"ready\n"
-BACKLOG = 2_048
-"""Connections that wait to be accepted, as uvicorn has it."""
-
-
-def _addresses(settings: Settings) -> list[tuple[socket.AddressFamily, str]]:
-    """The addresses to listen on: all that the host has."""
-    found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
-
-
-class Worker:
-    """What a process knows of being one of several."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def listen(self, settings: Settings) -> list[socket.socket]:
-        """Sockets of this process's own on the port that all share, one for each address."""
-        return [
-            socket.create_server(
-                (host, settings.port), family=family, backlog=BACKLOG, reuse_port=True
-            )
-            for family, host in _addresses(settings)
-        ]
-
-    def ready(self, stop: Callable[[], None]) -> None:
-        """Tells the supervisor, and calls ``stop`` when that is gone."""
-        sys.stdout.buffer.write(READY)
-        sys.stdout.buffer.flush()
-        loop, supervisor = asyncio.get_running_loop(), sys.stdin.fileno()
-
-        def heard() -> None:
-            if not os.read(supervisor, 1024):
-                loop.remove_reader(supervisor)
-                stop()
-
-        loop.add_reader(supervisor, heard)
 
 
 class Child:
@@ -145,7 +107,7 @@ class Supervisor:
         Raises ``ConfigurationError`` where somebody else listens on it already.
         """
         try:
-            for family, host in _addresses(self.settings):
+            for family, host in addresses_of(self.settings):
                 # Whoever shares the port would not be noticed by one who shares it too.
                 with socket.create_server((host, self.port), family=family) as probe:
                     self.port = probe.getsockname()[1]

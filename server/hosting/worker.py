@@ -1,0 +1,54 @@
+"""A server process as one of several: its sockets, and its word to the supervisor.
+
+The process writes ``READY`` to its standard output when it takes connections. The end of its
+standard input is the end of its supervisor.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from server.runtime.settings import Settings
+
+READY = b"ready\n"
+"""The line that a process writes when it takes connections."""
+
+BACKLOG = 2_048
+"""Connections that wait to be accepted, as uvicorn has it."""
+
+
+def addresses_of(settings: Settings) -> list[tuple[socket.AddressFamily, str]]:
+    """The addresses to listen on: all that the host has."""
+    found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+
+
+class Worker:
+    """What a process knows of being one of several."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def listen(self, settings: Settings) -> list[socket.socket]:
+        """Sockets of this process's own on the port that all share, one for each address."""
+        return [
+            socket.create_server(
+                (host, settings.port), family=family, backlog=BACKLOG, reuse_port=True
+            )
+            for family, host in addresses_of(settings)
+        ]
+
+    def ready(self, stop: Callable[[], None]) -> None:
+        """Tells the supervisor, and calls ``stop`` when that is gone."""
+        sys.stdout.buffer.write(READY)
+        sys.stdout.buffer.flush()
+        loop, supervisor = asyncio.get_running_loop(), sys.stdin.fileno()
+
+        def heard() -> None:
+            if not os.read(supervisor, 1024):
+                loop.remove_reader(supervisor)
+                stop()
+
+        loop.add_reader(supervisor, heard)
