@@ -1,4 +1,4 @@
-"""The commands: ``python -m server web|flush|all|migrate|audit|token|bench``."""
+"""The commands: ``python -m server web|flush|all|migrate|audit|token``."""
 
 import asyncio
 import contextlib

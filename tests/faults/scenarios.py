@@ -13,9 +13,9 @@ from typing import cast
 
 from redis.asyncio import Redis
 
-from server.bench.house import PARTITIONS, Worker
 from storage.redis.keys import Keys
 from storage.redis.outbox import GROUP
+from tests.benchmarks.environment import PARTITIONS, ChildProcess
 from tests.faults.stage import POLL_S, WAIT_S, Stage
 
 FROZEN_S = 8.0
@@ -25,12 +25,12 @@ BEATS_S = 2.0
 
 
 async def kill_server(stage: Stage) -> None:
-    """``kill -9`` of one of three server processes; its customers go to the others."""
+    """``kill -9`` of one of three server processes; its clients go to the others."""
     dead = stage.servers.pop(0)
     await stage.turn()
     dead.kill()
     await stage.struck()
-    await stage.crowd.ticking()
+    await stage.fleet.ticking()
     await stage.serve()
     await stage.turn()
 
@@ -47,20 +47,20 @@ async def freeze_server(stage: Stage) -> None:
 
 
 async def leave_frozen_server(stage: Stage) -> None:
-    """One of three server processes stands still; its customers lose patience and go to the
+    """One of three server processes stands still; its clients lose patience and go to the
     others. When it goes on, it finds that they have left it long ago."""
     frozen = stage.servers.pop(0)
     await stage.turn()
     frozen.child.send_signal(signal.SIGSTOP)
     await asyncio.sleep(FROZEN_S / 2)
-    await stage.crowd.abandon(frozen.port)
+    await stage.fleet.abandon(frozen.port)
     await stage.struck()
-    await stage.crowd.ticking()
+    await stage.fleet.ticking()
     await asyncio.sleep(FROZEN_S / 2)
     frozen.child.send_signal(signal.SIGCONT)
     stage.servers.append(frozen)
     await stage.turn()
-    # Its customers sat before something that did not count.
+    # Its clients sat before something that did not count.
     stage.unserved_s += FROZEN_S / 2 + BEATS_S
 
 
@@ -90,7 +90,7 @@ async def kill_flusher(stage: Stage) -> None:
     await stage.flush()
 
 
-async def _one_that_has_read(stage: Stage) -> Worker:
+async def _one_that_has_read(stage: Stage) -> ChildProcess:
     """A flusher that has entries which it has not written yet: Postgres stands still."""
     by_pid = {str(flusher.child.pid): flusher for flusher in stage.flushers}
     keys = Keys(PARTITIONS)

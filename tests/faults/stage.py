@@ -1,4 +1,4 @@
-"""A stage for catastrophes: real processes, real engines, and a crowd that watches its bill."""
+"""A stage for catastrophes: real processes, real engines, and a fleet that watches its bill."""
 
 import asyncio
 import contextlib
@@ -12,9 +12,9 @@ from pathlib import Path
 import asyncpg
 from redis.asyncio import Redis
 
-from server.bench.crowd import Crowd
-from server.bench.house import House, Worker, open_house
 from storage.embedded.agreement import Files
+from tests.benchmarks.environment import ChildProcess, Environment, open_environment
+from tests.benchmarks.fleet import Fleet
 
 SPEED = 10
 """Counted milliseconds for each real one: a minute is over in six seconds."""
@@ -79,41 +79,41 @@ def _status(pid: int) -> list[str]:
 class Stage:
     """What a scenario has to work with."""
 
-    def __init__(self, house: House, crowd: Crowd, sessions: int, scale: float) -> None:
-        self.house = house
-        self.crowd = crowd
+    def __init__(self, environment: Environment, fleet: Fleet, sessions: int, scale: float) -> None:
+        self.environment = environment
+        self.fleet = fleet
         self.sessions = sessions
         self.scale = scale
         """How long outages last: 1 is their full length."""
-        self.redis = Engine(house.settings.data_dir, "redis", signal.SIGTERM)
-        self.postgres = Engine(house.settings.data_dir, "postgres", signal.SIGINT)
-        self.servers: list[Worker] = []
-        self.flushers: list[Worker] = []
+        self.redis = Engine(environment.settings.data_dir, "redis", signal.SIGTERM)
+        self.postgres = Engine(environment.settings.data_dir, "postgres", signal.SIGINT)
+        self.servers: list[ChildProcess] = []
+        self.flushers: list[ChildProcess] = []
         self.slack_s = 0.0
         """How late a beat may be on a machine that others load as well."""
         self.unserved_s = 0.0
         """For how long, at most, a session was not counted though its client was there,
         besides what the death of a process costs."""
 
-    async def serve(self) -> Worker:
+    async def serve(self) -> ChildProcess:
         """Starts one more server process."""
-        worker = await self.house.serve()
+        worker = await self.environment.serve()
         self.servers.append(worker)
         return worker
 
-    async def flush(self) -> Worker:
+    async def flush(self) -> ChildProcess:
         """Starts one more flusher."""
-        worker = await self.house.start("flush")
+        worker = await self.environment.start("flush")
         self.flushers.append(worker)
         return worker
 
     async def turn(self) -> None:
-        """Tells the crowd which processes are there."""
-        await self.crowd.turn_to([server.port for server in self.servers])
+        """Tells the fleet which processes are there."""
+        await self.fleet.turn_to([server.port for server in self.servers])
 
     async def struck(self) -> None:
         """It has just happened: from now on a tick says that a session goes on."""
-        await self.crowd.mark(time.monotonic())
+        await self.fleet.mark(time.monotonic())
 
     async def sleep(self, full_s: float) -> None:
         """Lets an outage last."""
@@ -122,14 +122,14 @@ class Stage:
     @asynccontextmanager
     async def client(self) -> AsyncIterator[Redis]:
         """A client of the Redis."""
-        assert self.house.settings.redis_url is not None
-        async with Redis.from_url(self.house.settings.redis_url) as redis:
+        assert self.environment.settings.redis_url is not None
+        async with Redis.from_url(self.environment.settings.redis_url) as redis:
             yield redis
 
     @asynccontextmanager
     async def record(self) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
         """A connection to the Postgres."""
-        connection = await asyncpg.connect(self.house.settings.database_url)
+        connection = await asyncpg.connect(self.environment.settings.database_url)
         try:
             yield connection
         finally:
@@ -145,19 +145,19 @@ class Stage:
 @asynccontextmanager
 async def open_stage(sessions: int, scale: float = 1.0) -> AsyncIterator[Stage]:
     """Three servers and two flushers, and so many sessions, all of which tick."""
-    async with open_house(RATES) as house:
-        await house.grant((f"customer-{number}" for number in range(sessions)), CREDITS)
-        crowd = await Crowd.start(house.environment)
-        stage = Stage(house, crowd, sessions, scale)
+    async with open_environment(RATES) as environment:
+        await environment.grant((f"customer-{number}" for number in range(sessions)), CREDITS)
+        fleet = await Fleet.start(environment.variables)
+        stage = Stage(environment, fleet, sessions, scale)
         try:
-            started = [house.serve() for _ in range(PROCESSES)]
+            started = [environment.serve() for _ in range(PROCESSES)]
             stage.servers += await asyncio.gather(*started)
             for _ in range(2):
                 await stage.flush()
             ports = [server.port for server in stage.servers]
-            await crowd.open(ports, sessions, kind=KIND, is_watchful=True)
-            await crowd.ticked()
-            await house.flushed()
+            await fleet.open(ports, sessions, kind=KIND, is_watchful=True)
+            await fleet.ticked()
+            await environment.flushed()
             yield stage
         finally:
-            await crowd.close()
+            await fleet.close()

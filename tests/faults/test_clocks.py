@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from storage.embedded.redis_servers import RedisServer
 from tests.faults.processes import House, eventually, open_house
+from tests.fixtures.redis_servers import RedisServer
 from tests.fixtures.server import Client
 from tests.fixtures.wall_clocks import FakeWallClock
 

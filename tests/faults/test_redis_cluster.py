@@ -12,13 +12,13 @@ import asyncpg
 import pytest
 from redis.exceptions import RedisError
 
-from storage.embedded.redis_cluster import RedisCluster
-from storage.embedded.redis_servers import RedisServer
 from storage.redis.cluster import ClusterRedis
 from storage.redis.keys import Keys
 from storage.redis.outbox import connect
 from tests.faults.processes import PARTITIONS, House, eventually, open_house
 from tests.fixtures.engines import program_of_run
+from tests.fixtures.redis_cluster import RedisCluster
+from tests.fixtures.redis_servers import RedisServer
 from tests.fixtures.server import Client
 
 SPEED = 60

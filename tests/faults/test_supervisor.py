@@ -14,8 +14,8 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from storage.embedded.redis_servers import free_ports
 from tests.faults.processes import POLL_S, House, Process, eventually, open_house
+from tests.fixtures.redis_servers import free_ports
 from tests.fixtures.server import Client
 
 WORKERS = 2

@@ -45,5 +45,5 @@ async def test_no_minute_is_lost_and_none_is_billed_twice(names: list[str]) -> N
         assert len(outcome.ticking_s) == len(names)
         if "kill-server" in names:
             assert sum(bill.losses > 0 for bill in outcome.bills) >= SESSIONS // 3
-        for worker in stage.house.workers:
+        for worker in stage.environment.workers:
             assert "Traceback" not in worker.log.read_text(), worker.log

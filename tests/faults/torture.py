@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 import uvloop
 
-from server.bench import machine
+from tests.benchmarks import machine
 from tests.faults.bills import DEATH_S, Bill, compare
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.stage import Stage, open_stage
@@ -26,11 +26,11 @@ HEADINGS = f"""
 
 @dataclass
 class Outcome:
-    """What became of a crowd that was struck."""
+    """What became of a fleet that was struck."""
 
     bills: list[Bill]
     problems: list[str]
-    """What the customers cannot have, or the record does not say."""
+    """What the clients cannot have, or the record does not say."""
     audit: list[str]
     """What the system's own audit found."""
     ticking_s: list[float] = field(default_factory=list)
@@ -38,25 +38,25 @@ class Outcome:
     written_s: float = 0.0
     """How long after the last stop everything was in Postgres."""
     errors: set[str] = field(default_factory=set)
-    """Codes of errors that customers were told."""
+    """Codes of errors that clients were told."""
 
 
 async def strike(stage: Stage, names: list[str], run_s: float = RUN_S) -> Outcome:
-    """Lets scenarios happen to a crowd, one after the other, and settles its bills."""
+    """Lets scenarios happen to a fleet, one after the other, and settles its bills."""
     ticking_s = []
     for name in names:
         await asyncio.sleep(run_s)
         await SCENARIOS[name](stage)
-        ticking_s.append(max(await stage.crowd.ticking(), default=0.0))
+        ticking_s.append(max(await stage.fleet.ticking(), default=0.0))
         stage.check()
     await asyncio.sleep(run_s)
-    receipts = await stage.crowd.stop()
+    receipts = await stage.fleet.stop()
     stopped = time.monotonic()
-    await stage.house.flushed()
+    await stage.environment.flushed()
     written_s = time.monotonic() - stopped
-    seen = await stage.crowd.testimonies()
+    seen = await stage.fleet.testimonies()
     bills, problems = await compare(stage, receipts, seen, DEATH_S + stage.slack_s)
-    audit = [line for line in await stage.house.audit() if "audited" not in line]
+    audit = [line for line in await stage.environment.audit() if "audited" not in line]
     stage.check()
     errors = {code for one in seen for code in one["errors"]}
     return Outcome(bills, problems, audit, ticking_s, written_s, errors)
@@ -83,7 +83,7 @@ async def run(names: list[str], sessions: int, show: int) -> bool:
         for problem in outcome.problems[:show]:
             print(f"    {problem}", flush=True)
         if outcome.errors:
-            print(f"    customers were told: {', '.join(sorted(outcome.errors))}", flush=True)
+            print(f"    clients were told: {', '.join(sorted(outcome.errors))}", flush=True)
         clean = clean and not outcome.problems and outcome.audit == ["everything adds up"]
     return clean
 

@@ -8,11 +8,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.api import description
-from server.bench.anonymous import anonymous
 from server.recovery.engine_health import Vitals
 from server.runtime.metrics import Metrics
 from server.runtime.request_times import RequestTimes
 from storage.redis.live import LiveError
+from tests.benchmarks.anonymous import anonymous
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask
 

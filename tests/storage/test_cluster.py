@@ -12,7 +12,6 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError, RedisError, ResponseError
 
 from protocol import limits
-from storage.embedded.redis_cluster import RedisCluster
 from storage.flush import run_flusher
 from storage.postgres.records import Records
 from storage.redis.channels import ClusterChannels, agree_on_channels
@@ -20,6 +19,7 @@ from storage.redis.cluster import Address, ClusterRedis, is_cluster, nodes_of, u
 from storage.redis.keys import CHANNELS, NODES, Keys
 from storage.redis.live import Live, LiveError, connect
 from storage.redis.recovery import Restoring
+from tests.fixtures.redis_cluster import RedisCluster
 from tests.storage.examples import minute
 from tests.storage.outboxes import append, until
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from storage.embedded.redis_cluster import RedisCluster
+from tests.fixtures.redis_cluster import RedisCluster
 from tests.storage.test_spending import *  # noqa: F403
 
 

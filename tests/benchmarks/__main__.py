@@ -1,4 +1,4 @@
-"""The commands of the measurements: ``python -m server.bench ticks`` and the others."""
+"""The commands of the measurements: ``python -m tests.benchmarks ticks`` and the others."""
 
 import logging
 import subprocess
@@ -9,14 +9,14 @@ import structlog
 import typer
 import uvloop
 
-from server.bench import anonymous as unasked
-from server.bench import machine
-from server.bench import neighbours as beside
-from server.bench import reconnect as returning
-from server.bench import spends as spending
-from server.bench import stops as stopped
-from server.bench.memory import CONTESTANTS, SESSIONS, bytes_per_session, bytes_per_socket
-from server.bench.ticks import compare, report, sweep
+from tests.benchmarks import anonymous as unasked
+from tests.benchmarks import machine
+from tests.benchmarks import neighbours as beside
+from tests.benchmarks import reconnect as returning
+from tests.benchmarks import spends as spending
+from tests.benchmarks import stops as stopped
+from tests.benchmarks.memory import CONTESTANTS, SESSIONS, bytes_per_session, bytes_per_socket
+from tests.benchmarks.ticks import compare, report, sweep
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -71,9 +71,9 @@ def memory(
         return
     print(machine.describe(), flush=True)
     for name in (*CONTESTANTS, SESSIONS):
-        command = [sys.executable, "-m", "server.bench", "memory", "--only", name]
+        command = [sys.executable, "-m", "tests.benchmarks", "memory", "--only", name]
         arguments = ["--sockets", str(sockets), "--idle", str(idle)]
-        subprocess.run([*command, *arguments], check=True)  # noqa: S603 -- our own
+        subprocess.run([*command, *arguments], check=True)
 
 
 @commands.command()
@@ -95,7 +95,7 @@ def reconnect(
     processes: Annotated[int, typer.Option(min=2)] = 3,
     seconds: Annotated[float, typer.Option(help="How long sessions run before the kill.")] = 12.0,
 ) -> None:
-    """Kill one of the server processes, and see its customers come back to the others."""
+    """Kill one of the server processes, and see its clients come back to the others."""
     _quiet()
     print("\n".join(uvloop.run(returning.measure(clients, processes, seconds))))
 

@@ -3,13 +3,13 @@
 import subprocess
 import sys
 
-from server.bench import memory, spends, ticks
+from tests.benchmarks import memory, spends, ticks
 
 
 def bench(*arguments: str) -> list[str]:
     """The lines that a measurement prints."""
     finished = subprocess.run(
-        [sys.executable, "-m", "server.bench", *arguments],
+        [sys.executable, "-m", "tests.benchmarks", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -61,7 +61,7 @@ def test_spends_beside_what_they_consist_of() -> None:
     assert [len(shares), round(sum(shares[:4]) / 100)] == [2 * (len(spends.PARTS) + 1), 1]
 
 
-def test_customers_come_back_after_a_kill() -> None:
+def test_clients_come_back_after_a_kill() -> None:
     _, opened, returned, _, *rows = bench(
         "reconnect", "--clients", "8", "--processes", "2", "--seconds", "0"
     )

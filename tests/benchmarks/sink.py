@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 
-from server.bench import machine
+from tests.benchmarks import machine
 
 HANDSHAKE = (
     b"GET /v1/ws HTTP/1.1\r\nHost: meter.example.com\r\nConnection: Upgrade\r\n"
@@ -38,7 +38,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "server.bench.sink"],
+            [sys.executable, "-m", "tests.benchmarks.sink"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

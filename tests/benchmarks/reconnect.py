@@ -1,7 +1,7 @@
-"""A server process is killed under its customers: how long they wait, and what it costs them.
+"""A server process is killed under its clients: how long they wait, and what it costs them.
 
 Three processes serve live sessions on one Redis and one Postgres, with a flusher, all of
-them real; one gets SIGKILL. Its customers come back to the others as the browser client
+them real; one gets SIGKILL. Its clients come back to the others as the browser client
 does, with backoff and jitter. In the end every session is stopped and every figure audited.
 """
 
@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from server.bench import machine
-from server.bench.crowd import Crowd
-from server.bench.house import House, Worker, open_house, status_bytes
+from tests.benchmarks import machine
+from tests.benchmarks.environment import ChildProcess, Environment, open_environment, status_bytes
+from tests.benchmarks.fleet import Fleet
 
 CREDITS = "1000"
 
@@ -22,45 +22,50 @@ async def measure(clients: int, processes: int, seconds: float) -> list[str]:
 
     Sessions run for ``seconds`` before that, so that each client's backoff has begun anew.
     """
-    async with open_house() as house:
-        await house.grant((f"customer-{number}" for number in range(clients)), CREDITS)
-        servers = [await house.serve() for _ in range(processes)]
-        flusher = await house.start("flush")
-        crowd = await Crowd.start(house.environment)
+    async with open_environment() as environment:
+        await environment.grant((f"customer-{number}" for number in range(clients)), CREDITS)
+        servers = [await environment.serve() for _ in range(processes)]
+        flusher = await environment.start("flush")
+        fleet = await Fleet.start(environment.variables)
         try:
             began = time.monotonic()
-            await crowd.open([server.port for server in servers], clients)
-            await crowd.ticked()
+            await fleet.open([server.port for server in servers], clients)
+            await fleet.ticked()
             opened_s = time.monotonic() - began
             await asyncio.sleep(seconds)
             lines = [
                 machine.describe(),
                 f"{clients} sessions on {processes} processes, {opened_s:.1f} s to start them",
             ]
-            return lines + await _kill(house, servers, flusher, crowd)
+            return lines + await _kill(environment, servers, flusher, fleet)
         finally:
-            await crowd.close()
+            await fleet.close()
 
 
-async def _kill(house: House, servers: list[Worker], flusher: Worker, crowd: Crowd) -> list[str]:
+async def _kill(
+    environment: Environment, servers: list[ChildProcess], flusher: ChildProcess, fleet: Fleet
+) -> list[str]:
     """Kills the first process, and sees what comes of it."""
     dead, *others = servers
     before = [status_bytes(server.child.pid, "VmRSS") for server in servers]
     killed, killed_at = time.monotonic(), time.time() * 1000
     dead.kill()
-    returned = await crowd.returned(dead.port, [server.port for server in others])
+    returned = await fleet.returned(dead.port, [server.port for server in others])
     lines = _times(returned, killed)
     peaks = [server.peak_bytes() for server in others]
-    receipts = await crowd.stop()
+    receipts = await fleet.stop()
     lines.append(
         f"memory of a server: {_mib(before)} before; {_mib(peaks)} at its peak, of those that stay"
     )
     lines += _counted(receipts, returned, killed_at)
-    await house.flushed()
+    await environment.flushed()
     for worker in (*others, flusher):
         worker.check()
         await worker.stop()
-    return [*lines, *(f"audit: {line}" for line in await house.audit() if "audited" not in line)]
+    return [
+        *lines,
+        *(f"audit: {line}" for line in await environment.audit() if "audited" not in line),
+    ]
 
 
 def _times(returned: Sequence[dict[str, Any]], killed: float) -> list[str]:
@@ -86,7 +91,7 @@ def _counted(
     """What counted time the death cost a session, or gave it, by the receipts.
 
     Where the receipt has a gap, it begins at what is billed last. Without one the session
-    ran on until its customer was back: what nobody was connected for was counted all the
+    ran on until its client was back: what nobody was connected for was counted all the
     same.
     """
     unpaid_s: list[float] = []

@@ -20,9 +20,9 @@ import uvloop
 
 from protocol.wire.messages import LimitReached
 from protocol.wire.money import MICROS_PER_CREDIT, format_credits
-from server.bench import machine
-from server.bench.inside import Inside, serving
 from server.transport.push import PushProtocol
+from tests.benchmarks import machine
+from tests.benchmarks.in_process import InProcessServer, serving
 
 RATES = """
 [kinds.chat]
@@ -117,10 +117,10 @@ async def _round(ticking: int, stopping: int, seconds: float, away_ms: int) -> R
         micros = int(run_s * MICROS_PER_CREDIT / 60)
         amounts[f"customer-{ticking + number}"] = format_credits(micros)
     async with serving(RATES, Watched, is_far=away_ms > 0) as inside:
-        await inside.house.grant_each(amounts)
-        await inside.crowd.open([inside.port], ticking)
+        await inside.environment.grant_each(amounts)
+        await inside.fleet.open([inside.port], ticking)
         began = time.monotonic()
-        await inside.crowd.open([inside.port], stopping)
+        await inside.fleet.open([inside.port], stopping)
         inside.redis.away_ms = away_ms
         # What is left until the first of them stops, and then until the last one does.
         over_s = max(0.0, began + lead_s - time.monotonic()) + seconds
@@ -131,15 +131,15 @@ async def _round(ticking: int, stopping: int, seconds: float, away_ms: int) -> R
                 await asyncio.sleep(0.1)
         inside.redis.away_ms = 0
         found = _late(inside), loop_late, await machine_late, _promised(inside)
-        await inside.crowd.stop()
-        await inside.house.flushed()
+        await inside.fleet.stop()
+        await inside.environment.flushed()
         owing = await _owing(inside)
-        return Round(*found, owing, (await inside.house.audit())[-1])
+        return Round(*found, owing, (await inside.environment.audit())[-1])
 
 
-async def _owing(inside: Inside) -> int:
+async def _owing(inside: InProcessServer) -> int:
     """How many accounts are below zero."""
-    connection = await asyncpg.connect(inside.house.settings.database_url)
+    connection = await asyncpg.connect(inside.environment.settings.database_url)
     try:
         query = "SELECT count(*) FROM credit_accounts WHERE balance_micros < 0"
         return int(await connection.fetchval(query))
@@ -150,7 +150,7 @@ async def _owing(inside: Inside) -> int:
 async def _in_a_process_alone(count: int, seconds: float) -> list[float]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "server.bench.stops", str(count), str(seconds)),
+        *("-m", "tests.benchmarks.stops", str(count), str(seconds)),
         stdout=asyncio.subprocess.PIPE,
     )
     output, _ = await process.communicate()
@@ -158,7 +158,7 @@ async def _in_a_process_alone(count: int, seconds: float) -> list[float]:
     return late_ms
 
 
-def _late(inside: Inside) -> list[float]:
+def _late(inside: InProcessServer) -> list[float]:
     clock = inside.process.clock
     return [clock.at_ms(written) - stopped_at for written, stopped_at in Watched.written]
 
@@ -172,7 +172,7 @@ def _row(text: str, *rounds: Sequence[float]) -> str:
     return f"{text:<36}{figures}"
 
 
-def _promised(inside: Inside) -> str:
+def _promised(inside: InProcessServer) -> str:
     """What the server's own histogram says, which operators see."""
     (metric,) = inside.process.metrics.stop_lateness.collect()
     within: dict[str, Any] = {

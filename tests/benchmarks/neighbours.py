@@ -25,11 +25,11 @@ from protocol.wire.errors import ProtocolError
 from protocol.wire.messages import LimitReached
 from protocol.wire.money import MICROS_PER_CREDIT
 from server.access.credentials import mint_token
-from server.bench import machine
-from server.bench.inside import Inside, serving
 from server.runtime.settings import load_settings
 from server.transport.push import PushProtocol
 from storage.redis.spending import AccountName
+from tests.benchmarks import machine
+from tests.benchmarks.in_process import InProcessServer, serving
 
 RATES = """
 [kinds.chat]
@@ -134,14 +134,14 @@ class Clients:
 
 
 @asynccontextmanager
-async def clients_of(inside: Inside) -> AsyncIterator[Clients]:
+async def clients_of(inside: InProcessServer) -> AsyncIterator[Clients]:
     """A process of clients."""
     child = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "server.bench.neighbours"),
+        *("-m", "tests.benchmarks.neighbours"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=inside.house.environment,
+        env=inside.environment.variables,
         limit=1 << 24,
     )
     clients = Clients(child)
@@ -160,7 +160,7 @@ async def measure(counts: list[int]) -> AsyncIterator[str]:
     yield machine.describe()
     yield head
     async with serving(RATES, Noted) as inside, _redis_of(inside) as redis:
-        other = await inside.house.serve()
+        other = await inside.environment.serve()
         for number, count in enumerate(counts):
             async for text, figures in _Round(inside, redis, number, count).run():
                 turn_ms, late_ms, redis_ms = figures
@@ -168,27 +168,27 @@ async def measure(counts: list[int]) -> AsyncIterator[str]:
                     f"{count:<10}{text:<34}{turn_ms:>11.1f} ms{late_ms:>21.1f} ms"
                     f"{redis_ms:>16.1f} ms"
                 )
-        await inside.house.flushed()
+        await inside.environment.flushed()
         other.check()
         yield f"sweeps by the other process: {other.log.read_text().count('node_swept')}"
         yield f"how sessions of others ended: {await _ends(inside)}"
-        yield f"audit: {(await inside.house.audit())[-1]}"
+        yield f"audit: {(await inside.environment.audit())[-1]}"
 
 
 @asynccontextmanager
-async def _redis_of(inside: Inside) -> AsyncIterator[Redis]:
-    """The Redis of the house, which notes what takes it long."""
-    assert inside.house.settings.redis_url is not None
-    async with Redis.from_url(inside.house.settings.redis_url) as redis:
+async def _redis_of(inside: InProcessServer) -> AsyncIterator[Redis]:
+    """The Redis of the environment, which notes what takes it long."""
+    assert inside.environment.settings.redis_url is not None
+    async with Redis.from_url(inside.environment.settings.redis_url) as redis:
         await redis.config_set("slowlog-log-slower-than", SLOW_US)
         await redis.config_set("slowlog-max-len", SLOW_MAX)
         yield redis
 
 
-async def _ends(inside: Inside) -> str:
+async def _ends(inside: InProcessServer) -> str:
     """Why the bystanders' sessions ended, each reason with its number."""
-    assert inside.house.settings.database_url is not None
-    connection = await asyncpg.connect(inside.house.settings.database_url)
+    assert inside.environment.settings.database_url is not None
+    connection = await asyncpg.connect(inside.environment.settings.database_url)
     try:
         async with asyncio.timeout(WAIT_S_MAX):
             # The last ones may still be given credits.
@@ -207,7 +207,7 @@ async def _ends(inside: Inside) -> str:
 class _Round:
     """All that happens to an account of so many sessions."""
 
-    def __init__(self, inside: Inside, redis: Redis, number: int, count: int) -> None:
+    def __init__(self, inside: InProcessServer, redis: Redis, number: int, count: int) -> None:
         self.inside = inside
         self.redis = redis
         self.number = number

@@ -11,7 +11,7 @@ CHUNKS_WAITING_MAX = 4_096
 """Of one direction of a connection; with more on the way the sender waits."""
 
 
-class FarRedis:
+class DistantRedis:
     """What a client connects to, and how far that is."""
 
     def __init__(self, url: str) -> None:
@@ -76,9 +76,9 @@ class FarRedis:
 
 
 @asynccontextmanager
-async def far_redis(url: str) -> AsyncIterator[FarRedis]:
+async def distant_redis(url: str) -> AsyncIterator[DistantRedis]:
     """The way to a Redis at ``url``, as near as it is until ``away_ms`` is set."""
-    far = FarRedis(url)
+    far = DistantRedis(url)
     server = await asyncio.start_server(far.serve, "127.0.0.1", 0)
     far.port = server.sockets[0].getsockname()[1]
     try:

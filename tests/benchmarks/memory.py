@@ -2,8 +2,8 @@
 
 import asyncio
 
-from server.bench import machine
-from server.bench.contestants import (
+from tests.benchmarks import machine
+from tests.benchmarks.contestants import (
     Bare,
     BareAsgi,
     Broadcast,
@@ -12,8 +12,8 @@ from server.bench.contestants import (
     Taximeter,
     TaximeterStarlette,
 )
-from server.bench.inside import serving
-from server.bench.sink import Sink
+from tests.benchmarks.in_process import serving
+from tests.benchmarks.sink import Sink
 
 CONTESTANTS: dict[str, type[Contestant]] = {
     kind.name: kind for kind in (Bare, Taximeter, TaximeterStarlette, BareAsgi, SendText, Broadcast)
@@ -45,15 +45,15 @@ async def bytes_per_socket(name: str, sockets: int) -> float:
 
 
 async def bytes_per_session(sessions: int, idle_s: float) -> float:
-    """The memory of one live session, each of a customer of their own, after so long without
+    """The memory of one live session, each of a client of their own, after so long without
     anything happening: a socket's deadline to authenticate is a timer for ten seconds."""
     async with serving() as inside:
         total = WARM_UP_SOCKETS + sessions
-        await inside.house.grant((f"customer-{number}" for number in range(total)), "1000")
-        await inside.crowd.open([inside.port], WARM_UP_SOCKETS, tick_ms=TICK_MS)
+        await inside.environment.grant((f"customer-{number}" for number in range(total)), "1000")
+        await inside.fleet.open([inside.port], WARM_UP_SOCKETS, tick_ms=TICK_MS)
         await asyncio.sleep(idle_s)
         before = machine.resident_bytes()
-        await inside.crowd.open([inside.port], sessions, tick_ms=TICK_MS)
+        await inside.fleet.open([inside.port], sessions, tick_ms=TICK_MS)
         await asyncio.sleep(idle_s)
         assert len(inside.process.hub.seats) == total
         return (machine.resident_bytes() - before) / sessions

@@ -1,4 +1,4 @@
-"""A customer of a measurement: one session over one WebSocket, and again over the next.
+"""A client of a measurement: one session over one WebSocket, and again over the next.
 
 It does what the browser client does (``protocol/browser/taximeter.js``): authenticates,
 starts its session, answers pings, and after a loss comes back with full jitter under a
@@ -42,8 +42,8 @@ def masked(opcode: int, payload: bytes) -> bytes:
     return b"%c\xfe%b\0\0\0\0%b" % (opcode, size.to_bytes(2, "big"), payload)
 
 
-class Place(Protocol):
-    """What customers share."""
+class FleetContext(Protocol):
+    """What clients share."""
 
     loop: asyncio.AbstractEventLoop
     ports: list[int]
@@ -51,22 +51,22 @@ class Place(Protocol):
     kind: str
     tick_ms: int
     is_watchful: bool
-    """Customers read what they are shown, and remember it."""
+    """Clients read what they are shown, and remember it."""
 
     def token(self, user: str) -> str:
         """A good token of a user."""
 
-    def moved(self, customer: "Customer") -> None:
+    def moved(self, client: "FleetClient") -> None:
         """Something happened that somebody may wait for."""
 
 
-class Line(asyncio.Protocol):
-    """A WebSocket of a customer, as far as the customer needs one."""
+class ClientSocket(asyncio.Protocol):
+    """A WebSocket of a client, as far as the client needs one."""
 
-    __slots__ = ("buffer", "customer", "is_open", "transport")
+    __slots__ = ("buffer", "client", "is_open", "transport")
 
-    def __init__(self, customer: "Customer") -> None:
-        self.customer = customer
+    def __init__(self, client: "FleetClient") -> None:
+        self.client = client
         self.buffer = b""
         self.is_open = False
         self.transport: asyncio.Transport | None = None
@@ -93,7 +93,7 @@ class Line(asyncio.Protocol):
                 self.abort()
                 return
             self.is_open, data = True, rest
-            self.customer.connected()
+            self.client.connected()
         at = 0
         while len(data) - at >= 2:
             size, begin = data[at + 1], at + 2
@@ -107,7 +107,7 @@ class Line(asyncio.Protocol):
 
     def _take(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:
-            self.customer.received(payload)
+            self.client.received(payload)
         elif opcode == PING:
             assert self.transport is not None
             self.transport.write(masked(0x8A, payload))
@@ -127,11 +127,11 @@ class Line(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The server is gone, or has closed."""
-        self.customer.lost(self)
+        self.client.lost(self)
 
 
-class Witness:
-    """What a customer saw, to hold against the bill. Instants are of the monotonic clock."""
+class ClientWitness:
+    """What a client saw, to hold against the bill. Instants are of the monotonic clock."""
 
     __slots__ = (
         "asked_at", "elapsed_ms", "errors", "mark_at", "minutes", "presence", "stepped_back_ms",
@@ -175,22 +175,38 @@ class Witness:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-class Customer:
-    """One customer with one session."""
+class FleetClient:
+    """One client with one session."""
 
     __slots__ = (
-        "answered_at", "attempt", "attempts", "gone_at", "leaving", "line", "live_at", "number",
-        "place", "port", "receipt", "seq", "session", "ticked_at", "ticks", "timer", "user",
-        "wants_stop", "witness",
+        "answered_at",
+        "attempt",
+        "attempts",
+        "context",
+        "gone_at",
+        "leaving",
+        "line",
+        "live_at",
+        "number",
+        "port",
+        "receipt",
+        "seq",
+        "session",
+        "ticked_at",
+        "ticks",
+        "timer",
+        "user",
+        "wants_stop",
+        "witness",
     )  # fmt: skip
 
-    def __init__(self, place: Place, number: int, port: int) -> None:
-        self.place = place
+    def __init__(self, context: FleetContext, number: int, port: int) -> None:
+        self.context = context
         self.number = number
         self.user = f"customer-{number}"
         self.port = port
-        self.line: Line | None = None
-        self.leaving: Line | None = None
+        self.line: ClientSocket | None = None
+        self.leaving: ClientSocket | None = None
         """The line to a process that drains."""
         self.seq = 0
         self.session: dict[str, Any] = {}
@@ -206,7 +222,7 @@ class Customer:
         self.answered_at: float | None = None
         self.ticked_at: float | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.witness = Witness()
+        self.witness = ClientWitness()
 
     # --- Coming and going ------------------------------------------------------------
 
@@ -220,9 +236,9 @@ class Customer:
         self.attempts += 1
         self._arm(REQUEST_TIMEOUT_S, self._give_up)
         try:
-            await self.place.loop.sock_connect(connection, ("127.0.0.1", self.port))
-            self.line = line = Line(self)
-            await self.place.loop.create_connection(lambda: line, sock=connection)
+            await self.context.loop.sock_connect(connection, ("127.0.0.1", self.port))
+            self.line = line = ClientSocket(self)
+            await self.context.loop.create_connection(lambda: line, sock=connection)
         except OSError:
             connection.close()
             self._come_back()
@@ -231,14 +247,14 @@ class Customer:
         """The handshake is over."""
         if self.line is None:
             return
-        self.line.send({"type": "auth", "id": 1, "token": self.place.token(self.user)})
+        self.line.send({"type": "auth", "id": 1, "token": self.context.token(self.user)})
 
-    def lost(self, line: Line) -> None:
+    def lost(self, line: ClientSocket) -> None:
         """A connection is gone."""
         if line is self.leaving:
             # It has closed before another process had the session.
             self.leaving = None
-            self.witness.lost(self.place.loop.time())
+            self.witness.lost(self.context.loop.time())
         if line is not self.line:
             return
         self._left()
@@ -247,7 +263,7 @@ class Customer:
 
     def _left(self) -> None:
         self.line = None
-        now = self.place.loop.time()
+        now = self.context.loop.time()
         if self.leaving is None:
             self.witness.lost(now)
         if self.live_at is not None:
@@ -284,8 +300,8 @@ class Customer:
             line.hang_up()
 
     def _other_port(self) -> int:
-        others = [port for port in self.place.ports if port != self.port]
-        return random.choice(others or self.place.ports)  # noqa: S311 -- jitter
+        others = [port for port in self.context.ports if port != self.port]
+        return random.choice(others or self.context.ports)
 
     def _give_up(self) -> None:
         if self.line is not None:
@@ -300,12 +316,12 @@ class Customer:
 
     def _backoff_s(self) -> float:
         most_s = min(BACKOFF_MOST_S, BACKOFF_FIRST_S * (1 << self.attempt))
-        return random.random() * most_s  # noqa: S311 -- jitter
+        return random.random() * most_s
 
     def _arm(self, delay_s: float, callback: Any) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        self.timer = self.place.loop.call_later(delay_s, callback)
+        self.timer = self.context.loop.call_later(delay_s, callback)
 
     # --- What the server says ----------------------------------------------------------
 
@@ -313,38 +329,38 @@ class Customer:
         """Takes a message."""
         if payload.startswith(b'{"type":"tick"'):
             if not self.ticks:
-                self.ticked_at = self.place.loop.time()
-                self.place.moved(self)
+                self.ticked_at = self.context.loop.time()
+                self.context.moved(self)
             self.ticks += 1
-            if self.place.is_watchful:
-                self.witness.ticked(orjson.loads(payload), self.place.loop.time())
-                self.place.moved(self)
+            if self.context.is_watchful:
+                self.witness.ticked(orjson.loads(payload), self.context.loop.time())
+                self.context.moved(self)
             return
         message = orjson.loads(payload)
         self.seq = max(self.seq, message.get("seq", 0))
         match message["type"]:
             case "welcome":
-                self.live_at = self.place.loop.time()
+                self.live_at = self.context.loop.time()
                 if self.timer is not None:
                     self.timer.cancel()
                 self._start()
             case "session":
                 self.session = message
                 if message.get("id") == 2:
-                    self.answered_at, self.ticks = self.place.loop.time(), 0
+                    self.answered_at, self.ticks = self.context.loop.time(), 0
                     if self.receipt is None:
                         self.witness.joined(self.answered_at)
                     self._let_go()
-                self.place.moved(self)
+                self.context.moved(self)
             case "minute":
                 self.witness.minutes.append(message)
             case "reconnect":
-                delay_s = random.random() * message["after_ms"] / 1000  # noqa: S311 -- jitter
+                delay_s = random.random() * message["after_ms"] / 1000
                 self._arm(delay_s, self._move)
             case "stopped":
                 self.receipt = message["receipt"]
-                self.witness.lost(self.place.loop.time())
-                self.place.moved(self)
+                self.witness.lost(self.context.loop.time())
+                self.context.moved(self)
             case "error":
                 self.witness.errors.append(message["code"])
                 self._refused(message)
@@ -352,14 +368,14 @@ class Customer:
     def _start(self) -> None:
         if self.line is None:
             return
-        self.witness.asked_at = self.place.loop.time()
+        self.witness.asked_at = self.context.loop.time()
         self.line.send(
             {
                 "type": "start",
                 "id": 2,
-                "kind": self.place.kind,
+                "kind": self.context.kind,
                 "session_id": f"session-{self.number}",
-                "tick_ms": self.place.tick_ms,
+                "tick_ms": self.context.tick_ms,
                 "last_seq": self.seq,
             }
         )
@@ -370,7 +386,7 @@ class Customer:
         """Ends the session, now or when there is a line again."""
         self.wants_stop = True
         if self.line is not None and self.live_at is not None:
-            self.witness.stop_asked_at = self.place.loop.time()
+            self.witness.stop_asked_at = self.context.loop.time()
             self.line.send({"type": "stop", "id": 3, "session_id": f"session-{self.number}"})
 
     def _refused(self, message: dict[str, Any]) -> None:
@@ -382,7 +398,7 @@ class Customer:
             self.receipt = self.receipt or {}
         else:
             self.session = message
-        self.place.moved(self)
+        self.context.moved(self)
 
     def close(self) -> None:
         """Leaves without a word."""

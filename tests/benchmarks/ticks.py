@@ -7,8 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.bench import machine
-from server.bench.contestants import (
+from tests.benchmarks import machine
+from tests.benchmarks.contestants import (
     Bare,
     BareMade,
     Broadcast,
@@ -17,7 +17,7 @@ from server.bench.contestants import (
     Taximeter,
     TaximeterWire,
 )
-from server.bench.sink import Sink
+from tests.benchmarks.sink import Sink
 
 CONTESTANTS: tuple[type[Contestant], ...] = (
     Bare,

@@ -1,7 +1,7 @@
 """A whole server in the measuring process itself, where its memory and its time can be seen.
 
 It is put together as ``python -m server web`` does it, serves a real port on real engines,
-and its customers are another process.
+and its clients are another process.
 """
 
 import asyncio
@@ -12,43 +12,43 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from server.bench.crowd import Crowd
-from server.bench.far import FarRedis, far_redis
-from server.bench.house import House, open_house
 from server.hosting.app import create_app
 from server.process import Process
 from server.runtime.garbage import look_rarely
 from server.runtime.settings import load_rate_card, raise_descriptor_limit
 from server.transport.push import PushProtocol, uvicorn_options
 from storage.postgres.records import Records
+from tests.benchmarks.distant_redis import DistantRedis, distant_redis
+from tests.benchmarks.environment import Environment, open_environment
+from tests.benchmarks.fleet import Fleet
 
 
 @dataclass
-class Inside:
-    """A server in this process, and a crowd of customers in another."""
+class InProcessServer:
+    """A server in this process, and a fleet of clients in another."""
 
-    house: House
+    environment: Environment
     process: Process
     port: int
-    crowd: Crowd
-    redis: FarRedis
+    fleet: Fleet
+    redis: DistantRedis
     """The server's way to Redis, which may be made longer."""
 
 
 @asynccontextmanager
 async def serving(
     rates: str = "", protocol: type[PushProtocol] = PushProtocol, *, is_far: bool = False
-) -> AsyncIterator[Inside]:
-    """A house with a flusher, a server here, and a crowd that nobody has opened yet.
+) -> AsyncIterator[InProcessServer]:
+    """An environment with a flusher, a server here, and a fleet that nobody has opened yet.
 
     ``is_far``: the server reaches Redis through a proxy that can be made slow.
     """
-    async with open_house(rates) as house, AsyncExitStack() as stack:
-        settings = house.settings
+    async with open_environment(rates) as environment, AsyncExitStack() as stack:
+        settings = environment.settings
         assert settings.database_url is not None
         records = await Records.connect(settings.database_url)
         assert settings.redis_url is not None
-        far = await stack.enter_async_context(far_redis(settings.redis_url))
+        far = await stack.enter_async_context(distant_redis(settings.redis_url))
         mine = settings.model_copy(update={"redis_url": far.url}) if is_far else settings
         process = Process(mine, load_rate_card(settings.rates), records, raise_descriptor_limit())
         options = {**uvicorn_options(process.door), "ws": protocol}
@@ -59,18 +59,18 @@ async def serving(
         listener = socket.create_server(("127.0.0.1", 0), backlog=config.backlog)
         # Without its handling of signals, which are this process's own.
         served = asyncio.create_task(server._serve(sockets=[listener]))
-        flusher = await house.start("flush")
-        crowd = await Crowd.start(house.environment)
+        flusher = await environment.start("flush")
+        fleet = await Fleet.start(environment.variables)
         try:
             while not server.started:
                 await asyncio.sleep(0)
                 if served.done():
                     raise RuntimeError("the server did not start")
             look_rarely()
-            yield Inside(house, process, listener.getsockname()[1], crowd, far)
+            yield InProcessServer(environment, process, listener.getsockname()[1], fleet, far)
             flusher.check()
         finally:
-            await crowd.close()
+            await fleet.close()
             server.should_exit = True
             await served
             await records.close()

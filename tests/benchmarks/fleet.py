@@ -1,4 +1,4 @@
-"""The customers of a measurement, by the thousand: a process of their own, and its handle.
+"""The clients of a measurement, by the thousand: a process of their own, and its handle.
 
 It takes orders on its standard input, a line of JSON each, and answers each with a line.
 """
@@ -13,31 +13,31 @@ import orjson
 import uvloop
 
 from server.access.credentials import mint_token
-from server.bench import machine
-from server.bench.customer import Customer
 from server.runtime.settings import load_settings
+from tests.benchmarks import machine
+from tests.benchmarks.client import FleetClient
 
 CONNECTING_MAX = 64
-"""So many customers of one crowd connect at a time, when it opens."""
+"""So many clients of one fleet connect at a time, when it opens."""
 ANSWER_BYTES_MAX = 1 << 27
 WAIT_S_MAX = 600
 """An order that takes longer is taken for failed."""
 TOKEN_TTL_S = 24 * 3600
 
 
-class Crowd:
+class Fleet:
     """The process, as the measuring one sees it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
-    async def start(cls, environment: Mapping[str, str]) -> "Crowd":
+    async def start(cls, environment: Mapping[str, str]) -> "Fleet":
         """Starts the process; it makes tokens by what the environment says."""
         return cls(
             await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-m", "server.bench.crowd"),
+                *("-m", "tests.benchmarks.fleet"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=dict(environment),
@@ -52,7 +52,7 @@ class Crowd:
         async with asyncio.timeout(WAIT_S_MAX):
             answer = await self._process.stdout.readline()
         if not answer:
-            raise RuntimeError("the crowd's process ended")
+            raise RuntimeError("the fleet's process ended")
         return orjson.loads(answer)
 
     async def open(
@@ -64,7 +64,7 @@ class Crowd:
         tick_ms: int = 1000,
         is_watchful: bool = False,
     ) -> None:
-        """Has so many more customers start a session each, spread over these ports.
+        """Has so many more clients start a session each, spread over these ports.
 
         Returns when all are told that theirs is active. Raises when one is not.
         """
@@ -92,12 +92,12 @@ class Crowd:
 
     async def ticking(self) -> list[float]:
         """Returns when each session that has not ended has ticked since the mark, on a line
-        that was not lost since; how long after it that was, in seconds. For a watchful crowd."""
+        that was not lost since; how long after it that was, in seconds. For a watchful fleet."""
         waits: list[float] = await self._ask(do="ticking")
         return waits
 
     async def testimonies(self) -> list[dict[str, Any]]:
-        """What each of them saw; see ``customer.Witness``."""
+        """What each of them saw; see ``client.ClientWitness``."""
         seen: list[dict[str, Any]] = await self._ask(do="testimonies")
         return seen
 
@@ -111,7 +111,7 @@ class Crowd:
         return found
 
     async def stop(self) -> list[dict[str, Any]]:
-        """Ends every session, and answers the receipts in the order of the customers."""
+        """Ends every session, and answers the receipts in the order of the clients."""
         receipts: list[dict[str, Any]] = await self._ask(do="stop")
         return receipts
 
@@ -126,8 +126,8 @@ class Crowd:
         await self._process.communicate()
 
 
-class Gathering:
-    """The customers, in their own process."""
+class FleetProcess:
+    """The clients, in their own process."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -136,20 +136,22 @@ class Gathering:
         self.kind = ""
         self.tick_ms = 0
         self.is_watchful = False
-        self.customers: list[Customer] = []
+        self.clients: list[FleetClient] = []
         self._change = asyncio.Event()
 
     def token(self, user: str) -> str:
-        """See ``customer.Place``."""
+        """See ``client.FleetContext``."""
         return mint_token(self.settings, user, ttl_seconds=TOKEN_TTL_S)
 
-    def moved(self, _: Customer) -> None:
-        """See ``customer.Place``."""
+    def moved(self, _: FleetClient) -> None:
+        """See ``client.FleetContext``."""
         self._change.set()
 
-    async def until(self, condition: Callable[[Customer], bool], customers: list[Customer]) -> None:
-        """Waits until a condition has held for each of these customers."""
-        waiting = customers
+    async def until(
+        self, condition: Callable[[FleetClient], bool], clients: list[FleetClient]
+    ) -> None:
+        """Waits until a condition has held for each of these clients."""
+        waiting = clients
         while waiting := [one for one in waiting if not condition(one)]:
             self._change.clear()
             await self._change.wait()
@@ -159,33 +161,33 @@ class Gathering:
     async def open(
         self, ports: list[int], count: int, kind: str, tick_ms: int, is_watchful: bool
     ) -> Any:
-        """Opens more customers."""
+        """Opens more clients."""
         self.ports, self.kind, self.tick_ms = ports, kind, tick_ms
         self.is_watchful = is_watchful
-        first = len(self.customers)
+        first = len(self.clients)
         fresh = [
-            Customer(self, number, ports[number % len(ports)])
+            FleetClient(self, number, ports[number % len(ports)])
             for number in range(first, first + count)
         ]
-        self.customers += fresh
+        self.clients += fresh
         connecting = asyncio.Semaphore(CONNECTING_MAX)
 
-        async def begin(customer: Customer) -> None:
+        async def begin(client: FleetClient) -> None:
             async with connecting:
-                await customer.connect()
-                await self.until(lambda one: bool(one.session), [customer])
+                await client.connect()
+                await self.until(lambda one: bool(one.session), [client])
 
-        await asyncio.gather(*(begin(customer) for customer in fresh))
+        await asyncio.gather(*(begin(client) for client in fresh))
         return [one.session for one in fresh if one.session.get("state") != "active"]
 
     async def ticked(self) -> Any:
         """Waits until every session ticks."""
-        await self.until(lambda one: one.ticks > 0, self.customers)
+        await self.until(lambda one: one.ticks > 0, self.clients)
 
     async def returned(self, port: int, ports: list[int]) -> Any:
         """Waits for those who had to go to another port."""
         self.ports = ports
-        moving = [one for one in self.customers if one.port == port or one.gone_at is not None]
+        moving = [one for one in self.clients if one.port == port or one.gone_at is not None]
         await self.until(
             lambda one: one.gone_at is not None and (one.ticked_at or one.receipt) is not None,
             moving,
@@ -208,18 +210,18 @@ class Gathering:
 
     async def abandon(self, port: int) -> Any:
         """Lets everybody who is on a port lose patience."""
-        for one in self.customers:
+        for one in self.clients:
             if one.port == port:
                 one.abandon()
 
     async def mark(self, at: float) -> Any:
         """Waits anew for a tick of everybody."""
-        for one in self.customers:
+        for one in self.clients:
             one.witness.mark_at, one.witness.tick_at = at, None
 
     async def ticking(self) -> Any:
         """Waits until all have ticked since the mark."""
-        running = [one for one in self.customers if one.receipt is None]
+        running = [one for one in self.clients if one.receipt is None]
         await self.until(
             lambda one: one.receipt is not None or one.witness.tick_at is not None, running
         )
@@ -228,30 +230,30 @@ class Gathering:
 
     async def testimonies(self) -> Any:
         """What each of them saw."""
-        return [one.witness.testimony() for one in self.customers]
+        return [one.witness.testimony() for one in self.clients]
 
     async def stop(self) -> Any:
         """Ends every session."""
-        for customer in self.customers:
-            customer.stop()
-        return await self.ended(len(self.customers))
+        for client in self.clients:
+            client.stop()
+        return await self.ended(len(self.clients))
 
     async def ended(self, count: int) -> Any:
         """Waits until so many have ended."""
-        while sum(one.receipt is not None for one in self.customers) < count:
+        while sum(one.receipt is not None for one in self.clients) < count:
             self._change.clear()
             await self._change.wait()
             await asyncio.sleep(0.005)
-        return [one.receipt for one in self.customers]
+        return [one.receipt for one in self.clients]
 
 
 async def main() -> None:
     """Carries out the orders on standard input until it ends."""
-    gathering = Gathering()
+    fleet = FleetProcess()
     loop = asyncio.get_running_loop()
     while order := await loop.run_in_executor(None, sys.stdin.buffer.readline):
         asked = orjson.loads(order)
-        answer = await getattr(gathering, asked.pop("do"))(**asked)
+        answer = await getattr(fleet, asked.pop("do"))(**asked)
         sys.stdout.buffer.write(orjson.dumps(answer) + b"\n")
         sys.stdout.buffer.flush()
 

@@ -26,7 +26,7 @@ from storage.postgres.records import Records
 from storage.redis.keys import Keys
 
 ROOT = Path(__file__).parents[2]
-SECRET = "a-secret-for-measurements-which-guards-nothing"  # noqa: S105
+SECRET = "a-secret-for-measurements-which-guards-nothing"
 API_KEY = "an-api-key-for-measurements"
 WAIT_S_MAX = 60
 """How long a process may take to be ready, or to end."""
@@ -36,7 +36,7 @@ FLUSHED_S_MAX = 120
 FLUSHED_POLL_S = 0.05
 
 
-class Worker:
+class ChildProcess:
     """One of our processes."""
 
     def __init__(self, child: asyncio.subprocess.Process, log: Path, port: int = 0) -> None:
@@ -71,13 +71,13 @@ class Worker:
         return status_bytes(self.child.pid, "VmHWM")
 
 
-class House:
+class Environment:
     """The data directory of one measurement, and what works in it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.workers: list[Worker] = []
-        self.environment = {
+        self.workers: list[ChildProcess] = []
+        self.variables = {
             **{name: value for name, value in os.environ.items() if "TAXIMETER" not in name},
             "TAXIMETER_ENV": "production",
             "TAXIMETER_DATA_DIR": str(settings.data_dir),
@@ -90,7 +90,7 @@ class House:
             "PYTHONPATH": str(ROOT),
         }
 
-    async def start(self, command: str, *arguments: str, port: int = 0) -> Worker:
+    async def start(self, command: str, *arguments: str, port: int = 0) -> ChildProcess:
         """Starts ``python -m server <command>``."""
         log = self.settings.data_dir / f"{command}-{len(self.workers)}.log"
         with log.open("wb") as output:
@@ -98,16 +98,16 @@ class House:
                 sys.executable,
                 *("-m", "server", command, *arguments),
                 cwd=self.settings.data_dir,
-                env={**self.environment, "TAXIMETER_PORT": str(port)},
+                env={**self.variables, "TAXIMETER_PORT": str(port)},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
-        worker = Worker(child, log, port)
+        worker = ChildProcess(child, log, port)
         self.workers.append(worker)
         return worker
 
-    async def serve(self) -> Worker:
+    async def serve(self) -> ChildProcess:
         """Starts a server process, and waits until it takes connections."""
         worker = await self.start("web", port=free_port())
         async with asyncio.timeout(WAIT_S_MAX):
@@ -176,8 +176,8 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(rates: str = "") -> AsyncIterator[House]:
-    """A house with Redis and Postgres, its schema up to date; ``rates`` is its rate card."""
+async def open_environment(rates: str = "") -> AsyncIterator[Environment]:
+    """An environment with Redis and Postgres, its schema up to date; ``rates`` is its rate card."""
     with tempfile.TemporaryDirectory(prefix="taximeter-bench-") as name:
         data_dir = Path(name)
         card = RATES_DEFAULT
@@ -196,11 +196,11 @@ async def open_house(rates: str = "") -> AsyncIterator[House]:
                 rates=card,
             )
             await migrate_database(engines.urls.postgres)
-            house = House(settings)
+            environment = Environment(settings)
             try:
-                yield house
+                yield environment
             finally:
-                await house.close()
+                await environment.close()
         await engines.stopped()
 
 

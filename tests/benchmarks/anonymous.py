@@ -14,14 +14,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from server.bench import machine
-from server.bench.house import open_house
 from server.hosting.app import create_app
 from server.http.openapi import operation_of
 from server.process import Process
 from server.runtime.settings import load_rate_card
 from server.transport.push import uvicorn_options
 from storage.postgres.records import Records
+from tests.benchmarks import machine
+from tests.benchmarks.environment import open_environment
 
 OTHERS = (
     "/client/taximeter.js",
@@ -54,8 +54,8 @@ def _is_open(route: Route) -> bool:
 async def measure(times: int) -> list[str]:
     """Asks for each path so many times; the lines of the report."""
     lines = [machine.describe(), f"{'':<28}{'median ms':>10}{'most ms':>9}"]
-    async with open_house() as house:
-        settings = house.settings.model_copy(update={"partitions": PARTITIONS})
+    async with open_environment() as environment:
+        settings = environment.settings.model_copy(update={"partitions": PARTITIONS})
         assert settings.database_url is not None
         records = await Records.connect(settings.database_url)
         process = Process(settings, load_rate_card(settings.rates), records)

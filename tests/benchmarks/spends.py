@@ -2,7 +2,7 @@
 
 Everything runs in one process here, over the same two pools, in turns; what goes through
 HTTP is asked of a server process. A spend is charged as an operation of the rate card, for
-each customer to an account of their own, while a flusher brings the same records.
+each client to an account of their own, while a flusher brings the same records.
 """
 
 import asyncio
@@ -18,8 +18,6 @@ import asyncpg
 import orjson
 
 from protocol.metering.records import EntryPosted
-from server.bench import machine
-from server.bench.house import API_KEY, House, open_house
 from server.credits.outcomes import Spent
 from server.process import Process
 from server.runtime.settings import load_rate_card
@@ -27,13 +25,15 @@ from storage.postgres import columns
 from storage.postgres.records import Records
 from storage.redis.scripts import Script
 from storage.redis.spending import AccountName
+from tests.benchmarks import machine
+from tests.benchmarks.environment import API_KEY, Environment, open_environment
 
 CREDITS = "1000000"
 PARTS = ("what the record knows", "the step in Redis", "writing it down")
 """What a spend consists of, in this order."""
 
 Work = Callable[[str], Awaitable[None]]
-"""Does it once, for a customer."""
+"""Does it once, for one user."""
 
 
 _INSERT = """
@@ -86,10 +86,12 @@ class Score:
 
 
 class Contest:
-    """What takes turns, all on one house."""
+    """What takes turns, all on one environment."""
 
-    def __init__(self, house: House, process: Process, records: BareRecords, port: int) -> None:
-        self.house = house
+    def __init__(
+        self, environment: Environment, process: Process, records: BareRecords, port: int
+    ) -> None:
+        self.environment = environment
         self.process = process
         self.records = records
         self.port = port
@@ -186,15 +188,15 @@ class Contest:
     # --- Turns -----------------------------------------------------------------------
 
     async def turn(self, work: Work, seconds: float, score: Score) -> None:
-        """Does something for so long, as many at a time as there are customers."""
+        """Does something for so long, as many at a time as there are spenders."""
         began = time.perf_counter()
 
-        async def customer(user: str) -> None:
+        async def spender(user: str) -> None:
             while (asked := time.perf_counter()) - began < seconds:
                 await work(user)
                 score.latencies_s.append(time.perf_counter() - asked)
 
-        await asyncio.gather(*(customer(user) for user in users(score.concurrency)))
+        await asyncio.gather(*(spender(user) for user in users(score.concurrency)))
         score.seconds += time.perf_counter() - began
 
     async def run(self, concurrency: int, seconds: float, rounds: int) -> list[Score]:
@@ -245,26 +247,26 @@ class Requester:
 
 
 def users(count: int) -> list[str]:
-    """The customers of so many, each with an account."""
+    """The users of this many spenders, each with an account."""
     return [f"customer-{number}" for number in range(count)]
 
 
 async def compare(concurrencies: Sequence[int], seconds: float, rounds: int) -> list[str]:
     """Measures everything at each concurrency; the lines of the report."""
     lines = [machine.describe(), _HEAD]
-    async with open_house() as house:
-        await house.grant(users(max(concurrencies)), CREDITS)
-        served = await house.serve()
-        flusher = await house.start("flush")
-        assert house.settings.database_url is not None
-        connection = await asyncpg.connect(house.settings.database_url)
+    async with open_environment() as environment:
+        await environment.grant(users(max(concurrencies)), CREDITS)
+        served = await environment.serve()
+        flusher = await environment.start("flush")
+        assert environment.settings.database_url is not None
+        connection = await asyncpg.connect(environment.settings.database_url)
         await connection.execute("CREATE TABLE bench_ledger (LIKE credit_ledger INCLUDING ALL)")
         await connection.close()
-        records = await BareRecords.connect(house.settings.database_url)
-        process = Process(house.settings, load_rate_card(house.settings.rates), records)
+        records = await BareRecords.connect(environment.settings.database_url)
+        process = Process(environment.settings, load_rate_card(environment.settings.rates), records)
         await process.start()
         try:
-            contest = Contest(house, process, records, served.port)
+            contest = Contest(environment, process, records, served.port)
             for concurrency in concurrencies:
                 scores = await contest.run(concurrency, seconds, rounds)
                 lines += [_row(score, scores[2]) for score in scores]
@@ -276,7 +278,7 @@ async def compare(concurrencies: Sequence[int], seconds: float, rounds: int) -> 
         flusher.check()
         await served.stop()
         await flusher.stop()
-        lines += ["audit: " + line for line in (await house.audit())[-1:]]
+        lines += ["audit: " + line for line in (await environment.audit())[-1:]]
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Measurements of the server, each a command: ``python -m server.bench --help``.
+"""Measurements of the server, each a command: ``python -m tests.benchmarks --help``.
 
 A figure is only worth something beside another that was taken on the same machine in the
 same minute. So contestants take turns, in rounds, and what is reported is the median and
