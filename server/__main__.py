@@ -20,15 +20,10 @@ from server.hosting.serving import serve
 from server.hosting.supervisor import Supervisor
 from server.hosting.worker import Worker
 from server.runtime import logs
-from server.runtime.settings import (
-    ConfigurationError,
-    Settings,
-    doubts,
-    exposures,
-    load_rate_card,
-    load_settings,
-    with_secrets,
-)
+from server.runtime.rate_card_file import load_rate_card
+from server.runtime.secrets import with_secrets
+from server.runtime.settings import ConfigurationError, Settings, load_settings
+from server.runtime.start_checks import doubts, exposures
 from storage.audit import Audit, audit_live, audit_record
 from storage.embedded import EngineError, start_engines
 from storage.flush import run_flusher

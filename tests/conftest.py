@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = [
     "tests.fixtures.engines",
     "tests.fixtures.database",
+    "tests.fixtures.environment",
     "tests.fixtures.server",
     "tests.simulation.fixtures",
 ]

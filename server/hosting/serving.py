@@ -15,13 +15,10 @@ from server.hosting.app import create_app
 from server.hosting.metrics_port import scrape_port
 from server.hosting.worker import Worker
 from server.process import Process
+from server.runtime.descriptors import raise_descriptor_limit
 from server.runtime.garbage import look_rarely
-from server.runtime.settings import (
-    ConfigurationError,
-    Settings,
-    load_rate_card,
-    raise_descriptor_limit,
-)
+from server.runtime.rate_card_file import load_rate_card
+from server.runtime.settings import ConfigurationError, Settings
 from server.transport.push import uvicorn_options
 from storage.postgres.records import Records
 

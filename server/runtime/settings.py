@@ -1,42 +1,27 @@
-"""The configuration: environment variables with the prefix ``TAXIMETER_``, and the rate card.
+"""The configuration: environment variables with the prefix ``TAXIMETER_``.
 
 PROTOCOL section 3 names them. What is wrong is said all at once, by the name of the
 variable and without its value, and before anything is started.
 """
 
-import contextlib
-import os
-import resource
-import secrets
-import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import structlog
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protocol import limits
-from protocol.rate_card import RateCard, RateCardError, parse_rate_card
-from server.runtime.loopback import is_local_database, is_local_redis, is_loopback
 from server.runtime.origins import parse_entry
 from storage.redis.cluster import is_cluster, nodes_of
 
 PREFIX = "TAXIMETER_"
-RATES_DEFAULT = Path(__file__).parents[2] / "rates.toml"
 
-# RFC 7518 section 3.2: "A key of the same size as the hash output (for instance, 256
-# bits for "HS256") or larger MUST be used with this algorithm."
-JWT_SECRET_BYTES_MIN = 32
-API_KEY_CHARACTERS_MIN = 20
+RATES_DEFAULT = Path(__file__).parents[2] / "rates.toml"
 
 CLAIMS_OF_THEIR_OWN = frozenset(
     {"iss", "aud", "exp", "nbf", "iat", "org", "scope", "sessions", "kinds", "counterparts"}
 )
-
-log = structlog.get_logger("taximeter.config")
 
 
 class ConfigurationError(Exception):
@@ -163,167 +148,3 @@ def load_settings() -> Settings:
             for part in error.errors(include_input=False, include_url=False)
         )
         raise ConfigurationError(*problems) from None
-
-
-def with_secrets(settings: Settings) -> Settings:
-    """``settings`` with a way to check tokens, and an API key.
-
-    PROTOCOL section 3: "In development, started without secrets, the server makes them,
-    keeps them in DATA_DIR and says so; outside development it refuses to start without
-    them."
-    """
-    made: dict[str, object] = {}
-    problems = [*exposures(settings), *weaknesses(settings)]
-    if settings.jwt_secret is None and settings.jwks_url is None:
-        if settings.is_development:
-            made["jwt_secret"] = SecretStr(_keep_secret(settings.data_dir, "jwt-secret"))
-        else:
-            problems.append(
-                f"set {PREFIX}JWT_SECRET (at least {JWT_SECRET_BYTES_MIN} random characters, "
-                f"shared with whoever issues tokens) or {PREFIX}JWKS_URL (where the issuer's "
-                "public keys are)"
-            )
-    if not settings.api_keys:
-        if settings.is_development:
-            made["api_keys"] = (SecretStr(_keep_secret(settings.data_dir, "api-key")),)
-        else:
-            problems.append(
-                f"set {PREFIX}API_KEYS (random keys of the backends, separated by commas)"
-            )
-    if settings.jwks_url is not None and not settings.is_development:
-        # Without both, a token that the issuer made for any other application is good here.
-        problems += [
-            f"set {PREFIX}{name} (the claim `{claim}` of this application's tokens), which "
-            f"{PREFIX}JWKS_URL needs"
-            for name, claim, value in (
-                ("JWT_ISSUER", "iss", settings.jwt_issuer),
-                ("JWT_AUDIENCE", "aud", settings.jwt_audience),
-            )
-            if value is None
-        ]
-    if problems:
-        problems.append(f"or set {PREFIX}ENV=development to have secrets made for a first look")
-        raise ConfigurationError(*problems)
-    return settings.model_copy(update=made) if made else settings
-
-
-def exposures(settings: Settings) -> list[str]:
-    """Why development is refused here: others could reach the server, or the data is others'.
-
-    In development ``/demo/token`` gives tokens to anybody who asks, and migrations are applied
-    at start. Empty outside development, and where ``TAXIMETER_DEVELOPMENT_CONFIRMED`` is set.
-    """
-    if not settings.is_development or settings.development_confirmed:
-        return []
-    confirm = (
-        f"set {PREFIX}ENV=production, or {PREFIX}DEVELOPMENT_CONFIRMED=1 if tokens and credits "
-        "for anybody are meant"
-    )
-    found = []
-    if not is_loopback(settings.host):
-        found.append(f"{PREFIX}HOST lets others reach a server in development: {confirm}")
-    for name, url, is_local in (
-        ("REDIS_URL", settings.redis_url, is_local_redis),
-        ("DATABASE_URL", settings.database_url, is_local_database),
-    ):
-        if url is not None and not is_local(url):
-            found.append(f"{PREFIX}{name} is not on this machine, in development: {confirm}")
-    return found
-
-
-def weaknesses(settings: Settings) -> list[str]:
-    """Secrets and keys that can be guessed; outside development they are refused."""
-    if settings.is_development:
-        return []
-    return _short_secrets(settings)
-
-
-def _short_secrets(settings: Settings) -> list[str]:
-    found = []
-    if settings.jwt_secret is not None:
-        length = len(settings.jwt_secret.get_secret_value().encode())
-        if length < JWT_SECRET_BYTES_MIN:
-            found.append(
-                f"{PREFIX}JWT_SECRET has {length} bytes: with less than {JWT_SECRET_BYTES_MIN} "
-                "it can be guessed from any token"
-            )
-    if any(len(key.get_secret_value()) < API_KEY_CHARACTERS_MIN for key in settings.api_keys):
-        found.append(f"{PREFIX}API_KEYS has a key of less than {API_KEY_CHARACTERS_MIN} characters")
-    return found
-
-
-def doubts(settings: Settings) -> list[str]:
-    """What can be started like this but should not stay so; for the log at start."""
-    found = _short_secrets(settings)
-    if not settings.is_development:
-        if settings.jwks_url is not None and settings.jwks_url.startswith("http://"):
-            found.append(f"{PREFIX}JWKS_URL is http: whoever is in between can issue tokens")
-        if "*" in settings.origins:
-            found.append(f"{PREFIX}ORIGINS lets pages of any origin in")
-    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
-    for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f": did you mean {near[0]}?" if near else ""
-            found.append(f"{name} is not a setting{hint}")
-    return found
-
-
-def load_rate_card(path: Path = RATES_DEFAULT) -> RateCard:
-    """The rate card in the TOML file ``path``; raises :class:`ConfigurationError`."""
-    try:
-        return parse_rate_card(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigurationError(f"{PREFIX}RATES: cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: not TOML: {error}") from None
-    except RateCardError as error:
-        raise ConfigurationError(*(f"{path}: {problem}" for problem in error.problems)) from None
-
-
-def raise_descriptor_limit(wanted: int = limits.DESCRIPTORS_WANTED) -> int:
-    """Raises the soft limit of open files towards ``wanted``; returns how many connections fit.
-
-    PITFALLS: over the descriptor limit accept loops thrash, so the server reads the limit
-    at start and refuses early, with 503. A limit that is higher already stays.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    if soft == resource.RLIM_INFINITY:
-        soft = wanted
-    return max(1, soft - limits.DESCRIPTORS_RESERVED)
-
-
-def _keep_secret(data_dir: Path, name: str) -> str:
-    """The secret kept in ``data_dir`` under ``name``; made when there is none yet."""
-    path = data_dir / name
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            _make_secret(path)
-            log.warning("made a secret for development and keep it", path=str(path))
-        secret = path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ConfigurationError(f"cannot keep a secret in {path}: {error.strerror}") from None
-    if not secret:
-        raise ConfigurationError(f"{path} is empty: delete it, and a secret is made anew")
-    return secret
-
-
-def _make_secret(path: Path) -> None:
-    """Writes a new secret that only its owner reads, whole or not at all.
-
-    Two processes may start at once: both write a file of their own, and the first to
-    link it to ``path`` decides the secret.
-    """
-    draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(secrets.token_urlsafe(32) + "\n")
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from server.hosting.app import create_app
 from server.http.openapi import operation_of
 from server.process import Process
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from server.transport.push import uvicorn_options
 from storage.postgres.records import Records
 from tests.benchmarks import machine

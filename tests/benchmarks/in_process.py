@@ -14,8 +14,9 @@ import uvicorn
 
 from server.hosting.app import create_app
 from server.process import Process
+from server.runtime.descriptors import raise_descriptor_limit
 from server.runtime.garbage import look_rarely
-from server.runtime.settings import load_rate_card, raise_descriptor_limit
+from server.runtime.rate_card_file import load_rate_card
 from server.transport.push import PushProtocol, uvicorn_options
 from storage.postgres.records import Records
 from tests.benchmarks.distant_redis import DistantRedis, distant_redis

@@ -20,7 +20,7 @@ import orjson
 from protocol.metering.records import EntryPosted
 from server.credits.outcomes import Spent
 from server.process import Process
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from storage.postgres import columns
 from storage.postgres.records import Records
 from storage.redis.scripts import Script

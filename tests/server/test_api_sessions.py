@@ -9,7 +9,7 @@ import pytest
 from protocol import limits
 from protocol.rate_card import RateCard
 from protocol.wire.money import parse_credits
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from storage.redis.live import LiveError
 from storage.rows import SessionPrepared
 from tests.fixtures.engines import grow_cold

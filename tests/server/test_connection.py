@@ -10,7 +10,7 @@ from websockets.asyncio.client import connect
 
 from protocol import limits
 from protocol.metering.states import Phase
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from tests.fixtures.server import API_KEY, Client, TestServer
 from tests.server.api import ask, settled
 from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches

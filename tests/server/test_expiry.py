@@ -12,7 +12,7 @@ from protocol.metering.states import Event
 from protocol.rate_card import Package
 from protocol.wire.errors import BadMessageError, ServiceError
 from server.credits import expiry
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
 from storage.tasks import end

@@ -16,7 +16,7 @@ from protocol import limits
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Step
 from server.runtime.metrics import Metrics
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from server.transport.open_sockets import Sockets
 from storage.redis.live import Outcome
 from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer

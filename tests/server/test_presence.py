@@ -9,7 +9,7 @@ from protocol import limits
 from protocol.metering.states import Phase
 from protocol.wire.errors import ServiceError
 from server.recovery.membership import ROLL_CALL_MS, Presence
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from storage.redis.keys import NODES
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, settled

@@ -21,7 +21,7 @@ from server.credits.money import Money
 from server.recovery.orphans import Orphans
 from server.recovery.reassertion import Recovery
 from server.runtime.metrics import Metrics
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from server.runtime.timers import Timers
 from server.sessions.local_session import Seat
 from server.sessions.pending_requests import Ticket

@@ -17,7 +17,7 @@ from protocol.wire.errors import RefusedError
 from server.access.credentials import Principal
 from server.access.rate_limits import UserStarts
 from server.gateway.heartbeats import Heartbeats
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from storage.audit import audit_live, audit_record
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster, Node

@@ -13,7 +13,7 @@ import pytest
 from protocol.metering.states import Event
 from server.counters.loading import calendar
 from server.counters.plans import apply_member, apply_organization
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from storage.audit import audit_live, audit_record
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster

@@ -9,7 +9,7 @@ from protocol.metering.states import Event
 from protocol.metering.terms import Terms
 from protocol.rate_card import parse_rate_card
 from protocol.wire.errors import RefusedError
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from storage.postgres.records import Records
 from tests.simulation.cluster import Cluster, Node
 

@@ -14,7 +14,7 @@ from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire.errors import ProtocolError
 from server.access.credentials import Principal
-from server.runtime.settings import load_rate_card
+from server.runtime.rate_card_file import load_rate_card
 from server.sessions.pending_requests import Ticket
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster, Node

@@ -1,0 +1,20 @@
+"""The limit of open files, and how many connections it leaves room for."""
+
+import resource
+
+from protocol import limits
+
+
+def raise_descriptor_limit(wanted: int = limits.DESCRIPTORS_WANTED) -> int:
+    """Raises the soft limit of open files towards ``wanted``; returns how many connections fit.
+
+    PITFALLS: over the descriptor limit accept loops thrash, so the server reads the limit
+    at start and refuses early, with 503. A limit that is higher already stays.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        soft = wanted
+    return max(1, soft - limits.DESCRIPTORS_RESERVED)

@@ -1,0 +1,75 @@
+"""What the settings give away: refused at the start, or told in the log."""
+
+import os
+from difflib import get_close_matches
+
+from server.runtime.loopback import is_local_database, is_local_redis, is_loopback
+from server.runtime.settings import PREFIX, Settings
+
+# RFC 7518 section 3.2: "A key of the same size as the hash output (for instance, 256
+# bits for "HS256") or larger MUST be used with this algorithm."
+JWT_SECRET_BYTES_MIN = 32
+
+API_KEY_CHARACTERS_MIN = 20
+
+
+def exposures(settings: Settings) -> list[str]:
+    """Why development is refused here: others could reach the server, or the data is others'.
+
+    In development ``/demo/token`` gives tokens to anybody who asks, and migrations are applied
+    at start. Empty outside development, and where ``TAXIMETER_DEVELOPMENT_CONFIRMED`` is set.
+    """
+    if not settings.is_development or settings.development_confirmed:
+        return []
+    confirm = (
+        f"set {PREFIX}ENV=production, or {PREFIX}DEVELOPMENT_CONFIRMED=1 if tokens and credits "
+        "for anybody are meant"
+    )
+    found = []
+    if not is_loopback(settings.host):
+        found.append(f"{PREFIX}HOST lets others reach a server in development: {confirm}")
+    for name, url, is_local in (
+        ("REDIS_URL", settings.redis_url, is_local_redis),
+        ("DATABASE_URL", settings.database_url, is_local_database),
+    ):
+        if url is not None and not is_local(url):
+            found.append(f"{PREFIX}{name} is not on this machine, in development: {confirm}")
+    return found
+
+
+def weaknesses(settings: Settings) -> list[str]:
+    """Secrets and keys that can be guessed; outside development they are refused."""
+    if settings.is_development:
+        return []
+    return _short_secrets(settings)
+
+
+def _short_secrets(settings: Settings) -> list[str]:
+    found = []
+    if settings.jwt_secret is not None:
+        length = len(settings.jwt_secret.get_secret_value().encode())
+        if length < JWT_SECRET_BYTES_MIN:
+            found.append(
+                f"{PREFIX}JWT_SECRET has {length} bytes: with less than {JWT_SECRET_BYTES_MIN} "
+                "it can be guessed from any token"
+            )
+    if any(len(key.get_secret_value()) < API_KEY_CHARACTERS_MIN for key in settings.api_keys):
+        found.append(f"{PREFIX}API_KEYS has a key of less than {API_KEY_CHARACTERS_MIN} characters")
+    return found
+
+
+def doubts(settings: Settings) -> list[str]:
+    """What can be started like this but should not stay so; for the log at start."""
+    found = _short_secrets(settings)
+    if not settings.is_development:
+        if settings.jwks_url is not None and settings.jwks_url.startswith("http://"):
+            found.append(f"{PREFIX}JWKS_URL is http: whoever is in between can issue tokens")
+        if "*" in settings.origins:
+            found.append(f"{PREFIX}ORIGINS lets pages of any origin in")
+    known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            found.append(f"{name} is not a setting{hint}")
+    return found
