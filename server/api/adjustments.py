@@ -16,7 +16,7 @@ from protocol.wire.fields import UserId, describe
 from server.access.credentials import tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.http.idempotency import Deed, deed_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, Operation, described
 from server.http.problems import Problem

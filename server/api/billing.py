@@ -18,7 +18,7 @@ from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import Amount, describe, describe_id
 from protocol.wire.money import format_credits, parse_credits
 from server.access.credentials import Principal, Role
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.credits.outcomes import Limited, Short
 from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, query_id, tenant_of_call

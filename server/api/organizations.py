@@ -20,7 +20,7 @@ from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import UserId, describe, describe_id
 from server.access.credentials import tenant_of
 from server.api.usage import usage_of
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.counters.plans import apply_member, apply_organization
 from server.http.openapi import Operation, described
 from server.http.problems import Problem

@@ -32,7 +32,7 @@ from protocol.wire.money import format_credits
 from server.access.credentials import Principal
 from server.api.accounts import view_account
 from server.api.usage import usage_of
-from server.counters.loading import Calendar, calendar
+from server.counters.calendars import Calendar, calendar
 from server.http.openapi import ORG, USER, Operation, described
 from server.http.requests import path_id, principal_of, process_of, tenant_of_call
 from server.http.responses import answer

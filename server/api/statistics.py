@@ -27,7 +27,7 @@ from server.api.usage import (
     TimezoneName,
     usage_of,
 )
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.counters.projections import (
     Month,
     Projection,

@@ -16,14 +16,12 @@ import datetime
 import functools
 import zoneinfo
 from collections.abc import Awaitable, Callable, Iterator
-from functools import lru_cache
-
-import msgspec
 
 from protocol import limits
 from protocol.metering.quota import month_after
 from protocol.metering.session import Identity
 from protocol.wire.errors import ServiceError
+from server.counters.calendars import Calendar
 from server.runtime.clock import Clock
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.live import Live
@@ -31,42 +29,6 @@ from storage.redis.recovery import Restoring
 from storage.redis.spending import AccountName, Spending
 from storage.rows import MemberRecord
 from storage.tasks import end
-
-
-class Calendar(msgspec.Struct, frozen=True):
-    """The calendar of an organisation: months and days begin in its time zone."""
-
-    zone: zoneinfo.ZoneInfo
-
-    def day(self, at_ms: int) -> datetime.date:
-        """The day of an instant."""
-        return datetime.datetime.fromtimestamp(at_ms / 1000, self.zone).date()
-
-    def month(self, at_ms: int) -> str:
-        """The month of an instant, by its first day: ``2026-11-01``."""
-        return self.day(at_ms).replace(day=1).isoformat()
-
-    def day_around(self, at_ms: int) -> tuple[int, int]:
-        """The instants at which the day of an instant begins and ends."""
-        day = self.day(at_ms)
-        return self._start_at(day), self._start_at(day + datetime.timedelta(days=1))
-
-    def start_at(self, month: str) -> int:
-        """The instant at which a month begins, which its first day names."""
-        return self._start_at(datetime.date.fromisoformat(month))
-
-    def _start_at(self, day: datetime.date) -> int:
-        start = datetime.datetime.combine(day, datetime.time(), self.zone)
-        return int(start.timestamp() * 1000)
-
-
-@lru_cache(maxsize=1024)
-def calendar(name: str) -> Calendar:
-    """The calendar of a time zone; UTC for a name that this machine does not know."""
-    try:
-        return Calendar(zoneinfo.ZoneInfo(name))
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        return Calendar(zoneinfo.ZoneInfo("UTC"))
 
 
 class NotLoadedError(ServiceError):

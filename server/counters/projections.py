@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from protocol.wire.fields import describe
-from server.counters.loading import Calendar
+from server.counters.calendars import Calendar
 from storage.rows import MemberRecord, UsageLimit
 
 DAY_MS = 86_400_000

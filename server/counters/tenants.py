@@ -8,7 +8,8 @@ from typing import Literal
 
 from protocol.metering.session import Identity
 from server.counters.accounts import Accounts
-from server.counters.loading import Calendar, Loader, calendar
+from server.counters.calendars import Calendar, calendar
+from server.counters.loading import Loader
 from storage.redis.live import Live
 
 Change = Literal["recalled", "freed", "adjusted", "changed"]

@@ -19,7 +19,7 @@ from protocol.metering.records import EntryPosted
 from protocol.rate_card import RateCard
 from protocol.wire.errors import ServiceError
 from server.counters.accounts import Account, Accounts
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.credits.ledger_client import Till
 from server.credits.outcomes import BalanceTooHighError
 from server.runtime.clock import Clock

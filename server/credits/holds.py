@@ -8,7 +8,7 @@ from msgspec import UNSET, UnsetType
 from protocol import limits
 from protocol.metering.records import EntryPosted, HoldChanged
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.credits.credit_grants import Grants
 from server.credits.ledger_client import LOADS_MAX, unanswered
 from server.credits.outcomes import Exceeds, Held, HoldGone, Limited, Posted, Short, Voided

@@ -9,7 +9,7 @@ import structlog
 
 from protocol import limits
 from protocol.wire.errors import BadMessageError, ServiceError
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.credits.ledger_client import Till
 from server.runtime.isolation import for_each
 from storage.postgres.records import RefusedError, UnavailableError

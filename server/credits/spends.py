@@ -6,7 +6,7 @@ from msgspec import UNSET, UnsetType
 
 from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ServiceError
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.credits.credit_grants import Grants
 from server.credits.ledger_client import LOADS_MAX, unanswered
 from server.credits.outcomes import CanPerform, Limited, Short, Spent, credits_micros

@@ -5,7 +5,7 @@ from protocol.metering.steps import Basis
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from server.access.credentials import Principal
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.gateway.preparations import basis_of_start
 from server.process import Process
 from server.sessions.local_session import Seat

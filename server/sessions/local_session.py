@@ -22,7 +22,7 @@ from protocol.wire import messages
 from protocol.wire.codec import encode
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from server.counters.accounts import Account
-from server.counters.loading import Calendar
+from server.counters.calendars import Calendar
 from server.runtime.clock import Clock
 from server.runtime.isolation import failed, isolated
 from server.runtime.metrics import Metrics

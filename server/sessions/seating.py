@@ -23,7 +23,8 @@ from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Step
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError
 from server.counters.accounts import Account, Accounts, Told
-from server.counters.loading import Calendar, Loader
+from server.counters.calendars import Calendar
+from server.counters.loading import Loader
 from server.counters.recall import may_free
 from server.counters.tenants import Change, Tenants
 from server.runtime.clock import Clock

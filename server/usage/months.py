@@ -5,7 +5,7 @@ from starlette.requests import Request
 
 from protocol import limits
 from protocol.wire.errors import ServiceError
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.counters.projections import Month, deciding_limit
 from server.process import Process
 from storage.rows import MemberRecord, UsageLimit

@@ -34,7 +34,7 @@ from protocol.wire.errors import (
     ServiceError,
 )
 from server.access.credentials import tenant_of
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.counters.recall import are_minutes_unanswered, holders_silent
 from server.gateway.preparations import basis_of_start
 from server.process import Process

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.counters.projections import Month
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.counters.projections import Month, deciding_limit, project, recommend
 from storage.rows import MemberRecord, UsageLimit
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from protocol.metering.states import Event
-from server.counters.loading import calendar
+from server.counters.calendars import calendar
 from server.counters.plans import apply_member, apply_organization
 from server.runtime.rate_card_file import load_rate_card
 from storage.audit import audit_live, audit_record
