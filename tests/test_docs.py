@@ -89,6 +89,14 @@ def test_every_link_inside_the_repository_leads_somewhere(document: Path) -> Non
     assert broken == []
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_file_that_is_named_is_there(document: Path) -> None:
+    named = re.findall(
+        r"`((?:server|storage|protocol|tests|scripts|docs)/[\w./*-]+)`", document.read_text()
+    )
+    assert [name for name in named if not [*ROOT.glob(name)]] == []
+
+
 # --- Limits --------------------------------------------------------------------------
 
 
