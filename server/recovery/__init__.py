@@ -1,4 +1,4 @@
-"""What dies, and what Redis loses: membership, orphans, reassertion.
+"""What dies, and what Redis loses: membership, the sweeper, orphans, reassertion.
 
 Imports ``credits`` and what lies below it.
 """

@@ -1,29 +1,23 @@
-"""Presence: a process that dies or goes is followed by others, whatever stands in the way."""
+"""What a process that dies or goes leaves behind is looked after, whatever stands in the way."""
 
 import asyncio
-from typing import Any
 
 import pytest
 
 from protocol import limits
 from protocol.metering.states import Phase
 from protocol.wire.errors import ServiceError
-from server.recovery.membership import ROLL_CALL_MS, Presence
+from server.recovery.sweeper import Sweeper
 from server.runtime.rate_card_file import load_rate_card
 from storage.redis.keys import NODES
-from tests.fixtures.server import StartServer, TestServer
-from tests.server.api import advance, settled
+from tests.fixtures.server import StartServer
 from tests.server.scenes import CREDIT, eventually, found, reaches
+from tests.server.test_membership import nodes
 from tests.simulation.cluster import Cluster, Node
 
 CHAT = load_rate_card().terms("chat")
+
 SESSIONS = [f"chat-{number}" for number in range(3)]
-
-
-async def nodes(server: TestServer) -> set[str]:
-    """The processes in the list."""
-    names: Any = await server.process.redis.zrange(NODES, 0, -1)
-    return {name.decode() for name in names}
 
 
 async def test_a_process_that_goes_hands_over_the_graces_it_began(
@@ -55,88 +49,7 @@ async def test_a_process_that_leaves_a_socket_behind_is_swept(start_server: Star
     await one.process.presence.stop()
     assert await nodes(two) == {one.process.node, two.process.node}
 
-    assert await two.process.presence.sweep(one.process.node, one.process.clock.now())
-    assert await nodes(two) == {two.process.node}
-
-
-async def test_who_comes_back_at_once_does_not_pay_for_the_death_of_a_process(
-    start_server: StartServer,
-) -> None:
-    one, two = await start_server(), await start_server()
-    await one.grant(5 * CREDIT)
-    client = await one.login()
-    await client.ask("start", kind="chat", session_id="chat-1")
-    # It dies just after a beat: its silence is too short to say anything.
-    presence = one.process.presence
-    assert presence._beating is not None
-    presence._beating.cancel()
-    await one.process.hub.accounts.stop()
-    await presence.beat()
-    proven_at = presence.nodes[one.process.node]
-
-    back = await two.login()
-    joined = await back.ask("start", kind="chat", session_id="chat-1")
-    assert joined["state"] == "active"
-    standing = (await found(two, "chat-1")).session.standing
-    ((from_at, to_at, billed),) = standing.gaps
-    assert (from_at, billed) == (proven_at, False)
-    assert to_at == standing.run_at >= proven_at + ROLL_CALL_MS
-    assert (await found(two, "chat-1")).nodes == {two.process.node}
-
-
-async def test_who_could_not_beat_himself_buries_nobody(start_server: StartServer) -> None:
-    one, two = await start_server(), await start_server()
-    await one.grant(5 * CREDIT)
-    client = await one.login()
-    await client.ask("start", kind="chat", session_id="chat-1")
-    presence = two.process.presence
-    assert presence._beating is not None
-    presence._beating.cancel()
-    beating = one.process.presence._beating
-    assert beating is not None
-    beating.cancel()
-    await presence.beat()
-    proven_at = presence.nodes[one.process.node]
-    # Redis was away for both of them, and the other one is the first to reach it again.
-    for server in (one, two):
-        advance(server, 2 * limits.NODE_SILENT_MS)
-    await presence.beat()
-    assert presence._silent(limits.NODE_SILENT_MS) == {}
-    advance(two, limits.NODE_SILENT_MS // 2)
-    await presence.beat()
-    assert presence._silent(limits.NODE_SILENT_MS) == {}
-    for _ in range(2):
-        advance(two, limits.NODE_SILENT_MS // 3)
-        await presence.beat()
-    assert presence._silent(limits.NODE_SILENT_MS) == {one.process.node: proven_at}
-
-
-async def test_who_comes_to_a_second_process_as_well_has_no_gap(start_server: StartServer) -> None:
-    one, two = await start_server(), await start_server()
-    await one.grant(5 * CREDIT)
-    client = await one.login()
-    await client.ask("start", kind="chat", session_id="chat-1")
-    presence = one.process.presence
-    assert presence._beating is not None
-    presence._beating.cancel()  # it beats when it is asked, and not a moment before
-    before = presence.nodes[one.process.node]
-
-    other = await two.login()
-    assert (await other.ask("start", kind="chat", session_id="chat-1"))["state"] == "active"
-    session = await found(two, "chat-1")
-    assert session.session.standing.gaps == ()
-    assert session.nodes == {one.process.node, two.process.node}
-    assert presence.nodes[one.process.node] > before
-
-
-async def test_a_process_that_leaves_nothing_leaves_the_list(start_server: StartServer) -> None:
-    one, two = await start_server(), await start_server()
-    await one.grant(5 * CREDIT)
-    client = await one.login()
-    await client.ask("start", kind="chat", session_id="chat-1")
-    await client.ask("stop", session_id="chat-1")
-    await settled(one)
-    await one.process.presence.stop()
+    assert await two.process.presence.sweeper.sweep(one.process.node, one.process.clock.now())
     assert await nodes(two) == {two.process.node}
 
 
@@ -153,7 +66,7 @@ async def test_one_session_that_cannot_be_swept_holds_up_no_other(
     dead.is_alive = False
     await dead.stop()
 
-    presence = Presence(node.live, node.orphans, cluster.clock)  # type: ignore[arg-type]
+    sweeper = Sweeper(node.live, node.orphans, cluster.clock, dict)  # type: ignore[arg-type]
     adopt = node.orphans.adopt
 
     async def refuse(tenant: str, session_id: str, name: str, alive_at: int | None) -> None:
@@ -169,12 +82,12 @@ async def test_one_session_that_cannot_be_swept_holds_up_no_other(
         return [one.session.standing.phase for one in sessions if one is not None]
 
     monkeypatch.setattr(node.orphans, "adopt", refuse)
-    assert not await presence.sweep(dead.name, died_at)
+    assert not await sweeper.sweep(dead.name, died_at)
     assert await phases() == [Phase.ACTIVE, Phase.SUSPENDED, Phase.SUSPENDED]
     assert dead.name in (await node.live.beat(died_at, died_at)).nodes
 
     monkeypatch.setattr(node.orphans, "adopt", adopt)
-    assert await presence.sweep(dead.name, died_at)
+    assert await sweeper.sweep(dead.name, died_at)
     assert await phases() == [Phase.SUSPENDED] * 3
     assert dead.name not in (await node.live.beat(died_at, died_at)).nodes
 

@@ -1,0 +1,68 @@
+"""How a process that starts takes cluster time over from those that live."""
+
+import asyncio
+
+from protocol import limits
+from server.runtime.clock import ClusterClock, Sample
+from storage.redis.live import Live
+
+LOOK_S = 0.02
+"""Pauses between two looks for an answer of the others."""
+STEADY_MS = 1
+"""Two clocks that nobody stepped meanwhile agree on such a pause to within this."""
+PROMPT_MS = 100
+"""A beat that came to Redis so long after its sender believed was on its way meanwhile, and
+the cluster time in it is as old; or the clock of Redis was stepped. The next one tells."""
+
+
+async def take_over_time(clock: ClusterClock, live: Live) -> None:
+    """Takes cluster time over from the processes that live.
+
+    They are asked for a beat, and the one that comes between two looks has the time. A
+    process that lives beats within ``PRESENCE_BEAT_MS`` of Redis's coming back. A beat
+    that was long on its way says a time that has passed: a prompt one is waited for, and
+    where none comes, what its sender took the clock of Redis for tells how far that is from
+    cluster time. What Redis says is as old as half a round trip: the look that was answered
+    fastest counts. Where nobody beats, the time is that of Redis, but never before what the
+    dead have left. Raises ``LiveError``.
+    """
+    until_s = (limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
+    began_at = asked_at = clock.reading()
+    ahead_ms: float | None = None  # the clock of Redis, of cluster time
+    behind_ms = 0.0
+    last = look = await live.look(ask=True)
+    best = Sample.of(look.redis_ms, asked_at, clock.reading())
+    while (look.nodes or look.heard) and clock.reading() - began_at < until_s:
+        await asyncio.sleep(LOOK_S)
+        last, sent_at, asked_at = look, asked_at, clock.reading()
+        look = await live.look(ask=False)
+        sample = Sample.of(look.redis_ms, asked_at, clock.reading())
+        since_ms = look.redis_ms - look.beaten_redis_ms
+        # The clock of Redis was not stepped between that beat and this look.
+        most_ms = (clock.reading() - sent_at) * 1000 + STEADY_MS
+        is_steady = 0 <= since_ms <= most_ms
+        # Samples of before a step say nothing of the time after it.
+        is_alike = abs(sample.redis_ms - best.redis_ms - sample.middle_ms + best.middle_ms) <= (
+            (sample.round_trip_ms + best.round_trip_ms) / 2 + STEADY_MS
+        )
+        if not is_alike:
+            best, ahead_ms, behind_ms = sample, None, 0.0
+        elif sample.round_trip_ms <= best.round_trip_ms:
+            best = sample
+        if look.beats != last.beats and is_steady:
+            late_ms = look.beaten_redis_ms - look.believed_redis_ms
+            if abs(late_ms) <= PROMPT_MS:
+                ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
+                break
+            if 0 < late_ms <= limits.REDIS_TIMEOUT_MS:
+                ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
+            elif ahead_ms is None or behind_ms:
+                # Redis was stepped, and how long this was on its way nobody knows.
+                told_ms = look.beaten_redis_ms - look.beaten_at
+                ahead_ms = told_ms if ahead_ms is None else min(ahead_ms, told_ms)
+                behind_ms = until_s * 1000
+    if ahead_ms is not None:
+        clock.set(best, ahead_ms, behind_ms)
+        return
+    left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
+    clock.anchor(max(look.redis_ms, left_at), look.redis_ms, asked_at)
