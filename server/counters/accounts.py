@@ -6,38 +6,31 @@ line to Redis was down for a while, the account is read anew.
 """
 
 import asyncio
-import contextlib
-import itertools
 import math
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, NamedTuple
 
-import orjson
 import structlog
-from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.metering.projection import AccountProjection
+from server.counters.channel_reader import ChannelReader
 from server.counters.loading import Loader
 from server.runtime.isolation import isolated
 from server.runtime.turns import Turns
-from server.runtime.waiting import Locks, Signal
-from storage.redis.channels import POLL_S, channels_of
+from server.runtime.waiting import Locks
 from storage.redis.encoding import line_from
 from storage.redis.live import Change, Live, LiveError
 from storage.tasks import end
 
 log = structlog.get_logger()
 
-SUBSCRIBE_S = 2.0
-"""A channel is confirmed in that time, or whoever needs it is refused."""
-RETRY_S = 0.2
+RETRY_S_MIN = 0.2
 RETRY_S_MAX = 2.0
 
 AccountKey = tuple[str, str]
 """Tenant and account id."""
-Hearer: TypeAlias = "Account | Callable[[dict[str, Any]], None]"
-"""Whoever a channel's messages are for: its account, or anybody else."""
 Listener = Callable[["Account", dict[str, Any]], None]
 
 
@@ -72,16 +65,6 @@ class Account:
         """When it was read last, by the loop's clock."""
 
 
-class Channel(Signal):
-    """A channel of Redis; set once the subscription is confirmed."""
-
-    __slots__ = ("hears",)
-
-    def __init__(self, hears: Hearer) -> None:
-        super().__init__()
-        self.hears = hears
-
-
 class Accounts:
     """The accounts of a process."""
 
@@ -91,26 +74,20 @@ class Accounts:
         self.turns = turns
         self._listener = listener
         self._accounts: dict[AccountKey, Account] = {}
-        self._channels: dict[str, Channel] = {}
         self._locks = Locks()
-        self._pubsub = channels_of(live.redis)
-        self._reader: asyncio.Task[None] | None = None
+        self.channels = ChannelReader(live.redis)
         self._tasks: set[asyncio.Task[None]] = set()
         self._unread: dict[Account, list[dict[str, Any]]] = {}
         """Accounts that are about to be read anew, and the messages that are taken then."""
-        self._wake = asyncio.Event()
-        self.resynchronised: Callable[[], None] = lambda: None
-        """Called when the line to Redis was down: it may be another Redis that is up."""
-        self._is_resynchronising = False
 
     async def start(self) -> None:
         """Begins to listen."""
-        self._reader = asyncio.create_task(self._listen())
+        self.channels.start()
 
     async def stop(self) -> None:
         """Stops listening."""
-        await end([*self._tasks, self._reader])
-        await self._pubsub.aclose()
+        await self.channels.stop()
+        await end(self._tasks)
 
     def get(self, tenant: str, account_id: str) -> Account | None:
         """The account, if it is served here."""
@@ -133,7 +110,7 @@ class Accounts:
             async with self._locks.hold(key):
                 if account.projection.version < 0:
                     channel = self.live.keys.channel(tenant, account_id)
-                    await self.subscribe(channel, account)
+                    await self.channels.subscribe(channel, partial(self._told, account))
                     await self.read(account)
         except BaseException:
             await self.close(account)
@@ -146,7 +123,8 @@ class Accounts:
         projection = account.projection
         if account.users == 0:
             self._accounts.pop((projection.tenant, projection.account_id), None)
-            await self.unsubscribe(self.live.keys.channel(projection.tenant, projection.account_id))
+            channel = self.live.keys.channel(projection.tenant, projection.account_id)
+            await self.channels.unsubscribe(channel)
 
     async def read(self, account: Account) -> None:
         """Reads the account anew, out of the ledger if it is cold."""
@@ -168,24 +146,6 @@ class Accounts:
         ):
             self._read_later(account)
 
-    async def subscribe(self, channel: str, hears: Hearer) -> None:
-        """Listens to a channel; returns when Redis has confirmed it."""
-        listened = self._channels.setdefault(channel, Channel(hears))
-        listened.hears = hears
-        try:
-            async with asyncio.timeout(SUBSCRIBE_S):
-                await self._pubsub.subscribe(channel)
-                self._wake.set()
-                await listened.wait()
-        except (RedisError, OSError, TimeoutError) as error:
-            raise LiveError(str(error) or "no confirmation of a subscription") from error
-
-    async def unsubscribe(self, channel: str) -> None:
-        """Listens no more to a channel."""
-        self._channels.pop(channel, None)
-        with contextlib.suppress(RedisError, OSError):
-            await self._pubsub.unsubscribe(channel)
-
     @property
     def busy(self) -> bool:
         """Whether an account is being read anew."""
@@ -195,65 +155,6 @@ class Accounts:
         """Waits until no account is being read anew."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    # --- Listening -----------------------------------------------------------------
-
-    async def _listen(self) -> None:
-        """Reads messages for as long as the process lives, whatever happens to the line."""
-        for taken in itertools.count():
-            if taken % limits.MESSAGES_PER_TURN == 0:
-                # Those that have come already are read without the loop's having a turn.
-                await asyncio.sleep(0)
-            try:
-                if not self._pubsub.subscribed:
-                    self._wake.clear()
-                    await self._wake.wait()
-                message = await self._pubsub.get_message(timeout=POLL_S)
-            except (RedisError, OSError) as error:
-                log.warning("pubsub_lost", error=str(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            except Exception:
-                log.exception("pubsub_not_read")
-                await asyncio.sleep(RETRY_S)
-                continue
-            if message is None:
-                continue
-            try:
-                self._take(message)
-            except Exception:
-                # One message that is not understood must not make this process deaf.
-                log.exception("message_not_taken")
-
-    def _take(self, message: dict[str, Any]) -> None:
-        channel = self._channels.get(message["channel"].decode())
-        if channel is None:
-            return
-        if message["type"] in {"subscribe", "ssubscribe"}:
-            if channel.is_set:
-                # The line was down and came back: what was told meanwhile is lost.
-                self._tell(channel, {"reload": True})
-                self._resynchronise_soon()
-            else:
-                channel.set()
-        elif message["type"] in {"message", "smessage"}:
-            self._tell(channel, orjson.loads(message["data"]))
-
-    def _resynchronise_soon(self) -> None:
-        """Once for all the channels that are confirmed together."""
-        if not self._is_resynchronising:
-            self._is_resynchronising = True
-            asyncio.get_running_loop().call_soon(self._resynchronise)
-
-    def _resynchronise(self) -> None:
-        self._is_resynchronising = False
-        self.resynchronised()
-
-    def _tell(self, channel: Channel, message: dict[str, Any]) -> None:
-        if isinstance(channel.hears, Account):
-            self._told(channel.hears, message)
-        else:
-            channel.hears(message)
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         if message.get("reload"):
@@ -293,7 +194,7 @@ class Accounts:
         clock = asyncio.get_running_loop().time
         pause_s = account.read_at + limits.ACCOUNT_READ_PAUSE_MS / 1000 - clock()
         if failures:
-            pause_s = min(RETRY_S_MAX, RETRY_S * 2 ** min(failures - 1, 10))
+            pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2 ** min(failures - 1, 10))
         if pause_s > 0:
             await asyncio.sleep(pause_s)
         projection = account.projection

@@ -45,7 +45,7 @@ class Tenants:
             return calendar("UTC")
         try:
             if self._sessions[tenant] == 1:
-                await self.accounts.subscribe(
+                await self.accounts.channels.subscribe(
                     self.live.keys.limits_channel(tenant),
                     lambda message: self._changed(tenant, message),
                 )
@@ -84,7 +84,7 @@ class Tenants:
         self._calendars.pop(tenant, None)
         self._changes.pop(tenant, None)
         if identity.org_id is not None:
-            await self.accounts.unsubscribe(self.live.keys.limits_channel(tenant))
+            await self.accounts.channels.unsubscribe(self.live.keys.limits_channel(tenant))
 
     @asynccontextmanager
     async def listening(self, identity: Identity) -> AsyncIterator[asyncio.Event]:

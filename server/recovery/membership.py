@@ -61,7 +61,7 @@ class Presence:
     async def start(self) -> None:
         """Sets the clock; then one beat a second, and one for everybody who asks."""
         await take_over_time(self.clock, self.live)
-        await self.orphans.hub.accounts.subscribe(LOOK_CHANNEL, self._asked)
+        await self.orphans.hub.accounts.channels.subscribe(LOOK_CHANNEL, self._asked)
         await self.beat()
         self.redis_up = True
         if self.recovery is not None and len(self.nodes) == 1:

@@ -95,7 +95,7 @@ class Recovery:
         self._forget_at = 0
         self._task: asyncio.Task[None] | None = None
         hub.claims.restore = self.restore
-        hub.accounts.resynchronised = self.suspect
+        hub.accounts.channels.resynchronised = self.suspect
         loader.incomplete = self._suspect_record
 
     async def begin(self) -> None:

@@ -65,7 +65,7 @@ def counts(app: Starlette) -> dict[str, int]:
         "seats": len(hub.seats),
         "members": sum(len(seat.members) for seat in hub),
         "accounts": len(list(hub.accounts)),
-        "channels": len(hub.accounts._channels),
+        "channels": len(hub.accounts.channels),
         "listeners": sum(len(account.listeners) for account in hub.accounts),
         "locks": len(hub._locks),
         "tenants": len(hub.tenants._sessions),

@@ -232,7 +232,7 @@ class Node:
         if len(self.cluster.nodes) == 1:
             await self.recovery.restoring.begin_epochs()
         await self.hub.accounts.start()
-        await self.hub.accounts.subscribe(f"barrier:{self.name}", self._reached)
+        await self.hub.accounts.channels.subscribe(f"barrier:{self.name}", self._reached)
 
     @property
     def is_busy(self) -> bool:

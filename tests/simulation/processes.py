@@ -15,7 +15,7 @@ from unittest import mock
 
 from redis.exceptions import RedisError
 
-import server.counters.accounts
+import server.counters.channel_reader
 import server.credits.expiry
 import server.credits.money
 import server.process
@@ -42,7 +42,7 @@ FLUSH_STEPS_MAX = 500
 """Batches of one flush: more of them never end."""
 PACES = {
     # What a process looks for every few seconds, it looks for as often as changes anything.
-    (server.counters.accounts, "POLL_S"): 10_000_000.0,
+    (server.counters.channel_reader, "POLL_S"): 10_000_000.0,
     (server.credits.expiry, "HOLDS_INTERVAL_S"): 60.0,
     (server.credits.expiry, "GRANTS_INTERVAL_S"): 900.0,
     (server.credits.money, "INBOX_INTERVAL_S"): 600.0,

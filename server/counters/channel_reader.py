@@ -1,0 +1,135 @@
+"""The client of Pub/Sub: reads the channels that this process listens to.
+
+When the line to Redis was down, what was told meanwhile is lost: every channel hears
+``{"reload": True}`` once it is confirmed again.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import orjson
+import structlog
+from redis.exceptions import RedisError
+
+from protocol import limits
+from server.runtime.waiting import Signal
+from storage.redis.channels import POLL_S, channels_of
+from storage.redis.live import LiveError
+from storage.tasks import end
+
+log = structlog.get_logger()
+
+SUBSCRIBE_S = 2.0
+"""A channel is confirmed in that time, or whoever needs it is refused."""
+RETRY_S = 0.2
+"""After an error nothing is read for so long."""
+
+Hearer: TypeAlias = "Callable[[dict[str, Any]], None]"
+"""What takes the messages of a channel."""
+
+
+class Channel(Signal):
+    """A channel of Redis; set once the subscription is confirmed."""
+
+    __slots__ = ("hears",)
+
+    def __init__(self, hears: Hearer) -> None:
+        super().__init__()
+        self.hears = hears
+
+
+class ChannelReader:
+    """The channels of a process, over one connection to ``redis``."""
+
+    def __init__(self, redis: Any) -> None:
+        self._channels: dict[str, Channel] = {}
+        self._pubsub = channels_of(redis)
+        self._reader: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self.resynchronised: Callable[[], None] = lambda: None
+        """Called when the line to Redis was down: it may be another Redis that is up."""
+        self._is_resynchronising = False
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def start(self) -> None:
+        """Begins to listen."""
+        self._reader = asyncio.create_task(self._listen())
+
+    async def stop(self) -> None:
+        """Stops listening, and closes the connection."""
+        await end([self._reader])
+        await self._pubsub.aclose()
+
+    async def subscribe(self, channel: str, hears: Hearer) -> None:
+        """Listens to a channel; returns when Redis has confirmed it, or raises ``LiveError``."""
+        listened = self._channels.setdefault(channel, Channel(hears))
+        listened.hears = hears
+        try:
+            async with asyncio.timeout(SUBSCRIBE_S):
+                await self._pubsub.subscribe(channel)
+                self._wake.set()
+                await listened.wait()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LiveError(str(error) or "no confirmation of a subscription") from error
+
+    async def unsubscribe(self, channel: str) -> None:
+        """Listens no more to a channel."""
+        self._channels.pop(channel, None)
+        with contextlib.suppress(RedisError, OSError):
+            await self._pubsub.unsubscribe(channel)
+
+    async def _listen(self) -> None:
+        """Reads messages for as long as the process lives, whatever happens to the line."""
+        for taken in itertools.count():
+            if taken % limits.MESSAGES_PER_TURN == 0:
+                # Those that have come already are read without the loop's having a turn.
+                await asyncio.sleep(0)
+            try:
+                if not self._pubsub.subscribed:
+                    self._wake.clear()
+                    await self._wake.wait()
+                message = await self._pubsub.get_message(timeout=POLL_S)
+            except (RedisError, OSError) as error:
+                log.warning("pubsub_lost", error=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            except Exception:
+                log.exception("pubsub_not_read")
+                await asyncio.sleep(RETRY_S)
+                continue
+            if message is None:
+                continue
+            try:
+                self._take(message)
+            except Exception:
+                # One message that is not understood must not make this process deaf.
+                log.exception("message_not_taken")
+
+    def _take(self, message: dict[str, Any]) -> None:
+        channel = self._channels.get(message["channel"].decode())
+        if channel is None:
+            return
+        if message["type"] in {"subscribe", "ssubscribe"}:
+            if channel.is_set:
+                # The line was down and came back: what was told meanwhile is lost.
+                channel.hears({"reload": True})
+                self._resynchronise_soon()
+            else:
+                channel.set()
+        elif message["type"] in {"message", "smessage"}:
+            channel.hears(orjson.loads(message["data"]))
+
+    def _resynchronise_soon(self) -> None:
+        """Once for all the channels that are confirmed together."""
+        if not self._is_resynchronising:
+            self._is_resynchronising = True
+            asyncio.get_running_loop().call_soon(self._resynchronise)
+
+    def _resynchronise(self) -> None:
+        self._is_resynchronising = False
+        self.resynchronised()
