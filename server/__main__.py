@@ -15,7 +15,7 @@ import uvloop
 from redis.exceptions import RedisError
 
 from protocol import limits
-from server.access.credentials import mint_token
+from server.access.tokens import mint_token
 from server.hosting.serving import serve
 from server.hosting.supervisor import Supervisor
 from server.hosting.worker import Worker

@@ -15,7 +15,9 @@ from collections import Counter
 from protocol import limits
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
-from server.access.credentials import Authenticator, ExpiredTokenError, Principal
+from server.access.claims import ExpiredTokenError
+from server.access.credentials import Authenticator
+from server.access.principals import Principal
 from server.runtime.clock import Clock
 from server.transport.connection_limiter import network_of
 

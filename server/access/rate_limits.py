@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 
 from protocol import limits
 from protocol.wire.errors import ErrorCode, PeerError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.runtime.clock import Clock
 
 

@@ -13,7 +13,7 @@ from starlette.routing import Route
 from protocol import limits
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import UserId, describe
-from server.access.credentials import tenant_of
+from server.access.principals import tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
 from server.counters.calendars import calendar

@@ -17,7 +17,7 @@ from protocol.wire.codec import check_metadata
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import Amount, describe, describe_id
 from protocol.wire.money import format_credits, parse_credits
-from server.access.credentials import Principal, Role
+from server.access.principals import Principal, Role
 from server.counters.calendars import calendar
 from server.credits.outcomes import Limited, Short
 from server.http.problems import Problem

@@ -18,7 +18,8 @@ from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ErrorCode, PeerError
 from protocol.wire.fields import ID_PATTERN
 from protocol.wire.money import format_credits, parse_credits
-from server.access.credentials import mint_token, tenant_of
+from server.access.principals import tenant_of
+from server.access.tokens import mint_token
 from server.api.accounts import view_account
 from server.http.requests import principal_of, process_of, raw_body, read_body
 from server.http.responses import answer

@@ -14,7 +14,7 @@ from protocol.wire.codec import check_metadata
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe, describe_id
 from protocol.wire.money import NOT_NEGATIVE_PATTERN, format_credits, parse_credits
-from server.access.credentials import Principal, tenant_of
+from server.access.principals import Principal, tenant_of
 from server.api.billing import (
     OPERATION_OR_AMOUNT,
     SUCCESS,

@@ -18,7 +18,7 @@ from protocol import limits
 from protocol.rate_card import RateCard
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import UserId, describe, describe_id
-from server.access.credentials import tenant_of
+from server.access.principals import tenant_of
 from server.api.usage import usage_of
 from server.counters.calendars import calendar
 from server.counters.plans import apply_member, apply_organization

@@ -24,7 +24,7 @@ from protocol.wire.fields import (
     describe_id,
 )
 from protocol.wire.money import format_credits
-from server.access.credentials import tenant_of
+from server.access.principals import tenant_of
 from server.gateway import preparations
 from server.http.openapi import ORG, Operation, described
 from server.http.problems import Problem

@@ -20,7 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from protocol.wire.errors import BadMessageError
 from protocol.wire.money import format_credits
-from server.access.credentials import tenant_of
+from server.access.principals import tenant_of
 from server.api.usage import usage_of
 from server.http.openapi import ID_SCHEMA, Operation, described
 from server.http.problems import Problem

@@ -29,7 +29,7 @@ from protocol.wire.errors import (
 )
 from protocol.wire.fields import Credits, SessionId, describe
 from protocol.wire.money import format_credits
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.api.accounts import view_account
 from server.api.usage import usage_of
 from server.counters.calendars import Calendar, calendar

@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from protocol.wire.fields import AccountCredits, Credits, describe
 from protocol.wire.money import format_credits
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.api.billing import (
     OPERATION_OR_AMOUNT,
     AccountId,

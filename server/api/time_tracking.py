@@ -19,7 +19,7 @@ from protocol.metering.terms import Terms
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, ProtocolError
 from protocol.wire.fields import AccountCredits, CounterpartId, KindName, SessionState, describe
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.api.accounts import view_as_due
 from server.api.heartbeats import heartbeats_of
 from server.api.usage import usage_of

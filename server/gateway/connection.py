@@ -23,7 +23,8 @@ from protocol.wire.errors import (
     ServiceError,
 )
 from protocol.wire.money import format_credits
-from server.access.credentials import ExpiredTokenError, Principal
+from server.access.claims import ExpiredTokenError
+from server.access.principals import Principal
 from server.access.rate_limits import TokenBucket
 from server.counters.accounts import Account
 from server.gateway.session_start import join_or_start

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from protocol import limits
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.gateway.session_start import join_or_start
 from server.process import Process
 from server.runtime.isolation import isolated

@@ -4,7 +4,7 @@ from protocol.metering.session import Identity, free_key
 from protocol.metering.steps import Basis
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.counters.calendars import calendar
 from server.gateway.preparations import basis_of_start
 from server.process import Process

@@ -34,7 +34,7 @@ from starlette.responses import Response
 from protocol import limits
 from protocol.wire.errors import BadMessageError, ProtocolError, ServiceError
 from protocol.wire.money import format_credits, parse_credits
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.http.problems import Problem, problem_of
 from server.http.responses import json_response
 from server.runtime.clock import Clock

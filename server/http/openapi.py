@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from protocol import limits
 from protocol.wire.fields import ID_PATTERN, describe
-from server.access.credentials import Role
+from server.access.principals import Role
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER
 from server.http.requests import Endpoint, may_be_empty
 

@@ -15,7 +15,7 @@ from protocol.wire.codec import explain, read_json
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import ID_TEXT, is_id
 from server.access.bad_guesses import TooManyGuessesError
-from server.access.credentials import Principal, Role
+from server.access.principals import Principal, Role
 from server.http.problems import Problem
 from server.process import Process
 

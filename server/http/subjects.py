@@ -6,7 +6,7 @@ import msgspec
 from starlette.requests import Request
 
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
-from server.access.credentials import Principal, tenant_of
+from server.access.principals import Principal, tenant_of
 from server.http.openapi import ID_SCHEMA
 from server.http.requests import principal_of, query_id, tenant_of_call
 

@@ -21,7 +21,7 @@ from protocol.metering.steps import Basis
 from protocol.metering.transitions import unstarted
 from protocol.wire.codec import encode, error_message
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.sessions.local_session import Seat
 from server.sessions.pending_requests import Member, Ticket
 from server.sessions.seating import Seating

@@ -33,7 +33,7 @@ from protocol.wire.errors import (
     RefusedError,
     ServiceError,
 )
-from server.access.credentials import tenant_of
+from server.access.principals import tenant_of
 from server.counters.calendars import calendar
 from server.counters.recall import are_minutes_unanswered, holders_silent
 from server.gateway.preparations import basis_of_start

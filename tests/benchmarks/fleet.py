@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import uvloop
 
-from server.access.credentials import mint_token
+from server.access.tokens import mint_token
 from server.runtime.settings import load_settings
 from tests.benchmarks import machine
 from tests.benchmarks.client import FleetClient

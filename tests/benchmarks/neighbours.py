@@ -24,7 +24,7 @@ from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ProtocolError
 from protocol.wire.messages import LimitReached
 from protocol.wire.money import MICROS_PER_CREDIT
-from server.access.credentials import mint_token
+from server.access.tokens import mint_token
 from server.runtime.settings import load_settings
 from server.transport.push import PushProtocol
 from storage.redis.spending import AccountName

@@ -8,7 +8,7 @@ import pytest
 
 from protocol import limits
 from protocol.wire.errors import PeerError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.access.rate_limits import UserMessages, UserStarts
 from tests.fixtures.server import StartServer
 from tests.server.api import ask

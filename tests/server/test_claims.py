@@ -1,142 +1,180 @@
-"""Claims on their way to Redis: how many at once, and what becomes of those behind."""
+"""What a token's claims say, and which of them are refused."""
 
-import asyncio
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
+import jwt
 import pytest
 
 from protocol import limits
-from protocol.metering.effects import Reply
-from protocol.metering.steps import Step
-from protocol.wire.errors import ProtocolError
-from server.runtime.metrics import Metrics
-from server.sessions.step_pipeline import Claims
-from storage.redis.live import LiveError, Outcome
-from tests.simulation.cluster import VirtualClock
-
-AT_ONCE = limits.CLAIM_PIPELINES_MAX * limits.CLAIMS_PER_PIPELINE_MAX
-
-
-def step_of(account_id: str) -> Step:
-    identity = SimpleNamespace(tenant="t", account_id=account_id)
-    return cast(Step, SimpleNamespace(before=SimpleNamespace(identity=identity)))
-
-
-STEP = step_of("ann")
-
-
-class SlowRedis:
-    """Answers when it is let; counts what it was asked meanwhile."""
-
-    def __init__(self) -> None:
-        self.answering = asyncio.Event()
-        self.failing = False
-        self.steps = 0
-        self.batches: list[int] = []
-
-    def shard(self, _: str) -> object:
-        return None
-
-    async def commit(self, steps: Sequence[Step], _: str | None = None) -> list[Outcome]:
-        self.batches.append(len(steps))
-        self.steps += len(steps)
-        await self.answering.wait()
-        self.steps -= len(steps)
-        if self.failing:
-            raise LiveError("no answer")
-        return [Outcome(reply=Reply(accepted=True, session=None))] * len(steps)
+from protocol.wire.errors import ErrorCode
+from server.access.claims import ExpiredTokenError
+from server.access.principals import Principal
+from server.access.tokens import mint_token
+from tests.server.test_credentials import (
+    NOW,
+    NOW_MS,
+    RSA,
+    SECRET,
+    Issuer,
+    authenticator,
+    configured,
+    refused,
+    signed_by_hand,
+    token,
+)
 
 
-class Seat:
-    """Asks for a step, and notes what becomes of it."""
-
-    node = "here"
-
-    def __init__(self, failures: int = 0) -> None:
-        self.failures = failures
-        self.heard: list[Any] = []
-
-    def free_day(self) -> tuple[int, int] | None:
-        return None
-
-    def answered(self, _: Step, outcome: Outcome) -> None:
-        self.heard.append(outcome)
-
-    def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
-        assert error.retryable
-        self.heard.append(made)
+async def test_a_token_with_what_is_required() -> None:
+    assert await authenticator().authenticate(token()) == Principal(
+        kind="user",
+        user_id="u1",
+        account_id="u1",
+        tenant="user:u1",
+        expires_at=(NOW + 60) * 1000,
+    )
 
 
-def claims_over(redis: SlowRedis) -> Claims:
-    loader = cast(Any, None)
-    return Claims(cast(Any, redis), loader, VirtualClock(), Metrics(with_process=False))
+async def test_a_token_with_everything() -> None:
+    bearer = token(
+        org="o1", account="shared", scope="ops  read", sessions=["s1", "s2"], nbf=NOW, iat=NOW
+    )
+    assert await authenticator().authenticate(bearer) == Principal(
+        kind="user",
+        user_id="u1",
+        org_id="o1",
+        account_id="shared",
+        tenant="org:o1",
+        scopes=frozenset({"ops", "read"}),
+        sessions=frozenset({"s1", "s2"}),
+        expires_at=(NOW + 60) * 1000,
+    )
 
 
-async def turns() -> None:
-    for _ in range(10):
-        await asyncio.sleep(0)
+async def test_no_sessions_is_not_any_session() -> None:
+    principal = await authenticator().authenticate(token(sessions=[]))
+    assert principal.sessions == frozenset()
+    assert not principal.may_start("s1")
 
 
-async def test_redis_is_asked_for_no_more_than_it_does_in_time() -> None:
-    redis = SlowRedis()
-    claims, seats = claims_over(redis), [Seat() for _ in range(AT_ONCE + 100)]
-    for seat in seats:
-        claims.ask(seat, STEP)
-    await turns()
-    assert redis.steps == AT_ONCE
-    assert max(redis.batches) == limits.CLAIMS_PER_PIPELINE_MAX
-    assert claims.waiting == 100 + limits.CLAIM_PIPELINES_MAX
-    redis.answering.set()
-    await claims.idle()
-    assert all(len(seat.heard) == 1 for seat in seats)
-    assert sum(redis.batches) == len(seats)
+async def test_a_time_may_have_decimals() -> None:
+    principal = await authenticator().authenticate(token(exp=NOW + 0.5))
+    assert principal.expires_at == NOW_MS + 500
 
 
-async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
-    redis = SlowRedis()
-    claims = claims_over(redis)
-    sent = [Seat() for _ in range(AT_ONCE)]
-    behind = [Seat(failures=number % 2) for number in range(10)]
-    for seat in [*sent, *behind]:
-        claims.ask(seat, STEP)
-    await turns()
-    redis.failing = True
-    redis.answering.set()
-    await claims.idle()
-    # What was sent may have been made, and so may what was sent before.
-    assert all(seat.heard == [None] for seat in sent)
-    assert [seat.heard for seat in behind] == [[False], [None]] * 5
-    # The next ones are sent as ever.
-    redis.failing, later = False, Seat()
-    claims.ask(later, STEP)
-    await claims.idle()
-    assert len(later.heard) == 1
+async def test_the_issuers_clock_may_be_a_little_off() -> None:
+    checker = authenticator()
+    ahead, behind = limits.JWT_LEEWAY_MS // 1000, limits.JWT_EXPIRY_LEEWAY_MS // 1000
+    assert ahead == 60
+    assert (await checker.authenticate(token(exp=NOW - behind + 1))).user_id == "u1"
+    assert (await checker.authenticate(token(exp=NOW + 600, nbf=NOW + ahead))).user_id == "u1"
+    assert (await checker.authenticate(token(iat=NOW + 3600))).user_id == "u1"
+    with pytest.raises(ExpiredTokenError) as caught:
+        await checker.authenticate(token(exp=NOW - behind))
+    assert caught.value.code == ErrorCode.UNAUTHENTICATED
+    await refused(token(exp=NOW + 600, nbf=NOW + ahead + 1), claim="nbf")
 
 
-@pytest.mark.parametrize("failing", [False, True])
-async def test_a_neighbour_hears_before_all_of_a_crowd_have_heard(failing: bool) -> None:
-    """Its answer came in the same batch as those of a customer's 256 sessions, and after."""
-    redis, heard = SlowRedis(), list[str]()
+@pytest.mark.parametrize(
+    ("claims", "found"),
+    [
+        ({"scope": ["ops", "org:read"]}, {"scopes": {"ops", "org:read"}}),
+        ({"scope": ["ops org:read"]}, {"scopes": {"ops", "org:read"}}),
+        ({"scope": []}, {"scopes": set()}),
+        ({"scope": ""}, {"scopes": set()}),
+        ({"scope": None}, {"scopes": set()}),
+        ({"sub": "auth0|5f7c", "nbf": None}, {"user_id": "auth0|5f7c", "account_id": "auth0|5f7c"}),
+        ({"sub": "ann+x@example.com"}, {"user_id": "ann+x@example.com"}),
+        ({"sub": "a=b~c", "org": "o|1", "account": "a+"}, {"org_id": "o|1", "account_id": "a+"}),
+        ({"org": None, "account": None, "aud": None}, {"org_id": None, "account_id": "u1"}),
+        ({"nbf": NOW - 0.5, "iat": None, "jti": 5}, {"user_id": "u1"}),
+        ({"exp": NOW + 0.0}, {"user_id": "u1"}),
+    ],
+)
+async def test_claims_as_issuers_write_them(claims: dict[str, Any], found: dict[str, Any]) -> None:
+    values = {"sub": "u1", "exp": NOW + 60} | claims
+    header = {"alg": "HS256", "typ": "JWT"}
+    bearer = signed_by_hand(header, values, SECRET.encode())
+    principal = await authenticator().authenticate(bearer)
+    for name, value in found.items():
+        assert getattr(principal, name) == value
 
-    class Named(Seat):
-        def __init__(self, name: str) -> None:
-            super().__init__()
-            self.name = name
 
-        def answered(self, step: Step, outcome: Outcome) -> None:
-            heard.append(self.name)
+async def test_another_claim_may_name_the_user() -> None:
+    checker = authenticator(jwt_user_claim="email")
+    principal = await checker.authenticate(token(sub=5, email="ann+x@example.com"))
+    assert (principal.user_id, principal.account_id) == ("ann+x@example.com", "ann+x@example.com")
+    await refused(token(), checker, "email")
+    await refused(token(email=None), checker, "email")
+    await refused(token(email=["ann"]), checker, "email")
+    minted = mint_token(configured(jwt_user_claim="email"), "ann", now_ms=NOW_MS)
+    assert (await checker.authenticate(minted)).user_id == "ann"
 
-        def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
-            heard.append(self.name)
 
-    claims = claims_over(redis)
-    for _ in range(limits.LIVE_SESSIONS_PER_ACCOUNT_MAX):
-        claims.ask(Named("big"), step_of("big"))
-    claims.ask(Named("bob"), step_of("bob"))
-    redis.failing = failing
-    redis.answering.set()
-    await claims.idle()
-    assert len(heard) == limits.LIVE_SESSIONS_PER_ACCOUNT_MAX + 1
-    assert heard.index("bob") <= 2 * limits.UNITS_PER_TURN
+@pytest.mark.parametrize("audience", ["other", ["other"], "", [], ["a", "b"], 5])
+async def test_a_token_for_another_application_is_refused(audience: Any) -> None:
+    """Without an audience of ours a token that names one is not ours."""
+    issuer = Issuer()
+    with_keys = authenticator(issuer.keys)
+    claims = {"sub": "u1", "exp": NOW + 60, "aud": audience, "scope": "ops"}
+    bearer = jwt.encode(claims, RSA, "RS256", headers={"kid": "rsa"})
+    await refused(bearer, with_keys, "aud")
+    await refused(token(aud=audience), claim="aud")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"sub": None},
+        {"exp": None},
+        {"sub": ""},
+        {"sub": "a b"},
+        {"sub": "a/b"},
+        {"sub": "a\n"},
+        {"sub": "a" * 129},
+        {"org": ""},
+        {"org": 5},
+        {"org": "a/b"},
+        {"account": "ä"},
+        {"account": ["a"]},
+        {"scope": ["ops", 5]},
+        {"scope": {"ops": 1}},
+        {"sub": "a{b}"},
+        {"sub": "a%7Cb"},
+        {"sub": 5},
+        {"scope": 1},
+        {"sessions": "s1"},
+        {"sessions": {"s1": 1}},
+        {"sessions": ["s1", "s 2"]},
+        {"sessions": ["s1", 2]},
+        {"sessions": [f"s{number}" for number in range(65)]},
+        *(
+            {name: value}
+            for name in ("kinds", "counterparts")
+            for value in (None, "x", {"x": 1}, ["x y"], [1], [None], True, ["x"] * 65)
+        ),
+        {"exp": "soon"},
+        {"exp": True},
+        {"exp": float("nan")},
+        {"exp": float("inf")},
+        {"exp": 10**400},
+        {"exp": -1},
+        {"nbf": "x"},
+        {"nbf": NOW + 61},
+        {"sessions": None},
+        {"aud": "x"},
+    ],
+)
+async def test_claims_that_are_refused(claims: dict[str, Any]) -> None:
+    values = {"sub": "u1", "exp": NOW + 60} | claims
+    header = {"alg": "HS256", "typ": "JWT"}
+    (claim,) = claims
+    await refused(signed_by_hand(header, values, SECRET.encode()), claim=claim)
+    if claims[claim] is None and claim not in ("sessions", "kinds", "counterparts"):
+        del values[claim]
+        await refused(signed_by_hand(header, values, SECRET.encode()), claim=claim)
+
+
+async def test_claims_that_are_no_object_or_too_deep() -> None:
+    malformed: list[object] = [[], b"[" * 3000, b"{", b"\xff"]
+    for claims in malformed:
+        await refused(signed_by_hand({"alg": "HS256"}, claims, SECRET.encode()))

@@ -13,7 +13,7 @@ import pytest
 from starlette.routing import Mount, Route
 
 from protocol import limits
-from server.access.credentials import mint_token
+from server.access.tokens import mint_token
 from server.hosting.app import create_app
 from server.http.openapi import operation_of
 from tests.fixtures.server import API_KEY, StartServer, TestServer

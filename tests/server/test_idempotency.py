@@ -16,7 +16,7 @@ from protocol.wire.errors import (
     RefusedError,
     ServiceError,
 )
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.http.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
 from server.http.problems import Problem
 from server.http.responses import answer, json_response

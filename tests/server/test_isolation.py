@@ -23,8 +23,8 @@ from storage.postgres.database import UnavailableError
 from storage.redis.live import Outcome
 from tests.fixtures.server import StartServer
 from tests.server.scenes import CREDIT, connection_of, reaches
-from tests.server.test_claims import STEP, Seat, SlowRedis, claims_over, turns
 from tests.server.test_keepalive import started
+from tests.server.test_step_pipeline import STEP, Seat, SlowRedis, claims_over, turns
 from tests.server.test_timers import Clock
 
 

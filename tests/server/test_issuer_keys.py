@@ -18,7 +18,7 @@ from protocol import limits
 from protocol.wire.errors import ServiceError
 from server.access.issuer_keys import IssuerKeys
 from server.access.key_set import KeySetError, _WithinSite, fetch_with, parse_key_set
-from tests.server.test_auth import EC, RSA, authenticator, issued, public_jwks, refused
+from tests.server.test_credentials import EC, RSA, authenticator, issued, public_jwks, refused
 
 Serve = Callable[[http.server.BaseHTTPRequestHandler], None]
 

@@ -17,7 +17,7 @@ import pytest
 from protocol.wire import messages
 from protocol.wire.errors import ProtocolError, ServiceError
 from protocol.wire.money import format_credits
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.gateway.heartbeats import Heartbeats
 from server.gateway.preparations import SessionExistsError, prepare
 from server.usage.months import Months

@@ -5,7 +5,7 @@ import pytest
 from protocol import limits
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import PeerError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.access.rate_limits import UserRequests
 from tests.fixtures.server import TestServer
 from tests.server.api import advance, ask, assert_problem

@@ -11,7 +11,7 @@ import orjson
 
 from protocol.wire.errors import ServiceError
 from protocol.wire.money import MICROS_PER_CREDIT, format_credits, parse_credits
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.api import billing, grants, holds, spends
 from server.credits.outcomes import Held, Short, Spent
 from server.http import idempotency

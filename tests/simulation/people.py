@@ -7,7 +7,7 @@ import msgspec
 
 from protocol.metering.terms import Terms
 from protocol.rate_card import RateCard, parse_rate_card
-from server.access.credentials import Principal
+from server.access.principals import Principal
 
 CREDIT = 1_000_000
 

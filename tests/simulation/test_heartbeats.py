@@ -14,7 +14,7 @@ from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire import messages
 from protocol.wire.errors import RefusedError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.access.rate_limits import UserStarts
 from server.gateway.heartbeats import Heartbeats
 from server.runtime.rate_card_file import load_rate_card

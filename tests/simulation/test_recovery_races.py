@@ -11,7 +11,7 @@ from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.metering.states import Event, Phase
 from protocol.wire.errors import ServiceError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.sessions.pending_requests import Ticket
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records

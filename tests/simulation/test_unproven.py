@@ -13,7 +13,7 @@ import pytest
 from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire.errors import ProtocolError
-from server.access.credentials import Principal
+from server.access.principals import Principal
 from server.runtime.rate_card_file import load_rate_card
 from server.sessions.pending_requests import Ticket
 from tests.fixtures.database import Connection

@@ -1,0 +1,143 @@
+"""Who a request is from, and what they may do."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from protocol.wire.errors import ErrorCode, PeerError
+
+OPERATOR_SCOPE = "ops"
+
+NO_SCOPES: Final[frozenset[str]] = frozenset()
+"""Most users'; each empty set would take 216 bytes."""
+
+Role = Literal["user", "key", "ops"]
+
+
+def tenant_of(org_id: str | None, user_id: str) -> str:
+    """The tenant: the organisation, or the user who has none."""
+    return f"user:{user_id}" if org_id is None else f"org:{org_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request is from. Made by :class:`Authenticator`, believed by everybody."""
+
+    kind: Literal["user", "key"]
+    user_id: str | None = None
+    org_id: str | None = None
+    account_id: str | None = None
+    tenant: str | None = None
+    """A user's own; an API key names one with each call, see :meth:`tenant_for`."""
+    scopes: frozenset[str] = frozenset()
+    sessions: frozenset[str] | None = None
+    """The only sessions that this token may start; None: any."""
+    kinds: frozenset[str] | None = None
+    """The only kinds that this token may start; None: any."""
+    counterparts: frozenset[str] | None = None
+    """The only counterparts that this token may name, which its issuer knows; None: any, and
+    none of them is known."""
+    expires_at: int | None = None
+    """When the token expires, in epoch milliseconds; None: never."""
+
+    @property
+    def is_key(self) -> bool:
+        """Whether this is a backend with an API key."""
+        return self.kind == "key"
+
+    @property
+    def is_operator(self) -> bool:
+        """Whether this is an operator."""
+        return OPERATOR_SCOPE in self.scopes
+
+    def require(self, *roles: Role) -> None:
+        """Raises ``forbidden`` unless this is one of ``roles``, as in PROTOCOL's column *who*."""
+        if "ops" in roles and self.is_operator:
+            return
+        if self.kind not in roles:
+            raise _forbidden("this call is not for this token")
+
+    def tenant_for(self, org_id: str | None, owner_id: str) -> str:
+        """The tenant of a call, given its ``?org=`` and the user or account that it is about.
+
+        PROTOCOL section 2: "A user's token says its own; calls by key or operator name it
+        by ?org=ID, or leave it out for a user without one."
+        """
+        if self.is_key or self.is_operator:
+            return tenant_of(org_id, owner_id)
+        assert self.tenant is not None
+        if org_id is not None and org_id != self.org_id:
+            raise _forbidden("this organisation is not the token's own")
+        return self.tenant
+
+    def tenant_to_watch(self, org_id: str | None, user_id: str | None) -> str:
+        """The tenant of a session to watch: an operator's choice, or a user's own.
+
+        Without either the tenant is the token's own. Raises ``forbidden`` for a user who names
+        another organisation or user.
+        """
+        assert self.tenant is not None
+        assert self.user_id is not None
+        if org_id is None and user_id is None:
+            return self.tenant
+        if self.is_operator:
+            return tenant_of(org_id, user_id or "")
+        if org_id not in (None, self.org_id) or user_id not in (None, self.user_id):
+            raise _forbidden("watching in another tenant is for operators")
+        return self.tenant
+
+    def refuse_operator(self) -> None:
+        """Raises ``forbidden`` for an operator, whose token is a user's too.
+
+        PROTOCOL section 2: existing applications keep their paths "for users and keys, not for
+        operators". What changes something there says so with this.
+        """
+        if self.is_operator:
+            raise _forbidden("this call is not for operators")
+
+    def may_start(self, session_id: str) -> bool:
+        """Whether this user's token may start or join ``session_id``."""
+        return self.kind == "user" and (self.sessions is None or session_id in self.sessions)
+
+    def check_start(self, kind: str, counterpart_id: str | None) -> None:
+        """Raises ``forbidden`` for a kind or a counterpart that the token does not list."""
+        if self.kinds is not None and kind not in self.kinds:
+            raise _forbidden("the token may not start this kind")
+        if counterpart_id is None or self.counterparts is None:
+            return
+        if counterpart_id not in self.counterparts:
+            raise _forbidden("the token may not start a session with this counterpart")
+
+    def knows_counterpart(self, counterpart_id: str | None) -> bool:
+        """Whether the token's issuer has named this counterpart, and not its bearer."""
+        return self.counterparts is not None and counterpart_id in self.counterparts
+
+    def may_see_session(self, session_user_id: str) -> bool:
+        """Whether snapshot and receipt of a session of ``session_user_id`` are theirs to see."""
+        return self.is_key or self.is_operator or self.user_id == session_user_id
+
+    def may_watch(self, session_user_id: str, session_id: str) -> bool:
+        """PROTOCOL: "the session's own user, a token whose `sessions` lists it, or `ops`"."""
+        listed = self.sessions is not None and session_id in self.sessions
+        return listed or self.is_operator or self.user_id == session_user_id
+
+    def may_see_account(self, account_id: str) -> bool:
+        """Whether balance and ledger of an account of the tenant are theirs to see and spend."""
+        return self.is_key or self.is_operator or self.account_id == account_id
+
+    def check_refresh(self, new: "Principal") -> None:
+        """Raises ``forbidden`` unless ``new`` may take this one's place on a socket.
+
+        PROTOCOL: "a new token before the old one expires; same `sub`". The organisation and
+        the account must be the same too, for live sessions are counted against them.
+        """
+        if (self.kind, self.user_id, self.tenant, self.account_id) != (
+            new.kind,
+            new.user_id,
+            new.tenant,
+            new.account_id,
+        ):
+            raise _forbidden("a new token must be for the same user, organisation and account")
+
+
+def _forbidden(message: str) -> PeerError:
+    return PeerError(ErrorCode.FORBIDDEN, message)

@@ -1,0 +1,142 @@
+"""Claims on their way to Redis: how many at once, and what becomes of those behind."""
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from protocol import limits
+from protocol.metering.effects import Reply
+from protocol.metering.steps import Step
+from protocol.wire.errors import ProtocolError
+from server.runtime.metrics import Metrics
+from server.sessions.step_pipeline import Claims
+from storage.redis.live import LiveError, Outcome
+from tests.simulation.cluster import VirtualClock
+
+AT_ONCE = limits.CLAIM_PIPELINES_MAX * limits.CLAIMS_PER_PIPELINE_MAX
+
+
+def step_of(account_id: str) -> Step:
+    identity = SimpleNamespace(tenant="t", account_id=account_id)
+    return cast(Step, SimpleNamespace(before=SimpleNamespace(identity=identity)))
+
+
+STEP = step_of("ann")
+
+
+class SlowRedis:
+    """Answers when it is let; counts what it was asked meanwhile."""
+
+    def __init__(self) -> None:
+        self.answering = asyncio.Event()
+        self.failing = False
+        self.steps = 0
+        self.batches: list[int] = []
+
+    def shard(self, _: str) -> object:
+        return None
+
+    async def commit(self, steps: Sequence[Step], _: str | None = None) -> list[Outcome]:
+        self.batches.append(len(steps))
+        self.steps += len(steps)
+        await self.answering.wait()
+        self.steps -= len(steps)
+        if self.failing:
+            raise LiveError("no answer")
+        return [Outcome(reply=Reply(accepted=True, session=None))] * len(steps)
+
+
+class Seat:
+    """Asks for a step, and notes what becomes of it."""
+
+    node = "here"
+
+    def __init__(self, failures: int = 0) -> None:
+        self.failures = failures
+        self.heard: list[Any] = []
+
+    def free_day(self) -> tuple[int, int] | None:
+        return None
+
+    def answered(self, _: Step, outcome: Outcome) -> None:
+        self.heard.append(outcome)
+
+    def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
+        assert error.retryable
+        self.heard.append(made)
+
+
+def claims_over(redis: SlowRedis) -> Claims:
+    loader = cast(Any, None)
+    return Claims(cast(Any, redis), loader, VirtualClock(), Metrics(with_process=False))
+
+
+async def turns() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_redis_is_asked_for_no_more_than_it_does_in_time() -> None:
+    redis = SlowRedis()
+    claims, seats = claims_over(redis), [Seat() for _ in range(AT_ONCE + 100)]
+    for seat in seats:
+        claims.ask(seat, STEP)
+    await turns()
+    assert redis.steps == AT_ONCE
+    assert max(redis.batches) == limits.CLAIMS_PER_PIPELINE_MAX
+    assert claims.waiting == 100 + limits.CLAIM_PIPELINES_MAX
+    redis.answering.set()
+    await claims.idle()
+    assert all(len(seat.heard) == 1 for seat in seats)
+    assert sum(redis.batches) == len(seats)
+
+
+async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
+    redis = SlowRedis()
+    claims = claims_over(redis)
+    sent = [Seat() for _ in range(AT_ONCE)]
+    behind = [Seat(failures=number % 2) for number in range(10)]
+    for seat in [*sent, *behind]:
+        claims.ask(seat, STEP)
+    await turns()
+    redis.failing = True
+    redis.answering.set()
+    await claims.idle()
+    # What was sent may have been made, and so may what was sent before.
+    assert all(seat.heard == [None] for seat in sent)
+    assert [seat.heard for seat in behind] == [[False], [None]] * 5
+    # The next ones are sent as ever.
+    redis.failing, later = False, Seat()
+    claims.ask(later, STEP)
+    await claims.idle()
+    assert len(later.heard) == 1
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_a_neighbour_hears_before_all_of_a_crowd_have_heard(failing: bool) -> None:
+    """Its answer came in the same batch as those of a customer's 256 sessions, and after."""
+    redis, heard = SlowRedis(), list[str]()
+
+    class Named(Seat):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def answered(self, step: Step, outcome: Outcome) -> None:
+            heard.append(self.name)
+
+        def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
+            heard.append(self.name)
+
+    claims = claims_over(redis)
+    for _ in range(limits.LIVE_SESSIONS_PER_ACCOUNT_MAX):
+        claims.ask(Named("big"), step_of("big"))
+    claims.ask(Named("bob"), step_of("bob"))
+    redis.failing = failing
+    redis.answering.set()
+    await claims.idle()
+    assert len(heard) == limits.LIVE_SESSIONS_PER_ACCOUNT_MAX + 1
+    assert heard.index("bob") <= 2 * limits.UNITS_PER_TURN
