@@ -31,7 +31,7 @@ from storage.postgres.migrate import MigrationError, migrate_database
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.keys import Keys
 from storage.redis.live import Live, LiveError, connect
-from storage.rows import Finding
+from storage.rows.findings import Finding
 
 log = structlog.get_logger()
 STOPPERS = (

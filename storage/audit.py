@@ -26,7 +26,7 @@ from storage.redis.encoding import decode_records, session_of
 from storage.redis.figures import figures_of
 from storage.redis.live import Live
 from storage.redis.spending import AccountName, hold_from
-from storage.rows import AccountAudited, Finding
+from storage.rows.findings import AccountAudited, Finding
 
 LOOKS_MAX = 5
 """How often an account is looked at until it stands still for the length of a look."""

@@ -22,7 +22,7 @@ from server.http.responses import answer
 from server.process import Process
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName
-from storage.rows import LedgerEntry
+from storage.rows.accounts import LedgerEntry
 
 
 class AccountAnswer(msgspec.Struct, frozen=True, kw_only=True):

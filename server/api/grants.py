@@ -33,7 +33,7 @@ from server.http.requests import (
 from server.http.responses import answer
 from server.process import Process
 from storage.redis.spending import AccountName
-from storage.rows import GrantRow
+from storage.rows.accounts import GrantRow
 
 EXPIRES_AT_MAX = 253_402_300_799_999
 """The last millisecond of the year 9999: later ones are no date to most who read them."""

@@ -36,7 +36,7 @@ from server.http.requests import path_id, principal_of, process_of, query_id, ra
 from server.http.responses import answer
 from server.process import Process
 from storage.redis.spending import AccountName
-from storage.rows import HoldRow
+from storage.rows.accounts import HoldRow
 
 Done = Annotated[
     dict[str, Any],

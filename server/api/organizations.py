@@ -28,7 +28,7 @@ from server.http.requests import path_id, principal_of, process_of, raw_body, re
 from server.http.responses import answer
 from server.process import Process
 from storage.postgres.records import RefusedError
-from storage.rows import MemberRecord, MemberRow, OrganizationRow
+from storage.rows.months import MemberRecord, MemberRow, OrganizationRow
 
 MONTH_PATTERN = r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$"
 

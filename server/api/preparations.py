@@ -30,7 +30,7 @@ from server.http.openapi import ORG, Operation, described
 from server.http.problems import Problem
 from server.http.requests import principal_of, process_of, query_id, raw_body, read_body
 from server.http.responses import answer
-from storage.rows import SessionPrepared
+from storage.rows.sessions import SessionPrepared
 
 
 class Preparation(msgspec.Struct, frozen=True, kw_only=True):

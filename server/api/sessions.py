@@ -41,7 +41,7 @@ from server.process import Process
 from server.sessions.local_session import Seat
 from server.sessions.pending_requests import Ticket
 from storage.redis.live import Found
-from storage.rows import SessionRow
+from storage.rows.sessions import SessionRow
 
 OF_SESSION = Operation(
     tag="sessions",

@@ -37,7 +37,7 @@ from server.http.subjects import NOT_KEPT
 from server.process import Process
 from storage.postgres.usage import Usage
 from storage.redis.spending import AccountName
-from storage.rows import SessionRow
+from storage.rows.sessions import SessionRow
 
 
 class TimeAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -27,7 +27,7 @@ from server.process import Process
 from server.usage.months import months_of
 from server.usage.reported_minutes import Reported, Trackers
 from storage.postgres.usage import Usage
-from storage.rows import UsageLimit
+from storage.rows.months import UsageLimit
 
 DAILY: dict[str, Any] = {
     "name": "daily",

@@ -27,7 +27,7 @@ from storage.postgres.records import Records, UnavailableError
 from storage.redis.live import Live
 from storage.redis.recovery import Restoring
 from storage.redis.spending import AccountName, Spending
-from storage.rows import MemberRecord
+from storage.rows.months import MemberRecord
 from storage.tasks import end
 
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from storage.postgres.records import Records
 from storage.redis.live import Live
-from storage.rows import MemberRecord
+from storage.rows.months import MemberRecord
 
 APPLY_ATTEMPTS_MAX = 16
 """Changes of one limit that are made at once, before the last of them wins."""

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from protocol.wire.fields import describe
 from server.counters.calendars import Calendar
-from storage.rows import MemberRecord, UsageLimit
+from storage.rows.months import MemberRecord, UsageLimit
 
 DAY_MS = 86_400_000
 NEAR_MINUTES = 10

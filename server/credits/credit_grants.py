@@ -29,7 +29,7 @@ from storage.postgres.ledgers import BALANCE_CHECK
 from storage.postgres.records import Records, RefusedError, UnavailableError
 from storage.redis.live import Live, LiveError
 from storage.redis.spending import AccountName
-from storage.rows import BeforeOperation, GrantRow, InboxEntry
+from storage.rows.accounts import BeforeOperation, GrantRow, InboxEntry
 
 log = structlog.get_logger()
 

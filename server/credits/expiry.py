@@ -19,7 +19,7 @@ from protocol.wire.errors import ProtocolError
 from server.credits.holds import Holds
 from server.runtime.isolation import alone, for_each
 from storage.redis.spending import AccountName
-from storage.rows import GrantRow, HoldRow
+from storage.rows.accounts import GrantRow, HoldRow
 
 log = structlog.get_logger()
 

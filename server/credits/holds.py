@@ -16,7 +16,7 @@ from storage.postgres.records import UnavailableError
 from storage.redis.figures import AccountFigures
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName, Answer, change_of, posted_records
-from storage.rows import HoldRow
+from storage.rows.accounts import HoldRow
 
 
 class Holds(Grants):

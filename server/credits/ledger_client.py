@@ -25,7 +25,7 @@ from storage.postgres.records import Records, UnavailableError
 from storage.redis.figures import AccountFigures
 from storage.redis.live import Live, LiveError
 from storage.redis.spending import AccountName, Answer, Spending
-from storage.rows import BeforeOperation
+from storage.rows.accounts import BeforeOperation
 
 LOADS_MAX = 4
 """How often one step may find something cold: the account, the month, and a race."""

@@ -14,7 +14,7 @@ from server.credits.ledger_client import Till
 from server.runtime.isolation import for_each
 from storage.postgres.records import RefusedError, UnavailableError
 from storage.redis.live import LiveError
-from storage.rows import AdjustmentRow
+from storage.rows.months import AdjustmentRow
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from protocol.metering.steps import Basis
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
 from server.process import Process
 from storage.redis.recovery import Restoring
-from storage.rows import SessionPrepared, SessionRow
+from storage.rows.sessions import SessionPrepared, SessionRow
 
 
 class SessionExistsError(Exception):

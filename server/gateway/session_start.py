@@ -12,7 +12,7 @@ from server.sessions.local_session import Seat
 from server.sessions.pending_requests import Member, Ticket
 from storage.postgres.records import UnavailableError
 from storage.redis.spending import AccountName
-from storage.rows import SessionRow
+from storage.rows.sessions import SessionRow
 
 
 async def join_or_start(

@@ -39,7 +39,7 @@ from server.http.problems import Problem, problem_of
 from server.http.responses import json_response
 from server.runtime.clock import Clock
 from storage.postgres.records import Records, RefusedError, UnavailableError
-from storage.rows import Answer, Mismatch, UnderWay
+from storage.rows.idempotency import Answer, Mismatch, UnderWay
 
 KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"

@@ -23,7 +23,7 @@ from storage.postgres.records import Records
 from storage.postgres.usage import SessionMinute, Usage
 from storage.redis.live import LiveError
 from storage.redis.recovery import Restoring
-from storage.rows import LiveSession, SessionRow
+from storage.rows.sessions import LiveSession, SessionRow
 
 log = structlog.get_logger()
 

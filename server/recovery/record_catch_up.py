@@ -18,7 +18,8 @@ from server.runtime.isolation import for_each
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.recovery import Restoring
 from storage.redis.spending import AccountName, Spending
-from storage.rows import AdjustmentRow, HoldRow, LimitChange, OperationsDone, RecentEntry
+from storage.rows.accounts import HoldRow, OperationsDone, RecentEntry
+from storage.rows.months import AdjustmentRow, LimitChange
 
 log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from protocol.wire.errors import ServiceError
 from server.counters.calendars import calendar
 from server.counters.projections import Month, deciding_limit
 from server.process import Process
-from storage.rows import MemberRecord, UsageLimit
+from storage.rows.months import MemberRecord, UsageLimit
 
 
 class MonthUse(msgspec.Struct, frozen=True):

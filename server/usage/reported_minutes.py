@@ -43,7 +43,7 @@ from storage.postgres import records as record
 from storage.postgres.usage import SessionMinute, Usage
 from storage.redis.live import LiveError
 from storage.redis.tracking import TrackedStep, Tracking, Verdict
-from storage.rows import SessionRow
+from storage.rows.sessions import SessionRow
 
 LATE_MS_MAX = 24 * 3_600_000
 """How old a minute may be that a client reports, who had no network for a while."""

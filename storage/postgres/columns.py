@@ -8,7 +8,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from protocol.metering.records import EntryPosted, HoldChanged, MinuteUsed, Record
-from storage.rows import AdjustmentRow, SessionPrepared
+from storage.rows.months import AdjustmentRow
+from storage.rows.sessions import SessionPrepared
 
 Value = TypeVar("Value")
 

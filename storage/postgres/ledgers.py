@@ -7,9 +7,24 @@ from datetime import date
 import msgspec
 
 from protocol.metering.records import EntryPosted, MinuteUsed
-from storage import rows
 from storage.postgres import columns
 from storage.postgres.database import SQL, Database
+from storage.rows.accounts import (
+    AccountFigures,
+    AccountRecord,
+    Allotments,
+    BeforeOperation,
+    GrantRow,
+    HoldRow,
+    InboxEntry,
+    LedgerEntry,
+    OperationsDone,
+    OperationsOfMonth,
+    RecentEntry,
+    WaitingEntry,
+)
+from storage.rows.findings import AccountAudited, Finding
+from storage.rows.months import AdjustmentRow
 
 MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
 """The kinds of entries that are written to Postgres first; the index knows them too."""
@@ -21,7 +36,7 @@ FINDINGS_MAX = 1_000
 """As many are told at once; the rest is seen when these are gone."""
 AUDIT_S_MAX = 3_600
 
-_FINDING = msgspec.json.Decoder(rows.Finding)
+_FINDING = msgspec.json.Decoder(Finding)
 
 
 class Ledgers(Database):
@@ -31,14 +46,14 @@ class Ledgers(Database):
 
     async def load_account(
         self, tenant: str, account_id: str, ended_after: int | None = None
-    ) -> rows.AccountRecord:
+    ) -> AccountRecord:
         """The account from one snapshot; one that nobody has written to has a balance of 0.
 
         Of sessions that have not ended, or ended after an instant (None: of none), it says
         what is in that balance. Who asserts sessions again after Redis came back empty
         takes that as charged, and only the rest as new.
         """
-        return await self._one("load_account", rows.AccountRecord, tenant, account_id, ended_after)
+        return await self._one("load_account", AccountRecord, tenant, account_id, ended_after)
 
     async def post_entry(
         self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
@@ -65,7 +80,7 @@ class Ledgers(Database):
         at: int,
         priority: int,
         expires_at: int,
-    ) -> tuple[rows.WaitingEntry, ...]:
+    ) -> tuple[WaitingEntry, ...]:
         """Writes what a tier gives an account (tenant, id) for a month (``2026-11``), less what
         the month has given already, and the inbox's entry with it.
 
@@ -73,15 +88,15 @@ class Ledgers(Database):
         ``inbox_done``. Raises ``RefusedError`` as ``post_entry`` does.
         """
         arguments = (*account, tier, month, micros, at, priority, expires_at)
-        return await self._rows("post_allotment", rows.WaitingEntry, *arguments)
+        return await self._rows("post_allotment", WaitingEntry, *arguments)
 
-    async def allotments(self, tenant: str, account_id: str) -> rows.Allotments:
+    async def allotments(self, tenant: str, account_id: str) -> Allotments:
         """The account's tier, and what tiers have given it by month."""
-        return await self._one("allotments", rows.Allotments, tenant, account_id)
+        return await self._one("allotments", Allotments, tenant, account_id)
 
-    async def inbox(self, limit: int) -> tuple[rows.InboxEntry, ...]:
+    async def inbox(self, limit: int) -> tuple[InboxEntry, ...]:
         """Money in that Redis has not confirmed, of all tenants, oldest first."""
-        return await self._rows("inbox", rows.InboxEntry, limit)
+        return await self._rows("inbox", InboxEntry, limit)
 
     async def inbox_micros(self, tenant: str, account_id: str, entry_id: str) -> int | None:
         """What an entry brings that Redis has not confirmed; None: it has, or there is none."""
@@ -93,64 +108,60 @@ class Ledgers(Database):
         keys = [[entry[part] for entry in entries] for part in range(3)]
         await self._execute("inbox_done", *keys)
 
-    async def entry(self, tenant: str, account_id: str, entry_id: str) -> rows.LedgerEntry | None:
+    async def entry(self, tenant: str, account_id: str, entry_id: str) -> LedgerEntry | None:
         """The entry of that id in an account's ledger, or None."""
-        return await self._maybe("entry", rows.LedgerEntry, tenant, account_id, entry_id)
+        return await self._maybe("entry", LedgerEntry, tenant, account_id, entry_id)
 
-    async def entries_since(self, after_at: int, limit: int) -> tuple[rows.RecentEntry, ...]:
+    async def entries_since(self, after_at: int, limit: int) -> tuple[RecentEntry, ...]:
         """The newest entries of all ledgers from after an instant, without minutes."""
-        return await self._rows("entries_since", rows.RecentEntry, after_at, limit)
+        return await self._rows("entries_since", RecentEntry, after_at, limit)
 
     async def entries_after(
         self, tenant: str, account_id: str, position: int
-    ) -> tuple[rows.RecentEntry, ...]:
+    ) -> tuple[RecentEntry, ...]:
         """What came to an account's ledger after a position, without minutes."""
-        return await self._rows("entries_after", rows.RecentEntry, tenant, account_id, position)
+        return await self._rows("entries_after", RecentEntry, tenant, account_id, position)
 
     async def ledger(
         self, tenant: str, account_id: str, before_position: int | None, limit: int
-    ) -> tuple[rows.LedgerEntry, ...]:
+    ) -> tuple[LedgerEntry, ...]:
         """A page of the ledger, newest first, below a position; None: from the newest."""
-        return await self._rows(
-            "ledger", rows.LedgerEntry, tenant, account_id, before_position, limit
-        )
+        return await self._rows("ledger", LedgerEntry, tenant, account_id, before_position, limit)
 
     async def accounts(
         self, tenant: str, after_account_id: str | None, limit: int
-    ) -> tuple[rows.AccountFigures, ...]:
+    ) -> tuple[AccountFigures, ...]:
         """A page of the tenant's accounts, by id, after one; None: from the first."""
-        return await self._rows("accounts", rows.AccountFigures, tenant, after_account_id, limit)
+        return await self._rows("accounts", AccountFigures, tenant, after_account_id, limit)
 
     # Grants
 
-    async def grants(self, tenant: str, account_id: str, limit: int) -> tuple[rows.GrantRow, ...]:
+    async def grants(self, tenant: str, account_id: str, limit: int) -> tuple[GrantRow, ...]:
         """The grants of which something is left, in the order in which they burn.
 
         What was used of them is what Postgres knows of: minutes and operations on their
         way through the outbox are not in it.
         """
-        return await self._rows("grants", rows.GrantRow, tenant, account_id, limit)
+        return await self._rows("grants", GrantRow, tenant, account_id, limit)
 
     async def grants_due(
-        self, before_at: int, limit: int, after: rows.GrantRow | None = None
-    ) -> tuple[rows.GrantRow, ...]:
+        self, before_at: int, limit: int, after: GrantRow | None = None
+    ) -> tuple[GrantRow, ...]:
         """Grants of all tenants that expired before an instant, in the order of expiry.
 
         A page of them, after one; None: from the first.
         """
         last = (after.expires_at, after.tenant, after.account_id, after.entry_id) if after else ()
         arguments = last or (None, None, None, None)
-        return await self._rows("grants_due", rows.GrantRow, before_at, *arguments, limit)
+        return await self._rows("grants_due", GrantRow, before_at, *arguments, limit)
 
     # Operations and holds
 
     async def before_operation(
         self, tenant: str, account_id: str, entry_id: str
-    ) -> rows.BeforeOperation:
+    ) -> BeforeOperation:
         """What is to be known before an operation is charged or held for."""
-        return await self._one(
-            "before_operation", rows.BeforeOperation, tenant, account_id, entry_id
-        )
+        return await self._one("before_operation", BeforeOperation, tenant, account_id, entry_id)
 
     async def operations_in_month(
         self, tenant: str, account_id: str, month: date
@@ -161,36 +172,36 @@ class Ledgers(Database):
 
     async def operations_of_month(
         self, tenant: str, account_id: str, month: date
-    ) -> rows.OperationsOfMonth:
+    ) -> OperationsOfMonth:
         """The operations of a month, and the holds that are open for them."""
         asked = (tenant, account_id, month)
-        return await self._one("operations_in_month", rows.OperationsOfMonth, *asked)
+        return await self._one("operations_in_month", OperationsOfMonth, *asked)
 
-    async def operations_since(self, after_at: int, limit: int) -> tuple[rows.OperationsDone, ...]:
+    async def operations_since(self, after_at: int, limit: int) -> tuple[OperationsDone, ...]:
         """Operations of all tenants that were done or held for after an instant, the newest,
         and how often in their month."""
-        return await self._rows("operations_since", rows.OperationsDone, after_at, limit)
+        return await self._rows("operations_since", OperationsDone, after_at, limit)
 
-    async def hold(self, tenant: str, hold_id: str) -> rows.HoldRow | None:
+    async def hold(self, tenant: str, hold_id: str) -> HoldRow | None:
         """The hold of that id, or None."""
-        return await self._maybe("hold", rows.HoldRow, tenant, hold_id)
+        return await self._maybe("hold", HoldRow, tenant, hold_id)
 
     async def tenant_of_hold(self, hold_id: str) -> str | None:
         """The tenant of the only hold of that id, of all tenants; None when it is not alone."""
         found = await self._value("tenant_of_hold", hold_id)
         return None if found is None else str(found)
 
-    async def holds_overdue(self, before_at: int, limit: int) -> tuple[rows.HoldRow, ...]:
+    async def holds_overdue(self, before_at: int, limit: int) -> tuple[HoldRow, ...]:
         """Holds of all tenants that should have expired before an instant, and are open."""
-        return await self._rows("holds_overdue", rows.HoldRow, before_at, limit)
+        return await self._rows("holds_overdue", HoldRow, before_at, limit)
 
-    async def holds_since(self, after_at: int, limit: int) -> tuple[rows.HoldRow, ...]:
+    async def holds_since(self, after_at: int, limit: int) -> tuple[HoldRow, ...]:
         """The newest holds of all tenants that were opened or ended after an instant."""
-        return await self._rows("holds_since", rows.HoldRow, after_at, limit)
+        return await self._rows("holds_since", HoldRow, after_at, limit)
 
     # Adjustments of minutes
 
-    async def adjust_minutes(self, adjustment: rows.AdjustmentRow) -> bool:
+    async def adjust_minutes(self, adjustment: AdjustmentRow) -> bool:
         """Corrects a month's minutes. Returns whether it was new.
 
         Apply it to Redis in either case, then tell ``adjustment_applied``. Raises
@@ -199,24 +210,22 @@ class Ledgers(Database):
         arguments = columns.adjustment_row(adjustment)
         return await self._value("adjust_minutes", *arguments, again=False) is not None
 
-    async def adjustment(
-        self, tenant: str, user_id: str, entry_id: str
-    ) -> rows.AdjustmentRow | None:
+    async def adjustment(self, tenant: str, user_id: str, entry_id: str) -> AdjustmentRow | None:
         """The adjustment of that id, or None. It says whether Redis has confirmed it."""
-        return await self._maybe("adjustment", rows.AdjustmentRow, tenant, user_id, entry_id)
+        return await self._maybe("adjustment", AdjustmentRow, tenant, user_id, entry_id)
 
-    async def adjustments_waiting(self, limit: int) -> tuple[rows.AdjustmentRow, ...]:
+    async def adjustments_waiting(self, limit: int) -> tuple[AdjustmentRow, ...]:
         """Adjustments of all tenants that Redis has not confirmed."""
-        return await self._rows("adjustments_waiting", rows.AdjustmentRow, limit)
+        return await self._rows("adjustments_waiting", AdjustmentRow, limit)
 
-    async def adjustments_since(self, tenant: str, after_at: int) -> tuple[rows.AdjustmentRow, ...]:
+    async def adjustments_since(self, tenant: str, after_at: int) -> tuple[AdjustmentRow, ...]:
         """A tenant's adjustments from after an instant, whoever has applied them."""
-        return await self._rows("adjustments_since", rows.AdjustmentRow, tenant, after_at)
+        return await self._rows("adjustments_since", AdjustmentRow, tenant, after_at)
 
-    async def newest_adjustments(self, after_at: int, limit: int) -> tuple[rows.AdjustmentRow, ...]:
+    async def newest_adjustments(self, after_at: int, limit: int) -> tuple[AdjustmentRow, ...]:
         """The newest adjustments of all tenants from after an instant, whoever has applied
         them."""
-        return await self._rows("newest_adjustments", rows.AdjustmentRow, after_at, limit)
+        return await self._rows("newest_adjustments", AdjustmentRow, after_at, limit)
 
     async def adjustment_applied(self, tenant: str, user_id: str, entry_id: str) -> None:
         """Redis took it."""
@@ -224,7 +233,7 @@ class Ledgers(Database):
 
     # Audit
 
-    async def audit(self) -> tuple[rows.Finding, ...]:
+    async def audit(self) -> tuple[Finding, ...]:
         """What in the record does not add up, as far as one look can tell.
 
         Reads all of it, in one snapshot: minutes of work in a large installation.
@@ -240,9 +249,9 @@ class Ledgers(Database):
         account_id: str,
         entry_ids: Sequence[str],
         minutes: Sequence[MinuteUsed],
-    ) -> rows.AccountAudited:
+    ) -> AccountAudited:
         """An account's balance, and which of these entries and minutes are in it."""
         numbers = ([one.session_id for one in minutes], [one.minute for one in minutes])
         return await self._one(
-            "audit_account", rows.AccountAudited, tenant, account_id, list(entry_ids), *numbers
+            "audit_account", AccountAudited, tenant, account_id, list(entry_ids), *numbers
         )

@@ -18,10 +18,20 @@ from protocol.metering.records import (
     SessionEnded,
     SessionStarted,
 )
-from storage import rows
 from storage.postgres import columns
 from storage.postgres.database import ATTEMPTS_MAX, SQL, Connection, RefusedError, UnavailableError
 from storage.postgres.ledgers import Ledgers
+from storage.rows.idempotency import Answer, Fresh, Mismatch, UnderWay
+from storage.rows.months import (
+    FreeRecord,
+    LimitChange,
+    MemberRecord,
+    MemberRow,
+    OrganizationRow,
+    UsageDay,
+    UsageLimit,
+)
+from storage.rows.sessions import LiveSession, MissingMinute, SessionPrepared, SessionRow
 
 __all__ = ["SQL", "TAKEOVER_MS", "Records", "RefusedError", "UnavailableError"]
 
@@ -93,26 +103,26 @@ class Records(Ledgers):
 
     # Sessions
 
-    async def prepare_session(self, session: rows.SessionPrepared, now_ms: int) -> bool:
+    async def prepare_session(self, session: SessionPrepared, now_ms: int) -> bool:
         """Keeps a prepared session; False when its id is taken, whatever its state, unless by
         a preparation that has expired."""
         arguments = columns.prepared_row(session)
         return await self._value("prepare_session", *arguments, now_ms, again=False) is not None
 
-    async def retract_session(self, session: rows.SessionPrepared) -> None:
+    async def retract_session(self, session: SessionPrepared) -> None:
         """Takes back a preparation whose session was started without it."""
         asked = (session.tenant, session.session_id, session.expires_at)
         await self._execute("retract_session", *asked)
 
-    async def session(self, tenant: str, session_id: str) -> rows.SessionRow | None:
+    async def session(self, tenant: str, session_id: str) -> SessionRow | None:
         """The session of that id, or None."""
         return (await self.sessions_by_id(tenant, [session_id])).get(session_id)
 
     async def sessions_by_id(
         self, tenant: str, session_ids: Sequence[str]
-    ) -> dict[str, rows.SessionRow]:
+    ) -> dict[str, SessionRow]:
         """Those of ``session_ids`` that the tenant has."""
-        found = await self._rows("sessions", rows.SessionRow, tenant, list(session_ids))
+        found = await self._rows("sessions", SessionRow, tenant, list(session_ids))
         return {row.session_id: row for row in found}
 
     async def has_live_sessions(self) -> bool:
@@ -121,18 +131,18 @@ class Records(Ledgers):
 
     async def live_sessions(
         self, after_tenant: str, after_session_id: str, limit: int
-    ) -> tuple[rows.LiveSession, ...]:
+    ) -> tuple[LiveSession, ...]:
         """A page of the sessions that run as far as Postgres knows, after one of them."""
         asked = (after_tenant, after_session_id, limit)
-        return await self._rows("live_sessions", rows.LiveSession, *asked)
+        return await self._rows("live_sessions", LiveSession, *asked)
 
     async def minutes_missing(
         self, completed: Sequence[tuple[str, str, int]]
-    ) -> tuple[rows.MissingMinute, ...]:
+    ) -> tuple[MissingMinute, ...]:
         """The minutes that are not written down, of sessions (tenant, id) that have completed
         so many."""
         arguments = columns.turned(completed, 3)
-        return await self._rows("minutes_missing", rows.MissingMinute, *arguments)
+        return await self._rows("minutes_missing", MissingMinute, *arguments)
 
     async def free_used(
         self,
@@ -143,7 +153,7 @@ class Records(Ledgers):
         day: tuple[int, int] | None = None,
         *,
         ended_after: int | None = None,
-    ) -> rows.FreeRecord:
+    ) -> FreeRecord:
         """The free milliseconds that a user has had of a kind.
 
         With a counterpart, that pair's (scope ``pair``); with the beginning and the end of
@@ -151,7 +161,7 @@ class Records(Ledgers):
         ``load_account``.
         """
         asked = (tenant, user_id, kind, counterpart_id, *(day or (None, None)), ended_after)
-        return await self._one("free_used", rows.FreeRecord, *asked)
+        return await self._one("free_used", FreeRecord, *asked)
 
     # Organisations, members and their months
 
@@ -164,22 +174,22 @@ class Records(Ledgers):
         ended_after: int | None = None,
         everybody: bool = False,
         adjusted_after: int | None = None,
-    ) -> rows.MemberRecord:
+    ) -> MemberRecord:
         """Limits, and what was used of them in ``months`` (first days), from one snapshot.
 
         Without rows: no limits, UTC, tier ``free``, nothing used. ``ended_after`` as in
         ``load_account``: of the member's sessions, or of ``everybody``'s.
         """
         asked = (tenant, user_id, list(months), ended_after, everybody, adjusted_after)
-        return await self._one("load_member", rows.MemberRecord, *asked)
+        return await self._one("load_member", MemberRecord, *asked)
 
-    async def organization(self, tenant: str) -> rows.OrganizationRow | None:
+    async def organization(self, tenant: str) -> OrganizationRow | None:
         """The organisation's plan; None while nobody has put one."""
-        return await self._maybe("organization", rows.OrganizationRow, tenant)
+        return await self._maybe("organization", OrganizationRow, tenant)
 
-    async def member(self, tenant: str, user_id: str) -> rows.MemberRow | None:
+    async def member(self, tenant: str, user_id: str) -> MemberRow | None:
         """The member's own limit; None for a member without a row."""
-        return await self._maybe("member", rows.MemberRow, tenant, user_id)
+        return await self._maybe("member", MemberRow, tenant, user_id)
 
     async def put_organization(
         self,
@@ -190,7 +200,7 @@ class Records(Ledgers):
         timezone: str | UnsetType = UNSET,
         monthly_hours_limit: float | UnsetType | None = UNSET,
         allow_overage: bool | UnsetType = UNSET,
-    ) -> rows.OrganizationRow:
+    ) -> OrganizationRow:
         """Makes or changes an organisation; what is not given stays, or takes its default.
 
         Raises ``RefusedError`` for a time zone that is none, and for a limit below 0 or above
@@ -198,7 +208,7 @@ class Records(Ledgers):
         """
         given = (tier, timezone, columns.number(monthly_hours_limit), allow_overage)
         arguments = [part for value in given for part in columns.given(value)]
-        return await self._one("put_organization", rows.OrganizationRow, tenant, org_id, *arguments)
+        return await self._one("put_organization", OrganizationRow, tenant, org_id, *arguments)
 
     async def put_member(
         self,
@@ -206,26 +216,26 @@ class Records(Ledgers):
         user_id: str,
         *,
         monthly_hours_limit: float | UnsetType | None = UNSET,
-    ) -> rows.MemberRow:
+    ) -> MemberRow:
         """Makes or changes a member; a limit that is not given stays."""
         arguments = columns.given(columns.number(monthly_hours_limit))
-        return await self._one("put_member", rows.MemberRow, tenant, user_id, *arguments)
+        return await self._one("put_member", MemberRow, tenant, user_id, *arguments)
 
-    async def limits_since(self, within_ms: int, limit: int) -> tuple[rows.LimitChange, ...]:
+    async def limits_since(self, within_ms: int, limit: int) -> tuple[LimitChange, ...]:
         """The newest changes of limits, of all tenants, no longer ago than that."""
-        return await self._rows("limits_since", rows.LimitChange, within_ms, limit)
+        return await self._rows("limits_since", LimitChange, within_ms, limit)
 
     async def check_usage_limit(
         self, user_id: str, org_id: str | None, instant_at: int
-    ) -> rows.UsageLimit:
+    ) -> UsageLimit:
         """Whether a user may record at an instant, and the limit that decides it."""
-        return await self._one("check_usage_limit", rows.UsageLimit, user_id, org_id, instant_at)
+        return await self._one("check_usage_limit", UsageLimit, user_id, org_id, instant_at)
 
     async def usage_details(
         self, user_id: str | None, org_id: str | None, from_day: date, to_day: date
-    ) -> tuple[rows.UsageDay, ...]:
+    ) -> tuple[UsageDay, ...]:
         """Usage by day, ``to_day`` not included; a user of None: the whole organisation."""
-        return await self._rows("usage_details", rows.UsageDay, user_id, org_id, from_day, to_day)
+        return await self._rows("usage_details", UsageDay, user_id, org_id, from_day, to_day)
 
     # Idempotency
 
@@ -237,7 +247,7 @@ class Records(Ledgers):
         fingerprint: str,
         *,
         takeover_ms: int = TAKEOVER_MS,
-    ) -> rows.Fresh | rows.UnderWay | rows.Mismatch | rows.Answer:
+    ) -> Fresh | UnderWay | Mismatch | Answer:
         """Asks for the right to do the work of a key.
 
         Work that has been under way for ``takeover_ms`` is given to the one who asks: its
@@ -254,22 +264,22 @@ class Records(Ledgers):
             if row is None:  # somebody began at the same instant: now they can be seen
                 continue
             if row["fresh"]:
-                return rows.Fresh(row["created_at"])
+                return Fresh(row["created_at"])
             if row["fingerprint"] != fingerprint:
-                return rows.Mismatch()
+                return Mismatch()
             if row["status"] is None:
-                return rows.UnderWay()
-            return rows.Answer(row["status"], row["response"])
-        return rows.UnderWay()
+                return UnderWay()
+            return Answer(row["status"], row["response"])
+        return UnderWay()
 
     async def finish_idempotent(
-        self, tenant: str, scope: str, key: str, mine: rows.Fresh, status: int, body: bytes
+        self, tenant: str, scope: str, key: str, mine: Fresh, status: int, body: bytes
     ) -> bool:
         """Keeps the answer of a key. False: it is not ``mine`` any more, somebody took over."""
         asked = (tenant, scope, key, status, body, mine.began_at)
         return (await self._execute("finish_idempotent", *asked)).endswith(" 1")
 
-    async def release_idempotent(self, tenant: str, scope: str, key: str, mine: rows.Fresh) -> None:
+    async def release_idempotent(self, tenant: str, scope: str, key: str, mine: Fresh) -> None:
         """Gives up work that came to no answer (a retryable error): the key is free again,
         unless somebody took over."""
         await self._execute("release_idempotent", tenant, scope, key, mine.began_at)

@@ -39,7 +39,7 @@ from storage.redis.encoding import (
 from storage.redis.figures import AccountFigures, figures_of
 from storage.redis.keys import CHANNELS, CLOCK, LOOK_CHANNEL, NODES, Keys
 from storage.redis.scripts import LiveError, Script, connect
-from storage.rows import AccountRecord
+from storage.rows.accounts import AccountRecord
 
 __all__ = [
     "AccountFigures",

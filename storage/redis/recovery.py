@@ -23,7 +23,8 @@ from storage.redis.cluster import ClusterRedis
 from storage.redis.encoding import encode_grant, encode_line, line_at
 from storage.redis.live import Live, LiveError, Script
 from storage.redis.spending import AccountName
-from storage.rows import LimitChange, OperationsDone, RecentEntry
+from storage.rows.accounts import OperationsDone, RecentEntry
+from storage.rows.months import LimitChange
 
 _ENCODER = msgspec.json.Encoder()
 

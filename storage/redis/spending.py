@@ -17,7 +17,8 @@ from protocol.metering.records import EntryPosted, HoldChanged, HoldState, Recor
 from storage.redis.encoding import decode_records
 from storage.redis.figures import AccountFigures, figures_of
 from storage.redis.live import Live, Script
-from storage.rows import AdjustmentRow, HoldRow
+from storage.rows.accounts import HoldRow
+from storage.rows.months import AdjustmentRow
 
 _ENCODER = msgspec.json.Encoder()
 _METADATA = msgspec.json.Decoder(dict[str, Any])

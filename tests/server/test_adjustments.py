@@ -7,7 +7,7 @@ import pytest
 from protocol.wire.errors import BadMessageError
 from server.counters.plans import apply_member, apply_organization
 from storage.audit import audit_record
-from storage.rows import MemberRecord
+from storage.rows.months import MemberRecord
 from tests.server.tills import (
     MAY,
     lose_replies,

@@ -11,7 +11,7 @@ from protocol.rate_card import RateCard
 from protocol.wire.money import parse_credits
 from server.runtime.rate_card_file import load_rate_card
 from storage.redis.live import LiveError
-from storage.rows import SessionPrepared
+from storage.rows.sessions import SessionPrepared
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant, settled

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from protocol import limits
-from storage.rows import SessionPrepared
+from storage.rows.sessions import SessionPrepared
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant, settled

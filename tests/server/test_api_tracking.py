@@ -15,7 +15,7 @@ from server.usage.reported_minutes import AHEAD_MS_MAX, LATE_MS_MAX, SILENCE_MS_
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
 from storage.redis.tracking import Tracking
-from storage.rows import SessionPrepared
+from storage.rows.sessions import SessionPrepared
 from tests.fixtures.database import Connection
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, StartServer, TestServer

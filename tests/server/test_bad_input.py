@@ -15,7 +15,7 @@ import pytest
 from protocol import limits
 from protocol.metering.states import Phase
 from storage.redis.live import LiveError
-from storage.rows import SessionPrepared
+from storage.rows.sessions import SessionPrepared
 from tests.fixtures.server import StartServer
 from tests.server.scenes import CREDIT, Scene, begin_scene, closed, found, reaches, write_rates
 

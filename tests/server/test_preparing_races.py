@@ -26,7 +26,7 @@ from storage.postgres.database import Database
 from storage.postgres.usage import Usage
 from storage.redis.live import Live
 from storage.redis.scripts import Script
-from storage.rows import SessionPrepared
+from storage.rows.sessions import SessionPrepared
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.minutes import minute_at
 

@@ -7,7 +7,7 @@ import pytest
 
 from server.counters.calendars import calendar
 from server.counters.projections import Month, deciding_limit, project, recommend
-from storage.rows import MemberRecord, UsageLimit
+from storage.rows.months import MemberRecord, UsageLimit
 
 UNLIMITED = UsageLimit(True, 0, None, None, 0.0, None)
 

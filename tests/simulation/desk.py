@@ -17,7 +17,7 @@ from protocol.wire.errors import ProtocolError, ServiceError
 from server.credits.outcomes import Exceeds, Held, HoldGone, Limited, Posted, Short, Spent, Voided
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName
-from storage.rows import BeforeOperation
+from storage.rows.accounts import BeforeOperation
 from tests.simulation import digits
 from tests.simulation.people import ALLOTMENTS, Person
 from tests.simulation.processes import Server

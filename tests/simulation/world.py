@@ -27,7 +27,7 @@ from server.sessions.local_session import Seat
 from server.sessions.pending_requests import Ticket
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError, Outcome
-from storage.rows import SessionPrepared
+from storage.rows.sessions import SessionPrepared
 from tests.simulation.clients import FOUND_OUT_MS, Client, Diary
 from tests.simulation.forgotten import Forgotten
 from tests.simulation.people import KINDS, Person

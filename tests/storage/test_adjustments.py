@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from storage.postgres.records import Records, RefusedError
-from storage.rows import AdjustmentRow
+from storage.rows.months import AdjustmentRow
 from tests.storage.examples import START, TENANT, minute, month
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

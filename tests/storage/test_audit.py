@@ -12,7 +12,8 @@ from storage.audit import Audit, audit_live, audit_record
 from storage.postgres.records import Records
 from storage.redis.live import Live
 from storage.redis.spending import Spending
-from storage.rows import AdjustmentRow, HoldRow
+from storage.rows.accounts import HoldRow
+from storage.rows.months import AdjustmentRow
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.test_promises import chat
 from tests.storage.examples import START, TENANT, ended, entry, minute, started

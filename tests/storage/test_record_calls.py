@@ -10,7 +10,8 @@ import pytest
 from protocol.metering.records import MinuteUsed, Record
 from storage.postgres import columns
 from storage.postgres.records import SQL, Records, RefusedError, UnavailableError
-from storage.rows import Answer, Fresh, MemberRecord, Mismatch, MonthUsed, UnderWay
+from storage.rows.idempotency import Answer, Fresh, Mismatch, UnderWay
+from storage.rows.months import MemberRecord, MonthUsed
 from tests.storage.examples import START, TENANT, at, entry, minute, month, started
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol.metering.records import Record
 from storage.postgres.records import Records, RefusedError
-from storage.rows import RecordedSession, SessionPrepared
+from storage.rows.sessions import RecordedSession, SessionPrepared
 from tests.storage.examples import START, TENANT, TERMS, ended, entry, minute, started
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

@@ -17,7 +17,8 @@ from storage.redis.keys import Keys
 from storage.redis.live import Live, connect
 from storage.redis.recovery import Restoring
 from storage.redis.spending import Answer, Spending, posted_records
-from storage.rows import AccountRecord, AdjustmentRow, HoldRow
+from storage.rows.accounts import AccountRecord, HoldRow
+from storage.rows.months import AdjustmentRow
 
 CREDIT = 1_000_000
 NOW = 1_780_000_000_000

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from storage.postgres.records import Records
-from storage.rows import MonthUsed, UsageDay, UsageLimit
+from storage.rows.months import MonthUsed, UsageDay, UsageLimit
 from tests.storage.examples import START, TENANT, at, minute, month
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"

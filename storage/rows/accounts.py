@@ -1,0 +1,191 @@
+"""Accounts, their ledger, and the operations that are charged to them."""
+
+from typing import Any, NamedTuple
+
+import msgspec
+
+from protocol.metering.records import HoldState
+from storage.rows.sessions import RecordedSession
+
+
+class OpenHold(NamedTuple):
+    """A hold that is reserved out of an account."""
+
+    hold_id: str
+    amount_micros: int
+
+
+class AccountRecord(msgspec.Struct, frozen=True):
+    """A credit account as the ledger has it; all of it from one snapshot."""
+
+    balance_micros: int
+    """The sum of the ledger."""
+    debt_allowed: bool
+    """True exactly while the balance is negative; no permission to go further down."""
+    recent_entry_ids: tuple[str, ...]
+    """Money in that is in the balance: the newest 256, and all that wait in the inbox."""
+    position: int = 0
+    """That of the newest entry in the balance."""
+    holds: tuple[str, ...] = ()
+    """Open holds, which are reserved out of the balance: ``<hold id>/<micro-credits>``."""
+    recorded: tuple[RecordedSession, ...] = ()
+    """Its sessions that may still be running and have minutes in the balance."""
+
+    @property
+    def open_holds(self) -> tuple[OpenHold, ...]:
+        """The open holds, taken apart."""
+        parts = (hold.rpartition("/") for hold in self.holds)
+        return tuple(OpenHold(hold_id, int(micros)) for hold_id, _, micros in parts)
+
+
+class InboxEntry(msgspec.Struct, frozen=True):
+    """Money in that is in the ledger, and that Redis has not confirmed."""
+
+    tenant: str
+    account_id: str
+    entry_id: str
+    amount_micros: int
+    entry_kind: str
+    reason: str | None
+    operation: str | None
+    priority: int
+    expires_at: int | None
+    created_at: int
+
+
+class GrantRow(msgspec.Struct, frozen=True):
+    """A grant, and what became of it as far as Postgres knows."""
+
+    tenant: str
+    account_id: str
+    entry_id: str
+    amount_micros: int
+    used_micros: int
+    expired_micros: int
+    priority: int
+    expires_at: int | None
+    granted_at: int
+    name: str | None
+
+    @property
+    def left_micros(self) -> int:
+        """Neither used nor expired."""
+        return self.amount_micros - self.used_micros - self.expired_micros
+
+
+class WaitingEntry(msgspec.Struct, frozen=True):
+    """Money in of one account that Redis has not confirmed."""
+
+    entry_id: str
+    amount_micros: int
+
+
+class Allotments(msgspec.Struct, frozen=True):
+    """What an account gets for each month, and has got."""
+
+    timezone: str
+    tier: str
+    """The organisation's; ``free`` for a user who has none."""
+    is_known: bool
+    """Something was done with the account: it is not just a name that somebody asks for."""
+    given: dict[str, int]
+    """Micro-credits by month (``2026-11``)."""
+
+
+class BeforeOperation(msgspec.Struct, frozen=True):
+    """What is to be known before an operation is charged or held for."""
+
+    timezone: str
+    tier: str
+    """The organisation's; ``free`` for a user who has none."""
+    spent_micros: int | None
+    """What was charged for it already, under the same id; None: it is new here."""
+    spent_operation: str | None = None
+    """The operation that was charged then; None: an amount, or it is new here."""
+
+
+class HoldRow(msgspec.Struct, frozen=True):
+    """Credits held for an operation, or what became of them."""
+
+    tenant: str
+    hold_id: str
+    account_id: str
+    state: HoldState
+    amount_micros: int
+    posted_micros: int
+    """What was charged of it; 0 unless it is ``posted``."""
+    operation: str | None
+    user_id: str | None
+    month: str
+    """The first day of the month in which the operation counts."""
+    created_at: int
+    expires_at: int
+    changed_at: int
+    metadata: dict[str, Any] | None = None
+
+
+class RecentEntry(msgspec.Struct, frozen=True):
+    """An entry of the ledger that Redis may lack after a loss."""
+
+    tenant: str
+    account_id: str
+    entry_id: str
+    amount_micros: int
+    position: int
+
+
+class OperationsDone(msgspec.Struct, frozen=True):
+    """How often an operation was done in a month (its first day), or is held for now."""
+
+    tenant: str
+    account_id: str
+    month: str
+    operation: str
+    times: int
+    """How often it was done."""
+    holds: tuple[str, ...]
+    """The open holds for it, by their ids, each of which counts as once."""
+
+
+class OperationsOfMonth(msgspec.Struct, frozen=True):
+    """How often an account's operations were done in a month, and are held for now."""
+
+    times: dict[str, int]
+    """How often each was done."""
+    holds: dict[str, str]
+    """The operations of the open holds, by the holds' ids; each counts as once."""
+
+
+class LedgerEntry(msgspec.Struct, frozen=True):
+    """One entry of an account's ledger; ``position`` is the cursor of a page."""
+
+    position: int
+    entry_id: str
+    entry_kind: str
+    amount_micros: int
+    reason: str | None
+    operation: str | None
+    session_id: str | None
+    minute: int | None
+    priority: int
+    expires_at: int | None
+    metadata: dict[str, Any] | None
+    created_at: int
+
+
+class AccountFigures(msgspec.Struct, frozen=True):
+    """An account in a list, with the sums of its ledger.
+
+    ``balance_micros`` is ``in_micros - burnt_micros - spent_micros``.
+    """
+
+    account_id: str
+    balance_micros: int
+    debt_allowed: bool
+    entries: int
+    in_micros: int
+    """Granted, adjusted and expired."""
+    burnt_micros: int
+    """By the time of sessions."""
+    spent_micros: int
+    """By operations, and held for them."""
