@@ -26,7 +26,7 @@ from server.runtime.settings import ConfigurationError, Settings, load_settings
 from server.runtime.start_checks import doubts, exposures
 from storage.audit import Audit, audit_live, audit_record
 from storage.embedded import EngineError, start_engines
-from storage.flush import run_flusher
+from storage.flush.partitions import run_flusher
 from storage.postgres.migrate import MigrationError, migrate_database
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.keys import Keys

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from unittest import mock
 
-import storage.flush
+import storage.flush.flusher
 import storage.redis.live
 from protocol import limits
 from tests.simulation.people import CREDIT
@@ -97,7 +97,7 @@ def bounds(mix: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(where, name, value))
 
         if mix:
-            bound(storage.flush, "ACKNOWLEDGED_ENTRIES_MAX", 3)
+            bound(storage.flush.flusher, "ACKNOWLEDGED_ENTRIES_MAX", 3)
         if mix in ("money", "full"):
             bound(limits, "SPENDS_REMEMBERED_MS", 60_000)
             bound(limits, "SPENDS_REMEMBERED_MIN", 4)

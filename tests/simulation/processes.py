@@ -27,7 +27,7 @@ from protocol.rate_card import RateCard
 from server.process import Process
 from server.runtime.metrics import Metrics
 from server.runtime.settings import Settings
-from storage.flush import Flusher
+from storage.flush.flusher import Flusher
 from storage.postgres.records import Records, UnavailableError
 from tests.simulation.postgres_lines import PostgresLine, PostgresServer
 from tests.simulation.redis_lines import Line, VirtualRedis

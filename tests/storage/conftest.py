@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from storage.flush import Flusher
+from storage.flush.flusher import Flusher
 from storage.postgres.records import Records
 from storage.redis.outbox import connect
 from tests.storage.outboxes import PARTITIONS, MakeFlusher

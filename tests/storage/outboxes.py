@@ -8,7 +8,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from protocol.metering.records import Record
-from storage.flush import Flusher
+from storage.flush.flusher import Flusher
 from storage.redis.keys import outbox_key, watermark_key
 from storage.redis.outbox import GROUP, text
 

@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from redis.exceptions import MovedError, RedisError, ResponseError
 
 from protocol import limits
-from storage.flush import run_flusher
+from storage.flush.partitions import run_flusher
 from storage.postgres.records import Records
 from storage.redis.channels import ClusterChannels, agree_on_channels
 from storage.redis.cluster import Address, ClusterRedis, is_cluster, nodes_of, url_of_node

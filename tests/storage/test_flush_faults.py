@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protocol.metering.records import MinuteUsed, Record
-from storage.flush import BACKOFF_S_MAX, Flusher, StuckError
+from storage.flush.flusher import BACKOFF_S_MAX, Flusher, StuckError
 from storage.postgres.group_commit import Scribe
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.keys import outbox_key, rejected_key

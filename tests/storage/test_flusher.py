@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from protocol import limits
-from storage.flush import run_flusher
+from storage.flush.partitions import run_flusher
 from storage.postgres.records import Records
 from storage.redis.keys import outbox_key, rejected_key
 from storage.redis.outbox import GROUP

@@ -1,4 +1,4 @@
-"""The flusher: brings the records of the outbox to Postgres, each of them once.
+"""A flusher: brings the records of the outbox to Postgres, each of them once.
 
 Every partition's outbox is a stream that the consumer group ``flush`` reads. A batch is
 one transaction, then one atomic step a partition (``lua/acknowledge.lua``). A flusher may
@@ -10,14 +10,9 @@ flusher simply begins again with what is pending.
 An entry that Postgres refuses is moved to the rejected ones. One that an error of our own
 meets is moved there only if it is to blame itself (``storage.faults``); else it stays
 pending and is tried again, and what can be written is written meanwhile.
-
-One ``XREADGROUP`` reads all partitions that a flusher was given. On Redis Cluster, where
-streams that are read together share one slot, each partition has a flusher of its own.
 """
 
 import asyncio
-import os
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -28,18 +23,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from protocol import limits
-from protocol.metering.records import Record
 from storage.faults import TRANSIENT, EntryWriter, Faults, Writes
-from storage.postgres.records import Records
-from storage.redis.cluster import is_cluster
 from storage.redis.keys import epoch_key, outbox_key, rejected_key
 from storage.redis.outbox import (
-    CONNECTIONS_MAX,
     GROUP,
     Backlog,
     Entry,
     acknowledgement,
-    connect,
     entry_of,
     share,
     streams,
@@ -51,55 +41,23 @@ log = structlog.get_logger()
 
 ACKNOWLEDGED_ENTRIES_MAX = 250
 """Entries in one atomic step: Redis serves nobody else for that millisecond."""
+
 TAKE_OVER_READS = 32
 """Under load, so many reads are made between two looks for a dead flusher's entries."""
+
 LAST_READS_MAX = 1_000
 """Reads that a flusher makes at most after it was told to stop."""
+
 BACKOFF_S_MIN = 0.1
+
 BACKOFF_S_MAX = 5.0
+
 AWAY = (*TRANSIENT, RedisError)
 """What is over when Postgres and Redis answer again: the same batch is tried then."""
 
 
 class StuckError(Exception):
     """An error of our own met everything that was to be written: all of it is kept."""
-
-
-async def run_flusher(
-    redis_url: str, records: Records, partitions: int, stop: asyncio.Event
-) -> None:
-    """Flushes all partitions until ``stop`` is set, and then what is left."""
-    consumer = f"{socket.gethostname()}:{os.getpid()}"
-    if not is_cluster(redis_url):
-        flusher = Flusher(lambda: connect(redis_url), records, range(partitions), consumer)
-        try:
-            await flusher.run(stop)
-        finally:
-            await flusher.close()
-        return
-    # Each of them holds a connection while it waits for something to come.
-    redis = connect(redis_url, 2 * partitions + CONNECTIONS_MAX)
-    turns = _Turns(records)
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for partition in range(partitions):
-                one = Flusher(lambda: redis, turns, (partition,), consumer)
-                tasks.create_task(one.run(stop))
-    finally:
-        await redis.aclose()
-
-
-class _Turns:
-    """The record, as many flushers write to it: some at a time, so that none waits for a
-    connection for too long."""
-
-    def __init__(self, records: Records) -> None:
-        self._records = records
-        self._turns = asyncio.Semaphore(limits.FLUSH_WRITES_AT_ONCE)
-
-    async def write(self, records: Sequence[Record]) -> None:
-        async with self._turns:
-            await self._records.write(records)
 
 
 class Flusher:

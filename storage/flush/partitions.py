@@ -1,0 +1,57 @@
+"""The flushers of a process: one for all partitions, or on Redis Cluster one for each.
+
+One ``XREADGROUP`` reads all partitions that a flusher was given. On Redis Cluster, where
+streams that are read together share one slot, each partition has a flusher of its own.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Sequence
+
+from protocol import limits
+from protocol.metering.records import Record
+from storage.flush.flusher import Flusher
+from storage.postgres.records import Records
+from storage.redis.cluster import is_cluster
+from storage.redis.outbox import (
+    CONNECTIONS_MAX,
+    connect,
+)
+
+
+async def run_flusher(
+    redis_url: str, records: Records, partitions: int, stop: asyncio.Event
+) -> None:
+    """Flushes all partitions until ``stop`` is set, and then what is left."""
+    consumer = f"{socket.gethostname()}:{os.getpid()}"
+    if not is_cluster(redis_url):
+        flusher = Flusher(lambda: connect(redis_url), records, range(partitions), consumer)
+        try:
+            await flusher.run(stop)
+        finally:
+            await flusher.close()
+        return
+    # Each of them holds a connection while it waits for something to come.
+    redis = connect(redis_url, 2 * partitions + CONNECTIONS_MAX)
+    turns = _Turns(records)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for partition in range(partitions):
+                one = Flusher(lambda: redis, turns, (partition,), consumer)
+                tasks.create_task(one.run(stop))
+    finally:
+        await redis.aclose()
+
+
+class _Turns:
+    """The record, as many flushers write to it: some at a time, so that none waits for a
+    connection for too long."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self._turns = asyncio.Semaphore(limits.FLUSH_WRITES_AT_ONCE)
+
+    async def write(self, records: Sequence[Record]) -> None:
+        async with self._turns:
+            await self._records.write(records)
