@@ -33,7 +33,8 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 INTEGRATING = ROOT / "docs" / "integrating.md"
 OPERATING = ROOT / "docs" / "operating.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+DOCUMENTS = [README, *(ROOT / page for page in PAGES), *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLE_URL = "http://127.0.0.1:8000"
 PATIENCE_S = 20
 
