@@ -72,6 +72,10 @@ class Auditor:
         """Counted minutes by the counter and month."""
         self.operations = Operations(world, desk)
         self.upkeep = Upkeep(world, desk)
+        self._ahead_ms = 0
+        """How far the clock of a process was ahead of the time, at most."""
+        self._redis_latest = 0
+        """The latest time of Redis: what is kept since ends by it, however it is stepped back."""
         self._totals: dict[tuple[str, str], int] = {}
         """Minutes that were used or held at the last look, by counter and month."""
         world.cluster.flushed = self._flushed
@@ -158,7 +162,9 @@ class Auditor:
             error_ms = BLIND_CLOCK_ERROR_MS if is_blind else CLOCK_ERROR_MS
             off_ms = node.clock.now() - world.now
             assert abs(off_ms) <= error_ms, (node.name, off_ms)
+            self._ahead_ms = max(self._ahead_ms, off_ms)
         state = look(world.cluster.redis)
+        self._redis_latest = max(self._redis_latest, self._redis_now)
         for entry, records in state.outbox.items():
             # What a process appends again, not knowing that it was flushed, says nothing new:
             # Postgres leaves what it has. After a loss it does, and nothing counts but Postgres.
@@ -172,14 +178,14 @@ class Auditor:
             self.desk.limited.clear()
             world.accepted.clear()
             if self._is_put_back(state):
-                agreement.check(state, self._redis_now)
+                agreement.check(state, self._redis_now, self._redis_latest)
                 rows = world.cluster.postgres.fetch("SELECT * FROM credit_holds")
                 recorded = {(row["tenant"], row["hold_id"]): row["amount_micros"] for row in rows}
                 agreement.check_counters(state, recorded)
                 agreement.check_projections(state, world)
                 self._check_sets(state)
             return state
-        agreement.check(state, self._redis_now)
+        agreement.check(state, self._redis_now, self._redis_latest)
         if self.world.is_quiet and not self.world.was_away:
             agreement.check_projections(state, world)
         self.operations.check(state)
@@ -212,7 +218,8 @@ class Auditor:
         name = session["identity"]["session_id"], standing
         assert int(session["version"]) == standing["version"], name
         settled_ms, free_ms = standing["settled_ms"], standing["free_ms"]
-        assert 0 <= settled_ms <= counted_ms(session, self.world.now), name
+        # By the clock of a process, that of the one that is farthest ahead.
+        assert 0 <= settled_ms <= counted_ms(session, self.world.now + self._ahead_ms), name
         # Every charge is explained by the counted time that is settled.
         assert standing["charged_micros"] == cost_micros(terms, settled_ms, free_ms), name
         kept = standing["minutes_kept"]

@@ -249,6 +249,7 @@ def _check_segments(
     for index, (from_at, to_at) in enumerate(ended["segments"]):
         gap_from = bills and (from_at in proofs or died(from_at))
         returned = from_at in asked or _came_unnoticed(ended, from_at, diary)
+        returned = returned or _resumed_after_doubt(from_at, diary)
         assert returned or gap_from, (ended, diary)
         last = index == len(ended["segments"]) - 1
         by_operator = last and any(at - FOUND_OUT_MS <= to_at <= at + 1_000 for at in operator)
@@ -277,6 +278,25 @@ def _came_unnoticed(ended: dict[str, Any], from_at: int, diary: Diary) -> bool:
     is_old = begun[0] < from_at - limits.DOUBT_MS
     at_proof = begun[0] == diary.proven_before(from_at)
     return at_proof and is_old and not diary.answered(from_at, NEVER)
+
+
+def _resumed_after_doubt(from_at: int, diary: Diary) -> bool:
+    """Whether time of a kind that bills no gaps may begin anew as a doubt ends. A pause waits until
+    it is known whether those who were there before a client that has just come are there, and
+    what is asked for behind it waits too. It is over when one of them answers, or in time."""
+    for came, what in diary.requests:
+        paused = [at for at, what in diary.requests if what == "pause" and came <= at <= from_at]
+        behind = [
+            at for at, what in diary.requests
+            if what == "resume" and paused and paused[0] <= at < from_at
+        ]  # fmt: skip
+        is_old = diary.proven_before(came) < came - limits.DOUBT_MS
+        if diary.terms.gap != "skip" or what != "join" or not (behind and is_old):
+            continue
+        answers = [at for at, begun in diary.heard if begun < came <= at]
+        if from_at == min([came + limits.DOUBT_WAIT_MS, *answers]):
+            return True
+    return False
 
 
 # --- What was told ----------------------------------------------------------------------

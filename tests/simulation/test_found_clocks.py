@@ -3,7 +3,7 @@
 import pytest
 
 from tests.simulation.driver import Laboratory
-from tests.simulation.traces import NODE, act, mishaps, run, wait
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -18,3 +18,24 @@ def test_a_beat_that_comes_late_says_how_late_it_is(place: Laboratory) -> None:
         act("serve", node="node.b"),
         wait(10),
     )
+
+
+def test_what_is_kept_a_day_ends_by_the_clock_before_it_was_stepped_back(place: Laboratory) -> None:
+    """Three hours, in three steps; the auditor allowed for two (faults 41025)."""
+    back = act("step_clock", where="redis", ms=-3_600_000)
+    run(place, pay("cat9", 100_000), start("s1"), wait(60), back, back, back)
+
+
+def test_a_session_may_begin_by_the_clock_of_a_process_that_is_ahead(place: Laboratory) -> None:
+    """It began while answers took seconds and the clock of Redis was stepped, and its session
+    was there before its time (faults 41123)."""
+    run(
+        place,
+        act("step_clock", where="redis", ms=300),
+        act("slow_redis", delays=[5_000], ms=20_000),
+        act("serve", node="node.4"),
+        act("deed", node="node.4", kind="pay", user="ann9", entry="p8", micros=1_000_000),
+        act(
+            "start", client="c-s1", node="node.4", user="ann9", kind="six", session="s1"
+        ),
+    )  # fmt: skip

@@ -82,3 +82,24 @@ def test_a_hold_is_known_though_a_session_ends_that_was_paused_for_long(place: L
         wait(150),
         act("deed", node=NODE, kind="post", user="cat9", entry="p1", micros=0, hold="h1"),
     )
+
+
+def test_what_others_do_before_a_lost_answer_comes_was_no_more_than_it_may(
+    place: Laboratory,
+) -> None:
+    """A spend was the second of two that its tier may do, and was answered when another user's,
+    who may do it more often, had been done too (faults 41098)."""
+
+    def sketch(entry: str, **often: int) -> Action:
+        return act(
+            "deed", node=NODE, kind="spend", user="ann9", entry=entry, micros=250_000, **often
+        )
+
+    run(
+        place,
+        pay("ann9", 5_000_000),
+        sketch("e1"),
+        act("postgres_away", ms=60_000),
+        sketch("e2", often=2),
+        sketch("e3"),
+    )

@@ -217,3 +217,22 @@ def test_a_join_in_vain_that_redis_hears_of_late_is_of_a_session_that_is_over(
         wait(12.345),
         wait(250),
     )  # fmt: skip
+
+
+def test_time_goes_on_after_a_pause_once_it_is_known_who_was_there(place: Laboratory) -> None:
+    """A socket joins, pauses and resumes at once, and whoever was there before is asked meanwhile:
+    both wait for that (months 953)."""
+    clients = run(
+        place,
+        pay("ann9", 1_000_000),
+        start("s1", user="ann9", kind="lesson"),
+        wait(5),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=0),
+        act("ask", client="c-again", session="s1", event="pause"),
+        act("ask", client="c-again", session="s1", event="resume"),
+        wait(5),
+        act("ask", client="c-again", session="s1", event="stop"),
+        wait(1),
+    )
+    (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
+    assert stopped["receipt"]["elapsed_ms"] < 10_000
