@@ -72,8 +72,13 @@ class Loader:
     async def _load_account(self, tenant: str, account_id: str, asserting: bool) -> None:
         try:
             found = await self.records.load_account(tenant, account_id, self._ended_after())
+            now_ms = self.clock.now()
             with self._completing():
-                _check(await self.live.load_account(tenant, account_id, found, asserting=asserting))
+                _check(
+                    await self.live.load_account(
+                        tenant, account_id, found, asserting=asserting, now_ms=now_ms
+                    )
+                )
                 # Whoever wrote something down meanwhile found no account to apply it to.
                 missed = await self.records.entries_after(tenant, account_id, found.position)
                 if missed:

@@ -345,16 +345,26 @@ class Live:
         return None if used is None else int(used)
 
     async def load_account(
-        self, tenant: str, account_id: str, found: AccountRecord, *, asserting: bool = False
+        self,
+        tenant: str,
+        account_id: str,
+        found: AccountRecord,
+        *,
+        asserting: bool = False,
+        now_ms: int = 0,
     ) -> bool:
         """Puts a cold account into Redis; False while its partition recovers from a loss, in
         which only who is ``asserting`` sessions loads anything.
+
+        Its versions begin at ``now_ms``, in epoch milliseconds, above all that it had before
+        Redis forgot it: processes that have shown it all the time find that they missed some.
 
         An account leaves Redis only after a day without a live session, and is loaded
         only while the partition's outbox holds nothing older than that; so what Postgres
         says when it is loaded is complete.
         """
         fields: dict[str, str | int] = {"balance": found.balance_micros, "position": found.position}
+        fields["version"] = now_ms
         holds = found.open_holds
         if holds:
             reserved_micros = sum(hold.amount_micros for hold in holds)

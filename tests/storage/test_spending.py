@@ -200,7 +200,7 @@ async def test_a_spend_of_nothing_moves_nothing_and_is_kept(
     assert (await spending.spend(entry)).cold == "operations"
     await spending.load_operations(TENANT, ANN, MONTH, {})
     assert (await spending.spend(entry)).status == "ok"
-    assert await account(redis) == {"balance": -CREDIT}
+    assert await account(redis) == {"balance": -CREDIT, "version": 0}
     assert await outbox(redis) == [entry]
 
 

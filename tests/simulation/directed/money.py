@@ -4,6 +4,7 @@ from tests.simulation.directed.steps import (
     FLUSH,
     FORGET,
     NO_FLUSHER,
+    OTHER,
     RICH,
     SERVE,
     UNTIL_IT_IS_OLD,
@@ -38,6 +39,11 @@ def _flusher_dies(questions: int, apart_s: int) -> Directed:
 
 
 MONEY = {
+    "a balance is shown while Redis forgets the account": Directed((
+        RICH, SERVE, act("show", node=NODE, user="cat9"), act("show", node=OTHER, user="cat9"),
+        sketch("cat9", "e0"), sketch("cat9", "e1"), sketch("cat9", "e2"), wait(5), FLUSH, FORGET,
+        sketch("cat9", "e3"), wait(5), start("s1"), wait(30), sketch("cat9", "e4"), wait(5),
+    )),
     "spends and holds are asked for again": Directed((
         RICH, sketch("cat9", "e0"), hold("cat9", "h8", 1), post("cat9", "h8", 1),
         hold("cat9", "h9", 1), void("cat9", "h9"),  # now Redis knows the scripts
