@@ -4,6 +4,7 @@ import asyncio
 
 from protocol import limits
 from server.runtime.clock import ClusterClock, Sample
+from storage.redis.beats import Look
 from storage.redis.live import Live
 
 LOOK_S = 0.02
@@ -14,6 +15,10 @@ PROMPT_MS = 100
 """A beat that came to Redis so long after its sender believed was on its way meanwhile, and
 the cluster time in it is as old; or the clock of Redis was stepped. The next one tells."""
 
+LATE_MS = 2 * limits.REDIS_TIMEOUT_MS
+"""The longest that a beat is taken to have been on its way. Its sender gives it up before, and it
+arrives all the same; what is later still was not late, but Redis was stepped."""
+
 
 async def take_over_time(clock: ClusterClock, live: Live) -> None:
     """Takes cluster time over from the processes that live.
@@ -23,7 +28,8 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
     that was long on its way says a time that has passed: a prompt one is waited for, and
     where none comes, what its sender took the clock of Redis for tells how far that is from
     cluster time. What Redis says is as old as half a round trip: the look that was answered
-    fastest counts. Where nobody beats, the time is that of Redis, but never before what the
+    fastest counts. Where nobody beats meanwhile, and some process proved its life a moment ago by
+    what the last beat says, that is the time. Else it is that of Redis, but never before what the
     dead have left. Raises ``LiveError``.
     """
     until_s = (limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
@@ -31,7 +37,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
     ahead_ms: float | None = None  # the clock of Redis, of cluster time
     behind_ms = 0.0
     last = look = await live.look(ask=True)
-    best = Sample.of(look.redis_ms, asked_at, clock.reading())
+    best = sample = Sample.of(look.redis_ms, asked_at, clock.reading())
     while (look.nodes or look.heard) and clock.reading() - began_at < until_s:
         await asyncio.sleep(LOOK_S)
         last, sent_at, asked_at = look, asked_at, clock.reading()
@@ -54,7 +60,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
             if abs(late_ms) <= PROMPT_MS:
                 ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
                 break
-            if 0 < late_ms <= limits.REDIS_TIMEOUT_MS:
+            if 0 < late_ms <= LATE_MS:
                 ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
             elif ahead_ms is None or behind_ms:
                 # Redis was stepped, and how long this was on its way nobody knows.
@@ -63,6 +69,24 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
                 behind_ms = until_s * 1000
     if ahead_ms is not None:
         clock.set(best, ahead_ms, behind_ms)
-        return
+    else:
+        _set_without_beat(clock, look, best, sample)
+
+
+def _set_without_beat(clock: ClusterClock, look: Look, best: Sample, newest: Sample) -> None:
+    """Sets the clock by the last beat that Redis knows of, or by Redis alone."""
     left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
-    clock.anchor(max(look.redis_ms, left_at), look.redis_ms, asked_at)
+    ahead_ms = _ahead_at_last_beat(look)
+    if left_at and -PROMPT_MS <= look.redis_ms - ahead_ms - left_at <= limits.NODE_SILENT_MS:
+        clock.set(best, min(ahead_ms, look.redis_ms - left_at))
+        return
+    # A process that lives all the same is ahead by less than it takes to call it dead.
+    behind_ms = limits.NODE_SILENT_MS if left_at > look.redis_ms else 0.0
+    clock.set(newest, look.redis_ms - max(look.redis_ms, left_at), behind_ms)
+
+
+def _ahead_at_last_beat(look: Look) -> float:
+    """How far the clock of Redis was ahead of cluster time at the last beat, in milliseconds."""
+    if 0 < look.beaten_redis_ms - look.believed_redis_ms <= LATE_MS:
+        return look.believed_redis_ms - look.beaten_at
+    return look.beaten_redis_ms - look.beaten_at

@@ -39,3 +39,35 @@ def test_a_session_may_begin_by_the_clock_of_a_process_that_is_ahead(place: Labo
             "start", client="c-s1", node="node.4", user="ann9", kind="six", session="s1"
         ),
     )  # fmt: skip
+
+
+def test_a_beat_that_comes_after_its_sender_gave_it_up_says_how_late_it_is(
+    place: Laboratory,
+) -> None:
+    """Each was on its way for 2.5 s, and answers were waited for 1.5 s (seed 61421)."""
+    run(
+        place,
+        act("slow_redis", delays=[5_000], ms=90_000),
+        wait(1),
+        act("serve", node="node.b"),
+        wait(10),
+    )
+
+
+def test_the_time_of_the_last_beat_counts_where_none_comes(place: Laboratory) -> None:
+    """The lines of those who live were slow, and the clock of Redis had been stepped back: the
+    time was that of the last proof of life (seed 61406)."""
+    run(
+        place,
+        act("slow_redis", delays=[700, 1_200, 900], ms=3_000),
+        wait(5),
+        act("slow_redis", delays=[5_000], ms=3_000),
+        act("step_clock", where="redis", ms=-3_600_000),
+        wait(5),
+        act("slow_redis", delays=[1_400], ms=3_000),
+        wait(30),
+        act("slow_redis", delays=[600, 1_600, 5_000], ms=90_000),
+        act("drop_lines"),
+        act("serve", node="node.b"),
+        wait(10),
+    )
