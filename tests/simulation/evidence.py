@@ -107,7 +107,8 @@ def _check_refusal(at: int, limit: str, step: Step, state: State) -> None:
     terms: dict[str, Any] = msgspec.to_builtins(identity.terms)
     if limit == "credits":
         next_ms = cost_micros(terms, standing.elapsed_ms + 1, standing.free_ms)
-        more = next_ms - standing.charged_micros
+        # What it has used so far is in the balance still: the step that charges it was refused.
+        more = next_ms - step.before.standing.charged_micros
         # What costs nothing is not refused for want of credits.
         assert more > 0, (limit, step, state)
         assert _room(at, state, identity) < more, (limit, step, state)

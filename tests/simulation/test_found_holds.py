@@ -103,3 +103,21 @@ def test_what_others_do_before_a_lost_answer_comes_was_no_more_than_it_may(
         sketch("e2", often=2),
         sketch("e3"),
     )
+
+
+def test_a_hold_is_not_looked_up_while_records_look_old_to_redis(place: Laboratory) -> None:
+    """Its clock was stepped, and has forgotten the hold. Once what waits has been flushed, it is
+    looked up (seed 61392)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        act("kill", name=FLUSHER),
+        hold(ttl_s=60),
+        wait(120),
+        act("step_clock", where="redis", ms=3_600_000),
+        wait(120),
+        act("deed", node=NODE, kind="post", user="cat9", entry="p1", micros=0, hold="h1"),
+        act("flusher", name="late", pace_ms=1_000),
+        wait(30),
+        act("again", node=NODE, entry="p1"),
+    )

@@ -5,6 +5,7 @@ from unittest import mock
 import pytest
 
 from tests.simulation.driver import Laboratory
+from tests.simulation.mixes import world_of
 from tests.simulation.redis_lines import VirtualPubSub
 from tests.simulation.traces import NODE, act, pay, run, spend, start, wait
 
@@ -335,3 +336,33 @@ def test_what_others_give_back_at_the_instant_of_a_stop_comes_after_it(place: La
         act("mute", client="c-s1"),
         wait(60),
     )
+
+
+def test_what_a_session_used_before_it_stopped_is_not_left_for_it(place: Laboratory) -> None:
+    """It asks to go on, and is refused: what it used is charged with that step (seed 61411)."""
+    bob = "bob61411"
+    outcome = place.run(
+        61411,
+        0,
+        actions=[
+            pay(bob, 1_583_333, "p11"),
+            start("s13", bob, "minute", "c12"),
+            act("redis_away", ms=150_000),
+            act(
+                "deed", node=NODE, kind="hold", user=bob, entry="hold:h16", micros=142_857,
+                hold="h16", ttl_ms=60_000,
+            ),
+            wait(600),
+            start("s27", bob, "lesson", "c26"),
+            start("s29", bob, "lesson", "c28"),
+            act("slow_redis", delays=[1_400], ms=20_000),
+            start("s31", bob, "lesson", "c30"),
+            act(
+                "deed", node=NODE, kind="post", user=bob, entry="p32", micros=142_857, hold="h16",
+            ),
+            wait(12.345),
+            act("ask", client="c30", session="s31", event="resume"),
+        ],
+        mix=world_of(61411, 0)[1],
+    )  # fmt: skip
+    assert outcome.failure is None
