@@ -68,11 +68,12 @@ class Account:
 class Accounts:
     """The accounts of a process."""
 
-    def __init__(self, live: Live, loader: Loader, listener: Listener, turns: Turns) -> None:
+    def __init__(self, live: Live, loader: Loader, turns: Turns) -> None:
         self.live = live
         self.loader = loader
         self.turns = turns
-        self._listener = listener
+        self.listener: Listener = lambda *_: None
+        """Hears what is told on an account's channel, when its figures are up to date."""
         self._accounts: dict[AccountKey, Account] = {}
         self._locks = Locks()
         self.channels = ChannelReader(live.redis)
@@ -173,7 +174,7 @@ class Accounts:
             if not taken:
                 self._read_later(account, message)
                 return
-        self._listener(account, message)
+        self.listener(account, message)
 
     def _read_later(
         self, account: Account, message: dict[str, Any] | None = None, failures: int = 0
@@ -218,7 +219,7 @@ class Accounts:
             return
         for message in messages:
             await self.turns.take(account)
-            isolated("message", self._listener, account, message)
+            isolated("message", self.listener, account, message)
 
     def _run(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)

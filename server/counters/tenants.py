@@ -22,11 +22,12 @@ Listener = Callable[[str, Change, str | None], None]
 class Tenants:
     """The tenants of a process, by the number of sessions that it serves of each."""
 
-    def __init__(self, live: Live, loader: Loader, accounts: Accounts, listener: Listener) -> None:
+    def __init__(self, live: Live, loader: Loader, accounts: Accounts) -> None:
         self.live = live
         self.loader = loader
         self.accounts = accounts
-        self._listener = listener
+        self.listener: Listener = lambda *_: None
+        """Hears of changed limits."""
         self._sessions: Counter[str] = Counter()
         self._calendars: dict[str, Calendar] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
@@ -106,12 +107,12 @@ class Tenants:
             for freed in self._waiting.get(tenant, ()):
                 freed.set()
         if "recall" in told:
-            self._listener(tenant, "recalled", told.get("user_id"))
+            self.listener(tenant, "recalled", told.get("user_id"))
         elif "freed" in told:
-            self._listener(tenant, "freed", None)
+            self.listener(tenant, "freed", None)
         elif "adjusted" in told:
-            self._listener(tenant, "adjusted", None)
+            self.listener(tenant, "adjusted", None)
         else:
             self._changes[tenant] += 1
             self._calendars.pop(tenant, None)
-            self._listener(tenant, "changed", None)
+            self.listener(tenant, "changed", None)

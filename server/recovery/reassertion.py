@@ -371,7 +371,7 @@ class Recovery:
             present=meter.sockets > 0,
         )
         if await self._assert(assertion, seat.free_day()):
-            await self.hub.read_again(seat)
+            await self.hub.news.read_again(seat)
 
     async def _assert_kept(self, kept: Kept) -> None:
         assert kept.session is not None

@@ -22,17 +22,36 @@ from protocol.metering.transitions import unstarted
 from protocol.wire.codec import encode, error_message
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from server.access.principals import Principal
+from server.counters.loading import Loader
+from server.runtime.clock import Clock
+from server.runtime.metrics import Metrics
+from server.runtime.timers import Timers
 from server.sessions.local_session import Seat
+from server.sessions.news import News
 from server.sessions.pending_requests import Member, Ticket
 from server.sessions.seating import Seating
 from server.transport.frames import text_frame
-from storage.redis.live import Found, LiveError
+from storage.redis.live import Found, Live, LiveError
 
 log = structlog.get_logger()
 
 
 class Hub(Seating):
     """The sessions of a process."""
+
+    def __init__(
+        self,
+        live: Live,
+        loader: Loader,
+        clock: Clock,
+        timers: Timers,
+        metrics: Metrics,
+        uncovered_ms: int = limits.UNCOVERED_MS_DEFAULT,
+    ) -> None:
+        super().__init__(live, loader, clock, timers, metrics, uncovered_ms)
+        self.news = News(self)
+        self.accounts.listener = self.news.told
+        self.tenants.listener = self.news.limits_changed
 
     # --- Joining and leaving ---------------------------------------------------------
 
@@ -318,7 +337,7 @@ class Hub(Seating):
             seat.service.farewell(alive_at)
             if seat.meter.sockets > 1:
                 # No step is made, for others stay here; see `leaving` in commit.lua.
-                self._run(self._tell_farewell(seat, alive_at))
+                self.run(self._tell_farewell(seat, alive_at))
         seat.meter.detach(alive_at, self.clock.now(), farewell=farewell)
         if not seat.meter.sockets:
             seat.service.count_unproven()

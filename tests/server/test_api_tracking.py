@@ -143,12 +143,12 @@ async def test_minutes_of_sessions_that_do_not_answer_are_unavailable(
     await limit(server, 2)
     await recording(server, "live-1")
     tenants = server.process.hub.tenants
-    listener, tenants._listener = tenants._listener, lambda *_: None
+    listener, tenants.listener = tenants.listener, lambda *_: None
     assert_problem(await track(server, 1), 503, "unavailable")
     client = await server.login("ann", org="acme")
     error = await client.ask("start", kind="recording", session_id="live-2")
     assert (error["type"], error["code"]) == ("error", "unavailable")
-    tenants._listener = listener
+    tenants.listener = listener
     assert (await track(server, 1)).status_code == 200
 
 

@@ -247,7 +247,7 @@ async def test_other_sessions_of_the_account_hear_when_one_fails(start_server: S
     heard = list[str]()
     mine = [broken, lambda *_: heard.append("listener")]
     account.listeners |= dict.fromkeys(mine)
-    hub._told(account, {})
+    hub.news.told(account, {})
     await hub.turns.idle()
     assert sorted(changed) == ["chat-0", "chat-1", "chat-2"]
     assert heard == ["listener"]

@@ -11,7 +11,6 @@ from protocol import limits
 from protocol.metering.states import Phase
 from server.runtime.timers import Timers
 from server.runtime.turns import Turns
-from server.sessions.seating import Seating
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.scenes import CREDIT, eventually
 from tests.server.test_timers import Clock
@@ -205,15 +204,14 @@ async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
     monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
     server, _ = await crowded(start_server)
     hub, refreshed = server.process.hub, Counted()
-    monkeypatch.setattr(hub, "_refresh", lambda *_: refreshed.note())
+    monkeypatch.setattr(hub.news, "_refresh", lambda *_: refreshed.note())
     for _ in range(10):
-        hub._limits_changed("user:ann", "adjusted")
-    hub._limits_changed("user:bob", "adjusted")
+        hub.news.limits_changed("user:ann", "adjusted")
+    hub.news.limits_changed("user:bob", "adjusted")
     await hub.idle()
     assert max(refreshed.turns) <= 2 * limits.UNITS_PER_TURN
     # Once for those told before it began, once for those told after.
     assert SESSIONS <= sum(refreshed.turns) <= 2 * SESSIONS
-    assert isinstance(hub, Seating)
 
 
 async def test_a_credit_is_told_to_many_sockets_in_parts(
