@@ -201,6 +201,8 @@ class Trackers:
         standing = _after(before, reported, now_ms)
         cap_ms = identity.terms.session_cap_ms
         month = await self._month(identity, reported.minute_at)
+        known_at = sorted(known.minutes, key=known.minutes.__getitem__)
+        earlier = [await self._month(identity, minute_at) for minute_at in known_at]
         records: list[Record] = [] if known.standing else [started_record(identity)]
         records.append(_minute(identity, before.minutes_kept, reported, month))
         return TrackedStep(
@@ -211,6 +213,7 @@ class Trackers:
             minute_at=reported.minute_at,
             month=month,
             minutes={**known.minutes, reported.minute_at: before.minutes_kept},
+            earlier=tuple(earlier),
             records=tuple(records),
             basis=known.basis,
             at=now_ms,

@@ -36,6 +36,8 @@ class TrackedStep(msgspec.Struct, frozen=True):
     minutes: dict[int, int]
     """Numbers of minutes by the instant of their beginning: the new one, and for a session
     that Redis has lost all those that are written down."""
+    earlier: tuple[str, ...]
+    """Of a session that Redis has lost: the months of the minutes that are written down."""
     records: tuple[Record, ...]
     basis: Basis | None
     """What a first minute was decided from; None: it is not the first."""
@@ -76,6 +78,8 @@ class Tracking:
             "month": step.month,
             "beyond_cap": step.is_beyond_cap,
             "minutes": {str(at): number for at, number in step.minutes.items()},
+            "earlier": step.earlier,
+            "session_id": session_id,
             "standing": _ENCODER.encode(standing).decode(),
             "at": step.at,
             "grant": _ENCODER.encode(Grant()).decode(),
@@ -107,6 +111,8 @@ class Tracking:
                 keys.recovering(partition),
                 keys.epoch(partition),
                 keys.prepared(tenant, session_id),
+                keys.contained(keys.member(tenant, identity.user_id)),
+                keys.contained(keys.organization(tenant)),
             ],
             [orjson.dumps(argument)],
         )

@@ -17,6 +17,7 @@
 --        9 graces    sorted set: sessions whose grace runs, by its end
 --       10 recovering  string: there while processes put back what Redis has lost
 --       11 epoch       string   12 prepared   string (see commit.lua)
+--       13, 14 contained   hashes, for member and org (see assert.lua)
 -- ARGV   1 the step, JSON; see storage/redis/tracking.py
 --
 -- Answers {status, detail}, with the status
@@ -62,11 +63,22 @@ end
 if call('EXISTS', KEYS[10]) == 1 then cold = {'account'} end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
+-- Of a session that Redis has lost: minutes that are written down, and not in the counters.
+local due = {{}, {}}
+for index = 1, 2 do
+  local contained = #step.earlier > 0 and number(KEYS[12 + index], step.session_id) or 0
+  for minute = contained + 1, #step.earlier do
+    local month = step.earlier[minute]
+    due[index][month] = (due[index][month] or 0) + 1
+  end
+end
+
 local used, held = 'used:' .. step.month, 'held:' .. step.month
 local lacked = {}
 for index, name in ipairs({'member_minutes', 'org_minutes'}) do
   local key = KEYS[4 + index]
   local limit = tonumber(call('HGET', key, 'limit') or '')
+  if limit then limit = limit - (due[index][step.month] or 0) end
   if limit and call('HGET', key, 'overage') ~= '1'
     and limit - number(key, used) - number(key, held) < 1 then
     if limit - number(key, used) < 1 then return {'refused', name} end
@@ -85,7 +97,14 @@ end
 -- Settle: a minute on both months, and with the first one another live session.
 call('HINCRBY', KEYS[5], used, 1)
 call('HINCRBY', KEYS[6], used, 1)
+for index = 1, 2 do
+  for month, minutes in pairs(due[index]) do
+    call('HINCRBY', KEYS[4 + index], 'used:' .. month, minutes)
+  end
+end
 if step.identity then
+  call('HDEL', KEYS[13], step.session_id)
+  call('HDEL', KEYS[14], step.session_id)
   for index = 4, 6 do
     call('HINCRBY', KEYS[index], 'live', 1)
     call('PERSIST', KEYS[index])

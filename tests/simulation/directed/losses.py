@@ -110,6 +110,12 @@ LOSSES = {
     "a replica lacks minutes that were flushed": Directed((
         SERVE, *ALL_KINDS, wait(58), FLUSH, LAG, wait(3), FLUSH, FAILOVER, *LATER,
     )),
+    "a first reported minute on a replica": Directed((
+        SERVE, report("t1", minute_at(1), "bob9"), wait(5), FLUSH, LAG,
+        report("t2", minute_at(2), "bob9"), wait(1), UNNOTICED, PUT_BACK,
+        report("t2", minute_at(3), "bob9"), wait(5), report("t2", minute_at(4), "bob9"),
+        act("taken", session="t2", minutes=3), PUT_BACK,
+    )),
     "an empty Redis lacks minutes": Directed((
         SERVE, *ALL_KINDS, wait(58), FLUSH, wait(3), EMPTY, *LATER,
     )),
