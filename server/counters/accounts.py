@@ -73,7 +73,7 @@ class Accounts:
         self.loader = loader
         self.turns = turns
         self.listener: Listener = lambda *_: None
-        """Hears what is told on an account's channel, when its figures are up to date."""
+        """Hears each message of an account's channel, when the account's figures are up to date."""
         self._accounts: dict[AccountKey, Account] = {}
         self._locks = Locks()
         self.channels = ChannelReader(live.redis)
@@ -179,8 +179,8 @@ class Accounts:
     def _read_later(
         self, account: Account, message: dict[str, Any] | None = None, failures: int = 0
     ) -> None:
-        """Reads the account anew, until that has succeeded or nobody needs it any more. Once is
-        enough, however often that is asked for before it has begun."""
+        """Reads the account anew, until that has succeeded or the account has no user left. One
+        reading serves all requests that come before it begins."""
         waiting = self._unread.get(account)
         if waiting is not None:
             if message is not None and len(waiting) < limits.MESSAGES_WAITING_MAX:

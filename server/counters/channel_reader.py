@@ -23,9 +23,9 @@ from storage.tasks import end
 log = structlog.get_logger()
 
 SUBSCRIBE_S = 2.0
-"""A channel is confirmed in that time, or whoever needs it is refused."""
+"""Longest wait for the confirmation of a subscription; then `subscribe` fails."""
 RETRY_S = 0.2
-"""After an error nothing is read for so long."""
+"""Pause of the reader after an error."""
 
 Hearer: TypeAlias = "Callable[[dict[str, Any]], None]"
 """What takes the messages of a channel."""

@@ -10,10 +10,11 @@ from storage.redis.live import Live
 LOOK_S = 0.02
 """Pauses between two looks for an answer of the others."""
 STEADY_MS = 1
-"""Two clocks that nobody stepped meanwhile agree on such a pause to within this."""
+"""Two clocks agree on the length of a pause to within this, unless one is stepped."""
 PROMPT_MS = 100
-"""A beat that came to Redis so long after its sender believed was on its way meanwhile, and
-the cluster time in it is as old; or the clock of Redis was stepped. The next one tells."""
+"""Delay of a beat, by its sender's idea of the clock of Redis, up to which the beat is prompt.
+A later beat was on its way, and its cluster time is as old; or Redis was stepped. The next beat
+tells."""
 
 LATE_MS = 2 * limits.REDIS_TIMEOUT_MS
 """The longest that a beat is taken to have been on its way. Its sender gives it up before, and it
@@ -28,7 +29,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
     that was long on its way says a time that has passed: a prompt one is waited for, and
     where none comes, what its sender took the clock of Redis for tells how far that is from
     cluster time. What Redis says is as old as half a round trip: the look that was answered
-    fastest counts. Where nobody beats meanwhile, and some process proved its life a moment ago by
+    fastest counts. Where no beat comes meanwhile, and some process proved its life a moment ago by
     what the last beat says, that is the time. Else it is that of Redis, but never before what the
     dead have left. Raises ``LiveError``.
     """
@@ -63,7 +64,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
             if 0 < late_ms <= LATE_MS:
                 ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
             elif ahead_ms is None or behind_ms:
-                # Redis was stepped, and how long this was on its way nobody knows.
+                # Redis was stepped: how long this beat was on its way is unknown.
                 told_ms = look.beaten_redis_ms - look.beaten_at
                 ahead_ms = told_ms if ahead_ms is None else min(ahead_ms, told_ms)
                 behind_ms = until_s * 1000

@@ -35,7 +35,7 @@ class Sweeper:
         self.task: asyncio.Task[None] | None = None
         """The sweep that is under way, or the last one."""
         self.graces_due = True
-        """Graces may run that nobody looks after."""
+        """Graces may run that no process looks after."""
         self._reconcile_due = False
 
     def sweep_if_due(self, *, reconcile: bool = False) -> None:
@@ -76,7 +76,7 @@ class Sweeper:
         return done
 
     async def adopt_graces(self) -> bool:
-        """Looks after sessions whose grace runs: whoever began it may be dead.
+        """Looks after sessions whose grace runs: the process that began it may be dead.
 
         False when that could not be done for one of them yet.
         """

@@ -1,7 +1,7 @@
 """News of the sessions here: what other processes do, and what changes for many at once.
 
 A session hears of other processes' steps on its account's channel, and of changed limits on its
-tenant's. What concerns many sessions is said to a bounded number in each turn of the loop.
+tenant's. What concerns many sessions reaches a bounded number of them in each turn of the loop.
 """
 
 import asyncio
@@ -80,14 +80,14 @@ class News:
             seat.drain()
             self.hub.release(seat)
         elif seat.meter.sockets:
-            # Asked for where nobody hears the client; here its last seconds are proven.
+            # Asked for on a process without the client's sockets; here its last seconds are proven.
             seat.meter.request(Event.STOP, now_ms, None, message["reason"])
             seat.drain()
 
     def _look_at_all(self, account: Account) -> Iterator[None]:
         """Has every session of an account hear of what it has not heard of, one in each unit,
-        until there is none. What is told meanwhile those hear of who are still to be looked at;
-        the others are looked at once more."""
+        until there is none. A message that comes meanwhile reaches the sessions that are still
+        to be looked at; the others are looked at once more."""
         told: Told | None = None
         while told != account.told:
             if told is not None and len(account.seats) > limits.UNITS_PER_TURN:
@@ -147,7 +147,7 @@ class News:
                 )
 
     async def _catch_up(self, seat: Seat) -> None:
-        """Shows watchers what was not heard here, until that has succeeded or nobody needs it."""
+        """Shows watchers what was not heard here, until that succeeds or the seat is cleared."""
         identity = seat.meter.session.identity
         for failures in itertools.count(1):
             if self.hub.seats.get(seat.key) is not seat or not _is_only_watched(seat):
@@ -182,7 +182,7 @@ class News:
 
     async def read_again(self, seat: Seat) -> None:
         """Takes a session as Redis has it, which was put back there: steps that were made here
-        of an older copy may not count. Without an answer the next step is told of it."""
+        of an older copy may not count. Without an answer the next step hears of it."""
         identity = seat.meter.session.identity
         try:
             found = await self._read(identity)
@@ -203,7 +203,7 @@ class News:
             self.hub.run(self.hub.read_calendar(tenant))
 
     def _refresh_all(self, tenant: str, change: Change, user_id: str | None) -> Iterator[None]:
-        # Whoever is told of another change from here on begins anew, behind this.
+        # Another change from here on begins a refresh of its own, behind this one.
         self._limits_due.discard((tenant, change, user_id))
         for seat in self.hub.seats_of(tenant):
             identity, final = seat.meter.session.identity, seat.meter.session.grant.final

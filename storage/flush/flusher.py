@@ -40,10 +40,10 @@ from storage.redis.scripts import Script
 log = structlog.get_logger()
 
 ACKNOWLEDGED_ENTRIES_MAX = 250
-"""Entries in one atomic step: Redis serves nobody else for that millisecond."""
+"""Entries in one atomic step, which keeps Redis busy for a millisecond."""
 
 TAKE_OVER_READS = 32
-"""Under load, so many reads are made between two looks for a dead flusher's entries."""
+"""Reads between two looks for a dead flusher's entries, under load."""
 
 LAST_READS_MAX = 1_000
 """Reads that a flusher makes at most after it was told to stop."""
@@ -64,7 +64,7 @@ class Flusher:
     """Flushes some partitions under one consumer's name, which no other flusher has.
 
     ``make_redis`` makes a client with a socket time-out above ``block_ms``, like
-    ``connect``. Besides ``run``, the steps are there for whoever drives time himself.
+    ``connect``. Besides ``run``, a caller that drives time by itself calls the steps.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class Flusher:
         """Entries that another flusher read long ago and never acknowledged.
 
         How long ago that is Redis says by its wall clock. Where that was stepped back, it
-        is enough that the lowest pending entry is the same as so long ago by our own.
+        is enough that the lowest pending entry has been the same for that time by our own clock.
         """
         entries: list[Entry] = []
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -419,7 +419,7 @@ class Flusher:
 
 
 def _backoff_s(attempts: int) -> float:
-    """How long to wait after so many attempts in a row that failed."""
+    """How long to wait after that number of failed attempts in a row."""
     return min(BACKOFF_S_MAX, BACKOFF_S_MIN * (1 << min(attempts - 1, 9)))
 
 

@@ -54,7 +54,7 @@ class InboxEntry(msgspec.Struct, frozen=True):
 
 
 class GrantRow(msgspec.Struct, frozen=True):
-    """A grant, and what became of it as far as Postgres knows."""
+    """A grant, and how much of it is used or expired as far as Postgres knows."""
 
     tenant: str
     account_id: str
@@ -105,7 +105,7 @@ class BeforeOperation(msgspec.Struct, frozen=True):
 
 
 class HoldRow(msgspec.Struct, frozen=True):
-    """Credits held for an operation, or what became of them."""
+    """Credits held for an operation, with the state of the hold."""
 
     tenant: str
     hold_id: str

@@ -9,7 +9,7 @@ class Fresh(msgspec.Struct, frozen=True):
     """The key is the caller's: do the work, then finish or release it."""
 
     began_at: datetime
-    """By which it is known whose the key is: whoever takes over begins anew."""
+    """Names the holder of the key: one that takes the key over has a new instant."""
 
 
 class UnderWay(msgspec.Struct, frozen=True):

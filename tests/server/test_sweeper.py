@@ -30,7 +30,7 @@ async def test_a_process_that_goes_hands_over_the_graces_it_began(
     await client.close()
     await reaches(one, "chat-1", Phase.SUSPENDED)
     await one.process.presence.stop()
-    # Nobody has to wait until its silence is long enough.
+    # The other process does not wait until its silence is long enough.
     assert await nodes(two) == {two.process.node}
 
     async def adopted() -> bool:

@@ -220,8 +220,8 @@ def test_a_join_in_vain_that_redis_hears_of_late_is_of_a_session_that_is_over(
 
 
 def test_time_goes_on_after_a_pause_once_it_is_known_who_was_there(place: Laboratory) -> None:
-    """A socket joins, pauses and resumes at once, and whoever was there before is asked meanwhile:
-    both wait for that (months 953)."""
+    """A socket joins, pauses and resumes at once, and the socket that was there before is asked
+    meanwhile: both wait for that (months 953)."""
     clients = run(
         place,
         pay("ann9", 1_000_000),

@@ -1,4 +1,4 @@
-"""The flusher brings every record to Postgres once, whoever dies in between."""
+"""The flusher brings every record to Postgres once, also when it dies in between."""
 
 import asyncio
 from typing import TypeAlias
@@ -112,7 +112,7 @@ async def test_a_flusher_killed_between_commit_and_acknowledgement_is_taken_over
     assert await minutes(connection) == 1
     assert (await records.load_account(TENANT, "ann")).balance_micros == 9_000_000
     assert await redis.xlen(outbox_key(1)) == await pending(redis) == 0
-    # It was only slow, and comes to the same.
+    # It was only slow: its acknowledgement changes nothing.
     await first.acknowledge(entries)
     assert await redis.xlen(outbox_key(1)) == await pending(redis) == 0
     assert (first.flushed_records, second.flushed_records) == (0, 2)
