@@ -1,4 +1,6 @@
-"""Every bound of the system, with its unit in its name, in one place.
+"""The bounds of protocol and server, with their units in their names, in one place.
+
+Those that only storage and what lies above it need are in ``storage.limits``.
 
 A queue, batch, cache or wait that has no number here does not exist. The relations
 between the numbers are asserted at the end, at import: a change that breaks one never
@@ -212,8 +214,6 @@ WORKER_PROVEN_MS: Final = 30_000
 """One that lived for so long has proved itself: the doubling begins anew."""
 VITALS_KEPT_MS: Final = 1_000
 """What a process stands on is measured once in so long for `/readyz` and `/metrics`."""
-OUTBOXES_PER_PIPELINE: Final = 16
-"""Partitions that are asked for the length of their outbox together: 0.3 ms of the loop."""
 SESSIONS_COUNTED_PER_TURN: Final = 512
 """Sessions counted for a scrape before others have their turn: a fifth of a millisecond."""
 SCRAPES_MAX: Final = 16
@@ -251,26 +251,12 @@ REST_YIELD_MS: Final = 1_000
 """A session that was recalled takes the whole rest of a counter no earlier than this after: the
 one that needs it has taken its share, or has given up."""
 RECALL_WAIT_MS: Final = 250  # DESIGN: holders settle and shrink, then the spend again
-# Redis knows a spend again for so long, and for as long as its record is in the outbox;
-# whoever comes later finds it in the ledger, where it is looked for first.
-SPENDS_REMEMBERED_MS: Final = 600_000
-SPENDS_REMEMBERED_MIN: Final = 1_024
-"""Of one account: with fewer of them none is looked through for old ones."""
-HOLD_KEPT_MS: Final = 3_600_000
-"""A hold that is no longer open stays known in Redis for so long."""
 # The outer deadline of one Redis call: a dead server takes 3.6 s to say so (PITFALLS),
 # and a claim must fail early enough to be made again within the margin.
 REDIS_TIMEOUT_MS: Final = 1_500
-CLUSTER_REFRESH_MS: Final = 200
-"""Of a cluster of Redis it is asked no more often who has what."""
-MESSAGES_WAITING_MAX: Final = 4_096
-"""Messages of channels that one process has read and not taken yet; the rest waits unread."""
 CLAIM_RETRY_MS_MIN: Final = 100
 CLAIM_RETRY_MS_MAX: Final = 2_000
 """Claims that failed are made again after so long, doubling between the two."""
-CLAIMS_PER_PIPELINE_MAX: Final = 32
-"""Claims that fall due together: one write of some 15 KiB. The answers are taken in eight turns of
-the loop, which must not last as long as the deadline where others keep the processor busy."""
 CLAIM_PIPELINES_MAX: Final = 4
 """On their way at once: what a process has at Redis is done long before its deadline."""
 STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
@@ -286,8 +272,6 @@ DEADLINE_TICKS: Final = 8
 UNITS_PER_TURN: Final = 10
 """Sessions that one turn of the loop looks after, whatever is to be done for many at once: about
 a millisecond, beside deadlines, ticks and what sockets say."""
-ANSWERS_PER_TURN: Final = 4
-"""Steps of one pipeline that are encoded, or whose answers are read, at once: a millisecond."""
 MESSAGES_PER_TURN: Final = 8
 """Messages of channels that one turn of the loop takes: half a millisecond."""
 ACCOUNT_LOOK_PAUSE_MS: Final = 50
@@ -301,9 +285,6 @@ HOLD_MS_DEFAULT: Final = 15 * 60_000
 """Longer than any operation takes whose backend is alive."""
 HOLD_OVERDUE_MS: Final = 60_000
 """A hold that Postgres has as open so long after its end is looked after by the sweep."""
-HOLDS_PER_ACCOUNT_MAX: Final = 256
-HOLDS_EXPIRED_PER_PASS_MAX: Final = 256
-"""Holds of one partition that are ended between two looks at the others."""
 GRANT_EXPIRY_LATE_MS: Final = 120_000
 """A grant is taken back so long after its end: time and operations of before have been
 written down by then, even those of a session that ran on without Redis."""
@@ -315,74 +296,33 @@ nobody else. Recalled together they may need longer than ``RECALL_WAIT_MS`` on a
 spend is answered ``unavailable`` then, and may be asked again."""
 ACCOUNTS_CACHED_MAX: Final = 65_536
 """Accounts whose last balance one process remembers for its sockets."""
-ACCOUNT_IDLE_MS: Final = 24 * 3_600_000
-"""A counter that no live session draws on leaves Redis after so long."""
 TRACKED_SILENCE_MS_MAX: Final = 24 * 3_600_000
 """A session whose client counts for itself has ended when it was silent for so long."""
-LOST_SESSIONS_AFTER_MS: Final = UNCOVERED_MS_DEFAULT + 10_000
-"""So long after a loss nobody runs a session any more that Redis does not have: its process
-has put it back, or has stopped it for want of a grant."""
 PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000  # PROTOCOL: "a day by default"
 PREPARED_SESSION_KEPT_MS_MAX: Final = 366 * 24 * 3_600_000
-START_MS_MAX: Final = 3_600_000
-"""The longest that a start can be under way that has looked for the session's preparation: a
-preparation that was made meanwhile is noted in Redis for so long."""
-ENDED_SESSION_KEPT_MS: Final = 3_600_000
-"""A session's hash outlives its end so long after the process that ended it has heard that
-Postgres knows of it, so that a late join hears `session_ended` and its receipt. Before that
-it stays a day."""
 
 # --- Outbox, flush and record ------------------------------------------------------
 
-FLUSH_BATCH_RECORDS: Final = 1_000
-"""One transaction: 9 ms with unnest (PITFALLS), and ten times as many would hold locks."""
-FLUSH_BATCH_RECORDS_CATCHING_UP: Final = 10_000
-"""After an outage of Postgres, when nobody waits for a single batch."""
-FLUSH_WAIT_MS: Final = 200
-"""The longest that a batch waits for more records: a spend waits for its flush."""
-WRITES_WAITING_MAX: Final = 4_096
-"""Spends and holds of one process that wait for Postgres: some seconds of them."""
-FLUSH_WRITES_AT_ONCE: Final = 4
-"""Of one flusher of a cluster, which reads each partition by itself."""
-FLUSH_BLOCK_MS: Final = 5_000
-"""How long one XREADGROUP blocks; its client's time-out is larger (PITFALLS)."""
-FLUSH_SOCKET_TIMEOUT_MS: Final = 15_000
-FLUSH_CLAIM_IDLE_MS: Final = 30_000
-"""Entries that a flusher read and did not acknowledge are taken over after so long."""
 OUTBOX_ENTRIES_WARN: Final = 100_000
 """From here `/readyz` and the dashboard call the outbox long. It is never trimmed."""
 OUTBOX_AGE_MS_WARN: Final = 60_000
-OUTBOX_ENTRIES_AUDITED_MAX: Final = 10_000
-"""An account is not compared while so much is on its way: its whole outbox is read for it."""
-DATABASE_TIMEOUT_MS: Final = 10_000
-DATABASE_CONNECTIONS_MAX: Final = 10
 UNFLUSHED_ENTRIES_MAX: Final = 262_144
 """Outbox entries that one process keeps until the watermark passes them: an hour's outage of
 Postgres under four thousand sessions. Beyond that the oldest are in Redis alone."""
 WATERMARK_INTERVAL_MS: Final = 5_000
 """A process asks so often how far the flush has come, while it keeps anything."""
-RECOVERY_MS: Final = 3_000
-"""After a loss in Redis nothing is granted for so long, so that every living process has
-put back what it knows before anybody draws on it: three beats."""
 RECOVERED_ENTRIES_MS: Final = 300_000
 """Entries of the ledger that are so young are looked for after a loss: no replica lags more."""
 RECOVERED_ENTRIES_MS_MAX: Final = 480_000
 """The same when they are looked for, should Postgres have been away in between. What is older
 may be forgotten where it was taken, and would be taken again."""
 RECOVERED_ENTRIES_MAX: Final = 10_000
-ASSERTIONS_PER_BATCH: Final = 128
-"""Sessions that are put back at once: some milliseconds of Redis."""
-OUTBOX_ENTRIES_MAX: Final = 1_000_000
-"""From here on a partition's outbox takes no new sessions, spends and holds, which are told
-`unavailable`; those that run go on, and what they use is written down."""
 PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 
 # --- Surfaces ----------------------------------------------------------------------
 
 PAGE_ROWS_DEFAULT: Final = 50
-PAGE_ROWS_MAX: Final = 500
-REPORT_BATCH_ROWS: Final = 1_000
 JWKS_LIFETIME_MS: Final = 300_000
 """Keys of the issuer are fetched anew so often, in the background."""
 JWKS_MISS_MS: Final = 10_000
@@ -462,28 +402,10 @@ assert GRANT_SHRUNKEN_MS[0] >= 2 * REDIS_TIMEOUT_MS
 assert PING_INTERVAL_MS + PONG_TIMEOUT_MS < HEARTBEAT_PROOF_MS
 # A hidden tab's next heartbeat comes in time, over a slow line too.
 assert HIDDEN_TIMER_MS + 2 * REQUEST_TIMEOUT_MS < HEARTBEAT_PROOF_MS
-# One claim's records, the session's beginning and end among them, fit a batch.
-assert MINUTES_PER_CLAIM_MAX + 2 <= FLUSH_BATCH_RECORDS
-assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP
-assert FLUSH_BLOCK_MS < FLUSH_SOCKET_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
-assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
-assert FLUSH_WRITES_AT_ONCE < DATABASE_CONNECTIONS_MAX
-# What a process knows is back before others would take the process for dead, and while
-# sessions still run on their grants.
-assert 2 * PRESENCE_BEAT_MS < RECOVERY_MS < min(NODE_SILENT_MS, GRANT_MARGIN_MS_MIN)
-assert WATERMARK_INTERVAL_MS > FLUSH_WAIT_MS
 # What the ledger is searched for after a loss is remembered where it was taken.
-assert RECOVERED_ENTRIES_MS <= RECOVERED_ENTRIES_MS_MAX <= SPENDS_REMEMBERED_MS - 120_000
-assert OUTBOX_ENTRIES_WARN < OUTBOX_ENTRIES_MAX
-assert HOLD_MS_DEFAULT <= HOLD_MS_MAX <= ACCOUNT_IDLE_MS
 assert PREPARED_SESSION_KEPT_MS <= PREPARED_SESSION_KEPT_MS_MAX
-assert DATABASE_TIMEOUT_MS + REQUEST_TIMEOUT_MS + SETTLE_MS < START_MS_MAX
-# Repeating a request is done before Redis has forgotten what it was about.
-assert REQUEST_TIMEOUT_MS < SPENDS_REMEMBERED_MS < ACCOUNT_IDLE_MS
-assert HOLD_OVERDUE_MS < HOLD_KEPT_MS < ACCOUNT_IDLE_MS
 # A session's last minute before a grant's end, and the longest it may come late.
 assert 60_000 + UNCOVERED_MS_DEFAULT <= GRANT_EXPIRY_LATE_MS
 assert PARTITIONS_DEFAULT <= PARTITIONS_MAX
-assert PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX
 assert JWKS_MISSES_PER_ADDRESS_MAX < JWKS_MISSES_MAX
 assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS < JWKS_STALE_MS_MAX

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from protocol import limits
 from protocol.metering.records import EntryPosted, MinuteUsed, Record
 from protocol.metering.session import Session
 from protocol.metering.states import Phase
+from storage import limits as storage_limits
 from storage.postgres.records import Records
 from storage.redis.cluster import client_of
 from storage.redis.encoding import decode_records, session_of
@@ -88,7 +88,7 @@ async def _audit_account(
 ) -> list[Finding] | None:
     """What is wrong with one account; None when it never stood still for a look."""
     outbox = live.keys.outbox(live.keys.partition(name.tenant))
-    if await live.ask(live.redis.xlen(outbox)) > limits.OUTBOX_ENTRIES_AUDITED_MAX:
+    if await live.ask(live.redis.xlen(outbox)) > storage_limits.OUTBOX_ENTRIES_AUDITED_MAX:
         return None
     for _ in range(LOOKS_MAX):
         look = await _look(live, name, sessions, holds)

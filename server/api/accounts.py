@@ -20,6 +20,7 @@ from server.http.openapi import CURSOR, LIMIT, ORG, USER, Operation, described
 from server.http.requests import path_id, principal_of, process_of, tenant_of_call
 from server.http.responses import answer
 from server.process import Process
+from storage import limits as storage_limits
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName
 from storage.rows.accounts import LedgerEntry
@@ -235,8 +236,8 @@ def _page_rows(limit: str | None) -> int:
         return limits.PAGE_ROWS_DEFAULT
     if not (limit.isascii() and limit.isdecimal() and len(limit) <= 6):
         raise BadMessageError("limit: expected a whole number")
-    if not 1 <= int(limit) <= limits.PAGE_ROWS_MAX:
-        raise BadMessageError(f"limit: must be between 1 and {limits.PAGE_ROWS_MAX}")
+    if not 1 <= int(limit) <= storage_limits.PAGE_ROWS_MAX:
+        raise BadMessageError(f"limit: must be between 1 and {storage_limits.PAGE_ROWS_MAX}")
     return int(limit)
 
 

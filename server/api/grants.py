@@ -32,6 +32,7 @@ from server.http.requests import (
 )
 from server.http.responses import answer
 from server.process import Process
+from storage import limits as storage_limits
 from storage.redis.spending import AccountName
 from storage.rows.accounts import GrantRow
 
@@ -123,7 +124,7 @@ class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     grants: Annotated[
         list[GrantLine],
         Meta(
-            max_length=limits.PAGE_ROWS_MAX,
+            max_length=storage_limits.PAGE_ROWS_MAX,
             description="In the order in which they burn: lower priority, earlier end, older.",
         ),
     ]
@@ -141,12 +142,14 @@ class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 async def read_grants(request: Request) -> Response:
     """The grants of an account of which something is left, in the order in which they burn."""
     process, account = await reader_of(request)
-    found = await process.records.grants(*account, limits.PAGE_ROWS_MAX)
+    found = await process.records.grants(*account, storage_limits.PAGE_ROWS_MAX)
     lines = [_line(grant) for grant in found]
     due = await process.money.allotment_due(account)
     if due is not None:
         bisect.insort(lines, _line(due, due=True), key=_order)
-    return answer(GrantsAnswer(account_id=account.account_id, grants=lines[: limits.PAGE_ROWS_MAX]))
+    return answer(
+        GrantsAnswer(account_id=account.account_id, grants=lines[: storage_limits.PAGE_ROWS_MAX])
+    )
 
 
 def _order(grant: GrantLine) -> tuple[int, float]:

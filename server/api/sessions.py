@@ -40,6 +40,7 @@ from server.http.subjects import NOT_KEPT
 from server.process import Process
 from server.sessions.local_session import Seat
 from server.sessions.pending_requests import Ticket
+from storage import limits as storage_limits
 from storage.redis.live import Found
 from storage.rows.sessions import SessionRow
 
@@ -93,7 +94,7 @@ class RecordedMinutes(msgspec.Struct, frozen=True, kw_only=True):
     session_id: SessionId
     minutes: Annotated[
         list[RecordedMinute],
-        describe(f"In their order; the newest {limits.PAGE_ROWS_MAX} of a longer session."),
+        describe(f"In their order; the newest {storage_limits.PAGE_ROWS_MAX} of a longer session."),
     ]
 
 
@@ -112,7 +113,7 @@ async def read_minutes(request: Request) -> Response:
         if row is None or row.state == "prepared":
             raise _unknown()
         _check_visible(principal, row.user_id)
-    most = limits.PAGE_ROWS_MAX
+    most = storage_limits.PAGE_ROWS_MAX
     recorded = await usage_of(request).session(tenant, session_id, most)
     figures = {one.minute: (one.seconds, one.charged_micros) for one in recorded}
     if found is not None:

@@ -20,6 +20,7 @@ from server.counters.loading import Loader
 from server.runtime.isolation import isolated
 from server.runtime.turns import Turns
 from server.runtime.waiting import Locks
+from storage import limits as storage_limits
 from storage.redis.encoding import line_from
 from storage.redis.live import Change, Live, LiveError
 from storage.tasks import end
@@ -183,7 +184,7 @@ class Accounts:
         reading serves all requests that come before it begins."""
         waiting = self._unread.get(account)
         if waiting is not None:
-            if message is not None and len(waiting) < limits.MESSAGES_WAITING_MAX:
+            if message is not None and len(waiting) < storage_limits.MESSAGES_WAITING_MAX:
                 waiting.append(message)
             elif {} not in waiting:
                 waiting.append({})

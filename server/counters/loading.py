@@ -23,6 +23,7 @@ from protocol.metering.session import Identity
 from protocol.wire.errors import ServiceError
 from server.counters.calendars import Calendar
 from server.runtime.clock import Clock
+from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.live import Live
 from storage.redis.recovery import Restoring
@@ -242,7 +243,7 @@ class Loader:
     def _ended_after(self) -> int:
         """Sessions that ended before are asserted by nobody: Postgres has known of them for long,
         or is further behind than anything is loaded from. What is cold has few that ended later."""
-        return self.clock.now() - limits.ACCOUNT_IDLE_MS
+        return self.clock.now() - storage_limits.ACCOUNT_IDLE_MS
 
     async def _refuse_early(self, tenant: str, asserting: bool) -> None:
         """Raises ``ServiceError`` where loading would come to nothing, before Postgres is asked:
@@ -251,7 +252,9 @@ class Loader:
             _check(not await self.live.is_recovering(tenant))
         await self.refuse_behind(tenant)
 
-    async def refuse_behind(self, tenant: str, kept_ms: int = limits.ACCOUNT_IDLE_MS) -> str:
+    async def refuse_behind(
+        self, tenant: str, kept_ms: int = storage_limits.ACCOUNT_IDLE_MS
+    ) -> str:
         """Raises ``ServiceError`` while something may wait in the tenant's outbox of which Redis,
         which kept it for ``kept_ms``, has forgotten the rest: what Postgres says is not complete.
         Answers the partition's epoch.

@@ -25,6 +25,7 @@ from server.credits.outcomes import BalanceTooHighError
 from server.runtime.clock import Clock
 from server.runtime.isolation import for_each
 from server.runtime.metrics import Metrics
+from storage import limits as storage_limits
 from storage.postgres.ledgers import BALANCE_CHECK
 from storage.postgres.records import Records, RefusedError, UnavailableError
 from storage.redis.live import Live, LiveError
@@ -226,7 +227,7 @@ class Grants(Till):
                 await self._apply(*name, noted.amount_micros, noted.entry_kind)
                 count += 1
 
-        await for_each("inbox", await self.records.inbox(limits.FLUSH_BATCH_RECORDS), apply)
+        await for_each("inbox", await self.records.inbox(storage_limits.FLUSH_BATCH_RECORDS), apply)
         return count
 
     async def _apply_now(

@@ -18,6 +18,7 @@ from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ProtocolError
 from server.credits.holds import Holds
 from server.runtime.isolation import alone, for_each
+from storage import limits as storage_limits
 from storage.redis.spending import AccountName
 from storage.rows.accounts import GrantRow, HoldRow
 
@@ -71,7 +72,7 @@ class Expiry:
             nonlocal count
             count += await self._expire_hold(hold.tenant, hold.hold_id)
 
-        overdue = await holds.records.holds_overdue(before_at, limits.FLUSH_BATCH_RECORDS)
+        overdue = await holds.records.holds_overdue(before_at, storage_limits.FLUSH_BATCH_RECORDS)
         await for_each("hold", overdue, end)
         return count
 
@@ -89,7 +90,7 @@ class Expiry:
         # First how far each outbox is, and then what is left: so nothing is missing of it.
         written = await holds.live.written_until()
         before_at = holds.clock.now() - limits.GRANT_EXPIRY_LATE_MS
-        page, count = await holds.records.grants_due(before_at, limits.PAGE_ROWS_MAX), 0
+        page, count = await holds.records.grants_due(before_at, storage_limits.PAGE_ROWS_MAX), 0
 
         async def end(grant: GrantRow) -> None:
             nonlocal count
@@ -101,7 +102,7 @@ class Expiry:
 
         while page:
             await for_each("grant", page, end)
-            page = await holds.records.grants_due(before_at, limits.PAGE_ROWS_MAX, page[-1])
+            page = await holds.records.grants_due(before_at, storage_limits.PAGE_ROWS_MAX, page[-1])
         return count
 
     async def _expire(self, grant: GrantRow) -> bool:

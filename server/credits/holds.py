@@ -5,13 +5,13 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from protocol import limits
 from protocol.metering.records import EntryPosted, HoldChanged
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
 from server.counters.calendars import calendar
 from server.credits.credit_grants import Grants
 from server.credits.ledger_client import LOADS_MAX, unanswered
 from server.credits.outcomes import Exceeds, Held, HoldGone, Limited, Posted, Short, Voided
+from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.figures import AccountFigures
 from storage.redis.live import LiveError
@@ -174,7 +174,7 @@ class Holds(Grants):
 
     async def _restore(self, hold: HoldRow) -> HoldRow:
         # Redis forgets a hold that has ended; Postgres must have its end by then.
-        await self.loader.refuse_behind(hold.tenant, limits.HOLD_KEPT_MS)
+        await self.loader.refuse_behind(hold.tenant, storage_limits.HOLD_KEPT_MS)
         recorded = await self._recorded_hold(hold.tenant, hold.hold_id)
         if recorded is None:
             raise ServiceError("the hold is being written down")

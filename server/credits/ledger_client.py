@@ -11,7 +11,6 @@ from datetime import date
 
 from msgspec import UNSET, UnsetType
 
-from protocol import limits
 from protocol.metering.records import Record
 from protocol.rate_card import RateCard
 from protocol.wire.errors import ServiceError
@@ -20,6 +19,7 @@ from server.counters.recall import Recall
 from server.credits.outcomes import Short, Standing, credits_micros
 from server.runtime.clock import Clock
 from server.runtime.metrics import Metrics
+from storage import limits as storage_limits
 from storage.postgres.group_commit import Scribe
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.figures import AccountFigures
@@ -105,7 +105,7 @@ class Till:
             found = await self.records.operations_of_month(*account, first)
             if found.holds:
                 # Redis knows how they ended. What it has forgotten of them must be in Postgres.
-                await self.loader.refuse_behind(account.tenant, limits.HOLD_KEPT_MS)
+                await self.loader.refuse_behind(account.tenant, storage_limits.HOLD_KEPT_MS)
                 found = await self.records.operations_of_month(*account, first)
         except UnavailableError as error:
             raise ServiceError("the month cannot be loaded now") from error

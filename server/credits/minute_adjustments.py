@@ -7,11 +7,11 @@ it has arrived. Live sessions are told and ask anew what is left to them, up or 
 import msgspec
 import structlog
 
-from protocol import limits
 from protocol.wire.errors import BadMessageError, ServiceError
 from server.counters.calendars import calendar
 from server.credits.ledger_client import Till
 from server.runtime.isolation import for_each
+from storage import limits as storage_limits
 from storage.postgres.records import RefusedError, UnavailableError
 from storage.redis.live import LiveError
 from storage.rows.months import AdjustmentRow
@@ -87,7 +87,7 @@ class Adjustments(Till):
                 await self._apply_adjustment(waiting)
                 count += 1
 
-        found = await self.records.adjustments_waiting(limits.FLUSH_BATCH_RECORDS)
+        found = await self.records.adjustments_waiting(storage_limits.FLUSH_BATCH_RECORDS)
         await for_each("adjustment", found, apply)
         return count
 

@@ -19,6 +19,7 @@ from protocol.wire.fields import ID_PATTERN, describe
 from server.access.principals import Role
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER
 from server.http.requests import Endpoint, may_be_empty
+from storage import limits as storage_limits
 
 VERSION = "1"
 """Of the interface; it is in the paths and in the subprotocol."""
@@ -97,7 +98,7 @@ LIMIT: dict[str, Any] = {
     "schema": {
         "type": "integer",
         "minimum": 1,
-        "maximum": limits.PAGE_ROWS_MAX,
+        "maximum": storage_limits.PAGE_ROWS_MAX,
         "default": limits.PAGE_ROWS_DEFAULT,
     },
 }

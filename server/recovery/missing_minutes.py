@@ -11,12 +11,12 @@ from collections.abc import Iterable
 
 import structlog
 
-from protocol import limits
 from protocol.metering.assertion import minute_again
 from protocol.metering.records import Record
 from protocol.metering.session import Session
 from protocol.metering.steps import started_record
 from server.counters.tenants import Tenants
+from storage import limits as storage_limits
 from storage.postgres.records import Records, RefusedError, UnavailableError
 
 log = structlog.get_logger()
@@ -33,8 +33,8 @@ class Completing:
         """Completes all of them; False: Postgres is away. It may be begun anew."""
         known = [session for session in sessions if session.standing.minutes_kept]
         try:
-            for first in range(0, len(known), limits.ASSERTIONS_PER_BATCH):
-                await self._complete(known[first : first + limits.ASSERTIONS_PER_BATCH])
+            for first in range(0, len(known), storage_limits.ASSERTIONS_PER_BATCH):
+                await self._complete(known[first : first + storage_limits.ASSERTIONS_PER_BATCH])
         except UnavailableError:
             return False
         return True

@@ -40,6 +40,7 @@ from server.sessions.local_session import Seat
 from server.sessions.registry import Hub
 from server.sessions.step_pipeline import Retries
 from server.sessions.unflushed import Kept, Unflushed
+from storage import limits as storage_limits
 from storage.postgres.records import Records, RefusedError, UnavailableError
 from storage.redis.live import LiveError
 from storage.redis.recovery import Restoring
@@ -90,7 +91,7 @@ class Recovery:
         self._recorded = Recorded(self.restoring, records, clock)
         self._completing = Completing(records, hub.tenants)
         self._lost_sessions = LostSessions(self.restoring, records, clock, self._assert_ended)
-        self._lost_sessions_at = clock.now() + limits.LOST_SESSIONS_AFTER_MS
+        self._lost_sessions_at = clock.now() + storage_limits.LOST_SESSIONS_AFTER_MS
         """When sessions are looked for that nobody has put back."""
         self._forget_at = 0
         self._task: asyncio.Task[None] | None = None
@@ -124,12 +125,12 @@ class Recovery:
         if self._is_another(seen.histories):
             log.warning("redis_began_anew")
             self._lose(self._partitions() | {WATCHED_PARTITION})
-            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+            self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
         flushed: dict[int, bytes] = {}
         for partition, (watermark, epoch) in seen.partitions.items():
             if epoch is None or self._epochs.get(partition, epoch) != epoch:
                 self._lose({partition})
-                self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+                self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
             elif partition not in self._epochs:
                 # It was not served here a moment ago, and may have been lost since: what is
                 # asserted then Redis knows, mostly.
@@ -196,7 +197,7 @@ class Recovery:
             await self._lost_sessions.end()
         except (*EXPECTED, UnavailableError) as error:
             log.warning("lost_sessions_not_ended", error=str(error))
-            self._lost_sessions_at = self.clock.now() + limits.LOST_SESSIONS_AFTER_MS
+            self._lost_sessions_at = self.clock.now() + storage_limits.LOST_SESSIONS_AFTER_MS
         except Exception:
             log.exception("lost_sessions_failed")
 
@@ -271,15 +272,15 @@ class Recovery:
             if new:
                 self._suspect_record()
             again = partitions | new | {WATCHED_PARTITION}
-            self._again_at |= dict.fromkeys(again, now_ms + 2 * limits.RECOVERY_MS)
-            self._lost_sessions_at = now_ms + limits.LOST_SESSIONS_AFTER_MS
+            self._again_at |= dict.fromkeys(again, now_ms + 2 * storage_limits.RECOVERY_MS)
+            self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
 
     async def _write_down(self, partition: int) -> None:
         """Brings to Postgres what is not there for sure, or at least back into the outbox."""
         entries = [kept for kept in self.unflushed.entries(partition) if kept.written_at is None]
         away = False
-        for first in range(0, len(entries), limits.ASSERTIONS_PER_BATCH):
-            batch = entries[first : first + limits.ASSERTIONS_PER_BATCH]
+        for first in range(0, len(entries), storage_limits.ASSERTIONS_PER_BATCH):
+            batch = entries[first : first + storage_limits.ASSERTIONS_PER_BATCH]
             try:
                 if away:
                     raise UnavailableError("Postgres did not answer a moment ago")
@@ -316,8 +317,8 @@ class Recovery:
         unasserted: set[int] = set()
         self._assert_from = self._assert_from % len(work) if work else 0
         work = work[self._assert_from :] + work[: self._assert_from]
-        for first in range(0, len(work), limits.ASSERTIONS_PER_BATCH):
-            batch = work[first : first + limits.ASSERTIONS_PER_BATCH]
+        for first in range(0, len(work), storage_limits.ASSERTIONS_PER_BATCH):
+            batch = work[first : first + storage_limits.ASSERTIONS_PER_BATCH]
             results = await asyncio.gather(
                 *(
                     self._assert_kept(one) if isinstance(one, Kept) else self._assert_seat(one)

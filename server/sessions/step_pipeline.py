@@ -28,6 +28,7 @@ from server.runtime.clock import Clock
 from server.runtime.isolation import failed, isolated
 from server.runtime.metrics import Metrics
 from server.runtime.turns import Turns
+from storage import limits as storage_limits
 from storage.redis.live import Live, LiveError, Outcome
 from storage.redis.spending import AccountName
 
@@ -119,10 +120,10 @@ class Claims:
     def _send(self, shard: object) -> None:
         self._scheduled.discard(shard)
         waiting = self._waiting.pop(shard, [])
-        if len(waiting) > limits.CLAIMS_PER_PIPELINE_MAX:
+        if len(waiting) > storage_limits.CLAIMS_PER_PIPELINE_MAX:
             waiting = _in_turns(waiting)
         while waiting and self._sent[shard] < limits.CLAIM_PIPELINES_MAX:
-            batch = waiting[: limits.CLAIMS_PER_PIPELINE_MAX]
+            batch = waiting[: storage_limits.CLAIMS_PER_PIPELINE_MAX]
             del waiting[: len(batch)]
             by_node: dict[str, list[tuple[Claimant, Step]]] = {}
             for claimant, step in batch:

@@ -39,6 +39,7 @@ from server.counters.recall import are_minutes_unanswered, holders_silent
 from server.gateway.preparations import basis_of_start
 from server.process import Process
 from server.usage.months import Months
+from storage import limits as storage_limits
 from storage.postgres import records as record
 from storage.postgres.usage import SessionMinute, Usage
 from storage.redis.live import LiveError
@@ -217,7 +218,7 @@ class Trackers:
             records=tuple(records),
             basis=known.basis,
             at=now_ms,
-            kept_ms=SILENCE_MS_MAX + limits.ENDED_SESSION_KEPT_MS,
+            kept_ms=SILENCE_MS_MAX + storage_limits.ENDED_SESSION_KEPT_MS,
         )
 
     async def _recall(self, step: TrackedStep) -> Verdict:

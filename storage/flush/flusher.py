@@ -22,7 +22,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from protocol import limits
+from storage import limits as storage_limits
 from storage.faults import TRANSIENT, EntryWriter, Faults, Writes
 from storage.redis.keys import epoch_key, outbox_key, rejected_key
 from storage.redis.outbox import (
@@ -74,10 +74,10 @@ class Flusher:
         partitions: Iterable[int],
         consumer: str,
         *,
-        block_ms: int = limits.FLUSH_BLOCK_MS,
-        wait_ms: int = limits.FLUSH_WAIT_MS,
-        take_over_idle_ms: int = limits.FLUSH_CLAIM_IDLE_MS,
-        batch_entries: int = limits.FLUSH_BATCH_RECORDS,
+        block_ms: int = storage_limits.FLUSH_BLOCK_MS,
+        wait_ms: int = storage_limits.FLUSH_WAIT_MS,
+        take_over_idle_ms: int = storage_limits.FLUSH_CLAIM_IDLE_MS,
+        batch_entries: int = storage_limits.FLUSH_BATCH_RECORDS,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -217,7 +217,7 @@ class Flusher:
     async def _read_new(self, block_ms: int | None) -> list[Entry]:
         if self._deep:
             deep, self._deep = dict.fromkeys(self._deep, ">"), []
-            return await self._read(deep, limits.FLUSH_BATCH_RECORDS_CATCHING_UP, None)
+            return await self._read(deep, storage_limits.FLUSH_BATCH_RECORDS_CATCHING_UP, None)
         keys = list(self._partitions)
         entries = await self._read(dict.fromkeys(keys, ">"), self._batch_entries, block_ms)
         full = share(self._batch_entries, keys)
@@ -270,7 +270,10 @@ class Flusher:
         batch: list[Entry] = []
         records = 0
         for entry in entries:
-            if batch and records + len(entry.records) > limits.FLUSH_BATCH_RECORDS_CATCHING_UP:
+            if (
+                batch
+                and records + len(entry.records) > storage_limits.FLUSH_BATCH_RECORDS_CATCHING_UP
+            ):
                 await self._flush(batch)
                 batch, records = [], 0
             batch.append(entry)

@@ -9,8 +9,8 @@ import os
 import socket
 from collections.abc import Sequence
 
-from protocol import limits
 from protocol.metering.records import Record
+from storage import limits as storage_limits
 from storage.flush.flusher import Flusher
 from storage.postgres.records import Records
 from storage.redis.cluster import is_cluster
@@ -50,7 +50,7 @@ class _Turns:
 
     def __init__(self, records: Records) -> None:
         self._records = records
-        self._turns = asyncio.Semaphore(limits.FLUSH_WRITES_AT_ONCE)
+        self._turns = asyncio.Semaphore(storage_limits.FLUSH_WRITES_AT_ONCE)
 
     async def write(self, records: Sequence[Record]) -> None:
         async with self._turns:

@@ -17,7 +17,7 @@ import asyncpg
 import msgspec
 from asyncpg.pool import PoolConnectionProxy
 
-from protocol import limits
+from storage import limits as storage_limits
 
 Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
 Value = TypeVar("Value")
@@ -75,7 +75,7 @@ class Database:
         cls,
         dsn: str,
         *,
-        pool_size_max: int = limits.DATABASE_CONNECTIONS_MAX,
+        pool_size_max: int = storage_limits.DATABASE_CONNECTIONS_MAX,
         statement_cache_size: int = 100,
     ) -> Self:
         """Makes the pool; connections are made when they are needed, so Postgres may be away.
@@ -84,7 +84,7 @@ class Database:
         1.21 or newer with ``max_prepared_statements``. With several hosts the DSN says
         ``target_session_attrs=read-write``.
         """
-        timeout_s = limits.DATABASE_TIMEOUT_MS / 1000
+        timeout_s = storage_limits.DATABASE_TIMEOUT_MS / 1000
         pool = await asyncpg.create_pool(
             dsn,
             min_size=0,

@@ -10,8 +10,8 @@ alone waits for nobody.
 import asyncio
 from collections.abc import Sequence
 
-from protocol import limits
 from protocol.metering.records import Record
+from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
 
@@ -32,7 +32,7 @@ class Scribe:
         Raises ``UnavailableError`` when they may not be, ``RefusedError`` when they never
         will.
         """
-        if len(self._waiting) >= limits.WRITES_WAITING_MAX:
+        if len(self._waiting) >= storage_limits.WRITES_WAITING_MAX:
             raise UnavailableError("too many wait for Postgres already")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((records, done))
@@ -52,7 +52,7 @@ class Scribe:
         taken, size = 0, 0
         for records, _ in self._waiting:
             size += len(records)
-            if taken and size > limits.FLUSH_BATCH_RECORDS:
+            if taken and size > storage_limits.FLUSH_BATCH_RECORDS:
                 break
             taken += 1
         batch, self._waiting = self._waiting[:taken], self._waiting[taken:]

@@ -13,7 +13,7 @@ import asyncpg
 import msgspec
 from asyncpg.cursor import Cursor
 
-from protocol import limits
+from storage import limits as storage_limits
 from storage.postgres.database import SQL, Database, UnavailableError
 
 
@@ -159,7 +159,7 @@ class Usage(Database):
 async def _batches(cursor: "Cursor[asyncpg.Record]") -> AsyncGenerator[list[ReportedMinute], None]:
     while True:
         with _translated():
-            rows = await cursor.fetch(limits.REPORT_BATCH_ROWS)
+            rows = await cursor.fetch(storage_limits.REPORT_BATCH_ROWS)
         if not rows:
             return
         yield [ReportedMinute(*row) for row in rows]

@@ -17,7 +17,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import RedisError
 
-from protocol import limits
+from storage import limits as storage_limits
 from storage.redis.cluster import UNANSWERED, Address, ClusterRedis, ask_all
 from storage.redis.lines import Line
 from storage.tasks import end
@@ -56,7 +56,9 @@ class ClusterChannels:
         """The node on which each channel is listened to."""
         self._lines: dict[Address, Line] = {}
         self._readers: dict[Address, asyncio.Task[None]] = {}
-        self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue(limits.MESSAGES_WAITING_MAX)
+        self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue(
+            storage_limits.MESSAGES_WAITING_MAX
+        )
         self._lost: dict[str, None] = {}
         """Channels whose line broke, and which are to be listened to elsewhere."""
         self._mover: asyncio.Task[None] | None = None

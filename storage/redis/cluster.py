@@ -31,6 +31,7 @@ from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import TimeoutError as LateError
 
 from protocol import limits
+from storage import limits as storage_limits
 from storage.tasks import end
 
 log = structlog.get_logger()
@@ -184,7 +185,7 @@ class ClusterRedis(Redis):
 
     async def _refresh_later(self) -> None:
         clock = asyncio.get_running_loop()
-        pause_s = self._refreshed_at + limits.CLUSTER_REFRESH_MS / 1000 - clock.time()
+        pause_s = self._refreshed_at + storage_limits.CLUSTER_REFRESH_MS / 1000 - clock.time()
         await asyncio.sleep(max(0.0, pause_s))
         before = self.masters
         try:

@@ -15,6 +15,7 @@ from protocol.metering.session import Grant, Identity, Session, Standing
 from protocol.metering.states import Phase
 from protocol.metering.steps import Basis, Step
 from protocol.metering.terms import Terms
+from storage import limits as storage_limits
 
 _ENCODER = msgspec.json.Encoder()
 _IDENTITY = msgspec.json.Decoder(Identity)
@@ -206,8 +207,8 @@ def encode_step(
         "leaving": step.leaving,
         **({} if step.farewell_at is None else {"farewell_at": step.farewell_at}),
         "ended": ended,
-        "idle_ms": limits.ACCOUNT_IDLE_MS,
-        "outbox_max": limits.OUTBOX_ENTRIES_MAX,
+        "idle_ms": storage_limits.ACCOUNT_IDLE_MS,
+        "outbox_max": storage_limits.OUTBOX_ENTRIES_MAX,
         "live_max": terms.max_live_sessions,
         "publish": publish,
         "channel": channel,

@@ -18,7 +18,7 @@ from redis.asyncio.client import Pipeline, PubSub
 from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import TimeoutError as LateError
 
-from protocol import limits
+from storage import limits as storage_limits
 from storage.tasks import end
 
 QUIET_S = 2.0
@@ -212,7 +212,7 @@ class FairPipeline(Pipeline):
     ) -> Any:
         """The next answer."""
         self._answers += 1
-        if self._answers % limits.ANSWERS_PER_TURN == 0:
+        if self._answers % storage_limits.ANSWERS_PER_TURN == 0:
             await asyncio.sleep(0)
         return await super().parse_response(connection, command_name, **options)
 

@@ -24,6 +24,7 @@ from protocol.metering.effects import Reply
 from protocol.metering.projection import MonthProjection
 from protocol.metering.session import Identity, Session, session_key
 from protocol.metering.steps import Step
+from storage import limits as storage_limits
 from storage.redis.beats import Beat, Look, beat_of, look_of
 from storage.redis.channels import agree_on_channels
 from storage.redis.cluster import ELSEWHERE, UNANSWERED, ClusterRedis
@@ -165,7 +166,7 @@ class Live:
         outcomes: dict[int, Outcome] = {}
         commands = []
         for index, step in enumerate(steps):
-            if index and index % limits.ANSWERS_PER_TURN == 0:
+            if index and index % storage_limits.ANSWERS_PER_TURN == 0:
                 await asyncio.sleep(0)
             try:
                 commands.append(self._commit_command(step, node or self.node))
@@ -285,7 +286,7 @@ class Live:
         keys, partition = self.keys, self.keys.partition(tenant)
         names = [keys.session(tenant, session_id), keys.prepared(tenant, session_id)]
         names += [keys.epoch(partition), keys.recovering(partition), keys.unsettled(partition)]
-        arguments = [preparation, expires_at, limits.START_MS_MAX]
+        arguments = [preparation, expires_at, storage_limits.START_MS_MAX]
         answer = await self._prepare(names, arguments)
         return cast(Literal["ok", "exists", "unsettled"], answer.decode())
 
@@ -302,11 +303,13 @@ class Live:
         """The live sessions of a tenant as they stand, a few at a time, in no order."""
         live, cursor = self.keys.live(self.keys.partition(tenant)), 0
         while True:
-            scan = self.redis.sscan(live, cursor, match=f"{tenant}/*", count=limits.PAGE_ROWS_MAX)
+            scan = self.redis.sscan(
+                live, cursor, match=f"{tenant}/*", count=storage_limits.PAGE_ROWS_MAX
+            )
             cursor, found = await self.ask(scan)
             names = [member.decode().rpartition("/")[2] for member in found]
-            for first in range(0, len(names), limits.CLAIMS_PER_PIPELINE_MAX):
-                part = names[first : first + limits.CLAIMS_PER_PIPELINE_MAX]
+            for first in range(0, len(names), storage_limits.CLAIMS_PER_PIPELINE_MAX):
+                part = names[first : first + storage_limits.CLAIMS_PER_PIPELINE_MAX]
                 yield await self.sessions(tenant, part)
             if not cursor:
                 return
@@ -396,8 +399,8 @@ class Live:
         keys += [self.keys.unsettled(partition), self.keys.contained(names[0])]
         flat = [part for field in fields.items() for part in field]
         epoch = f"empty:{self.node}:{secrets.token_hex(4)}"
-        times = (limits.RECOVERY_MS, limits.LOST_SESSIONS_AFTER_MS)
-        arguments = [limits.ACCOUNT_IDLE_MS, epoch, *times, int(asserting), len(fields)]
+        times = (storage_limits.RECOVERY_MS, storage_limits.LOST_SESSIONS_AFTER_MS)
+        arguments = [storage_limits.ACCOUNT_IDLE_MS, epoch, *times, int(asserting), len(fields)]
         return int(await self._load(keys, [*arguments, *flat, *entry_ids])) >= 0
 
     async def is_recovering(self, tenant: str) -> bool:
@@ -427,7 +430,11 @@ class Live:
         """Applies a ledger entry that Postgres has, once. False: the account is not here."""
         keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
         channel = self.keys.channel(tenant, account_id)
-        remembered = (ENTRIES_REMEMBERED, limits.SPENDS_REMEMBERED_MS, limits.ACCOUNT_IDLE_MS)
+        remembered = (
+            ENTRIES_REMEMBERED,
+            storage_limits.SPENDS_REMEMBERED_MS,
+            storage_limits.ACCOUNT_IDLE_MS,
+        )
         answer = await self._credit(
             keys, [entry_id, micros, now_ms, self.publish, channel, reason, *remembered]
         )
@@ -497,8 +504,8 @@ class Live:
         outboxes = [self.keys.outbox(partition) for partition in range(self.keys.partitions)]
         total, oldest = 0, []
         # A few at a time, so that others have their turn between the answers.
-        for first in range(0, len(outboxes), limits.OUTBOXES_PER_PIPELINE):
-            asked = outboxes[first : first + limits.OUTBOXES_PER_PIPELINE]
+        for first in range(0, len(outboxes), storage_limits.OUTBOXES_PER_PIPELINE):
+            asked = outboxes[first : first + storage_limits.OUTBOXES_PER_PIPELINE]
             async with self.redis.pipeline(transaction=False) as pipeline:
                 for outbox in asked:
                     pipeline.xlen(outbox)

@@ -8,8 +8,8 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from protocol import limits
 from protocol.metering.records import Record
+from storage import limits as storage_limits
 from storage.redis.cluster import ClusterRedis, is_cluster
 from storage.redis.encoding import decode_records
 from storage.redis.keys import outbox_key, rejected_key, watermark_key
@@ -50,7 +50,7 @@ def connect(redis_url: str, connections_max: int = CONNECTIONS_MAX) -> Redis:
     It repeats no command by itself: a read whose answer was lost has made its entries
     pending, and the flusher knows where to find them.
     """
-    timeout_s = limits.FLUSH_SOCKET_TIMEOUT_MS / 1000
+    timeout_s = storage_limits.FLUSH_SOCKET_TIMEOUT_MS / 1000
 
     def make(url: str) -> Redis:
         return Redis.from_url(

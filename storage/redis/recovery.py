@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import msgspec
 import orjson
 
-from protocol import limits
 from protocol.metering.assertion import Assertion
 from protocol.metering.records import Record
 from protocol.metering.session import Session
 from protocol.metering.states import Phase
+from storage import limits as storage_limits
 from storage.redis.cluster import ClusterRedis
 from storage.redis.encoding import encode_grant, encode_line, line_at
 from storage.redis.live import Live, LiveError, Script
@@ -121,8 +121,10 @@ class Restoring:
         """Begins the epoch of a partition that has none, which has lost everything. Whether it
         was this one that began it."""
         async with self.live.redis.pipeline(transaction=True) as pipeline:
-            pipeline.set(self.keys.recovering(partition), "1", px=limits.RECOVERY_MS)
-            pipeline.set(self.keys.unsettled(partition), "1", px=limits.LOST_SESSIONS_AFTER_MS)
+            pipeline.set(self.keys.recovering(partition), "1", px=storage_limits.RECOVERY_MS)
+            pipeline.set(
+                self.keys.unsettled(partition), "1", px=storage_limits.LOST_SESSIONS_AFTER_MS
+            )
             pipeline.set(self.keys.epoch(partition), self._epoch("empty"), nx=True)
             *_, begun = await self.live.ask(pipeline.execute())
         return bool(begun)
@@ -211,10 +213,10 @@ class Restoring:
             "line": encode_line(line_at(identity, standing)),
             "notices": [notice.decode() for notice in assertion.notices],
             "present": assertion.present and not ended,
-            "idle_ms": limits.ACCOUNT_IDLE_MS,
+            "idle_ms": storage_limits.ACCOUNT_IDLE_MS,
             "epoch": self._epoch("behind"),
-            "recovery_ms": limits.RECOVERY_MS,
-            "settling_ms": limits.LOST_SESSIONS_AFTER_MS,
+            "recovery_ms": storage_limits.RECOVERY_MS,
+            "settling_ms": storage_limits.LOST_SESSIONS_AFTER_MS,
             "publish": self.live.publish,
             "channel": self.keys.channel(identity.tenant, identity.account_id),
         }
@@ -229,12 +231,12 @@ class Restoring:
         Before that it must not, by whatever its clock does: an end that is asserted where
         nothing is left of the session is taken for one that was lost, and charged.
         """
-        for first in range(0, len(ended), limits.ASSERTIONS_PER_BATCH):
+        for first in range(0, len(ended), storage_limits.ASSERTIONS_PER_BATCH):
             async with self.live.redis.pipeline(transaction=False) as pipeline:
-                for session in ended[first : first + limits.ASSERTIONS_PER_BATCH]:
+                for session in ended[first : first + storage_limits.ASSERTIONS_PER_BATCH]:
                     name = session.identity.tenant, session.identity.session_id
                     for key in (self.keys.session(*name), self.keys.notices(*name)):
-                        pipeline.pexpire(key, limits.ENDED_SESSION_KEPT_MS)
+                        pipeline.pexpire(key, storage_limits.ENDED_SESSION_KEPT_MS)
                 await self.live.ask(pipeline.execute())
 
     async def replay(
@@ -257,7 +259,7 @@ class Restoring:
         for entry in entries:
             flat += [entry.entry_id, entry.amount_micros, entry.position]
         arguments = [now_ms, self.live.publish, keys.channel(*account)]
-        arguments += [limits.ACCOUNT_IDLE_MS, *flat]
+        arguments += [storage_limits.ACCOUNT_IDLE_MS, *flat]
         return int(await self._recover(names, arguments))
 
     async def recount(self, done: OperationsDone) -> bool:

@@ -12,8 +12,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
 
-from protocol import limits
 from protocol.metering.records import EntryPosted, HoldChanged, HoldState, Record
+from storage import limits as storage_limits
 from storage.redis.encoding import decode_records
 from storage.redis.figures import AccountFigures, figures_of
 from storage.redis.live import Live, Script
@@ -108,10 +108,10 @@ class Spending:
                 _ENCODER.encode([entry]),
                 int(recall),
                 *self._channel(tenant, account_id),
-                limits.ACCOUNT_IDLE_MS,
-                limits.SPENDS_REMEMBERED_MS,
-                limits.SPENDS_REMEMBERED_MIN,
-                limits.OUTBOX_ENTRIES_MAX,
+                storage_limits.ACCOUNT_IDLE_MS,
+                storage_limits.SPENDS_REMEMBERED_MS,
+                storage_limits.SPENDS_REMEMBERED_MIN,
+                storage_limits.OUTBOX_ENTRIES_MAX,
             ],
         )
         status, fields, detail, records = answer
@@ -149,7 +149,7 @@ class Spending:
         flat = [part for counted in times.items() for part in counted]
         names = [self.keys.operations(tenant, account_id)]
         names += [self.keys.hold(tenant, hold_id) for hold_id in holds]
-        await self._count(names, [month, limits.ACCOUNT_IDLE_MS, *holds.values(), *flat])
+        await self._count(names, [month, storage_limits.ACCOUNT_IDLE_MS, *holds.values(), *flat])
 
     # --- Holds ---------------------------------------------------------------------
 
@@ -179,9 +179,9 @@ class Spending:
                 *self._channel(tenant, account_id),
                 f"{tenant}/{change.hold_id}",
                 change.expires_at,
-                limits.HOLDS_PER_ACCOUNT_MAX,
-                limits.ACCOUNT_IDLE_MS,
-                limits.OUTBOX_ENTRIES_MAX,
+                storage_limits.HOLDS_PER_ACCOUNT_MAX,
+                storage_limits.ACCOUNT_IDLE_MS,
+                storage_limits.OUTBOX_ENTRIES_MAX,
                 *_fields(change),
             ],
         )
@@ -210,7 +210,7 @@ class Spending:
                 hold.amount_micros,
                 hold.state,
                 *self._channel(hold.tenant, hold.account_id),
-                limits.ACCOUNT_IDLE_MS,
+                storage_limits.ACCOUNT_IDLE_MS,
                 *_fields(hold),
             ],
         )
@@ -241,8 +241,8 @@ class Spending:
                 _ENCODER.encode(records),
                 *self._channel(tenant, account_id),
                 f"{tenant}/{hold.hold_id}",
-                limits.ACCOUNT_IDLE_MS,
-                limits.HOLD_KEPT_MS,
+                storage_limits.ACCOUNT_IDLE_MS,
+                storage_limits.HOLD_KEPT_MS,
                 b"" if entry.metadata is None else _ENCODER.encode(entry.metadata),
                 hold.hold_id,
             ],
@@ -271,8 +271,8 @@ class Spending:
                 _ENCODER.encode([change]),
                 *self._channel(tenant, account_id),
                 f"{tenant}/{hold.hold_id}",
-                limits.ACCOUNT_IDLE_MS,
-                limits.HOLD_KEPT_MS,
+                storage_limits.ACCOUNT_IDLE_MS,
+                storage_limits.HOLD_KEPT_MS,
             ],
         )
         return _answer(status, fields, hold=found, records=(change,))
@@ -287,7 +287,7 @@ class Spending:
                     now_ms,
                     byscore=True,
                     offset=0,
-                    num=limits.HOLDS_EXPIRED_PER_PASS_MAX,
+                    num=storage_limits.HOLDS_EXPIRED_PER_PASS_MAX,
                 )
             found = await self.live.ask(pipeline.execute())
         due = []

@@ -9,10 +9,10 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 import orjson
 
-from protocol import limits
 from protocol.metering.records import Record
 from protocol.metering.session import Grant, Identity, Standing
 from protocol.metering.steps import Basis
+from storage import limits as storage_limits
 from storage.redis.encoding import encode_basis
 from storage.redis.live import Live, Script
 
@@ -87,7 +87,7 @@ class Tracking:
             "session": f"{tenant}/{session_id}",
             "grace_until": standing.grace_until,
             "kept_ms": step.kept_ms,
-            "outbox_max": limits.OUTBOX_ENTRIES_MAX,
+            "outbox_max": storage_limits.OUTBOX_ENTRIES_MAX,
             "recall": step.recall,
             "user_id": identity.user_id,
             "publish": self._live.publish,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from protocol import limits
+from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
 from tests.fixtures.database import Connection
 from tests.fixtures.server import StartServer, TestServer
@@ -268,7 +269,7 @@ async def test_a_hold_is_known_longer_than_its_answer_is_kept(
 
 async def test_an_account_has_a_bounded_number_of_holds(server: TestServer) -> None:
     with pytest.MonkeyPatch.context() as small:
-        small.setattr(limits, "HOLDS_PER_ACCOUNT_MAX", 1)
+        small.setattr(storage_limits, "HOLDS_PER_ACCOUNT_MAX", 1)
         hold = await opened(server, amount="1")
         refused = await post(server, HOLDS, "h2", {"amount": "1"})
         assert_problem(refused, 429, "rate_limited")

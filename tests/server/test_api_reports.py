@@ -10,9 +10,9 @@ import httpx
 import pytest
 from starlette.types import Message, Scope
 
-from protocol import limits
 from server.api import reports
 from server.hosting.app import create_app
+from storage import limits as storage_limits
 from storage.postgres.usage import Usage
 from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import ask, assert_problem
@@ -139,7 +139,7 @@ async def test_no_cell_is_a_formula(server: TestServer) -> None:
 async def test_a_long_report_comes_in_batches_and_in_order(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REPORT_BATCH_ROWS", 7)
+    monkeypatch.setattr(storage_limits, "REPORT_BATCH_ROWS", 7)
     await write(server, *(minute(number) for number in reversed(range(30))))
     assert [row[6] for row in await table(server)] == [str(number) for number in range(30)]
     assert server.process.records._pool.get_idle_size() > 0

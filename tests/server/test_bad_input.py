@@ -14,6 +14,7 @@ import pytest
 
 from protocol import limits
 from protocol.metering.states import Phase
+from storage import limits as storage_limits
 from storage.redis.live import LiveError
 from storage.rows.sessions import SessionPrepared
 from tests.fixtures.server import StartServer
@@ -300,7 +301,7 @@ async def test_a_start_without_a_record_is_retryable_and_leaves_no_seat(
     await server.process.records.prepare_session(shared, 0)
     with monkeypatch.context() as patch:
         # The outbox is too far behind to load what is left of the free time.
-        patch.setattr(limits, "ACCOUNT_IDLE_MS", -2 * 10**12)
+        patch.setattr(storage_limits, "ACCOUNT_IDLE_MS", -2 * 10**12)
         live = server.process.live
         await live.redis.xadd(live.keys.outbox(live.keys.partition("user:ann")), {"r": "[]"})
         answer = await scene.client.ask("start", kind="chat", session_id="shared-1")

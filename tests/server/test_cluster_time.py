@@ -9,6 +9,7 @@ import pytest
 
 from protocol import limits
 from protocol.wire.errors import ServiceError
+from storage import limits as storage_limits
 from storage.redis import scripts
 from storage.redis.keys import CLOCK, NODES
 from storage.redis.live import Live
@@ -172,12 +173,12 @@ async def test_a_cold_account_is_not_loaded_from_a_record_that_is_behind(
     await process.loader.refuse_behind("user:ann")
     await step(server, step_ms)
     # A step forward lets keys expire at once; they are not read anew before all is written.
-    if step_ms > limits.ACCOUNT_IDLE_MS // 2:
+    if step_ms > storage_limits.ACCOUNT_IDLE_MS // 2:
         with pytest.raises(ServiceError):
             await process.loader.refuse_behind("user:ann")
     else:
         await process.loader.refuse_behind("user:ann")
-    late = process.clock.now() - limits.ACCOUNT_IDLE_MS // 2 - 1
+    late = process.clock.now() - storage_limits.ACCOUNT_IDLE_MS // 2 - 1
     await process.redis.xtrim(process.live.keys.outbox(1), maxlen=0)
     await process.redis.xadd(process.live.keys.outbox(1), {"r": "[]", "t": late})
     with pytest.raises(ServiceError):

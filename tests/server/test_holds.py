@@ -18,6 +18,7 @@ from server.credits.outcomes import (
     Short,
     Voided,
 )
+from storage import limits as storage_limits
 from storage.audit import audit_record
 from tests.fixtures.engines import grow_cold
 from tests.server.tills import (
@@ -202,7 +203,7 @@ async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: 
     await cluster.grant(10 * CREDIT)
     await held(node.money, "h0", 1)
     key = node.live.keys.account(*ANN)
-    await cluster.redis.hset(key, "holds", str(limits.HOLDS_PER_ACCOUNT_MAX))
+    await cluster.redis.hset(key, "holds", str(storage_limits.HOLDS_PER_ACCOUNT_MAX))
     with pytest.raises(PeerError, match="too many open holds"):
         await node.money.hold(ANN, hold_id="h1", micros=1, ttl_ms=1_000)
     # The one that there is can be asked for again.

@@ -13,10 +13,11 @@ from protocol.metering.steps import Step
 from protocol.wire.errors import ProtocolError
 from server.runtime.metrics import Metrics
 from server.sessions.step_pipeline import Claims
+from storage import limits as storage_limits
 from storage.redis.live import LiveError, Outcome
 from tests.simulation.cluster import VirtualClock
 
-AT_ONCE = limits.CLAIM_PIPELINES_MAX * limits.CLAIMS_PER_PIPELINE_MAX
+AT_ONCE = limits.CLAIM_PIPELINES_MAX * storage_limits.CLAIMS_PER_PIPELINE_MAX
 
 
 def step_of(account_id: str) -> Step:
@@ -86,7 +87,7 @@ async def test_redis_is_asked_for_no_more_than_it_does_in_time() -> None:
         claims.ask(seat, STEP)
     await turns()
     assert redis.steps == AT_ONCE
-    assert max(redis.batches) == limits.CLAIMS_PER_PIPELINE_MAX
+    assert max(redis.batches) == storage_limits.CLAIMS_PER_PIPELINE_MAX
     assert claims.waiting == 100 + limits.CLAIM_PIPELINES_MAX
     redis.answering.set()
     await claims.idle()

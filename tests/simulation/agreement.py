@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol import limits
+from storage import limits as storage_limits
 from tests.simulation.state import State, minutes_counters, place_of
 from tests.simulation.world import World
 
@@ -34,21 +35,23 @@ def _check_forgetting(state: State, now_ms: int, latest_ms: int) -> None:
     for kind in ("account", "member", "org", "free"):
         for name, fields in state.hashes[kind].items():
             is_alive = int(fields.get("live", 0)) > 0
-            _check_key(state, latest_ms, kind, name, is_alive, limits.ACCOUNT_IDLE_MS)
+            _check_key(state, latest_ms, kind, name, is_alive, storage_limits.ACCOUNT_IDLE_MS)
     for name, session in state.sessions.items():
         is_alive = session["standing"]["phase"] != "ended"
         for kind in ("session", "notices"):
             if kind == "session" or name in state.notices:
-                _check_key(state, latest_ms, kind, name, is_alive, limits.ACCOUNT_IDLE_MS)
+                _check_key(state, latest_ms, kind, name, is_alive, storage_limits.ACCOUNT_IDLE_MS)
     for name in state.notices:
         assert name in state.sessions, (name, state.notices[name])
     for name, hold in state.hashes["hold"].items():
-        _check_key(state, latest_ms, "hold", name, hold["state"] == "open", limits.HOLD_KEPT_MS)
+        _check_key(
+            state, latest_ms, "hold", name, hold["state"] == "open", storage_limits.HOLD_KEPT_MS
+        )
     for key in (*state.remembered, *state.tracked, *state.passing):
         assert key in state.expiry, key
         assert now_ms < state.expiry[key], (key, now_ms)
     for name in state.hashes["operations"]:
-        _check_key(state, latest_ms, "operations", name, False, limits.ACCOUNT_IDLE_MS)
+        _check_key(state, latest_ms, "operations", name, False, storage_limits.ACCOUNT_IDLE_MS)
 
 
 def _check_key(

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ProtocolError, ServiceError
 from server.credits.outcomes import Exceeds, Held, HoldGone, Limited, Posted, Short, Spent, Voided
+from storage import limits as storage_limits
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName
 from storage.rows.accounts import BeforeOperation
@@ -197,7 +197,7 @@ class Desk:
             return
         place = "/".join(deed.person.account)
         account = look(self.world.cluster.redis).hashes["account"].get(place, {})
-        assert int(account.get("holds", 0)) >= limits.HOLDS_PER_ACCOUNT_MAX, (deed, account)
+        assert int(account.get("holds", 0)) >= storage_limits.HOLDS_PER_ACCOUNT_MAX, (deed, account)
 
     def _take(self, deed: Deed, answer: Any, smooth: bool) -> None:
         if deed.often is not None and deed.operation:

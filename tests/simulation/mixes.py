@@ -11,7 +11,7 @@ from unittest import mock
 
 import storage.flush.flusher
 import storage.redis.live
-from protocol import limits
+from storage import limits as storage_limits
 from tests.simulation.people import CREDIT
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ def bounds(mix: str) -> Iterator[None]:
         if mix:
             bound(storage.flush.flusher, "ACKNOWLEDGED_ENTRIES_MAX", 3)
         if mix in ("money", "full"):
-            bound(limits, "SPENDS_REMEMBERED_MS", 60_000)
-            bound(limits, "SPENDS_REMEMBERED_MIN", 4)
+            bound(storage_limits, "SPENDS_REMEMBERED_MS", 60_000)
+            bound(storage_limits, "SPENDS_REMEMBERED_MIN", 4)
             bound(storage.redis.live, "ENTRIES_REMEMBERED", 4)
-            bound(limits, "HOLDS_PER_ACCOUNT_MAX", 4)
+            bound(storage_limits, "HOLDS_PER_ACCOUNT_MAX", 4)
         if mix == "full":
-            bound(limits, "OUTBOX_ENTRIES_MAX", 25)
+            bound(storage_limits, "OUTBOX_ENTRIES_MAX", 25)
         yield

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from protocol import limits
+from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
 from storage.postgres.usage import Usage
 from tests.simulation.redis_lines import Mishap
@@ -116,7 +116,7 @@ class PostgresLine:
             case "died" | "died_after":
                 self.die()
             case "lost":
-                await asyncio.sleep(limits.DATABASE_TIMEOUT_MS / 1000)
+                await asyncio.sleep(storage_limits.DATABASE_TIMEOUT_MS / 1000)
         raise UnavailableError("the line to Postgres is broken")
 
 

@@ -27,6 +27,7 @@ from protocol.rate_card import RateCard
 from server.process import Process
 from server.runtime.metrics import Metrics
 from server.runtime.settings import Settings
+from storage import limits as storage_limits
 from storage.flush.flusher import Flusher
 from storage.postgres.records import Records, UnavailableError
 from tests.simulation.postgres_lines import PostgresLine, PostgresServer
@@ -218,7 +219,7 @@ class FlusherHost(Host):
         name: str,
         pace_ms: int,
     ) -> None:
-        super().__init__(loop, redis, postgres, name, limits.FLUSH_SOCKET_TIMEOUT_MS)
+        super().__init__(loop, redis, postgres, name, storage_limits.FLUSH_SOCKET_TIMEOUT_MS)
         self.pace_ms = pace_ms
         self.flusher = Flusher(
             lambda: VirtualRedis(self.line, legacy_responses=False),

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire.errors import ServiceError
+from storage import limits as storage_limits
 from storage.redis.spending import AccountName
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT, terms
@@ -23,7 +23,7 @@ async def test_a_full_outbox_takes_nothing_new_and_lets_what_runs_run(
     browser = node.browser()
     await browser.start("s1", terms("second"))
     with monkeypatch.context() as patched:
-        patched.setattr(limits, "OUTBOX_ENTRIES_MAX", 1)
+        patched.setattr(storage_limits, "OUTBOX_ENTRIES_MAX", 1)
         refused = await node.browser("late").start("s2", terms("second"))
         assert (refused["code"], refused["retryable"]) == ("unavailable", True)
         with pytest.raises(ServiceError, match="too much waits"):

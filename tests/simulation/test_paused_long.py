@@ -2,13 +2,13 @@
 
 import pytest
 
-from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire.errors import ServiceError
+from storage import limits as storage_limits
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT, terms
 
-HALF_MS = limits.ACCOUNT_IDLE_MS // 2
+HALF_MS = storage_limits.ACCOUNT_IDLE_MS // 2
 
 
 async def test_the_end_of_a_long_pause_keeps_no_cold_account_waiting(

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from protocol import limits
 from protocol.metering.states import Event
 from protocol.metering.terms import Terms
 from protocol.wire.errors import ServiceError
 from server.credits.outcomes import Spent
+from storage import limits as storage_limits
 from storage.audit import audit_live, audit_record
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
@@ -295,7 +295,7 @@ async def test_what_was_lost_with_its_process_is_ended_in_the_record(
     assert row is not None
     assert row.state == "live"
     for _ in range(2):  # the loss is found first, and looked after when it has settled
-        await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+        await cluster.advance(storage_limits.LOST_SESSIONS_AFTER_MS)
         for partition in range(PARTITIONS):
             await cluster.redis.delete(KEYS.unsettled(partition))
         await cluster.beat()

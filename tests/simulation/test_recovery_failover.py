@@ -14,6 +14,7 @@ from protocol.metering.states import Event, Phase
 from protocol.wire.errors import ServiceError
 from server.counters.plans import apply_member, apply_organization
 from server.credits.outcomes import Limited, Spent
+from storage import limits as storage_limits
 from storage.postgres.records import Records
 from storage.redis.cluster import ClusterRedis
 from storage.redis.keys import Keys
@@ -122,7 +123,7 @@ async def test_sessions_that_went_with_their_process_are_ended(
     second = await cluster.node()
     await cluster.grant(10 * CREDIT)
     await cluster.beat()
-    await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+    await cluster.advance(storage_limits.LOST_SESSIONS_AFTER_MS)
     await cluster.beat()
     replica = await Copy.of(cluster.redis)
     await second.browser().start("s1", CHAT)
@@ -131,7 +132,7 @@ async def test_sessions_that_went_with_their_process_are_ended(
     second.is_alive = False
     await second.stop()
     await take_over(cluster, replica)
-    await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+    await cluster.advance(storage_limits.LOST_SESSIONS_AFTER_MS)
     await cluster.beat()
     row = await cluster.records.session("user:ann", "s1")
     assert row is not None

@@ -10,6 +10,7 @@ from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ServiceError
 from server.credits.outcomes import Posted, Spent
+from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
 from storage.redis import live
@@ -37,7 +38,7 @@ async def test_the_ledger_is_looked_at_again_whatever_happens_meanwhile(
     node.recovery.suspect()
     await cluster.settle()
     await cluster.records.write([spend_entry(cluster, "late", CREDIT)])
-    await cluster.advance(2 * limits.RECOVERY_MS + 1)
+    await cluster.advance(2 * storage_limits.RECOVERY_MS + 1)
     await cluster.beat()
     await cluster.settle()
     await audited(cluster)
@@ -143,7 +144,7 @@ async def test_a_hold_that_was_charged_during_the_loss_is_given_back(
     )
     ended = msgspec.structs.replace(hold, state="posted", posted_micros=3 * CREDIT)
     await cluster.records.write(posted_records(ended, entry))
-    await cluster.advance(2 * limits.RECOVERY_MS + 1)
+    await cluster.advance(2 * storage_limits.RECOVERY_MS + 1)
     await cluster.beat()
     account = await cluster.account()
     assert (account["balance"], account["held"]) == (7 * CREDIT, 0)
@@ -256,7 +257,7 @@ async def test_what_was_taken_long_ago_is_not_taken_again(
     monkeypatch.setattr(Records, "holds_since", gone)
     node.recovery.suspect()
     await cluster.settle()
-    await cluster.advance(limits.SPENDS_REMEMBERED_MS)
+    await cluster.advance(storage_limits.SPENDS_REMEMBERED_MS)
     assert await cluster.redis.delete(KEYS.spends(*ANN)) == 1
     monkeypatch.setattr(Records, "holds_since", holds_since)
     await cluster.beat()

@@ -13,6 +13,7 @@ from protocol.metering.states import Event, Phase
 from protocol.wire.errors import ServiceError
 from server.access.principals import Principal
 from server.sessions.pending_requests import Ticket
+from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
 from storage.redis.encoding import session_of
@@ -102,9 +103,9 @@ async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     await cluster.advance(90_000)
     await browser.request("s1", Event.STOP)
     await cluster.beat()
-    await cluster.advance(limits.ENDED_SESSION_KEPT_MS + 1)
+    await cluster.advance(storage_limits.ENDED_SESSION_KEPT_MS + 1)
     left_ms = await cluster.redis.pttl(KEYS.session(ANN.tenant, "s1"))
-    assert left_ms > 2 * limits.ENDED_SESSION_KEPT_MS
+    assert left_ms > 2 * storage_limits.ENDED_SESSION_KEPT_MS
     node.recovery.suspect()  # the line was down for a moment
     await cluster.settle()
     assert (await cluster.account())["balance"] == 8_500_000
@@ -114,7 +115,7 @@ async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
         await cluster.beat()
     assert len(node.hub.unflushed) == 0
     left_ms = await cluster.redis.pttl(KEYS.session(ANN.tenant, "s1"))
-    assert 0 < left_ms <= limits.ENDED_SESSION_KEPT_MS
+    assert 0 < left_ms <= storage_limits.ENDED_SESSION_KEPT_MS
 
 
 async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(
@@ -131,7 +132,7 @@ async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(
     for _ in range(2):
         await cluster.beat()
     for _ in range(2):
-        await cluster.advance(limits.ENDED_SESSION_KEPT_MS + 1)
+        await cluster.advance(storage_limits.ENDED_SESSION_KEPT_MS + 1)
         node.recovery.suspect()
         await cluster.settle()
     await cluster.beat()
@@ -321,7 +322,7 @@ async def test_lost_sessions_are_found_by_a_process_that_had_none(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     await cluster.grant(10 * CREDIT)
-    await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+    await cluster.advance(storage_limits.LOST_SESSIONS_AFTER_MS)
     await cluster.beat()  # the look at the start has found nothing
     await second.browser().start("s1", CHAT)
     await cluster.advance(90_000)
@@ -332,7 +333,7 @@ async def test_lost_sessions_are_found_by_a_process_that_had_none(
     await cluster.lose()
     for _ in range(3):
         await cluster.beat()
-        await cluster.advance(limits.LOST_SESSIONS_AFTER_MS)
+        await cluster.advance(storage_limits.LOST_SESSIONS_AFTER_MS)
         for partition in range(PARTITIONS):
             await cluster.redis.delete(KEYS.unsettled(partition))
     await cluster.beat()
@@ -394,7 +395,7 @@ async def test_a_failure_of_all_is_one_line_and_few_questions(
     for number in range(20):
         await browser.start(f"s{number}", CHAT)
     await cluster.beat()
-    monkeypatch.setattr(limits, "ASSERTIONS_PER_BATCH", 4)
+    monkeypatch.setattr(storage_limits, "ASSERTIONS_PER_BATCH", 4)
     asked = 0
 
     async def away(*_: Any, **__: Any) -> Any:

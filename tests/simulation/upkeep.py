@@ -8,6 +8,7 @@ from typing import Any
 
 import storage.redis.live
 from protocol import limits
+from storage import limits as storage_limits
 from tests.simulation.desk import Deed, Desk
 from tests.simulation.processes import CALM_BEAT_MS
 from tests.simulation.state import State, place_of
@@ -185,7 +186,7 @@ class Upkeep:
         """Where too much waits, nothing new is begun: only what is there comes to its end."""
         for partition in "01":
             waiting = sorted((one for one in state.outbox if one[0] == partition), key=place_of)
-            for entry in waiting[limits.OUTBOX_ENTRIES_MAX :]:
+            for entry in waiting[storage_limits.OUTBOX_ENTRIES_MAX :]:
                 for record in state.outbox[entry]:
                     is_begun = record["t"] == "session" or record.get("state") == "open"
                     is_spent = record.get("entry_kind") == "spend"
@@ -229,30 +230,30 @@ class Upkeep:
                     kinds.append("operations")
                 for kind in kinds:
                     ends = state.expiry_of(kind, name)
-                    kept = ends is None or ends >= at + limits.ACCOUNT_IDLE_MS
+                    kept = ends is None or ends >= at + storage_limits.ACCOUNT_IDLE_MS
                     assert kept, (kind, name, ends, record)
                 if record.get("entry_kind") in ("spend", "post"):
                     key = state.key_of("spends", name)
                     known = record["entry_id"] in state.remembered.get(key, {})
                     assert known, (record, state.remembered)
-                    assert state.expiry[key] >= at + limits.ACCOUNT_IDLE_MS, (key, record)
+                    assert state.expiry[key] >= at + storage_limits.ACCOUNT_IDLE_MS, (key, record)
 
     def _check_remembered(self, state: State) -> None:
         """What is young is remembered, and how much of what is older is bounded."""
         bounds = {
             "applied": storage.redis.live.ENTRIES_REMEMBERED,
-            "spends": limits.SPENDS_REMEMBERED_MIN,
+            "spends": storage_limits.SPENDS_REMEMBERED_MIN,
         }
         for key, entries in state.remembered.items():
             kind = key.split(":")[1]
             newest = max(entries.values())
-            until = newest - limits.SPENDS_REMEMBERED_MS - FORGETTING_MS
+            until = newest - storage_limits.SPENDS_REMEMBERED_MS - FORGETTING_MS
             old = [entry for entry, at in entries.items() if 0 < at < until]
             # Posts are noted, and have others forgotten with the next spend.
             assert len(entries) <= bounds[kind] + 1 or len(old) <= 1, (key, entries)
         for deed in self.desk.deeds.values():
             kind = {"spend": "spends", "pay": "applied"}.get(deed.kind, "")
-            is_young = self.world.now - deed.at < limits.SPENDS_REMEMBERED_MS
+            is_young = self.world.now - deed.at < storage_limits.SPENDS_REMEMBERED_MS
             place = "/".join(deed.person.account)
             if not kind or deed.state != "done" or not is_young:
                 continue

@@ -25,6 +25,7 @@ from server.gateway.preparations import SessionExistsError, prepare
 from server.gateway.session_start import join_or_start
 from server.sessions.local_session import Seat
 from server.sessions.pending_requests import Ticket
+from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError, Outcome
 from storage.rows.sessions import SessionPrepared
@@ -139,12 +140,12 @@ class World:
             return
         state = look(self.cluster.redis)
         waits = Counter(entry[:1] for entry in state.outbox)
-        is_full = max(waits.values(), default=0) >= limits.OUTBOX_ENTRIES_MAX
+        is_full = max(waits.values(), default=0) >= storage_limits.OUTBOX_ENTRIES_MAX
         oldest = min((int(entry[2:].partition("-")[0]) for entry in state.outbox), default=self.now)
         # By both clocks: what Redis has kept for long by its own, it may have forgotten.
         redis_now = self.now + self.cluster.clock.redis_ahead_ms
         behind_ms = max(abs(now - oldest) for now in (self.now, redis_now))
-        is_behind = behind_ms > limits.HOLD_KEPT_MS // 4
+        is_behind = behind_ms > storage_limits.HOLD_KEPT_MS // 4
         assert state.recovering or state.unsettled or is_full or is_behind, error
 
     async def intrude(self, client: Client, person: Person, session_id: str) -> None:

@@ -6,8 +6,8 @@ import asyncpg
 import msgspec
 import pytest
 
-from protocol import limits
 from protocol.metering.records import EntryPosted, HoldChanged
+from storage import limits as storage_limits
 from storage.audit import Audit, audit_live, audit_record
 from storage.postgres.records import Records
 from storage.redis.live import Live
@@ -235,5 +235,5 @@ async def test_an_account_that_never_stands_still_is_not_judged(
 async def test_an_account_with_too_much_on_its_way_is_not_judged(
     live: Live, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "OUTBOX_ENTRIES_AUDITED_MAX", 1)
+    monkeypatch.setattr(storage_limits, "OUTBOX_ENTRIES_AUDITED_MAX", 1)
     assert await audit_live(live, records) == Audit((), accounts=1, restless=1)

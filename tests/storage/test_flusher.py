@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from protocol import limits
+from storage import limits as storage_limits
 from storage.flush.partitions import run_flusher
 from storage.postgres.records import Records
 from storage.redis.keys import outbox_key, rejected_key
@@ -142,7 +142,7 @@ async def test_the_dead_are_taken_over_though_redis_was_stepped_back(
     key, in_an_hour_ms = outbox_key(1), (seconds + 3_600) * 1000
     await redis.xclaim(key, GROUP, "dead", 0, [entry_id], time=in_an_hour_ms)
     assert await living.take_over() == []
-    uptime_s += limits.FLUSH_CLAIM_IDLE_MS / 1000 - 1
+    uptime_s += storage_limits.FLUSH_CLAIM_IDLE_MS / 1000 - 1
     assert await living.take_over() == []
     uptime_s += 1
     (entry,) = await living.take_over()

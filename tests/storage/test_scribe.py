@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from protocol import limits
 from protocol.metering.records import Record
+from storage import limits as storage_limits
 from storage.postgres.group_commit import Scribe
 from storage.postgres.records import Records, RefusedError, UnavailableError
 from tests.storage.examples import TENANT, entry, minute
@@ -55,7 +55,7 @@ async def test_who_comes_meanwhile_shares_the_next_transaction(counting: Countin
 
 async def test_a_transaction_is_bounded(counting: Counting) -> None:
     scribe = Scribe(counting)
-    half = limits.FLUSH_BATCH_RECORDS // 2 + 1
+    half = storage_limits.FLUSH_BATCH_RECORDS // 2 + 1
     writing = [asyncio.create_task(scribe.write(spends(1)))]
     await counting.begun.wait()
     for number in range(3):
@@ -119,7 +119,7 @@ async def test_one_who_goes_is_written_all_the_same(counting: Counting) -> None:
 
 
 async def test_no_more_wait_than_may(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "WRITES_WAITING_MAX", 2)
+    monkeypatch.setattr(storage_limits, "WRITES_WAITING_MAX", 2)
     scribe = Scribe(counting)
     first = asyncio.create_task(scribe.write(spends(1)))
     await counting.begun.wait()

@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 
 from protocol import limits
 from protocol.metering.records import EntryPosted, HoldChanged, Record
+from storage import limits as storage_limits
 from storage.redis.channels import channels_of
 from storage.redis.cluster import client_of
 from storage.redis.encoding import decode_records
@@ -256,7 +257,7 @@ async def test_spends_are_forgotten_when_they_are_old_and_written_down(
 ) -> None:
     await have(live, 10_000 * CREDIT)
     spends = KEYS.spends(TENANT, ANN)
-    kept = limits.SPENDS_REMEMBERED_MIN
+    kept = storage_limits.SPENDS_REMEMBERED_MIN
     await redis.zadd(spends, {f"old-{number}": number for number in range(2 * kept)})
     # The oldest record that waits holds back whatever came with it or after it.
     await redis.xadd(OUTBOX, {"r": b"[]"}, id="500-0")
@@ -279,7 +280,7 @@ async def test_young_spends_are_remembered_however_many_they_are(
     await have(live, 10_000 * CREDIT)
     spends = KEYS.spends(TENANT, ANN)
     seconds, _ = await (await client_of(redis, spends)).time()
-    count = limits.SPENDS_REMEMBERED_MIN + 5
+    count = storage_limits.SPENDS_REMEMBERED_MIN + 5
     await redis.zadd(spends, {f"young-{number}": int(seconds) * 1000 for number in range(count)})
     assert (await spending.spend(a_spend())).status == "ok"
     assert await redis.zcard(spends) == count + 1
@@ -293,7 +294,7 @@ async def test_an_account_that_is_spent_from_stays_for_a_day(
     await have(live, CREDIT)
     await redis.pexpire(ACCOUNT, 1_000)
     await spending.spend(a_spend(micros=1))
-    assert await redis.pttl(ACCOUNT) > limits.ACCOUNT_IDLE_MS - 60_000
+    assert await redis.pttl(ACCOUNT) > storage_limits.ACCOUNT_IDLE_MS - 60_000
     await redis.hset(ACCOUNT, "live", 1)
     await redis.persist(ACCOUNT)
     await spending.spend(a_spend("s2", micros=1))
@@ -348,7 +349,7 @@ async def test_a_hold_and_all_that_may_be_in_its_way(
     assert repeated.hold.amount_micros == CREDIT
     assert len(await outbox(redis)) == 1
     assert (await ear.heard(1))[0] == {"recall": True}
-    await redis.hset(ACCOUNT, "holds", limits.HOLDS_PER_ACCOUNT_MAX)
+    await redis.hset(ACCOUNT, "holds", storage_limits.HOLDS_PER_ACCOUNT_MAX)
     assert (await spending.hold(a_hold("h2", 1))).status == "full"
 
 
@@ -373,8 +374,8 @@ async def test_a_post_charges_part_and_gives_back_the_rest(
         "live": 0,
         "version": 2,
     }
-    assert 0 < await redis.pttl(ACCOUNT) <= limits.ACCOUNT_IDLE_MS
-    assert 0 < await redis.pttl(KEYS.hold(TENANT, "h1")) <= limits.HOLD_KEPT_MS
+    assert 0 < await redis.pttl(ACCOUNT) <= storage_limits.ACCOUNT_IDLE_MS
+    assert 0 < await redis.pttl(KEYS.hold(TENANT, "h1")) <= storage_limits.HOLD_KEPT_MS
     assert await redis.zcard(HOLDS) == 0
     assert (await outbox(redis))[1:] == list(posted_records(hold, entry))
     told = (await ear.heard(2))[1]
@@ -501,7 +502,7 @@ async def test_an_account_whose_last_hold_had_ended_is_forgotten_some_day(
     ended = msgspec.structs.replace(hold, state="voided")
     assert await spending.restore_hold(ended)
     assert (await account(redis))["live"] == 0
-    assert 0 < await redis.pttl(ACCOUNT) <= limits.ACCOUNT_IDLE_MS
+    assert 0 < await redis.pttl(ACCOUNT) <= storage_limits.ACCOUNT_IDLE_MS
 
 
 async def test_holds_that_are_due(live: Live, spending: Spending, redis: Redis) -> None:

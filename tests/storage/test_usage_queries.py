@@ -9,8 +9,8 @@ from typing import Any
 import anyio
 import pytest
 
-from protocol import limits
 from protocol.metering.records import Record
+from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
 from storage.postgres.usage import ReportedMinute, SessionMinute, Spending, Totals, Usage
 from tests.fixtures.database import Connection
@@ -189,7 +189,7 @@ async def test_a_report_is_in_the_order_of_tenants_and_time(records: Records, us
 async def test_a_report_comes_in_batches_of_one_snapshot(
     records: Records, usage: Usage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REPORT_BATCH_ROWS", 2)
+    monkeypatch.setattr(storage_limits, "REPORT_BATCH_ROWS", 2)
     await write(records, *(minute(number) for number in range(5)))
     async with usage.report(None, *NOVEMBER) as batches:
         sizes = [len(await anext(batches))]
@@ -201,7 +201,7 @@ async def test_a_report_comes_in_batches_of_one_snapshot(
 async def test_a_report_that_is_left_gives_its_connection_back(
     records: Records, usage: Usage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REPORT_BATCH_ROWS", 1)
+    monkeypatch.setattr(storage_limits, "REPORT_BATCH_ROWS", 1)
     await write(records, minute(0), minute(1))
     async with usage.report(None, *NOVEMBER) as batches:
         await anext(batches)
@@ -218,7 +218,7 @@ async def test_a_report_whose_client_has_gone_leaves_no_transaction(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(limits, "REPORT_BATCH_ROWS", 1)
+    monkeypatch.setattr(storage_limits, "REPORT_BATCH_ROWS", 1)
     await write(records, *(minute(number) for number in range(100)))
     pool = records._pool
     for turns in range(20):
@@ -237,7 +237,7 @@ async def test_a_report_whose_client_has_gone_leaves_no_transaction(
 async def test_a_report_whose_backend_is_killed_breaks_off(
     records: Records, usage: Usage, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REPORT_BATCH_ROWS", 1)
+    monkeypatch.setattr(storage_limits, "REPORT_BATCH_ROWS", 1)
     await write(records, minute(0), minute(1))
     async with contextlib.AsyncExitStack() as stack:
         batches = await stack.enter_async_context(usage.report(None, *NOVEMBER))
