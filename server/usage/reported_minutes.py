@@ -20,7 +20,13 @@ import structlog
 
 from protocol import limits
 from protocol.metering.records import MinuteUsed, Record
-from protocol.metering.session import Identity, Standing, segments_in_order, session_key
+from protocol.metering.session import (
+    Identity,
+    Session,
+    Standing,
+    segments_in_order,
+    session_key,
+)
 from protocol.metering.states import Phase
 from protocol.metering.steps import Basis, minute_record, started_record
 from protocol.metering.terms import MINUTE_MS, Terms
@@ -152,7 +158,7 @@ class Trackers:
         found = await self.process.live.attach(tenant, session_id, read_only=True)
         if found is not None:
             _check_owner(found.session.identity.user_id, reported)
-            return _Known(found.session.identity, found.session.standing, {}, in_redis=True)
+            return await self._whole(found.session, reported)
         try:
             basis, row = await basis_of_start(self.process, tenant, session_id, reported.user_id)
             if row is None or row.state == "prepared":
@@ -170,6 +176,34 @@ class Trackers:
             return known if number is None else Taken(number, duplicate=True)
         except record.UnavailableError as error:
             raise ServiceError("the record of sessions does not answer") from error
+
+    async def _whole(self, session: Session, reported: Reported) -> _Known | Taken:
+        """The session as Redis has it, and with minutes that only the record has: a replica may
+        lack the newest of them, and their numbers must not be used again."""
+        identity, standing = session.identity, session.standing
+        known = _Known(identity, standing, {}, in_redis=True)
+        if not identity.is_reported or standing.phase is Phase.ENDED or _is_within_minute(standing):
+            return known
+        try:
+            lost = await self._after(identity, standing.minutes_kept)
+        except record.UnavailableError:
+            return known  # the minute is kept until Postgres is back
+        for minute in lost:
+            if minute.started_at == reported.minute_at:
+                return Taken(minute.minute, duplicate=True)
+            if minute.minute != standing.minutes_kept:
+                raise ServiceError("the session is being restored")
+            standing = _with(standing, minute.started_at, minute.seconds)
+        return known._replace(
+            standing=standing, minutes={one.started_at: one.minute for one in lost}
+        )
+
+    async def _after(self, identity: Identity, kept: int) -> tuple[SessionMinute, ...]:
+        """The minutes that are written down after the first ``kept``: mostly none."""
+        found = await self.usage.session(identity.tenant, identity.session_id, 1)
+        if found and (lost := found[-1].minute + 1 - kept) > 1:
+            found = await self.usage.session(identity.tenant, identity.session_id, lost)
+        return tuple(minute for minute in found if minute.minute >= kept)
 
     def _new(self, reported: Reported, row: SessionRow | None) -> Identity:
         if row is None and reported.needs_preparation:

@@ -37,7 +37,7 @@ class TrackedStep(msgspec.Struct, frozen=True):
     """Numbers of minutes by the instant of their beginning: the new one, and for a session
     that Redis has lost all those that are written down."""
     earlier: tuple[str, ...]
-    """Of a session that Redis has lost: the months of the minutes that are written down."""
+    """The months of minutes that are written down and that Redis has lost, in their order."""
     records: tuple[Record, ...]
     basis: Basis | None
     """What a first minute was decided from; None: it is not the first."""

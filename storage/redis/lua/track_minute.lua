@@ -63,10 +63,11 @@ end
 if call('EXISTS', KEYS[10]) == 1 then cold = {'account'} end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
--- Of a session that Redis has lost: minutes that are written down, and not in the counters.
+-- Minutes that are written down, which Redis has lost, and which are not in the counters. Those of
+-- a session that it has lost altogether may be in what they were loaded with.
 local due = {{}, {}}
 for index = 1, 2 do
-  local contained = #step.earlier > 0 and number(KEYS[12 + index], step.session_id) or 0
+  local contained = step.identity and number(KEYS[12 + index], step.session_id) or 0
   for minute = contained + 1, #step.earlier do
     local month = step.earlier[minute]
     due[index][month] = (due[index][month] or 0) + 1

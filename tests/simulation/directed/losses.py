@@ -116,6 +116,12 @@ LOSSES = {
         report("t2", minute_at(3), "bob9"), wait(5), report("t2", minute_at(4), "bob9"),
         act("taken", session="t2", minutes=3), PUT_BACK,
     )),
+    "a later reported minute on a replica": Directed((
+        SERVE, report("t1", minute_at(1), "bob9"), wait(5), FLUSH, LAG,
+        report("t1", minute_at(2), "bob9"), report("t1", minute_at(3), "bob9"), wait(1),
+        UNNOTICED, PUT_BACK, report("t1", minute_at(4), "bob9"),
+        report("t1", minute_at(2), "bob9"), act("taken", session="t1", minutes=4), PUT_BACK,
+    )),
     "an empty Redis lacks minutes": Directed((
         SERVE, *ALL_KINDS, wait(58), FLUSH, wait(3), EMPTY, *LATER,
     )),
