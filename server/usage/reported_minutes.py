@@ -13,6 +13,7 @@ not taken twice either, whoever reports it.
 """
 
 import asyncio
+import contextlib
 from typing import NamedTuple
 
 import msgspec
@@ -178,32 +179,28 @@ class Trackers:
             raise ServiceError("the record of sessions does not answer") from error
 
     async def _whole(self, session: Session, reported: Reported) -> _Known | Taken:
-        """The session as Redis has it, and with minutes that only the record has: a replica may
-        lack the newest of them, and their numbers must not be used again."""
+        """The session as Redis has it, with minutes that a replica lacks and the record has."""
         identity, standing = session.identity, session.standing
         known = _Known(identity, standing, {}, in_redis=True)
         if not identity.is_reported or standing.phase is Phase.ENDED or _is_within_minute(standing):
             return known
-        try:
+        lost: tuple[SessionMinute, ...] = ()
+        with contextlib.suppress(record.UnavailableError):  # the minute is kept until it is back
             lost = await self._after(identity, standing.minutes_kept)
-        except record.UnavailableError:
-            return known  # the minute is kept until Postgres is back
         for minute in lost:
             if minute.started_at == reported.minute_at:
                 return Taken(minute.minute, duplicate=True)
             if minute.minute != standing.minutes_kept:
                 raise ServiceError("the session is being restored")
             standing = _with(standing, minute.started_at, minute.seconds)
-        return known._replace(
-            standing=standing, minutes={one.started_at: one.minute for one in lost}
-        )
+        return known._replace(standing=standing, minutes={at.started_at: at.minute for at in lost})
 
     async def _after(self, identity: Identity, kept: int) -> tuple[SessionMinute, ...]:
         """The minutes that are written down after the first ``kept``: mostly none."""
         found = await self.usage.session(identity.tenant, identity.session_id, 1)
         if found and (lost := found[-1].minute + 1 - kept) > 1:
             found = await self.usage.session(identity.tenant, identity.session_id, lost)
-        return tuple(minute for minute in found if minute.minute >= kept)
+        return tuple(one for one in found if one.minute >= kept)
 
     def _new(self, reported: Reported, row: SessionRow | None) -> Identity:
         if row is None and reported.needs_preparation:
