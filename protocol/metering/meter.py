@@ -319,6 +319,27 @@ class Meter(Position):
         self._plan(now_ms)
         return True
 
+    @property
+    def needs_holders(self) -> bool:
+        """Whether it depends on other holders of the account's credits if the grant is the last."""
+        is_last = self.session.grant.final == "credits" or self.is_kept_open
+        return self.counting and self.sockets > 0 and is_last and not self._burns_alone
+
+    def know_holders(self, now_ms: int, *, are_silent: bool) -> None:
+        """Those who hold the rest of the account were told that this session needs it, and had
+        the time to answer. While one has not, a grant is not the last: its time runs on, as far
+        as the account is known to cover it. Once all have, the next answer says what there is."""
+        if not self.needs_holders or self._stands_still(now_ms):
+            return
+        was_open, self.is_kept_open = self.is_kept_open, are_silent
+        if self._asked is not None:
+            return
+        if are_silent and not was_open:
+            self._stand_on(self.session, now_ms)
+        elif was_open and not are_silent:
+            self._wanted = True
+        self._plan(now_ms)
+
     def handle_timer(self, now_ms: int) -> None:
         """The deadline of ``timer()`` has come; early wake-ups are taken as on time."""
         due_at = self.timer()

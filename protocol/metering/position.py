@@ -40,6 +40,9 @@ class Position:
     _final_asked_ms = -1
     """The end of a final grant of which was asked once more whether it is the last."""
 
+    is_kept_open = False
+    """The grant is not final here though Redis says so: holders of the rest are silent."""
+
     _doubt: Doubt | None = None
     """Whether the sockets that were here before the last one are there is asked."""
 
@@ -448,6 +451,7 @@ class Position:
     def _stand_on(self, session: Session, now_ms: int) -> None:
         """Makes ``session`` the ground, and measures anew what follows from it."""
         limited_ms, granted_ms = self._limited_ms, self.session.grant.granted_ms
+        session, is_opened = self._opened(session)
         if session.standing.gaps[-1:] != self.session.standing.gaps[-1:]:
             self.served_from_ms = session.standing.elapsed_ms  # who was away begins anew
         self.session, self._heard_at = session, now_ms
@@ -457,6 +461,10 @@ class Position:
         ):
             self._doubt = None
         self.course = Course(session, self.uncovered_ms, self.response_ms)
+        if is_opened and self.course.claim_ms is not None:
+            # Each claim is answered alike until the holders answer: so long each time waits.
+            paced_ms = standing.elapsed_ms + limits.RECALL_WAIT_MS * self.course.speed
+            self.course.claim_ms = max(self.course.claim_ms, paced_ms)
         self._may_get_ms = 0
         """The end of the longest grant that was asked for since."""
         self._exhausted = False
@@ -470,6 +478,15 @@ class Position:
             self._intents.drop(Event.LIMIT)
         self._note_grant()
         self._project(now_ms)
+
+    def _opened(self, session: Session) -> tuple[Session, bool]:
+        """A session with its grant open to more, where it is final only because of what holders
+        have who do not answer; and whether that is so."""
+        self.is_kept_open = self.is_kept_open and session.grant.final == "credits"
+        if not self.is_kept_open or session.standing.phase is not Phase.ACTIVE:
+            return session, False
+        grant = msgspec.structs.replace(session.grant, final=None)
+        return msgspec.structs.replace(session, grant=grant), True
 
     def _expect(self, step: Step) -> None:
         """Has a step on its way count with what it may leave, until it is known: its answer may be

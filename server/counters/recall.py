@@ -7,7 +7,7 @@ whoever waits here hears of it on the account's channel, like everybody else.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import Any
 
 from protocol import limits
@@ -68,13 +68,17 @@ class Recall:
             raise holders_silent()
 
 
-async def is_unanswered(live: Live, name: AccountName, now_ms: int) -> bool:
+async def is_unanswered(
+    live: Live, name: AccountName, now_ms: int, beside: Container[str] = ()
+) -> bool:
     """Whether a session of an account, whose holders were told to shrink, holds more than it needs
-    still: its process has not answered, so nobody knows what is left. Raises ``LiveError``."""
+    still: its process has not answered, so nobody knows what is left. ``beside`` names sessions
+    that are not looked at. Raises ``LiveError``."""
     figures = await live.account(*name)
     if figures is None:
         return False
-    found = await live.sessions(name.tenant, list(figures.lines))
+    asked = [session_id for session_id in figures.lines if session_id not in beside]
+    found = await live.sessions(name.tenant, asked)
     return any(keeps_more(session, now_ms) for session in found)
 
 

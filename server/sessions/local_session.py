@@ -60,6 +60,9 @@ class Place(Protocol):
     def changed(self, seat: "Seat", outcome: Outcome) -> None:
         """A step of this session changed the account's figures."""
 
+    def look_at_holders(self, seat: "Seat") -> None:
+        """Looks whether those who hold what the session's account has left have answered."""
+
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
         """Asks the processes that have the session's sockets for a proof of life; since a
         socket joined at ``came_at``, and what the last one was."""
@@ -75,7 +78,7 @@ class Seat:
     """One session on this process."""
 
     __slots__ = (
-        "_held_until", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
+        "_held_until", "_holders", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
         "ended_here", "failures", "heard", "meter", "node", "place", "service", "settled",
     )  # fmt: skip
 
@@ -101,6 +104,8 @@ class Seat:
         """No step of it is on its way."""
         self._timer: Timer | None = None
         self._retry: Timer | None = None
+        self._holders: Timer | None = None
+        """When it is looked whether those who hold the account's rest have answered."""
         self._held_until = 0
         """So long a step waits for what other sessions hold; 0: none does."""
         self._unheard: tuple[Step, ...] = ()
@@ -156,6 +161,9 @@ class Seat:
         self.meter.response_ms = self.place.claims.response_ms(step.before.identity.tenant)
         self.meter.granted(reply, self.place.clock.now())
         self.drain()
+        if self._holders is None and self.meter.needs_holders:
+            at = self.place.clock.now() + limits.RECALL_WAIT_MS
+            self._holders = self.place.timers.deadline(at, self._ask_holders, self.account)
 
     def _keep(self, step: Step, reply: Reply, entry_id: str) -> None:
         """Keeps what was appended: by this step, or by one before whose answer was lost."""
@@ -239,6 +247,12 @@ class Seat:
         if self._held_until and self._retry is not None:
             self._retry.cancel()
             self._try_again(self.place.clock.now())
+
+    def _ask_holders(self, _: int) -> None:
+        """The answer to a claim had the others told that their rest is needed, a while ago."""
+        self._holders = None
+        if self.meter.needs_holders:
+            self.place.look_at_holders(self)
 
     def _try_again(self, _: int) -> None:
         self._retry = None
@@ -359,7 +373,7 @@ class Seat:
             self._fail_all(ServiceError("the session is not served here any more"))
         self._held_until = 0
         self.service.close()
-        for timer in (self._timer, self._retry):
+        for timer in (self._timer, self._retry, self._holders):
             if timer is not None:
                 timer.cancel()
 

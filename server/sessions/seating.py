@@ -21,7 +21,7 @@ from protocol.metering.shared_months import SharedMonths
 from protocol.metering.states import Phase
 from protocol.metering.steps import Step
 from protocol.wire.errors import ErrorCode, PeerError
-from server.counters.accounts import Accounts
+from server.counters.accounts import Account, Accounts
 from server.counters.calendars import Calendar
 from server.counters.loading import Loader
 from server.counters.tenants import Tenants
@@ -65,6 +65,8 @@ class Seating:
         self.unflushed = Unflushed()
         self._unheard = itertools.count()
         self.seats: dict[str, Seat] = {}
+        self._looking: dict[Account, list[Seat]] = {}
+        """Sessions that wait until it was looked at who holds what their account has left."""
         self._by_tenant: dict[str, dict[str, Seat]] = {}
         self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts)
@@ -195,6 +197,35 @@ class Seating:
             await self.loader.free_time(identity, seat.free_day())
             used_ms = await self.live.free_used(identity) or 0
         return max(0, identity.terms.free_ms - used_ms)
+
+    def look_at_holders(self, seat: Seat) -> None:
+        """Looks whether those who hold what the session's account has left have answered: once
+        for all of its sessions here that ask meanwhile."""
+        waiting = self._looking.setdefault(seat.account, [])
+        waiting.append(seat)
+        if len(waiting) == 1:
+            self.run(self._look_at_holders(seat.account, seat.meter.session.identity))
+
+    async def _look_at_holders(self, account: Account, identity: Identity) -> None:
+        served, are_silent = account.seats, False
+        try:
+            if any(session_id not in served for session_id in account.projection.lines):
+                are_silent = await self.claims.are_holders_silent(identity, served)
+        except LiveError:
+            return  # nobody knows
+        finally:
+            seats = self._looking.pop(account)
+        self.turns.run(account, self._tell_of_holders(seats, are_silent=are_silent))
+
+    def _tell_of_holders(self, seats: list[Seat], *, are_silent: bool) -> Iterator[None]:
+        for seat in seats:
+            if self.seats.get(seat.key) is seat:
+                isolated("holders", self._know_holders, seat, are_silent, session=seat.key)
+                yield
+
+    def _know_holders(self, seat: Seat, are_silent: bool) -> None:
+        seat.meter.know_holders(self.clock.now(), are_silent=are_silent)
+        seat.drain()
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
         """Asks the processes that have the session's sockets for a proof of life; since a

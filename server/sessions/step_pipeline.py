@@ -11,7 +11,7 @@ comes back as the answer.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Container, Hashable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 import structlog
@@ -214,6 +214,13 @@ class Claims:
             return await is_unanswered(self.live, name, now_ms)
         user_id = identity.user_id if limit == "member_minutes" else None
         return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms)
+
+    async def are_holders_silent(self, identity: Identity, served: Container[str]) -> bool:
+        """Whether a session that another process serves, not one of ``served``, holds more of the
+        account's credits than it needs, long enough after it was told to shrink. Raises
+        ``LiveError``."""
+        name = AccountName(identity.tenant, identity.account_id)
+        return await is_unanswered(self.live, name, self.clock.now(), served)
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""
