@@ -1,6 +1,6 @@
-"""The bounds of protocol and server, with their units in their names, in one place.
+"""The bounds that the rules of the exchange need, with their units in their names, in one place.
 
-Those that only storage and what lies above it need are in ``storage.limits``.
+Those that only the floors above need are in ``storage.limits`` and ``server.limits``.
 
 A queue, batch, cache or wait that has no number here does not exist. The relations
 between the numbers are asserted at the end, at import: a change that breaks one never
@@ -28,34 +28,17 @@ PRICE_MICROS_MAX: Final = 10**10
 SESSION_CAP_MS_MAX: Final = 31 * 24 * 3_600_000
 """The longest cap a kind can set: nothing that is metered in minutes lasts a month."""
 
-MONTHLY_HOURS_MAX: Final = 1_000_000
-"""An organisation's month: 1,344 members who never sleep."""
-
 # --- Messages --------------------------------------------------------------------
 
 MESSAGE_BYTES_MAX: Final = 16 * 1024  # PROTOCOL: 1009 above
-# Whole messages of 16 KiB need no fragments at all; browsers send none. A few are let
-# through for proxies that split, the millions of empty ones of PITFALLS are not.
-FRAGMENTS_PER_MESSAGE_MAX: Final = 16
 METADATA_BYTES_MAX: Final = 2 * 1024  # PROTOCOL, as encoded without spaces
 # Deeper JSON is no message of ours, and reading it costs stack.
 JSON_DEPTH_MAX: Final = 16
 ID_CHARACTERS_MAX: Final = 128  # PROTOCOL
 # RS256 tokens with a few claims take 1 KiB; 8 leaves room in the message around it.
 TOKEN_CHARACTERS_MAX: Final = 8 * 1024
-TOKEN_LISTED_MAX: Final = 64
-"""Ids in one of a token's claims `sessions`, `kinds` and `counterparts`."""
 REASON_CHARACTERS_MAX: Final = 256
 """Free text that explains a ledger entry."""
-IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 255
-IDEMPOTENT_WORK_MS: Final = 30_000
-"""Work under a key ends so soon: long before it is taken for dead and done by another."""
-IDEMPOTENCY_KEPT_MS: Final = 24 * 3_600_000
-# A token of 8 KiB in a header, and the cookies that other software of the site has set.
-REQUEST_HEAD_BYTES_MAX: Final = 32 * 1024
-REQUEST_HEADERS_MAX: Final = 100
-BODY_BYTES_MAX: Final = 64 * 1024
-"""The body of an HTTP request of our own surface."""
 # PITFALLS: Stream's SDK gunzips without bound, so the size is capped before it is read.
 TICK_MS_MIN: Final = 250  # PROTOCOL
 TICK_MS_MAX: Final = 60_000  # PROTOCOL
@@ -89,8 +72,6 @@ OPERATIONS_PER_MONTH_MAX: Final = 1_000_000_000
 
 # --- Connections -----------------------------------------------------------------
 
-PING_INTERVAL_MS: Final = 10_000  # PROTOCOL
-PONG_TIMEOUT_MS: Final = 10_000  # PROTOCOL: dead after ten more
 PROOF_FRESH_MS_MAX: Final = 12_000
 """Ticks go out no longer than this after the last proof of life: a ping, and a slow line."""
 DOUBT_MS: Final = 1_000
@@ -100,146 +81,11 @@ DOUBT_WAIT_MS: Final = 1_000
 UNPROVEN_SHARE: Final = 10
 """Nor longer than this part (a tenth) of the time that the client has proven before, since it
 came: what it is served without proof, and may never pay for, stays a tenth of what it pays."""
-TICK_SPACING_PERCENT: Final = 90
-"""Counted time between two ticks, at least, as a part of their interval; timers are late."""
-PROBE_SPACING_MS: Final = 100
-"""A socket is asked for a proof of life no more often, however many sessions it carries."""
-PROOF_ASKED_MS: Final = 1_000
-"""A process where somebody only watches asks others for a session's proof no more often."""
-AUTH_TIMEOUT_MS: Final = 10_000  # PROTOCOL: 4501
-WRITE_BUFFER_SKIP_BYTES: Final = 64 * 1024  # DESIGN: above it ticks are skipped
-WRITE_UNSENT_BYTES: Final = 16 * 1024
-"""What the kernel takes of a connection beyond what its peer has room for."""
-WRITE_BUFFER_CLOSE_BYTES: Final = 1024 * 1024  # DESIGN: above it 4001
-# A peer that reads nothing never empties the buffer, so close() would wait for ever:
-# the transport is aborted this long after it paused or the close was sent.
-SLOW_PEER_ABORT_MS: Final = 5_000
-# One socket carries an application's open chats, not a fleet: what a snapshot each
-# after a reconnect may take of the write buffer.
-SESSIONS_PER_SOCKET_MAX: Final = 64
-SOCKETS_PER_SESSION_MAX: Final = 16
-"""Of one process: browsers and tabs of the session's own user that keep it alive."""
-OBSERVERS_PER_SESSION_MAX: Final = 16
-"""Of one process: sockets that only watch a session. Its own user takes an observer's place."""
-SOCKETS_PER_USER_MAX: Final = 32
-"""Of one process: tabs and devices of one user; 4503 above."""
-# Of one process. Offices and mobile networks stand behind one address, so it is wide; it
-# keeps one host from taking all descriptors.
-SOCKETS_PER_ADDRESS_MAX: Final = 4_096
-REQUEST_HEAD_MS: Final = 10_000
-"""From the connection, or a request's first byte, to the end of its head: as for `auth`."""
-REQUEST_BODY_MS: Final = 30_000
-"""From a request's head to the end of its body: 64 KiB over the worst of mobile networks."""
-RETRY_AFTER_S_MAX: Final = 3_600
-"""The longest that `Retry-After` says: what is due later is in the document."""
-KEEP_ALIVE_MS: Final = 5_000
-"""A connection that asks nothing is kept open for so long after an answer."""
-LINGER_MS: Final = 2_000
-"""A connection that was refused is read for so long, so that no reset overtakes the answer."""
-LINGERING_MAX: Final = 64
-"""Refused connections that are read at a time; with more, the others are closed at once."""
-REQUESTS_PIPELINED_MAX: Final = 8
-"""Requests that wait for the answer to the one before them. Browsers send none."""
-# Descriptors that are not sockets of clients: Redis, Postgres, listeners, files.
-DESCRIPTORS_RESERVED: Final = 128
-DESCRIPTORS_WANTED: Final = 65_536
-"""What RLIMIT_NOFILE is raised to, as far as its hard limit allows."""
-# Of a socket, and of a user over HTTP. A page makes a handful of requests when it loads and
-# then almost none. The burst lets one socket start all its sessions after a reconnect.
-REQUESTS_PER_SECOND: Final = 20
-REQUESTS_BURST: Final = 100
-USER_REQUESTS_PER_SECOND: Final = 60
-USER_REQUESTS_BURST: Final = 640
-"""Of a user over all sockets of one process: ten of them start all their sessions after a
-reconnect."""
-STARTS_PER_MINUTE: Final = 60
-STARTS_BURST: Final = 128
-"""New sessions of a user at one process: two sockets full of them at once, then one a second. Each
-leaves 4 KB in Redis, for an hour after its end is written down."""
-REQUEST_USERS_MAX: Final = 65_536
-"""Users whose requests, or starts, one process counts; the longest silent is forgotten first."""
-# So many more than the burst are answered `rate_limited`; then the socket is closed 4502,
-# because answering is work too.
-REFUSALS_PER_SOCKET_MAX: Final = 200
-# Bad tokens and keys from one address; good ones pass in any number.
-AUTH_FAILURES_PER_ADDRESS_PER_MINUTE: Final = 60
-AUTH_FAILURE_ADDRESSES_MAX: Final = 65_536
-"""Addresses whose bad guesses are counted in one minute; with more, counting begins anew."""
-SUSPECT_CHECK_MS: Final = 2
-"""Pace of signature checks for addresses that have used up their guesses: a check takes
-0.1 ms, so guessing takes at most a twentieth of the loop."""
-SUSPECT_CHECKS_WAITING_MAX: Final = 256
-"""Tokens of one such address that wait for their check, half a second at most where it is the only
-one; with more, the oldest must come again."""
-GOOD_TOKENS_REMEMBERED_MAX: Final = 16_384
-"""Tokens that were good before, of which none waits for its check: a hash of 32 bytes each."""
-ORIGINS_REPORTED_MAX: Final = 64
-"""Refused origins that are named in the log, once each."""
-ORIGIN_CHARACTERS_SHOWN: Final = 200
-PROXIES_REPORTED_MAX: Final = 16
-"""Untrusted peers that send ``X-Forwarded-For`` and are named in the log, once each."""
-INBOX_MESSAGES_MAX: Final = 32
-"""Messages of one socket that wait for the application before reading is paused."""
-SLICE_BYTES: Final = 1024
-"""What the parser of frames is fed at once: at most 170 frames, which are empty then."""
-FRAMES_PER_TURN: Final = 64
-"""Frames of one peer after which others have their turn: a third of a millisecond."""
-SOCKETS_PER_TURN: Final = 16
-"""Sockets that are read, or are gone, in one turn of the loop, whatever has come from how many:
-each with a pong that lets a tick out takes 0.1 ms."""
-CONTROL_FRAMES_MAX: Final = 256
-"""Pings and pongs of one peer in ``CONTROL_WINDOW_MS``; it owes us one pong or a few."""
-CONTROL_WINDOW_MS: Final = 10_000
-DRAIN_SPREAD_MS: Final = 10_000
-"""Sockets of a draining process come back spread over so long, at most."""
-# Starting a socket and joining its session takes a process a millisecond; few clients need
-# not wait for each other.
-DRAIN_SOCKETS_PER_SECOND: Final = 500
-DRAIN_LEFT_MS: Final = 2_000
-"""Sockets that have not gone by themselves so long after that are closed."""
-DRAIN_BATCH_SOCKETS: Final = 256
-"""Sockets told to reconnect between two looks at the clock."""
-SETTLE_MS: Final = 5_000
-"""How long a process that stops waits for the steps of its sessions."""
-REQUESTS_LEFT_MS: Final = 5_000
-"""How long it waits for requests that are being answered."""
-WORKERS_MAX: Final = 64
-"""Processes of one ``web --workers``: more cores than these have a proxy in front."""
-WORKER_STOP_MS: Final = 35_000
-"""A process that has not stopped so long after it was told to is killed."""
-WORKER_RESTART_MS_MIN: Final = 100
-WORKER_RESTART_MS_MAX: Final = 10_000
-"""A process that died is started again after so long, doubling between the two."""
-WORKER_PROVEN_MS: Final = 30_000
-"""One that lived for so long has proved itself: the doubling begins anew."""
-VITALS_KEPT_MS: Final = 1_000
-"""What a process stands on is measured once in so long for `/readyz` and `/metrics`."""
-SESSIONS_COUNTED_PER_TURN: Final = 512
-"""Sessions counted for a scrape before others have their turn: a fifth of a millisecond."""
-SCRAPES_MAX: Final = 16
-"""Requests at a time on the port for health and metrics."""
 
 # --- Live state and presence -----------------------------------------------------
 
-PRESENCE_BEAT_MS: Final = 1_000  # DESIGN: a process proves its life
 NODE_SILENT_MS: Final = 5_000  # DESIGN: then it is dead
-STOOD_STILL_MS: Final = 1_000
-"""A process that did nothing for longer than this takes nothing that waited in its sockets
-for a proof of life of now. A turn of its loop takes some 10 ms."""
-SWEEP_BATCH_SESSIONS: Final = 256
-"""Detached in one atomic step of a sweep: Redis serves nobody else meanwhile."""
-# What a request over HTTP waits for a session's step: longer than a claim and its repetition.
-REQUEST_TIMEOUT_MS: Final = 5_000
-HEARTBEAT_SESSIONS_MAX: Final = 65_536
-"""Sessions of one process that live by heartbeats over HTTP."""
-SILENCES_MAX: Final = 65_536
-"""Tracked sessions whose silence one process waits for; others are found by the sweep."""
-HEARTBEAT_PROOF_MS: Final = 75_000  # PROTOCOL: an HTTP proof of life
-HIDDEN_TIMER_MS: Final = 60_000
-"""Browsers run the timers of a hidden tab once in this time."""
 UNCOVERED_MS_DEFAULT: Final = 60_000  # PROTOCOL
-UNCOVERED_MS_MAX: Final = 3_600_000
-"""An hour of debt without Redis is more than anyone should want to collect."""
 
 # --- Grants and claims -----------------------------------------------------------
 
@@ -254,158 +100,41 @@ RECALL_WAIT_MS: Final = 250  # DESIGN: holders settle and shrink, then the spend
 # The outer deadline of one Redis call: a dead server takes 3.6 s to say so (PITFALLS),
 # and a claim must fail early enough to be made again within the margin.
 REDIS_TIMEOUT_MS: Final = 1_500
-CLAIM_RETRY_MS_MIN: Final = 100
-CLAIM_RETRY_MS_MAX: Final = 2_000
-"""Claims that failed are made again after so long, doubling between the two."""
-CLAIM_PIPELINES_MAX: Final = 4
-"""On their way at once: what a process has at Redis is done long before its deadline."""
-STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
 MINUTES_PER_CLAIM_MAX: Final = 256
 """Records that one late claim carries; the rest goes with the next."""
 MINUTES_SENT_MAX: Final = 8
 """Numbers of sent minutes that a process keeps of a session, lest one is sent twice. News of one
 step arrives twice within seconds, and within that time two or three minutes complete at most."""
-TICKS_PER_TURN_MAX: Final = 64
-"""Ticks sent before sockets are looked at again: a millisecond or two."""
-DEADLINE_TICKS: Final = 8
-"""A deadline takes a turn's time as so many ticks do: it makes a step of a session."""
-UNITS_PER_TURN: Final = 10
-"""Sessions that one turn of the loop looks after, whatever is to be done for many at once: about
-a millisecond, beside deadlines, ticks and what sockets say."""
-MESSAGES_PER_TURN: Final = 8
-"""Messages of channels that one turn of the loop takes: half a millisecond."""
-ACCOUNT_LOOK_PAUSE_MS: Final = 50
-"""Between two looks at all sessions of an account that has many."""
-ACCOUNT_READ_PAUSE_MS: Final = 50
-"""Between two readings of one account after messages were missed: it may have many lines."""
-TIMERS_CANCELLED_MAX: Final = 4_096
-"""Timers that were cancelled and are kept till their time, as long as they are not the most."""
-HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
-HOLD_MS_DEFAULT: Final = 15 * 60_000
-"""Longer than any operation takes whose backend is alive."""
-HOLD_OVERDUE_MS: Final = 60_000
-"""A hold that Postgres has as open so long after its end is looked after by the sweep."""
-GRANT_EXPIRY_LATE_MS: Final = 120_000
-"""A grant is taken back so long after its end: time and operations of before have been
-written down by then, even those of a session that ran on without Redis."""
-ALLOTMENT_FRESH_MS: Final = 60_000
-"""What the record said of an account's tier is believed for so long."""
 LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 256
 """All that so many do together is done a bounded number in each turn of the loop, and delays
 nobody else. Recalled together they may need longer than ``RECALL_WAIT_MS`` on a busy machine: the
 spend is answered ``unavailable`` then, and may be asked again."""
-ACCOUNTS_CACHED_MAX: Final = 65_536
-"""Accounts whose last balance one process remembers for its sockets."""
-TRACKED_SILENCE_MS_MAX: Final = 24 * 3_600_000
-"""A session whose client counts for itself has ended when it was silent for so long."""
-PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000  # PROTOCOL: "a day by default"
-PREPARED_SESSION_KEPT_MS_MAX: Final = 366 * 24 * 3_600_000
 
 # --- Outbox, flush and record ------------------------------------------------------
 
-OUTBOX_ENTRIES_WARN: Final = 100_000
-"""From here `/readyz` and the dashboard call the outbox long. It is never trimmed."""
-OUTBOX_AGE_MS_WARN: Final = 60_000
-UNFLUSHED_ENTRIES_MAX: Final = 262_144
-"""Outbox entries that one process keeps until the watermark passes them: an hour's outage of
-Postgres under four thousand sessions. Beyond that the oldest are in Redis alone."""
-WATERMARK_INTERVAL_MS: Final = 5_000
-"""A process asks so often how far the flush has come, while it keeps anything."""
-RECOVERED_ENTRIES_MS: Final = 300_000
-"""Entries of the ledger that are so young are looked for after a loss: no replica lags more."""
-RECOVERED_ENTRIES_MS_MAX: Final = 480_000
-"""The same when they are looked for, should Postgres have been away in between. What is older
-may be forgotten where it was taken, and would be taken again."""
-RECOVERED_ENTRIES_MAX: Final = 10_000
-PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
-PARTITIONS_MAX: Final = 1_024
 
 # --- Surfaces ----------------------------------------------------------------------
 
-PAGE_ROWS_DEFAULT: Final = 50
-JWKS_LIFETIME_MS: Final = 300_000
-"""Keys of the issuer are fetched anew so often, in the background."""
-JWKS_MISS_MS: Final = 10_000
-"""Tokens with unknown keys make the server ask the issuer at most this often for long."""
-JWKS_MISSES_MAX: Final = 16
-"""So often at once: a stranger who makes up keys must not hold up those who have new ones."""
-JWKS_MISSES_PER_ADDRESS_MAX: Final = 8
-"""So often at once for one address, and then each ``JWKS_MISS_MS``: who makes up keys leaves the
-others some."""
-JWKS_TIMEOUT_MS: Final = 5_000
-JWKS_BYTES_MAX: Final = 512 * 1024
-JWKS_KEYS_MAX: Final = 256
-"""Keys of a set that are looked at: 2 KiB each, and issuers publish two or three."""
-JWKS_SAME_ID_MAX: Final = 4
-"""Keys with one id that a token is checked with: each costs a signature."""
-JWKS_STALE_MS_MAX: Final = 24 * 3_600_000
-"""While the issuer does not answer its last keys are believed, but no longer than this."""
-JWT_LEEWAY_MS: Final = 60_000
-"""How far the issuer's clock may be ahead of ours: `nbf` counts from so much earlier."""
-JWT_EXPIRY_LEEWAY_MS: Final = 5_000
-"""How far it may be behind: a token is taken for so long after its end."""
 
 # --- Relations -----------------------------------------------------------------------
 
 # Sums and products that Lua or JavaScript see stay exact.
 assert 8 * BALANCE_MICROS_MAX <= SAFE_INTEGER_MAX
 assert PRICE_MICROS_MAX * 366 * 24 * 60 <= SAFE_INTEGER_MAX
-assert MONTHLY_HOURS_MAX * 3_600_000 <= SAFE_INTEGER_MAX
 # A message holds what it must carry.
 assert TOKEN_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
 assert METADATA_BYTES_MAX + 6 * ID_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
-assert TOKEN_LISTED_MAX * ID_CHARACTERS_MAX <= TOKEN_CHARACTERS_MAX
-assert MESSAGE_BYTES_MAX <= BODY_BYTES_MAX
 assert TICK_MS_MIN <= TICK_MS_DEFAULT <= TICK_MS_MAX
 assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX
 # Of four limits each threshold, the end of free time, and the stop.
 assert 4 * WARNINGS_MAX + 2 <= NOTICES_UNRECORDED_MAX
-# A socket that skips ticks still has room for every notice and snapshot of its sessions.
-assert WRITE_BUFFER_SKIP_BYTES + SESSIONS_PER_SOCKET_MAX * 8192 < WRITE_BUFFER_CLOSE_BYTES
-assert MESSAGE_BYTES_MAX <= WRITE_BUFFER_SKIP_BYTES
-assert WRITE_UNSENT_BYTES < WRITE_BUFFER_SKIP_BYTES < WRITE_BUFFER_CLOSE_BYTES
-assert SESSIONS_PER_SOCKET_MAX <= REQUESTS_BURST <= USER_REQUESTS_BURST
-assert SESSIONS_PER_SOCKET_MAX <= STARTS_BURST <= LIVE_SESSIONS_PER_ACCOUNT_MAX
-assert SLOW_PEER_ABORT_MS <= PONG_TIMEOUT_MS
-# A client that answers its pings gets every tick. One that stops has paid for nine tenths.
-assert PING_INTERVAL_MS < PROOF_FRESH_MS_MAX <= PING_INTERVAL_MS + PONG_TIMEOUT_MS
-# Who is there answers a ping and another process before time is taken for a gap; and before a
-# client's request that waits for this is given up.
-assert 2 * PROBE_SPACING_MS < DOUBT_WAIT_MS < REQUEST_TIMEOUT_MS
-assert DOUBT_MS < PING_INTERVAL_MS
+
 assert 10 * UNPROVEN_SHARE >= 9 * (UNPROVEN_SHARE + 1)
-# The pongs that a socket owes us are no flood.
-assert 2 * CONTROL_WINDOW_MS // PROBE_SPACING_MS < CONTROL_FRAMES_MAX
-assert TOKEN_CHARACTERS_MAX + 1024 <= REQUEST_HEAD_BYTES_MAX
-assert LINGER_MS <= SLOW_PEER_ABORT_MS <= REQUEST_HEAD_MS <= REQUEST_BODY_MS
-assert LINGERING_MAX < DESCRIPTORS_RESERVED < DESCRIPTORS_WANTED
-# A process misses several beats before it is called dead; its claims end before that.
-assert 3 * PRESENCE_BEAT_MS <= NODE_SILENT_MS
+# The claims of a process end before it is called dead.
 assert REDIS_TIMEOUT_MS < NODE_SILENT_MS
-assert STOOD_STILL_MS <= PRESENCE_BEAT_MS
-# Whoever drains has time to make a step, and to make it again.
-assert 2 * REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MAX <= SETTLE_MS
-# A process that is told to stop is not killed while it does what it may do first.
-assert (
-    DRAIN_SPREAD_MS + DRAIN_LEFT_MS + SLOW_PEER_ABORT_MS + REQUESTS_LEFT_MS + 2 * SETTLE_MS
-    < WORKER_STOP_MS
-)
-# A claim fails and is made once more while the session stands on granted ground.
-assert 2 * REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MIN < GRANT_MARGIN_MS_MIN
-assert CLAIM_RETRY_MS_MIN < CLAIM_RETRY_MS_MAX < UNCOVERED_MS_DEFAULT <= UNCOVERED_MS_MAX
 assert sorted(GRANT_SHRUNKEN_MS, reverse=True) == list(GRANT_SHRUNKEN_MS)
 assert GRANT_SHRUNKEN_MS[0] <= GRANT_MARGIN_MS_MIN
 assert GRANT_SHRUNKEN_MS[-1] > RECALL_WAIT_MS
 assert 2 * RECALL_WAIT_MS < REST_YIELD_MS
 # Two answers in a row are there within what is granted ahead of time where little is left.
 assert GRANT_SHRUNKEN_MS[0] >= 2 * REDIS_TIMEOUT_MS
-assert PING_INTERVAL_MS + PONG_TIMEOUT_MS < HEARTBEAT_PROOF_MS
-# A hidden tab's next heartbeat comes in time, over a slow line too.
-assert HIDDEN_TIMER_MS + 2 * REQUEST_TIMEOUT_MS < HEARTBEAT_PROOF_MS
-# What the ledger is searched for after a loss is remembered where it was taken.
-assert PREPARED_SESSION_KEPT_MS <= PREPARED_SESSION_KEPT_MS_MAX
-# A session's last minute before a grant's end, and the longest it may come late.
-assert 60_000 + UNCOVERED_MS_DEFAULT <= GRANT_EXPIRY_LATE_MS
-assert PARTITIONS_DEFAULT <= PARTITIONS_MAX
-assert JWKS_MISSES_PER_ADDRESS_MAX < JWKS_MISSES_MAX
-assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS < JWKS_STALE_MS_MAX

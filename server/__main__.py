@@ -14,7 +14,7 @@ import typer
 import uvloop
 from redis.exceptions import RedisError
 
-from protocol import limits
+from server import limits as server_limits
 from server.access.tokens import mint_token
 from server.hosting.serving import serve
 from server.hosting.supervisor import Supervisor
@@ -131,7 +131,7 @@ def web(
         typer.Option(
             envvar="WEB_CONCURRENCY",
             min=1,
-            max=limits.WORKERS_MAX,
+            max=server_limits.WORKERS_MAX,
             help="Server processes, one for each core.",
         ),
     ] = 1,

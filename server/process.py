@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import structlog
 
-from protocol import limits
 from protocol.rate_card import RateCard
+from server import limits as server_limits
 from server.access.bad_guesses import Failures
 from server.access.credentials import Authenticator
 from server.access.rate_limits import UserMessages, UserRequests, UserStarts
@@ -47,7 +47,7 @@ class Process:
         settings: Settings,
         rates: RateCard,
         records: Records,
-        connections_max: int = limits.DESCRIPTORS_WANTED,
+        connections_max: int = server_limits.DESCRIPTORS_WANTED,
     ) -> None:
         assert settings.redis_url is not None
         self.settings = settings
@@ -147,7 +147,7 @@ class Process:
     async def _settle(self) -> None:
         """Waits, a bounded time, until every socket has left its sessions for good."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limits.SETTLE_MS / 1000):
+            async with asyncio.timeout(server_limits.SETTLE_MS / 1000):
                 await self.sockets.gone()
                 await self.hub.idle()
 

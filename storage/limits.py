@@ -79,22 +79,3 @@ assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP
 assert FLUSH_BLOCK_MS < FLUSH_SOCKET_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert FLUSH_WRITES_AT_ONCE < DATABASE_CONNECTIONS_MAX
-# What a process knows is back before others would take the process for dead, and while
-# sessions still run on their grants.
-assert (
-    2 * limits.PRESENCE_BEAT_MS
-    < RECOVERY_MS
-    < min(limits.NODE_SILENT_MS, limits.GRANT_MARGIN_MS_MIN)
-)
-assert limits.WATERMARK_INTERVAL_MS > FLUSH_WAIT_MS
-# What the ledger is searched for after a loss is remembered where it was taken.
-assert (
-    limits.RECOVERED_ENTRIES_MS <= limits.RECOVERED_ENTRIES_MS_MAX <= SPENDS_REMEMBERED_MS - 120_000
-)
-assert limits.OUTBOX_ENTRIES_WARN < OUTBOX_ENTRIES_MAX
-assert limits.HOLD_MS_DEFAULT <= limits.HOLD_MS_MAX <= ACCOUNT_IDLE_MS
-assert DATABASE_TIMEOUT_MS + limits.REQUEST_TIMEOUT_MS + limits.SETTLE_MS < START_MS_MAX
-# Repeating a request is done before Redis has forgotten what it was about.
-assert limits.REQUEST_TIMEOUT_MS < SPENDS_REMEMBERED_MS < ACCOUNT_IDLE_MS
-assert limits.HOLD_OVERDUE_MS < HOLD_KEPT_MS < ACCOUNT_IDLE_MS
-assert limits.PAGE_ROWS_DEFAULT <= PAGE_ROWS_MAX

@@ -22,6 +22,7 @@ from protocol import limits, rate_card
 from protocol.wire.codec import decode
 from protocol.wire.errors import RETRYABLE_CODES, CloseCode, ErrorCode, may_reconnect
 from protocol.wire.messages import CLIENT_MESSAGES, SERVER_MESSAGES
+from server import limits as server_limits
 from server.runtime.metrics import Metrics
 from server.runtime.settings import PREFIX, RATES_DEFAULT, Settings
 from tests.browser.fixtures import chromium
@@ -104,50 +105,50 @@ def test_every_file_that_is_named_is_there(document: Path) -> None:
 def test_operators_are_told_the_limits_that_there_are() -> None:
     rows = {row[0]: row[2] for row in table(section(OPERATING, "Hostile peers"))}
     told = {
-        "opens a connection and says nothing": [limits.REQUEST_HEAD_MS / 1000],
-        "sends a body too slowly": [limits.REQUEST_BODY_MS / 1000],
-        "keeps a connection open after an answer": [limits.KEEP_ALIVE_MS / 1000],
+        "opens a connection and says nothing": [server_limits.REQUEST_HEAD_MS / 1000],
+        "sends a body too slowly": [server_limits.REQUEST_BODY_MS / 1000],
+        "keeps a connection open after an answer": [server_limits.KEEP_ALIVE_MS / 1000],
         "sends a head that is too large": [
-            limits.REQUEST_HEAD_BYTES_MAX / 1024,
-            limits.REQUEST_HEADERS_MAX,
+            server_limits.REQUEST_HEAD_BYTES_MAX / 1024,
+            server_limits.REQUEST_HEADERS_MAX,
         ],
-        "sends a body that is too large": [limits.BODY_BYTES_MAX / 1024],
-        "sends requests without waiting for the answers": [limits.REQUESTS_PIPELINED_MAX],
-        "takes all connections": [limits.DESCRIPTORS_RESERVED],
+        "sends a body that is too large": [server_limits.BODY_BYTES_MAX / 1024],
+        "sends requests without waiting for the answers": [server_limits.REQUESTS_PIPELINED_MAX],
+        "takes all connections": [server_limits.DESCRIPTORS_RESERVED],
         "takes many connections from one address, or one /64 of IPv6": [
-            limits.SOCKETS_PER_ADDRESS_MAX
+            server_limits.SOCKETS_PER_ADDRESS_MAX
         ],
-        "takes many sockets as one user": [limits.SOCKETS_PER_USER_MAX],
+        "takes many sockets as one user": [server_limits.SOCKETS_PER_USER_MAX],
         "does not read what it is sent": [
-            limits.WRITE_BUFFER_SKIP_BYTES / 1024,
-            limits.WRITE_BUFFER_CLOSE_BYTES / 2**20,
-            limits.SLOW_PEER_ABORT_MS / 1000,
+            server_limits.WRITE_BUFFER_SKIP_BYTES / 1024,
+            server_limits.WRITE_BUFFER_CLOSE_BYTES / 2**20,
+            server_limits.SLOW_PEER_ABORT_MS / 1000,
         ],
-        "does not answer pings": [limits.PONG_TIMEOUT_MS / 1000],
-        "does not authenticate": [limits.AUTH_TIMEOUT_MS / 1000],
+        "does not answer pings": [server_limits.PONG_TIMEOUT_MS / 1000],
+        "does not authenticate": [server_limits.AUTH_TIMEOUT_MS / 1000],
         "tries tokens or keys": [
-            limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE,
-            limits.SUSPECT_CHECK_MS,
+            server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE,
+            server_limits.SUSPECT_CHECK_MS,
         ],
         "sends many messages on a socket, or requests over HTTP as one user": [
-            limits.REQUESTS_BURST,
-            limits.REQUESTS_PER_SECOND,
-            limits.REFUSALS_PER_SOCKET_MAX,
+            server_limits.REQUESTS_BURST,
+            server_limits.REQUESTS_PER_SECOND,
+            server_limits.REFUSALS_PER_SOCKET_MAX,
         ],
         "sends a message that is too large": [limits.MESSAGE_BYTES_MAX / 1024],
         "sends many fragments, or many pings and pongs": [
-            limits.FRAGMENTS_PER_MESSAGE_MAX,
-            limits.CONTROL_FRAMES_MAX,
-            limits.CONTROL_WINDOW_MS / 1000,
+            server_limits.FRAGMENTS_PER_MESSAGE_MAX,
+            server_limits.CONTROL_FRAMES_MAX,
+            server_limits.CONTROL_WINDOW_MS / 1000,
         ],
         "sends what is no message, or JSON nested too deep": [limits.JSON_DEPTH_MAX],
         "sends many messages over all sockets of a user": [
-            limits.USER_REQUESTS_BURST,
-            limits.USER_REQUESTS_PER_SECOND,
+            server_limits.USER_REQUESTS_BURST,
+            server_limits.USER_REQUESTS_PER_SECOND,
         ],
-        "starts many new sessions as one user, by whatever way": [limits.STARTS_BURST],
+        "starts many new sessions as one user, by whatever way": [server_limits.STARTS_BURST],
         "has many sessions": [
-            limits.SESSIONS_PER_SOCKET_MAX,
+            server_limits.SESSIONS_PER_SOCKET_MAX,
             limits.LIVE_SESSIONS_PER_ACCOUNT_MAX,
         ],
     }

@@ -12,9 +12,9 @@ import asyncio
 import hashlib
 from collections import Counter
 
-from protocol import limits
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
+from server import limits as server_limits
 from server.access.claims import ExpiredTokenError
 from server.access.credentials import Authenticator
 from server.access.principals import Principal
@@ -33,7 +33,7 @@ class SuspectChecks:
     take turns, so one that floods delays nobody else.
     """
 
-    def __init__(self, pace_s: float = limits.SUSPECT_CHECK_MS / 1000) -> None:
+    def __init__(self, pace_s: float = server_limits.SUSPECT_CHECK_MS / 1000) -> None:
         self.pace_s = pace_s
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -47,7 +47,7 @@ class SuspectChecks:
         waiting = self._waiting.setdefault(network, [])
         mine = loop.create_future()
         waiting.append(mine)
-        if len(waiting) > limits.SUSPECT_CHECKS_WAITING_MAX:
+        if len(waiting) > server_limits.SUSPECT_CHECKS_WAITING_MAX:
             oldest = waiting.pop(0)
             if not oldest.done():
                 oldest.set_exception(ServiceError("too many tokens from this address wait"))
@@ -83,12 +83,12 @@ class Failures:
     def wait_ms(self, address: str) -> int:
         """How long further bad guesses of an address are refused as too many; 0: they are not."""
         now_ms = self._clock.now()
-        crowded = len(self._counts) > limits.AUTH_FAILURE_ADDRESSES_MAX
+        crowded = len(self._counts) > server_limits.AUTH_FAILURE_ADDRESSES_MAX
         if now_ms // MINUTE_MS != self._minute or crowded:
             self._minute = now_ms // MINUTE_MS
             self._counts.clear()
             self._signatures.clear()
-        if self._counts[network_of(address)] < limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE:
+        if self._counts[network_of(address)] < server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE:
             return 0
         return MINUTE_MS - now_ms % MINUTE_MS
 
@@ -130,7 +130,7 @@ class Failures:
     async def _turn(self, address: str, bearer: str) -> None:
         network = network_of(address)
         is_suspect = bool(self.wait_ms(address)) and (
-            self._signatures[network] >= limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+            self._signatures[network] >= server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
         )
         if is_suspect and _digest(bearer) not in self._good:
             await self._checks.turn(network)
@@ -140,7 +140,7 @@ class Failures:
         digest = _digest(bearer)
         self._good.pop(digest, None)
         self._good[digest] = None
-        if len(self._good) > limits.GOOD_TOKENS_REMEMBERED_MAX:
+        if len(self._good) > server_limits.GOOD_TOKENS_REMEMBERED_MAX:
             del self._good[next(iter(self._good))]
 
 

@@ -13,6 +13,7 @@ import structlog
 from protocol import limits
 from protocol.wire.errors import ErrorCode, PeerError
 from protocol.wire.fields import ID_TEXT, is_id
+from server import limits as server_limits
 from server.access.principals import NO_SCOPES, Principal, tenant_of
 
 log = structlog.get_logger("taximeter.auth")
@@ -68,9 +69,9 @@ def _check_times(claims: Mapping[str, Any], now_ms: int) -> int:
     """``exp`` in milliseconds, after ``nbf`` and ``exp`` were found to be now."""
     expires_at = _time_claim(claims, "exp")
     valid_from = claims.get("nbf")
-    if valid_from is not None and _time_claim(claims, "nbf") > now_ms + limits.JWT_LEEWAY_MS:
+    if valid_from is not None and _time_claim(claims, "nbf") > now_ms + server_limits.JWT_LEEWAY_MS:
         raise bad_claim("nbf", "is not reached yet")
-    if expires_at <= now_ms - limits.JWT_EXPIRY_LEEWAY_MS:
+    if expires_at <= now_ms - server_limits.JWT_EXPIRY_LEEWAY_MS:
         log.debug("token refused", reason="expired")
         raise ExpiredTokenError
     return expires_at
@@ -102,7 +103,7 @@ def _ids_claim(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
         return None
     ids = claims[name]
     if not are_ids(ids):
-        raise bad_claim(name, f"must be a list of at most {limits.TOKEN_LISTED_MAX} ids")
+        raise bad_claim(name, f"must be a list of at most {server_limits.TOKEN_LISTED_MAX} ids")
     return frozenset(ids)
 
 
@@ -110,7 +111,7 @@ def are_ids(value: object) -> bool:
     """Whether a claim is a list of ids, no longer than a token may have."""
     return (
         isinstance(value, list)
-        and len(value) <= limits.TOKEN_LISTED_MAX
+        and len(value) <= server_limits.TOKEN_LISTED_MAX
         and all(is_id(one) for one in value)
     )
 

@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable
 import jwt
 import structlog
 
-from protocol import limits
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.access.key_set import KeySetError, fetch_with
 
 SIGNATURE_ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
@@ -35,8 +35,8 @@ class Misses:
 
     def any(self, now_ms: int) -> bool:
         """Whether there is one."""
-        earned = (now_ms - self._at) // limits.JWKS_MISS_MS
-        self._at += earned * limits.JWKS_MISS_MS
+        earned = (now_ms - self._at) // server_limits.JWKS_MISS_MS
+        self._at += earned * server_limits.JWKS_MISS_MS
         self._left = min(self._most, self._left + earned)
         return self._left > 0
 
@@ -65,7 +65,7 @@ class IssuerKeys:
         self._wait = wait
         self._keys: list[jwt.PyJWK] = []
         self._fetched_at: int | None = None  # the last success
-        self._misses = Misses(limits.JWKS_MISSES_MAX, self._now_ms())
+        self._misses = Misses(server_limits.JWKS_MISSES_MAX, self._now_ms())
         self._misses_of: dict[str, Misses] = {}
         """The same for each network that tokens come from."""
         self._fetching: asyncio.Task[bool] | None = None
@@ -101,7 +101,7 @@ class IssuerKeys:
         """Keeps the keys fresh until it is cancelled, as a task of the process."""
         while True:
             known = self._fetched_at is not None
-            wait_ms = limits.JWKS_LIFETIME_MS if known else limits.JWKS_MISS_MS
+            wait_ms = server_limits.JWKS_LIFETIME_MS if known else server_limits.JWKS_MISS_MS
             await self._wait(wait_ms / 1000)
             await self.refresh()
 
@@ -109,7 +109,7 @@ class IssuerKeys:
         keys = [key for key in self._keys if key.algorithm_name == algorithm]
         if key_id is None:
             return keys if len(keys) == 1 else []
-        return [key for key in keys if key.key_id == key_id][: limits.JWKS_SAME_ID_MAX]
+        return [key for key in keys if key.key_id == key_id][: server_limits.JWKS_SAME_ID_MAX]
 
     def _is_wrong(self, algorithm: str, key_id: str | None) -> bool:
         """Whether a token is wrong whatever a newer key set has: its key is of another algorithm,
@@ -125,9 +125,9 @@ class IssuerKeys:
         if network:
             # The longest silent one comes first, and is forgotten first: it has earned most back.
             own = self._misses_of.pop(network, None)
-            own = own or Misses(limits.JWKS_MISSES_PER_ADDRESS_MAX, now_ms)
+            own = own or Misses(server_limits.JWKS_MISSES_PER_ADDRESS_MAX, now_ms)
             self._misses_of[network] = own
-            if len(self._misses_of) > limits.AUTH_FAILURE_ADDRESSES_MAX:
+            if len(self._misses_of) > server_limits.AUTH_FAILURE_ADDRESSES_MAX:
                 del self._misses_of[next(iter(self._misses_of))]
             budgets.append(own)
         if not all(budget.any(now_ms) for budget in budgets):
@@ -164,5 +164,5 @@ class IssuerKeys:
     def _forget_stale(self) -> None:
         if self._fetched_at is None:
             return
-        if self._now_ms() - self._fetched_at > limits.JWKS_STALE_MS_MAX:
+        if self._now_ms() - self._fetched_at > server_limits.JWKS_STALE_MS_MAX:
             self._keys, self._fetched_at = [], None

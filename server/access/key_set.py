@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import jwt
 
-from protocol import limits
+from server import limits as server_limits
 
 USER_AGENT: Final = "Taximeter/0.1 (JWKS)"
 FIELD_CHARACTERS_MAX: Final = 4_096
@@ -39,21 +39,21 @@ def fetch_with(url: str) -> Callable[[], list[jwt.PyJWK]]:
 
 
 def _fetch(url: str) -> list[jwt.PyJWK]:
-    deadline = _Deadline(limits.JWKS_TIMEOUT_MS / 1000)
+    deadline = _Deadline(server_limits.JWKS_TIMEOUT_MS / 1000)
     opener = urllib.request.build_opener(_Http(deadline), _Https(deadline), _WithinSite(url))
     request = urllib.request.Request(  # noqa: S310 -- the settings take http and https alone
         url, headers={"User-Agent": USER_AGENT, "Accept": "application/json"}
     )
     try:
         with deadline, opener.open(request, timeout=deadline.seconds) as response:
-            body = response.read(limits.JWKS_BYTES_MAX + 1)
+            body = response.read(server_limits.JWKS_BYTES_MAX + 1)
     except Exception as error:
         reason = "it took too long" if deadline.passed else str(error) or type(error).__name__
         raise KeySetError(reason) from error
     if deadline.passed:
         raise KeySetError("it took too long")
-    if len(body) > limits.JWKS_BYTES_MAX:
-        raise KeySetError(f"the key set is over {limits.JWKS_BYTES_MAX} bytes")
+    if len(body) > server_limits.JWKS_BYTES_MAX:
+        raise KeySetError(f"the key set is over {server_limits.JWKS_BYTES_MAX} bytes")
     return parse_key_set(body)
 
 
@@ -66,7 +66,11 @@ def parse_key_set(body: bytes) -> list[jwt.PyJWK]:
     members = found.get("keys") if isinstance(found, dict) else None
     if not isinstance(members, list):
         raise KeySetError("no JWK set: a JSON object with the list `keys` was expected")
-    keys = [key for member in members[: limits.JWKS_KEYS_MAX] if (key := _key(member)) is not None]
+    keys = [
+        key
+        for member in members[: server_limits.JWKS_KEYS_MAX]
+        if (key := _key(member)) is not None
+    ]
     if not keys:
         raise KeySetError("the key set has no key that can be used")
     return keys

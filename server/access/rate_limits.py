@@ -7,8 +7,8 @@ user's sockets, and for new sessions, however they are started.
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
-from protocol import limits
 from protocol.wire.errors import ErrorCode, PeerError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.runtime.clock import Clock
 
@@ -21,7 +21,7 @@ class Rate(NamedTuple):
 
 
 def _requests() -> Rate:
-    return Rate(limits.REQUESTS_BURST, limits.REQUESTS_PER_SECOND)
+    return Rate(server_limits.REQUESTS_BURST, server_limits.REQUESTS_PER_SECOND)
 
 
 class TokenBucket:
@@ -85,7 +85,7 @@ class UserBudget:
         # The longest silent one comes first, and is forgotten first: its bucket is full.
         bucket = self._buckets.pop(key, None) or TokenBucket(now_ms, self.rate)
         self._buckets[key] = bucket
-        if len(self._buckets) > limits.REQUEST_USERS_MAX:
+        if len(self._buckets) > server_limits.REQUEST_USERS_MAX:
             del self._buckets[next(iter(self._buckets))]
         if not bucket.take(now_ms):
             raise PeerError(
@@ -105,7 +105,7 @@ class UserMessages(UserBudget):
     @staticmethod
     def rate() -> Rate:
         """What a user may have."""
-        return Rate(limits.USER_REQUESTS_BURST, limits.USER_REQUESTS_PER_SECOND)
+        return Rate(server_limits.USER_REQUESTS_BURST, server_limits.USER_REQUESTS_PER_SECOND)
 
 
 class UserStarts(UserBudget):
@@ -116,4 +116,4 @@ class UserStarts(UserBudget):
     @staticmethod
     def rate() -> Rate:
         """What a user may have."""
-        return Rate(limits.STARTS_BURST, limits.STARTS_PER_MINUTE / 60)
+        return Rate(server_limits.STARTS_BURST, server_limits.STARTS_PER_MINUTE / 60)

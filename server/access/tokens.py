@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 import jwt
 
-from protocol import limits
 from protocol.wire.fields import ID_TEXT, is_id
+from server import limits as server_limits
 from server.access.claims import are_ids
 from server.access.credentials import SHARED_ALGORITHM
 from server.runtime.settings import ConfigurationError, Settings
@@ -43,7 +43,7 @@ def mint_token(
             raise ValueError(f"{name}: must be {ID_TEXT}")
     for name, listed in lists.items():
         if not are_ids(listed):
-            raise ValueError(f"{name}: must be at most {limits.TOKEN_LISTED_MAX} ids")
+            raise ValueError(f"{name}: must be at most {server_limits.TOKEN_LISTED_MAX} ids")
     if ttl_seconds <= 0:
         raise ValueError("ttl: must be positive")
     now = (time.time_ns() // 1_000_000 if now_ms is None else now_ms) // 1000

@@ -15,6 +15,7 @@ from protocol.metering.projection import AccountProjection
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe
 from protocol.wire.money import format_credits
+from server import limits as server_limits
 from server.api.billing import AccountId, EntryId, Priority
 from server.http.openapi import CURSOR, LIMIT, ORG, USER, Operation, described
 from server.http.requests import path_id, principal_of, process_of, tenant_of_call
@@ -233,7 +234,7 @@ def _position(cursor: str | None) -> int | None:
 
 def _page_rows(limit: str | None) -> int:
     if limit is None:
-        return limits.PAGE_ROWS_DEFAULT
+        return server_limits.PAGE_ROWS_DEFAULT
     if not (limit.isascii() and limit.isdecimal() and len(limit) <= 6):
         raise BadMessageError("limit: expected a whole number")
     if not 1 <= int(limit) <= storage_limits.PAGE_ROWS_MAX:

@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import limits
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import UserId, describe
+from server import limits as server_limits
 from server.access.principals import tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
@@ -24,7 +24,7 @@ from server.http.requests import path_id, principal_of, process_of, raw_body, re
 from server.http.responses import answer
 from server.process import Process
 
-MINUTES_MAX = limits.MONTHLY_HOURS_MAX * 60
+MINUTES_MAX = server_limits.MONTHLY_HOURS_MAX * 60
 
 Minutes = Annotated[
     int,

@@ -4,7 +4,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import limits
+from server import limits as server_limits
 from server.http.requests import process_of
 from server.http.responses import answer
 
@@ -28,8 +28,8 @@ async def readyz(request: Request) -> Response:
             "outbox": {
                 "entries": look.outbox_entries,
                 "oldest_ms": look.oldest_ms,
-                "behind": look.oldest_ms > limits.OUTBOX_AGE_MS_WARN
-                or look.outbox_entries > limits.OUTBOX_ENTRIES_WARN,
+                "behind": look.oldest_ms > server_limits.OUTBOX_AGE_MS_WARN
+                or look.outbox_entries > server_limits.OUTBOX_ENTRIES_WARN,
             },
         },
         200 if ready else 503,

@@ -8,12 +8,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import limits
 from protocol.metering.records import HoldState
 from protocol.wire.codec import check_metadata
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe, describe_id
 from protocol.wire.money import NOT_NEGATIVE_PATTERN, format_credits, parse_credits
+from server import limits as server_limits
 from server.access.principals import Principal, tenant_of
 from server.api.billing import (
     OPERATION_OR_AMOUNT,
@@ -52,10 +52,10 @@ class HoldWanted(Charge, frozen=True, kw_only=True):
         int,
         Meta(
             ge=1,
-            le=limits.HOLD_MS_MAX,
+            le=server_limits.HOLD_MS_MAX,
             description="After so long it expires by itself, and nothing is charged.",
         ),
-    ] = limits.HOLD_MS_DEFAULT
+    ] = server_limits.HOLD_MS_DEFAULT
 
 
 class PostWanted(msgspec.Struct, frozen=True, kw_only=True):

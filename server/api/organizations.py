@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import limits
 from protocol.rate_card import RateCard
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import UserId, describe, describe_id
+from server import limits as server_limits
 from server.access.principals import tenant_of
 from server.api.usage import usage_of
 from server.counters.calendars import calendar
@@ -53,7 +53,9 @@ MinutesLimit = Annotated[
 NewHoursLimit = (
     Annotated[
         float,
-        Meta(ge=0, le=limits.MONTHLY_HOURS_MAX, description="Hours a month; null: no limit."),
+        Meta(
+            ge=0, le=server_limits.MONTHLY_HOURS_MAX, description="Hours a month; null: no limit."
+        ),
     ]
     | None
     | UnsetType

@@ -24,6 +24,7 @@ from protocol.wire.fields import (
     describe_id,
 )
 from protocol.wire.money import format_credits
+from server import limits as server_limits
 from server.access.principals import tenant_of
 from server.gateway import preparations
 from server.http.openapi import ORG, Operation, described
@@ -155,8 +156,8 @@ async def prepare(request: Request) -> Response:
 def _end_of(body: Preparation, now_ms: int) -> int:
     """When the preparation expires."""
     if body.expires_at is None:
-        return now_ms + limits.PREPARED_SESSION_KEPT_MS
-    if not now_ms < body.expires_at <= now_ms + limits.PREPARED_SESSION_KEPT_MS_MAX:
+        return now_ms + server_limits.PREPARED_SESSION_KEPT_MS
+    if not now_ms < body.expires_at <= now_ms + server_limits.PREPARED_SESSION_KEPT_MS_MAX:
         raise BadMessageError("expires_at: must be in the future, and within 366 days")
     return body.expires_at
 

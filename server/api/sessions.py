@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import limits
 from protocol.metering.assertion import minute_again
 from protocol.metering.meter import Meter
 from protocol.metering.projection import AccountProjection
@@ -29,6 +28,7 @@ from protocol.wire.errors import (
 )
 from protocol.wire.fields import Credits, SessionId, describe
 from protocol.wire.money import format_credits
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.api.accounts import view_account
 from server.api.usage import usage_of
@@ -200,7 +200,7 @@ async def _stop(process: Process, found: Found, reason: str) -> None:
     if seat is None:
         return
     try:
-        async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
+        async with asyncio.timeout(server_limits.REQUEST_TIMEOUT_MS / 1000):
             if seat.meter.sockets or not found.nodes - {live.node}:
                 hub.request(seat, Event.STOP, Ticket(member=None, request_id=None), reason)
             else:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from protocol import limits
 from protocol.metering.projection import AccountProjection
+from server import limits as server_limits
 from server.counters.channel_reader import ChannelReader
 from server.counters.loading import Loader
 from server.runtime.isolation import isolated
@@ -194,7 +194,7 @@ class Accounts:
 
     async def _read_unread(self, account: Account, failures: int) -> None:
         clock = asyncio.get_running_loop().time
-        pause_s = account.read_at + limits.ACCOUNT_READ_PAUSE_MS / 1000 - clock()
+        pause_s = account.read_at + server_limits.ACCOUNT_READ_PAUSE_MS / 1000 - clock()
         if failures:
             pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2 ** min(failures - 1, 10))
         if pause_s > 0:

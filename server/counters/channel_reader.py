@@ -14,7 +14,7 @@ import orjson
 import structlog
 from redis.exceptions import RedisError
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.waiting import Signal
 from storage.redis.channels import POLL_S, channels_of
 from storage.redis.live import LiveError
@@ -86,7 +86,7 @@ class ChannelReader:
     async def _listen(self) -> None:
         """Reads messages for as long as the process lives, whatever happens to the line."""
         for taken in itertools.count():
-            if taken % limits.MESSAGES_PER_TURN == 0:
+            if taken % server_limits.MESSAGES_PER_TURN == 0:
                 # Those that have come already are read without the loop's having a turn.
                 await asyncio.sleep(0)
             try:

@@ -17,10 +17,10 @@ import functools
 import zoneinfo
 from collections.abc import Awaitable, Callable, Iterator
 
-from protocol import limits
 from protocol.metering.quota import month_after
 from protocol.metering.session import Identity
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.counters.calendars import Calendar
 from server.runtime.clock import Clock
 from storage import limits as storage_limits
@@ -131,7 +131,7 @@ class Loader:
         """Loads a member's, and with ``everybody`` the organisation's too: what each of its
         sessions has used is asked for once, and not with every member."""
         keys = self.live.keys
-        adjusted_after = self.clock.now() - limits.RECOVERED_ENTRIES_MS
+        adjusted_after = self.clock.now() - server_limits.RECOVERED_ENTRIES_MS
         found = await self.member(
             tenant,
             user_id,

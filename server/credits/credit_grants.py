@@ -13,11 +13,11 @@ gives more; a lower one takes nothing back.
 import msgspec
 import structlog
 
-from protocol import limits
 from protocol.metering.quota import month_after
 from protocol.metering.records import EntryPosted
 from protocol.rate_card import RateCard
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.counters.accounts import Account, Accounts
 from server.counters.calendars import calendar
 from server.credits.ledger_client import Till
@@ -131,9 +131,9 @@ class Grants(Till):
         except (ServiceError, BalanceTooHighError) as error:
             log.warning("allotment_put_off", account=account.account_id, error=str(error))
             return
-        if len(self._allotted) >= limits.ACCOUNTS_CACHED_MAX:
+        if len(self._allotted) >= server_limits.ACCOUNTS_CACHED_MAX:
             self._allotted.clear()
-        fresh_until_at = min(ends_at, now_ms + limits.ALLOTMENT_FRESH_MS)
+        fresh_until_at = min(ends_at, now_ms + server_limits.ALLOTMENT_FRESH_MS)
         self._allotted[account] = Allotted((before.tier, before.timezone), ends_at, fresh_until_at)
 
     async def allot_at_start(self, account: AccountName) -> None:

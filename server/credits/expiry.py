@@ -13,9 +13,9 @@ import asyncio
 
 import structlog
 
-from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ProtocolError
+from server import limits as server_limits
 from server.credits.holds import Holds
 from server.runtime.isolation import alone, for_each
 from storage import limits as storage_limits
@@ -65,7 +65,7 @@ class Expiry:
     async def expire_forgotten_holds(self) -> int:
         """Ends holds that Redis has forgotten about; how many those were."""
         holds = self._holds
-        before_at = holds.clock.now() - limits.HOLD_OVERDUE_MS
+        before_at = holds.clock.now() - server_limits.HOLD_OVERDUE_MS
         count = 0
 
         async def end(hold: HoldRow) -> None:
@@ -89,14 +89,14 @@ class Expiry:
         holds = self._holds
         # First how far each outbox is, and then what is left: so nothing is missing of it.
         written = await holds.live.written_until()
-        before_at = holds.clock.now() - limits.GRANT_EXPIRY_LATE_MS
+        before_at = holds.clock.now() - server_limits.GRANT_EXPIRY_LATE_MS
         page, count = await holds.records.grants_due(before_at, storage_limits.PAGE_ROWS_MAX), 0
 
         async def end(grant: GrantRow) -> None:
             nonlocal count
             until_at = written[holds.live.keys.partition(grant.tenant)]
             assert grant.expires_at is not None
-            ended_at = grant.expires_at + limits.GRANT_EXPIRY_LATE_MS
+            ended_at = grant.expires_at + server_limits.GRANT_EXPIRY_LATE_MS
             if until_at is None or until_at >= ended_at:
                 count += await self._expire(grant)
 

@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 from starlette.types import Receive
 
-from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire import messages
 from protocol.wire.codec import decode, encode, error_message
@@ -23,6 +22,7 @@ from protocol.wire.errors import (
     ServiceError,
 )
 from protocol.wire.money import format_credits
+from server import limits as server_limits
 from server.access.claims import ExpiredTokenError
 from server.access.principals import Principal
 from server.access.rate_limits import TokenBucket
@@ -65,7 +65,7 @@ class Connection:
         now_ms = process.clock.now()
         self.alive_at = now_ms
         self._bucket = TokenBucket(now_ms)
-        self._probed_at = now_ms - limits.PROBE_SPACING_MS
+        self._probed_at = now_ms - server_limits.PROBE_SPACING_MS
         self._probe_timer: Timer | None = None
         """A ping that waits, for the last one was a moment ago."""
         self._deadline: Timer | None = None
@@ -83,7 +83,7 @@ class Connection:
         self.process.sockets.add(self)
         self.socket.on_alive = self._alive
         code = int(CloseCode.ABNORMAL)
-        self._expire_at(self.process.clock.now() + limits.AUTH_TIMEOUT_MS)
+        self._expire_at(self.process.clock.now() + server_limits.AUTH_TIMEOUT_MS)
         try:
             if bearer is not None:
                 await self._answer(messages.Auth(token=bearer))
@@ -109,7 +109,7 @@ class Connection:
                 return
             await self.process.hub.turns.take(self._customer)
             await self._take(text)
-        elif self._bucket.refused <= limits.REFUSALS_PER_SOCKET_MAX:
+        elif self._bucket.refused <= server_limits.REFUSALS_PER_SOCKET_MAX:
             wait_ms = self._bucket.wait_ms
             refusal = PeerError(ErrorCode.RATE_LIMITED, "too many requests", retry_after_ms=wait_ms)
             self._refuse(refusal, _id_of(text))
@@ -190,7 +190,7 @@ class Connection:
         a proof to all sessions of the socket, so few pings do for many of them."""
         if self._probe_timer is not None:
             return
-        due_at = self._probed_at + limits.PROBE_SPACING_MS
+        due_at = self._probed_at + server_limits.PROBE_SPACING_MS
         if self.process.clock.now() >= due_at:
             self._probe()
         else:
@@ -335,7 +335,7 @@ class Connection:
                 credits=format_credits(account.projection.credits_micros(now_ms)),
                 node=self.process.node,
                 server_time_at=now_ms,
-                ping_ms=limits.PING_INTERVAL_MS,
+                ping_ms=server_limits.PING_INTERVAL_MS,
                 expires_at=principal.expires_at,
             )
         )
@@ -376,7 +376,7 @@ class Connection:
         self.seats[request.session_id] = seat
 
     def _check_room(self, request: messages.SessionRequest) -> None:
-        full = len(self.seats) >= limits.SESSIONS_PER_SOCKET_MAX
+        full = len(self.seats) >= server_limits.SESSIONS_PER_SOCKET_MAX
         if full and request.session_id not in self.seats:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions on this socket")
 

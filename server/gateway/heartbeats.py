@@ -11,9 +11,9 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 
-from protocol import limits
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.gateway.session_start import join_or_start
 from server.process import Process
@@ -68,7 +68,7 @@ class Pulse:
         """A heartbeat came in."""
         now_ms = process.clock.now()
         self.beaten_at = now_ms
-        self.alive_until = now_ms + limits.HEARTBEAT_PROOF_MS
+        self.alive_until = now_ms + server_limits.HEARTBEAT_PROOF_MS
         if self._timer is not None:
             self._timer.cancel()
         self._timer = process.timers.deadline(self.alive_until, self._lost, self.key[0])
@@ -123,7 +123,7 @@ class Heartbeats:
     async def _begin(
         self, principal: Principal, key: PulseKey, start: messages.Start | None
     ) -> messages.Session:
-        if len(self._pulses) >= limits.HEARTBEAT_SESSIONS_MAX:
+        if len(self._pulses) >= server_limits.HEARTBEAT_SESSIONS_MAX:
             raise ServiceError("too many sessions live by heartbeats here")
         pulse = Pulse(self, key)
         answered: asyncio.Future[messages.Session] = asyncio.get_running_loop().create_future()
@@ -139,7 +139,7 @@ class Heartbeats:
         ticket = Ticket(None, None, failed=failed, shown=shown)
         seat = await join_or_start(self.process, principal, pulse, key[1], start, ticket)
         try:
-            async with asyncio.timeout(limits.REQUEST_TIMEOUT_MS / 1000):
+            async with asyncio.timeout(server_limits.REQUEST_TIMEOUT_MS / 1000):
                 session = await answered
         except BaseException as error:
             # Its client is told that it failed: it keeps nothing alive that began after all.

@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 from starlette.applications import Starlette
 
-from protocol import limits
+from server import limits as server_limits
 from server.api import health
 from server.process import Process
 
@@ -49,7 +49,7 @@ async def scrape_port(process: Process, index: int) -> AsyncIterator[None]:
         log_config=None,
         access_log=False,
         lifespan="off",
-        limit_concurrency=limits.SCRAPES_MAX,
+        limit_concurrency=server_limits.SCRAPES_MAX,
         timeout_graceful_shutdown=1,
     )
     server = _Quiet(config)

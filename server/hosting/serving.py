@@ -10,7 +10,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
-from protocol import limits
+from server import limits as server_limits
 from server.hosting.app import create_app
 from server.hosting.metrics_port import scrape_port
 from server.hosting.worker import Worker
@@ -99,7 +99,7 @@ async def serve(
         log_config=None,
         access_log=False,
         lifespan="on",
-        timeout_graceful_shutdown=limits.REQUESTS_LEFT_MS // 1000,
+        timeout_graceful_shutdown=server_limits.REQUESTS_LEFT_MS // 1000,
         **uvicorn_options(process.door),
     )
     server = Server(config, process, worker)

@@ -25,7 +25,7 @@ from typing import Any
 
 import structlog
 
-from protocol import limits
+from server import limits as server_limits
 from server.hosting.worker import READY, addresses_of
 from server.runtime.settings import ConfigurationError, Settings
 
@@ -177,11 +177,11 @@ class Supervisor:
             self._failed = f"a worker ended with {code} before it could serve: the log says why"
             self._stop.set()
             return
-        if child.lived_ms >= limits.WORKER_PROVEN_MS:
+        if child.lived_ms >= server_limits.WORKER_PROVEN_MS:
             self._failures[child.index] = 0
         delay_ms = min(
-            limits.WORKER_RESTART_MS_MAX,
-            limits.WORKER_RESTART_MS_MIN << min(self._failures[child.index], 16),
+            server_limits.WORKER_RESTART_MS_MAX,
+            server_limits.WORKER_RESTART_MS_MIN << min(self._failures[child.index], 16),
         )
         self._failures[child.index] += 1
         with contextlib.suppress(TimeoutError):
@@ -217,7 +217,7 @@ class Supervisor:
         for child in children:
             child.signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(limits.WORKER_STOP_MS / 1000):
+            async with asyncio.timeout(server_limits.WORKER_STOP_MS / 1000):
                 await asyncio.gather(*(child.process.wait() for child in children))
         except TimeoutError:
             for child in children:

@@ -31,9 +31,9 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protocol import limits
 from protocol.wire.errors import BadMessageError, ProtocolError, ServiceError
 from protocol.wire.money import format_credits, parse_credits
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.http.problems import Problem, problem_of
 from server.http.responses import json_response
@@ -101,7 +101,7 @@ def deed_of(
         )
     if len(keys) > 1 or not _is_key(keys[0]):
         raise BadMessageError(
-            f"{KEY_HEADER}: expected 1-{limits.IDEMPOTENCY_KEY_CHARACTERS_MAX} printable "
+            f"{KEY_HEADER}: expected 1-{server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX} printable "
             "characters of ASCII"
         )
     body = orjson.loads(raw or b"{}")
@@ -163,7 +163,7 @@ def _under_way() -> Problem:
 async def _answer(work: Work) -> Response:
     """What the work comes to, if that is final; raises what is not."""
     try:
-        async with asyncio.timeout(limits.IDEMPOTENT_WORK_MS / 1000):
+        async with asyncio.timeout(server_limits.IDEMPOTENT_WORK_MS / 1000):
             return await work()
     except TimeoutError:
         raise ServiceError("this took too long; ask again with the same key") from None
@@ -183,7 +183,7 @@ async def forget_old_keys(records: Records, clock: Clock) -> None:
         try:
             forgotten = FORGET_BATCH
             while forgotten == FORGET_BATCH:
-                before_at = clock.now() - limits.IDEMPOTENCY_KEPT_MS
+                before_at = clock.now() - server_limits.IDEMPOTENCY_KEPT_MS
                 forgotten = await records.prune_idempotent(before_at, FORGET_BATCH)
         except UnavailableError as error:
             log.warning("keys_not_forgotten", error=str(error))
@@ -192,7 +192,7 @@ async def forget_old_keys(records: Records, clock: Clock) -> None:
 
 def _is_key(text: str) -> bool:
     return (
-        0 < len(text) <= limits.IDEMPOTENCY_KEY_CHARACTERS_MAX
+        0 < len(text) <= server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX
         and text.isascii()
         and text.isprintable()
     )

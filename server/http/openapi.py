@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from protocol import limits
 from protocol.wire.fields import ID_PATTERN, describe
+from server import limits as server_limits
 from server.access.principals import Role
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER
 from server.http.requests import Endpoint, may_be_empty
@@ -82,7 +83,7 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
     "schema": {
         "type": "string",
         "minLength": 1,
-        "maxLength": limits.IDEMPOTENCY_KEY_CHARACTERS_MAX,
+        "maxLength": server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX,
     },
 }
 CURSOR: dict[str, Any] = {
@@ -99,7 +100,7 @@ LIMIT: dict[str, Any] = {
         "type": "integer",
         "minimum": 1,
         "maximum": storage_limits.PAGE_ROWS_MAX,
-        "default": limits.PAGE_ROWS_DEFAULT,
+        "default": server_limits.PAGE_ROWS_DEFAULT,
     },
 }
 
@@ -133,7 +134,7 @@ MEANINGS = {
     403: "The call is not for this token.",
     404: "There is no such thing, or it is not this user's.",
     409: "It is under way, and has an answer soon; or it is too late for it.",
-    413: f"The body is over {limits.BODY_BYTES_MAX} bytes.",
+    413: f"The body is over {server_limits.BODY_BYTES_MAX} bytes.",
     422: "The request can be read, and cannot be done.",
     429: "Too many; `Retry-After` says when to come back.",
     503: "A part that we need does not answer; the same request may succeed later.",

@@ -6,8 +6,8 @@ import orjson
 import structlog
 from starlette.responses import Response
 
-from protocol import limits
 from protocol.wire.errors import ErrorCode, ProtocolError
+from server import limits as server_limits
 from server.http.responses import json_response
 from server.usage.reported_minutes import MeteredKindError
 from storage.postgres.records import RefusedError, UnavailableError
@@ -68,7 +68,7 @@ class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
             retry_after_s = 1
         # What is due in a month is no time for a client to wait.
         if retry_after_s is not None:
-            retry_after_s = max(1, min(retry_after_s, limits.RETRY_AFTER_S_MAX))
+            retry_after_s = max(1, min(retry_after_s, server_limits.RETRY_AFTER_S_MAX))
         self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:

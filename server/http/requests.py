@@ -10,10 +10,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protocol import limits
 from protocol.wire.codec import explain, read_json
 from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
 from protocol.wire.fields import ID_TEXT, is_id
+from server import limits as server_limits
 from server.access.bad_guesses import TooManyGuessesError
 from server.access.principals import Principal, Role
 from server.http.problems import Problem
@@ -109,8 +109,10 @@ async def raw_body(request: Request) -> bytes:
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
-        if len(received) > limits.BODY_BYTES_MAX:
-            raise Problem(413, "bad_message", f"the body is over {limits.BODY_BYTES_MAX} bytes")
+        if len(received) > server_limits.BODY_BYTES_MAX:
+            raise Problem(
+                413, "bad_message", f"the body is over {server_limits.BODY_BYTES_MAX} bytes"
+            )
     return bytes(received)
 
 
@@ -127,7 +129,7 @@ def read_body(raw: bytes, body_type: type[Body]) -> Body:
     """The body as ``body_type``; the error names the field that is wrong."""
     if not raw and not may_be_empty(body_type):
         raise BadMessageError("the body is empty: expected a JSON object")
-    value = read_json(raw or b"{}", limits.BODY_BYTES_MAX)
+    value = read_json(raw or b"{}", server_limits.BODY_BYTES_MAX)
     if not isinstance(value, dict):
         raise BadMessageError("expected a JSON object")
     # To JSON Schema 60.0 is an integer, and some clients write it so.

@@ -3,6 +3,7 @@
 import asyncio
 
 from protocol import limits
+from server import limits as server_limits
 from server.runtime.clock import ClusterClock, Sample
 from storage.redis.beats import Look
 from storage.redis.live import Live
@@ -33,7 +34,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
     what the last beat says, that is the time. Else it is that of Redis, but never before what the
     dead have left. Raises ``LiveError``.
     """
-    until_s = (limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
+    until_s = (server_limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
     began_at = asked_at = clock.reading()
     ahead_ms: float | None = None  # the clock of Redis, of cluster time
     behind_ms = 0.0

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.clock import ClusterClock
 from server.runtime.metrics import Metrics
 from server.sessions.registry import Hub
@@ -55,7 +55,7 @@ class Vitals:
     async def look(self) -> Look:
         """The last look if it is not older than a second, else a new one."""
         age_s = self.now_s() - self._looked_at
-        if self._last is not None and age_s * 1000 < limits.VITALS_KEPT_MS:
+        if self._last is not None and age_s * 1000 < server_limits.VITALS_KEPT_MS:
             return self._last
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
@@ -95,7 +95,7 @@ class Vitals:
         counts: Counter[tuple[str, str]] = Counter()
         for number, seat in enumerate(hub, 1):
             counts[seat.meter.phase.value, seat.meter.session.identity.kind] += 1
-            if number % limits.SESSIONS_COUNTED_PER_TURN == 0:
+            if number % server_limits.SESSIONS_COUNTED_PER_TURN == 0:
                 await asyncio.sleep(0)
         metrics.sessions.clear()
         for (state, kind), count in counts.items():

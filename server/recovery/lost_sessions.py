@@ -12,11 +12,11 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import structlog
 
-from protocol import limits
 from protocol.metering.records import SessionEnded
 from protocol.metering.session import Grant, Identity, Session, free_key, joined_segments
 from protocol.metering.states import Phase
 from protocol.metering.transitions import unstarted
+from server import limits as server_limits
 from server.runtime.clock import Clock
 from server.runtime.isolation import for_each
 from storage.postgres.records import Records
@@ -77,7 +77,7 @@ class LostSessions:
         minutes = await self.usage.session(tenant, session_id)
         ended = ended_of(row, minutes)
         silent_ms = self.clock.now() - ended.ended_at
-        if session.is_reported and silent_ms < limits.TRACKED_SILENCE_MS_MAX:
+        if session.is_reported and silent_ms < server_limits.TRACKED_SILENCE_MS_MAX:
             return False  # its client goes on, and it is restored with the next minute
         if not session.is_reported:
             await self._put_back(session_of(row.identity, ended), ())

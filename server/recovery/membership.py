@@ -12,6 +12,7 @@ import itertools
 import structlog
 
 from protocol import limits
+from server import limits as server_limits
 from server.recovery.cluster_time import LOOK_S, take_over_time
 from server.recovery.orphans import Orphans
 from server.recovery.reassertion import Recovery
@@ -23,10 +24,10 @@ from storage.tasks import end
 
 log = structlog.get_logger()
 
-ROLL_CALL_MS = limits.PRESENCE_BEAT_MS
+ROLL_CALL_MS = server_limits.PRESENCE_BEAT_MS
 """How long a process has to answer when it is asked whether it lives; one that was silent
 for ``NODE_SILENT_MS`` is not asked."""
-BREAK_MS = limits.NODE_SILENT_MS - 2 * limits.PRESENCE_BEAT_MS
+BREAK_MS = limits.NODE_SILENT_MS - 2 * server_limits.PRESENCE_BEAT_MS
 """After a break of so long between two beats of its own, a process listens anew: others may
 have been kept from theirs just as long."""
 RECONCILE_BEATS = 60
@@ -157,7 +158,7 @@ class Presence:
 
     async def _run(self) -> None:
         for beats in itertools.count(1):
-            await asyncio.sleep(limits.PRESENCE_BEAT_MS / 1000)
+            await asyncio.sleep(server_limits.PRESENCE_BEAT_MS / 1000)
             try:
                 await self.beat()
                 self.redis_up = True

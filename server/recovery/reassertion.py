@@ -26,11 +26,11 @@ import msgspec
 import structlog
 from redis.exceptions import RedisError
 
-from protocol import limits
 from protocol.limits import SAFE_INTEGER_MAX
 from protocol.metering.assertion import Assertion, months_of_minutes
 from protocol.metering.session import Session, free_key
 from protocol.wire.errors import ProtocolError, ServiceError
+from server import limits as server_limits
 from server.counters.loading import Loader
 from server.recovery.lost_sessions import LostSessions
 from server.recovery.missing_minutes import Completing
@@ -140,10 +140,10 @@ class Recovery:
             self._epochs[partition] = epoch
         ended: list[Session] = []
         if now_ms >= self._forget_at:
-            self._forget_at = now_ms + limits.WATERMARK_INTERVAL_MS
+            self._forget_at = now_ms + server_limits.WATERMARK_INTERVAL_MS
             # Those of the time before, so that a loss is found before anything is forgotten.
             quiet = {one: at for one, at in self._flushed.items() if one in flushed}
-            ended = self.unflushed.forget(quiet, now_ms - limits.RECOVERED_ENTRIES_MS)
+            ended = self.unflushed.forget(quiet, now_ms - server_limits.RECOVERED_ENTRIES_MS)
             self._flushed = flushed
         for partition, at in list(self._again_at.items()):
             if now_ms >= at:

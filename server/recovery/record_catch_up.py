@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import structlog
 
-from protocol import limits
+from server import limits as server_limits
 from server.counters.plans import apply_member, apply_organization
 from server.runtime.clock import Clock
 from server.runtime.isolation import for_each
@@ -23,7 +23,7 @@ from storage.rows.months import AdjustmentRow, LimitChange
 
 log = structlog.get_logger()
 
-ROWS_MAX = limits.RECOVERED_ENTRIES_MAX
+ROWS_MAX = server_limits.RECOVERED_ENTRIES_MAX
 
 
 class Recorded:
@@ -43,8 +43,8 @@ class Recorded:
         ``LiveError``. It may be begun anew, also some minutes later."""
         now_ms = self.clock.now()
         after_at = max(
-            min(now_ms, suspected_at) - limits.RECOVERED_ENTRIES_MS,
-            now_ms - limits.RECOVERED_ENTRIES_MS_MAX,
+            min(now_ms, suspected_at) - server_limits.RECOVERED_ENTRIES_MS,
+            now_ms - server_limits.RECOVERED_ENTRIES_MS_MAX,
         )
         try:
             await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))

@@ -11,6 +11,7 @@ import structlog
 
 from protocol import limits
 from protocol.wire.errors import ProtocolError
+from server import limits as server_limits
 from server.recovery.orphans import Orphans
 from server.runtime.clock import ClusterClock
 from server.runtime.isolation import alone
@@ -93,8 +94,8 @@ class Sweeper:
         """
         names = [name async for name in sessions]
         done = True
-        for first in range(0, len(names), limits.SWEEP_BATCH_SESSIONS):
-            batch = names[first : first + limits.SWEEP_BATCH_SESSIONS]
+        for first in range(0, len(names), server_limits.SWEEP_BATCH_SESSIONS):
+            batch = names[first : first + server_limits.SWEEP_BATCH_SESSIONS]
             results = await asyncio.gather(
                 *(self.orphans.adopt(*name, node, alive_at) for name in batch),
                 return_exceptions=True,

@@ -2,10 +2,10 @@
 
 import resource
 
-from protocol import limits
+from server import limits as server_limits
 
 
-def raise_descriptor_limit(wanted: int = limits.DESCRIPTORS_WANTED) -> int:
+def raise_descriptor_limit(wanted: int = server_limits.DESCRIPTORS_WANTED) -> int:
     """Raises the soft limit of open files towards ``wanted``; returns how many connections fit.
 
     PITFALLS: over the descriptor limit accept loops thrash, so the server reads the limit
@@ -17,4 +17,4 @@ def raise_descriptor_limit(wanted: int = limits.DESCRIPTORS_WANTED) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY:
         soft = wanted
-    return max(1, soft - limits.DESCRIPTORS_RESERVED)
+    return max(1, soft - server_limits.DESCRIPTORS_RESERVED)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.metrics import Metrics
 
 log = structlog.get_logger("taximeter.origins")
@@ -103,14 +103,14 @@ class Origins:
     def refused(self, origin: str, host: str) -> None:
         """Counts an origin that was refused, and names it in the log once."""
         self.metrics.origins_refused.inc()
-        shown = ascii(origin[: limits.ORIGIN_CHARACTERS_SHOWN])[1:-1]
-        if shown in self._reported or len(self._reported) >= limits.ORIGINS_REPORTED_MAX:
+        shown = ascii(origin[: server_limits.ORIGIN_CHARACTERS_SHOWN])[1:-1]
+        if shown in self._reported or len(self._reported) >= server_limits.ORIGINS_REPORTED_MAX:
             return
         self._reported.add(shown)
         log.warning(
             "origin_refused",
             origin=shown,
-            host=ascii(host[: limits.ORIGIN_CHARACTERS_SHOWN])[1:-1],
+            host=ascii(host[: server_limits.ORIGIN_CHARACTERS_SHOWN])[1:-1],
             hint="if the page is yours, name its origin in TAXIMETER_ORIGINS, or have the proxy "
             "send the Host that the browser sent",
         )

@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from protocol import limits
+from server import limits as server_limits
 from server.runtime.origins import parse_entry
 from storage.redis.cluster import is_cluster, nodes_of
 
@@ -60,11 +61,15 @@ class Settings(BaseSettings):
     origins: Annotated[tuple[str, ...], NoDecode] = ()
     """Origins of pages elsewhere that may talk to this server, as browsers send them, or
     ``https://*.example.com`` for all names below a domain; ``*`` for all."""
-    partitions: int = Field(default=limits.PARTITIONS_DEFAULT, ge=1, le=limits.PARTITIONS_MAX)
+    partitions: int = Field(
+        default=server_limits.PARTITIONS_DEFAULT, ge=1, le=server_limits.PARTITIONS_MAX
+    )
     start: Literal["open", "prepared"] = "open"
-    uncovered_ms: int = Field(default=limits.UNCOVERED_MS_DEFAULT, ge=0, le=limits.UNCOVERED_MS_MAX)
+    uncovered_ms: int = Field(
+        default=limits.UNCOVERED_MS_DEFAULT, ge=0, le=server_limits.UNCOVERED_MS_MAX
+    )
     log_format: Literal["console", "json"] = "console"
-    metrics_port: int | None = Field(default=None, ge=1, le=65_535 - limits.WORKERS_MAX)
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535 - server_limits.WORKERS_MAX)
     """Where a process is asked for its health and metrics, the first one of ``--workers``
     here and each further one a port higher; None: nowhere but on ``port``."""
 

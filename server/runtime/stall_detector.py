@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.clock import Clock
 
 log = structlog.get_logger()
@@ -51,7 +51,7 @@ class Pulse:
 
     def proof_at(self, now_ms: int) -> int:
         """The instant that something proves which was read at ``now_ms``."""
-        if self._timer is None or now_ms - self._awake_at <= limits.STOOD_STILL_MS:
+        if self._timer is None or now_ms - self._awake_at <= server_limits.STOOD_STILL_MS:
             return now_ms
         return self._awake_at
 
@@ -61,11 +61,11 @@ class Pulse:
         now_ms = self._clock.now()
         stood_ms = now_ms - self._beaten_at
         self._beaten_at = now_ms
-        if stood_ms > limits.STOOD_STILL_MS:
+        if stood_ms > server_limits.STOOD_STILL_MS:
             log.warning("stood_still", ms=stood_ms)
             self._woke()
             return
-        thawed = now_ms - self._awake_at > limits.STOOD_STILL_MS
+        thawed = now_ms - self._awake_at > server_limits.STOOD_STILL_MS
         self._awake_at = now_ms
         if thawed:
             self._thawed()

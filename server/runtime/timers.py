@@ -11,7 +11,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.clock import Clock, ClusterClock
 from server.runtime.isolation import isolated
 
@@ -101,7 +101,10 @@ class Wheel:
     def cancelled_one(self) -> None:
         """One of the timers here was cancelled."""
         self._cancelled += 1
-        if self._cancelled > limits.TIMERS_CANCELLED_MAX and 2 * self._cancelled > self._size:
+        if (
+            self._cancelled > server_limits.TIMERS_CANCELLED_MAX
+            and 2 * self._cancelled > self._size
+        ):
             self._throw_out()
 
     def _throw_out(self) -> None:
@@ -168,13 +171,13 @@ class Timers:
     def run_due(self, now_ms: int) -> None:
         """Fires everything that is due, deadlines first, as far as one turn may go. One that
         raises silences none of the others."""
-        left = limits.TICKS_PER_TURN_MAX
+        left = server_limits.TICKS_PER_TURN_MAX
         while left > 0:
             while due := self._deadlines.pop_due(now_ms):
                 for timer in due:
                     self._due.setdefault(timer.owner, deque()).append(timer)
             if self._due:
-                left -= limits.DEADLINE_TICKS * self._fire_one(now_ms)
+                left -= server_limits.DEADLINE_TICKS * self._fire_one(now_ms)
                 continue
             if not self._due_ticks:
                 self._due_ticks.extend(self._ticks.pop_due(now_ms))

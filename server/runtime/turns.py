@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable, Iterator
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.isolation import failed
 
 Work = Iterator[object]
@@ -24,7 +24,7 @@ Work = Iterator[object]
 class Turns:
     """The units of work of one process."""
 
-    def __init__(self, units_per_turn: int = limits.UNITS_PER_TURN) -> None:
+    def __init__(self, units_per_turn: int = server_limits.UNITS_PER_TURN) -> None:
         self._units_per_turn = units_per_turn
         self._left = units_per_turn
         self._queues: dict[Hashable, deque[Work]] = {}

@@ -11,11 +11,11 @@ from typing import Any
 
 import structlog
 
-from protocol import limits
 from protocol.metering.effects import Move
 from protocol.metering.session import Identity, session_key
 from protocol.metering.states import Event
 from protocol.wire.errors import ProtocolError
+from server import limits as server_limits
 from server.counters.accounts import Account, Told
 from server.counters.recall import may_free
 from server.counters.tenants import Change
@@ -90,9 +90,9 @@ class News:
         to be looked at; the others are looked at once more."""
         told: Told | None = None
         while told != account.told:
-            if told is not None and len(account.seats) > limits.UNITS_PER_TURN:
+            if told is not None and len(account.seats) > server_limits.UNITS_PER_TURN:
                 # Hundreds of changes come together: again when most of them are there.
-                at = self.hub.clock.now() + limits.ACCOUNT_LOOK_PAUSE_MS
+                at = self.hub.clock.now() + server_limits.ACCOUNT_LOOK_PAUSE_MS
                 self.hub.timers.deadline(at, lambda _: self._look_soon(account), account)
                 return
             told = account.told

@@ -21,6 +21,7 @@ from protocol.metering.steps import Basis
 from protocol.metering.transitions import unstarted
 from protocol.wire.codec import encode, error_message
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.counters.loading import Loader
 from server.runtime.clock import Clock
@@ -285,7 +286,7 @@ class Hub(Seating):
         """Raises ``rate_limited`` where too many sockets keep a session alive. Observers and
         requests take none of these places."""
         taken = [one for one in seat.members if one not in seat.service.watchers]
-        if len(taken) >= limits.SOCKETS_PER_SESSION_MAX and member not in taken:
+        if len(taken) >= server_limits.SOCKETS_PER_SESSION_MAX and member not in taken:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets have this session open")
 
     def _observe(self, seat: Seat, member: Member, principal: Principal) -> None:
@@ -293,7 +294,7 @@ class Hub(Seating):
         oldest observer who is somebody else; anybody else is refused."""
         identity = seat.meter.session.identity
         is_own = (principal.tenant, principal.user_id) == (identity.tenant, identity.user_id)
-        if len(seat.service.observers) >= limits.OBSERVERS_PER_SESSION_MAX:
+        if len(seat.service.observers) >= server_limits.OBSERVERS_PER_SESSION_MAX:
             others = [observer for observer, own in seat.service.observers.items() if not own]
             if not is_own or not others:
                 raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets watch this session")

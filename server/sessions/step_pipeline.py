@@ -22,6 +22,7 @@ from protocol.metering.response_time import ResponseTime
 from protocol.metering.session import Identity, Session
 from protocol.metering.steps import Step
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server import limits as server_limits
 from server.counters.loading import Loader
 from server.counters.recall import are_minutes_unanswered, holders_silent, is_unanswered
 from server.runtime.clock import Clock
@@ -101,7 +102,9 @@ class Claims:
         self._schedule(shard)
 
     def _schedule(self, shard: object) -> None:
-        is_free = shard not in self._scheduled and self._sent[shard] < limits.CLAIM_PIPELINES_MAX
+        is_free = (
+            shard not in self._scheduled and self._sent[shard] < server_limits.CLAIM_PIPELINES_MAX
+        )
         if is_free and self._waiting.get(shard):
             self._scheduled.add(shard)
             asyncio.get_running_loop().call_soon(self._send, shard)
@@ -122,7 +125,7 @@ class Claims:
         waiting = self._waiting.pop(shard, [])
         if len(waiting) > storage_limits.CLAIMS_PER_PIPELINE_MAX:
             waiting = _in_turns(waiting)
-        while waiting and self._sent[shard] < limits.CLAIM_PIPELINES_MAX:
+        while waiting and self._sent[shard] < server_limits.CLAIM_PIPELINES_MAX:
             batch = waiting[: storage_limits.CLAIMS_PER_PIPELINE_MAX]
             del waiting[: len(batch)]
             by_node: dict[str, list[tuple[Claimant, Step]]] = {}
@@ -325,8 +328,8 @@ def _tell_unanswered(claimant: Claimant, error: ProtocolError, *, made: bool | N
 
 def retry_after_ms(failures: int) -> int:
     """How long to wait after so many attempts without an answer."""
-    doubled_ms = limits.CLAIM_RETRY_MS_MIN << min(failures - 1, 10)
-    return min(limits.CLAIM_RETRY_MS_MAX, doubled_ms)
+    doubled_ms = server_limits.CLAIM_RETRY_MS_MIN << min(failures - 1, 10)
+    return min(server_limits.CLAIM_RETRY_MS_MAX, doubled_ms)
 
 
 class Retries:

@@ -14,6 +14,7 @@ from protocol import limits
 from protocol.metering.meter import Meter
 from protocol.metering.snapshots import tick
 from protocol.wire.codec import tick_template
+from server import limits as server_limits
 from server.runtime.isolation import failed, isolated
 from server.runtime.timers import Timer
 from server.sessions.pending_requests import Member
@@ -59,7 +60,7 @@ class TickGroup:
         # The first one is due an interval after the join: joins are spread over time.
         self.phase_ms = now_ms % every_ms
         self.timer: Timer | None = None
-        self.spacing_ms = every_ms * service.speed * limits.TICK_SPACING_PERCENT // 100
+        self.spacing_ms = every_ms * service.speed * server_limits.TICK_SPACING_PERCENT // 100
         """Counted time that lies between two ticks at least, for timers that are late."""
         self.next_ms = service.meter.elapsed_at(now_ms) + self.spacing_ms
         """Counted time before which no tick is due."""
@@ -286,7 +287,7 @@ class Service:
         """Asks the sockets for a proof of life; or the processes that have some."""
         if self.meter.sockets:
             self.probe()
-        elif now_ms >= self._asked_at + limits.PROOF_ASKED_MS:
+        elif now_ms >= self._asked_at + server_limits.PROOF_ASKED_MS:
             self._asked_at = now_ms
             self.place.ask_elsewhere(self.meter.session.identity)
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 import structlog
 
-from protocol import limits
 from protocol.metering.records import Record, SessionStarted
 from protocol.metering.session import Identity, Session
 from protocol.metering.states import Phase
 from protocol.metering.steps import started_record
+from server import limits as server_limits
 
 log = structlog.get_logger()
 
@@ -94,7 +94,7 @@ class Unflushed:
         entries[entry_id] = kept
         if kept.session is not None:
             self._ends[kept.session.key] = kept
-        if self._count > limits.UNFLUSHED_ENTRIES_MAX:
+        if self._count > server_limits.UNFLUSHED_ENTRIES_MAX:
             self._drop(partition)
 
     def _drop(self, partition: int) -> None:

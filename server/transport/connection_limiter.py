@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.metrics import Metrics
 
 log = structlog.get_logger("taximeter.door")
@@ -56,15 +56,17 @@ class Door:
     """
 
     def __init__(
-        self, metrics: Metrics | None = None, connections_max: int = limits.DESCRIPTORS_WANTED
+        self,
+        metrics: Metrics | None = None,
+        connections_max: int = server_limits.DESCRIPTORS_WANTED,
     ) -> None:
         self.metrics = metrics or Metrics(with_process=False)
         self.connections_max = connections_max
-        self.head_s = limits.REQUEST_HEAD_MS / 1000
-        self.body_s = limits.REQUEST_BODY_MS / 1000
-        self.keep_alive_s = limits.KEEP_ALIVE_MS / 1000
-        self.drain_s = limits.SLOW_PEER_ABORT_MS / 1000
-        self.linger_s = limits.LINGER_MS / 1000
+        self.head_s = server_limits.REQUEST_HEAD_MS / 1000
+        self.body_s = server_limits.REQUEST_BODY_MS / 1000
+        self.keep_alive_s = server_limits.KEEP_ALIVE_MS / 1000
+        self.drain_s = server_limits.SLOW_PEER_ABORT_MS / 1000
+        self.linger_s = server_limits.LINGER_MS / 1000
         self.look_s = LOOK_S
         self.proxies: Any = None
         """Hosts that are believed about who stands behind them; set by the first guest."""
@@ -88,7 +90,7 @@ class Door:
         self.guests.add(guest)
         self._look_later()
         network = network_of(address)
-        crowded = self._by_network[network] >= limits.SOCKETS_PER_ADDRESS_MAX
+        crowded = self._by_network[network] >= server_limits.SOCKETS_PER_ADDRESS_MAX
         if crowded and not self.trusts(address):
             return "address"
         if self.count >= self.connections_max:
@@ -136,7 +138,7 @@ class Door:
         """
         if self.trusts(address) or address in self._reported:
             return
-        if len(self._reported) < limits.PROXIES_REPORTED_MAX:
+        if len(self._reported) < server_limits.PROXIES_REPORTED_MAX:
             self._reported.add(address)
             log.warning(
                 "forwarded_for_ignored",

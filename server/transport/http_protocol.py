@@ -33,7 +33,7 @@ from uvicorn.middleware.proxy_headers import _TrustedHosts
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from protocol import limits
+from server import limits as server_limits
 from server.transport.connection_limiter import Door, Entry
 from server.transport.websocket_protocol import BoundedWebSocket
 
@@ -195,7 +195,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(BAD)
         else:
             # The parser keeps a field for itself until it has the whole of it.
-            if self.in_head and self.fed_bytes > limits.REQUEST_HEAD_BYTES_MAX:
+            if self.in_head and self.fed_bytes > server_limits.REQUEST_HEAD_BYTES_MAX:
                 self._refuse(LARGE)
 
     def _parse(self, data: bytes) -> None:
@@ -236,7 +236,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        if len(self.pipeline) >= limits.REQUESTS_PIPELINED_MAX:
+        if len(self.pipeline) >= server_limits.REQUESTS_PIPELINED_MAX:
             raise _RefusedError(CROWDED)
         super().on_message_begin()
         if not self.is_new:
@@ -268,8 +268,8 @@ class BoundedHttp(HttpToolsProtocol):
     def _count_head(self, count: int) -> None:
         self.head_bytes += count
         if (
-            self.head_bytes > limits.REQUEST_HEAD_BYTES_MAX
-            or self.head_fields > limits.REQUEST_HEADERS_MAX
+            self.head_bytes > server_limits.REQUEST_HEAD_BYTES_MAX
+            or self.head_fields > server_limits.REQUEST_HEADERS_MAX
         ):
             raise _RefusedError(LARGE)
 
@@ -366,7 +366,7 @@ class BoundedHttp(HttpToolsProtocol):
                 f"Content-Length: {len(text)}\r\nConnection: close\r\n\r\n{text}"
             ).encode()
         )
-        if self.door.lingering > limits.LINGERING_MAX or not self.transport.can_write_eof():
+        if self.door.lingering > server_limits.LINGERING_MAX or not self.transport.can_write_eof():
             self.transport.close()
             return
         self.transport.write_eof()
@@ -383,7 +383,9 @@ def _bound_unsent(transport: asyncio.Transport) -> None:
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
         with contextlib.suppress(OSError):  # it may be gone already
-            connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, limits.WRITE_UNSENT_BYTES)
+            connection.setsockopt(
+                socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, server_limits.WRITE_UNSENT_BYTES
+            )
 
 
 class _RefusedError(Exception):

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from protocol import limits
 from protocol.wire.codec import encode
 from protocol.wire.errors import CloseCode
 from protocol.wire.messages import Reconnect
+from server import limits as server_limits
 from server.runtime.isolation import isolated
 from server.runtime.metrics import Metrics
 from server.transport.connection_limiter import network_of
@@ -52,7 +52,7 @@ class Sockets:
         together are counted at the :class:`~server.transport.connection_limiter.Door`.
         """
         network = network_of(address)
-        if self._by_network[network] >= limits.SOCKETS_PER_ADDRESS_MAX:
+        if self._by_network[network] >= server_limits.SOCKETS_PER_ADDRESS_MAX:
             return False
         self._by_network[network] += 1
         return True
@@ -84,7 +84,7 @@ class Sockets:
 
     def claim_user(self, user: str) -> bool:
         """Whether one more socket of a user fits; it is counted if so."""
-        if self._by_user[user] >= limits.SOCKETS_PER_USER_MAX:
+        if self._by_user[user] >= server_limits.SOCKETS_PER_USER_MAX:
             return False
         self._by_user[user] += 1
         return True
@@ -103,20 +103,20 @@ class Sockets:
     async def drain(self) -> None:
         """Sends every client away, each at an instant of its own choice, and closes what is
         left then. Until a client goes it is served, so it loses no time by the move."""
-        spread_ms = -(-len(self.connections) * 1000 // limits.DRAIN_SOCKETS_PER_SECOND)
-        after_ms = min(limits.DRAIN_SPREAD_MS, spread_ms)
+        spread_ms = -(-len(self.connections) * 1000 // server_limits.DRAIN_SOCKETS_PER_SECOND)
+        after_ms = min(server_limits.DRAIN_SPREAD_MS, spread_ms)
         frame = text_frame(encode(Reconnect(after_ms=after_ms)))
         await self._each(lambda connection: connection.send(frame))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout((after_ms + limits.DRAIN_LEFT_MS) / 1000):
+            async with asyncio.timeout((after_ms + server_limits.DRAIN_LEFT_MS) / 1000):
                 await self.gone()
         await self._each(lambda one: one.close(CloseCode.DRAINING, "this process stops"))
 
     async def _each(self, act: Callable[[Client], None]) -> None:
         """Does something to every socket, and lets others have their turn between batches."""
         connections = list(self.connections)
-        for first in range(0, len(connections), limits.DRAIN_BATCH_SOCKETS):
-            for connection in connections[first : first + limits.DRAIN_BATCH_SOCKETS]:
+        for first in range(0, len(connections), server_limits.DRAIN_BATCH_SOCKETS):
+            for connection in connections[first : first + server_limits.DRAIN_BATCH_SOCKETS]:
                 isolated("drain", act, connection)
             await asyncio.sleep(0)
 

@@ -20,15 +20,15 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 from websockets.http11 import Request
 
-from protocol.limits import (
-    MESSAGE_BYTES_MAX,
+from protocol.limits import MESSAGE_BYTES_MAX
+from protocol.wire.errors import CloseCode
+from server.limits import (
     PING_INTERVAL_MS,
     PONG_TIMEOUT_MS,
     SLOW_PEER_ABORT_MS,
     WRITE_BUFFER_CLOSE_BYTES,
     WRITE_BUFFER_SKIP_BYTES,
 )
-from protocol.wire.errors import CloseCode
 from server.transport.connection_limiter import Door
 from server.transport.frames import EMPTY_PING
 from server.transport.http_protocol import BoundedHttp

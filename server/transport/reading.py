@@ -11,7 +11,7 @@ from collections import deque
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.isolation import isolated
 
 
@@ -26,7 +26,7 @@ class Reading:
     """The sockets of one event loop that wait to be read."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, per_turn: int = limits.SOCKETS_PER_TURN
+        self, loop: asyncio.AbstractEventLoop, per_turn: int = server_limits.SOCKETS_PER_TURN
     ) -> None:
         self._loop = loop
         self._per_turn = per_turn

@@ -31,7 +31,8 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.protocol import State
 
-from protocol.limits import (
+from protocol.wire.errors import CloseCode
+from server.limits import (
     CONTROL_FRAMES_MAX,
     CONTROL_WINDOW_MS,
     FRAGMENTS_PER_MESSAGE_MAX,
@@ -40,7 +41,6 @@ from protocol.limits import (
     SLICE_BYTES,
     SLOW_PEER_ABORT_MS,
 )
-from protocol.wire.errors import CloseCode
 from server.transport.connection_limiter import Entry
 from server.transport.frames import FrameReader
 from server.transport.reading import reading_of

@@ -3,8 +3,8 @@
 import msgspec
 from starlette.requests import Request
 
-from protocol import limits
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.counters.calendars import calendar
 from server.counters.projections import Month, deciding_limit
 from server.process import Process
@@ -61,7 +61,7 @@ class Months:
             return self._remembered[key]
         self._remembered.pop(key, None)
         self._remembered[key] = found
-        if len(self._remembered) > limits.ACCOUNTS_CACHED_MAX:
+        if len(self._remembered) > server_limits.ACCOUNTS_CACHED_MAX:
             del self._remembered[next(iter(self._remembered))]
         return found
 

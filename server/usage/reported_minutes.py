@@ -40,6 +40,7 @@ from protocol.wire.errors import (
     RefusedError,
     ServiceError,
 )
+from server import limits as server_limits
 from server.access.principals import tenant_of
 from server.counters.calendars import calendar
 from server.counters.recall import are_minutes_unanswered, holders_silent
@@ -57,7 +58,7 @@ LATE_MS_MAX = 24 * 3_600_000
 """How old a minute may be that a client reports, who had no network for a while."""
 AHEAD_MS_MAX = 5 * MINUTE_MS
 """How far a client's clock may be ahead."""
-SILENCE_MS_MAX = limits.TRACKED_SILENCE_MS_MAX
+SILENCE_MS_MAX = server_limits.TRACKED_SILENCE_MS_MAX
 """A session of which no minute was heard for so long has ended."""
 ATTEMPTS_MAX = 8
 """Minutes of one session that arrive together, and what must be loaded for the first."""
@@ -335,7 +336,7 @@ class Trackers:
         key = session_key(identity.tenant, identity.session_id)
         if key in self._silent_at:
             self._silent_at[key] = until
-        elif len(self._silent_at) < limits.SILENCES_MAX:
+        elif len(self._silent_at) < server_limits.SILENCES_MAX:
             self._silent_at[key] = until
             self._wait(key, until)
 

@@ -16,7 +16,7 @@ import orjson
 IP_BIND_ADDRESS_NO_PORT = 24
 """Linux, ip(7); the socket module of Python 3.11 has no name for it."""
 SOCKETS_PER_ADDRESS = 2_000
-"""A server takes no more than ``limits.SOCKETS_PER_ADDRESS_MAX`` of one."""
+"""A server takes no more than ``server_limits.SOCKETS_PER_ADDRESS_MAX`` of one."""
 
 # As in the browser client.
 BACKOFF_FIRST_S = 0.5

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import jwt
 
-from protocol import limits
+from server import limits as server_limits
 from storage import limits as storage_limits
 from storage.redis.scripts import CONNECTIONS_MAX
 from tests.faults.processes import House, Process, open_house
@@ -239,7 +239,7 @@ class Run:
             reader, writer = connection
             cut += reader.at_eof() or reader.exception() is not None
             writer.close()
-        if cut < FLOOD - DESCRIPTORS + limits.DESCRIPTORS_RESERVED:
+        if cut < FLOOD - DESCRIPTORS + server_limits.DESCRIPTORS_RESERVED:
             self.report.problems.append(f"of the flood only {cut} were cut")
 
     async def slow(self) -> None:

@@ -13,10 +13,10 @@ import resource
 from pathlib import Path
 from typing import Any
 
-from protocol import limits
+from server import limits as server_limits
 
-limits.HEARTBEAT_PROOF_MS = 2_000  # type: ignore[misc]
-limits.TRACKED_SILENCE_MS_MAX = 2_000  # type: ignore[misc]
+server_limits.HEARTBEAT_PROOF_MS = 2_000  # type: ignore[misc]
+server_limits.TRACKED_SILENCE_MS_MAX = 2_000  # type: ignore[misc]
 
 from starlette.applications import Starlette  # noqa: E402 -- the limits come first
 from starlette.requests import Request  # noqa: E402

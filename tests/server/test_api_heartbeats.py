@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from protocol import limits
+from server import limits as server_limits
 from storage.redis.live import LiveError
 from tests.faults.processes import eventually
 from tests.fixtures.database import Connection
@@ -37,14 +38,14 @@ async def test_the_proof_of_a_heartbeat_ends(server: TestServer) -> None:
     await server.grant(10_000_000)
     token = server.token()
     await ask(server, "POST", PATH, token, json={"kind": "chat"})
-    advance(server, limits.HEARTBEAT_PROOF_MS + 5_000)
+    advance(server, server_limits.HEARTBEAT_PROOF_MS + 5_000)
 
     async def suspended() -> dict[str, Any] | None:
         found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
         return found if found["state"] == "suspended" else None
 
     snapshot = await eventually(suspended)
-    assert abs(snapshot["elapsed_ms"] - limits.HEARTBEAT_PROOF_MS) < 1_000
+    assert abs(snapshot["elapsed_ms"] - server_limits.HEARTBEAT_PROOF_MS) < 1_000
     back = (await ask(server, "POST", PATH, token)).json()
     assert back["state"] == "active"
 
@@ -90,8 +91,8 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
     """Its client was told that it failed, and may never come back."""
     await server.grant(10_000_000)
     token, live = server.token(), server.process.live
-    timeout_ms = limits.REQUEST_TIMEOUT_MS
-    monkeypatch.setattr(limits, "REQUEST_TIMEOUT_MS", 50)
+    timeout_ms = server_limits.REQUEST_TIMEOUT_MS
+    monkeypatch.setattr(server_limits, "REQUEST_TIMEOUT_MS", 50)
     real, go_on = live.commit, asyncio.Event()
 
     async def slow(*asked: Any, **options: Any) -> Any:
@@ -101,7 +102,7 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
     monkeypatch.setattr(live, "commit", slow)
     refused = await ask(server, "POST", PATH, token, json={"kind": "chat"})
     assert_problem(refused, 503, "unavailable")
-    monkeypatch.setattr(limits, "REQUEST_TIMEOUT_MS", timeout_ms)
+    monkeypatch.setattr(server_limits, "REQUEST_TIMEOUT_MS", timeout_ms)
     go_on.set()
     await settled(server)
     advance(server, 90_000)
@@ -132,7 +133,7 @@ async def test_a_heartbeat_that_is_refused_keeps_nothing_alive(
     monkeypatch.undo()
     advance(server, 5_000)
     await settled(server)
-    advance(server, limits.HEARTBEAT_PROOF_MS)
+    advance(server, server_limits.HEARTBEAT_PROOF_MS)
     await settled(server)
     found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
     assert found.get("state") in ("suspended", None)  # None: it has ended by then
@@ -207,11 +208,11 @@ async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestSe
     await ask(server, "POST", PATH, server.token())
     client.connection.transport.abort()
     await server.process.sockets.gone()
-    advance(server, limits.HEARTBEAT_PROOF_MS - 5_000)
+    advance(server, server_limits.HEARTBEAT_PROOF_MS - 5_000)
     await settled(server)
     found = (await ask(server, "GET", "/v1/sessions/chat-1", server.token())).json()
     assert found["state"] == "active"
-    assert found["elapsed_ms"] >= limits.HEARTBEAT_PROOF_MS - 5_000
+    assert found["elapsed_ms"] >= server_limits.HEARTBEAT_PROOF_MS - 5_000
 
 
 async def test_a_close_from_this_side_is_no_farewell(server: TestServer) -> None:

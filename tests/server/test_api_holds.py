@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from protocol import limits
+from server import limits as server_limits
 from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
 from tests.fixtures.database import Connection
@@ -162,7 +162,7 @@ async def test_a_hold_expires_by_itself(server: TestServer) -> None:
 
 async def test_a_hold_lasts_a_day_at_most(server: TestServer) -> None:
     hold = await opened(server, amount="1")
-    assert hold["expires_at"] == hold["created_at"] + limits.HOLD_MS_DEFAULT
+    assert hold["expires_at"] == hold["created_at"] + server_limits.HOLD_MS_DEFAULT
     await opened(server, "h2", amount="1", ttl_ms=24 * 3_600_000)
     for ttl_ms in (24 * 3_600_000 + 1, 0, -1, "60000", 1.5):
         refused = await post(server, HOLDS, "h3", {"amount": "1", "ttl_ms": ttl_ms})

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from protocol import limits
+from server import limits as server_limits
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem
 from tests.server.minutes import keep_off_month_ends, track
@@ -155,7 +155,7 @@ async def prepare(server: TestServer, **changes: Any) -> httpx.Response:
 async def test_a_preparation_expires_after_a_day(server: TestServer) -> None:
     now_ms = server.process.clock.now()
     expires_at = (await prepare(server)).json()["expires_at"]
-    assert 0 <= expires_at - now_ms - limits.PREPARED_SESSION_KEPT_MS < 60_000
+    assert 0 <= expires_at - now_ms - server_limits.PREPARED_SESSION_KEPT_MS < 60_000
     # The same again is the first one, if it names no end or the same.
     for changes in ({}, {"expires_at": expires_at}):
         again = await prepare(server, **changes)
@@ -169,7 +169,7 @@ async def test_an_end_that_is_none(server: TestServer, expires_at: object) -> No
     refused = await prepare(server, expires_at=expires_at)
     assert "expires_at" in assert_problem(refused, 400, "bad_message")["detail"]
     now_ms = server.process.clock.now()
-    for late_at in (now_ms - 1, now_ms + limits.PREPARED_SESSION_KEPT_MS_MAX + 60_000):
+    for late_at in (now_ms - 1, now_ms + server_limits.PREPARED_SESSION_KEPT_MS_MAX + 60_000):
         refused = await prepare(server, expires_at=late_at)
         assert "expires_at" in assert_problem(refused, 400, "bad_message")["detail"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.clock import ClusterClock
 from storage.audit import audit_live, audit_record
 from storage.postgres.records import UnavailableError
@@ -157,7 +157,7 @@ async def test_a_tier_may_do_an_operation_so_often_a_month(
     left_ms = problem["resets_at"] - server.process.clock.now()
     assert 0 < left_ms <= 31 * 86_400_000
     # The month's end is in the document; no client waits in its request for longer than an hour.
-    wait_ms = min(left_ms, limits.RETRY_AFTER_S_MAX * 1000)
+    wait_ms = min(left_ms, server_limits.RETRY_AFTER_S_MAX * 1000)
     assert abs(int(first.headers["retry-after"]) * 1000 - wait_ms) < 60_000
     await server.flush()
     # It is an answer like any other: the key stays refused, also in another month.

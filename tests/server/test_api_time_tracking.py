@@ -6,7 +6,7 @@ import httpx
 import msgspec
 import pytest
 
-from protocol import limits
+from server import limits as server_limits
 from storage.rows.sessions import SessionPrepared
 from tests.fixtures.engines import grow_cold
 from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
@@ -173,13 +173,13 @@ async def test_a_heartbeat_keeps_a_chat_alive(server: TestServer) -> None:
     assert row is not None
     assert row.session.identity.counterpart_id == "eva"
     for _ in range(3):
-        advance(server, limits.HEARTBEAT_PROOF_MS - 5_000)
+        advance(server, server_limits.HEARTBEAT_PROOF_MS - 5_000)
         alive = (await beat(server)).json()
         assert alive["state"] == "active"
     assert alive["duration"] >= 120
     assert alive["isPaidTime"] is True
     assert (await read(server))["duration"] >= alive["duration"]
-    advance(server, limits.HEARTBEAT_PROOF_MS + 1_000)
+    advance(server, server_limits.HEARTBEAT_PROOF_MS + 1_000)
     await settled(server)
     assert (await read(server))["state"] == "suspended"
 

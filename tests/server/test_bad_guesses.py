@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from protocol import limits
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import ErrorCode, PeerError
+from server import limits as server_limits
 from server.access.bad_guesses import Failures, SuspectChecks
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import advance, ask, assert_problem
@@ -20,7 +20,7 @@ async def test_only_bad_guesses_are_refused_as_too_many(server: TestServer) -> N
     advance(server, MINUTE_MS - server.process.clock.now() % MINUTE_MS)
     clock = server.process.clock
     start_at, clock.now = clock.now(), lambda: start_at  # type: ignore[method-assign]
-    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    budget = server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
     for _ in range(budget + 1):  # a request without credentials is no guess
         response = await ask(server, "GET", "/v1/accounts/ann", None)
         assert_problem(response, 401, "unauthenticated")
@@ -61,7 +61,7 @@ def fail(failures: Failures, address: str, times: int) -> None:
 def test_addresses_are_counted_each_for_itself_and_by_the_minute() -> None:
     clock = Stopped(10 * MINUTE_MS + 45_000)
     failures = Failures(clock)
-    fail(failures, "a", limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE)
+    fail(failures, "a", server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE)
     assert failures.wait_ms("a") == 15_000
     assert failures.wait_ms("b") == 0
     clock.now_ms += 15_000
@@ -70,23 +70,25 @@ def test_addresses_are_counted_each_for_itself_and_by_the_minute() -> None:
 
 def test_a_flood_from_everywhere_does_not_fill_the_memory() -> None:
     failures = Failures(Stopped(MINUTE_MS))
-    for number in range(limits.AUTH_FAILURE_ADDRESSES_MAX + 10):
+    for number in range(server_limits.AUTH_FAILURE_ADDRESSES_MAX + 10):
         fail(failures, f"address {number}", 1)
-    assert len(failures._counts) <= limits.AUTH_FAILURE_ADDRESSES_MAX + 1
+    assert len(failures._counts) <= server_limits.AUTH_FAILURE_ADDRESSES_MAX + 1
 
 
 async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> None:
     failures = Failures(Stopped(MINUTE_MS))
     failures._checks = checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()
-    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    budget = server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
     await asyncio.gather(*(guess(failures, authenticator, "bad") for _ in range(budget)))
     assert authenticator.checked == budget
     # From here on there is one check at a time, however many tokens arrive.
     waiting = [asyncio.create_task(guess(failures, authenticator, "bad")) for _ in range(1_000)]
     good = asyncio.create_task(guess(failures, authenticator, "good"))
     elsewhere = asyncio.create_task(guess(failures, authenticator, "good", "b"))
-    await asyncio.gather(*waiting[: -limits.SUSPECT_CHECKS_WAITING_MAX], return_exceptions=True)
+    await asyncio.gather(
+        *waiting[: -server_limits.SUSPECT_CHECKS_WAITING_MAX], return_exceptions=True
+    )
     assert authenticator.checked == budget + 2  # the first of them, and the one from elsewhere
     assert await elsewhere == "principal"
     # The newest has the next turn: its sender still waits.
@@ -96,7 +98,7 @@ async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> 
     assert await good == "principal"
     assert authenticator.checked == budget + 3
     assert sum(len(tokens) for tokens in checks._waiting.values()) < (
-        limits.SUSPECT_CHECKS_WAITING_MAX
+        server_limits.SUSPECT_CHECKS_WAITING_MAX
     )
     checks._timer.cancel()
     for task in waiting:
@@ -109,7 +111,7 @@ async def test_tokens_with_unknown_keys_keep_no_good_token_waiting() -> None:
     failures = Failures(Stopped(MINUTE_MS))
     failures._checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()
-    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    budget = server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
     flood = (guess(failures, authenticator, f"unknown {number}") for number in range(3 * budget))
     await asyncio.gather(*flood)
     users = (guess(failures, authenticator, f"good {number}") for number in range(1_000))
@@ -121,7 +123,7 @@ async def test_a_token_that_was_good_before_waits_behind_no_bad_signature() -> N
     failures._checks = checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()
     assert await guess(failures, authenticator, "good") == "principal"
-    budget = limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
+    budget = server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
     await asyncio.gather(*(guess(failures, authenticator, "bad") for _ in range(budget)))
     waiting = [asyncio.create_task(guess(failures, authenticator, "bad")) for _ in range(10)]
     await asyncio.sleep(0)
@@ -134,7 +136,7 @@ async def test_a_token_that_was_good_before_waits_behind_no_bad_signature() -> N
 
 
 def test_good_tokens_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "GOOD_TOKENS_REMEMBERED_MAX", 3)
+    monkeypatch.setattr(server_limits, "GOOD_TOKENS_REMEMBERED_MAX", 3)
     failures = Failures(Stopped(MINUTE_MS))
     for number in (1, 2, 3, 1, 4):
         failures._remember(str(number))

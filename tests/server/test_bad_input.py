@@ -14,6 +14,7 @@ import pytest
 
 from protocol import limits
 from protocol.metering.states import Phase
+from server import limits as server_limits
 from storage import limits as storage_limits
 from storage.redis.live import LiveError
 from storage.rows.sessions import SessionPrepared
@@ -26,7 +27,7 @@ async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Scene]:
     """A session with a bill. Requests are not counted here."""
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
     yield made
     await made.unharmed()
@@ -351,7 +352,7 @@ async def test_only_prepared_sessions_where_it_is_so_set(
 
 
 async def test_too_many_sessions_on_a_socket(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SESSIONS_PER_SOCKET_MAX", 1)
+    monkeypatch.setattr(server_limits, "SESSIONS_PER_SOCKET_MAX", 1)
     for type_ in ("start", "watch"):
         answer = await scene.client.ask(type_, kind="chat", session_id="one-more")
         assert (answer["code"], answer["retryable"]) == ("rate_limited", True)
@@ -361,8 +362,8 @@ async def test_too_many_sessions_on_a_socket(scene: Scene, monkeypatch: pytest.M
 
 
 async def test_too_many_sockets_of_a_session(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SOCKETS_PER_SESSION_MAX", 1)
-    monkeypatch.setattr(limits, "OBSERVERS_PER_SESSION_MAX", 0)
+    monkeypatch.setattr(server_limits, "SOCKETS_PER_SESSION_MAX", 1)
+    monkeypatch.setattr(server_limits, "OBSERVERS_PER_SESSION_MAX", 0)
     other = await scene.server.login()
     for type_ in ("start", "watch"):
         answer = await other.ask(type_, kind="call", session_id="bill-1")

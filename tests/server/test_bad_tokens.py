@@ -10,8 +10,8 @@ from typing import Any
 import jwt
 import pytest
 
-from protocol import limits
 from protocol.metering.terms import MINUTE_MS
+from server import limits as server_limits
 from tests.fixtures.server import API_KEY, SECRET, StartServer
 from tests.server.api import ask
 from tests.server.scenes import Scene, begin_scene, closed
@@ -89,7 +89,7 @@ async def test_bad_guesses_lock_nobody_out(scene: Scene, monkeypatch: pytest.Mon
     process = scene.server.process
     # The whole test lies in one minute, however slow the machine is.
     process.failures._clock = Stopped(MINUTE_MS)
-    monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 3)
+    monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 3)
     waiting = await scene.server.connect()
     # Tokens that have run out are not guesses, in any number.
     for _ in range(4):
@@ -139,7 +139,7 @@ async def test_a_socket_ends_with_its_token(scene: Scene) -> None:
 async def test_no_authentication_in_time_closes_4501(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "AUTH_TIMEOUT_MS", 1)
+    monkeypatch.setattr(server_limits, "AUTH_TIMEOUT_MS", 1)
     client = await scene.server.connect()
     assert await closed(client) == (4501, [])
 

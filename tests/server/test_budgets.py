@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from protocol import limits
 from protocol.wire.errors import PeerError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.access.rate_limits import UserMessages, UserStarts
 from tests.fixtures.server import StartServer
@@ -40,13 +40,13 @@ def hall(tmp_path: Path) -> Path:
 def test_each_user_has_a_budget_and_is_told_when_more_is_let_through() -> None:
     clock = Clock()
     starts = UserStarts(clock)
-    for _ in range(limits.STARTS_BURST):
+    for _ in range(server_limits.STARTS_BURST):
         starts.check(user("ann"))
     with pytest.raises(PeerError) as refused:
         starts.check(user("ann"))
     assert (refused.value.code, refused.value.retryable) == ("rate_limited", True)
     wait_ms = refused.value.retry_after_ms
-    assert wait_ms == 60_000 // limits.STARTS_PER_MINUTE
+    assert wait_ms == 60_000 // server_limits.STARTS_PER_MINUTE
     starts.check(user("bob"))
     clock.now_ms += wait_ms
     starts.check(user("ann"))
@@ -57,7 +57,7 @@ def test_each_user_has_a_budget_and_is_told_when_more_is_let_through() -> None:
 def test_users_that_are_silent_for_longest_are_forgotten_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "REQUEST_USERS_MAX", 10)
+    monkeypatch.setattr(server_limits, "REQUEST_USERS_MAX", 10)
     messages = UserMessages(Clock())
     for number in range(100):
         messages.check(user(f"user-{number}"))
@@ -72,8 +72,8 @@ def test_users_that_are_silent_for_longest_are_forgotten_first(
 async def test_messages_of_a_user_are_counted_over_all_sockets(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "USER_REQUESTS_BURST", 20)
-    monkeypatch.setattr(limits, "USER_REQUESTS_PER_SECOND", 0.001)
+    monkeypatch.setattr(server_limits, "USER_REQUESTS_BURST", 20)
+    monkeypatch.setattr(server_limits, "USER_REQUESTS_PER_SECOND", 0.001)
     server = await start_server()
     clients = [await server.login() for _ in range(4)]
     answers = [await client.ask("ping") for _ in range(6) for client in clients]
@@ -87,8 +87,8 @@ async def test_messages_of_a_user_are_counted_over_all_sockets(
 async def test_new_sessions_of_a_user_are_counted_however_they_are_started(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "STARTS_BURST", 3)
-    monkeypatch.setattr(limits, "STARTS_PER_MINUTE", 6)
+    monkeypatch.setattr(server_limits, "STARTS_BURST", 3)
+    monkeypatch.setattr(server_limits, "STARTS_PER_MINUTE", 6)
     server = await start_server()
     await server.grant(5 * CREDIT)
     one, two = await server.login(), await server.login()
@@ -150,7 +150,7 @@ async def test_the_live_sessions_of_a_kind_are_known_again_after_redis_lost_ever
     start_server: StartServer, hall: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("REQUESTS_BURST", "USER_REQUESTS_BURST", "STARTS_BURST"):
-        monkeypatch.setattr(limits, name, 10_000)
+        monkeypatch.setattr(server_limits, name, 10_000)
     server = await start_server(rates=hall)
     await server.grant(50 * CREDIT)
     client = await server.login()

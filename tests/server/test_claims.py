@@ -5,8 +5,8 @@ from typing import Any
 import jwt
 import pytest
 
-from protocol import limits
 from protocol.wire.errors import ErrorCode
+from server import limits as server_limits
 from server.access.claims import ExpiredTokenError
 from server.access.principals import Principal
 from server.access.tokens import mint_token
@@ -63,7 +63,7 @@ async def test_a_time_may_have_decimals() -> None:
 
 async def test_the_issuers_clock_may_be_a_little_off() -> None:
     checker = authenticator()
-    ahead, behind = limits.JWT_LEEWAY_MS // 1000, limits.JWT_EXPIRY_LEEWAY_MS // 1000
+    ahead, behind = server_limits.JWT_LEEWAY_MS // 1000, server_limits.JWT_EXPIRY_LEEWAY_MS // 1000
     assert ahead == 60
     assert (await checker.authenticate(token(exp=NOW - behind + 1))).user_id == "u1"
     assert (await checker.authenticate(token(exp=NOW + 600, nbf=NOW + ahead))).user_id == "u1"

@@ -9,6 +9,7 @@ import pytest
 
 from protocol import limits
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from storage import limits as storage_limits
 from storage.redis import scripts
 from storage.redis.keys import CLOCK, NODES
@@ -114,7 +115,7 @@ async def test_an_answer_across_a_step_is_not_taken(
 async def test_where_all_are_dead_time_is_that_of_redis_but_never_goes_back(
     start_server: StartServer, step_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "PRESENCE_BEAT_MS", 100)
+    monkeypatch.setattr(server_limits, "PRESENCE_BEAT_MS", 100)
     monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 400)
     one = await start_server()
     now_ms = one.process.clock.now()

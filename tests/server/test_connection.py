@@ -8,8 +8,8 @@ import socket
 import pytest
 from websockets.asyncio.client import connect
 
-from protocol import limits
 from protocol.metering.states import Phase
+from server import limits as server_limits
 from server.runtime.rate_card_file import load_rate_card
 from tests.fixtures.server import API_KEY, Client, TestServer
 from tests.server.api import ask, settled
@@ -373,7 +373,7 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
     first = await server.login(org="acme")
     await first.ask("start", kind="chat", session_id="chat-1")
     observers = []
-    for number in range(limits.OBSERVERS_PER_SESSION_MAX):
+    for number in range(server_limits.OBSERVERS_PER_SESSION_MAX):
         observer = await server.login(f"ops-{number}", org="acme", scope="ops")
         assert (await observer.ask("watch", session_id="chat-1"))["type"] == "session"
         observers.append(observer)
@@ -381,7 +381,7 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
     assert (await late.ask("watch", session_id="chat-1"))["code"] == "rate_limited"
     # Her own sockets have places of their own.
     own = [first]
-    for _ in range(limits.SOCKETS_PER_SESSION_MAX - 1):
+    for _ in range(server_limits.SOCKETS_PER_SESSION_MAX - 1):
         own.append(await server.login(org="acme"))
         joined = await own[-1].ask("start", kind="chat", session_id="chat-1")
         assert joined["type"] == "session"
@@ -400,7 +400,7 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
     seat = server.process.hub.seats["org:acme/chat-1"]
 
     async def left() -> bool:
-        return len(seat.service.observers) < limits.OBSERVERS_PER_SESSION_MAX
+        return len(seat.service.observers) < server_limits.OBSERVERS_PER_SESSION_MAX
 
     await eventually(left)
     assert (await late.ask("watch", session_id="chat-1"))["type"] == "session"
@@ -411,10 +411,10 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
 
 @pytest.mark.parametrize("who", ["user", "key", "operator"])
 async def test_a_full_session_is_stopped_over_http(server: TestServer, who: str) -> None:
-    clients = [await server.login() for _ in range(limits.SOCKETS_PER_SESSION_MAX)]
+    clients = [await server.login() for _ in range(server_limits.SOCKETS_PER_SESSION_MAX)]
     for client in clients:
         await client.ask("start", kind="chat", session_id="chat-1")
-    for number in range(limits.OBSERVERS_PER_SESSION_MAX):
+    for number in range(server_limits.OBSERVERS_PER_SESSION_MAX):
         observer = await server.login(f"ops-{number}", scope="ops")
         await observer.ask("watch", session_id="chat-1", user="ann")
     bearer = {"user": server.token(), "key": API_KEY, "operator": server.token("o", scope="ops")}

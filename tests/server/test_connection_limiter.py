@@ -3,7 +3,7 @@
 import pytest
 import structlog
 
-from protocol import limits
+from server import limits as server_limits
 from server.transport.connection_limiter import Door
 from tests.fixtures.server import StartServer
 from tests.server.api import ask
@@ -30,6 +30,6 @@ async def test_forwarded_for_of_an_untrusted_peer_is_logged_once(
 def test_untrusted_peers_are_named_up_to_a_number() -> None:
     door = Door()
     with structlog.testing.capture_logs() as logged:
-        for number in range(limits.PROXIES_REPORTED_MAX + 10):
+        for number in range(server_limits.PROXIES_REPORTED_MAX + 10):
             door.forwarded(f"10.0.0.{number}")
-    assert len(logged) == limits.PROXIES_REPORTED_MAX
+    assert len(logged) == server_limits.PROXIES_REPORTED_MAX

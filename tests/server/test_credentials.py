@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from protocol import limits
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server import limits as server_limits
 from server.access.credentials import Authenticator
 from server.access.issuer_keys import IssuerKeys
 from server.access.principals import Principal
@@ -279,21 +280,21 @@ async def test_unknown_keys_ask_the_issuer_a_bounded_number_of_times() -> None:
     issuer = Issuer()
     checker = issuer.authenticator
     await checker.prepare()
-    for number in range(limits.JWKS_MISSES_MAX):
+    for number in range(server_limits.JWKS_MISSES_MAX):
         await refused(issued(RSA, "RS256", f"unknown-{number}"), checker)
     # Until the issuer may be asked again, a key that is not known may merely be new.
     for number in range(20):
         with pytest.raises(ServiceError):
             await checker.authenticate(issued(RSA, "RS256", f"unknown-{number}"))
-    assert issuer.calls == 1 + limits.JWKS_MISSES_MAX
+    assert issuer.calls == 1 + server_limits.JWKS_MISSES_MAX
     issuer.jwks = [public_jwks()[0] | {"kid": "rotated"}]
-    issuer.now_ms += limits.JWKS_MISS_MS
+    issuer.now_ms += server_limits.JWKS_MISS_MS
     assert (await checker.authenticate(issued(RSA, "RS256", "rotated"))).user_id == "u1"
     with pytest.raises(ServiceError):
         await checker.authenticate(issued(RSA, "RS256", "rsa"))
-    issuer.now_ms += limits.JWKS_MISS_MS
+    issuer.now_ms += server_limits.JWKS_MISS_MS
     await refused(issued(RSA, "RS256", "rsa"), checker)
-    assert issuer.calls == 3 + limits.JWKS_MISSES_MAX
+    assert issuer.calls == 3 + server_limits.JWKS_MISSES_MAX
 
 
 async def test_unknown_keys_from_one_network_use_up_no_others_fetches() -> None:
@@ -303,10 +304,10 @@ async def test_unknown_keys_from_one_network_use_up_no_others_fetches() -> None:
     for number in range(50):
         with pytest.raises((PeerError, ServiceError)):
             await checker.authenticate(issued(RSA, "RS256", f"made-up-{number}"), None, "a")
-    assert issuer.calls == 1 + limits.JWKS_MISSES_PER_ADDRESS_MAX
+    assert issuer.calls == 1 + server_limits.JWKS_MISSES_PER_ADDRESS_MAX
     # A key that is known waits for no fetch, there neither.
     good = await checker.authenticate(issued(RSA, "RS256", "rsa"), None, "a")
-    assert (good.user_id, issuer.calls) == ("u1", 1 + limits.JWKS_MISSES_PER_ADDRESS_MAX)
+    assert (good.user_id, issuer.calls) == ("u1", 1 + server_limits.JWKS_MISSES_PER_ADDRESS_MAX)
     issuer.jwks = [public_jwks()[0] | {"kid": "rotated"}]
     assert (await checker.authenticate(issued(RSA, "RS256", "rotated"), None, "b")).user_id == "u1"
     # And once anybody has asked for it, it is known to all.
@@ -316,7 +317,7 @@ async def test_unknown_keys_from_one_network_use_up_no_others_fetches() -> None:
 async def test_networks_that_name_unknown_keys_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(limits, "AUTH_FAILURE_ADDRESSES_MAX", 3)
+    monkeypatch.setattr(server_limits, "AUTH_FAILURE_ADDRESSES_MAX", 3)
     issuer = Issuer()
     checker = issuer.authenticator
     await checker.prepare()
@@ -356,7 +357,7 @@ async def test_an_issuer_that_is_away_is_our_fault(error: Exception) -> None:
     assert caught.value.retryable
     assert issuer.calls == 2
     issuer.error = None
-    issuer.now_ms += limits.JWKS_MISS_MS
+    issuer.now_ms += server_limits.JWKS_MISS_MS
     assert (await checker.authenticate(issued(RSA, "RS256", "rsa"))).user_id == "u1"
 
 
@@ -365,7 +366,7 @@ async def test_known_keys_are_believed_while_the_issuer_is_away_for_a_day() -> N
     checker = issuer.authenticator
     await checker.prepare()
     issuer.error = OSError("away")
-    issuer.now_ms += limits.JWKS_STALE_MS_MAX
+    issuer.now_ms += server_limits.JWKS_STALE_MS_MAX
     assert not await issuer.keys.refresh()
     assert (await checker.authenticate(issued(RSA, "RS256", "rsa"))).user_id == "u1"
     issuer.now_ms += 1
@@ -381,7 +382,7 @@ async def test_the_keys_are_kept_fresh() -> None:
     with pytest.raises(EnoughError):
         await checker.run()
     # Away, away, back: asked soon, soon, and then once in a lifetime of keys.
-    miss, lifetime = limits.JWKS_MISS_MS / 1000, limits.JWKS_LIFETIME_MS / 1000
+    miss, lifetime = server_limits.JWKS_MISS_MS / 1000, server_limits.JWKS_LIFETIME_MS / 1000
     assert issuer.waits == [miss, miss, lifetime]
     assert issuer.calls == 4
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.wire.money import parse_credits
+from server import limits as server_limits
 from tests.fixtures.server import Client, StartServer
 from tests.server.api import advance, grant
 from tests.server.charging import card, post, spend
@@ -74,7 +74,7 @@ async def test_every_change_is_told_on_every_process(
     # it is a process without sockets that lives an hour later.)
     await there.flush()
     later = await start_server(rates=rates)
-    advance(later, 3_600_000 + limits.GRANT_EXPIRY_LATE_MS)
+    advance(later, 3_600_000 + server_limits.GRANT_EXPIRY_LATE_MS)
     assert await later.process.money.expiry.expire_grants() == 1
     await everybody_is_told("expire", None, f"expire:{made}:0", "-15.75", "0")
 

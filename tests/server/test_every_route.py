@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.routing import Mount, Route
 
-from protocol import limits
+from server import limits as server_limits
 from server.access.tokens import mint_token
 from server.hosting.app import create_app
 from server.http.openapi import operation_of
@@ -170,8 +170,8 @@ class Scene(NamedTuple):
 @pytest.fixture
 async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> Scene:
     """What ann has: credits, a chat, two holds, minutes of a recording, a limit."""
-    monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10**9)
+    monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10**9)
     server = await start_server()
     ann = server.token("ann", org="acme")
 

@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.metering.states import Event
 from protocol.rate_card import Package
 from protocol.wire.errors import BadMessageError, ServiceError
+from server import limits as server_limits
 from server.credits import expiry
 from server.runtime.rate_card_file import load_rate_card
 from storage.postgres.records import UnavailableError
@@ -46,7 +46,7 @@ async def test_what_is_left_of_a_grant_is_lost_when_it_expires(
     await grant(node, "g2", 5 * CREDIT)
     await spent(node.money, "s1", 2 * CREDIT)
     other = await cluster.node()
-    late = end + limits.GRANT_EXPIRY_LATE_MS
+    late = end + server_limits.GRANT_EXPIRY_LATE_MS
     await cluster.flush()
     cluster.clock.now_ms = late
     assert await node.money.expiry.expire_grants() == 0
@@ -68,10 +68,10 @@ async def test_what_is_left_of_a_grant_is_lost_when_it_expires(
 async def test_nothing_expires_while_older_records_wait(cluster: Cluster, node: Node) -> None:
     now_ms = cluster.clock.now()
     await grant(node, "g1", 5 * CREDIT, now_ms + 1)
-    cluster.clock.now_ms += limits.GRANT_EXPIRY_LATE_MS + 10
+    cluster.clock.now_ms += server_limits.GRANT_EXPIRY_LATE_MS + 10
     outbox = node.live.keys.outbox(node.live.keys.partition(TENANT))
     # Appended before the time was over; who knows what it used of the grant.
-    waiting = now_ms + limits.GRANT_EXPIRY_LATE_MS
+    waiting = now_ms + server_limits.GRANT_EXPIRY_LATE_MS
     entry_id: Any = await cluster.redis.xadd(outbox, {"r": b"[]", "t": waiting})
     assert await node.money.expiry.expire_grants() == 0
     await cluster.redis.xdel(outbox, entry_id)
@@ -87,7 +87,9 @@ async def test_a_grant_is_not_taken_from_under_a_session(cluster: Cluster, node:
     cluster.clock.now_ms += 1
     before = await cluster.account()
     # The end of the grant, as seen by a process that is ahead of the others.
-    node.money.clock = VirtualClock(cluster.clock.now_ms + limits.GRANT_EXPIRY_LATE_MS + 1_000)
+    node.money.clock = VirtualClock(
+        cluster.clock.now_ms + server_limits.GRANT_EXPIRY_LATE_MS + 1_000
+    )
     await cluster.flush()
     assert await node.money.expiry.expire_grants() == 1
     account = await cluster.account()
@@ -99,7 +101,7 @@ async def test_a_grant_is_not_taken_from_under_a_session(cluster: Cluster, node:
     assert stopped["receipt"]["elapsed_ms"] == 30_001
     await node.money.void(TENANT, "h1")
     await cluster.flush()
-    cluster.clock.now_ms += limits.GRANT_EXPIRY_LATE_MS
+    cluster.clock.now_ms += server_limits.GRANT_EXPIRY_LATE_MS
     assert await node.money.expiry.expire_grants() == 1
     assert (await cluster.account())["balance"] == 0
     await audited(cluster)
@@ -135,7 +137,7 @@ async def test_a_process_looks_for_what_is_over_and_outlives_faults(
     await grant(node, "g2", 5 * CREDIT)
     await held(node.money, "h1", CREDIT, ttl_ms=1_000)
     await cluster.flush()
-    cluster.clock.now_ms += limits.GRANT_EXPIRY_LATE_MS + 1
+    cluster.clock.now_ms += server_limits.GRANT_EXPIRY_LATE_MS + 1
     faults: list[Exception] = [LiveError("away"), UnavailableError("away"), ValueError("a bug")]
     holds_due = node.money.spending.holds_due
     is_over, is_resting = asyncio.Event(), asyncio.Event()

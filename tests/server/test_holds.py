@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import limits
 from protocol.wire.errors import PeerError, ServiceError
+from server import limits as server_limits
 from server.credits.money import Money
 from server.credits.outcomes import (
     Exceeds,
@@ -184,7 +184,7 @@ async def test_holds_outlive_redis(cluster: Cluster, node: Node) -> None:
         "h2", 2 * CREDIT, 9 * CREDIT, 7 * CREDIT, repeated=True
     )
     assert await node.money.expiry.expire_forgotten_holds() == 0
-    cluster.clock.now_ms += 60_000 + limits.HOLD_OVERDUE_MS + 1
+    cluster.clock.now_ms += 60_000 + server_limits.HOLD_OVERDUE_MS + 1
     assert await node.money.expiry.expire_holds() == 0
     assert await node.money.expiry.expire_forgotten_holds() == 1
     account = await cluster.account()

@@ -21,6 +21,7 @@ from websockets.frames import Frame, Opcode
 
 from protocol import limits
 from protocol.metering.states import Phase
+from server import limits as server_limits
 from server.transport.frames import text_frame
 from server.transport.push import PushProtocol
 from tests.fixtures.server import SECRET, StartServer, TestServer
@@ -146,8 +147,8 @@ def confusions(issuer: Issuer) -> dict[str, str]:
 async def test_a_token_does_not_say_how_it_is_checked(
     start_server: StartServer, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 1_000)
-    monkeypatch.setattr(limits, "JWKS_MISSES_PER_ADDRESS_MAX", limits.JWKS_MISSES_MAX)
+    monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 1_000)
+    monkeypatch.setattr(server_limits, "JWKS_MISSES_PER_ADDRESS_MAX", server_limits.JWKS_MISSES_MAX)
     server = await start_server(jwks_url=f"{issuer.url}/keys")
     for key, algorithm, kid in ((RSA, "RS256", "rsa"), (EC, "ES256", "ec")):
         client = await server.connect()
@@ -249,7 +250,7 @@ async def test_the_kernel_hides_little_of_what_a_peer_does_not_read(server: Test
 async def test_a_peer_that_stops_reading_is_cut_and_its_session_settled(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 100_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 100_000)
     monkeypatch.setattr(PushProtocol, "drain_timeout", 0.1)
     server = await start_server()
     await server.grant(100 * CREDIT)
@@ -278,8 +279,8 @@ async def test_a_peer_that_stops_reading_is_cut_and_its_session_settled(
             await asyncio.sleep(0)
     deaf.close()
     # What it did not read is bounded, and goes with it.
-    assert most > limits.WRITE_BUFFER_SKIP_BYTES
-    assert most <= limits.WRITE_BUFFER_CLOSE_BYTES + limits.MESSAGE_BYTES_MAX
+    assert most > server_limits.WRITE_BUFFER_SKIP_BYTES
+    assert most <= server_limits.WRITE_BUFFER_CLOSE_BYTES + limits.MESSAGE_BYTES_MAX
     await reaches(server, "deaf-1", Phase.SUSPENDED)
 
     async def alone() -> bool:

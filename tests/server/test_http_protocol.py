@@ -10,7 +10,7 @@ from uvicorn._types import ASGIReceiveCallable, ASGISendCallable
 from uvicorn.middleware.proxy_headers import _TrustedHosts
 from uvicorn.protocols.http import httptools_impl
 
-from protocol import limits
+from server import limits as server_limits
 from server.transport.connection_limiter import Door, network_of
 from server.transport.http_protocol import BoundedHttp
 from tests.server.peers import (
@@ -141,18 +141,18 @@ async def test_pipelined_requests_are_answered_in_order_up_to_a_number() -> None
         waiting = [b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(5_000)]
         peer = await served.peer(GET.replace(b"first", b"hold"))
         await until(lambda: served.asked)
-        await peer.write(b"".join(waiting[: limits.REQUESTS_PIPELINED_MAX]))
+        await peer.write(b"".join(waiting[: server_limits.REQUESTS_PIPELINED_MAX]))
         served.release.set()
-        for expected in ("/hold", *(f"/{n}" for n in range(limits.REQUESTS_PIPELINED_MAX))):
+        for expected in ("/hold", *(f"/{n}" for n in range(server_limits.REQUESTS_PIPELINED_MAX))):
             assert json.loads((await answer_of(peer))[1])["path"] == expected
 
         served.release.clear()
         peer = await served.peer(GET.replace(b"first", b"hold") + b"".join(waiting))
         await until(lambda: cuts(served, "pipelined"))
         served.release.set()
-        answers = [await status_of(peer) for _ in range(limits.REQUESTS_PIPELINED_MAX + 2)]
-        assert answers == [200] * (limits.REQUESTS_PIPELINED_MAX + 1) + [429]
-        assert f"/{limits.REQUESTS_PIPELINED_MAX}" not in served.asked
+        answers = [await status_of(peer) for _ in range(server_limits.REQUESTS_PIPELINED_MAX + 2)]
+        assert answers == [200] * (server_limits.REQUESTS_PIPELINED_MAX + 1) + [429]
+        assert f"/{server_limits.REQUESTS_PIPELINED_MAX}" not in served.asked
 
 
 @on_both_loops
@@ -256,7 +256,7 @@ async def test_body_arrives_with_offered_upgrade() -> None:
 async def test_offered_upgrades_are_pipelined() -> None:
     async with echoing() as served:
         one = [POST + offer + rest for offer in OFFERS.values() for rest in bodies(b"ab").values()]
-        several = one[: limits.REQUESTS_PIPELINED_MAX - 1]
+        several = one[: server_limits.REQUESTS_PIPELINED_MAX - 1]
         peer = await served.peer(b"".join(several) + GET.replace(b"first", b"last"))
         for _ in several:
             assert json.loads((await answer_of(peer))[1])["body"] == 2
@@ -283,7 +283,7 @@ async def test_refusals_hold_with_offered_upgrade() -> None:
                     peer = await served.peer(POST + offer + sent[len(POST) :] + EVIL)
                     assert (name, await status_of(peer)) == (name, 400)
                     peer.close()
-            peer = await served.peer(POST + offer + b"X: y\r\n" * limits.REQUEST_HEADERS_MAX)
+            peer = await served.peer(POST + offer + b"X: y\r\n" * server_limits.REQUEST_HEADERS_MAX)
             assert await status_of(peer) == 431
             peer = await served.peer(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n")
             assert await status_of(peer) == 400
@@ -407,7 +407,7 @@ async def test_a_refusal_is_not_overtaken_by_a_reset() -> None:
 
 @on_both_loops
 async def test_a_head_is_bounded_however_it_is_long() -> None:
-    fields = b"".join(b"X-%d: y\r\n" % n for n in range(limits.REQUEST_HEADERS_MAX + 1))
+    fields = b"".join(b"X-%d: y\r\n" % n for n in range(server_limits.REQUEST_HEADERS_MAX + 1))
     line = b"X: " + b"y" * 1_000 + b"\r\n"
     endless = {
         "target": b"GET /" + b"a" * 200_000,
@@ -423,7 +423,9 @@ async def test_a_head_is_bounded_however_it_is_long() -> None:
             assert (name, await status_of(peer)) == (name, 431)
             assert await ends(peer)
         assert served.asked == ["/first"]  # the one with the trailers, whose body was empty
-        longest = GET[:-2] + b"X: " + b"y" * (limits.REQUEST_HEAD_BYTES_MAX - 100) + b"\r\n\r\n"
+        longest = (
+            GET[:-2] + b"X: " + b"y" * (server_limits.REQUEST_HEAD_BYTES_MAX - 100) + b"\r\n\r\n"
+        )
         peer = await served.peer(longest)
         assert await status_of(peer) == 200
 
@@ -559,9 +561,9 @@ async def test_refused_connections_that_stay_are_few() -> None:
     door.connections_max = 1
     async with echoing(door) as served:
         await served.pair()
-        peers = [await served.peer() for _ in range(limits.LINGERING_MAX + 10)]
+        peers = [await served.peer() for _ in range(server_limits.LINGERING_MAX + 10)]
         await until(lambda: cuts(served, "full") == len(peers))
-        await until(lambda: len(door.guests) == limits.LINGERING_MAX)
+        await until(lambda: len(door.guests) == server_limits.LINGERING_MAX)
         for peer in peers:
             assert await status_of(peer) == 503
             peer.close()
@@ -573,8 +575,8 @@ async def test_refused_connections_that_stay_are_few() -> None:
 async def test_one_address_does_not_take_every_place() -> None:
     async with echoing() as served:
         served.door.proxies = ()
-        kept = limits.SOCKETS_PER_ADDRESS_MAX
-        limits.SOCKETS_PER_ADDRESS_MAX = 2  # type: ignore[misc]
+        kept = server_limits.SOCKETS_PER_ADDRESS_MAX
+        server_limits.SOCKETS_PER_ADDRESS_MAX = 2  # type: ignore[misc]
         try:
             first, _ = await served.peer(GET), await served.peer(GET)
             assert await status_of(await served.peer(GET)) == 503
@@ -586,7 +588,7 @@ async def test_one_address_does_not_take_every_place() -> None:
             served.door.proxies = _TrustedHosts("127.0.0.1")
             assert await status_of(await served.peer(GET)) == 200
         finally:
-            limits.SOCKETS_PER_ADDRESS_MAX = kept  # type: ignore[misc]
+            server_limits.SOCKETS_PER_ADDRESS_MAX = kept  # type: ignore[misc]
 
 
 def test_a_host_is_counted_by_its_network() -> None:

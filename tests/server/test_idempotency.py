@@ -7,7 +7,6 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protocol import limits
 from protocol.wire.errors import (
     BadMessageError,
     ErrorCode,
@@ -16,6 +15,7 @@ from protocol.wire.errors import (
     RefusedError,
     ServiceError,
 )
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.http.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
 from server.http.problems import Problem
@@ -125,7 +125,7 @@ def test_a_key_that_is_none_is_refused(keys: tuple[str, ...]) -> None:
 
 
 def test_the_longest_key_is_one() -> None:
-    assert deed("x" * limits.IDEMPOTENCY_KEY_CHARACTERS_MAX).key
+    assert deed("x" * server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX).key
 
 
 # --- Once --------------------------------------------------------------------------
@@ -260,8 +260,8 @@ async def test_work_ends_before_it_is_taken_over(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes so late must not charge under a key that has been refused meanwhile."""
-    assert limits.IDEMPOTENT_WORK_MS < TAKEOVER_MS
-    monkeypatch.setattr(limits, "IDEMPOTENT_WORK_MS", 1)
+    assert server_limits.IDEMPOTENT_WORK_MS < TAKEOVER_MS
+    monkeypatch.setattr(server_limits, "IDEMPOTENT_WORK_MS", 1)
 
     async def stuck() -> Response:
         await asyncio.Event().wait()

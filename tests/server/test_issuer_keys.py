@@ -14,8 +14,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from protocol import limits
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.access.issuer_keys import IssuerKeys
 from server.access.key_set import KeySetError, _WithinSite, fetch_with, parse_key_set
 from tests.server.test_credentials import EC, RSA, authenticator, issued, public_jwks, refused
@@ -108,7 +108,7 @@ async def test_keys_with_one_id_are_all_tried() -> None:
             jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key())
         )
         | {"kid": "ec"}
-        for _ in range(limits.JWKS_SAME_ID_MAX)
+        for _ in range(server_limits.JWKS_SAME_ID_MAX)
     ]
     good = public_jwks()[1] | {"kid": "ec"}
     for jwks, is_good in (
@@ -187,7 +187,7 @@ def test_absurd_keys_are_skipped_and_good_ones_found() -> None:
                 assert key.key_id is None or isinstance(key.key_id, str)
     # And no more than a number of them are looked at.
     many = parse_key_set(json.dumps({"keys": good[1:2] * 1_000}).encode())
-    assert len(many) == limits.JWKS_KEYS_MAX
+    assert len(many) == server_limits.JWKS_KEYS_MAX
 
 
 # --- Over HTTP --------------------------------------------------------------------------
@@ -311,7 +311,7 @@ def drip(handler: http.server.BaseHTTPRequestHandler, head: bytes) -> None:
     ids=["status", "head", "body", "chunks"],
 )  # fmt: skip
 def test_a_peer_that_drips_is_cut(site: Site, head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "JWKS_TIMEOUT_MS", 200)
+    monkeypatch.setattr(server_limits, "JWKS_TIMEOUT_MS", 200)
     site.paths = {"/keys": lambda handler: drip(handler, head)}
     with pytest.raises(KeySetError):
         fetch_with(f"{site.url}/keys")()

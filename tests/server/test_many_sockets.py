@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from protocol import limits
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Step
+from server import limits as server_limits
 from server.runtime.metrics import Metrics
 from server.runtime.rate_card_file import load_rate_card
 from server.transport.open_sockets import Sockets
@@ -39,7 +40,7 @@ async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Scene]:
     """A session with a bill, which what happens to other sockets must not change."""
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
     yield made
     await made.unharmed()
@@ -231,13 +232,13 @@ async def test_a_draining_process_sends_its_clients_elsewhere(start_server: Star
 async def test_reconnect_says_how_far_to_spread(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "DRAIN_SOCKETS_PER_SECOND", 4)
-    monkeypatch.setattr(limits, "DRAIN_LEFT_MS", 0)
+    monkeypatch.setattr(server_limits, "DRAIN_SOCKETS_PER_SECOND", 4)
+    monkeypatch.setattr(server_limits, "DRAIN_LEFT_MS", 0)
     client, other = await server.login(), await server.login()
     await server.process.drain()
     for one in (client, other):
         assert (await one.until("reconnect"))["after_ms"] == 500
-    monkeypatch.setattr(limits, "DRAIN_SPREAD_MS", 10)
+    monkeypatch.setattr(server_limits, "DRAIN_SPREAD_MS", 10)
     server.process.draining = False
     third = await server.login()
     await server.process.drain()
@@ -286,8 +287,8 @@ async def test_a_storm_of_clients_is_served(server: TestServer) -> None:
 async def test_a_flood_is_rate_limited_and_then_closed(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10)
-    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 0)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10)
+    monkeypatch.setattr(server_limits, "REQUESTS_PER_SECOND", 0)
     client = await scene.server.login()
     for number in range(9):
         assert (await client.ask("ping"))["type"] == "pong", number
@@ -295,14 +296,14 @@ async def test_a_flood_is_rate_limited_and_then_closed(
     assert (limited["code"], limited["retryable"]) == ("rate_limited", True)
     await client.connection.send("not JSON, and too often")
     assert (await client.receive())["code"] == "rate_limited"
-    for _ in range(limits.REFUSALS_PER_SOCKET_MAX - 1):
+    for _ in range(server_limits.REFUSALS_PER_SOCKET_MAX - 1):
         await client.send("stop", session_id="bill-1")
     code, types = await closed(client)
     assert code == 4502
     assert set(types) == {"error"}
-    assert len(types) == limits.REFUSALS_PER_SOCKET_MAX - 2
+    assert len(types) == server_limits.REFUSALS_PER_SOCKET_MAX - 2
     # The one who behaves beside it is served as before.
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
 
 
 async def test_a_socket_that_slows_down_is_forgiven(
@@ -310,20 +311,20 @@ async def test_a_socket_that_slows_down_is_forgiven(
 ) -> None:
     client = await scene.server.login("bob")
     bucket = connection_of(scene.server, "bob")._bucket
-    bucket.refused = limits.REFUSALS_PER_SOCKET_MAX
+    bucket.refused = server_limits.REFUSALS_PER_SOCKET_MAX
     bucket._tokens = 0.0
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 2)
-    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 10_000_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 2)
+    monkeypatch.setattr(server_limits, "REQUESTS_PER_SECOND", 10_000_000)
     bucket._at -= 1_000
     assert (await client.ask("ping"))["type"] == "pong"
     assert bucket.refused == 0
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
 
 
 async def test_too_many_sockets_of_a_user_are_4503(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "SOCKETS_PER_USER_MAX", 2)
+    monkeypatch.setattr(server_limits, "SOCKETS_PER_USER_MAX", 2)
     server = scene.server
     second = await server.login()
     third = await server.connect()
@@ -342,7 +343,7 @@ async def test_too_many_sockets_of_a_user_are_4503(
 async def test_too_many_sockets_of_an_address_are_refused(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "SOCKETS_PER_ADDRESS_MAX", 1)
+    monkeypatch.setattr(server_limits, "SOCKETS_PER_ADDRESS_MAX", 1)
     with pytest.raises(InvalidStatus) as refused:
         await scene.server.connect()
     assert refused.value.response.status_code == 503
@@ -420,7 +421,7 @@ async def test_more_sockets_than_descriptors_are_refused(scene: Scene) -> None:
 
 
 def test_sockets_are_counted_before_they_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SOCKETS_PER_ADDRESS_MAX", 1)
+    monkeypatch.setattr(server_limits, "SOCKETS_PER_ADDRESS_MAX", 1)
     sockets = Sockets(Metrics(with_process=False))
     assert sockets.admit("1.1.1.1")
     assert not sockets.admit("1.1.1.1")

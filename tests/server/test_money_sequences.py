@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.metering.states import Event
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.credits.money import Money
 from server.credits.outcomes import Held
 from storage.audit import audit_live, audit_record
@@ -87,7 +87,7 @@ class Story:
             account,
             hold_id=hold_id,
             micros=self.amount(),
-            ttl_ms=self.random.choice((1_000, 60_000, limits.HOLD_MS_MAX)),
+            ttl_ms=self.random.choice((1_000, 60_000, server_limits.HOLD_MS_MAX)),
             operation=self.random.choice((None, "voice_creation")),
         )
         if not isinstance(answer, Held):
@@ -196,7 +196,7 @@ async def test_everything_adds_up_after_every_step(cluster: Cluster, seed: int) 
         if session_id in browser.seats:
             await browser.request(session_id, Event.STOP)
     await cluster.flush()
-    cluster.clock.now_ms += limits.HOLD_MS_MAX + limits.GRANT_EXPIRY_LATE_MS
+    cluster.clock.now_ms += server_limits.HOLD_MS_MAX + server_limits.GRANT_EXPIRY_LATE_MS
     await story.expire()
     await story.expire()
     await story.check()

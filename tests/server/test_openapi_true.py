@@ -16,7 +16,7 @@ import pytest
 import schemathesis
 from schemathesis.engine import events, from_schema
 
-from protocol import limits
+from server import limits as server_limits
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import ask, grant
 
@@ -121,8 +121,8 @@ async def test_the_document_is_true(
     server: TestServer, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What it asks is many times what an address or a user may ask in a minute.
-    monkeypatch.setattr(limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10**9)
+    monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10**9)
     await grant(server, "5", "k1")
     started = {"kind": "chat"}
     await ask(server, "POST", "/v1/sessions/chat-1/heartbeat", server.token(), json=started)

@@ -8,7 +8,7 @@ import pytest
 import structlog
 from websockets.exceptions import InvalidStatus
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.metrics import Metrics
 from server.runtime.origins import Origins, parse_entry, reached
 from server.runtime.settings import ConfigurationError, load_settings
@@ -222,10 +222,10 @@ async def test_a_refused_origin_is_counted_and_logged_once(server: TestServer) -
 def test_a_flood_of_origins_does_not_fill_the_log() -> None:
     door = origins()
     with structlog.testing.capture_logs() as logged:
-        for number in range(limits.ORIGINS_REPORTED_MAX + 10):
+        for number in range(server_limits.ORIGINS_REPORTED_MAX + 10):
             door.refused(f"https://evil-{number}.example" + "x" * 10_000, "h")
             door.refused(chr(0x202E) + chr(27) + "[31m", "h")
-    assert len(logged) == limits.ORIGINS_REPORTED_MAX
+    assert len(logged) == server_limits.ORIGINS_REPORTED_MAX
     for line in logged:
         assert line["origin"].isascii()
-        assert len(line["origin"]) <= 2 * limits.ORIGIN_CHARACTERS_SHOWN
+        assert len(line["origin"]) <= 2 * server_limits.ORIGIN_CHARACTERS_SHOWN

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from protocol import limits
 from protocol.metering.states import Phase
+from server import limits as server_limits
 from server.runtime.stall_detector import Pulse
 from tests.fixtures.server import TestServer
 from tests.server.api import advance
@@ -20,7 +20,7 @@ async def test_what_is_read_after_a_standstill_proves_what_was_before() -> None:
     pulse = Pulse(clock, lambda: thaws.append(clock.now()))
     pulse.start()
     awake_at = clock.now()
-    clock.now_ms += limits.STOOD_STILL_MS
+    clock.now_ms += server_limits.STOOD_STILL_MS
     assert pulse.proof_at(clock.now()) == clock.now()
     clock.now_ms = awake_at + STOOD_MS
     # Whether the sockets are read before the timer fires or after, it is the same.
@@ -82,8 +82,8 @@ async def test_who_left_while_the_process_stood_still_does_not_pay_for_that(
     await reaches(server, "chat-1", Phase.SUSPENDED)
     standing = (await found(server, "chat-1")).session.standing
     assert standing.lost_at is not None
-    assert abs(standing.lost_at - awake_at) < limits.STOOD_STILL_MS
-    assert standing.elapsed_ms < limits.STOOD_STILL_MS
+    assert abs(standing.lost_at - awake_at) < server_limits.STOOD_STILL_MS
+    assert standing.elapsed_ms < server_limits.STOOD_STILL_MS
 
 
 async def test_who_stayed_proves_it_anew(server: TestServer) -> None:

@@ -13,11 +13,8 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from protocol.limits import (
-    MESSAGE_BYTES_MAX,
-    WRITE_BUFFER_CLOSE_BYTES,
-    WRITE_BUFFER_SKIP_BYTES,
-)
+from protocol.limits import MESSAGE_BYTES_MAX
+from server.limits import WRITE_BUFFER_CLOSE_BYTES, WRITE_BUFFER_SKIP_BYTES
 from server.transport.frames import EMPTY_PING, FrameReader, text_frame
 from server.transport.push import EXTENSION, PushProtocol, uvicorn_options
 from server.transport.websocket_protocol import BoundedWebSocket

@@ -2,9 +2,9 @@
 
 import pytest
 
-from protocol import limits
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import PeerError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.access.rate_limits import UserRequests
 from tests.fixtures.server import TestServer
@@ -15,8 +15,8 @@ from tests.server.test_bad_guesses import Stopped
 async def test_a_user_who_asks_too_much_is_told_to_wait(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 3)
-    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 0)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 3)
+    monkeypatch.setattr(server_limits, "REQUESTS_PER_SECOND", 0)
     token = server.token()
     for _ in range(3):
         assert (await ask(server, "GET", "/v1/accounts/ann", token)).status_code == 200
@@ -33,14 +33,14 @@ async def test_a_user_who_asks_too_much_is_told_to_wait(
         assert (
             await ask(server, "GET", "/v1/accounts/ann", server.token("op", scope="ops"))
         ).is_success
-    monkeypatch.setattr(limits, "REQUESTS_PER_SECOND", 10_000_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_PER_SECOND", 10_000_000)
     advance(server, 1_000)
     assert (await ask(server, "GET", "/v1/accounts/ann", token)).status_code == 200
 
 
 def test_users_who_ask_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "REQUEST_USERS_MAX", 2)
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 1)
+    monkeypatch.setattr(server_limits, "REQUEST_USERS_MAX", 2)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 1)
     requests = UserRequests(Stopped(MINUTE_MS))
     ann, bob, eve = (Principal("user", user_id=name, tenant="t") for name in ("ann", "bob", "eve"))
     requests.check(ann)

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from protocol import limits
+from server import limits as server_limits
 from tests.fixtures.server import TestServer
 from tests.server.api import ask, assert_problem
 
@@ -27,12 +27,14 @@ async def test_body_counts_with_offered_upgrade(
     changed = await put(b'{"monthly_hours_limit": 5}')
     assert (changed.status_code, changed.json()["monthly_minutes_limit"]) == (200, 300)
     assert (await ask(server, "GET", "/v1/orgs/acme")).json()["monthly_minutes_limit"] == 300
-    assert_problem(await put(b'{"tier":"' + b"x" * limits.BODY_BYTES_MAX), 413, "bad_message")
+    assert_problem(
+        await put(b'{"tier":"' + b"x" * server_limits.BODY_BYTES_MAX), 413, "bad_message"
+    )
     assert_problem(await put(b""), 400, "bad_message")
 
 
 async def test_a_body_without_end_is_read_no_further_than_its_bound(server: TestServer) -> None:
-    body = b'{"tier":"' + b"x" * limits.BODY_BYTES_MAX + b'"}'
+    body = b'{"tier":"' + b"x" * server_limits.BODY_BYTES_MAX + b'"}'
     problem = assert_problem(
         await ask(server, "PUT", "/v1/orgs/acme", content=body), 413, "bad_message"
     )

@@ -11,13 +11,14 @@ from protocol import limits
 from protocol.metering.effects import Reply
 from protocol.metering.steps import Step
 from protocol.wire.errors import ProtocolError
+from server import limits as server_limits
 from server.runtime.metrics import Metrics
 from server.sessions.step_pipeline import Claims
 from storage import limits as storage_limits
 from storage.redis.live import LiveError, Outcome
 from tests.simulation.cluster import VirtualClock
 
-AT_ONCE = limits.CLAIM_PIPELINES_MAX * storage_limits.CLAIMS_PER_PIPELINE_MAX
+AT_ONCE = server_limits.CLAIM_PIPELINES_MAX * storage_limits.CLAIMS_PER_PIPELINE_MAX
 
 
 def step_of(account_id: str) -> Step:
@@ -88,7 +89,7 @@ async def test_redis_is_asked_for_no_more_than_it_does_in_time() -> None:
     await turns()
     assert redis.steps == AT_ONCE
     assert max(redis.batches) == storage_limits.CLAIMS_PER_PIPELINE_MAX
-    assert claims.waiting == 100 + limits.CLAIM_PIPELINES_MAX
+    assert claims.waiting == 100 + server_limits.CLAIM_PIPELINES_MAX
     redis.answering.set()
     await claims.idle()
     assert all(len(seat.heard) == 1 for seat in seats)
@@ -140,4 +141,4 @@ async def test_a_neighbour_hears_before_all_of_a_crowd_have_heard(failing: bool)
     redis.answering.set()
     await claims.idle()
     assert len(heard) == limits.LIVE_SESSIONS_PER_ACCOUNT_MAX + 1
-    assert heard.index("bob") <= 2 * limits.UNITS_PER_TURN
+    assert heard.index("bob") <= 2 * server_limits.UNITS_PER_TURN

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from protocol import limits
 from protocol.metering.states import Phase
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.recovery.sweeper import Sweeper
 from server.runtime.rate_card_file import load_rate_card
 from storage.redis.keys import NODES
@@ -95,7 +95,7 @@ async def test_one_session_that_cannot_be_swept_holds_up_no_other(
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beats follow each other at once."""
-    monkeypatch.setattr(limits, "PRESENCE_BEAT_MS", 1)
+    monkeypatch.setattr(server_limits, "PRESENCE_BEAT_MS", 1)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -2,7 +2,7 @@
 
 import random
 
-from protocol import limits
+from server import limits as server_limits
 from server.runtime.timers import Timer, Timers, Wheel
 
 
@@ -51,7 +51,7 @@ def test_what_was_cancelled_long_before_its_time_does_not_stay() -> None:
     kept = [timers.deadline(10**12 + n, nothing) for n in range(100)]
     for number in range(50_000):
         timers.deadline(10**12 + number % 7_000, nothing).cancel()
-        assert timers._deadlines._size <= 2 * limits.TIMERS_CANCELLED_MAX + len(kept)
+        assert timers._deadlines._size <= 2 * server_limits.TIMERS_CANCELLED_MAX + len(kept)
     assert sum(1 for _ in timers._deadlines) == timers._deadlines._size
     assert {timer for timer in timers._deadlines if not timer.is_cancelled} == set(kept)
     assert len(timers._deadlines._order) == len(timers._deadlines._buckets)
@@ -60,7 +60,7 @@ def test_what_was_cancelled_long_before_its_time_does_not_stay() -> None:
 def test_whatever_is_cancelled_the_others_fire_in_their_order() -> None:
     rng = random.Random(4)
     wheel, expected = Wheel(), []
-    for _ in range(3 * limits.TIMERS_CANCELLED_MAX):
+    for _ in range(3 * server_limits.TIMERS_CANCELLED_MAX):
         timer = Timer(rng.randrange(5_000), nothing)
         wheel.add(timer)
         if rng.random() < 0.9:
@@ -81,15 +81,15 @@ def test_hundreds_of_ticks_of_one_millisecond_share_turns() -> None:
         timers.tick(5, lambda _: fired.append("tick"))
     gone = timers.tick(5, lambda _: fired.append("gone"))
     timers.run_due(5)
-    assert len(fired) == limits.TICKS_PER_TURN_MAX
+    assert len(fired) == server_limits.TICKS_PER_TURN_MAX
     gone.cancel()
     timers.deadline(6, lambda _: fired.append("deadline"))
     assert timers.next_at == 5
     timers.run_due(6)
-    assert fired[limits.TICKS_PER_TURN_MAX] == "deadline"
-    for _ in range(1_000 // limits.TICKS_PER_TURN_MAX):
+    assert fired[server_limits.TICKS_PER_TURN_MAX] == "deadline"
+    for _ in range(1_000 // server_limits.TICKS_PER_TURN_MAX):
         before = len(fired)
         timers.run_due(6)
-        assert len(fired) <= before + limits.TICKS_PER_TURN_MAX
+        assert len(fired) <= before + server_limits.TICKS_PER_TURN_MAX
     assert fired.count("tick") == 1_000
     assert "gone" not in fired

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from protocol import limits
 from protocol.metering.states import Phase
+from server import limits as server_limits
 from server.runtime.timers import Timers
 from server.runtime.turns import Turns
 from tests.fixtures.server import StartServer, TestServer
@@ -141,7 +141,7 @@ def test_deadlines_of_one_owner_delay_no_other_owners() -> None:
     timers.deadline(5, lambda _: fired.append("ann"), "ann")
     timers.tick(5, lambda _: fired.append("tick"))
     timers.run_due(5)
-    assert len(fired) <= limits.TICKS_PER_TURN_MAX // limits.DEADLINE_TICKS
+    assert len(fired) <= server_limits.TICKS_PER_TURN_MAX // server_limits.DEADLINE_TICKS
     assert fired[:2] == ["big", "ann"]
     assert timers.next_at == 5, "the rest is due now"
     for _ in range(200):
@@ -167,7 +167,7 @@ async def test_sessions_of_one_account_that_go_together_are_looked_at_in_parts(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each message of the account concerned every session of it: thousands of projections."""
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     server, client = await crowded(start_server)
     hub, changes, parts = server.process.hub, Counted(), Counted()
     part = hub.part
@@ -193,15 +193,15 @@ async def test_sessions_of_one_account_that_go_together_are_looked_at_in_parts(
     await eventually(are_suspended)
     await hub.idle()
     assert sum(parts.turns) == SESSIONS
-    assert max(parts.turns) <= 2 * limits.UNITS_PER_TURN
-    assert max(changes.turns) <= 2 * limits.UNITS_PER_TURN
+    assert max(parts.turns) <= 2 * server_limits.UNITS_PER_TURN
+    assert max(changes.turns) <= 2 * server_limits.UNITS_PER_TURN
     assert sum(changes.turns) <= SESSIONS * SESSIONS / 4
 
 
 async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "REQUESTS_BURST", 10_000)
+    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     server, _ = await crowded(start_server)
     hub, refreshed = server.process.hub, Counted()
     monkeypatch.setattr(hub.news, "_refresh", lambda *_: refreshed.note())
@@ -209,7 +209,7 @@ async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
         hub.news.limits_changed("user:ann", "adjusted")
     hub.news.limits_changed("user:bob", "adjusted")
     await hub.idle()
-    assert max(refreshed.turns) <= 2 * limits.UNITS_PER_TURN
+    assert max(refreshed.turns) <= 2 * server_limits.UNITS_PER_TURN
     # Once for those told before it began, once for those told after.
     assert SESSIONS <= sum(refreshed.turns) <= 2 * SESSIONS
 
@@ -232,4 +232,4 @@ async def test_a_credit_is_told_to_many_sockets_in_parts(
         return sum(told.turns) >= 200  # for whatever else is told of the account too
 
     await eventually(are_told)
-    assert max(told.turns) <= 2 * limits.UNITS_PER_TURN
+    assert max(told.turns) <= 2 * server_limits.UNITS_PER_TURN

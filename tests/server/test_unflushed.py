@@ -2,9 +2,9 @@
 
 import pytest
 
-from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.metering.steps import started_record
+from server import limits as server_limits
 from server.sessions.unflushed import Unflushed
 from tests.protocol.examples import session_of
 
@@ -38,7 +38,7 @@ def test_what_was_appended_again_has_its_new_name() -> None:
 
 
 def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "UNFLUSHED_ENTRIES_MAX", 3)
+    monkeypatch.setattr(server_limits, "UNFLUSHED_ENTRIES_MAX", 3)
     unflushed = Unflushed()
     for number in range(5):
         unflushed.keep(0, f"{number}-0", [RECORD])

@@ -7,11 +7,11 @@ from typing import cast
 from starlette.datastructures import Headers
 from websockets.frames import Close, Frame, Opcode
 
-from protocol.limits import (
+from protocol.limits import MESSAGE_BYTES_MAX
+from server.limits import (
     CONTROL_FRAMES_MAX,
     FRAGMENTS_PER_MESSAGE_MAX,
     INBOX_MESSAGES_MAX,
-    MESSAGE_BYTES_MAX,
     SLICE_BYTES,
     SOCKETS_PER_TURN,
 )

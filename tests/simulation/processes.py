@@ -24,6 +24,7 @@ import server.recovery.membership
 from protocol import limits
 from protocol.metering.states import Event
 from protocol.rate_card import RateCard
+from server import limits as server_limits
 from server.process import Process
 from server.runtime.metrics import Metrics
 from server.runtime.settings import Settings
@@ -71,7 +72,9 @@ def paced() -> Iterator[None]:
     with ExitStack() as stack:
         for (module, name), value in PACES.items():
             stack.enter_context(mock.patch.object(module, name, value))
-        stack.enter_context(mock.patch.object(limits, "PRESENCE_BEAT_MS", limits.PRESENCE_BEAT_MS))
+        stack.enter_context(
+            mock.patch.object(server_limits, "PRESENCE_BEAT_MS", server_limits.PRESENCE_BEAT_MS)
+        )
         stack.enter_context(
             mock.patch.object(
                 server.recovery.membership,

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire import messages
 from protocol.wire.errors import RefusedError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.access.rate_limits import UserStarts
 from server.gateway.heartbeats import Heartbeats
@@ -79,12 +79,12 @@ async def test_a_session_that_lives_by_heartbeats_alone(
         await cluster.advance(30_000)
         assert (await phone.beat()).elapsed_ms == number * 30_000
     # The phone goes silent. What it proved last is billed, and the grace is not.
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     await cluster.flush()
     row = await cluster.records.session("user:ann", "chat-1")
     assert row is not None
     assert (row.state, row.reason) == ("ended", "disconnected")
-    assert row.elapsed_ms == 120_000 + limits.HEARTBEAT_PROOF_MS
+    assert row.elapsed_ms == 120_000 + server_limits.HEARTBEAT_PROOF_MS
     assert await recorded(cluster, connection) == (4, 195, 2_250_000)
 
 
@@ -127,7 +127,7 @@ async def test_a_page_that_loses_its_socket_goes_on_by_heartbeats_and_back(
     session = await back.start("chat-1", CHAT)
     assert (session["state"], session["elapsed_ms"]) == ("active", 120_000)
     # The last heartbeat's proof ends while the socket lives: nothing is lost with it.
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + 45_000)
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + 45_000)
     assert back.seats["chat-1"].meter.phase == "active"
     stopped = await back.request("chat-1", Event.STOP)
     assert stopped["receipt"]["elapsed_ms"] == 240_000
@@ -152,7 +152,7 @@ async def test_a_heartbeat_ends_the_grace_of_a_socket_that_was_cut(
     await cluster.advance(20_000)
     session = await phone.beat(start=None)
     assert session.elapsed_ms == 90_000
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     assert await recorded(cluster, connection) == (3, 165, 1_750_000)
 
 
@@ -193,7 +193,7 @@ async def test_a_farewell_ends_the_proof_of_a_heartbeat(
     await phone.beat(desk)
     await cluster.advance(30_000)
     await say_farewell(browser, how)
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     assert await ended_at(cluster, connection) == 30_000
 
 
@@ -214,7 +214,7 @@ async def test_a_farewell_ends_the_proof_though_another_socket_stays(
     other.cut()
     await cluster.advance(20_000)
     await other.close()
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     assert await ended_at(cluster, connection) == 30_000  # its last pong
 
 
@@ -239,8 +239,8 @@ async def test_a_farewell_ends_no_other_socket_and_no_later_heartbeat(
     await cluster.advance(20_000)
     await here.close()
     await there.close()
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
-    assert await ended_at(cluster, connection) == 20_000 + limits.HEARTBEAT_PROOF_MS
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    assert await ended_at(cluster, connection) == 20_000 + server_limits.HEARTBEAT_PROOF_MS
 
 
 async def test_a_farewell_while_the_first_heartbeat_waits_for_its_answer(
@@ -268,7 +268,7 @@ async def test_a_farewell_while_the_first_heartbeat_waits_for_its_answer(
     await asyncio.sleep(0)
     go_on.set()
     await asyncio.gather(beat, joined, closed, return_exceptions=True)
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     assert await ended_at(cluster, connection) == 0
 
 

@@ -9,9 +9,9 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from protocol import limits
 from protocol.metering.states import Event, Phase
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.counters.plans import apply_member, apply_organization
 from server.credits.outcomes import Limited, Spent
 from storage import limits as storage_limits
@@ -367,7 +367,7 @@ async def test_what_cannot_be_put_back_is_tried_less_often_and_holds_up_nothing(
     # The other one is there at once, and asked after once more when all have come back.
     assert questions.asserted.count(f"of-{rich}") <= 5
     assert questions.read <= 3
-    await cluster.advance(limits.CLAIM_RETRY_MS_MAX)
+    await cluster.advance(server_limits.CLAIM_RETRY_MS_MAX)
     await cluster.beat()
     key = KEYS.session(f"user:{poor}", f"of-{poor}")
     assert await cluster.redis.exists(key)

@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.credits.outcomes import Posted, Spent
 from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
@@ -83,7 +83,7 @@ async def test_what_was_applied_is_remembered_as_long_as_the_account(
     await cluster.redis.pexpire(applied, 60_000)  # the account was loaded a day ago
     await cluster.grant(CREDIT)
     ttl_ms = await cluster.redis.pttl(applied)
-    assert not 0 <= ttl_ms <= limits.RECOVERED_ENTRIES_MS
+    assert not 0 <= ttl_ms <= server_limits.RECOVERED_ENTRIES_MS
 
 
 async def test_a_spend_that_was_taken_from_the_ledger_is_not_taken_again(

@@ -11,6 +11,7 @@ from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.metering.states import Event, Phase
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.sessions.pending_requests import Ticket
 from storage import limits as storage_limits
@@ -111,7 +112,7 @@ async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     assert (await cluster.account())["balance"] == 8_500_000
     await audited(cluster)
     for _ in range(6):
-        await cluster.advance(limits.RECOVERED_ENTRIES_MS // 2)
+        await cluster.advance(server_limits.RECOVERED_ENTRIES_MS // 2)
         await cluster.beat()
     assert len(node.hub.unflushed) == 0
     left_ms = await cluster.redis.pttl(KEYS.session(ANN.tenant, "s1"))

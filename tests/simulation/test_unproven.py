@@ -13,6 +13,7 @@ import pytest
 from protocol import limits
 from protocol.metering.states import Event
 from protocol.wire.errors import ProtocolError
+from server import limits as server_limits
 from server.access.principals import Principal
 from server.runtime.rate_card_file import load_rate_card
 from server.sessions.pending_requests import Ticket
@@ -52,13 +53,13 @@ class Cheat(Browser):
 
     def _ping(self) -> None:
         # The server's keepalive, and what it does about silence (server/transport/keepalive.py).
-        at = self.node.clock.now() + limits.PING_INTERVAL_MS
+        at = self.node.clock.now() + server_limits.PING_INTERVAL_MS
         self.node.timers.deadline(at, self._asked)
 
     def _asked(self, now_ms: int) -> None:
         if not self.is_cut:
             self.probe()
-            at = now_ms + limits.PONG_TIMEOUT_MS
+            at = now_ms + server_limits.PONG_TIMEOUT_MS
             self.node.timers.deadline(at, lambda _: self._judged(now_ms))
 
     def _judged(self, asked_at: int) -> None:
@@ -284,7 +285,7 @@ async def test_service_without_proof_is_a_tenth_at_most(
 
 async def billed(cluster: Cluster, connection: Connection) -> int:
     """The time that is billed in the end, of all sessions."""
-    await cluster.advance(limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms + 5_000)
+    await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms + 5_000)
     await cluster.flush()
     rows = await connection.fetch("SELECT state, elapsed_ms FROM sessions")
     assert {row["state"] for row in rows} <= {"ended"}

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 from redis.exceptions import NoScriptError
 
 import server.recovery.membership
-from protocol import limits
 from protocol.metering.steps import Step
+from server import limits as server_limits
 from server.runtime.settings import Settings
 from storage.redis.keys import NODES
 from storage.redis.live import _outcome
@@ -170,7 +170,7 @@ class Cluster:
     def _pace(self, *, brisk: bool) -> None:
         self._is_brisk = brisk
         beat_ms, beats = (1_000, 60) if brisk else (CALM_BEAT_MS, 1)
-        setattr(limits, "PRESENCE_BEAT_MS", beat_ms)  # noqa: B010
+        setattr(server_limits, "PRESENCE_BEAT_MS", beat_ms)  # noqa: B010
         setattr(server.recovery.membership, "RECONCILE_BEATS", beats)  # noqa: B010
 
     # --- Processes -----------------------------------------------------------------------

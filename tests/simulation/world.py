@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 
-from protocol import limits
 from protocol.metering.projection import MonthProjection
 from protocol.metering.session import Identity
 from protocol.metering.states import Event
@@ -21,6 +20,7 @@ from protocol.metering.steps import Step
 from protocol.metering.terms import Terms
 from protocol.wire import messages
 from protocol.wire.errors import ProtocolError, ServiceError
+from server import limits as server_limits
 from server.gateway.preparations import SessionExistsError, prepare
 from server.gateway.session_start import join_or_start
 from server.sessions.local_session import Seat
@@ -344,7 +344,7 @@ class World:
             counterpart_id="advisor",
             kind=terms.kind,
             terms=msgspec.structs.replace(terms, price_micros=2 * terms.price_micros),
-            expires_at=self.now + limits.PREPARED_SESSION_KEPT_MS,
+            expires_at=self.now + server_limits.PREPARED_SESSION_KEPT_MS,
         )
         with contextlib.suppress(SessionExistsError, ProtocolError, LiveError, UnavailableError):
             found, _ = await prepare(backend.process, wanted, True)

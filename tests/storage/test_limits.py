@@ -19,7 +19,7 @@ def test_every_number_is_positive() -> None:
 @pytest.mark.parametrize(
     ("text", "broken"),
     [
-        ("RECOVERY_MS: Final = 3_000", "RECOVERY_MS: Final = 6_000"),
+        ("DATABASE_TIMEOUT_MS: Final = 10_000", "DATABASE_TIMEOUT_MS: Final = 60_000"),
         ("FLUSH_BLOCK_MS: Final = 5_000", "FLUSH_BLOCK_MS: Final = 50_000"),
         ("FLUSH_WRITES_AT_ONCE: Final = 4", "FLUSH_WRITES_AT_ONCE: Final = 10"),
     ],
