@@ -462,7 +462,7 @@ class Position:
             self._doubt = None
         self.course = Course(session, self.uncovered_ms, self.response_ms)
         if is_opened and self.course.claim_ms is not None:
-            # Each claim is answered alike until the holders answer: so long each time waits.
+            # Until the holders answer, each claim is answered alike: the next one waits.
             paced_ms = standing.elapsed_ms + limits.RECALL_WAIT_MS * self.course.speed
             self.course.claim_ms = max(self.course.claim_ms, paced_ms)
         self._may_get_ms = 0

@@ -212,7 +212,7 @@ class Seating:
             if any(session_id not in served for session_id in account.projection.lines):
                 are_silent = await self.claims.are_holders_silent(identity, served)
         except LiveError:
-            return  # nobody knows
+            return  # not known
         finally:
             seats = self._looking.pop(account)
         self.turns.run(account, self._tell_of_holders(seats, are_silent=are_silent))

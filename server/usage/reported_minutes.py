@@ -7,9 +7,8 @@ other: it has a receipt, it can be stopped, and a browser that learns to open a 
 goes on where the old one stopped. Its position is the end of its last minute, and minutes
 before that are whole ones, as they are billed.
 
-What is counted is the client's word. So only kinds that count minutes and cost nothing
-are taken: credits move on what the server has measured. Time that the server meters is
-not taken twice either, whoever reports it.
+What is counted is the client's word. So only kinds that count minutes and cost nothing are
+taken: credits move on what the server has measured, and time that it meters is taken once.
 """
 
 import asyncio
