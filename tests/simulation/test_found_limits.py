@@ -366,3 +366,28 @@ def test_what_a_session_used_before_it_stopped_is_not_left_for_it(place: Laborat
         mix=world_of(61411, 0)[1],
     )  # fmt: skip
     assert outcome.failure is None
+
+
+def test_a_cap_is_recorded_once_redis_answers_in_time(place: Laboratory) -> None:
+    """A session stops at its cap while every answer of Redis is late: its clients hear of that
+    at once, and its record follows (seed 70137)."""
+    clients = run(
+        place,
+        pay("cat9", 1_000_000),
+        start("s1", kind="chat"),
+        start("s2", kind="capped"),
+        wait(29.999),
+        pay("cat9", 500_000, "more"),
+        wait(42.344),
+        act("slow_redis", delays=[5_000], ms=90_000),
+        wait(29.999),
+        wait(90),
+        wait(60),
+    )
+    (receipt,) = [
+        message["receipt"]
+        for client in clients
+        for message in client.messages
+        if message["type"] == "stopped" and message["session_id"] == "s2"
+    ]
+    assert receipt["elapsed_ms"] <= 100_000
