@@ -59,11 +59,10 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
             best = sample
         if look.beats != last.beats and is_steady:
             late_ms = look.beaten_redis_ms - look.believed_redis_ms
-            if abs(late_ms) <= PROMPT_MS:
+            if -PROMPT_MS <= late_ms <= LATE_MS:
                 ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
-                break
-            if 0 < late_ms <= LATE_MS:
-                ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
+                if late_ms <= PROMPT_MS:
+                    break
             elif ahead_ms is None or behind_ms:
                 # Redis was stepped: how long this beat was on its way is unknown.
                 told_ms = look.beaten_redis_ms - look.beaten_at

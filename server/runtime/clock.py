@@ -92,13 +92,11 @@ class ClusterClock:
         """Sets the clock by what Redis said, whose clock is ``ahead_ms`` of cluster time; less
         by ``behind_ms`` at most, where nobody could say it better."""
         self._behind_ms = behind_ms
-        cluster_ms = sample.redis_ms - ahead_ms
-        redis_ms = sample.redis_ms
-        self._offset_ms = cluster_ms - sample.middle_ms
+        self._offset_ms = sample.redis_ms - ahead_ms - sample.middle_ms
         self._unsure_ms = sample.round_trip_ms / 2
         self._newest_ms = 0
-        self._redis_ahead_ms = redis_ms - cluster_ms
-        self.stepped_ms = _step(self._redis_ahead_ms)
+        self._redis_ahead_ms = ahead_ms
+        self.stepped_ms = _step(ahead_ms)
 
     def observe(self, redis_ms: float, sent_at: float) -> None:
         """Redis said ``redis_ms`` just now, to what was asked at ``sent_at``."""

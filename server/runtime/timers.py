@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterator
 from server import limits as server_limits
 from server.runtime.clock import Clock, ClusterClock
 from server.runtime.isolation import isolated
+from server.runtime.round_robin import RoundRobin
 
 
 class Timer:
@@ -123,8 +124,8 @@ class Timers:
         self.clock = clock
         self._deadlines = Wheel()
         self._ticks = Wheel()
-        self._due: dict[Hashable, deque[Timer]] = {}
-        """Deadlines that have come, by their owner. Whose turn it is comes first."""
+        self._due = RoundRobin[Timer]()
+        """Deadlines that have come, by their owner."""
         self._due_ticks: deque[Timer] = deque()
         """Ticks whose millisecond has come, and which no turn had room for yet."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -164,7 +165,7 @@ class Timers:
     def next_at(self) -> int | None:
         """The instant of the earliest timer."""
         found = [at for at in (self._deadlines.next_at, self._ticks.next_at) if at is not None]
-        found += [queue[0].at for queue in self._due.values()]
+        found += [timer.at for timer in self._due.heads()]
         found += [timer.at for timer in itertools.islice(self._due_ticks, 1)]
         return min(found) if found else None
 
@@ -175,7 +176,7 @@ class Timers:
         while left > 0:
             while due := self._deadlines.pop_due(now_ms):
                 for timer in due:
-                    self._due.setdefault(timer.owner, deque()).append(timer)
+                    self._due.append(timer.owner, timer)
             if self._due:
                 left -= server_limits.DEADLINE_TICKS * self._fire_one(now_ms)
                 continue
@@ -187,11 +188,7 @@ class Timers:
 
     def _fire_one(self, now_ms: int) -> bool:
         """Fires a deadline of the owner whose turn it is; False: it was cancelled meanwhile."""
-        owner = next(iter(self._due))
-        queue = self._due.pop(owner)
-        timer = queue.popleft()
-        if queue:
-            self._due[owner] = queue
+        timer = self._due.popleft()
         is_live = not timer.is_cancelled
         isolated("timer", timer.fire, now_ms)
         return is_live

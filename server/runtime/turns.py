@@ -16,6 +16,7 @@ from collections.abc import Hashable, Iterator
 
 from server import limits as server_limits
 from server.runtime.isolation import failed
+from server.runtime.round_robin import RoundRobin
 
 Work = Iterator[object]
 """Does one unit each time it is asked for the next."""
@@ -29,8 +30,8 @@ class Turns:
         self._left = units_per_turn
         self._queues: dict[Hashable, deque[Work]] = {}
         """Work by its customer. Whose turn it is comes first."""
-        self._waiting: dict[Hashable, deque[asyncio.Future[None]]] = {}
-        """Tasks by their customer, in the same order."""
+        self._waiting = RoundRobin[asyncio.Future[None]]()
+        """Tasks by their customer."""
         self._is_working = False
         self._is_due = False
 
@@ -52,7 +53,7 @@ class Turns:
             self._spend()
             return
         waiting = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(customer, deque()).append(waiting)
+        self._waiting.append(customer, waiting)
         self._come_back()
         await waiting
 
@@ -77,21 +78,13 @@ class Turns:
         for _ in range(self._units_per_turn // 2 if self._queues else self._units_per_turn):
             if not self._waiting:
                 break
-            waiting = self._next_waiting()
+            waiting = self._waiting.popleft()
             if not waiting.done():
                 self._spend()
                 waiting.set_result(None)
         self._work()
         if self.busy:
             self._come_back()
-
-    def _next_waiting(self) -> "asyncio.Future[None]":
-        customer = next(iter(self._waiting))
-        waiting = self._waiting.pop(customer)
-        first = waiting.popleft()
-        if waiting:
-            self._waiting[customer] = waiting
-        return first
 
     def _work(self) -> None:
         self._is_working = True
