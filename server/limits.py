@@ -38,7 +38,7 @@ WRITE_BUFFER_SKIP_BYTES: Final = 64 * 1024  # DESIGN: above it ticks are skipped
 WRITE_UNSENT_BYTES: Final = 16 * 1024
 """What the kernel takes of a connection beyond what its peer has room for."""
 WRITE_BUFFER_CLOSE_BYTES: Final = 1024 * 1024  # DESIGN: above it 4001
-# A peer that reads nothing never empties the buffer, so close() would wait for ever:
+# A peer that reads nothing never empties the buffer, so close() would wait without end:
 # the transport is aborted this long after it paused or the close was sent.
 SLOW_PEER_ABORT_MS: Final = 5_000
 # One socket carries an application's open chats, not a fleet: what a snapshot each
@@ -60,9 +60,9 @@ REQUEST_BODY_MS: Final = 30_000
 RETRY_AFTER_S_MAX: Final = 3_600
 """The longest that `Retry-After` says: what is due later is in the document."""
 KEEP_ALIVE_MS: Final = 5_000
-"""A connection that asks nothing is kept open for so long after an answer."""
+"""Idle keep-alive timeout, after an answer."""
 LINGER_MS: Final = 2_000
-"""A connection that was refused is read for so long, so that no reset overtakes the answer."""
+"""Time that a refused connection is still read, so that no reset overtakes the answer."""
 LINGERING_MAX: Final = 64
 """Refused connections that are read at a time; with more, the others are closed at once."""
 REQUESTS_PIPELINED_MAX: Final = 8
@@ -118,12 +118,12 @@ CONTROL_FRAMES_MAX: Final = 256
 """Pings and pongs of one peer in ``CONTROL_WINDOW_MS``; it owes us one pong or a few."""
 CONTROL_WINDOW_MS: Final = 10_000
 DRAIN_SPREAD_MS: Final = 10_000
-"""Sockets of a draining process come back spread over so long, at most."""
+"""Longest time over which a draining process spreads the return of its sockets."""
 # Starting a socket and joining its session takes a process a millisecond; few clients need
 # not wait for each other.
 DRAIN_SOCKETS_PER_SECOND: Final = 500
 DRAIN_LEFT_MS: Final = 2_000
-"""Sockets that have not gone by themselves so long after that are closed."""
+"""Time after that in which sockets may go by themselves, before they are closed."""
 DRAIN_BATCH_SOCKETS: Final = 256
 """Sockets told to reconnect between two looks at the clock."""
 SETTLE_MS: Final = 5_000
@@ -133,14 +133,14 @@ REQUESTS_LEFT_MS: Final = 5_000
 WORKERS_MAX: Final = 64
 """Processes of one ``web --workers``: more cores than these have a proxy in front."""
 WORKER_STOP_MS: Final = 35_000
-"""A process that has not stopped so long after it was told to is killed."""
+"""Time in which a process must stop when asked to, before it is killed."""
 WORKER_RESTART_MS_MIN: Final = 100
 WORKER_RESTART_MS_MAX: Final = 10_000
-"""A process that died is started again after so long, doubling between the two."""
+"""Delay before a process that died is started again, doubling between the two."""
 WORKER_PROVEN_MS: Final = 30_000
-"""One that lived for so long has proved itself: the doubling begins anew."""
+"""Life of a process after which the doubling begins anew."""
 VITALS_KEPT_MS: Final = 1_000
-"""What a process stands on is measured once in so long for `/readyz` and `/metrics`."""
+"""Age up to which `/readyz` and `/metrics` share one look at Redis and Postgres."""
 SESSIONS_COUNTED_PER_TURN: Final = 512
 """Sessions counted for a scrape before others have their turn: a fifth of a millisecond."""
 SCRAPES_MAX: Final = 16
@@ -150,7 +150,7 @@ STOOD_STILL_MS: Final = 1_000
 """A process that did nothing for longer than this takes nothing that waited in its sockets
 for a proof of life of now. A turn of its loop takes some 10 ms."""
 SWEEP_BATCH_SESSIONS: Final = 256
-"""Detached in one atomic step of a sweep: Redis serves nobody else meanwhile."""
+"""Detached in one atomic step of a sweep: Redis serves no other command meanwhile."""
 # What a request over HTTP waits for a session's step: longer than a claim and its repetition.
 REQUEST_TIMEOUT_MS: Final = 5_000
 HEARTBEAT_SESSIONS_MAX: Final = 65_536
@@ -164,14 +164,14 @@ UNCOVERED_MS_MAX: Final = 3_600_000
 """An hour of debt without Redis is more than anyone should want to collect."""
 CLAIM_RETRY_MS_MIN: Final = 100
 CLAIM_RETRY_MS_MAX: Final = 2_000
-"""Claims that failed are made again after so long, doubling between the two."""
+"""Delay before a claim that failed is made again, doubling between the two."""
 CLAIM_PIPELINES_MAX: Final = 4
 """On their way at once: what a process has at Redis is done long before its deadline."""
 STOP_LATENESS_MS_P99: Final = 10  # DESIGN: the promise
 TICKS_PER_TURN_MAX: Final = 64
 """Ticks sent before sockets are looked at again: a millisecond or two."""
 DEADLINE_TICKS: Final = 8
-"""A deadline takes a turn's time as so many ticks do: it makes a step of a session."""
+"""Ticks that a deadline counts as in a turn: it makes a step of a session."""
 UNITS_PER_TURN: Final = 10
 """Sessions that one turn of the loop looks after, whatever is to be done for many at once: about
 a millisecond, beside deadlines, ticks and what sockets say."""
@@ -187,16 +187,16 @@ HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
 HOLD_MS_DEFAULT: Final = 15 * 60_000
 """Longer than any operation takes whose backend is alive."""
 HOLD_OVERDUE_MS: Final = 60_000
-"""A hold that Postgres has as open so long after its end is looked after by the sweep."""
+"""Age, after its end, of a hold that Postgres has as open: the sweep ends it then."""
 GRANT_EXPIRY_LATE_MS: Final = 120_000
-"""A grant is taken back so long after its end: time and operations of before have been
+"""Delay after its end before a grant is taken back: time and operations of before have been
 written down by then, even those of a session that ran on without Redis."""
 ALLOTMENT_FRESH_MS: Final = 60_000
-"""What the record said of an account's tier is believed for so long."""
+"""Age up to which the tier of an account is believed as the record had it."""
 ACCOUNTS_CACHED_MAX: Final = 65_536
 """Accounts whose last balance one process remembers for its sockets."""
 TRACKED_SILENCE_MS_MAX: Final = 24 * 3_600_000
-"""A session whose client counts for itself has ended when it was silent for so long."""
+"""Silence that ends a session whose client counts for itself."""
 PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000  # PROTOCOL: "a day by default"
 PREPARED_SESSION_KEPT_MS_MAX: Final = 366 * 24 * 3_600_000
 OUTBOX_ENTRIES_WARN: Final = 100_000
@@ -206,7 +206,7 @@ UNFLUSHED_ENTRIES_MAX: Final = 262_144
 """Outbox entries that one process keeps until the watermark passes them: an hour's outage of
 Postgres under four thousand sessions. Beyond that the oldest are in Redis alone."""
 WATERMARK_INTERVAL_MS: Final = 5_000
-"""A process asks so often how far the flush has come, while it keeps anything."""
+"""Interval at which a process that keeps anything asks how far the flush has come."""
 RECOVERED_ENTRIES_MS: Final = 300_000
 """Entries of the ledger that are so young are looked for after a loss: no replica lags more."""
 RECOVERED_ENTRIES_MS_MAX: Final = 480_000
@@ -217,7 +217,7 @@ PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 PAGE_ROWS_DEFAULT: Final = 50
 JWKS_LIFETIME_MS: Final = 300_000
-"""Keys of the issuer are fetched anew so often, in the background."""
+"""Interval at which the issuer's keys are fetched anew, in the background."""
 JWKS_MISS_MS: Final = 10_000
 """Tokens with unknown keys make the server ask the issuer at most this often for long."""
 JWKS_MISSES_MAX: Final = 16
@@ -236,7 +236,7 @@ JWKS_STALE_MS_MAX: Final = 24 * 3_600_000
 JWT_LEEWAY_MS: Final = 60_000
 """How far the issuer's clock may be ahead of ours: `nbf` counts from so much earlier."""
 JWT_EXPIRY_LEEWAY_MS: Final = 5_000
-"""How far it may be behind: a token is taken for so long after its end."""
+"""How far it may be behind: a token is taken up to this time after its end."""
 
 # --- Relations -----------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ assert 3 * PRESENCE_BEAT_MS <= limits.NODE_SILENT_MS
 assert STOOD_STILL_MS <= PRESENCE_BEAT_MS
 # Whoever drains has time to make a step, and to make it again.
 assert 2 * limits.REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MAX <= SETTLE_MS
-# A process that is told to stop is not killed while it does what it may do first.
+# A process that stops is not killed while it does what it may do first.
 assert (
     DRAIN_SPREAD_MS + DRAIN_LEFT_MS + SLOW_PEER_ABORT_MS + REQUESTS_LEFT_MS + 2 * SETTLE_MS
     < WORKER_STOP_MS

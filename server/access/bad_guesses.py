@@ -136,7 +136,7 @@ class Failures:
             await self._checks.turn(network)
 
     def _remember(self, bearer: str) -> None:
-        """The token's signature is good, so whoever sends it may have it checked again at once."""
+        """Has a token with a good signature checked at once when it comes again."""
         digest = _digest(bearer)
         self._good.pop(digest, None)
         self._good[digest] = None

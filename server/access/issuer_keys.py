@@ -24,7 +24,7 @@ log = structlog.get_logger("taximeter.auth")
 
 
 class Misses:
-    """Fetches that tokens with unknown keys may ask for: so many at once, and one more each
+    """Fetches that tokens with unknown keys may ask for: ``most`` at once, and one more each
     ``JWKS_MISS_MS``. ``now_ms`` is monotonic milliseconds."""
 
     __slots__ = ("_at", "_left", "_most")

@@ -95,7 +95,7 @@ class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem that an exception comes to; our own bugs are 500 and logged."""
+    """The problem document of an exception; our own bugs are 500 and logged."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, ProtocolError):

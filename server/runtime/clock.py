@@ -90,7 +90,7 @@ class ClusterClock:
 
     def set(self, sample: "Sample", ahead_ms: float, behind_ms: float = 0.0) -> None:
         """Sets the clock by what Redis said, whose clock is ``ahead_ms`` of cluster time; less
-        by ``behind_ms`` at most, where nobody could say it better."""
+        by ``behind_ms`` at most, where no process could say it better."""
         self._behind_ms = behind_ms
         self._offset_ms = sample.redis_ms - ahead_ms - sample.middle_ms
         self._unsure_ms = sample.round_trip_ms / 2
