@@ -270,7 +270,8 @@ class Tab:
         await self.page.get_by_role("button", name="Start the meter").click()
         start = await line.receive("start")
         await line.answer(start, **snapshot(**{"session_id": start["session_id"], **changes}))
-        await expect(self.at("#time")).to_be_visible()
+        # The dial and the top-ups are there before the ride too: what comes next may meet those.
+        await expect(self.at("[data-panel=ride]")).to_be_visible()
         self.session_id = start["session_id"]
         return line
 
