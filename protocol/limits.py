@@ -14,6 +14,8 @@ from typing import Final
 
 SAFE_INTEGER_MAX: Final = 2**53 - 1
 """The largest integer that is exact in JavaScript and in Lua, whose numbers are doubles."""
+MONTH_START_SPREAD_MS: Final = 15 * 3_600_000
+"""Most time between a month's start in UTC and its start in any time zone: UTC-12 to UTC+14."""
 
 # A thousand million credits. The sum of a few balances, holds and charges that Lua makes
 # must stay exact too, so this lies well below the bound of doubles. Mind that Lua's
@@ -47,6 +49,12 @@ NOTICES_KEPT_MAX: Final = 32  # PROTOCOL: a session's newest, delivered again as
 NOTICES_UNRECORDED_MAX: Final = 128
 """What a process says of a session at most before it can record it: so many numbers nobody uses
 when it has died."""
+SEGMENTS_PER_RECEIPT_MAX: Final = 256
+"""Segments that a receipt lists; with more, the oldest two become one."""
+REQUESTS_WAITING_PER_SESSION_MAX: Final = 16
+"""Requests of one session that wait for their answer in one meter; more are refused."""
+REMOTE_STEPS_WAITING_MAX: Final = 8
+"""Steps of other processes that wait for an own answer; with more the session is read anew."""
 
 # --- Rate card -------------------------------------------------------------------
 
@@ -65,6 +73,8 @@ FREE_MS_MAX: Final = 24 * 3_600_000
 WARN_AT_MS_MAX: Final = SESSION_CAP_MS_MAX
 STOP_GRACE_MS_MAX: Final = 300_000
 """Unbilled time to save: five minutes, for it is given away."""
+WARNING_HYSTERESIS_MS: Final = 1_000
+"""Time above its threshold at which a warning is cleared: projections flicker less than this."""
 RECONNECT_GRACE_MS_MAX: Final = 3_600_000
 SPEED_MAX: Final = 100
 """The fastest demonstration: ten minutes in six seconds."""
@@ -81,6 +91,10 @@ DOUBT_WAIT_MS: Final = 1_000
 UNPROVEN_SHARE: Final = 10
 """Nor longer than this part (a tenth) of the time that the client has proven before, since it
 came: what it is served without proof, and may never pay for, stays a tenth of what it pays."""
+CLAIM_PROOF_WAIT_MS: Final = 1_000
+"""Longest wait of a minute's claim for a proof of life, before the grant is extended."""
+STOP_PROOF_WAIT_MS: Final = 1_000
+"""Longest wait for the client's proof of life, of a stop that the client did not ask for."""
 
 # --- Live state and presence -----------------------------------------------------
 
@@ -109,6 +123,12 @@ LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 256
 """All that so many do together is done a bounded number in each turn of the loop, and delays
 nobody else. Recalled together they may need longer than ``RECALL_WAIT_MS`` on a busy machine: the
 spend is answered ``unavailable`` then, and may be asked again."""
+GAP_PARTS_MAX: Final = 32
+"""Parts of a billed gap that one claim offers, of minutes and of increments each."""
+BURN_LINES_EXACT_MAX: Final = 8
+"""Sessions of one account that a projection adds up exactly at every instant."""
+BURN_SUM_KEPT_MS: Final = 100
+"""Time for which one sum serves the ticks of all sessions, where an account has more of them."""
 
 # --- Outbox, flush and record ------------------------------------------------------
 
@@ -125,9 +145,14 @@ assert PRICE_MICROS_MAX * 366 * 24 * 60 <= SAFE_INTEGER_MAX
 assert TOKEN_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
 assert METADATA_BYTES_MAX + 6 * ID_CHARACTERS_MAX + 1024 <= MESSAGE_BYTES_MAX
 assert TICK_MS_MIN <= TICK_MS_DEFAULT <= TICK_MS_MAX
+# What one sum serves is shown within the shortest interval of ticks.
+assert 2 * BURN_SUM_KEPT_MS < TICK_MS_MIN
 assert 2 * WARNINGS_MAX <= NOTICES_KEPT_MAX
 # Of four limits each threshold, the end of free time, and the stop.
 assert 4 * WARNINGS_MAX + 2 <= NOTICES_UNRECORDED_MAX
+# A claim and a stop wait for as long as the others who may know of a proof have to answer.
+assert min(CLAIM_PROOF_WAIT_MS, STOP_PROOF_WAIT_MS) >= DOUBT_WAIT_MS
+assert CLAIM_PROOF_WAIT_MS < GRANT_MARGIN_MS_MIN
 
 assert 10 * UNPROVEN_SHARE >= 9 * (UNPROVEN_SHARE + 1)
 # The claims of a process end before it is called dead.

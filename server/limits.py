@@ -20,9 +20,17 @@ IDEMPOTENCY_KEY_CHARACTERS_MAX: Final = 255
 IDEMPOTENT_WORK_MS: Final = 30_000
 """Work under a key ends so soon: long before it is taken for dead and done by another."""
 IDEMPOTENCY_KEPT_MS: Final = 24 * 3_600_000
+IDEMPOTENT_RETRY_AFTER_S: Final = 1
+"""`Retry-After` of a request whose key is under way: work takes milliseconds."""
+IDEMPOTENCY_FORGET_INTERVAL_S: Final = 600
+"""Interval at which keys that are old enough are forgotten."""
+FORGOTTEN_KEYS_PER_BATCH: Final = 1_000
+"""Keys that one statement forgets; others are served in between."""
 # A token of 8 KiB in a header, and the cookies that other software of the site has set.
 REQUEST_HEAD_BYTES_MAX: Final = 32 * 1024
 REQUEST_HEADERS_MAX: Final = 100
+PREFLIGHT_KEPT_S: Final = 600
+"""Time for which browsers keep the answer to a preflight: new origins are seen by then."""
 BODY_BYTES_MAX: Final = 64 * 1024
 """The body of an HTTP request of our own surface."""
 PING_INTERVAL_MS: Final = 10_000  # PROTOCOL
@@ -41,6 +49,10 @@ WRITE_BUFFER_CLOSE_BYTES: Final = 1024 * 1024  # DESIGN: above it 4001
 # A peer that reads nothing never empties the buffer, so close() would wait without end:
 # the transport is aborted this long after it paused or the close was sent.
 SLOW_PEER_ABORT_MS: Final = 5_000
+CONNECTION_LOOK_S: Final = 1.0
+"""Interval of looks at all connections: a passed deadline is noticed no later."""
+ACCEPT_QUEUE_SOCKETS: Final = 2_048
+"""Connections that wait to be accepted, as uvicorn has it."""
 # One socket carries an application's open chats, not a fleet: what a snapshot each
 # after a reconnect may take of the write buffer.
 SESSIONS_PER_SOCKET_MAX: Final = 64
@@ -145,7 +157,34 @@ SESSIONS_COUNTED_PER_TURN: Final = 512
 """Sessions counted for a scrape before others have their turn: a fifth of a millisecond."""
 SCRAPES_MAX: Final = 16
 """Requests at a time on the port for health and metrics."""
+METRICS_PORT_RETRY_S: Final = 0.2
+"""Pause before a port for health and metrics that is taken is tried again."""
+FAILURES_LOGGED_PER_SECOND_MAX: Final = 20
+"""Failures that are logged with their traceback; the next line counts the rest. A bug in every
+tick of ten thousand sessions would delay them all by its log."""
+LOG_FIELD_DEPTH_MAX: Final = 8
+"""Levels of a log event's fields that are searched for secrets; what is deeper is cut off."""
 PRESENCE_BEAT_MS: Final = 1_000  # DESIGN: a process proves its life
+RECONCILE_BEATS: Final = 60
+"""Beats after which a process looks for sessions noted for it that it does not have."""
+BEAT_LOOK_PAUSE_S: Final = 0.02
+"""Pause between two looks for the beats that others were asked for."""
+BEAT_PROMPT_MS: Final = 100
+"""Delay of a beat, by its sender's idea of the clock of Redis, up to which the beat is prompt.
+A later beat was on its way, and its cluster time is as old; or Redis was stepped. The next beat
+tells."""
+CLOCK_STEADY_MS: Final = 1
+"""Two clocks agree on the length of a pause to within this, unless one is stepped."""
+CLOCK_NUDGE_MS_MAX: Final = 0.05
+"""The most that one beat a second moves a clock's offset: 50 parts in a million."""
+CLOCK_SLEW_MS_MAX: Final = 5.0
+"""The same where a slow answer had set the clock: half a second is corrected in two minutes, and a
+bill is off by 5 ms a second meanwhile."""
+CLOCK_DRIFT_MS_MAX: Final = 250
+"""The largest difference of two clocks that is drift: at a larger one, a wall clock was stepped. An
+answer that took longer than this says nothing about the clock."""
+STALL_LOOK_S: Final = 0.25
+"""Interval at which a process notes that it is awake."""
 STOOD_STILL_MS: Final = 1_000
 """A process that did nothing for longer than this takes nothing that waited in its sockets
 for a proof of life of now. A turn of its loop takes some 10 ms."""
@@ -153,6 +192,12 @@ SWEEP_BATCH_SESSIONS: Final = 256
 """Detached in one atomic step of a sweep: Redis serves no other command meanwhile."""
 # What a request over HTTP waits for a session's step: longer than a claim and its repetition.
 REQUEST_TIMEOUT_MS: Final = 5_000
+LOADS_PER_STEP_MAX: Final = 4
+"""Times that one step finds something cold, and loads it: account, months and free time, a race."""
+STEPS_MENDED_AT_ONCE_MAX: Final = 16
+"""Steps of one batch that are mended side by side: half of the connections to Redis."""
+UNANSWERED_STEPS_KEPT_MAX: Final = 32
+"""Steps without an answer that a session remembers; all of them are asked from one version."""
 HEARTBEAT_SESSIONS_MAX: Final = 65_536
 """Sessions of one process that live by heartbeats over HTTP."""
 SILENCES_MAX: Final = 65_536
@@ -179,8 +224,15 @@ MESSAGES_PER_TURN: Final = 8
 """Messages of channels that one turn of the loop takes: half a millisecond."""
 ACCOUNT_LOOK_PAUSE_MS: Final = 50
 """Between two looks at all sessions of an account that has many."""
+ACCOUNT_RETRY_S_MIN: Final = 0.2
+ACCOUNT_RETRY_S_MAX: Final = 2.0
+"""Delay before an account that could not be read is read again, doubling between the two."""
+CHANNEL_SUBSCRIBE_S_MAX: Final = 2.0
+"""Longest wait for the confirmation of a subscription; then `subscribe` fails."""
 ACCOUNT_READ_PAUSE_MS: Final = 50
 """Between two readings of one account after messages were missed: it may have many lines."""
+PROBES_PER_UNIT: Final = 8
+"""Sockets that are asked for a proof of life in one of these units, where all are asked."""
 TIMERS_CANCELLED_MAX: Final = 4_096
 """Timers that were cancelled and are kept till their time, as long as they are not the most."""
 HOLD_MS_MAX: Final = 24 * 3_600_000  # PROTOCOL
@@ -188,6 +240,17 @@ HOLD_MS_DEFAULT: Final = 15 * 60_000
 """Longer than any operation takes whose backend is alive."""
 HOLD_OVERDUE_MS: Final = 60_000
 """Age, after its end, of a hold that Postgres has as open: the sweep ends it then."""
+HOLD_EXPIRY_INTERVAL_S: Final = 1.0
+GRANT_EXPIRY_INTERVAL_S: Final = 15.0
+"""Intervals at which what has expired is looked for: holds bind credits, grants may wait."""
+GRANT_EXPIRES_AT_MAX: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999: later ones are no date to most who read them."""
+INBOX_INTERVAL_S: Final = 5.0
+"""Interval at which notes are looked for that a dead process left."""
+INBOX_AGE_MS_MIN: Final = 2_000
+"""Age from which a note is taken for a dead process's: a living one is about to take it away."""
+DEMO_TOP_UP_MICROS_MAX: Final = 100_000_000
+"""What a visitor of the demonstration may grant himself at once: a hundred credits."""
 GRANT_EXPIRY_LATE_MS: Final = 120_000
 """Delay after its end before a grant is taken back: time and operations of before have been
 written down by then, even those of a session that ran on without Redis."""
@@ -195,6 +258,14 @@ ALLOTMENT_FRESH_MS: Final = 60_000
 """Age up to which the tier of an account is believed as the record had it."""
 ACCOUNTS_CACHED_MAX: Final = 65_536
 """Accounts whose last balance one process remembers for its sockets."""
+LIMIT_CHANGE_ATTEMPTS_MAX: Final = 16
+"""Changes of one limit that are made at once, before the last of them wins."""
+REPORTED_MINUTE_LATE_MS_MAX: Final = 24 * 3_600_000
+"""Age of a minute that a client may still report, after a while without a network."""
+REPORTED_MINUTE_AHEAD_MS_MAX: Final = 300_000
+"""How far the clock of a client that reports minutes may be ahead."""
+REPORTED_MINUTE_ATTEMPTS_MAX: Final = 8
+"""Minutes of one session that arrive together, and what must be loaded for the first."""
 TRACKED_SILENCE_MS_MAX: Final = 24 * 3_600_000
 """Silence that ends a session whose client counts for itself."""
 PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000  # PROTOCOL: "a day by default"
@@ -216,6 +287,19 @@ RECOVERED_ENTRIES_MAX: Final = 10_000
 PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 PAGE_ROWS_DEFAULT: Final = 50
+LOST_SESSIONS_PAGE_ROWS: Final = 500
+"""Sessions that are read at once when those are looked for that Redis has lost."""
+REPORTS_AT_ONCE_MAX: Final = 2
+"""Reports of one process at a time: each takes a connection of the record's pool."""
+REPORT_STALLED_S: Final = 30.0
+"""Time after which a report that its client does not read is given up, with its connection."""
+API_DOCUMENTS_KEPT_MAX: Final = 8
+"""Sets of routes in one process whose OpenAPI document is kept: there is one, but in tests."""
+# RFC 7518 section 3.2: "A key of the same size as the hash output (for instance, 256
+# bits for "HS256") or larger MUST be used with this algorithm."
+JWT_SECRET_BYTES_MIN: Final = 32
+API_KEY_CHARACTERS_MIN: Final = 20
+"""The shortest API key that is not called weak at the start."""
 JWKS_LIFETIME_MS: Final = 300_000
 """Interval at which the issuer's keys are fetched anew, in the background."""
 JWKS_MISS_MS: Final = 10_000
@@ -229,6 +313,8 @@ JWKS_TIMEOUT_MS: Final = 5_000
 JWKS_BYTES_MAX: Final = 512 * 1024
 JWKS_KEYS_MAX: Final = 256
 """Keys of a set that are looked at: 2 KiB each, and issuers publish two or three."""
+JWKS_FIELD_CHARACTERS_MAX: Final = 4_096
+"""The longest field of a key: an RSA modulus of 16,384 bits takes 2,731."""
 JWKS_SAME_ID_MAX: Final = 4
 """Keys with one id that a token is checked with: each costs a signature."""
 JWKS_STALE_MS_MAX: Final = 24 * 3_600_000
@@ -266,6 +352,11 @@ assert LINGERING_MAX < DESCRIPTORS_RESERVED < DESCRIPTORS_WANTED
 # A process misses several beats before it is called dead; its claims end before that.
 assert 3 * PRESENCE_BEAT_MS <= limits.NODE_SILENT_MS
 assert STOOD_STILL_MS <= PRESENCE_BEAT_MS
+# A process notes several times that it is awake before it has stood still.
+assert 2_000 * STALL_LOOK_S <= STOOD_STILL_MS
+# Several looks fall into the time in which a beat is prompt, and a prompt beat is no step.
+assert 2_000 * BEAT_LOOK_PAUSE_S < BEAT_PROMPT_MS < CLOCK_DRIFT_MS_MAX
+assert CLOCK_NUDGE_MS_MAX < CLOCK_SLEW_MS_MAX < CLOCK_DRIFT_MS_MAX
 # Whoever drains has time to make a step, and to make it again.
 assert 2 * limits.REDIS_TIMEOUT_MS + CLAIM_RETRY_MS_MAX <= SETTLE_MS
 # A process that stops is not killed while it does what it may do first.
@@ -282,6 +373,10 @@ assert HIDDEN_TIMER_MS + 2 * REQUEST_TIMEOUT_MS < HEARTBEAT_PROOF_MS
 assert PREPARED_SESSION_KEPT_MS <= PREPARED_SESSION_KEPT_MS_MAX
 # A session's last minute before a grant's end, and the longest it may come late.
 assert 60_000 + limits.UNCOVERED_MS_DEFAULT <= GRANT_EXPIRY_LATE_MS
+assert HOLD_EXPIRY_INTERVAL_S <= GRANT_EXPIRY_INTERVAL_S
+assert 1_000 * GRANT_EXPIRY_INTERVAL_S < GRANT_EXPIRY_LATE_MS
+# A process that writes a note has given its step up, or has made it, before others take the note.
+assert limits.REDIS_TIMEOUT_MS < INBOX_AGE_MS_MIN < 1_000 * INBOX_INTERVAL_S
 assert PARTITIONS_DEFAULT <= PARTITIONS_MAX
 assert JWKS_MISSES_PER_ADDRESS_MAX < JWKS_MISSES_MAX
 assert JWKS_TIMEOUT_MS < JWKS_MISS_MS < JWKS_LIFETIME_MS < JWKS_STALE_MS_MAX
@@ -292,6 +387,13 @@ assert (
     < storage_limits.RECOVERY_MS
     < min(limits.NODE_SILENT_MS, limits.GRANT_MARGIN_MS_MIN)
 )
+assert IDEMPOTENT_WORK_MS < storage_limits.IDEMPOTENT_TAKEOVER_MS < IDEMPOTENCY_KEPT_MS
+assert 2 * STEPS_MENDED_AT_ONCE_MAX <= storage_limits.REDIS_CONNECTIONS_MAX
+# Reports leave connections to everything else.
+assert 2 * REPORTS_AT_ONCE_MAX < storage_limits.DATABASE_CONNECTIONS_MAX
+assert LOST_SESSIONS_PAGE_ROWS <= storage_limits.PAGE_ROWS_MAX
+assert ACCOUNT_RETRY_S_MIN < ACCOUNT_RETRY_S_MAX
+assert storage_limits.CHANNEL_RETRY_S < CHANNEL_SUBSCRIBE_S_MAX
 assert WATERMARK_INTERVAL_MS > storage_limits.FLUSH_WAIT_MS
 # What the ledger is searched for after a loss is remembered where it was taken.
 assert (

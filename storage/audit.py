@@ -28,10 +28,6 @@ from storage.redis.live import Live
 from storage.redis.spending import AccountName, hold_from
 from storage.rows.findings import AccountAudited, Finding
 
-LOOKS_MAX = 5
-"""How often an account is looked at until it stands still for the length of a look."""
-ACCOUNTS_PER_SCAN = 1_000
-
 
 class Audit(msgspec.Struct, frozen=True):
     """What an audit came to."""
@@ -90,7 +86,7 @@ async def _audit_account(
     outbox = live.keys.outbox(live.keys.partition(name.tenant))
     if await live.ask(live.redis.xlen(outbox)) > storage_limits.OUTBOX_ENTRIES_AUDITED_MAX:
         return None
-    for _ in range(LOOKS_MAX):
+    for _ in range(storage_limits.AUDIT_LOOKS_MAX):
         look = await _look(live, name, sessions, holds)
         if not look.account:
             return []  # it has left Redis
@@ -250,7 +246,7 @@ async def _accounts(live: Live) -> list[AccountName]:
         redis, cursor = await live.ask(client_of(live.redis, prefix)), 0
         while True:
             cursor, names = await live.ask(
-                redis.scan(cursor, match=f"{prefix}*", count=ACCOUNTS_PER_SCAN)
+                redis.scan(cursor, match=f"{prefix}*", count=storage_limits.AUDIT_KEYS_PER_SCAN)
             )
             for name in names:
                 tenant, _, account_id = name.decode().removeprefix(prefix).rpartition("/")

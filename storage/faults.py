@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from protocol.metering.records import Record
+from storage import limits as storage_limits
 from storage.postgres.records import RefusedError, UnavailableError
 from storage.redis.outbox import Entry
 
@@ -21,8 +22,6 @@ log = structlog.get_logger()
 
 TRANSIENT = (UnavailableError, OSError)
 """What is over when Postgres answers again."""
-LONE_S = 600.0
-"""A single entry without any other beside it is tried for ten minutes, then rejected."""
 
 
 class Writes(Protocol):
@@ -86,7 +85,9 @@ class Faults:
         if proven or len(others) > 1:
             return proven
         # A single one. Something else was written since, or nothing else came for long.
-        is_alone = self._writes == before and self._monotonic() - at < LONE_S
+        is_alone = (
+            self._writes == before and self._monotonic() - at < storage_limits.LONE_ENTRY_TRIED_S
+        )
         return [] if is_alone else [one for one in faulty if not one.faulty & self._blamed]
 
     def settle(self, entries: Sequence[Entry]) -> None:

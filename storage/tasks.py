@@ -6,10 +6,9 @@ from typing import Any
 
 import structlog
 
-log = structlog.get_logger()
+from storage import limits as storage_limits
 
-CANCELLED_AGAIN_S = 1.0
-"""How long a cancelled task may take to clean up before it is cancelled again."""
+log = structlog.get_logger()
 
 
 async def end(tasks: Iterable["asyncio.Task[Any] | None"]) -> None:
@@ -24,7 +23,7 @@ async def end(tasks: Iterable["asyncio.Task[Any] | None"]) -> None:
     while pending:
         for task in pending:
             task.cancel()
-        done, pending = await asyncio.wait(pending, timeout=CANCELLED_AGAIN_S)
+        done, pending = await asyncio.wait(pending, timeout=storage_limits.TASK_CANCELLED_AGAIN_S)
         for task in done:
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.warning("task_failed", task=task.get_name(), error=repr(error))

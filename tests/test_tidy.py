@@ -27,7 +27,7 @@ AVOIDED_WORDS = (
     "what became of", "comes to",
 )  # fmt: skip
 AVOIDED = re.compile(rf"\b({'|'.join(AVOIDED_WORDS)})\b")
-BOUND = re.compile(r"_?[A-Z][A-Z0-9_]*_(MAX|MS|S)")
+BOUND = re.compile(r"_?[A-Z][A-Z0-9_]*_(MAX|MIN|MS|S|BYTES|ROWS)")
 UNITS = re.compile(r"_?(SECOND|MINUTE|HOUR|DAY|WEEK)_(MS|S)")
 
 
@@ -72,7 +72,7 @@ def long_functions() -> Counter[str]:
 
 
 def stray_bounds() -> Counter[str]:
-    """Numbers named ``..._MAX``, ``..._MS`` or ``..._S`` outside a ``limits.py``, by floor."""
+    """Numbers named as bounds are (``..._MAX``, ``..._MS``) outside a ``limits.py``, by floor."""
     found: Counter[str] = Counter()
     for path, tree in product():
         if path.endswith("/limits.py"):
@@ -103,11 +103,13 @@ def assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
 
 
 def is_number(node: ast.expr) -> bool:
-    """Whether an expression is made of literal numbers alone."""
+    """Whether an expression is made of literal numbers and units of time alone."""
     if isinstance(node, ast.BinOp):
         return is_number(node.left) and is_number(node.right)
     if isinstance(node, ast.UnaryOp):
         return is_number(node.operand)
+    if isinstance(node, ast.Name | ast.Attribute):
+        return UNITS.fullmatch(node.id if isinstance(node, ast.Name) else node.attr) is not None
     return isinstance(node, ast.Constant) and type(node.value) in (int, float)
 
 
@@ -216,9 +218,11 @@ def test_an_avoided_word_is_found_across_lines() -> None:
 
 
 def test_a_bound_is_a_number_of_its_own() -> None:
-    tree = ast.parse("A_MAX = 3\nB_MS: int = 2 * 30_000\nC_S = limits.C_MS / 1000\nD = 4\n")
+    tree = ast.parse(
+        "A_MAX = 3\nB_MS: int = 2 * 30_000\nC_S = limits.C_MS / 1000\nD = 4\nE_MIN = 5 * HOUR_MS\n"
+    )
     found = [name for name, value in assignments(tree) if is_number(value)]
-    assert [name for name in found if BOUND.fullmatch(name)] == ["A_MAX", "B_MS"]
+    assert [name for name in found if BOUND.fullmatch(name)] == ["A_MAX", "B_MS", "E_MIN"]
 
 
 # --- Taking out what is no longer needed ---------------------------------------------

@@ -12,9 +12,6 @@ from protocol import limits
 from protocol.metering.session import Session
 from protocol.metering.states import Phase
 
-PROOF_WAIT_MS = 1_000
-"""How long the claim of a minute waits for a proof of life before the grant is extended."""
-
 
 class Course:
     """The line of one session, from one standing; another standing is another course."""
@@ -47,7 +44,7 @@ class Course:
             increment_ms = terms.next_increment_ms if terms.price_micros else 0
             margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * terms.speed)
             left_ms = max(0, grant.granted_ms - standing.elapsed_ms)
-            lead_ms = min(margin_ms - PROOF_WAIT_MS * terms.speed, left_ms // 2)
+            lead_ms = min(margin_ms - limits.CLAIM_PROOF_WAIT_MS * terms.speed, left_ms // 2)
             # The answer is to be here before the grant ends.
             lead_ms = max(lead_ms, min(response_ms * terms.speed, left_ms))
             self.claim_ms = grant.granted_ms - lead_ms

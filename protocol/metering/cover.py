@@ -10,7 +10,8 @@ with what they use.
 import heapq
 from collections.abc import Mapping
 
-from protocol.metering.projection import EXACT_LINES_MAX, AccountProjection, Granted, Line
+from protocol import limits
+from protocol.metering.projection import AccountProjection, Granted, Line
 from protocol.metering.terms import MINUTE_MS
 
 
@@ -41,7 +42,7 @@ def _covered_until(
 ) -> int | None:
     """The same for ``micros``, without what is reserved.
 
-    Exact for few sessions; with more than ``EXACT_LINES_MAX`` up to an increment of each
+    Exact for few sessions; with more than ``BURN_LINES_EXACT_MAX`` up to an increment of each
     earlier. Where they are not covered at all it is an instant that has passed.
     """
     standing, running = 0, []
@@ -57,7 +58,7 @@ def _covered_until(
         return None
     since = max(line.at for line, _ in running)
     left = micros - standing
-    if len(running) > EXACT_LINES_MAX:
+    if len(running) > limits.BURN_LINES_EXACT_MAX:
         return _estimated(running, since, left)
 
     def covers(at: int) -> bool:

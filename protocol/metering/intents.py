@@ -8,12 +8,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from protocol import limits
 from protocol.metering.states import Event
-
-INTENTS_MAX = 16
-"""Requests of one session that wait on one process."""
-STOP_PROOF_MS = 1_000
-"""How long a stop that the client did not ask for waits for the client's proof of life."""
 
 
 class Intent(msgspec.Struct, eq=False):
@@ -60,7 +56,7 @@ class Intents:
     @property
     def full(self) -> bool:
         """Whether so many wait that no more requests are taken."""
-        return len(self._waiting) >= INTENTS_MAX
+        return len(self._waiting) >= limits.REQUESTS_WAITING_PER_SESSION_MAX
 
     @property
     def first(self) -> Intent | None:

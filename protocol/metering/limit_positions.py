@@ -4,9 +4,10 @@ Positions, not durations: they stay where they are while time passes, and move o
 a counter changes. So they are computed at changes, and a tick only subtracts.
 """
 
+from protocol import limits
 from protocol.metering.counted_time import Course
 from protocol.metering.cover import covered_until
-from protocol.metering.projection import EXACT_LINES_MAX, AccountProjection, MonthProjection
+from protocol.metering.projection import AccountProjection, MonthProjection
 from protocol.metering.session import Session
 from protocol.metering.terms import MINUTE_MS, minutes_begun
 
@@ -77,7 +78,7 @@ def uncovered_ends(
     found: dict[str, int] = {}
     if terms.price_micros:
         is_alone = account.burns_alone(identity.session_id)
-        if is_alone and len(account.lines) <= EXACT_LINES_MAX:
+        if is_alone and len(account.lines) <= limits.BURN_LINES_EXACT_MAX:
             micros = account.available_to(identity.session_id, now_ms)
             micros = max(0, micros - account.beginning_beside(identity.session_id))
             found["credits"] = terms.affordable_ms(micros, standing.free_ms) or 0

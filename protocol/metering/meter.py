@@ -34,9 +34,6 @@ from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Basis, Step
 from protocol.wire import messages
 
-LATER_MAX = 8
-"""Steps of others that wait for an answer; with more the session is read anew."""
-
 
 class Meter(Position):
     """One session on one process."""
@@ -255,7 +252,7 @@ class Meter(Position):
             self._say_minutes(move.minutes)
             return
         if self.sockets and self.misses(move):
-            if self._asked is not None and len(self._later) < LATER_MAX:
+            if self._asked is not None and len(self._later) < limits.REMOTE_STEPS_WAITING_MAX:
                 self._later += (move,)  # what is missed may be the step on its way
                 return
             # A message was missed: the next step is answered with all that was.

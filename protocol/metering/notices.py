@@ -17,9 +17,6 @@ from protocol.metering.session import Session, Standing
 from protocol.wire import messages
 from protocol.wire.codec import encode
 
-WARNING_HYSTERESIS_MS = 1_000
-"""A warning is cleared this far above its threshold, so that projections do not flicker."""
-
 
 class Notices:
     """What one process has said of a session, recorded or not."""
@@ -147,7 +144,7 @@ class Notices:
                     )
                 )
             elif warned_ms is not None and (
-                remaining_ms is None or remaining_ms > warned_ms + WARNING_HYSTERESIS_MS
+                remaining_ms is None or remaining_ms > warned_ms + limits.WARNING_HYSTERESIS_MS
             ):
                 del self.warned[limit]
                 if level_ms is not None:

@@ -13,15 +13,9 @@ from protocol.metering.counted_time import Course
 from protocol.metering.cover import covered_until, covered_with
 from protocol.metering.doubt import Doubt
 from protocol.metering.effects import Effect, Move, Show, Token
-from protocol.metering.intents import STOP_PROOF_MS, Intent, Intents
+from protocol.metering.intents import Intent, Intents
 from protocol.metering.notices import Notices
-from protocol.metering.projection import (
-    EXACT_LINES_MAX,
-    AccountProjection,
-    Granted,
-    MonthProjection,
-    line_of,
-)
+from protocol.metering.projection import AccountProjection, Granted, MonthProjection, line_of
 from protocol.metering.quota import NO_REST, MonthOf, Rest, month_ends_at
 from protocol.metering.session import Session
 from protocol.metering.shared_months import Counters
@@ -236,7 +230,7 @@ class Position:
         standing = self.session.standing
         first = self._intents.first
         if first is not None and self._asked is None and self._lacks_proof(first, first.at):
-            return first.at + STOP_PROOF_MS
+            return first.at + limits.STOP_PROOF_WAIT_MS
         if standing.phase is not Phase.ACTIVE:
             return self._grace_end if not self._intents and self._asked is None else None
         if self._limiting or self._halting:
@@ -273,7 +267,7 @@ class Position:
             and self.sockets > 0
             and self.course.running
             and self.alive_at < intent.at
-            and now_ms < intent.at + STOP_PROOF_MS
+            and now_ms < intent.at + limits.STOP_PROOF_WAIT_MS
         )
 
     @property
@@ -432,7 +426,7 @@ class Position:
         session, account = self.session, self.account
         session_id, standing = session.identity.session_id, session.standing
         micros = minutes = None
-        if account.burns_alone(session_id) and len(account.lines) <= EXACT_LINES_MAX:
+        if account.burns_alone(session_id) and len(account.lines) <= limits.BURN_LINES_EXACT_MAX:
             micros = account.available_to(session_id, now_ms)
         counted, own = standing.counted_minutes, int(standing.phase is Phase.ACTIVE)
         ends_at = self._month_end(self.member.month)

@@ -14,12 +14,8 @@ from bisect import bisect_left, insort
 
 import msgspec
 
+from protocol import limits
 from protocol.metering.terms import MINUTE_MS, Terms
-
-EXACT_LINES_MAX = 8
-"""Sessions of one account that a projection adds up exactly at every instant."""
-REMEMBERED_MS = 100
-"""With more of them, how long one sum serves the ticks of all."""
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -97,7 +93,7 @@ class AccountProjection:
 
     An account may have hundreds of sessions, and each change of one of them is asked about by
     all. So what the lines add up to is kept as sums: a change costs as much with a thousand
-    lines as with ten, and so does a question, but for the sum of every ``REMEMBERED_MS``.
+    lines as with ten, and so does a question, but for the sum of every ``BURN_SUM_KEPT_MS``.
     """
 
     __slots__ = (
@@ -239,9 +235,9 @@ class AccountProjection:
     def cost_micros(self, now_ms: int) -> int:
         """What the live sessions have cost up to ``now_ms``, charged or not."""
         lines = self.lines
-        if len(lines) <= EXACT_LINES_MAX:
+        if len(lines) <= limits.BURN_LINES_EXACT_MAX:
             return sum(line.cost_at(now_ms) for line in lines.values())
-        if not 0 <= now_ms - self._sum_at < REMEMBERED_MS:
+        if not 0 <= now_ms - self._sum_at < limits.BURN_SUM_KEPT_MS:
             self._sum_at = now_ms
             burnt = sum(line.cost_at(now_ms) for line in self._burning.values())
             self._sum_micros = self._idle_micros + burnt
@@ -270,7 +266,7 @@ class AccountProjection:
 
         It follows from the account alone, whenever it is asked, so that processes agree on
         it: one that took a warning back which another gives would be answered with the next.
-        By their increments with up to ``EXACT_LINES_MAX`` sessions; with more at the price of
+        By their increments with up to ``BURN_LINES_EXACT_MAX`` sessions; with more at the price of
         each, as if every one of them had begun half an increment more.
         """
         if not self._dry_known:
@@ -284,7 +280,7 @@ class AccountProjection:
         if self._since is None:
             self._since = max(line.at for line in self._burning.values())
         micros = self.gross_micros - self.reserved_micros - self._idle_micros
-        if len(self._burning) <= EXACT_LINES_MAX:
+        if len(self._burning) <= limits.BURN_LINES_EXACT_MAX:
             return _covered_until(list(self._burning.values()), self._since, micros)
         return max(self._since, self._all_burn_until(micros * MINUTE_MS - self._begun // 2))
 

@@ -21,12 +21,6 @@ from protocol.metering.session import Grant, Identity, Session, Standing
 from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS, minutes_begun
 
-GAP_PARTS_MAX = 32
-"""Parts of a billed gap that are offered, of minutes and of increments each."""
-
-MONTH_SPREAD_MS = 15 * 3_600_000
-"""A month begins within so long of where it begins in UTC, in every time zone."""
-
 MonthOf = Callable[[int], str]
 """The month of an instant in the organisation's time zone: ``2026-11-01``."""
 
@@ -38,7 +32,7 @@ def month_ends_at(month: str, month_of: MonthOf) -> int:
     """
     year, number = map(int, month_after(month)[:7].split("-"))
     middle_ms = calendar.timegm((year, number, 1, 0, 0, 0)) * 1000
-    low, high = middle_ms - MONTH_SPREAD_MS, middle_ms + MONTH_SPREAD_MS
+    low, high = middle_ms - limits.MONTH_START_SPREAD_MS, middle_ms + limits.MONTH_START_SPREAD_MS
     while low < high:
         at = (low + high) // 2
         low, high = (at + 1, high) if month_of(at) <= month else (low, at)
@@ -114,7 +108,7 @@ def keeps_more_minutes(session: Session, now_ms: int) -> bool:
 def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
     """Positions at equal distances; the more time, the fewer of those that there are."""
     count = max(0, end_ms - begin_ms) // every_ms
-    return range(begin_ms, end_ms, every_ms * max(1, -(-count // GAP_PARTS_MAX)))
+    return range(begin_ms, end_ms, every_ms * max(1, -(-count // limits.GAP_PARTS_MAX)))
 
 
 class Ground(msgspec.Struct, frozen=True):

@@ -9,11 +9,9 @@ from typing import Any
 
 import msgspec
 
+from protocol import limits
 from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS, Terms, minutes_begun
-
-SEGMENTS_MAX = 256
-"""Segments that a receipt lists; beyond them the oldest two become one."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -152,7 +150,7 @@ def joined_segments(
         return segments_in_order((*segments, (from_at, to_at)))
     if segments and segments[-1][1] >= from_at:
         return (*segments[:-1], (segments[-1][0], to_at))
-    if len(segments) >= SEGMENTS_MAX:
+    if len(segments) >= limits.SEGMENTS_PER_RECEIPT_MAX:
         segments = ((segments[0][0], segments[1][1]), *segments[2:])
     return (*segments, (from_at, to_at))
 
@@ -165,6 +163,6 @@ def segments_in_order(parts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, in
             joined[-1] = (joined[-1][0], max(joined[-1][1], to_at))
         else:
             joined.append((from_at, to_at))
-    if len(joined) > SEGMENTS_MAX:
+    if len(joined) > limits.SEGMENTS_PER_RECEIPT_MAX:
         joined[:2] = [(joined[0][0], joined[1][1])]
     return tuple(joined)

@@ -21,8 +21,6 @@ import jwt
 from server import limits as server_limits
 
 USER_AGENT: Final = "Taximeter/0.1 (JWKS)"
-FIELD_CHARACTERS_MAX: Final = 4_096
-"""The longest field of a key: an RSA modulus of 16,384 bits takes 2,731."""
 
 
 class KeySetError(Exception):
@@ -84,7 +82,7 @@ def _key(member: Any) -> jwt.PyJWK | None:
     fields = {
         name: value
         for name, value in member.items()
-        if isinstance(value, str) and len(value) <= FIELD_CHARACTERS_MAX
+        if isinstance(value, str) and len(value) <= server_limits.JWKS_FIELD_CHARACTERS_MAX
     }
     if "kid" in member and "kid" not in fields:
         return None

@@ -18,6 +18,7 @@ from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ErrorCode, PeerError
 from protocol.wire.fields import ID_PATTERN
 from protocol.wire.money import format_credits, parse_credits
+from server import limits as server_limits
 from server.access.principals import tenant_of
 from server.access.tokens import mint_token
 from server.api.accounts import view_account
@@ -28,7 +29,6 @@ from server.runtime.loopback import is_loopback
 
 FIRST_CREDITS_MICROS = 2_500_000
 """What a new visitor has: two and a half minutes of chat after the free one."""
-TOP_UP_MICROS_MAX = 100_000_000
 VISITOR = "visitor-"
 """How the ids of visitors begin."""
 
@@ -84,7 +84,9 @@ async def top_up(request: Request) -> Response:
     _check_near(process, request)
     principal = await principal_of(request, "user")
     wanted = read_body(await raw_body(request), TopUp)
-    added = parse_credits(wanted.amount, name="amount", micros_max=TOP_UP_MICROS_MAX)
+    added = parse_credits(
+        wanted.amount, name="amount", micros_max=server_limits.DEMO_TOP_UP_MICROS_MAX
+    )
     assert principal.tenant is not None
     assert principal.account_id is not None
     await process.money.enter(

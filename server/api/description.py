@@ -12,13 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from server import limits as server_limits
 from server.api import health, pages
 from server.http.asyncapi import asyncapi
 from server.http.openapi import Operation, described, openapi
 from server.http.responses import json_response
 
-APPLICATIONS_MAX = 8
-"""Sets of routes in one process whose document is kept: there is one, but in tests."""
 _bodies: dict[tuple[Any, ...], bytes] = {}
 
 DOCUMENT = Operation(tag="descriptions", answers={200: "application/json"})
@@ -44,7 +43,7 @@ def openapi_body(app: Starlette) -> bytes:
     )
     body = _bodies.get(key)
     if body is None:
-        while len(_bodies) >= APPLICATIONS_MAX:
+        while len(_bodies) >= server_limits.API_DOCUMENTS_KEPT_MAX:
             del _bodies[next(iter(_bodies))]
         body = _bodies[key] = orjson.dumps(openapi(routes))
     return body

@@ -15,6 +15,7 @@ from protocol.metering.records import EntryPosted
 from protocol.wire.errors import BadMessageError
 from protocol.wire.fields import AccountCredits, Amount, Credits, InstantAt, describe, describe_id
 from protocol.wire.money import format_credits, parse_credits
+from server import limits as server_limits
 from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
 from server.credits.credit_grants import PRIORITY_DEFAULT
@@ -35,9 +36,6 @@ from server.process import Process
 from storage import limits as storage_limits
 from storage.redis.spending import AccountName
 from storage.rows.accounts import GrantRow
-
-EXPIRES_AT_MAX = 253_402_300_799_999
-"""The last millisecond of the year 9999: later ones are no date to most who read them."""
 
 ExpiresAt = Annotated[int | None, describe("When what is left of it is lost; null: never.")]
 PackageId = Annotated[str, describe_id("A package of the rate card.")]
@@ -74,7 +72,11 @@ class GrantWanted(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: (
         Annotated[
             int,
-            Meta(ge=0, le=EXPIRES_AT_MAX, description="When what is left of an amount is lost."),
+            Meta(
+                ge=0,
+                le=server_limits.GRANT_EXPIRES_AT_MAX,
+                description="When what is left of an amount is lost.",
+            ),
         ]
         | None
     ) = None

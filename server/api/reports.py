@@ -20,6 +20,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from protocol.wire.errors import BadMessageError
 from protocol.wire.money import format_credits
+from server import limits as server_limits
 from server.access.principals import tenant_of
 from server.api.usage import usage_of
 from server.http.openapi import ID_SCHEMA, Operation, described
@@ -27,10 +28,6 @@ from server.http.problems import Problem
 from server.http.requests import principal_of, query_id
 from storage.postgres.usage import ReportedMinute
 
-STALLED_S = 30.0
-"""A client that takes nothing for so long has gone, or is not worth a connection."""
-REPORTS_MAX = 2
-"""Reports of one process at a time: each takes a connection of the record's pool."""
 MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
 COLUMNS = (
     "org_id",
@@ -76,7 +73,7 @@ class Report(StreamingResponse):
         """Sends it (the interface of ASGI)."""
 
         async def send_soon(message: Message) -> None:
-            async with asyncio.timeout(STALLED_S):
+            async with asyncio.timeout(server_limits.REPORT_STALLED_S):
                 await send(message)
 
         # Closed here, and not when it is found by the garbage collector: it has a cursor.
@@ -141,7 +138,7 @@ async def _lines(
 ) -> AsyncGenerator[bytes, None]:
     """The table, a batch of lines at a time, its head first."""
     state = request.app.state
-    if state.reports >= REPORTS_MAX:
+    if state.reports >= server_limits.REPORTS_AT_ONCE_MAX:
         raise Problem(503, "unavailable", "too many reports are being read; come back later")
     state.reports += 1
     try:

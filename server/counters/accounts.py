@@ -27,9 +27,6 @@ from storage.tasks import end
 
 log = structlog.get_logger()
 
-RETRY_S_MIN = 0.2
-RETRY_S_MAX = 2.0
-
 AccountKey = tuple[str, str]
 """Tenant and account id."""
 Listener = Callable[["Account", dict[str, Any]], None]
@@ -196,7 +193,10 @@ class Accounts:
         clock = asyncio.get_running_loop().time
         pause_s = account.read_at + server_limits.ACCOUNT_READ_PAUSE_MS / 1000 - clock()
         if failures:
-            pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2 ** min(failures - 1, 10))
+            pause_s = min(
+                server_limits.ACCOUNT_RETRY_S_MAX,
+                server_limits.ACCOUNT_RETRY_S_MIN * 2 ** min(failures - 1, 10),
+            )
         if pause_s > 0:
             await asyncio.sleep(pause_s)
         projection = account.projection

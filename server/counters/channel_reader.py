@@ -16,16 +16,12 @@ from redis.exceptions import RedisError
 
 from server import limits as server_limits
 from server.runtime.waiting import Signal
-from storage.redis.channels import POLL_S, channels_of
+from storage import limits as storage_limits
+from storage.redis.channels import channels_of
 from storage.redis.live import LiveError
 from storage.tasks import end
 
 log = structlog.get_logger()
-
-SUBSCRIBE_S = 2.0
-"""Longest wait for the confirmation of a subscription; then `subscribe` fails."""
-RETRY_S = 0.2
-"""Pause of the reader after an error."""
 
 Hearer: TypeAlias = "Callable[[dict[str, Any]], None]"
 """What takes the messages of a channel."""
@@ -70,7 +66,7 @@ class ChannelReader:
         listened = self._channels.setdefault(channel, Channel(hears))
         listened.hears = hears
         try:
-            async with asyncio.timeout(SUBSCRIBE_S):
+            async with asyncio.timeout(server_limits.CHANNEL_SUBSCRIBE_S_MAX):
                 await self._pubsub.subscribe(channel)
                 self._wake.set()
                 await listened.wait()
@@ -93,14 +89,14 @@ class ChannelReader:
                 if not self._pubsub.subscribed:
                     self._wake.clear()
                     await self._wake.wait()
-                message = await self._pubsub.get_message(timeout=POLL_S)
+                message = await self._pubsub.get_message(timeout=storage_limits.CHANNEL_POLL_S)
             except (RedisError, OSError) as error:
                 log.warning("pubsub_lost", error=str(error))
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(storage_limits.CHANNEL_RETRY_S)
                 continue
             except Exception:
                 log.exception("pubsub_not_read")
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(storage_limits.CHANNEL_RETRY_S)
                 continue
             if message is None:
                 continue

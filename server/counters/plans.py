@@ -5,12 +5,10 @@ Postgres has it first; live sessions are told, and ask anew what is left to them
 
 from collections.abc import Awaitable, Callable
 
+from server import limits as server_limits
 from storage.postgres.records import Records
 from storage.redis.live import Live
 from storage.rows.months import MemberRecord
-
-APPLY_ATTEMPTS_MAX = 16
-"""Changes of one limit that are made at once, before the last of them wins."""
 
 
 async def apply_organization(live: Live, records: Records, tenant: str) -> MemberRecord:
@@ -43,7 +41,7 @@ async def _apply(
     last looks again after it, and finds what the other one wrote, or has written it.
     """
     found = await records.load_member(tenant, user_id, [])
-    for _ in range(APPLY_ATTEMPTS_MAX):
+    for _ in range(server_limits.LIMIT_CHANGE_ATTEMPTS_MAX):
         await apply(found)
         again = await records.load_member(tenant, user_id, [])
         if again == found:

@@ -24,9 +24,6 @@ from storage.rows.accounts import GrantRow, HoldRow
 
 log = structlog.get_logger()
 
-HOLDS_INTERVAL_S = 1.0
-GRANTS_INTERVAL_S = 15.0
-
 
 class Expiry:
     """Looks for what is over, for as long as the process lives."""
@@ -39,12 +36,12 @@ class Expiry:
         clock = asyncio.get_running_loop()
         grants_at = clock.time()
         while True:
-            await asyncio.sleep(HOLDS_INTERVAL_S)
+            await asyncio.sleep(server_limits.HOLD_EXPIRY_INTERVAL_S)
             # Whatever fails is tried again in the next pass.
             with alone("holds"):
                 await self.expire_holds()
             if clock.time() >= grants_at:
-                grants_at = clock.time() + GRANTS_INTERVAL_S
+                grants_at = clock.time() + server_limits.GRANT_EXPIRY_INTERVAL_S
                 with alone("forgotten holds"):
                     await self.expire_forgotten_holds()
                 with alone("grants"):

@@ -7,9 +7,10 @@ from msgspec import UNSET, UnsetType
 
 from protocol.metering.records import EntryPosted, HoldChanged
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
+from server import limits as server_limits
 from server.counters.calendars import calendar
 from server.credits.credit_grants import Grants
-from server.credits.ledger_client import LOADS_MAX, unanswered
+from server.credits.ledger_client import unanswered
 from server.credits.outcomes import Exceeds, Held, HoldGone, Limited, Posted, Short, Voided
 from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
@@ -161,7 +162,7 @@ class Holds(Grants):
     async def _change(self, hold: HoldRow, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """Makes a step of a hold, and restores it where Redis came back without it."""
         try:
-            for _ in range(LOADS_MAX):
+            for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 answer = await self.warm(_account_of(hold), hold.month, ask)
                 if answer.status != "absent":
                     return answer

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from protocol.metering.records import Record
 from protocol.rate_card import RateCard
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.counters.accounts import Accounts
 from server.counters.recall import Recall
 from server.credits.outcomes import Short, Standing, credits_micros
@@ -26,9 +27,6 @@ from storage.redis.figures import AccountFigures
 from storage.redis.live import Live, LiveError
 from storage.redis.spending import AccountName, Answer, Spending
 from storage.rows.accounts import BeforeOperation
-
-LOADS_MAX = 4
-"""How often one step may find something cold: the account, the month, and a race."""
 
 Attempt = Callable[[bool], Awaitable[Answer]]
 """Tries once; True: and tells holders to shrink."""
@@ -85,7 +83,7 @@ class Till:
         self, account: AccountName, month: str, ask: Callable[[], Awaitable[Answer]]
     ) -> Answer:
         """Asks, and loads what is cold, until nothing is."""
-        for _ in range(LOADS_MAX):
+        for _ in range(server_limits.LOADS_PER_STEP_MAX):
             answer = await ask()
             if answer.status == "late":
                 raise ServiceError("too much waits for the ledger already")
@@ -128,7 +126,7 @@ class Till:
     async def figures(self, account: AccountName) -> AccountFigures:
         """The account, out of the ledger if it is cold."""
         try:
-            for _ in range(LOADS_MAX):
+            for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 figures = await self.live.account(*account)
                 if figures is not None:
                     return figures

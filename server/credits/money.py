@@ -10,6 +10,7 @@ import asyncio
 import structlog
 
 from protocol.rate_card import RateCard
+from server import limits as server_limits
 from server.counters.accounts import Accounts
 from server.credits.expiry import Expiry
 from server.credits.holds import Holds
@@ -50,11 +51,6 @@ __all__ = [
 
 log = structlog.get_logger()
 
-INBOX_INTERVAL_S = 5.0
-"""How often notes are looked for that a dead process left."""
-INBOX_AGE_MS = 2_000
-"""Younger notes are about to be taken away by whoever wrote them."""
-
 
 class Money(Spends, Holds, Adjustments):
     """Moves credits in and out of accounts; what they come to is in ``server.credits.outcomes``."""
@@ -79,13 +75,13 @@ class Money(Spends, Holds, Adjustments):
 
     async def _apply_forgotten(self) -> None:
         while True:
-            await asyncio.sleep(INBOX_INTERVAL_S)
+            await asyncio.sleep(server_limits.INBOX_INTERVAL_S)
             # Money that came in waits for the next look at most, whatever fails in this one.
             applied = adjusted = 0
             with alone("inbox"):
-                applied = await self.apply_inbox(INBOX_AGE_MS)
+                applied = await self.apply_inbox(server_limits.INBOX_AGE_MS_MIN)
             with alone("adjustments"):
-                adjusted = await self.apply_adjustments(INBOX_AGE_MS)
+                adjusted = await self.apply_adjustments(server_limits.INBOX_AGE_MS_MIN)
             with alone("allotments"):
                 await self.allot_served()
             if applied or adjusted:

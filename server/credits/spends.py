@@ -6,9 +6,10 @@ from msgspec import UNSET, UnsetType
 
 from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.counters.calendars import calendar
 from server.credits.credit_grants import Grants
-from server.credits.ledger_client import LOADS_MAX, unanswered
+from server.credits.ledger_client import unanswered
 from server.credits.outcomes import CanPerform, Limited, Short, Spent, credits_micros
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName, Answer
@@ -123,7 +124,7 @@ class Spends(Grants):
     async def _times(self, account: AccountName, month: str, operation: str) -> int:
         """How often an operation was done in a month."""
         try:
-            for _ in range(LOADS_MAX):
+            for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 times = await self.spending.operations(*account, month, operation)
                 if times is not None:
                     return times

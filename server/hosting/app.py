@@ -16,6 +16,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
+from server import limits as server_limits
 from server.api import (
     accounts,
     adjustments,
@@ -51,7 +52,6 @@ from storage.postgres.usage import Usage
 from storage.tasks import end
 
 SOCKET_PATH = "/v1/ws"
-PREFLIGHT_KEPT_S = 600
 
 
 class Application(Starlette):
@@ -144,7 +144,7 @@ class Pages(CORSMiddleware):
             # Tokens travel in a header, so no cookie is ever let through.
             allow_headers=("Authorization", "Content-Type", KEY_HEADER),
             expose_headers=(REPLAYED_HEADER, "Retry-After"),
-            max_age=PREFLIGHT_KEPT_S,
+            max_age=server_limits.PREFLIGHT_KEPT_S,
         )
         self.origins = origins
 

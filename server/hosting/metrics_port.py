@@ -19,8 +19,6 @@ from server.process import Process
 
 log = structlog.get_logger()
 
-RETRY_S = 0.2
-
 
 class _Quiet(uvicorn.Server):
     """A server beside another, which takes the signals."""
@@ -75,6 +73,6 @@ async def _serve(server: uvicorn.Server, host: str, port: int) -> None:
             if not waited:
                 log.warning("metrics_port_taken", port=port, error=str(error))
             waited = True
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(server_limits.METRICS_PORT_RETRY_S)
     log.info("metrics", url=f"http://{host}:{port}/metrics")
     await server.serve(sockets=[listener])

@@ -10,13 +10,11 @@ import socket
 import sys
 from collections.abc import Callable
 
+from server import limits as server_limits
 from server.runtime.settings import Settings
 
 READY = b"ready\n"
 """The line that a process writes when it takes connections."""
-
-BACKLOG = 2_048
-"""Connections that wait to be accepted, as uvicorn has it."""
 
 
 def addresses_of(settings: Settings) -> list[tuple[socket.AddressFamily, str]]:
@@ -35,7 +33,10 @@ class Worker:
         """Sockets of this process's own on the port that all share, one for each address."""
         return [
             socket.create_server(
-                (host, settings.port), family=family, backlog=BACKLOG, reuse_port=True
+                (host, settings.port),
+                family=family,
+                backlog=server_limits.ACCEPT_QUEUE_SOCKETS,
+                reuse_port=True,
             )
             for family, host in addresses_of(settings)
         ]

@@ -31,6 +31,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
+from protocol import limits
 from protocol.wire.errors import BadMessageError, ProtocolError, ServiceError
 from protocol.wire.money import format_credits, parse_credits
 from server import limits as server_limits
@@ -43,8 +44,6 @@ from storage.rows.idempotency import Answer, Mismatch, UnderWay
 
 KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
-RETRY_AFTER_S = 1
-"""Work takes milliseconds: whoever is told that it is under way may soon ask again."""
 
 UNDECIDED = frozenset({"rate_limited", "unknown_operation", "unknown_package"})
 """Refusals that say nothing of the deed: it was not its turn, or the rate card, which may be
@@ -52,13 +51,6 @@ mended, does not know what is asked for."""
 
 CREDITS_FIELDS = frozenset({"amount", "credits", "credits_per_minute"})
 """Fields of bodies that are credits, wherever they occur."""
-
-INTEGER_MAX = 2**53
-"""Numbers of JSON below that are integers for certain where they have no fraction."""
-
-FORGET_INTERVAL_S = 600
-"""Keys that are old enough are forgotten so often."""
-FORGET_BATCH = 1_000
 
 log = structlog.get_logger()
 
@@ -156,7 +148,7 @@ def _under_way() -> Problem:
         409,
         "idempotency_under_way",
         "a request with this key is under way; ask again for its answer",
-        retry_after_s=RETRY_AFTER_S,
+        retry_after_s=server_limits.IDEMPOTENT_RETRY_AFTER_S,
     )
 
 
@@ -181,13 +173,15 @@ async def forget_old_keys(records: Records, clock: Clock) -> None:
     """
     while True:
         try:
-            forgotten = FORGET_BATCH
-            while forgotten == FORGET_BATCH:
+            forgotten = server_limits.FORGOTTEN_KEYS_PER_BATCH
+            while forgotten == server_limits.FORGOTTEN_KEYS_PER_BATCH:
                 before_at = clock.now() - server_limits.IDEMPOTENCY_KEPT_MS
-                forgotten = await records.prune_idempotent(before_at, FORGET_BATCH)
+                forgotten = await records.prune_idempotent(
+                    before_at, server_limits.FORGOTTEN_KEYS_PER_BATCH
+                )
         except UnavailableError as error:
             log.warning("keys_not_forgotten", error=str(error))
-        await asyncio.sleep(FORGET_INTERVAL_S)
+        await asyncio.sleep(server_limits.IDEMPOTENCY_FORGET_INTERVAL_S)
 
 
 def _is_key(text: str) -> bool:
@@ -209,7 +203,8 @@ def _canonical(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_integer(part: object) -> bool:
-    return isinstance(part, float) and part.is_integer() and abs(part) < INTEGER_MAX
+    # Above that a number without a fraction is no integer for certain.
+    return isinstance(part, float) and part.is_integer() and abs(part) <= limits.SAFE_INTEGER_MAX
 
 
 def _sorted(body: dict[str, Any]) -> str:

@@ -8,15 +8,6 @@ from server.runtime.clock import ClusterClock, Sample
 from storage.redis.beats import Look
 from storage.redis.live import Live
 
-LOOK_S = 0.02
-"""Pauses between two looks for an answer of the others."""
-STEADY_MS = 1
-"""Two clocks agree on the length of a pause to within this, unless one is stepped."""
-PROMPT_MS = 100
-"""Delay of a beat, by its sender's idea of the clock of Redis, up to which the beat is prompt.
-A later beat was on its way, and its cluster time is as old; or Redis was stepped. The next beat
-tells."""
-
 LATE_MS = 2 * limits.REDIS_TIMEOUT_MS
 """The longest that a beat is taken to have been on its way. Its sender gives it up before, and it
 arrives all the same; what is later still was not late, but Redis was stepped."""
@@ -41,17 +32,17 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
     last = look = await live.look(ask=True)
     best = sample = Sample.of(look.redis_ms, asked_at, clock.reading())
     while (look.nodes or look.heard) and clock.reading() - began_at < until_s:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(server_limits.BEAT_LOOK_PAUSE_S)
         last, sent_at, asked_at = look, asked_at, clock.reading()
         look = await live.look(ask=False)
         sample = Sample.of(look.redis_ms, asked_at, clock.reading())
         since_ms = look.redis_ms - look.beaten_redis_ms
         # The clock of Redis was not stepped between that beat and this look.
-        most_ms = (clock.reading() - sent_at) * 1000 + STEADY_MS
+        most_ms = (clock.reading() - sent_at) * 1000 + server_limits.CLOCK_STEADY_MS
         is_steady = 0 <= since_ms <= most_ms
         # Samples of before a step say nothing of the time after it.
         is_alike = abs(sample.redis_ms - best.redis_ms - sample.middle_ms + best.middle_ms) <= (
-            (sample.round_trip_ms + best.round_trip_ms) / 2 + STEADY_MS
+            (sample.round_trip_ms + best.round_trip_ms) / 2 + server_limits.CLOCK_STEADY_MS
         )
         if not is_alike:
             best, ahead_ms, behind_ms = sample, None, 0.0
@@ -59,9 +50,9 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
             best = sample
         if look.beats != last.beats and is_steady:
             late_ms = look.beaten_redis_ms - look.believed_redis_ms
-            if -PROMPT_MS <= late_ms <= LATE_MS:
+            if -server_limits.BEAT_PROMPT_MS <= late_ms <= LATE_MS:
                 ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
-                if late_ms <= PROMPT_MS:
+                if late_ms <= server_limits.BEAT_PROMPT_MS:
                     break
             elif ahead_ms is None or behind_ms:
                 # Redis was stepped: how long this beat was on its way is unknown.
@@ -78,7 +69,12 @@ def _set_without_beat(clock: ClusterClock, look: Look, best: Sample, newest: Sam
     """Sets the clock by the last beat that Redis knows of, or by Redis alone."""
     left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
     ahead_ms = _ahead_at_last_beat(look)
-    if left_at and -PROMPT_MS <= look.redis_ms - ahead_ms - left_at <= limits.NODE_SILENT_MS:
+    if (
+        left_at
+        and -server_limits.BEAT_PROMPT_MS
+        <= look.redis_ms - ahead_ms - left_at
+        <= limits.NODE_SILENT_MS
+    ):
         clock.set(best, min(ahead_ms, look.redis_ms - left_at))
         return
     # A process that lives all the same is ahead by less than it takes to call it dead.

@@ -27,7 +27,6 @@ from storage.rows.sessions import LiveSession, SessionRow
 
 log = structlog.get_logger()
 
-PAGE_ROWS = 500
 REASON = "node_lost"
 PutBack = Callable[[Session, tuple[bytes, ...]], Awaitable[None]]
 """Asserts a session that has ended; see ``server.recovery.reassertion``."""
@@ -56,9 +55,11 @@ class LostSessions:
             count += await self._end(session)
 
         while True:
-            page = await self.records.live_sessions(after.tenant, after.session_id, PAGE_ROWS)
+            page = await self.records.live_sessions(
+                after.tenant, after.session_id, server_limits.LOST_SESSIONS_PAGE_ROWS
+            )
             await for_each("lost session", page, end)
-            if len(page) < PAGE_ROWS:
+            if len(page) < server_limits.LOST_SESSIONS_PAGE_ROWS:
                 break
             after = page[-1]
         if count:

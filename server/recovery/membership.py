@@ -13,7 +13,7 @@ import structlog
 
 from protocol import limits
 from server import limits as server_limits
-from server.recovery.cluster_time import LOOK_S, take_over_time
+from server.recovery.cluster_time import take_over_time
 from server.recovery.orphans import Orphans
 from server.recovery.reassertion import Recovery
 from server.recovery.sweeper import Sweeper
@@ -30,8 +30,6 @@ for ``NODE_SILENT_MS`` is not asked."""
 BREAK_MS = limits.NODE_SILENT_MS - 2 * server_limits.PRESENCE_BEAT_MS
 """After a break of so long between two beats of its own, a process listens anew: others may
 have been kept from theirs just as long."""
-RECONCILE_BEATS = 60
-"""How often a process looks after what it is noted for and does not have, in beats."""
 
 
 class Presence:
@@ -138,7 +136,7 @@ class Presence:
         the same time share the answer."""
 
         async def call() -> dict[str, int]:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(server_limits.BEAT_LOOK_PAUSE_S)
             look = await self.live.look(ask=True)
             self._seen(look.nodes)
             return look.nodes
@@ -164,7 +162,7 @@ class Presence:
                 self.redis_up = True
                 if self.recovery is not None:
                     await self.recovery.look()
-                self.sweeper.sweep_if_due(reconcile=beats % RECONCILE_BEATS == 0)
+                self.sweeper.sweep_if_due(reconcile=beats % server_limits.RECONCILE_BEATS == 0)
             except LiveError as error:
                 self.redis_up = False
                 log.warning("beat_unanswered", error=str(error))

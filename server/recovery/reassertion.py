@@ -52,8 +52,6 @@ WATCHED_PARTITION = 0
 """Every process looks at this one, also one without sessions: a Redis that comes back empty
 has lost all of them, and with them perhaps sessions that nobody runs any more."""
 EXPECTED = (ProtocolError, LiveError, RedisError)
-LOADS_MAX = 4
-"""How often one assertion may find something cold: account, months and free time, and a race."""
 
 
 class Recovery:
@@ -402,7 +400,7 @@ class Recovery:
         """Asserts a session. True: Redis has it otherwise than it is known here, for another
         process has made a step of an older copy."""
         identity, is_forked = assertion.session.identity, False
-        for _ in range(LOADS_MAX):
+        for _ in range(server_limits.LOADS_PER_STEP_MAX):
             status, cold = await self.restoring.put_back(assertion)
             if status == "forked":
                 assertion, is_forked = assertion.after(int(cold[0])), True

@@ -16,14 +16,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-NUDGE_MS = 0.05
-"""The most that one beat a second moves the offset: 50 parts in a million."""
-SLEW_MS = 5.0
-"""The same where a slow answer had set the clock: half a second is corrected in two minutes, and a
-bill is off by 5 ms a second meanwhile."""
-STEP_MS = 250
-"""A difference that no drift explains: some wall clock was stepped. An answer that took so
-long to come says nothing about the clock."""
+from server import limits as server_limits
 
 
 class Clock(Protocol):
@@ -101,18 +94,22 @@ class ClusterClock:
     def observe(self, redis_ms: float, sent_at: float) -> None:
         """Redis said ``redis_ms`` just now, to what was asked at ``sent_at``."""
         sample = Sample.of(redis_ms, sent_at, self._monotonic())
-        if sample.round_trip_ms > STEP_MS:
+        if sample.round_trip_ms > server_limits.CLOCK_DRIFT_MS_MAX:
             return
         difference_ms = redis_ms - sample.middle_ms - self._offset_ms
         self._redis_ahead_ms = difference_ms
         drift_ms = difference_ms - self.stepped_ms
         sure_ms = sample.round_trip_ms / 2
-        if abs(drift_ms) > max(STEP_MS, self._unsure_ms + sure_ms):
+        if abs(drift_ms) > max(server_limits.CLOCK_DRIFT_MS_MAX, self._unsure_ms + sure_ms):
             self.stepped_ms = _step(difference_ms)
             self._unsure_ms = 0.0
             return
         # Of what a slow answer may have been off by, more is corrected at once.
-        most_ms = SLEW_MS if self._unsure_ms > sure_ms else NUDGE_MS
+        most_ms = (
+            server_limits.CLOCK_SLEW_MS_MAX
+            if self._unsure_ms > sure_ms
+            else server_limits.CLOCK_NUDGE_MS_MAX
+        )
         moved_ms = max(-most_ms, min(most_ms, drift_ms))
         self._offset_ms += moved_ms
         self._unsure_ms = min(self._unsure_ms, max(sure_ms, abs(drift_ms - moved_ms)))
@@ -121,7 +118,7 @@ class ClusterClock:
         """Another process has given a proof of life at ``proof_ms`` already, by its clock."""
         behind_ms = proof_ms - self.at_ms(self._monotonic())
         if 0 < behind_ms <= self._behind_ms:
-            moved_ms = min(SLEW_MS, behind_ms)
+            moved_ms = min(server_limits.CLOCK_SLEW_MS_MAX, behind_ms)
             self._offset_ms += moved_ms
             self._behind_ms -= moved_ms
             self._redis_ahead_ms -= moved_ms
@@ -129,4 +126,4 @@ class ClusterClock:
 
 
 def _step(difference_ms: float) -> float:
-    return difference_ms if abs(difference_ms) > STEP_MS else 0.0
+    return difference_ms if abs(difference_ms) > server_limits.CLOCK_DRIFT_MS_MAX else 0.0

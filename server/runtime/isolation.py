@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 import structlog
 
 from protocol.wire.errors import ProtocolError
+from server import limits as server_limits
 from storage.postgres.database import UnavailableError
 from storage.redis.scripts import LiveError
 
@@ -25,10 +26,6 @@ log = structlog.get_logger()
 Item = TypeVar("Item")
 AWAY: Final = (LiveError, UnavailableError)
 """Redis or Postgres is away: it is for the others too, and none of them is tried."""
-
-LOGGED_PER_SECOND_MAX: Final = 20
-"""Failures that are logged with their traceback; what is beyond is counted in the next line.
-A bug in every tick of ten thousand sessions would delay them all by its log."""
 
 
 class _Budget:
@@ -44,7 +41,7 @@ class _Budget:
         if second != self.second:
             self.second, self.logged = second, 0
         self.logged += 1
-        if self.logged > LOGGED_PER_SECOND_MAX:
+        if self.logged > server_limits.FAILURES_LOGGED_PER_SECOND_MAX:
             self.unlogged += 1
             return False
         return True

@@ -16,6 +16,8 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from server import limits as server_limits
+
 REDACTED = "[redacted]"
 
 # What is secret by its name. A number under such a name is a count, and stays.
@@ -34,7 +36,6 @@ _SECRET_TEXT = re.compile(
     r"(?!\s|\[redacted)(?:(?:bearer|basic)\s+)?[^\s\"'&,;]+",
     re.IGNORECASE,
 )
-_DEPTH_MAX = 8
 
 
 def configure(log_format: Literal["console", "json"], level: int = logging.INFO) -> None:
@@ -88,7 +89,10 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Takes secrets out of an event, by the name of a field and by the look of a text."""
     # uvicorn's own copy of the event, with colours in it and the arguments not.
     event.pop("color_message", None)
-    return {name: _clean_field(name, value, _DEPTH_MAX) for name, value in event.items()}
+    return {
+        name: _clean_field(name, value, server_limits.LOG_FIELD_DEPTH_MAX)
+        for name, value in event.items()
+    }
 
 
 def redact_text(text: str) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 import structlog
 from pydantic import SecretStr
 
+from server import limits as server_limits
 from server.runtime.settings import PREFIX, ConfigurationError, Settings
-from server.runtime.start_checks import JWT_SECRET_BYTES_MIN, exposures, weaknesses
+from server.runtime.start_checks import exposures, weaknesses
 
 log = structlog.get_logger("taximeter.config")
 
@@ -27,8 +28,9 @@ def with_secrets(settings: Settings) -> Settings:
         if settings.is_development:
             made["jwt_secret"] = SecretStr(_keep_secret(settings.data_dir, "jwt-secret"))
         else:
+            length_min = server_limits.JWT_SECRET_BYTES_MIN
             problems.append(
-                f"set {PREFIX}JWT_SECRET (at least {JWT_SECRET_BYTES_MIN} random characters, "
+                f"set {PREFIX}JWT_SECRET (at least {length_min} random characters, "
                 f"shared with whoever issues tokens) or {PREFIX}JWKS_URL (where the issuer's "
                 "public keys are)"
             )

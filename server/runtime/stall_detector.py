@@ -17,9 +17,6 @@ from server.runtime.clock import Clock
 
 log = structlog.get_logger()
 
-PULSE_S = 0.25
-"""How often a process notes that it is awake."""
-
 
 class Pulse:
     """Notes when the process was awake. ``thawed`` is called after it has stood still; ``woke``
@@ -41,7 +38,7 @@ class Pulse:
     def start(self) -> None:
         """Begins to note it, on the running event loop."""
         self._awake_at = self._beaten_at = self._clock.now()
-        self._timer = asyncio.get_running_loop().call_later(PULSE_S, self._run)
+        self._timer = asyncio.get_running_loop().call_later(server_limits.STALL_LOOK_S, self._run)
 
     def stop(self) -> None:
         """Notes nothing any more: whatever comes is taken for what it seems."""
@@ -71,5 +68,5 @@ class Pulse:
             self._thawed()
 
     def _run(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(PULSE_S, self._run)
+        self._timer = asyncio.get_running_loop().call_later(server_limits.STALL_LOOK_S, self._run)
         self.beat()

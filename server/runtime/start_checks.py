@@ -3,14 +3,9 @@
 import os
 from difflib import get_close_matches
 
+from server import limits as server_limits
 from server.runtime.loopback import is_local_database, is_local_redis, is_loopback
 from server.runtime.settings import PREFIX, Settings
-
-# RFC 7518 section 3.2: "A key of the same size as the hash output (for instance, 256
-# bits for "HS256") or larger MUST be used with this algorithm."
-JWT_SECRET_BYTES_MIN = 32
-
-API_KEY_CHARACTERS_MIN = 20
 
 
 def exposures(settings: Settings) -> list[str]:
@@ -48,13 +43,15 @@ def _short_secrets(settings: Settings) -> list[str]:
     found = []
     if settings.jwt_secret is not None:
         length = len(settings.jwt_secret.get_secret_value().encode())
-        if length < JWT_SECRET_BYTES_MIN:
+        length_min = server_limits.JWT_SECRET_BYTES_MIN
+        if length < length_min:
             found.append(
-                f"{PREFIX}JWT_SECRET has {length} bytes: with less than {JWT_SECRET_BYTES_MIN} "
+                f"{PREFIX}JWT_SECRET has {length} bytes: with less than {length_min} "
                 "it can be guessed from any token"
             )
-    if any(len(key.get_secret_value()) < API_KEY_CHARACTERS_MIN for key in settings.api_keys):
-        found.append(f"{PREFIX}API_KEYS has a key of less than {API_KEY_CHARACTERS_MIN} characters")
+    characters_min = server_limits.API_KEY_CHARACTERS_MIN
+    if any(len(key.get_secret_value()) < characters_min for key in settings.api_keys):
+        found.append(f"{PREFIX}API_KEYS has a key of less than {characters_min} characters")
     return found
 
 

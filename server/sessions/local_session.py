@@ -21,6 +21,7 @@ from protocol.metering.steps import Step
 from protocol.wire import messages
 from protocol.wire.codec import encode
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
+from server import limits as server_limits
 from server.counters.accounts import Account
 from server.counters.calendars import Calendar
 from server.runtime.clock import Clock
@@ -33,9 +34,6 @@ from server.sessions.step_pipeline import Claims, retry_after_ms
 from server.sessions.ticks import Service
 from server.transport.frames import text_frame
 from storage.redis.live import Outcome
-
-UNHEARD_MAX = 32
-"""Steps without an answer that one seat remembers; all of them are asked from one version."""
 
 
 class Place(Protocol):
@@ -214,7 +212,11 @@ class Seat:
         if made is None and self.meter.asked is not None:
             # Most likely it was the first one, or one of the last.
             before = self._unheard
-            self._unheard = (*before[:1], *before[1:][2 - UNHEARD_MAX :], self.meter.asked)
+            self._unheard = (
+                *before[:1],
+                *before[1:][2 - server_limits.UNANSWERED_STEPS_KEPT_MAX :],
+                self.meter.asked,
+            )
         self._fail_all(error)
         if self.meter.session.standing.version == 0:
             if made is False:

@@ -37,13 +37,6 @@ log = structlog.get_logger()
 
 Item = TypeVar("Item")
 
-LOADS_MAX = 4
-"""How often one step may find something cold: account, months and free time, and a race."""
-
-
-MENDS_AT_ONCE = 16
-"""Steps of one batch that are mended side by side: half of the connections to Redis."""
-
 
 class Claimant(Protocol):
     """Whoever asks for steps: a seat of the hub."""
@@ -175,8 +168,8 @@ class Claims:
         # After a loss in Redis that may be all of them: nobody waits for the one before, nor
         # for another account's.
         due = _round_robin(mends.values())
-        for first in range(0, len(due), MENDS_AT_ONCE):
-            await asyncio.gather(*due[first : first + MENDS_AT_ONCE])
+        for first in range(0, len(due), server_limits.STEPS_MENDED_AT_ONCE_MAX):
+            await asyncio.gather(*due[first : first + server_limits.STEPS_MENDED_AT_ONCE_MAX])
 
     def _fail(
         self,
@@ -228,7 +221,7 @@ class Claims:
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""
         try:
-            for _ in range(LOADS_MAX):
+            for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 await self._bring(step, outcome, claimant)
                 (outcome,) = await self.live.commit([step], node)
                 if outcome.reply is not None:

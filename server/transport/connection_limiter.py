@@ -19,9 +19,6 @@ from server.runtime.metrics import Metrics
 
 log = structlog.get_logger("taximeter.door")
 
-LOOK_S = 1.0
-"""How late a deadline may be noticed."""
-
 
 class Guest(Protocol):
     """A connection that speaks HTTP, as the door sees it."""
@@ -67,7 +64,7 @@ class Door:
         self.keep_alive_s = server_limits.KEEP_ALIVE_MS / 1000
         self.drain_s = server_limits.SLOW_PEER_ABORT_MS / 1000
         self.linger_s = server_limits.LINGER_MS / 1000
-        self.look_s = LOOK_S
+        self.look_s = server_limits.CONNECTION_LOOK_S
         self.proxies: Any = None
         """Hosts that are believed about who stands behind them; set by the first guest."""
         self.count = 0

@@ -39,7 +39,7 @@ from server.transport.websocket_protocol import BoundedWebSocket
 
 TCP_NOTSENT_LOWAT = 25
 """Linux, tcp(7): how much that was not sent yet is taken of a writer."""
-LINE_BYTES = 4
+LINE_BYTES = len(": \r\n")
 """A header's colon, space, carriage return and line feed."""
 
 

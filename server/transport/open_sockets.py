@@ -18,7 +18,6 @@ from server.transport.frames import text_frame
 PRIVATE_CODES = 3000
 """From here on the codes mean what their user says (RFC 6455 section 7.4.2)."""
 _CLOSE_CODES = frozenset(CloseCode)
-PROBES_PER_UNIT = 8
 
 
 class Client(Protocol):
@@ -97,7 +96,7 @@ class Sockets:
         """Asks every peer for a proof of life, some in each unit of work."""
         for number, connection in enumerate(list(self.connections)):
             isolated("probe", connection.probe)
-            if number % PROBES_PER_UNIT == 0:
+            if number % server_limits.PROBES_PER_UNIT == 0:
                 yield
 
     async def drain(self) -> None:

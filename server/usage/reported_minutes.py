@@ -53,15 +53,6 @@ from storage.redis.live import LiveError
 from storage.redis.tracking import TrackedStep, Tracking, Verdict
 from storage.rows.sessions import SessionRow
 
-LATE_MS_MAX = 24 * 3_600_000
-"""How old a minute may be that a client reports, who had no network for a while."""
-AHEAD_MS_MAX = 5 * MINUTE_MS
-"""How far a client's clock may be ahead."""
-SILENCE_MS_MAX = server_limits.TRACKED_SILENCE_MS_MAX
-"""A session of which no minute was heard for so long has ended."""
-ATTEMPTS_MAX = 8
-"""Minutes of one session that arrive together, and what must be loaded for the first."""
-
 log = structlog.get_logger()
 
 
@@ -134,7 +125,7 @@ class Trackers:
         for a user who begins too many sessions.
         """
         _check_instant(reported.minute_at, self.process.clock.now())
-        for _ in range(ATTEMPTS_MAX):
+        for _ in range(server_limits.REPORTED_MINUTE_ATTEMPTS_MAX):
             known = await self._known(reported)
             if isinstance(known, Taken):
                 return known
@@ -249,7 +240,7 @@ class Trackers:
             records=tuple(records),
             basis=known.basis,
             at=now_ms,
-            kept_ms=SILENCE_MS_MAX + storage_limits.ENDED_SESSION_KEPT_MS,
+            kept_ms=server_limits.TRACKED_SILENCE_MS_MAX + storage_limits.ENDED_SESSION_KEPT_MS,
         )
 
     async def _recall(self, step: TrackedStep) -> Verdict:
@@ -369,9 +360,9 @@ class Trackers:
 
 
 def _check_instant(minute_at: int, now_ms: int) -> None:
-    if minute_at > now_ms + AHEAD_MS_MAX:
+    if minute_at > now_ms + server_limits.REPORTED_MINUTE_AHEAD_MS_MAX:
         raise BadMessageError("minute_timestamp: must not be in the future")
-    if minute_at < now_ms - LATE_MS_MAX:
+    if minute_at < now_ms - server_limits.REPORTED_MINUTE_LATE_MS_MAX:
         raise BadMessageError("minute_timestamp: must not be older than a day")
 
 
@@ -420,7 +411,7 @@ def _after(before: Standing, reported: Reported, now_ms: int) -> Standing:
         at=at,
         minute_at=at,
         lost_at=at,
-        grace_until=now_ms + SILENCE_MS_MAX,
+        grace_until=now_ms + server_limits.TRACKED_SILENCE_MS_MAX,
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-TAIL_BYTES = 8192
+from storage import limits as storage_limits
 
 
 class EngineError(RuntimeError):
@@ -40,7 +40,9 @@ class Files:
     def failure(self, what: str) -> EngineError:
         """An error that says what happened to the engine and quotes the end of its log."""
         with suppress(OSError):
-            text = self.log.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+            text = self.log.read_bytes()[-storage_limits.ENGINE_LOG_SHOWN_BYTES :].decode(
+                errors="replace"
+            )
             what += f". The end of {self.log}:\n" + "\n".join(text.splitlines()[-20:])
         return EngineError(f"The embedded {self.name} {what}")
 

@@ -19,16 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+from storage import limits as storage_limits
 from storage.embedded.agreement import EngineError, Files, lock, open_lock
-
-STOP_TIMEOUT_S = 30
-ORPHAN_TIMEOUT_S = 10
-PROBE_TIMEOUT_S = 5
-PROBE_PAUSE_S = 0.01
-FIRST_PAUSE_S = 0.1
-LAST_PAUSE_S = 30
-SOCKET_PATH_BYTES = 100
-"""The kernel's own limit is 103 to 107, by platform."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -84,10 +76,13 @@ class Engine(ABC):
                 if not was_ready:
                     raise
                 note(f"{self.files.name} does not come back: {error}")
-            if time.monotonic() - began_s > LAST_PAUSE_S:
+            if time.monotonic() - began_s > storage_limits.ENGINE_RESTART_S_MAX:
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
-            pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LAST_PAUSE_S)
+            pause_s = min(
+                max(2 * pause_s, storage_limits.ENGINE_RESTART_S_MIN),
+                storage_limits.ENGINE_RESTART_S_MAX,
+            )
 
     async def start(self) -> None:
         """Returns when the engine answers; raises ``EngineError`` when it ends instead."""
@@ -101,16 +96,17 @@ class Engine(ABC):
         while not await self._probe():
             if self.process.returncode is not None:
                 raise EngineError(f"{self.files.name} ended: {self.process.returncode}")
-            await asyncio.sleep(PROBE_PAUSE_S)
+            await asyncio.sleep(storage_limits.ENGINE_PROBE_PAUSE_S)
 
     async def stop(self) -> None:
-        """Stops the engine cleanly, or by force after ``STOP_TIMEOUT_S``."""
+        """Stops the engine cleanly, or by force after ``ENGINE_STOP_S_MAX``."""
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(self.stop_signal)
             try:
-                await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT_S)
+                await asyncio.wait_for(self.process.wait(), storage_limits.ENGINE_STOP_S_MAX)
             except TimeoutError:
-                note(f"{self.files.name} is killed: it has not stopped in {STOP_TIMEOUT_S} s")
+                waited_s = storage_limits.ENGINE_STOP_S_MAX
+                note(f"{self.files.name} is killed: it has not stopped in {waited_s} s")
                 self.process.kill()
                 await self.process.wait()
         if self.socket_dir != self.directory:
@@ -146,7 +142,7 @@ class Engine(ABC):
 
     async def _probe(self) -> bool:
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
+            async with asyncio.timeout(storage_limits.ENGINE_PROBE_S_MAX):
                 return await self.answers()
         except OSError:
             return False
@@ -163,7 +159,7 @@ class Engine(ABC):
             if runs_in(pid, self.directory):
                 os.kill(pid, end)
             with suppress(TimeoutError):
-                async with asyncio.timeout(ORPHAN_TIMEOUT_S):
+                async with asyncio.timeout(storage_limits.ENGINE_ORPHAN_STOP_S_MAX):
                     await lock(engine_lock, fcntl.LOCK_EX)
                     return engine_lock
         os.close(engine_lock)
@@ -194,11 +190,11 @@ def runs_in(pid: int, directory: Path) -> bool:
 
 def _socket_directory(directory: Path, socket_name: str) -> Path:
     """The engine's directory, or where its path is too long for a socket, a temporary one."""
-    if len(os.fsencode(directory / socket_name)) <= SOCKET_PATH_BYTES:
+    if len(os.fsencode(directory / socket_name)) <= storage_limits.ENGINE_SOCKET_PATH_BYTES_MAX:
         return directory
     name = f"taximeter-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}"
     short = Path(tempfile.gettempdir()) / name
-    if len(os.fsencode(short / socket_name)) > SOCKET_PATH_BYTES:
+    if len(os.fsencode(short / socket_name)) > storage_limits.ENGINE_SOCKET_PATH_BYTES_MAX:
         short = Path("/tmp") / name  # noqa: S108 it is made private, or refused
     short.mkdir(mode=0o700, exist_ok=True)
     found = short.lstat()

@@ -11,12 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from storage import limits as storage_limits
 from storage.embedded.agreement import EngineError, Files, lock, open_lock
-
-START_TIMEOUT_S = 60
-STARTS = 3
-RETRY_PAUSE_S = 5
-LOG_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +58,7 @@ async def start_engines(
 
     Makes the directory if it is not there. ``durable=False`` is for tests: Postgres does
     not wait for the disk, and Redis writes nothing. Raises ``EngineError``, within
-    ``START_TIMEOUT_S``, when an engine does not start, or runs already and is less durable
+    ``ENGINE_START_S_MAX``, when an engine does not start, or runs already and is less durable
     than asked.
     """
     wanted = [name for name, asked in (("redis", redis), ("postgres", postgres)) if asked]
@@ -121,15 +117,17 @@ class _Use:
                 await self._join()
             except (EngineError, OSError):
                 _log.exception("the embedded %s does not come back yet", self._files.name)
-                await asyncio.sleep(RETRY_PAUSE_S)
+                await asyncio.sleep(storage_limits.ENGINE_JOIN_RETRY_S)
 
     async def _join(self) -> str:
         """Returns the engine's URL once it is ready, and has a lasting share in ``users``."""
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(storage_limits.ENGINE_START_S_MAX):
                 record = await self._keeper_record()
         except TimeoutError:
-            raise self._files.failure(f"was not ready after {START_TIMEOUT_S} s") from None
+            raise self._files.failure(
+                f"was not ready after {storage_limits.ENGINE_START_S_MAX} s"
+            ) from None
         if self._durable and not record["durable"]:
             raise EngineError(f"The embedded {self._files.name} runs already, but not durably")
         return str(record["url"])
@@ -149,7 +147,9 @@ class _Use:
                     return record
                 # A keeper that was killed before it was ready deserves a successor, and one
                 # that gave up does not.
-                if started == STARTS or (started and self._files.failed.exists()):
+                if started == storage_limits.ENGINE_KEEPERS_TRIED_MAX or (
+                    started and self._files.failed.exists()
+                ):
                     raise self._files.failure("did not start")
                 await self._start_keeper(start)
                 started += 1
@@ -178,7 +178,7 @@ class _Use:
     async def _start_keeper(self, start: int) -> None:
         files = self._files
         with suppress(FileNotFoundError):
-            if files.log.stat().st_size > LOG_BYTES:
+            if files.log.stat().st_size > storage_limits.ENGINE_LOG_BYTES_MAX:
                 files.log.replace(files.log.with_suffix(".log.1"))
         command = [sys.executable, "-m", "storage.embedded", files.name, str(files.data_dir)]
         command += [f"--start={start}", "--durable" if self._durable else "--no-durable"]

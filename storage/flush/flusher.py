@@ -39,19 +39,6 @@ from storage.redis.scripts import Script
 
 log = structlog.get_logger()
 
-ACKNOWLEDGED_ENTRIES_MAX = 250
-"""Entries in one atomic step, which keeps Redis busy for a millisecond."""
-
-TAKE_OVER_READS = 32
-"""Reads between two looks for a dead flusher's entries, under load."""
-
-LAST_READS_MAX = 1_000
-"""Reads that a flusher makes at most after it was told to stop."""
-
-BACKOFF_S_MIN = 0.1
-
-BACKOFF_S_MAX = 5.0
-
 AWAY = (*TRANSIENT, RedisError)
 """What is over when Postgres and Redis answer again: the same batch is tried then."""
 
@@ -128,7 +115,7 @@ class Flusher:
         While Redis or Postgres is away it waits, longer each time; once told to stop it
         does not wait, and leaves what is pending to the next flusher.
         """
-        last_reads = LAST_READS_MAX
+        last_reads = storage_limits.FLUSH_LAST_READS_MAX
         while last_reads:
             stopping = stop.is_set()
             last_reads -= stopping
@@ -158,7 +145,7 @@ class Flusher:
         if not self._is_prepared:
             await self.prepare()
         entries: list[Entry] = []
-        if self._reads % TAKE_OVER_READS == 0:
+        if self._reads % storage_limits.FLUSH_READS_PER_TAKEOVER == 0:
             entries = await self.take_over()
             self._reads += len(entries) > 0
         if not entries:
@@ -312,8 +299,8 @@ class Flusher:
                 continue
             by_partition.setdefault(entry.partition, []).append(entry)
         for partition, own in by_partition.items():
-            for first in range(0, len(own), ACKNOWLEDGED_ENTRIES_MAX):
-                part = own[first : first + ACKNOWLEDGED_ENTRIES_MAX]
+            for first in range(0, len(own), storage_limits.FLUSH_ACKNOWLEDGED_PER_STEP_MAX):
+                part = own[first : first + storage_limits.FLUSH_ACKNOWLEDGED_PER_STEP_MAX]
                 keys, arguments = acknowledgement(partition, part)
                 _, records, rejected = await self._acknowledge.run(keys, arguments)
                 self.flushed_records += int(records)
@@ -423,7 +410,10 @@ class Flusher:
 
 def _backoff_s(attempts: int) -> float:
     """How long to wait after that number of failed attempts in a row."""
-    return min(BACKOFF_S_MAX, BACKOFF_S_MIN * (1 << min(attempts - 1, 9)))
+    return min(
+        storage_limits.FLUSH_RETRY_S_MAX,
+        storage_limits.FLUSH_RETRY_S_MIN * (1 << min(attempts - 1, 9)),
+    )
 
 
 async def _cancel(*futures: "asyncio.Future[Any]") -> None:

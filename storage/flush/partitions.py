@@ -14,10 +14,7 @@ from storage import limits as storage_limits
 from storage.flush.flusher import Flusher
 from storage.postgres.records import Records
 from storage.redis.cluster import is_cluster
-from storage.redis.outbox import (
-    CONNECTIONS_MAX,
-    connect,
-)
+from storage.redis.outbox import connect
 
 
 async def run_flusher(
@@ -33,7 +30,7 @@ async def run_flusher(
             await flusher.close()
         return
     # Each of them holds a connection while it waits for something to come.
-    redis = connect(redis_url, 2 * partitions + CONNECTIONS_MAX)
+    redis = connect(redis_url, 2 * partitions + storage_limits.FLUSH_CONNECTIONS_MAX)
     turns = _Turns(records)
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -24,8 +24,6 @@ Value = TypeVar("Value")
 
 SQL = {path.stem: path.read_text("utf-8") for path in (Path(__file__).parent / "sql").glob("*.sql")}
 
-ATTEMPTS_MAX = 3
-
 # SQLSTATE classes of what is wrong with the data: value, constraint, size.
 _REFUSED_CLASSES = ("22", "23", "54")
 _READ_ONLY = "25006"
@@ -139,8 +137,8 @@ class Database:
         ``again`` says that the work is idempotent: it may be repeated even if nobody
         knows whether it was done.
         """
-        for attempt in range(ATTEMPTS_MAX):
-            last = attempt == ATTEMPTS_MAX - 1
+        for attempt in range(storage_limits.DATABASE_ATTEMPTS_MAX):
+            last = attempt == storage_limits.DATABASE_ATTEMPTS_MAX - 1
             try:
                 async with self._pool.acquire(timeout=self._timeout_s) as connection:
                     return await work(connection)

@@ -7,6 +7,7 @@ from datetime import date
 import msgspec
 
 from protocol.metering.records import EntryPosted, MinuteUsed
+from storage import limits as storage_limits
 from storage.postgres import columns
 from storage.postgres.database import SQL, Database
 from storage.rows.accounts import (
@@ -31,10 +32,6 @@ MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
 
 BALANCE_CHECK = "credit_accounts_balance_check"
 """The constraint that money in breaks when the account would have more than it may."""
-
-FINDINGS_MAX = 1_000
-"""As many are told at once; the rest is seen when these are gone."""
-AUDIT_S_MAX = 3_600
 
 _FINDING = msgspec.json.Decoder(Finding)
 
@@ -239,7 +236,9 @@ class Ledgers(Database):
         Reads all of it, in one snapshot: minutes of work in a large installation.
         """
         found = await self._run(
-            lambda connection: connection.fetch(SQL["audit"], FINDINGS_MAX, timeout=AUDIT_S_MAX)
+            lambda connection: connection.fetch(
+                SQL["audit"], storage_limits.AUDIT_FINDINGS_MAX, timeout=storage_limits.AUDIT_S_MAX
+            )
         )
         return tuple(_FINDING.decode(row[0]) for row in found)
 

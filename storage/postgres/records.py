@@ -18,8 +18,9 @@ from protocol.metering.records import (
     SessionEnded,
     SessionStarted,
 )
+from storage import limits as storage_limits
 from storage.postgres import columns
-from storage.postgres.database import ATTEMPTS_MAX, SQL, Connection, RefusedError, UnavailableError
+from storage.postgres.database import SQL, Connection, RefusedError, UnavailableError
 from storage.postgres.ledgers import Ledgers
 from storage.rows.idempotency import Answer, Fresh, Mismatch, UnderWay
 from storage.rows.months import (
@@ -33,10 +34,7 @@ from storage.rows.months import (
 )
 from storage.rows.sessions import LiveSession, MissingMinute, SessionPrepared, SessionRow
 
-__all__ = ["SQL", "TAKEOVER_MS", "Records", "RefusedError", "UnavailableError"]
-
-TAKEOVER_MS = 60_000
-"""Work under an idempotency key that has no answer by then has lost its process."""
+__all__ = ["SQL", "Records", "RefusedError", "UnavailableError"]
 
 
 class Records(Ledgers):
@@ -246,7 +244,7 @@ class Records(Ledgers):
         key: str,
         fingerprint: str,
         *,
-        takeover_ms: int = TAKEOVER_MS,
+        takeover_ms: int = storage_limits.IDEMPOTENT_TAKEOVER_MS,
     ) -> Fresh | UnderWay | Mismatch | Answer:
         """Asks for the right to do the work of a key.
 
@@ -254,7 +252,7 @@ class Records(Ledgers):
         process died. Should it be alive after all, both do the same, because the ids of
         what they write are made from the key.
         """
-        for _ in range(ATTEMPTS_MAX):
+        for _ in range(storage_limits.DATABASE_ATTEMPTS_MAX):
             row = await self._run(
                 lambda connection: connection.fetchrow(
                     SQL["begin_idempotent"], tenant, scope, key, fingerprint, takeover_ms

@@ -24,10 +24,6 @@ from storage.tasks import end
 
 log = structlog.get_logger()
 
-POLL_S = 15.0
-"""How long one wait for a message lasts."""
-RETRY_S = 0.2
-
 
 def channels_of(redis: Redis) -> "PubSub | ClusterChannels":
     """What listens to channels."""
@@ -133,7 +129,7 @@ class ClusterChannels:
         """Passes on what one node tells, until the line breaks."""
         try:
             while True:
-                message = await line.get_message(timeout=POLL_S)
+                message = await line.get_message(timeout=storage_limits.CHANNEL_POLL_S)
                 if message is None:
                     continue
                 if message["type"] == "sunsubscribe" and message["channel"].decode() in self._homes:
@@ -178,7 +174,7 @@ class ClusterChannels:
                 log.exception("channels_not_moved")
             if not self._lost:
                 return
-            await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(storage_limits.CHANNEL_RETRY_S)
 
     async def _move_lost(self) -> None:
         away: set[Address] = set()

@@ -44,8 +44,6 @@ ELSEWHERE = (ClusterDownError, TryAgainError, ReadOnlyError, MovedError, AskErro
 """A command was not run, because it is for somebody else, or for nobody yet."""
 EVERYWHERE = {"FLUSHALL", "PING", "SCRIPT LOAD", "SCRIPT FLUSH", "CONFIG SET", "KEYS"}
 """Commands without a key, which are for every master."""
-REDIRECTIONS_MAX = 4
-"""How often one command is sent on: its slot may move twice while it is on its way."""
 
 
 class Address(NamedTuple):
@@ -203,13 +201,13 @@ class ClusterRedis(Redis):
         slot = _slot_of(args)
         if slot is None:
             return await self._ask_all(args, options)
-        for attempt in range(REDIRECTIONS_MAX):
+        for attempt in range(storage_limits.CLUSTER_REDIRECTIONS_MAX):
             client = self.client_at(await self._owner(slot))
             try:
                 return await client.execute_command(*args, **options)  # type: ignore[no-untyped-call]
             except MovedError as error:
                 self._moved(error)
-                if attempt == REDIRECTIONS_MAX - 1:
+                if attempt == storage_limits.CLUSTER_REDIRECTIONS_MAX - 1:
                     raise
             except AskError as error:
                 return await self._asking(error, args, options)

@@ -24,7 +24,6 @@ _GRANT = msgspec.json.Decoder(Grant)
 _LINE = msgspec.json.Decoder(tuple[int, int, int, int, int, int, int, bool])
 _RECORDS = msgspec.json.Decoder(list[Record])
 
-TERMS_SHARED_MAX = 1_024
 _TERMS: dict[Terms, Terms] = {}
 """Terms that sessions have: most have those of a kind, and 900 bytes of their own less."""
 
@@ -83,7 +82,7 @@ def session_of(fields: list[bytes], known: Identity | None = None) -> Session:
 def _identity_of(encoded: bytes) -> Identity:
     """The identity, with terms that it shares with all sessions that have the same."""
     identity = _IDENTITY.decode(encoded)
-    if len(_TERMS) >= TERMS_SHARED_MAX:
+    if len(_TERMS) >= storage_limits.TERMS_SHARED_MAX:
         _TERMS.clear()
     terms = _TERMS.setdefault(identity.terms, identity.terms)
     return msgspec.structs.replace(identity, terms=terms)

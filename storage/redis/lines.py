@@ -21,10 +21,6 @@ from redis.exceptions import TimeoutError as LateError
 from storage import limits as storage_limits
 from storage.tasks import end
 
-QUIET_S = 2.0
-"""A line that says nothing for so long is asked whether it lives; and given up after again
-so long."""
-
 
 class Line(PubSub):
     """A ``PubSub`` that all who use it connect together, and that breaks when it is dead.
@@ -171,7 +167,9 @@ class Line(PubSub):
         clock = asyncio.get_running_loop().time
         until = math.inf if timeout is None else clock() + timeout
         while True:
-            wait_s = min(QUIET_S, max(0.0, min(until, self._due_at) - clock()))
+            wait_s = min(
+                storage_limits.CHANNEL_QUIET_S, max(0.0, min(until, self._due_at) - clock())
+            )
             message: dict[str, Any] | None = await super().get_message(
                 ignore_subscribe_messages, wait_s
             )
@@ -187,7 +185,7 @@ class Line(PubSub):
 
     def _heard(self) -> None:
         self._is_asked = False
-        self._due_at = asyncio.get_running_loop().time() + QUIET_S
+        self._due_at = asyncio.get_running_loop().time() + storage_limits.CHANNEL_QUIET_S
 
     async def _ask(self) -> None:
         """Asks a quiet line whether it lives; breaks it where it was asked before."""

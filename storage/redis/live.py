@@ -58,10 +58,6 @@ __all__ = [
 
 log = structlog.get_logger()
 
-ENTRIES_REMEMBERED = 1_024
-"""Entries of money in that an account in Redis remembers to have taken, besides all that are
-younger than ``SPENDS_REMEMBERED_MS``."""
-
 
 class Found(msgspec.Struct, frozen=True):
     """A session that is in Redis."""
@@ -431,7 +427,7 @@ class Live:
         keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
         channel = self.keys.channel(tenant, account_id)
         remembered = (
-            ENTRIES_REMEMBERED,
+            storage_limits.ENTRIES_REMEMBERED_MIN,
             storage_limits.SPENDS_REMEMBERED_MS,
             storage_limits.ACCOUNT_IDLE_MS,
         )

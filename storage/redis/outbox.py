@@ -15,10 +15,6 @@ from storage.redis.encoding import decode_records
 from storage.redis.keys import outbox_key, rejected_key, watermark_key
 
 GROUP = "flush"
-CONNECTIONS_MAX = 16
-"""A flusher does one thing at a time; one that is cancelled may still hold a connection."""
-REJECTED_ENTRIES_MAX = 10_000
-"""Entries that Postgres refused, for each partition, until somebody has looked at them."""
 
 
 class Entry(msgspec.Struct):
@@ -44,7 +40,7 @@ class Backlog(msgspec.Struct, frozen=True):
     rejected: int
 
 
-def connect(redis_url: str, connections_max: int = CONNECTIONS_MAX) -> Redis:
+def connect(redis_url: str, connections_max: int = storage_limits.FLUSH_CONNECTIONS_MAX) -> Redis:
     """A client for blocking reads, which the ordinary time-out would end (PITFALLS).
 
     It repeats no command by itself: a read whose answer was lost has made its entries
@@ -104,7 +100,7 @@ def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> Entry:
 def acknowledgement(partition: int, entries: Sequence[Entry]) -> tuple[list[str], list[Any]]:
     """The keys and arguments of ``acknowledge.lua``."""
     keys = [outbox_key(partition), watermark_key(partition), rejected_key(partition)]
-    arguments: list[Any] = [GROUP, REJECTED_ENTRIES_MAX]
+    arguments: list[Any] = [GROUP, storage_limits.REJECTED_ENTRIES_MAX]
     for entry in entries:
         arguments += [entry.entry_id, entry.refusal, len(entry.records)]
     return keys, arguments

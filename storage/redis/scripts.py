@@ -12,12 +12,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from protocol import limits
+from storage import limits as storage_limits
 from storage.redis.cluster import ELSEWHERE, ClusterRedis, client_of, is_cluster
 from storage.redis.lines import LineRedis
 
 LUA_DIR = Path(__file__).parent / "lua"
-CONNECTIONS_MAX = 32
-"""Connections of one process to Redis, which serves one command at a time anyway."""
 
 
 class LiveError(Exception):
@@ -37,7 +36,7 @@ def connect(url: str) -> Redis:
 def _connect(url: str) -> Redis:
     pool = BlockingConnectionPool.from_url(
         url,
-        max_connections=CONNECTIONS_MAX,
+        max_connections=storage_limits.REDIS_CONNECTIONS_MAX,
         timeout=limits.REDIS_TIMEOUT_MS / 1000,
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],

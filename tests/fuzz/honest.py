@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import connect
 
-from server.runtime.clock import NUDGE_MS
+from server import limits as server_limits
 from tests.fixtures.server import Client
 
 SPEED = 20
@@ -133,7 +133,7 @@ class Honest:
         speed = 1 if self.kind == "lesson" else SPEED
         # A millisecond each at the beginning and at the end is the clocks' to round, and cluster
         # time may be nudged with each second's beat.
-        slack_ms = 2 + outer_s * NUDGE_MS
+        slack_ms = 2 + outer_s * server_limits.CLOCK_NUDGE_MS_MAX
         if not (
             (inner_s * 1000 - slack_ms) * speed <= elapsed_ms <= (outer_s * 1000 + slack_ms) * speed
         ):

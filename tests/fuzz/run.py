@@ -17,7 +17,6 @@ import jwt
 
 from server import limits as server_limits
 from storage import limits as storage_limits
-from storage.redis.scripts import CONNECTIONS_MAX
 from tests.faults.processes import House, Process, open_house
 from tests.fuzz import liars, slow
 from tests.fuzz.attack import Attack, Tokens, numbered
@@ -35,7 +34,9 @@ STEPS_PER_CASES = 40
 """How many cases are sent for each step that a purse takes."""
 SETTLE_S = 60.0
 """How long is waited for what attackers left to be cleared away."""
-CONNECTIONS_GROWN_MAX = CONNECTIONS_MAX + storage_limits.DATABASE_CONNECTIONS_MAX
+CONNECTIONS_GROWN_MAX = (
+    storage_limits.REDIS_CONNECTIONS_MAX + storage_limits.DATABASE_CONNECTIONS_MAX
+)
 """Connections to Redis and Postgres are opened as they are needed, and kept."""
 PROBLEMS_SHOWN = 20
 DESCRIPTORS = 400

@@ -5,7 +5,6 @@ import pytest
 
 from protocol import limits
 from protocol.metering.effects import Ask, Leave, Probe, Refuse, Show
-from protocol.metering.intents import INTENTS_MAX, STOP_PROOF_MS
 from protocol.metering.projection import line_of
 from protocol.metering.session import Grant
 from protocol.metering.states import Event, Phase
@@ -337,7 +336,7 @@ def test_a_stop_by_others_does_not_wait_for_ever() -> None:
     bench.alive()
     bench.run(6_000)
     bench.ask(Event.STOP, reason="operator")
-    bench.run(STOP_PROOF_MS)
+    bench.run(limits.STOP_PROOF_WAIT_MS)
     assert bench.step.standing.elapsed_ms == 4_000
     assert bench.step.standing.segments == ((NOW, NOW + 4_000),)
 
@@ -352,7 +351,7 @@ def test_what_changes_nothing_is_answered_at_once() -> None:
 def test_no_more_requests_wait_than_there_is_room_for() -> None:
     bench = Bench()
     bench.ask(Event.PAUSE)
-    for number in range(INTENTS_MAX):
+    for number in range(limits.REQUESTS_WAITING_PER_SESSION_MAX):
         assert bench.meter.request(Event.PAUSE, NOW, number)
     assert not bench.meter.request(Event.PAUSE, NOW, "one too many")
 

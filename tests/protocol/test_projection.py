@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.metering.projection import (
-    EXACT_LINES_MAX,
-    REMEMBERED_MS,
-    AccountProjection,
-    Line,
-    MonthProjection,
-    line_of,
-)
+from protocol import limits
+from protocol.metering.projection import AccountProjection, Line, MonthProjection, line_of
 from protocol.metering.terms import MINUTE_MS, Terms
 from tests.protocol.examples import CREDIT, NOW, terms_of
 
@@ -85,7 +79,9 @@ def test_claims_do_not_change_what_is_shown(
     assert shown[-1] == micros - terms.cost_micros(elapsed_ms + later_ms * terms.speed, 0)
 
 
-@given(lines=st.lists(any_line, max_size=EXACT_LINES_MAX), later_ms=st.integers(0, 60_000))
+@given(
+    lines=st.lists(any_line, max_size=limits.BURN_LINES_EXACT_MAX), later_ms=st.integers(0, 60_000)
+)
 def test_the_balance_is_the_gross_less_what_all_sessions_cost(
     lines: list[Line], later_ms: int
 ) -> None:
@@ -106,17 +102,17 @@ def test_what_one_session_could_have_is_what_the_others_leave(lines: list[Line])
 
 def test_with_many_sessions_one_sum_serves_a_tenth_of_a_second() -> None:
     line = line_of(terms_of(), 0, NOW, 0, running=True)
-    account = account_with(50 * CREDIT, [line] * (EXACT_LINES_MAX + 1))
+    account = account_with(50 * CREDIT, [line] * (limits.BURN_LINES_EXACT_MAX + 1))
     first = account.cost_micros(NOW + 500)
-    assert account.cost_micros(NOW + 500 + REMEMBERED_MS - 1) == first
+    assert account.cost_micros(NOW + 500 + limits.BURN_SUM_KEPT_MS - 1) == first
     later = NOW + 1_001
-    assert account.cost_micros(later) == (EXACT_LINES_MAX + 1) * line.cost_at(later)
+    assert account.cost_micros(later) == (limits.BURN_LINES_EXACT_MAX + 1) * line.cost_at(later)
     assert account.apply(2, 50 * CREDIT, 0, "chat-0", None)
-    assert account.cost_micros(later) == EXACT_LINES_MAX * line.cost_at(later)
+    assert account.cost_micros(later) == limits.BURN_LINES_EXACT_MAX * line.cost_at(later)
 
 
 @given(
-    lines=st.lists(any_line, min_size=1, max_size=EXACT_LINES_MAX),
+    lines=st.lists(any_line, min_size=1, max_size=limits.BURN_LINES_EXACT_MAX),
     micros=st.integers(-CREDIT, 20 * CREDIT),
     reserved=st.sampled_from([0, CREDIT]),
 )
@@ -141,7 +137,7 @@ def test_with_many_sessions_it_is_dry_by_their_prices_within_an_increment(micros
     terms = terms_of(price_micros=1_000_000, first_increment_ms=60_000, next_increment_ms=60_000)
     lines = [
         line_of(terms, 0, NOW - 7_000 * number, 0, running=True)
-        for number in range(EXACT_LINES_MAX + 2)
+        for number in range(limits.BURN_LINES_EXACT_MAX + 2)
     ]
     cost = sum(line.cost_at(NOW) for line in lines)
     dry_at = account_with(cost + micros, lines).dry_at()

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from starlette.types import Message, Scope
 
+from server import limits as server_limits
 from server.api import reports
 from server.hosting.app import create_app
 from storage import limits as storage_limits
@@ -191,7 +192,7 @@ async def test_only_so_many_reports_are_read_at_a_time(server: TestServer) -> No
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://test", headers=headers
     ) as client:
-        app.state.reports = reports.REPORTS_MAX
+        app.state.reports = server_limits.REPORTS_AT_ONCE_MAX
         response = assert_problem(await client.get(NOVEMBER), 503, "unavailable")
         assert "reports" in response["detail"]
         app.state.reports = 0
@@ -223,7 +224,7 @@ SCOPE: Scope = {"type": "http", "method": "GET", "asgi": {"version": "3.0", "spe
 
 
 async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "STALLED_S", 0)
+    monkeypatch.setattr(server_limits, "REPORT_STALLED_S", 0)
     lines = Lines()
 
     async def wait_for_ever(*_: Message) -> Any:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from protocol import limits
-from server.usage.reported_minutes import AHEAD_MS_MAX, LATE_MS_MAX, SILENCE_MS_MAX
+from server import limits as server_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
 from storage.redis.tracking import Tracking
@@ -257,15 +257,15 @@ async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
     path = "/v1/sessions/rec-1"
     snapshot = (await ask(server, "GET", path, ann(server))).json()
     assert (snapshot["state"], snapshot["elapsed_ms"]) == ("paused", 60_000)
-    advance(server, SILENCE_MS_MAX // 2)
-    last_at = minute_at(server) + SILENCE_MS_MAX // 2 - MINUTE_MS
+    advance(server, server_limits.TRACKED_SILENCE_MS_MAX // 2)
+    last_at = minute_at(server) + server_limits.TRACKED_SILENCE_MS_MAX // 2 - MINUTE_MS
     answer = await track(server, minute_timestamp=last_at, seconds_recorded=5)
     assert answer.json()["minute"] == 1
     # The timer of the first minute fires, and waits on for the second.
-    advance(server, SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
+    advance(server, server_limits.TRACKED_SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
     await settled(server)
     assert (await ask(server, "GET", path, ann(server))).json()["state"] == "paused"
-    advance(server, SILENCE_MS_MAX // 2)
+    advance(server, server_limits.TRACKED_SILENCE_MS_MAX // 2)
     async with asyncio.timeout(10):
         while "state" in (found := (await ask(server, "GET", path, ann(server))).json()):
             pass
@@ -292,7 +292,7 @@ async def test_a_tracked_session_that_was_stopped_is_left_alone(server: TestServ
     await track(server)
     stopped = await ask(server, "POST", "/v1/sessions/rec-1/stop", ann(server))
     assert stopped.json()["minutes"] == 1
-    advance(server, SILENCE_MS_MAX + MINUTE_MS)
+    advance(server, server_limits.TRACKED_SILENCE_MS_MAX + MINUTE_MS)
     found = (await ask(server, "GET", "/v1/sessions/rec-1", ann(server))).json()
     assert found == stopped.json()
 
@@ -465,10 +465,16 @@ async def test_a_minute_that_is_none_is_refused(
 async def test_a_minute_may_be_a_day_late_and_a_little_ahead(server: TestServer) -> None:
     keep_off_month_ends(server)
     now_ms = server.process.clock.now()
-    taken = [now_ms - LATE_MS_MAX + 2 * MINUTE_MS, now_ms + AHEAD_MS_MAX - MINUTE_MS]
+    taken = [
+        now_ms - server_limits.REPORTED_MINUTE_LATE_MS_MAX + 2 * MINUTE_MS,
+        now_ms + server_limits.REPORTED_MINUTE_AHEAD_MS_MAX - MINUTE_MS,
+    ]
     for at in taken:
         assert (await track(server, minute_timestamp=at)).status_code == 200
-    for at in (now_ms - LATE_MS_MAX - MINUTE_MS, now_ms + AHEAD_MS_MAX + 2 * MINUTE_MS):
+    for at in (
+        now_ms - server_limits.REPORTED_MINUTE_LATE_MS_MAX - MINUTE_MS,
+        now_ms + server_limits.REPORTED_MINUTE_AHEAD_MS_MAX + 2 * MINUTE_MS,
+    ):
         assert_problem(await track(server, minute_timestamp=at), 400, "bad_message")
 
 

@@ -11,7 +11,6 @@ from protocol.metering.states import Event
 from protocol.rate_card import Package
 from protocol.wire.errors import BadMessageError, ServiceError
 from server import limits as server_limits
-from server.credits import expiry
 from server.runtime.rate_card_file import load_rate_card
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
@@ -131,8 +130,8 @@ async def test_packages_and_allotments(cluster: Cluster, node: Node) -> None:
 async def test_a_process_looks_for_what_is_over_and_outlives_faults(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expiry, "HOLDS_INTERVAL_S", 0)
-    monkeypatch.setattr(expiry, "GRANTS_INTERVAL_S", 0)
+    monkeypatch.setattr(server_limits, "HOLD_EXPIRY_INTERVAL_S", 0)
+    monkeypatch.setattr(server_limits, "GRANT_EXPIRY_INTERVAL_S", 0)
     await grant(node, "g1", 5 * CREDIT, cluster.clock.now())
     await grant(node, "g2", 5 * CREDIT)
     await held(node.money, "h1", CREDIT, ttl_ms=1_000)

@@ -17,11 +17,12 @@ from protocol.wire.errors import (
 )
 from server import limits as server_limits
 from server.access.principals import Principal
-from server.http.idempotency import FORGET_BATCH, Deed, deed_of, forget_old_keys, once
+from server.http.idempotency import Deed, deed_of, forget_old_keys, once
 from server.http.problems import Problem
 from server.http.responses import answer, json_response
 from server.runtime.clock import ClusterClock
-from storage.postgres.records import TAKEOVER_MS, Records, UnavailableError
+from storage import limits as storage_limits
+from storage.postgres.records import Records, UnavailableError
 from storage.redis.live import LiveError
 from tests.fixtures.database import Connection
 
@@ -260,7 +261,7 @@ async def test_work_ends_before_it_is_taken_over(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What comes so late must not charge under a key that has been refused meanwhile."""
-    assert server_limits.IDEMPOTENT_WORK_MS < TAKEOVER_MS
+    assert server_limits.IDEMPOTENT_WORK_MS < storage_limits.IDEMPOTENT_TAKEOVER_MS
     monkeypatch.setattr(server_limits, "IDEMPOTENT_WORK_MS", 1)
 
     async def stuck() -> Response:
@@ -356,7 +357,7 @@ async def test_keys_are_forgotten_in_batches_and_again_after_an_outage(
             asked_for.append(limit)
             if len(asked_for) == 1:
                 raise UnavailableError("the database is away")
-            return FORGET_BATCH if len(asked_for) == 2 else 5
+            return server_limits.FORGOTTEN_KEYS_PER_BATCH if len(asked_for) == 2 else 5
 
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
@@ -367,5 +368,5 @@ async def test_keys_are_forgotten_in_batches_and_again_after_an_outage(
     with pytest.raises(asyncio.CancelledError):
         await forget_old_keys(Pruned(), ClusterClock())  # type: ignore[arg-type]
     # Away, then a full batch and a last one without a wait between them.
-    assert asked_for == [FORGET_BATCH] * 3
+    assert asked_for == [server_limits.FORGOTTEN_KEYS_PER_BATCH] * 3
     assert len(waited) == 2

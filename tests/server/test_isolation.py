@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 
 from protocol.metering.states import Phase
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.runtime import isolation
-from server.runtime.isolation import LOGGED_PER_SECOND_MAX, alone, for_each, isolated
+from server.runtime.isolation import alone, for_each, isolated
 from server.runtime.metrics import Metrics
 from server.runtime.timers import Timers
 from server.transport.open_sockets import Sockets
@@ -67,10 +68,10 @@ def test_a_bug_in_every_tick_does_not_flood_the_log(monkeypatch: pytest.MonkeyPa
     with capture_logs() as logs:
         for _ in range(1_000):
             isolated("tick", broken)
-        assert len(logs) == LOGGED_PER_SECOND_MAX
+        assert len(logs) == server_limits.FAILURES_LOGGED_PER_SECOND_MAX
         seconds.monotonic = lambda: 8.0
         isolated("tick", broken)
-    assert logs[-1]["unlogged_before"] == 1_000 - LOGGED_PER_SECOND_MAX
+    assert logs[-1]["unlogged_before"] == 1_000 - server_limits.FAILURES_LOGGED_PER_SECOND_MAX
 
 
 async def test_each_has_its_turn_before_a_failure_is_raised() -> None:

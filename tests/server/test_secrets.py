@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from server import limits as server_limits
 from server.runtime.secrets import _make_secret, with_secrets
 from server.runtime.settings import ConfigurationError, Settings, load_settings
-from server.runtime.start_checks import JWT_SECRET_BYTES_MIN, doubts
+from server.runtime.start_checks import doubts
 from tests.fixtures.environment import set_environment
 
 SECRET = "s" * 32
@@ -73,7 +74,7 @@ def test_in_development_secrets_are_made_kept_and_announced(
     assert settings.jwt_secret is not None
     made = settings.jwt_secret.get_secret_value()
     key = settings.api_keys[0].get_secret_value()
-    assert len(made) >= JWT_SECRET_BYTES_MIN
+    assert len(made) >= server_limits.JWT_SECRET_BYTES_MIN
     assert made != key
     files = sorted(settings.data_dir.iterdir())
     assert [file.name for file in files] == ["api-key", "jwt-secret"]

@@ -11,7 +11,6 @@ import msgspec
 
 from protocol import limits
 from protocol.limits import NOTICES_KEPT_MAX, NOTICES_UNRECORDED_MAX
-from protocol.metering.projection import EXACT_LINES_MAX, REMEMBERED_MS
 from protocol.metering.session import Identity
 from protocol.metering.steps import Step
 from tests.simulation.auditor import Auditor
@@ -416,7 +415,7 @@ def _check_warnings(notices: list[dict[str, Any]]) -> None:
 
 def _check_credits(auditor: Auditor, state: State) -> None:
     """Every process shows the same balance: what was paid in less what was burnt so far. Of many
-    sessions one sum serves for ``REMEMBERED_MS``."""
+    sessions one sum serves for ``BURN_SUM_KEPT_MS``."""
     world = auditor.world
     if not world.is_quiet:
         return
@@ -428,7 +427,7 @@ def _check_credits(auditor: Auditor, state: State) -> None:
         elapsed_ms = counted_ms(session, world.now)
         cost = cost_micros(terms, elapsed_ms, standing["free_ms"])
         burnt[identity["tenant"], identity["account_id"]] += cost
-        elapsed_ms = counted_ms(session, world.now - REMEMBERED_MS)
+        elapsed_ms = counted_ms(session, world.now - limits.BURN_SUM_KEPT_MS)
         cost = cost_micros(terms, elapsed_ms, standing["free_ms"])
         before[identity["tenant"], identity["account_id"]] += cost
     for node in world.nodes:
@@ -439,7 +438,7 @@ def _check_credits(auditor: Auditor, state: State) -> None:
             shown = projection.credits_micros(world.now)
             expected = moved - burnt[key]
             most = expected
-            if len(projection.lines) > EXACT_LINES_MAX:
+            if len(projection.lines) > limits.BURN_LINES_EXACT_MAX:
                 most = moved - before[key]
             is_right = perhaps or expected <= shown <= most
             assert is_right, (node.name, key, shown, expected, state.sessions)

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from unittest import mock
 
-import storage.flush.flusher
-import storage.redis.live
 from storage import limits as storage_limits
 from tests.simulation.people import CREDIT
 
@@ -97,11 +95,11 @@ def bounds(mix: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(where, name, value))
 
         if mix:
-            bound(storage.flush.flusher, "ACKNOWLEDGED_ENTRIES_MAX", 3)
+            bound(storage_limits, "FLUSH_ACKNOWLEDGED_PER_STEP_MAX", 3)
         if mix in ("money", "full"):
             bound(storage_limits, "SPENDS_REMEMBERED_MS", 60_000)
             bound(storage_limits, "SPENDS_REMEMBERED_MIN", 4)
-            bound(storage.redis.live, "ENTRIES_REMEMBERED", 4)
+            bound(storage_limits, "ENTRIES_REMEMBERED_MIN", 4)
             bound(storage_limits, "HOLDS_PER_ACCOUNT_MAX", 4)
         if mix == "full":
             bound(storage_limits, "OUTBOX_ENTRIES_MAX", 25)

@@ -15,12 +15,8 @@ from unittest import mock
 
 from redis.exceptions import RedisError
 
-import server.counters.channel_reader
-import server.credits.expiry
-import server.credits.money
 import server.process
 import server.recovery.lost_sessions
-import server.recovery.membership
 from protocol import limits
 from protocol.metering.states import Event
 from protocol.rate_card import RateCard
@@ -44,10 +40,10 @@ FLUSH_STEPS_MAX = 500
 """Batches of one flush: more of them never end."""
 PACES = {
     # What a process looks for every few seconds, it looks for as often as changes anything.
-    (server.counters.channel_reader, "POLL_S"): 10_000_000.0,
-    (server.credits.expiry, "HOLDS_INTERVAL_S"): 60.0,
-    (server.credits.expiry, "GRANTS_INTERVAL_S"): 900.0,
-    (server.credits.money, "INBOX_INTERVAL_S"): 600.0,
+    (storage_limits, "CHANNEL_POLL_S"): 10_000_000.0,
+    (server_limits, "HOLD_EXPIRY_INTERVAL_S"): 60.0,
+    (server_limits, "GRANT_EXPIRY_INTERVAL_S"): 900.0,
+    (server_limits, "INBOX_INTERVAL_S"): 600.0,
 }
 
 _ACTING: contextvars.ContextVar["Host | None"] = contextvars.ContextVar("host", default=None)
@@ -72,16 +68,10 @@ def paced() -> Iterator[None]:
     with ExitStack() as stack:
         for (module, name), value in PACES.items():
             stack.enter_context(mock.patch.object(module, name, value))
-        stack.enter_context(
-            mock.patch.object(server_limits, "PRESENCE_BEAT_MS", server_limits.PRESENCE_BEAT_MS)
-        )
-        stack.enter_context(
-            mock.patch.object(
-                server.recovery.membership,
-                "RECONCILE_BEATS",
-                server.recovery.membership.RECONCILE_BEATS,
+        for name in ("PRESENCE_BEAT_MS", "RECONCILE_BEATS"):
+            stack.enter_context(
+                mock.patch.object(server_limits, name, getattr(server_limits, name))
             )
-        )
         yield
 
 

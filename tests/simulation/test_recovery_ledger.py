@@ -13,7 +13,6 @@ from server.credits.outcomes import Posted, Spent
 from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
-from storage.redis import live
 from storage.redis.spending import posted_records
 from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import CREDIT, terms
@@ -65,7 +64,7 @@ async def test_the_ledger_is_looked_at_when_postgres_is_back(
 async def test_money_in_is_not_applied_again_when_there_is_much_of_it(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "ENTRIES_REMEMBERED", 4)
+    monkeypatch.setattr(storage_limits, "ENTRIES_REMEMBERED_MIN", 4)
     await node.browser().start("s1", terms("second", price_micros=0))
     for _ in range(9):
         await cluster.grant(CREDIT)

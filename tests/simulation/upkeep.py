@@ -6,7 +6,6 @@ set, the news of what changed an account, how far outboxes were flushed, how lon
 
 from typing import Any
 
-import storage.redis.live
 from protocol import limits
 from storage import limits as storage_limits
 from tests.simulation.desk import Deed, Desk
@@ -241,7 +240,7 @@ class Upkeep:
     def _check_remembered(self, state: State) -> None:
         """What is young is remembered, and how much of what is older is bounded."""
         bounds = {
-            "applied": storage.redis.live.ENTRIES_REMEMBERED,
+            "applied": storage_limits.ENTRIES_REMEMBERED_MIN,
             "spends": storage_limits.SPENDS_REMEMBERED_MIN,
         }
         for key, entries in state.remembered.items():

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import SecretStr
 from redis.exceptions import NoScriptError
 
-import server.recovery.membership
 from protocol.metering.steps import Step
 from server import limits as server_limits
 from server.runtime.settings import Settings
@@ -171,7 +170,7 @@ class Cluster:
         self._is_brisk = brisk
         beat_ms, beats = (1_000, 60) if brisk else (CALM_BEAT_MS, 1)
         setattr(server_limits, "PRESENCE_BEAT_MS", beat_ms)  # noqa: B010
-        setattr(server.recovery.membership, "RECONCILE_BEATS", beats)  # noqa: B010
+        setattr(server_limits, "RECONCILE_BEATS", beats)  # noqa: B010
 
     # --- Processes -----------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import RedisError
 
 from protocol import limits
-from storage.redis import lines
+from storage import limits as storage_limits
 from storage.redis.channels import channels_of
 from storage.redis.cluster import is_cluster
 from storage.redis.scripts import connect
@@ -117,7 +117,7 @@ class Relay:
 async def test_a_line_on_which_nothing_comes_any_more_breaks(
     redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "QUIET_S", 0.05)
+    monkeypatch.setattr(storage_limits, "CHANNEL_QUIET_S", 0.05)
     relay = Relay(redis_url)
     async with relay as url, connect(url) as client:
         line = channels_of(client)

@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from protocol.metering.records import MinuteUsed, Record
-from storage.flush.flusher import BACKOFF_S_MAX, Flusher, StuckError
+from storage import limits as storage_limits
+from storage.flush.flusher import Flusher, StuckError
 from storage.postgres.group_commit import Scribe
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.keys import outbox_key, rejected_key
@@ -79,7 +80,7 @@ async def test_without_postgres_entries_wait_and_are_written_in_large_batches_af
     await append(redis, minute(0))
     await flusher.run(stop)
     assert delays[:4] == [0.1, 0.2, 0.4, 0.8]
-    assert max(delays) == delays[-1] == BACKOFF_S_MAX
+    assert max(delays) == delays[-1] == storage_limits.FLUSH_RETRY_S_MAX
     assert await minutes(connection) == list(range(13))
     # One entry was pending, the others came together.
     assert postgres.batches == [1, 12]
@@ -403,7 +404,7 @@ async def steps(flusher: Flusher, uptime: Uptime, *scenes: Scene) -> None:
             await flusher._step(None)
         except StuckError as error:
             flusher.failed(error)
-        uptime.now_s += BACKOFF_S_MAX
+        uptime.now_s += storage_limits.FLUSH_RETRY_S_MAX
 
 
 async def test_an_error_in_every_write_rejects_nothing_and_is_waited_for(
@@ -414,7 +415,7 @@ async def test_an_error_in_every_write_rejects_nothing_and_is_waited_for(
     delays: list[float] = []
 
     async def sleep(delay_s: float) -> None:
-        uptime.now_s += BACKOFF_S_MAX
+        uptime.now_s += storage_limits.FLUSH_RETRY_S_MAX
         delays.append(delay_s)
         if len(delays) <= 10:
             await append(redis, minute(20 + len(delays)))

@@ -5,14 +5,14 @@ import asyncio
 import pytest
 from structlog.testing import capture_logs
 
-from storage import tasks
+from storage import limits as storage_limits
 from storage.tasks import end
 
 
 async def test_a_task_that_loses_cancellations_ends_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tasks, "CANCELLED_AGAIN_S", 0)
+    monkeypatch.setattr(storage_limits, "TASK_CANCELLED_AGAIN_S", 0)
     lost = 0
 
     async def loses() -> None:
@@ -36,7 +36,7 @@ async def test_several_that_wait_together_hear_of_every_cancellation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As the parts of ``Money.run`` do."""
-    monkeypatch.setattr(tasks, "CANCELLED_AGAIN_S", 0)
+    monkeypatch.setattr(storage_limits, "TASK_CANCELLED_AGAIN_S", 0)
     heard = 0
 
     async def loses() -> None:
