@@ -1,11 +1,11 @@
 """Holds: credits reserved before an expensive operation, and charged when it is done."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from protocol.metering.records import EntryPosted, HoldChanged
+from protocol.metering.records import EntryPosted, HoldChanged, Record
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
 from server import limits as server_limits
 from server.counters.calendars import calendar
@@ -16,8 +16,8 @@ from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.figures import AccountFigures
 from storage.redis.live import LiveError
-from storage.redis.spending import AccountName, Answer, change_of, posted_records
-from storage.rows.accounts import HoldRow
+from storage.redis.spending import AccountName, Answer, change_of, posted_id, posted_records
+from storage.rows.accounts import HoldRow, RecentEntry
 
 
 class Holds(Grants):
@@ -81,12 +81,22 @@ class Holds(Grants):
                 return self.short(answer, micros)
 
     async def hold_of(self, tenant: str, hold_id: str) -> HoldRow | None:
-        """The hold of that id, open or not; None when there never was one."""
+        """The hold of that id, open or not; None when there never was one.
+
+        One that Redis has as open may have ended by the record: a replica lacks that end, which
+        was acknowledged. It counts, and Redis learns it. While Postgres is away Redis is believed:
+        whatever is decided there is not acknowledged before the record has said the same.
+        """
         try:
             found = await self.spending.find_hold(tenant, hold_id)
+            if found is None:
+                return await self._recorded_hold(tenant, hold_id)
+            if found.state == "open" and (ended := await self._recorded_end(found)) is not None:
+                await self._bring(ended)
+                return ended
         except LiveError as error:
             raise unanswered() from error
-        return found or await self._recorded_hold(tenant, hold_id)
+        return found
 
     async def post(
         self,
@@ -98,7 +108,7 @@ class Holds(Grants):
         """Charges up to what is held, and gives back the rest.
 
         ``metadata`` is added to the hold's. A hold that was posted already is answered with
-        what was charged then.
+        what was charged then. Raises ``ServiceError`` as ``spend`` does.
         """
         hold = await self.hold_of(tenant, hold_id)
         if hold is None:
@@ -118,15 +128,18 @@ class Holds(Grants):
         # Also at a repetition, for the first attempt may have broken off here.
         made = answer.hold
         entry = _entry_of(made, made.posted_micros, made.changed_at, made.metadata)
-        await self.write(posted_records(made, entry))
-        standing = await self.standing(_account_of(made), answer.figures)
+        kept = await self._written(made, posted_records(made, entry))
+        if kept.state != "posted":
+            return HoldGone(kept.state)
+        is_made = kept is made
+        standing = await self.standing(_account_of(made), answer.figures if is_made else None)
         return Posted(
             hold_id,
             entry.entry_id,
-            made.amount_micros,
-            made.posted_micros,
+            kept.amount_micros,
+            kept.posted_micros,
             *standing,
-            repeated=answer.status != "ok",
+            repeated=answer.status != "ok" or not is_made,
         )
 
     async def void(self, tenant: str, hold_id: str) -> Voided | HoldGone:
@@ -140,17 +153,21 @@ class Holds(Grants):
         if answer.status == "due":
             await self.expire_hold(tenant, hold_id)
             return HoldGone("expired")
-        if answer.hold.state != "voided":
-            return HoldGone(answer.hold.state)
-        await self.write([change_of(answer.hold, "voided", answer.hold.changed_at)])
-        standing = await self.standing(_account_of(hold), answer.figures)
-        repeated = answer.status != "ok"
-        return Voided(hold_id, hold.amount_micros, *standing, repeated)
+        made = kept = answer.hold
+        if made.state == "voided":
+            kept = await self._written(made, [change_of(made, "voided", made.changed_at)])
+        if kept.state != "voided":
+            return HoldGone(kept.state)
+        is_made = kept is made
+        standing = await self.standing(_account_of(hold), answer.figures if is_made else None)
+        return Voided(
+            hold_id, hold.amount_micros, *standing, repeated=answer.status != "ok" or not is_made
+        )
 
     async def expire_hold(self, tenant: str, hold_id: str) -> bool:
         """Ends a hold whose time is over. False: it is not, or it is open no more."""
         hold = await self.hold_of(tenant, hold_id)
-        if hold is None:
+        if hold is None or hold.state != "open":
             await self.spending.forget_hold(tenant, hold_id)
             return False
         now_ms = self.clock.now()
@@ -161,6 +178,8 @@ class Holds(Grants):
 
     async def _change(self, hold: HoldRow, ask: Callable[[], Awaitable[Answer]]) -> Answer:
         """Makes a step of a hold, and restores it where Redis came back without it."""
+        if hold.state != "open":
+            return Answer(status="closed", figures=None, hold=hold)
         try:
             for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 answer = await self.warm(_account_of(hold), hold.month, ask)
@@ -182,6 +201,41 @@ class Holds(Grants):
         if recorded.state == "open":
             await self.spending.restore_hold(recorded)
         return recorded
+
+    async def _recorded_end(self, hold: HoldRow) -> HoldRow | None:
+        """The hold as the record has it, if it ended there; None also while Postgres is away."""
+        try:
+            recorded = await self.records.hold(hold.tenant, hold.hold_id)
+        except UnavailableError:
+            return None
+        return recorded if recorded is not None and recorded.state != "open" else None
+
+    async def _bring(self, ended: HoldRow) -> None:
+        """Ends a hold in Redis as it has ended by the record, which Redis has as open."""
+        account = _account_of(ended)
+        entry_id = posted_id(ended.hold_id)
+        try:
+            entry = await self.records.entry(*account, entry_id)
+        except UnavailableError as error:
+            raise ServiceError("the ledger does not answer") from error
+        if entry is not None:
+            lacked = RecentEntry(*account, entry_id, entry.amount_micros, entry.position)
+            await self.restoring.apply_entries(account, [lacked], self.clock.now())
+        await self.spending.restore_hold(ended)
+
+    async def _written(self, made: HoldRow, records: Sequence[Record]) -> HoldRow:
+        """Writes down the end of a hold that Redis has, and answers ``made``: or, where the
+        record has another end already, that one. Redis has then decided of a copy that lacked
+        it, and is brought to it."""
+        await self.write(records)
+        kept = await self._recorded_hold(made.tenant, made.hold_id)
+        if kept is None or (kept.state, kept.posted_micros) == (made.state, made.posted_micros):
+            return made
+        try:
+            await self.spending.amend_hold(kept, self.clock.now())
+        except LiveError as error:
+            raise unanswered() from error
+        return kept
 
     async def _recorded_hold(self, tenant: str, hold_id: str) -> HoldRow | None:
         try:
@@ -208,7 +262,7 @@ def _entry_of(hold: HoldRow, micros: int, at: int, metadata: dict[str, Any] | No
     return EntryPosted(
         tenant=hold.tenant,
         account_id=hold.account_id,
-        entry_id=f"post:{hold.hold_id}",
+        entry_id=posted_id(hold.hold_id),
         entry_kind="post",
         amount_micros=-micros,
         at=at,

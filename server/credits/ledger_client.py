@@ -25,6 +25,7 @@ from storage.postgres.group_commit import Scribe
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.figures import AccountFigures
 from storage.redis.live import Live, LiveError
+from storage.redis.recovery import Restoring
 from storage.redis.spending import AccountName, Answer, Spending
 from storage.rows.accounts import BeforeOperation
 
@@ -51,6 +52,7 @@ class Till:
         self.accounts = accounts
         self.rates = rates
         self.spending = Spending(live)
+        self.restoring = Restoring(live)
         self.loader = accounts.loader
         self.recall = Recall(accounts)
         self._scribe = Scribe(records)

@@ -80,8 +80,13 @@ class Recorded:
         """Brings young holds in Redis to what Postgres says of them: what was reserved before a
         loss is so again, and what has ended since is given back."""
 
+        now_ms = self.clock.now()
+
         async def restore(hold: HoldRow) -> None:
-            if await self._spending.restore_hold(hold):
+            learnt = await self._spending.restore_hold(hold)
+            if hold.state != "open":
+                learnt |= await self._spending.amend_hold(hold, now_ms)
+            if learnt:
                 log.warning("hold_recovered", tenant=hold.tenant, hold=hold.hold_id)
                 self.learnt += 1
 

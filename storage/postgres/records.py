@@ -47,7 +47,8 @@ class Records(Ledgers):
 
         They may come in any order, and any number of times: what is there already is left
         as it is. A minute that is new and cost something makes the ledger's entry
-        ``burn:<session_id>:<minute>``. Raises ``RefusedError`` when one of them can never be
+        ``burn:<session_id>:<minute>``. A hold ends as it did first: what is posted of it after
+        another end is left out. Raises ``RefusedError`` when one of them can never be
         written; then none is.
         """
         started = columns.unique(records, SessionStarted, "tenant", "session_id")
@@ -86,15 +87,16 @@ class Records(Ledgers):
                     ledger += [
                         columns.burn_row(minute) for minute in burnt if minute.credits_micros
                     ]
+                # Before the ledger, which takes of a hold what it was posted with, and no more.
+                if holds:
+                    await connection.execute(
+                        SQL["write_holds"], *columns.arrays(holds, columns.HOLD)
+                    )
                 if ledger or operations:
                     await connection.execute(
                         SQL["write_entries"],
                         *columns.turned(ledger, columns.ENTRY_WIDTH),
                         *columns.turned(operations, columns.OPERATION_WIDTH),
-                    )
-                if holds:
-                    await connection.execute(
-                        SQL["write_holds"], *columns.arrays(holds, columns.HOLD)
                     )
 
         await self._run(write)

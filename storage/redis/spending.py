@@ -64,6 +64,7 @@ class Spending:
         self._post = Script(live.redis, "post")
         self._void = Script(live.redis, "void")
         self._restore = Script(live.redis, "restore")
+        self._amend = Script(live.redis, "amend")
         self._count = Script(live.redis, "count")
         self._adjust = Script(live.redis, "adjust")
 
@@ -216,6 +217,28 @@ class Spending:
         )
         return bool(int(answer))
 
+    async def amend_hold(self, ended: HoldRow, now_ms: int) -> bool:
+        """Brings a hold that has ended in Redis to the end that Postgres has of it, if that is
+        another one; whether anything was changed."""
+        tenant, account_id = ended.tenant, ended.account_id
+        answer = await self._amend(
+            [
+                self.keys.hold(tenant, ended.hold_id),
+                self.keys.account(tenant, account_id),
+                self.keys.operations(tenant, account_id),
+                self.keys.applied(tenant, account_id),
+            ],
+            [
+                ended.state,
+                ended.posted_micros,
+                posted_id(ended.hold_id),
+                now_ms,
+                *self._channel(tenant, account_id),
+                storage_limits.ACCOUNT_IDLE_MS,
+            ],
+        )
+        return bool(int(answer))
+
     async def post(self, hold: HoldRow, entry: EntryPosted) -> Answer:
         """Charges ``entry`` (kind ``post``) to a hold, and gives back the rest of it.
 
@@ -340,6 +363,11 @@ def change_of(
         changed_at=changed_at,
         metadata=hold.metadata,
     )
+
+
+def posted_id(hold_id: str) -> str:
+    """The id of the ledger's entry of a hold that is posted; ``write_entries.sql`` knows it."""
+    return f"post:{hold_id}"
 
 
 def posted_records(hold: HoldRow, entry: EntryPosted) -> tuple[Record, ...]:

@@ -215,8 +215,10 @@ class Desk:
                 assert answer.amount_micros == deed.micros, (deed, answer)
                 deed.state = "done"
             case Posted():
+                self._check_end(deed, answer)
                 self._take_posted(deed, answer)
             case Voided():
+                self._check_end(deed, answer)
                 deed.state = "done"
             case Short():
                 deed.state = "refused"
@@ -227,6 +229,12 @@ class Desk:
                 deed.state = "refused"
             case _:
                 raise AssertionError(answer)
+
+    def _check_end(self, deed: Deed, answer: Posted | Voided) -> None:
+        """A hold has one end: it is not both charged and given back."""
+        for other in self.deeds.values():
+            if (other.hold_id, other.state) == (deed.hold_id, "done"):
+                assert other.kind in ("hold", deed.kind), (deed, answer, other)
 
     def _take_posted(self, deed: Deed, answer: Posted) -> None:
         """A hold is posted once: whoever comes second is told what was charged then."""

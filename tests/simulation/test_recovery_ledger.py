@@ -9,7 +9,7 @@ import pytest
 from protocol.metering.records import EntryPosted
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
-from server.credits.outcomes import Posted, Spent
+from server.credits.outcomes import HoldGone, Posted, Spent
 from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
@@ -148,6 +148,95 @@ async def test_a_hold_that_was_charged_during_the_loss_is_given_back(
     account = await cluster.account()
     assert (account["balance"], account["held"]) == (7 * CREDIT, 0)
     await audited(cluster)
+
+
+async def _ended(node: Node, end: str, micros: int) -> object:
+    if end == "void":
+        return await node.money.void(ANN.tenant, "h1")
+    return await node.money.post(ANN.tenant, "h1", micros)
+
+
+@pytest.mark.parametrize("operation", [None, "film"])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(("post", 0), ("post", 3)), (("post", 3), ("post", 1)), (("void", 0), ("post", 3)),
+     (("post", 3), ("void", 0)), (("post", 2), ("post", 2))],
+)  # fmt: skip
+async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
+    cluster: Cluster,
+    node: Node,
+    monkeypatch: pytest.MonkeyPatch,
+    first: tuple[str, int],
+    second: tuple[str, int],
+    operation: str | None,
+) -> None:
+    """The second was under way, and had seen the record, when the first was written down there;
+    and Redis had lost that."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    more: dict[str, Any] = {"operation": operation, "user_id": "ann", "monthly_limit": 2}
+    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000, **more)
+    await cluster.flush()
+    replica = await Copy.of(cluster.redis)
+    await cluster.advance(1)
+    await _ended(node, first[0], first[1] * CREDIT)
+    recorded = await cluster.records.hold(ANN.tenant, "h1")
+    assert recorded is not None
+    await replica.promote()
+    with monkeypatch.context() as patched:
+
+        async def early(*_: Any) -> None:
+            return None
+
+        patched.setattr(type(node.money), "_recorded_end", early)
+        answer = await _ended(node, second[0], second[1] * CREDIT)
+    if first == second or first[0] == second[0] == "post":
+        assert isinstance(answer, Posted)
+        assert (answer.posted_micros, answer.repeated) == (first[1] * CREDIT, first != second)
+    else:
+        assert isinstance(answer, HoldGone)
+        assert answer.state == recorded.state
+    node.recovery.suspect()
+    await cluster.settle()
+    await cluster.flush()
+    account = await cluster.account()
+    assert (account["balance"], account["held"]) == ((10 - first[1]) * CREDIT, 0)
+    assert await cluster.records.hold(ANN.tenant, "h1") == recorded
+    assert await node.money.hold_of(ANN.tenant, "h1") == recorded
+    if operation is not None:
+        times = await node.money.spending.operations(*ANN, recorded.month, operation)
+        assert times == (first[0] == "post")
+    await audited(cluster)
+
+
+async def test_a_hold_that_ends_again_while_the_record_is_away_ends_as_it_did(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Redis decides of it is not acknowledged; and given back when Postgres is back."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await cluster.flush()
+    replica = await Copy.of(cluster.redis)
+    await cluster.advance(1)
+    await node.money.post(ANN.tenant, "h1", 0)
+    await replica.promote()
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "_run", away)
+        with pytest.raises(ServiceError):
+            await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+        node.recovery.suspect()
+        await cluster.settle()
+    assert (await cluster.account())["balance"] == 7 * CREDIT
+    await cluster.flush()
+    await cluster.advance(2 * storage_limits.RECOVERY_MS + 1)
+    await cluster.beat()
+    await cluster.settle()
+    assert (await cluster.account())["balance"] == 10 * CREDIT
+    await audited(cluster)
+    posted = await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    assert isinstance(posted, Posted)
+    assert (posted.posted_micros, posted.repeated) == (0, True)
 
 
 async def test_nobody_spends_what_was_held_before_the_loss(cluster: Cluster, node: Node) -> None:

@@ -3,6 +3,8 @@
 -- transaction by itself. And one a batch, for a second one would take ledger rows after
 -- accounts, and two flushers could deadlock. Sorted for the same reason, and by time, so
 -- that positions follow it within a batch; they are taken when the accounts are locked.
+-- What was posted of a hold that has ended otherwise is left out: Redis decided it of a copy
+-- that lacked that end, and the hold's row, which is written before, says what counts.
 WITH locked AS MATERIALIZED (
     SELECT lock_accounts($1::text[], $2::text[])
 ), posted AS (
@@ -20,6 +22,13 @@ WITH locked AS MATERIALIZED (
         tenant, account_id, entry_id, entry_kind, amount_micros, at_ms,
         reason, operation, session_id, minute, metadata
     )
+    WHERE NOT (entry_kind = 'post' AND EXISTS (
+        SELECT FROM credit_holds AS hold
+        WHERE hold.tenant = record.tenant
+          AND hold.hold_id = substr(record.entry_id, 6)
+          AND hold.state <> 'open'
+          AND (hold.state, hold.posted_micros) <> ('posted', -record.amount_micros)
+    ))
     ORDER BY tenant, account_id, at_ms, entry_id
     ON CONFLICT (tenant, account_id, entry_id) DO NOTHING
 )
@@ -37,5 +46,13 @@ FROM unnest(
     tenant, account_id, entry_id, operation, user_id, month, amount_micros, at_ms,
     success, service, tokens_used, response_time_ms, metadata
 )
+WHERE NOT (starts_with(entry_id, 'post:') AND EXISTS (
+    SELECT FROM credit_holds AS hold
+    WHERE hold.tenant = record.tenant
+      AND hold.hold_id = substr(record.entry_id, 6)
+      AND hold.account_id = record.account_id
+      AND hold.state <> 'open'
+      AND (hold.state, hold.posted_micros) <> ('posted', record.amount_micros)
+))
 ORDER BY tenant, account_id, entry_id
 ON CONFLICT (tenant, account_id, entry_id) DO NOTHING

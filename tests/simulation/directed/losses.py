@@ -1,5 +1,7 @@
 """Directed worlds in which Redis loses everything, or its last writes."""
 
+from typing import Any
+
 from tests.simulation.actions import Action
 from tests.simulation.directed.steps import (
     EMPTY,
@@ -77,6 +79,14 @@ def _fork(lost: tuple[Action, ...], made: tuple[Action, ...], phase: str, at: fl
         SERVE, RICH, start("s1"), wait(at), LAG, *lost, UNNOTICED, join("c2", "s1"),
         wait(0.1), *made, PUT_BACK, wait(90), act("phase", user="cat9", session="s1", phase=phase),
         ask("s1", "stop", "c2"), wait(5),
+    ))  # fmt: skip
+
+
+def _ends_again(first: Action, second: Action, **more: Any) -> Directed:
+    """A hold has ended, and ends once more of a replica that has it as open."""
+    return Directed((
+        RICH, act("show", node=NODE, user="cat9"), hold("cat9", "h1", CREDIT, **more), wait(5),
+        FLUSH, LAG, first, wait(0.2), UNNOTICED, second, PUT_BACK, wait(70), FLUSH, PUT_BACK,
     ))  # fmt: skip
 
 
@@ -181,6 +191,18 @@ LOSSES = {
         void("cat9", "h1"), post("cat9", "h2", 0), often=2, before=(start("s1"),)),
     "a voided hold that a replica has as open": _holds_back(void("cat9", "h1"), often=2),
     "a posted hold that a replica has as open": _holds_back(post("cat9", "h1", 1), often=3),
+    "a hold that was posted with nothing is posted with more": _ends_again(
+        post("cat9", "h1", 0), post("cat9", "h1", CREDIT // 2, "again"), form=1),
+    "an operation that was posted with nothing is posted with more": _ends_again(
+        post("cat9", "h1", 0), post("cat9", "h1", CREDIT // 2, "again")),
+    "a hold that was posted is posted with less": _ends_again(
+        post("cat9", "h1", CREDIT // 2), post("cat9", "h1", CREDIT // 4, "again")),
+    "a hold that was voided is posted": _ends_again(
+        void("cat9", "h1"), post("cat9", "h1", CREDIT // 2)),
+    "a hold that was posted is voided": _ends_again(
+        post("cat9", "h1", CREDIT // 2), void("cat9", "h1")),
+    "a hold that was posted is over": _ends_again(
+        post("cat9", "h1", CREDIT // 2), wait(20), ttl_ms=5_500),
     "the first hold of an account that a replica lacks": Directed((
         RICH, act("show", node=NODE, user="cat9"), wait(600), FLUSH, LAG,
         hold("cat9", "h1", CREDIT, 86_000_000), UNNOTICED, PUT_BACK, PUT_BACK,
