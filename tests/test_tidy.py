@@ -28,6 +28,20 @@ AVOIDED_WORDS = (
 )  # fmt: skip
 AVOIDED = re.compile(rf"\b({'|'.join(AVOIDED_WORDS)})\b")
 BOUND = re.compile(r"_?[A-Z][A-Z0-9_]*_(MAX|MIN|MS|S|BYTES|ROWS)")
+CALLED_BY_LIBRARIES = {
+    "capture_signals", "handle_exit",  # uvicorn.Server
+    "is_allowed_origin", "preflight_response",  # starlette's CORSMiddleware
+    "get_path",  # starlette's StaticFiles
+    "get_reset_query",  # asyncpg.Connection
+    "parse_response",  # redis-py's PubSub
+    "http_open", "https_open",  # urllib's handlers
+    "do_GET", "log_message",  # http.server
+    "emit",  # logging.Handler
+    "pytest_plugins", "pytestmark",
+}  # fmt: skip
+REGISTERING = {"command", "callback", "field_validator", "model_validator"}
+"""Decorators that hand a function to a library, which calls it."""
+WORD = re.compile(r"[A-Za-z_]\w*")
 UNITS = re.compile(r"_?(SECOND|MINUTE|HOUR|DAY|WEEK)_(MS|S)")
 
 
@@ -155,6 +169,109 @@ def shared_class_names() -> Counter[str]:
     return Counter({name: count for name, count in classes.items() if count > 1})
 
 
+def dead_names() -> Counter[str]:
+    """Functions, classes, methods and names of modules that occur nowhere but where they are."""
+    elsewhere = [ROOT / "pyproject.toml", *sorted((ROOT / "scripts").iterdir())]
+    words = Counter(
+        word for path in elsewhere if path.is_file() for word in WORD.findall(path.read_text())
+    )
+    trees = {path: tree for path, (_, tree) in sources().items()}
+    return Counter(f"{path} {name}" for path, name in unused_names(trees, words))
+
+
+def unused_names(trees: dict[str, ast.Module], words: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Path and name of what is defined in ``trees``, and used neither there nor in ``words``.
+
+    A name is used where it is read, imported, or part of a string; not in a docstring, in
+    ``__all__``, or in what it names itself. A fixture is used as a parameter, too.
+    """
+    used = Counter(words)
+    parameters: set[str] = set()
+    prefixes: dict[str, tuple[str, ...]] = {}
+    defined: dict[str, list[tuple[str, ast.stmt]]] = defaultdict(list)
+    for path, tree in trees.items():
+        used.update(names_used(tree))
+        parameters |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        prefixes[path] = tuple(prefixes_asked_for(tree))
+        for name, node in definitions(tree):
+            defined[name].append((path, node))
+            used.subtract(one for one in names_used(node) if one == name)
+    for name, places in defined.items():
+        if used[name] > 0 or name in CALLED_BY_LIBRARIES or name.startswith(("__", "test_")):
+            continue
+        for path, node in places:
+            handed_to = decorators(node)
+            if "fixture" in handed_to and (name in parameters or "autouse" in handed_to):
+                continue
+            if not handed_to & REGISTERING and not name.startswith(prefixes[path] or ("\0",)):
+                yield path, name
+
+
+def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
+    """What a module defines: its functions, its names, its classes and their methods."""
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield node.name, node
+            case ast.Assign() | ast.AnnAssign():
+                for part in ast.walk(node):
+                    if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                        yield part.id, node
+    for each in ast.walk(tree):
+        if isinstance(each, ast.ClassDef):
+            yield each.name, each
+            yield from ((one.name, one) for one in each.body if isinstance(one, functions))
+
+
+def names_used(tree: ast.AST) -> Iterator[str]:
+    """Every name that is read in a tree or stands in one of its strings, as often as it does."""
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    texts += [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
+    unread = {id(part) for text in texts for part in literals(text)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()) | ast.Attribute(attr=name):
+                yield name
+            case ast.alias(name=name):
+                yield from name.split(".")
+            case ast.keyword(arg=str(name)):
+                yield name
+            case ast.Constant(value=str(text)) if id(node) not in unread:
+                yield from WORD.findall(text)
+
+
+def literals(node: ast.expr) -> list[ast.expr]:
+    """The literals that an expression is made of alone: a docstring's, a list's."""
+    if isinstance(node, ast.List | ast.Tuple):
+        return [part for each in node.elts for part in literals(each)]
+    return [node] if isinstance(node, ast.Constant) else []
+
+
+def prefixes_asked_for(tree: ast.Module) -> Iterator[str]:
+    """How the names begin that a file asks for by ``getattr(self, f"do_{name}")``."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Name(id="getattr"),
+                args=[_, ast.JoinedStr(values=[ast.Constant(value=str(prefix)), *_]), *_],
+            ):
+                yield prefix
+
+
+def decorators(node: ast.stmt) -> set[str]:
+    """The words of a definition's decorators: ``fixture`` and ``autouse``, ``command``."""
+    return {
+        word
+        for decorator in getattr(node, "decorator_list", [])
+        for word in WORD.findall(ast.unparse(decorator))
+    }
+
+
 def untested_modules() -> Counter[str]:
     """Modules of the product without a test of their name.
 
@@ -182,6 +299,7 @@ CHECKS: dict[str, Callable[[], Counter[str]]] = {
         stray_bounds,
         avoided_words,
         shared_class_names,
+        dead_names,
         untested_modules,
     )
 }
@@ -223,6 +341,33 @@ def test_a_bound_is_a_number_of_its_own() -> None:
     )
     found = [name for name, value in assignments(tree) if is_number(value)]
     assert [name for name in found if BOUND.fullmatch(name)] == ["A_MAX", "B_MS", "E_MIN"]
+
+
+def test_a_name_that_only_its_own_definition_uses_is_dead() -> None:
+    one = """
+__all__ = ["listed"]
+SPARE = USED = 1
+def listed(): return listed
+def fetched(): "Not ``read``: a docstring."
+def read(): ...
+class Kept:
+    def do_this(self): getattr(self, f"do_{USED}")
+    def other(self): return self.other
+    def _hidden(self): ...
+@pytest.fixture(autouse=True)
+def always(): ...
+@pytest.fixture
+def sometimes(): ...
+@pytest.fixture
+def never(): ...
+@app.command("run")
+def ran(): ...
+"""
+    two = 'from one import Kept\ngetattr(Kept, "fetched")\ndef test_it(sometimes): ...\n'
+    trees = {"one.py": ast.parse(one), "two.py": ast.parse(two)}
+    found = sorted(name for _, name in unused_names(trees, Counter()))
+    assert found == ["SPARE", "_hidden", "listed", "never", "other", "read"]
+    assert "read" not in {name for _, name in unused_names(trees, Counter(["read"]))}
 
 
 # --- Taking out what is no longer needed ---------------------------------------------

@@ -74,12 +74,8 @@ class ClusterClock:
         return max(0.0, at_ms - self.at_ms(self._monotonic())) / 1000
 
     def reading(self) -> float:
-        """A reading of the monotonic clock, in seconds, for ``anchor`` and ``observe``."""
+        """A reading of the monotonic clock, in seconds, for samples and ``observe``."""
         return self._monotonic()
-
-    def anchor(self, cluster_ms: float, redis_ms: float, sent_at: float) -> None:
-        """It was ``cluster_ms`` when Redis said ``redis_ms``, which was asked at ``sent_at``."""
-        self.set(Sample.of(redis_ms, sent_at, self._monotonic()), redis_ms - cluster_ms)
 
     def set(self, sample: "Sample", ahead_ms: float, behind_ms: float = 0.0) -> None:
         """Sets the clock by what Redis said, whose clock is ``ahead_ms`` of cluster time; less

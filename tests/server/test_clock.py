@@ -23,11 +23,18 @@ class Quartz:
         return self.at
 
 
+def anchor(
+    clock: ClusterClock, quartz: Quartz, cluster_ms: float, redis_ms: float, sent_at: float
+) -> None:
+    """It was ``cluster_ms`` when Redis said ``redis_ms``, which was asked at ``sent_at``."""
+    clock.set(Sample.of(redis_ms, sent_at, quartz()), redis_ms - cluster_ms)
+
+
 @pytest.mark.parametrize("step_ms", STEPS)
 def test_a_step_is_noticed_and_not_followed(step_ms: int) -> None:
     quartz = Quartz()
     clock = ClusterClock(quartz)
-    clock.anchor(5_000.0, 5_000.0, quartz())
+    anchor(clock, quartz, 5_000.0, 5_000.0, quartz())
     clock.observe(5_000.0 + step_ms, quartz())
     assert (clock.now(), clock.stepped_ms) == (5_000, step_ms)
     # Both quartzes run on alike; then it is stepped back.
@@ -42,7 +49,7 @@ def test_a_step_is_noticed_and_not_followed(step_ms: int) -> None:
 def test_drift_is_followed_slowly_before_and_after_a_step(step_ms: int) -> None:
     quartz = Quartz()
     clock = ClusterClock(quartz)
-    clock.anchor(5_000.0, 5_000.0 + step_ms, quartz())
+    anchor(clock, quartz, 5_000.0, 5_000.0 + step_ms, quartz())
     for beat in range(1, 2_001):
         quartz.at += 1
         # Redis's quartz is faster by 20 parts in a million.
@@ -54,7 +61,7 @@ def test_drift_is_followed_slowly_before_and_after_a_step(step_ms: int) -> None:
 def test_what_takes_long_to_be_said_moves_nothing() -> None:
     quartz = Quartz()
     clock = ClusterClock(quartz)
-    clock.anchor(5_000.0, 5_000.0, quartz())
+    anchor(clock, quartz, 5_000.0, 5_000.0, quartz())
     sent_at = quartz()
     quartz.at += (server_limits.CLOCK_DRIFT_MS_MAX + 1) / 1000
     clock.observe(5_000.0 + DAY_MS, sent_at)
@@ -65,7 +72,7 @@ def test_what_takes_long_to_be_said_moves_nothing() -> None:
 def test_the_nudge_is_bounded() -> None:
     quartz = Quartz()
     clock = ClusterClock(quartz)
-    clock.anchor(5_000.0, 5_000.0, quartz())
+    anchor(clock, quartz, 5_000.0, 5_000.0, quartz())
     for _ in range(20):
         clock.observe(5_000.0 + server_limits.CLOCK_DRIFT_MS_MAX, quartz())
     assert clock.now() - 5_000 == 20 * server_limits.CLOCK_NUDGE_MS_MAX == 1
@@ -78,7 +85,7 @@ def test_what_a_slow_answer_was_off_by_is_corrected_and_time_never_goes_back(off
     clock = ClusterClock(quartz)
     sent_at = quartz()
     quartz.at += 1.5
-    clock.anchor(100_000.0, 100_000.0, sent_at)
+    anchor(clock, quartz, 100_000.0, 100_000.0, sent_at)
     true_ms = 100_750.0 + off_ms
     assert clock.now() == 100_750
     shown = []
@@ -112,6 +119,6 @@ def test_who_may_be_behind_follows_the_others_and_nobody_else_does() -> None:
     before = clock.now()
     clock.follow(before + 60_000)
     assert clock.now() == before
-    clock.anchor(5_000.0, 5_000.0, quartz())
+    anchor(clock, quartz, 5_000.0, 5_000.0, quartz())
     clock.follow(6_000)
     assert clock.now() == 5_000

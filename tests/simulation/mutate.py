@@ -107,7 +107,6 @@ class Report:
         self.known = survivors()
         self.digest = _digest()
         self.findings: dict[Anchor, Finding] = {}
-        self.unreached: set[Anchor] = set()
         self.reach: dict[Case, Reach] = {}
         self.noticed = noticed()
         """The world that showed a mutant before: it is tried first."""

@@ -46,7 +46,6 @@ class PostgresServer:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.dsn = dsn
         self.records: Records = self.ask(lambda: Records.connect(dsn, pool_size_max=2))
         self._connection: Any = self.ask(lambda: asyncpg.connect(dsn))
         self.questions = 0

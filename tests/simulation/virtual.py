@@ -24,7 +24,6 @@ FRACTION_MS = 0.25
 """Clocks are read a quarter of a millisecond late: no deadline is a float's error ahead."""
 FLOAT_ERROR_MS = 0.001
 """A timer that is due so much after a millisecond is due at that one."""
-YEAR_MS = 366 * 24 * 3_600_000
 
 
 class VirtualClock:

@@ -28,7 +28,6 @@ KEYS = Keys(2)
 ACCOUNT = KEYS.account(TENANT, ANN)
 OUTBOX = KEYS.outbox(KEYS.partition(TENANT))
 HOLDS = KEYS.holds(KEYS.partition(TENANT))
-OPERATIONS = KEYS.operations(TENANT, ANN)
 MONTH = "2026-05-01"
 HUGE = limits.BALANCE_MICROS_MAX
 
