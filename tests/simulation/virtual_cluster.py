@@ -13,7 +13,7 @@ from protocol.metering.steps import Step
 from server import limits as server_limits
 from server.runtime.settings import Settings
 from storage.redis.keys import NODES
-from storage.redis.live import _outcome
+from storage.redis.step_outcomes import outcome_of
 from tests.simulation.people import RATES
 from tests.simulation.postgres_lines import PostgresServer
 from tests.simulation.processes import (
@@ -304,7 +304,7 @@ class Cluster:
             elif command[0] == "EVALSHA" and isinstance(command[-1], bytes):
                 known = self._steps.get(command[-1])
                 if known is not None:
-                    made.append((*known, _outcome(known[1], answer)))
+                    made.append((*known, outcome_of(known[1], answer)))
             elif command[0] == "XREADGROUP" and answer and not isinstance(answer, Exception):
                 for key, entries in answer.items():
                     for entry_id, fields in entries:

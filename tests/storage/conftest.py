@@ -8,8 +8,21 @@ from redis.asyncio import Redis
 
 from storage.flush.flusher import Flusher
 from storage.postgres.records import Records
+from storage.redis import live as live_state
+from storage.redis.keys import Keys
+from storage.redis.live import Live
 from storage.redis.outbox import connect
+from storage.redis.recovery import Restoring
 from tests.storage.outboxes import PARTITIONS, MakeFlusher
+
+
+@pytest.fixture
+async def live(redis: Redis, redis_url: str) -> AsyncIterator[Live]:
+    """The live state of an empty Redis with two partitions, for the process ``node``."""
+    connected = Live(live_state.connect(redis_url), Keys(2), "node")
+    await Restoring(connected).begin_epochs()
+    yield connected
+    await connected.redis.aclose()
 
 
 @pytest.fixture

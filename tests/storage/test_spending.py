@@ -15,8 +15,7 @@ from storage.redis.channels import channels_of
 from storage.redis.cluster import client_of
 from storage.redis.encoding import decode_records
 from storage.redis.keys import Keys
-from storage.redis.live import Live, connect
-from storage.redis.recovery import Restoring
+from storage.redis.live import Live
 from storage.redis.spending import Answer, Spending, posted_records
 from storage.rows.accounts import AccountRecord, HoldRow
 from storage.rows.months import AdjustmentRow
@@ -30,14 +29,6 @@ OUTBOX = KEYS.outbox(KEYS.partition(TENANT))
 HOLDS = KEYS.holds(KEYS.partition(TENANT))
 MONTH = "2026-05-01"
 HUGE = limits.BALANCE_MICROS_MAX
-
-
-@pytest.fixture
-async def live(redis: Redis, redis_url: str) -> AsyncIterator[Live]:
-    connected = Live(connect(redis_url), KEYS, "node")
-    await Restoring(connected).begin_epochs()
-    yield connected
-    await connected.redis.aclose()
 
 
 @pytest.fixture

@@ -1,0 +1,155 @@
+"""The counters in Redis: accounts, the months of members and organisations, and free time."""
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from redis.asyncio import Redis
+
+from protocol.metering.projection import MonthProjection
+from protocol.metering.session import Identity
+from storage import limits as storage_limits
+from storage.redis.encoding import month_of
+from storage.redis.figures import AccountFigures, figures_of
+from storage.redis.keys import Keys
+from storage.redis.live_client import LiveClient
+from storage.redis.scripts import Script
+from storage.rows.accounts import AccountRecord
+
+
+class LiveCounters(LiveClient):
+    """The counters, read, loaded and changed by atomic steps."""
+
+    def __init__(self, redis: Redis, keys: Keys, node: str) -> None:
+        super().__init__(redis, keys, node)
+        self._account = Script(redis, "account")
+        self._credit = Script(redis, "credit")
+        self._load = Script(redis, "load")
+        self._limit = Script(redis, "limit")
+
+    async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
+        """The account; None when it is cold and must be loaded from the ledger."""
+        answer = orjson.loads(await self._account([self.keys.account(tenant, account_id)], []))
+        parts = [part.encode() for part in answer]
+        return figures_of(dict(zip(parts[::2], parts[1::2], strict=True)))
+
+    async def month(
+        self, tenant: str, user_id: str, month: str
+    ) -> tuple[MonthProjection, MonthProjection]:
+        """The counters of a member and of the organisation for one month."""
+        names = ("limit", f"used:{month}", "active", f"held:{month}", "overage")
+        counters = []
+        for key in (self.keys.member(tenant, user_id), self.keys.organization(tenant)):
+            limit, *figures, overage = await self.ask(self.redis.hmget(key, names))
+            counters.append(
+                month_of(
+                    month,
+                    [
+                        b"" if overage == b"1" else limit or b"",
+                        *(figure or b"0" for figure in figures),
+                    ],
+                )
+            )
+        return counters[0], counters[1]
+
+    async def free_used(self, identity: Identity) -> int | None:
+        """What was drawn from a session's shared allowance; None when it is cold."""
+        key = self.keys.free(identity.tenant, identity.free_key or "")
+        used = await self.ask(self.redis.hget(key, "used"))
+        return None if used is None else int(used)
+
+    async def load_account(
+        self,
+        tenant: str,
+        account_id: str,
+        found: AccountRecord,
+        *,
+        asserting: bool = False,
+        now_ms: int = 0,
+    ) -> bool:
+        """Puts a cold account into Redis; False while its partition recovers from a loss, in
+        which only who is ``asserting`` sessions loads anything.
+
+        Its versions begin at ``now_ms``, in epoch milliseconds, above all that it had before
+        Redis forgot it: processes that have shown it all the time find that they missed some.
+
+        An account leaves Redis only after a day without a live session, and is loaded
+        only while the partition's outbox holds nothing older than that; so what Postgres
+        says when it is loaded is complete.
+        """
+        fields: dict[str, str | int] = {"balance": found.balance_micros, "position": found.position}
+        fields["version"] = now_ms
+        holds = found.open_holds
+        if holds:
+            reserved_micros = sum(hold.amount_micros for hold in holds)
+            fields |= {"held": reserved_micros, "reserved": reserved_micros}
+            fields |= {"holds": len(holds), "live": len(holds)}
+            fields |= {f"h:{hold.hold_id}": 1 for hold in holds}
+        for session in found.recorded:
+            fields[f"i:{session.session_id}"] = session.charged_micros
+        names = (self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id))
+        return await self._load_counter(tenant, names, fields, found.recent_entry_ids, asserting)
+
+    async def load_month(
+        self, tenant: str, key: str, fields: dict[str, str | int], *, asserting: bool = False
+    ) -> bool:
+        """Puts a cold counter of a member, an organisation or free time into Redis; answers
+        as ``load_account`` does."""
+        return await self._load_counter(tenant, (key, f"{key}:applied"), fields, (), asserting)
+
+    async def _load_counter(
+        self,
+        tenant: str,
+        names: tuple[str, str],
+        fields: dict[str, str | int],
+        entry_ids: Sequence[str],
+        asserting: bool,
+    ) -> bool:
+        partition = self.keys.partition(tenant)
+        keys = [*names, self.keys.epoch(partition), self.keys.recovering(partition)]
+        keys += [self.keys.unsettled(partition), self.keys.contained(names[0])]
+        flat = [part for field in fields.items() for part in field]
+        epoch = f"empty:{self.node}:{secrets.token_hex(4)}"
+        times = (storage_limits.RECOVERY_MS, storage_limits.LOST_SESSIONS_AFTER_MS)
+        arguments = [storage_limits.ACCOUNT_IDLE_MS, epoch, *times, int(asserting), len(fields)]
+        return int(await self._load(keys, [*arguments, *flat, *entry_ids])) >= 0
+
+    async def is_recovering(self, tenant: str) -> bool:
+        """Whether the tenant's partition recovers from a loss: nothing can be loaded yet."""
+        return await self.is_warm(self.keys.recovering(self.keys.partition(tenant)))
+
+    async def is_warm(self, key: str) -> bool:
+        """Whether a counter is in Redis."""
+        return bool(await self.ask(self.redis.exists(key)))
+
+    async def credit(
+        self, tenant: str, account_id: str, entry_id: str, micros: int, reason: str, now_ms: int
+    ) -> bool:
+        """Applies a ledger entry that Postgres has. False: it was applied before, or is in what
+        the account is loaded with."""
+        keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
+        channel = self.keys.channel(tenant, account_id)
+        remembered = (
+            storage_limits.ENTRIES_REMEMBERED_MIN,
+            storage_limits.SPENDS_REMEMBERED_MS,
+            storage_limits.ACCOUNT_IDLE_MS,
+        )
+        answer = await self._credit(
+            keys, [entry_id, micros, now_ms, self.publish, channel, reason, *remembered]
+        )
+        return bool(int(answer[0]))
+
+    async def change_limit(
+        self, tenant: str, user_id: str | None, limit_minutes: int | None, *, overage: bool
+    ) -> None:
+        """Changes a month's limit of a member, or (None) of the organisation itself."""
+        key = self.keys.member(tenant, user_id) if user_id else self.keys.organization(tenant)
+        limit = "" if limit_minutes is None else limit_minutes
+        channel = self.keys.limits_channel(tenant)
+        await self._limit([key], [limit, int(overage), self.publish, channel])
+
+    async def tell(self, tenant: str, account_id: str, message: dict[str, Any]) -> None:
+        """Tells every process that serves an account."""
+        channel = self.keys.channel(tenant, account_id)
+        await self.ask(self.redis.execute_command(self.publish, channel, orjson.dumps(message)))  # type: ignore[no-untyped-call]
