@@ -1,8 +1,8 @@
 /**
- * What may go wrong between a browser and Taximeter, as errors for a program.
+ * The errors of the browser client.
  */
 
-/** Why a close code that forbids coming back does so, as an error code of the protocol. */
+/** The error code of the protocol for a close code. */
 const FINAL_CLOSES = {
   4002: 'unauthenticated',
   4500: 'unauthenticated',
@@ -12,19 +12,27 @@ const FINAL_CLOSES = {
 };
 
 /**
- * Whether a client comes back after this close code: only the server's own codes from 4500 to
- * 4999 forbid it. Proxies close as they like.
+ * Whether a client reconnects after this close code.
+ *
+ * Only the server's own codes from 4500 to 4999 forbid that, because proxies close with codes
+ * of their own.
  */
 export function comesBackAfter(code) {
   return code < 4500 || code > 4999;
 }
 
 /**
- * What went wrong, for a program: `code` is one of the protocol's error codes, or `timeout`
- * (no answer in time), `unreachable` (several attempts in a row had no welcome; the attempts
- * go on), `disconnected` (the line was lost for good), `offline` (there is none) or `closed`
- * (by us). `retryable` says whether the same request may succeed later, and `retryAfterMs`
- * when, where that is known.
+ * An error of the server or of the connection.
+ *
+ * `code` is one of the protocol's error codes, or one of the client's own:
+ * - `timeout`: no answer came in time;
+ * - `unreachable`: several attempts in a row had no `welcome`; the attempts go on;
+ * - `disconnected`: the connection was lost;
+ * - `offline`: there is no connection, and the client makes none;
+ * - `closed`: `close()` was called, or the session was left.
+ *
+ * `retryable` says whether the same request may succeed later, and `retryAfterMs` after how
+ * long, where the server has said so.
  */
 export class TaximeterError extends Error {
   constructor(code, message, { retryable = false, ...details } = {}) {
@@ -40,8 +48,10 @@ export class TaximeterError extends Error {
 }
 
 /**
- * The error of a line that was closed. What the server answered to our token says more than
- * the reason that came with the code, which the server always gives; a proxy may not.
+ * The error of a line that was closed.
+ *
+ * Its text is the server's error for our token where there is one, else the reason of the
+ * close. The server always gives a reason; a proxy may give none.
  */
 export function errorOfClose(closeCode, reason, retryable, refusal) {
   const code = refusal?.code ?? FINAL_CLOSES[closeCode] ?? 'disconnected';

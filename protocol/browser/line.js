@@ -1,20 +1,22 @@
 /**
- * One WebSocket: what is sent, what is heard, and whether it still lives.
+ * One WebSocket: sending, receiving, and detecting that it is dead.
  */
 
 import { TaximeterError } from './errors.js';
 
-/** More than this unsent means a line that does not drain: nothing is piled on top of it. */
+/** With more unsent bytes than this the line does not drain, and gets no more. */
 const UNSENT_MOST_BYTES = 65_536;
-/** A line that was silent for longer than this when the page wakes is asked for an answer. */
+/** When a page wakes, it probes a line that was silent for longer than this. */
 const PROBE_AFTER_MS = 1_000;
 
 /**
- * A line from its first attempt on. `listeners` are `opened()`, `received(message)` and
- * `lost(code, reason)`; after `mute()` or `close()` none is called. The timer `watchdog` of
- * `timers` is the line's while it is heard.
+ * A line, from its first attempt to connect until its loss.
  *
- * Throws a TaximeterError where the browser makes no socket.
+ * The last argument has the listeners `opened()`, `received(message)` and
+ * `lost(code, reason)`; after `mute()` or `close()` the line calls none of them. Until then
+ * the line owns the timer `watchdog` of `timers`.
+ *
+ * Throws a TaximeterError if the browser makes no socket.
  */
 export class Line {
   #platform;
@@ -23,7 +25,7 @@ export class Line {
   #lost;
   #pingMs = 0;
   #heardAt;
-  #isAsked = false; // whether a ping of ours waits for anything at all to be heard
+  #isAsked = false; // whether a ping was sent since the last message
 
   constructor(url, { platform, timers, timeoutMs }, { opened, received, lost }) {
     this.#platform = platform;
@@ -42,7 +44,7 @@ export class Line {
       this.#heardAt = this.#platform.now();
       this.#isAsked = false;
       received(JSON.parse(data));
-      this.#timers.check(); // messages wake a hidden page more often than its timers do
+      this.#timers.check(); // messages wake a hidden page more often than timers do
     };
     socket.onclose = ({ code, reason }) => {
       this.mute();
@@ -50,7 +52,7 @@ export class Line {
     };
   }
 
-  /** Sends what the line can take. What it cannot is the caller's to send again. */
+  /** Sends a message, unless the line is full: then the caller sends it again. */
   send(message, unsentMostBytes = UNSENT_MOST_BYTES) {
     const socket = this.#socket;
     if (socket.readyState !== 1 || socket.bufferedAmount > unsentMostBytes) return;
@@ -58,8 +60,10 @@ export class Line {
   }
 
   /**
-   * Notices a dead line that the browser has not noticed: asks after a silence, and hangs up
-   * after a second one. A late timer means that this page slept, and proves nothing.
+   * Detects a dead line that the browser has not detected.
+   *
+   * After `pingMs` of silence it sends a ping, and after as much silence again it closes the
+   * line. A late timer means that this page slept, and proves nothing about the line.
    */
   watch(pingMs) {
     this.#pingMs = pingMs;
@@ -76,7 +80,7 @@ export class Line {
     });
   }
 
-  /** The line may have died while the page slept: an answer is due within one silence. */
+  /** Sends a ping after the page slept; an answer is due within `pingMs`. */
   probe() {
     if (this.#platform.now() - this.#heardAt < PROBE_AFTER_MS) return;
     this.send({ type: 'ping' });
@@ -84,10 +88,10 @@ export class Line {
     this.watch(this.#pingMs);
   }
 
-  /** What it still says is no longer heard; the server still takes it for alive. */
+  /** Stops listening. For the server the line stays alive. */
   mute() {
     const socket = this.#socket;
-    if (!socket.onclose) return; // by now the watchdog is another line's
+    if (!socket.onclose) return; // already muted: by now another line owns the watchdog
     this.#timers.disarm('watchdog');
     socket.onopen = socket.onmessage = socket.onclose = null;
   }

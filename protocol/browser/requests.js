@@ -1,18 +1,20 @@
 /**
- * Requests under way, and the promises of their answers.
+ * Requests that wait for their answers.
  */
 
 import { TaximeterError } from './errors.js';
 
-/** The server's bound; beyond it the connection would be closed, time and again. */
+/** The server's bound; it would close the connection at each larger message. */
 const MESSAGE_MOST_BYTES = 16_384;
 
 const sizeOf = (message) => new TextEncoder().encode(JSON.stringify(message)).length;
 
 /**
- * Each request is an entry: the `message` with its id, the `session` that asks, whether a
- * later line is to `resend` it, until when it waits (`dueAt`), and `promise`, `resolve` and
- * `reject`, which forget it.
+ * The requests under way, each as an entry.
+ *
+ * An entry has the `message` with its id, the `session` that asks, whether a later line is to
+ * `resend` the message, the instant `dueAt` of its time-out, and `promise`. Its `resolve` and
+ * `reject` settle the promise and remove the entry.
  */
 export class Requests {
   #platform;
@@ -25,7 +27,7 @@ export class Requests {
     this.#timeoutMs = timeoutMs;
   }
 
-  /** A new request. It rejects when no answer comes in time, or when it is too large. */
+  /** Adds a request. It rejects on a time-out, and if it is too large. */
   add(body, session, resend) {
     const id = ++this.#lastId;
     const message = { ...body, id };
@@ -53,7 +55,7 @@ export class Requests {
     return this.#entries.get(id);
   }
 
-  /** Those that are under way, of all sessions or of one; they may be settled meanwhile. */
+  /** A copy of the entries, of all sessions or of one. */
   of(session) {
     const entries = [...this.#entries.values()];
     return session ? entries.filter((entry) => entry.session === session) : entries;

@@ -1,33 +1,33 @@
 /**
- * A session as the browser sees it: its news, and its figures between two ticks.
+ * A session in the browser: its events, and its figures between two ticks.
  */
 
-/** After a reconnect, a clock that is ahead by less than this waits instead of stepping back. */
+/** After a reconnect, a clock ahead by less than this waits instead of stepping back. */
 const HOLD_MS = 1_500;
-/** For how long at most the credits shown move to what a tick has said. */
+/** The longest time in which shown credits glide to those of a tick. */
 const GLIDE_MS = 1_000;
 
-/** Dispatches an event whose `detail` is what it is about. */
+/** Dispatches an event with this `detail`. */
 export function emit(target, type, detail) {
   target.dispatchEvent(new CustomEvent(type, { detail }));
 }
 
 /**
- * A session as this browser sees it; made by `Taximeter.start` and `Taximeter.watch`.
+ * A session in this browser, made by `Taximeter.start` or `Taximeter.watch`.
  *
- * Events carry the server's message as `detail`: `session`, `tick`, `free_time`,
- * `limit_warning`, `limit_cleared`, `limit_reached`, `minute`, `stopped`; further `error`
- * (a TaximeterError) and `connection`. A message with a `seq` is delivered once, in order,
- * however often the connection drops in between.
+ * The events `session`, `tick`, `free_time`, `limit_warning`, `limit_cleared`,
+ * `limit_reached`, `minute` and `stopped` have the server's message as `detail`. The event
+ * `error` has a TaximeterError, `connection` a ConnectionChange. A message with a `seq` is
+ * delivered once and in order, also when the connection drops in between.
  */
 export class Session extends EventTarget {
   #link;
-  #base = null; // the latest figures, and at which instant of our clock they were true
+  #base = null; // the latest figures, and the instant `at` of our clock when they held
   #told = 0; // the elapsed_ms that the server sent last
-  #shown = 0; // the furthest elapsed_ms that now() has given: the clock does not step back
-  #delivered; // the seq of the last notice that listeners were given
-  #joinedAt; // the seq of the first snapshot: what came before it is no news
-  #glide = null; // { from, at, ms }: how the credits shown move to those of the last tick
+  #shown = 0; // the highest elapsed_ms that now() has given: the clock does not step back
+  #delivered; // the seq of the last notice that listeners have got
+  #joinedAt; // the seq of the first snapshot: earlier notices are no news
+  #glide = null; // { from, at, ms }: how shown credits move to those of the last tick
   #tickAt = -Infinity; // when the last tick came
   #holds = 0; // requests under way that stop the clock
   #resolveReady;
@@ -43,35 +43,37 @@ export class Session extends EventTarget {
     this.snapshot = null;
     /** The receipt, once the session has ended. */
     this.receipt = null;
-    /** True after `stop()`: the wish outlives a lost connection. */
+    /** True after `stop()`, also when the connection is lost. */
     this.stopWanted = false;
     /** Resolves with the first snapshot; rejects when the session cannot start. */
     this.ready = new Promise((resolve, reject) => {
       this.#resolveReady = resolve;
       this.#rejectReady = reject;
     });
-    this.ready.catch(() => {}); // whoever listens to `error` only is told there
-    /** @internal What the server is asked for when the session is joined. */
+    this.ready.catch(() => {}); // a page may listen to `error` only
+    /** @internal The request that starts, joins or watches the session. */
     this._request = null;
   }
 
-  /** `starting`, then the protocol's states: active, paused, suspended, stopping, ended. */
+  /** `starting`, then active, paused, suspended, stopping or ended. */
   get state() {
     return this.#base?.state ?? 'starting';
   }
 
-  /** What to keep for `start({ lastSeq })` after a reload of the page; undefined at first. */
+  /** The `lastSeq` to keep for `start` after a reload; undefined at first. */
   get lastSeq() {
     const seqs = [this.#delivered, this.#joinedAt].filter((seq) => seq !== undefined);
     return seqs.length ? Math.max(...seqs) : undefined;
   }
 
   /**
-   * The figures at this instant, estimated from the last ones that the server sent; null
-   * before the first. Time moves only while the session is active and the line is up, never
-   * past the limit, and not backwards for the sake of late news. Credits are charged in
-   * increments, which only the server knows, and by all sessions of the account: so they
-   * move to what a tick has said, and never below it.
+   * The figures at this instant; null before the first snapshot.
+   *
+   * They are an estimate from the last figures of the server. Time moves only while the
+   * session is active and the line is up. It never passes the limit, and late messages never
+   * move it backwards. Only the server knows the charges, which come in increments and from
+   * all sessions of the account. So shown credits move to those of the last tick, and never
+   * below them.
    */
   now() {
     if (!this.#base) return null;
@@ -80,27 +82,28 @@ export class Session extends EventTarget {
     return reading;
   }
 
-  /** Stops the clock, on the screen at once; resolves with the snapshot. */
+  /** Pauses the session, and the shown clock at once; resolves with the snapshot. */
   pause() {
     return this.#requestStill('pause');
   }
 
-  /** Lets the clock go on, also within the grace after a limit; resolves with the snapshot. */
+  /** Resumes, also in the grace after a limit; resolves with the snapshot. */
   resume() {
     return this.#link.request('resume', this);
   }
 
   /**
-   * Ends the session; resolves with the `stopped` message, which holds the receipt. Without
-   * a connection the wish is kept, and carried out on coming back, even after the promise
-   * has timed out.
+   * Ends the session; resolves with `stopped`, which contains the receipt.
+   *
+   * Without a connection the client keeps this wish and carries it out after a reconnect,
+   * even if the promise has timed out by then.
    */
   stop() {
     this.stopWanted = true;
     return this.#requestStill('stop');
   }
 
-  /** What the clock shows while the answer is on its way would have to be taken back. */
+  /** Holds the clock until the answer, so that no shown time is taken back. */
   async #requestStill(type) {
     this.#settle({});
     this.#holds += 1;
@@ -111,40 +114,40 @@ export class Session extends EventTarget {
     }
   }
 
-  /** This page leaves; the session goes on for others, else its reconnect grace runs. */
+  /** Leaves. The session goes on for other sockets, else its reconnect grace runs. */
   leave() {
     this.#link.leave(this);
   }
 
-  /** @internal The same with what has been heard already. */
+  /** @internal The request to join again, with the last notice that was delivered. */
   _joining() {
-    return { ...this._request, last_seq: this.lastSeq }; // JSON leaves out what is undefined
+    return { ...this._request, last_seq: this.lastSeq }; // JSON omits undefined fields
   }
 
-  /** @internal The session cannot start, or cannot be joined again. */
+  /** @internal Reports that the session cannot start, or cannot be joined again. */
   _fail(error) {
     if (error.code === 'session_ended') this.#settle({ state: 'ended' });
     this.#rejectReady(error);
     emit(this, 'error', error);
   }
 
-  /** @internal The connection was given up before the first snapshot. */
+  /** @internal Rejects `ready`: the connection was given up. */
   _giveUp(error) {
     this.#rejectReady(error);
   }
 
-  /** @internal The line is down: the clock stands still until the server speaks again. */
+  /** @internal Stops the clock while the line is down, until the next message. */
   _freeze() {
     this.#settle({ at: null });
   }
 
-  /** @internal The account has changed by something other than this session's time. */
+  /** @internal Takes a change of the account other than this session's time. */
   _credit({ credits }) {
     this.#glide = null;
     this.#settle({ credits: Number(credits) });
   }
 
-  /** @internal A message of this session from the server. */
+  /** @internal Takes a message of this session from the server. */
   _receive(message) {
     if (message.type === 'session') return this.#receiveSnapshot(message);
     if (message.seq !== undefined) {
@@ -162,7 +165,7 @@ export class Session extends EventTarget {
     this.#glide = null;
     this.#base = { speed: message.speed ?? 1, state: message.state };
     this.#rebase(message);
-    // The snapshot already contains what was missed, so it is told, but not applied again.
+    // The snapshot contains the effects of missed notices: dispatch them, apply nothing.
     for (const notice of [...(message.missed ?? [])].sort((a, b) => a.seq - b.seq)) {
       if (!this.#deliver(notice)) continue;
       if (notice.receipt) this.receipt = notice.receipt;
@@ -173,8 +176,10 @@ export class Session extends EventTarget {
   }
 
   /**
-   * Whether a snapshot is behind the clock only because it is late: of a line that stalled, or
-   * of another process. Any other snapshot is a correction, which the clock follows.
+   * Whether a snapshot is behind the clock only because it is late.
+   *
+   * A late snapshot comes from a line that stalled, or from another process. Any other
+   * snapshot is a correction, which the clock follows.
    */
   #isLate({ state, elapsed_ms, speed = 1 }) {
     if (this.#base?.state !== 'active' || state !== 'active') return false;
@@ -182,7 +187,7 @@ export class Session extends EventTarget {
     return wasCut ? this.#shown - elapsed_ms < HOLD_MS * speed : elapsed_ms >= this.#told;
   }
 
-  /** Takes a tick, unless something newer is known. */
+  /** Takes a tick, unless newer figures are known; returns whether it did. */
   #receiveTick(tick) {
     if (!this.#base || tick.elapsed_ms < this.#told) return false;
     const [from, at] = [this.#creditsShown(), this.#link.now()];
@@ -193,14 +198,14 @@ export class Session extends EventTarget {
     return true;
   }
 
-  /** Whether a notice is news; the numbers of a session only rise. */
+  /** Notes a notice; returns whether it is new. Numbers of a session only rise. */
   #deliver(notice) {
     if (notice.seq <= (this.#delivered ?? -1)) return false;
     this.#delivered = notice.seq;
     return true;
   }
 
-  /** What a notice changes in the figures, until the next snapshot or tick. */
+  /** Applies a notice to the figures, until the next snapshot or tick. */
   #apply({ type, free_remaining_ms, paid, limit, elapsed_ms, receipt }) {
     if (receipt) this.receipt = receipt;
     if (!this.#base) return;
@@ -209,19 +214,20 @@ export class Session extends EventTarget {
     if (type === 'stopped') this.#halt('ended', receipt?.elapsed_ms);
   }
 
-  /** The time stands still where the server says that it stopped. */
+  /** Stops the clock at the `elapsed_ms` that the server gives. */
   #halt(state, elapsed_ms, corrections) {
     this.#settle({ state, ...corrections });
     if (elapsed_ms !== undefined) this.#base.elapsed_ms = this.#told = elapsed_ms;
   }
 
-  /** The counted time since the last figures; nothing while the clock stands still. */
+  /** The counted time since the last figures; 0 while the clock stands still. */
   #run() {
     const { state, at, elapsed_ms, remaining_ms, speed } = this.#base;
     if (state !== 'active') return 0;
     const isStill = at === null || this.#holds > 0;
     const run = isStill ? 0 : Math.max(0, (this.#link.now() - at) * speed);
-    // A clock that is ahead waits. It catches up with the newest tick of a line that stalled.
+    // A clock that is ahead waits until the server's figures reach it. After a line has
+    // stalled, the clock catches up with the newest tick.
     return Math.min(
       Math.max(run, this.#shown - elapsed_ms),
       Math.max(0, remaining_ms ?? Infinity),
@@ -249,10 +255,10 @@ export class Session extends EventTarget {
     };
   }
 
-  /** Makes today's estimate the figures to estimate from, with some of them corrected. */
+  /** Makes the present estimate, with corrections, the base of further estimates. */
   #settle(corrections) {
     if (!this.#base) return;
-    const { credits } = this.#base; // what is shown of them is on its way there
+    const { credits } = this.#base; // not the shown credits, which glide towards these
     const at = this.#base.at === null ? null : this.#link.now();
     this.#base = { ...this.#readingAfter(this.#run()), credits, at, ...corrections };
   }

@@ -1,7 +1,7 @@
 /**
  * Types of the browser client, taximeter.js.
  *
- * Names and units are those of the wire: `_ms` is integer milliseconds, `_at` epoch
+ * Fields have the names and units of the wire: `_ms` is integer milliseconds, `_at` epoch
  * milliseconds, credits are decimal strings with at most six decimals.
  */
 
@@ -32,7 +32,7 @@ export type ConnectionState =
   | 'offline'
   | 'closed';
 
-/** The codes of the protocol, and those that only the client itself gives. */
+/** The codes of the protocol, and the client's own ones, from `timeout` on. */
 export type ErrorCode =
   | 'bad_message'
   | 'unauthenticated'
@@ -43,15 +43,15 @@ export type ErrorCode =
   | 'limit_reached'
   | 'rate_limited'
   | 'unavailable'
-  /** No answer in time. */
+  /** No answer came in time. */
   | 'timeout'
   /** Three attempts in a row had no `welcome`. The attempts go on. */
   | 'unreachable'
-  /** The server ended the connection for good. */
+  /** The connection was lost. `retryable` says whether the client reconnects. */
   | 'disconnected'
-  /** There is no connection, and none is being made. */
+  /** There is no connection, and the client makes none. */
   | 'offline'
-  /** `close()` was called. */
+  /** `close()` was called, or the session was left. */
   | 'closed';
 
 export interface Welcome {
@@ -63,7 +63,7 @@ export interface Welcome {
   node: string;
   server_time_at: number;
   ping_ms: number;
-  /** Null: the credential does not expire. */
+  /** Null if the credential does not expire. */
   expires_at: number | null;
 }
 
@@ -74,7 +74,7 @@ export interface SessionSnapshot {
   state: State;
   seq: number;
   started_at: number;
-  /** Counted time: pauses and unbilled gaps are not in it. */
+  /** Counted time, without pauses and unbilled gaps. */
   elapsed_ms: number;
   free_remaining_ms: number;
   paid: boolean;
@@ -83,7 +83,7 @@ export interface SessionSnapshot {
   credits_per_minute: Credits;
   /** The limit that binds first. */
   limit: Limit | null;
-  /** Until it binds; null: none does. */
+  /** Time until `limit` binds; null if none does. */
   remaining_ms: number | null;
   ends_at: number | null;
   limits: { limit: Limit; remaining_ms: number | null }[];
@@ -135,9 +135,9 @@ export interface LimitReached {
   seq: number;
   limit: Limit;
   stopped_at: number;
-  /** What was counted when it stopped: the figure to show. */
+  /** Counted time at the stop: the figure to show. */
   elapsed_ms: number;
-  /** How long there is to save, unbilled, and to top up and `resume()`. */
+  /** Unbilled time to save, or to top up and `resume()`. */
   grace_ms: number;
 }
 
@@ -162,7 +162,7 @@ export interface Receipt {
   reason: StopReason;
   elapsed_ms: number;
   free_ms: number;
-  /** After increments. */
+  /** Billed time, rounded up to whole increments. */
   billed_ms: number;
   minutes: number;
   credits: Credits;
@@ -191,18 +191,20 @@ export interface Credit {
   entry_id: string;
 }
 
-/** What is numbered, kept by the server, and delivered once. */
+/** A message with a `seq`, which the server keeps and the client delivers once. */
 export type Notice = FreeTime | LimitWarning | LimitCleared | LimitReached | Stopped;
 
 export interface ConnectionChange {
   state: ConnectionState;
-  /** The close code that led here. */
+  /** The close code that caused this state. */
   code: number | null;
-  /** When `reconnecting`: after how long the next attempt is made. */
+  /** While `reconnecting`: the delay before the next attempt. */
   retry_in_ms: number | null;
   /**
-   * Why there is no connection: what ended it, when `offline` or `closed`; `unreachable` while
-   * the attempts fail one after the other; else null.
+   * Why there is no connection.
+   *
+   * In `offline` and `closed` this is the error that ended the connection. While several
+   * attempts in a row fail, its code is `unreachable`. Otherwise it is null.
    */
   error: TaximeterError | null;
 }
@@ -214,8 +216,10 @@ export interface Reading {
   free_remaining_ms: number;
   paid: boolean;
   /**
-   * A number, for drawing: it glides to what the last tick said, and is never below it. The
-   * exact balance is in `tick` and `session`.
+   * A number, for drawing.
+   *
+   * It glides to the credits of the last tick, and is never below them. The exact balance is
+   * in `tick` and `session`.
    */
   credits: number;
   remaining_ms: number | null;
@@ -240,12 +244,12 @@ export declare class TaximeterError extends Error {
   readonly code: ErrorCode;
   /** Whether the same request may succeed later. */
   readonly retryable: boolean;
-  /** After how long it may, where the server has said so: with `rate_limited`. */
+  /** With `rate_limited`: after how long it may succeed, where the server says so. */
   readonly retryAfterMs: number | null;
-  /** With `limit_reached`: which one. */
+  /** With `limit_reached`: the limit. */
   readonly limit: Limit | null;
   readonly sessionId: string | null;
-  /** The WebSocket's close code, where that was the cause. */
+  /** The WebSocket's close code, where a close was the cause. */
   readonly closeCode: number | null;
 }
 
@@ -273,7 +277,7 @@ type Listener<Target, Event_> =
   | ((this: Target, event: Event_) => unknown)
   | { handleEvent(event: Event_): unknown };
 
-/** A session as this browser sees it; made by `Taximeter.start` and `Taximeter.watch`. */
+/** A session in this browser, made by `Taximeter.start` or `Taximeter.watch`. */
 export declare class Session extends EventTarget {
   private constructor();
   readonly sessionId: string;
@@ -281,13 +285,15 @@ export declare class Session extends EventTarget {
   /** The last `session` message. */
   readonly snapshot: SessionSnapshot | null;
   readonly receipt: Receipt | null;
-  /** What to keep for `start({ lastSeq })` after a reload of the page. */
+  /** The `lastSeq` to keep for `start` after a reload of the page. */
   readonly lastSeq: number | undefined;
   /** True after `stop()`. */
   readonly stopWanted: boolean;
   /**
-   * Resolves with the first snapshot. Rejects with a TaximeterError when the session cannot
-   * start, or when the connection is given up before it has.
+   * Resolves with the first snapshot.
+   *
+   * Rejects with a TaximeterError if the session cannot start, or if the connection is given
+   * up before the session has started.
    */
   readonly ready: Promise<SessionSnapshot>;
   /** The figures at this instant; null before the first snapshot. */
@@ -308,35 +314,39 @@ export declare class Session extends EventTarget {
   ): void;
 }
 
-/** What the client takes from its surroundings; replaced in tests. */
+/** What the client takes from the browser. Tests replace it. */
 export interface Platform {
   WebSocket: new (url: string, protocol: string) => WebSocket;
   /** Monotonic milliseconds. */
   now(): number;
-  /** From 0 to 1, 1 excluded. */
+  /** From 0 to 1, without 1. */
   random(): number;
   setTimeout(callback: () => void, delayMs: number): unknown;
   clearTimeout(timer: unknown): void;
 }
 
 export interface TaximeterOptions {
-  /** `/v1/ws` of this page's origin, unless given; http and https become ws and wss. */
+  /** Default: `/v1/ws` of this page's origin. http and https become ws and wss. */
   url?: string | URL;
   /**
-   * The token, or a function that gets a fresh one. With a function the token is renewed
-   * before it expires, and a call that does not settle within `requestTimeoutMs` is made
-   * again. A TaximeterError thrown by it that is not retryable ends the connection; anything
-   * else is tried again. A string that has expired, or is refused, ends the connection.
+   * The token, or a function that gets a new token.
+   *
+   * With a function the client renews the token before it expires. It calls the function again
+   * when a call does not settle within `requestTimeoutMs`, or throws. Only a TaximeterError
+   * that is not retryable ends the connection. A string that has expired, or that the server
+   * refuses, ends the connection.
    */
   token: string | (() => string | Promise<string>);
   /**
-   * How long a request waits for its answer: 10,000. One that comes too early (`rate_limited`)
-   * is sent again within that time, as soon as the server lets it through.
+   * How long a request waits for its answer. Default: 10,000.
+   *
+   * A request that the server refuses as too early (`rate_limited`) is sent again within that
+   * time, as soon as the server accepts it.
    */
   requestTimeoutMs?: number;
-  /** The bound of the first wait before coming back: 500. It doubles with each. */
+  /** Bound of the first wait before a reconnect; it doubles each time. Default: 500. */
   backoffFirstMs?: number;
-  /** The bound of every wait: 10,000. */
+  /** Bound of every wait before a reconnect. Default: 10,000. */
   backoffMostMs?: number;
   platform?: Partial<Platform>;
 }
@@ -349,26 +359,26 @@ export interface StartOptions {
   tickMs?: number;
   /** At most 2 KiB as JSON. */
   metadata?: Record<string, unknown>;
-  /** The `lastSeq` of the same session before a reload: news after it is told again. */
+  /** `lastSeq` of the session before a reload: later notices are delivered again. */
   lastSeq?: number;
 }
 
 export interface WatchOptions {
-  /** As of `StartOptions`. */
+  /** As in `StartOptions`. */
   lastSeq?: number;
-  /** For operators: the organisation whose session it is. */
+  /** For operators: the organisation of the session's user. */
   org?: string;
-  /** For operators: whose session it is, of a user without an organisation. */
+  /** For operators: the session's user, if that user has no organisation. */
   user?: string;
 }
 
-/** A connection to a Taximeter server, and the sessions on it: one for each id. */
+/** A connection to a Taximeter server, with one `Session` for each session id. */
 export declare class Taximeter extends EventTarget {
   constructor(options: TaximeterOptions);
   readonly state: ConnectionState;
   /** The last `welcome`. */
   readonly welcome: Welcome | null;
-  /** Connects at first, after `offline`, or instead of waiting for the next attempt. */
+  /** Connects: before the first `start`, after `offline`, or without waiting. */
   connect(): void;
   /** @throws TaximeterError `closed` after `close()`. */
   start(options: StartOptions): Session;
@@ -387,5 +397,5 @@ export declare class Taximeter extends EventTarget {
   ): void;
 }
 
-/** Whether a client comes back after this WebSocket close code: all but 4500 to 4999. */
+/** Whether a client reconnects after this close code: all but 4500 to 4999. */
 export declare function comesBackAfter(code: number): boolean;

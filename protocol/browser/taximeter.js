@@ -1,20 +1,20 @@
 /**
- * Taximeter in the browser: one WebSocket, any number of sessions on it.
+ * The browser client: one WebSocket with any number of sessions on it.
  *
  *     const meter = new Taximeter({ url: '/v1/ws', token: () => fetchToken() });
  *     const session = meter.start({ kind: 'chat', sessionId: 'chat-17' });
  *     session.addEventListener('limit_warning', ({ detail }) => warn(detail.remaining_ms));
  *     session.addEventListener('stopped', ({ detail }) => show(detail.receipt));
- *     const { elapsed_ms, credits } = session.now();      // as often as the screen is drawn
+ *     const { elapsed_ms, credits } = session.now();      // call this for each frame
  *     await session.stop();
  *
- * The server counts, the browser shows. Nothing here decides what is billed: between two
- * ticks `session.now()` estimates, and what the server says next replaces the estimate.
- * Nothing here keeps a session alive either: the browser itself answers the server's pings,
- * so a tab in the background, whose timers are throttled, loses no session.
+ * The server counts, the browser shows. This code decides nothing that is billed:
+ * `session.now()` estimates figures between two ticks, and the next message replaces the
+ * estimate. This code keeps no session alive either: the browser itself answers the server's
+ * pings. So a background tab, whose timers are throttled, loses no session.
  *
- * Fields keep the names and units of the wire: `_ms` is milliseconds, `_at` epoch
- * milliseconds, credits are decimal strings. Types: taximeter.d.ts.
+ * Fields have the names and units of the wire: `_ms` is milliseconds, `_at` epoch
+ * milliseconds, credits are decimal strings. The types are in taximeter.d.ts.
  */
 
 import { TaximeterError, comesBackAfter, errorOfClose } from './errors.js';
@@ -26,23 +26,25 @@ import { freshToken, renewalDelayMs } from './tokens.js';
 
 export { Session, TaximeterError, comesBackAfter };
 
-/** The defaults of the options; all are milliseconds. */
+/** Defaults of the options, in milliseconds. */
 const REQUEST_TIMEOUT_MS = 10_000;
 const BACKOFF_FIRST_MS = 500;
 const BACKOFF_MOST_MS = 10_000;
 
-/** A connection that lived this long has proved itself: the next backoff begins anew. */
+/** After a connection that lived this long the backoff begins anew. */
 const PROVEN_MS = 10_000;
-/** So many attempts in a row without a welcome, and the page is told. */
+/** Attempts in a row without a `welcome` before the client reports `unreachable`. */
 const MISSES_TOLD = 3;
-/** How many more times a start is asked for when the server is busy for a moment. */
+/** How often a start is repeated while the server is busy. */
 const START_RETRIES = 3;
 
 const isHidden = () => globalThis.document?.visibilityState === 'hidden';
 
 /**
- * A connection to a Taximeter server. It connects with the first `start` or `watch`, or
- * with `connect()`, and comes back by itself as long as the protocol allows it.
+ * A connection to a Taximeter server.
+ *
+ * It connects with the first `start` or `watch`, or with `connect()`, and reconnects by
+ * itself unless the protocol forbids that.
  *
  * Events: `connection`, `welcome`, `credit` (the account has changed), `error`.
  */
@@ -50,17 +52,17 @@ export class Taximeter extends EventTarget {
   #options;
   #platform;
   #url;
-  #sessions = new Map(); // by session id: what is joined again on coming back
+  #sessions = new Map(); // by session id: the sessions to join again after a reconnect
   #requests;
   #line = null;
-  #leaving = null; // the line to a process that drains, until another one has our sessions
-  #attempt = 0; // how many times we have waited since a connection last proved itself
-  #misses = 0; // attempts in a row without a welcome
-  #trouble = null; // why we cannot get in, once the page was told
-  #refusal = null; // what the server answered to our token on this line
-  #epoch = 0; // which connection is the current one: a late token of an older one is dropped
+  #leaving = null; // the line to a draining process, until another process has our sessions
+  #attempt = 0; // waits since a connection last lived for PROVEN_MS
+  #misses = 0; // attempts in a row without a `welcome`
+  #trouble = null; // the `unreachable` error, once the client has reported it
+  #refusal = null; // the server's error for our token on this line
+  #epoch = 0; // number of the current connection: a late token of an older one is dropped
   #liveSince = null;
-  #timers; // retry, drain, refresh, watchdog, and a join for each session
+  #timers; // `retry`, `drain`, `refresh`, `watchdog`, and a `join` for each session
   #listening = new AbortController();
 
   constructor({ url = '/v1/ws', token, ...options } = {}) {
@@ -86,7 +88,7 @@ export class Taximeter extends EventTarget {
     this.#url.protocol = this.#url.protocol.replace('http', 'ws');
     /** `idle`, `connecting`, `live`, `reconnecting`, `offline` (given up) or `closed`. */
     this.state = 'idle';
-    /** The last `welcome`: who we are, and our credits at that time; null before the first. */
+    /** The last `welcome`: the user, and the credits then; null before the first. */
     this.welcome = null;
     const { signal } = this.#listening;
     const wake = (event) => this.#wake(event.type);
@@ -99,30 +101,34 @@ export class Taximeter extends EventTarget {
   }
 
   /**
-   * Connects now: at first, after the connection was given up, or instead of waiting for the
-   * next attempt. Not needed before `start`.
+   * Connects now.
+   *
+   * Use it to connect before the first `start`, to connect again after `offline`, or to make
+   * the next attempt without waiting. `start` connects by itself.
    */
   connect() {
     this.#begin();
     this.#hurry();
   }
 
-  /** Starts a session, or joins it where it lives already. */
+  /** Starts a session, or joins it if it runs already. */
   start({ kind, sessionId, counterpartId, tickMs, metadata, lastSeq }) {
     const optional = { counterpart_id: counterpartId, tick_ms: tickMs, metadata };
     return this.#open({ type: 'start', kind, session_id: sessionId, ...optional }, lastSeq);
   }
 
   /**
-   * Follows a session without keeping it alive. Operators name its tenant: the organisation
-   * `org`, or `user` for a user without one.
+   * Follows a session without keeping it alive.
+   *
+   * Operators name the session's tenant: `org` for an organisation, or `user` for a user
+   * without one.
    */
   watch(sessionId, { lastSeq, org, user } = {}) {
     const known = this.#sessions.get(sessionId);
     return known ?? this.#open({ type: 'watch', session_id: sessionId, org, user }, lastSeq);
   }
 
-  /** Leaves every session and the server, for good. */
+  /** Leaves every session and closes the connection for good. */
   close() {
     this.#listening.abort();
     this.#giveUp('closed', new TaximeterError('closed', 'The connection was closed.'));
@@ -153,11 +159,11 @@ export class Taximeter extends EventTarget {
     try {
       await this.#ask(session._joining(), session, { resend: false });
     } catch (error) {
-      if (this.#sessions.get(session.sessionId) !== session) return; // it was left meanwhile
-      if (['disconnected', 'closed'].includes(error.code)) return; // joined on coming back
-      // A session that runs must not be lost to a server that is busy for a moment; nor may
-      // one be forgotten that starts after all. A start that goes on being refused is the
-      // caller's to repeat, and so is one that no instant is known for, as of a full account.
+      if (this.#sessions.get(session.sessionId) !== session) return; // left meanwhile
+      if (['disconnected', 'closed'].includes(error.code)) return; // the reconnect joins it
+      // A running session must survive a server that is busy for a moment, and so must a
+      // session whose start was carried out although its answer timed out. When the server
+      // keeps refusing a start, or gives no time for it (a full account), the caller repeats it.
       const isBusy = error.code === 'unavailable' || error.retryAfterMs !== null;
       const mayStart = isBusy && attempt < START_RETRIES;
       if (error.code === 'timeout' || (error.retryable && session.snapshot) || mayStart) {
@@ -174,10 +180,10 @@ export class Taximeter extends EventTarget {
     if (this.#sessions.get(session.sessionId) !== session) return;
     this.#sessions.delete(session.sessionId);
     this.#timers.disarm(`join ${session.sessionId}`);
-    // It has no answer, so it goes also where the line is full.
+    // `leave` has no answer and no repetition, so it is sent even on a full line.
     this.#line?.send({ type: 'leave', session_id: session.sessionId }, Infinity);
     session._freeze();
-    // Its requests are not repeated: a later line knows nothing of them.
+    // Requests of this session are not repeated: on a later line it is not joined.
     const error = new TaximeterError('closed', 'The session was left.');
     for (const entry of this.#requests.of(session)) {
       entry.resend = false;
@@ -186,7 +192,7 @@ export class Taximeter extends EventTarget {
     }
   }
 
-  /** A request and the promise of its answer; what is not live yet waits until it is. */
+  /** Makes a request; returns the promise of its answer. Waits until the line is live. */
   #ask(message, session, { resend = true } = {}) {
     const entry = this.#requests.add(message, session, resend);
     if (['offline', 'closed'].includes(this.state)) {
@@ -195,7 +201,7 @@ export class Taximeter extends EventTarget {
     return entry.promise;
   }
 
-  /** What the line cannot take is not lost: the request times out, or is sent again. */
+  /** Sends a request. If the line is full, the request times out or is sent again. */
   #transmit(entry) {
     if (this.#requests.has(entry)) this.#line?.send(entry.message);
   }
@@ -224,7 +230,7 @@ export class Taximeter extends EventTarget {
     const line = new Line(this.#url, means, {
       opened: () => {
         this.#ask({ type: 'auth', token }, null, { resend: false }).catch((error) => {
-          if (line === this.#line) this.#refusal = error; // the server hangs up next
+          if (line === this.#line) this.#refusal = error; // next the server closes the line
         });
       },
       received: (message) => this.#receive(message),
@@ -253,7 +259,7 @@ export class Taximeter extends EventTarget {
     const { expires_at, server_time_at } = message;
     if (expires_at) this.#armRefresh(now + expires_at - server_time_at);
     emit(this, 'welcome', message);
-    if (this.state === 'live' || !this.#line) return; // a refresh; or a listener closed us
+    if (this.state === 'live' || !this.#line) return; // a refresh, or a listener has closed us
     this.#misses = 0;
     this.#trouble = null;
     this.#liveSince = now;
@@ -286,7 +292,7 @@ export class Taximeter extends EventTarget {
     emit(this, 'credit', message);
   }
 
-  /** The session has ended: whatever was still asked of it has its answer. */
+  /** Settles the requests of a session that has ended. */
   #finish(session, message) {
     this.#sessions.delete(session.sessionId);
     const error = new TaximeterError('session_ended', 'The session has ended.');
@@ -296,11 +302,11 @@ export class Taximeter extends EventTarget {
     }
   }
 
-  /** The process drains: go at an instant of one's own, so that not all come back at once. */
+  /** Leaves a draining process at a random instant, so that clients spread out. */
   #drain(afterMs) {
     this.#timers.arm('drain', this.#platform.random() * afterMs, () => {
       this.#letGo();
-      this.#leaving = this.#line; // not heard any more, but it keeps our sessions alive
+      this.#leaving = this.#line; // muted, but it keeps our sessions alive
       this.#leaving?.mute();
       this.#line = null;
       this.#dropped();
@@ -314,7 +320,7 @@ export class Taximeter extends EventTarget {
   }
 
   #lost(code, reason) {
-    // The same token would be refused again; a function may give a better one.
+    // The server would refuse the same token again; a function may give a better one.
     const isFixed = typeof this.#options.token !== 'function';
     const isRefused = isFixed && (code === 4002 || this.#refusal?.retryable === false);
     const isFinal = isRefused || !comesBackAfter(code);
@@ -324,20 +330,20 @@ export class Taximeter extends EventTarget {
     this.#dropped();
     if (isFinal) this.#fail(error);
     else if (this.#timers.isArmed('drain') && !isHidden()) {
-      this.#setState('reconnecting', { code }); // at the instant that the drain has set
+      this.#setState('reconnecting', { code }); // the timer `drain` reconnects
     } else this.#comeBack(error, hadWelcome);
   }
 
-  /** Tells what has kept us out, and then tries again, or gives up. */
+  /** Reports why an attempt failed, and then tries again or gives up. */
   #fail(error) {
     const epoch = this.#epoch;
     emit(this, 'error', error);
-    if (epoch !== this.#epoch) return; // whoever heard it has closed us
+    if (epoch !== this.#epoch) return; // a listener has closed the connection
     if (error.retryable) this.#comeBack(error);
     else this.#giveUp('offline', error);
   }
 
-  /** What is true of every lost connection, whoever ended it. */
+  /** Handles what every lost connection has in common. */
   #dropped() {
     const { now } = this.#platform;
     if (this.#liveSince !== null && now() - this.#liveSince >= PROVEN_MS) this.#attempt = 0;
@@ -356,8 +362,8 @@ export class Taximeter extends EventTarget {
       const details = { retryable: true, closeCode, cause: error };
       this.#trouble = new TaximeterError('unreachable', error.message, details);
     }
-    // The first attempt of a hidden page has no delay: its timer may take a minute, and a
-    // session does not wait for its client that long.
+    // A hidden page makes its first attempt at once: its timer may take a minute, and a
+    // session does not wait for its client for a minute.
     const isNow = isHidden() && this.#attempt === 0;
     const delayMs = isNow ? 0 : this.#backoffMs(this.#attempt);
     this.#attempt += 1;
@@ -368,13 +374,13 @@ export class Taximeter extends EventTarget {
     if (isNow) this.#hurry();
   }
 
-  /** Full jitter: anything from nothing to a bound that doubles up to the most. */
+  /** Full jitter: a random delay below a bound that doubles up to `backoffMostMs`. */
   #backoffMs(attempt) {
     const { backoffFirstMs, backoffMostMs } = this.#options;
     return this.#platform.random() * Math.min(backoffMostMs, backoffFirstMs * 2 ** attempt);
   }
 
-  /** A backoff need not be sat out when the page, its network or its machine is back. */
+  /** Ends a backoff early when the page, its network or its machine is back. */
   #wake(cause) {
     this.#timers.check();
     if (isHidden() && cause !== 'online') return;
@@ -411,8 +417,10 @@ export class Taximeter extends EventTarget {
   }
 
   /**
-   * A new token in good time. If that fails there are further tries; and if all fail the
-   * server closes 4002, and we come back with a new token.
+   * Arms the renewal of the token.
+   *
+   * If a renewal fails, the client tries again. If all renewals fail, the server closes with
+   * 4002, and the client reconnects with a new token.
    */
   #armRefresh(expiresAt) {
     const lifeMs = expiresAt - this.#platform.now();
@@ -424,7 +432,7 @@ export class Taximeter extends EventTarget {
     const line = this.#line;
     try {
       const token = await this.#token();
-      if (line !== this.#line) return; // another line has begun with a token of its own
+      if (line !== this.#line) return; // a newer line has a token of its own
       this.#armRefresh(expiresAt);
       await this.#ask({ type: 'refresh', token }, null, { resend: false });
     } catch (error) {

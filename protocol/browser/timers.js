@@ -1,11 +1,11 @@
 /**
- * Timers by name, each of which waits for one thing at most.
+ * Timers with names; each name waits for one callback at most.
  *
- * What a name waits for is an instant, not a delay: browsers run the timers of a hidden page
- * once a minute. Call `check()` whenever the page is awake anyway.
+ * A timer is an instant, not a delay, because browsers run the timers of a hidden page once a
+ * minute. Call `check()` whenever the page is awake.
  */
 
-/** The longest delay that a browser's timer takes; beyond it, it would fire at once. */
+/** The longest delay of a browser's timer; with a longer one it fires at once. */
 const DELAY_MOST_MS = 2 ** 31 - 1;
 
 export class Timers {
@@ -16,7 +16,7 @@ export class Timers {
     this.#platform = platform;
   }
 
-  /** Calls back once, after `delayMs`; what this name waited for before is forgotten. */
+  /** Calls back once, after `delayMs`, instead of an earlier callback of this name. */
   arm(name, delayMs, callback) {
     this.disarm(name);
     const entry = { dueAt: this.#platform.now() + delayMs, callback };
@@ -24,7 +24,7 @@ export class Timers {
     this.#wait(entry);
   }
 
-  /** Forgets what these names wait for. */
+  /** Cancels the callbacks of these names. */
   disarm(...names) {
     for (const name of names) {
       if (this.#armed.has(name)) this.#platform.clearTimeout(this.#armed.get(name).timer);
@@ -32,7 +32,7 @@ export class Timers {
     }
   }
 
-  /** Forgets everything. */
+  /** Cancels all callbacks. */
   clear() {
     this.disarm(...this.#armed.keys());
   }
@@ -41,10 +41,10 @@ export class Timers {
     return this.#armed.has(name);
   }
 
-  /** Calls back whatever is due, also where the browser's timer is late. */
+  /** Makes every callback that is due, also if the browser's timer is late. */
   check() {
     for (const [name, entry] of [...this.#armed]) {
-      // One callback may have disarmed, or armed anew, what comes after it.
+      // An earlier callback may have disarmed or rearmed this name.
       if (this.#armed.get(name) !== entry || entry.dueAt > this.#platform.now()) continue;
       this.disarm(name);
       entry.callback();

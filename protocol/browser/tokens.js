@@ -1,16 +1,18 @@
 /**
- * Tokens: asked for, and in good time.
+ * Getting tokens, and renewing them in time.
  */
 
 import { TaximeterError } from './errors.js';
 
-/** Timers of a hidden page run once a minute, and the renewal takes a moment. */
+/** More than a minute: timers of a hidden page run once a minute. */
 const LEAD_LEAST_MS = 75_000;
 const LEAD_MOST_MS = 120_000;
 
 /**
- * When to renew a token that lives for `lifeMs` from now: when a fifth of that is left, at
- * most two minutes and at least 75 s, or half of a life that is shorter.
+ * The delay from now until a token that lives for `lifeMs` is renewed.
+ *
+ * The renewal is due when a fifth of that life is left, bounded by 75 s and two minutes. If
+ * that is more than half of the life, it is due at half of the life.
  */
 export function renewalDelayMs(lifeMs) {
   const leadMs = Math.max(LEAD_LEAST_MS, Math.min(LEAD_MOST_MS, lifeMs / 5));
@@ -18,8 +20,10 @@ export function renewalDelayMs(lifeMs) {
 }
 
 /**
- * The token, or what the function gives. Throws a TaximeterError: that of the function, or
- * one that says to try again; so it does when no answer comes in time.
+ * The token, or the result of the function that gives it.
+ *
+ * Throws a TaximeterError: the function's own, or a retryable one if the function throws
+ * another error or does not settle within `timeoutMs`.
  */
 export async function freshToken(token, platform, timeoutMs) {
   if (typeof token !== 'function') return token;
@@ -33,7 +37,7 @@ export async function freshToken(token, platform, timeoutMs) {
   } catch (cause) {
     if (cause instanceof TaximeterError) throw cause;
     const details = { retryable: true, cause };
-    throw new TaximeterError('unauthenticated', 'No token could be had.', details);
+    throw new TaximeterError('unauthenticated', 'The token function failed.', details);
   } finally {
     platform.clearTimeout(timer);
   }

@@ -117,7 +117,7 @@ async def test_a_token_that_cannot_be_had_is_the_reason(client: ClientPage) -> N
         assert (await client.take("error"))["code"] == "unauthenticated"
         await client.advance(10_000)
     error = await client.take("error")
-    assert (error["code"], error["message"]) == ("unreachable", "No token could be had.")
+    assert (error["code"], error["message"]) == ("unreachable", "The token function failed.")
 
 
 async def test_a_welcome_ends_the_count(client: ClientPage) -> None:
