@@ -1,9 +1,9 @@
 /**
- * The page at `/`: Taximeter as the person in the back seat sees it.
+ * The page at `/`: a session as its user sees it.
  *
- * Everything that counts is in the client; this file only draws what `session.now()` and
- * the events say, and remembers in sessionStorage which session this tab was showing, so
- * that a reload comes back to it.
+ * The browser client does all the counting. This file only draws the figures of
+ * `session.now()` and of events. It keeps in sessionStorage which session this tab shows, so
+ * that a reload shows the same session again.
  */
 
 import { Taximeter, TaximeterError } from '/client/taximeter.js';
@@ -17,32 +17,32 @@ const STORAGE_KEY = 'taximeter';
 const TOAST_MS = 9_000;
 const MINUTE_MS = 60_000;
 
-// What this tab knows
+// State of this tab
 
 const FORGOTTEN = {
   sessionId: null,
   kind: null,
   lastSeq: null,
   minutes: [],
-  alert: false, // a warning stands
+  alert: false, // whether a warning is shown
   reached: null, // the `limit_reached` whose grace runs
 };
 let saved = { ...FORGOTTEN, ...JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? '{}') };
 let token = null;
 let session = null;
 let balance = null;
-let grace = null; // { endsAt, ms } of our own clock, while a limit's grace runs
+let grace = null; // { endsAt, ms } by the browser's clock, while a limit's grace runs
 let serverAheadMs = 0;
-let frame = 0; // the next drawing, where things move
-let pause = 0; // and where they do not
-let laid = 0; // how many receipts were shown: a late answer is of an earlier one
+let frame = 0; // the next drawing, as an animation frame
+let pause = 0; // the next drawing, as a timer, where the user prefers reduced motion
+let laid = 0; // receipts shown so far, to detect a late answer for an earlier one
 
 function save(changes) {
   saved = { ...saved, ...changes };
   sessionStorage.setItem(STORAGE_KEY, JSON.stringify(saved));
 }
 
-// What is shown
+// Views and toasts
 
 function toast(text, tone) {
   const close = make('button', { type: 'button', 'aria-label': 'Dismiss' }, '✕');
@@ -52,7 +52,7 @@ function toast(text, tone) {
   setTimeout(() => element.remove(), TOAST_MS);
 }
 
-/** Shows `loading`, `token`, `receipt`, or the meter with what belongs to `start` or `ride`. */
+/** Shows a view: `loading`, `token`, `start`, `ride` (both the meter), or `receipt`. */
 function show(view) {
   const isMeter = ['start', 'ride'].includes(view);
   for (const section of document.querySelectorAll('.view')) {
@@ -72,7 +72,7 @@ function show(view) {
   draw();
 }
 
-// The server's side doors: tokens and credits for a demonstration
+// Tokens and credits for a demonstration
 
 async function post(path, body, headers = {}) {
   const response = await fetch(path, {
@@ -133,19 +133,19 @@ meter.addEventListener('connection', ({ detail }) => {
   draw();
 });
 
-/** Whether another token would help: this one was refused, or there was none to be had. */
+/** Whether another token would help: this one was refused, or there is none. */
 function asksForToken({ code, retryable }) {
   const isBare = meter.welcome === null && ['forbidden', 'unavailable'].includes(code);
   return !retryable && (code === 'unauthenticated' || isBare);
 }
 
-/** Why there is no connection, once that is more than a moment's matter. */
+/** Shows why there is no connection, once several attempts have failed. */
 function showTrouble({ state, error }) {
   const isOffline = state === 'offline';
   byId('trouble').hidden = !error || (isOffline && asksForToken(error));
   if (!error) return;
   const reason = sentence(error.message);
-  const title = isOffline ? 'The connection has ended.' : 'This page cannot get to the meter.';
+  const title = isOffline ? 'The connection has ended.' : 'This page cannot reach the meter.';
   const next = isOffline ? '' : ' It keeps trying.';
   put(byId('trouble-text'), `${title} ${reason}${next}`);
   put(byId('try-again'), isOffline ? 'Try again' : 'Try now');
@@ -172,7 +172,7 @@ meter.addEventListener('credit', ({ detail }) => {
 });
 
 meter.addEventListener('error', ({ detail: error }) => {
-  if (error.retryable) return; // the lamp says that it is being tried again
+  if (error.retryable) return; // the lamp shows that the client tries again
   if (asksForToken(error)) {
     put(byId('token-error'), saved.pasted ? 'That token was refused.' : '');
     save({ pasted: null });
@@ -195,12 +195,12 @@ function ride() {
   const ridden = session;
   const on = (type, listener) =>
     ridden.addEventListener(type, ({ detail }) => {
-      if (ridden !== session) return; // it was left
+      if (ridden !== session) return; // the user has left that session
       listener(detail);
       save({ lastSeq: session?.lastSeq ?? null });
       draw();
     });
-  ridden.addEventListener('tick', draw); // no frames are drawn in a tab behind; ticks arrive
+  ridden.addEventListener('tick', draw); // a hidden tab gets ticks, but no frames
   on('session', showSnapshot);
   on('minute', showMinute);
   on('free_time', () => toast('Your free time is over. Credits are used from now on.', 'warning'));
@@ -249,7 +249,7 @@ function showSnapshot(snapshot) {
   }
 }
 
-/** A session that cannot begin is told where it was begun; one that ran, here. */
+/** Shows the error of a session: in the form if it could not start, else in a toast. */
 function failed(error) {
   if (error.code === 'session_ended') fetchReceipt();
   else if (document.body.dataset.view === 'start') {
@@ -276,7 +276,7 @@ function showMinute(row) {
   drawMinutes(saved.minutes, minute);
 }
 
-/** A tab that came late, or was away, reads the minutes that it was not told of. */
+/** Reads the minutes that this tab has missed because it opened late or was away. */
 async function completeMinutes(count) {
   const { sessionId, minutes } = saved;
   if (hasMinutes(minutes, count)) return;
@@ -287,11 +287,11 @@ async function completeMinutes(count) {
 }
 
 function halt({ limit, stopped_at, grace_ms }) {
-  // News of a limit that was lifted since comes with the snapshot that says so.
+  // A missed `limit_reached` may be old: the snapshot says that the limit was lifted since.
   if (session.state !== 'stopping') return;
-  const isTold = stopped_at !== undefined; // a tab that came late may not know since when
+  const isTold = stopped_at !== undefined; // unknown to a tab that opened late
   if (isTold) grace = { endsAt: stopped_at + grace_ms - serverAheadMs, ms: grace_ms };
-  byId('toasts').replaceChildren(); // what warned of it is no news any more
+  byId('toasts').replaceChildren(); // warnings of this limit are out of date
   save({ alert: false, reached: isTold ? { limit, stopped_at, grace_ms } : null });
   document.body.dataset.alert = '';
   put(byId('halt-title'), `Stopped: ${LIMITS[limit].stopped}`);
@@ -316,7 +316,7 @@ async function fetchReceipt() {
   const path = `/v1/sessions/${encodeURIComponent(sessionId)}`;
   const response = await fetch(path, { headers }).catch(() => null);
   const receipt = response?.ok ? await response.json() : null;
-  if (saved.sessionId !== sessionId) return; // the receipt came by itself meanwhile
+  if (saved.sessionId !== sessionId) return; // `stopped` brought the receipt meanwhile
   if (receipt?.ended_at) finish(receipt, null);
   else failed(new TaximeterError('unknown_session', 'This session has ended.'));
 }
@@ -355,15 +355,15 @@ function draw() {
   drawInstrument(reading, meter.state);
   drawGrace();
   put(document.querySelector('title'), `${clockFace(reading.elapsed_ms)} · Taximeter`);
-  // One loop, whoever drew: the next frame replaces the one that is planned. The numbers of
-  // frames and of timers overlap, so each is cancelled by its own kind.
+  // Every caller of draw() replaces the planned drawing, so there is one loop only. Numbers of
+  // frames and of timers overlap, so each kind has its own variable and is cancelled as such.
   cancelAnimationFrame(frame);
   clearTimeout(pause);
   if (calm.matches) pause = setTimeout(draw, 1000);
   else frame = requestAnimationFrame(draw);
 }
 
-// Hands on the instrument
+// Buttons and forms
 
 byId('start-form').addEventListener('submit', (event) => {
   event.preventDefault();
@@ -373,7 +373,7 @@ byId('start-form').addEventListener('submit', (event) => {
   save({ sessionId: `${saved.kind}-${uniqueId()}` });
   byId('start').disabled = true;
   ride()
-    .catch(() => {}) // told by the session's `error`
+    .catch(() => {}) // the session's `error` event shows it
     .finally(() => {
       byId('start').disabled = false;
     });
@@ -403,7 +403,7 @@ document.addEventListener('click', ({ target }) => {
   if (button) attempt(button, () => topUp(button.dataset.topUp));
 });
 
-// A link from another tab says which session to show, and as whom.
+// A link from another tab names the session to show, and its user.
 const shared = new URLSearchParams(location.hash.slice(1));
 if (shared.has('session')) {
   const [sessionId, kind, userId] = ['session', 'kind', 'user'].map((name) => shared.get(name));

@@ -1,24 +1,24 @@
 /**
- * The instrument's face: what a reading of the meter looks like.
+ * Draws a reading of the meter on the instrument's face.
  */
 
 import { CONNECTIONS, LIMITS, byId, calm } from './words.js';
 import { clockFace, countdown, nameOfKind, put, timeOfDay } from './words.js';
 
 const MINUTE_MS = 60_000;
-/** A clock time that moves by less than this has not moved. */
+/** The shown time of the limit stays when it would move by less than this. */
 const FLICKER_MS = 1_500;
 
 let bindsAt = 0;
-let longest = {}; // by limit: the most that was ever left of it, for its bar
+let longest = {}; // by limit: the most that was left of it, which is the full bar
 
-/** What was known of an earlier ride is forgotten. */
+/** Clears what belongs to an earlier session. */
 export function beginRide() {
   longest = {};
   bindsAt = 0;
 }
 
-/** The instrument before a ride: it shows what is chosen, and that it is free. */
+/** Draws the instrument before a session: the chosen kind, and `For hire`. */
 export function rest() {
   byId('instrument').dataset.phase = 'rest';
   byId('controls').hidden = true;
@@ -30,7 +30,7 @@ export function rest() {
   put(byId('dial-note'), '');
 }
 
-/** The light that shows, the word on the flag, and the line under the time. */
+/** The colour, the word on the flag, and the note under the time. */
 function phaseOf(reading, connection) {
   if (connection !== 'live') return ['still', CONNECTIONS[connection], 'As last known'];
   if (reading.state === 'paused') return ['still', 'Paused', 'Nothing is counted'];
@@ -44,7 +44,7 @@ function phaseOf(reading, connection) {
   return reading.paid ? ['paid', 'Using paid credits', minute] : ['plain', 'Counting', minute];
 }
 
-/** The balance, wherever it stands, with the digits below a hundredth in small. */
+/** Draws the balance in every place, with digits below a hundredth in small. */
 export function drawBalance(credits) {
   if (credits === null) return;
   const figures = credits.toFixed(4);
@@ -54,7 +54,7 @@ export function drawBalance(credits) {
   }
 }
 
-/** Which limit binds, and when by the clock on the wall. */
+/** Draws the limit that binds first, and the time of day at which it binds. */
 function drawLimit({ limit, remaining_ms, speed, state }, connection) {
   const isKnown = limit !== null && remaining_ms !== null;
   const isOver = state === 'stopping' && limit !== null;
@@ -72,7 +72,7 @@ function drawLimit({ limit, remaining_ms, speed, state }, connection) {
   return put(byId('limit-when'), when);
 }
 
-/** The whole face, of a reading while the connection is in this state. */
+/** Draws the whole face from a reading and the state of the connection. */
 export function drawInstrument(reading, connection) {
   const [phase, name, note] = phaseOf(reading, connection);
   byId('instrument').dataset.phase = phase;
@@ -87,6 +87,6 @@ export function drawInstrument(reading, connection) {
   const ofMinute = (elapsed_ms % MINUTE_MS) / MINUTE_MS;
   byId('arc').style.setProperty('--part', free_remaining_ms > 0 ? ofFree : ofMinute);
   put(byId('pause'), reading.state === 'active' ? 'Pause' : 'Go on');
-  byId('controls').hidden = reading.state === 'stopping'; // what can be done is said above
+  byId('controls').hidden = reading.state === 'stopping'; // then the halt panel has buttons
   drawLimit(reading, connection);
 }

@@ -1,25 +1,26 @@
 /**
- * The minutes of a session: those that the server announced to this tab, and those that it
- * has on record from before.
+ * The list of a session's minutes.
+ *
+ * Rows come from the server's `minute` messages, and for earlier minutes from the record.
  */
 
 import { byId, make } from './words.js';
 
 const ROWS_MOST = 120;
 
-/** Rows by their minute, each once, the newest first. */
+/** Merges rows: each minute once, the newest first. */
 export function mergeMinutes(rows, more) {
   const byMinute = new Map([...rows, ...more].map((row) => [row.minute, row]));
   return [...byMinute.values()].sort((a, b) => b.minute - a.minute).slice(0, ROWS_MOST);
 }
 
-/** Whether the rows are the newest of `count` minutes, as many as are listed. */
+/** Whether the rows contain the newest of `count` minutes, up to the list's length. */
 export function hasMinutes(rows, count) {
   const known = rows.filter(({ minute }) => minute < count);
   return known.length >= Math.min(count, ROWS_MOST);
 }
 
-/** The minutes on the record; none where that cannot be read now. */
+/** Reads the minutes on the record; none if the server does not answer. */
 export async function fetchMinutes(sessionId, token) {
   const headers = { Authorization: `Bearer ${token}` };
   const path = `/v1/sessions/${encodeURIComponent(sessionId)}/minutes`;
@@ -27,7 +28,7 @@ export async function fetchMinutes(sessionId, token) {
   return response?.ok ? (await response.json()).minutes : [];
 }
 
-/** Draws the tape; the row of the minute `newest` comes in with a movement. */
+/** Draws the list; the row of the minute `newest` is animated. */
 export function drawMinutes(minutes, newest) {
   const rows = minutes.map(({ minute, seconds, credits }) => {
     const cells = [minute + 1, seconds, Number(credits).toFixed(4)];

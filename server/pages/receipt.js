@@ -1,12 +1,14 @@
 /**
- * The receipt, laid out as on paper.
+ * Renders a receipt as on paper.
  */
 
 import { LIMITS, REASONS, clockFace, make, nameOfKind, timeOfDay } from './words.js';
 
 /**
- * What the time was spent on, in order. What is neither counted nor a gap was a pause, or the
- * grace after a limit. What was not counted and took less than a second is not worth a line.
+ * The stretches of time of a session, in order.
+ *
+ * Time that is neither a segment nor a gap was a pause, or the grace after a limit. Stretches
+ * of less than a second that were not counted are left out.
  */
 function stretchesOf({ segments, gaps }) {
   const known = [
@@ -29,19 +31,21 @@ const line = (name, value, style) => [
 const spent = ({ from_at, to_at }) => clockFace(to_at - from_at);
 const span = ({ from_at, to_at }) => `${timeOfDay(from_at)} – ${timeOfDay(to_at)}`;
 
-/** One stretch of time, and under it what it was, unless it was simply counted. */
+/** The lines of one stretch: its time, and its name unless it was simply counted. */
 const stretch = (one) => [
   ...line(span(one), spent(one), one.name && 'quiet'),
   ...(one.name ? line(`  ${one.name}`, '', 'quiet') : []),
 ];
 
 /**
- * The parts of the paper: of the protocol's `receipt`, the `limit` that ended the session if
- * one did, the rows of the ledger that this page has seen, newest first, and the speed of a
+ * The elements of a receipt.
+ *
+ * `receipt` is the protocol's one. `limit` is the limit that ended the session, if one did.
+ * `ledger` has the minutes that this page knows, newest first. `speed` is above 1 in a
  * demonstration.
  */
 export function renderReceipt(receipt, limit, ledger, speed) {
-  // A bill is exact to the last digit that it has, and its column is as wide as the longest.
+  // Every amount has as many decimals as the longest one, so the bill is exact and aligned.
   const amounts = [receipt.credits, ...ledger.map(({ credits }) => credits)];
   const places = Math.max(2, ...amounts.map((amount) => amount.split('.')[1]?.length ?? 0));
   const exactly = (amount) => Number(amount).toFixed(places);

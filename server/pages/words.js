@@ -1,5 +1,5 @@
 /**
- * The words and figures of the page, and how it puts them there.
+ * The texts of the page, formats of figures, and helpers for elements.
  */
 
 export const LIMITS = {
@@ -25,9 +25,9 @@ export const LIMITS = {
     left: 'Your organisation’s day',
   },
   session_cap: {
-    soon: 'The longest session ends',
-    stopped: 'this is the longest a session may be',
-    left: 'One session',
+    soon: 'This session reaches its maximum length',
+    stopped: 'this session has reached its maximum length',
+    left: 'Maximum length',
   },
 };
 export const CONNECTIONS = {
@@ -41,9 +41,9 @@ export const CONNECTIONS = {
 export const PROBLEMS = {
   limit_reached: 'There is nothing left to run on. Top up, and start again.',
   unavailable: 'The server cannot take this at the moment. Try again in a little while.',
-  rate_limited: 'That was too much at once. Try again in a little while.',
-  unknown_kind: 'This server has no such kind on its rate card.',
-  forbidden: 'This session belongs to somebody else.',
+  rate_limited: 'Too many requests at once. Try again in a little while.',
+  unknown_kind: 'The rate card of this server has no such kind.',
+  forbidden: 'This session belongs to another user.',
   session_ended: 'This session has ended.',
   timeout: 'The server did not answer in time.',
   offline: 'There is no connection to the server.',
@@ -60,7 +60,7 @@ export const REASONS = {
 export const byId = (id) => document.getElementById(id);
 export const calm = matchMedia('(prefers-reduced-motion: reduce)');
 
-/** `chat-demo` is a chat too. */
+/** The name of a kind; `chat-demo` is a chat, too. */
 export const nameOfKind = (kind) => (kind.startsWith('chat') ? 'Chat' : 'Recording');
 
 export function clockFace(ms) {
@@ -74,7 +74,7 @@ export const countdown = (ms) => clockFace(Math.ceil(ms / 1000) * 1000);
 export const timeOfDay = (at) => new Date(at).toLocaleTimeString('en-GB');
 export const explain = (error) => PROBLEMS[error.code] ?? error.message;
 
-/** What a server says in passing, as a sentence. */
+/** A server's message as a sentence. */
 export const sentence = (text) =>
   `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?…]$/.test(text) ? '' : '.'}`;
 
@@ -82,7 +82,7 @@ export function put(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** An element with text or children; attributes that are undefined are left out. */
+/** Makes an element with children; undefined attributes are left out. */
 export function make(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes ?? {})) {

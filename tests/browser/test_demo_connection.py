@@ -41,7 +41,7 @@ async def test_the_page_says_that_it_cannot_get_in_and_why(tab: Tab) -> None:
         if attempt < 2:
             await tab.page.clock.run_for(10_000)
     await expect(trouble).to_have_text(
-        re.compile("cannot get to the meter. The database is away. It keeps trying.")
+        re.compile("cannot reach the meter. The database is away. It keeps trying.")
     )
     await tab.page.get_by_role("button", name="Try now").click()
     await tab.line()
