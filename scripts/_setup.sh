@@ -1,8 +1,8 @@
-# Sourced by scripts/run, scripts/test and scripts/check: brings .venv up to requirements.lock.
+# Installs requirements.lock into .venv. Every script sources this file.
 #
-# A clean clone on a fresh machine gets everything; when the stamp in .venv says that nothing
-# has changed, it costs one checksum. Everything goes into the checkout, except what has to
-# come from the system, and that is installed only as root.
+# On a fresh machine it installs everything. When the stamp in .venv says that the lock file has
+# not changed, it only computes one checksum. Everything goes into the checkout, except system
+# packages, which it installs only as root.
 
 cd "$(dirname "$0")/.."
 
@@ -18,7 +18,7 @@ make_venv() {
     python=${PYTHON:-python3}
     rm -rf .venv
     if ! "$python" -m venv .venv >/dev/null 2>&1; then
-        is_root || { say "\`$python -m venv\` does not work here: apt-get install python3-venv"; exit 1; }
+        is_root || { say "\`$python -m venv\` fails: run apt-get install python3-venv"; exit 1; }
         say "installing python3-venv"
         rm -rf .venv
         install_packages python3 python3-venv
@@ -32,7 +32,7 @@ make_venv() {
 }
 
 set_up() {
-    # A second script that is started meanwhile waits here and then finds the work done.
+    # A second script that starts meanwhile waits here, and then finds everything installed.
     exec 9<requirements.lock
     if command -v flock >/dev/null; then flock 9; fi
     stamp=$(cksum <requirements.lock)
