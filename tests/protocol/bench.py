@@ -19,8 +19,10 @@ from tests.protocol.examples import (
     TERMS,
     account_of,
     identity_of,
+    line,
     month_of,
     session_of,
+    terms_of,
 )
 
 
@@ -151,3 +153,18 @@ def starting(terms: Terms = TERMS, **identity: Any) -> Bench:
     bench.meter.start(NOW, "start")
     bench.drain()
     return bench
+
+
+def alone(micros: int, terms: Terms | None = None, **bench: Any) -> Bench:
+    """A session that nobody shares its account with, and a grant of half a minute."""
+    terms = terms or terms_of()
+    account = account_of(micros)
+    account.replace(1, micros, 0, {"chat-1": line(terms)})
+    grant = Grant(granted_ms=30_000, held_micros=terms.cost_micros(30_000, terms.free_ms))
+    return Bench(session_of(terms, grant=grant), account, **bench)
+
+
+def stop_of(effects: list[Any]) -> messages.LimitReached:
+    """The one stop that was said."""
+    (stop,) = (one for one in said(effects) if isinstance(one, messages.LimitReached))
+    return stop

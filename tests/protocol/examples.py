@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from protocol.metering.projection import AccountProjection
+from protocol.metering.projection import AccountProjection, Line, line_of
 from protocol.metering.quota import MonthOf
 from protocol.metering.session import Grant, Identity, Session, Standing
 from protocol.metering.states import Phase
@@ -89,3 +89,9 @@ def account_of(micros: int) -> AccountProjection:
     account = AccountProjection("user:ann", "ann")
     account.replace(1, micros, 0, {})
     return account
+
+
+def line(terms: Terms, **changes: Any) -> Line:
+    """A session that runs since now."""
+    made = line_of(terms, 0, NOW, terms.free_ms, running=True)
+    return msgspec.structs.replace(made, **changes)

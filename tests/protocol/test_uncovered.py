@@ -8,42 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.metering.cover import covered_until
-from protocol.metering.effects import Reply, Show
+from protocol.metering.effects import Show
 from protocol.metering.meter import Meter
-from protocol.metering.projection import AccountProjection, Granted, Line, MonthProjection, line_of
+from protocol.metering.projection import AccountProjection, Granted, MonthProjection
 from protocol.metering.session import Grant, Session
 from protocol.metering.shared_months import SharedMonths
-from protocol.metering.snapshots import snapshot
 from protocol.metering.states import Event, Phase
-from protocol.metering.terms import MINUTE_MS, Terms
+from protocol.metering.terms import MINUTE_MS
 from protocol.wire import messages
-from tests.protocol.bench import Bench, final, only, said
+from tests.protocol.bench import Bench, alone, only, said, stop_of
 from tests.protocol.examples import (
     CREDIT,
     NOW,
     account_of,
     identity_of,
+    line,
     month_of,
     session_of,
     standing_of,
     terms_of,
 )
-
-
-def line(terms: Terms, **changes: Any) -> Line:
-    """A session that runs since now."""
-    made = line_of(terms, 0, NOW, terms.free_ms, running=True)
-    return msgspec.structs.replace(made, **changes)
-
-
-def alone(micros: int, terms: Terms | None = None, **bench: Any) -> Bench:
-    """A session that nobody shares its account with, and a grant of half a minute."""
-    terms = terms or terms_of()
-    account = account_of(micros)
-    account.replace(1, micros, 0, {"chat-1": line(terms)})
-    grant = Grant(granted_ms=30_000, held_micros=terms.cost_micros(30_000, terms.free_ms))
-    return Bench(session_of(terms, grant=grant), account, **bench)
 
 
 def silence(bench: Bench, ms: int) -> list[Any]:
@@ -56,12 +40,6 @@ def silence(bench: Bench, ms: int) -> list[Any]:
             bench.meter.unanswered(bench.now)
             bench.drain()
     return bench.effects[seen:]
-
-
-def stop_of(effects: list[Any]) -> messages.LimitReached:
-    """The one stop that was said."""
-    (stop,) = (one for one in said(effects) if isinstance(one, messages.LimitReached))
-    return stop
 
 
 def test_without_answers_time_ends_where_the_account_does() -> None:
@@ -239,31 +217,6 @@ def test_all_together_use_no_more_than_there_is(
     assert used <= held_micros + more_micros
 
 
-def test_an_account_covers_two_sessions_until_the_same_instant() -> None:
-    account = account_of(CREDIT)
-    account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
-    assert covered_until(account) == NOW + 30_000
-    account.apply(2, CREDIT, CREDIT // 2, "one", line(terms_of(), running=False))
-    assert covered_until(account) == NOW + 30_000
-
-
-def test_an_account_covers_what_a_session_that_begins_may_be_granted() -> None:
-    account = account_of(CREDIT)
-    account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
-    beginning = Meter(
-        Session(identity_of(session_id="three"), standing_of(Phase.PAUSED, free_ms=0), Grant()),
-        account,
-        month_of,
-    )
-    beginning.attach(NOW)
-    assert beginning.request(Event.RESUME, NOW, "resume")
-    assert account.beginning == {"three": CREDIT // 60}
-    assert covered_until(account) == NOW + 29_000
-    beginning.granted(Reply(accepted=False, session=beginning.session, refused_by="credits"), NOW)
-    assert account.beginning == {}
-    assert covered_until(account) == NOW + 30_000
-
-
 def test_time_does_not_begin_while_others_have_used_what_nobody_recorded() -> None:
     """The step is not made yet: there is nothing that it could be granted."""
     account = account_of(CREDIT)
@@ -282,64 +235,3 @@ def test_time_does_not_begin_while_others_have_used_what_nobody_recorded() -> No
     account.grant("one", None)
     beginning.unanswered(NOW + 1_000)
     assert not beginning.asked.waits_for_others
-
-
-# --- What is shown ----------------------------------------------------------------------
-
-
-def shared(micros: int) -> Bench:
-    """A session that shares its account with another one, and has a grant of ten seconds."""
-    account = account_of(micros)
-    account.replace(1, micros, 0, {"chat-1": line(terms_of()), "chat-2": line(terms_of())})
-    grant = Grant(granted_ms=10_000, held_micros=CREDIT // 6)
-    return Bench(session_of(grant=grant), account)
-
-
-def test_what_others_may_take_is_not_shown_before_the_answer_is_in() -> None:
-    bench = shared(CREDIT // 2)  # for a quarter of a minute of both
-    bench.run(9_000)
-    bench.alive()
-    assert bench.meter.asked is not None
-    bench.run(3_000)
-    assert bench.meter.elapsed_at(bench.now) == 12_000
-    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
-    shown = snapshot(bench.meter, bench.now)
-    effects = bench.accept(None, granted_ms=10_000, final="credits")
-    stop = stop_of([*effects, *bench.run(0)])
-    assert stop.elapsed_ms == shown.elapsed_ms == 10_000
-    assert snapshot(bench.meter, bench.now).credits >= "0"
-
-
-def test_a_pause_that_waits_for_its_answer_is_shown_where_it_was_asked_for() -> None:
-    bench = Bench()
-    bench.run(10_000)
-    bench.ask(Event.PAUSE)
-    bench.run(900)
-    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
-    bench.accept(None)
-    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
-
-
-def test_a_pause_behind_another_step_is_shown_where_it_was_asked_for() -> None:
-    bench = Bench()
-    bench.run(61_000)
-    assert bench.meter.asked is not None
-    bench.run(500)
-    bench.ask(Event.PAUSE)
-    bench.run(700)
-    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
-    bench.accept()
-    bench.run(300)
-    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
-    bench.accept(None)
-    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
-
-
-def test_a_stop_that_is_not_recorded_shows_what_is_left_after_it() -> None:
-    bench = alone(CREDIT // 2)
-    bench.meter._stand_on(
-        msgspec.structs.replace(bench.meter.session, grant=final(30_000)), bench.now
-    )
-    bench.run(31_000)
-    shown = snapshot(bench.meter, bench.now)
-    assert (shown.state, shown.elapsed_ms, shown.credits) == ("stopping", 30_000, "0")

@@ -1,0 +1,42 @@
+"""How far an account covers all its sessions together."""
+
+from protocol.metering.cover import covered_until
+from protocol.metering.effects import Reply
+from protocol.metering.meter import Meter
+from protocol.metering.session import Grant, Session
+from protocol.metering.states import Event, Phase
+from tests.protocol.examples import (
+    CREDIT,
+    NOW,
+    account_of,
+    identity_of,
+    line,
+    month_of,
+    standing_of,
+    terms_of,
+)
+
+
+def test_an_account_covers_two_sessions_until_the_same_instant() -> None:
+    account = account_of(CREDIT)
+    account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
+    assert covered_until(account) == NOW + 30_000
+    account.apply(2, CREDIT, CREDIT // 2, "one", line(terms_of(), running=False))
+    assert covered_until(account) == NOW + 30_000
+
+
+def test_an_account_covers_what_a_session_that_begins_may_be_granted() -> None:
+    account = account_of(CREDIT)
+    account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
+    beginning = Meter(
+        Session(identity_of(session_id="three"), standing_of(Phase.PAUSED, free_ms=0), Grant()),
+        account,
+        month_of,
+    )
+    beginning.attach(NOW)
+    assert beginning.request(Event.RESUME, NOW, "resume")
+    assert account.beginning == {"three": CREDIT // 60}
+    assert covered_until(account) == NOW + 29_000
+    beginning.granted(Reply(accepted=False, session=beginning.session, refused_by="credits"), NOW)
+    assert account.beginning == {}
+    assert covered_until(account) == NOW + 30_000

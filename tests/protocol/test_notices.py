@@ -1,0 +1,204 @@
+"""What is said to the user: numbered, recorded, and never twice; minutes alike."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from protocol.metering.effects import Move, Push
+from protocol.metering.notices import Minutes, sequence_number
+from protocol.metering.projection import line_of
+from protocol.metering.session import Grant, Session
+from protocol.metering.states import Event, Phase
+from protocol.wire import messages
+from protocol.wire.codec import encode
+from tests.protocol.bench import Bench, numbers, only, said
+from tests.protocol.examples import (
+    CREDIT,
+    NOW,
+    TERMS,
+    account_of,
+    session_of,
+    standing_of,
+    terms_of,
+)
+
+
+def notice(seq: int, kind: str = "limit_warning", **fields: Any) -> bytes:
+    """A notice as another process recorded it."""
+    given: dict[str, Any] = {
+        "type": kind,
+        "session_id": "chat-1",
+        "seq": seq,
+        "limit": "credits",
+        "remaining_ms": 59_000,
+    }
+    if kind == "limit_warning":
+        given["threshold_ms"] = 60_000
+    return msgspec.json.encode({**given, **fields})
+
+
+def warned_bench() -> Bench:
+    """A session that has said, and not recorded yet, that a minute is left."""
+    account = account_of(CREDIT)
+    account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
+    grant = Grant(granted_ms=60_000, held_micros=CREDIT, final="credits")
+    standing = standing_of(free_over=True, warned={"credits": 300_000}, seq=1)
+    terms = terms_of(warn_at_ms=(300_000, 60_000, 10_000))
+    bench = Bench(session_of(terms, standing, grant), account)
+    bench.run(0)
+    assert numbers(bench.effects) == [2]
+    return bench
+
+
+def test_what_was_said_is_recorded_by_the_next_step() -> None:
+    bench = warned_bench()
+    assert len(bench.step.notices) == 1
+    assert bench.step.standing.seq == 2
+    assert bench.step.standing.warned == {"credits": 60_000}
+
+
+def test_a_reading_that_shows_the_step_on_its_way_takes_no_later_notice() -> None:
+    bench = warned_bench()
+    made = Session(bench.step.before.identity, bench.step.standing, bench.meter.session.grant)
+    bench.meter.read(made, bench.step.notices, bench.now)
+    assert numbers(bench.run(50_000)) == [3]
+    bench.accept()
+    # The answer records what its own step said, and nothing that was said since.
+    assert [sequence_number(one) for one in bench.meter.notices.unrecorded] == [3]
+
+
+def test_the_same_notice_of_another_process_is_not_said_twice() -> None:
+    bench = warned_bench()
+    other = bench.moved_to(seq=2, warned={"credits": 60_000})
+    effects = bench.answer(session=other, notices=(notice(2),))
+    assert said(effects) == []
+    assert bench.meter.notices.unrecorded == []
+
+
+def test_what_another_process_said_is_said_here_too() -> None:
+    bench = Bench()
+    other = bench.moved_to(seq=1)
+    bench.meter.moved(Move(other, (notice(1),)), NOW)
+    assert numbers(bench.drain()) == [1]
+
+
+def test_different_notices_under_one_number_are_told_apart_from_there() -> None:
+    bench = warned_bench()
+    reached = notice(2, "limit_reached", stopped_at=NOW, grace_ms=15_000)
+    stopping = bench.moved_to(
+        Grant(), seq=2, phase=Phase.STOPPING, limit="credits", grace_until=NOW + 15_000
+    )
+    effects = bench.answer(session=stopping, notices=(reached,))
+    # Clients here heard a warning as number 2; the stop has a number that is new to them.
+    (told,) = said(effects)
+    assert isinstance(told, messages.LimitReached)
+    assert told.seq == 3
+
+
+def test_a_step_that_ends_the_session_has_the_next_number_to_itself() -> None:
+    account = account_of(CREDIT)
+    account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
+    bench = Bench(session_of(terms_of(warn_at_ms=(300_000, 60_000))), account)
+    bench.run(0)
+    bench.accept()
+    seen = len(bench.effects)
+    bench.ask(Event.STOP)
+    stopped = bench.step.notices[-1]
+    bench.account.apply(2, CREDIT // 60, 0, None, None)
+    bench.meter.changed(NOW)  # a warning is due, and is not said any more
+    bench.run(5_000)
+    assert said(bench.effects[seen:]) == []
+    assert stopped in [push.message for push in only(bench.accept(), Push)]
+
+
+def test_what_was_said_before_a_pause_is_recorded() -> None:
+    bench = warned_bench()
+    # The warning's own claim was overtaken by a pause that another process made.
+    paused = bench.moved_to(Grant(), phase=Phase.PAUSED)
+    bench.answer(session=paused)
+    assert bench.meter.phase is Phase.PAUSED
+    assert bench.step.standing.phase is Phase.PAUSED
+    assert len(bench.step.notices) == 1
+
+
+def test_who_missed_a_message_asks_for_what_it_missed() -> None:
+    bench = Bench()
+    version = bench.meter.session.standing.version
+    later = bench.moved_to(seq=2)
+    later = msgspec.structs.replace(
+        later, standing=msgspec.structs.replace(later.standing, version=version + 2)
+    )
+    bench.meter.moved(Move(later, (notice(2),)), NOW)
+    effects = bench.drain()
+    assert said(effects) == []
+    assert bench.step.before.standing.version == version
+    news = bench.answer(session=later, notices=(notice(1, threshold_ms=300_000), notice(2)))
+    assert numbers(news) == [1, 2]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_step_of_others_that_is_told_before_the_answer_to_ones_own_is_not_missed(
+    answered: bool,
+) -> None:
+    bench = Bench()
+    bench.ask(Event.PAUSE)
+    paused = bench.step.standing
+    later = bench.moved_to(Grant(), seq=1)
+    standing = msgspec.structs.replace(paused, version=paused.version + 1, seq=1)
+    later = msgspec.structs.replace(later, standing=standing)
+    minute = messages.Minute(session_id="chat-1", minute=0, seconds=60, credits="1")
+    bench.meter.moved(Move(later, (notice(1),), minutes=(encode(minute),)), NOW)
+    assert said(bench.drain()) == []
+    if answered:
+        assert said(bench.accept())[-2:] == [said([Push(notice(1))])[0], minute]
+        assert bench.meter.session == later
+        assert bench.meter.asked is None
+    else:
+        # It is not known what came first: what is asked next is answered with all that was.
+        bench.meter.unanswered(bench.now)
+        assert said(bench.drain()) == [minute]  # no later answer carries it
+        assert numbers(bench.answer(session=later, notices=(notice(1),))) == [1]
+
+
+def minute_message(minute: int) -> messages.Minute:
+    return messages.Minute(session_id="chat-1", minute=minute, seconds=60, credits="1")
+
+
+@pytest.mark.parametrize("answered_first", [True, False])
+def test_minutes_of_another_process_are_sent_once_in_either_order(answered_first: bool) -> None:
+    bench = Bench()
+    bench.ask(Event.PAUSE)
+    theirs = bench.moved_to(Grant(), seq=0)
+    told = Move(theirs, minutes=(encode(minute_message(0)),))
+    if answered_first:
+        sent = said(bench.answer(session=theirs))
+        bench.meter.moved(told, bench.now)
+    else:
+        bench.meter.moved(told, bench.now)
+        sent = said(bench.drain()) + said(bench.answer(session=theirs))
+    bench.meter.moved(told, bench.now)
+    sent += said(bench.drain())
+    assert [it for it in sent if isinstance(it, messages.Minute)] == [minute_message(0)]
+
+
+def test_each_minute_is_sent_once_whatever_came_between() -> None:
+    minutes = Minutes(minutes_kept=2)
+    late = [encode(minute_message(number)) for number in range(300)]
+    assert minutes.take(tuple(late[:2])) == []  # they were complete before
+    assert minutes.take((late[3],)) == [late[3]]
+    assert minutes.take((late[2], late[3])) == [late[2]]
+    assert minutes.take(tuple(late[4:260])) == late[4:260]
+    assert minutes.take(tuple(late[:260])) == []
+    assert minutes.take((late[261],)) == [late[261]]
+    assert minutes.take((late[260], late[261])) == [late[260]]
+
+
+def test_free_time_ends_once() -> None:
+    terms = terms_of(free_ms=20_000)
+    bench = Bench(session_of(terms))
+    effects = bench.run(30_000)
+    (told,) = [message for message in said(effects) if isinstance(message, messages.FreeTime)]
+    assert (told.free_remaining_ms, told.paid) == (0, True)
+    assert bench.meter.paid(20_000)
+    assert not bench.meter.paid(19_999)

@@ -1,0 +1,152 @@
+"""What snapshots show: no more than is sure, and what no tick shows as soon as it is so."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from protocol.metering.effects import Move, Show
+from protocol.metering.session import Grant
+from protocol.metering.snapshots import snapshot
+from protocol.metering.states import Event, Phase
+from protocol.wire import messages
+from protocol.wire.codec import encode
+from tests.protocol.bench import Bench, alone, final, only, said, stop_of
+from tests.protocol.examples import (
+    CREDIT,
+    NOW,
+    account_of,
+    line,
+    session_of,
+    standing_of,
+    terms_of,
+)
+
+
+def stops_elsewhere(bench: Bench, elapsed_ms: int = 30_000) -> Move:
+    """Another process's record of the stop at the end of a final grant, with what it said."""
+    at = NOW + elapsed_ms
+    stopped = bench.moved_to(
+        Grant(), phase=Phase.STOPPING, elapsed_ms=elapsed_ms, settled_ms=elapsed_ms, at=at,
+        seq=1, limit="credits", grace_until=at + 15_000,
+    )  # fmt: skip
+    reached = messages.LimitReached(
+        session_id="chat-1", seq=1, limit="credits", stopped_at=at, elapsed_ms=elapsed_ms,
+        grace_ms=15_000,
+    )  # fmt: skip
+    return Move(stopped, (encode(reached),))
+
+
+def shown_to_all(effects: list[Any]) -> list[Show]:
+    """The snapshots that every socket gets."""
+    return [show for show in only(effects, Show) if not show.only]
+
+
+def test_the_stop_is_shown_with_what_was_counted_as_soon_as_it_is_said() -> None:
+    bench = Bench(session_of(grant=final()))
+    effects = bench.run(30_000)
+    (reached,) = said(effects)
+    assert isinstance(reached, messages.LimitReached)
+    assert reached.elapsed_ms == 30_000
+    assert len(shown_to_all(effects)) == 1
+    assert snapshot(bench.meter, bench.now).state == "stopping"
+    assert not shown_to_all(bench.accept(None))  # nothing that is seen has changed since
+
+
+@pytest.mark.parametrize("heard", ["told", "answered"])
+@pytest.mark.parametrize("is_said_here", [True, False])
+def test_a_stop_that_others_record_is_shown_here(heard: str, is_said_here: bool) -> None:
+    bench = Bench(session_of(grant=final()))
+    if is_said_here:
+        bench.run(30_000)
+    else:
+        bench.run(29_999)
+        bench.ask(Event.RESUME, "join")
+        bench.meter.refresh(bench.now)
+        bench.drain()
+    seen = len(bench.effects)
+    move = stops_elsewhere(bench)
+    bench.now = NOW + 30_001
+    if heard == "told":
+        bench.meter.moved(move, bench.now)
+        bench.drain()
+    else:
+        bench.answer(session=move.session, notices=move.notices)
+    assert snapshot(bench.meter, bench.now).state == "stopping"
+    shown = shown_to_all(bench.effects if is_said_here else bench.effects[seen:])
+    assert len(shown) == 1
+
+
+def test_time_that_stands_elsewhere_than_it_was_shown_is_shown_again() -> None:
+    paused = standing_of(Phase.PAUSED, elapsed_ms=5_000, settled_ms=5_000)
+    bench = Bench(session_of(standing=paused, grant=Grant()))
+    again = bench.moved_to(elapsed_ms=9_000, settled_ms=9_000)
+    bench.meter.read(again, (), NOW)
+    assert shown_to_all(bench.drain())
+
+
+def test_a_stop_that_an_earlier_version_kept_is_shown_with_what_the_session_counted() -> None:
+    bench = Bench(session_of(standing=standing_of(Phase.STOPPING, elapsed_ms=7_000)))
+    kept = b'{"type":"limit_reached","session_id":"chat-1","seq":1,"limit":"credits",'
+    kept += b'"stopped_at":1,"grace_ms":5}'
+    (missed,) = snapshot(bench.meter, NOW, (kept,)).missed
+    assert isinstance(missed, messages.LimitReached)
+    assert missed.elapsed_ms == 7_000
+
+
+def shared(micros: int) -> Bench:
+    """A session that shares its account with another one, and has a grant of ten seconds."""
+    account = account_of(micros)
+    account.replace(1, micros, 0, {"chat-1": line(terms_of()), "chat-2": line(terms_of())})
+    grant = Grant(granted_ms=10_000, held_micros=CREDIT // 6)
+    return Bench(session_of(grant=grant), account)
+
+
+def test_what_others_may_take_is_not_shown_before_the_answer_is_in() -> None:
+    bench = shared(CREDIT // 2)  # for a quarter of a minute of both
+    bench.run(9_000)
+    bench.alive()
+    assert bench.meter.asked is not None
+    bench.run(3_000)
+    assert bench.meter.elapsed_at(bench.now) == 12_000
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
+    shown = snapshot(bench.meter, bench.now)
+    effects = bench.accept(None, granted_ms=10_000, final="credits")
+    stop = stop_of([*effects, *bench.run(0)])
+    assert stop.elapsed_ms == shown.elapsed_ms == 10_000
+    assert snapshot(bench.meter, bench.now).credits >= "0"
+
+
+def test_a_pause_that_waits_for_its_answer_is_shown_where_it_was_asked_for() -> None:
+    bench = Bench()
+    bench.run(10_000)
+    bench.ask(Event.PAUSE)
+    bench.run(900)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
+    bench.accept(None)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
+
+
+def test_a_pause_behind_another_step_is_shown_where_it_was_asked_for() -> None:
+    bench = Bench()
+    bench.run(61_000)
+    assert bench.meter.asked is not None
+    bench.run(500)
+    bench.ask(Event.PAUSE)
+    bench.run(700)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
+    bench.accept()
+    bench.run(300)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
+    bench.accept(None)
+    assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
+
+
+def test_a_stop_that_is_not_recorded_shows_what_is_left_after_it() -> None:
+    bench = alone(CREDIT // 2)
+    bench.meter._stand_on(
+        msgspec.structs.replace(bench.meter.session, grant=final(30_000)), bench.now
+    )
+    bench.run(31_000)
+    shown = snapshot(bench.meter, bench.now)
+    assert (shown.state, shown.elapsed_ms, shown.credits) == ("stopping", 30_000, "0")
