@@ -284,6 +284,9 @@ RECOVERED_ENTRIES_MS_MAX: Final = 480_000
 """The same when they are looked for, should Postgres have been away in between. What is older
 may be forgotten where it was taken, and would be taken again."""
 RECOVERED_ENTRIES_MAX: Final = 10_000
+RECORD_BEHIND_INTERVAL_MS: Final = 10_000
+"""Interval at which it is looked whether a record that was too far behind to restore holds from
+has caught up."""
 PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 PAGE_ROWS_DEFAULT: Final = 50

@@ -25,7 +25,7 @@ from server.counters.calendars import Calendar
 from server.runtime.clock import Clock
 from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
-from storage.redis.live import Live
+from storage.redis.live import Live, Oldest
 from storage.redis.recovery import Restoring
 from storage.redis.spending import AccountName, Spending
 from storage.rows.months import MemberRecord
@@ -263,10 +263,34 @@ class Loader:
         paused has stood still since long before.
         """
         epoch, oldest = await self.live.oldest_record(tenant)
-        # By both clocks: keys expire by that of Redis, and it alone may have been stepped.
-        if oldest and max(self.clock.now() - oldest.made_at, oldest.age_ms) > kept_ms // 2:
+        if self._is_behind(oldest, kept_ms):
             raise ServiceError("the record is too far behind to load from")
         return epoch
+
+    async def behind(self, kept_ms: int) -> set[int]:
+        """The partitions in which ``refuse_behind`` would raise.
+
+        Ask before Postgres is read: what waited then, and is flushed meanwhile, is in what is
+        read. Raises ``LiveError``.
+        """
+        found: set[int] = set()
+        every = range(self.live.keys.partitions)
+        # A few at a time, so that others have their turn between the answers.
+        for first in range(0, len(every), storage_limits.OUTBOXES_PER_PIPELINE):
+            asked = every[first : first + storage_limits.OUTBOXES_PER_PIPELINE]
+            answers = await asyncio.gather(*map(self.live.oldest_in, asked))
+            found.update(
+                partition
+                for partition, (_, oldest) in zip(asked, answers, strict=True)
+                if self._is_behind(oldest, kept_ms)
+            )
+        return found
+
+    def _is_behind(self, oldest: Oldest | None, kept_ms: int) -> bool:
+        if oldest is None:
+            return False
+        # By both clocks: keys expire by that of Redis, and it alone may have been stepped.
+        return max(self.clock.now() - oldest.made_at, oldest.age_ms) > kept_ms // 2
 
 
 def _check(loaded: bool) -> None:

@@ -4,7 +4,8 @@ That takes two failures at once. Such a session runs on in the record alone, and
 there with what is written down: whatever was not is not billed. Redis is told of that end
 first, for counters that were loaded before the last of it was written down lack the rest.
 It is looked for when everybody who still knew of a session has put it back, or has had to stop
-it, because nobody goes on uncovered for longer than that.
+it, because nobody goes on uncovered for longer than that. A session whose end waits in the outbox
+is none of them, though Redis may have forgotten it by its own clock.
 """
 
 from collections.abc import Awaitable, Callable
@@ -16,9 +17,11 @@ from protocol.metering.records import SessionEnded
 from protocol.metering.session import Grant, Identity, Session, free_key, joined_segments
 from protocol.metering.states import Phase
 from protocol.metering.transitions import unstarted
+from protocol.wire.errors import ServiceError
 from server import limits as server_limits
-from server.runtime.clock import Clock
+from server.counters.loading import Loader
 from server.runtime.isolation import for_each
+from storage import limits as storage_limits
 from storage.postgres.records import Records
 from storage.postgres.usage import SessionMinute, Usage
 from storage.redis.live import LiveError
@@ -36,22 +39,30 @@ class LostSessions:
     """Ends the sessions of which only the record knows."""
 
     def __init__(
-        self, restoring: Restoring, records: Records, clock: Clock, put_back: PutBack
+        self, restoring: Restoring, records: Records, loader: Loader, put_back: PutBack
     ) -> None:
         self.restoring = restoring
         self.live = restoring.live
         self.records = records
         self.usage = Usage.over(records)
-        self.clock = clock
+        self.loader = loader
+        self.clock = loader.clock
         self._put_back = put_back
 
     async def end(self) -> int:
-        """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError`` and
-        ``UnavailableError``; whatever is left is found the next time."""
+        """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError``,
+        ``UnavailableError`` and, where the record is too far behind to say, ``ServiceError``;
+        whatever is left is found the next time."""
         count, after = 0, LiveSession("", "", is_reported=False)
+        # Before Postgres is read: what is flushed meanwhile is in what is read.
+        behind = await self.loader.behind(storage_limits.ACCOUNT_IDLE_MS)
+        is_complete = True
 
         async def end(session: LiveSession) -> None:
-            nonlocal count
+            nonlocal count, is_complete
+            if self.live.keys.partition(session.tenant) in behind:
+                is_complete = False
+                return
             count += await self._end(session)
 
         while True:
@@ -64,6 +75,8 @@ class LostSessions:
             after = page[-1]
         if count:
             log.warning("lost_sessions_ended", sessions=count)
+        if not is_complete:
+            raise ServiceError("the record is too far behind to tell whether a session is lost")
         return count
 
     async def _end(self, session: LiveSession) -> bool:

@@ -86,9 +86,9 @@ class Recovery:
         """When a partition is looked after once more, after everybody has come back."""
         self._retries = Retries()
         """Partitions that could not be looked after."""
-        self._recorded = Recorded(self.restoring, records, clock)
+        self._recorded = Recorded(self.restoring, records, loader)
         self._completing = Completing(records, hub.tenants)
-        self._lost_sessions = LostSessions(self.restoring, records, clock, self._assert_ended)
+        self._lost_sessions = LostSessions(self.restoring, records, loader, self._assert_ended)
         self._lost_sessions_at = clock.now() + storage_limits.LOST_SESSIONS_AFTER_MS
         """When sessions are looked for that nobody has put back."""
         self._forget_at = 0
@@ -184,7 +184,8 @@ class Recovery:
     def _work(self) -> None:
         if self.busy:
             return
-        if self._due(self._lost | self._new) or self._record_due_at is not None:
+        is_due = self._record_due_at is not None or self._recorded.is_due
+        if is_due or self._due(self._lost | self._new):
             self._task = asyncio.create_task(self._recover())
         elif self.clock.now() >= self._lost_sessions_at:
             self._task = asyncio.create_task(self._end_lost_sessions())
@@ -234,6 +235,8 @@ class Recovery:
                 self._written_down.add(partition)
             if due_at is not None and await self._bring_record(due_at):
                 due_at = None
+            if self._recorded.is_due:
+                await self._recorded.bring_put_off()
             failed = unasserted
         except (*EXPECTED, UnavailableError) as error:
             log.warning("not_recovered", error=str(error))

@@ -5,16 +5,21 @@ ledgers, holds, how often operations were done, corrections of months, and limit
 that takes over lacks the newest of them, also where nobody is served, so what is young is
 looked at of all tenants. Each is brought to Redis once, by its id or by what it comes to;
 whatever Redis knows already is left alone, and whatever is cold is loaded complete.
+
+Postgres in turn may not know yet how a hold ended: that is decided in Redis, which forgets the
+hold an hour later by its own clock. So no hold is taken for open while the outbox has a record
+that is old by either clock. It waits until that is written down.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import structlog
 
 from server import limits as server_limits
+from server.counters.loading import Loader
 from server.counters.plans import apply_member, apply_organization
-from server.runtime.clock import Clock
 from server.runtime.isolation import for_each
+from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.recovery import Restoring
 from storage.redis.spending import AccountName, Spending
@@ -29,14 +34,23 @@ ROWS_MAX = server_limits.RECOVERED_ENTRIES_MAX
 class Recorded:
     """Brings to Redis what Postgres has."""
 
-    def __init__(self, restoring: Restoring, records: Records, clock: Clock) -> None:
+    def __init__(self, restoring: Restoring, records: Records, loader: Loader) -> None:
         self.restoring = restoring
         self.live = restoring.live
         self.records = records
-        self.clock = clock
+        self.loader = loader
+        self.clock = loader.clock
         self.learnt = 0
         """How much Redis has learnt."""
         self._spending = Spending(restoring.live)
+        self._put_off: dict[int, int] = {}
+        """Partitions whose holds wait for the record, and from which instant on these are."""
+        self._put_off_until = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look if holds wait no more."""
+        return bool(self._put_off) and self.clock.now() >= self._put_off_until
 
     async def bring(self, suspected_at: int) -> bool:
         """Brings all of it, if not all was there at an instant; False: Postgres is away. Raises
@@ -48,15 +62,57 @@ class Recorded:
         )
         try:
             await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))
-            await self._bring_holds(await self.records.holds_since(after_at, ROWS_MAX))
-            # After the holds: one that is given back gives back its place in the month too.
-            await self._bring_operations(await self.records.operations_since(after_at, ROWS_MAX))
+            await self._bring_decided(after_at, await self._behind())
             await self._bring_adjustments(await self.records.newest_adjustments(after_at, ROWS_MAX))
             changed = await self.records.limits_since(now_ms - after_at, ROWS_MAX)
             await self._bring_limits(changed)
         except UnavailableError:
             return False
         return True
+
+    async def bring_put_off(self) -> None:
+        """Brings the holds that waited, where the record is behind no more: what Postgres has of
+        them is right then, however old it is. Raises ``LiveError``; it may be begun anew."""
+        behind = await self._behind()
+        ready = {at: after for at, after in self._put_off.items() if at not in behind}
+        if not ready:
+            return
+        try:
+            await self._bring_decided(min(ready.values()), behind, only=ready)
+        except UnavailableError:
+            return
+        self._put_off = {at: after for at, after in self._put_off.items() if at not in ready}
+
+    async def _behind(self) -> set[int]:
+        """Partitions in which Redis may know of a hold's end no more, and Postgres not yet. It is
+        asked first how far each outbox is, and then what Postgres has: so nothing is missing."""
+        self._put_off_until = self.clock.now() + server_limits.RECORD_BEHIND_INTERVAL_MS
+        return await self.loader.behind(storage_limits.HOLD_KEPT_MS)
+
+    async def _bring_decided(
+        self, after_at: int, behind: Container[int], only: Container[int] | None = None
+    ) -> None:
+        """Brings what Redis alone decides: holds, and how often operations were done. What is
+        open puts off its partition where the record of that is behind."""
+
+        def is_ready(tenant: str, *, is_open: bool) -> bool:
+            partition = self.live.keys.partition(tenant)
+            if only is not None and partition not in only:
+                return False
+            if not is_open or partition not in behind:
+                return True
+            self._put_off[partition] = min(after_at, self._put_off.get(partition, after_at))
+            return False
+
+        holds = await self.records.holds_since(after_at, ROWS_MAX)
+        await self._bring_holds(
+            hold for hold in holds if is_ready(hold.tenant, is_open=hold.state == "open")
+        )
+        # After the holds: one that is given back gives back its place in the month too.
+        operations = await self.records.operations_since(after_at, ROWS_MAX)
+        await self._bring_operations(
+            done for done in operations if is_ready(done.tenant, is_open=bool(done.holds))
+        )
 
     async def _bring_entries(self, found: Iterable[RecentEntry]) -> None:
         """Applies what of the ledgers' newest entries accounts in Redis lack, of all of them:

@@ -250,7 +250,10 @@ class Live(LiveCounters, LiveProcesses):
     async def oldest_record(self, tenant: str) -> tuple[str, Oldest | None]:
         """The epoch of the tenant's partition, and the oldest record in its outbox; None: it is
         empty."""
-        partition = self.keys.partition(tenant)
+        return await self.oldest_in(self.keys.partition(tenant))
+
+    async def oldest_in(self, partition: int) -> tuple[str, Oldest | None]:
+        """The same of a partition, by its number."""
         keys = [self.keys.outbox(partition), self.keys.epoch(partition)]
         epoch, *answer = await self._oldest(keys, [])
         if not answer:

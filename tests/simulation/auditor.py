@@ -355,8 +355,9 @@ class Auditor:
                 assert hold is None or hold["state"] != "open", (deed, hold)
         if self.world.is_quiet:
             for hold in state.holds:
-                # Nobody can end it while Redis is away, nor while no process lives.
-                since = max(int(hold["expires_at"]), self.world.cluster.tended_since)
+                # That takes a process that lives, and answers of Redis that come in time.
+                cluster = self.world.cluster
+                since = max(int(hold["expires_at"]), cluster.tended_since, cluster.answered_since)
                 assert self.world.now < since + 2 * MINUTE_MS, hold
 
     # --- Months and free time ---------------------------------------------------------

@@ -53,6 +53,8 @@ class Line:
         self.ears: list[VirtualPubSub] = []
         self.troubled = 0
         """Messages to which something happened."""
+        self.answered_since_s = asyncio.get_running_loop().time()
+        """Since when, on the loop, no answer was given up."""
         self._late: set[asyncio.Task[None]] = set()
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -80,9 +82,9 @@ class Line:
                 return await self._give_up()
             case "slow":
                 answers = self._carry(commands)
-                await asyncio.sleep(min(mishap.ms / 1000, self.timeout_s))
                 if mishap.ms / 1000 >= self.timeout_s:
-                    raise LateError("Timeout reading from socket")
+                    return await self._give_up()
+                await asyncio.sleep(mishap.ms / 1000)
                 return answers
             case "twice":
                 answers = self._carry(commands)
@@ -116,6 +118,8 @@ class Line:
         return answers
 
     async def _give_up(self) -> list[Any]:
+        # The sender may give it up a little before.
+        self.answered_since_s = asyncio.get_running_loop().time() + self.timeout_s
         await asyncio.sleep(self.timeout_s)
         raise LateError("Timeout reading from socket")
 

@@ -121,3 +121,65 @@ def test_a_hold_is_not_looked_up_while_records_look_old_to_redis(place: Laborato
         wait(30),
         act("again", node=NODE, entry="p1"),
     )
+
+
+def test_an_end_that_only_the_outbox_knows_is_not_undone_after_a_loss(place: Laboratory) -> None:
+    """Redis had forgotten the hold by its own clock, and Postgres had it open. It was put back,
+    and ended twice (faults 41052)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        act("kill", name=FLUSHER),
+        hold(ttl_s=60),
+        wait(180),
+        act("step_clock", where="redis", ms=3_600_000),
+        act("drop_lines"),
+        wait(60),
+        act("flusher", name="late", pace_ms=1_000),
+        wait(60),
+    )
+
+
+def test_an_operation_whose_end_only_the_outbox_knows_is_not_counted_after_a_loss(
+    place: Laboratory,
+) -> None:
+    """What was held for counts in its month until its end: Redis had forgotten that end, and
+    Postgres had the hold open."""
+    film = act(
+        "deed", node=NODE, kind="hold", user="cat9", entry="hold:h1", micros=1_000_000, hold="h1",
+        ttl_ms=60_000, often=1,
+    )  # fmt: skip
+    again = act(
+        "deed", node=NODE, kind="hold", user="cat9", entry="hold:h2", micros=1_000_000, hold="h2",
+        ttl_ms=60_000, often=1,
+    )  # fmt: skip
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        act("kill", name=FLUSHER),
+        film,
+        wait(180),
+        act("step_clock", where="redis", ms=3_600_000),
+        act("drop_lines"),
+        wait(60),
+        again,
+        act("answered", entry="hold:h2", state="done"),
+        act("flusher", name="late", pace_ms=1_000),
+        wait(60),
+    )
+
+
+def test_a_hold_that_is_over_while_answers_come_too_late_ends_a_while_after(
+    place: Laboratory,
+) -> None:
+    """Here processes look for it once a minute. The first look was answered too late, and with
+    the second one the question for the hold (faults 41512)."""
+    run(
+        place,
+        pay("cat9", 5_000_000),
+        wait(45),
+        hold(ttl_s=2),
+        act("slow_redis", delays=[5_000], ms=90_000),
+        wait(123),
+        wait(180),
+    )

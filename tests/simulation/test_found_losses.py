@@ -235,3 +235,24 @@ def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(place: Labora
         act("empty"),
         wait(150),
     )
+
+
+def test_a_session_whose_end_only_the_outbox_knows_is_not_lost(place: Laboratory) -> None:
+    """Redis had forgotten it by its own clock, and for Postgres it ran on. It was ended once
+    more, as one that no process runs, and was charged again."""
+    run(
+        place,
+        pay("cat9", 9_000_000),
+        start("s1"),
+        wait(60),
+        act("flush"),
+        act("kill", name=FLUSHER),
+        act("ask", client="c-s1", session="s1", event="stop"),
+        act("serve", node="node.b"),
+        act("start", client="c-s2", node="node.b", user="cat9", kind="second", session="s2"),
+        act("kill", name=NODE),
+        act("step_clock", where="redis", ms=25 * 3_600_000),
+        wait(400),
+        act("flusher", name="late", pace_ms=1_000),
+        wait(60),
+    )

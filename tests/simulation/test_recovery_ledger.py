@@ -351,3 +351,32 @@ async def test_what_was_taken_long_ago_is_not_taken_again(
     await cluster.beat()
     assert (await cluster.account())["balance"] == 94 * CREDIT
     await audited(cluster)
+
+
+async def test_what_was_held_before_the_loss_is_held_once_the_record_is_behind_no_more(
+    cluster: Cluster, node: Node
+) -> None:
+    """How a hold ended may wait in an old outbox, which Redis has forgotten: it is not put back
+    before that is written down."""
+    await cluster.grant(10 * CREDIT)
+    await node.browser().start("s1", terms("second", price_micros=0))
+    await cluster.flush()
+    outbox = KEYS.outbox(KEYS.partition(ANN.tenant))
+    await cluster.redis.delete(outbox)
+    await cluster.redis.xadd(outbox, {"r": "[]"}, id="1-1")
+    replica = await Copy.of(cluster.redis)
+    await node.money.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
+    await replica.promote()
+    node.recovery.suspect()
+    await cluster.settle()
+    assert (await cluster.account())["held"] == 0
+
+    # However long that takes, and though nothing else is looked after.
+    await cluster.advance(2 * server_limits.RECOVERED_ENTRIES_MS_MAX)
+    await cluster.beat()
+    assert (await cluster.account())["held"] == 0
+    await cluster.redis.xdel(outbox, "1-1")
+    await cluster.advance(server_limits.RECORD_BEHIND_INTERVAL_MS)
+    await cluster.beat()
+    assert (await cluster.account())["held"] == 9 * CREDIT
+    await audited(cluster)

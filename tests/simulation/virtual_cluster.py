@@ -103,6 +103,12 @@ class Cluster:
         """The living processes."""
         return [node for node in self.servers if node.is_alive]
 
+    @property
+    def answered_since(self) -> int:
+        """Since when some process has had an answer to all that it asked of Redis."""
+        since_s = min((node.line.answered_since_s for node in self.nodes), default=self.loop.time())
+        return self.now - int((self.loop.time() - since_s) * 1000)
+
     # --- Time ------------------------------------------------------------------------
 
     async def advance(self, ms: int) -> None:
