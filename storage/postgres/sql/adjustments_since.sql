@@ -1,4 +1,4 @@
--- Adjustments of a tenant that were made after an instant.
+-- A tenant's adjustments from after an instant.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,5 +1,5 @@
--- The plan by which an account gets something for each month, what it was given by month,
--- and whether there is such an account: whether anything was ever done with it.
+-- For an account: the tier and the time zone that decide its allotment, what it was given for
+-- each month, and whether the account exists, which means that it was ever used.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,6 +1,7 @@
--- What does not add up, one row a finding; none when everything does. One statement, and
--- so one snapshot. What is in the outbox still is not missing here, for a record comes with
--- all that belongs to it; only a session's minutes may come before or after its end.
+-- Everything that does not add up, one row for each finding; no row when everything does. It is
+-- one statement, and therefore one snapshot. Records that are still in the outbox cause no
+-- finding, because a record arrives with everything that belongs to it. Only a session's minutes
+-- may arrive before or after its end.
 WITH sums AS (
     SELECT
         tenant, account_id, sum(amount_micros) AS total,
@@ -70,8 +71,8 @@ FROM (
             <> account.balance_micros
        OR (account.unattributed_micros > 0 AND coalesce(lots.has_more, false))
 
-    -- What a tier gives for a month is named after both, as its entry is, with a suffix where
-    -- the tier came to give more; and it is taken back when the month is over.
+    -- The grant and the entry of an allotment are named after its tier and month. The entry has
+    -- a suffix when the tier came to give more. The allotment expires with the month.
     UNION ALL
     SELECT
         'allotment', tenant, account_id,
@@ -79,7 +80,7 @@ FROM (
             entry_id, entry_kind, metadata ->> 'name', coalesce(expires_at::text, 'for ever'))
     FROM credit_ledger
     WHERE (
-          -- The metadata of a charge is its client's.
+          -- The client chooses the metadata of a charge.
           (entry_kind = 'grant' AND starts_with(metadata ->> 'name', 'allotment:'))
           OR starts_with(entry_id, 'allotment:')
       )

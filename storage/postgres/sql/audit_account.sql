@@ -1,5 +1,6 @@
--- An account as the ledger has it, and what of the outbox is in it already: of the entries
--- in $3, and of the minutes $5 of the sessions $4. Besides, money in that waits for Redis.
+-- An account's balance in the ledger, and which of the given records of the outbox it contains
+-- already: of the entries $3, and of the minutes $5 of the sessions $4. Also the money in that
+-- waits for Redis.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

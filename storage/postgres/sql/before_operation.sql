@@ -1,5 +1,5 @@
--- What is to be known before an operation is charged or held for: the organisation's
--- calendar and tier, and whether it was done already, under this id ($3).
+-- What a charge or a hold needs to know first: the organisation's calendar and tier, and
+-- whether the operation was already done under this id ($3).
 SELECT row_to_json(answer)::text
 FROM (
     SELECT
@@ -11,7 +11,7 @@ FROM (
     LEFT JOIN organizations AS organization ON organization.tenant = $1
     LEFT JOIN credit_ledger AS entry
         ON entry.tenant = $1 AND entry.account_id = $2 AND entry.entry_id = $3
-    -- What moved nothing is in no ledger.
+    -- An operation that moved no money is in no ledger.
     LEFT JOIN operations_usage AS used
         ON used.tenant = $1 AND used.account_id = $2 AND used.entry_id = $3
 ) AS answer

@@ -1,5 +1,5 @@
--- Begins work under a key, or takes over what was begun more than $5 ms ago and never
--- finished; else answers what is there. No row at all means that another process began
+-- Begins work under a key, or takes over work that began more than $5 ms ago and never
+-- finished; otherwise answers the stored answer. No row means that another process began
 -- between this statement's snapshot and its insert: ask again.
 WITH begun AS (
     INSERT INTO idempotency_keys AS known (tenant, scope, key, fingerprint)

@@ -1,4 +1,4 @@
--- What came to an account's ledger after a position of it, besides minutes.
+-- Entries of an account's ledger after a position, except the cost of minutes.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT tenant, account_id, entry_id, amount_micros, position

@@ -1,4 +1,4 @@
--- The newest entries of all ledgers that are no minutes, from after an instant on.
+-- The newest entries of all ledgers from after an instant, except the cost of minutes.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT tenant, account_id, entry_id, amount_micros, position

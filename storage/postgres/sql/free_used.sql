@@ -1,7 +1,7 @@
--- The free time that a user has had of a kind: with one counterpart (null: with
--- anybody), in sessions that began at $5 or later and before $6 (null: ever), and what of it
--- each session has had that has not ended, or ended after $7 (null: none). A session draws on
--- the day on which it began, however long it lasts.
+-- The free time of a kind that a user has used: with one counterpart (null: with any), in
+-- sessions that began at $5 or later and before $6 (null: ever). Also how much of it each
+-- session used that has not ended, or that ended after $7 (null: none). A session uses the free
+-- time of the day on which it began, even if it lasts into the next day.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

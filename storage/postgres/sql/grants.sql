@@ -1,4 +1,4 @@
--- An account's grants of which something is left, in the order in which they burn.
+-- An account's grants that are not used up, in the order in which they burn.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,5 +1,5 @@
--- Grants that expired before an instant ($1) and of which something is left, in the order
--- of their expiry, after a position in it ($2 to $5; null: from the first).
+-- Grants that expired before an instant ($1) and are not used up, in the order of their
+-- expiry, after a position in that order ($2 to $5; null: from the first).
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,2 +1,2 @@
--- Whether any session is running, as far as the record knows.
+-- Whether any session is live in the record.
 SELECT EXISTS (SELECT FROM sessions WHERE state = 'live')

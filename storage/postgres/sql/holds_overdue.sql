@@ -1,4 +1,4 @@
--- Holds that should have expired before an instant and are open still, oldest first.
+-- Open holds that should have expired before an instant, oldest first.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,5 +1,5 @@
--- Money in that Redis has not confirmed, oldest first, and everything that the account's
--- channel is to be told of it.
+-- Money in that Redis has not confirmed, oldest first, with all fields of the message to the
+-- account's channel.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,4 +1,5 @@
--- Entries that Redis took. Locked in the order of their keys: several processes sweep.
+-- Deletes entries that Redis has. Locks them in the order of their keys, because several
+-- processes sweep.
 WITH taken AS (
     SELECT tenant, account_id, entry_id
     FROM account_inbox

@@ -1,4 +1,4 @@
--- One page of an account's ledger, newest first, below a position (null: from the top).
+-- One page of an account's ledger, newest first, below a position (null: from the newest).
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,5 +1,5 @@
--- A page of the sessions that run as far as the record knows: their tenants and ids, after
--- one of them, and whether their clients count for themselves.
+-- One page of the sessions that are live in the record, after one of them: their tenants and
+-- ids, and whether their minutes are reported by clients.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT tenant, session_id, is_reported

@@ -1,8 +1,8 @@
--- An account as Redis is to know it, from one snapshot, which a single statement is.
--- Besides the newest 256 ids of money in, the ids of everything that still waits in the
--- inbox: it is in the balance already and must not be applied again, however old it is.
--- `recorded` is what of its sessions' time is in that same balance, of those that have not
--- ended, or ended after $3 (null: of none), and open holds are reserved out of it.
+-- An account for loading into Redis, from one snapshot, which a single statement is. It has the
+-- ids of the newest 256 entries of money in, and of every entry that waits in the inbox. The
+-- balance contains all of these already, so they must not be applied again, even if they are
+-- old. `recorded` is the time of sessions that the same balance contains: of sessions that have
+-- not ended, or that ended after $3 (null: of none). Open holds are reserved out of the balance.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,9 +1,10 @@
--- A member's and their organisation's limits, and the minutes that both used in the
--- given months; without rows: no limits, UTC, nothing used. Besides, the ids of the
--- organisation's adjustments that Redis has not confirmed, or that were made after $6 (null:
--- of no others): they are in those figures already and must not be applied again. `recorded`
--- is what of the sessions' minutes is in those figures too, of sessions that have not ended,
--- or ended after $4 (null: of none): the member's, and with $5 the whole organisation's.
+-- The limits of a member and of the organisation, and the minutes that both used in the given
+-- months. Without rows there are no limits, the time zone is UTC, and nothing is used. Also the
+-- ids of the organisation's adjustments that Redis has not confirmed, or that were made after $6
+-- (null: of no others). The figures contain these already, so they must not be applied again.
+-- `recorded` is the minutes of sessions that the figures contain: of sessions that have not
+-- ended, or that ended after $4 (null: of none), of the member, and with $5 of the whole
+-- organisation.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,4 +1,4 @@
--- Minutes of sessions that are not written down, of those that each has completed.
+-- Completed minutes of the given sessions that are not in the record.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT asked.tenant, asked.session_id, series.minute

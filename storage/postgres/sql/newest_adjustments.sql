@@ -1,4 +1,4 @@
--- The newest adjustments of all tenants, from after an instant on, whoever has applied them.
+-- The newest adjustments of all tenants from after an instant, applied or not.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,5 +1,5 @@
--- How often an account's operations were done in a month, and the holds that are open for them,
--- with their operations.
+-- How often an account did each operation in a month, and its open holds for operations of that
+-- month.
 SELECT json_build_object(
     'times', coalesce((
         SELECT json_object_agg(operation, times)

@@ -1,4 +1,4 @@
--- How often operations were done in their month, and the holds that are open for them: those
+-- How often operations were done in their month, and the open holds for them. Only operations
 -- that were done or held for after an instant, newest first.
 SELECT row_to_json(answer)::text
 FROM (

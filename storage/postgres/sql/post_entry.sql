@@ -1,4 +1,4 @@
--- Money in: the ledger entry and its place in the inbox, both or neither; answers
+-- Records money in: the ledger entry and its row in the inbox, both or neither; answers
 -- whether the entry is new.
 WITH locked AS MATERIALIZED (
     SELECT lock_accounts(ARRAY[$1::text], ARRAY[$2::text])

@@ -1,5 +1,5 @@
--- A session that a backend prepared; answers whether it is new. One whose time is over
--- (at $11, epoch ms) makes room for another.
+-- Records a prepared session; answers whether it is new. A preparation that has expired (at
+-- $11, epoch ms) is replaced.
 INSERT INTO sessions AS session (
     tenant, session_id, state, kind, user_id, org_id, account_id, counterpart_id,
     terms, metadata, expires_at

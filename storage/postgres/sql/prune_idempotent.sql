@@ -1,6 +1,6 @@
--- Forgets keys that are older than an instant, a bounded number at a time. The old ones are
--- found first and once: as a subquery they might be looked for again for every row, and
--- what is locked already is skipped then, so that more than so many would go.
+-- Deletes keys that are older than an instant, a bounded number in each call. The statement
+-- finds the old keys first, and only once. A subquery might be evaluated again for every row,
+-- and would then skip rows that are already locked: more than the bound would be deleted.
 WITH old AS MATERIALIZED (
     SELECT tenant, scope, key
     FROM idempotency_keys

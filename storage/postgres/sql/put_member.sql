@@ -1,5 +1,5 @@
--- Makes or changes a member; a limit that was not given stays, and so do the figures of
--- the month, which belong to the trigger.
+-- Makes or changes a member. A limit that is not given stays, and so do the figures of the
+-- month, which only the trigger writes.
 INSERT INTO organization_members AS member (tenant, user_id, monthly_hours_limit, changed_at)
 VALUES ($1, $2, CASE WHEN $3::boolean THEN $4::text::numeric END, now())
 ON CONFLICT (tenant, user_id) DO UPDATE SET

@@ -1,5 +1,5 @@
--- Makes or changes an organisation. Each value comes with whether it was given: one that
--- was not keeps what is there, or takes the column's default.
+-- Makes or changes an organisation. Each value comes with a flag that says whether it is given.
+-- A value that is not given stays, or takes the column's default.
 INSERT INTO organizations AS organization
     (tenant, org_id, tier, timezone, monthly_hours_limit, allow_overage, changed_at)
 VALUES (

@@ -1,13 +1,13 @@
--- The whole schema of the record, to be read from top to bottom.
+-- The whole schema of the record, for reading from top to bottom.
 --
--- Databases are made by storage/postgres/migrations/*.sql; tests/storage/test_migrations.py
--- compares the catalogues and fails when the two differ in anything.
+-- Only storage/postgres/migrations/*.sql make databases. tests/storage/test_migrations.py
+-- compares the two catalogues, comments in function bodies included, and fails when they differ.
 --
 -- Every primary key begins with the tenant ('org:<org id>', or 'user:<user id>' for a
--- user without an organisation), so that the tables can be distributed by it as they
--- are. There are no foreign keys, because records arrive in any order: a minute may be
--- here before the session that it belongs to. Credits are micro-credits, durations
--- milliseconds, unless the name says otherwise.
+-- user without an organisation), so that the tables can be distributed by the tenant.
+-- There are no foreign keys, because records arrive in any order: a minute may arrive
+-- before its session. Credits are micro-credits, durations milliseconds, unless the name
+-- says otherwise.
 
 -- Helpers ---------------------------------------------------------------------------
 
@@ -23,9 +23,10 @@ CREATE FUNCTION tenant_of(p_user text, p_org text) RETURNS text
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$ SELECT coalesce('org:' || p_org, 'user:' || p_user) $$;
 
--- Plans define their limits in hours, usage is counted in minutes: to the nearest one, so
--- that ten minutes are ten however few decimals of 10/60 were written; half of one is not
--- given away. So a limit is never half a minute more than what was asked for.
+-- A plan's limit in minutes. Plans have hours; usage is counted in minutes. The hours are
+-- rounded to the nearest minute, so that ten minutes stay ten with any number of decimals of
+-- 10/60. Exactly half a minute is rounded down: the limit is always less than half a minute
+-- above the plan.
 CREATE FUNCTION limit_minutes(p_hours numeric) RETURNS integer
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
     AS $$ SELECT ceil(p_hours * 60 - 0.5)::integer $$;
@@ -43,7 +44,7 @@ CREATE TABLE organizations (
     CONSTRAINT organizations_pkey PRIMARY KEY (tenant),
     -- The bound keeps the limit in minutes within an integer, and NaN out.
     CONSTRAINT organizations_limit_check CHECK (monthly_hours_limit BETWEEN 0 AND 1000000),
-    -- Raises for a zone that Postgres does not know, so that no query stumbles over it.
+    -- Raises for a zone that PostgreSQL does not know, so that no query fails because of it.
     CONSTRAINT organizations_timezone_check
         CHECK (timestamptz 'epoch' AT TIME ZONE timezone IS NOT NULL)
 );
@@ -60,7 +61,7 @@ CREATE TABLE organization_members (
         CHECK (monthly_hours_limit BETWEEN 0 AND 1000000)
 );
 
--- Limits that were changed lately: after a loss Redis may know the older ones.
+-- For finding recent changes of limits: after a loss Redis may have the older limits.
 CREATE INDEX organizations_recent ON organizations (changed_at);
 CREATE INDEX organization_members_recent ON organization_members (changed_at);
 
@@ -104,8 +105,8 @@ CREATE TABLE sessions (
 );
 
 CREATE INDEX sessions_by_user ON sessions (tenant, user_id, started_at);
--- What a cold account is loaded with, and which sessions nobody runs any more: those that
--- have not ended, and those that have just ended, without looking at all that ever were.
+-- For loading an account, and for finding sessions that no process runs: both need sessions
+-- that have not ended or have just ended, without a scan of all sessions.
 CREATE INDEX sessions_by_account ON sessions (tenant, account_id, ended_at);
 CREATE INDEX sessions_live ON sessions (tenant, session_id) WHERE state = 'live';
 
@@ -136,11 +137,11 @@ CREATE TABLE usage_tracking (
 
 CREATE INDEX usage_tracking_by_user ON usage_tracking (tenant, user_id, started_at);
 CREATE INDEX usage_tracking_by_time ON usage_tracking (tenant, started_at);
--- What is left of the free time of a user and a counterpart, or of a day.
+-- For the free time that is left to a user and counterpart, or to a user and day.
 CREATE INDEX usage_tracking_free ON usage_tracking (tenant, user_id, kind, counterpart_id)
     WHERE free_ms > 0;
 
--- Counting minutes of a user's month, with or without an organisation. The sum over a
+-- The minutes that count in a user's month, with or without an organisation. The sum over a
 -- tenant and month is the organisation's month.
 CREATE TABLE monthly_usage_cache (
     tenant text NOT NULL,
@@ -149,8 +150,8 @@ CREATE TABLE monthly_usage_cache (
     org_id text,
     total_minutes integer NOT NULL,
     total_seconds bigint NOT NULL,
-    -- Beyond the limit of an organisation that allows overage, as the limit was when they
-    -- were written down: for whoever bills them apart.
+    -- Minutes beyond the limit of an organisation that allows overage, by the limit at the
+    -- time when they were recorded. They may be billed separately.
     overage_minutes integer NOT NULL DEFAULT 0,
     CONSTRAINT monthly_usage_cache_pkey PRIMARY KEY (tenant, user_id, month),
     CONSTRAINT monthly_usage_cache_totals_check
@@ -161,10 +162,9 @@ CREATE TABLE monthly_usage_cache (
 
 CREATE INDEX monthly_usage_cache_by_month ON monthly_usage_cache (tenant, month);
 
--- Once for each statement, over all rows that were really new: one update a member and
--- batch, however many minutes the batch has. Rows are taken in the order of their keys,
--- organisations before members before the cache, so that two flushers cannot wait for
--- each other in a circle.
+-- Adds new minutes to the months. It runs once for each statement, over all rows that are
+-- new: one update for each member and batch. It locks rows in the order of their keys, first
+-- organisations, then members, then the cache, so that two flushers cannot deadlock.
 CREATE FUNCTION update_member_usage() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -245,8 +245,9 @@ CREATE TRIGGER update_member_usage
     REFERENCING NEW TABLE AS new_minutes
     FOR EACH STATEMENT EXECUTE FUNCTION update_member_usage();
 
--- Each is an entry of its own; what it corrects is never edited. `is_applied` says that
--- Redis took it; what a dead process left is applied by the sweep.
+-- Corrections of minutes. Each is a new entry; the corrected minutes are never edited.
+-- `is_applied` means that Redis has the adjustment. The sweep applies adjustments that a dead
+-- process has left.
 CREATE TABLE minute_adjustments (
     tenant text NOT NULL,
     user_id text NOT NULL,
@@ -263,13 +264,13 @@ CREATE TABLE minute_adjustments (
 CREATE INDEX minute_adjustments_by_month ON minute_adjustments (tenant, user_id, month);
 CREATE INDEX minute_adjustments_waiting ON minute_adjustments (tenant, created_at)
     WHERE NOT is_applied;
--- What was corrected while a month was being loaded into Redis.
+-- For adjustments that were made while a month was being loaded into Redis.
 CREATE INDEX minute_adjustments_recent ON minute_adjustments (tenant, created_at);
 CREATE INDEX minute_adjustments_newest ON minute_adjustments (created_at);
 
--- An adjustment changes the month at once, and the overage by as much as it moves the
--- organisation's month over its limit. More than there is cannot be taken away: the
--- constraint on the totals refuses it. Seconds are what was measured, and stay.
+-- Applies an adjustment to the month. The overage changes by as much as the adjustment moves
+-- the organisation's month over its limit. The constraint on the totals refuses to take away
+-- more minutes than there are. Seconds stay, because they are what was measured.
 CREATE FUNCTION apply_minute_adjustment() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -328,12 +329,12 @@ CREATE TRIGGER apply_minute_adjustment
     AFTER INSERT ON minute_adjustments
     FOR EACH ROW EXECUTE FUNCTION apply_minute_adjustment();
 
--- Whether a user may record at an instant, and the limit that decides it: the more
--- restrictive of the member's and the organisation's, which is the one that has less
--- left of the calendar month in the organisation's time zone. An organisation that
--- allows overage is told of its limit but not stopped by it; the limit that it set for
--- a member stops the member all the same. No limit: nulls, and 0 per cent. No row: no
--- limit, UTC.
+-- Whether a user may record at an instant, and the limit that decides this. Of the limits
+-- of the member and of the organisation, the one with fewer minutes left decides. The month
+-- is the calendar month in the organisation's time zone. The limit of an organisation that
+-- allows overage is shown and stops no session; the limit that the organisation has set for
+-- a member stops the member nevertheless. Without a limit the answer has nulls, and 0 per
+-- cent. Without a row there is no limit, and the time zone is UTC.
 CREATE FUNCTION check_usage_limit(
     p_user text,
     p_org text,
@@ -394,8 +395,8 @@ CREATE FUNCTION check_usage_limit(
     LIMIT 1
 $$;
 
--- Usage by day, in the organisation's time zone, from the first day up to, and without,
--- the last. Minutes and seconds are of the kinds that count, so that days add up to
+-- Usage by day, in the organisation's time zone, from p_from up to the day before p_to.
+-- Minutes and seconds are of the kinds that count, so that days add up to
 -- monthly_usage_cache; sessions and credits are of every kind. Days without usage are
 -- left out. A null user means all members of the organisation.
 CREATE FUNCTION get_usage_details(p_user text, p_org text, p_from date, p_to date)
@@ -429,15 +430,15 @@ $$;
 
 -- Credits ---------------------------------------------------------------------------
 
--- Debt. The ledger is the record of what happened, and what happened is never refused:
--- a session that ran on uncovered while Redis was away has burnt its time, even if that
--- takes the balance below zero, and a spend may be here before the void that made room
--- for it. Therefore the trigger on the ledger, which alone writes balances, sets the
--- flag with the balance: debt_allowed is true exactly while the ledger's sum is
--- negative. It follows from the sum, not from the order of arrival, and it goes when the
--- debt is paid. The constraint stands against every other writer. The flag is a
--- statement for whoever shows the account, and no permission to grant or spend below
--- zero: that is decided in Redis, which never does.
+-- A balance may be negative: debt. The ledger records what happened, and refuses none of it.
+-- A session that ran on uncovered while Redis was away has burnt its time, even if that takes
+-- the balance below zero. A spend may arrive before the void that made room for it. Only the
+-- trigger on the ledger writes balances. It sets debt_allowed together with the balance:
+-- debt_allowed is true exactly while the ledger's sum is negative. So the flag follows from
+-- the sum and not from the order of arrival, and is cleared when the debt is paid. The
+-- constraint refuses a negative balance from every other writer. The flag only informs those
+-- who show the account. It permits no grant and no spend below zero: Redis decides these, and
+-- never allows them.
 CREATE TABLE credit_accounts (
     tenant text NOT NULL,
     account_id text NOT NULL,
@@ -449,11 +450,11 @@ CREATE TABLE credit_accounts (
     CONSTRAINT credit_accounts_unattributed_check CHECK (unattributed_micros >= 0)
 );
 
--- Locks accounts for who is about to write to their ledgers, and makes those that are
--- missing: first those, then all, each in the order of their keys, so that nobody waits in
--- a circle. An entry takes its position under this lock, which it keeps until it commits. So
--- positions of an account follow the order of commits, and whoever sees an entry sees every
--- one before it: the newest position is a watermark.
+-- Locks accounts before the caller writes to their ledgers, and makes missing accounts. It
+-- makes the missing ones first and then locks all, each in the order of keys, so that callers
+-- cannot deadlock. An entry takes its position under this lock, and the lock lasts until the
+-- commit. So the positions of an account follow the order of commits, and a reader who sees an
+-- entry sees every entry before it: the newest position is a watermark.
 CREATE FUNCTION lock_accounts(p_tenants text[], p_accounts text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -511,15 +512,16 @@ CREATE TABLE credit_ledger (
 );
 
 CREATE UNIQUE INDEX credit_ledger_newest ON credit_ledger (tenant, account_id, position DESC);
--- The ids of money in that a cold account is loaded with.
+-- For the ids of money in that an account is loaded with.
 CREATE INDEX credit_ledger_money_in ON credit_ledger (tenant, account_id, position DESC)
     WHERE entry_kind IN ('grant', 'adjust', 'expire');
 
--- What Redis may lack after it lost its last writes.
+-- For entries that Redis may lack after it lost its last writes.
 CREATE INDEX credit_ledger_recent ON credit_ledger (created_at) WHERE entry_kind <> 'burn';
 
--- Money in that is written and not yet applied to Redis: written with its ledger entry,
--- deleted when Redis took it. What a dead process left here is applied by the sweep.
+-- Money in that is recorded and not yet applied to Redis. A row is written with its ledger
+-- entry, and deleted when Redis has the entry. The sweep applies rows that a dead process has
+-- left.
 CREATE TABLE account_inbox (
     tenant text NOT NULL,
     account_id text NOT NULL,
@@ -528,9 +530,9 @@ CREATE TABLE account_inbox (
     CONSTRAINT account_inbox_pkey PRIMARY KEY (tenant, account_id, entry_id)
 );
 
--- Every credit that came in, by the entry that brought it, and what became of it. Made by
--- the ledger's trigger alone. What nothing covers is `unattributed_micros` of the account,
--- and the next money in pays it first; so for every account
+-- Money in by the entry that brought it, and how much of it is used or expired. Only the
+-- ledger's trigger writes this table. Usage that no grant covers is `unattributed_micros` of
+-- the account, and the next money in pays it first. So for every account
 --     sum(amount - used - expired) - unattributed = balance.
 CREATE TABLE credit_grants (
     tenant text NOT NULL,
@@ -554,19 +556,19 @@ CREATE TABLE credit_grants (
         CHECK (is_exhausted = (used_micros + expired_micros = amount_micros))
 );
 
--- In the order in which they burn. Amounts are in no index: what is used of a grant
--- changes with every batch.
+-- Grants in the order in which they burn. No index contains amounts, because what is used of
+-- a grant changes with every batch.
 CREATE INDEX credit_grants_order
     ON credit_grants (tenant, account_id, priority, expires_at, position)
     WHERE NOT is_exhausted;
 CREATE INDEX credit_grants_due ON credit_grants (expires_at)
     WHERE NOT is_exhausted AND expires_at IS NOT NULL;
--- What tiers have given an account, by month.
+-- For the allotments that tiers have given an account.
 CREATE INDEX credit_grants_allotments ON credit_grants (tenant, account_id)
     WHERE starts_with(name, 'allotment:');
 
--- Attributes what is unattributed of the given accounts to their grants: lower priority
--- first, then earlier expiry, then older. The accounts' rows must be locked by the caller.
+-- Attributes the unattributed usage of the given accounts to their grants: lower priority
+-- first, then earlier expiry, then older. The caller must have locked the accounts' rows.
 CREATE FUNCTION cover_usage(p_tenants text[], p_accounts text[]) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -615,9 +617,9 @@ BEGIN
 END
 $$;
 
--- The balance is the sum of the ledger, always, and every entry is attributed: no entry
--- without its sum, in the same statement. Accounts are taken in the order of their keys,
--- and an account's row guards its grants.
+-- Keeps the balance equal to the sum of the ledger, and attributes every entry, in the same
+-- statement that writes the entry. It locks accounts in the order of their keys, and an
+-- account's row guards its grants.
 CREATE FUNCTION update_account_balance() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -718,7 +720,7 @@ CREATE TRIGGER refuse_ledger_change
     BEFORE UPDATE OR DELETE OR TRUNCATE ON credit_ledger
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_ledger_change();
 
--- What tiers have given an account for a month, together.
+-- The sum of what tiers have given an account for a month.
 CREATE FUNCTION allotted(p_tenant text, p_account text, p_month text) RETURNS bigint
     LANGUAGE sql STABLE
     AS $$
@@ -728,10 +730,10 @@ CREATE FUNCTION allotted(p_tenant text, p_account text, p_month text) RETURNS bi
       AND starts_with(name, 'allotment:') AND right(name, 8) = ':' || p_month
     $$;
 
--- Gives an account what a tier gives for a month: as much as the month has not given yet,
--- whatever tiers gave it. So an upgrade adds the difference, and a downgrade takes nothing
--- back. The account is locked in between, for two may do this at once. Answers the
--- allotments that Redis has not confirmed.
+-- Gives an account the allotment of a tier for a month, less what tiers have already given for
+-- that month. So an upgrade adds the difference, and a downgrade takes nothing back. The
+-- function locks the account and looks again, because two callers may run at once. It answers
+-- the allotments that Redis has not confirmed.
 CREATE FUNCTION post_allotment(
     p_tenant text,
     p_account text,
@@ -783,8 +785,8 @@ $$;
 
 -- Operations ------------------------------------------------------------------------
 
--- A hold is in exactly one state, and leaves `open` once. The ledger knows only of money
--- that moved: of a hold that was posted, as `post:<hold id>`.
+-- Holds. A hold is in exactly one state, and leaves `open` once. The ledger has only money
+-- that moved: for a posted hold the entry `post:<hold id>`.
 CREATE TABLE credit_holds (
     tenant text NOT NULL,
     hold_id text NOT NULL,
@@ -811,7 +813,7 @@ CREATE TABLE credit_holds (
 
 CREATE INDEX credit_holds_open ON credit_holds (tenant, account_id) WHERE state = 'open';
 CREATE INDEX credit_holds_due ON credit_holds (expires_at) WHERE state = 'open';
--- A backend that posts or voids a hold need not say whose it is: its id is nobody else's.
+-- Hold ids are unique, so a backend that posts or voids a hold need not name the tenant.
 CREATE INDEX credit_holds_by_id ON credit_holds (hold_id);
 CREATE INDEX credit_holds_recent ON credit_holds (changed_at);
 
@@ -827,8 +829,8 @@ CREATE TRIGGER refuse_hold_change
     BEFORE UPDATE ON credit_holds
     FOR EACH ROW WHEN (OLD.state <> 'open') EXECUTE FUNCTION refuse_hold_change();
 
--- One row for each operation that was done, also where it cost nothing or failed. The
--- month is the organisation's, and of an operation that was held for, the hold's.
+-- One row for each operation that was done, also where it cost nothing or failed. The month
+-- is that of the organisation's calendar; for an operation with a hold, the hold's month.
 CREATE TABLE operations_usage (
     tenant text NOT NULL,
     account_id text NOT NULL,

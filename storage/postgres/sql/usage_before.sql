@@ -1,4 +1,4 @@
--- All that a user used before a month, as the months' cache has it, and all the sessions
+-- All that a user used before a month, from the cache of months, and the number of sessions
 -- that the user ever started.
 SELECT row_to_json(answer)::text
 FROM (

@@ -1,6 +1,6 @@
--- What is written down of a user's month: its sessions of every kind, and the minutes of
--- the kinds that count. `month` is the first day; the bounds on started_at only let the
--- index help, for no time zone is a day away from UTC.
+-- The record of a user's month: sessions of every kind, and minutes of the kinds that count.
+-- `month` is its first day. The bounds on started_at only help the index: they are wider by a day or
+-- more, because no time zone is a day away from UTC.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

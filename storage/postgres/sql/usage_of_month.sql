@@ -1,5 +1,5 @@
--- What is written down of a month ($2, its first day) of an organisation, or (with $3) of
--- one member: minutes, and those of them beyond a limit that did not stop.
+-- The recorded minutes of a month ($2, its first day) of an organisation, or (with $3) of one
+-- member, and how many of them are beyond a limit that allows overage.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

@@ -1,6 +1,7 @@
--- Every minute of a tenant (null: of all) that began between two days, both included, by
--- the calendar of its organisation. Read by a cursor, in the order of an index. The
--- bounds on started_at let that index help: no time zone is a day away from UTC.
+-- Every minute of a tenant (null: of all) that began between two days, both included, by the
+-- calendar of its organisation. A cursor reads it in the order of an index. The bounds on
+-- started_at let that index help; they are wider by a day, because no time zone is a day away from
+-- UTC.
 SELECT
     used.org_id, used.user_id, used.account_id, used.session_id, used.kind,
     used.counterpart_id, used.minute,

@@ -1,4 +1,4 @@
--- A report is read as it comes: rather by an index, whose order is almost the one that is
--- wanted, than sorted as a whole before its first line (1.7 s with half a million lines,
--- against 18 ms; the last line comes at the same time).
+-- Makes the planner prefer an index for the report that follows, because the report is streamed.
+-- The index has almost the order of the report, so the first line comes after 18 ms; a sort of
+-- half a million lines takes 1.7 s. The last line comes at the same time.
 SET LOCAL enable_sort = off

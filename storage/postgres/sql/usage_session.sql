@@ -1,5 +1,4 @@
--- The minutes of one session that are written down, in their order; the newest $3 of them
--- where that is not null.
+-- The recorded minutes of one session, in their order; only the newest $3, unless $3 is null.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT *

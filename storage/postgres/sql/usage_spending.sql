@@ -1,7 +1,6 @@
--- What an account's credits went into, by operation (null: a spend that named none) and by
--- time, altogether and since three instants: of the day, the week and the month. What
--- cost nothing moved nothing and is not in the ledger, but was done all the same; what
--- failed was not.
+-- What an account's credits were used for, by operation (null: a spend without a name) and by
+-- time: in all, and since three instants (of the day, the week and the month). An operation
+-- that cost nothing is not in the ledger, but counts as done; one that failed does not count.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT

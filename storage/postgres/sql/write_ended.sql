@@ -1,6 +1,7 @@
--- Sessions that ended. The record is whole: it needs no row before it, and nothing that
--- comes after it changes the row. Only where a session was taken for lost (`node_lost`), its
--- process has the last word, should it come back. Sorted, so that flushers lock in one order.
+-- Records sessions that ended. Such a record is complete: it needs no earlier row, and no later
+-- record changes the row. One exception: when a session was taken for lost (`node_lost`) and its
+-- process comes back, the record of that process replaces the row. Sorted, so that flushers lock
+-- in one order.
 INSERT INTO sessions AS session (
     tenant, session_id, state, kind, user_id, org_id, account_id, counterpart_id,
     started_at, ended_at, reason, limit_name, elapsed_ms, free_ms, billed_ms, minutes,

@@ -1,10 +1,11 @@
--- Ledger entries ($1 to $11), whose trigger adds them to the balances, and what operations
--- used ($12 to $24). One statement for both: who spends waits for it, and it is then a
--- transaction by itself. And one a batch, for a second one would take ledger rows after
--- accounts, and two flushers could deadlock. Sorted for the same reason, and by time, so
--- that positions follow it within a batch; they are taken when the accounts are locked.
--- What was posted of a hold that has ended otherwise is left out: Redis decided it of a copy
--- that lacked that end, and the hold's row, which is written before, says what counts.
+-- Records ledger entries ($1 to $11), which the trigger adds to the balances, and the usage of
+-- operations ($12 to $24). It is one statement for both, because a spend waits for it, and is
+-- then one transaction. It is one statement for each batch, because a second one would lock
+-- ledger rows after accounts, and two flushers could deadlock. Rows are sorted for the same
+-- reason, and by time, so that positions follow time within a batch. Positions are taken when
+-- the accounts are locked. The post of a hold that ended in another way is left out: Redis
+-- decided that post on a copy that lacked the end. The hold's row, which is written before,
+-- decides.
 WITH locked AS MATERIALIZED (
     SELECT lock_accounts($1::text[], $2::text[])
 ), posted AS (

@@ -1,4 +1,4 @@
--- Holds, by the furthest state that the batch has of each. A row only moves forward, from
+-- Records holds, each in the last state that the batch has of it. A row only moves forward, from
 -- open to one other state, and stays there. Sorted, so that flushers lock in one order.
 INSERT INTO credit_holds AS hold (
     tenant, hold_id, account_id, state, amount_micros, posted_micros, operation, user_id,

@@ -1,4 +1,4 @@
--- Minutes of sessions; answers the keys of those that are new. Sorted, so that flushers
+-- Records minutes of sessions; answers the keys of those that are new. Sorted, so that flushers
 -- lock in one order.
 INSERT INTO usage_tracking (
     tenant, session_id, minute, seconds, user_id, org_id, account_id, counterpart_id,

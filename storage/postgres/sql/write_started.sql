@@ -1,4 +1,4 @@
--- Sessions that started. A row only moves forward (prepared, live, ended), so one that
+-- Records sessions that started. A row only moves forward (prepared, live, ended), so a row that
 -- is live or ended already stays as it is. Sorted, so that flushers lock in one order.
 INSERT INTO sessions AS session (
     tenant, session_id, state, kind, user_id, org_id, account_id, counterpart_id,
