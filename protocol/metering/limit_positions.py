@@ -66,12 +66,16 @@ def uncovered_ends(
     member: MonthProjection,
     org: MonthProjection,
     month_ends_at: int | None = None,
+    *,
+    kept_open: str | None = None,
 ) -> dict[str, int]:
     """The counted time up to which each counter covers a session, should nothing more be granted
     to any; by limit, without those that have none.
 
     Of a counter that others draw on too it is a share: all that run on until then, together with
-    what is held, use no more than there is, as far as this process knows.
+    what is held, use no more than there is, as far as this process knows. Of the months that is
+    otherwise for the limit that is ``kept_open``: others who hold its minutes do not answer, and
+    count with what they use, a minute for each that the session begins.
     """
     identity, standing = session.identity, session.standing
     terms = identity.terms
@@ -93,6 +97,8 @@ def uncovered_ends(
             next_month = max(-(-course.run_on(month_ends_at) // MINUTE_MS), 0)
         for limit, counter in (("member_minutes", member), ("org_minutes", org)):
             left = counter.minutes_beyond
+            if limit == kept_open:
+                left = counter.minutes_left(begun - standing.counted_minutes)
             if left is None:
                 continue
             minutes = begun + left

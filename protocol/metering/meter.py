@@ -317,18 +317,27 @@ class Meter(Position):
         return True
 
     @property
-    def needs_holders(self) -> bool:
-        """Whether it depends on other holders of the account's credits if the grant is the last."""
-        is_last = self.session.grant.final == "credits" or self.is_kept_open
-        return self.counting and self.sockets > 0 and is_last and not self._burns_alone
+    def shared_limit(self) -> str | None:
+        """The limit that ends the grant, where it depends on what others hold of that counter,
+        credits or a month, if the grant is the last; None: on nobody."""
+        limit = self.session.grant.final or self.kept_open
+        if not (self.counting and self.sockets > 0):
+            return None
+        is_shared = {
+            "credits": not self._burns_alone,
+            "member_minutes": self.member.active > 1,
+            "org_minutes": self.org.active > 1,
+        }
+        return limit if limit is not None and is_shared.get(limit, False) else None
 
     def know_holders(self, now_ms: int, *, are_silent: bool) -> None:
-        """Those who hold the rest of the account were told that this session needs it, and had
+        """Those who hold the rest of the counter were told that this session needs it, and had
         the time to answer. While one has not, a grant is not the last: its time runs on, as far
-        as the account is known to cover it. Once all have, the next answer says what there is."""
-        if not self.needs_holders or self._stands_still(now_ms):
+        as the counter is known to cover it. Once all have, the next answer says what there is."""
+        limit = self.shared_limit
+        if limit is None or self._stands_still(now_ms):
             return
-        was_open, self.is_kept_open = self.is_kept_open, are_silent
+        was_open, self.kept_open = self.kept_open is not None, limit if are_silent else None
         if self._asked is not None:
             return
         if are_silent and not was_open:

@@ -34,8 +34,9 @@ class Position:
     _final_asked_ms = -1
     """The end of a final grant of which was asked once more whether it is the last."""
 
-    is_kept_open = False
-    """The grant is not final here though Redis says so: holders of the rest are silent."""
+    kept_open: str | None = None
+    """The limit at which the grant is not final here though Redis says so: holders of the rest are
+    silent. None: there is none."""
 
     _doubt: Doubt | None = None
     """Whether the sockets that were here before the last one are there is asked."""
@@ -476,8 +477,9 @@ class Position:
     def _opened(self, session: Session) -> tuple[Session, bool]:
         """A session with its grant open to more, where it is final only because of what holders
         have who do not answer; and whether that is so."""
-        self.is_kept_open = self.is_kept_open and session.grant.final == "credits"
-        if not self.is_kept_open or session.standing.phase is not Phase.ACTIVE:
+        if session.grant.final != self.kept_open:
+            self.kept_open = None
+        if self.kept_open is None or session.standing.phase is not Phase.ACTIVE:
             return session, False
         grant = msgspec.structs.replace(session.grant, final=None)
         return msgspec.structs.replace(session, grant=grant), True
@@ -542,6 +544,7 @@ class Position:
             self.counters.member.over(self.member),
             self.counters.org.over(self.org),
             self._month_end(self.member.month),
+            kept_open=self.kept_open,
         )
         self.course.bind(ends, self._ground, counted_ms)
         if not self.course.is_final:

@@ -100,7 +100,10 @@ def keeps_more_minutes(session: Session, now_ms: int) -> bool:
     if standing.phase is not Phase.ACTIVE or not terms.counts_minutes:
         return False
     run_ms = max(0, now_ms - standing.at) + limits.GRANT_SHRUNKEN_MS[-1]
-    needed = minutes_begun(standing.elapsed_ms + run_ms * terms.speed)
+    until_ms = standing.elapsed_ms + run_ms * terms.speed
+    if terms.price_micros:  # a part of an increment cannot be given back
+        until_ms = terms.increment_end_ms(until_ms, standing.free_ms)
+    needed = minutes_begun(until_ms)
     held = sum(session.grant.held_minutes.values())
     return held > needed - minutes_begun(standing.settled_ms)
 

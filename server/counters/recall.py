@@ -12,6 +12,7 @@ from typing import Any
 
 from protocol import limits
 from protocol.metering.quota import keeps_more, keeps_more_minutes
+from protocol.metering.session import session_key
 from protocol.wire.errors import ServiceError
 from server.counters.accounts import Account, Accounts
 from storage.redis.live import Live
@@ -72,22 +73,24 @@ async def is_unanswered(
     live: Live, name: AccountName, now_ms: int, beside: Container[str] = ()
 ) -> bool:
     """Whether a session of an account, whose holders were told to shrink, holds more than it needs
-    still: its process has not answered, so nobody knows what is left. ``beside`` names sessions
-    that are not looked at. Raises ``LiveError``."""
+    still: its process has not answered, so nobody knows what is left. ``beside`` has the keys of
+    sessions that are not looked at. Raises ``LiveError``."""
     figures = await live.account(*name)
     if figures is None:
         return False
-    asked = [session_id for session_id in figures.lines if session_id not in beside]
+    asked = [one for one in figures.lines if session_key(name.tenant, one) not in beside]
     found = await live.sessions(name.tenant, asked)
     return any(keeps_more(session, now_ms) for session in found)
 
 
-async def are_minutes_unanswered(live: Live, tenant: str, user_id: str | None, now_ms: int) -> bool:
+async def are_minutes_unanswered(
+    live: Live, tenant: str, user_id: str | None, now_ms: int, beside: Container[str] = ()
+) -> bool:
     """The same of minutes of a month, that sessions of a user hold; None: of the organisation."""
     async for found in live.sessions_of_tenant(tenant):
         for session in found:
             is_theirs = user_id is None or session.identity.user_id == user_id
-            if is_theirs and keeps_more_minutes(session, now_ms):
+            if is_theirs and session.key not in beside and keeps_more_minutes(session, now_ms):
                 return True
     return False
 

@@ -59,7 +59,7 @@ class Place(Protocol):
         """A step of this session changed the account's figures."""
 
     def look_at_holders(self, seat: "Seat") -> None:
-        """Looks whether those who hold what the session's account has left have answered."""
+        """Looks whether those who hold what the session's last grant lacks have answered."""
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
         """Asks the processes that have the session's sockets for a proof of life; since a
@@ -103,7 +103,7 @@ class Seat:
         self._timer: Timer | None = None
         self._retry: Timer | None = None
         self._holders: Timer | None = None
-        """When it is looked whether those who hold the account's rest have answered."""
+        """When it is looked whether those who hold the counter's rest have answered."""
         self._held_until = 0
         """So long a step waits for what other sessions hold; 0: none does."""
         self._unheard: tuple[Step, ...] = ()
@@ -159,7 +159,7 @@ class Seat:
         self.meter.response_ms = self.place.claims.response_ms(step.before.identity.tenant)
         self.meter.granted(reply, self.place.clock.now())
         self.drain()
-        if self._holders is None and self.meter.needs_holders:
+        if self._holders is None and self.meter.shared_limit is not None:
             at = self.place.clock.now() + limits.RECALL_WAIT_MS
             self._holders = self.place.timers.deadline(at, self._ask_holders, self.account)
 
@@ -253,7 +253,7 @@ class Seat:
     def _ask_holders(self, _: int) -> None:
         """The answer to a claim had the others told that their rest is needed, a while ago."""
         self._holders = None
-        if self.meter.needs_holders:
+        if self.meter.shared_limit is not None:
             self.place.look_at_holders(self)
 
     def _try_again(self, _: int) -> None:

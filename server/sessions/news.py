@@ -206,7 +206,8 @@ class News:
         # Another change from here on begins a refresh of its own, behind this one.
         self._limits_due.discard((tenant, change, user_id))
         for seat in self.hub.seats_of(tenant):
-            identity, final = seat.meter.session.identity, seat.meter.session.grant.final
+            identity = seat.meter.session.identity
+            final = seat.meter.session.grant.final or seat.meter.kept_open
             if change == "recalled":
                 is_theirs = user_id is None or identity.user_id == user_id
                 concerned = is_theirs and identity.terms.counts_minutes

@@ -21,7 +21,7 @@ from protocol.metering.shared_months import SharedMonths
 from protocol.metering.states import Phase
 from protocol.metering.steps import Step
 from protocol.wire.errors import ErrorCode, PeerError
-from server.counters.accounts import Account, Accounts
+from server.counters.accounts import Accounts
 from server.counters.calendars import Calendar
 from server.counters.loading import Loader
 from server.counters.tenants import Tenants
@@ -65,8 +65,9 @@ class Seating:
         self.unflushed = Unflushed()
         self._unheard = itertools.count()
         self.seats: dict[str, Seat] = {}
-        self._looking: dict[Account, list[Seat]] = {}
-        """Sessions that wait until it was looked at who holds what their account has left."""
+        self._looking: dict[tuple[str, str, str], list[Seat]] = {}
+        """Sessions that wait until it was looked at who holds what a counter has left, by its
+        limit, its tenant, and the account or member."""
         self._by_tenant: dict[str, dict[str, Seat]] = {}
         self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts)
@@ -199,27 +200,51 @@ class Seating:
         return max(0, identity.terms.free_ms - used_ms)
 
     def look_at_holders(self, seat: Seat) -> None:
-        """Looks whether those who hold what the session's account has left have answered: once
-        for all of its sessions here that ask meanwhile."""
-        waiting = self._looking.setdefault(seat.account, [])
+        """Looks whether those who hold what the session's last grant lacks have answered: once
+        for all sessions here that lack the same and ask meanwhile."""
+        limit, identity = seat.meter.shared_limit, seat.meter.session.identity
+        if limit is None:
+            return
+        names = {"credits": identity.account_id, "member_minutes": identity.user_id}
+        counter = (limit, identity.tenant, names.get(limit, ""))
+        waiting = self._looking.setdefault(counter, [])
         waiting.append(seat)
         if len(waiting) == 1:
-            self.run(self._look_at_holders(seat.account, seat.meter.session.identity))
+            self.run(self._look_at_holders(counter, seat))
 
-    async def _look_at_holders(self, account: Account, identity: Identity) -> None:
-        served, are_silent = account.seats, False
+    async def _look_at_holders(self, counter: tuple[str, str, str], first: Seat) -> None:
+        limit, are_silent = counter[0], False
         try:
-            if any(session_id not in served for session_id in account.projection.lines):
-                are_silent = await self.claims.are_holders_silent(identity, served)
+            if self._is_drawn_elsewhere(limit, first):
+                identity = first.meter.session.identity
+                are_silent = await self.claims.are_holders_silent(identity, limit, self.seats)
         except LiveError:
             return  # not known
         finally:
-            seats = self._looking.pop(account)
-        self.turns.run(account, self._tell_of_holders(seats, are_silent=are_silent))
+            seats = self._looking.pop(counter)
+        self.turns.run(counter, self._tell_of_holders(limit, seats, are_silent=are_silent))
 
-    def _tell_of_holders(self, seats: list[Seat], *, are_silent: bool) -> Iterator[None]:
+    def _is_drawn_elsewhere(self, limit: str, seat: Seat) -> bool:
+        """Whether sessions that other processes serve draw on a counter of a session."""
+        if limit == "credits":
+            return any(name not in seat.account.seats for name in seat.account.projection.lines)
+        meter, identity = seat.meter, seat.meter.session.identity
+        here = [
+            one.meter.session
+            for one in self._by_tenant.get(identity.tenant, {}).values()
+            if limit == "org_minutes" or one.meter.session.identity.user_id == identity.user_id
+        ]
+        active = sum(
+            one.standing.phase is Phase.ACTIVE and one.identity.terms.counts_minutes for one in here
+        )
+        month = meter.member if limit == "member_minutes" else meter.org
+        return month.active > active
+
+    def _tell_of_holders(
+        self, limit: str, seats: list[Seat], *, are_silent: bool
+    ) -> Iterator[None]:
         for seat in seats:
-            if self.seats.get(seat.key) is seat:
+            if self.seats.get(seat.key) is seat and seat.meter.shared_limit == limit:
                 isolated("holders", self._know_holders, seat, are_silent, session=seat.key)
                 yield
 

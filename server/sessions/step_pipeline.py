@@ -195,7 +195,7 @@ class Claims:
         identity = step.before.identity
         limit = outcome.reply.refused_by if outcome.reply is not None else None
         try:
-            is_silent = await self._is_unanswered(identity, limit)
+            is_silent = await self.are_holders_silent(identity, limit)
         except LiveError:
             is_silent = True
         if is_silent:
@@ -203,20 +203,18 @@ class Claims:
         elif not isolated("claim", claimant.answered, step, outcome):
             _tell_unanswered(claimant, _no_answer(), made=None)
 
-    async def _is_unanswered(self, identity: Identity, limit: str | None) -> bool:
+    async def are_holders_silent(
+        self, identity: Identity, limit: str | None, served: Container[str] = ()
+    ) -> bool:
+        """Whether a session that draws on the same counter, ``credits`` or a month's, holds more
+        of it than it needs, long enough after it was told to shrink. ``served`` has the keys of
+        sessions that are not looked at. Raises ``LiveError``."""
         now_ms = self.clock.now()
         if limit == "credits":
             name = AccountName(identity.tenant, identity.account_id)
-            return await is_unanswered(self.live, name, now_ms)
+            return await is_unanswered(self.live, name, now_ms, served)
         user_id = identity.user_id if limit == "member_minutes" else None
-        return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms)
-
-    async def are_holders_silent(self, identity: Identity, served: Container[str]) -> bool:
-        """Whether a session that another process serves, not one of ``served``, holds more of the
-        account's credits than it needs, long enough after it was told to shrink. Raises
-        ``LiveError``."""
-        name = AccountName(identity.tenant, identity.account_id)
-        return await is_unanswered(self.live, name, self.clock.now(), served)
+        return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms, served)
 
     async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
         """Brings what the step needs, and makes it."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.metering.effects import Show
+from protocol.metering.effects import Ask, Show
 from protocol.metering.meter import Meter
 from protocol.metering.projection import AccountProjection, Granted, MonthProjection
 from protocol.metering.session import Grant, Session
@@ -121,6 +121,54 @@ def test_a_month_is_shared_by_those_that_count_on_it(active: int, beyond: int) -
     bench.meter.member, bench.meter.org = month, msgspec.structs.replace(month, limit_minutes=None)
     stop = stop_of(silence(bench, 400_000))
     assert (stop.limit, stop.elapsed_ms) == ("member_minutes", (1 + beyond) * MINUTE_MS)
+
+
+@pytest.mark.parametrize("limit", ["member_minutes", "org_minutes"])
+@pytest.mark.parametrize(("active", "beyond"), [(2, 4), (3, 2), (9, 0)])
+def test_while_holders_of_a_month_are_silent_each_counts_with_what_it_uses(
+    limit: str, active: int, beyond: int
+) -> None:
+    """Eight minutes are left that others hold. They may have begun as many as this one."""
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    month = MonthProjection("2026-05-01", 60, 51, active, held_minutes=9)
+    bench = Bench(
+        session_of(terms, grant=Grant(granted_ms=60_000, final=limit)), uncovered_ms=600_000
+    )
+    bench.meter.member = bench.meter.org = msgspec.structs.replace(month, limit_minutes=None)
+    bench.meter.know_months(*_months(limit, month))
+    assert bench.meter.shared_limit == limit
+    bench.meter.know_holders(bench.now, are_silent=True)
+    stop = stop_of(silence(bench, 400_000))
+    assert (stop.limit, stop.elapsed_ms) == (limit, (1 + beyond) * MINUTE_MS)
+
+
+def test_a_month_on_which_nobody_else_counts_ends_where_it_ends() -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    month = MonthProjection("2026-05-01", 60, 59, 1, held_minutes=1)
+    bench = Bench(session_of(terms, grant=Grant(granted_ms=60_000, final="org_minutes")))
+    bench.meter.know_months(*_months("org_minutes", month))
+    assert bench.meter.shared_limit is None
+    bench.meter.know_holders(bench.now, are_silent=True)
+    assert stop_of(silence(bench, 90_000)).elapsed_ms == MINUTE_MS
+
+
+def test_once_the_holders_of_a_month_have_answered_it_is_asked_what_there_is() -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    month = MonthProjection("2026-05-01", 60, 51, 2, held_minutes=9)
+    grant = Grant(granted_ms=60_000, final="org_minutes")
+    bench = Bench(session_of(terms, grant=grant))
+    bench.meter.know_months(*_months("org_minutes", month))
+    bench.meter.know_holders(bench.now, are_silent=True)
+    assert not any(isinstance(effect, Ask) for effect in bench.drain())
+    bench.meter.know_holders(bench.now, are_silent=False)
+    assert any(isinstance(effect, Ask) for effect in bench.drain())
+    assert bench.meter.kept_open is None
+
+
+def _months(limit: str, month: MonthProjection) -> tuple[MonthProjection, MonthProjection]:
+    """A month that is limited for a member, or for the organisation."""
+    free = msgspec.structs.replace(month, limit_minutes=None)
+    return (month, free) if limit == "member_minutes" else (free, month)
 
 
 def test_sessions_of_one_month_share_what_the_newest_answer_leaves() -> None:

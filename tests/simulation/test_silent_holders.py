@@ -1,4 +1,4 @@
-"""A process that holds the rest of an account stands still, and another one's session needs it."""
+"""A process that holds the rest of a counter stands still, and another one's session needs it."""
 
 from typing import Any
 
@@ -7,9 +7,11 @@ import pytest
 
 from protocol import limits
 from protocol.metering.states import Event, Phase
+from protocol.metering.terms import MINUTE_MS
+from server.counters.plans import apply_member, apply_organization
 from storage.redis.spending import AccountName
 from tests.simulation.cluster import Browser, Cluster, Node
-from tests.simulation.people import CREDIT, terms
+from tests.simulation.people import CREDIT, RATES, terms
 
 CHAT = terms("second")
 Sockets = tuple[Browser, Browser, list[int], list[Any]]
@@ -83,9 +85,107 @@ async def test_once_the_holder_answers_its_rest_is_shared(
     assert not other.all("limit_reached")
     meter = other.seats["s2"].meter
     assert meter.session.grant.held_micros > 0
-    assert not meter.is_kept_open
+    assert meter.kept_open is None
     answer = await other.request("s2", Event.STOP)
     assert answer["receipt"]["elapsed_ms"] > 25_000
     account = await cluster.account()
     assert account["held"] == 0
     assert account["balance"] >= 0
+
+
+# --- Minutes of a month ---------------------------------------------------------------
+
+RECORDING = RATES.kinds["recording"]
+TENANT = "org:acme"
+Withheld = list[tuple[Node, tuple[Any, ...]]]
+
+
+async def allow(cluster: Cluster, limit: str, minutes: int) -> None:
+    """The month's limit is changed, of the organisation or of its member ann."""
+    is_org = limit == "org_minutes"
+    hours = minutes / 60
+    live = cluster.nodes[0].live
+    if is_org:
+        await cluster.records.put_organization(TENANT, "acme", monthly_hours_limit=hours)
+        await apply_organization(live, cluster.records, TENANT)
+    else:
+        await cluster.records.put_member(TENANT, "ann", monthly_hours_limit=hours)
+        await apply_member(live, cluster.records, TENANT, "ann")
+    await cluster.settle()
+
+
+async def month(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str, *, is_deaf: bool = False
+) -> tuple[Browser, Browser, Withheld]:
+    """A session that has used two minutes of four, of a month of which another process holds
+    the other two: it is in the first of them, and stands still, or has heard of nothing."""
+    first, second = await cluster.node(), await cluster.node()
+    await allow(cluster, limit, 100)
+    other, holder = first.browser("other"), second.browser("holder")
+    user_id = "bob" if limit == "org_minutes" else "ann"
+    await other.start("s2", RECORDING, org_id="acme")
+    await cluster.advance(70_000)
+    await holder.start("s1", RECORDING, user_id=user_id, org_id="acme")
+    withheld: Withheld = []
+    if is_deaf:
+        with monkeypatch.context() as patched:
+            patched.setattr(second.hub.tenants, "listener", lambda *_: None)
+            await cluster.advance(2_000)
+            await allow(cluster, limit, 4)
+        return holder, other, withheld
+    monkeypatch.setattr(second.hub.claims, "ask", lambda *one: withheld.append((second, one)))
+    await cluster.advance(2_000)
+    await allow(cluster, limit, 4)
+    return holder, other, withheld
+
+
+@pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
+async def test_minutes_that_a_silent_process_holds_stop_no_session(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    _, other, _ = await month(cluster, monkeypatch, limit)
+    meter = other.seats["s2"].meter
+    await cluster.advance(46_500)
+    assert meter.session.grant.granted_ms == 2 * MINUTE_MS
+    await cluster.advance(9_000)
+    assert not other.all("limit_reached")
+    assert meter.phase is Phase.ACTIVE
+
+
+@pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
+async def test_a_session_runs_on_no_longer_than_the_month_covers_both(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """The holder is in a minute of its own, as far as is known: one is left for the other."""
+    _, other, _ = await month(cluster, monkeypatch, limit)
+    await cluster.advance(120_000)
+    (reached,) = other.all("limit_reached")
+    assert (reached["limit"], reached["elapsed_ms"]) == (limit, 3 * MINUTE_MS)
+
+
+@pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
+async def test_once_the_holder_answers_it_gives_back_what_has_not_begun(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    holder, other, withheld = await month(cluster, monkeypatch, limit)
+    await cluster.advance(52_000)
+    assert not other.all("limit_reached")
+    monkeypatch.undo()
+    for node, one in withheld:
+        node.hub.claims.ask(*one)
+    await cluster.advance(1_500)
+    assert other.seats["s2"].meter.session.grant.granted_ms == 3 * MINUTE_MS
+    await cluster.advance(60_000)
+    assert [one["elapsed_ms"] for one in holder.all("limit_reached")] == [MINUTE_MS]
+    assert [one["elapsed_ms"] for one in other.all("limit_reached")] == [3 * MINUTE_MS]
+
+
+@pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
+async def test_a_holder_is_told_that_minutes_which_have_not_begun_are_needed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """It has not heard that the limit was lowered, for its line was broken just then."""
+    holder, other, _ = await month(cluster, monkeypatch, limit, is_deaf=True)
+    await cluster.advance(120_000)
+    assert [one["elapsed_ms"] for one in holder.all("limit_reached")] == [MINUTE_MS]
+    assert [one["elapsed_ms"] for one in other.all("limit_reached")] == [3 * MINUTE_MS]

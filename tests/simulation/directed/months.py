@@ -74,6 +74,13 @@ MONTHS = {
         elsewhere("s2", "bob9", "recording"), wait(30), ask("s1", "stop"), wait(60),
         told("c-s2", "limit_reached", times=0), wait(60),
     )),
+    "minutes that a silent process holds stop no session": Directed((
+        limit(None), limit(5, of_org=True), SERVE, start("s1", **RECORDING), wait(70),
+        elsewhere("s2", "bob9", "recording"), wait(46),
+        mishaps(OTHER, "redis", *[["lost"]] * 6), report("t1", minute_at(1)),
+        act("taken", session="t1", minutes=1), wait(6), told("c-s1", "limit_reached", times=0),
+        wait(90),
+    )),
     "overage is allowed beyond a limit": Directed((
         limit(None), act("limit", user="ann9", minutes=1, of_org=True, overage=True),
         start("s1", **RECORDING), wait(150), ask("s1", "stop"),
