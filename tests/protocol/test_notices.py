@@ -1,4 +1,4 @@
-"""What is said to the user: numbered, recorded, and never twice; minutes alike."""
+"""Notices to the user: numbered, recorded, and sent once; minutes alike."""
 
 from typing import Any
 
