@@ -4,7 +4,13 @@ from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from protocol.metering.records import EntryPosted, MinuteUsed, SessionEnded, SessionStarted
+from protocol.metering.records import (
+    EntryPosted,
+    MinuteUsed,
+    Record,
+    SessionEnded,
+    SessionStarted,
+)
 from protocol.metering.terms import MINUTE_MS, Terms
 
 START = int(datetime(2026, 11, 10, 12, 0, tzinfo=UTC).timestamp() * 1000)
@@ -139,3 +145,21 @@ def entry(
         at=at_ms,
         **changes,
     )
+
+
+def batch_of(tenant: str) -> list[Record]:
+    """Everything at once: two members, two sessions, a month's end, debt for a while."""
+    december = START + 25 * 86_400_000
+    return [
+        started(tenant=tenant, metadata={"page": "a"}),
+        minute(0, tenant=tenant, credits_micros=0, free_ms=60_000),
+        minute(1, tenant=tenant),
+        ended(tenant=tenant, metadata={"page": "b"}),
+        started(tenant=tenant, session_id="s2", user_id="ben"),
+        minute(0, tenant=tenant, session_id="s2", user_id="ben"),
+        minute(1, tenant=tenant, session_id="s2", user_id="ben", started_at=december, seconds=7),
+        entry("hold", -3_000_000, entry_kind="hold", tenant=tenant, operation="voice_creation"),
+        entry("post", 1_000_000, entry_kind="post", tenant=tenant, operation="voice_creation"),
+        entry("spend", -2_000_000, entry_kind="spend", tenant=tenant, metadata={"n": [1, None]}),
+        entry("grant", 20_000_000, tenant=tenant, reason="bought"),
+    ]

@@ -8,11 +8,10 @@ import pytest
 from redis.asyncio import Redis
 
 from storage import limits as storage_limits
-from storage.flush.partitions import run_flusher
 from storage.postgres.records import Records
 from storage.redis.keys import outbox_key, rejected_key
 from storage.redis.outbox import GROUP
-from tests.storage.examples import START, TENANT, entry, minute
+from tests.storage.examples import TENANT, entry, minute
 from tests.storage.outboxes import (
     PARTITIONS,
     MakeFlusher,
@@ -47,21 +46,6 @@ async def test_a_batch_is_written_and_taken_out_of_the_outbox(
     assert [await pending(redis, partition) for partition in PARTITIONS] == [0, 0, 0]
     assert [await watermark(redis, partition) for partition in PARTITIONS] == ["", last, other]
     assert (flusher.flushed_records, flusher.rejected_entries) == (5, 0)
-
-
-async def test_an_acknowledgement_that_is_repeated_counts_once(
-    redis: Redis, make_flusher: MakeFlusher
-) -> None:
-    await append(redis, minute(0), minute(1))
-    flusher = make_flusher()
-    await flusher.prepare()
-    entries = await flusher.read()
-    await flusher.write(entries)
-    await append(redis, minute(2))
-    await flusher.acknowledge(entries)
-    await flusher.acknowledge(entries)
-    assert await redis.xlen(outbox_key(1)) == 1
-    assert flusher.flushed_records == 2
 
 
 async def test_accounts_are_left_alone(redis: Redis, make_flusher: MakeFlusher) -> None:
@@ -313,46 +297,3 @@ async def test_full_partitions_are_read_deeper_and_the_others_are_not_forgotten(
     again = await flusher.read()
     await flusher.flush(again)
     assert [one.partition for one in again] == [2] * 2
-
-
-async def test_the_backlog_is_counted_with_its_age(redis: Redis, make_flusher: MakeFlusher) -> None:
-    flusher = make_flusher()
-    nothing = await flusher.backlog()
-    assert (nothing.entries, nothing.oldest_ms, nothing.rejected) == (0, 0, 0)
-    seconds, micros = await redis.time()
-    now_ms = seconds * 1000 + micros // 1000
-    await append(redis, minute(0), entry_id=f"{now_ms - 90_000}-0")
-    await append(redis, minute(1), partition=2)
-    await redis.xadd(rejected_key(0), {"r": b"[]"})
-    backlog = await flusher.backlog()
-    assert (backlog.entries, backlog.rejected) == (2, 1)
-    assert backlog.oldest_ms >= 90_000
-
-
-async def test_a_flusher_of_one_partition_leaves_the_others(
-    redis: Redis, connection: Connection, make_flusher: MakeFlusher
-) -> None:
-    for partition in PARTITIONS:
-        await append(redis, minute(partition), partition=partition)
-    stop = asyncio.Event()
-    stop.set()
-    await make_flusher(partitions=[2]).run(stop)
-    assert await minutes(connection) == 1
-    assert [await redis.xlen(outbox_key(partition)) for partition in PARTITIONS] == [1, 1, 0]
-
-
-async def test_run_flusher_flushes_all_partitions(
-    redis: Redis, redis_url: str, records: Records
-) -> None:
-    await append(redis, minute(0), partition=63)
-    stop = asyncio.Event()
-    task = asyncio.create_task(run_flusher(redis_url, records, 64, stop))
-
-    async def is_written() -> bool:
-        return not await redis.xlen(outbox_key(63))
-
-    await until(is_written)
-    stop.set()
-    await task
-    answer = await records.check_usage_limit("ann", "acme", START)
-    assert answer.minutes_used == 1

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from protocol.metering.records import Record
 from storage.postgres.records import Records, RefusedError
-from storage.rows.sessions import RecordedSession, SessionPrepared
-from tests.storage.examples import START, TENANT, TERMS, ended, entry, minute, started
+from storage.rows.sessions import SessionPrepared
+from tests.storage.examples import START, TENANT, TERMS, batch_of, ended, entry, minute, started
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -39,24 +39,6 @@ async def tables_of(connection: Connection, tenant: str) -> dict[str, list[dict[
         ]
         for table, key in TABLES.items()
     }
-
-
-def batch_of(tenant: str) -> list[Record]:
-    """Everything at once: two members, two sessions, a month's end, debt for a while."""
-    december = START + 25 * 86_400_000
-    return [
-        started(tenant=tenant, metadata={"page": "a"}),
-        minute(0, tenant=tenant, credits_micros=0, free_ms=60_000),
-        minute(1, tenant=tenant),
-        ended(tenant=tenant, metadata={"page": "b"}),
-        started(tenant=tenant, session_id="s2", user_id="ben"),
-        minute(0, tenant=tenant, session_id="s2", user_id="ben"),
-        minute(1, tenant=tenant, session_id="s2", user_id="ben", started_at=december, seconds=7),
-        entry("hold", -3_000_000, entry_kind="hold", tenant=tenant, operation="voice_creation"),
-        entry("post", 1_000_000, entry_kind="post", tenant=tenant, operation="voice_creation"),
-        entry("spend", -2_000_000, entry_kind="spend", tenant=tenant, metadata={"n": [1, None]}),
-        entry("grant", 20_000_000, tenant=tenant, reason="bought"),
-    ]
 
 
 async def write_in(records: Records, order: Sequence[Record], cuts: Sequence[int]) -> None:
@@ -266,91 +248,6 @@ async def test_a_minute_that_is_there_already_burns_nothing_even_of_another_acco
     assert (await records.load_account(TENANT, "ben")).balance_micros == 0
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        "UPDATE credit_ledger SET amount_micros = 0",
-        "DELETE FROM credit_ledger",
-        "TRUNCATE credit_ledger",
-        "INSERT INTO credit_ledger (tenant, account_id, entry_id, entry_kind, amount_micros) "
-        "VALUES ('org:acme', 'ann', 'g1', 'grant', 1) "
-        "ON CONFLICT (tenant, account_id, entry_id) DO UPDATE SET amount_micros = 1",
-    ],
-)
-async def test_the_ledger_is_append_only(
-    records: Records, connection: Connection, change: str
-) -> None:
-    await records.write([entry()])
-    with pytest.raises(asyncpg.RestrictViolationError, match="append-only"):
-        await connection.execute(change)
-    assert (await records.load_account(TENANT, "ann")).balance_micros == 10_000_000
-
-
-async def test_debt_is_written_down_shown_and_paid_off(
-    records: Records, connection: Connection
-) -> None:
-    await records.write([minute(0)])
-    account = await records.load_account(TENANT, "ann")
-    assert (account.balance_micros, account.debt_allowed) == (-1_000_000, True)
-    await records.write([entry("g1", 999_999)])
-    account = await records.load_account(TENANT, "ann")
-    assert (account.balance_micros, account.debt_allowed) == (-1, True)
-    await records.write([entry("g2", 1)])
-    account = await records.load_account(TENANT, "ann")
-    assert (account.balance_micros, account.debt_allowed) == (0, False)
-    with pytest.raises(asyncpg.CheckViolationError):
-        await connection.execute("UPDATE credit_accounts SET balance_micros = -1")
-
-
-async def test_the_balance_is_the_sum_of_the_ledger(
-    records: Records, connection: Connection
-) -> None:
-    for tenant in (TENANT, "org:other"):
-        await records.write(batch_of(tenant))
-    rows = await connection.fetch(
-        "SELECT balance_micros, (SELECT sum(amount_micros) FROM credit_ledger AS entry"
-        " WHERE (entry.tenant, entry.account_id) = (account.tenant, account.account_id)) AS total"
-        " FROM credit_accounts AS account"
-    )
-    assert len(rows) == 4
-    assert all(row["balance_micros"] == row["total"] for row in rows)
-
-
-async def test_an_account_nobody_wrote_to_is_empty(records: Records) -> None:
-    account = await records.load_account(TENANT, "nobody", START)
-    assert (account.balance_micros, account.debt_allowed) == (0, False)
-    assert (account.recent_entry_ids, account.recorded) == ((), ())
-
-
-async def test_an_account_is_loaded_with_the_newest_money_in_and_all_of_the_inbox(
-    records: Records,
-) -> None:
-    await records.post_entry(entry("oldest", 1))
-    await records.write([entry(f"g{number}", 1) for number in range(300)])
-    await records.write([entry("s", -1, entry_kind="spend"), minute(0)])
-    ids = (await records.load_account(TENANT, "ann")).recent_entry_ids
-    assert len(ids) == len(set(ids)) == 257
-    assert ids[-1] == "oldest"
-    assert all(one.startswith("g") for one in ids[:256])
-    await records.inbox_done([(TENANT, "ann", "oldest")])
-    assert len((await records.load_account(TENANT, "ann")).recent_entry_ids) == 256
-
-
-async def test_an_account_is_loaded_with_what_of_running_sessions_is_in_the_balance(
-    records: Records,
-) -> None:
-    await records.write([started(session_id=f"s{number}") for number in range(1, 5)])
-    await records.write([minute(1), minute(0, credits_micros=0, free_ms=60_000)])
-    await records.write([minute(0, session_id="s2"), minute(0, session_id="s4")])
-    await records.write([ended(session_id="s2", ended_at=START), ended(session_id="s4")])
-    account = await records.load_account(TENANT, "ann", START)
-    assert account.recorded == (
-        RecordedSession("s1", 2, 1_000_000, 60_000),
-        RecordedSession("s4", 1, 1_000_000, 0),
-    )
-    assert (await records.load_account(TENANT, "ann")).recorded == ()
-
-
 async def test_a_month_is_loaded_with_what_of_running_sessions_is_in_it(records: Records) -> None:
     await records.write([started(), started(session_id="s2", user_id="ben")])
     await records.write([minute(0), minute(1), minute(0, session_id="s2", user_id="ben")])
@@ -361,31 +258,3 @@ async def test_a_month_is_loaded_with_what_of_running_sessions_is_in_it(records:
 
     assert await recorded(everybody=False) == {"s1": 2}
     assert await recorded(everybody=True) == {"s1": 2, "s2": 1}
-
-
-async def test_the_newest_entries_are_those_that_moved_money_and_are_no_minutes(
-    records: Records,
-) -> None:
-    await records.write([entry("old", 5, at_ms=START), minute(0)])
-    await records.write([entry("new", 7, at_ms=START + 1)])
-    found = await records.entries_since(START, 10)
-    assert [(one.entry_id, one.amount_micros) for one in found] == [("new", 7)]
-    position = (await records.load_account(TENANT, "ann")).position
-    assert position == found[0].position
-
-
-async def test_ledger_and_accounts_are_paged(records: Records) -> None:
-    await records.write([entry(f"g{number}", number) for number in range(5)])
-    await records.write([entry("s", -3, entry_kind="spend", account_id="ben", at_ms=START + 1)])
-    newest = await records.ledger(TENANT, "ann", None, 3)
-    rest = await records.ledger(TENANT, "ann", newest[-1].position, 3)
-    assert {one.entry_id for one in newest + rest} == {f"g{number}" for number in range(5)}
-    positions = [one.position for one in newest + rest]
-    assert positions == sorted(positions, reverse=True)
-    assert await records.ledger("org:other", "ann", None, 3) == ()
-
-    (ann,) = await records.accounts(TENANT, None, 1)
-    assert (ann.account_id, ann.entries, ann.in_micros, ann.spent_micros) == ("ann", 5, 10, 0)
-    (ben,) = await records.accounts(TENANT, "ann", 9)
-    assert (ben.account_id, ben.balance_micros, ben.debt_allowed) == ("ben", -3, True)
-    assert (ben.spent_micros, ben.burnt_micros) == (3, 0)

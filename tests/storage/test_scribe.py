@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 
@@ -10,6 +11,7 @@ from storage import limits as storage_limits
 from storage.postgres.group_commit import Scribe
 from storage.postgres.records import Records, RefusedError, UnavailableError
 from tests.storage.examples import TENANT, entry, minute
+from tests.storage.outboxes import Faulty
 
 
 class Counting(Records):
@@ -130,3 +132,12 @@ async def test_no_more_wait_than_may(counting: Counting, monkeypatch: pytest.Mon
     counting.go.set()
     await asyncio.gather(first, *waiting)
     assert len(await counting.ledger(TENANT, "ann", None, 10)) == 3
+
+
+async def test_one_of_many_who_wait_for_the_record_fails_alone(records: Records) -> None:
+    postgres = Faulty(records, lambda record: getattr(record, "minute", None) == 2)
+    scribe = Scribe(cast(Any, postgres))
+    done = await asyncio.gather(
+        *(scribe.write([minute(number)]) for number in range(5)), return_exceptions=True
+    )
+    assert [isinstance(one, MemoryError) for one in done] == [False, False, True, False, False]

@@ -1,6 +1,6 @@
 -- The whole schema of the record, for reading from top to bottom.
 --
--- Only storage/postgres/migrations/*.sql make databases. tests/storage/test_migrations.py
+-- Only storage/postgres/migrations/*.sql make databases. tests/storage/test_migrate.py
 -- compares the two catalogues, comments in function bodies included, and fails when they differ.
 --
 -- Every primary key begins with the tenant ('org:<org id>', or 'user:<user id>' for a
