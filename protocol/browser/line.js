@@ -4,9 +4,9 @@
 
 import { TaximeterError } from './errors.js';
 
-/** With more unsent bytes than this the line does not drain, and gets no more. */
+/** With more unsent bytes than this, the line is full. */
 const UNSENT_MOST_BYTES = 65_536;
-/** When a page wakes, it probes a line that was silent for longer than this. */
+/** A waking page probes a line that was silent for longer. */
 const PROBE_AFTER_MS = 1_000;
 
 /**
@@ -52,7 +52,7 @@ export class Line {
     };
   }
 
-  /** Sends a message, unless the line is full: then the caller sends it again. */
+  /** Sends a message; if the line is full, the caller repeats it. */
   send(message, unsentMostBytes = UNSENT_MOST_BYTES) {
     const socket = this.#socket;
     if (socket.readyState !== 1 || socket.bufferedAmount > unsentMostBytes) return;
@@ -80,7 +80,7 @@ export class Line {
     });
   }
 
-  /** Sends a ping after the page slept; an answer is due within `pingMs`. */
+  /** Sends a ping after a sleep; the answer is due within `pingMs`. */
   probe() {
     if (this.#platform.now() - this.#heardAt < PROBE_AFTER_MS) return;
     this.send({ type: 'ping' });

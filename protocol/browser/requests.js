@@ -27,7 +27,7 @@ export class Requests {
     this.#timeoutMs = timeoutMs;
   }
 
-  /** Adds a request. It rejects on a time-out, and if it is too large. */
+  /** Adds a request; it rejects on a time-out, or if too large. */
   add(body, session, resend) {
     const id = ++this.#lastId;
     const message = { ...body, id };

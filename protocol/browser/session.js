@@ -1,10 +1,10 @@
 /**
- * A session in the browser: its events, and its figures between two ticks.
+ * A session in the browser: events, and figures between two ticks.
  */
 
-/** After a reconnect, a clock ahead by less than this waits instead of stepping back. */
+/** After a reconnect, a clock ahead by less than this waits. */
 const HOLD_MS = 1_500;
-/** The longest time in which shown credits glide to those of a tick. */
+/** The longest glide of shown credits to those of a tick. */
 const GLIDE_MS = 1_000;
 
 /** Dispatches an event with this `detail`. */
@@ -82,7 +82,7 @@ export class Session extends EventTarget {
     return reading;
   }
 
-  /** Pauses the session, and the shown clock at once; resolves with the snapshot. */
+  /** Pauses; the shown clock stops at once. Resolves with the snapshot. */
   pause() {
     return this.#requestStill('pause');
   }
@@ -103,7 +103,7 @@ export class Session extends EventTarget {
     return this.#requestStill('stop');
   }
 
-  /** Holds the clock until the answer, so that no shown time is taken back. */
+  /** Holds the clock until the answer, to take back no time. */
   async #requestStill(type) {
     this.#settle({});
     this.#holds += 1;
@@ -114,7 +114,7 @@ export class Session extends EventTarget {
     }
   }
 
-  /** Leaves. The session goes on for other sockets, else its reconnect grace runs. */
+  /** Leaves; without other sockets the session's reconnect grace runs. */
   leave() {
     this.#link.leave(this);
   }
@@ -198,7 +198,7 @@ export class Session extends EventTarget {
     return true;
   }
 
-  /** Notes a notice; returns whether it is new. Numbers of a session only rise. */
+  /** Notes a notice; returns whether it is new: numbers only rise. */
   #deliver(notice) {
     if (notice.seq <= (this.#delivered ?? -1)) return false;
     this.#delivered = notice.seq;
@@ -220,7 +220,7 @@ export class Session extends EventTarget {
     if (elapsed_ms !== undefined) this.#base.elapsed_ms = this.#told = elapsed_ms;
   }
 
-  /** The counted time since the last figures; 0 while the clock stands still. */
+  /** Counted time since the last figures; 0 while the clock stands. */
   #run() {
     const { state, at, elapsed_ms, remaining_ms, speed } = this.#base;
     if (state !== 'active') return 0;

@@ -32,7 +32,7 @@ export type ConnectionState =
   | 'offline'
   | 'closed';
 
-/** The codes of the protocol, and the client's own ones, from `timeout` on. */
+/** The protocol's codes, and (from `timeout` on) the client's own. */
 export type ErrorCode =
   | 'bad_message'
   | 'unauthenticated'
@@ -146,7 +146,7 @@ export interface Minute {
   session_id: string;
   /** Counted from 0. */
   minute: number;
-  /** 1 to 60; only the last minute of a session may be short. */
+  /** 1 to 60; only a session's last minute may be short. */
   seconds: number;
   credits: Credits;
 }
@@ -191,7 +191,7 @@ export interface Credit {
   entry_id: string;
 }
 
-/** A message with a `seq`, which the server keeps and the client delivers once. */
+/** A message with a `seq`: kept by the server, delivered once. */
 export type Notice = FreeTime | LimitWarning | LimitCleared | LimitReached | Stopped;
 
 export interface ConnectionChange {
@@ -209,7 +209,7 @@ export interface ConnectionChange {
   error: TaximeterError | null;
 }
 
-/** The figures at one instant: an estimate for the screen, never a bill. */
+/** Figures at one instant: an estimate to show, never a bill. */
 export interface Reading {
   state: State;
   elapsed_ms: number;
@@ -244,7 +244,7 @@ export declare class TaximeterError extends Error {
   readonly code: ErrorCode;
   /** Whether the same request may succeed later. */
   readonly retryable: boolean;
-  /** With `rate_limited`: after how long it may succeed, where the server says so. */
+  /** With `rate_limited`: the delay after which it may succeed, if known. */
   readonly retryAfterMs: number | null;
   /** With `limit_reached`: the limit. */
   readonly limit: Limit | null;
@@ -326,7 +326,7 @@ export interface Platform {
 }
 
 export interface TaximeterOptions {
-  /** Default: `/v1/ws` of this page's origin. http and https become ws and wss. */
+  /** Default: `/v1/ws` of this origin. http(s) becomes ws(s). */
   url?: string | URL;
   /**
    * The token, or a function that gets a new token.
@@ -344,7 +344,7 @@ export interface TaximeterOptions {
    * time, as soon as the server accepts it.
    */
   requestTimeoutMs?: number;
-  /** Bound of the first wait before a reconnect; it doubles each time. Default: 500. */
+  /** Bound of the first reconnect's wait; it doubles. Default: 500. */
   backoffFirstMs?: number;
   /** Bound of every wait before a reconnect. Default: 10,000. */
   backoffMostMs?: number;
@@ -372,7 +372,7 @@ export interface WatchOptions {
   user?: string;
 }
 
-/** A connection to a Taximeter server, with one `Session` for each session id. */
+/** A connection to a server, with one `Session` for each id. */
 export declare class Taximeter extends EventTarget {
   constructor(options: TaximeterOptions);
   readonly state: ConnectionState;
@@ -397,5 +397,5 @@ export declare class Taximeter extends EventTarget {
   ): void;
 }
 
-/** Whether a client reconnects after this close code: all but 4500 to 4999. */
+/** Whether a client reconnects after a close code: not after 4500–4999. */
 export declare function comesBackAfter(code: number): boolean;

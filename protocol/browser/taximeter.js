@@ -88,7 +88,7 @@ export class Taximeter extends EventTarget {
     this.#url.protocol = this.#url.protocol.replace('http', 'ws');
     /** `idle`, `connecting`, `live`, `reconnecting`, `offline` (given up) or `closed`. */
     this.state = 'idle';
-    /** The last `welcome`: the user, and the credits then; null before the first. */
+    /** The last `welcome`, with user and credits; null before the first. */
     this.welcome = null;
     const { signal } = this.#listening;
     const wake = (event) => this.#wake(event.type);
@@ -192,7 +192,7 @@ export class Taximeter extends EventTarget {
     }
   }
 
-  /** Makes a request; returns the promise of its answer. Waits until the line is live. */
+  /** Makes a request, once the line is live; promises its answer. */
   #ask(message, session, { resend = true } = {}) {
     const entry = this.#requests.add(message, session, resend);
     if (['offline', 'closed'].includes(this.state)) {
@@ -201,7 +201,7 @@ export class Taximeter extends EventTarget {
     return entry.promise;
   }
 
-  /** Sends a request. If the line is full, the request times out or is sent again. */
+  /** Sends a request; on a full line it times out or is resent. */
   #transmit(entry) {
     if (this.#requests.has(entry)) this.#line?.send(entry.message);
   }
@@ -302,7 +302,7 @@ export class Taximeter extends EventTarget {
     }
   }
 
-  /** Leaves a draining process at a random instant, so that clients spread out. */
+  /** Leaves a draining process at a random instant, to spread clients. */
   #drain(afterMs) {
     this.#timers.arm('drain', this.#platform.random() * afterMs, () => {
       this.#letGo();
@@ -374,13 +374,13 @@ export class Taximeter extends EventTarget {
     if (isNow) this.#hurry();
   }
 
-  /** Full jitter: a random delay below a bound that doubles up to `backoffMostMs`. */
+  /** A random delay below a bound that doubles up to `backoffMostMs`. */
   #backoffMs(attempt) {
     const { backoffFirstMs, backoffMostMs } = this.#options;
     return this.#platform.random() * Math.min(backoffMostMs, backoffFirstMs * 2 ** attempt);
   }
 
-  /** Ends a backoff early when the page, its network or its machine is back. */
+  /** Ends a backoff when the page, network or machine is back. */
   #wake(cause) {
     this.#timers.check();
     if (isHidden() && cause !== 'online') return;

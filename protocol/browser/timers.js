@@ -5,7 +5,7 @@
  * minute. Call `check()` whenever the page is awake.
  */
 
-/** The longest delay of a browser's timer; with a longer one it fires at once. */
+/** The longest delay of a browser's timer; longer ones fire at once. */
 const DELAY_MOST_MS = 2 ** 31 - 1;
 
 export class Timers {
@@ -16,7 +16,7 @@ export class Timers {
     this.#platform = platform;
   }
 
-  /** Calls back once, after `delayMs`, instead of an earlier callback of this name. */
+  /** Calls back once, after `delayMs`; replaces this name's earlier callback. */
   arm(name, delayMs, callback) {
     this.disarm(name);
     const entry = { dueAt: this.#platform.now() + delayMs, callback };
@@ -41,7 +41,7 @@ export class Timers {
     return this.#armed.has(name);
   }
 
-  /** Makes every callback that is due, also if the browser's timer is late. */
+  /** Makes every callback that is due, even if timers are late. */
   check() {
     for (const [name, entry] of [...this.#armed]) {
       // An earlier callback may have disarmed or rearmed this name.

@@ -4,12 +4,12 @@
 
 import { TaximeterError } from './errors.js';
 
-/** More than a minute: timers of a hidden page run once a minute. */
+/** Above a minute, because hidden pages run timers once a minute. */
 const LEAD_LEAST_MS = 75_000;
 const LEAD_MOST_MS = 120_000;
 
 /**
- * The delay from now until a token that lives for `lifeMs` is renewed.
+ * The delay until a token that lives for `lifeMs` is renewed.
  *
  * The renewal is due when a fifth of that life is left, bounded by 75 s and two minutes. If
  * that is more than half of the life, it is due at half of the life.

@@ -133,7 +133,7 @@ meter.addEventListener('connection', ({ detail }) => {
   draw();
 });
 
-/** Whether another token would help: this one was refused, or there is none. */
+/** Whether another token would help: none, or a refused one. */
 function asksForToken({ code, retryable }) {
   const isBare = meter.welcome === null && ['forbidden', 'unavailable'].includes(code);
   return !retryable && (code === 'unauthenticated' || isBare);
@@ -249,7 +249,7 @@ function showSnapshot(snapshot) {
   }
 }
 
-/** Shows the error of a session: in the form if it could not start, else in a toast. */
+/** Shows a session's error, in the form or in a toast. */
 function failed(error) {
   if (error.code === 'session_ended') fetchReceipt();
   else if (document.body.dataset.view === 'start') {
@@ -276,7 +276,7 @@ function showMinute(row) {
   drawMinutes(saved.minutes, minute);
 }
 
-/** Reads the minutes that this tab has missed because it opened late or was away. */
+/** Reads the minutes that this tab has missed. */
 async function completeMinutes(count) {
   const { sessionId, minutes } = saved;
   if (hasMinutes(minutes, count)) return;

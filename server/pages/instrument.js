@@ -6,7 +6,7 @@ import { CONNECTIONS, LIMITS, byId, calm } from './words.js';
 import { clockFace, countdown, nameOfKind, put, timeOfDay } from './words.js';
 
 const MINUTE_MS = 60_000;
-/** The shown time of the limit stays when it would move by less than this. */
+/** The shown time of a limit ignores smaller moves than this. */
 const FLICKER_MS = 1_500;
 
 let bindsAt = 0;
@@ -30,7 +30,7 @@ export function rest() {
   put(byId('dial-note'), '');
 }
 
-/** The colour, the word on the flag, and the note under the time. */
+/** The colour, the flag's word, and the note under the time. */
 function phaseOf(reading, connection) {
   if (connection !== 'live') return ['still', CONNECTIONS[connection], 'As last known'];
   if (reading.state === 'paused') return ['still', 'Paused', 'Nothing is counted'];
@@ -44,7 +44,7 @@ function phaseOf(reading, connection) {
   return reading.paid ? ['paid', 'Using paid credits', minute] : ['plain', 'Counting', minute];
 }
 
-/** Draws the balance in every place, with digits below a hundredth in small. */
+/** Draws the balance everywhere, digits below a hundredth in small. */
 export function drawBalance(credits) {
   if (credits === null) return;
   const figures = credits.toFixed(4);
@@ -54,7 +54,7 @@ export function drawBalance(credits) {
   }
 }
 
-/** Draws the limit that binds first, and the time of day at which it binds. */
+/** Draws the limit that binds first, and the time of day. */
 function drawLimit({ limit, remaining_ms, speed, state }, connection) {
   const isKnown = limit !== null && remaining_ms !== null;
   const isOver = state === 'stopping' && limit !== null;
@@ -72,7 +72,7 @@ function drawLimit({ limit, remaining_ms, speed, state }, connection) {
   return put(byId('limit-when'), when);
 }
 
-/** Draws the whole face from a reading and the state of the connection. */
+/** Draws the face from a reading and the connection's state. */
 export function drawInstrument(reading, connection) {
   const [phase, name, note] = phaseOf(reading, connection);
   byId('instrument').dataset.phase = phase;

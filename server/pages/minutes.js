@@ -14,13 +14,13 @@ export function mergeMinutes(rows, more) {
   return [...byMinute.values()].sort((a, b) => b.minute - a.minute).slice(0, ROWS_MOST);
 }
 
-/** Whether the rows contain the newest of `count` minutes, up to the list's length. */
+/** Whether rows contain the newest of `count` minutes that the list shows. */
 export function hasMinutes(rows, count) {
   const known = rows.filter(({ minute }) => minute < count);
   return known.length >= Math.min(count, ROWS_MOST);
 }
 
-/** Reads the minutes on the record; none if the server does not answer. */
+/** Reads the recorded minutes; none if the server does not answer. */
 export async function fetchMinutes(sessionId, token) {
   const headers = { Authorization: `Bearer ${token}` };
   const path = `/v1/sessions/${encodeURIComponent(sessionId)}/minutes`;

@@ -31,7 +31,7 @@ const line = (name, value, style) => [
 const spent = ({ from_at, to_at }) => clockFace(to_at - from_at);
 const span = ({ from_at, to_at }) => `${timeOfDay(from_at)} – ${timeOfDay(to_at)}`;
 
-/** The lines of one stretch: its time, and its name unless it was simply counted. */
+/** The lines of one stretch: its time, and its name if any. */
 const stretch = (one) => [
   ...line(span(one), spent(one), one.name && 'quiet'),
   ...(one.name ? line(`  ${one.name}`, '', 'quiet') : []),
