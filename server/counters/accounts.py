@@ -145,6 +145,11 @@ class Accounts:
         ):
             self._read_later(account)
 
+    def doubt(self, account: Account) -> None:
+        """Reads an account anew some time soon: what was told of it may be lost in Redis, and what
+        it is told next may have a version that it has seen already."""
+        self._read_later(account)
+
     @property
     def busy(self) -> bool:
         """Whether an account is being read anew."""

@@ -20,7 +20,7 @@ All of that may be repeated; what fails is, after a while that doubles. Meanwhil
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 import structlog
@@ -43,7 +43,7 @@ from server.sessions.unflushed import Kept, Unflushed
 from storage import limits as storage_limits
 from storage.postgres.records import Records, RefusedError, UnavailableError
 from storage.redis.live import LiveError
-from storage.redis.recovery import Restoring
+from storage.redis.recovery import Restoring, is_of_older_copy
 from storage.tasks import end
 
 log = structlog.get_logger()
@@ -120,7 +120,8 @@ class Recovery:
         """Looks whether anything was lost; with every beat. Raises ``LiveError``."""
         now_ms = self.clock.now()
         seen = await self.restoring.look(self._partitions() | {WATCHED_PARTITION})
-        if self._is_another(seen.histories):
+        is_another, behind = self._is_another(seen.histories), set[int]()
+        if is_another:
             log.warning("redis_began_anew")
             self._lose(self._partitions() | {WATCHED_PARTITION})
             self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
@@ -128,6 +129,7 @@ class Recovery:
         for partition, (watermark, epoch) in seen.partitions.items():
             if epoch is None or self._epochs.get(partition, epoch) != epoch:
                 self._lose({partition})
+                behind |= {partition} if is_of_older_copy(epoch) else set()
                 self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
             elif partition not in self._epochs:
                 # It was not served here a moment ago, and may have been lost since: what is
@@ -148,8 +150,17 @@ class Recovery:
                 del self._again_at[partition]
                 self._lost.add(partition)
                 self._suspect_record()
+        self.hub.turns.run(self, self._doubt(None if is_another else behind))
         self._work()
         await self.restoring.over(ended)
+
+    def _doubt(self, behind: set[int] | None) -> Iterator[None]:
+        """Has the accounts of partitions that lack their last writes read anew; None: all."""
+        for account in self.hub.accounts:
+            partition = self.hub.live.keys.partition(account.projection.tenant)
+            if behind is None or partition in behind:
+                self.hub.accounts.doubt(account)
+                yield
 
     def _is_another(self, histories: Mapping[object, bytes | None]) -> bool:
         """Whether a Redis goes on with a history that was not seen before. One that said
@@ -401,7 +412,7 @@ class Recovery:
 
     async def _assert(self, assertion: Assertion, free_day: tuple[int, int] | None) -> bool:
         """Asserts a session. True: Redis has it otherwise than it is known here, for another
-        process has made a step of an older copy."""
+        process has made a step that was not heard of, or one of an older copy."""
         identity, is_forked = assertion.session.identity, False
         for _ in range(server_limits.LOADS_PER_STEP_MAX):
             status, cold = await self.restoring.put_back(assertion)

@@ -29,6 +29,11 @@ from storage.rows.months import LimitChange
 _ENCODER = msgspec.json.Encoder()
 
 
+def is_of_older_copy(epoch: bytes | None) -> bool:
+    """Whether an epoch began where only the last writes were lost."""
+    return epoch is not None and epoch.startswith(b"behind:")
+
+
 class Seen(NamedTuple):
     """What a look at Redis shows."""
 
@@ -150,9 +155,9 @@ class Restoring:
         return not await self.live.is_warm(self.keys.unsettled(partition))
 
     async def put_back(self, assertion: Assertion) -> tuple[str, tuple[str, ...]]:
-        """Asserts a session. Answers ``ok``, ``known``, ``other`` where another step of the same
-        version counts, ``cold`` with what must be loaded before it is asked again, or ``forked``
-        with the version that it has to come after. Raises ``LiveError`` without an answer."""
+        """Asserts a session. Answers ``ok``, ``known``, ``other`` where another step counts,
+        ``cold`` with what must be loaded before it is asked again, or ``forked`` with the version
+        that it has to come after. Raises ``LiveError`` without an answer."""
         keys, identity = self.keys, assertion.session.identity
         tenant, session_id = identity.tenant, identity.session_id
         partition = keys.partition(tenant)

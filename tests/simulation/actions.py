@@ -13,6 +13,7 @@ from typing import Any
 from protocol.metering.states import Event
 from tests.simulation.clients import Client
 from tests.simulation.desk import Deed, Desk
+from tests.simulation.expectations import Expectations
 from tests.simulation.people import ALLOTMENTS, KINDS
 from tests.simulation.processes import Host, Server
 from tests.simulation.redis_lines import Mishap
@@ -42,7 +43,7 @@ class Action:
         return cls(name, parameters)
 
 
-class Stage:
+class Stage(Expectations):
     """Performs actions on a world."""
 
     def __init__(self, world: World, desk: Desk) -> None:
@@ -99,11 +100,20 @@ class Stage:
             await self.world.join(found, person, kind, session, backend=prepares, turns=turns)
 
     async def do_prepare(
-        self, node: str, user: str, kind: str, session: str, confirmed: bool = True
+        self,
+        node: str,
+        user: str,
+        kind: str,
+        session: str,
+        confirmed: bool = True,
+        waits: bool = True,
     ) -> None:
-        """A backend prepares a session; whether that must be confirmed."""
+        """A backend prepares a session; whether that must be confirmed, if that is waited for."""
         found, person = self.node(node), self.world.people[user]
-        if found is not None:
+        if found is not None and not waits:
+            self.world.prepare_soon(person, KINDS[kind], session, found)
+            await self.cluster.settle()
+        elif found is not None:
             made = await self.world.prepare(person, KINDS[kind], session, found)
             assert made == confirmed, (session, kind, made)
 
@@ -239,15 +249,6 @@ class Stage:
         """What a deed was answered."""
         assert self.desk.deeds[entry].state == state, (entry, self.desk.deeds[entry])
 
-    async def do_taken(self, session: str, minutes: int) -> None:
-        """So many minutes that its client has counted were taken."""
-        assert len(self.reports.taken[session]) == minutes, (session, self.reports.taken)
-
-    async def do_phase(self, user: str, session: str, phase: str) -> None:
-        """What a session does, as Redis has it."""
-        found = look(self.cluster.redis).sessions[f"{self.world.people[user].tenant}/{session}"]
-        assert found["standing"]["phase"] == phase, (session, found["standing"])
-
     async def do_report_of(self, session: str, minute_at: int) -> None:
         """A minute is reported of a session that sockets meter: it is not taken."""
         answer = await self.reports.offer(self.world.nodes[0], session, minute_at)
@@ -299,6 +300,15 @@ class Stage:
             cluster.loop.call_later(ms / 1000, cluster.find_redis)
             await cluster.settle()
 
+    async def do_cut_off(self, name: str, ms: int) -> None:
+        """One process cannot reach Redis for a while, and hears nothing of it."""
+        found, cluster = self.host(name), self.cluster
+        if found is not None and not cluster.redis_is_away:
+            self.world.disturb(found)
+            self.world.was_away = True
+            cluster.cut_off(found, ms)
+            await cluster.settle()
+
     async def do_slow_redis(self, delays: list[int], ms: int) -> None:
         """Answers of Redis take so long to every process of now, for a while."""
         cluster = self.cluster
@@ -335,13 +345,14 @@ class Stage:
     async def do_lag(self) -> None:
         self.snapshot = self.cluster.redis.snapshot()
 
-    async def do_failover(self, unnoticed: bool = False) -> None:
-        """``unnoticed``: no line breaks, as behind a proxy."""
+    async def do_failover(self, unnoticed: bool = False, unsaid: bool = False) -> None:
+        """``unnoticed``: no line breaks, as behind a proxy. ``unsaid``: nor does Redis say that it
+        is another one, as one does that may not be asked for its history."""
         if self.snapshot is not None:
             self._lose()
             if not unnoticed:
                 self.cluster.drop_lines()
-            self.cluster.redis.restore(self.snapshot)
+            self.cluster.redis.restore(self.snapshot, is_said=not unsaid)
             self.snapshot = None
             self.world.forgotten.lost(self.world.clients)
 

@@ -24,8 +24,9 @@ Carry = Callable[[Sequence[Command]], list[Any]]
 
 
 class Mishap(NamedTuple):
-    """What happens to a message: ``lost``, ``unanswered``, ``late``, ``slow``, ``twice``;
-    or its sender dies, ``died`` before it was sent or ``died_after`` it was done."""
+    """What happens to a message: ``lost``, ``unanswered``, ``late``, ``slow``, ``twice``, ``held``
+    on its way and answered all the same; or its sender dies, ``died`` before it was sent or
+    ``died_after`` it was done."""
 
     kind: str
     ms: int = 0
@@ -86,6 +87,9 @@ class Line:
                     return await self._give_up()
                 await asyncio.sleep(mishap.ms / 1000)
                 return answers
+            case "held":
+                await asyncio.sleep(mishap.ms / 1000)
+                return self._carry(commands)
             case "twice":
                 answers = self._carry(commands)
                 self._carry(commands)

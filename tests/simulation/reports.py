@@ -29,6 +29,10 @@ class Reports:
         """By session: the numbers of the minutes that were taken, by their beginnings."""
         self.unknown: set[tuple[str, int]] = set()
         """Minutes of which nobody knows whether they were taken: session and beginning."""
+        self.refused: dict[tuple[str, int], str] = {}
+        """The codes with which minutes were refused at last."""
+        self.waited_ms = 0
+        """How long the last report waited for its answer."""
 
     def next_minute(self, session: str) -> int:
         """The beginning of the minute that its client reports next."""
@@ -43,9 +47,11 @@ class Reports:
             diary = self.world.diaries[session] = Diary(person, KINDS[KIND], session)
         # Its time does not run between requests.
         diary.disturbed = True
+        asked_at = self.world.now
         answer = await self.world.cluster.finished(
             node.act(self._take(node, person, session, minute_at))
         )
+        self.waited_ms = self.world.now - asked_at
         minutes = self.taken.setdefault(session, {})
         if isinstance(answer, Taken) and answer.minute is not None:
             known = minutes.setdefault(minute_at, answer.minute)
@@ -57,6 +63,7 @@ class Reports:
         elif isinstance(answer, ProtocolError):
             # A minute that was taken is never refused, and a refusal takes none.
             assert minute_at not in minutes or self.world.losses, (session, minute_at, answer)
+            self.refused[session, minute_at] = answer.code
         diary.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
 
     async def offer(self, node: Server, session: str, minute_at: int) -> Any:

@@ -250,6 +250,18 @@ class Cluster:
             host.line.is_away = False
         self.stir()
 
+    def cut_off(self, host: Host, ms: int) -> None:
+        """Redis cannot be reached from one process for a while."""
+        self.stir()
+        host.line.cut()
+
+        def find() -> None:
+            if host.is_alive:
+                host.line.is_away = self.redis_is_away
+                self.stir()
+
+        self.loop.call_later(ms / 1000, find)
+
     def slow_redis(self, delays: list[int]) -> None:
         """Answers of Redis take so long, in ms; at once with none."""
         self.stir()

@@ -190,10 +190,11 @@ class VirtualRedisServer:
         keys = sorted(self.wire.ask("KEYS", "*"))
         return list(zip(keys, self.wire.ask_all([("DUMP", key) for key in keys]), strict=True))
 
-    def restore(self, snapshot: list[tuple[bytes, bytes]]) -> None:
-        """A replica takes over, with what it has; it goes on with a history of its own."""
+    def restore(self, snapshot: list[tuple[bytes, bytes]], *, is_said: bool = True) -> None:
+        """A replica takes over, with what it has; it goes on with a history of its own, if that
+        is said."""
         self.empty()
-        for where in (("127.0.0.1", 1), ("NO", "ONE")):
+        for where in (("127.0.0.1", 1), ("NO", "ONE")) if is_said else ():
             self.wire.ask("REPLICAOF", *where)
         for answer in self.wire.ask_all([("RESTORE", key, 0, dump) for key, dump in snapshot]):
             assert answer == b"OK", answer

@@ -330,6 +330,12 @@ class World:
             self.prepared[f"{person.tenant}/{session_id}"] = before
         return is_confirmed
 
+    def prepare_soon(self, person: Person, terms: Terms, session_id: str, backend: Server) -> None:
+        """The same, while other things happen."""
+        self._preparing.add(session_id)
+        preparing = self._prepare(person, terms, session_id, backend, 0)
+        self._pending.append(backend.act(preparing))
+
     async def _prepare(
         self, person: Person, terms: Terms, session_id: str, backend: Server, turns: int
     ) -> None:

@@ -18,12 +18,13 @@
 --
 -- Answers {status, detail}, with the status
 --   ok      Redis has the session now
---   known   Redis has it, as it is or newer
---   other   Redis has another step of the same version, which counts: somebody went on with an
---           older copy before this was told
---   forked  the same, and what is asserted counts: it has ended, its client has paused it, or
---           more of it is settled. Detail is the version that it has to come after, for everybody
---           to learn of it. An end is final, and its receipt is out, whatever was made since
+--   known   Redis has it as it is
+--   other   Redis has another step, which counts: a newer one, or one of the same version that
+--           somebody made of an older copy before this was told
+--   forked  Redis has another step, and what is asserted counts: it has ended; or it is of the same
+--           version, and its client has paused it, or more of it is settled. Detail is the version
+--           that it has to come after, for everybody to learn of it. An end is final, and its
+--           receipt is out, whatever was made since
 --   cold    account, member, org or free must be loaded first; detail names which
 
 local asserted = cjson.decode(ARGV[1])
@@ -52,14 +53,13 @@ local version = tonumber(found[1] or '-1')
 if version >= asserted.version then
   local standing = cjson.decode(found[2])
   local is_over = standing.phase == 'ended'
-  local is_other = version == asserted.version and (found[4] or '') ~= asserted.mark
   -- What a record alone is left of (server/recovery/lost_sessions.py) has no version, and no last word.
   if asserted.version > 0 and not is_over
-    and (asserted.ended or is_other and prevails(standing)) then
+    and (asserted.ended or version == asserted.version and prevails(standing)) then
     return {'forked', whole(version)}
   end
   if version == asserted.version and not is_over then present() end
-  return {is_other and 'other' or 'known', ''}
+  return {(found[4] or '') == asserted.mark and 'known' or 'other', ''}
 end
 
 -- A partition that was not found empty has lost its last writes only: all processes look.
@@ -82,12 +82,7 @@ local older = found[1] and cjson.decode(found[2])
 local grant = found[1] and cjson.decode(found[3]) or {held_micros = 0, held_minutes = {}}
 local was_live = older and older.phase ~= 'ended'
 local was_active = older and older.phase == 'active'
-local included = function(index)
-  local key = KEYS[10 + index]
-  local value = number(key, id)
-  call('HDEL', key, id)
-  return value
-end
+local included = function(index) return number(KEYS[10 + index], id) end
 
 -- The account.
 local charged = included(4)
@@ -173,7 +168,6 @@ else
 end
 
 -- Tell: the account is another one than its projections say.
-call('HINCRBY', KEYS[4], 'version', 1)
 local message = {reload = true}
 -- Others may have read the copy that was here, and made their steps of it.
 if older then message.again, message.node = id, asserted.node end

@@ -104,8 +104,6 @@ for index = 1, 2 do
   end
 end
 if step.identity then
-  call('HDEL', KEYS[13], step.session_id)
-  call('HDEL', KEYS[14], step.session_id)
   for index = 4, 6 do
     call('HINCRBY', KEYS[index], 'live', 1)
     call('PERSIST', KEYS[index])

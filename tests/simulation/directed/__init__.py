@@ -5,11 +5,16 @@ the auditor; where only a person can say what was to be expected, the world says
 ``answered``). ``scripts/mutate`` runs them before any others.
 """
 
+from tests.simulation.directed.forks import FORKS
 from tests.simulation.directed.losses import LOSSES
 from tests.simulation.directed.money import MONEY
 from tests.simulation.directed.months import MONTHS, REPORTED
+from tests.simulation.directed.reported import REPORTED_MORE
+from tests.simulation.directed.returns import RETURNS
 from tests.simulation.directed.sessions import SESSIONS
 from tests.simulation.directed.steps import Directed
 
-DIRECTED: dict[str, Directed] = {**MONTHS, **REPORTED, **MONEY, **SESSIONS, **LOSSES}
+DIRECTED: dict[str, Directed] = {
+    **MONTHS, **REPORTED, **REPORTED_MORE, **MONEY, **SESSIONS, **LOSSES, **FORKS, **RETURNS,
+}  # fmt: skip
 """By their names."""

@@ -1,0 +1,72 @@
+"""Directed worlds in which a session goes on twice: its last steps are lost, and others are made of
+an older copy before whoever made them has put them back."""
+
+from tests.simulation.actions import Action
+from tests.simulation.directed.steps import (
+    LAG,
+    OTHER,
+    RICH,
+    SERVE,
+    UNNOTICED,
+    Directed,
+    ask,
+    join,
+    told,
+)
+from tests.simulation.people import CREDIT
+from tests.simulation.traces import NODE, act, pay, start, wait
+
+PUT_BACK = wait(40)
+UNSAID = act("failover", unnoticed=True, unsaid=True)
+SPEND = act("deed", node=OTHER, kind="spend", user="cat9", entry="e1", micros=2 * CREDIT)
+"""What the session holds is in its way: whoever serves it settles, and holds less."""
+
+
+def counted(least_s: float, most_s: float, user: str = "cat9", session: str = "s1") -> Action:
+    """So much time is counted."""
+    least_ms, most_ms = int(1000 * least_s), int(1000 * most_s)
+    return act("counted", user=user, session=session, least_ms=least_ms, most_ms=most_ms)
+
+
+def phase(name: str, user: str = "cat9", session: str = "s1") -> Action:
+    """What a session does."""
+    return act("phase", user=user, session=session, phase=name)
+
+
+def _fork(
+    lost: tuple[Action, ...], made: tuple[Action, ...], *expected: Action, at: float, apart: float
+) -> Directed:
+    """``lost`` is done on one process, and then lost; ``made`` so many seconds later on another
+    one, of the older copy, before the first one finds that out."""
+    return Directed((
+        SERVE, pay("cat9", 3 * CREDIT), start("s1"), wait(at), LAG, *lost, wait(apart),
+        UNNOTICED, join("c2", "s1"), wait(0.1), *made, PUT_BACK, *expected, ask("s1", "stop"),
+        ask("s1", "stop", "c2"), wait(5),
+    ))  # fmt: skip
+
+
+PAUSE, PAUSE_2 = ask("s1", "pause"), ask("s1", "pause", "c2")
+FORKS = {
+    "two pauses, and the later one counts": _fork(
+        (PAUSE,), (PAUSE_2,), phase("paused"), counted(22.9, 23.5), at=20, apart=3),
+    "a pause counts, and not that time went on": _fork(
+        (PAUSE,), (SPEND,), phase("paused"), counted(20, 20), at=20, apart=3),
+    "a minute that is over counts, and not a pause before it": _fork(
+        (PAUSE,), (wait(0.6),), phase("active"), at=56.5, apart=3),
+    "an end is made of an older copy": _fork(
+        (PAUSE, ask("s1", "resume"), wait(1), PAUSE), (ask("s1", "stop", "c2"),),
+        phase("ended"), at=20, apart=2),
+    "an end is made of an older copy of what runs": _fork(
+        (PAUSE, ask("s1", "resume"), wait(1)), (ask("s1", "stop", "c2"),),
+        phase("ended"), at=20, apart=2),
+    "a resumption was not heard of": Directed((
+        SERVE, RICH, start("s1"), join("c2", "s1"), wait(20), PAUSE, wait(5),
+        act("cut_off", name=NODE, ms=1_500), ask("s1", "resume", "c2"), wait(3), phase("active"),
+        told("c-s1", "session", state="active"), wait(20), phase("active"), counted(40, 45),
+    )),
+    "who watches an older copy is told": Directed((
+        SERVE, RICH, start("s1"), wait(20), LAG, PAUSE, wait(3), UNNOTICED, join("c2", "s1"),
+        wait(0.1), told("c2", "session", state="active"), wait(3),
+        told("c2", "session", state="paused"), PUT_BACK, phase("paused"),
+    )),
+}  # fmt: skip
