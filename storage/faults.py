@@ -16,6 +16,7 @@ import structlog
 from protocol.metering.records import Record
 from storage import limits as storage_limits
 from storage.postgres.records import RefusedError, UnavailableError
+from storage.postgres.refusals import refusal_of
 from storage.redis.outbox import Entry
 
 log = structlog.get_logger()
@@ -127,6 +128,8 @@ class EntryWriter:
     def __init__(self, records: Writes, faults: Faults) -> None:
         self._records = records
         self._faults = faults
+        self._is_sifted = True
+        """What shows by itself that Postgres refuses it has been taken out of these entries."""
         self._is_logged = False
         """Hundreds of entries meet the same error: one is enough in the log."""
 
@@ -134,6 +137,7 @@ class EntryWriter:
         """As ``Flusher.write``."""
         self._faults.begin()
         self._is_logged = len(self._faults) > 0
+        self._is_sifted = False
         await self._write(entries)
         faulty = [entry for entry in entries if entry.fault]
         for entry in self._faults.to_blame(faulty) if faulty else ():
@@ -152,12 +156,29 @@ class EntryWriter:
         except TRANSIENT:
             raise
         except Exception:
-            if len(entries) > 1:
+            if not self._is_sifted and self._sift(entries):
+                await self._write(entries)
+            elif len(entries) > 1:
                 middle = len(entries) // 2
                 await self._write(entries[:middle])
                 await self._write(entries[middle:])
             else:
                 await self._write_each(entries[0])
+
+    def _sift(self, entries: Sequence[Entry]) -> bool:
+        """Takes out all records that Postgres refuses for what they are; whether there were any.
+
+        However many those are, the others are written together in the next transaction.
+        """
+        self._is_sifted, found = True, False
+        for entry in entries:
+            refusals = [refusal_of(record) for record in entry.records]
+            if any(refusals):
+                entry.refusal = next(filter(None, refusals))
+                pairs = zip(entry.records, refusals, strict=True)
+                entry.records = [record for record, refusal in pairs if not refusal]
+                found = True
+        return found
 
     async def _write_each(self, entry: Entry) -> None:
         """Writes what can be written of it, and marks it with what is in the way of the rest."""

@@ -260,7 +260,7 @@ async def test_a_record_that_postgres_refuses_stops_nothing_and_is_kept(
 ) -> None:
     for number in range(4):
         await append(redis, minute(number))
-    poison = minute(4, seconds=61, user_id="ben", session_id="s2")
+    poison = minute(4, month="2026-11-02", user_id="ben", session_id="s2")
     entry_id = await append(redis, minute(5), poison, minute(6))
     last = await append(redis, minute(7))
     flusher = make_flusher()
@@ -270,7 +270,7 @@ async def test_a_record_that_postgres_refuses_stops_nothing_and_is_kept(
     assert await minutes_written(connection) == [0, 1, 2, 3, 5, 6, 7]
     (kept,) = await rejected(redis)
     assert kept["entry"] == entry_id.encode()
-    assert b"usage_tracking_seconds_check" in kept["error"]
+    assert b"usage_tracking_month_check" in kept["error"]
     assert msgspec.json.decode(kept["r"], type=list[Record])[1] == poison
     assert await redis.xlen(outbox_key(1)) == await pending(redis) == 0
     assert await watermark(redis) == last

@@ -1,0 +1,53 @@
+"""What Postgres refuses of a record whatever else it has, as far as the record itself shows it.
+
+When Postgres refuses a batch it does not say for which record. Looking for one of them by halves
+takes a dozen transactions, and for a thousand of them two thousand. So these go first.
+"""
+
+import msgspec
+
+from protocol.metering.records import EntryPosted, HoldChanged, MinuteUsed, Record, SessionEnded
+
+_INTEGER_BITS = 63
+_SECONDS_MAX = 60
+_CLEANED = frozenset({"reason", "operation"})
+"""Text that is written without its NUL characters, mostly (``columns``)."""
+
+
+def refusal_of(record: Record) -> str:
+    """Why no table takes the record; empty where nothing shows. Only what Postgres refuses for
+    sure: a record of which this says anything is not written."""
+    fields = msgspec.structs.asdict(record)
+    for name, value in fields.items():
+        if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
+            return f"{name}: {value} is out of range"
+        if isinstance(value, str) and "\0" in value and name not in _CLEANED:
+            return f"{name}: text has a NUL character"
+    for name in _least(record):
+        if fields[name] < 0:
+            return f"{name}: {fields[name]} is below 0"
+    if isinstance(record, MinuteUsed) and not 1 <= record.seconds <= _SECONDS_MAX:
+        return f"seconds: {record.seconds} is not within 1 to {_SECONDS_MAX}"
+    if isinstance(record, EntryPosted) and not _has_sign(record):
+        return f"amount_micros: {record.amount_micros} is no {record.entry_kind}"
+    return ""
+
+
+def _least(record: Record) -> tuple[str, ...]:
+    """The fields that are 0 at least."""
+    match record:
+        case MinuteUsed():
+            return ("minute", "credits_micros", "free_ms")
+        case SessionEnded():
+            return (
+                "elapsed_ms", "free_ms", "billed_ms", "minutes", "credits_micros", "uncovered_ms",
+            )  # fmt: skip
+        case HoldChanged():
+            return ("amount_micros", "posted_micros")
+    return ()
+
+
+def _has_sign(entry: EntryPosted) -> bool:
+    if entry.entry_kind == "grant":
+        return entry.amount_micros >= 0
+    return entry.amount_micros <= 0 or entry.entry_kind not in ("burn", "spend", "expire")
