@@ -31,7 +31,7 @@ from storage.postgres.migrate import MigrationError, migrate_database
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.keys import Keys
 from storage.redis.live import Live, LiveError, connect
-from storage.rows.findings import Finding
+from storage.rows.findings import AuditFinding
 
 log = structlog.get_logger()
 STOPPERS = (
@@ -207,7 +207,7 @@ def audit() -> None:
 
     Exits 2 where nothing was found, and Redis could not be compared with the record.
     """
-    found: list[Finding] = []
+    found: list[AuditFinding] = []
     compared: Audit | None = None
 
     async def work(settings: Settings) -> None:

@@ -151,7 +151,7 @@ WORKER_RESTART_MS_MAX: Final = 10_000
 """Delay before a process that died is started again, doubling between the two."""
 WORKER_PROVEN_MS: Final = 30_000
 """Life of a process after which the doubling begins anew."""
-VITALS_KEPT_MS: Final = 1_000
+ENGINE_HEALTH_KEPT_MS: Final = 1_000
 """Age up to which `/readyz` and `/metrics` share one look at Redis and Postgres."""
 SESSIONS_COUNTED_PER_TURN: Final = 512
 """Sessions counted for a scrape before others have their turn: a fifth of a millisecond."""
@@ -266,7 +266,7 @@ REPORTED_MINUTE_AHEAD_MS_MAX: Final = 300_000
 """How far the clock of a client that reports minutes may be ahead."""
 REPORTED_MINUTE_ATTEMPTS_MAX: Final = 8
 """Minutes of one session that arrive together, and what must be loaded for the first."""
-TRACKED_SILENCE_MS_MAX: Final = 24 * 3_600_000
+REPORTED_SILENCE_MS_MAX: Final = 24 * 3_600_000
 """Silence that ends a session whose client counts for itself."""
 PREPARED_SESSION_KEPT_MS: Final = 24 * 3_600_000  # PROTOCOL: "a day by default"
 PREPARED_SESSION_KEPT_MS_MAX: Final = 366 * 24 * 3_600_000

@@ -16,9 +16,9 @@ from server.access.bad_guesses import Failures
 from server.access.credentials import Authenticator
 from server.access.rate_limits import UserMessages, UserRequests, UserStarts
 from server.counters.loading import Loader
-from server.credits.money import Money
-from server.recovery.engine_health import Vitals
-from server.recovery.membership import Presence
+from server.credits.credit_ledger import CreditLedger
+from server.recovery.engine_health import EngineHealth
+from server.recovery.membership import Membership
 from server.recovery.orphans import Orphans
 from server.recovery.reassertion import Recovery
 from server.runtime.clock import ClusterClock
@@ -26,10 +26,10 @@ from server.runtime.isolation import isolated
 from server.runtime.metrics import Metrics
 from server.runtime.origins import Origins
 from server.runtime.settings import Settings
-from server.runtime.stall_detector import Pulse
+from server.runtime.stall_detector import StallDetector
 from server.runtime.timers import Timers
-from server.sessions.registry import Hub
-from server.transport.connection_limiter import Door
+from server.sessions.registry import SessionRegistry
+from server.transport.connection_limiter import ConnectionLimiter
 from server.transport.open_sockets import Sockets
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.keys import Keys
@@ -61,22 +61,26 @@ class Process:
         self.redis = connect(settings.redis_url)
         self.live = Live(self.redis, Keys(settings.partitions), self.node)
         self.loader = Loader(self.live, records, self.clock)
-        self.hub = Hub(
+        self.registry = SessionRegistry(
             self.live, self.loader, self.clock, self.timers, self.metrics, settings.uncovered_ms
         )
-        self.recovery = Recovery(self.hub, self.loader, records, self.clock)
-        self.presence = Presence(self.live, Orphans(self.hub, self.live), self.clock, self.recovery)
+        self.recovery = Recovery(self.registry, self.loader, records, self.clock)
+        self.membership = Membership(
+            self.live, Orphans(self.registry, self.live), self.clock, self.recovery
+        )
         self.authenticator = Authenticator(settings)
-        self.money = Money(self.live, records, self.clock, self.hub.accounts, rates, self.metrics)
+        self.ledger = CreditLedger(
+            self.live, records, self.clock, self.registry.accounts, rates, self.metrics
+        )
         self.sockets = Sockets(self.metrics)
-        self.pulse = Pulse(self.clock, self._thawed, self.presence.beat_first)
+        self.stall_detector = StallDetector(self.clock, self._resumed, self.membership.beat_first)
         self.failures = Failures(self.clock)
         self.requests = UserRequests(self.clock)
         self.messages = UserMessages(self.clock)
         self.starts = UserStarts(self.clock)
         self.origins = Origins(settings.origins, self.metrics)
-        self.door = Door(self.metrics, connections_max)
-        self.vitals = Vitals(self)
+        self.limiter = ConnectionLimiter(self.metrics, connections_max)
+        self.engine_health = EngineHealth(self)
         self.draining = False
         """It is about to stop, and is not ready any more."""
         self.at_drain: list[Callable[[], None]] = []
@@ -94,22 +98,22 @@ class Process:
         self._started = True
         await self.live.prepare()
         await self.authenticator.prepare()
-        await self.hub.accounts.start()
+        await self.registry.accounts.start()
         self.timers.start()
-        await self.presence.start()
-        self.pulse.start()
+        await self.membership.start()
+        self.stall_detector.start()
         try:
-            await self.money.apply_inbox()
+            await self.ledger.apply_inbox()
         except (LiveError, UnavailableError) as error:
             log.warning("inbox_not_read", error=str(error))  # it is read again and again
         self._tasks = [
             asyncio.create_task(self.authenticator.run()),
-            asyncio.create_task(self.money.run()),
+            asyncio.create_task(self.ledger.run()),
         ]
         log.info("process_started", node=self.node, host=socket.gethostname(), pid=os.getpid())
 
-    def _thawed(self) -> None:
-        self.hub.turns.run(self.sockets, self.sockets.probe())
+    def _resumed(self) -> None:
+        self.registry.turns.run(self.sockets, self.sockets.probe())
 
     @staticmethod
     def wall_ms() -> int:
@@ -119,7 +123,7 @@ class Process:
     async def redis_answers(self) -> bool:
         """Whether Redis answers now."""
         try:
-            await self.presence.beat()
+            await self.membership.beat()
             await self.live.ping()
         except LiveError:
             return False
@@ -149,17 +153,17 @@ class Process:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(server_limits.SETTLE_MS / 1000):
                 await self.sockets.gone()
-                await self.hub.idle()
+                await self.registry.idle()
 
     async def stop(self) -> None:
         """Lets go of everything; sockets are gone already."""
         await self._settle()
         await end(self._tasks)
-        await self.presence.stop()
-        self.pulse.stop()
+        await self.membership.stop()
+        self.stall_detector.stop()
         self.timers.stop()
         await self.recovery.stop()
         await self.loader.stop()
-        await self.hub.accounts.stop()
+        await self.registry.accounts.stop()
         await self.redis.aclose()
         log.info("process_stopped", node=self.node)

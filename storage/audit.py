@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from protocol.metering.records import EntryPosted, MinuteUsed, Record
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
 from storage import limits as storage_limits
 from storage.postgres.records import Records
@@ -26,20 +26,20 @@ from storage.redis.encoding import decode_records, session_of
 from storage.redis.figures import figures_of
 from storage.redis.live import Live
 from storage.redis.spending import AccountName, hold_from
-from storage.rows.findings import AccountAudited, Finding
+from storage.rows.findings import AccountAudited, AuditFinding
 
 
 class Audit(msgspec.Struct, frozen=True):
     """What an audit came to."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditFinding, ...]
     accounts: int = 0
     """Accounts in Redis that were compared with the record."""
     restless: int = 0
     """Accounts that were not compared: always about to change, or with too much on its way."""
 
 
-async def audit_record(records: Records) -> tuple[Finding, ...]:
+async def audit_record(records: Records) -> tuple[AuditFinding, ...]:
     """What does not add up in the record, in two looks at it.
 
     A session's end may be written down a moment before its minutes.
@@ -50,7 +50,7 @@ async def audit_record(records: Records) -> tuple[Finding, ...]:
 
 async def audit_live(live: Live, records: Records) -> Audit:
     """What in Redis does not agree with the record. Raises ``LiveError`` without Redis."""
-    findings: list[Finding] = []
+    findings: list[AuditFinding] = []
     accounts = restless = 0
     sessions: dict[AccountName, list[str]] = {}
     for partition in range(live.keys.partitions):
@@ -69,19 +69,19 @@ async def audit_live(live: Live, records: Records) -> Audit:
     return Audit(tuple(findings), accounts, restless)
 
 
-class _Look(NamedTuple):
+class _AccountReading(NamedTuple):
     """An account at one instant, with all that it is made of."""
 
     account: dict[bytes, bytes]
     outbox: list[tuple[bytes, dict[bytes, bytes]]]
-    sessions: list[Session]
+    sessions: list[SessionState]
     holds: list[int]
     """What each open hold holds."""
 
 
 async def _audit_account(
     live: Live, records: Records, name: AccountName, sessions: list[str], holds: list[str]
-) -> list[Finding] | None:
+) -> list[AuditFinding] | None:
     """What is wrong with one account; None when it never stood still for a look."""
     outbox = live.keys.outbox(live.keys.partition(name.tenant))
     if await live.ask(live.redis.xlen(outbox)) > storage_limits.OUTBOX_ENTRIES_AUDITED_MAX:
@@ -103,11 +103,11 @@ async def _audit_account(
 
 def _compare(
     name: AccountName,
-    look: _Look,
+    look: _AccountReading,
     waiting: Iterable[Record],
     recorded: AccountAudited,
     applied: frozenset[str],
-) -> Iterable[Finding]:
+) -> Iterable[AuditFinding]:
     figures = figures_of(look.account)
     assert figures is not None
     outbox = sum(_micros_of(record) for record in waiting if not _is_in(record, recorded))
@@ -145,8 +145,8 @@ def _compare(
         )  # fmt: skip
 
 
-def _finding(rule: str, name: AccountName, detail: str) -> Finding:
-    return Finding(rule, name.tenant, name.account_id, detail)
+def _finding(rule: str, name: AccountName, detail: str) -> AuditFinding:
+    return AuditFinding(rule, name.tenant, name.account_id, detail)
 
 
 def _micros_of(record: Record) -> int:
@@ -181,7 +181,9 @@ def _waiting(name: AccountName, outbox: list[Any]) -> Iterable[Record]:
                 yield record
 
 
-async def _look(live: Live, name: AccountName, sessions: list[str], holds: list[str]) -> _Look:
+async def _look(
+    live: Live, name: AccountName, sessions: list[str], holds: list[str]
+) -> _AccountReading:
     """Everything about an account, at one instant."""
     keys = live.keys
     async with live.redis.pipeline(transaction=True) as pipeline:
@@ -194,7 +196,7 @@ async def _look(live: Live, name: AccountName, sessions: list[str], holds: list[
         account, outbox, *rest = await live.ask(pipeline.execute())
     found = rest[: len(sessions)]
     open_holds = [hold_from(fields) for fields in rest[len(sessions) :]]
-    return _Look(
+    return _AccountReading(
         account=account,
         outbox=outbox,
         sessions=[session_of(fields) for fields in found if fields[0]],

@@ -1,6 +1,6 @@
 """Faults: whether an entry is to blame for an error of our own, or something else is.
 
-Postgres says which record it never takes (``RefusedError``). An error of our own says
+Postgres says which record it never takes (``RejectedError``). An error of our own says
 nothing of the kind: one record may be more than the code bears, or no record can be
 written, because memory is short or a release has a bug. Entries of the second kind must
 not be rejected one by one. So an entry is to blame only where others prove that records
@@ -15,9 +15,9 @@ import structlog
 
 from protocol.metering.records import Record
 from storage import limits as storage_limits
-from storage.postgres.records import RefusedError, UnavailableError
+from storage.postgres.records import RejectedError, UnavailableError
 from storage.postgres.refusals import refusal_of
-from storage.redis.outbox import Entry
+from storage.redis.outbox import OutboxEntry
 
 log = structlog.get_logger()
 
@@ -56,7 +56,7 @@ class Faults:
         """Entries that wait in the outbox because of a fault."""
         return len(self._kept)
 
-    def keeps(self, entry: Entry) -> bool:
+    def keeps(self, entry: OutboxEntry) -> bool:
         """Whether it is one of them."""
         return _name(entry) in self._kept
 
@@ -72,7 +72,7 @@ class Faults:
             self._newest[type(record)] = self._writes
             self._blamed.discard(type(record))
 
-    def to_blame(self, faulty: Sequence[Entry]) -> list[Entry]:
+    def to_blame(self, faulty: Sequence[OutboxEntry]) -> list[OutboxEntry]:
         """Those of the entries that an error of ours met which are to be rejected for it, if
         it meets them once more."""
         assert self._since is not None
@@ -91,7 +91,7 @@ class Faults:
         )
         return [] if is_alone else [one for one in faulty if not one.faulty & self._blamed]
 
-    def settle(self, entries: Sequence[Entry]) -> None:
+    def settle(self, entries: Sequence[OutboxEntry]) -> None:
         """Keeps those that are faulty and not rejected, and forgets the others."""
         for entry in entries:
             name = _name(entry)
@@ -118,7 +118,7 @@ class Faults:
             self._since = None
 
 
-def _name(entry: Entry) -> Name:
+def _name(entry: OutboxEntry) -> Name:
     return entry.partition, entry.entry_id
 
 
@@ -133,7 +133,7 @@ class EntryWriter:
         self._is_logged = False
         """Hundreds of entries meet the same error: one is enough in the log."""
 
-    async def write(self, entries: Sequence[Entry]) -> None:
+    async def write(self, entries: Sequence[OutboxEntry]) -> None:
         """As ``Flusher.write``."""
         self._faults.begin()
         self._is_logged = len(self._faults) > 0
@@ -145,7 +145,7 @@ class EntryWriter:
             entry.refusal = entry.refusal or entry.fault
             entry.fault = ""
 
-    async def _write(self, entries: Sequence[Entry]) -> None:
+    async def _write(self, entries: Sequence[OutboxEntry]) -> None:
         records = [record for entry in entries for record in entry.records]
         if len(entries) == len(records) == 1:
             await self._write_each(entries[0])
@@ -165,7 +165,7 @@ class EntryWriter:
             else:
                 await self._write_each(entries[0])
 
-    def _sift(self, entries: Sequence[Entry]) -> bool:
+    def _sift(self, entries: Sequence[OutboxEntry]) -> bool:
         """Takes out all records that Postgres refuses for what they are; whether there were any.
 
         However many those are, the others are written together in the next transaction.
@@ -180,7 +180,7 @@ class EntryWriter:
                 found = True
         return found
 
-    async def _write_each(self, entry: Entry) -> None:
+    async def _write_each(self, entry: OutboxEntry) -> None:
         """Writes what can be written of it, and marks it with what is in the way of the rest."""
         entry.fault, entry.faulty = "", frozenset()
         for record in entry.records:
@@ -189,7 +189,7 @@ class EntryWriter:
                 self._faults.written([record])
             except TRANSIENT:
                 raise
-            except RefusedError as error:
+            except RejectedError as error:
                 entry.refusal = str(error)
             except Exception as error:
                 if not self._is_logged:

@@ -10,7 +10,7 @@ import msgspec
 
 from protocol.metering.quota import MonthOf
 from protocol.metering.records import MinuteUsed
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
 from protocol.metering.steps import minute_record
 from protocol.metering.terms import MINUTE_MS
@@ -19,7 +19,7 @@ from protocol.metering.terms import MINUTE_MS
 class Assertion(msgspec.Struct, frozen=True):
     """A session as one process knows it."""
 
-    session: Session
+    session: SessionState
     notices: tuple[bytes, ...]
     """The newest that it knows, oldest first."""
     minutes: tuple[tuple[str, int], ...]
@@ -34,7 +34,7 @@ class Assertion(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, session=session)
 
 
-def months_of_minutes(session: Session, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
+def months_of_minutes(session: SessionState, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
     """The months in which a session's settled minutes began, each with its first minute.
 
     A minute belongs to the month in which it starts (DESIGN section 3). Almost always all
@@ -64,7 +64,7 @@ def months_of_minutes(session: Session, month_of: MonthOf) -> tuple[tuple[str, i
     return tuple(found)
 
 
-def minute_began_at(session: Session, minute: int) -> int:
+def minute_began_at(session: SessionState, minute: int) -> int:
     """The instant at which a settled minute of a session began: along its segments."""
     standing, speed = session.standing, session.identity.terms.speed
     if minute >= standing.minutes_kept:
@@ -80,7 +80,7 @@ def minute_began_at(session: Session, minute: int) -> int:
     return standing.minute_at
 
 
-def minute_again(session: Session, minute: int, month_of: MonthOf) -> MinuteUsed:
+def minute_again(session: SessionState, minute: int, month_of: MonthOf) -> MinuteUsed:
     """A completed minute, made again from where the session stands: the record of it was lost
     with the process that had made it.
 

@@ -9,14 +9,14 @@ question about that line.
 from collections.abc import Mapping
 
 from protocol import limits
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
 
 
-class Course:
+class CountedTime:
     """The line of one session, from one standing; another standing is another course."""
 
-    def __init__(self, session: Session, uncovered_ms: int, response_ms: int = 0) -> None:
+    def __init__(self, session: SessionState, uncovered_ms: int, response_ms: int = 0) -> None:
         standing, grant, terms = session.standing, session.grant, session.identity.terms
         self.speed = terms.speed
         self.settled_ms = standing.settled_ms
@@ -29,7 +29,7 @@ class Course:
         """The limit that ends it there; None: as much time as may be used without a grant."""
         self.is_sure = True
         """No counter has to be known for that: it is the end of a grant, or the cap."""
-        self.ground = -1
+        self.revision = -1
         """What the end follows from (``bind``); -1: nothing is known of any counter yet."""
         if not self.is_final:
             self.end_ms += uncovered_ms * terms.speed
@@ -49,10 +49,10 @@ class Course:
             lead_ms = max(lead_ms, min(response_ms * terms.speed, left_ms))
             self.claim_ms = grant.granted_ms - lead_ms
 
-    def bind(self, ends: Mapping[str, int], ground: int, counted_ms: int = 0) -> None:
+    def bind(self, ends: Mapping[str, int], revision: int, counted_ms: int = 0) -> None:
         """Ends time that no grant covers at the first of the limits in ``ends``, by name and
-        counted time, as they follow from ``ground``; what was counted already stays so."""
-        self.ground = ground
+        counted time, as they follow from ``revision``; what was counted already stays so."""
+        self.revision = revision
         if self.is_final:
             return
         self.end_ms, self.end_limit = self._unbound

@@ -11,22 +11,22 @@ import heapq
 from collections.abc import Mapping
 
 from protocol import limits
-from protocol.metering.projection import AccountProjection, Granted, Line
+from protocol.metering.projection import AccountProjection, BurnLine, Granted
 from protocol.metering.terms import MINUTE_MS
 
 
 def covered_until(account: AccountProjection) -> int | None:
     """The last instant at which an account covers all its sessions, each with at least what it
     was granted; None: for ever. Computed once for each change of what it follows from."""
-    ground, until = account.cover
-    if ground != account.ground:
+    revision, until = account.cover
+    if revision != account.revision:
         micros = account.gross_micros - account.reserved_micros - account.beginning_beside("")
         until = _covered_until(account.lines, account.granted, micros)
-        account.cover = account.ground, until
+        account.cover = account.revision, until
     return until
 
 
-def covered_with(account: AccountProjection, session_id: str, line: Line) -> int:
+def covered_with(account: AccountProjection, session_id: str, line: BurnLine) -> int:
     """The same for all of them and one that begins to run on ``line``; its anchor where it is
     not covered."""
     lines = {**account.lines, session_id: line}
@@ -38,7 +38,7 @@ def covered_with(account: AccountProjection, session_id: str, line: Line) -> int
 
 
 def _covered_until(
-    lines: Mapping[str, Line], granted: Mapping[str, Granted], micros: int
+    lines: Mapping[str, BurnLine], granted: Mapping[str, Granted], micros: int
 ) -> int | None:
     """The same for ``micros``, without what is reserved.
 
@@ -76,7 +76,7 @@ def _covered_until(
     return low
 
 
-def _estimated(running: list[tuple[Line, int]], since: int, left_micros: int) -> int:
+def _estimated(running: list[tuple[BurnLine, int]], since: int, left_micros: int) -> int:
     """The same at the price of each session, as if each had begun an increment more: from the
     end of its grant, or of its free time, on."""
     left, burn_micros, beginnings = left_micros * MINUTE_MS, 0, []

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from protocol.metering.projection import MonthProjection
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.steps import Step
 from protocol.wire.messages import ServerMessage
 
@@ -57,11 +57,11 @@ class Probe(msgspec.Struct, frozen=True):
     """Ask the session's sockets for a proof of life: a minute is complete but not proven."""
 
 
-class Leave(msgspec.Struct, frozen=True):
+class LeaveSession(msgspec.Struct, frozen=True):
     """This process has nothing more to do for the session."""
 
 
-Effect = Ask | Push | Show | Refuse | Probe | Leave
+Effect = Ask | Push | Show | Refuse | Probe | LeaveSession
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class Reply(msgspec.Struct, frozen=True):
     """
 
     accepted: bool
-    session: Session | None
+    session: SessionState | None
     member: MonthProjection = MonthProjection()
     org: MonthProjection = MonthProjection()
     refused_by: str | None = None
@@ -84,10 +84,10 @@ class Reply(msgspec.Struct, frozen=True):
     """The kept notices, oldest first, when the session was moved by somebody else."""
 
 
-class Move(msgspec.Struct, frozen=True):
+class RemoteStep(msgspec.Struct, frozen=True):
     """A step that another process made of a session, as it is told to the others."""
 
-    session: Session
+    session: SessionState
     notices: tuple[bytes, ...] = ()
     """What was said with it, oldest first."""
     complete: bool = False

@@ -5,15 +5,15 @@ a counter changes. So they are computed at changes, and a tick only subtracts.
 """
 
 from protocol import limits
-from protocol.metering.counted_time import Course
+from protocol.metering.counted_time import CountedTime
 from protocol.metering.cover import covered_until
 from protocol.metering.projection import AccountProjection, MonthProjection
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.terms import MINUTE_MS, minutes_begun
 
 
 def positions(
-    session: Session,
+    session: SessionState,
     elapsed_ms: int,
     now_ms: int,
     account: AccountProjection,
@@ -59,8 +59,8 @@ def positions(
 
 
 def uncovered_ends(
-    session: Session,
-    course: Course,
+    session: SessionState,
+    counted_time: CountedTime,
     now_ms: int,
     account: AccountProjection,
     member: MonthProjection,
@@ -89,12 +89,12 @@ def uncovered_ends(
         else:
             until = covered_until(account)
             if until is not None:
-                found["credits"] = course.run_on(until)
+                found["credits"] = counted_time.run_on(until)
     if terms.counts_minutes:
-        begun = minutes_begun(course.granted_ms)
+        begun = minutes_begun(counted_time.granted_ms)
         next_month = None
         if month_ends_at is not None:
-            next_month = max(-(-course.run_on(month_ends_at) // MINUTE_MS), 0)
+            next_month = max(-(-counted_time.run_on(month_ends_at) // MINUTE_MS), 0)
         for limit, counter in (("member_minutes", member), ("org_minutes", org)):
             left = counter.minutes_beyond
             if limit == kept_open:
@@ -109,7 +109,7 @@ def uncovered_ends(
 
 
 def _credits_position(
-    session: Session, elapsed_ms: int, now_ms: int, account: AccountProjection
+    session: SessionState, elapsed_ms: int, now_ms: int, account: AccountProjection
 ) -> int | None:
     identity, standing = session.identity, session.standing
     terms, session_id = identity.terms, identity.session_id

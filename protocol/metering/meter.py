@@ -25,17 +25,26 @@ import msgspec
 from protocol import limits
 from protocol.metering import transitions
 from protocol.metering.doubt import Doubt
-from protocol.metering.effects import Ask, Leave, Move, Probe, Push, Refuse, Reply, Token
+from protocol.metering.effects import (
+    Ask,
+    LeaveSession,
+    Probe,
+    Push,
+    Refuse,
+    RemoteStep,
+    Reply,
+    Token,
+)
 from protocol.metering.intents import Intent
-from protocol.metering.position import Position, settled_at
+from protocol.metering.meter_state import MeterState, settled_at
 from protocol.metering.quota import MonthOf
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Basis, Step
 from protocol.wire import messages
 
 
-class Meter(Position):
+class Meter(MeterState):
     """One session on one process."""
 
     # --- What happens ------------------------------------------------------------
@@ -183,7 +192,7 @@ class Meter(Position):
         if begins:
             self._note_grant()
         if self._has_left():
-            self._effects.append(Leave())
+            self._effects.append(LeaveSession())
             return
         if step is None or reply.session is None:
             self._others_stay(now_ms)
@@ -222,7 +231,7 @@ class Meter(Position):
                 # Or else others can prove more, and are waited for again.
                 self._intents.add_first(intent)
         if self._has_left():
-            self._effects.append(Leave())
+            self._effects.append(LeaveSession())
         else:
             self._hear_later(now_ms)
             self._plan(now_ms)
@@ -232,45 +241,45 @@ class Meter(Position):
         is still done, when it can be; a start is followed by the loss of its socket."""
         return self._intents.abandon()
 
-    def misses(self, move: Move) -> bool:
+    def misses(self, remote: RemoteStep) -> bool:
         """Whether steps were made before this one of which nothing was heard here."""
-        return not move.complete and move.session.standing.version > (
+        return not remote.complete and remote.session.standing.version > (
             self.session.standing.version + 1
         )
 
-    def is_other(self, move: Move) -> bool:
+    def is_other(self, remote: RemoteStep) -> bool:
         """Whether a step has the version of the one that is known here, and is another one: this
         one was lost with a Redis that failed. Which of them counts, an assertion decides."""
-        session, known = move.session, self.session
+        session, known = remote.session, self.session
         has_version = session.standing.version == known.standing.version
         return has_version and self._is_news(session)
 
-    def moved(self, move: Move, now_ms: int) -> None:
+    def apply_remote(self, remote: RemoteStep, now_ms: int) -> None:
         """Another process made a step. Its notices have numbers; what was said stays said."""
-        session = move.session
-        if not self._is_news(session) or (self.is_other(move) and not move.complete):
-            self._say_minutes(move.minutes)
+        session = remote.session
+        if not self._is_news(session) or (self.is_other(remote) and not remote.complete):
+            self._say_minutes(remote.minutes)
             return
-        if self.sockets and self.misses(move):
+        if self.sockets and self.misses(remote):
             if self._asked is not None and len(self._later) < limits.REMOTE_STEPS_WAITING_MAX:
-                self._later += (move,)  # what is missed may be the step on its way
+                self._later += (remote,)  # what is missed may be the step on its way
                 return
             # A message was missed: the next step is answered with all that was.
-            self._say_minutes(move.minutes)
+            self._say_minutes(remote.minutes)
             self._wanted = True
             self._plan(now_ms)
             return
-        if move.member is not None and move.org is not None:
-            self.know_months(move.member, move.org)
-        self._adopt(session, move.notices, now_ms)
-        self._say_minutes(move.minutes)
+        if remote.member is not None and remote.org is not None:
+            self.know_months(remote.member, remote.org)
+        self._adopt(session, remote.notices, now_ms)
+        self._say_minutes(remote.minutes)
         self._plan(now_ms)
 
-    def read(self, session: Session, notices: tuple[bytes, ...], now_ms: int) -> None:
+    def read(self, session: SessionState, notices: tuple[bytes, ...], now_ms: int) -> None:
         """The session was read, with all the notices that are kept. While a step of this process
         is on its way it may be part of that; then its answer tells what there is."""
         if self._asked is None:
-            self.moved(Move(session, notices, complete=True), now_ms)
+            self.apply_remote(RemoteStep(session, notices, complete=True), now_ms)
 
     def _say_minutes(self, minutes: tuple[bytes, ...]) -> None:
         self._effects.extend(Push(minute) for minute in self.notices.minutes.take(minutes))
@@ -278,8 +287,8 @@ class Meter(Position):
     def _hear_later(self, now_ms: int) -> None:
         """Takes what was told of others before the answer to the step that came before it."""
         later, self._later = self._later, ()
-        for move in later:
-            self.moved(move, now_ms)
+        for remote in later:
+            self.apply_remote(remote, now_ms)
 
     def changed(self, now_ms: int) -> None:
         """A counter changed: the account, or a limit of member or organisation."""
@@ -373,11 +382,11 @@ class Meter(Position):
         """The deadlines of running time, in the order in which they lie."""
         standing = self.session.standing
         elapsed_ms = self.elapsed_at(now_ms)
-        course = self.course
-        if not course.is_final and elapsed_ms >= course.granted_ms:
+        counted_time = self.counted_time
+        if not counted_time.is_final and elapsed_ms >= counted_time.granted_ms:
             self._bind(now_ms)
             elapsed_ms = self.elapsed_at(now_ms)
-        is_over = elapsed_ms >= course.end_ms
+        is_over = elapsed_ms >= counted_time.end_ms
         if self.sockets:
             self._say_due(elapsed_ms)
         if elapsed_ms >= standing.minute_end_ms > self._probed_ms:
@@ -386,15 +395,15 @@ class Meter(Position):
                 self._effects.append(Probe())
         if not self.sockets:
             return  # time stands at its end; the stop has the words of those who can record it
-        if is_over and course.end_limit is not None:
-            self._reach_limit(course.end_limit, course.end_ms, now_ms)
-        elif course.claim_ms is not None and elapsed_ms >= course.claim_ms:
+        if is_over and counted_time.end_limit is not None:
+            self._reach_limit(counted_time.end_limit, counted_time.end_ms, now_ms)
+        elif counted_time.claim_ms is not None and elapsed_ms >= counted_time.claim_ms:
             self._wanted = True
             if is_over:
                 self._exhausted = True
                 self._intents.add(Intent(Event.STOP, now_ms, reason="unavailable"))
         elif self._last_call_ms is not None and elapsed_ms >= self._last_call_ms:
-            self._final_asked_ms = course.granted_ms
+            self._final_asked_ms = counted_time.granted_ms
             self._hopes = self._hopes or self._may_go_on(now_ms)
 
     def _say_due(self, elapsed_ms: int) -> None:
@@ -416,7 +425,9 @@ class Meter(Position):
         before that where a gap is billed. ``token`` is whoever came back and is to be answered
         by that step.
         """
-        stopped_at = self.course.instant_of(elapsed_ms) if self.course.running else now_ms
+        stopped_at = (
+            self.counted_time.instant_of(elapsed_ms) if self.counted_time.running else now_ms
+        )
         self._limited_ms = elapsed_ms
         self._note_grant()
         self._effects.append(
@@ -486,9 +497,11 @@ class Meter(Position):
         else:
             self._show(intent.token, only=True)
 
-    def _accept(self, step: Step, session: Session, intent: Intent | None, now_ms: int) -> None:
+    def _accept(
+        self, step: Step, session: SessionState, intent: Intent | None, now_ms: int
+    ) -> None:
         """The step was made: what it left is what there is, for every process."""
-        before, face = self.session.standing.phase, self._face(now_ms)
+        before, visible_state = self.session.standing.phase, self._visible_state(now_ms)
         token = intent.token if intent is not None else None
         self.basis = None
         self._stand_on(session, now_ms)
@@ -496,11 +509,11 @@ class Meter(Position):
         self._say_minutes(step.minute_messages)
         phase = session.standing.phase
         if phase is Phase.ENDED:
-            self._effects += [Push(step.notices[-1], token), Leave()]
+            self._effects += [Push(step.notices[-1], token), LeaveSession()]
             return
         if phase is Phase.ACTIVE and before is not Phase.ACTIVE:
             self.notices.free_over = session.standing.free_over
-        is_new = self._face(now_ms) != face
+        is_new = self._visible_state(now_ms) != visible_state
         if is_new or token is not None:
             self._show(token, only=not is_new)
         self._warn(now_ms)
@@ -530,7 +543,7 @@ class Meter(Position):
             self._leaving = True
             self._ask(transitions.claim(self._moment(now_ms)), None)
         else:
-            self._effects.append(Leave())
+            self._effects.append(LeaveSession())
 
     def _refused(self, limit: str, intent: Intent | None, now_ms: int) -> None:
         """There is nothing to go on with: said to whoever asked."""
@@ -541,9 +554,9 @@ class Meter(Position):
             return
         self._effects.append(Refuse(intent.token, limit))
         if self.session.standing.version == 0:
-            self._effects.append(Leave())
+            self._effects.append(LeaveSession())
 
-    def _is_news(self, session: Session) -> bool:
+    def _is_news(self, session: SessionState) -> bool:
         """Whether another process has left the session otherwise than it is known here. Where a
         step was lost with a Redis that failed, another one may have its version."""
         known = self.session
@@ -551,19 +564,19 @@ class Meter(Position):
             return session.standing.version > known.standing.version
         return session.mark != known.mark
 
-    def _adopt(self, session: Session, kept: tuple[bytes, ...], now_ms: int) -> None:
+    def _adopt(self, session: SessionState, kept: tuple[bytes, ...], now_ms: int) -> None:
         """Takes what another process left, and says here what it said there."""
         if not self._is_news(session):
             return
         for notice in self.notices.adopt(session.standing, kept):
             self._effects.append(Push(notice))
-        is_probed, face = self._limiting, self._face(now_ms)
+        is_probed, visible_state = self._limiting, self._visible_state(now_ms)
         is_known = self.session.standing.version > 0
         self._stand_on(session, now_ms)
         if session.standing.phase is Phase.ENDED:
-            self._effects.append(Leave())
+            self._effects.append(LeaveSession())
             return
-        if is_known and self._face(now_ms) != face:
+        if is_known and self._visible_state(now_ms) != visible_state:
             self._show()
         if self._is_unproven and not is_probed:
             self._effects.append(Probe())  # the last seconds are for those who hear the client

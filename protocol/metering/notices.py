@@ -13,7 +13,7 @@ import msgspec
 from protocol import limits
 from protocol.metering import limit_positions
 from protocol.metering.effects import Push
-from protocol.metering.session import Session, Standing
+from protocol.metering.session import SessionState, Standing
 from protocol.wire import messages
 from protocol.wire.codec import encode
 
@@ -84,7 +84,7 @@ class Notices:
             newest = sorted(found.items())[-limits.NOTICES_KEPT_MAX :]
             self.recent = tuple(notice for _, notice in newest)
 
-    def say(self, kind: Any, session: Session, **fields: Any) -> Push:
+    def say(self, kind: Any, session: SessionState, **fields: Any) -> Push:
         """The push of the next notice, of the message type ``kind``."""
         self.seq += 1
         message = kind(session_id=session.identity.session_id, seq=self.seq, **fields)
@@ -92,7 +92,7 @@ class Notices:
         self.unrecorded.append(encoded)
         return Push(encoded)
 
-    def due(self, session: Session, positions: dict[str, int]) -> list[int]:
+    def due(self, session: SessionState, positions: dict[str, int]) -> list[int]:
         """The counted times at which something is to be said next."""
         terms = session.identity.terms
         ends = []
@@ -106,7 +106,7 @@ class Notices:
                     break
         return ends
 
-    def end_free_time(self, session: Session) -> Push | None:
+    def end_free_time(self, session: SessionState) -> Push | None:
         """Says that free time is over, if there was any."""
         self.free_over = True
         if not session.standing.free_ms:
@@ -115,7 +115,7 @@ class Notices:
 
     def warn(
         self,
-        session: Session,
+        session: SessionState,
         elapsed_ms: int,
         positions: dict[str, int],
     ) -> list[Push]:

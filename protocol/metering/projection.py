@@ -18,7 +18,7 @@ from protocol import limits
 from protocol.metering.terms import MINUTE_MS, Terms
 
 
-class Line(msgspec.Struct, frozen=True):
+class BurnLine(msgspec.Struct, frozen=True):
     """One live session as its account sees it: how it burns, from which anchor."""
 
     elapsed_ms: int
@@ -61,9 +61,11 @@ class Line(msgspec.Struct, frozen=True):
         return self.price_micros * (self.speed * self.at + self.free_ms - self.elapsed_ms)
 
 
-def line_of(terms: Terms, elapsed_ms: int, at: int, free_ms: int, *, running: bool) -> Line:
+def burn_line_of(
+    terms: Terms, elapsed_ms: int, at: int, free_ms: int, *, running: bool
+) -> BurnLine:
     """The line of a session with ``terms`` that stands at ``elapsed_ms`` since ``at``."""
-    return Line(
+    return BurnLine(
         elapsed_ms=elapsed_ms,
         at=at,
         free_ms=free_ms,
@@ -99,8 +101,7 @@ class AccountProjection:
     __slots__ = (
         "_beginnings", "_begun", "_burning", "_dry_at", "_dry_known", "_idle_micros", "_paid_from",
         "_rate", "_since", "_sum_at", "_sum_micros", "account_id", "beginning", "cover", "granted",
-        "gross_micros", "ground", "lines", "reserved_micros", "tenant",
-        "uncovered", "version",
+        "gross_micros", "lines", "reserved_micros", "revision", "tenant", "uncovered", "version",
     )  # fmt: skip
 
     def __init__(self, tenant: str, account_id: str) -> None:
@@ -110,14 +111,14 @@ class AccountProjection:
         self.gross_micros = 0
         self.reserved_micros = 0
         """Held for operations, not for time."""
-        self.lines: dict[str, Line] = {}
+        self.lines: dict[str, BurnLine] = {}
         self.granted: dict[str, Granted] = {}
         """What sessions that are served here were granted; see ``protocol.metering.cover``."""
         self.uncovered: set[str] = set()
         """Sessions that are served here and run on beyond what they were granted."""
         self.beginning: dict[str, int] = {}
         """What those that are about to begin here may be granted meanwhile, in micro-credits."""
-        self.ground = 0
+        self.revision = 0
         """Rises with every change of what uncovered time depends on."""
         self.cover: tuple[int, int | None] = (-1, None)
         """The ground that the account's cover was computed on, and its end."""
@@ -130,7 +131,7 @@ class AccountProjection:
         self._sum_micros = 0
         self._idle_micros = 0
         """The cost of the sessions that stand still."""
-        self._burning: dict[str, Line] = {}
+        self._burning: dict[str, BurnLine] = {}
         self._rate = 0
         """What they burn in a minute of which all is paid."""
         self._paid_from = 0
@@ -141,7 +142,7 @@ class AccountProjection:
         self._since: int | None = None
         """The latest anchor of them; None: it is to be looked for."""
 
-    def _put(self, session_id: str, line: Line) -> None:
+    def _put(self, session_id: str, line: BurnLine) -> None:
         self.lines[session_id] = line
         if self._sum_at >= 0:
             self._sum_micros += line.cost_at(self._sum_at)
@@ -177,7 +178,7 @@ class AccountProjection:
         del self._beginnings[bisect_left(self._beginnings, beginning)]
 
     def replace(
-        self, version: int, gross_micros: int, reserved_micros: int, lines: dict[str, Line]
+        self, version: int, gross_micros: int, reserved_micros: int, lines: dict[str, BurnLine]
     ) -> None:
         """Takes the whole account as Redis has it."""
         self.version = version
@@ -195,7 +196,7 @@ class AccountProjection:
         gross_micros: int,
         reserved_micros: int,
         session_id: str | None,
-        line: Line | None,
+        line: BurnLine | None,
     ) -> bool:
         """Takes one change. False: messages before it were missed, nothing was taken."""
         if version <= self.version:
@@ -217,7 +218,7 @@ class AccountProjection:
         begin, and may be granted ``beginning_micros``."""
         self.uncovered.discard(session_id)
         if self.beginning.pop(session_id, 0) != beginning_micros:
-            self.ground += 1
+            self.revision += 1
         if beginning_micros:
             self.beginning[session_id] = beginning_micros
         if self.granted.get(session_id) == granted:
@@ -226,10 +227,10 @@ class AccountProjection:
             del self.granted[session_id]
         else:
             self.granted[session_id] = granted
-        self.ground += 1
+        self.revision += 1
 
     def _forget(self) -> None:
-        self.ground += 1
+        self.revision += 1
         self._dry_known = False
 
     def cost_micros(self, now_ms: int) -> int:
@@ -301,7 +302,7 @@ class AccountProjection:
         return 0
 
 
-def _burnt_at(burning: list[Line], since: int, left: int) -> float:
+def _burnt_at(burning: list[BurnLine], since: int, left: int) -> float:
     """The instant at which ``left`` (micro-credits times 60,000) is burnt, at the price of
     each session from the end of its free time; ``since`` where it is already."""
     burn_micros = 0
@@ -323,7 +324,7 @@ def _burnt_at(burning: list[Line], since: int, left: int) -> float:
     return at + max(0.0, rest) / burn_micros
 
 
-def _covered_until(burning: list[Line], since: int, micros: int) -> int:
+def _covered_until(burning: list[BurnLine], since: int, micros: int) -> int:
     """The last instant at which ``micros`` covers every increment that was begun; ``since``
     where it does not even then."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import msgspec
 
 from protocol import limits
-from protocol.metering.session import Grant, Identity, Session, Standing
+from protocol.metering.session import Grant, Identity, SessionState, Standing
 from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS, minutes_begun
 
@@ -82,7 +82,7 @@ def month_after(month: str) -> str:
     return f"{year + number // 12:04d}-{number % 12 + 1:02d}-01"
 
 
-def keeps_more(session: Session, now_ms: int) -> bool:
+def keeps_more(session: SessionState, now_ms: int) -> bool:
     """Whether a session holds more credits than it needs to run on, as seen from outside: where
     these were recalled, its process has not answered yet."""
     terms, standing = session.identity.terms, session.standing
@@ -94,7 +94,7 @@ def keeps_more(session: Session, now_ms: int) -> bool:
     return session.grant.held_micros > max(0, needed_micros)
 
 
-def keeps_more_minutes(session: Session, now_ms: int) -> bool:
+def keeps_more_minutes(session: SessionState, now_ms: int) -> bool:
     """As ``keeps_more``, of the minutes of a month that a session holds."""
     terms, standing = session.identity.terms, session.standing
     if standing.phase is not Phase.ACTIVE or not terms.counts_minutes:
@@ -114,7 +114,7 @@ def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
     return range(begin_ms, end_ms, every_ms * max(1, -(-count // limits.GAP_PARTS_MAX)))
 
 
-class Ground(msgspec.Struct, frozen=True):
+class OfferBasis(msgspec.Struct, frozen=True):
     """What a session's offers are measured from: the standing that a claim will make."""
 
     identity: Identity

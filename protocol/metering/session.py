@@ -106,7 +106,7 @@ class Standing(msgspec.Struct, frozen=True):
         return (self.minutes_kept + 1) * MINUTE_MS
 
 
-class Session(msgspec.Struct, frozen=True):
+class SessionState(msgspec.Struct, frozen=True):
     """A session as one step left it: the answer to every operation on it."""
 
     identity: Identity

@@ -18,11 +18,11 @@ from protocol.metering.projection import MonthProjection
 class Shared:
     """The counter of one member or organisation, as the newest answer gave it."""
 
-    __slots__ = ("__weakref__", "ground", "newest")
+    __slots__ = ("__weakref__", "newest", "revision")
 
     def __init__(self) -> None:
         self.newest = MonthProjection()
-        self.ground = 0
+        self.revision = 0
         """Rises with every change."""
 
     def tell(self, month: MonthProjection) -> None:
@@ -36,7 +36,7 @@ class Shared:
         else:  # it was read now, so it is the newest
             month = msgspec.structs.replace(month, as_of_us=newest.as_of_us)
         if month != msgspec.structs.replace(newest, as_of_us=month.as_of_us):
-            self.ground += 1
+            self.revision += 1
         self.newest = month
 
     def over(self, own: MonthProjection) -> MonthProjection:
@@ -59,9 +59,9 @@ class Counters:
         self.org.tell(org)
 
     @property
-    def ground(self) -> int:
+    def revision(self) -> int:
         """Rises with every change of either."""
-        return self.member.ground + self.org.ground
+        return self.member.revision + self.org.revision
 
 
 class SharedMonths:

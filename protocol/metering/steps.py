@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from protocol import limits
-from protocol.metering.quota import Ground, MonthOf, Offer
+from protocol.metering.quota import MonthOf, Offer, OfferBasis
 from protocol.metering.records import MinuteUsed, Record, SessionEnded, SessionStarted
-from protocol.metering.session import Grant, Identity, Session, Standing, joined_segments
+from protocol.metering.session import Grant, Identity, SessionState, Standing, joined_segments
 from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire import messages
@@ -33,7 +33,7 @@ class Basis(msgspec.Struct, frozen=True):
 class Step(msgspec.Struct, frozen=True):
     """One atomic change of a session."""
 
-    before: Session
+    before: SessionState
     standing: Standing
     """Where the session will stand; its version is one higher."""
     month: str
@@ -107,9 +107,9 @@ class Settling(msgspec.Struct):
     used_minutes: dict[str, int] = msgspec.field(default_factory=dict)
     records: list[Record] = msgspec.field(default_factory=list)
 
-    def ground(self) -> Ground:
+    def offer_basis(self) -> OfferBasis:
         """Where offers are measured from."""
-        return Ground(self.identity, self.standing, self.month_of)
+        return OfferBasis(self.identity, self.standing, self.month_of)
 
     def settle(self, to_ms: int) -> None:
         """Charges the time up to ``to_ms`` and keeps the minutes that it completes.
@@ -121,8 +121,8 @@ class Settling(msgspec.Struct):
         to_ms = min(to_ms, (standing.minutes_kept + limits.MINUTES_PER_CLAIM_MAX) * MINUTE_MS)
         if to_ms <= standing.settled_ms:
             return
-        ground = self.ground()
-        self.used_minutes = ground.minutes_by_month(standing.settled_ms, to_ms)
+        offer_basis = self.offer_basis()
+        self.used_minutes = offer_basis.minutes_by_month(standing.settled_ms, to_ms)
         cost_micros = terms.cost_micros(to_ms, standing.free_ms)
         changes: dict[str, Any] = {
             "settled_ms": to_ms,
@@ -137,13 +137,13 @@ class Settling(msgspec.Struct):
             "ungranted": tuple(part for part in standing.ungranted if part[1] > to_ms),
         }
         while self.standing.minute_end_ms <= to_ms:
-            self._keep_minute(ground, self.standing.minute_end_ms)
+            self._keep_minute(offer_basis, self.standing.minute_end_ms)
         self.standing = standing = msgspec.structs.replace(self.standing, **changes)
         if standing.counted_minutes > standing.minutes_kept and not standing.minute_month:
             month = self.month_of(standing.minute_at)
             self.standing = msgspec.structs.replace(standing, minute_month=month)
 
-    def _keep_minute(self, ground: Ground, end_ms: int) -> None:
+    def _keep_minute(self, offer_basis: OfferBasis, end_ms: int) -> None:
         standing, identity = self.standing, self.identity
         charged_micros = max(
             standing.minute_charged_micros,
@@ -166,7 +166,7 @@ class Settling(msgspec.Struct):
         self.standing = msgspec.structs.replace(
             standing,
             minutes_kept=minute + 1,
-            minute_at=ground.minute_begins_at(minute + 1),
+            minute_at=offer_basis.minute_begins_at(minute + 1),
             minute_month="",
             minute_charged_micros=charged_micros,
         )
@@ -182,7 +182,7 @@ class Settling(msgspec.Struct):
         """Ends the session: its last minute, however short, and the figures of its receipt."""
         standing = self.standing
         if standing.elapsed_ms > standing.minutes_kept * MINUTE_MS:
-            self._keep_minute(self.ground(), standing.elapsed_ms)
+            self._keep_minute(self.offer_basis(), standing.elapsed_ms)
         self.standing = standing = msgspec.structs.replace(
             self.standing,
             phase=Phase.ENDED,
@@ -277,23 +277,23 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
     )
 
 
-def kept_offer(ground: Ground, before: Session) -> Offer:
+def kept_offer(offer_basis: OfferBasis, before: SessionState) -> Offer:
     """The grant that a session has, as an offer: always affordable, for it is held.
 
     Time that was used beyond it keeps its place, but nothing is held for that any more;
     and what the step charges beyond what was held is debt already.
     """
-    standing, grant = ground.standing, before.grant
+    standing, grant = offer_basis.standing, before.grant
     granted_ms = max(grant.granted_ms, standing.elapsed_ms)
     charge_micros = standing.charged_micros - before.standing.charged_micros
     left_micros = max(0, grant.held_micros - charge_micros)
-    offer = ground.offer(granted_ms, 0)
+    offer = offer_basis.offer(granted_ms, 0)
     return msgspec.structs.replace(
         offer,
         grant=Grant(
             granted_ms=granted_ms,
-            held_micros=min(ground.held_micros(granted_ms), left_micros),
-            held_minutes=ground.minutes_by_month(standing.settled_ms, grant.granted_ms),
+            held_micros=min(offer_basis.held_micros(granted_ms), left_micros),
+            held_minutes=offer_basis.minutes_by_month(standing.settled_ms, grant.granted_ms),
             final=offer.grant.final,
         ),
     )

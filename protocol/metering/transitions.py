@@ -1,4 +1,4 @@
-"""Moves: the step that each event makes of a session.
+"""Transitions: the step that each event makes of a session.
 
 Every function takes the :class:`Moment` and answers with the step that Redis is asked
 to make. Nothing here keeps state; the meter decides when a move is due.
@@ -12,7 +12,7 @@ from protocol import limits
 from protocol.metering.intents import Intent
 from protocol.metering.quota import NO_REST, MonthOf, Offer, Rest
 from protocol.metering.receipts import receipt
-from protocol.metering.session import Grant, Session, Standing, joined_segments
+from protocol.metering.session import Grant, SessionState, Standing, joined_segments
 from protocol.metering.states import Event, Phase, after
 from protocol.metering.steps import Settling, Step, ended_record, kept_offer, started_record
 from protocol.metering.terms import MINUTE_MS
@@ -21,9 +21,9 @@ from protocol.wire.codec import encode
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """A session at an instant, as the process sees it that makes the move."""
+    """A session at an instant, as the process sees it that makes the transition."""
 
-    session: Session
+    session: SessionState
     month_of: MonthOf
     now_ms: int
     elapsed_ms: int
@@ -78,14 +78,14 @@ class Moment(msgspec.Struct, frozen=True):
 
     def offers(self, settling: Settling, *, shrink: bool = False) -> tuple[Offer, ...]:
         """What may be granted from the standing that a step makes."""
-        ground = settling.ground()
-        return ground.offers(shrink=shrink, rest=self.rest, response_ms=self.response_ms)
+        offer_basis = settling.offer_basis()
+        return offer_basis.offers(shrink=shrink, rest=self.rest, response_ms=self.response_ms)
 
     def shared(self, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
         """Those of ``offers`` that are within the session's share, where that is known here."""
         if self.share_until is None:
             return offers
-        return settling.ground().within(offers, self.share_until)
+        return settling.offer_basis().within(offers, self.share_until)
 
     @property
     def ungranted(self) -> tuple[tuple[int, int], ...]:
@@ -161,7 +161,7 @@ def _running_offers(moment: Moment, settling: Settling) -> tuple[tuple[Offer, ..
     granted, which is used until the answer is in. A part is given back where others need it, or
     where a limit was lowered."""
     offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
-    keep = kept_offer(settling.ground(), moment.session)
+    keep = kept_offer(settling.offer_basis(), moment.session)
     if moment.yields and offers and offers[0].within(keep):
         # That can be had even where the account owes. Whoever kept all of it would be recalled
         # again at once, and two who do so would recall each other for ever.
@@ -193,7 +193,7 @@ def note(moment: Moment) -> Step:
         elapsed_ms=moment.elapsed_ms, at=moment.instant_of(moment.elapsed_ms)
     )
     settling.settle(moment.proven_ms)
-    kept = kept_offer(settling.ground(), before)
+    kept = kept_offer(settling.offer_basis(), before)
     grant = msgspec.structs.replace(kept.grant, final=before.grant.final)
     return moment.step(
         settling,
@@ -267,7 +267,7 @@ def come_back(moment: Moment) -> Step:
     settling = moment.settling(**changes)
     if billed:
         gap_ms = max(0, moment.now_ms - lost_at) * terms.speed
-        offers = settling.ground().gap_offers(
+        offers = settling.offer_basis().gap_offers(
             before.elapsed_ms + gap_ms, moment.available_micros, moment.rest, moment.response_ms
         )
     else:
@@ -312,7 +312,7 @@ def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
     )
     if settling.standing.settled_ms >= moment.elapsed_ms:
         return _released(moment, settling)
-    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session))
+    return moment.step(settling, keep=kept_offer(settling.offer_basis(), moment.session))
 
 
 def stand(moment: Moment) -> Step:
@@ -322,7 +322,7 @@ def stand(moment: Moment) -> Step:
     settling.settle(moment.proven_ms)
     if settling.standing.settled_ms >= settling.standing.elapsed_ms:
         return _released(moment, settling)
-    return moment.step(settling, keep=kept_offer(settling.ground(), moment.session))
+    return moment.step(settling, keep=kept_offer(settling.offer_basis(), moment.session))
 
 
 def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:

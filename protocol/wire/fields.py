@@ -105,7 +105,7 @@ Token = Annotated[
     str, Meta(min_length=1, max_length=limits.TOKEN_CHARACTERS_MAX, description="A JWT.")
 ]
 
-SessionState = Literal["active", "paused", "suspended", "stopping", "ended"]
+StateName = Literal["active", "paused", "suspended", "stopping", "ended"]
 LimitName = Literal["credits", "member_minutes", "org_minutes", "session_cap"]
 # `unavailable` is ours: DESIGN's stop after uncovered time, for which PROTOCOL has no name.
 StopReason = Literal[

@@ -31,7 +31,7 @@ from protocol.wire.fields import (
     RequestId,
     SequenceNumber,
     SessionId,
-    SessionState,
+    StateName,
     StopReason,
     Token,
     UserId,
@@ -273,7 +273,7 @@ class Session(Answer, frozen=True, kw_only=True, tag="session"):
 
     session_id: SessionId
     kind: Annotated[str, describe("The kind of the rate card.")]
-    state: Annotated[SessionState, describe("`stopping` is the grace after `limit_reached`.")]
+    state: Annotated[StateName, describe("`stopping` is the grace after `limit_reached`.")]
     seq: SequenceNumber
     started_at: InstantAt
     elapsed_ms: ElapsedMs

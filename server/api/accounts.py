@@ -119,7 +119,7 @@ async def view_as_due(process: Process, account: AccountName) -> View:
     That is asked for last: what is written in between is missing, and not shown twice.
     """
     view = await view_account(process, *account)
-    due = await process.money.allotment_due(account)
+    due = await process.ledger.allotment_due(account)
     if due is None:
         return view
     seen, projection = view.projection, AccountProjection(*account)

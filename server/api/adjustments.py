@@ -17,7 +17,7 @@ from server.access.principals import tenant_of
 from server.api.billing import Reason
 from server.api.organizations import MONTH_PATTERN, OrgId
 from server.counters.calendars import calendar
-from server.http.idempotency import Deed, deed_of, once
+from server.http.idempotency import IdempotentRequest, idempotent_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, Operation, described
 from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, process_of, raw_body, read_body
@@ -99,24 +99,28 @@ async def adjust(request: Request) -> Response:
         raise BadMessageError("minutes: must not be 0")
     if wanted.month is not None and re.fullmatch(MONTH_PATTERN, wanted.month) is None:
         raise BadMessageError("month: expected the first day of one, such as 2026-11-01")
-    deed = deed_of(request, principal, tenant, "adjustments", raw)
+    idempotent = idempotent_of(request, principal, tenant, "adjustments", raw)
     return await once(
-        process.records, deed, lambda: _adjust(process, deed, org_id, user_id, wanted)
+        process.records, idempotent, lambda: _adjust(process, idempotent, org_id, user_id, wanted)
     )
 
 
 async def _adjust(
-    process: Process, deed: Deed, org_id: str, user_id: str, wanted: AdjustmentWanted
+    process: Process,
+    idempotent: IdempotentRequest,
+    org_id: str,
+    user_id: str,
+    wanted: AdjustmentWanted,
 ) -> Response:
-    entry_id = deed.entry_id("adjust")
-    found = await process.loader.member(deed.tenant, user_id)
+    entry_id = idempotent.entry_id("adjust")
+    found = await process.loader.member(idempotent.tenant, user_id)
     if wanted.month is not None and (
         wanted.month > calendar(found.timezone).month(process.clock.now())
     ):
         raise BadMessageError("month: has not begun")
     try:
-        made = await process.money.adjust_minutes(
-            deed.tenant,
+        made = await process.ledger.adjust_minutes(
+            idempotent.tenant,
             user_id,
             entry_id=entry_id,
             minutes=wanted.minutes,
@@ -129,7 +133,7 @@ async def _adjust(
         # Entries are known for longer than the answers are kept.
         raise Problem(422, "idempotency_mismatch", "the key was used for another adjustment")
     month = date.fromisoformat(made.month)
-    (used,) = (await process.records.load_member(deed.tenant, user_id, [month])).months
+    (used,) = (await process.records.load_member(idempotent.tenant, user_id, [month])).months
     return answer(
         AdjustmentMade(
             entry_id=entry_id,

@@ -171,7 +171,7 @@ async def refusal_of(
             missing=format_credits(refused.missing_micros),
             credits=format_credits(refused.credits_micros),
         )
-    before = await process.money.before(account, "")
+    before = await process.ledger.before(account, "")
     days, now_ms = calendar(before.timezone), process.clock.now()
     resets_at = days.start_at(month_after(days.month(now_ms)))
     return Problem(

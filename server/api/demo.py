@@ -55,7 +55,7 @@ async def token(request: Request) -> Response:
     user_id = wanted.user_id or f"{VISITOR}{secrets.token_hex(4)}"
     _check_visitor(user_id)
     tenant = tenant_of(None, user_id)
-    await process.money.enter(
+    await process.ledger.enter(
         EntryPosted(
             tenant=tenant,
             account_id=user_id,
@@ -89,7 +89,7 @@ async def top_up(request: Request) -> Response:
     )
     assert principal.tenant is not None
     assert principal.account_id is not None
-    await process.money.enter(
+    await process.ledger.enter(
         EntryPosted(
             tenant=principal.tenant,
             account_id=principal.account_id,

@@ -20,7 +20,7 @@ from server.api.accounts import reader_of, view_account, view_as_due
 from server.api.billing import AccountId, EntryId, Priority, Reason
 from server.credits.credit_grants import PRIORITY_DEFAULT
 from server.credits.outcomes import BalanceTooHighError
-from server.http.idempotency import Deed, deed_of, once
+from server.http.idempotency import IdempotentRequest, idempotent_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
 from server.http.problems import Problem
 from server.http.requests import (
@@ -146,7 +146,7 @@ async def read_grants(request: Request) -> Response:
     process, account = await reader_of(request)
     found = await process.records.grants(*account, storage_limits.PAGE_ROWS_MAX)
     lines = [_line(grant) for grant in found]
-    due = await process.money.allotment_due(account)
+    due = await process.ledger.allotment_due(account)
     if due is not None:
         bisect.insort(lines, _line(due, due=True), key=_order)
     return answer(
@@ -203,8 +203,10 @@ async def grant_credits(request: Request) -> Response:
     raw = await raw_body(request)
     wanted = read_body(raw, GrantWanted)
     _check(wanted)
-    deed = deed_of(request, principal, account.tenant, "grants", raw)
-    return await once(process.records, deed, lambda: _grant(process, deed, account, wanted))
+    idempotent = idempotent_of(request, principal, account.tenant, "grants", raw)
+    return await once(
+        process.records, idempotent, lambda: _grant(process, idempotent, account, wanted)
+    )
 
 
 def _check(wanted: GrantWanted) -> None:
@@ -220,15 +222,15 @@ def _check(wanted: GrantWanted) -> None:
 
 
 async def _grant(
-    process: Process, deed: Deed, account: AccountName, wanted: GrantWanted
+    process: Process, idempotent: IdempotentRequest, account: AccountName, wanted: GrantWanted
 ) -> Response:
     """Makes the entry if it is not there, and applies it if it is not applied."""
-    entry, expires_at = _entry(process, deed, account, wanted)
+    entry, expires_at = _entry(process, idempotent, account, wanted)
     made = await process.records.entry(*account, entry.entry_id)
     if made is None:
         await _check_new(process, entry, expires_at)
     try:
-        await process.money.enter(entry, wanted.priority, expires_at)
+        await process.ledger.enter(entry, wanted.priority, expires_at)
     except BalanceTooHighError as error:
         raise _too_high(error) from None
     # The ledger has the last word: it knows its keys longer than the answers are kept.
@@ -258,13 +260,13 @@ async def _grant(
 
 
 def _entry(
-    process: Process, deed: Deed, account: AccountName, wanted: GrantWanted
+    process: Process, idempotent: IdempotentRequest, account: AccountName, wanted: GrantWanted
 ) -> tuple[EntryPosted, int | None]:
     """The entry that is wanted, and when it expires; raises ``unknown_package``."""
-    entry_id = deed.entry_id("grant")
+    entry_id = idempotent.entry_id("grant")
     if wanted.package is not None:
         try:
-            return process.money.package_entry(
+            return process.ledger.package_entry(
                 account, wanted.package, entry_id=entry_id, reason=wanted.reason
             )
         except BadMessageError as error:

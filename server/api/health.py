@@ -17,7 +17,7 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     """Redis, Postgres and the outbox can be reached, and the process is not draining."""
     process = process_of(request)
-    look = await process.vitals.look()
+    look = await process.engine_health.look()
     # A long outbox is said, but the process can serve: nothing stops without Postgres.
     ready = look.redis_up and look.postgres_up and not process.draining
     return answer(
@@ -39,7 +39,7 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """What the process counts, for Prometheus."""
     process = process_of(request)
-    await process.vitals.look()
+    await process.engine_health.look()
     body, content_type = process.metrics.render()
     return Response(body, media_type=content_type)
 

@@ -31,7 +31,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def heartbeats_of(request: Request) -> Heartbeats:
-    """The pulses of the process that serves the request."""
+    """The clients without a socket of the process that serves the request."""
     found: Heartbeats = request.app.state.heartbeats
     return found
 

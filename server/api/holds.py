@@ -29,7 +29,7 @@ from server.api.billing import (
     user_of,
 )
 from server.credits.outcomes import Exceeds, Held, HoldGone
-from server.http.idempotency import Deed, deed_of, once
+from server.http.idempotency import IdempotentRequest, idempotent_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
 from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, process_of, query_id, raw_body, read_body
@@ -147,17 +147,21 @@ async def open_hold(request: Request) -> Response:
     wanted = read_body(raw, HoldWanted)
     check_charge(wanted, principal)
     _refuse_failure(wanted.metadata)
-    deed = deed_of(request, principal, account.tenant, "holds", raw)
+    idempotent = idempotent_of(request, principal, account.tenant, "holds", raw)
     return await once(
-        process.records, deed, lambda: _open(process, principal, deed, account, wanted)
+        process.records, idempotent, lambda: _open(process, principal, idempotent, account, wanted)
     )
 
 
 async def _open(
-    process: Process, principal: Principal, deed: Deed, account: AccountName, wanted: HoldWanted
+    process: Process,
+    principal: Principal,
+    idempotent: IdempotentRequest,
+    account: AccountName,
+    wanted: HoldWanted,
 ) -> Response:
-    price, hold_id = price_of(process, wanted), deed.entry_id("hold")
-    held = await process.money.hold(
+    price, hold_id = price_of(process, wanted), idempotent.entry_id("hold")
+    held = await process.ledger.hold(
         account,
         hold_id=hold_id,
         micros=price.micros,
@@ -182,7 +186,7 @@ async def read_hold(request: Request) -> Response:
     process = process_of(request)
     _, tenant, hold_id = await _asked(request)
     hold = await _hold_of(process, tenant, hold_id)
-    standing = await process.money.standing(AccountName(tenant, hold.account_id), None)
+    standing = await process.ledger.balance(AccountName(tenant, hold.account_id), None)
     return _answer(hold, standing.credits_micros)
 
 
@@ -208,7 +212,7 @@ async def post_hold(request: Request) -> Response:
     _refuse_failure(wanted.metadata)
 
     async def post() -> Response:
-        posted = await process.money.post(tenant, hold_id, micros, wanted.metadata)
+        posted = await process.ledger.post(tenant, hold_id, micros, wanted.metadata)
         if isinstance(posted, HoldGone):
             raise _gone(posted)
         if isinstance(posted, Exceeds):
@@ -219,8 +223,8 @@ async def post_hold(request: Request) -> Response:
         hold = await _hold_of(process, tenant, hold_id)
         return _answer(hold, posted.credits_micros)
 
-    deed = deed_of(request, principal, tenant, "posts", raw)
-    return await once(process.records, deed, post)
+    idempotent = idempotent_of(request, principal, tenant, "posts", raw)
+    return await once(process.records, idempotent, post)
 
 
 @described(CLOSING)
@@ -234,16 +238,16 @@ async def void_hold(request: Request) -> Response:
     raw = await raw_body(request)
 
     async def void() -> Response:
-        voided = await process.money.void(tenant, hold_id)
+        voided = await process.ledger.void(tenant, hold_id)
         if isinstance(voided, HoldGone) and voided.state != "expired":
             raise _gone(voided)
         hold = await _hold_of(process, tenant, hold_id)
-        standing = await process.money.standing(AccountName(tenant, hold.account_id), None)
+        standing = await process.ledger.balance(AccountName(tenant, hold.account_id), None)
         return _answer(hold, standing.credits_micros)
 
     read_body(raw, VoidWanted)
-    deed = deed_of(request, principal, tenant, "voids", raw)
-    return await once(process.records, deed, void)
+    idempotent = idempotent_of(request, principal, tenant, "voids", raw)
+    return await once(process.records, idempotent, void)
 
 
 # --- How it is done ---------------------------------------------------------------------
@@ -266,7 +270,7 @@ async def _asked(request: Request) -> tuple[Principal, str, str]:
 
 
 async def _hold_of(process: Process, tenant: str, hold_id: str) -> HoldRow:
-    hold = await process.money.hold_of(tenant, hold_id)
+    hold = await process.ledger.hold_of(tenant, hold_id)
     if hold is None:
         raise _gone(HoldGone(None))
     return hold

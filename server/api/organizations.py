@@ -27,7 +27,7 @@ from server.http.problems import Problem
 from server.http.requests import path_id, principal_of, process_of, raw_body, read_body
 from server.http.responses import answer
 from server.process import Process
-from storage.postgres.records import RefusedError
+from storage.postgres.records import RejectedError
 from storage.rows.months import MemberRecord, MemberRow, OrganizationRow
 
 MONTH_PATTERN = r"^2[0-9]{3}-(0[1-9]|1[0-2])-01$"
@@ -180,12 +180,12 @@ async def put_organization(request: Request) -> Response:
             monthly_hours_limit=change.monthly_hours_limit,
             allow_overage=change.allow_overage,
         )
-    except RefusedError as error:
+    except RejectedError as error:
         # The bounds are checked; what is left is a zone that only this side knows.
         raise BadMessageError(f"timezone: the database refuses it: {error}") from error
 
     found = await apply_organization(process.live, process.records, tenant)
-    process.money.forget_allotments(tenant)
+    process.ledger.forget_allotments(tenant)
     return await _organization(request, row, found)
 
 

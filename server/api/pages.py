@@ -20,7 +20,7 @@ BROWSER = ROOT / "protocol" / "browser"
 mimetypes.init()
 
 
-class Files(StaticFiles):
+class PageFiles(StaticFiles):
     """The page's files; a path that ends in a slash is none of them."""
 
     def get_path(self, scope: Scope) -> str:
@@ -50,5 +50,5 @@ async def client(request: Request) -> Response:
 ROUTES = [
     Route("/", index),
     Route("/client/{name}", client),
-    Mount("/pages", Files(directory=PAGES)),
+    Mount("/pages", PageFiles(directory=PAGES)),
 ]

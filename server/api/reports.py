@@ -26,7 +26,7 @@ from server.api.usage import usage_of
 from server.http.openapi import ID_SCHEMA, Operation, described
 from server.http.problems import Problem
 from server.http.requests import principal_of, query_id
-from storage.postgres.usage import ReportedMinute
+from storage.postgres.usage import UsageReportRow
 
 MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
 COLUMNS = (
@@ -61,7 +61,7 @@ def _day_parameter(name: str, description: str) -> dict[str, Any]:
     }
 
 
-class Report(StreamingResponse):
+class ReportStream(StreamingResponse):
     """A table that is sent while it is read; it ends with its client, or with its patience."""
 
     def __init__(self, lines: AsyncGenerator[bytes, None], name: str) -> None:
@@ -118,7 +118,7 @@ async def usage_report(request: Request) -> Response:
         raise BadMessageError("to: must not be before from")
     org_id = query_id(request, "org")
     lines = _lines(request, None if org_id is None else tenant_of(org_id, ""), from_day, to_day)
-    report = Report(lines, f"usage-{from_day}-{to_day}.csv")
+    report = ReportStream(lines, f"usage-{from_day}-{to_day}.csv")
     if request.method != "HEAD":
         # What fails before the first line is still answered as an error.
         report.body_iterator = _after(await anext(lines), lines)
@@ -163,7 +163,7 @@ def _encoded(rows: Iterable[Iterable[object]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _row(minute: ReportedMinute) -> list[object]:
+def _row(minute: UsageReportRow) -> list[object]:
     names = (
         minute.org_id,
         minute.user_id,

@@ -14,7 +14,7 @@ from protocol.metering.meter import Meter
 from protocol.metering.projection import AccountProjection
 from protocol.metering.receipts import receipt
 from protocol.metering.records import SessionEnded
-from protocol.metering.session import Identity, Session, session_key
+from protocol.metering.session import Identity, SessionState, session_key
 from protocol.metering.snapshots import snapshot
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import ended_record
@@ -38,8 +38,8 @@ from server.http.requests import path_id, principal_of, process_of, tenant_of_ca
 from server.http.responses import answer
 from server.http.subjects import NOT_KEPT
 from server.process import Process
-from server.sessions.local_session import Seat
-from server.sessions.pending_requests import Ticket
+from server.sessions.local_session import LocalSession
+from server.sessions.pending_requests import PendingRequest
 from storage import limits as storage_limits
 from storage.redis.live import Found
 from storage.rows.sessions import SessionRow
@@ -66,11 +66,11 @@ async def _asked(request: Request) -> tuple[Process, Principal, str, str]:
 async def read_session(request: Request) -> Response:
     """A session: its snapshot while it is live, its receipt once it has ended."""
     process, principal, tenant, session_id = await _asked(request)
-    seat = process.hub.seats.get(session_key(tenant, session_id))
-    # A seat without sockets of its own is not told of what others do.
-    if seat is not None and seat.meter.sockets and seat.meter.session.standing.version:
-        _check_visible(principal, seat.meter.session.identity.user_id)
-        return answer(seat.snapshot())
+    local = process.registry.local_sessions.get(session_key(tenant, session_id))
+    # A local session without sockets of its own is not told of what others do.
+    if local is not None and local.meter.sockets and local.meter.session.standing.version:
+        _check_visible(principal, local.meter.session.identity.user_id)
+        return answer(local.snapshot())
     found = await process.live.attach(tenant, session_id, read_only=True)
     if found is None:
         return answer(await _recorded(process, principal, tenant, session_id))
@@ -161,11 +161,12 @@ def _unknown() -> ProtocolError:
 # --- Stopping ------------------------------------------------------------------------
 
 
-class Guest:
-    """A request that waits for a session's end; to its seat, a member that only listens."""
+class EndWaiter:
+    """A request that waits for a session's end; to its local session, a subscriber that only
+    listens."""
 
     def __init__(self) -> None:
-        self.parted = asyncio.Event()
+        self.has_left = asyncio.Event()
 
     def send(self, frame: bytes) -> None:
         """The request looks at the session itself."""
@@ -180,9 +181,9 @@ class Guest:
     def farewell(self, at_ms: int) -> None:
         """A request proves nothing in advance."""
 
-    def left(self, seat: Seat) -> None:
+    def left(self, local: LocalSession) -> None:
         """The session has ended."""
-        self.parted.set()
+        self.has_left.set()
 
 
 async def _stop(process: Process, found: Found, reason: str) -> None:
@@ -191,32 +192,34 @@ async def _stop(process: Process, found: Found, reason: str) -> None:
     Who hears the client ends it, so that its last seconds are proven; this process, where
     nobody does. Whether it has ended is for the caller to see.
     """
-    identity, hub, live = found.session.identity, process.hub, process.live
-    guest = Guest()
+    identity, registry, live = found.session.identity, process.registry, process.live
+    waiter = EndWaiter()
     try:
-        seat = await hub.open(guest, identity.tenant, identity.session_id)
+        local = await registry.open(waiter, identity.tenant, identity.session_id)
     except RefusedError:
         return  # it ended meanwhile
-    if seat is None:
+    if local is None:
         return
     try:
         async with asyncio.timeout(server_limits.REQUEST_TIMEOUT_MS / 1000):
-            if seat.meter.sockets or not found.nodes - {live.node}:
-                hub.request(seat, Event.STOP, Ticket(member=None, request_id=None), reason)
+            if local.meter.sockets or not found.nodes - {live.node}:
+                registry.request(
+                    local, Event.STOP, PendingRequest(subscriber=None, request_id=None), reason
+                )
             else:
                 message = {"stop": identity.session_id, "reason": reason}
                 await live.tell(identity.tenant, identity.account_id, message)
-            await guest.parted.wait()
+            await waiter.has_left.wait()
     except TimeoutError:
         return  # the caller says so
     finally:
-        hub.part(seat, guest, process.clock.now())
+        registry.unsubscribe(local, waiter, process.clock.now())
 
 
 # --- What there is to see --------------------------------------------------------------
 
 
-async def _snapshot(process: Process, session: Session) -> messages.Session:
+async def _snapshot(process: Process, session: SessionState) -> messages.Session:
     """The snapshot of a session that other processes serve: a projection from Redis."""
     identity, now_ms = session.identity, process.clock.now()
     view = await view_account(process, identity.tenant, identity.account_id)
@@ -231,7 +234,9 @@ async def _snapshot(process: Process, session: Session) -> messages.Session:
     return msgspec.structs.replace(snapshot(meter, now_ms), seq=session.standing.seq)
 
 
-def _meter(process: Process, session: Session, account: AccountProjection, days: Calendar) -> Meter:
+def _meter(
+    process: Process, session: SessionState, account: AccountProjection, days: Calendar
+) -> Meter:
     return Meter(session, account, days.month, process.settings.uncovered_ms)
 
 
@@ -255,7 +260,7 @@ async def _recorded(
     return receipt(_ended(row))
 
 
-def _receipt(session: Session) -> messages.Receipt:
+def _receipt(session: SessionState) -> messages.Receipt:
     return receipt(ended_record(session.identity, session.standing))
 
 

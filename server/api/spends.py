@@ -25,7 +25,7 @@ from server.api.billing import (
     user_of,
 )
 from server.credits.outcomes import Spent
-from server.http.idempotency import Deed, deed_of, once
+from server.http.idempotency import IdempotentRequest, idempotent_of, once
 from server.http.openapi import IDEMPOTENCY_KEY, ORG, USER, Operation, described
 from server.http.problems import Problem
 from server.http.requests import process_of, raw_body, read_body
@@ -74,17 +74,21 @@ async def spend(request: Request) -> Response:
     raw = await raw_body(request)
     charge = read_body(raw, Charge)
     check_charge(charge, principal)
-    deed = deed_of(request, principal, account.tenant, "spends", raw)
+    idempotent = idempotent_of(request, principal, account.tenant, "spends", raw)
     return await once(
-        process.records, deed, lambda: _spend(process, principal, deed, account, charge)
+        process.records, idempotent, lambda: _spend(process, principal, idempotent, account, charge)
     )
 
 
 async def _spend(
-    process: Process, principal: Principal, deed: Deed, account: AccountName, charge: Charge
+    process: Process,
+    principal: Principal,
+    idempotent: IdempotentRequest,
+    account: AccountName,
+    charge: Charge,
 ) -> Response:
-    price, entry_id = price_of(process, charge), deed.entry_id("spend")
-    spent = await process.money.spend(
+    price, entry_id = price_of(process, charge), idempotent.entry_id("spend")
+    spent = await process.ledger.spend(
         account,
         entry_id=entry_id,
         micros=price.micros,
@@ -150,7 +154,7 @@ async def can_perform(request: Request) -> Response:
     _, account = await account_of_call(request, "user", "key")
     asked = read_body(await raw_body(request), Question)
     operation_micros(process, asked.operation)
-    found = await process.money.can_perform(account, asked.operation)
+    found = await process.ledger.can_perform(account, asked.operation)
     return answer(
         CanPerformAnswer(
             can_perform=found.can_perform,

@@ -42,7 +42,7 @@ from server.http.requests import process_of
 from server.http.responses import answer
 from server.http.subjects import ACCOUNT, NOT_KEPT, USER, asked_for
 from server.usage.months import months_of
-from storage.postgres.usage import Spending
+from storage.postgres.usage import SpendingTotals
 from storage.redis.spending import AccountName
 
 # --- Of a user -----------------------------------------------------------------------
@@ -225,7 +225,7 @@ async def credit_statistics(request: Request) -> Response:
 
 
 def _period(
-    name: str, from_at: int | None, spending: Iterable[Spending], unwritten_micros: int
+    name: str, from_at: int | None, spending: Iterable[SpendingTotals], unwritten_micros: int
 ) -> CreditsOfPeriod:
     operations = [part for part in spending if not part.by_time]
     time_micros = unwritten_micros + sum(
@@ -244,10 +244,10 @@ def _period(
 
 
 def _by_operation(
-    spending: Iterable[Spending], operations: Iterable[str]
+    spending: Iterable[SpendingTotals], operations: Iterable[str]
 ) -> list[CreditsOfOperation]:
     found = {part.operation: part for part in spending if not part.by_time}
-    nothing = Spending(False, None, *[0] * 8)
+    nothing = SpendingTotals(False, None, *[0] * 8)
     names = [*operations, *(name for name in found if name not in set(operations))]
     return [
         CreditsOfOperation(

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol.metering.counted_time import Course
-from protocol.metering.session import Session, session_key
+from protocol.metering.counted_time import CountedTime
+from protocol.metering.session import SessionState, session_key
 from protocol.metering.states import Phase
 from protocol.metering.terms import Terms
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, ProtocolError
-from protocol.wire.fields import AccountCredits, CounterpartId, KindName, SessionState, describe
+from protocol.wire.fields import AccountCredits, CounterpartId, KindName, StateName, describe
 from server.access.principals import Principal
 from server.api.accounts import view_as_due
 from server.api.heartbeats import heartbeats_of
@@ -50,7 +50,7 @@ class TimeAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     credits: AccountCredits
     is_paid_time: Annotated[bool, describe("Whether free time is over and the time costs.")]
     state: Annotated[
-        SessionState | Literal["prepared", "none"],
+        StateName | Literal["prepared", "none"],
         describe("The session's; `prepared` before it starts, `none` where nobody knows the chat."),
     ]
 
@@ -60,7 +60,7 @@ class _Time(msgspec.Struct, frozen=True):
 
     user_id: str
     account_id: str
-    state: SessionState | Literal["prepared", "none"]
+    state: StateName | Literal["prepared", "none"]
     elapsed_ms: int
     free_ms: int
     """Free time that the chat has altogether."""
@@ -98,23 +98,25 @@ async def _answer(request: Request, principal: Principal, tenant: str, chat_id: 
 
 
 async def _time(process: Process, usage: Usage, tenant: str, chat_id: str) -> _Time | None:
-    seat = process.hub.seats.get(session_key(tenant, chat_id))
-    # A seat without sockets of its own is not told of what others do.
-    if seat is not None and seat.meter.sockets and seat.meter.session.standing.version:
+    local = process.registry.local_sessions.get(session_key(tenant, chat_id))
+    # A local session without sockets of its own is not told of what others do.
+    if local is not None and local.meter.sockets and local.meter.session.standing.version:
         now_ms = process.clock.now()
-        return _live(seat.meter.session, seat.meter.phase, seat.meter.shown_at(now_ms))
+        return _live(local.meter.session, local.meter.phase, local.meter.shown_at(now_ms))
     found = await process.live.attach(tenant, chat_id, read_only=True)
     if found is not None:
         session = found.session
-        course = Course(session, uncovered_ms=0)  # who serves it knows whether it goes on
-        return _live(session, session.standing.phase, course.elapsed_at(process.clock.now()))
+        counted_time = CountedTime(
+            session, uncovered_ms=0
+        )  # who serves it knows whether it goes on
+        return _live(session, session.standing.phase, counted_time.elapsed_at(process.clock.now()))
     row = await process.records.session(tenant, chat_id)
     if row is None or (row.prepared and row.prepared.expires_at <= process.clock.now()):
         return None
     return await _recorded(usage, row)
 
 
-def _live(session: Session, phase: Phase, elapsed_ms: int) -> _Time:
+def _live(session: SessionState, phase: Phase, elapsed_ms: int) -> _Time:
     identity, free_ms = session.identity, session.standing.free_ms
     if phase is Phase.ENDED:
         free_ms = _free_of_ended(identity.terms, free_ms)
@@ -136,7 +138,7 @@ def _free_of_ended(terms: Terms, used_ms: int) -> int:
 async def _recorded(usage: Usage, row: SessionRow) -> _Time:
     """A chat that Redis does not have: prepared, ended, or about to be restored."""
     elapsed_ms, free_ms = row.elapsed_ms, _free_of_ended(row.terms, row.free_ms)
-    state: SessionState | Literal["prepared"] = "ended"
+    state: StateName | Literal["prepared"] = "ended"
     if row.state == "prepared":
         state, free_ms = "prepared", row.terms.free_ms
     elif row.state == "live":

@@ -25,7 +25,7 @@ from server.http.responses import answer
 from server.http.subjects import ACCOUNT, NOT_KEPT, USER, Subject, asked_for, subject_of
 from server.process import Process
 from server.usage.months import months_of
-from server.usage.reported_minutes import Reported, Trackers
+from server.usage.reported_minutes import MinuteReport, ReportedMinutes
 from storage.postgres.usage import Usage
 from storage.rows.months import UsageLimit
 
@@ -261,9 +261,9 @@ async def track_minute(request: Request) -> Response:
     wanted = read_body(await raw_body(request), MinuteReported)
     if not principal.is_key and not principal.may_start(wanted.session_id):
         raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
-    trackers: Trackers = request.app.state.trackers
-    taken = await trackers.take(
-        Reported(
+    reported_minutes: ReportedMinutes = request.app.state.reported_minutes
+    taken = await reported_minutes.take(
+        MinuteReport(
             user_id=subject.user_id,
             org_id=subject.org_id,
             account_id=subject.account_id,

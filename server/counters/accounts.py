@@ -21,8 +21,8 @@ from server.runtime.isolation import isolated
 from server.runtime.turns import Turns
 from server.runtime.waiting import Locks
 from storage import limits as storage_limits
-from storage.redis.encoding import line_from
-from storage.redis.live import Change, Live, LiveError
+from storage.redis.encoding import burn_line_from
+from storage.redis.live import AccountChange, Live, LiveError
 from storage.tasks import end
 
 log = structlog.get_logger()
@@ -32,7 +32,7 @@ AccountKey = tuple[str, str]
 Listener = Callable[["Account", dict[str, Any]], None]
 
 
-class Told(NamedTuple):
+class EventCounts(NamedTuple):
     """How often an account's sessions were told each thing that concerns all of them. One that
     has heard of fewer hears of all that it missed at once: hundreds of messages are one look."""
 
@@ -46,7 +46,15 @@ class Told(NamedTuple):
 class Account:
     """One account on this process: its projection, and who is interested in it."""
 
-    __slots__ = ("is_looked_at", "listeners", "projection", "read_at", "seats", "told", "users")
+    __slots__ = (
+        "event_counts",
+        "is_looked_at",
+        "listeners",
+        "local_sessions",
+        "projection",
+        "read_at",
+        "users",
+    )
 
     def __init__(self, tenant: str, account_id: str) -> None:
         self.projection = AccountProjection(tenant, account_id)
@@ -54,9 +62,9 @@ class Account:
         """Sessions and sockets here that need it."""
         self.listeners: dict[Listener, None] = {}
         """Sockets here that show its balance."""
-        self.seats: dict[str, Any] = {}
+        self.local_sessions: dict[str, Any] = {}
         """The sessions here that burn it (``server.sessions.local_session``), by their id."""
-        self.told = Told()
+        self.event_counts = EventCounts()
         self.is_looked_at = False
         """Its sessions are about to hear of what they were told."""
         self.read_at = -math.inf
@@ -138,7 +146,9 @@ class Accounts:
             figures.version, figures.gross_micros, figures.reserved_micros, figures.lines
         )
 
-    def changed(self, account: Account, change: Change, session_id: str | None, line: Any) -> None:
+    def changed(
+        self, account: Account, change: AccountChange, session_id: str | None, line: Any
+    ) -> None:
         """Takes a change that this process made itself."""
         if not account.projection.apply(
             change.version, change.gross_micros, change.reserved_micros, session_id, line
@@ -172,7 +182,7 @@ class Accounts:
                 int(gross),
                 int(reserved),
                 message.get("session_id"),
-                line_from(line) if line else None,
+                burn_line_from(line) if line else None,
             )
             if not taken:
                 self._read_later(account, message)

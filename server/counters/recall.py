@@ -16,9 +16,9 @@ from protocol.metering.session import session_key
 from protocol.wire.errors import ServiceError
 from server.counters.accounts import Account, Accounts
 from storage.redis.live import Live
-from storage.redis.spending import AccountName, Answer
+from storage.redis.spending import AccountName, SpendingReply
 
-Attempt = Callable[[bool], Awaitable[Answer]]
+Attempt = Callable[[bool], Awaitable[SpendingReply]]
 """Tries once; True: and tells holders to shrink."""
 
 
@@ -29,7 +29,7 @@ class Recall:
         self._accounts = accounts
         self.wait_ms = wait_ms
 
-    async def until(self, name: AccountName, attempt: Attempt) -> Answer:
+    async def until(self, name: AccountName, attempt: Attempt) -> SpendingReply:
         """The answer that is not ``held``, or that still is when the wait is over.
 
         A session keeps what it needs to run on, so what is left ``held`` then is really

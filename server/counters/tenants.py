@@ -12,10 +12,10 @@ from server.counters.calendars import Calendar, calendar
 from server.counters.loading import Loader
 from storage.redis.live import Live
 
-Change = Literal["recalled", "freed", "adjusted", "changed"]
+LimitEvent = Literal["recalled", "freed", "adjusted", "changed"]
 """Somebody lacks minutes that are merely held, some were given back, a month was corrected, or
 limits or the time zone changed."""
-Listener = Callable[[str, Change, str | None], None]
+Listener = Callable[[str, LimitEvent, str | None], None]
 """Told the tenant, what happened to its limits, and to which user's; None: to all."""
 
 

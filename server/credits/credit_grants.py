@@ -20,14 +20,14 @@ from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.counters.accounts import Account, Accounts
 from server.counters.calendars import calendar
-from server.credits.ledger_client import Till
+from server.credits.ledger_client import LedgerClient
 from server.credits.outcomes import BalanceTooHighError
 from server.runtime.clock import Clock
 from server.runtime.isolation import for_each
 from server.runtime.metrics import Metrics
 from storage import limits as storage_limits
 from storage.postgres.ledgers import BALANCE_CHECK
-from storage.postgres.records import Records, RefusedError, UnavailableError
+from storage.postgres.records import Records, RejectedError, UnavailableError
 from storage.redis.live import Live, LiveError
 from storage.redis.spending import AccountName
 from storage.rows.accounts import BeforeOperation, GrantRow, InboxEntry
@@ -39,7 +39,7 @@ PRIORITY_DEFAULT = 100
 """Of grants that name none; of these, the one that expires first burns first."""
 
 
-class Allotted(msgspec.Struct, frozen=True):
+class AllotmentState(msgspec.Struct, frozen=True):
     """An account that was seen to, and what was said of it then."""
 
     plan: tuple[str, str]
@@ -48,7 +48,7 @@ class Allotted(msgspec.Struct, frozen=True):
     fresh_until_at: int
 
 
-class Grants(Till):
+class Grants(LedgerClient):
     """Grants credits: amounts, packages, and what a tier gives for a month."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Grants(Till):
         metrics: Metrics,
     ) -> None:
         super().__init__(live, records, clock, accounts, rates, metrics)
-        self._allotted: dict[AccountName, Allotted] = {}
+        self._allotments: dict[AccountName, AllotmentState] = {}
 
     async def enter(
         self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
@@ -76,7 +76,7 @@ class Grants(Till):
         try:
             new = await self.records.post_entry(entry, priority, expires_at)
             micros = entry.amount_micros if new else await self.records.inbox_micros(*name)
-        except (UnavailableError, RefusedError) as error:
+        except (UnavailableError, RejectedError) as error:
             raise _unwritten(error) from error
         if micros is None:
             # Redis has taken it, and remembers only the newest: it is not asked again.
@@ -107,7 +107,9 @@ class Grants(Till):
         )
         return entry, expires_at
 
-    async def allot(self, account: AccountName, before: BeforeOperation | None = None) -> None:
+    async def ensure_monthly_allotment(
+        self, account: AccountName, before: BeforeOperation | None = None
+    ) -> None:
         """Sees to it that the account has what its tier gives for this month.
 
         To be called wherever an account is used, and nowhere where it is only read: what is
@@ -118,7 +120,7 @@ class Grants(Till):
         """
         if not self.rates.allotments:
             return
-        now_ms, seen = self.clock.now(), self._allotted.get(account)
+        now_ms, seen = self.clock.now(), self._allotments.get(account)
         if (
             seen is not None
             and now_ms < seen.fresh_until_at
@@ -131,18 +133,21 @@ class Grants(Till):
         except (ServiceError, BalanceTooHighError) as error:
             log.warning("allotment_put_off", account=account.account_id, error=str(error))
             return
-        if len(self._allotted) >= server_limits.ACCOUNTS_CACHED_MAX:
-            self._allotted.clear()
+        if len(self._allotments) >= server_limits.ACCOUNTS_CACHED_MAX:
+            self._allotments.clear()
         fresh_until_at = min(ends_at, now_ms + server_limits.ALLOTMENT_FRESH_MS)
-        self._allotted[account] = Allotted((before.tier, before.timezone), ends_at, fresh_until_at)
+        self._allotments[account] = AllotmentState(
+            (before.tier, before.timezone), ends_at, fresh_until_at
+        )
 
-    async def allot_at_start(self, account: AccountName) -> None:
+    async def ensure_allotment_at_start(self, account: AccountName) -> None:
         """The same before a session starts, with the plan as it is at this instant."""
         if self.rates.allotments:
-            await self.allot(account, await self.before(account, ""))
+            await self.ensure_monthly_allotment(account, await self.before(account, ""))
 
     async def allotment_due(self, account: AccountName) -> GrantRow | None:
-        """What ``allot`` would add to an account that there is; None: nothing. Writes nothing.
+        """What ``ensure_monthly_allotment`` would add to an account that there is; None: nothing.
+        Writes nothing.
 
         Where Postgres is away nothing is known to be due.
         """
@@ -174,23 +179,23 @@ class Grants(Till):
             name=name,
         )
 
-    async def allot_served(self) -> None:
+    async def ensure_served_allotments(self) -> None:
         """The same for the accounts that this process serves, when a month has begun."""
         if not self.rates.allotments:
             return
 
-        async def allot(served: Account) -> None:
+        async def ensure_monthly_allotment(served: Account) -> None:
             account = AccountName(served.projection.tenant, served.projection.account_id)
-            seen = self._allotted.get(account)
+            seen = self._allotments.get(account)
             if seen is None or seen.month_ends_at <= self.clock.now():
-                await self.allot(account)
+                await self.ensure_monthly_allotment(account)
 
-        await for_each("allotment", self.accounts, allot)
+        await for_each("allotment", self.accounts, ensure_monthly_allotment)
 
     def forget_allotments(self, tenant: str) -> None:
         """The tenant's tier has changed: the next call asks anew what it gives."""
-        for account in [account for account in self._allotted if account.tenant == tenant]:
-            del self._allotted[account]
+        for account in [account for account in self._allotments if account.tenant == tenant]:
+            del self._allotments[account]
 
     async def _grant_allotment(
         self, account: AccountName, before: BeforeOperation, now_ms: int
@@ -210,7 +215,7 @@ class Grants(Till):
                 priority=PRIORITY_DEFAULT,
                 expires_at=ends_at,
             )
-        except (UnavailableError, RefusedError) as error:
+        except (UnavailableError, RejectedError) as error:
             raise _unwritten(error) from error
         for entry in waiting:
             await self._apply_now(*account, entry.entry_id, entry.amount_micros, "grant")
@@ -253,7 +258,7 @@ def _month(timezone: str, now_ms: int) -> tuple[str, int]:
     return first_day[:7], days.start_at(month_after(first_day))
 
 
-def _unwritten(error: UnavailableError | RefusedError) -> Exception:
+def _unwritten(error: UnavailableError | RejectedError) -> Exception:
     """What to raise for money in that was not written."""
     if isinstance(error, UnavailableError):
         return ServiceError("the ledger does not answer")

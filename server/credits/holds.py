@@ -16,7 +16,7 @@ from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.figures import AccountFigures
 from storage.redis.live import LiveError
-from storage.redis.spending import AccountName, Answer, change_of, posted_id, posted_records
+from storage.redis.spending import AccountName, SpendingReply, change_of, posted_id, posted_records
 from storage.rows.accounts import HoldRow, RecentEntry
 
 
@@ -45,7 +45,7 @@ class Holds(Grants):
         if known is not None:
             return await self._held(known, None, repeated=True)
         before = await self.before(account, "")
-        await self.allot(account, before)
+        await self.ensure_monthly_allotment(account, before)
         now_ms = self.clock.now()
         change = HoldChanged(
             tenant=account.tenant,
@@ -132,13 +132,13 @@ class Holds(Grants):
         if kept.state != "posted":
             return HoldGone(kept.state)
         is_made = kept is made
-        standing = await self.standing(_account_of(made), answer.figures if is_made else None)
+        balance = await self.balance(_account_of(made), answer.figures if is_made else None)
         return Posted(
             hold_id,
             entry.entry_id,
             kept.amount_micros,
             kept.posted_micros,
-            *standing,
+            *balance,
             repeated=answer.status != "ok" or not is_made,
         )
 
@@ -159,9 +159,9 @@ class Holds(Grants):
         if kept.state != "voided":
             return HoldGone(kept.state)
         is_made = kept is made
-        standing = await self.standing(_account_of(hold), answer.figures if is_made else None)
+        balance = await self.balance(_account_of(hold), answer.figures if is_made else None)
         return Voided(
-            hold_id, hold.amount_micros, *standing, repeated=answer.status != "ok" or not is_made
+            hold_id, hold.amount_micros, *balance, repeated=answer.status != "ok" or not is_made
         )
 
     async def expire_hold(self, tenant: str, hold_id: str) -> bool:
@@ -176,10 +176,12 @@ class Holds(Grants):
 
     # --- How it is done ---------------------------------------------------------------
 
-    async def _change(self, hold: HoldRow, ask: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _change(
+        self, hold: HoldRow, ask: Callable[[], Awaitable[SpendingReply]]
+    ) -> SpendingReply:
         """Makes a step of a hold, and restores it where Redis came back without it."""
         if hold.state != "open":
-            return Answer(status="closed", figures=None, hold=hold)
+            return SpendingReply(status="closed", figures=None, hold=hold)
         try:
             for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 answer = await self.warm(_account_of(hold), hold.month, ask)
@@ -187,7 +189,7 @@ class Holds(Grants):
                     return answer
                 hold = await self._restore(hold)
                 if hold.state != "open":
-                    return Answer(status="closed", figures=None, hold=hold)
+                    return SpendingReply(status="closed", figures=None, hold=hold)
         except LiveError as error:
             raise unanswered() from error
         raise ServiceError("the hold does not stay in Redis")
@@ -247,9 +249,9 @@ class Holds(Grants):
         """Acknowledges a hold. Also at a repetition it is written down first, as it was made:
         the first attempt may have broken off before."""
         await self.write([change_of(hold, "open", hold.created_at)])
-        standing = await self.standing(_account_of(hold), figures)
+        balance = await self.balance(_account_of(hold), figures)
         return Held(
-            hold.hold_id, hold.state, hold.amount_micros, hold.expires_at, *standing, repeated
+            hold.hold_id, hold.state, hold.amount_micros, hold.expires_at, *balance, repeated
         )
 
 

@@ -17,24 +17,24 @@ from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.counters.accounts import Accounts
 from server.counters.recall import Recall
-from server.credits.outcomes import Short, Standing, credits_micros
+from server.credits.outcomes import AccountBalance, Short, credits_micros
 from server.runtime.clock import Clock
 from server.runtime.metrics import Metrics
 from storage import limits as storage_limits
-from storage.postgres.group_commit import Scribe
+from storage.postgres.group_commit import GroupCommitWriter
 from storage.postgres.records import Records, UnavailableError
 from storage.redis.figures import AccountFigures
 from storage.redis.live import Live, LiveError
 from storage.redis.recovery import Restoring
-from storage.redis.spending import AccountName, Answer, Spending
+from storage.redis.spending import AccountName, Spending, SpendingReply
 from storage.rows.accounts import BeforeOperation
 
-Attempt = Callable[[bool], Awaitable[Answer]]
+Attempt = Callable[[bool], Awaitable[SpendingReply]]
 """Tries once; True: and tells holders to shrink."""
 
 
-class Till:
-    """Credits of accounts, as one process moves them. The API is that of ``Money``."""
+class LedgerClient:
+    """Credits of accounts, as one process moves them. The API is that of ``CreditLedger``."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Till:
         self.restoring = Restoring(live)
         self.loader = accounts.loader
         self.recall = Recall(accounts)
-        self._scribe = Scribe(records)
+        self._writer = GroupCommitWriter(records)
 
     def monthly_limit(
         self, tier: str, operation: str | None, given: int | UnsetType | None
@@ -65,10 +65,10 @@ class Till:
             return given
         return None if operation is None else self.rates.operations_per_month(tier, operation)
 
-    async def decide(self, account: AccountName, month: str, attempt: Attempt) -> Answer:
+    async def decide(self, account: AccountName, month: str, attempt: Attempt) -> SpendingReply:
         """Asks Redis, with whatever it lacks for it; and once more what holders give back."""
 
-        async def warmed(recall: bool) -> Answer:
+        async def warmed(recall: bool) -> SpendingReply:
             return await self.warm(account, month, lambda: attempt(recall))
 
         try:
@@ -82,8 +82,8 @@ class Till:
         return answer
 
     async def warm(
-        self, account: AccountName, month: str, ask: Callable[[], Awaitable[Answer]]
-    ) -> Answer:
+        self, account: AccountName, month: str, ask: Callable[[], Awaitable[SpendingReply]]
+    ) -> SpendingReply:
         """Asks, and loads what is cold, until nothing is."""
         for _ in range(server_limits.LOADS_PER_STEP_MAX):
             answer = await ask()
@@ -121,7 +121,7 @@ class Till:
     async def write(self, records: Sequence[Record]) -> None:
         """Writes down what Redis has decided, before it is acknowledged."""
         try:
-            await self._scribe.write(records)
+            await self._writer.write(records)
         except UnavailableError as error:
             raise ServiceError("the ledger does not answer; it is done when it does") from error
 
@@ -137,14 +137,14 @@ class Till:
             raise unanswered() from error
         raise ServiceError("the account does not stay in Redis")
 
-    async def standing(self, account: AccountName, figures: AccountFigures | None) -> Standing:
+    async def balance(self, account: AccountName, figures: AccountFigures | None) -> AccountBalance:
         """How an account stands at this instant; ``figures`` are read where there are none."""
         if figures is None:
             figures = await self.figures(account)
         balance = credits_micros(figures, self.clock.now())
-        return Standing(balance, max(0, min(balance, figures.available_micros)))
+        return AccountBalance(balance, max(0, min(balance, figures.available_micros)))
 
-    def short(self, answer: Answer, micros: int) -> Short:
+    def short(self, answer: SpendingReply, micros: int) -> Short:
         """What is missing: of what the sessions have left by now, not of what is settled."""
         assert answer.figures is not None
         assert answer.status in ("short", "held")

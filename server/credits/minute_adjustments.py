@@ -9,10 +9,10 @@ import structlog
 
 from protocol.wire.errors import BadMessageError, ServiceError
 from server.counters.calendars import calendar
-from server.credits.ledger_client import Till
+from server.credits.ledger_client import LedgerClient
 from server.runtime.isolation import for_each
 from storage import limits as storage_limits
-from storage.postgres.records import RefusedError, UnavailableError
+from storage.postgres.records import RejectedError, UnavailableError
 from storage.redis.live import LiveError
 from storage.rows.months import AdjustmentRow
 
@@ -31,7 +31,7 @@ class Adjusted(msgspec.Struct, frozen=True):
     repeated: bool
 
 
-class Adjustments(Till):
+class Adjustments(LedgerClient):
     """Corrects the months of members, and of the organisation with them."""
 
     async def adjust_minutes(
@@ -67,7 +67,7 @@ class Adjustments(Till):
             made = await self.records.adjustment(tenant, user_id, entry_id)
         except UnavailableError as error:
             raise ServiceError("the ledger does not answer") from error
-        except RefusedError as error:
+        except RejectedError as error:
             raise BadMessageError("minutes: takes away more than the month has") from error
         assert made is not None
         try:

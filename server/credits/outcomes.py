@@ -1,4 +1,4 @@
-"""What asking for credits comes to: the answers of ``Money``.
+"""What asking for credits comes to: the answers of ``CreditLedger``.
 
 ``credits_micros`` is the account's balance at this instant, after the burn of all its
 sessions so far; ``available_micros`` what of it nobody holds.
@@ -24,7 +24,7 @@ class BalanceTooHighError(BadMessageError):
         super().__init__(f"amount: no account may have more than {most} credits")
 
 
-class Standing(NamedTuple):
+class AccountBalance(NamedTuple):
     """How an account stands at an instant."""
 
     credits_micros: int

@@ -12,7 +12,7 @@ from server.credits.credit_grants import Grants
 from server.credits.ledger_client import unanswered
 from server.credits.outcomes import CanPerform, Limited, Short, Spent, credits_micros
 from storage.redis.live import LiveError
-from storage.redis.spending import AccountName, Answer
+from storage.redis.spending import AccountName, SpendingReply
 
 Taken: TypeAlias = tuple[int, str | None]
 """What was taken: micro-credits, and the operation that was charged."""
@@ -44,7 +44,7 @@ class Spends(Grants):
         if before.spent_micros is not None:
             taken = before.spent_micros, before.spent_operation
             return await self._spent(account, entry_id, taken, repeated=True)
-        await self.allot(account, before)
+        await self.ensure_monthly_allotment(account, before)
         now_ms = self.clock.now()
         month = calendar(before.timezone).month(now_ms)
         entry = EntryPosted(
@@ -77,7 +77,9 @@ class Spends(Grants):
             case _:
                 return self.short(answer, micros)
 
-    async def _acknowledge(self, account: AccountName, entry_id: str, answer: Answer) -> Taken:
+    async def _acknowledge(
+        self, account: AccountName, entry_id: str, answer: SpendingReply
+    ) -> Taken:
         """Writes down what was spent, and answers it: at a repetition, what was spent then."""
         for record in answer.records:
             assert isinstance(record, EntryPosted)
@@ -94,13 +96,13 @@ class Spends(Grants):
         account: AccountName,
         entry_id: str,
         taken: Taken,
-        answer: Answer | None = None,
+        answer: SpendingReply | None = None,
         *,
         repeated: bool,
     ) -> Spent:
         figures = answer.figures if answer is not None else None
-        standing = await self.standing(account, figures)
-        return Spent(entry_id, *taken, *standing, repeated)
+        balance = await self.balance(account, figures)
+        return Spent(entry_id, *taken, *balance, repeated)
 
     async def can_perform(self, account: AccountName, operation: str) -> CanPerform:
         """Whether an operation of the rate card could be done now, which promises nothing.
@@ -110,7 +112,7 @@ class Spends(Grants):
         """
         cost_micros = self.rates.operation_micros(operation)
         before = await self.before(account, "")
-        await self.allot(account, before)
+        await self.ensure_monthly_allotment(account, before)
         month = calendar(before.timezone).month(self.clock.now())
         limit = self.rates.operations_per_month(before.tier, operation)
         figures = await self.figures(account)

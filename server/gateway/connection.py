@@ -1,4 +1,4 @@
-"""One WebSocket: authenticate, read requests, hand them to the hub, send what it pushes.
+"""One WebSocket: authenticate, read requests, hand them to the registry, send what it pushes.
 
 The shell of PROTOCOL section 1. Everything that a peer can do wrong is answered with an
 ``error`` and the socket goes on, except for what has a close code of its own.
@@ -31,8 +31,8 @@ from server.gateway.session_start import join_or_start
 from server.process import Process
 from server.runtime.isolation import failed, isolated
 from server.runtime.timers import Timer
-from server.sessions.local_session import Seat
-from server.sessions.pending_requests import Ticket
+from server.sessions.local_session import LocalSession
+from server.sessions.pending_requests import PendingRequest
 from server.transport.frames import text_frame
 from server.transport.push import PushSocket
 from storage.redis.live import LiveError
@@ -44,11 +44,11 @@ SUBPROTOCOL = "taximeter.v1"
 
 
 class Connection:
-    """One socket; to the seats that it has, a member."""
+    """One socket; to the local sessions that it has, a subscriber."""
 
     __slots__ = (
         "_bucket", "_deadline", "_probe_timer", "_probed_at", "_receive", "account", "address",
-        "alive_at", "principal", "process", "seats", "socket",
+        "alive_at", "local_sessions", "principal", "process", "socket",
     )  # fmt: skip
 
     def __init__(
@@ -60,7 +60,7 @@ class Connection:
         self._receive = receive
         self.principal: Principal | None = None
         self.account: Account | None = None
-        self.seats: dict[str, Seat] = {}
+        self.local_sessions: dict[str, LocalSession] = {}
         """The sessions that this socket takes part in, by their id."""
         now_ms = process.clock.now()
         self.alive_at = now_ms
@@ -72,7 +72,7 @@ class Connection:
         """Until when it must have authenticated, then until when its token is good."""
 
     @property
-    def _customer(self) -> Hashable:
+    def _turn_owner(self) -> Hashable:
         """Whose turns its work takes: its account's, and before it has one its address's."""
         return self.account or self.principal or self.address
 
@@ -94,7 +94,9 @@ class Connection:
             while (event := await self._receive())["type"] != "websocket.disconnect":
                 await self._heard(event.get("text"))
             code = int(event.get("code") or CloseCode.ABNORMAL)
-            await self.process.hub.turns.take(self._customer)  # hundreds may be gone together
+            await self.process.registry.turns.take(
+                self._turn_owner
+            )  # hundreds may be gone together
         finally:
             await self._close(code)
 
@@ -107,7 +109,7 @@ class Connection:
             except PeerError as error:
                 self._refuse(error, _id_of(text))
                 return
-            await self.process.hub.turns.take(self._customer)
+            await self.process.registry.turns.take(self._turn_owner)
             await self._take(text)
         elif self._bucket.refused <= server_limits.REFUSALS_PER_SOCKET_MAX:
             wait_ms = self._bucket.wait_ms
@@ -134,35 +136,39 @@ class Connection:
         for timer in (self._deadline, self._probe_timer):
             if timer is not None:
                 timer.cancel()
-        if self.seats:
-            self.process.hub.turns.run(self._customer, self._part_all(list(self.seats.values())))
-        self.seats.clear()
+        if self.local_sessions:
+            self.process.registry.turns.run(
+                self._turn_owner, self._leave_all(list(self.local_sessions.values()))
+            )
+        self.local_sessions.clear()
         if self.principal is not None:
             self.process.sockets.release_user(self._user)
         self.process.sockets.remove(self, code)
         if self.account is not None:
             self.account.listeners.pop(self._told, None)
-            await self.process.hub.accounts.close(self.account)
+            await self.process.registry.accounts.close(self.account)
 
-    def _part_all(self, seats: list[Seat]) -> Iterator[None]:
-        for seat in seats:
-            isolated("part", self._part, seat, session=seat.key)
+    def _leave_all(self, local_sessions: list[LocalSession]) -> Iterator[None]:
+        for local in local_sessions:
+            isolated("leave", self._leave, local, session=local.key)
             yield
 
-    def _part(self, seat: Seat) -> None:
-        self.process.hub.part(seat, self, self.alive_at, farewell=self.socket.peer_closed)
+    def _leave(self, local: LocalSession) -> None:
+        self.process.registry.unsubscribe(
+            local, self, self.alive_at, farewell=self.socket.peer_closed
+        )
 
     def _alive(self) -> None:
         """A pong, a message or the peer's close came in."""
         now_ms = self.process.clock.now()
-        self.alive_at = max(self.alive_at, self.process.pulse.proof_at(now_ms))
-        for seat in list(self.seats.values()):
-            if self not in seat.service.watchers:
+        self.alive_at = max(self.alive_at, self.process.stall_detector.proof_at(now_ms))
+        for local in list(self.local_sessions.values()):
+            if self not in local.service.passive:
                 try:
-                    seat.service.alive(self.alive_at, now_ms, self)
+                    local.service.alive(self.alive_at, now_ms, self)
                 except Exception:
-                    failed("session", session=seat.key)
-                    seat.recover()
+                    failed("session", session=local.key)
+                    local.recover()
 
     def _expire_at(self, at: int) -> None:
         if self._deadline is not None:
@@ -175,7 +181,8 @@ class Connection:
         else:
             self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
 
-    # --- Member: what a seat sends -----------------------------------------------------
+    # --- Subscriber: what a local session sends
+    # -----------------------------------------------------
 
     def send(self, frame: bytes) -> None:
         """Sends a frame that must arrive."""
@@ -204,9 +211,9 @@ class Connection:
     def farewell(self, at_ms: int) -> None:
         """Another socket of the user said good-bye; this one answers for itself."""
 
-    def left(self, seat: Seat) -> None:
+    def left(self, local: LocalSession) -> None:
         """A session of this socket has ended."""
-        self.seats.pop(seat.meter.session.identity.session_id, None)
+        self.local_sessions.pop(local.meter.session.identity.session_id, None)
 
     def close(self, code: int, reason: str) -> None:
         """Closes the socket from this side."""
@@ -257,9 +264,9 @@ class Connection:
             case messages.Stop():
                 self._request(request, Event.STOP)
             case messages.Leave():
-                seat = self._seat_of(request)
-                del self.seats[request.session_id]
-                self.process.hub.part(seat, self, self.alive_at, farewell=True)
+                local = self._local_session_of(request)
+                del self.local_sessions[request.session_id]
+                self.process.registry.unsubscribe(local, self, self.alive_at, farewell=True)
 
     async def _authenticate(self, request: messages.Auth) -> None:
         if self.principal is not None:
@@ -275,8 +282,10 @@ class Connection:
         assert principal.tenant is not None
         assert principal.account_id is not None
         try:
-            await self.process.money.allot(AccountName(principal.tenant, principal.account_id))
-            self.account = await self.process.hub.accounts.open(
+            await self.process.ledger.ensure_monthly_allotment(
+                AccountName(principal.tenant, principal.account_id)
+            )
+            self.account = await self.process.registry.accounts.open(
                 principal.tenant, principal.account_id
             )
         except BaseException:
@@ -353,44 +362,44 @@ class Connection:
         if not principal.may_start(request.session_id):
             raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
         self._check_room(request)
-        ticket = Ticket(self, request.id)
-        seat = await join_or_start(
-            self.process, principal, self, request.session_id, request, ticket
+        pending = PendingRequest(self, request.id)
+        local = await join_or_start(
+            self.process, principal, self, request.session_id, request, pending
         )
-        if self in seat.members:
-            self.seats[request.session_id] = seat
+        if self in local.subscribers:
+            self.local_sessions[request.session_id] = local
 
     async def _watch(self, principal: Principal, request: messages.Watch) -> None:
         tenant = principal.tenant_to_watch(request.org, request.user)
         self._check_room(request)
-        here = self.seats.get(request.session_id)
+        here = self.local_sessions.get(request.session_id)
         if here is not None and here.meter.session.identity.tenant != tenant:
             raise PeerError(
                 ErrorCode.BAD_MESSAGE, "this socket has a session of that id in another tenant"
             )
-        seat = await self.process.hub.watch(
-            self, principal, request.session_id, Ticket(self, request.id), tenant
+        local = await self.process.registry.watch(
+            self, principal, request.session_id, PendingRequest(self, request.id), tenant
         )
-        if seat is None:
+        if local is None:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session")
-        self.seats[request.session_id] = seat
+        self.local_sessions[request.session_id] = local
 
     def _check_room(self, request: messages.SessionRequest) -> None:
-        full = len(self.seats) >= server_limits.SESSIONS_PER_SOCKET_MAX
-        if full and request.session_id not in self.seats:
+        full = len(self.local_sessions) >= server_limits.SESSIONS_PER_SOCKET_MAX
+        if full and request.session_id not in self.local_sessions:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions on this socket")
 
-    def _seat_of(self, request: messages.SessionRequest) -> Seat:
-        seat = self.seats.get(request.session_id)
-        if seat is None:
+    def _local_session_of(self, request: messages.SessionRequest) -> LocalSession:
+        local = self.local_sessions.get(request.session_id)
+        if local is None:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "this socket has no such session")
-        return seat
+        return local
 
     def _request(self, request: messages.SessionRequest, event: Event) -> None:
-        seat = self._seat_of(request)
-        if self in seat.service.watchers:
+        local = self._local_session_of(request)
+        if self in local.service.passive:
             raise PeerError(ErrorCode.FORBIDDEN, "this socket only watches the session")
-        self.process.hub.request(seat, event, Ticket(self, request.id))
+        self.process.registry.request(local, event, PendingRequest(self, request.id))
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
         """The account changed by something else than the time of sessions."""

@@ -19,26 +19,26 @@ from server.gateway.session_start import join_or_start
 from server.process import Process
 from server.runtime.isolation import isolated
 from server.runtime.timers import Timer
-from server.sessions.local_session import Seat
-from server.sessions.pending_requests import Ticket
+from server.sessions.local_session import LocalSession
+from server.sessions.pending_requests import PendingRequest
 
-PulseKey = tuple[str, str]
+PresenceKey = tuple[str, str]
 """Tenant and session."""
 
 
-class Pulse:
-    """A client's presence at one session, from one heartbeat to the next; a member of its
-    seat that hears nothing, for there is nobody to tell."""
+class HttpPresence:
+    """A client's presence at one session, from one heartbeat to the next; a subscriber of its
+    local session that hears nothing, for there is nobody to tell."""
 
-    def __init__(self, pulses: "Heartbeats", key: PulseKey) -> None:
+    def __init__(self, presences: "Heartbeats", key: PresenceKey) -> None:
         self.key = key
-        self.seat: Seat | None = None
-        self.beaten_at = pulses.process.clock.now()
+        self.local: LocalSession | None = None
+        self.heartbeat_at = presences.process.clock.now()
         """When the last heartbeat came in."""
         self.alive_until = 0
-        self.parted_at: int | None = None
+        self.left_at: int | None = None
         """The user took leave while the first heartbeat waited for its answer."""
-        self._pulses = pulses
+        self._presences = presences
         self._timer: Timer | None = None
 
     def send(self, frame: bytes) -> None:
@@ -53,27 +53,27 @@ class Pulse:
 
     def farewell(self, at_ms: int) -> None:
         """The user took leave: what the heartbeats of before have promised ends."""
-        if self.beaten_at > at_ms:
+        if self.heartbeat_at > at_ms:
             return
-        if self.seat is None:
-            self.parted_at = at_ms
+        if self.local is None:
+            self.left_at = at_ms
         else:
-            self._pulses.lose(self, at_ms)
+            self._presences.lose(self, at_ms)
 
-    def left(self, seat: Seat) -> None:
+    def left(self, local: LocalSession) -> None:
         """The session ended."""
-        self._pulses.forget(self)
+        self._presences.forget(self)
 
     def extend(self, process: Process) -> None:
         """A heartbeat came in."""
         now_ms = process.clock.now()
-        self.beaten_at = now_ms
+        self.heartbeat_at = now_ms
         self.alive_until = now_ms + server_limits.HEARTBEAT_PROOF_MS
         if self._timer is not None:
             self._timer.cancel()
         self._timer = process.timers.deadline(self.alive_until, self._lost, self.key[0])
-        if self.seat is not None:
-            self.seat.service.promise(self.alive_until, now_ms)
+        if self.local is not None:
+            self.local.service.promise(self.alive_until, now_ms)
 
     def stop(self) -> None:
         """No more is expected of it."""
@@ -81,15 +81,15 @@ class Pulse:
             self._timer.cancel()
 
     def _lost(self, _: int) -> None:
-        self._pulses.lose(self)
+        self._presences.lose(self)
 
 
 class Heartbeats:
-    """The pulses of a process."""
+    """The clients without a socket of a process."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self._pulses: dict[PulseKey, Pulse] = {}
+        self._presences: dict[PresenceKey, HttpPresence] = {}
 
     async def beat(
         self,
@@ -109,23 +109,23 @@ class Heartbeats:
         if not principal.may_start(session_id):
             raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this session")
         key = (principal.tenant, session_id)
-        pulse = self._pulses.get(key)
-        if pulse is None or pulse.seat is None:
+        presence = self._presences.get(key)
+        if presence is None or presence.local is None:
             return await self._begin(principal, key, start)
-        if pulse.seat.meter.session.identity.user_id != principal.user_id:
+        if presence.local.meter.session.identity.user_id != principal.user_id:
             raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
-        pulse.extend(self.process)
+        presence.extend(self.process)
         if last_seq is None:
-            return pulse.seat.snapshot()
-        kept = await self.process.hub.missed(pulse.seat, last_seq)
-        return pulse.seat.snapshot(missed=kept)
+            return presence.local.snapshot()
+        kept = await self.process.registry.missed(presence.local, last_seq)
+        return presence.local.snapshot(missed=kept)
 
     async def _begin(
-        self, principal: Principal, key: PulseKey, start: messages.Start | None
+        self, principal: Principal, key: PresenceKey, start: messages.Start | None
     ) -> messages.Session:
-        if len(self._pulses) >= server_limits.HEARTBEAT_SESSIONS_MAX:
+        if len(self._presences) >= server_limits.HEARTBEAT_SESSIONS_MAX:
             raise ServiceError("too many sessions live by heartbeats here")
-        pulse = Pulse(self, key)
+        presence = HttpPresence(self, key)
         answered: asyncio.Future[messages.Session] = asyncio.get_running_loop().create_future()
 
         def shown(message: messages.ServerMessage | bytes) -> None:
@@ -136,55 +136,55 @@ class Heartbeats:
             if not answered.done():
                 answered.set_exception(error)
 
-        ticket = Ticket(None, None, failed=failed, shown=shown)
-        seat = await join_or_start(self.process, principal, pulse, key[1], start, ticket)
+        pending = PendingRequest(None, None, failed=failed, shown=shown)
+        local = await join_or_start(self.process, principal, presence, key[1], start, pending)
         try:
             async with asyncio.timeout(server_limits.REQUEST_TIMEOUT_MS / 1000):
                 session = await answered
         except BaseException as error:
             # Its client is told that it failed: it keeps nothing alive that began after all.
-            if self.process.hub.seats.get(seat.key) is seat:
-                self.process.hub.part(seat, pulse, self.process.clock.now())
+            if self.process.registry.local_sessions.get(local.key) is local:
+                self.process.registry.unsubscribe(local, presence, self.process.clock.now())
             if isinstance(error, TimeoutError):
                 raise ServiceError("the session store does not answer") from None
             raise
-        if pulse.parted_at is not None:
-            self.process.hub.part(seat, pulse, pulse.parted_at)
-        elif pulse in seat.members:
-            pulse.seat = seat
-            before = self._pulses.get(key)
+        if presence.left_at is not None:
+            self.process.registry.unsubscribe(local, presence, presence.left_at)
+        elif presence in local.subscribers:
+            presence.local = local
+            before = self._presences.get(key)
             if before is not None:
                 self.lose(before)
-            self._pulses[key] = pulse
-            pulse.extend(self.process)
+            self._presences[key] = presence
+            presence.extend(self.process)
         return session
 
-    def lose(self, pulse: Pulse, at_ms: int | None = None) -> None:
+    def lose(self, presence: HttpPresence, at_ms: int | None = None) -> None:
         """The next heartbeat did not come: the session lost this socket when its proof ended;
         or at ``at_ms``, when the user took leave."""
-        self.forget(pulse)
-        if pulse.seat is not None:
+        self.forget(presence)
+        if presence.local is not None:
             at_ms = self.process.clock.now() if at_ms is None else at_ms
-            alive_at = min(at_ms, pulse.alive_until)
-            pulse.seat.meter.withdraw(alive_at)
-            self.process.hub.part(pulse.seat, pulse, alive_at)
+            alive_at = min(at_ms, presence.alive_until)
+            presence.local.meter.withdraw(alive_at)
+            self.process.registry.unsubscribe(presence.local, presence, alive_at)
 
-    def forget(self, pulse: Pulse) -> None:
+    def forget(self, presence: HttpPresence) -> None:
         """Expects no more heartbeats."""
-        pulse.stop()
-        if self._pulses.get(pulse.key) is pulse:
-            del self._pulses[pulse.key]
+        presence.stop()
+        if self._presences.get(presence.key) is presence:
+            del self._presences[presence.key]
 
     def drain(self) -> None:
         """The process stops: other processes take the next heartbeats."""
-        for tenant, pulses in itertools.groupby(list(self._pulses.values()), _tenant_of):
-            self.process.hub.turns.run(tenant, self._lose_all(list(pulses)))
+        for tenant, presences in itertools.groupby(list(self._presences.values()), _tenant_of):
+            self.process.registry.turns.run(tenant, self._lose_all(list(presences)))
 
-    def _lose_all(self, pulses: list[Pulse]) -> Iterator[None]:
-        for pulse in pulses:
-            isolated("drain", self.lose, pulse)
+    def _lose_all(self, presences: list[HttpPresence]) -> Iterator[None]:
+        for presence in presences:
+            isolated("drain", self.lose, presence)
             yield
 
 
-def _tenant_of(pulse: Pulse) -> str:
-    return pulse.key[0]
+def _tenant_of(presence: HttpPresence) -> str:
+    return presence.key[0]

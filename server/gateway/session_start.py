@@ -8,8 +8,8 @@ from server.access.principals import Principal
 from server.counters.calendars import calendar
 from server.gateway.preparations import basis_of_start
 from server.process import Process
-from server.sessions.local_session import Seat
-from server.sessions.pending_requests import Member, Ticket
+from server.sessions.local_session import LocalSession
+from server.sessions.pending_requests import PendingRequest, Subscriber
 from storage.postgres.records import UnavailableError
 from storage.redis.spending import AccountName
 from storage.rows.sessions import SessionRow
@@ -18,11 +18,11 @@ from storage.rows.sessions import SessionRow
 async def join_or_start(
     process: Process,
     principal: Principal,
-    member: Member,
+    subscriber: Subscriber,
     session_id: str,
     start: messages.Start | None,
-    ticket: Ticket,
-) -> Seat:
+    pending: PendingRequest,
+) -> LocalSession:
     """Joins a session where it lives, or starts it as ``start`` says; answers the ticket.
 
     Without ``start`` only a session that exists is joined. Raises ``unknown_session``,
@@ -31,27 +31,29 @@ async def join_or_start(
     """
     assert principal.tenant is not None
     assert principal.user_id is not None
-    hub = process.hub
+    registry = process.registry
     for _ in range(2):
-        seat = await hub.join(
-            member,
+        local = await registry.join(
+            subscriber,
             principal.tenant,
             session_id,
             principal.user_id,
-            ticket,
+            pending,
             tick_ms=start.tick_ms if start is not None else None,
             last_seq=start.last_seq if start is not None else None,
         )
-        if seat is not None:
-            return seat
+        if local is not None:
+            return local
         if start is None:
             raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
         process.starts.check(principal)
         identity, basis = await identity_of(process, principal, start)
-        await process.money.allot_at_start(AccountName(identity.tenant, identity.account_id))
-        seat = await hub.start(member, identity, ticket, start.tick_ms, basis)
-        if seat is not None:
-            return seat
+        await process.ledger.ensure_allotment_at_start(
+            AccountName(identity.tenant, identity.account_id)
+        )
+        local = await registry.start(subscriber, identity, pending, start.tick_ms, basis)
+        if local is not None:
+            return local
         # Another socket was faster by a moment: join what it starts.
     raise ServiceError("the session is being started")
 

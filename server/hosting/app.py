@@ -39,7 +39,7 @@ from server.api import (
 from server.gateway.connection import SUBPROTOCOL, Connection
 from server.gateway.heartbeats import Heartbeats
 from server.http.idempotency import KEY_HEADER, REPLAYED_HEADER, forget_old_keys
-from server.http.middleware import Observed
+from server.http.middleware import RequestObserver
 from server.http.problems import Problem
 from server.http.requests import bearer_of
 from server.process import Process
@@ -47,7 +47,7 @@ from server.runtime.origins import Origins, reached
 from server.transport.push import EXTENSION, PEER, PushSocket
 from server.transport.websocket_protocol import forget_handshake
 from server.usage.months import Months
-from server.usage.reported_minutes import Trackers
+from server.usage.reported_minutes import ReportedMinutes
 from storage.postgres.usage import Usage
 from storage.tasks import end
 
@@ -125,7 +125,7 @@ def _may_connect(process: Process, websocket: WebSocket) -> bool:
         headers,
         scope["scheme"],
         server[1] if server else None,
-        proxied=process.door.trusts(peer),
+        proxied=process.limiter.trusts(peer),
     )
     if len(told) == 1 and (process.origins.lists(told[0]) or own.is_own(told[0])):
         return True
@@ -190,7 +190,7 @@ def _no_such_path(request: Request) -> Problem:
 
 def _middleware(process: Process) -> list[Middleware]:
     """What stands around the routes: pages of other origins first, if there are any."""
-    around = [Middleware(Observed, metrics=process.metrics)]
+    around = [Middleware(RequestObserver, metrics=process.metrics)]
     if process.settings.origins:
         around.insert(0, Middleware(Pages, process.origins))
     return around
@@ -244,6 +244,6 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     process.at_drain.append(app.state.heartbeats.drain)
     app.state.usage = Usage.over(process.records)
     app.state.months = Months(process)
-    app.state.trackers = Trackers(process, app.state.usage, app.state.months)
+    app.state.reported_minutes = ReportedMinutes(process, app.state.usage, app.state.months)
     app.state.reports = 0
     return app

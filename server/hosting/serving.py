@@ -25,7 +25,7 @@ from storage.postgres.records import Records
 log = structlog.get_logger()
 
 
-class Server(uvicorn.Server):
+class GracefulServer(uvicorn.Server):
     """uvicorn, that lets its clients go before it closes its doors."""
 
     def __init__(
@@ -100,9 +100,9 @@ async def serve(
         access_log=False,
         lifespan="on",
         timeout_graceful_shutdown=server_limits.REQUESTS_LEFT_MS // 1000,
-        **uvicorn_options(process.door),
+        **uvicorn_options(process.limiter),
     )
-    server = Server(config, process, worker)
+    server = GracefulServer(config, process, worker)
     if beside is not None:
         beside.add_done_callback(lambda _: server.stop())
     index = 0 if worker is None else worker.index

@@ -7,7 +7,7 @@ under way 409."
 How it works
 ------------
 A key is begun in Postgres, the work is done, and the answer is kept under the key. What
-the work writes has an id that is made of the key as well (:meth:`Deed.entry_id`). So a
+the work writes has an id that is made of the key as well (:meth:`IdempotentRequest.entry_id`). So a
 process may die between any two of these: whoever asks again is told ``under way`` for a
 minute, then the work is done anew, finds its own entry, and comes to the same answer.
 
@@ -39,15 +39,15 @@ from server.access.principals import Principal
 from server.http.problems import Problem, problem_of
 from server.http.responses import json_response
 from server.runtime.clock import Clock
-from storage.postgres.records import Records, RefusedError, UnavailableError
-from storage.rows.idempotency import Answer, Mismatch, UnderWay
+from storage.postgres.records import Records, RejectedError, UnavailableError
+from storage.rows.idempotency import Mismatch, StoredAnswer, UnderWay
 
 KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 
 UNDECIDED = frozenset({"rate_limited", "unknown_operation", "unknown_package"})
-"""Refusals that say nothing of the deed: it was not its turn, or the rate card, which may be
-mended, does not know what is asked for."""
+"""Refusals that say nothing of the request itself: it was not its turn, or the rate card, which may
+be mended, does not know what is asked for."""
 
 CREDITS_FIELDS = frozenset({"amount", "credits", "credits_per_minute"})
 """Fields of bodies that are credits, wherever they occur."""
@@ -58,7 +58,7 @@ Work = Callable[[], Awaitable[Response]]
 """Does what was asked for and answers it, or raises what is to be answered instead."""
 
 
-class Deed(msgspec.Struct, frozen=True):
+class IdempotentRequest(msgspec.Struct, frozen=True):
     """Something that is to be done once, by the key that its request carries."""
 
     tenant: str
@@ -76,10 +76,10 @@ class Deed(msgspec.Struct, frozen=True):
         return f"{prefix}:{_digest(self.tenant, self.scope, self.key)[:32]}"
 
 
-def deed_of(
+def idempotent_of(
     request: Request, principal: Principal, tenant: str, operation: str, raw: bytes
-) -> Deed:
-    """The deed that a request asks for; ``raw`` is its body, found to be a JSON object.
+) -> IdempotentRequest:
+    """What a request asks for, to be done once; ``raw`` is its body, found to be a JSON object.
 
     Raises ``idempotency_key_required``, and ``bad_message`` for a key that is none.
     """
@@ -99,7 +99,7 @@ def deed_of(
     body = orjson.loads(raw or b"{}")
     owner = "key" if principal.is_key else f"user:{principal.user_id}"
     where = (request.method, request.url.path, tenant)
-    return Deed(
+    return IdempotentRequest(
         tenant=tenant,
         scope=f"{operation}/{owner}",
         key=keys[0],
@@ -108,19 +108,19 @@ def deed_of(
     )
 
 
-async def once(records: Records, deed: Deed, work: Work) -> Response:
-    """The answer to a deed: of ``work``, or of the attempt that did it before.
+async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> Response:
+    """The answer to an idempotent request: of ``work``, or of the attempt that did it before.
 
     Raises ``idempotency_mismatch``, ``idempotency_under_way``, and what ``work`` raises
     that is worth another attempt; what it refuses for good is an answer like any other.
     """
-    arguments = (deed.tenant, deed.scope, deed.key)
-    known = await records.begin_idempotent(*arguments, deed.fingerprint)
-    if isinstance(known, Mismatch) and deed.former != deed.fingerprint:
+    arguments = (idempotent.tenant, idempotent.scope, idempotent.key)
+    known = await records.begin_idempotent(*arguments, idempotent.fingerprint)
+    if isinstance(known, Mismatch) and idempotent.former != idempotent.fingerprint:
         # The first attempt may have been made before an upgrade.
-        known = await records.begin_idempotent(*arguments, deed.former)
+        known = await records.begin_idempotent(*arguments, idempotent.former)
     match known:
-        case Answer(status, body):
+        case StoredAnswer(status, body):
             return json_response(body, status, {REPLAYED_HEADER: "true"})
         case Mismatch():
             raise Problem(
@@ -159,7 +159,7 @@ async def _answer(work: Work) -> Response:
             return await work()
     except TimeoutError:
         raise ServiceError("this took too long; ask again with the same key") from None
-    except (Problem, ProtocolError, RefusedError) as error:
+    except (Problem, ProtocolError, RejectedError) as error:
         problem = problem_of(error)
         if problem.status >= 500 or problem.code in UNDECIDED:
             raise

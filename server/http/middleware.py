@@ -16,7 +16,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 CONTENT_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
-class Observed:
+class RequestObserver:
     """Around every endpoint: errors as problems, headers that protect, and a measurement."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

@@ -10,7 +10,7 @@ from protocol.wire.errors import ErrorCode, ProtocolError
 from server import limits as server_limits
 from server.http.responses import json_response
 from server.usage.reported_minutes import MeteredKindError
-from storage.postgres.records import RefusedError, UnavailableError
+from storage.postgres.records import RejectedError, UnavailableError
 from storage.redis.live import LiveError
 
 log = structlog.get_logger()
@@ -115,7 +115,7 @@ def problem_of(error: Exception) -> Problem:
         return Problem(503, "unavailable", "a part that we need does not answer")
     if isinstance(error, MeteredKindError):
         return Problem(422, "metered_kind", str(error))
-    if isinstance(error, RefusedError):
+    if isinstance(error, RejectedError):
         return Problem(422, "bad_message", str(error))
     log.error("request_failed", exc_info=error)
     return Problem(500, "internal_error", "this is our fault, and it is logged")

@@ -5,7 +5,7 @@ import asyncio
 from protocol import limits
 from server import limits as server_limits
 from server.runtime.clock import ClusterClock, Sample
-from storage.redis.beats import Look
+from storage.redis.beats import ClusterView
 from storage.redis.live import Live
 
 LATE_MS = 2 * limits.REDIS_TIMEOUT_MS
@@ -65,7 +65,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
         _set_without_beat(clock, look, best, sample)
 
 
-def _set_without_beat(clock: ClusterClock, look: Look, best: Sample, newest: Sample) -> None:
+def _set_without_beat(clock: ClusterClock, look: ClusterView, best: Sample, newest: Sample) -> None:
     """Sets the clock by the last beat that Redis knows of, or by Redis alone."""
     left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
     ahead_ms = _ahead_at_last_beat(look)
@@ -82,7 +82,7 @@ def _set_without_beat(clock: ClusterClock, look: Look, best: Sample, newest: Sam
     clock.set(newest, look.redis_ms - max(look.redis_ms, left_at), behind_ms)
 
 
-def _ahead_at_last_beat(look: Look) -> float:
+def _ahead_at_last_beat(look: ClusterView) -> float:
     """How far the clock of Redis was ahead of cluster time at the last beat, in milliseconds."""
     if 0 < look.beaten_redis_ms - look.believed_redis_ms <= LATE_MS:
         return look.believed_redis_ms - look.beaten_at

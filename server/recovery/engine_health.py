@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from server import limits as server_limits
 from server.runtime.clock import ClusterClock
 from server.runtime.metrics import Metrics
-from server.sessions.registry import Hub
+from server.sessions.registry import SessionRegistry
 from storage.postgres.records import Records
 from storage.redis.live import LiveError
 
@@ -22,7 +22,7 @@ class Measured(Protocol):
     """What is measured of a process."""
 
     clock: ClusterClock
-    hub: Hub
+    registry: SessionRegistry
     metrics: Metrics
     records: Records
 
@@ -33,7 +33,7 @@ class Measured(Protocol):
         """Entries that wait for Postgres, and the age of the oldest in milliseconds."""
 
 
-class Look(NamedTuple):
+class EngineReadings(NamedTuple):
     """What was found: Redis and Postgres up, entries of the outbox, the age of the oldest."""
 
     redis_up: bool
@@ -42,20 +42,20 @@ class Look(NamedTuple):
     oldest_ms: int
 
 
-class Vitals:
+class EngineHealth:
     """The looks of one process; ``now_s`` is monotonic seconds."""
 
     def __init__(self, process: Measured, now_s: Callable[[], float] | None = None) -> None:
         self.process = process
         self.now_s = now_s or (lambda: asyncio.get_running_loop().time())
-        self._last: Look | None = None
+        self._last: EngineReadings | None = None
         self._looked_at = 0.0
-        self._looking: asyncio.Task[Look] | None = None
+        self._looking: asyncio.Task[EngineReadings] | None = None
 
-    async def look(self) -> Look:
+    async def look(self) -> EngineReadings:
         """The last look if it is not older than a second, else a new one."""
         age_s = self.now_s() - self._looked_at
-        if self._last is not None and age_s * 1000 < server_limits.VITALS_KEPT_MS:
+        if self._last is not None and age_s * 1000 < server_limits.ENGINE_HEALTH_KEPT_MS:
             return self._last
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
@@ -63,10 +63,10 @@ class Vitals:
         # Who asks may be cancelled, and the others wait on.
         return await asyncio.shield(self._looking)
 
-    def _over(self, _: "asyncio.Task[Look]") -> None:
+    def _over(self, _: "asyncio.Task[EngineReadings]") -> None:
         self._looking = None
 
-    async def _look(self) -> Look:
+    async def _look(self) -> EngineReadings:
         process = self.process
         metrics = process.metrics
         redis_up = await process.redis_answers()
@@ -83,21 +83,21 @@ class Vitals:
         metrics.outbox_entries.set(entries)
         metrics.flush_lag.set(oldest_ms / 1000)
         metrics.tally.postgres_retries = process.records.retries
-        metrics.tally.unflushed_dropped = process.hub.unflushed.dropped
+        metrics.tally.unflushed_dropped = process.registry.unflushed.dropped
         await self._count_sessions()
-        self._last = Look(redis_up, postgres_up, entries, oldest_ms)
+        self._last = EngineReadings(redis_up, postgres_up, entries, oldest_ms)
         self._looked_at = self.now_s()
         return self._last
 
     async def _count_sessions(self) -> None:
         """Sets the gauges of what is served here; others have their turn meanwhile."""
-        hub, metrics = self.process.hub, self.process.metrics
+        registry, metrics = self.process.registry, self.process.metrics
         counts: Counter[tuple[str, str]] = Counter()
-        for number, seat in enumerate(hub, 1):
-            counts[seat.meter.phase.value, seat.meter.session.identity.kind] += 1
+        for number, local in enumerate(registry, 1):
+            counts[local.meter.phase.value, local.meter.session.identity.kind] += 1
             if number % server_limits.SESSIONS_COUNTED_PER_TURN == 0:
                 await asyncio.sleep(0)
         metrics.sessions.clear()
         for (state, kind), count in counts.items():
             metrics.sessions.labels(state, kind).set(count)
-        metrics.claims_waiting.set(hub.claims.waiting)
+        metrics.claims_waiting.set(registry.pipeline.waiting)

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from protocol.metering.records import SessionEnded
-from protocol.metering.session import Grant, Identity, Session, free_key, joined_segments
+from protocol.metering.session import Grant, Identity, SessionState, free_key, joined_segments
 from protocol.metering.states import Phase
 from protocol.metering.transitions import unstarted
 from protocol.wire.errors import ServiceError
@@ -31,7 +31,7 @@ from storage.rows.sessions import LiveSession, SessionRow
 log = structlog.get_logger()
 
 REASON = "node_lost"
-PutBack = Callable[[Session, tuple[bytes, ...]], Awaitable[None]]
+PutBack = Callable[[SessionState, tuple[bytes, ...]], Awaitable[None]]
 """Asserts a session that has ended; see ``server.recovery.reassertion``."""
 
 
@@ -91,7 +91,7 @@ class LostSessions:
         minutes = await self.usage.session(tenant, session_id)
         ended = ended_of(row, minutes)
         silent_ms = self.clock.now() - ended.ended_at
-        if session.is_reported and silent_ms < server_limits.TRACKED_SILENCE_MS_MAX:
+        if session.is_reported and silent_ms < server_limits.REPORTED_SILENCE_MS_MAX:
             return False  # its client goes on, and it is restored with the next minute
         if not session.is_reported:
             await self._put_back(session_of(row.identity, ended), ())
@@ -145,7 +145,7 @@ def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnde
     )
 
 
-def session_of(identity: Identity, ended: SessionEnded) -> Session:
+def session_of(identity: Identity, ended: SessionEnded) -> SessionState:
     """The session that ended like that, older than whatever a process may still know of it."""
     if ended.terms.free_scope == "pair":
         key = free_key(ended.terms, ended.user_id, ended.counterpart_id, "")
@@ -162,4 +162,4 @@ def session_of(identity: Identity, ended: SessionEnded) -> Session:
         reason=ended.reason,
         segments=tuple(ended.segments),
     )
-    return Session(identity, standing, Grant())
+    return SessionState(identity, standing, Grant())

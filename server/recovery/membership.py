@@ -24,7 +24,7 @@ from storage.tasks import end
 
 log = structlog.get_logger()
 
-ROLL_CALL_MS = server_limits.PRESENCE_BEAT_MS
+MEMBER_POLL_MS = server_limits.PRESENCE_BEAT_MS
 """How long a process has to answer when it is asked whether it lives; one that was silent
 for ``NODE_SILENT_MS`` is not asked."""
 BREAK_MS = limits.NODE_SILENT_MS - 2 * server_limits.PRESENCE_BEAT_MS
@@ -32,7 +32,7 @@ BREAK_MS = limits.NODE_SILENT_MS - 2 * server_limits.PRESENCE_BEAT_MS
 have been kept from theirs just as long."""
 
 
-class Presence:
+class Membership:
     """The beat of a process, and what it knows of the others'."""
 
     def __init__(
@@ -55,12 +55,12 @@ class Presence:
         """Silence before that says nothing of who was silent."""
         self._beating: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
-        self._calling: asyncio.Task[dict[str, int]] | None = None
+        self._polling: asyncio.Task[dict[str, int]] | None = None
 
     async def start(self) -> None:
         """Sets the clock; then one beat a second, and one for everybody who asks."""
         await take_over_time(self.clock, self.live)
-        await self.orphans.hub.accounts.channels.subscribe(LOOK_CHANNEL, self._asked)
+        await self.orphans.registry.accounts.channels.subscribe(LOOK_CHANNEL, self._asked)
         await self.beat()
         self.redis_up = True
         if self.recovery is not None and len(self.nodes) == 1:
@@ -72,13 +72,13 @@ class Presence:
     async def stop(self) -> None:
         """No more beats. The process leaves the list, and whoever misses it there looks after
         the graces that it began; one that leaves a socket behind stays in it, and is swept."""
-        await end((self._beating, self.sweeper.task, self._answering, self._calling))
+        await end((self._beating, self.sweeper.task, self._answering, self._polling))
         with contextlib.suppress(LiveError):
             if not await self._leaves_sessions():
                 await self.live.forget_node(self.live.node)
 
     async def _leaves_sessions(self) -> bool:
-        if any(seat.meter.sockets or seat.meter.asked for seat in self.orphans.hub):
+        if any(local.meter.sockets or local.meter.asked for local in self.orphans.registry):
             return True
         return bool([name async for name in self.live.sessions_of_node(self.live.node)])
 
@@ -116,10 +116,10 @@ class Presence:
         """Those of ``nodes`` that do not live, by their last proof of life.
 
         One that proved it lately may have died since then: all are asked, and have
-        ``ROLL_CALL_MS`` to prove it again. Raises ``LiveError``.
+        ``MEMBER_POLL_MS`` to prove it again. Raises ``LiveError``.
         """
-        before = await self._call()
-        until_s = self.clock.reading() + ROLL_CALL_MS / 1000
+        before = await self._poll_members()
+        until_s = self.clock.reading() + MEMBER_POLL_MS / 1000
         while True:
             silent = {
                 node: self.nodes[node]
@@ -129,21 +129,21 @@ class Presence:
             is_known = silent.keys() <= self._silent(limits.NODE_SILENT_MS).keys()
             if is_known or self.clock.reading() >= until_s:
                 return silent
-            await self._call()
+            await self._poll_members()
 
-    async def _call(self) -> dict[str, int]:
+    async def _poll_members(self) -> dict[str, int]:
         """Asks everybody for a beat, and looks who has made one; all who join sessions at
         the same time share the answer."""
 
-        async def call() -> dict[str, int]:
+        async def poll() -> dict[str, int]:
             await asyncio.sleep(server_limits.BEAT_LOOK_PAUSE_S)
             look = await self.live.look(ask=True)
             self._seen(look.nodes)
             return look.nodes
 
-        if self._calling is None or self._calling.done():
-            self._calling = asyncio.create_task(call())
-        return await asyncio.shield(self._calling)
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(poll())
+        return await asyncio.shield(self._polling)
 
     def _silent(self, silent_ms: int) -> dict[str, int]:
         """The other processes that gave no proof of life for so long, by their last one."""
@@ -167,5 +167,5 @@ class Presence:
                 self.redis_up = False
                 log.warning("beat_unanswered", error=str(error))
             except Exception:
-                # A beat that stopped would have this process buried alive.
+                # A beat that stopped would have peers sweep this process while it lives.
                 log.exception("beat_failed")

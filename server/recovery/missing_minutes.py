@@ -13,23 +13,23 @@ import structlog
 
 from protocol.metering.assertion import minute_again
 from protocol.metering.records import Record
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.steps import started_record
 from server.counters.tenants import Tenants
 from storage import limits as storage_limits
-from storage.postgres.records import Records, RefusedError, UnavailableError
+from storage.postgres.records import Records, RejectedError, UnavailableError
 
 log = structlog.get_logger()
 
 
-class Completing:
+class MissingMinutes:
     """Writes down the minutes that are missing of sessions that this process knows."""
 
     def __init__(self, records: Records, tenants: Tenants) -> None:
         self.records = records
         self.tenants = tenants
 
-    async def complete(self, sessions: Iterable[Session]) -> bool:
+    async def complete(self, sessions: Iterable[SessionState]) -> bool:
         """Completes all of them; False: Postgres is away. It may be begun anew."""
         known = [session for session in sessions if session.standing.minutes_kept]
         try:
@@ -39,7 +39,7 @@ class Completing:
             return False
         return True
 
-    async def _complete(self, batch: list[Session]) -> None:
+    async def _complete(self, batch: list[SessionState]) -> None:
         by_name = {(one.identity.tenant, one.identity.session_id): one for one in batch}
         missing = await self.records.minutes_missing(
             [(*name, session.standing.minutes_kept) for name, session in by_name.items()]
@@ -54,5 +54,5 @@ class Completing:
         for records in again.values():
             try:
                 await self.records.write(records)
-            except RefusedError as error:
+            except RejectedError as error:
                 log.error("minutes_refused", error=str(error))

@@ -28,20 +28,20 @@ from redis.exceptions import RedisError
 
 from protocol.limits import SAFE_INTEGER_MAX
 from protocol.metering.assertion import Assertion, months_of_minutes
-from protocol.metering.session import Session, free_key
+from protocol.metering.session import SessionState, free_key
 from protocol.wire.errors import ProtocolError, ServiceError
 from server import limits as server_limits
 from server.counters.loading import Loader
 from server.recovery.lost_sessions import LostSessions
-from server.recovery.missing_minutes import Completing
-from server.recovery.record_catch_up import Recorded
+from server.recovery.missing_minutes import MissingMinutes
+from server.recovery.record_catch_up import RecordCatchUp
 from server.runtime.clock import Clock
-from server.sessions.local_session import Seat
-from server.sessions.registry import Hub
+from server.sessions.local_session import LocalSession
+from server.sessions.registry import SessionRegistry
 from server.sessions.step_pipeline import Retries
-from server.sessions.unflushed import Kept, Unflushed
+from server.sessions.unflushed import Unflushed, UnflushedEntry
 from storage import limits as storage_limits
-from storage.postgres.records import Records, RefusedError, UnavailableError
+from storage.postgres.records import Records, RejectedError, UnavailableError
 from storage.redis.live import LiveError
 from storage.redis.recovery import Restoring, is_of_older_copy
 from storage.tasks import end
@@ -57,13 +57,15 @@ EXPECTED = (ProtocolError, LiveError, RedisError)
 class Recovery:
     """Looks after what Redis has lost, on behalf of one process."""
 
-    def __init__(self, hub: Hub, loader: Loader, records: Records, clock: Clock) -> None:
-        self.hub = hub
+    def __init__(
+        self, registry: SessionRegistry, loader: Loader, records: Records, clock: Clock
+    ) -> None:
+        self.registry = registry
         self.loader = loader
         self.records = records
         self.clock = clock
-        self.restoring = Restoring(hub.live)
-        self.unflushed: Unflushed = hub.unflushed
+        self.restoring = Restoring(registry.live)
+        self.unflushed: Unflushed = registry.unflushed
         self.recovered = 0
         """Assertions by which Redis learnt something."""
         self._epochs: dict[int, bytes | None] = {}
@@ -86,23 +88,23 @@ class Recovery:
         """When a partition is looked after once more, after everybody has come back."""
         self._retries = Retries()
         """Partitions that could not be looked after."""
-        self._recorded = Recorded(self.restoring, records, loader)
-        self._completing = Completing(records, hub.tenants)
+        self._record_catch_up = RecordCatchUp(self.restoring, records, loader)
+        self._missing_minutes = MissingMinutes(records, registry.tenants)
         self._lost_sessions = LostSessions(self.restoring, records, loader, self._assert_ended)
         self._lost_sessions_at = clock.now() + storage_limits.LOST_SESSIONS_AFTER_MS
         """When sessions are looked for that nobody has put back."""
         self._forget_at = 0
         self._task: asyncio.Task[None] | None = None
-        hub.claims.restore = self.restore
-        hub.accounts.channels.resynchronised = self.suspect
-        loader.incomplete = self._suspect_record
+        registry.pipeline.restore = self.restore
+        registry.accounts.channels.resynchronised = self.suspect_loss
+        loader.incomplete = self._suspect_record_loss
 
     async def begin(self) -> None:
         """Begins the epochs of a deployment in which nobody else has anything to put back.
 
         Where a session runs as far as Postgres knows, whoever has it is given the time.
         """
-        self._suspect_record()  # what Redis lost while no process lived, nobody has seen
+        self._suspect_record_loss()  # what Redis lost while no process lived, nobody has seen
         try:
             if await self.records.has_live_sessions():
                 return
@@ -114,7 +116,7 @@ class Recovery:
 
     def _partitions(self) -> set[int]:
         """The partitions of which this process knows anything."""
-        return {self._partition_of(seat) for seat in self.hub} | self.unflushed.partitions
+        return {self._partition_of(local) for local in self.registry} | self.unflushed.partitions
 
     async def look(self) -> None:
         """Looks whether anything was lost; with every beat. Raises ``LiveError``."""
@@ -138,7 +140,7 @@ class Recovery:
             elif watermark is not None and partition not in self._lost and not self.busy:
                 flushed[partition] = watermark
             self._epochs[partition] = epoch
-        ended: list[Session] = []
+        ended: list[SessionState] = []
         if now_ms >= self._forget_at:
             self._forget_at = now_ms + server_limits.WATERMARK_INTERVAL_MS
             # Those of the time before, so that a loss is found before anything is forgotten.
@@ -149,17 +151,17 @@ class Recovery:
             if now_ms >= at:
                 del self._again_at[partition]
                 self._lost.add(partition)
-                self._suspect_record()
-        self.hub.turns.run(self, self._doubt(None if is_another else behind))
+                self._suspect_record_loss()
+        self.registry.turns.run(self, self._doubt(None if is_another else behind))
         self._work()
         await self.restoring.over(ended)
 
     def _doubt(self, behind: set[int] | None) -> Iterator[None]:
         """Has the accounts of partitions that lack their last writes read anew; None: all."""
-        for account in self.hub.accounts:
-            partition = self.hub.live.keys.partition(account.projection.tenant)
+        for account in self.registry.accounts:
+            partition = self.registry.live.keys.partition(account.projection.tenant)
             if behind is None or partition in behind:
-                self.hub.accounts.doubt(account)
+                self.registry.accounts.doubt(account)
                 yield
 
     def _is_another(self, histories: Mapping[object, bytes | None]) -> bool:
@@ -169,19 +171,19 @@ class Recovery:
         self._histories = {place: one or known.get(place) for place, one in histories.items()}
         return bool(known) and not set(self._histories.values()) <= {*known.values(), None}
 
-    def suspect(self) -> None:
+    def suspect_loss(self) -> None:
         """Redis may be another one: everything is asserted, which it mostly knows."""
         self._lose(self._partitions() | {WATCHED_PARTITION})
         self._work()
 
-    def _suspect_record(self) -> None:
+    def _suspect_record_loss(self) -> None:
         """Something may be missing in Redis that Postgres has known for a short while."""
         if self._record_due_at is None:
             self._record_due_at = self.clock.now()
 
     def _lose(self, partitions: set[int]) -> None:
         self._lost |= partitions
-        self._suspect_record()
+        self._suspect_record_loss()
         self._written_down -= partitions
         for partition in partitions:
             self._flushed.pop(partition, None)
@@ -195,7 +197,7 @@ class Recovery:
     def _work(self) -> None:
         if self.busy:
             return
-        is_due = self._record_due_at is not None or self._recorded.is_due
+        is_due = self._record_due_at is not None or self._record_catch_up.is_due
         if is_due or self._due(self._lost | self._new):
             self._task = asyncio.create_task(self._recover())
         elif self.clock.now() >= self._lost_sessions_at:
@@ -233,7 +235,7 @@ class Recovery:
         self._lost -= partitions
         self._new -= partitions | new
         due_at, self._record_due_at = self._record_due_at, None
-        before = self.recovered + self._recorded.learnt
+        before = self.recovered + self._record_catch_up.learnt
         failed = partitions | new
         try:
             for partition in partitions:
@@ -246,25 +248,27 @@ class Recovery:
                 self._written_down.add(partition)
             if due_at is not None and await self._bring_record(due_at):
                 due_at = None
-            if self._recorded.is_due:
-                await self._recorded.bring_put_off()
+            if self._record_catch_up.is_due:
+                await self._record_catch_up.bring_put_off()
             failed = unasserted
         except (*EXPECTED, UnavailableError) as error:
             log.warning("not_recovered", error=str(error))
         except Exception:
             log.exception("recovery_failed")
         self._record_due_at = self._record_due_at if due_at is None else due_at
-        learnt = self.recovered + self._recorded.learnt - before
+        learnt = self.recovered + self._record_catch_up.learnt - before
         self._conclude(partitions, new, learnt, failed)
 
     async def _bring_record(self, due_at: int) -> bool:
         """Brings to Postgres and to Redis what either has lost of what the other, or this
         process, knows; False: Postgres is away."""
-        known = [seat.meter.session for seat in self.hub if _runs(seat)]
+        known = [local.meter.session for local in self.registry if _runs(local)]
         for partition in self.unflushed.partitions:
             ended = self.unflushed.ended(partition)
             known += [kept.session for kept in ended if kept.session is not None]
-        return await self._completing.complete(known) and await self._recorded.bring(due_at)
+        return await self._missing_minutes.complete(known) and await self._record_catch_up.bring(
+            due_at
+        )
 
     def _conclude(
         self, partitions: set[int], new: set[int], recovered: int, failed: set[int]
@@ -282,7 +286,7 @@ class Recovery:
             log.warning("recovered", sessions=recovered, partitions=len(partitions | new))
             self._lost |= new
             if new:
-                self._suspect_record()
+                self._suspect_record_loss()
             again = partitions | new | {WATCHED_PARTITION}
             self._again_at |= dict.fromkeys(again, now_ms + 2 * storage_limits.RECOVERY_MS)
             self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
@@ -297,14 +301,14 @@ class Recovery:
                 if away:
                     raise UnavailableError("Postgres did not answer a moment ago")
                 await self.records.write([record for kept in batch for record in kept.whole])
-            except (UnavailableError, RefusedError) as error:
+            except (UnavailableError, RejectedError) as error:
                 away = isinstance(error, UnavailableError)
                 await self._replay(partition, batch)
             else:
                 for kept in batch:
                     kept.written_at = self.clock.now()
 
-    async def _replay(self, partition: int, batch: list[Kept]) -> None:
+    async def _replay(self, partition: int, batch: list[UnflushedEntry]) -> None:
         """Appends again what the flusher is to bring to Postgres, and sorts out what it
         refuses."""
         ids = await self.restoring.replay(
@@ -320,8 +324,10 @@ class Recovery:
         When a whole batch fails, so would the others: they are tried the next time, and
         before this one.
         """
-        work: list[Seat | Kept] = [
-            seat for seat in self.hub if self._partition_of(seat) in partitions and _runs(seat)
+        work: list[LocalSession | UnflushedEntry] = [
+            local
+            for local in self.registry
+            if self._partition_of(local) in partitions and _runs(local)
         ]
         for partition in partitions:
             work += self.unflushed.ended(partition)
@@ -333,7 +339,9 @@ class Recovery:
             batch = work[first : first + storage_limits.ASSERTIONS_PER_BATCH]
             results = await asyncio.gather(
                 *(
-                    self._assert_kept(one) if isinstance(one, Kept) else self._assert_seat(one)
+                    self._assert_kept(one)
+                    if isinstance(one, UnflushedEntry)
+                    else self._assert_local(one)
                     for one in batch
                 ),
                 return_exceptions=True,
@@ -352,47 +360,50 @@ class Recovery:
                 log.warning("not_asserted", sessions=len(errors), **error)
         return unasserted
 
-    def _partition_of(self, one: Seat | Kept) -> int:
-        session = one.session if isinstance(one, Kept) else one.meter.session
+    def _partition_of(self, one: LocalSession | UnflushedEntry) -> int:
+        session = one.session if isinstance(one, UnflushedEntry) else one.meter.session
         assert session is not None
-        return self.hub.live.keys.partition(session.identity.tenant)
+        return self.registry.live.keys.partition(session.identity.tenant)
 
-    async def restore(self, session: Session) -> None:
+    async def restore(self, session: SessionState) -> None:
         """Puts back one session, whose step was answered ``gone``, or which was found running
         though it ended here; and soon all others.
 
         Raises ``LiveError`` or ``ServiceError`` where that cannot be done now.
         """
-        ended, seat = self.unflushed.end_of(session.key), self.hub.seats.get(session.key)
-        if ended is None and seat is None:
+        ended, local = (
+            self.unflushed.end_of(session.key),
+            self.registry.local_sessions.get(session.key),
+        )
+        if ended is None and local is None:
             raise ServiceError("the session store has lost the session")
-        partition = self.hub.live.keys.partition(session.identity.tenant)
+        partition = self.registry.live.keys.partition(session.identity.tenant)
         if partition not in self._retries:  # else all others were tried a moment ago
             self._lose({partition})
         if ended is not None:
             await self._assert_kept(ended)
-        elif seat is not None:
-            await self._assert_seat(seat)
+        elif local is not None:
+            await self._assert_local(local)
         self._work()
 
-    async def _assert_seat(self, seat: Seat) -> None:
-        meter = seat.meter
+    async def _assert_local(self, local: LocalSession) -> None:
+        meter = local.meter
         assertion = Assertion(
             session=meter.session,
             notices=meter.notices.recent,
-            minutes=self._minutes(meter.session, seat),
+            minutes=self._minutes(meter.session, local),
             present=meter.sockets > 0,
         )
-        if await self._assert(assertion, seat.free_day()):
-            await self.hub.news.read_again(seat)
+        if await self._assert(assertion, local.free_day()):
+            await self.registry.channel_events.read_again(local)
 
-    async def _assert_kept(self, kept: Kept) -> None:
+    async def _assert_kept(self, kept: UnflushedEntry) -> None:
         assert kept.session is not None
         await self._assert_ended(kept.session, kept.notices)
 
-    async def _assert_ended(self, session: Session, notices: tuple[bytes, ...]) -> None:
+    async def _assert_ended(self, session: SessionState, notices: tuple[bytes, ...]) -> None:
         identity = session.identity
-        calendar = await self.hub.tenants.calendar_of(identity)
+        calendar = await self.registry.tenants.calendar_of(identity)
         minutes = months_of_minutes(session, calendar.month)
         free_day = None
         if identity.terms.free_scope == "day":
@@ -405,10 +416,10 @@ class Recovery:
         await self._assert(Assertion(session, notices, minutes, present=False), free_day)
 
     @staticmethod
-    def _minutes(session: Session, seat: Seat) -> tuple[tuple[str, int], ...]:
+    def _minutes(session: SessionState, local: LocalSession) -> tuple[tuple[str, int], ...]:
         if not session.identity.terms.counts_minutes:
             return ()
-        return months_of_minutes(session, seat.calendar.month)
+        return months_of_minutes(session, local.calendar.month)
 
     async def _assert(self, assertion: Assertion, free_day: tuple[int, int] | None) -> bool:
         """Asserts a session. True: Redis has it otherwise than it is known here, for another
@@ -430,10 +441,10 @@ class Recovery:
         raise ServiceError("the counters do not stay in Redis")
 
 
-def _runs(seat: Seat) -> bool:
+def _runs(local: LocalSession) -> bool:
     """Whether this process has anything to say of a session: it has sockets of it, or looks
     after its end. Who only watches leaves it to those who have."""
-    meter = seat.meter
+    meter = local.meter
     standing = meter.session.standing
     active = meter.sockets or meter.asked or standing.grace_until is not None
     return bool(standing.version and active)

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 ROWS_MAX = server_limits.RECOVERED_ENTRIES_MAX
 
 
-class Recorded:
+class RecordCatchUp:
     """Brings to Redis what Postgres has."""
 
     def __init__(self, restoring: Restoring, records: Records, loader: Loader) -> None:

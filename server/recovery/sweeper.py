@@ -41,9 +41,9 @@ class Sweeper:
 
     def sweep_if_due(self, *, reconcile: bool = False) -> None:
         """Begins to look after what is due, unless that is under way already."""
-        hub = self.orphans.hub
-        self._reconcile_due = self._reconcile_due or reconcile or hub.reconcile_due
-        hub.reconcile_due = False
+        registry = self.orphans.registry
+        self._reconcile_due = self._reconcile_due or reconcile or registry.reconcile_due
+        registry.reconcile_due = False
         if self.task is not None and not self.task.done():
             return
         if self.graces_due or self._reconcile_due or self._dead():

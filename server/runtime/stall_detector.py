@@ -18,19 +18,19 @@ from server.runtime.clock import Clock
 log = structlog.get_logger()
 
 
-class Pulse:
-    """Notes when the process was awake. ``thawed`` is called after it has stood still; ``woke``
+class StallDetector:
+    """Notes when the process was awake. ``resumed`` is called after it has stood still; ``woke``
     at once when that is found out, before what had waited is believed: others are about to
     take this process for dead."""
 
     def __init__(
         self,
         clock: Clock,
-        thawed: Callable[[], None],
+        resumed: Callable[[], None],
         woke: Callable[[], None] = lambda: None,
     ) -> None:
         self._clock = clock
-        self._thawed = thawed
+        self._resumed = resumed
         self._woke = woke
         self._awake_at = self._beaten_at = clock.now()
         self._timer: asyncio.TimerHandle | None = None
@@ -62,10 +62,10 @@ class Pulse:
             log.warning("stood_still", ms=stood_ms)
             self._woke()
             return
-        thawed = now_ms - self._awake_at > server_limits.STOOD_STILL_MS
+        resumed = now_ms - self._awake_at > server_limits.STOOD_STILL_MS
         self._awake_at = now_ms
-        if thawed:
-            self._thawed()
+        if resumed:
+            self._resumed()
 
     def _run(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(server_limits.STALL_LOOK_S, self._run)

@@ -40,20 +40,20 @@ class Turns:
         """Whether anything waits for a turn."""
         return bool(self._queues or self._waiting)
 
-    def run(self, customer: Hashable, work: Work) -> None:
+    def run(self, owner: Hashable, work: Work) -> None:
         """Does the work after what this customer has waiting: now, as far as this turn may go,
         and in the turns that follow. A unit that raises ends its work, and is logged."""
-        self._queues.setdefault(customer, deque()).append(work)
+        self._queues.setdefault(owner, deque()).append(work)
         if not self._is_working:
             self._work()
 
-    async def take(self, customer: Hashable) -> None:
+    async def take(self, owner: Hashable) -> None:
         """Returns when this turn, or a later one, has room for one more unit of this customer."""
         if self._left > 0 and not self._waiting:
             self._spend()
             return
         waiting = asyncio.get_running_loop().create_future()
-        self._waiting.append(customer, waiting)
+        self._waiting.append(owner, waiting)
         self._come_back()
         await waiting
 
@@ -91,14 +91,14 @@ class Turns:
         try:
             while self._queues and self._left > 0:
                 self._spend()
-                customer = next(iter(self._queues))
-                queue = self._queues.pop(customer)
+                owner = next(iter(self._queues))
+                queue = self._queues.pop(owner)
                 if not self._goes_on(queue[0]):
                     queue.popleft()
                 if queue:
                     # Work that came meanwhile for the same customer is behind it.
-                    queue.extend(self._queues.pop(customer, ()))
-                    self._queues[customer] = queue
+                    queue.extend(self._queues.pop(owner, ()))
+                    self._queues[owner] = queue
         finally:
             self._is_working = False
         if self._queues:

@@ -1,6 +1,6 @@
-"""A seat: one session on this process, with its meter, its sockets and its timers.
+"""A local session: one session on this process, with its meter, its sockets and its timers.
 
-The seat is the meter's shell, in the manner of sans-I/O libraries: every call of the
+The local session is the meter's shell, in the manner of sans-I/O libraries: every call of the
 meter is followed by ``drain``, which carries out what the meter wants and arms its one
 timer anew.
 """
@@ -12,9 +12,9 @@ from typing import Protocol
 import msgspec
 
 from protocol import limits
-from protocol.metering.effects import Ask, Effect, Leave, Probe, Push, Refuse, Reply, Show
+from protocol.metering.effects import Ask, Effect, LeaveSession, Probe, Push, Refuse, Reply, Show
 from protocol.metering.meter import Meter
-from protocol.metering.session import Identity, Session
+from protocol.metering.session import Identity, SessionState
 from protocol.metering.snapshots import snapshot
 from protocol.metering.states import Phase
 from protocol.metering.steps import Step
@@ -29,36 +29,36 @@ from server.runtime.isolation import failed, isolated
 from server.runtime.metrics import Metrics
 from server.runtime.timers import Timer, Timers
 from server.runtime.waiting import Signal
-from server.sessions.pending_requests import Member, Ticket, fail, refusal
-from server.sessions.step_pipeline import Claims, retry_after_ms
-from server.sessions.ticks import Service
+from server.sessions.pending_requests import PendingRequest, Subscriber, fail, refusal
+from server.sessions.step_pipeline import StepPipeline, retry_after_ms
+from server.sessions.ticks import TickService
 from server.transport.frames import text_frame
-from storage.redis.live import Outcome
+from storage.redis.live import StepOutcome
 
 
-class Place(Protocol):
-    """What a seat needs of the process around it."""
+class SessionOwner(Protocol):
+    """What a local session needs of the process around it."""
 
     clock: Clock
     timers: Timers
-    claims: Claims
+    pipeline: StepPipeline
     metrics: Metrics
     node: str
 
-    def leave(self, seat: "Seat") -> None:
-        """The seat's session has ended, or nobody here needs it any more."""
+    def leave(self, local: "LocalSession") -> None:
+        """The local session's session has ended, or nobody here needs it any more."""
 
-    def release(self, seat: "Seat") -> None:
+    def release(self, local: "LocalSession") -> None:
         """Leaves the session if nobody here needs it any more."""
 
-    def keep(self, step: Step, session: Session, entry_id: str) -> None:
+    def keep(self, step: Step, session: SessionState, entry_id: str) -> None:
         """A step was made, which left ``session``: what it appended is kept until Postgres
         has it. Its entry's name is empty where nobody heard it."""
 
-    def changed(self, seat: "Seat", outcome: Outcome) -> None:
+    def changed(self, local: "LocalSession", outcome: StepOutcome) -> None:
         """A step of this session changed the account's figures."""
 
-    def look_at_holders(self, seat: "Seat") -> None:
+    def look_at_holders(self, local: "LocalSession") -> None:
         """Looks whether those who hold what the session's last grant lacks have answered."""
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
@@ -72,23 +72,24 @@ class Place(Protocol):
         proof of life came in; and since when this process asks others itself."""
 
 
-class Seat:
+class LocalSession:
     """One session on this process."""
 
     __slots__ = (
-        "_held_until", "_holders", "_retry", "_timer", "_unheard", "account", "awaited", "calendar",
-        "ended_here", "failures", "heard", "meter", "node", "place", "service", "settled",
+        "_held_until", "_holders", "_retry", "_timer", "_unheard", "account", "calendar",
+        "ended_here", "failures", "meter", "node", "owner", "pending_joins", "seen_counts",
+        "service", "settled",
     )  # fmt: skip
 
     def __init__(
-        self, place: Place, meter: Meter, account: Account, calendar: Calendar, node: str
+        self, owner: SessionOwner, meter: Meter, account: Account, calendar: Calendar, node: str
     ) -> None:
-        self.place = place
+        self.owner = owner
         self.meter = meter
-        self.service = Service(self)
+        self.service = TickService(self)
         """Its sockets here, and their ticks."""
         self.account = account
-        self.heard = account.told
+        self.seen_counts = account.event_counts
         """What of the things that the account's sessions were told this one has heard of."""
         self.ended_here = False
         """The step that ended it was made by this process."""
@@ -96,8 +97,8 @@ class Seat:
         self.node = node
         """The process in whose name steps are made; a dead one's while it is swept."""
         self.failures = 0
-        self.awaited = 0
-        """Sockets that are about to sit down."""
+        self.pending_joins = 0
+        """Joins in progress."""
         self.settled = Signal()
         """No step of it is on its way."""
         self._timer: Timer | None = None
@@ -109,7 +110,7 @@ class Seat:
         self._unheard: tuple[Step, ...] = ()
         """Steps that may have been made, since the last answer."""
 
-    # --- Members -------------------------------------------------------------------
+    # --- Subscribers -------------------------------------------------------------------
 
     @property
     def key(self) -> str:
@@ -117,20 +118,20 @@ class Seat:
         return self.meter.session.key
 
     @property
-    def members(self) -> list[Member]:
+    def subscribers(self) -> list[Subscriber]:
         """The sockets, as they are now."""
-        return self.service.members
+        return self.service.subscribers
 
     @contextlib.contextmanager
-    def kept_free(self) -> Iterator[None]:
-        """Keeps the seat while Redis is asked for what a socket needs to sit down. It looks as
+    def join_pending(self) -> Iterator[None]:
+        """Keeps the local session while Redis is asked for what a socket needs to join. It looks as
         if nobody needed it meanwhile, and whatever is told on the account would clear it: the
-        socket would sit where nobody hears of its session, nor that it ended."""
-        self.awaited += 1
+        socket would be where nobody hears of its session, nor that it ended."""
+        self.pending_joins += 1
         try:
             yield
         finally:
-            self.awaited -= 1
+            self.pending_joins -= 1
 
     # --- Steps ---------------------------------------------------------------------
 
@@ -142,7 +143,7 @@ class Seat:
             return None
         return self.calendar.day_around(identity.started_at)
 
-    def answered(self, step: Step, outcome: Outcome) -> None:
+    def answered(self, step: Step, outcome: StepOutcome) -> None:
         """Redis answered."""
         self.failures = 0
         reply = outcome.reply
@@ -151,17 +152,17 @@ class Seat:
         if reply.session is not None and not self._is_ours(reply, step):
             return
         if outcome.change is not None:
-            self.place.changed(self, outcome)
+            self.owner.changed(self, outcome)
         if outcome.held and self._waits_for_holders():
             return
         self._held_until = 0
         self._count(step, reply)
-        self.meter.response_ms = self.place.claims.response_ms(step.before.identity.tenant)
-        self.meter.granted(reply, self.place.clock.now())
+        self.meter.response_ms = self.owner.pipeline.response_ms(step.before.identity.tenant)
+        self.meter.granted(reply, self.owner.clock.now())
         self.drain()
         if self._holders is None and self.meter.shared_limit is not None:
-            at = self.place.clock.now() + limits.RECALL_WAIT_MS
-            self._holders = self.place.timers.deadline(at, self._ask_holders, self.account)
+            at = self.owner.clock.now() + limits.RECALL_WAIT_MS
+            self._holders = self.owner.timers.deadline(at, self._ask_holders, self.account)
 
     def _keep(self, step: Step, reply: Reply, entry_id: str) -> None:
         """Keeps what was appended: by this step, or by one before whose answer was lost."""
@@ -170,12 +171,12 @@ class Seat:
         if session is None:
             return
         if reply.accepted:
-            self.ended_here = session.standing.phase is Phase.ENDED and self.node == self.place.node
-            self.place.keep(step, session, entry_id)
+            self.ended_here = session.standing.phase is Phase.ENDED and self.node == self.owner.node
+            self.owner.keep(step, session, entry_id)
         else:
             for made in unheard:
                 if made.standing == session.standing:
-                    self.place.keep(made, session, "")
+                    self.owner.keep(made, session, "")
                     break
 
     def _is_ours(self, reply: Reply, step: Step) -> bool:
@@ -186,11 +187,11 @@ class Seat:
             return True
         error = PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
         self._fail_all(error)
-        self.place.leave(self)
+        self.owner.leave(self)
         return False
 
     def _count(self, step: Step, reply: Reply) -> None:
-        metrics = self.place.metrics
+        metrics = self.owner.metrics
         if reply.accepted:
             uncovered_ms = step.standing.uncovered_ms - step.before.standing.uncovered_ms
             metrics.uncovered.inc(uncovered_ms / 1000)
@@ -220,23 +221,23 @@ class Seat:
         self._fail_all(error)
         if self.meter.session.standing.version == 0:
             if made is False:
-                self.place.leave(self)
+                self.owner.leave(self)
                 return
-            for member in self.members:
-                self.service.remove(member)
-                isolated("member", member.left, self, session=self.key)
-                self.meter.detach(self.place.clock.now(), self.place.clock.now())
-        at = self.place.clock.now() + retry_after_ms(self.failures)
-        self._retry = self.place.timers.deadline(at, self._ask_again, self.account)
+            for subscriber in self.subscribers:
+                self.service.remove(subscriber)
+                isolated("member", subscriber.left, self, session=self.key)
+                self.meter.detach(self.owner.clock.now(), self.owner.clock.now())
+        at = self.owner.clock.now() + retry_after_ms(self.failures)
+        self._retry = self.owner.timers.deadline(at, self._ask_again, self.account)
 
     def _waits_for_holders(self) -> bool:
         """Whether a step that only others' holds are in the way of is tried again: as soon
         as they give back what they do not need, and at the latest when the wait is over."""
-        now_ms = self.place.clock.now()
+        now_ms = self.owner.clock.now()
         self._held_until = self._held_until or now_ms + limits.RECALL_WAIT_MS
         if now_ms >= self._held_until:
             return False
-        self._retry = self.place.timers.deadline(self._held_until, self._try_again, self.account)
+        self._retry = self.owner.timers.deadline(self._held_until, self._try_again, self.account)
         return True
 
     @property
@@ -248,24 +249,24 @@ class Seat:
         """Somebody gave back what was held on a counter: who waits for that tries again."""
         if self._held_until and self._retry is not None:
             self._retry.cancel()
-            self._try_again(self.place.clock.now())
+            self._try_again(self.owner.clock.now())
 
     def _ask_holders(self, _: int) -> None:
         """The answer to a claim had the others told that their rest is needed, a while ago."""
         self._holders = None
         if self.meter.shared_limit is not None:
-            self.place.look_at_holders(self)
+            self.owner.look_at_holders(self)
 
     def _try_again(self, _: int) -> None:
         self._retry = None
         step = self.meter.asked
         assert step is not None
-        is_last = self.place.clock.now() >= self._held_until
-        self.place.claims.ask(self, msgspec.structs.replace(step, recalled=True, insists=is_last))
+        is_last = self.owner.clock.now() >= self._held_until
+        self.owner.pipeline.ask(self, msgspec.structs.replace(step, recalled=True, insists=is_last))
 
     def _fail_all(self, error: ProtocolError) -> None:
-        for ticket in self.meter.abandon():
-            isolated("answer", fail, ticket, error, session=self.key)
+        for pending in self.meter.abandon():
+            isolated("answer", fail, pending, error, session=self.key)
 
     def _ask_again(self, now_ms: int) -> None:
         self._retry = None
@@ -279,8 +280,8 @@ class Seat:
         if self.meter.asked is None:
             if self._retry is not None:
                 self._retry.cancel()
-            at = self.place.clock.now() + retry_after_ms(self.failures)
-            self._retry = self.place.timers.deadline(at, self._ask_again, self.account)
+            at = self.owner.clock.now() + retry_after_ms(self.failures)
+            self._retry = self.owner.timers.deadline(at, self._ask_again, self.account)
 
     # --- The meter -------------------------------------------------------------------
 
@@ -288,7 +289,7 @@ class Seat:
         """Carries out what the meter wants, and arms its timer."""
         leaves = False
         for effect in self.meter.effects():
-            if isinstance(effect, Leave):
+            if isinstance(effect, LeaveSession):
                 leaves = True
             elif not (leaves and isinstance(effect, Ask)):
                 # Whoever waits is answered still, but nothing more is done to the session.
@@ -298,27 +299,27 @@ class Seat:
                     failed("effect", session=self.key, effect=type(effect).__name__)
                     self._not_carried_out(effect)
         if leaves:
-            self.place.leave(self)
+            self.owner.leave(self)
             self.settled.set()
             return
         if self.meter.asked is None:
             self.settled.set()
         else:
             self.settled.clear()
-        now_ms = self.place.clock.now()
+        now_ms = self.owner.clock.now()
         self._arm()
         if self.meter.counting:
             for group in self.service.groups:
                 group.arm(now_ms)
-        self.place.release(self)
+        self.owner.release(self)
 
     def _not_carried_out(self, effect: Effect) -> None:
         """Answers the request that waits for the effect, and forgets a step that nobody makes."""
         if isinstance(effect, Ask):
-            self._retry = self.place.timers.deadline(
-                self.place.clock.now(), self._not_asked, self.account
+            self._retry = self.owner.timers.deadline(
+                self.owner.clock.now(), self._not_asked, self.account
             )
-        elif not isinstance(effect, Leave | Probe):
+        elif not isinstance(effect, LeaveSession | Probe):
             error = ServiceError("the server failed to answer; ask again")
             isolated("answer", fail, effect.token, error, session=self.key)
 
@@ -331,7 +332,7 @@ class Seat:
             case Ask(step) if step.waits_for_others:
                 self._not_carried_out(effect)
             case Ask(step):
-                self.place.claims.ask(self, step)
+                self.owner.pipeline.ask(self, step)
             case Push(message, token):
                 self._push(message, token)
             case Show(seq, token, only):
@@ -349,7 +350,7 @@ class Seat:
             self._timer.cancel()
             self._timer = None
         if due_at is not None:
-            self._timer = self.place.timers.deadline(due_at, self._fire, self.account)
+            self._timer = self.owner.timers.deadline(due_at, self._fire, self.account)
 
     def _fire(self, now_ms: int) -> None:
         due_at = self._timer.at if self._timer is not None else now_ms
@@ -362,8 +363,8 @@ class Seat:
             failed("session", session=self.key)
             self.recover()
         if counting and not self.meter.counting:
-            lateness_ms = max(0, self.place.clock.now() - due_at)
-            self.place.metrics.stop_lateness.observe(lateness_ms / 1000)
+            lateness_ms = max(0, self.owner.clock.now() - due_at)
+            self.owner.metrics.stop_lateness.observe(lateness_ms / 1000)
 
     def close(self) -> None:
         """Nothing is due here any more; whoever still waits for an answer gets one."""
@@ -388,38 +389,40 @@ class Seat:
         seq: int | None = None,
     ) -> messages.Session:
         """The session as it stands now."""
-        return snapshot(self.meter, self.place.clock.now(), tuple(missed), request_id, seq)
+        return snapshot(self.meter, self.owner.clock.now(), tuple(missed), request_id, seq)
 
-    def _push(self, message: messages.ServerMessage | bytes, ticket: Ticket | None) -> None:
+    def _push(
+        self, message: messages.ServerMessage | bytes, pending: PendingRequest | None
+    ) -> None:
         encoded = message if isinstance(message, bytes) else encode(message)
-        self._broadcast(text_frame(encoded), ticket)
-        if ticket is None:
+        self._broadcast(text_frame(encoded), pending)
+        if pending is None:
             return
-        if ticket.shown is not None:
-            ticket.shown(message)
-        elif ticket.member is not None:
-            if ticket.request_id is not None:
+        if pending.shown is not None:
+            pending.shown(message)
+        elif pending.subscriber is not None:
+            if pending.request_id is not None:
                 # The answer is the same message with the request's own number in front.
-                encoded = b'{"id":%d,' % ticket.request_id + encoded[1:]
-            ticket.member.send(text_frame(encoded))
+                encoded = b'{"id":%d,' % pending.request_id + encoded[1:]
+            pending.subscriber.send(text_frame(encoded))
 
-    def show(self, ticket: Ticket) -> None:
+    def show(self, pending: PendingRequest) -> None:
         """Answers a request with the snapshot."""
-        self._show(ticket, self.meter.notices.seq, only=True)
+        self._show(pending, self.meter.notices.seq, only=True)
 
-    def _show(self, ticket: Ticket | None, seq: int, *, only: bool) -> None:
-        if not only and self.members:
-            self._broadcast(text_frame(encode(self.snapshot(seq=seq))), ticket)
-        if ticket is None:
+    def _show(self, pending: PendingRequest | None, seq: int, *, only: bool) -> None:
+        if not only and self.subscribers:
+            self._broadcast(text_frame(encode(self.snapshot(seq=seq))), pending)
+        if pending is None:
             return
-        answer = self.snapshot(ticket.request_id, ticket.missed, seq)
-        if ticket.shown is not None:
-            ticket.shown(answer)
-        elif ticket.member is not None:
-            ticket.member.send(text_frame(encode(answer)))
+        answer = self.snapshot(pending.request_id, pending.missed, seq)
+        if pending.shown is not None:
+            pending.shown(answer)
+        elif pending.subscriber is not None:
+            pending.subscriber.send(text_frame(encode(answer)))
 
-    def _broadcast(self, frame: bytes, ticket: Ticket | None) -> None:
-        tally = self.place.metrics.tally
-        for member in self.members:
-            if ticket is None or member is not ticket.member:
-                tally.messages_pushed += isolated("push", member.send, frame, session=self.key)
+    def _broadcast(self, frame: bytes, pending: PendingRequest | None) -> None:
+        tally = self.owner.metrics.tally
+        for subscriber in self.subscribers:
+            if pending is None or subscriber is not pending.subscriber:
+                tally.messages_pushed += isolated("push", subscriber.send, frame, session=self.key)

@@ -13,11 +13,11 @@ from protocol.wire.errors import ErrorCode, ProtocolError, RefusedError
 from server.transport.frames import text_frame
 
 if TYPE_CHECKING:
-    from server.sessions.local_session import Seat
+    from server.sessions.local_session import LocalSession
 
 
-class Member(Protocol):
-    """A socket at a seat, as the seat sees it."""
+class Subscriber(Protocol):
+    """A socket at a local session, as the local session sees it."""
 
     def send(self, frame: bytes) -> None:
         """Sends a frame that must arrive."""
@@ -32,30 +32,30 @@ class Member(Protocol):
         """The user took leave of the session over another socket, at ``at_ms``: a proof of life
         in advance that is older ends. Sockets prove their own life, and stay."""
 
-    def left(self, seat: "Seat") -> None:
-        """The seat is cleared: the session has ended."""
+    def left(self, local: "LocalSession") -> None:
+        """The local session is cleared: the session has ended."""
 
 
-class Ticket(msgspec.Struct, frozen=True, eq=False):
+class PendingRequest(msgspec.Struct, frozen=True, eq=False):
     """A request that waits for its answer: the token that a meter hands back."""
 
-    member: Member | None
+    subscriber: Subscriber | None
     request_id: int | None
     missed: tuple[bytes, ...] = ()
     """Kept notices that a joining client has not seen."""
-    failed: "Failed | None" = None
+    failed: "ErrorCallback | None" = None
     """Called instead of an error message, where the answer is not a socket's."""
-    shown: "Shown | None" = None
+    shown: "AnswerCallback | None" = None
 
 
-class Failed(Protocol):
+class ErrorCallback(Protocol):
     """Takes the error that a request came to."""
 
     def __call__(self, error: ProtocolError) -> None:
         """The request failed."""
 
 
-class Shown(Protocol):
+class AnswerCallback(Protocol):
     """Takes the answer to a request that did not come over a socket."""
 
     def __call__(self, message: messages.ServerMessage | bytes) -> None:
@@ -71,12 +71,12 @@ def refusal(limit: str | None) -> ProtocolError:
     )
 
 
-def fail(ticket: Ticket | None, error: ProtocolError) -> None:
+def fail(pending: PendingRequest | None, error: ProtocolError) -> None:
     """Tells whoever waits that the request came to nothing."""
-    if ticket is None:
+    if pending is None:
         return
-    if ticket.failed is not None:
-        ticket.failed(error)
-    elif ticket.member is not None:
-        message = msgspec.structs.replace(error_message(error), id=ticket.request_id)
-        ticket.member.send(text_frame(encode(message)))
+    if pending.failed is not None:
+        pending.failed(error)
+    elif pending.subscriber is not None:
+        message = msgspec.structs.replace(error_message(error), id=pending.request_id)
+        pending.subscriber.send(text_frame(encode(message)))

@@ -1,4 +1,4 @@
-"""Claims: the steps of this process's sessions, on their way to Redis.
+"""The step pipeline: the steps of this process's sessions, on their way to Redis.
 
 Steps that fall due together go in one pipeline, and few of these are on their way at
 once: when thousands lose their sockets together, Redis is not asked for more than it can do
@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.metering.response_time import ResponseTime
-from protocol.metering.session import Identity, Session
+from protocol.metering.session import Identity, SessionState
 from protocol.metering.steps import Step
 from protocol.wire.errors import ErrorCode, PeerError, ProtocolError, ServiceError
 from server import limits as server_limits
@@ -30,7 +30,7 @@ from server.runtime.isolation import failed, isolated
 from server.runtime.metrics import Metrics
 from server.runtime.turns import Turns
 from storage import limits as storage_limits
-from storage.redis.live import Live, LiveError, Outcome
+from storage.redis.live import Live, LiveError, StepOutcome
 from storage.redis.spending import AccountName
 
 log = structlog.get_logger()
@@ -38,8 +38,8 @@ log = structlog.get_logger()
 Item = TypeVar("Item")
 
 
-class Claimant(Protocol):
-    """Whoever asks for steps: a seat of the hub."""
+class StepSource(Protocol):
+    """Whoever asks for steps: a local session of the registry."""
 
     node: str
     """The process in whose name the steps are made."""
@@ -49,14 +49,14 @@ class Claimant(Protocol):
     def free_day(self) -> tuple[int, int] | None:
         """The beginning and the end of the day, where free time is a day's."""
 
-    def answered(self, step: Step, outcome: Outcome) -> None:
+    def answered(self, step: Step, outcome: StepOutcome) -> None:
         """The step was made, or was not."""
 
     def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
         """The step was not made (False), or nobody knows whether it was (None)."""
 
 
-class Claims:
+class StepPipeline:
     """The steps of a process."""
 
     def __init__(
@@ -72,9 +72,9 @@ class Claims:
         self.live = live
         self.loader = loader
         self.clock = clock
-        self.restore: Callable[[Session], Awaitable[None]] | None = None
+        self.restore: Callable[[SessionState], Awaitable[None]] | None = None
         """Puts back a session that Redis has lost; see ``server.recovery.reassertion``."""
-        self._waiting: dict[object, list[tuple[Claimant, Step]]] = {}
+        self._waiting: dict[object, list[tuple[StepSource, Step]]] = {}
         """Steps by the part of Redis that they are for: one that is away holds up no other."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled: set[object] = set()
@@ -88,10 +88,10 @@ class Claims:
         found = self._response_times.get(self.live.shard(tenant))
         return 0 if found is None else found.bound_ms
 
-    def ask(self, claimant: Claimant, step: Step) -> None:
+    def ask(self, source: StepSource, step: Step) -> None:
         """Makes the step, together with whatever else is asked for in this turn."""
         shard = self.live.shard(step.before.identity.tenant)
-        self._waiting.setdefault(shard, []).append((claimant, step))
+        self._waiting.setdefault(shard, []).append((source, step))
         self._schedule(shard)
 
     def _schedule(self, shard: object) -> None:
@@ -121,9 +121,9 @@ class Claims:
         while waiting and self._sent[shard] < server_limits.CLAIM_PIPELINES_MAX:
             batch = waiting[: storage_limits.CLAIMS_PER_PIPELINE_MAX]
             del waiting[: len(batch)]
-            by_node: dict[str, list[tuple[Claimant, Step]]] = {}
-            for claimant, step in batch:
-                by_node.setdefault(claimant.node, []).append((claimant, step))
+            by_node: dict[str, list[tuple[StepSource, Step]]] = {}
+            for source, step in batch:
+                by_node.setdefault(source.node, []).append((source, step))
             for node, part in by_node.items():
                 self._sent[shard] += 1
                 task = asyncio.create_task(self._make(part, node, shard))
@@ -132,7 +132,7 @@ class Claims:
         if waiting:
             self._waiting[shard] = waiting
 
-    async def _make(self, batch: list[tuple[Claimant, Step]], node: str, shard: object) -> None:
+    async def _make(self, batch: list[tuple[StepSource, Step]], node: str, shard: object) -> None:
         response_time = self._response_times.setdefault(shard, ResponseTime())
         began_at = self.clock.now()
         try:
@@ -146,23 +146,23 @@ class Claims:
         except Exception:
             # Our own mistake, and not in one of them: none may wait for an answer for ever.
             failed("claims", steps=len(batch))
-            for claimant, _ in batch:
-                _tell_unanswered(claimant, _no_answer(), made=None)
+            for source, _ in batch:
+                _tell_unanswered(source, _no_answer(), made=None)
             return
         finally:
             self._sent[shard] -= 1
             self._schedule(shard)
         mends: dict[AccountName, list[Awaitable[None]]] = {}
-        answered: dict[AccountName, list[tuple[Claimant, Step, Outcome]]] = {}
-        for (claimant, step), outcome in zip(batch, outcomes, strict=True):
+        answered: dict[AccountName, list[tuple[StepSource, Step, StepOutcome]]] = {}
+        for (source, step), outcome in zip(batch, outcomes, strict=True):
             name = _account_of(step)
             if outcome.reply is None:
-                mend = self._mend(claimant, step, outcome, node)
+                mend = self._mend(source, step, outcome, node)
                 mends.setdefault(name, []).append(mend)
             elif outcome.reply.refused_by and outcome.held and step.insists:
-                mends.setdefault(name, []).append(self._refuse(claimant, step, outcome))
+                mends.setdefault(name, []).append(self._refuse(source, step, outcome))
             else:
-                answered.setdefault(name, []).append((claimant, step, outcome))
+                answered.setdefault(name, []).append((source, step, outcome))
         for name, answers in answered.items():
             self.turns.run((self, name), _tell_answers(answers))
         # After a loss in Redis that may be all of them: nobody waits for the one before, nor
@@ -173,23 +173,23 @@ class Claims:
 
     def _fail(
         self,
-        batch: list[tuple[Claimant, Step]],
-        behind: list[tuple[Claimant, Step]],
+        batch: list[tuple[StepSource, Step]],
+        behind: list[tuple[StepSource, Step]],
         error: LiveError,
     ) -> None:
         """Redis did not answer. Who waits behind these is told now, not after as long again."""
         log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
-        unanswered: dict[AccountName, list[tuple[Claimant, bool | None]]] = {}
-        for claimant, step in batch:
-            unanswered.setdefault(_account_of(step), []).append((claimant, None))
-        for claimant, step in behind:
+        unanswered: dict[AccountName, list[tuple[StepSource, bool | None]]] = {}
+        for source, step in batch:
+            unanswered.setdefault(_account_of(step), []).append((source, None))
+        for source, step in behind:
             # It was not sent now; an attempt before may have been made.
-            made = None if claimant.failures else False
-            unanswered.setdefault(_account_of(step), []).append((claimant, made))
-        for name, claimants in unanswered.items():
-            self.turns.run((self, name), _tell_all(claimants))
+            made = None if source.failures else False
+            unanswered.setdefault(_account_of(step), []).append((source, made))
+        for name, sources in unanswered.items():
+            self.turns.run((self, name), _tell_all(sources))
 
-    async def _refuse(self, claimant: Claimant, step: Step, outcome: Outcome) -> None:
+    async def _refuse(self, source: StepSource, step: Step, outcome: StepOutcome) -> None:
         """Refuses a step that others' holds are in the way of, once all of them have answered the
         recall; while one has not, there may be enough, and it may be asked again."""
         identity = step.before.identity
@@ -199,9 +199,9 @@ class Claims:
         except LiveError:
             is_silent = True
         if is_silent:
-            _tell_unanswered(claimant, holders_silent(), made=False)
-        elif not isolated("claim", claimant.answered, step, outcome):
-            _tell_unanswered(claimant, _no_answer(), made=None)
+            _tell_unanswered(source, holders_silent(), made=False)
+        elif not isolated("claim", source.answered, step, outcome):
+            _tell_unanswered(source, _no_answer(), made=None)
 
     async def are_holders_silent(
         self, identity: Identity, limit: str | None, served: Container[str] = ()
@@ -216,31 +216,31 @@ class Claims:
         user_id = identity.user_id if limit == "member_minutes" else None
         return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms, served)
 
-    async def _mend(self, claimant: Claimant, step: Step, outcome: Outcome, node: str) -> None:
+    async def _mend(self, source: StepSource, step: Step, outcome: StepOutcome, node: str) -> None:
         """Brings what the step needs, and makes it."""
         try:
             for _ in range(server_limits.LOADS_PER_STEP_MAX):
-                await self._bring(step, outcome, claimant)
+                await self._bring(step, outcome, source)
                 (outcome,) = await self.live.commit([step], node)
                 if outcome.reply is not None:
-                    claimant.answered(step, outcome)
+                    source.answered(step, outcome)
                     return
             raise ServiceError("the counters do not stay in Redis")
         except LiveError as error:
             log.warning("claim_unanswered", error=str(error))
-            _tell_unanswered(claimant, _no_answer(), made=None)
+            _tell_unanswered(source, _no_answer(), made=None)
         except ProtocolError as error:
-            _tell_unanswered(claimant, error, made=False)
+            _tell_unanswered(source, error, made=False)
         except RedisError as error:
             # It refuses to write, or has no room: as if it did not answer.
             log.warning("claim_failed", error=str(error))
-            _tell_unanswered(claimant, _takes_nothing(), made=False)
+            _tell_unanswered(source, _takes_nothing(), made=False)
         except Exception:
             # Our own mistake; but the claimant must not wait for ever.
             failed("claim")
-            _tell_unanswered(claimant, _takes_nothing(), made=None)
+            _tell_unanswered(source, _takes_nothing(), made=None)
 
-    async def _bring(self, step: Step, outcome: Outcome, claimant: Claimant) -> None:
+    async def _bring(self, step: Step, outcome: StepOutcome, source: StepSource) -> None:
         """Loads what is cold, and puts back a session that Redis has lost."""
         if outcome.unread:
             raise LiveError(outcome.failed)
@@ -262,24 +262,24 @@ class Claims:
                 raise ServiceError("the session store has lost the session")
             await self.restore(step.before)
             return
-        await self._load(step.before.identity, outcome.cold, claimant)
+        await self._load(step.before.identity, outcome.cold, source)
 
-    async def _load(self, identity: Identity, cold: tuple[str, ...], claimant: Claimant) -> None:
+    async def _load(self, identity: Identity, cold: tuple[str, ...], source: StepSource) -> None:
         if "account" in cold:
             await self.loader.account(identity.tenant, identity.account_id)
         if "member" in cold or "org" in cold:
             await self.loader.months(identity.tenant, identity.user_id)
         if "free" in cold:
-            await self.loader.free_time(identity, claimant.free_day())
+            await self.loader.free_time(identity, source.free_day())
 
 
 def _no_answer() -> ServiceError:
     return ServiceError("the session store does not answer")
 
 
-def _in_turns(waiting: list[tuple[Claimant, Step]]) -> list[tuple[Claimant, Step]]:
+def _in_turns(waiting: list[tuple[StepSource, Step]]) -> list[tuple[StepSource, Step]]:
     """One of each account after the other: none is sent behind all that another has."""
-    by_account: dict[AccountName, list[tuple[Claimant, Step]]] = {}
+    by_account: dict[AccountName, list[tuple[StepSource, Step]]] = {}
     for one in waiting:
         by_account.setdefault(_account_of(one[1]), []).append(one)
     return _round_robin(by_account.values())
@@ -290,17 +290,17 @@ def _round_robin(queues: Iterable[list[Item]]) -> list[Item]:
     return [item for one in rounds for item in one if item is not None]
 
 
-def _tell_answers(answers: list[tuple[Claimant, Step, Outcome]]) -> Iterator[None]:
-    for claimant, step, outcome in answers:
-        if not isolated("claim", claimant.answered, step, outcome):
+def _tell_answers(answers: list[tuple[StepSource, Step, StepOutcome]]) -> Iterator[None]:
+    for source, step, outcome in answers:
+        if not isolated("claim", source.answered, step, outcome):
             # It was made, and what it left is not known here: asked anew, Redis says it.
-            _tell_unanswered(claimant, _no_answer(), made=None)
+            _tell_unanswered(source, _no_answer(), made=None)
         yield
 
 
-def _tell_all(claimants: list[tuple[Claimant, bool | None]]) -> Iterator[None]:
-    for claimant, made in claimants:
-        _tell_unanswered(claimant, _no_answer(), made=made)
+def _tell_all(sources: list[tuple[StepSource, bool | None]]) -> Iterator[None]:
+    for source, made in sources:
+        _tell_unanswered(source, _no_answer(), made=made)
         yield
 
 
@@ -313,8 +313,8 @@ def _takes_nothing() -> ServiceError:
     return ServiceError("the session store takes nothing now")
 
 
-def _tell_unanswered(claimant: Claimant, error: ProtocolError, *, made: bool | None) -> None:
-    isolated("unanswered", lambda: claimant.unanswered(error, made=made))
+def _tell_unanswered(source: StepSource, error: ProtocolError, *, made: bool | None) -> None:
+    isolated("unanswered", lambda: source.unanswered(error, made=made))
 
 
 def retry_after_ms(failures: int) -> int:

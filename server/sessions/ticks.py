@@ -17,46 +17,46 @@ from protocol.wire.codec import tick_template
 from server import limits as server_limits
 from server.runtime.isolation import failed, isolated
 from server.runtime.timers import Timer
-from server.sessions.pending_requests import Member
+from server.sessions.pending_requests import Subscriber
 from server.transport.frames import text_frame
 
 if TYPE_CHECKING:
-    from server.sessions.local_session import Place
+    from server.sessions.local_session import SessionOwner
 
 
-class Owner(Protocol):
-    """What the service of a session needs of the seat that it is a part of."""
+class ServiceOwner(Protocol):
+    """What the service of a session needs of the local session that it is a part of."""
 
-    place: "Place"
+    owner: "SessionOwner"
     meter: Meter
 
     def drain(self) -> None:
         """Carries out what the meter wants."""
 
 
-NOBODY: Final[frozenset[Any]] = frozenset()
-"""Shared by all seats without watchers: an empty set takes 216 bytes."""
+NO_SUBSCRIBERS: Final[frozenset[Any]] = frozenset()
+"""Shared by all local sessions without observers: an empty set takes 216 bytes."""
 NO_OBSERVERS: Final[Mapping[Any, bool]] = {}
 
 
 class TickGroup:
-    """The members of a seat that want their ticks at the same pace."""
+    """The subscribers of a local session that want their ticks at the same pace."""
 
     __slots__ = (
         "every_ms",
-        "members",
         "next_ms",
         "owed",
         "phase_ms",
         "service",
         "spacing_ms",
+        "subscribers",
         "timer",
     )
 
-    def __init__(self, service: "Service", every_ms: int, now_ms: int) -> None:
+    def __init__(self, service: "TickService", every_ms: int, now_ms: int) -> None:
         self.service = service
         self.every_ms = every_ms
-        self.members: list[Member] = []
+        self.subscribers: list[Subscriber] = []
         # The first one is due an interval after the join: joins are spread over time.
         self.phase_ms = now_ms % every_ms
         self.timer: Timer | None = None
@@ -72,13 +72,13 @@ class TickGroup:
         if self.timer is None:
             every_ms = self.every_ms
             due_at = now_ms - (now_ms - self.phase_ms) % every_ms + every_ms
-            self.timer = self.service.place.timers.tick(due_at, self._fire)
+            self.timer = self.service.owner.timers.tick(due_at, self._fire)
 
     def _fire(self, now_ms: int) -> None:
         self.timer = None
         service = self.service
         meter = service.meter
-        if not self.members or not meter.counting:
+        if not self.subscribers or not meter.counting:
             return  # armed again when time runs again
         elapsed_ms = meter.elapsed_at(now_ms)
         if elapsed_ms < self.next_ms:
@@ -100,7 +100,7 @@ class TickGroup:
         wait_ms = -(-(self.next_ms - elapsed_ms) // self.service.speed)
         # Where it stands still, for want of a grant, nothing is gained by looking often.
         due_at = now_ms + max(wait_ms, self.every_ms // 10)
-        self.timer = self.service.place.timers.tick(due_at, self._fire)
+        self.timer = self.service.owner.timers.tick(due_at, self._fire)
 
     def push_owed(self, now_ms: int) -> None:
         """Sends the tick that has waited for a proof of life, as it is now."""
@@ -113,10 +113,10 @@ class TickGroup:
         self.owed = False
         service = self.service
         frame = text_frame(tick(service.meter, service.template, now_ms))
-        tally = service.place.metrics.tally
-        for member in self.members:
+        tally = service.owner.metrics.tally
+        for subscriber in self.subscribers:
             try:
-                is_sent = member.send_tick(frame)
+                is_sent = subscriber.send_tick(frame)
             except Exception:
                 failed("tick", session=service.key)
                 continue
@@ -132,36 +132,36 @@ class TickGroup:
             service.ask_for_proof(now_ms)
 
 
-class Service:
+class TickService:
     """The sockets of a session on this process, and how far they are served: a part of its
-    seat."""
+    local session."""
 
     __slots__ = (
-        "_asked_at", "_is_awaited", "_is_awaiting", "_newcomers", "_seat", "groups", "meter",
-        "observers", "place",
-        "proven_until", "served_until", "speed", "template", "ticked_at", "watchers",
+        "_asked_at", "_is_awaited", "_is_awaiting", "_local", "_newcomers", "groups", "meter",
+        "observers", "owner", "passive", "proven_until", "served_until", "speed", "template",
+        "ticked_at",
     )  # fmt: skip
 
-    def __init__(self, seat: Owner) -> None:
-        self._seat: Owner | None = seat
-        self.place = seat.place
-        self.meter = meter = seat.meter
+    def __init__(self, local: ServiceOwner) -> None:
+        self._local: ServiceOwner | None = local
+        self.owner = local.owner
+        self.meter = meter = local.meter
         self.groups: list[TickGroup] = []
         """The sockets, by the pace of their ticks."""
-        self.watchers: frozenset[Member] = NOBODY
+        self.passive: frozenset[Subscriber] = NO_SUBSCRIBERS
         """Those of them that do not keep the session alive."""
-        self.observers: Mapping[Member, bool] = NO_OBSERVERS
+        self.observers: Mapping[Subscriber, bool] = NO_OBSERVERS
         """Those of these that only watch, the oldest first; whether the session's own user does."""
         self.speed = meter.session.identity.terms.speed
         self.template = tick_template(meter.session.identity.session_id)
         self.served_until = 0
-        """The same instant as ``fresh_until`` when that was asked last; 0 after a change of who
-        sits here."""
+        """The same instant as ``fresh_until`` when that was asked last; 0 after a change of the
+        sockets."""
         self.ticked_at = 0
         """When the last tick went out to anybody here."""
         self.proven_until = 0
         """Up to when ticks may go out where somebody only watches, as others have told."""
-        self._newcomers: frozenset[Member] = NOBODY
+        self._newcomers: frozenset[Subscriber] = NO_SUBSCRIBERS
         """Sockets that have joined since it is asked whether those before are there."""
         self._is_awaiting = False
         """A tick waits for a proof of life, or another process does."""
@@ -176,83 +176,84 @@ class Service:
         return self.meter.session.key
 
     def close(self) -> None:
-        """Serves nothing any more. Its seat is let go, so that neither is garbage to look for."""
-        self._seat = None
+        """Serves nothing any more. Its local session is let go, so that neither is garbage to look
+        for."""
+        self._local = None
         for group in self.groups:
             if group.timer is not None:
                 group.timer.cancel()
         self.groups.clear()
 
     def _drain(self) -> None:
-        if self._seat is not None:
-            self._seat.drain()
+        if self._local is not None:
+            self._local.drain()
 
     @property
-    def members(self) -> list[Member]:
+    def subscribers(self) -> list[Subscriber]:
         """The sockets, as they are now."""
-        return [member for group in self.groups for member in group.members]
+        return [subscriber for group in self.groups for subscriber in group.subscribers]
 
-    def add(self, member: Member, tick_ms: int, *, watching: bool) -> None:
+    def add(self, subscriber: Subscriber, tick_ms: int, *, passive: bool) -> None:
         """A socket takes part; with another pace than before if it was here already."""
         newcomers = self._newcomers
-        if self.meter.is_in_doubt and not watching and not self._keeps(member):
-            newcomers |= {member}
-        self.remove(member)
+        if self.meter.is_in_doubt and not passive and not self._keeps(subscriber):
+            newcomers |= {subscriber}
+        self.remove(subscriber)
         self.served_until = 0
         self._newcomers = newcomers
-        if watching:
-            self.watchers |= {member}
+        if passive:
+            self.passive |= {subscriber}
         group = next((one for one in self.groups if one.every_ms == tick_ms), None)
         if group is None:
-            group = TickGroup(self, tick_ms, self.place.clock.now())
+            group = TickGroup(self, tick_ms, self.owner.clock.now())
             self.groups.append(group)
-        group.members.append(member)
+        group.subscribers.append(subscriber)
         if self.meter.counting:
-            group.arm(self.place.clock.now())
+            group.arm(self.owner.clock.now())
 
-    def _keeps(self, member: Member) -> bool:
+    def _keeps(self, subscriber: Subscriber) -> bool:
         """Whether a socket is here already, and keeps the session alive."""
-        return member not in self.watchers and member in self.members
+        return subscriber not in self.passive and subscriber in self.subscribers
 
-    def observe(self, member: Member, *, is_own: bool) -> None:
+    def observe(self, subscriber: Subscriber, *, is_own: bool) -> None:
         """A socket watches from now on; the session's own user's, or another's."""
-        self.add(member, self.meter.session.identity.terms.tick_ms, watching=True)
-        self.observers = {**self.observers, member: is_own}
+        self.add(subscriber, self.meter.session.identity.terms.tick_ms, passive=True)
+        self.observers = {**self.observers, subscriber: is_own}
 
-    def remove(self, member: Member) -> None:
+    def remove(self, subscriber: Subscriber) -> None:
         """A socket takes no part any more."""
         self.served_until = 0
-        if member in self.observers:
+        if subscriber in self.observers:
             self.observers = {
-                one: is_own for one, is_own in self.observers.items() if one is not member
+                one: is_own for one, is_own in self.observers.items() if one is not subscriber
             }
-        if self.watchers:
-            self.watchers -= {member}
+        if self.passive:
+            self.passive -= {subscriber}
         if self._newcomers:
-            self._newcomers -= {member}
+            self._newcomers -= {subscriber}
         for group in self.groups:
-            if member in group.members:
-                group.members.remove(member)
-                if not group.members:
+            if subscriber in group.subscribers:
+                group.subscribers.remove(subscriber)
+                if not group.subscribers:
                     self.groups.remove(group)
                 return
 
     # --- What is proven ----------------------------------------------------------------
 
-    def alive(self, at_ms: int, now_ms: int, member: Member | None = None) -> None:
+    def alive(self, at_ms: int, now_ms: int, subscriber: Subscriber | None = None) -> None:
         """A proof of life of one of the sockets, as of ``at_ms``."""
-        self.confirm(member, at_ms, now_ms)
+        self.confirm(subscriber, at_ms, now_ms)
         if self.meter.alive(at_ms, now_ms):
             self._drain()
         if self._is_awaiting:
             self._proven(now_ms)
 
-    def confirm(self, member: Member | None, at_ms: int, now_ms: int) -> None:
+    def confirm(self, subscriber: Subscriber | None, at_ms: int, now_ms: int) -> None:
         """What a socket has proven last. One that was there when another joined says by that
         whether it was still there."""
         if not self.meter.is_in_doubt:
-            self._newcomers = NOBODY
-        elif member not in self._newcomers:
+            self._newcomers = NO_SUBSCRIBERS
+        elif subscriber not in self._newcomers:
             self.meter.confirm(at_ms, now_ms)
 
     def promise(self, until_ms: int, now_ms: int) -> None:
@@ -264,8 +265,8 @@ class Service:
 
     def farewell(self, at_ms: int) -> None:
         """The user took leave of the session: proofs in advance of before end."""
-        for member in self.members:
-            isolated("farewell", member.farewell, at_ms, session=self.key)
+        for subscriber in self.subscribers:
+            isolated("farewell", subscriber.farewell, at_ms, session=self.key)
 
     def window_ms(self, now_ms: int) -> int:
         """How long after a proof of life ticks go out."""
@@ -289,14 +290,14 @@ class Service:
             self.probe()
         elif now_ms >= self._asked_at + server_limits.PROOF_ASKED_MS:
             self._asked_at = now_ms
-            self.place.ask_elsewhere(self.meter.session.identity)
+            self.owner.ask_elsewhere(self.meter.session.identity)
 
     def ask_the_others(self, came_at: int, *, has_others: bool) -> None:
         """A socket has joined at ``came_at``: asks those that were there before whether they
         are there, here and on other processes."""
         self.probe()
         if has_others:
-            self.place.ask_elsewhere(self.meter.session.identity, came_at)
+            self.owner.ask_elsewhere(self.meter.session.identity, came_at)
 
     def wanted_elsewhere(self, now_ms: int, *, at_once: bool = False) -> None:
         """Another process, where somebody only watches, asks for a proof of life. ``at_once``:
@@ -305,7 +306,7 @@ class Service:
             if at_once:
                 # In a doubt of its own, it says since when: it is one gap for both.
                 meter, since = self.meter, self.meter.doubted_since
-                self.place.tell_proven(meter.session.identity, 0, meter.alive_at, since)
+                self.owner.tell_proven(meter.session.identity, 0, meter.alive_at, since)
             self._is_awaited = True
             self.await_proof(now_ms)
             if self.meter.promised_until > now_ms:
@@ -326,9 +327,9 @@ class Service:
 
     def probe(self) -> None:
         """Asks the sockets that keep the session alive for a proof of life."""
-        for member in self.members:
-            if member not in self.watchers:
-                isolated("probe", member.probe, session=self.key)
+        for subscriber in self.subscribers:
+            if subscriber not in self.passive:
+                isolated("probe", subscriber.probe, session=self.key)
 
     def _proven(self, now_ms: int) -> None:
         """Something came in that may be the proof which is waited for."""
@@ -338,7 +339,7 @@ class Service:
         self._is_awaiting = False
         if self._is_awaited:
             self._is_awaited = False
-            self.place.tell_proven(self.meter.session.identity, until_ms, self.meter.alive_at)
+            self.owner.tell_proven(self.meter.session.identity, until_ms, self.meter.alive_at)
         if self.meter.counting:
             for group in self.groups:
                 group.push_owed(now_ms)
@@ -347,4 +348,4 @@ class Service:
         """The last socket is gone: service after its last proof of life is not paid for."""
         if self.meter.counting:
             unproven_ms = self.ticked_at - self.meter.alive_at
-            self.place.metrics.unproven.inc(max(0, unproven_ms) / 1000)
+            self.owner.metrics.unproven.inc(max(0, unproven_ms) / 1000)

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from protocol.metering.records import Record, SessionStarted
-from protocol.metering.session import Identity, Session
+from protocol.metering.session import Identity, SessionState
 from protocol.metering.states import Phase
 from protocol.metering.steps import started_record
 from server import limits as server_limits
@@ -20,12 +20,12 @@ from server import limits as server_limits
 log = structlog.get_logger()
 
 
-class Kept(msgspec.Struct):
+class UnflushedEntry(msgspec.Struct):
     """An entry of the outbox."""
 
     entry_id: str
     records: Sequence[Record]
-    session: Session | None
+    session: SessionState | None
     """The session that ended with it."""
     notices: tuple[bytes, ...] = ()
     identity: Identity | None = None
@@ -48,8 +48,8 @@ class Unflushed:
     """Entries by their partition, in the order in which they were appended."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, dict[str, Kept]] = {}
-        self._ends: dict[str, Kept] = {}
+        self._entries: dict[int, dict[str, UnflushedEntry]] = {}
+        self._ends: dict[str, UnflushedEntry] = {}
         """Those with which a session ended, by the session's key."""
         self._count = 0
         self.dropped = 0
@@ -63,15 +63,15 @@ class Unflushed:
         """The partitions of which something is kept."""
         return set(self._entries)
 
-    def entries(self, partition: int) -> list[Kept]:
+    def entries(self, partition: int) -> list[UnflushedEntry]:
         """What is kept of a partition, oldest first."""
         return list(self._entries.get(partition, {}).values())
 
-    def ended(self, partition: int) -> Iterator[Kept]:
+    def ended(self, partition: int) -> Iterator[UnflushedEntry]:
         """The entries with which a session ended."""
         return (kept for kept in self.entries(partition) if kept.session is not None)
 
-    def end_of(self, session: str) -> Kept | None:
+    def end_of(self, session: str) -> UnflushedEntry | None:
         """The entry with which the session of that key ended here, while it is kept."""
         return self._ends.get(session)
 
@@ -80,13 +80,13 @@ class Unflushed:
         partition: int,
         entry_id: str,
         records: Sequence[Record],
-        session: Session | None = None,
+        session: SessionState | None = None,
         notices: tuple[bytes, ...] = (),
     ) -> None:
         """Keeps an entry; ``session`` is what its step left."""
         ended = session is not None and session.standing.phase is Phase.ENDED
         identity = session.identity if session is not None else None
-        kept = Kept(
+        kept = UnflushedEntry(
             entry_id, records, session if ended else None, notices if ended else (), identity
         )
         entries = self._entries.setdefault(partition, {})
@@ -103,12 +103,12 @@ class Unflushed:
         self.dropped += 1
         self._release(self._entries[partition].pop(next(iter(self._entries[partition]))))
 
-    def _release(self, kept: Kept) -> None:
+    def _release(self, kept: UnflushedEntry) -> None:
         self._count -= 1
         if kept.session is not None and self._ends.get(kept.session.key) is kept:
             del self._ends[kept.session.key]
 
-    def replaced(self, partition: int, kept: Kept, entry_id: str) -> None:
+    def replaced(self, partition: int, kept: UnflushedEntry, entry_id: str) -> None:
         """An entry was appended again, under another id."""
         entries = self._entries.get(partition, {})
         if entries.pop(kept.entry_id, None) is not None:
@@ -118,11 +118,11 @@ class Unflushed:
 
     def forget(
         self, watermarks: Mapping[int, bytes | None], written_before: int = 0
-    ) -> list[Session]:
+    ) -> list[SessionState]:
         """Forgets what has been flushed: everything up to the watermarks. And what was written
         down before an instant, because no replica lags so far behind. Answers with the sessions
         whose end was among that."""
-        ended: list[Session] = []
+        ended: list[SessionState] = []
         for partition in list(self._entries):
             watermark = watermarks.get(partition)
             until = _position(watermark.decode()) if watermark is not None else (-1, 0)
@@ -132,7 +132,7 @@ class Unflushed:
 
     def _forget(
         self, partition: int, watermark: tuple[int, int], written_before: int
-    ) -> list[Kept]:
+    ) -> list[UnflushedEntry]:
         entries = self._entries[partition]
         flushed = []
         # Oldest first, so that a long queue is not looked through for nothing.

@@ -17,11 +17,11 @@ import structlog
 from server import limits as server_limits
 from server.runtime.metrics import Metrics
 
-log = structlog.get_logger("taximeter.door")
+log = structlog.get_logger("taximeter.connections")
 
 
-class Guest(Protocol):
-    """A connection that speaks HTTP, as the door sees it."""
+class AdmittedConnection(Protocol):
+    """A connection that speaks HTTP, as the limiter sees it."""
 
     def judge(self, now: float) -> None:
         """Its deadlines are looked at; ``now`` is the loop's time."""
@@ -30,23 +30,23 @@ class Guest(Protocol):
         """It asks nothing, and its place is needed."""
 
 
-class Entry:
+class Slot:
     """The place of one connection, whatever protocol it speaks by now."""
 
-    __slots__ = ("_door", "_network")
+    __slots__ = ("_limiter", "_network")
 
-    def __init__(self, door: "Door", network: str) -> None:
-        self._door: Door | None = door
+    def __init__(self, limiter: "ConnectionLimiter", network: str) -> None:
+        self._limiter: ConnectionLimiter | None = limiter
         self._network = network
 
     def leave(self) -> None:
         """The connection is gone. Once is enough."""
-        door, self._door = self._door, None
-        if door is not None:
-            door.left(self._network)
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter.left(self._network)
 
 
-class Door:
+class ConnectionLimiter:
     """The connections of a server, sockets included.
 
     ``connections_max`` leaves descriptors for everything else; the waits are in seconds.
@@ -68,9 +68,9 @@ class Door:
         self.proxies: Any = None
         """Hosts that are believed about who stands behind them; set by the first guest."""
         self.count = 0
-        self.guests: set[Guest] = set()
+        self.connections: set[AdmittedConnection] = set()
         """Those that speak HTTP."""
-        self.idle: dict[Guest, None] = {}
+        self.idle: dict[AdmittedConnection, None] = {}
         """Those of them that ask nothing now, the longest idle one first."""
         self.lingering = 0
         """Those that were refused, and have not read it yet."""
@@ -78,13 +78,13 @@ class Door:
         self._reported: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def enter(self, guest: Guest, address: str) -> Entry | str:
+    def enter(self, connection: AdmittedConnection, address: str) -> Slot | str:
         """The place of one more connection, or why there is none: ``full`` or ``address``.
 
         A proxy that is trusted to say who stands behind it has as many as it likes: its
         clients are counted when their sockets are accepted.
         """
-        self.guests.add(guest)
+        self.connections.add(connection)
         self._look_later()
         network = network_of(address)
         crowded = self._by_network[network] >= server_limits.SOCKETS_PER_ADDRESS_MAX
@@ -100,8 +100,8 @@ class Door:
         self.count += 1
         self._by_network[network] += 1
         self.metrics.connections.set(self.count)
-        self.rest(guest)
-        return Entry(self, network)
+        self.rest(connection)
+        return Slot(self, network)
 
     def left(self, network: str) -> None:
         """A connection that had come in is gone."""
@@ -111,18 +111,18 @@ class Door:
         if self._by_network[network] <= 0:
             del self._by_network[network]
 
-    def forget(self, guest: Guest) -> None:
+    def forget(self, connection: AdmittedConnection) -> None:
         """A connection is gone, or speaks another protocol from now on."""
-        self.guests.discard(guest)
-        self.idle.pop(guest, None)
+        self.connections.discard(connection)
+        self.idle.pop(connection, None)
 
-    def rest(self, guest: Guest) -> None:
+    def rest(self, connection: AdmittedConnection) -> None:
         """A connection asks nothing from now on."""
-        self.idle[guest] = None
+        self.idle[connection] = None
 
-    def busy(self, guest: Guest) -> None:
+    def busy(self, connection: AdmittedConnection) -> None:
         """A connection asks something."""
-        self.idle.pop(guest, None)
+        self.idle.pop(connection, None)
 
     def trusts(self, address: str) -> bool:
         """Whether a peer is a proxy that is believed about its clients."""
@@ -154,9 +154,9 @@ class Door:
     def _look(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        for guest in list(self.guests):
-            guest.judge(now)
-        if self.guests:
+        for connection in list(self.connections):
+            connection.judge(now)
+        if self.connections:
             self._look_later()
 
 

@@ -34,7 +34,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from server import limits as server_limits
-from server.transport.connection_limiter import Door, Entry
+from server.transport.connection_limiter import ConnectionLimiter, Slot
 from server.transport.websocket_protocol import BoundedWebSocket
 
 TCP_NOTSENT_LOWAT = 25
@@ -69,14 +69,14 @@ class BoundedHttp(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
-        door: Door,
+        limiter: ConnectionLimiter,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.door = door
-        if door.proxies is None:
+        self.limiter = limiter
+        if limiter.proxies is None:
             trusted = _TrustedHosts(config.forwarded_allow_ips)
-            door.proxies = trusted if config.proxy_headers else ()
-        self.entry: Entry | None = None
+            limiter.proxies = trusted if config.proxy_headers else ()
+        self.slot: Slot | None = None
         # The request that is answered now; the newest one may wait behind it.
         self.running: RequestResponseCycle | None = None
         # When something must have happened, in the loop's time: the head or the body be
@@ -102,20 +102,20 @@ class BoundedHttp(HttpToolsProtocol):
         """Let the connection in, or refuse it."""
         super().connection_made(transport)
         _bound_unsent(transport)
-        self.deadline = self.loop.time() + self.door.head_s
-        entered = self.door.enter(self, self.client[0] if self.client is not None else "")
+        self.deadline = self.loop.time() + self.limiter.head_s
+        entered = self.limiter.enter(self, self.client[0] if self.client is not None else "")
         if isinstance(entered, str):
             self._refuse(Refusal(FULL, entered))
         else:
-            self.entry = entered
+            self.slot = entered
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give up the connection's place."""
-        self.door.forget(self)
+        self.limiter.forget(self)
         if self.refusal is not None:
-            self.door.lingering -= 1
-        if self.entry is not None:
-            self.entry.leave()
+            self.limiter.lingering -= 1
+        if self.slot is not None:
+            self.slot.leave()
         self.pipeline.clear()
         super().connection_lost(exc)
         # uvicorn tells the newest request only, and the one before it would go on writing.
@@ -134,14 +134,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over, and its place with it."""
-        self.door.forget(self)
+        self.limiter.forget(self)
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
-        entry, self.entry = self.entry, None
+        slot, self.slot = self.slot, None
         if isinstance(protocol, BoundedWebSocket):
-            protocol.entry = entry
-        elif entry is not None:
-            entry.leave()  # it is not known when it will be gone
+            protocol.slot = slot
+        elif slot is not None:
+            slot.leave()  # it is not known when it will be gone
 
     def evict(self) -> None:
         """Give its place to another."""
@@ -152,10 +152,10 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.is_closing():
             # It waits for the write buffer to be read.
             self.closing_at = self.closing_at or now
-            if now - self.closing_at >= self.door.drain_s:
+            if now - self.closing_at >= self.limiter.drain_s:
                 self.transport.abort()
-        elif self.stalled_at is not None and now - self.stalled_at >= self.door.drain_s:
-            self.door.cut("not_reading")
+        elif self.stalled_at is not None and now - self.stalled_at >= self.limiter.drain_s:
+            self.limiter.cut("not_reading")
             self.transport.abort()
         elif self.deadline is not None and now >= self.deadline:
             if self.refusal is not None:
@@ -166,7 +166,7 @@ class BoundedHttp(HttpToolsProtocol):
                 self._refuse(LATE_BODY)
             else:
                 if self.is_new:
-                    self.door.cut("silent")
+                    self.limiter.cut("silent")
                 self.transport.close()
 
     def pause_writing(self) -> None:
@@ -240,7 +240,7 @@ class BoundedHttp(HttpToolsProtocol):
             raise _RefusedError(CROWDED)
         super().on_message_begin()
         if not self.is_new:
-            self.deadline = self.loop.time() + self.door.head_s
+            self.deadline = self.loop.time() + self.limiter.head_s
         self.in_head = True
         self.head_bytes = self.head_fields = self.fed_bytes = 0
         self.hosts = self.codings = 0
@@ -262,7 +262,7 @@ class BoundedHttp(HttpToolsProtocol):
             if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise _RefusedError(BAD)  # the parser would begin the request before it says so
             if lower == b"x-forwarded-for":
-                self.door.forwarded(self.client[0] if self.client is not None else "")
+                self.limiter.forwarded(self.client[0] if self.client is not None else "")
             super().on_header(name, value)
 
     def _count_head(self, count: int) -> None:
@@ -296,8 +296,8 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
         self.is_new = self.in_head = False
         self.in_body = True
-        self.deadline = self.loop.time() + self.door.body_s
-        self.door.busy(self)
+        self.deadline = self.loop.time() + self.limiter.body_s
+        self.limiter.busy(self)
 
     def on_message_complete(self) -> None:
         """The request is complete, or so the parser says of a head that is read again."""
@@ -325,7 +325,7 @@ class BoundedHttp(HttpToolsProtocol):
         elif self.in_body:
             # The rest of the body is nobody's; it is read, so that the answer arrives.
             assert self.deadline is not None
-            self.deadline = min(self.deadline, self.loop.time() + self.door.linger_s)
+            self.deadline = min(self.deadline, self.loop.time() + self.limiter.linger_s)
         elif not self.in_head:
             self._rest()
 
@@ -334,15 +334,15 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _rest(self) -> None:
         """Nothing is asked: the connection is kept for a while."""
-        self.deadline = self.loop.time() + self.door.keep_alive_s
-        self.door.rest(self)
+        self.deadline = self.loop.time() + self.limiter.keep_alive_s
+        self.limiter.rest(self)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Serve the connection no further, and say so after the answers that are due."""
         self.refusal = refusal
-        self.door.busy(self)
-        self.door.cut(refusal.why)
-        self.door.lingering += 1
+        self.limiter.busy(self)
+        self.limiter.cut(refusal.why)
+        self.limiter.lingering += 1
         cycle = self.cycle
         if not self.in_body:
             if self._is_answering():
@@ -366,12 +366,15 @@ class BoundedHttp(HttpToolsProtocol):
                 f"Content-Length: {len(text)}\r\nConnection: close\r\n\r\n{text}"
             ).encode()
         )
-        if self.door.lingering > server_limits.LINGERING_MAX or not self.transport.can_write_eof():
+        if (
+            self.limiter.lingering > server_limits.LINGERING_MAX
+            or not self.transport.can_write_eof()
+        ):
             self.transport.close()
             return
         self.transport.write_eof()
         self.flow.resume_reading()
-        self.deadline = self.loop.time() + self.door.linger_s
+        self.deadline = self.loop.time() + self.limiter.linger_s
 
 
 def _bound_unsent(transport: asyncio.Transport) -> None:

@@ -20,7 +20,7 @@ PRIVATE_CODES = 3000
 _CLOSE_CODES = frozenset(CloseCode)
 
 
-class Client(Protocol):
+class OpenSocket(Protocol):
     """An open socket, as far as it can be let go."""
 
     def send(self, frame: bytes) -> None:
@@ -38,7 +38,7 @@ class Sockets:
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
-        self.connections: set[Client] = set()
+        self.connections: set[OpenSocket] = set()
         self._none = asyncio.Event()
         self._none.set()
         self._by_user: Counter[str] = Counter()
@@ -60,14 +60,14 @@ class Sockets:
         """A socket that was admitted is gone."""
         _take(self._by_network, network_of(address))
 
-    def add(self, connection: Client) -> None:
+    def add(self, connection: OpenSocket) -> None:
         """A socket was accepted."""
         self.connections.add(connection)
         self._none.clear()
         self.metrics.sockets.set(len(self.connections))
         self.metrics.sockets_opened.inc()
 
-    def remove(self, connection: Client, code: int) -> None:
+    def remove(self, connection: OpenSocket, code: int) -> None:
         """A socket is gone."""
         self.connections.discard(connection)
         if not self.connections:
@@ -111,7 +111,7 @@ class Sockets:
                 await self.gone()
         await self._each(lambda one: one.close(CloseCode.DRAINING, "this process stops"))
 
-    async def _each(self, act: Callable[[Client], None]) -> None:
+    async def _each(self, act: Callable[[OpenSocket], None]) -> None:
         """Does something to every socket, and lets others have their turn between batches."""
         connections = list(self.connections)
         for first in range(0, len(connections), server_limits.DRAIN_BATCH_SOCKETS):

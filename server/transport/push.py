@@ -29,7 +29,7 @@ from server.limits import (
     WRITE_BUFFER_CLOSE_BYTES,
     WRITE_BUFFER_SKIP_BYTES,
 )
-from server.transport.connection_limiter import Door
+from server.transport.connection_limiter import ConnectionLimiter
 from server.transport.frames import EMPTY_PING
 from server.transport.http_protocol import BoundedHttp
 from server.transport.keepalive import Keepalive
@@ -81,13 +81,13 @@ class PushSocket(Protocol):
         """Close with a handshake of bounded time; the application hears ``code`` at once."""
 
 
-def uvicorn_options(door: Door | None = None) -> dict[str, Any]:
+def uvicorn_options(limiter: ConnectionLimiter | None = None) -> dict[str, Any]:
     """The keyword arguments that ``uvicorn.Config`` needs for the push path, and for a
-    server that is safe against its peers. Each server has a ``door`` of its own."""
+    server that is safe against its peers. Each server has a ``limiter`` of its own."""
     return {
         # Not to be guessed: the application's call is a function that returns a coroutine.
         "interface": "asgi3",
-        "http": partial(BoundedHttp, door=door or Door()),
+        "http": partial(BoundedHttp, limiter=limiter or ConnectionLimiter()),
         "ws": PushProtocol,
         "ws_max_size": MESSAGE_BYTES_MAX,
         "ws_ping_interval": PING_INTERVAL_MS / 1000,

@@ -41,7 +41,7 @@ from server.limits import (
     SLICE_BYTES,
     SLOW_PEER_ABORT_MS,
 )
-from server.transport.connection_limiter import Entry
+from server.transport.connection_limiter import Slot
 from server.transport.frames import FrameReader
 from server.transport.reading import reading_of
 
@@ -110,7 +110,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         ping_interval ping_sent_at ping_timeout ping_timer pong_timer queue read_paused
         request response root_path scheme scope server tasks transport writable
 
-        control_frames control_until entry flowing inbox is_open on_alive parse_planned
+        control_frames control_until slot flowing inbox is_open on_alive parse_planned
         peer_closed reading unread
         """.split()  # noqa: SIM905 -- a name a line would be a page
     )
@@ -142,8 +142,8 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.parse_planned = False
         self.control_frames = 0
         self.control_until = 0.0
-        # The connection's place at the door, which it gives up when it is gone.
-        self.entry: Entry | None = None
+        # The connection's slot, which it gives up when it is gone.
+        self.slot: Slot | None = None
 
     # --- Opening ---------------------------------------------------------------------
 
@@ -422,5 +422,5 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.on_alive = None
         self.unread = b""
         self._forget_request()
-        if self.entry is not None:
-            self.entry.leave()
+        if self.slot is not None:
+            self.slot.leave()

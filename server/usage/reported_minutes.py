@@ -22,7 +22,7 @@ from protocol import limits
 from protocol.metering.records import MinuteUsed, Record
 from protocol.metering.session import (
     Identity,
-    Session,
+    SessionState,
     Standing,
     segments_in_order,
     session_key,
@@ -50,7 +50,7 @@ from storage import limits as storage_limits
 from storage.postgres import records as record
 from storage.postgres.usage import SessionMinute, Usage
 from storage.redis.live import LiveError
-from storage.redis.tracking import TrackedStep, Tracking, Verdict
+from storage.redis.reported_minutes import MinuteReporter, ReportedStep, ReportVerdict
 from storage.rows.sessions import SessionRow
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ class MeteredKindError(Exception):
     """The server meters sessions of this kind: no client reports their minutes."""
 
 
-class Reported(msgspec.Struct, frozen=True):
+class MinuteReport(msgspec.Struct, frozen=True):
     """A minute as its client reports it."""
 
     user_id: str
@@ -84,7 +84,7 @@ class Reported(msgspec.Struct, frozen=True):
         return tenant_of(self.org_id, self.user_id)
 
 
-class Taken(NamedTuple):
+class ReportResult(NamedTuple):
     """What became of a report."""
 
     minute: int | None
@@ -105,19 +105,19 @@ class _Known(NamedTuple):
     """What a new one was decided from."""
 
 
-class Trackers:
+class ReportedMinutes:
     """Takes reports, and ends sessions of which nothing more is heard."""
 
     def __init__(self, process: Process, usage: Usage, months: Months) -> None:
         self.process = process
         self.months = months
         self.usage = usage
-        self._tracking = Tracking(process.live)
+        self._reporter = MinuteReporter(process.live)
         self._silent_at: dict[str, int] = {}
         """When a session that was reported here has been silent for too long."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def take(self, reported: Reported) -> Taken:
+    async def take(self, reported: MinuteReport) -> ReportResult:
         """Takes a minute, once.
 
         Raises ``bad_message`` for one too old or to come, ``unknown_kind``, ``metered_kind``,
@@ -127,12 +127,12 @@ class Trackers:
         _check_instant(reported.minute_at, self.process.clock.now())
         for _ in range(server_limits.REPORTED_MINUTE_ATTEMPTS_MAX):
             known = await self._known(reported)
-            if isinstance(known, Taken):
+            if isinstance(known, ReportResult):
                 return known
             if known.standing is not None and _is_within_minute(known.standing):
-                return Taken(None, duplicate=True, metered=True)
+                return ReportResult(None, duplicate=True, metered=True)
             step = await self._step(reported, known)
-            verdict = await self._tracking.track(step)
+            verdict = await self._reporter.track(step)
             if verdict.status == "held":
                 verdict = await self._recall(step)
             if verdict.status == "full":
@@ -145,7 +145,7 @@ class Trackers:
 
     # --- The session ---------------------------------------------------------------
 
-    async def _known(self, reported: Reported) -> _Known | Taken:
+    async def _known(self, reported: MinuteReport) -> _Known | ReportResult:
         tenant, session_id = reported.tenant, reported.session_id
         found = await self.process.live.attach(tenant, session_id, read_only=True)
         if found is not None:
@@ -161,15 +161,15 @@ class Trackers:
             _check_owner(row.user_id, reported)
             if row.state == "ended":
                 return _written_down(row, reported)
-            if not row.is_reported or not _is_trackable(row.terms):
+            if not row.is_reported or not _is_reportable(row.terms):
                 raise ServiceError("the session is being restored")
             known = _restored(row, await self.usage.session(tenant, session_id))
             number = known.minutes.get(reported.minute_at)
-            return known if number is None else Taken(number, duplicate=True)
+            return known if number is None else ReportResult(number, duplicate=True)
         except record.UnavailableError as error:
             raise ServiceError("the record of sessions does not answer") from error
 
-    async def _whole(self, session: Session, reported: Reported) -> _Known | Taken:
+    async def _whole(self, session: SessionState, reported: MinuteReport) -> _Known | ReportResult:
         """The session as Redis has it, with minutes that a replica lacks and the record has."""
         identity, standing = session.identity, session.standing
         known = _Known(identity, standing, {}, in_redis=True)
@@ -180,7 +180,7 @@ class Trackers:
             lost = await self._after(identity, standing.minutes_kept)
         for minute in lost:
             if minute.started_at == reported.minute_at:
-                return Taken(minute.minute, duplicate=True)
+                return ReportResult(minute.minute, duplicate=True)
             if minute.minute != standing.minutes_kept:
                 raise ServiceError("the session is being restored")
             standing = _with(standing, minute.started_at, minute.seconds)
@@ -193,13 +193,13 @@ class Trackers:
             found = await self.usage.session(identity.tenant, identity.session_id, lost)
         return tuple(one for one in found if one.minute >= kept)
 
-    def _new(self, reported: Reported, row: SessionRow | None) -> Identity:
+    def _new(self, reported: MinuteReport, row: SessionRow | None) -> Identity:
         if row is None and reported.needs_preparation:
             raise PeerError(ErrorCode.FORBIDDEN, "only prepared sessions may be started")
         terms = row.terms if row is not None else self.process.rates.terms(reported.kind)
         if reported.kinds is not None and terms.kind not in reported.kinds:
             raise PeerError(ErrorCode.FORBIDDEN, "the token may not start this kind")
-        if not _is_trackable(terms):
+        if not _is_reportable(terms):
             raise MeteredKindError(
                 f"kind: {terms.kind} costs credits or counts no minutes, so the server meters it"
             )
@@ -217,7 +217,7 @@ class Trackers:
             is_reported=True,
         )
 
-    async def _step(self, reported: Reported, known: _Known) -> TrackedStep:
+    async def _step(self, reported: MinuteReport, known: _Known) -> ReportedStep:
         identity = known.identity
         before = known.standing or unstarted(Phase.PAUSED, reported.minute_at, 0)
         now_ms = self.process.clock.now()
@@ -228,7 +228,7 @@ class Trackers:
         earlier = [await self._month(identity, minute_at) for minute_at in known_at]
         records: list[Record] = [] if known.standing else [started_record(identity)]
         records.append(_minute(identity, before.minutes_kept, reported, month))
-        return TrackedStep(
+        return ReportedStep(
             identity=identity,
             standing=standing,
             is_first=not known.in_redis,
@@ -240,10 +240,10 @@ class Trackers:
             records=tuple(records),
             basis=known.basis,
             at=now_ms,
-            kept_ms=server_limits.TRACKED_SILENCE_MS_MAX + storage_limits.ENDED_SESSION_KEPT_MS,
+            kept_ms=server_limits.REPORTED_SILENCE_MS_MAX + storage_limits.ENDED_SESSION_KEPT_MS,
         )
 
-    async def _recall(self, step: TrackedStep) -> Verdict:
+    async def _recall(self, step: ReportedStep) -> ReportVerdict:
         """Has metered sessions give back minutes that they merely hold, and tries again when they
         did; ``refused`` when all have answered, and still none is left.
 
@@ -251,8 +251,8 @@ class Trackers:
         """
         identity, process = step.identity, self.process
         loop = asyncio.get_running_loop()
-        async with process.hub.tenants.listening(identity) as freed:
-            verdict = await self._tracking.track(msgspec.structs.replace(step, recall=True))
+        async with process.registry.tenants.listening(identity) as freed:
+            verdict = await self._reporter.track(msgspec.structs.replace(step, recall=True))
             over_at = loop.time() + limits.RECALL_WAIT_MS / 1000
             while verdict.status == "held":
                 try:
@@ -261,17 +261,17 @@ class Trackers:
                 except TimeoutError:
                     break
                 freed.clear()
-                verdict = await self._tracking.track(step)
+                verdict = await self._reporter.track(step)
             else:
                 return verdict
-            verdict = await self._tracking.track(step)
+            verdict = await self._reporter.track(step)
         if verdict.status != "held":
             return verdict
         user_id = identity.user_id if verdict.detail == "member_minutes" else None
         now_ms = process.clock.now()
         if await are_minutes_unanswered(process.live, identity.tenant, user_id, now_ms):
             raise holders_silent()
-        return Verdict("refused", verdict.detail)
+        return ReportVerdict("refused", verdict.detail)
 
     async def _month(self, identity: Identity, at_ms: int) -> str:
         plan = await self.months.plan(identity.tenant, identity.user_id)
@@ -285,18 +285,18 @@ class Trackers:
 
     # --- The answer ----------------------------------------------------------------
 
-    async def _answer(self, step: TrackedStep, verdict: Verdict) -> Taken:
+    async def _answer(self, step: ReportedStep, verdict: ReportVerdict) -> ReportResult:
         match verdict.status:
             case "ok":
                 await self._write(step, verdict.detail)
                 self._expect(step)
-                return Taken(step.minutes[step.minute_at])
+                return ReportResult(step.minutes[step.minute_at])
             case "duplicate":
-                return Taken(int(verdict.detail), duplicate=True)
+                return ReportResult(int(verdict.detail), duplicate=True)
             case "metered":
-                return Taken(None, duplicate=True, metered=True)
+                return ReportResult(None, duplicate=True, metered=True)
             case "ended" if verdict.detail != "1":
-                return Taken(None, duplicate=True, metered=True)
+                return ReportResult(None, duplicate=True, metered=True)
             case "refused":
                 raise RefusedError(
                     ErrorCode.LIMIT_REACHED,
@@ -305,20 +305,20 @@ class Trackers:
                 )
         raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
 
-    async def _write(self, step: TrackedStep, entry_id: str) -> None:
+    async def _write(self, step: ReportedStep, entry_id: str) -> None:
         """Writes the minute down at once, where that can be done: who looks at the month next
         finds it there. Otherwise it is on its way, and kept here should Redis lose it; being
         written twice is being written once."""
         try:
             await self.process.records.write(step.records)
-        except (record.UnavailableError, record.RefusedError) as error:
-            log.warning("tracked_minute_not_written_yet", error=str(error))
+        except (record.UnavailableError, record.RejectedError) as error:
+            log.warning("reported_minute_not_written_yet", error=str(error))
             partition = self.process.live.keys.partition(step.identity.tenant)
-            self.process.hub.unflushed.keep(partition, entry_id, step.records)
+            self.process.registry.unflushed.keep(partition, entry_id, step.records)
 
     # --- The end -------------------------------------------------------------------
 
-    def _expect(self, step: TrackedStep) -> None:
+    def _expect(self, step: ReportedStep) -> None:
         """Ends the session when it has been silent for long. One timer waits for that; when
         it fires and there were more minutes, it waits on."""
         identity, until = step.identity, step.standing.grace_until
@@ -347,7 +347,7 @@ class Trackers:
         """Has the session looked after, whose grace is over. Should that fail, whoever sweeps
         the graces finds it."""
         tenant, _, session_id = key.rpartition("/")
-        orphans = self.process.presence.orphans
+        orphans = self.process.membership.orphans
         try:
             await orphans.adopt(tenant, session_id, self.process.node, None)
         except (LiveError, ProtocolError) as error:
@@ -366,7 +366,7 @@ def _check_instant(minute_at: int, now_ms: int) -> None:
         raise BadMessageError("minute_timestamp: must not be older than a day")
 
 
-def _check_owner(user_id: str, reported: Reported) -> None:
+def _check_owner(user_id: str, reported: MinuteReport) -> None:
     if user_id != reported.user_id:
         raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
 
@@ -377,16 +377,16 @@ def _is_within_minute(standing: Standing) -> bool:
     return is_live and standing.settled_ms > standing.minutes_kept * MINUTE_MS
 
 
-def _is_trackable(terms: Terms) -> bool:
+def _is_reportable(terms: Terms) -> bool:
     return terms.counts_minutes and terms.price_micros == 0
 
 
-def _written_down(row: SessionRow, reported: Reported) -> Taken:
+def _written_down(row: SessionRow, reported: MinuteReport) -> ReportResult:
     """Of a session that has ended and left Redis: what lies within it is in its record."""
     assert row.started_at is not None
     assert row.ended_at is not None
     if row.started_at - MINUTE_MS < reported.minute_at <= row.ended_at:
-        return Taken(None, duplicate=True, metered=True)
+        return ReportResult(None, duplicate=True, metered=True)
     raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
 
 
@@ -400,7 +400,7 @@ def _restored(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> _Known:
     return _Known(row.identity, standing, known, in_redis=False)
 
 
-def _after(before: Standing, reported: Reported, now_ms: int) -> Standing:
+def _after(before: Standing, reported: MinuteReport, now_ms: int) -> Standing:
     """Where the session stands when its client has reported one minute more."""
     after = _with(before, reported.minute_at, reported.seconds)
     # A client's clock may be ahead; cluster time is what sessions stand in.
@@ -411,7 +411,7 @@ def _after(before: Standing, reported: Reported, now_ms: int) -> Standing:
         at=at,
         minute_at=at,
         lost_at=at,
-        grace_until=now_ms + server_limits.TRACKED_SILENCE_MS_MAX,
+        grace_until=now_ms + server_limits.REPORTED_SILENCE_MS_MAX,
     )
 
 
@@ -428,7 +428,7 @@ def _with(standing: Standing, minute_at: int, seconds: int) -> Standing:
     )
 
 
-def _minute(identity: Identity, number: int, reported: Reported, month: str) -> MinuteUsed:
+def _minute(identity: Identity, number: int, reported: MinuteReport, month: str) -> MinuteUsed:
     return minute_record(
         identity,
         number,

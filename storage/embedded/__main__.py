@@ -12,7 +12,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from storage.embedded.agreement import EngineError, Files, lock, open_lock
+from storage.embedded.agreement import EngineError, EngineFiles, lock, open_lock
 from storage.embedded.engine import Engine, note
 from storage.embedded.postgres_engine import PostgresEngine
 from storage.embedded.redis_engine import RedisEngine
@@ -20,7 +20,7 @@ from storage.embedded.redis_engine import RedisEngine
 ENGINES: dict[str, type[Engine]] = {"redis": RedisEngine, "postgres": PostgresEngine}
 
 
-async def keep(files: Files, *, durable: bool, start: int) -> None:
+async def keep(files: EngineFiles, *, durable: bool, start: int) -> None:
     """Runs the engine until it has no users; lets go of the lock ``start`` when it is ready."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A handler, since what is merely ignored the engines would inherit.
@@ -63,7 +63,7 @@ def main() -> None:
         os._exit(0)
     os.chdir("/")
     os.umask(0o077)
-    files = Files(asked.data_dir, asked.engine)
+    files = EngineFiles(asked.data_dir, asked.engine)
     try:
         asyncio.run(keep(files, durable=asked.durable, start=asked.start))
     except (EngineError, OSError) as error:

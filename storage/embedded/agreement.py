@@ -15,7 +15,7 @@ class EngineError(RuntimeError):
     """An embedded engine does not run; the message quotes the end of its log."""
 
 
-class Files:
+class EngineFiles:
     """The files in ``<data_dir>/engines`` through which users and keeper of one engine agree."""
 
     def __init__(self, data_dir: Path, name: str) -> None:

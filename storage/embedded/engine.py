@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from storage import limits as storage_limits
-from storage.embedded.agreement import EngineError, Files, lock, open_lock
+from storage.embedded.agreement import EngineError, EngineFiles, lock, open_lock
 
 PR_SET_PDEATHSIG = 1
 
@@ -31,7 +31,7 @@ class Engine(ABC):
     stop_signal: ClassVar[signal.Signals]
     socket_name: ClassVar[str]
 
-    def __init__(self, files: Files, durable: bool) -> None:
+    def __init__(self, files: EngineFiles, durable: bool) -> None:
         self.files = files
         self.durable = durable
         self.directory = files.data_dir / files.name

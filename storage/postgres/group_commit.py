@@ -18,7 +18,7 @@ from storage.postgres.records import Records
 Waiting = tuple[Sequence[Record], "asyncio.Future[None]"]
 
 
-class Scribe:
+class GroupCommitWriter:
     """One transaction at a time, for all who wait."""
 
     def __init__(self, records: Records) -> None:

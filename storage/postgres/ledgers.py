@@ -11,8 +11,8 @@ from storage import limits as storage_limits
 from storage.postgres import columns
 from storage.postgres.database import SQL, Database
 from storage.rows.accounts import (
-    AccountFigures,
     AccountRecord,
+    AccountTotals,
     Allotments,
     BeforeOperation,
     GrantRow,
@@ -24,7 +24,7 @@ from storage.rows.accounts import (
     RecentEntry,
     WaitingEntry,
 )
-from storage.rows.findings import AccountAudited, Finding
+from storage.rows.findings import AccountAudited, AuditFinding
 from storage.rows.months import AdjustmentRow
 
 MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
@@ -33,7 +33,7 @@ MONEY_IN_KINDS = frozenset({"grant", "adjust", "expire"})
 BALANCE_CHECK = "credit_accounts_balance_check"
 """The constraint that money in breaks when the account would have more than it may."""
 
-_FINDING = msgspec.json.Decoder(Finding)
+_FINDING = msgspec.json.Decoder(AuditFinding)
 
 
 class Ledgers(Database):
@@ -127,9 +127,9 @@ class Ledgers(Database):
 
     async def accounts(
         self, tenant: str, after_account_id: str | None, limit: int
-    ) -> tuple[AccountFigures, ...]:
+    ) -> tuple[AccountTotals, ...]:
         """A page of the tenant's accounts, by id, after one; None: from the first."""
-        return await self._rows("accounts", AccountFigures, tenant, after_account_id, limit)
+        return await self._rows("accounts", AccountTotals, tenant, after_account_id, limit)
 
     # Grants
 
@@ -230,7 +230,7 @@ class Ledgers(Database):
 
     # Audit
 
-    async def audit(self) -> tuple[Finding, ...]:
+    async def audit(self) -> tuple[AuditFinding, ...]:
         """What in the record does not add up, as far as one look can tell.
 
         Reads all of it, in one snapshot: minutes of work in a large installation.

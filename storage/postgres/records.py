@@ -20,9 +20,9 @@ from protocol.metering.records import (
 )
 from storage import limits as storage_limits
 from storage.postgres import columns
-from storage.postgres.database import SQL, Connection, RefusedError, UnavailableError
+from storage.postgres.database import SQL, Connection, RejectedError, UnavailableError
 from storage.postgres.ledgers import Ledgers
-from storage.rows.idempotency import Answer, Fresh, Mismatch, UnderWay
+from storage.rows.idempotency import Fresh, Mismatch, StoredAnswer, UnderWay
 from storage.rows.months import (
     FreeRecord,
     LimitChange,
@@ -34,7 +34,7 @@ from storage.rows.months import (
 )
 from storage.rows.sessions import LiveSession, MissingMinute, SessionPrepared, SessionRow
 
-__all__ = ["SQL", "Records", "RefusedError", "UnavailableError"]
+__all__ = ["SQL", "Records", "RejectedError", "UnavailableError"]
 
 
 class Records(Ledgers):
@@ -48,7 +48,7 @@ class Records(Ledgers):
         They may come in any order, and any number of times: what is there already is left
         as it is. A minute that is new and cost something makes the ledger's entry
         ``burn:<session_id>:<minute>``. A hold ends as it did first: what is posted of it after
-        another end is left out. Raises ``RefusedError`` when one of them can never be
+        another end is left out. Raises ``RejectedError`` when one of them can never be
         written; then none is.
         """
         started = columns.unique(records, SessionStarted, "tenant", "session_id")
@@ -203,7 +203,7 @@ class Records(Ledgers):
     ) -> OrganizationRow:
         """Makes or changes an organisation; what is not given stays, or takes its default.
 
-        Raises ``RefusedError`` for a time zone that is none, and for a limit below 0 or above
+        Raises ``RejectedError`` for a time zone that is none, and for a limit below 0 or above
         1,000,000 hours.
         """
         given = (tier, timezone, columns.number(monthly_hours_limit), allow_overage)
@@ -247,7 +247,7 @@ class Records(Ledgers):
         fingerprint: str,
         *,
         takeover_ms: int = storage_limits.IDEMPOTENT_TAKEOVER_MS,
-    ) -> Fresh | UnderWay | Mismatch | Answer:
+    ) -> Fresh | UnderWay | Mismatch | StoredAnswer:
         """Asks for the right to do the work of a key.
 
         Work that has been under way for ``takeover_ms`` is given to the one who asks: its
@@ -269,7 +269,7 @@ class Records(Ledgers):
                 return Mismatch()
             if row["status"] is None:
                 return UnderWay()
-            return Answer(row["status"], row["response"])
+            return StoredAnswer(row["status"], row["response"])
         return UnderWay()
 
     async def finish_idempotent(

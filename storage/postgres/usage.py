@@ -33,7 +33,7 @@ class MonthTotals(msgspec.Struct, frozen=True):
     overage_minutes: int
 
 
-class Spending(msgspec.Struct, frozen=True):
+class SpendingTotals(msgspec.Struct, frozen=True):
     """What one operation, or time, took of an account's credits, and how often."""
 
     by_time: bool
@@ -59,7 +59,7 @@ class SessionMinute(msgspec.Struct, frozen=True):
     charged_micros: int
 
 
-class ReportedMinute(msgspec.Struct, frozen=True):
+class UsageReportRow(msgspec.Struct, frozen=True):
     """One line of the report of usage; see ``usage_report.sql``."""
 
     org_id: str | None
@@ -102,10 +102,10 @@ class Usage(Database):
 
     async def spending(
         self, tenant: str, account_id: str, day_at: int, week_at: int, month_at: int
-    ) -> tuple[Spending, ...]:
+    ) -> tuple[SpendingTotals, ...]:
         """What an account's credits went into, altogether and since three instants."""
         arguments = (tenant, account_id, day_at, week_at, month_at)
-        return await self._rows("usage_spending", Spending, *arguments)
+        return await self._rows("usage_spending", SpendingTotals, *arguments)
 
     async def money_in(self, tenant: str, account_id: str) -> int:
         """The sum of what was granted, adjusted and expired, in micro-credits."""
@@ -123,7 +123,7 @@ class Usage(Database):
     @contextlib.asynccontextmanager
     async def report(
         self, tenant: str | None, from_day: date, to_day: date
-    ) -> AsyncIterator[AsyncIterator[list[ReportedMinute]]]:
+    ) -> AsyncIterator[AsyncIterator[list[UsageReportRow]]]:
         """Every minute between two days, both included, in batches and from one snapshot.
 
         ``tenant`` of None: of all. One connection is taken until the context is left, and
@@ -156,13 +156,13 @@ class Usage(Database):
                         await transaction.rollback()
 
 
-async def _batches(cursor: "Cursor[asyncpg.Record]") -> AsyncGenerator[list[ReportedMinute], None]:
+async def _batches(cursor: "Cursor[asyncpg.Record]") -> AsyncGenerator[list[UsageReportRow], None]:
     while True:
         with _translated():
             rows = await cursor.fetch(storage_limits.REPORT_BATCH_ROWS)
         if not rows:
             return
-        yield [ReportedMinute(*row) for row in rows]
+        yield [UsageReportRow(*row) for row in rows]
 
 
 @contextlib.contextmanager

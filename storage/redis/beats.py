@@ -12,7 +12,7 @@ class Beat(NamedTuple):
     """Every process and its last proof, in cluster time."""
 
 
-class Look(NamedTuple):
+class ClusterView(NamedTuple):
     """What a process that starts sees of the others."""
 
     redis_ms: float
@@ -35,10 +35,10 @@ def beat_of(answer: list[Any]) -> Beat:
     return Beat(_redis_ms(seconds, micros), _proofs(nodes))
 
 
-def look_of(answer: list[Any]) -> Look:
+def cluster_view_of(answer: list[Any]) -> ClusterView:
     """What ``look.lua`` answered."""
     seconds, micros, nodes, (beats, redis_us, cluster_ms, believed_ms), heard = answer
-    return Look(
+    return ClusterView(
         _redis_ms(seconds, micros),
         _proofs(nodes),
         int(beats or 0),

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from storage import limits as storage_limits
 from storage.redis.cluster import UNANSWERED, Address, ClusterRedis, ask_all
-from storage.redis.lines import Line
+from storage.redis.pubsub import PubSubConnection
 from storage.tasks import end
 
 log = structlog.get_logger()
@@ -50,7 +50,7 @@ class ClusterChannels:
         self._redis = redis
         self._homes: dict[str, Address] = {}
         """The node on which each channel is listened to."""
-        self._lines: dict[Address, Line] = {}
+        self._connections: dict[Address, PubSubConnection] = {}
         self._readers: dict[Address, asyncio.Task[None]] = {}
         self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue(
             storage_limits.MESSAGES_WAITING_MAX
@@ -71,20 +71,20 @@ class ClusterChannels:
         await self._redis.initialize()
         home = self._home_of(channel)
         self._homes[channel] = home
-        line = self._line_to(home)
+        connection = self._connection_to(home)
         try:
-            await self._say(line, "subscribe", channel)
+            await self._say(connection, "subscribe", channel)
         except (RedisError, *UNANSWERED):
             self._homes.pop(channel, None)
-            self._drop(home, line)
+            self._drop(home, connection)
             raise
 
     async def unsubscribe(self, channel: str) -> None:
         """Listens no more."""
         home = self._homes.pop(channel, None)
-        line = self._lines.get(home) if home is not None else None
-        if line is not None:
-            await self._say(line, "unsubscribe", channel)
+        connection = self._connections.get(home) if home is not None else None
+        if connection is not None:
+            await self._say(connection, "unsubscribe", channel)
 
     async def get_message(self, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109
         """The next message of any line; None: there is none in time."""
@@ -98,10 +98,10 @@ class ClusterChannels:
         """Closes all lines, for good."""
         self._is_closed = True
         tasks = [*self._readers.values(), *([self._mover] if self._mover else [])]
-        lines = list(self._lines.values())
-        self._lines.clear()
+        lines = list(self._connections.values())
+        self._connections.clear()
         self._homes.clear()
-        closing = [line.aclose() for line in lines]
+        closing = [connection.aclose() for connection in lines]
         await asyncio.gather(end(tasks), *self._closing, *closing, return_exceptions=True)
 
     def _home_of(self, channel: str) -> Address:
@@ -111,25 +111,27 @@ class ClusterChannels:
             raise LineError("nobody has the channel")
         return home
 
-    def _line_to(self, home: Address) -> Line:
+    def _connection_to(self, home: Address) -> PubSubConnection:
         """The line to a node, and whoever reads it: there is never one without the other."""
         if self._is_closed:
             raise LineError("the line is closed")
-        line = self._lines.get(home)
-        if line is None:
-            line = self._lines[home] = Line(self._redis.client_at(home).connection_pool)
-            self._readers[home] = asyncio.create_task(self._read(home, line))
-        return line
+        connection = self._connections.get(home)
+        if connection is None:
+            connection = self._connections[home] = PubSubConnection(
+                self._redis.client_at(home).connection_pool
+            )
+            self._readers[home] = asyncio.create_task(self._read(home, connection))
+        return connection
 
-    async def _say(self, line: Line, what: str, channel: str) -> None:
+    async def _say(self, connection: PubSubConnection, what: str, channel: str) -> None:
         sharded = "s" if self._redis.shards_channels else ""
-        await getattr(line, f"{sharded}{what}")(channel)
+        await getattr(connection, f"{sharded}{what}")(channel)
 
-    async def _read(self, home: Address, line: Line) -> None:
+    async def _read(self, home: Address, connection: PubSubConnection) -> None:
         """Passes on what one node tells, until the line breaks."""
         try:
             while True:
-                message = await line.get_message(timeout=storage_limits.CHANNEL_POLL_S)
+                message = await connection.get_message(timeout=storage_limits.CHANNEL_POLL_S)
                 if message is None:
                     continue
                 if message["type"] == "sunsubscribe" and message["channel"].decode() in self._homes:
@@ -139,17 +141,17 @@ class ClusterChannels:
             log.warning("pubsub_lost", node=f"{home.host}:{home.port}", error=str(error))
         except Exception:
             log.exception("line_not_read")
-        self._drop(home, line)
+        self._drop(home, connection)
 
-    def _drop(self, home: Address, line: Line) -> None:
+    def _drop(self, home: Address, connection: PubSubConnection) -> None:
         """Gives up a line, once; its channels are listened to elsewhere."""
-        if self._lines.get(home) is not line:
+        if self._connections.get(home) is not connection:
             return
-        del self._lines[home]
+        del self._connections[home]
         reader = self._readers.pop(home)
         if reader is not asyncio.current_task():
             reader.cancel()
-        closing = asyncio.create_task(self._close(line))
+        closing = asyncio.create_task(self._close(connection))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
         self._lost.update((channel, None) for channel, at in self._homes.items() if at == home)
@@ -157,9 +159,9 @@ class ClusterChannels:
             self._mover = asyncio.create_task(self._move())
 
     @staticmethod
-    async def _close(line: Line) -> None:
+    async def _close(connection: PubSubConnection) -> None:
         with contextlib.suppress(RedisError, *UNANSWERED):
-            await line.aclose()
+            await connection.aclose()
 
     async def _move(self) -> None:
         """Listens elsewhere to what was listened to on lines that broke, for as long as that
@@ -186,11 +188,11 @@ class ClusterChannels:
             if home is None or home in away:
                 continue
             self._homes[channel] = home
-            line = self._line_to(home)
+            connection = self._connection_to(home)
             try:
-                await self._say(line, "subscribe", channel)
+                await self._say(connection, "subscribe", channel)
             except (RedisError, *UNANSWERED):
                 away.add(home)
             else:
-                if self._lines.get(home) is line:  # or it broke meanwhile, once more
+                if self._connections.get(home) is connection:  # or it broke meanwhile, once more
                     self._lost.pop(channel, None)

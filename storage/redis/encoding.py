@@ -7,11 +7,11 @@ import msgspec
 import orjson
 
 from protocol import limits
-from protocol.metering.effects import Move, Reply
-from protocol.metering.projection import Line, MonthProjection, line_of
+from protocol.metering.effects import RemoteStep, Reply
+from protocol.metering.projection import BurnLine, MonthProjection, burn_line_of
 from protocol.metering.quota import Offer
 from protocol.metering.records import EntryPosted, HoldChanged, Record
-from protocol.metering.session import Grant, Identity, Session, Standing
+from protocol.metering.session import Grant, Identity, SessionState, Standing
 from protocol.metering.states import Phase
 from protocol.metering.steps import Basis, Step
 from protocol.metering.terms import Terms
@@ -63,13 +63,13 @@ def made_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
     return int(fields[b"m"]) if b"m" in fields else decided_at(entry_id, fields)
 
 
-def session_of(fields: list[bytes], known: Identity | None = None) -> Session:
+def session_of(fields: list[bytes], known: Identity | None = None) -> SessionState:
     """The session in its hash's fields: identity, standing, grant, final, and its mark.
 
     ``known`` is its identity where that is known already: it never changes.
     """
     identity, standing, grant, final, *mark = fields
-    return Session(
+    return SessionState(
         identity=known or _identity_of(identity),
         standing=_STANDING.decode(standing),
         grant=msgspec.structs.replace(
@@ -88,12 +88,12 @@ def _identity_of(encoded: bytes) -> Identity:
     return msgspec.structs.replace(identity, terms=terms)
 
 
-def line_from(encoded: bytes | str) -> Line:
+def burn_line_from(encoded: bytes | str) -> BurnLine:
     """A session's line as its account keeps it."""
-    return Line(*_LINE.decode(encoded))
+    return BurnLine(*_LINE.decode(encoded))
 
 
-def encode_line(line: Line) -> str:
+def encode_burn_line(line: BurnLine) -> str:
     """A session's line, for its account's hash."""
     return orjson.dumps(list(msgspec.structs.astuple(line))).decode()
 
@@ -112,9 +112,9 @@ def month_of(month: str, counter: list[bytes], as_of_us: int = 0) -> MonthProjec
     )
 
 
-def line_at(identity: Identity, standing: Standing) -> Line:
+def burn_line_at(identity: Identity, standing: Standing) -> BurnLine:
     """The line that a session has at its account while it stands like this."""
-    return line_of(
+    return burn_line_of(
         identity.terms,
         standing.elapsed_ms,
         standing.at,
@@ -226,11 +226,11 @@ def encode_step(
     # Running time stays on its line, unless it begins anew where it was: after a gap.
     moved = after.run_at != before.run_at if is_active else after.elapsed_ms != before.elapsed_ms
     if not ended and (was_active != is_active or moved or after.free_ms != before.free_ms):
-        encoded["line"] = encode_line(line_at(session.identity, after))
+        encoded["line"] = encode_burn_line(burn_line_at(session.identity, after))
     return orjson.dumps(encoded)
 
 
-def move_of(message: dict[str, Any]) -> Move:
+def remote_step_of(message: dict[str, Any]) -> RemoteStep:
     """What ``commit.lua`` told of a step on the account's channel."""
     member, org = (
         month_of(
@@ -239,7 +239,7 @@ def move_of(message: dict[str, Any]) -> Move:
         for counter in message["months"]
     )
     fields = [part.encode() for part in [*message["moved"], message.get("mark", "")]]
-    return Move(
+    return RemoteStep(
         session=session_of(fields),
         notices=tuple(notice.encode() for notice in message["notices"]),
         minutes=tuple(minute.encode() for minute in message["minutes"]),

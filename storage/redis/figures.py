@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from protocol.metering.projection import Line
-from storage.redis.encoding import line_from
+from protocol.metering.projection import BurnLine
+from storage.redis.encoding import burn_line_from
 
 
 class AccountFigures(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class AccountFigures(msgspec.Struct, frozen=True):
     reserved_micros: int
     """What of it is held for operations."""
     burn_micros: int
-    lines: dict[str, Line]
+    lines: dict[str, BurnLine]
 
     @property
     def available_micros(self) -> int:
@@ -34,7 +34,7 @@ def figures_of(fields: Mapping[bytes, bytes]) -> AccountFigures | None:
     if not fields:
         return None
     lines = {
-        name[2:].decode(): line_from(line)
+        name[2:].decode(): burn_line_from(line)
         for name, line in fields.items()
         if name.startswith(b"s:")
     }

@@ -18,10 +18,10 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from protocol import limits
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.steps import Step
 from storage import limits as storage_limits
-from storage.redis.beats import Beat, Look
+from storage.redis.beats import Beat, ClusterView
 from storage.redis.cluster import ELSEWHERE, UNANSWERED
 from storage.redis.encoding import (
     appended_at,
@@ -35,19 +35,19 @@ from storage.redis.keys import Keys
 from storage.redis.live_counters import LiveCounters
 from storage.redis.live_processes import LiveProcesses
 from storage.redis.scripts import LiveError, Script, connect
-from storage.redis.step_outcomes import Change, Outcome, outcome_of
+from storage.redis.step_outcomes import AccountChange, StepOutcome, outcome_of
 
 __all__ = [
+    "AccountChange",
     "AccountFigures",
     "Beat",
-    "Change",
+    "ClusterView",
     "Found",
     "Live",
     "LiveError",
-    "Look",
     "Oldest",
-    "Outcome",
     "Script",
+    "StepOutcome",
     "connect",
 ]
 
@@ -57,7 +57,7 @@ log = structlog.get_logger()
 class Found(msgspec.Struct, frozen=True):
     """A session that is in Redis."""
 
-    session: Session
+    session: SessionState
     notices: tuple[bytes, ...]
     """Oldest first."""
     nodes: frozenset[str]
@@ -87,14 +87,14 @@ class Live(LiveCounters, LiveProcesses):
 
     # --- Sessions ------------------------------------------------------------------
 
-    async def commit(self, steps: Sequence[Step], node: str | None = None) -> list[Outcome]:
+    async def commit(self, steps: Sequence[Step], node: str | None = None) -> list[StepOutcome]:
         """Makes the steps, in one pipeline; an outcome for each, in order.
 
         ``node`` is the process in whose name they are made: another one's, where a dead
         process is swept. Raises :class:`LiveError` when Redis does not answer. A step that
         cannot be encoded, or whose answer cannot be read, fails alone.
         """
-        outcomes: dict[int, Outcome] = {}
+        outcomes: dict[int, StepOutcome] = {}
         commands = []
         for index, step in enumerate(steps):
             if index and index % storage_limits.ANSWERS_PER_TURN == 0:
@@ -103,7 +103,7 @@ class Live(LiveCounters, LiveProcesses):
                 commands.append(self._commit_command(step, node or self.node))
             except Exception as error:
                 log.exception("step_not_encoded", session=step.before.key)
-                outcomes[index] = Outcome(reply=None, failed=repr(error))
+                outcomes[index] = StepOutcome(reply=None, failed=repr(error))
         if commands:
             sent = [step for index, step in enumerate(steps) if index not in outcomes]
             answered = await self._made(sent, commands)
@@ -111,7 +111,9 @@ class Live(LiveCounters, LiveProcesses):
             return [outcomes.get(index) or next(rest) for index in range(len(steps))]
         return [outcomes[index] for index in range(len(steps))]
 
-    async def _made(self, steps: Sequence[Step], commands: list[tuple[Any, ...]]) -> list[Outcome]:
+    async def _made(
+        self, steps: Sequence[Step], commands: list[tuple[Any, ...]]
+    ) -> list[StepOutcome]:
         answers: list[Any]
         try:
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
@@ -221,7 +223,7 @@ class Live(LiveCounters, LiveProcesses):
         answer = await self._prepare(names, arguments)
         return cast(Literal["ok", "exists", "unsettled"], answer.decode())
 
-    async def sessions(self, tenant: str, session_ids: Sequence[str]) -> list[Session]:
+    async def sessions(self, tenant: str, session_ids: Sequence[str]) -> list[SessionState]:
         """Sessions of a tenant as they stand, without those that are not there."""
         fields = ("identity", "standing", "grant", "final")
         async with self.redis.pipeline(transaction=False) as pipeline:
@@ -230,7 +232,7 @@ class Live(LiveCounters, LiveProcesses):
             found = await self.ask(pipeline.execute())
         return [session_of(one) for one in found if one[0]]
 
-    async def sessions_of_tenant(self, tenant: str) -> AsyncIterator[list[Session]]:
+    async def sessions_of_tenant(self, tenant: str) -> AsyncIterator[list[SessionState]]:
         """The live sessions of a tenant as they stand, a few at a time, in no order."""
         live, cursor = self.keys.live(self.keys.partition(tenant)), 0
         while True:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from redis.asyncio import Redis
 
 from protocol.metering.session import session_key
-from storage.redis.beats import Beat, Look, beat_of, look_of
+from storage.redis.beats import Beat, ClusterView, beat_of, cluster_view_of
 from storage.redis.keys import CLOCK, LOOK_CHANNEL, NODES, Keys
 from storage.redis.live_client import LiveClient
 from storage.redis.scripts import Script
@@ -24,10 +24,10 @@ class LiveProcesses(LiveClient):
         """Proves that this process lives, which takes the time of Redis for ``redis_ms``."""
         return beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms, redis_ms]))
 
-    async def look(self, *, ask: bool) -> Look:
+    async def look(self, *, ask: bool) -> ClusterView:
         """What those who live say of the time; with ``ask`` they are asked to say it now."""
         arguments = [int(ask), self.publish, LOOK_CHANNEL]
-        return look_of(await self._look([NODES, CLOCK], arguments))
+        return cluster_view_of(await self._look([NODES, CLOCK], arguments))
 
     async def forget_node(self, node: str) -> None:
         """Removes a process whose sessions were all swept, or which has none."""

@@ -17,7 +17,7 @@ from storage.redis.keys import outbox_key, rejected_key, watermark_key
 GROUP = "flush"
 
 
-class Entry(msgspec.Struct):
+class OutboxEntry(msgspec.Struct):
     """One entry of an outbox, on its way."""
 
     partition: int
@@ -82,13 +82,13 @@ def streams(answer: Any) -> list[tuple[bytes | str, list[Any]]]:
     ]
 
 
-def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> Entry:
+def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> OutboxEntry:
     """The entry, decoded, or marked with why it cannot be.
 
     One without fields is pending but has been deleted: there is nothing to write, and
     acknowledging it ends the matter.
     """
-    entry = Entry(partition, text(entry_id), [])
+    entry = OutboxEntry(partition, text(entry_id), [])
     try:
         if fields:
             entry.records = decode_records({text(name): fields[name] for name in fields}["r"])
@@ -97,7 +97,7 @@ def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> Entry:
     return entry
 
 
-def acknowledgement(partition: int, entries: Sequence[Entry]) -> tuple[list[str], list[Any]]:
+def acknowledgement(partition: int, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[Any]]:
     """The keys and arguments of ``acknowledge.lua``."""
     keys = [outbox_key(partition), watermark_key(partition), rejected_key(partition)]
     arguments: list[Any] = [GROUP, storage_limits.REJECTED_ENTRIES_MAX]

@@ -16,11 +16,11 @@ import orjson
 
 from protocol.metering.assertion import Assertion
 from protocol.metering.records import Record
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
 from storage import limits as storage_limits
 from storage.redis.cluster import ClusterRedis
-from storage.redis.encoding import encode_grant, encode_line, line_at
+from storage.redis.encoding import burn_line_at, encode_burn_line, encode_grant
 from storage.redis.live import Live, LiveError, Script
 from storage.redis.spending import AccountName
 from storage.rows.accounts import OperationsDone, RecentEntry
@@ -215,7 +215,7 @@ class Restoring:
             "minutes": assertion.minutes,
             "shares": identity.free_key is not None,
             "free_ms": standing.free_ms,
-            "line": encode_line(line_at(identity, standing)),
+            "line": encode_burn_line(burn_line_at(identity, standing)),
             "notices": [notice.decode() for notice in assertion.notices],
             "present": assertion.present and not ended,
             "idle_ms": storage_limits.ACCOUNT_IDLE_MS,
@@ -229,7 +229,7 @@ class Restoring:
             encoded["grace_until"] = standing.grace_until
         return orjson.dumps(encoded)
 
-    async def over(self, ended: Sequence[Session]) -> None:
+    async def over(self, ended: Sequence[SessionState]) -> None:
         """Lets Redis forget sessions that have ended, some time from now: they are in Postgres,
         and whoever ended them will not assert it again.
 

@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from protocol import limits
 from storage import limits as storage_limits
 from storage.redis.cluster import ELSEWHERE, ClusterRedis, client_of, is_cluster
-from storage.redis.lines import LineRedis
+from storage.redis.pubsub import FairRedis
 
 LUA_DIR = Path(__file__).parent / "lua"
 
@@ -44,7 +44,7 @@ def _connect(url: str) -> Redis:
         socket_connect_timeout=limits.REDIS_TIMEOUT_MS / 1000,
         health_check_interval=0,
     )
-    return LineRedis.from_pool(pool)
+    return FairRedis.from_pool(pool)
 
 
 class Script:

@@ -37,7 +37,7 @@ class AccountName(NamedTuple):
     account_id: str
 
 
-class Answer(msgspec.Struct, frozen=True):
+class SpendingReply(msgspec.Struct, frozen=True):
     """What became of a spend, or of a step of a hold."""
 
     status: Status
@@ -80,7 +80,7 @@ class Spending:
         counts: bool = True,
         monthly_limit: int | None = None,
         recall: bool = False,
-    ) -> Answer:
+    ) -> SpendingReply:
         """Takes what ``entry`` says (kind ``spend`` or ``expire``) from its account, once.
 
         An operation counts in the entry's month if ``counts``, and is done no more often
@@ -156,7 +156,7 @@ class Spending:
 
     async def hold(
         self, change: HoldChanged, *, monthly_limit: int | None = None, recall: bool = False
-    ) -> Answer:
+    ) -> SpendingReply:
         """Opens a hold, once; ``change`` is what it is to be."""
         tenant, account_id = change.tenant, change.account_id
         partition = self.keys.partition(tenant)
@@ -239,7 +239,7 @@ class Spending:
         )
         return bool(int(answer))
 
-    async def post(self, hold: HoldRow, entry: EntryPosted) -> Answer:
+    async def post(self, hold: HoldRow, entry: EntryPosted) -> SpendingReply:
         """Charges ``entry`` (kind ``post``) to a hold, and gives back the rest of it.
 
         The hold keeps the entry's metadata, so that :func:`posted_records` finds it again.
@@ -274,7 +274,7 @@ class Spending:
 
     async def void(
         self, hold: HoldRow, now_ms: int, state: Literal["voided", "expired"] = "voided"
-    ) -> Answer:
+    ) -> SpendingReply:
         """Gives back what is held: because it failed, or because its time is over."""
         change = change_of(hold, state, now_ms)
         tenant, account_id = hold.tenant, hold.account_id
@@ -387,9 +387,9 @@ def _answer(
     *,
     hold: list[bytes] | None = None,
     records: tuple[Record, ...] = (),
-) -> Answer:
+) -> SpendingReply:
     made = cast(Status, status.decode())
-    return Answer(
+    return SpendingReply(
         status=made,
         figures=figures_of(_pairs(fields)),
         times=int(detail) if made == "limit" else 0,

@@ -12,7 +12,7 @@ from storage.redis.encoding import reply_of
 log = structlog.get_logger()
 
 
-class Change(msgspec.Struct, frozen=True):
+class AccountChange(msgspec.Struct, frozen=True):
     """The account's figures after a change: what a projection takes."""
 
     version: int
@@ -20,11 +20,11 @@ class Change(msgspec.Struct, frozen=True):
     reserved_micros: int
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class StepOutcome(msgspec.Struct, frozen=True):
     """What became of a step: an answer for the meter, or what is missing."""
 
     reply: Reply | None
-    change: Change | None = None
+    change: AccountChange | None = None
     """The account's figures, when the step changed its projection."""
     cold: tuple[str, ...] = ()
     """What must be loaded before the step is asked again."""
@@ -47,24 +47,24 @@ class Outcome(msgspec.Struct, frozen=True):
     """It was made, or was not: its answer could not be read, for the reason in ``failed``."""
 
 
-def outcome_of(step: Step, answer: Any) -> Outcome:
+def outcome_of(step: Step, answer: Any) -> StepOutcome:
     """The outcome of a step, from the answer of its script. It never raises."""
     try:
         return _read_outcome(step, answer)
     except Exception as error:
         log.exception("answer_not_read", session=step.before.key)
-        return Outcome(reply=None, failed=repr(error), unread=True)
+        return StepOutcome(reply=None, failed=repr(error), unread=True)
 
 
-def _read_outcome(step: Step, answer: Any) -> Outcome:
+def _read_outcome(step: Step, answer: Any) -> StepOutcome:
     if isinstance(answer, Exception):
         # Out of memory, read only, still loading: one batch, but each for itself.
-        return Outcome(reply=None, failed=str(answer) or type(answer).__name__)
+        return StepOutcome(reply=None, failed=str(answer) or type(answer).__name__)
     status, detail, _, counters, bumped, _ = answer
     if status == b"cold":
-        return Outcome(reply=None, cold=tuple(detail.decode().split(",")))
+        return StepOutcome(reply=None, cold=tuple(detail.decode().split(",")))
     if status in {b"gone", b"full", b"outdated", b"crowded"}:
-        return Outcome(
+        return StepOutcome(
             reply=None,
             gone=status == b"gone",
             full=status == b"full",
@@ -74,7 +74,7 @@ def _read_outcome(step: Step, answer: Any) -> Outcome:
     change = None
     if bumped:
         gross, reserved, version = counters[2]
-        change = Change(int(version), int(gross), int(reserved))
+        change = AccountChange(int(version), int(gross), int(reserved))
     entry_id = detail.decode() if status == b"ok" else ""
     reply, held = reply_of(step, answer), status == b"held"
-    return Outcome(reply=reply, change=change, entry_id=entry_id, held=held)
+    return StepOutcome(reply=reply, change=change, entry_id=entry_id, held=held)

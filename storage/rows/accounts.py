@@ -173,7 +173,7 @@ class LedgerEntry(msgspec.Struct, frozen=True):
     created_at: int
 
 
-class AccountFigures(msgspec.Struct, frozen=True):
+class AccountTotals(msgspec.Struct, frozen=True):
     """An account in a list, with the sums of its ledger.
 
     ``balance_micros`` is ``in_micros - burnt_micros - spent_micros``.

@@ -20,7 +20,7 @@ class Mismatch(msgspec.Struct, frozen=True):
     """The key was used for another body."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class StoredAnswer(msgspec.Struct, frozen=True):
     """The work was done; this is what was answered."""
 
     status: int

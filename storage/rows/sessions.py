@@ -8,7 +8,7 @@ import msgspec
 from protocol.metering.session import Identity
 from protocol.metering.terms import Terms
 
-SessionState = Literal["prepared", "live", "ended"]
+RecordedState = Literal["prepared", "live", "ended"]
 
 
 class RecordedSession(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class SessionRow(msgspec.Struct, frozen=True):
 
     tenant: str
     session_id: str
-    state: SessionState
+    state: RecordedState
     kind: str
     user_id: str
     org_id: str | None

@@ -62,7 +62,7 @@ async def measure(times: int) -> list[str]:
         app = create_app(process)
         config = uvicorn.Config(
             app, port=0, log_config=None, access_log=False, lifespan="on",
-            **uvicorn_options(process.door),
+            **uvicorn_options(process.limiter),
         )  # fmt: skip
         server = uvicorn.Server(config)
         served = asyncio.create_task(server._serve())

@@ -52,7 +52,7 @@ async def serving(
         far = await stack.enter_async_context(distant_redis(settings.redis_url))
         mine = settings.model_copy(update={"redis_url": far.url}) if is_far else settings
         process = Process(mine, load_rate_card(settings.rates), records, raise_descriptor_limit())
-        options = {**uvicorn_options(process.door), "ws": protocol}
+        options = {**uvicorn_options(process.limiter), "ws": protocol}
         config = uvicorn.Config(
             create_app(process), log_config=None, access_log=False, lifespan="on", **options
         )

@@ -55,5 +55,5 @@ async def bytes_per_session(sessions: int, idle_s: float) -> float:
         before = machine.resident_bytes()
         await inside.fleet.open([inside.port], sessions, tick_ms=TICK_MS)
         await asyncio.sleep(idle_s)
-        assert len(inside.process.hub.seats) == total
+        assert len(inside.process.registry.local_sessions) == total
         return (machine.resident_bytes() - before) / sessions

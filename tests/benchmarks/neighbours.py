@@ -66,7 +66,7 @@ Client = tuple[str, str, str, str]
 """User, organisation (empty: none), account, session."""
 
 
-class Noted(PushProtocol):
+class StopNotingSocket(PushProtocol):
     """A socket that notes when a ``limit_reached`` was written to it."""
 
     __slots__ = ()
@@ -82,7 +82,7 @@ class Noted(PushProtocol):
         return pushed
 
 
-class Turns:
+class LoopTurns:
     """Notes how long the turns of this loop are in processor time, by being called in each.
 
     Not in time by the clock: whoever else wants the processor would be in it.
@@ -159,7 +159,7 @@ async def measure(counts: list[int]) -> AsyncIterator[str]:
     )
     yield machine.describe()
     yield head
-    async with serving(RATES, Noted) as inside, _redis_of(inside) as redis:
+    async with serving(RATES, StopNotingSocket) as inside, _redis_of(inside) as redis:
         other = await inside.environment.serve()
         for number, count in enumerate(counts):
             async for text, figures in _Round(inside, redis, number, count).run():
@@ -255,16 +255,16 @@ class _Round:
         async with clients_of(self.inside) as clients:
             await clients.open(self.inside.port, [(name, "", name, name) for name in names])
             await self.redis.slowlog_reset()
-            turns = Turns()
+            turns = LoopTurns()
             await act()
             async with asyncio.timeout(WAIT_S_MAX):
-                while not all(name in Noted.written for name in names):  # noqa: ASYNC110
+                while not all(name in StopNotingSocket.written for name in names):  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             turn_ms = turns.take()
             turns.stop()
         late = [
             self.inside.process.clock.at_ms(written) - stopped_at
-            for written, stopped_at in map(Noted.written.__getitem__, names)
+            for written, stopped_at in map(StopNotingSocket.written.__getitem__, names)
         ]
         slow = await self.redis.slowlog_get(SLOW_MAX)
         return turn_ms, max(late), max((one["duration"] for one in slow), default=0) / 1000
@@ -279,13 +279,13 @@ class _Round:
     async def _spend(self) -> None:
         """Spends all but what the sessions need to run on, which they hold ahead of time."""
         account = AccountName(TENANT, f"held-{self.number}")
-        projection = self.inside.process.hub.accounts.get(*account)
+        projection = self.inside.process.registry.accounts.get(*account)
         assert projection is not None
         left = projection.projection.credits_micros(self.inside.process.clock.now())
         need = int(self.count * MICROS_PER_CREDIT * NEED_S / 60)
         began_at = time.monotonic()
         try:
-            answered = await self.inside.process.money.spend(
+            answered = await self.inside.process.ledger.spend(
                 account, entry_id="spend:bench", micros=left - need
             )
             answer = type(answered).__name__.lower()
@@ -296,7 +296,7 @@ class _Round:
     async def _dried(self) -> None:
         async with asyncio.timeout(WAIT_S_MAX):
             names = [name for *_, name in self._members(f"dry-{self.number}")]
-            while not all(name in Noted.written for name in names):  # noqa: ASYNC110
+            while not all(name in StopNotingSocket.written for name in names):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def _grant(self, tenant: str, account: str, micros: int) -> None:

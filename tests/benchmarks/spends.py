@@ -66,7 +66,7 @@ class BareRecords(Records):
 
 
 @dataclass
-class Score:
+class SpendScore:
     """How long something took, each time, and how often it was done in how long."""
 
     name: str
@@ -116,9 +116,9 @@ class Contest:
 
     def _watch_parts(self) -> None:
         """Takes the time of each part of a spend."""
-        money = self.process.money
+        ledger = self.process.ledger
         for part, name in zip(PARTS, ("before", "decide", "write"), strict=True):
-            setattr(money, name, self._timed(part, getattr(money, name)))
+            setattr(ledger, name, self._timed(part, getattr(ledger, name)))
 
     def _timed(self, part: str, call: Callable[..., Awaitable[Any]]) -> Any:
         async def timed(*arguments: Any) -> Any:
@@ -154,7 +154,7 @@ class Contest:
 
     async def _spend(self, user: str) -> None:
         began = time.perf_counter()
-        answer = await self.process.money.spend(
+        answer = await self.process.ledger.spend(
             AccountName(f"user:{user}", user),
             entry_id=f"spend:{next(self._numbers)}",
             micros=1,
@@ -187,7 +187,7 @@ class Contest:
 
     # --- Turns -----------------------------------------------------------------------
 
-    async def turn(self, work: Work, seconds: float, score: Score) -> None:
+    async def turn(self, work: Work, seconds: float, score: SpendScore) -> None:
         """Does something for so long, as many at a time as there are spenders."""
         began = time.perf_counter()
 
@@ -199,9 +199,9 @@ class Contest:
         await asyncio.gather(*(spender(user) for user in users(score.concurrency)))
         score.seconds += time.perf_counter() - began
 
-    async def run(self, concurrency: int, seconds: float, rounds: int) -> list[Score]:
+    async def run(self, concurrency: int, seconds: float, rounds: int) -> list[SpendScore]:
         """Everything in turns, for so many rounds."""
-        scores = [Score(name, concurrency) for name in self.works]
+        scores = [SpendScore(name, concurrency) for name in self.works]
         for work in self.works.values():
             for user in users(concurrency):
                 await work(user)
@@ -287,7 +287,7 @@ _HEAD = (
 )
 
 
-def _row(score: Score, yardstick: Score) -> str:
+def _row(score: SpendScore, yardstick: SpendScore) -> str:
     p50_ms = statistics.median(score.latencies_s) * 1000
     return (
         f"{score.name:<26}{score.concurrency:>8}{p50_ms:>9.2f}{score.percentile_ms(0.99):>9.2f}"

@@ -39,7 +39,7 @@ AWAY_MS = 600
 """How far Redis is away in the second round."""
 
 
-class Watched(PushProtocol):
+class StopTimingSocket(PushProtocol):
     """A socket that notes when a ``limit_reached`` was written to it."""
 
     __slots__ = ()
@@ -109,14 +109,14 @@ async def measure(ticking: int, stopping: int, seconds: float) -> list[str]:
 
 
 async def _round(ticking: int, stopping: int, seconds: float, away_ms: int) -> Round:
-    Watched.written.clear()
+    StopTimingSocket.written.clear()
     lead_s = LEAD_S + stopping * LEAD_S_PER_SESSION
     amounts = {f"customer-{number}": "1000" for number in range(ticking)}
     for number in range(stopping):
         run_s = lead_s + seconds * number / stopping
         micros = int(run_s * MICROS_PER_CREDIT / 60)
         amounts[f"customer-{ticking + number}"] = format_credits(micros)
-    async with serving(RATES, Watched, is_far=away_ms > 0) as inside:
+    async with serving(RATES, StopTimingSocket, is_far=away_ms > 0) as inside:
         await inside.environment.grant_each(amounts)
         await inside.fleet.open([inside.port], ticking)
         began = time.monotonic()
@@ -127,7 +127,7 @@ async def _round(ticking: int, stopping: int, seconds: float, away_ms: int) -> R
         machine_late = asyncio.create_task(_in_a_process_alone(stopping, over_s))
         loop_late = await bare_timers(stopping, over_s)
         async with asyncio.timeout(STOPPED_S_MAX):
-            while len(Watched.written) < stopping:  # noqa: ASYNC110 -- nothing waits for it
+            while len(StopTimingSocket.written) < stopping:  # noqa: ASYNC110 -- nothing waits for it
                 await asyncio.sleep(0.1)
         inside.redis.away_ms = 0
         found = _late(inside), loop_late, await machine_late, _promised(inside)
@@ -160,7 +160,7 @@ async def _in_a_process_alone(count: int, seconds: float) -> list[float]:
 
 def _late(inside: InProcessServer) -> list[float]:
     clock = inside.process.clock
-    return [clock.at_ms(written) - stopped_at for written, stopped_at in Watched.written]
+    return [clock.at_ms(written) - stopped_at for written, stopped_at in StopTimingSocket.written]
 
 
 def _row(text: str, *rounds: Sequence[float]) -> str:

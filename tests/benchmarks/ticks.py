@@ -51,7 +51,7 @@ class Turn:
 
 
 @dataclass
-class Score:
+class TickScore:
     """All the turns of a contestant."""
 
     name: str
@@ -70,18 +70,18 @@ class Score:
         """Microseconds of processor time for a message, in the median round."""
         return statistics.median(turn.cost for turn in self.turns)
 
-    def rate_ratio(self, yardstick: "Score") -> float:
+    def rate_ratio(self, yardstick: "TickScore") -> float:
         """The rate beside another's, round by round, in the median one."""
         pairs = zip(self.turns, yardstick.turns, strict=True)
         return statistics.median(mine.rate / its.rate for mine, its in pairs)
 
-    def cost_ratio(self, yardstick: "Score") -> float:
+    def cost_ratio(self, yardstick: "TickScore") -> float:
         """The processor time beside another's, round by round, in the median one."""
         pairs = zip(self.turns, yardstick.turns, strict=True)
         return statistics.median(mine.cost / its.cost for mine, its in pairs)
 
 
-async def take_turn(contestant: Contestant, seconds: float, score: Score) -> None:
+async def take_turn(contestant: Contestant, seconds: float, score: TickScore) -> None:
     """Push for so long, as fast as it goes."""
     gc.collect()
     await asyncio.sleep(SETTLE_SECONDS)
@@ -97,7 +97,7 @@ async def take_turn(contestant: Contestant, seconds: float, score: Score) -> Non
     score.lost += passes * contestant.count - pushed
 
 
-async def compare(sockets: int, seconds: float, rounds: int) -> list[Score]:
+async def compare(sockets: int, seconds: float, rounds: int) -> list[TickScore]:
     """Let all contestants push to so many sockets each, in turns, for so many rounds."""
     sink = Sink()
     try:
@@ -106,7 +106,7 @@ async def compare(sockets: int, seconds: float, rounds: int) -> list[Score]:
             port = await contestant.start()
             await sink.open(port, sockets, handshake=contestant.handshake)
             await contestant.until_open(sockets)
-        scores = [Score(contestant.name, sockets) for contestant in contestants]
+        scores = [TickScore(contestant.name, sockets) for contestant in contestants]
         slice_seconds = seconds / rounds
         for first in range(rounds):
             # Each round begins with another, so nobody is always behind the same one.
@@ -118,7 +118,7 @@ async def compare(sockets: int, seconds: float, rounds: int) -> list[Score]:
         sink.close()
 
 
-async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[Score]:
+async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[TickScore]:
     """Push to ever more sockets, to see what one tick costs among them.
 
     One contestant at a time has its sockets open: two times the largest number may be more
@@ -132,7 +132,7 @@ async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[Scor
                 contestant = kind(pings=False)
                 await sink.open(await contestant.start(), count, handshake=contestant.handshake)
                 await contestant.until_open(count)
-                score = Score(contestant.name, count)
+                score = TickScore(contestant.name, count)
                 for _ in range(rounds):
                     await take_turn(contestant, seconds / rounds, score)
                 scores.append(score)
@@ -141,7 +141,7 @@ async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[Scor
     return scores
 
 
-def report(scores: Sequence[Score]) -> str:
+def report(scores: Sequence[TickScore]) -> str:
     """The table. Ratios are to the first score of as many sockets."""
     head = f"{'':<22}{'sockets':>8}{'messages/s':>12}{'ratio':>7}{'us/message':>12}{'ratio':>7}"
     lines = [machine.describe(), head + f"{'skipped':>9}"]

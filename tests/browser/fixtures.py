@@ -19,7 +19,7 @@ from playwright.async_api import Browser, BrowserContext, Page, Route, async_pla
 from tests.browser.mock_server import (
     PATIENCE_S,
     SERVER_TIME_AT,
-    Line,
+    BrowserSocket,
     Message,
     MockServer,
     running_server,
@@ -134,7 +134,7 @@ class ClientPage:
             f" {options} }}); listenToSession(session, 'session'); }}"
         )
 
-    async def live(self, options: str = "token: 'token-1'", **changes: Any) -> Line:
+    async def live(self, options: str = "token: 'token-1'", **changes: Any) -> BrowserSocket:
         """A session that has begun; ``changes`` are those of its first snapshot."""
         await self.construct(options)
         await self.start()
@@ -144,12 +144,12 @@ class ClientPage:
         await self.take("session")
         return line
 
-    async def next_line(self) -> Line:
+    async def next_line(self) -> BrowserSocket:
         """Let the longest backoff pass; the connection that comes of it."""
         await self.take_loss()
         return await self.next_line_now()
 
-    async def next_line_now(self) -> Line:
+    async def next_line_now(self) -> BrowserSocket:
         """As ``next_line``, of a loss that was noticed already."""
         await self.advance(10_000)
         return await self.server.line()
@@ -258,12 +258,12 @@ class Tab:
         else:
             await route.fulfill(json={"session_id": self.session_id, "minutes": self.recorded})
 
-    async def line(self) -> Line:
+    async def line(self) -> BrowserSocket:
         line = await self.server.line()
         await line.welcome()
         return line
 
-    async def ride(self, **changes: Any) -> Line:
+    async def ride(self, **changes: Any) -> BrowserSocket:
         """Start a chat; the line, on which the session is ``session-1``."""
         await self.open()
         line = await self.line()
@@ -275,10 +275,10 @@ class Tab:
         self.session_id = start["session_id"]
         return line
 
-    async def send(self, line: Line, message: Message) -> None:
+    async def send(self, line: BrowserSocket, message: Message) -> None:
         await line.send(**{**message, "session_id": self.session_id})
 
-    async def reach_limit(self, line: Line, limit: str = "credits") -> None:
+    async def reach_limit(self, line: BrowserSocket, limit: str = "credits") -> None:
         reached = {"limit": limit, "stopped_at": SERVER_TIME_AT, "grace_ms": 15_000}
         reached["elapsed_ms"] = 210_000
         state = snapshot(state="stopping", seq=3, elapsed_ms=210_000, credits="0", **PAID)

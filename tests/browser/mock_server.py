@@ -2,7 +2,7 @@
 
 It serves the page and the client as the real server does, under the same paths and with
 the strictest content security policy that they must work with, and accepts WebSockets at
-``/v1/ws``. Each connection is a :class:`Line`, which the test holds and speaks through::
+``/v1/ws``. Each connection is a :class:`BrowserSocket`, which the test holds and speaks through::
 
     line = await server.line()
     await line.welcome()
@@ -48,7 +48,7 @@ SECURITY_POLICY = (
 )
 
 
-class Line:
+class BrowserSocket:
     """One WebSocket of a browser."""
 
     def __init__(self, connection: ServerConnection) -> None:
@@ -116,7 +116,7 @@ class MockServer:
     """The server: its address, and the connections that came, in order."""
 
     def __init__(self) -> None:
-        self._lines: asyncio.Queue[Line] = asyncio.Queue()
+        self._lines: asyncio.Queue[BrowserSocket] = asyncio.Queue()
         self._server: Server | None = None
         self._url = ""
 
@@ -129,7 +129,7 @@ class MockServer:
             self._url = f"http://127.0.0.1:{port}"
         return self._url
 
-    async def line(self) -> Line:
+    async def line(self) -> BrowserSocket:
         """The next connection."""
         async with asyncio.timeout(PATIENCE_S):
             return await self._lines.get()
@@ -138,7 +138,7 @@ class MockServer:
         return not self._lines.empty()
 
     async def handle(self, connection: ServerConnection) -> None:
-        line = Line(connection)
+        line = BrowserSocket(connection)
         self._lines.put_nowait(line)
         await line.read()
 

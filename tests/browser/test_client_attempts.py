@@ -3,7 +3,7 @@
 import pytest
 
 from tests.browser.fixtures import ClientPage, chromium, client, mock_server
-from tests.browser.mock_server import SERVER_TIME_AT, Line, tick, welcome
+from tests.browser.mock_server import SERVER_TIME_AT, BrowserSocket, tick, welcome
 
 __all__ = ["chromium", "client", "mock_server"]
 
@@ -48,7 +48,7 @@ async def test_a_socket_that_could_not_be_made_is_tried_again(
 # No way in
 
 
-async def fail(client: ClientPage, line: Line, code: int | None) -> None:
+async def fail(client: ClientPage, line: BrowserSocket, code: int | None) -> None:
     """End an attempt without a welcome."""
     await line.receive("auth")
     if code is None:

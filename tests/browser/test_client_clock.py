@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from tests.browser.fixtures import PAID, ClientPage, chromium, client, mock_server
-from tests.browser.mock_server import SERVER_TIME_AT, Line, Message, snapshot, tick, welcome
+from tests.browser.mock_server import (
+    SERVER_TIME_AT,
+    BrowserSocket,
+    Message,
+    snapshot,
+    tick,
+    welcome,
+)
 
 __all__ = ["chromium", "client", "mock_server"]
 
@@ -243,7 +250,9 @@ async def test_a_demonstrations_clock_runs_at_its_speed(client: ClientPage) -> N
     assert (await client.reading())["elapsed_ms"] == 90_000
 
 
-async def advance_to(client: ClientPage, line: Line, elapsed_ms: int, credits_: str) -> float:
+async def advance_to(
+    client: ClientPage, line: BrowserSocket, elapsed_ms: int, credits_: str
+) -> float:
     """A second passes, a tick comes; the credits half a second after it."""
     await client.advance(500)
     await line.send(**tick(elapsed_ms, credits=credits_))

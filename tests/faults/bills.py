@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from protocol.metering.terms import MINUTE_MS
-from tests.faults.stage import CREDITS, SPEED, Stage
+from tests.faults.testbed import CREDITS, SPEED, FaultTestbed
 
 DEATH_S = 1.0
 """What the loss of a line may cost: a process's death, up to its last proof of life."""
@@ -68,12 +68,15 @@ class Bill:
 
 
 async def compare(
-    stage: Stage, receipts: list[dict[str, Any]], seen: list[dict[str, Any]], death_s: float
+    testbed: FaultTestbed,
+    receipts: list[dict[str, Any]],
+    seen: list[dict[str, Any]],
+    death_s: float,
 ) -> tuple[list[Bill], list[str]]:
     """Every bill, and whatever is wrong, each with its customer."""
     bills = [Bill(receipt, one) for receipt, one in zip(receipts, seen, strict=True) if receipt]
     problems = [f"customer-{number}: no receipt" for number, one in enumerate(receipts) if not one]
-    async with stage.record() as record:
+    async with testbed.record() as record:
         minutes = await record.fetch("SELECT * FROM usage_tracking ORDER BY session_id, minute")
         sessions = {row["session_id"]: row for row in await record.fetch("SELECT * FROM sessions")}
         ledger = await record.fetch(
@@ -89,14 +92,14 @@ async def compare(
     burnt = {row["session_id"]: int(row["total"]) for row in ledger if row["session_id"]}
     for bill in bills:
         name = bill.receipt["session_id"]
-        found = bill.problems(stage.unserved_s, death_s)
+        found = bill.problems(testbed.unserved_s, death_s)
         found += _recorded(bill, by_session.get(name, []), sessions.get(name), burnt.get(name, 0))
         user = bill.receipt["user_id"]
         if accounts.get(user) != _micros(CREDITS) - _micros(bill.receipt["credits"]):
             found.append(f"the account has {accounts.get(user)}")
         problems += [f"{name}: {one}" for one in found]
-    if len(sessions) != stage.sessions:
-        problems.append(f"{len(sessions)} sessions are written down, of {stage.sessions}")
+    if len(sessions) != testbed.sessions:
+        problems.append(f"{len(sessions)} sessions are written down, of {testbed.sessions}")
     return bills, problems
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from websockets.asyncio.client import connect
 
-from tests.fixtures.server import Client
+from tests.fixtures.server import SocketClient
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 40.0
@@ -44,7 +44,7 @@ def free_port() -> int:
         return port
 
 
-class House:
+class Installation:
     """A data directory, and the processes that work in it."""
 
     def __init__(self, data_dir: Path, rates: str | None = None) -> None:
@@ -52,7 +52,7 @@ class House:
         self.port = free_port()
         self.module = "server"
         """Whose commands are run: ``python -m <module> <command>``."""
-        self.processes: list[Process] = []
+        self.processes: list[SpawnedProcess] = []
         self.environment = {
             **{name: value for name, value in os.environ.items() if "TAXIMETER" not in name},
             "TAXIMETER_ENV": "development",
@@ -66,7 +66,7 @@ class House:
             path.write_text(rates)
             self.environment["TAXIMETER_RATES"] = str(path)
 
-    async def start(self, command: str, *arguments: str, **environment: str) -> "Process":
+    async def start(self, command: str, *arguments: str, **environment: str) -> "SpawnedProcess":
         """Starts ``python -m server <command>``."""
         log = self.data_dir / f"{command}-{len(self.processes)}.log"
         with log.open("wb") as errors:
@@ -79,17 +79,19 @@ class House:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
             )
-        process = Process(child, log)
+        process = SpawnedProcess(child, log)
         self.processes.append(process)
         return process
 
-    async def run(self, command: str, *arguments: str, **environment: str) -> "Process":
+    async def run(self, command: str, *arguments: str, **environment: str) -> "SpawnedProcess":
         """Runs a command to its end."""
         process = await self.start(command, *arguments, **environment)
         await process.ended()
         return process
 
-    async def serve(self, command: str = "all", *arguments: str, **environment: str) -> "Process":
+    async def serve(
+        self, command: str = "all", *arguments: str, **environment: str
+    ) -> "SpawnedProcess":
         """Starts a server, and waits until it is ready."""
         process = await self.start(command, *arguments, **environment)
 
@@ -119,10 +121,10 @@ class House:
         topped.raise_for_status()
         return token
 
-    async def connect(self, token: str) -> tuple[Client, dict[str, Any]]:
+    async def connect(self, token: str) -> tuple[SocketClient, dict[str, Any]]:
         """A socket of a user, and its welcome."""
         url = f"ws://127.0.0.1:{self.port}/v1/ws"
-        client = Client(await connect(url, compression=None, proxy=None, max_queue=None))
+        client = SocketClient(await connect(url, compression=None, proxy=None, max_queue=None))
         welcome = await client.ask("auth", token=token)
         assert welcome["type"] == "welcome", welcome
         return client, welcome
@@ -165,7 +167,7 @@ class House:
         await self.deserted()
 
 
-class Process:
+class SpawnedProcess:
     """One of our processes."""
 
     def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
@@ -199,11 +201,11 @@ class Process:
 
 
 @asynccontextmanager
-async def open_house(rates: str | None = None) -> AsyncIterator[House]:
+async def open_installation(rates: str | None = None) -> AsyncIterator[Installation]:
     """A fresh data directory; whatever works in it is ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="taximeter-faults-") as name:
-        house = House(Path(name), rates)
+        installation = Installation(Path(name), rates)
         try:
-            yield house
+            yield installation
         finally:
-            await house.close()
+            await installation.close()

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.processes import House, eventually, open_house
+from tests.faults.processes import Installation, eventually, open_installation
 from tests.fixtures.redis_servers import RedisServer
-from tests.fixtures.server import Client
+from tests.fixtures.server import SocketClient
 from tests.fixtures.wall_clocks import FakeWallClock
 
 HOUR, DAY = 3_600, 86_400
@@ -25,15 +25,15 @@ needs_faketime = pytest.mark.skipif(
 )
 
 
-async def joins(house: House, token: str) -> tuple[Client, dict[str, Any]]:
+async def joins(installation: Installation, token: str) -> tuple[SocketClient, dict[str, Any]]:
     """Another socket of the session, and the first tick that it gets."""
-    client, _ = await house.connect(token)
+    client, _ = await installation.connect(token)
     joined = await client.ask("start", kind="call", session_id="call-1", tick_ms=250)
     assert joined["state"] == "active"
     return client, await client.until("tick")
 
 
-async def beyond(client: Client, elapsed_ms: int) -> dict[str, Any]:
+async def beyond(client: SocketClient, elapsed_ms: int) -> dict[str, Any]:
     """The next tick that has counted so much."""
     return await client.until("tick", lambda tick: int(tick["elapsed_ms"]) >= elapsed_ms)
 
@@ -44,21 +44,21 @@ async def test_steps_of_redis_and_of_a_process_change_no_bill(tmp_path: Path) ->
     redis_clock, own_clock = FakeWallClock(tmp_path / "redis"), FakeWallClock(tmp_path)
     async with (
         RedisServer(tmp_path / "redis", environment=redis_clock.environment) as redis,
-        open_house(RATES) as house,
+        open_installation(RATES) as installation,
         contextlib.AsyncExitStack() as stack,
     ):
-        house.environment["TAXIMETER_REDIS_URL"] = redis.url
-        await house.serve("web")
-        await house.start("flush")
-        token = await house.visitor("visitor-ann")
+        installation.environment["TAXIMETER_REDIS_URL"] = redis.url
+        await installation.serve("web")
+        await installation.start("flush")
+        token = await installation.visitor("visitor-ann")
         asked_at = time.monotonic()
-        client, tick = await joins(house, token)
+        client, tick = await joins(installation, token)
 
         # Each time the clock of Redis is stepped a process starts, and joins the session.
         for step, wall in ((HOUR, 0), (-DAY, DAY), (0, -DAY), (DAY, 0)):
             redis_clock.step(step)
             own_clock.step(wall)
-            newcomer = House(house.data_dir, RATES)
+            newcomer = Installation(installation.data_dir, RATES)
             stack.push_async_callback(newcomer.close_processes)
             newcomer.environment["TAXIMETER_REDIS_URL"] = redis.url
             process = await newcomer.serve("web", **own_clock.environment)
@@ -83,7 +83,7 @@ async def test_steps_of_redis_and_of_a_process_change_no_bill(tmp_path: Path) ->
             async with redis.client() as looked:
                 if any([await looked.xlen(f"{{p{number}}}:outbox") for number in range(4)]):
                     return False
-            audit = await house.run("audit")
+            audit = await installation.run("audit")
             return audit.child.returncode == 0
 
         await eventually(audited)

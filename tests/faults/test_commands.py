@@ -5,14 +5,16 @@ import signal
 
 import asyncpg
 
-from tests.faults.processes import House, free_port, open_house
+from tests.faults.processes import Installation, free_port, open_installation
 
 PRODUCTION = {"TAXIMETER_ENV": "production"}
 
 
-async def refused(house: House, command: str, *arguments: str, **environment: str) -> str:
+async def refused(
+    installation: Installation, command: str, *arguments: str, **environment: str
+) -> str:
     """What a command says that does not start; it must be no stack trace."""
-    process = await house.run(command, *arguments, **environment)
+    process = await installation.run(command, *arguments, **environment)
     assert process.child.returncode == 1, process.errors
     assert "Traceback" not in process.errors
     assert process.output == ""
@@ -20,32 +22,35 @@ async def refused(house: House, command: str, *arguments: str, **environment: st
 
 
 async def test_production_does_not_start_without_secrets() -> None:
-    async with open_house() as house:
+    async with open_installation() as installation:
         commands = (["web"], ["all"], ["token", "--sub", "ann"])
         answers = await asyncio.gather(
-            *(refused(house, *command, **PRODUCTION) for command in commands)
+            *(refused(installation, *command, **PRODUCTION) for command in commands)
         )
         for said in answers:
             assert "TAXIMETER_JWT_SECRET" in said
             assert "TAXIMETER_API_KEYS" in said
             assert "TAXIMETER_ENV=development" in said
         # Nothing was made, and no engine started, before that was said.
-        assert [path.suffix for path in house.data_dir.iterdir()] == [".log"] * 3
+        assert [path.suffix for path in installation.data_dir.iterdir()] == [".log"] * 3
 
 
 async def test_a_bad_setting_is_named() -> None:
-    async with open_house() as house:
-        said = await refused(house, "all", TAXIMETER_PORT="many", TAXIMETER_PARTITIONS="0")
+    async with open_installation() as installation:
+        said = await refused(installation, "all", TAXIMETER_PORT="many", TAXIMETER_PARTITIONS="0")
         assert "TAXIMETER_PORT" in said
         assert "TAXIMETER_PARTITIONS" in said
         assert "many" not in said
 
 
 async def test_a_bad_rate_card_is_named_with_all_that_is_wrong() -> None:
-    async with open_house('[kinds.chat]\ncredits_per_minute = "x"\ntick_seconds = 0\n') as house:
-        path = house.environment["TAXIMETER_RATES"]
+    async with open_installation(
+        '[kinds.chat]\ncredits_per_minute = "x"\ntick_seconds = 0\n'
+    ) as installation:
+        path = installation.environment["TAXIMETER_RATES"]
         bad, missing = await asyncio.gather(
-            refused(house, "all"), refused(house, "web", TAXIMETER_RATES="/nowhere/rates.toml")
+            refused(installation, "all"),
+            refused(installation, "web", TAXIMETER_RATES="/nowhere/rates.toml"),
         )
         assert f"{path}: kinds.chat.credits_per_minute" in bad
         assert f"{path}: kinds.chat.tick_seconds" in bad
@@ -60,9 +65,10 @@ async def test_engines_that_are_not_there_are_said_in_one_line() -> None:
         "TAXIMETER_JWT_SECRET": "x" * 32,
         "TAXIMETER_API_KEYS": "y" * 20,
     }
-    async with open_house() as house:
+    async with open_installation() as installation:
         postgres, redis = await asyncio.gather(
-            refused(house, "migrate", **urls), refused(house, "web", **urls, **PRODUCTION)
+            refused(installation, "migrate", **urls),
+            refused(installation, "web", **urls, **PRODUCTION),
         )
         for name, said in (("Postgres", postgres), ("connecting", redis)):
             assert name in said.splitlines()[-1]
@@ -71,33 +77,33 @@ async def test_engines_that_are_not_there_are_said_in_one_line() -> None:
 
 
 async def test_a_token_is_taken_and_the_schema_is_brought_up_to_date_once() -> None:
-    async with open_house() as house:
-        first = await house.run("migrate")
+    async with open_installation() as installation:
+        first = await installation.run("migrate")
         assert first.child.returncode == 0, first.errors
         assert first.errors.count("migrated") >= 3
-        again = await house.run("migrate")
+        again = await installation.run("migrate")
         assert again.child.returncode == 0, again.errors
         assert "migrated" not in again.errors
 
-        minted = await house.run("token", "--sub", "ann", "--org", "acme", "--scope", "ops")
+        minted = await installation.run("token", "--sub", "ann", "--org", "acme", "--scope", "ops")
         assert minted.child.returncode == 0, minted.errors
         (token,) = minted.output.splitlines()
-        bad = await house.run("token", "--sub", "a/b")
+        bad = await installation.run("token", "--sub", "a/b")
         assert bad.child.returncode == 1
         assert "sub: must be 1-128 characters" in bad.errors
 
-        server = await house.serve()
+        server = await installation.serve()
         assert "migrated" not in server.errors
-        client, welcome = await house.connect(token)
+        client, welcome = await installation.connect(token)
         assert (welcome["user_id"], welcome["org_id"]) == ("ann", "acme")
         # The port is taken, so another one does not start, and says so.
-        other = await house.run("web")
+        other = await installation.run("web")
         assert other.child.returncode == 1
         assert "Traceback" not in other.errors
-        assert str(house.port) in other.errors.splitlines()[-1]
+        assert str(installation.port) in other.errors.splitlines()[-1]
         assert (await client.ask("ping"))["type"] == "pong"
 
-        record = await asyncpg.connect(house.url_of("postgres"))
+        record = await asyncpg.connect(installation.url_of("postgres"))
         applied = await record.fetchval("SELECT count(*) FROM schema_migrations")
         await record.close()
         assert applied == first.errors.count("migrated")

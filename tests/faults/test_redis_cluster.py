@@ -15,11 +15,11 @@ from redis.exceptions import RedisError
 from storage.redis.cluster import ClusterRedis
 from storage.redis.keys import Keys
 from storage.redis.outbox import connect
-from tests.faults.processes import PARTITIONS, House, eventually, open_house
+from tests.faults.processes import PARTITIONS, Installation, eventually, open_installation
 from tests.fixtures.engines import program_of_run
 from tests.fixtures.redis_cluster import RedisCluster
 from tests.fixtures.redis_servers import RedisServer
-from tests.fixtures.server import Client
+from tests.fixtures.server import SocketClient
 
 SPEED = 60
 """Counted milliseconds for each real one: a minute is over in a second."""
@@ -37,27 +37,30 @@ USERS = [f"visitor-{number}" for number in range(8)]
 class Deployment:
     """Two servers and a flusher on a cluster, with a session of each user on each server."""
 
-    def __init__(self, house: House, redis: ClusterRedis, cluster: RedisCluster) -> None:
-        self.house = house
+    def __init__(
+        self, installation: Installation, redis: ClusterRedis, cluster: RedisCluster
+    ) -> None:
+        self.installation = installation
         self.redis = redis
         self.cluster = cluster
-        self.other = House(house.data_dir, RATES)
-        self.clients: dict[str, list[Client]] = {}
+        self.other = Installation(installation.data_dir, RATES)
+        self.clients: dict[str, list[SocketClient]] = {}
         self.tokens: dict[str, str] = {}
         self.began_at = 0.0
 
     async def start(self) -> None:
-        for house in (self.house, self.other):
-            house.environment["TAXIMETER_REDIS_URL"] = self.cluster.url
+        for installation in (self.installation, self.other):
+            installation.environment["TAXIMETER_REDIS_URL"] = self.cluster.url
             # At this speed the minute that a session may run without Redis is over at once.
-            house.environment["TAXIMETER_UNCOVERED_MS"] = "3600000"
-            await house.serve("web")
-        await self.house.start("flush")
+            installation.environment["TAXIMETER_UNCOVERED_MS"] = "3600000"
+            await installation.serve("web")
+        await self.installation.start("flush")
         self.began_at = time.monotonic()
         for user in USERS:
-            self.tokens[user] = await self.house.visitor(user)
+            self.tokens[user] = await self.installation.visitor(user)
             self.clients[user] = [
-                (await house.connect(self.tokens[user]))[0] for house in (self.house, self.other)
+                (await installation.connect(self.tokens[user]))[0]
+                for installation in (self.installation, self.other)
             ]
             for client in self.clients[user]:
                 started = await client.ask("start", kind="call", session_id=user, tick_ms=500)
@@ -70,7 +73,7 @@ class Deployment:
     async def minute_each(self, users: Sequence[str] = USERS) -> None:
         """Waits until each session has completed one more minute from now, as both servers say."""
 
-        async def minute(client: Client) -> None:
+        async def minute(client: SocketClient) -> None:
             await client.ask("ping")  # what came before is read
             await client.until("minute")
 
@@ -79,7 +82,7 @@ class Deployment:
     async def is_topped_up(self, user: str) -> bool:
         """Whether a credit was taken; not as long as those who have the account are away."""
         asked = ("POST", "/demo/top-up", {"amount": "1"}, self.tokens[user])
-        answer = await self.house.http(*asked)
+        answer = await self.installation.http(*asked)
         assert answer.status_code in {200, 503}, answer.text
         return bool(answer.status_code == 200)
 
@@ -93,7 +96,7 @@ class Deployment:
             if answer.get("code") == "session_ended":
                 # It was done, though the answer to the first try could not say so.
                 path = f"/v1/sessions/{user}"
-                found = await self.house.http("GET", path, None, self.tokens[user])
+                found = await self.installation.http("GET", path, None, self.tokens[user])
                 receipts[user] = found.json()
                 continue
             assert answer["type"] == "stopped", answer
@@ -109,9 +112,9 @@ class Deployment:
     async def check(self, receipts: dict[str, dict[str, Any]]) -> None:
         """What is written down is what the receipts say, each minute once; and all adds up."""
         await eventually(self.is_flushed)
-        audit = await self.house.run("audit")
+        audit = await self.installation.run("audit")
         assert audit.child.returncode == 0, audit.output
-        record = await asyncpg.connect(self.house.url_of("postgres"))
+        record = await asyncpg.connect(self.installation.url_of("postgres"))
         try:
             for user, receipt in receipts.items():
                 rows = await record.fetch(
@@ -132,11 +135,11 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
         RedisCluster(
             tmp_path / "redis", node_timeout_ms=1_000, program=program_of_run()
         ) as cluster,
-        open_house(RATES) as house,
+        open_installation(RATES) as installation,
         connect(cluster.url) as redis,
     ):
         assert isinstance(redis, ClusterRedis)
-        made = Deployment(house, redis, cluster)
+        made = Deployment(installation, redis, cluster)
         try:
             await made.start()
             yield made
@@ -182,6 +185,6 @@ async def test_masters_are_killed_and_no_minute_is_lost(deployment: Deployment, 
         assert receipt["reason"] == "client"
         assert receipt["elapsed_ms"] <= run_ms
     await one.check(receipts)
-    for process in [*one.house.processes[:1], *one.other.processes]:
+    for process in [*one.installation.processes[:1], *one.other.processes]:
         assert await process.stop(signal.SIGTERM) == 0
         assert "Traceback" not in process.errors

@@ -19,8 +19,8 @@ from protocol.metering.terms import MINUTE_MS
 from storage.embedded import start_engines
 from storage.redis.keys import NODES, Keys
 from storage.redis.outbox import GROUP
-from tests.faults.processes import PARTITIONS, House, eventually, open_house
-from tests.fixtures.server import Client
+from tests.faults.processes import PARTITIONS, Installation, eventually, open_installation
+from tests.fixtures.server import SocketClient
 
 SPEED = 30
 """Counted milliseconds for each real one: a minute is over in two seconds."""
@@ -41,7 +41,7 @@ speed = {SPEED}
 
 
 @dataclass
-class Story:
+class RestartObservations:
     """What was seen of three sessions over the death of their server."""
 
     kept: dict[str, Any] = field(default_factory=dict)
@@ -55,25 +55,25 @@ class Story:
     errors: str = ""
 
 
-async def credits_of(house: House, token: str) -> str:
+async def credits_of(installation: Installation, token: str) -> str:
     """The balance, as a new socket is told of it."""
-    client, welcome = await house.connect(token)
+    client, welcome = await installation.connect(token)
     await client.close()
     return str(welcome["credits"])
 
 
-async def is_missed(house: House) -> bool:
+async def is_missed(installation: Installation) -> bool:
     """Whether the process that was killed has missed a beat for sure, or is swept already."""
-    async with Redis.from_url(house.url_of("redis")) as redis:
+    async with Redis.from_url(installation.url_of("redis")) as redis:
         nodes: Any = await redis.zrange(NODES, 0, -1, withscores=True)
         seconds, rest = await redis.time()
     return len(nodes) == 1 or seconds * 1000 + rest / 1000 - min(at for _, at in nodes) > 1_700
 
 
-async def age_what_is_pending(house: House) -> None:
+async def age_what_is_pending(installation: Installation) -> None:
     """Makes what a killed flusher had read look as if that were a minute ago: after half of
     one it is taken over."""
-    async with Redis.from_url(house.url_of("redis")) as redis:
+    async with Redis.from_url(installation.url_of("redis")) as redis:
         for partition in range(PARTITIONS):
             key = Keys(PARTITIONS).outbox(partition)
             pending: Any = await redis.xpending_range(key, GROUP, "-", "+", 100)
@@ -82,14 +82,16 @@ async def age_what_is_pending(house: House) -> None:
                 await redis.xclaim(key, GROUP, consumer, 0, [name], idle=60_000, justid=True)
 
 
-async def is_flushed(house: House) -> bool:
+async def is_flushed(installation: Installation) -> bool:
     """Whether everything is in Postgres."""
-    async with Redis.from_url(house.url_of("redis")) as redis:
+    async with Redis.from_url(installation.url_of("redis")) as redis:
         keys = [Keys(PARTITIONS).outbox(partition) for partition in range(PARTITIONS)]
         return sum([await redis.xlen(key) for key in keys]) == 0
 
 
-async def run_until_a_minute_is_written(house: House, client: Client) -> dict[str, Any]:
+async def run_until_a_minute_is_written(
+    installation: Installation, client: SocketClient
+) -> dict[str, Any]:
     """Starts the three sessions, and lets them run into their second minute."""
     await client.ask("start", kind="chat", session_id="back", tick_ms=250, counterpart_id="eve")
     await client.ask("start", kind="brief", session_id="lost", tick_ms=60_000)
@@ -99,67 +101,67 @@ async def run_until_a_minute_is_written(house: House, client: Client) -> dict[st
     return paused
 
 
-async def tell(house: House) -> Story:
+async def observe_restart(installation: Installation) -> RestartObservations:
     """Kills the server in the middle of a minute, starts it again, and comes back."""
-    story = Story()
-    first = await house.serve()
-    token = await house.visitor("visitor-ann")
-    client, _ = await house.connect(token)
-    story.kept["before"] = await credits_of(house, token)
-    story.paused["before"] = await run_until_a_minute_is_written(house, client)
-    story.back["tick"] = await client.until("tick")
-    story.back["ticked"] = time.monotonic()
+    observations = RestartObservations()
+    first = await installation.serve()
+    token = await installation.visitor("visitor-ann")
+    client, _ = await installation.connect(token)
+    observations.kept["before"] = await credits_of(installation, token)
+    observations.paused["before"] = await run_until_a_minute_is_written(installation, client)
+    observations.back["tick"] = await client.until("tick")
+    observations.back["ticked"] = time.monotonic()
     asked_s = time.monotonic()
     pong = await client.ask("ping")
     await first.kill()
-    story.back["killed"] = time.monotonic()
+    observations.back["killed"] = time.monotonic()
     # Cluster time at the kill, at the latest: the server said it after it was asked.
-    run_ms = (story.back["killed"] - asked_s) * 1000
-    story.lost["killed_at"] = pong["server_time_at"] + run_ms + 1
-    await house.deserted()
+    run_ms = (observations.back["killed"] - asked_s) * 1000
+    observations.lost["killed_at"] = pong["server_time_at"] + run_ms + 1
+    await installation.deserted()
 
-    second = await house.serve()
-    await eventually(lambda: is_missed(house))
-    client, _ = await house.connect(token)
-    story.back["returned"] = time.monotonic()
-    story.back["snapshot"] = await client.ask(
+    second = await installation.serve()
+    await eventually(lambda: is_missed(installation))
+    client, _ = await installation.connect(token)
+    observations.back["returned"] = time.monotonic()
+    observations.back["snapshot"] = await client.ask(
         "start", kind="chat", session_id="back", last_seq=0, tick_ms=250
     )
-    story.back["answered"] = time.monotonic()
-    story.paused["after"] = await client.ask("start", kind="chat", session_id="paused")
+    observations.back["answered"] = time.monotonic()
+    observations.paused["after"] = await client.ask("start", kind="chat", session_id="paused")
     await client.until("minute", lambda minute: minute["session_id"] == "back")
-    story.paused["receipt"] = (await client.ask("stop", session_id="paused"))["receipt"]
-    story.back["receipt"] = (await client.ask("stop", session_id="back"))["receipt"]
+    observations.paused["receipt"] = (await client.ask("stop", session_id="paused"))["receipt"]
+    observations.back["receipt"] = (await client.ask("stop", session_id="back"))["receipt"]
 
     async def ended() -> dict[str, Any] | None:
-        answer = await house.http("GET", "/v1/sessions/lost", token=token)
+        answer = await installation.http("GET", "/v1/sessions/lost", token=token)
         found: dict[str, Any] = answer.raise_for_status().json()
         return found if "ended_at" in found else None
 
-    story.lost["receipt"] = await eventually(ended)
-    story.kept["after"] = await credits_of(house, token)
-    await age_what_is_pending(house)
-    await eventually(lambda: is_flushed(house))
-    story.codes["SIGINT"] = await second.stop(signal.SIGINT)
-    await house.deserted()
+    observations.lost["receipt"] = await eventually(ended)
+    observations.kept["after"] = await credits_of(installation, token)
+    await age_what_is_pending(installation)
+    await eventually(lambda: is_flushed(installation))
+    observations.codes["SIGINT"] = await second.stop(signal.SIGINT)
+    await installation.deserted()
 
-    third = await house.serve()
-    story.kept["later"] = await credits_of(house, token)
-    client, _ = await house.connect(token)
+    third = await installation.serve()
+    observations.kept["later"] = await credits_of(installation, token)
+    client, _ = await installation.connect(token)
     await client.ask("start", kind="chat", session_id="short")
-    story.kept["short"] = (await client.ask("stop", session_id="short"))["receipt"]
-    story.codes["SIGTERM"] = await third.stop(signal.SIGTERM)
-    await house.deserted()
-    async with await start_engines(house.data_dir):
-        story.kept["record"] = await read_record(house)
-    await house.deserted()
-    story.errors = first.errors + second.errors + third.errors
-    return story
+    observations.kept["short"] = (await client.ask("stop", session_id="short"))["receipt"]
+    observations.codes["SIGTERM"] = await third.stop(signal.SIGTERM)
+    await installation.deserted()
+    async with await start_engines(installation.data_dir):
+        observations.kept["record"] = await read_record(installation)
+    await installation.deserted()
+    observations.errors = first.errors + second.errors + third.errors
+    return observations
 
 
-async def read_record(house: House) -> dict[str, Any]:
+async def read_record(installation: Installation) -> dict[str, Any]:
     """Everything that Postgres has."""
-    record = await asyncpg.connect(house.url_of("postgres"))
+    record = await asyncpg.connect(installation.url_of("postgres"))
     try:
         return {
             name: [dict(row) for row in await record.fetch(query)]
@@ -175,18 +177,20 @@ async def read_record(house: House) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-async def story() -> AsyncIterator[Story]:
+async def observations() -> AsyncIterator[RestartObservations]:
     """The story, told once."""
-    async with open_house(RATES) as house:
-        yield await tell(house)
+    async with open_installation(RATES) as installation:
+        yield await observe_restart(installation)
 
 
 def micros(amount: str) -> int:
     return round(float(amount) * 1_000_000)
 
 
-async def test_the_session_goes_on_and_the_gap_is_not_billed(story: Story) -> None:
-    back = story.back
+async def test_the_session_goes_on_and_the_gap_is_not_billed(
+    observations: RestartObservations,
+) -> None:
+    back = observations.back
     snapshot, receipt = back["snapshot"], back["receipt"]
     assert (snapshot["type"], snapshot["state"]) == ("session", "active")
     assert snapshot["started_at"] == receipt["started_at"]
@@ -205,32 +209,42 @@ async def test_the_session_goes_on_and_the_gap_is_not_billed(story: Story) -> No
     assert abs(receipt["elapsed_ms"] - run_at_all_ms * SPEED) <= 2 * SPEED
 
 
-async def test_what_was_said_before_is_said_again_to_who_missed_it(story: Story) -> None:
-    missed = story.back["snapshot"]["missed"]
+async def test_what_was_said_before_is_said_again_to_who_missed_it(
+    observations: RestartObservations,
+) -> None:
+    missed = observations.back["snapshot"]["missed"]
     assert [notice["type"] for notice in missed] == ["free_time"]
     assert [notice["seq"] for notice in missed] == [1]
 
 
-async def test_a_paused_session_stays_paused(story: Story) -> None:
-    before, after = story.paused["before"], story.paused["after"]
+async def test_a_paused_session_stays_paused(observations: RestartObservations) -> None:
+    before, after = observations.paused["before"], observations.paused["after"]
     assert (before["state"], after["state"]) == ("paused", "paused")
-    assert after["elapsed_ms"] == before["elapsed_ms"] == story.paused["receipt"]["elapsed_ms"]
+    assert (
+        after["elapsed_ms"] == before["elapsed_ms"] == observations.paused["receipt"]["elapsed_ms"]
+    )
 
 
-async def test_nobody_comes_back_and_the_session_ends_at_its_last_proof(story: Story) -> None:
-    receipt = story.lost["receipt"]
+async def test_nobody_comes_back_and_the_session_ends_at_its_last_proof(
+    observations: RestartObservations,
+) -> None:
+    receipt = observations.lost["receipt"]
     assert receipt["reason"] == "disconnected"
     (segment,) = receipt["segments"]
     assert receipt["ended_at"] == segment["to_at"]
     run_ms = (segment["to_at"] - segment["from_at"]) * SPEED
     assert abs(receipt["elapsed_ms"] - run_ms) <= 2 * SPEED
-    assert receipt["ended_at"] <= story.lost["killed_at"]
+    assert receipt["ended_at"] <= observations.lost["killed_at"]
 
 
-async def test_every_minute_is_there_once_and_every_credit_explained(story: Story) -> None:
-    record = story.kept["record"]
-    receipts = [part["receipt"] for part in (story.back, story.lost, story.paused)]
-    receipts.append(story.kept["short"])  # it ended right before the server did
+async def test_every_minute_is_there_once_and_every_credit_explained(
+    observations: RestartObservations,
+) -> None:
+    record = observations.kept["record"]
+    receipts = [
+        part["receipt"] for part in (observations.back, observations.lost, observations.paused)
+    ]
+    receipts.append(observations.kept["short"])  # it ended right before the server did
     for receipt in receipts:
         name = receipt["session_id"]
         minutes = [row for row in record["minutes"] if row["session_id"] == name]
@@ -245,39 +259,41 @@ async def test_every_minute_is_there_once_and_every_credit_explained(story: Stor
         assert row["elapsed_ms"] == receipt["elapsed_ms"], name
     spent = sum(micros(receipt["credits"]) for receipt in receipts)
     assert spent > 0
-    assert micros(story.kept["before"]) - micros(story.kept["after"]) == spent
+    assert micros(observations.kept["before"]) - micros(observations.kept["after"]) == spent
     (account,) = record["accounts"]
-    assert account["balance_micros"] == micros(story.kept["after"])
+    assert account["balance_micros"] == micros(observations.kept["after"])
     assert sum(row["amount_micros"] for row in record["ledger"]) == account["balance_micros"]
-    assert story.kept["later"] == story.kept["after"]
+    assert observations.kept["later"] == observations.kept["after"]
 
 
-async def test_signals_stop_everything_and_nothing_is_left_running(story: Story) -> None:
+async def test_signals_stop_everything_and_nothing_is_left_running(
+    observations: RestartObservations,
+) -> None:
     # The story waited after each of them until no process was left in the directory.
-    assert story.codes == {"SIGINT": 130, "SIGTERM": 0}
-    assert "Traceback" not in story.errors
-    assert "[error" not in story.errors
+    assert observations.codes == {"SIGINT": 130, "SIGTERM": 0}
+    assert "Traceback" not in observations.errors
+    assert "[error" not in observations.errors
 
 
 async def test_serving_and_flushing_apart() -> None:
-    async with open_house(RATES) as house:
-        web, flush = await asyncio.gather(house.serve("web"), house.start("flush"))
-        token = await house.visitor("visitor-ann")
-        client, _ = await house.connect(token)
+    async with open_installation(RATES) as installation:
+        web, flush = await asyncio.gather(installation.serve("web"), installation.start("flush"))
+        token = await installation.visitor("visitor-ann")
+        client, _ = await installation.connect(token)
         await client.ask("start", kind="chat", session_id="chat-1", tick_ms=60_000)
         await client.until("minute")
         await flush.kill()
-        await age_what_is_pending(house)
+        await age_what_is_pending(installation)
         await client.until("minute")
-        successor = await house.start("flush")
+        successor = await installation.start("flush")
 
         # The server dies alone: engines live as long as anybody works with them.
         paused = await client.ask("pause", session_id="chat-1")
         await client.ask("resume", session_id="chat-1")
         await web.kill()
-        web = await house.serve("web")
-        await eventually(lambda: is_missed(house))
-        client, _ = await house.connect(token)
+        web = await installation.serve("web")
+        await eventually(lambda: is_missed(installation))
+        client, _ = await installation.connect(token)
         back = await client.ask("start", kind="chat", session_id="chat-1")
         assert back["state"] == "active"
         assert back["elapsed_ms"] >= paused["elapsed_ms"]
@@ -286,15 +302,15 @@ async def test_serving_and_flushing_apart() -> None:
         await client.close()
         assert await web.stop(signal.SIGTERM) == 0
         assert await successor.stop(signal.SIGINT) == 130
-        await house.deserted()
+        await installation.deserted()
 
         # What was left in the outbox was flushed before the flusher went.
-        async with await start_engines(house.data_dir):
-            record = await read_record(house)
+        async with await start_engines(installation.data_dir):
+            record = await read_record(installation)
         assert [row["minute"] for row in record["minutes"]] == list(range(receipt["minutes"]))
         charged = sum(row["charged_micros"] for row in record["minutes"])
         assert charged == micros(receipt["credits"])
         (session,) = record["sessions"]
         assert (session["state"], session["elapsed_ms"]) == ("ended", receipt["elapsed_ms"])
-        for process in house.processes:
+        for process in installation.processes:
             assert "Traceback" not in process.errors

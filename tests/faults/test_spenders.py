@@ -13,8 +13,8 @@ import httpx
 import msgspec
 
 from protocol.wire.money import parse_credits
-from tests.faults.processes import WAIT_S, House, open_house
-from tests.fixtures.server import API_KEY, Client
+from tests.faults.processes import WAIT_S, Installation, open_installation
+from tests.fixtures.server import API_KEY, SocketClient
 
 RATES = """
 [kinds.chat]
@@ -35,7 +35,7 @@ TOP_UPS = [*["12.5"] * 9, "6"]
 NEEDED_MICROS = SPENDERS * SPENDS * CREDIT // 2 + SESSIONS * CREDIT
 
 
-class Tally(msgspec.Struct):
+class HttpSpendTally(msgspec.Struct):
     """What became of all the asking."""
 
     spent: int = 0
@@ -52,10 +52,10 @@ class Tally(msgspec.Struct):
         self.lowest = min(self.lowest, parse_credits(answer.json()["credits"], signed=True))
 
 
-def client_of(house: House) -> httpx.AsyncClient:
+def client_of(installation: Installation) -> httpx.AsyncClient:
     """A backend's connections to one process."""
     return httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{house.port}",
+        base_url=f"http://127.0.0.1:{installation.port}",
         headers={"Authorization": f"Bearer {API_KEY}"},
         timeout=WAIT_S,
         limits=httpx.Limits(max_connections=50),
@@ -68,7 +68,7 @@ async def post(client: httpx.AsyncClient, call: str, key: str, body: Any) -> htt
     return await client.post(path, headers={"Idempotency-Key": key}, json=body)
 
 
-async def spend(number: int, clients: list[httpx.AsyncClient], tally: Tally) -> None:
+async def spend(number: int, clients: list[httpx.AsyncClient], tally: HttpSpendTally) -> None:
     """One spender: now and then at both processes at once, with one key."""
     chance = random.Random(number)
     for turn in range(SPENDS):
@@ -100,9 +100,9 @@ async def spend(number: int, clients: list[httpx.AsyncClient], tally: Tally) -> 
             await tally.all_in.wait()
 
 
-async def top_up(houses: list[House], tally: Tally) -> None:
+async def top_up(houses: list[Installation], tally: HttpSpendTally) -> None:
     """Brings the rest of what everybody needs, while they spend."""
-    clients = [client_of(house) for house in houses]  # past the queue of the spenders
+    clients = [client_of(installation) for installation in houses]  # past the queue of the spenders
     for number, amount in enumerate(TOP_UPS):
         body = {"amount": amount, "reason": "top-up"}
         answer = await post(clients[number % 2], "grants", f"top-up-{number}", body)
@@ -114,24 +114,24 @@ async def top_up(houses: list[House], tally: Tally) -> None:
     tally.all_in.set()
 
 
-async def ends(client: Client) -> tuple[dict[str, Any], dict[str, Any]]:
+async def ends(client: SocketClient) -> tuple[dict[str, Any], dict[str, Any]]:
     """How a session's counting stopped, and how it ended."""
     async with asyncio.timeout(WAIT_S):
         reached = await client.until("limit_reached")
         return reached, await client.until("stopped")
 
 
-async def audited(house: House) -> str:
+async def audited(installation: Installation) -> str:
     """What ``python -m server audit`` says, once the flusher has written everything."""
-    audit = await house.run("audit")
+    audit = await installation.run("audit")
     assert audit.child.returncode == 0, audit.output
     return audit.output
 
 
 async def test_two_hundred_spend_at_two_processes_while_twenty_burn() -> None:
-    async with open_house(RATES) as first:
+    async with open_installation(RATES) as first:
         first.environment["TAXIMETER_API_KEYS"] = API_KEY
-        second = House(first.data_dir, RATES)
+        second = Installation(first.data_dir, RATES)
         second.environment["TAXIMETER_API_KEYS"] = API_KEY
         await first.serve("all")
         await second.serve("web")
@@ -141,9 +141,9 @@ async def test_two_hundred_spend_at_two_processes_while_twenty_burn() -> None:
             await second.close_processes()
 
 
-async def crowd(houses: list[House]) -> None:
+async def crowd(houses: list[Installation]) -> None:
     """All of them at once, and what is left when they have gone."""
-    tally, clients = Tally(), [client_of(house) for house in houses]
+    tally, clients = HttpSpendTally(), [client_of(installation) for installation in houses]
     token = await houses[0].visitor("visitor-ann", FIRST)
     sockets = []
     for number in range(SESSIONS):

@@ -14,9 +14,15 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from tests.faults.processes import POLL_S, House, Process, eventually, open_house
+from tests.faults.processes import (
+    POLL_S,
+    Installation,
+    SpawnedProcess,
+    eventually,
+    open_installation,
+)
 from tests.fixtures.redis_servers import free_ports
-from tests.fixtures.server import Client
+from tests.fixtures.server import SocketClient
 
 WORKERS = 2
 RATES = """
@@ -27,7 +33,7 @@ reconnect_grace_seconds = 60
 """
 
 
-def workers_of(supervisor: Process) -> dict[int, int]:
+def workers_of(supervisor: SpawnedProcess) -> dict[int, int]:
     """The processes of a supervisor that are no zombies: their places by their ids."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -41,45 +47,48 @@ def workers_of(supervisor: Process) -> dict[int, int]:
     return found
 
 
-async def reach(house: House, token: str) -> tuple[Client, dict[str, Any]]:
+async def reach(installation: Installation, token: str) -> tuple[SocketClient, dict[str, Any]]:
     """A socket of a user, as a client opens it that comes back after a failure: the kernel
     may have given it to a process that closes its door in this moment."""
     while True:
         try:
-            return await house.connect(token)
+            return await installation.connect(token)
         except (OSError, InvalidHandshake, ConnectionClosed):
             await asyncio.sleep(POLL_S)
 
 
-async def node_of(house: House, token: str) -> str:
+async def node_of(installation: Installation, token: str) -> str:
     """The process that a new socket reaches."""
-    client, welcome = await reach(house, token)
+    client, welcome = await reach(installation, token)
     await client.close()
     return str(welcome["node"])
 
 
-async def nodes(house: House, token: str) -> set[str]:
+async def nodes(installation: Installation, token: str) -> set[str]:
     """All processes that serve, once there are as many as there should be."""
     found: set[str] = set()
 
     async def all_found() -> bool:
-        found.add(await node_of(house, token))
+        found.add(await node_of(installation, token))
         return len(found) == WORKERS
 
     await eventually(all_found)
     return found
 
 
-async def replaced(house: House, token: str, before: set[str]) -> bool:
+async def replaced(installation: Installation, token: str, before: set[str]) -> bool:
     """Whether a new socket reaches a process that was not there before."""
-    return await node_of(house, token) not in before
+    return await node_of(installation, token) not in before
 
 
 @contextlib.asynccontextmanager
-async def supervised(**environment: str) -> AsyncIterator[tuple[House, Process]]:
+async def supervised(**environment: str) -> AsyncIterator[tuple[Installation, SpawnedProcess]]:
     """A house with two processes on one port."""
-    async with open_house(RATES) as house:
-        yield house, await house.serve("web", "--workers", str(WORKERS), **environment)
+    async with open_installation(RATES) as installation:
+        yield (
+            installation,
+            await installation.serve("web", "--workers", str(WORKERS), **environment),
+        )
 
 
 @pytest.fixture
@@ -109,7 +118,7 @@ async def sockets_at(port: int) -> float:
     return float(line.split()[1])
 
 
-async def start(client: Client, session_id: str) -> dict[str, Any]:
+async def start(client: SocketClient, session_id: str) -> dict[str, Any]:
     """Starts a session, or joins it."""
     answer = await client.ask("start", kind="chat", session_id=session_id, tick_ms=250)
     assert answer["type"] == "session", answer
@@ -118,20 +127,20 @@ async def start(client: Client, session_id: str) -> dict[str, Any]:
 
 async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) -> None:
     settings = {"TAXIMETER_METRICS_PORT": str(metrics_port)}
-    async with supervised(**settings) as (house, supervisor):
-        token = await house.visitor("visitor-ann")
-        first = await nodes(house, token)
+    async with supervised(**settings) as (installation, supervisor):
+        token = await installation.visitor("visitor-ann")
+        first = await nodes(installation, token)
         pids = workers_of(supervisor)
         assert sorted(pids.values()) == list(range(WORKERS))
-        other = await house.run("web", "--workers", "2")
+        other = await installation.run("web", "--workers", "2")
         assert other.child.returncode == 1
-        assert str(house.port) in other.errors.splitlines()[-1]
+        assert str(installation.port) in other.errors.splitlines()[-1]
         assert "Traceback" not in other.errors
 
         # One session, with a socket at each process; each counts its own.
-        clients: dict[str, Client] = {}
+        clients: dict[str, SocketClient] = {}
         while len(clients) < WORKERS:
-            client, welcome = await reach(house, token)
+            client, welcome = await reach(installation, token)
             if welcome["node"] in clients:
                 await client.close()
             else:
@@ -148,14 +157,14 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
         staying.cancel()
         stayed = lost[staying]
         assert lost[gone].connection.close_code == 1006
-        await eventually(lambda: replaced(house, token, first))
-        second = await nodes(house, token)
+        await eventually(lambda: replaced(installation, token, first))
+        second = await nodes(installation, token)
         assert len(first & second) == 1
 
         # All are replaced; whoever is told to go finds a successor.
         supervisor.child.send_signal(signal.SIGHUP)
         await stayed.until("reconnect")
-        back, welcome = await reach(house, token)
+        back, welcome = await reach(installation, token)
         assert (await start(back, "chat-1"))["state"] == "active"
         await stayed.close()
 
@@ -167,8 +176,8 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
             return supervisor.errors
 
         await eventually(all_new)
-        assert not await nodes(house, token) & first
-        ended = await stopped(house, back, token)
+        assert not await nodes(installation, token) & first
+        ended = await stopped(installation, back, token)
         assert ended["receipt"]["gaps"] == []
         for index in range(WORKERS):
             ready = await eventually(partial(scraped, metrics_port + index, "/readyz"))
@@ -184,32 +193,32 @@ async def has_one(port: int) -> bool:
     return await sockets_at(port) == 1
 
 
-async def stopped(house: House, client: Client, token: str) -> dict[str, Any]:
+async def stopped(installation: Installation, client: SocketClient, token: str) -> dict[str, Any]:
     """Ends the session, wherever it is served by now."""
     try:
         return await client.ask("stop", session_id="chat-1")
     except Exception:
-        again, _ = await reach(house, token)
+        again, _ = await reach(installation, token)
         await start(again, "chat-1")
         return await again.ask("stop", session_id="chat-1")
 
 
 async def test_a_worker_that_cannot_serve_is_said_and_none_outlives_its_supervisor() -> None:
-    async with supervised() as (house, supervisor):
+    async with supervised() as (installation, supervisor):
         urls = {
             "TAXIMETER_REDIS_URL": "redis://127.0.0.1:1",
-            "TAXIMETER_DATABASE_URL": house.url_of("postgres"),
+            "TAXIMETER_DATABASE_URL": installation.url_of("postgres"),
             "TAXIMETER_PORT": "0",
         }
-        lame = await house.run("web", "--workers", "2", **urls)
+        lame = await installation.run("web", "--workers", "2", **urls)
         assert lame.child.returncode == 1
         assert "could serve" in lame.errors.splitlines()[-1]
 
-        token = await house.visitor("visitor-ann")
-        client, _ = await reach(house, token)
+        token = await installation.visitor("visitor-ann")
+        client, _ = await reach(installation, token)
         await start(client, "chat-1")
         assert len(workers_of(supervisor)) == WORKERS
         await supervisor.kill()
         await client.until("reconnect")
         await client.close()
-        await house.deserted()
+        await installation.deserted()

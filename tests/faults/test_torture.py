@@ -8,7 +8,7 @@ import os
 import pytest
 
 from tests.faults.scenarios import SCENARIOS
-from tests.faults.stage import open_stage
+from tests.faults.testbed import open_testbed
 from tests.faults.torture import strike
 
 SESSIONS = int(os.environ.get("TAXIMETER_TORTURE", "60"))
@@ -36,14 +36,14 @@ def test_no_scenario_is_left_out() -> None:
 
 @pytest.mark.parametrize("names", GROUPS.values(), ids=GROUPS.keys())
 async def test_no_minute_is_lost_and_none_is_billed_twice(names: list[str]) -> None:
-    async with open_stage(SESSIONS, SCALE) as stage:
-        stage.slack_s = SLACK_S
-        outcome = await strike(stage, names, RUN_S)
+    async with open_testbed(SESSIONS, SCALE) as testbed:
+        testbed.slack_s = SLACK_S
+        outcome = await strike(testbed, names, RUN_S)
         assert outcome.problems == []
         assert outcome.audit == ["everything adds up"]
         assert len(outcome.bills) == SESSIONS
         assert len(outcome.ticking_s) == len(names)
         if "kill-server" in names:
             assert sum(bill.losses > 0 for bill in outcome.bills) >= SESSIONS // 3
-        for worker in stage.environment.workers:
+        for worker in testbed.environment.workers:
             assert "Traceback" not in worker.log.read_text(), worker.log

@@ -13,7 +13,7 @@ import uvloop
 from tests.benchmarks import machine
 from tests.faults.bills import DEATH_S, Bill, compare
 from tests.faults.scenarios import SCENARIOS
-from tests.faults.stage import Stage, open_stage
+from tests.faults.testbed import FaultTestbed, open_testbed
 
 RUN_S = 12.0
 """How long sessions run before something happens, and after it is over."""
@@ -25,7 +25,7 @@ HEADINGS = f"""
 
 
 @dataclass
-class Outcome:
+class TortureOutcome:
     """What became of a fleet that was struck."""
 
     bills: list[Bill]
@@ -41,35 +41,35 @@ class Outcome:
     """Codes of errors that clients were told."""
 
 
-async def strike(stage: Stage, names: list[str], run_s: float = RUN_S) -> Outcome:
+async def strike(testbed: FaultTestbed, names: list[str], run_s: float = RUN_S) -> TortureOutcome:
     """Lets scenarios happen to a fleet, one after the other, and settles its bills."""
     ticking_s = []
     for name in names:
         await asyncio.sleep(run_s)
-        await SCENARIOS[name](stage)
-        ticking_s.append(max(await stage.fleet.ticking(), default=0.0))
-        stage.check()
+        await SCENARIOS[name](testbed)
+        ticking_s.append(max(await testbed.fleet.ticking(), default=0.0))
+        testbed.check()
     await asyncio.sleep(run_s)
-    receipts = await stage.fleet.stop()
+    receipts = await testbed.fleet.stop()
     stopped = time.monotonic()
-    await stage.environment.flushed()
+    await testbed.environment.flushed()
     written_s = time.monotonic() - stopped
-    seen = await stage.fleet.testimonies()
-    bills, problems = await compare(stage, receipts, seen, DEATH_S + stage.slack_s)
-    audit = [line for line in await stage.environment.audit() if "audited" not in line]
-    stage.check()
+    seen = await testbed.fleet.testimonies()
+    bills, problems = await compare(testbed, receipts, seen, DEATH_S + testbed.slack_s)
+    audit = [line for line in await testbed.environment.audit() if "audited" not in line]
+    testbed.check()
     errors = {code for one in seen for code in one["errors"]}
-    return Outcome(bills, problems, audit, ticking_s, written_s, errors)
+    return TortureOutcome(bills, problems, audit, ticking_s, written_s, errors)
 
 
 async def run(names: list[str], sessions: int, show: int) -> bool:
-    """Each scenario on a stage of its own; whether nothing was wrong."""
+    """Each scenario on a testbed of its own; whether nothing was wrong."""
     print(machine.describe())
     print(HEADINGS, flush=True)
     clean = True
     for name in names:
-        async with open_stage(sessions) as stage:
-            outcome = await strike(stage, [name])
+        async with open_testbed(sessions) as testbed:
+            outcome = await strike(testbed, [name])
         bills = outcome.bills
         lost = sum(bill.losses > 0 for bill in bills)
         early = sum(bill.receipt["reason"] != "client" for bill in bills)

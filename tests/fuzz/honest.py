@@ -17,7 +17,7 @@ import httpx
 from websockets.asyncio.client import connect
 
 from server import limits as server_limits
-from tests.fixtures.server import Client
+from tests.fixtures.server import SocketClient
 
 SPEED = 20
 GRANTED = Decimal(10_000)
@@ -74,7 +74,7 @@ class Honest:
     kind: str
     paused: bool
     """It is paused at once: from then on its bill must not change at all."""
-    client: Client
+    client: SocketClient
     began: tuple[float, float] = (0.0, 0.0)
     """Before `start` was sent, and after it was answered."""
     ended: tuple[float, float] = (0.0, 0.0)
@@ -184,7 +184,7 @@ def address_of(number: int) -> str:
     return f"192.0.2.{number + 10}"
 
 
-async def connect_honest(port: int, number: int, token: str) -> Client:
+async def connect_honest(port: int, number: int, token: str) -> SocketClient:
     """A socket of an honest user, from an address of their own."""
     connection = await connect(
         f"ws://127.0.0.1:{port}/v1/ws",
@@ -194,7 +194,7 @@ async def connect_honest(port: int, number: int, token: str) -> Client:
         ping_interval=None,
         additional_headers={"X-Forwarded-For": address_of(number)},
     )
-    client = Client(connection)
+    client = SocketClient(connection)
     welcome = await client.ask("auth", token=token)
     assert welcome["type"] == "welcome", welcome
     return client

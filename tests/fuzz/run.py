@@ -17,12 +17,12 @@ import jwt
 
 from server import limits as server_limits
 from storage import limits as storage_limits
-from tests.faults.processes import House, Process, open_house
+from tests.faults.processes import Installation, SpawnedProcess, open_installation
 from tests.fuzz import liars, slow
 from tests.fuzz.attack import Attack, Tokens, numbered
 from tests.fuzz.cases import ATTACKERS, HONEST_ORG, INSIDE_PATH, case_of
+from tests.fuzz.checked_account import PURSES, CheckedAccount
 from tests.fuzz.honest import RATES, Backend, Honest, address_of, cancelled, connect_honest
-from tests.fuzz.purse import PURSES, Purse
 
 SECRET = "a-secret-of-the-fuzz-run-with-32-bytes"
 API_KEY = "key-of-a-backend-in-the-fuzz-run"
@@ -46,7 +46,7 @@ FLOOD = 1_000
 
 
 @dataclass
-class Report:
+class FuzzReport:
     """What a run came to."""
 
     seed: int
@@ -104,17 +104,19 @@ class Report:
 class Run:
     """The parts of a run."""
 
-    def __init__(self, house: House, seed: int, count: int) -> None:
-        self.house = house
-        self.report = Report(seed, count)
-        self.attack = Attack(house.port, Tokens(SECRET, API_KEY))
+    def __init__(self, installation: Installation, seed: int, count: int) -> None:
+        self.installation = installation
+        self.report = FuzzReport(seed, count)
+        self.attack = Attack(installation.port, Tokens(SECRET, API_KEY))
         self.http = httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{house.port}", timeout=30, trust_env=False
+            base_url=f"http://127.0.0.1:{installation.port}", timeout=30, trust_env=False
         )
-        self.backend = Backend(f"http://127.0.0.1:{house.port}", API_KEY)
+        self.backend = Backend(f"http://127.0.0.1:{installation.port}", API_KEY)
         self.honest: list[Honest] = []
         self.reading: list[asyncio.Task[None]] = []
-        self.purses = [Purse(house.port, API_KEY, number, seed) for number in range(PURSES)]
+        self.checked_accounts = [
+            CheckedAccount(installation.port, API_KEY, number, seed) for number in range(PURSES)
+        ]
 
     # --- The honest ------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class Run:
             user_id = f"user-{number}"
             tenant = self._tenant(number)
             await self.backend.grant(user_id, tenant)
-            client = await connect_honest(self.house.port, number, self._token(number))
+            client = await connect_honest(self.installation.port, number, self._token(number))
             kind = ("chat", "call", "chat", "lesson")[number // 2 % 4]
             self.honest.append(Honest(number, kind, number >= 12, client))
         await asyncio.gather(*(honest.begin() for honest in self.honest))
@@ -180,19 +182,21 @@ class Run:
         self.report.after = await self._settled(at_rest)
         self.report.answers = self.attack.answers
         self.report.problems += self.attack.problems
-        for purse in self.purses:
-            self.report.steps += purse.steps
-            self.report.problems += purse.problems
+        for checked_account in self.checked_accounts:
+            self.report.steps += checked_account.steps
+            self.report.problems += checked_account.problems
 
     async def spend(self, cases: int) -> None:
         """Amounts and bodies in every form, at accounts that are reckoned here as well."""
         steps = cases // STEPS_PER_CASES
-        await asyncio.gather(*(purse.run(steps) for purse in self.purses))
+        await asyncio.gather(
+            *(checked_account.run(steps) for checked_account in self.checked_accounts)
+        )
 
     async def lie(self, part: int) -> None:
         """Withheld pongs, floods of returns and starts, and guesses from honest addresses, in
         the midst of which the honest are let in."""
-        port, get = self.house.port, self.attack.tokens.get
+        port, get = self.installation.port, self.attack.tokens.get
         found = await asyncio.gather(
             *(liars.withhold(port, get("user", number), number) for number in range(4)),
             liars.start_many(port, get("user", 7 + part), part),
@@ -203,10 +207,10 @@ class Run:
     async def guess(self, number: int) -> list[str]:
         """A stranger guesses from the address of an honest user, who comes in nevertheless."""
         address = address_of(number)
-        problems = await liars.guess(self.house.port, address)
+        problems = await liars.guess(self.installation.port, address)
         try:
             async with asyncio.timeout(SETTLE_S):
-                client = await connect_honest(self.house.port, number, self._token(number))
+                client = await connect_honest(self.installation.port, number, self._token(number))
                 await client.close()
             headers = {"X-Forwarded-For": address}
             for token in (API_KEY, self._token(number)):
@@ -224,10 +228,10 @@ class Run:
         honest user comes, and is served."""
         began = time.monotonic()
         opened = await asyncio.gather(
-            *(asyncio.open_connection("127.0.0.1", self.house.port) for _ in range(FLOOD)),
+            *(asyncio.open_connection("127.0.0.1", self.installation.port) for _ in range(FLOOD)),
             return_exceptions=True,
         )
-        client = await connect_honest(self.house.port, 0, self._token(0))
+        client = await connect_honest(self.installation.port, 0, self._token(0))
         found = await self._inside()
         self.report.newcomer_s = time.monotonic() - began
         self.report.descriptors_max = found["descriptors"]
@@ -245,7 +249,7 @@ class Run:
 
     async def slow(self) -> None:
         """Peers that say too little, or take nothing: each is cut in a bounded time."""
-        port, token = self.house.port, self.attack.tokens.get("user", 1)
+        port, token = self.installation.port, self.attack.tokens.get("user", 1)
         *stayed, no_answer, no_tick = await asyncio.gather(
             *(slow.stay(port, sent) for sent in slow.STARTS * 4),
             slow.take_no_answer(port),
@@ -283,7 +287,7 @@ class Run:
 
     # --- The judgement -----------------------------------------------------------------------
 
-    def judge(self, served: Process) -> None:
+    def judge(self, served: SpawnedProcess) -> None:
         """What the server's end, its memory and its log say."""
         problems = self.report.problems
         if served.child.returncode is not None:
@@ -318,19 +322,19 @@ async def _holds(condition: Callable[[], Awaitable[bool]], patience_s: float) ->
     return True
 
 
-async def fuzz(seed: int, count: int, say: Callable[[str], None] = lambda _: None) -> Report:
+async def fuzz(seed: int, count: int, say: Callable[[str], None] = lambda _: None) -> FuzzReport:
     """A whole run of ``count`` cases; ``say`` is told how far it is."""
     async with AsyncExitStack() as stack:
-        house = await stack.enter_async_context(open_house(RATES))
-        house.environment |= {
+        installation = await stack.enter_async_context(open_installation(RATES))
+        installation.environment |= {
             "TAXIMETER_JWT_SECRET": SECRET,
             "TAXIMETER_API_KEYS": API_KEY,
             "TAXIMETER_LOG_FORMAT": "json",
             "FUZZ_DESCRIPTORS": str(DESCRIPTORS),
         }
-        house.module = "tests.fuzz.served"
-        served = await house.serve()
-        run = Run(house, seed, count)
+        installation.module = "tests.fuzz.served"
+        served = await installation.serve()
+        run = Run(installation, seed, count)
         stack.push_async_callback(run.http.aclose)
         stack.push_async_callback(run.backend.client.aclose)
         say("the honest begin")
@@ -341,21 +345,21 @@ async def fuzz(seed: int, count: int, say: Callable[[str], None] = lambda _: Non
         await run.end_honest()
         run.judge(served)
         say("the audit begins")
-        run.report.problems += await _audited(house)
+        run.report.problems += await _audited(installation)
         return run.report
 
 
-async def _audited(house: House) -> list[str]:
+async def _audited(installation: Installation) -> list[str]:
     """What an operator's audit finds, once everything is written down."""
-    house.module = "server"
+    installation.module = "server"
 
     async def written() -> bool:
-        ready: Any = (await house.http("GET", "/readyz")).json()
+        ready: Any = (await installation.http("GET", "/readyz")).json()
         return bool(ready["outbox"]["entries"] == 0)
 
     if not await _holds(written, SETTLE_S):
         return ["the outbox is not empty"]
-    audit = await house.run("audit")
+    audit = await installation.run("audit")
     if audit.child.returncode == 0 and "everything adds up" in audit.output:
         return []
     return [f"the audit says: {audit.output} {audit.errors[-2_000:]}"]

@@ -1,7 +1,7 @@
 """The server that is attacked: the real command, and one more path that shows its insides.
 
 Two waits are short here, for a run is over sooner than a day: for the next heartbeat over
-HTTP, and for the next minute of a tracked session. And it may have few descriptors, so that
+HTTP, and for the next minute of a reported session. And it may have few descriptors, so that
 a flood need not be a large one. Everything else is as it is served.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 from server import limits as server_limits
 
 server_limits.HEARTBEAT_PROOF_MS = 2_000  # type: ignore[misc]
-server_limits.TRACKED_SILENCE_MS_MAX = 2_000  # type: ignore[misc]
+server_limits.REPORTED_SILENCE_MS_MAX = 2_000  # type: ignore[misc]
 
 from starlette.applications import Starlette  # noqa: E402 -- the limits come first
 from starlette.requests import Request  # noqa: E402
@@ -41,7 +41,7 @@ def resident_bytes() -> int:
 def counts(app: Starlette) -> dict[str, int]:
     """Everything that a peer could leave behind in a process, by its number."""
     process: Process = app.state.process
-    hub, door, sockets = process.hub, process.door, process.sockets
+    registry, limiter, sockets = process.registry, process.limiter, process.sockets
     timers = process.timers
     # A timer that was cancelled keeps its place until its time comes.
     waiting = [
@@ -54,24 +54,24 @@ def counts(app: Starlette) -> dict[str, int]:
         "tasks": len(asyncio.all_tasks()),
         "timers": len(waiting),
         "descriptors": len(list(Path("/proc/self/fd").iterdir())),
-        "connections": door.count,
-        "guests": len(door.guests),
-        "idle": len(door.idle),
-        "lingering": door.lingering,
-        "networks": len(door._by_network),
+        "connections": limiter.count,
+        "admitted": len(limiter.connections),
+        "idle": len(limiter.idle),
+        "lingering": limiter.lingering,
+        "networks": len(limiter._by_network),
         "sockets": len(sockets.connections),
         "users": len(sockets._by_user),
         "addresses": len(sockets._by_network),
-        "seats": len(hub.seats),
-        "members": sum(len(seat.members) for seat in hub),
-        "accounts": len(list(hub.accounts)),
-        "channels": len(hub.accounts.channels),
-        "listeners": sum(len(account.listeners) for account in hub.accounts),
-        "locks": len(hub._locks),
-        "tenants": len(hub.tenants._sessions),
-        "claims": hub.claims.waiting,
-        "heartbeats": len(app.state.heartbeats._pulses),
-        "silences": len(app.state.trackers._silent_at),
+        "local_sessions": len(registry.local_sessions),
+        "members": sum(len(local.subscribers) for local in registry),
+        "accounts": len(list(registry.accounts)),
+        "channels": len(registry.accounts.channels),
+        "listeners": sum(len(account.listeners) for account in registry.accounts),
+        "locks": len(registry._locks),
+        "tenants": len(registry.tenants._sessions),
+        "claims": registry.pipeline.waiting,
+        "heartbeats": len(app.state.heartbeats._presences),
+        "silences": len(app.state.reported_minutes._silent_at),
         "reports": app.state.reports,
     }
 

@@ -6,8 +6,8 @@ import msgspec
 
 from protocol.metering.effects import Effect, Push, Reply
 from protocol.metering.meter import Meter
-from protocol.metering.projection import AccountProjection, line_of
-from protocol.metering.session import Grant, Session
+from protocol.metering.projection import AccountProjection, burn_line_of
+from protocol.metering.session import Grant, SessionState
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Step
 from protocol.metering.terms import Terms
@@ -31,7 +31,7 @@ class Bench:
 
     def __init__(
         self,
-        session: Session | None = None,
+        session: SessionState | None = None,
         account: AccountProjection | None = None,
         *,
         sockets: int = 1,
@@ -43,7 +43,7 @@ class Bench:
             account = account_of(100 * CREDIT)
             terms, standing = session.identity.terms, session.standing
             running = standing.phase is Phase.ACTIVE
-            line = line_of(
+            line = burn_line_of(
                 terms, standing.elapsed_ms, standing.at, standing.free_ms, running=running
             )
             account.lines["chat-1"] = line
@@ -100,7 +100,7 @@ class Bench:
             given = offers[offer]
         given = msgspec.structs.replace(given, **grant)
         self.meter.granted(
-            Reply(accepted=True, session=Session(step.before.identity, step.standing, given)),
+            Reply(accepted=True, session=SessionState(step.before.identity, step.standing, given)),
             self.now,
         )
         return self.drain()
@@ -110,12 +110,12 @@ class Bench:
         self.meter.granted(Reply(accepted=False, **reply), self.now)
         return self.drain()
 
-    def moved_to(self, grant: Grant | None = None, **changes: Any) -> Session:
+    def moved_to(self, grant: Grant | None = None, **changes: Any) -> SessionState:
         """The session as another process's step would leave it."""
         session = self.meter.session
         version = session.standing.version + 1
         standing = msgspec.structs.replace(session.standing, version=version, **changes)
-        return Session(session.identity, standing, grant or session.grant)
+        return SessionState(session.identity, standing, grant or session.grant)
 
 
 def only(effects: list[Effect], kind: Any) -> list[Any]:
@@ -146,7 +146,7 @@ def starting(terms: Terms = TERMS, **identity: Any) -> Bench:
     """A session that is about to start."""
     standing = unstarted(Phase.PAUSED, NOW, 0 if "free_key" in identity else terms.free_ms)
     bench = Bench(
-        Session(identity_of(terms, **identity), standing, Grant()),
+        SessionState(identity_of(terms, **identity), standing, Grant()),
         account_of(100 * CREDIT),
         sockets=0,
     )

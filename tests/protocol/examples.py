@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from protocol.metering.projection import AccountProjection, Line, line_of
+from protocol.metering.projection import AccountProjection, BurnLine, burn_line_of
 from protocol.metering.quota import MonthOf
-from protocol.metering.session import Grant, Identity, Session, Standing
+from protocol.metering.session import Grant, Identity, SessionState, Standing
 from protocol.metering.states import Phase
 from protocol.metering.terms import Terms
 from protocol.metering.transitions import unstarted
@@ -63,9 +63,9 @@ def session_of(
     standing: Standing | None = None,
     grant: Grant | None = None,
     **identity: Any,
-) -> Session:
+) -> SessionState:
     """A session that has just started, with a grant of a minute and a margin."""
-    return Session(
+    return SessionState(
         identity_of(terms, **identity),
         standing_of(free_ms=terms.free_ms) if standing is None else standing,
         Grant(granted_ms=65_000, held_micros=terms.cost_micros(65_000, terms.free_ms))
@@ -91,7 +91,7 @@ def account_of(micros: int) -> AccountProjection:
     return account
 
 
-def line(terms: Terms, **changes: Any) -> Line:
+def line(terms: Terms, **changes: Any) -> BurnLine:
     """A session that runs since now."""
-    made = line_of(terms, 0, NOW, terms.free_ms, running=True)
+    made = burn_line_of(terms, 0, NOW, terms.free_ms, running=True)
     return msgspec.structs.replace(made, **changes)

@@ -12,7 +12,7 @@ from protocol.metering.assertion import (
     months_of_minutes,
 )
 from protocol.metering.records import MinuteUsed
-from protocol.metering.session import Grant, Session
+from protocol.metering.session import Grant, SessionState
 from protocol.metering.steps import Settling
 from protocol.metering.terms import MINUTE_MS
 from tests.protocol.examples import (
@@ -45,7 +45,7 @@ def test_a_minute_that_is_made_again_is_the_one_that_was_recorded(
         made.halt(at)
         at += 1_000
     made.end(at, "client", None)
-    session = Session(made.identity, made.standing, Grant())
+    session = SessionState(made.identity, made.standing, Grant())
     for record in made.records:
         if isinstance(record, MinuteUsed):
             again = minute_again(session, record.minute, month_of)

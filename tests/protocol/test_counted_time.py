@@ -2,7 +2,7 @@
 
 import pytest
 
-from protocol.metering.counted_time import Course
+from protocol.metering.counted_time import CountedTime
 from protocol.metering.session import Grant
 from tests.protocol.examples import session_of, terms_of
 
@@ -22,9 +22,9 @@ def test_a_claim_is_made_so_early_that_its_answer_is_there(
     granted_ms: int, response_ms: int, claimed_at_ms: int
 ) -> None:
     session = session_of(grant=Grant(granted_ms=granted_ms))
-    assert Course(session, 60_000, response_ms).claim_ms == claimed_at_ms
+    assert CountedTime(session, 60_000, response_ms).claim_ms == claimed_at_ms
 
 
 def test_where_time_runs_faster_a_claim_is_made_as_much_earlier() -> None:
     session = session_of(terms_of(speed=10), grant=Grant(granted_ms=10_000))
-    assert Course(session, 60_000, 800).claim_ms == 2_000
+    assert CountedTime(session, 60_000, 800).claim_ms == 2_000

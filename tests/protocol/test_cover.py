@@ -3,7 +3,7 @@
 from protocol.metering.cover import covered_until
 from protocol.metering.effects import Reply
 from protocol.metering.meter import Meter
-from protocol.metering.session import Grant, Session
+from protocol.metering.session import Grant, SessionState
 from protocol.metering.states import Event, Phase
 from tests.protocol.examples import (
     CREDIT,
@@ -29,7 +29,9 @@ def test_an_account_covers_what_a_session_that_begins_may_be_granted() -> None:
     account = account_of(CREDIT)
     account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
     beginning = Meter(
-        Session(identity_of(session_id="three"), standing_of(Phase.PAUSED, free_ms=0), Grant()),
+        SessionState(
+            identity_of(session_id="three"), standing_of(Phase.PAUSED, free_ms=0), Grant()
+        ),
         account,
         month_of,
     )

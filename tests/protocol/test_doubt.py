@@ -3,7 +3,7 @@
 import pytest
 
 from protocol import limits
-from protocol.metering.effects import Move
+from protocol.metering.effects import RemoteStep
 from protocol.metering.states import Event, Phase
 from tests.protocol.bench import Bench
 from tests.protocol.examples import CREDIT, NOW, session_of, terms_of
@@ -156,7 +156,7 @@ def test_the_same_gap_of_another_process_ends_the_doubt() -> None:
     moved = bench.moved_to(
         at=CAME_AT, run_at=CAME_AT, elapsed_ms=3_000, settled_ms=3_000, gaps=gaps
     )
-    bench.meter.moved(Move(moved), bench.now)
+    bench.meter.apply_remote(RemoteStep(moved), bench.now)
     bench.drain()
     assert not bench.meter.is_in_doubt
     bench.run(limits.DOUBT_WAIT_MS)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from protocol.metering.counted_time import Course
+from protocol.metering.counted_time import CountedTime
 from protocol.metering.limit_positions import first, positions, threshold, uncovered_ends
 from protocol.metering.projection import AccountProjection, MonthProjection
-from protocol.metering.session import Grant, Session
+from protocol.metering.session import Grant, SessionState
 from protocol.metering.terms import MINUTE_MS
 from tests.protocol.examples import CREDIT, NOW, account_of, line, session_of, terms_of
 
@@ -26,12 +26,12 @@ def month(limit_minutes: int, used_minutes: int = 0, **changes: Any) -> MonthPro
 
 
 def at_start(
-    session: Session, *, member: MonthProjection = UNLIMITED, org: MonthProjection = UNLIMITED
+    session: SessionState, *, member: MonthProjection = UNLIMITED, org: MonthProjection = UNLIMITED
 ) -> dict[str, int]:
     return positions(session, 0, NOW, alone(3 * CREDIT), member, org)
 
 
-def counted(**changes: Any) -> Session:
+def counted(**changes: Any) -> SessionState:
     """A session that counts minutes and costs nothing."""
     return session_of(terms_of(price_micros=0, counts_minutes=True), grant=Grant(), **changes)
 
@@ -76,11 +76,11 @@ def test_a_month_that_ends_before_its_limit_binds_in_the_next_one() -> None:
 
 def test_without_a_grant_a_session_goes_as_far_as_its_counters() -> None:
     session = session_of(terms_of(counts_minutes=True), grant=Grant(granted_ms=MINUTE_MS))
-    course = Course(session, 60_000)
-    ends = uncovered_ends(session, course, NOW, alone(3 * CREDIT), month(60, 58), UNLIMITED)
+    counted_time = CountedTime(session, 60_000)
+    ends = uncovered_ends(session, counted_time, NOW, alone(3 * CREDIT), month(60, 58), UNLIMITED)
     assert ends == {"credits": 3 * MINUTE_MS, "member_minutes": 3 * MINUTE_MS}
     ends = uncovered_ends(
-        session, course, NOW, alone(0), month(60, 58, held_minutes=2), month(9, 9)
+        session, counted_time, NOW, alone(0), month(60, 58, held_minutes=2), month(9, 9)
     )
     assert ends == {"credits": 0, "member_minutes": MINUTE_MS, "org_minutes": MINUTE_MS}
 

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from protocol import limits
-from protocol.metering.effects import Ask, Leave, Probe, Refuse, Show
-from protocol.metering.projection import line_of
+from protocol.metering.effects import Ask, LeaveSession, Probe, Refuse, Show
+from protocol.metering.projection import burn_line_of
 from protocol.metering.session import Grant
 from protocol.metering.states import Event, Phase
 from protocol.wire import messages
@@ -39,7 +39,7 @@ def test_a_start_that_is_refused_leaves_nothing() -> None:
     bench = starting()
     effects = bench.answer(session=bench.meter.session, refused_by="credits")
     assert only(effects, Refuse) == [Refuse("start", "credits")]
-    assert only(effects, Leave)
+    assert only(effects, LeaveSession)
     assert bench.meter.asked is None
 
 
@@ -48,7 +48,7 @@ def test_a_start_whose_socket_is_gone_when_it_is_refused_is_not_lost_but_nothing
     bench.meter.detach(NOW, NOW)
     effects = bench.answer(session=bench.meter.session, refused_by="credits")
     assert bench.meter.asked is None
-    assert only(effects, Leave)
+    assert only(effects, LeaveSession)
 
 
 def test_a_start_that_came_second_is_a_join_and_notes_its_process() -> None:
@@ -295,9 +295,9 @@ def test_a_top_up_extends_a_final_grant() -> None:
 
 def test_one_increment_more_is_worth_asking_for() -> None:
     account = account_of(CREDIT // 2)
-    account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
+    account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)
     # Another session burns so fast that the two together have half a second left.
-    account.lines["chat-2"] = line_of(
+    account.lines["chat-2"] = burn_line_of(
         terms_of(price_micros=100 * CREDIT, first_increment_ms=60_000), 0, NOW, 0, running=True
     )
     account.apply(2, 100 * CREDIT + CREDIT // 2, 0, None, None)
@@ -362,4 +362,4 @@ def test_a_session_that_ended_elsewhere_refuses_what_waits() -> None:
     ended = bench.moved_to(Grant(), phase=Phase.ENDED, ended_at=NOW, reason="client")
     effects = bench.answer(session=ended)
     assert only(effects, Refuse) == [Refuse("pause", None)]
-    assert only(effects, Leave)
+    assert only(effects, LeaveSession)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from protocol.metering.effects import Leave, Move, Probe, Refuse, Show
-from protocol.metering.session import Grant, Session, Standing
+from protocol.metering.effects import LeaveSession, Probe, Refuse, RemoteStep, Show
+from protocol.metering.session import Grant, SessionState, Standing
 from protocol.metering.states import Event, Phase
 from protocol.wire import messages
 from tests.protocol.bench import Bench, final, only, said
@@ -61,7 +61,7 @@ def test_what_another_process_settled_is_not_lost_with_an_older_proof() -> None:
         minutes_kept=1,
         minute_at=NOW + 60_000,
     )
-    bench.meter.moved(Move(further), bench.now)
+    bench.meter.apply_remote(RemoteStep(further), bench.now)
     bench.now = NOW + 80_000
     bench.meter.detach(NOW + 50_000, bench.now)
     bench.drain()
@@ -76,17 +76,17 @@ def test_who_leaves_others_behind_settles_what_it_alone_can_prove() -> None:
     bench.meter.detach(bench.now, bench.now)
     bench.drain()
     effects = bench.answer(session=None, left=True)
-    assert not only(effects, Leave)
+    assert not only(effects, LeaveSession)
     assert bench.step.standing.settled_ms == 25_000
     assert not bench.step.present
-    assert only(bench.accept(), Leave)
+    assert only(bench.accept(), LeaveSession)
 
 
 def test_who_leaves_others_behind_with_nothing_to_prove_just_leaves() -> None:
     bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
     bench.meter.detach(NOW, NOW)
     bench.drain()
-    assert only(bench.answer(session=None, left=True), Leave)
+    assert only(bench.answer(session=None, left=True), LeaveSession)
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -97,7 +97,7 @@ def test_a_socket_that_joins_while_its_process_leaves_brings_it_back(left: bool)
     bench.meter.attach(bench.now)
     bench.drain()
     effects = bench.answer(session=None, left=True) if left else bench.accept()
-    assert not only(effects, Leave)
+    assert not only(effects, LeaveSession)
     assert bench.step.standing.phase is Phase.ACTIVE
     assert bench.step.present
 
@@ -159,7 +159,7 @@ def test_who_was_taken_for_dead_brings_its_session_back() -> None:
     swept = bench.moved_to(
         Grant(), phase=Phase.SUSPENDED, elapsed_ms=1_000, at=NOW + 1_000, lost_at=NOW + 1_000
     )
-    bench.meter.moved(Move(swept), bench.now)
+    bench.meter.apply_remote(RemoteStep(swept), bench.now)
     bench.drain()
     assert bench.step.standing.phase is Phase.ACTIVE
     assert bench.step.present
@@ -260,7 +260,7 @@ def stopped_elsewhere(bench: Bench, told_at: int = NOW + 30_000) -> None:
         grace_until=stopped_at + 15_000,
         segments=((NOW, stopped_at),),
     )
-    bench.meter.moved(Move(stopping), bench.now)
+    bench.meter.apply_remote(RemoteStep(stopping), bench.now)
     bench.drain()
 
 
@@ -314,7 +314,7 @@ def test_an_answer_that_was_lost_is_asked_for_anew() -> None:
     assert bench.step.before is asked.before
     assert bench.step.standing == asked.standing
     # It was made: the answer is what it left, and there is nothing more to do.
-    done = Session(asked.before.identity, asked.standing, Grant())
+    done = SessionState(asked.before.identity, asked.standing, Grant())
     bench.answer(session=done)
     assert bench.meter.phase is Phase.PAUSED
     assert bench.meter.asked is None

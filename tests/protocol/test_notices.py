@@ -5,10 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol.metering.effects import Move, Push
+from protocol.metering.effects import Push, RemoteStep
 from protocol.metering.notices import Minutes, sequence_number
-from protocol.metering.projection import line_of
-from protocol.metering.session import Grant, Session
+from protocol.metering.projection import burn_line_of
+from protocol.metering.session import Grant, SessionState
 from protocol.metering.states import Event, Phase
 from protocol.wire import messages
 from protocol.wire.codec import encode
@@ -41,7 +41,7 @@ def notice(seq: int, kind: str = "limit_warning", **fields: Any) -> bytes:
 def warned_bench() -> Bench:
     """A session that has said, and not recorded yet, that a minute is left."""
     account = account_of(CREDIT)
-    account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
+    account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)
     grant = Grant(granted_ms=60_000, held_micros=CREDIT, final="credits")
     standing = standing_of(free_over=True, warned={"credits": 300_000}, seq=1)
     terms = terms_of(warn_at_ms=(300_000, 60_000, 10_000))
@@ -60,7 +60,7 @@ def test_what_was_said_is_recorded_by_the_next_step() -> None:
 
 def test_a_reading_that_shows_the_step_on_its_way_takes_no_later_notice() -> None:
     bench = warned_bench()
-    made = Session(bench.step.before.identity, bench.step.standing, bench.meter.session.grant)
+    made = SessionState(bench.step.before.identity, bench.step.standing, bench.meter.session.grant)
     bench.meter.read(made, bench.step.notices, bench.now)
     assert numbers(bench.run(50_000)) == [3]
     bench.accept()
@@ -79,7 +79,7 @@ def test_the_same_notice_of_another_process_is_not_said_twice() -> None:
 def test_what_another_process_said_is_said_here_too() -> None:
     bench = Bench()
     other = bench.moved_to(seq=1)
-    bench.meter.moved(Move(other, (notice(1),)), NOW)
+    bench.meter.apply_remote(RemoteStep(other, (notice(1),)), NOW)
     assert numbers(bench.drain()) == [1]
 
 
@@ -98,7 +98,7 @@ def test_different_notices_under_one_number_are_told_apart_from_there() -> None:
 
 def test_a_step_that_ends_the_session_has_the_next_number_to_itself() -> None:
     account = account_of(CREDIT)
-    account.lines["chat-1"] = line_of(TERMS, 0, NOW, 0, running=True)
+    account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)
     bench = Bench(session_of(terms_of(warn_at_ms=(300_000, 60_000))), account)
     bench.run(0)
     bench.accept()
@@ -129,7 +129,7 @@ def test_who_missed_a_message_asks_for_what_it_missed() -> None:
     later = msgspec.structs.replace(
         later, standing=msgspec.structs.replace(later.standing, version=version + 2)
     )
-    bench.meter.moved(Move(later, (notice(2),)), NOW)
+    bench.meter.apply_remote(RemoteStep(later, (notice(2),)), NOW)
     effects = bench.drain()
     assert said(effects) == []
     assert bench.step.before.standing.version == version
@@ -148,7 +148,7 @@ def test_a_step_of_others_that_is_told_before_the_answer_to_ones_own_is_not_miss
     standing = msgspec.structs.replace(paused, version=paused.version + 1, seq=1)
     later = msgspec.structs.replace(later, standing=standing)
     minute = messages.Minute(session_id="chat-1", minute=0, seconds=60, credits="1")
-    bench.meter.moved(Move(later, (notice(1),), minutes=(encode(minute),)), NOW)
+    bench.meter.apply_remote(RemoteStep(later, (notice(1),), minutes=(encode(minute),)), NOW)
     assert said(bench.drain()) == []
     if answered:
         assert said(bench.accept())[-2:] == [said([Push(notice(1))])[0], minute]
@@ -170,14 +170,14 @@ def test_minutes_of_another_process_are_sent_once_in_either_order(answered_first
     bench = Bench()
     bench.ask(Event.PAUSE)
     theirs = bench.moved_to(Grant(), seq=0)
-    told = Move(theirs, minutes=(encode(minute_message(0)),))
+    told = RemoteStep(theirs, minutes=(encode(minute_message(0)),))
     if answered_first:
         sent = said(bench.answer(session=theirs))
-        bench.meter.moved(told, bench.now)
+        bench.meter.apply_remote(told, bench.now)
     else:
-        bench.meter.moved(told, bench.now)
+        bench.meter.apply_remote(told, bench.now)
         sent = said(bench.drain()) + said(bench.answer(session=theirs))
-    bench.meter.moved(told, bench.now)
+    bench.meter.apply_remote(told, bench.now)
     sent += said(bench.drain())
     assert [it for it in sent if isinstance(it, messages.Minute)] == [minute_message(0)]
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.metering.projection import AccountProjection, Line, MonthProjection, line_of
+from protocol.metering.projection import AccountProjection, BurnLine, MonthProjection, burn_line_of
 from protocol.metering.terms import MINUTE_MS, Terms
 from tests.protocol.examples import CREDIT, NOW, terms_of
 
@@ -18,7 +18,7 @@ any_terms = st.builds(
     speed=st.sampled_from([1, 1, 10]),
 )
 any_line = st.builds(
-    lambda terms, elapsed_ms, behind_ms, free_ms, running: line_of(
+    lambda terms, elapsed_ms, behind_ms, free_ms, running: burn_line_of(
         terms, elapsed_ms, NOW - behind_ms, free_ms, running=running
     ),
     any_terms,
@@ -29,7 +29,7 @@ any_line = st.builds(
 )
 
 
-def account_with(gross_micros: int, lines: list[Line], reserved: int = 0) -> AccountProjection:
+def account_with(gross_micros: int, lines: list[BurnLine], reserved: int = 0) -> AccountProjection:
     account = AccountProjection("user:ann", "ann")
     named = {f"chat-{number}": line for number, line in enumerate(lines)}
     account.replace(1, gross_micros, reserved, named)
@@ -45,11 +45,11 @@ def account_with(gross_micros: int, lines: list[Line], reserved: int = 0) -> Acc
 def test_a_line_costs_what_the_terms_say(
     terms: Terms, elapsed_ms: int, free_ms: int, later_ms: int
 ) -> None:
-    running = line_of(terms, elapsed_ms, NOW, free_ms, running=True)
+    running = burn_line_of(terms, elapsed_ms, NOW, free_ms, running=True)
     position_ms = elapsed_ms + later_ms * terms.speed
     assert running.elapsed_at(NOW + later_ms) == position_ms
     assert running.cost_at(NOW + later_ms) == terms.cost_micros(position_ms, free_ms)
-    stopped = line_of(terms, elapsed_ms, NOW, free_ms, running=False)
+    stopped = burn_line_of(terms, elapsed_ms, NOW, free_ms, running=False)
     assert stopped.cost_at(NOW + later_ms) == terms.cost_micros(elapsed_ms, free_ms)
     assert stopped.burn_micros == 0
 
@@ -65,7 +65,7 @@ def test_claims_do_not_change_what_is_shown(
 ) -> None:
     """They move money from the balance to what was charged; the gross is their sum."""
     balance, charged, elapsed_ms, at = micros, 0, 0, NOW
-    line = line_of(terms, 0, NOW, 0, running=True)
+    line = burn_line_of(terms, 0, NOW, 0, running=True)
     shown = []
     for wait_ms in [0, *claims]:
         at += wait_ms
@@ -74,7 +74,7 @@ def test_claims_do_not_change_what_is_shown(
         balance, charged = balance - charge, charged + charge
         shown.append(account_with(balance + charged, [line]).credits_micros(at + later_ms))
         # With the claim's own anchor it is the same line.
-        anew = line_of(terms, elapsed_ms, at, 0, running=True)
+        anew = burn_line_of(terms, elapsed_ms, at, 0, running=True)
         assert account_with(balance + charged, [anew]).credits_micros(at + later_ms) == shown[-1]
     assert shown[-1] == micros - terms.cost_micros(elapsed_ms + later_ms * terms.speed, 0)
 
@@ -83,7 +83,7 @@ def test_claims_do_not_change_what_is_shown(
     lines=st.lists(any_line, max_size=limits.BURN_LINES_EXACT_MAX), later_ms=st.integers(0, 60_000)
 )
 def test_the_balance_is_the_gross_less_what_all_sessions_cost(
-    lines: list[Line], later_ms: int
+    lines: list[BurnLine], later_ms: int
 ) -> None:
     account = account_with(50 * CREDIT, lines)
     cost = sum(line.cost_at(NOW + later_ms) for line in lines)
@@ -92,7 +92,7 @@ def test_the_balance_is_the_gross_less_what_all_sessions_cost(
 
 
 @given(lines=st.lists(any_line, min_size=1, max_size=5))
-def test_what_one_session_could_have_is_what_the_others_leave(lines: list[Line]) -> None:
+def test_what_one_session_could_have_is_what_the_others_leave(lines: list[BurnLine]) -> None:
     account = account_with(50 * CREDIT, lines, reserved=CREDIT)
     others = sum(line.cost_at(NOW) for line in lines[1:])
     assert account.available_to("chat-0", NOW) == 49 * CREDIT - others
@@ -101,7 +101,7 @@ def test_what_one_session_could_have_is_what_the_others_leave(lines: list[Line])
 
 
 def test_with_many_sessions_one_sum_serves_a_tenth_of_a_second() -> None:
-    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    line = burn_line_of(terms_of(), 0, NOW, 0, running=True)
     account = account_with(50 * CREDIT, [line] * (limits.BURN_LINES_EXACT_MAX + 1))
     first = account.cost_micros(NOW + 500)
     assert account.cost_micros(NOW + 500 + limits.BURN_SUM_KEPT_MS - 1) == first
@@ -117,7 +117,7 @@ def test_with_many_sessions_one_sum_serves_a_tenth_of_a_second() -> None:
     reserved=st.sampled_from([0, CREDIT]),
 )
 def test_a_balance_covers_every_increment_up_to_the_instant_at_which_it_is_dry(
-    lines: list[Line], micros: int, reserved: int
+    lines: list[BurnLine], micros: int, reserved: int
 ) -> None:
     account = account_with(micros, lines, reserved)
     burning = [line for line in lines if line.burn_micros]
@@ -136,7 +136,7 @@ def test_a_balance_covers_every_increment_up_to_the_instant_at_which_it_is_dry(
 def test_with_many_sessions_it_is_dry_by_their_prices_within_an_increment(micros: int) -> None:
     terms = terms_of(price_micros=1_000_000, first_increment_ms=60_000, next_increment_ms=60_000)
     lines = [
-        line_of(terms, 0, NOW - 7_000 * number, 0, running=True)
+        burn_line_of(terms, 0, NOW - 7_000 * number, 0, running=True)
         for number in range(limits.BURN_LINES_EXACT_MAX + 2)
     ]
     cost = sum(line.cost_at(NOW) for line in lines)
@@ -150,19 +150,19 @@ def test_with_many_sessions_it_is_dry_by_their_prices_within_an_increment(micros
 
 
 def test_what_does_not_burn_is_never_dry() -> None:
-    paused = line_of(terms_of(), 5_000, NOW, 0, running=False)
-    costs_nothing = line_of(terms_of(price_micros=0), 5_000, NOW, 0, running=True)
+    paused = burn_line_of(terms_of(), 5_000, NOW, 0, running=False)
+    costs_nothing = burn_line_of(terms_of(price_micros=0), 5_000, NOW, 0, running=True)
     assert account_with(CREDIT, [paused, costs_nothing]).dry_at() is None
     assert account_with(0, []).dry_at() is None
 
 
 def test_a_debt_is_dry_at_once() -> None:
-    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    line = burn_line_of(terms_of(), 0, NOW, 0, running=True)
     assert account_with(-CREDIT, [line]).dry_at() == NOW
 
 
 def test_changes_are_taken_in_order_and_once() -> None:
-    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    line = burn_line_of(terms_of(), 0, NOW, 0, running=True)
     account = account_with(CREDIT, [])
     assert account.apply(2, 2 * CREDIT, 0, "chat-1", line)
     assert account.lines == {"chat-1": line}
@@ -179,7 +179,7 @@ def test_changes_are_taken_in_order_and_once() -> None:
 
 
 def test_a_change_moves_the_instant_at_which_it_is_dry() -> None:
-    line = line_of(terms_of(), 0, NOW, 0, running=True)
+    line = burn_line_of(terms_of(), 0, NOW, 0, running=True)
     account = account_with(CREDIT, [line])
     before = account.dry_at()
     assert account.apply(2, 2 * CREDIT, 0, None, None)
@@ -206,8 +206,8 @@ def test_minutes_left_are_shared_equally(
 
 
 def test_a_line_is_a_plain_value() -> None:
-    line = line_of(terms_of(), 1, NOW, 2, running=True)
-    assert Line(*msgspec.structs.astuple(line)) == line
+    line = burn_line_of(terms_of(), 1, NOW, 2, running=True)
+    assert BurnLine(*msgspec.structs.astuple(line)) == line
 
 
 @given(st.data())
@@ -216,7 +216,7 @@ def test_sums_that_are_kept_are_those_of_the_lines(data: st.DataObject) -> None:
     what one says that has just been read."""
     told = AccountProjection("t", "a")
     told.replace(0, 0, 0, {})
-    current: dict[str, Line] = {}
+    current: dict[str, BurnLine] = {}
     for version in range(1, data.draw(st.integers(1, 40))):
         session_id = f"s{data.draw(st.integers(0, 14))}"
         gone = data.draw(st.integers(0, 3)) == 0
@@ -245,22 +245,22 @@ def test_a_change_costs_as_much_with_a_thousand_lines_as_with_ten(
 ) -> None:
     """Work is counted: how often any line is asked what it costs."""
     asked = 0
-    cost_at = Line.cost_at
+    cost_at = BurnLine.cost_at
 
-    def counted(line: Line, now_ms: int) -> int:
+    def counted(line: BurnLine, now_ms: int) -> int:
         nonlocal asked
         asked += 1
         return cost_at(line, now_ms)
 
-    monkeypatch.setattr(Line, "cost_at", counted)
+    monkeypatch.setattr(BurnLine, "cost_at", counted)
     account = AccountProjection("t", "a")
     terms = terms_of(price_micros=CREDIT)
-    found = {f"s{n}": line_of(terms, 0, NOW, 0, running=True) for n in range(1_000)}
+    found = {f"s{n}": burn_line_of(terms, 0, NOW, 0, running=True) for n in range(1_000)}
     account.replace(1, 10**12, 0, found)
     account.credits_micros(NOW)
     asked = 0
     for version in range(2, 502):
-        halted = line_of(terms, 1_000, NOW + 1_000, 0, running=False)
+        halted = burn_line_of(terms, 1_000, NOW + 1_000, 0, running=False)
         account.apply(version, 10**12, 0, f"s{version}", halted)
         account.credits_micros(NOW + 50)
         account.available_to(f"s{version}", NOW + 50)

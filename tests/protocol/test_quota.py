@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.metering.quota import Ground, Offer, Rest, month_after, month_ends_at
+from protocol.metering.quota import Offer, OfferBasis, Rest, month_after, month_ends_at
 from protocol.metering.session import Standing
 from protocol.metering.terms import MINUTE_MS, Terms, minutes_begun
 from tests.protocol.examples import (
@@ -32,7 +32,7 @@ any_terms = st.builds(
 )
 
 
-def ground_of(terms: Terms, elapsed_ms: int, settled_ms: int | None = None) -> Ground:
+def offer_basis_of(terms: Terms, elapsed_ms: int, settled_ms: int | None = None) -> OfferBasis:
     """Where a session stands that has settled all but its last second, or as given."""
     if settled_ms is None:
         settled_ms = max(0, elapsed_ms - 1_000)
@@ -46,7 +46,7 @@ def ground_of(terms: Terms, elapsed_ms: int, settled_ms: int | None = None) -> G
         minutes_kept=kept,
         minute_at=NOW + kept * MINUTE_MS // terms.speed,
     )
-    return Ground(identity_of(terms), standing, month_of)
+    return OfferBasis(identity_of(terms), standing, month_of)
 
 
 def positions_of(offers: tuple[Offer, ...]) -> list[int]:
@@ -58,7 +58,7 @@ def positions_of(offers: tuple[Offer, ...]) -> list[int]:
 def test_offers_lead_on_and_the_longest_comes_first(
     terms: Terms, elapsed_ms: int, shrink: bool
 ) -> None:
-    offers = ground_of(terms, elapsed_ms).offers(shrink=shrink)
+    offers = offer_basis_of(terms, elapsed_ms).offers(shrink=shrink)
     positions = positions_of(offers)
     assert positions == sorted(set(positions), reverse=True)
     assert offers
@@ -71,14 +71,14 @@ def test_offers_lead_on_and_the_longest_comes_first(
 def test_an_offer_holds_what_running_to_its_end_would_cost(
     terms: Terms, elapsed_ms: int, shrink: bool
 ) -> None:
-    ground = ground_of(terms, elapsed_ms)
-    charged_micros = ground.standing.charged_micros
-    for offer in ground.offers(shrink=shrink):
+    offer_basis = offer_basis_of(terms, elapsed_ms)
+    charged_micros = offer_basis.standing.charged_micros
+    for offer in offer_basis.offers(shrink=shrink):
         end_ms = offer.grant.granted_ms
         cost_micros = terms.cost_micros(end_ms, terms.free_ms)
         assert offer.grant.held_micros == max(0, cost_micros - charged_micros)
         held_minutes = sum(offer.grant.held_minutes.values())
-        begun = minutes_begun(end_ms) - minutes_begun(ground.standing.settled_ms)
+        begun = minutes_begun(end_ms) - minutes_begun(offer_basis.standing.settled_ms)
         assert held_minutes == (begun if terms.counts_minutes else 0)
         # What more would take is more of something, or the same of everything.
         assert offer.more_micros >= offer.grant.held_micros
@@ -89,7 +89,7 @@ def test_an_offer_holds_what_running_to_its_end_would_cost(
 def test_offers_are_whole_increments_but_for_minutes_and_the_cap(
     terms: Terms, elapsed_ms: int
 ) -> None:
-    for offer in ground_of(terms, elapsed_ms).offers(shrink=False):
+    for offer in offer_basis_of(terms, elapsed_ms).offers(shrink=False):
         end_ms = offer.grant.granted_ms
         if terms.price_micros and offer.grant.final is None:
             whole = terms.increment_end_ms(end_ms, terms.free_ms) == end_ms
@@ -103,28 +103,28 @@ def test_offers_are_whole_increments_but_for_minutes_and_the_cap(
 @given(terms=any_terms, elapsed_ms=st.integers(0, 90_000), shrink=st.booleans())
 def test_nothing_is_offered_beyond_the_cap(terms: Terms, elapsed_ms: int, shrink: bool) -> None:
     capped = msgspec.structs.replace(terms, session_cap_ms=90_500)
-    for offer in ground_of(capped, elapsed_ms).offers(shrink=shrink):
+    for offer in offer_basis_of(capped, elapsed_ms).offers(shrink=shrink):
         assert offer.grant.granted_ms <= 90_500
         assert (offer.grant.final == "session_cap") == (offer.grant.granted_ms == 90_500)
 
 
 def test_in_plenty_a_grant_reaches_a_margin_beyond_the_minute() -> None:
-    offers = ground_of(terms_of(), 0).offers(shrink=False)
+    offers = offer_basis_of(terms_of(), 0).offers(shrink=False)
     assert positions_of(offers) == [65_000, 5_000, 1_000]
     assert [offer.floor_ms for offer in offers] == [120_000, 20_000, 0]
     by_the_minute = terms_of(first_increment_ms=60_000, next_increment_ms=60_000)
-    assert positions_of(ground_of(by_the_minute, 0).offers(shrink=False)) == [120_000, 60_000]
+    assert positions_of(offer_basis_of(by_the_minute, 0).offers(shrink=False)) == [120_000, 60_000]
 
 
 def test_whoever_is_recalled_keeps_what_it_needs_to_run_on() -> None:
-    assert positions_of(ground_of(terms_of(), 10_500).offers(shrink=True)) == [12_000, 11_000]
+    assert positions_of(offer_basis_of(terms_of(), 10_500).offers(shrink=True)) == [12_000, 11_000]
     by_six = terms_of(first_increment_ms=30_000, next_increment_ms=6_000)
-    assert positions_of(ground_of(by_six, 10_500).offers(shrink=True)) == [30_000]
+    assert positions_of(offer_basis_of(by_six, 10_500).offers(shrink=True)) == [30_000]
 
 
 def test_free_time_is_granted_before_any_that_costs() -> None:
     terms = terms_of(free_ms=60_000)
-    offers = ground_of(terms, 0, 0).offers(shrink=False)
+    offers = offer_basis_of(terms, 0, 0).offers(shrink=False)
     assert [offer.grant.held_micros for offer in offers] == [83_333, 0]
     assert positions_of(offers) == [65_000, 60_000]
 
@@ -132,7 +132,7 @@ def test_free_time_is_granted_before_any_that_costs() -> None:
 def test_a_begun_minute_is_offered_to_its_end() -> None:
     # The increment reaches to 63 s, and the second minute may not be had.
     terms = terms_of(counts_minutes=True, first_increment_ms=7_000, next_increment_ms=7_000)
-    offers = ground_of(terms, 56_500).offers(shrink=False)
+    offers = offer_basis_of(terms, 56_500).offers(shrink=False)
     assert positions_of(offers) == [70_000, 63_000, 60_000]
     to_its_end = offers[-1]
     assert to_its_end.grant.held_minutes == {}  # its only minute is used already
@@ -144,14 +144,16 @@ def test_a_begun_minute_is_offered_to_its_end() -> None:
 
 def test_what_is_left_of_a_minute_is_no_reason_to_stop_before_its_end() -> None:
     terms = terms_of(counts_minutes=True, first_increment_ms=7_000, next_increment_ms=7_000)
-    ground = ground_of(terms, 50_000, 50_000)
-    (offer,) = [offer for offer in ground.offers(shrink=False) if offer.grant.granted_ms == 56_000]
+    offer_basis = offer_basis_of(terms, 50_000, 50_000)
+    (offer,) = [
+        offer for offer in offer_basis.offers(shrink=False) if offer.grant.granted_ms == 56_000
+    ]
     assert offer.more_minutes == offer.grant.held_minutes
 
 
 def test_minutes_without_a_price_have_no_smaller_part() -> None:
     terms = terms_of(price_micros=0, counts_minutes=True)
-    offers = ground_of(terms, 59_500).offers(shrink=False)
+    offers = offer_basis_of(terms, 59_500).offers(shrink=False)
     assert positions_of(offers) == [65_000, 64_500, 60_000]
 
 
@@ -166,14 +168,14 @@ def test_minutes_are_held_in_the_month_in_which_they_begin() -> None:
         NOW + 60_001: {"2026-05-01": 2},
     }
     for at, months in ends.items():
-        ground = Ground(identity_of(terms), standing, months_that_change_at(at))
-        assert ground.offers(shrink=False)[0].grant.held_minutes == months, at
+        offer_basis = OfferBasis(identity_of(terms), standing, months_that_change_at(at))
+        assert offer_basis.offers(shrink=False)[0].grant.held_minutes == months, at
 
 
 def lost(terms: Terms, elapsed_ms: int) -> Standing:
     """A session that was lost at so much, its time settled."""
     return msgspec.structs.replace(
-        ground_of(terms, elapsed_ms, elapsed_ms).standing, at=NOW, elapsed_ms=elapsed_ms
+        offer_basis_of(terms, elapsed_ms, elapsed_ms).standing, at=NOW, elapsed_ms=elapsed_ms
     )
 
 
@@ -186,9 +188,9 @@ def lost(terms: Terms, elapsed_ms: int) -> Standing:
 def test_less_than_a_billed_gap_is_final_unless_more_can_be_had(
     terms: Terms, elapsed_ms: int, gap_ms: int, available_micros: int
 ) -> None:
-    ground = Ground(identity_of(terms), lost(terms, elapsed_ms), month_of)
+    offer_basis = OfferBasis(identity_of(terms), lost(terms, elapsed_ms), month_of)
     until_ms = elapsed_ms + gap_ms
-    offers = ground.gap_offers(until_ms, available_micros)
+    offers = offer_basis.gap_offers(until_ms, available_micros)
     positions = positions_of(offers)
     assert positions == sorted(set(positions), reverse=True)
     assert len(offers) <= 80
@@ -201,12 +203,12 @@ def test_less_than_a_billed_gap_is_final_unless_more_can_be_had(
 
 def test_of_a_billed_gap_as_much_is_offered_as_the_account_has() -> None:
     terms = terms_of()
-    ground = Ground(identity_of(terms), lost(terms, 10_000), month_of)
-    positions = positions_of(ground.gap_offers(600_000, terms.cost_micros(123_000, 0)))
+    offer_basis = OfferBasis(identity_of(terms), lost(terms, 10_000), month_of)
+    positions = positions_of(offer_basis.gap_offers(600_000, terms.cost_micros(123_000, 0)))
     assert 123_000 in positions
     counting = terms_of(price_micros=0, counts_minutes=True)
-    ground = Ground(identity_of(counting), lost(counting, 10_000), month_of)
-    positions = positions_of(ground.gap_offers(310_000, 0))
+    offer_basis = OfferBasis(identity_of(counting), lost(counting, 10_000), month_of)
+    positions = positions_of(offer_basis.gap_offers(310_000, 0))
     assert positions[-5:] == [300_000, 240_000, 180_000, 120_000, 60_000]
 
 
@@ -239,34 +241,39 @@ def test_a_month_ends_where_the_calendar_says(month: str, away_ms: int) -> None:
 def test_the_rest_is_offered_first_where_it_is_low_and_no_more_of_it_than_there_is(
     terms: Terms, elapsed_ms: int, micros: int, minutes: int
 ) -> None:
-    ground = ground_of(terms, elapsed_ms)
-    offers = ground.offers(shrink=False, rest=Rest(micros, minutes))
+    offer_basis = offer_basis_of(terms, elapsed_ms)
+    offers = offer_basis.offers(shrink=False, rest=Rest(micros, minutes))
     assert not any(offer.rest for offer in offers[1:])
-    assert offers[0].rest or offers == ground.offers(shrink=False)
+    assert offers[0].rest or offers == offer_basis.offers(shrink=False)
     if offers[0].rest:
         end_ms = offers[0].grant.granted_ms
         assert 0 < end_ms - elapsed_ms <= 120_000 * terms.speed
         assert not terms.price_micros or terms.cost_micros(end_ms, terms.free_ms) <= micros
         assert not terms.counts_minutes or minutes_begun(end_ms) <= minutes
-    assert not any(offer.rest for offer in ground.offers(shrink=True, rest=Rest(micros, minutes)))
+    assert not any(
+        offer.rest for offer in offer_basis.offers(shrink=True, rest=Rest(micros, minutes))
+    )
 
 
 def test_a_rest_that_is_not_low_is_not_offered() -> None:
-    ground = ground_of(terms_of(), 10_000)
-    assert not ground.offers(shrink=False, rest=Rest(2_200_000))[0].rest
-    assert ground.offers(shrink=False, rest=Rest(2_100_000))[0].grant.granted_ms == 126_000
+    offer_basis = offer_basis_of(terms_of(), 10_000)
+    assert not offer_basis.offers(shrink=False, rest=Rest(2_200_000))[0].rest
+    assert offer_basis.offers(shrink=False, rest=Rest(2_100_000))[0].grant.granted_ms == 126_000
 
 
 def test_the_shortest_grants_outlast_two_answers() -> None:
-    ground = ground_of(terms_of(), 10_000)
-    assert positions_of(ground.offers(shrink=False, response_ms=1_200))[1:3] == [15_000, 13_000]
-    assert positions_of(ground.offers(shrink=True, response_ms=1_200)) == [11_000]
+    offer_basis = offer_basis_of(terms_of(), 10_000)
+    assert positions_of(offer_basis.offers(shrink=False, response_ms=1_200))[1:3] == [
+        15_000,
+        13_000,
+    ]
+    assert positions_of(offer_basis.offers(shrink=True, response_ms=1_200)) == [11_000]
 
 
 def test_of_a_share_that_is_known_no_more_is_offered() -> None:
-    ground = ground_of(terms_of(), 10_000)
-    offers = ground.offers(shrink=False)
+    offer_basis = offer_basis_of(terms_of(), 10_000)
+    offers = offer_basis.offers(shrink=False)
     now = NOW + 10_000
-    assert positions_of(ground.within(offers, now + 2_500)) == [13_000, 11_000]
-    assert ground.within(offers, now) == ()
-    assert ground.within(offers, now + 600_000) == offers
+    assert positions_of(offer_basis.within(offers, now + 2_500)) == [13_000, 11_000]
+    assert offer_basis.within(offers, now) == ()
+    assert offer_basis.within(offers, now + 600_000) == offers

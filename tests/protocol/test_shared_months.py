@@ -17,19 +17,19 @@ def later(used: int, ms: int) -> MonthProjection:
 def test_an_answer_that_was_overtaken_tells_nothing() -> None:
     shared = Shared()
     shared.tell(later(52, ms=2))
-    ground = shared.ground
+    offer_basis = shared.revision
     shared.tell(later(51, ms=1))
-    assert (shared.newest.used_minutes, shared.ground) == (52, ground)
+    assert (shared.newest.used_minutes, shared.revision) == (52, offer_basis)
     shared.tell(later(53, ms=3))
-    assert (shared.newest.used_minutes, shared.ground) == (53, ground + 1)
+    assert (shared.newest.used_minutes, shared.revision) == (53, offer_basis + 1)
 
 
 def test_the_same_figures_later_change_nothing_and_are_newer() -> None:
     shared = Shared()
     shared.tell(MONTH)
-    ground = shared.ground
+    offer_basis = shared.revision
     shared.tell(later(50, ms=5))
-    assert shared.ground == ground
+    assert shared.revision == offer_basis
     shared.tell(later(49, ms=4))
     assert shared.newest.used_minutes == 50
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol.metering.effects import Move, Show
+from protocol.metering.effects import RemoteStep, Show
 from protocol.metering.session import Grant
 from protocol.metering.snapshots import snapshot
 from protocol.metering.states import Event, Phase
@@ -23,7 +23,7 @@ from tests.protocol.examples import (
 )
 
 
-def stops_elsewhere(bench: Bench, elapsed_ms: int = 30_000) -> Move:
+def stops_elsewhere(bench: Bench, elapsed_ms: int = 30_000) -> RemoteStep:
     """Another process's record of the stop at the end of a final grant, with what it said."""
     at = NOW + elapsed_ms
     stopped = bench.moved_to(
@@ -34,7 +34,7 @@ def stops_elsewhere(bench: Bench, elapsed_ms: int = 30_000) -> Move:
         session_id="chat-1", seq=1, limit="credits", stopped_at=at, elapsed_ms=elapsed_ms,
         grace_ms=15_000,
     )  # fmt: skip
-    return Move(stopped, (encode(reached),))
+    return RemoteStep(stopped, (encode(reached),))
 
 
 def shown_to_all(effects: list[Any]) -> list[Show]:
@@ -65,13 +65,13 @@ def test_a_stop_that_others_record_is_shown_here(heard: str, is_said_here: bool)
         bench.meter.refresh(bench.now)
         bench.drain()
     seen = len(bench.effects)
-    move = stops_elsewhere(bench)
+    remote = stops_elsewhere(bench)
     bench.now = NOW + 30_001
     if heard == "told":
-        bench.meter.moved(move, bench.now)
+        bench.meter.apply_remote(remote, bench.now)
         bench.drain()
     else:
-        bench.answer(session=move.session, notices=move.notices)
+        bench.answer(session=remote.session, notices=remote.notices)
     assert snapshot(bench.meter, bench.now).state == "stopping"
     shown = shown_to_all(bench.effects if is_said_here else bench.effects[seen:])
     assert len(shown) == 1

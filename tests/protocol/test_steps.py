@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from protocol import limits
 from protocol.metering.records import MinuteUsed, SessionEnded
-from protocol.metering.session import Grant, Session
+from protocol.metering.session import Grant, SessionState
 from protocol.metering.states import Phase
 from protocol.metering.steps import Settling, Step, ended_record, kept_offer
 from protocol.metering.terms import MINUTE_MS, Terms
@@ -87,7 +87,7 @@ def test_what_is_kept_is_what_was_held_less_what_is_charged(settled_ms: int, hel
     before = session_of(grant=Grant(granted_ms=MINUTE_MS, held_micros=CREDIT))
     made = Settling(before.identity, month_of, before.standing)
     made.settle(settled_ms)
-    kept = kept_offer(made.ground(), before)
+    kept = kept_offer(made.offer_basis(), before)
     assert (kept.grant.granted_ms, kept.grant.held_micros) == (MINUTE_MS, held)
 
 
@@ -103,11 +103,11 @@ def test_a_reported_session_began_and_ended_where_its_minutes_did() -> None:
 
 def test_a_step_tells_the_minutes_that_it_completes() -> None:
     made = settling(terms_of())
-    before = Session(made.identity, made.standing, Grant())
+    before = SessionState(made.identity, made.standing, Grant())
     made.settle(2 * MINUTE_MS + 500)
     step = Step(before, made.standing, "2026-05-01", records=tuple(made.records))
     assert step.charge_micros == made.standing.charged_micros
     assert [msgspec.json.decode(one)["minute"] for one in step.minute_messages] == [0, 1]
     assert step.waits_for_others
-    kept = msgspec.structs.replace(step, keep=kept_offer(made.ground(), before))
+    kept = msgspec.structs.replace(step, keep=kept_offer(made.offer_basis(), before))
     assert not kept.waits_for_others

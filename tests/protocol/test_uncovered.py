@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from protocol.metering.effects import Ask, Show
 from protocol.metering.meter import Meter
 from protocol.metering.projection import AccountProjection, Granted, MonthProjection
-from protocol.metering.session import Grant, Session
+from protocol.metering.session import Grant, SessionState
 from protocol.metering.shared_months import SharedMonths
 from protocol.metering.states import Event, Phase
 from protocol.metering.terms import MINUTE_MS
@@ -198,9 +198,9 @@ def test_counters_stay_while_a_session_counts_on_them() -> None:
     assert months.of("org:acme", "ann").member is first.member
     assert other.org is first.org
     assert (other.member.over(month), other.org.newest) == (month, month)
-    assert (first.ground, other.ground) == (2, 1)
+    assert (first.revision, other.revision) == (2, 1)
     del first
-    assert months.of("org:acme", "ann").member.ground == 0
+    assert months.of("org:acme", "ann").member.revision == 0
 
 
 def test_minutes_of_the_next_month_are_the_next_months() -> None:
@@ -243,7 +243,7 @@ def test_all_together_use_no_more_than_there_is(
         held_micros += held
         grant = Grant(until_ms, held, final="credits" if is_final else None)
         identity = identity_of(terms, session_id=f"s{number}")
-        benches.append(Session(identity, standing_of(free_ms=free_ms), grant))
+        benches.append(SessionState(identity, standing_of(free_ms=free_ms), grant))
         lines[f"s{number}"] = line(terms)
     account.replace(1, held_micros + more_micros, 0, lines)
     meters = [Meter(session, account, month_of) for session in benches]
@@ -272,7 +272,7 @@ def test_time_does_not_begin_while_others_have_used_what_nobody_recorded() -> No
     account.grant("one", Granted(60_000, is_final=True))
     account.uncovered.add("one")
     beginning = Meter(
-        Session(identity_of(session_id="two"), standing_of(Phase.PAUSED, free_ms=0), Grant()),
+        SessionState(identity_of(session_id="two"), standing_of(Phase.PAUSED, free_ms=0), Grant()),
         account,
         month_of,
     )

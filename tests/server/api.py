@@ -58,11 +58,11 @@ async def ledger(server: TestServer, account_id: str = "ann") -> list[dict[str, 
 def advance(server: TestServer, ms: int, *, asleep: bool = False) -> None:
     """Time passes on the process's clock, and what is due there is done. The process was awake
     meanwhile, or ``asleep``: it stood still."""
-    clock, pulse = server.process.clock, server.process.pulse
+    clock, stall_detector = server.process.clock, server.process.stall_detector
     clock._offset_ms += ms
     if not asleep:
-        pulse._awake_at += ms
-        pulse._beaten_at += ms
+        stall_detector._awake_at += ms
+        stall_detector._beaten_at += ms
     server.process.timers._arm()
 
 
@@ -72,7 +72,7 @@ async def settled(server: TestServer) -> None:
     # A turn of the loop, in which timers fire.
     while (at := process.timers.next_at) is not None and at <= process.clock.now():  # noqa: ASYNC110
         await asyncio.sleep(0)
-    await process.hub.idle()
+    await process.registry.idle()
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:

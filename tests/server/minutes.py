@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from tests.fixtures.database import Connection
-from tests.fixtures.server import Client, TestServer
+from tests.fixtures.server import SocketClient, TestServer
 from tests.server.api import advance, ask
 
 CHECK = "/api/usage/check-limit"
@@ -82,7 +82,9 @@ async def track(
     return await ask(server, "POST", path, bearer or ann(server), json=body)
 
 
-async def recording(server: TestServer, session_id: str = "r1", user_id: str = "ann") -> Client:
+async def recording(
+    server: TestServer, session_id: str = "r1", user_id: str = "ann"
+) -> SocketClient:
     """A socket of a member who is recording."""
     keep_off_month_ends(server)
     client = await server.login(user_id, org="acme")

@@ -19,7 +19,7 @@ import uvloop
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable
 from websockets.frames import Frame, Opcode
 
-from server.transport.connection_limiter import Door
+from server.transport.connection_limiter import ConnectionLimiter
 from server.transport.push import EXTENSION, PushProtocol, uvicorn_options
 
 DEADLOCK_SECONDS = 30
@@ -171,9 +171,12 @@ class Served:
     """A server that runs."""
 
     def __init__(
-        self, protocol: type[PushProtocol], door: Door | None, options: dict[str, Any]
+        self,
+        protocol: type[PushProtocol],
+        limiter: ConnectionLimiter | None,
+        options: dict[str, Any],
     ) -> None:
-        self.door = door or Door()
+        self.limiter = limiter or ConnectionLimiter()
         self.arrivals: asyncio.Queue[Accepted] = asyncio.Queue()
         # Protocols whose connection is gone.
         self.lost: asyncio.Queue[PushProtocol] = asyncio.Queue()
@@ -185,14 +188,14 @@ class Served:
         self.port: int = self.listener.getsockname()[1]
         lost = self.lost
 
-        class Observed(protocol):  # type: ignore[misc, valid-type]
+        class ObservedProtocol(protocol):  # type: ignore[misc, valid-type]
             __slots__ = ()
 
             def connection_lost(self, exc: Exception | None) -> None:
                 super().connection_lost(exc)
                 lost.put_nowait(self)
 
-        settings = {**uvicorn_options(self.door), "ws": Observed, **options}
+        settings = {**uvicorn_options(self.limiter), "ws": ObservedProtocol, **options}
         config = uvicorn.Config(self.application, lifespan="off", log_config=None, **settings)
         config.load()
         self.server = uvicorn.Server(config)
@@ -258,11 +261,11 @@ async def serving(
     protocol: type[PushProtocol] = PushProtocol,
     *,
     kind: type[Served] = Served,
-    door: Door | None = None,
+    limiter: ConnectionLimiter | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
     """A server on a port of its own, with changed options of uvicorn if any."""
-    served = kind(protocol, door, options)
+    served = kind(protocol, limiter, options)
     await served.server.startup(sockets=[served.listener])
     try:
         yield served
@@ -275,11 +278,11 @@ def everything_logged() -> Iterator[list[str]]:
     """All that any logger says from DEBUG on, rendered."""
     lines: list[str] = []
 
-    class Handler(logging.Handler):
+    class LogHandler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(self.format(record))
 
-    handler = Handler()
+    handler = LogHandler()
     names = ("", "uvicorn", "uvicorn.error", "uvicorn.access", "taximeter", "taximeter.push")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -8,7 +8,7 @@ from protocol.wire.errors import BadMessageError
 from server.counters.plans import apply_member, apply_organization
 from storage.audit import audit_record
 from storage.rows.months import MemberRecord
-from tests.server.tills import (
+from tests.server.ledgers import (
     MAY,
     lose_replies,
 )
@@ -24,18 +24,18 @@ async def test_an_adjustment_reaches_a_live_session_both_ways(cluster: Cluster, 
     await cluster.advance(130_000)
     assert browser.all("limit_reached") == []
     await cluster.flush()
-    adjusted = await other.money.adjust_minutes(
+    adjusted = await other.ledger.adjust_minutes(
         "org:acme", "ann", entry_id="a1", minutes=-1, reason="silence"
     )
     assert (adjusted.month, adjusted.minutes, adjusted.repeated) == (MAY, -1, False)
-    again = await other.money.adjust_minutes(
+    again = await other.ledger.adjust_minutes(
         "org:acme", "ann", entry_id="a1", minutes=-9, reason="silence"
     )
     assert (again.minutes, again.repeated) == (-1, True)
     await cluster.settle()
     await cluster.advance(60_000)
     assert browser.all("limit_reached") == []
-    await other.money.adjust_minutes(
+    await other.ledger.adjust_minutes(
         "org:acme", "ann", entry_id="a2", minutes=10, reason="a meeting without a client"
     )
     await cluster.settle()
@@ -46,7 +46,7 @@ async def test_an_adjustment_reaches_a_live_session_both_ways(cluster: Cluster, 
     await cluster.flush()
     assert await audit_record(cluster.records) == ()
     with pytest.raises(BadMessageError, match="more than the month has"):
-        await node.money.adjust_minutes(
+        await node.ledger.adjust_minutes(
             "org:acme", "ann", entry_id="a3", minutes=-99, reason="too much"
         )
 
@@ -57,23 +57,25 @@ async def test_an_adjustment_whose_process_died_is_applied_once(
     await cluster.records.put_organization("org:acme", "acme", monthly_hours_limit=10)
     member = node.live.keys.member("org:acme", "ann")
     await node.loader.months("org:acme", "ann")
-    lose_replies(node.money, "adjust", before=True)
-    await node.money.adjust_minutes("org:acme", "ann", entry_id="a1", minutes=5, reason="r")
+    lose_replies(node.ledger, "adjust", before=True)
+    await node.ledger.adjust_minutes("org:acme", "ann", entry_id="a1", minutes=5, reason="r")
     assert await cluster.redis.hget(member, f"used:{MAY}") == b"0"
     # Whoever loads the month now has it in the figures, and it is not added again.
     await cluster.redis.delete(member)
     await node.loader.months("org:acme", "ann")
     assert await cluster.redis.hget(member, f"used:{MAY}") == b"5"
-    assert await node.money.apply_adjustments(age_ms=1) == 0
-    assert await node.money.apply_adjustments() == 1
-    assert await node.money.apply_adjustments() == 0
+    assert await node.ledger.apply_adjustments(age_ms=1) == 0
+    assert await node.ledger.apply_adjustments() == 1
+    assert await node.ledger.apply_adjustments() == 0
     organization = node.live.keys.organization("org:acme")
     for key in (member, organization):
         assert await cluster.redis.hget(key, f"used:{MAY}") == b"5"
     # Long after, when what it is known by in Redis has gone with a counter that was cold.
     await cluster.redis.delete(member, organization)
     await node.loader.months("org:acme", "ann")
-    again = await node.money.adjust_minutes("org:acme", "ann", entry_id="a1", minutes=5, reason="r")
+    again = await node.ledger.adjust_minutes(
+        "org:acme", "ann", entry_id="a1", minutes=5, reason="r"
+    )
     assert again.repeated
     for key in (member, organization):
         assert await cluster.redis.hget(key, f"used:{MAY}") == b"5"
@@ -92,7 +94,7 @@ async def test_what_changes_while_a_month_is_loaded_is_not_missed(
     async def slow(*asked: Any, **options: Any) -> MemberRecord:
         found = await real(*asked, **options)
         monkeypatch.setattr(node.loader.records, "load_member", real)
-        await other.money.adjust_minutes(
+        await other.ledger.adjust_minutes(
             "org:acme", "ann", entry_id="a1", minutes=5, reason="a meeting"
         )
         await cluster.records.put_organization("org:acme", "acme", monthly_hours_limit=1)

@@ -99,7 +99,7 @@ async def test_many_at_once_with_different_tiers_give_the_highest(
     )
     assert sum(await given(connection)) == 500
     assert len(await given(connection)) <= 3
-    await server.process.money.apply_inbox()
+    await server.process.ledger.apply_inbox()
     assert await balance(server, TEAM) == "500"
 
 
@@ -131,7 +131,7 @@ async def test_a_process_that_died_before_redis_heard_is_followed_by_one_that_te
 
         broken.setattr(server.process.live, "credit", dies)
         assert (await spend(server, "k1", SPEND, amount="1")).status_code == 402
-    server.process.money.forget_allotments("org:acme")
+    server.process.ledger.forget_allotments("org:acme")
     assert (await spend(server, "k2", SPEND, amount="1")).status_code == 201
     assert await given(connection) == [100]
     assert await balance(server, TEAM) == "99"
@@ -160,7 +160,7 @@ async def test_the_next_month_gives_whole_after_an_upgrade(
 # --- Reading ----------------------------------------------------------------------------
 
 
-async def money(connection: Connection) -> list[Any]:
+async def ledger(connection: Connection) -> list[Any]:
     """Everything of the record that is money, or that makes an account."""
     tables = ("credit_accounts", "credit_ledger", "credit_grants", "account_inbox")
     return [await connection.fetch(f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables]
@@ -181,9 +181,9 @@ async def test_no_get_makes_money(
     client = await server.login("ann", org="acme")
     await client.ask("start", kind="chat", session_id="chat-1")
     # Who is connected is given what a new tier gives, without asking: not here.
-    monkeypatch.setattr(server.process.money, "allot_served", nothing)
+    monkeypatch.setattr(server.process.ledger, "ensure_served_allotments", nothing)
     await put_tier(server, "business")
-    before = await money(connection)
+    before = await ledger(connection)
     asked, operator = 0, server.token("olga", org="acme", scope="ops")
     bearers = {"key": API_KEY, "ops": operator, "user": server.token("ann", org="acme")}
     bearers["stranger"] = server.token("eve", org="acme")
@@ -198,7 +198,7 @@ async def test_no_get_makes_money(
                     assert response.status_code < 500, (again, response.text)
                     asked += response.status_code == 200
     assert asked > 40
-    assert await money(connection) == before
+    assert await ledger(connection) == before
     # And no account is shown that nobody has.
     assert await balance(server, "/v1/accounts/nobody?org=acme") == "0"
     account = (await ask(server, "GET", "/v1/accounts/ann?org=acme")).json()
@@ -209,7 +209,7 @@ async def test_no_get_makes_money(
 async def test_who_only_looks_on_makes_no_money(
     server: TestServer, connection: Connection, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(server.process.money, "allot_served", nothing)
+    monkeypatch.setattr(server.process.ledger, "ensure_served_allotments", nothing)
     assert (
         await post(
             server, "/v1/accounts/team/grants?org=acme", "g1", {"amount": "5", "reason": "x"}
@@ -219,7 +219,7 @@ async def test_who_only_looks_on_makes_no_money(
     await client.ask("start", kind="chat", session_id="s1")
     token = server.token("ann", org="acme", account="team")
     await put_tier(server, "business")
-    before = await money(connection)
+    before = await ledger(connection)
     match way:
         case "watch":
             await client.ask("watch", session_id="s1")
@@ -229,7 +229,7 @@ async def test_who_only_looks_on_makes_no_money(
         case "legacy":
             response = await ask(server, "POST", "/api/time-tracking/s1/heartbeat", token, json={})
             assert response.status_code == 200, response.text
-    assert await money(connection) == before
+    assert await ledger(connection) == before
 
 
 @pytest.mark.parametrize("way", ["auth", "start", "heartbeat", "spend", "hold", "can-perform"])

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.api import description
-from server.recovery.engine_health import Vitals
+from server.recovery.engine_health import EngineHealth
 from server.runtime.metrics import Metrics
 from server.runtime.request_times import RequestTimes
 from storage.redis.live import LiveError
@@ -33,7 +33,7 @@ class Work:
         self._count(monkeypatch, process, "outbox")
         self._count(monkeypatch, process, "redis_answers")
         # A test that takes long measures no more often.
-        process.vitals.now_s = lambda: 1_000.0
+        process.engine_health.now_s = lambda: 1_000.0
 
     def _count(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
         call = getattr(owner, name)
@@ -71,7 +71,7 @@ async def test_every_anonymous_route_does_its_work_once(
 async def test_what_is_shared_is_a_second_old_at_most(server: TestServer) -> None:
     process = server.process
     clock = {"now": 5_000.0}
-    process.vitals = vitals = Vitals(process, lambda: clock["now"])
+    process.engine_health = engine_health = EngineHealth(process, lambda: clock["now"])
     looks = 0
     answers = process.redis_answers
     is_up = True
@@ -95,7 +95,7 @@ async def test_what_is_shared_is_a_second_old_at_most(server: TestServer) -> Non
     # Draining is said at once.
     is_up = True
     clock["now"] += 1
-    assert (await vitals.look()).redis_up
+    assert (await engine_health.look()).redis_up
     process.draining = True
     response = await ask(server, "GET", "/readyz", None)
     assert (response.status_code, response.json()["status"]) == (503, "draining")
@@ -104,7 +104,7 @@ async def test_what_is_shared_is_a_second_old_at_most(server: TestServer) -> Non
 
 async def test_a_look_outlives_who_asked_for_it(server: TestServer) -> None:
     process = server.process
-    process.vitals = vitals = Vitals(process)
+    process.engine_health = engine_health = EngineHealth(process)
     began, go = asyncio.Event(), asyncio.Event()
     looks = 0
 
@@ -121,8 +121,8 @@ async def test_a_look_outlives_who_asked_for_it(server: TestServer) -> None:
         raise LiveError("it went away in between")
 
     process.outbox = lost  # type: ignore[method-assign]
-    first = asyncio.create_task(vitals.look())
-    second = asyncio.create_task(vitals.look())
+    first = asyncio.create_task(engine_health.look())
+    second = asyncio.create_task(engine_health.look())
     await began.wait()
     first.cancel()
     go.set()

@@ -111,7 +111,7 @@ async def test_what_is_beyond_the_limit_can_be_billed_apart(server: TestServer) 
     await put(server, ORG, monthly_hours_limit=2 / 60, allow_overage=True)
     for user_id in ("ann", "ben"):
         for month in (earlier, None):
-            await server.process.money.adjust_minutes(
+            await server.process.ledger.adjust_minutes(
                 "org:acme",
                 user_id,
                 entry_id=f"{user_id}:{month}",

@@ -178,11 +178,11 @@ async def test_the_next_month_gives_again_to_whoever_is_connected(
     client = await server.login("ann", org="acme", account="team")
     assert "due" not in (await ask(server, "GET", TEAM)).json()
     (first,) = await grants(server, "/v1/accounts/team/grants?org=acme")
-    await server.process.money.allot_served()
+    await server.process.ledger.ensure_served_allotments()
     assert len(await grants(server, "/v1/accounts/team/grants?org=acme")) == 1
     await server.flush()
     monkeypatch.setattr(ClusterClock, "now", lambda _: first["expires_at"])
-    await server.process.money.allot_served()
+    await server.process.ledger.ensure_served_allotments()
     told = await client.until("credit")
     assert (told["reason"], told["delta"], told["credits"]) == ("grant", "100", "200")
     assert told["entry_id"] > first["entry_id"]

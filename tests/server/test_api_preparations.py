@@ -99,7 +99,7 @@ async def test_only_prepared_sessions_start_where_that_is_set(start_server: Star
 @pytest.mark.parametrize(
     "path", ["/v1/sessions/chat-1/heartbeat", "/api/time-tracking/chat-1/heartbeat"]
 )
-async def test_no_other_door_leads_past_a_preparation(start_server: StartServer, path: str) -> None:
+async def test_no_other_way_leads_past_a_preparation(start_server: StartServer, path: str) -> None:
     server = await start_server(start="prepared")
     await server.grant(10_000_000)
     token = server.token()

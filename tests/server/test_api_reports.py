@@ -234,7 +234,7 @@ async def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.Monke
     reading = lines.read()
     await anext(reading)
     with pytest.raises(TimeoutError):
-        await reports.Report(reading, "x.csv")(SCOPE, wait_for_ever, wait_for_ever)
+        await reports.ReportStream(reading, "x.csv")(SCOPE, wait_for_ever, wait_for_ever)
     assert lines.closed
 
 
@@ -251,7 +251,7 @@ async def test_a_client_that_has_gone_frees_its_cursor() -> None:
         if len(messages) == 2:
             sent.set()
 
-    await reports.Report(lines.read(), "x.csv")(SCOPE, receive, send)
+    await reports.ReportStream(lines.read(), "x.csv")(SCOPE, receive, send)
     assert messages == ["http.response.start", "http.response.body"]
     assert lines.closed
 

@@ -13,7 +13,7 @@ from server.runtime.rate_card_file import load_rate_card
 from storage.redis.live import LiveError
 from storage.rows.sessions import SessionPrepared
 from tests.fixtures.engines import grow_cold
-from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
+from tests.fixtures.server import API_KEY, SocketClient, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant, settled
 from tests.server.minutes import keep_off_month_ends
 
@@ -29,7 +29,7 @@ speed = 100
 """
 
 
-async def chat(server: TestServer, session_id: str = "s1", **claims: Any) -> Client:
+async def chat(server: TestServer, session_id: str = "s1", **claims: Any) -> SocketClient:
     """A socket of ann's with a chat."""
     path = f"/v1/accounts/ann/grants?{'org=acme' if 'org' in claims else 'user=ann'}"
     assert (await grant(server, "10", f"for-{session_id}", path)).status_code == 201
@@ -95,8 +95,8 @@ async def test_a_session_of_another_process_shows_the_same(start_server: StartSe
     assert abs(mine["ends_at"] - theirs["ends_at"]) <= 1_000
     passed_ms = theirs["server_time_at"] - mine["server_time_at"]
     assert abs(theirs["elapsed_ms"] - mine["elapsed_ms"] - passed_ms) <= 1_000
-    # Nothing was seated for it: whoever asks leaves no trace.
-    assert not here.process.hub.seats
+    # No local session was made for it: whoever asks leaves no trace.
+    assert not here.process.registry.local_sessions
 
 
 async def test_a_recording_of_another_process_shows_the_months_limit(
@@ -143,7 +143,7 @@ async def test_a_session_that_redis_lost_is_not_denied(server: TestServer) -> No
     await chat(server)
     await server.flush()
     await settled(server)
-    server.process.hub.seats.clear()
+    server.process.registry.local_sessions.clear()
     await grow_cold(server.process.redis)
     for method, path in (("GET", S1 + ANN), ("POST", STOP + ANN)):
         assert_problem(await ask(server, method, path), 503, "unavailable")
@@ -214,8 +214,8 @@ async def test_a_stop_by_another_process_reaches_the_socket(start_server: StartS
     assert stopped["receipt"] == response.json()
     await settled(here)
     await settled(there)
-    assert not here.process.hub.seats
-    assert not there.process.hub.seats
+    assert not here.process.registry.local_sessions
+    assert not there.process.registry.local_sessions
 
 
 async def test_an_operators_stop_by_another_process_bills_what_was_used(
@@ -227,8 +227,8 @@ async def test_an_operators_stop_by_another_process_bills_what_was_used(
     here.process.clock._offset_ms = there.process.clock._offset_ms
     client = await chat(there)
     tick = await client.until("tick", lambda tick: tick["elapsed_ms"] > 10_000)
-    await there.process.presence.beat()
-    await here.process.presence.beat()
+    await there.process.membership.beat()
+    await here.process.membership.beat()
     response = await ask(here, "POST", STOP + ANN, here.token("olga", scope="ops"))
     receipt = response.json()
     assert receipt["reason"] == "operator"

@@ -9,7 +9,7 @@ import pytest
 from server import limits as server_limits
 from storage.rows.sessions import SessionPrepared
 from tests.fixtures.engines import grow_cold
-from tests.fixtures.server import API_KEY, Client, StartServer, TestServer
+from tests.fixtures.server import API_KEY, SocketClient, StartServer, TestServer
 from tests.server.api import advance, ask, assert_problem, grant, settled
 
 PATH = "/api/time-tracking/c1"
@@ -31,7 +31,7 @@ async def read(server: TestServer, path: str = PATH, bearer: str | None = None) 
     return found
 
 
-async def chat(server: TestServer, kind: str = "chat") -> Client:
+async def chat(server: TestServer, kind: str = "chat") -> SocketClient:
     """A socket of ann's with a chat."""
     await grant(server, "10", "k1", "/v1/accounts/ann/grants?user=ann")
     client = await server.login()

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from storage.postgres.records import Records
-from tests.server.tills import ANN, CREDIT, spent
+from tests.server.ledgers import ANN, CREDIT, spent
 from tests.simulation.cluster import PARTITIONS, Cluster, Node
 
 
@@ -40,7 +40,7 @@ async def test_a_database_that_adds_up_and_one_that_does_not(
     cluster: Cluster, node: Node, redis_url: str, database: str
 ) -> None:
     await cluster.grant(10 * CREDIT)
-    await spent(node.money, "s1", CREDIT)
+    await spent(node.ledger, "s1", CREDIT)
     code, output = await audit(redis_url, database)
     assert "everything adds up" in output
     assert code == 0
@@ -78,8 +78,8 @@ async def test_a_row_that_somebody_changed_by_hand_is_found(
     try:
         node = await cluster.node()
         await cluster.grant(10 * CREDIT)
-        await spent(node.money, "s1", CREDIT)
-        await node.money.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=3_600_000)
+        await spent(node.ledger, "s1", CREDIT)
+        await node.ledger.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=3_600_000)
         connection = await asyncpg.connect(fresh_database)
         # As a replica: behind the back of every trigger.
         await connection.execute(f"SET session_replication_role = replica; {change}")
@@ -96,7 +96,7 @@ async def test_without_redis_the_record_is_audited(
     cluster: Cluster, node: Node, database: str
 ) -> None:
     await cluster.grant(10 * CREDIT)
-    await spent(node.money, "s1", CREDIT)
+    await spent(node.ledger, "s1", CREDIT)
     code, output = await audit("redis://127.0.0.1:1", database)
     assert "redis_not_audited" in output
     # Half an audit is not to be taken for a whole one.

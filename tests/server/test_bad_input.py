@@ -19,13 +19,21 @@ from storage import limits as storage_limits
 from storage.redis.live import LiveError
 from storage.rows.sessions import SessionPrepared
 from tests.fixtures.server import StartServer
-from tests.server.scenes import CREDIT, Scene, begin_scene, closed, found, reaches, write_rates
+from tests.server.billed_session import (
+    CREDIT,
+    BilledSession,
+    begin_scene,
+    closed,
+    found,
+    reaches,
+    write_rates,
+)
 
 
 @pytest.fixture
 async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Scene]:
+) -> AsyncIterator[BilledSession]:
     """A session with a bill. Requests are not counted here."""
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
@@ -103,7 +111,7 @@ BAD_MESSAGES: dict[str, tuple[str, bool]] = {
 BAD_IDS = ["", " ", "a b", "a/b", "a\n", "\n", "é", "a\0", "a'b", "{p0}", "x" * 129, 1, None, True]
 
 
-async def test_a_bad_message_is_answered_and_the_socket_goes_on(scene: Scene) -> None:
+async def test_a_bad_message_is_answered_and_the_socket_goes_on(scene: BilledSession) -> None:
     for name, (sent, has_id) in BAD_MESSAGES.items():
         await scene.client.connection.send(sent)
         answer = await scene.client.until("error")
@@ -112,11 +120,11 @@ async def test_a_bad_message_is_answered_and_the_socket_goes_on(scene: Scene) ->
         assert (name, answer["retryable"]) == (name, False)
         assert answer["message"]
         await scene.unharmed()
-    assert len(list(scene.server.process.hub)) == 1
+    assert len(list(scene.server.process.registry)) == 1
 
 
 @pytest.mark.parametrize("type_", ["start", "pause", "resume", "stop", "leave", "watch"])
-async def test_an_id_out_of_the_alphabet_is_refused(scene: Scene, type_: str) -> None:
+async def test_an_id_out_of_the_alphabet_is_refused(scene: BilledSession, type_: str) -> None:
     for session_id in BAD_IDS:
         answer = await scene.client.ask(type_, session_id=session_id, kind="chat")
         assert (session_id, answer["code"]) == (session_id, "bad_message")
@@ -128,21 +136,21 @@ async def test_an_id_out_of_the_alphabet_is_refused(scene: Scene, type_: str) ->
         await scene.client.ask("stop", session_id=longest)
     else:
         assert answer["code"] == "unknown_session"
-    assert len(list(scene.server.process.hub)) == 1
+    assert len(list(scene.server.process.registry)) == 1
 
 
-async def test_unknown_fields_are_ignored(scene: Scene) -> None:
+async def test_unknown_fields_are_ignored(scene: BilledSession) -> None:
     answer = await scene.client.ask("ping", surprise={"a": [1]}, token=5, session_id="a/b")
     assert answer["type"] == "pong"
 
 
-async def test_a_binary_frame_is_answered(scene: Scene) -> None:
+async def test_a_binary_frame_is_answered(scene: BilledSession) -> None:
     await scene.client.connection.send(b'{"type":"ping","id":7}')
     answer = await scene.client.receive()
     assert (answer["type"], answer["code"]) == ("error", "bad_message")
 
 
-async def test_16_kib_are_read_and_more_is_1009(scene: Scene) -> None:
+async def test_16_kib_are_read_and_more_is_1009(scene: BilledSession) -> None:
     client = await scene.server.login()
     frame = message("ping", x="")
     whole = message("ping", x="y" * (16 * 1024 - len(frame)))
@@ -153,7 +161,7 @@ async def test_16_kib_are_read_and_more_is_1009(scene: Scene) -> None:
     assert await closed(client) == (1009, [])
 
 
-async def test_invalid_utf_8_is_1007(scene: Scene) -> None:
+async def test_invalid_utf_8_is_1007(scene: BilledSession) -> None:
     client = await scene.server.login()
     await client.connection.send(b'{"type":"ping","x":"\xff"}', text=True)
     assert await closed(client) == (1007, [])
@@ -162,7 +170,7 @@ async def test_invalid_utf_8_is_1007(scene: Scene) -> None:
 # --- Sessions ------------------------------------------------------------------------
 
 
-async def test_a_session_that_the_socket_does_not_have(scene: Scene) -> None:
+async def test_a_session_that_the_socket_does_not_have(scene: BilledSession) -> None:
     other = await scene.server.login()
     stranger = await scene.server.login("eve")
     for client in (other, stranger):
@@ -175,7 +183,7 @@ async def test_a_session_that_the_socket_does_not_have(scene: Scene) -> None:
     assert (await stranger.ask("watch", session_id="bill-1"))["code"] == "unknown_session"
 
 
-async def test_a_session_that_has_ended(scene: Scene) -> None:
+async def test_a_session_that_has_ended(scene: BilledSession) -> None:
     server, client = scene.server, scene.client
     await client.ask("start", kind="chat", session_id="old-1")
     await client.ask("stop", session_id="old-1")
@@ -190,20 +198,20 @@ async def test_a_session_that_has_ended(scene: Scene) -> None:
     await server.flush()
     # The process has heard of the flush, and long after that Redis forgets the session.
     keys = server.process.live.keys
-    server.process.hub.unflushed.forget({keys.partition("user:ann"): b"9999999999999-0"})
+    server.process.registry.unflushed.forget({keys.partition("user:ann"): b"9999999999999-0"})
     await server.process.redis.delete(keys.session("user:ann", "old-1"))
     assert (await client.ask("start", kind="chat", session_id="old-1"))["code"] == "session_ended"
     assert (await client.ask("watch", session_id="old-1"))["code"] == "unknown_session"
 
 
-async def test_an_unknown_kind(scene: Scene) -> None:
+async def test_an_unknown_kind(scene: BilledSession) -> None:
     for kind in ("opera", "Chat", "operations"):
         answer = await scene.client.ask("start", kind=kind, session_id="new")
         assert (answer["code"], answer["retryable"]) == ("unknown_kind", False)
-    assert len(list(scene.server.process.hub)) == 1
+    assert len(list(scene.server.process.registry)) == 1
 
 
-async def test_another_users_session(scene: Scene) -> None:
+async def test_another_users_session(scene: BilledSession) -> None:
     server = scene.server
     await server.grant(100 * CREDIT, org_id="acme")
     owner = await server.login(org="acme")
@@ -231,10 +239,10 @@ async def test_the_process_of_a_stranger_does_not_keep_a_session(
     stranger = await two.login("eve", org="acme")
     assert (await stranger.ask("start", kind="chat", session_id="chat-1"))["code"] == "forbidden"
     assert (await found(one, "chat-1", "org:acme")).nodes == {one.process.node}
-    assert list(two.process.hub) == []
+    assert list(two.process.registry) == []
 
 
-async def test_a_token_for_certain_sessions_only(scene: Scene) -> None:
+async def test_a_token_for_certain_sessions_only(scene: BilledSession) -> None:
     client = await scene.server.login(sessions=["mine-1"])
     for session_id in ("mine-2", "bill-1"):
         answer = await client.ask("start", kind="chat", session_id=session_id)
@@ -243,17 +251,17 @@ async def test_a_token_for_certain_sessions_only(scene: Scene) -> None:
     await client.ask("stop", session_id="mine-1")
 
 
-async def test_a_watcher_asks_for_nothing(scene: Scene) -> None:
-    watcher = await scene.server.login()
-    await watcher.ask("watch", session_id="bill-1")
+async def test_a_observer_asks_for_nothing(scene: BilledSession) -> None:
+    observer = await scene.server.login()
+    await observer.ask("watch", session_id="bill-1")
     for type_ in ("pause", "resume", "stop"):
-        answer = await watcher.ask(type_, session_id="bill-1")
+        answer = await observer.ask(type_, session_id="bill-1")
         assert (type_, answer["code"]) == (type_, "forbidden")
-    await watcher.send("leave", session_id="bill-1")
-    assert (await watcher.ask("stop", session_id="bill-1"))["code"] == "unknown_session"
+    await observer.send("leave", session_id="bill-1")
+    assert (await observer.ask("stop", session_id="bill-1"))["code"] == "unknown_session"
 
 
-async def test_a_start_that_the_balance_forbids(scene: Scene) -> None:
+async def test_a_start_that_the_balance_forbids(scene: BilledSession) -> None:
     server = scene.server
     poor = await server.login("bob")
     for _ in range(2):
@@ -261,7 +269,7 @@ async def test_a_start_that_the_balance_forbids(scene: Scene) -> None:
         assert (answer["code"], answer["limit"]) == ("limit_reached", "credits")
         assert answer["retryable"] is False
     # Nothing is left of it: it starts when there is something to start with.
-    assert len(list(server.process.hub)) == 1
+    assert len(list(server.process.registry)) == 1
     assert await server.process.live.attach("user:bob", "call-1", read_only=True) is None
     await server.grant(10 * CREDIT, "bob")
     started = await poor.ask("start", kind="call", session_id="call-1")
@@ -272,7 +280,7 @@ async def test_a_start_that_the_balance_forbids(scene: Scene) -> None:
     ("member_hours", "org_hours", "limit"), [(0, 1, "member_minutes"), (1, 0, "org_minutes")]
 )
 async def test_a_start_that_the_month_forbids(
-    scene: Scene, member_hours: float, org_hours: float, limit: str
+    scene: BilledSession, member_hours: float, org_hours: float, limit: str
 ) -> None:
     records = scene.server.process.records
     await records.put_organization("org:acme", "acme", monthly_hours_limit=org_hours)
@@ -280,11 +288,11 @@ async def test_a_start_that_the_month_forbids(
     client = await scene.server.login(org="acme")
     answer = await client.ask("start", kind="lesson", session_id="lesson-1")
     assert (answer["code"], answer["limit"]) == ("limit_reached", limit)
-    assert len(list(scene.server.process.hub)) == 1
+    assert len(list(scene.server.process.registry)) == 1
 
 
-async def test_a_start_without_a_record_is_retryable_and_leaves_no_seat(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+async def test_a_start_without_a_record_is_retryable_and_leaves_no_local_session(
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = scene.server
     terms = server.process.rates.terms("chat")
@@ -307,14 +315,14 @@ async def test_a_start_without_a_record_is_retryable_and_leaves_no_seat(
         await live.redis.xadd(live.keys.outbox(live.keys.partition("user:ann")), {"r": "[]"})
         answer = await scene.client.ask("start", kind="chat", session_id="shared-1")
         assert (answer["code"], answer["retryable"]) == ("unavailable", True)
-    assert len(list(server.process.hub)) == 1
+    assert len(list(server.process.registry)) == 1
     started = await scene.client.ask("start", kind="chat", session_id="shared-1")
     assert (started["type"], started["free_remaining_ms"] > 59_000) == ("session", True)
     await scene.client.ask("stop", session_id="shared-1")
 
 
 async def test_requests_that_redis_does_not_answer(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = scene.server.process.live
 
@@ -351,7 +359,9 @@ async def test_only_prepared_sessions_where_it_is_so_set(
     assert answer["code"] == "forbidden"
 
 
-async def test_too_many_sessions_on_a_socket(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_sessions_on_a_socket(
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_limits, "SESSIONS_PER_SOCKET_MAX", 1)
     for type_ in ("start", "watch"):
         answer = await scene.client.ask(type_, kind="chat", session_id="one-more")
@@ -361,7 +371,9 @@ async def test_too_many_sessions_on_a_socket(scene: Scene, monkeypatch: pytest.M
     assert (await scene.client.ask("watch", session_id="bill-1"))["type"] == "session"
 
 
-async def test_too_many_sockets_of_a_session(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_sockets_of_a_session(
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_limits, "SOCKETS_PER_SESSION_MAX", 1)
     monkeypatch.setattr(server_limits, "OBSERVERS_PER_SESSION_MAX", 0)
     other = await scene.server.login()

@@ -14,12 +14,12 @@ from protocol.metering.terms import MINUTE_MS
 from server import limits as server_limits
 from tests.fixtures.server import API_KEY, SECRET, StartServer
 from tests.server.api import ask
-from tests.server.scenes import Scene, begin_scene, closed
-from tests.server.test_bad_guesses import Stopped
+from tests.server.billed_session import BilledSession, begin_scene, closed
+from tests.server.test_bad_guesses import StoppedClock
 
 
 @pytest.fixture
-async def scene(start_server: StartServer, tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(start_server: StartServer, tmp_path: Path) -> AsyncIterator[BilledSession]:
     """A session with a bill, which no stranger may change."""
     made = await begin_scene(start_server, tmp_path)
     yield made
@@ -71,7 +71,7 @@ BAD_TOKENS: dict[str, Callable[[], str]] = {
 
 
 @pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
-async def test_a_bad_token_closes_4500(scene: Scene) -> None:
+async def test_a_bad_token_closes_4500(scene: BilledSession) -> None:
     for name, make in BAD_TOKENS.items():
         client = await scene.server.connect()
         number = await client.send("auth", token=make())
@@ -85,10 +85,12 @@ async def test_a_bad_token_closes_4500(scene: Scene) -> None:
     assert await closed(client) == (4500, ["error"])
 
 
-async def test_bad_guesses_lock_nobody_out(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_bad_guesses_lock_nobody_out(
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = scene.server.process
     # The whole test lies in one minute, however slow the machine is.
-    process.failures._clock = Stopped(MINUTE_MS)
+    process.failures._clock = StoppedClock(MINUTE_MS)
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 3)
     waiting = await scene.server.connect()
     # Tokens that have run out are not guesses, in any number.
@@ -123,13 +125,13 @@ async def test_bad_guesses_lock_nobody_out(scene: Scene, monkeypatch: pytest.Mon
     await scene.unharmed()
 
 
-async def test_an_expired_token_closes_4002(scene: Scene) -> None:
+async def test_an_expired_token_closes_4002(scene: BilledSession) -> None:
     client = await scene.server.connect()
     await client.send("auth", token=sign(exp=int(time.time()) - 60))
     assert await closed(client) == (4002, [])
 
 
-async def test_a_socket_ends_with_its_token(scene: Scene) -> None:
+async def test_a_socket_ends_with_its_token(scene: BilledSession) -> None:
     # Within the leeway of the issuer's clock it is taken, and has run out at once.
     client = await scene.server.connect()
     await client.send("auth", token=sign(exp=int(time.time()) - 1))
@@ -137,14 +139,14 @@ async def test_a_socket_ends_with_its_token(scene: Scene) -> None:
 
 
 async def test_no_authentication_in_time_closes_4501(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "AUTH_TIMEOUT_MS", 1)
     client = await scene.server.connect()
     assert await closed(client) == (4501, [])
 
 
-async def test_the_first_message_is_auth(scene: Scene) -> None:
+async def test_the_first_message_is_auth(scene: BilledSession) -> None:
     client = await scene.server.connect()
     requests = {
         "start": {"kind": "call", "session_id": "bill-1"},
@@ -164,13 +166,13 @@ async def test_the_first_message_is_auth(scene: Scene) -> None:
     await scene.unharmed(client)
 
 
-async def test_a_refresh_is_for_the_same_user(scene: Scene) -> None:
+async def test_a_refresh_is_for_the_same_user(scene: BilledSession) -> None:
     for changes in ({"sub": "eve"}, {"org": "acme"}, {"account": "team"}):
         answer = await scene.client.ask("refresh", token=sign(**changes))
         assert (answer["type"], answer["code"]) == ("error", "forbidden")
 
 
-async def test_a_refresh_with_a_bad_token_closes(scene: Scene) -> None:
+async def test_a_refresh_with_a_bad_token_closes(scene: BilledSession) -> None:
     client = await scene.server.login()
     number = await client.send("refresh", token=sign("another-secret-of-at-least-32-bytes"))
     answer = await client.receive()

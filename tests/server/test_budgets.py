@@ -12,8 +12,8 @@ from server.access.principals import Principal
 from server.access.rate_limits import UserMessages, UserStarts
 from tests.fixtures.server import StartServer
 from tests.server.api import ask
-from tests.server.scenes import CREDIT, eventually, write_rates
-from tests.server.test_timers import Clock
+from tests.server.billed_session import CREDIT, eventually, write_rates
+from tests.server.test_timers import SteppedClock
 
 HALL = """
 [kinds.hall]
@@ -38,7 +38,7 @@ def hall(tmp_path: Path) -> Path:
 
 
 def test_each_user_has_a_budget_and_is_told_when_more_is_let_through() -> None:
-    clock = Clock()
+    clock = SteppedClock()
     starts = UserStarts(clock)
     for _ in range(server_limits.STARTS_BURST):
         starts.check(user("ann"))
@@ -58,7 +58,7 @@ def test_users_that_are_silent_for_longest_are_forgotten_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server_limits, "REQUEST_USERS_MAX", 10)
-    messages = UserMessages(Clock())
+    messages = UserMessages(SteppedClock())
     for number in range(100):
         messages.check(user(f"user-{number}"))
         messages.check(user("ann"))

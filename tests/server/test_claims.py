@@ -15,7 +15,7 @@ from tests.server.test_credentials import (
     NOW_MS,
     RSA,
     SECRET,
-    Issuer,
+    ChangingIssuer,
     authenticator,
     configured,
     refused,
@@ -113,7 +113,7 @@ async def test_another_claim_may_name_the_user() -> None:
 @pytest.mark.parametrize("audience", ["other", ["other"], "", [], ["a", "b"], 5])
 async def test_a_token_for_another_application_is_refused(audience: Any) -> None:
     """Without an audience of ours a token that names one is not ours."""
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     with_keys = authenticator(issuer.keys)
     claims = {"sub": "u1", "exp": NOW + 60, "aud": audience, "scope": "ops"}
     bearer = jwt.encode(claims, RSA, "RS256", headers={"kid": "rsa"})

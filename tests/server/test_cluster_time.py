@@ -15,7 +15,7 @@ from storage.redis import scripts
 from storage.redis.keys import CLOCK, NODES
 from storage.redis.live import Live
 from tests.fixtures.server import StartServer, TestServer
-from tests.server.scenes import CREDIT, eventually, found
+from tests.server.billed_session import CREDIT, eventually, found
 
 STEP_KEY = "{nodes}:test-step"
 
@@ -73,7 +73,7 @@ async def test_who_starts_after_a_step_has_the_time_of_those_who_live(
     assert stopped["receipt"]["gaps"] == []
     # And from the newcomer on to the next, when the first one is gone.
     await client.close()
-    await one.process.presence.stop()
+    await one.process.membership.stop()
     three = await start_server()
     assert apart(two, three) < 100
 
@@ -99,10 +99,10 @@ async def test_an_answer_across_a_step_is_not_taken(
     async def between(live: Live, *, ask: bool) -> Any:
         """Redis is stepped after the beat that was asked for, and before it is seen."""
         if next(looks) == 1:
-            await one.process.presence.beat()
+            await one.process.membership.beat()
             await step(one, -HOUR_MS)
         elif not ask:
-            await one.process.presence.beat()
+            await one.process.membership.beat()
         return await look(live, ask=ask)
 
     monkeypatch.setattr(Live, "look", between)
@@ -121,9 +121,9 @@ async def test_where_all_are_dead_time_is_that_of_redis_but_never_goes_back(
     now_ms = one.process.clock.now()
     await one.process.redis.zadd(NODES, {"dead.1": now_ms})
     await one.process.redis.hset(CLOCK, mapping={"beats": 7, "redis": 1, "cluster": now_ms})
-    monkeypatch.setattr(one.process.presence, "_asked", lambda _: None)
-    await one.process.presence.stop()
-    await one.process.hub.accounts.stop()
+    monkeypatch.setattr(one.process.membership, "_asked", lambda _: None)
+    await one.process.membership.stop()
+    await one.process.registry.accounts.stop()
     await step(one, step_ms)
     two = await start_server()
     ahead_ms = two.process.clock.now() - one.process.clock.now()
@@ -167,7 +167,7 @@ async def test_a_cold_account_is_not_loaded_from_a_record_that_is_behind(
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
     await client.ask("stop", session_id="chat-1")
-    await process.hub.idle()
+    await process.registry.idle()
     entries: Any = await process.redis.xrange(process.live.keys.outbox(1))
     (entry, *_) = entries
     assert int(entry[1][b"t"]) <= process.clock.now()

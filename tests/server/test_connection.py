@@ -11,9 +11,9 @@ from websockets.asyncio.client import connect
 from protocol.metering.states import Phase
 from server import limits as server_limits
 from server.runtime.rate_card_file import load_rate_card
-from tests.fixtures.server import API_KEY, Client, TestServer
+from tests.fixtures.server import API_KEY, SocketClient, TestServer
 from tests.server.api import ask, settled
-from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches
+from tests.server.billed_session import CREDIT, connection_of, eventually, found, reaches
 from tests.simulation.cluster import Cluster, Node
 
 # --- Authentication ----------------------------------------------------------------
@@ -70,7 +70,7 @@ async def test_the_subprotocol_is_chosen_where_it_is_offered(
     url = f"ws://127.0.0.1:{server.port}/v1/ws"
     async with connect(url, subprotocols=offered or None, proxy=None) as socket:  # type: ignore[arg-type]
         assert socket.subprotocol == chosen
-        client = Client(socket)
+        client = SocketClient(socket)
         assert (await client.ask("auth", token=server.token()))["type"] == "welcome"
 
 
@@ -122,9 +122,9 @@ async def test_a_start_again_on_the_same_socket_answers_the_snapshot(server: Tes
     started = await client.ask("start", kind="chat", session_id="chat-1")
     again = await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
     assert (again["type"], again["started_at"]) == ("session", started["started_at"])
-    (seat,) = server.process.hub
-    assert seat.meter.sockets == 1
-    assert [group.every_ms for group in seat.service.groups] == [250]
+    (local,) = server.process.registry
+    assert local.meter.sockets == 1
+    assert [group.every_ms for group in local.service.groups] == [250]
 
 
 async def test_every_socket_has_its_own_pace(cluster: Cluster, node: Node) -> None:
@@ -133,16 +133,16 @@ async def test_every_socket_has_its_own_pace(cluster: Cluster, node: Node) -> No
     fast, slow = node.browser("fast"), node.browser("slow")
     await fast.start("chat-1", terms)
     await slow.start("chat-1", terms)
-    seat = fast.seats["chat-1"]
-    seat.service.add(fast, 250, watching=False)
-    seat.service.add(slow, 2_000, watching=False)
+    local = fast.local_sessions["chat-1"]
+    local.service.add(fast, 250, passive=False)
+    local.service.add(slow, 2_000, passive=False)
     fast.messages.clear()
     slow.messages.clear()
     await cluster.advance(10_000)
     assert len(fast.all("tick")) == 40
     assert len(slow.all("tick")) == 5
     # The pace changes, and nothing is sent at the old one.
-    seat.service.add(fast, 5_000, watching=False)
+    local.service.add(fast, 5_000, passive=False)
     fast.messages.clear()
     await cluster.advance(10_000)
     assert len(fast.all("tick")) == 2
@@ -166,9 +166,9 @@ async def test_pause_and_resume(server: TestServer) -> None:
     again = await second.ask("pause", session_id="chat-1")
     assert (again["state"], again["elapsed_ms"]) == ("paused", paused["elapsed_ms"])
     # Nothing is due while it is paused: no tick, and the account holds nothing for it.
-    (seat,) = server.process.hub
-    assert not seat.meter.counting
-    assert seat.meter.session.grant.held_micros == 0
+    (local,) = server.process.registry
+    assert not local.meter.counting
+    assert local.meter.session.grant.held_micros == 0
 
     # Joining does not resume it.
     third = await server.login()
@@ -259,8 +259,8 @@ async def test_two_sockets_start_the_same_session_at_once(server: TestServer) ->
     assert [answer["type"] for answer in answers] == ["session"] * 4
     assert len({answer["started_at"] for answer in answers}) == 1
     await settled(server)
-    (seat,) = server.process.hub
-    assert seat.meter.sockets == 4
+    (local,) = server.process.registry
+    assert local.meter.sockets == 4
 
 
 async def test_missed_notices_come_again_after_last_seq(server: TestServer) -> None:
@@ -297,26 +297,26 @@ async def test_metadata_and_counterpart_are_kept_with_the_session(server: TestSe
 # --- Watching ------------------------------------------------------------------------
 
 
-async def test_a_watcher_sees_everything_and_keeps_nothing_alive(server: TestServer) -> None:
+async def test_a_observer_sees_everything_and_keeps_nothing_alive(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
-    client, watcher = await server.login(), await server.login()
+    client, observer = await server.login(), await server.login()
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
-    watched = await watcher.ask("watch", session_id="chat-1")
+    watched = await observer.ask("watch", session_id="chat-1")
     assert (watched["type"], watched["state"]) == ("session", "active")
-    await watcher.until("tick")
+    await observer.until("tick")
     await client.ask("pause", session_id="chat-1")
-    assert (await watcher.until("session"))["state"] == "paused"
+    assert (await observer.until("session"))["state"] == "paused"
     await client.ask("resume", session_id="chat-1")
 
     await client.close()
     await reaches(server, "chat-1", Phase.SUSPENDED)
-    told = await watcher.until("session", lambda message: message["state"] == "suspended")
+    told = await observer.until("session", lambda message: message["state"] == "suspended")
     assert told["remaining_ms"] is None or told["remaining_ms"] >= 0
 
     # Who watches may take part as well, and then keeps it alive.
-    back = await watcher.ask("start", kind="chat", session_id="chat-1")
+    back = await observer.ask("start", kind="chat", session_id="chat-1")
     assert back["state"] == "active"
-    stopped = await watcher.ask("stop", session_id="chat-1")
+    stopped = await observer.ask("stop", session_id="chat-1")
     assert stopped["type"] == "stopped"
 
 
@@ -335,12 +335,12 @@ async def test_those_who_may_watch_anothers_session(
     await server.grant(5 * CREDIT, org_id="acme")
     client = await server.login(org="acme")
     await client.ask("start", kind="chat", session_id="chat-1")
-    watcher = await server.login("eve", org="acme", **claims)
-    watched = await watcher.ask("watch", session_id="chat-1")
+    observer = await server.login("eve", org="acme", **claims)
+    watched = await observer.ask("watch", session_id="chat-1")
     assert (watched["type"], watched["session_id"]) == ("session", "chat-1")
-    assert (await watcher.ask("pause", session_id="chat-1"))["code"] == "forbidden"
+    assert (await observer.ask("pause", session_id="chat-1"))["code"] == "forbidden"
     stopped = await client.ask("stop", session_id="chat-1")
-    told = await watcher.until("stopped")
+    told = await observer.until("stopped")
     assert told["receipt"] == stopped["receipt"]
 
 
@@ -397,10 +397,10 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
     assert (await observers[0].ask("watch", session_id="chat-1"))["code"] == "rate_limited"
     # A place that becomes free is taken again, and the end is told to all who watch.
     await observers[1].close()
-    seat = server.process.hub.seats["org:acme/chat-1"]
+    local = server.process.registry.local_sessions["org:acme/chat-1"]
 
     async def left() -> bool:
-        return len(seat.service.observers) < server_limits.OBSERVERS_PER_SESSION_MAX
+        return len(local.service.observers) < server_limits.OBSERVERS_PER_SESSION_MAX
 
     await eventually(left)
     assert (await late.ask("watch", session_id="chat-1"))["type"] == "session"
@@ -453,19 +453,19 @@ async def test_welcome_names_no_host(server: TestServer) -> None:
 
 async def test_a_socket_that_is_gone_leaves_nothing_behind(server: TestServer) -> None:
     await server.grant(5 * CREDIT)
-    client, watcher = await server.login(), await server.login()
+    client, observer = await server.login(), await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
-    await watcher.ask("watch", session_id="chat-1")
+    await observer.ask("watch", session_id="chat-1")
     await client.ask("stop", session_id="chat-1")
     await client.close()
-    await watcher.close()
+    await observer.close()
     process = server.process
 
     async def forgotten() -> bool:
-        account = process.hub.accounts.get("user:ann", "ann")
+        account = process.registry.accounts.get("user:ann", "ann")
         return not process.sockets.connections and account is None
 
     await eventually(forgotten)
-    assert list(process.hub) == []
+    assert list(process.registry) == []
     assert not process.sockets._by_user
     assert [name async for name in process.live.sessions_of_node(process.node)] == []

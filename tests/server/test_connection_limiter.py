@@ -4,7 +4,7 @@ import pytest
 import structlog
 
 from server import limits as server_limits
-from server.transport.connection_limiter import Door
+from server.transport.connection_limiter import ConnectionLimiter
 from tests.fixtures.server import StartServer
 from tests.server.api import ask
 
@@ -28,8 +28,8 @@ async def test_forwarded_for_of_an_untrusted_peer_is_logged_once(
 
 
 def test_untrusted_peers_are_named_up_to_a_number() -> None:
-    door = Door()
+    limiter = ConnectionLimiter()
     with structlog.testing.capture_logs() as logged:
         for number in range(server_limits.PROXIES_REPORTED_MAX + 10):
-            door.forwarded(f"10.0.0.{number}")
+            limiter.forwarded(f"10.0.0.{number}")
     assert len(logged) == server_limits.PROXIES_REPORTED_MAX

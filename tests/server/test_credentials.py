@@ -177,7 +177,7 @@ class EnoughError(Exception):
     """Ends a loop that has no end of its own."""
 
 
-class Issuer:
+class ChangingIssuer:
     """An issuer whose keys can change, and who can be away."""
 
     def __init__(self) -> None:
@@ -220,7 +220,7 @@ def issued(key: Any, algorithm: str, kid: str | None) -> str:
     ("key", "algorithm", "kid"), [(RSA, "RS256", "rsa"), (EC, "ES256", "ec"), (ED, "EdDSA", "ed")]
 )
 async def test_tokens_of_the_issuer(key: Any, algorithm: str, kid: str) -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     checker = issuer.authenticator
     await checker.prepare()
     assert (await checker.authenticate(issued(key, algorithm, kid))).user_id == "u1"
@@ -233,14 +233,14 @@ async def test_tokens_of_the_issuer(key: Any, algorithm: str, kid: str) -> None:
 
 
 async def test_without_prepare_the_first_token_fetches() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     assert (await issuer.authenticator.authenticate(issued(RSA, "RS256", "rsa"))).user_id == "u1"
     assert issuer.calls == 1
 
 
 async def test_a_public_key_is_no_shared_secret() -> None:
     """The confusion of algorithms: HS256 with what everybody may know."""
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     checker = authenticator(issuer.keys)
     await checker.prepare()
     claims = {"sub": "u1", "exp": NOW + 60}
@@ -251,7 +251,7 @@ async def test_a_public_key_is_no_shared_secret() -> None:
 
 
 async def test_a_shared_secret_in_the_key_set_is_not_used() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     secret = b"known to the whole world, as it is public"
     issuer.jwks.append({"kty": "oct", "k": encoded(secret), "kid": "oct"})
     issuer.jwks.append(public_jwks()[0] | {"kid": "enc", "use": "enc"})
@@ -263,12 +263,12 @@ async def test_a_shared_secret_in_the_key_set_is_not_used() -> None:
 
 
 async def test_the_secret_does_not_open_the_issuers_door_and_the_other_way_round() -> None:
-    await refused(token(), Issuer().authenticator)
+    await refused(token(), ChangingIssuer().authenticator)
     await refused(issued(RSA, "RS256", "rsa"), authenticator())
 
 
 async def test_algorithms_of_the_key_alone_do_not_widen_ours() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     issuer.jwks = [public_jwks()[0] | {"alg": "RS512"}]
     checker = issuer.authenticator
     await checker.prepare()
@@ -277,7 +277,7 @@ async def test_algorithms_of_the_key_alone_do_not_widen_ours() -> None:
 
 
 async def test_unknown_keys_ask_the_issuer_a_bounded_number_of_times() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     checker = issuer.authenticator
     await checker.prepare()
     for number in range(server_limits.JWKS_MISSES_MAX):
@@ -298,7 +298,7 @@ async def test_unknown_keys_ask_the_issuer_a_bounded_number_of_times() -> None:
 
 
 async def test_unknown_keys_from_one_network_use_up_no_others_fetches() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     checker = issuer.authenticator
     await checker.prepare()
     for number in range(50):
@@ -318,7 +318,7 @@ async def test_networks_that_name_unknown_keys_do_not_fill_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(server_limits, "AUTH_FAILURE_ADDRESSES_MAX", 3)
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     checker = issuer.authenticator
     await checker.prepare()
     for number in range(10):
@@ -327,7 +327,7 @@ async def test_networks_that_name_unknown_keys_do_not_fill_the_memory(
 
 
 async def test_a_key_that_was_published_a_moment_ago_is_good() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     checker = issuer.authenticator
     await checker.prepare()
     issuer.jwks = [public_jwks()[0] | {"kid": "rotated"}]
@@ -335,7 +335,7 @@ async def test_a_key_that_was_published_a_moment_ago_is_good() -> None:
 
 
 async def test_what_no_key_set_makes_good_asks_nobody() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     issuer.jwks.append(public_jwks()[0] | {"kid": "rsa-2"})
     checker = issuer.authenticator
     await checker.prepare()
@@ -348,7 +348,7 @@ async def test_what_no_key_set_makes_good_asks_nobody() -> None:
     "error", [jwt.PyJWKClientConnectionError("away"), OSError("cut"), ValueError("no JSON")]
 )
 async def test_an_issuer_that_is_away_is_our_fault(error: Exception) -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     issuer.error = error
     checker = issuer.authenticator
     await checker.prepare()
@@ -362,7 +362,7 @@ async def test_an_issuer_that_is_away_is_our_fault(error: Exception) -> None:
 
 
 async def test_known_keys_are_believed_while_the_issuer_is_away_for_a_day() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     checker = issuer.authenticator
     await checker.prepare()
     issuer.error = OSError("away")
@@ -375,7 +375,7 @@ async def test_known_keys_are_believed_while_the_issuer_is_away_for_a_day() -> N
 
 
 async def test_the_keys_are_kept_fresh() -> None:
-    issuer = Issuer()
+    issuer = ChangingIssuer()
     issuer.error = OSError("away")
     checker = issuer.authenticator
     await checker.prepare()
@@ -396,7 +396,7 @@ async def test_without_issuer_there_is_nothing_to_run() -> None:
 
 @pytest.fixture
 def key_server() -> Iterator[http.server.HTTPServer]:
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class KeySetHandler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b"[" if self.path == "/broken" else json.dumps({"keys": public_jwks()}).encode()
             self.send_response(200 if self.path != "/missing" else 404)
@@ -407,7 +407,7 @@ def key_server() -> Iterator[http.server.HTTPServer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with http.server.HTTPServer(("127.0.0.1", 0), KeySetHandler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server

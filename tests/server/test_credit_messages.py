@@ -6,14 +6,14 @@ from typing import Any
 from protocol.metering.records import EntryPosted
 from protocol.wire.money import parse_credits
 from server import limits as server_limits
-from tests.fixtures.server import Client, StartServer
+from tests.fixtures.server import SocketClient, StartServer
 from tests.server.api import advance, grant
 from tests.server.charging import card, post, spend
 
 HOLDS = "/v1/accounts/ann/holds"
 
 
-async def told(client: Client) -> tuple[Any, ...]:
+async def told(client: SocketClient) -> tuple[Any, ...]:
     """The next change, as it was told."""
     message = await client.until("credit")
     assert message["account_id"] == "ann"
@@ -55,10 +55,10 @@ async def test_every_change_is_told_on_every_process(
     await post(here, f"/v1/holds/{second}/void", "v1")
     await everybody_is_told("void", "voice_creation", second, "0", "16.25")
     advance(there, 60_001)
-    await there.process.money.expiry.expire_holds()
+    await there.process.ledger.expiry.expire_holds()
     await everybody_is_told("expire", "voice_creation", third, "0", "16.25")
 
-    await there.process.money.enter(
+    await there.process.ledger.enter(
         EntryPosted(
             tenant="user:ann",
             account_id="ann",
@@ -75,7 +75,7 @@ async def test_every_change_is_told_on_every_process(
     await there.flush()
     later = await start_server(rates=rates)
     advance(later, 3_600_000 + server_limits.GRANT_EXPIRY_LATE_MS)
-    assert await later.process.money.expiry.expire_grants() == 1
+    assert await later.process.ledger.expiry.expire_grants() == 1
     await everybody_is_told("expire", None, f"expire:{made}:0", "-15.75", "0")
 
     # Nobody else was told anything of it.

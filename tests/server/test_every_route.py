@@ -109,7 +109,7 @@ EXAMPLES = {
 }
 
 
-class Scene(NamedTuple):
+class RouteTargets(NamedTuple):
     """A server on which ann has something to lose, and everybody who asks for it."""
 
     server: TestServer
@@ -168,7 +168,7 @@ class Scene(NamedTuple):
 
 
 @pytest.fixture
-async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> Scene:
+async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> RouteTargets:
     """What ann has: credits, a chat, two holds, minutes of a recording, a limit."""
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10**9)
@@ -202,7 +202,7 @@ async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> S
         "POST", "/api/usage/track-minute", ann, session_id="rec-1", seconds_recorded=42,
         minute_timestamp=server.process.clock.now() - 300_000,
     )  # fmt: skip
-    return Scene(server, holds)
+    return RouteTargets(server, holds)
 
 
 def routes(server: TestServer) -> dict[str, Route | Mount]:
@@ -226,7 +226,7 @@ def assert_no_leak(name: str, who: str, response: httpx.Response) -> None:
         assert mark not in response.text, (name, who, response.text)
 
 
-async def test_every_route_has_an_example_that_says_who_may(scene: Scene) -> None:
+async def test_every_route_has_an_example_that_says_who_may(scene: RouteTargets) -> None:
     found = routes(scene.server)
     assert found.keys() == EXAMPLES.keys()
     for name, route in found.items():
@@ -235,7 +235,7 @@ async def test_every_route_has_an_example_that_says_who_may(scene: Scene) -> Non
             assert set(operation.roles) == set(EXAMPLES[name].who), name
 
 
-async def test_without_a_good_token_nobody_gets_in(scene: Scene) -> None:
+async def test_without_a_good_token_nobody_gets_in(scene: RouteTargets) -> None:
     server = scene.server
     settings = server.process.settings
     forged = scene.rightful("user").rpartition(".")[0] + ".c2lnbmVkIGJ5IG5vYm9keQ"
@@ -258,7 +258,7 @@ async def test_without_a_good_token_nobody_gets_in(scene: Scene) -> None:
     assert await scene.possessions() == before
 
 
-async def test_who_may_not_is_refused_whatever_else_they_may(scene: Scene) -> None:
+async def test_who_may_not_is_refused_whatever_else_they_may(scene: RouteTargets) -> None:
     before = await scene.possessions()
     for name, example in EXAMPLES.items():
         # An operator has a user's token too, and may what users may: with what is theirs.
@@ -272,7 +272,7 @@ async def test_who_may_not_is_refused_whatever_else_they_may(scene: Scene) -> No
     assert await scene.possessions() == before
 
 
-async def test_a_users_token_reaches_nothing_of_another_user(scene: Scene) -> None:
+async def test_a_users_token_reaches_nothing_of_another_user(scene: RouteTargets) -> None:
     before = await scene.possessions()
     for name, example in EXAMPLES.items():
         for who, bearer in scene.strangers().items():
@@ -290,7 +290,7 @@ async def test_a_users_token_reaches_nothing_of_another_user(scene: Scene) -> No
     assert await scene.possessions() == before
 
 
-async def test_an_operator_who_may_look_may_not_spend(scene: Scene) -> None:
+async def test_an_operator_who_may_look_may_not_spend(scene: RouteTargets) -> None:
     before = await scene.possessions()
     operator = scene.rightful("ops")
     for name in (
@@ -306,7 +306,7 @@ async def test_an_operator_who_may_look_may_not_spend(scene: Scene) -> None:
     assert await scene.possessions() == before
 
 
-async def test_existing_applications_are_not_changed_by_operators(scene: Scene) -> None:
+async def test_existing_applications_are_not_changed_by_operators(scene: RouteTargets) -> None:
     """Neither for themselves nor for whoever they name."""
     before = await scene.possessions()
     for name in ("POST /api/usage/track-minute", "POST /api/time-tracking/{chat_id}/heartbeat"):
@@ -317,7 +317,7 @@ async def test_existing_applications_are_not_changed_by_operators(scene: Scene) 
     assert await scene.possessions() == before
 
 
-async def test_who_may_gets_what_is_there(scene: Scene) -> None:
+async def test_who_may_gets_what_is_there(scene: RouteTargets) -> None:
     """So that no refusal above is that of an example that is merely wrong."""
     reading_first = sorted(EXAMPLES, key=lambda name: not name.startswith("GET"))
     for name in reading_first:
@@ -329,7 +329,7 @@ async def test_who_may_gets_what_is_there(scene: Scene) -> None:
                 assert any(mark in response.text for mark in MARKS), (name, response.text)
 
 
-async def test_empty_body_changes_nothing(scene: Scene) -> None:
+async def test_empty_body_changes_nothing(scene: RouteTargets) -> None:
     """Unless the document says that the body may be left out."""
     before = await scene.possessions()
     paths = (await ask(scene.server, "GET", "/openapi.json", None)).json()["paths"]
@@ -360,7 +360,7 @@ async def test_what_is_for_trying_is_not_there_in_production(server: TestServer)
 
 
 @pytest.mark.parametrize("type_", ["start", "pause", "resume", "stop", "leave", "watch"])
-async def test_a_socket_reaches_no_session_of_another_user(scene: Scene, type_: str) -> None:
+async def test_a_socket_reaches_no_session_of_another_user(scene: RouteTargets, type_: str) -> None:
     before = await scene.possessions()
     for who, bearer in scene.strangers().items():
         client = await scene.server.connect()

@@ -153,7 +153,7 @@ async def test_the_documents_fields(server: TestServer, fields: Fields) -> None:
     check(await read(server, fields.path), fields, fields.something)
 
 
-async def test_a_minute_that_was_tracked_before_is_said_to_be(server: TestServer) -> None:
+async def test_a_minute_that_was_reported_before_is_said_to_be(server: TestServer) -> None:
     """ "Handles duplicate prevention": the second answer says so, and nothing is counted."""
     first, again = await track(server, 1, 60), await track(server, 1, 60)
     assert (first["success"], first["duplicate"]) == (True, False)

@@ -13,7 +13,7 @@ SESSIONS = 20
 
 async def test_a_session_that_ends_leaves_nothing_to_collect(server: TestServer) -> None:
     await server.grant(10 * CREDIT)
-    watcher = await server.login()
+    observer = await server.login()
 
     async def run(number: int) -> None:
         client = await server.login()
@@ -32,7 +32,7 @@ async def test_a_session_that_ends_leaves_nothing_to_collect(server: TestServer)
         for number in range(1, SESSIONS):
             await run(number)
         await settled(server)
-        await watcher.ask("ping")
+        await observer.ask("ping")
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         kinds = {type(one).__module__ for one in gc.garbage}

@@ -26,8 +26,8 @@ from server.transport.frames import text_frame
 from server.transport.push import PushProtocol
 from tests.fixtures.server import SECRET, StartServer, TestServer
 from tests.server.api import advance
+from tests.server.billed_session import CREDIT, closed, eventually, found, reaches
 from tests.server.peers import Peer, request
-from tests.server.scenes import CREDIT, closed, eventually, found, reaches
 
 RSA = rsa.generate_private_key(public_exponent=65_537, key_size=2_048)
 EC = ec.generate_private_key(ec.SECP256R1())
@@ -38,7 +38,7 @@ SMALL_BUFFER_BYTES = 8_192
 # --- Tokens --------------------------------------------------------------------------
 
 
-class Issuer:
+class HttpIssuer:
     """An issuer's keys over HTTP, and who asked for what."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Issuer:
         asked = self.asked
         evil = json.loads(RSAAlgorithm.to_jwk(EVE.public_key())) | {"kid": "eve"}
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class HttpIssuerHandler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 asked.append(self.path)
                 body = json.dumps({"keys": keys if self.path == "/keys" else [evil]}).encode()
@@ -63,13 +63,13 @@ class Issuer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        self.server = http.server.HTTPServer(("127.0.0.1", 0), HttpIssuerHandler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
 @pytest.fixture
-def issuer() -> Iterator[Issuer]:
-    made = Issuer()
+def issuer() -> Iterator[HttpIssuer]:
+    made = HttpIssuer()
     thread = threading.Thread(target=made.server.serve_forever, args=(0.01,))
     thread.start()
     yield made
@@ -94,7 +94,7 @@ def by_hand(header: dict[str, Any], secret: bytes | None, **changes: Any) -> str
     return f"{signed}.{encoded(signature)}"
 
 
-def confusions(issuer: Issuer) -> dict[str, str]:
+def confusions(issuer: HttpIssuer) -> dict[str, str]:
     """Tokens that a checker takes which lets the token say how it is to be checked."""
     public = RSA.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -145,7 +145,7 @@ def confusions(issuer: Issuer) -> dict[str, str]:
 
 
 async def test_a_token_does_not_say_how_it_is_checked(
-    start_server: StartServer, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+    start_server: StartServer, issuer: HttpIssuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 1_000)
     monkeypatch.setattr(server_limits, "JWKS_MISSES_PER_ADDRESS_MAX", server_limits.JWKS_MISSES_MAX)
@@ -284,7 +284,7 @@ async def test_a_peer_that_stops_reading_is_cut_and_its_session_settled(
     await reaches(server, "deaf-1", Phase.SUSPENDED)
 
     async def alone() -> bool:
-        return len(server.process.sockets.connections) == 1 == server.process.door.count
+        return len(server.process.sockets.connections) == 1 == server.process.limiter.count
 
     await eventually(alone)
     # Who reads is served as before.

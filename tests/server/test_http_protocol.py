@@ -11,7 +11,7 @@ from uvicorn.middleware.proxy_headers import _TrustedHosts
 from uvicorn.protocols.http import httptools_impl
 
 from server import limits as server_limits
-from server.transport.connection_limiter import Door, network_of
+from server.transport.connection_limiter import ConnectionLimiter, network_of
 from server.transport.http_protocol import BoundedHttp
 from tests.server.peers import (
     Peer,
@@ -69,19 +69,23 @@ class Echo(Served):
         await send({"type": "http.response.body", "body": content, "more_body": False})
 
 
-def hasty(**waits: float) -> Door:
-    """A door that looks often; its waits are long but for those that are given."""
-    door = Door()
-    door.look_s = 0.01
-    door.head_s = door.body_s = door.keep_alive_s = door.drain_s = door.linger_s = 60.0
+def hasty(**waits: float) -> ConnectionLimiter:
+    """A limiter that looks often; its waits are long but for those that are given."""
+    limiter = ConnectionLimiter()
+    limiter.look_s = 0.01
+    limiter.head_s = limiter.body_s = limiter.keep_alive_s = limiter.drain_s = limiter.linger_s = (
+        60.0
+    )
     for name, seconds in waits.items():
-        assert hasattr(door, name)
-        setattr(door, name, seconds)
-    return door
+        assert hasattr(limiter, name)
+        setattr(limiter, name, seconds)
+    return limiter
 
 
-def echoing(door: Door | None = None) -> contextlib.AbstractAsyncContextManager[Any]:
-    return serving(kind=Echo, door=door or hasty())
+def echoing(
+    limiter: ConnectionLimiter | None = None,
+) -> contextlib.AbstractAsyncContextManager[Any]:
+    return serving(kind=Echo, limiter=limiter or hasty())
 
 
 async def answer_of(peer: Peer) -> tuple[int, bytes]:
@@ -113,7 +117,7 @@ async def write_until_cut(peer: Peer, drop: bytes) -> None:
 
 
 def cuts(served: Served, why: str) -> float:
-    return float(served.door.metrics.connections_cut.labels(why)._value.get())
+    return float(served.limiter.metrics.connections_cut.labels(why)._value.get())
 
 
 # --- In order ------------------------------------------------------------------------
@@ -132,7 +136,7 @@ async def test_requests_are_answered_one_after_the_other() -> None:
         await peer.write(GET.replace(b"1.1\r\n", b"1.1\r\nConnection: close\r\n"))
         assert await status_of(peer) == 200
         assert await ends(peer)
-    assert (served.door.count, served.door.guests, served.door.idle) == (0, set(), {})
+    assert (served.limiter.count, served.limiter.connections, served.limiter.idle) == (0, set(), {})
 
 
 @on_both_loops
@@ -184,7 +188,7 @@ async def test_every_request_of_a_peer_that_has_gone_is_told_so() -> None:
             peer = await served.peer(GET.replace(b"first", b"hold") + GET + GET)
             await until(lambda: served.asked)
             peer.close()
-            await until(lambda: served.door.count == 0)
+            await until(lambda: served.limiter.count == 0)
             served.release.set()
             await until(lambda: not served.server.server_state.tasks)
     assert served.asked == ["/hold"]
@@ -450,10 +454,10 @@ async def test_a_head_that_does_not_end_is_answered_408() -> None:
         # A peer that is told so and goes on is cut.
         await write_until_cut(peers[0], b"X: y\r\n")
         # The next request on a connection has as long, and no longer.
-        served.door.head_s = 60.0
+        served.limiter.head_s = 60.0
         peer = await served.peer(GET)
         assert await status_of(peer) == 200
-        served.door.head_s = 0.03
+        served.limiter.head_s = 0.03
         await peer.write(GET[:-2])
         assert await status_of(peer) == 408
         assert served.asked == ["/first"]
@@ -485,7 +489,7 @@ async def test_a_body_that_nobody_wants_is_read_for_a_moment() -> None:
         assert await status_of(peer) == 200
         await ends(peer)
         # When it comes whole the connection goes on.
-        served.door.linger_s = 60.0
+        served.limiter.linger_s = 60.0
         peer = await served.peer(POST.replace(b"first", b"early") + LENGTH + b"\r\nab")
         assert await status_of(peer) == 200
         await peer.write(b"cd" + GET)
@@ -497,16 +501,20 @@ async def test_a_peer_that_does_not_read_its_answer_is_cut() -> None:
     async with echoing(hasty(drain_s=0.03)) as served:
         await served.peer(GET.replace(b"first", b"large"))
         await until(lambda: cuts(served, "not_reading"))
-        await until(lambda: served.door.count == 0)
+        await until(lambda: served.limiter.count == 0)
 
 
 @on_both_loops
 async def test_a_close_that_waits_for_its_peer_is_cut() -> None:
     async with echoing(hasty(drain_s=60.0)) as served:
         await served.peer(GET.replace(b"first HTTP/1.1", b"large HTTP/1.1\r\nConnection: close"))
-        await until(lambda: any(guest.transport.is_closing() for guest in served.door.guests))
-        served.door.drain_s = 0.03
-        await until(lambda: served.door.count == 0)
+        await until(
+            lambda: any(
+                connection.transport.is_closing() for connection in served.limiter.connections
+            )
+        )
+        served.limiter.drain_s = 0.03
+        await until(lambda: served.limiter.count == 0)
         assert cuts(served, "not_reading") == 0
 
 
@@ -514,10 +522,10 @@ async def test_a_close_that_waits_for_its_peer_is_cut() -> None:
 
 
 @on_both_loops
-async def test_a_full_house_refuses_with_503() -> None:
-    door = hasty()
-    door.connections_max = 2
-    async with echoing(door) as served:
+async def test_a_full_server_refuses_with_503() -> None:
+    limiter = hasty()
+    limiter.connections_max = 2
+    async with echoing(limiter) as served:
         _, accepted = await served.pair()
         busy = await served.peer(GET.replace(b"first", b"hold"))
         await until(lambda: served.asked)
@@ -533,14 +541,14 @@ async def test_a_full_house_refuses_with_503() -> None:
         assert await status_of(peer) == 200
         served.release.set()
         assert await status_of(busy) == 200
-    assert (door.count, door._by_network) == (0, {})
+    assert (limiter.count, limiter._by_network) == (0, {})
 
 
 @on_both_loops
-async def test_a_full_house_lets_the_longest_idle_connection_go() -> None:
-    door = hasty()
-    door.connections_max = 3
-    async with echoing(door) as served:
+async def test_a_full_server_lets_the_longest_idle_connection_go() -> None:
+    limiter = hasty()
+    limiter.connections_max = 3
+    async with echoing(limiter) as served:
         silent, half, idle = [await served.peer(sent) for sent in (b"", GET[:-2], GET)]
         assert await status_of(idle) == 200
         # A request at a time by whoever comes; those who say nothing are in nobody's way.
@@ -557,24 +565,24 @@ async def test_a_full_house_lets_the_longest_idle_connection_go() -> None:
 
 @on_both_loops
 async def test_refused_connections_that_stay_are_few() -> None:
-    door = hasty()
-    door.connections_max = 1
-    async with echoing(door) as served:
+    limiter = hasty()
+    limiter.connections_max = 1
+    async with echoing(limiter) as served:
         await served.pair()
         peers = [await served.peer() for _ in range(server_limits.LINGERING_MAX + 10)]
         await until(lambda: cuts(served, "full") == len(peers))
-        await until(lambda: len(door.guests) == server_limits.LINGERING_MAX)
+        await until(lambda: len(limiter.connections) == server_limits.LINGERING_MAX)
         for peer in peers:
             assert await status_of(peer) == 503
             peer.close()
-        await until(lambda: not door.guests)
-        assert door.lingering == 0
+        await until(lambda: not limiter.connections)
+        assert limiter.lingering == 0
 
 
 @on_both_loops
 async def test_one_address_does_not_take_every_place() -> None:
     async with echoing() as served:
-        served.door.proxies = ()
+        served.limiter.proxies = ()
         kept = server_limits.SOCKETS_PER_ADDRESS_MAX
         server_limits.SOCKETS_PER_ADDRESS_MAX = 2  # type: ignore[misc]
         try:
@@ -585,7 +593,7 @@ async def test_one_address_does_not_take_every_place() -> None:
             assert await status_of(other) == 200
             assert await status_of(first) == 200
             # A proxy speaks for many.
-            served.door.proxies = _TrustedHosts("127.0.0.1")
+            served.limiter.proxies = _TrustedHosts("127.0.0.1")
             assert await status_of(await served.peer(GET)) == 200
         finally:
             server_limits.SOCKETS_PER_ADDRESS_MAX = kept  # type: ignore[misc]

@@ -17,7 +17,7 @@ from protocol.wire.errors import (
 )
 from server import limits as server_limits
 from server.access.principals import Principal
-from server.http.idempotency import Deed, deed_of, forget_old_keys, once
+from server.http.idempotency import IdempotentRequest, forget_old_keys, idempotent_of, once
 from server.http.problems import Problem
 from server.http.responses import answer, json_response
 from server.runtime.clock import ClusterClock
@@ -43,10 +43,10 @@ def asked(*keys: str, path: str = "/v1/accounts/ann/grants", method: str = "POST
     )
 
 
-def deed(key: str = "k1", raw: bytes = b"{}", **parts: Any) -> Deed:
+def idempotent(key: str = "k1", raw: bytes = b"{}", **parts: Any) -> IdempotentRequest:
     request = asked(key, **{name: parts.pop(name) for name in ("path", "method") if name in parts})
     values = {"principal": BACKEND, "tenant": "org:acme", "operation": "grants", **parts}
-    return deed_of(request, values["principal"], values["tenant"], values["operation"], raw)
+    return idempotent_of(request, values["principal"], values["tenant"], values["operation"], raw)
 
 
 class Done:
@@ -66,47 +66,52 @@ class Done:
 # --- Deeds -------------------------------------------------------------------------
 
 
-def test_a_deed_is_named_by_its_key_and_by_who_does_what() -> None:
+def test_an_idempotent_request_is_named_by_its_key_and_by_who_does_what() -> None:
     ids = {
-        deed().entry_id("grant"),
-        deed("k2").entry_id("grant"),
-        deed(operation="spends").entry_id("grant"),
-        deed(principal=Principal(kind="user", user_id="ann")).entry_id("grant"),
-        deed(principal=Principal(kind="user", user_id="ben")).entry_id("grant"),
+        idempotent().entry_id("grant"),
+        idempotent("k2").entry_id("grant"),
+        idempotent(operation="spends").entry_id("grant"),
+        idempotent(principal=Principal(kind="user", user_id="ann")).entry_id("grant"),
+        idempotent(principal=Principal(kind="user", user_id="ben")).entry_id("grant"),
     }
     assert len(ids) == 5
-    assert deed().entry_id("grant") == deed(raw=b'{"a":1}').entry_id("grant")
+    assert idempotent().entry_id("grant") == idempotent(raw=b'{"a":1}').entry_id("grant")
     assert all(len(entry_id) == len("grant:") + 32 for entry_id in ids)
 
 
-def test_a_deeds_fingerprint_is_of_the_whole_request() -> None:
+def test_an_idempotent_requests_fingerprint_is_of_the_whole_request() -> None:
     fingerprints = {
-        deed().fingerprint,
-        deed(raw=b'{"a":1}').fingerprint,
-        deed(raw=b'{"a":"1"}').fingerprint,
-        deed(path="/v1/accounts/ben/grants").fingerprint,
-        deed(method="PUT").fingerprint,
-        deed(tenant="org:other").fingerprint,
+        idempotent().fingerprint,
+        idempotent(raw=b'{"a":1}').fingerprint,
+        idempotent(raw=b'{"a":"1"}').fingerprint,
+        idempotent(path="/v1/accounts/ben/grants").fingerprint,
+        idempotent(method="PUT").fingerprint,
+        idempotent(tenant="org:other").fingerprint,
     }
     assert len(fingerprints) == 6
-    one, other = deed(raw=b'{"a":1,"b":{"c":2,"d":3}}'), deed(raw=b'{ "b":{"d":3,"c":2},"a":1 }')
+    one, other = (
+        idempotent(raw=b'{"a":1,"b":{"c":2,"d":3}}'),
+        idempotent(raw=b'{ "b":{"d":3,"c":2},"a":1 }'),
+    )
     assert one.fingerprint == other.fingerprint
-    assert deed(raw=b"").fingerprint == deed(raw=b"{}").fingerprint
+    assert idempotent(raw=b"").fingerprint == idempotent(raw=b"{}").fingerprint
 
 
 @pytest.mark.parametrize("name", ["amount", "credits"])
 def test_an_amount_in_other_digits_is_the_same_request(name: str) -> None:
     def fingerprint(amount: str) -> str:
-        return deed(raw=f'{{"{name}": "{amount}", "reason": "x"}}'.encode()).fingerprint
+        return idempotent(raw=f'{{"{name}": "{amount}", "reason": "x"}}'.encode()).fingerprint
 
     assert fingerprint("1.5") == fingerprint("1.50") == fingerprint("1.500000")
     assert len({fingerprint(amount) for amount in ("1.5", "1.05", "15", "-1.5", "01.5")}) == 5
-    assert deed(raw=b'{"metadata":{"amount":"1.5"}}') != deed(raw=b'{"metadata":{"amount":"1.50"}}')
+    assert idempotent(raw=b'{"metadata":{"amount":"1.5"}}') != idempotent(
+        raw=b'{"metadata":{"amount":"1.50"}}'
+    )
 
 
 def test_an_integer_in_other_digits_is_the_same_request() -> None:
     def fingerprint(number: str) -> str:
-        return deed(raw=f'{{"minutes": {number}}}'.encode()).fingerprint
+        return idempotent(raw=f'{{"minutes": {number}}}'.encode()).fingerprint
 
     assert fingerprint("10") == fingerprint("10.0") == fingerprint("1e1") == fingerprint("100E-1")
     assert len({fingerprint(number) for number in ("10", "-10", "10.5", "1e300", '"10"')}) == 5
@@ -115,18 +120,18 @@ def test_an_integer_in_other_digits_is_the_same_request() -> None:
 @pytest.mark.parametrize("keys", [(), ("",)])
 def test_a_request_without_a_key_hears_what_to_send(keys: tuple[str, ...]) -> None:
     with pytest.raises(Problem) as raised:
-        deed_of(asked(*keys), BACKEND, "org:acme", "grants", b"{}")
+        idempotent_of(asked(*keys), BACKEND, "org:acme", "grants", b"{}")
     assert (raised.value.status, raised.value.code) == (400, "idempotency_key_required")
 
 
 @pytest.mark.parametrize("keys", [("a", "b"), ("x" * 256,), ("a\nb",), ("kä",), ("", "a")])
 def test_a_key_that_is_none_is_refused(keys: tuple[str, ...]) -> None:
     with pytest.raises(BadMessageError, match="Idempotency-Key"):
-        deed_of(asked(*keys), BACKEND, "org:acme", "grants", b"{}")
+        idempotent_of(asked(*keys), BACKEND, "org:acme", "grants", b"{}")
 
 
 def test_the_longest_key_is_one() -> None:
-    assert deed("x" * server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX).key
+    assert idempotent("x" * server_limits.IDEMPOTENCY_KEY_CHARACTERS_MAX).key
 
 
 # --- Once --------------------------------------------------------------------------
@@ -134,7 +139,7 @@ def test_the_longest_key_is_one() -> None:
 
 async def test_work_is_done_once_and_answered_again(records: Records) -> None:
     work = Done()
-    first, again = await once(records, deed(), work), await once(records, deed(), work)
+    first, again = await once(records, idempotent(), work), await once(records, idempotent(), work)
     assert work.count == 1
     assert (first.status_code, first.body) == (201, b'{"count":1}')
     assert (again.status_code, again.body) == (201, b'{"count":1}')
@@ -144,9 +149,9 @@ async def test_work_is_done_once_and_answered_again(records: Records) -> None:
 
 async def test_another_request_under_the_key_is_a_mistake(records: Records) -> None:
     work = Done()
-    await once(records, deed(), work)
+    await once(records, idempotent(), work)
     with pytest.raises(Problem) as raised:
-        await once(records, deed(raw=b'{"a":1}'), work)
+        await once(records, idempotent(raw=b'{"a":1}'), work)
     assert (raised.value.status, raised.value.code) == (422, "idempotency_mismatch")
     assert work.count == 1
 
@@ -155,12 +160,12 @@ async def test_a_key_of_before_an_upgrade_keeps_its_answer(
     records: Records, connection: Connection
 ) -> None:
     """The version before took an amount in other digits for another request."""
-    work, asked_for = Done(), deed(raw=b'{"amount":"1.50"}')
+    work, asked_for = Done(), idempotent(raw=b'{"amount":"1.50"}')
     first = await once(records, asked_for, work)
     await connection.execute("UPDATE idempotency_keys SET fingerprint = $1", asked_for.former)
     assert (await once(records, asked_for, work)).body == first.body
     with pytest.raises(Problem) as raised:
-        await once(records, deed(raw=b'{"amount":"1.51"}'), work)
+        await once(records, idempotent(raw=b'{"amount":"1.51"}'), work)
     assert raised.value.code == "idempotency_mismatch"
     # One that was under way is done by who takes it over.
     await connection.execute(
@@ -179,7 +184,7 @@ async def test_the_same_key_of_others_is_another_one(records: Records) -> None:
         {"operation": "spends"},
         {"principal": Principal(kind="user", user_id="ann")},
     ):
-        await once(records, deed(**parts), work)
+        await once(records, idempotent(**parts), work)
     assert work.count == 4
 
 
@@ -191,19 +196,19 @@ async def test_who_asks_meanwhile_hears_that_it_is_under_way(records: Records) -
         await finish.wait()
         return json_response(b"{}", 201)
 
-    first = asyncio.create_task(once(records, deed(), slow))
+    first = asyncio.create_task(once(records, idempotent(), slow))
     await begun.wait()
     with pytest.raises(Problem) as raised:
-        await once(records, deed(), slow)
+        await once(records, idempotent(), slow)
     assert (raised.value.status, raised.value.code) == (409, "idempotency_under_way")
     assert raised.value.retry_after_s == 1
     # Another request under it is a mistake even then.
     with pytest.raises(Problem) as raised:
-        await once(records, deed(raw=b'{"a":1}'), slow)
+        await once(records, idempotent(raw=b'{"a":1}'), slow)
     assert raised.value.code == "idempotency_mismatch"
     finish.set()
     assert (await first).status_code == 201
-    assert (await once(records, deed(), slow)).headers["idempotent-replayed"] == "true"
+    assert (await once(records, idempotent(), slow)).headers["idempotent-replayed"] == "true"
 
 
 async def take_over(records: Records, connection: Connection, work: Any) -> Response:
@@ -211,7 +216,7 @@ async def take_over(records: Records, connection: Connection, work: Any) -> Resp
     await connection.execute(
         "UPDATE idempotency_keys SET created_at = created_at - interval '61 seconds'"
     )
-    return await once(records, deed(), work)
+    return await once(records, idempotent(), work)
 
 
 async def test_the_answer_is_that_of_who_took_over(
@@ -224,9 +229,9 @@ async def test_the_answer_is_that_of_who_took_over(
         raise Problem(402, "insufficient_credits", "there was too little")
 
     with pytest.raises(Problem) as raised:
-        await once(records, deed(), slow)
+        await once(records, idempotent(), slow)
     assert (raised.value.status, raised.value.code) == (409, "idempotency_under_way")
-    again = await once(records, deed(), Done())
+    again = await once(records, idempotent(), Done())
     assert (again.status_code, again.body) == (201, b'{"count":1}')
 
 
@@ -249,12 +254,12 @@ async def test_who_was_overtaken_leaves_the_key_alone(
         return json_response(b"{}", 201)
 
     with pytest.raises((Problem, ProtocolError)):
-        await once(records, deed(), first)
+        await once(records, idempotent(), first)
     with pytest.raises(Problem, match="under way"):
-        await once(records, deed(), Done())
+        await once(records, idempotent(), Done())
     finish.set()
     assert (await first.other).status_code == 402  # type: ignore[attr-defined]
-    assert (await once(records, deed(), Done())).status_code == 402
+    assert (await once(records, idempotent(), Done())).status_code == 402
 
 
 async def test_work_ends_before_it_is_taken_over(
@@ -269,8 +274,8 @@ async def test_work_ends_before_it_is_taken_over(
         raise AssertionError
 
     with pytest.raises(ServiceError, match="same key"):
-        await once(records, deed(), stuck)
-    assert (await once(records, deed(), Done())).status_code == 201
+        await once(records, idempotent(), stuck)
+    assert (await once(records, idempotent(), Done())).status_code == 201
 
 
 @pytest.mark.parametrize(
@@ -286,7 +291,7 @@ async def test_what_the_work_refuses_is_an_answer(
     records: Records, refusal: Exception, status: int, code: str
 ) -> None:
     work = Done(refusal)
-    first, again = await once(records, deed(), work), await once(records, deed(), work)
+    first, again = await once(records, idempotent(), work), await once(records, idempotent(), work)
     assert work.count == 1
     assert first.status_code == again.status_code == status
     assert code.encode() in bytes(first.body)
@@ -308,8 +313,8 @@ async def test_what_the_work_refuses_is_an_answer(
 async def test_a_failure_frees_the_key(records: Records, failure: Exception) -> None:
     work = Done(failure)
     with pytest.raises(type(failure)):
-        await once(records, deed(), work)
-    assert (await once(records, deed(), work)).status_code == 201
+        await once(records, idempotent(), work)
+    assert (await once(records, idempotent(), work)).status_code == 201
     assert work.count == 2
 
 
@@ -321,7 +326,7 @@ async def test_a_failure_to_free_the_key_hides_nothing(
 
     monkeypatch.setattr(records, "release_idempotent", away)
     with pytest.raises(ProtocolError, match="a part does not answer"):
-        await once(records, deed(), Done(ServiceError("a part does not answer")))
+        await once(records, idempotent(), Done(ServiceError("a part does not answer")))
 
 
 # --- Old keys ------------------------------------------------------------------------
@@ -331,7 +336,7 @@ async def test_old_keys_are_forgotten_and_young_ones_kept(
     records: Records, connection: Connection
 ) -> None:
     for key in ("old", "young"):
-        await once(records, deed(key), Done())
+        await once(records, idempotent(key), Done())
     await connection.execute(
         "UPDATE idempotency_keys SET created_at = now() - interval '25 hours' WHERE key = 'old'"
     )
@@ -341,8 +346,8 @@ async def test_old_keys_are_forgotten_and_young_ones_kept(
     forgetting.cancel()
     assert await connection.fetchval("SELECT key FROM idempotency_keys") == "young"
     work = Done()
-    await once(records, deed("old"), work)
-    await once(records, deed("young"), work)
+    await once(records, idempotent("old"), work)
+    await once(records, idempotent("young"), work)
     assert work.count == 1
 
 

@@ -21,12 +21,12 @@ from server.runtime.metrics import Metrics
 from server.runtime.timers import Timers
 from server.transport.open_sockets import Sockets
 from storage.postgres.database import UnavailableError
-from storage.redis.live import Outcome
+from storage.redis.live import StepOutcome
 from tests.fixtures.server import StartServer
-from tests.server.scenes import CREDIT, connection_of, reaches
+from tests.server.billed_session import CREDIT, connection_of, reaches
 from tests.server.test_keepalive import started
-from tests.server.test_step_pipeline import STEP, Seat, SlowRedis, claims_over, turns
-from tests.server.test_timers import Clock
+from tests.server.test_step_pipeline import STEP, FakeSource, SlowRedis, pipeline_over, turns
+from tests.server.test_timers import SteppedClock
 
 
 def broken(*_: object) -> None:
@@ -112,7 +112,7 @@ def test_what_fails_alone_ends_its_block_only() -> None:
 
 
 def test_timers_of_the_same_millisecond_fire_whatever_one_does() -> None:
-    timers, fired = Timers(Clock()), list[str]()
+    timers, fired = Timers(SteppedClock()), list[str]()
     timers.deadline(5, lambda _: fired.append("first"))
     timers.deadline(5, broken)
     timers.deadline(5, lambda _: fired.append("third"))
@@ -136,21 +136,21 @@ def test_a_socket_that_cannot_be_pinged_keeps_no_ping_from_others() -> None:
 async def test_a_drain_and_a_probe_reach_the_sockets_behind_a_broken_one() -> None:
     sockets, heard = Sockets(Metrics(with_process=False)), list[str]()
 
-    class Socket:
+    class FakeSocket:
         def probe(self) -> None:
             heard.append("probe")
 
         def send(self, _: bytes) -> None:
             heard.append("reconnect")
 
-    class Broken(Socket):
+    class BrokenSocket(FakeSocket):
         def probe(self) -> None:
             broken()
 
         def send(self, _: bytes) -> None:
             broken()
 
-    for socket in (Socket(), Broken(), Socket()):
+    for socket in (FakeSocket(), BrokenSocket(), FakeSocket()):
         sockets.add(cast(Any, socket))
     for _ in sockets.probe():
         pass
@@ -161,62 +161,62 @@ async def test_a_drain_and_a_probe_reach_the_sockets_behind_a_broken_one() -> No
 # --- Claims ----------------------------------------------------------------------------
 
 
-class BrokenSeat(Seat):
-    def answered(self, _: Any, outcome: Outcome) -> None:
+class BrokenSource(FakeSource):
+    def answered(self, _: Any, outcome: StepOutcome) -> None:
         raise RuntimeError("a bug of ours")
 
 
 async def test_the_rest_of_a_batch_is_answered_when_one_answer_fails() -> None:
     redis = SlowRedis()
     redis.answering.set()
-    claims = claims_over(redis)
-    seats = [Seat(), BrokenSeat(), Seat()]
-    for seat in seats:
-        claims.ask(seat, STEP)
-    await claims.idle()
-    assert [len(seat.heard) for seat in seats] == [1, 1, 1]
-    assert seats[1].heard == [None], "what became of its step is asked anew"
+    pipeline = pipeline_over(redis)
+    local_sessions = [FakeSource(), BrokenSource(), FakeSource()]
+    for local in local_sessions:
+        pipeline.ask(local, STEP)
+    await pipeline.idle()
+    assert [len(local.heard) for local in local_sessions] == [1, 1, 1]
+    assert local_sessions[1].heard == [None], "what became of its step is asked anew"
 
 
 async def test_the_rest_is_told_when_one_cannot_even_hear_of_a_failure() -> None:
     redis = SlowRedis()
-    claims, seats = claims_over(redis), [Seat(), Seat(), Seat()]
-    cast(Any, seats[0]).unanswered = broken
-    for seat in seats:
-        claims.ask(seat, STEP)
+    pipeline, local_sessions = pipeline_over(redis), [FakeSource(), FakeSource(), FakeSource()]
+    cast(Any, local_sessions[0]).unanswered = broken
+    for local in local_sessions:
+        pipeline.ask(local, STEP)
     redis.failing = True
     redis.answering.set()
     await turns()
-    await claims.idle()
-    assert [seat.heard for seat in seats] == [[], [None], [None]]
+    await pipeline.idle()
+    assert [local.heard for local in local_sessions] == [[], [None], [None]]
 
 
 async def test_nobody_waits_for_ever_when_the_pipeline_itself_fails() -> None:
-    class Broken(SlowRedis):
-        async def commit(self, steps: Sequence[Any], _: str | None = None) -> list[Outcome]:
+    class BrokenRedis(SlowRedis):
+        async def commit(self, steps: Sequence[Any], _: str | None = None) -> list[StepOutcome]:
             raise TypeError("a bug of ours")
 
-    claims, seats = claims_over(Broken()), [Seat(), Seat()]
-    for seat in seats:
-        claims.ask(seat, STEP)
-    await claims.idle()
-    assert [seat.heard for seat in seats] == [[None], [None]]
+    pipeline, local_sessions = pipeline_over(BrokenRedis()), [FakeSource(), FakeSource()]
+    for local in local_sessions:
+        pipeline.ask(local, STEP)
+    await pipeline.idle()
+    assert [local.heard for local in local_sessions] == [[None], [None]]
 
 
 async def test_an_answer_that_cannot_be_read_is_not_taken_for_a_step_that_was_not_made() -> None:
     class Unread(SlowRedis):
-        async def commit(self, steps: Sequence[Any], _: str | None = None) -> list[Outcome]:
+        async def commit(self, steps: Sequence[Any], _: str | None = None) -> list[StepOutcome]:
             good = await super().commit(steps)
-            return [Outcome(reply=None, failed="what is this?", unread=True), *good[1:]]
+            return [StepOutcome(reply=None, failed="what is this?", unread=True), *good[1:]]
 
     redis = Unread()
     redis.answering.set()
-    claims, seats = claims_over(redis), [Seat(), Seat()]
-    for seat in seats:
-        claims.ask(seat, STEP)
-    await claims.idle()
-    assert seats[0].heard == [None]
-    assert isinstance(seats[1].heard[0], Outcome)
+    pipeline, local_sessions = pipeline_over(redis), [FakeSource(), FakeSource()]
+    for local in local_sessions:
+        pipeline.ask(local, STEP)
+    await pipeline.idle()
+    assert local_sessions[0].heard == [None]
+    assert isinstance(local_sessions[1].heard[0], StepOutcome)
 
 
 # --- Sessions of one account, through a real socket --------------------------------------
@@ -233,26 +233,26 @@ async def started_sessions(start_server: StartServer) -> tuple[Any, Any]:
 
 async def test_other_sessions_of_the_account_hear_when_one_fails(start_server: StartServer) -> None:
     server, _ = await started_sessions(start_server)
-    hub = server.process.hub
+    registry = server.process.registry
     changed = list[str]()
-    for seat in hub:
-        name = seat.meter.session.identity.session_id
+    for local in registry:
+        name = local.meter.session.identity.session_id
 
         def note(_: int, name: str = name) -> None:
             changed.append(name)
             if name == "chat-0":
                 raise RuntimeError("a bug of ours")
 
-        seat.meter.changed = note
-    account = next(iter(hub)).account
+        local.meter.changed = note
+    account = next(iter(registry)).account
     heard = list[str]()
     mine = [broken, lambda *_: heard.append("listener")]
     account.listeners |= dict.fromkeys(mine)
-    hub.news.told(account, {})
-    await hub.turns.idle()
+    registry.channel_events.received(account, {})
+    await registry.turns.idle()
     assert sorted(changed) == ["chat-0", "chat-1", "chat-2"]
     assert heard == ["listener"]
-    (failing,) = [one for one in hub if one.meter.session.identity.session_id == "chat-0"]
+    (failing,) = [one for one in registry if one.meter.session.identity.session_id == "chat-0"]
     assert failing._retry is not None, "it is looked at again"
     for one in mine:
         del account.listeners[one]
@@ -260,38 +260,38 @@ async def test_other_sessions_of_the_account_hear_when_one_fails(start_server: S
 
 async def test_a_socket_that_fails_keeps_nothing_from_the_others(start_server: StartServer) -> None:
     server, client = await started_sessions(start_server)
-    watcher = await server.login()
-    await watcher.ask("watch", session_id="chat-1")
-    (seat,) = [
-        one for one in server.process.hub if one.meter.session.identity.session_id == "chat-1"
+    observer = await server.login()
+    await observer.ask("watch", session_id="chat-1")
+    (local,) = [
+        one for one in server.process.registry if one.meter.session.identity.session_id == "chat-1"
     ]
-    (one, two) = seat.members
+    (one, two) = local.subscribers
     real = one.send, one.send_tick
     fake = SimpleNamespace(send=broken, send_tick=broken, probe=broken, left=one.left)
-    group = seat.service.groups[0]
-    group.members.insert(0, cast(Any, fake))
+    group = local.service.groups[0]
+    group.subscribers.insert(0, cast(Any, fake))
     await client.ask("pause", session_id="chat-1")
-    assert (await watcher.until("session"))["state"] == "paused"
+    assert (await observer.until("session"))["state"] == "paused"
     await client.ask("resume", session_id="chat-1")
-    await watcher.until("tick")
-    await watcher.until("tick")
-    group.members.remove(cast(Any, fake))
+    await observer.until("tick")
+    await observer.until("tick")
+    group.subscribers.remove(cast(Any, fake))
     assert real == (one.send, one.send_tick)
-    assert two in seat.members
+    assert two in local.subscribers
 
 
 async def test_a_socket_that_goes_leaves_all_its_sessions_though_one_fails(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, client = await started_sessions(start_server)
-    hub, part = server.process.hub, server.process.hub.part
+    registry, part = server.process.registry, server.process.registry.unsubscribe
 
-    def failing(seat: Any, *arguments: Any, **how: Any) -> None:
-        if seat.meter.session.identity.session_id == "chat-0":
+    def failing(local: Any, *arguments: Any, **how: Any) -> None:
+        if local.meter.session.identity.session_id == "chat-0":
             raise RuntimeError("a bug of ours")
-        part(seat, *arguments, **how)
+        part(local, *arguments, **how)
 
-    monkeypatch.setattr(hub, "part", failing)
+    monkeypatch.setattr(registry, "unsubscribe", failing)
     connection = connection_of(server)
     await client.close()
     for name in ("chat-1", "chat-2"):
@@ -301,8 +301,8 @@ async def test_a_socket_that_goes_leaves_all_its_sessions_though_one_fails(
 
 async def test_a_session_whose_timer_fails_is_looked_at_again(start_server: StartServer) -> None:
     server, client = await started_sessions(start_server)
-    seat = next(iter(server.process.hub))
-    handle, failures = seat.meter.handle_timer, list[int]()
+    local = next(iter(server.process.registry))
+    handle, failures = local.meter.handle_timer, list[int]()
 
     def failing(now_ms: int) -> None:
         failures.append(now_ms)
@@ -310,12 +310,12 @@ async def test_a_session_whose_timer_fails_is_looked_at_again(start_server: Star
             raise RuntimeError("a bug of ours")
         handle(now_ms)
 
-    seat.meter.handle_timer = failing
-    seat._fire(server.process.clock.now())
-    assert seat._retry is not None
-    seat._retry.cancel()
-    seat._ask_again(server.process.clock.now())
-    assert seat._timer is not None, "its deadline is armed"
+    local.meter.handle_timer = failing
+    local._fire(server.process.clock.now())
+    assert local._retry is not None
+    local._retry.cancel()
+    local._ask_again(server.process.clock.now())
+    assert local._timer is not None, "its deadline is armed"
     assert (await client.ask("ping"))["type"] == "pong"
 
 

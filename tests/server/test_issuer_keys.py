@@ -23,7 +23,7 @@ from tests.server.test_credentials import EC, RSA, authenticator, issued, public
 Serve = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
-class Held:
+class HeldFetch:
     """A fetch that ends when the test says so."""
 
     def __init__(self, *answers: list[dict[str, Any]] | Exception) -> None:
@@ -46,12 +46,12 @@ def renamed(kid: str) -> list[dict[str, Any]]:
     return [public_jwks()[0] | {"kid": kid}]
 
 
-async def begun(fetch: Held) -> None:
+async def begun(fetch: HeldFetch) -> None:
     assert await asyncio.to_thread(fetch.begun.acquire, timeout=30)
 
 
 async def test_a_token_with_a_new_key_waits_for_the_fetch_under_way() -> None:
-    fetch = Held(renamed("old"), renamed("new"))
+    fetch = HeldFetch(renamed("old"), renamed("new"))
     keys = IssuerKeys("https://issuer.example/keys", fetch=fetch, now_ms=lambda: 0)
     checker = authenticator(keys, jwt_secret=None)
     fetch.go.release()
@@ -72,7 +72,7 @@ async def test_a_token_with_a_new_key_waits_for_the_fetch_under_way() -> None:
 
 
 async def test_a_token_whose_key_a_fetch_under_way_may_have_missed_is_not_refused_by_it() -> None:
-    fetch = Held(renamed("old"), renamed("new"))
+    fetch = HeldFetch(renamed("old"), renamed("new"))
     keys = IssuerKeys("https://issuer.example/keys", fetch=fetch, now_ms=lambda: 0)
     checker = authenticator(keys, jwt_secret=None)
     prepare = asyncio.create_task(checker.prepare())
@@ -89,7 +89,7 @@ async def test_a_token_whose_key_a_fetch_under_way_may_have_missed_is_not_refuse
 
 
 async def test_without_an_issuer_new_keys_are_unavailable_and_known_ones_good() -> None:
-    fetch = Held(renamed("old"), *[OSError("away")] * 3)
+    fetch = HeldFetch(renamed("old"), *[OSError("away")] * 3)
     fetch.go.release(4)
     keys = IssuerKeys("https://issuer.example/keys", fetch=fetch, now_ms=lambda: 0)
     checker = authenticator(keys, jwt_secret=None)
@@ -117,7 +117,7 @@ async def test_keys_with_one_id_are_all_tried() -> None:
         (others, False),
         ([*others, good], False),  # beyond the bound
     ):
-        fetch = Held(jwks, jwks)
+        fetch = HeldFetch(jwks, jwks)
         fetch.go.release(2)
         keys = IssuerKeys("https://issuer.example/keys", fetch=fetch, now_ms=lambda: 0)
         checker = authenticator(keys, jwt_secret=None)
@@ -193,7 +193,7 @@ def test_absurd_keys_are_skipped_and_good_ones_found() -> None:
 # --- Over HTTP --------------------------------------------------------------------------
 
 
-class Site:
+class IssuerSite:
     """An issuer's web server; ``paths`` say what it answers."""
 
     def __init__(self) -> None:
@@ -201,7 +201,7 @@ class Site:
         self.asked: list[tuple[str, str]] = []
         site = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class IssuerSiteHandler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 site.asked.append((self.path, self.headers.get("User-Agent", "")))
                 with contextlib.suppress(OSError):
@@ -210,7 +210,7 @@ class Site:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), IssuerSiteHandler)
         self.server.daemon_threads = True
 
     @property
@@ -219,8 +219,8 @@ class Site:
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
-    made = Site()
+def site() -> Iterator[IssuerSite]:
+    made = IssuerSite()
     thread = threading.Thread(target=made.server.serve_forever, args=(0.01,))
     thread.start()
     yield made
@@ -245,7 +245,7 @@ def keys_body() -> bytes:
     return json.dumps({"keys": public_jwks()}).encode()
 
 
-def test_redirects_within_the_site_are_followed_with_our_user_agent(site: Site) -> None:
+def test_redirects_within_the_site_are_followed_with_our_user_agent(site: IssuerSite) -> None:
     site.paths = {
         "/keys": says(b"", 302, Location="/moved"),
         "/moved": says(b"", 308, Location=f"{site.url}/again"),
@@ -262,7 +262,7 @@ def test_redirects_within_the_site_are_followed_with_our_user_agent(site: Site) 
      "//localhost:{port}/keys", "file:///etc/passwd", "data:application/json,{{}}",
      "ftp://127.0.0.1/keys", "http://[/"],
 )  # fmt: skip
-def test_redirects_out_of_the_site_are_not(site: Site, elsewhere: str) -> None:
+def test_redirects_out_of_the_site_are_not(site: IssuerSite, elsewhere: str) -> None:
     target = elsewhere.format(port=site.server.server_port)
     site.paths = {"/start": says(b"", 302, Location=target), "/keys": says(keys_body())}
     with pytest.raises(KeySetError):
@@ -282,14 +282,14 @@ def test_a_redirect_may_name_the_default_port() -> None:
         assert found.full_url == after
 
 
-def test_redirects_in_a_circle_end(site: Site) -> None:
+def test_redirects_in_a_circle_end(site: IssuerSite) -> None:
     site.paths = {"/a": says(b"", 302, Location="/b"), "/b": says(b"", 302, Location="/a")}
     with pytest.raises(KeySetError):
         fetch_with(f"{site.url}/a")()
     assert len(site.asked) <= 8
 
 
-def test_a_huge_body_is_read_no_further_than_its_bound(site: Site) -> None:
+def test_a_huge_body_is_read_no_further_than_its_bound(site: IssuerSite) -> None:
     site.paths = {"/keys": says(keys_body() + b" " * 10_000_000)}
     with pytest.raises(KeySetError, match="over"):
         fetch_with(f"{site.url}/keys")()
@@ -310,7 +310,9 @@ def drip(handler: http.server.BaseHTTPRequestHandler, head: bytes) -> None:
      b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"],
     ids=["status", "head", "body", "chunks"],
 )  # fmt: skip
-def test_a_peer_that_drips_is_cut(site: Site, head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_drips_is_cut(
+    site: IssuerSite, head: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_limits, "JWKS_TIMEOUT_MS", 200)
     site.paths = {"/keys": lambda handler: drip(handler, head)}
     with pytest.raises(KeySetError):
@@ -325,13 +327,13 @@ def test_a_peer_that_drips_is_cut(site: Site, head: bytes, monkeypatch: pytest.M
      lambda handler: handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 1000 + b"\r\n"),
      lambda handler: None],
 )  # fmt: skip
-def test_answers_that_are_none_are_key_set_errors(site: Site, answer: Serve) -> None:
+def test_answers_that_are_none_are_key_set_errors(site: IssuerSite, answer: Serve) -> None:
     site.paths = {"/keys": answer}
     with pytest.raises(KeySetError):
         fetch_with(f"{site.url}/keys")()
 
 
-async def test_absurd_answers_take_nothing_from_a_running_server(site: Site) -> None:
+async def test_absurd_answers_take_nothing_from_a_running_server(site: IssuerSite) -> None:
     site.paths = {"/keys": says(keys_body())}
     checker = authenticator(jwt_secret=None, jwks_url=f"{site.url}/keys")
     await checker.prepare()

@@ -32,7 +32,7 @@ class Loop:
 
 
 @dataclass
-class Socket:
+class PingedSocket:
     loop: Loop
     due_at: float = 0.0
     awaiting_pong: bool = False
@@ -52,10 +52,10 @@ class Socket:
 
 def started(
     interval: float | None, timeout: float | None, sockets: int = 1
-) -> tuple[Loop, Keepalive, list[Socket]]:
+) -> tuple[Loop, Keepalive, list[PingedSocket]]:
     loop = Loop()
     keepalive = Keepalive(cast(asyncio.AbstractEventLoop, loop), interval, timeout)
-    made = [Socket(loop) for _ in range(sockets)]
+    made = [PingedSocket(loop) for _ in range(sockets)]
     for socket in made:
         keepalive.add(socket)
     return loop, keepalive, made
@@ -92,7 +92,7 @@ def test_short_timeout_does_not_hasten_the_next_ping() -> None:
 def test_sockets_wait_each_for_its_own_time() -> None:
     loop, keepalive, [early] = started(10, 10)
     loop.pass_to(1004)
-    late = Socket(loop)
+    late = PingedSocket(loop)
     keepalive.add(late)
     loop.pass_to(1013)
     assert (early.pings, late.pings) == ([1010], [])

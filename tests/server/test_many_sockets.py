@@ -19,12 +19,12 @@ from server import limits as server_limits
 from server.runtime.metrics import Metrics
 from server.runtime.rate_card_file import load_rate_card
 from server.transport.open_sockets import Sockets
-from storage.redis.live import Outcome
+from storage.redis.live import StepOutcome
 from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer
 from tests.server.api import ask, settled
-from tests.server.scenes import (
+from tests.server.billed_session import (
     CREDIT,
-    Scene,
+    BilledSession,
     begin_scene,
     closed,
     connection_of,
@@ -38,7 +38,7 @@ from tests.simulation.cluster import Cluster, Node
 @pytest.fixture
 async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Scene]:
+) -> AsyncIterator[BilledSession]:
     """A session with a bill, which what happens to other sockets must not change."""
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
@@ -152,12 +152,12 @@ async def test_the_process_that_a_session_left_forgets_it(cluster: Cluster, node
     assert (await there.start("chat-1", terms))["state"] == "active"
     # It looked after the grace, and finds at its end that there is none any more.
     await cluster.advance(terms.reconnect_grace_ms)
-    assert list(node.hub) == []
+    assert list(node.registry) == []
     await cluster.advance(60_000)
-    assert there.seats["chat-1"].meter.elapsed_at(cluster.clock.now()) == 95_000
+    assert there.local_sessions["chat-1"].meter.elapsed_at(cluster.clock.now()) == 95_000
 
 
-async def test_the_news_of_a_step_may_come_before_its_answer(
+async def test_the_remote_copy_of_a_step_may_come_before_its_answer(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(20 * CREDIT)
@@ -169,7 +169,7 @@ async def test_the_news_of_a_step_may_come_before_its_answer(
     commit = node.live.commit
     numbers = count()
 
-    async def late(steps: Sequence[Step], name: str | None = None) -> list[Outcome]:
+    async def late(steps: Sequence[Step], name: str | None = None) -> list[StepOutcome]:
         outcomes = await commit(steps, name)
         await node.caught_up(cluster.redis, f"late {next(numbers)}")
         return outcomes
@@ -185,7 +185,7 @@ async def test_the_news_of_a_step_may_come_before_its_answer(
     assert [minute["minute"] for minute in here.all("minute")] == [0, 1]
 
 
-async def test_a_watcher_elsewhere_hears_what_happens(start_server: StartServer) -> None:
+async def test_a_observer_elsewhere_hears_what_happens(start_server: StartServer) -> None:
     one, two = await start_server(), await start_server()
     await one.grant(5 * CREDIT)
     here, there = await one.login(), await two.login()
@@ -285,7 +285,7 @@ async def test_a_storm_of_clients_is_served(server: TestServer) -> None:
 
 
 async def test_a_flood_is_rate_limited_and_then_closed(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10)
     monkeypatch.setattr(server_limits, "REQUESTS_PER_SECOND", 0)
@@ -307,7 +307,7 @@ async def test_a_flood_is_rate_limited_and_then_closed(
 
 
 async def test_a_socket_that_slows_down_is_forgiven(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = await scene.server.login("bob")
     bucket = connection_of(scene.server, "bob")._bucket
@@ -322,7 +322,7 @@ async def test_a_socket_that_slows_down_is_forgiven(
 
 
 async def test_too_many_sockets_of_a_user_are_4503(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "SOCKETS_PER_USER_MAX", 2)
     server = scene.server
@@ -341,7 +341,7 @@ async def test_too_many_sockets_of_a_user_are_4503(
 
 
 async def test_too_many_sockets_of_an_address_are_refused(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+    scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "SOCKETS_PER_ADDRESS_MAX", 1)
     with pytest.raises(InvalidStatus) as refused:
@@ -380,7 +380,7 @@ async def test_too_many_sessions_of_an_account_are_refused(
         assert started["type"] == "session"
 
     async def known() -> bool:
-        account = two.process.hub.accounts.get("user:ann", "ann")
+        account = two.process.registry.accounts.get("user:ann", "ann")
         return account is not None and len(account.projection.lines) == 3
 
     await eventually(known)
@@ -395,11 +395,11 @@ async def test_too_many_sessions_of_an_account_are_refused(
     assert (await second.ask("start", kind="chat", session_id="chat-0"))["type"] == "session"
     await first.ask("stop", session_id="chat-0")
     assert (await first.ask("start", kind="chat", session_id="chat-more"))["type"] == "session"
-    assert len(list(one.process.hub)) == 2
+    assert len(list(one.process.registry)) == 2
 
 
-async def test_ids_that_are_made_up_leave_nothing_behind(scene: Scene) -> None:
-    hub = scene.server.process.hub
+async def test_ids_that_are_made_up_leave_nothing_behind(scene: BilledSession) -> None:
+    registry = scene.server.process.registry
     for number in range(50):
         answer = await scene.client.ask("watch", session_id=f"made-up-{number}")
         assert answer["code"] == "unknown_session"
@@ -409,12 +409,12 @@ async def test_ids_that_are_made_up_leave_nothing_behind(scene: Scene) -> None:
         )
         assert len(started) == 10
     assert (await scene.client.ask("ping"))["type"] == "pong"
-    assert len(hub._locks) == 0
+    assert len(registry._locks) == 0
     await scene.client.ask("stop", session_id="chat-1")
 
 
-async def test_more_sockets_than_descriptors_are_refused(scene: Scene) -> None:
-    scene.server.process.door.connections_max = 1
+async def test_more_sockets_than_descriptors_are_refused(scene: BilledSession) -> None:
+    scene.server.process.limiter.connections_max = 1
     with pytest.raises(InvalidStatus) as refused:
         await scene.server.connect()
     assert refused.value.response.status_code == 503
@@ -438,7 +438,7 @@ def test_sockets_are_counted_before_they_are_accepted(monkeypatch: pytest.Monkey
     ["https://evil.example", "null", "", "http://[", "http://127.0.0.1", "http://127.0.0.1:1"],
 )
 async def test_a_page_of_another_site_is_refused(
-    scene: Scene, origin: str, caplog: pytest.LogCaptureFixture
+    scene: BilledSession, origin: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(InvalidStatus) as refused:
         await scene.server.connect(additional_headers={"Origin": origin})
@@ -450,7 +450,7 @@ async def test_a_page_of_another_site_is_refused(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_a_page_of_the_same_site_is_served(scene: Scene) -> None:
+async def test_a_page_of_the_same_site_is_served(scene: BilledSession) -> None:
     client = await scene.server.connect(additional_headers={"Origin": scene.server.url})
     assert (await client.ask("auth", token=scene.server.token()))["type"] == "welcome"
 
@@ -463,8 +463,8 @@ async def test_a_page_of_an_allowed_site_is_served(start_server: StartServer) ->
         await server.connect(additional_headers={"Origin": "https://evil.example"})
 
 
-async def test_a_client_that_vanishes_at_the_door_is_no_error(
-    scene: Scene, caplog: pytest.LogCaptureFixture
+async def test_a_client_that_vanishes_while_it_connects_is_no_error(
+    scene: BilledSession, caplog: pytest.LogCaptureFixture
 ) -> None:
     sockets = scene.server.process.sockets
     opened = sockets.metrics.sockets_opened._value.get()
@@ -489,7 +489,7 @@ async def test_a_client_that_vanishes_at_the_door_is_no_error(
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_a_session_is_not_stopped_by_a_socket_that_breaks_off(scene: Scene) -> None:
+async def test_a_session_is_not_stopped_by_a_socket_that_breaks_off(scene: BilledSession) -> None:
     client = await scene.server.login()
     await client.ask("start", kind="call", session_id="bill-1")
     # Cut in the middle of a message: the frame says 100 bytes and has ten.

@@ -3,11 +3,11 @@
 from typing import Any
 
 from protocol import limits
-from server.recovery.membership import ROLL_CALL_MS
+from server.recovery.membership import MEMBER_POLL_MS
 from storage.redis.keys import NODES
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance, settled
-from tests.server.scenes import CREDIT, found
+from tests.server.billed_session import CREDIT, found
 
 
 async def nodes(server: TestServer) -> set[str]:
@@ -24,12 +24,12 @@ async def test_who_comes_back_at_once_does_not_pay_for_the_death_of_a_process(
     client = await one.login()
     await client.ask("start", kind="chat", session_id="chat-1")
     # It dies just after a beat: its silence is too short to say anything.
-    presence = one.process.presence
-    assert presence._beating is not None
-    presence._beating.cancel()
-    await one.process.hub.accounts.stop()
-    await presence.beat()
-    proven_at = presence.nodes[one.process.node]
+    membership = one.process.membership
+    assert membership._beating is not None
+    membership._beating.cancel()
+    await one.process.registry.accounts.stop()
+    await membership.beat()
+    proven_at = membership.nodes[one.process.node]
 
     back = await two.login()
     joined = await back.ask("start", kind="chat", session_id="chat-1")
@@ -37,7 +37,7 @@ async def test_who_comes_back_at_once_does_not_pay_for_the_death_of_a_process(
     standing = (await found(two, "chat-1")).session.standing
     ((from_at, to_at, billed),) = standing.gaps
     assert (from_at, billed) == (proven_at, False)
-    assert to_at == standing.run_at >= proven_at + ROLL_CALL_MS
+    assert to_at == standing.run_at >= proven_at + MEMBER_POLL_MS
     assert (await found(two, "chat-1")).nodes == {two.process.node}
 
 
@@ -46,26 +46,26 @@ async def test_who_could_not_beat_himself_buries_nobody(start_server: StartServe
     await one.grant(5 * CREDIT)
     client = await one.login()
     await client.ask("start", kind="chat", session_id="chat-1")
-    presence = two.process.presence
-    assert presence._beating is not None
-    presence._beating.cancel()
-    beating = one.process.presence._beating
+    membership = two.process.membership
+    assert membership._beating is not None
+    membership._beating.cancel()
+    beating = one.process.membership._beating
     assert beating is not None
     beating.cancel()
-    await presence.beat()
-    proven_at = presence.nodes[one.process.node]
+    await membership.beat()
+    proven_at = membership.nodes[one.process.node]
     # Redis was away for both of them, and the other one is the first to reach it again.
     for server in (one, two):
         advance(server, 2 * limits.NODE_SILENT_MS)
-    await presence.beat()
-    assert presence._silent(limits.NODE_SILENT_MS) == {}
+    await membership.beat()
+    assert membership._silent(limits.NODE_SILENT_MS) == {}
     advance(two, limits.NODE_SILENT_MS // 2)
-    await presence.beat()
-    assert presence._silent(limits.NODE_SILENT_MS) == {}
+    await membership.beat()
+    assert membership._silent(limits.NODE_SILENT_MS) == {}
     for _ in range(2):
         advance(two, limits.NODE_SILENT_MS // 3)
-        await presence.beat()
-    assert presence._silent(limits.NODE_SILENT_MS) == {one.process.node: proven_at}
+        await membership.beat()
+    assert membership._silent(limits.NODE_SILENT_MS) == {one.process.node: proven_at}
 
 
 async def test_who_comes_to_a_second_process_as_well_has_no_gap(start_server: StartServer) -> None:
@@ -73,17 +73,17 @@ async def test_who_comes_to_a_second_process_as_well_has_no_gap(start_server: St
     await one.grant(5 * CREDIT)
     client = await one.login()
     await client.ask("start", kind="chat", session_id="chat-1")
-    presence = one.process.presence
-    assert presence._beating is not None
-    presence._beating.cancel()  # it beats when it is asked, and not a moment before
-    before = presence.nodes[one.process.node]
+    membership = one.process.membership
+    assert membership._beating is not None
+    membership._beating.cancel()  # it beats when it is asked, and not a moment before
+    before = membership.nodes[one.process.node]
 
     other = await two.login()
     assert (await other.ask("start", kind="chat", session_id="chat-1"))["state"] == "active"
     session = await found(two, "chat-1")
     assert session.session.standing.gaps == ()
     assert session.nodes == {one.process.node, two.process.node}
-    assert presence.nodes[one.process.node] > before
+    assert membership.nodes[one.process.node] > before
 
 
 async def test_a_process_that_leaves_nothing_leaves_the_list(start_server: StartServer) -> None:
@@ -93,5 +93,5 @@ async def test_a_process_that_leaves_nothing_leaves_the_list(start_server: Start
     await client.ask("start", kind="chat", session_id="chat-1")
     await client.ask("stop", session_id="chat-1")
     await settled(one)
-    await one.process.presence.stop()
+    await one.process.membership.stop()
     assert await nodes(two) == {two.process.node}

@@ -43,7 +43,7 @@ async def used(server: TestServer) -> None:
     await ask(server, "POST", "/v1/accounts/ann/holds", headers=headers, json={"amount": "0.1"})
     with pytest.raises(InvalidStatus):
         await server.connect(origin="https://elsewhere.example")
-    server.process.door.cut("silent")
+    server.process.limiter.cut("silent")
     client = await server.login()
     await client.ask("pause", session_id="nothing")
     await client.ask("start", kind="chat", session_id="s1", tick_ms=limits.TICK_MS_MIN)

@@ -220,11 +220,11 @@ async def test_a_refused_origin_is_counted_and_logged_once(server: TestServer) -
 
 
 def test_a_flood_of_origins_does_not_fill_the_log() -> None:
-    door = origins()
+    limiter = origins()
     with structlog.testing.capture_logs() as logged:
         for number in range(server_limits.ORIGINS_REPORTED_MAX + 10):
-            door.refused(f"https://evil-{number}.example" + "x" * 10_000, "h")
-            door.refused(chr(0x202E) + chr(27) + "[31m", "h")
+            limiter.refused(f"https://evil-{number}.example" + "x" * 10_000, "h")
+            limiter.refused(chr(0x202E) + chr(27) + "[31m", "h")
     assert len(logged) == server_limits.ORIGINS_REPORTED_MAX
     for line in logged:
         assert line["origin"].isascii()

@@ -21,7 +21,7 @@ from server.access.principals import Principal
 from server.gateway.heartbeats import Heartbeats
 from server.gateway.preparations import SessionExistsError, prepare
 from server.usage.months import Months
-from server.usage.reported_minutes import Reported, Trackers
+from server.usage.reported_minutes import MinuteReport, ReportedMinutes
 from storage.postgres.database import Database
 from storage.postgres.usage import Usage
 from storage.redis.live import Live
@@ -36,7 +36,7 @@ PRICE = 7_000_000
 CARD_PRICE = "1"
 
 
-class Turns:
+class OrderedTurns:
     """Lets actors ask one question at a time, in an order that the test says."""
 
     def __init__(self) -> None:
@@ -86,9 +86,9 @@ class Turns:
 
 
 @pytest.fixture
-def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+def turns(monkeypatch: pytest.MonkeyPatch) -> OrderedTurns:
     """Holds up every question to Redis and to Postgres."""
-    turns, inside = Turns(), ContextVar("inside", default=False)
+    turns, inside = OrderedTurns(), ContextVar("inside", default=False)
 
     def held(function: Any) -> Any:
         async def ask(*args: Any, **options: Any) -> Any:
@@ -108,12 +108,12 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
     return turns
 
 
-class Scene(NamedTuple):
+class PreparingRace(NamedTuple):
     """A process that is asked to prepare, and one on which the user starts."""
 
     here: TestServer
     there: TestServer
-    turns: Turns
+    turns: OrderedTurns
 
     def wanted(self, name: str, kind: str = "chat", **changes: Any) -> SessionPrepared:
         process = self.here.process
@@ -143,7 +143,7 @@ class Scene(NamedTuple):
     def reporting(self, name: str) -> Coroutine[Any, Any, Any]:
         process = self.there.process
         usage = Usage.over(process.records)
-        reported = Reported(
+        reported = MinuteReport(
             user_id=name,
             org_id=None,
             account_id=name,
@@ -153,7 +153,7 @@ class Scene(NamedTuple):
             seconds=60,
             needs_preparation=False,
         )
-        return Trackers(process, usage, Months(process)).take(reported)
+        return ReportedMinutes(process, usage, Months(process)).take(reported)
 
     async def identity(self, name: str) -> Any:
         found = await self.there.process.live.attach(f"user:{name}", name, read_only=True)
@@ -161,8 +161,8 @@ class Scene(NamedTuple):
 
 
 @pytest.fixture
-async def scene(start_server: StartServer, turns: Turns) -> Scene:
-    return Scene(await start_server(), await start_server(), turns)
+async def scene(start_server: StartServer, turns: OrderedTurns) -> PreparingRace:
+    return PreparingRace(await start_server(), await start_server(), turns)
 
 
 def orders(first: int, second: int) -> list[tuple[int, ...]]:
@@ -172,7 +172,9 @@ def orders(first: int, second: int) -> list[tuple[int, ...]]:
     return [order for order in found if order[0] in (0, order[1])]
 
 
-async def both(scene: Scene, order: tuple[int, ...], prepares: Any, starts: Any) -> tuple[Any, Any]:
+async def both(
+    scene: PreparingRace, order: tuple[int, ...], prepares: Any, starts: Any
+) -> tuple[Any, Any]:
     """Has both done in an order; their outcomes."""
     turns = scene.turns
     turns.begin("prepare", prepares)
@@ -187,7 +189,7 @@ async def both(scene: Scene, order: tuple[int, ...], prepares: Any, starts: Any)
     return await turns.finish("prepare"), started
 
 
-async def test_every_order_of_preparation_and_start(scene: Scene) -> None:
+async def test_every_order_of_preparation_and_start(scene: PreparingRace) -> None:
     turns, seen = scene.turns, set()
     turns.begin("prepare", scene.preparing(scene.wanted("p")))
     turns.begin("start", scene.starting("s"))
@@ -219,7 +221,7 @@ async def test_every_order_of_preparation_and_start(scene: Scene) -> None:
     assert seen == {"bound", "late", "refused"}
 
 
-async def test_every_order_of_preparation_and_reported_minute(scene: Scene) -> None:
+async def test_every_order_of_preparation_and_reported_minute(scene: PreparingRace) -> None:
     turns, seen = scene.turns, set()
     minute_at(scene.there)  # which may move the clock
     scene.here.process.clock._offset_ms = scene.there.process.clock._offset_ms
@@ -247,7 +249,7 @@ async def test_every_order_of_preparation_and_reported_minute(scene: Scene) -> N
 
 
 @pytest.mark.parametrize("step", range(12))
-async def test_start_from_before_loss_is_refused(scene: Scene, step: int) -> None:
+async def test_start_from_before_loss_is_refused(scene: PreparingRace, step: int) -> None:
     turns, name = scene.turns, "ann"
     turns.begin("start", scene.starting(name))
     for _ in range(step):
@@ -266,7 +268,9 @@ async def test_start_from_before_loss_is_refused(scene: Scene, step: int) -> Non
 
 
 @pytest.mark.parametrize("flag", ["epoch", "recovering", "unsettled"])
-async def test_nothing_is_prepared_while_sessions_are_put_back(scene: Scene, flag: str) -> None:
+async def test_nothing_is_prepared_while_sessions_are_put_back(
+    scene: PreparingRace, flag: str
+) -> None:
     live, wanted = scene.here.process.live, scene.wanted("ann")
     key = getattr(live.keys, flag)(live.keys.partition(wanted.tenant))
     await (live.redis.delete(key) if flag == "epoch" else live.redis.set(key, "1"))

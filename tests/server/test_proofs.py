@@ -7,11 +7,11 @@ import pytest
 from protocol import limits
 from server import limits as server_limits
 from server.gateway.connection import Connection
-from server.runtime.stall_detector import Pulse
+from server.runtime.stall_detector import StallDetector
 from server.transport.push import PushProtocol
 from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import advance
-from tests.server.scenes import CREDIT, connection_of, eventually
+from tests.server.billed_session import CREDIT, connection_of, eventually
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def passes(server: TestServer, ms: int) -> None:
 @pytest.fixture(autouse=True)
 def _is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time that is set forward is no standstill."""
-    monkeypatch.setattr(Pulse, "proof_at", lambda self, now_ms: now_ms)
+    monkeypatch.setattr(StallDetector, "proof_at", lambda self, now_ms: now_ms)
 
 
 async def test_a_socket_that_answers_no_ping_gets_no_tick(
@@ -86,10 +86,10 @@ async def test_what_was_read_after_a_standstill_frees_no_tick(
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
     passes(server, 3_000)
-    monkeypatch.setattr(Pulse, "proof_at", lambda self, now_ms: now_ms - 3_000)
+    monkeypatch.setattr(StallDetector, "proof_at", lambda self, now_ms: now_ms - 3_000)
     connection_of(server)._alive()
     assert server.process.metrics.tally.ticks_pushed == 0
-    monkeypatch.setattr(Pulse, "proof_at", lambda self, now_ms: now_ms)
+    monkeypatch.setattr(StallDetector, "proof_at", lambda self, now_ms: now_ms)
     connection_of(server)._alive()
     assert server.process.metrics.tally.ticks_pushed == 1
 
@@ -102,21 +102,21 @@ async def test_who_watches_elsewhere_sees_what_is_proven(
     here, there = await start_server(), await start_server()
     client = await here.login("ann", org="acme")
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=60_000)
-    watcher = await there.login(who, org="acme", sessions=["chat-1"])
-    assert (await watcher.ask("watch", session_id="chat-1"))["type"] == "session"
-    await watcher.until("tick")
-    await watcher.until("tick")
+    observer = await there.login(who, org="acme", sessions=["chat-1"])
+    assert (await observer.ask("watch", session_id="chat-1"))["type"] == "session"
+    await observer.until("tick")
+    await observer.until("tick")
     # The client's socket answers nothing any more: they see no more than is proven.
     monkeypatch.setattr(PushProtocol, "ping_now", lambda self: True)
     (connection,) = here.process.sockets.connections
     cast(Connection, connection).socket.on_alive = None
-    (seat,) = there.process.hub
+    (local,) = there.process.registry
     passes(there, limits.PROOF_FRESH_MS_MAX)
     before = there.process.metrics.tally.ticks_pushed
     for _ in range(20):
         passes(there, 1_000)
     assert there.process.metrics.tally.ticks_pushed == before
-    assert seat.meter.counting
+    assert local.meter.counting
 
 
 async def test_the_metric_of_service_without_proof(server: TestServer) -> None:
@@ -124,8 +124,8 @@ async def test_the_metric_of_service_without_proof(server: TestServer) -> None:
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
     await client.until("tick")
-    (seat,) = server.process.hub
-    seat.service.ticked_at = seat.meter.alive_at + 7_000
+    (local,) = server.process.registry
+    local.service.ticked_at = local.meter.alive_at + 7_000
     connection = connection_of(server)
     client.connection.transport.abort()
 

@@ -25,7 +25,7 @@ NOTICE = text_frame(b"n" * 16_384)
 OUR_ATTRIBUTES = {
     "control_frames",
     "control_until",
-    "entry",
+    "slot",
     "flowing",
     "inbox",
     "is_open",

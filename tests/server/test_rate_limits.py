@@ -9,7 +9,7 @@ from server.access.principals import Principal
 from server.access.rate_limits import UserRequests
 from tests.fixtures.server import TestServer
 from tests.server.api import advance, ask, assert_problem
-from tests.server.test_bad_guesses import Stopped
+from tests.server.test_bad_guesses import StoppedClock
 
 
 async def test_a_user_who_asks_too_much_is_told_to_wait(
@@ -41,7 +41,7 @@ async def test_a_user_who_asks_too_much_is_told_to_wait(
 def test_users_who_ask_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_limits, "REQUEST_USERS_MAX", 2)
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 1)
-    requests = UserRequests(Stopped(MINUTE_MS))
+    requests = UserRequests(StoppedClock(MINUTE_MS))
     ann, bob, eve = (Principal("user", user_id=name, tenant="t") for name in ("ann", "bob", "eve"))
     requests.check(ann)
     requests.check(bob)

@@ -52,15 +52,17 @@ def test_each_secret_is_asked_for(
 
 
 @pytest.mark.parametrize(
-    "door",
+    "credentials",
     [
         {"JWT_SECRET": SECRET},
         {"JWKS_URL": "https://i.example", "JWT_ISSUER": "i", "JWT_AUDIENCE": "a"},
         {"JWKS_URL": "https://i.example", "ENV": "development"},
     ],
 )
-def test_what_is_set_is_left_alone(monkeypatch: pytest.MonkeyPatch, door: dict[str, str]) -> None:
-    set_environment(monkeypatch, API_KEYS=KEY, **door)
+def test_what_is_set_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, credentials: dict[str, str]
+) -> None:
+    set_environment(monkeypatch, API_KEYS=KEY, **credentials)
     settings = load_settings()
     assert with_secrets(settings) is settings
 

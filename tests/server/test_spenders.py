@@ -13,7 +13,7 @@ import pytest
 
 from protocol import limits
 from protocol.metering.states import Event
-from server.credits.money import Money
+from server.credits.credit_ledger import CreditLedger
 from server.credits.outcomes import Held, Posted, Short, Spent, Voided
 from storage.audit import audit_live, audit_record
 from storage.redis.figures import AccountFigures
@@ -30,7 +30,7 @@ NEEDED_MICROS = SESSIONS * 6 * CREDIT // 60
 """What sessions may keep when little is left: grants of five seconds, and one increment."""
 
 
-class Tally(msgspec.Struct):
+class SpendTally(msgspec.Struct):
     """What came of all the asking."""
 
     spent_micros: int = 0
@@ -41,9 +41,9 @@ class Tally(msgspec.Struct):
 class Spender:
     """Asks again and again, for more than there is: spends, repeats, holds, posts, voids."""
 
-    def __init__(self, number: int, monies: list[Money], tally: Tally) -> None:
+    def __init__(self, number: int, ledgers: list[CreditLedger], tally: SpendTally) -> None:
         self.number = number
-        self.monies = monies
+        self.ledgers = ledgers
         self.tally = tally
         self.random = random.Random(number)
 
@@ -57,14 +57,14 @@ class Spender:
                 await self.hold(f"hold-{name}", micros)
 
     @property
-    def money(self) -> Money:
-        return self.random.choice(self.monies)
+    def ledger(self) -> CreditLedger:
+        return self.random.choice(self.ledgers)
 
     async def spend(self, entry_id: str, micros: int) -> None:
         # Now and then both processes are asked at once, with one id.
-        asked = [self.money] if self.random.random() < 0.8 else self.monies
+        asked = [self.ledger] if self.random.random() < 0.8 else self.ledgers
         answers = await asyncio.gather(
-            *(money.spend(ANN, entry_id=entry_id, micros=micros) for money in asked)
+            *(ledger.spend(ANN, entry_id=entry_id, micros=micros) for ledger in asked)
         )
         taken = [answer for answer in answers if isinstance(answer, Spent)]
         self.tally.spent_micros += micros * bool(taken)
@@ -73,12 +73,15 @@ class Spender:
             self.judge(answer, micros)
 
     async def hold(self, hold_id: str, micros: int) -> None:
-        answer = await self.money.hold(ANN, hold_id=hold_id, micros=micros, ttl_ms=3_600_000)
+        answer = await self.ledger.hold(ANN, hold_id=hold_id, micros=micros, ttl_ms=3_600_000)
         self.judge(answer, micros)
         if not isinstance(answer, Held):
             return
         charge = self.random.randrange(0, micros + 1)
-        both = [self.money.post(ANN.tenant, hold_id, charge), self.money.void(ANN.tenant, hold_id)]
+        both = [
+            self.ledger.post(ANN.tenant, hold_id, charge),
+            self.ledger.void(ANN.tenant, hold_id),
+        ]
         self.random.shuffle(both)  # who asks first has it, as a rule
         (done,) = [
             answer for answer in await asyncio.gather(*both) if isinstance(answer, Posted | Voided)
@@ -94,7 +97,7 @@ class Spender:
                 self.tally.refused_falsely.append(f"{micros} {answer}")
 
 
-class Watched(msgspec.Struct):
+class LowestBalance(msgspec.Struct):
     """The lowest that the account ever was, as every answer of Redis showed it."""
 
     balance_micros: int = limits.BALANCE_MICROS_MAX
@@ -108,9 +111,11 @@ class Watched(msgspec.Struct):
             self.available_micros = min(self.available_micros, figures.available_micros)
 
 
-def watch(money: Money, watched: Watched, tally: Tally, monkeypatch: pytest.MonkeyPatch) -> None:
+def watch(
+    ledger: CreditLedger, watched: LowestBalance, tally: SpendTally, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Looks at every answer, and at each refusal whether it was one."""
-    decide, short, until = money.decide, money.short, money.recall.until
+    decide, short, until = ledger.decide, ledger.short, ledger.recall.until
 
     async def seen(*arguments: object) -> object:
         answer = await decide(*arguments)  # type: ignore[arg-type]
@@ -131,9 +136,9 @@ def watch(money: Money, watched: Watched, tally: Tally, monkeypatch: pytest.Monk
         tally.answers["recalled"] += answer.status == "ok"
         return answer
 
-    monkeypatch.setattr(money.recall, "until", recalled)
-    monkeypatch.setattr(money, "decide", seen)
-    monkeypatch.setattr(money, "short", refused)
+    monkeypatch.setattr(ledger.recall, "until", recalled)
+    monkeypatch.setattr(ledger, "decide", seen)
+    monkeypatch.setattr(ledger, "short", refused)
 
 
 async def burn(
@@ -160,7 +165,7 @@ async def test_two_hundred_spend_while_twenty_burn(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await cluster.node()
-    nodes, tally, watched = [node, other], Tally(), Watched()
+    nodes, tally, watched = [node, other], SpendTally(), LowestBalance()
     await cluster.grant(150 * CREDIT)
     browsers = []
     for number in range(SESSIONS):
@@ -168,10 +173,10 @@ async def test_two_hundred_spend_while_twenty_burn(
         await browser.start(f"chat-{number}", chat(free_ms=0))
         browsers.append(browser)
     for one in nodes:
-        watch(one.money, watched, tally, monkeypatch)
+        watch(one.ledger, watched, tally, monkeypatch)
         # What is waited for comes in any case: nothing depends on how fast.
-        one.money.recall.wait_ms = 1_000
-    spenders = [Spender(number, [one.money for one in nodes], tally) for number in range(SPENDERS)]
+        one.ledger.recall.wait_ms = 1_000
+    spenders = [Spender(number, [one.ledger for one in nodes], tally) for number in range(SPENDERS)]
     spending = asyncio.gather(*(spender.run() for spender in spenders))
     came_in = 150 * CREDIT + await burn(cluster, browsers, spending)
     await spending

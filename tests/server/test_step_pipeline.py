@@ -13,10 +13,10 @@ from protocol.metering.steps import Step
 from protocol.wire.errors import ProtocolError
 from server import limits as server_limits
 from server.runtime.metrics import Metrics
-from server.sessions.step_pipeline import Claims
+from server.sessions.step_pipeline import StepPipeline
 from storage import limits as storage_limits
-from storage.redis.live import LiveError, Outcome
-from tests.simulation.cluster import VirtualClock
+from storage.redis.live import LiveError, StepOutcome
+from tests.simulation.cluster import ManualClock
 
 AT_ONCE = server_limits.CLAIM_PIPELINES_MAX * storage_limits.CLAIMS_PER_PIPELINE_MAX
 
@@ -41,17 +41,17 @@ class SlowRedis:
     def shard(self, _: str) -> object:
         return None
 
-    async def commit(self, steps: Sequence[Step], _: str | None = None) -> list[Outcome]:
+    async def commit(self, steps: Sequence[Step], _: str | None = None) -> list[StepOutcome]:
         self.batches.append(len(steps))
         self.steps += len(steps)
         await self.answering.wait()
         self.steps -= len(steps)
         if self.failing:
             raise LiveError("no answer")
-        return [Outcome(reply=Reply(accepted=True, session=None))] * len(steps)
+        return [StepOutcome(reply=Reply(accepted=True, session=None))] * len(steps)
 
 
-class Seat:
+class FakeSource:
     """Asks for a step, and notes what becomes of it."""
 
     node = "here"
@@ -63,7 +63,7 @@ class Seat:
     def free_day(self) -> tuple[int, int] | None:
         return None
 
-    def answered(self, _: Step, outcome: Outcome) -> None:
+    def answered(self, _: Step, outcome: StepOutcome) -> None:
         self.heard.append(outcome)
 
     def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
@@ -71,9 +71,9 @@ class Seat:
         self.heard.append(made)
 
 
-def claims_over(redis: SlowRedis) -> Claims:
+def pipeline_over(redis: SlowRedis) -> StepPipeline:
     loader = cast(Any, None)
-    return Claims(cast(Any, redis), loader, VirtualClock(), Metrics(with_process=False))
+    return StepPipeline(cast(Any, redis), loader, ManualClock(), Metrics(with_process=False))
 
 
 async def turns() -> None:
@@ -83,62 +83,64 @@ async def turns() -> None:
 
 async def test_redis_is_asked_for_no_more_than_it_does_in_time() -> None:
     redis = SlowRedis()
-    claims, seats = claims_over(redis), [Seat() for _ in range(AT_ONCE + 100)]
-    for seat in seats:
-        claims.ask(seat, STEP)
+    pipeline, local_sessions = pipeline_over(redis), [FakeSource() for _ in range(AT_ONCE + 100)]
+    for local in local_sessions:
+        pipeline.ask(local, STEP)
     await turns()
     assert redis.steps == AT_ONCE
     assert max(redis.batches) == storage_limits.CLAIMS_PER_PIPELINE_MAX
-    assert claims.waiting == 100 + server_limits.CLAIM_PIPELINES_MAX
+    assert pipeline.waiting == 100 + server_limits.CLAIM_PIPELINES_MAX
     redis.answering.set()
-    await claims.idle()
-    assert all(len(seat.heard) == 1 for seat in seats)
-    assert sum(redis.batches) == len(seats)
+    await pipeline.idle()
+    assert all(len(local.heard) == 1 for local in local_sessions)
+    assert sum(redis.batches) == len(local_sessions)
 
 
 async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
     redis = SlowRedis()
-    claims = claims_over(redis)
-    sent = [Seat() for _ in range(AT_ONCE)]
-    behind = [Seat(failures=number % 2) for number in range(10)]
-    for seat in [*sent, *behind]:
-        claims.ask(seat, STEP)
+    pipeline = pipeline_over(redis)
+    sent = [FakeSource() for _ in range(AT_ONCE)]
+    behind = [FakeSource(failures=number % 2) for number in range(10)]
+    for local in [*sent, *behind]:
+        pipeline.ask(local, STEP)
     await turns()
     redis.failing = True
     redis.answering.set()
-    await claims.idle()
+    await pipeline.idle()
     # What was sent may have been made, and so may what was sent before.
-    assert all(seat.heard == [None] for seat in sent)
-    assert [seat.heard for seat in behind] == [[False], [None]] * 5
+    assert all(local.heard == [None] for local in sent)
+    assert [local.heard for local in behind] == [[False], [None]] * 5
     # The next ones are sent as ever.
-    redis.failing, later = False, Seat()
-    claims.ask(later, STEP)
-    await claims.idle()
+    redis.failing, later = False, FakeSource()
+    pipeline.ask(later, STEP)
+    await pipeline.idle()
     assert len(later.heard) == 1
 
 
 @pytest.mark.parametrize("failing", [False, True])
-async def test_a_neighbour_hears_before_all_of_a_crowd_have_heard(failing: bool) -> None:
+async def test_a_neighbour_hears_before_all_of_a_thousand_sessions_have_heard(
+    failing: bool,
+) -> None:
     """Its answer came in the same batch as those of a customer's 256 sessions, and after."""
     redis, heard = SlowRedis(), list[str]()
 
-    class Named(Seat):
+    class NamedSource(FakeSource):
         def __init__(self, name: str) -> None:
             super().__init__()
             self.name = name
 
-        def answered(self, step: Step, outcome: Outcome) -> None:
+        def answered(self, step: Step, outcome: StepOutcome) -> None:
             heard.append(self.name)
 
         def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
             heard.append(self.name)
 
-    claims = claims_over(redis)
+    pipeline = pipeline_over(redis)
     for _ in range(limits.LIVE_SESSIONS_PER_ACCOUNT_MAX):
-        claims.ask(Named("big"), step_of("big"))
-    claims.ask(Named("bob"), step_of("bob"))
+        pipeline.ask(NamedSource("big"), step_of("big"))
+    pipeline.ask(NamedSource("bob"), step_of("bob"))
     redis.failing = failing
     redis.answering.set()
-    await claims.idle()
+    await pipeline.idle()
     assert len(heard) == limits.LIVE_SESSIONS_PER_ACCOUNT_MAX + 1
     assert heard.index("bob") <= 2 * server_limits.UNITS_PER_TURN

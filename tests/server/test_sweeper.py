@@ -11,7 +11,7 @@ from server.recovery.sweeper import Sweeper
 from server.runtime.rate_card_file import load_rate_card
 from storage.redis.keys import NODES
 from tests.fixtures.server import StartServer
-from tests.server.scenes import CREDIT, eventually, found, reaches
+from tests.server.billed_session import CREDIT, eventually, found, reaches
 from tests.server.test_membership import nodes
 from tests.simulation.cluster import Cluster, Node
 
@@ -29,16 +29,16 @@ async def test_a_process_that_goes_hands_over_the_graces_it_began(
     await client.ask("start", kind="chat", session_id="chat-1")
     await client.close()
     await reaches(one, "chat-1", Phase.SUSPENDED)
-    await one.process.presence.stop()
+    await one.process.membership.stop()
     # The other process does not wait until its silence is long enough.
     assert await nodes(two) == {two.process.node}
 
     async def adopted() -> bool:
-        return any(True for _ in two.process.hub)
+        return any(True for _ in two.process.registry)
 
     await eventually(adopted)
-    (seat,) = two.process.hub
-    assert seat.meter.timer() == (await found(two, "chat-1")).session.standing.grace_until
+    (local,) = two.process.registry
+    assert local.meter.timer() == (await found(two, "chat-1")).session.standing.grace_until
 
 
 async def test_a_process_that_leaves_a_socket_behind_is_swept(start_server: StartServer) -> None:
@@ -46,10 +46,10 @@ async def test_a_process_that_leaves_a_socket_behind_is_swept(start_server: Star
     await one.grant(5 * CREDIT)
     client = await one.login()
     await client.ask("start", kind="chat", session_id="chat-1")
-    await one.process.presence.stop()
+    await one.process.membership.stop()
     assert await nodes(two) == {one.process.node, two.process.node}
 
-    assert await two.process.presence.sweeper.sweep(one.process.node, one.process.clock.now())
+    assert await two.process.membership.sweeper.sweep(one.process.node, one.process.clock.now())
     assert await nodes(two) == {two.process.node}
 
 
@@ -110,7 +110,7 @@ async def test_a_long_sweep_does_not_hold_up_the_beat(
         begun.set()
         await done.wait()
 
-    monkeypatch.setattr(process.presence.orphans, "adopt", adopt)
+    monkeypatch.setattr(process.membership.orphans, "adopt", adopt)
     keys = process.live.keys
     await process.redis.sadd(keys.node(keys.partition("user:ann"), "dead.1"), "user:ann/chat-1")
     await process.redis.zadd(NODES, {"dead.1": process.clock.now() - 60_000})
@@ -134,4 +134,4 @@ async def test_a_long_sweep_does_not_hold_up_the_beat(
         return "dead.1" not in await nodes(server)
 
     await eventually(forgotten)
-    assert process.presence.redis_up
+    assert process.membership.redis_up

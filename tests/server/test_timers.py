@@ -6,7 +6,7 @@ from server import limits as server_limits
 from server.runtime.timers import Timer, Timers, Wheel
 
 
-class Clock:
+class SteppedClock:
     """A clock that is set by hand."""
 
     now_ms = 0
@@ -20,7 +20,7 @@ def nothing(_: int) -> None:
 
 
 def test_deadlines_come_before_ticks_and_each_once() -> None:
-    timers, fired = Timers(Clock()), list[str]()
+    timers, fired = Timers(SteppedClock()), list[str]()
     timers.tick(5, lambda _: fired.append("tick 5"))
     timers.deadline(5, lambda _: fired.append("deadline 5"))
     timers.deadline(9, lambda _: fired.append("deadline 9"))
@@ -36,7 +36,7 @@ def test_deadlines_come_before_ticks_and_each_once() -> None:
 
 
 def test_a_timer_may_cancel_another_one_of_its_millisecond() -> None:
-    timers, fired = Timers(Clock()), list[int]()
+    timers, fired = Timers(SteppedClock()), list[int]()
     second: list[Timer] = []
     timers.deadline(1, lambda _: second[0].cancel())
     second.append(timers.deadline(1, fired.append))
@@ -47,7 +47,7 @@ def test_a_timer_may_cancel_another_one_of_its_millisecond() -> None:
 
 def test_what_was_cancelled_long_before_its_time_does_not_stay() -> None:
     """A token that is good for years, renewed again and again."""
-    timers = Timers(Clock())
+    timers = Timers(SteppedClock())
     kept = [timers.deadline(10**12 + n, nothing) for n in range(100)]
     for number in range(50_000):
         timers.deadline(10**12 + number % 7_000, nothing).cancel()
@@ -76,7 +76,7 @@ def test_whatever_is_cancelled_the_others_fire_in_their_order() -> None:
 
 def test_hundreds_of_ticks_of_one_millisecond_share_turns() -> None:
     """Sessions that began in one instant have their ticks in one millisecond ever after."""
-    timers, fired = Timers(Clock()), list[str]()
+    timers, fired = Timers(SteppedClock()), list[str]()
     for _ in range(1_000):
         timers.tick(5, lambda _: fired.append("tick"))
     gone = timers.tick(5, lambda _: fired.append("gone"))

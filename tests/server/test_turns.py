@@ -12,8 +12,8 @@ from server import limits as server_limits
 from server.runtime.timers import Timers
 from server.runtime.turns import Turns
 from tests.fixtures.server import StartServer, TestServer
-from tests.server.scenes import CREDIT, eventually
-from tests.server.test_timers import Clock
+from tests.server.billed_session import CREDIT, eventually
+from tests.server.test_timers import SteppedClock
 
 SESSIONS = 60
 """Of one account, on one socket; several turns' worth of them."""
@@ -103,10 +103,10 @@ async def test_tasks_of_many_customers_take_turns() -> None:
     """A neighbour's one waited behind all that a customer had waiting."""
     turns, counted, done = Turns(4), Counted(), list[str]()
 
-    async def task(customer: str) -> None:
-        await turns.take(customer)
+    async def task(owner: str) -> None:
+        await turns.take(owner)
         counted.note()
-        done.append(customer)
+        done.append(owner)
 
     tasks = [asyncio.ensure_future(task("big")) for _ in range(256)]
     await asyncio.sleep(0)
@@ -135,7 +135,7 @@ async def test_a_task_that_gave_up_takes_nobodys_place() -> None:
 
 
 def test_deadlines_of_one_owner_delay_no_other_owners() -> None:
-    timers, fired = Timers(Clock()), list[str]()
+    timers, fired = Timers(SteppedClock()), list[str]()
     for _ in range(1_000):
         timers.deadline(5, lambda _: fired.append("big"), "big")
     timers.deadline(5, lambda _: fired.append("ann"), "ann")
@@ -169,29 +169,29 @@ async def test_sessions_of_one_account_that_go_together_are_looked_at_in_parts(
     """Each message of the account concerned every session of it: thousands of projections."""
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     server, client = await crowded(start_server)
-    hub, changes, parts = server.process.hub, Counted(), Counted()
-    part = hub.part
-    for seat in hub:
-        changed = seat.meter.changed
+    registry, changes, parts = server.process.registry, Counted(), Counted()
+    part = registry.unsubscribe
+    for local in registry:
+        changed = local.meter.changed
 
         def noted(now_ms: int, changed: Any = changed) -> None:
             changes.note()
             changed(now_ms)
 
-        monkeypatch.setattr(seat.meter, "changed", noted)
+        monkeypatch.setattr(local.meter, "changed", noted)
 
     def parted(*arguments: Any, **how: Any) -> None:
         parts.note()
         part(*arguments, **how)
 
-    monkeypatch.setattr(hub, "part", parted)
+    monkeypatch.setattr(registry, "unsubscribe", parted)
     await client.close()
 
     async def are_suspended() -> bool:
-        return all(seat.meter.session.standing.phase is Phase.SUSPENDED for seat in hub)
+        return all(local.meter.session.standing.phase is Phase.SUSPENDED for local in registry)
 
     await eventually(are_suspended)
-    await hub.idle()
+    await registry.idle()
     assert sum(parts.turns) == SESSIONS
     assert max(parts.turns) <= 2 * server_limits.UNITS_PER_TURN
     assert max(changes.turns) <= 2 * server_limits.UNITS_PER_TURN
@@ -203,12 +203,12 @@ async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
 ) -> None:
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     server, _ = await crowded(start_server)
-    hub, refreshed = server.process.hub, Counted()
-    monkeypatch.setattr(hub.news, "_refresh", lambda *_: refreshed.note())
+    registry, refreshed = server.process.registry, Counted()
+    monkeypatch.setattr(registry.channel_events, "_refresh", lambda *_: refreshed.note())
     for _ in range(10):
-        hub.news.limits_changed("user:ann", "adjusted")
-    hub.news.limits_changed("user:bob", "adjusted")
-    await hub.idle()
+        registry.channel_events.limits_changed("user:ann", "adjusted")
+    registry.channel_events.limits_changed("user:bob", "adjusted")
+    await registry.idle()
     assert max(refreshed.turns) <= 2 * server_limits.UNITS_PER_TURN
     # Once for those told before it began, once for those told after.
     assert SESSIONS <= sum(refreshed.turns) <= 2 * SESSIONS
@@ -221,10 +221,10 @@ async def test_a_credit_is_told_to_many_sockets_in_parts(
     await server.grant(CREDIT)
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
-    (seat,) = server.process.hub
+    (local,) = server.process.registry
     told = Counted()
     for _ in range(200):
-        seat.account.listeners[lambda *_: told.note()] = None
+        local.account.listeners[lambda *_: told.note()] = None
     await server.grant(CREDIT, entry_id="g2")
     await client.until("credit")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from tests.simulation import report
-from tests.simulation.driver import Outcome
+from tests.simulation.driver import RunOutcome
 from tests.simulation.laboratory import laboratory
 from tests.simulation.mixes import world_of
 from tests.simulation.shrink import failing, shrunken
@@ -35,7 +35,7 @@ def main() -> int:
         )
     seeds = range(asked.seed, asked.seed + asked.seeds)
     began_at = time.monotonic()
-    printed = report.Report()
+    printed = report.SimulationReport()
     if asked.trace is not None:
         _replay(asked, printed)
     elif asked.workers == 1:
@@ -62,15 +62,15 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _work(asked: argparse.Namespace, seeds: range) -> Iterator[Outcome]:
+def _work(asked: argparse.Namespace, seeds: range) -> Iterator[RunOutcome]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    with laboratory() as place:
+    with laboratory() as lab:
         for seed in seeds:
             minutes, mix = world_of(seed, asked.minutes)
-            yield place.run(seed, minutes, mix=mix)
+            yield lab.run(seed, minutes, mix=mix)
 
 
-def _side_by_side(asked: argparse.Namespace, seeds: range) -> Iterator[Outcome]:
+def _side_by_side(asked: argparse.Namespace, seeds: range) -> Iterator[RunOutcome]:
     """Every worker takes the next seeds in turn; outcomes come as they are there."""
     workers = []
     connections: list[Connection] = []
@@ -105,25 +105,25 @@ def _worker(asked: argparse.Namespace, seeds: range, sending: Connection) -> Non
     sending.close()
 
 
-def _explain(asked: argparse.Namespace, printed: report.Report) -> None:
+def _explain(asked: argparse.Namespace, printed: report.SimulationReport) -> None:
     """Shrinks the first failure, and prints it."""
-    with laboratory() as place:
+    with laboratory() as lab:
         seed = min(printed.failures)
         minutes, mix = world_of(seed, asked.minutes)
-        first = place.run(seed, minutes, mix=mix)
+        first = lab.run(seed, minutes, mix=mix)
         if first.failure is None:
             printed.say(f"seed {seed} does not fail again: it is not the same each time")
             return
-        shortest = shrunken(first, failing(place, first, mix=mix))
+        shortest = shrunken(first, failing(lab, first, mix=mix))
         printed.failure(shortest)
         if asked.save is not None:
             report.save(asked.save, shortest)
 
 
-def _replay(asked: argparse.Namespace, printed: report.Report) -> None:
+def _replay(asked: argparse.Namespace, printed: report.SimulationReport) -> None:
     seed, actions = report.load(asked.trace)
-    with laboratory() as place:
-        outcome = place.run(seed, 0, actions=actions, mix=world_of(seed, 0)[1])
+    with laboratory() as lab:
+        outcome = lab.run(seed, 0, actions=actions, mix=world_of(seed, 0)[1])
     printed.add(outcome)
     if outcome.failure is not None:
         printed.failure(outcome)

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.metering.states import Event
-from tests.simulation.clients import Client
-from tests.simulation.desk import Deed, Desk
+from tests.simulation.clients import SimulatedClient
 from tests.simulation.expectations import Expectations
+from tests.simulation.money_client import MoneyClient, Transfer
 from tests.simulation.people import ALLOTMENTS, KINDS
-from tests.simulation.processes import Host, Server
-from tests.simulation.redis_lines import Mishap
+from tests.simulation.processes import Host, ServerHost
+from tests.simulation.redis_links import Mishap
 from tests.simulation.reports import Reports
 from tests.simulation.state import look
 from tests.simulation.world import World
@@ -43,13 +43,13 @@ class Action:
         return cls(name, parameters)
 
 
-class Stage(Expectations):
+class Performer(Expectations):
     """Performs actions on a world."""
 
-    def __init__(self, world: World, desk: Desk) -> None:
+    def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
         self.cluster = world.cluster
-        self.desk = desk
+        self.money_client = money_client
         self.reports = Reports(world)
         self.snapshot: list[tuple[bytes, bytes]] | None = None
         """What a replica has that does not hear of anything more."""
@@ -60,7 +60,7 @@ class Stage(Expectations):
 
     # --- Who is meant --------------------------------------------------------------------
 
-    def node(self, name: str) -> Server | None:
+    def node(self, name: str) -> ServerHost | None:
         """The process of that name, if it lives."""
         return next((node for node in self.world.nodes if node.name == name), None)
 
@@ -68,16 +68,16 @@ class Stage(Expectations):
         """The process of that name, of whatever kind."""
         return next((host for host in self.cluster.hosts if host.name == name), None)
 
-    def _client(self, name: str, node: str) -> Client | None:
+    def _client(self, name: str, node: str) -> SimulatedClient | None:
         """The client of that name, which comes if it was not there."""
         client = self.world.client(name)
         server = self.node(node)
         if client is None and server is not None:
-            client = Client(server, name)
+            client = SimulatedClient(server, name)
             self.world.clients.append(client)
         return client if client is not None and not client.is_cut else None
 
-    async def _with(self, name: str, work: Callable[[Client], Any]) -> None:
+    async def _with(self, name: str, work: Callable[[SimulatedClient], Any]) -> None:
         client = self.world.client(name)
         if client is not None and not client.is_cut:
             await work(client)
@@ -95,7 +95,7 @@ class Stage(Expectations):
         turns: int = 0,
     ) -> None:
         found, person = self._client(client, node), self.world.people[user]
-        if found is not None and session not in self.world.diaries:
+        if found is not None and session not in self.world.session_logs:
             prepares = self.node(backend)
             await self.world.join(found, person, kind, session, backend=prepares, turns=turns)
 
@@ -118,9 +118,11 @@ class Stage(Expectations):
             assert made == confirmed, (session, kind, made)
 
     async def do_join(self, client: str, node: str, session: str, last_seq: int | None) -> None:
-        found, diary = self._client(client, node), self.world.diaries.get(session)
-        if found is not None and diary is not None:
-            await self.world.join(found, diary.person, diary.terms.kind, session, last_seq)
+        found, session_log = self._client(client, node), self.world.session_logs.get(session)
+        if found is not None and session_log is not None:
+            await self.world.join(
+                found, session_log.person, session_log.terms.kind, session, last_seq
+            )
 
     async def do_ask(self, client: str, session: str, event: str) -> None:
         await self._with(client, lambda one: self.world.request(one, session, Event(event)))
@@ -146,7 +148,7 @@ class Stage(Expectations):
 
     async def do_watch(self, client: str, node: str, session: str) -> None:
         found = self._client(client, node)
-        if found is not None and session in self.world.diaries:
+        if found is not None and session in self.world.session_logs:
             await self.world.watch(found, session)
 
     async def do_look_away(self, client: str) -> None:
@@ -154,7 +156,7 @@ class Stage(Expectations):
 
     # --- Money and limits -----------------------------------------------------------------
 
-    async def do_deed(
+    async def do_transfer(
         self,
         node: str,
         kind: str,
@@ -167,31 +169,35 @@ class Stage(Expectations):
         often: int | None = None,
     ) -> None:
         found = self.node(node)
-        if found is None or (kind in ("post", "void") and f"hold:{hold}" not in self.desk.deeds):
+        if found is None or (
+            kind in ("post", "void") and f"hold:{hold}" not in self.money_client.transfers
+        ):
             return
-        deed = Deed(kind, self.world.people[user], entry, micros, hold, ttl_ms, form, often)
-        await self.desk.do(found, deed)
+        transfer = Transfer(kind, self.world.people[user], entry, micros, hold, ttl_ms, form, often)
+        await self.money_client.do(found, transfer)
 
     async def do_again(self, node: str, entry: str) -> None:
-        found, deed = self.node(node), self.desk.deeds.get(entry)
-        if found is not None and deed is not None:
-            await self.desk.do(found, deed)
+        found, transfer = self.node(node), self.money_client.transfers.get(entry)
+        if found is not None and transfer is not None:
+            await self.money_client.do(found, transfer)
 
     async def do_allot(self, node: str, user: str, entry: str, tier: str) -> None:
         found = self.node(node)
         if found is not None:
-            deed = Deed("allot", self.world.people[user], entry, ALLOTMENTS[tier], tier=tier)
-            await self.desk.do(found, deed)
+            transfer = Transfer(
+                "allot", self.world.people[user], entry, ALLOTMENTS[tier], tier=tier
+            )
+            await self.money_client.do(found, transfer)
 
     async def do_repeat(self, node: str, entry: str, form: int) -> None:
-        found, deed = self.node(node), self.desk.deeds.get(entry)
-        if found is not None and deed is not None:
-            await self.desk.repeat(found, deed, form)
+        found, transfer = self.node(node), self.money_client.transfers.get(entry)
+        if found is not None and transfer is not None:
+            await self.money_client.repeat(found, transfer, form)
 
     async def do_adjust(self, node: str, user: str, entry: str, minutes: int, month: str) -> None:
         found = self.node(node)
         if found is not None:
-            await self.desk.adjust(found, self.world.people[user], entry, minutes, month)
+            await self.money_client.adjust(found, self.world.people[user], entry, minutes, month)
 
     async def do_limit(
         self, user: str, minutes: int | None, of_org: bool, overage: bool = False
@@ -203,16 +209,16 @@ class Stage(Expectations):
     async def do_report(self, node: str, user: str, session: str, minute_at: int) -> None:
         found = self.node(node)
         if found is not None and (
-            session not in self.world.diaries or session in self.reports.taken
+            session not in self.world.session_logs or session in self.reports.taken
         ):
             await self.reports.report(found, self.world.people[user], session, minute_at)
 
     async def do_intrude(self, client: str, node: str, user: str, session: str) -> None:
         found, person = self._client(client, node), self.world.people[user]
-        diary = self.world.diaries.get(session)
-        if found is None or diary is None or diary.person == person:
+        session_log = self.world.session_logs.get(session)
+        if found is None or session_log is None or session_log.person == person:
             return
-        if diary.person.tenant == person.tenant:
+        if session_log.person.tenant == person.tenant:
             await self.world.intrude(found, person, session)
 
     async def do_forget(self) -> None:
@@ -246,8 +252,11 @@ class Stage(Expectations):
             assert told == fields, (client, type, messages[-1])
 
     async def do_answered(self, entry: str, state: str) -> None:
-        """What a deed was answered."""
-        assert self.desk.deeds[entry].state == state, (entry, self.desk.deeds[entry])
+        """What a transfer was answered."""
+        assert self.money_client.transfers[entry].state == state, (
+            entry,
+            self.money_client.transfers[entry],
+        )
 
     async def do_report_of(self, session: str, minute_at: int) -> None:
         """A minute is reported of a session that sockets meter: it is not taken."""
@@ -258,7 +267,7 @@ class Stage(Expectations):
         """Somebody looks at the balance of an account, without any session, and goes on to."""
         found, person = self.node(node), self.world.people[user]
         if found is not None:
-            await self.cluster.finished(found.act(found.hub.accounts.open(*person.account)))
+            await self.cluster.finished(found.act(found.registry.accounts.open(*person.account)))
 
     async def do_stray(self, user: str, kind: str) -> None:
         """A session is noted among a user's live ones that is not there."""

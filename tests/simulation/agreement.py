@@ -107,7 +107,7 @@ def _check_hold_ends(state: State) -> None:
 def check_projections(state: State, world: World) -> None:
     """Every process knows of an account what Redis has, with nothing on its way."""
     for node in world.nodes:
-        for account in node.hub.accounts:
+        for account in node.registry.accounts:
             projection = account.projection
             name = f"{projection.tenant}/{projection.account_id}"
             there = state.hashes["account"].get(name)

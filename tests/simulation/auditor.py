@@ -21,9 +21,9 @@ from protocol.wire.errors import ProtocolError
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
 from tests.simulation import agreement
-from tests.simulation.desk import Desk
+from tests.simulation.money_client import MoneyClient
 from tests.simulation.operations import Operations
-from tests.simulation.processes import CALM_BEAT_MS, Server
+from tests.simulation.processes import CALM_BEAT_MS, ServerHost
 from tests.simulation.state import (
     MINUTE_MS,
     State,
@@ -53,9 +53,9 @@ UNKNOWN_MAX = 8
 class Auditor:
     """Looks at a world after every step, and remembers what it saw."""
 
-    def __init__(self, world: World, desk: Desk) -> None:
+    def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
-        self.desk = desk
+        self.money_client = money_client
         self.audits = 0
         self.records = 0
         """Records that flushers were given."""
@@ -70,8 +70,8 @@ class Auditor:
         """Sessions that have ended, as they were left."""
         self.used: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """Counted minutes by the counter and month."""
-        self.operations = Operations(world, desk)
-        self.upkeep = Upkeep(world, desk)
+        self.operations = Operations(world, money_client)
+        self.upkeep = Upkeep(world, money_client)
         self._ahead_ms = 0
         """How far the clock of a process was ahead of the time, at most."""
         self._redis_latest = 0
@@ -175,7 +175,7 @@ class Auditor:
                 self._record(entry, records)
         self.audits += 1
         if self.is_blind:
-            self.desk.limited.clear()
+            self.money_client.limited.clear()
             world.accepted.clear()
             if self._is_put_back(state):
                 agreement.check(state, self._redis_now, self._redis_latest)
@@ -286,7 +286,7 @@ class Auditor:
     def _check_balance(
         self, account: tuple[str, str], balance: int, burnt: int, where: Any
     ) -> None:
-        sure, perhaps = self.desk.moved(account)
+        sure, perhaps = self.money_client.moved(account)
         missing = balance + burnt - sure
         sums = {0}
         for micros in perhaps[:UNKNOWN_MAX]:
@@ -309,10 +309,11 @@ class Auditor:
             client.node.process.node
             for client in world.clients
             for session_id in client.joined_at
-            if session_id in world.diaries and world.diaries[session_id].person.account == account
+            if session_id in world.session_logs
+            and world.session_logs[session_id].person.account == account
         }
         charges = {"spend", "hold", "post"}
-        is_charged = any(deed.kind in charges for deed in self.desk.of(account))
+        is_charged = any(transfer.kind in charges for transfer in self.money_client.of(account))
         return len(served) > 1 or bool(served & set(world.deaths)) or is_charged
 
     def _check_lines(self, account: dict[str, str], live: list[dict[str, Any]], where: Any) -> None:
@@ -349,10 +350,10 @@ class Auditor:
 
     def _check_holds(self, state: State) -> None:
         """What was posted or voided is open no more, and what is over ends by itself."""
-        for deed in self.desk.deeds.values():
-            if deed.kind in ("post", "void") and deed.state == "done":
-                hold = state.hashes["hold"].get(f"{deed.person.tenant}/{deed.hold_id}")
-                assert hold is None or hold["state"] != "open", (deed, hold)
+        for transfer in self.money_client.transfers.values():
+            if transfer.kind in ("post", "void") and transfer.state == "done":
+                hold = state.hashes["hold"].get(f"{transfer.person.tenant}/{transfer.hold_id}")
+                assert hold is None or hold["state"] != "open", (transfer, hold)
         if self.world.is_quiet:
             for hold in state.holds:
                 # That takes a process that lives, and answers of Redis that come in time.
@@ -379,7 +380,7 @@ class Auditor:
                 if standing["settled_ms"] > standing["minutes_kept"] * MINUTE_MS:
                     began_in = month(standing["minute_at"], self.zone(identity))
                     used.setdefault(name, Counter())[began_in] += 1
-        for (tenant, user_id, first_day), minutes in self.desk.minutes.items():
+        for (tenant, user_id, first_day), minutes in self.money_client.minutes.items():
             for name in (f"member:{tenant}/{user_id}", f"org:{tenant}"):
                 used.setdefault(name, Counter())[first_day] += minutes
         for kind in ("member", "org"):
@@ -401,15 +402,15 @@ class Auditor:
                 self._check_month_limit(name, counter)
 
     def _is_unknown(self, place: str) -> bool:
-        unknown = self.desk.minutes_unknown | self.desk.minutes_late
+        unknown = self.money_client.minutes_unknown | self.money_client.minutes_late
         return any(place.startswith(tenant) for tenant in unknown)
 
     def _look_for_late_minutes(self) -> None:
         """Postgres knows which corrections Redis may not have yet."""
-        if self.desk.minutes_late:
+        if self.money_client.minutes_late:
             fetch = self.world.cluster.postgres.fetch
             rows = fetch("SELECT DISTINCT tenant FROM minute_adjustments WHERE NOT is_applied")
-            self.desk.minutes_late &= {row["tenant"] for row in rows}
+            self.money_client.minutes_late &= {row["tenant"] for row in rows}
 
     def _check_month_limit(self, name: str, counter: dict[str, str]) -> None:
         """Beyond a limit nothing is granted, also where it was lowered in the middle."""
@@ -421,7 +422,7 @@ class Auditor:
             total = int(value) + int(counter.get(f"held:{first_day}", 0))
             corrected = sum(
                 minutes
-                for (of, user, month_), minutes in self.desk.minutes.items()
+                for (of, user, month_), minutes in self.money_client.minutes.items()
                 if (of, month_) == (tenant, first_day) and user_id in ("", user)
             )
             before = self._totals.get((name, first_day), 0)
@@ -465,15 +466,20 @@ class Auditor:
             assert name in state.live or not processes, (name, processes)
         if not self.world.is_quiet:
             return
-        seated: defaultdict[str, set[str]] = defaultdict(set)
+        local_nodes: defaultdict[str, set[str]] = defaultdict(set)
         for client in self.world.clients:
             if client.node.is_alive:
-                for seat in client.seats.values():
-                    seated[seat.key].add(client.node.process.node)
+                for local in client.local_sessions.values():
+                    local_nodes[local.key].add(client.node.process.node)
         dead = set(self.world.deaths)
         for name, session in state.live.items():
             processes = state.sets["sockets"].get(name, set())
-            assert processes - dead == seated[name], (name, processes, dict(seated), session)
+            assert processes - dead == local_nodes[name], (
+                name,
+                processes,
+                dict(local_nodes),
+                session,
+            )
             if not processes:
                 assert session["standing"]["grace_until"] is not None, session
         by_node: defaultdict[str, set[str]] = defaultdict(set)
@@ -481,18 +487,18 @@ class Auditor:
             by_node[key.rpartition(":")[2]] |= names
         for node in self.world.nodes:
             name = node.process.node
-            expected = {session for session, processes in seated.items() if name in processes}
+            expected = {session for session, processes in local_nodes.items() if name in processes}
             # What it asked for may be done long after it gave that up. Of a session that is over
             # by now it is noted for nothing, until it looks after all that it is noted for.
             over = self._joined_in_vain(node) - set(state.live)
             assert by_node[name] - over == expected, (name, by_node, expected)
 
-    def _joined_in_vain(self, node: Server) -> set[str]:
+    def _joined_in_vain(self, node: ServerHost) -> set[str]:
         """The sessions that a process could not join, since it looked after them last."""
         since = self.world.now - RECONCILED_MS
         return {
-            f"{diary.person.tenant}/{diary.session_id}"
-            for one, diary, at in self.world.in_vain
+            f"{session_log.person.tenant}/{session_log.session_id}"
+            for one, session_log, at in self.world.in_vain
             if one is node and at > since
         }
 

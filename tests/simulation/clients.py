@@ -1,6 +1,6 @@
-"""Clients of a virtual cluster, what they were told, and a diary of every session.
+"""Clients of a virtual cluster, what they were told, and a log of every session.
 
-The diary says what an auditor cannot see in Redis: when a client asked for what, and when
+The session log says what an auditor cannot see in Redis: when a client asked for what, and when
 it was last heard of. It is kept by true time, whatever any process takes the time for.
 """
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from protocol import limits
 from protocol.metering.terms import Terms
-from server.sessions.local_session import Seat
+from server.sessions.local_session import LocalSession
 from tests.simulation.people import Person
-from tests.simulation.processes import Server
+from tests.simulation.processes import ServerHost
 
 PING_MS = 10_000
 NEVER = 2**53
@@ -23,7 +23,7 @@ FOUND_OUT_MS = 2 * PING_MS
 
 
 @dataclass
-class Diary:
+class SessionLog:
     """What happened to one session, as the world outside saw it."""
 
     person: Person
@@ -81,10 +81,10 @@ def _payload(frame: bytes) -> dict[str, Any]:
     return message
 
 
-class Client:
+class SimulatedClient:
     """A socket: answers pings until it is cut, and keeps what it was sent."""
 
-    def __init__(self, node: Server, name: str) -> None:
+    def __init__(self, node: ServerHost, name: str) -> None:
         self.node = node
         self.name = name
         self.messages: list[dict[str, Any]] = []
@@ -99,11 +99,11 @@ class Client:
         self.is_gone = False
         """It was found out, or closed: it takes part in nothing any more."""
         self.requests = 0
-        self.seats: dict[str, Seat] = {}
-        self.sessions: dict[str, Diary] = {}
+        self.local_sessions: dict[str, LocalSession] = {}
+        self.sessions: dict[str, SessionLog] = {}
         """Those that it takes part in, as far as the client knows."""
         self._served: dict[str, list[int]] = {}
-        self.watched: dict[str, Seat] = {}
+        self.watched: dict[str, LocalSession] = {}
         self.joined_at: dict[str, int] = {}
         """How many messages it had when it joined each session, at last."""
         self.last_seq: dict[str, int | None] = {}
@@ -134,10 +134,10 @@ class Client:
     def farewell(self, at_ms: int) -> None:
         """Another socket said good-bye; this one stays."""
 
-    def left(self, seat: Seat) -> None:
+    def left(self, local: LocalSession) -> None:
         """A session has ended, or is served no more."""
-        session_id = seat.meter.session.identity.session_id
-        self.seats.pop(session_id, None)
+        session_id = local.meter.session.identity.session_id
+        self.local_sessions.pop(session_id, None)
         self.watched.pop(session_id, None)
 
     # The line
@@ -149,7 +149,7 @@ class Client:
 
     def _pinged(self, _: int) -> None:
         self._is_pinged = False
-        if self.seats and not self.is_cut and self.node.is_alive:
+        if self.local_sessions and not self.is_cut and self.node.is_alive:
             self._answer()
             self._ping()
 
@@ -164,27 +164,27 @@ class Client:
             self.alive_at = self.node.loop.clock.now()
             self.hear()
             now_ms = self.node.clock.now()
-            for seat in list(self.seats.values()):
-                if self not in seat.service.watchers:
-                    seat.service.alive(now_ms, now_ms, self)
+            for local in list(self.local_sessions.values()):
+                if self not in local.service.passive:
+                    local.service.alive(now_ms, now_ms, self)
 
     # How long it was there
 
     def hear(self) -> None:
         """The proof of life that came in last is one for each session that it takes part in."""
-        for diary in self.present():
-            diary.heard.append((self.alive_at, self._served[diary.session_id][0]))
+        for session_log in self.present():
+            session_log.heard.append((self.alive_at, self._served[session_log.session_id][0]))
 
     def begin(self, session_id: str, last_seq: int | None) -> None:
         """It asks to be told of a session, and of what it has missed if it says so."""
         self.joined_at[session_id] = len(self.messages)
         self.last_seq[session_id] = last_seq
 
-    def come(self, diary: Diary, at: int) -> None:
+    def come(self, session_log: SessionLog, at: int) -> None:
         """It asks to take part in a session, and may be let in at once or later."""
-        if diary.session_id not in self._served:
-            self._served[diary.session_id] = [at, NEVER, NEVER]
-            diary.served.append(self._served[diary.session_id])
+        if session_log.session_id not in self._served:
+            self._served[session_log.session_id] = [at, NEVER, NEVER]
+            session_log.served.append(self._served[session_log.session_id])
 
     def turned_away(self, session_id: str, at: int) -> None:
         """It was not let in, unless it was there before."""
@@ -206,13 +206,17 @@ class Client:
 
     # What it saw
 
-    def present(self) -> list[Diary]:
+    def present(self) -> list[SessionLog]:
         """The sessions that it takes part in."""
-        return [diary for name, diary in self.sessions.items() if name in self.seats]
+        return [
+            session_log
+            for name, session_log in self.sessions.items()
+            if name in self.local_sessions
+        ]
 
     def awaited(self) -> set[str]:
         """The sessions that it takes part in, or has asked to, by their ids."""
-        return {*self._served, *(diary.session_id for diary in self.present())}
+        return {*self._served, *(session_log.session_id for session_log in self.present())}
 
     def answers(self, request_id: int) -> list[dict[str, Any]]:
         """What a request was answered with."""

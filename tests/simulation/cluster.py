@@ -1,4 +1,4 @@
-"""A cluster in virtual time: real hubs, the real Lua in a real Redis, the real SQL.
+"""A cluster in virtual time: real registries, the real Lua in a real Redis, the real SQL.
 
 Only time, sockets and the beat are made up. Nothing here sleeps: when nothing is under
 way any more, the clock jumps to the next timer of any process.
@@ -17,15 +17,15 @@ from protocol.metering.session import Identity
 from protocol.metering.states import Event
 from protocol.metering.terms import Terms
 from server.counters.loading import Loader
-from server.credits.money import Money
+from server.credits.credit_ledger import CreditLedger
 from server.recovery.orphans import Orphans
 from server.recovery.reassertion import Recovery
 from server.runtime.metrics import Metrics
 from server.runtime.rate_card_file import load_rate_card
 from server.runtime.timers import Timers
-from server.sessions.local_session import Seat
-from server.sessions.pending_requests import Ticket
-from server.sessions.registry import Hub
+from server.sessions.local_session import LocalSession
+from server.sessions.pending_requests import PendingRequest
+from server.sessions.registry import SessionRegistry
 from storage.postgres.records import Records
 from storage.redis.encoding import decode_records
 from storage.redis.keys import Keys
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 PING_MS = 10_000
 
 
-class VirtualClock:
+class ManualClock:
     """A clock that is set by hand."""
 
     def __init__(self, now_ms: int = START_AT) -> None:
@@ -65,7 +65,7 @@ class Browser:
         self.name = name
         self.messages: list[dict[str, Any]] = []
         self.alive_at = node.clock.now()
-        self.seats: dict[str, Seat] = {}
+        self.local_sessions: dict[str, LocalSession] = {}
         self.is_cut = False
         """The line is dead: nothing arrives, and nobody was told."""
         self._ping()
@@ -92,9 +92,9 @@ class Browser:
     def farewell(self, at_ms: int) -> None:
         """Another socket said good-bye; this one stays."""
 
-    def left(self, seat: Seat) -> None:
+    def left(self, local: LocalSession) -> None:
         """A session has ended."""
-        self.seats.pop(seat.meter.session.identity.session_id, None)
+        self.local_sessions.pop(local.meter.session.identity.session_id, None)
 
     # The line
 
@@ -109,9 +109,9 @@ class Browser:
     def _pong(self, now_ms: int) -> None:
         if not self.is_cut and self.node.is_alive:
             self.alive_at = now_ms
-            for seat in list(self.seats.values()):
-                if self not in seat.service.watchers:
-                    seat.service.alive(now_ms, now_ms, self)
+            for local in list(self.local_sessions.values()):
+                if self not in local.service.passive:
+                    local.service.alive(now_ms, now_ms, self)
 
     # What a client does
 
@@ -129,11 +129,11 @@ class Browser:
     ) -> dict[str, Any]:
         """Starts or joins a session; the answer."""
         tenant = f"org:{org_id}" if org_id else f"user:{user_id}"
-        ticket = Ticket(self, 1)
-        seat = await self.node.hub.join(
-            self, tenant, session_id, user_id, ticket, tick_ms=60_000, last_seq=last_seq
+        pending = PendingRequest(self, 1)
+        local = await self.node.registry.join(
+            self, tenant, session_id, user_id, pending, tick_ms=60_000, last_seq=last_seq
         )
-        if seat is None:
+        if local is None:
             identity = Identity(
                 tenant=tenant,
                 session_id=session_id,
@@ -146,17 +146,17 @@ class Browser:
                 terms=terms,
                 free_key=free_key,
             )
-            seat = await self.node.hub.start(self, identity, ticket, 60_000)
-            assert seat is not None
-        if self in seat.members:
-            self.seats[session_id] = seat
+            local = await self.node.registry.start(self, identity, pending, 60_000)
+            assert local is not None
+        if self in local.subscribers:
+            self.local_sessions[session_id] = local
         await self.node.cluster.settle()
         return self.answer(1)
 
     async def request(self, session_id: str, event: Event) -> dict[str, Any]:
         """Pauses, resumes or stops a session; the answer."""
         self._pong(self.node.clock.now())
-        self.node.hub.request(self.seats[session_id], event, Ticket(self, 2))
+        self.node.registry.request(self.local_sessions[session_id], event, PendingRequest(self, 2))
         await self.node.cluster.settle()
         return self.answer(2)
 
@@ -166,16 +166,16 @@ class Browser:
         if is_farewell:
             self.alive_at = self.node.clock.now()
         self.is_cut = True
-        for seat in list(self.seats.values()):
-            self.node.hub.part(seat, self, self.alive_at, farewell=is_farewell)
-        self.seats.clear()
+        for local in list(self.local_sessions.values()):
+            self.node.registry.unsubscribe(local, self, self.alive_at, farewell=is_farewell)
+        self.local_sessions.clear()
         await self.node.cluster.settle()
 
     async def leave(self, session_id: str) -> None:
         """Leaves a session, and keeps the socket."""
         self._pong(self.node.clock.now())
-        seat = self.seats.pop(session_id)
-        self.node.hub.part(seat, self, self.alive_at, farewell=True)
+        local = self.local_sessions.pop(session_id)
+        self.node.registry.unsubscribe(local, self, self.alive_at, farewell=True)
         await self.node.cluster.settle()
 
     def cut(self) -> None:
@@ -212,14 +212,16 @@ class Node:
         self.loader = Loader(self.live, cluster.records, self.clock)
         self.metrics = Metrics(with_process=False)
         self.timers = Timers(self.clock)
-        self.hub = Hub(self.live, self.loader, self.clock, self.timers, self.metrics)
-        self.orphans = Orphans(self.hub, self.live)
-        self.recovery = Recovery(self.hub, self.loader, cluster.records, self.clock)
-        self.money = Money(
+        self.registry = SessionRegistry(
+            self.live, self.loader, self.clock, self.timers, self.metrics
+        )
+        self.orphans = Orphans(self.registry, self.live)
+        self.recovery = Recovery(self.registry, self.loader, cluster.records, self.clock)
+        self.ledger = CreditLedger(
             self.live,
             cluster.records,
             self.clock,
-            self.hub.accounts,
+            self.registry.accounts,
             load_rate_card(),
             self.metrics,
         )
@@ -231,14 +233,14 @@ class Node:
         await self.live.prepare()
         if len(self.cluster.nodes) == 1:
             await self.recovery.restoring.begin_epochs()
-        await self.hub.accounts.start()
-        await self.hub.accounts.channels.subscribe(f"barrier:{self.name}", self._reached)
+        await self.registry.accounts.start()
+        await self.registry.accounts.channels.subscribe(f"barrier:{self.name}", self._reached)
 
     @property
     def is_busy(self) -> bool:
         """Whether anything is under way here."""
-        waits = bool(self.hub.claims.waiting) or self.loader.busy
-        return waits or self.hub.busy or self.recovery.busy
+        waits = bool(self.registry.pipeline.waiting) or self.loader.busy
+        return waits or self.registry.busy or self.recovery.busy
 
     async def stop(self) -> None:
         """Lets go of the connections; once is enough."""
@@ -247,7 +249,7 @@ class Node:
         self.is_stopped = True
         await self.recovery.stop()
         await self.loader.stop()
-        await self.hub.accounts.stop()
+        await self.registry.accounts.stop()
         await self.redis.aclose()
 
     def _reached(self, message: dict[str, Any]) -> None:
@@ -273,7 +275,7 @@ class Cluster:
         self.redis = redis
         self.redis_url = redis_url
         self.records = records
-        self.clock = VirtualClock()
+        self.clock = ManualClock()
         self.nodes: list[Node] = []
         self._barriers = 0
         self._entries: defaultdict[str, int] = defaultdict(int)
@@ -294,7 +296,7 @@ class Cluster:
         """Waits until nothing is under way anywhere, with the clock standing still."""
         while True:
             for node in self._living():
-                await node.hub.idle()
+                await node.registry.idle()
                 await node.recovery.idle()
             self._barriers += 1
             name = str(self._barriers)
@@ -335,7 +337,7 @@ class Cluster:
     ) -> None:
         """Credits for an account, through the first living process."""
         self._entries[account_id] += 1
-        await self._living()[0].money.enter(
+        await self._living()[0].ledger.enter(
             EntryPosted(
                 tenant=f"org:{org_id}" if org_id else f"user:{account_id}",
                 account_id=account_id,

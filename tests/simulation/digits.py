@@ -18,14 +18,14 @@ from server.http import idempotency
 from server.http.problems import Problem
 from storage.postgres.records import UnavailableError
 from storage.redis.spending import AccountName
-from tests.simulation.processes import Server
+from tests.simulation.processes import ServerHost
 
 FORMS = 3
 BACKEND = Principal(kind="key")
 
 
-class Named(idempotency.Deed, frozen=True):
-    """A deed whose entry has the name of its key."""
+class NamedRequest(idempotency.IdempotentRequest, frozen=True):
+    """An idempotent request whose entry has the name of its key."""
 
     def entry_id(self, prefix: str) -> str:
         """The key."""
@@ -45,23 +45,23 @@ def digits(micros: int, form: int) -> str:
 
 
 async def ask(
-    node: Server, kind: str, account: AccountName, key: str, micros: int, ttl_ms: int, form: int
+    node: ServerHost, kind: str, account: AccountName, key: str, micros: int, ttl_ms: int, form: int
 ) -> Any:
-    """Asks for a ``pay``, ``spend`` or ``hold``, and answers as ``Money`` does."""
+    """Asks for a ``pay``, ``spend`` or ``hold``, and answers as ``CreditLedger`` does."""
     process, amount = node.process, digits(micros, form)
-    deed = Named(account.tenant, kind, key, "", "")
+    idempotent = NamedRequest(account.tenant, kind, key, "", "")
     try:
         if kind == "pay":
             wanted = grants.GrantWanted(amount=amount, reason="simulated")
-            await grants._grant(process, deed, account, wanted)
+            await grants._grant(process, idempotent, account, wanted)
             return True
         if kind == "spend":
             charge = billing.Charge(amount=amount)
-            made = await spends._spend(process, BACKEND, deed, account, charge)
+            made = await spends._spend(process, BACKEND, idempotent, account, charge)
             answer = orjson.loads(made.body)
             return Spent(key, parse_credits(answer["amount"]), None, 0, 0, repeated=False)
         hold = holds.HoldWanted(amount=amount, ttl_ms=ttl_ms)
-        answer = orjson.loads((await holds._open(process, BACKEND, deed, account, hold)).body)
+        answer = orjson.loads((await holds._open(process, BACKEND, idempotent, account, hold)).body)
         micros, until = parse_credits(answer["amount"]), answer["expires_at"]
         return Held(key, answer["state"], micros, until, 0, 0, repeated=False)
     except UnavailableError as error:

@@ -13,20 +13,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
 
-from server.sessions.local_session import Seat
+from server.sessions.local_session import LocalSession
 from tests.simulation import evidence
-from tests.simulation.actions import Action, Stage
+from tests.simulation.actions import Action, Performer
 from tests.simulation.auditor import Auditor
 from tests.simulation.chance import Chance
-from tests.simulation.desk import Desk
 from tests.simulation.mixes import bounds
-from tests.simulation.postgres_lines import PostgresServer
+from tests.simulation.money_client import MoneyClient
+from tests.simulation.postgres_links import PostgresServer
 from tests.simulation.processes import paced
 from tests.simulation.redis_wire import RedisWire
 from tests.simulation.verdict import Verdict
 from tests.simulation.virtual import VirtualLoop, run
-from tests.simulation.virtual_cluster import Cluster
-from tests.simulation.virtual_redis import REACHED, Change, virtual_scripts
+from tests.simulation.virtual_cluster import VirtualCluster
+from tests.simulation.virtual_redis import REACHED, ScriptChange, virtual_scripts
 from tests.simulation.world import World
 
 MINUTE_MS = 60_000
@@ -40,7 +40,7 @@ GONE_MS = 10 * MINUTE_MS
 
 
 @dataclass
-class Outcome:
+class RunOutcome:
     """What a run came to."""
 
     seed: int
@@ -98,24 +98,26 @@ class Laboratory:
         minutes: int,
         *,
         actions: Sequence[Action] | None = None,
-        mutations: Sequence[Change] = (),
+        mutations: Sequence[ScriptChange] = (),
         mix: str = "",
         tell_reached: bool = False,
-        started: Callable[[Stage], None] = lambda stage: None,
-    ) -> Outcome:
+        started: Callable[[Performer], None] = lambda performer: None,
+    ) -> RunOutcome:
         """Runs a seed for so many virtual minutes, in the world of a mix (``mixes``); or
         ``actions``, in the world of the seed."""
         self.wire.ask("FLUSHALL")
         self.wire.ask("SCRIPT", "FLUSH")
         self.postgres.empty()
-        outcome = Outcome(seed)
+        outcome = RunOutcome(seed)
         began_at, commands = time.perf_counter(), self.wire.commands
         with (
             TemporaryDirectory(prefix="taximeter-lua-") as lua,
             virtual_scripts(Path(lua), mutations, tell_reached=tell_reached),
             paced(),
             bounds(mix),
-            mock.patch.object(Seat, "__hash__", lambda seat: zlib.crc32(seat.key.encode())),
+            mock.patch.object(
+                LocalSession, "__hash__", lambda local: zlib.crc32(local.key.encode())
+            ),
         ):
 
             async def main(loop: VirtualLoop) -> None:
@@ -148,29 +150,29 @@ class _Runner:
         loop: VirtualLoop,
         wire: RedisWire,
         postgres: PostgresServer,
-        outcome: Outcome,
+        outcome: RunOutcome,
         mix: str,
     ) -> None:
         self.outcome = outcome
         self.chance = Chance(outcome.seed, mix)
         loop.clock.now_ms = self.chance.begin_at
-        self.cluster = Cluster(loop, wire, postgres)
+        self.cluster = VirtualCluster(loop, wire, postgres)
         self.cluster.stays_brisk = mix == "busy"
         self.world = World(self.cluster, [*self.chance.everybody, self.chance.member])
-        self.desk = Desk(self.world)
-        self.auditor = Auditor(self.world, self.desk)
-        self.stage = Stage(self.world, self.desk)
+        self.money_client = MoneyClient(self.world)
+        self.auditor = Auditor(self.world, self.money_client)
+        self.performer = Performer(self.world, self.money_client)
 
     async def run(
         self,
         minutes: int,
         actions: Sequence[Action] | None,
-        started: Callable[[Stage], None],
+        started: Callable[[Performer], None],
     ) -> None:
         began_at = self.world.now
         try:
             await self._begin()
-            started(self.stage)
+            started(self.performer)
             if actions is None:
                 await self._by_chance(began_at + minutes * MINUTE_MS)
             else:
@@ -180,7 +182,7 @@ class _Runner:
         finally:
             self.outcome.virtual_ms = self.world.now - began_at
             self.outcome.audits = self.auditor.audits
-            self.outcome.sessions = len(self.world.diaries)
+            self.outcome.sessions = len(self.world.session_logs)
             told = [(client.name, client.messages) for client in self.world.clients]
             self.outcome.digest = hashlib.sha256(repr(told).encode()).hexdigest()[:16]
             self.cluster.stop()
@@ -203,7 +205,7 @@ class _Runner:
 
     async def _by_chance(self, until: int) -> None:
         while self.world.now < until:
-            for action in self.chance.next(self.stage):
+            for action in self.chance.next(self.performer):
                 await self.perform(action)
 
     async def perform(self, action: Action) -> None:
@@ -212,7 +214,7 @@ class _Runner:
         if action.name == "wait":
             await self._advance(action.parameters["ms"])
         else:
-            await self.stage.perform(action)
+            await self.performer.perform(action)
             self.audit()
         while not self.world.nodes:
             await self._advance(1_000)
@@ -257,7 +259,7 @@ class _Runner:
             if not client.is_cut:
                 await world.close(client)
         await self._each(self._again)
-        await self.stage.reports.end()
+        await self.performer.reports.end()
         await self._until_ended()
         await self._each(self._void)
         await self._advance(30_000)
@@ -283,11 +285,15 @@ class _Runner:
     async def _again(self) -> bool:
         """Whoever got no answer asks again, and gets one; what Redis did not take, it takes."""
         node = self.world.nodes[0]
-        late = await self.cluster.finished(node.act(node.money.apply_adjustments()))
-        unknown = [deed for deed in self.desk.deeds.values() if deed.state == "unknown"]
-        for deed in unknown:
-            await self.desk.do(node, deed)
-        return not late and not any(deed.state == "unknown" for deed in unknown)
+        late = await self.cluster.finished(node.act(node.ledger.apply_adjustments()))
+        unknown = [
+            transfer
+            for transfer in self.money_client.transfers.values()
+            if transfer.state == "unknown"
+        ]
+        for transfer in unknown:
+            await self.money_client.do(node, transfer)
+        return not late and not any(transfer.state == "unknown" for transfer in unknown)
 
     async def _void(self) -> bool:
         """What is still held is given back, and then nothing is."""
@@ -302,7 +308,7 @@ class _Runner:
         )
         held |= {(row["tenant"], row["hold_id"]) for row in rows}
         for tenant, hold_id in sorted(held):
-            await cluster.finished(node.act(node.money.void(tenant, hold_id)))
+            await cluster.finished(node.act(node.ledger.void(tenant, hold_id)))
         return not held
 
     async def _until_ended(self) -> None:

@@ -14,7 +14,7 @@ from protocol.limits import NOTICES_KEPT_MAX, NOTICES_UNRECORDED_MAX
 from protocol.metering.session import Identity
 from protocol.metering.steps import Step
 from tests.simulation.auditor import Auditor
-from tests.simulation.clients import FOUND_OUT_MS, NEVER, Client, Diary
+from tests.simulation.clients import FOUND_OUT_MS, NEVER, SessionLog, SimulatedClient
 from tests.simulation.state import MINUTE_MS, State, billed_ms, cost_micros, counted_ms, month
 from tests.simulation.world import World
 
@@ -39,12 +39,12 @@ def check(auditor: Auditor, state: State) -> None:
             _check_stop(at, step, then, world)
         for at, limit, step, then in world.refused():
             _check_refusal(at, limit, step, then)
-        for deed, then in auditor.desk.refusals:
-            _check_short(world.now, deed.micros, deed.person.account, then)
+        for transfer, then in auditor.money_client.refusals:
+            _check_short(world.now, transfer.micros, transfer.person.account, then)
     world.stops.clear()
     world.given_back.clear()
     world.refused()
-    auditor.desk.refusals.clear()
+    auditor.money_client.refusals.clear()
     auditor.close(state)
 
 
@@ -66,10 +66,10 @@ def _check_session(auditor: Auditor, state: State, name: str, session: dict[str,
     ended = auditor.ended.get(name)
     assert (ended is not None) == (session["standing"]["phase"] == "ended"), name
     if ended is not None:
-        diary = world.diaries[session["identity"]["session_id"]]
+        session_log = world.session_logs[session["identity"]["session_id"]]
         check_receipt(ended, minutes)
-        if not diary.disturbed:
-            _check_segments(ended, diary, state.notices.get(name, []), world)
+        if not session_log.disturbed:
+            _check_segments(ended, session_log, state.notices.get(name, []), world)
     _check_notices(state, name, world)
 
 
@@ -80,7 +80,7 @@ def _check_stop(at: int, step: Step, state: State, world: World) -> None:
     """A session stops at a limit exactly where nothing is left, and not before. It is said at
     that instant by a local timer, and what others give back at the same one comes after it."""
     identity, standing = step.before.identity, step.standing
-    if world.diaries[identity.session_id].disturbed:
+    if world.session_logs[identity.session_id].disturbed:
         return
     terms: dict[str, Any] = msgspec.to_builtins(identity.terms)
     position_ms, limit = standing.elapsed_ms, standing.limit
@@ -232,68 +232,72 @@ def check_receipt(ended: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 def _check_segments(
-    ended: dict[str, Any], diary: Diary, notices: list[dict[str, Any]], world: World
+    ended: dict[str, Any], session_log: SessionLog, notices: list[dict[str, Any]], world: World
 ) -> None:
     """Time ran from a request to a request, a limit, or the last proof of life."""
-    asked = {at for at, _ in diary.requests}
+    asked = {at for at, _ in session_log.requests}
     stops = {notice["stopped_at"] for notice in notices if notice["type"] == "limit_reached"}
-    proofs = {proof for _, proof in diary.proofs}
-    here = {client.alive_at for client in world.clients if diary.session_id in client.joined_at}
-    operator = {at for at, what in diary.requests if what == "operator"}
-    bills = diary.terms.gap == "bill"
+    proofs = {proof for _, proof in session_log.proofs}
+    here = {
+        client.alive_at for client in world.clients if session_log.session_id in client.joined_at
+    }
+    operator = {at for at, what in session_log.requests if what == "operator"}
+    bills = session_log.terms.gap == "bill"
 
     def died(at: int) -> bool:
         """A process's death costs no more than a second, in the user's favour."""
-        return any(death - 1_000 <= at <= death for death in diary.deaths)
+        return any(death - 1_000 <= at <= death for death in session_log.deaths)
 
     for index, (from_at, to_at) in enumerate(ended["segments"]):
         gap_from = bills and (from_at in proofs or died(from_at))
-        returned = from_at in asked or _came_unnoticed(ended, from_at, diary)
-        returned = returned or _resumed_after_doubt(from_at, diary)
-        assert returned or gap_from, (ended, diary)
+        returned = from_at in asked or _came_unnoticed(ended, from_at, session_log)
+        returned = returned or _resumed_after_doubt(from_at, session_log)
+        assert returned or gap_from, (ended, session_log)
         last = index == len(ended["segments"]) - 1
         by_operator = last and any(at - FOUND_OUT_MS <= to_at <= at + 1_000 for at in operator)
         known = to_at in asked | stops | proofs | here
-        assert known or by_operator or died(to_at), (ended, diary, notices)
-    if ended["reason"] == "disconnected" and ended["segments"] and not diary.deaths:
+        assert known or by_operator or died(to_at), (ended, session_log, notices)
+    if ended["reason"] == "disconnected" and ended["segments"] and not session_log.deaths:
         end = ended["segments"][-1][1]
         latest = max(proofs)
         # Whoever came back and was gone in the same instant added nothing, and neither did
         # whoever came back, and had it paused in the same instant until it was gone.
         returns = {gap[1] for gap in ended["gaps"]}
-        paused = {at for at, what in diary.requests if what == "pause"}
+        paused = {at for at, what in session_log.requests if what == "pause"}
         nothing = end in proofs and (latest in returns or max(returns, default=0) in paused)
-        assert end == latest or nothing or end in asked | stops, (ended, diary)
-        assert end <= latest, (ended, diary)
+        assert end == latest or nothing or end in asked | stops, (ended, session_log)
+        assert end <= latest, (ended, session_log)
 
 
-def _came_unnoticed(ended: dict[str, Any], from_at: int, diary: Diary) -> bool:
+def _came_unnoticed(ended: dict[str, Any], from_at: int, session_log: SessionLog) -> bool:
     """Whether time of a kind that bills no gaps may begin anew as a socket asks to join: those
     who were there had been cut, and that was not noticed. Only where the gap begins at their
     last proof of life, that is old, and none of them answered when asked."""
     begun = [gap[0] for gap in ended["gaps"] if gap[1] == from_at and not gap[2]]
-    came = any(begin == from_at for begin, _, _ in diary.served)
-    if diary.terms.gap == "bill" or len(begun) != 1 or not came:
+    came = any(begin == from_at for begin, _, _ in session_log.served)
+    if session_log.terms.gap == "bill" or len(begun) != 1 or not came:
         return False
     is_old = begun[0] < from_at - limits.DOUBT_MS
-    at_proof = begun[0] == diary.proven_before(from_at)
-    return at_proof and is_old and not diary.answered(from_at, NEVER)
+    at_proof = begun[0] == session_log.proven_before(from_at)
+    return at_proof and is_old and not session_log.answered(from_at, NEVER)
 
 
-def _resumed_after_doubt(from_at: int, diary: Diary) -> bool:
+def _resumed_after_doubt(from_at: int, session_log: SessionLog) -> bool:
     """Whether time of a kind that bills no gaps may begin anew as a doubt ends. A pause waits until
     it is known whether those who were there before a client that has just come are there, and
     what is asked for behind it waits too. It is over when one of them answers, or in time."""
-    for came, what in diary.requests:
-        paused = [at for at, what in diary.requests if what == "pause" and came <= at <= from_at]
+    for came, what in session_log.requests:
+        paused = [
+            at for at, what in session_log.requests if what == "pause" and came <= at <= from_at
+        ]
         behind = [
-            at for at, what in diary.requests
+            at for at, what in session_log.requests
             if what == "resume" and paused and paused[0] <= at < from_at
         ]  # fmt: skip
-        is_old = diary.proven_before(came) < came - limits.DOUBT_MS
-        if diary.terms.gap != "skip" or what != "join" or not (behind and is_old):
+        is_old = session_log.proven_before(came) < came - limits.DOUBT_MS
+        if session_log.terms.gap != "skip" or what != "join" or not (behind and is_old):
             continue
-        answers = [at for at, begun in diary.heard if begun < came <= at]
+        answers = [at for at, begun in session_log.heard if begun < came <= at]
         if from_at == min([came + limits.DOUBT_WAIT_MS, *answers]):
             return True
     return False
@@ -302,7 +306,7 @@ def _resumed_after_doubt(from_at: int, diary: Diary) -> bool:
 # --- What was told ----------------------------------------------------------------------
 
 
-def _told(client: Client, session_id: str) -> list[dict[str, Any]]:
+def _told(client: SimulatedClient, session_id: str) -> list[dict[str, Any]]:
     """The numbered messages that a client got of a session, missed ones too, in order."""
     told: list[dict[str, Any]] = []
     for message in client.of_session.get(session_id, ()):
@@ -315,7 +319,7 @@ def _told(client: Client, session_id: str) -> list[dict[str, Any]]:
     return told
 
 
-def _heard(client: Client, session_id: str) -> set[int]:
+def _heard(client: SimulatedClient, session_id: str) -> set[int]:
     """The numbers of all notices that a client got. What it has missed may come after what was
     said while its join waited for a step."""
     messages = client.of_session.get(session_id, [])
@@ -349,7 +353,7 @@ def _check_notices(state: State, name: str, world: World) -> None:
             if notice["seq"] <= standing["seq"] and notice["seq"] not in skipped:
                 first = said.setdefault(notice["seq"], notice)
                 assert _plain(notice) == _plain(first), (client.name, notice, first)
-        takes_part = session_id in client.sessions and session_id in client.seats
+        takes_part = session_id in client.sessions and session_id in client.local_sessions
         takes_part = takes_part or session_id in client.watched
         if takes_part and not client.is_cut and client.node.is_alive and world.is_quiet:
             since = client.last_seq[session_id]
@@ -375,7 +379,7 @@ def _skipped(numbers: list[int], last: int) -> set[int]:
     return skipped
 
 
-def _seen_at_joining(client: Client, session_id: str) -> int:
+def _seen_at_joining(client: SimulatedClient, session_id: str) -> int:
     """The number of the last notice when a client joined; its snapshot says so."""
     for message in client.messages[client.joined_at[session_id] :]:
         if message["type"] == "session" and message["session_id"] == session_id:
@@ -431,10 +435,10 @@ def _check_credits(auditor: Auditor, state: State) -> None:
         cost = cost_micros(terms, elapsed_ms, standing["free_ms"])
         before[identity["tenant"], identity["account_id"]] += cost
     for node in world.nodes:
-        for account in node.hub.accounts:
+        for account in node.registry.accounts:
             projection = account.projection
             key = projection.tenant, projection.account_id
-            moved, perhaps = auditor.desk.moved(key)
+            moved, perhaps = auditor.money_client.moved(key)
             shown = projection.credits_micros(world.now)
             expected = moved - burnt[key]
             most = expected

@@ -9,7 +9,7 @@ from tests.simulation.state import counted_ms, look
 
 if TYPE_CHECKING:
     from tests.simulation.reports import Reports
-    from tests.simulation.virtual_cluster import Cluster
+    from tests.simulation.virtual_cluster import VirtualCluster
     from tests.simulation.world import World
 
 
@@ -17,7 +17,7 @@ class Expectations:
     """The part of a stage that looks on."""
 
     world: "World"
-    cluster: "Cluster"
+    cluster: "VirtualCluster"
     reports: "Reports"
 
     def _session(self, user: str, session: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ async def node(cluster: Cluster) -> Node:
 
 
 @pytest.fixture(scope="session")
-def place() -> Iterator[Laboratory]:
+def lab() -> Iterator[Laboratory]:
     """Engines of their own for simulated worlds, one after the other."""
     with laboratory() as made:
         yield made

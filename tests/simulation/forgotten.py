@@ -12,10 +12,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from protocol.metering.records import MinuteUsed, Record, SessionEnded
-from tests.simulation.clients import Client
+from tests.simulation.clients import SimulatedClient
 from tests.simulation.processes import Host
 from tests.simulation.state import look
-from tests.simulation.virtual_cluster import Cluster
+from tests.simulation.virtual_cluster import VirtualCluster
 
 Piece = tuple[str, int | None]
 """A minute of a session, or (None) its end."""
@@ -24,7 +24,7 @@ Piece = tuple[str, int | None]
 class Forgotten:
     """Pieces of sessions that may be missing in the record."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: VirtualCluster) -> None:
         self.cluster = cluster
         self.pieces: set[Piece] = set()
         self._makers: defaultdict[Piece, set[Host]] = defaultdict(set)
@@ -44,12 +44,12 @@ class Forgotten:
         """The names of the processes whose steps made the end of a session."""
         return {host.name for host in self._makers[session_id, None]}
 
-    def lost(self, clients: Iterable[Client]) -> None:
+    def lost(self, clients: Iterable[SimulatedClient]) -> None:
         """Redis has lost something just now."""
         self._missing |= _tellers(clients).keys()
         self.died(clients)
 
-    def died(self, clients: Iterable[Client]) -> None:
+    def died(self, clients: Iterable[SimulatedClient]) -> None:
         """Looks what nobody can put back any more; also after the death of a process."""
         if self._missing:
             self._missing -= self._written()
@@ -74,7 +74,7 @@ class Forgotten:
         return written
 
 
-def _tellers(clients: Iterable[Client]) -> dict[Piece, set[Host]]:
+def _tellers(clients: Iterable[SimulatedClient]) -> dict[Piece, set[Host]]:
     """The processes that told a piece, of every piece that a client was told."""
     tellers: defaultdict[Piece, set[Host]] = defaultdict(set)
     for client in clients:

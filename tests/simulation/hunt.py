@@ -15,11 +15,11 @@ from types import FrameType
 from typing import NamedTuple
 
 from tests.simulation.directed import DIRECTED
-from tests.simulation.driver import Laboratory, Outcome
+from tests.simulation.driver import Laboratory, RunOutcome
 from tests.simulation.mixes import MIXES
 from tests.simulation.mutants import Mutant
 from tests.simulation.traces import SEED
-from tests.simulation.virtual_redis import Change
+from tests.simulation.virtual_redis import ScriptChange
 
 WORLDS = 40
 POOL = 64
@@ -57,7 +57,7 @@ class Reach(NamedTuple):
     """Commands of Redis: what it costs to run it."""
 
 
-class StuckError(Exception):
+class EndlessWorldError(Exception):
     """A world does not come to an end."""
 
 
@@ -77,7 +77,7 @@ def directed_cases() -> list[Case]:
 
 
 @dataclass(frozen=True)
-class Finding:
+class HuntResult:
     """What a hunt found out about a mutant."""
 
     mutant: Mutant
@@ -97,8 +97,8 @@ class Finding:
 class Hunter:
     """Runs worlds in engines of its own, one after the other."""
 
-    def __init__(self, place: Laboratory) -> None:
-        self.place = place
+    def __init__(self, lab: Laboratory) -> None:
+        self.lab = lab
 
     def reach(self, case: Case) -> Reach:
         """What a world reaches. Nothing, where it breaks a promise with the scripts as they are:
@@ -107,7 +107,7 @@ class Hunter:
         pieces = () if outcome.failure is not None else outcome.reached
         return Reach(frozenset(pieces), outcome.commands)
 
-    def hunt(self, mutant: Mutant, worlds: Iterable[Case]) -> Finding:
+    def hunt(self, mutant: Mutant, worlds: Iterable[Case]) -> HuntResult:
         """Runs worlds until the auditor complains."""
         count, real_s = 0, 0.0
         for case, outcome in self.runs(mutant, worlds):
@@ -115,23 +115,25 @@ class Hunter:
             real_s += outcome.real_s
             if outcome.failure is not None:
                 complaint = f"{outcome.complaint}: {str(outcome.failure)[:300]}"
-                return Finding(mutant, count, str(case), complaint, real_s)
-        return Finding(mutant, count, real_s=real_s)
+                return HuntResult(mutant, count, str(case), complaint, real_s)
+        return HuntResult(mutant, count, real_s=real_s)
 
-    def notices(self, change: Change, worlds: Iterable[Case]) -> bool:
+    def notices(self, change: ScriptChange, worlds: Iterable[Case]) -> bool:
         """Whether the auditor complains in any of the worlds."""
         return any(outcome.failure is not None for _, outcome in self.runs(change, worlds))
 
-    def runs(self, change: Change, worlds: Iterable[Case]) -> Iterator[tuple[Case, Outcome]]:
+    def runs(
+        self, change: ScriptChange, worlds: Iterable[Case]
+    ) -> Iterator[tuple[Case, RunOutcome]]:
         """One world after the other with a change."""
         for case in worlds:
             yield case, self._run(case, [change])
 
     def _run(
-        self, case: Case, mutations: Sequence[Change] = (), *, tell_reached: bool = False
-    ) -> Outcome:
+        self, case: Case, mutations: Sequence[ScriptChange] = (), *, tell_reached: bool = False
+    ) -> RunOutcome:
         with _bounded(STUCK_S) as stuck:
-            outcome = self.place.run(
+            outcome = self.lab.run(
                 case.seed,
                 case.minutes,
                 actions=DIRECTED[case.directed].actions if case.directed else None,
@@ -140,17 +142,17 @@ class Hunter:
                 tell_reached=tell_reached,
             )
         if stuck:
-            self.place.reconnect()
+            self.lab.reconnect()
             outcome.failure = stuck[0]
         return outcome
 
 
 @contextmanager
-def _bounded(processor_s: int) -> Iterator[list[StuckError]]:
-    errors: list[StuckError] = []
+def _bounded(processor_s: int) -> Iterator[list[EndlessWorldError]]:
+    errors: list[EndlessWorldError] = []
 
     def stuck(_: int, __: FrameType | None) -> None:
-        errors.append(StuckError(f"still running after {processor_s} s"))
+        errors.append(EndlessWorldError(f"still running after {processor_s} s"))
         raise errors[-1]
 
     before = signal.signal(signal.SIGPROF, stuck)

@@ -124,7 +124,7 @@ class Mutant:
         return text[: self.start] + self.replacement + text[self.end :]
 
 
-class Site(NamedTuple):
+class MutationSite(NamedTuple):
     """A piece of a script that rules change: a write, a comparison or a condition."""
 
     start: int
@@ -167,7 +167,7 @@ def all_mutants(directory: Path = storage.redis.scripts.LUA_DIR) -> list[Mutant]
     return made
 
 
-def sites(text: str) -> list[Site]:
+def sites(text: str) -> list[MutationSite]:
     """The pieces of a script that rules change, in its order."""
     words = tokens(text)
     found = [*_writes(text, words), *_comparisons(text, words), *_conditions(text, words)]
@@ -195,7 +195,7 @@ def instrumented(text: str, first: int) -> str:
 # --- Writes -----------------------------------------------------------------------------
 
 
-def _writes(text: str, words: Sequence[Token]) -> Iterator[Site]:
+def _writes(text: str, words: Sequence[Token]) -> Iterator[MutationSite]:
     for index, word in enumerate(words):
         if word.text not in ("call", "pcall") or words[index + 1].text != "(":
             continue
@@ -210,7 +210,7 @@ def _writes(text: str, words: Sequence[Token]) -> Iterator[Site]:
             start, end = words[first].start, words[closing].end
             is_statement = first == 0 or words[first - 1].text not in _BEFORE_A_VALUE
             changes = tuple(_changes(text[start:end], command, arguments, is_statement))
-            yield Site(start, end, start, changes)
+            yield MutationSite(start, end, start, changes)
 
 
 def _changes(
@@ -276,7 +276,7 @@ def _depth(word: Token) -> int:
 # --- Comparisons ------------------------------------------------------------------------
 
 
-def _comparisons(text: str, words: Sequence[Token]) -> Iterator[Site]:
+def _comparisons(text: str, words: Sequence[Token]) -> Iterator[MutationSite]:
     for index, word in enumerate(words):
         if word.text not in COMPARISONS or word.kind != "sign":
             continue
@@ -287,7 +287,7 @@ def _comparisons(text: str, words: Sequence[Token]) -> Iterator[Site]:
         alone = beside[0] in ("if", "elseif") and beside[1] == "then"
         ignored = "false" if alone or "or" in beside else "true"
         changes = ("inverted", inverted), ("ignored", ignored)
-        yield Site(start, end, word.start, changes)
+        yield MutationSite(start, end, word.start, changes)
 
 
 def _begin(words: Sequence[Token], index: int) -> int:
@@ -327,7 +327,7 @@ def _end(words: Sequence[Token], index: int) -> int:
 # --- Conditions -------------------------------------------------------------------------
 
 
-def _conditions(text: str, words: Sequence[Token]) -> Iterator[Site]:
+def _conditions(text: str, words: Sequence[Token]) -> Iterator[MutationSite]:
     for index, word in enumerate(words):
         if word.text not in ("if", "elseif"):
             continue
@@ -335,4 +335,4 @@ def _conditions(text: str, words: Sequence[Token]) -> Iterator[Site]:
         if any(one.text in COMPARISONS for one in words[index + 1 : last + 1]):
             continue
         start, end = words[index + 1].start, words[last].end
-        yield Site(start, end, start, (("negated", f"not ({text[start:end]})"),))
+        yield MutationSite(start, end, start, (("negated", f"not ({text[start:end]})"),))

@@ -30,8 +30,8 @@ from tests.simulation.hunt import (
     WORLDS,
     Anchor,
     Case,
-    Finding,
     Hunter,
+    HuntResult,
     Reach,
     cases,
     directed_cases,
@@ -59,7 +59,7 @@ def main() -> int:
         for mutant in chosen:
             print(f"{mutant.name}: {' '.join(mutant.piece.split())}")
         return 0
-    return Report(asked, chosen).run()
+    return MutationReport(asked, chosen).run()
 
 
 def _parse() -> argparse.Namespace:
@@ -98,7 +98,7 @@ def _chosen(asked: argparse.Namespace) -> list[Mutant]:
     return found
 
 
-class Report:
+class MutationReport:
     """Runs a hunt, and prints what it finds."""
 
     def __init__(self, asked: argparse.Namespace, chosen: list[Mutant]) -> None:
@@ -106,7 +106,7 @@ class Report:
         self.chosen = chosen
         self.known = survivors()
         self.digest = _digest()
-        self.findings: dict[Anchor, Finding] = {}
+        self.findings: dict[Anchor, HuntResult] = {}
         self.reach: dict[Case, Reach] = {}
         self.noticed = noticed()
         """The world that showed a mutant before: it is tried first."""
@@ -175,7 +175,7 @@ class Report:
                 self.noticed[mutant.anchor] = told["noticed_in"]
             if mutant is None or told["text"] != _text(mutant.script):
                 continue
-            self.findings[mutant.anchor] = Finding(
+            self.findings[mutant.anchor] = HuntResult(
                 mutant, told["worlds"], told["noticed_in"], told["complaint"], told["real_s"]
             )
 
@@ -184,7 +184,7 @@ class Report:
             with self.asked.results.open("a") as file:
                 file.write(json.dumps({"digest": self.digest, **told}) + "\n")
 
-    def _found(self, finding: Finding) -> None:
+    def _found(self, finding: HuntResult) -> None:
         mutant = finding.mutant
         self.findings[mutant.anchor] = finding
         self._keep(
@@ -258,7 +258,7 @@ class Order:
         return rare / math.sqrt(max(1, found.commands))
 
 
-def _line(finding: Finding) -> str:
+def _line(finding: HuntResult) -> str:
     told = f"noticed in {finding.noticed_in} by {finding.complaint[:90]!r}"
     if not finding.noticed:
         told = "survives" if finding.worlds else "is not reached"
@@ -334,8 +334,8 @@ def _work(line: Connection, others: Sequence[Connection]) -> None:
         # Or else it would not hear that who started it has died.
         other.close()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    with laboratory() as place:
-        hunter = Hunter(place)
+    with laboratory() as lab:
+        hunter = Hunter(lab)
         while True:
             try:
                 task: Task | None = line.recv()

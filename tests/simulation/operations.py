@@ -9,7 +9,7 @@ from datetime import date
 from typing import Any
 
 from server.credits.outcomes import Limited
-from tests.simulation.desk import Deed, Desk
+from tests.simulation.money_client import MoneyClient, Transfer
 from tests.simulation.state import State
 from tests.simulation.world import World
 
@@ -20,9 +20,9 @@ Name = tuple[str, str, str, str]
 class Operations:
     """Counts operations, and compares Redis and Postgres with that."""
 
-    def __init__(self, world: World, desk: Desk) -> None:
+    def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
-        self.desk = desk
+        self.money_client = money_client
         self.times: Counter[Name] = Counter()
         self._seen: set[tuple[Any, ...]] = set()
         """Records that were counted, by their natural keys."""
@@ -58,27 +58,27 @@ class Operations:
             for (tenant_, account_, operation, month), times in self.times.items():
                 if (tenant_, account_) == (tenant, account_id) and month in counted and times:
                     assert f"{operation}:{month}" in counted, (place, counted, self.times)
-        for deed, answer in self.desk.limited:
-            self._check_limited(deed, answer)
-        self.desk.limited.clear()
+        for transfer, answer in self.money_client.limited:
+            self._check_limited(transfer, answer)
+        self.money_client.limited.clear()
 
-    def _check_limited(self, deed: Deed, answer: Any) -> None:
+    def _check_limited(self, transfer: Transfer, answer: Any) -> None:
         """At the limit nothing more is done, and before it nothing is refused."""
-        assert deed.often is not None, deed
+        assert transfer.often is not None, transfer
         times = max(
             (
                 count
                 for (*account, operation, _), count in self.times.items()
-                if (tuple(account), operation) == (deed.person.account, deed.operation)
+                if (tuple(account), operation) == (transfer.person.account, transfer.operation)
             ),
             default=0,
         )
         if isinstance(answer, Limited):
-            assert times >= deed.often == answer.limit, (deed, answer, self.times)
+            assert times >= transfer.often == answer.limit, (transfer, answer, self.times)
         else:
-            made = (*deed.person.account, deed.hold_id or deed.entry_id)
+            made = (*transfer.person.account, transfer.hold_id or transfer.entry_id)
             times = self._times_then.get(made, times)
-            assert times <= deed.often, (deed, answer, times, self.times)
+            assert times <= transfer.often, (transfer, answer, times, self.times)
 
     def close(self, state: State) -> None:
         """At the end Redis and Postgres count the same."""

@@ -27,15 +27,15 @@ from server.runtime.settings import Settings
 from storage import limits as storage_limits
 from storage.flush.flusher import Flusher
 from storage.postgres.records import Records, UnavailableError
-from tests.simulation.postgres_lines import PostgresLine, PostgresServer
-from tests.simulation.redis_lines import Line, VirtualRedis
+from tests.simulation.postgres_links import PostgresLink, PostgresServer
+from tests.simulation.redis_links import RedisLink, VirtualRedis
 from tests.simulation.virtual import VirtualLoop
 from tests.simulation.virtual_redis import VirtualRedisServer
 
 PARTITIONS = 2
 CALM_BEAT_MS = 120_000
 """While nothing is amiss processes beat so often; their proofs of life are given all the
-same, see ``Server.proof_at``."""
+same, see ``ServerHost.proof_at``."""
 FLUSH_STEPS_MAX = 500
 """Batches of one flush: more of them never end."""
 PACES = {
@@ -91,8 +91,8 @@ class Host:
         self.is_alive = True
         self.failures: list[BaseException | None] = []
         """What ended tasks of it that nobody waits for: bugs."""
-        self.line = Line(redis.carry, timeout_ms)
-        self.postgres = PostgresLine(postgres)
+        self.line = RedisLink(redis.carry, timeout_ms)
+        self.postgres = PostgresLink(postgres)
         self.line.die = self.postgres.die = self.kill
         self.tasks: dict[asyncio.Task[Any], None] = {}
         """In the order in which they began."""
@@ -135,7 +135,7 @@ class Host:
             self.failures.append(task.exception())
 
 
-class Server(Host):
+class ServerHost(Host):
     """A process that serves sockets."""
 
     def __init__(
@@ -158,18 +158,18 @@ class Server(Host):
                 server.process, "secrets", SimpleNamespace(token_hex=lambda size: number)
             ),
             mock.patch.object(
-                server.recovery.lost_sessions, "Usage", SimpleNamespace(over=PostgresLine.usage)
+                server.recovery.lost_sessions, "Usage", SimpleNamespace(over=PostgresLink.usage)
             ),
         ):
             self.process = Process(settings, rates, cast(Records, self.postgres))
-        self.trackers: Any = None
+        self.reported_minutes: Any = None
         """What takes minutes that clients report, once one does (``reports``)."""
         # No process stands still here without being dead, so it need not be watched for.
-        self.process.pulse.start = lambda: None  # type: ignore[method-assign]
-        self.hub = self.process.hub
+        self.process.stall_detector.start = lambda: None  # type: ignore[method-assign]
+        self.registry = self.process.registry
         self.timers = self.process.timers
         self.clock = self.process.clock
-        self.money = self.process.money
+        self.ledger = self.process.ledger
         self._phase_ms = sum(name.encode()) * 37 % 1000
 
     def proof_at(self, now_ms: int) -> int:
@@ -181,19 +181,19 @@ class Server(Host):
         since when, in true time. Of those that it sweeps, others know."""
         ahead_ms = self.clock.now() - self.loop.clock.now()
         return [
-            (seat.meter.session.identity.session_id, intent.at - ahead_ms)
-            for seat in self.hub
-            if seat.node == self.process.node
-            for intent in seat.meter._intents
+            (local.meter.session.identity.session_id, intent.at - ahead_ms)
+            for local in self.registry
+            if local.node == self.process.node
+            for intent in local.meter._intents
             if intent.event is Event.LOST
         ]
 
     def beat_now(self) -> None:
         """Begins to beat anew, at the pace that is set."""
-        presence = self.process.presence
-        if presence._beating is not None:
-            presence._beating.cancel()
-            presence._beating = self.begin(presence._run())
+        membership = self.process.membership
+        if membership._beating is not None:
+            membership._beating.cancel()
+            membership._beating = self.begin(membership._run())
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TextIO
 
 from tests.simulation.actions import Action
-from tests.simulation.driver import Outcome
+from tests.simulation.driver import RunOutcome
 
 HOUR_MS = 3_600_000
 PROGRESS_SEEDS = 100
 
 
-class Report:
+class SimulationReport:
     """Adds up what runs came to."""
 
     def __init__(self, out: TextIO = sys.stdout) -> None:
@@ -26,7 +26,7 @@ class Report:
         """Prints a line at once."""
         print(line, file=self.out, flush=True)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: RunOutcome) -> None:
         """One run is over."""
         self.seeds += 1
         self.actions += len(outcome.actions)
@@ -41,7 +41,7 @@ class Report:
         if self.seeds % PROGRESS_SEEDS == 0:
             self.say(f"{self.seeds} seeds so far, {len(self.failures)} failed")
 
-    def failure(self, outcome: Outcome) -> None:
+    def failure(self, outcome: RunOutcome) -> None:
         """The shortest trace of a failure, as one reads it and as it is run again."""
         self.say(f"\nseed {outcome.seed}: {len(outcome.actions)} actions")
         at_ms = 0
@@ -64,7 +64,7 @@ class Report:
         )
 
 
-def save(path: Path, outcome: Outcome) -> None:
+def save(path: Path, outcome: RunOutcome) -> None:
     """Writes a trace down, to be run again with ``--trace``."""
     lines = [json.dumps({"seed": outcome.seed}), *(one.encoded() for one in outcome.actions)]
     path.write_text("\n".join(lines) + "\n")

@@ -8,11 +8,11 @@ from typing import Any
 from protocol.wire.errors import ProtocolError, ServiceError
 from server.api import sessions
 from server.usage.months import Months
-from server.usage.reported_minutes import Reported, Taken, Trackers
+from server.usage.reported_minutes import MinuteReport, ReportedMinutes, ReportResult
 from storage.redis.live import LiveError
-from tests.simulation.clients import Diary
+from tests.simulation.clients import SessionLog
 from tests.simulation.people import KINDS, Person
-from tests.simulation.processes import Server
+from tests.simulation.processes import ServerHost
 from tests.simulation.state import MINUTE_MS
 from tests.simulation.world import World
 
@@ -40,20 +40,22 @@ class Reports:
         latest = max([*self.taken.get(session, {}), *reported], default=0)
         return max(latest + MINUTE_MS, self.world.now - MINUTE_MS)
 
-    async def report(self, node: Server, person: Person, session: str, minute_at: int) -> None:
+    async def report(self, node: ServerHost, person: Person, session: str, minute_at: int) -> None:
         """A client reports a minute; one that was reported before is a repetition."""
-        diary = self.world.diaries.get(session)
-        if diary is None:
-            diary = self.world.diaries[session] = Diary(person, KINDS[KIND], session)
+        session_log = self.world.session_logs.get(session)
+        if session_log is None:
+            session_log = self.world.session_logs[session] = SessionLog(
+                person, KINDS[KIND], session
+            )
         # Its time does not run between requests.
-        diary.disturbed = True
+        session_log.disturbed = True
         asked_at = self.world.now
         answer = await self.world.cluster.finished(
             node.act(self._take(node, person, session, minute_at))
         )
         self.waited_ms = self.world.now - asked_at
         minutes = self.taken.setdefault(session, {})
-        if isinstance(answer, Taken) and answer.minute is not None:
+        if isinstance(answer, ReportResult) and answer.minute is not None:
             known = minutes.setdefault(minute_at, answer.minute)
             assert known == answer.minute, (session, minute_at, answer, minutes)
             assert len(set(minutes.values())) == len(minutes), (session, minutes)
@@ -64,18 +66,18 @@ class Reports:
             # A minute that was taken is never refused, and a refusal takes none.
             assert minute_at not in minutes or self.world.losses, (session, minute_at, answer)
             self.refused[session, minute_at] = answer.code
-        diary.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
+        session_log.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
 
-    async def offer(self, node: Server, session: str, minute_at: int) -> Any:
+    async def offer(self, node: ServerHost, session: str, minute_at: int) -> Any:
         """What a minute of a session is answered with that is metered."""
-        person = self.world.diaries[session].person
+        person = self.world.session_logs[session].person
         return await self.world.cluster.finished(
             node.act(self._take(node, person, session, minute_at))
         )
 
-    async def _take(self, node: Server, person: Person, session: str, minute_at: int) -> Any:
-        trackers = _trackers(node)
-        reported = Reported(
+    async def _take(self, node: ServerHost, person: Person, session: str, minute_at: int) -> Any:
+        reported_minutes = _reporters(node)
+        reported = MinuteReport(
             user_id=person.user_id,
             org_id=person.org_id,
             account_id=person.account_id,
@@ -86,7 +88,7 @@ class Reports:
             needs_preparation=False,
         )
         try:
-            return await trackers.take(reported)
+            return await reported_minutes.take(reported)
         except (ServiceError, LiveError):
             return None
         except ProtocolError as error:
@@ -96,24 +98,24 @@ class Reports:
         """Stops every session that is reported, as its user does by HTTP."""
         node = self.world.nodes[0]
         for session in self.taken:
-            person = self.world.diaries[session].person
+            person = self.world.session_logs[session].person
             await self.world.cluster.finished(node.act(self._stop(node, person, session)))
 
-    async def _stop(self, node: Server, person: Person, session: str) -> None:
+    async def _stop(self, node: ServerHost, person: Person, session: str) -> None:
         live = node.process.live
         found = await live.attach(person.tenant, session, read_only=True)
         if found is None:
             # Redis has lost it. One minute more brings it back, where the month has one.
-            self.world.diaries[session].reported_ms += MINUTE_MS
+            self.world.session_logs[session].reported_ms += MINUTE_MS
             await self._take(node, person, session, self.next_minute(session))
             found = await live.attach(person.tenant, session, read_only=True)
         if found is not None:
             await sessions._stop(node.process, found, "client")
 
 
-def _trackers(node: Server) -> Trackers:
-    if node.trackers is None:
+def _reporters(node: ServerHost) -> ReportedMinutes:
+    if node.reported_minutes is None:
         process = node.process
-        node.trackers = Trackers(process, node.postgres.usage(), Months(process))  # type: ignore[arg-type]
-    found: Trackers = node.trackers
+        node.reported_minutes = ReportedMinutes(process, node.postgres.usage(), Months(process))  # type: ignore[arg-type]
+    found: ReportedMinutes = node.reported_minutes
     return found

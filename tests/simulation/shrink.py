@@ -7,26 +7,26 @@ smaller ones, as long as what is left fails in the same way; then waits are shor
 from collections.abc import Callable, Sequence
 
 from tests.simulation.actions import Action
-from tests.simulation.driver import Laboratory, Outcome
+from tests.simulation.driver import Laboratory, RunOutcome
 
 ATTEMPTS_MAX = 400
 SHORTER_MS = (0, 1, 1_000, 5_000, 30_000, 60_000)
 
-Fails = Callable[[Sequence[Action]], Outcome | None]
+Fails = Callable[[Sequence[Action]], RunOutcome | None]
 """Runs actions; the outcome if they fail as they should, else None."""
 
 
-def failing(laboratory: Laboratory, first: Outcome, **options: object) -> Fails:
+def failing(laboratory: Laboratory, first: RunOutcome, **options: object) -> Fails:
     """Runs lists of actions in the world of an outcome, to see whether they fail like it."""
 
-    def fails(actions: Sequence[Action]) -> Outcome | None:
+    def fails(actions: Sequence[Action]) -> RunOutcome | None:
         again = laboratory.run(first.seed, 0, actions=actions, **options)  # type: ignore[arg-type]
         return again if again.complaint == first.complaint else None
 
     return fails
 
 
-def shrunken(first: Outcome, fails: Fails, attempts: int = ATTEMPTS_MAX) -> Outcome:
+def shrunken(first: RunOutcome, fails: Fails, attempts: int = ATTEMPTS_MAX) -> RunOutcome:
     """The outcome with the fewest actions that was found; ``first`` where nothing helps."""
     best = fails(first.actions)
     if best is None:
@@ -49,7 +49,7 @@ def shrunken(first: Outcome, fails: Fails, attempts: int = ATTEMPTS_MAX) -> Outc
     return _hurried(best, fails, left)
 
 
-def _hurried(best: Outcome, fails: Fails, left: int) -> Outcome:
+def _hurried(best: RunOutcome, fails: Fails, left: int) -> RunOutcome:
     """The same with shorter waits."""
     for index, action in enumerate(list(best.actions)):
         if action.name != "wait" or index >= len(best.actions):

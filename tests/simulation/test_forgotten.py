@@ -5,7 +5,7 @@ Others show what they have heard of, and keep nothing of it.
 
 import pytest
 
-from tests.simulation.actions import Action, Stage
+from tests.simulation.actions import Action, Performer
 from tests.simulation.driver import Laboratory
 from tests.simulation.traces import FLUSHER, NODE, SEED, act, pay, run, start, wait
 
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
     ids=["watched", "took part"],
 )
 def test_an_end_may_be_lost_though_whoever_heard_of_it_lives(
-    place: Laboratory, arrival: Action
+    lab: Laboratory, arrival: Action
 ) -> None:
     """Another process ended the session and died before that was flushed; then Redis lost it.
-    This one has told its own client, cleared its seat, and kept no record (seed 5269)."""
+    This one has told its own client, cleared its local session, and kept no record (seed 5269)."""
     clients = run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),
         act("serve", node="node.b"),
@@ -43,7 +43,7 @@ def test_an_end_may_be_lost_though_whoever_heard_of_it_lives(
     assert "stopped" in [one["type"] for one in clients[-1].messages]
 
 
-def test_an_end_is_not_given_up_while_its_maker_lives(place: Laboratory) -> None:
+def test_an_end_is_not_given_up_while_its_maker_lives(lab: Laboratory) -> None:
     """The process that made it puts it back, whichever of the two that was."""
     until_the_end = [
         pay("cat9", 9_000_000),
@@ -55,13 +55,13 @@ def test_an_end_is_not_given_up_while_its_maker_lives(place: Laboratory) -> None
         act("leave", client="c-s1", session="s1"),
         wait(90),
     ]
-    stages: list[Stage] = []
-    assert place.run(SEED, 0, actions=until_the_end, started=stages.append).failure is None
-    (maker,) = stages[0].world.forgotten.makers_of("s1")
+    performers: list[Performer] = []
+    assert lab.run(SEED, 0, actions=until_the_end, started=performers.append).failure is None
+    (maker,) = performers[0].world.forgotten.makers_of("s1")
     other = NODE if maker == "node.b" else "node.b"
     actions = [*until_the_end, act("kill", name=other), wait(60), act("empty"), wait(180)]
-    outcome = place.run(SEED, 0, actions=actions, started=stages.append)
+    outcome = lab.run(SEED, 0, actions=actions, started=performers.append)
     assert outcome.failure is None
-    world = stages[1].world
+    world = performers[1].world
     assert "stopped" in [one["type"] for one in world.clients[-1].messages]
     assert ("s1", None) not in world.forgotten.pieces

@@ -8,10 +8,10 @@ from tests.simulation.traces import FLUSHER, NODE, act, mishaps, pay, run, start
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
-def test_an_ended_session_that_redis_forgot_is_not_started_again(place: Laboratory) -> None:
+def test_an_ended_session_that_redis_forgot_is_not_started_again(lab: Laboratory) -> None:
     """Redis keeps the end of a session for an hour, and no flusher lived for two (seed 49)."""
     run(
-        place,
+        lab,
         start("s1", kind="recording"),
         wait(60),
         act("kill", name=FLUSHER),
@@ -22,11 +22,11 @@ def test_an_ended_session_that_redis_forgot_is_not_started_again(place: Laborato
     )
 
 
-def test_an_end_that_redis_forgot_by_its_own_clock_is_not_charged_again(place: Laboratory) -> None:
+def test_an_end_that_redis_forgot_by_its_own_clock_is_not_charged_again(lab: Laboratory) -> None:
     """A step of its clock let it forget an ended session before anybody had written it down;
     then a replica took over, which was told of the end too (seed 437)."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),
         start("s1"),
@@ -44,12 +44,12 @@ def test_an_end_that_redis_forgot_by_its_own_clock_is_not_charged_again(place: L
 
 
 def test_an_end_that_redis_forgot_while_it_was_away_is_not_charged_again(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """Its clock is stepped while it is away, and it is asked for the time before it is told
     what it may have lost (seed 385)."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),
         start("s1"),
@@ -63,12 +63,12 @@ def test_an_end_that_redis_forgot_while_it_was_away_is_not_charged_again(
 
 
 def test_what_redis_forgot_for_a_step_of_its_clock_is_not_charged_again(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """It keeps the end of a session for an hour by its own clock, and a process keeps it until
     a flusher has written it down; then Redis seems to have lost it (seed 353)."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),
         start("s1"),
@@ -85,12 +85,12 @@ def test_what_redis_forgot_for_a_step_of_its_clock_is_not_charged_again(
 
 
 def test_what_redis_forgot_is_not_charged_again_after_the_loss_of_something_else(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """Putting back what was lost begins a new epoch, for which all that is kept is looked at
     again; but what was told to Redis long ago is there, or forgotten."""
     run(
-        place,
+        lab,
         pay("cat9", 200_000_000),
         act("kill", name=FLUSHER),
         start("s1"),
@@ -108,11 +108,11 @@ def test_what_redis_forgot_is_not_charged_again_after_the_loss_of_something_else
 
 
 def test_money_that_redis_lost_is_put_back_where_nobody_serves_a_session(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """A replica takes over that lacks a grant, and knows the epoch (seed 332)."""
     run(
-        place,
+        lab,
         pay("cat9", 1_000_000, "before"),
         start("s1"),
         wait(5),
@@ -127,12 +127,12 @@ def test_money_that_redis_lost_is_put_back_where_nobody_serves_a_session(
 
 
 def test_a_lost_session_is_charged_in_redis_what_postgres_was_told_of_it(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """Its end was known to a process that died, and some of its minutes to another, which wrote
     them down after the account had been loaded (seed 351)."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),
         start("s1"),
@@ -152,12 +152,12 @@ def test_a_lost_session_is_charged_in_redis_what_postgres_was_told_of_it(
 
 
 def test_an_end_that_redis_forgot_right_after_the_flush_is_not_charged_again(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """Redis was to keep it for an hour more, and its clock is stepped while it is away; the
     process that ended it had not heard yet that it was flushed (seed 535)."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),
         start("s1"),
@@ -172,11 +172,11 @@ def test_an_end_that_redis_forgot_right_after_the_flush_is_not_charged_again(
     )
 
 
-def test_nobody_goes_on_with_a_session_that_ended_before_a_loss(place: Laboratory) -> None:
+def test_nobody_goes_on_with_a_session_that_ended_before_a_loss(lab: Laboratory) -> None:
     """Redis comes back as it was before the end, and somebody joins before the process that
     ended it has told that (seed 464)."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         start("s1"),
         start("s2"),
@@ -192,21 +192,21 @@ def test_nobody_goes_on_with_a_session_that_ended_before_a_loss(place: Laborator
     )
 
 
-def test_a_process_that_starts_takes_no_time_that_was_long_on_its_way(place: Laboratory) -> None:
+def test_a_process_that_starts_takes_no_time_that_was_long_on_its_way(lab: Laboratory) -> None:
     """Its clock stayed as far behind the others' as their answer was late (seed 3200)."""
     run(
-        place,
+        lab,
         mishaps(NODE, "redis", ["late", 400]),
         act("serve", node="node.b"),
         wait(60),
     )
 
 
-def test_minutes_of_a_dead_process_are_not_lost_with_redis(place: Laboratory) -> None:
+def test_minutes_of_a_dead_process_are_not_lost_with_redis(lab: Laboratory) -> None:
     """Whoever made the minute died before it was flushed, and then Redis lost it; but another
     process had joined the session, and ended it with that minute on its receipt (seed 3062)."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),
         act("serve", node="node.1"),
@@ -222,11 +222,11 @@ def test_minutes_of_a_dead_process_are_not_lost_with_redis(place: Laboratory) ->
     )
 
 
-def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(place: Laboratory) -> None:
+def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(lab: Laboratory) -> None:
     """It reads nothing before it has made them again, and the last flush left it at that (seed
     3149)."""
     run(
-        place,
+        lab,
         act("kill", name=FLUSHER),
         act("flusher", name="flusher1", pace_ms=1_000_000),
         wait(1_010),
@@ -237,11 +237,11 @@ def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(place: Labora
     )
 
 
-def test_a_session_whose_end_only_the_outbox_knows_is_not_lost(place: Laboratory) -> None:
+def test_a_session_whose_end_only_the_outbox_knows_is_not_lost(lab: Laboratory) -> None:
     """Redis had forgotten it by its own clock, and for Postgres it ran on. It was ended once
     more, as one that no process runs, and was charged again."""
     run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         start("s1"),
         wait(60),

@@ -9,11 +9,11 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """The process that is joined knows of another session of the month, and warns (seed 794)."""
     clients = run(
-        place,
+        lab,
         start("s1", user="ann9", kind="recording"),
         act("serve", node="node.b"),
         act("start", client="c-s2", node="node.b", user="ann9", kind="recording", session="s2"),
@@ -27,12 +27,12 @@ def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
 
 
 def test_a_process_that_is_joined_says_nothing_of_figures_that_do_not_belong_together(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """A limit is lowered between reading the session and its months; the process that serves
     the session has shortened the grant, and warned, when it is read again (seed 5183)."""
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=None, of_org=True),
         act("limit", user="ann9", minutes=None, of_org=False),
         start("s1", user="ann9", kind="recording"),
@@ -49,10 +49,10 @@ def test_a_process_that_is_joined_says_nothing_of_figures_that_do_not_belong_tog
         assert [(one["seq"], one["threshold_ms"]) for one in warned] == [(1, 60_000)]
 
 
-def test_what_is_said_while_a_join_waits_is_among_what_was_missed(place: Laboratory) -> None:
-    """The session is read once more when the roll has been called (seed 647)."""
+def test_what_is_said_while_a_join_waits_is_among_what_was_missed(lab: Laboratory) -> None:
+    """The session is read once more when the members have been polled (seed 647)."""
     run(
-        place,
+        lab,
         pay("ann9", 4_500_000),
         act("serve", node="node.b"),
         start("s1", user="ann9"),
@@ -64,12 +64,12 @@ def test_what_is_said_while_a_join_waits_is_among_what_was_missed(place: Laborat
 
 
 def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """What it said last nobody recorded; who heard that comes back and is shown the stop (seed
     514)."""
     clients = run(
-        place,
+        lab,
         pay("ann9", 4_500_000),
         act("serve", node="node.b"),
         act("start", client="c-s1", node="node.b", user="ann9", kind="second", session="s1"),
@@ -86,11 +86,11 @@ def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
     assert [notice["type"] for notice in answer["missed"]] == ["stopped"]
 
 
-def test_a_stop_that_one_process_records_is_shown_to_the_clients_of_all(place: Laboratory) -> None:
+def test_a_stop_that_one_process_records_is_shown_to_the_clients_of_all(lab: Laboratory) -> None:
     """Both say it at the same instant, and the one that comes second showed its clients nothing
     more: credits stood beside the stop that were left at the last tick."""
     clients = run(
-        place,
+        lab,
         pay("cat9", 500_000),
         act("serve", node="node.1"),
         start("s1"),

@@ -27,11 +27,11 @@ async def test_a_full_outbox_takes_nothing_new_and_lets_what_runs_run(
         refused = await node.browser("late").start("s2", terms("second"))
         assert (refused["code"], refused["retryable"]) == ("unavailable", True)
         with pytest.raises(ServiceError, match="too much waits"):
-            await node.money.spend(ANN, entry_id="e1", micros=CREDIT)
+            await node.ledger.spend(ANN, entry_id="e1", micros=CREDIT)
         with pytest.raises(ServiceError, match="too much waits"):
-            await node.money.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=1_000)
+            await node.ledger.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=1_000)
         await cluster.advance(180_000)
-        assert browser.seats["s1"].meter.counting
+        assert browser.local_sessions["s1"].meter.counting
     await cluster.flush()
     assert (await node.browser("late").start("s2", terms("second")))["state"] == "active"
     stopped = await browser.request("s1", Event.STOP)
@@ -52,7 +52,7 @@ async def test_a_redis_that_is_full_is_like_one_that_is_away(
     await redis.config_set("maxmemory", "1")
     try:
         await cluster.advance(70_000)  # beyond the grant: uncovered
-        assert browser.seats["s1"].meter.counting
+        assert browser.local_sessions["s1"].meter.counting
     finally:
         await redis.config_set("maxmemory", "0")
     await cluster.advance(9_000)

@@ -36,21 +36,23 @@ class Phone:
         self.desks = []
         for node in nodes:
             process: Any = SimpleNamespace(
-                hub=node.hub,
+                registry=node.registry,
                 clock=node.clock,
                 timers=node.timers,
                 loader=node.loader,
                 records=node.cluster.records,
                 rates=load_rate_card(),
-                money=node.money,
+                ledger=node.ledger,
                 starts=UserStarts(node.clock),
                 settings=SimpleNamespace(start="open"),
             )
             self.desks.append(Heartbeats(process))
 
-    async def beat(self, desk: int = 0, start: messages.Start | None = START) -> messages.Session:
+    async def beat(
+        self, money_client: int = 0, start: messages.Start | None = START
+    ) -> messages.Session:
         """One heartbeat, which reaches the process of that number."""
-        found = await self.desks[desk].beat(ANN, "chat-1", start)
+        found = await self.desks[money_client].beat(ANN, "chat-1", start)
         await self.cluster.settle()
         return found
 
@@ -96,8 +98,8 @@ async def test_a_heartbeat_beside_a_socket_is_counted_once(
     phone = Phone(node, await cluster.node())
     browser = node.browser()
     await browser.start("chat-1", CHAT)
-    for desk in desks:
-        assert (await phone.beat(desk)).state == "active"
+    for money_client in desks:
+        assert (await phone.beat(money_client)).state == "active"
         await cluster.advance(30_000)
     stopped = await browser.request("chat-1", Event.STOP)
     receipt = stopped["receipt"]
@@ -128,7 +130,7 @@ async def test_a_page_that_loses_its_socket_goes_on_by_heartbeats_and_back(
     assert (session["state"], session["elapsed_ms"]) == ("active", 120_000)
     # The last heartbeat's proof ends while the socket lives: nothing is lost with it.
     await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + 45_000)
-    assert back.seats["chat-1"].meter.phase == "active"
+    assert back.local_sessions["chat-1"].meter.phase == "active"
     stopped = await back.request("chat-1", Event.STOP)
     assert stopped["receipt"]["elapsed_ms"] == 240_000
     assert len(stopped["receipt"]["segments"]) == 1
@@ -182,34 +184,34 @@ async def test_a_socket_that_is_cut_while_a_heartbeat_proves_more(
 
 
 @pytest.mark.parametrize("how", ["close", "leave", "stop"])
-@pytest.mark.parametrize("desk", [0, 1])
+@pytest.mark.parametrize("money_client", [0, 1])
 async def test_a_farewell_ends_the_proof_of_a_heartbeat(
-    cluster: Cluster, node: Node, connection: Connection, desk: int, how: str
+    cluster: Cluster, node: Node, connection: Connection, money_client: int, how: str
 ) -> None:
     """On the same process and on another one: nothing is billed after it."""
     await cluster.grant(10 * CREDIT)
     phone, browser = Phone(node, await cluster.node()), node.browser()
     await browser.start("chat-1", CHAT)
-    await phone.beat(desk)
+    await phone.beat(money_client)
     await cluster.advance(30_000)
     await say_farewell(browser, how)
     await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     assert await ended_at(cluster, connection) == 30_000
 
 
-@pytest.mark.parametrize("desk", [0, 1])
+@pytest.mark.parametrize("money_client", [0, 1])
 async def test_a_farewell_ends_the_proof_though_another_socket_stays(
-    cluster: Cluster, node: Node, connection: Connection, desk: int
+    cluster: Cluster, node: Node, connection: Connection, money_client: int
 ) -> None:
     """The other one is cut later: then its own last proof is what counts."""
     await cluster.grant(10 * CREDIT)
     phone, browser, other = Phone(node, await cluster.node()), node.browser(), node.browser("2")
     await browser.start("chat-1", CHAT)
     await other.start("chat-1", CHAT)
-    await phone.beat(desk)
+    await phone.beat(money_client)
     await cluster.advance(25_000)
     await browser.close()
-    assert other.seats["chat-1"].meter.phase == "active"
+    assert other.local_sessions["chat-1"].meter.phase == "active"
     await cluster.advance(10_000)
     other.cut()
     await cluster.advance(20_000)
@@ -218,9 +220,9 @@ async def test_a_farewell_ends_the_proof_though_another_socket_stays(
     assert await ended_at(cluster, connection) == 30_000  # its last pong
 
 
-@pytest.mark.parametrize("desk", [0, 1])
+@pytest.mark.parametrize("money_client", [0, 1])
 async def test_a_farewell_ends_no_other_socket_and_no_later_heartbeat(
-    cluster: Cluster, node: Node, connection: Connection, desk: int
+    cluster: Cluster, node: Node, connection: Connection, money_client: int
 ) -> None:
     await cluster.grant(10 * CREDIT)
     second = await cluster.node()
@@ -228,12 +230,12 @@ async def test_a_farewell_ends_no_other_socket_and_no_later_heartbeat(
     here, there = node.browser("here"), second.browser("there")
     for one in (browser, here, there):
         await one.start("chat-1", CHAT)
-    await phone.beat(desk)
+    await phone.beat(money_client)
     await cluster.advance(20_000)
     await browser.close()
-    await phone.beat(desk)
+    await phone.beat(money_client)
     await cluster.advance(20_000)
-    assert {one.seats["chat-1"].meter.phase for one in (here, there)} == {"active"}
+    assert {one.local_sessions["chat-1"].meter.phase for one in (here, there)} == {"active"}
     here.cut()
     there.cut()
     await cluster.advance(20_000)
@@ -261,9 +263,9 @@ async def test_a_farewell_while_the_first_heartbeat_waits_for_its_answer(
     back = node.browser("back")
     beat = asyncio.create_task(phone.desks[0].beat(ANN, "chat-1", START))
     joined = asyncio.create_task(back.start("chat-1", CHAT))
-    while not any(len(seat.members) == 2 for seat in node.hub):  # noqa: ASYNC110 -- nobody tells
+    while not any(len(local.subscribers) == 2 for local in node.registry):  # noqa: ASYNC110 -- nobody tells
         await asyncio.sleep(0)
-    back.seats["chat-1"] = next(iter(node.hub))
+    back.local_sessions["chat-1"] = next(iter(node.registry))
     closed = asyncio.create_task(back.close())
     await asyncio.sleep(0)
     go_on.set()

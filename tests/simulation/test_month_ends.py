@@ -57,9 +57,9 @@ async def member(cluster: Cluster, minutes: int | None) -> None:
 
 async def adjust(cluster: Cluster, minutes: int, month: str | None = None) -> None:
     """A month is corrected, as an operator does it."""
-    money = cluster.nodes[-1].money
+    ledger = cluster.nodes[-1].ledger
     entry_id = f"adjust:{cluster.clock.now()}:{minutes}"
-    await money.adjust_minutes(
+    await ledger.adjust_minutes(
         TENANT, "ann", entry_id=entry_id, minutes=minutes, reason="story", month=month
     )
     await cluster.settle()

@@ -93,20 +93,20 @@ def sample() -> list[tuple[Mutant, Case]]:
 
 @pytest.mark.usefixtures("quiet_logs")
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=list(MUTATIONS))
-def test_the_auditor_notices(place: Laboratory, mutation: Mutation) -> None:
-    assert Hunter(place).notices(mutation, cases())
+def test_the_auditor_notices(lab: Laboratory, mutation: Mutation) -> None:
+    assert Hunter(lab).notices(mutation, cases())
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_the_auditor_notices_what_is_broken_by_rule(place: Laboratory) -> None:
+def test_the_auditor_notices_what_is_broken_by_rule(lab: Laboratory) -> None:
     """One may be missed: a change of the product or of chance makes other worlds of all seeds."""
-    hunter = Hunter(place)
+    hunter = Hunter(lab)
     missed = [mutant.name for mutant, case in sample() if not hunter.notices(mutant, [case])]
     assert len(missed) <= 1, missed
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_the_auditor_notices_a_repeated_spend_that_is_charged_again(place: Laboratory) -> None:
+def test_the_auditor_notices_a_repeated_spend_that_is_charged_again(lab: Laboratory) -> None:
     """Its first answer has to be lost, which chance brings about only now and then."""
     trace = [
         pay("cat9", 5_000_000),
@@ -117,8 +117,6 @@ def test_the_auditor_notices_a_repeated_spend_that_is_charged_again(place: Labor
         act("again", node=NODE, entry="spend"),
         wait(60),
     ]
-    assert place.run(SEED, 0, actions=trace).failure is None
+    assert lab.run(SEED, 0, actions=trace).failure is None
     mutation = Mutation("spend", "if done then", "if false then")
-    assert isinstance(
-        place.run(SEED, 0, actions=trace, mutations=[mutation]).failure, AssertionError
-    )
+    assert isinstance(lab.run(SEED, 0, actions=trace, mutations=[mutation]).failure, AssertionError)

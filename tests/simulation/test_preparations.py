@@ -17,11 +17,11 @@ def raced(turns: int) -> Action:
 
 @pytest.mark.parametrize("late", ["", "redis", "postgres"])
 def test_a_session_runs_as_prepared_or_the_preparation_is_refused(
-    place: Laboratory, late: str
+    lab: Laboratory, late: str
 ) -> None:
     races: list[Action] = []
     for turns in range(-24, 25, 3):
         if late:  # what the start learns is old when it comes
             races.append(mishaps(NODE, late, *[["late", 400]] * 2))
         races += [raced(turns), wait(2), act("close", client=f"c-s{turns}")]
-    run(place, pay("cat9", 90_000_000), act("serve", node="node.b"), *races, wait(120))
+    run(lab, pay("cat9", 90_000_000), act("serve", node="node.b"), *races, wait(120))

@@ -197,13 +197,13 @@ async def test_nobody_comes_back_within_the_grace(cluster: Cluster, node: Node) 
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("chat-1", chat(free_ms=0))
-    watcher = node.browser("watcher")
+    observer = node.browser("watcher")
     await cluster.advance(62_000)
     browser.cut()
     await cluster.advance(20_000)
     await browser.close()
     await cluster.advance(CHAT.reconnect_grace_ms)
-    del watcher
+    del observer
     await cluster.flush()
     row = await cluster.records.session("user:ann", "chat-1")
     assert row is not None

@@ -196,7 +196,7 @@ async def test_both_are_away(cluster: Cluster, node: Node, monkeypatch: pytest.M
             await cluster.beat()
         await cluster.recovered()
         await cluster.advance(10_000)
-        assert browser.seats["s1"].meter.counting
+        assert browser.local_sessions["s1"].meter.counting
     await cluster.beat()
     await cluster.recovered()
     await cluster.advance(20_000)
@@ -215,16 +215,16 @@ async def test_nobody_draws_on_what_is_not_put_back_yet(cluster: Cluster, node: 
     await cluster.advance(90_000)
     await cluster.lose()
     with pytest.raises(ServiceError):
-        await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+        await node.ledger.spend(ANN, entry_id="e1", micros=2 * CREDIT)
     refused = await node.browser("late").start("s2", terms("second"))
     assert (refused["code"], refused["retryable"]) == ("unavailable", True)
     await cluster.beat()
     with pytest.raises(ServiceError):
-        await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+        await node.ledger.spend(ANN, entry_id="e1", micros=2 * CREDIT)
     await cluster.recovered()
-    short = await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+    short = await node.ledger.spend(ANN, entry_id="e1", micros=2 * CREDIT)
     assert not isinstance(short, Spent)
-    assert isinstance(await node.money.spend(ANN, entry_id="e2", micros=CREDIT), Spent)
+    assert isinstance(await node.ledger.spend(ANN, entry_id="e2", micros=CREDIT), Spent)
     await cluster.advance(40_000)
     assert browser.last("limit_reached")["limit"] == "credits"
     await cluster.advance(20_000)
@@ -243,23 +243,23 @@ async def test_a_replica_that_lacks_the_last_writes(
     await other.start("s2", LESSON)  # one that the replica has never heard of
     await cluster.advance(60_000)
     await cluster.grant(5 * CREDIT)
-    assert isinstance(await node.money.spend(ANN, entry_id="e1", micros=7 * CREDIT), Spent)
-    await node.money.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
-    await node.money.hold(ANN, hold_id="h2", micros=4 * CREDIT, ttl_ms=3_600_000)
-    await node.money.post(ANN.tenant, "h2", 3 * CREDIT)
+    assert isinstance(await node.ledger.spend(ANN, entry_id="e1", micros=7 * CREDIT), Spent)
+    await node.ledger.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.hold(ANN, hold_id="h2", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.post(ANN.tenant, "h2", 3 * CREDIT)
     await cluster.flush()
     await replica.promote()
     for _ in range(2):
         await cluster.beat()
-        node.recovery.suspect()
-        second.recovery.suspect()
+        node.recovery.suspect_loss()
+        second.recovery.suspect_loss()
         await cluster.settle()
     await cluster.recovered()
     await cluster.advance(30_000)
     for browser, session_id, elapsed_ms in ((one, "s1", 180_000), (other, "s2", 90_000)):
         stopped = await browser.request(session_id, Event.STOP)
         assert stopped["receipt"]["elapsed_ms"] == elapsed_ms
-    await node.money.post(ANN.tenant, "h1", 2 * CREDIT)
+    await node.ledger.post(ANN.tenant, "h1", 2 * CREDIT)
     await audited(cluster)
     spent = 3 * CREDIT + 1_500_000 + 7 * CREDIT + 3 * CREDIT + 2 * CREDIT
     assert (await cluster.account())["balance"] == 105 * CREDIT - spent

@@ -12,7 +12,7 @@ import pytest
 from protocol.metering.states import Event
 from protocol.metering.terms import Terms
 from protocol.wire.errors import RefusedError, ServiceError
-from server.sessions.pending_requests import Ticket
+from server.sessions.pending_requests import PendingRequest
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
 from storage.redis.live import LiveError
@@ -30,7 +30,7 @@ async def second(cluster: Cluster, node: Node) -> Node:
     return await cluster.node()
 
 
-class Chance:
+class RecoveryChance:
     """Two processes, a few sessions, spends and holds, and a Redis that loses things."""
 
     def __init__(self, cluster: Cluster, nodes: list[Node], seed: int) -> None:
@@ -102,11 +102,11 @@ class Chance:
         session_id = self.session()
         if session_id is None:
             return
-        seat = self.browsers[session_id][0].seats.get(session_id)
-        if seat is None:
+        local = self.browsers[session_id][0].local_sessions.get(session_id)
+        if local is None:
             return
         browser = self.random.choice(self.nodes).browser(session_id)
-        terms_ = seat.meter.session.identity.terms
+        terms_ = local.meter.session.identity.terms
         kind = next(one for one in (CHAT, LESSON, PAIR) if one.kind == terms_.kind)
         await self.open(browser, session_id, kind)
         self.browsers[session_id].append(browser)
@@ -118,10 +118,10 @@ class Chance:
     async def request(self, session_id: str, event: Event) -> None:
         """One of its sockets asks for something."""
         browser = self.random.choice(self.browsers[session_id])
-        seat = browser.seats.get(session_id)
-        if seat is not None:
+        local = browser.local_sessions.get(session_id)
+        if local is not None:
             browser._pong(self.cluster.clock.now())
-            browser.node.hub.request(seat, event, Ticket(browser, 2))
+            browser.node.registry.request(local, event, PendingRequest(browser, 2))
             await self.cluster.settle()
 
     async def change(self) -> None:
@@ -142,13 +142,13 @@ class Chance:
     async def spend(self) -> None:
         """Somebody spends."""
         node, name = self.random.choice(self.nodes), f"e{next(self.names)}"
-        await node.money.spend(ANN, entry_id=name, micros=self.random.randrange(1, CREDIT))
+        await node.ledger.spend(ANN, entry_id=name, micros=self.random.randrange(1, CREDIT))
 
     async def hold(self) -> None:
         """Somebody holds."""
         node, name = self.random.choice(self.nodes), f"h{next(self.names)}"
         micros = self.random.randrange(2, CREDIT)
-        await node.money.hold(ANN, hold_id=name, micros=micros, ttl_ms=86_400_000)
+        await node.ledger.hold(ANN, hold_id=name, micros=micros, ttl_ms=86_400_000)
         self.holds.append(name)
 
     async def end_hold(self) -> None:
@@ -156,9 +156,9 @@ class Chance:
         if self.holds:
             node, name = self.random.choice(self.nodes), self.random.choice(self.holds)
             if self.random.random() < 0.5:
-                await node.money.post(ANN.tenant, name, 1)
+                await node.ledger.post(ANN.tenant, name, 1)
             else:
-                await node.money.void(ANN.tenant, name)
+                await node.ledger.void(ANN.tenant, name)
 
     async def grant(self) -> None:
         """Money comes in."""
@@ -194,7 +194,7 @@ class Chance:
         if self.replica is not None:
             await self.replica.promote()
             for node in self.nodes:
-                node.recovery.suspect()
+                node.recovery.suspect_loss()
 
 
 async def months(cluster: Cluster) -> None:
@@ -219,7 +219,7 @@ async def test_nothing_is_lost_by_chance(
 ) -> None:
     await cluster.grant(500 * CREDIT)
     await cluster.beat()
-    await Chance(cluster, [node, second], seed).run(40)
+    await RecoveryChance(cluster, [node, second], seed).run(40)
     await audited(cluster)
     await months(cluster)
     free: Any = await cluster.redis.hget(KEYS.free(ANN.tenant, "ann/pair/pair/bob"), "used")

@@ -52,7 +52,7 @@ async def take_over(cluster: Cluster, replica: Copy) -> None:
 
 
 async def spend(node: Node, entry_id: str, micros: int = 0, account: AccountName = ANN) -> Any:
-    return await node.money.spend(account, entry_id=entry_id, micros=micros, operation=OPERATION)
+    return await node.ledger.spend(account, entry_id=entry_id, micros=micros, operation=OPERATION)
 
 
 async def student(cluster: Cluster, node: Node) -> Browser:
@@ -88,11 +88,11 @@ class Questions:
 
 async def test_nobody_is_served_and_no_line_breaks(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
-    await node.money.figures(ANN)
+    await node.ledger.figures(ANN)
     await cluster.beat()
     replica = await Copy.of(cluster.redis)
     assert isinstance(await spend(node, "e1", 7 * CREDIT), Spent)
-    await node.money.hold(ANN, hold_id="h1", micros=2 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.hold(ANN, hold_id="h1", micros=2 * CREDIT, ttl_ms=3_600_000)
     await cluster.flush()
     await take_over(cluster, replica)
     account = await cluster.account()
@@ -143,7 +143,7 @@ async def test_a_process_that_starts_alone_looks_what_was_lost_before(
     cluster: Cluster, node: Node
 ) -> None:
     await cluster.grant(10 * CREDIT)
-    await node.money.figures(ANN)
+    await node.ledger.figures(ANN)
     replica = await Copy.of(cluster.redis)
     assert isinstance(await spend(node, "e1", 7 * CREDIT), Spent)
     await cluster.flush()
@@ -172,7 +172,7 @@ async def test_a_restart_that_loses_nothing_changes_nothing(
         await cluster.beat()
     after = {key: await cluster.redis.dump(key) for key in await cluster.redis.keys("*")}
     assert after == before
-    assert node.recovery.recovered + node.recovery._recorded.learnt == 0
+    assert node.recovery.recovered + node.recovery._record_catch_up.learnt == 0
     # Everything was asked after once, and nobody was kept waiting.
     assert (sorted(questions.asserted), questions.read) == (["s1", "s2"], 1)
     assert isinstance(await spend(node, "e2", CREDIT), Spent)
@@ -248,7 +248,7 @@ async def test_limits_that_redis_knows_are_told_to_nobody(
     monkeypatch.setattr(node.live, "change_limit", told)
     await begin_anew(cluster.redis)
     await cluster.beat()
-    assert node.recovery.recovered + node.recovery._recorded.learnt == 0
+    assert node.recovery.recovered + node.recovery._record_catch_up.learnt == 0
 
 
 async def test_operations_are_as_often_as_they_were_done(cluster: Cluster, node: Node) -> None:
@@ -258,14 +258,14 @@ async def test_operations_are_as_often_as_they_were_done(cluster: Cluster, node:
     await cluster.beat()
     replica = await Copy.of(cluster.redis)
     assert isinstance(await spend(node, "e2"), Spent)
-    await node.money.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=60_000, operation=OPERATION)
+    await node.ledger.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=60_000, operation=OPERATION)
     await cluster.flush()
     await take_over(cluster, replica)
     assert await spend(node, "e3") == Limited(limit=3, used=3)
     for _ in range(3):  # however often it is brought back
-        node.recovery.suspect()
+        node.recovery.suspect_loss()
         await cluster.settle()
-    await node.money.void(ANN.tenant, "h1")
+    await node.ledger.void(ANN.tenant, "h1")
     assert isinstance(await spend(node, "e4"), Spent)
     assert await spend(node, "e5") == Limited(limit=3, used=3)
     await audited(cluster)
@@ -277,15 +277,15 @@ async def test_an_operation_that_was_given_back_counts_in_no_month(
     await cluster.grant(10 * CREDIT)
     assert isinstance(await spend(node, "e1"), Spent)
     for hold_id in ("h1", "h2"):
-        await node.money.hold(
+        await node.ledger.hold(
             ANN, hold_id=hold_id, micros=CREDIT, ttl_ms=3_600_000, operation=OPERATION
         )
     await cluster.flush()
     await cluster.beat()
     replica = await Copy.of(cluster.redis)
     await cluster.advance(1)
-    await node.money.void(ANN.tenant, "h1")
-    await node.money.post(ANN.tenant, "h2", CREDIT)
+    await node.ledger.void(ANN.tenant, "h1")
+    await node.ledger.post(ANN.tenant, "h2", CREDIT)
     await cluster.flush()
     await take_over(cluster, replica)
     assert isinstance(await spend(node, "e2"), Spent)
@@ -299,14 +299,14 @@ async def test_an_operation_whose_hold_is_over_counts_in_no_month(
     """Postgres has it as open still, and Redis, which lost nothing, knows better."""
     await cluster.grant(10 * CREDIT)
     for hold_id, ttl_ms in (("h1", 1_000), ("h2", 60_000)):
-        await node.money.hold(
+        await node.ledger.hold(
             ANN, hold_id=hold_id, micros=CREDIT, ttl_ms=ttl_ms, operation=OPERATION
         )
     assert isinstance(await spend(node, "e1"), Spent)
     await cluster.flush()
     await cluster.beat()
     await cluster.advance(1_000)
-    await node.money.expire_hold(ANN.tenant, "h1")
+    await node.ledger.expire_hold(ANN.tenant, "h1")
     (done,) = await cluster.records.operations_since(0, 10)
     assert sorted(done.holds) == ["h1", "h2"]
     await begin_anew(cluster.redis)
@@ -325,10 +325,10 @@ async def test_a_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
     await cluster.flush()
     await cluster.beat()
     replica = await Copy.of(cluster.redis)
-    await node.money.adjust_minutes(ACME, "ann", entry_id="a1", minutes=-4, reason="a fault")
+    await node.ledger.adjust_minutes(ACME, "ann", entry_id="a1", minutes=-4, reason="a fault")
     await take_over(cluster, replica)
     for _ in range(2):
-        node.recovery.suspect()
+        node.recovery.suspect_loss()
         await cluster.settle()
     used = await node.live.month(ACME, "ann", "2026-05-01")
     assert [counter.used_minutes for counter in used] == [6, 6]

@@ -40,7 +40,10 @@ async def forked(
     await step(cluster, one, lost)
     await replica.promote()
     await other.start("s1", CHAT)
-    ours, theirs = (seat.meter.session.standing for seat in (one.seats["s1"], other.seats["s1"]))
+    ours, theirs = (
+        local.meter.session.standing
+        for local in (one.local_sessions["s1"], other.local_sessions["s1"])
+    )
     assert theirs.version == ours.version - 1
     await step(cluster, other, made)
     return one, other
@@ -50,9 +53,9 @@ async def step(cluster: Cluster, browser: Browser, name: str) -> None:
     match name:
         case "claim":
             browser._pong(browser.node.clock.now())
-            meter = browser.seats["s1"].meter
+            meter = browser.local_sessions["s1"].meter
             meter.refresh(browser.node.clock.now())
-            browser.seats["s1"].drain()
+            browser.local_sessions["s1"].drain()
             await cluster.settle()
         case _:
             await browser.request("s1", Event(name))
@@ -72,9 +75,9 @@ async def test_a_fork_is_one_session_again(
     expected = {"stop": Phase.ENDED, "pause": Phase.PAUSED}.get(made)
     assert phase is (expected or (Phase.PAUSED if lost == "pause" else Phase.ACTIVE))
     for browser in (one, other):
-        seat = browser.seats.get("s1")
-        assert (seat is None) == (phase is Phase.ENDED)
-        assert seat is None or seat.meter.phase is phase
+        local = browser.local_sessions.get("s1")
+        assert (local is None) == (phase is Phase.ENDED)
+        assert local is None or local.meter.phase is phase
     if phase is not Phase.ENDED:
         await other.request("s1", Event.STOP)
     await cluster.advance(1_000)

@@ -34,7 +34,7 @@ async def test_the_ledger_is_looked_at_again_whatever_happens_meanwhile(
     await cluster.lose()
     await cluster.beat()
     await cluster.recovered()
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
     await cluster.records.write([spend_entry(cluster, "late", CREDIT)])
     await cluster.advance(2 * storage_limits.RECOVERY_MS + 1)
@@ -51,11 +51,11 @@ async def test_the_ledger_is_looked_at_when_postgres_is_back(
     await cluster.beat()
     replica = await Copy.of(cluster.redis)
     await cluster.advance(1)
-    assert isinstance(await node.money.spend(ANN, entry_id="e1", micros=CREDIT), Spent)
+    assert isinstance(await node.ledger.spend(ANN, entry_id="e1", micros=CREDIT), Spent)
     await replica.promote()
     with monkeypatch.context() as patched:
         patched.setattr(Records, "_run", away)
-        node.recovery.suspect()
+        node.recovery.suspect_loss()
         await cluster.settle()
     await cluster.beat()
     assert (await cluster.account())["balance"] == 9 * CREDIT
@@ -68,7 +68,7 @@ async def test_money_in_is_not_applied_again_when_there_is_much_of_it(
     await node.browser().start("s1", terms("second", price_micros=0))
     for _ in range(9):
         await cluster.grant(CREDIT)
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
     assert (await cluster.account())["balance"] == 9 * CREDIT
 
@@ -94,13 +94,13 @@ async def test_a_spend_that_was_taken_from_the_ledger_is_not_taken_again(
     entry = spend_entry(cluster, "twice", CREDIT)
     await cluster.advance(1)
     await cluster.records.write([entry])
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
     assert (await cluster.account())["balance"] == 9 * CREDIT
-    answer = await node.money.spending.spend(entry)
+    answer = await node.ledger.spending.spend(entry)
     assert answer.status == "repeated"
     assert (await cluster.account())["balance"] == 9 * CREDIT
-    assert isinstance(await node.money.spend(ANN, entry_id="twice", micros=CREDIT), Spent)
+    assert isinstance(await node.ledger.spend(ANN, entry_id="twice", micros=CREDIT), Spent)
 
 
 async def test_a_hold_is_charged_once_though_a_replica_has_it_open_still(
@@ -108,15 +108,15 @@ async def test_a_hold_is_charged_once_though_a_replica_has_it_open_still(
 ) -> None:
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
-    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
     await cluster.flush()
     replica = await Copy.of(cluster.redis)
     await cluster.advance(1)
-    await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    await node.ledger.post(ANN.tenant, "h1", 3 * CREDIT)
     await replica.promote()
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
-    posted = await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    posted = await node.ledger.post(ANN.tenant, "h1", 3 * CREDIT)
     assert isinstance(posted, Posted)
     account = await cluster.account()
     assert (account["balance"], account["held"]) == (7 * CREDIT, 0)
@@ -130,9 +130,9 @@ async def test_a_hold_that_was_charged_during_the_loss_is_given_back(
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     await cluster.beat()
-    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
     await cluster.flush()
-    hold = await node.money.hold_of(ANN.tenant, "h1")
+    hold = await node.ledger.hold_of(ANN.tenant, "h1")
     assert hold is not None
     await cluster.lose()
     await cluster.beat()
@@ -152,8 +152,8 @@ async def test_a_hold_that_was_charged_during_the_loss_is_given_back(
 
 async def _ended(node: Node, end: str, micros: int) -> object:
     if end == "void":
-        return await node.money.void(ANN.tenant, "h1")
-    return await node.money.post(ANN.tenant, "h1", micros)
+        return await node.ledger.void(ANN.tenant, "h1")
+    return await node.ledger.post(ANN.tenant, "h1", micros)
 
 
 @pytest.mark.parametrize("operation", [None, "film"])
@@ -175,7 +175,7 @@ async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     more: dict[str, Any] = {"operation": operation, "user_id": "ann", "monthly_limit": 2}
-    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000, **more)
+    await node.ledger.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000, **more)
     await cluster.flush()
     replica = await Copy.of(cluster.redis)
     await cluster.advance(1)
@@ -188,7 +188,7 @@ async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
         async def early(*_: Any) -> None:
             return None
 
-        patched.setattr(type(node.money), "_recorded_end", early)
+        patched.setattr(type(node.ledger), "_recorded_end", early)
         answer = await _ended(node, second[0], second[1] * CREDIT)
     if first == second or first[0] == second[0] == "post":
         assert isinstance(answer, Posted)
@@ -196,15 +196,15 @@ async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
     else:
         assert isinstance(answer, HoldGone)
         assert answer.state == recorded.state
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
     await cluster.flush()
     account = await cluster.account()
     assert (account["balance"], account["held"]) == ((10 - first[1]) * CREDIT, 0)
     assert await cluster.records.hold(ANN.tenant, "h1") == recorded
-    assert await node.money.hold_of(ANN.tenant, "h1") == recorded
+    assert await node.ledger.hold_of(ANN.tenant, "h1") == recorded
     if operation is not None:
-        times = await node.money.spending.operations(*ANN, recorded.month, operation)
+        times = await node.ledger.spending.operations(*ANN, recorded.month, operation)
         assert times == (first[0] == "post")
     await audited(cluster)
 
@@ -215,17 +215,17 @@ async def test_a_hold_that_ends_again_while_the_record_is_away_ends_as_it_did(
     """What Redis decides of it is not acknowledged; and given back when Postgres is back."""
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
-    await node.money.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
     await cluster.flush()
     replica = await Copy.of(cluster.redis)
     await cluster.advance(1)
-    await node.money.post(ANN.tenant, "h1", 0)
+    await node.ledger.post(ANN.tenant, "h1", 0)
     await replica.promote()
     with monkeypatch.context() as patched:
         patched.setattr(Records, "_run", away)
         with pytest.raises(ServiceError):
-            await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
-        node.recovery.suspect()
+            await node.ledger.post(ANN.tenant, "h1", 3 * CREDIT)
+        node.recovery.suspect_loss()
         await cluster.settle()
     assert (await cluster.account())["balance"] == 7 * CREDIT
     await cluster.flush()
@@ -234,7 +234,7 @@ async def test_a_hold_that_ends_again_while_the_record_is_away_ends_as_it_did(
     await cluster.settle()
     assert (await cluster.account())["balance"] == 10 * CREDIT
     await audited(cluster)
-    posted = await node.money.post(ANN.tenant, "h1", 3 * CREDIT)
+    posted = await node.ledger.post(ANN.tenant, "h1", 3 * CREDIT)
     assert isinstance(posted, Posted)
     assert (posted.posted_micros, posted.repeated) == (0, True)
 
@@ -243,11 +243,11 @@ async def test_nobody_spends_what_was_held_before_the_loss(cluster: Cluster, nod
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     replica = await Copy.of(cluster.redis)
-    await node.money.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
     await replica.promote()
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
-    spent = await node.money.spend(ANN, entry_id="e1", micros=2 * CREDIT)
+    spent = await node.ledger.spend(ANN, entry_id="e1", micros=2 * CREDIT)
     assert not isinstance(spent, Spent)
     await audited(cluster)
 
@@ -273,7 +273,7 @@ def in_between(cluster: Cluster, second: Node, monkeypatch: pytest.MonkeyPatch) 
     async def slow(*asked: Any, **named: Any) -> Any:
         found = await load_account(*asked, **named)
         monkeypatch.setattr(Records, "load_account", load_account)
-        await second.money.enter(top_up(cluster))
+        await second.ledger.enter(top_up(cluster))
         return found
 
     monkeypatch.setattr(Records, "load_account", slow)
@@ -335,7 +335,7 @@ async def test_what_was_taken_long_ago_is_not_taken_again(
     """Redis forgets after a while what it was charged, however long Postgres is away."""
     await cluster.grant(100 * CREDIT)
     for number in range(6):
-        assert isinstance(await node.money.spend(ANN, entry_id=f"e{number}", micros=CREDIT), Spent)
+        assert isinstance(await node.ledger.spend(ANN, entry_id=f"e{number}", micros=CREDIT), Spent)
     await cluster.flush()
     holds_since = Records.holds_since
 
@@ -343,7 +343,7 @@ async def test_what_was_taken_long_ago_is_not_taken_again(
         raise UnavailableError("away")
 
     monkeypatch.setattr(Records, "holds_since", gone)
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
     await cluster.advance(storage_limits.SPENDS_REMEMBERED_MS)
     assert await cluster.redis.delete(KEYS.spends(*ANN)) == 1
@@ -365,9 +365,9 @@ async def test_what_was_held_before_the_loss_is_held_once_the_record_is_behind_n
     await cluster.redis.delete(outbox)
     await cluster.redis.xadd(outbox, {"r": "[]"}, id="1-1")
     replica = await Copy.of(cluster.redis)
-    await node.money.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
+    await node.ledger.hold(ANN, hold_id="h1", micros=9 * CREDIT, ttl_ms=3_600_000)
     await replica.promote()
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
     assert (await cluster.account())["held"] == 0
 

@@ -13,7 +13,7 @@ from protocol.metering.states import Event, Phase
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.access.principals import Principal
-from server.sessions.pending_requests import Ticket
+from server.sessions.pending_requests import PendingRequest
 from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
 from storage.postgres.records import Records
@@ -45,12 +45,12 @@ async def phase_of(redis: Redis, session_id: str) -> Phase | None:
 
 async def watch(node: Node, session_id: str) -> Browser:
     """Somebody who watches Ann's session and does not keep it alive."""
-    watcher = node.browser("watcher")
+    observer = node.browser("watcher")
     principal = Principal("user", "ann", None, "ann", ANN.tenant)
-    seat = await node.hub.watch(watcher, principal, session_id, Ticket(watcher, 1))
-    assert seat is not None
-    watcher.seats[session_id] = seat
-    return watcher
+    local = await node.registry.watch(observer, principal, session_id, PendingRequest(observer, 1))
+    assert local is not None
+    observer.local_sessions[session_id] = local
+    return observer
 
 
 async def away(*_: Any, **__: Any) -> Any:
@@ -107,14 +107,14 @@ async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     await cluster.advance(storage_limits.ENDED_SESSION_KEPT_MS + 1)
     left_ms = await cluster.redis.pttl(KEYS.session(ANN.tenant, "s1"))
     assert left_ms > 2 * storage_limits.ENDED_SESSION_KEPT_MS
-    node.recovery.suspect()  # the line was down for a moment
+    node.recovery.suspect_loss()  # the line was down for a moment
     await cluster.settle()
     assert (await cluster.account())["balance"] == 8_500_000
     await audited(cluster)
     for _ in range(6):
         await cluster.advance(server_limits.RECOVERED_ENTRIES_MS // 2)
         await cluster.beat()
-    assert len(node.hub.unflushed) == 0
+    assert len(node.registry.unflushed) == 0
     left_ms = await cluster.redis.pttl(KEYS.session(ANN.tenant, "s1"))
     assert 0 < left_ms <= storage_limits.ENDED_SESSION_KEPT_MS
 
@@ -134,11 +134,11 @@ async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(
         await cluster.beat()
     for _ in range(2):
         await cluster.advance(storage_limits.ENDED_SESSION_KEPT_MS + 1)
-        node.recovery.suspect()
+        node.recovery.suspect_loss()
         await cluster.settle()
     await cluster.beat()
     assert (await cluster.account())["balance"] == 8_500_000
-    assert len(node.hub.unflushed) == 0  # Postgres has it: it is not kept for ever
+    assert len(node.registry.unflushed) == 0  # Postgres has it: it is not kept for ever
     await audited(cluster)
 
 
@@ -184,7 +184,7 @@ async def test_the_same_loss_twice_is_found_twice_by_everybody(
         await browser.request(session_id, Event.PAUSE)
     for _ in range(2):
         await replica.promote()
-        node.recovery.suspect()
+        node.recovery.suspect_loss()
         await cluster.settle()
         await second.recovery.look()
         await cluster.settle()
@@ -199,7 +199,7 @@ async def test_redis_is_emptied_again_while_it_is_being_filled(
     await browser.start("s1", CHAT)
     await browser.request("s1", Event.PAUSE)
     await cluster.beat()
-    apply_entries = node.recovery._recorded._bring_entries
+    apply_entries = node.recovery._record_catch_up._bring_entries
     again = [True]
 
     async def emptied(*asked: Any) -> None:
@@ -209,7 +209,7 @@ async def test_redis_is_emptied_again_while_it_is_being_filled(
             await cluster.redis.flushall()
             await second.recovery.restoring.is_settled(ANN.tenant)  # it finds out first
 
-    monkeypatch.setattr(node.recovery._recorded, "_bring_entries", emptied)
+    monkeypatch.setattr(node.recovery._record_catch_up, "_bring_entries", emptied)
     await cluster.lose()
     for _ in range(3):
         await cluster.beat()
@@ -255,13 +255,13 @@ async def test_who_watches_sees_on(cluster: Cluster, node: Node, second: Node) -
     await cluster.grant(10 * CREDIT)
     owner = second.browser()
     await owner.start("s1", CHAT)
-    watcher = await watch(node, "s1")
+    observer = await watch(node, "s1")
     await cluster.lose()
     await cluster.beat()
     await cluster.recovered()
     await cluster.advance(5_000)
     await owner.request("s1", Event.STOP)
-    assert watcher.all("stopped")
+    assert observer.all("stopped")
 
 
 async def test_minutes_that_postgres_has_and_nobody_knows_count_once(
@@ -452,7 +452,7 @@ async def test_an_account_is_read_once_for_all_its_sessions(
         return await account(*asked)
 
     monkeypatch.setattr(node.live, "account", counted)
-    accounts = node.hub.accounts
+    accounts = node.registry.accounts
     served = accounts.get(*ANN)
     assert served is not None
     for _ in range(200):
@@ -476,7 +476,7 @@ async def test_an_account_that_cannot_be_read_is_one_line_in_the_log(
             raise LiveError("no answer")
 
     with monkeypatch.context() as patched, capture_logs() as logs:
-        patched.setattr(node.hub.accounts, "read", away)
+        patched.setattr(node.registry.accounts, "read", away)
         await node.live.tell(*ANN, {"reload": True})
         await cluster.settle()
     assert reads == 3
@@ -520,10 +520,10 @@ async def test_an_end_is_final_though_others_went_on_after_a_loss(
     )  # the process that it has left is asked for its proof
     await again.request("s1", Event.PAUSE)
     assert await phase_of(cluster.redis, "s1") is Phase.PAUSED
-    node.recovery.suspect()
+    node.recovery.suspect_loss()
     await cluster.settle()
     assert await phase_of(cluster.redis, "s1") is Phase.ENDED
     await cluster.recovered()
-    assert "s1" not in again.seats  # it is told, and need not ask
+    assert "s1" not in again.local_sessions  # it is told, and need not ask
     await audited(cluster)
     assert await minutes(cluster, "s1") == [30]

@@ -16,8 +16,8 @@ MINUTES = 480
 
 @pytest.mark.usefixtures("quiet_logs")
 @pytest.mark.parametrize("seed", range(1, SEEDS + 1))
-def test_no_promise_is_broken(place: Laboratory, seed: int) -> None:
-    outcome = place.run(seed, MINUTES)
+def test_no_promise_is_broken(lab: Laboratory, seed: int) -> None:
+    outcome = lab.run(seed, MINUTES)
     if outcome.failure is not None:
         outcome.failure.add_note("\n".join(map(str, [f"seed {seed}", *outcome.actions])))
         raise outcome.failure
@@ -26,17 +26,17 @@ def test_no_promise_is_broken(place: Laboratory, seed: int) -> None:
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_the_same_seed_makes_the_same_world(place: Laboratory) -> None:
-    first, second = place.run(3, 120), place.run(3, 120)
+def test_the_same_seed_makes_the_same_world(lab: Laboratory) -> None:
+    first, second = lab.run(3, 120), lab.run(3, 120)
     assert first.failure is second.failure is None
     assert first.actions == second.actions
     assert first.digest == second.digest
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_what_happened_can_be_done_again(place: Laboratory) -> None:
-    first = place.run(5, 120)
-    again = place.run(5, 0, actions=first.actions)
+def test_what_happened_can_be_done_again(lab: Laboratory) -> None:
+    first = lab.run(5, 120)
+    again = lab.run(5, 0, actions=first.actions)
     assert first.failure is again.failure is None
     assert first.digest == again.digest
 
@@ -46,9 +46,7 @@ def test_what_happened_can_be_done_again(place: Laboratory) -> None:
     ("mix", "seed"),
     [("faults", 920), ("losses", 909), ("months", 913), ("losses", 40025), ("losses", 40059)],
 )
-def test_worlds_that_broke_a_promise_once_break_none(
-    place: Laboratory, mix: str, seed: int
-) -> None:
-    outcome = place.run(seed, 12, mix=mix)
+def test_worlds_that_broke_a_promise_once_break_none(lab: Laboratory, mix: str, seed: int) -> None:
+    outcome = lab.run(seed, 12, mix=mix)
     if outcome.failure is not None:
         raise outcome.failure

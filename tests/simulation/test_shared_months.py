@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.simulation.clients import Client
+from tests.simulation.clients import SimulatedClient
 from tests.simulation.driver import Laboratory
 from tests.simulation.traces import act, run, start, wait
 
@@ -19,7 +19,7 @@ def elsewhere(session: str, user: str) -> Any:
     return act("start", client=client, node="node.1", user=user, kind="recording", session=session)
 
 
-def counted(client: Client) -> tuple[int, int]:
+def counted(client: SimulatedClient) -> tuple[int, int]:
     """The minutes and the time on the receipt that a client was given."""
     assert [one["code"] for one in client.messages if one["type"] == "error"] == []
     (stopped,) = (one for one in client.messages if one["type"] == "stopped")
@@ -27,11 +27,11 @@ def counted(client: Client) -> tuple[int, int]:
 
 
 def test_a_later_session_of_a_member_gets_the_minute_that_has_not_begun(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """The first one burns alone, and was granted both minutes that are left."""
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=None, of_org=True),
         act("limit", user="ann9", minutes=2, of_org=False),
         start("s1", user="ann9", kind="recording"),
@@ -42,9 +42,9 @@ def test_a_later_session_of_a_member_gets_the_minute_that_has_not_begun(
     assert [counted(client) for client in clients] == [(1, 60_000), (1, 60_000)]
 
 
-def test_a_session_of_another_account_on_another_process_gets_it_too(place: Laboratory) -> None:
+def test_a_session_of_another_account_on_another_process_gets_it_too(lab: Laboratory) -> None:
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=2, of_org=True),
         SERVE,
         start("s1", user="ann9", kind="recording"),
@@ -55,9 +55,9 @@ def test_a_session_of_another_account_on_another_process_gets_it_too(place: Labo
     assert [counted(client) for client in clients] == [(1, 60_000), (1, 60_000)]
 
 
-def test_where_every_minute_has_begun_a_later_session_is_refused(place: Laboratory) -> None:
+def test_where_every_minute_has_begun_a_later_session_is_refused(lab: Laboratory) -> None:
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=None, of_org=True),
         act("limit", user="ann9", minutes=2, of_org=False),
         start("s1", user="ann9", kind="recording"),

@@ -33,17 +33,17 @@ async def sockets(cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch)
     account = await cluster.account()
     rest = account["balance"] - account["held"]
     name = AccountName("user:ann", "ann")
-    await second.money.spend(name, entry_id="e1", micros=rest, operation="x")
+    await second.ledger.spend(name, entry_id="e1", micros=rest, operation="x")
     await cluster.advance(500)
     withheld: list[Any] = []
-    monkeypatch.setattr(node.hub.claims, "ask", lambda *one: withheld.append(one))
-    asked, ask = [0], second.hub.claims.ask
+    monkeypatch.setattr(node.registry.pipeline, "ask", lambda *one: withheld.append(one))
+    asked, ask = [0], second.registry.pipeline.ask
 
     def counted(*arguments: Any) -> None:
         asked[0] += 1
         ask(*arguments)
 
-    monkeypatch.setattr(second.hub.claims, "ask", counted)
+    monkeypatch.setattr(second.registry.pipeline, "ask", counted)
     return holder, other, asked, withheld
 
 
@@ -53,7 +53,7 @@ async def test_what_a_silent_process_holds_stops_no_session(
     _, other, asked, _ = sockets
     await cluster.advance(8_000)
     assert not other.all("limit_reached")
-    assert other.seats["s2"].meter.phase is Phase.ACTIVE
+    assert other.local_sessions["s2"].meter.phase is Phase.ACTIVE
     assert asked[0] <= 8_000 // limits.RECALL_WAIT_MS + 4
 
 
@@ -78,12 +78,12 @@ async def test_once_the_holder_answers_its_rest_is_shared(
     await cluster.advance(7_000)
     monkeypatch.undo()
     for one in withheld:
-        holder.node.hub.claims.ask(*one)
+        holder.node.registry.pipeline.ask(*one)
     await cluster.advance(500)
     await holder.request("s1", Event.STOP)
     await cluster.advance(5_000)
     assert not other.all("limit_reached")
-    meter = other.seats["s2"].meter
+    meter = other.local_sessions["s2"].meter
     assert meter.session.grant.held_micros > 0
     assert meter.kept_open is None
     answer = await other.request("s2", Event.STOP)
@@ -129,11 +129,13 @@ async def month(
     withheld: Withheld = []
     if is_deaf:
         with monkeypatch.context() as patched:
-            patched.setattr(second.hub.tenants, "listener", lambda *_: None)
+            patched.setattr(second.registry.tenants, "listener", lambda *_: None)
             await cluster.advance(2_000)
             await allow(cluster, limit, 4)
         return holder, other, withheld
-    monkeypatch.setattr(second.hub.claims, "ask", lambda *one: withheld.append((second, one)))
+    monkeypatch.setattr(
+        second.registry.pipeline, "ask", lambda *one: withheld.append((second, one))
+    )
     await cluster.advance(2_000)
     await allow(cluster, limit, 4)
     return holder, other, withheld
@@ -144,7 +146,7 @@ async def test_minutes_that_a_silent_process_holds_stop_no_session(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     _, other, _ = await month(cluster, monkeypatch, limit)
-    meter = other.seats["s2"].meter
+    meter = other.local_sessions["s2"].meter
     await cluster.advance(46_500)
     assert meter.session.grant.granted_ms == 2 * MINUTE_MS
     await cluster.advance(9_000)
@@ -172,9 +174,9 @@ async def test_once_the_holder_answers_it_gives_back_what_has_not_begun(
     assert not other.all("limit_reached")
     monkeypatch.undo()
     for node, one in withheld:
-        node.hub.claims.ask(*one)
+        node.registry.pipeline.ask(*one)
     await cluster.advance(1_500)
-    assert other.seats["s2"].meter.session.grant.granted_ms == 3 * MINUTE_MS
+    assert other.local_sessions["s2"].meter.session.grant.granted_ms == 3 * MINUTE_MS
     await cluster.advance(60_000)
     assert [one["elapsed_ms"] for one in holder.all("limit_reached")] == [MINUTE_MS]
     assert [one["elapsed_ms"] for one in other.all("limit_reached")] == [3 * MINUTE_MS]

@@ -7,10 +7,10 @@ import pytest
 
 from tests.simulation import virtual
 from tests.simulation.actions import Action
-from tests.simulation.clients import Client
+from tests.simulation.clients import SimulatedClient
 from tests.simulation.driver import Laboratory
 from tests.simulation.people import KINDS
-from tests.simulation.redis_lines import Line, VirtualPubSub
+from tests.simulation.redis_links import RedisLink, VirtualPubSub
 from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 from tests.simulation.virtual import VirtualLoop
 
@@ -31,7 +31,7 @@ def trouble(how: str) -> Action:
     return act("slow_redis", delays=LATE[how], ms=45_000)
 
 
-def shown(client: Client, session_id: str) -> list[int]:
+def shown(client: SimulatedClient, session_id: str) -> list[int]:
     """The counted time that a client was shown, one after the other."""
     return [
         message["elapsed_ms"]
@@ -40,7 +40,7 @@ def shown(client: Client, session_id: str) -> list[int]:
     ]
 
 
-def end_of(client: Client, session_id: str) -> dict[str, Any]:
+def end_of(client: SimulatedClient, session_id: str) -> dict[str, Any]:
     """The receipt of a session, after a look at everything that the client was shown of it."""
     found = shown(client, session_id)
     assert found == sorted(found), found
@@ -53,12 +53,12 @@ def end_of(client: Client, session_id: str) -> dict[str, Any]:
 @pytest.mark.parametrize("how", [*LATE, AWAY])
 @pytest.mark.parametrize("seconds", [5, 6.5, 7, 10])
 def test_who_burns_alone_is_charged_what_there_is(
-    place: Laboratory, how: str, seconds: float
+    lab: Laboratory, how: str, seconds: float
 ) -> None:
     """Five to ten credits at sixty a minute, one session on the account."""
     micros = int(seconds * 1_000_000)
     clients = run(
-        place,
+        lab,
         pay("cat9", micros),
         start("s1", kind="dear"),
         wait(1),
@@ -77,10 +77,10 @@ def test_who_burns_alone_is_charged_what_there_is(
 @pytest.mark.parametrize("how", [*LATE, AWAY])
 @pytest.mark.parametrize("second_after", [0.4, 2])
 def test_two_on_one_account_are_charged_together_what_there_is(
-    place: Laboratory, how: str, second_after: float
+    lab: Laboratory, how: str, second_after: float
 ) -> None:
     clients = run(
-        place,
+        lab,
         pay("cat9", 20_000_000),
         start("s1", kind="dear"),
         wait(second_after),
@@ -96,9 +96,9 @@ def test_two_on_one_account_are_charged_together_what_there_is(
 
 
 @pytest.mark.parametrize("how", [*LATE, AWAY])
-def test_a_month_is_not_passed(place: Laboratory, how: str) -> None:
+def test_a_month_is_not_passed(lab: Laboratory, how: str) -> None:
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=3, of_org=False),
         start("s1", user="ann9", kind="recording"),
         wait(150),
@@ -110,20 +110,20 @@ def test_a_month_is_not_passed(place: Laboratory, how: str) -> None:
 
 
 def test_a_session_that_burns_alone_asks_nothing_more_once_the_rest_is_low(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     versions = []
 
-    def noted(stage: Any) -> None:
-        told = stage.cluster.stepped
+    def noted(performer: Any) -> None:
+        told = performer.cluster.stepped
 
         def stepped(host: Any, step: Any, outcome: Any, alone: bool) -> None:
             versions.append((step.standing.phase.value, outcome.reply.session.grant.final))
             told(host, step, outcome, alone)
 
-        stage.cluster.stepped = stepped
+        performer.cluster.stepped = stepped
 
-    outcome = place.run(9, 0, started=noted, actions=[
+    outcome = lab.run(9, 0, started=noted, actions=[
         pay("cat9", 1_900_000), start("s1"), wait(130),
     ])  # fmt: skip
     assert outcome.failure is None, outcome.failure
@@ -134,9 +134,9 @@ def test_a_session_that_burns_alone_asks_nothing_more_once_the_rest_is_low(
     assert len(minutes) <= 3
 
 
-def test_who_starts_later_gets_a_share_of_the_rest(place: Laboratory) -> None:
+def test_who_starts_later_gets_a_share_of_the_rest(lab: Laboratory) -> None:
     clients = run(
-        place,
+        lab,
         pay("cat9", 1_000_000),
         start("s1"),
         wait(10),
@@ -148,13 +148,13 @@ def test_who_starts_later_gets_a_share_of_the_rest(place: Laboratory) -> None:
     assert second["elapsed_ms"] >= 20_000
 
 
-def test_a_spend_takes_of_the_rest_what_it_needs(place: Laboratory) -> None:
+def test_a_spend_takes_of_the_rest_what_it_needs(lab: Laboratory) -> None:
     clients = run(
-        place,
+        lab,
         pay("cat9", 1_000_000),
         start("s1"),
         wait(10),
-        act("deed", node=NODE, kind="spend", user="cat9", entry="spend", micros=500_000),
+        act("transfer", node=NODE, kind="spend", user="cat9", entry="spend", micros=500_000),
         wait(60),
     )
     assert end_of(clients[0], "s1")["elapsed_ms"] == 30_000
@@ -165,13 +165,15 @@ assert KINDS["dear"].price_micros == 60_000_000
 
 @pytest.mark.parametrize("wants", ["start", "spend"])
 def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
-    place: Laboratory, wants: str
+    lab: Laboratory, wants: str
 ) -> None:
     """The holder's answer to the recall is lost: there is enough, but nobody can know it yet."""
-    stages: list[Any] = []
+    performers: list[Any] = []
     wanted = {
         "start": act("start", client="c2", node="node.1", user="cat9", kind="second", session="s2"),
-        "spend": act("deed", node="node.1", kind="spend", user="cat9", entry="x", micros=100_000),
+        "spend": act(
+            "transfer", node="node.1", kind="spend", user="cat9", entry="x", micros=100_000
+        ),
     }[wants]
     actions = [
         pay("cat9", 1_000_000),
@@ -183,16 +185,18 @@ def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
         wait(5),
         act("again", node="node.1", entry="x"),
     ]
-    outcome = place.run(9, 0, actions=actions, started=stages.append)
+    outcome = lab.run(9, 0, actions=actions, started=performers.append)
     assert outcome.failure is None, outcome.failure
-    (stage,) = stages
+    (performer,) = performers
     if wants == "start":
-        client = next(one for one in stage.world.clients if one.name == "c2")
+        client = next(one for one in performer.world.clients if one.name == "c2")
         assert [one["code"] for one in client.messages if one["type"] == "error"] == ["unavailable"]
     else:
-        (deed,) = (one for one in stage.desk.deeds.values() if one.kind == "spend")
-        assert deed.state == "done", deed  # asked again, it was there
-        assert not stage.desk.refusals
+        (transfer,) = (
+            one for one in performer.money_client.transfers.values() if one.kind == "spend"
+        )
+        assert transfer.state == "done", transfer  # asked again, it was there
+        assert not performer.money_client.refusals
 
 
 def test_what_is_told_at_one_instant_comes_in_order() -> None:
@@ -201,16 +205,16 @@ def test_what_is_told_at_one_instant_comes_in_order() -> None:
     heard: list[object] = []
 
     async def main(loop: VirtualLoop) -> None:
-        line = Line(lambda _: [], 1_500)
+        line = RedisLink(lambda _: [], 1_500)
         line.delays = [600]
-        ear = VirtualPubSub(line)
-        await ear.subscribe("news")
+        listener = VirtualPubSub(line)
+        await listener.subscribe("news")
         for data in told:
-            ear.publish(b"news", data)
+            listener.publish(b"news", data)
         loop.clock.now_ms += 300
         await loop.quiet()
         for kind in ["subscribe"] + len(told) * ["message"]:
-            message = await ear.get_message(timeout=1)
+            message = await listener.get_message(timeout=1)
             assert message is not None
             assert message["type"] == kind
             heard.append(message["data"])

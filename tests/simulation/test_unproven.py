@@ -16,7 +16,7 @@ from protocol.wire.errors import ProtocolError
 from server import limits as server_limits
 from server.access.principals import Principal
 from server.runtime.rate_card_file import load_rate_card
-from server.sessions.pending_requests import Ticket
+from server.sessions.pending_requests import PendingRequest
 from tests.fixtures.database import Connection
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.test_heartbeats import Phone
@@ -73,30 +73,30 @@ class Cheat(Browser):
     def drop(self) -> None:
         """The socket is gone without a word, or was closed for its silence."""
         self.is_cut = True
-        for seat in list(self.seats.values()):
-            self.node.hub.part(seat, self, self.alive_at)
-        self.seats.clear()
+        for local in list(self.local_sessions.values()):
+            self.node.registry.unsubscribe(local, self, self.alive_at)
+        self.local_sessions.clear()
 
     async def join(self, session_id: str) -> None:
         """Starts or joins a session, with a tick a second."""
         self.alive_at = self.joined_at = self.node.clock.now()
         self.pings = self.pongs = 0
         await self.start(session_id, CHAT)
-        if session_id in self.seats:
-            self.seats[session_id].service.add(self, TICK_MS, watching=False)
+        if session_id in self.local_sessions:
+            self.local_sessions[session_id].service.add(self, TICK_MS, passive=False)
 
 
-class Watcher(Browser):
+class Observer(Browser):
     """A socket that answers every ping, and only watches."""
 
     async def watch(self, session_id: str) -> None:
         """Watches a session, with a tick a second."""
         try:
-            seat = await self.node.hub.watch(self, ANN, session_id, Ticket(self, 1))
+            local = await self.node.registry.watch(self, ANN, session_id, PendingRequest(self, 1))
         except ProtocolError:
             return
-        if seat is not None and self in seat.members:
-            seat.service.add(self, TICK_MS, watching=True)
+        if local is not None and self in local.subscribers:
+            local.service.add(self, TICK_MS, passive=True)
         await self.node.cluster.settle()
 
 
@@ -120,9 +120,9 @@ class Fraud:
         self.sockets.append(socket)
         return socket
 
-    def watcher(self, node: int) -> Watcher:
+    def observer(self, node: int) -> Observer:
         """One more socket, to watch."""
-        socket = Watcher(self.nodes[node], "watcher")
+        socket = Observer(self.nodes[node], "watcher")
         self.sockets.append(socket)
         return socket
 
@@ -181,7 +181,7 @@ async def flutters(fraud: Fraud, stay_ms: int, away_ms: int, how: str) -> None:
     while fraud.goes_on:
         if how == "drop" or socket.is_cut:
             socket = fraud.open(once)
-        if how != "pause" or not socket.seats:
+        if how != "pause" or not socket.local_sessions:
             await socket.join("chat-1")
         else:
             socket.pongs = 0
@@ -189,9 +189,9 @@ async def flutters(fraud: Fraud, stay_ms: int, away_ms: int, how: str) -> None:
         await fraud.cluster.advance(stay_ms)
         if how == "drop":
             socket.drop()
-        elif how == "leave" and socket.seats:
+        elif how == "leave" and socket.local_sessions:
             await socket.leave("chat-1")
-        elif socket.seats:
+        elif socket.local_sessions:
             await socket.request("chat-1", Event.PAUSE)
         await fraud.cluster.advance(away_ms)
 
@@ -205,20 +205,20 @@ async def beats(fraud: Fraud, *, farewell: bool) -> None:
             await one.join("chat-1")
         await phone.beat(1)
         await fraud.cluster.advance(15_000)
-        if farewell and other.seats:
+        if farewell and other.local_sessions:
             await other.leave("chat-1")
         await fraud.cluster.advance(20_000)
 
 
 async def is_watched(fraud: Fraud, node: int, answers: Callable[[Cheat], bool]) -> None:
     """Watches itself over a socket that answers every ping, while the one that pays does not."""
-    watcher = fraud.watcher(node)
+    observer = fraud.observer(node)
     for number in range(1_000):
         if not fraud.goes_on:
             return
         socket = fraud.open(answers)
         await socket.join(f"chat-{number}")
-        await watcher.watch(f"chat-{number}")
+        await observer.watch(f"chat-{number}")
         while fraud.goes_on and not socket.is_cut:
             await fraud.cluster.advance(500)
         socket.drop()

@@ -6,8 +6,8 @@ another world when a simulation learns to do more; a list of actions means the s
 
 from typing import Any
 
-from tests.simulation.actions import Action, Stage
-from tests.simulation.clients import Client
+from tests.simulation.actions import Action, Performer
+from tests.simulation.clients import SimulatedClient
 from tests.simulation.driver import Laboratory
 
 NODE, FLUSHER = "node.0", "flusher0"
@@ -33,12 +33,12 @@ def start(session: str, user: str = "cat9", kind: str = "second", client: str = 
 
 def pay(user: str, micros: int, entry: str = "grant") -> Action:
     """An account gets credits."""
-    return act("deed", node=NODE, kind="pay", user=user, entry=entry, micros=micros)
+    return act("transfer", node=NODE, kind="pay", user=user, entry=entry, micros=micros)
 
 
 def spend(user: str, micros: int, entry: str = "spend") -> Action:
     """An operation is charged at once."""
-    return act("deed", node=NODE, kind="spend", user=user, entry=entry, micros=micros)
+    return act("transfer", node=NODE, kind="spend", user=user, entry=entry, micros=micros)
 
 
 def mishaps(name: str, where: str, *kinds: list[Any]) -> Action:
@@ -46,10 +46,10 @@ def mishaps(name: str, where: str, *kinds: list[Any]) -> Action:
     return act("mishaps", name=name, where=where, kinds=list(kinds))
 
 
-def run(place: Laboratory, *actions: Action) -> list[Client]:
+def run(place: Laboratory, *actions: Action) -> list[SimulatedClient]:
     """Runs them, and raises what the auditor says; the clients, with what they were told."""
-    stages: list[Stage] = []
-    outcome = place.run(SEED, 0, actions=actions, started=stages.append)
+    performers: list[Performer] = []
+    outcome = place.run(SEED, 0, actions=actions, started=performers.append)
     if outcome.failure is not None:
         raise outcome.failure
-    return stages[0].world.clients
+    return performers[0].world.clients

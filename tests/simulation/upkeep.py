@@ -8,7 +8,7 @@ from typing import Any
 
 from protocol import limits
 from storage import limits as storage_limits
-from tests.simulation.desk import Deed, Desk
+from tests.simulation.money_client import MoneyClient, Transfer
 from tests.simulation.processes import CALM_BEAT_MS
 from tests.simulation.state import State, place_of
 from tests.simulation.world import World
@@ -23,9 +23,9 @@ CLOCKS_DIFFER_MS = 250
 class Upkeep:
     """Looks after each step, and remembers what it saw."""
 
-    def __init__(self, world: World, desk: Desk) -> None:
+    def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
-        self.desk = desk
+        self.money_client = money_client
         self._beaten: dict[str, float] = {}
         """What the last beat said that was looked at."""
         self._seen: set[str] = set()
@@ -132,20 +132,22 @@ class Upkeep:
     def _check_news(self, state: State) -> None:
         """Who shows an account hears once of everything that moved it, and what it was."""
         news = self.world.cluster.news
-        for deed in self.desk.deeds.values():
-            if deed.state != "done" or deed.entry_id in self.desk.told:
+        for transfer in self.money_client.transfers.values():
+            if transfer.state != "done" or transfer.entry_id in self.money_client.told:
                 continue
-            self.desk.told.add(deed.entry_id)
-            entry = deed.hold_id or deed.entry_id
-            told = news.get((deed.person.account, entry), [])
-            if deed.kind == "spend":
-                self._check_told(deed, told, [("spend", -deed.micros)] if deed.micros else [])
-            elif deed.kind == "hold":
-                self._check_told(deed, told[:1], [("hold", 0)])
-            elif deed.kind == "pay":
-                kind = "grant" if deed.micros > 0 else "adjust"
+            self.money_client.told.add(transfer.entry_id)
+            entry = transfer.hold_id or transfer.entry_id
+            told = news.get((transfer.person.account, entry), [])
+            if transfer.kind == "spend":
+                self._check_told(
+                    transfer, told, [("spend", -transfer.micros)] if transfer.micros else []
+                )
+            elif transfer.kind == "hold":
+                self._check_told(transfer, told[:1], [("hold", 0)])
+            elif transfer.kind == "pay":
+                kind = "grant" if transfer.micros > 0 else "adjust"
                 # An account that nobody has in Redis is told nothing.
-                self._check_told(deed, told, [(kind, deed.micros)][: len(told)])
+                self._check_told(transfer, told, [(kind, transfer.micros)][: len(told)])
         for hold in state.hashes["hold"].values():
             self._check_hold_told(hold)
 
@@ -163,12 +165,12 @@ class Upkeep:
             assert int(one["delta"]) == -int(hold["posted"]), (hold, one)
 
     def _check_told(
-        self, deed: Deed, told: list[dict[str, Any]], expected: list[tuple[str, int]]
+        self, transfer: Transfer, told: list[dict[str, Any]], expected: list[tuple[str, int]]
     ) -> None:
         found = [(one["reason"], int(one["delta"])) for one in told]
-        assert found == expected, (deed, told)
+        assert found == expected, (transfer, told)
         for one in told:
-            assert one.get("operation") == deed.operation, (deed, told)
+            assert one.get("operation") == transfer.operation, (transfer, told)
 
     # --- Records --------------------------------------------------------------------------
 
@@ -177,9 +179,9 @@ class Upkeep:
         for hold in state.hashes["hold"].values():
             name = hold["tenant"], hold["id"], hold["state"]
             assert name in self._written, hold
-        for deed in self.desk.deeds.values():
-            if deed.kind == "spend" and deed.state == "done" and deed.micros:
-                assert (*deed.person.account, deed.entry_id) in self._written, deed
+        for transfer in self.money_client.transfers.values():
+            if transfer.kind == "spend" and transfer.state == "done" and transfer.micros:
+                assert (*transfer.person.account, transfer.entry_id) in self._written, transfer
 
     def _check_full(self, state: State) -> None:
         """Where too much waits, nothing new is begun: only what is there comes to its end."""
@@ -250,16 +252,16 @@ class Upkeep:
             old = [entry for entry, at in entries.items() if 0 < at < until]
             # Posts are noted, and have others forgotten with the next spend.
             assert len(entries) <= bounds[kind] + 1 or len(old) <= 1, (key, entries)
-        for deed in self.desk.deeds.values():
-            kind = {"spend": "spends", "pay": "applied"}.get(deed.kind, "")
-            is_young = self.world.now - deed.at < storage_limits.SPENDS_REMEMBERED_MS
-            place = "/".join(deed.person.account)
-            if not kind or deed.state != "done" or not is_young:
+        for transfer in self.money_client.transfers.values():
+            kind = {"spend": "spends", "pay": "applied"}.get(transfer.kind, "")
+            is_young = self.world.now - transfer.at < storage_limits.SPENDS_REMEMBERED_MS
+            place = "/".join(transfer.person.account)
+            if not kind or transfer.state != "done" or not is_young:
                 continue
-            if place not in state.hashes["account"] or deed.at <= self.world.forgot_at:
+            if place not in state.hashes["account"] or transfer.at <= self.world.forgot_at:
                 continue
-            taken = (deed.person.account, deed.entry_id) in self.world.cluster.news
-            if deed.kind == "pay" and not taken:
+            taken = (transfer.person.account, transfer.entry_id) in self.world.cluster.news
+            if transfer.kind == "pay" and not taken:
                 continue  # it was loaded with the account, which says so by its position
             key = state.key_of(kind, place)
-            assert deed.entry_id in state.remembered.get(key, {}), (deed, state.remembered)
+            assert transfer.entry_id in state.remembered.get(key, {}), (transfer, state.remembered)

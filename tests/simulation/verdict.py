@@ -13,7 +13,7 @@ import msgspec
 
 from protocol.metering.terms import Terms
 from tests.simulation.auditor import CLOCK_ERROR_MS, Auditor
-from tests.simulation.clients import Client, Diary
+from tests.simulation.clients import SessionLog, SimulatedClient
 from tests.simulation.evidence import check_receipt
 from tests.simulation.state import MINUTE_MS, State, cost_micros
 
@@ -29,7 +29,7 @@ class Verdict:
     def __init__(self, auditor: Auditor, state: State) -> None:
         self.auditor = auditor
         self.world = auditor.world
-        self.desk = auditor.desk
+        self.money_client = auditor.money_client
         self.state = state
         fetch = self.world.cluster.postgres.fetch
         self.sessions = {
@@ -61,14 +61,14 @@ class Verdict:
             self._check_outboxes()
         self._check_sessions()
         self._check_prepared()
-        self._check_deeds()
+        self._check_transfers()
         self._check_accounts()
         self._check_months()
         self._check_free_time()
         self.auditor.operations.close(self.state)
-        for diary in self.world.diaries.values():
-            self._check_proofs(diary)
-            self._check_service(diary)
+        for session_log in self.world.session_logs.values():
+            self._check_proofs(session_log)
+            self._check_service(session_log)
         for client in self.world.clients:
             self._check_told(client)
             self._check_shown(client)
@@ -141,22 +141,22 @@ class Verdict:
                 continue
             assert msgspec.json.decode(row["terms"], type=Terms) == wanted.terms, (row, wanted)
 
-    def _check_proofs(self, diary: Diary) -> None:
+    def _check_proofs(self, session_log: SessionLog) -> None:
         """Nothing is billed beyond the last proofs of life of the clients that were there,
         nor between two of them unless the kind bills gaps."""
-        row = self.sessions.get(f"{diary.person.tenant}/{diary.session_id}")
-        if row is None or not diary.served:
+        row = self.sessions.get(f"{session_log.person.tenant}/{session_log.session_id}")
+        if row is None or not session_log.served:
             return
-        most_ms, group = 0, list(min(diary.served))
-        for begin, end, found in sorted(diary.served):
-            if begin > group[2] and diary.terms.gap != "bill":
+        most_ms, group = 0, list(min(session_log.served))
+        for begin, end, found in sorted(session_log.served):
+            if begin > group[2] and session_log.terms.gap != "bill":
                 most_ms += group[1] - group[0]
                 group = [begin, end, found]
             group[1:] = [max(group[1], end), max(group[2], found)]
-        most_ms += group[1] - group[0] + diary.reported_ms + self._clock_error_ms(diary)
-        assert row["elapsed_ms"] <= most_ms, (row, diary.served, most_ms)
+        most_ms += group[1] - group[0] + session_log.reported_ms + self._clock_error_ms(session_log)
+        assert row["elapsed_ms"] <= most_ms, (row, session_log.served, most_ms)
 
-    def _clock_error_ms(self, diary: Diary) -> int:
+    def _clock_error_ms(self, session_log: SessionLog) -> int:
         """How far the clocks of those that served a session may differ. A process that begins
         while Redis is slow knows the time less exactly at first. That shows only where another
         one goes on, or acts in its name."""
@@ -165,51 +165,51 @@ class Verdict:
         nodes = {
             client.node.process.node
             for client in self.world.clients
-            if diary.session_id in client.joined_at
+            if session_log.session_id in client.joined_at
         }
         is_alone = len(nodes) <= 1 and not nodes & set(self.world.deaths)
         return 0 if is_alone else CLOCK_ERROR_MS
 
-    def _check_service(self, diary: Diary) -> None:
+    def _check_service(self, session_log: SessionLog) -> None:
         """What clients were shown by ticks is billed, but for a tenth of it: a ping that is not
         answered, and what a process knew that died."""
-        row = self.sessions.get(f"{diary.person.tenant}/{diary.session_id}")
-        if row is None or diary.disturbed or self.auditor.is_blind:
+        row = self.sessions.get(f"{session_log.person.tenant}/{session_log.session_id}")
+        if row is None or session_log.disturbed or self.auditor.is_blind:
             return
         shown_ms = max(
             (
                 message["elapsed_ms"]
                 for client in self.world.clients
                 for message in client.messages
-                if message["type"] == "tick" and message["session_id"] == diary.session_id
+                if message["type"] == "tick" and message["session_id"] == session_log.session_id
             ),
             default=0,
         )
-        spared_ms = SPARED_MS * (1 + len(diary.deaths))
+        spared_ms = SPARED_MS * (1 + len(session_log.deaths))
         most_ms = row["elapsed_ms"] * 10 // 9 + spared_ms
-        assert shown_ms <= most_ms, (row, shown_ms, diary)
+        assert shown_ms <= most_ms, (row, shown_ms, session_log)
 
-    def _check_told(self, client: Client) -> None:
+    def _check_told(self, client: SimulatedClient) -> None:
         """What a client was told is what is written down: no minute, no receipt is edited."""
         forgotten = self.world.forgotten.pieces
         for message in client.messages:
-            diary = self.world.diaries.get(message.get("session_id", ""))
-            if diary is None:
+            session_log = self.world.session_logs.get(message.get("session_id", ""))
+            if session_log is None:
                 continue
-            name = f"{diary.person.tenant}/{diary.session_id}"
+            name = f"{session_log.person.tenant}/{session_log.session_id}"
             if message["type"] == "minute":
                 found = [one for one in self.minutes[name] if one["minute"] == message["minute"]]
-                if not found and (diary.session_id, message["minute"]) in forgotten:
+                if not found and (session_log.session_id, message["minute"]) in forgotten:
                     continue
                 assert len(found) == 1, (client.name, message)
                 assert found[0]["seconds"] == message["seconds"], (message, found)
-            elif message["type"] == "stopped" and (diary.session_id, None) not in forgotten:
+            elif message["type"] == "stopped" and (session_log.session_id, None) not in forgotten:
                 row, receipt = self.sessions[name], message["receipt"]
                 told = (receipt["elapsed_ms"], receipt["billed_ms"], receipt["minutes"])
                 kept = (row["elapsed_ms"], row["billed_ms"], row["minutes"])
                 assert told == kept, (client.name, message, row)
 
-    def _check_shown(self, client: Client) -> None:
+    def _check_shown(self, client: SimulatedClient) -> None:
         """The time that a client is shown never steps back, where it is served by one process
         that lives: but to where the session's clients proved that they were there, once they
         are found to be gone, or do not answer when another comes. What was shown until that
@@ -226,11 +226,11 @@ class Verdict:
             if "elapsed_ms" not in message or len(nodes[session_id]) > 1:
                 continue
             elapsed_ms, at = message["elapsed_ms"], message["received_at"]
-            diary = self.world.diaries[session_id]
+            session_log = self.world.session_logs[session_id]
             kept = (
                 ms
                 for ms, then in shown[session_id]
-                if not (diary.took_back(then, at) or diary.is_doubted(then, at))
+                if not (session_log.took_back(then, at) or session_log.is_doubted(then, at))
             )
             before = max(kept, default=0)
             assert elapsed_ms >= before, (client.name, before, message)
@@ -238,7 +238,7 @@ class Verdict:
 
     # --- Money -------------------------------------------------------------------------
 
-    def _check_deeds(self) -> None:
+    def _check_transfers(self) -> None:
         entries = Counter(
             (entry["tenant"], entry["account_id"], entry["entry_id"]) for entry in self.ledger
         )
@@ -248,16 +248,18 @@ class Verdict:
             for entry in self.ledger
         }
         known = set()
-        for deed in self.desk.deeds.values():
-            assert deed.state != "unknown", deed
-            if deed.kind in ("pay", "spend"):
-                key = (*deed.person.account, deed.entry_id)
+        for transfer in self.money_client.transfers.values():
+            assert transfer.state != "unknown", transfer
+            if transfer.kind in ("pay", "spend"):
+                key = (*transfer.person.account, transfer.entry_id)
                 known.add(key)
-                assert amounts.get(key, 0) == deed.moved_micros, (deed, amounts.get(key))
+                assert amounts.get(key, 0) == transfer.moved_micros, (transfer, amounts.get(key))
         posted: Counter[tuple[str, str, str]] = Counter()
-        for deed in self.desk.deeds.values():
-            if deed.kind == "post":
-                posted[(*deed.person.account, f"post:{deed.hold_id}")] += deed.moved_micros
+        for transfer in self.money_client.transfers.values():
+            if transfer.kind == "post":
+                posted[(*transfer.person.account, f"post:{transfer.hold_id}")] += (
+                    transfer.moved_micros
+                )
         for key, micros in posted.items():
             known.add(key)
             assert amounts.get(key, 0) == micros, (key, micros, amounts.get(key))
@@ -278,7 +280,7 @@ class Verdict:
                 for row in self.sessions.values()
                 if (row["tenant"], row["account_id"]) == account
             )
-            expected = self.desk.moved(account)[0] - burnt
+            expected = self.money_client.moved(account)[0] - burnt
             assert self.balances.get(account, 0) == expected, (account, self.balances, expected)
             live = self.state.hashes["account"].get("/".join(account))
             if live is not None:

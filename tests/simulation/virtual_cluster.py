@@ -15,16 +15,16 @@ from server.runtime.settings import Settings
 from storage.redis.keys import NODES
 from storage.redis.step_outcomes import outcome_of
 from tests.simulation.people import RATES
-from tests.simulation.postgres_lines import PostgresServer
+from tests.simulation.postgres_links import PostgresServer
 from tests.simulation.processes import (
     CALM_BEAT_MS,
     PARTITIONS,
     FlusherHost,
     Host,
-    Server,
+    ServerHost,
     make_task,
 )
-from tests.simulation.redis_lines import Command, Mishap
+from tests.simulation.redis_links import Command, Mishap
 from tests.simulation.redis_wire import RedisWire
 from tests.simulation.virtual import VirtualLoop
 from tests.simulation.virtual_redis import VirtualRedisServer
@@ -53,7 +53,7 @@ class LivelockError(AssertionError):
     """Time does not go on."""
 
 
-class Cluster:
+class VirtualCluster:
     """Processes on one Redis and one Postgres, in virtual time."""
 
     def __init__(self, loop: VirtualLoop, wire: RedisWire, postgres: PostgresServer) -> None:
@@ -63,7 +63,7 @@ class Cluster:
         self.postgres = postgres
         self.redis = VirtualRedisServer(wire, self.clock)
         self.redis.carried = self._carried
-        self.servers: list[Server] = []
+        self.servers: list[ServerHost] = []
         self.flushers: list[FlusherHost] = []
         self.died: Callable[[Host], None] = lambda host: None
         self.stepped: Callable[[Host, Step, Any, bool], None] = lambda *told: None
@@ -99,7 +99,7 @@ class Cluster:
         return self.clock.now_ms
 
     @property
-    def nodes(self) -> list[Server]:
+    def nodes(self) -> list[ServerHost]:
         """The living processes."""
         return [node for node in self.servers if node.is_alive]
 
@@ -180,9 +180,9 @@ class Cluster:
 
     # --- Processes -----------------------------------------------------------------------
 
-    async def serve(self, name: str) -> Server:
+    async def serve(self, name: str) -> ServerHost:
         """One more process that serves sockets."""
-        host = Server(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
+        host = ServerHost(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
         self._place(host)
         live = host.process.live
         command = live._commit_command
@@ -309,8 +309,8 @@ class Cluster:
             key = (tenant, account_id), credit["entry_id"]
             self.news.setdefault(key, []).append(credit)
         for node in self.servers:
-            for ear in node.line.ears:
-                ear.publish(channel, message)
+            for listener in node.line.ears:
+                listener.publish(channel, message)
 
     def _carried(self, commands: Sequence[Command], answers: list[Any]) -> None:
         """Looks at what Redis was asked and has answered, before anybody else asks it."""

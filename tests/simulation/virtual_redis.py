@@ -14,7 +14,7 @@ from unittest import mock
 import storage.redis.scripts
 from storage.redis.keys import NODES
 from tests.simulation.mutants import instrumented, sites
-from tests.simulation.redis_lines import Command
+from tests.simulation.redis_links import Command
 from tests.simulation.redis_wire import RedisWire
 from tests.simulation.virtual import FRACTION_MS, VirtualClock
 
@@ -76,7 +76,7 @@ for index = 3, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[index], ARGV[i
 """
 
 
-class Change(Protocol):
+class ScriptChange(Protocol):
     """A script in which one thing is wrong."""
 
     @property
@@ -102,7 +102,7 @@ class Mutation(NamedTuple):
 
 @contextlib.contextmanager
 def virtual_scripts(
-    directory: Path, mutations: Sequence[Change] = (), *, tell_reached: bool = False
+    directory: Path, mutations: Sequence[ScriptChange] = (), *, tell_reached: bool = False
 ) -> Iterator[None]:
     """Has every client that is made meanwhile load the scripts for virtual time.
 

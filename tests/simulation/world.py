@@ -23,18 +23,18 @@ from protocol.wire.errors import ProtocolError, ServiceError
 from server import limits as server_limits
 from server.gateway.preparations import SessionExistsError, prepare
 from server.gateway.session_start import join_or_start
-from server.sessions.local_session import Seat
-from server.sessions.pending_requests import Ticket
+from server.sessions.local_session import LocalSession
+from server.sessions.pending_requests import PendingRequest
 from storage import limits as storage_limits
 from storage.postgres.records import UnavailableError
-from storage.redis.live import LiveError, Outcome
+from storage.redis.live import LiveError, StepOutcome
 from storage.rows.sessions import SessionPrepared
-from tests.simulation.clients import FOUND_OUT_MS, Client, Diary
+from tests.simulation.clients import FOUND_OUT_MS, SessionLog, SimulatedClient
 from tests.simulation.forgotten import Forgotten
 from tests.simulation.people import KINDS, Person
-from tests.simulation.processes import Host, Server
+from tests.simulation.processes import Host, ServerHost
 from tests.simulation.state import State, look
-from tests.simulation.virtual_cluster import Cluster
+from tests.simulation.virtual_cluster import VirtualCluster
 
 POISON = "poison"
 """A kind of record that there is none of."""
@@ -48,11 +48,11 @@ MUTE_TICK_MS = 1_000
 class World:
     """People and clients on a cluster."""
 
-    def __init__(self, cluster: Cluster, people: list[Person]) -> None:
+    def __init__(self, cluster: VirtualCluster, people: list[Person]) -> None:
         self.cluster = cluster
         self.people = {person.user_id: person for person in people}
-        self.clients: list[Client] = []
-        self.diaries: dict[str, Diary] = {}
+        self.clients: list[SimulatedClient] = []
+        self.session_logs: dict[str, SessionLog] = {}
         self.accepted: list[tuple[Step, dict[str, int]]] = []
         """Steps that were made, and what the account has and holds since, where it owes."""
         self.stops: list[tuple[int, Step, State]] = []
@@ -88,12 +88,12 @@ class World:
         """Processes that died, and when."""
         self.prepared: dict[str, tuple[int, SessionPrepared]] = {}
         """Preparations that were confirmed, and when."""
-        self.in_vain: list[tuple[Server, Diary, int]] = []
+        self.in_vain: list[tuple[ServerHost, SessionLog, int]] = []
         """Processes that tried to join a session, and when they gave it up."""
-        self.waiting: list[tuple[Client, str, int]] = []
+        self.waiting: list[tuple[SimulatedClient, str, int]] = []
         self._preparing: set[str] = set()
         """Sessions that a backend prepares while they start: that may be in the way."""
-        self._smooth: dict[tuple[Client, int], int] = {}
+        self._smooth: dict[tuple[SimulatedClient, int], int] = {}
         """Those that were made while nothing was wrong."""
         """Requests that were not answered yet."""
         self._pending: list[asyncio.Task[Any]] = []
@@ -106,7 +106,7 @@ class World:
         return self.cluster.now
 
     @property
-    def nodes(self) -> list[Server]:
+    def nodes(self) -> list[ServerHost]:
         """The living processes."""
         return self.cluster.nodes
 
@@ -125,9 +125,9 @@ class World:
             self.is_smooth
             and all(task.done() for task in self._pending)
             and not any(
-                seat.meter.asked or seat.meter._intents or seat.failures
+                local.meter.asked or local.meter._intents or local.failures
                 for node in self.nodes
-                for seat in node.hub
+                for local in node.registry
             )
         )
 
@@ -148,26 +148,26 @@ class World:
         is_behind = behind_ms > storage_limits.HOLD_KEPT_MS // 4
         assert state.recovering or state.unsettled or is_full or is_behind, error
 
-    async def intrude(self, client: Client, person: Person, session_id: str) -> None:
+    async def intrude(self, client: SimulatedClient, person: Person, session_id: str) -> None:
         """Somebody else wants to take part in a session of the same organisation."""
-        process, ticket = client.node.process, Ticket(client, None)
+        process, pending = client.node.process, PendingRequest(client, None)
 
         async def work() -> bool:
             try:
-                await join_or_start(process, person.principal, client, session_id, None, ticket)
+                await join_or_start(process, person.principal, client, session_id, None, pending)
             except (ProtocolError, LiveError):
                 return False
             return True
 
         assert not await self.cluster.finished(client.node.act(work())), (person, session_id)
 
-    def client(self, name: str) -> Client | None:
+    def client(self, name: str) -> SimulatedClient | None:
         """The client of that name, if it was there."""
         return next((client for client in self.clients if client.name == name), None)
 
     # --- What the cluster tells -----------------------------------------------------------
 
-    def _stepped(self, host: Host, step: Step, outcome: Outcome, alone: bool) -> None:
+    def _stepped(self, host: Host, step: Step, outcome: StepOutcome, alone: bool) -> None:
         reply, key = outcome.reply, step.before.key
         self.held.pop(key, None)
         if reply is None:
@@ -200,30 +200,30 @@ class World:
             self.given_back[self.now, *account] += max(0, freed - step.charge_micros)
 
     def _died(self, host: Host) -> None:
-        if not isinstance(host, Server):
+        if not isinstance(host, ServerHost):
             return
         self.deaths[host.process.node] = self.now
         alive_at = host.proof_at(self.now)
-        for node, diary, at in self.in_vain:
+        for node, session_log, at in self.in_vain:
             if node is host and self.now - at < SWEPT_MS:
                 # It may be noted still, and nobody else knows that it was in vain.
-                diary.served.append([at, self.now, self.now])
+                session_log.served.append([at, self.now, self.now])
         for session_id, at in host.untold():
             # Who looks after its sessions finds a socket there as long as it proved its life.
-            self.diaries[session_id].served.append([at, self.now, self.now + SWEPT_MS])
+            self.session_logs[session_id].served.append([at, self.now, self.now + SWEPT_MS])
         for client in self.clients:
             if client.node is host:
                 client.is_cut = True
                 # Also where it was being let in: it may be attached already.
-                for diary in map(self.diaries.__getitem__, client.awaited()):
-                    diary.deaths.append(self.now)
-                    diary.proofs.append((self.now, max(alive_at, _last_request(diary))))
+                for session_log in map(self.session_logs.__getitem__, client.awaited()):
+                    session_log.deaths.append(self.now)
+                    session_log.proofs.append((self.now, max(alive_at, _last_request(session_log))))
                 client.go_all(self.now, self.now + SWEPT_MS)
         self.forgotten.died(self.clients)
 
     def refused(self) -> list[tuple[int, str, Step, State]]:
         """Steps that were refused for good since the last time that one asked."""
-        waiting = {seat.key for node in self.nodes for seat in node.hub if seat.meter.asked}
+        waiting = {local.key for node in self.nodes for local in node.registry if local.meter.asked}
         over = [key for key in self.held if key not in waiting]
         found = self.refusals + [self.held.pop(key) for key in over]
         self.refusals = []
@@ -233,8 +233,8 @@ class World:
         """From now on instants of sessions of a process (or of all) are not exact."""
         for client in self.clients:
             if host is None or client.node is host:
-                for diary in client.present():
-                    diary.disturbed = True
+                for session_log in client.present():
+                    session_log.disturbed = True
 
     def _is_troubled(self, host: Host) -> bool:
         return bool(
@@ -245,20 +245,20 @@ class World:
             or host.postgres.is_away
             or self.now < self.cluster.unsettled_until
             # Asked over a slow line, the time may be known less exactly than to the millisecond.
-            or (isinstance(host, Server) and host.clock.now() != self.now)
+            or (isinstance(host, ServerHost) and host.clock.now() != self.now)
         )
 
     # --- Clients ----------------------------------------------------------------------------
 
     async def join(
         self,
-        client: Client,
+        client: SimulatedClient,
         person: Person,
         kind: str,
         session_id: str,
         last_seq: int | None = None,
         *,
-        backend: Server | None = None,
+        backend: ServerHost | None = None,
         turns: int = 0,
     ) -> None:
         """A client starts or joins a session.
@@ -266,16 +266,18 @@ class World:
         At the same instant a ``backend`` prepares it, so many turns of the loop before the
         client asks, or behind it.
         """
-        diary = self.diaries.get(session_id)
-        if diary is None:
-            diary = self.diaries[session_id] = Diary(person, KINDS[kind], session_id)
-        diary.disturbed = diary.disturbed or self._is_troubled(client.node)
+        session_log = self.session_logs.get(session_id)
+        if session_log is None:
+            session_log = self.session_logs[session_id] = SessionLog(
+                person, KINDS[kind], session_id
+            )
+        session_log.disturbed = session_log.disturbed or self._is_troubled(client.node)
         client.requests += 1
         # Whatever it says proves that it lives, to every session that it takes part in.
         client.node.do(client.pong)
         client.begin(session_id, last_seq)
         request_id = client.requests
-        ticket = Ticket(client, request_id)
+        pending = PendingRequest(client, request_id)
         start = messages.Start(
             session_id=session_id,
             kind=kind,
@@ -284,7 +286,7 @@ class World:
             last_seq=last_seq,
         )
         process = client.node.process
-        client.come(diary, self.now)
+        client.come(session_log, self.now)
         smooth, asked_at = self.is_smooth, self.now
 
         if backend is not None:
@@ -295,8 +297,8 @@ class World:
         async def work() -> None:
             await _turn(turns)
             try:
-                seat = await join_or_start(
-                    process, person.principal, client, session_id, start, ticket
+                local = await join_or_start(
+                    process, person.principal, client, session_id, start, pending
                 )
             except (ProtocolError, LiveError) as error:
                 if smooth and isinstance(error, ServiceError | LiveError):
@@ -304,22 +306,24 @@ class World:
                 self._failed(client, request_id, error)
                 client.turned_away(session_id, self.now)
                 self.cluster.stir()  # what was begun for it is undone with the next beat
-                self.in_vain.append((client.node, diary, self.now))
+                self.in_vain.append((client.node, session_log, self.now))
                 return
             if client.is_gone:
                 # It left while it was being let in, and is put out again.
                 alive_at = client.node.clock.now() - (self.now - client.alive_at)
-                diary.proofs.append((self.now, client.alive_at))
-                client.node.do(client.node.hub.part, seat, client, alive_at)
-            elif client in seat.members:
-                client.seats[session_id] = seat
-                client.sessions[session_id] = diary
+                session_log.proofs.append((self.now, client.alive_at))
+                client.node.do(client.node.registry.unsubscribe, local, client, alive_at)
+            elif client in local.subscribers:
+                client.local_sessions[session_id] = local
+                client.sessions[session_id] = session_log
                 client.node.do(client._ping)
-                diary.requests.append((self.now, "join"))
+                session_log.requests.append((self.now, "join"))
 
         await self._ask(client, session_id, request_id, work())
 
-    async def prepare(self, person: Person, terms: Terms, session_id: str, backend: Server) -> bool:
+    async def prepare(
+        self, person: Person, terms: Terms, session_id: str, backend: ServerHost
+    ) -> bool:
         """A backend prepares a session at a price of its own; whether that is confirmed."""
         before = self.prepared.pop(f"{person.tenant}/{session_id}", None)
         await self.cluster.finished(
@@ -330,14 +334,16 @@ class World:
             self.prepared[f"{person.tenant}/{session_id}"] = before
         return is_confirmed
 
-    def prepare_soon(self, person: Person, terms: Terms, session_id: str, backend: Server) -> None:
+    def prepare_soon(
+        self, person: Person, terms: Terms, session_id: str, backend: ServerHost
+    ) -> None:
         """The same, while other things happen."""
         self._preparing.add(session_id)
         preparing = self._prepare(person, terms, session_id, backend, 0)
         self._pending.append(backend.act(preparing))
 
     async def _prepare(
-        self, person: Person, terms: Terms, session_id: str, backend: Server, turns: int
+        self, person: Person, terms: Terms, session_id: str, backend: ServerHost, turns: int
     ) -> None:
         """A backend prepares a session at a price of its own; whether it could is noted."""
         await _turn(turns)
@@ -356,14 +362,18 @@ class World:
             found, _ = await prepare(backend.process, wanted, True)
             self.prepared[f"{person.tenant}/{session_id}"] = (self.now, found)
 
-    def _failed(self, client: Client, request_id: int, error: Exception) -> None:
+    def _failed(self, client: SimulatedClient, request_id: int, error: Exception) -> None:
         code = getattr(error, "code", "unavailable")
         client.messages.append(
             {"type": "error", "id": request_id, "message": str(error), "code": code}
         )
 
     async def _ask(
-        self, client: Client, session_id: str, request_id: int, work: Coroutine[Any, Any, None]
+        self,
+        client: SimulatedClient,
+        session_id: str,
+        request_id: int,
+        work: Coroutine[Any, Any, None],
     ) -> None:
         task = client.node.act(work)
         self.waiting.append((client, session_id, request_id))
@@ -382,8 +392,8 @@ class World:
         for client, session_id, request_id in list(self.waiting):
             answers = client.answers(request_id)
             assert len(answers) <= 1, (client.name, answers)
-            seat = client.seats.get(session_id)
-            if answers or client.is_cut or (seat is None and not self._pending):
+            local = client.local_sessions.get(session_id)
+            if answers or client.is_cut or (local is None and not self._pending):
                 self.waiting.remove((client, session_id, request_id))
                 # Who has left is not told any more; anybody else is.
                 assert answers or client.is_cut or session_id not in client.sessions
@@ -392,134 +402,143 @@ class World:
                 if is_unavailable:
                     self.unserved(asked_at, AssertionError((client.name, answers[0])))
             else:
-                waits = bool(self._pending) or (seat is not None and _is_asked(seat))
+                waits = bool(self._pending) or (local is not None and _is_asked(local))
                 assert waits, (client.name, session_id, request_id)
 
-    async def request(self, client: Client, session_id: str, event: Event) -> None:
+    async def request(self, client: SimulatedClient, session_id: str, event: Event) -> None:
         """A client asks for something, if it takes part in the session."""
-        seat = client.seats.get(session_id)
-        if seat is None or client.is_cut or session_id not in client.sessions:
+        local = client.local_sessions.get(session_id)
+        if local is None or client.is_cut or session_id not in client.sessions:
             return
         client.requests += 1
         client.node.do(client.pong)
-        if client.seats.get(session_id) is not seat:
+        if client.local_sessions.get(session_id) is not local:
             return
-        diary = client.sessions[session_id]
-        diary.disturbed = diary.disturbed or self._is_troubled(client.node)
-        diary.requests.append((self.now, event.value))
+        session_log = client.sessions[session_id]
+        session_log.disturbed = session_log.disturbed or self._is_troubled(client.node)
+        session_log.requests.append((self.now, event.value))
         request_id = client.requests
 
         async def work() -> None:
             try:
-                client.node.hub.request(seat, event, Ticket(client, request_id))
+                client.node.registry.request(local, event, PendingRequest(client, request_id))
             except ProtocolError as error:
                 self._failed(client, request_id, error)
 
         await self._ask(client, session_id, request_id, work())
 
-    async def watch(self, client: Client, session_id: str) -> None:
+    async def watch(self, client: SimulatedClient, session_id: str) -> None:
         """Somebody watches a session without keeping it alive."""
-        person = self.diaries[session_id].person
+        person = self.session_logs[session_id].person
         client.requests += 1
         request_id = client.requests
         client.begin(session_id, None)
 
         async def work() -> None:
-            ticket = Ticket(client, request_id)
+            pending = PendingRequest(client, request_id)
             try:
-                seat = await client.node.hub.watch(client, person.principal, session_id, ticket)
+                local = await client.node.registry.watch(
+                    client, person.principal, session_id, pending
+                )
             except (ProtocolError, LiveError) as error:
                 self._failed(client, request_id, error)
                 return
-            if seat is None:
+            if local is None:
                 client.messages.append({"type": "error", "id": request_id, "message": "none"})
-            elif client in seat.members:
-                client.watched[session_id] = seat
+            elif client in local.subscribers:
+                client.watched[session_id] = local
 
         await self._ask(client, session_id, request_id, work())
 
-    async def look_away(self, client: Client) -> None:
-        """A watcher has seen enough."""
+    async def look_away(self, client: SimulatedClient) -> None:
+        """An observer has seen enough."""
         client.is_cut = True
-        for seat in list(client.watched.values()):
-            client.node.do(client.node.hub.part, seat, client, client.node.clock.now())
+        for local in list(client.watched.values()):
+            client.node.do(client.node.registry.unsubscribe, local, client, client.node.clock.now())
         client.watched.clear()
         await self.cluster.settle()
 
-    async def stop_from_outside(self, client: Client, session_id: str) -> None:
+    async def stop_from_outside(self, client: SimulatedClient, session_id: str) -> None:
         """An operator stops a session."""
-        seat = client.seats.get(session_id)
-        if seat is None or session_id not in client.sessions:
+        local = client.local_sessions.get(session_id)
+        if local is None or session_id not in client.sessions:
             return
 
         async def work() -> None:
-            client.node.hub.request(seat, Event.STOP, Ticket(None, None), "operator")
+            client.node.registry.request(local, Event.STOP, PendingRequest(None, None), "operator")
 
         client.sessions[session_id].requests.append((self.now, "operator"))
         await self.cluster.finished(client.node.act(work()))
 
-    async def leave(self, client: Client, session_id: str) -> None:
+    async def leave(self, client: SimulatedClient, session_id: str) -> None:
         """A client leaves a session and keeps its socket."""
         client.node.do(client.pong)
-        seat = client.seats.pop(session_id, None)
-        diary = client.sessions.get(session_id)
+        local = client.local_sessions.pop(session_id, None)
+        session_log = client.sessions.get(session_id)
         client.go(session_id, self.now, self.now)
-        if seat is not None and diary is not None and not client.is_cut:
-            diary.disturbed = diary.disturbed or self._is_troubled(client.node)
-            diary.proofs.append((self.now, self.now))
+        if local is not None and session_log is not None and not client.is_cut:
+            session_log.disturbed = session_log.disturbed or self._is_troubled(client.node)
+            session_log.proofs.append((self.now, self.now))
             now_ms = client.node.clock.now()
-            client.node.do(partial(client.node.hub.part, farewell=True), seat, client, now_ms)
+            client.node.do(
+                partial(client.node.registry.unsubscribe, farewell=True), local, client, now_ms
+            )
             await self.cluster.settle()
 
-    async def close(self, client: Client) -> None:
+    async def close(self, client: SimulatedClient) -> None:
         """A client's socket is closed, or found out to have been cut."""
         node, is_farewell = client.node, not client.is_cut
         if is_farewell:
             client.alive_at = self.now
             client.hear()
-        for diary in client.present():
-            diary.proofs.append((self.now, client.alive_at))
-            diary.disturbed = diary.disturbed or self._is_troubled(node)
+        for session_log in client.present():
+            session_log.proofs.append((self.now, client.alive_at))
+            session_log.disturbed = session_log.disturbed or self._is_troubled(node)
         client.go_all(client.alive_at, self.now)
         client.is_cut = client.is_gone = True
         if node.is_alive:
             alive_at = node.clock.now() - (self.now - client.alive_at)
-            for seat in list(client.seats.values()):
-                node.do(partial(node.hub.part, farewell=is_farewell), seat, client, alive_at)
-        client.seats.clear()
+            for local in list(client.local_sessions.values()):
+                node.do(
+                    partial(node.registry.unsubscribe, farewell=is_farewell),
+                    local,
+                    client,
+                    alive_at,
+                )
+        client.local_sessions.clear()
         await self.cluster.settle()
 
-    def cut(self, client: Client) -> None:
+    def cut(self, client: SimulatedClient) -> None:
         """A client's line goes dead; that is found out twenty seconds later."""
         if client.is_cut:
             return
         client.is_cut = True
         self.cluster.loop.call_later(FOUND_OUT_MS / 1000, self._found_out, client)
 
-    def _found_out(self, client: Client) -> None:
+    def _found_out(self, client: SimulatedClient) -> None:
         """The server closes a socket that has been silent for too long."""
         client.is_cut = client.is_gone = True
         if client.node.is_alive:
-            for diary in client.present():
-                diary.proofs.append((self.now, client.alive_at))
-                diary.disturbed = diary.disturbed or self._is_troubled(client.node)
+            for session_log in client.present():
+                session_log.proofs.append((self.now, client.alive_at))
+                session_log.disturbed = session_log.disturbed or self._is_troubled(client.node)
             client.go_all(client.alive_at, self.now)
             alive_at = client.node.clock.now() - (self.now - client.alive_at)
-            for seat in list(client.seats.values()):
-                client.node.do(client.node.hub.part, seat, client, alive_at)
-            client.seats.clear()
+            for local in list(client.local_sessions.values()):
+                client.node.do(client.node.registry.unsubscribe, local, client, alive_at)
+            client.local_sessions.clear()
 
-    def mute(self, client: Client) -> None:
+    def mute(self, client: SimulatedClient) -> None:
         """From now on a client answers no ping. It reads what it gets, and wants ticks often."""
         if client.is_cut or client.is_mute:
             return
         client.is_mute = True
-        for seat in client.seats.values():
-            if client in seat.members and client not in seat.service.watchers:
-                client.node.do(partial(seat.service.add, watching=False), client, MUTE_TICK_MS)
+        for local in client.local_sessions.values():
+            if client in local.subscribers and client not in local.service.passive:
+                client.node.do(partial(local.service.add, passive=False), client, MUTE_TICK_MS)
         self._look_at(client)
 
-    def _look_at(self, client: Client) -> None:
+    def _look_at(self, client: SimulatedClient) -> None:
         if client.is_cut:
             return
         left_ms = client.alive_at + FOUND_OUT_MS - self.now
@@ -563,14 +582,14 @@ class World:
             await self.cluster.finished(node.act(work()))
 
 
-def _last_request(diary: Diary) -> int:
+def _last_request(session_log: SessionLog) -> int:
     """A process that joined after its last beat was alive then."""
-    return max((at for at, _ in diary.requests), default=0)
+    return max((at for at, _ in session_log.requests), default=0)
 
 
-def _is_asked(seat: Seat) -> bool:
-    waits = seat.meter.asked is not None or seat.meter.is_in_doubt
-    return waits or seat.failures > 0
+def _is_asked(local: LocalSession) -> bool:
+    waits = local.meter.asked is not None or local.meter.is_in_doubt
+    return waits or local.failures > 0
 
 
 async def _turn(turns: int) -> None:

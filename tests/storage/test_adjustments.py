@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import asyncpg
 import pytest
 
-from storage.postgres.records import Records, RefusedError
+from storage.postgres.records import Records, RejectedError
 from storage.rows.months import AdjustmentRow
 from tests.storage.examples import START, TENANT, minute, month
 
@@ -57,7 +57,7 @@ async def test_an_adjustment_of_somebody_who_used_nothing(
     assert member is not None
     assert (member.current_month_minutes_used, member.current_month_start) == (7, month(2026, 11))
     assert await records.member("user:bob", "bob") is None
-    with pytest.raises(RefusedError, match="monthly_usage_cache"):
+    with pytest.raises(RejectedError, match="monthly_usage_cache"):
         await records.adjust_minutes(adjustment("a2", -8))
     assert await records.adjustment(TENANT, "ann", "a2") is None
     assert await records.audit() == ()

@@ -8,7 +8,7 @@ import pytest
 
 from protocol import limits
 from storage.postgres.ledgers import BALANCE_CHECK
-from storage.postgres.records import Records, RefusedError
+from storage.postgres.records import Records, RejectedError
 from storage.rows.sessions import RecordedSession
 from tests.storage.examples import START, TENANT, batch_of, ended, entry, minute, started
 from tests.storage.test_database import blocked
@@ -58,7 +58,7 @@ async def test_two_that_make_the_same_accounts_wait_for_each_other(records: Reco
 
 
 async def test_what_is_refused_leaves_no_account(records: Records) -> None:
-    with pytest.raises(RefusedError) as refused:
+    with pytest.raises(RejectedError) as refused:
         await records.post_entry(entry("g", limits.BALANCE_MICROS_MAX + 1))
     assert refused.value.constraint == BALANCE_CHECK
     assert await records.accounts(TENANT, None, 10) == ()
@@ -72,14 +72,14 @@ async def test_twelve_at_once_leave_no_more_than_an_account_may_have(records: Re
         return_exceptions=True,
     )
     assert answers.count(True) == 2
-    refused = [answer for answer in answers if isinstance(answer, RefusedError)]
+    refused = [answer for answer in answers if isinstance(answer, RejectedError)]
     assert {error.constraint for error in refused} == {BALANCE_CHECK}
     assert len(refused) == 10
     assert (await records.load_account(TENANT, "ann")).balance_micros == most
     # What takes is never refused, not even where there is too much already.
     await records.write([entry("s1", -1, entry_kind="spend")])
     assert await records.post_entry(entry("g12", 1))
-    with pytest.raises(RefusedError):
+    with pytest.raises(RejectedError):
         await records.post_entry(entry("g13", 1))
     assert await records.post_entry(entry("a1", -1, entry_kind="adjust"))
 

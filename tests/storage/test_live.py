@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
 from protocol.metering.steps import Step
 from storage.redis.live import Live, LiveError
@@ -14,7 +14,7 @@ from tests.protocol.examples import CREDIT, NOW
 TENANT, ANN = "user:ann", "ann"
 
 
-async def began(live: Live) -> Session:
+async def began(live: Live) -> SessionState:
     """A session that has started, with its beginning in the outbox."""
     await live.load_account(TENANT, ANN, AccountRecord(100 * CREDIT, False, ()))
     (outcome,) = await live.commit([starting().step])

@@ -6,8 +6,8 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 
-from storage.postgres.records import Records, RefusedError
-from storage.rows.idempotency import Answer, Fresh, Mismatch, UnderWay
+from storage.postgres.records import Records, RejectedError
+from storage.rows.idempotency import Fresh, Mismatch, StoredAnswer, UnderWay
 from storage.rows.months import MemberRecord, MonthUsed
 from tests.storage.examples import TENANT, at, minute, month
 
@@ -44,15 +44,15 @@ async def test_a_member_keeps_the_minutes_used(records: Records) -> None:
 
 @pytest.mark.parametrize("zone", ["", "Mars/Olympus", "UTC\0"])
 async def test_a_time_zone_that_is_none_is_refused(records: Records, zone: str) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RejectedError):
         await records.put_organization(TENANT, "acme", timezone=zone)
 
 
 @pytest.mark.parametrize("hours", [-1, 1_000_001, float("nan"), float("inf")])
 async def test_a_limit_that_is_none_is_refused(records: Records, hours: float) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RejectedError):
         await records.put_organization(TENANT, "acme", monthly_hours_limit=hours)
-    with pytest.raises(RefusedError):
+    with pytest.raises(RejectedError):
         await records.put_member(TENANT, "ann", monthly_hours_limit=hours)
 
 
@@ -97,7 +97,7 @@ async def test_a_key_is_answered_as_it_was_the_first_time(records: Records) -> N
     assert await records.begin_idempotent(*key, "another") == Mismatch()
     assert await records.finish_idempotent(*key, mine, 201, b'{"credits":"1"}')
     assert not await records.finish_idempotent(*key, mine, 500, b"later")
-    assert await records.begin_idempotent(*key, "body") == Answer(201, b'{"credits":"1"}')
+    assert await records.begin_idempotent(*key, "body") == StoredAnswer(201, b'{"credits":"1"}')
     assert await records.begin_idempotent(*key, "another") == Mismatch()
     await begun(records, "org:other", *key[1:], "another")
 
@@ -121,7 +121,7 @@ async def test_work_whose_process_died_is_taken_over(
     await records.release_idempotent(*key, first)
     assert not await records.finish_idempotent(*key, first, 402, b"no")
     assert await records.finish_idempotent(*key, second, 200, b"{}")
-    assert await records.begin_idempotent(*key, "body", takeover_ms=0) == Answer(200, b"{}")
+    assert await records.begin_idempotent(*key, "body", takeover_ms=0) == StoredAnswer(200, b"{}")
 
 
 async def test_work_without_an_answer_may_be_tried_again(records: Records) -> None:
@@ -130,7 +130,7 @@ async def test_work_without_an_answer_may_be_tried_again(records: Records) -> No
     mine = await begun(records, *key, "another")
     await records.finish_idempotent(*key, mine, 402, b"no")
     await records.release_idempotent(*key, mine)
-    assert await records.begin_idempotent(*key, "another") == Answer(402, b"no")
+    assert await records.begin_idempotent(*key, "another") == StoredAnswer(402, b"no")
 
 
 async def test_one_of_many_gets_the_key(records: Records) -> None:

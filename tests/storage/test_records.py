@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.metering.records import Record
-from storage.postgres.records import Records, RefusedError
+from storage.postgres.records import Records, RejectedError
 from storage.rows.sessions import SessionPrepared
 from tests.storage.examples import START, TENANT, TERMS, batch_of, ended, entry, minute, started
 
@@ -81,7 +81,7 @@ async def test_writing_twice_is_writing_once(records: Records, connection: Conne
 async def test_a_batch_is_written_whole_or_not_at_all(
     records: Records, connection: Connection
 ) -> None:
-    with pytest.raises(RefusedError, match="usage_tracking_seconds_check"):
+    with pytest.raises(RejectedError, match="usage_tracking_seconds_check"):
         await records.write([*batch_of(TENANT), minute(9, seconds=61)])
     assert not any((await tables_of(connection, TENANT)).values())
 
@@ -90,7 +90,7 @@ async def test_an_operation_that_is_refused_leaves_no_entry(
     records: Records, connection: Connection
 ) -> None:
     bad = entry("spend-1", -1_000_000, entry_kind="spend", operation="voice", month="2026-11-02")
-    with pytest.raises(RefusedError):
+    with pytest.raises(RejectedError):
         await records.write([bad])
     assert await connection.fetchval("SELECT count(*) FROM credit_ledger") == 0
 
@@ -112,7 +112,7 @@ async def test_an_operation_that_is_refused_leaves_no_entry(
     ],
 )
 async def test_what_must_not_be_is_refused(records: Records, record: Record) -> None:
-    with pytest.raises(RefusedError):
+    with pytest.raises(RejectedError):
         await records.write([record])
 
 

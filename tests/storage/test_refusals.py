@@ -7,7 +7,7 @@ import pytest
 from redis.asyncio import Redis
 
 from protocol.metering.records import HoldChanged, Record
-from storage.postgres.records import Records, RefusedError
+from storage.postgres.records import Records, RejectedError
 from storage.postgres.refusals import refusal_of
 from storage.redis.keys import outbox_key, rejected_key
 from tests.storage.examples import START, TENANT, ended, entry, minute, started
@@ -69,7 +69,7 @@ TAKEN: list[Record] = [
 @pytest.mark.parametrize("record", REFUSED, ids=repr)
 async def test_what_is_refused_at_sight_postgres_refuses(records: Records, record: Record) -> None:
     assert refusal_of(record)
-    with pytest.raises(RefusedError):
+    with pytest.raises(RejectedError):
         await records.write([record])
 
 

@@ -16,7 +16,7 @@ from storage.redis.cluster import client_of
 from storage.redis.encoding import decode_records
 from storage.redis.keys import Keys
 from storage.redis.live import Live
-from storage.redis.spending import Answer, Spending, posted_records
+from storage.redis.spending import Spending, SpendingReply, posted_records
 from storage.rows.accounts import AccountRecord, HoldRow
 from storage.rows.months import AdjustmentRow
 
@@ -93,13 +93,13 @@ async def outbox(redis: Redis) -> list[Record]:
     return [record for _, fields in entries for record in decode_records(fields[b"r"])]
 
 
-class Ear:
+class ChannelListener:
     """Hears what is told on the account's channel."""
 
     def __init__(self, live: Live) -> None:
         self._pubsub = channels_of(live.redis)
 
-    async def listen(self) -> "Ear":
+    async def listen(self) -> "ChannelListener":
         for channel in (KEYS.channel(TENANT, ANN), KEYS.limits_channel(TENANT)):
             await self._pubsub.subscribe(channel)
             await self._pubsub.get_message(timeout=5)
@@ -118,8 +118,8 @@ class Ear:
 
 
 @pytest.fixture
-async def ear(live: Live) -> AsyncIterator[Ear]:
-    made = await Ear(live).listen()
+async def listener(live: Live) -> AsyncIterator[ChannelListener]:
+    made = await ChannelListener(live).listen()
     yield made
     await made.close()
 
@@ -128,7 +128,7 @@ async def ear(live: Live) -> AsyncIterator[Ear]:
 
 
 async def test_a_spend_takes_and_tells_and_appends(
-    live: Live, spending: Spending, redis: Redis, ear: Ear
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     await have(live, 3 * CREDIT, charged_live=7)
     entry = a_spend()
@@ -138,7 +138,7 @@ async def test_a_spend_takes_and_tells_and_appends(
     assert answer.figures.available_micros == 2 * CREDIT
     assert await account(redis) == {"balance": 2 * CREDIT, "charged_live": 7, "version": 1}
     assert await outbox(redis) == [entry]
-    (told,) = await ear.heard(1)
+    (told,) = await listener.heard(1)
     assert told == {
         "account": ["2000007", "0", "1"],
         "bumped": True,
@@ -164,7 +164,7 @@ async def test_a_spend_that_is_repeated_is_told_what_was_done(
 
 
 async def test_a_spend_and_all_that_may_be_in_its_way(
-    live: Live, spending: Spending, redis: Redis, ear: Ear
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     cold = await spending.spend(a_spend())
     assert (cold.status, cold.cold, cold.figures) == ("cold", "account", None)
@@ -178,7 +178,7 @@ async def test_a_spend_and_all_that_may_be_in_its_way(
     assert await outbox(redis) == []
     done = await spending.spend(a_spend(micros=4 * CREDIT))
     assert done.status == "ok"
-    told = await ear.heard(2)
+    told = await listener.heard(2)
     assert told[0] == {"recall": True}
     assert told[1]["account"] == ["6000000", "1000000", "1"]
 
@@ -201,7 +201,7 @@ async def test_an_operation_is_counted_in_its_month(
     await have(live, 100 * CREDIT)
     assert await spending.operations(TENANT, ANN, MONTH, "script") is None
 
-    async def ask(entry_id: str, month: str = MONTH, **options: Any) -> Answer:
+    async def ask(entry_id: str, month: str = MONTH, **options: Any) -> SpendingReply:
         entry = a_spend(entry_id, operation="script", month=month)
         return await spending.spend(entry, **options)
 
@@ -231,13 +231,13 @@ async def test_a_limit_is_said_before_a_lack_of_credits(live: Live, spending: Sp
 
 
 async def test_amounts_are_exact_up_to_the_bound(
-    live: Live, spending: Spending, redis: Redis, ear: Ear
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     await have(live, HUGE, charged_live=HUGE)
     assert (await spending.spend(a_spend(micros=HUGE - 1))).status == "ok"
     assert (await account(redis))["balance"] == 1
     assert (await spending.spend(a_spend("s2", 2))).status == "short"
-    (told,) = await ear.heard(1)
+    (told,) = await listener.heard(1)
     assert told["account"][0] == str(HUGE + 1)
     assert told["credit"]["delta"] == str(1 - HUGE)
 
@@ -295,7 +295,7 @@ async def test_an_account_that_is_spent_from_stays_for_a_day(
 
 
 async def test_a_hold_reserves_and_takes_nothing(
-    live: Live, spending: Spending, redis: Redis, ear: Ear
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     await have(live, 8 * CREDIT, held=CREDIT)
     change = a_hold()
@@ -314,13 +314,13 @@ async def test_a_hold_reserves_and_takes_nothing(
     }
     assert await redis.pttl(ACCOUNT) == -1
     assert await outbox(redis) == [change]
-    (told,) = await ear.heard(1)
+    (told,) = await listener.heard(1)
     assert told["account"] == ["8000000", "5000000", "1"]
     assert told["credit"] == {"delta": "0", "reason": "hold", "entry_id": "h1"}
 
 
 async def test_a_hold_and_all_that_may_be_in_its_way(
-    live: Live, spending: Spending, redis: Redis, ear: Ear
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     assert (await spending.hold(a_hold())).cold == "account"
     await have(live, 10 * CREDIT, held=7 * CREDIT, reserved=CREDIT)
@@ -338,13 +338,13 @@ async def test_a_hold_and_all_that_may_be_in_its_way(
     assert repeated.hold is not None
     assert repeated.hold.amount_micros == CREDIT
     assert len(await outbox(redis)) == 1
-    assert (await ear.heard(1))[0] == {"recall": True}
+    assert (await listener.heard(1))[0] == {"recall": True}
     await redis.hset(ACCOUNT, "holds", storage_limits.HOLDS_PER_ACCOUNT_MAX)
     assert (await spending.hold(a_hold("h2", 1))).status == "full"
 
 
 async def test_a_post_charges_part_and_gives_back_the_rest(
-    live: Live, spending: Spending, redis: Redis, ear: Ear
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     await have(live, 8 * CREDIT)
     hold = await opened(spending)
@@ -368,7 +368,7 @@ async def test_a_post_charges_part_and_gives_back_the_rest(
     assert 0 < await redis.pttl(KEYS.hold(TENANT, "h1")) <= storage_limits.HOLD_KEPT_MS
     assert await redis.zcard(HOLDS) == 0
     assert (await outbox(redis))[1:] == list(posted_records(hold, entry))
-    told = (await ear.heard(2))[1]
+    told = (await listener.heard(2))[1]
     assert told["account"] == ["6000000", "0", "2"]
     assert told["credit"] == {"delta": "-2000000", "reason": "post", "entry_id": "post:h1"}
 
@@ -399,7 +399,7 @@ async def test_a_hold_of_nothing_is_opened_and_ended(live: Live, spending: Spend
 
 @pytest.mark.parametrize("state", ["voided", "expired"])
 async def test_a_hold_is_given_back(
-    live: Live, spending: Spending, redis: Redis, ear: Ear, state: Any
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener, state: Any
 ) -> None:
     await have(live, 8 * CREDIT)
     await spending.load_operations(TENANT, ANN, MONTH, {})
@@ -423,7 +423,7 @@ async def test_a_hold_is_given_back(
         "open",
         state,
     ]
-    told = (await ear.heard(2))[1]
+    told = (await listener.heard(2))[1]
     reason = "void" if state == "voided" else "expire"
     assert told["credit"] == {
         "delta": "0",
@@ -450,7 +450,7 @@ async def test_a_hold_leaves_open_once(
     await have(live, 8 * CREDIT)
     hold = await opened(spending)
 
-    async def step(name: str, at: int) -> Answer:
+    async def step(name: str, at: int) -> SpendingReply:
         if name == "post":
             return await spending.post(hold, a_post(CREDIT, at))
         return await spending.void(hold, at, "voided" if name == "void" else "expired")
@@ -509,7 +509,7 @@ async def test_holds_that_are_due(live: Live, spending: Spending, redis: Redis) 
 
 
 async def test_an_adjustment_is_applied_once_where_the_month_is(
-    live: Live, spending: Spending, redis: Redis, ear: Ear
+    live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     member, org = KEYS.member(TENANT, ANN), KEYS.organization(TENANT)
     adjustment = AdjustmentRow(TENANT, ANN, "a1", MONTH, -7, "measured twice", NOW)
@@ -522,4 +522,4 @@ async def test_an_adjustment_is_applied_once_where_the_month_is(
         await spending.adjust(adjustment)
     assert await redis.hget(member, f"used:{MONTH}") == b"13"
     assert await redis.hget(org, f"used:{MONTH}") == b"33"
-    assert await ear.heard(1) == [{"adjusted": True}]
+    assert await listener.heard(1) == [{"adjusted": True}]

@@ -6,7 +6,7 @@ import pytest
 from redis.exceptions import ResponseError
 
 from protocol.metering.states import Event
-from storage.redis.step_outcomes import Change, Outcome, outcome_of
+from storage.redis.step_outcomes import AccountChange, StepOutcome, outcome_of
 from tests.protocol.bench import Bench
 
 COUNTERS = [[b"", b"0", b"0", b"0"], [b"", b"0", b"0", b"0"], [b"900", b"50", b"7"], b"", b"0"]
@@ -25,13 +25,13 @@ def answer(status: bytes, detail: bytes = b"", bumped: int = 0) -> list[Any]:
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [
-        (b"gone", Outcome(reply=None, gone=True)),
-        (b"full", Outcome(reply=None, full=True)),
-        (b"outdated", Outcome(reply=None, outdated=True)),
-        (b"crowded", Outcome(reply=None, crowded=True)),
+        (b"gone", StepOutcome(reply=None, gone=True)),
+        (b"full", StepOutcome(reply=None, full=True)),
+        (b"outdated", StepOutcome(reply=None, outdated=True)),
+        (b"crowded", StepOutcome(reply=None, crowded=True)),
     ],
 )
-def test_a_step_that_cannot_be_made_says_why(status: bytes, outcome: Outcome) -> None:
+def test_a_step_that_cannot_be_made_says_why(status: bytes, outcome: StepOutcome) -> None:
     assert outcome_of(a_step(), answer(status)) == outcome
 
 
@@ -43,7 +43,7 @@ def test_a_step_that_was_made_names_its_entry_and_the_account_that_it_changed() 
     made = outcome_of(a_step(), answer(b"ok", b"5-0", bumped=1))
     assert made.reply is not None
     assert made.reply.accepted
-    assert (made.entry_id, made.change) == ("5-0", Change(7, 900, 50))
+    assert (made.entry_id, made.change) == ("5-0", AccountChange(7, 900, 50))
     assert outcome_of(a_step(), answer(b"ok", b"5-0")).change is None
 
 

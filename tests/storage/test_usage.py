@@ -12,7 +12,7 @@ import pytest
 from protocol.metering.records import Record
 from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
-from storage.postgres.usage import ReportedMinute, SessionMinute, Spending, Totals, Usage
+from storage.postgres.usage import SessionMinute, SpendingTotals, Totals, Usage, UsageReportRow
 from tests.fixtures.database import Connection
 from tests.storage.examples import START, TENANT, at, ended, entry, minute, month, started
 
@@ -90,9 +90,9 @@ async def test_spending_by_operation_and_time(records: Records, usage: Usage) ->
     )
     found = await usage.spending(TENANT, "ann", START, START - 6 * DAY_MS, START - 20 * DAY_MS)
     assert found == (
-        Spending(False, "voice", 4, 14, 1, 5, 2, 12, 3, 13),
-        Spending(False, None, 1, 2, 1, 2, 1, 2, 1, 2),
-        Spending(True, None, 2, 7, 1, 3, 2, 7, 2, 7),
+        SpendingTotals(False, "voice", 4, 14, 1, 5, 2, 12, 3, 13),
+        SpendingTotals(False, None, 1, 2, 1, 2, 1, 2, 1, 2),
+        SpendingTotals(True, None, 2, 7, 1, 3, 2, 7, 2, 7),
     )
     assert await usage.spending(TENANT, "nobody", 0, 0, 0) == ()
 
@@ -142,7 +142,7 @@ async def test_the_minutes_of_a_session_in_their_order(records: Records, usage: 
 
 async def read(
     usage: Usage, tenant: str | None, from_day: date, to_day: date
-) -> list[list[ReportedMinute]]:
+) -> list[list[UsageReportRow]]:
     async with usage.report(tenant, from_day, to_day) as batches:
         return [batch async for batch in batches]
 
@@ -168,7 +168,7 @@ async def test_a_report_is_in_the_order_of_tenants_and_time(records: Records, us
         (None, "s1", 0),
     ]
     (batch,) = await read(usage, "org:acme", *NOVEMBER)
-    assert batch[0] == ReportedMinute(
+    assert batch[0] == UsageReportRow(
         org_id="acme",
         user_id="ann",
         account_id="ann",

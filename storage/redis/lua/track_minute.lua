@@ -18,7 +18,7 @@
 --       10 recovering  string: there while processes put back what Redis has lost
 --       11 epoch       string   12 prepared   string (see commit.lua)
 --       13, 14 contained   hashes, for member and org (see assert.lua)
--- ARGV   1 the step, JSON; see storage/redis/tracking.py
+-- ARGV   1 the step, JSON; see storage/redis/reported_minutes.py
 --
 -- Answers {status, detail}, with the status
 --   ok         taken; its outbox entry

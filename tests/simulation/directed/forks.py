@@ -18,7 +18,7 @@ from tests.simulation.traces import NODE, act, pay, start, wait
 
 PUT_BACK = wait(40)
 UNSAID = act("failover", unnoticed=True, unsaid=True)
-SPEND = act("deed", node=OTHER, kind="spend", user="cat9", entry="e1", micros=2 * CREDIT)
+SPEND = act("transfer", node=OTHER, kind="spend", user="cat9", entry="e1", micros=2 * CREDIT)
 """What the session holds is in its way: whoever serves it settles, and holds less."""
 
 

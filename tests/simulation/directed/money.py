@@ -51,7 +51,7 @@ MONEY = {
         act("again", node=NODE, entry="e1"), answered("e1", "done"),
         mishaps(NODE, "redis", ["unanswered"]), hold("cat9", "h1", CREDIT),
         act("again", node=NODE, entry="hold:h1"), answered("hold:h1", "done"),
-        act("deed", node=NODE, kind="hold", user="cat9", entry="hold:h7", hold="h7", micros=1,
+        act("transfer", node=NODE, kind="hold", user="cat9", entry="hold:h7", hold="h7", micros=1,
             ttl_ms=60_000, form=1), post("cat9", "h7", 1),
         mishaps(NODE, "redis", ["none"], ["unanswered"]), post("cat9", "h1", CREDIT // 2),
         act("again", node=NODE, entry="p-h1"), hold("cat9", "h2", CREDIT),
@@ -109,7 +109,7 @@ MONEY = {
     )),
     "a hold ends by itself": Directed((
         RICH, hold("cat9", "h1", CREDIT, 20_000), hold("cat9", "h2", CREDIT, 40_000),
-        act("deed", node=NODE, kind="hold", user="cat9", entry="hold:h3", hold="h3",
+        act("transfer", node=NODE, kind="hold", user="cat9", entry="hold:h3", hold="h3",
             micros=CREDIT, ttl_ms=2_000, form=1),
         wait(3), post("cat9", "h3", 1), answered("p-h3", "refused"), void("cat9", "h3"), wait(26),
         post("cat9", "h1", 1), void("cat9", "h1"), wait(200),
@@ -138,7 +138,7 @@ MONEY = {
     )),
     "an account that only spends is drawn on a day later": Directed((
         RICH, sketch("cat9", "e0"), wait(3600 * 20), sketch("cat9", "e1"), wait(5), FLUSH,
-        wait(3600 * 20), act("deed", node=NODE, kind="spend", user="cat9", entry="e2",
+        wait(3600 * 20), act("transfer", node=NODE, kind="spend", user="cat9", entry="e2",
                              micros=CREDIT, form=1),
         hold("cat9", "h1", CREDIT), wait(5),
     )),

@@ -21,24 +21,26 @@ class Directed(NamedTuple):
 def hold(user: str, name: str, micros: int, ttl_ms: int = 3_600_000, **more: Any) -> Action:
     """Credits are held for an operation."""
     more = {"node": NODE, "kind": "hold", "user": user, "micros": micros, **more}
-    return act("deed", entry=f"hold:{name}", hold=name, ttl_ms=ttl_ms, **more)
+    return act("transfer", entry=f"hold:{name}", hold=name, ttl_ms=ttl_ms, **more)
 
 
 def post(user: str, name: str, micros: int, entry: str = "", node: str = NODE) -> Action:
     """What was held is charged."""
     entry = entry or f"p-{name}"
-    return act("deed", node=node, kind="post", user=user, entry=entry, hold=name, micros=micros)
+    return act("transfer", node=node, kind="post", user=user, entry=entry, hold=name, micros=micros)
 
 
 def void(user: str, name: str, entry: str = "", node: str = NODE) -> Action:
     """What was held is given back."""
     entry = entry or f"v-{name}"
-    return act("deed", node=node, kind="void", user=user, entry=entry, hold=name, micros=0)
+    return act("transfer", node=node, kind="void", user=user, entry=entry, hold=name, micros=0)
 
 
 def sketch(user: str, entry: str, micros: int = CREDIT // 4, often: int | None = None) -> Action:
     """An operation is charged at once, as often as a month allows."""
-    return act("deed", node=NODE, kind="spend", user=user, entry=entry, micros=micros, often=often)
+    return act(
+        "transfer", node=NODE, kind="spend", user=user, entry=entry, micros=micros, often=often
+    )
 
 
 def ask(session: str, event: str, client: str = "") -> Action:
@@ -76,7 +78,7 @@ def told(client: str, kind: str, **fields: Any) -> Action:
 
 
 def answered(entry: str, state: str) -> Action:
-    """What a deed must have been answered."""
+    """What a transfer must have been answered."""
     return act("answered", entry=entry, state=state)
 
 

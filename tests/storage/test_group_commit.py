@@ -8,8 +8,8 @@ import pytest
 
 from protocol.metering.records import Record
 from storage import limits as storage_limits
-from storage.postgres.group_commit import Scribe
-from storage.postgres.records import Records, RefusedError, UnavailableError
+from storage.postgres.group_commit import GroupCommitWriter
+from storage.postgres.records import Records, RejectedError, UnavailableError
 from tests.storage.examples import TENANT, entry, minute
 from tests.storage.outboxes import Faulty
 
@@ -40,10 +40,10 @@ def spends(count: int, first: int = 0) -> list[Record]:
 
 
 async def test_who_comes_meanwhile_shares_the_next_transaction(counting: Counting) -> None:
-    scribe = Scribe(counting)
-    writing = [asyncio.create_task(scribe.write(spends(1)))]
+    writer = GroupCommitWriter(counting)
+    writing = [asyncio.create_task(writer.write(spends(1)))]
     await counting.begun.wait()
-    writing += [asyncio.create_task(scribe.write(spends(1, number))) for number in range(1, 50)]
+    writing += [asyncio.create_task(writer.write(spends(1, number))) for number in range(1, 50)]
     await asyncio.sleep(0)
     counting.go.set()
     await asyncio.gather(*writing)
@@ -51,17 +51,17 @@ async def test_who_comes_meanwhile_shares_the_next_transaction(counting: Countin
     account = await counting.load_account(TENANT, "ann")
     assert account.balance_micros == -50
     # And it goes on after a pause.
-    await scribe.write(spends(1, 50))
+    await writer.write(spends(1, 50))
     assert counting.sizes == [1, 49, 1]
 
 
 async def test_a_transaction_is_bounded(counting: Counting) -> None:
-    scribe = Scribe(counting)
+    writer = GroupCommitWriter(counting)
     half = storage_limits.FLUSH_BATCH_RECORDS // 2 + 1
-    writing = [asyncio.create_task(scribe.write(spends(1)))]
+    writing = [asyncio.create_task(writer.write(spends(1)))]
     await counting.begun.wait()
     for number in range(3):
-        writing.append(asyncio.create_task(scribe.write(spends(half, 1 + number * half))))
+        writing.append(asyncio.create_task(writer.write(spends(half, 1 + number * half))))
     await asyncio.sleep(0)
     counting.go.set()
     await asyncio.gather(*writing)
@@ -69,19 +69,19 @@ async def test_a_transaction_is_bounded(counting: Counting) -> None:
 
 
 async def test_one_that_is_refused_is_the_only_one(counting: Counting) -> None:
-    scribe = Scribe(counting)
+    writer = GroupCommitWriter(counting)
     counting.go.set()
     bad: list[Record] = [minute(0, seconds=61)]
     answers = await asyncio.gather(
-        scribe.write(spends(1)),
-        scribe.write(bad),
-        scribe.write(spends(1, 1)),
-        scribe.write(spends(1, 2)),
+        writer.write(spends(1)),
+        writer.write(bad),
+        writer.write(spends(1, 1)),
+        writer.write(spends(1, 2)),
         return_exceptions=True,
     )
     assert [type(answer) for answer in answers] == [
         type(None),
-        RefusedError,
+        RejectedError,
         type(None),
         type(None),
     ]
@@ -91,28 +91,28 @@ async def test_one_that_is_refused_is_the_only_one(counting: Counting) -> None:
 async def test_all_hear_that_postgres_is_away(
     counting: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scribe = Scribe(counting)
+    writer = GroupCommitWriter(counting)
 
     async def away(records: Sequence[Record]) -> None:
         raise UnavailableError("no answer")
 
     monkeypatch.setattr(counting, "write", away)
     answers = await asyncio.gather(
-        *(scribe.write(spends(1, number)) for number in range(5)), return_exceptions=True
+        *(writer.write(spends(1, number)) for number in range(5)), return_exceptions=True
     )
     assert {type(answer) for answer in answers} == {UnavailableError}
     monkeypatch.undo()
     counting.go.set()
-    await scribe.write(spends(1))
+    await writer.write(spends(1))
     assert counting.sizes == [1]
 
 
 async def test_one_who_goes_is_written_all_the_same(counting: Counting) -> None:
-    scribe = Scribe(counting)
-    gone = asyncio.create_task(scribe.write(spends(1)))
+    writer = GroupCommitWriter(counting)
+    gone = asyncio.create_task(writer.write(spends(1)))
     await counting.begun.wait()
     gone.cancel()
-    waits = asyncio.create_task(scribe.write(spends(1, 1)))
+    waits = asyncio.create_task(writer.write(spends(1, 1)))
     await asyncio.sleep(0)
     counting.go.set()
     await waits
@@ -122,13 +122,13 @@ async def test_one_who_goes_is_written_all_the_same(counting: Counting) -> None:
 
 async def test_no_more_wait_than_may(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_limits, "WRITES_WAITING_MAX", 2)
-    scribe = Scribe(counting)
-    first = asyncio.create_task(scribe.write(spends(1)))
+    writer = GroupCommitWriter(counting)
+    first = asyncio.create_task(writer.write(spends(1)))
     await counting.begun.wait()
-    waiting = [asyncio.create_task(scribe.write(spends(1, number))) for number in (1, 2)]
+    waiting = [asyncio.create_task(writer.write(spends(1, number))) for number in (1, 2)]
     await asyncio.sleep(0)
     with pytest.raises(UnavailableError, match="too many"):
-        await scribe.write(spends(1, 3))
+        await writer.write(spends(1, 3))
     counting.go.set()
     await asyncio.gather(first, *waiting)
     assert len(await counting.ledger(TENANT, "ann", None, 10)) == 3
@@ -136,8 +136,8 @@ async def test_no_more_wait_than_may(counting: Counting, monkeypatch: pytest.Mon
 
 async def test_one_of_many_who_wait_for_the_record_fails_alone(records: Records) -> None:
     postgres = Faulty(records, lambda record: getattr(record, "minute", None) == 2)
-    scribe = Scribe(cast(Any, postgres))
+    writer = GroupCommitWriter(cast(Any, postgres))
     done = await asyncio.gather(
-        *(scribe.write([minute(number)]) for number in range(5)), return_exceptions=True
+        *(writer.write([minute(number)]) for number in range(5)), return_exceptions=True
     )
     assert [isinstance(one, MemoryError) for one in done] == [False, False, True, False, False]

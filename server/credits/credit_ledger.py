@@ -38,11 +38,11 @@ __all__ = [
     "AccountName",
     "Adjusted",
     "CanPerform",
+    "CreditLedger",
     "Exceeds",
     "Held",
     "HoldGone",
     "Limited",
-    "Money",
     "Posted",
     "Short",
     "Spent",
@@ -52,7 +52,7 @@ __all__ = [
 log = structlog.get_logger()
 
 
-class Money(Spends, Holds, Adjustments):
+class CreditLedger(Spends, Holds, Adjustments):
     """Moves credits in and out of accounts; what they come to is in ``server.credits.outcomes``."""
 
     def __init__(
@@ -83,6 +83,6 @@ class Money(Spends, Holds, Adjustments):
             with alone("adjustments"):
                 adjusted = await self.apply_adjustments(server_limits.INBOX_AGE_MS_MIN)
             with alone("allotments"):
-                await self.allot_served()
+                await self.ensure_served_allotments()
             if applied or adjusted:
                 log.info("inbox_applied", entries=applied, adjustments=adjusted)

@@ -14,7 +14,7 @@ from protocol import limits
 from server import limits as server_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
-from storage.redis.tracking import Tracking
+from storage.redis.reported_minutes import MinuteReporter
 from storage.rows.sessions import SessionPrepared
 from tests.fixtures.database import Connection
 from tests.fixtures.engines import grow_cold
@@ -142,7 +142,7 @@ async def test_minutes_of_sessions_that_do_not_answer_are_unavailable(
     """As credits are: there may be some, once the sessions answer."""
     await limit(server, 2)
     await recording(server, "live-1")
-    tenants = server.process.hub.tenants
+    tenants = server.process.registry.tenants
     listener, tenants.listener = tenants.listener, lambda *_: None
     assert_problem(await track(server, 1), 503, "unavailable")
     client = await server.login("ann", org="acme")
@@ -250,22 +250,22 @@ async def test_a_browser_that_learns_to_open_a_socket_goes_on(
     assert (await read(server, CHECK))["minutes_used"] == 3
 
 
-async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
+async def test_a_reported_session_ends_when_nothing_more_is_heard_of_it(
     server: TestServer, connection: Connection
 ) -> None:
     await track(server, 1)
     path = "/v1/sessions/rec-1"
     snapshot = (await ask(server, "GET", path, ann(server))).json()
     assert (snapshot["state"], snapshot["elapsed_ms"]) == ("paused", 60_000)
-    advance(server, server_limits.TRACKED_SILENCE_MS_MAX // 2)
-    last_at = minute_at(server) + server_limits.TRACKED_SILENCE_MS_MAX // 2 - MINUTE_MS
+    advance(server, server_limits.REPORTED_SILENCE_MS_MAX // 2)
+    last_at = minute_at(server) + server_limits.REPORTED_SILENCE_MS_MAX // 2 - MINUTE_MS
     answer = await track(server, minute_timestamp=last_at, seconds_recorded=5)
     assert answer.json()["minute"] == 1
     # The timer of the first minute fires, and waits on for the second.
-    advance(server, server_limits.TRACKED_SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
+    advance(server, server_limits.REPORTED_SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
     await settled(server)
     assert (await ask(server, "GET", path, ann(server))).json()["state"] == "paused"
-    advance(server, server_limits.TRACKED_SILENCE_MS_MAX // 2)
+    advance(server, server_limits.REPORTED_SILENCE_MS_MAX // 2)
     async with asyncio.timeout(10):
         while "state" in (found := (await ask(server, "GET", path, ann(server))).json()):
             pass
@@ -288,11 +288,11 @@ async def test_a_tracked_session_ends_when_nothing_more_is_heard_of_it(
         assert await redis.pttl(key) > 0
 
 
-async def test_a_tracked_session_that_was_stopped_is_left_alone(server: TestServer) -> None:
+async def test_a_reported_session_that_was_stopped_is_left_alone(server: TestServer) -> None:
     await track(server)
     stopped = await ask(server, "POST", "/v1/sessions/rec-1/stop", ann(server))
     assert stopped.json()["minutes"] == 1
-    advance(server, server_limits.TRACKED_SILENCE_MS_MAX + MINUTE_MS)
+    advance(server, server_limits.REPORTED_SILENCE_MS_MAX + MINUTE_MS)
     found = (await ask(server, "GET", "/v1/sessions/rec-1", ann(server))).json()
     assert found == stopped.json()
 
@@ -315,7 +315,7 @@ async def test_without_redis_a_minute_is_to_be_sent_again(
         raise LiveError("away")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Tracking, "track", away)
+        patched.setattr(MinuteReporter, "track", away)
         assert_problem(await track(server), 503, "unavailable")
     assert (await track(server)).json()["duplicate"] is False
 

@@ -12,7 +12,7 @@ from protocol.metering.records import EntryPosted
 from protocol.metering.states import Event
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
-from server.credits.money import Money
+from server.credits.credit_ledger import CreditLedger
 from server.credits.outcomes import Held
 from storage.audit import audit_live, audit_record
 from storage.postgres.records import UnavailableError
@@ -25,7 +25,7 @@ CREDIT = 1_000_000
 STEPS = 60
 
 
-class Story:
+class LedgerSequence:
     """One seed's worth of things that happen to three accounts on two processes."""
 
     def __init__(self, cluster: Cluster, nodes: list[Node], seed: int) -> None:
@@ -38,8 +38,8 @@ class Story:
         self.browsers: list[tuple[Browser, str]] = []
 
     @property
-    def money(self) -> Money:
-        return self.random.choice(self.nodes).money
+    def ledger(self) -> CreditLedger:
+        return self.random.choice(self.nodes).ledger
 
     @property
     def account(self) -> AccountName:
@@ -59,20 +59,20 @@ class Story:
         entry = EntryPosted(
             *account, self.name("grant"), "grant", self.amount() + 1, self.cluster.clock.now()
         )
-        await self.money.enter(entry, self.random.randrange(3), self.random.choice(ends))
+        await self.ledger.enter(entry, self.random.randrange(3), self.random.choice(ends))
 
     async def correct(self) -> None:
         entry = EntryPosted(
             *self.account, self.name("adjust"), "adjust", self.random.randrange(-9, 9), 1
         )
-        await self.money.enter(entry)
+        await self.ledger.enter(entry)
 
     async def spend(self) -> None:
         account, entry_id, micros = self.account, self.name("spend"), self.amount()
         operation = self.random.choice((None, "script_generation", "chat_refinement"))
         succeeded = self.random.random() < 0.9
         for _ in range(self.random.choice((1, 1, 2))):
-            await self.money.spend(
+            await self.ledger.spend(
                 account,
                 entry_id=entry_id,
                 micros=micros,
@@ -83,7 +83,7 @@ class Story:
     async def hold(self) -> None:
         account, hold_id = self.account, self.name("hold")
         self.holds.append((account, hold_id))
-        answer = await self.money.hold(
+        answer = await self.ledger.hold(
             account,
             hold_id=hold_id,
             micros=self.amount(),
@@ -97,19 +97,19 @@ class Story:
         if self.holds:
             account, hold_id = self.random.choice(self.holds)
             works: list[Awaitable[object]] = [
-                self.money.post(
+                self.ledger.post(
                     account.tenant, hold_id, self.random.choice((0, 1, CREDIT, 5 * CREDIT))
                 ),
-                self.money.void(account.tenant, hold_id),
-                self.money.expire_hold(account.tenant, hold_id),
+                self.ledger.void(account.tenant, hold_id),
+                self.ledger.expire_hold(account.tenant, hold_id),
             ]
             self.random.shuffle(works)
             await asyncio.gather(*works)
 
     async def expire(self) -> None:
-        await self.money.expiry.expire_holds()
-        await self.money.expiry.expire_forgotten_holds()
-        await self.money.expiry.expire_grants()
+        await self.ledger.expiry.expire_holds()
+        await self.ledger.expiry.expire_forgotten_holds()
+        await self.ledger.expiry.expire_grants()
 
     async def start(self) -> None:
         browser, session_id = self.random.choice(self.nodes).browser(), self.name("chat")
@@ -120,7 +120,7 @@ class Story:
     async def stop(self) -> None:
         if self.browsers:
             browser, session_id = self.browsers.pop()
-            if session_id in browser.seats:
+            if session_id in browser.local_sessions:
                 await browser.request(session_id, Event.STOP)
 
     async def pass_time(self) -> None:
@@ -131,9 +131,9 @@ class Story:
 
     async def break_off(self) -> None:
         """The next step is broken off, before Redis, after it or before Postgres."""
-        money = self.money
-        broken = self.random.choice((break_script, break_scribe))
-        undo = broken(money, self.random)
+        ledger = self.ledger
+        broken = self.random.choice((break_script, break_writer))
+        undo = broken(ledger, self.random)
         work = self.random.choice((self.spend, self.hold, self.end_hold))
         try:
             await work()
@@ -158,9 +158,9 @@ class Story:
         assert await audit_record(self.cluster.records) == ()
 
 
-def break_script(money: Money, dice: random.Random) -> Callable[[], None]:
+def break_script(ledger: CreditLedger, dice: random.Random) -> Callable[[], None]:
     """A script of one process gets no answer, done or not."""
-    spending: Any = money.spending
+    spending: Any = ledger.spending
     name = dice.choice(("_spend", "_hold", "_post", "_void"))
     done, real = dice.random() < 0.7, getattr(spending, name)
 
@@ -173,33 +173,33 @@ def break_script(money: Money, dice: random.Random) -> Callable[[], None]:
     return lambda: setattr(spending, name, real)
 
 
-def break_scribe(money: Money, _: random.Random) -> Callable[[], None]:
+def break_writer(ledger: CreditLedger, _: random.Random) -> Callable[[], None]:
     """One process cannot write to Postgres."""
-    scribe: Any = money._scribe
-    real = scribe.write
+    writer: Any = ledger._writer
+    real = writer.write
 
     async def write(_: Any) -> None:
         raise UnavailableError("no answer")
 
-    scribe.write = write
-    return lambda: setattr(scribe, "write", real)
+    writer.write = write
+    return lambda: setattr(writer, "write", real)
 
 
 @pytest.mark.parametrize("seed", range(8))
 async def test_everything_adds_up_after_every_step(cluster: Cluster, seed: int) -> None:
     nodes = [await cluster.node(), await cluster.node()]
     for node in nodes:
-        node.money.recall.wait_ms = 20
-    story = Story(cluster, nodes, seed)
-    await story.run()
-    for browser, session_id in story.browsers:
-        if session_id in browser.seats:
+        node.ledger.recall.wait_ms = 20
+    sequence = LedgerSequence(cluster, nodes, seed)
+    await sequence.run()
+    for browser, session_id in sequence.browsers:
+        if session_id in browser.local_sessions:
             await browser.request(session_id, Event.STOP)
     await cluster.flush()
     cluster.clock.now_ms += server_limits.HOLD_MS_MAX + server_limits.GRANT_EXPIRY_LATE_MS
-    await story.expire()
-    await story.expire()
-    await story.check()
+    await sequence.expire()
+    await sequence.expire()
+    await sequence.check()
     for name in ("ann", "ben", "cleo"):
         account = await cluster.account(name)
         figures = [account.get(field, 0) for field in ("held", "reserved", "live")]

@@ -13,18 +13,18 @@ SERVE = act("serve", node="node.1")
 WATCH = act("watch", client="w", node="node.1", session="s1")
 
 
-def _billed_ms(place: Laboratory, *actions: Action) -> int:
+def _billed_ms(lab: Laboratory, *actions: Action) -> int:
     """What the receipt says that the watcher was told."""
-    watcher = next(client for client in run(place, *actions) if client.name == "w")
-    (stopped,) = (one for one in watcher.messages if one["type"] == "stopped")
+    observer = next(client for client in run(lab, *actions) if client.name == "w")
+    (stopped,) = (one for one in observer.messages if one["type"] == "stopped")
     return int(stopped["receipt"]["elapsed_ms"])
 
 
-def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(place: Laboratory) -> None:
+def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(lab: Laboratory) -> None:
     """The client's last pong came at 90 s, and the last claim, for a little more, at 92 s: its
     instant was taken for a proof where a watcher's process stopped it (seed 10222)."""
     billed_ms = _billed_ms(
-        place,
+        lab,
         pay("cat9", 1_750_000),
         SERVE,
         start("s1", kind="capped"),
@@ -37,12 +37,12 @@ def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(place: Labora
     assert billed_ms == 90_000
 
 
-def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(place: Laboratory) -> None:
+def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(lab: Laboratory) -> None:
     """The serving process knows of 97 s and is a little late with the stop and with the end:
     the watcher's knew of a minute only, and ended it there (found by looking at 10222)."""
     late = mishaps(NODE, "redis", ["lost", 10], ["lost", 10])
     billed_ms = _billed_ms(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         SERVE,
         start("s1", kind="capped"),
@@ -59,10 +59,10 @@ def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(place: Labor
     assert billed_ms == 97_000
 
 
-def test_a_stop_ends_though_whoever_could_prove_more_has_died(place: Laboratory) -> None:
+def test_a_stop_ends_though_whoever_could_prove_more_has_died(lab: Laboratory) -> None:
     """It is swept as of its last proof of life, and then the watcher's process can end it."""
     billed_ms = _billed_ms(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         SERVE,
         start("s1", kind="capped"),
@@ -76,12 +76,12 @@ def test_a_stop_ends_though_whoever_could_prove_more_has_died(place: Laboratory)
     assert 98_900 <= billed_ms <= 99_900
 
 
-def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(place: Laboratory) -> None:
+def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(lab: Laboratory) -> None:
     """Another session of the same member had started since the serving process read the
     month: the watcher's knew, and warned of ten minutes under the number under which the
     serving one, a minute later, warned of five (seed 12014)."""
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=None, of_org=True),
         act("limit", user="ann9", minutes=12, of_org=False),
         SERVE,
@@ -98,12 +98,12 @@ def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(place: Lab
 
 
 def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """Where credits end, the watcher's process knew of another session of the same member, and
     warned of the minutes too: its stop had another number, and one client heard two stops."""
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=None, of_org=True),
         act("limit", user="ann9", minutes=12, of_org=False),
         pay("ann9", 1_600_000),
@@ -122,13 +122,13 @@ def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
 
 
 def test_whoever_watches_waits_for_the_warning_that_comes_before_the_stop(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """Credits end in the very millisecond in which five minutes of the month are left: the
     serving process warns of these first, under the number under which the watcher's, which
     warns of nothing, said the stop (seed 40047)."""
     clients = run(
-        place,
+        lab,
         act("limit", user="ann9", minutes=None, of_org=True),
         act("limit", user="ann9", minutes=12, of_org=False),
         pay("ann9", 7_000_000),
@@ -149,12 +149,12 @@ def test_whoever_watches_waits_for_the_warning_that_comes_before_the_stop(
 
 
 def test_whoever_knows_most_of_a_stopped_session_settles_it_before_another_ends_it(
-    place: Laboratory,
+    lab: Laboratory,
 ) -> None:
     """Of two sockets on two processes one was heard at 97 s and both were cut then; the end was
     made by the process that had heard its own at 90 s."""
     billed_ms = _billed_ms(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         SERVE,
         start("s1", kind="capped"),
@@ -170,11 +170,11 @@ def test_whoever_knows_most_of_a_stopped_session_settles_it_before_another_ends_
     assert billed_ms == 97_000
 
 
-def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(place: Laboratory) -> None:
+def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(lab: Laboratory) -> None:
     """The end was told while the answer of Redis was on its way: the watcher sat down where
     nothing was told any more, and heard of no end."""
     clients = run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         SERVE,
         start("s1"),
@@ -185,15 +185,15 @@ def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(place: Laborator
         act("ask", client="c-s1", session="s1", event="stop"),
         wait(30),
     )
-    watcher = next(client for client in clients if client.name == "w")
-    assert [one.get("code") for one in watcher.messages] == ["session_ended"]
+    observer = next(client for client in clients if client.name == "w")
+    assert [one.get("code") for one in observer.messages] == ["session_ended"]
 
 
-def test_whoever_watches_leaves_the_end_to_others_also_after_an_outage(place: Laboratory) -> None:
+def test_whoever_watches_leaves_the_end_to_others_also_after_an_outage(lab: Laboratory) -> None:
     """Redis came back when the stop's grace was over, and to the serving process last: the
     watcher's made stop and end in one go, and billed the one minute that it knew of."""
     billed_ms = _billed_ms(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         SERVE,
         start("s1", kind="capped"),
@@ -206,10 +206,10 @@ def test_whoever_watches_leaves_the_end_to_others_also_after_an_outage(place: La
     assert billed_ms == 100_000
 
 
-def test_a_watcher_hears_what_was_told_while_the_line_was_down(place: Laboratory) -> None:
+def test_a_observer_hears_what_was_told_while_the_line_was_down(lab: Laboratory) -> None:
     """Its process has no step to make that would be answered with that (seed 667)."""
     clients = run(
-        place,
+        lab,
         pay("ann9", 4_500_000),
         act("serve", node="node.b"),
         start("s1", user="ann9", kind="pair"),
@@ -225,12 +225,12 @@ def test_a_watcher_hears_what_was_told_while_the_line_was_down(place: Laboratory
     assert "limit_cleared" in told
 
 
-def test_a_watcher_hears_of_an_end_that_was_told_while_the_line_was_down(
-    place: Laboratory,
+def test_a_observer_hears_of_an_end_that_was_told_while_the_line_was_down(
+    lab: Laboratory,
 ) -> None:
     """Nothing follows by which its process would find out that it has missed something."""
     clients = run(
-        place,
+        lab,
         pay("ann9", 4_500_000),
         act("serve", node="node.b"),
         start("s1", user="ann9"),
@@ -243,10 +243,10 @@ def test_a_watcher_hears_of_an_end_that_was_told_while_the_line_was_down(
     assert clients[-1].messages[-1]["type"] == "stopped"
 
 
-def test_a_watcher_is_shown_what_was_done_before_its_process_listened(place: Laboratory) -> None:
+def test_a_observer_is_shown_what_was_done_before_its_process_listened(lab: Laboratory) -> None:
     """The account is being opened when the last socket goes elsewhere (seed 1338)."""
     clients = run(
-        place,
+        lab,
         pay("ann9", 1_700_000),
         act("serve", node="node.b"),
         start("s1", user="ann9", kind="six"),
@@ -260,10 +260,10 @@ def test_a_watcher_is_shown_what_was_done_before_its_process_listened(place: Lab
     assert told[0] == ("session", "suspended")
 
 
-def test_a_watcher_is_not_cleared_away_before_it_sits(place: Laboratory) -> None:
+def test_a_observer_is_not_cleared_away_before_it_has_joined(lab: Laboratory) -> None:
     """The session is being read again when it is paused: its end was not heard (seed 3356)."""
     clients = run(
-        place,
+        lab,
         pay("ann9", 9_000_000),
         act("serve", node="node.b"),
         wait(30),
@@ -279,11 +279,11 @@ def test_a_watcher_is_not_cleared_away_before_it_sits(place: Laboratory) -> None
     assert "stopped" in [one["type"] for one in clients[-1].messages]
 
 
-def test_a_watcher_is_shown_less_once_the_client_is_found_to_be_gone(place: Laboratory) -> None:
+def test_a_observer_is_shown_less_once_the_client_is_found_to_be_gone(lab: Laboratory) -> None:
     """The limit was said at 100 s as time ran; the client had proven 90 s, as its process found
     out later. The auditor took that for a step back of its own (seeds 43006, 45011)."""
     world = run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         start("s1", kind="capped"),
         wait(90),
@@ -292,16 +292,16 @@ def test_a_watcher_is_shown_less_once_the_client_is_found_to_be_gone(place: Labo
         act("mute", client="c-s1"),
         wait(60),
     )
-    watcher = next(client for client in world if client.name == "w")
-    shown = [one["elapsed_ms"] for one in watcher.messages if "elapsed_ms" in one]
+    observer = next(client for client in world if client.name == "w")
+    shown = [one["elapsed_ms"] for one in observer.messages if "elapsed_ms" in one]
     assert shown == [90_000, 100_000, 100_000, 90_000]
 
 
-def test_a_watcher_is_shown_less_once_those_before_a_join_do_not_answer(place: Laboratory) -> None:
+def test_a_observer_is_shown_less_once_those_before_a_join_do_not_answer(lab: Laboratory) -> None:
     """A line was cut unnoticed, and the client came back over another one: the 5 s before are a
     gap. The auditor took that for a step back, too (seed 19436)."""
     world = run(
-        place,
+        lab,
         pay("cat9", 9_000_000),
         start("s1"),
         wait(5),
@@ -310,6 +310,6 @@ def test_a_watcher_is_shown_less_once_those_before_a_join_do_not_answer(place: L
         act("join", client="again", node=NODE, session="s1", last_seq=0),
         wait(2),
     )
-    watcher = next(client for client in world if client.name == "w")
-    shown = [one["elapsed_ms"] for one in watcher.messages if "elapsed_ms" in one]
+    observer = next(client for client in world if client.name == "w")
+    shown = [one["elapsed_ms"] for one in observer.messages if "elapsed_ms" in one]
     assert shown[:2] == [5_000, 1_000]

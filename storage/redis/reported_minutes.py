@@ -21,7 +21,7 @@ Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "hel
 _ENCODER = msgspec.json.Encoder()
 
 
-class TrackedStep(msgspec.Struct, frozen=True):
+class ReportedStep(msgspec.Struct, frozen=True):
     """One minute that a client counted, and what the session is after it."""
 
     identity: Identity
@@ -49,7 +49,7 @@ class TrackedStep(msgspec.Struct, frozen=True):
     """Metered sessions are told to give back the minutes that it lacks and they merely hold."""
 
 
-class Verdict(NamedTuple):
+class ReportVerdict(NamedTuple):
     """What became of a step."""
 
     status: Status
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
     refused or is held, or what must be loaded first."""
 
 
-class Tracking:
+class MinuteReporter:
     """The one step, as a process makes it."""
 
     def __init__(self, live: Live) -> None:
@@ -66,7 +66,7 @@ class Tracking:
         self._live = live
         self._script = Script(live.redis, "track_minute")
 
-    async def track(self, step: TrackedStep) -> Verdict:
+    async def track(self, step: ReportedStep) -> ReportVerdict:
         """Makes a step. Raises ``LiveError`` when Redis does not answer; then it may have been
         made, and making it again changes nothing."""
         keys, identity, standing = self._keys, step.identity, step.standing
@@ -116,4 +116,4 @@ class Tracking:
             ],
             [orjson.dumps(argument)],
         )
-        return Verdict(cast(Status, status.decode()), detail.decode())
+        return ReportVerdict(cast(Status, status.decode()), detail.decode())

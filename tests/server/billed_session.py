@@ -11,7 +11,7 @@ from protocol.metering.states import Phase
 from server.gateway.connection import Connection
 from server.runtime.settings import RATES_DEFAULT
 from storage.redis.live import Found
-from tests.fixtures.server import TIMEOUT_S, Client, StartServer, TestServer
+from tests.fixtures.server import TIMEOUT_S, SocketClient, StartServer, TestServer
 
 CREDIT = 1_000_000
 
@@ -29,10 +29,10 @@ counts_minutes = true
 Bill = tuple[int, int, list[bytes]]
 
 
-class Scene:
+class BilledSession:
     """A server with one session that has cost something, and a socket to try things on."""
 
-    def __init__(self, server: TestServer, client: Client) -> None:
+    def __init__(self, server: TestServer, client: SocketClient) -> None:
         self.server = server
         self.client = client
         self._bill: Bill | None = None
@@ -62,17 +62,17 @@ class Scene:
         assert self._bill is not None
         assert self._bill[1] == 6 * CREDIT
 
-    async def unharmed(self, client: Client | None = None) -> None:
+    async def unharmed(self, client: SocketClient | None = None) -> None:
         """The socket answers on its line, and nothing was charged to anybody."""
         assert (await (client or self.client).ask("ping"))["type"] == "pong"
         assert await self.bill() == self._bill
 
 
-async def begin_scene(start_server: StartServer, directory: Path) -> "Scene":
+async def begin_scene(start_server: StartServer, directory: Path) -> "BilledSession":
     """A server on the rate card of these tests, and a session with a bill."""
     server = await start_server(rates=write_rates(directory))
     await server.grant(100 * CREDIT)
-    scene = Scene(server, await server.login())
+    scene = BilledSession(server, await server.login())
     await scene.begin()
     return scene
 
@@ -109,7 +109,7 @@ async def reaches(
     await eventually(is_there)
 
 
-async def closed(client: Client) -> tuple[int, list[str]]:
+async def closed(client: SocketClient) -> tuple[int, list[str]]:
     """The close code, and the types of what came before it."""
     types: list[str] = []
     while True:

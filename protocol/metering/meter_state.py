@@ -9,22 +9,22 @@ import msgspec
 
 from protocol import limits
 from protocol.metering import limit_positions, transitions
-from protocol.metering.counted_time import Course
+from protocol.metering.counted_time import CountedTime
 from protocol.metering.cover import covered_until, covered_with
 from protocol.metering.doubt import Doubt
-from protocol.metering.effects import Effect, Move, Show, Token
+from protocol.metering.effects import Effect, RemoteStep, Show, Token
 from protocol.metering.intents import Intent, Intents
 from protocol.metering.notices import Notices
-from protocol.metering.projection import AccountProjection, Granted, MonthProjection, line_of
+from protocol.metering.projection import AccountProjection, Granted, MonthProjection, burn_line_of
 from protocol.metering.quota import NO_REST, MonthOf, Rest, month_ends_at
-from protocol.metering.session import Session
+from protocol.metering.session import SessionState
 from protocol.metering.shared_months import Counters
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Basis, Step
 from protocol.metering.terms import MINUTE_MS
 
 
-class Position:
+class MeterState:
     """One session as one process sees it, at any instant."""
 
     response_ms = 0
@@ -43,7 +43,7 @@ class Position:
 
     def __init__(
         self,
-        session: Session,
+        session: SessionState,
         account: AccountProjection,
         month_of: MonthOf,
         uncovered_ms: int = limits.UNCOVERED_MS_DEFAULT,
@@ -94,7 +94,7 @@ class Position:
         """The minute's end up to which sockets were asked for a proof of life."""
         self._exhausted = False
         """The uncovered time is used up too."""
-        self._later: tuple[Move, ...] = ()
+        self._later: tuple[RemoteStep, ...] = ()
         """Steps of others after one that is not known here: it may be that of this process whose
         answer is on its way."""
         self._leaving = False
@@ -134,7 +134,7 @@ class Position:
         """Whether time runs: then ticks are due."""
         return self.session.standing.phase is Phase.ACTIVE and not self._limiting
 
-    def _face(self, now_ms: int) -> tuple[object, ...]:
+    def _visible_state(self, now_ms: int) -> tuple[object, ...]:
         """What the sockets see and no tick shows: the state; and where time stands, if it does."""
         if self.counting:
             return (self.phase, self.session.standing.gaps[-1:])
@@ -148,15 +148,15 @@ class Position:
     def elapsed_at(self, now_ms: int) -> int:
         """Counted time at ``now_ms``: never beyond the grant, but for uncovered time, and that
         not beyond a limit that is known here."""
-        course = self.course
-        elapsed_ms = course.elapsed_at(now_ms)
-        if not course.running:
+        counted_time = self.counted_time
+        elapsed_ms = counted_time.elapsed_at(now_ms)
+        if not counted_time.running:
             return elapsed_ms
         if self._limited_ms is not None:
-            return min(self._limited_ms, max(course.settled_ms, course.run_on(now_ms)))
-        if elapsed_ms > course.granted_ms and course.ground != self._ground:
+            return min(self._limited_ms, max(counted_time.settled_ms, counted_time.run_on(now_ms)))
+        if elapsed_ms > counted_time.granted_ms and counted_time.revision != self._revision:
             self._bind(now_ms)
-            elapsed_ms = course.elapsed_at(now_ms)
+            elapsed_ms = counted_time.elapsed_at(now_ms)
         return elapsed_ms
 
     def shown_at(self, now_ms: int) -> int:
@@ -178,22 +178,22 @@ class Position:
             return elapsed_ms
         if self._halting:
             return min(elapsed_ms, asked.standing.elapsed_ms)
-        is_unsure = elapsed_ms > self.course.granted_ms and not self.course.is_sure
+        is_unsure = elapsed_ms > self.counted_time.granted_ms and not self.counted_time.is_sure
         if is_unsure and not self._draws_alone:
-            return min(elapsed_ms, max(self.course.granted_ms, asked.standing.elapsed_ms))
+            return min(elapsed_ms, max(self.counted_time.granted_ms, asked.standing.elapsed_ms))
         return elapsed_ms
 
     def proven_ms(self, now_ms: int) -> int:
         """Counted time at the last proof of life: what may be settled."""
-        if self.course.running:
+        if self.counted_time.running:
             return self.elapsed_at(min(now_ms, self.alive_at))
-        return self.course.proven_ms(self.alive_at)
+        return self.counted_time.proven_ms(self.alive_at)
 
     def window_ms(self, now_ms: int) -> int:
         """How long after a proof of life ticks may go out: a part of what was proven since the
         first socket here joined, so that no more than that part can be lost."""
         proven_ms = self.elapsed_at(min(now_ms, self.alive_at)) - self.served_from_ms
-        part_ms = proven_ms // (self.course.speed * limits.UNPROVEN_SHARE)
+        part_ms = proven_ms // (self.counted_time.speed * limits.UNPROVEN_SHARE)
         return max(0, min(part_ms, limits.PROOF_FRESH_MS_MAX))
 
     def fresh_until(self, now_ms: int) -> int:
@@ -237,14 +237,14 @@ class Position:
         if self._limiting or self._halting:
             return None
         ends = []
-        if self.sockets and (self.course.is_final or not self._exhausted):
+        if self.sockets and (self.counted_time.is_final or not self._exhausted):
             # Where a limit ends time that no grant covers is looked at when it begins.
-            is_bound = self.course.is_final or self.course.ground >= 0
-            ends.append(self.course.end_ms if is_bound else self.course.granted_ms)
-            if not is_bound and self.course.end_limit is not None:
-                ends.append(self.course.end_ms)
-        if self.course.claim_ms is not None and self.sockets and self._asked is None:
-            ends.append(self.course.claim_ms)
+            is_bound = self.counted_time.is_final or self.counted_time.revision >= 0
+            ends.append(self.counted_time.end_ms if is_bound else self.counted_time.granted_ms)
+            if not is_bound and self.counted_time.end_limit is not None:
+                ends.append(self.counted_time.end_ms)
+        if self.counted_time.claim_ms is not None and self.sockets and self._asked is None:
+            ends.append(self.counted_time.claim_ms)
         last_call_ms = self._last_call_ms
         if last_call_ms is not None and self._asked is None:
             ends.append(last_call_ms)
@@ -253,8 +253,8 @@ class Position:
         if self.sockets:
             ends.extend(self.notices.due(self.session, self.positions))
         # Where counting ends without Redis, what lies beyond is not reached by waiting.
-        reached = [end_ms for end_ms in ends if end_ms <= self.course.end_ms]
-        return self.course.instant_of(min(reached)) if reached else None
+        reached = [end_ms for end_ms in ends if end_ms <= self.counted_time.end_ms]
+        return self.counted_time.instant_of(min(reached)) if reached else None
 
     def effects(self) -> list[Effect]:
         """What is to be done, in order; each effect is handed out once."""
@@ -266,7 +266,7 @@ class Position:
         return (
             intent.waits_for_proof
             and self.sockets > 0
-            and self.course.running
+            and self.counted_time.running
             and self.alive_at < intent.at
             and now_ms < intent.at + limits.STOP_PROOF_WAIT_MS
         )
@@ -316,7 +316,7 @@ class Position:
         if grant.final is None or not gaps or now_ms < gaps[-1][1]:
             return False
         _, until, is_billed = gaps[-1]
-        return is_billed and until > self.course.instant_of(grant.granted_ms)
+        return is_billed and until > self.counted_time.instant_of(grant.granted_ms)
 
     def _may_go_on(self, now_ms: int) -> bool:
         """Whether a grant that was final need not be, as far as can be seen from here.
@@ -346,12 +346,12 @@ class Position:
         Whoever holds the rest was told that it is needed when the grant was made, and may not
         have heard that: its line was broken. There is time for another recall, and its answer.
         """
-        course, granted_ms = self.course, self.session.grant.granted_ms
-        if not (course.is_final and self.sockets) or granted_ms == self._final_asked_ms:
+        counted_time, granted_ms = self.counted_time, self.session.grant.granted_ms
+        if not (counted_time.is_final and self.sockets) or granted_ms == self._final_asked_ms:
             return None
         if self._draws_alone:
             return None
-        lead_ms = (limits.RECALL_WAIT_MS + 3 * self.response_ms) * course.speed
+        lead_ms = (limits.RECALL_WAIT_MS + 3 * self.response_ms) * counted_time.speed
         left_ms = granted_ms - self.session.standing.elapsed_ms
         return granted_ms - lead_ms if left_ms > 2 * lead_ms else None
 
@@ -413,7 +413,7 @@ class Position:
         # It is asked about a step with which time begins to run.
         is_billed = standing.lost_at is not None and terms.gap == "bill"
         at = standing.lost_at if is_billed and standing.lost_at is not None else now_ms
-        line = line_of(terms, standing.elapsed_ms, at, standing.free_ms, running=True)
+        line = burn_line_of(terms, standing.elapsed_ms, at, standing.free_ms, running=True)
         return covered_with(account, session_id, line)
 
     @property
@@ -443,7 +443,7 @@ class Position:
     def _show(self, token: Token = None, *, only: bool = False) -> None:
         self._effects.append(Show(self.notices.seq, token, only))
 
-    def _stand_on(self, session: Session, now_ms: int) -> None:
+    def _stand_on(self, session: SessionState, now_ms: int) -> None:
         """Makes ``session`` the ground, and measures anew what follows from it."""
         limited_ms, granted_ms = self._limited_ms, self.session.grant.granted_ms
         session, is_opened = self._opened(session)
@@ -455,11 +455,11 @@ class Position:
             standing.phase is not Phase.ACTIVE or standing.run_at >= self._doubt.came_at
         ):
             self._doubt = None
-        self.course = Course(session, self.uncovered_ms, self.response_ms)
-        if is_opened and self.course.claim_ms is not None:
+        self.counted_time = CountedTime(session, self.uncovered_ms, self.response_ms)
+        if is_opened and self.counted_time.claim_ms is not None:
             # Until the holders answer, each claim is answered alike: the next one waits.
-            paced_ms = standing.elapsed_ms + limits.RECALL_WAIT_MS * self.course.speed
-            self.course.claim_ms = max(self.course.claim_ms, paced_ms)
+            paced_ms = standing.elapsed_ms + limits.RECALL_WAIT_MS * self.counted_time.speed
+            self.counted_time.claim_ms = max(self.counted_time.claim_ms, paced_ms)
         self._may_get_ms = 0
         """The end of the longest grant that was asked for since."""
         self._exhausted = False
@@ -474,7 +474,7 @@ class Position:
         self._note_grant()
         self._project(now_ms)
 
-    def _opened(self, session: Session) -> tuple[Session, bool]:
+    def _opened(self, session: SessionState) -> tuple[SessionState, bool]:
         """A session with its grant open to more, where it is final only because of what holders
         have who do not answer; and whether that is so."""
         if session.grant.final != self.kept_open:
@@ -495,10 +495,10 @@ class Position:
         # Longer ones are made only in plenty.
         ends = [offer.grant.granted_ms for offer in step.offers if offer.rest or not offer.floor_ms]
         self._may_get_ms = max(self._may_get_ms, *ends, 0)
-        if self.course.running and 0 < best_ms < self.course.granted_ms:
+        if self.counted_time.running and 0 < best_ms < self.counted_time.granted_ms:
             rest = msgspec.structs.replace(self.session.grant, granted_ms=best_ms, final=None)
             session = msgspec.structs.replace(self.session, grant=rest)
-            self.course = Course(session, self.uncovered_ms, self.response_ms)
+            self.counted_time = CountedTime(session, self.uncovered_ms, self.response_ms)
         is_uncovered = session_id in self.account.uncovered
         self._note_grant()
         if is_uncovered:
@@ -508,13 +508,13 @@ class Position:
         """Lets the account's other sessions here count with what this one may use: of one that
         stops, what a claim that is on its way may still be granted too."""
         session, may_use, is_uncovered = self.session, None, False
-        if self._limited_ms is not None and self.course.running:
+        if self._limited_ms is not None and self.counted_time.running:
             may_use = Granted(max(self._limited_ms, self._may_get_ms), is_final=True)
             # What it used beyond its grant Redis does not know of before the stop is recorded.
-            is_uncovered = self._limited_ms > self.course.granted_ms
-        elif self.course.running:
+            is_uncovered = self._limited_ms > self.counted_time.granted_ms
+        elif self.counted_time.running:
             until_ms = max(session.grant.granted_ms, self._may_get_ms)
-            may_use = Granted(until_ms, is_final=self.course.is_final)
+            may_use = Granted(until_ms, is_final=self.counted_time.is_final)
         beginning_micros = 0
         if self._begins and self._asked is not None:
             free_ms = self._asked.standing.free_ms
@@ -530,15 +530,17 @@ class Position:
         """Whether time begins to run with the step that is on its way."""
         asked = self._asked
         return (
-            asked is not None and asked.standing.phase is Phase.ACTIVE and not self.course.running
+            asked is not None
+            and asked.standing.phase is Phase.ACTIVE
+            and not self.counted_time.running
         )
 
     def _bind(self, now_ms: int) -> None:
         """Ends time that no grant covers where a limit is known now."""
-        counted_ms = self.course.elapsed_at(now_ms) if self.course.ground >= 0 else 0
+        counted_ms = self.counted_time.elapsed_at(now_ms) if self.counted_time.revision >= 0 else 0
         ends = limit_positions.uncovered_ends(
             self.session,
-            self.course,
+            self.counted_time,
             now_ms,
             self.account,
             self.counters.member.over(self.member),
@@ -546,14 +548,14 @@ class Position:
             self._month_end(self.member.month),
             kept_open=self.kept_open,
         )
-        self.course.bind(ends, self._ground, counted_ms)
-        if not self.course.is_final:
+        self.counted_time.bind(ends, self._revision, counted_ms)
+        if not self.counted_time.is_final:
             self.account.uncovered.add(self.session.identity.session_id)
 
     @property
-    def _ground(self) -> int:
+    def _revision(self) -> int:
         """What the end of uncovered time follows from; it rises with every change."""
-        return self.account.ground + self.counters.ground
+        return self.account.revision + self.counters.revision
 
     def know_months(self, member: MonthProjection, org: MonthProjection) -> None:
         """Takes what an answer says of the months' counters."""
@@ -571,7 +573,7 @@ class Position:
             month.limit_minutes is None or month.active <= 1 for month in (self.member, self.org)
         )
 
-    def _positions(self, session: Session, now_ms: int) -> dict[str, int]:
+    def _positions(self, session: SessionState, now_ms: int) -> dict[str, int]:
         elapsed_ms = self.elapsed_at(now_ms)
         return limit_positions.positions(
             session,
@@ -606,7 +608,7 @@ class Position:
             )
 
 
-def settled_at(session: Session) -> int:
+def settled_at(session: SessionState) -> int:
     """The instant up to which a session is settled."""
     standing, speed = session.standing, session.identity.terms.speed
     return standing.at - -(-(standing.elapsed_ms - standing.settled_ms) // speed)

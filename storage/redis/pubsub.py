@@ -22,7 +22,7 @@ from storage import limits as storage_limits
 from storage.tasks import end
 
 
-class Line(PubSub):
+class PubSubConnection(PubSub):
     """A ``PubSub`` that all who use it connect together, and that breaks when it is dead.
 
     Whoever finds it broken says so, by ``ConnectionError``, and does not repeat what it was
@@ -215,13 +215,13 @@ class FairPipeline(Pipeline):
         return await super().parse_response(connection, command_name, **options)
 
 
-class LineRedis(Redis):
+class FairRedis(Redis):
     """A client whose lines are such ones, and whose pipelines are fair."""
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> FairPipeline:
         """A pipeline."""
         return FairPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
-    def pubsub(self, **options: Any) -> Line:
+    def pubsub(self, **options: Any) -> PubSubConnection:
         """A line, which connects when it is first used."""
-        return Line(self.connection_pool, **options)
+        return PubSubConnection(self.connection_pool, **options)

@@ -1,4 +1,4 @@
-"""A stage for catastrophes: real processes, real engines, and a fleet that watches its bill."""
+"""A testbed for catastrophes: real processes, real engines, and a fleet that watches its bill."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 from redis.asyncio import Redis
 
-from storage.embedded.agreement import Files
+from storage.embedded.agreement import EngineFiles
 from tests.benchmarks.environment import ChildProcess, Environment, open_environment
 from tests.benchmarks.fleet import Fleet
 
@@ -35,12 +35,12 @@ WAIT_S = 90.0
 POLL_S = 0.02
 
 
-class Engine:
+class SupervisedEngine:
     """An embedded engine, and the keeper that starts it again whenever it ends."""
 
     def __init__(self, data_dir: Path, name: str, stop: signal.Signals) -> None:
         self.name = name
-        self._files = Files(data_dir.resolve(), name)
+        self._files = EngineFiles(data_dir.resolve(), name)
         self._stop = stop
 
     @property
@@ -76,7 +76,7 @@ def _status(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-class Stage:
+class FaultTestbed:
     """What a scenario has to work with."""
 
     def __init__(self, environment: Environment, fleet: Fleet, sessions: int, scale: float) -> None:
@@ -85,8 +85,8 @@ class Stage:
         self.sessions = sessions
         self.scale = scale
         """How long outages last: 1 is their full length."""
-        self.redis = Engine(environment.settings.data_dir, "redis", signal.SIGTERM)
-        self.postgres = Engine(environment.settings.data_dir, "postgres", signal.SIGINT)
+        self.redis = SupervisedEngine(environment.settings.data_dir, "redis", signal.SIGTERM)
+        self.postgres = SupervisedEngine(environment.settings.data_dir, "postgres", signal.SIGINT)
         self.servers: list[ChildProcess] = []
         self.flushers: list[ChildProcess] = []
         self.slack_s = 0.0
@@ -143,21 +143,21 @@ class Stage:
 
 
 @asynccontextmanager
-async def open_stage(sessions: int, scale: float = 1.0) -> AsyncIterator[Stage]:
+async def open_testbed(sessions: int, scale: float = 1.0) -> AsyncIterator[FaultTestbed]:
     """Three servers and two flushers, and so many sessions, all of which tick."""
     async with open_environment(RATES) as environment:
         await environment.grant((f"customer-{number}" for number in range(sessions)), CREDITS)
         fleet = await Fleet.start(environment.variables)
-        stage = Stage(environment, fleet, sessions, scale)
+        testbed = FaultTestbed(environment, fleet, sessions, scale)
         try:
             started = [environment.serve() for _ in range(PROCESSES)]
-            stage.servers += await asyncio.gather(*started)
+            testbed.servers += await asyncio.gather(*started)
             for _ in range(2):
-                await stage.flush()
-            ports = [server.port for server in stage.servers]
+                await testbed.flush()
+            ports = [server.port for server in testbed.servers]
             await fleet.open(ports, sessions, kind=KIND, is_watchful=True)
             await fleet.ticked()
             await environment.flushed()
-            yield stage
+            yield testbed
         finally:
             await fleet.close()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.credits.money import Money
+from server.credits.credit_ledger import CreditLedger
 from server.credits.outcomes import Held, Spent
 from storage.audit import audit_live, audit_record
 from storage.postgres.records import UnavailableError
@@ -16,14 +16,14 @@ ANN = AccountName(TENANT, "ann")
 MAY = "2026-05-01"
 
 
-async def spent(money: Money, entry_id: str, micros: int, **options: Any) -> Spent:
-    answer = await money.spend(ANN, entry_id=entry_id, micros=micros, **options)
+async def spent(ledger: CreditLedger, entry_id: str, micros: int, **options: Any) -> Spent:
+    answer = await ledger.spend(ANN, entry_id=entry_id, micros=micros, **options)
     assert isinstance(answer, Spent), answer
     return answer
 
 
-async def held(money: Money, hold_id: str, micros: int, **options: Any) -> Held:
-    answer = await money.hold(ANN, hold_id=hold_id, micros=micros, **{"ttl_ms": 60_000, **options})
+async def held(ledger: CreditLedger, hold_id: str, micros: int, **options: Any) -> Held:
+    answer = await ledger.hold(ANN, hold_id=hold_id, micros=micros, **{"ttl_ms": 60_000, **options})
     assert isinstance(answer, Held), answer
     return answer
 
@@ -39,26 +39,26 @@ async def audited(cluster: Cluster) -> None:
     assert (await audit_live(cluster.nodes[0].live, cluster.records)).findings == ()
 
 
-def lose_replies(money: Money, script: str, *, before: bool = False) -> None:
+def lose_replies(ledger: CreditLedger, script: str, *, before: bool = False) -> None:
     """The next call of a script gets no answer, though it was (or was not) done."""
     attribute = f"_{script}"
-    real = getattr(money.spending, attribute)
+    real = getattr(ledger.spending, attribute)
 
     async def call(keys: Any, arguments: Any) -> Any:
-        setattr(money.spending, attribute, real)
+        setattr(ledger.spending, attribute, real)
         if not before:
             await real(keys, arguments)
         raise LiveError("no answer")
 
-    setattr(money.spending, attribute, call)
+    setattr(ledger.spending, attribute, call)
 
 
-def lose_postgres(money: Money) -> None:
+def lose_postgres(ledger: CreditLedger) -> None:
     """The next write gets no answer, and was not done: the process dies there, say."""
-    real = money._scribe.write
+    real = ledger._writer.write
 
     async def write(records: Any) -> None:
-        money._scribe.write = real  # type: ignore[method-assign]
+        ledger._writer.write = real  # type: ignore[method-assign]
         raise UnavailableError("no answer")
 
-    money._scribe.write = write  # type: ignore[method-assign]
+    ledger._writer.write = write  # type: ignore[method-assign]

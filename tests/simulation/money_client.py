@@ -1,7 +1,8 @@
-"""Money at the counter of a virtual world: grants, spends, holds, adjustments.
+"""Money of a virtual world, moved as backends move it: grants, spends, holds, adjustments.
 
 Whoever gets no answer does not know whether it was done, asks again under the same id
-until there is one, and is to be told what was done. The desk keeps what each deed came to.
+until there is one, and is to be told what was done. The money client keeps what each transfer came
+to.
 """
 
 import copy
@@ -20,7 +21,7 @@ from storage.redis.spending import AccountName
 from storage.rows.accounts import BeforeOperation
 from tests.simulation import digits
 from tests.simulation.people import ALLOTMENTS, Person
-from tests.simulation.processes import Server
+from tests.simulation.processes import ServerHost
 from tests.simulation.state import State, look
 from tests.simulation.virtual import START_AT
 from tests.simulation.world import World
@@ -29,7 +30,7 @@ MONTH_MS = 31 * 24 * 3_600_000
 
 
 @dataclass
-class Deed:
+class Transfer:
     """Something that moves money, under an id."""
 
     kind: str
@@ -67,17 +68,17 @@ class Deed:
         return 0
 
 
-class Desk:
+class MoneyClient:
     """Moves money through one process or another."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.deeds: dict[str, Deed] = {}
+        self.transfers: dict[str, Transfer] = {}
         self.told: set[str] = set()
         """Deeds of which it was looked who heard of them."""
-        self.refusals: list[tuple[Deed, State]] = []
+        self.refusals: list[tuple[Transfer, State]] = []
         """Spends and holds for which there was not enough, and everything in Redis then."""
-        self.limited: list[tuple[Deed, Any]] = []
+        self.limited: list[tuple[Transfer, Any]] = []
         """Spends and holds of operations with a monthly limit, and what they were answered."""
         self.minutes: defaultdict[tuple[str, str, str], int] = defaultdict(int)
         """Corrections of months: tenant, user, month."""
@@ -88,187 +89,198 @@ class Desk:
         self.minutes_late: set[str] = set()
         """Tenants with corrections that Redis could not take at once, and may take any time."""
 
-    def of(self, account: tuple[str, str]) -> list[Deed]:
-        """The deeds of an account."""
-        return [deed for deed in self.deeds.values() if deed.person.account == account]
+    def of(self, account: tuple[str, str]) -> list[Transfer]:
+        """The transfers of an account."""
+        return [
+            transfer for transfer in self.transfers.values() if transfer.person.account == account
+        ]
 
     def moved(self, account: tuple[str, str]) -> tuple[int, list[int]]:
-        """What deeds have added to a balance for sure, and what others may have."""
+        """What transfers have added to a balance for sure, and what others may have."""
         sure, perhaps = 0, []
-        for deed in self.of(account):
-            if deed.state == "done":
-                sure += deed.moved_micros
-            elif deed.state == "unknown" and deed.would_move:
-                perhaps.append(deed.would_move)
+        for transfer in self.of(account):
+            if transfer.state == "done":
+                sure += transfer.moved_micros
+            elif transfer.state == "unknown" and transfer.would_move:
+                perhaps.append(transfer.would_move)
         # A month gives what the highest of its tiers gives.
-        allotments = [deed for deed in self.of(account) if deed.kind == "allot"]
-        given = max((deed.micros for deed in allotments if deed.state == "done"), default=0)
-        more = [deed.micros - given for deed in allotments if deed.micros > given]
+        allotments = [transfer for transfer in self.of(account) if transfer.kind == "allot"]
+        given = max(
+            (transfer.micros for transfer in allotments if transfer.state == "done"), default=0
+        )
+        more = [transfer.micros - given for transfer in allotments if transfer.micros > given]
         return sure + given, perhaps + more
 
-    async def do(self, node: Server, deed: Deed) -> None:
+    async def do(self, node: ServerHost, transfer: Transfer) -> None:
         """Does it, or asks again for what was not answered."""
-        deed = self.deeds.setdefault(deed.entry_id, deed)
-        if deed.state != "unknown":
+        transfer = self.transfers.setdefault(transfer.entry_id, transfer)
+        if transfer.state != "unknown":
             return
         troubled = node.line.troubled
         smooth = self.world.is_smooth
-        deed.at = self.world.now
-        if deed.kind == "pay" and deed.micros < 0:
-            self.world.taken.add(deed.person.account)
+        transfer.at = self.world.now
+        if transfer.kind == "pay" and transfer.micros < 0:
+            self.world.taken.add(transfer.person.account)
         try:
-            answer = await self.world.cluster.finished(node.act(self._ask(node, deed)))
+            answer = await self.world.cluster.finished(node.act(self._ask(node, transfer)))
         except (ServiceError, LiveError) as error:
             if smooth:
-                self.world.unserved(deed.at, error)
+                self.world.unserved(transfer.at, error)
             return
         except ProtocolError as error:
-            deed.state = "refused"
-            self._check_refused(deed, error)
+            transfer.state = "refused"
+            self._check_refused(transfer, error)
             return
         if answer is not None:  # or else the process has died
-            self._take(deed, answer, troubled == node.line.troubled)
+            self._take(transfer, answer, troubled == node.line.troubled)
 
-    async def repeat(self, node: Server, deed: Deed, form: int) -> None:
+    async def repeat(self, node: ServerHost, transfer: Transfer, form: int) -> None:
         """Asks again for what was done, in other digits, when nothing but the ledger knows its
         key any more: it is answered the same, and moves nothing."""
-        if deed.state != "done" or not deed.form:
+        if transfer.state != "done" or not transfer.form:
             return
         try:
-            answer = await self.world.cluster.finished(node.act(self._write(node, deed, form)))
+            answer = await self.world.cluster.finished(node.act(self._write(node, transfer, form)))
         except (ServiceError, LiveError):
             return
-        assert not isinstance(answer, Short), (deed, answer)
+        assert not isinstance(answer, Short), (transfer, answer)
         if isinstance(answer, Spent | Held):
-            assert answer.amount_micros == deed.micros, (deed, answer)
+            assert answer.amount_micros == transfer.micros, (transfer, answer)
 
-    async def _write(self, node: Server, deed: Deed, form: int) -> Any:
-        account, key = AccountName(*deed.person.account), deed.hold_id or deed.entry_id
-        return await digits.ask(node, deed.kind, account, key, deed.micros, deed.ttl_ms, form)
+    async def _write(self, node: ServerHost, transfer: Transfer, form: int) -> Any:
+        account, key = AccountName(*transfer.person.account), transfer.hold_id or transfer.entry_id
+        return await digits.ask(
+            node, transfer.kind, account, key, transfer.micros, transfer.ttl_ms, form
+        )
 
-    async def _ask(self, node: Server, deed: Deed) -> Any:
-        if deed.form:
-            return await self._write(node, deed, deed.form)
-        money, account = node.money, AccountName(*deed.person.account)
-        match deed.kind:
+    async def _ask(self, node: ServerHost, transfer: Transfer) -> Any:
+        if transfer.form:
+            return await self._write(node, transfer, transfer.form)
+        ledger, account = node.ledger, AccountName(*transfer.person.account)
+        match transfer.kind:
             case "pay":
                 entry = EntryPosted(
                     tenant=account.tenant,
                     account_id=account.account_id,
-                    entry_id=deed.entry_id,
-                    entry_kind="grant" if deed.micros > 0 else "adjust",
-                    amount_micros=deed.micros,
+                    entry_id=transfer.entry_id,
+                    entry_kind="grant" if transfer.micros > 0 else "adjust",
+                    amount_micros=transfer.micros,
                     at=node.clock.now(),
                 )
-                return await money.enter(entry)
+                return await ledger.enter(entry)
             case "spend":
-                return await money.spend(
+                return await ledger.spend(
                     account,
-                    entry_id=deed.entry_id,
-                    micros=deed.micros,
-                    operation=deed.operation,
-                    user_id=deed.person.user_id,
-                    monthly_limit=deed.often,
+                    entry_id=transfer.entry_id,
+                    micros=transfer.micros,
+                    operation=transfer.operation,
+                    user_id=transfer.person.user_id,
+                    monthly_limit=transfer.often,
                 )
             case "hold":
-                return await money.hold(
+                return await ledger.hold(
                     account,
-                    hold_id=deed.hold_id,
-                    micros=deed.micros,
-                    ttl_ms=deed.ttl_ms,
-                    operation=deed.operation,
-                    user_id=deed.person.user_id,
-                    monthly_limit=deed.often,
+                    hold_id=transfer.hold_id,
+                    micros=transfer.micros,
+                    ttl_ms=transfer.ttl_ms,
+                    operation=transfer.operation,
+                    user_id=transfer.person.user_id,
+                    monthly_limit=transfer.often,
                 )
             case "allot":
                 # All in one month, which does not end in this world.
-                grants = copy.copy(money)
-                grants.rates = msgspec.structs.replace(money.rates, allotments=ALLOTMENTS)
-                plan = BeforeOperation(timezone="UTC", tier=deed.tier, spent_micros=None)
+                grants = copy.copy(ledger)
+                grants.rates = msgspec.structs.replace(ledger.rates, allotments=ALLOTMENTS)
+                plan = BeforeOperation(timezone="UTC", tier=transfer.tier, spent_micros=None)
                 await grants._grant_allotment(account, plan, START_AT + MONTH_MS)
                 return True
             case "post":
-                return await money.post(account.tenant, deed.hold_id, deed.micros)
-        return await money.void(account.tenant, deed.hold_id)
+                return await ledger.post(account.tenant, transfer.hold_id, transfer.micros)
+        return await ledger.void(account.tenant, transfer.hold_id)
 
-    def _check_refused(self, deed: Deed, error: ProtocolError) -> None:
+    def _check_refused(self, transfer: Transfer, error: ProtocolError) -> None:
         """An account has no more open holds than it may, and is refused none before."""
-        if self.world.losses or deed.kind != "hold" or error.code != "rate_limited":
+        if self.world.losses or transfer.kind != "hold" or error.code != "rate_limited":
             return
-        place = "/".join(deed.person.account)
+        place = "/".join(transfer.person.account)
         account = look(self.world.cluster.redis).hashes["account"].get(place, {})
-        assert int(account.get("holds", 0)) >= storage_limits.HOLDS_PER_ACCOUNT_MAX, (deed, account)
+        assert int(account.get("holds", 0)) >= storage_limits.HOLDS_PER_ACCOUNT_MAX, (
+            transfer,
+            account,
+        )
 
-    def _take(self, deed: Deed, answer: Any, smooth: bool) -> None:
-        if deed.often is not None and deed.operation:
-            self.limited.append((deed, answer))
+    def _take(self, transfer: Transfer, answer: Any, smooth: bool) -> None:
+        if transfer.often is not None and transfer.operation:
+            self.limited.append((transfer, answer))
         match answer:
             case bool():
                 # Postgres has it; whether Redis took it too shows where nothing went wrong.
                 if smooth and not self.world.cluster.redis_is_away:
-                    deed.state = "done"
-                    deed.moved_micros = 0 if deed.kind == "allot" else deed.micros
+                    transfer.state = "done"
+                    transfer.moved_micros = 0 if transfer.kind == "allot" else transfer.micros
             case Spent():
-                assert answer.amount_micros == deed.micros, (deed, answer)
-                deed.state, deed.moved_micros = "done", -answer.amount_micros
+                assert answer.amount_micros == transfer.micros, (transfer, answer)
+                transfer.state, transfer.moved_micros = "done", -answer.amount_micros
             case Held():
-                assert answer.amount_micros == deed.micros, (deed, answer)
-                deed.state = "done"
+                assert answer.amount_micros == transfer.micros, (transfer, answer)
+                transfer.state = "done"
             case Posted():
-                self._check_end(deed, answer)
-                self._take_posted(deed, answer)
+                self._check_end(transfer, answer)
+                self._take_posted(transfer, answer)
             case Voided():
-                self._check_end(deed, answer)
-                deed.state = "done"
+                self._check_end(transfer, answer)
+                transfer.state = "done"
             case Short():
-                deed.state = "refused"
+                transfer.state = "refused"
                 if smooth and self.world.is_smooth:
                     # Or else those who hold may not have heard that they are recalled.
-                    self.refusals.append((deed, look(self.world.cluster.redis)))
+                    self.refusals.append((transfer, look(self.world.cluster.redis)))
             case Limited() | HoldGone() | Exceeds():
-                deed.state = "refused"
+                transfer.state = "refused"
             case _:
                 raise AssertionError(answer)
 
-    def _check_end(self, deed: Deed, answer: Posted | Voided) -> None:
+    def _check_end(self, transfer: Transfer, answer: Posted | Voided) -> None:
         """A hold has one end: it is not both charged and given back."""
-        for other in self.deeds.values():
-            if (other.hold_id, other.state) == (deed.hold_id, "done"):
-                assert other.kind in ("hold", deed.kind), (deed, answer, other)
+        for other in self.transfers.values():
+            if (other.hold_id, other.state) == (transfer.hold_id, "done"):
+                assert other.kind in ("hold", transfer.kind), (transfer, answer, other)
 
-    def _take_posted(self, deed: Deed, answer: Posted) -> None:
+    def _take_posted(self, transfer: Transfer, answer: Posted) -> None:
         """A hold is posted once: whoever comes second is told what was charged then."""
         first = next(
             (
                 other
-                for other in self.deeds.values()
-                if other.kind == "post" and other.hold_id == deed.hold_id and other.state == "done"
+                for other in self.transfers.values()
+                if other.kind == "post"
+                and other.hold_id == transfer.hold_id
+                and other.state == "done"
             ),
             None,
         )
-        deed.state = "done"
+        transfer.state = "done"
         if first is not None:
             posted = sum(
                 -other.moved_micros
-                for other in self.deeds.values()
-                if other.kind == "post" and other.hold_id == deed.hold_id
+                for other in self.transfers.values()
+                if other.kind == "post" and other.hold_id == transfer.hold_id
             )
-            assert answer.posted_micros == posted, (deed, answer, first)
+            assert answer.posted_micros == posted, (transfer, answer, first)
             return
-        deed.moved_micros = -answer.posted_micros
-        for other in self.deeds.values():
-            if (other.kind, other.hold_id, other.state) == ("post", deed.hold_id, "unknown"):
+        transfer.moved_micros = -answer.posted_micros
+        for other in self.transfers.values():
+            if (other.kind, other.hold_id, other.state) == ("post", transfer.hold_id, "unknown"):
                 other.state = "done"  # it is known now what became of the hold
 
     async def adjust(
-        self, node: Server, person: Person, entry_id: str, minutes: int, month: str
+        self, node: ServerHost, person: Person, entry_id: str, minutes: int, month: str
     ) -> None:
-        """Corrects a month of a member."""
+        """Corrects a month of a subscriber."""
         troubled = node.line.troubled
         try:
             await self.world.cluster.finished(
                 node.act(
-                    node.money.adjust_minutes(
+                    node.ledger.adjust_minutes(
                         person.tenant,
                         person.user_id,
                         entry_id=entry_id,

@@ -35,7 +35,7 @@ class Mishap(NamedTuple):
 NONE = Mishap("none")
 
 
-class Line:
+class RedisLink:
     """The line of one process to Redis."""
 
     def __init__(self, carry: Carry, timeout_ms: int) -> None:
@@ -134,14 +134,14 @@ class Line:
     def cut(self) -> None:
         """Redis goes away: what it publishes is not heard any more."""
         self.is_away = True
-        for ear in self.ears:
-            ear.drop()
+        for listener in self.ears:
+            listener.drop()
 
 
 class VirtualRedis(Redis):
     """A client of redis-py at the end of a line."""
 
-    def __init__(self, line: Line, **options: Any) -> None:
+    def __init__(self, line: RedisLink, **options: Any) -> None:
         super().__init__(unix_socket_path="/nowhere", **options)
         self.line = line
 
@@ -156,9 +156,9 @@ class VirtualRedis(Redis):
 
     def pubsub(self, **_: Any) -> "VirtualPubSub":  # type: ignore[override]
         """Whoever listens to channels."""
-        ear = VirtualPubSub(self.line)
-        self.line.ears.append(ear)
-        return ear
+        listener = VirtualPubSub(self.line)
+        self.line.ears.append(listener)
+        return listener
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """There is no connection."""
@@ -204,7 +204,7 @@ def shaped(callbacks: Any, args: Command, options: dict[str, Any], answer: Any) 
 class VirtualPubSub:
     """Subscriptions of one process, as redis-py keeps them through a broken line."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: RedisLink) -> None:
         self._line = line
         self._channels: set[bytes] = set()
         self._heard: deque[dict[str, Any]] = deque()

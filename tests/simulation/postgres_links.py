@@ -17,7 +17,7 @@ import asyncpg
 from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
 from storage.postgres.usage import Usage
-from tests.simulation.redis_lines import Mishap
+from tests.simulation.redis_links import Mishap
 
 Value = TypeVar("Value")
 
@@ -75,7 +75,7 @@ class PostgresServer:
         self._loop.close()
 
 
-class PostgresLine:
+class PostgresLink:
     """The record as one process reaches it: every call may fail as Postgres fails."""
 
     def __init__(self, server: PostgresServer) -> None:
@@ -95,9 +95,9 @@ class PostgresLine:
             return found
         return functools.partial(self._call, found)
 
-    def usage(self) -> "UsageLine":
+    def usage(self) -> "UsageLink":
         """Questions about usage, over this line."""
-        return UsageLine(self, Usage.over(self._server.records))
+        return UsageLink(self, Usage.over(self._server.records))
 
     async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
         await asyncio.sleep(0)
@@ -119,11 +119,11 @@ class PostgresLine:
         raise UnavailableError("the line to Postgres is broken")
 
 
-class UsageLine:
+class UsageLink:
     """Questions about usage as one process reaches the record. They share its pool, whose
     connections live on the loop of the thread: asked from any other they break."""
 
-    def __init__(self, line: PostgresLine, usage: Usage) -> None:
+    def __init__(self, line: PostgresLink, usage: Usage) -> None:
         self._line = line
         self._usage = usage
 

@@ -6,38 +6,38 @@ import pytest
 
 from protocol.metering.states import Phase
 from server import limits as server_limits
-from server.runtime.stall_detector import Pulse
+from server.runtime.stall_detector import StallDetector
 from tests.fixtures.server import TestServer
 from tests.server.api import advance
-from tests.server.scenes import CREDIT, connection_of, eventually, found, reaches
-from tests.simulation.cluster import VirtualClock
+from tests.server.billed_session import CREDIT, connection_of, eventually, found, reaches
+from tests.simulation.cluster import ManualClock
 
 STOOD_MS = 20_000
 
 
 async def test_what_is_read_after_a_standstill_proves_what_was_before() -> None:
-    clock, thaws = VirtualClock(), list[int]()
-    pulse = Pulse(clock, lambda: thaws.append(clock.now()))
-    pulse.start()
+    clock, resumptions = ManualClock(), list[int]()
+    stall_detector = StallDetector(clock, lambda: resumptions.append(clock.now()))
+    stall_detector.start()
     awake_at = clock.now()
     clock.now_ms += server_limits.STOOD_STILL_MS
-    assert pulse.proof_at(clock.now()) == clock.now()
+    assert stall_detector.proof_at(clock.now()) == clock.now()
     clock.now_ms = awake_at + STOOD_MS
     # Whether the sockets are read before the timer fires or after, it is the same.
-    assert pulse.proof_at(clock.now()) == awake_at
-    pulse.beat()
-    assert pulse.proof_at(clock.now()) == awake_at
-    assert thaws == []
+    assert stall_detector.proof_at(clock.now()) == awake_at
+    stall_detector.beat()
+    assert stall_detector.proof_at(clock.now()) == awake_at
+    assert resumptions == []
     clock.now_ms += 250
-    pulse.beat()
-    assert pulse.proof_at(clock.now()) == clock.now()
-    assert thaws == [clock.now()]
+    stall_detector.beat()
+    assert stall_detector.proof_at(clock.now()) == clock.now()
+    assert resumptions == [clock.now()]
     clock.now_ms += 250
-    pulse.beat()
-    assert len(thaws) == 1
-    pulse.stop()
+    stall_detector.beat()
+    assert len(resumptions) == 1
+    stall_detector.stop()
     clock.now_ms += STOOD_MS
-    assert pulse.proof_at(clock.now()) == clock.now()
+    assert stall_detector.proof_at(clock.now()) == clock.now()
 
 
 async def test_a_process_that_stood_still_beats_before_anything_else(
@@ -48,7 +48,7 @@ async def test_a_process_that_stood_still_beats_before_anything_else(
     await server.grant(5 * CREDIT)
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
-    process.pulse.beat()
+    process.stall_detector.beat()
     beat, commit = process.live.beat, process.live.commit
 
     async def noted_beat(*arguments: Any) -> Any:
@@ -62,7 +62,7 @@ async def test_a_process_that_stood_still_beats_before_anything_else(
     monkeypatch.setattr(process.live, "beat", noted_beat)
     monkeypatch.setattr(process.live, "commit", noted_commit)
     advance(server, STOOD_MS, asleep=True)
-    process.pulse.beat()
+    process.stall_detector.beat()
     await client.close()
     await reaches(server, "chat-1", Phase.SUSPENDED)
     assert asked[0] == "beat"
@@ -75,7 +75,7 @@ async def test_who_left_while_the_process_stood_still_does_not_pay_for_that(
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
     process = server.process
-    process.pulse.beat()
+    process.stall_detector.beat()
     awake_at = process.clock.now()
     advance(server, STOOD_MS, asleep=True)
     await client.close()
@@ -92,10 +92,10 @@ async def test_who_stayed_proves_it_anew(server: TestServer) -> None:
     await client.ask("start", kind="chat", session_id="chat-1")
     connection = connection_of(server)
     advance(server, STOOD_MS, asleep=True)
-    thawed_at = server.process.clock.now()
+    resumed_at = server.process.clock.now()
 
     async def proven() -> bool:
-        return connection.alive_at >= thawed_at
+        return connection.alive_at >= resumed_at
 
     await eventually(proven)
     await client.ask("pause", session_id="chat-1")

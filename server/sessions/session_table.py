@@ -1,8 +1,8 @@
-"""The seats of a process: how they are set up, and how they are cleared.
+"""The local sessions of a process: how they are set up, and how they are cleared.
 
-Who sits down and stands up is decided in ``server.sessions.registry``. A seat needs its
+Joining and leaving is in ``server.sessions.registry``. A local session needs its
 account, its tenant's calendar and its counters; what it hears of other processes is decided in
-``server.sessions.news``.
+``server.sessions.channel_events``.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import structlog
 
 from protocol import limits
 from protocol.metering.meter import Meter
-from protocol.metering.session import Identity, Session
+from protocol.metering.session import Identity, SessionState
 from protocol.metering.shared_months import SharedMonths
 from protocol.metering.states import Phase
 from protocol.metering.steps import Step
@@ -31,17 +31,18 @@ from server.runtime.metrics import Metrics
 from server.runtime.timers import Timers
 from server.runtime.turns import Turns
 from server.runtime.waiting import Locks
-from server.sessions.local_session import Seat
-from server.sessions.step_pipeline import Claims
+from server.sessions.local_session import LocalSession
+from server.sessions.step_pipeline import StepPipeline
 from server.sessions.unflushed import Unflushed
-from storage.redis.encoding import line_at
-from storage.redis.live import Found, Live, LiveError, Outcome
+from storage.redis.encoding import burn_line_at
+from storage.redis.live import Found, Live, LiveError, StepOutcome
 
 log = structlog.get_logger()
 
 
-class Seating:
-    """The seats of a process, by the session's key, and what they need (``seats.Place``)."""
+class SessionTable:
+    """The local sessions of a process, by the session's key, and what they need
+    (``SessionOwner``)."""
 
     def __init__(
         self,
@@ -60,87 +61,91 @@ class Seating:
         self.uncovered_ms = uncovered_ms
         self.node = live.node
         self.turns = Turns()
-        self.claims = Claims(live, loader, clock, metrics, self.turns)
+        self.pipeline = StepPipeline(live, loader, clock, metrics, self.turns)
         self.accounts = Accounts(live, loader, self.turns)
         self.unflushed = Unflushed()
         self._unheard = itertools.count()
-        self.seats: dict[str, Seat] = {}
-        self._looking: dict[tuple[str, str, str], list[Seat]] = {}
+        self.local_sessions: dict[str, LocalSession] = {}
+        self._looking: dict[tuple[str, str, str], list[LocalSession]] = {}
         """Sessions that wait until it was looked at who holds what a counter has left, by its
         limit, its tenant, and the account or member."""
-        self._by_tenant: dict[str, dict[str, Seat]] = {}
+        self._by_tenant: dict[str, dict[str, LocalSession]] = {}
         self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts)
         self.before_joining: Callable[[Found], Awaitable[None]] | None = None
-        """Looks at a session that was found, before it is seated; see ``Orphans``."""
+        """Looks at a session that was found, before it gets a local session; see ``Orphans``."""
         self.reconcile_due = False
         """This process is noted for a session that it does not serve; see ``Orphans``."""
         self._locks = Locks()
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def __iter__(self) -> Iterator[Seat]:
-        return iter(list(self.seats.values()))
+    def __iter__(self) -> Iterator[LocalSession]:
+        return iter(list(self.local_sessions.values()))
 
-    def release(self, seat: Seat) -> None:
-        """Clears a seat that nobody here sits at or is about to, unless its grace is looked
-        after here."""
-        standing = seat.meter.session.standing
-        is_taken = seat.members or seat.awaited or seat.meter.sockets
-        idle = not is_taken and seat.meter.asked is None
+    def release(self, local: LocalSession) -> None:
+        """Clears a local session that has no socket here and no join in progress, unless its grace
+        is looked after here."""
+        standing = local.meter.session.standing
+        is_taken = local.subscribers or local.pending_joins or local.meter.sockets
+        idle = not is_taken and local.meter.asked is None
         if idle and standing.grace_until is None:
-            self.leave(seat)
+            self.leave(local)
 
-    def leave(self, seat: Seat) -> None:
-        """The session ended, or nobody here needs it: its seat is cleared."""
-        if self.seats.get(seat.key) is not seat:
+    def leave(self, local: LocalSession) -> None:
+        """The session ended, or nobody here needs it: its local session is cleared."""
+        if self.local_sessions.get(local.key) is not local:
             return
-        session = seat.meter.session
-        if seat.members and session.standing.version and session.standing.phase is not Phase.ENDED:
+        session = local.meter.session
+        if (
+            local.subscribers
+            and session.standing.version
+            and session.standing.phase is not Phase.ENDED
+        ):
             return  # they go on watching it
-        del self.seats[seat.key]
-        self._list(seat, listed=False)
-        for member in seat.members:
-            isolated("member", member.left, seat, session=seat.key)
-        seat.close()
+        del self.local_sessions[local.key]
+        self._list(local, listed=False)
+        for subscriber in local.subscribers:
+            isolated("member", subscriber.left, local, session=local.key)
+        local.close()
         if session.standing.phase is Phase.ENDED:
             reason = session.standing.reason or ""
             self.metrics.sessions_ended.labels(reason).inc()
-        self.run(self._forget(seat))
+        self.run(self._forget(local))
 
-    async def _forget(self, seat: Seat) -> None:
-        """Gives up what a seat that was cleared had need of."""
-        session = seat.meter.session
+    async def _forget(self, local: LocalSession) -> None:
+        """Gives up what a local session that was cleared had need of."""
+        session = local.meter.session
         identity = session.identity
-        await self.turns.take(seat.account)
+        await self.turns.take(local.account)
         try:
-            await self.accounts.close(seat.account)
+            await self.accounts.close(local.account)
         finally:
             await self.tenants.leave(identity)
         # The step that ends a session takes the process off it that makes the step.
-        if session.standing.phase is Phase.ENDED and not seat.ended_here:
+        if session.standing.phase is Phase.ENDED and not local.ended_here:
             await self.live.leave(identity.tenant, identity.session_id, self.node)
 
-    def _list(self, seat: Seat, *, listed: bool) -> None:
-        """Has a seat among those of its account and its tenant, or not any more."""
-        identity = seat.meter.session.identity
+    def _list(self, local: LocalSession, *, listed: bool) -> None:
+        """Has a local session among those of its account and its tenant, or not any more."""
+        identity = local.meter.session.identity
         if listed:
-            seat.account.seats[identity.session_id] = seat
-            self._by_tenant.setdefault(identity.tenant, {})[seat.key] = seat
+            local.account.local_sessions[identity.session_id] = local
+            self._by_tenant.setdefault(identity.tenant, {})[local.key] = local
             return
-        del seat.account.seats[identity.session_id]
+        del local.account.local_sessions[identity.session_id]
         of_tenant = self._by_tenant[identity.tenant]
-        del of_tenant[seat.key]
+        del of_tenant[local.key]
         if not of_tenant:
             del self._by_tenant[identity.tenant]
 
-    def check_room(self, seat: Seat) -> None:
+    def check_room(self, local: LocalSession) -> None:
         """Raises ``rate_limited`` for a session more than an account may have at a time."""
-        projection = seat.account.projection
-        here = len(seat.account.seats)
+        projection = local.account.projection
+        here = len(local.account.local_sessions)
         if max(here, len(projection.lines) + 1) > limits.LIVE_SESSIONS_PER_ACCOUNT_MAX:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions of this account run")
 
-    def keep(self, step: Step, session: Session, entry_id: str) -> None:
+    def keep(self, step: Step, session: SessionState, entry_id: str) -> None:
         """A step was made, which left ``session``: what it appended is kept until Postgres
         has it."""
         if step.records:
@@ -149,20 +154,20 @@ class Seating:
             partition = self.live.keys.partition(step.before.identity.tenant)
             self.unflushed.keep(partition, entry_id, step.records, session, step.notices)
 
-    def changed(self, seat: Seat, outcome: Outcome) -> None:
+    def changed(self, local: LocalSession, outcome: StepOutcome) -> None:
         """The account's figures after a step of this process, for its projection."""
         assert outcome.change is not None
         assert outcome.reply is not None
         session = outcome.reply.session
         line = None
         if session is not None and session.standing.phase is not Phase.ENDED:
-            line = line_at(session.identity, session.standing)
-        session_id = seat.meter.session.identity.session_id
-        self.accounts.changed(seat.account, outcome.change, session_id, line)
+            line = burn_line_at(session.identity, session.standing)
+        session_id = local.meter.session.identity.session_id
+        self.accounts.changed(local.account, outcome.change, session_id, line)
 
-    async def seat_of(self, session: Session) -> Seat:
-        """A seat for a session: its account, its calendar, its counters."""
-        existing = self.seats.get(session.key)
+    async def local_session_of(self, session: SessionState) -> LocalSession:
+        """A local session for a session: its account, its calendar, its counters."""
+        existing = self.local_sessions.get(session.key)
         if existing is not None:
             return existing
         identity = session.identity
@@ -184,51 +189,55 @@ class Seating:
                 await self.accounts.close(account)
                 raise
             meter.changed(self.clock.now())
-        seat = Seat(self, meter, account, days, self.node)
-        self.seats[session.key] = seat
-        self._list(seat, listed=True)
+        local = LocalSession(self, meter, account, days, self.node)
+        self.local_sessions[session.key] = local
+        self._list(local, listed=True)
         if not self.tenants.is_current(identity, days):
             self.run(self.read_calendar(identity.tenant))  # told while this was set up
-        return seat
+        return local
 
-    async def _free_left(self, identity: Identity, seat: Seat) -> int:
+    async def _free_left(self, identity: Identity, local: LocalSession) -> int:
         """What is left of a shared allowance; the step that takes it checks it again."""
         used_ms = await self.live.free_used(identity)
         if used_ms is None:
-            await self.loader.free_time(identity, seat.free_day())
+            await self.loader.free_time(identity, local.free_day())
             used_ms = await self.live.free_used(identity) or 0
         return max(0, identity.terms.free_ms - used_ms)
 
-    def look_at_holders(self, seat: Seat) -> None:
+    def look_at_holders(self, local: LocalSession) -> None:
         """Looks whether those who hold what the session's last grant lacks have answered: once
         for all sessions here that lack the same and ask meanwhile."""
-        limit, identity = seat.meter.shared_limit, seat.meter.session.identity
+        limit, identity = local.meter.shared_limit, local.meter.session.identity
         if limit is None:
             return
         names = {"credits": identity.account_id, "member_minutes": identity.user_id}
         counter = (limit, identity.tenant, names.get(limit, ""))
         waiting = self._looking.setdefault(counter, [])
-        waiting.append(seat)
+        waiting.append(local)
         if len(waiting) == 1:
-            self.run(self._look_at_holders(counter, seat))
+            self.run(self._look_at_holders(counter, local))
 
-    async def _look_at_holders(self, counter: tuple[str, str, str], first: Seat) -> None:
+    async def _look_at_holders(self, counter: tuple[str, str, str], first: LocalSession) -> None:
         limit, are_silent = counter[0], False
         try:
             if self._is_drawn_elsewhere(limit, first):
                 identity = first.meter.session.identity
-                are_silent = await self.claims.are_holders_silent(identity, limit, self.seats)
+                are_silent = await self.pipeline.are_holders_silent(
+                    identity, limit, self.local_sessions
+                )
         except LiveError:
             return  # not known
         finally:
-            seats = self._looking.pop(counter)
-        self.turns.run(counter, self._tell_of_holders(limit, seats, are_silent=are_silent))
+            local_sessions = self._looking.pop(counter)
+        self.turns.run(counter, self._tell_of_holders(limit, local_sessions, are_silent=are_silent))
 
-    def _is_drawn_elsewhere(self, limit: str, seat: Seat) -> bool:
+    def _is_drawn_elsewhere(self, limit: str, local: LocalSession) -> bool:
         """Whether sessions that other processes serve draw on a counter of a session."""
         if limit == "credits":
-            return any(name not in seat.account.seats for name in seat.account.projection.lines)
-        meter, identity = seat.meter, seat.meter.session.identity
+            return any(
+                name not in local.account.local_sessions for name in local.account.projection.lines
+            )
+        meter, identity = local.meter, local.meter.session.identity
         here = [
             one.meter.session
             for one in self._by_tenant.get(identity.tenant, {}).values()
@@ -241,16 +250,16 @@ class Seating:
         return month.active > active
 
     def _tell_of_holders(
-        self, limit: str, seats: list[Seat], *, are_silent: bool
+        self, limit: str, local_sessions: list[LocalSession], *, are_silent: bool
     ) -> Iterator[None]:
-        for seat in seats:
-            if self.seats.get(seat.key) is seat and seat.meter.shared_limit == limit:
-                isolated("holders", self._know_holders, seat, are_silent, session=seat.key)
+        for local in local_sessions:
+            if self.local_sessions.get(local.key) is local and local.meter.shared_limit == limit:
+                isolated("holders", self._know_holders, local, are_silent, session=local.key)
                 yield
 
-    def _know_holders(self, seat: Seat, are_silent: bool) -> None:
-        seat.meter.know_holders(self.clock.now(), are_silent=are_silent)
-        seat.drain()
+    def _know_holders(self, local: LocalSession, are_silent: bool) -> None:
+        local.meter.know_holders(self.clock.now(), are_silent=are_silent)
+        local.drain()
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
         """Asks the processes that have the session's sockets for a proof of life; since a
@@ -278,19 +287,19 @@ class Seating:
 
     async def read_calendar(self, tenant: str) -> None:
         """Live sessions count by the time zone that their organisation has now."""
-        for seat in self.seats_of(tenant):
+        for local in self.local_sessions_of(tenant):
             await self.turns.take(tenant)
-            days = await self.tenants.calendar_of(seat.meter.session.identity)
-            if days.zone.key != seat.calendar.zone.key:
-                isolated_session(seat, self._relocate, seat, days)
+            days = await self.tenants.calendar_of(local.meter.session.identity)
+            if days.zone.key != local.calendar.zone.key:
+                isolated_session(local, self._relocate, local, days)
 
-    def _relocate(self, seat: Seat, days: Calendar) -> None:
-        seat.calendar = days
-        seat.meter.relocate(days.month, self.clock.now())
-        seat.drain()
+    def _relocate(self, local: LocalSession, days: Calendar) -> None:
+        local.calendar = days
+        local.meter.relocate(days.month, self.clock.now())
+        local.drain()
 
-    def seats_of(self, tenant: str) -> list[Seat]:
-        """The seats of a tenant's sessions."""
+    def local_sessions_of(self, tenant: str) -> list[LocalSession]:
+        """The local sessions of a tenant's sessions."""
         return list(self._by_tenant.get(tenant, {}).values())
 
     def lock(self, tenant: str, session_id: str) -> AbstractAsyncContextManager[None]:
@@ -306,7 +315,7 @@ class Seating:
     def _done(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.warning("hub_task_failed", error=str(task.exception()))
+            log.warning("registry_task_failed", error=str(task.exception()))
 
     @property
     def busy(self) -> bool:
@@ -315,16 +324,16 @@ class Seating:
 
     async def idle(self) -> None:
         """Waits until nothing that was begun here is under way."""
-        while self.busy or self.claims.waiting:
+        while self.busy or self.pipeline.waiting:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.accounts.idle()
-            await self.claims.idle()
+            await self.pipeline.idle()
 
 
-def isolated_session(seat: Seat, act: Callable[..., object], *arguments: object) -> None:
+def isolated_session(local: LocalSession, act: Callable[..., object], *arguments: object) -> None:
     """Does something to one session of many. Where it fails, this one is looked at again."""
     try:
         act(*arguments)
     except Exception:
-        failed("session", session=seat.key)
-        seat.recover()
+        failed("session", session=local.key)
+        local.recover()

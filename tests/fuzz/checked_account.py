@@ -86,7 +86,7 @@ def request_bytes(rng: random.Random, head: str, content: bytes) -> bytes:
 
 
 @dataclass
-class Purse:
+class CheckedAccount:
     """One account, and what must be in it."""
 
     port: int
@@ -154,19 +154,19 @@ class Purse:
 
     async def _grant(self, account: str) -> None:
         micros = self.rng.choice((1, CREDIT // 2, 15 * CREDIT // 10, 20 * CREDIT))
-        status, found = await self._deed(f"{account}/grants", micros, reason="bought")
+        status, found = await self._operation(f"{account}/grants", micros, reason="bought")
         self.left += micros
         self._expect(201, status, found, micros)
 
     async def _spend(self, account: str) -> None:
         micros = self.rng.choice((1, CREDIT, 15 * CREDIT // 10, 2 * CREDIT))
-        status, found = await self._deed(f"{account}/spend", micros)
+        status, found = await self._operation(f"{account}/spend", micros)
         self.left -= micros
         self._expect(201, status, found, micros)
 
     async def _hold(self, account: str) -> None:
         micros = self.rng.choice((1, 15 * CREDIT // 10, 2 * CREDIT))
-        status, found = await self._deed(f"{account}/holds", micros, ttl_ms=3_600_000)
+        status, found = await self._operation(f"{account}/holds", micros, ttl_ms=3_600_000)
         self._expect(201, status, found, micros)
         if "hold_id" in found:
             self.held[found["hold_id"]] = micros
@@ -181,7 +181,7 @@ class Purse:
             posted = 0
         else:
             posted = self.rng.choice((0, 1, held // 2, held))
-            status, found = await self._deed(f"{path}/post", posted)
+            status, found = await self._operation(f"{path}/post", posted)
         del self.held[hold_id]
         self.left -= posted
         self._expect(200, status, found, held)
@@ -207,7 +207,7 @@ class Purse:
         if status not in (400, 422):
             self._problem(f"{path} of {content[:200]!r}: {status} {found}")
 
-    async def _deed(self, path: str, micros: int, **rest: Any) -> tuple[int, dict[str, Any]]:
+    async def _operation(self, path: str, micros: int, **rest: Any) -> tuple[int, dict[str, Any]]:
         text = forms(self.rng, micros)
         if _CREDITS.fullmatch(text) is None:
             raise ValueError(text)
