@@ -18,6 +18,7 @@ import structlog
 from server import limits as server_limits
 from server.counters.loading import Loader
 from server.counters.plans import apply_member, apply_organization
+from server.recovery.reported_sessions import ReportedSessions
 from server.runtime.isolation import for_each
 from storage import limits as storage_limits
 from storage.postgres.records import Records, UnavailableError
@@ -43,6 +44,7 @@ class RecordCatchUp:
         self.learnt = 0
         """How much Redis has learnt."""
         self._spending = Spending(restoring.live)
+        self._reported = ReportedSessions(records, loader)
         self._put_off: dict[int, int] = {}
         """Partitions whose holds wait for the record, and from which instant on these are."""
         self._put_off_until = 0
@@ -64,6 +66,7 @@ class RecordCatchUp:
             await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))
             await self._bring_decided(after_at, await self._behind())
             await self._bring_adjustments(await self.records.newest_adjustments(after_at, ROWS_MAX))
+            self.learnt += await self._reported.bring()
             changed = await self.records.limits_since(now_ms - after_at, ROWS_MAX)
             await self._bring_limits(changed)
         except UnavailableError:

@@ -24,7 +24,6 @@ from protocol.metering.session import (
     Identity,
     SessionState,
     Standing,
-    segments_in_order,
     session_key,
 )
 from protocol.metering.states import Phase
@@ -45,6 +44,7 @@ from server.counters.calendars import calendar
 from server.counters.recall import are_minutes_unanswered, holders_silent
 from server.gateway.preparations import basis_of_start
 from server.process import Process
+from server.recovery.reported_sessions import with_minute, with_minutes
 from server.usage.months import Months
 from storage import limits as storage_limits
 from storage.postgres import records as record
@@ -183,7 +183,7 @@ class ReportedMinutes:
                 return ReportResult(minute.minute, duplicate=True)
             if minute.minute != standing.minutes_kept:
                 raise ServiceError("the session is being restored")
-            standing = _with(standing, minute.started_at, minute.seconds)
+            standing = with_minute(standing, minute.started_at, minute.seconds)
         return known._replace(standing=standing, minutes={at.started_at: at.minute for at in lost})
 
     async def _after(self, identity: Identity, kept: int) -> tuple[SessionMinute, ...]:
@@ -290,6 +290,7 @@ class ReportedMinutes:
             case "ok":
                 await self._write(step, verdict.detail)
                 self._expect(step)
+                assert step.minute_at is not None
                 return ReportResult(step.minutes[step.minute_at])
             case "duplicate":
                 return ReportResult(int(verdict.detail), duplicate=True)
@@ -391,18 +392,19 @@ def _written_down(row: SessionRow, reported: MinuteReport) -> ReportResult:
 
 
 def _restored(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> _Known:
-    """The session as it is written down, after Redis came back without it."""
+    """The session as it is written down, after Redis came back without it. Raises ``unavailable``
+    while one of its minutes is on its way: the number of a later one must not be used again."""
+    if [one.minute for one in minutes] != list(range(len(minutes))):
+        raise ServiceError("the session is being restored")
     assert row.started_at is not None
-    standing = unstarted(Phase.PAUSED, row.started_at, 0)
-    for minute in minutes:
-        standing = _with(standing, minute.started_at, minute.seconds)
+    standing = with_minutes(unstarted(Phase.PAUSED, row.started_at, 0), minutes)
     known = {minute.started_at: minute.minute for minute in minutes}
     return _Known(row.identity, standing, known, in_redis=False)
 
 
 def _after(before: Standing, reported: MinuteReport, now_ms: int) -> Standing:
     """Where the session stands when its client has reported one minute more."""
-    after = _with(before, reported.minute_at, reported.seconds)
+    after = with_minute(before, reported.minute_at, reported.seconds)
     # A client's clock may be ahead; cluster time is what sessions stand in.
     at = min(after.at, now_ms)
     return msgspec.structs.replace(
@@ -412,19 +414,6 @@ def _after(before: Standing, reported: MinuteReport, now_ms: int) -> Standing:
         minute_at=at,
         lost_at=at,
         grace_until=now_ms + server_limits.REPORTED_SILENCE_MS_MAX,
-    )
-
-
-def _with(standing: Standing, minute_at: int, seconds: int) -> Standing:
-    elapsed_ms = standing.minutes_kept * MINUTE_MS + seconds * 1000
-    return msgspec.structs.replace(
-        standing,
-        elapsed_ms=elapsed_ms,
-        settled_ms=elapsed_ms,
-        minutes_kept=standing.minutes_kept + 1,
-        at=max(standing.at, minute_at + seconds * 1000),
-        run_at=minute_at,
-        segments=segments_in_order((*standing.segments, (minute_at, minute_at + seconds * 1000))),
     )
 
 

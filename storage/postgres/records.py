@@ -32,7 +32,13 @@ from storage.rows.months import (
     UsageDay,
     UsageLimit,
 )
-from storage.rows.sessions import LiveSession, MissingMinute, SessionPrepared, SessionRow
+from storage.rows.sessions import (
+    LiveSession,
+    MissingMinute,
+    ReportedSession,
+    SessionPrepared,
+    SessionRow,
+)
 
 __all__ = ["SQL", "Records", "RejectedError", "UnavailableError"]
 
@@ -135,6 +141,11 @@ class Records(Ledgers):
         """A page of the sessions that run as far as Postgres knows, after one of them."""
         asked = (after_tenant, after_session_id, limit)
         return await self._rows("live_sessions", LiveSession, *asked)
+
+    async def reported_sessions(self, limit: int) -> tuple[ReportedSession, ...]:
+        """Sessions of all tenants that run as far as Postgres knows, and whose clients count for
+        themselves: those with the newest minutes."""
+        return await self._rows("reported_sessions", ReportedSession, limit)
 
     async def minutes_missing(
         self, completed: Sequence[tuple[str, str, int]]

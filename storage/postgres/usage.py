@@ -57,6 +57,8 @@ class SessionMinute(msgspec.Struct, frozen=True):
     seconds: int
     free_ms: int
     charged_micros: int
+    month: str
+    """In which it counts, by its first day."""
 
 
 class UsageReportRow(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, cast
 import msgspec
 import orjson
 
+from protocol.limits import SAFE_INTEGER_MAX
 from protocol.metering.records import Record
 from protocol.metering.session import Grant, Identity, Standing
 from protocol.metering.steps import Basis
@@ -31,7 +32,9 @@ class ReportedStep(msgspec.Struct, frozen=True):
     """The session is not in Redis."""
     is_beyond_cap: bool
     """The session would be longer than its terms allow."""
-    minute_at: int
+    minute_at: int | None
+    """The new minute's beginning; None: there is none, and minutes that Redis has lost are put
+    back, which were taken before."""
     month: str
     minutes: dict[int, int]
     """Numbers of minutes by the instant of their beginning: the new one, and for a session
@@ -74,7 +77,8 @@ class MinuteReporter:
         partition = keys.partition(tenant)
         argument: dict[str, Any] = {
             "version": standing.version - 1,
-            "minute_at": str(step.minute_at),
+            "minute_at": "" if step.minute_at is None else str(step.minute_at),
+            "restores": step.minute_at is None,
             "month": step.month,
             "beyond_cap": step.is_beyond_cap,
             "minutes": {str(at): number for at, number in step.minutes.items()},
@@ -87,7 +91,7 @@ class MinuteReporter:
             "session": f"{tenant}/{session_id}",
             "grace_until": standing.grace_until,
             "kept_ms": step.kept_ms,
-            "outbox_max": storage_limits.OUTBOX_ENTRIES_MAX,
+            "outbox_max": storage_limits.OUTBOX_ENTRIES_MAX if step.records else SAFE_INTEGER_MAX,
             "recall": step.recall,
             "user_id": identity.user_id,
             "publish": self._live.publish,

@@ -111,6 +111,15 @@ class LiveSession(msgspec.Struct, frozen=True):
     """Its client counts for itself."""
 
 
+class ReportedSession(msgspec.Struct, frozen=True):
+    """A session that runs as far as the record knows, and whose client counts for itself."""
+
+    tenant: str
+    session_id: str
+    minutes: int
+    """How many are written down."""
+
+
 class MissingMinute(msgspec.Struct, frozen=True):
     """A minute that a session has completed, and that is not written down."""
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from protocol import limits
+from protocol.metering.steps import minute_record
 from server import limits as server_limits
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
@@ -332,6 +333,42 @@ async def test_after_everything_left_redis_the_record_goes_on(
     assert (answer["duplicate"], answer["minute"], answer["minutes_used"]) == (False, 2, 3)
     await server.flush()
     assert [row[1:3] for row in await rows(connection)] == [(0, 60), (1, 10), (2, 60)]
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["a replica", "an empty Redis"])
+async def test_a_gap_in_the_recorded_minutes_is_waited_for(
+    server: TestServer, connection: Connection, is_lost: bool
+) -> None:
+    """The record has a later minute that Redis lacks, and the one before is on its way: the next
+    one has the number of neither."""
+    process = server.process
+    await limit_org(server, 10)
+    await track(server, 4)
+    found = await process.live.attach("org:acme", "rec-1", read_only=True)
+    assert found is not None
+    identity = found.session.identity
+
+    async def write(number: int, minutes_ago: int) -> None:
+        at = minute_at(server, minutes_ago)
+        month = datetime.datetime.fromtimestamp(at / 1000, datetime.UTC).strftime("%Y-%m-01")
+        minute = minute_record(
+            identity, number, seconds=60, started_at=at, month=month, counts=True,
+            credits_micros=0, free_ms=0,
+        )  # fmt: skip
+        await process.records.write([minute])
+
+    await write(2, 2)
+    if is_lost:
+        await grow_cold(process.redis)
+    assert_problem(await track(server, 1), 503, "unavailable")
+    process.recovery.suspect_loss()
+    await process.recovery.idle()  # nor does it put back what is not complete
+    assert_problem(await track(server, 1), 503, "unavailable")
+    assert [row[1] for row in await rows(connection)] == [0, 2]
+    await write(1, 3)
+    answer = (await track(server, 1)).json()
+    assert (answer["duplicate"], answer["minute"], answer["minutes_used"]) == (False, 3, 4)
+    assert [row[1] for row in await rows(connection)] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("tracked", [True, "true", 1])

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 import server.process
 import server.recovery.lost_sessions
+import server.recovery.reported_sessions
 from protocol import limits
 from protocol.metering.states import Event
 from protocol.rate_card import RateCard
@@ -150,6 +151,7 @@ class ServerHost(Host):
         super().__init__(loop, redis, postgres, name, limits.REDIS_TIMEOUT_MS)
         self.round_trip_ms = 20
         host, _, number = name.partition(".")
+        usage = SimpleNamespace(over=PostgresLink.usage)
         with (
             mock.patch.object(server.process, "connect", return_value=VirtualRedis(self.line)),
             mock.patch.object(server.process, "Metrics", return_value=Metrics(with_process=False)),
@@ -157,9 +159,8 @@ class ServerHost(Host):
             mock.patch.object(
                 server.process, "secrets", SimpleNamespace(token_hex=lambda size: number)
             ),
-            mock.patch.object(
-                server.recovery.lost_sessions, "Usage", SimpleNamespace(over=PostgresLink.usage)
-            ),
+            mock.patch.object(server.recovery.lost_sessions, "Usage", usage),
+            mock.patch.object(server.recovery.reported_sessions, "Usage", usage),
         ):
             self.process = Process(settings, rates, cast(Records, self.postgres))
         self.reported_minutes: Any = None

@@ -129,8 +129,8 @@ async def test_money_in_is_granted_adjusted_and_expired(records: Records, usage:
 async def test_the_minutes_of_a_session_in_their_order(records: Records, usage: Usage) -> None:
     await write(records, minute(1, seconds=5, free_ms=250), minute(0), minute(0, session_id="s2"))
     assert await usage.session(TENANT, "s1") == (
-        SessionMinute(0, START, 60, 0, 1_000_000),
-        SessionMinute(1, START + 60_000, 5, 250, 1_000_000),
+        SessionMinute(0, START, 60, 0, 1_000_000, "2026-11-01"),
+        SessionMinute(1, START + 60_000, 5, 250, 1_000_000, "2026-11-01"),
     )
     assert await usage.session("org:other", "s1") == ()
     (newest,) = await usage.session(TENANT, "s1", newest=1)

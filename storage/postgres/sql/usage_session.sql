@@ -3,7 +3,7 @@ SELECT row_to_json(answer)::text
 FROM (
     SELECT *
     FROM (
-        SELECT minute, epoch_ms(started_at) AS started_at, seconds, free_ms, charged_micros
+        SELECT minute, epoch_ms(started_at) AS started_at, seconds, free_ms, charged_micros, month
         FROM usage_tracking
         WHERE tenant = $1 AND session_id = $2
         ORDER BY minute DESC

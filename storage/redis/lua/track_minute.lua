@@ -3,7 +3,8 @@
 -- Such a session is one like any other, except that nobody meters it: between two of its
 -- minutes it is paused, without sockets, and a grace runs that ends it when no more come.
 -- The step was computed from the version that it names; decided here is only what only
--- Redis can know: whether the minute is new, and whether the month has room for it.
+-- Redis can know: whether the minute is new, and whether the month has room for it. One that
+-- restores has no new minute: it puts back those that Redis has lost, whatever room there is.
 --
 -- KEYS   1 session   hash (see commit.lua), and tracked: '1' while its client counts
 --        2 tracked   hash: the minutes that were taken, by the instant of their beginning;
@@ -60,7 +61,10 @@ local cold = {}
 for index, name in ipairs({'account', 'member', 'org'}) do
   if call('EXISTS', KEYS[3 + index]) == 0 then cold[#cold + 1] = name end
 end
-if call('EXISTS', KEYS[10]) == 1 then cold = {'account'} end
+-- Who puts back what Redis has lost does not wait for that.
+if not step.restores then
+  if call('EXISTS', KEYS[10]) == 1 then cold = {'account'} end
+end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
 -- Minutes that are written down, which Redis has lost, and which are not in the counters. Those of
@@ -76,7 +80,7 @@ end
 
 local used, held = 'used:' .. step.month, 'held:' .. step.month
 local lacked = {}
-for index, name in ipairs({'member_minutes', 'org_minutes'}) do
+for index, name in ipairs(step.restores and {} or {'member_minutes', 'org_minutes'}) do
   local key = KEYS[4 + index]
   local limit = tonumber(call('HGET', key, 'limit') or '')
   if limit then limit = limit - (due[index][step.month] or 0) end
@@ -96,8 +100,10 @@ if #lacked > 0 then
 end
 
 -- Settle: a minute on both months, and with the first one another live session.
-call('HINCRBY', KEYS[5], used, 1)
-call('HINCRBY', KEYS[6], used, 1)
+if not step.restores then
+  call('HINCRBY', KEYS[5], used, 1)
+  call('HINCRBY', KEYS[6], used, 1)
+end
 for index = 1, 2 do
   for month, minutes in pairs(due[index]) do
     call('HINCRBY', KEYS[4 + index], 'used:' .. month, minutes)
@@ -125,5 +131,6 @@ call('PEXPIRE', KEYS[2], step.kept_ms)
 call('ZADD', KEYS[9], string.format('%.0f', step.grace_until), step.session)
 
 -- Append.
+if step.restores then return {'ok', ''} end
 return {'ok',
   call('XADD', KEYS[7], '*', 'r', step.records, 't', string.format('%.0f', step.at))}

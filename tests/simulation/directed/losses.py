@@ -132,6 +132,15 @@ LOSSES = {
         UNNOTICED, PUT_BACK, report("t1", minute_at(4), "bob9"),
         report("t1", minute_at(2), "bob9"), act("taken", session="t1", minutes=4), PUT_BACK,
     )),
+    "reported minutes that a replica lacks, and no more of them": Directed((
+        SERVE, limit(None, "bob9"), limit(4, of_org=True), report("t1", minute_at(1), "bob9"),
+        report("t0", minute_at(1), "bob9"), wait(5), FLUSH, LAG,
+        report("t1", minute_at(2), "bob9"), report("t2", minute_at(2), "bob9"), wait(1), UNNOTICED,
+        PUT_BACK, report("t3", minute_at(3), "bob9"), act("taken", session="t3", minutes=0),
+        report("t1", minute_at(2), "bob9"), report("t2", minute_at(2), "bob9"),
+        act("taken", session="t2", minutes=1), act("limit", user="bob9", minutes=9, of_org=True),
+        report("t2", minute_at(4), "bob9"), act("taken", session="t2", minutes=2), PUT_BACK,
+    )),
     "an empty Redis lacks minutes": Directed((
         SERVE, *ALL_KINDS, wait(58), FLUSH, wait(3), EMPTY, *LATER,
     )),
