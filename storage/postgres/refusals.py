@@ -7,9 +7,10 @@ takes a dozen transactions, and for a thousand of them two thousand. So these go
 import msgspec
 
 from protocol.metering.records import EntryPosted, HoldChanged, MinuteUsed, Record, SessionEnded
+from protocol.metering.terms import MINUTE_MS
 
 _INTEGER_BITS = 63
-_SECONDS_MAX = 60
+_SECONDS = MINUTE_MS // 1000
 _CLEANED = frozenset({"reason", "operation"})
 """Text that is written without its NUL characters, mostly (``columns``)."""
 
@@ -26,8 +27,8 @@ def refusal_of(record: Record) -> str:
     for name in _least(record):
         if fields[name] < 0:
             return f"{name}: {fields[name]} is below 0"
-    if isinstance(record, MinuteUsed) and not 1 <= record.seconds <= _SECONDS_MAX:
-        return f"seconds: {record.seconds} is not within 1 to {_SECONDS_MAX}"
+    if isinstance(record, MinuteUsed) and not 1 <= record.seconds <= _SECONDS:
+        return f"seconds: {record.seconds} is not within 1 to {_SECONDS}"
     if isinstance(record, EntryPosted) and not _has_sign(record):
         return f"amount_micros: {record.amount_micros} is no {record.entry_kind}"
     return ""

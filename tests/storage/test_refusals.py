@@ -81,7 +81,7 @@ async def test_what_postgres_takes_is_not_refused_at_sight(
     await records.write([entry("opening"), record])
 
 
-class Counted:
+class CountedWrites:
     """The record, and how many transactions it was asked for."""
 
     def __init__(self, records: Records) -> None:
@@ -108,7 +108,7 @@ async def test_a_run_of_bad_entries_takes_no_more_transactions_than_one_of_them(
         for encoded in appended if is_mixed else sorted(appended, key=good.__contains__):
             pipeline.xadd(outbox_key(1), {"r": encoded})
         await pipeline.execute()
-    counted = Counted(records)
+    counted = CountedWrites(records)
     flusher = make_flusher(records=counted)
     await flusher.prepare()
     await flusher.flush(await flusher.read())
