@@ -16,6 +16,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from protocol import limits
 from protocol.metering.steps import Step
 from protocol.wire.errors import ProtocolError
 from storage.postgres.records import UnavailableError
@@ -41,9 +42,9 @@ EXPECTED = (ProtocolError, LiveError, UnavailableError, RedisError, OSError)
 CLOCK_ERROR_MS = 250
 """Half of the longest round trip over which a process asks for the time, also where it begins while
 every answer takes seconds."""
-BLIND_CLOCK_ERROR_MS = 2_500
-"""The same where it begins then and the clock of Redis is stepped meanwhile: all that is said was
-as long on its way, and nothing tells how long. It is corrected over minutes."""
+BLIND_CLOCK_ERROR_MS = limits.NODE_SILENT_MS
+"""The same where it begins then and the clock of Redis is stepped meanwhile, as docs/reliability.md
+has it: the last proof of life that there is may be so old. It is corrected over minutes."""
 RECONCILED_MS = 2 * CALM_BEAT_MS
 """A process has looked after what it is noted for and does not have by then."""
 UNKNOWN_MAX = 8
