@@ -191,6 +191,7 @@ def encode_step(
         "counts": terms.counts_minutes,
         "month": step.month,
         "months": _months(step) if terms.counts_minutes else {},
+        "active": int(is_active),
         "active_change": int(is_active) - int(was_active),
         "live_change": int(started) - int(ended),
         "free_limit": terms.free_ms if shared else 0,

@@ -21,7 +21,7 @@ from protocol.metering.steps import Step
 from protocol.wire.errors import ProtocolError
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
-from tests.simulation import agreement
+from tests.simulation import agreement, grants
 from tests.simulation.money_client import MoneyClient
 from tests.simulation.operations import Operations
 from tests.simulation.processes import CALM_BEAT_MS, ServerHost
@@ -178,6 +178,7 @@ class Auditor:
         if self.is_blind:
             self.money_client.limited.clear()
             world.accepted.clear()
+            world.deals.clear()
             if self._is_put_back(state):
                 agreement.check(state, self._redis_now, self._redis_latest)
                 rows = world.cluster.postgres.fetch("SELECT * FROM credit_holds")
@@ -203,6 +204,9 @@ class Auditor:
         for step, figures in world.accepted:
             self._check_step(step, figures)
         world.accepted.clear()
+        for deal in world.deals:
+            grants.check(deal)
+        world.deals.clear()
         return state
 
     def close(self, state: State) -> None:

@@ -71,6 +71,8 @@ class VirtualCluster:
         self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
         self.news: dict[tuple[tuple[str, str], str], list[dict[str, Any]]] = {}
         """What was told of everything that moved an account: by the account and the entry."""
+        self.told: list[tuple[bytes, bytes]] = []
+        """What was told on which channel since the answer before this one."""
         self.script_errors: list[Exception] = []
         """What scripts have failed with: a bug each time."""
         self.redis_is_away = False
@@ -308,6 +310,7 @@ class VirtualCluster:
             credit: dict[str, Any] = json.loads(message)["credit"]
             key = (tenant, account_id), credit["entry_id"]
             self.news.setdefault(key, []).append(credit)
+        self.told.append((channel, message))
         for node in self.servers:
             for listener in node.line.ears:
                 listener.publish(channel, message)
@@ -332,9 +335,12 @@ class VirtualCluster:
             self._count(len(made))
         for host, step, outcome in made:
             self.stepped(host, step, outcome, len(made) == 1)
+        self.told.clear()
 
     def _count(self, steps: int) -> None:
         at, count = self._steps_at
         self._steps_at = self.now, (count if at == self.now else 0) + steps
         if self._steps_at[1] > STEPS_PER_INSTANT_MAX:
-            raise LivelockError(f"endless steps at {self.now}")
+            # Also for the auditor: who asks takes it for a failure that may pass.
+            self.script_errors.append(LivelockError(f"endless steps at {self.now}"))
+            raise self.script_errors[-1]

@@ -31,6 +31,7 @@ from storage.redis.live import LiveError, StepOutcome
 from storage.rows.sessions import SessionPrepared
 from tests.simulation.clients import FOUND_OUT_MS, SessionLog, SimulatedClient
 from tests.simulation.forgotten import Forgotten
+from tests.simulation.grants import Deal, deal_of
 from tests.simulation.people import KINDS, Person
 from tests.simulation.processes import Host, ServerHost
 from tests.simulation.state import State, look
@@ -55,6 +56,8 @@ class World:
         self.session_logs: dict[str, SessionLog] = {}
         self.accepted: list[tuple[Step, dict[str, int]]] = []
         """Steps that were made, and what the account has and holds since, where it owes."""
+        self.deals: list[Deal] = []
+        """Steps that were answered since the last look, each with what there was to grant."""
         self.stops: list[tuple[int, Step, State]] = []
         """Steps that stopped a session at a limit, when, and everything in Redis then."""
         self.given_back: Counter[tuple[int, str, str]] = Counter()
@@ -172,6 +175,9 @@ class World:
         self.held.pop(key, None)
         if reply is None:
             return
+        if alone and not self.losses and (reply.accepted or reply.refused_by):
+            assert isinstance(host, ServerHost)
+            self.deals.append(deal_of(host.process.live, self.cluster, step, outcome))
         if reply.refused_by:
             refusal = (self.now, reply.refused_by, step, look(self.cluster.redis))
             if not outcome.held:

@@ -342,7 +342,7 @@ local theirs = number(KEYS[4], 'held') - number(KEYS[4], 'reserved') - holding.h
 local recall = final == 'credits' and theirs > 0
 -- Minutes that others hold and have not begun: each needs the one that it is in.
 for _, counter in ipairs(months) do
-  if counter.name == final and counter.left - counter.room >= counter.active then
+  if counter.name == final and counter.left - counter.room > counter.active - step.active then
     local message = {recall = final}
     if final == 'member_minutes' then message.user_id = step.user_id end
     call(step.publish, step.limits_channel, cjson.encode(message))

@@ -5,7 +5,9 @@ the auditor; where only a person can say what was to be expected, the world says
 ``answered``). ``scripts/mutate`` runs them before any others.
 """
 
+from tests.simulation.directed.answers import ANSWERS
 from tests.simulation.directed.forks import FORKS
+from tests.simulation.directed.grants import GRANTS
 from tests.simulation.directed.losses import LOSSES
 from tests.simulation.directed.money import MONEY
 from tests.simulation.directed.months import MONTHS, REPORTED
@@ -16,5 +18,6 @@ from tests.simulation.directed.steps import Directed
 
 DIRECTED: dict[str, Directed] = {
     **MONTHS, **REPORTED, **REPORTED_MORE, **MONEY, **SESSIONS, **LOSSES, **FORKS, **RETURNS,
+    **ANSWERS, **GRANTS,
 }  # fmt: skip
 """By their names."""
