@@ -2,7 +2,7 @@
 --
 -- KEYS   1 account   hash; see commit.lua
 --
--- Answers its fields and their values in turn, as one JSON array: a client reads one long
--- string in a hundredth of the time that it takes to read a thousand short ones. {}: it is cold.
+-- Answers its fields and values in turn, as one JSON array; {} when the account is cold. A
+-- client reads one long string a hundred times faster than a thousand short ones.
 
 return cjson.encode(redis.call('HGETALL', KEYS[1]))

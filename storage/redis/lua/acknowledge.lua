@@ -1,14 +1,14 @@
--- acknowledge: takes out of a partition's outbox what Postgres has, or refused for good.
+-- acknowledge: removes entries that Postgres has, or refused for good, from an outbox.
 --
 -- KEYS   1 outbox      stream
 --        2 watermark   string: every entry with this id or a lower one has left the outbox
---        3 rejected    stream: fields entry, error, and those that the entry had
--- ARGV   1 consumer group   2 entries that the rejected stream keeps, roughly
+--        3 rejected    stream: fields entry, error, and the fields of the entry
+-- ARGV   1 consumer group   2 about how many entries the rejected stream keeps
 --        then for every entry:
 --          its id, why Postgres refused it ('' when it has it), its number of records
 --
--- Answers {entries, records, rejected}: what was still there and is gone now. Whatever is
--- acknowledged again is not there any more, and nothing is counted twice for it.
+-- Answers {entries, records, rejected}: how many this call removed. An entry that was already
+-- acknowledged is not there any more, so it is not counted twice.
 
 local call = redis.call
 local outbox, group = KEYS[1], ARGV[1]
@@ -16,8 +16,8 @@ local entries, records, rejected = 0, 0, 0
 
 for index = 3, #ARGV, 3 do
   local id, refusal, size = unpack(ARGV, index, index + 2)
-  -- First what frees memory: once a script has written, Redis lets it go on when it is
-  -- full, and a full Redis is emptied by nobody but the flusher.
+  -- The first write frees memory: after a first write Redis lets a script go on when it is
+  -- full, and only the flusher makes room in a full Redis.
   call('XACK', outbox, group, id)
   if refusal ~= '' then
     local found = call('XRANGE', outbox, id, id)[1]
@@ -33,8 +33,8 @@ for index = 3, #ARGV, 3 do
   end
 end
 
--- Entries are delivered in the order of their ids. So all have left that come before the
--- lowest one that is still pending, or, where none is, up to the last one delivered.
+-- Entries are delivered in the order of their ids. So every entry below the lowest pending one
+-- has left the outbox; if none is pending, every entry up to the last delivered one has.
 local function before(id)
   local ms, seq = string.match(id, '(%d+)-(%d+)')
   if seq ~= '0' then return ms .. '-' .. string.format('%.0f', seq - 1) end

@@ -1,14 +1,14 @@
--- adjust: corrects a month of a member and of the organisation, each once, if it is here.
+-- adjust: corrects a month of a member and of the organisation, each once.
 --
--- Postgres has it already. A counter that is loaded later has it in its figures, and its
--- id among its fields while anybody might still apply it.
+-- Postgres has the adjustment already. A counter that is not here is left alone: when it is
+-- loaded, it has the adjustment in its figures, and its id while a process may still apply it.
 --
 -- KEYS   1 member   hash (see commit.lua), and a:<user id>/<entry id> for adjustments
 --        2 org      hash: the same
 -- ARGV   1 user id/entry id   2 month, by its first day   3 minutes, signed
 --        4 publish command    5 channel of the tenant's limits
 --
--- Answers how many of the two counters were changed now.
+-- Answers how many of the two counters this call changed.
 
 local changed = 0
 for _, key in ipairs(KEYS) do

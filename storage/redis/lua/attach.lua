@@ -1,4 +1,4 @@
--- attach: a process gets its first socket of a session, or watches it, or reads it.
+-- attach: reads a session; notes a process that serves or watches it.
 --
 -- KEYS   1 session   hash (see commit.lua)
 --        2 notices   list
@@ -6,12 +6,12 @@
 --        4 node      set: the sessions that this process has sockets of
 -- ARGV   1 node id; '' does not attach
 --        2 the session's key
---        3 '1' when the process watches: from now on every step is told on the channel
---        4 the user whose socket it is: another's session, and one that has ended, is
---          answered but not attached to; '' for any
+--        3 '1' when the process watches: from now on every step is published
+--        4 the user of the socket; '' for any. A session of another user, or one that has
+--          ended, is answered, but the process is not attached
 --
--- Answers {session fields, notices newest first, processes}; an absent session has no
--- fields and is not attached to.
+-- Answers {session fields, notices newest first, processes}. If the session is absent, it has
+-- no fields, and the process is not attached.
 
 local found = redis.call('HMGET', KEYS[1], 'identity', 'standing', 'grant', 'final', 'mark')
 if not found[1] then return {{}, {}, {}} end

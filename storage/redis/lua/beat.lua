@@ -1,9 +1,9 @@
--- beat: a process proves its life, and learns who else did.
+-- beat: proves the life of a process, and answers when others proved theirs.
 --
 -- KEYS   1 nodes   sorted set: processes by their last proof of life, cluster time in ms
---        2 clock   hash: the last beat of any process: beats (how many there were), redis
---                  (the time of Redis, in us), cluster (cluster time, in ms) and believed (what the
---                  process took the time of Redis for when it sent the beat, in ms)
+--        2 clock   hash, of the last heartbeat of any process: beats (their number), redis (the
+--                  time of Redis, in us), cluster (cluster time, in ms) and believed (the time of
+--                  Redis by the process's estimate when it sent the heartbeat, in ms)
 -- ARGV   1 node id   2 its cluster time   3 believed
 --
 -- Answers {seconds, microseconds, {node, proof, node, proof …}}; the first two are the

@@ -1,14 +1,14 @@
--- count: says how often an account's operations were done in a month, if nobody has yet. A hold
--- that was given back counts no more, though its end may wait in the outbox and Postgres have it
--- as open.
+-- count: loads how often operations were done in a month, unless loaded.
+-- A hold that was given back does not count, even while its end waits in the outbox and
+-- Postgres has the hold as open.
 --
 -- KEYS   1 operations   hash (see spend.lua)
---        2.. holds that Postgres has as open for them, hashes (see hold.lua)
+--        2.. hashes of the holds for operations that Postgres has as open (see hold.lua)
 -- ARGV   1 month, by its first day   2 time to live while nothing uses them, ms
 --        3.. the operation of each of the holds
---        then operation, times, operation, times …, without those that are held for
+--        then operation, times, operation, times …, where times excludes holds
 --
--- Answers 1 when the month was loaded now, 0 when somebody else was faster.
+-- Answers 1 when this call loaded the month, 0 when another one was faster.
 
 local call = redis.call
 if call('HSETNX', KEYS[1], ARGV[1], 1) == 0 then return 0 end

@@ -1,7 +1,7 @@
 -- credit: applies one ledger entry to an account that is in Redis, once.
 --
--- The entry is in Postgres already (money in is written there first). An account that is
--- not here is left alone: when it is loaded, the entry is in what is loaded.
+-- The entry is in Postgres already, because money in is written there first. An account that
+-- is not here is left alone: when it is loaded, it contains the entry.
 --
 -- KEYS   1 account   hash (see commit.lua)
 --        2 applied   sorted set: the newest entries that this account has taken
@@ -10,7 +10,7 @@
 --        8 how long an entry is remembered at least, ms
 --        9 time to live of what is remembered, ms
 --
--- Answers {taken, balance, gross, reserved, version}: taken is 1 when it was applied now.
+-- Answers {taken, balance, gross, reserved, version}: taken is 1 when this call applied it.
 
 if redis.call('EXISTS', KEYS[1]) == 0 then
   redis.call(ARGV[4], ARGV[5], cjson.encode({reload = true}))
@@ -20,7 +20,7 @@ local taken = 0
 if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then
   taken = 1
   redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
-  -- What is young may still be looked for after a loss (see recover.lua).
+  -- Young entries are kept: after a loss recover.lua looks for them.
   local old = redis.call('ZCOUNT', KEYS[2], '-inf', tonumber(ARGV[3]) - tonumber(ARGV[8]))
   local over = math.min(old, redis.call('ZCARD', KEYS[2]) - tonumber(ARGV[7]))
   if over > 0 then redis.call('ZREMRANGEBYRANK', KEYS[2], 0, over - 1) end

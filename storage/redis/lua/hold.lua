@@ -1,6 +1,6 @@
--- hold: reserves credits for an operation that is to be charged later, or answers why not.
+-- hold: reserves credits for a later charge, or answers why not.
 --
--- An open hold counts among what is alive of the account, which stays in Redis meanwhile.
+-- An open hold counts as live on its account, so the account stays in Redis meanwhile.
 --
 -- KEYS   1 account      hash (see commit.lua); of the holds: reserved, holds
 --        2 hold         hash: tenant, account, amount, operation, user, month, created_at,
@@ -10,16 +10,16 @@
 --        5 outbox       stream
 --        6 recovering   string (see spend.lua)
 -- ARGV   1 hold id   2 micro-credits, not negative   3 operation, '' for none
---        4 month, by its first day   5 how often a month, '' for any
---        6 records, JSON   7 '1' to recall what sessions hold, if that is in the way
+--        4 month, by its first day   5 the operation's limit a month, '' for none
+--        6 records, JSON   7 '1' to recall what sessions hold, if that is needed
 --        8 publish command   9 channel   10 the hold's name in the set
---       11 its end, epoch ms   12 open holds of an account at most
+--       11 its end, epoch ms   12 the limit of open holds of an account
 --       13 time to live while nothing uses the operations, ms
---       14 entries of the outbox from which on nothing is held
+--       14 with this many entries in the outbox no hold is made
 --       15.. the hold's fields: name, value, name, value …
 --
 -- Answers {status, account fields, detail, hold fields}: the statuses of spend.lua, and
---   repeated   there is a hold of this id; the fields say what became of it
+--   repeated   there is a hold of this id; the hold fields have its state
 --   full       the account has as many open holds as it may
 
 local call = redis.call
@@ -66,7 +66,7 @@ if operation ~= '' then
 end
 call('XADD', KEYS[5], '*', 'r', ARGV[6])
 
--- Tell. What is held is still the account's: its balance does not change.
+-- Publish. A hold does not change the account's balance.
 local version = call('HINCRBY', KEYS[1], 'version', 1)
 local gross = balance + tonumber(found[4] or '0')
 call(ARGV[8], ARGV[9], cjson.encode({

@@ -1,10 +1,10 @@
--- look: a process that starts looks who lives, and what time it is for them.
+-- look: answers a process that starts which processes there are, and their time.
 --
 -- KEYS   1 nodes   sorted set (see beat.lua)   2 clock   hash (see beat.lua)
--- ARGV   1 '1' to ask those who live for a beat   2 publish command   3 channel
+-- ARGV   1 '1' to ask live processes for a heartbeat   2 publish command   3 channel
 --
 -- Answers {seconds, microseconds, {node, proof …}, {beats, redis, cluster, believed}, heard}: the
--- time of Redis, every process, the last beat ('' for what there is not), and how many were asked.
+-- time of Redis, every process, the last heartbeat ('' for missing fields), how many were asked.
 
 local heard = 0
 if ARGV[1] == '1' then heard = redis.call(ARGV[2], ARGV[3], '{}') end

@@ -1,9 +1,9 @@
--- oldest: the oldest entry of an outbox, and its age; and the epoch of its partition.
+-- oldest: answers an outbox's oldest entry, its age, and the epoch.
 --
--- KEYS   1 outbox   stream   2 epoch   string: changes with every loss that was found
+-- KEYS   1 outbox   stream   2 epoch   string: changes with every loss that a process finds
 --
--- Answers {epoch, age in ms, id, fields}, the age by the clock that also lets keys expire; or
--- {epoch}, when the outbox is empty.
+-- Answers {epoch, age in ms, id, fields}, or {epoch} when the outbox is empty. The age is by
+-- the clock of Redis, by which keys expire, too.
 
 local epoch = redis.call('GET', KEYS[2]) or ''
 local entry = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]

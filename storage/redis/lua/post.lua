@@ -1,10 +1,10 @@
--- post: charges an operation up to what was held for it, and gives back the rest.
+-- post: charges at most what a hold reserves; gives back the rest.
 --
 -- KEYS   1 account   hash (see commit.lua)
 --        2 hold      hash (see hold.lua)
 --        3 holds     sorted set: the partition's open holds by their end
 --        4 outbox    stream
---        5 spends    sorted set (see spend.lua), in which its entry is noted too
+--        5 spends    sorted set (see spend.lua), in which the entry is noted, too
 --        6 applied   sorted set: entries that were taken from the ledger (see recover.lua)
 -- ARGV   1 entry id   2 micro-credits to charge, not negative   3 now, epoch ms
 --        4 records, JSON   5 publish command   6 channel   7 the hold's name in the set
@@ -15,9 +15,9 @@
 -- Answers {status, account fields, hold fields}, with the status
 --   ok        charged
 --   absent    there is no such hold here
---   closed    it is not open any more; its fields say what became of it
---   due       it has expired, and is only still to be told so
---   exceeds   it is for less
+--   closed    the hold is not open any more; its fields have its state
+--   due       the hold's time is over, and its expiry is still to be recorded
+--   exceeds   the hold is for less than the charge
 --   cold      the account must be loaded first
 
 local call = redis.call
@@ -35,7 +35,7 @@ if tonumber(ARGV[3]) >= tonumber(hold[3]) then return answer('due') end
 if tonumber(ARGV[2]) > tonumber(hold[2]) then return answer('exceeds') end
 if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
 
--- Charge, give back, append. A replica may have it open still that was charged in the ledger.
+-- Charge, give back, append. A replica may have a hold as open that the ledger has charged.
 local charged = call('ZSCORE', KEYS[6], ARGV[1])
 call('HSET', KEYS[2], 'state', 'posted', 'posted', ARGV[2], 'changed_at', ARGV[3],
   'metadata', ARGV[10])
@@ -45,14 +45,14 @@ call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 if not charged then call('HINCRBY', KEYS[1], 'balance', minus(ARGV[2])) end
 call('HINCRBY', KEYS[1], 'holds', -1)
--- Where the account was loaded after the hold was put back (see restore.lua), it names it still.
+-- An account that was loaded after the hold was put back still names it (see restore.lua).
 call('HDEL', KEYS[1], 'h:' .. ARGV[11])
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 local written = call('XADD', KEYS[4], '*', 'r', ARGV[4])
 call('ZADD', KEYS[5], string.match(written, '%d+'), ARGV[1])
 call('PEXPIRE', KEYS[5], ARGV[8])
 
--- Tell.
+-- Publish.
 local version = call('HINCRBY', KEYS[1], 'version', 1)
 local found = call('HMGET', KEYS[1], 'balance', 'charged_live', 'reserved')
 local gross = tonumber(found[1]) + tonumber(found[2] or '0')

@@ -1,20 +1,20 @@
--- prepare: makes sure that a session which is not there yet can only start as prepared.
+-- prepare: makes a session that does not run yet start only as prepared.
 --
--- Postgres has the preparation by now. Starts that looked there before that are refused from
--- now on, by what is noted here (see commit.lua); starts that were faster are found here.
+-- Postgres has the preparation already. A start that looked there earlier is refused from now
+-- on by what this script notes (see commit.lua). A start that was faster is found here.
 --
 -- KEYS   1 session     hash (see commit.lua)
 --        2 prepared    string: <until when, epoch ms>:<the preparation's fingerprint>
---        3 epoch       string: changes with every loss that was found
+--        3 epoch       string: changes with every loss that a process finds
 --        4 recovering  string, for a short while after that
---        5 unsettled   string, for a longer while: somebody may still put back a session
+--        5 unsettled   string, for a longer while: processes may still put back sessions
 -- ARGV   1 the preparation's fingerprint   2 until when it may be started, epoch ms
---        3 how long any start may take that has looked for it already, ms
+--        3 how long a start under way may take at most, ms
 --
 -- Answers
 --   ok         the session can only start as prepared, or has started so
---   exists     the session has started without it, or there is a later preparation
---   unsettled  Redis has lost something: a session may run that it does not know
+--   exists     the session has started otherwise, or there is a later preparation
+--   unsettled  Redis has lost data: the session may run although Redis does not have it
 
 local call = redis.call
 if call('EXISTS', KEYS[1]) == 1 then

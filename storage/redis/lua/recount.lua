@@ -1,13 +1,13 @@
--- recount: says that an account's operation was done more often in a month than Redis knows,
--- which has lost its last writes. What it knows and Postgres does not, waits to be flushed: so
--- does a hold's being given back, which counts no more though Postgres has it as open.
+-- recount: raises how often an operation was done, after a loss in Redis.
+-- What Redis has and Postgres lacks waits to be flushed. So a hold that Redis gave back does not
+-- count, although Postgres still has it as open.
 --
 -- KEYS   1 operations   hash (see spend.lua)
---        2.. holds that Postgres has as open for it, hashes (see hold.lua)
--- ARGV   1 month, by its first day   2 operation   3 how often it was done, at least, without
---        those that are held for
+--        2.. hashes of the holds for it that Postgres has as open (see hold.lua)
+-- ARGV   1 month, by its first day   2 operation   3 how often it was done at least, without
+--        open holds
 --
--- Answers 1 when that was more, 0 when it was not, or the month is not here.
+-- Answers 1 when the number was raised, 0 when not, or when the month is not here.
 
 local call = redis.call
 local field = ARGV[2] .. ':' .. ARGV[1]

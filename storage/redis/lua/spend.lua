@@ -1,35 +1,35 @@
 -- spend: takes credits from an account at once, or answers why not.
 --
--- A spend is atomic against the balance without what is held. Whoever repeats it is told
--- so, with the records of the first one, for as long as those wait in the outbox, and ten
--- minutes longer; by then they are in Postgres, where one looks first.
+-- A spend is atomic against the balance less what is held. A repeated spend is answered as
+-- such, with the records of the first one, while those wait in the outbox and for ten minutes
+-- more. By then they are in Postgres, where the caller looks first.
 --
 -- KEYS   1 account      hash (see commit.lua)
 --        2 spends       sorted set: entries by the instant of their record in the outbox
 --        3 operations   hash: <operation>:<month> = times, <month> = '1' once it is loaded
 --        4 outbox       stream: field r, a JSON array of records for Postgres
---        5 recovering   string: there while processes put back what Redis has lost
+--        5 recovering   string: exists while processes put back what Redis has lost
 --        6 applied      sorted set: entries that were taken from the ledger (see recover.lua)
 -- ARGV   1 entry id   2 micro-credits, not negative   3 kind: spend or expire
 --        4 operation, '' for none   5 month, by its first day
 --        6 '1' when it counts in the month, which only an operation does
---        7 how often a month, '' for any
---        8 records, JSON   9 '1' to recall what sessions hold, if that is in the way
+--        7 the operation's limit a month, '' for none
+--        8 records, JSON   9 '1' to recall what sessions hold, if that is needed
 --       10 publish command   11 channel
 --       12 time to live while nothing uses the account, ms
 --       13 how long a spend is remembered at least, ms
---       14 so many are remembered in any case
---       15 entries of the outbox from which on nothing is spent
+--       14 the number of spends that are remembered in any case
+--       15 with this many entries in the outbox no spend is made
 --
 -- Answers {status, account fields, detail, records}, with the status
 --   ok         done
---   repeated   done before; the records as they wait in the outbox, none if they left it
---   limit      it was done as often as the month allows; detail is how often
---   held       only what sessions hold is in the way
---   short      there is not enough, whatever sessions hold
---   late       so much waits for Postgres that nothing is spent
+--   repeated   done before; the records that still wait in the outbox, if any
+--   limit      the operation was done as often as the month allows; detail is how often
+--   held       the balance suffices, but sessions hold too much of it
+--   short      the balance does not suffice, even if sessions held nothing
+--   late       the outbox has so many entries that no spend is made
 --   cold       account or operations must be loaded first; detail names which. While the
---              partition recovers from a loss that is always so, and nothing can be loaded
+--              partition recovers this is always the answer, and nothing can be loaded
 
 local call = redis.call
 local micros = tonumber(ARGV[2])
@@ -81,18 +81,18 @@ if counts then
   call('HINCRBY', KEYS[3], field, 1)
   call('PEXPIRE', KEYS[3], ARGV[12])
 end
--- Redis's clock may have leapt forward: the newest are kept, however old they look.
+-- The clock of Redis may have leapt forward: keep the newest spends, even if they look old.
 local oldest = tonumber(string.match(call('XRANGE', KEYS[4], '-', '+', 'COUNT', 1)[1][1], '%d+'))
 local until_ms = math.min(at - tonumber(ARGV[13]), oldest - 1)
 local old = call('ZCOUNT', KEYS[2], '-inf', string.format('%.0f', until_ms))
 local over = math.min(old, call('ZCARD', KEYS[2]) - tonumber(ARGV[14]))
--- None, or fewer: the last place would be -1, which is the last of all.
+-- With over = 0 the last rank would be -1, which means the last of all.
 if over > 0 then call('ZREMRANGEBYRANK', KEYS[2], 0, over - 1) end
 if tonumber(call('HGET', KEYS[1], 'live') or '0') == 0 then
   call('PEXPIRE', KEYS[1], ARGV[12])
 end
 
--- Tell.
+-- Publish.
 if micros > 0 then
   call('HINCRBY', KEYS[1], 'balance', '-' .. ARGV[2])
   local version = call('HINCRBY', KEYS[1], 'version', 1)

@@ -1,18 +1,18 @@
--- void: gives back what was held for an operation, because it failed or its time is over.
+-- void: gives back a hold that is voided, or whose time is over.
 --
 -- KEYS   1 account      hash (see commit.lua)
 --        2 hold         hash (see hold.lua)
 --        3 holds        sorted set: the partition's open holds by their end
 --        4 operations   hash (see spend.lua)
 --        5 outbox       stream
--- ARGV   1 hold id   2 state: voided, or expired, which needs its time to be over
+-- ARGV   1 hold id   2 new state: voided, or expired (only when the hold's time is over)
 --        3 now, epoch ms   4 records, JSON   5 publish command   6 channel
 --        7 the hold's name in the set
 --        8 time to live while nothing uses the account, ms
 --        9 how long a hold is known after its end, ms
 --
 -- Answers {status, account fields, hold fields}: the statuses of post.lua, and
---   early     it is to expire, but its time is not over
+--   early     the hold cannot expire yet, because its time is not over
 
 local call = redis.call
 -- "-0" is no integer to Redis.
@@ -40,17 +40,18 @@ call('ZREM', KEYS[3], ARGV[7])
 call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'holds', -1)
--- Where the account was loaded after the hold was put back (see restore.lua), it names it still.
+-- An account that was loaded after the hold was put back still names it (see restore.lua).
 call('HDEL', KEYS[1], 'h:' .. ARGV[1])
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
--- An operation that was not done does not count in its month; none counts where it is ''.
+-- An operation that was not done does not count in its month. Without an operation ('')
+-- there is no count.
 local field = hold[4] .. ':' .. hold[5]
 if tonumber(call('HGET', KEYS[4], field) or '0') > 0 then
   call('HINCRBY', KEYS[4], field, -1)
 end
 call('XADD', KEYS[5], '*', 'r', ARGV[4])
 
--- Tell.
+-- Publish.
 local version = call('HINCRBY', KEYS[1], 'version', 1)
 local found = call('HMGET', KEYS[1], 'balance', 'charged_live', 'reserved')
 local gross = tonumber(found[1]) + tonumber(found[2] or '0')
