@@ -1,31 +1,31 @@
--- assert: puts a session where a process knows it to stand, because Redis has lost it.
+-- assert: puts back a session that Redis has lost, as a process knows it.
 --
--- Redis came back empty, or is a replica that lacks the last writes. Every counter is
--- moved by the difference between what the process knows and what is contained in the
--- counter: what the older copy of the session says that is still here, or, where there is
--- none, what Postgres had of it when the counter was loaded (`contained`, see load.lua).
--- So it may be asserted by any number of processes, any number of times, in any order.
--- What was used is used: nothing here asks whether there is room for it.
+-- Redis came back empty, or is a replica that lacks the last writes. The script moves every
+-- counter by the difference between what the process knows of the session and what the counter
+-- contains of it. That is the older copy of the session that is still here or, where there is
+-- none, what Postgres had when the counter was loaded (`contained`, see load.lua). So any number
+-- of processes may assert a session, any number of times, in any order. The script does not
+-- check for room, because what was used is used.
 --
 -- KEYS   1 session   2 notices   3 sockets   4 account   5 member   6 org   7 free
 --        8 live      9 node     10 graces    (see commit.lua)
---       11 epoch       string: changes with every loss that was found
---       12 recovering  string, for a short while: nothing but this is done meanwhile
---       13 unsettled   string, for a longer while: somebody may still put back a session
+--       11 epoch       string: changes with every loss that a process finds
+--       12 recovering  string, for a short while: meanwhile only data is put back
+--       13 unsettled   string, for a longer while: processes may still put back sessions
 --       14 to 17  contained: hashes, for account, member, org and free
 --       18 running     set: the user's live sessions of the kind (see commit.lua)
 -- ARGV   1 the session, JSON; see storage/redis/recovery.py, encode_assertion
 --
 -- Answers {status, detail}, with the status
 --   ok      Redis has the session now
---   known   Redis has it as it is
---   other   Redis has another step, which counts: a newer one, or one of the same version that
---           somebody made of an older copy before this was told
---   forked  Redis has another step, and what is asserted counts: it has ended; or it is of the same
---           version, and its client has paused it, or more of it is settled. Detail is the version
---           that it has to come after, for everybody to learn of it. An end is final, and its
---           receipt is out, whatever was made since
---   cold    account, member, org or free must be loaded first; detail names which
+--   known   Redis has the session with this very step
+--   other   Redis has another step, and that step counts: a newer one, or one of the same
+--           version that a process made from an older copy before this assertion
+--   forked  Redis has another step, and the asserted session counts: it has ended; or the
+--           versions are equal, and its client has paused it, or more of it is settled. Detail
+--           is the version that it must exceed, so that every process learns of it. An end is
+--           final, because its receipt is out
+--   cold    account, member, org or free must be loaded first; detail names them
 
 local asserted = cjson.decode(ARGV[1])
 local call = redis.call
@@ -40,8 +40,8 @@ local function present()
   end
 end
 
--- Whether what is asserted counts, and not another step of the same version that Redis has. Minutes
--- that the other one has completed are on record: then it counts.
+-- Whether the asserted session counts, and not the other step of the same version that Redis has.
+-- If the other step has completed more minutes, it counts, because those are on record.
 local function prevails(standing)
   if asserted.kept < standing.minutes_kept then return false end
   if standing.phase == 'active' and asserted.paused then return true end
@@ -53,7 +53,8 @@ local version = tonumber(found[1] or '-1')
 if version >= asserted.version then
   local standing = cjson.decode(found[2])
   local is_over = standing.phase == 'ended'
-  -- What a record alone is left of (server/recovery/lost_sessions.py) has no version, and no last word.
+  -- A session that comes from the record only (server/recovery/lost_sessions.py) has version 0, and
+  -- never prevails.
   if asserted.version > 0 and not is_over
     and (asserted.ended or version == asserted.version and prevails(standing)) then
     return {'forked', whole(version)}
@@ -62,8 +63,8 @@ if version >= asserted.version then
   return {(found[4] or '') == asserted.mark and 'known' or 'other', ''}
 end
 
--- A partition that was not found empty has lost its last writes only: all processes look.
--- What the record alone says of a session nobody runs begins no recovery.
+-- A partition that is not empty has lost its last writes only: begin a recovery, in which all
+-- processes look. A session that comes from the record (version 0) begins none.
 if asserted.version > 0 and call('EXISTS', KEYS[12]) == 0 then
   call('SET', KEYS[11], asserted.epoch)
   call('SET', KEYS[12], '1', 'PX', asserted.recovery_ms)
@@ -77,7 +78,7 @@ if asserted.counts and call('EXISTS', KEYS[6]) == 0 then cold[#cold + 1] = 'org'
 if asserted.shares and call('EXISTS', KEYS[7]) == 0 then cold[#cold + 1] = 'free' end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
--- What the counters contain of the session already.
+-- What the counters already contain of the session.
 local older = found[1] and cjson.decode(found[2])
 local grant = found[1] and cjson.decode(found[3]) or {held_micros = 0, held_minutes = {}}
 local was_live = older and older.phase ~= 'ended'
@@ -97,7 +98,7 @@ call('HINCRBY', KEYS[4], 'charged_live',
 call('HINCRBY', KEYS[4], 'burn', whole(active_change * asserted.burn))
 local touched = {KEYS[4]}
 
--- The months: minutes by the month in which they began, without those that are contained.
+-- The months: minutes by the month in which they began, without those already contained.
 if asserted.counts then
   for index = 5, 6 do
     local key = KEYS[index]
@@ -111,7 +112,7 @@ if asserted.counts then
       if due > 0 then call('HINCRBY', key, 'used:' .. range[1], whole(due)) end
     end
     if counted > asserted.counted then
-      -- Postgres has a minute of a step whose answer was lost: it is made again.
+      -- Postgres has a minute of a step whose answer was lost. The process makes it again.
       local last = asserted.minutes[#asserted.minutes]
       call('HINCRBY', key, 'used:' .. last[1], whole(asserted.counted - counted))
     end
@@ -144,7 +145,7 @@ end
 call('HSET', KEYS[1], 'version', whole(asserted.version), 'identity', asserted.identity,
   'standing', asserted.standing, 'grant', asserted.grant, 'final', asserted.final,
   'mark', asserted.mark)
--- Whether anybody watches it from elsewhere is lost: its steps are told, should it be so.
+-- It is not known whether an observer is on another process: publish steps in any case.
 call('HSET', KEYS[1], 'watched', '1')
 call('DEL', KEYS[2])
 for _, notice in ipairs(asserted.notices) do call('LPUSH', KEYS[2], notice) end
@@ -167,9 +168,9 @@ else
   present()
 end
 
--- Tell: the account is another one than its projections say.
+-- Publish: projections of the account are out of date.
 local message = {reload = true}
--- Others may have read the copy that was here, and made their steps of it.
+-- Other processes may have read the older copy, and computed steps from it.
 if older then message.again, message.node = id, asserted.node end
 call(asserted.publish, asserted.channel, cjson.encode(message))
 return {'ok', ''}

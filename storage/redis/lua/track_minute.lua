@@ -1,14 +1,14 @@
--- track_minute: takes one minute of a session whose client counts for itself, once.
+-- track_minute: takes one minute that a client reports, once.
 --
--- Such a session is one like any other, except that nobody meters it: between two of its
--- minutes it is paused, without sockets, and a grace runs that ends it when no more come.
--- The step was computed from the version that it names; decided here is only what only
--- Redis can know: whether the minute is new, and whether the month has room for it. One that
--- restores has no new minute: it puts back those that Redis has lost, whatever room there is.
+-- A reported session is like any other, but no process meters it. Between two minutes it is
+-- paused, without sockets, and a grace runs, which ends it when no more minutes come. The step
+-- was computed from the version that it names. This script decides only what only Redis can
+-- know: whether the minute is new, and whether the month has room for it. A step that restores
+-- has no new minute: it puts back minutes that Redis has lost, and needs no room.
 --
--- KEYS   1 session   hash (see commit.lua), and tracked: '1' while its client counts
---        2 tracked   hash: the minutes that were taken, by the instant of their beginning;
---                    their numbers
+-- KEYS   1 session   hash (see commit.lua), and tracked: '1' while its client reports
+--        2 tracked   hash: the numbers of the minutes taken, by the instant of their
+--                    beginning
 --        3 sockets   set: the processes that have sockets of the session
 --        4 account   hash (see commit.lua)
 --        5 member    hash (see commit.lua)
@@ -16,24 +16,24 @@
 --        7 outbox    stream (see commit.lua)
 --        8 live      set: the partition's live sessions
 --        9 graces    sorted set: sessions whose grace runs, by its end
---       10 recovering  string: there while processes put back what Redis has lost
+--       10 recovering  string: exists while processes put back what Redis has lost
 --       11 epoch       string   12 prepared   string (see commit.lua)
 --       13, 14 contained   hashes, for member and org (see assert.lua)
 -- ARGV   1 the step, JSON; see storage/redis/reported_minutes.py
 --
 -- Answers {status, detail}, with the status
---   ok         taken; its outbox entry
---   duplicate  it was taken before; its number
---   metered    the session is metered by its sockets, and so is this minute
---   ended      the session has ended; '1' if its client counted
---   stale      somebody was faster, or what a first minute was decided from is otherwise now:
---              read the session anew
---   refused    nothing is left; then the limit that is in the way
---   held       the same, and only what metered sessions hold is in the way: with recall they are
---              told to give back what they do not need
---   full       so much waits for Postgres that no minute is taken
---   cold       account, member or org must be loaded first; names which. While the
---              partition recovers from a loss that is always so, and nothing can be loaded
+--   ok         the minute is taken; detail is its outbox entry
+--   duplicate  the minute was taken before; detail is its number
+--   metered    a process meters the session, and this minute with it
+--   ended      the session has ended; detail is '1' if its client reported its minutes
+--   stale      another step was faster, or the basis of a first minute has changed: read the
+--              session again
+--   refused    no minute is left; detail is the limit
+--   held       no minute is left, but only because metered sessions hold minutes; with recall
+--              they are asked to give back what they do not need; detail is the limit
+--   full       the outbox has so many entries that no minute is taken
+--   cold       account, member or org must be loaded first; detail names them. While the
+--              partition recovers this is always the answer, and nothing can be loaded
 
 local step = cjson.decode(ARGV[1])
 local call = redis.call
@@ -67,8 +67,8 @@ if not step.restores then
 end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
--- Minutes that are written down, which Redis has lost, and which are not in the counters. Those of
--- a session that it has lost altogether may be in what they were loaded with.
+-- Recorded minutes that Redis has lost and the counters lack. If Redis has lost the whole
+-- session, counters may have been loaded with some of its minutes (`contained`).
 local due = {{}, {}}
 for index = 1, 2 do
   local contained = step.identity and number(KEYS[12 + index], step.session_id) or 0
@@ -99,7 +99,7 @@ if #lacked > 0 then
   return {'held', lacked[1]}
 end
 
--- Settle: a minute on both months, and with the first one another live session.
+-- Settle: a minute on both months; the first minute also adds a live session.
 if not step.restores then
   call('HINCRBY', KEYS[5], used, 1)
   call('HINCRBY', KEYS[6], used, 1)
