@@ -12,7 +12,7 @@ import structlog
 
 from protocol.rate_card import RateCard
 from server import limits as server_limits
-from server.access.bad_guesses import Failures
+from server.access.bad_guesses import BadGuesses
 from server.access.credentials import Authenticator
 from server.access.rate_limits import UserMessages, UserRequests, UserStarts
 from server.counters.loading import Loader
@@ -74,7 +74,7 @@ class Process:
         )
         self.sockets = Sockets(self.metrics)
         self.stall_detector = StallDetector(self.clock, self._resumed, self.membership.beat_first)
-        self.failures = Failures(self.clock)
+        self.bad_guesses = BadGuesses(self.clock)
         self.requests = UserRequests(self.clock)
         self.messages = UserMessages(self.clock)
         self.starts = UserStarts(self.clock)

@@ -40,7 +40,7 @@ from protocol.metering.meter_state import MeterState, settled_at
 from protocol.metering.quota import MonthOf
 from protocol.metering.session import SessionState
 from protocol.metering.states import Event, Phase
-from protocol.metering.steps import Basis, Step
+from protocol.metering.steps import StartBasis, Step
 from protocol.wire import messages
 
 
@@ -173,7 +173,7 @@ class Meter(MeterState):
         self._plan(now_ms)
         return True
 
-    def start(self, now_ms: int, token: Token, basis: Basis | None = None) -> None:
+    def start(self, now_ms: int, token: Token, basis: StartBasis | None = None) -> None:
         """Starts a session that has none of its steps yet; a socket comes with it.
 
         ``basis`` is what the session's identity was decided from.

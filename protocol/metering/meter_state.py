@@ -18,9 +18,9 @@ from protocol.metering.notices import Notices
 from protocol.metering.projection import AccountProjection, Granted, MonthProjection, burn_line_of
 from protocol.metering.quota import NO_REST, MonthOf, Rest, month_ends_at
 from protocol.metering.session import SessionState
-from protocol.metering.shared_months import Counters
+from protocol.metering.shared_months import SessionCounters
 from protocol.metering.states import Event, Phase
-from protocol.metering.steps import Basis, Step
+from protocol.metering.steps import StartBasis, Step
 from protocol.metering.terms import MINUTE_MS
 
 
@@ -54,7 +54,7 @@ class MeterState:
         self.uncovered_ms = uncovered_ms
         self.member = self.org = MonthProjection()
         # The same, as sessions here were told of it last; the shell has them share it.
-        self.counters = Counters()
+        self.counters = SessionCounters()
         self._ends = ("", 0)
         """The counters' month, and its end."""
         self.free_left_ms = 0
@@ -77,7 +77,7 @@ class MeterState:
         self._asked: Step | None = None
         self._limited_ms: int | None = None
         """Where counting has stopped at a limit; the step that says so is not accepted yet."""
-        self.basis: Basis | None = None
+        self.basis: StartBasis | None = None
         """What the start was decided from, of a session that starts here."""
         self._wanted = False
         """A claim is due, whatever the deadlines say."""

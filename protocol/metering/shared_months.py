@@ -15,7 +15,7 @@ from protocol import limits
 from protocol.metering.projection import MonthProjection
 
 
-class Shared:
+class SharedCounter:
     """The counter of one member or organisation, as the newest answer gave it."""
 
     __slots__ = ("__weakref__", "newest", "revision")
@@ -44,14 +44,16 @@ class Shared:
         return self.newest if self.newest.month == own.month else own
 
 
-class Counters:
+class SessionCounters:
     """The two counters that a session counts on."""
 
     __slots__ = ("member", "org")
 
-    def __init__(self, member: Shared | None = None, org: Shared | None = None) -> None:
-        self.member = member or Shared()
-        self.org = org or Shared()
+    def __init__(
+        self, member: SharedCounter | None = None, org: SharedCounter | None = None
+    ) -> None:
+        self.member = member or SharedCounter()
+        self.org = org or SharedCounter()
 
     def tell(self, member: MonthProjection, org: MonthProjection) -> None:
         """Takes what an answer says of both."""
@@ -68,14 +70,16 @@ class SharedMonths:
     """The counters of a process: each stays while a session here counts on it."""
 
     def __init__(self) -> None:
-        self._known: WeakValueDictionary[tuple[str, str | None], Shared] = WeakValueDictionary()
+        self._known: WeakValueDictionary[tuple[str, str | None], SharedCounter] = (
+            WeakValueDictionary()
+        )
 
-    def of(self, tenant: str, user_id: str) -> Counters:
+    def of(self, tenant: str, user_id: str) -> SessionCounters:
         """The counters of a user's sessions."""
-        return Counters(self._get((tenant, user_id)), self._get((tenant, None)))
+        return SessionCounters(self._get((tenant, user_id)), self._get((tenant, None)))
 
-    def _get(self, key: tuple[str, str | None]) -> Shared:
+    def _get(self, key: tuple[str, str | None]) -> SharedCounter:
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = Shared()
+            found = self._known[key] = SharedCounter()
         return found

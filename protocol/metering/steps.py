@@ -20,7 +20,7 @@ from protocol.wire.codec import encode
 from protocol.wire.money import format_credits
 
 
-class Basis(msgspec.Struct, frozen=True):
+class StartBasis(msgspec.Struct, frozen=True):
     """What it was decided from how a session starts. Redis refuses a start whose basis is no
     longer so: it was looked up before the preparation of the session, or before a loss."""
 
@@ -58,7 +58,7 @@ class Step(msgspec.Struct, frozen=True):
     """With ``leaving``: the user took leave then, which ends heartbeats of before elsewhere."""
     recalled: bool = False
     """Other sessions were told already to give back what they do not need."""
-    basis: Basis | None = None
+    basis: StartBasis | None = None
     """Of a start: what it was decided from."""
     made_at: int = 0
     """The instant at which the step was computed, in cluster time: where a session stood still,

@@ -67,7 +67,7 @@ class SuspectChecks:
                 return
 
 
-class Failures:
+class BadGuesses:
     """Bad guesses of the current minute, by the network that they came from."""
 
     def __init__(self, clock: Clock) -> None:

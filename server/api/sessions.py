@@ -41,7 +41,7 @@ from server.process import Process
 from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest
 from storage import limits as storage_limits
-from storage.redis.live import Found
+from storage.redis.live import FoundSession
 from storage.rows.sessions import SessionRow
 
 OF_SESSION = Operation(
@@ -186,7 +186,7 @@ class EndWaiter:
         self.has_left.set()
 
 
-async def _stop(process: Process, found: Found, reason: str) -> None:
+async def _stop(process: Process, found: FoundSession, reason: str) -> None:
     """Asks for the session's end, and waits for it as long as a request may.
 
     Who hears the client ends it, so that its last seconds are proven; this process, where

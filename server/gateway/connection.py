@@ -307,7 +307,7 @@ class Connection:
     async def _principal_of(self, request: messages.Auth | messages.Refresh) -> Principal | None:
         """The user behind a token; None when the socket was closed because of it."""
         try:
-            principal = await self.process.failures.counted(
+            principal = await self.process.bad_guesses.counted(
                 self.address, self.process.authenticator, request.token
             )
         except ExpiredTokenError:

@@ -8,7 +8,7 @@ the preparation is refused instead.
 
 import msgspec
 
-from protocol.metering.steps import Basis
+from protocol.metering.steps import StartBasis
 from protocol.wire.errors import ErrorCode, PeerError, ServiceError
 from server.process import Process
 from storage.redis.recovery import Restoring
@@ -58,7 +58,7 @@ async def _confirm(process: Process, prepared: SessionPrepared) -> None:
 
 async def basis_of_start(
     process: Process, tenant: str, session_id: str, user_id: str
-) -> tuple[Basis, SessionRow | None]:
+) -> tuple[StartBasis, SessionRow | None]:
     """What a start is decided from: the life of Redis's data, and then what is recorded of the
     session, which is a preparation or nothing.
 
@@ -70,10 +70,10 @@ async def basis_of_start(
     epoch = await process.loader.refuse_behind(tenant)
     row = await process.records.session(tenant, session_id)
     if row is None or row.prepared is None:
-        return Basis(epoch), row
+        return StartBasis(epoch), row
     prepared = row.prepared
     if prepared.user_id != user_id:
         raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
     if prepared.expires_at <= process.clock.now():
         raise PeerError(ErrorCode.FORBIDDEN, "the session's preparation has expired")
-    return Basis(epoch, prepared.preparation), row
+    return StartBasis(epoch, prepared.preparation), row

@@ -1,7 +1,7 @@
 """What a session is to be, before it starts: its terms, its account, its free time."""
 
 from protocol.metering.session import Identity, free_key
-from protocol.metering.steps import Basis
+from protocol.metering.steps import StartBasis
 from protocol.wire import messages
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from server.access.principals import Principal
@@ -23,7 +23,7 @@ async def join_or_start(
     start: messages.Start | None,
     pending: PendingRequest,
 ) -> LocalSession:
-    """Joins a session where it lives, or starts it as ``start`` says; answers the ticket.
+    """Joins a session where it lives, or starts it as ``start`` says; answers the request.
 
     Without ``start`` only a session that exists is joined. Raises ``unknown_session``,
     ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``, and ``rate_limited`` for
@@ -60,7 +60,7 @@ async def join_or_start(
 
 async def identity_of(
     process: Process, principal: Principal, request: messages.Start
-) -> tuple[Identity, Basis]:
+) -> tuple[Identity, StartBasis]:
     """The identity of a session that is not in Redis, and what it was decided from: the
     request, and the record.
 

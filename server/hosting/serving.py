@@ -1,4 +1,4 @@
-"""One server process: uvicorn around a ``Process``, from the opened door to the last goodbye."""
+"""One server process: uvicorn around a ``Process``, from the first connection to the last."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ class GracefulServer(uvicorn.Server):
             self._captured_signals.clear()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Opens the door, and tells the supervisor that it is open, if there is one."""
+        """Accepts connections, and tells the supervisor that it is open, if there is one."""
         await super().startup(sockets)
         if self.worker is not None:
             self.worker.ready(self.stop)
@@ -64,8 +64,8 @@ class GracefulServer(uvicorn.Server):
             self._draining.get_loop().call_soon_threadsafe(self._draining.cancel)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Closes the door, so that whoever is sent away comes back to another process; sends
-        the clients away and settles their sessions; then stops."""
+        """Accepts no more connections, so that whoever is sent away comes back to another process;
+        sends the clients away and settles their sessions; then stops."""
         for server in self.servers:
             server.close()
         for listener in sockets or []:

@@ -55,9 +55,9 @@ async def principal_of(request: Request, *roles: Role) -> Principal:
             "expected a header `Authorization: Bearer` with a token or key",
         )
     try:
-        principal = await process.failures.counted(address, process.authenticator, bearer)
+        principal = await process.bad_guesses.counted(address, process.authenticator, bearer)
     except TooManyGuessesError as error:
-        wait_ms = process.failures.wait_ms(address)
+        wait_ms = process.bad_guesses.wait_ms(address)
         raise Problem(
             429, error.code.value, error.message, retry_after_s=max(1, -(-wait_ms // 1000))
         ) from None

@@ -29,14 +29,14 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
     began_at = asked_at = clock.reading()
     ahead_ms: float | None = None  # the clock of Redis, of cluster time
     behind_ms = 0.0
-    last = look = await live.look(ask=True)
-    best = sample = Sample.of(look.redis_ms, asked_at, clock.reading())
-    while (look.nodes or look.heard) and clock.reading() - began_at < until_s:
+    last = view = await live.look(ask=True)
+    best = sample = Sample.of(view.redis_ms, asked_at, clock.reading())
+    while (view.nodes or view.heard) and clock.reading() - began_at < until_s:
         await asyncio.sleep(server_limits.BEAT_LOOK_PAUSE_S)
-        last, sent_at, asked_at = look, asked_at, clock.reading()
-        look = await live.look(ask=False)
-        sample = Sample.of(look.redis_ms, asked_at, clock.reading())
-        since_ms = look.redis_ms - look.beaten_redis_ms
+        last, sent_at, asked_at = view, asked_at, clock.reading()
+        view = await live.look(ask=False)
+        sample = Sample.of(view.redis_ms, asked_at, clock.reading())
+        since_ms = view.redis_ms - view.beaten_redis_ms
         # The clock of Redis was not stepped between that beat and this look.
         most_ms = (clock.reading() - sent_at) * 1000 + server_limits.CLOCK_STEADY_MS
         is_steady = 0 <= since_ms <= most_ms
@@ -48,42 +48,42 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
             best, ahead_ms, behind_ms = sample, None, 0.0
         elif sample.round_trip_ms <= best.round_trip_ms:
             best = sample
-        if look.beats != last.beats and is_steady:
-            late_ms = look.beaten_redis_ms - look.believed_redis_ms
+        if view.beats != last.beats and is_steady:
+            late_ms = view.beaten_redis_ms - view.believed_redis_ms
             if -server_limits.BEAT_PROMPT_MS <= late_ms <= LATE_MS:
-                ahead_ms, behind_ms = look.believed_redis_ms - look.beaten_at, 0.0
+                ahead_ms, behind_ms = view.believed_redis_ms - view.beaten_at, 0.0
                 if late_ms <= server_limits.BEAT_PROMPT_MS:
                     break
             elif ahead_ms is None or behind_ms:
                 # Redis was stepped: how long this beat was on its way is unknown.
-                told_ms = look.beaten_redis_ms - look.beaten_at
+                told_ms = view.beaten_redis_ms - view.beaten_at
                 ahead_ms = told_ms if ahead_ms is None else min(ahead_ms, told_ms)
                 behind_ms = until_s * 1000
     if ahead_ms is not None:
         clock.set(best, ahead_ms, behind_ms)
     else:
-        _set_without_beat(clock, look, best, sample)
+        _set_without_beat(clock, view, best, sample)
 
 
-def _set_without_beat(clock: ClusterClock, look: ClusterView, best: Sample, newest: Sample) -> None:
+def _set_without_beat(clock: ClusterClock, view: ClusterView, best: Sample, newest: Sample) -> None:
     """Sets the clock by the last beat that Redis knows of, or by Redis alone."""
-    left_at = max([look.beaten_at, *look.nodes.values()]) if look.nodes else 0
-    ahead_ms = _ahead_at_last_beat(look)
+    left_at = max([view.beaten_at, *view.nodes.values()]) if view.nodes else 0
+    ahead_ms = _ahead_at_last_beat(view)
     if (
         left_at
         and -server_limits.BEAT_PROMPT_MS
-        <= look.redis_ms - ahead_ms - left_at
+        <= view.redis_ms - ahead_ms - left_at
         <= limits.NODE_SILENT_MS
     ):
-        clock.set(best, min(ahead_ms, look.redis_ms - left_at))
+        clock.set(best, min(ahead_ms, view.redis_ms - left_at))
         return
     # A process that lives all the same is ahead by less than it takes to call it dead.
-    behind_ms = limits.NODE_SILENT_MS if left_at > look.redis_ms else 0.0
-    clock.set(newest, look.redis_ms - max(look.redis_ms, left_at), behind_ms)
+    behind_ms = limits.NODE_SILENT_MS if left_at > view.redis_ms else 0.0
+    clock.set(newest, view.redis_ms - max(view.redis_ms, left_at), behind_ms)
 
 
-def _ahead_at_last_beat(look: ClusterView) -> float:
+def _ahead_at_last_beat(view: ClusterView) -> float:
     """How far the clock of Redis was ahead of cluster time at the last beat, in milliseconds."""
-    if 0 < look.beaten_redis_ms - look.believed_redis_ms <= LATE_MS:
-        return look.believed_redis_ms - look.beaten_at
-    return look.beaten_redis_ms - look.beaten_at
+    if 0 < view.beaten_redis_ms - view.believed_redis_ms <= LATE_MS:
+        return view.believed_redis_ms - view.beaten_at
+    return view.beaten_redis_ms - view.beaten_at

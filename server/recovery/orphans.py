@@ -15,7 +15,7 @@ from protocol.wire.errors import ServiceError
 from server.runtime.isolation import for_each
 from server.sessions.local_session import LocalSession
 from server.sessions.registry import SessionRegistry
-from storage.redis.live import Found, Live
+from storage.redis.live import FoundSession, Live
 
 
 class Orphans:
@@ -28,7 +28,7 @@ class Orphans:
         """Processes that are taken for dead where the members are not polled, by their last proof
         of life."""
         self.missing: Callable[[frozenset[str]], Awaitable[dict[str, int]]] | None = None
-        """Polls other processes, and answers who is missing; presence's, once it
+        """Polls other processes, and answers who is missing; the membership's, once it
         beats."""
         registry.before_joining = self.detach_dead
 
@@ -77,7 +77,7 @@ class Orphans:
         names = [name async for name in self.live.sessions_of_node(self.live.node)]
         await for_each("reconcile", names, look)
 
-    async def detach_dead(self, found: Found) -> None:
+    async def detach_dead(self, found: FoundSession) -> None:
         """A session is joined whose other processes may just have died: its sockets are gone
         as of the last proof of life of any, so that nobody pays for the time between.
 

@@ -39,7 +39,7 @@ from server.runtime.clock import Clock
 from server.sessions.local_session import LocalSession
 from server.sessions.registry import SessionRegistry
 from server.sessions.step_pipeline import Retries
-from server.sessions.unflushed import Unflushed, UnflushedEntry
+from server.sessions.unflushed import UnflushedEntries, UnflushedEntry
 from storage import limits as storage_limits
 from storage.postgres.records import Records, RejectedError, UnavailableError
 from storage.redis.live import LiveError
@@ -65,7 +65,7 @@ class Recovery:
         self.records = records
         self.clock = clock
         self.restoring = Restoring(registry.live)
-        self.unflushed: Unflushed = registry.unflushed
+        self.unflushed: UnflushedEntries = registry.unflushed
         self.recovered = 0
         """Assertions by which Redis learnt something."""
         self._epochs: dict[int, bytes | None] = {}

@@ -63,7 +63,7 @@ class Tally:
             yield CounterMetricFamily(f"taximeter_{name}", text, value=value)
 
 
-class Everything:
+class AllMetrics:
     """All metrics of a process, for what collects them without rendering them."""
 
     def __init__(self, *collectors: Collector) -> None:
@@ -86,7 +86,7 @@ class Metrics:
             PlatformCollector(registry=self._rendered)
             GCCollector(registry=self._rendered)
         self.requests = RequestTimes()
-        self.registry = Everything(self._rendered, self.requests)
+        self.registry = AllMetrics(self._rendered, self.requests)
         self.tally = Tally()
         self._rendered.register(self.tally)
         self._add_connections()

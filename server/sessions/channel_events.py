@@ -24,7 +24,7 @@ from server.sessions.local_session import LocalSession
 from server.sessions.session_table import SessionTable, isolated_session
 from server.sessions.step_pipeline import retry_after_ms
 from storage.redis.encoding import remote_step_of
-from storage.redis.live import Found, LiveError
+from storage.redis.live import FoundSession, LiveError
 
 log = structlog.get_logger()
 
@@ -177,7 +177,7 @@ class ChannelEvents:
         local.meter.changed(now_ms)
         local.drain()
 
-    async def _read(self, identity: Identity) -> Found | None:
+    async def _read(self, identity: Identity) -> FoundSession | None:
         """The session as Redis has it; raises ``LiveError``."""
         return await self.registry.live.attach(identity.tenant, identity.session_id, read_only=True)
 

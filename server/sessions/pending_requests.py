@@ -1,6 +1,6 @@
 """Who takes part in a session over a socket, and who waits for an answer of it.
 
-A ticket is what a meter is handed with a request and hands back with what became of it.
+A pending request is the token of a meter: the meter returns it with the answer.
 """
 
 from typing import TYPE_CHECKING, Protocol

@@ -17,7 +17,7 @@ from protocol import limits
 from protocol.metering.notices import sequence_number
 from protocol.metering.session import Grant, Identity, SessionState, session_key
 from protocol.metering.states import Event, Phase
-from protocol.metering.steps import Basis
+from protocol.metering.steps import StartBasis
 from protocol.metering.transitions import unstarted
 from protocol.wire.codec import encode, error_message
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
@@ -32,7 +32,7 @@ from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest, Subscriber
 from server.sessions.session_table import SessionTable
 from server.transport.frames import text_frame
-from storage.redis.live import Found, Live, LiveError
+from storage.redis.live import FoundSession, Live, LiveError
 
 log = structlog.get_logger()
 
@@ -109,7 +109,7 @@ class SessionRegistry(SessionTable):
                 self._answer_join(local, pending)
             return local
 
-    async def _attached(self, tenant: str, session_id: str, **how: Any) -> Found | None:
+    async def _attached(self, tenant: str, session_id: str, **how: Any) -> FoundSession | None:
         """The session as Redis has it. One that ended here is put back first where Redis came
         back with an older copy of it, or none: who joined that would go on with it."""
         found = await self.live.attach(tenant, session_id, **how)
@@ -139,7 +139,7 @@ class SessionRegistry(SessionTable):
                 raise ServiceError("the session is being started") from None
 
     async def _show_ended(
-        self, found: Found, pending: PendingRequest, last_seq: int | None
+        self, found: FoundSession, pending: PendingRequest, last_seq: int | None
     ) -> LocalSession:
         """A stop is never lost to a dropped connection: who comes back and has not heard of
         it is shown the ended session, with the notice among the missed ones. Anybody else
@@ -165,7 +165,7 @@ class SessionRegistry(SessionTable):
         found = await self.live.attach(identity.tenant, identity.session_id, read_only=True)
         return _missed(_kept(found, local), last_seq)
 
-    async def _found(self, found: Found) -> LocalSession:
+    async def _found(self, found: FoundSession) -> LocalSession:
         """The local session of a session that this process is attached to, as it was found."""
         identity = found.session.identity
         local = self.local_sessions.get(found.session.key)
@@ -209,7 +209,7 @@ class SessionRegistry(SessionTable):
         identity: Identity,
         pending: PendingRequest,
         tick_ms: int | None = None,
-        basis: Basis | None = None,
+        basis: StartBasis | None = None,
     ) -> LocalSession | None:
         """Starts a session that ``join`` did not find. Answers the request.
 
@@ -364,23 +364,25 @@ class SessionRegistry(SessionTable):
             raise PeerError(ErrorCode.RATE_LIMITED, "too many requests wait for this session")
         local.drain()
 
-    async def open(self, guest: Subscriber, tenant: str, session_id: str) -> LocalSession | None:
-        """The local session of a session for a request that comes without a socket: the request
-        hears of the session's end, until it parts. It needs no place: a session can be stopped
-        however many sockets it has."""
+    async def open(
+        self, subscriber: Subscriber, tenant: str, session_id: str
+    ) -> LocalSession | None:
+        """The local session for a request that comes without a socket: the request
+        hears of the session's end, until it leaves. It counts as no socket: a session can be
+        stopped however many sockets it has."""
         async with self.lock(tenant, session_id):
             found = await self._attached(tenant, session_id, read_only=True, watch=True)
             if found is None:
                 return None
             _check_live(found.session)
             local = await self.local_session_of(found.session)
-            local.service.add(guest, limits.TICK_MS_MAX, passive=True)
+            local.service.add(subscriber, limits.TICK_MS_MAX, passive=True)
             local.meter.read(found.session, found.notices, self.clock.now())
             local.drain()
             return local
 
 
-def _kept(found: Found | None, local: LocalSession) -> tuple[bytes, ...]:
+def _kept(found: FoundSession | None, local: LocalSession) -> tuple[bytes, ...]:
     """The notices of a session: what was recorded when it was read, what this process has heard
     of since, and what it has said and not recorded yet."""
     notices, read = local.meter.notices, found.notices if found is not None else ()

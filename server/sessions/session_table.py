@@ -33,9 +33,9 @@ from server.runtime.turns import Turns
 from server.runtime.waiting import Locks
 from server.sessions.local_session import LocalSession
 from server.sessions.step_pipeline import StepPipeline
-from server.sessions.unflushed import Unflushed
+from server.sessions.unflushed import UnflushedEntries
 from storage.redis.encoding import burn_line_at
-from storage.redis.live import Found, Live, LiveError, StepOutcome
+from storage.redis.live import FoundSession, Live, LiveError, StepOutcome
 
 log = structlog.get_logger()
 
@@ -63,7 +63,7 @@ class SessionTable:
         self.turns = Turns()
         self.pipeline = StepPipeline(live, loader, clock, metrics, self.turns)
         self.accounts = Accounts(live, loader, self.turns)
-        self.unflushed = Unflushed()
+        self.unflushed = UnflushedEntries()
         self._unheard = itertools.count()
         self.local_sessions: dict[str, LocalSession] = {}
         self._looking: dict[tuple[str, str, str], list[LocalSession]] = {}
@@ -72,7 +72,7 @@ class SessionTable:
         self._by_tenant: dict[str, dict[str, LocalSession]] = {}
         self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts)
-        self.before_joining: Callable[[Found], Awaitable[None]] | None = None
+        self.before_joining: Callable[[FoundSession], Awaitable[None]] | None = None
         """Looks at a session that was found, before it gets a local session; see ``Orphans``."""
         self.reconcile_due = False
         """This process is noted for a session that it does not serve; see ``Orphans``."""

@@ -236,7 +236,7 @@ class StepPipeline:
             log.warning("claim_failed", error=str(error))
             _tell_unanswered(source, _takes_nothing(), made=False)
         except Exception:
-            # Our own mistake; but the claimant must not wait for ever.
+            # Our own mistake; but the source must not wait for ever.
             failed("claim")
             _tell_unanswered(source, _takes_nothing(), made=None)
 

@@ -44,7 +44,7 @@ class UnflushedEntry(msgspec.Struct):
         return [started_record(self.identity), *records]
 
 
-class Unflushed:
+class UnflushedEntries:
     """Entries by their partition, in the order in which they were appended."""
 
     def __init__(self) -> None:

@@ -66,7 +66,7 @@ class ConnectionLimiter:
         self.linger_s = server_limits.LINGER_MS / 1000
         self.look_s = server_limits.CONNECTION_LOOK_S
         self.proxies: Any = None
-        """Hosts that are believed about who stands behind them; set by the first guest."""
+        """Hosts that are believed about who stands behind them; set by the first connection."""
         self.count = 0
         self.connections: set[AdmittedConnection] = set()
         """Those that speak HTTP."""

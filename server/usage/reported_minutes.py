@@ -27,7 +27,7 @@ from protocol.metering.session import (
     session_key,
 )
 from protocol.metering.states import Phase
-from protocol.metering.steps import Basis, minute_record, started_record
+from protocol.metering.steps import StartBasis, minute_record, started_record
 from protocol.metering.terms import MINUTE_MS, Terms
 from protocol.metering.transitions import unstarted
 from protocol.wire.errors import (
@@ -101,7 +101,7 @@ class _Known(NamedTuple):
     minutes: dict[int, int]
     """Those that are written down, of a session that Redis has lost."""
     in_redis: bool
-    basis: Basis | None = None
+    basis: StartBasis | None = None
     """What a new one was decided from."""
 
 

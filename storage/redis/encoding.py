@@ -13,7 +13,7 @@ from protocol.metering.quota import Offer
 from protocol.metering.records import EntryPosted, HoldChanged, Record
 from protocol.metering.session import Grant, Identity, SessionState, Standing
 from protocol.metering.states import Phase
-from protocol.metering.steps import Basis, Step
+from protocol.metering.steps import StartBasis, Step
 from protocol.metering.terms import Terms
 from storage import limits as storage_limits
 
@@ -154,7 +154,7 @@ def _months(step: Step) -> dict[str, dict[str, int]]:
     }
 
 
-def encode_basis(basis: Basis) -> dict[str, str]:
+def encode_basis(basis: StartBasis) -> dict[str, str]:
     """What a start was decided from, as the scripts compare it."""
     return {"epoch": basis.epoch, "preparation": basis.preparation}
 

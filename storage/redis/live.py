@@ -42,7 +42,7 @@ __all__ = [
     "AccountFigures",
     "Beat",
     "ClusterView",
-    "Found",
+    "FoundSession",
     "Live",
     "LiveError",
     "Oldest",
@@ -54,7 +54,7 @@ __all__ = [
 log = structlog.get_logger()
 
 
-class Found(msgspec.Struct, frozen=True):
+class FoundSession(msgspec.Struct, frozen=True):
     """A session that is in Redis."""
 
     session: SessionState
@@ -183,7 +183,7 @@ class Live(LiveCounters, LiveProcesses):
         user_id: str = "",
         read_only: bool = False,
         watch: bool = False,
-    ) -> Found | None:
+    ) -> FoundSession | None:
         """Attaches this process to a session; None when it is not there.
 
         With ``user_id``, one of another user's, or one that has ended, is just read.
@@ -202,7 +202,7 @@ class Live(LiveCounters, LiveProcesses):
         )
         if not fields:
             return None
-        return Found(
+        return FoundSession(
             session=session_of(fields),
             notices=tuple(reversed(notices)),
             nodes=frozenset(node.decode() for node in nodes),

@@ -34,7 +34,7 @@ def is_of_older_copy(epoch: bytes | None) -> bool:
     return epoch is not None and epoch.startswith(b"behind:")
 
 
-class Seen(NamedTuple):
+class RecoveryView(NamedTuple):
     """What a look at Redis shows."""
 
     partitions: dict[int, tuple[bytes | None, bytes | None]]
@@ -68,7 +68,7 @@ class Restoring:
         """The name of an epoch that begins: no other one has it, not even after the same loss."""
         return f"{how}:{self.live.node}:{secrets.token_hex(4)}"
 
-    async def look(self, partitions: Iterable[int]) -> Seen:
+    async def look(self, partitions: Iterable[int]) -> RecoveryView:
         """Looks at partitions, and at every Redis that has any. Raises ``LiveError`` where one
         of these partitions does not answer."""
         wanted = set(partitions)
@@ -78,7 +78,7 @@ class Restoring:
             if partition in wanted:
                 asked.append(partition)
         seen = await asyncio.gather(*(self._look_at(*place) for place in places.values()))
-        return Seen(
+        return RecoveryView(
             {partition: one for found, _ in seen for partition, one in found.items()},
             {place: history for place, (_, history) in zip(places, seen, strict=True)},
         )

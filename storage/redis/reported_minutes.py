@@ -12,7 +12,7 @@ import orjson
 from protocol.limits import SAFE_INTEGER_MAX
 from protocol.metering.records import Record
 from protocol.metering.session import Grant, Identity, Standing
-from protocol.metering.steps import Basis
+from protocol.metering.steps import StartBasis
 from storage import limits as storage_limits
 from storage.redis.encoding import encode_basis
 from storage.redis.live import Live, Script
@@ -42,7 +42,7 @@ class ReportedStep(msgspec.Struct, frozen=True):
     earlier: tuple[str, ...]
     """The months of minutes that are written down and that Redis has lost, in their order."""
     records: tuple[Record, ...]
-    basis: Basis | None
+    basis: StartBasis | None
     """What a first minute was decided from; None: it is not the first."""
     at: int
     """The instant of the step itself, whichever minute it is of."""

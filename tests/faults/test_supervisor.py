@@ -49,7 +49,7 @@ def workers_of(supervisor: SpawnedProcess) -> dict[int, int]:
 
 async def reach(installation: Installation, token: str) -> tuple[SocketClient, dict[str, Any]]:
     """A socket of a user, as a client opens it that comes back after a failure: the kernel
-    may have given it to a process that closes its door in this moment."""
+    may have given it to a process that stops accepting in this moment."""
     while True:
         try:
             return await installation.connect(token)

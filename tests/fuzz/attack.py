@@ -76,7 +76,7 @@ class Tokens:
                 return ""
             case "member":
                 claims["org"] = HONEST_ORG
-            case "watcher":
+            case "observer":
                 claims |= {"org": HONEST_ORG, "sessions": ["theirs-1", "honest-12"]}
             case "ops":
                 claims["scope"] = "ops"

@@ -16,7 +16,7 @@ from websockets.frames import Frame, Opcode
 from tests.fuzz.claims import odd_claims
 from tests.fuzz.mutate import Pairs, Raw, mutate_bytes, mutate_pairs, odd, pieces, write
 
-Bearer = Literal["user", "member", "watcher", "key", "ops", "expired", "forged", "none"]
+Bearer = Literal["user", "member", "observer", "key", "ops", "expired", "forged", "none"]
 """Whose token: an attacker's, one's in the organisation of honest users, one with listed
 sessions, a backend's, an operator's; or none that is good."""
 
@@ -415,7 +415,7 @@ def _token_case(rng: random.Random, number: int) -> RequestCase:
 
 def _request_case(rng: random.Random, number: int) -> RequestCase:
     bearer: Bearer = rng.choice(
-        ("user", "user", "member", "member", "watcher", "key", "ops", "expired", "forged", "none")
+        ("user", "user", "member", "member", "observer", "key", "ops", "expired", "forged", "none")
     )
     requests = [_request_bytes(rng, bearer, number) for _ in range(rng.choice((1, 1, 1, 2, 4)))]
     is_raw = rng.random() < 0.35

@@ -189,7 +189,7 @@ class CheckedAccount:
             self._problem(f"of {held} micros {posted} were posted: {found}")
 
     async def _again(self) -> None:
-        """Asks for a deed once more, and writes its amount in another way."""
+        """Asks for an operation once more, and writes its amount in another way."""
         path, key, micros, answered = self.rng.choice(self.done)
         body = {"amount": forms(self.rng, micros), **_rest(path)}
         status, found = await self._ask("POST", path, json.dumps(body).encode(), key=key)

@@ -4,7 +4,7 @@ import msgspec
 
 from protocol import limits
 from protocol.metering.projection import MonthProjection
-from protocol.metering.shared_months import Shared
+from protocol.metering.shared_months import SharedCounter
 
 MONTH = MonthProjection("2026-05-01", 60, 50, 2, held_minutes=2, as_of_us=1_780_000_000_000_000)
 
@@ -15,7 +15,7 @@ def later(used: int, ms: int) -> MonthProjection:
 
 
 def test_an_answer_that_was_overtaken_tells_nothing() -> None:
-    shared = Shared()
+    shared = SharedCounter()
     shared.tell(later(52, ms=2))
     offer_basis = shared.revision
     shared.tell(later(51, ms=1))
@@ -25,7 +25,7 @@ def test_an_answer_that_was_overtaken_tells_nothing() -> None:
 
 
 def test_the_same_figures_later_change_nothing_and_are_newer() -> None:
-    shared = Shared()
+    shared = SharedCounter()
     shared.tell(MONTH)
     offer_basis = shared.revision
     shared.tell(later(50, ms=5))
@@ -35,14 +35,14 @@ def test_the_same_figures_later_change_nothing_and_are_newer() -> None:
 
 
 def test_a_redis_whose_clock_is_behind_is_believed() -> None:
-    shared = Shared()
+    shared = SharedCounter()
     shared.tell(MONTH)
     shared.tell(later(55, ms=-limits.REDIS_TIMEOUT_MS - 1))
     assert shared.newest.used_minutes == 55
 
 
 def test_what_was_read_is_the_newest_and_keeps_older_answers_out() -> None:
-    shared = Shared()
+    shared = SharedCounter()
     shared.tell(later(52, ms=2))
     shared.tell(msgspec.structs.replace(MONTH, used_minutes=54, as_of_us=0))
     shared.tell(later(51, ms=1))

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from protocol.metering.states import Phase
 from server.gateway.connection import Connection
 from server.runtime.settings import RATES_DEFAULT
-from storage.redis.live import Found
+from storage.redis.live import FoundSession
 from tests.fixtures.server import TIMEOUT_S, SocketClient, StartServer, TestServer
 
 CREDIT = 1_000_000
@@ -91,7 +91,7 @@ async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def found(server: TestServer, session_id: str, tenant: str = "user:ann") -> Found:
+async def found(server: TestServer, session_id: str, tenant: str = "user:ann") -> FoundSession:
     """A session as Redis has it."""
     session = await server.process.live.attach(tenant, session_id, read_only=True)
     assert session is not None

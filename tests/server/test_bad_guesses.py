@@ -10,7 +10,7 @@ import pytest
 from protocol.metering.terms import MINUTE_MS
 from protocol.wire.errors import ErrorCode, PeerError
 from server import limits as server_limits
-from server.access.bad_guesses import Failures, SuspectChecks
+from server.access.bad_guesses import BadGuesses, SuspectChecks
 from tests.fixtures.server import API_KEY, TestServer
 from tests.server.api import advance, ask, assert_problem
 
@@ -52,7 +52,7 @@ class StoppedClock:
         return self.now_ms
 
 
-def fail(failures: Failures, address: str, times: int) -> None:
+def fail(failures: BadGuesses, address: str, times: int) -> None:
     for _ in range(times):
         assert failures.wait_ms(address) == 0
         failures.count(address)
@@ -60,7 +60,7 @@ def fail(failures: Failures, address: str, times: int) -> None:
 
 def test_addresses_are_counted_each_for_itself_and_by_the_minute() -> None:
     clock = StoppedClock(10 * MINUTE_MS + 45_000)
-    failures = Failures(clock)
+    failures = BadGuesses(clock)
     fail(failures, "a", server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE)
     assert failures.wait_ms("a") == 15_000
     assert failures.wait_ms("b") == 0
@@ -69,14 +69,14 @@ def test_addresses_are_counted_each_for_itself_and_by_the_minute() -> None:
 
 
 def test_a_flood_from_everywhere_does_not_fill_the_memory() -> None:
-    failures = Failures(StoppedClock(MINUTE_MS))
+    failures = BadGuesses(StoppedClock(MINUTE_MS))
     for number in range(server_limits.AUTH_FAILURE_ADDRESSES_MAX + 10):
         fail(failures, f"address {number}", 1)
     assert len(failures._counts) <= server_limits.AUTH_FAILURE_ADDRESSES_MAX + 1
 
 
 async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> None:
-    failures = Failures(StoppedClock(MINUTE_MS))
+    failures = BadGuesses(StoppedClock(MINUTE_MS))
     failures._checks = checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()
     budget = server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
@@ -108,7 +108,7 @@ async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> 
 
 async def test_tokens_with_unknown_keys_keep_no_good_token_waiting() -> None:
     """They cost no check, so the checks of an office where somebody sends them are not paced."""
-    failures = Failures(StoppedClock(MINUTE_MS))
+    failures = BadGuesses(StoppedClock(MINUTE_MS))
     failures._checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()
     budget = server_limits.AUTH_FAILURES_PER_ADDRESS_PER_MINUTE
@@ -119,7 +119,7 @@ async def test_tokens_with_unknown_keys_keep_no_good_token_waiting() -> None:
 
 
 async def test_a_token_that_was_good_before_waits_behind_no_bad_signature() -> None:
-    failures = Failures(StoppedClock(MINUTE_MS))
+    failures = BadGuesses(StoppedClock(MINUTE_MS))
     failures._checks = checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()
     assert await guess(failures, authenticator, "good") == "principal"
@@ -137,7 +137,7 @@ async def test_a_token_that_was_good_before_waits_behind_no_bad_signature() -> N
 
 def test_good_tokens_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_limits, "GOOD_TOKENS_REMEMBERED_MAX", 3)
-    failures = Failures(StoppedClock(MINUTE_MS))
+    failures = BadGuesses(StoppedClock(MINUTE_MS))
     for number in (1, 2, 3, 1, 4):
         failures._remember(str(number))
     assert len(failures._good) == 3
@@ -161,7 +161,7 @@ class Slow:
         raise PeerError(ErrorCode.UNAUTHENTICATED, "the token is not valid")
 
 
-async def guess(failures: Failures, authenticator: Any, bearer: str, address: str = "a") -> Any:
+async def guess(failures: BadGuesses, authenticator: Any, bearer: str, address: str = "a") -> Any:
     try:
         return await failures.counted(address, authenticator, bearer)
     except PeerError as error:

@@ -90,7 +90,7 @@ async def test_bad_guesses_lock_nobody_out(
 ) -> None:
     process = scene.server.process
     # The whole test lies in one minute, however slow the machine is.
-    process.failures._clock = StoppedClock(MINUTE_MS)
+    process.bad_guesses._clock = StoppedClock(MINUTE_MS)
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 3)
     waiting = await scene.server.connect()
     # Tokens that have run out are not guesses, in any number.

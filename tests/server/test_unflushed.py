@@ -5,18 +5,18 @@ import pytest
 from protocol.metering.records import EntryPosted
 from protocol.metering.steps import started_record
 from server import limits as server_limits
-from server.sessions.unflushed import Unflushed
+from server.sessions.unflushed import UnflushedEntries
 from tests.protocol.examples import session_of
 
 RECORD = EntryPosted("user:ann", "ann", "e", "grant", 1, 1)
 
 
-def kept(unflushed: Unflushed, partition: int = 0) -> list[str]:
+def kept(unflushed: UnflushedEntries, partition: int = 0) -> list[str]:
     return [one.entry_id for one in unflushed.entries(partition)]
 
 
 def test_what_is_flushed_is_forgotten_in_the_order_of_the_stream() -> None:
-    unflushed = Unflushed()
+    unflushed = UnflushedEntries()
     for entry_id in ("9-0", "10-0", "10-2", "10-10"):
         unflushed.keep(0, entry_id, [RECORD])
     unflushed.keep(1, "5-0", [RECORD])
@@ -28,7 +28,7 @@ def test_what_is_flushed_is_forgotten_in_the_order_of_the_stream() -> None:
 
 
 def test_what_was_appended_again_has_its_new_name() -> None:
-    unflushed = Unflushed()
+    unflushed = UnflushedEntries()
     unflushed.keep(0, "9-0", [RECORD])
     unflushed.replaced(0, unflushed.entries(0)[0], "12-0")
     unflushed.forget({0: b"9-0"})
@@ -39,7 +39,7 @@ def test_what_was_appended_again_has_its_new_name() -> None:
 
 def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_limits, "UNFLUSHED_ENTRIES_MAX", 3)
-    unflushed = Unflushed()
+    unflushed = UnflushedEntries()
     for number in range(5):
         unflushed.keep(0, f"{number}-0", [RECORD])
     assert (kept(unflushed), unflushed.dropped) == (["2-0", "3-0", "4-0"], 2)
@@ -48,7 +48,7 @@ def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_session_is_written_down_before_what_was_appended_to_it() -> None:
     """Postgres may have neither: another process appended the beginning. Minutes without their
     session are not found when an account is loaded, and are charged again."""
-    unflushed, session = Unflushed(), session_of()
+    unflushed, session = UnflushedEntries(), session_of()
     started = started_record(session.identity)
     unflushed.keep(0, "9-0", [started, RECORD], session)
     unflushed.keep(0, "9-1", [RECORD], session)

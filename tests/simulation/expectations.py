@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Expectations:
-    """The part of a stage that looks on."""
+    """The actions of a performer that only check."""
 
     world: "World"
     cluster: "VirtualCluster"

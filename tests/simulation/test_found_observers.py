@@ -14,7 +14,7 @@ WATCH = act("watch", client="w", node="node.1", session="s1")
 
 
 def _billed_ms(lab: Laboratory, *actions: Action) -> int:
-    """What the receipt says that the watcher was told."""
+    """What the receipt says that the observer was told."""
     observer = next(client for client in run(lab, *actions) if client.name == "w")
     (stopped,) = (one for one in observer.messages if one["type"] == "stopped")
     return int(stopped["receipt"]["elapsed_ms"])
@@ -22,7 +22,7 @@ def _billed_ms(lab: Laboratory, *actions: Action) -> int:
 
 def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(lab: Laboratory) -> None:
     """The client's last pong came at 90 s, and the last claim, for a little more, at 92 s: its
-    instant was taken for a proof where a watcher's process stopped it (seed 10222)."""
+    instant was taken for a proof where an observer's process stopped it (seed 10222)."""
     billed_ms = _billed_ms(
         lab,
         pay("cat9", 1_750_000),
@@ -39,7 +39,7 @@ def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(lab: Laborato
 
 def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(lab: Laboratory) -> None:
     """The serving process knows of 97 s and is a little late with the stop and with the end:
-    the watcher's knew of a minute only, and ended it there (found by looking at 10222)."""
+    the observer's knew of a minute only, and ended it there (found by looking at 10222)."""
     late = mishaps(NODE, "redis", ["lost", 10], ["lost", 10])
     billed_ms = _billed_ms(
         lab,
@@ -60,7 +60,7 @@ def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(lab: Laborat
 
 
 def test_a_stop_ends_though_whoever_could_prove_more_has_died(lab: Laboratory) -> None:
-    """It is swept as of its last proof of life, and then the watcher's process can end it."""
+    """It is swept as of its last proof of life, and then the observer's process can end it."""
     billed_ms = _billed_ms(
         lab,
         pay("cat9", 9_000_000),
@@ -78,7 +78,7 @@ def test_a_stop_ends_though_whoever_could_prove_more_has_died(lab: Laboratory) -
 
 def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(lab: Laboratory) -> None:
     """Another session of the same member had started since the serving process read the
-    month: the watcher's knew, and warned of ten minutes under the number under which the
+    month: the observer's knew, and warned of ten minutes under the number under which the
     serving one, a minute later, warned of five (seed 12014)."""
     clients = run(
         lab,
@@ -100,7 +100,7 @@ def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(lab: Labor
 def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
     lab: Laboratory,
 ) -> None:
-    """Where credits end, the watcher's process knew of another session of the same member, and
+    """Where credits end, the observer's process knew of another session of the same member, and
     warned of the minutes too: its stop had another number, and one client heard two stops."""
     clients = run(
         lab,
@@ -125,7 +125,7 @@ def test_whoever_watches_waits_for_the_warning_that_comes_before_the_stop(
     lab: Laboratory,
 ) -> None:
     """Credits end in the very millisecond in which five minutes of the month are left: the
-    serving process warns of these first, under the number under which the watcher's, which
+    serving process warns of these first, under the number under which the observer's, which
     warns of nothing, said the stop (seed 40047)."""
     clients = run(
         lab,
@@ -171,7 +171,7 @@ def test_whoever_knows_most_of_a_stopped_session_settles_it_before_another_ends_
 
 
 def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(lab: Laboratory) -> None:
-    """The end was told while the answer of Redis was on its way: the watcher sat down where
+    """The end was told while the answer of Redis was on its way: the observer joined where
     nothing was told any more, and heard of no end."""
     clients = run(
         lab,

@@ -45,7 +45,7 @@ async def phase_of(redis: Redis, session_id: str) -> Phase | None:
 
 async def watch(node: Node, session_id: str) -> Browser:
     """Somebody who watches Ann's session and does not keep it alive."""
-    observer = node.browser("watcher")
+    observer = node.browser("observer")
     principal = Principal("user", "ann", None, "ann", ANN.tenant)
     local = await node.registry.watch(observer, principal, session_id, PendingRequest(observer, 1))
     assert local is not None

@@ -122,7 +122,7 @@ class Fraud:
 
     def observer(self, node: int) -> Observer:
         """One more socket, to watch."""
-        socket = Observer(self.nodes[node], "watcher")
+        socket = Observer(self.nodes[node], "observer")
         self.sockets.append(socket)
         return socket
 
