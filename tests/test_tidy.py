@@ -187,15 +187,17 @@ def unused_names(trees: dict[str, ast.Module], words: Counter[str]) -> Iterator[
     """
     used = Counter(words)
     parameters: set[str] = set()
-    prefixes: dict[str, tuple[str, ...]] = {}
+    prefixes: dict[str, set[str]] = {}
     defined: dict[str, list[tuple[str, ast.stmt]]] = defaultdict(list)
     for path, tree in trees.items():
         used.update(names_used(tree))
         parameters |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-        prefixes[path] = tuple(prefixes_asked_for(tree))
+        prefixes[path] = set(prefixes_asked_for(tree))
         for name, node in definitions(tree):
             defined[name].append((path, node))
             used.subtract(one for one in names_used(node) if one == name)
+    # A method may lie in another file than what asks for it; ``_`` alone would name too many.
+    everywhere = set().union(*prefixes.values()) - {"_"}
     for name, places in defined.items():
         if used[name] > 0 or name in CALLED_BY_LIBRARIES or name.startswith(("__", "test_")):
             continue
@@ -203,7 +205,8 @@ def unused_names(trees: dict[str, ast.Module], words: Counter[str]) -> Iterator[
             handed_to = decorators(node)
             if "fixture" in handed_to and (name in parameters or "autouse" in handed_to):
                 continue
-            if not handed_to & REGISTERING and not name.startswith(prefixes[path] or ("\0",)):
+            asked_for = name.startswith(tuple(everywhere | prefixes[path]))
+            if not handed_to & REGISTERING and not asked_for:
                 yield path, name
 
 

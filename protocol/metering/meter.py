@@ -328,7 +328,7 @@ class Meter(MeterState):
     @property
     def shared_limit(self) -> str | None:
         """The limit that ends the grant, where it depends on what others hold of that counter,
-        credits or a month, if the grant is the last; None: on nobody."""
+        credits or a month, if the grant is the last; None: on no other session."""
         limit = self.session.grant.final or self.kept_open
         if not (self.counting and self.sockets > 0):
             return None

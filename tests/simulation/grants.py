@@ -16,8 +16,6 @@ from protocol.metering.steps import Step
 from storage.redis.live import Live, StepOutcome
 from tests.simulation.virtual_cluster import VirtualCluster
 
-LOW_MINUTES = 2
-"""A counter runs low that covers less than so many minutes of all that draw on it."""
 FIGURES = ("balance", "held", "reserved", "burn")
 
 

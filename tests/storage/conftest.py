@@ -1,6 +1,8 @@
 """What the tests of the storage share."""
 
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +47,20 @@ async def make_flusher(
     yield make
     for flusher in made:
         await flusher.close()
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A directory of one's own, not pytest's, whose permissions every other run resets."""
+    with tempfile.TemporaryDirectory(prefix="taximeter-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="module")
+def used_dir() -> Iterator[Path]:
+    """A directory that several tests share, each with a word of its own.
+
+    Making a cluster takes a second, and what these tests leave behind must harm nobody.
+    """
+    with tempfile.TemporaryDirectory(prefix="taximeter-") as directory:
+        yield Path(directory)

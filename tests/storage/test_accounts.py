@@ -1,0 +1,18 @@
+"""Accounts as the record has them: their open holds, and what is left of a grant."""
+
+import msgspec
+
+from storage.rows.accounts import AccountRecord, GrantRow
+
+
+def test_open_holds_are_told_by_their_ids_whatever_is_in_them() -> None:
+    record = AccountRecord(9, False, (), holds=("h/1/2000000", "call:x/5", "/0"))
+    assert [(hold.hold_id, hold.amount_micros) for hold in record.open_holds] == [
+        ("h/1", 2_000_000), ("call:x", 5), ("", 0),
+    ]  # fmt: skip
+
+
+def test_what_is_left_of_a_grant_is_neither_used_nor_expired() -> None:
+    grant = GrantRow("user:ann", "ann", "g", 10, 3, 0, 100, None, 1, None)
+    assert grant.left_micros == 7
+    assert msgspec.structs.replace(grant, expired_micros=7).left_micros == 0
