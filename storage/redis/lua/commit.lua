@@ -1,13 +1,13 @@
 -- commit: makes one step of a session, or answers why not.
 --
--- A conditional reserve, settle and append in one: the step was computed by
--- protocol/metering/transitions.py from the version that it names, so every figure in it is final.
--- Decided here is only what only Redis can know: whether nobody was faster, and which
--- of the offered grants every counter has room for.
+-- It reserves, settles and appends in one, if the session still has the version that the step
+-- names. protocol/metering/transitions.py computed the step from that version, so every figure
+-- in it is final. This script decides only what only Redis can know: whether another step was
+-- faster, and which of the offered grants every counter has room for.
 --
--- KEYS   1 session   hash: version, identity, standing, grant, final, mark (which names the step)
---                    and watched, once somebody watched it from elsewhere; prepared, the
---                    fingerprint of the preparation that it was started from
+-- KEYS   1 session   hash: version, identity, standing, grant, final, mark (the step's name);
+--                    watched, once an observer was on another process; prepared, the
+--                    fingerprint of the preparation that the session started from
 --        2 notices   list: the newest notices, encoded, newest first
 --        3 sockets   set: the processes that have sockets of the session
 --        4 account   hash: balance, held, reserved, charged_live, burn, live, version,
@@ -15,37 +15,37 @@
 --        5 member    hash: limit, overage, active, live, used:<month>, held:<month>
 --        6 org       hash: the same, of the whole organisation
 --        7 free      hash: used, live (a shared allowance of free time)
---        8 outbox    stream: fields r, a JSON array of records for Postgres, t, the instant
---                    at which they were decided, and m, the one of the step, in cluster time
+--        8 outbox    stream: fields r, a JSON array of records for Postgres; t, the instant
+--                    at which they were decided; and m, the step's instant in cluster time
 --        9 live      set: the partition's live sessions
 --       10 node      set: the sessions that the calling process has sockets of
 --       11 graces    sorted set: sessions whose grace runs, by its end
---       12 recovering  string: there while processes put back what Redis has lost
---       13 epoch       string: changes with every loss that was found
---       14 prepared    string: what the session was prepared as (see prepare.lua)
---       15 running   set: the user's live sessions of a kind that has a highest number of them
+--       12 recovering  string: exists while processes put back what Redis has lost
+--       13 epoch       string: changes with every loss that a process finds
+--       14 prepared    string: the session's preparation (see prepare.lua)
+--       15 running   set: the user's live sessions of the kind, where the kind bounds them
 -- ARGV   1 the step, JSON; see storage/redis/encoding.py, encode_step
 --
 -- Answers {status, detail, session fields, counters, bumped, notices}, with the status
---   ok        made; session fields are what it left, detail is its outbox entry, if any
---   stale     somebody was faster; session fields are what they left
---   refused   no offer fits; then the limit that is in the way
---   held      the same, and only what other sessions hold is in the way: they are told to
---             give back what they do not need
---   left      the process was not the last one with sockets; it has left. Where the user took
---             leave of it, the others are told when: proofs in advance of before end then
+--   ok        the step is made; session fields are the new ones, detail is its outbox entry
+--   stale     another step was faster; session fields are what that step left
+--   refused   no offer fits; detail is the limit that lacks room
+--   held      no offer fits, but only because other sessions hold the rest: they are asked to
+--             give back what they do not need; detail is the limit
+--   left      the process has left; others still have sockets. With farewell_at the others
+--             learn when the user said good-bye: earlier proofs in advance end then
 --   gone      the session, or its newest step, is not here any more: Redis came back empty,
 --             or as a replica that lacks the last writes (see assert.lua)
---   outdated  a preparation has come, or Redis has lost something, since what the session is to
---             be was looked up: it is to be looked up anew
---   crowded   the user has as many live sessions of the kind as it allows
---   full      so much waits for Postgres that no session is started
---   cold      account, member, org or free must be loaded first; names which. While the
---             partition recovers from a loss, that is always so, and nothing can be loaded
+--   outdated  since the caller looked up the session's terms, a preparation has come, or
+--             Redis has lost data: look them up again
+--   crowded   the user has as many live sessions of the kind as the kind allows
+--   full      the outbox has so many entries that no session may start
+--   cold      account, member, org or free must be loaded first; detail names them. While the
+--             partition recovers from a loss this is always the answer; nothing can be loaded
 
 local step = cjson.decode(ARGV[1])
 local call = redis.call
--- Numbers are doubles here, and a negated zero is written "-0", which is no integer.
+-- Lua's numbers are doubles. A negated zero would be written "-0", which is no integer.
 local whole = function(number) return number == 0 and '0' or string.format('%.0f', number) end
 local number = function(key, field) return tonumber(call('HGET', key, field) or '0') or 0 end
 
@@ -65,7 +65,7 @@ local function counters()
   local gross = (tonumber(account[1]) or 0) + (tonumber(account[2]) or 0)
   answer[3] = {whole(gross), account[3] or '0', account[4] or '0'}
   answer[4] = step.free_limit > 0 and whole(step.free_limit - number(KEYS[7], 'used')) or ''
-  -- Answers may overtake each other: this is when it was so.
+  -- The instant of these counters, because answers may overtake each other.
   local time = call('TIME')
   answer[5] = time[1] .. string.format('%06d', tonumber(time[2]))
   return answer
@@ -78,7 +78,7 @@ local function answer(status, detail, bumped)
   return {status, detail or '', found, counters(), bumped and 1 or 0, notices}
 end
 
--- Who else is there, and was anybody faster?
+-- Which processes are there, and was another step faster?
 local newest = call('HMGET', KEYS[1], 'version', 'mark')
 local version = newest[1]
 if step.leaving then
@@ -94,7 +94,7 @@ if step.leaving then
 end
 if tonumber(version or '0') < step.version then return {'gone', '', {}, {}, 0, {}} end
 if tonumber(version or '0') ~= step.version then return answer('stale') end
--- The same version of another step: that one was made of a copy that lacked this one.
+-- Another step made this version: it was made on a copy that lacked the caller's last one.
 if (newest[2] or '') ~= step.after then return answer('stale') end
 if step.basis then  -- only a start has one
   local known = call('GET', KEYS[14])
@@ -106,7 +106,7 @@ end
 if step.version == 0 and call('XLEN', KEYS[8]) >= step.outbox_max then
   return {'full', '', {}, {}, 0, {}}
 end
--- What is not live any more was ended where this set is not known: it is forgotten here.
+-- Some scripts end sessions without this set: remove here those that are not live any more.
 if step.version == 0 and step.live_max > 0 then
   for _, session in ipairs(call('SMEMBERS', KEYS[15])) do
     if call('SISMEMBER', KEYS[9], session) == 0 then call('SREM', KEYS[15], session) end
@@ -114,7 +114,7 @@ if step.version == 0 and step.live_max > 0 then
   if call('SCARD', KEYS[15]) >= step.live_max then return {'crowded', '', {}, {}, 0, {}} end
 end
 
--- Is everything here that the step touches?
+-- Is every counter of the step loaded?
 local cold = {}
 if call('EXISTS', KEYS[4]) == 0 or call('EXISTS', KEYS[12]) == 1 then
   cold[#cold + 1] = 'account'
@@ -127,7 +127,7 @@ if step.free_taken > 0 and step.free_taken > step.free_limit - number(KEYS[7], '
   return answer('stale')
 end
 
--- Room on every counter, without what the session itself holds.
+-- The room on every counter, not counting what the session itself holds.
 local balance = number(KEYS[4], 'balance') - step.charge
 local room = balance - (number(KEYS[4], 'held') - step.held)
 local burn = number(KEYS[4], 'burn') + step.burn_change
@@ -149,13 +149,13 @@ for index, name in ipairs({'member_minutes', 'org_minutes'}) do
   end
 end
 
--- Minutes that are the session's own: what it holds and does not use now; and once a grant
--- is chosen, what that one holds.
+-- Minutes that the session has already: what it holds and does not use now; once a grant is
+-- chosen, what that grant holds.
 local own = {}
 for month, part in pairs(step.months) do own[month] = part.held - part.used end
 
--- The limit that has no room for so much held; nil when all have. What is the session's own
--- needs none: a limit that was lowered takes back no minute that was granted.
+-- The limit that has no room to hold this much; nil when all have room. The session's own
+-- minutes need no room: a lowered limit takes back no minute that was granted.
 local function lacking(micros, minutes)
   if micros > 0 and micros > room then return 'credits' end
   for _, counter in ipairs(months) do
@@ -166,7 +166,7 @@ local function lacking(micros, minutes)
   return nil
 end
 
--- Whether what is left is so little that only shorter grants are made.
+-- Whether a counter has less left than its sessions burn in floor_ms: then grants are shorter.
 local function low(floor_ms)
   if floor_ms == 0 then return false end
   if step.paid and balance * 60000 < burn * floor_ms then return true end
@@ -178,7 +178,7 @@ local function low(floor_ms)
   return false
 end
 
--- Whether the session draws alone on whatever is low: then it may have the whole rest.
+-- Whether the session may have the whole rest: it draws alone on every counter that is low.
 local function may_have_rest(floor_ms)
   if step.paid and balance * 60000 < burn * floor_ms and burn > step.burn then return false end
   for _, counter in ipairs(months) do
@@ -190,7 +190,7 @@ local function may_have_rest(floor_ms)
   return low(floor_ms)
 end
 
--- The limit that would have no room for an offer though others held nothing; nil: each has.
+-- The limit that has no room for an offer even if others held nothing; nil when all have.
 local function used_up(offer)
   local free = math.max(room, balance - number(KEYS[4], 'reserved'))
   if offer.held > 0 and offer.held > free then return 'credits' end
@@ -201,8 +201,8 @@ local function used_up(offer)
   return nil
 end
 
--- Tells those who hold what an offer lacks. Sessions of other accounts hold minutes too: they
--- hear of it on the tenant's channel.
+-- Recalls what an offer lacks. Sessions of other accounts hold minutes, too: the tenant's
+-- channel reaches them.
 local function held_by_others(limit, offer)
   if not step.recalled then
     if offer.held > 0 and offer.held > room then
@@ -231,7 +231,7 @@ for _, offer in ipairs(step.offers) do
   end
 end
 chosen = chosen or step.keep
--- Less than the whole of a gap is taken when others have given back what they do not need.
+-- Only a part of the gap has room: take that part only after others were asked to give back.
 if chosen and chosen.part and lacked == 'credits' and not step.insists
   and number(KEYS[4], 'held') - step.held > number(KEYS[4], 'reserved') then
   return held_by_others(lacked, missed)
@@ -271,7 +271,7 @@ if step.free_limit > 0 then
   touched[#touched + 1] = KEYS[7]
   call('HINCRBY', KEYS[7], 'used', whole(step.free_taken))
 end
--- What no live session draws on may leave Redis; see `Live.load` for why that is safe.
+-- A counter that no live session draws on may leave Redis; see `Live.load` for why that is safe.
 for _, key in ipairs(touched) do
   if call('HINCRBY', key, 'live', step.live_change) > 0 then
     call('PERSIST', key)
@@ -300,8 +300,8 @@ if step.grace_until then
 else
   call('ZREM', KEYS[11], step.session)
 end
--- Whoever loses the last socket is not alone for sure: it may be swept in a dead process's
--- name, which lives.
+-- A process that loses the last socket may not be alone: a sweeper may act in its name although
+-- it lives.
 local alone = not step.leaving and not step.graced
   and not call('HGET', KEYS[1], 'watched')
   and call('SCARD', KEYS[3]) == call('SISMEMBER', KEYS[3], step.node)
@@ -310,8 +310,8 @@ if step.ended then
   call('SREM', KEYS[9], step.session)
   call('SREM', KEYS[10], step.session)
   if step.live_max > 0 then call('SREM', KEYS[15], step.session) end
-  -- The process shortens that, once it has heard that Postgres knows of the end, and will not
-  -- assert it any more (storage/redis/recovery.py, over).
+  -- The process shortens this time to live once Postgres has the end: it will not assert the
+  -- session any more (storage/redis/recovery.py, over).
   call('PEXPIRE', KEYS[1], step.idle_ms)
 else
   call('PERSIST', KEYS[1])
@@ -325,22 +325,22 @@ for _, notice in ipairs(step.notices) do call('LPUSH', KEYS[2], notice) end
 if #step.notices > 0 then call('LTRIM', KEYS[2], 0, step.notices_kept - 1) end
 if step.ended then call('PEXPIRE', KEYS[2], step.idle_ms) end
 
--- Tell: the projections that changed, the processes that have the session too, and
--- whoever holds what this one lacks. Most claims have nothing to tell.
+-- Publish: to projections that changed, to the other processes of the session, and to sessions
+-- that hold what this one lacks. Most claims publish nothing.
 local freed = step.charge + held_change < 0
 for _, counter in ipairs(months) do
   local before = counter.room + counter.part.used - counter.part.held
   local after = counter.room - (holding.minutes[counter.month] or 0)
   if before <= 0 and after > 0 then
-    -- Sessions of other accounts may have been told that there is no minute left.
+    -- Sessions of other accounts may have been refused because no minute was left.
     call(step.publish, step.limits_channel, cjson.encode({freed = true}))
     break
   end
 end
--- What is reserved for operations no session can give back.
+-- Without what is reserved for operations, which no session can give back.
 local theirs = number(KEYS[4], 'held') - number(KEYS[4], 'reserved') - holding.held
 local recall = final == 'credits' and theirs > 0
--- Minutes that others hold and have not begun: each needs the one that it is in.
+-- Recall minutes that others hold and have not begun. Each needs only its current minute.
 for _, counter in ipairs(months) do
   if counter.name == final and counter.left - counter.room > counter.active - step.active then
     local message = {recall = final}

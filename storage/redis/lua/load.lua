@@ -1,24 +1,24 @@
--- load: puts a counter that was read from Postgres into Redis, if it is not there.
+-- load: puts a counter from Postgres into Redis, unless it is there.
 --
--- A partition that nobody has used before, or that has lost everything, begins a new epoch:
--- for a short while only what processes put back is loaded, so that nobody draws on what
--- running sessions have used already and have not written down (see assert.lua).
+-- A partition without an epoch is new, or has lost everything: it begins a new epoch. For a
+-- short while only processes that put back sessions may load counters, so that no step uses what
+-- running sessions have used already and not yet recorded (see assert.lua).
 --
 -- KEYS   1 the counter's hash   2 applied: sorted set of an account's newest entries
---        3 epoch       string: changes with every loss that was found
+--        3 epoch       string: changes with every loss that a process finds
 --        4 recovering  string, for a short while after that
---        5 unsettled   string, for a longer while: somebody may still put back a session
---        6 contained   hash: what of sessions is in the counter, by their ids (see assert.lua)
--- ARGV   1 time to live while nothing uses it, ms
---        2 the epoch that begins where there is none   3 how long it takes to recover, ms
---        4 how long it takes to settle, ms   5 '1' to load while others recover
+--        5 unsettled   string, for a longer while: processes may still put back sessions
+--        6 contained   hash: what the counter contains of sessions, by their ids (see assert.lua)
+-- ARGV   1 time to live while nothing uses the counter, ms
+--        2 the epoch to begin where there is none   3 time to live of recovering, ms
+--        4 time to live of unsettled, ms   5 '1' to load also while the partition recovers
 --        6 number of fields   7.. field, value, field, value …
---        then ids of entries that are contained
---        A field i:<session id> goes to what is contained. It is apart, because nobody else
---        asks for it, and it is forgotten when nobody may still put back a session.
+--        then ids of entries that the counter contains
+--        A field i:<session id> goes into the hash `contained`. Only assertions need it, and
+--        it expires when no process may put back a session any more.
 --
--- Answers 1 when it was loaded now, 0 when somebody else was faster, -1 when it cannot be
--- loaded yet, because the partition recovers.
+-- Answers 1 when this call loaded the counter, 0 when another one was faster, -1 when it cannot
+-- be loaded yet because the partition recovers.
 
 local call = redis.call
 if call('EXISTS', KEYS[3]) == 0 then

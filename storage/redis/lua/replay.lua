@@ -1,10 +1,10 @@
--- replay: appends records to a partition's outbox again that Redis lost before they were
--- flushed. What Postgres has already is left as it is there, so a record too many is none.
+-- replay: appends records again that Redis lost before they were flushed.
+-- Postgres keeps what it has already, so a record that is appended twice does no harm.
 --
 -- KEYS   1 outbox   stream: field r, a JSON array of records for Postgres
 -- ARGV   entries that were appended before: id, records, id, records …
 --
--- Answers the id of each entry now: its own where it still waits, else a new one.
+-- Answers the id of each entry: its old id where it still waits, else a new id.
 
 local ids = {}
 for index = 1, #ARGV, 2 do
