@@ -212,6 +212,7 @@ class Spending:
                 hold.state,
                 *self._channel(hold.tenant, hold.account_id),
                 storage_limits.ACCOUNT_IDLE_MS,
+                f"{hold.operation or ''}:{hold.month}",
                 *_fields(hold),
             ],
         )

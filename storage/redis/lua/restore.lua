@@ -4,7 +4,8 @@
 -- says so (h:<hold id>). One that Redis had all along, and which has lost its last writes,
 -- reserves it now. And a hold that has ended, which Redis has as open or reserves still, is
 -- given back; what it was charged is an entry of the ledger (see recover.lua), and where it
--- was charged nothing the operation does not count in its month (see void.lua).
+-- was charged nothing the operation does not count in its month (see void.lua). Every process
+-- reads the account anew, so its version stays.
 --
 -- KEYS   1 hold      hash (see hold.lua)
 --        2 holds     sorted set: the partition's open holds by their end
@@ -13,7 +14,8 @@
 -- ARGV   1 the hold's name in the set   2 its end, epoch ms   3 its id   4 micro-credits
 --        5 its state   6 publish command   7 channel
 --        8 time to live while nothing uses the account, ms
---        9.. the hold's fields: name, value, name, value …
+--        9 the field that counts its operation
+--       10.. the hold's fields: name, value, name, value …
 --
 -- Answers 1 when something was changed now, 0 when Redis knew.
 
@@ -23,35 +25,30 @@ local state = call('HGET', KEYS[1], 'state')
 if ARGV[5] ~= 'open' then
   local reserved = call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 1
   if state then reserved = state == 'open' end
-  if state == 'open' then
-    local of = call('HMGET', KEYS[1], 'operation', 'month')
-    local field = of[1] .. ':' .. of[2]
-    if ARGV[5] ~= 'posted' and tonumber(call('HGET', KEYS[4], field) or '0') > 0 then
-      call('HINCRBY', KEYS[4], field, -1)
-    end
-    call('DEL', KEYS[1])
-    call('ZREM', KEYS[2], ARGV[1])
+  if not reserved then return 0 end
+  if ARGV[5] ~= 'posted' and tonumber(call('HGET', KEYS[4], ARGV[9]) or '0') > 0 then
+    call('HINCRBY', KEYS[4], ARGV[9], -1)
   end
-  if not reserved or call('EXISTS', KEYS[3]) == 0 then return 0 end
+  call('DEL', KEYS[1])
+  call('ZREM', KEYS[2], ARGV[1])
+  if call('EXISTS', KEYS[3]) == 0 then return 1 end
   local less = ARGV[4] == '0' and '0' or '-' .. ARGV[4]
   call('HINCRBY', KEYS[3], 'held', less)
   call('HINCRBY', KEYS[3], 'reserved', less)
   call('HINCRBY', KEYS[3], 'holds', -1)
   if call('HINCRBY', KEYS[3], 'live', -1) <= 0 then call('PEXPIRE', KEYS[3], ARGV[8]) end
-  call('HINCRBY', KEYS[3], 'version', 1)
   call(ARGV[6], ARGV[7], cjson.encode({reload = true}))
   return 1
 end
 
 if state then return 0 end
-call('HSET', KEYS[1], unpack(ARGV, 9))
+call('HSET', KEYS[1], unpack(ARGV, 10))
 call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 if call('EXISTS', KEYS[3]) == 1 and call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 0 then
   call('HINCRBY', KEYS[3], 'held', ARGV[4])
   call('HINCRBY', KEYS[3], 'reserved', ARGV[4])
   call('HINCRBY', KEYS[3], 'holds', 1)
   call('HINCRBY', KEYS[3], 'live', 1)
-  call('HINCRBY', KEYS[3], 'version', 1)
   call('PERSIST', KEYS[3])
   call(ARGV[6], ARGV[7], cjson.encode({reload = true}))
 end
