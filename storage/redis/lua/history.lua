@@ -5,7 +5,6 @@
 --
 -- KEYS   1 any key that this Redis has
 --
--- Answers the name; '' where whoever asks may not know it.
+-- Answers the name, '' where there is none; an error where whoever asks may not know it.
 
-local info = redis.pcall('INFO', 'replication')
-return type(info) == 'string' and string.match(info, 'master_replid:(%x+)') or ''
+return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''

@@ -29,7 +29,6 @@ end
 if ARGV[5] ~= '1' and call('EXISTS', KEYS[4]) == 1 then return -1 end
 if call('EXISTS', KEYS[1]) == 1 then return 0 end
 local fields = tonumber(ARGV[6])
-call('DEL', KEYS[2], KEYS[6])
 for index = 7, 6 + 2 * fields, 2 do
   if string.sub(ARGV[index], 1, 2) == 'i:' then
     call('HSET', KEYS[6], string.sub(ARGV[index], 3), ARGV[index + 1])

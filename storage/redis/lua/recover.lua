@@ -3,7 +3,8 @@
 --
 -- Every entry is one that Postgres has. What the account was loaded with is in it up to a
 -- position of the ledger; what Redis has taken since is among `applied` (money in) or
--- `spends` (money out). What is taken now is noted in `applied`, whichever it is.
+-- `spends` (money out). What is taken now is noted in `applied`, whichever it is. Every process
+-- reads the account anew, so its version stays.
 --
 -- KEYS   1 account   hash (see commit.lua)
 --        2 applied   sorted set: the newest entries of money in that it has taken
@@ -28,7 +29,6 @@ for index = 5, #ARGV, 3 do
 end
 if applied > 0 then
   call('PEXPIRE', KEYS[2], ARGV[4])
-  call('HINCRBY', KEYS[1], 'version', 1)
   call(ARGV[2], ARGV[3], cjson.encode({reload = true}))
 end
 return applied

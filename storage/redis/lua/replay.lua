@@ -9,7 +9,7 @@
 local ids = {}
 for index = 1, #ARGV, 2 do
   local id = ARGV[index]
-  if id == '' or #redis.call('XRANGE', KEYS[1], id, id) == 0 then
+  if #redis.call('XRANGE', KEYS[1], id, id) == 0 then
     id = redis.call('XADD', KEYS[1], '*', 'r', ARGV[index + 1])
   end
   ids[#ids + 1] = id
