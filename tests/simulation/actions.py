@@ -276,6 +276,13 @@ class Performer(Expectations):
         self.world.strays.add(name)
         self.cluster.redis.ask("SADD", keys.running(person.tenant, person.user_id, kind), name)
 
+    async def do_stray_hold(self, user: str, hold: str) -> None:
+        """A hold is noted among the open ones that is not there, and over by now."""
+        person, keys = self.world.people[user], self.world.nodes[0].process.live.keys
+        holds = keys.holds(keys.partition(person.tenant))
+        self.cluster.redis.ask("ZADD", holds, 0, f"{person.tenant}/{hold}")
+        await self.cluster.advance(2 * 60_000)  # until those that are over were looked for
+
     async def do_poison(self, partition: int) -> None:
         if not self.cluster.redis_is_away:
             self.world.poison(partition)
@@ -346,9 +353,13 @@ class Performer(Expectations):
         self.cluster.drop_lines()
         await self.cluster.settle()
 
-    async def do_empty(self) -> None:
+    async def do_empty(self, partition: int | None = None) -> None:
+        """Redis loses everything, or only a ``partition``: one of a cluster does."""
         self._lose()
-        self.cluster.redis.empty()
+        if partition is None:
+            self.cluster.redis.empty()
+        else:
+            self.cluster.redis.empty_partition(partition)
         self.world.forgotten.lost(self.world.clients)
 
     async def do_lag(self) -> None:

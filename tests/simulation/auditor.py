@@ -153,6 +153,8 @@ class Auditor:
         world = self.world
         world.check_answers()
         assert not world.cluster.script_errors, world.cluster.script_errors
+        # What had changed nothing, nobody needs to read anew.
+        assert not world.cluster.idle_news, world.cluster.idle_news
         for host in world.cluster.hosts:
             # A failure that says what is away is met by trying again; any other is a bug.
             bugs = [error for error in host.failures if not isinstance(error, EXPECTED)]

@@ -49,6 +49,8 @@ class Chance:
         self.everybody = everybody
         self.member = Person(f"dan{seed}", f"club{seed}", "wallet")
         """Whose account is only given what changing tiers give."""
+        self.loner = Person(f"eve{seed}", None, f"eve{seed}")
+        """With whom nothing happens by chance. It is of the other partition."""
         self.kinds = chance.sample(sorted({*KINDS} - {"dear", "few"}), chance.randint(1, 5))
         # Chosen apart, so that the rest of a world is what it was before there was this kind.
         if random.Random(f"{seed} dear").random() < 0.3:

@@ -158,7 +158,8 @@ class _Runner:
         loop.clock.now_ms = self.chance.begin_at
         self.cluster = VirtualCluster(loop, wire, postgres)
         self.cluster.stays_brisk = mix == "busy"
-        self.world = World(self.cluster, [*self.chance.everybody, self.chance.member])
+        people = [*self.chance.everybody, self.chance.member, self.chance.loner]
+        self.world = World(self.cluster, people)
         self.money_client = MoneyClient(self.world)
         self.auditor = Auditor(self.world, self.money_client)
         self.performer = Performer(self.world, self.money_client)

@@ -119,6 +119,8 @@ class MoneyClient:
         troubled = node.line.troubled
         smooth = self.world.is_smooth
         transfer.at = self.world.now
+        account, recalls = transfer.person.account, self.world.cluster.recalls
+        before, free_micros = recalls[account], self._free_micros(node, account)
         if transfer.kind == "pay" and transfer.micros < 0:
             self.world.taken.add(transfer.person.account)
         try:
@@ -131,8 +133,24 @@ class MoneyClient:
             transfer.state = "refused"
             self._check_refused(transfer, error)
             return
+        told = recalls[account] - before
+        self._check_recalls(transfer, told, free_micros, self._free_micros(node, account))
         if answer is not None:  # or else the process has died
             self._take(transfer, answer, troubled == node.line.troubled)
+
+    def _free_micros(self, node: ServerHost, account: tuple[str, str]) -> int | None:
+        """What an account has in Redis beside what is held for operations; None: it is cold."""
+        key = node.process.live.keys.account(*account)
+        balance, reserved = self.world.cluster.redis.wire.ask("HMGET", key, "balance", "reserved")
+        return None if balance is None else int(balance) - int(reserved or 0)
+
+    def _check_recalls(
+        self, transfer: Transfer, recalls: int, before_micros: int | None, after_micros: int | None
+    ) -> None:
+        """Sessions are recalled once, where what they merely hold is all that is in the way."""
+        assert recalls <= 1, (transfer, recalls)
+        if recalls and before_micros is not None and after_micros is not None:
+            assert max(before_micros, after_micros) >= transfer.micros, (transfer, before_micros)
 
     async def repeat(self, node: ServerHost, transfer: Transfer, form: int) -> None:
         """Asks again for what was done, in other digits, when nothing but the ledger knows its

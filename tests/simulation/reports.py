@@ -47,8 +47,9 @@ class Reports:
             session_log = self.world.session_logs[session] = SessionLog(
                 person, KINDS[KIND], session
             )
-        # Its time does not run between requests.
+        # Its time does not run between requests, and whoever stops it listens to it.
         session_log.disturbed = True
+        self.world.watched.add(session)
         asked_at = self.world.now
         answer = await self.world.cluster.finished(
             node.act(self._take(node, person, session, minute_at))

@@ -47,6 +47,7 @@ class Upkeep:
         self._check_news(state)
         self._check_written(state)
         self._check_full(state)
+        self._check_watched(state)
         if not self._was_stepped:
             self._check_kept(state)
             self._check_remembered(state)
@@ -171,6 +172,12 @@ class Upkeep:
         assert found == expected, (transfer, told)
         for one in told:
             assert one.get("operation") == transfer.operation, (transfer, told)
+
+    def _check_watched(self, state: State) -> None:
+        """Steps are told to others only where somebody watches the session, or did."""
+        for name, session in state.sessions.items():
+            session_id = session["identity"]["session_id"]
+            assert "watched" not in session or session_id in self.world.watched, name
 
     # --- Records --------------------------------------------------------------------------
 

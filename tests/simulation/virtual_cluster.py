@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ BRISK_MS = 15_000
 """After something went wrong, processes beat every second for so long."""
 MINUTES_MS = 600_000
 """Longer than Redis is slow at a time."""
+RECALL, RELOAD = b'{"recall":true}', b'{"reload":true}'
+"""What is told on an account's channel: that only what its sessions hold is in the way, and that it
+must be read anew."""
 UNSETTLED_MS = 6_000
 """After something went wrong, it takes so long until all is told to everybody."""
 SETTINGS = Settings(
@@ -73,6 +77,10 @@ class VirtualCluster:
         """What was told of everything that moved an account: by the account and the entry."""
         self.told: list[tuple[bytes, bytes]] = []
         """What was told on which channel since the answer before this one."""
+        self.recalls: Counter[tuple[str, str]] = Counter()
+        """How often the sessions of an account were told to give back what an operation lacks."""
+        self.idle_news: list[Command] = []
+        """What was asked that changed nothing, and had everybody read an account anew."""
         self.script_errors: list[Exception] = []
         """What scripts have failed with: a bug each time."""
         self.redis_is_away = False
@@ -306,9 +314,8 @@ class VirtualCluster:
 
     def _published(self, channel: bytes, message: bytes) -> None:
         if b'"credit":' in message:
-            tenant, _, account_id = channel.decode().split(":", 2)[2].partition("/")
             credit: dict[str, Any] = json.loads(message)["credit"]
-            key = (tenant, account_id), credit["entry_id"]
+            key = _account_of(channel), credit["entry_id"]
             self.news.setdefault(key, []).append(credit)
         self.told.append((channel, message))
         for node in self.servers:
@@ -317,7 +324,12 @@ class VirtualCluster:
 
     def _carried(self, commands: Sequence[Command], answers: list[Any]) -> None:
         """Looks at what Redis was asked and has answered, before anybody else asks it."""
-        made = []
+        made, told = [], self.told
+        if len(commands) == 1 and commands[0][-1] not in self._steps:
+            recalled = [channel for channel, message in told if message == RECALL]
+            self.recalls.update(map(_account_of, recalled))
+            if answers[0] == 0 and any(message == RELOAD for _, message in told):
+                self.idle_news.append(commands[0])
         for command, answer in zip(commands, answers, strict=True):
             if command[0] in ("EVAL", "EVALSHA") and isinstance(answer, Exception):
                 if not isinstance(answer, NoScriptError):
@@ -344,3 +356,9 @@ class VirtualCluster:
             # Also for the auditor: who asks takes it for a failure that may pass.
             self.script_errors.append(LivelockError(f"endless steps at {self.now}"))
             raise self.script_errors[-1]
+
+
+def _account_of(channel: bytes) -> tuple[str, str]:
+    """The account of a channel: tenant and id."""
+    tenant, _, account_id = channel.decode().split(":", 2)[2].partition("/")
+    return tenant, account_id

@@ -184,6 +184,11 @@ class VirtualRedisServer:
         self.wire.ask("SCRIPT", "LOAD", _TICK)
         self._told = None
 
+    def empty_partition(self, partition: int) -> None:
+        """Nothing is left of a partition, as where the one of a cluster that has it began anew."""
+        for key in self.wire.ask("KEYS", f"{{p{partition}}}*"):
+            self.wire.ask_all([("DEL", key), ("ZREM", "simulator:expiry", key)])
+
     def snapshot(self) -> list[tuple[bytes, bytes]]:
         """All keys as they are now: what a replica has that hears no more."""
         self.carry([])

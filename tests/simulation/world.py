@@ -78,6 +78,8 @@ class World:
         """What steps since the last look were told of their months."""
         self.forgot_at = 0
         """When Redis forgot at last what no live session draws on."""
+        self.watched: set[str] = set()
+        """Sessions that somebody has listened to without a socket of their own."""
         self.strays: set[str] = set()
         """Sessions that are noted among a user's live ones, and are not there."""
         self.taken: set[tuple[str, str]] = set()
@@ -439,6 +441,7 @@ class World:
         client.requests += 1
         request_id = client.requests
         client.begin(session_id, None)
+        self.watched.add(session_id)
 
         async def work() -> None:
             pending = PendingRequest(client, request_id)

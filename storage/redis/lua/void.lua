@@ -23,10 +23,7 @@ local function answer(status)
 end
 
 local hold = call('HMGET', KEYS[2], 'state', 'amount', 'expires_at', 'operation', 'month')
-if not hold[1] then
-  call('ZREM', KEYS[3], ARGV[7])
-  return answer('absent')
-end
+if not hold[1] then return answer('absent') end
 if hold[1] ~= 'open' then return answer('closed') end
 local over = tonumber(ARGV[3]) >= tonumber(hold[3])
 if ARGV[2] == 'expired' and not over then return answer('early') end

@@ -12,12 +12,13 @@ from tests.simulation.directed.losses import LOSSES
 from tests.simulation.directed.money import MONEY
 from tests.simulation.directed.months import MONTHS, REPORTED
 from tests.simulation.directed.reported import REPORTED_MORE
+from tests.simulation.directed.restored import RESTORED
 from tests.simulation.directed.returns import RETURNS
 from tests.simulation.directed.sessions import SESSIONS
 from tests.simulation.directed.steps import Directed
 
 DIRECTED: dict[str, Directed] = {
     **MONTHS, **REPORTED, **REPORTED_MORE, **MONEY, **SESSIONS, **LOSSES, **FORKS, **RETURNS,
-    **ANSWERS, **GRANTS,
+    **ANSWERS, **GRANTS, **RESTORED,
 }  # fmt: skip
 """By their names."""

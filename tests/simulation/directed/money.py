@@ -189,6 +189,11 @@ MONEY = {
         SERVE, pay("cat9", 3 * CREDIT), elsewhere("s1"), wait(1), hold("cat9", "h1", 2 * CREDIT),
         answered("hold:h1", "done"), wait(30), void("cat9", "h1"), wait(60),
     )),
+    "a session needs what it holds, whatever is asked for": Directed((
+        pay("cat9", 3 * CREDIT), start("s1"), wait(1), sketch("cat9", "e1", 2_980_000),
+        answered("e1", "refused"), hold("cat9", "h1", 2_980_000), answered("hold:h1", "refused"),
+        wait(30),
+    )),
     "too much waits for the ledger": Directed((
         NO_FLUSHER, RICH, act("mishaps", name=NODE, where="postgres", kinds=[]),
         *(sketch("cat9", f"e{number}", 1000) for number in range(27)),
