@@ -76,8 +76,8 @@ FROM (
     UNION ALL
     SELECT
         'allotment', tenant, account_id,
-        format('%s is a %s called %s, until %s',
-            entry_id, entry_kind, metadata ->> 'name', coalesce(expires_at::text, 'for ever'))
+        format('%s is a %s called %s, expires %s',
+            entry_id, entry_kind, metadata ->> 'name', coalesce(expires_at::text, 'never'))
     FROM credit_ledger
     WHERE (
           -- The client chooses the metadata of a charge.

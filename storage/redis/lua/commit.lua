@@ -39,7 +39,7 @@
 --   outdated  since the caller looked up the session's terms, a preparation has come, or
 --             Redis has lost data: look them up again
 --   crowded   the user has as many live sessions of the kind as the kind allows
---   full      the outbox has so many entries that no session may start
+--   full      the outbox is full, so no session may start
 --   cold      account, member, org or free must be loaded first; detail names them. While the
 --             partition recovers from a loss this is always the answer; nothing can be loaded
 

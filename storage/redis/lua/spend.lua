@@ -27,7 +27,7 @@
 --   limit      the operation was done as often as the month allows; detail is how often
 --   held       the balance suffices, but sessions hold too much of it
 --   short      the balance does not suffice, even if sessions held nothing
---   late       the outbox has so many entries that no spend is made
+--   late       the outbox is full, so no spend is made
 --   cold       account or operations must be loaded first; detail names which. While the
 --              partition recovers this is always the answer, and nothing can be loaded
 

@@ -31,7 +31,7 @@
 --   refused    no minute is left; detail is the limit
 --   held       no minute is left, but only because metered sessions hold minutes; with recall
 --              they are asked to give back what they do not need; detail is the limit
---   full       the outbox has so many entries that no minute is taken
+--   full       the outbox is full, so no minute is taken
 --   cold       account, member or org must be loaded first; detail names them. While the
 --              partition recovers this is always the answer, and nothing can be loaded
 
