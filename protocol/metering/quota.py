@@ -194,7 +194,8 @@ class OfferBasis(msgspec.Struct, frozen=True):
 
         Where minutes are counted a begun one can be used to its end, so what reaches
         beyond it is offered up to there as well: the next may not be had. What costs
-        nothing has no smaller part than that.
+        nothing has no smaller part than that: of the minute that begins before the next claim
+        can be answered, too.
         """
         standing, terms = self.standing, self.identity.terms
         position_ms, speed = standing.elapsed_ms, terms.speed
@@ -208,10 +209,12 @@ class OfferBasis(msgspec.Struct, frozen=True):
             wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[0] * speed, floor_ms // 6))
             if 2 * response_ms > limits.GRANT_SHRUNKEN_MS[1]:
                 wanted.append((position_ms + 2 * response_ms * speed, 0))
+        shrunken_ms = position_ms + limits.GRANT_SHRUNKEN_MS[1] * speed
         if terms.price_micros or not terms.counts_minutes:
-            wanted.append((position_ms + limits.GRANT_SHRUNKEN_MS[1] * speed, 0))
+            wanted.append((shrunken_ms, 0))
             wanted.append((position_ms + 1, 0))
         else:
+            wanted.append((minutes_begun(shrunken_ms) * MINUTE_MS, 0))
             wanted.append((minute_end_ms, 0))
         found: dict[int, Offer] = {}
         for until_ms, floor_ms in wanted:

@@ -154,7 +154,25 @@ def test_what_is_left_of_a_minute_is_no_reason_to_stop_before_its_end() -> None:
 def test_minutes_without_a_price_have_no_smaller_part() -> None:
     terms = terms_of(price_micros=0, counts_minutes=True)
     offers = offer_basis_of(terms, 59_500).offers(shrink=False)
-    assert positions_of(offers) == [65_000, 64_500, 60_000]
+    assert positions_of(offers) == [120_000, 65_000, 64_500, 60_000]
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+@pytest.mark.parametrize("ahead_ms", [1, 500, 999])
+def test_the_minute_that_begins_before_the_next_claim_is_answered_is_offered_too(
+    shrink: bool, ahead_ms: int
+) -> None:
+    """With the minute under way alone a session claims ever more often, and stops at its end."""
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    offers = offer_basis_of(terms, 60_000 - ahead_ms).offers(shrink=shrink)
+    assert [offer.grant.granted_ms for offer in offers if not offer.floor_ms] == [120_000, 60_000]
+
+
+def test_a_minute_that_begins_later_is_not_kept_by_whoever_is_recalled() -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    assert positions_of(offer_basis_of(terms, 59_000).offers(shrink=True)) == [60_000]
+    offers = offer_basis_of(terms, 59_001).offers(shrink=True)
+    assert positions_of(offers) == [120_000, 60_000]
 
 
 def test_minutes_are_held_in_the_month_in_which_they_begin() -> None:

@@ -69,3 +69,40 @@ def test_where_every_minute_has_begun_a_later_session_is_refused(lab: Laboratory
     assert [one.get("limit") for one in clients[1].messages if one["type"] == "error"] == [
         "member_minutes"
     ]
+
+
+def test_a_session_that_is_recalled_at_the_end_of_its_minute_runs_on(lab: Laboratory) -> None:
+    """Of six minutes the third is the last that another one is granted, when the second of this
+    one ends 1 s later: it gives back the third, which it needs at once, and is granted it again."""
+    clients = run(
+        lab,
+        act("limit", user="ann9", minutes=6, of_org=True),
+        SERVE,
+        start("s1", user="ann9", kind="recording"),
+        wait(1),
+        elsewhere("s2", "bob9"),
+        wait(300),
+    )
+    assert [counted(client) for client in clients] == [(3, 180_000), (3, 180_000)]
+
+
+def test_what_a_recall_left_of_a_minute_does_not_end_at_a_limit_that_is_not_reached(
+    lab: Laboratory,
+) -> None:
+    """A simulated world: three sessions, two of them of one member, 1 s apart."""
+    clients = run(
+        lab,
+        act("limit", user="bob9", minutes=20, of_org=True),
+        start("s44", user="ann9", kind="recording"),
+        wait(600),
+        act("cut", client="c-s44"),
+        SERVE,
+        wait(30),
+        start("s57", user="ann9", kind="recording"),
+        start("s60", user="ann9", kind="recording"),
+        wait(1),
+        elsewhere("s62", "bob9"),
+        act("limit", user="ann9", minutes=None, of_org=False),
+        wait(330),
+    )
+    assert sum(minutes for minutes, _ in map(counted, clients[1:])) == 10
