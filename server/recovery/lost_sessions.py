@@ -31,8 +31,9 @@ from storage.rows.sessions import LiveSession, SessionRow
 log = structlog.get_logger()
 
 REASON = "node_lost"
-PutBack = Callable[[SessionState, tuple[bytes, ...]], Awaitable[None]]
-"""Asserts a session that has ended; see ``server.recovery.reassertion``."""
+PutBack = Callable[[SessionState, tuple[bytes, ...]], Awaitable[bool]]
+"""Asserts a session that has ended; see ``server.recovery.reassertion``. True: Redis has it
+otherwise."""
 
 
 class LostSessions:
@@ -93,8 +94,8 @@ class LostSessions:
         silent_ms = self.clock.now() - ended.ended_at
         if session.is_reported and silent_ms < server_limits.REPORTED_SILENCE_MS_MAX:
             return False  # its client goes on, and it is restored with the next minute
-        if not session.is_reported:
-            await self._put_back(session_of(row.identity, ended), ())
+        if not session.is_reported and await self._put_back(session_of(row.identity, ended), ()):
+            return False  # who runs it was here again meanwhile
         await self.records.write([ended])
         return True
 

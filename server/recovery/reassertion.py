@@ -401,7 +401,7 @@ class Recovery:
         assert kept.session is not None
         await self._assert_ended(kept.session, kept.notices)
 
-    async def _assert_ended(self, session: SessionState, notices: tuple[bytes, ...]) -> None:
+    async def _assert_ended(self, session: SessionState, notices: tuple[bytes, ...]) -> bool:
         identity = session.identity
         calendar = await self.registry.tenants.calendar_of(identity)
         minutes = months_of_minutes(session, calendar.month)
@@ -413,7 +413,7 @@ class Recovery:
                 key = free_key(identity.terms, identity.user_id, identity.counterpart_id, day)
                 identity = msgspec.structs.replace(identity, free_key=key)
                 session = msgspec.structs.replace(session, identity=identity)
-        await self._assert(Assertion(session, notices, minutes, present=False), free_day)
+        return await self._assert(Assertion(session, notices, minutes, present=False), free_day)
 
     @staticmethod
     def _minutes(session: SessionState, local: LocalSession) -> tuple[tuple[str, int], ...]:

@@ -41,6 +41,15 @@ class Expectations:
         found = self._session(user, session)
         assert sum(found["grant"]["held_minutes"].values()) == minutes, (session, found["grant"])
 
+    async def do_recorded(self, user: str, session: str, state: str) -> None:
+        """What Postgres says of a session."""
+        rows = self.cluster.postgres.fetch(
+            "SELECT state FROM sessions WHERE tenant = $1 AND session_id = $2",
+            self.world.people[user].tenant,
+            session,
+        )
+        assert [row["state"] for row in rows] == [state], (session, rows)
+
     async def do_graced(self, user: str, session: str, *, is_graced: bool) -> None:
         """Whether a grace runs that ends a session."""
         graces = look(self.cluster.redis).graces

@@ -263,6 +263,7 @@ class VirtualCluster:
     def cut_off(self, host: Host, ms: int) -> None:
         """Redis cannot be reached from one process for a while."""
         self.stir()
+        self.unsettled_until = max(self.unsettled_until, self.now + ms)
         host.line.cut()
 
         def find() -> None:

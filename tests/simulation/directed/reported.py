@@ -4,7 +4,6 @@ lacks something, and where metered sessions hold what is left of a month."""
 from tests.simulation.actions import Action
 from tests.simulation.directed.forks import PUT_BACK
 from tests.simulation.directed.steps import (
-    EMPTY,
     FLUSH,
     LAG,
     NO_FLUSHER,
@@ -51,10 +50,12 @@ REPORTED_MORE = {
     )),
     "a first minute comes late, after a loss": Directed((
         limit(300), *LEARNT, start("s1", **RECORDING), wait(5),
-        mishaps(NODE, "redis", ["none"], ["none"], ["late", 9_000]), report("t1", minute_at(2)),
-        report("t1", minute_at(1), node=OTHER), FLUSH, EMPTY, wait(5),
-        report("t0", minute_at(3), node=OTHER), wait(5), taken(1), report("t1", minute_at(2)),
-        taken(2), PUT_BACK,
+        mishaps(NODE, "redis", ["none"], ["none"], ["late", 25_000]), report("t1", minute_at(2)),
+        LAG, mishaps(OTHER, "postgres", ["none"], ["none"], ["lost"]),
+        report("t1", minute_at(1), node=OTHER), ask("s1", "pause"),
+        act("postgres_away", ms=20_000), UNNOTICED, wait(5),
+        report("t0", minute_at(3), node=OTHER), wait(25), taken(1), FLUSH, PUT_BACK,
+        report("t1", minute_at(1)), report("t1", minute_at(2)), taken(2), PUT_BACK,
     )),
     "a prepared session is reported": Directed((
         *LEARNT, act("prepare", node=NODE, user="ann9", kind="recording", session="t1"),

@@ -75,6 +75,13 @@ RETURNS = {
         RICH, start("s1"), wait(20), LAG, ask("s1", "stop"), wait(1), UNNOTICED, wait(2),
         act("noted", name=NODE, user="cat9", session="s1", is_noted=False), PUT_BACK,
     )),
+    "a lost session comes back while it is ended": Directed((
+        SERVE, RICH, start("s0", "ann9", "recording"), elsewhere("s1"), wait(20),
+        ask("s1", "pause"), FLUSH, wait(5), act("cut_off", name=OTHER, ms=73_000), EMPTY, wait(70),
+        mishaps(NODE, "postgres", ["none"], ["slow", 5_000]), wait(10), phase("paused"),
+        act("recorded", user="cat9", session="s1", state="live"), ask("s1", "resume"), wait(5),
+        phase("active"), ask("s1", "stop"), wait(5), PUT_BACK,
+    )),
     "an assertion comes late": Directed((
         RICH, start("s1"), wait(20), act("drop_lines"),
         mishaps(NODE, "redis", ["none"], ["none"], ["late", 4_000]), wait(3),
