@@ -1,124 +1,31 @@
-"""uvicorn's HTTP under peers that are slow, many, greedy or ambiguous."""
+"""uvicorn's HTTP under peers that pipeline, are ambiguous, or send too much."""
 
-import asyncio
-import contextlib
 import inspect
 import json
-from typing import Any
 
-from uvicorn._types import ASGIReceiveCallable, ASGISendCallable
-from uvicorn.middleware.proxy_headers import _TrustedHosts
 from uvicorn.protocols.http import httptools_impl
 
 from server import limits as server_limits
-from server.transport.connection_limiter import ConnectionLimiter, network_of
 from server.transport.http_protocol import BoundedHttp
+from tests.server.echoes import (
+    CHUNKED,
+    EVIL,
+    GET,
+    LAST_CHUNK,
+    LENGTH,
+    POST,
+    answer_of,
+    cuts,
+    echoing,
+    ends,
+    status_of,
+)
 from tests.server.peers import (
-    Peer,
-    Served,
     everything_logged,
     on_both_loops,
     request,
-    serving,
     until,
 )
-
-GET = b"GET /first HTTP/1.1\r\nHost: localhost\r\n\r\n"
-POST = b"POST /first HTTP/1.1\r\nHost: localhost\r\n"
-EVIL = b"GET /evil HTTP/1.1\r\nHost: localhost\r\n\r\n"
-CHUNKED = b"Transfer-Encoding: chunked\r\n"
-LENGTH = b"Content-Length: 4\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
-LARGE_BYTES = 4 * 1024 * 1024
-
-
-class Echo(Served):
-    """Answers a request with what it was. ``/hold`` waits for the test to ``release`` it,
-    ``/early`` does not wait for the body, ``/large`` has a long answer."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.asked: list[str] = []
-        self.left: asyncio.Queue[str] = asyncio.Queue()
-        """Paths of requests whose peer went before the end of the body."""
-        self.release = asyncio.Event()
-
-    async def answer(
-        self, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
-        path = scope["path"]
-        self.asked.append(path)
-        body = b""
-        while path != "/early":
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                self.left.put_nowait(path)
-                return
-            assert event["type"] == "http.request"
-            body += event["body"]
-            if not event["more_body"]:
-                break
-        if path == "/hold":
-            await self.release.wait()
-        names = sorted(name.decode() for name, _ in scope["headers"])
-        content = json.dumps({"path": path, "body": len(body), "names": names}).encode()
-        if path == "/large":
-            content = b"x" * LARGE_BYTES
-        headers = [(b"content-length", b"%d" % len(content))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content, "more_body": False})
-
-
-def hasty(**waits: float) -> ConnectionLimiter:
-    """A limiter that looks often; its waits are long but for those that are given."""
-    limiter = ConnectionLimiter()
-    limiter.look_s = 0.01
-    limiter.head_s = limiter.body_s = limiter.keep_alive_s = limiter.drain_s = limiter.linger_s = (
-        60.0
-    )
-    for name, seconds in waits.items():
-        assert hasattr(limiter, name)
-        setattr(limiter, name, seconds)
-    return limiter
-
-
-def echoing(
-    limiter: ConnectionLimiter | None = None,
-) -> contextlib.AbstractAsyncContextManager[Any]:
-    return serving(kind=Echo, limiter=limiter or hasty())
-
-
-async def answer_of(peer: Peer) -> tuple[int, bytes]:
-    """The status and the body of the next answer."""
-    head = await peer.head()
-    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")]
-    return int(head.split()[1]), await peer._exactly(int(lengths[0].split()[1]))
-
-
-async def status_of(peer: Peer) -> int:
-    return (await answer_of(peer))[0]
-
-
-async def ends(peer: Peer) -> bool:
-    """Waits for the end of the connection; whether it was one without a reset."""
-    try:
-        await peer.end()
-    except ConnectionResetError:
-        return False
-    return True
-
-
-async def write_until_cut(peer: Peer, drop: bytes) -> None:
-    """Goes on writing until the connection is cut."""
-    with contextlib.suppress(ConnectionResetError, BrokenPipeError):
-        while True:
-            await peer.write(drop)
-            await asyncio.sleep(0)
-
-
-def cuts(served: Served, why: str) -> float:
-    return float(served.limiter.metrics.connections_cut.labels(why)._value.get())
-
 
 # --- In order ------------------------------------------------------------------------
 
@@ -432,179 +339,6 @@ async def test_a_head_is_bounded_however_it_is_long() -> None:
         )
         peer = await served.peer(longest)
         assert await status_of(peer) == 200
-
-
-# --- Slow ------------------------------------------------------------------------------
-
-
-@on_both_loops
-async def test_a_connection_that_says_nothing_is_closed() -> None:
-    async with echoing(hasty(head_s=0.03)) as served:
-        peer = await served.peer()
-        assert await ends(peer)
-        assert (cuts(served, "silent"), cuts(served, "slow_head")) == (1, 0)
-
-
-@on_both_loops
-async def test_a_head_that_does_not_end_is_answered_408() -> None:
-    async with echoing(hasty(head_s=0.03, linger_s=0.03)) as served:
-        peers = [await served.peer(sent) for sent in (b"G", GET[:-2], GET[:30])]
-        for peer in peers:
-            assert await status_of(peer) == 408
-        # A peer that is told so and goes on is cut.
-        await write_until_cut(peers[0], b"X: y\r\n")
-        # The next request on a connection has as long, and no longer.
-        served.limiter.head_s = 60.0
-        peer = await served.peer(GET)
-        assert await status_of(peer) == 200
-        served.limiter.head_s = 0.03
-        await peer.write(GET[:-2])
-        assert await status_of(peer) == 408
-        assert served.asked == ["/first"]
-
-
-@on_both_loops
-async def test_empty_lines_do_not_keep_a_connection_open() -> None:
-    async with echoing(hasty(keep_alive_s=0.05)) as served:
-        peer = await served.peer(GET)
-        assert await status_of(peer) == 200
-        await write_until_cut(peer, b"\r\n")
-
-
-@on_both_loops
-async def test_a_body_that_does_not_end_is_answered_408() -> None:
-    async with echoing(hasty(body_s=0.03)) as served:
-        for head in (LENGTH + b"\r\nab", CHUNKED + b"\r\n1\r\nx\r\n"):
-            peer = await served.peer(POST + head)
-            assert await status_of(peer) == 408
-            assert await served.left.get() == "/first"
-            assert await ends(peer)
-        assert cuts(served, "slow_body") == 2
-
-
-@on_both_loops
-async def test_a_body_that_nobody_wants_is_read_for_a_moment() -> None:
-    async with echoing(hasty(linger_s=0.03)) as served:
-        peer = await served.peer(POST.replace(b"first", b"early") + LENGTH + b"\r\nab")
-        assert await status_of(peer) == 200
-        await ends(peer)
-        # When it comes whole the connection goes on.
-        served.limiter.linger_s = 60.0
-        peer = await served.peer(POST.replace(b"first", b"early") + LENGTH + b"\r\nab")
-        assert await status_of(peer) == 200
-        await peer.write(b"cd" + GET)
-        assert await status_of(peer) == 200
-
-
-@on_both_loops
-async def test_a_peer_that_does_not_read_its_answer_is_cut() -> None:
-    async with echoing(hasty(drain_s=0.03)) as served:
-        await served.peer(GET.replace(b"first", b"large"))
-        await until(lambda: cuts(served, "not_reading"))
-        await until(lambda: served.limiter.count == 0)
-
-
-@on_both_loops
-async def test_a_close_that_waits_for_its_peer_is_cut() -> None:
-    async with echoing(hasty(drain_s=60.0)) as served:
-        await served.peer(GET.replace(b"first HTTP/1.1", b"large HTTP/1.1\r\nConnection: close"))
-        await until(
-            lambda: any(
-                connection.transport.is_closing() for connection in served.limiter.connections
-            )
-        )
-        served.limiter.drain_s = 0.03
-        await until(lambda: served.limiter.count == 0)
-        assert cuts(served, "not_reading") == 0
-
-
-# --- Many ------------------------------------------------------------------------------
-
-
-@on_both_loops
-async def test_a_full_server_refuses_with_503() -> None:
-    limiter = hasty()
-    limiter.connections_max = 2
-    async with echoing(limiter) as served:
-        _, accepted = await served.pair()
-        busy = await served.peer(GET.replace(b"first", b"hold"))
-        await until(lambda: served.asked)
-        for sent in (b"", GET, request()):
-            peer = await served.peer(sent)
-            assert await status_of(peer) == 503
-            assert await ends(peer)
-        assert cuts(served, "full") == 3
-        # Each that goes makes room, a WebSocket as well.
-        accepted.push.abort(1006, "")
-        await served.lost.get()
-        peer = await served.peer(GET)
-        assert await status_of(peer) == 200
-        served.release.set()
-        assert await status_of(busy) == 200
-    assert (limiter.count, limiter._by_network) == (0, {})
-
-
-@on_both_loops
-async def test_a_full_server_lets_the_longest_idle_connection_go() -> None:
-    limiter = hasty()
-    limiter.connections_max = 3
-    async with echoing(limiter) as served:
-        silent, half, idle = [await served.peer(sent) for sent in (b"", GET[:-2], GET)]
-        assert await status_of(idle) == 200
-        # A request at a time by whoever comes; those who say nothing are in nobody's way.
-        peers = []
-        for peer_before in (silent, half):
-            peers.append(await served.peer(GET))
-            assert await status_of(peers[-1]) == 200
-            await ends(peer_before)
-        _, accepted = await served.pair()
-        await ends(idle)
-        assert accepted.push.is_open
-        assert cuts(served, "evicted") == 3
-
-
-@on_both_loops
-async def test_refused_connections_that_stay_are_few() -> None:
-    limiter = hasty()
-    limiter.connections_max = 1
-    async with echoing(limiter) as served:
-        await served.pair()
-        peers = [await served.peer() for _ in range(server_limits.LINGERING_MAX + 10)]
-        await until(lambda: cuts(served, "full") == len(peers))
-        await until(lambda: len(limiter.connections) == server_limits.LINGERING_MAX)
-        for peer in peers:
-            assert await status_of(peer) == 503
-            peer.close()
-        await until(lambda: not limiter.connections)
-        assert limiter.lingering == 0
-
-
-@on_both_loops
-async def test_one_address_does_not_take_every_place() -> None:
-    async with echoing() as served:
-        served.limiter.proxies = ()
-        kept = server_limits.SOCKETS_PER_ADDRESS_MAX
-        server_limits.SOCKETS_PER_ADDRESS_MAX = 2  # type: ignore[misc]
-        try:
-            first, _ = await served.peer(GET), await served.peer(GET)
-            assert await status_of(await served.peer(GET)) == 503
-            assert cuts(served, "address") == 1
-            other = await served.peer(GET, source="127.0.0.2")
-            assert await status_of(other) == 200
-            assert await status_of(first) == 200
-            # A proxy speaks for many.
-            served.limiter.proxies = _TrustedHosts("127.0.0.1")
-            assert await status_of(await served.peer(GET)) == 200
-        finally:
-            server_limits.SOCKETS_PER_ADDRESS_MAX = kept  # type: ignore[misc]
-
-
-def test_a_host_is_counted_by_its_network() -> None:
-    assert network_of("192.0.2.7") == network_of("::ffff:192.0.2.7") == "192.0.2.7"
-    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") == "2001:db8::/64"
-    assert network_of("2001:db8:0:1::1") == "2001:db8:0:1::/64"
-    for unknown in ("", "unix:", "not an address", "1:2:3"):
-        assert network_of(unknown) == unknown
 
 
 # --- The seam --------------------------------------------------------------------------

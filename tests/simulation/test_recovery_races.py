@@ -5,18 +5,15 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
-from structlog.testing import capture_logs
 
 from protocol import limits
 from protocol.metering.records import EntryPosted
 from protocol.metering.states import Event, Phase
-from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.access.principals import Principal
 from server.sessions.pending_requests import PendingRequest
 from storage import limits as storage_limits
 from storage.postgres.database import UnavailableError
-from storage.postgres.records import Records
 from storage.redis.encoding import session_of
 from storage.redis.keys import Keys
 from storage.redis.live import LiveError
@@ -386,117 +383,6 @@ async def test_who_comes_back_later_than_anybody_waits_has_the_last_word(
 
 
 # --- What it costs ------------------------------------------------------------------------
-
-
-async def test_a_failure_of_all_is_one_line_and_few_questions(
-    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await cluster.grant(100 * CREDIT)
-    browser = node.browser()
-    for number in range(20):
-        await browser.start(f"s{number}", CHAT)
-    await cluster.beat()
-    monkeypatch.setattr(storage_limits, "ASSERTIONS_PER_BATCH", 4)
-    asked = 0
-
-    async def away(*_: Any, **__: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        raise UnavailableError("Postgres is away")
-
-    await cluster.lose()
-    with monkeypatch.context() as patched, capture_logs() as logs:
-        patched.setattr(Records, "_run", away)
-        await cluster.beat()
-    assert len([line for line in logs if line["event"] == "not_asserted"]) == 1
-    assert asked <= 10
-    await cluster.beat()
-    await cluster.recovered()
-    assert await phase_of(cluster.redis, "s19") is Phase.ACTIVE
-
-
-async def test_a_new_partition_does_not_ask_the_ledger(
-    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Sessions come and go, and with them the partitions that a process serves."""
-    await cluster.grant(10 * CREDIT)
-    asked = 0
-    entries_since = Records.entries_since
-
-    async def counted(*given: Any) -> Any:
-        nonlocal asked
-        asked += 1
-        return await entries_since(*given)
-
-    monkeypatch.setattr(Records, "entries_since", counted)
-    await cluster.beat()
-    await node.browser().start("s1", CHAT)
-    await cluster.beat()
-    assert asked == 0
-
-
-async def test_an_account_is_read_once_for_all_its_sessions(
-    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await cluster.grant(100 * CREDIT)
-    browser = node.browser()
-    for number in range(20):
-        await browser.start(f"s{number}", CHAT)
-    await cluster.beat()
-    reads = 0
-    account = node.live.account
-
-    async def counted(*asked: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        return await account(*asked)
-
-    monkeypatch.setattr(node.live, "account", counted)
-    accounts = node.registry.accounts
-    served = accounts.get(*ANN)
-    assert served is not None
-    for _ in range(200):
-        accounts._told(served, {"reload": True})
-    await cluster.settle()
-    assert reads == 1
-
-
-async def test_an_account_that_cannot_be_read_is_one_line_in_the_log(
-    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await cluster.grant(CREDIT)
-    browser = node.browser()
-    await browser.start("s1", CHAT)
-    reads = 0
-
-    async def away(*_: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        if reads < 3:
-            raise LiveError("no answer")
-
-    with monkeypatch.context() as patched, capture_logs() as logs:
-        patched.setattr(node.registry.accounts, "read", away)
-        await node.live.tell(*ANN, {"reload": True})
-        await cluster.settle()
-    assert reads == 3
-    assert len([line for line in logs if line["event"] == "account_not_read"]) == 1
-
-
-async def test_nobody_asks_postgres_in_vain_while_others_recover(
-    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await cluster.grant(10 * CREDIT)
-    await cluster.lose()
-    with pytest.raises(ServiceError):
-        await node.loader.account(*ANN)
-
-    async def asked(*_: Any, **__: Any) -> Any:
-        raise AssertionError
-
-    monkeypatch.setattr(Records, "load_account", asked)
-    with pytest.raises(ServiceError):
-        await node.loader.account(*ANN)
 
 
 async def test_an_end_is_final_though_others_went_on_after_a_loss(

@@ -15,7 +15,9 @@ from storage.redis.keys import Keys
 from storage.redis.live import Live
 from storage.redis.outbox import connect
 from storage.redis.recovery import Restoring
+from storage.redis.spending import Spending
 from tests.storage.outboxes import PARTITIONS, MakeFlusher
+from tests.storage.spending_steps import ChannelListener
 
 
 @pytest.fixture
@@ -64,3 +66,15 @@ def used_dir() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="taximeter-") as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+def spending(live: Live) -> Spending:
+    return Spending(live)
+
+
+@pytest.fixture
+async def listener(live: Live) -> AsyncIterator[ChannelListener]:
+    made = await ChannelListener(live).listen()
+    yield made
+    await made.close()

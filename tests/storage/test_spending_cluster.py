@@ -4,6 +4,7 @@ import pytest
 
 from tests.fixtures.redis_cluster import RedisCluster
 from tests.storage.test_spending import *  # noqa: F403
+from tests.storage.test_spending_holds import *  # noqa: F403
 
 
 @pytest.fixture
