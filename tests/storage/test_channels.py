@@ -1,211 +1,127 @@
-"""A line that is read by one task while others subscribe on it, whatever happens to it."""
+"""Channels on a cluster: heard from all masters, and made again where a connection breaks."""
 
 import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-from redis.asyncio import Redis
-from redis.asyncio.client import PubSub
-from redis.exceptions import ConnectionError as LineError
 from redis.exceptions import RedisError
 
-from protocol import limits
-from storage import limits as storage_limits
-from storage.redis.channels import channels_of
-from storage.redis.cluster import is_cluster
-from storage.redis.scripts import connect
+from storage.redis.channels import ClusterChannels, agree_on_channels
+from storage.redis.cluster import ClusterRedis
+from storage.redis.keys import CHANNELS, NODES, Keys
+from storage.redis.live import connect
+from tests.fixtures.redis_cluster import RedisCluster
 from tests.storage.outboxes import until
 
-CHANNELS = [f"channel-{number}" for number in range(8)]
-BREAKS = 40
-NAME = "listener"
-
-
-@pytest.fixture(autouse=True)
-def one_redis(redis_url: str) -> None:
-    if is_cluster(redis_url):
-        pytest.skip("lines to a cluster are in test_cluster")
+KEYS = Keys(16)
+PLAIN = {"ssubscribe": "subscribe", "sunsubscribe": "unsubscribe", "smessage": "message"}
+"""What sharded channels call by other names."""
 
 
 @pytest.fixture
-async def client(redis_url: str, redis: Redis) -> AsyncIterator[Redis]:
-    """As the server connects to a single Redis, with a name."""
-    async with connect(f"{redis_url}?client_name={NAME}") as connected:
+def redis_url(redis_cluster: RedisCluster) -> str:
+    """These tests are about a cluster, whatever the others run on."""
+    return redis_cluster.url
+
+
+@pytest.fixture
+async def cluster(redis_url: str) -> AsyncIterator[ClusterRedis]:
+    connected = connect(redis_url)
+    assert isinstance(connected, ClusterRedis)
+    async with connected:
+        await connected.flushall()
         yield connected
 
 
 @pytest.fixture
-async def line(client: Redis) -> AsyncIterator[PubSub]:
-    made = channels_of(client)
-    assert isinstance(made, PubSub)
+async def channels(cluster: ClusterRedis) -> AsyncIterator[ClusterChannels]:
+    await agree_on_channels(cluster, CHANNELS)
+    made = ClusterChannels(cluster)
     yield made
-    await made.aclose()  # type: ignore[no-untyped-call]
+    await made.aclose()
 
 
-async def listening(client: Redis) -> int:
-    """The connections on which anybody here listens."""
-    return len(
-        [one for one in await client.client_list() if one["name"] == NAME and int(one["sub"])]
-    )
+def publish(cluster: ClusterRedis, channel: str, text: str) -> Any:
+    command = "SPUBLISH" if cluster.shards_channels else "PUBLISH"
+    return cluster.execute_command(command, channel, text)
 
 
-async def confirmed(line: PubSub, number: int) -> list[str]:
-    """The channels of the next messages."""
-    messages: list[dict[str, Any] | None] = [
-        await line.get_message(timeout=5) for _ in range(number)
-    ]
-    return sorted(message["channel"].decode() for message in messages if message)
-
-
-async def test_channels_that_are_asked_for_together_share_one_connection(
-    line: PubSub, client: Redis
-) -> None:
-    await asyncio.gather(*(line.subscribe(channel) for channel in CHANNELS))
-    assert await confirmed(line, len(CHANNELS)) == CHANNELS
-    assert await listening(client) == 1
-
-
-class Relay:
-    """A machine between a client and Redis. When it has gone, nothing comes through on the
-    connections that were, and none of them breaks; a new one is made past it."""
-
-    def __init__(self, url: str) -> None:
-        self._to = urlsplit(url)
-        self._open: set[asyncio.StreamWriter] = set()
-        self._gone: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    async def __aenter__(self) -> str:
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
-        host, port = self._server.sockets[0].getsockname()
-        return f"redis://{host}:{port}"
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def go(self) -> None:
-        """It is gone."""
-        self._gone |= self._open
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._to.scheme == "unix":
-            ahead, back = await asyncio.open_unix_connection(self._to.path)
-        else:
-            ahead, back = await asyncio.open_connection(self._to.hostname, self._to.port)
-        self._open.add(writer)
-        for task in (self._pass(reader, back, writer), self._pass(ahead, writer, writer)):
-            self._tasks.add(asyncio.create_task(task))
-
-    async def _pass(
-        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, name: asyncio.StreamWriter
-    ) -> None:
-        try:
-            while part := await source.read(65_536):
-                if name not in self._gone:
-                    to.write(part)
-        finally:
-            to.close()
-
-
-async def test_a_line_on_which_nothing_comes_any_more_breaks(
-    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage_limits, "CHANNEL_QUIET_S", 0.05)
-    relay = Relay(redis_url)
-    async with relay as url, connect(url) as client:
-        line = channels_of(client)
-        assert isinstance(line, PubSub)
-        await line.subscribe(CHANNELS[0])
-        assert await confirmed(line, 1) == CHANNELS[:1]
-        # As long as Redis answers, it is as quiet as it likes.
-        assert await line.get_message(timeout=0.5) is None
-        relay.go()
-        with pytest.raises(LineError):
-            await line.get_message(timeout=30)
-        assert await confirmed(line, 1) == CHANNELS[:1]
-        await redis.publish(CHANNELS[0], "again")
-        message = await line.get_message(timeout=5)
+async def heard(channels: ClusterChannels, number: int) -> list[tuple[str, str, bytes]]:
+    """The next messages: kind, channel and text."""
+    found = []
+    for _ in range(number):
+        message = await channels.get_message(timeout=20)
         assert message is not None
-        assert message["data"] == b"again"
-        await line.aclose()  # type: ignore[no-untyped-call]
+        text = message["data"] if isinstance(message["data"], bytes) else b""
+        kind = PLAIN.get(message["type"], message["type"])
+        found.append((kind, message["channel"].decode(), text))
+    return found
 
 
-async def test_whoever_waits_for_a_line_shares_what_comes_of_it(
-    monkeypatch: pytest.MonkeyPatch,
+async def test_channels_of_all_masters(cluster: ClusterRedis, channels: ClusterChannels) -> None:
+    names = [f"{{p{number}}}:channel" for number in range(KEYS.partitions)]
+    for name in names:
+        await channels.subscribe(name)
+    confirmed = await heard(channels, len(names))
+    assert {kind for kind, _, _ in confirmed} == {"subscribe"}
+    for name in names:
+        assert await publish(cluster, name, name) == 1
+    assert sorted(await heard(channels, len(names))) == sorted(
+        ("message", name, name.encode()) for name in names
+    )
+    await channels.unsubscribe(names[0])
+    (left,) = await heard(channels, 1)
+    assert left[:2] == ("unsubscribe", names[0])
+    assert await publish(cluster, names[0], "nobody") == 0
+
+
+async def test_a_line_that_breaks_is_made_again_and_said(
+    cluster: ClusterRedis, channels: ClusterChannels
 ) -> None:
-    """A Redis that accepts connections and says nothing keeps nobody waiting in a row."""
-    monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 100)
-    accepted: list[asyncio.StreamWriter] = []
-    async with await asyncio.start_server(lambda _, to: accepted.append(to), "127.0.0.1") as mute:
-        host, port = mute.sockets[0].getsockname()
-        async with connect(f"redis://{host}:{port}") as client:
-            line = channels_of(client)
-            asked = [line.subscribe(channel) for channel in CHANNELS]
-            answers = await asyncio.gather(*asked, return_exceptions=True)
-            assert all(isinstance(answer, RedisError) for answer in answers)
-            assert len(accepted) == 1
-        for writer in accepted:
-            writer.close()
-
-
-async def test_what_is_given_up_while_the_line_is_broken_stays_so(
-    line: PubSub, client: Redis
-) -> None:
-    for channel in CHANNELS:
-        await line.subscribe(channel)
-    assert await confirmed(line, len(CHANNELS)) == CHANNELS
+    await channels.subscribe(NODES)
+    await heard(channels, 1)
+    client = await cluster.client_of(NODES)
     await client.client_kill_filter(_type="pubsub")
-    with pytest.raises((RedisError, OSError)):
-        await line.get_message(timeout=5)
-    kept, *others = CHANNELS
-    await asyncio.gather(*(line.unsubscribe(channel) for channel in others))
-    assert await confirmed(line, 1) == [kept]
-    listeners = dict(await client.pubsub_numsub(*CHANNELS))
-    assert listeners == {channel.encode(): int(channel == kept) for channel in CHANNELS}
+    # A second confirmation is the sign to read anew what was missed.
+    ((kind, channel, _),) = await heard(channels, 1)
+    assert (kind, channel) == ("subscribe", NODES)
+    await publish(cluster, NODES, "again")
+    assert await heard(channels, 1) == [("message", NODES, b"again")]
 
 
-async def is_heard(client: Redis, text: bytes) -> bool:
-    """Publishes, and tells whether anybody listened."""
-    return bool(await client.publish(CHANNELS[0], text))
-
-
-async def test_a_reader_and_subscribers_find_a_line_broken_together(
-    line: PubSub, client: Redis
+async def test_lines_that_break_while_others_subscribe_are_read(
+    cluster: ClusterRedis, channels: ClusterChannels
 ) -> None:
-    await line.subscribe(CHANNELS[0])
-    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    names = [f"{NODES}:{number}" for number in range(6)]
+    heard_last: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def read() -> None:
         while True:
-            with contextlib.suppress(RedisError, OSError):  # and nothing else
-                message = await line.get_message(timeout=5)
-                if message and message["type"] == "message":
-                    heard.put_nowait(message["data"])
+            message = await channels.get_message(timeout=20)
+            if message and PLAIN.get(message["type"], message["type"]) == "message":
+                heard_last.put_nowait(message["data"])
 
-    async def subscribe(channel: str) -> None:
+    async def subscribe(name: str) -> None:
         while True:
             with contextlib.suppress(RedisError, OSError):
-                return await line.subscribe(channel)
+                return await channels.subscribe(name)
 
-    async with asyncio.TaskGroup() as tasks:
+    async def is_heard(name: str, text: str) -> bool:
+        return bool(await publish(cluster, name, text))
+
+    client = await cluster.client_of(NODES)
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
         reader = tasks.create_task(read())
-        for number in range(BREAKS):
+        for number in range(12):
             await asyncio.gather(
-                client.client_kill_filter(_type="pubsub"),
-                *(subscribe(channel) for channel in CHANNELS),
+                client.client_kill_filter(_type="pubsub"), *(subscribe(name) for name in names)
             )
-            # Whoever made it again: it is one, and everything is heard on it.
-            text = b"%d" % number
-            await until(functools.partial(is_heard, client, text))
-            async with asyncio.timeout(5):
-                while await heard.get() != text:
+            # Whatever was made and lost meanwhile: everything is listened to, and read.
+            for name in names:
+                await until(functools.partial(is_heard, name, f"{name} {number}"))
+                while await heard_last.get() != f"{name} {number}".encode():
                     pass
         reader.cancel()
-    assert await listening(client) == 1
