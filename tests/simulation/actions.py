@@ -213,6 +213,13 @@ class Performer(Expectations):
         ):
             await self.reports.report(found, self.world.people[user], session, minute_at)
 
+    async def do_heartbeat(self, node: str, user: str, session: str) -> None:
+        """A client proves over HTTP that it lives, to any process."""
+        found = self.node(node)
+        if found is not None and session in self.world.session_logs:
+            beat = self.world.phones.beat(found, self.world.people[user], session)
+            await self.cluster.finished(found.act(beat))
+
     async def do_intrude(self, client: str, node: str, user: str, session: str) -> None:
         found, person = self._client(client, node), self.world.people[user]
         session_log = self.world.session_logs.get(session)

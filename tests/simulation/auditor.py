@@ -478,6 +478,8 @@ class Auditor:
             if client.node.is_alive:
                 for local in client.local_sessions.values():
                     local_nodes[local.key].add(client.node.process.node)
+        for key, name in self.world.phones.sessions(self.world.nodes):
+            local_nodes[key].add(name)
         dead = set(self.world.deaths)
         for name, session in state.live.items():
             processes = state.sets["sockets"].get(name, set())

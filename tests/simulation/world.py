@@ -33,6 +33,7 @@ from tests.simulation.clients import FOUND_OUT_MS, SessionLog, SimulatedClient
 from tests.simulation.forgotten import Forgotten
 from tests.simulation.grants import Deal, deal_of
 from tests.simulation.people import KINDS, Person
+from tests.simulation.phones import Phones
 from tests.simulation.processes import Host, ServerHost
 from tests.simulation.state import State, look
 from tests.simulation.virtual_cluster import VirtualCluster
@@ -56,6 +57,7 @@ class World:
         self.session_logs: dict[str, SessionLog] = {}
         self.accepted: list[tuple[Step, dict[str, int]]] = []
         """Steps that were made, and what the account has and holds since, where it owes."""
+        self.phones = Phones()
         self.deals: list[Deal] = []
         """Steps that were answered since the last look, each with what there was to grant."""
         self.stops: list[tuple[int, Step, State]] = []

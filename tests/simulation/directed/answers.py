@@ -36,6 +36,10 @@ ANSWERS = {
         told("c2", "session", state="paused"), wait(5), ask("s1", "resume", "c2"), wait(1),
         told("c-s1", "session", state="active"), wait(5),
     )),
+    "who leaves takes back what a heartbeat has promised elsewhere": Directed((
+        SERVE, RICH, start("s1"), wait(5), act("heartbeat", node=OTHER, user="cat9", session="s1"),
+        wait(5), act("leave", client="c-s1", session="s1"), wait(60), wait(60),
+    )),
     "a pause on a Redis that was emptied twice": Directed((
         RICH, start("s1"), wait(20), EMPTY, wait(8.3), EMPTY, ask("s1", "pause"), wait(30),
         told("c-s1", "session", state="paused"), wait(30),

@@ -31,6 +31,10 @@ GRANTS = {
         limit(3), pay("ann9", 50 * CREDIT), start("s1", "ann9", "lesson"), start("s2", "ann9"),
         wait(200),
     )),
+    "the last of a member's month is recalled from that member": Directed((
+        limit(4), limit(None, of_org=True), start("s1", **RECORDING), wait(1),
+        start("s2", **RECORDING), wait(150),
+    )),
     "minutes are recalled from another where the account owes": Directed((
         limit(None), limit(2, of_org=True), pay("ann9", 1), pay("ann9", -CREDIT, "taken"),
         start("s1", **RECORDING), wait(10), start("s2", "bob9", "recording"), wait(1),
