@@ -1,10 +1,10 @@
--- history: says which history of writes this Redis goes on with.
+-- history: answers the name of this Redis's history of writes.
 --
--- It has another name when a Redis was started anew, or when it took over from the one that
--- it was a replica of: only then may writes that were answered be missing.
+-- The name changes when Redis is restarted, and when a replica takes over from its master. Only
+-- then may answered writes be missing.
 --
 -- KEYS   1 any key that this Redis has
 --
--- Answers the name, '' where there is none; an error where whoever asks may not know it.
+-- Answers the name, '' where there is none; an error where the Redis user has no right to INFO.
 
 return string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)') or ''

@@ -1,19 +1,19 @@
--- recover: applies entries of the ledger that an account in Redis lacks, because Redis is a
--- replica without the last writes, or was emptied while they were being written down.
+-- recover: applies entries of the ledger that an account in Redis lacks.
+-- Redis is a replica without the last writes, or was emptied while entries were being recorded.
 --
--- Every entry is one that Postgres has. What the account was loaded with is in it up to a
--- position of the ledger; what Redis has taken since is among `applied` (money in) or
--- `spends` (money out). What is taken now is noted in `applied`, whichever it is. Every process
--- reads the account anew, so its version stays.
+-- Postgres has every given entry. A loaded account contains the entries up to a position of the
+-- ledger. Entries that Redis has taken since are in `applied` (money in) or in `spends` (money
+-- out). The entries that this call applies go into `applied`, both kinds. The account keeps its
+-- version, because every process reads it again.
 --
 -- KEYS   1 account   hash (see commit.lua)
---        2 applied   sorted set: the newest entries of money in that it has taken
---        3 spends    sorted set: its newest spends (see spend.lua)
+--        2 applied   sorted set: the newest entries of money in that the account has taken
+--        3 spends    sorted set: the account's newest spends (see spend.lua)
 -- ARGV   1 now, epoch ms   2 publish command   3 channel
 --        4 time to live of what is remembered, ms
 --        5.. entry id, micro-credits, position, entry id …
 --
--- Answers how many were applied now; none where the account is not here.
+-- Answers how many entries this call applied; 0 when the account is not here.
 
 local call = redis.call
 if call('EXISTS', KEYS[1]) == 0 then return 0 end

@@ -1,11 +1,11 @@
--- restore: brings a hold in Redis to what Postgres says of it, after a loss.
+-- restore: brings a hold to its state in Postgres, after a loss.
 --
--- An account that was loaded while the hold was open has it among what it reserves, and
--- says so (h:<hold id>). One that Redis had all along, and which has lost its last writes,
--- reserves it now. And a hold that has ended, which Redis has as open or reserves still, is
--- given back; what it was charged is an entry of the ledger (see recover.lua), and where it
--- was charged nothing the operation does not count in its month (see void.lua). Every process
--- reads the account anew, so its version stays.
+-- An account that was loaded while the hold was open reserves it already, and names it in a
+-- field h:<hold id>. An account that Redis had all along, without its last writes, reserves the
+-- hold now. A hold that has ended, and that Redis has as open or still reserves, is given back.
+-- Its charge is an entry of the ledger (see recover.lua). If nothing was charged, the operation
+-- does not count in its month (see void.lua). The account keeps its version, because every
+-- process reads it again.
 --
 -- KEYS   1 hold      hash (see hold.lua)
 --        2 holds     sorted set: the partition's open holds by their end
@@ -17,7 +17,7 @@
 --        9 the field that counts its operation
 --       10.. the hold's fields: name, value, name, value …
 --
--- Answers 1 when something was changed now, 0 when Redis knew.
+-- Answers 1 when this call changed something, 0 when Redis had it already.
 
 local call = redis.call
 local state = call('HGET', KEYS[1], 'state')
