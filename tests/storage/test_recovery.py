@@ -84,7 +84,7 @@ async def test_entries_are_appended_to_an_outbox_that_lacks_them(
     live: Live, restoring: Restoring
 ) -> None:
     waiting = await append(live.redis, minute(0), partition=0, entry_id="5-0")
-    entries = [(waiting, [minute(0)]), ("7-0", [minute(1)]), ("", [minute(2)])]
+    entries = [(waiting, [minute(0)]), ("7-0", [minute(1)]), ("8-0", [minute(2)])]
     ids = await restoring.replay(0, entries)
     assert ids[0] == waiting
     assert await live.redis.xlen(live.keys.outbox(0)) == 3
