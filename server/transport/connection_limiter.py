@@ -2,7 +2,7 @@
 
 Three things are kept here for all connections together: how many there are, and of whom,
 so that a flood is refused with 503 while descriptors are left for everything else; which
-of them ask nothing now, so that a full house lets the longest idle one go rather than
+of them ask nothing now, so that a full server lets the longest idle one go rather than
 refuse somebody new; and one timer that looks at each of them once a second, so that a
 peer that says too little, or takes nothing, is cut in a bounded time.
 """

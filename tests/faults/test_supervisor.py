@@ -83,7 +83,7 @@ async def replaced(installation: Installation, token: str, before: set[str]) -> 
 
 @contextlib.asynccontextmanager
 async def supervised(**environment: str) -> AsyncIterator[tuple[Installation, SpawnedProcess]]:
-    """A house with two processes on one port."""
+    """An installation with two processes on one port."""
     async with open_installation(RATES) as installation:
         yield (
             installation,

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from tests.fuzz.mutate import Raw, write
 
-PURSES: Final = 6
+CHECKED_ACCOUNTS: Final = 6
 CREDIT: Final = 1_000_000
 WAIT_S: Final = 60.0
 OFFERS: Final = (
@@ -98,15 +98,15 @@ class CheckedAccount:
     held: dict[str, int] = field(default_factory=dict)
     """What each open hold has, in micro-credits."""
     done: list[tuple[str, str, int, str]] = field(default_factory=list)
-    """Deeds that can be asked for again: path, key, amount and what was answered of it."""
+    """Operations that can be asked for again: path, key, amount and what was answered of it."""
     problems: list[str] = field(default_factory=list)
     steps: int = 0
 
     def __post_init__(self) -> None:
         """A generator and a name of its own."""
-        self.rng = random.Random(f"purse/{self.seed}/{self.number}")
+        self.rng = random.Random(f"account/{self.seed}/{self.number}")
         self.name = f"auth0|{self.number}+x=~:@{self.seed}"
-        self.tenant = "?org=purses" if self.number % 2 else ""
+        self.tenant = "?org=checked" if self.number % 2 else ""
 
     async def run(self, steps: int) -> None:
         """Takes so many steps, and looks at the account after them."""
@@ -133,7 +133,7 @@ class CheckedAccount:
 
     def _problem(self, what: str) -> None:
         if len(self.problems) < 5:
-            self.problems.append(f"purse {self.number}, step {self.steps}: {what}")
+            self.problems.append(f"account {self.number}, step {self.steps}: {what}")
 
     async def _step(self) -> None:
         rng = self.rng
@@ -212,7 +212,7 @@ class CheckedAccount:
         if _CREDITS.fullmatch(text) is None:
             raise ValueError(text)
         path += self.tenant
-        key = f"purse-{self.number}-{self.steps}"
+        key = f"account-{self.number}-{self.steps}"
         body = json.dumps({"amount": text, **rest}).encode()
         status, found = await self._ask("POST", path, body, key=key)
         if status in (200, 201):
@@ -236,7 +236,7 @@ class CheckedAccount:
             f"{self.api_key}\r\nX-Forwarded-For: 192.0.2.2\r\n"
         )
         if key is not None:
-            head += f"Idempotency-Key: {key or f'purse-{self.number}-{self.steps}'}\r\n"
+            head += f"Idempotency-Key: {key or f'account-{self.number}-{self.steps}'}\r\n"
         data = request_bytes(self.rng, head, content)
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:

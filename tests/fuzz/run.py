@@ -21,7 +21,7 @@ from tests.faults.processes import Installation, SpawnedProcess, open_installati
 from tests.fuzz import liars, slow
 from tests.fuzz.attack import Attack, Tokens, numbered
 from tests.fuzz.cases import ATTACKERS, HONEST_ORG, INSIDE_PATH, case_of
-from tests.fuzz.checked_account import PURSES, CheckedAccount
+from tests.fuzz.checked_account import CHECKED_ACCOUNTS, CheckedAccount
 from tests.fuzz.honest import RATES, Backend, Honest, address_of, cancelled, connect_honest
 
 SECRET = "a-secret-of-the-fuzz-run-with-32-bytes"
@@ -31,7 +31,7 @@ WARM_UP = 0.5
 that is loaded late have their size by then."""
 GROWTH_MAX = 0.05
 STEPS_PER_CASES = 40
-"""How many cases are sent for each step that a purse takes."""
+"""How many cases are sent for each step that a checked account takes."""
 SETTLE_S = 60.0
 """How long is waited for what attackers left to be cleared away."""
 CONNECTIONS_GROWN_MAX = (
@@ -58,7 +58,7 @@ class FuzzReport:
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
     steps: int = 0
-    """Of purses."""
+    """Of checked accounts."""
     ticks: int = 0
     longest_gap_s: float = 0.0
     cut_after_s: dict[str, float] = field(default_factory=dict)
@@ -89,7 +89,7 @@ class FuzzReport:
             + ", ".join(f"{name} {n}" for name, n in self.logged.most_common(12)),
             f"memory {mebibytes[0]:.1f} MiB after the warm-up, {mebibytes[1]:.1f} MiB after all "
             f"({self.growth:+.1%})",
-            f"purses: {self.steps} steps",
+            f"accounts: {self.steps} steps",
             f"honest sessions: {self.ticks} ticks, the longest wait for one "
             f"{self.longest_gap_s:.2f} s",
             "cut after: "
@@ -115,7 +115,8 @@ class Run:
         self.honest: list[Honest] = []
         self.reading: list[asyncio.Task[None]] = []
         self.checked_accounts = [
-            CheckedAccount(installation.port, API_KEY, number, seed) for number in range(PURSES)
+            CheckedAccount(installation.port, API_KEY, number, seed)
+            for number in range(CHECKED_ACCOUNTS)
         ]
 
     # --- The honest ------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Done:
         return answer({"count": self.count}, 201)
 
 
-# --- Deeds -------------------------------------------------------------------------
+# --- Idempotent requests ----------------------------------------------------------------
 
 
 def test_an_idempotent_request_is_named_by_its_key_and_by_who_does_what() -> None:
