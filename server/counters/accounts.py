@@ -157,7 +157,7 @@ class Accounts:
 
     def doubt(self, account: Account) -> None:
         """Reads an account anew some time soon: what was told of it may be lost in Redis, and what
-        it is told next may have a version that it has seen already."""
+        it hears next may have a version that it has seen already."""
         self._read_later(account)
 
     @property

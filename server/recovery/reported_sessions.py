@@ -136,7 +136,7 @@ def with_minutes(standing: Standing, minutes: tuple[SessionMinute, ...]) -> Stan
 
 
 def _stands(session: SessionState) -> bool:
-    """Whether nobody meters a session, and it has not ended: only then its client counts."""
+    """Whether no socket meters a session, and it has not ended: only then its client counts."""
     identity, standing = session.identity, session.standing
     is_whole = standing.settled_ms <= standing.minutes_kept * MINUTE_MS
     return identity.is_reported and standing.phase is Phase.PAUSED and is_whole

@@ -153,7 +153,7 @@ class Auditor:
         world = self.world
         world.check_answers()
         assert not world.cluster.script_errors, world.cluster.script_errors
-        # What had changed nothing, nobody needs to read anew.
+        # What changes nothing need not be read anew.
         assert not world.cluster.idle_news, world.cluster.idle_news
         for host in world.cluster.hosts:
             # A failure that says what is away is met by trying again; any other is a bug.

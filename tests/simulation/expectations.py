@@ -37,7 +37,7 @@ class Expectations:
         assert least_ms <= elapsed_ms <= most_ms, (session, elapsed_ms, found["standing"])
 
     async def do_holds(self, user: str, session: str, minutes: int) -> None:
-        """So many minutes of the month are held for a session."""
+        """That many minutes of the month are held for a session."""
         found = self._session(user, session)
         assert sum(found["grant"]["held_minutes"].values()) == minutes, (session, found["grant"])
 
@@ -76,7 +76,7 @@ class Expectations:
     # --- Reported minutes -----------------------------------------------------------------
 
     async def do_taken(self, session: str, minutes: int) -> None:
-        """So many minutes that its client has counted were taken."""
+        """That many minutes that its client has counted were taken."""
         assert len(self.reports.taken[session]) == minutes, (session, self.reports.taken)
 
     async def do_refused(self, session: str, minute_at: int, code: str, most_ms: int) -> None:

@@ -1,9 +1,9 @@
 """The auditor's part for what is granted: how much, to whom, and who hears of it.
 
 DESIGN section 2 says how long a grant is: to the end of the minute and a margin; less, where a
-counter runs low that others draw on; the whole rest, where nobody else does. Whoever lacks what
-others merely hold waits for it and has them told, and nobody else is. All of that is computed
-again from the counters as a step left them.
+counter runs low that others draw on; the whole rest, where no other session does. A session that
+lacks what others merely hold waits for it and has them told, and no other. All of that is
+computed again from the counters as a step left them.
 """
 
 import json
@@ -26,7 +26,7 @@ class Counter(NamedTuple):
     month: str
     is_current: bool
     left: int
-    """Minutes that nobody has begun."""
+    """Minutes that no session has begun."""
     held: int
     """Those that other sessions hold."""
     own: int
@@ -35,11 +35,11 @@ class Counter(NamedTuple):
 
     @property
     def room(self) -> int:
-        """Minutes that nobody else has begun or holds."""
+        """Minutes that no other session has begun or holds."""
         return self.left - self.held
 
     def lacks(self, minutes: int, room: int) -> bool:
-        """Whether it has no room for so many. What is the session's own needs none."""
+        """Whether it has no room for that number. What is the session's own needs none."""
         return minutes > self.own and minutes > room
 
 
@@ -63,7 +63,7 @@ class Deal(NamedTuple):
 
     @property
     def room(self) -> int:
-        """Micro-credits that nobody else holds."""
+        """Micro-credits that no other session holds."""
         return self.balance - self.held
 
     @property
@@ -184,13 +184,13 @@ def _short(deal: Deal, minutes: Mapping[str, int]) -> str | None:
 
 
 def _used_up(deal: Deal, offer: Offer) -> set[str]:
-    """The limits that would have no room for an offer, even if nobody else held anything."""
+    """The limits that would have no room for an offer, even if no other session held anything."""
     found = {
         counter.name
         for counter in deal.counters
         if counter.lacks(offer.grant.held_minutes.get(counter.month, 0), counter.left)
     }
-    # Where more is held than there is, nobody gives back that.
+    # Where more is held than there is, no session gives back that.
     free = max(deal.room, deal.balance - deal.reserved)
     return found | ({"credits"} if 0 < offer.grant.held_micros > free else set())
 
@@ -244,8 +244,8 @@ def _missed(deal: Deal) -> str | None:
 
 
 def _check_not_granted(deal: Deal, limit: str) -> None:
-    """Whoever gets nothing is refused at once where nothing is left, and waits where others hold
-    it; they are told, and nobody else is."""
+    """A session that gets nothing is refused at once where nothing is left, and waits where others
+    hold it; they are told, and no other is."""
     least, best = deal.step.offers[-1], _best(deal)
     if best is not None:
         # A part of a gap would do; but there is more of it, once others give it back.
@@ -270,7 +270,7 @@ def _check_not_granted(deal: Deal, limit: str) -> None:
     assert list(deal.told) == expected, (deal, expected)
 
 
-# --- What is told -----------------------------------------------------------------------
+# --- What others hear -----------------------------------------------------------------------
 
 
 def _check_news(deal: Deal) -> None:
@@ -319,7 +319,7 @@ def _hold_more(deal: Deal, counter: Counter) -> bool:
 
 
 def _check_moved(deal: Deal) -> None:
-    """Every other process that has the session hears of a step; where none has, none is told."""
+    """Every other process that has the session hears of a step; where none has, none hears."""
     moved = [message for kind, message in deal.told if message.get("moved")]
     step = deal.step
     is_sure = not step.leaving and step.before.standing.grace_until is None

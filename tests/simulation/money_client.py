@@ -41,7 +41,7 @@ class Transfer:
     hold_id: str = ""
     ttl_ms: int = 0
     form: int = 0
-    """In which digits its amount is written (``digits``); 0: nobody writes it."""
+    """In which digits its amount is written (``digits``); 0: it is not written."""
     often: int | None = None
     """How often a month its operation may be done; None: as often as one likes."""
     tier: str = ""
@@ -265,7 +265,7 @@ class MoneyClient:
                 assert other.kind in ("hold", transfer.kind), (transfer, answer, other)
 
     def _take_posted(self, transfer: Transfer, answer: Posted) -> None:
-        """A hold is posted once: whoever comes second is told what was charged then."""
+        """A hold is posted once: the second request hears what was charged then."""
         first = next(
             (
                 other
@@ -314,7 +314,7 @@ class MoneyClient:
         except ProtocolError:
             return
         if troubled != node.line.troubled or self.world.cluster.redis_is_away:
-            # Postgres has it; whoever looks through the inbox brings it to Redis later.
+            # Postgres has it; the next look through the inbox brings it to Redis later.
             self.minutes_late.add(person.tenant)
         if (person.tenant, entry_id) not in self._corrections:
             self._corrections.add((person.tenant, entry_id))

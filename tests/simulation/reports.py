@@ -47,7 +47,7 @@ class Reports:
             session_log = self.world.session_logs[session] = SessionLog(
                 person, KINDS[KIND], session
             )
-        # Its time does not run between requests, and whoever stops it listens to it.
+        # Its time does not run between requests, and the process that stops it listens to it.
         session_log.disturbed = True
         self.world.watched.add(session)
         asked_at = self.world.now

@@ -410,6 +410,6 @@ async def test_an_end_is_final_though_others_went_on_after_a_loss(
     await cluster.settle()
     assert await phase_of(cluster.redis, "s1") is Phase.ENDED
     await cluster.recovered()
-    assert "s1" not in again.local_sessions  # it is told, and need not ask
+    assert "s1" not in again.local_sessions  # it hears of it, and need not ask
     await audited(cluster)
     assert await minutes(cluster, "s1") == [30]

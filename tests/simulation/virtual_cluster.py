@@ -39,7 +39,7 @@ BRISK_MS = 15_000
 MINUTES_MS = 600_000
 """Longer than Redis is slow at a time."""
 RECALL, RELOAD = b'{"recall":true}', b'{"reload":true}'
-"""What is told on an account's channel: that only what its sessions hold is in the way, and that it
+"""The messages on an account's channel: that only what its sessions hold is in the way, and that it
 must be read anew."""
 UNSETTLED_MS = 6_000
 """After something went wrong, it takes so long until all is told to everybody."""

@@ -1,5 +1,5 @@
 """Directed worlds in which a session goes on twice: its last steps are lost, and others are made of
-an older copy before whoever made them has put them back."""
+an older copy before the process that made them has put them back."""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.steps import (
@@ -19,7 +19,7 @@ from tests.simulation.traces import NODE, act, pay, start, wait
 PUT_BACK = wait(40)
 UNSAID = act("failover", unnoticed=True, unsaid=True)
 SPEND = act("transfer", node=OTHER, kind="spend", user="cat9", entry="e1", micros=2 * CREDIT)
-"""What the session holds is in its way: whoever serves it settles, and holds less."""
+"""What the session holds is in its way: the process that serves it settles, and holds less."""
 
 
 def counted(least_s: float, most_s: float, user: str = "cat9", session: str = "s1") -> Action:
@@ -36,7 +36,7 @@ def phase(name: str, user: str = "cat9", session: str = "s1") -> Action:
 def _fork(
     lost: tuple[Action, ...], made: tuple[Action, ...], *expected: Action, at: float, apart: float
 ) -> Directed:
-    """``lost`` is done on one process, and then lost; ``made`` so many seconds later on another
+    """``lost`` is done on one process, and then lost; ``made`` that many seconds later on another
     one, of the older copy, before the first one finds that out."""
     return Directed((
         SERVE, pay("cat9", 3 * CREDIT), start("s1"), wait(at), LAG, *lost, wait(apart),

@@ -28,7 +28,7 @@ LEARNT = (SERVE, report("t0", minute_at(1)), report("t0", minute_at(2), node=OTH
 
 
 def taken(minutes: int, session: str = "t1") -> Action:
-    """So many minutes were taken."""
+    """That many minutes were taken."""
     return act("taken", session=session, minutes=minutes)
 
 
@@ -38,7 +38,7 @@ def refused(number: int, code: str, session: str = "t1", most_ms: int = 0) -> Ac
 
 
 def holds(minutes: int, user: str, session: str) -> Action:
-    """So many minutes are held for a session."""
+    """That many minutes are held for a session."""
     return act("holds", user=user, session=session, minutes=minutes)
 
 
