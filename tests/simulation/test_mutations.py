@@ -21,7 +21,7 @@ SAMPLE = 12
 DAY_S = 86_400
 
 CHECKED = """if tonumber(version or '0') ~= step.version then return answer('stale') end
--- The same version of another step: that one was made of a copy that lacked this one.
+-- Another step made this version: it was made on a copy that lacked the caller's last one.
 if (newest[2] or '') ~= step.after then return answer('stale') end
 """
 MUTATIONS = {
