@@ -37,6 +37,5 @@ if not call('ZSCORE', KEYS[4], ARGV[3]) then
   end
   call('HINCRBY', KEYS[2], 'balance', string.format('%.0f', tonumber(hold[2]) - tonumber(ARGV[2])))
 end
-call('HINCRBY', KEYS[2], 'version', 1)
 call(ARGV[5], ARGV[6], cjson.encode({reload = true}))
 return 1

@@ -110,6 +110,22 @@ RESTORED = {
         mishaps(NODE, "postgres", ["none"], ["none"], ["slow", 8_000]), wait(3),
         hold("cat9", "h2", CREDIT, often=1), answered("hold:h2", "refused"), PUT_BACK,
     )),
+    "holds end once more on a replica": Directed((
+        RICH, hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT), hold("cat9", "h3", CREDIT),
+        hold("cat9", "h4", CREDIT), wait(5), FLUSH, LAG, void("cat9", "h1"),
+        post("cat9", "h2", CREDIT // 2), post("cat9", "h3", CREDIT // 4), post("cat9", "h4", 0),
+        UNNOTICED, act("postgres_away", ms=2_000), post("cat9", "h1", CREDIT // 2),
+        void("cat9", "h2"),
+        post("cat9", "h3", CREDIT, "p-other"), post("cat9", "h4", CREDIT, "p-more"), PUT_BACK,
+        hold("cat9", "last", 1, often=4), answered("hold:last", "done"),
+        hold("cat9", "more", 1, often=4), answered("hold:more", "refused"), PUT_BACK,
+    )),
+    "holds end once more on a replica, and nobody shows their account": Directed((
+        RICH, act("show", node=NODE, user="cat9"), hold("cat9", "h1", CREDIT), wait(600), FLUSH,
+        LAG, void("cat9", "h1"), UNNOTICED, act("postgres_away", ms=2_000),
+        post("cat9", "h1", CREDIT // 2), wait(1), PUT_BACK,
+        hold("cat9", "last", 1, often=1), answered("hold:last", "done"), PUT_BACK,
+    )),
     "a name is left of a hold": Directed((
         RICH, hold("cat9", "h1", CREDIT), void("cat9", "h1"), wait(5), FLUSH, wait(3_700),
         act("stray_hold", user="cat9", hold="h1"), act("stray_hold", user="cat9", hold="never"),
