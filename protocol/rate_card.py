@@ -1,9 +1,8 @@
-"""The rate card: what each kind of session and each operation costs (PROTOCOL section 3).
+"""The rate card: prices of each kind of session and each operation (PROTOCOL section 3).
 
-It is handed over as parsed TOML, for this floor opens no files. A card is taken as a
-whole or not at all: every mistake in it is reported at once, under the name of its key,
-and a key that nobody knows is a mistake too, since a price that is read from a misspelt
-key is a price of nothing.
+The caller passes parsed TOML, because this floor opens no files. A card is accepted as a whole or
+not at all, and all its mistakes are reported at once, each under the name of its key. An unknown
+key is a mistake too: a misspelt price would otherwise count as a price of 0.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +21,7 @@ SECOND_MS = 1_000
 
 Value = TypeVar("Value")
 Reader = Callable[[object, str], Value]
-"""Makes a value of what stands in the card under a name, or raises BadMessageError."""
+"""Converts the card's value under a name, or raises BadMessageError."""
 
 
 class RateCardError(ValueError):
@@ -34,14 +33,14 @@ class RateCardError(ValueError):
 
 
 class Package(msgspec.Struct, frozen=True):
-    """Credits that are sold together, and granted under its name."""
+    """Credits that are sold together and granted under the package's name."""
 
     name: str
     credits_micros: int
     price: str | None = None
-    """What it is sold for, in whatever currency: for pages to show, and nothing to us."""
+    """The selling price, in any currency. Pages show it; Taximeter does not read it."""
     expires_days: int | None = None
-    """Days after which what is left of it is lost; None: never."""
+    """Days after which the unused credits of the package expire; None: never."""
 
 
 class RateCard(msgspec.Struct, frozen=True):
@@ -51,42 +50,42 @@ class RateCard(msgspec.Struct, frozen=True):
     operations: dict[str, int]
     """Micro-credits for each named operation."""
     tiers: dict[str, dict[str, int]]
-    """Operations that a tier may do in a month; one that is not named is not bounded."""
+    """Most operations of a tier in a month; an operation without an entry has no bound."""
     packages: dict[str, Package] = {}
     allotments: dict[str, int] = {}
-    """Micro-credits that a tier gives for each month, and that expire with it."""
+    """Micro-credits that a tier gives each month. They expire at the end of the month."""
 
     def terms(self, kind: str) -> Terms:
-        """The terms of a kind; an unknown one raises ``unknown_kind``."""
+        """Returns the terms of a kind; an unknown kind raises ``unknown_kind``."""
         terms = self.kinds.get(kind)
         if terms is None:
             raise PeerError(ErrorCode.UNKNOWN_KIND, f"kind: {_unknown('kind', kind, self.kinds)}")
         return terms
 
     def operation_micros(self, operation: str) -> int:
-        """What an operation costs; an unknown one raises :class:`BadMessageError`."""
+        """Returns an operation's price; an unknown operation raises :class:`BadMessageError`."""
         micros = self.operations.get(operation)
         if micros is None:
             raise BadMessageError(f"operation: {_unknown('operation', operation, self.operations)}")
         return micros
 
     def package(self, package_id: str) -> Package:
-        """The package of that id; an unknown one raises :class:`BadMessageError`."""
+        """Returns a package by its id; an unknown id raises :class:`BadMessageError`."""
         package = self.packages.get(package_id)
         if package is None:
             raise BadMessageError(f"package: {_unknown('package', package_id, self.packages)}")
         return package
 
     def operations_per_month(self, tier: str | None, operation: str) -> int | None:
-        """How often ``tier`` may do ``operation`` in a month; None: as often as it pays.
+        """Returns how often ``tier`` may do ``operation`` in a month; None: no bound.
 
-        A tier that the card does not name is bounded by nothing but its credits.
+        For a tier that the card does not name, the credits are the only bound.
         """
         return self.tiers.get(tier or "", {}).get(operation)
 
 
 def parse_rate_card(data: Mapping[str, Any]) -> RateCard:
-    """The rate card in parsed TOML.
+    """Reads a rate card from parsed TOML.
 
     Raises :class:`RateCardError` with all problems, each named by its key, such as
     ``kinds.chat.increment_seconds[1]: must be at least 1``.
@@ -131,10 +130,11 @@ def terms_with(
     free_seconds: object = None,
     max_session_seconds: object = None,
 ) -> Terms:
-    """``terms`` with what a backend set for one prepared session; None leaves as it is.
+    """Returns ``terms`` with the values that a backend set for one prepared session.
 
-    Takes the values as they came over the wire and raises :class:`BadMessageError` with
-    the name of one that the rate card would not take either.
+    None leaves a value unchanged. The values are as they came over the wire. Raises
+    :class:`BadMessageError`, with the name of the value, for a value that the rate card would not
+    accept either.
     """
     changes: dict[str, int] = {}
     if credits_per_minute is not None:
@@ -150,14 +150,14 @@ def terms_with(
 
 
 def _seconds(ms_min: int, ms_max: int) -> Reader[int]:
-    """A reader of whole seconds between two bounds, which gives milliseconds."""
+    """Returns a reader of whole seconds between two bounds; its results are milliseconds."""
     whole = _integer(-(-ms_min // SECOND_MS), ms_max // SECOND_MS)
     return lambda value, name: whole(value, name) * SECOND_MS
 
 
 def _integer(low: int, high: int) -> Reader[int]:
     def read(value: object, name: str) -> int:
-        # A bool is an int to Python, and nobody means `true` seconds.
+        # A bool is an int in Python, but `true` is no number of seconds.
         if not isinstance(value, int) or isinstance(value, bool):
             raise BadMessageError(f"{name}: expected a whole number")
         if value < low:
@@ -224,7 +224,7 @@ def _warnings(value: object, name: str) -> tuple[int, ...]:
 
 
 def _tick(value: object, name: str) -> int:
-    """Seconds with decimals, for ticks may come four times a second."""
+    """Reads seconds with decimals, because ticks may come four times a second."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise BadMessageError(f"{name}: expected a number of seconds")
     if not limits.TICK_MS_MIN <= value * SECOND_MS <= limits.TICK_MS_MAX:
@@ -243,13 +243,16 @@ _warning = _seconds(SECOND_MS, limits.WARN_AT_MS_MAX)
 
 
 class _Parsing:
-    """One reading of a card: collects what is wrong and goes on."""
+    """One reading of a card. Collects mistakes and continues."""
 
     def __init__(self) -> None:
         self.problems: list[str] = []
 
     def table(self, value: object, path: str, keys: Iterable[str]) -> dict[str, Any]:
-        """``value`` if it is a table, else an empty one; keys not among ``keys`` are wrong."""
+        """Returns ``value`` if it is a table, else an empty one.
+
+        Reports a value that is no table, and each key that is not in ``keys``.
+        """
         if not isinstance(value, Mapping):
             self.problems.append(f"{path}: expected a table")
             return {}
@@ -260,7 +263,7 @@ class _Parsing:
         return dict(value)
 
     def names(self, value: object, path: str, count_max: int) -> dict[str, Any]:
-        """A table whose keys are names of its owner's choice."""
+        """Returns a table whose keys are names that the card's owner chooses."""
         if not isinstance(value, Mapping):
             self.problems.append(f"{path}: expected a table")
             return {}
@@ -274,7 +277,7 @@ class _Parsing:
     def read(
         self, table: Mapping[str, Any], path: str, key: str, reader: Reader[Value], default: Value
     ) -> Value:
-        """What stands under ``key``; ``default`` when nothing does, or something wrong."""
+        """Returns the value under ``key``; ``default`` when it is missing or wrong."""
         if key not in table:
             return default
         try:
@@ -302,10 +305,10 @@ _KIND_KEYS = (
 
 
 def _parse_kind(parsing: _Parsing, kind: str, value: object) -> Terms:
-    """A kind, by the defaults of PROTOCOL's example for what it leaves out.
+    """Reads a kind; keys left out get the defaults of PROTOCOL's example.
 
-    Two are not the example's: nothing is free unless the card says so, and there is no
-    default price.
+    There are two exceptions: without ``free_seconds`` nothing is free, and there is no default
+    price.
     """
     path = f"kinds.{kind}"
     table = parsing.table(value, path, _KIND_KEYS)
@@ -373,7 +376,7 @@ def _join(path: str, key: str) -> str:
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """``unknown kind 'chta', did you mean 'chat'?``."""
+    """Returns ``unknown kind 'chta', did you mean 'chat'?``."""
     near = get_close_matches(name, list(known), n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
     return f"unknown {what} {name[:64]!r}{hint}"

@@ -1,4 +1,4 @@
 """The exchange: messages, their fields and bytes, credits and errors.
 
-Imports the limits.
+This package imports only the limits.
 """

@@ -1,13 +1,13 @@
-"""Bytes to requests and messages to bytes.
+"""Decodes requests from bytes and encodes messages to bytes.
 
-``decode`` is strict where a lenient reader would let two readers disagree: one JSON
-object, every name once, no NaN, no text that Postgres cannot keep. What it refuses is
-answered, with the name of the field at fault and the request's own ``id``.
+``decode`` is strict wherever two lenient readers could disagree: it accepts one JSON object, each
+name once, no NaN, and no text that Postgres cannot keep. The answer to a refused request names the
+field at fault and carries the request's own ``id``.
 
-What goes out is encoded by msgspec. PITFALLS says orjson, which cannot write structs:
-by way of ``to_builtins`` a snapshot takes 1,610 ns, by msgspec's encoder 560 ns, the same
-as orjson with a dict that is ready (Python 3.11, msgspec 0.22, orjson 3.13). Ticks go
-through neither: see :func:`tick_template`.
+msgspec encodes the server's messages. PITFALLS recommends orjson, which cannot write structs: a
+snapshot takes 1,610 ns by way of ``to_builtins``, and 560 ns with msgspec's encoder. The latter
+equals orjson with a dict that is ready (Python 3.11, msgspec 0.22, orjson 3.13). Ticks use neither
+encoder: see :func:`tick_template`.
 """
 
 import json
@@ -36,10 +36,10 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def decode(data: str | bytes) -> Request:
-    """The request that one text frame holds.
+    """Reads the request in one text frame.
 
-    Raises :class:`BadMessageError`, which names the field at fault and carries the
-    request's ``id`` where it can be read.
+    Raises :class:`BadMessageError`, which names the field at fault and carries the request's ``id``
+    if the ``id`` is readable.
     """
     value = read_json(data, limits.MESSAGE_BYTES_MAX)
     if not isinstance(value, dict):
@@ -53,12 +53,12 @@ def decode(data: str | bytes) -> Request:
 
 
 def encode(message: ServerMessage | ClientMessage | msgspec.Struct) -> bytes:
-    """The JSON of a message, in the order of its fields."""
+    """Returns the JSON of a message, with its fields in order."""
     return _ENCODER.encode(message)
 
 
 def error_message(error: ProtocolError) -> Error:
-    """The ``error`` message that answers a request with ``error``."""
+    """Returns the ``error`` message that answers a request with ``error``."""
     return Error(
         id=error.id,
         code=error.code.value,
@@ -70,11 +70,11 @@ def error_message(error: ProtocolError) -> Error:
 
 
 def read_json(data: str | bytes, bytes_max: int) -> Any:
-    """The value of a JSON text, strictly read: for frames and for bodies of requests.
+    """Reads a JSON text strictly, from a frame or from the body of a request.
 
-    Raises :class:`BadMessageError` when it is longer than ``bytes_max``, is not UTF-8 or
-    not JSON (NaN and infinities are not), is nested deeper than we read, or repeats a
-    name in an object.
+    Raises :class:`BadMessageError` when the text is longer than ``bytes_max``, is not UTF-8, is not
+    JSON (NaN and infinities are not), is nested deeper than ``JSON_DEPTH_MAX``, or repeats a name
+    in an object.
     """
     if isinstance(data, str):
         try:
@@ -87,33 +87,33 @@ def read_json(data: str | bytes, bytes_max: int) -> Any:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise BadMessageError(f"not JSON: {error}") from None
-    # Each level takes a bracket, and few messages have as many brackets as levels are
-    # allowed; brackets inside strings only cost the longer look.
+    # Each level needs a bracket, so a text with few brackets is not too deep. Most messages have
+    # few, and skip the exact check. Brackets inside strings only make the exact check run.
     if data.count(b"{") + data.count(b"[") > limits.JSON_DEPTH_MAX:
         _check_depth(value)
-    # Each member has a colon, so with as many colons as different names no name comes
-    # twice. Colons inside strings only cost the longer look (5 us, against 0.1).
+    # Each member of an object has a colon, so a text with as many colons as different names repeats
+    # no name. Colons inside strings only make the slower check run (5 us instead of 0.1).
     if not (isinstance(value, dict) and data.count(b":") == len(value)):
         json.loads(data, object_pairs_hook=_refuse_duplicates)
     return value
 
 
 def explain(error: msgspec.ValidationError) -> str:
-    """msgspec's message with the path first: ``tick_ms: expected `int` >= 250``."""
+    """Returns msgspec's message with the path first: ``tick_ms: expected `int` >= 250``."""
     text, _, path = str(error).partition(" - at `$")
     if not path and text.startswith("Object missing required field "):
         return f"{text.removeprefix('Object missing required field ').strip('`')}: missing"
     if "matching regex" in text:
-        # Of fields that messages have, ids alone are checked so.
+        # Ids are the only fields of messages with a pattern that msgspec checks and reports.
         text = f"expected {ID_TEXT}"
     return f"{path.rstrip('`').lstrip('.')}: {text[:1].lower()}{text[1:]}"
 
 
 def check_metadata(metadata: object, name: str = "metadata") -> dict[str, Any] | None:
-    """``metadata`` if it is one that can be kept, else :class:`BadMessageError`.
+    """Returns ``metadata`` if it can be kept; else raises :class:`BadMessageError`.
 
-    An object of at most 2 KiB of JSON, without the character NUL, which Postgres keeps in
-    no text: one such value would hold up the flush of everybody's minutes.
+    Valid metadata is an object of at most 2 KiB of JSON without the character NUL. Postgres cannot
+    keep NUL in a text: one such value would block the flush of every user's minutes.
     """
     if metadata is None:
         return None
@@ -142,8 +142,8 @@ _LIMIT_JSON: dict[str | None, bytes] = {
 
 
 def tick_template(session_id: str) -> bytes:
-    """The tick of one session with places for its figures, made once for all its ticks."""
-    # Nothing in an id is special to JSON or to %.
+    """Returns a session's tick with places for its figures, made once for all its ticks."""
+    # An id has no character that is special to JSON or to %.
     assert is_id(session_id), session_id
     return (
         b'{"type":"tick","session_id":"%b","elapsed_ms":%%d,"free_remaining_ms":%%d,'
@@ -161,7 +161,7 @@ def format_tick(
     remaining_ms: int | None,
     limit: str | None,
 ) -> bytes:
-    """A ``tick``, byte for byte what ``encode(Tick(...))`` gives, in 3/4 of its time."""
+    """Returns a ``tick`` with the bytes of ``encode(Tick(...))``, in 3/4 of its time."""
     whole, fraction = divmod(credits_micros, MICROS_PER_CREDIT)
     if credits_micros < 0:
         credits_text = format_credits(credits_micros).encode()
@@ -190,7 +190,7 @@ def _read_id(value: dict[str, Any]) -> int | None:
 
 
 def _convert(value: dict[str, Any]) -> Request:
-    """The request in ``value``, by its type: names an unknown one, and the bad field."""
+    """Returns the request in ``value``; an error names the unknown type or the bad field."""
     if "type" not in value:
         raise BadMessageError("type: missing")
     name = value["type"]
@@ -224,7 +224,7 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> None:
     names = set()
     for name, _ in pairs:
         if name in names:
-            raise BadMessageError(f"{name[:32]}: the name comes twice")
+            raise BadMessageError(f"{name[:32]}: the name appears twice")
         names.add(name)
 
 

@@ -1,13 +1,13 @@
-"""What can go wrong on the wire, whose fault it is, and who may come back.
+"""Errors of the wire: whose fault they are, and which close codes allow a reconnect.
 
-A peer's error is a message: a :class:`ProtocolError` is raised where it is found, and
-the shell turns it into an ``error`` message or a problem document. Our own bug is any
+The code that finds an error in a request raises a :class:`ProtocolError`, and
+the shell turns this into an ``error`` message or a problem document. Our own bug is any
 other exception. The class of a ProtocolError says whose fault it is:
 
 =====================  ==============================================================
-:class:`PeerError`     the peer asked for what it may not, or asked wrongly
-:class:`RefusedError`  nobody's: the request was right, the state of things forbids it
-:class:`ServiceError`  ours: the request was right, and we cannot serve it now
+:class:`PeerError`     the peer's: the request was wrong or not allowed
+:class:`RefusedError`  none: the request was right, but the present state forbids it
+:class:`ServiceError`  ours: the request was right, but the server cannot serve it now
 =====================  ==============================================================
 """
 
@@ -30,11 +30,11 @@ class ErrorCode(StrEnum):
 
 
 RETRYABLE_CODES = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE})
-"""The same request may succeed a little later, unchanged."""
+"""Codes after which the same request may succeed a little later, unchanged."""
 
 
 class CloseCode(IntEnum):
-    """Why a WebSocket was closed. Above 4500 the peer must not come back by itself."""
+    """Why a WebSocket was closed. From 4500 on the client must not reconnect by itself."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
@@ -53,22 +53,22 @@ class CloseCode(IntEnum):
 
 
 def may_reconnect(close_code: int) -> bool:
-    """Whether a client comes back after ``close_code``.
+    """Whether a client reconnects after ``close_code``.
 
-    PROTOCOL section 1: "never after 4500-4999; after any other code it comes back too, for
-    proxies close as they like". A client that closes the socket itself stays away, of course.
+    PROTOCOL section 1: "never after 4500-4999; after any other code it comes back too, for proxies
+    close as they like". A client that closes the socket itself does not reconnect.
     """
     return not 4500 <= close_code <= 4999
 
 
 class ProtocolError(Exception):
-    """A request that gets an ``error`` for an answer. Raise one of its subclasses.
+    """A request that is answered with an ``error``. Raise one of the subclasses.
 
-    ``message`` is for the person who reads the other side's log: it says what is wrong
-    and where, and nothing that the peer may not know. ``retryable`` follows from the
-    code unless it is given. ``limit`` names the limit of a ``limit_reached``, and
-    ``retry_after_ms`` how long to wait after a ``rate_limited``; ``id`` is the request's own,
-    where it could be read, and is echoed.
+    ``message`` is for the person who reads the log of the other side. It names the mistake and its
+    place, and reveals nothing that the peer may not know. ``retryable`` follows from the code
+    unless it is given. ``limit`` names the limit of a ``limit_reached``. ``retry_after_ms`` is the
+    wait after a ``rate_limited``. ``id`` is the request's own ``id``, which the answer echoes; None
+    if it was not readable.
     """
 
     codes: ClassVar[frozenset[ErrorCode]] = frozenset(ErrorCode)
@@ -97,7 +97,7 @@ class ProtocolError(Exception):
 
 
 class PeerError(ProtocolError):
-    """The peer's fault: it asked wrongly, too often, or for what it may not have."""
+    """The peer's fault: a wrong, forbidden or too frequent request."""
 
     codes = frozenset(
         {
@@ -112,7 +112,7 @@ class PeerError(ProtocolError):
 
 
 class BadMessageError(PeerError):
-    """A message, body or field that is not what PROTOCOL says; ``message`` names it."""
+    """A message, body or field that differs from PROTOCOL; ``message`` names it."""
 
     codes = frozenset({ErrorCode.BAD_MESSAGE})
 
@@ -121,13 +121,13 @@ class BadMessageError(PeerError):
 
 
 class RefusedError(ProtocolError):
-    """Nobody's fault: the session has ended, or a limit forbids it."""
+    """A correct request that the state forbids: the session has ended, or a limit applies."""
 
     codes = frozenset({ErrorCode.SESSION_ENDED, ErrorCode.LIMIT_REACHED})
 
 
 class ServiceError(ProtocolError):
-    """Our fault: a part that we need does not answer. Always worth another try."""
+    """Our fault: a part that the server needs does not answer. A retry is always sensible."""
 
     codes = frozenset({ErrorCode.UNAVAILABLE})
 

@@ -1,6 +1,6 @@
-"""The kinds of fields that messages are made of: ids, credits, times, names of states.
+"""The kinds of fields in messages: ids, credits, times, names of states.
 
-Each says what it is in its description, which JSON Schema and AsyncAPI carry on.
+Each field has a description, which JSON Schema and AsyncAPI repeat.
 """
 
 import re
@@ -11,29 +11,29 @@ from msgspec import Meta
 from protocol import limits
 from protocol.wire.money import AMOUNT_PATTERN, CREDITS_PATTERN, PRICE_PATTERN
 
-# In Python's dialect `$` also matches before a last newline; the look-ahead shuts that
-# door and means nothing in the dialect of JSON Schema.
+# In Python's dialect `$` also matches before a final newline. The look-ahead excludes that newline,
+# and changes nothing in the dialect of JSON Schema.
 ID_PATTERN = r"^[A-Za-z0-9._:@|+=~-]{1,128}$(?!\n)"
 ID_TEXT = "1-128 characters of A-Z, a-z, 0-9 and . _ : @ | + = ~ -"
-"""What an id is, in words for an error."""
+"""The rule for ids, in the words of an error message."""
 _ID = re.compile(r"[A-Za-z0-9._:@|+=~-]{1,128}")
 
 
 def is_id(text: object) -> bool:
     """Whether ``text`` is an id: 1-128 characters of ``[A-Za-z0-9._:@|+=~-]``.
 
-    None of them is a separator of keys (``/``) or a brace of Redis's hash tags.
+    No such character is a separator of keys (``/``) or a brace of Redis's hash tags.
     """
     return isinstance(text, str) and _ID.fullmatch(text) is not None
 
 
 def describe(description: str) -> Meta:
-    """The meta data of a field that needs no more than its description."""
+    """Returns the metadata of a field that needs only a description."""
     return Meta(description=description)
 
 
 def describe_id(description: str) -> Meta:
-    """The meta data of a field that holds an id."""
+    """Returns the metadata of a field that contains an id."""
     return Meta(
         pattern=ID_PATTERN,
         min_length=1,
@@ -55,7 +55,7 @@ Amount = Annotated[
     Meta(
         description="Credits, more than 0: a decimal string with at most 6 decimals.",
         examples=["12.5", "0.000001"],
-        # For who reads the schema: `parse_credits` says in words what is wrong.
+        # For readers of the schema only: `parse_credits` makes the error message.
         extra_json_schema={"pattern": AMOUNT_PATTERN},
     ),
 ]
@@ -82,7 +82,7 @@ RequestId = Annotated[
     Meta(
         ge=-limits.SAFE_INTEGER_MAX,
         le=limits.SAFE_INTEGER_MAX,
-        description="The request's own number, echoed by its answer.",
+        description="The request's own number, which its answer echoes.",
     ),
 ]
 SessionId = Annotated[str, describe_id("The session: one chat, recording or call.")]
@@ -97,7 +97,7 @@ LastSeq = Annotated[
     Meta(
         ge=0,
         le=limits.SAFE_INTEGER_MAX,
-        description="The newest `seq` seen: later notices come again, in `missed`.",
+        description="The newest `seq` that the client has: later notices come again, in `missed`.",
     ),
 ]
 UserId = Annotated[str, describe_id("The user, the token's `sub`.")]
@@ -107,7 +107,7 @@ Token = Annotated[
 
 StateName = Literal["active", "paused", "suspended", "stopping", "ended"]
 LimitName = Literal["credits", "member_minutes", "org_minutes", "session_cap"]
-# `unavailable` is ours: DESIGN's stop after uncovered time, for which PROTOCOL has no name.
+# PROTOCOL has no `unavailable`: we added it for DESIGN's stop after uncovered time.
 StopReason = Literal[
     "client", "limit", "operator", "disconnected", "call_ended", "node_lost", "unavailable"
 ]
@@ -119,9 +119,7 @@ BindingLimit = Annotated[
 ]
 RemainingMs = Annotated[
     int | None,
-    describe(
-        "Time until the limit binds, at today's burn of all the account's sessions; null: none."
-    ),
+    describe("Time until the limit binds, at the account's present burn; null: no limit."),
 ]
 AccountCredits = Annotated[
     Credits,
@@ -129,4 +127,4 @@ AccountCredits = Annotated[
 ]
 ElapsedMs = Annotated[DurationMs, describe("Counted time: without pauses and unbilled gaps.")]
 FreeRemainingMs = Annotated[DurationMs, describe("Free time that is left.")]
-Paid = Annotated[bool, describe("Whether free time is over and the time costs.")]
+Paid = Annotated[bool, describe("Whether free time is over, so that time costs credits.")]

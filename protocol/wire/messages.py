@@ -1,9 +1,9 @@
 """The messages of the WebSocket, both directions, as types (PROTOCOL section 1).
 
-They are the one source for the codec, the type checker, JSON Schema and AsyncAPI, so
-every field says what it is. ``type`` is the tag and comes first. Fields that PROTOCOL
-marks with ``?`` are optional: left out of the JSON when they are None. Fields that it
-calls nullable are always there, as ``null`` when there is nothing to say.
+These types are the one source for the codec, the type checker, JSON Schema and AsyncAPI, so every
+field has a description. ``type`` is the tag and comes first. A field that PROTOCOL marks with ``?``
+is optional: the JSON leaves it out when it is None. A field that PROTOCOL calls nullable is always
+present, as ``null`` when it has no value.
 """
 
 from typing import Annotated, Literal
@@ -43,7 +43,7 @@ from protocol.wire.fields import (
 
 
 class ClientMessage(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """A request of a client. Fields that it does not have are ignored."""
+    """A request of a client. The server ignores unknown fields."""
 
     id: RequestId | None = None
 
@@ -61,13 +61,13 @@ class Auth(ClientMessage, frozen=True, kw_only=True, tag="auth"):
 
 
 class Refresh(ClientMessage, frozen=True, kw_only=True, tag="refresh"):
-    """A new token with the same `sub`, before the old one expires. Answered by `welcome`."""
+    """A new token with the same `sub`, sent before the old one expires. Answered by `welcome`."""
 
     token: Token
 
 
 class Start(SessionRequest, frozen=True, kw_only=True, tag="start"):
-    """Starts a session, or joins it where it lives already. Answered by `session`."""
+    """Starts a session, or joins a live one. Answered by `session`."""
 
     kind: KindName
     counterpart_id: CounterpartId | None = None
@@ -77,7 +77,7 @@ class Start(SessionRequest, frozen=True, kw_only=True, tag="start"):
             Meta(
                 ge=limits.TICK_MS_MIN,
                 le=limits.TICK_MS_MAX,
-                description="The time between ticks; the kind's own when left out.",
+                description="The time between ticks; left out: the kind's own.",
             ),
         ]
         | None
@@ -87,11 +87,11 @@ class Start(SessionRequest, frozen=True, kw_only=True, tag="start"):
 
 
 class Pause(SessionRequest, frozen=True, kw_only=True, tag="pause"):
-    """Time stops. Answered by `session`."""
+    """Stops the counting of time. Answered by `session`."""
 
 
 class Resume(SessionRequest, frozen=True, kw_only=True, tag="resume"):
-    """Time goes on. Answered by `session`."""
+    """Continues the counting of time. Answered by `session`."""
 
 
 class Stop(SessionRequest, frozen=True, kw_only=True, tag="stop"):
@@ -99,17 +99,15 @@ class Stop(SessionRequest, frozen=True, kw_only=True, tag="stop"):
 
 
 class Leave(SessionRequest, frozen=True, kw_only=True, tag="leave"):
-    """This socket leaves; the session goes on for others, else its reconnect grace runs."""
+    """Removes this socket. Other sockets keep the session; else its reconnect grace runs."""
 
 
 class Watch(SessionRequest, frozen=True, kw_only=True, tag="watch"):
-    """Receive the session's pushes without keeping it alive. Answered by `session`."""
+    """Receives the session's messages without keeping it alive. Answered by `session`."""
 
-    org: (
-        Annotated[str, describe_id("Of operators: the organisation whose session it is.")] | None
-    ) = None
+    org: Annotated[str, describe_id("For operators: the session's organisation.")] | None = None
     user: (
-        Annotated[str, describe_id("Of operators: the user without one whose session it is.")]
+        Annotated[str, describe_id("For operators: the session's user, if without organisation.")]
         | None
     ) = None
 
@@ -119,7 +117,7 @@ class Ping(ClientMessage, frozen=True, kw_only=True, tag="ping"):
 
 
 Request = Auth | Refresh | Start | Pause | Resume | Stop | Leave | Watch | Ping
-"""Every request. To be matched on: ``ClientMessage`` is their base class."""
+"""Every request, for ``match`` statements; ``ClientMessage`` is the common base class."""
 
 CLIENT_MESSAGES: tuple[type[ClientMessage], ...] = (
     Auth,
@@ -134,7 +132,7 @@ CLIENT_MESSAGES: tuple[type[ClientMessage], ...] = (
 )
 
 
-# --- Parts of what the server says -----------------------------------------------
+# --- Parts of the server's messages ----------------------------------------------
 
 
 class LimitRemaining(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +140,7 @@ class LimitRemaining(msgspec.Struct, frozen=True, kw_only=True):
 
     limit: LimitField
     remaining_ms: Annotated[
-        DurationMs, describe("Time until it binds, at today's burn of all the account's sessions.")
+        DurationMs, describe("Time until the limit binds, at the account's present burn.")
     ]
 
 
@@ -154,7 +152,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
-    """A stretch without a proof of life, after which the session went on."""
+    """A stretch without a proof of life, after which the session continued."""
 
     from_at: InstantAt
     to_at: InstantAt
@@ -162,18 +160,18 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a session came to: in `stopped`, and at `GET /v1/sessions/{id}`."""
+    """What a session cost and why: in `stopped`, and at `GET /v1/sessions/{id}`."""
 
     session_id: SessionId
     kind: Annotated[str, describe("The kind of the rate card.")]
     user_id: UserId
     org_id: Annotated[str | None, describe("The organisation; null for a user without one.")]
-    counterpart_id: Annotated[str | None, describe("The other side; null when none was named.")]
+    counterpart_id: Annotated[str | None, describe("The other side; null without a counterpart.")]
     started_at: InstantAt
     ended_at: InstantAt
     reason: Annotated[StopReason, describe("Why the session ended.")]
     elapsed_ms: ElapsedMs
-    free_ms: Annotated[DurationMs, describe("How much of the elapsed time was free.")]
+    free_ms: Annotated[DurationMs, describe("The free part of the elapsed time.")]
     billed_ms: Annotated[DurationMs, describe("The time charged, after increments.")]
     minutes: Annotated[int, Meta(ge=0, description="The number of rows in `usage_tracking`.")]
     credits: Annotated[Credits, describe("What was charged.")]
@@ -183,7 +181,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         Annotated[int, Meta(ge=0, description="The duration by an external clock.")] | None
     ) = None
     difference_ms: (
-        Annotated[int, describe("The external clock's figure less ours; signed.")] | None
+        Annotated[int, describe("The external clock's duration minus ours; signed.")] | None
     ) = None
 
 
@@ -193,17 +191,17 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ServerMessage(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True
 ):
-    """Something that the server says; the subclasses inherit `omit_defaults`."""
+    """A message of the server; the subclasses inherit `omit_defaults`."""
 
 
 class Answer(ServerMessage, frozen=True, kw_only=True):
-    """Something that can answer a request, whose `id` it then echoes."""
+    """A message that can answer a request; it then echoes the request's `id`."""
 
     id: RequestId | None = None
 
 
 class Welcome(Answer, frozen=True, kw_only=True, tag="welcome"):
-    """The token was good. After `auth` and `refresh`."""
+    """The server accepted the token. After `auth` and `refresh`."""
 
     user_id: UserId
     org_id: Annotated[str | None, describe("The user's organisation; null: none.")]
@@ -211,7 +209,7 @@ class Welcome(Answer, frozen=True, kw_only=True, tag="welcome"):
     credits: AccountCredits
     node: Annotated[str, describe("The server process, for support.")]
     server_time_at: InstantAt
-    ping_ms: Annotated[DurationMs, describe("The server pings so often.")]
+    ping_ms: Annotated[DurationMs, describe("The interval of the server's pings.")]
     expires_at: Annotated[int | None, describe("When the token expires; null: never (an API key).")]
 
 
@@ -225,7 +223,7 @@ class FreeTime(ServerMessage, frozen=True, kw_only=True, tag="free_time"):
 
 
 class LimitWarning(ServerMessage, frozen=True, kw_only=True, tag="limit_warning"):
-    """A threshold was crossed downwards; once per crossing."""
+    """The remaining time fell below a threshold; sent once per crossing."""
 
     session_id: SessionId
     seq: SequenceNumber
@@ -235,7 +233,7 @@ class LimitWarning(ServerMessage, frozen=True, kw_only=True, tag="limit_warning"
 
 
 class LimitCleared(ServerMessage, frozen=True, kw_only=True, tag="limit_cleared"):
-    """A top-up or adjustment lifted a limit above its threshold again."""
+    """A top-up or adjustment raised the remaining time above its threshold again."""
 
     session_id: SessionId
     seq: SequenceNumber
@@ -244,18 +242,18 @@ class LimitCleared(ServerMessage, frozen=True, kw_only=True, tag="limit_cleared"
 
 
 class LimitReached(ServerMessage, frozen=True, kw_only=True, tag="limit_reached"):
-    """The auto-stop: counting has stopped. `resume` after a top-up goes on."""
+    """The automatic stop: counting has stopped. After a top-up, `resume` continues."""
 
     session_id: SessionId
     seq: SequenceNumber
     limit: LimitField
     stopped_at: Annotated[InstantAt, describe("When counting stopped.")]
-    elapsed_ms: Annotated[ElapsedMs, describe("What was counted when it stopped: to be shown.")]
+    elapsed_ms: Annotated[ElapsedMs, describe("The counted time at the stop, for display.")]
     grace_ms: Annotated[DurationMs, describe("Unbilled time to save, from `stopped_at`.")]
 
 
 class Stopped(Answer, frozen=True, kw_only=True, tag="stopped"):
-    """The session ended. Once, to each of its sockets."""
+    """The session ended. Sent once to each of its sockets."""
 
     session_id: SessionId
     seq: SequenceNumber
@@ -269,7 +267,7 @@ Notice = FreeTime | LimitWarning | LimitCleared | LimitReached | Stopped
 
 
 class Session(Answer, frozen=True, kw_only=True, tag="session"):
-    """The snapshot: after start, join, pause, resume, and any change no tick can show."""
+    """The snapshot: after start, join, pause, resume, and each change that no tick shows."""
 
     session_id: SessionId
     kind: Annotated[str, describe("The kind of the rate card.")]
@@ -283,18 +281,19 @@ class Session(Answer, frozen=True, kw_only=True, tag="session"):
     credits_per_minute: Annotated[Credits, describe("The price of a billed minute.")]
     limit: BindingLimit
     remaining_ms: RemainingMs
-    ends_at: Annotated[int | None, describe("When the limit binds; null: none.")]
+    ends_at: Annotated[int | None, describe("When the limit binds; null: no limit.")]
     limits: Annotated[list[LimitRemaining], describe("Every limit of the session.")]
     missed: Annotated[list[Notice], describe("The kept notices above `last_seq`, oldest first.")]
     server_time_at: InstantAt
-    # A factory, so that 1 is written too: only plain defaults are left out.
+    # A factory makes msgspec write 1 too: it leaves out plain defaults only.
     speed: Annotated[
-        int, Meta(ge=1, description="Counted milliseconds per real one; 1 but in demonstrations.")
+        int,
+        Meta(ge=1, description="Counted milliseconds per real one; above 1 in demonstrations."),
     ] = msgspec.field(default_factory=lambda: 1)
 
 
 class Tick(ServerMessage, frozen=True, kw_only=True, tag="tick"):
-    """Every `tick_ms` while active. Droppable: a slow socket gets the newest only."""
+    """Sent every `tick_ms` while active. Droppable: a slow socket gets only the newest."""
 
     session_id: SessionId
     elapsed_ms: ElapsedMs
@@ -306,12 +305,12 @@ class Tick(ServerMessage, frozen=True, kw_only=True, tag="tick"):
 
 
 class Credit(ServerMessage, frozen=True, kw_only=True, tag="credit"):
-    """The account changed by something else than this session's own time."""
+    """The account changed by something other than this session's own time."""
 
     account_id: Annotated[str, describe("The credit account.")]
     credits: AccountCredits
-    delta: Annotated[Credits, describe("What was added; negative for what was taken.")]
-    reason: Annotated[CreditReason, describe("What changed it.")]
+    delta: Annotated[Credits, describe("The credits added; negative for credits taken.")]
+    reason: Annotated[CreditReason, describe("What changed the account.")]
     operation: Annotated[str, describe("The operation of the rate card.")] | None = None
     entry_id: Annotated[str, describe("The ledger entry, or the hold.")]
 
@@ -326,9 +325,9 @@ class Minute(ServerMessage, frozen=True, kw_only=True, tag="minute"):
 
 
 class Reconnect(ServerMessage, frozen=True, kw_only=True, tag="reconnect"):
-    """This process drains: close and come back."""
+    """This process drains: the client closes the socket and reconnects."""
 
-    after_ms: Annotated[DurationMs, describe("Spread the return over so long.")]
+    after_ms: Annotated[DurationMs, describe("Reconnect at a random time within this interval.")]
 
 
 class Pong(Answer, frozen=True, kw_only=True, tag="pong"):
@@ -358,7 +357,7 @@ class Error(Answer, frozen=True, kw_only=True, tag="error"):
     retryable: Annotated[bool, describe("Whether the same request may succeed a little later.")]
     limit: LimitField | None = None
     retry_after_ms: Annotated[
-        int | None, describe("Of `rate_limited`: when the same request is let through.")
+        int | None, describe("After `rate_limited`: the time until the same request is accepted.")
     ] = None
 
 

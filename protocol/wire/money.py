@@ -1,7 +1,7 @@
 """Credits: decimal strings on the wire, integer micro-credits inside.
 
-PROTOCOL: "credits are decimal strings with at most 6 decimals ("12.5"), held inside as
-integer micro-credits". No float is ever made of them on the way.
+PROTOCOL: "credits are decimal strings with at most 6 decimals ("12.5"), held inside as integer
+micro-credits". No conversion goes through a float.
 """
 
 import re
@@ -12,14 +12,14 @@ from protocol.wire.errors import BadMessageError
 MICROS_PER_CREDIT = 1_000_000
 
 CREDITS_PATTERN = r"^-?(0|[1-9][0-9]{0,9})(\.[0-9]{1,6})?$"
-"""What the wire calls credits, in the form that JSON Schema understands."""
+"""The wire's form of credits, as a pattern of JSON Schema."""
 
 AMOUNT_PATTERN = r"^(1000000000(\.0{1,6})?|(?!0(\.0*)?$)(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)$"
-"""An amount that moves: more than 0, and at most ``AMOUNT_MICROS_MAX``."""
+"""The amount of one entry: more than 0, and at most ``AMOUNT_MICROS_MAX``."""
 NOT_NEGATIVE_PATTERN = r"^(1000000000(\.0{1,6})?|(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?)$"
 """An amount that may be 0."""
 PRICE_PATTERN = r"^(10000(\.0{1,6})?|(0|[1-9][0-9]{0,3})(\.[0-9]{1,6})?)$"
-"""A price of a minute: at most ``PRICE_MICROS_MAX``, and 0 for what costs nothing."""
+"""The price of a minute: at most ``PRICE_MICROS_MAX``; 0 for a free kind."""
 
 _CREDITS = re.compile(r"(-?)(0|[1-9][0-9]{0,19})(?:\.([0-9]{1,6}))?")
 
@@ -31,10 +31,10 @@ def parse_credits(
     name: str = "credits",
     micros_max: int = limits.AMOUNT_MICROS_MAX,
 ) -> int:
-    """The micro-credits that ``text`` says; ``signed`` allows a minus.
+    """Returns the micro-credits in ``text``; ``signed`` allows a minus.
 
-    Strict: digits with at most 6 decimals, no plus, exponent, spaces, leading zeros or
-    digits of other scripts; the amount is at most ``micros_max``. Anything else raises
+    The text must be digits with at most 6 decimals: no plus, exponent, spaces, leading zeros or
+    digits of other scripts. The amount must be at most ``micros_max``. Any other text raises
     :class:`BadMessageError`, which calls the field ``name``.
     """
     if not isinstance(text, str):
@@ -54,7 +54,7 @@ def parse_credits(
 
 
 def format_credits(micros: int) -> str:
-    """The shortest decimal string of ``micros``: ``"12.5"``, ``"0"``, ``"-0.000001"``."""
+    """Returns the shortest decimal string: ``"12.5"``, ``"0"``, ``"-0.000001"``."""
     whole, fraction = divmod(abs(micros), MICROS_PER_CREDIT)
     sign = "-" if micros < 0 else ""
     if fraction == 0:

@@ -196,7 +196,7 @@ def test_depth_is_bounded() -> None:
     ],
 )
 def test_a_name_that_comes_twice(data: bytes, name: str) -> None:
-    assert refused(data).message == f"{name}: the name comes twice"
+    assert refused(data).message == f"{name}: the name appears twice"
 
 
 @pytest.mark.parametrize("value", ["1", 1.0, True, None, 2**53, -(2**53), [1], 10**30])
@@ -260,7 +260,7 @@ def test_duplicates_are_found_wherever_they_are(pairs: list[tuple[str, Any]]) ->
     if len({name for name, _ in pairs}) == len(pairs):
         assert codec.decode(data) == messages.Ping()
     else:
-        assert "the name comes twice" in refused(data).message
+        assert "the name appears twice" in refused(data).message
 
 
 RECEIPT = messages.Receipt(
