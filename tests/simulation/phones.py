@@ -14,7 +14,7 @@ class Phones:
         self._heartbeats: dict[str, Heartbeats] = {}
 
     async def beat(self, node: ServerHost, person: Person, session_id: str) -> None:
-        """A heartbeat of a session that is there comes to a process."""
+        """A process takes a heartbeat of a session that is there."""
         taker = self._heartbeats.setdefault(node.name, Heartbeats(node.process))
         await taker.beat(person.principal, session_id, None)
 
