@@ -1,1 +1,1 @@
-"""Who speaks: sockets and HTTP, the timers of a process, and the only place with a clock."""
+"""The serving floor: sockets, HTTP, timers, and the only code that reads a clock."""

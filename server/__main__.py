@@ -44,14 +44,20 @@ STOPPERS = (
     RedisError,
     asyncpg.PostgresError,
 )
-"""What can be wrong around a process: said in one line, for whoever can put it right."""
+"""Errors in a process's surroundings, each reported in one line.
+
+The operator can mend their causes: settings, Redis, Postgres, the network.
+"""
 
 commands = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 @contextlib.asynccontextmanager
 async def engines(settings: Settings) -> AsyncIterator[Settings]:
-    """The settings with the URLs of Redis and Postgres: the user's, or the embedded ones'."""
+    """Gives the settings with the URLs of Redis and Postgres.
+
+    A URL that the settings lack is that of an embedded engine, which runs until the context ends.
+    """
     redis, postgres = settings.redis_url is None, settings.database_url is None
     if not redis and not postgres:
         yield settings
@@ -66,7 +72,7 @@ async def engines(settings: Settings) -> AsyncIterator[Settings]:
 
 
 async def flush(settings: Settings, stop: asyncio.Event) -> None:
-    """Brings the outbox to Postgres until ``stop`` is set, and then what is left of it."""
+    """Moves the outbox to Postgres until ``stop`` is set, then moves the rest."""
     assert settings.redis_url is not None
     assert settings.database_url is not None
     records = await Records.connect(settings.database_url)
@@ -77,7 +83,7 @@ async def flush(settings: Settings, stop: asyncio.Event) -> None:
 
 
 def _run(settings: Settings, work: Callable[[Settings], Awaitable[None]], *, migrate: bool) -> None:
-    """Starts the engines if need be, and does the work; says what is wrong in one line."""
+    """Starts missing engines and runs ``work``; reports an error in one line."""
 
     async def main() -> None:
         async with engines(settings) as ready:
@@ -100,7 +106,7 @@ async def _migrate(database_url: str) -> None:
         for name in await migrate_database(database_url):
             log.info("migrated", migration=name)
     except (OSError, asyncpg.PostgresError) as error:
-        # Without the user and the password that the URL may have.
+        # The URL may contain a user and a password, which the error must not show.
         place = urlsplit(database_url)
         where = f"{place.hostname or 'localhost'}:{place.port or 5432}{place.path}"
         raise ConfigurationError(f"the Postgres at {where} cannot be used: {error}") from error
@@ -147,7 +153,7 @@ def web(
 
 @commands.command(hidden=True)
 def worker(index: int) -> None:
-    """Serves as one of the processes of ``web --workers``, which starts it."""
+    """Serves as one process of ``web --workers``, which starts this command."""
     settings = _settings(secrets=True, quietly=True)
     _run(settings, lambda ready: serve(ready, worker=Worker(index)), migrate=False)
 
@@ -196,16 +202,16 @@ def migrate() -> None:
     """Brings the database's schema up to date."""
 
     async def work(_: Settings) -> None:
-        """The migration itself is done before."""
+        """Does nothing: ``_run`` has made the migration before."""
 
     _run(_settings(secrets=False), work, migrate=True)
 
 
 @commands.command()
 def audit() -> None:
-    """Checks that credits and minutes add up; prints what does not, and exits 1.
+    """Checks that credits and minutes add up; prints each finding, and exits 1.
 
-    Exits 2 where nothing was found, and Redis could not be compared with the record.
+    Exits 2 when there is no finding but Redis could not be compared with the record.
     """
     found: list[AuditFinding] = []
     compared: Audit | None = None

@@ -1,4 +1,4 @@
-"""A process: its parts, in the order in which they start and stop."""
+"""A server process: its parts, and the order in which they start and stop."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 
 class Process:
-    """Everything that serves sockets and requests in one process."""
+    """All parts that serve sockets and requests in one process."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Process:
         self.rates = rates
         self.records = records
         self.node = f"node-{secrets.token_hex(6)}"
-        """This process's name, which clients hear: it says nothing of the host."""
+        """This process's name, which clients see: it reveals nothing about the host."""
         self.metrics = Metrics()
         self.clock = ClusterClock()
         self.timers = Timers(self.clock)
@@ -82,16 +82,18 @@ class Process:
         self.limiter = ConnectionLimiter(self.metrics, connections_max)
         self.engine_health = EngineHealth(self)
         self.draining = False
-        """It is about to stop, and is not ready any more."""
+        """The process is about to stop and is no longer ready."""
         self.at_drain: list[Callable[[], None]] = []
-        """Called when clients are sent away: what stands for sockets goes with them."""
+        """Called when a drain sends clients away; ends other signs of life of clients, such as
+        heartbeats."""
         self._started = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Connects, sets the clock, and begins to serve and to look after what dead
-        processes left. Once is enough. Raises ``LiveError`` where Redis is away; Postgres
-        may be.
+        """Connects, sets the clock, and begins to serve.
+
+        The process also begins to take over what dead processes left. A second call does nothing.
+        Raises ``LiveError`` where Redis is away; Postgres may be away.
         """
         if self._started:
             return
@@ -105,7 +107,7 @@ class Process:
         try:
             await self.ledger.apply_inbox()
         except (LiveError, UnavailableError) as error:
-            log.warning("inbox_not_read", error=str(error))  # it is read again and again
+            log.warning("inbox_not_read", error=str(error))  # the ledger's task tries again
         self._tasks = [
             asyncio.create_task(self.authenticator.run()),
             asyncio.create_task(self.ledger.run()),
@@ -117,7 +119,7 @@ class Process:
 
     @staticmethod
     def wall_ms() -> int:
-        """Wall time, in which tokens expire."""
+        """Wall time in epoch milliseconds, in which tokens expire."""
         return time.time_ns() // 1_000_000
 
     async def redis_answers(self) -> bool:
@@ -130,7 +132,7 @@ class Process:
         return True
 
     async def outbox(self) -> tuple[int, int]:
-        """Entries that wait for Postgres, and the age of the oldest in milliseconds."""
+        """Outbox entries that wait for Postgres, and the age of the oldest in milliseconds."""
         entries, oldest_at = await self.live.outbox()
         redis_ms = self.clock.now() + round(self.clock.stepped_ms)
         return entries, max(0, redis_ms - oldest_at) if oldest_at else 0
@@ -138,8 +140,8 @@ class Process:
     async def drain(self) -> None:
         """Sends the clients away, and waits until their sessions are settled.
 
-        It takes ``DRAIN_SPREAD_MS``, ``DRAIN_LEFT_MS`` and ``SETTLE_MS`` at most; with few
-        clients, who do as they are told, it is over at once.
+        Takes at most ``DRAIN_SPREAD_MS``, ``DRAIN_LEFT_MS`` and ``SETTLE_MS`` together. With few
+        clients, all of which obey, the drain ends at once.
         """
         self.draining = True
         log.info("draining", sockets=len(self.sockets.connections))
@@ -149,14 +151,14 @@ class Process:
         await self._settle()
 
     async def _settle(self) -> None:
-        """Waits, a bounded time, until every socket has left its sessions for good."""
+        """Waits for a bounded time until every socket has left its sessions for good."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(server_limits.SETTLE_MS / 1000):
                 await self.sockets.gone()
                 await self.registry.idle()
 
     async def stop(self) -> None:
-        """Lets go of everything; sockets are gone already."""
+        """Stops all parts; the caller has closed the sockets before."""
         await self._settle()
         await end(self._tasks)
         await self.membership.stop()

@@ -1,11 +1,11 @@
-"""Bad guesses: credentials that are not good, counted by the address that sent them.
+"""Bad guesses: counts wrong credentials by the network that sent them.
 
-The budget refuses bad guesses only. Credentials are checked first, so a good token or key
-passes from every address, whatever its neighbours send. A request without credentials is no
-guess. What checking costs stays bounded: an API key and a shared secret take a hash each, and
-signatures of public keys are checked at a pace once an address has sent too many bad ones. A
-token that was good before waits for no turn, nor does any where an address has sent other bad
-guesses only, such as tokens with unknown keys: these cost next to nothing.
+The budget refuses bad guesses only. Credentials are checked first, so a good token or key passes
+from every address, whatever its neighbours send. A request without credentials is no guess. The
+cost of checking is bounded: an API key and a shared secret take one hash each, and signatures of
+public keys are checked at a fixed pace once an address has sent too many bad signatures. A token
+that was good before does not wait. Nor does any token of an address whose bad guesses were of other
+kinds, such as tokens with unknown keys, which cost almost nothing.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ from server.transport.connection_limiter import network_of
 
 
 class TooManyGuessesError(PeerError):
-    """One more bad guess from an address that has used up its budget."""
+    """A bad guess from an address that has used up its budget."""
 
 
 class SuspectChecks:
-    """Signature checks for addresses that have sent too many bad ones: one at a time, at a pace.
+    """Paces signature checks for addresses that have sent too many bad ones.
 
-    The newest request of an address has the next turn, for its sender still waits. Addresses
-    take turns, so one that floods delays nobody else.
+    One check runs at a time. Addresses take turns, so one that floods does not delay the others.
+    Within an address the newest request comes first, because its sender still waits.
     """
 
     def __init__(self, pace_s: float = server_limits.SUSPECT_CHECK_MS / 1000) -> None:
@@ -39,7 +39,7 @@ class SuspectChecks:
         self._timer: asyncio.TimerHandle | None = None
 
     async def turn(self, network: str) -> None:
-        """Waits for a turn; raises ``unavailable`` when newer requests have taken them all."""
+        """Waits for a turn; raises ``unavailable`` when too many newer requests came."""
         loop = asyncio.get_running_loop()
         if self._timer is None:
             self._timer = loop.call_later(self.pace_s, self._next)
@@ -60,7 +60,7 @@ class SuspectChecks:
             waiting = self._waiting.pop(network)
             mine = waiting.pop()
             if waiting:
-                self._waiting[network] = waiting  # behind the others
+                self._waiting[network] = waiting  # behind the other addresses
             if not mine.done():
                 mine.set_result(None)
                 self._timer = asyncio.get_running_loop().call_later(self.pace_s, self._next)
@@ -75,13 +75,13 @@ class BadGuesses:
         self._minute = 0
         self._counts: Counter[str] = Counter()
         self._signatures: Counter[str] = Counter()
-        """Those of them that a public key's signature was checked for."""
+        """Bad guesses for which a public key's signature was checked."""
         self._good: dict[bytes, None] = {}
-        """Hashes of tokens with a good signature, the longest unused first."""
+        """Hashes of tokens with a good signature, the least recently used first."""
         self._checks = SuspectChecks()
 
     def wait_ms(self, address: str) -> int:
-        """How long further bad guesses of an address are refused as too many; 0: they are not."""
+        """How long further bad guesses of an address are refused; 0: not refused."""
         now_ms = self._clock.now()
         crowded = len(self._counts) > server_limits.AUTH_FAILURE_ADDRESSES_MAX
         if now_ms // MINUTE_MS != self._minute or crowded:
@@ -93,15 +93,15 @@ class BadGuesses:
         return MINUTE_MS - now_ms % MINUTE_MS
 
     def count(self, address: str) -> None:
-        """One more bad guess."""
+        """Counts one more bad guess."""
         self._counts[network_of(address)] += 1
 
     async def counted(self, address: str, authenticator: Authenticator, bearer: str) -> Principal:
         """The principal of good credentials, from any address.
 
-        Bad credentials are counted and raised: as ``unauthenticated``, and beyond the budget
-        as :class:`TooManyGuessesError`. A token that has merely run out is no guess, because
-        an office whose computers wake up together sends many.
+        Bad credentials are counted and raised: as ``unauthenticated``, and beyond the budget as
+        :class:`TooManyGuessesError`. An expired token is no guess, because an office whose
+        computers wake up together sends many.
         """
         network, is_checked = network_of(address), False
 
@@ -136,7 +136,7 @@ class BadGuesses:
             await self._checks.turn(network)
 
     def _remember(self, bearer: str) -> None:
-        """Has a token with a good signature checked at once when it comes again."""
+        """Remembers a token with a good signature, so that its next check does not wait."""
         digest = _digest(bearer)
         self._good.pop(digest, None)
         self._good[digest] = None

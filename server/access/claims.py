@@ -1,8 +1,9 @@
-"""The claims of a token whose signature is good.
+"""Reads the claims of a token whose signature is good.
 
-PROTOCOL: JWT claims ``sub`` (or the one that ``TAXIMETER_JWT_USER_CLAIM`` names) and ``exp``
-are required; ``org``; ``account`` (default: the user); ``scope``; and ``sessions``, ``kinds`` and
-``counterparts``, the only ones that the token may start. What is malformed is refused by its name.
+PROTOCOL: JWT claims ``sub`` (or the claim that ``TAXIMETER_JWT_USER_CLAIM`` names) and ``exp`` are
+required. Optional are ``org``; ``account`` (default: the user); ``scope``; and ``sessions``,
+``kinds`` and ``counterparts``, the only ones that the token may start. A refusal of a malformed
+claim names the claim.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ log = structlog.get_logger("taximeter.auth")
 
 
 class ExpiredTokenError(PeerError):
-    """The token was good and has expired: a new one would be taken (close code 4002)."""
+    """A good token that has expired: the client needs a new one (close code 4002)."""
 
     codes = frozenset({ErrorCode.UNAUTHENTICATED})
 
@@ -33,15 +34,15 @@ def read_principal(
 ) -> Principal:
     """The principal that verified claims describe.
 
-    ``user_claim`` names the user, ``audience`` is what an ``aud`` was checked against, or None.
-    Raises ``unauthenticated`` for what is malformed or not valid yet, and
-    :class:`ExpiredTokenError`.
+    ``user_claim`` names the claim with the user. ``audience`` is the name that ``aud`` was checked
+    against, or None. Raises ``unauthenticated`` for a malformed claim and for a token that is not
+    yet valid, and :class:`ExpiredTokenError` for an expired one.
     """
     user_id = _id_claim(claims, user_claim)
     if user_id is None:
         raise bad_claim(user_claim, "is missing")
-    # RFC 7519 section 4.1.3: a principal that an audience does not name MUST reject the
-    # token. Without an audience of ours no name is ours: the token is another's.
+    # RFC 7519 section 4.1.3: a principal that an audience does not name MUST reject the token. When
+    # the settings name no audience, every token with an audience is for somebody else.
     if audience is None and claims.get("aud") is not None:
         raise bad_claim("aud", "is set, and TAXIMETER_JWT_AUDIENCE is not")
     org_id = _id_claim(claims, "org")
@@ -49,7 +50,7 @@ def read_principal(
     scopes = _scopes_of(claims.get("scope"))
     sessions = _ids_claim(claims, "sessions")
     kinds, counterparts = _ids_claim(claims, "kinds"), _ids_claim(claims, "counterparts")
-    # Times last: only a token that is good in all else is called expired.
+    # Times are checked last: only a token that is good in all else is called expired.
     expires_at = _check_times(claims, now_ms)
     return Principal(
         kind="user",
@@ -66,7 +67,7 @@ def read_principal(
 
 
 def _check_times(claims: Mapping[str, Any], now_ms: int) -> int:
-    """``exp`` in milliseconds, after ``nbf`` and ``exp`` were found to be now."""
+    """``exp`` in milliseconds; raises unless now is between ``nbf`` and ``exp``."""
     expires_at = _time_claim(claims, "exp")
     valid_from = claims.get("nbf")
     if valid_from is not None and _time_claim(claims, "nbf") > now_ms + server_limits.JWT_LEEWAY_MS:
@@ -87,7 +88,7 @@ def _id_claim(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _scopes_of(claim: object) -> frozenset[str]:
-    """The scopes: text with spaces (RFC 8693 section 4.2), or a list of it, as issuers write."""
+    """The scopes: text with spaces (RFC 8693 section 4.2), or a list, as some issuers write."""
     words = [claim] if isinstance(claim, str) else claim
     if words is None:
         return NO_SCOPES
@@ -97,8 +98,10 @@ def _scopes_of(claim: object) -> frozenset[str]:
 
 
 def _ids_claim(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
-    """The only ids that a token may name; None where it does not say. A ``null`` is no way to
-    say "any"."""
+    """The only ids that a token may name; None where the claim is missing.
+
+    A ``null`` is refused: it does not mean "any".
+    """
     if name not in claims:
         return None
     ids = claims[name]
@@ -108,7 +111,7 @@ def _ids_claim(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
 
 
 def are_ids(value: object) -> bool:
-    """Whether a claim is a list of ids, no longer than a token may have."""
+    """Whether a claim is a list of ids of at most the allowed length."""
     return (
         isinstance(value, list)
         and len(value) <= server_limits.TOKEN_LISTED_MAX
@@ -121,13 +124,14 @@ def _time_claim(claims: Mapping[str, Any], name: str) -> int:
     value = claims[name]
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise bad_claim(name, "must be a number of seconds")
-    # Written so that NaN fails too, which json reads though JSON has none.
+    # The comparison is written so that NaN fails too: Python's json reads NaN although JSON has
+    # none.
     if not 0 <= value * 1000 <= limits.SAFE_INTEGER_MAX:
         raise bad_claim(name, "is out of bounds")
     return int(value * 1000)
 
 
 def bad_claim(name: str, why: str) -> PeerError:
-    """The answer to a token of the issuer's with a claim that cannot be taken."""
+    """The refusal of an otherwise valid token for one unacceptable claim."""
     log.debug("token refused", reason=f"claim {name} {why}")
     return PeerError(ErrorCode.UNAUTHENTICATED, f"the token is not valid: its claim `{name}` {why}")

@@ -1,13 +1,13 @@
-"""Who is asking: API keys, and the signatures of tokens, are checked.
+"""Authenticates requests: checks API keys and the signatures of tokens.
 
-PROTOCOL: HS256 with the shared secret, or RS256, ES256 and EdDSA with the issuer's public keys.
-Which of the two checks a token follows from its algorithm, and neither key is ever tried for the
-other's (RFC 8725 section 2.1). API keys are the backends'. What a token's claims say is read in
-``claims.py``.
+PROTOCOL: HS256 with the shared secret, or RS256, ES256 and EdDSA with the issuer's public keys. A
+token's algorithm decides which of the two checks the token, and neither key is ever tried for the
+other's algorithms (RFC 8725 section 2.1). API keys belong to backends. ``claims.py`` reads the
+claims.
 
-A token whose signature is not good is refused in one sentence, and the reason is in the log,
-at the level debug. Once the signature is known to be good, a refusal names the claim that is
-wrong, and a token that merely ran out is called so: a new one would help.
+All tokens with a bad signature get the same refusal, and the log has the reason at level debug.
+Once the signature is known to be good, a refusal names the wrong claim, and the refusal of an
+expired token says so, because a new token would help.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ log = structlog.get_logger("taximeter.auth")
 
 
 class Authenticator:
-    """Checks what a request bears.
+    """Checks the credentials of a request.
 
-    ``now_ms`` gives epoch milliseconds: tokens carry wall time. ``keys`` are the issuer's,
-    made of the settings when left out. The process calls :meth:`prepare` at its start and
+    ``now_ms`` gives epoch milliseconds, because tokens carry wall time. ``keys`` are the issuer's;
+    by default they are made from the settings. The process calls :meth:`prepare` at its start and
     keeps :meth:`run` running.
     """
 
@@ -58,17 +58,17 @@ class Authenticator:
         self._issuer = settings.jwt_issuer
         self._audience = settings.jwt_audience
         self._user_claim = settings.jwt_user_claim
-        # Hashes have one length, so comparing them tells nothing about that of a key.
+        # Hashes have equal lengths, so a comparison reveals nothing about the length of a key.
         self._key_hashes = [_hash(key.get_secret_value()) for key in settings.api_keys]
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
 
     async def prepare(self) -> None:
-        """Fetches the issuer's keys, so that the first token need not wait for them."""
+        """Fetches the issuer's keys, so that the first token does not wait for them."""
         if self._keys is not None:
             await self._keys.refresh()
 
     async def run(self) -> None:
-        """Keeps the issuer's keys fresh, for ever; returns at once where there is no issuer."""
+        """Keeps the issuer's keys fresh until cancelled; returns at once without an issuer."""
         if self._keys is not None:
             await self._keys.run()
 
@@ -80,16 +80,16 @@ class Authenticator:
     ) -> Principal:
         """The principal of an API key or a JWT.
 
-        ``before_signature`` is awaited before a public key's signature is checked, which is
-        the one costly check (40 to 100 microseconds). ``network`` is where the request came from:
-        the issuer is asked for unknown keys at its expense. Raises ``unauthenticated``,
-        :class:`ExpiredTokenError`, or ``unavailable`` when the issuer's keys could not be
-        fetched yet.
+        ``before_signature`` is awaited before the check of a public key's signature, the only
+        costly check (40 to 100 microseconds). ``network`` is where the request came from: fetches
+        for unknown keys count against its budget. Raises ``unauthenticated``,
+        :class:`ExpiredTokenError`, or ``unavailable`` when the issuer's keys could not be fetched
+        yet.
         """
         if not 1 <= len(bearer) <= limits.TOKEN_CHARACTERS_MAX or not bearer.isascii():
             raise _refused("not a bearer token")
         bearer_hash = _hash(bearer)
-        # All are compared, whichever matches: the time says nothing.
+        # All keys are compared, even after a match, so that the time reveals nothing.
         if sum(hmac.compare_digest(bearer_hash, known) for known in self._key_hashes):
             return Principal(kind="key")
         if _JWT.fullmatch(bearer) is None:
@@ -119,7 +119,7 @@ class Authenticator:
             raise bad_claim("iss", "is another than TAXIMETER_JWT_ISSUER") from None
         except jwt.InvalidAudienceError:
             raise bad_claim("aud", "does not name TAXIMETER_JWT_AUDIENCE") from None
-        # PyJWT lets some of what json and base64 raise through.
+        # PyJWT lets some exceptions of json and base64 pass.
         except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
             raise _refused(f"{type(error).__name__}: {error}") from None
 
@@ -135,11 +135,11 @@ class Authenticator:
                 "require": ["exp", self._user_claim],
                 "verify_iss": self._issuer is not None,
                 "verify_aud": self._audience is not None,
-                # Times are checked below, against the clock that was handed in.
+                # ``claims.py`` checks the times, against the clock that was handed in.
                 "verify_exp": False,
                 "verify_nbf": False,
                 "verify_iat": False,
-                # Ours to check, where they are used.
+                # ``claims.py`` checks these, where they are used.
                 "verify_sub": False,
                 "verify_jti": False,
             },
@@ -148,7 +148,7 @@ class Authenticator:
     async def _find_keys(
         self, algorithm: str, key_id: str | None, network: str
     ) -> Sequence[str | jwt.PyJWK]:
-        """The keys that a token of ``algorithm`` is checked with; PyJWT saw to the types."""
+        """The keys to check a token of ``algorithm`` with; PyJWT has checked the types."""
         if algorithm == SHARED_ALGORITHM and self._secret:
             return (self._secret,)
         if algorithm not in SIGNATURE_ALGORITHMS or self._keys is None:
@@ -164,6 +164,6 @@ def _hash(text: str) -> bytes:
 
 
 def _refused(reason: str) -> PeerError:
-    """The one answer to a token whose signature is not good; ``reason`` is for the log alone."""
+    """The single refusal of a token with a bad signature; only the log gets ``reason``."""
     log.debug("token refused", reason=reason)
     return PeerError(ErrorCode.UNAUTHENTICATED, "the token is not valid")

@@ -1,10 +1,9 @@
 """The public keys of a token's issuer, kept fresh from ``TAXIMETER_JWKS_URL``.
 
-The fetch blocks, so it runs in a thread; everything else here is on the event loop. Tokens
-with unknown keys make the server ask the issuer a bounded number of times, and an issuer that
-is away takes no key with it: its last keys are believed for a day. A token is refused for an
-unknown key only by a key set that was asked for after the token arrived. Before that its key
-may merely be new.
+The fetch blocks, so it runs in a thread; everything else here runs on the event loop. Tokens with
+unknown keys make the server ask the issuer a bounded number of times. When the issuer is away, its
+last keys stay valid for a day. A token is refused for an unknown key only after a fetch that began
+after the token arrived: before that, its key may merely be new.
 """
 
 import asyncio
@@ -24,8 +23,11 @@ log = structlog.get_logger("taximeter.auth")
 
 
 class Misses:
-    """Fetches that tokens with unknown keys may ask for: ``most`` at once, and one more each
-    ``JWKS_MISS_MS``. ``now_ms`` is monotonic milliseconds."""
+    """Budget of fetches that tokens with unknown keys may cause.
+
+    It allows ``most`` at once, and one more each ``JWKS_MISS_MS``. ``now_ms`` is monotonic
+    milliseconds.
+    """
 
     __slots__ = ("_at", "_left", "_most")
 
@@ -34,19 +36,19 @@ class Misses:
         self._at = now_ms
 
     def any(self, now_ms: int) -> bool:
-        """Whether there is one."""
+        """Whether a fetch is left."""
         earned = (now_ms - self._at) // server_limits.JWKS_MISS_MS
         self._at += earned * server_limits.JWKS_MISS_MS
         self._left = min(self._most, self._left + earned)
         return self._left > 0
 
     def take(self) -> None:
-        """One less, of which there is ``any``."""
+        """Takes one fetch; the caller has checked :meth:`any`."""
         self._left -= 1
 
 
 class IssuerKeys:
-    """The issuer's keys. :meth:`refresh` once at start, then keep :meth:`run` running.
+    """The issuer's keys: call :meth:`refresh` once, then keep :meth:`run` running.
 
     ``fetch`` gives the key set, and may block and raise; ``now_ms`` is monotonic milliseconds.
     """
@@ -64,20 +66,20 @@ class IssuerKeys:
         self._now_ms = now_ms or (lambda: time.monotonic_ns() // 1_000_000)
         self._wait = wait
         self._keys: list[jwt.PyJWK] = []
-        self._fetched_at: int | None = None  # the last success
+        self._fetched_at: int | None = None  # time of the last success
         self._misses = Misses(server_limits.JWKS_MISSES_MAX, self._now_ms())
         self._misses_of: dict[str, Misses] = {}
-        """The same for each network that tokens come from."""
+        """A budget for each network that tokens come from, the longest silent network first."""
         self._fetching: asyncio.Task[bool] | None = None
 
     async def find(self, algorithm: str, key_id: str | None, network: str = "") -> list[jwt.PyJWK]:
-        """The keys that a token's header names: more than one where the issuer repeats an id.
+        """The keys that a token's header names: several where the issuer repeats an id.
 
-        Empty when the issuer has no such key. A token without ``kid`` is checked by the only
-        key of its algorithm, where there is one. A key that is known waits for nothing.
-        ``network`` is where the token came from: one that names unknown keys uses up no other's
-        fetches. Raises :class:`ServiceError` when the keys are not known well enough to refuse
-        the token.
+        Empty when the issuer has no such key. A token without ``kid`` is checked by the only key of
+        its algorithm, where there is exactly one. A known key causes no wait. ``network`` is where
+        the token came from: tokens with unknown keys use up only their own network's share of the
+        fetches. Raises :class:`ServiceError` when the keys are not known well enough to refuse the
+        token.
         """
         self._forget_stale()
         keys = self._match(algorithm, key_id)
@@ -86,7 +88,7 @@ class IssuerKeys:
             keys = self._match(algorithm, key_id)
         if keys or self._is_wrong(algorithm, key_id):
             return keys
-        # A fetch that is under way by now began after the token arrived.
+        # A fetch that is now in progress began after the token arrived.
         if self._fetching is None and not self._may_ask(network):
             raise ServiceError("the token's key is not known yet")
         if not await self._fetched():
@@ -94,11 +96,11 @@ class IssuerKeys:
         return self._match(algorithm, key_id)
 
     async def refresh(self) -> bool:
-        """Fetches the keys now; False, and the old ones stay, when that fails."""
+        """Fetches the keys now; on failure returns False and keeps the old keys."""
         return await self._fetched()
 
     async def run(self) -> None:
-        """Keeps the keys fresh until it is cancelled, as a task of the process."""
+        """Keeps the keys fresh until cancelled; the process runs this as a task."""
         while True:
             known = self._fetched_at is not None
             wait_ms = server_limits.JWKS_LIFETIME_MS if known else server_limits.JWKS_MISS_MS
@@ -112,18 +114,21 @@ class IssuerKeys:
         return [key for key in keys if key.key_id == key_id][: server_limits.JWKS_SAME_ID_MAX]
 
     def _is_wrong(self, algorithm: str, key_id: str | None) -> bool:
-        """Whether a token is wrong whatever a newer key set has: its key is of another algorithm,
-        or it does not say which of several keys it means."""
+        """Whether no newer key set could make a token right.
+
+        Its key is of another algorithm, or the token does not say which of several keys it means.
+        """
         if key_id is None:
             return sum(key.algorithm_name == algorithm for key in self._keys) > 1
         return any(key.key_id == key_id for key in self._keys)
 
     def _may_ask(self, network: str) -> bool:
-        """Whether a token may have the issuer asked once more; it is counted if so."""
+        """Whether a token may cause one more fetch; counts the fetch if so."""
         now_ms = self._now_ms()
         budgets = [self._misses]
         if network:
-            # The longest silent one comes first, and is forgotten first: it has earned most back.
+            # The longest silent network comes first, and is forgotten first: it has regained most
+            # fetches.
             own = self._misses_of.pop(network, None)
             own = own or Misses(server_limits.JWKS_MISSES_PER_ADDRESS_MAX, now_ms)
             self._misses_of[network] = own
@@ -137,11 +142,11 @@ class IssuerKeys:
         return True
 
     async def _fetched(self) -> bool:
-        """Waits for the fetch under way, or for one that begins now; whether it succeeded."""
+        """Waits for the current fetch, or for a new one; returns whether it succeeded."""
         if self._fetching is None:
             self._fetching = asyncio.create_task(self._try())
             self._fetching.add_done_callback(self._over)
-        # Who waits may be cancelled, and the others wait on.
+        # One waiter may be cancelled while the others still wait for the fetch.
         return await asyncio.shield(self._fetching)
 
     def _over(self, _: "asyncio.Task[bool]") -> None:

@@ -1,8 +1,8 @@
-"""The issuer's key set, read over HTTP from a peer that may answer anything.
+"""Reads the issuer's key set over HTTP from a peer that may answer anything.
 
-PyJWT's client follows no redirect, reads bodies of any size and has no deadline for a peer
-that sends a byte now and then. This one follows redirects within the site, sends a user agent
-of ours, reads a bounded body until a deadline, and skips keys that it cannot use.
+PyJWT's client follows no redirect, reads bodies of any size and has no deadline for a peer that
+sends a byte now and then. This client follows redirects within the site, sends a user agent of its
+own, reads a bounded body until a deadline, and skips keys that it cannot use.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ USER_AGENT: Final = "Taximeter/0.1 (JWKS)"
 
 
 class KeySetError(Exception):
-    """The key set could not be read; says why."""
+    """The key set could not be read; the message gives the reason."""
 
 
 def fetch_with(url: str) -> Callable[[], list[jwt.PyJWK]]:
-    """A function that fetches the usable keys at ``url``. It blocks: call it in a thread.
+    """A function that fetches the usable keys at ``url``.
 
-    It raises :class:`KeySetError` and nothing else, within ``JWKS_TIMEOUT_MS`` once the name
-    of the host is resolved.
+    The function blocks: call it in a thread. It raises only :class:`KeySetError`, and ends within
+    ``JWKS_TIMEOUT_MS`` after the host's name is resolved.
     """
     return lambda: _fetch(url)
 
@@ -56,7 +56,7 @@ def _fetch(url: str) -> list[jwt.PyJWK]:
 
 
 def parse_key_set(body: bytes) -> list[jwt.PyJWK]:
-    """The keys of a JWK set that can be used; raises :class:`KeySetError` when there are none."""
+    """The usable keys of a JWK set; raises :class:`KeySetError` when there is none."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -75,10 +75,10 @@ def parse_key_set(body: bytes) -> list[jwt.PyJWK]:
 
 
 def _key(member: Any) -> jwt.PyJWK | None:
-    """The key of one member; None where it is none, or not of a kind that is known."""
+    """The key of one member; None when malformed or of an unknown kind."""
     if not isinstance(member, dict):
         return None
-    # RFC 7517: parameters that matter here are strings. Absurd ones never reach the library.
+    # RFC 7517: the parameters that matter here are strings. Oversized ones never reach the library.
     fields = {
         name: value
         for name, value in member.items()
@@ -89,14 +89,14 @@ def _key(member: Any) -> jwt.PyJWK | None:
     try:
         return jwt.PyJWK(fields)
     except Exception:
-        # PyJWT and its cryptography raise whatever a field makes them stumble over.
+        # PyJWT and its cryptography raise various errors for bad fields.
         return None
 
 
 class _Deadline:
     """Ends a fetch when its time is over, wherever its thread waits for the peer.
 
-    Time-outs of sockets begin anew with each byte. This one shuts the connection down.
+    Socket time-outs begin anew with each byte. This deadline shuts the connection down.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -118,7 +118,7 @@ class _Deadline:
             self._handles.clear()
 
     def connect(self, *arguments: Any, **options: Any) -> socket.socket:
-        """A connection like ``socket.create_connection``'s, which ends with the deadline."""
+        """A connection like that of ``socket.create_connection``, ended by the deadline."""
         connection = socket.create_connection(*arguments, **options)
         with self._lock:
             # TLS takes the socket over, so the handle is a descriptor of its own.
@@ -131,19 +131,19 @@ class _Deadline:
         self.passed = True
         with self._lock:
             for handle in self._handles:
-                with contextlib.suppress(OSError):  # it may be gone already
+                with contextlib.suppress(OSError):  # the connection may be gone already
                     handle.shutdown(socket.SHUT_RDWR)
 
 
 class _Http(urllib.request.HTTPHandler):
-    """Plain connections under a deadline."""
+    """Opens http connections under a deadline."""
 
     def __init__(self, deadline: _Deadline) -> None:
         super().__init__()
         self._deadline = deadline
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Opens a request of http."""
+        """Opens a request over http."""
 
         def connection(host: str, **options: Any) -> http.client.HTTPConnection:
             made = http.client.HTTPConnection(host, **options)
@@ -154,14 +154,14 @@ class _Http(urllib.request.HTTPHandler):
 
 
 class _Https(urllib.request.HTTPSHandler):
-    """Connections of TLS under a deadline."""
+    """Opens https connections under a deadline."""
 
     def __init__(self, deadline: _Deadline) -> None:
         super().__init__()
         self._deadline = deadline
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        """Opens a request of https."""
+        """Opens a request over https."""
 
         def connection(host: str, **options: Any) -> http.client.HTTPSConnection:
             made = http.client.HTTPSConnection(host, **options)
@@ -176,7 +176,7 @@ def _port(url: SplitResult) -> int | None:
 
 
 class _WithinSite(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to the same host, and from http to https; nowhere else."""
+    """Follows redirects within the same host, and from http to https; no others."""
 
     max_redirections = 3
     max_repeats = 2
@@ -193,7 +193,7 @@ class _WithinSite(urllib.request.HTTPRedirectHandler):
         headers: Any,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request that a redirect asks for; raises where it leads out of the site."""
+        """The request that a redirect asks for; raises when the redirect leaves the site."""
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         is_upgrade = (before.scheme, after.scheme) == ("http", "https")
         same_port = before.scheme == after.scheme and _port(before) == _port(after)

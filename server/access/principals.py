@@ -1,4 +1,4 @@
-"""Who a request is from, and what they may do."""
+"""Principals: who a request is from, and what they may do."""
 
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -8,7 +8,7 @@ from protocol.wire.errors import ErrorCode, PeerError
 OPERATOR_SCOPE = "ops"
 
 NO_SCOPES: Final[frozenset[str]] = frozenset()
-"""Most users'; each empty set would take 216 bytes."""
+"""Shared by most users: an empty set of each one's own would take 216 bytes."""
 
 Role = Literal["user", "key", "ops"]
 
@@ -20,22 +20,22 @@ def tenant_of(org_id: str | None, user_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request is from. Made by :class:`Authenticator`, believed by everybody."""
+    """The sender of a request. :class:`Authenticator` makes it; everything else trusts it."""
 
     kind: Literal["user", "key"]
     user_id: str | None = None
     org_id: str | None = None
     account_id: str | None = None
     tenant: str | None = None
-    """A user's own; an API key names one with each call, see :meth:`tenant_for`."""
+    """The tenant of a user. An API key names a tenant with each call, see :meth:`tenant_for`."""
     scopes: frozenset[str] = frozenset()
     sessions: frozenset[str] | None = None
     """The only sessions that this token may start; None: any."""
     kinds: frozenset[str] | None = None
     """The only kinds that this token may start; None: any."""
     counterparts: frozenset[str] | None = None
-    """The only counterparts that this token may name, which its issuer knows; None: any, and
-    none of them is known."""
+    """The only counterparts that this token may name, and that its issuer knows; None: any, and the
+    issuer knows none of them."""
     expires_at: int | None = None
     """When the token expires, in epoch milliseconds; None: never."""
 
@@ -72,8 +72,8 @@ class Principal:
     def tenant_to_watch(self, org_id: str | None, user_id: str | None) -> str:
         """The tenant of a session to watch: an operator's choice, or a user's own.
 
-        Without either the tenant is the token's own. Raises ``forbidden`` for a user who names
-        another organisation or user.
+        Without ``org_id`` and ``user_id`` the tenant is the token's own. Raises ``forbidden`` for a
+        user who names another organisation or user.
         """
         assert self.tenant is not None
         assert self.user_id is not None
@@ -86,10 +86,10 @@ class Principal:
         return self.tenant
 
     def refuse_operator(self) -> None:
-        """Raises ``forbidden`` for an operator, whose token is a user's too.
+        """Raises ``forbidden`` for an operator, who has a user's token too.
 
         PROTOCOL section 2: existing applications keep their paths "for users and keys, not for
-        operators". What changes something there says so with this.
+        operators". Calls under those paths that change something call this.
         """
         if self.is_operator:
             raise _forbidden("this call is not for operators")
@@ -108,27 +108,30 @@ class Principal:
             raise _forbidden("the token may not start a session with this counterpart")
 
     def knows_counterpart(self, counterpart_id: str | None) -> bool:
-        """Whether the token's issuer has named this counterpart, and not its bearer."""
+        """Whether the token's issuer, and not only its bearer, has named this counterpart."""
         return self.counterparts is not None and counterpart_id in self.counterparts
 
     def may_see_session(self, session_user_id: str) -> bool:
-        """Whether snapshot and receipt of a session of ``session_user_id`` are theirs to see."""
+        """Whether they may see snapshot and receipt of a session of ``session_user_id``."""
         return self.is_key or self.is_operator or self.user_id == session_user_id
 
     def may_watch(self, session_user_id: str, session_id: str) -> bool:
-        """PROTOCOL: "the session's own user, a token whose `sessions` lists it, or `ops`"."""
+        """Whether they may watch a session.
+
+        PROTOCOL: "the session's own user, a token whose `sessions` lists it, or `ops`".
+        """
         listed = self.sessions is not None and session_id in self.sessions
         return listed or self.is_operator or self.user_id == session_user_id
 
     def may_see_account(self, account_id: str) -> bool:
-        """Whether balance and ledger of an account of the tenant are theirs to see and spend."""
+        """Whether they may see and spend an account of their tenant."""
         return self.is_key or self.is_operator or self.account_id == account_id
 
     def check_refresh(self, new: "Principal") -> None:
-        """Raises ``forbidden`` unless ``new`` may take this one's place on a socket.
+        """Raises ``forbidden`` unless ``new`` may replace this principal on a socket.
 
-        PROTOCOL: "a new token before the old one expires; same `sub`". The organisation and
-        the account must be the same too, for live sessions are counted against them.
+        PROTOCOL: "a new token before the old one expires; same `sub`". The organisation and the
+        account must be the same too, because live sessions are counted against them.
         """
         if (self.kind, self.user_id, self.tenant, self.account_id) != (
             new.kind,

@@ -1,7 +1,7 @@
-"""How much one peer may ask: of a socket, and of a user, each by a bucket of tokens.
+"""Rate limits of sockets and of users, each by a token bucket.
 
-A user has budgets at each process: for requests over HTTP, for messages over all of the
-user's sockets, and for new sessions, however they are started.
+A user has budgets at each process: for requests over HTTP, for messages over all of the user's
+sockets, and for new sessions of every origin.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from server.runtime.clock import Clock
 
 
 class Rate(NamedTuple):
-    """So many at once, and so many a second after that."""
+    """A rate: ``burst`` at once, then ``per_second``."""
 
     burst: int
     per_second: float
@@ -25,9 +25,10 @@ def _requests() -> Rate:
 
 
 class TokenBucket:
-    """Lets through what a rate allows.
+    """Allows requests up to a rate.
 
-    Refusals are counted until the peer has been quiet for as long as the bucket takes to fill.
+    ``refused`` counts refusals until the peer has been quiet for as long as the bucket takes to
+    fill.
     """
 
     __slots__ = ("_at", "_rate", "_tokens", "refused")
@@ -39,7 +40,7 @@ class TokenBucket:
         self.refused = 0
 
     def take(self, now_ms: int) -> bool:
-        """Whether one more is let through."""
+        """Whether one more request is allowed; takes its token if so."""
         burst, per_second = self._rate()
         earned = (now_ms - self._at) * per_second / 1000
         self._tokens = min(burst, self._tokens + earned)
@@ -54,13 +55,16 @@ class TokenBucket:
 
     @property
     def wait_ms(self) -> int:
-        """How long after the last look one more is let through; an hour at most."""
+        """Milliseconds from the last ``take`` until one more is allowed; at most an hour."""
         missing = max(0.0, 1 - self._tokens)
         return round(missing * 1000 / max(self._rate().per_second, 1 / 3600))
 
 
 class UserBudget:
-    """A bucket for each user. Backends and operators are trusted, and ask for many."""
+    """A bucket for each user.
+
+    Backends and operators are trusted and have no bucket, because they ask for many users.
+    """
 
     what: ClassVar = "requests"
 
@@ -70,19 +74,19 @@ class UserBudget:
 
     @staticmethod
     def rate() -> Rate:
-        """What a user may have."""
+        """The rate of one user."""
         return _requests()
 
     def check(self, principal: Principal) -> None:
-        """Raises ``rate_limited``, with the time to wait, for a user who asks too much."""
+        """Raises ``rate_limited``, with the time to wait, for a user over the rate."""
         if principal.kind == "user" and not principal.is_operator:
             self.take(principal.tenant, principal.user_id)
 
     def take(self, tenant: str | None, user_id: str | None) -> None:
-        """The same for a user who was looked at already."""
+        """The same, for an identity that the caller has found to be a user."""
         key = (tenant, user_id)
         now_ms = self._clock.now()
-        # The longest silent one comes first, and is forgotten first: its bucket is full.
+        # The longest silent user comes first, and is forgotten first: that bucket is full.
         bucket = self._buckets.pop(key, None) or TokenBucket(now_ms, self.rate)
         self._buckets[key] = bucket
         if len(self._buckets) > server_limits.REQUEST_USERS_MAX:
@@ -96,24 +100,24 @@ class UserBudget:
 
 
 class UserRequests(UserBudget):
-    """Requests over HTTP."""
+    """The budget of requests over HTTP."""
 
 
 class UserMessages(UserBudget):
-    """Messages over all sockets of a user."""
+    """The budget of messages over all sockets of a user."""
 
     @staticmethod
     def rate() -> Rate:
-        """What a user may have."""
+        """The rate of one user."""
         return Rate(server_limits.USER_REQUESTS_BURST, server_limits.USER_REQUESTS_PER_SECOND)
 
 
 class UserStarts(UserBudget):
-    """New sessions, over a socket, by a heartbeat, or by a minute that a client reports."""
+    """The budget of new sessions: over sockets, heartbeats and reported minutes."""
 
     what: ClassVar = "new sessions"
 
     @staticmethod
     def rate() -> Rate:
-        """What a user may have."""
+        """The rate of one user."""
         return Rate(server_limits.STARTS_BURST, server_limits.STARTS_PER_MINUTE / 60)

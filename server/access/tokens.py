@@ -1,4 +1,4 @@
-"""Tokens made with the shared secret: for a first look, and for tests."""
+"""Makes tokens with the shared secret, for trying the product and for tests."""
 
 import time
 from collections.abc import Iterable
@@ -25,9 +25,9 @@ def mint_token(
     counterparts: Iterable[str] | None = None,
     now_ms: int | None = None,
 ) -> str:
-    """A token signed with the shared secret, for ``python -m server token`` and for tests.
+    """A token signed with the shared secret, for ``python -m server token`` and tests.
 
-    Raises :class:`ConfigurationError` where there is no secret, ValueError for what
+    Raises :class:`ConfigurationError` where there is no secret, and ValueError for a token that
     :class:`Authenticator` would refuse.
     """
     if settings.jwt_secret is None:

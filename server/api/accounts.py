@@ -1,4 +1,4 @@
-"""Credit accounts: what they have, and what became of it."""
+"""Credit accounts: their balances and their ledgers."""
 
 import base64
 import binascii
@@ -32,26 +32,28 @@ class AccountAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     account_id: AccountId
     credits: AccountCredits
-    held: Annotated[Credits, describe("Of these, held for the time that sessions may still run.")]
+    held: Annotated[Credits, describe("Of these, held for time that sessions may still run.")]
     reserved: Annotated[Credits, describe("Of these, held for operations.")]
-    credits_per_minute: Annotated[Credits, describe("What all its sessions burn together now.")]
+    credits_per_minute: Annotated[
+        Credits, describe("What all sessions of the account burn together now.")
+    ]
     ends_at: Annotated[
         int | None,
-        describe("When they will have burnt it all, if nothing changes; null: never."),
+        describe("When the credits will be used up, if nothing changes; null: never."),
     ]
     sessions: Annotated[int, Meta(ge=0, description="Sessions that have not ended.")]
     server_time_at: InstantAt
     due: (
         Annotated[
             Credits,
-            describe("Of these, what the tier gives for this month, and adds when they are used."),
+            describe("Of these, the tier's allotment for this month, which is added when used."),
         ]
         | UnsetType
     ) = UNSET
 
 
 class LedgerLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One entry of an account's ledger. It is never changed: a correction is another one."""
+    """One entry of an account's ledger. Entries never change: a correction is another entry."""
 
     entry_id: EntryId
     kind: Annotated[
@@ -70,7 +72,9 @@ class LedgerLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     minute: Annotated[int, Meta(ge=0, description="The minute's number.")] | None = None
     priority: Priority | None = None
     expires_at: Annotated[int, describe("When what is left of it is lost.")] | None = None
-    metadata: Annotated[dict[str, Any], describe("What was sent with it.")] | None = None
+    metadata: (
+        Annotated[dict[str, Any], describe("Metadata that was sent with the request.")] | None
+    ) = None
 
 
 class LedgerPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,9 +92,9 @@ class View(msgspec.Struct, frozen=True):
 
     projection: AccountProjection
     held_micros: int
-    """Held for the time that sessions may still run."""
+    """The part of the balance that is held for time that sessions may still run."""
     due_micros: int = 0
-    """What of it is due, and not in the ledger yet."""
+    """The part of the balance that the month's allotment adds and the ledger does not have yet."""
 
     def credits(self, now_ms: int) -> str:
         """The balance after the burn of all sessions; below 0 only for a real debt."""
@@ -99,7 +103,10 @@ class View(msgspec.Struct, frozen=True):
 
 
 async def view_account(process: Process, tenant: str, account_id: str) -> View:
-    """The account, out of the ledger if it is cold; nothing is subscribed to for it."""
+    """Reads the account, and loads it from the ledger if Redis lacks it.
+
+    The process does not subscribe to the account's channel. Raises ``LiveError``.
+    """
     figures = await process.live.account(tenant, account_id)
     if figures is None:
         await process.loader.account(tenant, account_id)
@@ -114,9 +121,10 @@ async def view_account(process: Process, tenant: str, account_id: str) -> View:
 
 
 async def view_as_due(process: Process, account: AccountName) -> View:
-    """The same, with what its tier gives for this month and is not in the ledger yet.
+    """The account with the month's allotment that the ledger does not have yet.
 
-    That is asked for last: what is written in between is missing, and not shown twice.
+    The allotment is read last: an allotment that is entered in between is missing from the answer,
+    and is not counted twice.
     """
     view = await view_account(process, *account)
     due = await process.ledger.allotment_due(account)
@@ -129,7 +137,7 @@ async def view_as_due(process: Process, account: AccountName) -> View:
 
 
 async def reader_of(request: Request) -> tuple[Process, AccountName]:
-    """The process, and the account that a reading call is about."""
+    """The process, and the account that a read request is about."""
     principal = await principal_of(request, "user", "key", "ops")
     account_id = path_id(request)
     tenant = tenant_of_call(request, principal, account_id)
@@ -182,8 +190,7 @@ async def read_account(request: Request) -> Response:
 async def read_ledger(request: Request) -> Response:
     """An account's ledger, newest first.
 
-    Minutes and operations are in it once they are written down, a moment after they
-    were decided.
+    Minutes and operations appear once they are recorded, a moment after they were decided.
     """
     process, account = await reader_of(request)
     before = _position(request.query_params.get("cursor"))
@@ -220,7 +227,7 @@ def _cursor(position: int) -> str:
 
 
 def _position(cursor: str | None) -> int | None:
-    """The position in a cursor; raises ``bad_message`` for one that we did not make."""
+    """The position in a cursor; raises ``bad_message`` for a cursor of foreign make."""
     if cursor is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Corrections of the minutes of a member's month: entries of their own, never an edit."""
+"""Corrections of a member's monthly minutes: new entries, never an edit."""
 
 import re
 from datetime import date
@@ -31,7 +31,7 @@ Minutes = Annotated[
     Meta(
         ge=-MINUTES_MAX,
         le=MINUTES_MAX,
-        description="What is added to the minutes used; below 0 it is given back. Not 0.",
+        description="Minutes to add to those used; a negative number gives back. Not 0.",
         extra_json_schema={"not": {"const": 0}},
     ),
 ]
@@ -46,8 +46,8 @@ class AdjustmentWanted(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[
             str,
             Meta(
-                description="The month, by its first day; left out: the one under way.",
-                # For who reads the schema: what is wrong is said in words.
+                description="The month, by its first day; the current month if missing.",
+                # For readers of the schema only: the checks below give clearer errors.
                 extra_json_schema={"pattern": MONTH_PATTERN},
             ),
         ]
@@ -56,7 +56,7 @@ class AdjustmentWanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdjustmentMade(msgspec.Struct, frozen=True, kw_only=True):
-    """The month is corrected, the member's and with it the organisation's."""
+    """The month is corrected: the member's, and with it the organisation's."""
 
     entry_id: Annotated[str, describe("The entry; the same at every attempt.")]
     org_id: OrgId
@@ -65,7 +65,7 @@ class AdjustmentMade(msgspec.Struct, frozen=True, kw_only=True):
     minutes: Minutes
     reason: Reason
     minutes_used: Annotated[
-        int, Meta(ge=0, description="The member's after it, as far as they are written down.")
+        int, Meta(ge=0, description="The member's recorded minutes after the adjustment.")
     ]
 
 
@@ -87,7 +87,8 @@ class AdjustmentMade(msgspec.Struct, frozen=True, kw_only=True):
 async def adjust(request: Request) -> Response:
     """Corrects the minutes of a member's month, once for each `Idempotency-Key`.
 
-    Live sessions learn of it at once, both ways: they go on, or are warned and stopped.
+    The correction reaches live sessions at once, in both directions: they continue, or are warned
+    and stopped.
     """
     process = process_of(request)
     principal = await principal_of(request, "ops")
@@ -130,7 +131,7 @@ async def _adjust(
     except BadMessageError as error:
         raise Problem(422, "minutes_exceeded", error.message) from None
     if made.minutes != wanted.minutes or wanted.month not in (None, made.month):
-        # Entries are known for longer than the answers are kept.
+        # Adjustments are kept longer than the answers to idempotency keys.
         raise Problem(422, "idempotency_mismatch", "the key was used for another adjustment")
     month = date.fromisoformat(made.month)
     (used,) = (await process.records.load_member(idempotent.tenant, user_id, [month])).months

@@ -1,8 +1,8 @@
-"""What the calls that charge credits share: who charges whom, what, and why not.
+"""What all calls that charge credits share: who charges, the price, and refusals.
 
-A charge is for an operation of the rate card, at its price, or for an amount that a
-backend names. Whether an operation succeeded is for the backend to say as well. What
-failed costs nothing, so a user who could say so of an operation would never pay for it.
+A charge is for an operation of the rate card, at its price, or for an amount that a backend names.
+Only a backend may say whether an operation succeeded. A failed operation costs nothing, so a user
+who could report a failure would never pay.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -32,7 +32,7 @@ Reason = Annotated[
     Meta(
         min_length=1,
         max_length=limits.REASON_CHARACTERS_MAX,
-        description="Why, for whoever reads the ledger.",
+        description="The reason, for readers of the ledger.",
     ),
 ]
 OperationName = Annotated[str, describe_id("An operation of the rate card.")]
@@ -46,7 +46,7 @@ Metadata = Annotated[
     ),
 ]
 SUCCESS: dict[str, Any] = {"properties": {"success": {"const": True}}}
-"""Metadata of what did not fail."""
+"""Metadata of an operation that did not fail."""
 OPERATION_OR_AMOUNT: dict[str, Any] = {
     "oneOf": [
         {
@@ -63,11 +63,11 @@ OPERATION_OR_AMOUNT: dict[str, Any] = {
         },
     ]
 }
-"""What a :class:`Charge` is for, as JSON Schema."""
+"""The target of a :class:`Charge`, as JSON Schema."""
 
 
 class Charge(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be charged, and for what: an operation, or an amount."""
+    """What to charge, and for what: an operation, or an amount."""
 
     operation: OperationName | None = None
     amount: (
@@ -80,17 +80,16 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Price(NamedTuple):
-    """What a charge comes to."""
+    """The price of a charge."""
 
     micros: int
     operation: str | None
 
 
 async def account_of_call(request: Request, *roles: Role) -> tuple[Principal, AccountName]:
-    """Who charges, and the account: any that a backend names, and a user's own.
+    """Who charges, and the account: any that a backend names, or a user's own.
 
-    An operator is a user here like any other: to look into accounts is theirs, to charge
-    them is not.
+    An operator counts as a plain user here: operators may look into accounts, not charge them.
     """
     principal = await principal_of(request, *roles)
     account_id = path_id(request)
@@ -106,7 +105,11 @@ async def account_of_call(request: Request, *roles: Role) -> tuple[Principal, Ac
 
 
 def check_charge(charge: Charge, principal: Principal) -> None:
-    """Raises ``bad_message`` for what is no charge, ``forbidden`` for one that is a backend's."""
+    """Checks that a charge is valid, and allowed for its sender.
+
+    Raises ``bad_message`` for an invalid charge, and ``forbidden`` for one that only a backend may
+    make.
+    """
     if (charge.operation is None) == (charge.amount is None):
         raise BadMessageError("operation: name either an operation or, as a backend, an amount")
     if charge.amount is not None and parse_credits(charge.amount, name="amount") == 0:
@@ -127,7 +130,7 @@ def check_charge(charge: Charge, principal: Principal) -> None:
 
 
 def has_succeeded(metadata: dict[str, Any] | None) -> bool:
-    """What ``metadata`` says of it; raises ``bad_message`` for metadata that cannot be kept."""
+    """Whether ``metadata`` reports success; raises ``bad_message`` for unusable metadata."""
     said = (check_metadata(metadata) or {}).get("success", True)
     if not isinstance(said, bool):
         raise BadMessageError("metadata.success: expected true or false")
@@ -135,7 +138,11 @@ def has_succeeded(metadata: dict[str, Any] | None) -> bool:
 
 
 def user_of(charge: Charge, principal: Principal, account: AccountName) -> str | None:
-    """Who did it: a token's user, the one that a backend names, or a tenant's only one."""
+    """Who performed the operation.
+
+    It is the token's user, the user that a backend names, or the only user of a tenant without an
+    organisation.
+    """
     if not principal.is_key:
         return principal.user_id
     kind, _, name = account.tenant.partition(":")
@@ -143,7 +150,7 @@ def user_of(charge: Charge, principal: Principal, account: AccountName) -> str |
 
 
 def price_of(process: Process, charge: Charge) -> Price:
-    """What a charge comes to by the rate card; raises ``unknown_operation``."""
+    """The price of a charge by the rate card; raises ``unknown_operation``."""
     if charge.operation is None:
         assert charge.amount is not None
         return Price(parse_credits(charge.amount, name="amount"), None)
@@ -161,7 +168,7 @@ def operation_micros(process: Process, operation: str) -> int:
 async def refusal_of(
     process: Process, account: AccountName, price: Price, refused: Short | Limited
 ) -> Problem:
-    """Why a charge was refused, and what it would take."""
+    """The problem document that says why a charge was refused, and what is needed."""
     if isinstance(refused, Short):
         return Problem(
             402,

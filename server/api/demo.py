@@ -1,8 +1,8 @@
-"""What the page at ``/`` needs to try Taximeter; served in development only.
+"""The calls of the demonstration page at ``/``; served in development only.
 
-Tokens are signed with the real secret, so they are for visitors alone: none is for a
-user of an application. Strangers that a proxy on this machine lets in get nothing either,
-unless ``TAXIMETER_DEVELOPMENT_CONFIRMED`` says that they may.
+Tokens are signed with the real secret, so they are for visitors only, never for a user of an
+application. Strangers who come through a proxy on this machine get nothing either, unless
+``TAXIMETER_DEVELOPMENT_CONFIRMED`` allows them.
 """
 
 import secrets
@@ -28,9 +28,9 @@ from server.process import Process
 from server.runtime.loopback import is_loopback
 
 FIRST_CREDITS_MICROS = 2_500_000
-"""What a new visitor has: two and a half minutes of chat after the free one."""
+"""Credits of a new visitor: two and a half minutes of chat after the free time."""
 VISITOR = "visitor-"
-"""How the ids of visitors begin."""
+"""Prefix of the ids of visitors."""
 
 
 class TokenWanted(msgspec.Struct):
@@ -79,7 +79,7 @@ async def token(request: Request) -> Response:
 
 
 async def top_up(request: Request) -> Response:
-    """Credits for the user whose token it is."""
+    """Credits for the user of the token."""
     process = process_of(request)
     _check_near(process, request)
     principal = await principal_of(request, "user")

@@ -1,6 +1,6 @@
-"""Both sides of the wire, generated from the code: ``/openapi.json``, ``/asyncapi.json``.
+"""Descriptions of the wire, generated from the code: ``/openapi.json``, ``/asyncapi.json``.
 
-The documents are built once: one takes 17 ms, and anybody may ask for it.
+The documents are built once, because one takes 17 ms and anyone may ask for it.
 """
 
 import functools
@@ -31,7 +31,7 @@ async def openapi_document(request: Request) -> Response:
 
 @described(DOCUMENT)
 async def asyncapi_document(_: Request) -> Response:
-    """The WebSocket's side of the wire, in AsyncAPI 3.0."""
+    """The WebSocket side of the wire, in AsyncAPI 3.0."""
     return json_response(asyncapi_body())
 
 
@@ -56,12 +56,12 @@ def asyncapi_body() -> bytes:
 
 
 def build(app: Starlette) -> None:
-    """Builds both documents before anybody asks."""
+    """Builds both documents before the first request."""
     openapi_body(app)
     asyncapi_body()
 
 
-# The words of these are in their own modules; what is said here is only their shape.
+# The modules of these routes have their descriptions; only the shape is declared here.
 STATE = Operation(tag="process", answers={200: "application/json"})
 READINESS = Operation(tag="process", answers={200: "application/json", 503: "application/json"})
 described(STATE)(health.healthz)

@@ -1,4 +1,4 @@
-"""Money in: credits are granted to an account, by amount or by package."""
+"""Credit grants: money in, by amount or by package."""
 
 import bisect
 import math
@@ -60,11 +60,11 @@ AMOUNT_OR_PACKAGE: dict[str, Any] = {
         },
     ]
 }
-"""What a :class:`GrantWanted` is, as JSON Schema."""
+"""The choice in a :class:`GrantWanted`, as JSON Schema."""
 
 
 class GrantWanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Asks for credits to be added to an account: an amount, or a package of the rate card."""
+    """Asks for credits for an account: an amount, or a package of the rate card."""
 
     amount: Annotated[Amount, describe("What to add; more than 0.")] | None = None
     package: PackageId | None = None
@@ -98,7 +98,7 @@ class GrantMade(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GrantLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A grant of which something is left."""
+    """A credit grant that is not used up."""
 
     entry_id: EntryId
     name: Annotated[
@@ -120,7 +120,7 @@ class GrantLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What an account's credits consist of."""
+    """The grants that make up an account's credits."""
 
     account_id: AccountId
     grants: Annotated[
@@ -142,7 +142,7 @@ class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     )
 )
 async def read_grants(request: Request) -> Response:
-    """The grants of an account of which something is left, in the order in which they burn."""
+    """The grants of an account that are not used up, in the order in which they burn."""
     process, account = await reader_of(request)
     found = await process.records.grants(*account, storage_limits.PAGE_ROWS_MAX)
     lines = [_line(grant) for grant in found]
@@ -155,7 +155,7 @@ async def read_grants(request: Request) -> Response:
 
 
 def _order(grant: GrantLine) -> tuple[int, float]:
-    """In what order grants burn, but for their age."""
+    """Sort key for the order in which grants burn, without their age."""
     return grant.priority, math.inf if grant.expires_at is None else grant.expires_at
 
 
@@ -192,9 +192,8 @@ def _line(grant: GrantRow, *, due: bool = False) -> GrantLine:
 async def grant_credits(request: Request) -> Response:
     """Adds credits to an account, once for each `Idempotency-Key`.
 
-    An amount needs a `reason`; a package says how much it is and when it expires. Live
-    sessions learn of it at once. `credits` is the balance after the burn of all sessions
-    so far.
+    An amount needs a `reason`; a package defines its amount and its expiry. Live sessions get the
+    credits at once. `credits` is the balance after the burn of all sessions so far.
     """
     process = process_of(request)
     principal = await principal_of(request, "key", "ops")
@@ -224,7 +223,7 @@ def _check(wanted: GrantWanted) -> None:
 async def _grant(
     process: Process, idempotent: IdempotentRequest, account: AccountName, wanted: GrantWanted
 ) -> Response:
-    """Makes the entry if it is not there, and applies it if it is not applied."""
+    """Makes the entry if the ledger lacks it, and applies it if Redis lacks it."""
     entry, expires_at = _entry(process, idempotent, account, wanted)
     made = await process.records.entry(*account, entry.entry_id)
     if made is None:
@@ -233,7 +232,7 @@ async def _grant(
         await process.ledger.enter(entry, wanted.priority, expires_at)
     except BalanceTooHighError as error:
         raise _too_high(error) from None
-    # The ledger has the last word: it knows its keys longer than the answers are kept.
+    # The ledger decides: it remembers keys longer than the cache of answers does.
     made = made or await process.records.entry(*account, entry.entry_id)
     assert made is not None
     package = _package_of(made.metadata)
@@ -262,7 +261,7 @@ async def _grant(
 def _entry(
     process: Process, idempotent: IdempotentRequest, account: AccountName, wanted: GrantWanted
 ) -> tuple[EntryPosted, int | None]:
-    """The entry that is wanted, and when it expires; raises ``unknown_package``."""
+    """The requested entry, and when it expires; raises ``unknown_package``."""
     entry_id = idempotent.entry_id("grant")
     if wanted.package is not None:
         try:
@@ -290,13 +289,13 @@ def _package_of(metadata: dict[str, Any] | None) -> str | None:
 
 
 async def _check_new(process: Process, entry: EntryPosted, expires_at: int | None) -> None:
-    """What a grant must be when it is made, and may have ceased to be when it is repeated."""
+    """Checks what holds for a new grant only, and may no longer hold when it is repeated."""
     if expires_at is not None and expires_at <= entry.at:
         raise BadMessageError("expires_at: must be in the future")
     view = await view_account(process, entry.tenant, entry.account_id)
     if view.projection.gross_micros + entry.amount_micros > limits.BALANCE_MICROS_MAX:
-        # Postgres refuses what is too much together with what others grant at the same time.
-        # Here it is together with what running sessions have used and not yet ended.
+        # Postgres refuses a balance that is too high because of simultaneous grants. This check
+        # includes what running sessions have used and have not settled yet.
         raise _too_high(BalanceTooHighError())
 
 

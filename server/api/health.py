@@ -1,4 +1,4 @@
-"""Whether the process lives, whether it can serve, and what it counts."""
+"""Health and metrics: whether the process lives and can serve, and its counts."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -18,7 +18,7 @@ async def readyz(request: Request) -> Response:
     """Redis, Postgres and the outbox can be reached, and the process is not draining."""
     process = process_of(request)
     look = await process.engine_health.look()
-    # A long outbox is said, but the process can serve: nothing stops without Postgres.
+    # A long outbox is reported, but the process stays ready: nothing stops without Postgres.
     ready = look.redis_up and look.postgres_up and not process.draining
     return answer(
         {
@@ -37,7 +37,7 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
-    """What the process counts, for Prometheus."""
+    """The metrics of the process, for Prometheus."""
     process = process_of(request)
     await process.engine_health.look()
     body, content_type = process.metrics.render()

@@ -1,4 +1,4 @@
-"""The heartbeat path: where no WebSocket gets through."""
+"""HTTP heartbeats, for networks that let no WebSocket through."""
 
 from typing import Annotated, ClassVar
 
@@ -31,7 +31,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def heartbeats_of(request: Request) -> Heartbeats:
-    """The clients without a socket of the process that serves the request."""
+    """The HTTP heartbeat clients of the process that serves the request."""
     found: Heartbeats = request.app.state.heartbeats
     return found
 
@@ -54,9 +54,9 @@ def heartbeats_of(request: Request) -> Heartbeats:
 async def heartbeat(request: Request) -> Response:
     """Counts as a proof of life for 75 s, and answers the snapshot.
 
-    Send one well within that time. When the next does not come, the session is suspended,
-    as if a socket had been lost, and its reconnect grace runs. A clean close, `leave` or
-    `stop` of the same user ends the proof at once.
+    Send the next heartbeat well within that time. Without it the session is suspended, as after a
+    lost socket, and its reconnect grace runs. A clean close, `leave` or `stop` of the same user
+    ends the proof at once.
     """
     principal = await principal_of(request, "user")
     session_id = path_id(request)

@@ -1,4 +1,4 @@
-"""Holds: credits reserved before an expensive operation, charged or given back after it."""
+"""Holds: credits reserved before an operation, then charged or given back."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -40,7 +40,7 @@ from storage.rows.accounts import HoldRow
 
 Done = Annotated[
     dict[str, Any],
-    Meta(description="What it took. What failed is voided.", extra_json_schema=SUCCESS),
+    Meta(description="What the operation took. A failed one is voided.", extra_json_schema=SUCCESS),
 ]
 
 
@@ -53,13 +53,13 @@ class HoldWanted(Charge, frozen=True, kw_only=True):
         Meta(
             ge=1,
             le=server_limits.HOLD_MS_MAX,
-            description="After so long it expires by itself, and nothing is charged.",
+            description="Time after which the hold expires without a charge.",
         ),
     ] = server_limits.HOLD_MS_DEFAULT
 
 
 class PostWanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Says what is to be charged of what is held."""
+    """The part of a hold to charge."""
 
     amount: Annotated[
         str,
@@ -73,19 +73,19 @@ class PostWanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VoidWanted(msgspec.Struct, frozen=True):
-    """Nothing: a body that need not be there, and is an object if it is."""
+    """An optional body, which must be an object if present."""
 
     EMPTY_BODY: ClassVar[bool] = True
 
 
 class HoldAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A hold, and how its account stands."""
+    """A hold, and the balance of its account."""
 
     hold_id: Annotated[str, describe_id("The hold.")]
     account_id: AccountId
     state: Annotated[
         HoldState,
-        describe("`open` while it holds; then for good what became of it."),
+        describe("`open` while it holds; then its final state."),
     ]
     amount: Annotated[Credits, describe("What is held, or was.")]
     posted: Annotated[Credits, describe("What was charged of it.")]
@@ -137,9 +137,9 @@ CLOSING = msgspec.structs.replace(
 async def open_hold(request: Request) -> Response:
     """Holds credits for an operation, or up to an amount, once for each `Idempotency-Key`.
 
-    Until it is posted, voided or expires they cannot be spent on anything else. The
-    operation counts in its month from now on, unless it comes to nothing. What only running
-    sessions hold is never in its way.
+    Until the hold is posted, voided or expires, nothing else can spend the credits. The operation
+    counts in its month from now on, unless the hold is voided or expires. Credits that running
+    sessions merely hold never stand in the way.
     """
     process = process_of(request)
     principal, account = await account_of_call(request, "key")
@@ -175,14 +175,14 @@ async def _open(
     hold = await _hold_of(process, account.tenant, hold_id)
     is_other = (hold.account_id, hold.operation) != (account.account_id, wanted.operation)
     if is_other or (wanted.operation is None and hold.amount_micros != price.micros):
-        # Holds are known for longer than the answers are kept.
+        # Holds are kept longer than the answers to idempotency keys.
         raise Problem(422, "idempotency_mismatch", "the key was used for another hold")
     return _answer(hold, held.credits_micros, 201)
 
 
 @described(OF_HOLD)
 async def read_hold(request: Request) -> Response:
-    """A hold, and what became of it."""
+    """A hold, and its result."""
     process = process_of(request)
     _, tenant, hold_id = await _asked(request)
     hold = await _hold_of(process, tenant, hold_id)
@@ -202,7 +202,7 @@ async def read_hold(request: Request) -> Response:
     )
 )
 async def post_hold(request: Request) -> Response:
-    """Charges an operation that was done, up to what was held, and gives back the rest."""
+    """Charges an operation that was done, up to the hold, and gives back the rest."""
     process = process_of(request)
     principal, tenant, hold_id = await _asked(request)
     raw = await raw_body(request)
@@ -229,9 +229,9 @@ async def post_hold(request: Request) -> Response:
 
 @described(CLOSING)
 async def void_hold(request: Request) -> Response:
-    """Gives back what is held, for the operation was not done.
+    """Gives back a hold, because the operation was not done.
 
-    A hold that was voided or has expired already is answered as it is: it holds nothing.
+    A hold that was already voided or has expired is answered as it is: it holds nothing.
     """
     process = process_of(request)
     principal, tenant, hold_id = await _asked(request)
@@ -250,13 +250,13 @@ async def void_hold(request: Request) -> Response:
     return await once(process.records, idempotent, void)
 
 
-# --- How it is done ---------------------------------------------------------------------
+# --- Implementation ---------------------------------------------------------------------
 
 
 async def _asked(request: Request) -> tuple[Principal, str, str]:
-    """Who asks, and the tenant and the id of the hold.
+    """The sender, and the tenant and id of the hold.
 
-    The id of a hold is made of its tenant too, so a call may leave the tenant out.
+    A hold's id contains its tenant, so a request may leave the tenant out.
     """
     principal = await principal_of(request, "key")
     process, hold_id = process_of(request), path_id(request)

@@ -1,4 +1,4 @@
-"""Organisations and their members: what they may use of a month."""
+"""Organisations and their members: their limits and use of a month."""
 
 import datetime
 import functools
@@ -63,7 +63,7 @@ NewHoursLimit = (
 
 
 class OrganizationChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to become of an organisation; what is left out stays."""
+    """A change of an organisation; a missing field stays as it is."""
 
     monthly_hours_limit: NewHoursLimit = UNSET
     timezone: Timezone | UnsetType = UNSET
@@ -72,9 +72,7 @@ class OrganizationChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 MonthName = Annotated[str, describe("The month, by its first day: `2026-11-01`.")]
-WrittenMinutes = Annotated[
-    int, Meta(ge=0, description="Minutes of that month, as far as they are written down.")
-]
+WrittenMinutes = Annotated[int, Meta(ge=0, description="Recorded minutes of that month.")]
 OverageMinutes = Annotated[
     int,
     Meta(
@@ -86,7 +84,7 @@ OverageMinutes = Annotated[
 
 
 class OrganizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """An organisation's plan, and what its members have used of a month together."""
+    """An organisation's plan, and its members' joint use of a month."""
 
     org_id: OrgId
     monthly_hours_limit: HoursLimit
@@ -100,13 +98,13 @@ class OrganizationAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemberChange(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to become of a member; what is left out stays."""
+    """A change of a member; a missing field stays as it is."""
 
     monthly_hours_limit: NewHoursLimit = UNSET
 
 
 class MemberAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """A member's own limit, beside the organisation's; the more restrictive one wins."""
+    """A member's own limit, beside the organisation's; the more restrictive one applies."""
 
     org_id: OrgId
     user_id: UserId
@@ -150,7 +148,7 @@ async def _asked(request: Request) -> tuple[Process, str, str]:
     )
 )
 async def read_organization(request: Request) -> Response:
-    """An organisation's plan, and what its members have used of a month together."""
+    """An organisation's plan, and its members' joint use of a month."""
     process, _, tenant = await _asked(request)
     month = _month(request)
     found = await process.records.organization(tenant)
@@ -162,9 +160,9 @@ async def read_organization(request: Request) -> Response:
 
 @described(msgspec.structs.replace(OF_ORGANIZATION, body=OrganizationChange))
 async def put_organization(request: Request) -> Response:
-    """Makes or changes an organisation; live sessions learn of a new limit at once.
+    """Makes or changes an organisation; a new limit reaches live sessions at once.
 
-    What is left out stays, or takes its default: no limit, UTC, the tier `free`, no
+    A missing field stays as it is, or takes its default: no limit, UTC, the tier `free`, no
     overage.
     """
     process, org_id, tenant = await _asked(request)
@@ -181,7 +179,8 @@ async def put_organization(request: Request) -> Response:
             allow_overage=change.allow_overage,
         )
     except RejectedError as error:
-        # The bounds are checked; what is left is a zone that only this side knows.
+        # The bounds are checked above; the remaining cause is a zone that this machine has and
+        # Postgres lacks.
         raise BadMessageError(f"timezone: the database refuses it: {error}") from error
 
     found = await apply_organization(process.live, process.records, tenant)
@@ -193,7 +192,7 @@ async def put_organization(request: Request) -> Response:
     msgspec.structs.replace(OF_MEMBER, parameters=(MONTH,), errors={404: ("unknown_member",)})
 )
 async def read_member(request: Request) -> Response:
-    """A member's own limit, and what is used of a month."""
+    """A member's own limit, and the use of a month."""
     process, org_id, tenant = await _asked(request)
     user_id = path_id(request, "user")
     month = _month(request)
@@ -205,7 +204,7 @@ async def read_member(request: Request) -> Response:
 
 @described(msgspec.structs.replace(OF_MEMBER, body=MemberChange))
 async def put_member(request: Request) -> Response:
-    """Makes or changes a member; live sessions learn of a new limit at once."""
+    """Makes or changes a member; a new limit reaches live sessions at once."""
     process, org_id, tenant = await _asked(request)
     user_id = path_id(request, "user")
     change = read_body(await raw_body(request), MemberChange)
@@ -226,7 +225,7 @@ def _month(request: Request) -> str | None:
 async def _used(
     request: Request, tenant: str, user_id: str | None, timezone: str, month: str | None
 ) -> dict[str, Any]:
-    """The month, and what is written down of it; of the one under way if none is named."""
+    """The month, and its recorded use; the current month if the request names none."""
     month = month or calendar(timezone).month(process_of(request).clock.now())
     day = datetime.date.fromisoformat(month)
     found = await usage_of(request).of_month(tenant, user_id, day)
@@ -272,7 +271,7 @@ async def _member(
 
 @functools.cache
 def _timezones() -> frozenset[str]:
-    """Every zone of this machine; looked up once, for it reads hundreds of files."""
+    """Every zone of this machine; cached, because the look-up reads hundreds of files."""
     return frozenset(zoneinfo.available_timezones())
 
 
@@ -282,9 +281,10 @@ def _check_timezone(name: str | UnsetType) -> None:
 
 
 def _check_tier(tier: str | UnsetType, rates: RateCard) -> None:
-    """A tier that the card does not name bounds nothing, so a misspelt one is refused.
+    """Refuses a tier that the rate card does not name.
 
-    A card without any tier bounds nobody: then a tier is only a name.
+    A tier without an entry has no limits, so a misspelt name must not pass. On a rate card without
+    any tier a tier is only a name, and all pass.
     """
     if tier is not UNSET and rates.tiers and tier not in rates.tiers:
         raise BadMessageError(_unknown("tier", "tier of the rate card", tier, rates.tiers))

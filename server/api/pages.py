@@ -16,15 +16,15 @@ ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "server" / "pages"
 BROWSER = ROOT / "protocol" / "browser"
 
-# At its first guess the module reads the system's files, for 20 ms of the loop.
+# The module's first guess reads the system's files, which would block the loop for 20 ms.
 mimetypes.init()
 
 
 class PageFiles(StaticFiles):
-    """The page's files; a path that ends in a slash is none of them."""
+    """The page's files; a path with a slash at its end is not found."""
 
     def get_path(self, scope: Scope) -> str:
-        """The path of a file; raises 404 for one that ends in a slash."""
+        """The path of a file; raises 404 for a path with a slash at its end."""
         if scope["path"].endswith("/"):
             raise HTTPException(404)
         return super().get_path(scope)
@@ -36,7 +36,7 @@ async def index(_: Request) -> Response:
 
 
 async def client(request: Request) -> Response:
-    """The browser's client and its types; pages of other origins may import it."""
+    """The browser's client and its types, which pages of other origins may import."""
     name = request.path_params["name"]
     media = "text/javascript" if name.endswith(".js") else "text/plain"
     headers = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-cache"}

@@ -1,4 +1,4 @@
-"""Prepared sessions: a backend says what a session costs, before the browser starts it."""
+"""Preparations: a backend fixes a session's terms before the browser starts it."""
 
 from typing import Annotated, Any
 
@@ -35,7 +35,7 @@ from storage.rows.sessions import SessionPrepared
 
 
 class Preparation(msgspec.Struct, frozen=True, kw_only=True):
-    """A session that a user may start, and its own terms; what is left out is the kind's."""
+    """A session that a user may start, and its terms; missing terms are the kind's."""
 
     session_id: SessionId
     kind: KindName
@@ -111,12 +111,12 @@ def _prepared(session: SessionPrepared) -> Prepared:
     )
 )
 async def prepare(request: Request) -> Response:
-    """Prepares a session for a user, with a price, free time and cap of its own.
+    """Prepares a session for a user, with its own price, free time and cap.
 
-    The browser's `start` takes these and cannot change them: once this is answered with 201
-    or 200, the session can only run as prepared. The same preparation again is answered
-    with 200; another one under the same id is a conflict, and so is a session that has
-    started. After `expires_at` it cannot be started, but be prepared again.
+    The browser's `start` takes these terms and cannot change them: after the answer 201 or 200 the
+    session can only run as prepared. The same preparation again is answered with 200. Another
+    preparation under the same id is a conflict, and so is a session that has started. After
+    `expires_at` it cannot be started, but can be prepared again.
     """
     process = process_of(request)
     await principal_of(request, "key")
@@ -154,7 +154,7 @@ async def prepare(request: Request) -> Response:
 
 
 def _end_of(body: Preparation, now_ms: int) -> int:
-    """When the preparation expires."""
+    """When the preparation expires, in epoch milliseconds."""
     if body.expires_at is None:
         return now_ms + server_limits.PREPARED_SESSION_KEPT_MS
     if not now_ms < body.expires_at <= now_ms + server_limits.PREPARED_SESSION_KEPT_MS_MAX:

@@ -1,7 +1,7 @@
 """Reports for operators: every minute that was used, as a table.
 
-A report may be longer than memory, so it is read from a cursor and sent batch by batch,
-and one that is not read is given up: it holds a connection and a snapshot.
+A report may be larger than memory, so it is read from a cursor and sent batch by batch. A report
+that its client does not read is abandoned, because it occupies a connection and a snapshot.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ COLUMNS = (
 )
 
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-# What a spreadsheet takes for a formula when a cell begins with it (OWASP, CSV injection).
+# Spreadsheets take a cell that begins with one of these for a formula (OWASP, CSV injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -62,7 +62,10 @@ def _day_parameter(name: str, description: str) -> dict[str, Any]:
 
 
 class ReportStream(StreamingResponse):
-    """A table that is sent while it is read; it ends with its client, or with its patience."""
+    """A table that is sent while it is read.
+
+    It ends when its client leaves or reads nothing for ``REPORT_STALLED_S``.
+    """
 
     def __init__(self, lines: AsyncGenerator[bytes, None], name: str) -> None:
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
@@ -70,13 +73,13 @@ class ReportStream(StreamingResponse):
         self.lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends it (the interface of ASGI)."""
+        """Sends the table (the interface of ASGI)."""
 
         async def send_soon(message: Message) -> None:
             async with asyncio.timeout(server_limits.REPORT_STALLED_S):
                 await send(message)
 
-        # Closed here, and not when it is found by the garbage collector: it has a cursor.
+        # Closed here and not by the garbage collector, because the iterator has a cursor.
         async with contextlib.aclosing(self.lines):
             await super().__call__(scope, receive, send_soon)
 
@@ -101,16 +104,14 @@ class ReportStream(StreamingResponse):
 async def usage_report(request: Request) -> Response:
     """Every minute that began between two days, as CSV (RFC 4180), streamed.
 
-    Days are those of each organisation's calendar. The columns: `org_id`, `user_id`,
-    `account_id`, `session_id`, `kind`, `counterpart_id`; `minute` (its number in the
-    session, from 0), `started_at` (RFC 3339, UTC), `day` and `month` (by the
-    organisation's calendar, a month by its first day), `seconds` (1 to 60), `counted`
-    (whether it counts against the month's limits), `credits` (its cost, a decimal),
-    `free_ms` (what of it was free).
+    Days are those of each organisation's calendar. The columns: `org_id`, `user_id`, `account_id`,
+    `session_id`, `kind`, `counterpart_id`; `minute` (its number in the session, from 0),
+    `started_at` (RFC 3339, UTC), `day` and `month` (by the organisation's calendar, a month by its
+    first day), `seconds` (1 to 60), `counted` (whether it counts against the month's limits),
+    `credits` (its cost, a decimal), `free_ms` (its free part).
 
-    A cell that a spreadsheet would take for a formula has an apostrophe in front. A
-    report that fails on its way breaks off without the end of its transfer, so it cannot
-    be taken for the whole.
+    A cell that a spreadsheet would take for a formula has an apostrophe in front. A report that
+    fails midway breaks off without the end of its transfer, so it cannot be taken for the whole.
     """
     await principal_of(request, "ops")
     from_day, to_day = _day(request, "from"), _day(request, "to")
@@ -120,7 +121,7 @@ async def usage_report(request: Request) -> Response:
     lines = _lines(request, None if org_id is None else tenant_of(org_id, ""), from_day, to_day)
     report = ReportStream(lines, f"usage-{from_day}-{to_day}.csv")
     if request.method != "HEAD":
-        # What fails before the first line is still answered as an error.
+        # An error before the first line is still answered as an error.
         report.body_iterator = _after(await anext(lines), lines)
     return report
 
@@ -136,7 +137,7 @@ def _day(request: Request, name: str) -> datetime.date:
 async def _lines(
     request: Request, tenant: str | None, from_day: datetime.date, to_day: datetime.date
 ) -> AsyncGenerator[bytes, None]:
-    """The table, a batch of lines at a time, its head first."""
+    """The table, a batch of lines at a time, its header first."""
     state = request.app.state
     if state.reports >= server_limits.REPORTS_AT_ONCE_MAX:
         raise Problem(503, "unavailable", "too many reports are being read; come back later")
@@ -157,7 +158,7 @@ async def _after(first: bytes, lines: AsyncIterator[bytes]) -> AsyncIterator[byt
 
 
 def _encoded(rows: Iterable[Iterable[object]]) -> bytes:
-    """Lines of CSV: RFC 4180, with the line's end of it too."""
+    """Encodes lines as CSV, with RFC 4180's line ends."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\r\n").writerows(rows)
     return text.getvalue().encode()
@@ -186,7 +187,7 @@ def _row(minute: UsageReportRow) -> list[object]:
 
 
 def _harmless(name: str | None) -> str:
-    """A name that no spreadsheet takes for a formula; empty for none."""
+    """A name that no spreadsheet takes for a formula; empty for None."""
     if name is None:
         return ""
     return f"'{name}" if name.startswith(_FORMULA) else name

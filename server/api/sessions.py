@@ -1,4 +1,4 @@
-"""Sessions, seen and stopped by HTTP: the snapshot while one is live, then its receipt."""
+"""Sessions over HTTP: the snapshot while a session is live, then its receipt."""
 
 import asyncio
 from typing import Annotated
@@ -55,7 +55,7 @@ OF_SESSION = Operation(
 
 
 async def _asked(request: Request) -> tuple[Process, Principal, str, str]:
-    """The process, who asks, and the tenant and session that the call is about."""
+    """The process, the sender, and the tenant and session of the request."""
     principal = await principal_of(request, "user", "key", "ops")
     session_id = path_id(request)
     tenant = tenant_of_call(request, principal)
@@ -67,7 +67,7 @@ async def read_session(request: Request) -> Response:
     """A session: its snapshot while it is live, its receipt once it has ended."""
     process, principal, tenant, session_id = await _asked(request)
     local = process.registry.local_sessions.get(session_key(tenant, session_id))
-    # A local session without sockets of its own is not told of what others do.
+    # A local session without sockets gets no steps of other processes, so it may be out of date.
     if local is not None and local.meter.sockets and local.meter.session.standing.version:
         _check_visible(principal, local.meter.session.identity.user_id)
         return answer(local.snapshot())
@@ -81,7 +81,7 @@ async def read_session(request: Request) -> Response:
 
 
 class RecordedMinute(msgspec.Struct, frozen=True, kw_only=True):
-    """A minute of a session that is on the record, or on its way there."""
+    """A minute of a session that is recorded, or on its way to the record."""
 
     minute: Annotated[int, Meta(ge=0, description="The minute's number in its session, from 0.")]
     seconds: Annotated[int, Meta(ge=1, le=60, description="60, except in a last minute.")]
@@ -89,7 +89,7 @@ class RecordedMinute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordedMinutes(msgspec.Struct, frozen=True, kw_only=True):
-    """A session's minutes on the record."""
+    """A session's recorded minutes."""
 
     session_id: SessionId
     minutes: Annotated[
@@ -100,9 +100,9 @@ class RecordedMinutes(msgspec.Struct, frozen=True, kw_only=True):
 
 @described(msgspec.structs.replace(OF_SESSION, answers={200: (RecordedMinutes,)}))
 async def read_minutes(request: Request) -> Response:
-    """The completed minutes of a session: what a page lists that came late.
+    """The completed minutes of a session, for a page that joins late.
 
-    Those that Postgres has, and those on their way there.
+    They include those that Postgres has, and those on their way there.
     """
     process, principal, tenant, session_id = await _asked(request)
     found = await process.live.attach(tenant, session_id, read_only=True)
@@ -131,7 +131,7 @@ async def read_minutes(request: Request) -> Response:
 
 @described(msgspec.structs.replace(OF_SESSION, answers={200: (messages.Receipt,)}))
 async def stop_session(request: Request) -> Response:
-    """Ends a session, and answers its receipt; also that of one that has ended already.
+    """Ends a session, and answers its receipt; repeats the receipt of an ended one.
 
     The reason is `operator` for a token with the scope `ops`, else `client`.
     """
@@ -149,7 +149,7 @@ async def stop_session(request: Request) -> Response:
 
 
 def _check_visible(principal: Principal, user_id: str) -> None:
-    """Another user's session is as if it were not there: its id is nobody's business."""
+    """Raises ``unknown_session`` for another user's session, so that ids stay private."""
     if not principal.may_see_session(user_id):
         raise _unknown()
 
@@ -162,42 +162,41 @@ def _unknown() -> ProtocolError:
 
 
 class EndWaiter:
-    """A request that waits for a session's end; to its local session, a subscriber that only
-    listens."""
+    """A request that waits for a session's end; subscribes without being a socket."""
 
     def __init__(self) -> None:
         self.has_left = asyncio.Event()
 
     def send(self, frame: bytes) -> None:
-        """The request looks at the session itself."""
+        """Ignores the frame: the request reads the session itself."""
 
     def send_tick(self, frame: bytes) -> bool:
-        """Nobody looks at ticks."""
+        """Ignores the tick."""
         return True
 
     def probe(self) -> None:
-        """A request is no proof of the client's life."""
+        """Does nothing: a request is no proof of the client's life."""
 
     def farewell(self, at_ms: int) -> None:
-        """A request proves nothing in advance."""
+        """Does nothing: a request proves nothing in advance."""
 
     def left(self, local: LocalSession) -> None:
-        """The session has ended."""
+        """Wakes the request: the session has ended."""
         self.has_left.set()
 
 
 async def _stop(process: Process, found: FoundSession, reason: str) -> None:
-    """Asks for the session's end, and waits for it as long as a request may.
+    """Asks for the session's end, and waits as long as a request may.
 
-    Who hears the client ends it, so that its last seconds are proven; this process, where
-    nobody does. Whether it has ended is for the caller to see.
+    A process with the client's sockets ends the session, so that its last seconds are proven;
+    without such a process this one does. The caller checks whether the session has ended.
     """
     identity, registry, live = found.session.identity, process.registry, process.live
     waiter = EndWaiter()
     try:
         local = await registry.open(waiter, identity.tenant, identity.session_id)
     except RefusedError:
-        return  # it ended meanwhile
+        return  # the session ended meanwhile
     if local is None:
         return
     try:
@@ -211,16 +210,16 @@ async def _stop(process: Process, found: FoundSession, reason: str) -> None:
                 await live.tell(identity.tenant, identity.account_id, message)
             await waiter.has_left.wait()
     except TimeoutError:
-        return  # the caller says so
+        return  # the caller reports it
     finally:
         registry.unsubscribe(local, waiter, process.clock.now())
 
 
-# --- What there is to see --------------------------------------------------------------
+# --- Reading --------------------------------------------------------------------------
 
 
 async def _snapshot(process: Process, session: SessionState) -> messages.Session:
-    """The snapshot of a session that other processes serve: a projection from Redis."""
+    """The snapshot of a session of other processes: a projection from Redis."""
     identity, now_ms = session.identity, process.clock.now()
     view = await view_account(process, identity.tenant, identity.account_id)
     days = await _calendar(process, identity)
@@ -230,7 +229,7 @@ async def _snapshot(process: Process, session: SessionState) -> messages.Session
             identity.tenant, identity.user_id, days.month(now_ms)
         )
     meter.changed(now_ms)
-    # This meter only looks: what it would say was said, or will be, where the sockets are.
+    # This meter sends nothing: the processes with the sockets send its notices.
     return msgspec.structs.replace(snapshot(meter, now_ms), seq=session.standing.seq)
 
 
@@ -241,7 +240,7 @@ def _meter(
 
 
 async def _calendar(process: Process, identity: Identity) -> Calendar:
-    """The calendar of the session's months; one that counts no minutes needs none."""
+    """The calendar of the session's months; a default when it counts no minutes."""
     if identity.org_id is None or not identity.terms.counts_minutes:
         return calendar("UTC")
     return calendar((await process.loader.member(identity.tenant, identity.user_id)).timezone)
@@ -265,7 +264,7 @@ def _receipt(session: SessionState) -> messages.Receipt:
 
 
 def _ended(row: SessionRow) -> SessionEnded:
-    """The record of a session's end, as it was once written down."""
+    """The recorded end of a session."""
     assert row.started_at is not None
     assert row.ended_at is not None
     assert row.reason is not None

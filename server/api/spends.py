@@ -1,4 +1,4 @@
-"""Spends: an operation is charged at once; and whether one could be, asked before."""
+"""Spends: charges an operation at once, or asks beforehand whether that is possible."""
 
 from typing import Annotated, Literal
 
@@ -35,7 +35,7 @@ from storage.redis.spending import AccountName
 
 
 class SpendMade(msgspec.Struct, frozen=True, kw_only=True):
-    """Credits were taken, and the ledger has it."""
+    """Credits were taken, and the ledger has the entry."""
 
     entry_id: EntryId
     account_id: AccountId
@@ -65,9 +65,9 @@ class SpendMade(msgspec.Struct, frozen=True, kw_only=True):
 async def spend(request: Request) -> Response:
     """Charges an operation, or an amount, once for each `Idempotency-Key`.
 
-    What only running sessions hold is never in its way: they give it back. A refusal is
-    the answer of its key for good. With `"success": false` in the metadata a backend
-    records what failed, which costs nothing; a user cannot say so.
+    Credits that running sessions merely hold never stand in the way: the sessions give them back. A
+    refusal is the final answer for its key. With `"success": false` in the metadata a backend
+    records a failed operation, which costs nothing; a user cannot.
     """
     process = process_of(request)
     principal, account = await account_of_call(request, "user", "key")
@@ -102,7 +102,7 @@ async def _spend(
     if spent.operation != charge.operation or (
         charge.operation is None and spent.amount_micros != price.micros
     ):
-        # The ledger knows its keys longer than the answers are kept, and has the last word.
+        # The ledger decides: it remembers keys longer than the cache of answers does.
         raise Problem(422, "idempotency_mismatch", "the key was used for another spend")
     return answer(
         SpendMade(
@@ -126,7 +126,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CanPerformAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether an operation could be done now. It promises nothing: a hold does."""
+    """Whether an operation could be done now. Only a hold guarantees it."""
 
     can_perform: bool
     reason: Annotated[

@@ -1,8 +1,7 @@
-"""Statistics, at the paths of existing applications: what users and accounts have used.
+"""Statistics at the paths of existing applications: use by users and accounts.
 
-The names are those of the applications' documents, and so are their forms: statistics of
-users are written in ``snake_case``, those of credits in ``camelCase`` and with numbers,
-for their clients subtract them.
+Names and forms are those of the applications' documents: statistics of users are in ``snake_case``.
+Statistics of credits are in ``camelCase`` and have numbers, because their clients subtract them.
 """
 
 import asyncio
@@ -49,16 +48,16 @@ from storage.redis.spending import AccountName
 
 
 class UsageTotals(msgspec.Struct, frozen=True, kw_only=True):
-    """What a user used in some time."""
+    """What a user used in a period."""
 
     minutes: Annotated[int, Meta(ge=0, description="Minutes of kinds that count.")]
     hours: Annotated[float, Meta(ge=0, description="The same in hours.")]
-    seconds: Annotated[int, Meta(ge=0, description="Seconds of these, as written down.")]
+    seconds: Annotated[int, Meta(ge=0, description="Recorded seconds of these.")]
     sessions: Annotated[int, Meta(ge=0, description="Sessions of any kind.")]
 
 
 class StatisticsAnswer(LimitAnswer, frozen=True, kw_only=True):
-    """A user's usage in minutes and hours, where it leads, and what to do about it."""
+    """A user's usage in minutes and hours, its forecast, and advice."""
 
     user_id: UserId
     month: MonthName
@@ -77,7 +76,7 @@ class StatisticsAnswer(LimitAnswer, frozen=True, kw_only=True):
 
 @described(msgspec.structs.replace(READING, answers={200: (StatisticsAnswer,)}))
 async def user_statistics(request: Request) -> Response:
-    """A user's minutes and hours, this month and of all time, and what follows from them."""
+    """A user's minutes and hours, this month and of all time, with a forecast and advice."""
     subject = await asked_for(request)
     use = await months_of(request).use(subject.tenant, subject.user_id)
     usage, first = usage_of(request), use.month.first
@@ -127,7 +126,7 @@ Actions = Annotated[int, Meta(ge=0, description="How many operations.")]
 
 
 class CreditsOfPeriod(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Credits that were used in some time."""
+    """Credits that were used in a period."""
 
     from_at: Annotated[
         int | None, describe("Its first instant in epoch milliseconds; null: of all time.")
@@ -140,7 +139,7 @@ class CreditsOfPeriod(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
 
 
 class CreditsOfOperation(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What was done of one operation, and what it cost."""
+    """The uses of one operation, and their cost."""
 
     feature: Annotated[
         str | None, describe("The operation of the rate card; null: charged without a name.")
@@ -181,8 +180,8 @@ class CreditsAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 async def credit_statistics(request: Request) -> Response:
     """Credits used and left, by operation and time, and by day, week and month.
 
-    Days begin in the organisation's time zone, weeks on Monday. What live sessions have
-    burnt and is not written down yet is part of every period.
+    Days begin in the organisation's time zone, weeks on Monday. Every period includes what live
+    sessions have burnt and the ledger does not have yet.
     """
     process, subject = process_of(request), await asked_for(request)
     now_ms = process.clock.now()
@@ -198,7 +197,7 @@ async def credit_statistics(request: Request) -> Response:
         "month": month.begins_at,
     }
     usage, account = usage_of(request), (subject.tenant, subject.account_id)
-    # The ledger first: a grant comes to Redis after it, so it is not taken for a burn.
+    # The ledger is read first: a grant reaches Redis later, so a new grant is not taken for a burn.
     spending, in_micros = await asyncio.gather(
         usage.spending(*account, *begins_at.values()), usage.money_in(*account)
     )
@@ -269,7 +268,7 @@ def _average(micros: int, actions: int) -> float:
 
 
 def _credits(micros: int) -> float:
-    """Credits as a number: exact as a decimal, for a balance has at most 16 digits."""
+    """Credits as a number: exact as a decimal, because a balance has at most 16 digits."""
     return micros / MICROS_PER_CREDIT
 
 

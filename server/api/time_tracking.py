@@ -1,7 +1,7 @@
 """The time of a chat, at the paths of existing applications.
 
-Every chat has a record of its own, or none yet; having none is a state, and never an
-error. Times are whole seconds here, as the old actions gave them.
+Every chat has its own record, or none yet; having none is a state, never an error. Times are whole
+seconds here, as in the applications' old actions.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -51,19 +51,19 @@ class TimeAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     is_paid_time: Annotated[bool, describe("Whether free time is over and the time costs.")]
     state: Annotated[
         StateName | Literal["prepared", "none"],
-        describe("The session's; `prepared` before it starts, `none` where nobody knows the chat."),
+        describe("The session's; `prepared` before it starts, `none` for an unknown chat."),
     ]
 
 
 class _Time(msgspec.Struct, frozen=True):
-    """A chat's time in milliseconds, before its account is looked at."""
+    """A chat's time in milliseconds, before its account is read."""
 
     user_id: str
     account_id: str
     state: StateName | Literal["prepared", "none"]
     elapsed_ms: int
     free_ms: int
-    """Free time that the chat has altogether."""
+    """All free time of the chat, used or not."""
     price_micros: int
 
 
@@ -79,8 +79,7 @@ class _Time(msgspec.Struct, frozen=True):
 async def read_time(request: Request) -> Response:
     """The time of a chat: live as it is at this instant, ended as it was recorded.
 
-    A chat of which there is no record has a time of zero and the state `none`; so has
-    another user's.
+    A chat without a record has a time of zero and the state `none`; so has another user's chat.
     """
     principal = await principal_of(request, "user", "key", "ops")
     chat_id = path_id(request, "chat_id")
@@ -89,7 +88,7 @@ async def read_time(request: Request) -> Response:
 
 
 async def _answer(request: Request, principal: Principal, tenant: str, chat_id: str) -> Response:
-    """The time of a chat, as far as it is the asking one's to see."""
+    """The time of a chat, as far as the sender may see it."""
     process = process_of(request)
     time = await _time(process, usage_of(request), tenant, chat_id)
     if time is None or not principal.may_see_session(time.user_id):
@@ -99,7 +98,7 @@ async def _answer(request: Request, principal: Principal, tenant: str, chat_id: 
 
 async def _time(process: Process, usage: Usage, tenant: str, chat_id: str) -> _Time | None:
     local = process.registry.local_sessions.get(session_key(tenant, chat_id))
-    # A local session without sockets of its own is not told of what others do.
+    # A local session without sockets gets no steps of other processes, so it may be out of date.
     if local is not None and local.meter.sockets and local.meter.session.standing.version:
         now_ms = process.clock.now()
         return _live(local.meter.session, local.meter.phase, local.meter.shown_at(now_ms))
@@ -108,7 +107,7 @@ async def _time(process: Process, usage: Usage, tenant: str, chat_id: str) -> _T
         session = found.session
         counted_time = CountedTime(
             session, uncovered_ms=0
-        )  # who serves it knows whether it goes on
+        )  # only the process with its sockets knows whether it continues
         return _live(session, session.standing.phase, counted_time.elapsed_at(process.clock.now()))
     row = await process.records.session(tenant, chat_id)
     if row is None or (row.prepared and row.prepared.expires_at <= process.clock.now()):
@@ -131,7 +130,7 @@ def _live(session: SessionState, phase: Phase, elapsed_ms: int) -> _Time:
 
 
 def _free_of_ended(terms: Terms, used_ms: int) -> int:
-    """What an ended chat had free: what it did not use of a shared allowance is not its own."""
+    """Free time of an ended chat, without the unused part of a shared allowance."""
     return terms.free_ms if terms.free_scope == "session" else used_ms
 
 
@@ -142,7 +141,7 @@ async def _recorded(usage: Usage, row: SessionRow) -> _Time:
     if row.state == "prepared":
         state, free_ms = "prepared", row.terms.free_ms
     elif row.state == "live":
-        # Redis has lost it; whatever is written down was counted at least.
+        # Redis has lost the session; its recorded minutes are a lower bound of the counted time.
         minutes = await usage.session(row.tenant, row.session_id)
         elapsed_ms = sum(minute.seconds for minute in minutes) * 1000
         state, free_ms = "suspended", row.terms.free_ms
@@ -202,8 +201,8 @@ class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 async def send_heartbeat(request: Request) -> Response:
     """Counts as a proof of life for 75 s, and answers the chat's time.
 
-    What `POST /v1/sessions/{id}/heartbeat` does, under the old name. A chat that does not
-    exist, or has ended, is no error here either: nothing is done, and the state says so.
+    This is `POST /v1/sessions/{id}/heartbeat` under its old name. A chat that does not exist, or
+    has ended, is no error here either: the call does nothing, and the state says so.
     """
     principal = await principal_of(request, "user")
     principal.refuse_operator()

@@ -1,7 +1,7 @@
-"""Usage, at the paths of existing applications: limits, minutes, and the month.
+"""Usage at the paths of existing applications: limits, minutes, and the month.
 
-The names are those of the applications' own documents. What is live is shown as it is at
-this instant, written down or not.
+The names are those of the applications' own documents. Live usage is shown as it is at this
+instant, recorded or not.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ DAILY: dict[str, Any] = {
 }
 READING = Operation(tag="usage", roles=("user", "key", "ops"), parameters=(ORG, USER))
 KIND_DEFAULT = "recording"
-"""What existing applications record, who say of no session what it is."""
+"""The kind of what existing applications record, because their requests name none."""
 
 
 def usage_of(request: Request) -> Usage:
-    """The questions about usage, over the record of the process."""
+    """The usage queries, over the record of the process."""
     usage: Usage = request.app.state.usage
     return usage
 
@@ -71,7 +71,7 @@ Binding = Annotated[
 
 
 class LimitAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a user may record, and what is left of the month."""
+    """Whether a user may record, and the rest of the month."""
 
     can_record: CanRecord
     minutes_used: MinutesUsed
@@ -89,8 +89,8 @@ def _limit(limit: UsageLimit) -> dict[str, Any]:
 async def check_limit(request: Request) -> Response:
     """Whether a user may record now.
 
-    The more restrictive of the member's and the organisation's month decides. Minutes of
-    live sessions are in it, written down or not.
+    The more restrictive of the member's and the organisation's month decides. Minutes of live
+    sessions are included, recorded or not.
     """
     subject = await asked_for(request)
     use = await months_of(request).use(subject.tenant, subject.user_id)
@@ -126,11 +126,11 @@ class MonthAnswer(LimitAnswer, frozen=True, kw_only=True, omit_defaults=True):
     month: MonthName
     timezone: TimezoneName
     total_minutes: Annotated[
-        int, Meta(ge=0, description="The user's own minutes, with those not written down yet.")
+        int, Meta(ge=0, description="The user's own minutes, including those not recorded yet.")
     ]
     total_hours: Annotated[float, Meta(ge=0, description="The same in hours.")]
-    total_seconds: Annotated[int, Meta(ge=0, description="Seconds that are written down.")]
-    total_sessions: Annotated[int, Meta(ge=0, description="Sessions of any kind, likewise.")]
+    total_seconds: Annotated[int, Meta(ge=0, description="Recorded seconds.")]
+    total_sessions: Annotated[int, Meta(ge=0, description="Recorded sessions of any kind.")]
     overage_minutes: OverageMinutes
     projection: Annotated[Projection, describe("Where the month leads.")]
     daily: (
@@ -145,7 +145,7 @@ class MonthAnswer(LimitAnswer, frozen=True, kw_only=True, omit_defaults=True):
     msgspec.structs.replace(READING, parameters=(ORG, USER, DAILY), answers={200: (MonthAnswer,)})
 )
 async def current_month(request: Request) -> Response:
-    """A user's month: totals, what is left, where it leads, and its days if wanted."""
+    """A user's month: totals, the rest, the forecast, and its days on request."""
     subject = await asked_for(request)
     daily = _flag(request, "daily")
     use = await months_of(request).use(subject.tenant, subject.user_id)
@@ -177,7 +177,7 @@ def _flag(request: Request, name: str) -> bool:
 
 
 async def _days(process: Process, subject: Subject, month: Month) -> list[DayUsed]:
-    """Every day of the month so far, those without usage as well."""
+    """Every day of the month so far, including days without usage."""
     tomorrow = month.today + datetime.timedelta(days=1)
     found = await process.records.usage_details(
         subject.user_id, subject.org_id, month.first, tomorrow
@@ -199,11 +199,11 @@ async def _days(process: Process, subject: Subject, month: Month) -> list[DayUse
 
 
 class MinuteReported(msgspec.Struct, frozen=True, kw_only=True):
-    """A minute that a client has recorded and counted for itself."""
+    """A minute that a client has recorded and counted itself."""
 
     session_id: SessionId
     seconds_recorded: Annotated[
-        int, Meta(ge=1, le=60, description="Of the minute, so many seconds were recorded.")
+        int, Meta(ge=1, le=60, description="Recorded seconds of the minute.")
     ]
     minute_timestamp: Annotated[
         Annotated[str, Meta(max_length=64)]
@@ -219,7 +219,7 @@ class MinuteReported(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MinuteTaken(LimitAnswer, frozen=True, kw_only=True):
-    """What became of a minute, and what is left of the month."""
+    """The result of a reported minute, and the rest of the month."""
 
     success: Annotated[bool, describe("Always true: the minute is counted.")]
     duplicate: Annotated[bool, describe("Whether it had been counted before, and was not again.")]
@@ -248,11 +248,11 @@ class MinuteTaken(LimitAnswer, frozen=True, kw_only=True):
     )
 )
 async def track_minute(request: Request) -> Response:
-    """Counts one minute of a client that counts for itself, once.
+    """Counts one minute of a client that counts its own time, once.
 
-    The same minute of the same session again is answered as a duplicate. So is a minute
-    of a session that the server meters over a socket: it has counted it already. A minute
-    for which the month has no room is refused with `limit_reached`.
+    The same minute of the same session again is answered as a duplicate. So is a minute of a
+    session that the server meters over a socket, because the server has counted it already. A
+    minute for which the month has no room is refused with `limit_reached`.
     """
     process = process_of(request)
     principal = await principal_of(request, "user", "key")
