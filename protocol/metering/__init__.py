@@ -1,4 +1,4 @@
-"""The meter and what it is made of: states, transitions, steps, quota.
+"""The meter and its parts: states, transitions, steps, quota.
 
-Imports ``wire`` and the limits.
+This package imports only ``wire`` and the limits.
 """

@@ -1,9 +1,9 @@
-"""Assertions: what a process knows of a session, put back where the store has lost it.
+"""Assertions: a process puts back a session that Redis has lost.
 
-Redis may come back empty, or as a replica that lacks the last writes. Every process then
-asserts the sessions that it serves as it knows them. What they come to on the counters is
-the difference to what those contain already, so the order and the number of assertions
-do not matter (``storage/redis/lua/assert.lua``).
+Redis may come back empty, or as a replica that lacks the last writes. Every process then asserts
+the sessions that it serves, as it knows them. An assertion adds to each counter the difference to
+what the counter contains already, so the order and the number of assertions do not matter
+(``storage/redis/lua/assert.lua``).
 """
 
 import msgspec
@@ -21,25 +21,28 @@ class Assertion(msgspec.Struct, frozen=True):
 
     session: SessionState
     notices: tuple[bytes, ...]
-    """The newest that it knows, oldest first."""
+    """The newest notices that the process knows, oldest first."""
     minutes: tuple[tuple[str, int], ...]
-    """The months in which its counted minutes began, each with the first minute in it."""
+    """The months in which the counted minutes began, each with its first minute."""
     present: bool
-    """The process has sockets of it."""
+    """The process has sockets of the session."""
 
     def after(self, version: int) -> "Assertion":
-        """The same as what followed on a version that others have made of an older copy."""
+        """Returns the same session as the successor of ``version``.
+
+        Other processes made ``version`` from an older copy of the session.
+        """
         standing = msgspec.structs.replace(self.session.standing, version=version + 1)
         session = msgspec.structs.replace(self.session, standing=standing)
         return msgspec.structs.replace(self, session=session)
 
 
 def months_of_minutes(session: SessionState, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
-    """The months in which a session's settled minutes began, each with its first minute.
+    """Returns the months in which a session's settled minutes began, each with its first minute.
 
-    A minute belongs to the month in which it starts (DESIGN section 3). Almost always all
-    began in one; where they did not, the first of each month is looked for by halving. Of a
-    session without any it is the month of the one to come.
+    A minute belongs to the month in which it starts (DESIGN section 3). Almost always all minutes
+    began in one month; else a binary search finds the first minute of each month. For a session
+    without settled minutes, the result is the month of the next minute.
     """
     counted = session.standing.counted_minutes
 
@@ -65,7 +68,7 @@ def months_of_minutes(session: SessionState, month_of: MonthOf) -> tuple[tuple[s
 
 
 def minute_began_at(session: SessionState, minute: int) -> int:
-    """The instant at which a settled minute of a session began: along its segments."""
+    """Returns the instant at which a settled minute began, measured along the segments."""
     standing, speed = session.standing, session.identity.terms.speed
     if minute >= standing.minutes_kept:
         return standing.minute_at
@@ -81,11 +84,11 @@ def minute_began_at(session: SessionState, minute: int) -> int:
 
 
 def minute_again(session: SessionState, minute: int, month_of: MonthOf) -> MinuteUsed:
-    """A completed minute, made again from where the session stands: the record of it was lost
-    with the process that had made it.
+    """Makes the record of a completed minute again, from the session's standing.
 
-    What a minute costs follows from the session's time; the newest one takes what free time
-    that came late has left of the charge, so that all of them together are what was charged.
+    The first record was lost with the process that made it. The session's time determines what the
+    minute cost. Free time that came late may have lowered that cost below the charge. The newest
+    minute takes the difference, so that all minutes together equal the charge.
     """
     identity, standing = session.identity, session.standing
     begin_ms = minute * MINUTE_MS

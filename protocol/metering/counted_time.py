@@ -1,9 +1,9 @@
-"""The course of a session: how its counted time runs on from where it stands.
+"""Counted time: how it runs on from where a session stands.
 
-Counted time is a straight line from the last standing, at the terms' speed, that ends
-where the grant ends; beyond a grant that is not final it goes on uncovered for a while,
-when Redis does not answer, but not beyond a limit that is known here. Everything here is a
-question about that line.
+Counted time is a straight line from the last standing, at the speed of the terms. It ends where the
+grant ends. If Redis does not answer, it runs on uncovered for a while beyond a grant that is not
+final, but never beyond a limit that is known here. All methods here answer questions about that
+line.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from protocol.metering.states import Phase
 
 
 class CountedTime:
-    """The line of one session, from one standing; another standing is another course."""
+    """The counted time of one session from one standing. A new standing needs a new object."""
 
     def __init__(self, session: SessionState, uncovered_ms: int, response_ms: int = 0) -> None:
         standing, grant, terms = session.standing, session.grant, session.identity.terms
@@ -24,20 +24,21 @@ class CountedTime:
         self.granted_ms = grant.granted_ms
         self.is_final = grant.final is not None
         self.end_ms = grant.granted_ms
-        """Where counting ends, whatever happens."""
+        """Counted time at which counting ends in any case."""
         self.end_limit: str | None = grant.final
-        """The limit that ends it there; None: as much time as may be used without a grant."""
+        """The limit that ends counting there; None: the uncovered time is used up."""
         self.is_sure = True
-        """No counter has to be known for that: it is the end of a grant, or the cap."""
+        """The end depends on no counter: it is the end of a grant, or the cap."""
         self.revision = -1
-        """What the end follows from (``bind``); -1: nothing is known of any counter yet."""
+        """The revision of the counters that the end follows from (``bind``); -1: none is known yet.
+        """
         if not self.is_final:
             self.end_ms += uncovered_ms * terms.speed
             if 0 < terms.session_cap_ms <= self.end_ms:
                 self.end_ms, self.end_limit = terms.session_cap_ms, "session_cap"
         self._unbound = self.end_ms, self.end_limit
         self.claim_ms: int | None = None
-        """Where the grant is to be extended; None for one that is final."""
+        """Counted time at which a claim extends the grant; None for a final grant."""
         self._elapsed_ms = standing.elapsed_ms
         self._at = standing.at
         if self.running and not self.is_final:
@@ -45,13 +46,16 @@ class CountedTime:
             margin_ms = max(increment_ms, limits.GRANT_MARGIN_MS_MIN * terms.speed)
             left_ms = max(0, grant.granted_ms - standing.elapsed_ms)
             lead_ms = min(margin_ms - limits.CLAIM_PROOF_WAIT_MS * terms.speed, left_ms // 2)
-            # The answer is to be here before the grant ends.
+            # The answer must arrive before the grant ends.
             lead_ms = max(lead_ms, min(response_ms * terms.speed, left_ms))
             self.claim_ms = grant.granted_ms - lead_ms
 
     def bind(self, ends: Mapping[str, int], revision: int, counted_ms: int = 0) -> None:
-        """Ends time that no grant covers at the first of the limits in ``ends``, by name and
-        counted time, as they follow from ``revision``; what was counted already stays so."""
+        """Ends time that no grant covers at the first limit in ``ends``.
+
+        ``ends`` has the counted time of each limit by name, computed from ``revision``. Time that
+        was counted already stays counted.
+        """
         self.revision = revision
         if self.is_final:
             return
@@ -63,7 +67,7 @@ class CountedTime:
                 self.end_ms, self.end_limit, self.is_sure = end_ms, limit, False
 
     def run_on(self, now_ms: int) -> int:
-        """Counted time at ``now_ms``, if it ran on without an end."""
+        """Counted time at ``now_ms``, as if there were no end."""
         return self._elapsed_ms + (now_ms - self._at) * self.speed
 
     def elapsed_at(self, now_ms: int) -> int:
@@ -77,6 +81,6 @@ class CountedTime:
         return self._at + -(-(elapsed_ms - self._elapsed_ms) // self.speed)
 
     def proven_ms(self, alive_at: int) -> int:
-        """Counted time of a session that stands still at a proof of life: what may be settled."""
+        """Counted time, at a proof of life, of a session that stands still: it may be settled."""
         unproven_ms = max(0, self._at - alive_at) * self.speed
         return max(self.settled_ms, self._elapsed_ms - unproven_ms)

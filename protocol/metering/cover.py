@@ -1,10 +1,10 @@
 """How long an account covers sessions that run on without Redis.
 
-While Redis is away no session is granted anything, so what the account still has must be
-enough for all of them: for what each was granted before, used or not, and for what they use
-beyond that. All run on until the same instant, which every process computes from what it
-was last told. Of sessions that other processes serve the grants are not known: they count
-with what they use.
+While Redis is away, no session gets a grant. What the account still has must be enough for all its
+sessions: for each session's last grant, used or not, and for the use beyond that grant. All
+sessions run on until the same instant, which every process computes from the last figures that it
+received. A process does not know the grants of sessions that other processes serve: of these it
+counts the use.
 """
 
 import heapq
@@ -16,8 +16,11 @@ from protocol.metering.terms import MINUTE_MS
 
 
 def covered_until(account: AccountProjection) -> int | None:
-    """The last instant at which an account covers all its sessions, each with at least what it
-    was granted; None: for ever. Computed once for each change of what it follows from."""
+    """Returns the last instant at which an account covers all its sessions.
+
+    Each session counts with at least its grant. None: there is no end. The result is computed once
+    for each change of its basis.
+    """
     revision, until = account.cover
     if revision != account.revision:
         micros = account.gross_micros - account.reserved_micros - account.beginning_beside("")
@@ -27,8 +30,10 @@ def covered_until(account: AccountProjection) -> int | None:
 
 
 def covered_with(account: AccountProjection, session_id: str, line: BurnLine) -> int:
-    """The same for all of them and one that begins to run on ``line``; its anchor where it is
-    not covered."""
+    """As ``covered_until``, with one more session that begins to run on ``line``.
+
+    Returns the anchor of ``line`` if the account does not cover all of them.
+    """
     lines = {**account.lines, session_id: line}
     granted = {name: may_use for name, may_use in account.granted.items() if name != session_id}
     micros = account.gross_micros - account.reserved_micros
@@ -40,10 +45,11 @@ def covered_with(account: AccountProjection, session_id: str, line: BurnLine) ->
 def _covered_until(
     lines: Mapping[str, BurnLine], granted: Mapping[str, Granted], micros: int
 ) -> int | None:
-    """The same for ``micros``, without what is reserved.
+    """As ``covered_until``, for ``micros`` without what is reserved.
 
-    Exact for few sessions; with more than ``BURN_LINES_EXACT_MAX`` up to an increment of each
-    earlier. Where they are not covered at all it is an instant that has passed.
+    The result is exact for few sessions. With more than ``BURN_LINES_EXACT_MAX`` running sessions,
+    it is up to one increment of each session too early. If the sessions are not covered at all, the
+    result lies in the past.
     """
     standing, running = 0, []
     for session_id, line in lines.items():
@@ -77,8 +83,10 @@ def _covered_until(
 
 
 def _estimated(running: list[tuple[BurnLine, int]], since: int, left_micros: int) -> int:
-    """The same at the price of each session, as if each had begun an increment more: from the
-    end of its grant, or of its free time, on."""
+    """As ``_covered_until``, at the price of each session, with one increment more begun by each.
+
+    A session burns from the end of its grant, or of its free time, on.
+    """
     left, burn_micros, beginnings = left_micros * MINUTE_MS, 0, []
     for line, held_ms in running:
         sure_ms = max(line.elapsed_at(since), held_ms, line.free_ms)

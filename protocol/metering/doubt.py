@@ -1,8 +1,9 @@
-"""Doubt: a socket joined a session whose other sockets have proven nothing for a while.
+"""Doubt: a socket joined a session whose other sockets have long proven nothing.
 
-Either they are there, and another tab was opened; or their line was cut, nobody has noticed,
-and the client is back over another one. They are asked. Who is there answers within a round
-trip. Where none does, nobody has proven the time before the join: it is a gap.
+There are two cases. Either the earlier sockets are alive, and the user opened another tab. Or their
+connection was cut, no process has noticed, and the client is back over another connection. The
+process therefore probes the earlier sockets. A live socket answers within a round trip. If none
+answers, the time before the join is not proven: it is a gap.
 """
 
 import msgspec
@@ -11,27 +12,32 @@ from protocol import limits
 
 
 class Doubt(msgspec.Struct):
-    """What is asked, and what is known so far."""
+    """A doubt in progress: the join, and the proofs that are known so far."""
 
     came_at: int
-    """When the socket joined: what follows is for it to prove."""
+    """When the socket joined. It must prove the time from then on."""
     proven_at: int
-    """The newest proof of life of those who were there before."""
+    """The newest proof of life of the earlier sockets."""
     is_told: bool
-    """Those who were there have said which is their newest one."""
+    """The newest proof of the earlier sockets is known."""
     until: int
-    """Until then an answer is waited for."""
+    """Deadline of an answer."""
     is_over: bool = False
-    """It was waited for in vain: the gap is about to be recorded."""
+    """The deadline passed without an answer: the gap is about to be recorded."""
 
     def told_of_another(self, came_at: int) -> None:
-        """Another process asks the same since a socket joined there at ``came_at``. The gap ends
-        with the first of the joins; both processes record the same one."""
+        """Takes the doubt of another process, where a socket joined at ``came_at``.
+
+        The gap ends with the first of the joins, so both processes record the same gap.
+        """
         self.came_at = min(self.came_at, came_at)
 
     def told(self, at_ms: int) -> bool:
-        """One of those who were there has last proven its life at ``at_ms``. True: since the
-        join, or just before, where another process knows of it: so no doubt is left."""
+        """Takes a proof of life of an earlier socket, at ``at_ms``.
+
+        Returns whether no doubt is left: the proof is from after the join, or from just before it,
+        if another process knows of the proof.
+        """
         self.is_told = True
         self.proven_at = max(self.proven_at, at_ms)
         return self.proven_at >= self.came_at - limits.DOUBT_MS

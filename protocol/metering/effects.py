@@ -1,7 +1,7 @@
 """What a meter asks of its shell, and what the shell brings back.
 
-A meter never does anything. It is fed, and what it wants done is drained from it as a
-list of these values, in order.
+A meter does nothing itself. The shell feeds it, and drains a list of these values, in order, which
+tell the shell what to do.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ from protocol.metering.steps import Step
 from protocol.wire.messages import ServerMessage
 
 Token = Any
-"""Whoever made a request, as the shell knows them; a meter only hands it back."""
+"""The author of a request, as the shell knows it; a meter only hands it back."""
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """Make this step in Redis and bring the answer to ``granted``."""
+    """Make this step in Redis and pass the answer to ``granted``."""
 
     step: Step
 
@@ -26,8 +26,8 @@ class Ask(msgspec.Struct, frozen=True):
 class Push(msgspec.Struct, frozen=True):
     """Send a message to the session's sockets on this process.
 
-    It is encoded already where it was kept as a notice. For the socket behind ``token``
-    it is the answer to its request.
+    A message that was kept as a notice is encoded already. For the socket behind ``token`` the
+    message is the answer to its request.
     """
 
     message: ServerMessage | bytes
@@ -35,10 +35,10 @@ class Push(msgspec.Struct, frozen=True):
 
 
 class Show(msgspec.Struct, frozen=True):
-    """Send the snapshot to the session's sockets: something changed that no tick shows.
+    """Send the snapshot to the session's sockets, after a change that no tick shows.
 
-    For the socket behind ``token`` it is the answer; ``only`` keeps it from the others.
-    ``seq`` is the number of the last notice that was said before it.
+    For the socket behind ``token`` the snapshot is the answer; with ``only``, no other socket gets
+    it. ``seq`` is the number of the last notice before it.
     """
 
     seq: int
@@ -54,7 +54,7 @@ class Refuse(msgspec.Struct, frozen=True):
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """Ask the session's sockets for a proof of life: a minute is complete but not proven."""
+    """Probe the session's sockets for a proof of life, which the time so far lacks."""
 
 
 class LeaveSession(msgspec.Struct, frozen=True):
@@ -65,11 +65,12 @@ Effect = Ask | Push | Show | Refuse | Probe | LeaveSession
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What Redis said to a step.
+    """The answer of Redis to a step.
 
-    ``accepted``: the step was made and ``session`` is what it left. Otherwise nothing
-    was changed: ``session`` is what somebody faster left (stale), or the limit that
-    refused is named, or this process was not the session's last and has just ``left``.
+    ``accepted``: the step was made, and ``session`` is the result. Otherwise nothing was changed,
+    for one of three reasons: the step was stale, and ``session`` is the result of the faster step;
+    or ``refused_by`` names the limit that refused; or this process did not have the session's last
+    socket and has just ``left``.
     """
 
     accepted: bool
@@ -79,21 +80,21 @@ class Reply(msgspec.Struct, frozen=True):
     refused_by: str | None = None
     left: bool = False
     free_left_ms: int | None = None
-    """What is left of the shared allowance that the session's free time is drawn from."""
+    """What is left of the shared allowance that the session's free time comes from."""
     notices: tuple[bytes, ...] = ()
-    """The kept notices, oldest first, when the session was moved by somebody else."""
+    """The kept notices, oldest first, if another process moved the session."""
 
 
 class RemoteStep(msgspec.Struct, frozen=True):
-    """A step that another process made of a session, as it is told to the others."""
+    """A step of a session that another process made, as the others receive it."""
 
     session: SessionState
     notices: tuple[bytes, ...] = ()
-    """What was said with it, oldest first."""
+    """The notices of the step, oldest first."""
     complete: bool = False
-    """The session was read, with all the notices that are kept; not told step by step."""
+    """This is the whole session, read with all kept notices, in place of a single step."""
     minutes: tuple[bytes, ...] = ()
-    """The messages of the minutes that it completed."""
+    """The messages of the minutes that the step completed."""
     member: MonthProjection | None = None
-    """The month's counters after it; None where they were not told."""
+    """The month's counters after the step; None: not contained in the message."""
     org: MonthProjection | None = None

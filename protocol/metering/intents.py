@@ -1,7 +1,7 @@
-"""Intents: what is to happen to a session, waiting for its turn at Redis.
+"""Intents: what is to happen to a session, and waits for its turn at Redis.
 
-A session has one step on its way at a time. What comes meanwhile waits here, in order,
-and is judged when its turn comes: by then it may be settled already, or impossible.
+A session has one step on its way at a time. Other intents wait here, in order. The meter judges an
+intent when its turn comes: by then it may be done already, or impossible.
 """
 
 from collections.abc import Iterator
@@ -13,37 +13,39 @@ from protocol.metering.states import Event
 
 
 class Intent(msgspec.Struct, eq=False):
-    """Something that is to happen."""
+    """An event that is to happen to the session."""
 
     event: Event
     at: int
     token: object = None
-    """Whoever asked for it, as the shell knows them; None: nobody waits for an answer."""
+    """The author of the request, as the shell knows it; None: no request waits for an answer."""
     reason: str = "client"
     starts: bool = False
-    """It is a resumption that starts the session."""
+    """The intent is a resumption that starts the session."""
 
     @property
     def waits_for_proof(self) -> bool:
-        """Whether it is a stop by somebody else, before which the client may prove the
-        last seconds of its time."""
+        """Whether this is a stop that the client did not ask for.
+
+        Before such a stop the client may still prove the last seconds of its time.
+        """
         return self.event is Event.STOP and self.reason != "client"
 
     @property
     def ends_at_request(self) -> bool:
-        """Whether it is a client's, and ends the running time where it was asked for."""
+        """Whether this is a client's request that ends the running time at its instant."""
         return self.event in (Event.PAUSE, Event.STOP) and self.reason == "client"
 
 
 class Intents:
-    """The intents of one session, and the one whose step is on its way."""
+    """The intents of one session, and the intent whose step is on its way."""
 
     __slots__ = ("_waiting", "current")
 
     def __init__(self) -> None:
         self._waiting: list[Intent] = []
         self.current: Intent | None = None
-        """What the step on its way was asked for; None: a claim, or nothing."""
+        """The intent of the step on its way; None: a claim, or no step."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -55,16 +57,16 @@ class Intents:
 
     @property
     def full(self) -> bool:
-        """Whether so many wait that no more requests are taken."""
+        """Whether no more requests are taken, because the bound is reached."""
         return len(self._waiting) >= limits.REQUESTS_WAITING_PER_SESSION_MAX
 
     @property
     def first(self) -> Intent | None:
-        """The one whose turn is next."""
+        """The intent whose turn is next."""
         return self._waiting[0] if self._waiting else None
 
     def add(self, intent: Intent) -> None:
-        """Queues an intent. One that nobody waits for is not queued twice."""
+        """Queues an intent. An intent without a token is not queued twice."""
         if intent.token is not None or all(
             waiting.event is not intent.event for waiting in self._waiting
         ):
@@ -75,15 +77,18 @@ class Intents:
         self._waiting.insert(0, intent)
 
     def take(self) -> Intent:
-        """Takes the one whose turn it is."""
+        """Takes the intent whose turn has come."""
         return self._waiting.pop(0)
 
     def drop(self, event: Event) -> None:
-        """Forgets what waits for ``event``: it has happened, or need not any more."""
+        """Removes the waiting intents of ``event``: it has happened, or is not needed any more."""
         self._waiting = [intent for intent in self._waiting if intent.event is not event]
 
     def entitle(self, event: Event, token: object) -> bool:
-        """Lets ``token`` be answered when ``event`` is done, if nobody is yet."""
+        """Gives ``token`` the answer of a pending ``event`` that has no token yet.
+
+        Returns whether there was such an intent.
+        """
         for intent in self:
             if intent.event is event and intent.token is None:
                 intent.token = token
@@ -91,7 +96,7 @@ class Intents:
         return False
 
     def abandon(self) -> list[object]:
-        """Hands back everybody who waits for an answer; what they asked for stays."""
+        """Returns the tokens of all requests that wait for an answer; their intents stay."""
         tokens = [intent.token for intent in self if intent.token is not None]
         for intent in self:
             intent.token = None

@@ -1,7 +1,7 @@
-"""How far a session can go: where each of its limits binds, in its own counted time.
+"""How far a session can go: where each limit binds, in the session's counted time.
 
-Positions, not durations: they stay where they are while time passes, and move only when
-a counter changes. So they are computed at changes, and a tick only subtracts.
+The results are positions, not durations. They stay the same while time passes, and move only when a
+counter changes. So they are computed at changes, and a tick only subtracts.
 """
 
 from protocol import limits
@@ -21,12 +21,12 @@ def positions(
     org: MonthProjection,
     month_ends_at: int | None = None,
 ) -> dict[str, int]:
-    """The counted time at which each limit binds, by limit; no entry: it never does.
+    """Returns the counted time at which each limit binds; no entry: the limit never binds.
 
-    Exact for a session that burns alone; with others, at today's burn of all (PROTOCOL,
-    ``remaining_ms``). What was granted is sure, so nothing binds before the grant's end,
-    and the end of a final grant is where its limit binds. A minute belongs to the month in
-    which it starts, so what a month has left counts only up to ``month_ends_at``.
+    The position is exact for a session that burns alone; with others, it assumes the present burn
+    of all (PROTOCOL, ``remaining_ms``). Granted time is sure, so no limit binds before the grant's
+    end; at the end of a final grant, its limit binds. A minute belongs to the month in which it
+    starts, so what is left of a month counts only up to ``month_ends_at``.
     """
     identity, standing, grant = session.identity, session.standing, session.grant
     terms = identity.terms
@@ -43,8 +43,8 @@ def positions(
                 continue
             found[limit] = (begun + left) * MINUTE_MS
             if month_ends_at is not None:
-                # The first minute of the next month, if time runs on from now. What was
-                # told of a month that is over is as old as the minute under way.
+                # The first minute of the next month, if time runs on from now. The figures of a
+                # month that is over are as old as the current minute.
                 ahead_ms = elapsed_ms + (month_ends_at - now_ms) * terms.speed
                 next_month = max(-(-ahead_ms // MINUTE_MS), begun - 1)
                 if begun + left >= next_month:
@@ -69,13 +69,13 @@ def uncovered_ends(
     *,
     kept_open: str | None = None,
 ) -> dict[str, int]:
-    """The counted time up to which each counter covers a session, should nothing more be granted
-    to any; by limit, without those that have none.
+    """Returns the counted time up to which each counter covers a session without more grants.
 
-    Of a counter that others draw on too it is a share: all that run on until then, together with
-    what is held, use no more than there is, as far as this process knows. Of the months that is
-    otherwise for the limit that is ``kept_open``: others who hold its minutes do not answer, and
-    count with what they use, a minute for each that the session begins.
+    The result has no entry for a counter without a limit. On a counter that other sessions draw on
+    too, the session has a share: all sessions that run on until then, together with what is held,
+    use no more than there is, as far as this process knows. The limit ``kept_open``, if it is one
+    of the months, is different: other sessions hold its minutes and do not answer. These count with
+    what they use: one minute for each minute that this session begins.
     """
     identity, standing = session.identity, session.standing
     terms = identity.terms
@@ -123,11 +123,11 @@ def _credits_position(
 
 
 def first(found: dict[str, int]) -> str | None:
-    """The limit that binds first; None when there is none."""
+    """Returns the limit that binds first; None: no limit binds."""
     return min(found, key=found.__getitem__) if found else None
 
 
 def threshold(warn_at_ms: tuple[int, ...], remaining_ms: int) -> int | None:
-    """The lowest threshold that ``remaining_ms`` lies at or under; None: above all."""
+    """Returns the lowest threshold at or above ``remaining_ms``; None: there is none."""
     under = [at_ms for at_ms in warn_at_ms if remaining_ms <= at_ms]
     return min(under) if under else None

@@ -1,9 +1,9 @@
-"""The notices of a session: what is said once, under a number that every process agrees on.
+"""The notices of a session: each is sent once, under a number common to all processes.
 
-The number is the shared sequence plus one, so two processes that reach the same deadline
-say the same notice under the same number, and whose step is accepted records it for
-both. What was already said follows from the standing (``free_over``, ``warned``), so a
-process that lost the race judges its notice again and says it only if it still holds.
+The number is the shared sequence plus one. Two processes that reach the same deadline therefore
+send the same notice under the same number, and the accepted step of one records it for both. The
+standing shows which notices were sent already (``free_over``, ``warned``). A process whose step was
+refused judges its notice again, and sends it only if the notice still holds.
 """
 
 from typing import Any
@@ -19,27 +19,27 @@ from protocol.wire.codec import encode
 
 
 class Notices:
-    """What one process has said of a session, recorded or not."""
+    """The notices that one process has sent of a session, recorded or not."""
 
     def __init__(self, standing: Standing) -> None:
         self.seq = standing.seq
-        """The number of the last notice said here."""
+        """The number of the last notice sent here."""
         self.free_over = standing.free_over
         self.warned = dict(standing.warned)
-        """The lowest threshold that was warned of, by limit."""
+        """The lowest threshold with a warning, by limit."""
         self.unrecorded: list[bytes] = []
-        """Said here, and not yet recorded by an accepted step."""
+        """Notices sent here that no accepted step has recorded yet."""
         self.recent: tuple[bytes, ...] = ()
-        """The newest that are recorded, oldest first, as far as they are known here."""
+        """The newest recorded notices that are known here, oldest first."""
         self.minutes = Minutes(standing.minutes_kept)
 
     def adopt(self, standing: Standing, kept: tuple[bytes, ...]) -> list[bytes]:
-        """Takes what another process recorded; answers what was not said here yet.
+        """Takes what another process recorded; returns the notices that were not sent here yet.
 
-        What was said here under the same numbers is recorded with that, if it is the same,
-        and what was said under higher ones stands. Where it differs, which takes a change
-        in the very moment, what the clients here heard stays what they know: anything else
-        is judged again from there, under numbers that are new everywhere.
+        A notice that was sent here under the same number, and is the same, is recorded with that. A
+        notice that was sent here under a higher number stands. Two notices under one number differ
+        only if a change came in the same moment. Then the clients here keep what they heard.
+        Everything else is judged again from there, under numbers that are new everywhere.
         """
         self.remember(kept)
         said = {_read(notice).seq: _read(notice) for notice in self.unrecorded}
@@ -67,25 +67,25 @@ class Notices:
         return news
 
     def _renumber(self, notice: bytes, standing: Standing) -> bytes:
-        """A notice under the next number, for clients that heard another under its own."""
+        """Returns a notice under the next number, for clients that got another under its number."""
         self.seq += 1
         message = decode_notice(notice, standing.elapsed_ms)
         return encode(msgspec.structs.replace(message, seq=self.seq))
 
     def recorded(self, count: int) -> None:
-        """The first ``count`` of the unrecorded notices are recorded now."""
+        """Marks the first ``count`` of the unrecorded notices as recorded."""
         self.remember(tuple(self.unrecorded[:count]))
         del self.unrecorded[:count]
 
     def remember(self, kept: tuple[bytes, ...]) -> None:
-        """Keeps in mind what is recorded: the store may lose it."""
+        """Keeps recorded notices in memory, because Redis may lose them."""
         if kept:
             found = {_read(notice).seq: notice for notice in (*self.recent, *kept)}
             newest = sorted(found.items())[-limits.NOTICES_KEPT_MAX :]
             self.recent = tuple(notice for _, notice in newest)
 
     def say(self, kind: Any, session: SessionState, **fields: Any) -> Push:
-        """The push of the next notice, of the message type ``kind``."""
+        """Returns the push of the next notice, of the message type ``kind``."""
         self.seq += 1
         message = kind(session_id=session.identity.session_id, seq=self.seq, **fields)
         encoded = encode(message)
@@ -93,7 +93,7 @@ class Notices:
         return Push(encoded)
 
     def due(self, session: SessionState, positions: dict[str, int]) -> list[int]:
-        """The counted times at which something is to be said next."""
+        """Returns the counted times at which the next notices are due."""
         terms = session.identity.terms
         ends = []
         if not self.free_over and terms.price_micros:
@@ -107,7 +107,7 @@ class Notices:
         return ends
 
     def end_free_time(self, session: SessionState) -> Push | None:
-        """Says that free time is over, if there was any."""
+        """Returns the notice that free time is over; None if there was no free time."""
         self.free_over = True
         if not session.standing.free_ms:
             return None
@@ -119,9 +119,9 @@ class Notices:
         elapsed_ms: int,
         positions: dict[str, int],
     ) -> list[Push]:
-        """Says which thresholds were crossed, downwards or up again, since the last time.
+        """Returns warnings of thresholds crossed, down or up again, since the last call.
 
-        Several thresholds crossed at once are one warning, of the lowest.
+        Several thresholds crossed at once make one warning, of the lowest threshold.
         """
         said = []
         thresholds = session.identity.terms.warn_at_ms
@@ -156,7 +156,7 @@ class Notices:
 
 
 class _Head(msgspec.Struct):
-    """What tells one notice from another."""
+    """The fields that distinguish one notice from another."""
 
     type: str
     seq: int
@@ -165,11 +165,11 @@ class _Head(msgspec.Struct):
 
     @property
     def ends(self) -> bool:
-        """Whether it says the end of counting, which nobody may miss."""
+        """Whether the notice announces the end of counting, which no client may miss."""
         return self.type in ("limit_reached", "stopped")
 
     def is_same(self, other: "_Head") -> bool:
-        """Whether both say the same; figures of the moment may differ."""
+        """Whether both announce the same; figures of the moment may differ."""
         return (self.type, self.limit, self.threshold_ms) == (
             other.type,
             other.limit,
@@ -184,10 +184,10 @@ _NOTICE: msgspec.json.Decoder[messages.Notice] = msgspec.json.Decoder(messages.N
 
 
 def decode_notice(notice: bytes, elapsed_ms: int) -> messages.Notice:
-    """The message of a kept notice.
+    """Returns the message of a kept notice.
 
-    A process of an earlier version kept a ``limit_reached`` without ``elapsed_ms``. Then that of
-    the session, which stands still since, is filled in.
+    A process of an earlier version kept a ``limit_reached`` without ``elapsed_ms``. The result then
+    has the session's ``elapsed_ms``, because the session has stood still since.
     """
     try:
         return _NOTICE.decode(notice)
@@ -198,7 +198,7 @@ def decode_notice(notice: bytes, elapsed_ms: int) -> messages.Notice:
 
 
 def sequence_number(notice: bytes) -> int:
-    """The ``seq`` of an encoded notice."""
+    """Returns the ``seq`` of an encoded notice."""
     return _read(notice).seq
 
 
@@ -212,20 +212,20 @@ _read_minute = msgspec.json.Decoder(_MinuteHead).decode
 class Minutes:
     """The ``minute`` messages of one session on one process: each is sent once.
 
-    A step of another process is told by the channel and by the answer to one's own step, in
-    any order. Only the channel carries its minutes, so they count though the step is known.
+    A process learns of a remote step from the channel and from the answer to its own step, in any
+    order. Only the channel carries the step's minutes, so these count even if the step is known.
     """
 
     __slots__ = ("_from", "_sent")
 
     def __init__(self, minutes_kept: int) -> None:
         self._from = minutes_kept
-        """Minutes before this one were sent, or completed before this process had the session."""
+        """Minutes before this were sent, or completed before this process had the session."""
         self._sent: tuple[int, ...] = ()
-        """Those from there on that were sent."""
+        """The later minutes that were sent."""
 
     def take(self, encoded: tuple[bytes, ...]) -> list[bytes]:
-        """Those of some ``minute`` messages that were not sent before, for sending now."""
+        """Returns the ``minute`` messages not sent before; the caller sends them now."""
         fresh = []
         for message in encoded:
             minute = _read_minute(message).minute

@@ -1,4 +1,4 @@
-"""Receipts: what a session came to, from its last standing or from its record."""
+"""Receipts: what a session cost and why, from its last standing or its record."""
 
 from protocol.metering.records import SessionEnded
 from protocol.wire import messages
@@ -6,9 +6,9 @@ from protocol.wire.money import format_credits
 
 
 def receipt(ended: SessionEnded, provider_ms: int | None = None) -> messages.Receipt:
-    """The receipt of an ended session (PROTOCOL section 1).
+    """Returns the receipt of an ended session (PROTOCOL section 1).
 
-    ``provider_ms`` is an external clock's figure for the same time, where there is one.
+    ``provider_ms`` is the duration of the same time by an external clock, if there is one.
     """
     difference_ms = None if provider_ms is None else provider_ms - ended.elapsed_ms
     return messages.Receipt(

@@ -1,9 +1,9 @@
 """The records of sessions and operations, on their way from the outbox to Postgres.
 
-A claim or a spend appends them to its partition's outbox in the same atomic step that
-settles what they stand for; the flusher decodes them again and writes them down once.
-Each has a natural key, names everything that it needs to be written without any
-other record, and may arrive twice or in another order than it was made.
+A claim or a spend appends its records to the outbox of its partition, in the same atomic step that
+settles them. The flusher decodes the records and writes each to Postgres once. Each record has a
+natural key, and contains everything that its writing needs, without any other record. Records may
+arrive twice, or in another order than they were made.
 """
 
 from typing import Any, Literal
@@ -32,12 +32,12 @@ class SessionStarted(msgspec.Struct, frozen=True, tag_field="t", tag="session"):
 class MinuteUsed(msgspec.Struct, frozen=True, tag_field="t", tag="minute"):
     """A minute of a session was used. Key: ``tenant``, ``session_id``, ``minute``.
 
-    ``seconds`` is 1 to 60: only a session's last minute may be short. ``credits_micros``
-    is what the minute cost, the difference of the session's cost at its end and at its
-    start, so that a session's minutes add up to its charge without a rounding of their
-    own. ``started_at`` is the instant at which the minute began, ``month`` the first day
-    of the calendar month of that instant in the organisation's time zone (``2026-11-01``).
-    ``counts`` says whether it is counted against the member's and organisation's month.
+    ``seconds`` is 1 to 60: only a session's last minute may be short. ``credits_micros`` is what
+    the minute cost: the session's cost at the minute's end minus the cost at its start. So the
+    minutes add up to the session's charge, without a rounding of their own. ``started_at`` is the
+    instant at which the minute began. ``month`` is the first day of the calendar month of that
+    instant in the organisation's time zone (``2026-11-01``). ``counts``: the minute counts against
+    the month of member and organisation.
     """
 
     tenant: str
@@ -59,7 +59,7 @@ class MinuteUsed(msgspec.Struct, frozen=True, tag_field="t", tag="minute"):
 class SessionEnded(msgspec.Struct, frozen=True, tag_field="t", tag="ended"):
     """A session ended; the figures of its receipt. Key: ``tenant``, ``session_id``.
 
-    ``segments`` are ``[from_at, to_at]``, ``gaps`` ``[from_at, to_at, billed]``.
+    ``segments`` are ``[from_at, to_at]``; ``gaps`` are ``[from_at, to_at, billed]``.
     """
 
     tenant: str
@@ -87,13 +87,12 @@ class SessionEnded(msgspec.Struct, frozen=True, tag_field="t", tag="ended"):
 
 
 class EntryPosted(msgspec.Struct, frozen=True, tag_field="t", tag="entry"):
-    """A ledger entry that was decided in Redis. Key: ``tenant``, ``account_id``, ``entry_id``.
+    """A ledger entry that Redis decided. Key: ``tenant``, ``account_id``, ``entry_id``.
 
-    ``amount_micros`` is signed: what it adds to the balance; a spend or post of 0 moved
-    nothing and is not in the ledger. One of an ``operation`` is kept as its usage too: then
-    ``month`` is the first day of the organisation's month that it counts in, and
-    ``metadata`` says what it took (``service``, ``tokens_used``, ``response_time_ms``,
-    ``success``, any more).
+    ``amount_micros`` is the signed change of the balance. A spend or post of 0 moved nothing and is
+    not in the ledger. An entry of an ``operation`` is also kept as its usage: then ``month`` is the
+    first day of the organisation's month that it counts in, and ``metadata`` describes the
+    operation (``service``, ``tokens_used``, ``response_time_ms``, ``success``, any others).
     """
 
     tenant: str
@@ -115,8 +114,8 @@ HoldState = Literal["open", "posted", "voided", "expired"]
 class HoldChanged(msgspec.Struct, frozen=True, tag_field="t", tag="hold"):
     """A hold was opened, or left that state for good. Key: ``tenant``, ``hold_id``, ``state``.
 
-    It holds ``amount_micros`` while it is ``open``; of one that was ``posted``,
-    ``posted_micros`` were charged. Each is whole, and may arrive before the one that opened it.
+    The hold reserves ``amount_micros`` while it is ``open``; a ``posted`` hold charged
+    ``posted_micros``. Each record is complete, and may arrive before the record of the opening.
     """
 
     tenant: str
@@ -135,4 +134,4 @@ class HoldChanged(msgspec.Struct, frozen=True, tag_field="t", tag="hold"):
 
 
 Record = SessionStarted | MinuteUsed | SessionEnded | EntryPosted | HoldChanged
-"""What an outbox entry holds: a JSON array of these under the stream field ``r``."""
+"""The content of an outbox entry: a JSON array of these under the stream field ``r``."""

@@ -3,13 +3,13 @@
 from protocol import limits
 
 GAIN = 1 / 8
-"""What one measurement counts in the mean."""
+"""The weight of one measurement in the mean."""
 DEVIATION_GAIN = 1 / 4
 DEVIATIONS = 4
 
 
 class ResponseTime:
-    """The time that an answer takes, from what was measured so far."""
+    """The response time of Redis, estimated from measurements."""
 
     __slots__ = ("_deviation_ms", "_mean_ms")
 
@@ -18,7 +18,7 @@ class ResponseTime:
         self._deviation_ms = 0.0
 
     def measured(self, ms: float) -> None:
-        """Takes a measurement; of an answer that did not come, the time that was waited."""
+        """Takes a measurement in ms. For an answer that never came, pass the time waited."""
         ms = min(max(0.0, ms), limits.REDIS_TIMEOUT_MS)
         if self._mean_ms is None:
             self._mean_ms, self._deviation_ms = ms, ms / 2
@@ -28,8 +28,10 @@ class ResponseTime:
 
     @property
     def bound_ms(self) -> int:
-        """Within this nearly every answer is there; 0 before the first measurement, and never
-        more than one waits for an answer."""
+        """The time in ms within which nearly every answer arrives.
+
+        0 before the first measurement; never more than ``REDIS_TIMEOUT_MS``, the longest wait.
+        """
         if self._mean_ms is None:
             return 0
         bound_ms = self._mean_ms + DEVIATIONS * self._deviation_ms

@@ -1,8 +1,8 @@
-"""What is known of a session: who it belongs to, where it stands, and what it holds.
+"""A session: its owner, where it stands, and what it holds.
 
-Three immutable values, kept as fields of the session's hash in Redis and the
-same on every process: the :class:`Identity` never changes, the :class:`Standing`
-changes with every accepted step, and the :class:`Grant` is what that step was given.
+The three values are immutable. They are kept as fields of the session's hash in Redis, and are the
+same on every process. The :class:`Identity` never changes; the :class:`Standing` changes with every
+accepted step; the :class:`Grant` is what that step was given.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from protocol.metering.terms import MINUTE_MS, Terms, minutes_begun
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who a session belongs to and what it is charged by: fixed when it starts."""
+    """The owner of a session and its terms, fixed when the session starts."""
 
     tenant: str
     """``org:<id>``, or ``user:<id>`` for a user without an organisation."""
@@ -28,59 +28,59 @@ class Identity(msgspec.Struct, frozen=True):
     started_at: int
     terms: Terms
     free_key: str | None = None
-    """The shared allowance that free time is drawn from; None: the session's own."""
+    """The shared allowance that free time comes from; None: the session has its own."""
     metadata: dict[str, Any] | None = None
-    """The client's or its backend's: nothing in it means anything here."""
+    """Data of the client or its backend; Taximeter does not interpret it."""
     is_reported: bool = False
-    """Its client counts for itself, and reports minute by minute."""
+    """The client counts the minutes itself and reports each."""
 
 
 class Grant(msgspec.Struct, frozen=True):
     """What a session may still use: reserved on every counter that limits it."""
 
     granted_ms: int = 0
-    """The counted time up to which everything is reserved."""
+    """The counted time up to which every counter has reserved."""
     held_micros: int = 0
-    """What the account holds for the time between settled and granted."""
+    """Micro-credits that the account holds for the time between settled and granted."""
     held_minutes: dict[str, int] = {}
-    """Minutes held for it, by month (``2026-11-01``)."""
+    """Minutes held for the session, by month (``2026-11-01``)."""
     final: str | None = None
-    """The limit that this grant exhausts: at its end the session stops."""
+    """The limit that this grant exhausts. The session stops at the end of the grant."""
 
 
 class Standing(msgspec.Struct, frozen=True):
     """Where a session stands after its last accepted step.
 
-    ``elapsed_ms`` is the counted time at ``at``; while the session is active it goes on
-    from there. What is settled never exceeds what was proven.
+    ``elapsed_ms`` is the counted time at ``at``; while the session is active, counted time runs on
+    from there. Settled time never exceeds proven time.
     """
 
     version: int
-    """Rises by one with each accepted step: the claim's sequence number."""
+    """Rises by one with each accepted step; the sequence number of claims."""
     phase: Phase
     elapsed_ms: int
     at: int
     run_at: int
     """The instant at which the current or last segment began."""
     free_ms: int = 0
-    """Free time that this session has: used, or reserved for it."""
+    """Free time that this session has used, or that is reserved for it."""
     settled_ms: int = 0
     charged_micros: int = 0
     minutes_kept: int = 0
     """Rows of ``usage_tracking`` appended so far: completed minutes."""
     minute_at: int = 0
-    """The instant at which the minute after those began."""
+    """The instant at which the minute after the kept minutes began."""
     minute_month: str = ""
-    """The month that has counted that minute; empty until it is settled in part. It stays
-    the minute's, if the organisation's time zone is changed meanwhile."""
+    """The month that has counted that minute; empty until a part of the minute is settled. The
+    minute keeps this month if the organisation's time zone changes meanwhile."""
     minute_charged_micros: int = 0
-    """The session's charge at that instant."""
+    """The session's charge in micro-credits at ``minute_at``."""
     seq: int = 0
     """The number of the last notice."""
     free_over: bool = False
-    """``free_time`` was said."""
+    """The notice ``free_time`` was sent."""
     warned: dict[str, int] = {}
-    """The lowest threshold that was warned of, by limit."""
+    """The lowest threshold with a warning, by limit."""
     limit: str | None = None
     grace_until: int | None = None
     lost_at: int | None = None
@@ -88,48 +88,52 @@ class Standing(msgspec.Struct, frozen=True):
     ended_at: int | None = None
     reason: str | None = None
     uncovered_ms: int = 0
-    """Counted time for which no grant was there when it was used: debt."""
+    """Counted time that had no grant when it was used: debt."""
     ungranted: tuple[tuple[int, int], ...] = ()
-    """Where such time lies that is not proven and settled yet: a grant that was made since
-    reaches beyond it, and no longer tells."""
+    """The parts of such time that are not proven and settled yet. A later grant reaches beyond
+    these parts, so the grant does not show them any more."""
     segments: tuple[tuple[int, int], ...] = ()
     gaps: tuple[tuple[int, int, bool], ...] = ()
 
     @property
     def counted_minutes(self) -> int:
-        """Minutes that the month's counters have taken for this session."""
+        """Minutes that the month's counters have counted for this session."""
         return minutes_begun(self.settled_ms)
 
     @property
     def minute_end_ms(self) -> int:
-        """The counted time at which the minute under way is complete."""
+        """The counted time at which the current minute is complete."""
         return (self.minutes_kept + 1) * MINUTE_MS
 
 
 class SessionState(msgspec.Struct, frozen=True):
-    """A session as one step left it: the answer to every operation on it."""
+    """A session as one step left it: the result of every operation on it."""
 
     identity: Identity
     standing: Standing
     grant: Grant
     mark: str = ""
-    """Names the step that left it. Two steps may have one version, where the first was lost with
-    a Redis that failed and the second was made of the older copy; no two have one mark."""
+    """The name of the step that left this state. Two steps may have one version: the first was lost
+    with a Redis that failed, and the second was made from the older copy. No two steps have one
+    mark."""
 
     @property
     def key(self) -> str:
-        """Its name within Redis and a process: tenant and id."""
+        """The name of the session within Redis and a process: tenant and id."""
         return session_key(self.identity.tenant, self.identity.session_id)
 
 
 def session_key(tenant: str, session_id: str) -> str:
-    """The name of a session across tenants; ``/`` is in the charset of neither."""
+    """Returns the name of a session across tenants; neither part may contain ``/``."""
     return f"{tenant}/{session_id}"
 
 
 def free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -> str | None:
-    """The allowance that a kind's free time is drawn from, when sessions share one: with a
-    counterpart, or of a day (``2026-11-25``)."""
+    """Returns the allowance that a kind's free time comes from, if sessions share one.
+
+    Sessions share an allowance with a counterpart, or for a day (``2026-11-25``). None: the session
+    has its own.
+    """
     if terms.free_ms == 0 or terms.free_scope == "session":
         return None
     if terms.free_scope == "pair":
@@ -142,11 +146,11 @@ def free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -
 def joined_segments(
     segments: tuple[tuple[int, int], ...], from_at: int, to_at: int
 ) -> tuple[tuple[int, int], ...]:
-    """``segments`` with one more; an empty one is left out, and their number is bounded."""
+    """Returns ``segments`` with one more; an empty one is left out, the number is bounded."""
     if to_at <= from_at:
         return segments
     if segments and (from_at < segments[-1][0] or to_at < segments[-1][1]):
-        # A client that counts its minutes itself has dated one ahead.
+        # A client that counts its minutes itself has dated a minute ahead.
         return segments_in_order((*segments, (from_at, to_at)))
     if segments and segments[-1][1] >= from_at:
         return (*segments[:-1], (segments[-1][0], to_at))
@@ -156,7 +160,7 @@ def joined_segments(
 
 
 def segments_in_order(parts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """``parts`` in their order, joined where they touch; their number is bounded."""
+    """Returns ``parts`` in order, joined where they touch; their number is bounded."""
     joined: list[tuple[int, int]] = []
     for from_at, to_at in sorted(parts):
         if joined and joined[-1][1] >= from_at:

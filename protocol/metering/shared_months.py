@@ -1,10 +1,10 @@
-"""What a process was last told of each month's counter, for all its sessions that count on it.
+"""The newest figures of each month's counter, for all sessions of a process that count on it.
 
-An answer names a counter as the step left it, so the newest one tells of every step before.
-Several pipelines are on their way at once, and their answers may come in another order than they
-were made in: each says when it was, by the clock of Redis.
-Sessions that run on without Redis share what that one leaves: each by its own newest answer,
-they would use in sum what only one of them was left.
+An answer of Redis contains a counter as the step left it, so the newest answer includes every step
+before. Several pipelines are on their way at once, and their answers may arrive in another order
+than they were made in. Each answer therefore has its time, by the clock of Redis. Sessions that run
+on without Redis share what the newest answer leaves. If each relied on its own last answer,
+together they would use more than one of them was left.
 """
 
 from weakref import WeakValueDictionary
@@ -16,7 +16,7 @@ from protocol.metering.projection import MonthProjection
 
 
 class SharedCounter:
-    """The counter of one member or organisation, as the newest answer gave it."""
+    """The counter of one member or organisation, as in the newest answer."""
 
     __slots__ = ("__weakref__", "newest", "revision")
 
@@ -26,21 +26,21 @@ class SharedCounter:
         """Rises with every change."""
 
     def tell(self, month: MonthProjection) -> None:
-        """Takes what an answer says, unless a newer one was here before it."""
+        """Takes the counter of an answer, unless a newer answer came first."""
         newest = self.newest
         if month.as_of_us:
             behind_us = newest.as_of_us - month.as_of_us
-            # One that is older than any answer may be comes from a Redis whose clock is behind.
+            # An answer older than any answer may be comes from a Redis whose clock is behind.
             if 0 < behind_us <= limits.REDIS_TIMEOUT_MS * 1_000:
                 return
-        else:  # it was read now, so it is the newest
+        else:  # the counter was read now, so it is the newest
             month = msgspec.structs.replace(month, as_of_us=newest.as_of_us)
         if month != msgspec.structs.replace(newest, as_of_us=month.as_of_us):
             self.revision += 1
         self.newest = month
 
     def over(self, own: MonthProjection) -> MonthProjection:
-        """What is newest of the month that a session knows ``own`` figures of."""
+        """Returns the newest figures of the month that a session has ``own`` figures of."""
         return self.newest if self.newest.month == own.month else own
 
 
@@ -56,7 +56,7 @@ class SessionCounters:
         self.org = org or SharedCounter()
 
     def tell(self, member: MonthProjection, org: MonthProjection) -> None:
-        """Takes what an answer says of both."""
+        """Takes both counters of an answer."""
         self.member.tell(member)
         self.org.tell(org)
 
@@ -67,7 +67,7 @@ class SessionCounters:
 
 
 class SharedMonths:
-    """The counters of a process: each stays while a session here counts on it."""
+    """The counters of a process; each lives while a session here counts on it."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[str, str | None], SharedCounter] = (
@@ -75,7 +75,7 @@ class SharedMonths:
         )
 
     def of(self, tenant: str, user_id: str) -> SessionCounters:
-        """The counters of a user's sessions."""
+        """Returns the counters of a user's sessions."""
         return SessionCounters(self._get((tenant, user_id)), self._get((tenant, None)))
 
     def _get(self, key: tuple[str, str | None]) -> SharedCounter:

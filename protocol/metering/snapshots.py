@@ -1,4 +1,4 @@
-"""What a session looks like from outside at an instant: the snapshot and the tick."""
+"""What a session shows at an instant: the snapshot and the tick."""
 
 from protocol.metering import limit_positions
 from protocol.metering.meter import Meter
@@ -15,7 +15,7 @@ def snapshot(
     request_id: int | None = None,
     seq: int | None = None,
 ) -> messages.Session:
-    """The ``session`` message: everything that is known of the session at ``now_ms``."""
+    """Returns the ``session`` message: all that is known of the session at ``now_ms``."""
     identity, standing = meter.session.identity, meter.session.standing
     elapsed_ms = meter.shown_at(now_ms)
     limit = limit_positions.first(meter.positions)
@@ -52,7 +52,7 @@ def snapshot(
 
 
 def tick(meter: Meter, template: bytes, now_ms: int) -> bytes:
-    """The ``tick`` message as bytes: a projection, the same work however long it runs."""
+    """Returns the ``tick`` message as bytes; the work does not grow with the session's age."""
     elapsed_ms = meter.shown_at(now_ms)
     limit = limit_positions.first(meter.positions)
     return format_tick(

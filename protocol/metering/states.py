@@ -1,20 +1,17 @@
-"""The states of a session, and what moves it from one to another.
+"""The states of a session, and the events that move it between them.
 
-How it works
-------------
-A session counts time in one state only, ``active``. Everything that can happen to it
-is an :class:`Event`; the literal table :data:`TRANSITIONS` says which events a state
-knows and where they lead. An event that a state does not know changes nothing: it is
-late (a second ``stop``), or it is refused by the shell before it gets here.
+A session counts time in one state only, ``active``. Everything that can happen to a session is an
+:class:`Event`. The literal table :data:`TRANSITIONS` lists the events that each state knows, and
+where they lead. An event that a state does not know changes nothing: the event is late (a second
+``stop``), or the shell refuses it first.
 
-``stopping`` is the unbilled grace after ``limit_reached``: the client saves its work,
-and a top-up followed by ``resume`` goes on. ``suspended`` is the grace for a lost
-connection; who comes back when nothing is left lands in ``stopping``. A paused session
-whose sockets are gone stays paused while its grace runs, so coming back does not start
-its time. Nothing leaves ``ended``.
+``stopping`` is the unbilled grace after ``limit_reached``: the client saves its work, and after a
+top-up ``resume`` continues. ``suspended`` is the grace for a lost connection; a client that returns
+when nothing is left gets ``stopping``. A paused session without sockets stays paused while its
+grace runs, so a return does not start its time. No event leaves ``ended``.
 
-Everything that changes a session's state must be a row of this table; the diagram in
-``docs/how-it-works.md`` is drawn from it by ``scripts/diagram``.
+Every change of a session's state must be a row of this table. ``scripts/diagram`` draws the diagram
+in ``docs/how-it-works.md`` from it.
 """
 
 import enum
@@ -36,19 +33,19 @@ class Event(enum.StrEnum):
     PAUSE = "pause"
     """The client asked to pause."""
     RESUME = "resume"
-    """The client asked to go on."""
+    """The client asked to continue."""
     LIMIT = "limit"
-    """The end of a final grant was reached, or nothing was left to go on with."""
+    """The end of a final grant was reached, or nothing was left to continue with."""
     LOST = "lost"
-    """The last socket of any process is gone."""
+    """No process has a socket of the session any more."""
     RETURNED = "returned"
     """A socket joined."""
     UNPROVEN = "unproven"
-    """A socket joined, and none of those that were there before has answered."""
+    """A socket joined, and none of the earlier sockets answered."""
     EXPIRED = "expired"
     """The grace of the state ran out."""
     STOP = "stop"
-    """The client, a backend, an operator or the call itself ended it."""
+    """The client, a backend, an operator or the call itself ended the session."""
 
 
 TRANSITIONS: dict[Phase, dict[Event, Phase]] = {
@@ -83,5 +80,5 @@ TRANSITIONS: dict[Phase, dict[Event, Phase]] = {
 
 
 def after(phase: Phase, event: Event) -> Phase | None:
-    """The phase that ``event`` leads to from ``phase``; None when it changes nothing."""
+    """Returns the phase that ``event`` leads to from ``phase``; None: no change."""
     return TRANSITIONS[phase].get(event)

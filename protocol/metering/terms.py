@@ -1,14 +1,15 @@
-"""What a session is charged by: its price, increments, free time and bounds, and the
-one function from counted time to money.
+"""What a session is charged by: price, increments, free time and bounds.
+
+This module has the one function from counted time to money.
 
 The charge is a pure function of counted time (DESIGN section 7)::
 
     cost(elapsed) = price x billed(max(0, elapsed - free))
     billed(t)     = 0 if t = 0 else I if t <= I else I + ceil((t - I) / N) x N
 
-It is evaluated on the whole session and rounded once, so a pause inside an increment,
-a reconnect and a repeated claim cannot round twice; a claim charges the difference to
-what was charged before.
+The function is evaluated on the whole session and rounded once, so a pause inside an
+increment, a reconnect and a repeated claim cannot round twice. A claim charges the
+difference to what was charged before.
 """
 
 from typing import Literal
@@ -22,10 +23,10 @@ Gap = Literal["skip", "bill"]
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """The terms of one session, fixed when it starts and the same on every process.
+    """The terms of one session, fixed when it starts, the same on every process.
 
-    Built from a kind of the rate card (``protocol.rate_card``) and, for prepared sessions,
-    from what the backend set. All times are counted milliseconds.
+    They come from a kind of the rate card (``protocol.rate_card``) and, for prepared sessions, from
+    the backend. All times are counted milliseconds.
     """
 
     kind: str
@@ -42,23 +43,23 @@ class Terms(msgspec.Struct, frozen=True):
     reconnect_grace_ms: int
     gap: Gap
     session_cap_ms: int
-    """The longest counted time; 0 means none."""
+    """The longest counted time; 0: no bound."""
     tick_ms: int
     speed: int = 1
     """Counted milliseconds for each real one: 1, except in a demonstration."""
     max_live_sessions: int = 0
-    """Sessions of this kind that one user may have at a time; 0 means any number."""
+    """Most live sessions of this kind for one user; 0: no bound."""
 
     def with_unknown_counterpart(self) -> "Terms":
-        """The terms of a session whose counterpart no backend has named.
+        """Returns the terms of a session whose counterpart no backend has named.
 
-        Free time of the scope ``pair`` begins anew with each counterpart, and a browser
-        can invent any number of them.
+        Free time of the scope ``pair`` begins anew with each counterpart, and a browser can invent
+        any number of counterparts. So there is none here.
         """
         return msgspec.structs.replace(self, free_ms=0) if self.free_scope == "pair" else self
 
     def billed_ms(self, elapsed_ms: int, free_ms: int) -> int:
-        """The billed time, in whole increments, of ``elapsed_ms`` with ``free_ms`` free."""
+        """Returns the billed time, in whole increments, of ``elapsed_ms`` with ``free_ms`` free."""
         paid_ms = elapsed_ms - free_ms
         if paid_ms <= 0:
             return 0
@@ -69,24 +70,24 @@ class Terms(msgspec.Struct, frozen=True):
         return first_ms + -(-(paid_ms - first_ms) // next_ms) * next_ms
 
     def cost_micros(self, elapsed_ms: int, free_ms: int) -> int:
-        """The cost of the whole session so far, in micro-credits.
+        """Returns the cost of the whole session so far, in micro-credits.
 
         A fraction of a micro-credit is dropped, once a session, in the user's favour.
         """
         return self.price_micros * self.billed_ms(elapsed_ms, free_ms) // MINUTE_MS
 
     def increment_end_ms(self, elapsed_ms: int, free_ms: int) -> int:
-        """The counted time at which the increment that ``elapsed_ms`` is in ends.
+        """Returns the counted time at which the increment of ``elapsed_ms`` ends.
 
-        A position on a boundary belongs to the increment that it ends, for an increment
-        is billed when it is begun, and only then; within free time, the end of free time.
+        A position on a boundary belongs to the increment that ends there: an increment is billed
+        when it begins, and only then. Within free time, the result is the end of free time.
         """
         if elapsed_ms <= free_ms:
             return free_ms
         return free_ms + self.billed_ms(elapsed_ms, free_ms)
 
     def affordable_ms(self, micros: int, free_ms: int) -> int | None:
-        """The longest counted time that costs at most ``micros``; None means for ever."""
+        """Returns the longest counted time that costs at most ``micros``; None: no bound."""
         if self.price_micros == 0:
             return None
         # The largest b with price * b // 60000 <= micros.
@@ -98,5 +99,5 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 def minutes_begun(elapsed_ms: int) -> int:
-    """How many minutes of a session have begun: the rows it will have left."""
+    """Returns how many minutes of a session have begun: its rows, once they are complete."""
     return -(-elapsed_ms // MINUTE_MS)
