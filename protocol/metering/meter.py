@@ -1,23 +1,21 @@
-"""The meter: one session on one process, as a state machine without I/O and without a clock.
+"""The meter: one session on one process, a state machine without I/O or clock.
 
-How it works
-------------
-The shell feeds it (a socket attached, a proof of life, a request, an answer of Redis),
-each time with the instant ``now_ms``; arms one timer for ``timer()``; and drains
-``effects()`` after every call. The meter burns its grant in memory. What changes the
-session for everybody is a :class:`~protocol.metering.steps.Step`, one at a time: while one is on
-its way, what happens next waits as an intent, and is judged again when the answer is in.
+The shell feeds the meter (a socket attached, a proof of life, a request, an answer of Redis), each
+time with the instant ``now_ms``. The shell also arms one timer for ``timer()``, and drains
+``effects()`` after every call. The meter burns its grant in memory. A change that all processes see
+is a :class:`~protocol.metering.steps.Step`. Only one step is on its way at a time: what happens
+meanwhile waits as an intent, and is judged again when the answer has arrived.
 
-There is no owner: every process with a socket of the session runs the same meter, and
-deadlines follow from shared figures, so they agree. The stop at a final grant's end is
-said at once, by a local timer; the step that records it follows. A step that comes
-second is answered with what the first one left, and that replaces what is here. Where
-somebody only watches, time stands still at that end, and whatever is said is what a
-process with sockets has recorded: it alone knows what comes before the stop.
+No process owns a session. Every process with a socket of the session runs the same meter, and
+deadlines follow from shared figures, so the processes agree. A local timer announces the stop at a
+final grant's end at once; the step that records the stop follows. A step that comes second is
+answered with the result of the first, which replaces the state here. On a process that has
+observers only, time stands still at that end, and the process sends only what a process with
+sockets has recorded: only that process knows what comes before the stop.
 
-Time is billed as far as it is proven. A minute's end is a deadline at which the sockets
-are asked for a proof of life; the claim is made when it comes in, and until then the
-grant's margin carries the session.
+Time is billed as far as it is proven. At the deadline of a minute's end, the meter probes the
+sockets for a proof of life. The claim is made when the proof arrives; until then the grant's margin
+carries the session.
 """
 
 import msgspec
@@ -50,11 +48,11 @@ class Meter(MeterState):
     # --- What happens ------------------------------------------------------------
 
     def attach(self, now_ms: int, asked_at: int | None = None, *, has_others: bool = False) -> bool:
-        """A socket of this process joined: it ends a grace, and is a proof of life as of when
-        the socket asked to, for it may be gone since.
+        """Adds a socket of this process, which ends a grace.
 
-        ``has_others``: other processes have sockets. True: the sockets that were there before
-        are to be asked for a proof of life, for they have given none lately.
+        The join is a proof of life at ``asked_at``, when the socket asked to join; the socket may
+        be gone since. ``has_others``: other processes have sockets. Returns whether the shell must
+        probe the earlier sockets for a proof of life, because they have given none lately.
         """
         came_at = now_ms if asked_at is None else asked_at
         begins = self._begin_doubt(came_at, now_ms, has_others=has_others)
@@ -67,7 +65,7 @@ class Meter(MeterState):
         return begins
 
     def _begin_doubt(self, came_at: int, now_ms: int, *, has_others: bool) -> bool:
-        """Whether those who were there are to be asked; what they do not prove is a gap."""
+        """Returns whether the earlier sockets must be probed; time they do not prove is a gap."""
         if self._doubt is not None or not self.counting or self._halting:
             return False
         if self.session.identity.terms.gap == "bill" or not (self.sockets or has_others):
@@ -80,9 +78,10 @@ class Meter(MeterState):
         return True
 
     def confirm(self, at_ms: int, now_ms: int, came_at: int | None = None) -> None:
-        """Who was there before the socket that joined last has proven its life at ``at_ms``.
+        """Takes a proof of life, at ``at_ms``, of a socket that was there before the last join.
 
-        ``came_at``: the process that says so asks itself, since a socket joined there.
+        ``came_at``: the process that reports the proof is in doubt itself, because a socket joined
+        there.
         """
         if self._doubt is not None and came_at is not None:
             self._doubt.told_of_another(came_at)
@@ -92,58 +91,62 @@ class Meter(MeterState):
     def _end_doubt(self, now_ms: int) -> None:
         self._doubt = None
         self._intents.drop(Event.UNPROVEN)
-        self._show()  # a tick may be far away, and what was shown did not count this
+        self._show()  # the next tick may be far away, and the time shown so far lacks this proof
         self._plan(now_ms)
 
     def _decide_doubt(self, now_ms: int) -> None:
-        """Those who were there have not answered in time."""
+        """Ends a doubt whose deadline has passed without an answer of the earlier sockets."""
         doubt = self._doubt
         if doubt is None or doubt.is_over or now_ms < doubt.until:
             return
         doubt.is_over = True
         if doubt.is_told:
-            # Before a request that has waited for this: it ends the time since the join.
+            # The gap goes before a request that has waited for the answer: the request ends the
+            # time since the join.
             self._intents.add_first(Intent(Event.UNPROVEN, doubt.came_at))
         else:
-            self._end_doubt(now_ms)  # their process is silent: it is swept, should it be dead
+            # Their process is silent. If it is dead, a sweep settles its sessions.
+            self._end_doubt(now_ms)
 
     def entitle(self, token: Token) -> bool:
-        """Has a joining socket answered when the step that ends the grace is.
+        """Answers a joining socket when the step that ends the grace is answered.
 
-        False: no such step is under way, and the session can be shown as it is.
+        False: no such step is under way; the shell can show the session as it is.
         """
         return self._intents.entitle(Event.RETURNED, token)
 
     def alive(self, at_ms: int, now_ms: int) -> bool:
-        """A proof of life: a pong or a message came in at ``at_ms``.
+        """Takes a proof of life: a pong or a message that came in at ``at_ms``.
 
-        Answers whether there is anything to do now.
+        Returns whether there are effects to drain now.
         """
         self.proof_at = max(self.proof_at, at_ms)
         self._plan(now_ms)
         return bool(self._effects)
 
     def promise(self, until_ms: int, now_ms: int) -> bool:
-        """A heartbeat over HTTP came in: a proof of life up to ``until_ms``, in advance.
+        """Takes a heartbeat over HTTP: a proof of life up to ``until_ms``, in advance.
 
-        Answers whether there is anything to do now.
+        Returns whether there are effects to drain now.
         """
         self.promised_until = max(self.promised_until, until_ms)
         return self.alive(now_ms, now_ms)
 
     def withdraw(self, at_ms: int) -> None:
-        """The promise has ended: it proved what lies before ``at_ms``, and no more. A ``detach``
-        of the heartbeat follows."""
+        """Ends the promise of a heartbeat: it proves the time before ``at_ms``, and no more.
+
+        A ``detach`` of the heartbeat follows.
+        """
         self.promised_until = 0
         self.proof_at = max(self.proof_at, at_ms)
 
     def detach(
         self, alive_at: int, now_ms: int, *, died: bool = False, farewell: bool = False
     ) -> None:
-        """A socket of this process is gone; its last proof of life was at ``alive_at``.
+        """Removes a socket of this process; its last proof of life was at ``alive_at``.
 
-        ``died``: it was another process's, in whose name this one acts. ``farewell``: the
-        user took leave, and what other processes have of the session in advance ends too.
+        ``died``: the socket belonged to a dead process, for which this one acts. ``farewell``: the
+        user took leave, so promises that other processes have of the session end too.
         """
         self.sockets -= 1
         self.proof_at = max(self.proof_at, alive_at)
@@ -154,12 +157,12 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def farewell_told(self, at_ms: int) -> None:
-        """Other processes have heard of a farewell by now; the step of a loss says it no more."""
+        """Takes note that other processes know of a farewell; a loss's step no more carries it."""
         if self._farewell_at == at_ms:
             self._farewell_at = None
 
     def request(self, event: Event, now_ms: int, token: Token, reason: str = "client") -> bool:
-        """Somebody wants the session paused, resumed or stopped.
+        """Takes a request to pause, resume or stop the session.
 
         A client's own request is a proof of life. False: too many requests wait.
         """
@@ -174,7 +177,7 @@ class Meter(MeterState):
         return True
 
     def start(self, now_ms: int, token: Token, basis: StartBasis | None = None) -> None:
-        """Starts a session that has none of its steps yet; a socket comes with it.
+        """Starts a session that has no steps yet, and adds its first socket.
 
         ``basis`` is what the session's identity was decided from.
         """
@@ -185,7 +188,7 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def granted(self, reply: Reply, now_ms: int) -> None:
-        """Redis answered the step that was asked for."""
+        """Takes the answer of Redis to the step on its way."""
         step, intent = self._asked, self._intents.current
         begins = self._begins
         self._asked = self._intents.current = None
@@ -217,8 +220,11 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def unanswered(self, now_ms: int) -> None:
-        """No answer came. What was asked may have been done: it is asked anew, from the
-        same version, and if it was done already the answer says so."""
+        """Takes note that no answer came to the step on its way.
+
+        Redis may have made the step. It is sent again from the same version; if it was made
+        already, the answer shows that.
+        """
         intent, self._intents.current = self._intents.current, None
         self._heard_at = max(self._heard_at, now_ms)
         if self._asked is not None:
@@ -228,7 +234,7 @@ class Meter(MeterState):
                 self._wanted = True
                 self._refreshed = self._refreshed or self._refreshing
             elif intent.event is not Event.EXPIRED or not is_early:
-                # Or else others can prove more, and are waited for again.
+                # Otherwise other processes can prove more, and this one waits for them again.
                 self._intents.add_first(intent)
         if self._has_left():
             self._effects.append(LeaveSession())
@@ -237,34 +243,40 @@ class Meter(MeterState):
             self._plan(now_ms)
 
     def abandon(self) -> list[Token]:
-        """No answer comes for now: hands back whoever waits for one. What they asked for
-        is still done, when it can be; a start is followed by the loss of its socket."""
+        """Returns the tokens of all waiting requests, because no answer comes for now.
+
+        The requests are still carried out when that is possible. After a start, the loss of its
+        socket follows.
+        """
         return self._intents.abandon()
 
     def misses(self, remote: RemoteStep) -> bool:
-        """Whether steps were made before this one of which nothing was heard here."""
+        """Whether this process missed steps that were made before this one."""
         return not remote.complete and remote.session.standing.version > (
             self.session.standing.version + 1
         )
 
     def is_other(self, remote: RemoteStep) -> bool:
-        """Whether a step has the version of the one that is known here, and is another one: this
-        one was lost with a Redis that failed. Which of them counts, an assertion decides."""
+        """Whether a different step has the version of the step that is known here.
+
+        The step that is known here was then lost with a Redis that failed. An assertion decides
+        which of the two counts.
+        """
         session, known = remote.session, self.session
         has_version = session.standing.version == known.standing.version
         return has_version and self._is_news(session)
 
     def apply_remote(self, remote: RemoteStep, now_ms: int) -> None:
-        """Another process made a step. Its notices have numbers; what was said stays said."""
+        """Takes a step of another process. Notices that were sent here already stay valid."""
         session = remote.session
         if not self._is_news(session) or (self.is_other(remote) and not remote.complete):
             self._say_minutes(remote.minutes)
             return
         if self.sockets and self.misses(remote):
             if self._asked is not None and len(self._later) < limits.REMOTE_STEPS_WAITING_MAX:
-                self._later += (remote,)  # what is missed may be the step on its way
+                self._later += (remote,)  # the missed step may be the one on its way
                 return
-            # A message was missed: the next step is answered with all that was.
+            # A message was missed. The answer to the next step contains everything that was missed.
             self._say_minutes(remote.minutes)
             self._wanted = True
             self._plan(now_ms)
@@ -276,8 +288,11 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def read(self, session: SessionState, notices: tuple[bytes, ...], now_ms: int) -> None:
-        """The session was read, with all the notices that are kept. While a step of this process
-        is on its way it may be part of that; then its answer tells what there is."""
+        """Takes the session as read from Redis, with all kept notices.
+
+        While a step of this process is on its way, the call changes nothing: what was read may
+        include that step, and the answer to the step gives the present state.
+        """
         if self._asked is None:
             self.apply_remote(RemoteStep(session, notices, complete=True), now_ms)
 
@@ -285,13 +300,13 @@ class Meter(MeterState):
         self._effects.extend(Push(minute) for minute in self.notices.minutes.take(minutes))
 
     def _hear_later(self, now_ms: int) -> None:
-        """Takes what was told of others before the answer to the step that came before it."""
+        """Takes the remote steps that arrived before the answer to the preceding step."""
         later, self._later = self._later, ()
         for remote in later:
             self.apply_remote(remote, now_ms)
 
     def changed(self, now_ms: int) -> None:
-        """A counter changed: the account, or a limit of member or organisation."""
+        """Takes note of a changed counter: the account, or a limit of member or organisation."""
         self._project(now_ms)
         if self.counting and self.session.grant.final is not None:
             self._hopes = self._hopes or self._may_go_on(now_ms)
@@ -299,21 +314,24 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def refresh(self, now_ms: int) -> None:
-        """A limit of the month was changed: ask anew what is left."""
+        """Asks Redis again what is left, after a limit of the month was changed."""
         if self.counting and not self._stands_still(now_ms):
             self._wanted = self._refreshed = True
         self._plan(now_ms)
 
     def relocate(self, month_of: MonthOf, now_ms: int) -> None:
-        """The organisation's time zone was changed: months begin at other instants."""
+        """Takes a new time zone of the organisation: months begin at other instants."""
         self.month_of = month_of
         self._ends = ("", 0)
         self.refresh(now_ms)
 
     def recall(self, now_ms: int, *, minutes: bool = False) -> bool:
-        """Somebody needs the credits, or the ``minutes`` of a month, that this session merely
-        holds: settle, and keep no more than is needed to run on. False: it gives nothing back,
-        now at least; while a step is on its way, that is looked at when the answer is there."""
+        """Gives back what this session merely holds, which another session needs.
+
+        That is credits, or ``minutes`` of a month. The session settles, and keeps no more than it
+        needs to run on. False: it gives nothing back, at least now. While a step is on its way, the
+        recall is considered when its answer is there.
+        """
         self._yields_until = now_ms + limits.REST_YIELD_MS
         if self._asked is not None:
             self._recalled.add(minutes)
@@ -327,8 +345,11 @@ class Meter(MeterState):
 
     @property
     def shared_limit(self) -> str | None:
-        """The limit that ends the grant, where it depends on what others hold of that counter,
-        credits or a month, if the grant is the last; None: on no other session."""
+        """The limit that ends the grant, if other sessions hold some of its counter.
+
+        The counter is credits or a month. Whether the grant is the last depends on those holders.
+        None: it depends on no other session.
+        """
         limit = self.session.grant.final or self.kept_open
         if not (self.counting and self.sockets > 0):
             return None
@@ -340,9 +361,12 @@ class Meter(MeterState):
         return limit if limit is not None and is_shared.get(limit, False) else None
 
     def know_holders(self, now_ms: int, *, are_silent: bool) -> None:
-        """Those who hold the rest of the counter were told that this session needs it, and had
-        the time to answer. While one has not, a grant is not the last: its time runs on, as far
-        as the counter is known to cover it. Once all have, the next answer says what there is."""
+        """Takes whether holders of a counter have answered the recall for this session.
+
+        The holders had the time to answer. While one of them is silent, a grant is not the last:
+        its time runs on, as far as the counter is known to cover it. Once all have answered, the
+        next answer of Redis shows what is left.
+        """
         limit = self.shared_limit
         if limit is None or self._stands_still(now_ms):
             return
@@ -356,7 +380,7 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def handle_timer(self, now_ms: int) -> None:
-        """The deadline of ``timer()`` has come; early wake-ups are taken as on time."""
+        """Handles the deadline of ``timer()``; an early wake-up counts as on time."""
         due_at = self.timer()
         if due_at is None:
             return
@@ -373,13 +397,15 @@ class Meter(MeterState):
     # --- Inside ------------------------------------------------------------------
 
     def _has_left(self) -> bool:
-        """Whether what was answered now, or never will be, is the last claim of a process
-        that leaves; one that another socket has joined stays."""
+        """Whether this process is done: its last claim is answered, or never will be.
+
+        A process that another socket has joined stays.
+        """
         leaving, self._leaving = self._leaving, False
         return leaving and not self.sockets
 
     def _run(self, now_ms: int) -> None:
-        """The deadlines of running time, in the order in which they lie."""
+        """Handles the deadlines of running time, in the order of their instants."""
         standing = self.session.standing
         elapsed_ms = self.elapsed_at(now_ms)
         counted_time = self.counted_time
@@ -394,7 +420,7 @@ class Meter(MeterState):
             if self.proven_ms(now_ms) < standing.minute_end_ms:
                 self._effects.append(Probe())
         if not self.sockets:
-            return  # time stands at its end; the stop has the words of those who can record it
+            return  # time stands at its end; a process that can record the stop announces it
         if is_over and counted_time.end_limit is not None:
             self._reach_limit(counted_time.end_limit, counted_time.end_ms, now_ms)
         elif counted_time.claim_ms is not None and elapsed_ms >= counted_time.claim_ms:
@@ -407,7 +433,7 @@ class Meter(MeterState):
             self._hopes = self._hopes or self._may_go_on(now_ms)
 
     def _say_due(self, elapsed_ms: int) -> None:
-        """Says which thresholds running time has come to."""
+        """Sends the notices of the thresholds that running time has reached."""
         if (
             not self.notices.free_over
             and self.session.identity.terms.price_micros
@@ -419,11 +445,11 @@ class Meter(MeterState):
         self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
 
     def _reach_limit(self, limit: str, elapsed_ms: int, now_ms: int, token: Token = None) -> None:
-        """The auto-stop: said and shown at once, recorded by the step that follows.
+        """Stops at a limit: announces and shows the stop at once; a step then records it.
 
-        ``elapsed_ms`` is what was counted. The grace begins when it is said; counting stopped
-        before that where a gap is billed. ``token`` is whoever came back and is to be answered
-        by that step.
+        ``elapsed_ms`` is the counted time. The grace begins with the announcement; where a gap is
+        billed, counting stopped before that. ``token`` is a returning socket's request, which that
+        step answers.
         """
         stopped_at = (
             self.counted_time.instant_of(elapsed_ms) if self.counted_time.running else now_ms
@@ -440,20 +466,20 @@ class Meter(MeterState):
                 grace_ms=self.session.identity.terms.stop_grace_ms,
             )
         )
-        self._show()  # no tick comes any more that shows it
+        self._show()  # no further tick shows this
         self._effects.append(Probe())
         self._intents.add_first(Intent(Event.LIMIT, now_ms, token, limit))
 
     def _plan(self, now_ms: int) -> None:
-        """Asks for the next step, if one is due and none is on its way."""
+        """Sends the next step, if one is due and none is on its way."""
         if self._is_missed:
             self._intents.add(Intent(Event.RETURNED, now_ms))
         while self._asked is None and (first := self._intents.first) is not None:
             if self._lacks_proof(first, now_ms) or self._waits_for_answer(first):
-                break  # time runs on meanwhile, and so do its claims
+                break  # time runs on meanwhile, with its claims
             intent = self._intents.take()
             if intent.event is Event.LOST and self.sockets:
-                continue  # another socket joined meanwhile
+                continue  # another socket has joined
             step = transitions.step_for(intent, self._moment(now_ms))
             if step is None:
                 if intent.event is Event.UNPROVEN:
@@ -474,7 +500,7 @@ class Meter(MeterState):
             self._ask(step, None)
 
     def _waits_for_answer(self, intent: Intent) -> bool:
-        """Whether a client's request waits until it is known which time was proven before."""
+        """Whether a client's request waits until the time proven before it is known."""
         doubt = self._doubt
         return doubt is not None and not doubt.is_over and intent.ends_at_request
 
@@ -486,7 +512,7 @@ class Meter(MeterState):
         self._effects.append(Ask(step))
 
     def _answer(self, intent: Intent) -> None:
-        """Answers a request that changes nothing: the session is as it was wanted, or over."""
+        """Answers a request that changes nothing: the session is so already, or has ended."""
         if intent.token is None:
             return
         standing = self.session.standing
@@ -500,7 +526,7 @@ class Meter(MeterState):
     def _accept(
         self, step: Step, session: SessionState, intent: Intent | None, now_ms: int
     ) -> None:
-        """The step was made: what it left is what there is, for every process."""
+        """Takes an accepted step: its result holds for every process."""
         before, visible_state = self.session.standing.phase, self._visible_state(now_ms)
         token = intent.token if intent is not None else None
         self.basis = None
@@ -519,25 +545,27 @@ class Meter(MeterState):
         self._warn(now_ms)
 
     def _judge_again(self, intent: Intent) -> None:
-        """Somebody was faster: what was asked for may still be due, or something else is."""
+        """Queues an intent again whose step was too late: it, or another event, may be due."""
         if intent.event is Event.LIMIT and not self._limiting:
-            # The grant was extended just in time; who came back is answered with that.
+            # The grant was extended just in time; a returning socket gets that as its answer.
             if intent.token is None:
                 return
             intent.event = Event.RETURNED
         elif intent.event is Event.RESUME and intent.starts and self.session.standing.version:
-            # Somebody else started it: this is a join. The claim that follows notes this
-            # process among those that have sockets.
+            # Another process started the session, so this is a join. The claim that follows notes
+            # that this process has sockets.
             intent.event = Event.RETURNED
             self._unnoted = True
         self._intents.add_first(intent)
 
     def _others_stay(self, now_ms: int) -> None:
-        """The last socket here is gone, and other processes have some. What was proven
-        here only is settled before this process leaves; nobody else knows of it."""
-        self._farewell_at = None  # the step that was answered has told the others
+        """Leaves the session to other processes, after the last socket here is gone.
+
+        Time that is proven here only is settled before: no other process knows of it.
+        """
+        self._farewell_at = None  # the answered step has informed the other processes
         if self.sockets:
-            self._unnoted = True  # another joined meanwhile: this process is noted again
+            self._unnoted = True  # another socket has joined: this process is noted again
             self._plan(now_ms)
         elif self.counting and self.proven_ms(now_ms) > self.session.standing.settled_ms:
             self._leaving = True
@@ -546,7 +574,7 @@ class Meter(MeterState):
             self._effects.append(LeaveSession())
 
     def _refused(self, limit: str, intent: Intent | None, now_ms: int) -> None:
-        """There is nothing to go on with: said to whoever asked."""
+        """Answers a request that a limit refused: nothing is left to continue with."""
         if intent is None:
             return
         if intent.event is Event.RETURNED:
@@ -557,15 +585,17 @@ class Meter(MeterState):
             self._effects.append(LeaveSession())
 
     def _is_news(self, session: SessionState) -> bool:
-        """Whether another process has left the session otherwise than it is known here. Where a
-        step was lost with a Redis that failed, another one may have its version."""
+        """Whether another process left the session different from what is known here.
+
+        If a step was lost with a Redis that failed, another step may have its version.
+        """
         known = self.session
         if session.standing.version != known.standing.version:
             return session.standing.version > known.standing.version
         return session.mark != known.mark
 
     def _adopt(self, session: SessionState, kept: tuple[bytes, ...], now_ms: int) -> None:
-        """Takes what another process left, and says here what it said there."""
+        """Takes the session as another process left it, and sends that process's notices here."""
         if not self._is_news(session):
             return
         for notice in self.notices.adopt(session.standing, kept):
@@ -579,6 +609,6 @@ class Meter(MeterState):
         if is_known and self._visible_state(now_ms) != visible_state:
             self._show()
         if self._is_unproven and not is_probed:
-            self._effects.append(Probe())  # the last seconds are for those who hear the client
+            self._effects.append(Probe())  # processes that hear the client prove the last seconds
         else:
             self._warn(now_ms)

@@ -1,8 +1,8 @@
-"""Where a process sees a session stand: the session, its counters, and what follows from them.
+"""The session as a process sees it: its standing, its counters, and what follows.
 
-What the meter (``protocol.metering.meter``) decides is decided on this ground: the last accepted
-step, the projections of account and months, and what was said of the session so far.
-Everything here answers questions, or measures anew after one of these has changed.
+The meter (``protocol.metering.meter``) decides on this basis: the last accepted step, the
+projections of account and months, and the notices sent so far. Everything here answers questions,
+or computes anew after one of these has changed.
 """
 
 import msgspec
@@ -28,18 +28,20 @@ class MeterState:
     """One session as one process sees it, at any instant."""
 
     response_ms = 0
-    """How long Redis takes to answer: the shell measures it. Claims are made so much ahead."""
+    """Response time of Redis, measured by the shell. Claims are made this much ahead."""
     _yields_until = 0
-    """Until then it takes no more of a counter than it needs to run on: somebody waits for that."""
+    """Until then the session takes no more of a counter than it needs to run on: another session
+    waits for the rest."""
     _final_asked_ms = -1
-    """The end of a final grant of which was asked once more whether it is the last."""
+    """The end of the final grant for which Redis was already asked once more whether it is the
+    last."""
 
     kept_open: str | None = None
-    """The limit at which the grant is not final here though Redis says so: holders of the rest are
-    silent. None: there is none."""
+    """The limit at which Redis calls the grant final, but this process does not, because holders of
+    the rest are silent. None: no limit."""
 
     _doubt: Doubt | None = None
-    """Whether the sockets that were here before the last one are there is asked."""
+    """The doubt whether the sockets before the last join are alive; None: no doubt."""
 
     def __init__(
         self,
@@ -53,18 +55,18 @@ class MeterState:
         self.month_of = month_of
         self.uncovered_ms = uncovered_ms
         self.member = self.org = MonthProjection()
-        # The same, as sessions here were told of it last; the shell has them share it.
+        # The newest figures of those months that sessions here received; the shell shares them.
         self.counters = SessionCounters()
         self._ends = ("", 0)
-        """The counters' month, and its end."""
+        """The counters' month, and the instant at which it ends."""
         self.free_left_ms = 0
         self.sockets = 0
         """Sockets here that keep the session alive."""
         self.proof_at = settled_at(session)
-        """The last proof of life that came in here. What is settled was proven to somebody; where
-        the session stands was only counted."""
+        """The last proof of life that arrived here. Settled time was proven to some process; the
+        time up to the standing was only counted."""
         self.promised_until = 0
-        """The instant up to which a heartbeat over HTTP counts as a proof, in the future."""
+        """The instant, in the future, up to which a heartbeat over HTTP counts as a proof."""
         self.served_from_ms = session.standing.elapsed_ms
         """Counted time at which the first of the sockets here joined."""
         self._farewell_at: int | None = None
@@ -76,47 +78,49 @@ class MeterState:
         self._effects: list[Effect] = []
         self._asked: Step | None = None
         self._limited_ms: int | None = None
-        """Where counting has stopped at a limit; the step that says so is not accepted yet."""
+        """Counted time at which a limit stopped counting; the recording step is not accepted yet.
+        """
         self.basis: StartBasis | None = None
-        """What the start was decided from, of a session that starts here."""
+        """What the start was decided from, if the session starts here."""
         self._wanted = False
-        """A claim is due, whatever the deadlines say."""
+        """A claim is due, regardless of the deadlines."""
         self._refreshed = self._refreshing = False
-        """A limit was changed: a claim that gives back what lies beyond is due, or on its way."""
+        """A limit was changed: a claim that gives back what lies beyond it is due, or on its way.
+        """
         self._unnoted = False
-        """This process has sockets, and is not noted for it before a step is accepted."""
+        """This process has sockets, but no accepted step has noted that yet."""
         self._hopes = False
-        """The grant is final, and need not be: a claim is due while that is so."""
+        """The grant is final but need not be; while that holds, a claim is due."""
         self._recalled: set[bool] = set()
-        """Somebody needed what the session holds while a step was on its way: credits (False), or
-        minutes (True)."""
+        """What other sessions needed while a step was on its way: credits (False), minutes (True).
+        """
         self._probed_ms = -1
-        """The minute's end up to which sockets were asked for a proof of life."""
+        """The minute's end up to which sockets were probed for a proof of life."""
         self._exhausted = False
         """The uncovered time is used up too."""
         self._later: tuple[RemoteStep, ...] = ()
-        """Steps of others after one that is not known here: it may be that of this process whose
-        answer is on its way."""
+        """Remote steps that follow a step not known here. That step may be this process's own,
+        whose answer is on its way."""
         self._leaving = False
-        """The last claim of a process that leaves the session to others is on its way."""
+        """The last claim of this process, which leaves the session to others, is on its way."""
         self._heard_at = session.standing.at
-        """When Redis last had anything new of the session, or did not answer."""
+        """When Redis last had a new state of the session, or did not answer."""
         self._stand_on(session, session.standing.at)
 
     @property
     def alive_at(self) -> int:
-        """The last proof of life that is known here; a heartbeat's lies in the future."""
+        """The last proof of life known here; a heartbeat's lies in the future."""
         alive_at = max(self.proof_at, self.promised_until)
         return alive_at if self._doubt is None else min(alive_at, self._doubt.proven_at)
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether those who were here before the last socket joined are asked for a proof."""
+        """Whether the sockets before the last join are being probed for a proof of life."""
         return self._doubt is not None
 
     @property
     def doubted_since(self) -> int | None:
-        """When the socket joined before which others are asked for a proof; None: nobody is."""
+        """When the socket joined that caused the doubt; None: there is no doubt."""
         return None if self._doubt is None else self._doubt.came_at
 
     @property
@@ -126,16 +130,16 @@ class MeterState:
 
     @property
     def _limiting(self) -> bool:
-        """Whether a limit is reached, and not recorded yet."""
+        """Whether a limit is reached whose stop is not recorded yet."""
         return self._limited_ms is not None
 
     @property
     def counting(self) -> bool:
-        """Whether time runs: then ticks are due."""
+        """Whether time runs, so that ticks are due."""
         return self.session.standing.phase is Phase.ACTIVE and not self._limiting
 
     def _visible_state(self, now_ms: int) -> tuple[object, ...]:
-        """What the sockets see and no tick shows: the state; and where time stands, if it does."""
+        """What the sockets see and no tick shows: the state, and where stopped time stands."""
         if self.counting:
             return (self.phase, self.session.standing.gaps[-1:])
         return (self.phase, self.elapsed_at(now_ms), self.session.standing.free_ms)
@@ -146,8 +150,11 @@ class MeterState:
         return self._asked
 
     def elapsed_at(self, now_ms: int) -> int:
-        """Counted time at ``now_ms``: never beyond the grant, but for uncovered time, and that
-        not beyond a limit that is known here."""
+        """Counted time at ``now_ms``.
+
+        Counted time never exceeds the grant, except for uncovered time. That does not exceed a
+        limit that is known here.
+        """
         counted_time = self.counted_time
         elapsed_ms = counted_time.elapsed_at(now_ms)
         if not counted_time.running:
@@ -160,11 +167,11 @@ class MeterState:
         return elapsed_ms
 
     def shown_at(self, now_ms: int) -> int:
-        """Counted time at ``now_ms`` as it is shown, which never steps back.
+        """Counted time at ``now_ms`` as the sockets see it; it never steps back.
 
-        Where the step on its way ends the running time, it is shown as that leaves it. Of a
-        counter that others draw on too, the answer to a claim may leave less than is known
-        here: what lies beyond the claim is shown when the answer is in.
+        If the step on its way ends the running time, the result is the end that this step leaves.
+        If others draw on the same counter, the answer to a claim may leave less than is known here:
+        time beyond the claim is shown when the answer is there.
         """
         elapsed_ms, asked = self.elapsed_at(now_ms), self._asked
         if self._doubt is not None and self._doubt.is_told and self.counting:
@@ -184,27 +191,32 @@ class MeterState:
         return elapsed_ms
 
     def proven_ms(self, now_ms: int) -> int:
-        """Counted time at the last proof of life: what may be settled."""
+        """Counted time at the last proof of life, up to which time may be settled."""
         if self.counted_time.running:
             return self.elapsed_at(min(now_ms, self.alive_at))
         return self.counted_time.proven_ms(self.alive_at)
 
     def window_ms(self, now_ms: int) -> int:
-        """How long after a proof of life ticks may go out: a part of what was proven since the
-        first socket here joined, so that no more than that part can be lost."""
+        """How long after a proof of life ticks may be sent, in ms.
+
+        The result is a fraction of the time proven since the first socket here joined, so that no
+        more than this fraction can be lost.
+        """
         proven_ms = self.elapsed_at(min(now_ms, self.alive_at)) - self.served_from_ms
         part_ms = proven_ms // (self.counted_time.speed * limits.UNPROVEN_SHARE)
         return max(0, min(part_ms, limits.PROOF_FRESH_MS_MAX))
 
     def fresh_until(self, now_ms: int) -> int:
-        """The instant up to which ticks may go out on the proof of life that is there."""
+        """The instant up to which the last proof of life allows ticks."""
         if self._doubt is not None:
-            return 0  # what is shown may be taken back
+            return 0  # time shown now might have to be taken back
         return self.alive_at + self.window_ms(now_ms)
 
     def credits_at(self, now_ms: int) -> int:
-        """The account's balance in micro-credits, after the burn of all its sessions: of this one
-        as much as is shown."""
+        """The account's balance in micro-credits, after the burn of all its sessions.
+
+        This session counts with its shown time.
+        """
         account = self.account
         micros = account.credits_micros(now_ms)
         line = account.lines.get(self.session.identity.session_id)
@@ -220,14 +232,14 @@ class MeterState:
         return terms.price_micros > 0 and elapsed_ms >= self.session.standing.free_ms
 
     def timer(self) -> int | None:
-        """The instant of the next deadline; None: nothing is due until something comes in."""
+        """The instant of the next deadline; None: no deadline until something arrives."""
         due_at, doubt = self._deadline(), self._doubt
         if doubt is None or doubt.is_over:
             return due_at
         return doubt.until if due_at is None else min(due_at, doubt.until)
 
     def _deadline(self) -> int | None:
-        """The same without what those who are asked for a proof of life have to answer."""
+        """As ``timer``, without the deadline of a doubt."""
         standing = self.session.standing
         first = self._intents.first
         if first is not None and self._asked is None and self._lacks_proof(first, first.at):
@@ -238,7 +250,7 @@ class MeterState:
             return None
         ends = []
         if self.sockets and (self.counted_time.is_final or not self._exhausted):
-            # Where a limit ends time that no grant covers is looked at when it begins.
+            # The limit that ends time without a grant is computed only when that time begins.
             is_bound = self.counted_time.is_final or self.counted_time.revision >= 0
             ends.append(self.counted_time.end_ms if is_bound else self.counted_time.granted_ms)
             if not is_bound and self.counted_time.end_limit is not None:
@@ -252,12 +264,12 @@ class MeterState:
             ends.append(standing.minute_end_ms)
         if self.sockets:
             ends.extend(self.notices.due(self.session, self.positions))
-        # Where counting ends without Redis, what lies beyond is not reached by waiting.
+        # Where counting ends without Redis, waiting does not reach a later deadline.
         reached = [end_ms for end_ms in ends if end_ms <= self.counted_time.end_ms]
         return self.counted_time.instant_of(min(reached)) if reached else None
 
     def effects(self) -> list[Effect]:
-        """What is to be done, in order; each effect is handed out once."""
+        """Returns the effects in order; each effect is returned once."""
         drained, self._effects = self._effects, []
         return drained
 
@@ -273,11 +285,11 @@ class MeterState:
 
     @property
     def _grace_end(self) -> int | None:
-        """When the grace is over, as seen from here.
+        """When the grace is over for this process.
 
-        What is not settled of the time before a stop, only a process with a socket can prove: it
-        is left to make the end. Should it be dead, it is swept and all is settled before the
-        others stop waiting for it. While Redis was away neither could be done.
+        Only a process with a socket can prove unsettled time before a stop, so that process is left
+        to make the end. If it is dead, it is swept and all is settled before the others stop
+        waiting for it. While Redis was away, neither was possible.
         """
         standing = self.session.standing
         if standing.grace_until is None or self.sockets or not self._is_unproven:
@@ -286,20 +298,24 @@ class MeterState:
 
     @property
     def _is_unproven(self) -> bool:
-        """Whether time before a stop is not settled yet: nobody has proven it."""
+        """Whether time before a stop is not settled, because no process has proven it yet."""
         standing = self.session.standing
         return standing.phase is Phase.STOPPING and standing.settled_ms < standing.elapsed_ms
 
     @property
     def _halting(self) -> bool:
-        """Whether the step on its way ends the running time. Until it is answered nothing
-        is said: a step that ends the session has taken the next number already."""
+        """Whether the step on its way ends the running time.
+
+        Until its answer, no notice is sent: a step that ends the session has taken the next number.
+        """
         return self._asked is not None and self._asked.standing.phase is not Phase.ACTIVE
 
     @property
     def _is_missed(self) -> bool:
-        """Whether the session is taken for lost though it has a socket here: one that has
-        just joined, or one of a process that was silent for a while."""
+        """Whether the session counts as lost although it has a socket here.
+
+        The socket has just joined, or its process was silent for a while.
+        """
         standing = self.session.standing
         return (
             self.sockets > 0
@@ -310,8 +326,11 @@ class MeterState:
         )
 
     def _stands_still(self, now_ms: int) -> bool:
-        """Whether a billed gap was covered in part only: time stands where that ended, and the
-        stop is said there. What came in since cannot fill the rest."""
+        """Whether a billed gap was covered only in part.
+
+        Time stands where the covered part ended, and the stop is announced there. Credits that
+        arrived later cannot fill the rest.
+        """
         gaps, grant = self.session.standing.gaps, self.session.grant
         if grant.final is None or not gaps or now_ms < gaps[-1][1]:
             return False
@@ -319,10 +338,10 @@ class MeterState:
         return is_billed and until > self.counted_time.instant_of(grant.granted_ms)
 
     def _may_go_on(self, now_ms: int) -> bool:
-        """Whether a grant that was final need not be, as far as can be seen from here.
+        """Whether a final grant need not be final, as far as this process sees.
 
-        Of credits, a single increment more is worth asking for: that the others burn too
-        is no reason to stop before them.
+        Of credits, a single further increment is worth a claim: that others burn too is no reason
+        to stop before them.
         """
         session, grant = self.session, self.session.grant
         terms, standing = session.identity.terms, session.standing
@@ -340,11 +359,11 @@ class MeterState:
 
     @property
     def _last_call_ms(self) -> int | None:
-        """Where it is asked once more whether a final grant is the last; None: it was, or it ends
-        soon.
+        """Counted time at which to ask once more whether a final grant is the last.
 
-        Whoever holds the rest was told that it is needed when the grant was made, and may not
-        have heard that: its line was broken. There is time for another recall, and its answer.
+        None: that was asked already, or the grant ends soon. The holders of the rest received a
+        recall when the grant was made. They may have missed it on a broken connection. There is
+        time for another recall and its answer.
         """
         counted_time, granted_ms = self.counted_time, self.session.grant.granted_ms
         if not (counted_time.is_final and self.sockets) or granted_ms == self._final_asked_ms:
@@ -358,18 +377,18 @@ class MeterState:
     def _claim_due(self, now_ms: int) -> bool:
         standing = self.session.standing
         if standing.version == 0 or not self.sockets:
-            return False  # it is for those to claim who can prove the time
+            return False  # only a process that can prove the time claims it
         if standing.phase is Phase.ACTIVE and not self._limiting:
             return bool(self.notices.unrecorded) or self._extends(now_ms)
         if standing.phase is Phase.ENDED or self._limiting:
             return False
-        # A part is settled too: whoever makes the end may know of less.
+        # A part is settled too: the process that makes the end may have less proof.
         proven = standing.settled_ms < self.proven_ms(now_ms)
         wanted = self._wanted or self._unnoted
         return proven or wanted or bool(self.notices.unrecorded)
 
     def _extends(self, now_ms: int) -> bool:
-        """Whether running time needs a claim, or hopes for one: not just a note."""
+        """Whether running time needs a claim, or hopes for one, rather than just a note."""
         return (
             self._wanted
             or self._hopes
@@ -401,16 +420,18 @@ class MeterState:
         )
 
     def _share_until(self, now_ms: int) -> int | None:
-        """The instant beyond which nothing is asked for, where sessions here run uncovered on a
-        shared account, or did until they stopped: what they use Redis does not know of, and
-        would grant it again."""
+        """The instant beyond which nothing is claimed; None: no such bound.
+
+        There is one while sessions here run uncovered on a shared account, or did so until they
+        stopped: Redis does not know of their use, and would grant it a second time.
+        """
         account, identity, standing = self.account, self.session.identity, self.session.standing
         terms, session_id = identity.terms, identity.session_id
         if not account.uncovered or self._burns_alone or not terms.price_micros:
             return None
         if standing.phase is Phase.ACTIVE:
             return covered_until(account)
-        # It is asked about a step with which time begins to run.
+        # The question is about a step with which time begins to run.
         is_billed = standing.lost_at is not None and terms.gap == "bill"
         at = standing.lost_at if is_billed and standing.lost_at is not None else now_ms
         line = burn_line_of(terms, standing.elapsed_ms, at, standing.free_ms, running=True)
@@ -444,11 +465,11 @@ class MeterState:
         self._effects.append(Show(self.notices.seq, token, only))
 
     def _stand_on(self, session: SessionState, now_ms: int) -> None:
-        """Makes ``session`` the ground, and measures anew what follows from it."""
+        """Makes ``session`` the present state, and computes anew what follows from it."""
         limited_ms, granted_ms = self._limited_ms, self.session.grant.granted_ms
         session, is_opened = self._opened(session)
         if session.standing.gaps[-1:] != self.session.standing.gaps[-1:]:
-            self.served_from_ms = session.standing.elapsed_ms  # who was away begins anew
+            self.served_from_ms = session.standing.elapsed_ms  # a client that was away begins anew
         self.session, self._heard_at = session, now_ms
         standing, grant = session.standing, session.grant
         if self._doubt is not None and (
@@ -457,26 +478,28 @@ class MeterState:
             self._doubt = None
         self.counted_time = CountedTime(session, self.uncovered_ms, self.response_ms)
         if is_opened and self.counted_time.claim_ms is not None:
-            # Until the holders answer, each claim is answered alike: the next one waits.
+            # Until the holders answer, each claim gets the same answer, so the next claim waits.
             paced_ms = standing.elapsed_ms + limits.RECALL_WAIT_MS * self.counted_time.speed
             self.counted_time.claim_ms = max(self.counted_time.claim_ms, paced_ms)
         self._may_get_ms = 0
         """The end of the longest grant that was asked for since."""
         self._exhausted = False
-        # What was hoped for while a step was on its way may be there already.
+        # What a claim hoped for while a step was on its way may be there already.
         self._hopes = self._hopes and grant.final is not None
         if limited_ms is not None and not (
             standing.phase is Phase.ACTIVE and grant.granted_ms <= max(granted_ms, limited_ms)
         ):
-            # Either the stop is recorded, or somebody extended the grant just in time.
+            # Either the stop is recorded, or another process extended the grant just in time.
             self._limited_ms = None
             self._intents.drop(Event.LIMIT)
         self._note_grant()
         self._project(now_ms)
 
     def _opened(self, session: SessionState) -> tuple[SessionState, bool]:
-        """A session with its grant open to more, where it is final only because of what holders
-        have who do not answer; and whether that is so."""
+        """Returns the session with its grant reopened, and whether it was reopened.
+
+        A grant is reopened if it is final only because of what silent holders have.
+        """
         if session.grant.final != self.kept_open:
             self.kept_open = None
         if self.kept_open is None or session.standing.phase is not Phase.ACTIVE:
@@ -485,14 +508,14 @@ class MeterState:
         return msgspec.structs.replace(session, grant=grant), True
 
     def _expect(self, step: Step) -> None:
-        """Has a step on its way count with what it may leave, until it is known: its answer may be
-        late, or lost, and others draw on what it gives back, or has taken.
+        """Assumes the least that a step on its way may leave, until its answer is known.
 
-        Of a grant that is given back in part, the rest alone is sure.
+        The answer may be late or lost, while others draw on what the step gives back or has taken.
+        Of a grant that is given back in part, only the rest is sure.
         """
         session_id = self.session.identity.session_id
         best_ms = max((offer.grant.granted_ms for offer in step.offers), default=0)
-        # Longer ones are made only in plenty.
+        # Redis makes the longer ones only in plenty.
         ends = [offer.grant.granted_ms for offer in step.offers if offer.rest or not offer.floor_ms]
         self._may_get_ms = max(self._may_get_ms, *ends, 0)
         if self.counted_time.running and 0 < best_ms < self.counted_time.granted_ms:
@@ -505,12 +528,15 @@ class MeterState:
             self.account.uncovered.add(session_id)
 
     def _note_grant(self) -> None:
-        """Lets the account's other sessions here count with what this one may use: of one that
-        stops, what a claim that is on its way may still be granted too."""
+        """Tells the account's other sessions here what this session may use.
+
+        A session that stops counts with what a claim on its way may still be granted too.
+        """
         session, may_use, is_uncovered = self.session, None, False
         if self._limited_ms is not None and self.counted_time.running:
             may_use = Granted(max(self._limited_ms, self._may_get_ms), is_final=True)
-            # What it used beyond its grant Redis does not know of before the stop is recorded.
+            # Until the stop is recorded, Redis does not know what the session used beyond its
+            # grant.
             is_uncovered = self._limited_ms > self.counted_time.granted_ms
         elif self.counted_time.running:
             until_ms = max(session.grant.granted_ms, self._may_get_ms)
@@ -536,7 +562,7 @@ class MeterState:
         )
 
     def _bind(self, now_ms: int) -> None:
-        """Ends time that no grant covers where a limit is known now."""
+        """Ends time that no grant covers at the limit that is known now."""
         counted_ms = self.counted_time.elapsed_at(now_ms) if self.counted_time.revision >= 0 else 0
         ends = limit_positions.uncovered_ends(
             self.session,
@@ -554,18 +580,18 @@ class MeterState:
 
     @property
     def _revision(self) -> int:
-        """What the end of uncovered time follows from; it rises with every change."""
+        """The revision of what ends uncovered time; it rises with every change."""
         return self.account.revision + self.counters.revision
 
     def know_months(self, member: MonthProjection, org: MonthProjection) -> None:
-        """Takes what an answer says of the months' counters."""
+        """Takes the months' counters of an answer."""
         self.member, self.org = member, org
         if self.session.identity.terms.counts_minutes:
             self.counters.tell(member, org)
 
     @property
     def _draws_alone(self) -> bool:
-        """Whether no other session draws on what this one draws on."""
+        """Whether no other session draws on the counters of this one."""
         terms = self.session.identity.terms
         if terms.price_micros and not self._burns_alone:
             return False
@@ -586,7 +612,7 @@ class MeterState:
         )
 
     def _month_end(self, month: str) -> int | None:
-        """The instant at which the counters' month ends; None while it is not known."""
+        """The instant at which the counters' month ends; None: not known."""
         if not month or not self.session.identity.terms.counts_minutes:
             return None
         if self._ends[0] != month:
@@ -597,10 +623,10 @@ class MeterState:
         self.positions = self._positions(self.session, now_ms)
 
     def _warn(self, now_ms: int) -> None:
-        """Says which thresholds were crossed.
+        """Sends the warnings of crossed thresholds.
 
-        A process without sockets has others say it: it can record nothing, and where it knows
-        of another counter than they do, its word would stand against theirs under one number.
+        A process without sockets leaves that to others: it can record nothing. If it knew a counter
+        differently, its notice and theirs would differ under one number.
         """
         if self.sockets and self.counting and not self._halting:
             self._effects.extend(
@@ -609,6 +635,6 @@ class MeterState:
 
 
 def settled_at(session: SessionState) -> int:
-    """The instant up to which a session is settled."""
+    """Returns the instant up to which a session is settled."""
     standing, speed = session.standing, session.identity.terms.speed
     return standing.at - -(-(standing.elapsed_ms - standing.settled_ms) // speed)

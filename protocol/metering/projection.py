@@ -1,10 +1,10 @@
-"""What a process knows of the counters that its sessions draw on, projected to an instant.
+"""A process's knowledge of the counters of its sessions, projected to an instant.
 
-Between two messages from Redis nothing is asked: an account's balance is what it was,
-less what its sessions have burnt since, and every process can compute that alone. The
-figure that makes it simple is the account's *gross*: the balance plus all that its live
-sessions were charged so far. Claims move money from the one to the other and leave the
-gross as it is, so it changes only with money in, spends and ends of sessions::
+Between two messages from Redis, a process asks nothing: the balance of an account is the last known
+balance less what its sessions have burnt since, and every process can compute that alone. The
+account's *gross* makes this simple: the balance plus all charges of its live sessions so far.
+Claims move money from one to the other and leave the gross unchanged, so the gross changes only
+with money in, spends and ends of sessions::
 
     credits(now) = gross - sum of cost(elapsed(now)) over the live sessions
 """
@@ -19,7 +19,7 @@ from protocol.metering.terms import MINUTE_MS, Terms
 
 
 class BurnLine(msgspec.Struct, frozen=True):
-    """One live session as its account sees it: how it burns, from which anchor."""
+    """One live session as its account sees it: how it burns, and from which anchor."""
 
     elapsed_ms: int
     at: int
@@ -56,15 +56,17 @@ class BurnLine(msgspec.Struct, frozen=True):
 
     @property
     def paid_from(self) -> int:
-        """The instant from which running time is paid, times ``burn_micros``: exact, where
-        the instant itself may be a fraction."""
+        """The instant from which running time is paid, times ``burn_micros``.
+
+        The product is exact; the instant itself may be a fraction.
+        """
         return self.price_micros * (self.speed * self.at + self.free_ms - self.elapsed_ms)
 
 
 def burn_line_of(
     terms: Terms, elapsed_ms: int, at: int, free_ms: int, *, running: bool
 ) -> BurnLine:
-    """The line of a session with ``terms`` that stands at ``elapsed_ms`` since ``at``."""
+    """Returns the line of a session with ``terms`` that stands at ``elapsed_ms`` at ``at``."""
     return BurnLine(
         elapsed_ms=elapsed_ms,
         at=at,
@@ -89,13 +91,14 @@ class Granted(msgspec.Struct, frozen=True):
 class AccountProjection:
     """One account on one process.
 
-    ``replace`` and ``apply`` take what Redis says; everything else is a question. The
-    version tells whether a message was missed: ``apply`` answers False then, and the
-    shell reads the account anew.
+    ``replace`` and ``apply`` take the data of Redis; all other methods answer questions. The
+    version shows whether a message was missed: ``apply`` then returns False, and the shell reads
+    the account anew.
 
-    An account may have hundreds of sessions, and each change of one of them is asked about by
-    all. So what the lines add up to is kept as sums: a change costs as much with a thousand
-    lines as with ten, and so does a question, but for the sum of every ``BURN_SUM_KEPT_MS``.
+    An account may have hundreds of sessions, and after each change of one of them, all ask about
+    the account. So the totals over the lines are kept as sums. A change costs as much with a
+    thousand lines as with ten, and so does a question, except for the one sum in every
+    ``BURN_SUM_KEPT_MS``.
     """
 
     __slots__ = (
@@ -113,15 +116,15 @@ class AccountProjection:
         """Held for operations, not for time."""
         self.lines: dict[str, BurnLine] = {}
         self.granted: dict[str, Granted] = {}
-        """What sessions that are served here were granted; see ``protocol.metering.cover``."""
+        """The grants of sessions that are served here; see ``protocol.metering.cover``."""
         self.uncovered: set[str] = set()
-        """Sessions that are served here and run on beyond what they were granted."""
+        """Sessions that are served here and run on beyond their grants."""
         self.beginning: dict[str, int] = {}
-        """What those that are about to begin here may be granted meanwhile, in micro-credits."""
+        """Micro-credits that sessions about to begin here may be granted meanwhile."""
         self.revision = 0
-        """Rises with every change of what uncovered time depends on."""
+        """Rises with every change of the data that uncovered time depends on."""
         self.cover: tuple[int, int | None] = (-1, None)
-        """The ground that the account's cover was computed on, and its end."""
+        """The revision that the account's cover was computed from, and the cover's end."""
         self._dry_at: int | None = None
         self._dry_known = False
         self._empty()
@@ -133,14 +136,14 @@ class AccountProjection:
         """The cost of the sessions that stand still."""
         self._burning: dict[str, BurnLine] = {}
         self._rate = 0
-        """What they burn in a minute of which all is paid."""
+        """What the burning sessions burn in a minute when all pay."""
         self._paid_from = 0
         self._begun = 0
-        """Price times a further increment, of each."""
+        """The sum of price times a further increment, over the burning sessions."""
         self._beginnings: list[tuple[float, str]] = []
-        """When the time of each is paid, the earliest first."""
+        """When each burning session begins to pay, the earliest first."""
         self._since: int | None = None
-        """The latest anchor of them; None: it is to be looked for."""
+        """The latest anchor of the burning sessions; None: not computed yet."""
 
     def _put(self, session_id: str, line: BurnLine) -> None:
         self.lines[session_id] = line
@@ -198,7 +201,7 @@ class AccountProjection:
         session_id: str | None,
         line: BurnLine | None,
     ) -> bool:
-        """Takes one change. False: messages before it were missed, nothing was taken."""
+        """Takes one change. False: earlier messages were missed, and nothing was taken."""
         if version <= self.version:
             return True
         if version != self.version + 1:
@@ -214,8 +217,11 @@ class AccountProjection:
         return True
 
     def grant(self, session_id: str, granted: Granted | None, *, beginning_micros: int = 0) -> None:
-        """Takes what a session that is served here was granted; None: it is no more, or about to
-        begin, and may be granted ``beginning_micros``."""
+        """Takes the grant of a session that is served here.
+
+        None: the session has left or ended, or is about to begin and may be granted
+        ``beginning_micros``.
+        """
         self.uncovered.discard(session_id)
         if self.beginning.pop(session_id, 0) != beginning_micros:
             self.revision += 1
@@ -234,7 +240,7 @@ class AccountProjection:
         self._dry_known = False
 
     def cost_micros(self, now_ms: int) -> int:
-        """What the live sessions have cost up to ``now_ms``, charged or not."""
+        """Returns what the live sessions have cost up to ``now_ms``, charged or not."""
         lines = self.lines
         if len(lines) <= limits.BURN_LINES_EXACT_MAX:
             return sum(line.cost_at(now_ms) for line in lines.values())
@@ -245,11 +251,11 @@ class AccountProjection:
         return self._sum_micros
 
     def credits_micros(self, now_ms: int) -> int:
-        """The balance at ``now_ms``, after the burn of all sessions so far."""
+        """Returns the balance at ``now_ms``, after the burn of all sessions so far."""
         return self.gross_micros - self.cost_micros(now_ms)
 
     def beginning_beside(self, session_id: str) -> int:
-        """What other sessions that are about to begin here may be granted, in micro-credits."""
+        """Micro-credits that the other sessions about to begin here may be granted."""
         return sum(self.beginning.values()) - self.beginning.get(session_id, 0)
 
     def available_to(self, session_id: str, now_ms: int) -> int:
@@ -263,12 +269,13 @@ class AccountProjection:
         return len(self._burning) == (session_id in self._burning)
 
     def dry_at(self) -> int | None:
-        """The instant up to which the account covers its sessions together; None: for ever.
+        """Returns the instant up to which the account covers its sessions together.
 
-        It follows from the account alone, whenever it is asked, so that processes agree on
-        it: one that took a warning back which another gives would be answered with the next.
-        By their increments with up to ``BURN_LINES_EXACT_MAX`` sessions; with more at the price of
-        each, as if every one of them had begun half an increment more.
+        None: there is no end. The result follows from the account alone, whenever it is computed,
+        so that processes agree on it. If they disagreed, one process would clear a warning that
+        another sends, and the two would alternate. With up to ``BURN_LINES_EXACT_MAX`` sessions,
+        the result counts increments; with more, it counts the price of each, as if each session had
+        begun half an increment more.
         """
         if not self._dry_known:
             self._dry_at = self._find_dry()
@@ -286,10 +293,10 @@ class AccountProjection:
         return max(self._since, self._all_burn_until(micros * MINUTE_MS - self._begun // 2))
 
     def _all_burn_until(self, left: int) -> int:
-        """The instant at which ``left`` (micro-credits times 60,000) is burnt, if each session
-        burns its price from the end of its free time on.
+        """Returns the instant at which ``left`` is burnt, at the price of each session.
 
-        Those whose free time ends after that instant do not burn: they are left out, from the
+        ``left`` is micro-credits times 60,000. Each session burns from the end of its free time on.
+        Sessions whose free time ends after that instant do not burn: they are left out, from the
         last one backwards.
         """
         rate, paid_from = self._rate, self._paid_from
@@ -303,8 +310,11 @@ class AccountProjection:
 
 
 def _burnt_at(burning: list[BurnLine], since: int, left: int) -> float:
-    """The instant at which ``left`` (micro-credits times 60,000) is burnt, at the price of
-    each session from the end of its free time; ``since`` where it is already."""
+    """Returns the instant at which ``left`` is burnt; ``since`` if it is burnt already.
+
+    ``left`` is micro-credits times 60,000. Each session burns its price from the end of its free
+    time.
+    """
     burn_micros = 0
     beginnings = []
     for line in burning:
@@ -325,15 +335,17 @@ def _burnt_at(burning: list[BurnLine], since: int, left: int) -> float:
 
 
 def _covered_until(burning: list[BurnLine], since: int, micros: int) -> int:
-    """The last instant at which ``micros`` covers every increment that was begun; ``since``
-    where it does not even then."""
+    """Returns the last instant at which ``micros`` covers every begun increment.
+
+    The result is ``since`` if ``micros`` does not cover them even then.
+    """
 
     def covers(at: int) -> bool:
         return sum(line.cost_at(at) for line in burning) <= micros
 
     if not covers(since):
         return since
-    # Increments are begun before they are used: it is at most one of them earlier.
+    # An increment begins before its time is used, so the instant is at most one of them earlier.
     longest_ms = max(max(line.first_increment_ms, line.next_increment_ms) for line in burning)
     high = int(_burnt_at(burning, since, micros * MINUTE_MS)) + 1
     low, step_ms = max(since, high - 1 - longest_ms), 1
@@ -348,38 +360,40 @@ def _covered_until(burning: list[BurnLine], since: int, micros: int) -> int:
 
 
 class MonthProjection(msgspec.Struct, frozen=True):
-    """A month's counter of a member or an organisation, as the last answer gave it."""
+    """A month's counter of a member or an organisation, as in the last answer."""
 
     month: str = ""
-    """The month, by its first day; empty while nothing is known of it."""
+    """The month, by its first day; empty: nothing is known of the counter."""
     limit_minutes: int | None = None
     used_minutes: int = 0
     """Minutes begun and settled, of all sessions."""
     active: int = 0
-    """Sessions that count on it now."""
+    """Sessions that use the counter now."""
     held_minutes: int = 0
-    """Minutes that are held for them, and not settled."""
+    """Minutes held for those sessions and not settled."""
     as_of_us: int = 0
-    """When that was so, by the clock of Redis, in microseconds since the epoch; 0: not known. It
-    orders answers and nothing else."""
+    """The time of these figures by the clock of Redis, in microseconds since the epoch; 0: not
+    known. This field only orders answers."""
 
     def minutes_left(self, unsettled: int) -> int | None:
-        """Minutes that one session can still begin, an equal share of what is left."""
+        """Minutes that one session can still begin: an equal share of what is left."""
         if self.limit_minutes is None:
             return None
         return self._share(self.limit_minutes - self.used_minutes - unsettled)
 
     @property
     def minutes_beyond(self) -> int | None:
-        """Minutes that one session can begin beyond what is held for it, should nothing more be
-        granted: an equal share of what is not held for any."""
+        """Minutes that one session can begin beyond its held ones, without a further grant.
+
+        The result is an equal share of the minutes that are held for no session.
+        """
         if self.limit_minutes is None:
             return None
         return self._share(self.limit_minutes - self.used_minutes - self.held_minutes)
 
     @property
     def minutes_of_next(self) -> int | None:
-        """The same of the month that follows, of which nothing is used yet."""
+        """Minutes that one session can begin in the next month, which is still unused."""
         return None if self.limit_minutes is None else self._share(self.limit_minutes)
 
     def _share(self, minutes: int) -> int:

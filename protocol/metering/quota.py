@@ -1,14 +1,14 @@
-"""Grants: what a claim asks for, best offer first.
+"""Grants: what a claim asks for, the best offer first.
 
-RFC 8506 (credit control) calls it quota: a session may use what was granted to it and
-no more. Which of the offers a claim gets is decided in Redis in one atomic step, where
-the counters are; what can be offered at all is decided here. An offer is affordable
-when every counter has room for what it holds beyond what the session holds already.
+RFC 8506 (credit control) calls a grant quota: a session may use what was granted to it, and no
+more. Redis, where the counters are, decides in one atomic step which offer a claim gets; this
+module decides which offers there are. An offer is affordable when every counter has room for what
+the offer holds beyond what the session holds already.
 
-In plenty the first offer is taken: to the end of the next minute, plus a margin. When
-what is left is less than twice what the account's sessions burn in that time, the next
-shorter one is considered (DESIGN section 2), and the last is a single increment, since
-an increment is billed when it is begun and no part of one can be had.
+In plenty, the first offer is taken: to the end of the next minute, plus a margin. When less is left
+than twice what the account's sessions burn in that time, the next shorter offer is considered
+(DESIGN section 2). The last offer is a single increment, because an increment is billed when it
+begins, and no part of an increment is available.
 """
 
 import calendar
@@ -22,13 +22,13 @@ from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS, minutes_begun
 
 MonthOf = Callable[[int], str]
-"""The month of an instant in the organisation's time zone: ``2026-11-01``."""
+"""Returns the month of an instant in the organisation's time zone: ``2026-11-01``."""
 
 
 def month_ends_at(month: str, month_of: MonthOf) -> int:
-    """The first instant that lies in a later month than ``month``.
+    """Returns the first instant that lies in a later month than ``month``.
 
-    It is looked for by halving, around where UTC has it: no time zone is 15 hours away.
+    A binary search finds it around the month's end in UTC: no time zone is 15 hours away.
     """
     year, number = map(int, month_after(month)[:7].split("-"))
     middle_ms = calendar.timegm((year, number, 1, 0, 0, 0)) * 1000
@@ -40,22 +40,23 @@ def month_ends_at(month: str, month_of: MonthOf) -> int:
 
 
 class Offer(msgspec.Struct, frozen=True):
-    """A grant that may be taken, and when."""
+    """A possible grant, and the conditions on which it is taken."""
 
     grant: Grant
     more_micros: int
-    """What one increment further would need held: if there is no room, this is final."""
+    """What one further increment would need held. If there is no room for it, the grant is final.
+    """
     more_minutes: dict[str, int]
     floor_ms: int
-    """Taken only while the counters cover all their sessions for so long."""
+    """The offer is taken only while the counters cover all their sessions for this time."""
     part: bool = False
-    """It covers a gap that is billed only in part: the session stops where it ends."""
+    """The offer covers only a part of a billed gap: the session stops where the part ends."""
     rest: bool = False
-    """It is the whole rest: taken only while the counters do not cover their sessions for
-    ``floor_ms``, and only by a session that draws alone on each of these."""
+    """The offer is the whole rest. It is taken only while the counters do not cover their sessions
+    for ``floor_ms``, and only by a session that draws alone on each of these counters."""
 
     def within(self, other: "Offer") -> bool:
-        """Whether it needs nothing held that ``other`` does not need."""
+        """Whether the offer needs nothing held that ``other`` does not need."""
         held = other.grant.held_minutes
         return self.grant.held_micros <= other.grant.held_micros and all(
             minutes <= held.get(month, 0) for month, minutes in self.grant.held_minutes.items()
@@ -63,28 +64,30 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """What is left on the counters that a session draws on alone, as far as is known."""
+    """What is left on the counters that only one session draws on, as far as is known."""
 
     micros: int | None = None
-    """Of the account, what the session was charged included; None: others burn it too."""
+    """Micro-credits of the account, with the session's charges; None: others burn them too."""
     minutes: int | None = None
-    """Minutes of the session that the month covers, from its start; None as above, or where
-    there is no limit."""
+    """Minutes of the session, from its start, that the month covers. None: others count on the
+    month too, or it has no limit."""
 
 
 NO_REST = Rest()
-"""Nothing is known of any rest."""
+"""No rest is known."""
 
 
 def month_after(month: str) -> str:
-    """The month that follows ``month`` (``2026-12-01`` after ``2026-11-01``)."""
+    """Returns the month that follows ``month`` (``2026-12-01`` after ``2026-11-01``)."""
     year, number = int(month[:4]), int(month[5:7])
     return f"{year + number // 12:04d}-{number % 12 + 1:02d}-01"
 
 
 def keeps_more(session: SessionState, now_ms: int) -> bool:
-    """Whether a session holds more credits than it needs to run on, as seen from outside: where
-    these were recalled, its process has not answered yet."""
+    """Whether a session visibly holds more credits than it needs to run on.
+
+    If the credits were recalled, the session's process has not answered yet.
+    """
     terms, standing = session.identity.terms, session.standing
     if standing.phase is not Phase.ACTIVE or not terms.price_micros:
         return False
@@ -95,7 +98,7 @@ def keeps_more(session: SessionState, now_ms: int) -> bool:
 
 
 def keeps_more_minutes(session: SessionState, now_ms: int) -> bool:
-    """As ``keeps_more``, of the minutes of a month that a session holds."""
+    """As ``keeps_more``, for the minutes of a month that a session holds."""
     terms, standing = session.identity.terms, session.standing
     if standing.phase is not Phase.ACTIVE or not terms.counts_minutes:
         return False
@@ -109,32 +112,32 @@ def keeps_more_minutes(session: SessionState, now_ms: int) -> bool:
 
 
 def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
-    """Positions at equal distances; the more time, the fewer of those that there are."""
+    """Returns positions at equal distances; wider distances bound their number."""
     count = max(0, end_ms - begin_ms) // every_ms
     return range(begin_ms, end_ms, every_ms * max(1, -(-count // limits.GAP_PARTS_MAX)))
 
 
 class OfferBasis(msgspec.Struct, frozen=True):
-    """What a session's offers are measured from: the standing that a claim will make."""
+    """The standing that a claim will make, from which a session's offers are measured."""
 
     identity: Identity
     standing: Standing
     month_of: MonthOf
 
     def minute_begins_at(self, minute: int) -> int:
-        """The instant at which a minute of the session began, or will if it runs on."""
+        """Returns the instant at which a minute began, or will begin if the session runs on."""
         if minute <= self.standing.minutes_kept:
             return self.standing.minute_at
         return self.instant_of(minute * MINUTE_MS)
 
     def instant_of(self, elapsed_ms: int) -> int:
-        """The instant at which running time reaches ``elapsed_ms``."""
+        """Returns the instant at which running time reaches ``elapsed_ms``."""
         standing = self.standing
         ahead_ms = elapsed_ms - standing.elapsed_ms
         return standing.at + -(-ahead_ms // self.identity.terms.speed)
 
     def minutes_by_month(self, settled_ms: int, until_ms: int) -> dict[str, int]:
-        """The minutes that begin between two positions, counted by month.
+        """Returns the minutes that begin between two positions, counted by month.
 
         A minute belongs to the month in which it starts (DESIGN section 3).
         """
@@ -146,14 +149,15 @@ class OfferBasis(msgspec.Struct, frozen=True):
         return months
 
     def held_micros(self, until_ms: int) -> int:
-        """What must be held so that the session may run on to ``until_ms``."""
+        """Returns the micro-credits to hold so that the session may run on to ``until_ms``."""
         standing, terms = self.standing, self.identity.terms
         return max(0, terms.cost_micros(until_ms, standing.free_ms) - standing.charged_micros)
 
     def offer(self, until_ms: int, floor_ms: int, *, within_ms: int | None = None) -> Offer:
-        """The offer of a grant up to ``until_ms``, rounded up to whole increments.
+        """Returns the offer of a grant up to ``until_ms``, rounded up to whole increments.
 
-        ``within_ms`` cuts it off, in the middle of an increment where need be.
+        ``within_ms`` is an upper bound of the grant's end, in the middle of an increment if
+        necessary.
         """
         standing, terms = self.standing, self.identity.terms
         cap_ms = terms.session_cap_ms
@@ -185,17 +189,17 @@ class OfferBasis(msgspec.Struct, frozen=True):
     def offers(
         self, *, shrink: bool, rest: Rest = NO_REST, response_ms: int = 0
     ) -> tuple[Offer, ...]:
-        """Every offer beyond the present position: the whole rest, where it is low, and then
-        the others, the longest first.
+        """Returns every offer beyond the present position, the longest first.
 
-        ``shrink`` leaves the long ones out: a holder that is recalled keeps no more
-        than it needs to run on. The next claim's answer is to be here before a grant ends, so
-        where answers take longer, ``response_ms``, the shortest ones are longer too.
+        The whole rest comes before the others, if it is low. ``shrink`` leaves the long offers out:
+        a holder that is recalled keeps no more than it needs to run on. The next claim's answer
+        must arrive before a grant ends, so if answers take longer (``response_ms``), the shortest
+        offers are longer too.
 
-        Where minutes are counted a begun one can be used to its end, so what reaches
-        beyond it is offered up to there as well: the next may not be had. What costs
-        nothing has no smaller part than that: of the minute that begins before the next claim
-        can be answered, too.
+        Where minutes are counted, a begun minute can be used to its end. So an offer beyond the
+        minute's end is also made up to that end: the next minute may not be available. A session
+        that costs nothing has no smaller part than that. Its offers also reach to the end of the
+        minute that begins before the next claim can be answered.
         """
         standing, terms = self.standing, self.identity.terms
         position_ms, speed = standing.elapsed_ms, terms.speed
@@ -225,8 +229,10 @@ class OfferBasis(msgspec.Struct, frozen=True):
         return ordered if shrink else (*self._rest_offers(rest), *ordered)
 
     def within(self, offers: tuple[Offer, ...], until: int) -> tuple[Offer, ...]:
-        """Those of ``offers`` that are not used to their ends after an instant, with one that
-        ends there in place of the others."""
+        """Returns the ``offers`` that are used up by the instant ``until``.
+
+        An offer that ends at that instant replaces the longer ones.
+        """
         standing, terms = self.standing, self.identity.terms
         end_ms = standing.elapsed_ms + (until - standing.at) * terms.speed
         if terms.price_micros:
@@ -238,7 +244,7 @@ class OfferBasis(msgspec.Struct, frozen=True):
         return kept if ends_there else (self.offer(end_ms, 0, within_ms=end_ms), *kept)
 
     def _rest_offers(self, rest: Rest) -> tuple[Offer, ...]:
-        """The offer of the whole rest, where it is less than is called low; or none."""
+        """Returns the offer of the whole rest if the rest is low; else nothing."""
         standing, terms = self.standing, self.identity.terms
         ends = []
         if rest.micros is not None and terms.price_micros:
@@ -254,10 +260,11 @@ class OfferBasis(msgspec.Struct, frozen=True):
     def gap_offers(
         self, until_ms: int, available_micros: int, rest: Rest = NO_REST, response_ms: int = 0
     ) -> tuple[Offer, ...]:
-        """The offers for time that has passed already, up to ``until_ms``, and beyond it.
+        """Returns the offers for past time up to ``until_ms``, and for time beyond it.
 
-        Whoever gets less than that stands still where it ends. So what an offer names as
-        what more would need is the next longer one: if that cannot be had, it is final.
+        A session that gets less than that stands still where its grant ends. So each offer names
+        the next longer offer as the need of more: if the longer one is not available, the offer is
+        final.
         """
         here = msgspec.structs.replace(
             self.standing, elapsed_ms=until_ms, at=self.instant_of(until_ms)
@@ -279,8 +286,11 @@ class OfferBasis(msgspec.Struct, frozen=True):
         return tuple(offers)
 
     def _parts(self, until_ms: int, available_micros: int) -> list[int]:
-        """Positions on the way to ``until_ms``, the farthest first: where what the account
-        is thought to have ends, and the ends of minutes and increments, a bounded number."""
+        """Returns positions on the way to ``until_ms``, the farthest first.
+
+        These are the end of what the account is thought to have, and the ends of minutes and
+        increments. Their number is bounded.
+        """
         terms, free_ms = self.identity.terms, self.standing.free_ms
         begin_ms = self.standing.elapsed_ms
         if terms.session_cap_ms:

@@ -1,8 +1,8 @@
-"""Steps: the changes of a session that are made in one atomic operation, or not at all.
+"""Steps: changes of a session that Redis makes atomically, or not at all.
 
-A step is computed from the session as it was seen last and accepted only if nobody was
-faster: it carries the version that it was computed from, and its figures are final.
-Redis adds what only Redis can know: which of the offered grants there is room for.
+A step is computed from the last known state of the session, and is accepted only if no other step
+came first. It carries the version that it was computed from, and its figures are final. Redis adds
+the one thing that only Redis can know: which of the offered grants there is room for.
 """
 
 from typing import Any
@@ -21,11 +21,14 @@ from protocol.wire.money import format_credits
 
 
 class StartBasis(msgspec.Struct, frozen=True):
-    """What it was decided from how a session starts. Redis refuses a start whose basis is no
-    longer so: it was looked up before the preparation of the session, or before a loss."""
+    """The data that the start of a session was decided from.
+
+    Redis refuses a start whose basis has changed: the data was read before the session was
+    prepared, or before Redis lost data.
+    """
 
     epoch: str
-    """The life of Redis's data in which that was looked up."""
+    """The life of Redis's data in which the data was read."""
     preparation: str = ""
     """The fingerprint of the session's preparation; empty: there was none."""
 
@@ -35,46 +38,50 @@ class Step(msgspec.Struct, frozen=True):
 
     before: SessionState
     standing: Standing
-    """Where the session will stand; its version is one higher."""
+    """The session's next standing; its version is one higher."""
     month: str
     """The month in which the step is made, by the organisation's calendar."""
     offers: tuple[Offer, ...] = ()
-    """Grants to choose from, the best first. None: what is held is given back."""
+    """Grants to choose from, the best first. Empty: what is held is given back."""
     keep: Offer | None = None
-    """The grant that is always affordable: what is held already and not yet used. Without
-    it the step is refused when no offer fits (a start, a resume)."""
+    """The grant that is always affordable: what is held already and not yet used. Without it, Redis
+    refuses the step when no offer fits (a start, a resume)."""
     used_minutes: dict[str, int] = {}
     """Minutes that this step settles on the month's counters."""
     free_taken_ms: int = 0
-    """What is drawn from a shared allowance of free time; negative: given back."""
+    """Free time taken from a shared allowance; negative: given back."""
     records: tuple[Record, ...] = ()
     notices: tuple[bytes, ...] = ()
-    """Encoded notices, numbered; kept for those who missed them."""
+    """Encoded, numbered notices; Redis keeps them for clients that missed them."""
     present: bool = False
-    """The process that asks has sockets of the session, and is noted for it."""
+    """The sending process has sockets of the session, and Redis notes that."""
     leaving: bool = False
-    """Taken only if this process has the session's last socket; else it just leaves."""
+    """The step is made only if this process has the session's last socket; else the process just
+    leaves."""
     farewell_at: int | None = None
-    """With ``leaving``: the user took leave then, which ends heartbeats of before elsewhere."""
+    """With ``leaving``: when the user took leave. Earlier heartbeats on other processes end."""
     recalled: bool = False
-    """Other sessions were told already to give back what they do not need."""
+    """Other sessions were already asked to give back what they do not need."""
     basis: StartBasis | None = None
-    """Of a start: what it was decided from."""
+    """What a start was decided from; None for other steps."""
     made_at: int = 0
-    """The instant at which the step was computed, in cluster time: where a session stood still,
-    its standing is of long before."""
+    """The instant at which the step was computed, in cluster time. The standing of a session that
+    stood still is much older."""
     insists: bool = False
-    """They have had the time to: whatever can be had now is taken."""
+    """Other sessions had the time to give back: the step takes whatever is available now."""
 
     @property
     def waits_for_others(self) -> bool:
-        """Whether it begins running time for which nothing can be asked now: what other sessions
-        of the account have used, Redis does not know of yet. It is made when Redis does."""
+        """Whether the step starts running time that can claim nothing now.
+
+        Redis does not yet know what other sessions of the account have used. The step is sent when
+        Redis does.
+        """
         return self.standing.phase is Phase.ACTIVE and not self.offers and self.keep is None
 
     @property
     def charge_micros(self) -> int:
-        """What the account is charged by this step."""
+        """Micro-credits that this step charges the account."""
         return self.standing.charged_micros - self.before.standing.charged_micros
 
     @property
@@ -84,7 +91,7 @@ class Step(msgspec.Struct, frozen=True):
 
     @property
     def minute_messages(self) -> tuple[bytes, ...]:
-        """What the session's sockets are told of those minutes."""
+        """The messages to the session's sockets about those minutes."""
         return tuple(
             encode(
                 messages.Minute(
@@ -99,7 +106,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Settling(msgspec.Struct):
-    """A standing being moved forward, and what falls off on the way."""
+    """A standing that moves forward, and the records and minutes that this produces."""
 
     identity: Identity
     month_of: MonthOf
@@ -108,14 +115,14 @@ class Settling(msgspec.Struct):
     records: list[Record] = msgspec.field(default_factory=list)
 
     def offer_basis(self) -> OfferBasis:
-        """Where offers are measured from."""
+        """Returns the basis that offers are measured from."""
         return OfferBasis(self.identity, self.standing, self.month_of)
 
     def settle(self, to_ms: int) -> None:
         """Charges the time up to ``to_ms`` and keeps the minutes that it completes.
 
-        At most ``MINUTES_PER_CLAIM_MAX`` minutes at once; the rest comes with the next
-        claim. A position that is settled already changes nothing.
+        One call settles at most ``MINUTES_PER_CLAIM_MAX`` minutes; the next claim settles the rest.
+        A position that is settled already changes nothing.
         """
         standing, terms = self.standing, self.identity.terms
         to_ms = min(to_ms, (standing.minutes_kept + limits.MINUTES_PER_CLAIM_MAX) * MINUTE_MS)
@@ -126,8 +133,8 @@ class Settling(msgspec.Struct):
         cost_micros = terms.cost_micros(to_ms, standing.free_ms)
         changes: dict[str, Any] = {
             "settled_ms": to_ms,
-            # Free time that came late can make the cost less than what was charged; it
-            # is never given back here, but covers the time that follows.
+            # Free time that came late can make the cost less than the charge so far. Nothing is
+            # given back here; the difference covers the time that follows.
             "charged_micros": max(standing.charged_micros, cost_micros),
             "uncovered_ms": standing.uncovered_ms
             + sum(
@@ -172,7 +179,7 @@ class Settling(msgspec.Struct):
         )
 
     def halt(self, at: int) -> None:
-        """Closes the segment under way at the position where the standing is."""
+        """Closes the open segment at the position of the standing."""
         standing = self.standing
         self.standing = msgspec.structs.replace(
             standing, segments=joined_segments(standing.segments, standing.run_at, at)
@@ -206,7 +213,7 @@ def minute_record(
     credits_micros: int,
     free_ms: int,
 ) -> MinuteUsed:
-    """The record of a minute of a session, by its number."""
+    """Returns the record of a session's minute, by the minute's number."""
     return MinuteUsed(
         tenant=identity.tenant,
         session_id=identity.session_id,
@@ -226,7 +233,7 @@ def minute_record(
 
 
 def started_record(identity: Identity) -> SessionStarted:
-    """The record of a session that begins."""
+    """Returns the record of a session that begins."""
     return SessionStarted(
         tenant=identity.tenant,
         session_id=identity.session_id,
@@ -243,12 +250,12 @@ def started_record(identity: Identity) -> SessionStarted:
 
 
 def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
-    """The record of a session that ended: the figures of its receipt."""
+    """Returns the record of a session that ended: the figures of its receipt."""
     assert standing.ended_at is not None
     assert standing.reason is not None
     started_at, ended_at = identity.started_at, standing.ended_at
     if identity.is_reported and standing.segments:
-        # Its minutes are dated by the client's clock, which may be ahead, and come in any order.
+        # The client's clock dates the minutes. It may be ahead, and minutes come in any order.
         started_at = min(started_at, standing.segments[0][0])
         ended_at = max(ended_at, standing.segments[-1][1])
     return SessionEnded(
@@ -278,10 +285,10 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
 
 
 def kept_offer(offer_basis: OfferBasis, before: SessionState) -> Offer:
-    """The grant that a session has, as an offer: always affordable, for it is held.
+    """Returns a session's present grant as an offer: always affordable, because it is held.
 
-    Time that was used beyond it keeps its place, but nothing is held for that any more;
-    and what the step charges beyond what was held is debt already.
+    Time used beyond the grant keeps its place, but nothing is held for that time any more. What the
+    step charges beyond what was held is debt already.
     """
     standing, grant = offer_basis.standing, before.grant
     granted_ms = max(grant.granted_ms, standing.elapsed_ms)

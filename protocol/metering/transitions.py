@@ -1,7 +1,7 @@
 """Transitions: the step that each event makes of a session.
 
-Every function takes the :class:`Moment` and answers with the step that Redis is asked
-to make. Nothing here keeps state; the meter decides when a move is due.
+Every function takes the :class:`Moment` and returns the step to send to Redis. Nothing here keeps
+state; the meter decides when a transition is due.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ from protocol.wire.codec import encode
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """A session at an instant, as the process sees it that makes the transition."""
+    """A session at an instant, as seen by the process that makes the transition."""
 
     session: SessionState
     month_of: MonthOf
@@ -39,7 +39,7 @@ class Moment(msgspec.Struct, frozen=True):
     alive_at: int
     """The last proof of life that this process knows of."""
     available_micros: int
-    """What the account could give to this session, all that it was charged included."""
+    """Micro-credits that the account could give this session, with all its charges so far."""
     present: bool
     """Whether this process has sockets of the session."""
     farewell_at: int | None
@@ -47,25 +47,25 @@ class Moment(msgspec.Struct, frozen=True):
     rest: Rest = NO_REST
     """What is left on counters that the session draws on alone."""
     yields: bool = False
-    """Somebody needs what is merely held: running time takes no more than it needs to run on."""
+    """Another session needs what is merely held: running time takes no more than it needs."""
     refreshed: bool = False
     """A limit was changed: what is held beyond it is given back."""
     response_ms: int = 0
-    """How long Redis takes to answer."""
+    """Response time of Redis in ms."""
     share_until: int | None = None
-    """Nothing beyond this instant is asked for; None: it is for Redis to say."""
+    """The step claims nothing beyond this instant; None: Redis decides."""
 
     def instant_of(self, elapsed_ms: int) -> int:
-        """The instant at which running time reached ``elapsed_ms``.
+        """Returns the instant at which running time reached ``elapsed_ms``.
 
-        Not always now, when ``elapsed_ms`` is what is counted now: where the grant ended,
-        and with it the uncovered time, counting has stopped before.
+        For the present counted time, that may be earlier than now: where the grant ended, and with
+        it the uncovered time, counting stopped before.
         """
         standing, speed = self.session.standing, self.session.identity.terms.speed
         return standing.at + -(-(elapsed_ms - standing.elapsed_ms) // speed)
 
     def settling(self, **changes: Any) -> Settling:
-        """The session's next standing, with what this process has noticed written in."""
+        """Returns the session's next standing, including what this process has noticed."""
         noticed = {
             "version": self.session.standing.version + 1,
             "seq": self.seq,
@@ -77,20 +77,22 @@ class Moment(msgspec.Struct, frozen=True):
         return Settling(self.session.identity, self.month_of, standing)
 
     def offers(self, settling: Settling, *, shrink: bool = False) -> tuple[Offer, ...]:
-        """What may be granted from the standing that a step makes."""
+        """Returns the possible grants from the standing that a step makes."""
         offer_basis = settling.offer_basis()
         return offer_basis.offers(shrink=shrink, rest=self.rest, response_ms=self.response_ms)
 
     def shared(self, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
-        """Those of ``offers`` that are within the session's share, where that is known here."""
+        """Returns the ``offers`` within the session's share, if the share is known here."""
         if self.share_until is None:
             return offers
         return settling.offer_basis().within(offers, self.share_until)
 
     @property
     def ungranted(self) -> tuple[tuple[int, int], ...]:
-        """What was used before it was granted, up to now; a part that is not proven yet is
-        settled by a later step, after more was granted."""
+        """Time used before it was granted, up to now.
+
+        A later step settles the part that is not proven yet, after more was granted.
+        """
         before, granted_ms = self.session.standing, self.session.grant.granted_ms
         if before.phase is not Phase.ACTIVE:
             return before.ungranted
@@ -98,7 +100,7 @@ class Moment(msgspec.Struct, frozen=True):
         return joined_segments(before.ungranted, begin_ms, self.elapsed_ms)
 
     def step(self, settling: Settling, **parts: Any) -> Step:
-        """The step to that standing."""
+        """Returns the step to the standing of ``settling``."""
         return Step(
             before=self.session,
             standing=settling.standing,
@@ -113,7 +115,7 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 def step_for(intent: Intent, moment: Moment) -> Step | None:
-    """The step that an intent makes of the session as it is; None: there is none to make."""
+    """Returns the step that an intent makes of the session; None: there is none."""
     before = moment.session.standing
     phase = after(before.phase, intent.event)
     if phase is None or (before.version == 0 and not intent.starts):
@@ -122,9 +124,9 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
         case Event.PAUSE:
             return pause(moment)
         case Event.RESUME if before.phase is Phase.STOPPING and before.limit == "session_cap":
-            return None  # no top-up lifts a cap, and its grace runs once
+            return None  # no top-up raises a cap, and the grace of a cap runs once
         case Event.RESUME if moment.proven_ms < before.elapsed_ms:
-            return None  # asked for before the stop: it does not prove the time up to there
+            return None  # a request from before the stop does not prove the time up to it
         case Event.RESUME:
             return resume(moment)
         case Event.RETURNED:
@@ -136,7 +138,7 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
         case Event.LOST:
             return lose(moment, phase, died=intent.reason == "died")
         case Event.EXPIRED if before.grace_until is None or moment.now_ms < before.grace_until:
-            return None  # it was another grace that ran out: somebody came back meanwhile
+            return None  # another grace ran out: a socket has returned meanwhile
         case Event.EXPIRED:
             return end(moment, "limit" if before.phase is Phase.STOPPING else "disconnected")
         case Event.STOP:
@@ -145,7 +147,7 @@ def step_for(intent: Intent, moment: Moment) -> Step | None:
 
 
 def claim(moment: Moment) -> Step:
-    """Settles what is proven, keeps completed minutes, and extends the grant.
+    """Settles proven time, keeps completed minutes, and extends the grant.
 
     Time that was used without a grant, because Redis was away, is settled as well.
     """
@@ -157,14 +159,16 @@ def claim(moment: Moment) -> Step:
 
 
 def _running_offers(moment: Moment, settling: Settling) -> tuple[tuple[Offer, ...], Offer]:
-    """What running time may be granted, and what it keeps in any case: no less than it was
-    granted, which is used until the answer is in. A part is given back where others need it, or
-    where a limit was lowered."""
+    """Returns the offers to running time, and the grant that it keeps in any case.
+
+    It keeps no less than it was granted, which it uses until the answer arrives. It gives back a
+    part where others need it, or where a limit was lowered.
+    """
     offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
     keep = kept_offer(settling.offer_basis(), moment.session)
     if moment.yields and offers and offers[0].within(keep):
-        # That can be had even where the account owes. Whoever kept all of it would be recalled
-        # again at once, and two who do so would recall each other for ever.
+        # This offer is available even if the account owes. A session that kept all of it would be
+        # recalled again at once, and two such sessions would recall each other without end.
         return offers[:1], offers[0]
     if moment.refreshed:
         return offers, keep
@@ -173,7 +177,7 @@ def _running_offers(moment: Moment, settling: Settling) -> tuple[tuple[Offer, ..
 
 
 def frees(step: Step, *, minutes: bool) -> bool:
-    """Whether a claim gives back credits, or ``minutes`` of a month, in favour of others."""
+    """Whether a claim gives back credits, or ``minutes`` of a month, for others."""
     best = step.offers[0] if step.offers else step.keep
     held, offered = step.before.grant, best.grant if best is not None else Grant()
     if not minutes:
@@ -183,10 +187,10 @@ def frees(step: Step, *, minutes: bool) -> bool:
 
 
 def note(moment: Moment) -> Step:
-    """Records what was said, settles what is proven, and leaves the grant as it is.
+    """Records notices, settles proven time, and leaves the grant as it is.
 
-    That something was said is no reason to ask for more: of two sessions that share the
-    last increment, each is told of the other's grant, says so, and would take it back.
+    A notice is no reason to claim more. Two sessions that share the last increment each learn of
+    the other's grant and send a notice of that; each would then take the increment back.
     """
     before = moment.session
     settling = moment.settling(
@@ -202,10 +206,10 @@ def note(moment: Moment) -> Step:
 
 
 def pause(moment: Moment) -> Step:
-    """Time stops at the request, which is a proof of life; what is held is given back.
+    """Stops time at the request, which is a proof of life, and gives back what is held.
 
-    Where Redis could be asked later only, it stops at the last proof since: nobody proves
-    what lies beyond any more, and the client wanted it to stop before that.
+    If Redis was unavailable until later, time stops at the last proof before that: nothing proves
+    the time beyond any more, and the client wanted the stop earlier.
     """
     at = moment.instant_of(moment.proven_ms)
     settling = _stand_still(moment, Phase.PAUSED, moment.proven_ms, at)
@@ -213,7 +217,7 @@ def pause(moment: Moment) -> Step:
 
 
 def resume(moment: Moment) -> Step:
-    """Time goes on, if there is a grant for it: from a start, a pause, or the stop grace."""
+    """Continues time, if there is a grant: after a start, a pause, or the stop grace."""
     before = moment.session.standing
     settling = moment.settling()
     settling.settle(before.elapsed_ms)  # the request proves the time before the stop
@@ -238,10 +242,10 @@ def resume(moment: Moment) -> Step:
 
 
 def come_back(moment: Moment) -> Step:
-    """A socket joined in the reconnect grace. A paused session stays paused.
+    """Continues time when a socket joins in the reconnect grace.
 
-    Where the kind bills gaps, time has gone on since the last proof of life; it is
-    granted now, as far as there is anything to grant.
+    A paused session stays paused. Where the kind bills gaps, time has run on since the last proof
+    of life; the step claims it now, as far as there is anything to grant.
     """
     before = moment.session.standing
     if before.phase is not Phase.SUSPENDED:
@@ -277,12 +281,15 @@ def come_back(moment: Moment) -> Step:
 
 
 def skip_gap(moment: Moment, came_at: int) -> Step | None:
-    """Time stopped at the last proof of life, and goes on from ``came_at``, when a socket joined:
-    a loss that was not noticed, and the return. Only for kinds that bill no gaps."""
+    """Stops time at the last proof of life, and continues it at ``came_at``, at a join.
+
+    The step combines a loss that no process noticed and the return. It is only for kinds that bill
+    no gaps. None: there is no gap.
+    """
     position_ms = moment.proven_ms
     lost_at = moment.instant_of(position_ms)
     if lost_at >= came_at:
-        return None  # somebody else has proven it meanwhile
+        return None  # another proof covers the time meanwhile
     settling = _stand_still(moment, Phase.ACTIVE, position_ms, lost_at)
     standing = settling.standing
     changes: dict[str, Any] = {
@@ -299,9 +306,9 @@ def skip_gap(moment: Moment, came_at: int) -> Step | None:
 
 
 def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
-    """Counting has stopped; the grace to save runs since that was said.
+    """Records that counting has stopped; the grace to save runs since the announcement.
 
-    What is not proven yet stays held until the next proof of life settles it.
+    Time that is not proven yet stays held until the next proof of life settles it.
     """
     before, terms = moment.session.standing, moment.session.identity.terms
     active = before.phase is Phase.ACTIVE
@@ -316,8 +323,10 @@ def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
 
 
 def stand(moment: Moment) -> Step:
-    """A session that does not run stays as it is. What was said last is recorded; what was
-    proven in the stop grace is settled, and when that is all, the hold is given back."""
+    """Records the last notices of a session that does not run, and leaves its state.
+
+    Time proven in the stop grace is settled. When all time is settled, what is held is given back.
+    """
     settling = moment.settling()
     settling.settle(moment.proven_ms)
     if settling.standing.settled_ms >= settling.standing.elapsed_ms:
@@ -326,17 +335,18 @@ def stand(moment: Moment) -> Step:
 
 
 def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:
-    """This process has no socket of it any more. Time ended at the last proof of life.
+    """Records that this process has no socket of the session any more.
 
-    Made only if no other process has one; the grace begins now, when it is found out,
-    and costs nothing. What a process that died has said and not recorded its clients know by
-    numbers that nothing else may have: else they would take a stop for what they heard already.
+    Time ended at the last proof of life. Redis makes the step only if no other process has a
+    socket. The grace begins now, when the loss is found, and costs nothing. A process that died may
+    have sent notices that it did not record. Clients know these by numbers, which no other notice
+    may get: otherwise a client would take a stop for a notice that it knows already.
     """
     before = moment.session
     lost_at = min(moment.alive_at, moment.now_ms)
     at = before.standing.at
     if before.standing.phase is Phase.ACTIVE:
-        # Another process may have proven more of it than this one knows of.
+        # Another process may have proven more time than this one knows of.
         at = lost_at = moment.instant_of(moment.proven_ms)
     settling = _stand_still(moment, phase, moment.proven_ms, at)
     if died:
@@ -352,9 +362,9 @@ def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:
 
 
 def end(moment: Moment, reason: str) -> Step:
-    """The session ends where it was last proven; nothing leaves this state.
+    """Ends the session at the last proven time; no event leaves this state.
 
-    The step carries the ``stopped`` notice, with the receipt in it.
+    The step carries the ``stopped`` notice, which contains the receipt.
     """
     identity, before = moment.session.identity, moment.session.standing
     limit = before.limit if reason == "limit" else None
@@ -377,7 +387,7 @@ def end(moment: Moment, reason: str) -> Step:
 
 
 def _stand_still(moment: Moment, phase: Phase, position_ms: int, at: int) -> Settling:
-    """Settles the time that is proven and closes the segment, if one was under way."""
+    """Settles proven time, and closes the segment if one is open."""
     before = moment.session.standing
     settling = moment.settling(phase=phase, elapsed_ms=position_ms, at=at)
     settling.standing = msgspec.structs.replace(
@@ -388,7 +398,7 @@ def _stand_still(moment: Moment, phase: Phase, position_ms: int, at: int) -> Set
     if before.phase is Phase.ACTIVE:
         settling.halt(at)
     elif position_ms < before.elapsed_ms:
-        # Found out in the stop grace that the client was gone before the stop.
+        # The stop grace showed that the client was gone before the stop.
         speed = moment.session.identity.terms.speed
         gone_ms = -(-(before.elapsed_ms - position_ms) // speed)
         from_at, to_at = before.segments[-1]
@@ -398,10 +408,10 @@ def _stand_still(moment: Moment, phase: Phase, position_ms: int, at: int) -> Set
 
 
 def _released(moment: Moment, settling: Settling) -> Step:
-    """The step that gives back what is held, and what was not used of shared free time.
+    """Returns the step that gives back what is held, and unused shared free time.
 
-    Time that is not proven is dropped here, also where no grant was: when the session goes
-    on, the same position may be reached with one.
+    Time that is not proven is dropped here, also where it had no grant: when the session continues,
+    it may reach the same position with a grant.
     """
     settling.standing = standing = msgspec.structs.replace(settling.standing, ungranted=())
     used_ms = min(standing.free_ms, standing.elapsed_ms)
@@ -413,8 +423,11 @@ def _released(moment: Moment, settling: Settling) -> Step:
 
 
 def _free_to_take(moment: Moment) -> int:
-    """What the session takes of a shared allowance: nothing once it has begun to cost,
-    for the charge is a function of the whole time and its free part comes first."""
+    """Returns the free time in ms that the session takes of a shared allowance.
+
+    That is 0 once the session costs credits: the charge is a function of the whole time, whose free
+    part comes first.
+    """
     before = moment.session.standing
     if before.elapsed_ms > before.free_ms:
         return 0
@@ -422,7 +435,7 @@ def _free_to_take(moment: Moment) -> int:
 
 
 def unstarted(phase: Phase, now_ms: int, free_ms: int) -> Standing:
-    """The standing before the first step: nothing counted, nothing held."""
+    """Returns the standing before the first step: nothing counted, nothing held."""
     return Standing(
         version=0,
         phase=phase,
