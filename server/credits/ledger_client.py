@@ -88,7 +88,7 @@ class LedgerClient:
         for _ in range(server_limits.LOADS_PER_STEP_MAX):
             answer = await ask()
             if answer.status == "late":
-                raise ServiceError("too much waits for the ledger already")
+                raise ServiceError("too many records wait for the ledger already")
             if answer.status != "cold":
                 return answer
             if answer.cold == "account":

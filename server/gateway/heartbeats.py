@@ -113,7 +113,7 @@ class Heartbeats:
         if presence is None or presence.local is None:
             return await self._begin(principal, key, start)
         if presence.local.meter.session.identity.user_id != principal.user_id:
-            raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+            raise PeerError(ErrorCode.FORBIDDEN, "the session belongs to another user")
         presence.extend(self.process)
         if last_seq is None:
             return presence.local.snapshot()

@@ -73,7 +73,7 @@ async def basis_of_start(
         return StartBasis(epoch), row
     prepared = row.prepared
     if prepared.user_id != user_id:
-        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        raise PeerError(ErrorCode.FORBIDDEN, "the session belongs to another user")
     if prepared.expires_at <= process.clock.now():
         raise PeerError(ErrorCode.FORBIDDEN, "the session's preparation has expired")
     return StartBasis(epoch, prepared.preparation), row

@@ -109,7 +109,7 @@ async def identity_of(
 
 def _check(row: SessionRow, principal: Principal) -> None:
     if row.user_id != principal.user_id:
-        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        raise PeerError(ErrorCode.FORBIDDEN, "the session belongs to another user")
     if row.state == "ended":
         raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
     if row.state == "live":

@@ -438,7 +438,7 @@ class Recovery:
                 await self.loader.months(identity.tenant, identity.user_id, asserting=True)
             if "free" in cold:
                 await self.loader.free_time(identity, free_day, asserting=True)
-        raise ServiceError("the counters do not stay in Redis")
+        raise ServiceError("Redis does not keep the counters")
 
 
 def _runs(local: LocalSession) -> bool:

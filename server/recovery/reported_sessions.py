@@ -111,7 +111,7 @@ class ReportedSessions:
                 await self.loader.account(identity.tenant, identity.account_id, asserting=True)
             if "member" in cold or "org" in cold:
                 await self.loader.months(identity.tenant, identity.user_id, asserting=True)
-        raise ServiceError("the counters do not stay in Redis")
+        raise ServiceError("Redis does not keep the counters")
 
 
 def with_minute(standing: Standing, minute_at: int, seconds: int) -> Standing:

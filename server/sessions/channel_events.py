@@ -1,7 +1,8 @@
-"""News of the sessions here: what other processes do, and what changes for many at once.
+"""Channel events: what local sessions hear over Pub/Sub, and what concerns many of them.
 
 A session hears of other processes' steps on its account's channel, and of changed limits on its
-tenant's. What concerns many sessions reaches a bounded number of them in each turn of the loop.
+tenant's channel. An event that concerns many sessions reaches a bounded number of them in each turn
+of the event loop.
 """
 
 import asyncio
@@ -30,15 +31,15 @@ log = structlog.get_logger()
 
 
 class ChannelEvents:
-    """Tells the local sessions of a process what concerns them."""
+    """Passes messages of the channels to the local sessions that they concern."""
 
     def __init__(self, registry: SessionTable) -> None:
         self.registry = registry
         self._limits_due: set[tuple[str, LimitEvent, str | None]] = set()
-        """Changes of limits that a tenant's sessions are about to hear of."""
+        """Changes of limits whose refresh has not begun."""
 
     def received(self, account: Account, message: dict[str, Any]) -> None:
-        """Something was told on an account's channel: by another process, or by this one."""
+        """Handles a message on an account's channel, from any process, also this one."""
         if message.keys() & {"farewell", "prove", "proven"}:
             self._told_of_proof(account.projection.tenant, message)
             return
@@ -47,7 +48,7 @@ class ChannelEvents:
         told = account.local_sessions.get(concerned) if concerned else None
         if told is not None:
             isolated_session(told, self._tell, told, message)
-        # A recall frees nothing yet: only what changed the account is worth a claim.
+        # A recall frees nothing yet. Only a change of the account is worth a claim.
         is_change = bool(message.get("bumped") or not message.keys() & {"recall", "stop"})
         before = account.event_counts
         account.event_counts = EventCounts(
@@ -62,14 +63,14 @@ class ChannelEvents:
             self.registry.turns.run((account, "listeners"), self._tell_listeners(account, message))
 
     def _tell(self, local: LocalSession, message: dict[str, Any]) -> None:
-        """Tells a session what concerns it alone."""
+        """Handles a message that concerns one session alone."""
         now_ms = self.registry.clock.now()
         if "again" in message:
             if message["node"] != self.registry.node:
                 self.registry.run(self.read_again(local))
             return
         if _is_only_observed(local) and _misses(local, message):
-            self.registry.run(self._catch_up(local))  # no step from here is answered with that
+            self.registry.run(self._catch_up(local))  # no step from here brings the missed steps
             return
         if message.get("moved"):
             remote = remote_step_of(message)
@@ -80,18 +81,21 @@ class ChannelEvents:
             local.drain()
             self.registry.release(local)
         elif local.meter.sockets:
-            # Asked for on a process without the client's sockets; here its last seconds are proven.
+            # Another process, without the client's sockets, wants the stop. This process has the
+            # sockets, so here the last seconds are proven.
             local.meter.request(Event.STOP, now_ms, None, message["reason"])
             local.drain()
 
     def _look_at_all(self, account: Account) -> Iterator[None]:
-        """Has every session of an account hear of what it has not heard of, one in each unit,
-        until there is none. A message that comes meanwhile reaches the sessions that are still
-        to be looked at; the others are looked at once more."""
+        """Lets every session of an account handle new events, one session in each unit.
+
+        This ends when no session has anything left to handle. A message that arrives meanwhile
+        reaches the sessions that are still to come; the others are visited once more.
+        """
         told: EventCounts | None = None
         while told != account.event_counts:
             if told is not None and len(account.local_sessions) > server_limits.UNITS_PER_TURN:
-                # Hundreds of changes come together: again when most of them are there.
+                # Hundreds of changes arrive together: continue when most of them are there.
                 at = self.registry.clock.now() + server_limits.ACCOUNT_LOOK_PAUSE_MS
                 self.registry.timers.deadline(at, lambda _: self._look_soon(account), account)
                 return
@@ -133,7 +137,7 @@ class ChannelEvents:
                 yield
 
     def _told_of_proof(self, tenant: str, message: dict[str, Any]) -> None:
-        """Something was told of what a client has proven; it changes no figure of the account."""
+        """Handles a message about proofs of life; it changes no figure of the account."""
         if message.get("node") == self.registry.node:
             return  # its own question, or answer
         for told in ("farewell", "prove", "proven"):
@@ -155,8 +159,10 @@ class ChannelEvents:
                 )
 
     async def _catch_up(self, local: LocalSession) -> None:
-        """Shows observers what was not heard here, until that succeeds or the local session is
-        cleared."""
+        """Shows observers the steps that this process has not heard.
+
+        Tries again until the read succeeds or the local session is cleared.
+        """
         identity = local.meter.session.identity
         for failures in itertools.count(1):
             if self.registry.local_sessions.get(local.key) is not local or not _is_only_observed(
@@ -182,7 +188,10 @@ class ChannelEvents:
         return await self.registry.live.attach(identity.tenant, identity.session_id, read_only=True)
 
     async def _decide_fork(self, local: LocalSession) -> None:
-        """Another process has made the step of a copy that lacks the newest one from here."""
+        """Resolves a fork of a session's steps.
+
+        Another process made a step on a copy of the session that lacks the newest step from here.
+        """
         if self.registry.pipeline.restore is None or _is_only_observed(local):
             await self.read_again(local)
             return
@@ -192,8 +201,11 @@ class ChannelEvents:
             log.warning("fork_not_decided", session=local.key, error=str(error))
 
     async def read_again(self, local: LocalSession) -> None:
-        """Takes a session as Redis has it, which was put back there: steps that were made here
-        of an older copy may not count. Without an answer the next step hears of it."""
+        """Reads again a session that was put back into Redis.
+
+        Steps that this process made on an older copy may not count. If Redis does not answer, the
+        next step's reply shows the session instead.
+        """
         identity = local.meter.session.identity
         try:
             found = await self._read(identity)
@@ -205,7 +217,11 @@ class ChannelEvents:
             local.drain()
 
     def limits_changed(self, tenant: str, change: LimitEvent, user_id: str | None = None) -> None:
-        """A limit of the month was changed, somebody lacks minutes, or some were given back."""
+        """Refreshes a tenant's sessions after a change of the month's limits.
+
+        The change is a new limit, a recall because a member lacks minutes, or minutes that were
+        given back. ``user_id`` is the member that it concerns; None: all members.
+        """
         due = (tenant, change, user_id)
         if due not in self._limits_due:
             self._limits_due.add(due)
@@ -214,7 +230,7 @@ class ChannelEvents:
             self.registry.run(self.registry.read_calendar(tenant))
 
     def _refresh_all(self, tenant: str, change: LimitEvent, user_id: str | None) -> Iterator[None]:
-        # Another change from here on begins a refresh of its own, behind this one.
+        # A change that arrives from here on begins a refresh of its own, behind this one.
         self._limits_due.discard((tenant, change, user_id))
         for local in self.registry.local_sessions_of(tenant):
             identity = local.meter.session.identity
@@ -241,18 +257,19 @@ class ChannelEvents:
 
 
 def _is_only_observed(local: LocalSession) -> bool:
-    """Whether sockets here see a session that only other processes keep alive."""
+    """Whether sockets here only watch a session that other processes keep alive."""
     return bool(local.subscribers) and not local.meter.sockets
 
 
 def _misses(local: LocalSession, message: dict[str, Any]) -> bool:
-    """Whether a message to a session shows that something was told of it before that was not
-    heard here."""
+    """Whether a message shows that this process missed an earlier message of the session."""
     return bool(message.get("moved")) and local.meter.misses(remote_step_of(message))
 
 
 def _is_own(local: LocalSession, remote: RemoteStep, node: str) -> bool:
-    """Whether a remote step is the one that the local session has asked for: its answer is on its
-    way, and says to whom it is an answer."""
+    """Whether a remote step is the one that the local session has asked for.
+
+    The reply to that step is on its way, and names the request that it answers.
+    """
     asked, version = local.meter.asked, remote.session.standing.version
     return asked is not None and node == local.node and version == asked.standing.version

@@ -1,8 +1,7 @@
-"""A local session: one session on this process, with its meter, its sockets and its timers.
+"""A local session: one session on this process, with its meter, sockets and timers.
 
-The local session is the meter's shell, in the manner of sans-I/O libraries: every call of the
-meter is followed by ``drain``, which carries out what the meter wants and arms its one
-timer anew.
+The local session is the meter's shell, in the manner of sans-I/O libraries. After every call of the
+meter, ``drain`` carries out the meter's effects and arms the meter's one timer anew.
 """
 
 import contextlib
@@ -46,30 +45,39 @@ class SessionOwner(Protocol):
     node: str
 
     def leave(self, local: "LocalSession") -> None:
-        """The local session's session has ended, or nobody here needs it any more."""
+        """Clears a local session that has ended or that nothing here needs."""
 
     def release(self, local: "LocalSession") -> None:
-        """Leaves the session if nobody here needs it any more."""
+        """Leaves the session if nothing on this process needs it any more."""
 
     def keep(self, step: Step, session: SessionState, entry_id: str) -> None:
-        """A step was made, which left ``session``: what it appended is kept until Postgres
-        has it. Its entry's name is empty where nobody heard it."""
+        """Keeps the records that an accepted step appended, until Postgres has them.
+
+        ``session`` is the session after the step. ``entry_id`` is empty if the reply with the
+        entry's id was lost.
+        """
 
     def changed(self, local: "LocalSession", outcome: StepOutcome) -> None:
-        """A step of this session changed the account's figures."""
+        """Takes over the account's figures after a step of this session."""
 
     def look_at_holders(self, local: "LocalSession") -> None:
-        """Looks whether those who hold what the session's last grant lacks have answered."""
+        """Checks whether the recalled holders of what the last grant lacks have answered."""
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
-        """Asks the processes that have the session's sockets for a proof of life; since a
-        socket joined at ``came_at``, and what the last one was."""
+        """Asks the processes that have the session's sockets for a proof of life.
+
+        ``came_at``: a socket joined here at that instant. Then the other processes also report
+        their newest proof of life.
+        """
 
     def tell_proven(
         self, identity: Identity, until_ms: int, at_ms: int, came_at: int | None = None
     ) -> None:
-        """Tells the processes that have asked up to when ticks may go out, and when the last
-        proof of life came in; and since when this process asks others itself."""
+        """Answers the processes that have asked for a proof of life.
+
+        Ticks may go out up to ``until_ms``; the last proof of life came in at ``at_ms``.
+        ``came_at`` is the instant since which this process asks other processes itself.
+        """
 
 
 class LocalSession:
@@ -87,28 +95,28 @@ class LocalSession:
         self.owner = owner
         self.meter = meter
         self.service = TickService(self)
-        """Its sockets here, and their ticks."""
+        """The session's sockets on this process, and their ticks."""
         self.account = account
         self.seen_counts = account.event_counts
-        """What of the things that the account's sessions were told this one has heard of."""
+        """The account's event counts that this session has handled."""
         self.ended_here = False
-        """The step that ended it was made by this process."""
+        """This process made the step that ended the session."""
         self.calendar = calendar
         self.node = node
-        """The process in whose name steps are made; a dead one's while it is swept."""
+        """The process in whose name steps are made: a dead process while its sessions are swept."""
         self.failures = 0
         self.pending_joins = 0
         """Joins in progress."""
         self.settled = Signal()
-        """No step of it is on its way."""
+        """Set while no step of this session is on its way."""
         self._timer: Timer | None = None
         self._retry: Timer | None = None
         self._holders: Timer | None = None
-        """When it is looked whether those who hold the counter's rest have answered."""
+        """Due when the holders of the counter's rest should have answered."""
         self._held_until = 0
-        """So long a step waits for what other sessions hold; 0: none does."""
+        """Deadline of the wait for what other sessions hold; 0: no step waits."""
         self._unheard: tuple[Step, ...] = ()
-        """Steps that may have been made, since the last answer."""
+        """Steps since the last reply that Redis may have made."""
 
     # --- Subscribers -------------------------------------------------------------------
 
@@ -124,9 +132,12 @@ class LocalSession:
 
     @contextlib.contextmanager
     def join_pending(self) -> Iterator[None]:
-        """Keeps the local session while Redis is asked for what a socket needs to join. It looks as
-        if nobody needed it meanwhile, and whatever is told on the account would clear it: the
-        socket would be where nobody hears of its session, nor that it ended."""
+        """Keeps the local session while a socket's join reads from Redis.
+
+        Without this, the local session looks unused meanwhile, and any message on the account's
+        channel would clear it. The socket would then belong to a local session that hears of no
+        step, and would miss the session's end.
+        """
         self.pending_joins += 1
         try:
             yield
@@ -136,15 +147,14 @@ class LocalSession:
     # --- Steps ---------------------------------------------------------------------
 
     def free_day(self) -> tuple[int, int] | None:
-        """The beginning and the end of the day on which the session started, for a day's
-        free time."""
+        """The day of the session's start, as (begin, end), if free time is a day's."""
         identity = self.meter.session.identity
         if identity.terms.free_scope != "day":
             return None
         return self.calendar.day_around(identity.started_at)
 
     def answered(self, step: Step, outcome: StepOutcome) -> None:
-        """Redis answered."""
+        """Handles the reply of Redis to a step."""
         self.failures = 0
         reply = outcome.reply
         assert reply is not None
@@ -165,7 +175,7 @@ class LocalSession:
             self._holders = self.owner.timers.deadline(at, self._ask_holders, self.account)
 
     def _keep(self, step: Step, reply: Reply, entry_id: str) -> None:
-        """Keeps what was appended: by this step, or by one before whose answer was lost."""
+        """Keeps the records of this step, or of an earlier one whose reply was lost."""
         unheard, self._unheard = self._unheard, ()
         session = reply.session
         if session is None:
@@ -180,12 +190,12 @@ class LocalSession:
                     break
 
     def _is_ours(self, reply: Reply, step: Step) -> bool:
-        """Whether a session that was there already at its start is the same user's."""
+        """Whether a session that already existed at its start has the same user."""
         assert reply.session is not None
         found, wanted = reply.session.identity, step.before.identity
         if step.before.standing.version or found.user_id == wanted.user_id:
             return True
-        error = PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        error = PeerError(ErrorCode.FORBIDDEN, "the session belongs to another user")
         self._fail_all(error)
         self.owner.leave(self)
         return False
@@ -203,15 +213,17 @@ class LocalSession:
             metrics.grants_refused.labels(limit).inc()
 
     def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
-        """The step was not made, or nobody knows (None): it is asked anew after a while.
+        """Fails the waiting requests, and asks for the step again later.
 
-        A start that failed is refused for good, so that no session begins behind the
-        client's back: if it was made after all, it has lost its socket.
+        ``made`` is False if the step was not made, and None if that is unknown.
+
+        A failed start is refused for good, so that no session begins behind the client's back. If
+        Redis made the step after all, that session has lost its socket.
         """
         self.failures += 1
         self._held_until = 0
         if made is None and self.meter.asked is not None:
-            # Most likely it was the first one, or one of the last.
+            # Redis most likely made the first of these steps, or one of the last.
             before = self._unheard
             self._unheard = (
                 *before[:1],
@@ -231,8 +243,11 @@ class LocalSession:
         self._retry = self.owner.timers.deadline(at, self._ask_again, self.account)
 
     def _waits_for_holders(self) -> bool:
-        """Whether a step that only others' holds are in the way of is tried again: as soon
-        as they give back what they do not need, and at the latest when the wait is over."""
+        """Whether a step that lacks only what others hold is tried again.
+
+        The step is tried again as soon as the holders give back what they do not need, and at the
+        latest when the wait is over.
+        """
         now_ms = self.owner.clock.now()
         self._held_until = self._held_until or now_ms + limits.RECALL_WAIT_MS
         if now_ms >= self._held_until:
@@ -246,13 +261,13 @@ class LocalSession:
         return self._held_until > 0
 
     def freed(self) -> None:
-        """Somebody gave back what was held on a counter: who waits for that tries again."""
+        """Tries a waiting step again, because a session gave back what it held."""
         if self._held_until and self._retry is not None:
             self._retry.cancel()
             self._try_again(self.owner.clock.now())
 
     def _ask_holders(self, _: int) -> None:
-        """The answer to a claim had the others told that their rest is needed, a while ago."""
+        """Checks the holders that were recalled when the last grant was made."""
         self._holders = None
         if self.meter.shared_limit is not None:
             self.owner.look_at_holders(self)
@@ -274,8 +289,10 @@ class LocalSession:
         self.drain()
 
     def recover(self) -> None:
-        """A bug of ours interrupted what was done here. The session is looked at again soon,
-        unless an answer that does so is on its way; the attempts become rarer."""
+        """Retries the session soon after a bug of ours interrupted its work.
+
+        If a step's reply is still due, that reply does so instead. The attempts become rarer.
+        """
         self.failures += 1
         if self.meter.asked is None:
             if self._retry is not None:
@@ -286,13 +303,13 @@ class LocalSession:
     # --- The meter -------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Carries out what the meter wants, and arms its timer."""
+        """Carries out the meter's effects, and arms its timer."""
         leaves = False
         for effect in self.meter.effects():
             if isinstance(effect, LeaveSession):
                 leaves = True
             elif not (leaves and isinstance(effect, Ask)):
-                # Whoever waits is answered still, but nothing more is done to the session.
+                # Waiting requests still get their answers, but no further step is made.
                 try:
                     self._carry_out(effect)
                 except Exception:
@@ -314,7 +331,7 @@ class LocalSession:
         self.owner.release(self)
 
     def _not_carried_out(self, effect: Effect) -> None:
-        """Answers the request that waits for the effect, and forgets a step that nobody makes."""
+        """Fails the request that waits for the effect, or drops a step that cannot be made."""
         if isinstance(effect, Ask):
             self._retry = self.owner.timers.deadline(
                 self.owner.clock.now(), self._not_asked, self.account
@@ -325,7 +342,7 @@ class LocalSession:
 
     def _not_asked(self, _: int) -> None:
         self._retry = None
-        self.unanswered(ServiceError("the session store takes nothing now"), made=False)
+        self.unanswered(ServiceError("the session store accepts no writes now"), made=False)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -367,13 +384,13 @@ class LocalSession:
             self.owner.metrics.stop_lateness.observe(lateness_ms / 1000)
 
     def close(self) -> None:
-        """Nothing is due here any more; whoever still waits for an answer gets one."""
+        """Stops the timers, and fails the requests that still wait."""
         self.settled.set()
         self.account.projection.grant(self.meter.session.identity.session_id, None)
         if self.meter.session.standing.phase is Phase.ENDED:
             self._fail_all(refusal(None))
         else:
-            self._fail_all(ServiceError("the session is not served here any more"))
+            self._fail_all(ServiceError("this process does not serve the session any more"))
         self._held_until = 0
         self.service.close()
         for timer in (self._timer, self._retry, self._holders):
@@ -402,7 +419,7 @@ class LocalSession:
             pending.shown(message)
         elif pending.subscriber is not None:
             if pending.request_id is not None:
-                # The answer is the same message with the request's own number in front.
+                # The answer is the same message, with the request's own id in front.
                 encoded = b'{"id":%d,' % pending.request_id + encoded[1:]
             pending.subscriber.send(text_frame(encoded))
 

@@ -1,6 +1,6 @@
-"""Who takes part in a session over a socket, and who waits for an answer of it.
+"""The sockets of a session, and the requests that wait for an answer.
 
-A pending request is the token of a meter: the meter returns it with the answer.
+A pending request is a token of the meter: the meter returns it with the answer.
 """
 
 from typing import TYPE_CHECKING, Protocol
@@ -17,39 +17,45 @@ if TYPE_CHECKING:
 
 
 class Subscriber(Protocol):
-    """A socket at a local session, as the local session sees it."""
+    """A socket of a session, as the local session sees it."""
 
     def send(self, frame: bytes) -> None:
         """Sends a frame that must arrive."""
 
     def send_tick(self, frame: bytes) -> bool:
-        """Sends a frame that may be dropped; False when it was."""
+        """Sends a frame that may be dropped. Returns False if it was dropped."""
 
     def probe(self) -> None:
         """Asks the peer for a proof of life."""
 
     def farewell(self, at_ms: int) -> None:
-        """The user took leave of the session over another socket, at ``at_ms``: a proof of life
-        in advance that is older ends. Sockets prove their own life, and stay."""
+        """Ends proofs of life in advance that are older than ``at_ms``.
+
+        At ``at_ms`` the user took leave of the session over another socket. Sockets prove their own
+        life, and stay.
+        """
 
     def left(self, local: "LocalSession") -> None:
-        """The local session is cleared: the session has ended."""
+        """Reports that the subscriber takes no part in the session any more.
+
+        The session ended, its start failed, or its user needed the place of this observer.
+        """
 
 
 class PendingRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request that waits for its answer: the token that a meter hands back."""
+    """A request that waits for its answer: the token that the meter returns."""
 
     subscriber: Subscriber | None
     request_id: int | None
     missed: tuple[bytes, ...] = ()
     """Kept notices that a joining client has not seen."""
     failed: "ErrorCallback | None" = None
-    """Called instead of an error message, where the answer is not a socket's."""
+    """Called in place of an error message if the request did not come over a socket."""
     shown: "AnswerCallback | None" = None
 
 
 class ErrorCallback(Protocol):
-    """Takes the error that a request came to."""
+    """Takes the error with which a request failed."""
 
     def __call__(self, error: ProtocolError) -> None:
         """The request failed."""
@@ -63,16 +69,14 @@ class AnswerCallback(Protocol):
 
 
 def refusal(limit: str | None) -> ProtocolError:
-    """What is said to whoever asked for what a limit refuses (None: the session has ended)."""
+    """The error for a request that ``limit`` refuses (None: the session has ended)."""
     if limit is None:
         return RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
-    return RefusedError(
-        ErrorCode.LIMIT_REACHED, f"nothing is left to go on with: {limit}", limit=limit
-    )
+    return RefusedError(ErrorCode.LIMIT_REACHED, f"the limit is used up: {limit}", limit=limit)
 
 
 def fail(pending: PendingRequest | None, error: ProtocolError) -> None:
-    """Tells whoever waits that the request came to nothing."""
+    """Answers a waiting request with an error."""
     if pending is None:
         return
     if pending.failed is not None:

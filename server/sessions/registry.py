@@ -1,8 +1,8 @@
-"""The sessions of this process: who starts, joins, watches and leaves them.
+"""The session registry: starts, joins, watches and leaves the sessions of this process.
 
-A session is served wherever it has a socket, on any number of processes. Joining reads
-it from Redis and makes a meter for it here; from then on this process needs nobody else to know
-what the session does, and hears of the others' steps on the account's channel.
+Any number of processes may serve a session: each on which the session has a socket. Joining reads
+the session from Redis and makes a meter for it here. From then on this process knows by itself what
+the session does, and hears of other processes' steps on the account's channel.
 """
 
 import asyncio
@@ -66,11 +66,11 @@ class SessionRegistry(SessionTable):
         tick_ms: int | None = None,
         last_seq: int | None = None,
     ) -> LocalSession | None:
-        """Joins a session where it lives; None when there is none of that id.
+        """Joins a session that has started; returns None if the id is unknown.
 
-        Answers the request with the snapshot, in which are the notices after ``last_seq``
-        that were missed. Raises ``forbidden`` for another user's,
-        ``session_ended``, and ``unavailable``.
+        Answers the request with the snapshot, which contains the notices after ``last_seq`` that
+        the client missed. Raises ``forbidden`` for another user's session, ``session_ended``, and
+        ``unavailable``.
         """
         asked_at = self.clock.now()
         async with self.lock(tenant, session_id):
@@ -78,7 +78,8 @@ class SessionRegistry(SessionTable):
             try:
                 found = await self._attached(tenant, session_id, user_id=user_id)
             except BaseException:
-                self.reconcile_due = True  # it may be done though nobody has heard the answer
+                # Redis may have attached this process although the reply was lost.
+                self.reconcile_due = True
                 raise
             if found is None:
                 return None
@@ -99,7 +100,8 @@ class SessionRegistry(SessionTable):
                 has_others = bool(found.nodes - {self.node})
                 if local.meter.attach(self.clock.now(), asked_at, has_others=has_others):
                     local.service.ask_the_others(asked_at, has_others=has_others)
-                local.drain()  # what is said now the others hear, and this one misses
+                # Messages of this moment go to the others; this socket gets a snapshot instead.
+                local.drain()
             self._subscribe(local, subscriber, tick_ms)
             missed = _missed(_kept(found, local), last_seq)
             pending = msgspec.structs.replace(pending, missed=missed)
@@ -110,8 +112,11 @@ class SessionRegistry(SessionTable):
             return local
 
     async def _attached(self, tenant: str, session_id: str, **how: Any) -> FoundSession | None:
-        """The session as Redis has it. One that ended here is put back first where Redis came
-        back with an older copy of it, or none: who joined that would go on with it."""
+        """The session as Redis has it, after a restore if it ended here.
+
+        Redis may have come back with an older copy of a session that ended here, or without it. A
+        socket that joined the older copy would go on with it, so the end is put back first.
+        """
         found = await self.live.attach(tenant, session_id, **how)
         kept = self.unflushed.end_of(session_key(tenant, session_id))
         if kept is None or kept.session is None or self.pipeline.restore is None:
@@ -124,7 +129,7 @@ class SessionRegistry(SessionTable):
             if found is not None:
                 await self._depart(found.session)
             if isinstance(error, RedisError):
-                raise ServiceError("the session store takes nothing now") from error
+                raise ServiceError("the session store accepts no writes now") from error
             raise
         return await self.live.attach(tenant, session_id, **how)
 
@@ -141,9 +146,12 @@ class SessionRegistry(SessionTable):
     async def _show_ended(
         self, found: FoundSession, pending: PendingRequest, last_seq: int | None
     ) -> LocalSession:
-        """A stop is never lost to a dropped connection: who comes back and has not heard of
-        it is shown the ended session, with the notice among the missed ones. Anybody else
-        is told ``session_ended``."""
+        """Shows an ended session to a client that has not seen the end.
+
+        A stop is never lost to a dropped connection: a client that comes back gets the ended
+        session, with the notice of the stop among the missed ones. A client that missed nothing
+        gets the error ``session_ended``.
+        """
         missed = _missed(found.notices, last_seq)
         if not missed:
             _check_live(found.session)
@@ -166,7 +174,7 @@ class SessionRegistry(SessionTable):
         return _missed(_kept(found, local), last_seq)
 
     async def _found(self, found: FoundSession) -> LocalSession:
-        """The local session of a session that this process is attached to, as it was found."""
+        """The local session of a session that this process is attached to."""
         identity = found.session.identity
         local = self.local_sessions.get(found.session.key)
         if local is None:
@@ -175,7 +183,7 @@ class SessionRegistry(SessionTable):
             local = await self.local_session_of(found.session)
             local.meter.notices.remember(found.notices)
             if found.nodes - {self.node}:
-                # Whatever others did before this process listened, it has not heard.
+                # This process has not heard the steps that others made before it subscribed.
                 name = (identity.tenant, identity.session_id)
                 with local.join_pending():
                     again = await self.live.attach(*name, read_only=True)
@@ -184,21 +192,22 @@ class SessionRegistry(SessionTable):
         return local
 
     async def _depart(self, session: SessionState) -> None:
-        """This process attached to a session and could not add its socket."""
+        """Detaches this process from a session after its socket could not be added."""
         local = self.local_sessions.get(session.key)
         if local is None or not local.meter.sockets:
             identity, is_off = session.identity, False
             with contextlib.suppress(LiveError):
                 is_off = await self.live.retreat(identity.tenant, identity.session_id)
             if not is_off:
-                # The last one there, or Redis did not take it: as soon as that answers again,
-                # this process looks after the session, which would have it as a socket till then.
+                # Either this process was the last one attached, or Redis did not take the command.
+                # Redis then still counts this process as a socket of the session. As soon as Redis
+                # answers again, ``Orphans.reconcile`` looks after the session.
                 self.reconcile_due = True
         if local is not None:
             self.release(local)
 
     def _answer_join(self, local: LocalSession, pending: PendingRequest) -> None:
-        """A join is answered at once, or when the step that it makes is answered."""
+        """Answers a join at once, or with the reply to the step that it needs."""
         if not local.meter.entitle(pending):
             local.show(pending)
         local.drain()
@@ -213,10 +222,11 @@ class SessionRegistry(SessionTable):
     ) -> LocalSession | None:
         """Starts a session that ``join`` did not find. Answers the request.
 
-        ``basis`` is what the identity was decided from; the start fails, retryable, when that
-        is otherwise by now.
+        ``basis`` is the data from which the identity was decided. If that data has changed, the
+        start fails, and may be tried again.
 
-        None when somebody else on this process has begun to start it: then it is to be joined.
+        Returns None if another request on this process has begun to start the session: then join
+        it.
         """
         key = session_key(identity.tenant, identity.session_id)
         async with self.lock(identity.tenant, identity.session_id):
@@ -247,11 +257,10 @@ class SessionRegistry(SessionTable):
         pending: PendingRequest,
         tenant: str | None = None,
     ) -> LocalSession | None:
-        """Pushes a session to a socket that does not keep it alive; ``tenant`` is the
-        principal's own when left out.
+        """Adds an observer: a socket that does not keep the session alive.
 
-        None when there is none of that id; raises ``forbidden`` for one that the
-        principal may not watch, and ``session_ended``.
+        ``tenant`` is the principal's own if left out. Returns None if the id is unknown. Raises
+        ``forbidden`` for a session that the principal may not watch, and ``session_ended``.
         """
         tenant = tenant or principal.tenant
         assert tenant is not None
@@ -264,7 +273,7 @@ class SessionRegistry(SessionTable):
             is_new = found.session.key not in self.local_sessions
             local = await self.local_session_of(found.session)
             if is_new:
-                # Whatever was done before this process listened, it has not heard.
+                # This process has not heard the steps that were made before it subscribed.
                 try:
                     with local.join_pending():
                         again = await self.live.attach(tenant, session_id, read_only=True)
@@ -275,7 +284,7 @@ class SessionRegistry(SessionTable):
                     raise
             local.meter.read(found.session, found.notices, self.clock.now())
             with local.join_pending():
-                local.drain()  # what was said by now the others hear, and this one is shown
+                local.drain()  # the others get messages of now, this one a snapshot
             _check_live(local.meter.session)  # it may have ended since it was read
             if subscriber not in local.subscribers:
                 try:
@@ -287,15 +296,20 @@ class SessionRegistry(SessionTable):
             return local
 
     def _check_subscribers(self, local: LocalSession, subscriber: Subscriber) -> None:
-        """Raises ``rate_limited`` where too many sockets keep a session alive. Observers and
-        requests take none of these places."""
+        """Raises ``rate_limited`` if too many sockets keep a session alive.
+
+        Observers and requests without a socket do not count.
+        """
         taken = [one for one in local.subscribers if one not in local.service.passive]
         if len(taken) >= server_limits.SOCKETS_PER_SESSION_MAX and subscriber not in taken:
             raise PeerError(ErrorCode.RATE_LIMITED, "too many sockets have this session open")
 
     def _observe(self, local: LocalSession, subscriber: Subscriber, principal: Principal) -> None:
-        """Adds an observer. Where there is no place, the session's own user takes that of the
-        oldest observer who is somebody else; anybody else is refused."""
+        """Adds an observer.
+
+        If all places are taken, the session's own user takes the place of the oldest observer of
+        another user. Any other observer is refused.
+        """
         identity = local.meter.session.identity
         is_own = (principal.tenant, principal.user_id) == (identity.tenant, identity.user_id)
         if len(local.service.observers) >= server_limits.OBSERVERS_PER_SESSION_MAX:
@@ -306,11 +320,11 @@ class SessionRegistry(SessionTable):
         local.service.observe(subscriber, is_own=is_own)
 
     def _evict(self, local: LocalSession, observer: Subscriber) -> None:
-        """Takes an observer's place, and says so."""
+        """Removes an observer, and sends it an error that says so."""
         session_id = local.meter.session.identity.session_id
         error = PeerError(
             ErrorCode.RATE_LIMITED,
-            f"{session_id} is watched no longer: its own user needed the place",
+            f"you no longer watch {session_id}: the session's own user needed the place",
         )
         self.metrics.errors.labels(error.code.value).inc()
         local.service.remove(observer)
@@ -326,10 +340,11 @@ class SessionRegistry(SessionTable):
     def unsubscribe(
         self, local: LocalSession, subscriber: Subscriber, alive_at: int, *, farewell: bool = False
     ) -> None:
-        """A socket leaves a session, or is gone; ``alive_at`` is its last proof of life.
+        """Removes a socket that leaves a session or is gone.
 
-        ``farewell``: its user took leave, by a clean close or `leave`. That ends proofs of life
-        in advance, of heartbeats over HTTP, on whichever process they are.
+        ``alive_at`` is the socket's last proof of life. ``farewell``: the user took leave, by a
+        clean close or `leave`. A farewell ends proofs of life in advance (of heartbeats over HTTP)
+        on every process.
         """
         if subscriber not in local.subscribers:
             return
@@ -343,7 +358,7 @@ class SessionRegistry(SessionTable):
         if farewell:
             local.service.farewell(alive_at)
             if local.meter.sockets > 1:
-                # No step is made, for others stay here; see `leaving` in commit.lua.
+                # Other sockets stay here, so no step tells it; see `leaving` in commit.lua.
                 self.run(self._tell_farewell(local, alive_at))
         local.meter.detach(alive_at, self.clock.now(), farewell=farewell)
         if not local.meter.sockets:
@@ -359,7 +374,10 @@ class SessionRegistry(SessionTable):
     def request(
         self, local: LocalSession, event: Event, pending: PendingRequest, reason: str = "client"
     ) -> None:
-        """Pauses, resumes or stops a session; the request is answered when it is done."""
+        """Pauses, resumes or stops a session. Answers the request when that is done.
+
+        Raises ``rate_limited`` if too many requests wait for this session.
+        """
         if not local.meter.request(event, self.clock.now(), pending, reason):
             raise PeerError(ErrorCode.RATE_LIMITED, "too many requests wait for this session")
         local.drain()
@@ -367,9 +385,12 @@ class SessionRegistry(SessionTable):
     async def open(
         self, subscriber: Subscriber, tenant: str, session_id: str
     ) -> LocalSession | None:
-        """The local session for a request that comes without a socket: the request
-        hears of the session's end, until it leaves. It counts as no socket: a session can be
-        stopped however many sockets it has."""
+        """The local session for a request that comes without a socket.
+
+        The request hears of the session's end until it leaves. It does not count as a socket, so a
+        session can be stopped however many sockets it has. Returns None if the id is unknown;
+        raises ``session_ended``.
+        """
         async with self.lock(tenant, session_id):
             found = await self._attached(tenant, session_id, read_only=True, watch=True)
             if found is None:
@@ -383,8 +404,11 @@ class SessionRegistry(SessionTable):
 
 
 def _kept(found: FoundSession | None, local: LocalSession) -> tuple[bytes, ...]:
-    """The notices of a session: what was recorded when it was read, what this process has heard
-    of since, and what it has said and not recorded yet."""
+    """All known notices of a session, in order.
+
+    They are the notices that ``found`` contains, those that this process has heard of since, and
+    its own that are not recorded yet.
+    """
     notices, read = local.meter.notices, found.notices if found is not None else ()
     by_number = {
         sequence_number(notice): notice for notice in (*notices.unrecorded, *read, *notices.recent)
@@ -393,7 +417,7 @@ def _kept(found: FoundSession | None, local: LocalSession) -> tuple[bytes, ...]:
 
 
 def _missed(kept: tuple[bytes, ...], last_seq: int | None) -> tuple[bytes, ...]:
-    """The kept notices that a client has not seen; none where it does not ask for them."""
+    """The notices after ``last_seq``; none if ``last_seq`` is None."""
     if last_seq is None:
         return ()
     return tuple(notice for notice in kept if sequence_number(notice) > last_seq)
@@ -401,12 +425,12 @@ def _missed(kept: tuple[bytes, ...], last_seq: int | None) -> tuple[bytes, ...]:
 
 def _check_owner(identity: Identity, user_id: str) -> None:
     if identity.user_id != user_id:
-        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        raise PeerError(ErrorCode.FORBIDDEN, "the session belongs to another user")
 
 
 def _check_observer(principal: Principal, identity: Identity) -> None:
     if not principal.may_watch(identity.user_id, identity.session_id):
-        raise PeerError(ErrorCode.FORBIDDEN, "the session is not yours to watch")
+        raise PeerError(ErrorCode.FORBIDDEN, "you may not watch this session")
 
 
 def _check_live(session: SessionState) -> None:

@@ -1,8 +1,8 @@
-"""The local sessions of a process: how they are set up, and how they are cleared.
+"""The table of local sessions of a process: how they are set up and cleared.
 
-Joining and leaving is in ``server.sessions.registry``. A local session needs its
-account, its tenant's calendar and its counters; what it hears of other processes is decided in
-``server.sessions.channel_events``.
+``server.sessions.registry`` joins and leaves sessions; ``server.sessions.channel_events`` decides
+what a local session hears of other processes. A local session needs its account, its tenant's
+calendar and its counters.
 """
 
 import asyncio
@@ -41,8 +41,10 @@ log = structlog.get_logger()
 
 
 class SessionTable:
-    """The local sessions of a process, by the session's key, and what they need
-    (``SessionOwner``)."""
+    """The local sessions of a process, by the session's key.
+
+    The table is the ``SessionOwner`` of each.
+    """
 
     def __init__(
         self,
@@ -67,15 +69,18 @@ class SessionTable:
         self._unheard = itertools.count()
         self.local_sessions: dict[str, LocalSession] = {}
         self._looking: dict[tuple[str, str, str], list[LocalSession]] = {}
-        """Sessions that wait until it was looked at who holds what a counter has left, by its
-        limit, its tenant, and the account or member."""
+        """Sessions that wait for a check of a counter's holders.
+
+        The key is the limit, its tenant, and the account or member.
+        """
         self._by_tenant: dict[str, dict[str, LocalSession]] = {}
         self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts)
         self.before_joining: Callable[[FoundSession], Awaitable[None]] | None = None
-        """Looks at a session that was found, before it gets a local session; see ``Orphans``."""
+        """Checks a session that was found, before it gets a local session; see ``Orphans``."""
         self.reconcile_due = False
-        """This process is noted for a session that it does not serve; see ``Orphans``."""
+        """This process may be noted in Redis for a session that it does not serve; see ``Orphans``.
+        """
         self._locks = Locks()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -83,8 +88,11 @@ class SessionTable:
         return iter(list(self.local_sessions.values()))
 
     def release(self, local: LocalSession) -> None:
-        """Clears a local session that has no socket here and no join in progress, unless its grace
-        is looked after here."""
+        """Clears a local session that nothing on this process needs.
+
+        A local session stays while it has a socket here, a join in progress, a step on its way, or
+        a grace that this process looks after.
+        """
         standing = local.meter.session.standing
         is_taken = local.subscribers or local.pending_joins or local.meter.sockets
         idle = not is_taken and local.meter.asked is None
@@ -92,7 +100,7 @@ class SessionTable:
             self.leave(local)
 
     def leave(self, local: LocalSession) -> None:
-        """The session ended, or nobody here needs it: its local session is cleared."""
+        """Clears a local session that has ended or that nothing here needs."""
         if self.local_sessions.get(local.key) is not local:
             return
         session = local.meter.session
@@ -113,7 +121,7 @@ class SessionTable:
         self.run(self._forget(local))
 
     async def _forget(self, local: LocalSession) -> None:
-        """Gives up what a local session that was cleared had need of."""
+        """Releases what a cleared local session has used."""
         session = local.meter.session
         identity = session.identity
         await self.turns.take(local.account)
@@ -121,12 +129,12 @@ class SessionTable:
             await self.accounts.close(local.account)
         finally:
             await self.tenants.leave(identity)
-        # The step that ends a session takes the process off it that makes the step.
+        # The step that ends a session also detaches the process that makes the step.
         if session.standing.phase is Phase.ENDED and not local.ended_here:
             await self.live.leave(identity.tenant, identity.session_id, self.node)
 
     def _list(self, local: LocalSession, *, listed: bool) -> None:
-        """Has a local session among those of its account and its tenant, or not any more."""
+        """Lists a local session under its account and its tenant, or removes it there."""
         identity = local.meter.session.identity
         if listed:
             local.account.local_sessions[identity.session_id] = local
@@ -139,23 +147,26 @@ class SessionTable:
             del self._by_tenant[identity.tenant]
 
     def check_room(self, local: LocalSession) -> None:
-        """Raises ``rate_limited`` for a session more than an account may have at a time."""
+        """Raises ``rate_limited`` if the account has its most live sessions already."""
         projection = local.account.projection
         here = len(local.account.local_sessions)
         if max(here, len(projection.lines) + 1) > limits.LIVE_SESSIONS_PER_ACCOUNT_MAX:
-            raise PeerError(ErrorCode.RATE_LIMITED, "too many sessions of this account run")
+            raise PeerError(ErrorCode.RATE_LIMITED, "this account has too many live sessions")
 
     def keep(self, step: Step, session: SessionState, entry_id: str) -> None:
-        """A step was made, which left ``session``: what it appended is kept until Postgres
-        has it."""
+        """Keeps the records that an accepted step appended, until Postgres has them.
+
+        ``session`` is the session after the step.
+        """
         if step.records:
-            # Whoever has not heard the entry's name knows that it is older than this one.
+            # If the reply was lost, the entry's id is unknown. The id that is made here is later
+            # than the true one, so the watermark does not pass it before the entry is flushed.
             entry_id = entry_id or f"{self.clock.now()}-{next(self._unheard)}"
             partition = self.live.keys.partition(step.before.identity.tenant)
             self.unflushed.keep(partition, entry_id, step.records, session, step.notices)
 
     def changed(self, local: LocalSession, outcome: StepOutcome) -> None:
-        """The account's figures after a step of this process, for its projection."""
+        """Applies the account's figures after a step of this process to the projection."""
         assert outcome.change is not None
         assert outcome.reply is not None
         session = outcome.reply.session
@@ -166,7 +177,10 @@ class SessionTable:
         self.accounts.changed(local.account, outcome.change, session_id, line)
 
     async def local_session_of(self, session: SessionState) -> LocalSession:
-        """A local session for a session: its account, its calendar, its counters."""
+        """The local session of a session, set up if there is none yet.
+
+        Setting it up opens its account, its calendar and its counters.
+        """
         existing = self.local_sessions.get(session.key)
         if existing is not None:
             return existing
@@ -193,11 +207,11 @@ class SessionTable:
         self.local_sessions[session.key] = local
         self._list(local, listed=True)
         if not self.tenants.is_current(identity, days):
-            self.run(self.read_calendar(identity.tenant))  # told while this was set up
+            self.run(self.read_calendar(identity.tenant))  # it changed during the setup
         return local
 
     async def _free_left(self, identity: Identity, local: LocalSession) -> int:
-        """What is left of a shared allowance; the step that takes it checks it again."""
+        """What is left of a shared allowance, in ms; the step that takes it checks it again."""
         used_ms = await self.live.free_used(identity)
         if used_ms is None:
             await self.loader.free_time(identity, local.free_day())
@@ -205,8 +219,10 @@ class SessionTable:
         return max(0, identity.terms.free_ms - used_ms)
 
     def look_at_holders(self, local: LocalSession) -> None:
-        """Looks whether those who hold what the session's last grant lacks have answered: once
-        for all sessions here that lack the same and ask meanwhile."""
+        """Checks whether the holders of what the last grant lacks have answered.
+
+        One check serves all sessions here that lack the same counter and ask meanwhile.
+        """
         limit, identity = local.meter.shared_limit, local.meter.session.identity
         if limit is None:
             return
@@ -232,7 +248,7 @@ class SessionTable:
         self.turns.run(counter, self._tell_of_holders(limit, local_sessions, are_silent=are_silent))
 
     def _is_drawn_elsewhere(self, limit: str, local: LocalSession) -> bool:
-        """Whether sessions that other processes serve draw on a counter of a session."""
+        """Whether sessions that only other processes serve draw on the counter."""
         if limit == "credits":
             return any(
                 name not in local.account.local_sessions for name in local.account.projection.lines
@@ -262,8 +278,11 @@ class SessionTable:
         local.drain()
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
-        """Asks the processes that have the session's sockets for a proof of life; since a
-        socket joined at ``came_at``, and what the last one was."""
+        """Asks the processes that have the session's sockets for a proof of life.
+
+        ``came_at``: a socket joined here at that instant. Then the other processes also report
+        their newest proof of life.
+        """
         message: dict[str, Any] = {"prove": identity.session_id, "node": self.node}
         if came_at is not None:
             message["came_at"] = came_at
@@ -272,8 +291,11 @@ class SessionTable:
     def tell_proven(
         self, identity: Identity, until_ms: int, at_ms: int, came_at: int | None = None
     ) -> None:
-        """Tells the processes that have asked up to when ticks may go out, and when the last
-        proof of life came in; and since when this process asks others itself."""
+        """Answers the processes that have asked for a proof of life.
+
+        Ticks may go out up to ``until_ms``; the last proof of life came in at ``at_ms``.
+        ``came_at`` is the instant since which this process asks other processes itself.
+        """
         message: dict[str, Any] = {"proven": identity.session_id, "node": self.node}
         message |= {"until": until_ms, "at": at_ms}
         if came_at is not None:
@@ -281,12 +303,15 @@ class SessionTable:
         self.run(self._tell_or_not(identity, message))
 
     async def _tell_or_not(self, identity: Identity, message: dict[str, Any]) -> None:
-        """Without Redis whoever only watches gets no ticks, until it is there again."""
+        """Publishes a message, unless Redis does not answer.
+
+        Until Redis answers again, observers get no ticks.
+        """
         with contextlib.suppress(LiveError):
             await self.live.tell(identity.tenant, identity.account_id, message)
 
     async def read_calendar(self, tenant: str) -> None:
-        """Live sessions count by the time zone that their organisation has now."""
+        """Applies the organisation's current time zone to the tenant's live sessions."""
         for local in self.local_sessions_of(tenant):
             await self.turns.take(tenant)
             days = await self.tenants.calendar_of(local.meter.session.identity)
@@ -299,15 +324,15 @@ class SessionTable:
         local.drain()
 
     def local_sessions_of(self, tenant: str) -> list[LocalSession]:
-        """The local sessions of a tenant's sessions."""
+        """The local sessions of a tenant."""
         return list(self._by_tenant.get(tenant, {}).values())
 
     def lock(self, tenant: str, session_id: str) -> AbstractAsyncContextManager[None]:
-        """One join or start of a session at a time."""
+        """Admits one join or start of a session at a time."""
         return self._locks.hold((tenant, session_id))
 
     def run(self, work: Any) -> None:
-        """Begins something that goes on beside the caller; where it fails, the log says so."""
+        """Starts work in the background; a failure is logged."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -319,11 +344,11 @@ class SessionTable:
 
     @property
     def busy(self) -> bool:
-        """Whether something that was begun here is under way."""
+        """Whether background work is under way."""
         return bool(self._tasks) or self.accounts.busy or self.turns.busy
 
     async def idle(self) -> None:
-        """Waits until nothing that was begun here is under way."""
+        """Waits until no background work is under way."""
         while self.busy or self.pipeline.waiting:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.accounts.idle()
@@ -331,7 +356,7 @@ class SessionTable:
 
 
 def isolated_session(local: LocalSession, act: Callable[..., object], *arguments: object) -> None:
-    """Does something to one session of many. Where it fails, this one is looked at again."""
+    """Does something to one session of many. After a failure, this session is retried soon."""
     try:
         act(*arguments)
     except Exception:

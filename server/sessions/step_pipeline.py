@@ -1,11 +1,13 @@
-"""The step pipeline: the steps of this process's sessions, on their way to Redis.
+"""The step pipeline: carries the steps of this process's sessions to Redis.
 
-Steps that fall due together go in one pipeline, and few of these are on their way at
-once: when thousands lose their sockets together, Redis is not asked for more than it can do
-before the deadline. What is cold is loaded and the step made then; when Redis does not
-answer, the meter is told, and asks anew after a while that doubles. Nothing is repeated here
-that might have been done: a meter asks from the version that it knows, so whatever was done
-comes back as the answer.
+Steps that fall due together go in one pipeline (a batch), and few batches are on their way at once.
+So when thousands of sessions lose their sockets together, Redis is not asked for more than it can
+do before the deadline.
+
+If a counter is cold, the pipeline loads it and then makes the step. If Redis does not answer, the
+meter learns that, and asks again after a wait that doubles. The pipeline repeats nothing that Redis
+might have done: a meter asks from the version that it knows, so the reply contains any step that
+was made meanwhile.
 """
 
 import asyncio
@@ -39,7 +41,7 @@ Item = TypeVar("Item")
 
 
 class StepSource(Protocol):
-    """Whoever asks for steps: a local session of the registry."""
+    """The source of steps: a local session of the registry."""
 
     node: str
     """The process in whose name the steps are made."""
@@ -47,17 +49,17 @@ class StepSource(Protocol):
     """Attempts in a row without an answer."""
 
     def free_day(self) -> tuple[int, int] | None:
-        """The beginning and the end of the day, where free time is a day's."""
+        """The day of the session's start, as (begin, end), if free time is a day's."""
 
     def answered(self, step: Step, outcome: StepOutcome) -> None:
-        """The step was made, or was not."""
+        """Takes the reply: the step was made, or it was not."""
 
     def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
-        """The step was not made (False), or nobody knows whether it was (None)."""
+        """Takes an error: the step was not made (False), or that is unknown (None)."""
 
 
 class StepPipeline:
-    """The steps of a process."""
+    """The steps of a process that wait or are on their way."""
 
     def __init__(
         self,
@@ -75,21 +77,21 @@ class StepPipeline:
         self.restore: Callable[[SessionState], Awaitable[None]] | None = None
         """Puts back a session that Redis has lost; see ``server.recovery.reassertion``."""
         self._waiting: dict[object, list[tuple[StepSource, Step]]] = {}
-        """Steps by the part of Redis that they are for: one that is away holds up no other."""
+        """Steps by their shard of Redis. A shard that does not answer holds up no other shard."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._scheduled: set[object] = set()
         self._sent: Counter[object] = Counter()
-        """Batches that a part of Redis has not answered."""
+        """Batches that a shard has not answered."""
         self._response_times: dict[object, ResponseTime] = {}
-        """How long each part of Redis takes to answer: as many as there are masters."""
+        """Response time of each shard: one entry for each master."""
 
     def response_ms(self, tenant: str) -> int:
-        """How long the answer to a tenant's step takes, at most, nearly always."""
+        """Time within which nearly every reply to a tenant's steps arrives, in ms."""
         found = self._response_times.get(self.live.shard(tenant))
         return 0 if found is None else found.bound_ms
 
     def ask(self, source: StepSource, step: Step) -> None:
-        """Makes the step, together with whatever else is asked for in this turn."""
+        """Makes the step, in one batch with the others of this turn."""
         shard = self.live.shard(step.before.identity.tenant)
         self._waiting.setdefault(shard, []).append((source, step))
         self._schedule(shard)
@@ -103,14 +105,14 @@ class StepPipeline:
             asyncio.get_running_loop().call_soon(self._send, shard)
 
     async def idle(self) -> None:
-        """Waits until nothing is on its way."""
+        """Waits until no step waits or is on its way."""
         while any(self._waiting.values()) or self._tasks or self.turns.busy:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.sleep(0)
 
     @property
     def waiting(self) -> int:
-        """Steps that wait, and batches that are on their way."""
+        """Number of steps that wait plus batches that are on their way."""
         return sum(map(len, self._waiting.values())) + len(self._tasks)
 
     def _send(self, shard: object) -> None:
@@ -144,7 +146,7 @@ class StepPipeline:
             self._fail(batch, self._waiting.pop(shard, []), error)
             return
         except Exception:
-            # Our own mistake, and not in one of them: none may wait for an answer for ever.
+            # This is our own bug, and no single step's fault. Each source must still get an answer.
             failed("claims", steps=len(batch))
             for source, _ in batch:
                 _tell_unanswered(source, _no_answer(), made=None)
@@ -165,8 +167,8 @@ class StepPipeline:
                 answered.setdefault(name, []).append((source, step, outcome))
         for name, answers in answered.items():
             self.turns.run((self, name), _tell_answers(answers))
-        # After a loss in Redis that may be all of them: nobody waits for the one before, nor
-        # for another account's.
+        # After a loss in Redis these may be all the sessions. No session waits for the one before
+        # it, nor for another account's.
         due = _round_robin(mends.values())
         for first in range(0, len(due), server_limits.STEPS_MENDED_AT_ONCE_MAX):
             await asyncio.gather(*due[first : first + server_limits.STEPS_MENDED_AT_ONCE_MAX])
@@ -177,21 +179,27 @@ class StepPipeline:
         behind: list[tuple[StepSource, Step]],
         error: LiveError,
     ) -> None:
-        """Redis did not answer. Who waits behind these is told now, not after as long again."""
+        """Fails a batch that Redis did not answer, and the steps that wait behind it.
+
+        The steps behind fail now, not after another timeout.
+        """
         log.warning("claims_unanswered", steps=len(batch), behind=len(behind), error=str(error))
         unanswered: dict[AccountName, list[tuple[StepSource, bool | None]]] = {}
         for source, step in batch:
             unanswered.setdefault(_account_of(step), []).append((source, None))
         for source, step in behind:
-            # It was not sent now; an attempt before may have been made.
+            # The step was not sent now, but an earlier attempt may have been made.
             made = None if source.failures else False
             unanswered.setdefault(_account_of(step), []).append((source, made))
         for name, sources in unanswered.items():
             self.turns.run((self, name), _tell_all(sources))
 
     async def _refuse(self, source: StepSource, step: Step, outcome: StepOutcome) -> None:
-        """Refuses a step that others' holds are in the way of, once all of them have answered the
-        recall; while one has not, there may be enough, and it may be asked again."""
+        """Refuses a step that only other sessions' holds prevent.
+
+        The refusal is final once all holders have answered the recall. While a holder has not
+        answered, enough may be left, so the error allows another try.
+        """
         identity = step.before.identity
         limit = outcome.reply.refused_by if outcome.reply is not None else None
         try:
@@ -206,9 +214,12 @@ class StepPipeline:
     async def are_holders_silent(
         self, identity: Identity, limit: str | None, served: Container[str] = ()
     ) -> bool:
-        """Whether a session that draws on the same counter, ``credits`` or a month's, holds more
-        of it than it needs, long enough after it was told to shrink. ``served`` has the keys of
-        sessions that are not looked at. Raises ``LiveError``."""
+        """Whether a session on the same counter still holds more than it needs.
+
+        Such a session has been recalled long enough ago to have answered. ``limit`` is ``credits``
+        or a month's limit. ``served`` has the keys of sessions that are not checked. Raises
+        ``LiveError``.
+        """
         now_ms = self.clock.now()
         if limit == "credits":
             name = AccountName(identity.tenant, identity.account_id)
@@ -217,7 +228,7 @@ class StepPipeline:
         return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms, served)
 
     async def _mend(self, source: StepSource, step: Step, outcome: StepOutcome, node: str) -> None:
-        """Brings what the step needs, and makes it."""
+        """Loads what the step needs, then makes the step."""
         try:
             for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 await self._bring(step, outcome, source)
@@ -225,37 +236,42 @@ class StepPipeline:
                 if outcome.reply is not None:
                     source.answered(step, outcome)
                     return
-            raise ServiceError("the counters do not stay in Redis")
+            raise ServiceError("Redis does not keep the counters")
         except LiveError as error:
             log.warning("claim_unanswered", error=str(error))
             _tell_unanswered(source, _no_answer(), made=None)
         except ProtocolError as error:
             _tell_unanswered(source, error, made=False)
         except RedisError as error:
-            # It refuses to write, or has no room: as if it did not answer.
+            # Redis refuses writes, or is full: handled as if Redis did not answer.
             log.warning("claim_failed", error=str(error))
             _tell_unanswered(source, _takes_nothing(), made=False)
         except Exception:
-            # Our own mistake; but the source must not wait for ever.
+            # This is our own bug, but the source must still get an answer.
             failed("claim")
             _tell_unanswered(source, _takes_nothing(), made=None)
 
     async def _bring(self, step: Step, outcome: StepOutcome, source: StepSource) -> None:
-        """Loads what is cold, and puts back a session that Redis has lost."""
+        """Loads cold counters, or puts back a session that Redis has lost.
+
+        Raises the error of a step that cannot be made now.
+        """
         if outcome.unread:
             raise LiveError(outcome.failed)
         if outcome.failed:
             log.warning("claim_failed", error=outcome.failed)
             raise _takes_nothing()
         if outcome.outdated:
-            raise ServiceError("the session was prepared at this moment; start it again")
+            raise ServiceError(
+                "the preparation of this session has just changed; start the session again"
+            )
         if outcome.full:
-            raise ServiceError("too much waits for the record: no session is started")
+            raise ServiceError("too many records wait for PostgreSQL: no session can start now")
         if outcome.crowded:
             kind, most = step.before.identity.kind, step.before.identity.terms.max_live_sessions
             raise PeerError(
                 ErrorCode.RATE_LIMITED,
-                f"kind: of {kind!r} a user may have {most} live sessions at a time",
+                f"kind: a user may have at most {most} live sessions of {kind!r} at a time",
             )
         if outcome.gone:
             if self.restore is None:
@@ -278,7 +294,10 @@ def _no_answer() -> ServiceError:
 
 
 def _in_turns(waiting: list[tuple[StepSource, Step]]) -> list[tuple[StepSource, Step]]:
-    """One of each account after the other: none is sent behind all that another has."""
+    """Orders steps so that the accounts take turns.
+
+    No step waits behind all the steps of another account.
+    """
     by_account: dict[AccountName, list[tuple[StepSource, Step]]] = {}
     for one in waiting:
         by_account.setdefault(_account_of(one[1]), []).append(one)
@@ -293,7 +312,8 @@ def _round_robin(queues: Iterable[list[Item]]) -> list[Item]:
 def _tell_answers(answers: list[tuple[StepSource, Step, StepOutcome]]) -> Iterator[None]:
     for source, step, outcome in answers:
         if not isolated("claim", source.answered, step, outcome):
-            # It was made, and what it left is not known here: asked anew, Redis says it.
+            # Redis made the step, but the session that it left is not known here. The source asks
+            # again, and the next reply shows the session.
             _tell_unanswered(source, _no_answer(), made=None)
         yield
 
@@ -310,7 +330,7 @@ def _account_of(step: Step) -> AccountName:
 
 
 def _takes_nothing() -> ServiceError:
-    return ServiceError("the session store takes nothing now")
+    return ServiceError("the session store accepts no writes now")
 
 
 def _tell_unanswered(source: StepSource, error: ProtocolError, *, made: bool | None) -> None:
@@ -318,13 +338,16 @@ def _tell_unanswered(source: StepSource, error: ProtocolError, *, made: bool | N
 
 
 def retry_after_ms(failures: int) -> int:
-    """How long to wait after so many attempts without an answer."""
+    """How long to wait after this number of attempts without an answer."""
     doubled_ms = server_limits.CLAIM_RETRY_MS_MIN << min(failures - 1, 10)
     return min(server_limits.CLAIM_RETRY_MS_MAX, doubled_ms)
 
 
 class Retries:
-    """What failed, and when each is tried again: after a while that doubles."""
+    """Failed work by its name, and when each may be tried again.
+
+    The wait doubles with each failure.
+    """
 
     def __init__(self) -> None:
         self._failed: dict[Hashable, tuple[int, int]] = {}
@@ -333,14 +356,14 @@ class Retries:
         return name in self._failed
 
     def failed(self, name: Hashable, now_ms: int) -> None:
-        """It failed, once more."""
+        """Notes one more failure."""
         failures = self._failed.get(name, (0, 0))[0] + 1
         self._failed[name] = (failures, now_ms + retry_after_ms(failures))
 
     def forget(self, name: Hashable) -> None:
-        """It did not fail, or is another one now."""
+        """Forgets the failures, because the work succeeded or was replaced."""
         self._failed.pop(name, None)
 
     def is_due(self, name: Hashable, now_ms: int) -> bool:
-        """Whether it has not failed, or may be tried again."""
+        """Whether the work has not failed, or may be tried again."""
         return self._failed.get(name, (0, now_ms))[1] <= now_ms

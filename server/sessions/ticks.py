@@ -1,10 +1,12 @@
-"""Ticks of a session: at which pace they go to whom, and only as far as time is proven.
+"""Ticks of a session: their pace for each socket, and the proof of life that they need.
 
-A tick is service, and service is billed to the last proof of life. So a tick goes out only
-while the newest proof is fresh (``Position.fresh_until``): at first the client must answer
-a ping before each one, and the longer it has answered, the longer its word is taken for
-the next seconds. A tick that waits goes out with the pong. Counted time lies between two
-ticks, too: who comes and goes gets no tick that was not earned.
+A tick is service, and service is billed up to the last proof of life. So a tick goes out only while
+the newest proof is fresh (``MeterState.fresh_until``). At first the client must answer a ping
+before each tick. The longer the client has answered, the longer one proof counts for the seconds
+that follow. A tick that waits for a proof goes out with the pong.
+
+Counted time lies between two ticks, too: a client that comes and goes gets no tick that was not
+earned.
 """
 
 from collections.abc import Mapping
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
 
 
 class ServiceOwner(Protocol):
-    """What the service of a session needs of the local session that it is a part of."""
+    """What the tick service of a session needs of its local session."""
 
     owner: "SessionOwner"
     meter: Meter
 
     def drain(self) -> None:
-        """Carries out what the meter wants."""
+        """Carries out the meter's effects."""
 
 
 NO_SUBSCRIBERS: Final[frozenset[Any]] = frozenset()
@@ -40,7 +42,7 @@ NO_OBSERVERS: Final[Mapping[Any, bool]] = {}
 
 
 class TickGroup:
-    """The subscribers of a local session that want their ticks at the same pace."""
+    """The subscribers of a local session that get their ticks at the same pace."""
 
     __slots__ = (
         "every_ms",
@@ -57,15 +59,15 @@ class TickGroup:
         self.service = service
         self.every_ms = every_ms
         self.subscribers: list[Subscriber] = []
-        # The first one is due an interval after the join: joins are spread over time.
+        # The first tick is due one interval after the join, so that joins are spread over time.
         self.phase_ms = now_ms % every_ms
         self.timer: Timer | None = None
         self.spacing_ms = every_ms * service.speed * server_limits.TICK_SPACING_PERCENT // 100
-        """Counted time that lies between two ticks at least, for timers that are late."""
+        """Least counted time between two ticks; it guards against timers that are late."""
         self.next_ms = service.meter.elapsed_at(now_ms) + self.spacing_ms
         """Counted time before which no tick is due."""
         self.owed = False
-        """A tick is due, and waits for a proof of life."""
+        """A tick is due and waits for a proof of life."""
 
     def arm(self, now_ms: int) -> None:
         """Sets the timer to the next tick that is due after ``now_ms``."""
@@ -86,7 +88,7 @@ class TickGroup:
             return
         self.next_ms = elapsed_ms + self.spacing_ms
         self.arm(now_ms)
-        # Looked at anew only where the proof of before will not do for the next tick.
+        # The freshness is computed anew only if the last known proof does not cover the next tick.
         if service.served_until >= now_ms + self.every_ms or service.fresh_until(now_ms) >= now_ms:
             self._push(now_ms)
         else:
@@ -94,22 +96,27 @@ class TickGroup:
             service.await_proof(now_ms)
 
     def _wait(self, elapsed_ms: int, now_ms: int) -> None:
-        """So soon after the last tick, or a join, no other is due."""
-        # Counted time may have gone back: what was not proven is not counted.
+        """Arms the timer again, because too little time was counted since the last tick.
+
+        That tick may also have been a join.
+        """
+        # Counted time may have gone back: time that was not proven is not counted.
         self.next_ms = min(self.next_ms, elapsed_ms + self.spacing_ms)
         wait_ms = -(-(self.next_ms - elapsed_ms) // self.service.speed)
-        # Where it stands still, for want of a grant, nothing is gained by looking often.
+        # Without a grant, counted time stands still, and frequent checks would gain nothing.
         due_at = now_ms + max(wait_ms, self.every_ms // 10)
         self.timer = self.service.owner.timers.tick(due_at, self._fire)
 
     def push_owed(self, now_ms: int) -> None:
-        """Sends the tick that has waited for a proof of life, as it is now."""
+        """Sends the tick that has waited for a proof of life, with the figures of now."""
         if self.owed:
             self._push(now_ms)
 
     def _push(self, now_ms: int) -> None:
-        """Sends a tick, and asks for a proof of life where the one there is will not do for the
-        next one. Where it never does, that one waits for its own."""
+        """Sends a tick, and asks for a proof of life if the next tick needs one.
+
+        If no proof lasts until the next tick, that tick waits for its own proof.
+        """
         self.owed = False
         service = self.service
         frame = text_frame(tick(service.meter, service.template, now_ms))
@@ -133,8 +140,10 @@ class TickGroup:
 
 
 class TickService:
-    """The sockets of a session on this process, and how far they are served: a part of its
-    local session."""
+    """The sockets of a session on this process, their ticks and their proofs of life.
+
+    The service is a part of its local session.
+    """
 
     __slots__ = (
         "_asked_at", "_is_awaited", "_is_awaiting", "_local", "_newcomers", "groups", "meter",
@@ -149,26 +158,25 @@ class TickService:
         self.groups: list[TickGroup] = []
         """The sockets, by the pace of their ticks."""
         self.passive: frozenset[Subscriber] = NO_SUBSCRIBERS
-        """Those of them that do not keep the session alive."""
+        """The sockets that do not keep the session alive."""
         self.observers: Mapping[Subscriber, bool] = NO_OBSERVERS
-        """Those of these that only watch, the oldest first; whether the session's own user does."""
+        """The passive sockets that watch, oldest first. True: the session's own user watches."""
         self.speed = meter.session.identity.terms.speed
         self.template = tick_template(meter.session.identity.session_id)
         self.served_until = 0
-        """The same instant as ``fresh_until`` when that was asked last; 0 after a change of the
-        sockets."""
+        """The last value of ``fresh_until``; 0 after a change of the sockets."""
         self.ticked_at = 0
-        """When the last tick went out to anybody here."""
+        """When the last tick went out on this process."""
         self.proven_until = 0
-        """Up to when ticks may go out where somebody only watches, as others have told."""
+        """Up to when observers here may get ticks, as other processes have reported."""
         self._newcomers: frozenset[Subscriber] = NO_SUBSCRIBERS
-        """Sockets that have joined since it is asked whether those before are there."""
+        """Sockets that joined since the earlier ones were asked for a proof of life."""
         self._is_awaiting = False
-        """A tick waits for a proof of life, or another process does."""
+        """A tick, or another process, waits for a proof of life."""
         self._is_awaited = False
-        """Another process waits for one."""
+        """Another process waits for a proof of life."""
         self._asked_at = 0
-        """When another process was asked for one."""
+        """When this process last asked other processes for a proof of life."""
 
     @property
     def key(self) -> str:
@@ -176,8 +184,10 @@ class TickService:
         return self.meter.session.key
 
     def close(self) -> None:
-        """Serves nothing any more. Its local session is let go, so that neither is garbage to look
-        for."""
+        """Ends all ticks, and lets go of the local session.
+
+        Without the mutual reference, neither object becomes work for the garbage collector.
+        """
         self._local = None
         for group in self.groups:
             if group.timer is not None:
@@ -194,7 +204,7 @@ class TickService:
         return [subscriber for group in self.groups for subscriber in group.subscribers]
 
     def add(self, subscriber: Subscriber, tick_ms: int, *, passive: bool) -> None:
-        """A socket takes part; with another pace than before if it was here already."""
+        """Adds a socket, or changes the pace of a socket that is here already."""
         newcomers = self._newcomers
         if self.meter.is_in_doubt and not passive and not self._keeps(subscriber):
             newcomers |= {subscriber}
@@ -216,12 +226,12 @@ class TickService:
         return subscriber not in self.passive and subscriber in self.subscribers
 
     def observe(self, subscriber: Subscriber, *, is_own: bool) -> None:
-        """A socket watches from now on; the session's own user's, or another's."""
+        """Adds an observer; ``is_own``: it is the session's own user's."""
         self.add(subscriber, self.meter.session.identity.terms.tick_ms, passive=True)
         self.observers = {**self.observers, subscriber: is_own}
 
     def remove(self, subscriber: Subscriber) -> None:
-        """A socket takes no part any more."""
+        """Removes a socket or an observer."""
         self.served_until = 0
         if subscriber in self.observers:
             self.observers = {
@@ -241,7 +251,7 @@ class TickService:
     # --- What is proven ----------------------------------------------------------------
 
     def alive(self, at_ms: int, now_ms: int, subscriber: Subscriber | None = None) -> None:
-        """A proof of life of one of the sockets, as of ``at_ms``."""
+        """Takes a proof of life of one of the sockets, as of ``at_ms``."""
         self.confirm(subscriber, at_ms, now_ms)
         if self.meter.alive(at_ms, now_ms):
             self._drain()
@@ -249,22 +259,25 @@ class TickService:
             self._proven(now_ms)
 
     def confirm(self, subscriber: Subscriber | None, at_ms: int, now_ms: int) -> None:
-        """What a socket has proven last. One that was there when another joined says by that
-        whether it was still there."""
+        """Takes a socket's newest proof of life, to settle a doubt.
+
+        A socket that was there before another socket joined thereby says whether it was still
+        there.
+        """
         if not self.meter.is_in_doubt:
             self._newcomers = NO_SUBSCRIBERS
         elif subscriber not in self._newcomers:
             self.meter.confirm(at_ms, now_ms)
 
     def promise(self, until_ms: int, now_ms: int) -> None:
-        """A heartbeat's proof of life, which reaches into the future."""
+        """Takes a heartbeat's proof of life, which reaches into the future."""
         if self.meter.promise(until_ms, now_ms):
             self._drain()
         if self._is_awaiting:
             self._proven(now_ms)
 
     def farewell(self, at_ms: int) -> None:
-        """The user took leave of the session: proofs in advance of before end."""
+        """Ends proofs in advance that are older than the user's farewell."""
         for subscriber in self.subscribers:
             isolated("farewell", subscriber.farewell, at_ms, session=self.key)
 
@@ -273,19 +286,22 @@ class TickService:
         return self.meter.window_ms(now_ms) if self.meter.sockets else limits.PROOF_FRESH_MS_MAX
 
     def fresh_until(self, now_ms: int) -> int:
-        """The instant up to which ticks may go out. Where somebody only watches, those who hear
-        the client have said it."""
+        """The instant up to which ticks may go out.
+
+        On a process with observers only, the processes that hear the client have reported that
+        instant.
+        """
         meter = self.meter
         self.served_until = meter.fresh_until(now_ms) if meter.sockets else self.proven_until
         return self.served_until
 
     def await_proof(self, now_ms: int) -> None:
-        """A tick is due, and goes out when the client has proven that it is there."""
+        """Lets the due ticks wait until the client has proven its life."""
         self._is_awaiting = True
         self.ask_for_proof(now_ms)
 
     def ask_for_proof(self, now_ms: int) -> None:
-        """Asks the sockets for a proof of life; or the processes that have some."""
+        """Asks the sockets for a proof of life; without any, the processes that have some."""
         if self.meter.sockets:
             self.probe()
         elif now_ms >= self._asked_at + server_limits.PROOF_ASKED_MS:
@@ -293,18 +309,24 @@ class TickService:
             self.owner.ask_elsewhere(self.meter.session.identity)
 
     def ask_the_others(self, came_at: int, *, has_others: bool) -> None:
-        """A socket has joined at ``came_at``: asks those that were there before whether they
-        are there, here and on other processes."""
+        """Asks the earlier sockets, here and on other processes, whether they are there.
+
+        A socket has joined at ``came_at``.
+        """
         self.probe()
         if has_others:
             self.owner.ask_elsewhere(self.meter.session.identity, came_at)
 
     def wanted_elsewhere(self, now_ms: int, *, at_once: bool = False) -> None:
-        """Another process, where somebody only watches, asks for a proof of life. ``at_once``:
-        or where somebody joined; it wants to know of the last one, too."""
+        """Handles another process's question for a proof of life.
+
+        The other process has observers only. With ``at_once``, a socket has joined there, and the
+        process wants the newest proof, too.
+        """
         if self.meter.sockets:
             if at_once:
-                # In a doubt of its own, it says since when: it is one gap for both.
+                # If this process has a doubt of its own, it reports since when: both record one
+                # gap.
                 meter, since = self.meter, self.meter.doubted_since
                 self.owner.tell_proven(meter.session.identity, 0, meter.alive_at, since)
             self._is_awaited = True
@@ -315,9 +337,11 @@ class TickService:
     def proven_elsewhere(
         self, until_ms: int, now_ms: int, at_ms: int = 0, came_at: int | None = None
     ) -> None:
-        """Another process says up to when the session is proven: ticks may go out until
-        ``until_ms``, and the proof came in at ``at_ms``. ``came_at``: it asks others, too, since
-        a socket joined there."""
+        """Takes another process's report of a proof of life.
+
+        Ticks may go out until ``until_ms``; the proof came in at ``at_ms``. ``came_at``: that
+        process asks others, too, because a socket joined there at that instant.
+        """
         if self.meter.is_in_doubt:
             self.meter.confirm(at_ms, now_ms, came_at)
             self._drain()
@@ -332,7 +356,7 @@ class TickService:
                 isolated("probe", subscriber.probe, session=self.key)
 
     def _proven(self, now_ms: int) -> None:
-        """Something came in that may be the proof which is waited for."""
+        """Sends the ticks that wait, if the newest proof of life is fresh."""
         until_ms = self.fresh_until(now_ms)
         if until_ms < now_ms:
             return  # of before this process stood still, or too old for another reason
@@ -345,7 +369,10 @@ class TickService:
                 group.push_owed(now_ms)
 
     def count_unproven(self) -> None:
-        """The last socket is gone: service after its last proof of life is not paid for."""
+        """Adds to the metrics the service after the last socket's last proof of life.
+
+        That service is not paid for.
+        """
         if self.meter.counting:
             unproven_ms = self.ticked_at - self.meter.alive_at
             self.owner.metrics.unproven.inc(max(0, unproven_ms) / 1000)

@@ -1,9 +1,9 @@
-"""What this process has appended to the outbox and Postgres does not have yet.
+"""Entries that this process appended to the outbox and that Postgres lacks.
 
-Redis may lose it: it comes back empty, or as a replica that lacks the last writes. So a
-process keeps what its own steps appended until the flush has come past it (the watermark
-of the partition, ``storage/redis/lua/acknowledge.lua``), and with it the sessions that ended
-that way, which nobody else remembers.
+Redis may lose such an entry: Redis may come back empty, or as a replica that lacks the last writes.
+So a process keeps the entries of its own steps until the flush has passed them (the watermark of
+the partition, ``storage/redis/lua/acknowledge.lua``). With them it keeps the sessions that these
+steps ended, which no other process remembers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,18 +26,21 @@ class UnflushedEntry(msgspec.Struct):
     entry_id: str
     records: Sequence[Record]
     session: SessionState | None
-    """The session that ended with it."""
+    """The session that this entry ended."""
     notices: tuple[bytes, ...] = ()
     identity: Identity | None = None
-    """The session that it is of, where it is a session's."""
+    """The identity of the session that the entry belongs to, if any."""
     written_at: int | None = None
-    """When this process has written it down by itself, after a loss."""
+    """When this process wrote the entry to Postgres by itself, after a loss."""
 
     @property
     def whole(self) -> list[Record]:
-        """Its records, and before them that of the session's beginning: another process may
-        have appended that, and Postgres may not have it. What a counter contains of a session
-        is found by its row; see ``storage/postgres/sql/load_account.sql``."""
+        """The entry's records, with the record of the session's start in front.
+
+        Another process may have appended the start, and Postgres may lack it. The loader finds what
+        a counter contains of a session by the session's row; see
+        ``storage/postgres/sql/load_account.sql``.
+        """
         records = list(self.records)
         if self.identity is None or isinstance(records[0], SessionStarted):
             return records
@@ -45,12 +48,12 @@ class UnflushedEntry(msgspec.Struct):
 
 
 class UnflushedEntries:
-    """Entries by their partition, in the order in which they were appended."""
+    """Entries of each partition, in the order in which they were appended."""
 
     def __init__(self) -> None:
         self._entries: dict[int, dict[str, UnflushedEntry]] = {}
         self._ends: dict[str, UnflushedEntry] = {}
-        """Those with which a session ended, by the session's key."""
+        """The entries that ended a session, by the session's key."""
         self._count = 0
         self.dropped = 0
         """Entries that were given up because there were too many."""
@@ -60,19 +63,19 @@ class UnflushedEntries:
 
     @property
     def partitions(self) -> set[int]:
-        """The partitions of which something is kept."""
+        """The partitions that have entries here."""
         return set(self._entries)
 
     def entries(self, partition: int) -> list[UnflushedEntry]:
-        """What is kept of a partition, oldest first."""
+        """The entries of a partition, oldest first."""
         return list(self._entries.get(partition, {}).values())
 
     def ended(self, partition: int) -> Iterator[UnflushedEntry]:
-        """The entries with which a session ended."""
+        """The entries of a partition that ended a session."""
         return (kept for kept in self.entries(partition) if kept.session is not None)
 
     def end_of(self, session: str) -> UnflushedEntry | None:
-        """The entry with which the session of that key ended here, while it is kept."""
+        """The entry that ended the session of that key here, while it is kept."""
         return self._ends.get(session)
 
     def keep(
@@ -83,7 +86,7 @@ class UnflushedEntries:
         session: SessionState | None = None,
         notices: tuple[bytes, ...] = (),
     ) -> None:
-        """Keeps an entry; ``session`` is what its step left."""
+        """Keeps an entry; ``session`` is the session after the entry's step."""
         ended = session is not None and session.standing.phase is Phase.ENDED
         identity = session.identity if session is not None else None
         kept = UnflushedEntry(
@@ -109,7 +112,7 @@ class UnflushedEntries:
             del self._ends[kept.session.key]
 
     def replaced(self, partition: int, kept: UnflushedEntry, entry_id: str) -> None:
-        """An entry was appended again, under another id."""
+        """Notes the new id of an entry that was appended again."""
         entries = self._entries.get(partition, {})
         if entries.pop(kept.entry_id, None) is not None:
             kept.entry_id = entry_id
@@ -119,9 +122,11 @@ class UnflushedEntries:
     def forget(
         self, watermarks: Mapping[int, bytes | None], written_before: int = 0
     ) -> list[SessionState]:
-        """Forgets what has been flushed: everything up to the watermarks. And what was written
-        down before an instant, because no replica lags so far behind. Answers with the sessions
-        whose end was among that."""
+        """Forgets the entries that were flushed; returns the sessions that they ended.
+
+        Flushed are all entries up to the watermarks. Entries that were written to Postgres before
+        ``written_before`` are forgotten too, because no replica lags that far behind.
+        """
         ended: list[SessionState] = []
         for partition in list(self._entries):
             watermark = watermarks.get(partition)
@@ -135,7 +140,7 @@ class UnflushedEntries:
     ) -> list[UnflushedEntry]:
         entries = self._entries[partition]
         flushed = []
-        # Oldest first, so that a long queue is not looked through for nothing.
+        # Oldest first: the loop ends at the first entry that stays.
         for entry_id, kept in entries.items():
             written = kept.written_at is not None and kept.written_at < written_before
             if not written and _position(entry_id) > watermark:
@@ -150,6 +155,6 @@ class UnflushedEntries:
 
 
 def _position(entry_id: str) -> tuple[int, int]:
-    """The order of an entry's id in its stream."""
+    """The position of an entry's id in its stream."""
     at, _, number = entry_id.partition("-")
     return int(at), int(number or 0)

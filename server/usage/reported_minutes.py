@@ -136,7 +136,7 @@ class ReportedMinutes:
             if verdict.status == "held":
                 verdict = await self._recall(step)
             if verdict.status == "full":
-                raise ServiceError("too much waits for the record already")
+                raise ServiceError("too many records wait for PostgreSQL already")
             if verdict.status == "cold":
                 await self._load(step.identity, verdict.detail.split(","))
             elif verdict.status != "stale":
@@ -301,7 +301,7 @@ class ReportedMinutes:
             case "refused":
                 raise RefusedError(
                     ErrorCode.LIMIT_REACHED,
-                    f"nothing is left to go on with: {verdict.detail}",
+                    f"the limit is used up: {verdict.detail}",
                     limit=verdict.detail,
                 )
         raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
@@ -369,7 +369,7 @@ def _check_instant(minute_at: int, now_ms: int) -> None:
 
 def _check_owner(user_id: str, reported: MinuteReport) -> None:
     if user_id != reported.user_id:
-        raise PeerError(ErrorCode.FORBIDDEN, "the session is another user's")
+        raise PeerError(ErrorCode.FORBIDDEN, "the session belongs to another user")
 
 
 def _is_within_minute(standing: Standing) -> bool:

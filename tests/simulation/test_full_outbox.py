@@ -26,9 +26,9 @@ async def test_a_full_outbox_takes_nothing_new_and_lets_what_runs_run(
         patched.setattr(storage_limits, "OUTBOX_ENTRIES_MAX", 1)
         refused = await node.browser("late").start("s2", terms("second"))
         assert (refused["code"], refused["retryable"]) == ("unavailable", True)
-        with pytest.raises(ServiceError, match="too much waits"):
+        with pytest.raises(ServiceError, match="too many records wait"):
             await node.ledger.spend(ANN, entry_id="e1", micros=CREDIT)
-        with pytest.raises(ServiceError, match="too much waits"):
+        with pytest.raises(ServiceError, match="too many records wait"):
             await node.ledger.hold(ANN, hold_id="h1", micros=CREDIT, ttl_ms=1_000)
         await cluster.advance(180_000)
         assert browser.local_sessions["s1"].meter.counting
