@@ -1,8 +1,8 @@
-"""The accounts that this process serves, and what other processes tell about them.
+"""The accounts that this process serves, and the messages on their channels.
 
-One subscription an account, made before the account is read, so that no change falls
-between the two. A message carries the account's version; when one is missing, or the
-line to Redis was down for a while, the account is read anew.
+Each account has one subscription, made before the account is read, so that no change falls between
+the two. A message carries the account's version. If a version is missing, or the connection to
+Redis was lost for a while, the account is read again.
 """
 
 import asyncio
@@ -33,18 +33,21 @@ Listener = Callable[["Account", dict[str, Any]], None]
 
 
 class EventCounts(NamedTuple):
-    """How often an account's sessions were told each thing that concerns all of them. One that
-    has heard of fewer hears of all that it missed at once: hundreds of messages are one look."""
+    """How many messages of each sort concerned all sessions of an account.
+
+    A session that has handled fewer handles all the missed ones at once: hundreds of messages are
+    one look.
+    """
 
     changes: int = 0
     frees: int = 0
     recalls: int = 0
     breaks: int = 0
-    """The line was down: messages are lost."""
+    """Losses of the connection: messages are lost."""
 
 
 class Account:
-    """One account on this process: its projection, and who is interested in it."""
+    """One account on this process: its projection, and its users here."""
 
     __slots__ = (
         "event_counts",
@@ -59,16 +62,16 @@ class Account:
     def __init__(self, tenant: str, account_id: str) -> None:
         self.projection = AccountProjection(tenant, account_id)
         self.users = 0
-        """Sessions and sockets here that need it."""
+        """Number of sessions, sockets and requests here that need the account."""
         self.listeners: dict[Listener, None] = {}
-        """Sockets here that show its balance."""
+        """Called with each message: for instance sockets that show the balance."""
         self.local_sessions: dict[str, Any] = {}
-        """The sessions here that burn it (``server.sessions.local_session``), by their id."""
+        """The sessions here that burn its credits (``server.sessions.local_session``), by id."""
         self.event_counts = EventCounts()
         self.is_looked_at = False
-        """Its sessions are about to hear of what they were told."""
+        """Its sessions are about to handle new events."""
         self.read_at = -math.inf
-        """When it was read last, by the loop's clock."""
+        """When it was last read again, by the loop's clock, in seconds."""
 
 
 class Accounts:
@@ -79,13 +82,13 @@ class Accounts:
         self.loader = loader
         self.turns = turns
         self.listener: Listener = lambda *_: None
-        """Hears each message of an account's channel, when the account's figures are up to date."""
+        """Gets each message of an account's channel, once the account's figures are up to date."""
         self._accounts: dict[AccountKey, Account] = {}
         self._locks = Locks()
         self.channels = ChannelReader(live.redis)
         self._tasks: set[asyncio.Task[None]] = set()
         self._unread: dict[Account, list[dict[str, Any]]] = {}
-        """Accounts that are about to be read anew, and the messages that are taken then."""
+        """Accounts that are about to be read again, and the messages to handle after that."""
 
     async def start(self) -> None:
         """Begins to listen."""
@@ -97,7 +100,7 @@ class Accounts:
         await end(self._tasks)
 
     def get(self, tenant: str, account_id: str) -> Account | None:
-        """The account, if it is served here."""
+        """The account, if this process serves it."""
         return self._accounts.get((tenant, account_id))
 
     def __iter__(self) -> Iterator[Account]:
@@ -106,7 +109,7 @@ class Accounts:
     async def open(self, tenant: str, account_id: str) -> Account:
         """The account, up to date and subscribed to; give it back with ``close``.
 
-        Raises :class:`LiveError` or ``ServiceError`` where Redis or Postgres is away.
+        Raises :class:`LiveError` or ``ServiceError`` if Redis or Postgres does not answer.
         """
         key = (tenant, account_id)
         account = self._accounts.get(key)
@@ -125,7 +128,7 @@ class Accounts:
         return account
 
     async def close(self, account: Account) -> None:
-        """One user less; the last one ends the subscription."""
+        """Gives an account back; the last user ends the subscription."""
         account.users -= 1
         projection = account.projection
         if account.users == 0:
@@ -134,14 +137,14 @@ class Accounts:
             await self.channels.unsubscribe(channel)
 
     async def read(self, account: Account) -> None:
-        """Reads the account anew, out of the ledger if it is cold."""
+        """Reads the account from Redis, or from the ledger if the account is cold."""
         projection = account.projection
         figures = await self.live.account(projection.tenant, projection.account_id)
         if figures is None:
             await self.loader.account(projection.tenant, projection.account_id)
             figures = await self.live.account(projection.tenant, projection.account_id)
         if figures is None:
-            raise LiveError("the account does not stay in Redis")
+            raise LiveError("Redis does not keep the account")
         projection.replace(
             figures.version, figures.gross_micros, figures.reserved_micros, figures.lines
         )
@@ -149,15 +152,17 @@ class Accounts:
     def changed(
         self, account: Account, change: AccountChange, session_id: str | None, line: Any
     ) -> None:
-        """Takes a change that this process made itself."""
+        """Applies a change that this process made itself."""
         if not account.projection.apply(
             change.version, change.gross_micros, change.reserved_micros, session_id, line
         ):
             self._read_later(account)
 
     def doubt(self, account: Account) -> None:
-        """Reads an account anew some time soon: what was told of it may be lost in Redis, and what
-        it hears next may have a version that it has seen already."""
+        """Reads an account again soon, because Redis may have lost changes of it.
+
+        The next change may have a version that this process has seen already.
+        """
         self._read_later(account)
 
     @property
@@ -166,7 +171,7 @@ class Accounts:
         return bool(self._tasks)
 
     async def idle(self) -> None:
-        """Waits until no account is being read anew."""
+        """Waits until no account is being read again."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
@@ -192,8 +197,10 @@ class Accounts:
     def _read_later(
         self, account: Account, message: dict[str, Any] | None = None, failures: int = 0
     ) -> None:
-        """Reads the account anew, until that has succeeded or the account has no user left. One
-        reading serves all requests that come before it begins."""
+        """Reads the account again, until that succeeds or the account has no user left.
+
+        One read serves all requests that come before it begins.
+        """
         waiting = self._unread.get(account)
         if waiting is not None:
             if message is not None and len(waiting) < storage_limits.MESSAGES_WAITING_MAX:

@@ -17,16 +17,16 @@ class Calendar(msgspec.Struct, frozen=True):
         return datetime.datetime.fromtimestamp(at_ms / 1000, self.zone).date()
 
     def month(self, at_ms: int) -> str:
-        """The month of an instant, by its first day: ``2026-11-01``."""
+        """The month of an instant, named by its first day: ``2026-11-01``."""
         return self.day(at_ms).replace(day=1).isoformat()
 
     def day_around(self, at_ms: int) -> tuple[int, int]:
-        """The instants at which the day of an instant begins and ends."""
+        """The instants at which the day of an instant begins and ends, in epoch milliseconds."""
         day = self.day(at_ms)
         return self._start_at(day), self._start_at(day + datetime.timedelta(days=1))
 
     def start_at(self, month: str) -> int:
-        """The instant at which a month begins, which its first day names."""
+        """The instant at which a month begins; ``month`` is named by its first day."""
         return self._start_at(datetime.date.fromisoformat(month))
 
     def _start_at(self, day: datetime.date) -> int:

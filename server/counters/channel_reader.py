@@ -1,7 +1,7 @@
-"""The client of Pub/Sub: reads the channels that this process listens to.
+"""The client of Pub/Sub: reads the channels that this process subscribes to.
 
-When the line to Redis was down, what was told meanwhile is lost: every channel hears
-``{"reload": True}`` once it is confirmed again.
+Messages that are published while the connection to Redis is lost never arrive. So every channel
+gets ``{"reload": True}`` once its subscription is confirmed again.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from storage.tasks import end
 log = structlog.get_logger()
 
 Hearer: TypeAlias = "Callable[[dict[str, Any]], None]"
-"""What takes the messages of a channel."""
+"""Takes the messages of a channel."""
 
 
 class Channel(Signal):
@@ -46,7 +46,7 @@ class ChannelReader:
         self._reader: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self.resynchronised: Callable[[], None] = lambda: None
-        """Called when the line to Redis was down: it may be another Redis that is up."""
+        """Called after the connection to Redis was lost: another Redis may answer now."""
         self._is_resynchronising = False
 
     def __len__(self) -> int:
@@ -62,7 +62,10 @@ class ChannelReader:
         await self._pubsub.aclose()
 
     async def subscribe(self, channel: str, hears: Hearer) -> None:
-        """Listens to a channel; returns when Redis has confirmed it, or raises ``LiveError``."""
+        """Subscribes to a channel; returns once Redis has confirmed the subscription.
+
+        Raises ``LiveError`` without a confirmation in time.
+        """
         listened = self._channels.setdefault(channel, Channel(hears))
         listened.hears = hears
         try:
@@ -74,16 +77,16 @@ class ChannelReader:
             raise LiveError(str(error) or "no confirmation of a subscription") from error
 
     async def unsubscribe(self, channel: str) -> None:
-        """Listens no more to a channel."""
+        """Ends the subscription to a channel."""
         self._channels.pop(channel, None)
         with contextlib.suppress(RedisError, OSError):
             await self._pubsub.unsubscribe(channel)
 
     async def _listen(self) -> None:
-        """Reads messages for as long as the process lives, whatever happens to the line."""
+        """Reads messages while the process lives, also after the connection was lost."""
         for taken in itertools.count():
             if taken % server_limits.MESSAGES_PER_TURN == 0:
-                # Those that have come already are read without the loop's having a turn.
+                # Reading messages that have already arrived gives the event loop no turn.
                 await asyncio.sleep(0)
             try:
                 if not self._pubsub.subscribed:
@@ -103,7 +106,7 @@ class ChannelReader:
             try:
                 self._take(message)
             except Exception:
-                # One message that is not understood must not make this process deaf.
+                # One malformed message must not end the reader.
                 log.exception("message_not_taken")
 
     def _take(self, message: dict[str, Any]) -> None:
@@ -112,7 +115,7 @@ class ChannelReader:
             return
         if message["type"] in {"subscribe", "ssubscribe"}:
             if channel.is_set:
-                # The line was down and came back: what was told meanwhile is lost.
+                # The connection was lost and is back: messages of that time are lost.
                 channel.hears({"reload": True})
                 self._resynchronise_soon()
             else:
@@ -121,7 +124,7 @@ class ChannelReader:
             channel.hears(orjson.loads(message["data"]))
 
     def _resynchronise_soon(self) -> None:
-        """Once for all the channels that are confirmed together."""
+        """Calls ``resynchronised`` once for all channels that are confirmed together."""
         if not self._is_resynchronising:
             self._is_resynchronising = True
             asyncio.get_running_loop().call_soon(self._resynchronise)

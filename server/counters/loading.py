@@ -1,13 +1,13 @@
-"""Cold counters: what is not in Redis is read from Postgres and put there, if absent.
+"""Cold counters: loads a counter from Postgres into Redis if Redis lacks it.
 
-That is safe because of two bounds. A counter leaves Redis only when no live session has
-used it for ``ACCOUNT_IDLE_MS``; and nothing is loaded while the tenant's outbox holds a
-record older than half of that. So whatever was decided before the counter left has
-reached Postgres by the time it is read again.
+That is safe because of two bounds. A counter leaves Redis only when no live session has used it for
+``ACCOUNT_IDLE_MS``. And no counter is loaded while the tenant's outbox holds a record older than
+half of that. So every decision that was made before the counter left has reached Postgres by the
+time the counter is read again.
 
-A counter of many sessions is asked for by all of them at once, when Redis has come back
-empty. So there is one load of it at a time, which nobody who waits for it can cancel: what is
-done after a counter is there (what was written down meanwhile) would be missing in it.
+When Redis comes back empty, all sessions of a counter ask for it at once. So each counter has one
+load at a time, and no request that waits for the load can cancel it. A cancelled load would skip
+its last part, which adds the changes that were written meanwhile, and the counter would lack them.
 """
 
 import asyncio
@@ -33,11 +33,11 @@ from storage.tasks import end
 
 
 class NotLoadedError(ServiceError):
-    """Nothing is loaded for now, because the partition recovers from a loss."""
+    """No counter is loaded for now, because the partition recovers from a loss."""
 
 
 class Loader:
-    """Loads what is cold. Raises ``ServiceError`` (retryable) where Postgres is away."""
+    """Loads cold counters. Raises ``ServiceError`` (retryable) if Postgres does not answer."""
 
     def __init__(self, live: Live, records: Records, clock: Clock) -> None:
         self.live = live
@@ -46,10 +46,9 @@ class Loader:
         self._restoring = Restoring(live)
         self._spending = Spending(live)
         self.incomplete: Callable[[], None] = lambda: None
-        """Called when a counter may be there to which something is still to be brought that
-        was written down a moment ago."""
+        """Called when a loaded counter may lack changes that were written a moment ago."""
         self._loading: dict[tuple[str, bool], asyncio.Task[None]] = {}
-        """Loads that are under way, by the counter's key, and whether somebody asserts."""
+        """Loads under way, by the counter's key and whether the request is asserting."""
 
     @property
     def busy(self) -> bool:
@@ -57,14 +56,14 @@ class Loader:
         return bool(self._loading)
 
     async def stop(self) -> None:
-        """Loads nothing any more."""
+        """Ends all loads."""
         await end(self._loading.values())
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.
 
-        While the tenant's partition recovers from a loss in Redis, only those are served
-        who are ``asserting`` sessions.
+        While the tenant's partition recovers from a loss in Redis, only requests that are
+        ``asserting`` sessions are served.
         """
         await self._refuse_early(tenant, asserting)
         load = functools.partial(self._load_account, tenant, account_id, asserting)
@@ -80,7 +79,7 @@ class Loader:
                         tenant, account_id, found, asserting=asserting, now_ms=now_ms
                     )
                 )
-                # Whoever wrote something down meanwhile found no account to apply it to.
+                # Changes that were written meanwhile found no account in Redis to apply to.
                 missed = await self.records.entries_after(tenant, account_id, found.position)
                 if missed:
                     name = AccountName(tenant, account_id)
@@ -101,7 +100,7 @@ class Loader:
         ``Records.load_member``."""
         month = Calendar(zoneinfo.ZoneInfo("UTC")).month(self.clock.now())
         months = [month, month_after(month)]
-        # A zone ahead of or behind UTC may be in another month than UTC is.
+        # A time zone ahead of or behind UTC may be in another month than UTC.
         earlier = (datetime.date.fromisoformat(month) - datetime.timedelta(days=1)).replace(day=1)
         try:
             return await self.records.load_member(
@@ -119,7 +118,7 @@ class Loader:
         """Loads the months' counters of a member and of the organisation."""
         await self._refuse_early(tenant, asserting)
         keys = self.live.keys
-        # The organisation's first: it brings the member's with it.
+        # The organisation's first: that load brings the member's months, too.
         for everybody in (True, False):
             key = keys.organization(tenant) if everybody else keys.member(tenant, user_id)
             load = functools.partial(self._load_months, tenant, user_id, everybody, asserting)
@@ -128,8 +127,10 @@ class Loader:
     async def _load_months(
         self, tenant: str, user_id: str, everybody: bool, asserting: bool
     ) -> None:
-        """Loads a member's, and with ``everybody`` the organisation's too: what each of its
-        sessions has used is asked for once, and not with every member."""
+        """Loads a member's months, and with ``everybody`` the organisation's, too.
+
+        The organisation's sessions are asked for once, not with every member.
+        """
         keys = self.live.keys
         adjusted_after = self.clock.now() - server_limits.RECOVERED_ENTRIES_MS
         found = await self.member(
@@ -164,8 +165,10 @@ class Loader:
     async def _catch_up(
         self, tenant: str, user_id: str, loaded: MemberRecord, adjusted_after: int
     ) -> None:
-        """Brings what was changed while the months were being loaded: whoever changed it
-        found no counter to tell."""
+        """Brings the changes that were made while the months were being loaded.
+
+        Those changes found no counter in Redis to apply to.
+        """
         try:
             for adjustment in await self.records.adjustments_since(tenant, adjusted_after):
                 await self._spending.adjust(adjustment)
@@ -182,7 +185,7 @@ class Loader:
     async def free_time(
         self, identity: Identity, day: tuple[int, int] | None, *, asserting: bool = False
     ) -> None:
-        """Loads what a user has had of a shared allowance of free time."""
+        """Loads how much a user has used of a shared allowance of free time."""
         await self._refuse_early(identity.tenant, asserting)
         load = functools.partial(self._load_free_time, identity, day, asserting)
         await self._unless_warm(self._free_key(identity), asserting, load)
@@ -212,7 +215,7 @@ class Loader:
     async def _unless_warm(
         self, key: str, asserting: bool, load: Callable[[], Awaitable[None]]
     ) -> None:
-        """Loads a counter, unless it is there; whoever asks meanwhile shares what comes of it."""
+        """Loads a counter unless Redis has it; requests of the same time share one load."""
         name = (key, asserting)
         task = self._loading.get(name)
         if task is None:
@@ -227,7 +230,7 @@ class Loader:
     def _loaded(self, name: tuple[str, bool], task: "asyncio.Task[None]") -> None:
         del self._loading[name]
         if not task.cancelled():
-            task.exception()  # whoever waited for it has been told, or has gone
+            task.exception()  # each waiting request has had the error, or has gone
 
     @contextlib.contextmanager
     def _completing(self) -> Iterator[None]:
@@ -241,13 +244,18 @@ class Loader:
             raise
 
     def _ended_after(self) -> int:
-        """Sessions that ended before are asserted by nobody: Postgres has known of them for long,
-        or is further behind than anything is loaded from. What is cold has few that ended later."""
+        """Sessions that ended before this instant are not among those asked for.
+
+        No process asserts such a session: either Postgres has had its end for long, or Postgres is
+        further behind than any load allows. A cold counter has few sessions that ended later.
+        """
         return self.clock.now() - storage_limits.ACCOUNT_IDLE_MS
 
     async def _refuse_early(self, tenant: str, asserting: bool) -> None:
-        """Raises ``ServiceError`` where loading would come to nothing, before Postgres is asked:
-        after a loss it has enough to do for those who are asserting."""
+        """Raises ``ServiceError`` before Postgres is asked, if a load would fail anyway.
+
+        After a loss Postgres has enough to do for the requests that are asserting.
+        """
         if not asserting:
             _check(not await self.live.is_recovering(tenant))
         await self.refuse_behind(tenant)
@@ -255,12 +263,13 @@ class Loader:
     async def refuse_behind(
         self, tenant: str, kept_ms: int = storage_limits.ACCOUNT_IDLE_MS
     ) -> str:
-        """Raises ``ServiceError`` while something may wait in the tenant's outbox of which Redis,
-        which kept it for ``kept_ms``, has forgotten the rest: what Postgres says is not complete.
-        Answers the partition's epoch.
+        """Raises ``ServiceError`` while Postgres may lack records that Redis has forgotten.
 
-        When it was appended counts, and not what it tells of: a session that ends while it is
-        paused has stood still since long before.
+        That is so while a record in the tenant's outbox is older than half of ``kept_ms``, the time
+        for which Redis keeps the counters. Returns the partition's epoch.
+
+        The record's age counts from when it was appended, not from the time that the record is
+        about: a session that ends while it is paused has stood still since long before.
         """
         epoch, oldest = await self.live.oldest_record(tenant)
         if self._is_behind(oldest, kept_ms):
@@ -270,12 +279,12 @@ class Loader:
     async def behind(self, kept_ms: int) -> set[int]:
         """The partitions in which ``refuse_behind`` would raise.
 
-        Ask before Postgres is read: what waited then, and is flushed meanwhile, is in what is
-        read. Raises ``LiveError``.
+        Ask before Postgres is read: a record that waits now and is flushed meanwhile is then in
+        what is read. Raises ``LiveError``.
         """
         found: set[int] = set()
         every = range(self.live.keys.partitions)
-        # A few at a time, so that others have their turn between the answers.
+        # A few at a time, so that other work has its turn between the replies.
         for first in range(0, len(every), storage_limits.OUTBOXES_PER_PIPELINE):
             asked = every[first : first + storage_limits.OUTBOXES_PER_PIPELINE]
             answers = await asyncio.gather(*map(self.live.oldest_in, asked))
@@ -289,12 +298,13 @@ class Loader:
     def _is_behind(self, oldest: Oldest | None, kept_ms: int) -> bool:
         if oldest is None:
             return False
-        # By both clocks: keys expire by that of Redis, and it alone may have been stepped.
+        # By both clocks: keys expire by the clock of Redis, and that clock alone may have been
+        # stepped.
         return max(self.clock.now() - oldest.made_at, oldest.age_ms) > kept_ms // 2
 
 
 def _check(loaded: bool) -> None:
-    """Raises :class:`NotLoadedError` for what cannot be loaded yet."""
+    """Raises :class:`NotLoadedError` if Redis did not take a counter yet."""
     if not loaded:
         raise NotLoadedError("the session store has lost its last writes and is being restored")
 

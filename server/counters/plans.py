@@ -1,6 +1,7 @@
-"""What organisations and members may use of a month, brought from the record to Redis.
+"""Brings the limits of organisations and members from the record to Redis.
 
-Postgres has it first; live sessions are told, and ask anew what is left to them.
+A limit changes in Postgres first. Then live sessions get a message, and ask again for what is left
+to them.
 """
 
 from collections.abc import Awaitable, Callable
@@ -35,10 +36,11 @@ async def _apply(
     user_id: str,
     apply: Callable[[MemberRecord], Awaitable[None]],
 ) -> MemberRecord:
-    """Brings the limits that Postgres has to Redis, until they are still the same after.
+    """Brings the limits in Postgres to Redis, until Postgres has not changed meanwhile.
 
-    Two changes at once may reach Redis in another order than Postgres. Whoever applied
-    last looks again after it, and finds what the other one wrote, or has written it.
+    Two changes at once may reach Redis in another order than Postgres. The request that applies
+    last reads Postgres again after that. Either it finds the other request's change, or it wrote
+    the last change itself.
     """
     found = await records.load_member(tenant, user_id, [])
     for _ in range(server_limits.LIMIT_CHANGE_ATTEMPTS_MAX):

@@ -1,6 +1,6 @@
-"""What follows from a month's figures: which limit decides, where it leads, what to do.
+"""Projections of a month: the limit that decides, where the month leads, what to do.
 
-Pure arithmetic. A projection is a guess, so it says what it assumes.
+Pure arithmetic. A projection is a guess, so it states its assumptions.
 """
 
 import calendar
@@ -16,11 +16,11 @@ from storage.rows.months import MemberRecord, UsageLimit
 
 DAY_MS = 86_400_000
 NEAR_MINUTES = 10
-"""With so many minutes left, or fewer, a limit is near (as existing applications warn)."""
+"""A limit is near if at most this number of minutes is left (as existing applications warn)."""
 NEAR_PERCENT = 80
 ASSUMES = (
-    "linear: the rest of the month goes like its time so far, of which at least one whole day "
-    "is taken; nobody changes a limit"
+    "linear: the rest of the month is used at the pace of its time so far, which counts as one "
+    "whole day at least; no limit changes"
 )
 
 
@@ -42,7 +42,7 @@ class Month(msgspec.Struct, frozen=True):
 
     @property
     def days(self) -> int:
-        """How many days it has."""
+        """The number of days of the month."""
         return calendar.monthrange(self.today.year, self.today.month)[1]
 
     @property
@@ -62,7 +62,7 @@ def instant_of(day: datetime.date, zone: Calendar) -> int:
 
 
 class Projection(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a month leads, if what is assumed holds."""
+    """Where a month leads if the assumptions hold."""
 
     projected_minutes: Annotated[int, Meta(ge=0, description="Minutes by the month's end.")]
     projected_hours: Annotated[float, Meta(ge=0, description="The same in hours.")]
@@ -75,14 +75,14 @@ class Projection(msgspec.Struct, frozen=True, kw_only=True):
         int | None,
         describe("When the limit that decides is reached in this month; null: it is not."),
     ]
-    assumes: Annotated[str, describe("What the projection takes for granted.")]
+    assumes: Annotated[str, describe("What the projection assumes.")]
 
 
 def project(month: Month, used_minutes: int, limit: UsageLimit) -> Projection:
-    """Goes on with a user's month as it went so far.
+    """Extrapolates a user's month from its course so far.
 
-    The limit that decides may be of the whole organisation, and is reached at the pace of
-    whatever counts against it: ``limit.minutes_used``.
+    The limit that decides may be the organisation's. It is reached at the pace of all usage that
+    counts against it: ``limit.minutes_used``.
     """
     elapsed_ms = max(DAY_MS, month.now_ms - month.begins_at)
     length_ms = month.ends_at - month.begins_at
@@ -115,11 +115,11 @@ def hours(minutes: int) -> float:
 
 
 def deciding_limit(found: MemberRecord, member_minutes: int, org_minutes: int) -> UsageLimit:
-    """Which limit of a month decides, and what is left of it.
+    """The limit of a month that decides, and what is left of it.
 
-    The more restrictive of the member's and the organisation's: the one that has less
-    left. One that does not stop, for its organisation allows overage, decides only where
-    no other does. The same rule as ``check_usage_limit`` in the schema, for other figures.
+    Of the member's limit and the organisation's, the one with less left decides. A limit that does
+    not stop, because its organisation allows overage, decides only if no other limit does. This is
+    the same rule as ``check_usage_limit`` in the schema, for other figures.
     """
     limits: list[tuple[Literal["member_minutes", "org_minutes"], int, int, bool]] = []
     if found.member_limit_minutes is not None:
@@ -144,14 +144,14 @@ RecommendationCode = Literal["ok", "approaching_limit", "over_limit", "upgrade"]
 
 
 class Recommendation(msgspec.Struct, frozen=True):
-    """One thing to know or to do."""
+    """One fact or piece of advice about the month."""
 
-    code: Annotated[RecommendationCode, describe("Which it is, for programs.")]
-    message: Annotated[str, describe("The same for people.")]
+    code: Annotated[RecommendationCode, describe("The code of the recommendation, for programs.")]
+    message: Annotated[str, describe("The same in words, for people.")]
 
 
 def recommend(limit: UsageLimit, projection: Projection) -> list[Recommendation]:
-    """What a user is to know of the month: at least one thing, the most pressing first."""
+    """Recommendations for a user's month: at least one, the most pressing first."""
     left = limit.minutes_remaining
     if left is None:
         return [Recommendation("ok", "There is no limit this month.")]
@@ -162,7 +162,7 @@ def recommend(limit: UsageLimit, projection: Projection) -> list[Recommendation]
         found.append(
             Recommendation(
                 "over_limit",
-                "The month's minutes are used up; further ones are counted as overage.",
+                "The month's minutes are used up; further minutes count as overage.",
             )
         )
     elif left <= NEAR_MINUTES or limit.percentage_used >= NEAR_PERCENT:

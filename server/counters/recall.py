@@ -1,9 +1,9 @@
-"""Recall: what sessions merely hold never makes a spend fail.
+"""Recall: no spend fails because of credits that sessions merely hold.
 
-Sessions hold credits ahead of their time, so that they run on while a claim is on its
-way. When only that is in the way of a spend, they are told to settle and to keep no more
-than they need to run on (DESIGN section 2), and the spend is tried again when they did:
-whoever waits here hears of it on the account's channel, like everybody else.
+Sessions hold credits ahead of their time, so that they run on while a claim is on its way. If only
+these holds prevent a spend, the sessions are recalled: they settle, and keep no more than they need
+to run on (DESIGN section 2). The spend is tried again when they have done so. A waiting spend
+learns that from the account's channel, like every other listener.
 """
 
 import asyncio
@@ -19,21 +19,21 @@ from storage.redis.live import Live
 from storage.redis.spending import AccountName, SpendingReply
 
 Attempt = Callable[[bool], Awaitable[SpendingReply]]
-"""Tries once; True: and tells holders to shrink."""
+"""Makes one attempt. True: the attempt also recalls the holders."""
 
 
 class Recall:
-    """Tries what sessions' holds were in the way of, until they are not."""
+    """Repeats an attempt until sessions' holds do not prevent it any more."""
 
     def __init__(self, accounts: Accounts, wait_ms: int = limits.RECALL_WAIT_MS) -> None:
         self._accounts = accounts
         self.wait_ms = wait_ms
 
     async def until(self, name: AccountName, attempt: Attempt) -> SpendingReply:
-        """The answer that is not ``held``, or that still is when the wait is over.
+        """The first reply that is not ``held``, or the last reply when the wait is over.
 
-        A session keeps what it needs to run on, so what is left ``held`` then is really
-        not there. Raises ``unavailable`` where a holder has not answered, and ``LiveError``.
+        A session keeps what it needs to run on, so credits that are still ``held`` at the end are
+        not there to spend. Raises ``unavailable`` if a holder has not answered, and ``LiveError``.
         """
         loop = asyncio.get_running_loop()
         account = await self._accounts.open(*name)
@@ -45,7 +45,7 @@ class Recall:
 
         account.listeners[listen] = None
         try:
-            # The wait begins when the holders are told, with whoever told listening already.
+            # The listener is in place before the holders are recalled, and the wait begins after.
             answer = await attempt(True)
             over_at = loop.time() + self.wait_ms / 1000
             while answer.status == "held":
@@ -72,9 +72,11 @@ class Recall:
 async def is_unanswered(
     live: Live, name: AccountName, now_ms: int, beside: Container[str] = ()
 ) -> bool:
-    """Whether a session of an account, whose holders were told to shrink, holds more than it needs
-    still: its process has not answered, so nobody knows what is left. ``beside`` has the keys of
-    sessions that are not looked at. Raises ``LiveError``."""
+    """Whether a recalled session of an account still holds more than it needs.
+
+    Then the session's process has not answered, and the rest of the credits is unknown. ``beside``
+    has the keys of sessions that are not checked. Raises ``LiveError``.
+    """
     figures = await live.account(*name)
     if figures is None:
         return False
@@ -86,7 +88,11 @@ async def is_unanswered(
 async def are_minutes_unanswered(
     live: Live, tenant: str, user_id: str | None, now_ms: int, beside: Container[str] = ()
 ) -> bool:
-    """The same of minutes of a month, that sessions of a user hold; None: of the organisation."""
+    """Whether a recalled session still holds more minutes of a month than it needs.
+
+    Only sessions of the user ``user_id`` are checked; None: all of the organisation. Otherwise like
+    ``is_unanswered``.
+    """
     async for found in live.sessions_of_tenant(tenant):
         for session in found:
             is_theirs = user_id is None or session.identity.user_id == user_id
@@ -96,12 +102,15 @@ async def are_minutes_unanswered(
 
 
 def holders_silent() -> ServiceError:
-    """What is said then: it is not refused, and may be asked again."""
-    return ServiceError("sessions hold what is asked for and have not answered; ask again")
+    """The error for holders that have not answered: not a refusal, another try may succeed."""
+    return ServiceError("sessions hold the credits or minutes and have not answered; ask again")
 
 
 def may_free(message: dict[str, Any]) -> bool:
-    """Whether there may be more to spend after it: it is not just another recall or spend."""
+    """Whether there may be more to spend after this message.
+
+    A mere recall, a spend and a hold free nothing.
+    """
     credit = message.get("credit")
     if credit is not None and credit["reason"] in {"spend", "hold"}:
         return False

@@ -1,4 +1,4 @@
-"""The tenants that this process serves: their calendars, and the news of their limits."""
+"""The tenants that this process serves: their calendars, and changes of their limits."""
 
 import asyncio
 from collections import Counter
@@ -13,32 +13,35 @@ from server.counters.loading import Loader
 from storage.redis.live import Live
 
 LimitEvent = Literal["recalled", "freed", "adjusted", "changed"]
-"""Somebody lacks minutes that are merely held, some were given back, a month was corrected, or
-limits or the time zone changed."""
+"""An event of the month's limits.
+
+Minutes that are merely held are recalled, minutes were given back, a month was corrected, or limits
+or the time zone changed.
+"""
 Listener = Callable[[str, LimitEvent, str | None], None]
-"""Told the tenant, what happened to its limits, and to which user's; None: to all."""
+"""Called with the tenant, the event, and the user concerned; None: all users."""
 
 
 class Tenants:
-    """The tenants of a process, by the number of sessions that it serves of each."""
+    """The tenants of a process, with the number of sessions that it serves of each."""
 
     def __init__(self, live: Live, loader: Loader, accounts: Accounts) -> None:
         self.live = live
         self.loader = loader
         self.accounts = accounts
         self.listener: Listener = lambda *_: None
-        """Hears of changed limits."""
+        """Called when limits change."""
         self._sessions: Counter[str] = Counter()
         self._calendars: dict[str, Calendar] = {}
         self._waiting: dict[str, set[asyncio.Event]] = {}
-        """Who waits for minutes that sessions hold."""
+        """Events of those that wait for minutes that sessions hold, by the tenant."""
         self._changes: Counter[str] = Counter()
         """How often each tenant's limits, or its time zone, changed while it was served."""
 
     async def enter(self, identity: Identity) -> Calendar:
-        """A session of a tenant is served from now on; the calendar that it counts by.
+        """Begins to serve a session of a tenant; returns the session's calendar.
 
-        Only an organisation has limits of its own to listen for, and a time zone.
+        Only an organisation has a time zone, and limits whose changes need a subscription.
         """
         tenant = identity.tenant
         self._sessions[tenant] += 1
@@ -64,7 +67,7 @@ class Tenants:
         while known is None:
             changes = self._changes[tenant]
             found = await self.loader.member(tenant, identity.user_id)
-            # What was read before the newest change was told is read anew.
+            # A calendar that was read before the newest change is read again.
             if changes == self._changes[tenant]:
                 known = calendar(found.timezone)
                 if self._sessions[tenant]:
@@ -72,11 +75,11 @@ class Tenants:
         return known
 
     def is_current(self, identity: Identity, days: Calendar) -> bool:
-        """Whether no change was told since ``days`` were the session's calendar."""
+        """Whether ``days`` is still the calendar that the session counts by."""
         return identity.org_id is None or self._calendars.get(identity.tenant) is days
 
     async def leave(self, identity: Identity) -> None:
-        """A session of a tenant is not served any more."""
+        """Ends the service of a session of a tenant."""
         tenant = identity.tenant
         self._sessions[tenant] -= 1
         if self._sessions[tenant] > 0:
