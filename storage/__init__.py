@@ -1,1 +1,1 @@
-"""What remembers: the live state in Redis, the record in Postgres, and the way between."""
+"""Storage: the live state in Redis, the record in Postgres, and the way between."""

@@ -1,14 +1,13 @@
-"""The audit: whether everything that was promised about credits and minutes holds.
+"""The audit: whether every promise about credits and minutes holds.
 
-Two parts. The record is checked against itself, in one statement (``sql/audit.sql``):
-for every account grants - burnt - spent - expired + adjusted = balance, every credit is
-attributed, a hold is in one state, minutes and months add up. Then what is in Redis is
-checked against the record: an account's balance is the ledger's, without what waits in
-the inbox and with what waits in the outbox, and what it holds is what its sessions and
-open holds have.
+The audit has two parts. First, one statement checks the record against itself (``sql/audit.sql``):
+for every account grants - burnt - spent - expired + adjusted = balance, every credit is attributed,
+a hold is in one state, minutes and months add up. Then the audit compares Redis with the record. An
+account's balance in Redis must be the ledger's, without what waits in the inbox and with what waits
+in the outbox. What the account holds must be what its sessions and open holds have.
 
-Both may be run on a live installation. What is under way there is told from what is
-wrong by looking again.
+Both parts may run on a live installation. A second look there distinguishes work under way from
+errors.
 """
 
 from collections.abc import Iterable
@@ -30,26 +29,27 @@ from storage.rows.findings import AccountAudited, AuditFinding
 
 
 class Audit(msgspec.Struct, frozen=True):
-    """What an audit came to."""
+    """The result of an audit."""
 
     findings: tuple[AuditFinding, ...]
     accounts: int = 0
     """Accounts in Redis that were compared with the record."""
     restless: int = 0
-    """Accounts that were not compared: always about to change, or with too much on its way."""
+    """Accounts that were not compared: they changed during every look, or had too many entries on
+    their way."""
 
 
 async def audit_record(records: Records) -> tuple[AuditFinding, ...]:
-    """What does not add up in the record, in two looks at it.
+    """Returns the errors of the record that are there in each of two looks.
 
-    A session's end may be written down a moment before its minutes.
+    A session's end may be written a moment before its minutes.
     """
     found = await records.audit()
     return tuple(finding for finding in await records.audit() if finding in found) if found else ()
 
 
 async def audit_live(live: Live, records: Records) -> Audit:
-    """What in Redis does not agree with the record. Raises ``LiveError`` without Redis."""
+    """Returns the differences of Redis from the record. Raises ``LiveError`` without Redis."""
     findings: list[AuditFinding] = []
     accounts = restless = 0
     sessions: dict[AccountName, list[str]] = {}
@@ -70,26 +70,26 @@ async def audit_live(live: Live, records: Records) -> Audit:
 
 
 class _AccountReading(NamedTuple):
-    """An account at one instant, with all that it is made of."""
+    """An account at one instant, with everything that belongs to it."""
 
     account: dict[bytes, bytes]
     outbox: list[tuple[bytes, dict[bytes, bytes]]]
     sessions: list[SessionState]
     holds: list[int]
-    """What each open hold holds."""
+    """The micro-credits of each open hold."""
 
 
 async def _audit_account(
     live: Live, records: Records, name: AccountName, sessions: list[str], holds: list[str]
 ) -> list[AuditFinding] | None:
-    """What is wrong with one account; None when it never stood still for a look."""
+    """Returns the errors of one account; None: the account changed during every look."""
     outbox = live.keys.outbox(live.keys.partition(name.tenant))
     if await live.ask(live.redis.xlen(outbox)) > storage_limits.OUTBOX_ENTRIES_AUDITED_MAX:
         return None
     for _ in range(storage_limits.AUDIT_LOOKS_MAX):
         look = await _look(live, name, sessions, holds)
         if not look.account:
-            return []  # it has left Redis
+            return []  # the account has left Redis
         waiting = list(_waiting(name, look.outbox))
         entries = [record.entry_id for record in waiting if isinstance(record, EntryPosted)]
         minutes = [record for record in waiting if isinstance(record, MinuteUsed)]
@@ -114,7 +114,7 @@ def _compare(
     inbox = sum(micros for entry, micros in recorded.inbox.items() if entry not in applied)
     live = [one for one in look.sessions if one.standing.phase is not Phase.ENDED]
     standings = [session.standing for session in live]
-    # Settled in a minute that is not complete, and so in no record yet.
+    # Settled in a minute that is not complete, and therefore not in any record yet.
     begun = sum(one.charged_micros - one.minute_charged_micros for one in standings)
     if figures.balance_micros != recorded.balance_micros - inbox + outbox - begun:
         yield _finding(
@@ -150,7 +150,7 @@ def _finding(rule: str, name: AccountName, detail: str) -> AuditFinding:
 
 
 def _micros_of(record: Record) -> int:
-    """What a record adds to its account's balance."""
+    """Returns what a record adds to its account's balance, in micro-credits."""
     if isinstance(record, MinuteUsed):
         return -record.credits_micros
     return record.amount_micros if isinstance(record, EntryPosted) else 0
@@ -163,7 +163,7 @@ def _is_in(record: Record, recorded: AccountAudited) -> bool:
 
 
 def _waiting(name: AccountName, outbox: list[Any]) -> Iterable[Record]:
-    """The account's records in its partition's outbox, each once."""
+    """Yields the account's records in its partition's outbox, each once."""
     seen = set()
     for _, fields in outbox:
         for record in decode_records(fields[b"r"]):
@@ -184,7 +184,7 @@ def _waiting(name: AccountName, outbox: list[Any]) -> Iterable[Record]:
 async def _look(
     live: Live, name: AccountName, sessions: list[str], holds: list[str]
 ) -> _AccountReading:
-    """Everything about an account, at one instant."""
+    """Reads everything about an account at one instant."""
     keys = live.keys
     async with live.redis.pipeline(transaction=True) as pipeline:
         pipeline.hgetall(keys.account(*name))
@@ -205,7 +205,7 @@ async def _look(
 
 
 async def _applied(live: Live, name: AccountName, recorded: AccountAudited) -> frozenset[str]:
-    """Which of the entries that wait in the inbox Redis has taken already."""
+    """Returns the entries of the inbox that Redis has already applied."""
     taken = set()
     for entry_id in recorded.inbox:
         if await live.ask(live.redis.zscore(live.keys.applied(*name), entry_id)) is not None:
@@ -214,7 +214,7 @@ async def _applied(live: Live, name: AccountName, recorded: AccountAudited) -> f
 
 
 async def _sessions_of(live: Live, partition: int) -> list[tuple[AccountName, str]]:
-    """The keys of a partition's live sessions, with their accounts."""
+    """Returns the keys of a partition's live sessions, with their accounts."""
     found = []
     for member in await live.ask(live.redis.smembers(live.keys.live(partition))):
         tenant, _, session_id = member.decode().rpartition("/")
@@ -228,7 +228,7 @@ async def _sessions_of(live: Live, partition: int) -> list[tuple[AccountName, st
 
 
 async def _holds_by_account(live: Live) -> dict[AccountName, list[str]]:
-    """The keys of open holds, by their accounts."""
+    """Returns the keys of open holds, by their accounts."""
     found: dict[AccountName, list[str]] = {}
     for partition in range(live.keys.partitions):
         for member in await live.ask(live.redis.zrange(live.keys.holds(partition), 0, -1)):
@@ -241,7 +241,7 @@ async def _holds_by_account(live: Live) -> dict[AccountName, list[str]]:
 
 
 async def _accounts(live: Live) -> list[AccountName]:
-    """The accounts that are in Redis."""
+    """Returns the accounts that are in Redis."""
     found = set()
     for partition in range(live.keys.partitions):
         prefix = f"{{p{partition}}}:account:"

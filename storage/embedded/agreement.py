@@ -1,4 +1,4 @@
-"""What the users and the keeper of an engine agree through: files, and locks on them."""
+"""How users and keeper of an engine agree: files, and locks on the files."""
 
 import asyncio
 import fcntl
@@ -32,13 +32,13 @@ class EngineFiles:
 
     @classmethod
     def make(cls, data_dir: Path, name: str) -> Self:
-        """The files in a directory that is made if it is not there."""
+        """Returns the files of an engine; makes their directory if it is missing."""
         data_dir = data_dir.resolve()
         (data_dir / "engines").mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(data_dir, name)
 
     def failure(self, what: str) -> EngineError:
-        """An error that says what happened to the engine and quotes the end of its log."""
+        """Returns an error with the cause ``what`` and the end of the engine's log."""
         with suppress(OSError):
             text = self.log.read_bytes()[-storage_limits.ENGINE_LOG_SHOWN_BYTES :].decode(
                 errors="replace"
@@ -48,15 +48,15 @@ class EngineFiles:
 
 
 def open_lock(path: Path) -> int:
-    """A descriptor of a lock file, which is made if need be."""
+    """Returns a descriptor of a lock file; makes the file if it is missing."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 async def lock(descriptor: int, operation: int) -> None:
-    """Takes a ``flock``, however long it takes.
+    """Takes a ``flock``, and waits as long as necessary.
 
-    A daemon thread waits, since nothing can call it back: the thread of a wait that was
-    cancelled gets the lock some day, through a descriptor of its own, and lets go of it.
+    A daemon thread waits, because a blocking ``flock`` cannot be cancelled. The thread of a
+    cancelled wait gets the lock later, through a descriptor of its own, and releases it.
     """
     loop = asyncio.get_running_loop()
     taken = asyncio.Event()

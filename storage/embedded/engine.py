@@ -1,4 +1,4 @@
-"""What the two engines have in common: how a keeper starts, watches and stops them."""
+"""The common part of the two engines: how a keeper starts, watches and stops them."""
 
 import asyncio
 import ctypes
@@ -42,25 +42,25 @@ class Engine(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where the engine is, for its client library."""
+        """The engine's address, for its client library."""
 
     @abstractmethod
     def command(self) -> list[str]:
-        """The server's command line."""
+        """Returns the server's command line."""
 
     @abstractmethod
     async def prepare(self, engine_lock: int) -> None:
-        """Makes the directory such that the server can start in it."""
+        """Prepares the directory so that the server can start in it."""
 
     @abstractmethod
     async def answers(self) -> bool:
-        """Whether the server answers; False, or an ``OSError``, while it does not yet."""
+        """Whether the server answers; before that, the result is False or an ``OSError``."""
 
     async def run(self, ready: Callable[[], None]) -> None:
-        """Starts the engine, and starts it again whenever it ends, for ever.
+        """Starts the engine, and starts it again whenever it ends; never returns.
 
-        Calls ``ready`` each time it answers. Raises what prevents the first start; after
-        that it tries again, with growing pauses.
+        Calls ``ready`` each time the engine answers. Raises the error of a failed first start.
+        After that it tries again, with growing pauses.
         """
         was_ready = False
         pause_s = 0.0
@@ -75,7 +75,7 @@ class Engine(ABC):
             except (EngineError, OSError) as error:
                 if not was_ready:
                     raise
-                note(f"{self.files.name} does not come back: {error}")
+                note(f"{self.files.name} does not start again: {error}")
             if time.monotonic() - began_s > storage_limits.ENGINE_RESTART_S_MAX:
                 pause_s = 0.0
             await asyncio.sleep(pause_s)
@@ -92,7 +92,7 @@ class Engine(ABC):
             self.process = await self.spawn(self.command(), engine_lock)
         finally:
             os.close(engine_lock)
-        # Neither engine tells a parent when it is ready, so it is asked.
+        # Neither engine informs a parent when it is ready, so this process probes it.
         while not await self._probe():
             if self.process.returncode is not None:
                 raise EngineError(f"{self.files.name} ended: {self.process.returncode}")
@@ -106,7 +106,7 @@ class Engine(ABC):
                 await asyncio.wait_for(self.process.wait(), storage_limits.ENGINE_STOP_S_MAX)
             except TimeoutError:
                 waited_s = storage_limits.ENGINE_STOP_S_MAX
-                note(f"{self.files.name} is killed: it has not stopped in {waited_s} s")
+                note(f"{self.files.name} did not stop in {waited_s} s: the keeper kills it")
                 self.process.kill()
                 await self.process.wait()
         if self.socket_dir != self.directory:
@@ -132,7 +132,8 @@ class Engine(ABC):
             env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
             stdin=subprocess.DEVNULL,
             pass_fds=[engine_lock],
-            # After the change of user, which would undo it; no other way leads there.
+            # Runs after the change of user, which would undo the binding. Only this hook runs
+            # there.
             preexec_fn=bind_to_keeper,
             **as_user,
         )
@@ -148,14 +149,14 @@ class Engine(ABC):
             return False
 
     async def _alone(self) -> int:
-        """The engine's lock, once no process of an earlier start of the engine is left."""
+        """Returns the engine's lock once no process of an earlier start is left."""
         engine_lock = open_lock(self.files.engine)
         for end in (self.stop_signal, signal.SIGKILL):
             with suppress(BlockingIOError):
                 fcntl.flock(engine_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return engine_lock
             pid = int(os.pread(engine_lock, 20, 0) or 0)
-            note(f"an earlier {self.files.name}, process {pid}, is not quite gone")
+            note(f"an earlier {self.files.name}, process {pid}, has not ended yet")
             if runs_in(pid, self.directory):
                 os.kill(pid, end)
             with suppress(TimeoutError):
@@ -173,7 +174,7 @@ def note(text: str) -> None:
 
 
 def package(name: str) -> Path:
-    """The directory of an installed package; only its programs are used, not its Python."""
+    """Returns an installed package's directory; its programs are used, not its Python."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise EngineError(f"{name} is not installed: pip install -r requirements.lock")
@@ -181,7 +182,7 @@ def package(name: str) -> Path:
 
 
 def runs_in(pid: int, directory: Path) -> bool:
-    """Whether the process is there and at work in the directory, as an engine is in its own."""
+    """Whether the process exists and works in the directory, as an engine does."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink() == directory
     except OSError:
@@ -189,7 +190,7 @@ def runs_in(pid: int, directory: Path) -> bool:
 
 
 def _socket_directory(directory: Path, socket_name: str) -> Path:
-    """The engine's directory, or where its path is too long for a socket, a temporary one."""
+    """Returns the engine's directory, or a temporary one if its path is too long for a socket."""
     if len(os.fsencode(directory / socket_name)) <= storage_limits.ENGINE_SOCKET_PATH_BYTES_MAX:
         return directory
     name = f"taximeter-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}"

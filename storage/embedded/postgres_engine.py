@@ -32,14 +32,17 @@ class PostgresEngine(Engine):
 
     @property
     def url(self) -> str:
-        """A DSN with the socket's directory as ``host``, for asyncpg."""
+        """A DSN for asyncpg, with the socket's directory as ``host``."""
         return self._url(DATABASE)
 
     def _url(self, database: str) -> str:
         return f"postgresql://postgres@/{database}?host={quote(str(self.socket_dir))}&port={PORT}"
 
     def command(self) -> list[str]:
-        """The server's command line; the settings that the tests switch off are money's."""
+        """Returns the server's command line.
+
+        Tests switch off the settings that protect money against a crash.
+        """
         written = "on" if self.durable else "off"
         settings = {
             "listen_addresses": "",
@@ -59,7 +62,7 @@ class PostgresEngine(Engine):
         return [str(self.programs / "postgres"), "-D", str(self.directory), *options]
 
     async def prepare(self, engine_lock: int) -> None:
-        """Makes the cluster if there is none, and removes what a killed server left."""
+        """Makes the cluster if there is none, and removes the leftovers of a killed server."""
         if os.geteuid() == 0:
             self.user = _account(self.directory)
             _let_pass(self.directory, self.programs)
@@ -67,9 +70,9 @@ class PostgresEngine(Engine):
                 os.chown(self.socket_dir, *self.user)
         if not (self.directory / "PG_VERSION").exists():
             await self._make_cluster(engine_lock)
-        # No server of ours is alive here, or the lock would not be free; one that somebody
-        # else started in this directory may be. Without that, Postgres would take any
-        # process that has got the old server's id for the old server.
+        # No server of ours is alive here, because the lock is free; a server that something else
+        # started in this directory may be. Without the check, Postgres would take any process that
+        # has got the old server's id for the old server.
         pid_file = self.directory / "postmaster.pid"
         with suppress(FileNotFoundError, ValueError, IndexError):
             pid = int(pid_file.read_text().splitlines()[0])
@@ -79,7 +82,7 @@ class PostgresEngine(Engine):
         (self.socket_dir / f"{self.socket_name}.lock").unlink(missing_ok=True)
 
     async def _make_cluster(self, engine_lock: int) -> None:
-        """Makes the cluster beside its place, so that there is a whole one or none."""
+        """Makes the cluster in another directory, so that there is a complete one or none."""
         fresh = self.directory.with_name("postgres.new")
         if fresh.exists():
             shutil.rmtree(fresh)
@@ -99,8 +102,8 @@ class PostgresEngine(Engine):
         os.close(parent)
 
     async def answers(self) -> bool:
-        """Whether it takes connections; makes the database if it is not there."""
-        # The server's own word, as ``pg_ctl`` waits for it: every connection before that
+        """Whether the server takes connections; makes the database if it is missing."""
+        # This is the server's own status, for which ``pg_ctl`` waits too. Every earlier connection
         # would leave a FATAL line in the log.
         status = (self.directory / "postmaster.pid").read_text().splitlines()[7:]
         if not status or status[0].strip() != "ready":
@@ -119,13 +122,13 @@ class PostgresEngine(Engine):
 
 
 def _account(directory: Path) -> tuple[int, int]:
-    """The user and group, not root, to run as: the owner of the cluster, or our system user."""
+    """Returns the user and group to run as, not root: the cluster's owner, or our system user."""
     if directory.exists() and (found := directory.stat()).st_uid != 0:
         return found.st_uid, found.st_gid
     with suppress(KeyError):
         entry = pwd.getpwnam(SYSTEM_USER)
         return entry.pw_uid, entry.pw_gid
-    # Where root has come by `su`, the system's programs may not be in the path.
+    # After `su`, the path of root may lack the directories of system programs.
     program = shutil.which("useradd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
         raise EngineError(f"Postgres cannot run as root; make a system user {SYSTEM_USER}")
@@ -141,9 +144,9 @@ def _account(directory: Path) -> tuple[int, int]:
 
 
 def _let_pass(directory: Path, programs: Path) -> None:
-    """Lets another user pass through to the cluster, and read and run the programs.
+    """Lets another user pass to the cluster, and read and run the programs.
 
-    That is needed in root's home, and where things were installed with a strict umask.
+    That is necessary in root's home, and after an installation with a strict umask.
     """
     for place in (*directory.parents, *programs.parents):
         mode = stat.S_IMODE(place.stat().st_mode)

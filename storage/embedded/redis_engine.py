@@ -15,11 +15,11 @@ class RedisEngine(Engine):
 
     @property
     def url(self) -> str:
-        """``unix:///...``, for redis-py."""
+        """The address for redis-py: ``unix:///...``."""
         return f"unix://{quote(str(self.socket_dir / self.socket_name))}"
 
     def command(self) -> list[str]:
-        """The server's command line."""
+        """Returns the server's command line."""
         options = {
             "port": "0",
             "unixsocket": str(self.socket_dir / self.socket_name),
@@ -34,11 +34,11 @@ class RedisEngine(Engine):
         return [str(program), *(part for k, v in options.items() for part in (f"--{k}", v))]
 
     async def prepare(self, engine_lock: int) -> None:
-        """Makes the directory. A stale socket Redis removes itself."""
+        """Makes the directory. Redis itself removes a stale socket."""
         self.directory.mkdir(mode=0o700, exist_ok=True)
 
     async def answers(self) -> bool:
-        """Whether it answers a ping; while it loads its file it says ``-LOADING``."""
+        """Whether the server answers a ping; while it loads its file it answers ``-LOADING``."""
         reader, writer = await asyncio.open_unix_connection(self.socket_dir / self.socket_name)
         try:
             writer.write(b"PING\r\n")

@@ -1,4 +1,4 @@
-"""The use of the embedded engines by a process, from ``start_engines`` to ``release``."""
+"""How a process uses the embedded engines, from ``start_engines`` to ``release``."""
 
 import asyncio
 import fcntl
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class EngineURLs(NamedTuple):
-    """Where the engines are, for redis-py and for asyncpg; empty for one not asked for."""
+    """The engines' addresses, for redis-py and asyncpg; empty for an engine not asked for."""
 
     redis: str
     postgres: str
@@ -27,7 +27,7 @@ class EngineURLs(NamedTuple):
 class Engines:
     """The engines that this process uses, until it releases them.
 
-    An asynchronous context manager, which releases them at its end.
+    This asynchronous context manager releases them at its end.
     """
 
     def __init__(self, uses: "list[_Use]", urls: EngineURLs) -> None:
@@ -41,12 +41,12 @@ class Engines:
         await self.release()
 
     async def release(self) -> None:
-        """Ends the use; the engines stop once nobody uses them. May be repeated."""
+        """Ends the use. The engines stop after their last user's release. May be repeated."""
         for use in self._uses:
             await use.end()
 
     async def stopped(self) -> None:
-        """Returns when the engines have stopped, which they do after their last user's release."""
+        """Returns when the engines have stopped, which follows their last user's release."""
         for use in self._uses:
             await use.keeper_gone()
 
@@ -54,12 +54,11 @@ class Engines:
 async def start_engines(
     data_dir: Path, *, redis: bool = True, postgres: bool = True, durable: bool = True
 ) -> Engines:
-    """Starts the engines of a data directory, or joins those that run already.
+    """Starts the engines of a data directory, or joins running ones.
 
-    Makes the directory if it is not there. ``durable=False`` is for tests: Postgres does
-    not wait for the disk, and Redis writes nothing. Raises ``EngineError``, within
-    ``ENGINE_START_S_MAX``, when an engine does not start, or runs already and is less durable
-    than asked.
+    Makes the directory if it is missing. ``durable=False`` is for tests: Postgres does not wait for
+    the disk, and Redis writes nothing. Raises ``EngineError``, within ``ENGINE_START_S_MAX``, when
+    an engine does not start, or when a running engine is less durable than asked.
     """
     wanted = [name for name, asked in (("redis", redis), ("postgres", postgres)) if asked]
     uses = [_Use(EngineFiles.make(data_dir, name), durable) for name in wanted]
@@ -109,18 +108,18 @@ class _Use:
             os.close(keeper)
 
     async def _attend(self) -> None:
-        """Starts a new keeper whenever the one that there was has died."""
+        """Starts a new keeper whenever the present keeper has died."""
         while True:
             await self.keeper_gone()
             _log.warning("the keeper of the embedded %s has died", self._files.name)
             try:
                 await self._join()
             except (EngineError, OSError):
-                _log.exception("the embedded %s does not come back yet", self._files.name)
+                _log.exception("no new keeper of the embedded %s yet", self._files.name)
                 await asyncio.sleep(storage_limits.ENGINE_JOIN_RETRY_S)
 
     async def _join(self) -> str:
-        """Returns the engine's URL once it is ready, and has a lasting share in ``users``."""
+        """Returns the engine's URL once it is ready, with a lasting share of the lock ``users``."""
         try:
             async with asyncio.timeout(storage_limits.ENGINE_START_S_MAX):
                 record = await self._keeper_record()
@@ -133,7 +132,7 @@ class _Use:
         return str(record["url"])
 
     async def _keeper_record(self) -> dict[str, Any]:
-        """What the keeper says of itself; a keeper is started if there is none."""
+        """Returns the record that the keeper wrote; starts a keeper if there is none."""
         started = 0
         while True:
             start = open_lock(self._files.start)
@@ -145,8 +144,8 @@ class _Use:
                 record = await self._living_record()
                 if record is not None:
                     return record
-                # A keeper that was killed before it was ready deserves a successor, and one
-                # that gave up does not.
+                # A keeper that was killed before it was ready gets a successor. A keeper that gave
+                # up gets none.
                 if started == storage_limits.ENGINE_KEEPERS_TRIED_MAX or (
                     started and self._files.failed.exists()
                 ):
@@ -154,14 +153,15 @@ class _Use:
                 await self._start_keeper(start)
                 started += 1
             finally:
-                # A keeper that was started has inherited the lock and holds it until it is
-                # ready, so the next round waits for just that.
+                # A started keeper has inherited the lock and holds it until it is ready. The next
+                # round waits for exactly that.
                 os.close(start)
 
     async def _living_record(self) -> dict[str, Any] | None:
-        """What a keeper that is ready says of itself; None if there is none.
+        """Returns the record of a keeper that is ready; None: there is none.
 
-        For the holder of ``start``, to whom a keeper without a record is on its way out.
+        The caller must hold the lock ``start``. For that caller, a keeper without a record is about
+        to end.
         """
         keeper = open_lock(self._files.keeper)
         try:
@@ -183,11 +183,11 @@ class _Use:
         command = [sys.executable, "-m", "storage.embedded", files.name, str(files.data_dir)]
         command += [f"--start={start}", "--durable" if self._durable else "--no-durable"]
         with files.log.open("ab") as log:
-            # It detaches at once and leaves a process behind that is nobody's child.
+            # The started process forks its keeper and ends at once; the keeper has no parent here.
             detached = await asyncio.create_subprocess_exec(
                 *command,
                 cwd=Path(__file__).parents[2],
-                # The server's secrets are no business of the engines.
+                # The engines must not see the server's secrets.
                 env={k: v for k, v in os.environ.items() if not k.startswith("TAXIMETER_")},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

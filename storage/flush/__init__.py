@@ -1,4 +1,4 @@
 """The way from the outbox in Redis to the record in Postgres.
 
-Imports ``faults`` and what lies below it.
+This package imports ``faults`` and what lies below it.
 """

@@ -1,15 +1,15 @@
 """A flusher: brings the records of the outbox to Postgres, each of them once.
 
-Every partition's outbox is a stream that the consumer group ``flush`` reads. A batch is
-one transaction, then one atomic step a partition (``lua/acknowledge.lua``). A flusher may
-die between any two of its lines: what it did not acknowledge stays pending, it is read
-again by its next start or taken over by another flusher, and writing twice is writing
-once. So there is nothing in memory that could be lost, and after every failure the
-flusher simply begins again with what is pending.
+Every partition's outbox is a stream that the consumer group ``flush`` reads. A batch is one
+transaction, then one atomic step per partition (``lua/acknowledge.lua``). A flusher may die between
+any two of its lines. An entry that it did not acknowledge stays pending: its next start reads the
+entry again, or another flusher takes it over. A second write changes nothing. So memory holds
+nothing that could be lost, and after every failure the flusher simply begins again with the pending
+entries.
 
-An entry that Postgres refuses is moved to the rejected ones. One that an error of our own
-meets is moved there only if it is to blame itself (``storage.faults``); else it stays
-pending and is tried again, and what can be written is written meanwhile.
+An entry that Postgres refuses is moved to the rejected entries. An entry that meets an error of our
+own is moved there only if the entry is to blame (``storage.faults``). Otherwise it stays pending
+and is tried again, while other entries are written.
 """
 
 import asyncio
@@ -40,18 +40,18 @@ from storage.redis.scripts import Script
 log = structlog.get_logger()
 
 AWAY = (*TRANSIENT, RedisError)
-"""What is over when Postgres and Redis answer again: the same batch is tried then."""
+"""Errors that are over when Postgres and Redis answer again; then the same batch is tried."""
 
 
 class StuckError(Exception):
-    """An error of our own met everything that was to be written: all of it is kept."""
+    """An error of our own met every entry to write; all of them are kept."""
 
 
 class Flusher:
-    """Flushes some partitions under one consumer's name, which no other flusher has.
+    """Flushes some partitions under a consumer name that no other flusher has.
 
-    ``make_redis`` makes a client with a socket time-out above ``block_ms``, like
-    ``connect``. Besides ``run``, a caller that drives time by itself calls the steps.
+    ``make_redis`` makes a client with a socket time-out above ``block_ms``, like ``connect``. A
+    caller that controls time itself calls the steps instead of ``run``.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Flusher:
         self.flushed_records = 0
         """Records that this flusher has brought to Postgres and acknowledged."""
         self.rejected_entries = 0
-        """Entries that this flusher has moved to the rejected ones."""
+        """Entries that this flusher has moved to the rejected entries."""
         self.failures = 0
-        """Attempts in a row that failed: Redis or Postgres was away, or the code is at fault."""
+        """Failed attempts in a row: Redis or Postgres was away, or the code is at fault."""
         self._redis = make_redis()
         self._oldest = Script(self._redis, "oldest")
         self._acknowledge = Script(self._redis, "acknowledge")
@@ -86,34 +86,34 @@ class Flusher:
         self._sleep = sleep
         self._monotonic = monotonic
         self._is_prepared = False
-        # Entries may be pending that this consumer has not seen: at the start those of a
-        # predecessor of the same name, after a failure those of a read without an answer.
+        # Entries may be pending that this consumer has not seen: at the start, those of a
+        # predecessor of the same name; after a failure, those of a read without an answer.
         self._has_pending = True
         self._pending_after: dict[str, str] = dict.fromkeys(self._partitions, "0")
-        """Up to where what is pending has been read."""
+        """The position up to which pending entries were read, by outbox."""
         self._faults = Faults(monotonic)
         self._writer = EntryWriter(records, self._faults)
         self._is_new_next = False
         self._rounds = 0
-        """How often in a row all that is kept was tried again."""
+        """How often in a row all kept entries were tried again."""
         self._again_at: float | None = None
-        """When what is kept is tried again; None: nothing is."""
+        """When the kept entries are tried again; None: there are none."""
         self._reads = 0
         self._deep: list[str] = []
         self._claimed: dict[str, str] = {}
-        """Up to where what is pending in an outbox was looked through for a dead flusher's."""
+        """The position up to which an outbox was searched for a dead flusher's pending entries."""
         self._stuck: dict[str, tuple[bytes | str, float]] = {}
-        """The lowest pending entry of an outbox, and since when it is that one."""
+        """The lowest pending entry of an outbox, and since when this entry is the lowest."""
 
     async def close(self) -> None:
-        """Closes the connections to Redis. Nothing is lost; see ``run`` for a clean end."""
+        """Closes the connections to Redis. No record is lost; see ``run`` for a clean end."""
         await self._redis.aclose()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Flushes until ``stop`` is set, then what can be read at once, and returns.
+        """Flushes until ``stop`` is set, then flushes what it can read at once, and returns.
 
-        While Redis or Postgres is away it waits, longer each time; once told to stop it
-        does not wait, and leaves what is pending to the next flusher.
+        While Redis or Postgres is away it waits, longer each time. Once ``stop`` is set it does not
+        wait, and leaves pending entries to the next flusher.
         """
         last_reads = storage_limits.FLUSH_LAST_READS_MAX
         while last_reads:
@@ -134,9 +134,9 @@ class Flusher:
                 continue
             self.failures = 0
             if stopping and not flushed and self._is_prepared:
-                break  # where the groups were lost, nothing could be read
+                break  # without groups, nothing could be read
             if flushed and not (self._deep or stopping):
-                # Those that come meanwhile make one transaction, not many small ones.
+                # Entries that arrive during the pause make one transaction, not many small ones.
                 await self._pause(stop, self._wait_s)
         await self._retire()
 
@@ -150,13 +150,13 @@ class Flusher:
             self._reads += len(entries) > 0
         if not entries:
             entries = await self._read_until(stop) if stop else await self.read()
-            # Nothing to do is the best time to look after the dead.
+            # An idle flusher has the time to look for entries of dead flushers.
             self._reads = self._reads + 1 if entries else 0
         await self.flush(entries)
         return len(entries)
 
     def failed(self, error: Exception) -> None:
-        """A step failed: what is pending is read again, at once or when its time has come."""
+        """Takes note of a failed step: pending entries are read again, at once or later."""
         self.failures += 1
         log.warning("flush_failed", error=str(error), attempt=self.failures)
         if not isinstance(error, StuckError):
@@ -168,7 +168,7 @@ class Flusher:
         """Makes the consumer group of every partition that has none."""
         async with self._redis.pipeline(transaction=False) as pipeline:
             for key in self._partitions:
-                # From the first entry on: without a group none has been delivered.
+                # From the first entry on: without a group, no entry was delivered.
                 pipeline.xgroup_create(key, GROUP, id="0", mkstream=True)
             answers = await pipeline.execute(raise_on_error=False)
         for answer in answers:
@@ -177,16 +177,16 @@ class Flusher:
         self._is_prepared = True
 
     async def read(self, block_ms: int | None = None) -> list[OutboxEntry]:
-        """The next entries: first what is pending for this consumer, then what is new.
+        """Returns the next entries: first pending ones of this consumer, then new ones.
 
-        After a full read only the partitions that were full are read next, with larger
-        counts, and then all again, so that no partition waits behind a long one. What is
-        kept is read again after a while that doubles.
+        After a full read, the next read has only the partitions that were full, with larger counts.
+        The read after that has all again, so that no partition waits behind a long one. Kept
+        entries are read again after a delay that doubles.
         """
         if self._again_at is not None and self._monotonic() >= self._again_at:
             self._again_at = None
             self._read_pending_again()
-        # What is kept is read in turns with what is new: neither holds up the other.
+        # Kept and new entries are read in turns, so that neither delays the other.
         self._is_new_next = self._has_pending and bool(self._faults) and not self._is_new_next
         if self._is_new_next and (entries := await self._read_new(None)):
             return entries
@@ -213,10 +213,10 @@ class Flusher:
         return entries
 
     async def take_over(self) -> list[OutboxEntry]:
-        """Entries that another flusher read long ago and never acknowledged.
+        """Takes entries that another flusher read long ago and never acknowledged.
 
-        How long ago that is Redis says by its wall clock. Where that was stepped back, it
-        is enough that the lowest pending entry has been the same for that time by our own clock.
+        The wall clock of Redis measures that time. If that clock was set back, it is enough that
+        the lowest pending entry has been the same for that time by our own clock.
         """
         entries: list[OutboxEntry] = []
         async with self._redis.pipeline(transaction=False) as pipeline:
@@ -252,7 +252,7 @@ class Flusher:
     async def flush(self, entries: Sequence[OutboxEntry]) -> None:
         """Writes the entries and acknowledges them, a bounded number of records at a time.
 
-        Raises ``StuckError`` when all were kept, and nothing was acknowledged.
+        Raises ``StuckError`` when all entries were kept, and none was acknowledged.
         """
         batch: list[OutboxEntry] = []
         records = 0
@@ -281,18 +281,20 @@ class Flusher:
                 self._try_again_later()
 
     async def write(self, entries: Sequence[OutboxEntry]) -> None:
-        """Writes all of them, in one transaction if it can be; raises ``UnavailableError``.
+        """Writes all entries, in one transaction if possible; raises ``UnavailableError``.
 
-        When Postgres refuses it for good, or an error of our own keeps it from being written,
-        the halves are tried, down to the entry and the record. Everything else is written.
-        Entries that Postgres refused, or that are to blame for the error, are marked with
-        their refusal, and the others that met it with their fault.
+        If Postgres refuses the transaction for good, or an error of our own prevents it, the halves
+        are tried, down to the entry and the record. Everything else is written. Entries that
+        Postgres refused, or that are to blame for the error, are marked with their refusal. The
+        other entries that met the error are marked with their fault.
         """
         await self._writer.write(entries)
 
     async def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
-        """Takes the entries out of their outboxes, those that were refused to the rejected;
-        those that are kept stay."""
+        """Removes the entries from their outboxes; refused entries move to the rejected ones.
+
+        Kept entries stay in the outbox.
+        """
         by_partition: dict[int, list[OutboxEntry]] = {}
         for entry in entries:
             if entry.fault:
@@ -315,7 +317,7 @@ class Flusher:
                 )
 
     async def backlog(self) -> Backlog:
-        """How much waits for Postgres in these partitions, and for how long already."""
+        """Returns how much waits for Postgres in these partitions, and since when."""
         entries = rejected = oldest_ms = 0
         for key, partition in self._partitions.items():
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -327,7 +329,7 @@ class Flusher:
             oldest_ms = max(oldest_ms, int(oldest[0]) if oldest else 0)
         return Backlog(entries, oldest_ms, rejected)
 
-    # How they are done
+    # Inside the steps
 
     def _read_pending_again(self) -> None:
         self._has_pending = True
@@ -335,12 +337,12 @@ class Flusher:
         self._faults.begin_round()
 
     def _try_again_later(self) -> None:
-        """Says when what is kept is tried again."""
+        """Sets the time at which kept entries are tried again."""
         self._rounds = self._rounds + 1 if len(self._faults) else 0
         self._again_at = self._monotonic() + _backoff_s(self._rounds) if self._rounds else None
 
     def _idle_ms(self, key: str, lowest: bytes | str) -> int:
-        """For how long an entry must be idle by Redis's clock to be taken over."""
+        """How long an entry must be idle, by Redis's clock, before it is taken over, in ms."""
         since = self._stuck.get(key)
         if since is None or since[0] != lowest:
             since = self._stuck[key] = (lowest, self._monotonic())
@@ -368,7 +370,7 @@ class Flusher:
         ]
 
     def _heal(self, error: Exception) -> None:
-        """Redis came back empty: the groups are made again, from the first entry on."""
+        """Handles a Redis that came back empty: the groups are made again, from the first entry."""
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
         if self._is_prepared:
@@ -376,9 +378,9 @@ class Flusher:
         self._is_prepared = False
 
     async def _read_until(self, stop: asyncio.Event) -> list[OutboxEntry]:
-        """A blocking read, which ends at once, and empty, when ``stop`` is set.
+        """Reads and blocks; returns nothing, at once, when ``stop`` is set.
 
-        What Redis delivered to a read that was given up is pending, and read with that.
+        Entries that Redis delivered to an abandoned read are pending, and are read as such.
         """
         reading = asyncio.ensure_future(self.read(self._block_ms))
         stopped = asyncio.ensure_future(stop.wait())
@@ -392,7 +394,7 @@ class Flusher:
             await _cancel(reading, stopped)
 
     async def _pause(self, stop: asyncio.Event, delay_s: float) -> None:
-        """Waits, or until ``stop`` is set."""
+        """Waits for ``delay_s``, or until ``stop`` is set."""
         sleeping = asyncio.ensure_future(self._sleep(delay_s))
         stopped = asyncio.ensure_future(stop.wait())
         try:
@@ -401,7 +403,7 @@ class Flusher:
             await _cancel(sleeping, stopped)
 
     async def _retire(self) -> None:
-        """Takes the consumer out of the groups where nothing is pending for it."""
+        """Removes the consumer from the groups in which it has nothing pending."""
         try:
             for key in self._partitions:
                 if not await self._redis.xpending_range(key, GROUP, "-", "+", 1, self.consumer):
@@ -411,7 +413,7 @@ class Flusher:
 
 
 def _backoff_s(attempts: int) -> float:
-    """How long to wait after that number of failed attempts in a row."""
+    """Returns the wait in seconds after that number of failed attempts in a row."""
     return min(
         storage_limits.FLUSH_RETRY_S_MAX,
         storage_limits.FLUSH_RETRY_S_MIN * (1 << min(attempts - 1, 9)),

@@ -1,7 +1,7 @@
-"""The flushers of a process: one for all partitions, or on Redis Cluster one for each.
+"""The flushers of a process: one for all partitions; on Redis Cluster, one for each.
 
-One ``XREADGROUP`` reads all partitions that a flusher was given. On Redis Cluster, where
-streams that are read together share one slot, each partition has a flusher of its own.
+One ``XREADGROUP`` reads all partitions of a flusher. On Redis Cluster, streams that are read
+together must share one slot, so each partition has its own flusher.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ async def run_flusher(
         finally:
             await flusher.close()
         return
-    # Each of them holds a connection while it waits for something to come.
+    # Each flusher holds a connection while it waits for entries.
     redis = connect(redis_url, 2 * partitions + storage_limits.FLUSH_CONNECTIONS_MAX)
     turns = _Turns(records)
     try:
@@ -42,8 +42,10 @@ async def run_flusher(
 
 
 class _Turns:
-    """The record, as many flushers write to it: some at a time, so that none waits for a
-    connection for too long."""
+    """The record for many flushers: a bounded number write at a time.
+
+    So none of them waits too long for a connection.
+    """
 
     def __init__(self, records: Records) -> None:
         self._records = records
