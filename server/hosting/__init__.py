@@ -1,4 +1,4 @@
-"""A process on a machine: the app, the server, its workers, the metrics port.
+"""Runs a process on a machine: the app, the server, its workers, the metrics port.
 
-Imports every other room; only the commands import it.
+Imports every other room; only the commands import this one.
 """

@@ -55,10 +55,10 @@ SOCKET_PATH = "/v1/ws"
 
 
 class Application(Starlette):
-    """Starlette, past whose layers sockets go.
+    """Starlette, whose layers WebSockets bypass.
 
-    Middlewares and router are coroutines that wait as long as the socket lives: 5 KB of them
-    for each, and nothing that a socket needs.
+    Starlette's middlewares and router are coroutines that wait as long as a WebSocket lives. They
+    take 5 KB for each, and a WebSocket needs none of them.
     """
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
@@ -66,16 +66,16 @@ class Application(Starlette):
         if scope["type"] == "websocket":
             if scope["path"] == SOCKET_PATH:
                 return socket(self.state.process, scope, receive, send)
-            # The router would answer 403 without a word.
+            # The router would answer 403 without a document.
             missing = Problem(404, "not_found", "there is no socket of this path").response()
             return WebSocket(scope, receive, send).send_denial_response(missing)
         return super().__call__(scope, receive, send)
 
 
 async def socket(process: Process, scope: Scope, receive: Receive, send: Send) -> None:
-    """``GET /v1/ws``: PROTOCOL section 1.
+    """Serves ``GET /v1/ws``: PROTOCOL section 1.
 
-    What is a local variable here lives as long as the socket.
+    A local variable of this coroutine lives as long as the socket.
     """
     address = scope["client"][0] if scope["client"] else ""
     if not await _admitted(process, WebSocket(scope, receive, send), address):
@@ -88,7 +88,7 @@ async def socket(process: Process, scope: Scope, receive: Receive, send: Send) -
 
 
 async def _admitted(process: Process, websocket: WebSocket, address: str) -> bool:
-    """Whether the socket may come in, which is counted then; else it is told why not."""
+    """Admits and counts the socket, or refuses it with a reason; returns which."""
     if not _may_connect(process, websocket):
         await websocket.send_denial_response(
             Problem(403, "forbidden", "pages of this origin may not connect").response()
@@ -103,7 +103,7 @@ async def _admitted(process: Process, websocket: WebSocket, address: str) -> boo
 
 
 async def _opened(websocket: WebSocket) -> tuple[PushSocket, str | None]:
-    """Accepts the socket; the push path, and the token that came with the handshake."""
+    """Accepts the socket; returns its push path and the handshake's token."""
     push_socket: PushSocket = websocket.scope["extensions"][EXTENSION]
     bearer = bearer_of(websocket.headers)
     offered = websocket.scope.get("subprotocols") or []
@@ -113,8 +113,11 @@ async def _opened(websocket: WebSocket) -> tuple[PushSocket, str | None]:
 
 
 def _may_connect(process: Process, websocket: WebSocket) -> bool:
-    """RFC 6455 section 10.2: a browser says which origin a page is of; a page of any site
-    could open a socket here otherwise. What is no browser sends no origin."""
+    """Whether the page that opens the socket may do so.
+
+    RFC 6455 section 10.2: a browser says which origin a page is of; without this check any page
+    could open a socket here. A client other than a browser sends no origin.
+    """
     told, headers = websocket.headers.getlist("origin"), websocket.headers
     if not told:
         return True
@@ -134,14 +137,14 @@ def _may_connect(process: Process, websocket: WebSocket) -> bool:
 
 
 class Pages(CORSMiddleware):
-    """Pages of other origins, which may ask over HTTP when they are listed."""
+    """Lets listed pages of other origins make HTTP requests."""
 
     def __init__(self, app: ASGIApp, origins: Origins) -> None:
         super().__init__(
             app,
             allow_origins=tuple(origins.entries),
             allow_methods=("GET", "HEAD", "POST", "PUT"),
-            # Tokens travel in a header, so no cookie is ever let through.
+            # Tokens travel in a header, so cookies are never allowed.
             allow_headers=("Authorization", "Content-Type", KEY_HEADER),
             expose_headers=(REPLAYED_HEADER, "Retry-After"),
             max_age=server_limits.PREFLIGHT_KEPT_S,
@@ -149,11 +152,11 @@ class Pages(CORSMiddleware):
         self.origins = origins
 
     def is_allowed_origin(self, origin: str) -> bool:
-        """Whether a page of ``origin`` may ask."""
+        """Whether a page of ``origin`` may make requests."""
         return self.origins.lists(origin)
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """The answer to a browser that asks before it asks."""
+        """The answer to a browser's preflight request."""
         origin = request_headers["origin"]
         if not self.origins.lists(origin):
             self.origins.refused(origin, request_headers.get("host", ""))
@@ -161,7 +164,7 @@ class Pages(CORSMiddleware):
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """What the router refuses, as a problem document."""
+    """The router's refusals, as problem documents."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         return _no_such_path(request).response()
@@ -189,7 +192,7 @@ def _no_such_path(request: Request) -> Problem:
 
 
 def _middleware(process: Process) -> list[Middleware]:
-    """What stands around the routes: pages of other origins first, if there are any."""
+    """The middleware around the routes; that for other origins is outermost, if there are any."""
     around = [Middleware(RequestObserver, metrics=process.metrics)]
     if process.settings.origins:
         around.insert(0, Middleware(Pages, process.origins))
@@ -236,7 +239,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
         exception_handlers={HTTPException: failed},
         middleware=_middleware(process),
     )
-    # A redirect would lead to whatever host the request named, and to plain http.
+    # A redirect would lead to the host that the request named, and to plain http.
     app.router.redirect_slashes = False
     app.state.process = process
     description.build(app)

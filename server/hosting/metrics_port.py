@@ -1,7 +1,7 @@
-"""A port of a process's own, to be asked for its health and its metrics.
+"""A port of each process's own, for its health and its metrics.
 
-Processes that share a port answer on it as chance has it, and a draining one not at all;
-here each answers for itself, to its end.
+Of processes that share a port, a random one answers, and a draining one does not answer at all. On
+these ports each process answers for itself, until its end.
 """
 
 import asyncio
@@ -21,19 +21,19 @@ log = structlog.get_logger()
 
 
 class _Quiet(uvicorn.Server):
-    """A server beside another, which takes the signals."""
+    """A uvicorn server beside the main one, which handles the signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Takes none."""
+        """Handles no signal."""
         yield
 
 
 @contextlib.asynccontextmanager
 async def scrape_port(process: Process, index: int) -> AsyncIterator[None]:
-    """Answers on ``TAXIMETER_METRICS_PORT + index`` inside the block, where that is set.
+    """Serves ``TAXIMETER_METRICS_PORT + index`` inside the block, where that is set.
 
-    A process that takes the place of another waits for its port until that one is gone.
+    A process that replaces another waits for its port until the other is gone.
     """
     base = process.settings.metrics_port
     if base is None:

@@ -1,4 +1,4 @@
-"""One server process: uvicorn around a ``Process``, from the first connection to the last."""
+"""One server process: uvicorn around a ``Process``, from start to drain."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ log = structlog.get_logger()
 
 
 class GracefulServer(uvicorn.Server):
-    """uvicorn, that lets its clients go before it closes its doors."""
+    """A uvicorn server that drains its clients before it stops."""
 
     def __init__(
         self, config: uvicorn.Config, process: Process, worker: Worker | None = None
@@ -35,7 +35,7 @@ class GracefulServer(uvicorn.Server):
         self.process = process
         self.worker = worker
         self.interrupted = False
-        """Ctrl-C stopped it, and not a service manager."""
+        """Ctrl-C stopped the server, not a service manager."""
         self._draining: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -44,28 +44,34 @@ class GracefulServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stops at a signal. uvicorn would raise it again when it has stopped, which kills
-        the process before the outbox is flushed and the engines are released."""
+        """Stops at a signal, without raising the signal again.
+
+        uvicorn raises the signal again once it has stopped, which would kill the process before the
+        outbox is flushed and the engines are released.
+        """
         with super().capture_signals():
             yield
             self.interrupted = signal.SIGINT in self._captured_signals
             self._captured_signals.clear()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accepts connections, and tells the supervisor that it is open, if there is one."""
+        """Accepts connections, and reports readiness to the supervisor, if there is one."""
         await super().startup(sockets)
         if self.worker is not None:
             self.worker.ready(self.stop)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came. A second Ctrl-C waits for nobody."""
+        """Handles a signal; a second Ctrl-C ends the wait for clients."""
         super().handle_exit(sig, frame)
         if self.force_exit and self._draining is not None:
             self._draining.get_loop().call_soon_threadsafe(self._draining.cancel)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accepts no more connections, so that whoever is sent away comes back to another process;
-        sends the clients away and settles their sessions; then stops."""
+        """Closes the listeners, drains the process, then stops.
+
+        The listeners close first, so that clients that are sent away reconnect to another process.
+        The drain sends the clients away and settles their sessions.
+        """
         for server in self.servers:
             server.close()
         for listener in sockets or []:
@@ -82,10 +88,10 @@ async def serve(
     beside: "asyncio.Task[None] | None" = None,
     worker: Worker | None = None,
 ) -> None:
-    """Serves sockets and requests until a signal stops it, or the end of ``beside``.
+    """Serves sockets and requests until a signal stops it, or ``beside`` ends.
 
-    As a ``worker`` it shares its port with others, and stops when their supervisor is gone.
-    Raises KeyboardInterrupt after Ctrl-C, when everything else is done.
+    A ``worker`` shares its port with others, and stops when their supervisor is gone. Raises
+    KeyboardInterrupt after Ctrl-C, when all else is done.
     """
     rates = load_rate_card(settings.rates)
     connections_max = raise_descriptor_limit()
@@ -107,7 +113,7 @@ async def serve(
         beside.add_done_callback(lambda _: server.stop())
     index = 0 if worker is None else worker.index
     try:
-        # Before uvicorn does it, which shows what goes wrong as a stack trace.
+        # Started here and not by uvicorn, which shows a failed start as a stack trace.
         await process.start()
         look_rarely()
         log.info(

@@ -1,16 +1,16 @@
 """The supervisor of several server processes on one port.
 
-How it works
-------------
-Each process listens on a socket of its own (``SO_REUSEPORT``): the kernel deals new
-connections out evenly, and the place of one that dies or drains is gone with its socket, so
-nobody is sent there any more. The supervisor holds the port, without listening, from before
-the first process starts until the last one is gone. It starts again what dies; at SIGHUP it
-replaces one process after the other, each when its successor takes connections; at SIGTERM
-or SIGINT all of them drain. It serves nobody itself, and knows nothing of sessions.
+How it works ------------
 
-A process hears of its supervisor's end by the end of its standard input, and drains then:
-nobody is left behind on the port.
+Each process listens on a socket of its own (``SO_REUSEPORT``), and the kernel spreads new
+connections evenly. The socket of a process that dies or drains is closed, so it gets no more
+connections. The supervisor holds the port, without listening, from before the first process starts
+until the last one is gone. The supervisor restarts processes that die. At SIGHUP it replaces one
+process after the other, each when its successor accepts connections. At SIGTERM or SIGINT all
+processes drain. The supervisor itself serves no requests and knows nothing of sessions.
+
+When the supervisor dies, the standard input of each process ends, and the process drains: no
+process stays behind on the port.
 """
 
 import asyncio
@@ -43,47 +43,48 @@ class Child:
 
     @property
     def lived_ms(self) -> float:
-        """How long it has been there."""
+        """Milliseconds since the process was started."""
         return (time.monotonic() - self.began_at) * 1000
 
     async def listen(self) -> None:
-        """Waits until it is ready, then until it says nothing more."""
+        """Waits until the process is ready, then until its output ends."""
         assert self.process.stdout is not None
         while line := await self.process.stdout.readline():
             if line == READY:
                 self.is_ready.set()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal, if it is still there."""
+        """Sends a signal, if the process still exists."""
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
 
 class Supervisor:
-    """Keeps ``count`` processes at work until a signal stops it."""
+    """Keeps ``count`` processes running until a signal stops it."""
 
     def __init__(self, settings: Settings, count: int) -> None:
         self.settings = settings
         self.count = count
         self.port = settings.port
         self._places: dict[int, Child] = {}
-        """The process in each place. One that was replaced, and drains, has none."""
+        """The current process of each index. A process that was replaced, and drains, has no entry.
+        """
         self._children: set[Child] = set()
-        """All that live."""
+        """All living processes."""
         self._failures = [0] * count
         self._stop = asyncio.Event()
         self._number: signal.Signals | None = None
         self._failed: str | None = None
         self._proven = False
-        """A process was ready: what is wrong later is not the configuration."""
+        """A process was ready once, so later failures are not caused by the configuration."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._rolling: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Serves until a signal comes, and returns when every process is gone.
+        """Runs until a signal comes, and returns when every process is gone.
 
-        Raises ``ConfigurationError`` when the port is taken or no process ever gets ready,
-        and KeyboardInterrupt after Ctrl-C, when everything else is done.
+        Raises ``ConfigurationError`` when the port is in use or no process ever gets ready, and
+        KeyboardInterrupt after Ctrl-C, when all else is done.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -102,13 +103,14 @@ class Supervisor:
             raise KeyboardInterrupt
 
     def _hold_port(self, held: contextlib.ExitStack) -> None:
-        """Keeps the port by sockets that get no connections, for they do not listen.
+        """Keeps the port with sockets that do not listen and so get no connections.
 
-        Raises ``ConfigurationError`` where somebody else listens on it already.
+        Raises ``ConfigurationError`` where another program listens on the port already.
         """
         try:
             for family, host in addresses_of(self.settings):
-                # Whoever shares the port would not be noticed by one who shares it too.
+                # A socket with SO_REUSEPORT would not detect another one with it, so the probe has
+                # none.
                 with socket.create_server((host, self.port), family=family) as probe:
                     self.port = probe.getsockname()[1]
                 holder = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -124,7 +126,7 @@ class Supervisor:
     # --- Signals -------------------------------------------------------------------
 
     def _told_to_stop(self, number: signal.Signals) -> None:
-        """The first signal lets everybody drain; a second Ctrl-C waits for nobody."""
+        """Handles a stop signal: all processes drain; a second Ctrl-C kills them."""
         if self._number is not None and number is signal.SIGINT:
             for child in self._children:
                 child.signal(signal.SIGKILL)
@@ -144,7 +146,7 @@ class Supervisor:
             env={**os.environ, "TAXIMETER_PORT": str(self.port)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal is for the supervisor, which passes it on once.
+            # The supervisor handles Ctrl-C in a terminal and passes it on once.
             start_new_session=True,
         )
         child = Child(process, index)
@@ -153,14 +155,14 @@ class Supervisor:
         return child
 
     async def _fill(self, index: int) -> None:
-        """Puts a process in a place, and looks after it."""
+        """Starts a process for an index, and looks after it until its end."""
         child = self._places[index] = await self._start(index)
         if self._stop.is_set():
             child.signal(signal.SIGTERM)
         await self._look_after(child)
 
     async def _look_after(self, child: Child) -> None:
-        """Waits for the end of a process, and has its place filled again."""
+        """Waits for the end of a process, and starts another in its place."""
         listening = asyncio.create_task(child.listen())
         ready = asyncio.create_task(child.is_ready.wait())
         await asyncio.wait([listening, ready], return_when=asyncio.FIRST_COMPLETED)
@@ -191,8 +193,11 @@ class Supervisor:
         self._begin(self._fill(child.index))
 
     async def _replace_all(self) -> None:
-        """Replaces one process after the other. The old one goes when its successor takes
-        connections; where none gets ready, the rest stays as it is."""
+        """Replaces one process after the other.
+
+        The old process drains when its successor accepts connections. When a successor does not get
+        ready, the remaining processes stay.
+        """
         log.info("replacing", workers=self.count)
         for index in range(self.count):
             successor = await self._start(index)
@@ -213,7 +218,7 @@ class Supervisor:
         log.info("replaced", workers=self.count)
 
     async def _let_go(self, children: list[Child]) -> None:
-        """Has processes drain, and kills what is still there after ``WORKER_STOP_MS``."""
+        """Has processes drain, and kills those that remain after ``WORKER_STOP_MS``."""
         for child in children:
             child.signal(signal.SIGTERM)
         try:

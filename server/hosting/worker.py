@@ -1,7 +1,7 @@
-"""A server process as one of several: its sockets, and its word to the supervisor.
+"""A server process as one of several: its sockets, and its messages to the supervisor.
 
-The process writes ``READY`` to its standard output when it takes connections. The end of its
-standard input is the end of its supervisor.
+The process writes ``READY`` to its standard output when it accepts connections. The end of its
+standard input means that its supervisor is gone.
 """
 
 import asyncio
@@ -14,23 +14,23 @@ from server import limits as server_limits
 from server.runtime.settings import Settings
 
 READY = b"ready\n"
-"""The line that a process writes when it takes connections."""
+"""The line that a process writes when it accepts connections."""
 
 
 def addresses_of(settings: Settings) -> list[tuple[socket.AddressFamily, str]]:
-    """The addresses to listen on: all that the host has."""
+    """The addresses to listen on: all addresses of the host."""
     found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
 
 
 class Worker:
-    """What a process knows of being one of several."""
+    """The role of a process as one of several."""
 
     def __init__(self, index: int) -> None:
         self.index = index
 
     def listen(self, settings: Settings) -> list[socket.socket]:
-        """Sockets of this process's own on the port that all share, one for each address."""
+        """This process's own sockets on the shared port, one for each address."""
         return [
             socket.create_server(
                 (host, settings.port),
@@ -42,7 +42,7 @@ class Worker:
         ]
 
     def ready(self, stop: Callable[[], None]) -> None:
-        """Tells the supervisor, and calls ``stop`` when that is gone."""
+        """Reports readiness to the supervisor, and calls ``stop`` when the supervisor is gone."""
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
         loop, supervisor = asyncio.get_running_loop(), sys.stdin.fileno()

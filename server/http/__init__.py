@@ -1,4 +1,4 @@
 """What endpoints share: requests, problems, idempotency, descriptions.
 
-Imports ``usage`` and what lies below it.
+Imports ``usage`` and the rooms below it.
 """

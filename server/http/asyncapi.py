@@ -1,6 +1,6 @@
-"""The socket's side of the wire, described by the messages themselves (AsyncAPI 3.0).
+"""The AsyncAPI 3.0 document of the WebSocket, generated from its messages.
 
-Seen from here: the server receives what clients ask and sends what they are told.
+It has the server's view: the server receives requests, and sends answers and notices.
 """
 
 import inspect
@@ -16,11 +16,11 @@ from server.http.openapi import LICENSE, REFERENCE, TITLE, VERSION
 
 SOCKET = "#/channels/socket"
 CLOSE_CODES = {
-    CloseCode.NORMAL: "closed by either side's wish",
-    CloseCode.GOING_AWAY: "the peer goes away",
-    CloseCode.ABNORMAL: "the line broke",
+    CloseCode.NORMAL: "normal close by either side",
+    CloseCode.GOING_AWAY: "the peer leaves",
+    CloseCode.ABNORMAL: "the connection was lost",
     CloseCode.MESSAGE_TOO_BIG: f"a message over {limits.MESSAGE_BYTES_MAX} bytes",
-    CloseCode.INTERNAL_ERROR: "our fault",
+    CloseCode.INTERNAL_ERROR: "an error of the server",
     CloseCode.SERVICE_RESTART: "the process stops",
     CloseCode.DRAINING: "the process drains",
     CloseCode.SLOW_CONSUMER: "slow consumer",
@@ -32,15 +32,15 @@ CLOSE_CODES = {
     CloseCode.TOO_MANY_CONNECTIONS: "too many connections",
 }
 ERROR_CODES = {
-    ErrorCode.BAD_MESSAGE: "the message is not what it should be; `message` names the field",
-    ErrorCode.UNAUTHENTICATED: "no good token yet",
-    ErrorCode.FORBIDDEN: "not for this token",
+    ErrorCode.BAD_MESSAGE: "the message is malformed; `message` names the field",
+    ErrorCode.UNAUTHENTICATED: "no valid token yet",
+    ErrorCode.FORBIDDEN: "this token may not do this",
     ErrorCode.UNKNOWN_KIND: "the rate card has no such kind",
-    ErrorCode.UNKNOWN_SESSION: "there is no such session here",
-    ErrorCode.SESSION_ENDED: "the session is over",
-    ErrorCode.LIMIT_REACHED: "nothing is left to go on with; `limit` names what",
+    ErrorCode.UNKNOWN_SESSION: "the session does not exist",
+    ErrorCode.SESSION_ENDED: "the session has ended",
+    ErrorCode.LIMIT_REACHED: "a limit is used up; `limit` names it",
     ErrorCode.RATE_LIMITED: "too many requests",
-    ErrorCode.UNAVAILABLE: "a part that we need does not answer",
+    ErrorCode.UNAVAILABLE: "a service that the server needs does not answer",
 }
 REPLIES = {
     "auth": "welcome",
@@ -53,11 +53,11 @@ REPLIES = {
     "leave": None,
     "ping": "pong",
 }
-"""What answers each request when it does not come to an ``error``."""
+"""The answer to each request that causes no ``error``."""
 
 
 def asyncapi() -> dict[str, Any]:
-    """The AsyncAPI document of the socket, as this side sees it: it receives requests."""
+    """The AsyncAPI document of the socket from the server's view, which receives requests."""
     types = (*CLIENT_MESSAGES, *SERVER_MESSAGES)
     _, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)
     messages = {_tag(message): _message(message) for message in types}
@@ -155,7 +155,7 @@ def _socket_description() -> str:
 
 
 def _plain(schema: Any) -> Any:
-    """A schema in AsyncAPI's dialect, where a discriminator is the property's name alone."""
+    """A schema in AsyncAPI's dialect, where a discriminator is only the property's name."""
     if isinstance(schema, list):
         return [_plain(part) for part in schema]
     if not isinstance(schema, dict):

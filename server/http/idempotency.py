@@ -1,22 +1,21 @@
-"""Requests that change money, done once however often they are sent.
+"""Requests that change money: done once, however often they are sent.
 
-PROTOCOL section 2: "Every POST that changes money takes `Idempotency-Key`: the same key
-and body give the stored answer again, the same key with another body 422, one still
-under way 409."
+PROTOCOL section 2: "Every POST that changes money takes `Idempotency-Key`: the same key and body
+give the stored answer again, the same key with another body 422, one still under way 409."
 
-How it works
-------------
-A key is begun in Postgres, the work is done, and the answer is kept under the key. What
-the work writes has an id that is made of the key as well (:meth:`IdempotentRequest.entry_id`). So a
-process may die between any two of these: whoever asks again is told ``under way`` for a
-minute, then the work is done anew, finds its own entry, and comes to the same answer.
+How it works ------------
 
-An answer that the work decided is final and kept, be it a refusal: an id that failed on
-insufficient funds stays failed (PITFALLS). A failure of ours is no answer, so it frees
-the key. What is wrong with the request itself is refused before its key is begun.
+A key is begun in Postgres, the work is done, and the answer is kept under the key. The work's entry
+has an id that is derived from the key as well (:meth:`IdempotentRequest.entry_id`). So a process
+may die between any two of these steps. A repeated request is then answered ``under way`` for a
+minute; after that the work is done again, finds its own entry, and gives the same answer.
 
-Keys belong to whoever uses them: all API keys of the backends together, for a key may be
-rotated between two attempts, and each user for themselves.
+An answer that the work decided is final and kept, even a refusal: a key that failed on insufficient
+funds stays failed (PITFALLS). A failure of ours is no answer, so it frees the key. A malformed
+request is refused before its key is begun.
+
+Each owner has its own keys. All API keys of the backends together are one owner, because an API key
+may be rotated between two attempts; each user is an owner.
 """
 
 import asyncio
@@ -46,50 +45,52 @@ KEY_HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "Idempotent-Replayed"
 
 UNDECIDED = frozenset({"rate_limited", "unknown_operation", "unknown_package"})
-"""Refusals that say nothing of the request itself: it was not its turn, or the rate card, which may
-be mended, does not know what is asked for."""
+"""Refusals that decide nothing about the request itself.
+
+The sender was over its rate, or the rate card, which may be corrected, lacks the name.
+"""
 
 CREDITS_FIELDS = frozenset({"amount", "credits", "credits_per_minute"})
-"""Fields of bodies that are credits, wherever they occur."""
+"""Fields of bodies that are credits, in all requests."""
 
 log = structlog.get_logger()
 
 Work = Callable[[], Awaitable[Response]]
-"""Does what was asked for and answers it, or raises what is to be answered instead."""
+"""Does the request's work and returns the answer, or raises the error to answer."""
 
 
 class IdempotentRequest(msgspec.Struct, frozen=True):
-    """Something that is to be done once, by the key that its request carries."""
+    """A request that must be done once, by the key that it carries."""
 
     tenant: str
     scope: str
-    """What is done, and for whom: the space in which the key is unique."""
+    """The operation and the owner of the key: the space in which the key is unique."""
     key: str
     fingerprint: str
-    """Of the whole request: another request under the same key is a mistake. The same amount
-    in other digits, and the same fields in another order, are the same request."""
+    """A digest of the whole request: another request under the same key is a mistake. The same
+    amount in other digits, and the same fields in another order, are the same request."""
     former: str
-    """The same, as versions made it that took amounts in other digits for another request."""
+    """The digest of former versions, which took an amount in other digits for another request."""
 
     def entry_id(self, prefix: str) -> str:
-        """The id of what the work writes: the same at every attempt, and no other's."""
+        """The unique id of the work's entry, the same at every attempt."""
         return f"{prefix}:{_digest(self.tenant, self.scope, self.key)[:32]}"
 
 
 def idempotent_of(
     request: Request, principal: Principal, tenant: str, operation: str, raw: bytes
 ) -> IdempotentRequest:
-    """What a request asks for, to be done once; ``raw`` is its body, found to be a JSON object.
+    """Reads an idempotent request; ``raw`` is its body, known to be a JSON object.
 
-    Raises ``idempotency_key_required``, and ``bad_message`` for a key that is none.
+    Raises ``idempotency_key_required``, and ``bad_message`` for a malformed key.
     """
     keys = request.headers.getlist(KEY_HEADER)
     if not keys or keys == [""]:
         raise Problem(
             400,
             "idempotency_key_required",
-            f"{KEY_HEADER}: missing; send a new one with each intent, and the same one again "
-            "with each attempt",
+            f"{KEY_HEADER}: missing; send a new key for each intent, and the same key for each "
+            "attempt",
         )
     if len(keys) > 1 or not _is_key(keys[0]):
         raise BadMessageError(
@@ -109,10 +110,10 @@ def idempotent_of(
 
 
 async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> Response:
-    """The answer to an idempotent request: of ``work``, or of the attempt that did it before.
+    """The answer to an idempotent request: of ``work``, or of an earlier attempt.
 
-    Raises ``idempotency_mismatch``, ``idempotency_under_way``, and what ``work`` raises
-    that is worth another attempt; what it refuses for good is an answer like any other.
+    Raises ``idempotency_mismatch``, ``idempotency_under_way``, and those errors of ``work`` that
+    are worth another attempt. A final refusal by ``work`` is an answer like any other.
     """
     arguments = (idempotent.tenant, idempotent.scope, idempotent.key)
     known = await records.begin_idempotent(*arguments, idempotent.fingerprint)
@@ -133,12 +134,12 @@ async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> R
         body = bytes(response.body)
         kept = await records.finish_idempotent(*arguments, known, response.status_code, body)
     except Exception:
-        # Should this fail too, the key is taken over when it has been under way for long.
+        # If this fails too, another attempt takes the key over after a minute.
         with contextlib.suppress(UnavailableError):
             await records.release_idempotent(*arguments, known)
         raise
     if not kept:
-        # Somebody took over, and theirs is the answer: what they came to may be another.
+        # Another attempt took the key over, and its answer counts, because the two may differ.
         raise _under_way()
     return response
 
@@ -153,7 +154,7 @@ def _under_way() -> Problem:
 
 
 async def _answer(work: Work) -> Response:
-    """What the work comes to, if that is final; raises what is not."""
+    """The answer of the work if it is final; raises errors that are not."""
     try:
         async with asyncio.timeout(server_limits.IDEMPOTENT_WORK_MS / 1000):
             return await work()
@@ -167,9 +168,9 @@ async def _answer(work: Work) -> Response:
 
 
 async def forget_old_keys(records: Records, clock: Clock) -> None:
-    """Forgets the keys of yesterday, for as long as the process lives.
+    """Forgets keys after a day, again and again until cancelled.
 
-    What they did is not forgotten: the entries have their ids for ever.
+    The entries that the keys made stay: their ids prevent repetition permanently.
     """
     while True:
         try:
@@ -193,8 +194,11 @@ def _is_key(text: str) -> bool:
 
 
 def _canonical(body: dict[str, Any]) -> dict[str, Any]:
-    """The body with its numbers in the shortest form: "1.50" credits ask for the same as
-    "1.5", and 60.0 is the integer that it is read as (``http.read_body``)."""
+    """The body with its numbers in the shortest form.
+
+    "1.50" credits are the same request as "1.5", and 60.0 is the integer as which
+    ``requests.read_body`` reads it.
+    """
     canonical = {name: int(part) if _is_integer(part) else part for name, part in body.items()}
     for name in CREDITS_FIELDS & body.keys():
         with contextlib.suppress(BadMessageError):
@@ -203,7 +207,7 @@ def _canonical(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_integer(part: object) -> bool:
-    # Above that a number without a fraction is no integer for certain.
+    # Above this a number without a fraction may not be the integer that was sent.
     return isinstance(part, float) and part.is_integer() and abs(part) <= limits.SAFE_INTEGER_MAX
 
 
@@ -212,6 +216,9 @@ def _sorted(body: dict[str, Any]) -> str:
 
 
 def _digest(*parts: str) -> str:
-    """SHA-256 over the parts, none of which contains the newline that joins them: only
-    the last may have any character at all, and there a newline is escaped by JSON."""
+    """SHA-256 over the parts, joined by newlines.
+
+    No part contains a newline: only the last part may have any character, and JSON escapes newlines
+    there.
+    """
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

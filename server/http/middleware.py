@@ -1,4 +1,4 @@
-"""Around every request: errors as problems, headers that protect, and a measurement."""
+"""Middleware around every request: problems, protective headers, and a measurement."""
 
 import time
 
@@ -12,19 +12,19 @@ from server.runtime.metrics import Metrics
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 """Methods that metrics name; a peer could make up any number of others."""
 
-# Everything comes from here and nothing is inline, so nothing else may run.
+# All code comes from this origin and none is inline, so nothing else may run.
 CONTENT_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
 class RequestObserver:
-    """Around every endpoint: errors as problems, headers that protect, and a measurement."""
+    """Middleware around every endpoint: problems, protective headers, and a measurement."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app = app
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves a request (the interface of ASGI); sockets go past."""
+        """Serves a request (the interface of ASGI); WebSockets pass unchanged."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -39,17 +39,17 @@ class RequestObserver:
                 if not headers.get("content-type", "").startswith("application/"):
                     headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
                 if scope["path"].startswith("/v1/") or status >= 400:
-                    # What an account has is nobody's to keep, and an error is over soon.
+                    # Account data must not be cached, and errors are transient.
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         try:
             await self.app(scope, receive, respond)
         except ClientDisconnect:
-            pass  # it went in the middle of its body, and nobody is left to be answered
+            pass  # the client left in the middle of its body, so no answer can reach it
         except Exception as error:
             if status:
-                raise  # part of the answer is gone: only the connection's end can tell
+                raise  # the answer has begun: only the connection's end can show the error
             await problem_of(error).response()(scope, receive, respond)
         finally:
             route = getattr(scope.get("route"), "path", "none")

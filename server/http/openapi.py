@@ -1,8 +1,8 @@
-"""The HTTP side of the wire, described by the code that serves it (OpenAPI 3.1).
+"""The OpenAPI 3.1 document of the HTTP API, generated from the code that serves it.
 
-The document is made of the application's routes, of what each endpoint says of itself
-(:func:`described`, and its docstring) and of the types that it reads and answers.
-Nothing is written down twice, so it cannot be wrong for long.
+Its sources are the application's routes, the description of each endpoint (:func:`described`, and
+its docstring) and the types that the endpoint reads and answers. No fact is written twice, so the
+document stays correct.
 """
 
 import inspect
@@ -23,7 +23,7 @@ from server.http.requests import Endpoint, may_be_empty
 from storage import limits as storage_limits
 
 VERSION = "1"
-"""Of the interface; it is in the paths and in the subprotocol."""
+"""Version of the interface, as in the paths and in the subprotocol."""
 TITLE = "Taximeter"
 LICENSE = {"name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}
 REFERENCE = "#/components/schemas/{name}"
@@ -32,13 +32,13 @@ AnyEndpoint = TypeVar("AnyEndpoint", bound=Endpoint)
 
 
 class ProblemDocument(msgspec.Struct, frozen=True):
-    """An error (RFC 9457). Some codes say more, in the members that may be left out."""
+    """An error (RFC 9457). Some codes have further members, which are optional."""
 
     type: Annotated[str, describe("Always `about:blank`: `code` says which error it is.")]
     title: Annotated[str, describe("What the status means.")]
     status: Annotated[int, describe("The status of the response.")]
     code: Annotated[str, describe("Which error it is, for programs; it stays the same.")]
-    detail: Annotated[str, describe("What is wrong here, for whoever reads the log.")]
+    detail: Annotated[str, describe("The cause, for readers of the log.")]
     limit: (
         Annotated[str | int, describe("Which limit forbids it, or how often a month may be.")]
         | UnsetType
@@ -52,7 +52,7 @@ class ProblemDocument(msgspec.Struct, frozen=True):
     missing: Annotated[str, describe("The credits that are missing.")] | UnsetType = UNSET
     credits: Annotated[str, describe("The credits that are there.")] | UnsetType = UNSET
     amount: Annotated[str, describe("The credits that are held.")] | UnsetType = UNSET
-    state: Annotated[str, describe("What became of the hold.")] | UnsetType = UNSET
+    state: Annotated[str, describe("The state of the hold.")] | UnsetType = UNSET
 
 
 ID_SCHEMA: dict[str, Any] = {
@@ -78,7 +78,7 @@ IDEMPOTENCY_KEY: dict[str, Any] = {
     "name": KEY_HEADER,
     "in": "header",
     "required": True,
-    "description": "A new one with each intent, the same with each attempt: the same key and "
+    "description": "A new key for each intent, the same key for each attempt: the same key and "
     f"body give the stored answer again, with `{REPLAYED_HEADER}: true`.",
     "schema": {
         "type": "string",
@@ -126,36 +126,36 @@ COMMON_ERRORS: dict[int, tuple[str, ...]] = {
     429: ("rate_limited",),
     503: ("unavailable",),
 }
-"""What every call under ``/v1`` may come to."""
+"""The errors that every call under ``/v1`` may answer."""
 MEANINGS = {
-    400: "The request is not what it should be; `detail` names the field.",
-    401: "The token is missing, not good, or expired.",
-    402: "What it takes is not there; the document says what is missing.",
+    400: "The request is malformed; `detail` names the field.",
+    401: "The token is missing, invalid, or expired.",
+    402: "Credits or another need of the call are missing; the document says what.",
     403: "The call is not for this token.",
-    404: "There is no such thing, or it is not this user's.",
-    409: "It is under way, and has an answer soon; or it is too late for it.",
+    404: "The object does not exist, or belongs to another user.",
+    409: "The same request is in progress, or the object's state forbids the call.",
     413: f"The body is over {server_limits.BODY_BYTES_MAX} bytes.",
-    422: "The request can be read, and cannot be done.",
-    429: "Too many; `Retry-After` says when to come back.",
-    503: "A part that we need does not answer; the same request may succeed later.",
+    422: "The request is well-formed, but cannot be done.",
+    429: "Too many requests; `Retry-After` says when to try again.",
+    503: "A service that the server needs does not answer; the same request may succeed later.",
 }
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """What cannot be read off an endpoint's code; the words are in its docstring."""
+    """The part of a description that an endpoint's code and docstring do not have."""
 
     tag: str
     roles: tuple[Role, ...] = ()
-    """Who may call it, as PROTOCOL's column *who*; empty: anybody."""
+    """The roles that may call it, as PROTOCOL's column *who*; empty: all."""
     path: dict[str, str] = {}
-    """What the ids in the path are."""
+    """Descriptions of the ids in the path."""
     parameters: tuple[dict[str, Any], ...] = ()
-    """Of the query and the header, as OpenAPI writes them."""
+    """Parameters of the query and the header, as OpenAPI writes them."""
     body: type | None = None
     body_rule: dict[str, Any] = {}
-    """What the body's type cannot say of it, as JSON Schema writes it."""
+    """Rules that the body's type cannot express, as JSON Schema."""
     answers: dict[int, tuple[type, ...] | str] = {}
-    """Types by status, one of which it answers, or a media type; of nothing: ``""``."""
+    """For each status the types of the answer, or its media type; ``""`` for an empty answer."""
     errors: dict[int, tuple[str, ...]] = {}
     """Codes by status, besides :data:`COMMON_ERRORS`."""
 
@@ -164,7 +164,7 @@ _OPERATIONS: dict[Endpoint, Operation] = {}
 
 
 def described(operation: Operation) -> Callable[[AnyEndpoint], AnyEndpoint]:
-    """Says of an endpoint what ``operation`` says; its docstring tells the rest."""
+    """Describes an endpoint by ``operation``; its docstring has the words."""
 
     def describe_endpoint(endpoint: AnyEndpoint) -> AnyEndpoint:
         assert inspect.getdoc(endpoint), endpoint
@@ -175,7 +175,7 @@ def described(operation: Operation) -> Callable[[AnyEndpoint], AnyEndpoint]:
 
 
 def operation_of(route: Route) -> Operation | None:
-    """What is said of a route's endpoint; None when nothing is."""
+    """The description of a route's endpoint; None when it has none."""
     return _OPERATIONS.get(route.endpoint)
 
 

@@ -46,8 +46,8 @@ TITLES = {
 class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
     """An error of the HTTP side with a code of its own (RFC 9457).
 
-    ``retry_after_s`` is when the same request may succeed; ``extensions`` are further
-    members of the document: what is missing, say.
+    ``retry_after_s`` is the time until the same request may succeed; ``extensions`` are further
+    members of the document, for example what is missing.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
         self.extensions = extensions
         if retry_after_s is None and status in (429, 503):
             retry_after_s = 1
-        # What is due in a month is no time for a client to wait.
+        # A monthly limit may reset in weeks, which is too long for a client to wait.
         if retry_after_s is not None:
             retry_after_s = max(1, min(retry_after_s, server_limits.RETRY_AFTER_S_MAX))
         self.retry_after_s = retry_after_s
@@ -112,10 +112,10 @@ def problem_of(error: Exception) -> Problem:
         )
     if isinstance(error, LiveError | UnavailableError):
         log.warning("request_unanswered", error=str(error))
-        return Problem(503, "unavailable", "a part that we need does not answer")
+        return Problem(503, "unavailable", "a service that the server needs does not answer")
     if isinstance(error, MeteredKindError):
         return Problem(422, "metered_kind", str(error))
     if isinstance(error, RejectedError):
         return Problem(422, "bad_message", str(error))
     log.error("request_failed", exc_info=error)
-    return Problem(500, "internal_error", "this is our fault, and it is logged")
+    return Problem(500, "internal_error", "an error of the server, which is logged")

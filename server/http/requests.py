@@ -1,4 +1,4 @@
-"""What an endpoint learns of a request: the process, who asks, and what they sent.
+"""Reads requests: the process, the sender, and the parameters and body.
 
 Bodies are read strictly, by the same reader as the socket's messages.
 """
@@ -30,7 +30,7 @@ def process_of(request: Request) -> Process:
     return process
 
 
-# --- Who asks ------------------------------------------------------------------------
+# --- The sender ----------------------------------------------------------------------
 
 
 def bearer_of(headers: Any) -> str | None:
@@ -41,10 +41,10 @@ def bearer_of(headers: Any) -> str | None:
 
 
 async def principal_of(request: Request, *roles: Role) -> Principal:
-    """Who asks; raises ``unauthenticated``, or ``forbidden`` for none of ``roles``.
+    """The sender; raises ``unauthenticated``, or ``forbidden`` without one of ``roles``.
 
-    Bad credentials get ``rate_limited`` once their address has used up its guesses, and so
-    does a user who asks too much. Good credentials pass from every address.
+    Bad credentials get ``rate_limited`` once their address has used up its guesses, and so does a
+    user over the rate. Good credentials pass from every address.
     """
     process = process_of(request)
     address = request.client.host if request.client else ""
@@ -70,9 +70,9 @@ async def principal_of(request: Request, *roles: Role) -> Principal:
 def tenant_of_call(request: Request, principal: Principal, owner_id: str | None = None) -> str:
     """The tenant that a call is about.
 
-    PROTOCOL section 2: "A user's token says its own; calls by key or operator name it by
-    `?org=ID`, or leave it out for a user without one." That user is ``?user=ID``, or
-    ``owner_id``, where the path says who it is.
+    PROTOCOL section 2: "A user's token says its own; calls by key or operator name it by `?org=ID`,
+    or leave it out for a user without one." That user is ``?user=ID``, or ``owner_id``, where the
+    path names the user.
     """
     org_id, user_id = query_id(request, "org"), query_id(request, "user")
     if principal.is_key or principal.is_operator:
@@ -83,17 +83,17 @@ def tenant_of_call(request: Request, principal: Principal, owner_id: str | None 
     return principal.tenant_for(org_id, user_id or owner_id or "")
 
 
-# --- What they sent -----------------------------------------------------------------
+# --- Parameters and bodies --------------------------------------------------------------
 
 
 def path_id(request: Request, name: str = "id") -> str:
-    """An id in the path; raises ``bad_message`` for what is none."""
+    """An id in the path; raises ``bad_message`` for a malformed one."""
     value: str = request.path_params[name]
     return _checked_id(value, name)
 
 
 def query_id(request: Request, name: str) -> str | None:
-    """An id in the query; None when it is not there."""
+    """An id in the query; None when it is missing."""
     value = request.query_params.get(name)
     return None if value is None else _checked_id(value, name)
 
@@ -105,7 +105,7 @@ def _checked_id(value: str, name: str) -> str:
 
 
 async def raw_body(request: Request) -> bytes:
-    """The body, read no further than its bound."""
+    """The body, read at most up to its bound."""
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
@@ -119,20 +119,20 @@ async def raw_body(request: Request) -> bytes:
 def may_be_empty(body_type: type[msgspec.Struct]) -> bool:
     """Whether a request with such a body may come without one.
 
-    A body's type says so by ``EMPTY_BODY = True``. Any other call that changes something
-    needs its body: an empty one is more likely lost on the way than meant.
+    A body's type says so by ``EMPTY_BODY = True``. Any other call that changes something needs its
+    body: an empty body was more likely lost on the way than intended.
     """
     return bool(getattr(body_type, "EMPTY_BODY", False))
 
 
 def read_body(raw: bytes, body_type: type[Body]) -> Body:
-    """The body as ``body_type``; the error names the field that is wrong."""
+    """The body as ``body_type``; an error names the wrong field."""
     if not raw and not may_be_empty(body_type):
         raise BadMessageError("the body is empty: expected a JSON object")
     value = read_json(raw or b"{}", server_limits.BODY_BYTES_MAX)
     if not isinstance(value, dict):
         raise BadMessageError("expected a JSON object")
-    # To JSON Schema 60.0 is an integer, and some clients write it so.
+    # To JSON Schema 60.0 is an integer, and some clients write integers like this.
     fields = {
         name: int(part) if isinstance(part, float) and part.is_integer() else part
         for name, part in value.items()

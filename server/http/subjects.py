@@ -1,4 +1,4 @@
-"""Whose usage a call is about: a token's own user, or the one that a backend names."""
+"""The subject of a usage call: a token's own user, or the one that a backend names."""
 
 from typing import Any
 
@@ -23,11 +23,12 @@ ACCOUNT: dict[str, Any] = {
     "schema": ID_SCHEMA,
 }
 NOT_KEPT = {"Cache-Control": "no-store"}
-"""The paths of existing applications are not under ``/v1``, and nobody's to keep either."""
+"""The paths of existing applications are not under ``/v1``, and their answers must not be cached
+either."""
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """Whose usage a call is about."""
+    """The user whose usage a call is about."""
 
     principal: Principal
     user_id: str
@@ -37,9 +38,9 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 def subject_of(request: Request, principal: Principal) -> Subject:
-    """The user of a token; for a backend, and an operator who names one, the user named.
+    """The user of a token, or the user that a backend or an operator names.
 
-    Raises ``forbidden`` where a user's token names anybody else.
+    Raises ``forbidden`` where a user's token names another user.
     """
     org_id, user_id = query_id(request, "org"), query_id(request, "user")
     account_id = query_id(request, "account")
@@ -66,5 +67,5 @@ def subject_of(request: Request, principal: Principal) -> Subject:
 
 
 async def asked_for(request: Request) -> Subject:
-    """Whose usage is asked for, by whoever may ask for any."""
+    """The subject of a request by a user, a backend or an operator."""
     return subject_of(request, await principal_of(request, "user", "key", "ops"))
