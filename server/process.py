@@ -60,6 +60,7 @@ class Process:
         self.timers = Timers(self.clock)
         self.redis = connect(settings.redis_url)
         self.live = Live(self.redis, Keys(settings.partitions), self.node)
+        self.live.times.reading = self.clock.reading
         self.loader = Loader(self.live, records, self.clock)
         self.registry = SessionRegistry(
             self.live, self.loader, self.clock, self.timers, self.metrics, settings.uncovered_ms

@@ -11,6 +11,14 @@ from protocol import limits
 
 REDIS_CONNECTIONS_MAX: Final = 32
 """Most connections of one process to Redis, which serves one command at a time anyway."""
+REDIS_TIME_FRESH_S: Final = 5.0
+"""Time for which a fast answer says better what the clock of Redis shows than a later slow one."""
+REDIS_TIME_KNOWN_S: Final = 10.0
+"""Time after an answer in which a process takes the clock of Redis to be known."""
+GIVEN_UP_MARGIN_MS: Final = 50
+"""Before its process gives it up, a command does not run any more: clocks drift apart."""
+OVERDUE_ATTEMPTS_MAX: Final = 2
+"""Attempts at a command whose answer says that it came too late, though it was in time."""
 CHANNEL_POLL_S: Final = 15.0
 """Longest single wait for a message of a channel; then the next wait begins."""
 CHANNEL_RETRY_S: Final = 0.2
@@ -157,6 +165,8 @@ assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert FLUSH_RETRY_S_MIN < FLUSH_RETRY_S_MAX < LONE_ENTRY_TRIED_S
 # One claim's records are acknowledged in one step, and a batch in a few.
 assert FLUSH_ACKNOWLEDGED_PER_STEP_MAX < FLUSH_BATCH_RECORDS
+assert REDIS_TIME_FRESH_S < REDIS_TIME_KNOWN_S
+assert 2 * GIVEN_UP_MARGIN_MS < limits.REDIS_TIMEOUT_MS
 # A dead connection for channels is noticed within one wait for a message.
 assert CHANNEL_RETRY_S < 2 * CHANNEL_QUIET_S < CHANNEL_POLL_S
 # Work that may still be under way is not taken over.

@@ -39,6 +39,7 @@ from server.http.problems import Problem, problem_of
 from server.http.responses import json_response
 from server.runtime.clock import Clock
 from storage.postgres.records import Records, RejectedError, UnavailableError
+from storage.redis.timed_scripts import work_until
 from storage.rows.idempotency import Mismatch, StoredAnswer, UnderWay
 
 KEY_HEADER = "Idempotency-Key"
@@ -115,6 +116,8 @@ async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> R
     Raises ``idempotency_mismatch``, ``idempotency_under_way``, and those errors of ``work`` that
     are worth another attempt. A final refusal by ``work`` is an answer like any other.
     """
+    # Before the key is begun: it is taken over later than this attempt can do anything.
+    ends_at = asyncio.get_running_loop().time() + server_limits.IDEMPOTENT_WORK_MS / 1000
     arguments = (idempotent.tenant, idempotent.scope, idempotent.key)
     known = await records.begin_idempotent(*arguments, idempotent.fingerprint)
     if isinstance(known, Mismatch) and idempotent.former != idempotent.fingerprint:
@@ -130,7 +133,8 @@ async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> R
         case UnderWay():
             raise _under_way()
     try:
-        response = await _answer(work)
+        with work_until(ends_at):
+            response = await _answer(work, ends_at)
         body = bytes(response.body)
         kept = await records.finish_idempotent(*arguments, known, response.status_code, body)
     except Exception:
@@ -153,10 +157,10 @@ def _under_way() -> Problem:
     )
 
 
-async def _answer(work: Work) -> Response:
+async def _answer(work: Work, ends_at: float) -> Response:
     """The answer of the work if it is final; raises errors that are not."""
     try:
-        async with asyncio.timeout(server_limits.IDEMPOTENT_WORK_MS / 1000):
+        async with asyncio.timeout_at(ends_at):
             return await work()
     except TimeoutError:
         raise ServiceError("this took too long; ask again with the same key") from None

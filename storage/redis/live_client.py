@@ -11,6 +11,7 @@ from storage.redis.channels import agree_on_channels
 from storage.redis.cluster import ClusterRedis
 from storage.redis.keys import CHANNELS, Keys
 from storage.redis.scripts import LiveError
+from storage.redis.timed_scripts import RedisTimes
 
 
 class LiveClient:
@@ -20,6 +21,7 @@ class LiveClient:
         self.redis = redis
         self.keys = keys
         self.node = node
+        self.times = RedisTimes(redis)
         self.publish = "PUBLISH"
         """``SPUBLISH`` in a cluster that has sharded channels; see ``prepare``."""
 

@@ -15,6 +15,7 @@ from storage.redis.figures import AccountFigures, figures_of
 from storage.redis.keys import Keys
 from storage.redis.live_client import LiveClient
 from storage.redis.scripts import Script
+from storage.redis.timed_scripts import TimedScript
 from storage.rows.accounts import AccountRecord
 
 
@@ -26,7 +27,7 @@ class LiveCounters(LiveClient):
         self._account = Script(redis, "account")
         self._credit = Script(redis, "credit")
         self._load = Script(redis, "load")
-        self._limit = Script(redis, "limit")
+        self._limit = TimedScript(redis, "limit", self.times)
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
         """The account; None when it is cold and must be loaded from the ledger."""

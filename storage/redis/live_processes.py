@@ -22,7 +22,10 @@ class LiveProcesses(LiveClient):
 
     async def beat(self, now_ms: int, redis_ms: float) -> Beat:
         """Proves that this process lives, which takes the time of Redis for ``redis_ms``."""
-        return beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms, redis_ms]))
+        sent_at = self.times.reading()
+        beat = beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms, redis_ms]))
+        self.times.observe(NODES, beat.redis_ms, sent_at)
+        return beat
 
     async def look(self, *, ask: bool) -> ClusterView:
         """What those who live say of the time; with ``ask`` they are asked to say it now."""

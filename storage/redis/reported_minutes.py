@@ -15,7 +15,8 @@ from protocol.metering.session import Grant, Identity, Standing
 from protocol.metering.steps import StartBasis
 from storage import limits as storage_limits
 from storage.redis.encoding import encode_basis
-from storage.redis.live import Live, Script
+from storage.redis.live import Live
+from storage.redis.timed_scripts import TimedScript
 
 Status = Literal["ok", "duplicate", "metered", "ended", "stale", "refused", "held", "full", "cold"]
 
@@ -67,7 +68,7 @@ class MinuteReporter:
     def __init__(self, live: Live) -> None:
         self._keys = live.keys
         self._live = live
-        self._script = Script(live.redis, "track_minute")
+        self._script = TimedScript(live.redis, "track_minute", live.times)
 
     async def track(self, step: ReportedStep) -> ReportVerdict:
         """Makes a step. Raises ``LiveError`` when Redis does not answer; then it may have been

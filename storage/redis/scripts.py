@@ -47,13 +47,18 @@ def _connect(url: str) -> Redis:
     return FairRedis.from_pool(pool)
 
 
+def text_of(name: str) -> str:
+    """The text of a ``.lua`` file."""
+    return (LUA_DIR / f"{name}.lua").read_text("utf-8")
+
+
 class Script:
     """One ``.lua`` file, or a text of one's own: called by its digest, and sent whole where
     Redis forgot it."""
 
     def __init__(self, redis: Redis, name: str, text: str | None = None) -> None:
         self._redis = redis
-        self.text = (LUA_DIR / f"{name}.lua").read_text("utf-8") if text is None else text
+        self.text = text_of(name) if text is None else text
         self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
         """The name under which Redis keeps the script."""
 

@@ -17,6 +17,7 @@ from storage import limits as storage_limits
 from storage.redis.encoding import decode_records
 from storage.redis.figures import AccountFigures, figures_of
 from storage.redis.live import Live, Script
+from storage.redis.timed_scripts import TimedScript
 from storage.rows.accounts import HoldRow
 from storage.rows.months import AdjustmentRow
 
@@ -59,10 +60,10 @@ class Spending:
     def __init__(self, live: Live) -> None:
         self.live = live
         self.keys = live.keys
-        self._spend = Script(live.redis, "spend")
-        self._hold = Script(live.redis, "hold")
-        self._post = Script(live.redis, "post")
-        self._void = Script(live.redis, "void")
+        self._spend = TimedScript(live.redis, "spend", live.times)
+        self._hold = TimedScript(live.redis, "hold", live.times)
+        self._post = TimedScript(live.redis, "post", live.times)
+        self._void = TimedScript(live.redis, "void", live.times)
         self._restore = Script(live.redis, "restore")
         self._amend = Script(live.redis, "amend")
         self._count = Script(live.redis, "count")

@@ -67,6 +67,9 @@ class Reports:
             # A minute that was taken is never refused, and a refusal takes none.
             assert minute_at not in minutes or self.world.losses, (session, minute_at, answer)
             self.refused[session, minute_at] = answer.code
+            if not self.world.losses:
+                # Had the report before taken it, it would be answered as a repetition.
+                self.unknown.discard((session, minute_at))
         session_log.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
 
     async def offer(self, node: ServerHost, session: str, minute_at: int) -> Any:

@@ -8,6 +8,7 @@ the auditor; where only a person can say what was to be expected, the world says
 from tests.simulation.directed.answers import ANSWERS
 from tests.simulation.directed.forks import FORKS
 from tests.simulation.directed.grants import GRANTS
+from tests.simulation.directed.late import LATE
 from tests.simulation.directed.losses import LOSSES
 from tests.simulation.directed.money import MONEY
 from tests.simulation.directed.months import MONTHS, REPORTED
@@ -19,6 +20,6 @@ from tests.simulation.directed.steps import Directed
 
 DIRECTED: dict[str, Directed] = {
     **MONTHS, **REPORTED, **REPORTED_MORE, **MONEY, **SESSIONS, **LOSSES, **FORKS, **RETURNS,
-    **ANSWERS, **GRANTS, **RESTORED,
+    **ANSWERS, **GRANTS, **RESTORED, **LATE,
 }  # fmt: skip
 """By their names."""

@@ -1,0 +1,216 @@
+"""Commands that reach Redis after their process has given them up do nothing any more."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from protocol import limits
+from storage import limits as storage_limits
+from storage.redis import live as live_state
+from storage.redis.keys import Keys
+from storage.redis.live import Live, LiveError
+from storage.redis.spending import Spending
+from storage.redis.timed_scripts import RedisTimes, work_until
+from tests.storage.spending_steps import (
+    ACCOUNT,
+    ANN,
+    CREDIT,
+    NOW,
+    TENANT,
+    a_hold,
+    a_post,
+    a_spend,
+    account,
+    have,
+    opened,
+    outbox,
+)
+
+SHORT_MS = 4 * storage_limits.GIVEN_UP_MARGIN_MS
+Ask = Callable[[], Awaitable[Any]]
+
+
+@pytest.fixture
+def spending(live: Live) -> Spending:
+    return Spending(live)
+
+
+class Withheld:
+    """A line to Redis that keeps the next script, as long as its test likes."""
+
+    def __init__(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.send: Callable[..., Awaitable[Any]] = live.redis.execute_command
+        self.commands: list[tuple[Any, ...]] = []
+        self.is_open = True
+        self.withheld = asyncio.Event()
+        self.sent = 0
+        monkeypatch.setattr(live.redis, "execute_command", self.execute_command)
+
+    async def execute_command(self, *command: Any, **options: Any) -> Any:
+        self.sent += 1
+        if self.is_open or command[0] not in ("EVALSHA", "EVAL"):
+            return await self.send(*command, **options)
+        self.commands.append(command)
+        self.withheld.set()
+        return await asyncio.Event().wait()
+
+    async def give_up(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The script is on its way until its process has given it up."""
+        self.is_open = False
+        with monkeypatch.context() as patch:
+            patch.setattr(limits, "REDIS_TIMEOUT_MS", SHORT_MS)
+            with pytest.raises(LiveError):
+                await ask()
+        self.is_open = True
+
+    async def deliver(self) -> None:
+        """It comes now."""
+        for command in self.commands:
+            await self.send(*command)
+
+
+@pytest.fixture
+async def line(live: Live, monkeypatch: pytest.MonkeyPatch) -> Withheld:
+    await live.beat(NOW, 0)
+    return Withheld(live, monkeypatch)
+
+
+async def test_a_late_spend_that_was_refused_meanwhile_takes_nothing(
+    live: Live, spending: Spending, line: Withheld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await have(live, 0)
+    await line.send("SCRIPT", "LOAD", spending._spend.text)
+    await line.give_up(lambda: spending.spend(a_spend()), monkeypatch)
+    assert (await spending.spend(a_spend())).status == "short"
+    await live.credit(TENANT, ANN, "g1", CREDIT, "grant", NOW)
+    await line.deliver()
+    assert (await account(live.redis))["balance"] == CREDIT
+    assert await outbox(live.redis) == []
+
+
+async def test_a_late_hold_that_was_refused_meanwhile_holds_nothing(
+    live: Live, spending: Spending, line: Withheld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await have(live, 0)
+    await line.send("SCRIPT", "LOAD", spending._hold.text)
+    await line.give_up(lambda: spending.hold(a_hold()), monkeypatch)
+    assert (await spending.hold(a_hold())).status == "short"
+    await live.credit(TENANT, ANN, "g1", 9 * CREDIT, "grant", NOW)
+    await line.deliver()
+    assert (await account(live.redis)).get("held", 0) == 0
+
+
+@pytest.mark.parametrize("how", ["post", "void"])
+async def test_a_late_end_of_a_hold_does_nothing(
+    how: str, live: Live, spending: Spending, line: Withheld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await have(live, 9 * CREDIT)
+    made = await opened(spending)
+    ask: dict[str, Ask] = {
+        "post": lambda: spending.post(made, a_post(CREDIT)),
+        "void": lambda: spending.void(made, NOW + 1),
+    }
+    await line.send("SCRIPT", "LOAD", getattr(spending, f"_{how}").text)
+    await line.give_up(ask[how], monkeypatch)
+    await line.deliver()
+    assert (await account(live.redis))["held"] == 5 * CREDIT
+    assert (await account(live.redis))["balance"] == 9 * CREDIT
+
+
+async def test_a_late_limit_does_not_replace_a_newer_one(
+    live: Live, line: Withheld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = live.keys.member(TENANT, "ann")
+    await live.load_month(TENANT, key, {"limit": "", "overage": 0})
+    await line.send("SCRIPT", "LOAD", live._limit.text)
+    await line.give_up(lambda: live.change_limit(TENANT, "ann", 10, overage=False), monkeypatch)
+    await live.change_limit(TENANT, "ann", 20, overage=False)
+    await line.deliver()
+    assert await live.redis.hget(key, "limit") == b"20"
+
+
+async def test_a_step_of_the_clock_of_redis_refuses_nothing(
+    live: Live, spending: Spending, line: Withheld
+) -> None:
+    await have(live, 9 * CREDIT)
+    for number, ahead_ms in enumerate((-3_600_000, 3_600_000)):
+        live.times._known.clear()
+        now_s = live.times.reading()
+        redis_s, _ = await live.redis.time()
+        live.times.observe(ACCOUNT, redis_s * 1000 + ahead_ms, now_s)
+        assert (await spending.spend(a_spend(f"s{number}"))).status == "ok"
+
+
+async def test_a_process_that_does_not_know_the_clock_of_redis_asks_once(
+    live: Live, spending: Spending, line: Withheld
+) -> None:
+    await have(live, 9 * CREDIT)
+    await line.send("SCRIPT", "LOAD", spending._spend.text)
+    live.times._known.clear()
+    line.sent = 0
+    assert (await spending.spend(a_spend("s1"))).status == "ok"
+    assert line.sent == 2
+    assert (await spending.spend(a_spend("s2"))).status == "ok"
+    assert line.sent == 3
+
+
+async def test_a_cancelled_command_is_given_up_when_it_can_do_nothing_any_more(
+    live: Live, spending: Spending, line: Withheld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await have(live, CREDIT)
+    await line.send("SCRIPT", "LOAD", spending._spend.text)
+    line.is_open = False
+    monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", SHORT_MS)
+    task = asyncio.ensure_future(spending.spend(a_spend()))
+    await line.withheld.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await line.deliver()
+    assert (await account(live.redis))["balance"] == CREDIT
+
+
+async def test_work_that_was_given_up_asks_for_nothing(
+    live: Live, spending: Spending, line: Withheld
+) -> None:
+    await have(live, CREDIT)
+    line.sent = 0
+    with work_until(live.times.reading()), pytest.raises(LiveError):
+        await spending.spend(a_spend())
+    assert line.sent == 0
+    assert (await spending.spend(a_spend())).status == "ok"
+
+
+async def test_where_nothing_listens_nothing_is_waited_for(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = Live(live_state.connect("unix:///nowhere/redis.sock"), Keys(2), "node")
+    waited: list[float] = []
+
+    async def wait_until(_: RedisTimes, at: float) -> None:
+        waited.append(at)
+
+    monkeypatch.setattr(RedisTimes, "wait_until", wait_until)
+    with pytest.raises(LiveError):
+        await Spending(nowhere).spend(a_spend())
+    assert waited == []
+
+
+def test_a_fast_answer_counts_until_the_clock_goes_back(live: Live) -> None:
+    times, now_s = RedisTimes(live.redis), [100.0]
+    times.reading = lambda: now_s[0]
+    margin_ms = storage_limits.GIVEN_UP_MARGIN_MS
+    assert times.latest(ACCOUNT, 101) == 0
+    times.observe(ACCOUNT, 1_000_000, 100)
+    assert times.latest(ACCOUNT, 101) == 1_001_000 - margin_ms
+    # An answer that took a second says it was at least so late, which is known better.
+    now_s[0] = 102
+    times.observe(ACCOUNT, 1_001_500, 101)
+    assert times.latest(ACCOUNT, 103) == 1_003_000 - margin_ms
+    # The clock went back by a minute: such an answer cannot be explained otherwise.
+    times.observe(ACCOUNT, 942_000, 102)
+    assert times.latest(ACCOUNT, 103) == 943_000 - margin_ms
+    now_s[0] += storage_limits.REDIS_TIME_KNOWN_S
+    assert times.latest(ACCOUNT, now_s[0] + 1) == 0
