@@ -1,12 +1,12 @@
-"""The auditor: whether the promises hold, judged from outside.
+"""The auditor: checks from outside whether the promises hold.
 
-Written from DESIGN section 1 and not from the code. It reads what is in Redis as it lies
-there, the records on their way to Postgres, and the messages that clients received
-(``evidence``), computes every figure again in its own, slow way, and says what does not
-add up. Of the world it knows what was paid in and what was asked for.
+The auditor is written from DESIGN section 1 and not from the code. It reads the raw data of Redis,
+the records on their way to Postgres, and the messages that clients received (``evidence``). It
+computes every figure again in its own, slow way, and raises ``AssertionError`` for what does not
+add up. Of the world it knows the payments and the requests.
 
-After Redis has lost something, what lies in Redis is no evidence until it is put back:
-then only what clients saw and what is in Postgres counts (``verdict``).
+After Redis has lost something, the data of Redis is no evidence until it is put back. Then only
+what clients saw and what is in Postgres counts (``verdict``).
 """
 
 import itertools
@@ -40,56 +40,62 @@ from tests.simulation.world import POISON, SWEPT_MS, World
 
 EXPECTED = (ProtocolError, LiveError, UnavailableError, RedisError, OSError)
 CLOCK_ERROR_MS = 250
-"""Half of the longest round trip over which a process asks for the time, also where it begins while
-every answer takes seconds."""
+"""Largest error of a process's cluster time: half the longest round trip of asking for it.
+
+The bound also holds for a process that starts while every answer takes seconds.
+"""
 BLIND_CLOCK_ERROR_MS = limits.NODE_SILENT_MS
-"""The same where it begins then and the clock of Redis is stepped meanwhile, as docs/reliability.md
-has it: the last proof of life that there is may be so old. It is corrected over minutes."""
+"""The same, if the process starts then and the clock of Redis is stepped meanwhile.
+
+The newest proof of life may be this old (docs/reliability.md). The error is corrected over minutes.
+"""
 RECONCILED_MS = 2 * CALM_BEAT_MS
-"""A process has looked after what it is noted for and does not have by then."""
+"""By then a process has reconciled its set of sessions in Redis with those that it serves."""
 UNKNOWN_MAX = 8
-"""Deeds of which nobody knows whether they were done: their sums are tried out."""
+"""Operations with unknown outcome, at most, for which the auditor tries all sums."""
 
 
 class Auditor:
-    """Looks at a world after every step, and remembers what it saw."""
+    """Audits a world after every action, and remembers what it saw."""
 
     def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
         self.money_client = money_client
         self.audits = 0
         self.records = 0
-        """Records that flushers were given."""
+        """Number of records that flushers were given."""
         self.entries: set[str] = set()
-        """Entries of outboxes that were looked at."""
+        """Outbox entries that were audited."""
         self.minutes: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         """Records of minutes, by session."""
         self.ended: dict[str, dict[str, Any]] = {}
         """Records of ends, by session."""
         self.started: set[str] = set()
         self.closed: dict[str, dict[str, Any]] = {}
-        """Sessions that have ended, as they were left."""
+        """Sessions that have ended, with their last state."""
         self.used: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """Counted minutes by the counter and month."""
         self.operations = Operations(world, money_client)
         self.upkeep = Upkeep(world, money_client)
         self._ahead_ms = 0
-        """How far the clock of a process was ahead of the time, at most."""
+        """The most that the clock of any process was ahead of true time."""
         self._redis_latest = 0
-        """The latest time of Redis: what is kept since ends by it, however it is stepped back."""
+        """The latest time of Redis. Keys expire by it, even after the clock is stepped back."""
         self._totals: dict[tuple[str, str], int] = {}
-        """Minutes that were used or held at the last look, by counter and month."""
+        """Minutes that were used or held at the last audit, by counter and month."""
         world.cluster.flushed = self._flushed
 
     @property
     def is_blind(self) -> bool:
-        """Whether Redis has lost something: what lies there is no evidence."""
+        """Whether Redis has lost something, so that its data is no evidence."""
         return bool(self.world.losses)
 
     @property
     def _is_tended(self) -> bool:
-        """Whether what has come to its end can be expected to be recorded: somebody lives, Redis
-        answers, and there was time to look after what the dead have left."""
+        """Whether whatever is due to end must be recorded by now.
+
+        A process lives, Redis answers, and peers had time to sweep the dead.
+        """
         world, cluster = self.world, self.world.cluster
         since = max(cluster.tended_since, *world.deaths.values(), 0)
         is_there = bool(world.nodes) and not cluster.redis_is_away
@@ -97,11 +103,11 @@ class Auditor:
 
     @property
     def _redis_now(self) -> int:
-        """The time of Redis, by which it forgets."""
+        """The time of Redis, by which its keys expire."""
         return self.world.now + self.world.cluster.clock.redis_ahead_ms
 
     def _is_put_back(self, state: State) -> bool:
-        """Whether everything can be expected to be in its place again after a loss."""
+        """Whether everything must be back in its place after a loss."""
         since = max(
             *self.world.losses, self.world.cluster.tended_since, *self.world.deaths.values()
         )
@@ -109,7 +115,7 @@ class Auditor:
         return not waits and self.world.now >= since + agreement.SETTLED_MS
 
     def zone(self, identity: dict[str, Any]) -> str:
-        """Where a session's months begin."""
+        """The time zone by which a session's months begin."""
         person = self.world.people.get(identity["user_id"])
         return person.zone if person is not None else "UTC"
 
@@ -149,18 +155,18 @@ class Auditor:
     # --- A look ------------------------------------------------------------------------
 
     def audit(self) -> State:
-        """Looks, and raises ``AssertionError`` for whatever does not add up."""
+        """Audits the world, and raises ``AssertionError`` for whatever does not add up."""
         world = self.world
         world.check_answers()
         assert not world.cluster.script_errors, world.cluster.script_errors
-        # What changes nothing need not be read anew.
+        # A request that changes nothing must not make processes read an account anew.
         assert not world.cluster.idle_news, world.cluster.idle_news
         for host in world.cluster.hosts:
-            # A failure that says what is away is met by trying again; any other is a bug.
+            # The product retries a failure that names an unavailable service; any other is a bug.
             bugs = [error for error in host.failures if not isinstance(error, EXPECTED)]
             assert not bugs, bugs
         for node in world.nodes:
-            # Whatever became of wall clocks, cluster time is the same everywhere.
+            # Whatever happens to wall clocks, cluster time is the same everywhere.
             is_blind = world.cluster.began_slowly and world.cluster.clock.redis_ahead_ms
             error_ms = BLIND_CLOCK_ERROR_MS if is_blind else CLOCK_ERROR_MS
             off_ms = node.clock.now() - world.now
@@ -169,8 +175,9 @@ class Auditor:
         state = look(world.cluster.redis)
         self._redis_latest = max(self._redis_latest, self._redis_now)
         for entry, records in state.outbox.items():
-            # What a process appends again, not knowing that it was flushed, says nothing new:
-            # Postgres leaves what it has. After a loss it does, and nothing counts but Postgres.
+            # A process that does not know of a flush appends its records again. Such a record says
+            # nothing new, because Postgres keeps the record that it has. After a loss the record
+            # may say something new, and only Postgres counts.
             for record in records:
                 self.operations.record(record)
                 self.upkeep.record(record)
@@ -212,7 +219,7 @@ class Auditor:
         return state
 
     def close(self, state: State) -> None:
-        """Remembers the sessions that have ended, once all was looked at."""
+        """Remembers the sessions that have ended. Call it after everything was audited."""
         for name, session in state.sessions.items():
             if session["standing"]["phase"] == "ended":
                 self.closed.setdefault(name, session)
@@ -225,9 +232,9 @@ class Auditor:
         name = session["identity"]["session_id"], standing
         assert int(session["version"]) == standing["version"], name
         settled_ms, free_ms = standing["settled_ms"], standing["free_ms"]
-        # By the clock of a process, that of the one that is farthest ahead.
+        # By the clock of the process that is farthest ahead.
         assert 0 <= settled_ms <= counted_ms(session, self.world.now + self._ahead_ms), name
-        # Every charge is explained by the counted time that is settled.
+        # The settled time explains every charge.
         assert standing["charged_micros"] == cost_micros(terms, settled_ms, free_ms), name
         kept = standing["minutes_kept"]
         if standing["phase"] == "ended":
@@ -242,8 +249,8 @@ class Auditor:
             assert not grant["held_minutes"], (name, grant)
         assert grant["held_micros"] >= 0, (name, grant)
         if terms["session_cap_ms"]:
-            # A local timer stops it there, and Redis hears of that once somebody can record it:
-            # not as long as every answer comes after its deadline.
+            # A local timer stops the session there. Redis learns of the stop once a process can
+            # record it, which fails while every answer comes after its deadline.
             is_recorded = self._is_tended and self.world.is_smooth
             now = self.world.now if is_recorded else standing["at"]
             assert counted_ms(session, now) <= terms["session_cap_ms"], name
@@ -301,16 +308,21 @@ class Auditor:
         assert missing in sums or len(perhaps) > UNKNOWN_MAX, (where, burnt, sure, perhaps)
 
     def _may_owe(self, tenant: str, account_id: str, sessions: list[dict[str, Any]]) -> bool:
-        """Money was taken out that was held; or time was used while Redis was away, and no
-        process could have known of all that the account was used for."""
+        """Whether an account may owe: credits that were held were taken out, or Redis was away.
+
+        While Redis was away, sessions may have used time of which no process could know it all.
+        """
         if (tenant, account_id) in self.world.taken:
             return True
         is_uncovered = any(session["standing"]["uncovered_ms"] for session in sessions)
         return is_uncovered and self._was_parted((tenant, account_id))
 
     def _was_parted(self, account: tuple[str, str]) -> bool:
-        """Whether more than one process has served an account, one that served it has died, or
-        operations were charged to it, which Redis alone decides."""
+        """Whether no living process knows of everything that an account was used for.
+
+        More than one process has served the account, one that served it has died, or operations
+        were charged to it, which Redis alone decides.
+        """
         world = self.world
         served = {
             client.node.process.node
@@ -325,7 +337,7 @@ class Auditor:
 
     def _check_lines(self, account: dict[str, str], live: list[dict[str, Any]], where: Any) -> None:
         lines = {name[2:]: json.loads(line) for name, line in account.items() if name[:2] == "s:"}
-        # Of a session whose client counts there is none before somebody meters it.
+        # A session whose client counts its minutes has no burn line before a process meters it.
         live = [
             session
             for session in live
@@ -351,19 +363,19 @@ class Auditor:
             assert free_ms == standing["free_ms"], (where, session)
             if running:
                 elapsed_ms += (standing["at"] - at) * speed
-            # A minute that its client counts moves no line: it costs nothing.
+            # A reported minute costs nothing, so it moves no burn line.
             is_moved = running or not session.get("tracked")
             assert elapsed_ms == standing["elapsed_ms"] or not is_moved, (where, session, lines)
 
     def _check_holds(self, state: State) -> None:
-        """What was posted or voided is open no more, and what is over ends by itself."""
+        """A posted or voided hold is not open, and a hold ends when it expires."""
         for transfer in self.money_client.transfers.values():
             if transfer.kind in ("post", "void") and transfer.state == "done":
                 hold = state.hashes["hold"].get(f"{transfer.person.tenant}/{transfer.hold_id}")
                 assert hold is None or hold["state"] != "open", (transfer, hold)
         if self.world.is_quiet:
             for hold in state.holds:
-                # That takes a process that lives, and answers of Redis that come in time.
+                # Expiry takes a living process, and answers of Redis that come in time.
                 cluster = self.world.cluster
                 since = max(int(hold["expires_at"]), cluster.tended_since, cluster.answered_since)
                 assert self.world.now < since + 2 * MINUTE_MS, hold
@@ -413,14 +425,14 @@ class Auditor:
         return any(place.startswith(tenant) for tenant in unknown)
 
     def _look_for_late_minutes(self) -> None:
-        """Postgres knows which corrections Redis may not have yet."""
+        """Drops the tenants whose corrections Redis must have by now, as Postgres has it."""
         if self.money_client.minutes_late:
             fetch = self.world.cluster.postgres.fetch
             rows = fetch("SELECT DISTINCT tenant FROM minute_adjustments WHERE NOT is_applied")
             self.money_client.minutes_late &= {row["tenant"] for row in rows}
 
     def _check_month_limit(self, name: str, counter: dict[str, str]) -> None:
-        """Beyond a limit nothing is granted, also where it was lowered in the middle."""
+        """Nothing is granted beyond a limit, even where the limit was lowered during use."""
         tenant, _, user_id = name.partition(":")[2].partition("/")
         for key, value in counter.items():
             part, _, first_day = key.partition(":")
@@ -497,13 +509,13 @@ class Auditor:
         for node in self.world.nodes:
             name = node.process.node
             expected = {session for session, processes in local_nodes.items() if name in processes}
-            # What it asked for may be done long after it gave that up. Of a session that is over
-            # by now it is noted for nothing, until it looks after all that it is noted for.
+            # Redis may carry out a request long after the process gave up on it. The set of the
+            # process may then name a session that has ended, until the process reconciles the set.
             over = self._joined_in_vain(node) - set(state.live)
             assert by_node[name] - over == expected, (name, by_node, expected)
 
     def _joined_in_vain(self, node: ServerHost) -> set[str]:
-        """The sessions that a process could not join, since it looked after them last."""
+        """Sessions that a process failed to join since it last reconciled its set."""
         since = self.world.now - RECONCILED_MS
         return {
             f"{session_log.person.tenant}/{session_log.session_id}"
@@ -514,8 +526,10 @@ class Auditor:
     # --- Steps ---------------------------------------------------------------------------
 
     def _check_step(self, step: Step, figures: dict[str, int]) -> None:
-        """No time is settled that was not granted before it, and nothing is granted that
-        was not there, whatever was owed already."""
+        """No time is settled without an earlier grant, and no grant exceeds what there was.
+
+        That holds whatever the account owed already.
+        """
         before, after = step.before, step.standing
         uncovered_ms = after.uncovered_ms - before.standing.uncovered_ms
         ground_ms = max(before.standing.settled_ms, before.grant.granted_ms) + uncovered_ms

@@ -1,6 +1,6 @@
-"""The auditor's other half: records, receipts and what clients were told.
+"""The auditor's other half: records, receipts, and the messages that clients received.
 
-Like ``auditor``, it follows from DESIGN section 1 and PROTOCOL section 1 alone.
+Like ``auditor``, this module follows from DESIGN section 1 and PROTOCOL section 1 alone.
 """
 
 import itertools
@@ -22,7 +22,7 @@ Segments = list[tuple[int, int]]
 
 
 def check(auditor: Auditor, state: State) -> None:
-    """Looks at everything that was said and written down since the last time."""
+    """Checks everything that was sent and recorded since the last audit."""
     world = auditor.world
     if not auditor.is_blind:
         assert auditor.started == {*auditor.closed, *state.sessions}, (
@@ -49,7 +49,7 @@ def check(auditor: Auditor, state: State) -> None:
 
 
 def _check_numbers(state: State) -> None:
-    """Of a kind that says so, a user has no more live sessions than it allows."""
+    """A user has no more live sessions than a kind with such a bound allows."""
     live: Counter[tuple[str, str, str, int]] = Counter()
     for session in state.sessions.values():
         identity = session["identity"]
@@ -77,8 +77,9 @@ def _check_session(auditor: Auditor, state: State, name: str, session: dict[str,
 
 
 def _check_stop(at: int, step: Step, state: State, world: World) -> None:
-    """A session stops at a limit exactly where nothing is left, and not before. It is said at
-    that instant by a local timer, and what others give back at the same one comes after it."""
+    """A session stops at a limit exactly where nothing is left, and not before.
+    A local timer stops the session at that instant. What other sessions give back at the same
+    instant comes after the stop."""
     identity, standing = step.before.identity, step.standing
     if world.session_logs[identity.session_id].disturbed:
         return
@@ -90,7 +91,7 @@ def _check_stop(at: int, step: Step, state: State, world: World) -> None:
     elif limit == "credits":
         so_far = cost_micros(terms, position_ms, standing.free_ms)
         more = cost_micros(terms, position_ms + 1, standing.free_ms) - so_far
-        # An increment is used to its end, unless a billed gap was not covered.
+        # A session uses an increment to its end, unless a billed gap was not covered.
         assert more > 0, where
         room = _room(at, state, identity) - (so_far - standing.charged_micros)
         room -= world.given_back[at, identity.tenant, identity.account_id]
@@ -101,14 +102,14 @@ def _check_stop(at: int, step: Step, state: State, world: World) -> None:
 
 
 def _check_refusal(at: int, limit: str, step: Step, state: State) -> None:
-    """Whoever is refused would not have had one increment more, or one minute."""
+    """A refused session could not have had one more increment, or one more minute."""
     identity, standing = step.before.identity, step.standing
     terms: dict[str, Any] = msgspec.to_builtins(identity.terms)
     if limit == "credits":
         next_ms = cost_micros(terms, standing.elapsed_ms + 1, standing.free_ms)
-        # What it has used so far is in the balance still: the step that charges it was refused.
+        # The time used so far is still in the balance: the step that charges it was refused.
         more = next_ms - step.before.standing.charged_micros
-        # What costs nothing is not refused for want of credits.
+        # A session that costs nothing is not refused for want of credits.
         assert more > 0, (limit, step, state)
         assert _room(at, state, identity) < more, (limit, step, state)
     else:
@@ -116,8 +117,8 @@ def _check_refusal(at: int, limit: str, step: Step, state: State) -> None:
 
 
 def _check_short(now_ms: int, micros: int, account: tuple[str, str], state: State) -> None:
-    """Whoever is told that there is not enough would not have had it, if every session kept
-    no more than it needs to run on."""
+    """An operation refused for want of credits could not have had them.
+    That is checked as if every session kept only the grant that it needs to run on."""
     assert _room_of(now_ms, state, account, None) < micros, (micros, account, state)
 
 
@@ -126,8 +127,8 @@ def _room(now_ms: int, state: State, identity: Identity) -> int:
 
 
 def _room_of(now_ms: int, state: State, name: tuple[str, str], session_id: str | None) -> int:
-    """What an account could give to a session, or to a spend, if each other session kept what
-    it needs: to its last increment, and for five seconds and one increment more."""
+    """What an account could give to one session, or to a spend, in micro-credits.
+    Others keep their last increment and what five seconds and one increment more need."""
     account = state.hashes["account"]["/".join(name)]
     room = int(account["balance"]) - int(account.get("reserved", 0))
     for other in state.live.values():
@@ -147,7 +148,7 @@ def _room_of(now_ms: int, state: State, name: tuple[str, str], session_id: str |
 
 
 def _brief(now_ms: int, state: State, identity: Identity) -> list[Any]:
-    """The account of a session and its other sessions, for who reads a failure."""
+    """The account of a session and its other sessions, to explain a failure."""
     account = state.hashes["account"][f"{identity.tenant}/{identity.account_id}"]
     sessions = [
         (other["identity"]["session_id"], other["identity"]["kind"], other["standing"]["phase"],
@@ -159,7 +160,7 @@ def _brief(now_ms: int, state: State, identity: Identity) -> list[Any]:
 
 
 def _minutes_left(state: State, identity: Identity, limit: str) -> int:
-    """Minutes of a month that nobody has begun or holds."""
+    """Minutes of a month that no session has begun or holds."""
     kind, name = "org", identity.tenant
     if limit == "member_minutes":
         kind, name = "member", f"{identity.tenant}/{identity.user_id}"
@@ -185,7 +186,7 @@ def _segments(session: dict[str, Any]) -> Segments:
 
 
 def _instant(segments: Segments, counted: int) -> int | None:
-    """The instant at which counted time passed a position: along the segments."""
+    """The instant at which counted time passed a position along the segments, if it did."""
     for from_at, to_at in segments:
         if counted < to_at - from_at:
             return from_at + counted
@@ -194,7 +195,7 @@ def _instant(segments: Segments, counted: int) -> int | None:
 
 
 def _check_minutes(session: dict[str, Any], rows: list[dict[str, Any]], zone: str) -> None:
-    """Every minute once, each as long and as dear as it was, dated by its beginning."""
+    """Every minute is recorded once, with its length, its price and the time of its beginning."""
     identity, standing = session["identity"], session["standing"]
     terms, free_ms = identity["terms"], standing["free_ms"]
     where = (identity["session_id"], rows, standing)
@@ -214,7 +215,7 @@ def _check_minutes(session: dict[str, Any], rows: list[dict[str, Any]], zone: st
 
 
 def check_receipt(ended: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Every figure of a receipt can be explained by the others."""
+    """The figures of a receipt explain each other."""
     terms, elapsed_ms = ended["terms"], ended["elapsed_ms"]
     segments: Segments = [(from_at, to_at) for from_at, to_at in ended["segments"]]
     assert sum(to_at - from_at for from_at, to_at in segments) == elapsed_ms, ended
@@ -234,7 +235,7 @@ def check_receipt(ended: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 def _check_segments(
     ended: dict[str, Any], session_log: SessionLog, notices: list[dict[str, Any]], world: World
 ) -> None:
-    """Time ran from a request to a request, a limit, or the last proof of life."""
+    """A segment begins at a request, proof or death, and ends at these or a limit."""
     asked = {at for at, _ in session_log.requests}
     stops = {notice["stopped_at"] for notice in notices if notice["type"] == "limit_reached"}
     proofs = {proof for _, proof in session_log.proofs}
@@ -245,7 +246,7 @@ def _check_segments(
     bills = session_log.terms.gap == "bill"
 
     def died(at: int) -> bool:
-        """A process's death costs no more than a second, in the user's favour."""
+        """The death of a process costs at most a second, in the user's favour."""
         return any(death - 1_000 <= at <= death for death in session_log.deaths)
 
     for index, (from_at, to_at) in enumerate(ended["segments"]):
@@ -260,8 +261,8 @@ def _check_segments(
     if ended["reason"] == "disconnected" and ended["segments"] and not session_log.deaths:
         end = ended["segments"][-1][1]
         latest = max(proofs)
-        # Whoever came back and was gone in the same instant added nothing, and neither did
-        # whoever came back, and had it paused in the same instant until it was gone.
+        # A client added nothing if it came back and was gone in the same instant, or came back,
+        # paused the session in the same instant, and was then gone.
         returns = {gap[1] for gap in ended["gaps"]}
         paused = {at for at, what in session_log.requests if what == "pause"}
         nothing = end in proofs and (latest in returns or max(returns, default=0) in paused)
@@ -270,9 +271,9 @@ def _check_segments(
 
 
 def _came_unnoticed(ended: dict[str, Any], from_at: int, session_log: SessionLog) -> bool:
-    """Whether time of a kind that bills no gaps may begin anew as a socket asks to join: those
-    who were there had been cut, and that was not noticed. Only where the gap begins at their
-    last proof of life, that is old, and none of them answered when asked."""
+    """Whether counted time of a kind that bills no gaps may begin anew as a socket joins.
+    It may if the clients that were there had been cut, unnoticed. The gap must begin at their last
+    proof of life, that proof must be old, and none of these clients may have answered a probe."""
     begun = [gap[0] for gap in ended["gaps"] if gap[1] == from_at and not gap[2]]
     came = any(begin == from_at for begin, _, _ in session_log.served)
     if session_log.terms.gap == "bill" or len(begun) != 1 or not came:
@@ -283,9 +284,9 @@ def _came_unnoticed(ended: dict[str, Any], from_at: int, session_log: SessionLog
 
 
 def _resumed_after_doubt(from_at: int, session_log: SessionLog) -> bool:
-    """Whether time of a kind that bills no gaps may begin anew as a doubt ends. A pause waits until
-    it is known whether those who were there before a client that has just come are there, and
-    what is asked for behind it waits too. It is over when one of them answers, or in time."""
+    """Whether counted time of a kind that bills no gaps may begin anew as a doubt ends.
+    When a client has just joined, a pause, and a resume behind it, wait until it is known whether
+    earlier clients are there: until one answers, or for ``DOUBT_WAIT_MS``."""
     for came, what in session_log.requests:
         paused = [
             at for at, what in session_log.requests if what == "pause" and came <= at <= from_at
@@ -303,15 +304,15 @@ def _resumed_after_doubt(from_at: int, session_log: SessionLog) -> bool:
     return False
 
 
-# --- What was told ----------------------------------------------------------------------
+# --- Messages ---------------------------------------------------------------------------
 
 
 def _told(client: SimulatedClient, session_id: str) -> list[dict[str, Any]]:
-    """The numbered messages that a client got of a session, missed ones too, in order."""
+    """The notices of a session that a client received, missed ones too, in order."""
     told: list[dict[str, Any]] = []
     for message in client.of_session.get(session_id, ()):
         if message["type"] == "session":
-            # Whoever asks again is told again.
+            # A client that asks again receives the same notices again.
             heard = told[-1]["seq"] if told else 0
             told.extend(missed for missed in message["missed"] if missed["seq"] > heard)
         elif "seq" in message:
@@ -320,21 +321,21 @@ def _told(client: SimulatedClient, session_id: str) -> list[dict[str, Any]]:
 
 
 def _heard(client: SimulatedClient, session_id: str) -> set[int]:
-    """The numbers of all notices that a client got. What it has missed may come after what was
-    said while its join waited for a step."""
+    """The numbers of all notices that a client received.
+    Missed notices may arrive after notices that were sent while the join waited for a step."""
     messages = client.of_session.get(session_id, [])
     numbers = {one["seq"] for one in messages if "seq" in one and one["type"] != "session"}
     return numbers | {notice["seq"] for one in messages for notice in one.get("missed", ())}
 
 
 def _plain(notice: dict[str, Any]) -> dict[str, Any]:
-    """A notice without the figures of the moment."""
+    """A notice without the fields that differ between deliveries."""
     changing = ("received_at", "id", "remaining_ms")
     return {name: part for name, part in notice.items() if name not in changing}
 
 
 def _check_notices(state: State, name: str, world: World) -> None:
-    """Numbers rise, and stand for the same notice everywhere."""
+    """The numbers of notices rise, and a number means the same notice everywhere."""
     session_id = name.rpartition("/")[2]
     said: dict[int, dict[str, Any]] = {}
     kept = state.notices.get(name, [])
@@ -345,7 +346,7 @@ def _check_notices(state: State, name: str, world: World) -> None:
     skipped = _skipped(numbers, standing["seq"])
     for client in world.clients:
         if session_id not in client.of_session and session_id not in client.joined_at:
-            continue  # it has nothing to do with the session
+            continue  # the client has nothing to do with the session
         told = _told(client, session_id)
         for before, after in itertools.pairwise(told):
             assert before["seq"] < after["seq"], (client.name, told)
@@ -360,7 +361,7 @@ def _check_notices(state: State, name: str, world: World) -> None:
             if since is None:
                 since = _seen_at_joining(client, session_id)
             if len(numbers) == NOTICES_KEPT_MAX:
-                since = max(since, numbers[0] - 1)  # older ones are kept no more
+                since = max(since, numbers[0] - 1)  # older notices are not kept
             expected = [number for number in numbers if number > since]
             recorded = _heard(client, session_id) - skipped
             heard = sorted(number for number in recorded if number > since)
@@ -369,8 +370,9 @@ def _check_notices(state: State, name: str, world: World) -> None:
 
 
 def _skipped(numbers: list[int], last: int) -> set[int]:
-    """The numbers that nothing stands for in the record: whoever was taken for dead may have
-    said something under them that it could not record. So many at a time, and no others."""
+    """The numbers that stand for no notice in the record.
+    A process that was taken for dead may have sent notices under them that it could not record.
+    The length of each run of such numbers is a multiple of ``NOTICES_UNRECORDED_MAX``."""
     skipped: set[int] = set()
     first = numbers[0] - 1 if len(numbers) == NOTICES_KEPT_MAX else 0
     for before, after in itertools.pairwise([first, *numbers, last + 1]):
@@ -380,7 +382,7 @@ def _skipped(numbers: list[int], last: int) -> set[int]:
 
 
 def _seen_at_joining(client: SimulatedClient, session_id: str) -> int:
-    """The number of the last notice when a client joined; its snapshot says so."""
+    """The number of the last notice when a client joined, from the snapshot of the join."""
     for message in client.messages[client.joined_at[session_id] :]:
         if message["type"] == "session" and message["session_id"] == session_id:
             return int(message["seq"])
@@ -390,7 +392,7 @@ def _seen_at_joining(client: SimulatedClient, session_id: str) -> int:
 
 
 def _check_warnings(notices: list[dict[str, Any]]) -> None:
-    """A threshold is warned of once for each crossing, and the stop comes once."""
+    """One warning for each crossing of a threshold, and one stop."""
     warned: dict[str, int] = {}
     stopped = False
     for notice in notices:
@@ -410,7 +412,7 @@ def _check_warnings(notices: list[dict[str, Any]]) -> None:
                         warned[limit] = level_ms
                         break
             case "limit_reached":
-                # Nothing was left of another limit when it went on, or it was warned of this one.
+                # Another limit was used up when the session went on, or this limit was warned of.
                 assert limit in warned or not notice["elapsed_ms"], notices
             case "stopped":
                 assert not stopped, notices
@@ -418,8 +420,8 @@ def _check_warnings(notices: list[dict[str, Any]]) -> None:
 
 
 def _check_credits(auditor: Auditor, state: State) -> None:
-    """Every process shows the same balance: what was paid in less what was burnt so far. Of many
-    sessions one sum serves for ``BURN_SUM_KEPT_MS``."""
+    """Every process shows the same balance: credits paid in less credits burnt so far.
+    For an account with many sessions, a process may use the same sum for ``BURN_SUM_KEPT_MS``."""
     world = auditor.world
     if not world.is_quiet:
         return

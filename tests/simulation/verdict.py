@@ -1,7 +1,7 @@
-"""The verdict: what is in Postgres when everything is over, judged by what was seen.
+"""The verdict: checks what Postgres has at the end against what was seen.
 
-Once all clients have gone, every session has ended and everything is flushed, Postgres is
-the record, and Redis must say the same. Redis may have lost what it had on the way.
+Once all clients have gone, every session has ended and everything is flushed, Postgres is the
+record, and Redis must agree with it. Redis may have lost records on their way to Postgres.
 """
 
 import json
@@ -18,13 +18,13 @@ from tests.simulation.evidence import check_receipt
 from tests.simulation.state import MINUTE_MS, State, cost_micros
 
 UNNOTICED_MS = 10_000
-"""A loss in Redis is noticed by then."""
+"""By then processes have noticed a loss of Redis."""
 SPARED_MS = 2_000
-"""What a death may cost of what was shown, and clocks that differ."""
+"""Largest difference between shown and billed time by a death and by clocks that differ."""
 
 
 class Verdict:
-    """What Postgres has, compared with everything else that is known."""
+    """Compares what Postgres has with everything else that is known."""
 
     def __init__(self, auditor: Auditor, state: State) -> None:
         self.auditor = auditor
@@ -74,7 +74,7 @@ class Verdict:
             self._check_shown(client)
 
     def _check_flushers(self) -> None:
-        """What flushers say to have done, where none of them was interrupted, they have done."""
+        """Flushers that were not interrupted have flushed as much as they report."""
         hosts = self.world.cluster.flushers
         if (
             self.world.was_away
@@ -87,7 +87,7 @@ class Verdict:
         assert sum(host.flusher.rejected_entries for host in hosts) == self.world.poisons
 
     def _check_outboxes(self) -> None:
-        """Everything has left the outboxes, and the watermarks say so to whoever keeps it."""
+        """Every outbox is empty, and the watermarks are at its end."""
         for partition in range(2):
             outbox = f"{{p{partition}}}:outbox"
             (group,) = self.world.cluster.redis.ask("XINFO", "GROUPS", outbox)
@@ -103,7 +103,7 @@ class Verdict:
         for name, row in self.sessions.items():
             is_reported = bool(row["is_reported"])
             if is_reported and self.auditor.is_blind and row["state"] != "ended":
-                continue  # the month has no minute that would bring it back
+                continue  # no minute in the month's record would restore the session
             assert row["state"] == "ended", row
             minutes = [
                 {"minute": minute["minute"], "seconds": minute["seconds"],
@@ -131,8 +131,10 @@ class Verdict:
             assert name in self.sessions, name
 
     def _check_prepared(self) -> None:
-        """What was prepared, and confirmed, has run as prepared or not at all; but not where
-        Redis lost its last writes a moment before, and nobody had noticed."""
+        """A session with a confirmed preparation has run on the prepared terms, or not at all.
+
+        Exempt are preparations close to a loss of Redis's last writes that was not noticed yet.
+        """
         for name, (at, wanted) in self.world.prepared.items():
             row = self.sessions.get(name)
             if row is None or any(
@@ -142,8 +144,11 @@ class Verdict:
             assert msgspec.json.decode(row["terms"], type=Terms) == wanted.terms, (row, wanted)
 
     def _check_proofs(self, session_log: SessionLog) -> None:
-        """Nothing is billed beyond the last proofs of life of the clients that were there,
-        nor between two of them unless the kind bills gaps."""
+        """Nothing is billed beyond the last proofs of life of a session's clients.
+
+        Unless the kind bills gaps, nothing between two of these proofs is billed either, where no
+        client was there.
+        """
         row = self.sessions.get(f"{session_log.person.tenant}/{session_log.session_id}")
         if row is None or not session_log.served:
             return
@@ -157,9 +162,11 @@ class Verdict:
         assert row["elapsed_ms"] <= most_ms, (row, session_log.served, most_ms)
 
     def _clock_error_ms(self, session_log: SessionLog) -> int:
-        """How far the clocks of those that served a session may differ. A process that begins
-        while Redis is slow knows the time less exactly at first. That shows only where another
-        one goes on, or acts in its name."""
+        """How far the clocks of the processes that served a session may differ.
+
+        A process that starts while Redis is slow knows the time less exactly at first. The error
+        shows only where another process goes on with the session, or acts for a dead process.
+        """
         if not self.world.cluster.began_slowly:
             return 0
         nodes = {
@@ -171,8 +178,10 @@ class Verdict:
         return 0 if is_alone else CLOCK_ERROR_MS
 
     def _check_service(self, session_log: SessionLog) -> None:
-        """What clients were shown by ticks is billed, but for a tenth of it: a ping that is not
-        answered, and what a process knew that died."""
+        """At least nine tenths of the time that ticks showed is billed.
+
+        Exempt are the time of an unanswered ping, and what only a process knew that died.
+        """
         row = self.sessions.get(f"{session_log.person.tenant}/{session_log.session_id}")
         if row is None or session_log.disturbed or self.auditor.is_blind:
             return
@@ -190,7 +199,7 @@ class Verdict:
         assert shown_ms <= most_ms, (row, shown_ms, session_log)
 
     def _check_told(self, client: SimulatedClient) -> None:
-        """What a client was told is what is written down: no minute, no receipt is edited."""
+        """The record agrees with what clients received: no minute and no receipt is edited."""
         forgotten = self.world.forgotten.pieces
         for message in client.messages:
             session_log = self.world.session_logs.get(message.get("session_id", ""))
@@ -210,10 +219,12 @@ class Verdict:
                 assert told == kept, (client.name, message, row)
 
     def _check_shown(self, client: SimulatedClient) -> None:
-        """The time that a client is shown never steps back, where it is served by one process
-        that lives: but to where the session's clients proved that they were there, once they
-        are found to be gone, or do not answer when another comes. What was shown until that
-        proof stays."""
+        """The time that a client is shown never steps back while one living process serves it.
+
+        The time may step back to the last proof of life of the session's clients, once these are
+        found to be gone, or do not answer when another client joins. What was shown up to that
+        proof stays.
+        """
         if self.world.losses or self.world.deaths:
             return
         nodes: defaultdict[str, set[str]] = defaultdict(set)
@@ -266,13 +277,13 @@ class Verdict:
         strange = [
             key for key, entry in zip(amounts, self.ledger, strict=True)
             if key not in known and entry["entry_kind"] != "burn"
-            # What these come to is the account's balance.
+            # The sum of these entries is checked as the account's balance.
             and (key[1] != "wallet" or not key[2].startswith("allotment:"))
         ]  # fmt: skip
         assert not strange, strange
 
     def _check_accounts(self) -> None:
-        """Granted less burnt less spent is the balance, in Postgres and in Redis."""
+        """The balance is granted less burnt less spent, in Postgres and in Redis."""
         for person in set(self.world.people.values()):
             account = person.account
             burnt = sum(
@@ -290,7 +301,7 @@ class Verdict:
                     assert int(live.get(part, 0)) == 0, (part, where)
 
     def _check_free_time(self) -> None:
-        """Free time that sessions share is given once, whatever was lost on the way."""
+        """Free time that sessions share is given once, whatever Redis lost."""
         taken: Counter[tuple[str, ...]] = Counter()
         most: dict[tuple[str, ...], int] = {}
         for row in self.sessions.values():
@@ -306,7 +317,7 @@ class Verdict:
             assert free_ms <= most[name], (name, free_ms, most[name])
 
     def _check_months(self) -> None:
-        """The months of Redis are those of Postgres, and both what the minutes come to."""
+        """The months of Redis are those of Postgres, and both are the sum of the minutes."""
         counted: Counter[tuple[str, str]] = Counter()
         for minutes in self.minutes.values():
             for minute in minutes:
@@ -330,7 +341,7 @@ class Verdict:
 
 
 def _receipt(row: dict[str, Any]) -> dict[str, Any]:
-    """A row as its receipt says it."""
+    """A row in the form of its receipt."""
     return {
         **row,
         "terms": json.loads(row["terms"]),

@@ -1,7 +1,7 @@
-"""People and clients on a virtual cluster: what they do, and what the world knows of it.
+"""People and clients on a virtual cluster, and what the world knows of both.
 
-Nothing here decides what happens; that is in ``actions`` and ``chance``. What the auditor
-is to judge by is written down: who asked for what, what was answered, what went wrong.
+The modules ``actions`` and ``chance`` decide what happens. The world writes down what the auditor
+needs as evidence: each request and who made it, each answer, each fault.
 """
 
 import asyncio
@@ -39,12 +39,12 @@ from tests.simulation.state import State, look
 from tests.simulation.virtual_cluster import VirtualCluster
 
 POISON = "poison"
-"""A kind of record that there is none of."""
+"""A record kind that does not exist, so that Postgres rejects the entry."""
 SWEPT_MS = 10_000
-"""A dead process's sessions have been looked after by then."""
+"""By then peers have swept the sessions of a dead process."""
 
 MUTE_TICK_MS = 1_000
-"""The pace of ticks that a client asks for which answers no ping."""
+"""The tick interval that a client requests which answers no ping."""
 
 
 class World:
@@ -56,60 +56,67 @@ class World:
         self.clients: list[SimulatedClient] = []
         self.session_logs: dict[str, SessionLog] = {}
         self.accepted: list[tuple[Step, dict[str, int]]] = []
-        """Steps that were made, and what the account has and holds since, where it owes."""
+        """Accepted steps, each with the account's figures after the step, where the account owes.
+        """
         self.phones = Phones()
         self.deals: list[Deal] = []
-        """Steps that were answered since the last look, each with what there was to grant."""
+        """Steps that were answered since the last audit, each with what there was to grant."""
         self.stops: list[tuple[int, Step, State]] = []
-        """Steps that stopped a session at a limit, when, and everything in Redis then."""
+        """Steps that stopped a session at a limit: instant, step, all of Redis at that instant."""
         self.given_back: Counter[tuple[int, str, str]] = Counter()
-        """What sessions gave back since the last look, in micro-credits, by instant and account."""
+        """Micro-credits that sessions gave back since the last audit, by instant and account."""
         self.refusals: list[tuple[int, str, Step, State]] = []
-        """Steps for which a limit left nothing, and everything in Redis then."""
+        """Steps for which a limit left nothing, each with all of Redis at that instant."""
         self.held: dict[str, tuple[int, str, Step, State]] = {}
-        """The same where only what other sessions held was in the way: they were told to
-        give some back, and it is tried again as long as the session's meter waits."""
+        """Refusals that are not final, because only the grants of other sessions were in the way.
+
+        Those sessions were recalled. The meter tries the step again while it waits for them.
+        """
         self.was_away = False
-        """Redis did not answer for a while: time may be used that nobody granted."""
+        """Redis did not answer for a while. Sessions may have used time without a grant."""
         self.lowered: set[str] = set()
-        """Counters of the month whose limit was changed while it was in use."""
+        """Month counters whose limit was changed while the counter was in use."""
         self.limits: dict[tuple[str, str], tuple[int | None, bool] | None] = {}
-        """Limits of the month as they were set last, and whether more is allowed: by the kind of
-        the counter and its place; None: nobody knows."""
+        """The newest limits of months and whether overage is allowed, by kind and place of the
+        counter.
+
+        None: the outcome of the newest change is unknown.
+        """
         self.months_told: list[tuple[Identity, MonthProjection, MonthProjection]] = []
-        """What steps since the last look were told of their months."""
+        """The months that steps since the last audit were answered with."""
         self.forgot_at = 0
-        """When Redis forgot at last what no live session draws on."""
+        """The last instant at which Redis forgot all data that no live session draws on."""
         self.watched: set[str] = set()
-        """Sessions that somebody has listened to without a socket of their own."""
+        """Sessions that an observer has watched."""
         self.strays: set[str] = set()
-        """Sessions that are noted among a user's live ones, and are not there."""
+        """Ids in a user's set of live sessions for which Redis has no session."""
         self.taken: set[tuple[str, str]] = set()
-        """Accounts from which an adjustment took something that may have been held."""
+        """Accounts from which an adjustment took credits that may have been held."""
         self.losses: list[int] = []
-        """When Redis lost everything, or its last writes."""
+        """Instants at which Redis lost everything, or its last writes."""
         self.poisons = 0
-        """Entries of outboxes that Postgres does not take."""
+        """Number of outbox entries that Postgres does not accept."""
         self.forgotten = Forgotten(cluster)
         self.deaths: dict[str, int] = {}
         """Processes that died, and when."""
         self.prepared: dict[str, tuple[int, SessionPrepared]] = {}
-        """Preparations that were confirmed, and when."""
+        """Confirmed preparations, and when each was confirmed."""
         self.in_vain: list[tuple[ServerHost, SessionLog, int]] = []
-        """Processes that tried to join a session, and when they gave it up."""
+        """Failed joins: the process that tried, the session, and when the process gave up."""
         self.waiting: list[tuple[SimulatedClient, str, int]] = []
+        """Requests that were not answered yet: client, session, the request's id."""
         self._preparing: set[str] = set()
-        """Sessions that a backend prepares while they start: that may be in the way."""
+        """Sessions that a backend prepares during their start. The preparation may prevent the
+        start."""
         self._smooth: dict[tuple[SimulatedClient, int], int] = {}
-        """Those that were made while nothing was wrong."""
-        """Requests that were not answered yet."""
+        """When each request was made, of the requests that were made while nothing was wrong."""
         self._pending: list[asyncio.Task[Any]] = []
         cluster.died = self._died
         cluster.stepped = self._stepped
 
     @property
     def now(self) -> int:
-        """The instant."""
+        """The current instant."""
         return self.cluster.now
 
     @property
@@ -119,7 +126,7 @@ class World:
 
     @property
     def is_smooth(self) -> bool:
-        """Whether nothing goes wrong now: whoever is told something hears it."""
+        """Whether nothing goes wrong now, so that every message arrives."""
         cluster = self.cluster
         return self.now >= cluster.unsettled_until and not (
             cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps
@@ -127,7 +134,7 @@ class World:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing goes wrong now, and nobody waits for Redis."""
+        """Whether nothing goes wrong now, and no request waits for Redis."""
         return (
             self.is_smooth
             and all(task.done() for task in self._pending)
@@ -139,8 +146,11 @@ class World:
         )
 
     def unserved(self, asked_at: int, error: Exception) -> None:
-        """Somebody was refused as if something was wrong. From when they asked until now
-        something was, or the promise to serve them is broken."""
+        """Checks that a request which was refused as unavailable met a fault.
+
+        ``asked_at`` is when the request was made. If nothing was wrong from then until now, the
+        promise to serve is broken, and ``AssertionError`` is raised.
+        """
         if asked_at < self.cluster.unsettled_until or not self.is_smooth:
             return
         if not self.nodes or self.losses:
@@ -149,14 +159,14 @@ class World:
         waits = Counter(entry[:1] for entry in state.outbox)
         is_full = max(waits.values(), default=0) >= storage_limits.OUTBOX_ENTRIES_MAX
         oldest = min((int(entry[2:].partition("-")[0]) for entry in state.outbox), default=self.now)
-        # By both clocks: what Redis has kept for long by its own, it may have forgotten.
+        # Both clocks count: Redis may have forgotten, by its own clock, what it kept for long.
         redis_now = self.now + self.cluster.clock.redis_ahead_ms
         behind_ms = max(abs(now - oldest) for now in (self.now, redis_now))
         is_behind = behind_ms > storage_limits.HOLD_KEPT_MS // 4
         assert state.recovering or state.unsettled or is_full or is_behind, error
 
     async def intrude(self, client: SimulatedClient, person: Person, session_id: str) -> None:
-        """Somebody else wants to take part in a session of the same organisation."""
+        """A user tries to join a session of another user of the same organisation."""
         process, pending = client.node.process, PendingRequest(client, None)
 
         async def work() -> bool:
@@ -169,7 +179,7 @@ class World:
         assert not await self.cluster.finished(client.node.act(work())), (person, session_id)
 
     def client(self, name: str) -> SimulatedClient | None:
-        """The client of that name, if it was there."""
+        """The client with this name, if it exists."""
         return next((client for client in self.clients if client.name == name), None)
 
     # --- What the cluster tells -----------------------------------------------------------
@@ -216,15 +226,17 @@ class World:
         alive_at = host.proof_at(self.now)
         for node, session_log, at in self.in_vain:
             if node is host and self.now - at < SWEPT_MS:
-                # It may be noted still, and nobody else knows that it was in vain.
+                # The set of the process may still name the session, and no other process knows
+                # that the join failed.
                 session_log.served.append([at, self.now, self.now])
         for session_id, at in host.untold():
-            # Who looks after its sessions finds a socket there as long as it proved its life.
+            # The peer that sweeps the dead process counts its sockets as alive up to their last
+            # proof.
             self.session_logs[session_id].served.append([at, self.now, self.now + SWEPT_MS])
         for client in self.clients:
             if client.node is host:
                 client.is_cut = True
-                # Also where it was being let in: it may be attached already.
+                # Also joins in progress: the client may be attached already.
                 for session_log in map(self.session_logs.__getitem__, client.awaited()):
                     session_log.deaths.append(self.now)
                     session_log.proofs.append((self.now, max(alive_at, _last_request(session_log))))
@@ -232,7 +244,7 @@ class World:
         self.forgotten.died(self.clients)
 
     def refused(self) -> list[tuple[int, str, Step, State]]:
-        """Steps that were refused for good since the last time that one asked."""
+        """Steps that were refused for good since the last call."""
         waiting = {local.key for node in self.nodes for local in node.registry if local.meter.asked}
         over = [key for key in self.held if key not in waiting]
         found = self.refusals + [self.held.pop(key) for key in over]
@@ -240,7 +252,7 @@ class World:
         return found
 
     def disturb(self, host: Host | None = None) -> None:
-        """From now on instants of sessions of a process (or of all) are not exact."""
+        """From now on, instants of a process's sessions (or of all sessions) are not exact."""
         for client in self.clients:
             if host is None or client.node is host:
                 for session_log in client.present():
@@ -254,7 +266,8 @@ class World:
             or host.line.is_away
             or host.postgres.is_away
             or self.now < self.cluster.unsettled_until
-            # Asked over a slow line, the time may be known less exactly than to the millisecond.
+            # Over a slow connection a process may know the time less exactly than to the
+            # millisecond.
             or (isinstance(host, ServerHost) and host.clock.now() != self.now)
         )
 
@@ -273,8 +286,8 @@ class World:
     ) -> None:
         """A client starts or joins a session.
 
-        At the same instant a ``backend`` prepares it, so many turns of the loop before the
-        client asks, or behind it.
+        With ``backend``, a backend prepares the session at the same instant: ``turns`` turns of the
+        loop before the client asks, or after it where ``turns`` is negative.
         """
         session_log = self.session_logs.get(session_id)
         if session_log is None:
@@ -283,7 +296,7 @@ class World:
             )
         session_log.disturbed = session_log.disturbed or self._is_troubled(client.node)
         client.requests += 1
-        # Whatever it says proves that it lives, to every session that it takes part in.
+        # Every message is a proof of life for each session that the client takes part in.
         client.node.do(client.pong)
         client.begin(session_id, last_seq)
         request_id = client.requests
@@ -315,11 +328,11 @@ class World:
                     self.unserved(asked_at, error)
                 self._failed(client, request_id, error)
                 client.turned_away(session_id, self.now)
-                self.cluster.stir()  # what was begun for it is undone with the next beat
+                self.cluster.stir()  # the next heartbeat undoes what was begun for the client
                 self.in_vain.append((client.node, session_log, self.now))
                 return
             if client.is_gone:
-                # It left while it was being let in, and is put out again.
+                # The client left during its join, and is removed again.
                 alive_at = client.node.clock.now() - (self.now - client.alive_at)
                 session_log.proofs.append((self.now, client.alive_at))
                 client.node.do(client.node.registry.unsubscribe, local, client, alive_at)
@@ -334,7 +347,7 @@ class World:
     async def prepare(
         self, person: Person, terms: Terms, session_id: str, backend: ServerHost
     ) -> bool:
-        """A backend prepares a session at a price of its own; whether that is confirmed."""
+        """A backend prepares a session at a price of its own. Returns whether that is confirmed."""
         before = self.prepared.pop(f"{person.tenant}/{session_id}", None)
         await self.cluster.finished(
             backend.act(self._prepare(person, terms, session_id, backend, 0))
@@ -347,7 +360,7 @@ class World:
     def prepare_soon(
         self, person: Person, terms: Terms, session_id: str, backend: ServerHost
     ) -> None:
-        """The same, while other things happen."""
+        """Like ``prepare``, but other things happen meanwhile."""
         self._preparing.add(session_id)
         preparing = self._prepare(person, terms, session_id, backend, 0)
         self._pending.append(backend.act(preparing))
@@ -355,7 +368,7 @@ class World:
     async def _prepare(
         self, person: Person, terms: Terms, session_id: str, backend: ServerHost, turns: int
     ) -> None:
-        """A backend prepares a session at a price of its own; whether it could is noted."""
+        """A backend prepares a session at a price of its own, and the outcome is noted."""
         await _turn(turns)
         wanted = SessionPrepared(
             tenant=person.tenant,
@@ -397,7 +410,7 @@ class World:
         self.check_answers()
 
     def check_answers(self) -> None:
-        """Every request is answered once; while Redis does not answer, later."""
+        """Checks that every request is answered once. While Redis does not answer, it may wait."""
         self._pending = [task for task in self._pending if not task.done()]
         for client, session_id, request_id in list(self.waiting):
             answers = client.answers(request_id)
@@ -405,7 +418,7 @@ class World:
             local = client.local_sessions.get(session_id)
             if answers or client.is_cut or (local is None and not self._pending):
                 self.waiting.remove((client, session_id, request_id))
-                # Who has left is not told any more; anybody else is.
+                # Only a client that has left may get no answer.
                 assert answers or client.is_cut or session_id not in client.sessions
                 is_unavailable = bool(answers) and answers[0].get("code") == "unavailable"
                 asked_at = self._smooth.pop((client, request_id), -1)
@@ -438,7 +451,7 @@ class World:
         await self._ask(client, session_id, request_id, work())
 
     async def watch(self, client: SimulatedClient, session_id: str) -> None:
-        """Somebody watches a session without keeping it alive."""
+        """An observer watches a session without keeping it alive."""
         person = self.session_logs[session_id].person
         client.requests += 1
         request_id = client.requests
@@ -462,7 +475,7 @@ class World:
         await self._ask(client, session_id, request_id, work())
 
     async def look_away(self, client: SimulatedClient) -> None:
-        """An observer has seen enough."""
+        """An observer stops watching."""
         client.is_cut = True
         for local in list(client.watched.values()):
             client.node.do(client.node.registry.unsubscribe, local, client, client.node.clock.now())
@@ -497,7 +510,7 @@ class World:
             await self.cluster.settle()
 
     async def close(self, client: SimulatedClient) -> None:
-        """A client's socket is closed, or found out to have been cut."""
+        """A client closes its socket, or the server finds a cut one."""
         node, is_farewell = client.node, not client.is_cut
         if is_farewell:
             client.alive_at = self.now
@@ -520,7 +533,7 @@ class World:
         await self.cluster.settle()
 
     def cut(self, client: SimulatedClient) -> None:
-        """A client's line goes dead; that is found out twenty seconds later."""
+        """A client's connection goes dead. The server finds out twenty seconds later."""
         if client.is_cut:
             return
         client.is_cut = True
@@ -540,7 +553,7 @@ class World:
             client.local_sessions.clear()
 
     def mute(self, client: SimulatedClient) -> None:
-        """From now on a client answers no ping. It reads what it gets, and wants ticks often."""
+        """From now on a client answers no ping. It still reads, and requests frequent ticks."""
         if client.is_cut or client.is_mute:
             return
         client.is_mute = True
@@ -559,7 +572,7 @@ class World:
             self._found_out(client)
 
     def poison(self, partition: int) -> None:
-        """Something is in an outbox that Postgres does not take: a bug, or another version."""
+        """Adds an outbox entry that Postgres does not accept, as of a bug or another version."""
         self.cluster.redis.append(f"{{p{partition}}}:outbox", f'[{{"t": "{POISON}"}}]')
         self.poisons += 1
 
@@ -568,8 +581,10 @@ class World:
     async def limit(
         self, person: Person, minutes: int | None, *, of_org: bool, overage: bool = False
     ) -> None:
-        """A limit of the month is changed, as the API does it. Beyond one of an organisation
-        with ``overage`` minutes are counted, and nothing stops."""
+        """Changes a limit of the month, as the API does.
+
+        Beyond the limit of an organisation with ``overage``, minutes are counted and nothing stops.
+        """
         assert person.org_id is not None
         hours = None if minutes is None else -(-minutes * 1_000_000 // 60) / 1_000_000
         tenant, node = person.tenant, self.nodes[0]
@@ -589,12 +604,12 @@ class World:
             await live.change_limit(tenant, user_id, minutes, overage=overage and of_org)
             self.limits[name] = minutes, overage and of_org
 
-        with contextlib.suppress(UnavailableError, LiveError):  # whoever asked may ask again
+        with contextlib.suppress(UnavailableError, LiveError):  # the caller may try again
             await self.cluster.finished(node.act(work()))
 
 
 def _last_request(session_log: SessionLog) -> int:
-    """A process that joined after its last beat was alive then."""
+    """When the session's last request was made. The process that served it was alive then."""
     return max((at for at, _ in session_log.requests), default=0)
 
 
@@ -604,6 +619,6 @@ def _is_asked(local: LocalSession) -> bool:
 
 
 async def _turn(turns: int) -> None:
-    """Lets the loop turn so many times; none where it is less."""
+    """Lets the loop turn this many times; none where ``turns`` is negative."""
     for _ in range(turns):
         await asyncio.sleep(0)
