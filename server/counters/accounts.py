@@ -167,7 +167,7 @@ class Accounts:
 
     @property
     def busy(self) -> bool:
-        """Whether an account is being read anew."""
+        """Whether an account is being read again."""
         return bool(self._tasks)
 
     async def idle(self) -> None:

@@ -52,7 +52,7 @@ class Loader:
 
     @property
     def busy(self) -> bool:
-        """Whether anything is being loaded."""
+        """Whether a load is under way."""
         return bool(self._loading)
 
     async def stop(self) -> None:
@@ -96,8 +96,10 @@ class Loader:
         everybody: bool = False,
         adjusted_after: int | None = None,
     ) -> MemberRecord:
-        """The limits and months of a member and the organisation, as Postgres has them; see
-        ``Records.load_member``."""
+        """The limits and months of a member and the organisation, as Postgres has them.
+
+        See ``Records.load_member``.
+        """
         month = Calendar(zoneinfo.ZoneInfo("UTC")).month(self.clock.now())
         months = [month, month_after(month)]
         # A time zone ahead of or behind UTC may be in another month than UTC.
@@ -234,7 +236,7 @@ class Loader:
 
     @contextlib.contextmanager
     def _completing(self) -> Iterator[None]:
-        """What makes a counter whole, from where it may be there on."""
+        """Calls ``incomplete`` if the steps that complete a loaded counter fail."""
         try:
             yield
         except NotLoadedError:

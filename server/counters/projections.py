@@ -47,12 +47,12 @@ class Month(msgspec.Struct, frozen=True):
 
     @property
     def begins_at(self) -> int:
-        """Its first instant."""
+        """The first instant of the month, in epoch milliseconds."""
         return instant_of(self.first, self.zone)
 
     @property
     def ends_at(self) -> int:
-        """The first instant of the next month."""
+        """The first instant of the next month, in epoch milliseconds."""
         return instant_of(self.first + datetime.timedelta(days=self.days), self.zone)
 
 

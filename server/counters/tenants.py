@@ -92,7 +92,7 @@ class Tenants:
 
     @asynccontextmanager
     async def listening(self, identity: Identity) -> AsyncIterator[asyncio.Event]:
-        """Listens to a tenant's limits; the event is set when there may be more of a month."""
+        """Listens to a tenant's limits; sets the event when a month may have more left."""
         await self.enter(identity)
         freed, waiting = asyncio.Event(), self._waiting.setdefault(identity.tenant, set())
         waiting.add(freed)

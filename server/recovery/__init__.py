@@ -1,4 +1,4 @@
-"""What dies, and what Redis loses: membership, the sweeper, orphans, reassertion.
+"""Processes that die and data that Redis loses: membership, sweeper, orphans, reassertion.
 
 Imports ``credits`` and what lies below it.
 """

@@ -1,4 +1,4 @@
-"""How a process that starts takes cluster time over from those that live."""
+"""How a process that starts takes cluster time over from the live processes."""
 
 import asyncio
 
@@ -9,25 +9,26 @@ from storage.redis.beats import ClusterView
 from storage.redis.live import Live
 
 LATE_MS = 2 * limits.REDIS_TIMEOUT_MS
-"""The longest that a beat is taken to have been on its way. Its sender gives it up before, and it
-arrives all the same; what is later still was not late, but Redis was stepped."""
+"""The longest time for which a beat counts as on its way. Its sender gives up earlier, but the beat
+arrives all the same. A beat that seems later still was not late: Redis was stepped."""
 
 
 async def take_over_time(clock: ClusterClock, live: Live) -> None:
-    """Takes cluster time over from the processes that live.
+    """Takes cluster time over from the live processes.
 
-    They are asked for a beat, and the one that comes between two looks has the time. A
-    process that lives beats within ``PRESENCE_BEAT_MS`` of Redis's coming back. A beat
-    that was long on its way says a time that has passed: a prompt one is waited for, and
-    where none comes, what its sender took the clock of Redis for tells how far that is from
-    cluster time. What Redis says is as old as half a round trip: the look that was answered
-    fastest counts. Where no beat comes meanwhile, and some process proved its life a moment ago by
-    what the last beat says, that is the time. Else it is that of Redis, but never before what the
-    dead have left. Raises ``LiveError``.
+    They are asked for a beat; a beat that arrives between two looks has the time. A live process
+    beats within ``PRESENCE_BEAT_MS`` after Redis has come back. A beat that was long on its way
+    names a time that has passed, so a prompt beat is waited for. If none comes, the sender's
+    estimate of the clock of Redis tells how far that clock is from cluster time.
+
+    The time that Redis reports is as old as half a round trip, so the look with the fastest reply
+    counts. If no beat comes meanwhile, and the last beat shows that some process proved its life a
+    moment ago, that beat gives the time. Otherwise the time is that of Redis, but never before the
+    last time that dead processes have left. Raises ``LiveError``.
     """
     until_s = (server_limits.PRESENCE_BEAT_MS + limits.REDIS_TIMEOUT_MS) / 1000
     began_at = asked_at = clock.reading()
-    ahead_ms: float | None = None  # the clock of Redis, of cluster time
+    ahead_ms: float | None = None  # how far the clock of Redis is ahead of cluster time
     behind_ms = 0.0
     last = view = await live.look(ask=True)
     best = sample = Sample.of(view.redis_ms, asked_at, clock.reading())
@@ -40,7 +41,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
         # The clock of Redis was not stepped between that beat and this look.
         most_ms = (clock.reading() - sent_at) * 1000 + server_limits.CLOCK_STEADY_MS
         is_steady = 0 <= since_ms <= most_ms
-        # Samples of before a step say nothing of the time after it.
+        # Samples from before a step say nothing about the time after it.
         is_alike = abs(sample.redis_ms - best.redis_ms - sample.middle_ms + best.middle_ms) <= (
             (sample.round_trip_ms + best.round_trip_ms) / 2 + server_limits.CLOCK_STEADY_MS
         )
@@ -55,7 +56,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
                 if late_ms <= server_limits.BEAT_PROMPT_MS:
                     break
             elif ahead_ms is None or behind_ms:
-                # Redis was stepped: how long this beat was on its way is unknown.
+                # Redis was stepped, so it is unknown how long this beat was on its way.
                 told_ms = view.beaten_redis_ms - view.beaten_at
                 ahead_ms = told_ms if ahead_ms is None else min(ahead_ms, told_ms)
                 behind_ms = until_s * 1000
@@ -66,7 +67,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
 
 
 def _set_without_beat(clock: ClusterClock, view: ClusterView, best: Sample, newest: Sample) -> None:
-    """Sets the clock by the last beat that Redis knows of, or by Redis alone."""
+    """Sets the clock by the last beat that Redis has, or by Redis alone."""
     left_at = max([view.beaten_at, *view.nodes.values()]) if view.nodes else 0
     ahead_ms = _ahead_at_last_beat(view)
     if (
@@ -77,7 +78,7 @@ def _set_without_beat(clock: ClusterClock, view: ClusterView, best: Sample, newe
     ):
         clock.set(best, min(ahead_ms, view.redis_ms - left_at))
         return
-    # A process that lives all the same is ahead by less than it takes to call it dead.
+    # A process that lives nevertheless is ahead by less than the silence that counts as death.
     behind_ms = limits.NODE_SILENT_MS if left_at > view.redis_ms else 0.0
     clock.set(newest, view.redis_ms - max(view.redis_ms, left_at), behind_ms)
 

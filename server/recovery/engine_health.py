@@ -1,8 +1,8 @@
-"""What a process stands on, measured once a second however many ask for it.
+"""Health of the parts that a process needs, measured at most once a second.
 
-``/readyz`` and ``/metrics`` take no token, and one look costs two commands of Redis for each
-partition. Requests that come together wait for one look, and those of the next second share
-its result.
+``/readyz`` and ``/metrics`` take no token, and one measurement costs two Redis commands for each
+partition. Requests that arrive together wait for one measurement, and requests of the next second
+share its result.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from storage.redis.live import LiveError
 
 
 class Measured(Protocol):
-    """What is measured of a process."""
+    """The process that is measured."""
 
     clock: ClusterClock
     registry: SessionRegistry
@@ -30,11 +30,11 @@ class Measured(Protocol):
         """Whether Redis answers now."""
 
     async def outbox(self) -> tuple[int, int]:
-        """Entries that wait for Postgres, and the age of the oldest in milliseconds."""
+        """Number of entries that wait for Postgres, and the age of the oldest in ms."""
 
 
 class EngineReadings(NamedTuple):
-    """What was found: Redis and Postgres up, entries of the outbox, the age of the oldest."""
+    """One measurement: Redis and Postgres up, entries of the outbox, age of the oldest."""
 
     redis_up: bool
     postgres_up: bool
@@ -43,7 +43,7 @@ class EngineReadings(NamedTuple):
 
 
 class EngineHealth:
-    """The looks of one process; ``now_s`` is monotonic seconds."""
+    """The measurements of one process; ``now_s`` is monotonic seconds."""
 
     def __init__(self, process: Measured, now_s: Callable[[], float] | None = None) -> None:
         self.process = process
@@ -53,14 +53,14 @@ class EngineHealth:
         self._looking: asyncio.Task[EngineReadings] | None = None
 
     async def look(self) -> EngineReadings:
-        """The last look if it is not older than a second, else a new one."""
+        """The last measurement if it is at most a second old, otherwise a new one."""
         age_s = self.now_s() - self._looked_at
         if self._last is not None and age_s * 1000 < server_limits.ENGINE_HEALTH_KEPT_MS:
             return self._last
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
             self._looking.add_done_callback(self._over)
-        # Who asks may be cancelled, and the others wait on.
+        # A request may be cancelled while others wait for the same measurement.
         return await asyncio.shield(self._looking)
 
     def _over(self, _: "asyncio.Task[EngineReadings]") -> None:
@@ -76,7 +76,7 @@ class EngineHealth:
             try:
                 entries, oldest_ms = await process.outbox()
             except LiveError:
-                redis_up = False  # it went away in between
+                redis_up = False  # Redis went away after the first command
         metrics.redis_up.set(redis_up)
         metrics.redis_step.set(process.clock.stepped_ms / 1000)
         metrics.postgres_up.set(postgres_up)
@@ -90,7 +90,7 @@ class EngineHealth:
         return self._last
 
     async def _count_sessions(self) -> None:
-        """Sets the gauges of what is served here; others have their turn meanwhile."""
+        """Sets the gauges of the sessions here, in parts, so that other work has its turn."""
         registry, metrics = self.process.registry, self.process.metrics
         counts: Counter[tuple[str, str]] = Counter()
         for number, local in enumerate(registry, 1):

@@ -1,11 +1,13 @@
-"""Sessions that nobody runs any more: Redis lost them together with the process that did.
+"""Lost sessions: Redis lost them together with the process that ran them.
 
-That takes two failures at once. Such a session runs on in the record alone, and is ended
-there with what is written down: whatever was not is not billed. Redis is told of that end
-first, for counters that were loaded before the last of it was written down lack the rest.
-It is looked for when everybody who still knew of a session has put it back, or has had to stop
-it, because nobody goes on uncovered for longer than that. A session whose end waits in the outbox
-is none of them, though Redis may have forgotten it by its own clock.
+That takes two failures at once. Such a session is live in Postgres alone. It is ended there with
+what Postgres has of it; time that Postgres lacks is not billed. The end is asserted in Redis first,
+because counters that were loaded before the session's last minutes reached Postgres lack those
+minutes.
+
+Sessions are checked once every process that still knew a session has put it back, or has had to
+stop it, because no process runs a session uncovered for longer than that. A session whose end waits
+in the outbox is not lost, although Redis may have forgotten it by its own clock.
 """
 
 from collections.abc import Awaitable, Callable
@@ -32,12 +34,14 @@ log = structlog.get_logger()
 
 REASON = "node_lost"
 PutBack = Callable[[SessionState, tuple[bytes, ...]], Awaitable[bool]]
-"""Asserts a session that has ended; see ``server.recovery.reassertion``. True: Redis has it
-otherwise."""
+"""Asserts a session that has ended; see ``server.recovery.reassertion``.
+
+True: Redis has a different version of it.
+"""
 
 
 class LostSessions:
-    """Ends the sessions of which only the record knows."""
+    """Ends the sessions that only the record knows."""
 
     def __init__(
         self, restoring: Restoring, records: Records, loader: Loader, put_back: PutBack
@@ -51,11 +55,13 @@ class LostSessions:
         self._put_back = put_back
 
     async def end(self) -> int:
-        """Ends all of them as ``node_lost``; how many there were. Raises ``LiveError``,
-        ``UnavailableError`` and, where the record is too far behind to say, ``ServiceError``;
-        whatever is left is found the next time."""
+        """Ends all lost sessions as ``node_lost``; returns their number.
+
+        Raises ``LiveError``, ``UnavailableError`` and, if the record is too far behind to tell,
+        ``ServiceError``. Sessions that are left are found the next time.
+        """
         count, after = 0, LiveSession("", "", is_reported=False)
-        # Before Postgres is read: what is flushed meanwhile is in what is read.
+        # Before Postgres is read: records that are flushed meanwhile are then in what is read.
         behind = await self.loader.behind(storage_limits.ACCOUNT_IDLE_MS)
         is_complete = True
 
@@ -93,15 +99,18 @@ class LostSessions:
         ended = ended_of(row, minutes)
         silent_ms = self.clock.now() - ended.ended_at
         if session.is_reported and silent_ms < server_limits.REPORTED_SILENCE_MS_MAX:
-            return False  # its client goes on, and it is restored with the next minute
+            return False  # its client goes on, and its next minute restores it
         if not session.is_reported and await self._put_back(session_of(row.identity, ended), ()):
-            return False  # who runs it was here again meanwhile
+            return False  # the process that runs it has put it back meanwhile
         await self.records.write([ended])
         return True
 
     async def _is_known(self, session: LiveSession) -> bool:
-        """Whether Redis has the session; but not if it was told of this end, and the record
-        was not."""
+        """Whether Redis has the session.
+
+        False also if an earlier attempt asserted this end in Redis and did not write it to
+        Postgres.
+        """
         tenant, session_id = session.tenant, session.session_id
         if not await self.live.is_warm(self.live.keys.session(tenant, session_id)):
             return False
@@ -112,7 +121,7 @@ class LostSessions:
 
 
 def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnded:
-    """The end of a session with what is written down of it."""
+    """The end of a session, computed from its minutes in Postgres."""
     assert row.started_at is not None
     elapsed_ms = sum(minute.seconds for minute in minutes) * 1000
     free_ms = sum(minute.free_ms for minute in minutes)
@@ -147,7 +156,7 @@ def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnde
 
 
 def session_of(identity: Identity, ended: SessionEnded) -> SessionState:
-    """The session that ended like that, older than whatever a process may still know of it."""
+    """The session with that end, older than any version that a process may still know."""
     if ended.terms.free_scope == "pair":
         key = free_key(ended.terms, ended.user_id, ended.counterpart_id, "")
         identity = msgspec.structs.replace(identity, free_key=key)

@@ -1,8 +1,9 @@
-"""Membership: this process proves that it lives, and learns which others do.
+"""Membership: a process proves that it lives, and learns which others do.
 
-A process that was silent for five seconds is dead. Whoever notices takes its sockets off
-its sessions, as of its last proof of life (``sweeper.py``). However much there is to look
-after, the beat goes on beside it: it must not make this process the next dead one.
+A process that was silent for five seconds is dead. A process that notices this detaches the dead
+process's sockets from their sessions, as of its last proof of life (``sweeper.py``). However much
+there is to sweep, the heartbeat goes on beside it: the sweep must not make this process the next
+dead one.
 """
 
 import asyncio
@@ -25,15 +26,15 @@ from storage.tasks import end
 log = structlog.get_logger()
 
 MEMBER_POLL_MS = server_limits.PRESENCE_BEAT_MS
-"""How long a process has to answer when it is asked whether it lives; one that was silent
-for ``NODE_SILENT_MS`` is not asked."""
+"""How long a process has to answer a poll. A process that was silent for ``NODE_SILENT_MS`` is not
+waited for."""
 BREAK_MS = limits.NODE_SILENT_MS - 2 * server_limits.PRESENCE_BEAT_MS
-"""After a break of so long between two beats of its own, a process listens anew: others may
-have been kept from theirs just as long."""
+"""After a break of this length between two beats of its own, a process listens anew, because the
+others may have been unable to beat just as long."""
 
 
 class Membership:
-    """The beat of a process, and what it knows of the others'."""
+    """The heartbeat of a process, and what it knows of the others' heartbeats."""
 
     def __init__(
         self,
@@ -48,17 +49,17 @@ class Membership:
         self.clock = clock
         self.sweeper = Sweeper(live, orphans, clock, lambda: self._silent(limits.NODE_SILENT_MS))
         self.nodes: dict[str, int] = {}
-        """Every process by its last proof of life."""
+        """The last proof of life of every process."""
         self.redis_up = False
         self._beaten_at: int | None = None
         self._listens_since = 0
-        """Silence before that says nothing of who was silent."""
+        """Silence before this instant does not show that a process is dead."""
         self._beating: asyncio.Task[None] | None = None
         self._answering: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[dict[str, int]] | None = None
 
     async def start(self) -> None:
-        """Sets the clock; then one beat a second, and one for everybody who asks."""
+        """Sets the clock; then beats once a second, and once for each process that asks."""
         await take_over_time(self.clock, self.live)
         await self.orphans.registry.accounts.channels.subscribe(LOOK_CHANNEL, self._asked)
         await self.beat()
@@ -70,8 +71,11 @@ class Membership:
         self._beating = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """No more beats. The process leaves the list, and whoever misses it there looks after
-        the graces that it began; one that leaves a socket behind stays in it, and is swept."""
+        """Ends the beats.
+
+        A process without sockets leaves the list; the others see that, and look after the graces
+        that it began. A process that leaves a socket behind stays in the list, and is swept.
+        """
         await end((self._beating, self.sweeper.task, self._answering, self._polling))
         with contextlib.suppress(LiveError):
             if not await self._leaves_sessions():
@@ -83,12 +87,12 @@ class Membership:
         return bool([name async for name in self.live.sessions_of_node(self.live.node)])
 
     def _asked(self, _: object) -> None:
-        """A process has started, or the line to Redis was down: it is told the time now."""
+        """Sends a beat, because a process has started or the connection to Redis was lost."""
         if self._answering is None or self._answering.done():
             self._answering = asyncio.create_task(self._answer())
 
     def beat_first(self) -> None:
-        """This process stood still: its beat is sent before whatever else has waited."""
+        """Sends a beat before all other work, because this process stood still."""
         self._asked(None)
 
     async def _answer(self) -> None:
@@ -96,7 +100,7 @@ class Membership:
             await self.beat()
 
     async def beat(self) -> None:
-        """Proves that this process lives, and learns who else does."""
+        """Proves that this process lives, and learns which others do."""
         sent_at = self.clock.reading()
         beat = await self.live.beat(self.clock.now(), self.clock.redis_ms())
         self.clock.observe(beat.redis_ms, sent_at)
@@ -109,13 +113,13 @@ class Membership:
 
     def _seen(self, nodes: dict[str, int]) -> None:
         if self.nodes.keys() - nodes.keys():
-            self.sweeper.graces_due = True  # somebody has left, and maybe a grace behind
+            self.sweeper.graces_due = True  # a process left, perhaps with a grace unattended
         self.nodes = nodes
 
     async def missing(self, nodes: frozenset[str]) -> dict[str, int]:
-        """Those of ``nodes`` that do not live, by their last proof of life.
+        """Those of ``nodes`` that do not live, with their last proofs of life.
 
-        One that proved it lately may have died since then: all are asked, and have
+        A process that proved its life lately may have died since. So all are asked, and have
         ``MEMBER_POLL_MS`` to prove it again. Raises ``LiveError``.
         """
         before = await self._poll_members()
@@ -132,8 +136,10 @@ class Membership:
             await self._poll_members()
 
     async def _poll_members(self) -> dict[str, int]:
-        """Asks everybody for a beat, and looks who has made one; all who join sessions at
-        the same time share the answer."""
+        """Asks all processes for a beat; returns the last proofs of life.
+
+        Joins of sessions at the same time share one poll.
+        """
 
         async def poll() -> dict[str, int]:
             await asyncio.sleep(server_limits.BEAT_LOOK_PAUSE_S)
@@ -146,7 +152,7 @@ class Membership:
         return await asyncio.shield(self._polling)
 
     def _silent(self, silent_ms: int) -> dict[str, int]:
-        """The other processes that gave no proof of life for so long, by their last one."""
+        """The other processes without a proof of life for ``silent_ms``, with their last one."""
         since = self.clock.now() - silent_ms
         return {
             node: alive_at
@@ -167,5 +173,5 @@ class Membership:
                 self.redis_up = False
                 log.warning("beat_unanswered", error=str(error))
             except Exception:
-                # A beat that stopped would have peers sweep this process while it lives.
+                # If the heartbeat loop dies, peers sweep a live process.
                 log.exception("beat_failed")

@@ -1,10 +1,11 @@
-"""Minutes that the record lacks, and that follow from where their session stands.
+"""Makes again minutes that Postgres lacks and that a session's standing implies.
 
-A process keeps what its own steps appended (``server.sessions.unflushed``). What another one
-appended is lost where that one has died and Redis loses its outbox. Whoever joined the session
-between the two knows how many minutes it has completed and what they cost, and goes on from
-there: its receipt would name minutes that nobody can show. So they are made again. A minute is
-written down once, by its number; should its own record come after all, it changes nothing.
+A process keeps what its own steps appended (``server.sessions.unflushed``). Entries of another
+process are lost if that process has died and Redis loses its outbox. A process that joined the
+session before the loss knows how many minutes the session has completed and what they cost, and
+goes on from there. Without the lost minutes, the session's receipt would name minutes that no
+record shows. So they are made again. A minute is written once, by its number: if its own record
+arrives after all, that record changes nothing.
 """
 
 from collections.abc import Iterable
@@ -23,14 +24,14 @@ log = structlog.get_logger()
 
 
 class MissingMinutes:
-    """Writes down the minutes that are missing of sessions that this process knows."""
+    """Writes the missing minutes of sessions that this process knows."""
 
     def __init__(self, records: Records, tenants: Tenants) -> None:
         self.records = records
         self.tenants = tenants
 
     async def complete(self, sessions: Iterable[SessionState]) -> bool:
-        """Completes all of them; False: Postgres is away. It may be begun anew."""
+        """Completes all sessions. False: Postgres does not answer. The call may be repeated."""
         known = [session for session in sessions if session.standing.minutes_kept]
         try:
             for first in range(0, len(known), storage_limits.ASSERTIONS_PER_BATCH):

@@ -1,7 +1,7 @@
-"""Orphans: sessions whose process died, and what becomes of them.
+"""Orphans: sessions whose process died, and what happens to them.
 
-The sockets of a dead process are gone as of its last proof of life. The session is
-suspended in its name, so that the step is the one that it would have made itself; a
+The sockets of a dead process count as gone since its last proof of life. The session is suspended
+in the dead process's name, so that the step is the one that this process would have made itself. A
 socket that joins meanwhile, or the end of the grace, decides what follows.
 """
 
@@ -25,18 +25,17 @@ class Orphans:
         self.registry = registry
         self.live = live
         self.suspected: dict[str, int] = {}
-        """Processes that are taken for dead where the members are not polled, by their last proof
-        of life."""
+        """Processes taken for dead when ``missing`` is not set, with their last proofs of life."""
         self.missing: Callable[[frozenset[str]], Awaitable[dict[str, int]]] | None = None
-        """Polls other processes, and answers who is missing; the membership's, once it
-        beats."""
+        """Polls other processes and returns the missing ones; set by the membership once it beats.
+        """
         registry.before_joining = self.detach_dead
 
     async def adopt(self, tenant: str, session_id: str, node: str, alive_at: int | None) -> None:
         """Looks after a session that a dead process left behind.
 
-        ``alive_at`` is the last proof of life of the process whose sockets are gone;
-        None: the session had none any more, only its grace runs.
+        ``alive_at`` is the last proof of life of the process whose sockets are gone. None: the
+        session had no socket any more, and only its grace runs.
         """
         registry = self.registry
         await registry.turns.take(tenant)
@@ -62,11 +61,11 @@ class Orphans:
                 local.drain()
 
     async def reconcile(self) -> None:
-        """Looks after sessions that this process is noted for and has no socket of.
+        """Looks after sessions for which this process is noted and has no socket.
 
-        A command that was given up on may be done all the same, when Redis is slow: then a
-        session that nobody wanted any more has started, or there is no socket where somebody
-        joined. What it has settled is all that anybody proved.
+        Redis may carry out a command after this process has given up on it, when Redis is slow.
+        Then a session has started that no client wants any more, or this process is noted where its
+        socket did not join. What the session has settled is all that was proven.
         """
 
         async def look(name: tuple[str, str]) -> None:
@@ -78,11 +77,13 @@ class Orphans:
         await for_each("reconcile", names, look)
 
     async def detach_dead(self, found: FoundSession) -> None:
-        """A session is joined whose other processes may just have died: its sockets are gone
-        as of the last proof of life of any, so that nobody pays for the time between.
+        """Detaches the dead processes of a session that a socket is about to join.
 
-        A process that lives, and is only too slow to say so, loses its sockets for a moment:
-        its next step finds the session moved, and counts on from there.
+        Their sockets count as gone since the last proof of life of any of them, so that the user
+        does not pay for the time after.
+
+        A process that lives, and is only too slow to answer, loses its sockets for a moment. Its
+        next step finds that the session has moved, and counts on from there.
         """
         others = found.nodes - {self.live.node}
         missing = await self._missing(others) if others else {}
@@ -104,7 +105,7 @@ class Orphans:
         """Suspends a session in the name of the dead process that had its last socket."""
         identity, phase = local.meter.session.identity, local.meter.session.standing.phase
         if after(phase, Event.LOST) is None:
-            # Its socket came back to it, and it died before it could say so.
+            # The socket came back to that process, which died before it could record this.
             await self.live.depart(identity.tenant, identity.session_id, node)
             local.drain()
             return

@@ -1,22 +1,20 @@
-"""Recovery: what this process knows is put back where Redis has lost it.
+"""Recovery: a process puts back what it knows and Redis has lost.
 
-How it works
-------------
-A loss shows in four ways: with a beat, the epoch of a partition is not the one that this
-process has seen; a claim is answered ``gone``; the line of the channels was down; or a Redis
-has begun another history of writes, because it was started anew or a replica took over. The
-last two may have cost nothing. Then, partition by partition,
+A loss shows in four ways: with a beat, the epoch of a partition is not the one that this process
+has seen; a claim is answered ``gone``; the connection of the channels was lost; or a Redis has
+begun another history of writes, because it was started anew or a replica took over. The last two
+may have cost nothing. Then, partition by partition,
 
 1. every session that is served here is asserted (``storage/redis/lua/assert.lua``), and every
-   one that ended here and is not written down;
-2. the records that Postgres may not have are written down, or, where Postgres is away too,
-   appended to the outbox again;
-3. minutes that others appended, and have died, are made again (``recovery.missing_minutes``);
-4. what else Postgres has and Redis lacks is brought there (``recovery.record_catch_up``);
-5. a while later, sessions that nobody has put back are ended (``recovery.lost_sessions``).
+   session that ended here and whose end Postgres may lack;
+2. the records that Postgres may lack are written to Postgres, or, if Postgres does not answer
+   either, appended to the outbox again;
+3. minutes that dead processes appended are made again (``recovery.missing_minutes``);
+4. what else Postgres has and Redis lacks is brought to Redis (``recovery.record_catch_up``);
+5. a while later, sessions that no process has put back are ended (``recovery.lost_sessions``).
 
-All of that may be repeated; what fails is, after a while that doubles. Meanwhile, for
-``RECOVERY_MS``, the partition takes nothing else: sessions run on what they were granted.
+All of that may be repeated. What fails is repeated after a wait that doubles. Meanwhile, for
+``RECOVERY_MS``, the partition takes nothing else: sessions run on their grants.
 """
 
 import asyncio
@@ -49,13 +47,13 @@ from storage.tasks import end
 log = structlog.get_logger()
 
 WATCHED_PARTITION = 0
-"""Every process looks at this one, also one without sessions: a Redis that comes back empty
-has lost all of them, and with them perhaps sessions that nobody runs any more."""
+"""Every process watches this partition, even without sessions. A Redis that comes back empty has
+lost all partitions, perhaps with sessions that no process runs any more."""
 EXPECTED = (ProtocolError, LiveError, RedisError)
 
 
 class Recovery:
-    """Looks after what Redis has lost, on behalf of one process."""
+    """Puts back what Redis has lost, as far as one process knows it."""
 
     def __init__(
         self, registry: SessionRegistry, loader: Loader, records: Records, clock: Clock
@@ -67,32 +65,32 @@ class Recovery:
         self.restoring = Restoring(registry.live)
         self.unflushed: UnflushedEntries = registry.unflushed
         self.recovered = 0
-        """Assertions by which Redis learnt something."""
+        """Assertions from which Redis learned something."""
         self._epochs: dict[int, bytes | None] = {}
-        """The epoch of every partition that was served here, when it was looked at last."""
+        """The last seen epoch of every partition that was served here."""
         self._lost: set[int] = set()
-        """Partitions that are to be looked after."""
+        """Partitions to recover."""
         self._new: set[int] = set()
-        """Partitions that are served here now: what is known of them is put back to be sure."""
+        """Partitions newly served here: recovered once, in case they lost something before."""
         self._written_down: set[int] = set()
-        """Partitions that are to be looked after, what they lost being written down already."""
+        """Partitions to recover whose records are written to Postgres already."""
         self._flushed: dict[int, bytes] = {}
-        """The watermarks of quiet partitions, when anything was forgotten last."""
+        """The watermarks of quiet partitions when entries were last forgotten."""
         self._histories: dict[object, bytes | None] = {}
-        """The history of writes that each Redis went on with when it was looked at last."""
+        """The last seen history of writes of each Redis."""
         self._record_due_at: int | None = None
-        """Since when what Postgres has is to be brought to Redis; None: it is not."""
+        """Since when Redis may lack what Postgres has; None: not suspected."""
         self._assert_from = 0
-        """Where to begin with the assertions, after some could not be made."""
+        """Where the next assertions begin, after some failed."""
         self._again_at: dict[int, int] = {}
-        """When a partition is looked after once more, after everybody has come back."""
+        """When a partition is recovered once more, after all processes have come back."""
         self._retries = Retries()
-        """Partitions that could not be looked after."""
+        """Partitions whose recovery failed."""
         self._record_catch_up = RecordCatchUp(self.restoring, records, loader)
         self._missing_minutes = MissingMinutes(records, registry.tenants)
         self._lost_sessions = LostSessions(self.restoring, records, loader, self._assert_ended)
         self._lost_sessions_at = clock.now() + storage_limits.LOST_SESSIONS_AFTER_MS
-        """When sessions are looked for that nobody has put back."""
+        """When to look for sessions that no process has put back."""
         self._forget_at = 0
         self._task: asyncio.Task[None] | None = None
         registry.pipeline.restore = self.restore
@@ -100,11 +98,11 @@ class Recovery:
         loader.incomplete = self._suspect_record_loss
 
     async def begin(self) -> None:
-        """Begins the epochs of a deployment in which nobody else has anything to put back.
+        """Begins the epochs of a deployment whose other processes have nothing to put back.
 
-        Where a session runs as far as Postgres knows, whoever has it is given the time.
+        If Postgres knows of a live session, the process that has it gets the time to do so.
         """
-        self._suspect_record_loss()  # what Redis lost while no process lived, nobody has seen
+        self._suspect_record_loss()  # no process saw what Redis lost while none lived
         try:
             if await self.records.has_live_sessions():
                 return
@@ -115,11 +113,11 @@ class Recovery:
     # --- Finding out -------------------------------------------------------------------
 
     def _partitions(self) -> set[int]:
-        """The partitions of which this process knows anything."""
+        """The partitions of which this process knows sessions or entries."""
         return {self._partition_of(local) for local in self.registry} | self.unflushed.partitions
 
     async def look(self) -> None:
-        """Looks whether anything was lost; with every beat. Raises ``LiveError``."""
+        """Checks with every beat whether Redis lost anything. Raises ``LiveError``."""
         now_ms = self.clock.now()
         seen = await self.restoring.look(self._partitions() | {WATCHED_PARTITION})
         is_another, behind = self._is_another(seen.histories), set[int]()
@@ -134,8 +132,8 @@ class Recovery:
                 behind |= {partition} if is_of_older_copy(epoch) else set()
                 self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
             elif partition not in self._epochs:
-                # It was not served here a moment ago, and may have been lost since: what is
-                # asserted then Redis knows, mostly.
+                # This partition is newly served here, and may have lost something just before.
+                # Redis mostly knows what is asserted then.
                 self._new.add(partition)
             elif watermark is not None and partition not in self._lost and not self.busy:
                 flushed[partition] = watermark
@@ -143,7 +141,7 @@ class Recovery:
         ended: list[SessionState] = []
         if now_ms >= self._forget_at:
             self._forget_at = now_ms + server_limits.WATERMARK_INTERVAL_MS
-            # Those of the time before, so that a loss is found before anything is forgotten.
+            # The watermarks of the time before: a loss is found before anything is forgotten.
             quiet = {one: at for one, at in self._flushed.items() if one in flushed}
             ended = self.unflushed.forget(quiet, now_ms - server_limits.RECOVERED_ENTRIES_MS)
             self._flushed = flushed
@@ -157,7 +155,7 @@ class Recovery:
         await self.restoring.over(ended)
 
     def _doubt(self, behind: set[int] | None) -> Iterator[None]:
-        """Has the accounts of partitions that lack their last writes read anew; None: all."""
+        """Reads again the accounts of partitions that lack their last writes; None: of all."""
         for account in self.registry.accounts:
             partition = self.registry.live.keys.partition(account.projection.tenant)
             if behind is None or partition in behind:
@@ -165,19 +163,18 @@ class Recovery:
                 yield
 
     def _is_another(self, histories: Mapping[object, bytes | None]) -> bool:
-        """Whether a Redis goes on with a history that was not seen before. One that said
-        nothing is taken for the one that it was."""
+        """Whether a Redis has a new history of writes; without an answer it has not."""
         known = self._histories
         self._histories = {place: one or known.get(place) for place, one in histories.items()}
         return bool(known) and not set(self._histories.values()) <= {*known.values(), None}
 
     def suspect_loss(self) -> None:
-        """Redis may be another one: everything is asserted, which it mostly knows."""
+        """Asserts everything, because another Redis may answer; it mostly knows all of it."""
         self._lose(self._partitions() | {WATCHED_PARTITION})
         self._work()
 
     def _suspect_record_loss(self) -> None:
-        """Something may be missing in Redis that Postgres has known for a short while."""
+        """Notes that Redis may lack what Postgres has known for a short while."""
         if self._record_due_at is None:
             self._record_due_at = self.clock.now()
 
@@ -190,7 +187,7 @@ class Recovery:
             self._retries.forget(partition)
 
     def _due(self, partitions: set[int]) -> set[int]:
-        """Those that did not fail a moment ago."""
+        """The partitions whose recovery did not fail a moment ago."""
         now_ms = self.clock.now()
         return {one for one in partitions if self._retries.is_due(one, now_ms)}
 
@@ -219,7 +216,7 @@ class Recovery:
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Puts nothing back any more: it would be asked of a Redis that has been let go."""
+        """Ends the recovery, before the connections to Redis are closed."""
         await end([self._task])
 
     @property
@@ -241,7 +238,7 @@ class Recovery:
             for partition in partitions:
                 if self._epochs.get(partition, b"") is None:
                     await self.restoring.begin_lost_epochs(partition)
-            # First what others wait for, then what can wait.
+            # First what other processes wait for, then the rest.
             unasserted = await self._assert_all(partitions | new)
             for partition in sorted((partitions | new) - self._written_down):
                 await self._write_down(partition)
@@ -260,8 +257,7 @@ class Recovery:
         self._conclude(partitions, new, learnt, failed)
 
     async def _bring_record(self, due_at: int) -> bool:
-        """Brings to Postgres and to Redis what either has lost of what the other, or this
-        process, knows; False: Postgres is away."""
+        """Completes Postgres and Redis from all that is known; False: Postgres is away."""
         known = [local.meter.session for local in self.registry if _runs(local)]
         for partition in self.unflushed.partitions:
             ended = self.unflushed.ended(partition)
@@ -273,7 +269,7 @@ class Recovery:
     def _conclude(
         self, partitions: set[int], new: set[int], recovered: int, failed: set[int]
     ) -> None:
-        """What is to be done with the beats that follow."""
+        """Notes what the next beats have to repeat."""
         now_ms, done = self.clock.now(), (partitions | new) - failed
         self._written_down -= done | self._lost  # some may have been lost once more
         self._lost |= failed & partitions
@@ -292,7 +288,7 @@ class Recovery:
             self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
 
     async def _write_down(self, partition: int) -> None:
-        """Brings to Postgres what is not there for sure, or at least back into the outbox."""
+        """Writes to Postgres the entries that it may lack, or appends them to the outbox again."""
         entries = [kept for kept in self.unflushed.entries(partition) if kept.written_at is None]
         away = False
         for first in range(0, len(entries), storage_limits.ASSERTIONS_PER_BATCH):
@@ -309,8 +305,7 @@ class Recovery:
                     kept.written_at = self.clock.now()
 
     async def _replay(self, partition: int, batch: list[UnflushedEntry]) -> None:
-        """Appends again what the flusher is to bring to Postgres, and sorts out what it
-        refuses."""
+        """Appends entries again, for the flusher to write or to sort out if Postgres refuses."""
         ids = await self.restoring.replay(
             partition, [(kept.entry_id, kept.whole) for kept in batch]
         )
@@ -319,10 +314,9 @@ class Recovery:
                 self.unflushed.replaced(partition, kept, entry_id)
 
     async def _assert_all(self, partitions: set[int]) -> set[int]:
-        """Asserts everything that is known here; the partitions in which something could not be.
+        """Asserts all sessions known here; returns the partitions with a failure.
 
-        When a whole batch fails, so would the others: they are tried the next time, and
-        before this one.
+        If a whole batch fails, the others would fail too: the next attempt begins with them.
         """
         work: list[LocalSession | UnflushedEntry] = [
             local
@@ -366,10 +360,10 @@ class Recovery:
         return self.registry.live.keys.partition(session.identity.tenant)
 
     async def restore(self, session: SessionState) -> None:
-        """Puts back one session, whose step was answered ``gone``, or which was found running
-        though it ended here; and soon all others.
+        """Puts back one session, and soon all others of its partition.
 
-        Raises ``LiveError`` or ``ServiceError`` where that cannot be done now.
+        Its step was answered ``gone``, or Redis has it running although it ended here. Raises
+        ``LiveError`` or ``ServiceError`` if that cannot be done now.
         """
         ended, local = (
             self.unflushed.end_of(session.key),
@@ -378,7 +372,7 @@ class Recovery:
         if ended is None and local is None:
             raise ServiceError("the session store has lost the session")
         partition = self.registry.live.keys.partition(session.identity.tenant)
-        if partition not in self._retries:  # else all others were tried a moment ago
+        if partition not in self._retries:  # otherwise all others were tried a moment ago
             self._lose({partition})
         if ended is not None:
             await self._assert_kept(ended)
@@ -408,7 +402,7 @@ class Recovery:
         free_day = None
         if identity.terms.free_scope == "day":
             free_day = calendar.day_around(identity.started_at)
-            if identity.free_key is None:  # all that a lost session has left is its record
+            if identity.free_key is None:  # the record is all that is left of a lost session
                 day = calendar.day(identity.started_at).isoformat()
                 key = free_key(identity.terms, identity.user_id, identity.counterpart_id, day)
                 identity = msgspec.structs.replace(identity, free_key=key)
@@ -422,8 +416,10 @@ class Recovery:
         return months_of_minutes(session, local.calendar.month)
 
     async def _assert(self, assertion: Assertion, free_day: tuple[int, int] | None) -> bool:
-        """Asserts a session. True: Redis has it otherwise than it is known here, for another
-        process has made a step that was not heard of, or one of an older copy."""
+        """Asserts a session. True: Redis has a different version of it.
+
+        Another process has made a step that was not heard here, or a step of an older copy.
+        """
         identity, is_forked = assertion.session.identity, False
         for _ in range(server_limits.LOADS_PER_STEP_MAX):
             status, cold = await self.restoring.put_back(assertion)
@@ -442,8 +438,10 @@ class Recovery:
 
 
 def _runs(local: LocalSession) -> bool:
-    """Whether this process has anything to say of a session: it has sockets of it, or looks
-    after its end. Who only watches leaves it to those who have."""
+    """Whether this process asserts a session: it has sockets of it, or looks after its end.
+
+    A process with observers only leaves that to the processes with sockets.
+    """
     meter = local.meter
     standing = meter.session.standing
     active = meter.sockets or meter.asked or standing.grace_until is not None

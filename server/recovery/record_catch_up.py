@@ -1,14 +1,14 @@
-"""What the record has and Redis lacks, after Redis has lost its last writes.
+"""Brings to Redis what Postgres has, after Redis has lost its last writes.
 
-Postgres knows of everything that was acknowledged but the time of sessions: entries of
-ledgers, holds, how often operations were done, corrections of months, and limits. A replica
-that takes over lacks the newest of them, also where nobody is served, so what is young is
-looked at of all tenants. Each is brought to Redis once, by its id or by what it comes to;
-whatever Redis knows already is left alone, and whatever is cold is loaded complete.
+Postgres knows everything that was acknowledged except the time of sessions: entries of ledgers,
+holds, the number of operations done, corrections of months, and limits. A replica that takes over
+lacks the newest of them, also for tenants without live sessions, so the young rows of all tenants
+are checked. Each row is brought to Redis once, by its id or by its total. What Redis already knows
+is left alone, and what is cold is loaded complete.
 
-Postgres in turn may not know yet how a hold ended: that is decided in Redis, which forgets the
-hold an hour later by its own clock. So no hold is taken for open while the outbox has a record
-that is old by either clock. It waits until that is written down.
+Postgres in turn may not know yet how a hold ended: Redis decides that, and forgets the hold an hour
+later by its own clock. So no hold counts as open while the outbox has a record that is old by
+either clock. The hold waits until that record is in Postgres.
 """
 
 from collections.abc import Container, Iterable
@@ -33,7 +33,7 @@ ROWS_MAX = server_limits.RECOVERED_ENTRIES_MAX
 
 
 class RecordCatchUp:
-    """Brings to Redis what Postgres has."""
+    """Brings the young rows of Postgres to Redis."""
 
     def __init__(self, restoring: Restoring, records: Records, loader: Loader) -> None:
         self.restoring = restoring
@@ -42,21 +42,24 @@ class RecordCatchUp:
         self.loader = loader
         self.clock = loader.clock
         self.learnt = 0
-        """How much Redis has learnt."""
+        """Number of rows that Redis lacked."""
         self._spending = Spending(restoring.live)
         self._reported = ReportedSessions(records, loader)
         self._put_off: dict[int, int] = {}
-        """Partitions whose holds wait for the record, and from which instant on these are."""
+        """Partitions whose holds wait for the record, with the instant from which holds count."""
         self._put_off_until = 0
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to look if holds wait no more."""
+        """Whether it is time to check if the holds that wait can be brought."""
         return bool(self._put_off) and self.clock.now() >= self._put_off_until
 
     async def bring(self, suspected_at: int) -> bool:
-        """Brings all of it, if not all was there at an instant; False: Postgres is away. Raises
-        ``LiveError``. It may be begun anew, also some minutes later."""
+        """Brings all young rows, if Redis may have lost some at ``suspected_at``.
+
+        False: Postgres does not answer. Raises ``LiveError``. The call may be repeated, also some
+        minutes later.
+        """
         now_ms = self.clock.now()
         after_at = max(
             min(now_ms, suspected_at) - server_limits.RECOVERED_ENTRIES_MS,
@@ -74,8 +77,11 @@ class RecordCatchUp:
         return True
 
     async def bring_put_off(self) -> None:
-        """Brings the holds that waited, where the record is behind no more: what Postgres has of
-        them is right then, however old it is. Raises ``LiveError``; it may be begun anew."""
+        """Brings the holds that waited, for partitions whose record is complete by now.
+
+        What Postgres has of these holds is right then, however old it is. Raises ``LiveError``; the
+        call may be repeated.
+        """
         behind = await self._behind()
         ready = {at: after for at, after in self._put_off.items() if at not in behind}
         if not ready:
@@ -87,16 +93,20 @@ class RecordCatchUp:
         self._put_off = {at: after for at, after in self._put_off.items() if at not in ready}
 
     async def _behind(self) -> set[int]:
-        """Partitions in which Redis may know of a hold's end no more, and Postgres not yet. It is
-        asked first how far each outbox is, and then what Postgres has: so nothing is missing."""
+        """The partitions in which Redis may have forgotten a hold's end before Postgres has it.
+
+        The outboxes are read before Postgres, so that nothing is missing.
+        """
         self._put_off_until = self.clock.now() + server_limits.RECORD_BEHIND_INTERVAL_MS
         return await self.loader.behind(storage_limits.HOLD_KEPT_MS)
 
     async def _bring_decided(
         self, after_at: int, behind: Container[int], only: Container[int] | None = None
     ) -> None:
-        """Brings what Redis alone decides: holds, and how often operations were done. What is
-        open puts off its partition where the record of that is behind."""
+        """Brings what Redis alone decides: holds, and the number of operations done.
+
+        An open hold puts off its partition if the partition's record is behind.
+        """
 
         def is_ready(tenant: str, *, is_open: bool) -> bool:
             partition = self.live.keys.partition(tenant)
@@ -111,15 +121,17 @@ class RecordCatchUp:
         await self._bring_holds(
             hold for hold in holds if is_ready(hold.tenant, is_open=hold.state == "open")
         )
-        # After the holds: one that is given back gives back its place in the month too.
+        # After the holds: a hold that is given back gives back its place in the month, too.
         operations = await self.records.operations_since(after_at, ROWS_MAX)
         await self._bring_operations(
             done for done in operations if is_ready(done.tenant, is_open=bool(done.holds))
         )
 
     async def _bring_entries(self, found: Iterable[RecentEntry]) -> None:
-        """Applies what of the ledgers' newest entries accounts in Redis lack, of all of them:
-        of an account without sessions nobody else would look after it."""
+        """Applies the ledger's newest entries that accounts in Redis lack.
+
+        It does so for all accounts: no session looks after an account that has none.
+        """
         now_ms = self.clock.now()
         by_account: dict[AccountName, list[RecentEntry]] = {}
         for entry in found:
@@ -136,8 +148,11 @@ class RecordCatchUp:
         await for_each("entries", by_account.items(), apply)
 
     async def _bring_holds(self, found: Iterable[HoldRow]) -> None:
-        """Brings young holds in Redis to what Postgres says of them: what was reserved before a
-        loss is so again, and what has ended since is given back."""
+        """Brings young holds in Redis to their state in Postgres.
+
+        Credits that were reserved before a loss are reserved again; those of holds that have ended
+        since are given back.
+        """
 
         now_ms = self.clock.now()
 
@@ -152,7 +167,7 @@ class RecordCatchUp:
         await for_each("hold", found, restore)
 
     async def _bring_operations(self, found: Iterable[OperationsDone]) -> None:
-        """Counts in their month what operations Redis has forgotten."""
+        """Adds to months in Redis the operations that they have forgotten."""
 
         async def recount(done: OperationsDone) -> None:
             if await self.restoring.recount(done):
@@ -162,7 +177,7 @@ class RecordCatchUp:
         await for_each("operations", found, recount)
 
     async def _bring_adjustments(self, found: Iterable[AdjustmentRow]) -> None:
-        """Corrects months that have forgotten it."""
+        """Applies adjustments to months in Redis that have forgotten them."""
 
         async def adjust(adjustment: AdjustmentRow) -> None:
             if await self._spending.adjust(adjustment):
@@ -172,12 +187,12 @@ class RecordCatchUp:
         await for_each("adjustment", found, adjust)
 
     async def _bring_limits(self, found: Iterable[LimitChange]) -> None:
-        """Brings back limits of months, and whether an organisation may exceed its own."""
+        """Brings back limits of months, and whether an organisation may exceed its limit."""
 
         async def apply(change: LimitChange) -> None:
             if await self.restoring.has_limit(change):
                 return
-            # As whoever changes it: by now it may be another one still.
+            # Postgres is read again, as for every change: the limit may have changed once more.
             if change.user_id:
                 await apply_member(self.live, self.records, change.tenant, change.user_id)
             else:

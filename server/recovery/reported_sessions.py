@@ -1,8 +1,8 @@
-"""Sessions whose clients count for themselves, put back where Redis has lost minutes of them.
+"""Puts back sessions with reported minutes after Redis has lost some of them.
 
-No process serves such a session, so none asserts it: the record alone has what a replica lacks.
-Its next minute would bring it back, but perhaps there is none, and meanwhile others would use
-the month's minutes once more.
+No process serves such a session, so none asserts it: only Postgres has what a replica lacks. The
+session's next minute would bring it back, but perhaps there is none, and meanwhile others would use
+the month's minutes a second time.
 """
 
 import structlog
@@ -37,9 +37,12 @@ class ReportedSessions:
         self._reporter = MinuteReporter(loader.live)
 
     async def bring(self) -> int:
-        """Brings them; of how many sessions Redis lacked some. Raises ``LiveError`` and
-        ``UnavailableError``. It may be begun anew."""
-        # Before Postgres is read: it may lack an end that Redis has forgotten, where it is behind.
+        """Brings the minutes; returns the number of sessions of which Redis lacked some.
+
+        Raises ``LiveError`` and ``UnavailableError``. The call may be repeated.
+        """
+        # Before Postgres is read: where Postgres is behind, it may lack an end that Redis has
+        # forgotten.
         behind = await self.loader.behind(storage_limits.ACCOUNT_IDLE_MS)
         found = await self.records.reported_sessions(server_limits.RECOVERED_ENTRIES_MAX)
         by_tenant: dict[str, list[ReportedSession]] = {}
@@ -66,8 +69,11 @@ class ReportedSessions:
         return count
 
     async def _bring(self, recorded: ReportedSession, known: SessionState | None) -> bool:
-        """Brings one session; whether it was changed now. One that sockets meter they put back,
-        and one that was silent for long is ended by who looks for lost sessions."""
+        """Brings one session; returns whether Redis changed.
+
+        Sessions that sockets meter are put back by their processes. Sessions that were silent for
+        long are ended as lost sessions.
+        """
         tenant, session_id = recorded.tenant, recorded.session_id
         row = await self.records.session(tenant, session_id)
         if row is None or row.state != "live" or row.started_at is None:
@@ -79,7 +85,7 @@ class ReportedSessions:
         minutes = await self.usage.session(tenant, session_id)
         lost = tuple(one for one in minutes if one.minute >= before.minutes_kept)
         if [one.minute for one in lost] != list(range(before.minutes_kept, len(minutes))):
-            return False  # one of them is on its way to the record still
+            return False  # one of them is still on its way to the record
         standing = with_minutes(before, lost)
         until = standing.at + server_limits.REPORTED_SILENCE_MS_MAX
         if not lost or until <= self.clock.now():
@@ -115,7 +121,7 @@ class ReportedSessions:
 
 
 def with_minute(standing: Standing, minute_at: int, seconds: int) -> Standing:
-    """Where a session stands after one minute more that its client has counted."""
+    """The standing of a session after one more minute that its client counted."""
     elapsed_ms = standing.minutes_kept * MINUTE_MS + seconds * 1000
     return replace(
         standing,
@@ -129,14 +135,14 @@ def with_minute(standing: Standing, minute_at: int, seconds: int) -> Standing:
 
 
 def with_minutes(standing: Standing, minutes: tuple[SessionMinute, ...]) -> Standing:
-    """The same after several, in their order."""
+    """The standing of a session after several more minutes, in their order."""
     for minute in minutes:
         standing = with_minute(standing, minute.started_at, minute.seconds)
     return standing
 
 
 def _stands(session: SessionState) -> bool:
-    """Whether no socket meters a session, and it has not ended: only then its client counts."""
+    """Whether only the client counts: no socket meters the session, and it has not ended."""
     identity, standing = session.identity, session.standing
     is_whole = standing.settled_ms <= standing.minutes_kept * MINUTE_MS
     return identity.is_reported and standing.phase is Phase.PAUSED and is_whole

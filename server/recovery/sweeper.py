@@ -1,7 +1,7 @@
 """The sweeper: looks after the sessions that dead processes leave.
 
-Doing it twice, or from two processes at once, changes nothing, because the steps carry
-versions. However much there is to look after, the beat goes on beside it.
+A sweep may be repeated, or made by two processes at once, without effect, because the steps carry
+versions. However many sessions there are, the heartbeat goes on beside the sweep.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ log = structlog.get_logger()
 
 
 class Sweeper:
-    """Looks after the sessions of dead processes, and after graces that run without one.
+    """Looks after the sessions of dead processes, and after unattended graces.
 
-    ``dead`` answers the processes that are dead, by their last proof of life.
+    ``dead`` returns the dead processes with their last proofs of life.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class Sweeper:
         self.clock = clock
         self._dead = dead
         self.task: asyncio.Task[None] | None = None
-        """The sweep that is under way, or the last one."""
+        """The current sweep, or the last one."""
         self.graces_due = True
         """Graces may run that no process looks after."""
         self._reconcile_due = False
 
     def sweep_if_due(self, *, reconcile: bool = False) -> None:
-        """Begins to look after what is due, unless that is under way already."""
+        """Begins a sweep if anything is due, unless one is under way already."""
         registry = self.orphans.registry
         self._reconcile_due = self._reconcile_due or reconcile or registry.reconcile_due
         registry.reconcile_due = False
@@ -50,7 +50,7 @@ class Sweeper:
             self.task = asyncio.create_task(self._look_after_the_dead())
 
     async def _look_after_the_dead(self) -> None:
-        """Sweeps every dead process; what fails is tried again after the next beat."""
+        """Sweeps every dead process; a failure is tried again after the next beat."""
         for node, alive_at in self._dead().items():
             self.graces_due = True
             with alone("sweep"):
@@ -68,7 +68,7 @@ class Sweeper:
     async def sweep(self, node: str, alive_at: int) -> bool:
         """Detaches the sockets of a dead process as of its last proof of life.
 
-        False when a session could not be looked after yet: the process stays in the list.
+        Returns False if a session could not be looked after yet: the process stays in the list.
         """
         count, done = await self._adopt(self.live.sessions_of_node(node), node, alive_at)
         if done:
@@ -77,9 +77,9 @@ class Sweeper:
         return done
 
     async def adopt_graces(self) -> bool:
-        """Looks after sessions whose grace runs: the process that began it may be dead.
+        """Looks after sessions whose grace runs, in case the process that began it is dead.
 
-        False when that could not be done for one of them yet.
+        Returns False if one of them could not be looked after yet.
         """
         until = self.clock.now() + limits.RECONNECT_GRACE_MS_MAX
         _, done = await self._adopt(self.live.graces(until), self.live.node, None)
@@ -88,9 +88,10 @@ class Sweeper:
     async def _adopt(
         self, sessions: AsyncIterator[tuple[str, str]], node: str, alive_at: int | None
     ) -> tuple[int, bool]:
-        """Adopts the sessions; how many there were, and whether all could be.
+        """Adopts the sessions; returns their number, and whether all were adopted.
 
-        One that cannot (its account is cold, and Postgres away) holds up no other.
+        A session that cannot be adopted (its account is cold, and Postgres does not answer) holds
+        up no other.
         """
         names = [name async for name in sessions]
         done = True
