@@ -1,4 +1,4 @@
 """The record: the pool, queries in SQL files, the schema and its migrations.
 
-Imports ``rows``, and nothing of ``redis``.
+This package imports ``rows``, and nothing of ``redis``.
 """

@@ -1,4 +1,4 @@
-"""From the records of the outbox to what ``unnest`` takes: one array for each column."""
+"""Converts records of the outbox into arrays for ``unnest``, one for each column."""
 
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -32,15 +32,15 @@ HOLD = (
     "tenant", "hold_id", "account_id", "state", "amount_micros", "posted_micros", "operation",
     "user_id", "month", "created_at", "expires_at", "changed_at", "metadata",
 )  # fmt: skip
-# The parameters of write_entries.sql: of entries, and then of operations.
+# Numbers of parameters of write_entries.sql: first of entries, then of operations.
 ENTRY_WIDTH = 11
 OPERATION_WIDTH = 13
-# Columns of type jsonb, which are handed over as text.
+# Columns of type jsonb, whose values are passed as text.
 _DOCUMENTS = frozenset({"terms", "metadata", "segments", "gaps"})
 
 
 def unique(records: Sequence[Record], of_type: type[Value], *key: str) -> dict[Any, Value]:
-    """The records of one type by their natural keys; of duplicates the first."""
+    """Returns the records of one type by their natural keys; of duplicates, the first."""
     found: dict[Any, Value] = {}
     for record in records:
         if isinstance(record, of_type):
@@ -49,7 +49,7 @@ def unique(records: Sequence[Record], of_type: type[Value], *key: str) -> dict[A
 
 
 def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
-    """The records as one array for each column, as ``unnest`` takes them."""
+    """Returns the records as one array for each column, as ``unnest`` takes them."""
     return [
         [
             json_value(getattr(record, name)) if name in _DOCUMENTS else getattr(record, name)
@@ -60,17 +60,17 @@ def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
 
 
 def turned(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
-    """Rows of so many columns as one array for each column, also where there are no rows."""
+    """Returns rows of ``width`` columns as one array for each column; there may be no rows."""
     return list(zip(*rows, strict=True)) or [()] * width
 
 
 def has_moved(entry: EntryPosted) -> bool:
-    """Whether the ledger has it: an operation that cost nothing moved nothing."""
+    """Whether the entry is in the ledger: an operation that cost nothing is not."""
     return entry.amount_micros != 0 or entry.entry_kind not in {"spend", "post"}
 
 
 def entry_row(entry: EntryPosted) -> tuple[Any, ...]:
-    """What ``write_entries.sql`` takes of an entry that was decided in Redis."""
+    """Returns an entry that Redis decided, as a row for ``write_entries.sql``."""
     return (
         entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
         entry.at, text_value(entry.reason), text_value(entry.operation), None, None,
@@ -79,9 +79,9 @@ def entry_row(entry: EntryPosted) -> tuple[Any, ...]:
 
 
 def operation_rows(entry: EntryPosted) -> list[tuple[Any, ...]]:
-    """What ``write_entries.sql`` takes of an operation, if the entry is one's; else nothing.
+    """Returns an operation as a row for ``write_entries.sql``; empty for other entries.
 
-    What the metadata says in a form of its own is kept in the metadata alone.
+    Values in the metadata of an unexpected form stay in the metadata only.
     """
     if entry.operation is None or entry.month is None:
         return []
@@ -100,13 +100,13 @@ def operation_rows(entry: EntryPosted) -> list[tuple[Any, ...]]:
 
 
 def _count(value: Any) -> int | None:
-    """A whole number that a bigint takes; None for anything else."""
+    """Returns a whole number that fits a bigint; None for anything else."""
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return value if is_whole and 0 <= value < 2**63 else None
 
 
 def furthest_holds(changes: Iterable[HoldChanged]) -> list[HoldChanged]:
-    """Of every hold the change that goes furthest: a statement cannot take a row twice."""
+    """Returns the furthest change of each hold: a statement cannot change a row twice."""
     found: dict[tuple[str, str], HoldChanged] = {}
     for change in changes:
         key = (change.tenant, change.hold_id)
@@ -116,7 +116,7 @@ def furthest_holds(changes: Iterable[HoldChanged]) -> list[HoldChanged]:
 
 
 def adjustment_row(adjustment: AdjustmentRow) -> tuple[Any, ...]:
-    """What ``adjust_minutes.sql`` takes."""
+    """Returns a row for ``adjust_minutes.sql``."""
     return (
         adjustment.tenant, adjustment.user_id, adjustment.entry_id,
         date.fromisoformat(adjustment.month), adjustment.minutes,
@@ -125,7 +125,7 @@ def adjustment_row(adjustment: AdjustmentRow) -> tuple[Any, ...]:
 
 
 def burn_row(minute: MinuteUsed) -> tuple[Any, ...]:
-    """What ``write_entries.sql`` takes of the entry that a minute's cost makes."""
+    """Returns the ledger entry of a minute's cost, as a row for ``write_entries.sql``."""
     return (
         minute.tenant, minute.account_id, f"burn:{minute.session_id}:{minute.minute}", "burn",
         -minute.credits_micros, minute.started_at, None, None, minute.session_id, minute.minute,
@@ -134,7 +134,7 @@ def burn_row(minute: MinuteUsed) -> tuple[Any, ...]:
 
 
 def money_in_row(entry: EntryPosted, priority: int, expires_at: int | None) -> tuple[Any, ...]:
-    """What ``post_entry.sql`` takes."""
+    """Returns a row for ``post_entry.sql``."""
     return (
         entry.tenant, entry.account_id, entry.entry_id, entry.entry_kind, entry.amount_micros,
         entry.at, text_value(entry.reason), text_value(entry.operation),
@@ -143,7 +143,7 @@ def money_in_row(entry: EntryPosted, priority: int, expires_at: int | None) -> t
 
 
 def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:
-    """What ``prepare_session.sql`` takes."""
+    """Returns a row for ``prepare_session.sql``."""
     return (
         session.tenant, session.session_id, session.kind, session.user_id, session.org_id,
         session.account_id, session.counterpart_id, json_value(session.terms),
@@ -152,22 +152,25 @@ def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:
 
 
 def given(value: Any) -> tuple[bool, Any]:
-    """A value that may be left out, as two parameters: whether it was given, and it."""
+    """Returns an optional value as two parameters: whether it was given, and the value."""
     return (False, None) if value is UNSET else (True, value)
 
 
 def number(value: float | UnsetType | None) -> str | UnsetType | None:
-    """As text, for a numeric column takes a decimal and a limit is written in decimals."""
+    """Returns a number as text: a numeric column takes a decimal, and limits have decimals."""
     return str(value) if isinstance(value, int | float) else value
 
 
 def text_value(value: str | None) -> str | None:
-    """Free text, without the one character that Postgres cannot keep."""
+    """Returns free text without NUL, the one character that Postgres cannot keep."""
     return None if value is None else value.replace("\0", "\ufffd")
 
 
 def json_value(value: Any) -> str | None:
-    """A JSON document, or None; a client's metadata must not make a bill unwritable."""
+    """Returns a JSON document as text, without NUL; None for None.
+
+    A client's metadata must not make a bill unwritable.
+    """
     if value is None:
         return None
     text = msgspec.json.encode(value).decode()

@@ -1,12 +1,12 @@
-"""Postgres as the record asks it: a pool of connections, and what is tried again.
+"""The access to Postgres: a pool of connections, and the repetition of statements.
 
-All SQL lies in ``storage/postgres/sql``, one statement a file, read once. Every answer is a
-frozen value of ``storage.rows`` or a plain one; instants are epoch milliseconds.
+All SQL is in ``storage/postgres/sql``, one statement per file, read once. Every answer is a frozen
+value of ``storage.rows`` or a plain value; instants are epoch milliseconds.
 
-Two exceptions leave this module. ``UnavailableError``: not now, the same call may be made
-again. ``RejectedError``: never, whatever the number of attempts. What Postgres rolled back for
-certain (a deadlock, a demoted primary) is tried again here; what may or may not have
-been done (a killed backend) only where doing it twice is doing it once.
+Two exceptions leave this module. ``UnavailableError``: Postgres cannot do the work now, and the
+same call may be repeated. ``RejectedError``: no number of attempts can succeed. Work that Postgres
+certainly rolled back (a deadlock, a demoted primary) is tried again here. Work whose result is
+unknown (a killed backend) is tried again only where a repetition changes nothing.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,49 +24,49 @@ Value = TypeVar("Value")
 
 SQL = {path.stem: path.read_text("utf-8") for path in (Path(__file__).parent / "sql").glob("*.sql")}
 
-# SQLSTATE classes of what is wrong with the data: value, constraint, size.
+# SQLSTATE classes of errors in the data: value, constraint, size.
 _REFUSED_CLASSES = ("22", "23", "54")
 _READ_ONLY = "25006"
-# Serialization failure, deadlock, read-only transaction: rolled back, nothing was done.
+# Serialization failure, deadlock, read-only transaction: rolled back, so nothing was done.
 _ROLLED_BACK = frozenset({"40001", "40P01", _READ_ONLY})
-# The connection broke, or the backend was told to go: nobody knows what was done.
+# The connection broke, or the backend was ended: it is unknown whether the work was done.
 _LOST = ("08", "57P01")
 
 
 class UnavailableError(Exception):
-    """Postgres cannot be reached or cannot do it now; the call may be made again."""
+    """Postgres is unreachable or cannot do the work now; the call may be repeated."""
 
 
 class RejectedError(Exception):
-    """Postgres will never take this: the value or a constraint forbids it."""
+    """Postgres will never take the data: a value or a constraint forbids it."""
 
     def __init__(self, message: str, constraint: str | None = None) -> None:
         super().__init__(message)
         self.constraint = constraint
-        """The constraint that forbids it, where it is one."""
+        """The name of the constraint; None: another cause."""
 
 
 class _Pooled(asyncpg.Connection):
-    """A connection on which nothing is set beyond a transaction's end.
+    """A connection without settings that outlive a transaction.
 
-    There are no session settings, advisory locks, cursors or listeners to reset, so what
-    asyncpg would send for that at every release is a round trip for nothing. A transaction
-    that was left open is rolled back all the same.
+    There are no session settings, advisory locks, cursors or listeners to reset, so asyncpg's reset
+    at every release would be a useless round trip. asyncpg still rolls back a transaction that was
+    left open.
     """
 
     def get_reset_query(self) -> str:
-        """Nothing (asyncpg, ``Connection.reset``: overload it by subclassing)."""
+        """Returns an empty query (asyncpg, ``Connection.reset``: overload it by subclassing)."""
         return ""
 
 
 class Database:
-    """Postgres, over a pool of connections. Make one with ``connect``, then ``close``."""
+    """Postgres, over a pool of connections. Make one with ``connect``; then ``close`` it."""
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout_s: float) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
         self.retries = 0
-        """How often a statement was tried again; for the metrics."""
+        """How often a statement was tried again, for the metrics."""
 
     @classmethod
     async def connect(
@@ -76,10 +76,10 @@ class Database:
         pool_size_max: int = storage_limits.DATABASE_CONNECTIONS_MAX,
         statement_cache_size: int = 100,
     ) -> Self:
-        """Makes the pool; connections are made when they are needed, so Postgres may be away.
+        """Makes the pool. Connections are made when needed, so Postgres may be away.
 
-        Behind PgBouncer in transaction mode ``statement_cache_size`` is 0, unless it is
-        1.21 or newer with ``max_prepared_statements``. With several hosts the DSN says
+        Behind PgBouncer in transaction mode, ``statement_cache_size`` is 0, unless PgBouncer is
+        1.21 or newer with ``max_prepared_statements``. With several hosts, the DSN contains
         ``target_session_attrs=read-write``.
         """
         timeout_s = storage_limits.DATABASE_TIMEOUT_MS / 1000
@@ -96,7 +96,7 @@ class Database:
         return cls(pool, timeout_s)
 
     async def close(self) -> None:
-        """Waits for what is under way, then closes every connection."""
+        """Waits for work under way, then closes every connection."""
         await self._pool.close()
 
     async def healthy(self) -> bool:
@@ -107,7 +107,7 @@ class Database:
             return False
         return True
 
-    # How everything is asked
+    # The forms of a query
 
     async def _execute(self, name: str, *arguments: Any) -> str:
         return await self._run(lambda connection: connection.execute(SQL[name], *arguments))
@@ -132,10 +132,10 @@ class Database:
     async def _run(
         self, work: Callable[[Connection], Awaitable[Value]], *, again: bool = True
     ) -> Value:
-        """Does ``work`` on a connection of the pool, and once more where that is right.
+        """Does ``work`` on a connection of the pool, and repeats it where that is safe.
 
-        ``again`` says that the work is idempotent: it may be repeated even if nobody
-        knows whether it was done.
+        ``again``: the work is idempotent. It may be repeated even if it is unknown whether it was
+        done.
         """
         for attempt in range(storage_limits.DATABASE_ATTEMPTS_MAX):
             last = attempt == storage_limits.DATABASE_ATTEMPTS_MAX - 1
@@ -147,13 +147,14 @@ class Database:
                 if state.startswith(_REFUSED_CLASSES):
                     raise RejectedError(str(error), error.constraint_name) from error
                 if state == _READ_ONLY:
-                    # A failover: this connection and its like are at a demoted primary.
+                    # A failover: this connection and others like it lead to a demoted primary.
                     await self._pool.expire_connections()
                 lost = state.startswith(_LOST)
                 if last or not (state in _ROLLED_BACK or (lost and again)):
                     raise UnavailableError(str(error)) from error
             except (asyncpg.InternalClientError, asyncpg.InterfaceError, ConnectionError) as error:
-                # How a killed backend shows, each in its moment; the pool recovers.
+                # A killed backend shows as one of these, depending on the moment; the pool
+                # recovers.
                 if last or not again:
                     raise UnavailableError(str(error)) from error
             except (OSError, TimeoutError) as error:

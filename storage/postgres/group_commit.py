@@ -1,10 +1,10 @@
-"""Writes down what must be in Postgres before it is acknowledged, for many at once.
+"""Writes records that must be in Postgres before an answer, for many callers at once.
 
-What a spend appended to the outbox comes to Postgres by itself. Who waits for it does not
-wait for the flusher, but writes the same records, which changes nothing that is there
-already. While one transaction is under way those who come meanwhile gather, and the next
-one takes all of them: an account's row is locked once for many spends, and one spend
-alone waits for nobody.
+The records that a spend appended to the outbox reach Postgres by themselves. A caller that needs
+them there does not wait for the flusher, but writes the same records; records that are already
+there do not change. While one transaction is under way, further callers gather, and the next
+transaction takes all of them. So an account's row is locked once for many spends, and a single
+spend does not wait for others.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ Waiting = tuple[Sequence[Record], "asyncio.Future[None]"]
 
 
 class GroupCommitWriter:
-    """One transaction at a time, for all who wait."""
+    """Writes in one transaction at a time, for all waiting callers."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
@@ -29,11 +29,11 @@ class GroupCommitWriter:
     async def write(self, records: Sequence[Record]) -> None:
         """Returns when all of ``records`` are in Postgres.
 
-        Raises ``UnavailableError`` when they may not be, ``RefusedError`` when they never
-        will.
+        Raises ``UnavailableError`` when they may not be there, and ``RejectedError`` when they
+        never will be.
         """
         if len(self._waiting) >= storage_limits.WRITES_WAITING_MAX:
-            raise UnavailableError("too many wait for Postgres already")
+            raise UnavailableError("too many writes wait for Postgres")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((records, done))
         if self._task is None:
@@ -48,7 +48,7 @@ class GroupCommitWriter:
             self._task = None
 
     def _take(self) -> list[Waiting]:
-        """As many of those who wait as one transaction takes, and at least one."""
+        """Takes as many waiting callers as one transaction may have, and at least one."""
         taken, size = 0, 0
         for records, _ in self._waiting:
             size += len(records)
@@ -67,7 +67,7 @@ class GroupCommitWriter:
             if len(batch) == 1:
                 _tell(batch, error)
                 return
-            # One of them is to blame, by its data or by a bug of ours: the others are written.
+            # One of them is to blame, by its data or by a bug of ours. The others must be written.
             for waiting in batch:
                 await self._write([waiting])
         except BaseException:
@@ -81,7 +81,7 @@ class GroupCommitWriter:
 def _tell(batch: list[Waiting], error: Exception | None) -> None:
     for _, done in batch:
         if done.done():
-            continue  # whoever waited has gone
+            continue  # the caller no longer waits
         if error is None:
             done.set_result(None)
         else:

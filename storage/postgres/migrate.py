@@ -1,10 +1,9 @@
-"""Brings a database to the schema that this code was written for.
+"""Brings a database to the schema of this code.
 
-The migrations are the numbered files in ``storage/postgres/migrations``, applied in the order
-of their names. All that are missing are applied in one transaction, under an advisory
-lock that ends with it: several processes may start at once, a failure leaves nothing
-half done, and a pooler in transaction mode is no obstacle. An applied file is never
-changed; what it made is changed by a further file.
+The migrations are the numbered files in ``storage/postgres/migrations``, applied in the order of
+their names. One transaction applies all missing files, under an advisory lock that ends with it. So
+several processes may start at once, a failure leaves no part done, and a pooler in transaction mode
+works. An applied file must never change; a further file changes what it made.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ Connection: TypeAlias = "asyncpg.Connection[Any] | PoolConnectionProxy[Any]"
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# Any number that nobody else locks in the same database: "taxi" in ASCII.
+# A number that nothing else locks in the same database: "taxi" in ASCII.
 ADVISORY_LOCK = 0x74617869
 
 _CREATE_TABLE = """
@@ -31,19 +30,19 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 
 
 class MigrationError(Exception):
-    """The applied migrations and the files do not go together; nothing was done."""
+    """The applied migrations and the files do not match; nothing was done."""
 
 
 async def migrate(connection: Connection, directory: Path = MIGRATIONS) -> list[str]:
-    """Applies what is missing, and returns the names of the files that were applied.
+    """Applies the missing files, and returns their names.
 
-    Raises ``MigrationError`` when an applied file has changed since, or when a file is
-    missing that comes before an applied one.
+    Raises ``MigrationError`` if an applied file has changed since, or if a missing file comes
+    before an applied one.
     """
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", ADVISORY_LOCK)
         await connection.execute(_CREATE_TABLE)
-        # Read again under the lock: another process may have been faster.
+        # Read again under the lock: another process may have applied files meanwhile.
         names = _missing(_files(directory), await _applied(connection))
         for name in names:
             script = (directory / name).read_text("utf-8")
@@ -57,19 +56,19 @@ async def migrate(connection: Connection, directory: Path = MIGRATIONS) -> list[
 
 
 async def pending(connection: Connection, directory: Path = MIGRATIONS) -> list[str]:
-    """The names of the files that ``migrate`` would apply; raises what it would raise."""
+    """Returns the names of the files that ``migrate`` would apply; raises the same errors."""
     return _missing(_files(directory), await _applied(connection))
 
 
 def _files(directory: Path) -> dict[str, str]:
-    """The checksum of every migration file, by name, in the order of the names."""
+    """Returns the checksum of every migration file, by name, in the order of the names."""
     return {
         path.name: _checksum(path.read_text("utf-8")) for path in sorted(directory.glob("*.sql"))
     }
 
 
 def _checksum(script: str) -> str:
-    """Of the text, not of the bytes: a checkout may have line ends of its own."""
+    """Returns the checksum of the text, not of the bytes: a checkout may change line ends."""
     return hashlib.sha256(script.encode()).hexdigest()
 
 
@@ -81,10 +80,10 @@ async def _applied(connection: Connection) -> dict[str, str]:
 
 
 def _missing(files: dict[str, str], applied: dict[str, str]) -> list[str]:
-    """The files that are not applied, in their order.
+    """Returns the files that are not applied, in their order.
 
-    Applied migrations without a file are no error: during a roll-back, and while a new
-    release comes up, code runs on a schema that is newer than itself.
+    Applied migrations without a file are no error: during a roll-back, and during a rollout, code
+    runs on a schema that is newer than itself.
     """
     for name, checksum in files.items():
         if name in applied and applied[name] != checksum:
@@ -104,7 +103,7 @@ def _missing(files: dict[str, str], applied: dict[str, str]) -> list[str]:
 
 
 async def migrate_database(dsn: str) -> list[str]:
-    """``migrate`` on a connection of its own."""
+    """Runs ``migrate`` on a connection of its own."""
     connection = await asyncpg.connect(dsn)
     try:
         return await migrate(connection)

@@ -1,7 +1,7 @@
-"""The record: what Postgres knows, and the one way to write it and to ask it.
+"""The record: what Postgres knows, and the only way to write and to query it.
 
-What is asked of Postgres, and how it fails, is said in ``storage.postgres.database``; what concerns
-credits is in ``storage.postgres.ledgers``.
+``storage.postgres.database`` describes how queries are made and how they fail;
+``storage.postgres.ledgers`` has the part about credits.
 """
 
 from collections.abc import Sequence
@@ -49,13 +49,13 @@ class Records(Ledgers):
     # Records of the outbox
 
     async def write(self, records: Sequence[Record]) -> None:
-        """Writes down all of ``records``, in one transaction.
+        """Writes all of ``records`` to Postgres, in one transaction.
 
-        They may come in any order, and any number of times: what is there already is left
-        as it is. A minute that is new and cost something makes the ledger's entry
-        ``burn:<session_id>:<minute>``. A hold ends as it did first: what is posted of it after
-        another end is left out. Raises ``RejectedError`` when one of them can never be
-        written; then none is.
+        They may come in any order, and any number of times: existing rows stay as they are. A
+        minute that is new and cost something makes the ledger's entry
+        ``burn:<session_id>:<minute>``. The first end of a hold counts: a post after another end is
+        left out. Raises ``RejectedError`` when one of the records can never be written; then none
+        is written.
         """
         started = columns.unique(records, SessionStarted, "tenant", "session_id")
         ended = columns.unique(records, SessionEnded, "tenant", "session_id")
@@ -69,9 +69,9 @@ class Records(Ledgers):
         )
 
         async def write(connection: Connection) -> None:
-            # Always these tables in this order, and the triggers' after theirs, each
-            # sorted by its key: two flushers wait in a line, never in a circle. What a
-            # spend leaves is one statement, and needs no transaction around it.
+            # Always these tables in this order, and the triggers' tables after them, each sorted by
+            # its key. So two flushers may wait for each other, but never in a circle. The records
+            # of a spend are one statement, which needs no transaction around it.
             several = started or ended or minutes or holds
             async with connection.transaction() if several else nullcontext():
                 if started:
@@ -93,7 +93,7 @@ class Records(Ledgers):
                     ledger += [
                         columns.burn_row(minute) for minute in burnt if minute.credits_micros
                     ]
-                # Before the ledger, which takes of a hold what it was posted with, and no more.
+                # Before the ledger, which takes the posted part of a hold and no more.
                 if holds:
                     await connection.execute(
                         SQL["write_holds"], *columns.arrays(holds, columns.HOLD)
@@ -110,24 +110,26 @@ class Records(Ledgers):
     # Sessions
 
     async def prepare_session(self, session: SessionPrepared, now_ms: int) -> bool:
-        """Keeps a prepared session; False when its id is taken, whatever its state, unless by
-        a preparation that has expired."""
+        """Keeps a prepared session. False: its id is taken, in whatever state.
+
+        The id of an expired preparation is not taken.
+        """
         arguments = columns.prepared_row(session)
         return await self._value("prepare_session", *arguments, now_ms, again=False) is not None
 
     async def retract_session(self, session: SessionPrepared) -> None:
-        """Takes back a preparation whose session was started without it."""
+        """Removes a preparation whose session was started without it."""
         asked = (session.tenant, session.session_id, session.expires_at)
         await self._execute("retract_session", *asked)
 
     async def session(self, tenant: str, session_id: str) -> SessionRow | None:
-        """The session of that id, or None."""
+        """Returns the session of that id, or None."""
         return (await self.sessions_by_id(tenant, [session_id])).get(session_id)
 
     async def sessions_by_id(
         self, tenant: str, session_ids: Sequence[str]
     ) -> dict[str, SessionRow]:
-        """Those of ``session_ids`` that the tenant has."""
+        """Returns those of ``session_ids`` that the tenant has."""
         found = await self._rows("sessions", SessionRow, tenant, list(session_ids))
         return {row.session_id: row for row in found}
 
@@ -138,20 +140,24 @@ class Records(Ledgers):
     async def live_sessions(
         self, after_tenant: str, after_session_id: str, limit: int
     ) -> tuple[LiveSession, ...]:
-        """A page of the sessions that run as far as Postgres knows, after one of them."""
+        """Returns a page of the running sessions, as far as Postgres knows, after one of them."""
         asked = (after_tenant, after_session_id, limit)
         return await self._rows("live_sessions", LiveSession, *asked)
 
     async def reported_sessions(self, limit: int) -> tuple[ReportedSession, ...]:
-        """Sessions of all tenants that run as far as Postgres knows, and whose clients count for
-        themselves: those with the newest minutes."""
+        """Returns running sessions of all tenants, as far as Postgres knows, with reported minutes.
+
+        Their clients count the minutes themselves. The sessions with the newest minutes come first.
+        """
         return await self._rows("reported_sessions", ReportedSession, limit)
 
     async def minutes_missing(
         self, completed: Sequence[tuple[str, str, int]]
     ) -> tuple[MissingMinute, ...]:
-        """The minutes that are not written down, of sessions (tenant, id) that have completed
-        so many."""
+        """Returns the minutes that Postgres lacks of sessions.
+
+        ``completed`` has the tenant, id and number of completed minutes of each session.
+        """
         arguments = columns.turned(completed, 3)
         return await self._rows("minutes_missing", MissingMinute, *arguments)
 
@@ -165,11 +171,11 @@ class Records(Ledgers):
         *,
         ended_after: int | None = None,
     ) -> FreeRecord:
-        """The free milliseconds that a user has had of a kind.
+        """Returns the free milliseconds that a user has had of a kind.
 
-        With a counterpart, that pair's (scope ``pair``); with the beginning and the end of
-        a ``day``, those of sessions that began on it (scope ``day``). ``ended_after`` as in
-        ``load_account``.
+        With a counterpart, the free time of that pair (scope ``pair``); with the beginning and the
+        end of a ``day``, the free time of sessions that began on it (scope ``day``).
+        ``ended_after`` as in ``load_account``.
         """
         asked = (tenant, user_id, kind, counterpart_id, *(day or (None, None)), ended_after)
         return await self._one("free_used", FreeRecord, *asked)
@@ -186,20 +192,21 @@ class Records(Ledgers):
         everybody: bool = False,
         adjusted_after: int | None = None,
     ) -> MemberRecord:
-        """Limits, and what was used of them in ``months`` (first days), from one snapshot.
+        """Returns limits, and their use in ``months`` (first days), from one snapshot.
 
         Without rows: no limits, UTC, tier ``free``, nothing used. ``ended_after`` as in
-        ``load_account``: of the member's sessions, or of ``everybody``'s.
+        ``load_account``: for the sessions of the member, or with ``everybody`` for those of all
+        members.
         """
         asked = (tenant, user_id, list(months), ended_after, everybody, adjusted_after)
         return await self._one("load_member", MemberRecord, *asked)
 
     async def organization(self, tenant: str) -> OrganizationRow | None:
-        """The organisation's plan; None while nobody has put one."""
+        """Returns the organisation's plan; None: no plan was put yet."""
         return await self._maybe("organization", OrganizationRow, tenant)
 
     async def member(self, tenant: str, user_id: str) -> MemberRow | None:
-        """The member's own limit; None for a member without a row."""
+        """Returns the member's own limit; None for a member without a row."""
         return await self._maybe("member", MemberRow, tenant, user_id)
 
     async def put_organization(
@@ -212,9 +219,9 @@ class Records(Ledgers):
         monthly_hours_limit: float | UnsetType | None = UNSET,
         allow_overage: bool | UnsetType = UNSET,
     ) -> OrganizationRow:
-        """Makes or changes an organisation; what is not given stays, or takes its default.
+        """Makes or changes an organisation; a missing value stays, or gets its default.
 
-        Raises ``RejectedError`` for a time zone that is none, and for a limit below 0 or above
+        Raises ``RejectedError`` for an unknown time zone, and for a limit below 0 or above
         1,000,000 hours.
         """
         given = (tier, timezone, columns.number(monthly_hours_limit), allow_overage)
@@ -233,19 +240,19 @@ class Records(Ledgers):
         return await self._one("put_member", MemberRow, tenant, user_id, *arguments)
 
     async def limits_since(self, within_ms: int, limit: int) -> tuple[LimitChange, ...]:
-        """The newest changes of limits, of all tenants, no longer ago than that."""
+        """Returns the newest changes of limits, of all tenants, within the last ``within_ms``."""
         return await self._rows("limits_since", LimitChange, within_ms, limit)
 
     async def check_usage_limit(
         self, user_id: str, org_id: str | None, instant_at: int
     ) -> UsageLimit:
-        """Whether a user may record at an instant, and the limit that decides it."""
+        """Returns whether a user may record at an instant, and the limit that decides it."""
         return await self._one("check_usage_limit", UsageLimit, user_id, org_id, instant_at)
 
     async def usage_details(
         self, user_id: str | None, org_id: str | None, from_day: date, to_day: date
     ) -> tuple[UsageDay, ...]:
-        """Usage by day, ``to_day`` not included; a user of None: the whole organisation."""
+        """Returns usage by day, without ``to_day``; a user of None: the whole organisation."""
         return await self._rows("usage_details", UsageDay, user_id, org_id, from_day, to_day)
 
     # Idempotency
@@ -259,11 +266,11 @@ class Records(Ledgers):
         *,
         takeover_ms: int = storage_limits.IDEMPOTENT_TAKEOVER_MS,
     ) -> Fresh | UnderWay | Mismatch | StoredAnswer:
-        """Asks for the right to do the work of a key.
+        """Requests the right to do the work of a key.
 
-        Work that has been under way for ``takeover_ms`` is given to the one who asks: its
-        process died. Should it be alive after all, both do the same, because the ids of
-        what they write are made from the key.
+        Work that has been under way for ``takeover_ms`` passes to the caller: its process has died.
+        If that process is alive after all, both do the same, because the ids of what they write
+        follow from the key.
         """
         for _ in range(storage_limits.DATABASE_ATTEMPTS_MAX):
             row = await self._run(
@@ -272,7 +279,7 @@ class Records(Ledgers):
                 ),
                 again=False,
             )
-            if row is None:  # somebody began at the same instant: now they can be seen
+            if row is None:  # another call began at the same instant: its row is visible now
                 continue
             if row["fresh"]:
                 return Fresh(row["created_at"])
@@ -286,15 +293,17 @@ class Records(Ledgers):
     async def finish_idempotent(
         self, tenant: str, scope: str, key: str, mine: Fresh, status: int, body: bytes
     ) -> bool:
-        """Keeps the answer of a key. False: it is not ``mine`` any more, somebody took over."""
+        """Keeps the answer of a key. False: the key is no longer ``mine``, but was taken over."""
         asked = (tenant, scope, key, status, body, mine.began_at)
         return (await self._execute("finish_idempotent", *asked)).endswith(" 1")
 
     async def release_idempotent(self, tenant: str, scope: str, key: str, mine: Fresh) -> None:
-        """Gives up work that came to no answer (a retryable error): the key is free again,
-        unless somebody took over."""
+        """Gives up work without an answer (a retryable error): the key is free again.
+
+        A key that was taken over stays as it is.
+        """
         await self._execute("release_idempotent", tenant, scope, key, mine.began_at)
 
     async def prune_idempotent(self, before_at: int, limit: int = 1_000) -> int:
-        """Forgets at most ``limit`` keys from before an instant; returns how many."""
+        """Deletes at most ``limit`` keys from before an instant; returns how many."""
         return int((await self._execute("prune_idempotent", before_at, limit)).split()[-1])

@@ -1,7 +1,8 @@
-"""What Postgres refuses of a record whatever else it has, as far as the record itself shows it.
+"""What Postgres certainly refuses of a record, as far as the record itself shows it.
 
-When Postgres refuses a batch it does not say for which record. Looking for one of them by halves
-takes a dozen transactions, and for a thousand of them two thousand. So these go first.
+When Postgres refuses a batch, it does not name the record. To find one such record by halves takes
+a dozen transactions; to find a thousand of them takes two thousand. So the records that show it
+themselves are removed first.
 """
 
 import msgspec
@@ -12,12 +13,14 @@ from protocol.metering.terms import MINUTE_MS
 _INTEGER_BITS = 63
 _SECONDS = MINUTE_MS // 1000
 _CLEANED = frozenset({"reason", "operation"})
-"""Text that is written without its NUL characters, mostly (``columns``)."""
+"""Text fields that ``columns`` writes without NUL characters, in most cases."""
 
 
 def refusal_of(record: Record) -> str:
-    """Why no table takes the record; empty where nothing shows. Only what Postgres refuses for
-    sure: a record of which this says anything is not written."""
+    """Returns why no table takes the record; empty if nothing shows that.
+
+    The result contains only what Postgres certainly refuses: a record with a result is not written.
+    """
     fields = msgspec.structs.asdict(record)
     for name, value in fields.items():
         if isinstance(value, int) and value.bit_length() > _INTEGER_BITS:
@@ -35,7 +38,7 @@ def refusal_of(record: Record) -> str:
 
 
 def _least(record: Record) -> tuple[str, ...]:
-    """The fields that are 0 at least."""
+    """Returns the fields that must be at least 0."""
     match record:
         case MinuteUsed():
             return ("minute", "credits_micros", "free_ms")

@@ -1,7 +1,7 @@
-"""What the record says of usage: months, credits, sessions, and the report of all minutes.
+"""The record of usage: months, credits, sessions, and the report of all minutes.
 
-These are questions only, asked over the record's pool; their SQL lies beside the others,
-as ``storage/postgres/sql/usage_*.sql``.
+These methods only read, over the record's pool. Their SQL is beside the other files, as
+``storage/postgres/sql/usage_*.sql``.
 """
 
 import asyncio
@@ -26,8 +26,11 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class MonthTotals(msgspec.Struct, frozen=True):
-    """Minutes of a month that count, and those of them that are beyond the limit of an
-    organisation which allows overage: for whoever bills them apart."""
+    """The counted minutes of a month, and how many of them are overage.
+
+    Overage is what lies beyond the limit of an organisation that allows it. A backend may bill it
+    separately.
+    """
 
     minutes: int
     overage_minutes: int
@@ -50,7 +53,7 @@ class SpendingTotals(msgspec.Struct, frozen=True):
 
 
 class SessionMinute(msgspec.Struct, frozen=True):
-    """One minute of a session, as it is written down."""
+    """One minute of a session, as Postgres has it."""
 
     minute: int
     started_at: int
@@ -58,7 +61,7 @@ class SessionMinute(msgspec.Struct, frozen=True):
     free_ms: int
     charged_micros: int
     month: str
-    """In which it counts, by its first day."""
+    """The first day of the month in which the minute counts."""
 
 
 class UsageReportRow(msgspec.Struct, frozen=True):
@@ -72,9 +75,9 @@ class UsageReportRow(msgspec.Struct, frozen=True):
     counterpart_id: str | None
     minute: int
     started_at: str
-    """The instant at which it began, in UTC (RFC 3339)."""
+    """The instant at which the minute began, in UTC (RFC 3339)."""
     day: str
-    """That day by the organisation's calendar."""
+    """The day of that instant in the organisation's calendar."""
     month: str
     seconds: int
     counts: bool
@@ -83,40 +86,40 @@ class UsageReportRow(msgspec.Struct, frozen=True):
 
 
 class Usage(Database):
-    """Questions about usage. Make one with ``over``: the pool stays the record's own."""
+    """Queries about usage. Make one with ``over``: the pool remains the record's."""
 
     @classmethod
     def over(cls, database: Database) -> "Usage":
-        """The questions, asked over the pool of ``database``, which also closes it."""
+        """Returns the queries over the pool of ``database``, which also closes the pool."""
         return cls(database._pool, database._timeout_s)
 
     async def month(self, tenant: str, user_id: str, month: date) -> Totals:
-        """What is written down of a user's month, which its first day names."""
+        """Returns a user's totals of a month (its first day), as far as Postgres has them."""
         return await self._one("usage_month", Totals, tenant, user_id, month)
 
     async def of_month(self, tenant: str, user_id: str | None, month: date) -> MonthTotals:
-        """A month's minutes and overage of a member, or (None) of the whole organisation."""
+        """Returns a month's minutes and overage of a member; None: of the whole organisation."""
         return await self._one("usage_of_month", MonthTotals, tenant, month, user_id)
 
     async def before(self, tenant: str, user_id: str, month: date) -> Totals:
-        """All that a user used before a month; the sessions are those of all time."""
+        """Returns a user's totals before a month; the sessions are those of all time."""
         return await self._one("usage_before", Totals, tenant, user_id, month)
 
     async def spending(
         self, tenant: str, account_id: str, day_at: int, week_at: int, month_at: int
     ) -> tuple[SpendingTotals, ...]:
-        """What an account's credits went into, altogether and since three instants."""
+        """Returns what an account's credits were used for, in total and since three instants."""
         arguments = (tenant, account_id, day_at, week_at, month_at)
         return await self._rows("usage_spending", SpendingTotals, *arguments)
 
     async def money_in(self, tenant: str, account_id: str) -> int:
-        """The sum of what was granted, adjusted and expired, in micro-credits."""
+        """Returns the sum of what was granted, adjusted and expired, in micro-credits."""
         return int(await self._value("usage_money_in", tenant, account_id))
 
     async def session(
         self, tenant: str, session_id: str, newest: int | None = None
     ) -> tuple[SessionMinute, ...]:
-        """The minutes of a session that are written down, in their order.
+        """Returns the minutes of a session that Postgres has, in their order.
 
         ``newest`` bounds their number; None: all.
         """
@@ -126,11 +129,11 @@ class Usage(Database):
     async def report(
         self, tenant: str | None, from_day: date, to_day: date
     ) -> AsyncIterator[AsyncIterator[list[UsageReportRow]]]:
-        """Every minute between two days, both included, in batches and from one snapshot.
+        """Returns every minute between two days, both included, in batches from one snapshot.
 
-        ``tenant`` of None: of all. One connection is taken until the context is left, and
-        no more than a batch is in memory. Raises ``UnavailableError``, also in the middle:
-        what was read by then is not to be taken for the whole.
+        ``tenant`` of None: all tenants. The report takes one connection until the context ends, and
+        has no more than a batch in memory. Raises ``UnavailableError``, also in the middle: do not
+        take the rows before that for the whole report.
         """
         async with contextlib.AsyncExitStack() as stack:
             with _translated():
@@ -147,12 +150,12 @@ class Usage(Database):
                 async with contextlib.aclosing(_batches(cursor)) as found:
                     yield found
             except asyncio.CancelledError:
-                # Whoever cancels, a scope whose client has gone, cancels the rollback as well.
+                # The cancelling scope, whose client has gone, cancels the rollback as well.
                 is_cancelled = True
                 connection.terminate()
                 raise
             finally:
-                # A connection that has gone took its transaction along.
+                # A closed connection has ended its transaction.
                 if not is_cancelled:
                     with contextlib.suppress(UnavailableError), _translated():
                         await transaction.rollback()
@@ -169,8 +172,10 @@ async def _batches(cursor: "Cursor[asyncpg.Record]") -> AsyncGenerator[list[Usag
 
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
-    """What Postgres and the line to it raise, as ``UnavailableError``; nothing is tried again,
-    for the rows before were handed on already."""
+    """Raises errors of Postgres and its connection as ``UnavailableError``.
+
+    Nothing is tried again, because earlier rows were passed on already.
+    """
     try:
         yield
     except (

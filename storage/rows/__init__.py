@@ -1,5 +1,5 @@
-"""What the record answers: frozen values, with instants as epoch milliseconds.
+"""The record's answers: frozen values, with instants as epoch milliseconds.
 
-Most are decoded from one JSON column that a query in ``storage/postgres/sql`` makes, so the
-names here are the names there. Imports nothing of ``storage``.
+A query in ``storage/postgres/sql`` makes one JSON column for most of them, so the names here are
+the names there. This package imports nothing of ``storage``.
 """

@@ -9,7 +9,7 @@ from storage.rows.sessions import RecordedSession
 
 
 class OpenHold(NamedTuple):
-    """A hold that is reserved out of an account."""
+    """A hold that is reserved in an account."""
 
     hold_id: str
     amount_micros: int
@@ -21,19 +21,20 @@ class AccountRecord(msgspec.Struct, frozen=True):
     balance_micros: int
     """The sum of the ledger."""
     debt_allowed: bool
-    """True exactly while the balance is negative; no permission to go further down."""
+    """True exactly while the balance is negative; no permission to lower it further."""
     recent_entry_ids: tuple[str, ...]
-    """Money in that is in the balance: the newest 256, and all that wait in the inbox."""
+    """Money in that the balance includes: the newest 256 entries, and all that wait in the inbox.
+    """
     position: int = 0
-    """That of the newest entry in the balance."""
+    """The position of the newest entry in the balance."""
     holds: tuple[str, ...] = ()
-    """Open holds, which are reserved out of the balance: ``<hold id>/<micro-credits>``."""
+    """Open holds, which are reserved in the balance: ``<hold id>/<micro-credits>``."""
     recorded: tuple[RecordedSession, ...] = ()
-    """Its sessions that may still be running and have minutes in the balance."""
+    """The account's sessions that may still run and have minutes in the balance."""
 
     @property
     def open_holds(self) -> tuple[OpenHold, ...]:
-        """The open holds, taken apart."""
+        """The open holds, with id and amount separated."""
         parts = (hold.rpartition("/") for hold in self.holds)
         return tuple(OpenHold(hold_id, int(micros)) for hold_id, _, micros in parts)
 
@@ -54,7 +55,7 @@ class InboxEntry(msgspec.Struct, frozen=True):
 
 
 class GrantRow(msgspec.Struct, frozen=True):
-    """A grant, and how much of it is used or expired as far as Postgres knows."""
+    """A grant, with its used and expired parts, as far as Postgres knows."""
 
     tenant: str
     account_id: str
@@ -69,7 +70,7 @@ class GrantRow(msgspec.Struct, frozen=True):
 
     @property
     def left_micros(self) -> int:
-        """Neither used nor expired."""
+        """Micro-credits that are neither used nor expired."""
         return self.amount_micros - self.used_micros - self.expired_micros
 
 
@@ -81,27 +82,27 @@ class WaitingEntry(msgspec.Struct, frozen=True):
 
 
 class Allotments(msgspec.Struct, frozen=True):
-    """What an account gets for each month, and has got."""
+    """An account's monthly allotments: its tier, and what was given so far."""
 
     timezone: str
     tier: str
-    """The organisation's; ``free`` for a user who has none."""
+    """The organisation's tier; ``free`` for a user without an organisation."""
     is_known: bool
-    """Something was done with the account: it is not just a name that somebody asks for."""
+    """The account has been used: it is not merely a name in a request."""
     given: dict[str, int]
-    """Micro-credits by month (``2026-11``)."""
+    """Micro-credits given, by month (``2026-11``)."""
 
 
 class BeforeOperation(msgspec.Struct, frozen=True):
-    """What is to be known before an operation is charged or held for."""
+    """What must be known before an operation is charged or held for."""
 
     timezone: str
     tier: str
-    """The organisation's; ``free`` for a user who has none."""
+    """The organisation's tier; ``free`` for a user without an organisation."""
     spent_micros: int | None
-    """What was charged for it already, under the same id; None: it is new here."""
+    """Micro-credits charged already under the same id; None: the operation is new here."""
     spent_operation: str | None = None
-    """The operation that was charged then; None: an amount, or it is new here."""
+    """The operation charged then; None: an amount without one, or a new operation."""
 
 
 class HoldRow(msgspec.Struct, frozen=True):
@@ -113,7 +114,7 @@ class HoldRow(msgspec.Struct, frozen=True):
     state: HoldState
     amount_micros: int
     posted_micros: int
-    """What was charged of it; 0 unless it is ``posted``."""
+    """Micro-credits charged; 0 unless the hold is ``posted``."""
     operation: str | None
     user_id: str | None
     month: str
@@ -144,16 +145,16 @@ class OperationsDone(msgspec.Struct, frozen=True):
     times: int
     """How often it was done."""
     holds: tuple[str, ...]
-    """The open holds for it, by their ids, each of which counts as once."""
+    """The ids of the open holds for the operation; each counts once."""
 
 
 class OperationsOfMonth(msgspec.Struct, frozen=True):
     """How often an account's operations were done in a month, and are held for now."""
 
     times: dict[str, int]
-    """How often each was done."""
+    """How often each operation was done."""
     holds: dict[str, str]
-    """The operations of the open holds, by the holds' ids; each counts as once."""
+    """The operation of each open hold, by the hold's id; each counts once."""
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
@@ -184,8 +185,8 @@ class AccountTotals(msgspec.Struct, frozen=True):
     debt_allowed: bool
     entries: int
     in_micros: int
-    """Granted, adjusted and expired."""
+    """What was granted, adjusted and expired."""
     burnt_micros: int
-    """By the time of sessions."""
+    """What the time of sessions cost."""
     spent_micros: int
-    """By operations, and held for them."""
+    """What operations cost, and what is held for them."""

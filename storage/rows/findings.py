@@ -1,13 +1,13 @@
-"""What an audit reads of an account, and what it finds."""
+"""What an audit reads of an account, and its findings."""
 
 import msgspec
 
 
 class AuditFinding(msgspec.Struct, frozen=True):
-    """Something that an audit found not to add up."""
+    """An error that an audit found."""
 
     rule: str
-    """Which of the rules it breaks."""
+    """The rule that is broken."""
     tenant: str
     subject: str
     """The account, session, hold or month."""
@@ -15,12 +15,12 @@ class AuditFinding(msgspec.Struct, frozen=True):
 
 
 class AccountAudited(msgspec.Struct, frozen=True):
-    """An account as the ledger has it, beside what waits for Postgres and for Redis."""
+    """An account as the ledger has it, with what waits for Postgres and for Redis."""
 
     balance_micros: int
     entry_ids: frozenset[str]
-    """Those of the entries in the outbox that are in the balance already."""
+    """The entries in the outbox that the balance includes already."""
     minutes: frozenset[str]
-    """Those of its minutes: ``<session id>/<minute>``."""
+    """The minutes in the outbox that the balance includes: ``<session id>/<minute>``."""
     inbox: dict[str, int]
     """Money in that waits for Redis, by entry, in micro-credits."""

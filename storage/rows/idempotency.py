@@ -1,4 +1,4 @@
-"""What stands under an idempotency key."""
+"""The states of an idempotency key."""
 
 from datetime import datetime
 
@@ -6,14 +6,14 @@ import msgspec
 
 
 class Fresh(msgspec.Struct, frozen=True):
-    """The key is the caller's: do the work, then finish or release it."""
+    """The key is the caller's: do the work, then finish or release the key."""
 
     began_at: datetime
-    """Names the holder of the key: one that takes the key over has a new instant."""
+    """Identifies the holder of the key: a takeover sets a new instant."""
 
 
 class UnderWay(msgspec.Struct, frozen=True):
-    """Somebody else works under the key, or died at it less than a minute ago."""
+    """Another request works under the key, or died at it less than a minute ago."""
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class Mismatch(msgspec.Struct, frozen=True):
 
 
 class StoredAnswer(msgspec.Struct, frozen=True):
-    """The work was done; this is what was answered."""
+    """The work was done; this is the answer."""
 
     status: int
     body: bytes

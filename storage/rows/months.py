@@ -14,38 +14,38 @@ class MonthUsed(msgspec.Struct, frozen=True):
     month: date
     member_minutes: int
     org_minutes: int
-    """Those of all members, the member's own included."""
+    """The minutes of all members, with the member's own."""
 
 
 class MemberRecord(msgspec.Struct, frozen=True):
-    """The limits of a member and the organisation, and what was used of them.
+    """The limits of a member and the organisation, and their use.
 
-    A limit of None is none. ``months`` has those that were asked for, in their order.
+    A limit of None is no limit. ``months`` has the requested months, in their order.
     """
 
     timezone: str
     tier: str
     allow_overage: bool
-    """The organisation's limit does not stop; the member's own does all the same."""
+    """The organisation's limit does not stop sessions; the member's own limit still does."""
     member_limit_minutes: int | None
     org_limit_minutes: int | None
     months: tuple[MonthUsed, ...]
     adjustment_ids: tuple[str, ...] = ()
     """Adjustments in these figures that Redis has not confirmed: ``<user id>/<entry id>``."""
     recorded: tuple[RecordedSession, ...] = ()
-    """Sessions that may still be running and have minutes in these figures."""
+    """Sessions that may still run and have minutes in these figures."""
 
 
 class FreeRecord(msgspec.Struct, frozen=True):
-    """What a user has had of an allowance of free time."""
+    """What a user has used of an allowance of free time."""
 
     used_ms: int
     recorded: tuple[RecordedSession, ...] = ()
-    """What of it sessions have had that may still be running."""
+    """The part of it that sessions have used that may still run."""
 
 
 class OrganizationRow(msgspec.Struct, frozen=True):
-    """An organisation's plan. A limit of None is none."""
+    """An organisation's plan. A limit of None is no limit."""
 
     tenant: str
     org_id: str
@@ -56,7 +56,7 @@ class OrganizationRow(msgspec.Struct, frozen=True):
 
 
 class MemberRow(msgspec.Struct, frozen=True):
-    """A member's own limit, and the minutes of the newest month with any."""
+    """A member's own limit, and the minutes of the newest month that has any."""
 
     tenant: str
     user_id: str
@@ -66,28 +66,28 @@ class MemberRow(msgspec.Struct, frozen=True):
 
 
 class LimitChange(msgspec.Struct, frozen=True):
-    """A limit that was changed: it is now so."""
+    """A limit that was changed, with its present value."""
 
     tenant: str
     user_id: str
-    """Empty: it is the organisation's own."""
+    """The member; empty: the limit is the organisation's own."""
     limit_minutes: int | None
     allow_overage: bool
 
 
 class AdjustmentRow(msgspec.Struct, frozen=True):
-    """A correction of the minutes that a user has in a month (its first day)."""
+    """A correction of a user's minutes in a month (its first day)."""
 
     tenant: str
     user_id: str
     entry_id: str
     month: str
     minutes: int
-    """Signed: what it adds."""
+    """The change, signed."""
     reason: str
     created_at: int
     is_applied: bool = False
-    """Redis has confirmed it."""
+    """Redis has confirmed the adjustment."""
 
 
 class UsageLimit(msgspec.Struct, frozen=True):

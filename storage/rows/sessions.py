@@ -12,11 +12,11 @@ RecordedState = Literal["prepared", "live", "ended"]
 
 
 class RecordedSession(msgspec.Struct, frozen=True):
-    """What of a session's time is in Postgres already."""
+    """The part of a session's time that is in Postgres already."""
 
     session_id: str
     minutes: int
-    """How many of its minutes those are: the first ones, for they are written in order."""
+    """How many minutes Postgres has: the first ones, because they are written in order."""
     charged_micros: int
     free_ms: int
     user_id: str | None = None
@@ -34,18 +34,18 @@ class SessionPrepared(msgspec.Struct, frozen=True):
     kind: str
     terms: Terms
     expires_at: int
-    """It may be started before that instant."""
+    """The session may start before this instant."""
     metadata: dict[str, Any] | None = None
 
     @property
     def preparation(self) -> str:
-        """The fingerprint by which a start says what it was decided from."""
+        """The preparation's fingerprint, which a start carries as its basis."""
         parts = (self.user_id, self.account_id, self.counterpart_id, self.terms, self.expires_at)
         return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]
 
 
 class SessionRow(msgspec.Struct, frozen=True):
-    """A chat, recording or call; the figures are final when its state is ``ended``."""
+    """A chat, recording or call; the figures are final in the state ``ended``."""
 
     tenant: str
     session_id: str
@@ -70,13 +70,13 @@ class SessionRow(msgspec.Struct, frozen=True):
     terms: Terms
     metadata: dict[str, Any] | None
     is_reported: bool = False
-    """Its client counts for itself."""
+    """The client counts the minutes itself."""
     expires_at: int | None = None
-    """A prepared session may be started before that instant."""
+    """A prepared session may start before this instant."""
 
     @property
     def prepared(self) -> SessionPrepared | None:
-        """The preparation, of a session that has not started."""
+        """The preparation of a session that has not started; None for other sessions."""
         if self.state != "prepared":
             return None
         names = SessionPrepared.__struct_fields__
@@ -84,8 +84,10 @@ class SessionRow(msgspec.Struct, frozen=True):
 
     @property
     def identity(self) -> Identity:
-        """Who a session that has started belongs to. The allowance that it shares is not
-        written down; see ``protocol.metering.session.free_key``."""
+        """The identity of a session that has started.
+
+        The record does not have the shared allowance; see ``protocol.metering.session.free_key``.
+        """
         assert self.started_at is not None
         return Identity(
             tenant=self.tenant,
@@ -103,25 +105,25 @@ class SessionRow(msgspec.Struct, frozen=True):
 
 
 class LiveSession(msgspec.Struct, frozen=True):
-    """A session that runs as far as the record knows."""
+    """A running session, as far as Postgres knows."""
 
     tenant: str
     session_id: str
     is_reported: bool
-    """Its client counts for itself."""
+    """The client counts the minutes itself."""
 
 
 class ReportedSession(msgspec.Struct, frozen=True):
-    """A session that runs as far as the record knows, and whose client counts for itself."""
+    """A running session with reported minutes, as far as Postgres knows."""
 
     tenant: str
     session_id: str
     minutes: int
-    """How many are written down."""
+    """How many minutes Postgres has."""
 
 
 class MissingMinute(msgspec.Struct, frozen=True):
-    """A minute that a session has completed, and that is not written down."""
+    """A minute that a session has completed, and that Postgres lacks."""
 
     tenant: str
     session_id: str
