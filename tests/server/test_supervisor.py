@@ -101,7 +101,7 @@ async def metrics_port() -> int:
 
 
 async def scraped(port: int, path: str = "/metrics") -> httpx.Response | None:
-    """What a process answers on a port of its own; None: nobody does."""
+    """What a process answers on a port of its own; None: there is no answer."""
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             return await client.get(path)
@@ -161,7 +161,7 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
         second = await nodes(installation, token)
         assert len(first & second) == 1
 
-        # All are replaced; whoever is told to go finds a successor.
+        # All are replaced; a client that is sent away finds a successor.
         supervisor.child.send_signal(signal.SIGHUP)
         await stayed.until("reconnect")
         back, welcome = await reach(installation, token)
