@@ -1,4 +1,4 @@
-"""What every part runs on: clock, timers, metrics, logs, settings.
+"""The base of every room: clock, timers, metrics, logs, settings.
 
 Imports no other room of the server.
 """

@@ -1,15 +1,15 @@
-"""The clock of a process: cluster time.
+"""Cluster time: the clock of a process, comparable between processes.
 
-Durations come from the monotonic clock alone, so a step of any wall clock changes no
-bill. What makes instants of different processes comparable is one offset, which the first
-process takes from the clock of Redis, and every later one from those that live: they hand
-cluster time on, whatever the clock of Redis says by then. Later beats only nudge it, by
-far less than a bill could show: the drift of two quartzes, never a step. A step is noticed
-and said, and cluster time stays that far away from the clock of Redis.
+Durations come from the monotonic clock alone, so a step of any wall clock changes no bill. One
+offset makes instants of different processes comparable. The first process takes it from the clock
+of Redis, and every later process from the living ones: they hand cluster time on, even when the
+clock of Redis says otherwise by then. Later heartbeats only nudge the offset, by far less than a
+bill could show: they correct the drift of two quartzes, never a step. A step is detected and
+logged, and cluster time keeps that distance from the clock of Redis.
 
-What Redis says is half a round trip old, or so: the shorter the round trip, the surer it is. A
-process that took its time from a slow answer corrects it once a faster one comes, a little with
-each beat. The time that it says never goes back.
+An answer of Redis is about half a round trip old: the shorter the round trip, the more exact the
+answer. A process that took its time from a slow answer corrects the offset after a faster answer, a
+little with each heartbeat. The time that the clock returns never goes back.
 """
 
 import time
@@ -20,23 +20,24 @@ from server import limits as server_limits
 
 
 class Clock(Protocol):
-    """Whatever tells the time: the cluster's in a server, a hand-set one in a test."""
+    """A clock: cluster time in a server, one set by hand in a test."""
 
     def now(self) -> int:
-        """The instant, in epoch milliseconds."""
+        """The present instant, in epoch milliseconds."""
 
 
 class Sample(NamedTuple):
-    """What Redis said of the time, and how long it took to say it."""
+    """A time that Redis answered, and the round trip of the question."""
 
     redis_ms: float
     middle_ms: float
-    """The middle between question and answer, by the monotonic clock: most likely it was then."""
+    """The middle between question and answer by the monotonic clock: the most likely instant of the
+    reading."""
     round_trip_ms: float
 
     @classmethod
     def of(cls, redis_ms: float, sent_at: float, received_at: float) -> "Sample":
-        """The sample of a question at ``sent_at``, in seconds of the monotonic clock."""
+        """The sample of a question at ``sent_at``; both arguments are monotonic seconds."""
         return cls(redis_ms, (sent_at + received_at) * 500, (received_at - sent_at) * 1000)
 
 
@@ -47,16 +48,17 @@ class ClusterClock:
         self._monotonic = monotonic
         self._offset_ms = time.time() * 1000 - monotonic() * 1000
         self.stepped_ms = 0.0
-        """How far the clock of Redis has gone away from cluster time; for operators."""
+        """How far the clock of Redis was stepped away from cluster time; for operators."""
         self._redis_ahead_ms = 0.0
         self._unsure_ms = 0.0
-        """How far off the answer may be that set the clock: half of its round trip."""
+        """Possible error of the answer that set the clock: half of its round trip."""
         self._behind_ms = 0.0
-        """How far it may be behind others, whose word was long on its way and Redis stepped."""
+        """How far the clock may be behind other processes, whose heartbeats were late while Redis's
+        clock was stepped."""
         self._newest_ms = 0
 
     def now(self) -> int:
-        """The instant, in epoch milliseconds. Once the clock is set it never goes back."""
+        """The present instant, in epoch milliseconds; never goes back once the clock is set."""
         now_ms = int(self.at_ms(self._monotonic()))
         self._newest_ms = max(self._newest_ms, now_ms)
         return self._newest_ms
@@ -66,7 +68,7 @@ class ClusterClock:
         return reading_s * 1000 + self._offset_ms
 
     def redis_ms(self) -> float:
-        """What the clock of Redis says now, as far as this process knows."""
+        """The present time of the clock of Redis, as far as this process knows."""
         return self.at_ms(self._monotonic()) + self._redis_ahead_ms
 
     def delay_s(self, at_ms: int) -> float:
@@ -78,8 +80,11 @@ class ClusterClock:
         return self._monotonic()
 
     def set(self, sample: "Sample", ahead_ms: float, behind_ms: float = 0.0) -> None:
-        """Sets the clock by what Redis said, whose clock is ``ahead_ms`` of cluster time; less
-        by ``behind_ms`` at most, where no process could say it better."""
+        """Sets the clock by a sample of Redis.
+
+        The clock of Redis is ``ahead_ms`` ahead of cluster time; or by up to ``behind_ms`` less,
+        when no process could tell exactly.
+        """
         self._behind_ms = behind_ms
         self._offset_ms = sample.redis_ms - ahead_ms - sample.middle_ms
         self._unsure_ms = sample.round_trip_ms / 2
@@ -88,7 +93,7 @@ class ClusterClock:
         self.stepped_ms = _step(ahead_ms)
 
     def observe(self, redis_ms: float, sent_at: float) -> None:
-        """Redis said ``redis_ms`` just now, to what was asked at ``sent_at``."""
+        """Takes in that Redis answered ``redis_ms`` just now to a question at ``sent_at``."""
         sample = Sample.of(redis_ms, sent_at, self._monotonic())
         if sample.round_trip_ms > server_limits.CLOCK_DRIFT_MS_MAX:
             return
@@ -100,7 +105,7 @@ class ClusterClock:
             self.stepped_ms = _step(difference_ms)
             self._unsure_ms = 0.0
             return
-        # Of what a slow answer may have been off by, more is corrected at once.
+        # The possible error of a slow answer is corrected in larger steps.
         most_ms = (
             server_limits.CLOCK_SLEW_MS_MAX
             if self._unsure_ms > sure_ms
@@ -111,7 +116,7 @@ class ClusterClock:
         self._unsure_ms = min(self._unsure_ms, max(sure_ms, abs(drift_ms - moved_ms)))
 
     def follow(self, proof_ms: int) -> None:
-        """Another process has given a proof of life at ``proof_ms`` already, by its clock."""
+        """Takes in that another process proved its life at ``proof_ms`` by its clock."""
         behind_ms = proof_ms - self.at_ms(self._monotonic())
         if 0 < behind_ms <= self._behind_ms:
             moved_ms = min(server_limits.CLOCK_SLEW_MS_MAX, behind_ms)

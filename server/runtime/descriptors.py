@@ -1,4 +1,4 @@
-"""The limit of open files, and how many connections it leaves room for."""
+"""The limit of open files, and the number of connections that fit into it."""
 
 import resource
 
@@ -6,10 +6,10 @@ from server import limits as server_limits
 
 
 def raise_descriptor_limit(wanted: int = server_limits.DESCRIPTORS_WANTED) -> int:
-    """Raises the soft limit of open files towards ``wanted``; returns how many connections fit.
+    """Raises the soft limit of open files; returns how many connections fit.
 
-    PITFALLS: over the descriptor limit accept loops thrash, so the server reads the limit
-    at start and refuses early, with 503. A limit that is higher already stays.
+    The limit rises towards ``wanted``; a higher limit stays. PITFALLS: over the descriptor limit
+    accept loops thrash, so the server reads the limit at start and refuses early, with 503.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,9 +1,9 @@
-"""Isolation: what fails for one of many is logged, and the others have their turn.
+"""Isolation: a failure of one of many is logged, and the others continue.
 
-Many things are done for many sessions, sockets or processes in one loop: timers of the same
-millisecond, answers of one pipeline, messages to all sockets of an account. An exception there
-is a bug of ours in one of them, and must not silence the rest. Such a loop calls
-:func:`isolated` for each, or :func:`failed` in an ``except Exception`` of its own.
+Many things happen for many sessions, sockets or processes in one loop: timers of the same
+millisecond, answers of one pipeline, messages to all sockets of an account. An exception there is a
+bug of ours in one of them, and must not stop the rest. Such a loop calls :func:`isolated` for each,
+or :func:`failed` in an ``except Exception`` of its own.
 
 A ``CancelledError`` is no failure and passes through.
 """
@@ -25,11 +25,11 @@ log = structlog.get_logger()
 
 Item = TypeVar("Item")
 AWAY: Final = (LiveError, UnavailableError)
-"""Redis or Postgres is away: it is for the others too, and none of them is tried."""
+"""Redis or Postgres is away, for the other items too, so none of them is tried."""
 
 
 class _Budget:
-    """How many failures may still be logged in this second."""
+    """Limits the failures that are logged in one second."""
 
     def __init__(self) -> None:
         self.second = 0
@@ -51,7 +51,10 @@ _budget = _Budget()
 
 
 def isolated(what: str, act: Callable[..., object], *arguments: object, **names: object) -> bool:
-    """Calls ``act(*arguments)``. False: it raised, which is logged as ``what`` with ``names``."""
+    """Calls ``act(*arguments)``; returns False after an exception.
+
+    The exception is logged as ``what`` with ``names``.
+    """
     try:
         act(*arguments)
     except Exception:
@@ -63,8 +66,11 @@ def isolated(what: str, act: Callable[..., object], *arguments: object, **names:
 async def for_each(
     what: str, items: Iterable[Item], act: Callable[[Item], Awaitable[object]]
 ) -> None:
-    """Awaits ``act`` for each item. What fails is logged, and raised when all had their turn;
-    ``LiveError`` and ``UnavailableError`` at once."""
+    """Awaits ``act`` for each item; a failure does not stop the other items.
+
+    Failures are logged, and the first is raised after all items. ``LiveError`` and
+    ``UnavailableError`` are raised at once.
+    """
     failures: list[Exception] = []
     for item in items:
         try:
@@ -80,7 +86,7 @@ async def for_each(
 
 @contextlib.contextmanager
 def alone(what: str) -> Iterator[None]:
-    """What fails in this block is logged and ends the block; its caller tries again later."""
+    """Logs an exception of this block and ends the block; the caller tries again later."""
     try:
         yield
     except (*AWAY, ProtocolError) as error:

@@ -1,8 +1,8 @@
-"""The log: structured, on standard error, for people or for machines, without secrets.
+"""The log: structured, on standard error, for people or machines, without secrets.
 
-Everything goes the same way, our own events and those of the libraries, so what redacts
-sees everything. PITFALLS: uvicorn logs the whole WebSocket URL, query included; here
-queries are cut off before anything is written.
+Our own events and those of the libraries go the same way, so redaction sees all of them. PITFALLS:
+uvicorn logs the whole WebSocket URL, query included; here queries are cut off before anything is
+written.
 """
 
 import json
@@ -20,16 +20,16 @@ from server import limits as server_limits
 
 REDACTED = "[redacted]"
 
-# What is secret by its name. A number under such a name is a count, and stays.
+# Fields that are secret by their name. A number under such a name is a count, and stays.
 _SECRET_NAME = re.compile(
     r"token|authorization|api[_-]?key|secret|password|cookie|signature", re.IGNORECASE
 )
 _SECRET_TEXT = re.compile(
-    # A header's value, scheme and all: `Bearer abc`.
+    # A header's value with its scheme: `Bearer abc`.
     r"(?P<scheme>\b(?:bearer|basic)\s+)[^\s\"',;]+"
-    # A JWT, whole or cut off: its header is base64 of `{"`.
+    # A JWT, whole or truncated: its header is base64 of `{"`.
     r"|\beyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]+){0,2}"
-    # The password in a URL, which redis and asyncpg like to quote.
+    # The password in a URL, which messages of redis and asyncpg quote.
     r"|(?P<user>://[^\s/:@]*:)[^\s/@]+(?=@)"
     # name=value and "name": "value", as in queries, bodies and headers with their scheme.
     r"|(?P<name>(?:token|authorization|api[_-]?key|secret|password)[\"']?\s*[=:]\s*[\"']?)"
@@ -39,10 +39,10 @@ _SECRET_TEXT = re.compile(
 
 
 def configure(log_format: Literal["console", "json"], level: int = logging.INFO) -> None:
-    """Sets up the logs of the process. Start uvicorn with ``log_config=None`` after it.
+    """Sets up the logs of the process; then start uvicorn with ``log_config=None``.
 
-    ``console`` is for eyes, ``json`` one object a line with ``timestamp`` (UTC), ``level``,
-    ``logger``, ``event`` and the event's own fields. May be called again.
+    The format ``console`` is for people. ``json`` writes one object a line with ``timestamp``
+    (UTC), ``level``, ``logger``, ``event`` and the event's own fields. May be called again.
     """
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -66,7 +66,7 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # A traceback becomes text before it is redacted: it quotes values too.
+                # A traceback becomes text before it is redacted, because it quotes values too.
                 structlog.processors.format_exc_info,
                 structlog.processors.StackInfoRenderer(),
                 redact,
@@ -86,8 +86,8 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Takes secrets out of an event, by the name of a field and by the look of a text."""
-    # uvicorn's own copy of the event, with colours in it and the arguments not.
+    """Removes secrets from an event, by field names and by patterns in text."""
+    # uvicorn's own copy of the event, with colours and without its arguments.
     event.pop("color_message", None)
     return {
         name: _clean_field(name, value, server_limits.LOG_FIELD_DEPTH_MAX)
@@ -101,7 +101,7 @@ def redact_text(text: str) -> str:
 
 
 def cut_query(record: logging.LogRecord) -> bool:
-    """A filter that lets everything pass, but the paths in uvicorn's records without query."""
+    """A log filter that cuts the query off the paths in uvicorn's records; passes all records."""
     if record.name.startswith("uvicorn") and isinstance(record.args, tuple):
         record.args = tuple(
             arg.partition("?")[0] + "?..."
@@ -123,7 +123,7 @@ def _renderer(log_format: Literal["console", "json"]) -> Processor:
 def _to_json(event: EventDict, **_: object) -> str:
     try:
         return orjson.dumps(event, default=str).decode()
-    # Large integers and lone surrogates: the log takes what it is given.
+    # orjson refuses large integers and lone surrogates; the log must accept every value.
     except TypeError:
         return json.dumps(event, default=str)
 
@@ -145,7 +145,7 @@ def _clean(value: Any, depth: int) -> Any:
         return {str(name): _clean_field(name, part, depth - 1) for name, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean(part, depth - 1) for part in value]
-    # Bytes, exceptions and whatever else: what would be written is what is looked at.
+    # Bytes, exceptions and other values: the text that would be written is searched.
     text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
     return redact_text(text)
 

@@ -1,4 +1,4 @@
-"""Whether a host, a Redis or a Postgres is on this machine; in doubt it is not."""
+"""Whether a host, a Redis or a Postgres is on this machine; no in case of doubt."""
 
 import ipaddress
 import os
@@ -8,7 +8,7 @@ from storage.redis.cluster import is_cluster, nodes_of
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name can be reached from this machine alone."""
+    """Whether an address or name can be reached from this machine only."""
     name = host.strip("[]").lower().rstrip(".")
     if name == "localhost":
         return True
@@ -29,16 +29,16 @@ def is_local_redis(url: str) -> bool:
         return True
     if parts.hostname:
         return is_loopback(parts.hostname)
-    # redis-py takes what the URL does not say from its query, and then the local host.
+    # redis-py takes the host from the query when the URL lacks one, and else the local host.
     return all(is_loopback(host) for host in parse_qs(parts.query).get("host", ()))
 
 
 def is_local_database(url: str) -> bool:
-    """Whether a URL of Postgres leads to loopback or a Unix socket, as asyncpg reads it."""
+    """Whether a Postgres URL, read as asyncpg does, leads to loopback or a Unix socket."""
     parts = urlsplit(url)
     query = parse_qs(parts.query)
     if "service" in query or "hostaddr" in query or os.environ.get("PGSERVICE"):
-        return False  # it is said elsewhere
+        return False  # the host is given elsewhere
     named = parts.netloc.rpartition("@")[2]
     hosts = [_without_port(host) for host in named.split(",") if host]
     hosts = [host for host in hosts if host] or [
@@ -49,7 +49,7 @@ def is_local_database(url: str) -> bool:
 
 
 def _without_port(place: str) -> str:
-    """The host of ``host:port``, with an IPv6 address in brackets or none, percent-decoded."""
+    """The host of ``host:port``, percent-decoded; an IPv6 address may have brackets."""
     if place.startswith("["):
         return place.partition("]")[0][1:]
     host, colon, port = place.rpartition(":")

@@ -1,9 +1,9 @@
-"""What the process counts, for Prometheus.
+"""The metrics of a process, for Prometheus.
 
 Names follow Prometheus: base units in the name (seconds), ``_total`` for counters. One
-:class:`Metrics` belongs to one process and has a registry of its own, so tests can have
-as many as they like. What is counted for each push stands in :class:`Tally` as plain
-integers and is read at the scrape: a counter of prometheus-client takes a lock each time.
+:class:`Metrics` belongs to one process and has its own registry, so tests can have several. Counts
+of each push are plain integers in :class:`Tally`, read at the scrape, because a counter of
+prometheus-client takes a lock each time.
 """
 
 from collections.abc import Iterable
@@ -24,14 +24,14 @@ from prometheus_client.registry import Collector
 
 from server.runtime.request_times import RequestTimes
 
-# The promise is 10 ms at p99: the buckets are close around it, and end where it is lost.
+# The promise is 10 ms at p99: the buckets are dense around it, and end where it is broken.
 STOP_LATENESS_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05)
 # A claim takes half a millisecond; its deadline is limits.REDIS_TIMEOUT_MS.
 CLAIM_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.5)
 
 
 class Tally:
-    """Counts of the hot path. Only the event loop adds to them: ``tally.ticks_pushed += 1``."""
+    """Counts of the hot path; only the event loop adds: ``tally.ticks_pushed += 1``."""
 
     __slots__ = (
         "bytes_pushed", "messages_pushed", "postgres_retries", "ticks_pushed", "ticks_skipped",
@@ -50,10 +50,14 @@ class Tally:
         """The counts as Prometheus wants them (the interface of a collector)."""
         for name, text, value in (
             ("ticks_pushed", "Ticks written to a socket", self.ticks_pushed),
-            ("ticks_skipped", "Ticks that a slow socket did not get", self.ticks_skipped),
+            ("ticks_skipped", "Ticks skipped for a slow socket", self.ticks_skipped),
             ("messages_pushed", "Messages other than ticks", self.messages_pushed),
             ("pushed_bytes", "Bytes of frames written to sockets", self.bytes_pushed),
-            ("postgres_retries", "Statements that Postgres was asked again", self.postgres_retries),
+            (
+                "postgres_retries",
+                "Statements that were sent to Postgres again",
+                self.postgres_retries,
+            ),
             (
                 "unflushed_dropped",
                 "Entries on their way to Postgres that only Redis keeps",
@@ -64,7 +68,7 @@ class Tally:
 
 
 class AllMetrics:
-    """All metrics of a process, for what collects them without rendering them."""
+    """All metrics of a process, for readers that do not render them."""
 
     def __init__(self, *collectors: Collector) -> None:
         self.collectors = collectors
@@ -76,7 +80,7 @@ class AllMetrics:
 
 
 class Metrics:
-    """Every metric of one process. Counters and gauges are attributes, fed where it happens."""
+    """Every metric of one process: counters and gauges as attributes, updated at their source."""
 
     def __init__(self, *, with_process: bool = True) -> None:
         """``with_process`` adds memory, descriptors, processor time and garbage collection."""
@@ -95,7 +99,7 @@ class Metrics:
         self._add_record()
 
     def render(self) -> tuple[bytes, str]:
-        """What ``GET /metrics`` answers: the body and its content type."""
+        """The answer to ``GET /metrics``: the body and its content type."""
         return generate_latest(self._rendered) + self.requests.render(), CONTENT_TYPE_LATEST
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -120,7 +124,7 @@ class Metrics:
             "connections_cut_total", "Connections refused or cut, by the reason", "why"
         )
         self.origins_refused = self._counter(
-            "origins_refused_total", "Handshakes and preflights of pages of other origins"
+            "origins_refused_total", "Refused handshakes and preflights of pages of other origins"
         )
         self.messages_received = self._counter(
             "messages_received_total", "Requests read from sockets", "type"

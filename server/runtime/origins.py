@@ -1,8 +1,8 @@
-"""Whose pages may talk to this server: origins as browsers write and compare them.
+"""Origins whose pages may use this server, in the form that browsers send.
 
-A browser sends an origin in one form: lower case, without the default port, names in ASCII
-(RFC 6454 section 6.2, the URL standard). Configured origins are brought into that form when
-they are read, and one that no browser would ever send refuses the start, by name.
+A browser sends an origin in one form: lower case, without the default port, names in ASCII (RFC
+6454 section 6.2, the URL standard). Configured origins are converted to that form when they are
+read. An entry that no browser would ever send prevents the start, and the error names the entry.
 """
 
 import ipaddress
@@ -20,16 +20,16 @@ log = structlog.get_logger("taximeter.origins")
 
 ANY: Final = "*"
 WILDCARD: Final = "*."
-"""Begins the host of an entry that stands for all names below a domain, as in CSP."""
+"""Prefix of the host of an entry that matches all names below a domain, as in CSP."""
 DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*\.?")
 _NUMBER = re.compile(r"([0-9]+|0x[0-9a-f]*)\.?$")
 _NOT_IDNA2003 = re.compile("[\u00df\u1e9e\u03c2\u200c\u200d]")
-"""Letters that browsers encode otherwise than Python does."""
+"""Letters that browsers encode differently from Python."""
 
 
 class Origin(NamedTuple):
-    """An origin that a browser would send; its text is the browser's."""
+    """An origin that a browser would send, in the browser's form."""
 
     scheme: str
     host: str
@@ -41,9 +41,9 @@ class Origin(NamedTuple):
 
 
 def parse_origin(text: str) -> Origin:
-    """The origin that ``text`` means; raises ValueError, which says why there is none."""
+    """The origin that ``text`` means; raises ValueError with the reason if it is none."""
     if any(character.isspace() or not character.isprintable() for character in text):
-        raise ValueError("it has spaces")  # which urlsplit would leave out
+        raise ValueError("it has spaces")  # urlsplit would drop these characters
     parts = urlsplit(text)
     port = parts.port
     if parts.scheme not in DEFAULT_PORTS:
@@ -77,7 +77,7 @@ def parse_entry(text: str) -> str:
 
 
 class Origins:
-    """Who may open sockets here: the server's own pages, and those of ``entries``."""
+    """Pages that may open sockets: the server's own, and those of ``entries``."""
 
     def __init__(self, entries: Iterable[str], metrics: Metrics) -> None:
         self.metrics = metrics
@@ -85,7 +85,7 @@ class Origins:
         self._reported: set[str] = set()
 
     def lists(self, origin: str) -> bool:
-        """Whether an entry of the configuration names this origin."""
+        """Whether an entry of the configuration contains this origin."""
         if ANY in self.entries:
             return True
         try:
@@ -101,7 +101,7 @@ class Origins:
         )
 
     def refused(self, origin: str, host: str) -> None:
-        """Counts an origin that was refused, and names it in the log once."""
+        """Counts a refused origin, and names it in the log once."""
         self.metrics.origins_refused.inc()
         shown = ascii(origin[: server_limits.ORIGIN_CHARACTERS_SHOWN])[1:-1]
         if shown in self._reported or len(self._reported) >= server_limits.ORIGINS_REPORTED_MAX:
@@ -117,13 +117,13 @@ class Origins:
 
 
 class Reached(NamedTuple):
-    """By which names and schemes a browser may have reached this server."""
+    """Names and schemes under which a browser may have reached this server."""
 
     hosts: tuple[str, ...]
     schemes: frozenset[str]
 
     def is_own(self, origin: str) -> bool:
-        """Whether a page of ``origin`` came from here."""
+        """Whether a page of ``origin`` came from this server."""
         try:
             found = parse_origin(origin)
         except ValueError:
@@ -142,9 +142,10 @@ class Reached(NamedTuple):
 def reached(headers: Mapping[str, str], scheme: str, port: int | None, *, proxied: bool) -> Reached:
     """How a request reached this server, which listens on ``port``.
 
-    ``proxied`` says that its peer is a trusted proxy: then ``X-Forwarded-Host`` and ``-Port``
-    count, and ``X-Forwarded-Proto``. Without the latter a proxy may have ended TLS, unless the
-    browser's own ``Host`` names the port here, where nothing but plain HTTP is spoken.
+    ``proxied`` says that the peer is a trusted proxy: then ``X-Forwarded-Host``,
+    ``X-Forwarded-Port`` and ``X-Forwarded-Proto`` count. Without ``X-Forwarded-Proto`` a proxy may
+    have ended TLS, unless the browser's own ``Host`` names this port, where the server speaks only
+    plain HTTP.
     """
     host = headers.get("host", "")
     hosts, told = [host], ""
@@ -168,11 +169,11 @@ def _has_port(host: str) -> bool:
 
 
 def _host(netloc: str) -> str:
-    """The host of an origin in the browser's form; raises ValueError for what is none."""
+    """The host of an origin in the browser's form; raises ValueError for an invalid one."""
     if netloc.startswith("["):
         inside, closed, rest = netloc[1:].partition("]")
         if not closed or "%" in inside or (rest and not rest.startswith(":")):
-            raise ValueError("its address is none")
+            raise ValueError("its address is invalid")
         return f"[{ipaddress.IPv6Address(inside).compressed}]"
     host = netloc.partition(":")[0]
     if not host.isascii():
@@ -184,9 +185,9 @@ def _host(netloc: str) -> str:
             raise ValueError("its host cannot be written in ASCII") from None
     host = host.lower()
     if _NAME.fullmatch(host) is None or len(host) > 254:
-        raise ValueError("its host is none")
+        raise ValueError("its host is invalid")
     if _NUMBER.search(host.rpartition(".")[2]) and not _is_address(host):
-        raise ValueError("its host is a number that is no address")
+        raise ValueError("its host is a number but not an address")
     return host
 
 

@@ -1,8 +1,8 @@
-"""How long requests take, by the pattern of their path, as Prometheus reads it.
+"""How long requests take, by the pattern of their path, for Prometheus.
 
-The histogram of prometheus-client takes 10 microseconds a line when it is rendered, and there
-are fifteen lines for each route, method and status: a scrape would hold the loop for tens of
-milliseconds. Here the text of what did not change is kept.
+The histogram of prometheus-client takes 10 microseconds a line to render, and each route, method
+and status has fifteen lines: a scrape would hold the loop for tens of milliseconds. This histogram
+keeps the text of lines that did not change.
 """
 
 from bisect import bisect_left
@@ -27,11 +27,11 @@ class _Series:
         self.counts = [0] * len(_BOUNDS)
         self.sum_s = 0.0
         self.text = ""
-        """What was rendered; empty when something was counted since."""
+        """The rendered lines; empty when a request was counted since."""
 
 
 class RequestTimes:
-    """One histogram with labels. Only the event loop adds to it."""
+    """A histogram with labels; only the event loop adds to it."""
 
     def __init__(self) -> None:
         self._series: dict[Key, _Series] = {}

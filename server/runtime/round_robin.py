@@ -1,4 +1,4 @@
-"""What waits for several owners, taken in turns: one of each after the other."""
+"""A queue of several owners, served in turns: one item of each after the other."""
 
 from collections import deque
 from collections.abc import Hashable, Iterator
@@ -8,9 +8,9 @@ Item = TypeVar("Item")
 
 
 class RoundRobin(Generic[Item]):
-    """A queue in which an owner's items delay no other owner's by more than one each.
+    """A queue in which owners take turns with one item each.
 
-    It has no bound of its own: the caller has one.
+    The queue has no bound of its own: the caller has one.
     """
 
     __slots__ = ("_queues",)
@@ -27,7 +27,7 @@ class RoundRobin(Generic[Item]):
         self._queues.setdefault(owner, deque()).append(item)
 
     def popleft(self) -> Item:
-        """Takes the first item of the owner whose turn it is, who is the last one then."""
+        """Takes the next item; its owner's next turn comes after the other owners'."""
         owner = next(iter(self._queues))
         queue = self._queues.pop(owner)
         item = queue.popleft()

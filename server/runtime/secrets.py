@@ -1,4 +1,4 @@
-"""Secrets: asked for outside development, made and kept for a first look."""
+"""Secrets: required outside development; made and kept in development."""
 
 import contextlib
 import os
@@ -18,9 +18,8 @@ log = structlog.get_logger("taximeter.config")
 def with_secrets(settings: Settings) -> Settings:
     """``settings`` with a way to check tokens, and an API key.
 
-    PROTOCOL section 3: "In development, started without secrets, the server makes them,
-    keeps them in DATA_DIR and says so; outside development it refuses to start without
-    them."
+    PROTOCOL section 3: "In development, started without secrets, the server makes them, keeps them
+    in DATA_DIR and says so; outside development it refuses to start without them."
     """
     made: dict[str, object] = {}
     problems = [*exposures(settings), *weaknesses(settings)]
@@ -31,7 +30,7 @@ def with_secrets(settings: Settings) -> Settings:
             length_min = server_limits.JWT_SECRET_BYTES_MIN
             problems.append(
                 f"set {PREFIX}JWT_SECRET (at least {length_min} random characters, "
-                f"shared with whoever issues tokens) or {PREFIX}JWKS_URL (where the issuer's "
+                f"shared with the issuer of tokens) or {PREFIX}JWKS_URL (where the issuer's "
                 "public keys are)"
             )
     if not settings.api_keys:
@@ -42,7 +41,8 @@ def with_secrets(settings: Settings) -> Settings:
                 f"set {PREFIX}API_KEYS (random keys of the backends, separated by commas)"
             )
     if settings.jwks_url is not None and not settings.is_development:
-        # Without both, a token that the issuer made for any other application is good here.
+        # Without both, the server would accept a token that the issuer made for another
+        # application.
         problems += [
             f"set {PREFIX}{name} (the claim `{claim}` of this application's tokens), which "
             f"{PREFIX}JWKS_URL needs"
@@ -59,7 +59,7 @@ def with_secrets(settings: Settings) -> Settings:
 
 
 def _keep_secret(data_dir: Path, name: str) -> str:
-    """The secret kept in ``data_dir`` under ``name``; made when there is none yet."""
+    """The secret in ``data_dir`` under ``name``; makes one when there is none yet."""
     path = data_dir / name
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,10 +75,10 @@ def _keep_secret(data_dir: Path, name: str) -> str:
 
 
 def _make_secret(path: Path) -> None:
-    """Writes a new secret that only its owner reads, whole or not at all.
+    """Writes a new secret that only its owner may read, completely or not at all.
 
-    Two processes may start at once: both write a file of their own, and the first to
-    link it to ``path`` decides the secret.
+    Two processes may start at once: each writes its own file, and the first to link its file to
+    ``path`` decides the secret.
     """
     draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -1,7 +1,7 @@
 """The configuration: environment variables with the prefix ``TAXIMETER_``.
 
-PROTOCOL section 3 names them. What is wrong is said all at once, by the name of the
-variable and without its value, and before anything is started.
+PROTOCOL section 3 names them. All errors are reported at once, before anything is started, by the
+name of the variable and without its value.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ CLAIMS_OF_THEIR_OWN = frozenset(
 
 
 class ConfigurationError(Exception):
-    """The server cannot start like this. ``problems`` has one sentence for each reason."""
+    """The server cannot start; ``problems`` has one sentence for each reason."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -34,7 +34,7 @@ class ConfigurationError(Exception):
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, as it was set. Read with :func:`load_settings`."""
+    """All settings, as they were set; read them with :func:`load_settings`."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="ignore"
@@ -42,7 +42,7 @@ class Settings(BaseSettings):
 
     env: Literal["production", "development"] = "production"
     development_confirmed: bool = False
-    """In development, that others may reach this server or its data."""
+    """Confirms, in development, that others may reach this server or its data."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65_535)
     data_dir: Path = Path("data")
@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     """The claim that names the user."""
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     origins: Annotated[tuple[str, ...], NoDecode] = ()
-    """Origins of pages elsewhere that may talk to this server, as browsers send them, or
+    """Origins of pages elsewhere that may use this server, as browsers send them, or
     ``https://*.example.com`` for all names below a domain; ``*`` for all."""
     partitions: int = Field(
         default=server_limits.PARTITIONS_DEFAULT, ge=1, le=server_limits.PARTITIONS_MAX
@@ -70,8 +70,8 @@ class Settings(BaseSettings):
     )
     log_format: Literal["console", "json"] = "console"
     metrics_port: int | None = Field(default=None, ge=1, le=65_535 - server_limits.WORKERS_MAX)
-    """Where a process is asked for its health and metrics, the first one of ``--workers``
-    here and each further one a port higher; None: nowhere but on ``port``."""
+    """Port for the health and metrics of a process: the first one of ``--workers`` uses this port,
+    and each further one the next. None: only ``port`` has them."""
 
     @property
     def is_development(self) -> bool:
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """A comma separated list; empty parts are nobody's key."""
+        """The parts of a comma separated list; drops empty parts, so that none becomes a key."""
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_user_claim(cls, name: str) -> str:
         if name in CLAIMS_OF_THEIR_OWN:
-            raise ValueError("is a claim that says something else; name the user's")
+            raise ValueError("is a claim with another meaning; name the user's")
         return name
 
     @field_validator("jwks_url")
@@ -142,8 +142,8 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """The settings of this process, from its environment; raises :class:`ConfigurationError`.
 
-    Commands that check tokens or make them then need :func:`with_secrets`, once the log is
-    set up; the flusher and the migrations know no secret.
+    Commands that check or make tokens then need :func:`with_secrets`, once the log is set up; the
+    flusher and the migrations know no secret.
     """
     try:
         return Settings()

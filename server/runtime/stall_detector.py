@@ -1,10 +1,10 @@
-"""Whether this process was awake: what it reads after it stood still proves nothing of now.
+"""Detects stalls: what a process reads after one proves nothing about the present.
 
-A process may be stopped for a while, and its machine too, under all of its sockets. When it
-goes on, what came in meanwhile waits in them: pongs to pings of before, the farewell of a
-client that left long ago. When those were sent nobody knows; for sure they were after the
-process was last awake. So that is the proof of life that they are taken for, and then every
-socket is asked for a new one.
+A process may be stopped for a while, and its machine too, under all of its sockets. When the
+process continues, messages wait in the sockets: pongs to old pings, the farewell of a client that
+left long ago. Their time of sending is unknown; it is certainly after the process was last awake.
+Therefore they prove life only for the instant when the process was last awake, and then every
+socket is asked for a new proof.
 """
 
 import asyncio
@@ -19,9 +19,11 @@ log = structlog.get_logger()
 
 
 class StallDetector:
-    """Notes when the process was awake. ``resumed`` is called after it has stood still; ``woke``
-    at once when that is found out, before what had waited is believed: others are about to
-    take this process for dead."""
+    """Notes when the process was awake.
+
+    After a stall it calls ``woke`` at once, before waiting messages are believed, because peers are
+    about to take this process for dead. It calls ``resumed`` a beat later.
+    """
 
     def __init__(
         self,
@@ -36,25 +38,27 @@ class StallDetector:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begins to note it, on the running event loop."""
+        """Begins to take notes, on the running event loop."""
         self._awake_at = self._beaten_at = self._clock.now()
         self._timer = asyncio.get_running_loop().call_later(server_limits.STALL_LOOK_S, self._run)
 
     def stop(self) -> None:
-        """Notes nothing any more: whatever comes is taken for what it seems."""
+        """Stops taking notes: from now on every message proves the present."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def proof_at(self, now_ms: int) -> int:
-        """The instant that something proves which was read at ``now_ms``."""
+        """The instant up to which a message read at ``now_ms`` proves life."""
         if self._timer is None or now_ms - self._awake_at <= server_limits.STOOD_STILL_MS:
             return now_ms
         return self._awake_at
 
     def beat(self) -> None:
-        """The process is awake. After it stood still this is believed a beat later, when
-        what had waited in the sockets is read."""
+        """Notes that the process is awake.
+
+        After a stall this takes effect one beat later, when the waiting messages are read.
+        """
         now_ms = self._clock.now()
         stood_ms = now_ms - self._beaten_at
         self._beaten_at = now_ms

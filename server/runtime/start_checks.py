@@ -1,4 +1,4 @@
-"""What the settings give away: refused at the start, or told in the log."""
+"""Checks of the settings for exposure: refuse the start, or warn in the log."""
 
 import os
 from difflib import get_close_matches
@@ -9,16 +9,16 @@ from server.runtime.settings import PREFIX, Settings
 
 
 def exposures(settings: Settings) -> list[str]:
-    """Why development is refused here: others could reach the server, or the data is others'.
+    """Reasons to refuse development here: others could reach the server or its data.
 
-    In development ``/demo/token`` gives tokens to anybody who asks, and migrations are applied
-    at start. Empty outside development, and where ``TAXIMETER_DEVELOPMENT_CONFIRMED`` is set.
+    In development ``/demo/token`` gives tokens to anyone who asks, and migrations are applied at
+    start. Empty outside development, and where ``TAXIMETER_DEVELOPMENT_CONFIRMED`` is set.
     """
     if not settings.is_development or settings.development_confirmed:
         return []
     confirm = (
         f"set {PREFIX}ENV=production, or {PREFIX}DEVELOPMENT_CONFIRMED=1 if tokens and credits "
-        "for anybody are meant"
+        "for anyone are intended"
     )
     found = []
     if not is_loopback(settings.host):
@@ -33,7 +33,7 @@ def exposures(settings: Settings) -> list[str]:
 
 
 def weaknesses(settings: Settings) -> list[str]:
-    """Secrets and keys that can be guessed; outside development they are refused."""
+    """Guessable secrets and keys; outside development they prevent the start."""
     if settings.is_development:
         return []
     return _short_secrets(settings)
@@ -56,13 +56,13 @@ def _short_secrets(settings: Settings) -> list[str]:
 
 
 def doubts(settings: Settings) -> list[str]:
-    """What can be started like this but should not stay so; for the log at start."""
+    """Settings that permit a start but should not stay; for the log at start."""
     found = _short_secrets(settings)
     if not settings.is_development:
         if settings.jwks_url is not None and settings.jwks_url.startswith("http://"):
-            found.append(f"{PREFIX}JWKS_URL is http: whoever is in between can issue tokens")
+            found.append(f"{PREFIX}JWKS_URL is http: anyone on the way can issue tokens")
         if "*" in settings.origins:
-            found.append(f"{PREFIX}ORIGINS lets pages of any origin in")
+            found.append(f"{PREFIX}ORIGINS admits pages of any origin")
     known = [f"{PREFIX}{name.upper()}" for name in Settings.model_fields]
     for name in sorted(os.environ):
         if name.startswith(PREFIX) and name not in known:

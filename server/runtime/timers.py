@@ -1,8 +1,8 @@
 """All timers of a process, behind one timer of the event loop.
 
-A wheel of milliseconds: whatever is due in the same one stands in one bucket, and a heap
-holds only the buckets, so setting and firing a timer costs the same for ten sessions as
-for ten thousand. Deadlines come before ticks: a stop is never late because of a tick.
+A wheel of milliseconds: all timers of one millisecond share a bucket, and a heap contains only the
+buckets, so setting and firing a timer costs the same for ten sessions as for ten thousand.
+Deadlines come before ticks: a stop is never late because of a tick.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from server.runtime.round_robin import RoundRobin
 
 
 class Timer:
-    """One thing to be done at an instant, unless it is cancelled."""
+    """A callback that fires once at an instant, unless it is cancelled."""
 
     __slots__ = ("_callback", "at", "owner", "wheel")
 
@@ -28,34 +28,34 @@ class Timer:
         self.at = at
         self.owner = owner
         self.wheel: Wheel | None = None
-        """Where it has a place, until its time comes."""
+        """The wheel that contains the timer, until it is due."""
         self._callback: Callable[[int], None] | None = callback
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether it does nothing, or has done it."""
+        """Whether the timer was cancelled, or has fired."""
         return self._callback is None
 
     def cancel(self) -> None:
-        """It will not fire; its place in the wheel is given up later, see :class:`Wheel`."""
+        """Cancels the timer; its wheel frees its place later, see :class:`Wheel`."""
         if self._callback is not None:
             self._callback = None
             if self.wheel is not None:
                 self.wheel.cancelled_one()
 
     def fire(self, now_ms: int) -> None:
-        """Does it, once."""
+        """Calls the callback, once."""
         callback, self._callback = self._callback, None
         if callback is not None:
             callback(now_ms)
 
 
 class Wheel:
-    """Timers in buckets of a millisecond; a bucket of one is that one.
+    """Timers in buckets of a millisecond; a single timer is its own bucket.
 
-    A timer that was cancelled keeps its place until its time comes, which for most is soon.
-    A token may be good for years, though, and a peer may renew it as often as it likes: so
-    when most of the timers are cancelled ones, they are thrown out together.
+    A cancelled timer keeps its place until its time comes, which for most timers is soon. A token,
+    however, may be good for years, and a peer may renew it without limit. So when most of the
+    timers are cancelled, the wheel removes all cancelled timers together.
     """
 
     def __init__(self) -> None:
@@ -78,17 +78,17 @@ class Wheel:
             bucket.append(timer)
 
     def __iter__(self) -> Iterator[Timer]:
-        """All timers, those that were cancelled too."""
+        """All timers, including cancelled ones."""
         for bucket in self._buckets.values():
             yield from [bucket] if isinstance(bucket, Timer) else bucket
 
     @property
     def next_at(self) -> int | None:
-        """The earliest bucket; None when there is none."""
+        """The instant of the earliest bucket; None when the wheel is empty."""
         return self._order[0] if self._order else None
 
     def pop_due(self, now_ms: int) -> list[Timer]:
-        """The timers of the earliest bucket that is due; none when nothing is."""
+        """Takes out the timers of the earliest bucket; empty when no bucket is due."""
         if not self._order or self._order[0] > now_ms:
             return []
         bucket = self._buckets.pop(heapq.heappop(self._order))
@@ -100,7 +100,7 @@ class Wheel:
         return due
 
     def cancelled_one(self) -> None:
-        """One of the timers here was cancelled."""
+        """Counts that one of the timers here was cancelled."""
         self._cancelled += 1
         if (
             self._cancelled > server_limits.TIMERS_CANCELLED_MAX
@@ -118,27 +118,27 @@ class Wheel:
 
 
 class Timers:
-    """The timers of a process. Without an event loop (tests) ``run_due`` is called by hand."""
+    """The timers of a process; without an event loop (tests) call ``run_due`` by hand."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._deadlines = Wheel()
         self._ticks = Wheel()
         self._due = RoundRobin[Timer]()
-        """Deadlines that have come, by their owner."""
+        """Deadlines that are due, by their owner."""
         self._due_ticks: deque[Timer] = deque()
-        """Ticks whose millisecond has come, and which no turn had room for yet."""
+        """Ticks that are due, and for which no turn had room yet."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._armed_at: int | None = None
 
     def start(self) -> None:
-        """From here on, what is due is done by the running event loop."""
+        """Lets the running event loop fire timers from now on."""
         self._loop = asyncio.get_running_loop()
         self._arm()
 
     def stop(self) -> None:
-        """Nothing fires any more."""
+        """Stops all timers."""
         self._loop = None
         if self._handle is not None:
             self._handle.cancel()
@@ -146,9 +146,11 @@ class Timers:
     def deadline(
         self, at: int, callback: Callable[[int], None], owner: Hashable | None = None
     ) -> Timer:
-        """Calls ``callback(now_ms)`` at ``at``, before any tick that is due as well. When more
-        are due than one turn may handle, each ``owner`` has one of theirs handled in turn: who
-        has hundreds due at the same instant delays nobody else's."""
+        """Calls ``callback(now_ms)`` at ``at``, before any tick that is due as well.
+
+        When more deadlines are due than one turn may fire, the owners take turns with one deadline
+        each. An owner with hundreds of simultaneous deadlines so delays no other owner's.
+        """
         return self._add(self._deadlines, Timer(at, callback, owner))
 
     def tick(self, at: int, callback: Callable[[int], None]) -> Timer:
@@ -170,8 +172,10 @@ class Timers:
         return min(found) if found else None
 
     def run_due(self, now_ms: int) -> None:
-        """Fires everything that is due, deadlines first, as far as one turn may go. One that
-        raises silences none of the others."""
+        """Fires all due timers that fit into one turn, deadlines first.
+
+        A timer that raises does not stop the others.
+        """
         left = server_limits.TICKS_PER_TURN_MAX
         while left > 0:
             while due := self._deadlines.pop_due(now_ms):
@@ -187,15 +191,17 @@ class Timers:
             left -= self._fire_tick(now_ms)
 
     def _fire_one(self, now_ms: int) -> bool:
-        """Fires a deadline of the owner whose turn it is; False: it was cancelled meanwhile."""
+        """Fires a deadline of the next owner; False if it was cancelled meanwhile."""
         timer = self._due.popleft()
         is_live = not timer.is_cancelled
         isolated("timer", timer.fire, now_ms)
         return is_live
 
     def _fire_tick(self, now_ms: int) -> bool:
-        """Fires the tick that has waited longest; False: it was cancelled meanwhile. Sessions
-        that began in one instant have theirs in one millisecond, by the hundred."""
+        """Fires the oldest waiting tick; False if it was cancelled meanwhile.
+
+        Sessions that began in one instant have their ticks in one millisecond, hundreds of them.
+        """
         timer = self._due_ticks.popleft()
         is_live = not timer.is_cancelled
         isolated("timer", timer.fire, now_ms)

@@ -1,13 +1,13 @@
-"""Turns: what is to be done for many is done a bounded part at a time.
+"""Turns: work for many sessions or sockets is done in bounded parts.
 
-One customer may have hundreds of sessions and sockets, and often all of them want something
-at once: they lose their line together, hear of the same credit, count on the same month. Such
-work is cut into units, a session each, and a turn of the event loop does a bounded number of
-them, for all customers alike: one after the other, a unit each, whether it is work or a task
-that waits. So no customer's work makes a
-turn long, and none waits behind another's. Small work is done at once, in the turn that asks.
+One customer may have hundreds of sessions and sockets, and one cause often concerns all of them:
+they lose their connections together, receive the same credit, count on the same month. Such work is
+cut into units, one for each session, and a turn of the event loop does a bounded number of them.
+The customers take turns with one unit each, be it work or a task that waits. So no customer's work
+makes a turn long, and no customer waits behind another's. A small piece of work is done at once, in
+the turn that requests it.
 
-Local deadlines do not wait here: what stops a session is a timer.
+Local deadlines do not wait here: a timer stops a session.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from server.runtime.isolation import failed
 from server.runtime.round_robin import RoundRobin
 
 Work = Iterator[object]
-"""Does one unit each time it is asked for the next."""
+"""An iterator that does one unit of work for each ``next``."""
 
 
 class Turns:
@@ -29,9 +29,9 @@ class Turns:
         self._units_per_turn = units_per_turn
         self._left = units_per_turn
         self._queues: dict[Hashable, deque[Work]] = {}
-        """Work by its customer. Whose turn it is comes first."""
+        """Work by its customer; the customer whose turn it is comes first."""
         self._waiting = RoundRobin[asyncio.Future[None]]()
-        """Tasks by their customer."""
+        """Waiting tasks by their customer."""
         self._is_working = False
         self._is_due = False
 
@@ -41,8 +41,11 @@ class Turns:
         return bool(self._queues or self._waiting)
 
     def run(self, owner: Hashable, work: Work) -> None:
-        """Does the work after what this customer has waiting: now, as far as this turn may go,
-        and in the turns that follow. A unit that raises ends its work, and is logged."""
+        """Does the work after this customer's waiting work.
+
+        It runs now, as far as this turn has room, and in the turns that follow. A unit that raises
+        ends its work, and is logged.
+        """
         self._queues.setdefault(owner, deque()).append(work)
         if not self._is_working:
             self._work()
@@ -74,7 +77,7 @@ class Turns:
     def _turn(self) -> None:
         self._is_due = False
         self._left = self._units_per_turn
-        # Half of them for tasks, if so many wait; the others for work.
+        # When both wait, tasks get half of the units at most, and work gets the others.
         for _ in range(self._units_per_turn // 2 if self._queues else self._units_per_turn):
             if not self._waiting:
                 break
@@ -96,7 +99,7 @@ class Turns:
                 if not self._goes_on(queue[0]):
                     queue.popleft()
                 if queue:
-                    # Work that came meanwhile for the same customer is behind it.
+                    # New work of the same customer comes after its older work.
                     queue.extend(self._queues.pop(owner, ()))
                     self._queues[owner] = queue
         finally:

@@ -1,6 +1,6 @@
-"""Events and locks by the ten thousand, small while nobody waits.
+"""Events and locks that are small while no task waits for them.
 
-``asyncio.Event`` brings a deque of 760 bytes, and every session would have two of them.
+``asyncio.Event`` has a deque of 760 bytes, and every session would have two of them.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 
 class Signal:
-    """An event: it is set or not, and may be waited for."""
+    """An event: set or not; tasks may wait until it is set."""
 
     __slots__ = ("_event", "is_set")
 
@@ -18,18 +18,18 @@ class Signal:
         self._event: asyncio.Event | None = None
 
     def set(self) -> None:
-        """Lets everybody go on who waits, and who will."""
+        """Sets the event, and wakes every waiting task."""
         self.is_set = True
         if self._event is not None:
             self._event.set()
             self._event = None
 
     def clear(self) -> None:
-        """Lets whoever comes wait again."""
+        """Clears the event: a later ``wait`` waits again."""
         self.is_set = False
 
     async def wait(self) -> None:
-        """Returns when it is set, or was meanwhile."""
+        """Returns when the event is set, even if it is cleared again meanwhile."""
         if not self.is_set:
             if self._event is None:
                 self._event = asyncio.Event()
@@ -37,8 +37,10 @@ class Signal:
 
 
 class Locks:
-    """Locks by name. One that nobody holds or waits for is not there, so whoever makes names
-    up leaves nothing behind."""
+    """Locks by name.
+
+    A lock without a holder or a waiter does not exist, so made-up names leave nothing behind.
+    """
 
     def __init__(self) -> None:
         self._locks: dict[Hashable, tuple[asyncio.Lock, list[None]]] = {}
@@ -48,7 +50,7 @@ class Locks:
 
     @asynccontextmanager
     async def hold(self, name: Hashable) -> AsyncIterator[None]:
-        """Holds the lock of that name, once everybody who asked before has let go of it."""
+        """Holds the lock of that name, after all earlier callers have released it."""
         lock, users = self._locks.setdefault(name, (asyncio.Lock(), []))
         users.append(None)
         try:
