@@ -1,10 +1,13 @@
-"""Who may come in: the connections of a process, counted and timed before they ask anything.
+"""Limits the connections of a process: their number, their idle time, their deadlines.
 
-Three things are kept here for all connections together: how many there are, and of whom,
-so that a flood is refused with 503 while descriptors are left for everything else; which
-of them ask nothing now, so that a full server lets the longest idle one go rather than
-refuse somebody new; and one timer that looks at each of them once a second, so that a
-peer that says too little, or takes nothing, is cut in a bounded time.
+For all connections together this module keeps three things:
+
+- The number of connections, total and per address, so that a flood is refused with 503 while
+  descriptors are left for all other work.
+- The idle connections, so that a full server closes the longest idle one in place of refusing a new
+  one.
+- One timer that checks each connection once a second, so that a peer that sends too little, or
+  reads nothing, is cut in a bounded time.
 """
 
 import asyncio
@@ -24,14 +27,14 @@ class AdmittedConnection(Protocol):
     """A connection that speaks HTTP, as the limiter sees it."""
 
     def judge(self, now: float) -> None:
-        """Its deadlines are looked at; ``now`` is the loop's time."""
+        """Checks the connection's deadlines; ``now`` is the loop's time."""
 
     def evict(self) -> None:
-        """It asks nothing, and its place is needed."""
+        """Closes the idle connection, because a new one needs its place."""
 
 
 class Slot:
-    """The place of one connection, whatever protocol it speaks by now."""
+    """The place of one connection, for HTTP and then for WebSocket."""
 
     __slots__ = ("_limiter", "_network")
 
@@ -40,16 +43,16 @@ class Slot:
         self._network = network
 
     def leave(self) -> None:
-        """The connection is gone. Once is enough."""
+        """Frees the place of a connection that is gone. A second call does nothing."""
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter.left(self._network)
 
 
 class ConnectionLimiter:
-    """The connections of a server, sockets included.
+    """Admits and counts the connections of a server, WebSockets included.
 
-    ``connections_max`` leaves descriptors for everything else; the waits are in seconds.
+    ``connections_max`` leaves descriptors for all other work; the waits are in seconds.
     """
 
     def __init__(
@@ -66,23 +69,24 @@ class ConnectionLimiter:
         self.linger_s = server_limits.LINGER_MS / 1000
         self.look_s = server_limits.CONNECTION_LOOK_S
         self.proxies: Any = None
-        """Hosts that are believed about who stands behind them; set by the first connection."""
+        """Trusted proxies, whose forwarded client addresses are believed; set by the first
+        connection."""
         self.count = 0
         self.connections: set[AdmittedConnection] = set()
-        """Those that speak HTTP."""
+        """Connections that speak HTTP."""
         self.idle: dict[AdmittedConnection, None] = {}
-        """Those of them that ask nothing now, the longest idle one first."""
+        """HTTP connections without a request, the longest idle one first."""
         self.lingering = 0
-        """Those that were refused, and have not read it yet."""
+        """Number of refused connections that have not read their answer yet."""
         self._by_network: Counter[str] = Counter()
         self._reported: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, connection: AdmittedConnection, address: str) -> Slot | str:
-        """The place of one more connection, or why there is none: ``full`` or ``address``.
+        """A slot for one more connection, or why there is none: ``full`` or ``address``.
 
-        A proxy that is trusted to say who stands behind it has as many as it likes: its
-        clients are counted when their sockets are accepted.
+        A trusted proxy has no limit of its own: its clients are counted when their sockets are
+        accepted.
         """
         self.connections.add(connection)
         self._look_later()
@@ -104,7 +108,7 @@ class ConnectionLimiter:
         return Slot(self, network)
 
     def left(self, network: str) -> None:
-        """A connection that had come in is gone."""
+        """Counts that an admitted connection is gone."""
         self.count -= 1
         self.metrics.connections.set(self.count)
         self._by_network[network] -= 1
@@ -112,24 +116,24 @@ class ConnectionLimiter:
             del self._by_network[network]
 
     def forget(self, connection: AdmittedConnection) -> None:
-        """A connection is gone, or speaks another protocol from now on."""
+        """Forgets a connection that is gone, or that speaks another protocol now."""
         self.connections.discard(connection)
         self.idle.pop(connection, None)
 
     def rest(self, connection: AdmittedConnection) -> None:
-        """A connection asks nothing from now on."""
+        """Notes that a connection is idle from now on."""
         self.idle[connection] = None
 
     def busy(self, connection: AdmittedConnection) -> None:
-        """A connection asks something."""
+        """Notes that a connection has a request."""
         self.idle.pop(connection, None)
 
     def trusts(self, address: str) -> bool:
-        """Whether a peer is a proxy that is believed about its clients."""
+        """Whether a peer is a trusted proxy."""
         return bool(self.proxies) and address in self.proxies
 
     def forwarded(self, address: str) -> None:
-        """A peer sent ``X-Forwarded-For``. One that is not trusted is logged once.
+        """Notes that a peer sent ``X-Forwarded-For``; logs an untrusted one once.
 
         Behind a proxy that is not listed every client has the proxy's address.
         """
@@ -161,8 +165,11 @@ class ConnectionLimiter:
 
 
 def network_of(address: str) -> str:
-    """What one host is counted by: an IPv4 address, or the /64 of an IPv6 one, of which a
-    host has as many addresses as it likes (RFC 6177 gives each site at least that)."""
+    """The address by which one host is counted.
+
+    It is the IPv4 address, or the /64 of an IPv6 address, because a host may use any address of its
+    /64 (RFC 6177 gives each site at least that).
+    """
     if ":" not in address:
         return address
     try:

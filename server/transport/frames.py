@@ -1,9 +1,9 @@
 """WebSocket frames (RFC 6455): ours made in one step, the peer's read by websockets.
 
-What the server sends is short, unmasked and never fragmented, so a frame is a header in
-front of the payload; a tick is made into one once and written as it is. What the peer
-sends is masked, split at will and not to be trusted: that is left to websockets' sans-I/O
-parser, of which this module has a version that takes a third of the memory.
+Frames of the server are short, unmasked and never fragmented, so a frame is a header before the
+payload. A tick is framed once and written as it is. Frames of the peer are masked, may be split
+anywhere and cannot be trusted. The sans-I/O parser of websockets reads them; this module has a
+version of the parser that takes a third of the memory.
 """
 
 import logging
@@ -18,17 +18,17 @@ _TEXT: Final = 0x81
 # 5.2: "the minimal number of bytes MUST be used to encode the length".
 _medium_header: Final = Struct("!BBH").pack
 _long_header: Final = Struct("!BBQ").pack
-# Of what is sent most, ticks of some 150 bytes, the headers are ready: 20 KiB once.
+# The headers of the most frequent frames, ticks of some 150 bytes, are ready: 20 KiB once.
 _HEADERS: Final = (
     *(bytes((_TEXT, length)) for length in range(126)),
     *(_medium_header(_TEXT, 126, length) for length in range(126, 512)),
 )
 
 EMPTY_PING: Final = b"\x89\x00"
-"""A ping without payload. Any pong proves life (5.5.3), so there is nothing to match."""
+"""A ping without payload. Every pong proves life (5.5.3), so pongs need no matching."""
 
 _logger: Final = logging.getLogger("taximeter.push")
-_logger.setLevel(logging.WARNING)  # see server.websocket
+_logger.setLevel(logging.WARNING)  # see FrameReader.__init__
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -42,11 +42,11 @@ def text_frame(payload: bytes) -> bytes:
 
 
 class FrameReader(ServerProtocol):
-    """websockets' parser without what an idle connection does not need.
+    """The parser of websockets without what an idle connection does not need.
 
-    The names in ``__slots__`` are the attributes that the bases set: each is 8 bytes here,
-    and all of them together would be a dictionary of 1.5 KiB. A name that an upgrade adds
-    lands in ``__dict__`` and works; ``tests/server/test_push.py`` says so.
+    ``__slots__`` has the attributes that the bases set: each takes 8 bytes, and a dictionary of
+    them would take 1.5 KiB. A new name of an upgrade goes to ``__dict__`` and works;
+    ``tests/server/test_push.py`` reports it.
     """
 
     __slots__ = (
@@ -80,17 +80,17 @@ class FrameReader(ServerProtocol):
 
     def __init__(self, message_bytes_max: int | None) -> None:
         super().__init__(max_size=message_bytes_max, logger=_logger)
-        # At level DEBUG the parser logs the path with its query and every frame, and so
-        # the token in `auth`. No level may do that.
+        # At level DEBUG the parser logs the path with its query and every frame, and so the token
+        # in `auth`. No level may do that.
         self.debug = False
-        # A UUID for logs that nobody reads.
+        # A UUID for logs that are off.
         del self.id
 
     def forget_request(self) -> None:
-        """Let go of the handshake's request. Called between it and the first frame.
+        """Frees the handshake's request. Call this between the request and the first frame.
 
-        The generator that parses goes on to read frames with the request, 2 KiB of headers
-        from a browser, in a local variable. A new one takes its place.
+        The parsing generator goes on to read frames with the request, 2 KiB of headers from a
+        browser, in a local variable. A new generator takes its place.
         """
         assert not self.reader.buffer
         self.parser = super(ServerProtocol, self).parse()

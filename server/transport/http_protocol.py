@@ -1,24 +1,24 @@
 """uvicorn's HTTP/1.1, made safe against its peer.
 
-What uvicorn leaves undone, and this does (each has a test):
+uvicorn lacks the following; each has a test:
 
-- A connection is refused with 503 when there are too many, of all or of one address.
-- A request's head comes in a bounded time, or is answered 408; so does its body. A
-  connection that says nothing, or empty lines, is closed.
+- A connection is refused with 503 when there are too many, in total or of one address.
+- A request's head must arrive in a bounded time, or is answered 408; so must its body. A
+  connection that sends nothing, or empty lines, is closed.
 - A head has a bounded size, or is answered 431; requests that are sent before the answer
   to the one before them (pipelining) have a bounded number.
 - A peer that does not read its answer is cut, and so is one that keeps a close waiting. The
-  kernel hides little of that from us: see ``WRITE_UNSENT_BYTES``.
+  kernel hides little of that from the server: see ``WRITE_UNSENT_BYTES``.
 - Heads that two readers may understand differently are refused: no ``Host`` or two, and
   versions that are not HTTP/1. The parser refuses the rest (RFC 9112 section 11.2).
-- Fields behind a chunked body are nobody's headers.
+- Fields after a chunked body (trailers) are ignored.
 - A request that offers a protocol other than WebSocket is served with its body; the parser
   ends such a request at its head.
-- What is refused is read on for a moment: a reset would overtake the answer.
-- A malformed request is counted and not logged, for the log would be the flood's.
+- A refused connection is read for a moment longer: a reset would overtake the answer.
+- A malformed request is counted and not logged, because a flood would fill the log.
 
 uvicorn calls this API internal: its version is pinned, and ``tests/server/test_http_protocol.py``
-names every attribute that is relied on.
+names every attribute that this module uses.
 """
 
 import asyncio
@@ -38,13 +38,13 @@ from server.transport.connection_limiter import ConnectionLimiter, Slot
 from server.transport.websocket_protocol import BoundedWebSocket
 
 TCP_NOTSENT_LOWAT = 25
-"""Linux, tcp(7): how much that was not sent yet is taken of a writer."""
+"""Linux, tcp(7): how many unsent bytes the kernel accepts from a writer."""
 LINE_BYTES = len(": \r\n")
 """A header's colon, space, carriage return and line feed."""
 
 
 class Refusal(NamedTuple):
-    """Why a connection is not served any further: the status, and the label in metrics."""
+    """Why a connection is served no further: the status, and the label in metrics."""
 
     status: str
     why: str
@@ -77,29 +77,29 @@ class BoundedHttp(HttpToolsProtocol):
             trusted = _TrustedHosts(config.forwarded_allow_ips)
             limiter.proxies = trusted if config.proxy_headers else ()
         self.slot: Slot | None = None
-        # The request that is answered now; the newest one may wait behind it.
+        # The request that is being answered; the newest request may wait behind it.
         self.running: RequestResponseCycle | None = None
-        # When something must have happened, in the loop's time: the head or the body be
-        # complete, the next request begin, the refusal be read. None: the turn is ours.
+        # Loop time by which the peer must act: complete the head or the body, begin the next
+        # request, or read the refusal. None: the server must act.
         self.deadline: float | None = None
         self.stalled_at: float | None = None
         self.closing_at: float | None = None
         self.is_new = True
         self.in_head = False
         self.in_body = False
-        # Of the head that is being read: fields that the parser has handed over, and all
-        # that was fed to it since the head began.
+        # Of the current head: bytes and fields that the parser has handed over, and all bytes fed
+        # to the parser since the head began.
         self.head_bytes = self.head_fields = self.fed_bytes = 0
         self.hosts = self.codings = 0
-        # The head that was just read offers another protocol: it is read again without that.
+        # The current head offers another protocol, so it is read again without the offer.
         self.declines_upgrade = False
-        # Why nothing more is read; said when the answers before it are sent.
+        # Why nothing more is read; sent after the answers to earlier requests.
         self.refusal: Refusal | None = None
 
-    # --- Coming and going ----------------------------------------------------------------
+    # --- Opening and closing -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Let the connection in, or refuse it."""
+        """Admits the connection, or refuses it."""
         super().connection_made(transport)
         _bound_unsent(transport)
         self.deadline = self.loop.time() + self.limiter.head_s
@@ -110,7 +110,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.slot = entered
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give up the connection's place."""
+        """Frees the connection's slot."""
         self.limiter.forget(self)
         if self.refusal is not None:
             self.limiter.lingering -= 1
@@ -118,12 +118,12 @@ class BoundedHttp(HttpToolsProtocol):
             self.slot.leave()
         self.pipeline.clear()
         super().connection_lost(exc)
-        # uvicorn tells the newest request only, and the one before it would go on writing.
+        # uvicorn disconnects only the newest request; the one before it would continue to write.
         self._disconnect(self.running)
 
     @staticmethod
     def _disconnect(cycle: RequestResponseCycle | None) -> None:
-        """To the application of a request the peer is gone."""
+        """Makes a request's application see that the peer is gone."""
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -133,7 +133,7 @@ class BoundedHttp(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def handle_websocket_upgrade(self) -> None:
-        """Hand the connection over, and its place with it."""
+        """Hands the connection to the WebSocket protocol, with its slot."""
         self.limiter.forget(self)
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
@@ -141,16 +141,16 @@ class BoundedHttp(HttpToolsProtocol):
         if isinstance(protocol, BoundedWebSocket):
             protocol.slot = slot
         elif slot is not None:
-            slot.leave()  # it is not known when it will be gone
+            slot.leave()  # another protocol class does not report when it is gone
 
     def evict(self) -> None:
-        """Give its place to another."""
+        """Aborts the connection, because a new one needs its place."""
         self.transport.abort()
 
     def judge(self, now: float) -> None:
-        """Cut the connection if its peer has had its time."""
+        """Cuts the connection if its peer has used up its time."""
         if self.transport.is_closing():
-            # It waits for the write buffer to be read.
+            # The close waits until the peer reads the write buffer.
             self.closing_at = self.closing_at or now
             if now - self.closing_at >= self.limiter.drain_s:
                 self.transport.abort()
@@ -170,19 +170,19 @@ class BoundedHttp(HttpToolsProtocol):
                 self.transport.close()
 
     def pause_writing(self) -> None:
-        """The write buffer is full: the peer has a bounded time to read."""
+        """Starts the bounded time in which the peer must read the full write buffer."""
         self.stalled_at = self.loop.time()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """The peer has read."""
+        """Ends that time: the peer has read."""
         self.stalled_at = None
         super().resume_writing()
 
     # --- Reading -------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived; of a connection that is refused it is dropped."""
+        """Parses the bytes that arrived; drops those of a refused connection."""
         if self.refusal is not None or self.transport.is_closing():
             return
         self.fed_bytes += len(data)
@@ -194,12 +194,12 @@ class BoundedHttp(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(BAD)
         else:
-            # The parser keeps a field for itself until it has the whole of it.
+            # The parser does not hand over a field before it is complete.
             if self.in_head and self.fed_bytes > server_limits.REQUEST_HEAD_BYTES_MAX:
                 self._refuse(LARGE)
 
     def _parse(self, data: bytes) -> None:
-        """Feed the parser; it stops behind each head that offers another protocol."""
+        """Feeds the parser, which stops after each head that offers another protocol."""
         while True:
             try:
                 self.parser.feed_data(data)
@@ -209,7 +209,7 @@ class BoundedHttp(HttpToolsProtocol):
                     self.handle_websocket_upgrade()
                     return
                 data = self._head_without_upgrade() + data[stopped.args[0] :]
-            # Its state is that of a connection which has become another protocol's.
+            # The old parser is in the state of a connection that has changed its protocol.
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
@@ -224,10 +224,10 @@ class BoundedHttp(HttpToolsProtocol):
         )
 
     def _head_without_upgrade(self) -> bytes:
-        """The head that was just read, but for the protocol that it offers.
+        """The current head without its offer of another protocol.
 
-        RFC 9110 section 7.8: "A server MAY ignore a received Upgrade header field". llhttp
-        takes all behind such a head for the other protocol's, and so loses the body.
+        RFC 9110 section 7.8: "A server MAY ignore a received Upgrade header field". llhttp takes
+        all bytes after such a head for the other protocol's, and so loses the body.
         """
         method, version = self.parser.get_method(), self.parser.get_http_version()
         lines = [b"%b %b HTTP/%b" % (method, self.url, version.encode())]
@@ -235,7 +235,7 @@ class BoundedHttp(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", b""])
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Begins a request."""
         if len(self.pipeline) >= server_limits.REQUESTS_PIPELINED_MAX:
             raise _RefusedError(CROWDED)
         super().on_message_begin()
@@ -247,12 +247,12 @@ class BoundedHttp(HttpToolsProtocol):
         self.declines_upgrade = False
 
     def on_url(self, url: bytes) -> None:
-        """The target, or a part of it."""
+        """Takes the target, or a part of it."""
         self._count_head(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A field of the head, or one behind a chunked body, which is nobody's."""
+        """Takes a field of the head; ignores a field after a chunked body."""
         self.head_fields += 1
         self._count_head(len(name) + len(value) + LINE_BYTES)
         if self.in_head:
@@ -260,7 +260,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.hosts += lower == b"host"
             self.codings += lower == b"transfer-encoding"
             if lower == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                raise _RefusedError(BAD)  # the parser would begin the request before it says so
+                raise _RefusedError(BAD)  # the parser reports this too late
             if lower == b"x-forwarded-for":
                 self.limiter.forwarded(self.client[0] if self.client is not None else "")
             super().on_header(name, value)
@@ -274,24 +274,24 @@ class BoundedHttp(HttpToolsProtocol):
             raise _RefusedError(LARGE)
 
     def on_headers_complete(self) -> None:
-        """The head is complete: the application begins, or waits for the answers before it."""
+        """Completes the head: the application begins, or waits for earlier answers."""
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             raise _RefusedError(VERSION)
-        # RFC 9112 section 3.2: a server MUST respond 400 to a request of HTTP/1.1 that
-        # lacks a Host, "and to any request message that contains more than one". Section
-        # 6.1: one of HTTP/1.0 that has a Transfer-Encoding is to be treated as faulty.
+        # RFC 9112 section 3.2: a server MUST respond 400 to a request of HTTP/1.1 that lacks a
+        # Host, "and to any request message that contains more than one". Section 6.1: a request of
+        # HTTP/1.0 with a Transfer-Encoding is to be treated as faulty.
         old = version == "1.0"
         if self.hosts > 1 or (self.hosts == 0 and not old) or (self.codings and old):
             raise _RefusedError(BAD)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise _RefusedError(BAD)  # this is no proxy
+                raise _RefusedError(BAD)  # this is not a proxy
             self.declines_upgrade = not self._is_handshake()
             if self.declines_upgrade:
                 return
             if self._is_answering():
-                # The answer would be written into the WebSocket.
+                # The earlier answer would be written into the WebSocket.
                 raise _RefusedError(CROWDED)
         super().on_headers_complete()
         self.is_new = self.in_head = False
@@ -300,7 +300,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.limiter.busy(self)
 
     def on_message_complete(self) -> None:
-        """The request is complete, or so the parser says of a head that is read again."""
+        """Completes the request, unless its head is to be read again."""
         if self.declines_upgrade:
             return
         self.in_body = False
@@ -312,7 +312,7 @@ class BoundedHttp(HttpToolsProtocol):
     # --- Answering -------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """An answer is written: the next request's turn, or the refusal's, or the peer's."""
+        """Continues after an answer: with the next request, a refusal, or a wait for the peer."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -323,7 +323,7 @@ class BoundedHttp(HttpToolsProtocol):
         elif self.refusal is not None:
             self._hang_up(self.refusal)
         elif self.in_body:
-            # The rest of the body is nobody's; it is read, so that the answer arrives.
+            # The rest of the body is read and dropped, so that the answer arrives.
             assert self.deadline is not None
             self.deadline = min(self.deadline, self.loop.time() + self.limiter.linger_s)
         elif not self.in_head:
@@ -333,12 +333,12 @@ class BoundedHttp(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _rest(self) -> None:
-        """Nothing is asked: the connection is kept for a while."""
+        """Keeps the idle connection open for a while."""
         self.deadline = self.loop.time() + self.limiter.keep_alive_s
         self.limiter.rest(self)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Serve the connection no further, and say so after the answers that are due."""
+        """Serves the connection no further, and sends the refusal after earlier answers."""
         self.refusal = refusal
         self.limiter.busy(self)
         self.limiter.cut(refusal.why)
@@ -346,11 +346,11 @@ class BoundedHttp(HttpToolsProtocol):
         cycle = self.cycle
         if not self.in_body:
             if self._is_answering():
-                self.deadline = None  # on_response_complete goes on
+                self.deadline = None  # on_response_complete continues
             else:
                 self._hang_up(refusal)
         elif self.pipeline or cycle.response_started:
-            # Its place in the order is not now, or it has begun.
+            # Earlier answers are outstanding or this answer has begun, so no refusal can be sent.
             self.transport.abort()
         else:
             # The application waits for the rest of the body, or does not need it.
@@ -358,7 +358,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._hang_up(refusal)
 
     def _hang_up(self, refusal: Refusal) -> None:
-        """Say why, and read on for a moment: a reset would overtake what was said."""
+        """Sends the refusal, and reads for a moment longer: a reset would overtake the refusal."""
         text = refusal.status.partition(" ")[2]
         self.transport.write(
             (
@@ -378,21 +378,21 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def _bound_unsent(transport: asyncio.Transport) -> None:
-    """Keep what the peer's window has no room for here, where it is counted.
+    """Keeps bytes that exceed the peer's window in this process, where they are counted.
 
-    Linux lets a connection grow a buffer of 4 MiB: a peer that reads no more would have that
-    much of ticks, hours of them, before its socket was known to be slow.
+    Linux lets a connection's buffer grow to 4 MiB. A peer that reads no more would have that much
+    of ticks, hours of them, before the server could see that its socket is slow.
     """
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):  # it may be gone already
+        with contextlib.suppress(OSError):  # the connection may be gone already
             connection.setsockopt(
                 socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, server_limits.WRITE_UNSENT_BYTES
             )
 
 
 class _RefusedError(Exception):
-    """Raised out of the parser's callbacks."""
+    """Leaves the parser's callbacks with a refusal."""
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.why)

@@ -1,8 +1,8 @@
-"""Pings for all the sockets of a process, by one timer.
+"""Pings all sockets of a process with one timer.
 
-Every socket waits equally long for its ping, and equally long for the pong. So the order
-in which they fall due is the order in which they were added: two queues do for a heap, and
-a timer of half a kilobyte a socket is saved.
+All sockets wait equally long for their ping, and equally long for the pong. So they fall due in the
+order in which they were added: two queues replace a heap, and save a timer of half a kilobyte for
+each socket.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from server.runtime.isolation import isolated
 
 
 class Pinged(Protocol):
-    """A socket as the keepalive sees it; ``due_at`` is the keepalive's own note."""
+    """A socket as the keepalive sees it; ``due_at`` belongs to the keepalive."""
 
     due_at: float
     awaiting_pong: bool
@@ -22,19 +22,19 @@ class Pinged(Protocol):
 
     @property
     def is_open(self) -> bool:
-        """False: the keepalive forgets it when its turn comes."""
+        """False: the keepalive forgets the socket at its next turn."""
 
     def send_keepalive_ping(self) -> None:
-        """Send a ping and await the pong."""
+        """Sends a ping and awaits the pong."""
 
     def keepalive_timeout(self) -> None:
-        """No proof of life came in time."""
+        """Closes the socket: no proof of life came in time."""
 
 
 class Keepalive:
     """Pings each socket every ``interval`` seconds and times it out ``timeout`` later.
 
-    Without an interval nobody is pinged, without a timeout nobody is timed out.
+    Without an interval it sends no pings; without a timeout it times out no socket.
     """
 
     __slots__ = ("asked", "idle", "interval", "loop", "timeout", "timer")
@@ -45,13 +45,14 @@ class Keepalive:
         self.loop = loop
         self.interval = interval or 0.0
         self.timeout = timeout
-        # Sockets by the time of their next ping, and by the time that a pong is due.
+        # Sockets in the order of their next ping, and sockets in the order of their pong's
+        # deadline.
         self.idle: deque[Pinged] = deque()
         self.asked: deque[Pinged] = deque()
         self.timer: asyncio.TimerHandle | None = None
 
     def add(self, socket: Pinged) -> None:
-        """Ping the socket from now on, until it is closed."""
+        """Pings the socket from now on, until it is closed."""
         if self.interval:
             self._wait_for_ping(socket, self.loop.time() + self.interval)
             self._arm()
@@ -67,7 +68,7 @@ class Keepalive:
 
     def _fire(self, due_at: float) -> None:
         self.timer = None
-        # A loop may wake a little before the time, by its own clock.
+        # A loop may wake slightly before the time, by its own clock.
         now = max(self.loop.time(), due_at)
         while self.asked and self.asked[0].due_at <= now:
             isolated("keepalive", self._judge, self.asked.popleft(), now)
@@ -92,7 +93,7 @@ class Keepalive:
         if not socket.awaiting_pong:
             self._wait_for_ping(socket, now + max(0.0, self.interval - self.timeout))
         elif socket.read_paused:
-            # We do not read, so the silence is ours.
+            # Reading is paused on this side, so the silence proves nothing about the peer.
             socket.due_at = now + self.timeout
             self.asked.append(socket)
         else:

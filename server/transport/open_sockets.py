@@ -1,4 +1,4 @@
-"""The open sockets of a process: how many there are, of whom, and how they are let go."""
+"""The open sockets of a process: counts them, and drains them."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from server.transport.connection_limiter import network_of
 from server.transport.frames import text_frame
 
 PRIVATE_CODES = 3000
-"""From here on the codes mean what their user says (RFC 6455 section 7.4.2)."""
+"""First close code of private use (RFC 6455 section 7.4.2)."""
 _CLOSE_CODES = frozenset(CloseCode)
 
 
 class OpenSocket(Protocol):
-    """An open socket, as far as it can be let go."""
+    """An open socket, as the drain sees it."""
 
     def send(self, frame: bytes) -> None:
         """Sends a frame that must arrive."""
@@ -45,10 +45,11 @@ class Sockets:
         self._by_network: Counter[str] = Counter()
 
     def admit(self, address: str) -> bool:
-        """Whether one more socket from ``address`` fits; it is counted if so.
+        """Whether one more socket from ``address`` fits; counts the socket if so.
 
-        The address is the one that a proxy has told, where there is one; all connections
-        together are counted at the :class:`~server.transport.connection_limiter.Door`.
+        The address is the client's, as a proxy reported it, where there is a proxy. The
+        :class:`~server.transport.connection_limiter.ConnectionLimiter` counts all connections
+        together.
         """
         network = network_of(address)
         if self._by_network[network] >= server_limits.SOCKETS_PER_ADDRESS_MAX:
@@ -57,23 +58,23 @@ class Sockets:
         return True
 
     def dismiss(self, address: str) -> None:
-        """A socket that was admitted is gone."""
+        """Counts that an admitted socket is gone."""
         _take(self._by_network, network_of(address))
 
     def add(self, connection: OpenSocket) -> None:
-        """A socket was accepted."""
+        """Adds an accepted socket."""
         self.connections.add(connection)
         self._none.clear()
         self.metrics.sockets.set(len(self.connections))
         self.metrics.sockets_opened.inc()
 
     def remove(self, connection: OpenSocket, code: int) -> None:
-        """A socket is gone."""
+        """Removes a socket that is gone; ``code`` is its close code."""
         self.connections.discard(connection)
         if not self.connections:
             self._none.set()
         self.metrics.sockets.set(len(self.connections))
-        # A peer closes with any code it likes, and each would be a series of its own.
+        # A peer may close with any code, and each would be a time series of its own.
         known = str(code) if code < PRIVATE_CODES or code in _CLOSE_CODES else "other"
         self.metrics.sockets_closed.labels(known).inc()
 
@@ -82,14 +83,14 @@ class Sockets:
         await self._none.wait()
 
     def claim_user(self, user: str) -> bool:
-        """Whether one more socket of a user fits; it is counted if so."""
+        """Whether one more socket of a user fits; counts the socket if so."""
         if self._by_user[user] >= server_limits.SOCKETS_PER_USER_MAX:
             return False
         self._by_user[user] += 1
         return True
 
     def release_user(self, user: str) -> None:
-        """A socket of a user is gone."""
+        """Counts that a socket of a user is gone."""
         _take(self._by_user, user)
 
     def probe(self) -> Iterator[None]:
@@ -100,8 +101,11 @@ class Sockets:
                 yield
 
     async def drain(self) -> None:
-        """Sends every client away, each at an instant of its own choice, and closes what is
-        left then. Until a client goes it is served, so it loses no time by the move."""
+        """Asks every client to reconnect, then closes the remaining sockets.
+
+        Each client chooses its own instant within the spread. Its sessions are served until it
+        leaves, so the move costs it no time.
+        """
         spread_ms = -(-len(self.connections) * 1000 // server_limits.DRAIN_SOCKETS_PER_SECOND)
         after_ms = min(server_limits.DRAIN_SPREAD_MS, spread_ms)
         frame = text_frame(encode(Reconnect(after_ms=after_ms)))
@@ -112,7 +116,7 @@ class Sockets:
         await self._each(lambda one: one.close(CloseCode.DRAINING, "this process stops"))
 
     async def _each(self, act: Callable[[OpenSocket], None]) -> None:
-        """Does something to every socket, and lets others have their turn between batches."""
+        """Calls ``act`` for every socket; other tasks have their turn between batches."""
         connections = list(self.connections)
         for first in range(0, len(connections), server_limits.DRAIN_BATCH_SOCKETS):
             for connection in connections[first : first + server_limits.DRAIN_BATCH_SOCKETS]:

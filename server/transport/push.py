@@ -1,13 +1,12 @@
-"""The push path: a way past the ASGI queue for frames that are ready.
+"""The push path: writes finished frames to sockets without the ASGI queue.
 
-A tick goes to thousands of sockets each second. ``send()`` of ASGI costs a coroutine, a
-wait for the write buffer and a dictionary a message; a push is one write. The protocol
-offers itself in the scope's ``extensions`` as ``taximeter.push`` and stays an ASGI server
-in everything else.
+A tick goes to thousands of sockets each second. ``send()`` of ASGI costs a coroutine, a wait for
+the write buffer and a dictionary for each message; a push is one write. The protocol offers itself
+in the scope's ``extensions`` as ``taximeter.push`` and is an ASGI server in all else.
 
-A peer that stops reading is cut: above 64 KiB its ticks are skipped, above 1 MiB it is
-closed 4001, and one that leaves the buffer full for 5 s is aborted. A peer that gives no
-sign of life for a ping's time is closed 4003.
+A peer that stops reading is cut. Above 64 KiB in its write buffer its ticks are skipped, above 1
+MiB the socket is closed with 4001, and a buffer that stays full for 5 s aborts the socket. A peer
+that gives no sign of life for a ping's time is closed with 4003.
 """
 
 import asyncio
@@ -39,19 +38,19 @@ EXTENSION: Final = "taximeter.push"
 """The key of the scope's ``extensions`` under which a socket offers itself."""
 
 PEER: Final = "taximeter.peer"
-"""The key under which the address of the connection's other end stands, a proxy's perhaps."""
+"""The key for the address of the connection's other end, which may be a proxy."""
 
-# One timer for a server's pings. Several servers in one process are tests.
+# One keepalive for each server. Only tests have several servers in one process.
 _keepalives: Final[WeakKeyDictionary[ServerState, Keepalive]] = WeakKeyDictionary()
 
 
 class PushSocket(Protocol):
-    """What the rest of the server sees of a socket. Every call is made on its loop."""
+    """A socket as the rest of the server sees it. Call all methods on its loop."""
 
     on_alive: Callable[[], None] | None
-    """Called at each proof of life: a pong, asked for or not, a data frame, the peer's close.
+    """Called at each proof of life: a pong, requested or not, a data frame, the peer's close.
 
-    Not called once the socket is closed from here.
+    Not called once this side has closed the socket.
     """
 
     peer_closed: bool
@@ -62,30 +61,33 @@ class PushSocket(Protocol):
         """Accepted, and neither side has begun to close."""
 
     def push(self, frame: bytes) -> bool:
-        """Write a whole frame (``text_frame``) now, in order with everything else sent.
+        """Writes a whole frame (``text_frame``) now, in order with all other frames.
 
-        False when the socket is not open, or is closed by this call because its peer has
-        let 1 MiB pile up.
+        Returns False when the socket is not open, or when this call closes the socket because more
+        than 1 MiB waits for its peer.
         """
 
     def push_tick(self, frame: bytes) -> bool:
-        """Write a frame that may be lost. False when it is: not open, or the peer is slow.
+        """Writes a frame that may be lost; returns False when it is.
 
-        A slow peer gets the newest tick once it has caught up, never a queue of old ones.
+        The frame is lost when the socket is not open or the peer is slow. A slow peer gets the
+        newest tick once it has caught up, never a queue of old ones.
         """
 
     def ping_now(self) -> bool:
-        """Ask for a proof of life now, whenever the keepalive's turn is. False if it cannot."""
+        """Asks for a proof of life now, apart from the keepalive; returns False if it cannot."""
 
     def close(self, code: int, reason: str = "") -> None:
-        """Close with a handshake of bounded time; the application hears ``code`` at once."""
+        """Closes with a handshake of bounded time; the application gets ``code`` at once."""
 
 
 def uvicorn_options(limiter: ConnectionLimiter | None = None) -> dict[str, Any]:
-    """The keyword arguments that ``uvicorn.Config`` needs for the push path, and for a
-    server that is safe against its peers. Each server has a ``limiter`` of its own."""
+    """Keyword arguments of ``uvicorn.Config`` for the push path and for safety against peers.
+
+    Each server has its own ``limiter``.
+    """
     return {
-        # Not to be guessed: the application's call is a function that returns a coroutine.
+        # uvicorn would guess wrong: the application is a function that returns a coroutine.
         "interface": "asgi3",
         "http": partial(BoundedHttp, limiter=limiter or ConnectionLimiter()),
         "ws": PushProtocol,
@@ -116,7 +118,7 @@ class PushProtocol(BoundedWebSocket):
         # Runs while the write buffer is full.
         self.drain_timer: asyncio.TimerHandle | None = None
         self.owed_pong: bytes | None = None
-        # The keepalive's notes on this socket.
+        # The keepalive's data about this socket.
         self.due_at = 0.0
         self.awaiting_pong = False
         keepalive = _keepalives.get(server_state)
@@ -148,53 +150,53 @@ class PushProtocol(BoundedWebSocket):
         return False
 
     def ping_now(self) -> bool:
-        """See ``PushSocket.ping_now``. Behind a full write buffer a ping would be no news."""
+        """See ``PushSocket.ping_now``. Behind a full write buffer a ping proves nothing new."""
         return self.push_tick(EMPTY_PING)
 
     # --- Opening -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport over from the HTTP protocol."""
+        """Takes the transport over from the HTTP protocol."""
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_SKIP_BYTES)
 
     def handle_connect(self, event: Request) -> None:
-        """Offer the push path to the application, whose task has not begun yet."""
+        """Offers the push path to the application, whose task has not begun yet."""
         super().handle_connect(event)
         if self.response.status_code == 101:
             extensions = cast(dict[str, Any], self.scope["extensions"])
             extensions[EXTENSION] = self
-            # The scope's own is rewritten by what a proxy says.
+            # A proxy's headers change the address in the scope, but not this one.
             extensions[PEER] = self.client[0] if self.client else ""
 
     def opened(self) -> None:
-        """From here on there are pings."""
+        """Begins the pings."""
         super().opened()
         self.keepalive.add(self)
 
-    # --- Life --------------------------------------------------------------------------
+    # --- Proof of life -------------------------------------------------------------------
 
     def start_keepalive(self) -> None:
-        """Do without uvicorn's timers: ``opened`` has left the pings to one for all."""
+        """Starts none of uvicorn's timers: one timer pings all sockets, see ``opened``."""
 
     def send_keepalive_ping(self) -> None:
-        """Ask for a pong; called by the keepalive."""
+        """Asks for a pong; called by the keepalive."""
         self.awaiting_pong = True
         self.transport.write(EMPTY_PING)
 
     def keepalive_timeout(self) -> None:
-        """Close 4003; called by the keepalive when nothing came in time."""
+        """Closes with 4003; called by the keepalive when nothing came in time."""
         self.close(CloseCode.NO_PONG, "no pong")
 
     def _alive(self) -> None:
-        # RFC 6455 5.5.3: an endpoint "MAY elect to send a Pong frame for only the most
-        # recently processed Ping frame", so after `ping_now` the answer to the keepalive's
-        # own ping may never come. Whatever a frame answers, it shows that the peer lives.
+        # RFC 6455 5.5.3: an endpoint "MAY elect to send a Pong frame for only the most recently
+        # processed Ping frame", so after `ping_now` the answer to the keepalive's own ping may
+        # never come. Every frame shows that the peer lives.
         self.awaiting_pong = False
         super()._alive()
 
     def send_pongs(self, pongs: list[bytes]) -> None:
-        """Answer pings; behind a full write buffer the newest one, once there is room."""
+        """Answers pings; while the write buffer is full only the newest, once there is room."""
         if self.drain_timer is None:
             super().send_pongs(pongs)
         else:
@@ -203,13 +205,13 @@ class PushProtocol(BoundedWebSocket):
     # --- Writing -----------------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """The write buffer is full: skip ticks, and give the peer a bounded time to read."""
+        """Skips ticks, and gives the peer a bounded time to read the full write buffer."""
         self.flowing = False
         self.writable = asyncio.Event()
         self.drain_timer = self.loop.call_later(self.drain_timeout, self._drain_timed_out)
 
     def resume_writing(self) -> None:
-        """The peer has caught up."""
+        """Resumes ticks: the peer has caught up."""
         self.flowing = self.is_open
         self._stop_drain_timer()
         if self.owed_pong is not None and self.is_open:
@@ -224,10 +226,10 @@ class PushProtocol(BoundedWebSocket):
             self.writable = self.always_writable
 
     def _drain_timed_out(self) -> None:
-        # A close frame would wait behind what the peer does not read.
+        # A close frame would wait behind bytes that the peer does not read.
         self.abort(CloseCode.SLOW_CONSUMER, "slow consumer")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop what waits for the peer."""
+        """Stops what waits for the peer."""
         self._stop_drain_timer()
         super().connection_lost(exc)

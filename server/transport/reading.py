@@ -1,9 +1,8 @@
-"""Reading: sockets are read a bounded number at a time.
+"""Reads a bounded number of sockets in each turn of the loop.
 
-Hundreds of clients may be heard in one turn of the loop: all of them answer a ping, or lose
-their line. What each has sent is a proof of life, which may let a tick out and have a step
-asked for. So a turn reads a bounded number of sockets; the others wait for the next ones,
-in the order in which they were heard.
+Hundreds of clients may send in one turn: all of them answer a ping, or lose their connections. Each
+message is a proof of life, which may release a tick and cause a step. So a turn reads a bounded
+number of sockets; the others wait for the next turns, in the order of arrival.
 """
 
 import asyncio
@@ -16,10 +15,10 @@ from server.runtime.isolation import isolated
 
 
 class Readable(Protocol):
-    """A socket that something has come from."""
+    """A socket with unread bytes."""
 
     def read_now(self) -> None:
-        """Takes what has come."""
+        """Handles the bytes that have arrived."""
 
 
 class Reading:
@@ -35,14 +34,14 @@ class Reading:
         self._is_due = False
 
     def take(self) -> bool:
-        """Whether this turn has room for one more, which it takes then. Else say ``later``."""
+        """Takes a place in this turn; if it returns False, call ``later``."""
         if self._left <= 0 or self._waiting:
             return False
         self._spend()
         return True
 
     def later(self, socket: Readable) -> None:
-        """Has the socket read when its turn comes, which is not this one."""
+        """Has the socket read in a later turn."""
         self._waiting.append(socket)
         self._come_back()
 
@@ -69,7 +68,7 @@ _readings: WeakKeyDictionary[asyncio.AbstractEventLoop, Reading] = WeakKeyDictio
 
 
 def reading_of(loop: asyncio.AbstractEventLoop) -> Reading:
-    """The one of this event loop."""
+    """The :class:`Reading` of this event loop."""
     reading = _readings.get(loop)
     if reading is None:
         reading = _readings[loop] = Reading(loop)

@@ -1,20 +1,20 @@
 """uvicorn's WebSocket, made safe against its peer and small in memory.
 
-What uvicorn leaves undone, and this does (each has a test):
+uvicorn lacks the following; each has a test:
 
 - Floods of fragments, control frames or tiny messages are bounded in memory, and in the
   time that one turn of the loop spends on them.
-- Reading is paused only when the application is far behind, for a pause holds back pongs.
+- Reading is paused only when the application is far behind, because a pause delays pongs.
 - Every close ends within a bounded time, by an abort: ``transport.close()`` waits until
-  the write buffer is empty, which a peer that does not read can prevent for ever.
+  the write buffer is empty, which a peer that does not read can prevent without end.
 - A close frame is not overtaken by the reset that unread bytes provoke.
-- A dropped connection is told to the application as 1006, a closed one by its code.
+- The application sees a dropped connection as 1006, a closed one by its code.
 - A request that the parser refuses is answered, not forgotten with its socket open.
-- Neither the query string nor a message is logged, not at DEBUG either; nor is there a line
+- Neither the query string nor a message is logged, not even at DEBUG; nor is there a line
   for each socket.
 
-uvicorn calls this API internal: its version is pinned, and ``tests/server/test_push.py``
-names every attribute that is relied on.
+uvicorn calls this API internal: its version is pinned, and ``tests/server/test_push.py`` names
+every attribute that this module uses.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ from server.transport.reading import reading_of
 INVALID_DATA: Final = 1007
 """RFC 6455 7.4.1: data "not consistent with the type of the message"."""
 
-# Two lines a socket say nothing that the metrics do not, and a flood would fill the disk.
+# uvicorn's two lines for each socket add nothing to the metrics, and a flood would fill the disk.
 _logger: Final = logging.getLogger("uvicorn.error.sockets")
 _logger.setLevel(logging.WARNING)
 
@@ -57,11 +57,11 @@ _writable.set()
 
 
 def forget_handshake(scope: MutableMapping[str, Any]) -> None:
-    """Empty the scope of an accepted socket, but for what says which application it is in.
+    """Empties the scope of an accepted socket, except for what identifies its application.
 
-    The scope lives as long as the application's task, and with it the headers: 3 KiB of a
-    browser's. Whoever needs one reads it before. Frameworks hold the same dictionary and the
-    same list, so both are emptied in place.
+    The scope lives as long as the application's task, and with it the headers: 3 KiB from a
+    browser. Read headers before this call. Frameworks hold the same dictionary and the same list,
+    so both are emptied in place.
     """
     kept = {key: scope[key] for key in ("type", "app", "path") if key in scope}
     scope.get("headers", []).clear()
@@ -70,10 +70,10 @@ def forget_handshake(scope: MutableMapping[str, Any]) -> None:
 
 
 class Inbox:
-    """Events that wait for the application, their one reader.
+    """Events that wait for the application, their only reader.
 
-    ``asyncio.Queue`` has four deques, 2.5 KiB. After a disconnect nothing is added: the
-    first one is the true one, and uvicorn puts others behind it.
+    ``asyncio.Queue`` has four deques, 2.5 KiB. After a disconnect no event is added: the first
+    disconnect is the true one, and uvicorn adds others after it.
     """
 
     __slots__ = ("ended", "events", "waiter")
@@ -84,7 +84,7 @@ class Inbox:
         self.ended = False
 
     def put_nowait(self, event: ASGIReceiveEvent) -> None:
-        """Add an event and wake the reader."""
+        """Adds an event and wakes the reader."""
         if self.ended:
             return
         self.ended = event["type"] == "websocket.disconnect"
@@ -94,15 +94,15 @@ class Inbox:
 
 
 class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """One WebSocket of uvicorn's, whose memory and time are bounded."""
+    """A WebSocket of uvicorn with bounded memory and time."""
 
     closing_timeout: ClassVar[float] = SLOW_PEER_ABORT_MS / 1000
-    """Seconds from a close, by whichever side, to the abort."""
+    """Seconds from a close, by either side, to the abort."""
 
-    # Shared by all: waiting for an event that is set touches no loop.
+    # Shared by all sockets: a wait for a set event does not use the loop.
     always_writable: ClassVar[asyncio.Event] = _writable
 
-    # The attributes of the base, then ours: 8 bytes each, and in a dictionary 2 KiB.
+    # The attributes of the base, then ours: 8 bytes each; a dictionary would take 2 KiB.
     __slots__ = tuple(
         """app app_state asgi_version client close_sent close_timeout close_timer config conn
         connections curr_msg_data_type default_headers disconnected frames handshake_complete
@@ -112,7 +112,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
         control_frames control_until slot flowing inbox is_open on_alive parse_planned
         peer_closed reading unread
-        """.split()  # noqa: SIM905 -- a name a line would be a page
+        """.split()  # noqa: SIM905 -- one name a line would fill a page
     )
 
     def __init__(
@@ -137,18 +137,19 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self.peer_closed = False
         # Called at each proof of life, while open.
         self.on_alive: Callable[[], None] | None = None
-        # What was read and not parsed yet, because its peer sends faster than we work.
+        # Bytes that were read and not parsed yet, because the peer sends faster than this process
+        # works.
         self.unread: memoryview | bytes = b""
         self.parse_planned = False
         self.control_frames = 0
         self.control_until = 0.0
-        # The connection's slot, which it gives up when it is gone.
+        # The connection's slot, which is freed when the connection is gone.
         self.slot: Slot | None = None
 
     # --- Opening ---------------------------------------------------------------------
 
     def handle_connect(self, event: Request) -> None:
-        """Answer a handshake, and start the application if it is one."""
+        """Answers a handshake, and starts the application if the handshake is valid."""
         super().handle_connect(event)
         if self.response.status_code == 101:
             self.conn.forget_request()
@@ -156,7 +157,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._abort_later()
 
     def opened(self) -> None:
-        """The handshake is over."""
+        """Marks the socket open after its handshake."""
         self.is_open = self.flowing = True
         self.server = self.client = None
         self._forget_request()
@@ -167,17 +168,17 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
                 delattr(self, name)
 
     def _refuse_request(self) -> None:
-        # uvicorn passes the request whole. If it is none to the parser (too many headers,
-        # or too long ones), the answer is ready and uvicorn does not send it.
+        # uvicorn passes the request whole. If the parser refuses it (too many headers, or too long
+        # ones), the answer is ready and uvicorn does not send it.
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.transport.close()
         self._abort_later()
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Send for ASGI: waits while the write buffer is full.
+        """Sends for ASGI; waits while the write buffer is full.
 
-        Raises ``ClientDisconnected`` for a message to a socket that is not open any more,
-        whichever side closed it; a close is then taken as done.
+        Raises ``ClientDisconnected`` for a message to a socket that either side has closed; a
+        repeated close does nothing.
         """
         if not self.handshake_complete:
             await self._answer(message)
@@ -192,26 +193,30 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     async def _answer(self, message: ASGISendEvent) -> None:
         if not self.disconnected:
-            # uvicorn logs the URL, and a query can hold what no log should. The
-            # application has the scope since it started; this is another.
+            # uvicorn logs the URL, and a query may contain secrets. The application has had the
+            # scope since its start; this is another dictionary.
             self.scope = {**self.scope, "query_string": b""}
         await super().send(message)
         if self.conn.state is State.OPEN:
             self.opened()
         elif self.transport.is_closing():
-            # Refused, and complete with that: to uvicorn it would be an error of ours.
+            # The handshake is refused and therefore complete; uvicorn would report an error of
+            # ours.
             self.handshake_complete = True
             self._abort_later()
 
     # --- Reading -----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse what arrived, unless an earlier part, or other sockets, still wait for a turn."""
+        """Parses the bytes that arrived, unless the socket must wait for its turn.
+
+        It waits when earlier bytes, or other sockets, still wait.
+        """
         self.unread = bytes(self.unread) + data if self.unread else data
         if self.read_paused:
             return
         if self.parse_planned:
-            # Twice heard and not read yet: that is enough.
+            # Bytes arrived twice and are still unread: pause.
             self.read_paused = True
             self.transport.pause_reading()
         elif self.reading.take():
@@ -220,7 +225,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._plan_parse()
 
     def read_now(self) -> None:
-        """Parse what waited for its turn."""
+        """Parses the bytes that waited for their turn."""
         if self.parse_planned:
             self._parse()
 
@@ -234,7 +239,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.conn.receive_data(cast(bytes, unread[:SLICE_BYTES]))
             unread = unread[SLICE_BYTES:]
             frames += len(self.conn.events)
-            # Also when the parser failed: what came before its mistake counts.
+            # Also after a parser error: the frames before the error count.
             self.handle_events()
             if self.conn.parser_exc is not None:
                 self.handle_parser_exception()
@@ -245,7 +250,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._pace()
 
     def _pace(self) -> None:
-        """Pause reading, go on with what is unread, or resume reading."""
+        """Pauses reading, plans the parse of unread bytes, or resumes reading."""
         if self.transport.is_closing():
             return
         if self.unread or self._is_behind():
@@ -258,12 +263,12 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def _is_behind(self) -> bool:
-        # After a close messages are dropped, and reading goes on until the peer's close.
+        # After a close messages are dropped, and reading continues until the peer's close.
         return not self.close_sent and len(self.inbox.events) >= INBOX_MESSAGES_MAX
 
     def _plan_parse(self) -> None:
-        # In another turn: neither a flood nor an application that keeps up with it may hold
-        # the loop, nor may the pongs of hundreds that come together.
+        # In another turn: a flood must not hold the loop, even if the application keeps up with it,
+        # nor may the pongs of hundreds of sockets that come together.
         if not self.parse_planned:
             self.parse_planned = True
             self.reading.later(self)
@@ -273,17 +278,17 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.on_alive()
 
     def handle_text(self, event: Frame) -> None:
-        """Begin a message of text."""
+        """Begins a text message."""
         self._alive()
         super().handle_text(event)
 
     def handle_bytes(self, event: Frame) -> None:
-        """Begin a message of bytes; what to do with one is the application's to say."""
+        """Begins a binary message; the application decides about it."""
         self._alive()
         super().handle_bytes(event)
 
     def handle_cont(self, event: Frame) -> None:
-        """Go on with a message. Empty fragments count like others."""
+        """Continues a message. Empty fragments count like others."""
         self._alive()
         if len(self.frames) < FRAGMENTS_PER_MESSAGE_MAX:
             super().handle_cont(event)
@@ -291,19 +296,19 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.fail(CloseCode.PROTOCOL_VIOLATION, "too many fragments")
 
     def handle_pong(self, event: Frame) -> None:
-        """Note a proof of life, whether or not a ping was sent."""
+        """Notes a proof of life, even if no ping was sent."""
         self._alive()
         self._count_control_frame()
 
     def handle_ping(self) -> None:
-        """Answer a ping."""
+        """Answers a ping."""
         self._count_control_frame()
         pongs = self.conn.data_to_send()
         if pongs and not self.close_sent:
             self.send_pongs(pongs)
 
     def send_pongs(self, pongs: list[bytes]) -> None:
-        """Send the answers to pings that arrived together, oldest first."""
+        """Sends the answers to pings that arrived together, oldest first."""
         self.transport.write(b"".join(pongs))
 
     def _count_control_frame(self) -> None:
@@ -316,7 +321,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.fail(CloseCode.PROTOCOL_VIOLATION, "too many control frames")
 
     def send_receive_event_to_app(self) -> None:
-        """Hand a whole message to the application."""
+        """Hands a whole message to the application."""
         data = b"".join(self.frames)
         self.frames = []
         if self.close_sent:
@@ -330,7 +335,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.fail(INVALID_DATA, "invalid UTF-8")
 
     async def receive(self) -> ASGIReceiveEvent:
-        """Receive for ASGI: the next event, of which the disconnect is the last."""
+        """Receives for ASGI: the next event; the last event is the disconnect."""
         inbox = self.inbox
         while not inbox.events:
             inbox.waiter = self.loop.create_future()
@@ -343,33 +348,34 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     # --- Closing -----------------------------------------------------------------------
 
     def close(self, code: int, reason: str = "") -> None:
-        """Close with a handshake of bounded time; the application hears ``code`` at once.
+        """Closes with a handshake of bounded time; the application gets ``code`` at once.
 
-        Nothing happens to a socket that is not open.
+        Does nothing when the socket is not open.
         """
         if self.is_open:
             self.conn.send_close(code, reason)
             self._closing(code, reason)
 
     def fail(self, code: int, reason: str) -> None:
-        """RFC 6455 7.1.7, _Fail the WebSocket Connection_: close, and ignore what comes."""
+        """Closes, and ignores later frames (RFC 6455 7.1.7, _Fail the WebSocket Connection_)."""
         if self.close_sent:
             return
-        # The parser may have failed by itself, then its close is the one to send.
+        # If the parser has failed already, its close is the one to send.
         self.conn.fail(code, reason)
         self._closing(code, reason)
-        # The peer has sent more than was read. Closing now would reset the connection, and
-        # the reset overtakes the close frame: the peer reads 1006 and comes back.
+        # The peer has sent more than was read. A close of the transport now would reset the
+        # connection, and the reset overtakes the close frame: the peer would see 1006 and
+        # reconnect.
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
     def handle_parser_exception(self) -> None:
-        """Close as the parser says: 1002, 1007 or 1009."""
+        """Closes with the parser's code: 1002, 1007 or 1009."""
         close = self.conn.close_sent
         if close is not None:
             self.fail(close.code, close.reason)
         else:
-            # Frames before the handshake was answered: there is no WebSocket to close.
+            # Frames came before the handshake was answered: there is no WebSocket to close.
             self.transport.abort()
 
     def _closing(self, code: int, reason: str) -> None:
@@ -382,7 +388,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._plan_parse()
 
     def abort(self, code: int, reason: str) -> None:
-        """Cut the connection; the application hears ``code``, the peer nothing."""
+        """Cuts the connection; the application gets ``code``, the peer nothing."""
         self.is_open = self.flowing = False
         self.inbox.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
         self.transport.abort()
@@ -392,7 +398,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.close_timer = self.loop.call_later(self.closing_timeout, self.transport.abort)
 
     def handle_close(self, event: Frame) -> None:
-        """The peer closes, which is its last proof of life, or it answers our close."""
+        """Handles the peer's close, its last proof of life, or its answer to our close."""
         self._alive()
         self.peer_closed = self.is_open
         self.is_open = self.flowing = False
@@ -400,7 +406,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self._abort_later()
 
     def shutdown(self) -> None:
-        """Close 1012 as the server goes down. A drain before it leaves few to close."""
+        """Closes with 1012 when the server stops. A drain before this leaves few sockets."""
         if self.is_open:
             self.close(CloseCode.SERVICE_RESTART)
         elif not self.close_sent and not self.transport.is_closing():
@@ -408,13 +414,13 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._abort_later()
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
-        """The application returned. Without a close, that dropped the connection."""
+        """Handles the application's return; without a close it drops the connection."""
         super().on_task_complete(task)
         if self.transport.is_closing():
             self._abort_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the application 1006, unless a close was told before, or came and waits."""
+        """Gives the application 1006, unless an earlier close was given or is unread."""
         self.read_now()
         self.is_open = self.flowing = False
         self.inbox.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
