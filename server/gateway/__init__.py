@@ -1,4 +1,4 @@
-"""What speaks for a client: connections, session starts, heartbeats.
+"""The server's side of a client: connections, session starts, heartbeats.
 
 Imports the process and the rooms that it is made of.
 """

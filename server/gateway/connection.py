@@ -1,7 +1,7 @@
-"""One WebSocket: authenticate, read requests, hand them to the registry, send what it pushes.
+"""One WebSocket: authenticates, passes requests to the registry, sends its messages.
 
-The shell of PROTOCOL section 1. Everything that a peer can do wrong is answered with an
-``error`` and the socket goes on, except for what has a close code of its own.
+This is the shell of PROTOCOL section 1. Every mistake of a peer is answered with an ``error``, and
+the socket goes on, except for mistakes that have their own close code.
 """
 
 from collections.abc import Hashable, Iterator
@@ -44,7 +44,7 @@ SUBPROTOCOL = "taximeter.v1"
 
 
 class Connection:
-    """One socket; to the local sessions that it has, a subscriber."""
+    """One socket: a subscriber of each local session that it has joined."""
 
     __slots__ = (
         "_bucket", "_deadline", "_probe_timer", "_probed_at", "_receive", "account", "address",
@@ -61,19 +61,19 @@ class Connection:
         self.principal: Principal | None = None
         self.account: Account | None = None
         self.local_sessions: dict[str, LocalSession] = {}
-        """The sessions that this socket takes part in, by their id."""
+        """The sessions of this socket, by id, also those that it only watches."""
         now_ms = process.clock.now()
         self.alive_at = now_ms
         self._bucket = TokenBucket(now_ms)
         self._probed_at = now_ms - server_limits.PROBE_SPACING_MS
         self._probe_timer: Timer | None = None
-        """A ping that waits, for the last one was a moment ago."""
+        """Sends a ping that waits because the last one was sent a moment ago."""
         self._deadline: Timer | None = None
-        """Until when it must have authenticated, then until when its token is good."""
+        """Deadline of authentication, later the expiry of the token."""
 
     @property
     def _turn_owner(self) -> Hashable:
-        """Whose turns its work takes: its account's, and before it has one its address's."""
+        """The owner of the turns for this socket's work: its account, before that its address."""
         return self.account or self.principal or self.address
 
     # --- The socket's life -----------------------------------------------------------
@@ -88,9 +88,9 @@ class Connection:
             if bearer is not None:
                 await self._answer(messages.Auth(token=bearer))
                 if self.principal is None:
-                    # It has no second message to authenticate with: let it come back.
+                    # The client has no second message to authenticate with, so it should reconnect.
                     self.close(CloseCode.INTERNAL_ERROR, "could not authenticate now")
-            # Not in a coroutine of its own, which would be there as long as the socket.
+            # Inline, because a separate coroutine would exist as long as the socket does.
             while (event := await self._receive())["type"] != "websocket.disconnect":
                 await self._heard(event.get("text"))
             code = int(event.get("code") or CloseCode.ABNORMAL)
@@ -101,7 +101,7 @@ class Connection:
             await self._close(code)
 
     async def _heard(self, text: str | None) -> None:
-        """Takes a message, unless there are too many of them."""
+        """Takes a message, unless the socket or its user sends too many."""
         if self._bucket.take(self.process.clock.now()):
             try:
                 if self.principal is not None:
@@ -119,7 +119,7 @@ class Connection:
             self.close(CloseCode.PROTOCOL_VIOLATION, "too many requests")
 
     async def _take(self, text: str | None) -> None:
-        """Takes one message, whatever it is."""
+        """Decodes one message and answers it; a bad message gets an error."""
         try:
             if text is None:
                 raise BadMessageError("expected a text frame with JSON")
@@ -130,8 +130,10 @@ class Connection:
             await self._answer(request)
 
     async def _close(self, code: int) -> None:
-        """The socket is gone: it leaves its sessions as of its last proof of life. A client
-        that closed it took leave of them."""
+        """Leaves the sessions of a socket that is gone, as of its last proof of life.
+
+        If the client closed the socket, it took leave of its sessions.
+        """
         self.socket.on_alive = None
         for timer in (self._deadline, self._probe_timer):
             if timer is not None:
@@ -159,7 +161,7 @@ class Connection:
         )
 
     def _alive(self) -> None:
-        """A pong, a message or the peer's close came in."""
+        """Notes a proof of life: a pong, a message or the peer's close came in."""
         now_ms = self.process.clock.now()
         self.alive_at = max(self.alive_at, self.process.stall_detector.proof_at(now_ms))
         for local in list(self.local_sessions.values()):
@@ -181,8 +183,7 @@ class Connection:
         else:
             self.close(CloseCode.TOKEN_EXPIRED, "the token has expired")
 
-    # --- Subscriber: what a local session sends
-    # -----------------------------------------------------
+    # --- Subscriber: what a local session sends ------------------------------------------
 
     def send(self, frame: bytes) -> None:
         """Sends a frame that must arrive."""
@@ -193,8 +194,10 @@ class Connection:
         return self.socket.push_tick(frame)
 
     def probe(self) -> None:
-        """Asks the peer for a proof of life; soon, where it was asked a moment ago. One pong is
-        a proof to all sessions of the socket, so few pings do for many of them."""
+        """Asks the peer for a proof of life; a little later if it was asked a moment ago.
+
+        One pong is a proof for all sessions of the socket, so few pings serve many sessions.
+        """
         if self._probe_timer is not None:
             return
         due_at = self._probed_at + server_limits.PROBE_SPACING_MS
@@ -209,10 +212,10 @@ class Connection:
         self.socket.ping_now()
 
     def farewell(self, at_ms: int) -> None:
-        """Another socket of the user said good-bye; this one answers for itself."""
+        """Does nothing: the user left over another socket, and this one proves its own life."""
 
     def left(self, local: LocalSession) -> None:
-        """A session of this socket has ended."""
+        """Forgets a session that this socket takes no part in any more."""
         self.local_sessions.pop(local.meter.session.identity.session_id, None)
 
     def close(self, code: int, reason: str) -> None:
@@ -230,7 +233,7 @@ class Connection:
     # --- Requests ------------------------------------------------------------------------
 
     async def _answer(self, request: messages.Request) -> None:
-        """Carries out one request; what it may not do comes out as an ``error``."""
+        """Carries out one request; a refusal is answered with an ``error``."""
         self.process.metrics.messages_received.labels(type(request).__name__.lower()).inc()
         try:
             await self._carry_out(request)
@@ -289,7 +292,7 @@ class Connection:
                 principal.tenant, principal.account_id
             )
         except BaseException:
-            # The socket may authenticate again when the account can be had.
+            # The socket may authenticate again once the account can be opened.
             self.process.sockets.release_user(self._user)
             self.principal = None
             raise
@@ -305,7 +308,7 @@ class Connection:
             self._welcome(request.id)
 
     async def _principal_of(self, request: messages.Auth | messages.Refresh) -> Principal | None:
-        """The user behind a token; None when the socket was closed because of it."""
+        """The principal of a token; None if the socket was closed because of the token."""
         try:
             principal = await self.process.bad_guesses.counted(
                 self.address, self.process.authenticator, request.token
@@ -315,12 +318,14 @@ class Connection:
             return None
         except PeerError as error:
             self._refuse(error, request.id)
-            self.close(CloseCode.BAD_TOKEN, "the token is not good")
+            self.close(CloseCode.BAD_TOKEN, "the token is invalid")
             return None
         if principal.user_id is None:
-            refusal = PeerError(ErrorCode.FORBIDDEN, "a socket is a user's, not an API key's")
+            refusal = PeerError(
+                ErrorCode.FORBIDDEN, "a socket needs a user's token, not an API key"
+            )
             self._refuse(refusal, request.id)
-            self.close(CloseCode.BAD_TOKEN, "not a user's token")
+            self.close(CloseCode.BAD_TOKEN, "the token is not a user's")
             return None
         return principal
 
@@ -332,7 +337,7 @@ class Connection:
         assert account is not None
         now_ms = self.process.clock.now()
         if principal.expires_at is not None:
-            # Tokens carry wall time; the wait is measured by the monotonic clock.
+            # Tokens carry wall time, but the wait is measured by the monotonic clock.
             left_ms = principal.expires_at - self.process.wall_ms()
             self._expire_at(now_ms + left_ms)
         self._say(
@@ -402,7 +407,7 @@ class Connection:
         self.process.registry.request(local, event, PendingRequest(self, request.id))
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
-        """The account changed by something else than the time of sessions."""
+        """Sends changes of the account's credits that are not the time of sessions."""
         credit = message.get("credit")
         if credit is not None:
             micros = account.projection.credits_micros(self.process.clock.now())
@@ -419,7 +424,7 @@ class Connection:
 
 
 def _id_of(text: str | None) -> int | None:
-    """The id of a request that is not carried out, where it can be read."""
+    """The id of a request that is not carried out, if it can be read."""
     try:
         return None if text is None else decode(text).id
     except BadMessageError as error:

@@ -1,10 +1,11 @@
 """The heartbeat path: sessions of clients that cannot keep a WebSocket open.
 
-Each heartbeat over HTTP is a proof of life for 75 s. To the session it is a socket like
-any other, so what is mixed with real sockets is counted once. When the next one does not
-come, it is a socket that was lost at the end of its proof. A clean close, `leave` or `stop`
-of the same user ends the proof at once, on whichever process the heartbeat is: who says
-good-bye over a socket does not pay for what a heartbeat has promised before.
+Each heartbeat over HTTP is a proof of life for 75 s. To the session, the client is a socket like
+any other, so a mix of heartbeats and real sockets is counted once. If the next heartbeat does not
+arrive, the session loses this socket at the end of the proof.
+
+A clean close, `leave` or `stop` of the same user ends the proof at once, on any process. So a user
+who takes leave over a socket does not pay for the time that an earlier heartbeat has promised.
 """
 
 import asyncio
@@ -27,8 +28,10 @@ PresenceKey = tuple[str, str]
 
 
 class HttpPresence:
-    """A client's presence at one session, from one heartbeat to the next; a subscriber of its
-    local session that hears nothing, for there is nobody to tell."""
+    """A client's presence at one session, from one heartbeat to the next.
+
+    It is a subscriber of its local session, but drops all frames, because the client has no socket.
+    """
 
     def __init__(self, presences: "Heartbeats", key: PresenceKey) -> None:
         self.key = key
@@ -37,22 +40,22 @@ class HttpPresence:
         """When the last heartbeat came in."""
         self.alive_until = 0
         self.left_at: int | None = None
-        """The user took leave while the first heartbeat waited for its answer."""
+        """When the user took leave, if the first heartbeat was still waiting for its answer."""
         self._presences = presences
         self._timer: Timer | None = None
 
     def send(self, frame: bytes) -> None:
-        """Nobody listens: the client reads the answer to its next heartbeat."""
+        """Drops the frame: the client reads the answer to its next heartbeat."""
 
     def send_tick(self, frame: bytes) -> bool:
-        """Nobody listens."""
+        """Drops the tick, and reports it as sent."""
         return True
 
     def probe(self) -> None:
-        """There is no line to ask: what is proven is proven until ``alive_until``."""
+        """Does nothing: without a socket, the proof lasts until ``alive_until``."""
 
     def farewell(self, at_ms: int) -> None:
-        """The user took leave: what the heartbeats of before have promised ends."""
+        """Ends the proof of earlier heartbeats, because the user took leave."""
         if self.heartbeat_at > at_ms:
             return
         if self.local is None:
@@ -61,11 +64,11 @@ class HttpPresence:
             self._presences.lose(self, at_ms)
 
     def left(self, local: LocalSession) -> None:
-        """The session ended."""
+        """Forgets the presence, because the session ended."""
         self._presences.forget(self)
 
     def extend(self, process: Process) -> None:
-        """A heartbeat came in."""
+        """Takes a heartbeat, and extends the proof of life."""
         now_ms = process.clock.now()
         self.heartbeat_at = now_ms
         self.alive_until = now_ms + server_limits.HEARTBEAT_PROOF_MS
@@ -76,7 +79,7 @@ class HttpPresence:
             self.local.service.promise(self.alive_until, now_ms)
 
     def stop(self) -> None:
-        """No more is expected of it."""
+        """Stops waiting for the next heartbeat."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -85,7 +88,7 @@ class HttpPresence:
 
 
 class Heartbeats:
-    """The clients without a socket of a process."""
+    """The clients of a process that have no socket."""
 
     def __init__(self, process: Process) -> None:
         self.process = process
@@ -98,12 +101,11 @@ class Heartbeats:
         start: messages.Start | None,
         last_seq: int | None = None,
     ) -> messages.Session:
-        """Takes a heartbeat, and answers the snapshot.
+        """Takes a heartbeat, and returns the snapshot.
 
-        The first one joins the session; ``start`` says how to start it where it does not
-        exist. With ``last_seq`` the notices after it come in ``missed``. Raises
-        ``unknown_session``, ``session_ended``, ``forbidden``, ``limit_reached`` and
-        ``unavailable``.
+        The first heartbeat joins the session; ``start`` says how to start a session that does not
+        exist. With ``last_seq``, the later notices are in ``missed``. Raises ``unknown_session``,
+        ``session_ended``, ``forbidden``, ``limit_reached`` and ``unavailable``.
         """
         assert principal.tenant is not None
         if not principal.may_start(session_id):
@@ -124,7 +126,7 @@ class Heartbeats:
         self, principal: Principal, key: PresenceKey, start: messages.Start | None
     ) -> messages.Session:
         if len(self._presences) >= server_limits.HEARTBEAT_SESSIONS_MAX:
-            raise ServiceError("too many sessions live by heartbeats here")
+            raise ServiceError("too many sessions live by heartbeats on this process")
         presence = HttpPresence(self, key)
         answered: asyncio.Future[messages.Session] = asyncio.get_running_loop().create_future()
 
@@ -142,7 +144,8 @@ class Heartbeats:
             async with asyncio.timeout(server_limits.REQUEST_TIMEOUT_MS / 1000):
                 session = await answered
         except BaseException as error:
-            # Its client is told that it failed: it keeps nothing alive that began after all.
+            # The client gets an error, so its presence must not keep alive a session that started
+            # nevertheless.
             if self.process.registry.local_sessions.get(local.key) is local:
                 self.process.registry.unsubscribe(local, presence, self.process.clock.now())
             if isinstance(error, TimeoutError):
@@ -160,8 +163,11 @@ class Heartbeats:
         return session
 
     def lose(self, presence: HttpPresence, at_ms: int | None = None) -> None:
-        """The next heartbeat did not come: the session lost this socket when its proof ended;
-        or at ``at_ms``, when the user took leave."""
+        """Removes a presence whose next heartbeat did not arrive.
+
+        The session loses this socket when its proof ended; or at ``at_ms``, when the user took
+        leave.
+        """
         self.forget(presence)
         if presence.local is not None:
             at_ms = self.process.clock.now() if at_ms is None else at_ms
@@ -170,13 +176,16 @@ class Heartbeats:
             self.process.registry.unsubscribe(presence.local, presence, alive_at)
 
     def forget(self, presence: HttpPresence) -> None:
-        """Expects no more heartbeats."""
+        """Stops waiting for heartbeats of a presence."""
         presence.stop()
         if self._presences.get(presence.key) is presence:
             del self._presences[presence.key]
 
     def drain(self) -> None:
-        """The process stops: other processes take the next heartbeats."""
+        """Removes all presences, because the process stops.
+
+        Other processes take the next heartbeats.
+        """
         for tenant, presences in itertools.groupby(list(self._presences.values()), _tenant_of):
             self.process.registry.turns.run(tenant, self._lose_all(list(presences)))
 

@@ -1,9 +1,9 @@
-"""Preparations: what a backend says of a session before its user starts it, and binds.
+"""Preparations: a backend fixes a session's terms before its user starts it.
 
-Once a preparation is confirmed, the session can only run as prepared. Postgres has it first,
-then Redis notes it; a start says what it was decided from, and Redis refuses it when that is no
-longer so (``protocol.metering.steps.Basis``). A session that was faster is found in Redis, and
-the preparation is refused instead.
+Once a preparation is confirmed, the session can only run as prepared. Postgres stores the
+preparation first, then Redis notes it. A start names the data from which it was decided, and Redis
+refuses the start if that data has changed (``protocol.metering.steps.StartBasis``). If the session
+started before the confirmation, Redis already has it, and the preparation is refused instead.
 """
 
 import msgspec
@@ -16,15 +16,15 @@ from storage.rows.sessions import SessionPrepared, SessionRow
 
 
 class SessionExistsError(Exception):
-    """The session has started, has ended, or was prepared otherwise."""
+    """The session has started, has ended, or was prepared differently."""
 
 
 async def prepare(
     process: Process, wanted: SessionPrepared, any_end: bool
 ) -> tuple[SessionPrepared, bool]:
-    """Prepares a session; answers the preparation that binds, and whether it is a new one.
+    """Prepares a session; returns the binding preparation, and whether it is new.
 
-    ``any_end``: a preparation that differs in its end alone is the same. Raises
+    ``any_end``: a preparation that differs only in its end is the same. Raises
     :class:`SessionExistsError`, and ``unavailable`` while Redis recovers from a loss.
     """
     live, now_ms = process.live, process.clock.now()
@@ -49,7 +49,7 @@ async def _confirm(process: Process, prepared: SessionPrepared) -> None:
         *name, preparation=prepared.preparation, expires_at=prepared.expires_at
     )
     if confirmed == "unsettled":
-        await Restoring(live).is_settled(prepared.tenant)  # a loss is noticed by now
+        await Restoring(live).is_settled(prepared.tenant)  # this call also notes the loss
         raise ServiceError("the session store recovers from a loss; prepare the session again")
     if confirmed == "exists":
         await process.records.retract_session(prepared)
@@ -59,14 +59,14 @@ async def _confirm(process: Process, prepared: SessionPrepared) -> None:
 async def basis_of_start(
     process: Process, tenant: str, session_id: str, user_id: str
 ) -> tuple[StartBasis, SessionRow | None]:
-    """What a start is decided from: the life of Redis's data, and then what is recorded of the
-    session, which is a preparation or nothing.
+    """The data from which a start is decided: Redis's epoch, and the session's row.
 
-    Raises ``forbidden`` for another user's preparation and one that has expired,
-    ``unavailable``, and ``UnavailableError`` where Postgres is away.
+    The row, if there is one, is a preparation or an earlier state of the session. Raises
+    ``forbidden`` for another user's preparation and one that has expired, ``unavailable``, and
+    ``UnavailableError`` if Postgres does not answer.
     """
-    # Redis remembers the end of a session until the record knows of it, but no more than a day:
-    # started again, its minutes would be taken for those that are there already.
+    # Redis remembers the end of a session until Postgres has it, but no longer than a day. If the
+    # session started again after that, its new minutes would count as the recorded ones.
     epoch = await process.loader.refuse_behind(tenant)
     row = await process.records.session(tenant, session_id)
     if row is None or row.prepared is None:

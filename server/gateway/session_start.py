@@ -1,4 +1,4 @@
-"""What a session is to be, before it starts: its terms, its account, its free time."""
+"""Decides a session's identity before it starts: terms, account, free time."""
 
 from protocol.metering.session import Identity, free_key
 from protocol.metering.steps import StartBasis
@@ -23,11 +23,11 @@ async def join_or_start(
     start: messages.Start | None,
     pending: PendingRequest,
 ) -> LocalSession:
-    """Joins a session where it lives, or starts it as ``start`` says; answers the request.
+    """Joins a session, or starts it as ``start`` says; answers the request.
 
-    Without ``start`` only a session that exists is joined. Raises ``unknown_session``,
-    ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``, and ``rate_limited`` for
-    a user who starts too many.
+    Without ``start`` only an existing session is joined. Raises ``unknown_session``,
+    ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``, and ``rate_limited`` for a
+    user who starts too many sessions.
     """
     assert principal.tenant is not None
     assert principal.user_id is not None
@@ -45,7 +45,9 @@ async def join_or_start(
         if local is not None:
             return local
         if start is None:
-            raise PeerError(ErrorCode.UNKNOWN_SESSION, "there is no such session; say its kind")
+            raise PeerError(
+                ErrorCode.UNKNOWN_SESSION, "there is no such session; name its kind to start it"
+            )
         process.starts.check(principal)
         identity, basis = await identity_of(process, principal, start)
         await process.ledger.ensure_allotment_at_start(
@@ -54,18 +56,18 @@ async def join_or_start(
         local = await registry.start(subscriber, identity, pending, start.tick_ms, basis)
         if local is not None:
             return local
-        # Another socket was faster by a moment: join what it starts.
+        # Another socket was faster by a moment: join the session that it starts.
     raise ServiceError("the session is being started")
 
 
 async def identity_of(
     process: Process, principal: Principal, request: messages.Start
 ) -> tuple[Identity, StartBasis]:
-    """The identity of a session that is not in Redis, and what it was decided from: the
-    request, and the record.
+    """The identity of a session that is not in Redis, and the basis of its start.
 
-    A session that a backend prepared has terms of its own, which the browser cannot
-    change. Raises ``session_ended``, ``forbidden``, ``unknown_kind``, ``unavailable``.
+    The request and the record decide both. A session that a backend prepared has terms of its own,
+    which the browser cannot change. Raises ``session_ended``, ``forbidden``, ``unknown_kind``,
+    ``unavailable``.
     """
     assert principal.tenant is not None
     assert principal.user_id is not None
@@ -117,7 +119,7 @@ def _check(row: SessionRow, principal: Principal) -> None:
 
 
 async def _day(process: Process, principal: Principal, now_ms: int) -> str:
-    """Today, by the organisation's calendar."""
+    """Today's date, by the organisation's calendar."""
     zone = "UTC"
     if principal.org_id is not None:
         assert principal.tenant is not None

@@ -1,4 +1,4 @@
-"""A user's month at this instant: what is used of it, and which limit decides."""
+"""A user's month at this instant: what is used, and which limit decides."""
 
 import msgspec
 from starlette.requests import Request
@@ -17,24 +17,27 @@ class MonthUse(msgspec.Struct, frozen=True):
     month: Month
     found: MemberRecord
     own_minutes: int
-    """The user's own minutes, where ``limit`` may be of the whole organisation."""
+    """The user's own minutes; ``limit`` may be the whole organisation's."""
     limit: UsageLimit
 
 
 class Months:
-    """The months of users, as one process looks at them."""
+    """The months of users, as one process sees them."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
         self._remembered: dict[tuple[str, str], MemberRecord] = {}
-        """What Postgres said last: limits do not change while it is away, for whoever changes
-        one writes it there first."""
+        """The last reply of Postgres for each user.
+
+        Limits do not change while Postgres does not answer, because every change is written there
+        first.
+        """
 
     async def use(self, tenant: str, user_id: str) -> MonthUse:
-        """The month of a user's organisation, with what Redis knows of it.
+        """The month of a user and the organisation, with what Redis has of it.
 
-        Postgres has what is written down, Redis what is not yet; a counter that is cold in
-        Redis is complete in Postgres. So the greater of the two is what was used.
+        Postgres has the written records, Redis also those on their way; a counter that is cold in
+        Redis is complete in Postgres. So the greater of the two figures is what was used.
         """
         found = await self.plan(tenant, user_id)
         month = Month(calendar(found.timezone), self._process.clock.now())
@@ -48,9 +51,10 @@ class Months:
         return MonthUse(month, found, own_minutes, deciding_limit(found, own_minutes, org_minutes))
 
     async def plan(self, tenant: str, user_id: str) -> MemberRecord:
-        """The limits and the time zone of a user; while Postgres is away, as they were.
+        """The limits and the time zone of a user.
 
-        Raises ``unavailable`` for a user of whom nothing was asked before that.
+        While Postgres does not answer, these are its last reply. Raises ``unavailable`` for a user
+        that was not read before.
         """
         key = (tenant, user_id)
         try:
@@ -67,6 +71,6 @@ class Months:
 
 
 def months_of(request: Request) -> Months:
-    """The months, as the application of the process holds them."""
+    """The months, as the process's application holds them."""
     months: Months = request.app.state.months
     return months

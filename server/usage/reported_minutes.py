@@ -1,14 +1,15 @@
-"""Sessions whose clients count for themselves: existing applications, minute by minute.
+"""Reported minutes: sessions whose clients (existing applications) count each minute.
 
-Such a client says of each minute that it has recorded it. Nobody meters the session, so
-between two minutes it stands still: paused, without sockets, and with a grace of a day
-that ends it when no more minutes come. To everything else it is a session like any
-other: it has a receipt, it can be stopped, and a browser that learns to open a socket
-goes on where the old one stopped. Its position is the end of its last minute, and minutes
-before that are whole ones, as they are billed.
+Such a client reports each minute that it has recorded. The server does not meter the session, so
+between two minutes the session stands still: paused, without sockets, and with a grace of a day
+that ends it if no more minutes arrive. To everything else it is a session like any other: it has a
+receipt, it can be stopped, and a browser that opens a socket later goes on where the reports
+stopped. Its state is that of the end of its last minute, and earlier minutes are whole ones, as
+they are billed.
 
-What is counted is the client's word. So only kinds that count minutes and cost nothing are
-taken: credits move on what the server has measured, and time that it meters is taken once.
+Reported minutes are the client's word. So only kinds are taken that count minutes and cost nothing:
+credits move only for time that the server has measured, and time that the server meters is counted
+once.
 """
 
 import asyncio
@@ -57,7 +58,7 @@ log = structlog.get_logger()
 
 
 class MeteredKindError(Exception):
-    """The server meters sessions of this kind: no client reports their minutes."""
+    """The server meters sessions of this kind, so no client may report their minutes."""
 
 
 class MinuteReport(msgspec.Struct, frozen=True):
@@ -69,44 +70,44 @@ class MinuteReport(msgspec.Struct, frozen=True):
     session_id: str
     kind: str
     minute_at: int
-    """The beginning of the minute, by the clock: of two reports of one, the first counts."""
+    """Start of the minute, by the wall clock; of two reports of one minute, the first counts."""
     seconds: int
     needs_preparation: bool
-    """The session must have been prepared by a backend."""
+    """A backend must have prepared the session."""
     kinds: frozenset[str] | None = None
-    """The only kinds that its client may start; None: any."""
+    """The only kinds that the client may start; None: any."""
     is_trusted: bool = False
-    """A backend reports it: it may begin any number of sessions."""
+    """A backend reports the minute: it may begin any number of sessions."""
 
     @property
     def tenant(self) -> str:
-        """The tenant of its user."""
+        """The tenant of the user."""
         return tenant_of(self.org_id, self.user_id)
 
 
 class ReportResult(NamedTuple):
-    """What became of a report."""
+    """The result of a report."""
 
     minute: int | None
-    """The minute's number in the session; None where the session is metered."""
+    """The minute's number in the session; None if the server meters the session."""
     duplicate: bool = False
     metered: bool = False
 
 
 class _Known(NamedTuple):
-    """A session before a minute: as Redis has it, as the record has it, or a new one."""
+    """A session before a minute: from Redis, from the record, or new."""
 
     identity: Identity
     standing: Standing | None
     minutes: dict[int, int]
-    """Those that are written down, of a session that Redis has lost."""
+    """Numbers, by their start, of minutes that are in the record and Redis has lost."""
     in_redis: bool
     basis: StartBasis | None = None
-    """What a new one was decided from."""
+    """The data from which a new session was decided."""
 
 
 class ReportedMinutes:
-    """Takes reports, and ends sessions of which nothing more is heard."""
+    """Takes reports, and ends sessions that were silent for too long."""
 
     def __init__(self, process: Process, usage: Usage, months: Months) -> None:
         self.process = process
@@ -114,15 +115,15 @@ class ReportedMinutes:
         self.usage = usage
         self._reporter = MinuteReporter(process.live)
         self._silent_at: dict[str, int] = {}
-        """When a session that was reported here has been silent for too long."""
+        """The instant at which each session reported here has been silent for too long."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def take(self, reported: MinuteReport) -> ReportResult:
         """Takes a minute, once.
 
-        Raises ``bad_message`` for one too old or to come, ``unknown_kind``, ``metered_kind``,
-        ``forbidden``, ``session_ended``, ``limit_reached``, ``unavailable``, and ``rate_limited``
-        for a user who begins too many sessions.
+        Raises ``bad_message`` for a minute that is too old or in the future, ``unknown_kind``,
+        ``metered_kind``, ``forbidden``, ``session_ended``, ``limit_reached``, ``unavailable``, and
+        ``rate_limited`` for a user who begins too many sessions.
         """
         _check_instant(reported.minute_at, self.process.clock.now())
         for _ in range(server_limits.REPORTED_MINUTE_ATTEMPTS_MAX):
@@ -170,13 +171,14 @@ class ReportedMinutes:
             raise ServiceError("the record of sessions does not answer") from error
 
     async def _whole(self, session: SessionState, reported: MinuteReport) -> _Known | ReportResult:
-        """The session as Redis has it, with minutes that a replica lacks and the record has."""
+        """The session as Redis has it, with recorded minutes that a replica lacks."""
         identity, standing = session.identity, session.standing
         known = _Known(identity, standing, {}, in_redis=True)
         if not identity.is_reported or standing.phase is Phase.ENDED or _is_within_minute(standing):
             return known
         lost: tuple[SessionMinute, ...] = ()
-        with contextlib.suppress(record.UnavailableError):  # the minute is kept until it is back
+        # While Postgres is away, the outbox keeps the minute.
+        with contextlib.suppress(record.UnavailableError):
             lost = await self._after(identity, standing.minutes_kept)
         for minute in lost:
             if minute.started_at == reported.minute_at:
@@ -187,7 +189,7 @@ class ReportedMinutes:
         return known._replace(standing=standing, minutes={at.started_at: at.minute for at in lost})
 
     async def _after(self, identity: Identity, kept: int) -> tuple[SessionMinute, ...]:
-        """The minutes that are written down after the first ``kept``: mostly none."""
+        """The recorded minutes after the first ``kept``: mostly none."""
         found = await self.usage.session(identity.tenant, identity.session_id, 1)
         if found and (lost := found[-1].minute + 1 - kept) > 1:
             found = await self.usage.session(identity.tenant, identity.session_id, lost)
@@ -244,10 +246,10 @@ class ReportedMinutes:
         )
 
     async def _recall(self, step: ReportedStep) -> ReportVerdict:
-        """Has metered sessions give back minutes that they merely hold, and tries again when they
-        did; ``refused`` when all have answered, and still none is left.
+        """Recalls minutes that metered sessions merely hold, and tries the step again.
 
-        Raises ``unavailable`` where one has not answered.
+        The verdict is ``refused`` if all sessions have answered and still no minute is left. Raises
+        ``unavailable`` if one has not answered.
         """
         identity, process = step.identity, self.process
         loop = asyncio.get_running_loop()
@@ -307,9 +309,11 @@ class ReportedMinutes:
         raise RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
 
     async def _write(self, step: ReportedStep, entry_id: str) -> None:
-        """Writes the minute down at once, where that can be done: who looks at the month next
-        finds it there. Otherwise it is on its way, and kept here should Redis lose it; being
-        written twice is being written once."""
+        """Writes the minute to Postgres at once, if possible.
+
+        The next reader of the month then finds it there. Otherwise the minute is on its way in the
+        outbox, and this process keeps it in case Redis loses it. To write it twice changes nothing.
+        """
         try:
             await self.process.records.write(step.records)
         except (record.UnavailableError, record.RejectedError) as error:
@@ -320,8 +324,10 @@ class ReportedMinutes:
     # --- The end -------------------------------------------------------------------
 
     def _expect(self, step: ReportedStep) -> None:
-        """Ends the session when it has been silent for long. One timer waits for that; when
-        it fires and there were more minutes, it waits on."""
+        """Arranges the session's end for when it has been silent for long.
+
+        Each session has one timer. If more minutes arrived before it fires, it waits on.
+        """
         identity, until = step.identity, step.standing.grace_until
         assert until is not None
         key = session_key(identity.tenant, identity.session_id)
@@ -345,8 +351,7 @@ class ReportedMinutes:
         task.add_done_callback(self._tasks.discard)
 
     async def _end(self, key: str) -> None:
-        """Has the session looked after, whose grace is over. Should that fail, whoever sweeps
-        the graces finds it."""
+        """Ends a session whose grace is over; after a failure, the sweep of graces does it."""
         tenant, _, session_id = key.rpartition("/")
         orphans = self.process.membership.orphans
         try:
@@ -355,7 +360,7 @@ class ReportedMinutes:
             log.warning("silent_session_not_ended", session=key, error=str(error))
 
     async def idle(self) -> None:
-        """Waits until nothing that was begun here is under way."""
+        """Waits until no session is being ended here."""
         while self._tasks:
             await asyncio.gather(*self._tasks)
 
@@ -373,7 +378,7 @@ def _check_owner(user_id: str, reported: MinuteReport) -> None:
 
 
 def _is_within_minute(standing: Standing) -> bool:
-    """Whether sockets have metered a part of a minute: it is counted, and goes on where they do."""
+    """Whether sockets have metered a part of a minute; then the sockets count it further."""
     is_live = standing.phase is not Phase.ENDED
     return is_live and standing.settled_ms > standing.minutes_kept * MINUTE_MS
 
@@ -383,7 +388,10 @@ def _is_reportable(terms: Terms) -> bool:
 
 
 def _written_down(row: SessionRow, reported: MinuteReport) -> ReportResult:
-    """Of a session that has ended and left Redis: what lies within it is in its record."""
+    """The result for a session that has ended and left Redis.
+
+    A minute within the session is in its record already.
+    """
     assert row.started_at is not None
     assert row.ended_at is not None
     if row.started_at - MINUTE_MS < reported.minute_at <= row.ended_at:
@@ -392,8 +400,11 @@ def _written_down(row: SessionRow, reported: MinuteReport) -> ReportResult:
 
 
 def _restored(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> _Known:
-    """The session as it is written down, after Redis came back without it. Raises ``unavailable``
-    while one of its minutes is on its way: the number of a later one must not be used again."""
+    """The session as the record has it, after Redis came back without it.
+
+    Raises ``unavailable`` while one of its minutes is still on its way, because a later number must
+    not be used twice.
+    """
     if [one.minute for one in minutes] != list(range(len(minutes))):
         raise ServiceError("the session is being restored")
     assert row.started_at is not None
@@ -403,9 +414,9 @@ def _restored(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> _Known:
 
 
 def _after(before: Standing, reported: MinuteReport, now_ms: int) -> Standing:
-    """Where the session stands when its client has reported one minute more."""
+    """The standing of the session after one more reported minute."""
     after = with_minute(before, reported.minute_at, reported.seconds)
-    # A client's clock may be ahead; cluster time is what sessions stand in.
+    # A client's clock may be ahead; sessions stand in cluster time.
     at = min(after.at, now_ms)
     return msgspec.structs.replace(
         after,
