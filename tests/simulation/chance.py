@@ -1,7 +1,7 @@
-"""Chance: a random generator that looks at a world and says what happens next.
+"""A seeded random generator that looks at a world and chooses the next actions.
 
-Everything that it decides comes from its seed and from what it sees, so the same seed
-makes the same actions.
+Every choice depends on the seed and on what the generator sees. The same seed makes the same
+actions.
 """
 
 import random
@@ -25,19 +25,19 @@ WAITS_MS = {
 CROWD_STARTS = 40
 """Sessions of a crowd that start together."""
 OFTEN = (None, 4, None, 2, 12)
-"""How often a month an operation may be done."""
+"""Monthly limits of operations."""
 LOST = ("start", "join", "pause", "resume", "stop", "pay", "spend", "hold", "post", "void")
-"""What may be among the last writes that a replica lacks."""
+"""Actions that may be among the last writes that a replica lacks."""
 LOSS_AFTER_MS = 4_000
-"""A replica lags behind by no more than this."""
+"""The most that a replica lags behind."""
 
 
 class Chance:
-    """A world in which a random generator decides what happens."""
+    """Chooses what a world contains and what happens in it."""
 
     def __init__(self, seed: int, mix: str = "") -> None:
         self.random = chance = random.Random(seed)
-        # Every world is a little different: what there is, how much of it, what goes wrong.
+        # Worlds differ in what there is, how much of it, and what goes wrong.
         self.zone = chance.choice(ZONES)
         self.begin_at = self._begin()
         org = f"org{seed}"
@@ -48,11 +48,11 @@ class Chance:
         ]
         self.everybody = everybody
         self.member = Person(f"dan{seed}", f"club{seed}", "wallet")
-        """Whose account is only given what changing tiers give."""
+        """A user whose account is only given what changing tiers give."""
         self.loner = Person(f"eve{seed}", None, f"eve{seed}")
-        """With whom nothing happens by chance. It is of the other partition."""
+        """A user of the other partition, with whom nothing happens by chance."""
         self.kinds = chance.sample(sorted({*KINDS} - {"dear", "few"}), chance.randint(1, 5))
-        # Chosen apart, so that the rest of a world is what it was before there was this kind.
+        # A generator of its own, so that this kind changes nothing else in the world of a seed.
         if random.Random(f"{seed} dear").random() < 0.3:
             self.kinds.append("dear")
         self.people = chance.sample(everybody, chance.randint(1, 3))
@@ -81,7 +81,7 @@ class Chance:
             "slow_redis": 1.5 * faulty, "short": 2 * faulty,
         }  # fmt: skip
         self.waits_ms = WAITS_MS
-        # What it decides about pings, it decides apart: seeds that found something still do.
+        # A generator of its own for pings, so that seeds that found something still do.
         self.silence = random.Random(f"{seed}/silence")
         self.silent = self.silence.choice([0, 0, 0.02, 0.1])
         self.mix = mix
@@ -90,13 +90,13 @@ class Chance:
         stir(self, mix)
 
     def _begin(self) -> int:
-        """Some hours before a month ends."""
+        """An instant some hours before a month ends."""
         after = datetime.fromtimestamp(START_AT / 1000, ZoneInfo(self.zone)) + timedelta(days=9)
         end = after.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
         return int(end.timestamp() * 1000) - self.random.randint(1, 6 * 3_600_000)
 
     def next(self, performer: Performer) -> list[Action]:
-        """What happens next; nothing where it cannot."""
+        """The next actions; none where the chosen one is impossible now."""
         name = self.random.choices(list(self.weights), list(self.weights.values()))[0]
         found = getattr(self, f"_{name}")(performer)
         if found is None:
@@ -105,7 +105,7 @@ class Chance:
         return [*actions, *self._mute(performer)]
 
     def _mute(self, performer: Performer) -> list[Action]:
-        """Now and then a client answers no ping any more, from its first one or a later one."""
+        """Sometimes makes a client stop answering pings, from the first ping or a later one."""
         there = [
             client
             for client in performer.world.clients
@@ -150,7 +150,7 @@ class Chance:
             "session": self._name("s"),
         }
         if self.random.random() < 0.15:
-            # A backend prepares it at the same instant.
+            # A backend prepares the session at the same instant.
             parameters |= {"backend": self._node(performer), "turns": self.random.randint(-20, 20)}
         return Action("start", parameters)
 
@@ -175,7 +175,7 @@ class Chance:
         ] or None
 
     def _stampede(self, performer: Performer) -> list[Action] | None:
-        """Many lines go at the same instant, closed or cut; some of their clients come back."""
+        """Many connections close or are cut at the same instant; some clients come back."""
         gone = [one for one in performer.world.clients if one.local_sessions and not one.is_cut]
         name = self.random.choice(["close", "cut"])
         actions = [Action(name, {"client": client.name}) for client in gone]
@@ -228,7 +228,7 @@ class Chance:
         return found and Action("close", {"client": found[0].name})
 
     def _cut(self, performer: Performer) -> list[Action] | None:
-        """A line goes dead; mostly the client comes back, often to another process."""
+        """A connection goes dead; mostly the client comes back, often to another process."""
         found = self._joined(performer)
         if found is None:
             return None
@@ -262,7 +262,7 @@ class Chance:
         return Action("transfer", {**parameters, "micros": micros, **more})
 
     def _form(self) -> int:
-        """In which digits an amount is written, if it is."""
+        """The number of the form in which an amount is written; 0 where it is not written."""
         return self._count % (digits.FORMS + 1)
 
     def _pay(self, performer: Performer) -> Action:
@@ -360,7 +360,7 @@ class Chance:
             person = performer.world.session_logs[session].person
         minute_at = performer.reports.next_minute(session)
         if minute_at > performer.world.now - MINUTE_MS:
-            return None  # it has not recorded that yet
+            return None  # the client has not counted that minute yet
         if taken.get(session) and self.random.random() < 0.2:
             minute_at = self.random.choice(list(taken[session]))
         parameters = {"node": self._node(performer), "user": person.user_id, "session": session}
@@ -381,7 +381,7 @@ class Chance:
         return Action("poison", {"partition": self.random.randint(0, 1)})
 
     def _allot(self, performer: Performer) -> Action:
-        """A process gives what it believes a tier to give, which goes up and down."""
+        """A process gives the allotment of the tier that it believes; tiers go up and down."""
         entry, node = (
             self._name("a"),
             performer.world.nodes[self._count % len(performer.world.nodes)],
@@ -405,7 +405,7 @@ class Chance:
         return Action("serve", {"node": self._name("node.")})
 
     def _kill(self, performer: Performer) -> list[Action] | None:
-        """A process dies; its clients come back to another one, those that do."""
+        """A process dies; some of its clients come back to another process."""
         if len(performer.world.nodes) < 2 or performer.cluster.redis_is_away:
             return None
         node = self.random.choice(performer.world.nodes)
@@ -462,7 +462,7 @@ class Chance:
         return Action("slow_redis", {"delays": delays, "ms": ms})
 
     def _short(self, performer: Performer) -> list[Action]:
-        """An account has little left for who starts on it, and Redis is slow or away then."""
+        """An account has little left when a session starts; then Redis is slow or away."""
         user, kind = self.random.choice(self.people).user_id, self.random.choice(self.kinds)
         micros = max(1, KINDS[kind].price_micros) * self.random.randint(4, 130) // 60
         actions = [
@@ -489,7 +489,7 @@ class Chance:
         return Action("empty")
 
     def _failover(self, performer: Performer) -> list[Action]:
-        """A replica that hears nothing any more, some more things, and it takes over."""
+        """A replica stops following, a few more actions happen, and the replica takes over."""
         actions = [Action("lag")]
         left_ms = LOSS_AFTER_MS
         for _ in range(self.random.randint(0, 3)):

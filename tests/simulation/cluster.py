@@ -1,7 +1,7 @@
 """A cluster in virtual time: real registries, the real Lua in a real Redis, the real SQL.
 
-Only time, sockets and the beat are made up. Nothing here sleeps: when nothing is under
-way any more, the clock jumps to the next timer of any process.
+Only time, sockets and the heartbeat are simulated. Nothing here sleeps: when nothing is under way
+any more, the clock jumps to the next timer of any process.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class ManualClock:
         self.now_ms = now_ms
 
     def now(self) -> int:
-        """The instant."""
+        """The current instant."""
         return self.now_ms
 
 
@@ -58,7 +58,7 @@ def _payload(frame: bytes) -> dict[str, Any]:
 
 
 class Browser:
-    """A socket of a client: answers pings until it is cut, and keeps what it was sent."""
+    """A socket of a client: answers pings until it is cut, and keeps received messages."""
 
     def __init__(self, node: "Node", name: str) -> None:
         self.node = node
@@ -67,13 +67,13 @@ class Browser:
         self.alive_at = node.clock.now()
         self.local_sessions: dict[str, LocalSession] = {}
         self.is_cut = False
-        """The line is dead: nothing arrives, and nobody was told."""
+        """The connection is dead: nothing arrives, and neither side was notified."""
         self._ping()
 
-    # Member
+    # Subscriber
 
     def send(self, frame: bytes) -> None:
-        """The server says something."""
+        """The server sends a message."""
         if not self.is_cut:
             message = _payload(frame)
             message["received_at"] = self.node.clock.now()
@@ -90,13 +90,13 @@ class Browser:
         self.node.timers.deadline(at, self._pong)
 
     def farewell(self, at_ms: int) -> None:
-        """Another socket said good-bye; this one stays."""
+        """Another socket says good-bye; this socket stays."""
 
     def left(self, local: LocalSession) -> None:
         """A session has ended."""
         self.local_sessions.pop(local.meter.session.identity.session_id, None)
 
-    # The line
+    # The connection
 
     def _ping(self) -> None:
         self.node.timers.deadline(self.node.clock.now() + PING_MS, self._pinged)
@@ -127,7 +127,7 @@ class Browser:
         free_key: str | None = None,
         last_seq: int | None = None,
     ) -> dict[str, Any]:
-        """Starts or joins a session; the answer."""
+        """Starts or joins a session. Returns the answer."""
         tenant = f"org:{org_id}" if org_id else f"user:{user_id}"
         pending = PendingRequest(self, 1)
         local = await self.node.registry.join(
@@ -154,14 +154,14 @@ class Browser:
         return self.answer(1)
 
     async def request(self, session_id: str, event: Event) -> dict[str, Any]:
-        """Pauses, resumes or stops a session; the answer."""
+        """Pauses, resumes or stops a session. Returns the answer."""
         self._pong(self.node.clock.now())
         self.node.registry.request(self.local_sessions[session_id], event, PendingRequest(self, 2))
         await self.node.cluster.settle()
         return self.answer(2)
 
     async def close(self) -> None:
-        """Closes the socket cleanly, which proves life; or, if it was cut, is found out."""
+        """Closes the socket cleanly, which proves life; if it was cut, the server finds it dead."""
         is_farewell = not self.is_cut
         if is_farewell:
             self.alive_at = self.node.clock.now()
@@ -179,10 +179,10 @@ class Browser:
         await self.node.cluster.settle()
 
     def cut(self) -> None:
-        """The line goes dead. The server finds out when ``close`` is called."""
+        """The connection goes dead. The server finds out when ``close`` is called."""
         self.is_cut = True
 
-    # What it saw
+    # What the client saw
 
     def all(self, type_: str) -> list[dict[str, Any]]:
         """Every message of a type."""
@@ -238,12 +238,12 @@ class Node:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything is under way here."""
+        """Whether anything is under way in this process."""
         waits = bool(self.registry.pipeline.waiting) or self.loader.busy
         return waits or self.registry.busy or self.recovery.busy
 
     async def stop(self) -> None:
-        """Lets go of the connections; once is enough."""
+        """Closes the connections; a second call does nothing."""
         if self.is_stopped:
             return
         self.is_stopped = True
@@ -256,7 +256,7 @@ class Node:
         self._barriers.pop(message["name"]).set()
 
     async def caught_up(self, redis: Redis, name: str) -> None:
-        """Waits until everything that was told before has been heard."""
+        """Waits until every message published before has been received."""
         event = self._barriers[name] = asyncio.Event()
         channel, message = f"barrier:{self.name}", json.dumps({"name": name})
         await redis.execute_command(self.live.publish, channel, message)  # type: ignore[no-untyped-call]
@@ -264,7 +264,7 @@ class Node:
             await event.wait()
 
     def browser(self, name: str = "browser") -> Browser:
-        """A socket to this process."""
+        """Opens a socket to this process."""
         return Browser(self, name)
 
 
@@ -281,19 +281,19 @@ class Cluster:
         self._entries: defaultdict[str, int] = defaultdict(int)
 
     async def node(self) -> Node:
-        """One more process."""
+        """Starts one more process."""
         node = Node(self, f"node-{len(self.nodes)}")
         self.nodes.append(node)
         await node.start()
         return node
 
     async def stop(self) -> None:
-        """Stops all of them."""
+        """Stops all processes."""
         for node in self.nodes:
-            await node.stop()  # the dead too: they would hear what the next test says
+            await node.stop()  # the dead too: they would receive messages of the next test
 
     async def settle(self) -> None:
-        """Waits until nothing is under way anywhere, with the clock standing still."""
+        """Waits until nothing is under way anywhere, while the clock stands still."""
         while True:
             for node in self._living():
                 await node.registry.idle()
@@ -309,7 +309,7 @@ class Cluster:
         return [node for node in self.nodes if node.is_alive]
 
     async def advance(self, ms: int) -> None:
-        """Lets so much time pass, deadline by deadline."""
+        """Lets this much time pass, deadline by deadline."""
         until = self.clock.now_ms + ms
         while True:
             await self.settle()
@@ -324,7 +324,7 @@ class Cluster:
         await self.settle()
 
     async def meanwhile(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Lets time pass until something is done that waits for it; what came of that."""
+        """Lets time pass until a task that waits for it is done. Returns its result."""
         task = asyncio.create_task(work)
         while not task.done():
             await self.settle()
@@ -350,24 +350,24 @@ class Cluster:
         await self.settle()
 
     async def lose(self) -> None:
-        """Redis comes back empty."""
+        """Redis restarts empty."""
         await self.redis.flushall()
 
     async def beat(self) -> None:
-        """Every process looks whether Redis has lost anything, as it does with each beat."""
+        """Every process checks whether Redis has lost anything, as with each heartbeat."""
         for node in self._living():
             await node.recovery.look()
         await self.settle()
 
     async def recovered(self) -> None:
-        """The short while after a loss is over, in which nothing but assertions is taken."""
+        """Waits out the short while after a loss in which Redis takes nothing but assertions."""
         keys: list[Any] = await self.redis.keys("*:recovering")
         for key in keys:
             await self.redis.delete(key)
         await self.beat()
 
     async def flush(self) -> None:
-        """Brings every outbox to Postgres."""
+        """Flushes every outbox to Postgres."""
         keys = Keys(PARTITIONS)
         for partition in range(PARTITIONS):
             entries: list[Any] = await self.redis.xrange(keys.outbox(partition)) or []

@@ -1,7 +1,7 @@
-"""The driver: one run of a world, by chance from a seed, or by a list of actions again.
+"""The driver: runs a world, by chance from a seed, or by a given list of actions.
 
-Everything is audited after each action. A run that breaks a promise ends there, with the
-actions that led to it.
+The auditor audits the world after each action. A run that breaks a promise ends there, and its
+outcome has the actions that led there.
 """
 
 import hashlib
@@ -31,17 +31,16 @@ from tests.simulation.world import World
 
 MINUTE_MS = 60_000
 LOOK_MS = 20 * MINUTE_MS
-"""However long nothing happens, it is looked at so often: Redis forgets an ended session
-after an hour."""
+"""Longest time between two audits. Redis forgets an ended session after an hour."""
 HEALED_MS = 90_000
-"""After the last fault everything is as it should be, at the latest."""
+"""Time after the last fault by which everything must be as it should be."""
 GONE_MS = 10 * MINUTE_MS
-"""After the last client has gone every session has ended, at the latest."""
+"""Time after the last client has gone by which every session must have ended."""
 
 
 @dataclass
 class RunOutcome:
-    """What a run came to."""
+    """The outcome of a run."""
 
     seed: int
     actions: list[Action] = field(default_factory=list)
@@ -52,15 +51,15 @@ class RunOutcome:
     commands: int = 0
     sessions: int = 0
     digest: str = ""
-    """Of everything that clients were told: the same for the same actions."""
+    """Digest of everything that clients received: the same for the same actions."""
     reached: set[int] = field(default_factory=set)
-    """Pieces of scripts that were reached, if it was asked for; see ``virtual_scripts``."""
+    """Pieces of scripts that were reached, if ``tell_reached`` was set; see ``virtual_scripts``."""
     named: str = ""
-    """What ``complaint`` is, where the failure has lost its traceback."""
+    """The value of ``complaint``, for a failure that has lost its traceback."""
 
     @property
     def complaint(self) -> str:
-        """The failure in a line, without the figures that change with every action."""
+        """The failure in one line, without the figures that change with every action."""
         error = self.failure
         if error is None or self.named:
             return self.named
@@ -75,7 +74,7 @@ class RunOutcome:
 
 
 class Laboratory:
-    """A Redis and a Postgres of one's own, in which one world after the other is run."""
+    """A Redis and a Postgres in which worlds are run one after the other."""
 
     def __init__(self, redis_path: str, dsn: str) -> None:
         self._redis_path = redis_path
@@ -83,12 +82,12 @@ class Laboratory:
         self.postgres = PostgresServer(dsn)
 
     def reconnect(self) -> None:
-        """Asks Redis over another line: an answer on this one was not waited for."""
+        """Opens a new connection to Redis, because an answer on the old one was not read."""
         self.wire.close()
         self.wire = RedisWire(self._redis_path)
 
     def close(self) -> None:
-        """Lets go of both."""
+        """Closes both connections."""
         self.wire.close()
         self.postgres.close()
 
@@ -103,8 +102,10 @@ class Laboratory:
         tell_reached: bool = False,
         started: Callable[[Performer], None] = lambda performer: None,
     ) -> RunOutcome:
-        """Runs a seed for so many virtual minutes, in the world of a mix (``mixes``); or
-        ``actions``, in the world of the seed."""
+        """Runs a seed for this many virtual minutes, in the world of a mix (``mixes``).
+
+        With ``actions``, runs these in the world of the seed instead.
+        """
         self.wire.ask("FLUSHALL")
         self.wire.ask("SCRIPT", "FLUSH")
         self.postgres.empty()
@@ -210,7 +211,7 @@ class _Runner:
                 await self.perform(action)
 
     async def perform(self, action: Action) -> None:
-        """Has it happen, audited; somebody serves afterwards."""
+        """Performs an action and audits the world. If no process lives then, starts one."""
         self.outcome.actions.append(action)
         if action.name == "wait":
             await self._advance(action.parameters["ms"])
@@ -220,9 +221,9 @@ class _Runner:
         while not self.world.nodes:
             await self._advance(1_000)
             if not (self.cluster.redis_is_away or self.cluster.postgres_is_away):
-                # Where nobody lives who has the time, it is that of Redis: the processes go
-                # over to it, and the world, which has one time only, cannot follow. So who
-                # starts a cluster anew sets that clock right before.
+                # When no living process knows the cluster time, the next one takes the time of
+                # Redis. The world has only one time and cannot follow. Therefore the clock of Redis
+                # is set right before a cluster starts anew.
                 self.cluster.clock.redis_ahead_ms = 0
                 await self.cluster.serve(f"node.x{len(self.cluster.servers)}")
                 self.audit()
@@ -235,13 +236,13 @@ class _Runner:
             self.audit()
 
     def audit(self) -> None:
-        """Has the auditor look."""
+        """Runs the auditor."""
         evidence.check(self.auditor, self.auditor.audit())
 
     # --- The end ------------------------------------------------------------------------
 
     async def _end(self) -> None:
-        """Everything heals, everybody goes, and the verdict is given."""
+        """Ends all faults, lets all clients go, and gives the verdict."""
         cluster, world = self.cluster, self.world
         for host in cluster.hosts:
             host.line.mishaps.clear()
@@ -277,14 +278,17 @@ class _Runner:
         for _ in range(20):
             if await work():
                 return
-            # While the record is far behind, by the clock of Redis, nothing is loaded from it:
-            # a flusher of the world may rest for longer than is waited here.
+            # By the clock of Redis the record may be far behind. Then nothing is loaded from it,
+            # and a flusher of the world may rest for longer than this loop waits.
             await self._flush()
             await self._advance(5_000)
         raise AssertionError(f"{work} does not come to an end")
 
     async def _again(self) -> bool:
-        """Whoever got no answer asks again, and gets one; what Redis did not take, it takes."""
+        """Repeats every request without an answer until it has one.
+
+        Redis takes the adjustments that it did not take before.
+        """
         node = self.world.nodes[0]
         late = await self.cluster.finished(node.act(node.ledger.apply_adjustments()))
         unknown = [
@@ -297,11 +301,12 @@ class _Runner:
         return not late and not any(transfer.state == "unknown" for transfer in unknown)
 
     async def _void(self) -> bool:
-        """What is still held is given back, and then nothing is."""
+        """Voids every hold that is still open, until none is."""
         node, cluster = self.world.nodes[0], self.cluster
-        # Redis came back without it where it is older than what is brought there after a loss:
-        # then its account reserves it, and until somebody asks for it only Postgres has it. What
-        # has ended in Redis must be written down first, for nothing is loaded from a late record.
+        # Redis may have come back without a hold, when the hold is older than what is put back
+        # after a loss. Then its account reserves the amount, and only Postgres has the hold until a
+        # request asks for it. What has ended in Redis must be recorded first, for nothing is loaded
+        # from a late record.
         await self._flush()
         held = {(hold["tenant"], hold["id"]) for hold in self.auditor.audit().holds}
         rows = cluster.postgres.fetch(

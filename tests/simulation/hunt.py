@@ -1,7 +1,7 @@
-"""The hunt: worlds are run with a mutant until the auditor complains.
+"""The hunt: runs worlds with a mutant until the auditor complains.
 
 The worlds are the same for every mutant. A world that does not reach the mutant's piece with the
-scripts as they are is the same world with the mutant, so it is not run.
+unchanged scripts is the same with the mutant, so it is not run.
 """
 
 import json
@@ -23,12 +23,12 @@ from tests.simulation.virtual_redis import ScriptChange
 
 WORLDS = 40
 POOL = 64
-"""Worlds from which each mutant gets those that reach it."""
+"""Number of worlds from which each mutant gets those that reach it."""
 LEFT_OUT: set[int] = set()
-"""Seeds whose worlds break a promise with the scripts as they are."""
+"""Seeds whose worlds break a promise with the unchanged scripts."""
 PLAIN_MINUTES, DENSE_MINUTES = 90, 12
 STUCK_S = 8
-"""A world takes a second of processor time. One that takes this long does not come to an end."""
+"""Processor time after which a world counts as endless. A world usually takes a second."""
 SURVIVORS = Path(__file__).parent / "survivors.toml"
 NOTICED = Path(__file__).parent / "noticed.json"
 
@@ -36,33 +36,33 @@ Anchor = tuple[str, str, str, str, int]
 
 
 class Case(NamedTuple):
-    """A world."""
+    """One world of a hunt."""
 
     seed: int
     minutes: int
     mix: str
     directed: str = ""
-    """The name of what happens in it, where that is not left to chance (``directed``)."""
+    """The name of the directed world (``directed``); "" where chance decides."""
 
     def __str__(self) -> str:
         return self.directed or f"{self.mix or 'plain'} {self.seed}"
 
 
 class Reach(NamedTuple):
-    """What a world comes to with the scripts as they are."""
+    """What a world reaches with the unchanged scripts, and what it costs."""
 
     pieces: frozenset[int]
-    """The pieces of all scripts that it reaches."""
+    """Numbers of the reached pieces, counted over all scripts."""
     commands: int
-    """Commands of Redis: what it costs to run it."""
+    """Number of Redis commands: the cost of running the world."""
 
 
 class EndlessWorldError(Exception):
-    """A world does not come to an end."""
+    """A world does not end."""
 
 
 def cases(worlds: int = POOL, first: int = 900) -> list[Case]:
-    """Worlds of all mixes in turn, left to chance."""
+    """Worlds of all mixes in turn, each run by chance."""
     made = []
     for index in range(worlds):
         mix = MIXES[index % len(MIXES)]
@@ -72,17 +72,17 @@ def cases(worlds: int = POOL, first: int = 900) -> list[Case]:
 
 
 def directed_cases() -> list[Case]:
-    """Worlds in which happens what somebody has written down."""
+    """The directed worlds, whose actions are written by hand."""
     return [Case(SEED, 0, world.mix, name) for name, world in DIRECTED.items()]
 
 
 @dataclass(frozen=True)
 class HuntResult:
-    """What a hunt found out about a mutant."""
+    """The result of a hunt for one mutant."""
 
     mutant: Mutant
     worlds: int
-    """How many were run."""
+    """Number of worlds that were run."""
     noticed_in: str = ""
     """The world whose auditor complained; "" when none did."""
     complaint: str = ""
@@ -95,14 +95,17 @@ class HuntResult:
 
 
 class Hunter:
-    """Runs worlds in engines of its own, one after the other."""
+    """Runs worlds in a laboratory, one after the other."""
 
     def __init__(self, lab: Laboratory) -> None:
         self.lab = lab
 
     def reach(self, case: Case) -> Reach:
-        """What a world reaches. Nothing, where it breaks a promise with the scripts as they are:
-        then it says nothing about a mutant."""
+        """What a world reaches with the unchanged scripts.
+
+        A world that breaks a promise with them says nothing about a mutant, so it counts as
+        reaching nothing.
+        """
         outcome = self._run(case, tell_reached=True)
         pieces = () if outcome.failure is not None else outcome.reached
         return Reach(frozenset(pieces), outcome.commands)
@@ -125,7 +128,7 @@ class Hunter:
     def runs(
         self, change: ScriptChange, worlds: Iterable[Case]
     ) -> Iterator[tuple[Case, RunOutcome]]:
-        """One world after the other with a change."""
+        """Runs one world after the other with a change."""
         for case in worlds:
             yield case, self._run(case, [change])
 
@@ -156,7 +159,7 @@ def _bounded(processor_s: int) -> Iterator[list[EndlessWorldError]]:
         raise errors[-1]
 
     before = signal.signal(signal.SIGPROF, stuck)
-    # Again and again: where it is raised first, it may end one task and no more.
+    # The signal repeats, because an error raised in one task may end only that task.
     signal.setitimer(signal.ITIMER_PROF, processor_s, 1)
     try:
         yield errors
@@ -166,7 +169,7 @@ def _bounded(processor_s: int) -> Iterator[list[EndlessWorldError]]:
 
 
 def noticed(path: Path = NOTICED) -> dict[Anchor, str]:
-    """The world in which each mutant was noticed at last, by the names of both."""
+    """The world in which each mutant was noticed last, by the mutant's name."""
     found: dict[Anchor, str] = {}
     for world, mutants in json.loads(path.read_text()).items():
         for script, rule, code, piece, ordinal in mutants:
@@ -191,12 +194,12 @@ class Survivor(NamedTuple):
 
     anchor: Anchor
     is_equivalent: bool
-    """It does what the script does: no world can show it."""
+    """Whether the mutant does what the script does, so that no world can show it."""
     reason: str
 
 
 def survivors(path: Path = SURVIVORS) -> dict[Anchor, Survivor]:
-    """The mutants that are known not to be noticed."""
+    """The mutants that are known to survive."""
     found: dict[Anchor, Survivor] = {}
     for group in tomllib.loads(path.read_text()).get("survivors", []):
         for mutant in group["mutants"]:

@@ -43,11 +43,11 @@ _BEFORE_A_VALUE = {
     *COMPARISONS, "=", "(", ",", "{", "[", "..", "+", "-", "*", "/", "%", "^", "#",
     "and", "or", "not", "return", "if", "elseif", "while", "until", "in",
 }  # fmt: skip
-"""What stands before an expression; a call after anything else is a statement."""
+"""Tokens that stand before an expression. A call after any other token is a statement."""
 _AFTER_A_VALUE = {")", "]", "}", ",", ";", "=", *COMPARISONS}
 
 _ANSWERS = {"XADD": "'0-0'"}
-"""What a write that was not made answers, where it is no 0."""
+"""The answer of a write that was not made, where that answer is not 0."""
 _COUNTING = {"HINCRBY", "HSETNX", "HDEL", "XDEL"}
 """Writes that answer whether, or how much, they have changed."""
 _READS = {
@@ -56,12 +56,12 @@ _READS = {
     "STRLEN", "TIME", "TTL", "TYPE", "XINFO", "XLEN", "XPENDING", "XRANGE", "XREVRANGE", "ZCARD",
     "ZCOUNT", "ZMSCORE", "ZRANGE", "ZRANGEBYSCORE", "ZRANK", "ZREVRANGE", "ZSCORE",
 }  # fmt: skip
-"""Commands that change nothing; any other is a write."""
+"""Commands that change nothing; any other command is a write."""
 _PUBLISH = "PUBLISH"
 
 
 class Token(NamedTuple):
-    """A word of Lua, and where it stands."""
+    """A token of Lua, and its place."""
 
     kind: str
     text: str
@@ -69,12 +69,12 @@ class Token(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where it is over."""
+        """The index after the token's last character."""
         return self.start + len(self.text)
 
 
 def tokens(text: str) -> list[Token]:
-    """The words of a script, without spaces and comments."""
+    """The tokens of a script, without spaces and comments."""
     found, at = [], 0
     while at < len(text):
         match = _TOKEN.match(text, at)
@@ -90,7 +90,7 @@ def tokens(text: str) -> list[Token]:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A script in which one piece is another one."""
+    """A script in which one piece is replaced."""
 
     script: str
     line: int
@@ -99,23 +99,23 @@ class Mutant:
     start: int
     end: int
     piece: str
-    """What is replaced."""
+    """The text that is replaced."""
     replacement: str
     code: str
-    """The line in which it stands, without spaces around it."""
+    """The text of its line, without spaces around."""
     ordinal: int
-    """How many mutants of the same script, rule, line's text and piece come before it."""
+    """How many mutants with the same script, rule, line's text and piece come before this one."""
     number: int = 0
-    """Its piece, counted over all scripts."""
+    """The number of its piece, counted over all scripts."""
 
     @property
     def name(self) -> str:
-        """Where it is, and which rule made it."""
+        """The mutant's place and rule."""
         return f"{self.script}.lua:{self.line}:{self.column} {self.rule}"
 
     @property
     def anchor(self) -> tuple[str, str, str, str, int]:
-        """What finds it again in an edited script."""
+        """What identifies the mutant in an edited script."""
         return self.script, self.rule, self.code, " ".join(self.piece.split()), self.ordinal
 
     def applied(self, text: str) -> str:
@@ -130,13 +130,13 @@ class MutationSite(NamedTuple):
     start: int
     end: int
     at: int
-    """Where it is said to be: where the write begins, or the comparison's sign."""
+    """The place that is reported: the beginning of the write, or the comparison's sign."""
     changes: tuple[tuple[str, str], ...]
-    """Rules, and what each puts in the place of the piece."""
+    """Rules, and what each puts in place of the piece."""
 
 
 def mutants(script: str, text: str, first: int = 0) -> list[Mutant]:
-    """All mutants of a script, in the order of its text; its pieces count from ``first`` on."""
+    """All mutants of a script, in the order of its text. Its pieces count from ``first``."""
     made: list[Mutant] = []
     seen: Counter[tuple[str, str, str]] = Counter()
     for number, site in enumerate(sites(text), first):
@@ -168,16 +168,16 @@ def all_mutants(directory: Path = storage.redis.scripts.LUA_DIR) -> list[Mutant]
 
 
 def sites(text: str) -> list[MutationSite]:
-    """The pieces of a script that rules change, in its order."""
+    """The pieces of a script that rules change, in order."""
     words = tokens(text)
     found = [*_writes(text, words), *_comparisons(text, words), *_conditions(text, words)]
     return sorted(found, key=lambda site: (site.start, -site.end))
 
 
 def instrumented(text: str, first: int) -> str:
-    """The script with every piece noting that it was reached, by numbers from ``first`` on.
+    """The script in which every piece notes that it was reached, numbered from ``first``.
 
-    ``reached(number, value)`` has to be there, and answers the value.
+    The script's environment must define ``reached(number, value)``, which returns the value.
     """
     opening: dict[int, list[str]] = {}
     closing: dict[int, int] = {}
@@ -245,7 +245,7 @@ def _changes(
 
 
 def _closing(words: Sequence[Token], index: int) -> int:
-    """The word that closes what a word opens."""
+    """The index of the token that closes an opening token."""
     depth = 0
     for at in range(index, len(words)):
         if words[at].text in _OPENING:
@@ -291,7 +291,7 @@ def _comparisons(text: str, words: Sequence[Token]) -> Iterator[MutationSite]:
 
 
 def _begin(words: Sequence[Token], index: int) -> int:
-    """The first word of what stands on the left of an operator."""
+    """The index of the first token of an operator's left operand."""
     depth, at = 0, index - 1
     while at >= 0:
         word = words[at]
@@ -306,7 +306,7 @@ def _begin(words: Sequence[Token], index: int) -> int:
 
 
 def _end(words: Sequence[Token], index: int) -> int:
-    """The last word of what stands on the right of an operator."""
+    """The index of the last token of an operator's right operand."""
     at, is_whole = index + 1, False
     while at < len(words):
         word = words[at]

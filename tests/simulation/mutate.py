@@ -1,9 +1,9 @@
-"""``scripts/mutate``: breaks the Lua scripts by rule, and says which breaks the auditor notices.
+"""``scripts/mutate``: breaks the Lua scripts by rule, and reports which breaks the auditor notices.
 
 Each mutant is one script with one write or comparison deleted or inverted (``mutants`` has the
-rules). Worlds that reach it are run until the auditor complains. What was found is kept in a file,
-so a hunt that ended early goes on where it was. ``survivors.toml`` names the mutants that no world
-shows, with the reasons; those that are equivalent to the script do not count in the score.
+rules). Worlds that reach the mutant are run until the auditor complains. Results are kept in a
+file, so a hunt that ended early continues from there. ``survivors.toml`` names the mutants that no
+world shows, with the reasons; those that are equivalent to the script do not count in the score.
 """
 
 import argparse
@@ -49,7 +49,7 @@ Task = Case | tuple[Mutant, list[Case]]
 
 
 def main() -> int:
-    """Runs what the command line asks for; 1 when a mutant survives that is not known to."""
+    """Runs what the command line asks for. Returns 1 when an unlisted mutant survives."""
     if os.environ.get("PYTHONHASHSEED") != "0":
         arguments = [sys.executable, "-m", "tests.simulation.mutate", *sys.argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, "PYTHONHASHSEED": "0"})
@@ -99,7 +99,7 @@ def _chosen(asked: argparse.Namespace) -> list[Mutant]:
 
 
 class MutationReport:
-    """Runs a hunt, and prints what it finds."""
+    """Runs a hunt, and prints its results."""
 
     def __init__(self, asked: argparse.Namespace, chosen: list[Mutant]) -> None:
         self.asked = asked
@@ -109,10 +109,10 @@ class MutationReport:
         self.findings: dict[Anchor, HuntResult] = {}
         self.reach: dict[Case, Reach] = {}
         self.noticed = noticed()
-        """The world that showed a mutant before: it is tried first."""
+        """The world that showed each mutant before, which is tried first."""
 
     def run(self) -> int:
-        """Finds out about every mutant; 1 when one survives that is not known to."""
+        """Hunts every mutant. Returns 1 when an unlisted one survives."""
         began_at = time.monotonic()
         self._resume()
         worlds = directed_cases() + cases()
@@ -233,7 +233,7 @@ class MutationReport:
 
 
 class Order:
-    """Which worlds are tried first, of those that reach a mutant's piece."""
+    """The order in which the worlds that reach a mutant's piece are tried."""
 
     def __init__(self, reach: Mapping[Case, Reach]) -> None:
         self._reach = reach
@@ -241,8 +241,11 @@ class Order:
         self._worlds = Counter(piece for found in reach.values() for piece in found.pieces)
 
     def worlds(self, mutant: Mutant, noticed_in: str = "") -> list[Case]:
-        """The one that showed it before; then those that reach most of what few others do of the
-        same script, and take the least time for it."""
+        """The worlds for a mutant, the most promising first.
+
+        The world that showed it before comes first. Then come worlds that reach most of those
+        pieces of the script that few other worlds reach, and that take the least time for it.
+        """
         within = [case for case, found in self._reach.items() if mutant.number in found.pieces]
         return sorted(
             within, key=lambda case: (str(case) != noticed_in, -self._worth(case, mutant))
@@ -271,7 +274,7 @@ def _text(script: str) -> str:
 
 
 def _digest() -> str:
-    """Of everything that a world is made of."""
+    """Digest of everything that makes a world."""
     made = hashlib.sha256()
     for source in SOURCES:
         for path in sorted((ROOT / source).rglob("*")):
@@ -281,7 +284,7 @@ def _digest() -> str:
 
 
 class Workers:
-    """Processes with engines of their own, which take one task after the other."""
+    """Processes with laboratories of their own, which take one task after the other."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -305,7 +308,7 @@ class Workers:
             process.join()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Every task, and what it came to, as soon as it is done."""
+        """Yields every task with its result, as soon as the task is done."""
         left, under_way = iter(tasks), dict[Connection, Task]()
         for line in self._lines:
             self._give(line, left, under_way)
@@ -331,7 +334,7 @@ class Workers:
 
 def _work(line: Connection, others: Sequence[Connection]) -> None:
     for other in others:
-        # Or else it would not hear that who started it has died.
+        # Otherwise the worker would not notice the death of the process that started it.
         other.close()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     with laboratory() as lab:

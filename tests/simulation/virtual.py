@@ -1,8 +1,8 @@
 """Virtual time: a clock that is set by hand, and an event loop that runs by it.
 
-Every wait of the product (time-outs, retries, beats, its wheel of timers) is the event
-loop's, and so passes when the clock is set forward and not before. Between two such
-instants only what is ready runs, so a run is the same each time that it is made.
+Every wait of the product (time-outs, retries, heartbeats, the timer wheel) is a timer of the event
+loop. Such a wait ends when the clock is set forward, and not before. Between two instants only
+ready callbacks run, so every run with the same input is the same.
 """
 
 import asyncio
@@ -21,29 +21,29 @@ from server.runtime.clock import ClusterClock
 START_AT = 1_780_000_000_000
 """The instant at which every virtual cluster begins (2026-05-28, 20:26:40 UTC)."""
 FRACTION_MS = 0.25
-"""Clocks are read a quarter of a millisecond late: no deadline is a float's error ahead."""
+"""Clocks are read a quarter of a millisecond late, against rounding errors of floats."""
 FLOAT_ERROR_MS = 0.001
-"""A timer that is due so much after a millisecond is due at that one."""
+"""A timer that is due at most this long after a millisecond is due at that millisecond."""
 
 
 class VirtualClock:
-    """True time, and how wrong the wall clocks are."""
+    """True time, and the errors of the wall clocks."""
 
     def __init__(self) -> None:
         self.now_ms = START_AT
         self.redis_ahead_ms = 0
-        """The wall clock of Redis's host, as far as it has been stepped."""
+        """By how much the wall clock of Redis's host has been stepped."""
         self.wall_ahead_ms = 0
-        """The wall clocks of the processes' hosts."""
+        """By how much the wall clocks of the processes' hosts have been stepped."""
 
     def now(self) -> int:
-        """The instant."""
+        """The current instant."""
         return self.now_ms
 
-    # What the product asks of the module ``time``
+    # The functions that the product uses of the module ``time``
 
     def monotonic(self) -> float:
-        """Seconds since the beginning; no step changes it."""
+        """Seconds since the beginning; unaffected by steps of wall clocks."""
         return (self.now_ms - START_AT + FRACTION_MS) / 1000
 
     def time(self) -> float:
@@ -55,17 +55,17 @@ class VirtualClock:
         return int(self.time() * 1e9)
 
     def perf_counter(self) -> float:
-        """For what measures itself: it takes no time here."""
+        """Always the same within an instant: measured work takes no virtual time."""
         return self.monotonic()
 
     def cluster_clock(self) -> ClusterClock:
-        """The clock of one more process."""
+        """A cluster clock for one more process."""
         with mock.patch.object(server.runtime.clock, "time", self):
             return _RoundingClock(self.monotonic)
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Has every process that is made meanwhile tell the time by this clock."""
+        """Makes every process that is created in this context use this clock."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(mock.patch.object(server.process, "time", self))
             stack.enter_context(
@@ -75,28 +75,28 @@ class VirtualClock:
 
 
 class _RoundingClock(ClusterClock):
-    """Milliseconds are rounded here, and not cut off: half of one is no matter."""
+    """Rounds to milliseconds instead of cutting off; half a millisecond does not matter."""
 
     def now(self) -> int:
         return round(self._monotonic() * 1000 + self._offset_ms)
 
 
 class DeadlockError(AssertionError):
-    """Everybody waits, and nobody sets the clock forward."""
+    """Every task waits, and nothing sets the clock forward."""
 
 
 class _Standstill(selectors.SelectSelector):
-    """Nothing ever comes in from outside."""
+    """A selector to which nothing ever arrives from outside."""
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        """Answers at once, for all that happens here is ready or a matter of virtual time."""
+        """Returns at once: everything here is ready, or waits for virtual time."""
         if timeout is None or timeout > 0:
             raise DeadlockError("nothing is ready")
         return []
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time stands still until somebody sets it forward."""
+    """An event loop whose time stands still until the clock is set forward."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -107,7 +107,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return (self.clock.now_ms - START_AT) / 1000
 
     async def quiet(self) -> None:
-        """Waits until nothing goes on before the clock is set forward."""
+        """Waits until no callback is ready before the clock is set forward."""
         while True:
             await asyncio.sleep(0)
             if not self._ready:  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     @property
     def next_at(self) -> int | None:
-        """The instant at which the next of all timers is due."""
+        """The instant at which the next timer is due; None without timers."""
         timers: list[Any] = self._scheduled  # type: ignore[attr-defined]
         while timers and timers[0]._cancelled:
             self._timer_cancelled_count -= 1  # type: ignore[attr-defined]

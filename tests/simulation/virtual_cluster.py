@@ -1,4 +1,4 @@
-"""A virtual cluster: its processes, its clock, and everything that may happen to them."""
+"""A virtual cluster: its processes, its clock, and every fault that may happen to them."""
 
 import asyncio
 import json
@@ -31,18 +31,18 @@ from tests.simulation.virtual import VirtualLoop
 from tests.simulation.virtual_redis import VirtualRedisServer
 
 TURNS_PER_INSTANT_MAX = 5_000
-"""Turns of the loop in one virtual millisecond: more of them never end."""
+"""Turns of the loop in one virtual millisecond. More of them count as an endless loop."""
 STEPS_PER_INSTANT_MAX = 400
-"""Steps of all sessions in one virtual millisecond."""
+"""Steps of all sessions in one virtual millisecond, at most."""
 BRISK_MS = 15_000
-"""After something went wrong, processes beat every second for so long."""
+"""How long processes send a heartbeat every second after a fault."""
 MINUTES_MS = 600_000
-"""Longer than Redis is slow at a time."""
+"""Longer than any single period in which Redis is slow."""
 RECALL, RELOAD = b'{"recall":true}', b'{"reload":true}'
-"""The messages on an account's channel: that only what its sessions hold is in the way, and that it
-must be read anew."""
+"""Messages on an account's channel: a recall of what sessions merely hold, and a request to read
+the account anew."""
 UNSETTLED_MS = 6_000
-"""After something went wrong, it takes so long until all is told to everybody."""
+"""How long after a fault every message takes to reach every process."""
 SETTINGS = Settings(
     env="development",
     redis_url="unix:///nowhere",
@@ -54,7 +54,7 @@ SETTINGS = Settings(
 
 
 class LivelockError(AssertionError):
-    """Time does not go on."""
+    """Callbacks run without end within one instant."""
 
 
 class VirtualCluster:
@@ -71,31 +71,34 @@ class VirtualCluster:
         self.flushers: list[FlusherHost] = []
         self.died: Callable[[Host], None] = lambda host: None
         self.stepped: Callable[[Host, Step, Any, bool], None] = lambda *told: None
-        """Told of every answer of Redis to a step, and whose it is, as soon as it was made."""
+        """Called with every answer of Redis to a step, and with the step's process, at once."""
         self.flushed: Callable[[int, str, Any], None] = lambda partition, entry_id, records: None
         self.news: dict[tuple[tuple[str, str], str], list[dict[str, Any]]] = {}
-        """What was told of everything that moved an account: by the account and the entry."""
+        """Published messages about movements of accounts, by account and entry."""
         self.told: list[tuple[bytes, bytes]] = []
-        """What was told on which channel since the answer before this one."""
+        """Channels and messages that Redis has published since its previous answer."""
         self.recalls: Counter[tuple[str, str]] = Counter()
-        """How often the sessions of an account were told to give back what an operation lacks."""
+        """How often the sessions of an account were recalled for an operation."""
         self.idle_news: list[Command] = []
-        """What was asked that changed nothing, and had everybody read an account anew."""
+        """Commands that changed nothing, and made processes read an account anew."""
         self.script_errors: list[Exception] = []
-        """What scripts have failed with: a bug each time."""
+        """Errors of scripts; each is a bug."""
         self.redis_is_away = False
         self.postgres_is_away = False
         self.was_away = False
-        """Redis or Postgres could not be reached for a while."""
+        """Redis or Postgres was unreachable for a while."""
         self.tended_since = 0
-        """Since when somebody can look after what ends by itself, in Redis."""
+        """Since when a process can sweep what is due to end in Redis."""
         self.unsettled_until = 0
         self.slow_until = 0
         self.began_slowly = False
-        """A process began while Redis was slow. It learns the time from what others say with their
-        beats, which is as old as these were on their way; and others learn it from that process."""
+        """A process started while Redis was slow.
+
+        Such a process learns the time from the heartbeats of others, late by as long as these took
+        to arrive. Other processes learn the time from that process in turn.
+        """
         self.stays_brisk = False
-        """Processes beat every second in any case."""
+        """Processes send a heartbeat every second in any case."""
         self._brisk_until = 0
         self._is_brisk = True
         self._steps: dict[bytes, tuple[Host, Step]] = {}
@@ -115,14 +118,14 @@ class VirtualCluster:
 
     @property
     def answered_since(self) -> int:
-        """Since when some process has had an answer to all that it asked of Redis."""
+        """Since when some process has had an answer to every request to Redis."""
         since_s = min((node.line.answered_since_s for node in self.nodes), default=self.loop.time())
         return self.now - int((self.loop.time() - since_s) * 1000)
 
     # --- Time ------------------------------------------------------------------------
 
     async def advance(self, ms: int) -> None:
-        """Lets so much time pass, from one thing that is due to the next."""
+        """Lets this much time pass, from one due timer to the next."""
         until = self.now + ms
         turns, last_at = 0, -1
         while True:
@@ -140,11 +143,11 @@ class VirtualCluster:
         await self.loop.quiet()
 
     async def settle(self) -> None:
-        """Lets everything be done that is not a matter of time."""
+        """Runs everything that does not wait for time."""
         await self.loop.quiet()
 
     async def finished(self, task: "asyncio.Task[Any]") -> Any:
-        """What a task comes to; the clock is set forward for as long as it waits."""
+        """The result of a task. The clock is set forward while the task waits."""
         await self.loop.quiet()
         while not task.done():
             at = self.loop.next_at
@@ -152,17 +155,19 @@ class VirtualCluster:
             await self.advance(max(0, at - self.now))
         return None if task.cancelled() else task.result()
 
-    # --- Beats -------------------------------------------------------------------------
+    # --- Heartbeats --------------------------------------------------------------------
 
     def _proofs(self) -> dict[str, int]:
-        """While nothing is amiss, beats are not made one by one; that they were is told
-        whenever Redis is asked anything."""
+        """The proofs of life that Redis is given with its next command, by process.
+
+        Without a fault, heartbeats are not sent one by one, and these proofs stand for them.
+        """
         if self._is_brisk:
             return {}
         return {node.process.node: node.proof_at(self.now) for node in self.nodes}
 
     def stir(self, ms: int = BRISK_MS) -> None:
-        """Something is amiss: processes beat every second, and look after each other."""
+        """Notes a fault: processes send a heartbeat every second, and sweep the dead."""
         self.redis.carry([])
         self.unsettled_until = max(self.unsettled_until, self.now + UNSETTLED_MS)
         self._brisk_until = max(self._brisk_until, self.now + ms)
@@ -191,7 +196,7 @@ class VirtualCluster:
     # --- Processes -----------------------------------------------------------------------
 
     async def serve(self, name: str) -> ServerHost:
-        """One more process that serves sockets."""
+        """Starts one more process that serves sockets."""
         host = ServerHost(self.loop, self.redis, self.postgres, name, SETTINGS, RATES)
         self._place(host)
         live = host.process.live
@@ -214,7 +219,7 @@ class VirtualCluster:
         return host
 
     def flush(self, name: str, pace_ms: int) -> FlusherHost:
-        """One more flusher."""
+        """Starts one more flusher."""
         host = FlusherHost(self.loop, self.redis, self.postgres, name, pace_ms)
         self._place(host)
         self.flushers.append(host)
@@ -236,7 +241,7 @@ class VirtualCluster:
         return [host for host in (*self.servers, *self.flushers) if host.is_alive]
 
     def stop(self) -> None:
-        """Kills everything."""
+        """Kills all processes."""
         self.died = lambda host: None
         for host in self.hosts:
             host.died = lambda host: None
@@ -246,14 +251,14 @@ class VirtualCluster:
     # --- Faults ---------------------------------------------------------------------------
 
     def lose_redis(self) -> None:
-        """Redis cannot be reached."""
+        """Redis becomes unreachable."""
         self.stir()
         self.redis_is_away = self.was_away = True
         for host in self.hosts:
             host.line.cut()
 
     def find_redis(self) -> None:
-        """Redis is back."""
+        """Redis becomes reachable again."""
         self.redis_is_away = False
         self.tended_since = self.now
         for host in self.hosts:
@@ -261,7 +266,7 @@ class VirtualCluster:
         self.stir()
 
     def cut_off(self, host: Host, ms: int) -> None:
-        """Redis cannot be reached from one process for a while."""
+        """Redis is unreachable from one process for a while."""
         self.stir()
         self.unsettled_until = max(self.unsettled_until, self.now + ms)
         host.line.cut()
@@ -274,39 +279,39 @@ class VirtualCluster:
         self.loop.call_later(ms / 1000, find)
 
     def slow_redis(self, delays: list[int]) -> None:
-        """Answers of Redis take so long, in ms; at once with none."""
+        """Answers of Redis take this long, in ms; without a delay they come at once."""
         self.stir()
         self.slow_until = self.now + (MINUTES_MS if delays else BRISK_MS)
         for host in self.hosts:
             host.line.delays = delays
 
     def lose_postgres(self) -> None:
-        """Postgres cannot be reached."""
+        """Postgres becomes unreachable."""
         self.postgres_is_away = self.was_away = True
         for host in self.hosts:
             host.postgres.is_away = True
 
     def find_postgres(self) -> None:
-        """Postgres is back."""
+        """Postgres becomes reachable again."""
         self.postgres_is_away = False
         for host in self.hosts:
             host.postgres.is_away = False
 
     def drop_lines(self) -> None:
-        """Every connection to Redis is broken, and can be made anew at once."""
+        """Every connection to Redis breaks, and can be made anew at once."""
         for host in self.hosts:
             host.line.cut()
             host.line.is_away = self.redis_is_away
 
     def mishap(self, host: Host, where: str, mishaps: Sequence[Mishap]) -> None:
-        """Things that happen to the next messages of a process."""
+        """Sets the faults of the next messages of a process."""
         line = host.line if where == "redis" else host.postgres
         line.mishaps.extend(mishaps)
         self.stir()
 
     @property
     def has_mishaps(self) -> bool:
-        """Whether something is about to go wrong with a message."""
+        """Whether a fault is set for a message that is still to come."""
         return any(
             host.line.mishaps or host.line.delays or host.postgres.mishaps for host in self.hosts
         )
@@ -324,7 +329,7 @@ class VirtualCluster:
                 listener.publish(channel, message)
 
     def _carried(self, commands: Sequence[Command], answers: list[Any]) -> None:
-        """Looks at what Redis was asked and has answered, before anybody else asks it."""
+        """Inspects commands to Redis and their answers before the next command is sent."""
         made, told = [], self.told
         if len(commands) == 1 and commands[0][-1] not in self._steps:
             recalled = [channel for channel, message in told if message == RECALL]
@@ -354,7 +359,7 @@ class VirtualCluster:
         at, count = self._steps_at
         self._steps_at = self.now, (count if at == self.now else 0) + steps
         if self._steps_at[1] > STEPS_PER_INSTANT_MAX:
-            # Also for the auditor: who asks takes it for a failure that may pass.
+            # Noted also for the auditor: the caller takes the error for a failure that may pass.
             self.script_errors.append(LivelockError(f"endless steps at {self.now}"))
             raise self.script_errors[-1]
 

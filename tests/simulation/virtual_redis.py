@@ -1,8 +1,8 @@
-"""A real Redis whose clock is virtual, with the real scripts, some of them broken on purpose.
+"""A real Redis with a virtual clock and the real scripts, some of them broken on purpose.
 
-What a script asks of Redis's clock (ids of a stream, the time, when a key expires) it is
-told from virtual time by a few lines of Lua in front of it; the script itself runs as it
-is. A mutation replaces a piece of a script by another, to see whether the auditor notices.
+A few lines of Lua before each script replace what Redis's clock decides (ids of a stream, the time,
+when a key expires) by virtual time. The script itself runs unchanged. A mutation replaces a piece
+of a script, to see whether the auditor notices.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ local redis = (function(real)
 end)(redis)
 """.replace("FRACTION", str(int(FRACTION_MS * 1000)))
 
-# What is reached in a script is told once, on a channel of its own.
+# Publishes the number of each reached piece once, on a channel of its own.
 _REACHED = """
 local reached = function(number, value)
   if redis.call('SETBIT', 'simulator:reached', number, 1) == 0 then
@@ -65,7 +65,7 @@ end
 """
 REACHED = b"simulator:reached"
 
-# Sets the clock, has what is over expire, and gives the proofs of life of who lives.
+# Sets the clock, expires keys that are due, and writes the proofs of life of processes.
 _TICK = """
 redis.call('HSET', 'simulator', 'now', ARGV[1], 'stream', ARGV[2])
 for _, key in ipairs(redis.call('ZRANGEBYSCORE', 'simulator:expiry', '-inf', ARGV[1])) do
@@ -77,25 +77,25 @@ for index = 3, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'GT', ARGV[index], ARGV[i
 
 
 class ScriptChange(Protocol):
-    """A script in which one thing is wrong."""
+    """A change that makes one thing in a script wrong."""
 
     @property
     def script(self) -> str:
-        """Its name."""
+        """The script's name."""
 
     def applied(self, text: str) -> str:
-        """The script, changed."""
+        """The script with the change."""
 
 
 class Mutation(NamedTuple):
-    """A script in which one text is another one."""
+    """A script in which one text is replaced."""
 
     script: str
     old: str
     new: str
 
     def applied(self, text: str) -> str:
-        """The script, changed."""
+        """The script with the change."""
         assert text.count(self.old) == 1, (self, text.count(self.old))
         return text.replace(self.old, self.new)
 
@@ -104,10 +104,10 @@ class Mutation(NamedTuple):
 def virtual_scripts(
     directory: Path, mutations: Sequence[ScriptChange] = (), *, tell_reached: bool = False
 ) -> Iterator[None]:
-    """Has every client that is made meanwhile load the scripts for virtual time.
+    """Makes every client that is created in this context load the scripts for virtual time.
 
-    ``tell_reached`` has them publish on ``REACHED`` which of their pieces were reached, by the
-    pieces' numbers over all scripts (``mutants.instrumented``).
+    With ``tell_reached``, the scripts publish on ``REACHED`` which of their pieces were reached, by
+    the pieces' numbers over all scripts (``mutants.instrumented``).
     """
     prelude, first = _PRELUDE + _REACHED * tell_reached, 0
     for path in sorted(LUA_DIR.glob("*.lua")):
@@ -123,15 +123,15 @@ def virtual_scripts(
 
 
 class VirtualRedisServer:
-    """Redis as the cluster reaches it: at one instant after the other."""
+    """Redis as the cluster reaches it, at one instant after the other."""
 
     def __init__(self, wire: RedisWire, clock: VirtualClock) -> None:
         self.wire = wire
         self.clock = clock
         self.proofs: Callable[[], Mapping[str, int]] = dict
-        """Last proofs of life that are given without being asked for; see ``Cluster``."""
+        """Gives proofs of life that no heartbeat writes; see ``VirtualCluster``."""
         self.carried: Callable[[Sequence[Command], list[Any]], None] = lambda asked, answers: None
-        """Told of what was asked and answered, before anybody else asks."""
+        """Called with commands and their answers, before the next command is sent."""
         self._tick_digest = wire.ask("SCRIPT", "LOAD", _TICK)
         self._told: Any = None
         self._stream_ms = 0
@@ -150,7 +150,7 @@ class VirtualRedisServer:
         return answers
 
     def _timeless(self, command: Command) -> list[Command]:
-        """A command, with the end that it gives a key in virtual time."""
+        """Replaces the expiry that a command gives a key by one in virtual time."""
         if command[0] == "SET" and "PX" in command:
             at = command.index("PX")
             ends_at = self.clock.now_ms + self.clock.redis_ahead_ms + int(command[at + 1])
@@ -159,45 +159,47 @@ class VirtualRedisServer:
         return [command]
 
     def ask(self, *command: Any) -> Any:
-        """The answer to one command, for whoever looks on."""
+        """The answer to one command, for an observer of the world. Raises Redis's error."""
         (answer,) = self.carry([command])
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def append(self, stream: str, records: str) -> None:
-        """An entry of an outbox that no script has made."""
+        """Appends an entry to an outbox without a script."""
         self.carry([])
         (now,) = self.wire.ask("HMGET", "simulator", "stream")
         serial = self.wire.ask("HINCRBY", "simulator", "serial", 1)
         self.ask("XADD", stream, f"{now.decode()}-{serial}", "r", records)
 
     def forget(self, kinds: Sequence[str]) -> None:
-        """Keys of some kinds that would be forgotten one day are forgotten now."""
+        """Deletes the keys of some kinds that have an expiry."""
         for key in self.wire.ask("ZRANGE", "simulator:expiry", 0, -1):
             if key.decode().split(":")[1] in kinds:
                 self.wire.ask_all([("DEL", key), ("ZREM", "simulator:expiry", key)])
 
     def empty(self) -> None:
-        """Redis comes back with nothing at all, its scripts neither."""
+        """Redis restarts without data and without scripts."""
         self.wire.ask_all([("FLUSHALL",), ("SCRIPT", "FLUSH")])
         self.wire.ask("SCRIPT", "LOAD", _TICK)
         self._told = None
 
     def empty_partition(self, partition: int) -> None:
-        """Nothing is left of a partition, as where the one of a cluster that has it began anew."""
+        """A partition loses all its keys, as when one node of a Redis cluster restarts empty."""
         for key in self.wire.ask("KEYS", f"{{p{partition}}}*"):
             self.wire.ask_all([("DEL", key), ("ZREM", "simulator:expiry", key)])
 
     def snapshot(self) -> list[tuple[bytes, bytes]]:
-        """All keys as they are now: what a replica has that hears no more."""
+        """All keys as they are now: the data of a replica that stops following."""
         self.carry([])
         keys = sorted(self.wire.ask("KEYS", "*"))
         return list(zip(keys, self.wire.ask_all([("DUMP", key) for key in keys]), strict=True))
 
     def restore(self, snapshot: list[tuple[bytes, bytes]], *, is_said: bool = True) -> None:
-        """A replica takes over, with what it has; it goes on with a history of its own, if that
-        is said."""
+        """A replica takes over with its data.
+
+        With ``is_said``, Redis reports a new replication history, as after a real failover.
+        """
         self.empty()
         for where in (("127.0.0.1", 1), ("NO", "ONE")) if is_said else ():
             self.wire.ask("REPLICAOF", *where)
@@ -209,7 +211,7 @@ class VirtualRedisServer:
         now_ms = self.clock.now_ms + self.clock.redis_ahead_ms
         if self._told == now_ms:
             return []
-        # A stream's ids never go back, even where the clock does.
+        # A stream's ids never go back, even when the clock does.
         self._stream_ms = max(self._stream_ms, now_ms)
         self._told = now_ms
         proofs = [part for node, at in self.proofs().items() for part in (at, node)]
