@@ -1,4 +1,4 @@
 """The live state: a Lua file for each atomic step, keys, encoding, Pub/Sub, the outbox.
 
-Imports ``rows``, and nothing of ``postgres``.
+This package imports ``rows``, and nothing of ``postgres``.
 """

@@ -1,42 +1,43 @@
-"""What Redis says of processes and of the time, as ``beat.lua`` and ``look.lua`` answer it."""
+"""The answers of ``beat.lua`` and ``look.lua``: the processes, and the time."""
 
 from typing import Any, NamedTuple
 
 
 class Beat(NamedTuple):
-    """The answer to a proof of life."""
+    """The answer to a process's heartbeat."""
 
     redis_ms: float
-    """The time of Redis, epoch milliseconds."""
+    """The time of Redis, in epoch milliseconds."""
     nodes: dict[str, int]
-    """Every process and its last proof, in cluster time."""
+    """Every process and its last heartbeat, in cluster time."""
 
 
 class ClusterView(NamedTuple):
-    """What a process that starts sees of the others."""
+    """What a starting process sees of the others."""
 
     redis_ms: float
     nodes: dict[str, int]
     beats: int
-    """Beats of all processes so far, since Redis was empty."""
+    """Heartbeats of all processes since Redis was empty."""
     beaten_redis_ms: float
-    """The time of Redis at the last of them."""
+    """The time of Redis at the last heartbeat."""
     beaten_at: int
-    """Cluster time at the last of them, when it was sent."""
+    """Cluster time at the last heartbeat, when it was sent."""
     believed_redis_ms: float
-    """What its sender took the time of Redis for then: it was late by the difference."""
+    """The time of Redis that its sender assumed then. The difference shows how late the heartbeat
+    was."""
     heard: int
-    """Processes that were asked for a beat."""
+    """The number of processes that were asked for a heartbeat."""
 
 
 def beat_of(answer: list[Any]) -> Beat:
-    """What ``beat.lua`` answered."""
+    """Reads the answer of ``beat.lua``."""
     seconds, micros, nodes = answer
     return Beat(_redis_ms(seconds, micros), _proofs(nodes))
 
 
 def cluster_view_of(answer: list[Any]) -> ClusterView:
-    """What ``look.lua`` answered."""
+    """Reads the answer of ``look.lua``."""
     seconds, micros, nodes, (beats, redis_us, cluster_ms, believed_ms), heard = answer
     return ClusterView(
         _redis_ms(seconds, micros),
@@ -54,7 +55,7 @@ def _redis_ms(seconds: bytes, micros: bytes) -> float:
 
 
 def _proofs(nodes: list[Any]) -> dict[str, int]:
-    """Processes by their last proof, of a sorted set's answer."""
+    """Returns processes with their last heartbeats, from a sorted set's answer."""
     if nodes and isinstance(nodes[0], list):
         nodes = [part for pair in nodes for part in pair]
     return {

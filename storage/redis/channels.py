@@ -1,10 +1,10 @@
-"""Channels on Redis Cluster: one line to each node that has some, and new ones elsewhere.
+"""Channels on Redis Cluster: one connection to each node that has some of the channels.
 
-A channel has a hash tag as keys have, and is published at the master of its slot, so that
-is where it is listened to. Sharded channels (Redis 7) go no further; what is told with
-PUBLISH goes to all nodes, which costs them something. Either way a line that breaks is
-made again with whoever has its channels by then, and every channel is confirmed anew: the
-sign to resynchronise, as on a single Redis.
+A channel has a hash tag as keys have. Messages are published at the master of its slot, so the
+process subscribes there. A sharded channel (Redis 7) goes no further; a message by PUBLISH goes to
+all nodes, which costs them some work. Either way, a broken connection is made again with the
+present masters of its channels, and every channel is confirmed anew. That confirmation is the sign
+to resynchronise, as on a single Redis.
 """
 
 import asyncio
@@ -26,15 +26,15 @@ log = structlog.get_logger()
 
 
 def channels_of(redis: Redis) -> "PubSub | ClusterChannels":
-    """What listens to channels."""
+    """Returns the object that subscribes to channels."""
     return ClusterChannels(redis) if isinstance(redis, ClusterRedis) else redis.pubsub()
 
 
 async def agree_on_channels(redis: ClusterRedis, key: str) -> bool:
-    """Whether channels are sharded: they are where all servers have them.
+    """Whether channels are sharded, which all servers must support.
 
-    All processes must do alike. So the first one writes it down under ``key``; servers that
-    are brought up to date later are used so when all processes have been stopped.
+    All processes must do the same, so the first one writes the result under ``key``. Servers that
+    are upgraded later get sharded channels after all processes have been stopped.
     """
     found = await ask_all(redis, lambda client: client.info("server"))
     is_able = all(int(info["redis_version"].split(".")[0]) >= 7 for info in found)
@@ -44,30 +44,30 @@ async def agree_on_channels(redis: ClusterRedis, key: str) -> bool:
 
 
 class ClusterChannels:
-    """What is told on channels of a cluster, with the methods of ``PubSub`` that are used."""
+    """The channels of a cluster, with the methods of ``PubSub`` that are used."""
 
     def __init__(self, redis: ClusterRedis) -> None:
         self._redis = redis
         self._homes: dict[str, Address] = {}
-        """The node on which each channel is listened to."""
+        """The node at which each channel is subscribed to."""
         self._connections: dict[Address, PubSubConnection] = {}
         self._readers: dict[Address, asyncio.Task[None]] = {}
         self._told: asyncio.Queue[dict[str, Any]] = asyncio.Queue(
             storage_limits.MESSAGES_WAITING_MAX
         )
         self._lost: dict[str, None] = {}
-        """Channels whose line broke, and which are to be listened to elsewhere."""
+        """Channels whose connection broke, and that need another node."""
         self._mover: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
     @property
     def subscribed(self) -> bool:
-        """Whether anything is listened to."""
+        """Whether any channel is subscribed to."""
         return bool(self._homes)
 
     async def subscribe(self, channel: str) -> None:
-        """Listens to a channel; its confirmation comes as a message."""
+        """Subscribes to a channel; the confirmation arrives as a message."""
         await self._redis.initialize()
         home = self._home_of(channel)
         self._homes[channel] = home
@@ -80,14 +80,14 @@ class ClusterChannels:
             raise
 
     async def unsubscribe(self, channel: str) -> None:
-        """Listens no more."""
+        """Ends the subscription to a channel."""
         home = self._homes.pop(channel, None)
         connection = self._connections.get(home) if home is not None else None
         if connection is not None:
             await self._say(connection, "unsubscribe", channel)
 
     async def get_message(self, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109
-        """The next message of any line; None: there is none in time."""
+        """Returns the next message of any connection; None: none arrived in time."""
         try:
             async with asyncio.timeout(timeout):
                 return await self._told.get()
@@ -95,7 +95,7 @@ class ClusterChannels:
             return None
 
     async def aclose(self) -> None:
-        """Closes all lines, for good."""
+        """Closes all connections for good."""
         self._is_closed = True
         tasks = [*self._readers.values(), *([self._mover] if self._mover else [])]
         lines = list(self._connections.values())
@@ -105,16 +105,16 @@ class ClusterChannels:
         await asyncio.gather(end(tasks), *self._closing, *closing, return_exceptions=True)
 
     def _home_of(self, channel: str) -> Address:
-        """Who tells of a channel, as the map is now: where it is published."""
+        """Returns the node that publishes a channel, according to the present map."""
         home = self._redis.master_of(channel)
         if home is None:
-            raise LineError("nobody has the channel")
+            raise LineError("no known node has the channel")
         return home
 
     def _connection_to(self, home: Address) -> PubSubConnection:
-        """The line to a node, and whoever reads it: there is never one without the other."""
+        """Returns the connection to a node; each connection has a task that reads it."""
         if self._is_closed:
-            raise LineError("the line is closed")
+            raise LineError("the connection is closed")
         connection = self._connections.get(home)
         if connection is None:
             connection = self._connections[home] = PubSubConnection(
@@ -128,14 +128,14 @@ class ClusterChannels:
         await getattr(connection, f"{sharded}{what}")(channel)
 
     async def _read(self, home: Address, connection: PubSubConnection) -> None:
-        """Passes on what one node tells, until the line breaks."""
+        """Passes on the messages of one node until the connection breaks."""
         try:
             while True:
                 message = await connection.get_message(timeout=storage_limits.CHANNEL_POLL_S)
                 if message is None:
                     continue
                 if message["type"] == "sunsubscribe" and message["channel"].decode() in self._homes:
-                    break  # the slot has moved, and nobody asked for this
+                    break  # the slot has moved; this process did not unsubscribe
                 await self._told.put(message)
         except (RedisError, *UNANSWERED) as error:
             log.warning("pubsub_lost", node=f"{home.host}:{home.port}", error=str(error))
@@ -144,7 +144,7 @@ class ClusterChannels:
         self._drop(home, connection)
 
     def _drop(self, home: Address, connection: PubSubConnection) -> None:
-        """Gives up a line, once; its channels are listened to elsewhere."""
+        """Gives up a connection once; its channels get other nodes."""
         if self._connections.get(home) is not connection:
             return
         del self._connections[home]
@@ -164,14 +164,16 @@ class ClusterChannels:
             await connection.aclose()
 
     async def _move(self) -> None:
-        """Listens elsewhere to what was listened to on lines that broke, for as long as that
-        takes: who broke may still be taken for the master, until a replica takes over."""
+        """Subscribes to the channels of broken connections at other nodes, until that succeeds.
+
+        A node that broke may still count as the master until a replica takes over.
+        """
         while True:
             try:
                 await self._redis.refresh()
                 await self._move_lost()
             except (RedisError, *UNANSWERED):
-                pass  # nobody knows the map
+                pass  # no node knows the map
             except Exception:
                 log.exception("channels_not_moved")
             if not self._lost:
@@ -194,5 +196,5 @@ class ClusterChannels:
             except (RedisError, *UNANSWERED):
                 away.add(home)
             else:
-                if self._connections.get(home) is connection:  # or it broke meanwhile, once more
+                if self._connections.get(home) is connection:  # else it broke again meanwhile
                     self._lost.pop(channel, None)

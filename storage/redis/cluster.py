@@ -1,13 +1,13 @@
-"""Redis Cluster, for code that asks a single Redis.
+"""Redis Cluster, for code that is written for a single Redis.
 
-Every key has a hash tag, so a command has one place where it belongs: the master of its
-slot. :class:`ClusterRedis` knows who that is, and has an ordinary client for each master,
-with the ordinary care: none runs a command twice. One that was answered MOVED or ASK did
-not run, and goes where it was sent. When a master does not answer, only what it has waits;
-the map is read anew meanwhile, from whoever answers, until a replica has taken over.
+Every key has a hash tag, so each command belongs to one node: the master of its slot.
+:class:`ClusterRedis` knows the masters, and has an ordinary client for each, with the ordinary rule
+that no command is run twice. A command that was answered with MOVED or ASK did not run, and goes to
+the node in the answer. When a master does not answer, only commands for its keys wait. Meanwhile
+the map is read again, from any node that answers, until a replica has taken over.
 
-redis-py has a cluster client of its own. It closes every connection when one master is
-down, and has no bound on how long one waits for a connection.
+redis-py has a cluster client of its own. That client closes every connection when one master is
+down, and sets no bound on the wait for a connection.
 """
 
 import asyncio
@@ -37,31 +37,31 @@ from storage.tasks import end
 log = structlog.get_logger()
 
 SCHEMES = {"redis+cluster": "redis", "rediss+cluster": "rediss"}
-"""The schemes of URLs of clusters, and of their nodes."""
+"""The URL schemes of clusters, with those of their nodes."""
 UNANSWERED = (LineError, LateError, OSError)
-"""Nobody knows whether a command was run."""
+"""Errors after which it is unknown whether a command was run."""
 ELSEWHERE = (ClusterDownError, TryAgainError, ReadOnlyError, MovedError, AskError)
-"""A command was not run, because it is for somebody else, or for nobody yet."""
+"""Errors after which a command was not run: it belongs to another node, or to none yet."""
 EVERYWHERE = {"FLUSHALL", "PING", "SCRIPT LOAD", "SCRIPT FLUSH", "CONFIG SET", "KEYS"}
-"""Commands without a key, which are for every master."""
+"""Commands without a key, which go to every master."""
 
 
 class Address(NamedTuple):
-    """Where a node listens."""
+    """The address at which a node listens."""
 
     host: str
     port: int
 
 
 def is_cluster(url: str) -> bool:
-    """Whether a URL is one of a cluster."""
+    """Whether a URL names a cluster."""
     return urlsplit(url).scheme in SCHEMES
 
 
 def nodes_of(url: str) -> tuple[Address, ...]:
-    """The nodes that a URL names: ``redis+cluster://[user:password@]host:port,host:port``.
+    """Returns the nodes in a URL: ``redis+cluster://[user:password@]host:port,host:port``.
 
-    Raises ``ValueError`` for one that names none, or something that is no port.
+    Raises ``ValueError`` for a URL without a node, or with a port that is no number.
     """
     named = urlsplit(url).netloc.rpartition("@")[2]
     found = []
@@ -74,7 +74,7 @@ def nodes_of(url: str) -> tuple[Address, ...]:
 
 
 def url_of_node(url: str, node: Address) -> str:
-    """The URL of one node, with whatever else the URL of its cluster says."""
+    """Returns the URL of one node, with all other parts of its cluster's URL."""
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
     host = f"[{node.host}]" if ":" in node.host else node.host
@@ -86,23 +86,23 @@ class ClusterRedis(Redis):
     """A client of a whole cluster: each command is sent to the master of its key's slot."""
 
     def __init__(self, url: str, make: Callable[[str], Redis]) -> None:
-        """``make`` makes the client of one node from its URL."""
-        # Of Redis only the commands are wanted, all of which go through execute_command.
+        """Makes a client without connections; ``make`` makes a node's client from a URL."""
+        # Only the commands of Redis are needed, and all of them call execute_command.
         self._url = url
         self._make = make
         self._seeds = nodes_of(url)
         self._clients: dict[Address, Redis] = {}
         self._masters: dict[int, Address] = {}
-        """Masters by slot; empty as long as nobody has said who they are."""
+        """Masters by slot; empty until a node has sent the map."""
         self._nodes: tuple[Address, ...] = self._seeds
-        """Everybody who may be asked for the map."""
+        """All nodes that may be asked for the map."""
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = 0.0
         self.shards_channels = False
-        """The servers have sharded channels, and they are used; see ``storage.redis.channels``."""
+        """Sharded channels are used, which the servers support; see ``storage.redis.channels``."""
 
     async def initialize(self) -> Self:
-        """Reads the map."""
+        """Reads the map if it is not known."""
         if not self._masters:
             await self.refresh()
         return self
@@ -120,7 +120,7 @@ class ClusterRedis(Redis):
         for client in clients.values():
             await client.aclose(close_connection_pool)
 
-    # --- Who has what --------------------------------------------------------------
+    # --- The map -------------------------------------------------------------------
 
     @property
     def masters(self) -> tuple[Address, ...]:
@@ -128,18 +128,18 @@ class ClusterRedis(Redis):
         return tuple(sorted(set(self._masters.values())))
 
     def master_of(self, key: str | bytes) -> Address | None:
-        """Who has a key, as far as is known."""
+        """The master of a key, as far as is known."""
         return self._masters.get(_slot(key))
 
     def client_at(self, node: Address) -> Redis:
-        """The client of one node."""
+        """Returns the client of one node."""
         found = self._clients.get(node)
         if found is None:
             found = self._clients[node] = self._make(url_of_node(self._url, node))
         return found
 
     async def client_of(self, key: str | bytes) -> Redis:
-        """The client of whoever has a key."""
+        """Returns the client of the master of a key."""
         return self.client_at(await self._owner(_slot(key)))
 
     async def _owner(self, slot: int) -> Address:
@@ -147,11 +147,11 @@ class ClusterRedis(Redis):
         owner = self._masters.get(slot)
         if owner is None:
             self._suspect()
-            raise LineError(f"nobody has slot {slot}")
+            raise LineError(f"no known node has slot {slot}")
         return owner
 
     async def refresh(self) -> None:
-        """Reads the map, from the first node that answers. Raises ``LineError``."""
+        """Reads the map from the first node that answers. Raises ``LineError``."""
         nodes = dict.fromkeys((*self._nodes, *self._seeds))
         asked = [asyncio.create_task(self._map_from(node)) for node in nodes]
         problem: BaseException | None = None
@@ -169,15 +169,15 @@ class ClusterRedis(Redis):
 
     async def _map_from(self, node: Address) -> tuple[dict[int, Address], tuple[Address, ...]]:
         async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
-            # Two words, so that redis-py leaves the answer as it is.
+            # The command has two words, so that redis-py does not convert the answer.
             answer = await self.client_at(node).execute_command("CLUSTER", "SLOTS")  # type: ignore[no-untyped-call]
         masters, nodes = _map_of(answer, node)
         if not masters:
-            raise LineError("it has no slots")
+            raise LineError("the node has no slots")
         return masters, nodes
 
     def _suspect(self) -> None:
-        """The map may be old: it is read anew, but not all the time."""
+        """Reads a possibly outdated map again, but not continuously."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._refresh_later())
 
@@ -194,10 +194,10 @@ class ClusterRedis(Redis):
         if self.masters != before:
             log.info("cluster_masters", masters=[f"{host}:{port}" for host, port in self.masters])
 
-    # --- Asking --------------------------------------------------------------------
+    # --- Commands ------------------------------------------------------------------
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Sends a command to the master of its key, or to all where it has none."""
+        """Sends a command to the master of its key; without a key, to all masters."""
         slot = _slot_of(args)
         if slot is None:
             return await self._ask_all(args, options)
@@ -227,7 +227,10 @@ class ClusterRedis(Redis):
         return [key for keys in answers for key in keys] if name == "KEYS" else answers[0]
 
     async def _asking(self, error: AskError, args: Sequence[Any], options: dict[str, Any]) -> Any:
-        """Asks who is about to get the slot; on one connection, for it must be said before."""
+        """Sends a command to the node that is about to get the slot.
+
+        ASKING must come first on the same connection.
+        """
         client = self.client_at(Address(error.host, error.port))
         async with client.pipeline(transaction=False) as pipeline:
             pipeline.execute_command("ASKING")
@@ -240,13 +243,16 @@ class ClusterRedis(Redis):
         self._suspect()
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        """A pipeline that is sent to all whom it concerns; a transaction concerns only one."""
+        """Returns a pipeline for all masters concerned; a transaction concerns only one."""
         return cast(Pipeline, RoutedPipeline(self, transaction))
 
     async def send(
         self, commands: Sequence[tuple[Sequence[Any], dict[str, Any]]], *, transaction: bool
     ) -> list[Any]:
-        """The answers to commands, or exceptions. None is sent twice, but what was not run."""
+        """Returns the answers to commands, or exceptions.
+
+        No command is sent twice, except one that was not run.
+        """
         by_owner: dict[Address, list[int]] = {}
         for index, (args, _) in enumerate(commands):
             slot = _slot_of(args)
@@ -254,7 +260,7 @@ class ClusterRedis(Redis):
                 raise ValueError(f"{args[0]} has no key")
             by_owner.setdefault(await self._owner(slot), []).append(index)
         if transaction and len(by_owner) > 1:
-            raise ValueError("a transaction is about one slot")
+            raise ValueError("a transaction must have one slot")
         answers: list[Any] = [None] * len(commands)
 
         async def ask(owner: Address, indices: list[int]) -> None:
@@ -273,7 +279,7 @@ class ClusterRedis(Redis):
         if any(isinstance(answer, (*ELSEWHERE, *UNANSWERED)) for answer in answers):
             self._suspect()
         for index, answer in enumerate(answers):
-            if isinstance(answer, AskError) and not transaction:  # MOVED is one of them
+            if isinstance(answer, AskError) and not transaction:  # MovedError is one too
                 args, options = commands[index]
                 try:
                     answers[index] = await self.execute_command(*args, **options)
@@ -283,7 +289,7 @@ class ClusterRedis(Redis):
 
 
 class RoutedPipeline(Pipeline):
-    """Commands that are kept until ``execute`` sends each to whom it concerns."""
+    """Commands that are kept until ``execute`` sends each to its master."""
 
     def __init__(self, cluster: ClusterRedis, transaction: bool) -> None:
         self._cluster = cluster
@@ -296,7 +302,7 @@ class RoutedPipeline(Pipeline):
         return self
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """The answers, in the order of the commands."""
+        """Returns the answers, in the order of the commands."""
         kept, self._kept = self._kept, []
         answers = await self._cluster.send(kept, transaction=self._transaction)
         if raise_on_error:
@@ -306,7 +312,7 @@ class RoutedPipeline(Pipeline):
         return answers
 
     async def reset(self) -> None:  # type: ignore[override]
-        """Forgets what was not sent."""
+        """Drops the commands that were not sent."""
         self._kept = []
 
     def __len__(self) -> int:
@@ -314,12 +320,12 @@ class RoutedPipeline(Pipeline):
 
 
 async def client_of(redis: Redis, key: str) -> Redis:
-    """The client of whoever has a key: for commands that are about everything he has."""
+    """Returns the client of a key's master, for commands about all keys there."""
     return await redis.client_of(key) if isinstance(redis, ClusterRedis) else redis
 
 
 async def ask_all(redis: Redis, ask: Callable[[Redis], Awaitable[Any]]) -> list[Any]:
-    """The answers of all masters."""
+    """Returns the answers of all masters."""
     if not isinstance(redis, ClusterRedis):
         return [await ask(redis)]
     await redis.initialize()
@@ -331,7 +337,7 @@ def _slot(key: str | bytes) -> int:
 
 
 def _slot_of(args: Sequence[Any]) -> int | None:
-    """The slot of a command; None: it has no key. Raises ``ValueError`` for two slots."""
+    """Returns a command's slot; None: no key. Raises ``ValueError`` for two slots."""
     name = str(args[0]).upper()
     keys: Iterable[Any]
     if name in EVERYWHERE or len(args) < 2:
@@ -348,16 +354,16 @@ def _slot_of(args: Sequence[Any]) -> int | None:
         keys = args[1:2]
     slots = {_slot(key) for key in keys}
     if len(slots) > 1:
-        raise ValueError(f"the keys of {name} are of several slots")
+        raise ValueError(f"the keys of {name} are in several slots")
     return slots.pop() if slots else None
 
 
 def _map_of(answer: list[Any], asked: Address) -> tuple[dict[int, Address], tuple[Address, ...]]:
-    """Masters by slot, and all nodes, of an answer to CLUSTER SLOTS."""
+    """Returns masters by slot, and all nodes, from an answer to CLUSTER SLOTS."""
     masters: dict[int, Address] = {}
     nodes: dict[Address, None] = {}
     for first, last, *found in answer:
-        # A node that does not know its own address has none to tell.
+        # A node that does not know its own address sends an empty one.
         addresses = [
             Address(_text(node[0]) or asked.host, int(node[1])) for node in found if node[1]
         ]

@@ -1,4 +1,4 @@
-"""How steps and sessions are written into Redis, and read back."""
+"""Encodes steps and sessions for Redis, and decodes them again."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,23 +25,24 @@ _LINE = msgspec.json.Decoder(tuple[int, int, int, int, int, int, int, bool])
 _RECORDS = msgspec.json.Decoder(list[Record])
 
 _TERMS: dict[Terms, Terms] = {}
-"""Terms that sessions have: most have those of a kind, and 900 bytes of their own less."""
+"""Terms that sessions share: most have a kind's terms, and save 900 bytes each."""
 
 
 def decode_records(encoded: bytes) -> list[Record]:
-    """The records of one outbox entry."""
+    """Returns the records of one outbox entry."""
     return _RECORDS.decode(encoded)
 
 
 def appended_at(entry_id: bytes) -> int:
-    """When an outbox entry was appended, by the clock of Redis."""
+    """Returns when an outbox entry was appended, in ms by the clock of Redis."""
     return int(entry_id.split(b"-")[0])
 
 
 def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
-    """When what an outbox entry says was decided, or a little before, in cluster time.
+    """Returns when an outbox entry's change was decided, or a little before, in cluster time.
 
-    What ends or moves a session says so beside its records, spends and holds in them.
+    An entry about a session's end or move has the instant beside its records; spends and holds have
+    it in their records.
     """
     if b"t" in fields:
         return int(fields[b"t"])
@@ -55,18 +56,18 @@ def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
 
 
 def made_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
-    """When the step was made that appended an outbox entry, in cluster time.
+    """Returns when the step of an outbox entry was made, in cluster time.
 
-    A session that ends while it is paused has stood still since long before: what its entry says
-    was decided then, and Redis knows of it since now.
+    A session that ends while paused stood still long before: the change in its entry was decided
+    then, but Redis knows of it only since the step.
     """
     return int(fields[b"m"]) if b"m" in fields else decided_at(entry_id, fields)
 
 
 def session_of(fields: list[bytes], known: Identity | None = None) -> SessionState:
-    """The session in its hash's fields: identity, standing, grant, final, and its mark.
+    """Returns the session of its hash's fields: identity, standing, grant, final, mark.
 
-    ``known`` is its identity where that is known already: it never changes.
+    ``known`` is the identity if it is known already: it never changes.
     """
     identity, standing, grant, final, *mark = fields
     return SessionState(
@@ -80,7 +81,7 @@ def session_of(fields: list[bytes], known: Identity | None = None) -> SessionSta
 
 
 def _identity_of(encoded: bytes) -> Identity:
-    """The identity, with terms that it shares with all sessions that have the same."""
+    """Returns the identity; sessions with equal terms share one object for them."""
     identity = _IDENTITY.decode(encoded)
     if len(_TERMS) >= storage_limits.TERMS_SHARED_MAX:
         _TERMS.clear()
@@ -89,18 +90,21 @@ def _identity_of(encoded: bytes) -> Identity:
 
 
 def burn_line_from(encoded: bytes | str) -> BurnLine:
-    """A session's line as its account keeps it."""
+    """Decodes a session's burn line from its account's hash."""
     return BurnLine(*_LINE.decode(encoded))
 
 
 def encode_burn_line(line: BurnLine) -> str:
-    """A session's line, for its account's hash."""
+    """Encodes a session's burn line for its account's hash."""
     return orjson.dumps(list(msgspec.structs.astuple(line))).decode()
 
 
 def month_of(month: str, counter: list[bytes], as_of_us: int = 0) -> MonthProjection:
-    """A month's counter out of an answer: limit, used, active, held; a process of an earlier
-    version tells nothing of the last. ``as_of_us`` is when that was so, where it is known."""
+    """Returns a month's counter from an answer: limit, used, active, held.
+
+    A process of an earlier version does not send the last. ``as_of_us`` is the time of the figures,
+    if known.
+    """
     limit, used, active, held = (*counter, b"0")[:4]
     return MonthProjection(
         month=month,
@@ -113,7 +117,7 @@ def month_of(month: str, counter: list[bytes], as_of_us: int = 0) -> MonthProjec
 
 
 def burn_line_at(identity: Identity, standing: Standing) -> BurnLine:
-    """The line that a session has at its account while it stands like this."""
+    """Returns the burn line of a session with this standing."""
     return burn_line_of(
         identity.terms,
         standing.elapsed_ms,
@@ -124,7 +128,7 @@ def burn_line_at(identity: Identity, standing: Standing) -> BurnLine:
 
 
 def encode_grant(grant: Grant) -> str:
-    """A session's grant, for its hash; what it exhausts is a field of its own."""
+    """Encodes a session's grant for its hash; the limit it exhausts is a separate field."""
     return _ENCODER.encode(msgspec.structs.replace(grant, final=None)).decode()
 
 
@@ -155,14 +159,14 @@ def _months(step: Step) -> dict[str, dict[str, int]]:
 
 
 def encode_basis(basis: StartBasis) -> dict[str, str]:
-    """What a start was decided from, as the scripts compare it."""
+    """Encodes the basis of a start, as the scripts compare it."""
     return {"epoch": basis.epoch, "preparation": basis.preparation}
 
 
 def encode_step(
     step: Step, node: str, mark: str, publish: str, channel: str, limits_channel: str
 ) -> bytes:
-    """The argument of ``commit.lua``: the step, its mark, and what it changes on every counter."""
+    """Encodes the argument of ``commit.lua``: step, mark, and the changes of every counter."""
     session, before, after = step.before, step.before.standing, step.standing
     terms = session.identity.terms
     was_active, is_active = before.phase is Phase.ACTIVE, after.phase is Phase.ACTIVE
@@ -202,7 +206,7 @@ def encode_step(
         "present": step.present,
         "recalled": step.recalled,
         "insists": step.insists,
-        # Whoever looks after the grace has no socket any more, and is told all the same.
+        # A process that watches a grace has no socket any more, and still needs the message.
         "graced": before.grace_until is not None,
         "leaving": step.leaving,
         **({} if step.farewell_at is None else {"farewell_at": step.farewell_at}),
@@ -224,7 +228,7 @@ def encode_step(
         encoded["grace_until"] = after.grace_until
     if step.records:
         encoded["records"] = _ENCODER.encode(list(step.records)).decode()
-    # Running time stays on its line, unless it begins anew where it was: after a gap.
+    # Running time stays on its line, unless it restarts at the same position, after a gap.
     moved = after.run_at != before.run_at if is_active else after.elapsed_ms != before.elapsed_ms
     if not ended and (was_active != is_active or moved or after.free_ms != before.free_ms):
         encoded["line"] = encode_burn_line(burn_line_at(session.identity, after))
@@ -232,7 +236,7 @@ def encode_step(
 
 
 def remote_step_of(message: dict[str, Any]) -> RemoteStep:
-    """What ``commit.lua`` told of a step on the account's channel."""
+    """Decodes the message of ``commit.lua`` about a step, from the account's channel."""
     member, org = (
         month_of(
             message["month"], [part.encode() for part in counter], int(message.get("as_of", 0))
@@ -250,7 +254,7 @@ def remote_step_of(message: dict[str, Any]) -> RemoteStep:
 
 
 def reply_of(step: Step, answer: list[Any]) -> Reply:
-    """What ``commit.lua`` said to ``step``, for the meter that asked."""
+    """Decodes the answer of ``commit.lua`` to ``step``, for the meter that sent it."""
     status, detail, fields, counters, _, notices = answer
     if status == b"left":
         return Reply(accepted=False, session=None, left=True)

@@ -13,24 +13,24 @@ class AccountFigures(msgspec.Struct, frozen=True):
 
     version: int
     balance_micros: int
-    """After what is settled of its sessions, and what was spent."""
+    """After the settled time of its sessions, and after spends."""
     gross_micros: int
-    """The balance, and what its live sessions were charged: ``protocol.metering.projection``."""
+    """The balance plus the charges of live sessions: ``protocol.metering.projection``."""
     held_micros: int
-    """What sessions and operations hold of the balance."""
+    """The part of the balance that sessions and operations hold."""
     reserved_micros: int
-    """What of it is held for operations."""
+    """The part of the held credits that is for operations."""
     burn_micros: int
     lines: dict[str, BurnLine]
 
     @property
     def available_micros(self) -> int:
-        """What can be spent at once, without asking anybody to give back what is held."""
+        """Micro-credits that can be spent at once, without a recall of what is held."""
         return self.balance_micros - self.held_micros
 
 
 def figures_of(fields: Mapping[bytes, bytes]) -> AccountFigures | None:
-    """The account in its hash's fields; None when it has none: it is cold."""
+    """Returns the account of its hash's fields; None: it has none, the account is cold."""
     if not fields:
         return None
     lines = {

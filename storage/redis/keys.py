@@ -1,8 +1,8 @@
 """The names of everything in Redis.
 
-Everything that one atomic step touches lies under one hash tag ``{pN}``, N being the
-tenant's partition, so that the same code runs on one Redis and on Redis Cluster (DESIGN
-section 3). ``/`` joins the parts of a name, for it is in the charset of no id.
+All keys of one atomic step have one hash tag ``{pN}``, where N is the tenant's partition. So the
+same code runs on one Redis and on Redis Cluster (DESIGN section 3). ``/`` joins the parts of a
+name, because no id may contain it.
 """
 
 import zlib
@@ -10,17 +10,17 @@ import zlib
 from protocol.metering.session import session_key
 
 NODES = "{nodes}"
-"""Processes by their last proof of life."""
+"""The processes, by their last heartbeat."""
 CLOCK = "{nodes}:clock"
-"""The last beat of any process: the time of Redis, and cluster time."""
+"""The last heartbeat of any process: the time of Redis, and cluster time."""
 CHANNELS = "{nodes}:channels"
-"""How channels of a cluster are told, as its first process found they can be."""
+"""Whether the channels of a cluster are sharded, as its first process decided."""
 LOOK_CHANNEL = "{nodes}:look"
-"""Where a process that starts asks those who live for a beat."""
+"""The channel on which a starting process asks the living ones for a heartbeat."""
 
 
 def epoch_key(partition: int) -> str:
-    """What changes whenever a partition was found to have lost something."""
+    """A value that changes whenever the partition was found to have lost data."""
     return f"{{p{partition}}}:epoch"
 
 
@@ -30,7 +30,7 @@ def outbox_key(partition: int) -> str:
 
 
 def watermark_key(partition: int) -> str:
-    """The id up to which, itself included, every entry has left the outbox."""
+    """The id up to which, inclusive, every entry has left the outbox."""
     return f"{{p{partition}}}:watermark"
 
 
@@ -46,7 +46,7 @@ class Keys:
         self.partitions = partitions
 
     def partition(self, tenant: str) -> int:
-        """The partition that a tenant lies in."""
+        """Returns the partition of a tenant."""
         return zlib.crc32(tenant.encode()) % self.partitions
 
     def _key(self, tenant: str, kind: str, name: str) -> str:
@@ -54,7 +54,7 @@ class Keys:
 
     @staticmethod
     def contained(counter: str) -> str:
-        """What of sessions was in a counter when it was loaded; for a while."""
+        """What a counter contained of sessions when it was loaded; kept for a while."""
         partition, _, name = counter.partition(":")
         return f"{partition}:contained:{name}"
 
@@ -63,7 +63,7 @@ class Keys:
         return self._key(tenant, "session", session_key(tenant, session_id))
 
     def prepared(self, tenant: str, session_id: str) -> str:
-        """What a session that has not started was prepared as; for a while."""
+        """The preparation of a session that has not started; kept for a while."""
         return self._key(tenant, "prepared", session_key(tenant, session_id))
 
     def notices(self, tenant: str, session_id: str) -> str:
@@ -103,7 +103,7 @@ class Keys:
         return self._key(tenant, "org", tenant)
 
     def running(self, tenant: str, user_id: str, kind: str) -> str:
-        """A user's live sessions of a kind that has a highest number of them."""
+        """A user's live sessions of a kind that bounds their number."""
         return self._key(tenant, "running", f"{tenant}/{user_id}/{kind}")
 
     def free(self, tenant: str, allowance: str) -> str:
@@ -115,19 +115,19 @@ class Keys:
         return outbox_key(partition)
 
     def watermark(self, partition: int) -> str:
-        """The id up to which, itself included, every entry has left the outbox."""
+        """The id up to which, inclusive, every entry has left the outbox."""
         return watermark_key(partition)
 
     def epoch(self, partition: int) -> str:
-        """What changes whenever a partition was found to have lost something."""
+        """A value that changes whenever the partition was found to have lost data."""
         return epoch_key(partition)
 
     def recovering(self, partition: int) -> str:
-        """There for a while after a loss: meanwhile sessions are put back, and nothing else."""
+        """Exists for a while after a loss, in which Redis takes assertions only."""
         return f"{{p{partition}}}:recovering"
 
     def unsettled(self, partition: int) -> str:
-        """There for as long after a loss as anybody may still put back a session."""
+        """Exists after a loss for as long as a process may still put back a session."""
         return f"{{p{partition}}}:unsettled"
 
     def live(self, partition: int) -> str:
@@ -135,11 +135,11 @@ class Keys:
         return f"{{p{partition}}}:live"
 
     def graces(self, partition: int) -> str:
-        """A partition's sessions whose grace runs, by its end."""
+        """A partition's sessions in grace, by the end of the grace."""
         return f"{{p{partition}}}:graces"
 
     def holds(self, partition: int) -> str:
-        """A partition's open holds, by the instant at which they expire."""
+        """A partition's open holds, by the instant of their expiry."""
         return f"{{p{partition}}}:holds"
 
     def node(self, partition: int, node: str) -> str:
@@ -147,9 +147,9 @@ class Keys:
         return f"{{p{partition}}}:node:{node}"
 
     def channel(self, tenant: str, account_id: str) -> str:
-        """Where changes of an account and of its sessions are told."""
+        """The channel for changes of an account and of its sessions."""
         return self._key(tenant, "channel", f"{tenant}/{account_id}")
 
     def limits_channel(self, tenant: str) -> str:
-        """Where changes of an organisation's and its members' limits are told."""
+        """The channel for changes of an organisation's and its members' limits."""
         return self._key(tenant, "limits", tenant)

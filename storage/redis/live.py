@@ -1,10 +1,10 @@
 """The live state: sessions, accounts and months in Redis, changed by atomic steps.
 
 Redis here is the credit-control server of RFC 8506. Every operation is one Lua script
-(``storage/redis/lua``); its method names the keys, packs the arguments and reads the answer.
-Mutations are sent without retry by the client library, which would run them again in
-silence; repeating one is the caller's decision, and safe: a step carries the version
-that it was made from, and an entry its id.
+(``storage/redis/lua``); its method names the keys, encodes the arguments and decodes the answer.
+The client library must not retry a mutation, because it would run the mutation again without
+notice. A repetition is the caller's decision, and safe: a step carries the version that it was made
+from, and an entry carries its id.
 """
 
 import asyncio
@@ -59,9 +59,9 @@ class FoundSession(msgspec.Struct, frozen=True):
 
     session: SessionState
     notices: tuple[bytes, ...]
-    """Oldest first."""
+    """The kept notices, oldest first."""
     nodes: frozenset[str]
-    """The processes that have sockets of it."""
+    """The processes that have sockets of the session."""
 
 
 class Oldest(NamedTuple):
@@ -70,7 +70,7 @@ class Oldest(NamedTuple):
     made_at: int
     """The instant of the step that appended it, in cluster time."""
     age_ms: int
-    """Since it was appended, by Redis's own clock: the one by which keys expire."""
+    """The time since it was appended, by Redis's own clock, which also expires keys."""
 
 
 class Live(LiveCounters, LiveProcesses):
@@ -79,7 +79,7 @@ class Live(LiveCounters, LiveProcesses):
     def __init__(self, redis: Redis, keys: Keys, node: str) -> None:
         super().__init__(redis, keys, node)
         self._marks = itertools.count(1)
-        """One for each step that is sent; with the process's name no other step has it."""
+        """A number for each step that is sent; with the process's name it is unique."""
         self._commit = Script(redis, "commit")
         self._attach = Script(redis, "attach")
         self._oldest = Script(redis, "oldest")
@@ -88,11 +88,11 @@ class Live(LiveCounters, LiveProcesses):
     # --- Sessions ------------------------------------------------------------------
 
     async def commit(self, steps: Sequence[Step], node: str | None = None) -> list[StepOutcome]:
-        """Makes the steps, in one pipeline; an outcome for each, in order.
+        """Makes the steps in one pipeline; returns an outcome for each, in order.
 
-        ``node`` is the process in whose name they are made: another one's, where a dead
-        process is swept. Raises :class:`LiveError` when Redis does not answer. A step that
-        cannot be encoded, or whose answer cannot be read, fails alone.
+        ``node`` is the process in whose name the steps are made: another one when a dead process is
+        swept. Raises :class:`LiveError` when Redis does not answer. If a step cannot be encoded, or
+        its answer cannot be decoded, only this step fails.
         """
         outcomes: dict[int, StepOutcome] = {}
         commands = []
@@ -119,7 +119,7 @@ class Live(LiveCounters, LiveProcesses):
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
                 answers = await self._pipeline(commands)
                 if any(isinstance(answer, NoScriptError) for answer in answers):
-                    # Redis forgot its scripts, so none of these ran; the others did.
+                    # Redis has lost its scripts, so none of these commands ran; the others did.
                     missed = [
                         index
                         for index, answer in enumerate(answers)
@@ -184,11 +184,11 @@ class Live(LiveCounters, LiveProcesses):
         read_only: bool = False,
         watch: bool = False,
     ) -> FoundSession | None:
-        """Attaches this process to a session; None when it is not there.
+        """Attaches this process to a session; None: Redis does not have the session.
 
-        With ``user_id``, one of another user's, or one that has ended, is just read.
-        ``read_only`` only reads it; with ``watch`` its steps are told to whoever listens
-        to the account's channel, though one process alone serves it.
+        With ``user_id``, a session that has ended, or belongs to another user, is only read.
+        ``read_only`` only reads the session; with ``watch``, the session's steps are then sent on
+        the account's channel even if one process alone serves it.
         """
         keys = self.keys
         fields, notices, nodes = await self._attach(
@@ -211,10 +211,10 @@ class Live(LiveCounters, LiveProcesses):
     async def confirm_preparation(
         self, tenant: str, session_id: str, preparation: str, expires_at: int
     ) -> Literal["ok", "exists", "unsettled"]:
-        """Makes sure that a session starts as it was prepared, which Postgres has by now.
+        """Ensures that a session starts as it was prepared; Postgres has the preparation.
 
-        ``exists``: it has started otherwise. ``unsettled``: after a loss it may run, and not
-        be here.
+        ``exists``: the session has started without it. ``unsettled``: after a loss, the session may
+        run while Redis lacks it.
         """
         keys, partition = self.keys, self.keys.partition(tenant)
         names = [keys.session(tenant, session_id), keys.prepared(tenant, session_id)]
@@ -224,7 +224,7 @@ class Live(LiveCounters, LiveProcesses):
         return cast(Literal["ok", "exists", "unsettled"], answer.decode())
 
     async def sessions(self, tenant: str, session_ids: Sequence[str]) -> list[SessionState]:
-        """Sessions of a tenant as they stand, without those that are not there."""
+        """Returns the present state of a tenant's sessions, without those that are missing."""
         fields = ("identity", "standing", "grant", "final")
         async with self.redis.pipeline(transaction=False) as pipeline:
             for session_id in session_ids:
@@ -233,7 +233,7 @@ class Live(LiveCounters, LiveProcesses):
         return [session_of(one) for one in found if one[0]]
 
     async def sessions_of_tenant(self, tenant: str) -> AsyncIterator[list[SessionState]]:
-        """The live sessions of a tenant as they stand, a few at a time, in no order."""
+        """Yields the present state of a tenant's live sessions, a few at a time, unordered."""
         live, cursor = self.keys.live(self.keys.partition(tenant)), 0
         while True:
             scan = self.redis.sscan(
@@ -250,12 +250,14 @@ class Live(LiveCounters, LiveProcesses):
     # --- Outboxes ------------------------------------------------------------------
 
     async def oldest_record(self, tenant: str) -> tuple[str, Oldest | None]:
-        """The epoch of the tenant's partition, and the oldest record in its outbox; None: it is
-        empty."""
+        """Returns the epoch of the tenant's partition, and its outbox's oldest record.
+
+        None: the outbox is empty.
+        """
         return await self.oldest_in(self.keys.partition(tenant))
 
     async def oldest_in(self, partition: int) -> tuple[str, Oldest | None]:
-        """The same of a partition, by its number."""
+        """As ``oldest_record``, for a partition by its number."""
         keys = [self.keys.outbox(partition), self.keys.epoch(partition)]
         epoch, *answer = await self._oldest(keys, [])
         if not answer:
@@ -266,11 +268,13 @@ class Live(LiveCounters, LiveProcesses):
         return epoch.decode(), oldest
 
     async def outbox(self) -> tuple[int, int | None]:
-        """Entries of all outboxes, and when the oldest was appended, by Redis's own clock;
-        None: there is none."""
+        """Returns the number of entries in all outboxes, and when the oldest was appended.
+
+        The instant is by Redis's own clock; None: there is no entry.
+        """
         outboxes = [self.keys.outbox(partition) for partition in range(self.keys.partitions)]
         total, oldest = 0, []
-        # A few at a time, so that others have their turn between the answers.
+        # A few at a time, so that other tasks run between the answers.
         for first in range(0, len(outboxes), storage_limits.OUTBOXES_PER_PIPELINE):
             asked = outboxes[first : first + storage_limits.OUTBOXES_PER_PIPELINE]
             async with self.redis.pipeline(transaction=False) as pipeline:
@@ -289,10 +293,10 @@ class Live(LiveCounters, LiveProcesses):
         return total, min(oldest) if oldest else None
 
     async def written_until(self) -> list[int | None]:
-        """The instant of the oldest record in each partition's outbox; None: it is empty.
+        """Returns the instant of the oldest record in each partition's outbox; None: empty.
 
-        Everything that was decided before is in Postgres. When that was the entry says, in
-        cluster time; its id follows Redis's own clock.
+        Everything that was decided before that instant is in Postgres. The instant comes from the
+        entry, in cluster time; the entry's id follows Redis's own clock.
         """
         async with self.redis.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):

@@ -1,4 +1,4 @@
-"""How one process asks Redis for its live state: the client, the keys, and the deadline."""
+"""The client of the live state in one process: Redis, the keys, and the deadline."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ from storage.redis.timed_scripts import RedisTimes
 
 
 class LiveClient:
-    """Redis, as one process (``node``) asks it: what all parts of the live state share."""
+    """Redis as one process (``node``) uses it: the common part of the live state."""
 
     def __init__(self, redis: Redis, keys: Keys, node: str) -> None:
         self.redis = redis
@@ -26,25 +26,27 @@ class LiveClient:
         """``SPUBLISH`` in a cluster that has sharded channels; see ``prepare``."""
 
     async def prepare(self) -> None:
-        """Finds out whom to ask, and how channels are told."""
+        """Finds the nodes of a cluster, and decides how channels are published."""
         if isinstance(self.redis, ClusterRedis):
             await self.ask(self.redis.initialize())
             if await self.ask(agree_on_channels(self.redis, CHANNELS)):
                 self.publish = "SPUBLISH"
 
     def shard(self, tenant: str) -> object:
-        """What answers or fails together: steps of different ones belong in different
-        pipelines."""
+        """Returns the part of Redis that answers or fails together, for a tenant.
+
+        Steps of different parts belong in different pipelines.
+        """
         if isinstance(self.redis, ClusterRedis):
             return self.redis.master_of(self.keys.live(self.keys.partition(tenant)))
         return None
 
     async def ping(self) -> None:
-        """Whether Redis answers, the whole of it. Raises :class:`LiveError`."""
+        """Returns if all of Redis answers. Raises :class:`LiveError` otherwise."""
         await self.ask(self.redis.ping())
 
     async def ask(self, command: Any) -> Any:
-        """The answer to one command, or :class:`LiveError`."""
+        """Returns the answer to one command, or raises :class:`LiveError`."""
         try:
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
                 return await command

@@ -30,7 +30,7 @@ class LiveCounters(LiveClient):
         self._limit = TimedScript(redis, "limit", self.times)
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
-        """The account; None when it is cold and must be loaded from the ledger."""
+        """Returns the account; None: it is cold, and must be loaded from the ledger."""
         answer = orjson.loads(await self._account([self.keys.account(tenant, account_id)], []))
         parts = [part.encode() for part in answer]
         return figures_of(dict(zip(parts[::2], parts[1::2], strict=True)))
@@ -38,7 +38,7 @@ class LiveCounters(LiveClient):
     async def month(
         self, tenant: str, user_id: str, month: str
     ) -> tuple[MonthProjection, MonthProjection]:
-        """The counters of a member and of the organisation for one month."""
+        """Returns the counters of a member and of the organisation for one month."""
         names = ("limit", f"used:{month}", "active", f"held:{month}", "overage")
         counters = []
         for key in (self.keys.member(tenant, user_id), self.keys.organization(tenant)):
@@ -55,7 +55,7 @@ class LiveCounters(LiveClient):
         return counters[0], counters[1]
 
     async def free_used(self, identity: Identity) -> int | None:
-        """What was drawn from a session's shared allowance; None when it is cold."""
+        """Returns the used time of a session's shared allowance; None: it is cold."""
         key = self.keys.free(identity.tenant, identity.free_key or "")
         used = await self.ask(self.redis.hget(key, "used"))
         return None if used is None else int(used)
@@ -69,15 +69,17 @@ class LiveCounters(LiveClient):
         asserting: bool = False,
         now_ms: int = 0,
     ) -> bool:
-        """Puts a cold account into Redis; False while its partition recovers from a loss, in
-        which only who is ``asserting`` sessions loads anything.
+        """Puts a cold account into Redis. False: its partition recovers from a loss.
 
-        Its versions begin at ``now_ms``, in epoch milliseconds, above all that it had before
-        Redis forgot it: processes that have shown it all the time find that they missed some.
+        During recovery, only a process that is ``asserting`` sessions loads anything.
 
-        An account leaves Redis only after a day without a live session, and is loaded
-        only while the partition's outbox holds nothing older than that; so what Postgres
-        says when it is loaded is complete.
+        The account's versions begin at ``now_ms``, in epoch milliseconds. That is above all
+        versions before Redis lost the account, so processes that have shown it all the time see
+        that they missed some.
+
+        An account leaves Redis only after a day without a live session, and is loaded only while
+        the partition's outbox has nothing older than that. So the figures of Postgres are complete
+        when the account is loaded.
         """
         fields: dict[str, str | int] = {"balance": found.balance_micros, "position": found.position}
         fields["version"] = now_ms
@@ -95,8 +97,10 @@ class LiveCounters(LiveClient):
     async def load_month(
         self, tenant: str, key: str, fields: dict[str, str | int], *, asserting: bool = False
     ) -> bool:
-        """Puts a cold counter of a member, an organisation or free time into Redis; answers
-        as ``load_account`` does."""
+        """Puts a cold counter of a member, an organisation or free time into Redis.
+
+        Returns the same as ``load_account``.
+        """
         return await self._load_counter(tenant, (key, f"{key}:applied"), fields, (), asserting)
 
     async def _load_counter(
@@ -117,7 +121,7 @@ class LiveCounters(LiveClient):
         return int(await self._load(keys, [*arguments, *flat, *entry_ids])) >= 0
 
     async def is_recovering(self, tenant: str) -> bool:
-        """Whether the tenant's partition recovers from a loss: nothing can be loaded yet."""
+        """Whether the tenant's partition recovers from a loss, so that nothing can be loaded."""
         return await self.is_warm(self.keys.recovering(self.keys.partition(tenant)))
 
     async def is_warm(self, key: str) -> bool:
@@ -127,8 +131,10 @@ class LiveCounters(LiveClient):
     async def credit(
         self, tenant: str, account_id: str, entry_id: str, micros: int, reason: str, now_ms: int
     ) -> bool:
-        """Applies a ledger entry that Postgres has. False: it was applied before, or is in what
-        the account is loaded with."""
+        """Applies a ledger entry that Postgres has.
+
+        False: the entry was applied before, or the loaded account contains it.
+        """
         keys = [self.keys.account(tenant, account_id), self.keys.applied(tenant, account_id)]
         channel = self.keys.channel(tenant, account_id)
         remembered = (
@@ -144,13 +150,13 @@ class LiveCounters(LiveClient):
     async def change_limit(
         self, tenant: str, user_id: str | None, limit_minutes: int | None, *, overage: bool
     ) -> None:
-        """Changes a month's limit of a member, or (None) of the organisation itself."""
+        """Changes a month's limit of a member; None: of the organisation itself."""
         key = self.keys.member(tenant, user_id) if user_id else self.keys.organization(tenant)
         limit = "" if limit_minutes is None else limit_minutes
         channel = self.keys.limits_channel(tenant)
         await self._limit([key], [limit, int(overage), self.publish, channel])
 
     async def tell(self, tenant: str, account_id: str, message: dict[str, Any]) -> None:
-        """Tells every process that serves an account."""
+        """Sends a message to every process that serves an account."""
         channel = self.keys.channel(tenant, account_id)
         await self.ask(self.redis.execute_command(self.publish, channel, orjson.dumps(message)))  # type: ignore[no-untyped-call]

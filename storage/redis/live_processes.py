@@ -1,4 +1,4 @@
-"""The processes in Redis: their proofs of life, and the sessions that each has sockets of."""
+"""The processes in Redis: their heartbeats, and the sessions that each has sockets of."""
 
 from collections.abc import AsyncIterator
 
@@ -12,7 +12,7 @@ from storage.redis.scripts import Script
 
 
 class LiveProcesses(LiveClient):
-    """The processes that live, and what each of them serves."""
+    """The living processes, and the sessions that each of them serves."""
 
     def __init__(self, redis: Redis, keys: Keys, node: str) -> None:
         super().__init__(redis, keys, node)
@@ -21,36 +21,38 @@ class LiveProcesses(LiveClient):
         self._retreat = Script(redis, "retreat")
 
     async def beat(self, now_ms: int, redis_ms: float) -> Beat:
-        """Proves that this process lives, which takes the time of Redis for ``redis_ms``."""
+        """Sends a heartbeat of this process; ``redis_ms`` is the time of Redis that it assumes."""
         sent_at = self.times.reading()
         beat = beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms, redis_ms]))
         self.times.observe(NODES, beat.redis_ms, sent_at)
         return beat
 
     async def look(self, *, ask: bool) -> ClusterView:
-        """What those who live say of the time; with ``ask`` they are asked to say it now."""
+        """Returns what the living processes last sent of the time; ``ask``: requests it now."""
         arguments = [int(ask), self.publish, LOOK_CHANNEL]
         return cluster_view_of(await self._look([NODES, CLOCK], arguments))
 
     async def forget_node(self, node: str) -> None:
-        """Removes a process whose sessions were all swept, or which has none."""
+        """Removes a process that has no sessions, or whose sessions were all swept."""
         await self.ask(self.redis.zrem(NODES, node))
 
     async def sessions_of_node(self, node: str) -> AsyncIterator[tuple[str, str]]:
-        """The sessions that a process has sockets of: tenant and id."""
+        """Yields the sessions that a process has sockets of: tenant and id."""
         for partition in range(self.keys.partitions):
             for member in await self.ask(self.redis.smembers(self.keys.node(partition, node))):
                 tenant, _, session_id = member.decode().rpartition("/")
                 yield tenant, session_id
 
     async def depart(self, tenant: str, session_id: str, node: str) -> None:
-        """Takes a process off a session that others serve on."""
+        """Removes a process from a session that other processes serve."""
         await self.ask(self.redis.srem(self.keys.sockets(tenant, session_id), node))
         await self.leave(tenant, session_id, node)
 
     async def retreat(self, tenant: str, session_id: str) -> bool:
-        """Takes this process off a session that it has joined and could not serve; False: no
-        other one serves it, and this one has to look after it."""
+        """Removes this process from a session that it has joined but could not serve.
+
+        False: no other process serves the session, so this one must watch over it.
+        """
         keys = self.keys
         names = [
             keys.sockets(tenant, session_id),
@@ -60,13 +62,13 @@ class LiveProcesses(LiveClient):
         return bool(await self._retreat(names, [self.node, session_key(tenant, session_id)]))
 
     async def leave(self, tenant: str, session_id: str, node: str) -> None:
-        """Forgets that a process had sockets of a session that has ended."""
+        """Removes an ended session from the sessions that a process has sockets of."""
         keys = self.keys
         member = f"{tenant}/{session_id}"
         await self.ask(self.redis.srem(keys.node(keys.partition(tenant), node), member))
 
     async def graces(self, until_ms: int) -> AsyncIterator[tuple[str, str]]:
-        """Sessions whose grace ended at ``until_ms`` or before: tenant and id."""
+        """Yields sessions whose grace ended at ``until_ms`` or before: tenant and id."""
         for partition in range(self.keys.partitions):
             key = self.keys.graces(partition)
             for member in await self.ask(self.redis.zrangebyscore(key, "-inf", until_ms)):

@@ -18,33 +18,33 @@ GROUP = "flush"
 
 
 class OutboxEntry(msgspec.Struct):
-    """One entry of an outbox, on its way."""
+    """One entry of an outbox on its way to Postgres."""
 
     partition: int
     entry_id: str
     records: list[Record]
     refusal: str = ""
-    """Why it cannot be written; empty when it can."""
+    """Why the entry cannot be written; empty: it can."""
     fault: str = ""
-    """The error of our own for which it stays in the outbox; empty: it leaves it."""
+    """The error of our own that keeps the entry in the outbox; empty: the entry leaves it."""
     faulty: frozenset[type[Record]] = frozenset()
-    """The types of its records that met an error of our own."""
+    """The types of the entry's records that met an error of our own."""
 
 
 class Backlog(msgspec.Struct, frozen=True):
-    """What waits for Postgres, and what it refused."""
+    """The entries that wait for Postgres, and those that it refused."""
 
     entries: int
     oldest_ms: int
-    """The age of the oldest entry, by the clock of Redis; 0 when none waits."""
+    """The age in ms of the oldest entry, by the clock of Redis; 0: no entry waits."""
     rejected: int
 
 
 def connect(redis_url: str, connections_max: int = storage_limits.FLUSH_CONNECTIONS_MAX) -> Redis:
-    """A client for blocking reads, which the ordinary time-out would end (PITFALLS).
+    """Returns a client for blocking reads, which the ordinary time-out would end (PITFALLS).
 
-    It repeats no command by itself: a read whose answer was lost has made its entries
-    pending, and the flusher knows where to find them.
+    The client repeats no command: entries of a read whose answer was lost are pending, and the
+    flusher finds them there.
     """
     timeout_s = storage_limits.FLUSH_SOCKET_TIMEOUT_MS / 1000
 
@@ -63,30 +63,30 @@ def connect(redis_url: str, connections_max: int = storage_limits.FLUSH_CONNECTI
 
 
 def share(count: int, keys: Sequence[str]) -> int:
-    """XREADGROUP counts for each stream; together they are bounded by ``count``."""
+    """Returns the count per stream for XREADGROUP; ``count`` bounds the total."""
     return max(1, count // len(keys))
 
 
 def text(value: bytes | str) -> str:
-    """What Redis says, whether its client decodes or not."""
+    """Returns text of Redis, whether its client decodes or not."""
     return value.decode() if isinstance(value, bytes) else value
 
 
 def streams(answer: Any) -> list[tuple[bytes | str, list[Any]]]:
-    """The streams of an answer, in whichever of its shapes redis-py gives them."""
+    """Returns the streams of an answer, in any of the shapes that redis-py returns."""
     found = list(answer.items()) if isinstance(answer, dict) else list(answer or [])
     return [
-        # In one of them every stream's entries are a list within a list.
+        # In one shape, a stream's entries are a list within a list.
         (key, entries[0] if entries and isinstance(entries[0], list) else entries)
         for key, entries in found
     ]
 
 
 def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> OutboxEntry:
-    """The entry, decoded, or marked with why it cannot be.
+    """Returns the decoded entry, or one marked with the reason why decoding failed.
 
-    One without fields is pending but has been deleted: there is nothing to write, and
-    acknowledging it ends the matter.
+    An entry without fields is pending but was deleted: there is nothing to write, and its
+    acknowledgement is enough.
     """
     entry = OutboxEntry(partition, text(entry_id), [])
     try:
@@ -98,7 +98,7 @@ def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> OutboxEntry:
 
 
 def acknowledgement(partition: int, entries: Sequence[OutboxEntry]) -> tuple[list[str], list[Any]]:
-    """The keys and arguments of ``acknowledge.lua``."""
+    """Returns the keys and arguments of ``acknowledge.lua``."""
     keys = [outbox_key(partition), watermark_key(partition), rejected_key(partition)]
     arguments: list[Any] = [GROUP, storage_limits.REJECTED_ENTRIES_MAX]
     for entry in entries:

@@ -1,11 +1,11 @@
-"""A line to Redis that one task reads while others subscribe on it.
+"""A Pub/Sub connection that one task reads while other tasks subscribe on it.
 
-``PubSub`` of redis-py (8.1) makes its connection within whatever call finds that there is
-none, and makes it again within whatever call finds it broken. Two calls that find so together
-make two, of which one is never read; or one of them reads what the other's handshake waits
-for ("readuntil() called while another coroutine is already waiting for incoming data"). And
-whoever only listens never learns that nobody speaks to him any more: where a machine between
-the two has gone, nothing comes, and nothing breaks.
+``PubSub`` of redis-py (8.1) connects within any call that finds no connection, and reconnects
+within any call that finds a broken one. Two such calls at once make two connections, of which one
+is never read; or one call reads what the other's handshake waits for ("readuntil() called while
+another coroutine is already waiting for incoming data"). Furthermore, a subscriber cannot tell a
+dead connection from a quiet one: if a machine between the two is gone, nothing arrives, and nothing
+breaks.
 """
 
 import asyncio
@@ -23,25 +23,25 @@ from storage.tasks import end
 
 
 class PubSubConnection(PubSub):
-    """A ``PubSub`` that all who use it connect together, and that breaks when it is dead.
+    """A ``PubSub`` with one shared attempt to connect, which breaks when it is dead.
 
-    Whoever finds it broken says so, by ``ConnectionError``, and does not repeat what it was
-    about; whoever comes next connects, and all who come meanwhile wait for that one attempt
-    and share what comes of it. What was subscribed to is subscribed to anew, and confirmed.
+    A call that finds the connection broken raises ``ConnectionError``, and does not repeat its
+    command. The next call connects; all calls meanwhile wait for that one attempt and share its
+    result. After it, every channel is subscribed to again, and confirmed.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._attempt: asyncio.Task[None] | None = None
-        """The one that connects."""
+        """The attempt to connect that is under way."""
         self._attempts = 0
         self._is_closed = False
         self._given_up: list[tuple[bool, Any]] = []
-        """Channels that were given up during the attempt: whether sharded, and which."""
+        """Channels that were given up during the attempt: whether sharded, and the name."""
         self._is_asked = False
-        """It has been asked whether it lives, and has said nothing since."""
+        """A ping was sent, and nothing has arrived since."""
         self._due_at = math.inf
-        """When it is to be asked, or given up, by the loop's clock."""
+        """When to ping the connection, or to give it up, by the event loop's clock."""
 
     # --- Connecting ----------------------------------------------------------------
 
@@ -51,27 +51,27 @@ class PubSubConnection(PubSub):
         return connection is not None and bool(connection.is_connected)
 
     async def connect(self) -> None:
-        """Connects where there is no connection, and subscribes to all channels anew."""
+        """Connects if there is no connection, and subscribes to all channels again."""
         if self._attempt is None:
             if self._is_connected:
                 return
             if self._is_closed:
-                raise LineError("the line is closed")
+                raise LineError("the connection is closed")
             self._attempts += 1
             self._attempt = asyncio.create_task(self._connect())
             self._attempt.add_done_callback(self._tried)
         elif self._attempt is asyncio.current_task():
-            return  # this is what is subscribed to anew, on the connection that is there
+            return  # this call subscribes again within the attempt, on the existing connection
         attempt, waiter = self._attempt, asyncio.current_task()
         try:
             await asyncio.shield(attempt)
         except asyncio.CancelledError:
             if attempt.cancelled() and waiter is not None and not waiter.cancelling():
-                raise LineError("the line is closed") from None
+                raise LineError("the connection is closed") from None
             raise
         if not self._is_connected or self._attempt is not None:
-            # Or redis-py would connect, in the task of whoever waited.
-            raise LineError("the line broke again")
+            # Without this, redis-py would connect in the task that waited.
+            raise LineError("the connection broke again")
 
     async def _connect(self) -> None:
         try:
@@ -81,7 +81,7 @@ class PubSubConnection(PubSub):
         except BaseException as error:
             await self._break()  # it may be half made
             if isinstance(error, AttributeError):
-                raise LineError("the line broke") from error  # see _execute
+                raise LineError("the connection broke") from error  # see _execute
             raise
         self._heard()
 
@@ -95,24 +95,27 @@ class PubSubConnection(PubSub):
         while self._given_up:
             self._forget(*self._given_up.pop())
         if not attempt.cancelled():
-            attempt.exception()  # whoever waited for it has been told, or has gone
+            attempt.exception()  # waiting callers have the error already, or have gone
 
     async def aclose(self) -> None:
-        """Closes the line for good."""
+        """Closes the connection for good."""
         self._is_closed = True
         await end([self._attempt])
         await super().aclose()  # type: ignore[no-untyped-call]
 
-    # --- Saying ----------------------------------------------------------------------
+    # --- Writing ---------------------------------------------------------------------
 
     async def unsubscribe(self, *channels: Any) -> None:
-        """Listens no more. Whoever connects just now takes back what he has subscribed to anew;
-        where the line is broken there is nothing to take back."""
+        """Ends subscriptions.
+
+        An attempt under way undoes what it has subscribed to again. On a broken connection there is
+        nothing to undo.
+        """
         for channel in channels:
             await self._give_up(False, channel)
 
     async def sunsubscribe(self, *channels: Any, target_node: Any = None) -> None:
-        """Listens no more to sharded channels."""
+        """Ends subscriptions to sharded channels."""
         for channel in channels:
             await self._give_up(True, channel)
 
@@ -124,7 +127,7 @@ class PubSubConnection(PubSub):
             await self._take_back(sharded, channel)
 
     def _forget(self, sharded: bool, channel: Any) -> None:
-        """It is not subscribed to anew, should the line break before it is confirmed."""
+        """Removes a channel, so that a reconnect before the confirmation does not restore it."""
         kept = self.shard_channels if sharded else self.channels
         for name in self._normalize_keys({channel: None}):
             kept.pop(name, None)
@@ -135,25 +138,25 @@ class PubSubConnection(PubSub):
     async def _execute(
         self, conn: Any, command: Callable[..., Awaitable[Any]], *args: Any, **options: Any
     ) -> Any:
-        """Says or reads something, once."""
+        """Sends or reads once."""
         attempts = self._attempts
         try:
             return await command(*args, **options)
         except (LineError, LateError, OSError):
-            # Unless somebody has begun to connect meanwhile: that is not what broke.
+            # If another task has begun to connect meanwhile, that connection is not the broken one.
             if attempts == self._attempts:
                 await conn.disconnect(nowait=True)
             raise
         except AttributeError as error:
-            # redis-py writes to what another task has just found broken, and let go of.
+            # redis-py writes to a connection that another task has just found broken and dropped.
             if attempts == self._attempts and self._is_connected:
                 raise
-            raise LineError("the line broke") from error
+            raise LineError("the connection broke") from error
 
     # --- Reading -----------------------------------------------------------------------
 
     async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:  # noqa: ASYNC109
-        """What Redis says next, connected first where it was not."""
+        """Returns the next answer of Redis; connects first if necessary."""
         await self.connect()
         return await super().parse_response(block, timeout)
 
@@ -162,8 +165,11 @@ class PubSubConnection(PubSub):
         ignore_subscribe_messages: bool = False,
         timeout: float | None = 0.0,  # noqa: ASYNC109
     ) -> dict[str, Any] | None:
-        """The next message; None: there is none in time, which without a ``timeout`` is for
-        ever. Raises ``ConnectionError`` where the line is broken, or dead."""
+        """Returns the next message; None: none arrived within ``timeout`` seconds.
+
+        A ``timeout`` of None has no end. Raises ``ConnectionError`` if the connection is broken or
+        dead.
+        """
         clock = asyncio.get_running_loop().time
         until = math.inf if timeout is None else clock() + timeout
         while True:
@@ -178,7 +184,8 @@ class PubSubConnection(PubSub):
                 if message["type"] != "pong":
                     return message
             elif clock() >= self._due_at and not (self._is_asked and wait_s):
-                # What came while this process stood still is read first, without waiting.
+                # Messages that arrived while this process stood still are read first, without
+                # waiting.
                 await self._ask()
             elif clock() >= until:
                 return None
@@ -188,18 +195,21 @@ class PubSubConnection(PubSub):
         self._due_at = asyncio.get_running_loop().time() + storage_limits.CHANNEL_QUIET_S
 
     async def _ask(self) -> None:
-        """Asks a quiet line whether it lives; breaks it where it was asked before."""
+        """Pings a quiet connection; breaks it if it was pinged before."""
         if self._is_asked:
             await self._break()
-            raise LineError("the line is dead")
+            raise LineError("the connection is dead")
         self._heard()
         self._is_asked = True
         await self.ping()
 
 
 class FairPipeline(Pipeline):
-    """A pipeline whose answers are read a few at a time: redis-py reads all that have come
-    without others' having a turn, and 64 answers of a step take it some 10 ms."""
+    """A pipeline that reads its answers a few at a time.
+
+    redis-py reads all answers that have arrived before other tasks run. For 64 answers of a step,
+    that takes some 10 ms.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -208,7 +218,7 @@ class FairPipeline(Pipeline):
     async def parse_response(
         self, connection: Any, command_name: str | bytes, **options: Any
     ) -> Any:
-        """The next answer."""
+        """Returns the next answer."""
         self._answers += 1
         if self._answers % storage_limits.ANSWERS_PER_TURN == 0:
             await asyncio.sleep(0)
@@ -216,12 +226,12 @@ class FairPipeline(Pipeline):
 
 
 class FairRedis(Redis):
-    """A client whose lines are such ones, and whose pipelines are fair."""
+    """A client with ``PubSubConnection`` for channels, and with fair pipelines."""
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> FairPipeline:
-        """A pipeline."""
+        """Returns a fair pipeline."""
         return FairPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     def pubsub(self, **options: Any) -> PubSubConnection:
-        """A line, which connects when it is first used."""
+        """Returns a Pub/Sub connection, which connects at its first use."""
         return PubSubConnection(self.connection_pool, **options)

@@ -1,8 +1,8 @@
-"""What Redis has lost, and how it is put back.
+"""Finds what Redis has lost, and puts it back.
 
-Every partition has an epoch that changes whenever a loss is found: by whoever loads
-something into a partition that has none, or asserts a session of which it has an older
-copy. For a short while after that, ``recovering``, nothing but assertions is taken.
+Every partition has an epoch, which changes whenever a loss is found: when a process loads something
+into a partition without an epoch, or asserts a session of which the partition has an older copy.
+For a short while after that (``recovering``), Redis takes nothing but assertions.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def is_of_older_copy(epoch: bytes | None) -> bool:
-    """Whether an epoch began where only the last writes were lost."""
+    """Whether an epoch began after only the last writes were lost."""
     return epoch is not None and epoch.startswith(b"behind:")
 
 
 class RecoveryView(NamedTuple):
-    """What a look at Redis shows."""
+    """The result of a look at Redis."""
 
     partitions: dict[int, tuple[bytes | None, bytes | None]]
-    """How far the outboxes of partitions have been flushed (the id of an entry), and the
-    epochs; None: a partition has lost everything, and nobody has noticed."""
+    """The watermark (the id of an entry) and the epoch of each partition. None as an epoch: the
+    partition has lost everything, and no process has noticed."""
     histories: dict[object, bytes | None]
-    """The history of writes that each Redis goes on with; None: it does not say."""
+    """The history of writes that each Redis continues; None: Redis does not report it."""
 
 
 class Restoring:
@@ -57,20 +57,24 @@ class Restoring:
         self._recount = Script(live.redis, "recount")
 
     async def begin_epochs(self) -> None:
-        """Begins the first epoch of every partition that has none: there is nothing to put
-        back. For the first process of a deployment."""
+        """Begins the first epoch of every partition that has none; nothing is put back.
+
+        Only the first process of a deployment may call this.
+        """
         async with self.live.redis.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):
                 pipeline.set(self.keys.epoch(partition), self._epoch("begun"), nx=True)
             await self.live.ask(pipeline.execute())
 
     def _epoch(self, how: str) -> str:
-        """The name of an epoch that begins: no other one has it, not even after the same loss."""
+        """Returns a name for a new epoch; no other epoch has it, even after the same loss."""
         return f"{how}:{self.live.node}:{secrets.token_hex(4)}"
 
     async def look(self, partitions: Iterable[int]) -> RecoveryView:
-        """Looks at partitions, and at every Redis that has any. Raises ``LiveError`` where one
-        of these partitions does not answer."""
+        """Looks at partitions, and at every Redis that has any partition.
+
+        Raises ``LiveError`` if one of these partitions does not answer.
+        """
         wanted = set(partitions)
         places: dict[object, tuple[int, list[int]]] = {}
         for partition in range(self.keys.partitions):
@@ -84,7 +88,7 @@ class Restoring:
         )
 
     def _place(self, partition: int) -> object:
-        """Who has a partition, as far as is known."""
+        """Returns the node that has a partition, as far as is known."""
         redis = self.live.redis
         if isinstance(redis, ClusterRedis):
             return redis.master_of(self.keys.epoch(partition))
@@ -93,17 +97,17 @@ class Restoring:
     async def _look_at(
         self, partition: int, asked: list[int]
     ) -> tuple[dict[int, tuple[bytes | None, bytes | None]], bytes | None]:
-        """Looks at some partitions of one Redis, and at itself, which has ``partition``.
+        """Looks at some partitions of one Redis, and at that Redis, which has ``partition``.
 
-        The watermarks before the epochs: what was flushed before a loss is never taken for
-        what was after it.
+        Watermarks are read before epochs, so that a flush before a loss is never taken for a flush
+        after the loss.
         """
         redis = self.live.redis
         async with redis.pipeline(transaction=False) as pipeline:
             for one in asked:
                 pipeline.get(self.keys.watermark(one))
                 pipeline.get(self.keys.epoch(one))
-            # Not by its digest: a Redis that has begun anew knows no script.
+            # Not by its digest: a Redis that was started empty knows no script.
             pipeline.eval(self._history.text, 1, self.keys.epoch(partition))
             try:
                 *found, history = await self.live.ask(pipeline.execute(raise_on_error=False))
@@ -111,7 +115,7 @@ class Restoring:
                 if asked:
                     raise
                 if isinstance(redis, ClusterRedis):
-                    # Whoever follows it is asked the next time.
+                    # The next look asks the node that takes over.
                     with contextlib.suppress(LiveError):
                         await self.live.ask(redis.refresh())
                 return {}, None
@@ -123,8 +127,10 @@ class Restoring:
         return dict(zip(asked, pairs, strict=True)), history if is_told else None
 
     async def begin_epoch(self, partition: int) -> bool:
-        """Begins the epoch of a partition that has none, which has lost everything. Whether it
-        was this one that began it."""
+        """Begins the epoch of a partition that has none, because it lost everything.
+
+        Returns whether this call began the epoch.
+        """
         async with self.live.redis.pipeline(transaction=True) as pipeline:
             pipeline.set(self.keys.recovering(partition), "1", px=storage_limits.RECOVERY_MS)
             pipeline.set(
@@ -135,9 +141,11 @@ class Restoring:
         return bool(begun)
 
     async def begin_lost_epochs(self, partition: int) -> None:
-        """Begins the epochs of a partition that has lost everything, and of all others that the
-        same Redis has lost: so all of them have recovered in a while, and not each some time
-        after its first user has come. Raises ``LiveError``."""
+        """Begins the epochs of all partitions that the same Redis has lost.
+
+        ``partition`` is one of them. All recover at the same time, rather than each after its first
+        user has come. Raises ``LiveError``.
+        """
         place = self._place(partition)
         alike = [one for one in range(self.keys.partitions) if self._place(one) == place]
         seen, _ = await self._look_at(partition, alike)
@@ -145,9 +153,9 @@ class Restoring:
         await asyncio.gather(*map(self.begin_epoch, lost))
 
     async def is_settled(self, tenant: str) -> bool:
-        """Whether nobody is about to put back a session of a tenant any more.
+        """Whether no process may still put back a session of a tenant.
 
-        Where a loss has not been noticed by anybody, it is now.
+        The call also notices a loss that no process has noticed before.
         """
         partition = self.keys.partition(tenant)
         if not await self.live.is_warm(self.keys.epoch(partition)):
@@ -155,9 +163,12 @@ class Restoring:
         return not await self.live.is_warm(self.keys.unsettled(partition))
 
     async def put_back(self, assertion: Assertion) -> tuple[str, tuple[str, ...]]:
-        """Asserts a session. Answers ``ok``, ``known``, ``other`` where another step counts,
-        ``cold`` with what must be loaded before it is asked again, or ``forked`` with the version
-        that it has to come after. Raises ``LiveError`` without an answer."""
+        """Asserts a session, and returns a status with details.
+
+        The status is ``ok``; ``known``; ``other``: another step counts; ``cold``: the details must
+        be loaded before the next assertion; or ``forked``: the detail is the version that the
+        session must follow. Raises ``LiveError`` without an answer.
+        """
         keys, identity = self.keys, assertion.session.identity
         tenant, session_id = identity.tenant, identity.session_id
         partition = keys.partition(tenant)
@@ -186,7 +197,7 @@ class Restoring:
         return status.decode(), details
 
     def _encode(self, assertion: Assertion) -> bytes:
-        """The argument of ``assert.lua``."""
+        """Encodes the argument of ``assert.lua``."""
         session = assertion.session
         identity, standing, grant = session.identity, session.standing, session.grant
         terms, ended = identity.terms, standing.phase is Phase.ENDED
@@ -230,11 +241,11 @@ class Restoring:
         return orjson.dumps(encoded)
 
     async def over(self, ended: Sequence[SessionState]) -> None:
-        """Lets Redis forget sessions that have ended, some time from now: they are in Postgres,
-        and whoever ended them will not assert it again.
+        """Lets Redis forget ended sessions, some time from now.
 
-        Before that it must not, by whatever its clock does: an end that is asserted where
-        nothing is left of the session is taken for one that was lost, and charged.
+        The sessions are in Postgres, and the process that ended them will not assert them again.
+        Redis must not forget them earlier, whatever its clock does: an end that is asserted where
+        nothing is left of the session counts as a lost end, and is charged.
         """
         for first in range(0, len(ended), storage_limits.ASSERTIONS_PER_BATCH):
             async with self.live.redis.pipeline(transaction=False) as pipeline:
@@ -247,7 +258,7 @@ class Restoring:
     async def replay(
         self, partition: int, entries: Sequence[tuple[str, Sequence[Record]]]
     ) -> list[str]:
-        """Appends entries to an outbox again that are not there; their ids now."""
+        """Appends missing entries to an outbox again; returns their present ids."""
         arguments: list[str | bytes] = []
         for entry_id, records in entries:
             arguments += [entry_id, _ENCODER.encode(list(records))]
@@ -257,7 +268,7 @@ class Restoring:
     async def apply_entries(
         self, account: AccountName, entries: Sequence[RecentEntry], now_ms: int
     ) -> int:
-        """Applies entries of the ledger that an account in Redis lacks; how many."""
+        """Applies ledger entries that an account in Redis lacks; returns how many."""
         keys = self.keys
         names = [keys.account(*account), keys.applied(*account), keys.spends(*account)]
         flat: list[str | int] = []
@@ -268,13 +279,13 @@ class Restoring:
         return int(await self._recover(names, arguments))
 
     async def recount(self, done: OperationsDone) -> bool:
-        """Says how often an operation was done at least; whether Redis thought it was less."""
+        """Sets a lower bound for how often an operation was done; returns whether it rose."""
         names = [self.keys.operations(done.tenant, done.account_id)]
         names += [self.keys.hold(done.tenant, hold_id) for hold_id in done.holds]
         return bool(int(await self._recount(names, [done.month, done.operation, done.times])))
 
     async def has_limit(self, change: LimitChange) -> bool:
-        """Whether Redis has a limit as Postgres has it, or does not have its counter."""
+        """Whether Redis has a limit as Postgres has it, or lacks its counter."""
         keys, tenant = self.keys, change.tenant
         key = keys.member(tenant, change.user_id) if change.user_id else keys.organization(tenant)
         limit, overage = await self.live.ask(self.live.redis.hmget(key, ["limit", "overage"]))

@@ -1,7 +1,7 @@
-"""Minutes that clients counted for themselves, taken in one atomic step each.
+"""Reported minutes, each taken in one atomic step.
 
-The step is ``storage/redis/lua/track_minute.lua``; what it is made of is computed by
-``server/usage/reported_minutes.py``.
+The step is ``storage/redis/lua/track_minute.lua``; ``server/usage/reported_minutes.py`` computes
+its contents.
 """
 
 from typing import Any, Literal, NamedTuple, cast
@@ -24,46 +24,47 @@ _ENCODER = msgspec.json.Encoder()
 
 
 class ReportedStep(msgspec.Struct, frozen=True):
-    """One minute that a client counted, and what the session is after it."""
+    """One minute that a client counted, and the session after it."""
 
     identity: Identity
     standing: Standing
-    """Its version is one more than the one that the step was computed from."""
+    """The standing after the step; its version is one above the version the step was computed from.
+    """
     is_first: bool
     """The session is not in Redis."""
     is_beyond_cap: bool
     """The session would be longer than its terms allow."""
     minute_at: int | None
-    """The new minute's beginning; None: there is none, and minutes that Redis has lost are put
-    back, which were taken before."""
+    """The new minute's beginning; None: there is no new minute, and minutes that were taken before
+    and that Redis has lost are put back."""
     month: str
     minutes: dict[int, int]
-    """Numbers of minutes by the instant of their beginning: the new one, and for a session
-    that Redis has lost all those that are written down."""
+    """Numbers of minutes by the instant of their beginning: the new minute, and for a session that
+    Redis has lost, all minutes that Postgres has."""
     earlier: tuple[str, ...]
-    """The months of minutes that are written down and that Redis has lost, in their order."""
+    """The months of minutes that Postgres has and Redis has lost, in their order."""
     records: tuple[Record, ...]
     basis: StartBasis | None
-    """What a first minute was decided from; None: it is not the first."""
+    """What a first minute was decided from; None: the minute is not the first."""
     at: int
-    """The instant of the step itself, whichever minute it is of."""
+    """The instant of the step itself, whatever minute it is of."""
     kept_ms: int
-    """How long it is remembered which minutes were taken."""
+    """How long Redis remembers which minutes were taken, in ms."""
     recall: bool = False
-    """Metered sessions are told to give back the minutes that it lacks and they merely hold."""
+    """Metered sessions are asked to give back minutes that they merely hold and this one lacks."""
 
 
 class ReportVerdict(NamedTuple):
-    """What became of a step."""
+    """The result of a step."""
 
     status: Status
     detail: str
-    """The outbox entry of a minute that was taken, the number of a duplicate, the limit that
-    refused or is held, or what must be loaded first."""
+    """The outbox entry of a taken minute, the number of a duplicate, the limit that refused or is
+    held, or what must be loaded first."""
 
 
 class MinuteReporter:
-    """The one step, as a process makes it."""
+    """Makes the steps of reported minutes for one process."""
 
     def __init__(self, live: Live) -> None:
         self._keys = live.keys
@@ -71,8 +72,10 @@ class MinuteReporter:
         self._script = TimedScript(live.redis, "track_minute", live.times)
 
     async def track(self, step: ReportedStep) -> ReportVerdict:
-        """Makes a step. Raises ``LiveError`` when Redis does not answer; then it may have been
-        made, and making it again changes nothing."""
+        """Makes a step. Raises ``LiveError`` when Redis does not answer.
+
+        The step may have been made then; a repetition changes nothing.
+        """
         keys, identity, standing = self._keys, step.identity, step.standing
         tenant, session_id = identity.tenant, identity.session_id
         partition = keys.partition(tenant)

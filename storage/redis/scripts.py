@@ -1,4 +1,4 @@
-"""Redis as the live state asks it: a client that repeats nothing, and scripts by digest."""
+"""The Redis client of the live state, which repeats no command, and scripts by digest."""
 
 import asyncio
 import hashlib
@@ -20,15 +20,15 @@ LUA_DIR = Path(__file__).parent / "lua"
 
 
 class LiveError(Exception):
-    """Redis did not answer, or not in time. What was asked may have been done."""
+    """Redis did not answer, or not in time. The command may have been run."""
 
 
 def connect(url: str) -> Redis:
-    """A client that never runs a command twice (PITFALLS, redis-py): of one Redis, or of a
-    whole cluster of it.
+    """Returns a client that never runs a command twice (PITFALLS, redis-py).
 
-    Whoever finds all connections taken waits for one, no longer than for an answer: when a
-    process dies its clients come back to another one together.
+    The client is for one Redis, or for a whole cluster. A call that finds all connections taken
+    waits for one, no longer than for an answer: when a process dies, its clients reconnect to
+    another process all at once.
     """
     return ClusterRedis(url, _connect) if is_cluster(url) else _connect(url)
 
@@ -48,13 +48,15 @@ def _connect(url: str) -> Redis:
 
 
 def text_of(name: str) -> str:
-    """The text of a ``.lua`` file."""
+    """Returns the text of a ``.lua`` file."""
     return (LUA_DIR / f"{name}.lua").read_text("utf-8")
 
 
 class Script:
-    """One ``.lua`` file, or a text of one's own: called by its digest, and sent whole where
-    Redis forgot it."""
+    """One ``.lua`` file, or another text, called by its digest.
+
+    The whole text is sent if Redis has lost the script.
+    """
 
     def __init__(self, redis: Redis, name: str, text: str | None = None) -> None:
         self._redis = redis
@@ -63,13 +65,12 @@ class Script:
         """The name under which Redis keeps the script."""
 
     async def load(self, key: str) -> None:
-        """Brings the script to the Redis that has a key; it forgets all at a restart or
-        failover."""
+        """Loads the script into the Redis that has a key; a restart or failover loses it."""
         client = await client_of(self._redis, key)
         await client.script_load(self.text)
 
     async def run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Runs the script; raises what redis-py raises, and has no bound but its own."""
+        """Runs the script; raises the errors of redis-py, and sets no deadline itself."""
         try:
             return await self._execute("EVALSHA", self.digest, keys, args)
         except NoScriptError:

@@ -1,9 +1,9 @@
-"""Spends and holds: what operations take of an account's credits, in single atomic steps.
+"""Spends and holds: what operations take of an account, in single atomic steps.
 
-Beside ``storage.redis.live``, which does the same for the time of sessions, on the same keys and
-with the same care: a script decides, appends its records to the outbox and tells the
-account's channel, all in one. Repeating any of them is safe, for a spend and a hold have
-ids and a hold leaves its state ``open`` once. What is cold must be loaded by the caller.
+``storage.redis.live`` does the same for the time of sessions, on the same keys and with the same
+care. One script decides, appends its records to the outbox, and publishes on the account's channel,
+all in one step. A repetition is safe, because a spend and a hold have ids, and a hold leaves its
+state ``open`` once. The caller must load what is cold.
 """
 
 from collections.abc import Mapping
@@ -28,30 +28,30 @@ Status = Literal[
     "ok", "repeated", "limit", "held", "short", "late", "cold", "full",
     "absent", "closed", "due", "early", "exceeds",
 ]  # fmt: skip
-"""What a script answers; each is explained at its top."""
+"""The answers of scripts; each script explains its answers at its top."""
 
 
 class AccountName(NamedTuple):
-    """A credit account: the tenant that has it, and its id there."""
+    """A credit account: its tenant, and its id there."""
 
     tenant: str
     account_id: str
 
 
 class SpendingReply(msgspec.Struct, frozen=True):
-    """What became of a spend, or of a step of a hold."""
+    """The result of a spend, or of a step of a hold."""
 
     status: Status
     figures: AccountFigures | None
-    """The account after it; None when it is cold."""
+    """The account after the step; None: it is cold."""
     times: int = 0
     """With ``limit``: how often the operation was done in the month."""
     cold: str = ""
     """With ``cold``: what must be loaded, ``account`` or ``operations``."""
     records: tuple[Record, ...] = ()
-    """What was appended; with ``repeated``, what of it still waits in the outbox."""
+    """The appended records; with ``repeated``, those of them that still wait in the outbox."""
     hold: HoldRow | None = None
-    """The hold after it, where there is one."""
+    """The hold after the step, if there is one."""
 
 
 class Spending:
@@ -82,11 +82,11 @@ class Spending:
         monthly_limit: int | None = None,
         recall: bool = False,
     ) -> SpendingReply:
-        """Takes what ``entry`` says (kind ``spend`` or ``expire``) from its account, once.
+        """Takes the amount of ``entry`` (kind ``spend`` or ``expire``) from its account, once.
 
-        An operation counts in the entry's month if ``counts``, and is done no more often
-        than ``monthly_limit``. With ``recall``, holders are told to shrink when only
-        what they hold is in the way. Raises :class:`LiveError` without an answer.
+        If ``counts``, an operation counts in the entry's month, and is done at most
+        ``monthly_limit`` times. With ``recall``, holders are asked to shrink if only what they hold
+        prevents the spend. Raises :class:`LiveError` without an answer.
         """
         tenant, account_id = entry.tenant, entry.account_id
         counted = counts and entry.operation is not None
@@ -119,7 +119,7 @@ class Spending:
         status, fields, detail, records = answer
         made: tuple[Record, ...] = (entry,) if status == b"ok" else ()
         for encoded in records:
-            # Whatever else was appended in the same millisecond stands beside it.
+            # Other records of the same millisecond are in the same list.
             made += tuple(
                 record
                 for record in decode_records(encoded)
@@ -132,7 +132,7 @@ class Spending:
     async def operations(
         self, tenant: str, account_id: str, month: str, operation: str
     ) -> int | None:
-        """How often an operation was done in a month; None while the month is cold."""
+        """Returns how often an operation was done in a month; None: the month is cold."""
         names = (month, f"{operation}:{month}")
         key = self.keys.operations(tenant, account_id)
         loaded, times = await self.live.ask(self.live.redis.hmget(key, names))
@@ -146,8 +146,10 @@ class Spending:
         times: Mapping[str, int],
         holds: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Says how often operations were done in a cold month, and which holds (by their ids)
-        are open for an operation as Postgres has them."""
+        """Loads the operations of a cold month: their counts, and the open holds for them.
+
+        ``holds`` has the operation of each open hold, by its id, as Postgres has it.
+        """
         flat = [part for counted in times.items() for part in counted]
         names = [self.keys.operations(tenant, account_id)]
         names += [self.keys.hold(tenant, hold_id) for hold_id in holds]
@@ -158,7 +160,7 @@ class Spending:
     async def hold(
         self, change: HoldChanged, *, monthly_limit: int | None = None, recall: bool = False
     ) -> SpendingReply:
-        """Opens a hold, once; ``change`` is what it is to be."""
+        """Opens a hold, once; ``change`` is the opened hold."""
         tenant, account_id = change.tenant, change.account_id
         partition = self.keys.partition(tenant)
         answer = await self._hold(
@@ -191,13 +193,15 @@ class Spending:
         return _answer(status, fields, detail, hold=hold, records=(change,))
 
     async def find_hold(self, tenant: str, hold_id: str) -> HoldRow | None:
-        """A hold that is in Redis; None when it is not."""
+        """Returns a hold that is in Redis; None: Redis does not have it."""
         found = await self.live.ask(self.live.redis.hgetall(self.keys.hold(tenant, hold_id)))
         return hold_from(found)
 
     async def restore_hold(self, hold: HoldRow) -> bool:
-        """Brings a hold in Redis to what Postgres says of it, after a loss; whether anything
-        was changed."""
+        """Brings a hold in Redis to its state in Postgres, after a loss.
+
+        Returns whether anything was changed.
+        """
         answer = await self._restore(
             [
                 self.keys.hold(hold.tenant, hold.hold_id),
@@ -220,8 +224,10 @@ class Spending:
         return bool(int(answer))
 
     async def amend_hold(self, ended: HoldRow, now_ms: int) -> bool:
-        """Brings a hold that has ended in Redis to the end that Postgres has of it, if that is
-        another one; whether anything was changed."""
+        """Gives an ended hold in Redis the end that Postgres has, if the two differ.
+
+        Returns whether anything was changed.
+        """
         tenant, account_id = ended.tenant, ended.account_id
         answer = await self._amend(
             [
@@ -242,9 +248,10 @@ class Spending:
         return bool(int(answer))
 
     async def post(self, hold: HoldRow, entry: EntryPosted) -> SpendingReply:
-        """Charges ``entry`` (kind ``post``) to a hold, and gives back the rest of it.
+        """Charges ``entry`` (kind ``post``) to a hold, and gives back the hold's rest.
 
-        The hold keeps the entry's metadata, so that :func:`posted_records` finds it again.
+        The hold keeps the entry's metadata, so that :func:`posted_records` finds the metadata
+        again.
         """
         micros = -entry.amount_micros
         records = posted_records(hold, entry)
@@ -277,7 +284,7 @@ class Spending:
     async def void(
         self, hold: HoldRow, now_ms: int, state: Literal["voided", "expired"] = "voided"
     ) -> SpendingReply:
-        """Gives back what is held: because it failed, or because its time is over."""
+        """Gives back what is held, after a failure or when the hold has expired."""
         change = change_of(hold, state, now_ms)
         tenant, account_id = hold.tenant, hold.account_id
         partition = self.keys.partition(tenant)
@@ -303,7 +310,7 @@ class Spending:
         return _answer(status, fields, hold=found, records=(change,))
 
     async def holds_due(self, now_ms: int) -> list[tuple[str, str]]:
-        """Holds whose time is over: tenant and id, a bounded number of each partition."""
+        """Returns expired holds: tenant and id, a bounded number of each partition."""
         async with self.live.redis.pipeline(transaction=False) as pipeline:
             for partition in range(self.keys.partitions):
                 pipeline.zrange(
@@ -323,15 +330,17 @@ class Spending:
         return due
 
     async def forget_hold(self, tenant: str, hold_id: str) -> None:
-        """Nobody knows of this hold: it is not looked after any more."""
+        """Stops watching a hold that is open nowhere: it has ended, or is unknown."""
         key = self.keys.holds(self.keys.partition(tenant))
         await self.live.ask(self.live.redis.zrem(key, f"{tenant}/{hold_id}"))
 
     # --- Months --------------------------------------------------------------------
 
     async def adjust(self, adjustment: AdjustmentRow) -> bool:
-        """Applies a correction that Postgres has to the months that are in Redis, once;
-        whether any was changed now."""
+        """Applies a correction from Postgres to the months that are in Redis, once.
+
+        Returns whether any month was changed now.
+        """
         tenant, user_id = adjustment.tenant, adjustment.user_id
         changed = await self._adjust(
             [self.keys.member(tenant, user_id), self.keys.organization(tenant)],
@@ -349,7 +358,7 @@ class Spending:
 def change_of(
     hold: HoldRow, state: HoldState, changed_at: int, posted_micros: int = 0
 ) -> HoldChanged:
-    """The record of a hold that is in a state since an instant."""
+    """Returns the record of a hold that is in a state since an instant."""
     return HoldChanged(
         tenant=hold.tenant,
         account_id=hold.account_id,
@@ -368,15 +377,15 @@ def change_of(
 
 
 def posted_id(hold_id: str) -> str:
-    """The id of the ledger's entry of a hold that is posted; ``write_entries.sql`` knows it."""
+    """Returns the id of a posted hold's ledger entry; ``write_entries.sql`` has it too."""
     return f"post:{hold_id}"
 
 
 def posted_records(hold: HoldRow, entry: EntryPosted) -> tuple[Record, ...]:
-    """What is appended when ``entry`` is charged to a hold."""
+    """Returns the records to append when ``entry`` is charged to a hold."""
     change = change_of(hold, "posted", entry.at, -entry.amount_micros)
     change = msgspec.structs.replace(change, metadata=entry.metadata)
-    # What moved nothing is in no ledger; but an operation is kept as usage all the same.
+    # No ledger has an entry that moved nothing; but an operation is still kept as usage.
     if not entry.amount_micros and entry.operation is None:
         return (change,)
     return (entry, change)
@@ -406,7 +415,7 @@ def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
 
 
 def _fields(hold: HoldChanged | HoldRow) -> list[str | int | bytes]:
-    """A hold as its hash has it, flat."""
+    """Returns the fields of a hold's hash, as a flat list."""
     fields: dict[str, str | int | bytes] = {
         "tenant": hold.tenant,
         "id": hold.hold_id,
@@ -426,7 +435,7 @@ def _fields(hold: HoldChanged | HoldRow) -> list[str | int | bytes]:
 
 
 def hold_from(fields: Mapping[bytes, bytes]) -> HoldRow | None:
-    """The hold in its hash's fields; None when it has none."""
+    """Returns the hold of its hash's fields; None: there are no fields."""
     if not fields:
         return None
     text = {name.decode(): value.decode() for name, value in fields.items()}

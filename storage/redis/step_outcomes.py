@@ -1,4 +1,4 @@
-"""What becomes of a step: the answer of its script, as the meter and its shell take it."""
+"""The outcome of a step: its script's answer, for the meter and its shell."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 
 class AccountChange(msgspec.Struct, frozen=True):
-    """The account's figures after a change: what a projection takes."""
+    """The account's figures after a change, for its projection."""
 
     version: int
     gross_micros: int
@@ -21,34 +21,34 @@ class AccountChange(msgspec.Struct, frozen=True):
 
 
 class StepOutcome(msgspec.Struct, frozen=True):
-    """What became of a step: an answer for the meter, or what is missing."""
+    """The outcome of a step: an answer for the meter, or what is missing."""
 
     reply: Reply | None
     change: AccountChange | None = None
-    """The account's figures, when the step changed its projection."""
+    """The account's figures, if the step changed its projection."""
     cold: tuple[str, ...] = ()
-    """What must be loaded before the step is asked again."""
+    """What must be loaded before the step is sent again."""
     gone: bool = False
     """Redis has lost the session, or the newest of its steps."""
     outdated: bool = False
-    """What a start was decided from is otherwise now; see ``protocol.metering.steps.Basis``."""
+    """The basis of a start has changed; see ``protocol.metering.steps.StartBasis``."""
     full: bool = False
-    """So much waits for Postgres that no session is started."""
+    """Too much waits for Postgres: no session is started."""
     crowded: bool = False
-    """The user has as many live sessions of the kind as it allows: no session is started."""
+    """The user has the most live sessions that the kind allows: no session is started."""
     entry_id: str = ""
-    """The outbox entry in which the step's records are; empty: there are none."""
+    """The outbox entry with the step's records; empty: there are none."""
     held: bool = False
-    """Only what other sessions hold was in the way: they were told to give some back."""
+    """Only what other sessions hold prevented the step; they were asked to give some back."""
     failed: str = ""
-    """Redis refused to run the script, and says why: nothing was done. Or this step could not
-    be written down for it."""
+    """Why nothing was done: Redis refused to run the script, or the step could not be encoded."""
     unread: bool = False
-    """It was made, or was not: its answer could not be read, for the reason in ``failed``."""
+    """It is unknown whether the step was made: its answer could not be decoded, as ``failed``
+    explains."""
 
 
 def outcome_of(step: Step, answer: Any) -> StepOutcome:
-    """The outcome of a step, from the answer of its script. It never raises."""
+    """Returns the outcome of a step from its script's answer. Never raises."""
     try:
         return _read_outcome(step, answer)
     except Exception as error:
@@ -58,7 +58,7 @@ def outcome_of(step: Step, answer: Any) -> StepOutcome:
 
 def _read_outcome(step: Step, answer: Any) -> StepOutcome:
     if isinstance(answer, Exception):
-        # Out of memory, read only, still loading: one batch, but each for itself.
+        # Out of memory, read only, still loading: each step of the batch fails alone.
         return StepOutcome(reply=None, failed=str(answer) or type(answer).__name__)
     status, detail, _, counters, bumped, _ = answer
     if status == b"cold":

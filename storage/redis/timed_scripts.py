@@ -1,12 +1,12 @@
-"""Scripts that do nothing once their process has given them up.
+"""Scripts that do nothing after their process has given up waiting.
 
-A command may reach Redis long after its process has stopped waiting for the answer. The caller
-asks again meanwhile, and may get a contrary answer, which is final: a spend is refused, a limit
-is changed once more. So the command carries the last instant at which it may run, by the clock
-of Redis (``overdue.lua``), and its process does not give it up before that instant.
+A command may reach Redis long after its process has stopped waiting for the answer. Meanwhile the
+caller asks again, and may get a contrary answer, which is final: a spend is refused, or a limit is
+changed once more. So the command carries the last instant at which it may run, by the clock of
+Redis (``overdue.lua``), and the process waits for the answer until that instant.
 
-What the clock of a Redis shows, a process infers from answers: at the moment of an answer, it is
-at least the time that the answer carries. So the instant is too early rather than too late.
+A process infers the clock of a Redis from answers: at the moment of an answer, the clock shows at
+least the time in the answer. So the instant is too early rather than too late.
 """
 
 import asyncio
@@ -31,8 +31,11 @@ _WORK: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 
 @contextmanager
 def work_until(ends_at: float) -> Iterator[None]:
-    """Nothing that this task asks of a timed script meanwhile runs after an instant, in seconds of
-    the monotonic clock. A process that stood still finds that it is too late."""
+    """Bounds the timed scripts of this task: none runs after ``ends_at``.
+
+    ``ends_at`` is in seconds of the monotonic clock. A process that stood still thus finds out that
+    its work is too late.
+    """
     task = asyncio.current_task()
     assert task is not None
     before = _WORK.get(task, math.inf)
@@ -44,16 +47,16 @@ def work_until(ends_at: float) -> Iterator[None]:
 
 
 class _RedisTime(NamedTuple):
-    """What an answer says of the clock of a Redis: milliseconds ahead of the monotonic clock."""
+    """The clock of a Redis according to one answer."""
 
     ahead_ms: float
-    """At least."""
+    """How far that clock is ahead of the monotonic clock, in ms; at least this much."""
     answered_at: float
-    """When that was, in seconds of the monotonic clock."""
+    """The instant of the answer, in seconds of the monotonic clock."""
 
 
 class RedisTimes:
-    """What the clock of each Redis shows, as far as one process knows."""
+    """The clock of each Redis, as far as one process knows it."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -62,14 +65,14 @@ class RedisTimes:
         self._known: dict[object, _RedisTime] = {}
 
     def _place(self, key: str) -> object:
-        """Who has a key, as far as is known: each Redis has a clock of its own."""
+        """Returns the node that has a key, as far as is known: each has its own clock."""
         return self._redis.master_of(key) if isinstance(self._redis, ClusterRedis) else None
 
     def observe(self, key: str, redis_ms: float, sent_at: float) -> None:
-        """The Redis that has a key said its time, when it was asked at ``sent_at``."""
+        """Takes the time in an answer of the Redis that has ``key``; sent at ``sent_at``."""
         now_s, place = self.reading(), self._place(key)
         ahead_ms, before = redis_ms - now_s * 1000, self._known.get(place)
-        # A faster answer said it better, unless the clock has gone back since.
+        # A faster answer was more precise, unless the clock has gone back since.
         if (
             before is not None
             and now_s - before.answered_at < storage_limits.REDIS_TIME_FRESH_S
@@ -79,36 +82,41 @@ class RedisTimes:
         self._known[place] = _RedisTime(ahead_ms, now_s)
 
     def latest(self, key: str, given_up_at: float) -> int:
-        """What the clock of the Redis that has a key shows at the earliest when a command is given
-        up, epoch ms; 0 where that is not known."""
+        """Returns the least that the clock of a key's Redis shows at ``given_up_at``.
+
+        The result is in epoch milliseconds; 0: not known. ``given_up_at`` is when the command is
+        given up.
+        """
         known = self._known.get(self._place(key))
         if known is None or self.reading() - known.answered_at >= storage_limits.REDIS_TIME_KNOWN_S:
             return 0
         return int(given_up_at * 1000 + known.ahead_ms) - storage_limits.GIVEN_UP_MARGIN_MS
 
     async def wait_until(self, at: float) -> None:
-        """Waits until a reading of the monotonic clock."""
+        """Waits until the monotonic clock shows ``at``, in seconds."""
         await asyncio.sleep(max(0.0, at - self.reading()))
 
 
 class TimedScript(Script):
-    """A script that does nothing once its process has given it up."""
+    """A script that does nothing after its process has given up waiting for it."""
 
     def __init__(self, redis: Redis, name: str, times: RedisTimes) -> None:
         super().__init__(redis, name, text_of("overdue") + text_of(name))
         self._times = times
 
     async def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Runs the script. Raises :class:`LiveError` when no answer comes in time, and then it
-        does not run later."""
+        """Runs the script. Raises :class:`LiveError` when no answer comes in time.
+
+        The script then does not run later.
+        """
         for _ in range(storage_limits.OVERDUE_ATTEMPTS_MAX):
             sent_at = self._times.reading()
             answer = await self._ask(keys, args, sent_at)
             if not (isinstance(answer, list) and answer and answer[0] == b"overdue"):
                 return answer
-            # It was answered in time, so the clock of Redis was not known, or was stepped.
+            # The answer was in time, so the clock of Redis was unknown or was stepped.
             self._times.observe(keys[0], int(answer[1]) * 1000 + int(answer[2]) / 1000, sent_at)
-        raise LiveError("it came too late")
+        raise LiveError("the command came too late")
 
     async def _ask(self, keys: Sequence[str], args: Sequence[Any], sent_at: float) -> Any:
         given_up_at = sent_at + limits.REDIS_TIMEOUT_MS / 1000
@@ -134,7 +142,7 @@ class TimedScript(Script):
 
 
 def _is_refused(error: BaseException) -> bool:
-    """Whether nothing listens where Redis is expected: then nothing was sent."""
+    """Whether nothing listens at the address of Redis, so that nothing was sent."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (ConnectionRefusedError, FileNotFoundError)):
