@@ -213,6 +213,12 @@ class Performer(Expectations):
         ):
             await self.reports.report(found, self.world.people[user], session, minute_at)
 
+    async def do_report_soon(self, node: str, user: str, session: str, minute_at: int) -> None:
+        found = self.node(node)
+        if found is not None:
+            self.reports.report_soon(found, self.world.people[user], session, minute_at)
+            await self.cluster.settle()
+
     async def do_heartbeat(self, node: str, user: str, session: str) -> None:
         """A client proves over HTTP that it lives, to any process."""
         found = self.node(node)

@@ -31,6 +31,7 @@ class Reports:
         """Minutes of which nobody knows whether they were taken: session and beginning."""
         self.refused: dict[tuple[str, int], str] = {}
         """The codes with which minutes were refused at last."""
+        self._unheard: list[Any] = []
         self.waited_ms = 0
         """How long the last report waited for its answer."""
 
@@ -71,6 +72,11 @@ class Reports:
                 # Had the report before taken it, it would be answered as a repetition.
                 self.unknown.discard((session, minute_at))
         session_log.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
+
+    def report_soon(self, node: ServerHost, person: Person, session: str, minute_at: int) -> None:
+        """A client reports a minute, while other things happen, and does not hear the answer."""
+        self._unheard.append(node.act(self._take(node, person, session, minute_at)))
+        self.unknown.add((session, minute_at))
 
     async def offer(self, node: ServerHost, session: str, minute_at: int) -> Any:
         """What a minute of a session is answered with that is metered."""

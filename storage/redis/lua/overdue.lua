@@ -9,8 +9,8 @@
 -- that instant. Otherwise the script goes on.
 
 do
-  local time = redis.call('TIME')
-  if time[1] * 1000 + time[2] / 1000 > tonumber(table.remove(ARGV)) then
+  local latest, time = tonumber(table.remove(ARGV)), redis.call('TIME')
+  if time[1] * 1000 + time[2] / 1000 > latest then
     return {'overdue', time[1], time[2]}
   end
 end

@@ -27,6 +27,11 @@ LEARNT = (SERVE, report("t0", minute_at(1)), report("t0", minute_at(2), node=OTH
 """Both processes know the scripts, and the months are in Redis."""
 
 
+def report_soon(session: str, minute: int) -> Action:
+    """A client reports a minute, and does not hear the answer."""
+    return act("report_soon", node=NODE, user="ann9", session=session, minute_at=minute)
+
+
 def taken(minutes: int, session: str = "t1") -> Action:
     """That many minutes were taken."""
     return act("taken", session=session, minutes=minutes)
@@ -44,13 +49,13 @@ def holds(minutes: int, user: str, session: str) -> Action:
 
 REPORTED_MORE = {
     "a minute comes late and another was faster": Directed((
-        *LEARNT, report("t1", minute_at(1)), mishaps(NODE, "redis", ["none"], ["late", 3_000]),
-        report("t1", minute_at(3)), report("t1", minute_at(4), node=OTHER), wait(5), taken(2),
-        report("t1", minute_at(5)), taken(3), wait(5),
+        *LEARNT, report("t1", minute_at(1)), mishaps(NODE, "redis", ["none"], ["held", 1_200]),
+        report_soon("t1", minute_at(4)), report("t1", minute_at(3), node=OTHER), wait(5), taken(2),
+        report("t1", minute_at(4)), taken(3), report("t1", minute_at(5)), taken(4), wait(5),
     )),
     "a first minute comes late, after a loss": Directed((
         limit(300), *LEARNT, start("s1", **RECORDING), wait(5),
-        mishaps(NODE, "redis", ["none"], ["none"], ["late", 25_000]), report("t1", minute_at(2)),
+        mishaps(NODE, "postgres", ["slow", 25_000]), report_soon("t1", minute_at(2)),
         LAG, mishaps(OTHER, "postgres", ["none"], ["none"], ["lost"]),
         report("t1", minute_at(1), node=OTHER), ask("s1", "pause"),
         act("postgres_away", ms=20_000), UNNOTICED, wait(5),
