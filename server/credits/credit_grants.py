@@ -1,13 +1,13 @@
-"""Money in: an entry in Postgres first, and then in Redis.
+"""Money in: an entry is written to Postgres first, and then applied in Redis.
 
-The two writes cannot be one, so the first leaves a note in Postgres (``account_inbox``)
-that is taken away when the second is done. A process that dies between them is followed by
-one that finds the note; Redis knows the entries that it took, so nothing counts twice.
+The two writes cannot be one. So the first leaves a note in Postgres (``account_inbox``), which is
+removed when the second is done. If a process dies between them, another process finds the note.
+Redis knows the entries that it took, so nothing counts twice.
 
-Two kinds of grants have a name in the rate card. A package is granted because somebody
-bought it. An allotment is what a tier gives for a month: it comes by itself to every
-account that is used in the month, once, and expires with it. A higher tier adds what it
-gives more; a lower one takes nothing back.
+Two kinds of grants have a name in the rate card. A package is granted because it was bought. An
+allotment is what a tier gives for a month: every account that is used in the month gets it
+automatically, once, and it expires with the month. A higher tier adds the difference; a lower tier
+takes nothing back.
 """
 
 import msgspec
@@ -36,11 +36,11 @@ log = structlog.get_logger()
 
 DAY_MS = 24 * 3_600_000
 PRIORITY_DEFAULT = 100
-"""Of grants that name none; of these, the one that expires first burns first."""
+"""For grants without a priority; among equal ones, the grant that expires first burns first."""
 
 
 class AllotmentState(msgspec.Struct, frozen=True):
-    """An account that was seen to, and what was said of it then."""
+    """An account whose allotment was ensured, and the plan at that time."""
 
     plan: tuple[str, str]
     """The tier, and the time zone in which its months begin."""
@@ -68,9 +68,9 @@ class Grants(LedgerClient):
     ) -> bool:
         """Writes an entry and applies it. False: it was there already, as it was made then.
 
-        Raises ``ServiceError`` when Postgres does not answer, and ``BalanceTooHighError`` for
-        what would make the account larger than any may be. Where that fails after the entry
-        is written, the entry stands, and is applied as soon as both answer.
+        Raises ``ServiceError`` if Postgres does not answer, and ``BalanceTooHighError`` for an
+        entry that would raise the account above the highest balance. If a failure follows the
+        write, the entry stands, and is applied as soon as both stores answer.
         """
         name = (entry.tenant, entry.account_id, entry.entry_id)
         try:
@@ -79,7 +79,7 @@ class Grants(LedgerClient):
         except (UnavailableError, RejectedError) as error:
             raise _unwritten(error) from error
         if micros is None:
-            # Redis has taken it, and remembers only the newest: it is not asked again.
+            # Redis has taken the entry, and remembers only the newest, so it is not applied again.
             return False
         await self._apply_now(*name, micros, entry.entry_kind)
         return new
@@ -87,7 +87,7 @@ class Grants(LedgerClient):
     def package_entry(
         self, account: AccountName, package_id: str, *, entry_id: str, reason: str | None = None
     ) -> tuple[EntryPosted, int | None]:
-        """A package of the rate card as an entry under its name, and when it expires.
+        """A package of the rate card as a named entry, and the package's expiry.
 
         Raises ``BadMessageError`` for a package that the card does not have.
         """
@@ -110,12 +110,12 @@ class Grants(LedgerClient):
     async def ensure_monthly_allotment(
         self, account: AccountName, before: BeforeOperation | None = None
     ) -> None:
-        """Sees to it that the account has what its tier gives for this month.
+        """Ensures that the account has what its tier gives for this month.
 
-        To be called wherever an account is used, and nowhere where it is only read: what is
-        asked for by a name that nobody has must not make an account. It asks nobody again for
-        a minute, unless the plan has changed. ``before`` is what the record says, where it was
-        asked already. Where Postgres is away the account is used as it is, and gets its
+        Call this wherever an account is used, and nowhere where it is only read: a request for an
+        unknown name must not make an account. For a minute after a call, the record is not asked
+        again, unless the plan has changed. ``before`` is what the record says, if it was read
+        already. While Postgres does not answer, the account is used as it is, and gets its
         allotment with a later call.
         """
         if not self.rates.allotments:
@@ -141,15 +141,14 @@ class Grants(LedgerClient):
         )
 
     async def ensure_allotment_at_start(self, account: AccountName) -> None:
-        """The same before a session starts, with the plan as it is at this instant."""
+        """Ensures the allotment before a session starts, with the current plan."""
         if self.rates.allotments:
             await self.ensure_monthly_allotment(account, await self.before(account, ""))
 
     async def allotment_due(self, account: AccountName) -> GrantRow | None:
-        """What ``ensure_monthly_allotment`` would add to an account that there is; None: nothing.
-        Writes nothing.
+        """What ``ensure_monthly_allotment`` would add to an existing account; None: nothing.
 
-        Where Postgres is away nothing is known to be due.
+        Writes nothing. While Postgres does not answer, no allotment is known to be due.
         """
         if not self.rates.allotments:
             return None
@@ -180,7 +179,7 @@ class Grants(LedgerClient):
         )
 
     async def ensure_served_allotments(self) -> None:
-        """The same for the accounts that this process serves, when a month has begun."""
+        """Ensures the allotments of the accounts served here when a month has begun."""
         if not self.rates.allotments:
             return
 
@@ -193,14 +192,17 @@ class Grants(LedgerClient):
         await for_each("allotment", self.accounts, ensure_monthly_allotment)
 
     def forget_allotments(self, tenant: str) -> None:
-        """The tenant's tier has changed: the next call asks anew what it gives."""
+        """Forgets the allotments of a tenant whose tier has changed.
+
+        The next call asks the record what the new tier gives.
+        """
         for account in [account for account in self._allotments if account.tenant == tenant]:
             del self._allotments[account]
 
     async def _grant_allotment(
         self, account: AccountName, before: BeforeOperation, now_ms: int
     ) -> int:
-        """Grants what the month has not given yet; when the month ends."""
+        """Grants what the month has not given yet; returns when the month ends."""
         month, ends_at = _month(before.timezone, now_ms)
         micros = self.rates.allotments.get(before.tier, 0)
         if not micros:
@@ -222,7 +224,10 @@ class Grants(LedgerClient):
         return ends_at
 
     async def apply_inbox(self, age_ms: int = 0) -> int:
-        """Applies what was written and perhaps not applied; how many entries that were."""
+        """Applies entries that may not have been applied; returns their number.
+
+        Only entries that are at least ``age_ms`` old.
+        """
         count = 0
 
         async def apply(noted: InboxEntry) -> None:
@@ -238,7 +243,7 @@ class Grants(LedgerClient):
     async def _apply_now(
         self, tenant: str, account_id: str, entry_id: str, micros: int, kind: str
     ) -> None:
-        """Applies an entry; where that fails, it is applied as soon as that can be done."""
+        """Applies an entry; after a failure, a later pass over the inbox applies it."""
         try:
             await self._apply(tenant, account_id, entry_id, micros, kind)
         except (LiveError, UnavailableError) as error:
@@ -259,7 +264,7 @@ def _month(timezone: str, now_ms: int) -> tuple[str, int]:
 
 
 def _unwritten(error: UnavailableError | RejectedError) -> Exception:
-    """What to raise for money in that was not written."""
+    """The error for money in that was not written."""
     if isinstance(error, UnavailableError):
         return ServiceError("the ledger does not answer")
     return BalanceTooHighError() if error.constraint == BALANCE_CHECK else error

@@ -1,8 +1,8 @@
-"""Credits of accounts: money in, operations that are charged, and holds for them.
+"""The credit ledger: money in, operations that are charged, and holds for them.
 
 Money in is in ``server.credits.credit_grants``, money out in ``server.credits.spends`` and
-``server.credits.holds``, what expires in ``server.credits.expiry``. Here is what a process does
-for all of it by itself.
+``server.credits.holds``, and what expires in ``server.credits.expiry``. This module has what a
+process does for all of them by itself.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ log = structlog.get_logger()
 
 
 class CreditLedger(Spends, Holds, Adjustments):
-    """Moves credits in and out of accounts; what they come to is in ``server.credits.outcomes``."""
+    """Moves credits in and out of accounts; the results are in ``server.credits.outcomes``."""
 
     def __init__(
         self,
@@ -68,15 +68,15 @@ class CreditLedger(Spends, Holds, Adjustments):
         self.expiry = Expiry(self)
 
     async def run(self) -> None:
-        """Looks for forgotten notes, for what expires and for what a new month gives, for as
-        long as the process lives."""
-        # Unlike a task group, which hands a cancellation on only once; see ``storage.tasks``.
+        """Applies forgotten notes, expiries and new allotments while the process lives."""
+        # A task group would pass a cancellation on only once; see ``storage.tasks``.
         await asyncio.gather(self._apply_forgotten(), self.expiry.run())
 
     async def _apply_forgotten(self) -> None:
         while True:
             await asyncio.sleep(server_limits.INBOX_INTERVAL_S)
-            # Money that came in waits for the next look at most, whatever fails in this one.
+            # Each part is guarded by itself: after a failure, money in waits for the next pass at
+            # most.
             applied = adjusted = 0
             with alone("inbox"):
                 applied = await self.apply_inbox(server_limits.INBOX_AGE_MS_MIN)

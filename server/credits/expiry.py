@@ -1,12 +1,12 @@
-"""What ends by itself: holds whose time is over, and what is left of grants.
+"""Expiry: ends holds whose time is over, and takes what is left of expired grants.
 
-Any process looks after all of them, so none is lost with the process that made it, and
-several may do so at once: a hold leaves its state once, and an expiry has an id.
+Every process looks after all of them, so none is lost with the process that made it. Several may do
+so at once: a hold leaves its state once, and an expiry has an id.
 
-Grants are attributed where the record is kept, so what is left of one is known when all
-that was used before its end is written down. Until then nothing is taken, which is in the
-user's favour. Taking it is decided in Redis, like a spend: what sessions and operations
-hold is not taken from under them, and comes with a later pass.
+Grants are attributed in Postgres. So the rest of a grant is known when everything that was used
+before the grant's end is in Postgres. Until then nothing is taken, which is in the user's favour.
+Redis decides what is taken, like a spend: what sessions and operations hold is left to them, and is
+taken in a later pass.
 """
 
 import asyncio
@@ -26,18 +26,18 @@ log = structlog.get_logger()
 
 
 class Expiry:
-    """Looks for what is over, for as long as the process lives."""
+    """Ends what has expired, while the process lives."""
 
     def __init__(self, holds: Holds) -> None:
         self._holds = holds
 
     async def run(self) -> None:
-        """Looks for holds every second, for grants every few."""
+        """Checks holds every second, and grants every few seconds."""
         clock = asyncio.get_running_loop()
         grants_at = clock.time()
         while True:
             await asyncio.sleep(server_limits.HOLD_EXPIRY_INTERVAL_S)
-            # Whatever fails is tried again in the next pass.
+            # A failure is tried again in the next pass.
             with alone("holds"):
                 await self.expire_holds()
             if clock.time() >= grants_at:
@@ -48,7 +48,7 @@ class Expiry:
                     await self.expire_grants()
 
     async def expire_holds(self) -> int:
-        """Ends the holds whose time is over; how many those were."""
+        """Ends the holds whose time is over; returns their number."""
         holds = self._holds
         count = 0
 
@@ -60,7 +60,7 @@ class Expiry:
         return count
 
     async def expire_forgotten_holds(self) -> int:
-        """Ends holds that Redis has forgotten about; how many those were."""
+        """Ends overdue holds that Redis has forgotten; returns their number."""
         holds = self._holds
         before_at = holds.clock.now() - server_limits.HOLD_OVERDUE_MS
         count = 0
@@ -77,14 +77,14 @@ class Expiry:
         try:
             return await self._holds.expire_hold(tenant, hold_id)
         except ProtocolError as error:
-            # The others do not wait for this one.
+            # The other holds do not wait for this one.
             log.warning("hold_not_expired", tenant=tenant, hold=hold_id, error=str(error))
             return False
 
     async def expire_grants(self) -> int:
-        """Takes what is left of grants that have expired; of how many that was something."""
+        """Takes the rest of expired grants; returns from how many something was taken."""
         holds = self._holds
-        # First how far each outbox is, and then what is left: so nothing is missing of it.
+        # The outboxes are read before the rests of grants, so that no use is missing.
         written = await holds.live.written_until()
         before_at = holds.clock.now() - server_limits.GRANT_EXPIRY_LATE_MS
         page, count = await holds.records.grants_due(before_at, storage_limits.PAGE_ROWS_MAX), 0
@@ -103,7 +103,7 @@ class Expiry:
         return count
 
     async def _expire(self, grant: GrantRow) -> bool:
-        """Takes what is left of one grant, as far as nobody holds it."""
+        """Takes what is left of one grant and is not held."""
         holds = self._holds
         account = AccountName(grant.tenant, grant.account_id)
         figures = await holds.figures(account)
@@ -114,7 +114,7 @@ class Expiry:
         entry = EntryPosted(
             tenant=grant.tenant,
             account_id=grant.account_id,
-            # One entry for each part of it, whoever takes that, and however often.
+            # One entry for each part, however many processes take it and however often.
             entry_id=f"expire:{grant.entry_id}:{grant.expired_micros}",
             entry_kind="expire",
             amount_micros=-micros,

@@ -1,4 +1,4 @@
-"""Holds: credits reserved before an expensive operation, and charged when it is done."""
+"""Holds: credits reserved before an expensive operation and charged afterwards."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -37,9 +37,9 @@ class Holds(Grants):
     ) -> Held | Short | Limited:
         """Reserves credits for an operation that is charged later, once for each ``hold_id``.
 
-        It expires by itself after ``ttl_ms``. The operation counts in this month from now
-        on, unless the hold is voided or expires. Raises ``rate_limited`` where the account
-        has as many open holds as it may, and ``ServiceError`` as ``spend`` does.
+        The hold expires by itself after ``ttl_ms``. The operation counts in this month from now on,
+        unless the hold is voided or expires. Raises ``rate_limited`` if the account has its most
+        open holds already, and ``ServiceError`` as ``spend`` does.
         """
         known = await self.hold_of(account.tenant, hold_id)
         if known is not None:
@@ -81,11 +81,12 @@ class Holds(Grants):
                 return self.short(answer, micros)
 
     async def hold_of(self, tenant: str, hold_id: str) -> HoldRow | None:
-        """The hold of that id, open or not; None when there never was one.
+        """The hold of that id, open or not; None if there never was one.
 
-        One that Redis has as open may have ended by the record: a replica lacks that end, which
-        was acknowledged. It counts, and Redis learns it. While Postgres is away Redis is believed:
-        whatever is decided there is not acknowledged before the record has said the same.
+        A hold that Redis has as open may have ended in the record: a replica lacks that end, which
+        was acknowledged. Then the end counts, and is brought to Redis. While Postgres does not
+        answer, Redis is believed: what Redis decides is not acknowledged before the record has the
+        same.
         """
         try:
             found = await self.spending.find_hold(tenant, hold_id)
@@ -105,10 +106,10 @@ class Holds(Grants):
         micros: int,
         metadata: dict[str, Any] | None = None,
     ) -> Posted | HoldGone | Exceeds:
-        """Charges up to what is held, and gives back the rest.
+        """Charges up to the amount of the hold, and gives back the rest.
 
-        ``metadata`` is added to the hold's. A hold that was posted already is answered with
-        what was charged then. Raises ``ServiceError`` as ``spend`` does.
+        ``metadata`` is added to the hold's metadata. For a hold that was posted already, the result
+        has what was charged then. Raises ``ServiceError`` as ``spend`` does.
         """
         hold = await self.hold_of(tenant, hold_id)
         if hold is None:
@@ -125,7 +126,7 @@ class Holds(Grants):
                 return HoldGone("expired")
             case "closed" if answer.hold.state != "posted":
                 return HoldGone(answer.hold.state)
-        # Also at a repetition, for the first attempt may have broken off here.
+        # Also for a repetition, because the first attempt may have broken off here.
         made = answer.hold
         entry = _entry_of(made, made.posted_micros, made.changed_at, made.metadata)
         kept = await self._written(made, posted_records(made, entry))
@@ -143,7 +144,7 @@ class Holds(Grants):
         )
 
     async def void(self, tenant: str, hold_id: str) -> Voided | HoldGone:
-        """Gives back what is held. A hold that was voided already is answered in the same way."""
+        """Gives back the held credits. A hold that was voided already has the same result."""
         hold = await self.hold_of(tenant, hold_id)
         if hold is None:
             return HoldGone(None)
@@ -165,7 +166,7 @@ class Holds(Grants):
         )
 
     async def expire_hold(self, tenant: str, hold_id: str) -> bool:
-        """Ends a hold whose time is over. False: it is not, or it is open no more."""
+        """Ends a hold whose time is over. False: not over yet, or not open any more."""
         hold = await self.hold_of(tenant, hold_id)
         if hold is None or hold.state != "open":
             await self.spending.forget_hold(tenant, hold_id)
@@ -179,7 +180,7 @@ class Holds(Grants):
     async def _change(
         self, hold: HoldRow, ask: Callable[[], Awaitable[SpendingReply]]
     ) -> SpendingReply:
-        """Makes a step of a hold, and restores it where Redis came back without it."""
+        """Makes a step of a hold, and restores the hold if Redis came back without it."""
         if hold.state != "open":
             return SpendingReply(status="closed", figures=None, hold=hold)
         try:
@@ -192,20 +193,20 @@ class Holds(Grants):
                     return SpendingReply(status="closed", figures=None, hold=hold)
         except LiveError as error:
             raise unanswered() from error
-        raise ServiceError("the hold does not stay in Redis")
+        raise ServiceError("Redis does not keep the hold")
 
     async def _restore(self, hold: HoldRow) -> HoldRow:
-        # Redis forgets a hold that has ended; Postgres must have its end by then.
+        # Redis forgets a hold that has ended, and Postgres must have the end by then.
         await self.loader.refuse_behind(hold.tenant, storage_limits.HOLD_KEPT_MS)
         recorded = await self._recorded_hold(hold.tenant, hold.hold_id)
         if recorded is None:
-            raise ServiceError("the hold is being written down")
+            raise ServiceError("the hold is on its way to the record")
         if recorded.state == "open":
             await self.spending.restore_hold(recorded)
         return recorded
 
     async def _recorded_end(self, hold: HoldRow) -> HoldRow | None:
-        """The hold as the record has it, if it ended there; None also while Postgres is away."""
+        """The hold in the record, if it ended there; None also while Postgres is away."""
         try:
             recorded = await self.records.hold(hold.tenant, hold.hold_id)
         except UnavailableError:
@@ -213,7 +214,7 @@ class Holds(Grants):
         return recorded if recorded is not None and recorded.state != "open" else None
 
     async def _bring(self, ended: HoldRow) -> None:
-        """Ends a hold in Redis as it has ended by the record, which Redis has as open."""
+        """Ends in Redis a hold that is open there and has ended in the record."""
         account = _account_of(ended)
         entry_id = posted_id(ended.hold_id)
         try:
@@ -226,9 +227,11 @@ class Holds(Grants):
         await self.spending.restore_hold(ended)
 
     async def _written(self, made: HoldRow, records: Sequence[Record]) -> HoldRow:
-        """Writes down the end of a hold that Redis has, and answers ``made``: or, where the
-        record has another end already, that one. Redis has then decided of a copy that lacked
-        it, and is brought to it."""
+        """Writes to Postgres the end of a hold that Redis has, and returns ``made``.
+
+        If the record has another end already, the result is that one: Redis has then decided on a
+        copy that lacked this end, and is brought to it.
+        """
         await self.write(records)
         kept = await self._recorded_hold(made.tenant, made.hold_id)
         if kept is None or (kept.state, kept.posted_micros) == (made.state, made.posted_micros):
@@ -246,8 +249,10 @@ class Holds(Grants):
             raise ServiceError("the ledger does not answer") from error
 
     async def _held(self, hold: HoldRow, figures: AccountFigures | None, *, repeated: bool) -> Held:
-        """Acknowledges a hold. Also at a repetition it is written down first, as it was made:
-        the first attempt may have broken off before."""
+        """Acknowledges a hold, after the hold is written to Postgres as it was made.
+
+        That is so for a repetition, too: the first attempt may have broken off before the write.
+        """
         await self.write([change_of(hold, "open", hold.created_at)])
         balance = await self.balance(_account_of(hold), figures)
         return Held(

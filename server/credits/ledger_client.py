@@ -1,9 +1,9 @@
-"""What spends and holds share: asking Redis, loading what is cold, and writing down.
+"""The shared parts of spends and holds: asking Redis, loading, writing to Postgres.
 
-Both are decided in Redis, in one atomic step that appends their records to the outbox, and
-acknowledged once they are in Postgres: the process that decided writes the same records
-there itself, at once. Whoever asks again under the same id is told what was done, at
-whatever point the first attempt broke off.
+Redis decides both, in one atomic step that appends their records to the outbox. Both are
+acknowledged once these records are in Postgres: the process that decided writes the same records
+there itself, at once. A repeated request with the same id gets what was done, at whatever point the
+first attempt broke off.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -30,11 +30,11 @@ from storage.redis.spending import AccountName, Spending, SpendingReply
 from storage.rows.accounts import BeforeOperation
 
 Attempt = Callable[[bool], Awaitable[SpendingReply]]
-"""Tries once; True: and tells holders to shrink."""
+"""Makes one attempt. True: the attempt also recalls the holders."""
 
 
 class LedgerClient:
-    """Credits of accounts, as one process moves them. The API is that of ``CreditLedger``."""
+    """Credits of accounts, as one process moves them. ``CreditLedger`` is the API."""
 
     def __init__(
         self,
@@ -60,13 +60,16 @@ class LedgerClient:
     def monthly_limit(
         self, tier: str, operation: str | None, given: int | UnsetType | None
     ) -> int | None:
-        """How often an operation may be done in a month: as was given, or as the tier may."""
+        """The most times an operation may be done in a month; None: any number.
+
+        It is the given limit, otherwise that of the tier.
+        """
         if given is not UNSET:
             return given
         return None if operation is None else self.rates.operations_per_month(tier, operation)
 
     async def decide(self, account: AccountName, month: str, attempt: Attempt) -> SpendingReply:
-        """Asks Redis, with whatever it lacks for it; and once more what holders give back."""
+        """Asks Redis, loads what is cold, and recalls holders if only their holds prevent it."""
 
         async def warmed(recall: bool) -> SpendingReply:
             return await self.warm(account, month, lambda: attempt(recall))
@@ -84,7 +87,7 @@ class LedgerClient:
     async def warm(
         self, account: AccountName, month: str, ask: Callable[[], Awaitable[SpendingReply]]
     ) -> SpendingReply:
-        """Asks, and loads what is cold, until nothing is."""
+        """Asks, and loads what is cold, until nothing is cold."""
         for _ in range(server_limits.LOADS_PER_STEP_MAX):
             answer = await ask()
             if answer.status == "late":
@@ -95,16 +98,17 @@ class LedgerClient:
                 await self.loader.account(*account)
             else:
                 await self.load_operations(account, month)
-        raise ServiceError("the account does not stay in Redis")
+        raise ServiceError("Redis does not keep the account")
 
     async def load_operations(self, account: AccountName, month: str) -> None:
-        """Says in Redis how often operations were done in a month that is cold there."""
+        """Loads into Redis how often operations were done in a month."""
         await self.loader.refuse_behind(account.tenant)
         first = date.fromisoformat(month)
         try:
             found = await self.records.operations_of_month(*account, first)
             if found.holds:
-                # Redis knows how they ended. What it has forgotten of them must be in Postgres.
+                # Redis knows how these holds ended. Ends that Redis has forgotten must be in
+                # Postgres.
                 await self.loader.refuse_behind(account.tenant, storage_limits.HOLD_KEPT_MS)
                 found = await self.records.operations_of_month(*account, first)
         except UnavailableError as error:
@@ -112,21 +116,23 @@ class LedgerClient:
         await self.spending.load_operations(*account, month, found.times, found.holds)
 
     async def before(self, account: AccountName, entry_id: str) -> BeforeOperation:
-        """What the record says before an operation is charged or held for."""
+        """What the record says before an operation is charged or reserved for."""
         try:
             return await self.records.before_operation(*account, entry_id)
         except UnavailableError as error:
             raise ServiceError("the ledger does not answer") from error
 
     async def write(self, records: Sequence[Record]) -> None:
-        """Writes down what Redis has decided, before it is acknowledged."""
+        """Writes to Postgres what Redis has decided, before it is acknowledged."""
         try:
             await self._writer.write(records)
         except UnavailableError as error:
-            raise ServiceError("the ledger does not answer; it is done when it does") from error
+            raise ServiceError(
+                "the ledger does not answer; the change is recorded as soon as it does"
+            ) from error
 
     async def figures(self, account: AccountName) -> AccountFigures:
-        """The account, out of the ledger if it is cold."""
+        """The account, loaded from the ledger if it is cold."""
         try:
             for _ in range(server_limits.LOADS_PER_STEP_MAX):
                 figures = await self.live.account(*account)
@@ -135,17 +141,17 @@ class LedgerClient:
                 await self.loader.account(*account)
         except LiveError as error:
             raise unanswered() from error
-        raise ServiceError("the account does not stay in Redis")
+        raise ServiceError("Redis does not keep the account")
 
     async def balance(self, account: AccountName, figures: AccountFigures | None) -> AccountBalance:
-        """How an account stands at this instant; ``figures`` are read where there are none."""
+        """The account's balance at this instant; reads ``figures`` if there are none."""
         if figures is None:
             figures = await self.figures(account)
         balance = credits_micros(figures, self.clock.now())
         return AccountBalance(balance, max(0, min(balance, figures.available_micros)))
 
     def short(self, answer: SpendingReply, micros: int) -> Short:
-        """What is missing: of what the sessions have left by now, not of what is settled."""
+        """What is missing, of what sessions have left by now and not of what is settled."""
         assert answer.figures is not None
         assert answer.status in ("short", "held")
         balance = credits_micros(answer.figures, self.clock.now())
@@ -156,5 +162,5 @@ class LedgerClient:
 
 
 def unanswered() -> ServiceError:
-    """Redis did not answer: what was asked may have been done."""
+    """The error if Redis did not answer: the request may have been carried out."""
     return ServiceError("the store of credits does not answer; ask again with the same key")

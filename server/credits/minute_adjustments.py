@@ -1,7 +1,8 @@
-"""Corrections of the minutes that somebody has in a month: entries of their own, no edits.
+"""Adjustments of a user's monthly minutes: entries of their own, not edits.
 
-Like money in, a correction is in Postgres first and then in Redis, and says there whether
-it has arrived. Live sessions are told and ask anew what is left to them, up or down.
+Like money in, an adjustment is written to Postgres first and then applied in Redis; its row says
+whether Redis has it. Live sessions get a message, and ask again for what is left to them, more or
+less.
 """
 
 import msgspec
@@ -20,19 +21,19 @@ log = structlog.get_logger()
 
 
 class Adjusted(msgspec.Struct, frozen=True):
-    """The month is corrected."""
+    """The month is adjusted."""
 
     entry_id: str
     month: str
-    """By its first day."""
+    """The month, named by its first day."""
     minutes: int
-    """What was added: at a repetition, what was added then."""
+    """The minutes that were added: for a repetition, by the first request."""
     reason: str
     repeated: bool
 
 
 class Adjustments(LedgerClient):
-    """Corrects the months of members, and of the organisation with them."""
+    """Adjusts the months of members, and the organisation's with them."""
 
     async def adjust_minutes(
         self,
@@ -46,9 +47,9 @@ class Adjustments(LedgerClient):
     ) -> Adjusted:
         """Adds minutes to a user's month, or takes them away, once for each ``entry_id``.
 
-        ``month`` is its first day, by default of the one that it is in the organisation's
-        time zone. Raises ``BadMessageError`` when more is taken away than was used, and
-        ``ServiceError`` when Postgres does not answer.
+        ``month`` is named by its first day; default is the current month in the organisation's time
+        zone. Raises ``BadMessageError`` if more is taken away than was used, and ``ServiceError``
+        if Postgres does not answer.
         """
         try:
             if month is None:
@@ -68,7 +69,9 @@ class Adjustments(LedgerClient):
         except UnavailableError as error:
             raise ServiceError("the ledger does not answer") from error
         except RejectedError as error:
-            raise BadMessageError("minutes: takes away more than the month has") from error
+            raise BadMessageError(
+                "minutes: the adjustment takes away more than the month has"
+            ) from error
         assert made is not None
         try:
             if not made.is_applied:
@@ -78,7 +81,10 @@ class Adjustments(LedgerClient):
         return Adjusted(entry_id, made.month, made.minutes, made.reason, repeated=not new)
 
     async def apply_adjustments(self, age_ms: int = 0) -> int:
-        """Applies what was written and perhaps not applied; how many those were."""
+        """Applies adjustments that may not have been applied; returns their number.
+
+        Only adjustments that are at least ``age_ms`` old.
+        """
         count = 0
 
         async def apply(waiting: AdjustmentRow) -> None:

@@ -1,7 +1,7 @@
-"""What asking for credits comes to: the answers of ``CreditLedger``.
+"""Outcomes: the results of requests to ``CreditLedger``.
 
-``credits_micros`` is the account's balance at this instant, after the burn of all its
-sessions so far; ``available_micros`` what of it nobody holds.
+``credits_micros`` is the account's balance at this instant, after the burn of all its sessions so
+far. ``available_micros`` is the part of it that is not held.
 """
 
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ from storage.redis.figures import AccountFigures
 
 
 class BalanceTooHighError(BadMessageError):
-    """The account would have more than any may. Nothing was written."""
+    """The account would exceed the highest balance. Nothing was written."""
 
     def __init__(self) -> None:
         most = format_credits(limits.BALANCE_MICROS_MAX)
@@ -25,27 +25,27 @@ class BalanceTooHighError(BadMessageError):
 
 
 class AccountBalance(NamedTuple):
-    """How an account stands at an instant."""
+    """An account's balance at an instant."""
 
     credits_micros: int
     available_micros: int
 
 
 class Spent(msgspec.Struct, frozen=True):
-    """The credits were taken, and the ledger has it."""
+    """The credits were taken, and the ledger has the entry."""
 
     entry_id: str
     amount_micros: int
-    """What was taken: at a repetition, what was taken then."""
+    """The amount that was taken: for a repetition, by the first request."""
     operation: str | None
-    """The operation that was charged: at a repetition, the one that was charged then."""
+    """The operation that was charged: for a repetition, by the first request."""
     credits_micros: int
     available_micros: int
     repeated: bool
 
 
 class Short(msgspec.Struct, frozen=True):
-    """There is not enough. Nothing was taken."""
+    """The account lacks credits. Nothing was taken."""
 
     missing_micros: int
     credits_micros: int
@@ -63,7 +63,7 @@ class Held(msgspec.Struct, frozen=True):
 
     hold_id: str
     state: HoldState
-    """``open``, unless it is a repetition: then what became of it since."""
+    """``open``; for a repetition, the state that the hold has now."""
     amount_micros: int
     expires_at: int
     credits_micros: int
@@ -72,21 +72,21 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """The operation was charged, and the rest of what was held is given back."""
+    """The operation was charged, and the rest of the hold is given back."""
 
     hold_id: str
     entry_id: str
     amount_micros: int
-    """What was held."""
+    """The amount that was held."""
     posted_micros: int
-    """What was charged of it: at a repetition, what was charged then."""
+    """The part that was charged: for a repetition, by the first request."""
     credits_micros: int
     available_micros: int
     repeated: bool
 
 
 class Voided(msgspec.Struct, frozen=True):
-    """What was held is given back."""
+    """The held credits are given back."""
 
     hold_id: str
     amount_micros: int
@@ -96,20 +96,25 @@ class Voided(msgspec.Struct, frozen=True):
 
 
 class HoldGone(msgspec.Struct, frozen=True):
-    """There is no such open hold. ``state`` is what became of it; None: there never was."""
+    """There is no such open hold.
+
+    ``state`` is the one in which the hold has ended; None: there never was such a hold.
+    """
 
     state: HoldState | None
 
 
 class Exceeds(msgspec.Struct, frozen=True):
-    """More is to be charged than is held. Nothing was charged, the hold is as it was."""
+    """The charge exceeds the hold. Nothing was charged, and the hold is unchanged."""
 
     amount_micros: int
 
 
 class CanPerform(NamedTuple):
-    """Whether an operation could be done now, and if not, why: ``insufficient_credits`` or
-    ``operation_limit``."""
+    """Whether an operation could be done now, and if not, why not.
+
+    The reason is ``insufficient_credits`` or ``operation_limit``.
+    """
 
     can_perform: bool
     reason: Literal["insufficient_credits", "operation_limit"] | None

@@ -15,11 +15,11 @@ from storage.redis.live import LiveError
 from storage.redis.spending import AccountName, SpendingReply
 
 Taken: TypeAlias = tuple[int, str | None]
-"""What was taken: micro-credits, and the operation that was charged."""
+"""The micro-credits that were taken, and the operation that was charged."""
 
 
 class Spends(Grants):
-    """Charges operations, and says beforehand whether they could be."""
+    """Charges operations, and tells beforehand whether they could be charged."""
 
     async def spend(
         self,
@@ -33,12 +33,12 @@ class Spends(Grants):
         monthly_limit: int | UnsetType | None = UNSET,
         succeeded: bool = True,
     ) -> Spent | Short | Limited:
-        """Takes credits at once, for an operation or without one, once for each ``entry_id``.
+        """Takes credits at once, with or without an operation, once for each ``entry_id``.
 
-        The ``monthly_limit`` of the operation is the one of the organisation's tier in the
-        rate card, unless it is given (None: none). One that did not succeed is recorded,
-        costs nothing and counts in no month. Raises ``ServiceError`` where it may or may not
-        have been done: ask again with the same id.
+        The operation's monthly limit is that of the organisation's tier in the rate card, unless
+        ``monthly_limit`` is given (None: no limit). An operation that did not succeed is recorded,
+        costs nothing and counts in no month. Raises ``ServiceError`` if the spend may or may not
+        have been made: repeat the request with the same id.
         """
         before = await self.before(account, entry_id)
         if before.spent_micros is not None:
@@ -80,15 +80,18 @@ class Spends(Grants):
     async def _acknowledge(
         self, account: AccountName, entry_id: str, answer: SpendingReply
     ) -> Taken:
-        """Writes down what was spent, and answers it: at a repetition, what was spent then."""
+        """Writes what was spent to Postgres, and returns it.
+
+        For a repetition this is what the first request spent.
+        """
         for record in answer.records:
             assert isinstance(record, EntryPosted)
             await self.write(answer.records)
             return -record.amount_micros, record.operation
-        # It is remembered, and in the outbox no more: by now it is in Postgres.
+        # Redis remembers the spend, and its entry has left the outbox: Postgres has it by now.
         before = await self.before(account, entry_id)
         if before.spent_micros is None:
-            raise ServiceError("the record of this spend is being looked after")
+            raise ServiceError("the record of this spend is being recovered")
         return before.spent_micros, before.spent_operation
 
     async def _spent(
@@ -105,9 +108,9 @@ class Spends(Grants):
         return Spent(entry_id, *taken, *balance, repeated)
 
     async def can_perform(self, account: AccountName, operation: str) -> CanPerform:
-        """Whether an operation of the rate card could be done now, which promises nothing.
+        """Whether an operation of the rate card could be done now; promises nothing.
 
-        What sessions merely hold is not in its way. Raises ``BadMessageError`` for an
+        Credits that sessions merely hold do not prevent it. Raises ``BadMessageError`` for an
         operation that the card does not have.
         """
         cost_micros = self.rates.operation_micros(operation)
@@ -133,4 +136,4 @@ class Spends(Grants):
                 await self.load_operations(account, month)
         except LiveError as error:
             raise unanswered() from error
-        raise ServiceError("the month does not stay in Redis")
+        raise ServiceError("Redis does not keep the month")

@@ -91,7 +91,7 @@ class LostSessions:
         if await self._is_known(session):
             return False
         if not await self.restoring.is_settled(tenant):
-            raise LiveError("a loss is being looked after")
+            raise LiveError("a loss is still being recovered")
         row = await self.records.session(tenant, session_id)
         if row is None or row.state != "live":
             return False
