@@ -41,8 +41,10 @@ class Notices:
         only if a change came in the same moment. Then the clients here keep what they heard.
         Everything else is judged again from there, under numbers that are new everywhere.
         """
+        # A failed Redis may have lost what is recorded: then the others recorded something else.
+        known = (*self.recent, *self.unrecorded)
+        said = {_read(notice).seq: _read(notice) for notice in known}
         self.remember(kept)
-        said = {_read(notice).seq: _read(notice) for notice in self.unrecorded}
         others = {_read(notice).seq: notice for notice in kept}
         differing = [
             notice

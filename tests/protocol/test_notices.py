@@ -96,6 +96,19 @@ def test_different_notices_under_one_number_are_told_apart_from_there() -> None:
     assert told.seq == 3
 
 
+def test_an_end_with_the_number_of_a_recorded_notice_is_sent() -> None:
+    bench = warned_bench()
+    bench.accept()  # Redis fails, and loses the recorded warning
+    stopped = notice(2, "limit_reached", stopped_at=NOW, grace_ms=0)
+    stopping = bench.moved_to(
+        Grant(), seq=2, phase=Phase.STOPPING, limit="credits", grace_until=NOW
+    )
+    bench.meter.apply_remote(RemoteStep(stopping, (stopped,), complete=True), NOW)
+    (told,) = said(bench.drain())
+    assert isinstance(told, messages.LimitReached)
+    assert told.seq == 3
+
+
 def test_a_step_that_ends_the_session_has_the_next_number_to_itself() -> None:
     account = account_of(CREDIT)
     account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)

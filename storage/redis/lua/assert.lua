@@ -19,8 +19,9 @@
 -- Answers {status, detail}, with the status
 --   ok      Redis has the session now
 --   known   Redis has the session with this very step
---   other   Redis has another step, and that step counts: a newer one, or one of the same
---           version that a process made from an older copy before this assertion
+--   other   Redis has another step, and that step counts: a newer one, one of the same version
+--           that a process made from an older copy before this assertion, or an end that a
+--           process made from an older copy
 --   forked  Redis has another step, and the asserted session counts: it has ended; or the
 --           versions are equal, and its client has paused it, or more of it is settled. Detail
 --           is the version that it must exceed, so that every process learns of it. An end is
@@ -63,12 +64,27 @@ if version >= asserted.version then
   return {(found[4] or '') == asserted.mark and 'known' or 'other', ''}
 end
 
+-- What the counters already contain of the session.
+local older = found[1] and cjson.decode(found[2])
+local was_live = older and older.phase ~= 'ended'
+
 -- A partition that is not empty has lost its last writes only: begin a recovery, in which all
 -- processes look. A session that comes from the record (version 0) begins none.
 if asserted.version > 0 and call('EXISTS', KEYS[12]) == 0 then
   call('SET', KEYS[11], asserted.epoch)
   call('SET', KEYS[12], '1', 'PX', asserted.recovery_ms)
   call('SET', KEYS[13], '1', 'PX', asserted.settling_ms)
+end
+
+-- A process ended an older copy, and its receipt is out. Raise the version of that end above the
+-- asserted one, so that every process learns of the end. Version 0 is an end of the record only: a
+-- process that still knows the session goes on with it.
+if version > 0 and not was_live and not asserted.ended then
+  local raised = whole(asserted.version + 1)
+  local standing = string.gsub(found[2], '"version":%d+', '"version":' .. raised, 1)
+  call('HSET', KEYS[1], 'version', raised, 'standing', standing)
+  call(asserted.publish, asserted.channel, cjson.encode({again = id, node = asserted.node}))
+  return {'other', ''}
 end
 
 local cold = {}
@@ -78,10 +94,8 @@ if asserted.counts and call('EXISTS', KEYS[6]) == 0 then cold[#cold + 1] = 'org'
 if asserted.shares and call('EXISTS', KEYS[7]) == 0 then cold[#cold + 1] = 'free' end
 if #cold > 0 then return {'cold', table.concat(cold, ',')} end
 
--- What the counters already contain of the session.
-local older = found[1] and cjson.decode(found[2])
+-- What the counters contain of the session.
 local grant = found[1] and cjson.decode(found[3]) or {held_micros = 0, held_minutes = {}}
-local was_live = older and older.phase ~= 'ended'
 local was_active = older and older.phase == 'active'
 local included = function(index) return number(KEYS[10 + index], id) end
 
@@ -159,6 +173,7 @@ if asserted.ended then
   call('PEXPIRE', KEYS[2], asserted.idle_ms)
   call('HDEL', KEYS[4], 's:' .. id)
 else
+  call('PERSIST', KEYS[1])  -- an end of the record only has set a time to live
   call('SADD', KEYS[8], asserted.session)
   if asserted.live_max > 0 then call('SADD', KEYS[18], asserted.session) end
   call('HSET', KEYS[4], 's:' .. id, asserted.line)

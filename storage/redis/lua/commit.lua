@@ -313,8 +313,6 @@ if step.ended then
   -- The process shortens this time to live once Postgres has the end: it will not assert the
   -- session any more (storage/redis/recovery.py, over).
   call('PEXPIRE', KEYS[1], step.idle_ms)
-else
-  call('PERSIST', KEYS[1])
 end
 
 -- Append.

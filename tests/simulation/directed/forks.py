@@ -3,6 +3,8 @@ an older copy before the process that made them has put them back."""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.steps import (
+    EMPTY,
+    FLUSH,
     LAG,
     OTHER,
     RICH,
@@ -10,8 +12,10 @@ from tests.simulation.directed.steps import (
     UNNOTICED,
     Directed,
     ask,
+    elsewhere,
     join,
     told,
+    watch,
 )
 from tests.simulation.people import CREDIT
 from tests.simulation.traces import NODE, act, pay, start, wait
@@ -45,7 +49,24 @@ def _fork(
     ))  # fmt: skip
 
 
-PAUSE, PAUSE_2 = ask("s1", "pause"), ask("s1", "pause", "c2")
+def _ended_before(
+    lost: tuple[Action, ...],
+    *expected: Action,
+    before: tuple[Action, ...] = (),
+    paid: float = 50,
+    made: tuple[Action, ...] = (),
+) -> Directed:
+    """At least two steps, ``lost``, go with a Redis that fails. A process ends the older copy, and
+    dies, before the process that made those steps puts them back."""
+    return Directed((
+        SERVE, pay("cat9", int(paid * CREDIT)), start("s1"), *before, wait(30), LAG, *lost,
+        UNNOTICED, join("c2", "s1"), wait(0.1), *made, ask("s1", "stop", "c2"),
+        act("kill", name=OTHER), PUT_BACK, phase("ended"),
+        told("c-s1", "stopped", reason="client", times=1), *expected, wait(60),
+    ))  # fmt: skip
+
+
+PAUSE, PAUSE_2, RESUME = ask("s1", "pause"), ask("s1", "pause", "c2"), ask("s1", "resume")
 FORKS = {
     "two pauses, and the later one counts": _fork(
         (PAUSE,), (PAUSE_2,), phase("paused"), counted(22.9, 23.5), at=20, apart=3),
@@ -59,6 +80,24 @@ FORKS = {
     "an end is made of an older copy of what runs": _fork(
         (PAUSE, ask("s1", "resume"), wait(1)), (ask("s1", "stop", "c2"),),
         phase("ended"), at=20, apart=2),
+    "an end of an older copy is final": _ended_before(
+        (PAUSE, RESUME, wait(0.5), PAUSE, wait(0.2), RESUME, wait(0.2)), made=(PAUSE_2,)),
+    "an end of an older copy of a paused session is final": _ended_before(
+        (PAUSE, RESUME, wait(0.5), PAUSE, wait(0.2))),
+    "who watches learns of an end of an older copy": _ended_before(
+        (PAUSE, RESUME, wait(0.5), PAUSE, ask("s2", "pause"), wait(0.2)),
+        told("w", "stopped", reason="client"),
+        before=(act("serve", node="node.2"), watch("w", "s1", "node.2"),
+                act("start", client="c-s2", node="node.2", user="cat9", kind="second",
+                    session="s2")),
+        made=(act("cut_off", name=NODE, ms=2_200),)),
+    "an end has the number of a notice that was lost": _ended_before(
+        (wait(2), pay("cat9", 5 * CREDIT, "more"), wait(0.2), PAUSE, RESUME, wait(0.2), PAUSE,
+         wait(0.2)), paid=1.52),
+    "a session that the record has ended goes on": Directed((
+        SERVE, RICH, start("s0", "ann9", "recording"), elsewhere("s1"), wait(20), PAUSE, FLUSH,
+        wait(5), act("cut_off", name=OTHER, ms=120_000), EMPTY, wait(140), phase("paused"),
+    )),
     "a resumption was not heard of": Directed((
         SERVE, RICH, start("s1"), join("c2", "s1"), wait(20), PAUSE, wait(5),
         act("cut_off", name=NODE, ms=1_500), ask("s1", "resume", "c2"), wait(3), phase("active"),
