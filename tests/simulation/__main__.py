@@ -1,7 +1,7 @@
-"""``scripts/simulate``: many seeds, each a cluster in virtual time, and what they come to.
+"""``scripts/simulate``: runs many seeds, each a cluster in virtual time, and prints the outcomes.
 
-Every seed is one world. ``--workers`` runs them side by side, each in a process with a
-Redis and a Postgres of its own. A seed that fails is run again and shrunk.
+Every seed is one world. ``--workers`` runs worlds side by side, each in a process with a Redis and
+a Postgres of its own. A seed that fails is run again and shrunk.
 """
 
 import argparse
@@ -24,10 +24,10 @@ from tests.simulation.shrink import failing, shrunken
 
 
 def main() -> int:
-    """Runs what the command line asks for; 1 when a promise was broken."""
+    """Runs what the command line asks for. Returns 1 when a promise was broken."""
     asked = _parse()
     if os.environ.get("PYTHONHASHSEED") != "0":
-        # Sets of names are gone through in the same order each time.
+        # A fixed hash seed, so that sets of names have the same order in each run.
         os.execve(
             sys.executable,
             [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
@@ -71,7 +71,7 @@ def _work(asked: argparse.Namespace, seeds: range) -> Iterator[RunOutcome]:
 
 
 def _side_by_side(asked: argparse.Namespace, seeds: range) -> Iterator[RunOutcome]:
-    """Every worker takes the next seeds in turn; outcomes come as they are there."""
+    """Yields outcomes as they arrive. Every worker takes its seeds in turn."""
     workers = []
     connections: list[Connection] = []
     for index in range(asked.workers):
@@ -98,7 +98,7 @@ def _worker(asked: argparse.Namespace, seeds: range, sending: Connection) -> Non
     for outcome in _work(asked, seeds):
         failure = outcome.failure
         if failure is not None:
-            # A traceback does not go through a pipe; where it was says enough.
+            # A traceback cannot be pickled. The complaint says where the failure was.
             outcome.named = outcome.complaint
             outcome.failure = AssertionError(str(failure)[:2_000])
         sending.send(outcome)

@@ -1,8 +1,7 @@
-"""Actions: what happens in a world, as data that can be written down and done again.
+"""Actions: what happens in a world, as data that can be saved and performed again.
 
-An action names everything that it is about, so that a list of actions means the same
-after some of them were left out: one that is about something that is not there does
-nothing.
+An action names everything that it concerns. A list of actions therefore means the same after some
+of them were left out: an action that concerns a missing client, process or session does nothing.
 """
 
 import json
@@ -24,7 +23,7 @@ from tests.simulation.world import World
 
 @dataclass(frozen=True)
 class Action:
-    """One thing that happens."""
+    """One thing that happens in a world."""
 
     name: str
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +32,7 @@ class Action:
         return " ".join([self.name, *(f"{key}={value}" for key, value in self.parameters.items())])
 
     def encoded(self) -> str:
-        """As a line of JSON."""
+        """The action as a line of JSON."""
         return json.dumps([self.name, self.parameters])
 
     @classmethod
@@ -52,24 +51,24 @@ class Performer(Expectations):
         self.money_client = money_client
         self.reports = Reports(world)
         self.snapshot: list[tuple[bytes, bytes]] | None = None
-        """What a replica has that does not hear of anything more."""
+        """The data of a replica that has stopped following."""
 
     async def perform(self, action: Action) -> None:
-        """Has it happen."""
+        """Performs an action."""
         await getattr(self, f"do_{action.name}")(**action.parameters)
 
-    # --- Who is meant --------------------------------------------------------------------
+    # --- Lookups -------------------------------------------------------------------------
 
     def node(self, name: str) -> ServerHost | None:
-        """The process of that name, if it lives."""
+        """The process of that name, if it is alive."""
         return next((node for node in self.world.nodes if node.name == name), None)
 
     def host(self, name: str) -> Host | None:
-        """The process of that name, of whatever kind."""
+        """The server or flusher of that name, if it is alive."""
         return next((host for host in self.cluster.hosts if host.name == name), None)
 
     def _client(self, name: str, node: str) -> SimulatedClient | None:
-        """The client of that name, which comes if it was not there."""
+        """The client of that name; a missing client is created."""
         client = self.world.client(name)
         server = self.node(node)
         if client is None and server is not None:
@@ -108,7 +107,11 @@ class Performer(Expectations):
         confirmed: bool = True,
         waits: bool = True,
     ) -> None:
-        """A backend prepares a session; whether that must be confirmed, if that is waited for."""
+        """A backend prepares a session.
+
+        ``confirmed``: whether the preparation must be confirmed. That is checked only with
+        ``waits``, which waits for the answer.
+        """
         found, person = self.node(node), self.world.people[user]
         if found is not None and not waits:
             self.world.prepare_soon(person, KINDS[kind], session, found)
@@ -220,7 +223,7 @@ class Performer(Expectations):
             await self.cluster.settle()
 
     async def do_heartbeat(self, node: str, user: str, session: str) -> None:
-        """A client proves over HTTP that it lives, to any process."""
+        """A client proves its life to any process by an HTTP heartbeat."""
         found = self.node(node)
         if found is not None and session in self.world.session_logs:
             beat = self.world.phones.beat(found, self.world.people[user], session)
@@ -235,7 +238,7 @@ class Performer(Expectations):
             await self.world.intrude(found, person, session)
 
     async def do_forget(self) -> None:
-        """Nothing happens for a day: Redis forgets what no live session draws on."""
+        """A day passes without activity: Redis forgets all data that no live session draws on."""
         cluster = self.cluster
         if cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps:
             return
@@ -247,13 +250,16 @@ class Performer(Expectations):
             cluster.redis.forget(("account", "member", "org", "free", "operations"))
 
     async def do_flush(self) -> None:
-        """Every flusher brings to Postgres what there is."""
+        """Every flusher flushes the outboxes to Postgres."""
         for host in self.cluster.flushers:
             if host.is_alive:
                 await self.cluster.finished(host.act(host.flush()))
 
     async def do_expect(self, client: str, type: str, **fields: Any) -> None:  # noqa: A002
-        """What a client was told last of a type has these fields; ``times``: it came so often."""
+        """Checks the fields of the last message of a type that a client received.
+
+        ``times``: the number of messages of that type.
+        """
         found = self.world.client(client)
         assert found is not None, client
         messages = [message for message in found.messages if message["type"] == type]
@@ -265,36 +271,36 @@ class Performer(Expectations):
             assert told == fields, (client, type, messages[-1])
 
     async def do_answered(self, entry: str, state: str) -> None:
-        """What a transfer was answered."""
+        """Checks the outcome of a transfer."""
         assert self.money_client.transfers[entry].state == state, (
             entry,
             self.money_client.transfers[entry],
         )
 
     async def do_report_of(self, session: str, minute_at: int) -> None:
-        """A minute is reported of a session that sockets meter: it is not taken."""
+        """A minute is reported of a session that processes meter. The report must be refused."""
         answer = await self.reports.offer(self.world.nodes[0], session, minute_at)
         assert answer.metered, (session, answer)
 
     async def do_show(self, node: str, user: str) -> None:
-        """Somebody looks at the balance of an account, without any session, and goes on to."""
+        """A process opens an account without a session, and keeps showing its balance."""
         found, person = self.node(node), self.world.people[user]
         if found is not None:
             await self.cluster.finished(found.act(found.registry.accounts.open(*person.account)))
 
     async def do_stray(self, user: str, kind: str) -> None:
-        """A session is noted among a user's live ones that is not there."""
+        """Adds the id of a missing session to a user's set of live sessions."""
         person, keys = self.world.people[user], self.world.nodes[0].process.live.keys
         name = f"{person.tenant}/stray{len(self.world.strays)}"
         self.world.strays.add(name)
         self.cluster.redis.ask("SADD", keys.running(person.tenant, person.user_id, kind), name)
 
     async def do_stray_hold(self, user: str, hold: str) -> None:
-        """A hold is noted among the open ones that is not there, and over by now."""
+        """Adds the id of a missing hold, already expired, to the set of open holds."""
         person, keys = self.world.people[user], self.world.nodes[0].process.live.keys
         holds = keys.holds(keys.partition(person.tenant))
         self.cluster.redis.ask("ZADD", holds, 0, f"{person.tenant}/{hold}")
-        await self.cluster.advance(2 * 60_000)  # until those that are over were looked for
+        await self.cluster.advance(2 * 60_000)  # until the next search for expired holds
 
     async def do_poison(self, partition: int) -> None:
         if not self.cluster.redis_is_away:
@@ -330,7 +336,7 @@ class Performer(Expectations):
             await cluster.settle()
 
     async def do_cut_off(self, name: str, ms: int) -> None:
-        """One process cannot reach Redis for a while, and hears nothing of it."""
+        """One process cannot reach Redis for a while, and receives nothing from it."""
         found, cluster = self.host(name), self.cluster
         if found is not None and not cluster.redis_is_away:
             self.world.disturb(found)
@@ -339,7 +345,7 @@ class Performer(Expectations):
             await cluster.settle()
 
     async def do_slow_redis(self, delays: list[int], ms: int) -> None:
-        """Answers of Redis take so long to every process of now, for a while."""
+        """Answers of Redis take these delays, in ms, for ``ms``."""
         cluster = self.cluster
         self.world.disturb()
         self.world.was_away = True
@@ -367,7 +373,7 @@ class Performer(Expectations):
         await self.cluster.settle()
 
     async def do_empty(self, partition: int | None = None) -> None:
-        """Redis loses everything, or only a ``partition``: one of a cluster does."""
+        """Redis loses everything, or only a ``partition``, as in a Redis cluster."""
         self._lose()
         if partition is None:
             self.cluster.redis.empty()
@@ -379,8 +385,11 @@ class Performer(Expectations):
         self.snapshot = self.cluster.redis.snapshot()
 
     async def do_failover(self, unnoticed: bool = False, unsaid: bool = False) -> None:
-        """``unnoticed``: no line breaks, as behind a proxy. ``unsaid``: nor does Redis say that it
-        is another one, as one does that may not be asked for its history."""
+        """The replica takes over.
+
+        ``unnoticed``: no connection breaks, as behind a proxy. ``unsaid``: the replication history
+        of Redis shows no change either, as where Redis forbids the question for it.
+        """
         if self.snapshot is not None:
             self._lose()
             if not unnoticed:

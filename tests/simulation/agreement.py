@@ -1,8 +1,8 @@
-"""The auditor's third part: whether what lies in Redis agrees with itself.
+"""The auditor's third part: whether the data of Redis agrees with itself.
 
-It looks at nothing but the state of Redis, so it can look after a loss too, once everything has
-been put back: how long each key is kept, what waits in the outbox, and what the counters hold for
-the sessions and holds that are there.
+This part reads nothing but the state of Redis, so it can also check after a loss, once everything
+has been put back: how long each key is kept, what waits in the outbox, and whether the counters
+agree with the sessions and holds that are there.
 """
 
 from collections import Counter, defaultdict
@@ -15,12 +15,15 @@ from tests.simulation.state import State, minutes_counters, place_of
 from tests.simulation.world import World
 
 SETTLED_MS = 30_000
-"""After a loss, everything is put back by then."""
+"""Time after a loss by which everything is put back."""
 
 
 def check(state: State, now_ms: int, latest_ms: int) -> None:
-    """Raises ``AssertionError`` for whatever does not agree, with everything in its place;
-    ``latest_ms`` is the latest that the clock of Redis, which may be stepped, has ever shown."""
+    """Raises ``AssertionError`` for whatever does not agree.
+
+    Call it only when everything is in its place. ``latest_ms`` is the latest time that the clock of
+    Redis, which may be stepped, has ever shown.
+    """
     _check_forgetting(state, now_ms, latest_ms)
     _check_outbox(state)
     _check_notices(state)
@@ -31,7 +34,7 @@ def check(state: State, now_ms: int, latest_ms: int) -> None:
 
 
 def _check_forgetting(state: State, now_ms: int, latest_ms: int) -> None:
-    """What is alive stays; everything else is forgotten some day, and not too early."""
+    """Live data has no expiry; everything else has one, and not too early."""
     for kind in ("account", "member", "org", "free"):
         for name, fields in state.hashes[kind].items():
             is_alive = int(fields.get("live", 0)) > 0
@@ -59,7 +62,7 @@ def _check_key(
 ) -> None:
     ends = [at for key, at in state.expiry.items() if key.partition(":")[2] == f"{kind}:{name}"]
     if is_alive and kind == "account" and ends:
-        # It was loaded while holds were open, and stays until the last of them is over.
+        # The account was loaded while holds were open, and stays until the last of them expires.
         assert not any(field[:2] == "s:" for field in state.hashes[kind][name]), (name, ends)
         over = [
             int(hold["expires_at"])
@@ -71,7 +74,7 @@ def _check_key(
         assert not ends, (kind, name, ends)
     else:
         assert len(ends) == 1, (kind, name, state.expiry)
-        # A clock that is stepped back changes when it is, and not that it is.
+        # A clock that is stepped back changes the time of expiry, but not whether there is one.
         assert ends[0] <= latest_ms + kept_ms, (kind, name, ends, latest_ms)
 
 
@@ -79,7 +82,7 @@ def _check_key(
 
 
 def _check_outbox(state: State) -> None:
-    """Nothing that waits is below the watermark: processes forget what is."""
+    """No waiting entry is below the watermark, because processes forget what is below."""
     for entry in state.outbox:
         partition = entry.partition("/")[0]
         mark = state.watermarks.get(partition)
@@ -87,7 +90,7 @@ def _check_outbox(state: State) -> None:
 
 
 def _check_notices(state: State) -> None:
-    """The newest notices are kept, each once, in their order."""
+    """The newest notices are kept, each once and in order."""
     for name, notices in state.notices.items():
         assert len(notices) <= limits.NOTICES_KEPT_MAX, (name, len(notices))
         numbers = [notice["seq"] for notice in notices]
@@ -96,7 +99,7 @@ def _check_notices(state: State) -> None:
 
 
 def _check_hold_ends(state: State) -> None:
-    """Whoever ends holds that are over finds each of them."""
+    """The set of open holds by their end, which expiry reads, has exactly the open holds."""
     ends = {f"{hold['tenant']}/{hold['id']}": int(hold["expires_at"]) for hold in state.holds}
     assert state.hold_ends == ends, (state.hold_ends, ends)
 
@@ -105,7 +108,7 @@ def _check_hold_ends(state: State) -> None:
 
 
 def check_projections(state: State, world: World) -> None:
-    """Every process knows of an account what Redis has, with nothing on its way."""
+    """Every process shows the figures of an account that Redis has, when nothing is on its way."""
     for node in world.nodes:
         for account in node.registry.accounts:
             projection = account.projection
@@ -123,10 +126,10 @@ def check_projections(state: State, world: World) -> None:
 
 
 def check_counters(state: State, recorded: Mapping[tuple[str, str], int]) -> None:
-    """What the counters hold is what the sessions and holds have that are in Redis.
+    """The counters are the sums of the sessions and holds that are in Redis.
 
-    An account that was loaded anew reserves what Postgres had as open (``recorded``, by tenant
-    and id), and names each hold that is not in Redis yet.
+    An account that was loaded anew reserves the holds that were open in Postgres (``recorded``, by
+    tenant and id), and names each hold that is not in Redis yet.
     """
     accounts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     months: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -137,7 +140,7 @@ def check_counters(state: State, recorded: Mapping[tuple[str, str], int]) -> Non
         active = standing["phase"] == "active"
         name = f"{identity['tenant']}/{identity['account_id']}"
         line = f"s:{identity['session_id']}"
-        # Of a session whose client counts there is none before somebody meters it.
+        # A session whose client counts its minutes has no burn line before a process meters it.
         if not session.get("tracked") or line in state.hashes["account"].get(name, {}):
             lines[name].add(identity["session_id"])
         accounts[name].update(

@@ -1,8 +1,8 @@
-"""Amounts in other digits: what is asked for over HTTP, where amounts are text.
+"""Amounts in other digits: requests over HTTP, where amounts are text.
 
-The work is that of the calls themselves, from where their key is begun on: so a key is
-asked for again as it is when the answers under it are forgotten, and the ledger alone
-knows what was done.
+This module does what the HTTP calls do from where their key is begun on. The request is repeated
+under the same key when the answers under that key are forgotten, so that only the ledger knows what
+was done.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ BACKEND = Principal(kind="key")
 
 
 class NamedRequest(idempotency.IdempotentRequest, frozen=True):
-    """An idempotent request whose entry has the name of its key."""
+    """An idempotent request whose ledger entry has the name of its key."""
 
     def entry_id(self, prefix: str) -> str:
         """The key."""
@@ -33,8 +33,10 @@ class NamedRequest(idempotency.IdempotentRequest, frozen=True):
 
 
 def digits(micros: int, form: int) -> str:
-    """An amount in one of ``FORMS`` ways, from 1: the shortest, with a zero more, with all
-    its decimals."""
+    """An amount in one of ``FORMS`` forms, counted from 1.
+
+    The forms are the shortest one, one with an extra zero, and one with all decimals.
+    """
     if form == 1:
         return format_credits(micros)
     whole, fraction = divmod(micros, MICROS_PER_CREDIT)
@@ -47,7 +49,7 @@ def digits(micros: int, form: int) -> str:
 async def ask(
     node: ServerHost, kind: str, account: AccountName, key: str, micros: int, ttl_ms: int, form: int
 ) -> Any:
-    """Asks for a ``pay``, ``spend`` or ``hold``, and answers as ``CreditLedger`` does."""
+    """Makes a ``pay``, ``spend`` or ``hold``, and answers as ``CreditLedger`` does."""
     process, amount = node.process, digits(micros, form)
     idempotent = NamedRequest(account.tenant, kind, key, "", "")
     try:

@@ -1,6 +1,6 @@
-"""What directed worlds expect, where only a person can say what was to be expected.
+"""Expectations of directed worlds that no general rule of the auditor covers.
 
-Each is an action that changes nothing, and fails where something is otherwise than it is to be.
+Each expectation is an action that changes nothing, and fails when the state differs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -26,23 +26,23 @@ class Expectations:
     # --- Sessions -------------------------------------------------------------------------
 
     async def do_phase(self, user: str, session: str, phase: str) -> None:
-        """What a session does, as Redis has it."""
+        """The phase of a session, in Redis."""
         found = self._session(user, session)
         assert found["standing"]["phase"] == phase, (session, found["standing"])
 
     async def do_counted(self, user: str, session: str, least_ms: int, most_ms: int) -> None:
-        """So much time of a session is counted, as Redis has it."""
+        """The counted time of a session, in Redis, is between two bounds."""
         found = self._session(user, session)
         elapsed_ms = counted_ms(found, self.world.now)
         assert least_ms <= elapsed_ms <= most_ms, (session, elapsed_ms, found["standing"])
 
     async def do_holds(self, user: str, session: str, minutes: int) -> None:
-        """That many minutes of the month are held for a session."""
+        """The number of minutes of the month that a session holds."""
         found = self._session(user, session)
         assert sum(found["grant"]["held_minutes"].values()) == minutes, (session, found["grant"])
 
     async def do_recorded(self, user: str, session: str, state: str) -> None:
-        """What Postgres says of a session."""
+        """The state of a session, in Postgres."""
         rows = self.cluster.postgres.fetch(
             "SELECT state FROM sessions WHERE tenant = $1 AND session_id = $2",
             self.world.people[user].tenant,
@@ -51,13 +51,13 @@ class Expectations:
         assert [row["state"] for row in rows] == [state], (session, rows)
 
     async def do_graced(self, user: str, session: str, *, is_graced: bool) -> None:
-        """Whether a grace runs that ends a session."""
+        """Whether a session is in grace, after which it ends."""
         graces = look(self.cluster.redis).graces
         name = f"{self.world.people[user].tenant}/{session}"
         assert (name in graces) == is_graced, (name, graces)
 
     async def do_noted(self, name: str, user: str, session: str, *, is_noted: bool) -> None:
-        """Whether a process is noted for a session."""
+        """Whether the set of a process names a session."""
         found = next(node for node in self.world.nodes if node.name == name).process.node
         wanted = f"{self.world.people[user].tenant}/{session}"
         sets = look(self.cluster.redis).sets["node"]
@@ -66,7 +66,7 @@ class Expectations:
         assert is_there == is_noted, (name, session, noted)
 
     async def do_missed(self, client: str, session: str, kinds: list[str]) -> None:
-        """What a client was told to have missed of a session."""
+        """The types of the missed notices that a client received for a session."""
         found = self.world.client(client)
         assert found is not None, client
         told = found.of_session[session]
@@ -76,11 +76,11 @@ class Expectations:
     # --- Reported minutes -----------------------------------------------------------------
 
     async def do_taken(self, session: str, minutes: int) -> None:
-        """That many minutes that its client has counted were taken."""
+        """The number of reported minutes that were accepted for a session."""
         assert len(self.reports.taken[session]) == minutes, (session, self.reports.taken)
 
     async def do_refused(self, session: str, minute_at: int, code: str, most_ms: int) -> None:
-        """A minute was refused, so soon at most."""
+        """A minute was refused with a code; the last report took at most ``most_ms``."""
         found = self.reports.refused.get((session, minute_at))
         assert found == code, (session, minute_at, found)
         assert self.reports.waited_ms <= most_ms, (session, self.reports.waited_ms)

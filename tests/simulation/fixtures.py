@@ -16,12 +16,12 @@ from tests.simulation.laboratory import laboratory
 
 @pytest.fixture
 async def cluster(redis: Redis, redis_url: str, records: Records) -> AsyncIterator[Cluster]:
-    """A cluster without processes yet."""
+    """A cluster that has no processes yet."""
     made = Cluster(redis, redis_url, records)
     yield made
     await made.stop()
     await made.flush()
-    # Whatever a test did, what is written down at its end adds up.
+    # Whatever a test did, the record at its end must add up.
     assert await audit_record(records) == ()
 
 
@@ -33,14 +33,14 @@ async def node(cluster: Cluster) -> Node:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Laboratory]:
-    """Engines of their own for simulated worlds, one after the other."""
+    """A laboratory with engines of its own, for one simulated world after the other."""
     with laboratory() as made:
         yield made
 
 
 @pytest.fixture
 def quiet_logs() -> Iterator[None]:
-    """What goes wrong in a simulated world is meant to, and not worth a line each time."""
+    """Silences the logs: faults in a simulated world are intended."""
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     yield

@@ -1,11 +1,11 @@
-"""What nobody knows any more, although a client was told of it: two failures took it.
+"""What two failures took from the record, although a client received it.
 
-Any one of process, Redis and Postgres may die and nothing is lost. What a step wrote is in
-the outbox, and the process that made it keeps it until Postgres has it; when Redis loses it
-and that process is dead, or dies before it has put it back, it is gone for good, and nobody
-promised otherwise. So it is noted at such an instant, and only then, what is neither in
-Postgres nor in an outbox and was made by none but dead processes. A process that has only
-heard of it, and told it to clients of its own, does not keep what another one made.
+When any one of process, Redis and Postgres dies, nothing is lost. What a step wrote is in the
+outbox, and the process that made the step keeps it until Postgres has it. The record is gone for
+good when Redis loses it and that process is dead, or dies before it has put the record back; no
+promise covers that. Only at such an instant this module notes the pieces that are neither in
+Postgres nor in an outbox and that only dead processes made. A process that received a piece from
+another one, and sent it to clients of its own, does not keep the piece.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ from tests.simulation.state import look
 from tests.simulation.virtual_cluster import VirtualCluster
 
 Piece = tuple[str, int | None]
-"""A minute of a session, or (None) its end."""
+"""A minute of a session, or its end (None)."""
 
 
 class Forgotten:
@@ -28,12 +28,12 @@ class Forgotten:
         self.cluster = cluster
         self.pieces: set[Piece] = set()
         self._makers: defaultdict[Piece, set[Host]] = defaultdict(set)
-        """Processes whose steps wrote a piece; more than one, where Redis had lost it."""
+        """Processes whose steps wrote a piece; more than one, if Redis had lost the piece."""
         self._missing: set[Piece] = set()
-        """What losses took before Postgres had it: whoever made it is to put it back."""
+        """Pieces that Redis lost before Postgres had them. Their makers must put them back."""
 
     def made(self, host: Host, records: Iterable[Record]) -> None:
-        """A step of a process was taken, with these records."""
+        """Notes the records of a step of a process."""
         for record in records:
             if isinstance(record, MinuteUsed):
                 self._makers[record.session_id, record.minute].add(host)
@@ -45,15 +45,15 @@ class Forgotten:
         return {host.name for host in self._makers[session_id, None]}
 
     def lost(self, clients: Iterable[SimulatedClient]) -> None:
-        """Redis has lost something just now."""
+        """Notes that Redis has just lost something."""
         self._missing |= _tellers(clients).keys()
         self.died(clients)
 
     def died(self, clients: Iterable[SimulatedClient]) -> None:
-        """Looks what nobody can put back any more; also after the death of a process."""
+        """Finds the pieces that no process can put back; call it also after a death."""
         if self._missing:
             self._missing -= self._written()
-            # An end of a lost session is made by no step: it is up to whoever told it.
+            # No step makes the end of a lost session: the process that sent the end must keep it.
             keepers = {**_tellers(clients), **self._makers}
             self.pieces |= {
                 piece
@@ -75,7 +75,7 @@ class Forgotten:
 
 
 def _tellers(clients: Iterable[SimulatedClient]) -> dict[Piece, set[Host]]:
-    """The processes that told a piece, of every piece that a client was told."""
+    """For every piece that a client received, the processes that sent it."""
     tellers: defaultdict[Piece, set[Host]] = defaultdict(set)
     for client in clients:
         for message in client.messages:
@@ -86,7 +86,7 @@ def _tellers(clients: Iterable[SimulatedClient]) -> dict[Piece, set[Host]]:
 
 
 def _piece(message: dict[str, object]) -> Piece | None:
-    """What a message tells for good."""
+    """The piece of a session that a message announces, if any."""
     session_id, minute = message.get("session_id"), message.get("minute")
     if not isinstance(session_id, str) or message["type"] not in ("minute", "stopped"):
         return None

@@ -1,9 +1,9 @@
-"""The auditor's part for what is granted: how much, to whom, and who hears of it.
+"""The auditor's part for grants: how much is granted, to which session, and who is notified.
 
-DESIGN section 2 says how long a grant is: to the end of the minute and a margin; less, where a
-counter runs low that others draw on; the whole rest, where no other session does. A session that
-lacks what others merely hold waits for it and has them told, and no other. All of that is
-computed again from the counters as a step left them.
+DESIGN section 2 says how long a grant is. It is to the end of the minute and a margin; shorter,
+where a counter runs low that other sessions draw on; the whole rest, where no other session does. A
+session that lacks what others merely hold waits for it, and exactly those others are recalled. This
+module computes all of that again from the counters as a step left them.
 """
 
 import json
@@ -20,7 +20,7 @@ FIGURES = ("balance", "held", "reserved", "burn")
 
 
 class Counter(NamedTuple):
-    """A month's counter that has a limit, for a session, before its step granted anything."""
+    """A limited month counter, as a session's step found it."""
 
     name: str
     month: str
@@ -28,9 +28,9 @@ class Counter(NamedTuple):
     left: int
     """Minutes that no session has begun."""
     held: int
-    """Those that other sessions hold."""
+    """Minutes that other sessions hold."""
     own: int
-    """Those that the session holds, and has not begun."""
+    """Minutes that the session holds and has not begun."""
     active: int
 
     @property
@@ -39,24 +39,24 @@ class Counter(NamedTuple):
         return self.left - self.held
 
     def lacks(self, minutes: int, room: int) -> bool:
-        """Whether it has no room for that number. What is the session's own needs none."""
+        """Whether a number of minutes has no room. The session's own minutes need none."""
         return minutes > self.own and minutes > room
 
 
 class Deal(NamedTuple):
-    """A step that was asked for alone, what it was answered, and what there was to grant."""
+    """A step that was sent alone, its answer, and what there was to grant."""
 
     step: Step
     outcome: StepOutcome
     balance: int
-    """Of the account, once the step is charged."""
+    """The account's balance in micro-credits, after the step's charge."""
     held: int
-    """What its other sessions hold, and what is reserved."""
+    """What the account's other sessions hold, and what is reserved, in micro-credits."""
     reserved: int
     burn: int
     counters: tuple[Counter, ...]
     told: tuple[tuple[str, dict[str, Any]], ...]
-    """What was told by the step: the kind of the channel, and the message."""
+    """Messages that the step published: the kind of the channel, and the message."""
     others: frozenset[str]
     """The other processes that have sockets of the session."""
     is_watched: bool
@@ -68,14 +68,14 @@ class Deal(NamedTuple):
 
     @property
     def granted(self) -> Grant:
-        """What the session has since; as before, where the step was not made."""
+        """The session's grant after the step; the grant before it, if the step was not made."""
         reply = self.outcome.reply
         assert reply is not None
         return self.step.before.grant if reply.session is None else reply.session.grant
 
 
 def deal_of(live: Live, cluster: VirtualCluster, step: Step, outcome: StepOutcome) -> Deal:
-    """Reads what a step's counters are, right after it was answered."""
+    """Reads the counters of a step, right after its answer."""
     identity, before, keys = step.before.identity, step.before.grant, live.keys
     tenant = identity.tenant
     months = sorted(_months(step))
@@ -154,8 +154,7 @@ def _burn_before(step: Step) -> int:
 
 
 def check(deal: Deal) -> None:
-    """Raises ``AssertionError`` where a step was granted something else, or others were told
-    something else, than DESIGN says."""
+    """Raises ``AssertionError`` for a grant or a message that DESIGN does not allow."""
     reply = deal.outcome.reply
     assert reply is not None
     if reply.accepted:
@@ -170,7 +169,7 @@ def check(deal: Deal) -> None:
 
 
 def _lacking(deal: Deal, offer: Offer) -> str | None:
-    """The limit that has no room for an offer."""
+    """The limit that has no room for an offer, if any."""
     if 0 < offer.grant.held_micros > deal.room:
         return "credits"
     return _short(deal, offer.grant.held_minutes)
@@ -184,21 +183,21 @@ def _short(deal: Deal, minutes: Mapping[str, int]) -> str | None:
 
 
 def _used_up(deal: Deal, offer: Offer) -> set[str]:
-    """The limits that would have no room for an offer, even if no other session held anything."""
+    """The limits without room for an offer, even if no other session held anything."""
     found = {
         counter.name
         for counter in deal.counters
         if counter.lacks(offer.grant.held_minutes.get(counter.month, 0), counter.left)
     }
-    # Where more is held than there is, no session gives back that.
+    # Where more is held than there is, no session gives back the excess.
     free = max(deal.room, deal.balance - deal.reserved)
     return found | ({"credits"} if 0 < offer.grant.held_micros > free else set())
 
 
 def _may_have(deal: Deal, offer: Offer) -> bool:
-    """Whether counters are as low, or not, as an offer is made for."""
+    """Whether the counters are low, or not, as the offer requires."""
     if not offer.floor_ms:
-        return True  # the shortest are made for any
+        return True  # the shortest offers require nothing
     terms = deal.step.before.identity.terms
     low_minutes = offer.floor_ms / 60_000
     is_low = is_shared = False
@@ -217,7 +216,7 @@ def _best(deal: Deal) -> Offer | None:
 
 
 def _check_granted(deal: Deal) -> None:
-    """A grant is the longest that may be had, or what the session has in any case."""
+    """A grant is the longest possible offer, or else what the session keeps in any case."""
     expected = _best(deal) or deal.step.keep
     wanted = expected.grant if expected is not None else Grant()
     granted = deal.granted
@@ -227,12 +226,12 @@ def _check_granted(deal: Deal) -> None:
         wanted.held_minutes,
     ), (deal, wanted)
     if expected is not None and expected.part and not deal.step.insists:
-        # Of a gap, less is taken only when others have given back what they do not need.
+        # A part of a gap is granted only when others have given back what they do not need.
         assert deal.held <= deal.reserved or _missed(deal) != "credits", deal
 
 
 def _missed(deal: Deal) -> str | None:
-    """What the shortest of the offers lacks that are too long."""
+    """The limit that the shortest of the offers that are too long lacks."""
     lacked = None
     for offer in deal.step.offers:
         if _may_have(deal, offer):
@@ -244,11 +243,13 @@ def _missed(deal: Deal) -> str | None:
 
 
 def _check_not_granted(deal: Deal, limit: str) -> None:
-    """A session that gets nothing is refused at once where nothing is left, and waits where others
-    hold it; they are told, and no other is."""
+    """A session without a grant is refused where nothing is left; else it waits.
+
+    It waits where other sessions hold what it lacks. These are recalled, and no others.
+    """
     least, best = deal.step.offers[-1], _best(deal)
     if best is not None:
-        # A part of a gap would do; but there is more of it, once others give it back.
+        # A part of a gap is possible, but others may give back more of it.
         assert deal.outcome.held, deal
         assert best.part, deal
         assert limit == "credits", deal
@@ -270,12 +271,15 @@ def _check_not_granted(deal: Deal, limit: str) -> None:
     assert list(deal.told) == expected, (deal, expected)
 
 
-# --- What others hear -----------------------------------------------------------------------
+# --- Messages to others ---------------------------------------------------------------------
 
 
 def _check_news(deal: Deal) -> None:
-    """An account's processes hear of what gives others more, or moves what they show; of a claim
-    that does neither they hear nothing. A month's hear that there are minutes again."""
+    """Steps notify an account's processes when they free credits or move what is shown.
+
+    A claim that does neither publishes nothing. Processes of a month are notified when there are
+    minutes again.
+    """
     step, granted = deal.step, deal.granted
     before, after = step.before.standing, step.standing
     is_over = after.phase == "ended"
@@ -312,14 +316,16 @@ def _check_news(deal: Deal) -> None:
 
 
 def _hold_more(deal: Deal, counter: Counter) -> bool:
-    """Whether a grant is the last of a month of which others hold minutes that they have not
-    begun: each needs the one that it is in."""
+    """Whether a grant is a month's last while others hold minutes that they have not begun.
+
+    Each other active session needs the minute that it is in.
+    """
     others = counter.active - _is_active(deal.step)
     return counter.name == deal.granted.final and counter.held > others
 
 
 def _check_moved(deal: Deal) -> None:
-    """Every other process that has the session hears of a step; where none has, none hears."""
+    """A step is published if another process has the session, and only then."""
     moved = [message for kind, message in deal.told if message.get("moved")]
     step = deal.step
     is_sure = not step.leaving and step.before.standing.grace_until is None

@@ -1,4 +1,4 @@
-"""A laboratory for one process: engines of its own, started and emptied in a directory."""
+"""A laboratory for one process: Redis and Postgres, started and emptied in a directory."""
 
 import asyncio
 import tempfile
@@ -16,7 +16,7 @@ from tests.simulation.driver import Laboratory
 
 @contextmanager
 def laboratory() -> Iterator[Laboratory]:
-    """Engines that nobody else uses, and a world in them."""
+    """Engines that no other process uses, and a laboratory with them."""
     with tempfile.TemporaryDirectory(prefix="taximeter-") as directory, asyncio.Runner() as runner:
 
         async def start() -> tuple[object, str, str]:

@@ -1,7 +1,7 @@
-"""Mixes: worlds in which some things happen far more often than by chance alone.
+"""Mixes: worlds in which some actions happen far more often than by chance alone.
 
-A mix changes how often each action is taken, what a world begins with, and some bounds, which are
-reached within minutes then. Worlds of a mix are short.
+A mix changes how often each action is taken, what a world begins with, and some bounds, so that the
+world reaches them within minutes. Worlds of a mix are short.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 MIXES = ("", "losses", "busy", "money", "faults", "months", "losses", "full")
 CROWD = "crowd"
-"""One account with hundreds of sessions, which begin, lose their lines and end together. A minute
-of it takes about as long as hours of others."""
+"""A mix with one account and hundreds of sessions, which begin, lose their connections and end
+together. A minute of such a world takes as long to run as hours of others."""
 CROWD_EVERY = 50
-"""Of so many seeds that are run in turn one is such a world."""
+"""When seeds are run in turn, one in this many is such a world."""
 CROWD_MINUTES = 1
 _SHORT_WAITS_MS = {1: 4, 999: 3, 1_000: 4, 5_000: 5, 12_345: 5, 30_000: 4, 60_000: 3, 180_000: 1}
 _MONEY = {
@@ -37,14 +37,14 @@ _FAULTS = {
 
 
 def world_of(seed: int, minutes: int) -> tuple[int, str]:
-    """How long the world of a seed is, and its mix, where seeds are run in turn."""
+    """The length and the mix of a seed's world, when seeds are run in turn."""
     if seed % CROWD_EVERY == 0:
         return min(minutes, CROWD_MINUTES), CROWD
     return minutes, ""
 
 
 def stir(chance: "Chance", mix: str) -> None:
-    """Makes a world one of the mix; "" leaves it as it is."""
+    """Gives a world a mix; "" changes nothing."""
     if not mix:
         return
     assert mix in (*MIXES, CROWD), mix
@@ -88,7 +88,7 @@ def stir(chance: "Chance", mix: str) -> None:
 
 @contextlib.contextmanager
 def bounds(mix: str) -> Iterator[None]:
-    """Sets bounds that worlds of a mix reach."""
+    """Sets the bounds that worlds of a mix reach."""
     with contextlib.ExitStack() as stack:
 
         def bound(where: object, name: str, value: int) -> None:

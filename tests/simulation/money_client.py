@@ -1,8 +1,8 @@
-"""Money of a virtual world, moved as backends move it: grants, spends, holds, adjustments.
+"""The backends of a virtual world: grants, spends, holds and adjustments.
 
-Whoever gets no answer does not know whether it was done, asks again under the same id
-until there is one, and is to be told what was done. The money client keeps what each transfer came
-to.
+A backend without an answer does not know whether its request was done. It repeats the request under
+the same id until there is an answer, which must say what was done. The money client keeps the
+outcome of each transfer.
 """
 
 import copy
@@ -31,35 +31,35 @@ MONTH_MS = 31 * 24 * 3_600_000
 
 @dataclass
 class Transfer:
-    """Something that moves money, under an id."""
+    """An operation that moves money, under an id."""
 
     kind: str
     person: Person
     entry_id: str
     micros: int
-    """What is asked for, positive; of an adjustment, signed."""
+    """The requested amount, positive; signed for an adjustment."""
     hold_id: str = ""
     ttl_ms: int = 0
     form: int = 0
-    """In which digits its amount is written (``digits``); 0: it is not written."""
+    """The form in which the amount is written as text (``digits``); 0: as a number."""
     often: int | None = None
-    """How often a month its operation may be done; None: as often as one likes."""
+    """The monthly limit of its operation; None: no limit."""
     tier: str = ""
-    """Of an allotment: the tier that the process believes the account to have."""
+    """For an allotment: the tier that the process believes the account to have."""
     at: int = 0
     state: str = "unknown"
-    """``unknown`` while nobody knows, then ``done`` or ``refused``."""
+    """``unknown`` until an answer comes, then ``done`` or ``refused``."""
     moved_micros: int = 0
-    """What it adds to the balance, once it is done."""
+    """What the transfer adds to the balance, once it is done."""
 
     @property
     def operation(self) -> str | None:
-        """The operation that is done; an amount in other digits is for none."""
+        """The operation's name; none for an amount that is written as text."""
         return None if self.form else {"spend": "sketch", "hold": "film"}.get(self.kind)
 
     @property
     def would_move(self) -> int:
-        """What it adds to the balance if it was done."""
+        """What the transfer adds to the balance if it was done."""
         match self.kind:
             case "pay":
                 return self.micros
@@ -75,19 +75,20 @@ class MoneyClient:
         self.world = world
         self.transfers: dict[str, Transfer] = {}
         self.told: set[str] = set()
-        """Deeds of which it was looked who heard of them."""
+        """Ids of transfers whose published messages were checked."""
         self.refusals: list[tuple[Transfer, State]] = []
-        """Spends and holds for which there was not enough, and everything in Redis then."""
+        """Spends and holds that were refused for want of credits, with all of Redis at that
+        instant."""
         self.limited: list[tuple[Transfer, Any]] = []
-        """Spends and holds of operations with a monthly limit, and what they were answered."""
+        """Spends and holds of operations with a monthly limit, and their answers."""
         self.minutes: defaultdict[tuple[str, str, str], int] = defaultdict(int)
-        """Corrections of months: tenant, user, month."""
+        """Corrected minutes by tenant, user and month."""
         self._corrections: set[tuple[str, str]] = set()
-        """Those that were made: asked for again, they are not made once more."""
+        """Corrections that were made. A repetition does not make one again."""
         self.minutes_unknown: set[str] = set()
-        """Tenants with corrections of which nobody knows whether they were made."""
+        """Tenants with corrections of which the outcome is unknown."""
         self.minutes_late: set[str] = set()
-        """Tenants with corrections that Redis could not take at once, and may take any time."""
+        """Tenants with corrections that Redis could not take at once, and may take at any time."""
 
     def of(self, account: tuple[str, str]) -> list[Transfer]:
         """The transfers of an account."""
@@ -96,14 +97,14 @@ class MoneyClient:
         ]
 
     def moved(self, account: tuple[str, str]) -> tuple[int, list[int]]:
-        """What transfers have added to a balance for sure, and what others may have."""
+        """What transfers have surely added to a balance, and what each uncertain one may have."""
         sure, perhaps = 0, []
         for transfer in self.of(account):
             if transfer.state == "done":
                 sure += transfer.moved_micros
             elif transfer.state == "unknown" and transfer.would_move:
                 perhaps.append(transfer.would_move)
-        # A month gives what the highest of its tiers gives.
+        # A month's allotment is that of the highest of its tiers.
         allotments = [transfer for transfer in self.of(account) if transfer.kind == "allot"]
         given = max(
             (transfer.micros for transfer in allotments if transfer.state == "done"), default=0
@@ -112,7 +113,7 @@ class MoneyClient:
         return sure + given, perhaps + more
 
     async def do(self, node: ServerHost, transfer: Transfer) -> None:
-        """Does it, or asks again for what was not answered."""
+        """Makes a transfer, or repeats one without an answer."""
         transfer = self.transfers.setdefault(transfer.entry_id, transfer)
         if transfer.state != "unknown":
             return
@@ -135,11 +136,11 @@ class MoneyClient:
             return
         told = recalls[account] - before
         self._check_recalls(transfer, told, free_micros, self._free_micros(node, account))
-        if answer is not None:  # or else the process has died
+        if answer is not None:  # without an answer the process has died
             self._take(transfer, answer, troubled == node.line.troubled)
 
     def _free_micros(self, node: ServerHost, account: tuple[str, str]) -> int | None:
-        """What an account has in Redis beside what is held for operations; None: it is cold."""
+        """An account's balance in Redis less what operations hold; None: it is not in Redis."""
         key = node.process.live.keys.account(*account)
         balance, reserved = self.world.cluster.redis.wire.ask("HMGET", key, "balance", "reserved")
         return None if balance is None else int(balance) - int(reserved or 0)
@@ -147,14 +148,16 @@ class MoneyClient:
     def _check_recalls(
         self, transfer: Transfer, recalls: int, before_micros: int | None, after_micros: int | None
     ) -> None:
-        """Sessions are recalled once, where what they merely hold is all that is in the way."""
+        """Sessions are recalled at most once, and only where their grants alone are in the way."""
         assert recalls <= 1, (transfer, recalls)
         if recalls and before_micros is not None and after_micros is not None:
             assert max(before_micros, after_micros) >= transfer.micros, (transfer, before_micros)
 
     async def repeat(self, node: ServerHost, transfer: Transfer, form: int) -> None:
-        """Asks again for what was done, in other digits, when nothing but the ledger knows its
-        key any more: it is answered the same, and moves nothing."""
+        """Repeats a transfer that was done, in other digits, when only the ledger knows its key.
+
+        The answer must be the same, and nothing must move.
+        """
         if transfer.state != "done" or not transfer.form:
             return
         try:
@@ -217,7 +220,7 @@ class MoneyClient:
         return await ledger.void(account.tenant, transfer.hold_id)
 
     def _check_refused(self, transfer: Transfer, error: ProtocolError) -> None:
-        """An account has no more open holds than it may, and is refused none before."""
+        """A hold is refused for the number of open holds only at the bound."""
         if self.world.losses or transfer.kind != "hold" or error.code != "rate_limited":
             return
         place = "/".join(transfer.person.account)
@@ -232,7 +235,7 @@ class MoneyClient:
             self.limited.append((transfer, answer))
         match answer:
             case bool():
-                # Postgres has it; whether Redis took it too shows where nothing went wrong.
+                # Postgres has the entry. Only without a fault Redis surely took it too.
                 if smooth and not self.world.cluster.redis_is_away:
                     transfer.state = "done"
                     transfer.moved_micros = 0 if transfer.kind == "allot" else transfer.micros
@@ -251,7 +254,8 @@ class MoneyClient:
             case Short():
                 transfer.state = "refused"
                 if smooth and self.world.is_smooth:
-                    # Or else those who hold may not have heard that they are recalled.
+                    # After a fault, the sessions that hold credits may not have received the
+                    # recall.
                     self.refusals.append((transfer, look(self.world.cluster.redis)))
             case Limited() | HoldGone() | Exceeds():
                 transfer.state = "refused"
@@ -259,13 +263,13 @@ class MoneyClient:
                 raise AssertionError(answer)
 
     def _check_end(self, transfer: Transfer, answer: Posted | Voided) -> None:
-        """A hold has one end: it is not both charged and given back."""
+        """A hold has one end: either posted or voided."""
         for other in self.transfers.values():
             if (other.hold_id, other.state) == (transfer.hold_id, "done"):
                 assert other.kind in ("hold", transfer.kind), (transfer, answer, other)
 
     def _take_posted(self, transfer: Transfer, answer: Posted) -> None:
-        """A hold is posted once: the second request hears what was charged then."""
+        """A hold is posted once: a second request is answered with what was charged then."""
         first = next(
             (
                 other
@@ -288,12 +292,12 @@ class MoneyClient:
         transfer.moved_micros = -answer.posted_micros
         for other in self.transfers.values():
             if (other.kind, other.hold_id, other.state) == ("post", transfer.hold_id, "unknown"):
-                other.state = "done"  # it is known now what became of the hold
+                other.state = "done"  # the end of the hold is known now
 
     async def adjust(
         self, node: ServerHost, person: Person, entry_id: str, minutes: int, month: str
     ) -> None:
-        """Corrects a month of a subscriber."""
+        """Corrects a month of a subscriber of the organisation."""
         troubled = node.line.troubled
         try:
             await self.world.cluster.finished(
@@ -314,7 +318,7 @@ class MoneyClient:
         except ProtocolError:
             return
         if troubled != node.line.troubled or self.world.cluster.redis_is_away:
-            # Postgres has it; the next look through the inbox brings it to Redis later.
+            # Postgres has the correction; the next pass over the inbox brings it to Redis.
             self.minutes_late.add(person.tenant)
         if (person.tenant, entry_id) not in self._corrections:
             self._corrections.add((person.tenant, entry_id))
