@@ -115,6 +115,9 @@ REST_YIELD_MS: Final = 1_000
 """Time after a recall in which the recalled session does not take the whole rest of a counter. By
 then the session that needs the rest has taken its share, or has given up."""
 RECALL_WAIT_MS: Final = 250  # DESIGN: holders settle and shrink, then the spend is tried again
+KEPT_OPEN_ASKS_MAX: Final = 64
+"""Most sessions of one month that ask again in each ``RECALL_WAIT_MS``, while a process that holds
+minutes of the month does not answer."""
 # The outer deadline of one Redis call. A connection to a dead server fails after 3.6 s (PITFALLS).
 # A claim must fail early enough to be repeated within the margin.
 REDIS_TIMEOUT_MS: Final = 1_500

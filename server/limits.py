@@ -236,7 +236,10 @@ deadlines, ticks and socket messages."""
 MESSAGES_PER_TURN: Final = 8
 """Pub/Sub messages that one turn of the loop handles: half a millisecond."""
 ACCOUNT_LOOK_PAUSE_MS: Final = 50
-"""Least time between two passes over all sessions of an account that has many."""
+"""Least time between two passes over all sessions of an account or a tenant that has many."""
+HOLDERS_READ_PER_MS: Final = 4
+"""Sessions that are read in a millisecond, on average, to check who holds the rest of a counter.
+After a check the next one waits: thousands of sessions may ask, and thousands may hold."""
 ACCOUNT_RETRY_S_MIN: Final = 0.2
 ACCOUNT_RETRY_S_MAX: Final = 2.0
 """Delay before an account that could not be read is read again; it doubles from MIN to MAX."""

@@ -35,7 +35,7 @@ from protocol.metering.effects import (
 )
 from protocol.metering.intents import Intent
 from protocol.metering.meter_state import MeterState, settled_at
-from protocol.metering.quota import MonthOf
+from protocol.metering.quota import MonthOf, keeps_more_minutes
 from protocol.metering.session import SessionState
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import StartBasis, Step
@@ -337,6 +337,8 @@ class Meter(MeterState):
             self._recalled.add(minutes)
         if not self.counting or self._asked is not None or self._stands_still(now_ms):
             return False
+        if minutes and not keeps_more_minutes(self.session, now_ms):
+            return False  # as most of thousands: the step need not be computed
         if not transitions.frees(transitions.claim(self._moment(now_ms)), minutes=minutes):
             return False
         self._wanted = True

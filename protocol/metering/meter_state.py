@@ -479,7 +479,7 @@ class MeterState:
         self.counted_time = CountedTime(session, self.uncovered_ms, self.response_ms)
         if is_opened and self.counted_time.claim_ms is not None:
             # Until the holders answer, each claim gets the same answer, so the next claim waits.
-            paced_ms = standing.elapsed_ms + limits.RECALL_WAIT_MS * self.counted_time.speed
+            paced_ms = standing.elapsed_ms + self._pace_ms * self.counted_time.speed
             self.counted_time.claim_ms = max(self.counted_time.claim_ms, paced_ms)
         self._may_get_ms = 0
         """The end of the longest grant that was asked for since."""
@@ -494,6 +494,15 @@ class MeterState:
             self._intents.drop(Event.LIMIT)
         self._note_grant()
         self._project(now_ms)
+
+    @property
+    def _pace_ms(self) -> int:
+        """How long a session waits before it asks again whether holders have answered. Thousands
+        may count on a month: a bounded number of them asks in each ``RECALL_WAIT_MS``. All hear of
+        it when minutes are given back."""
+        active = {"member_minutes": self.member.active, "org_minutes": self.org.active}
+        rounds = -(-active.get(self.kept_open or "", 1) // limits.KEPT_OPEN_ASKS_MAX)
+        return limits.RECALL_WAIT_MS * max(1, rounds)
 
     def _opened(self, session: SessionState) -> tuple[SessionState, bool]:
         """Returns the session with its grant reopened, and whether it was reopened.

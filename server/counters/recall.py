@@ -12,7 +12,7 @@ from typing import Any
 
 from protocol import limits
 from protocol.metering.quota import keeps_more, keeps_more_minutes
-from protocol.metering.session import session_key
+from protocol.metering.session import SessionState, session_key
 from protocol.wire.errors import ServiceError
 from server.counters.accounts import Account, Accounts
 from storage.redis.live import Live
@@ -69,25 +69,30 @@ class Recall:
             raise holders_silent()
 
 
-async def is_unanswered(
-    live: Live, name: AccountName, now_ms: int, beside: Container[str] = ()
-) -> bool:
-    """Whether a recalled session of an account still holds more than it needs.
+async def sessions_of_account(
+    live: Live, name: AccountName, beside: Container[str] = ()
+) -> list[SessionState]:
+    """The present state of an account's live sessions.
 
-    Then the session's process has not answered, and the rest of the credits is unknown. ``beside``
-    has the keys of sessions that are not checked. Raises ``LiveError``.
+    ``beside`` has the keys of sessions that are left out. Raises ``LiveError``.
     """
     figures = await live.account(*name)
     if figures is None:
-        return False
+        return []
     asked = [one for one in figures.lines if session_key(name.tenant, one) not in beside]
-    found = await live.sessions(name.tenant, asked)
-    return any(keeps_more(session, now_ms) for session in found)
+    return await live.sessions(name.tenant, asked)
 
 
-async def are_minutes_unanswered(
-    live: Live, tenant: str, user_id: str | None, now_ms: int, beside: Container[str] = ()
-) -> bool:
+async def is_unanswered(live: Live, name: AccountName, now_ms: int) -> bool:
+    """Whether a recalled session of an account still holds more than it needs.
+
+    Then the session's process has not answered, and the rest of the credits is unknown. Raises
+    ``LiveError``.
+    """
+    return any(keeps_more(one, now_ms) for one in await sessions_of_account(live, name))
+
+
+async def are_minutes_unanswered(live: Live, tenant: str, user_id: str | None, now_ms: int) -> bool:
     """Whether a recalled session still holds more minutes of a month than it needs.
 
     Only sessions of the user ``user_id`` are checked; None: all of the organisation. Otherwise like
@@ -96,7 +101,7 @@ async def are_minutes_unanswered(
     async for found in live.sessions_of_tenant(tenant):
         for session in found:
             is_theirs = user_id is None or session.identity.user_id == user_id
-            if is_theirs and session.key not in beside and keeps_more_minutes(session, now_ms):
+            if is_theirs and keeps_more_minutes(session, now_ms):
                 return True
     return False
 

@@ -37,6 +37,8 @@ class ChannelEvents:
         self.registry = registry
         self._limits_due: set[tuple[str, LimitEvent, str | None]] = set()
         """Changes of limits whose refresh has not begun."""
+        self._limits_told: set[tuple[str, LimitEvent, str | None]] = set()
+        """Changes of limits whose refresh is under way, or ended a moment ago."""
 
     def received(self, account: Account, message: dict[str, Any]) -> None:
         """Handles a message on an account's channel, from any process, also this one."""
@@ -225,13 +227,19 @@ class ChannelEvents:
         due = (tenant, change, user_id)
         if due not in self._limits_due:
             self._limits_due.add(due)
-            self.registry.turns.run(tenant, self._refresh_all(*due))
+            if due not in self._limits_told:
+                self._refresh_soon(*due)
         if change == "changed":
             self.registry.run(self.registry.read_calendar(tenant))
 
+    def _refresh_soon(self, tenant: str, change: LimitEvent, user_id: str | None) -> None:
+        self._limits_told.add((tenant, change, user_id))
+        self.registry.turns.run(tenant, self._refresh_all(tenant, change, user_id))
+
     def _refresh_all(self, tenant: str, change: LimitEvent, user_id: str | None) -> Iterator[None]:
         # A change that arrives from here on begins a refresh of its own, behind this one.
-        self._limits_due.discard((tenant, change, user_id))
+        due, told = (tenant, change, user_id), 0
+        self._limits_due.discard(due)
         for local in self.registry.local_sessions_of(tenant):
             identity = local.meter.session.identity
             final = local.meter.session.grant.final or local.meter.kept_open
@@ -244,12 +252,26 @@ class ChannelEvents:
                 concerned = True
             if concerned and self.registry.local_sessions.get(local.key) is local:
                 isolated_session(local, self._refresh, local, change)
+                told += 1
                 yield
+        if told > server_limits.UNITS_PER_TURN:
+            # Each of thousands may lack a minute: again when most of them have said so.
+            at = self.registry.clock.now() + server_limits.ACCOUNT_LOOK_PAUSE_MS
+            self.registry.timers.deadline(at, lambda _: self._refresh_again(*due), tenant)
+        else:
+            self._refresh_again(*due)
+
+    def _refresh_again(self, tenant: str, change: LimitEvent, user_id: str | None) -> None:
+        due = (tenant, change, user_id)
+        self._limits_told.discard(due)
+        if due in self._limits_due:
+            self._refresh_soon(*due)
 
     def _refresh(self, local: LocalSession, change: LimitEvent) -> None:
         if change == "recalled":
-            if local.meter.recall(self.registry.clock.now(), minutes=True):
-                self.registry.metrics.recalls.inc()
+            if not local.meter.recall(self.registry.clock.now(), minutes=True):
+                return
+            self.registry.metrics.recalls.inc()
         else:
             local.freed()
             local.meter.refresh(self.registry.clock.now())

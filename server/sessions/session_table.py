@@ -31,6 +31,7 @@ from server.runtime.metrics import Metrics
 from server.runtime.timers import Timers
 from server.runtime.turns import Turns
 from server.runtime.waiting import Locks
+from server.sessions.holder_looks import HolderLooks
 from server.sessions.local_session import LocalSession
 from server.sessions.step_pipeline import StepPipeline
 from server.sessions.unflushed import UnflushedEntries
@@ -68,12 +69,8 @@ class SessionTable:
         self.unflushed = UnflushedEntries()
         self._unheard = itertools.count()
         self.local_sessions: dict[str, LocalSession] = {}
-        self._looking: dict[tuple[str, str, str], list[LocalSession]] = {}
-        """Sessions that wait for a check of a counter's holders.
-
-        The key is the limit, its tenant, and the account or member.
-        """
         self._by_tenant: dict[str, dict[str, LocalSession]] = {}
+        self.look_at_holders = HolderLooks(self).ask
         self.months = SharedMonths()
         self.tenants = Tenants(live, loader, self.accounts)
         self.before_joining: Callable[[FoundSession], Awaitable[None]] | None = None
@@ -217,65 +214,6 @@ class SessionTable:
             await self.loader.free_time(identity, local.free_day())
             used_ms = await self.live.free_used(identity) or 0
         return max(0, identity.terms.free_ms - used_ms)
-
-    def look_at_holders(self, local: LocalSession) -> None:
-        """Checks whether the holders of what the last grant lacks have answered.
-
-        One check serves all sessions here that lack the same counter and ask meanwhile.
-        """
-        limit, identity = local.meter.shared_limit, local.meter.session.identity
-        if limit is None:
-            return
-        names = {"credits": identity.account_id, "member_minutes": identity.user_id}
-        counter = (limit, identity.tenant, names.get(limit, ""))
-        waiting = self._looking.setdefault(counter, [])
-        waiting.append(local)
-        if len(waiting) == 1:
-            self.run(self._look_at_holders(counter, local))
-
-    async def _look_at_holders(self, counter: tuple[str, str, str], first: LocalSession) -> None:
-        limit, are_silent = counter[0], False
-        try:
-            if self._is_drawn_elsewhere(limit, first):
-                identity = first.meter.session.identity
-                are_silent = await self.pipeline.are_holders_silent(
-                    identity, limit, self.local_sessions
-                )
-        except LiveError:
-            return  # not known
-        finally:
-            local_sessions = self._looking.pop(counter)
-        self.turns.run(counter, self._tell_of_holders(limit, local_sessions, are_silent=are_silent))
-
-    def _is_drawn_elsewhere(self, limit: str, local: LocalSession) -> bool:
-        """Whether sessions that only other processes serve draw on the counter."""
-        if limit == "credits":
-            return any(
-                name not in local.account.local_sessions for name in local.account.projection.lines
-            )
-        meter, identity = local.meter, local.meter.session.identity
-        here = [
-            one.meter.session
-            for one in self._by_tenant.get(identity.tenant, {}).values()
-            if limit == "org_minutes" or one.meter.session.identity.user_id == identity.user_id
-        ]
-        active = sum(
-            one.standing.phase is Phase.ACTIVE and one.identity.terms.counts_minutes for one in here
-        )
-        month = meter.member if limit == "member_minutes" else meter.org
-        return month.active > active
-
-    def _tell_of_holders(
-        self, limit: str, local_sessions: list[LocalSession], *, are_silent: bool
-    ) -> Iterator[None]:
-        for local in local_sessions:
-            if self.local_sessions.get(local.key) is local and local.meter.shared_limit == limit:
-                isolated("holders", self._know_holders, local, are_silent, session=local.key)
-                yield
-
-    def _know_holders(self, local: LocalSession, are_silent: bool) -> None:
-        local.meter.know_holders(self.clock.now(), are_silent=are_silent)
-        local.drain()
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
         """Asks the processes that have the session's sockets for a proof of life.

@@ -13,7 +13,7 @@ was made meanwhile.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Container, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 import structlog
@@ -203,7 +203,7 @@ class StepPipeline:
         identity = step.before.identity
         limit = outcome.reply.refused_by if outcome.reply is not None else None
         try:
-            is_silent = await self.are_holders_silent(identity, limit)
+            is_silent = await self._are_holders_silent(identity, limit)
         except LiveError:
             is_silent = True
         if is_silent:
@@ -211,21 +211,18 @@ class StepPipeline:
         elif not isolated("claim", source.answered, step, outcome):
             _tell_unanswered(source, _no_answer(), made=None)
 
-    async def are_holders_silent(
-        self, identity: Identity, limit: str | None, served: Container[str] = ()
-    ) -> bool:
+    async def _are_holders_silent(self, identity: Identity, limit: str | None) -> bool:
         """Whether a session on the same counter still holds more than it needs.
 
         Such a session has been recalled long enough ago to have answered. ``limit`` is ``credits``
-        or a month's limit. ``served`` has the keys of sessions that are not checked. Raises
-        ``LiveError``.
+        or a month's limit. Raises ``LiveError``.
         """
         now_ms = self.clock.now()
         if limit == "credits":
             name = AccountName(identity.tenant, identity.account_id)
-            return await is_unanswered(self.live, name, now_ms, served)
+            return await is_unanswered(self.live, name, now_ms)
         user_id = identity.user_id if limit == "member_minutes" else None
-        return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms, served)
+        return await are_minutes_unanswered(self.live, identity.tenant, user_id, now_ms)
 
     async def _mend(self, source: StepSource, step: Step, outcome: StepOutcome, node: str) -> None:
         """Loads what the step needs, then makes the step."""

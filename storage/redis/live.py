@@ -9,7 +9,7 @@ from, and an entry carries its id.
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import msgspec
@@ -232,15 +232,21 @@ class Live(LiveCounters, LiveProcesses):
             found = await self.ask(pipeline.execute())
         return [session_of(one) for one in found if one[0]]
 
-    async def sessions_of_tenant(self, tenant: str) -> AsyncIterator[list[SessionState]]:
-        """Yields the present state of a tenant's live sessions, a few at a time, unordered."""
+    async def sessions_of_tenant(
+        self, tenant: str, beside: Container[str] = ()
+    ) -> AsyncIterator[list[SessionState]]:
+        """Yields the present state of a tenant's live sessions, a few at a time, unordered.
+
+        ``beside`` has the keys of sessions that are left out.
+        """
         live, cursor = self.keys.live(self.keys.partition(tenant)), 0
         while True:
             scan = self.redis.sscan(
                 live, cursor, match=f"{tenant}/*", count=storage_limits.PAGE_ROWS_MAX
             )
             cursor, found = await self.ask(scan)
-            names = [member.decode().rpartition("/")[2] for member in found]
+            keys = [key for key in map(bytes.decode, found) if key not in beside]
+            names = [key.rpartition("/")[2] for key in keys]
             for first in range(0, len(names), storage_limits.CLAIMS_PER_PIPELINE_MAX):
                 part = names[first : first + storage_limits.CLAIMS_PER_PIPELINE_MAX]
                 yield await self.sessions(tenant, part)

@@ -165,6 +165,18 @@ def test_once_the_holders_of_a_month_have_answered_it_is_asked_what_there_is() -
     assert bench.meter.kept_open is None
 
 
+@pytest.mark.parametrize(("active", "pace_ms"), [(2, 250), (64, 250), (65, 500), (3_000, 11_750)])
+def test_of_thousands_that_wait_for_a_holder_a_bounded_number_asks_at_a_time(
+    active: int, pace_ms: int
+) -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    month = MonthProjection("2026-05-01", 60, 59, active, held_minutes=1)
+    bench = Bench(session_of(terms, grant=Grant(granted_ms=400, final="org_minutes")))
+    bench.meter.know_months(*_months("org_minutes", month))
+    bench.meter.know_holders(bench.now, are_silent=True)
+    assert bench.meter.counted_time.claim_ms == pace_ms
+
+
 def _months(limit: str, month: MonthProjection) -> tuple[MonthProjection, MonthProjection]:
     """A month that is limited for a member, or for the organisation."""
     free = msgspec.structs.replace(month, limit_minutes=None)
