@@ -124,8 +124,10 @@ REDIS_TIMEOUT_MS: Final = 1_500
 MINUTES_PER_CLAIM_MAX: Final = 256
 """Most records in one late claim; the next claim carries the rest."""
 MINUTES_SENT_MAX: Final = 8
-"""Most numbers of sent minutes that a process keeps of a session, to send none twice. A repeated
-message about one step arrives within seconds. Two or three minutes at most complete in that time.
+"""Most numbers of sent minutes that a process keeps of a session, to send none twice.
+
+A repeated message about one step arrives within seconds. Two or three minutes at most complete in
+that time.
 """
 LIVE_SESSIONS_PER_ACCOUNT_MAX: Final = 256
 """Most live sessions of one account.

@@ -1,4 +1,4 @@
-"""The rate card: prices of each kind of session and each operation (PROTOCOL section 3).
+"""The rate card: prices of kinds of sessions and of operations (PROTOCOL section 3).
 
 The caller passes parsed TOML, because this floor opens no files. A card is accepted as a whole or
 not at all, and all its mistakes are reported at once, each under the name of its key. An unknown

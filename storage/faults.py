@@ -108,7 +108,7 @@ class Faults:
         self._unseen = set(self._kept)
 
     def end_round(self) -> None:
-        """Ends a round: kept entries that it did not meet are no longer this flusher's."""
+        """Ends a round: kept entries that it did not meet no longer wait for this flusher."""
         self._kept -= self._unseen
         self._unseen = set()
         self._end()
@@ -129,8 +129,7 @@ class EntryWriter:
         self._records = records
         self._faults = faults
         self._is_sifted = True
-        """Records whose refusal is evident from the record itself were removed from these entries.
-        """
+        """Records with an evident refusal were removed from these entries."""
         self._is_logged = False
         """Hundreds of entries may meet the same error; the log needs it once."""
 
@@ -182,7 +181,7 @@ class EntryWriter:
         return found
 
     async def _write_each(self, entry: OutboxEntry) -> None:
-        """Writes an entry's records one by one, and marks it with the errors of the others."""
+        """Writes an entry's records one by one, and marks it with what prevents the rest."""
         entry.fault, entry.faulty = "", frozenset()
         for record in entry.records:
             try:

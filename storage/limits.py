@@ -12,24 +12,28 @@ from protocol import limits
 REDIS_CONNECTIONS_MAX: Final = 32
 """Most connections of one process to Redis, which serves one command at a time anyway."""
 REDIS_TIME_FRESH_S: Final = 5.0
-"""Time for which a fast answer says better what the clock of Redis shows than a later slow one."""
+"""How long a fast answer outweighs a later slow one about the clock of Redis."""
 REDIS_TIME_KNOWN_S: Final = 10.0
-"""Time after an answer in which a process takes the clock of Redis to be known."""
+"""How long after an answer the clock of Redis counts as known."""
 GIVEN_UP_MARGIN_MS: Final = 50
-"""Before its process gives it up, a command does not run any more: clocks drift apart."""
+"""A command must not run this close to the end of its process's wait: clocks drift apart."""
 OVERDUE_ATTEMPTS_MAX: Final = 2
-"""Attempts at a command whose answer says that it came too late, though it was in time."""
+"""Most attempts at a command that Redis calls too late although it was in time."""
 CHANNEL_POLL_S: Final = 15.0
 """Longest single wait for a message of a channel; then the next wait begins."""
 CHANNEL_RETRY_S: Final = 0.2
 """Pause after an error on a connection for channels, before it is made again."""
 CHANNEL_QUIET_S: Final = 2.0
-"""Silence after which a connection for channels is pinged; after the same time again it is dropped.
+"""Silence after which a connection for channels is pinged.
+
+After the same time again without an answer, the connection is dropped.
 """
 CLUSTER_REDIRECTIONS_MAX: Final = 4
 """Most nodes that one command is sent to in turn: its slot may move twice meanwhile."""
 TERMS_SHARED_MAX: Final = 1_024
-"""Most terms that sessions of one process share, 900 bytes each; beyond that, sharing begins anew.
+"""Most terms that sessions of one process share, 900 bytes each.
+
+Beyond that, sharing begins anew.
 """
 OUTBOXES_PER_PIPELINE: Final = 16
 """Partitions whose outbox lengths one pipeline asks for: 0.3 ms of the event loop."""
@@ -69,8 +73,7 @@ late join thus gets `session_ended` and the receipt. Before that, the hash stays
 FLUSH_BATCH_RECORDS: Final = 1_000
 """Records of one transaction: 9 ms with unnest (PITFALLS). Ten times as many would hold locks."""
 FLUSH_BATCH_RECORDS_CATCHING_UP: Final = 10_000
-"""Records of one transaction after an outage of Postgres, when no caller waits for a single batch.
-"""
+"""Records of one transaction after an outage of Postgres, when no caller waits for one."""
 FLUSH_ACKNOWLEDGED_PER_STEP_MAX: Final = 250
 """Most entries that one atomic step removes from the outbox; Redis is busy for a millisecond."""
 FLUSH_READS_PER_TAKEOVER: Final = 32
@@ -79,10 +82,11 @@ FLUSH_LAST_READS_MAX: Final = 1_000
 """Most reads of a flusher after it was asked to stop."""
 FLUSH_RETRY_S_MIN: Final = 0.1
 FLUSH_RETRY_S_MAX: Final = 5.0
-"""Longest delay before a failed batch is tried again; the delay doubles from ``FLUSH_RETRY_S_MIN``.
-"""
+"""Longest delay before a failed batch is tried again; it doubles from the shortest."""
 FLUSH_CONNECTIONS_MAX: Final = 16
-"""Connections of a flusher. It does one thing at a time, but a cancelled read may still hold one.
+"""Connections of a flusher, which does one thing at a time.
+
+A cancelled read may still hold a connection.
 """
 LONE_ENTRY_TRIED_S: Final = 600.0
 """How long a single entry in the outbox is tried before it is rejected."""
@@ -100,7 +104,9 @@ FLUSH_SOCKET_TIMEOUT_MS: Final = 15_000
 FLUSH_CLAIM_IDLE_MS: Final = 30_000
 """Entries that a flusher read and did not acknowledge are taken over after this time."""
 OUTBOX_ENTRIES_AUDITED_MAX: Final = 10_000
-"""An account with more entries on their way is not compared, because that reads its whole outbox.
+"""An account with more entries on their way is not compared.
+
+The comparison reads its partition's whole outbox.
 """
 AUDIT_LOOKS_MAX: Final = 5
 """Most looks of an audit at one account, until the account does not change during a look."""

@@ -38,7 +38,7 @@ class Assertion(msgspec.Struct, frozen=True):
 
 
 def months_of_minutes(session: SessionState, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
-    """Returns the months in which a session's settled minutes began, each with its first minute.
+    """Returns the months in which settled minutes began, each with its first minute.
 
     A minute belongs to the month in which it starts (DESIGN section 3). Almost always all minutes
     began in one month; else a binary search finds the first minute of each month. For a session

@@ -14,7 +14,10 @@ from protocol.metering.states import Phase
 
 
 class CountedTime:
-    """The counted time of one session from one standing. A new standing needs a new object."""
+    """The counted time of one session from one standing.
+
+    A new standing needs a new object.
+    """
 
     def __init__(self, session: SessionState, uncovered_ms: int, response_ms: int = 0) -> None:
         standing, grant, terms = session.standing, session.grant, session.identity.terms
@@ -30,8 +33,7 @@ class CountedTime:
         self.is_sure = True
         """The end depends on no counter: it is the end of a grant, or the cap."""
         self.revision = -1
-        """The revision of the counters that the end follows from (``bind``); -1: none is known yet.
-        """
+        """The revision that the end follows from (``bind``); -1: no counter is known yet."""
         if not self.is_final:
             self.end_ms += uncovered_ms * terms.speed
             if 0 < terms.session_cap_ms <= self.end_ms:
@@ -81,6 +83,9 @@ class CountedTime:
         return self._at + -(-(elapsed_ms - self._elapsed_ms) // self.speed)
 
     def proven_ms(self, alive_at: int) -> int:
-        """Counted time, at a proof of life, of a session that stands still: it may be settled."""
+        """Counted time, at a proof of life, of a session that stands still.
+
+        This time may be settled.
+        """
         unproven_ms = max(0, self._at - alive_at) * self.speed
         return max(self.settled_ms, self._elapsed_ms - unproven_ms)

@@ -83,7 +83,7 @@ def _covered_until(
 
 
 def _estimated(running: list[tuple[BurnLine, int]], since: int, left_micros: int) -> int:
-    """As ``_covered_until``, at the price of each session, with one increment more begun by each.
+    """As ``_covered_until``, at each session's price, with one increment more begun.
 
     A session burns from the end of its grant, or of its free time, on.
     """

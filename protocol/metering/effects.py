@@ -54,7 +54,7 @@ class Refuse(msgspec.Struct, frozen=True):
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """Probe the session's sockets for a proof of life, which the time so far lacks."""
+    """Probe the session's sockets for a proof of life."""
 
 
 class LeaveSession(msgspec.Struct, frozen=True):

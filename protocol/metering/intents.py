@@ -1,4 +1,4 @@
-"""Intents: what is to happen to a session, and waits for its turn at Redis.
+"""Intents: events that are to happen to a session, and wait for Redis.
 
 A session has one step on its way at a time. Other intents wait here, in order. The meter judges an
 intent when its turn comes: by then it may be done already, or impossible.
@@ -81,7 +81,7 @@ class Intents:
         return self._waiting.pop(0)
 
     def drop(self, event: Event) -> None:
-        """Removes the waiting intents of ``event``: it has happened, or is not needed any more."""
+        """Removes the waiting intents of ``event``, which are done or no longer needed."""
         self._waiting = [intent for intent in self._waiting if intent.event is not event]
 
     def entitle(self, event: Event, token: object) -> bool:

@@ -1,4 +1,4 @@
-"""How far a session can go: where each limit binds, in the session's counted time.
+"""How far a session can go: where each limit binds, in counted time.
 
 The results are positions, not durations. They stay the same while time passes, and move only when a
 counter changes. So they are computed at changes, and a tick only subtracts.
@@ -21,7 +21,7 @@ def positions(
     org: MonthProjection,
     month_ends_at: int | None = None,
 ) -> dict[str, int]:
-    """Returns the counted time at which each limit binds; no entry: the limit never binds.
+    """Returns the counted time at which each limit binds; no entry: never.
 
     The position is exact for a session that burns alone; with others, it assumes the present burn
     of all (PROTOCOL, ``remaining_ms``). Granted time is sure, so no limit binds before the grant's

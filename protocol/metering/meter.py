@@ -65,7 +65,10 @@ class Meter(MeterState):
         return begins
 
     def _begin_doubt(self, came_at: int, now_ms: int, *, has_others: bool) -> bool:
-        """Returns whether the earlier sockets must be probed; time they do not prove is a gap."""
+        """Returns whether the earlier sockets must be probed.
+
+        Time that they do not prove is a gap.
+        """
         if self._doubt is not None or not self.counting or self._halting:
             return False
         if self.session.identity.terms.gap == "bill" or not (self.sockets or has_others):
@@ -78,7 +81,7 @@ class Meter(MeterState):
         return True
 
     def confirm(self, at_ms: int, now_ms: int, came_at: int | None = None) -> None:
-        """Takes a proof of life, at ``at_ms``, of a socket that was there before the last join.
+        """Takes a proof of life, at ``at_ms``, of a socket from before the last join.
 
         ``came_at``: the process that reports the proof is in doubt itself, because a socket joined
         there.
@@ -95,7 +98,7 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def _decide_doubt(self, now_ms: int) -> None:
-        """Ends a doubt whose deadline has passed without an answer of the earlier sockets."""
+        """Decides a doubt whose deadline has passed without an answer."""
         doubt = self._doubt
         if doubt is None or doubt.is_over or now_ms < doubt.until:
             return
@@ -116,7 +119,7 @@ class Meter(MeterState):
         return self._intents.entitle(Event.RETURNED, token)
 
     def alive(self, at_ms: int, now_ms: int) -> bool:
-        """Takes a proof of life: a pong or a message that came in at ``at_ms``.
+        """Takes a proof of life: a pong or a message, received at ``at_ms``.
 
         Returns whether there are effects to drain now.
         """
@@ -133,7 +136,7 @@ class Meter(MeterState):
         return self.alive(now_ms, now_ms)
 
     def withdraw(self, at_ms: int) -> None:
-        """Ends the promise of a heartbeat: it proves the time before ``at_ms``, and no more.
+        """Ends the promise of a heartbeat, which proves the time before ``at_ms`` only.
 
         A ``detach`` of the heartbeat follows.
         """
@@ -157,7 +160,7 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def farewell_told(self, at_ms: int) -> None:
-        """Takes note that other processes know of a farewell; a loss's step no more carries it."""
+        """Takes note that other processes know of a farewell, so no later step repeats it."""
         if self._farewell_at == at_ms:
             self._farewell_at = None
 
@@ -259,8 +262,7 @@ class Meter(MeterState):
     def is_other(self, remote: RemoteStep) -> bool:
         """Whether a different step has the version of the step that is known here.
 
-        The step that is known here was then lost with a Redis that failed. An assertion decides
-        which of the two counts.
+        One of the two was lost with a Redis that failed. An assertion decides which of them counts.
         """
         session, known = remote.session, self.session
         has_version = session.standing.version == known.standing.version
@@ -306,7 +308,7 @@ class Meter(MeterState):
             self.apply_remote(remote, now_ms)
 
     def changed(self, now_ms: int) -> None:
-        """Takes note of a changed counter: the account, or a limit of member or organisation."""
+        """Takes note of a changed counter: the account, or a month's limit."""
         self._project(now_ms)
         if self.counting and self.session.grant.final is not None:
             self._hopes = self._hopes or self._may_go_on(now_ms)
@@ -447,7 +449,7 @@ class Meter(MeterState):
         self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
 
     def _reach_limit(self, limit: str, elapsed_ms: int, now_ms: int, token: Token = None) -> None:
-        """Stops at a limit: announces and shows the stop at once; a step then records it.
+        """Announces and shows the stop at a limit; the step that records it follows.
 
         ``elapsed_ms`` is the counted time. The grace begins with the announcement; where a gap is
         billed, counting stopped before that. ``token`` is a returning socket's request, which that
@@ -547,7 +549,7 @@ class Meter(MeterState):
         self._warn(now_ms)
 
     def _judge_again(self, intent: Intent) -> None:
-        """Queues an intent again whose step was too late: it, or another event, may be due."""
+        """Queues an intent again whose step was too late; a different event may be due."""
         if intent.event is Event.LIMIT and not self._limiting:
             # The grant was extended just in time; a returning socket gets that as its answer.
             if intent.token is None:

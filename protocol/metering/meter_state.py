@@ -78,22 +78,19 @@ class MeterState:
         self._effects: list[Effect] = []
         self._asked: Step | None = None
         self._limited_ms: int | None = None
-        """Counted time at which a limit stopped counting; the recording step is not accepted yet.
-        """
+        """Counted time at which a limit stopped counting; the stop is not recorded yet."""
         self.basis: StartBasis | None = None
         """What the start was decided from, if the session starts here."""
         self._wanted = False
         """A claim is due, regardless of the deadlines."""
         self._refreshed = self._refreshing = False
-        """A limit was changed: a claim that gives back what lies beyond it is due, or on its way.
-        """
+        """A limit was changed: a claim that gives back the excess is due, or on its way."""
         self._unnoted = False
         """This process has sockets, but no accepted step has noted that yet."""
         self._hopes = False
         """The grant is final but need not be; while that holds, a claim is due."""
         self._recalled: set[bool] = set()
-        """What other sessions needed while a step was on its way: credits (False), minutes (True).
-        """
+        """What others needed while a step was on its way: credits (False), minutes (True)."""
         self._probed_ms = -1
         """The minute's end up to which sockets were probed for a proof of life."""
         self._exhausted = False
@@ -139,7 +136,7 @@ class MeterState:
         return self.session.standing.phase is Phase.ACTIVE and not self._limiting
 
     def _visible_state(self, now_ms: int) -> tuple[object, ...]:
-        """What the sockets see and no tick shows: the state, and where stopped time stands."""
+        """What the sockets see and no tick shows: the state, and where time stopped."""
         if self.counting:
             return (self.phase, self.session.standing.gaps[-1:])
         return (self.phase, self.elapsed_at(now_ms), self.session.standing.free_ms)
@@ -191,7 +188,7 @@ class MeterState:
         return elapsed_ms
 
     def proven_ms(self, now_ms: int) -> int:
-        """Counted time at the last proof of life, up to which time may be settled."""
+        """Counted time at the last proof of life; this much may be settled."""
         if self.counted_time.running:
             return self.elapsed_at(min(now_ms, self.alive_at))
         return self.counted_time.proven_ms(self.alive_at)
@@ -328,8 +325,8 @@ class MeterState:
     def _stands_still(self, now_ms: int) -> bool:
         """Whether a billed gap was covered only in part.
 
-        Time stands where the covered part ended, and the stop is announced there. Credits that
-        arrived later cannot fill the rest.
+        Time stands where the covered part ended, and the stop is announced there. Credits or
+        minutes that arrived later cannot fill the rest.
         """
         gaps, grant = self.session.standing.gaps, self.session.grant
         if grant.final is None or not gaps or now_ms < gaps[-1][1]:
@@ -359,7 +356,7 @@ class MeterState:
 
     @property
     def _last_call_ms(self) -> int | None:
-        """Counted time at which to ask once more whether a final grant is the last.
+        """Counted time at which to ask again whether a final grant is the last.
 
         None: that was asked already, or the grant ends soon. The holders of the rest received a
         recall when the grant was made. They may have missed it on a broken connection. There is
@@ -388,7 +385,7 @@ class MeterState:
         return proven or wanted or bool(self.notices.unrecorded)
 
     def _extends(self, now_ms: int) -> bool:
-        """Whether running time needs a claim, or hopes for one, rather than just a note."""
+        """Whether running time needs a claim, or hopes for one; a note is not enough."""
         return (
             self._wanted
             or self._hopes
@@ -517,7 +514,7 @@ class MeterState:
         return msgspec.structs.replace(session, grant=grant), True
 
     def _expect(self, step: Step) -> None:
-        """Assumes the least that a step on its way may leave, until its answer is known.
+        """Counts with what a step on its way may leave, until its answer is known.
 
         The answer may be late or lost, while others draw on what the step gives back or has taken.
         Of a grant that is given back in part, only the rest is sure.
@@ -571,7 +568,7 @@ class MeterState:
         )
 
     def _bind(self, now_ms: int) -> None:
-        """Ends time that no grant covers at the limit that is known now."""
+        """Ends time that no grant covers at the first limit that is known now, if any."""
         counted_ms = self.counted_time.elapsed_at(now_ms) if self.counted_time.revision >= 0 else 0
         ends = limit_positions.uncovered_ends(
             self.session,

@@ -1,9 +1,9 @@
-"""The notices of a session: each is sent once, under a number common to all processes.
+"""The notices of a session: each is sent once, under a shared number.
 
-The number is the shared sequence plus one. Two processes that reach the same deadline therefore
-send the same notice under the same number, and the accepted step of one records it for both. The
-standing shows which notices were sent already (``free_over``, ``warned``). A process whose step was
-refused judges its notice again, and sends it only if the notice still holds.
+The number is the sequence of all processes plus one. Two processes that reach the same deadline
+therefore send the same notice under the same number, and the accepted step of one records it for
+both. The standing shows which notices were sent already (``free_over``, ``warned``). A process
+whose step was refused judges its notice again, and sends it only if the notice still holds.
 """
 
 from typing import Any
@@ -69,7 +69,7 @@ class Notices:
         return news
 
     def _renumber(self, notice: bytes, standing: Standing) -> bytes:
-        """Returns a notice under the next number, for clients that got another under its number."""
+        """Returns a notice under the next number, for clients that got another under its own."""
         self.seq += 1
         message = decode_notice(notice, standing.elapsed_ms)
         return encode(msgspec.structs.replace(message, seq=self.seq))
@@ -109,7 +109,7 @@ class Notices:
         return ends
 
     def end_free_time(self, session: SessionState) -> Push | None:
-        """Returns the notice that free time is over; None if there was no free time."""
+        """Returns the notice that free time is over; None: there was none."""
         self.free_over = True
         if not session.standing.free_ms:
             return None

@@ -44,8 +44,7 @@ class Offer(msgspec.Struct, frozen=True):
 
     grant: Grant
     more_micros: int
-    """What one further increment would need held. If there is no room for it, the grant is final.
-    """
+    """What one further increment would need held; without room for it, the grant is final."""
     more_minutes: dict[str, int]
     floor_ms: int
     """The offer is taken only while the counters cover all their sessions for this time."""
@@ -64,7 +63,7 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """What is left on the counters that only one session draws on, as far as is known."""
+    """What is left on counters that one session alone draws on, if known."""
 
     micros: int | None = None
     """Micro-credits of the account, with the session's charges; None: others burn them too."""
@@ -125,7 +124,7 @@ class OfferBasis(msgspec.Struct, frozen=True):
     month_of: MonthOf
 
     def minute_begins_at(self, minute: int) -> int:
-        """Returns the instant at which a minute began, or will begin if the session runs on."""
+        """Returns the instant at which a minute began, or will begin in running time."""
         if minute <= self.standing.minutes_kept:
             return self.standing.minute_at
         return self.instant_of(minute * MINUTE_MS)

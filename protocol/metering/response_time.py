@@ -18,7 +18,7 @@ class ResponseTime:
         self._deviation_ms = 0.0
 
     def measured(self, ms: float) -> None:
-        """Takes a measurement in ms. For an answer that never came, pass the time waited."""
+        """Takes a measurement in ms; for a missing answer, the time waited."""
         ms = min(max(0.0, ms), limits.REDIS_TIMEOUT_MS)
         if self._mean_ms is None:
             self._mean_ms, self._deviation_ms = ms, ms / 2

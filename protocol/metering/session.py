@@ -146,7 +146,10 @@ def free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -
 def joined_segments(
     segments: tuple[tuple[int, int], ...], from_at: int, to_at: int
 ) -> tuple[tuple[int, int], ...]:
-    """Returns ``segments`` with one more; an empty one is left out, the number is bounded."""
+    """Returns ``segments`` with one more, and bounds their number.
+
+    An empty segment is left out.
+    """
     if to_at <= from_at:
         return segments
     if segments and (from_at < segments[-1][0] or to_at < segments[-1][1]):

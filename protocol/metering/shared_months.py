@@ -1,4 +1,4 @@
-"""The newest figures of each month's counter, for all sessions of a process that count on it.
+"""The newest figures of each month's counter, shared by a process's sessions.
 
 An answer of Redis contains a counter as the step left it, so the newest answer includes every step
 before. Several pipelines are on their way at once, and their answers may arrive in another order

@@ -52,7 +52,7 @@ def snapshot(
 
 
 def tick(meter: Meter, template: bytes, now_ms: int) -> bytes:
-    """Returns the ``tick`` message as bytes; the work does not grow with the session's age."""
+    """Returns the ``tick`` message as bytes; the work is the same at any age."""
     elapsed_ms = meter.shown_at(now_ms)
     limit = limit_positions.first(meter.positions)
     return format_tick(

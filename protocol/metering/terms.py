@@ -99,5 +99,5 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 def minutes_begun(elapsed_ms: int) -> int:
-    """Returns how many minutes of a session have begun: its rows, once they are complete."""
+    """Returns how many minutes of a session have begun; each becomes a row."""
     return -(-elapsed_ms // MINUTE_MS)

@@ -206,10 +206,11 @@ def note(moment: Moment) -> Step:
 
 
 def pause(moment: Moment) -> Step:
-    """Stops time at the request, which is a proof of life, and gives back what is held.
+    """Stops time at the request, and gives back what is held.
 
-    If Redis was unavailable until later, time stops at the last proof before that: nothing proves
-    the time beyond any more, and the client wanted the stop earlier.
+    The request is a proof of life. If Redis was unavailable until later, time stops at the last
+    proof before that: nothing proves the time beyond any more, and the client wanted the stop
+    earlier.
     """
     at = moment.instant_of(moment.proven_ms)
     settling = _stand_still(moment, Phase.PAUSED, moment.proven_ms, at)
@@ -281,10 +282,10 @@ def come_back(moment: Moment) -> Step:
 
 
 def skip_gap(moment: Moment, came_at: int) -> Step | None:
-    """Stops time at the last proof of life, and continues it at ``came_at``, at a join.
+    """Stops time at the last proof of life, and continues it at ``came_at``.
 
-    The step combines a loss that no process noticed and the return. It is only for kinds that bill
-    no gaps. None: there is no gap.
+    The step combines a loss that no process noticed and the return, when a socket joined. It is
+    only for kinds that bill no gaps. None: there is no gap.
     """
     position_ms = moment.proven_ms
     lost_at = moment.instant_of(position_ms)
@@ -323,9 +324,10 @@ def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
 
 
 def stand(moment: Moment) -> Step:
-    """Records the last notices of a session that does not run, and leaves its state.
+    """Records the last notices of a session that does not run.
 
     Time proven in the stop grace is settled. When all time is settled, what is held is given back.
+    The state stays the same.
     """
     settling = moment.settling()
     settling.settle(moment.proven_ms)

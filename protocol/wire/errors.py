@@ -34,7 +34,7 @@ RETRYABLE_CODES = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE})
 
 
 class CloseCode(IntEnum):
-    """Why a WebSocket was closed. From 4500 on the client must not reconnect by itself."""
+    """Why a WebSocket was closed. From 4500 on, no client reconnects by itself."""
 
     NORMAL = 1000
     GOING_AWAY = 1001

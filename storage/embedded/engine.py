@@ -190,7 +190,10 @@ def runs_in(pid: int, directory: Path) -> bool:
 
 
 def _socket_directory(directory: Path, socket_name: str) -> Path:
-    """Returns the engine's directory, or a temporary one if its path is too long for a socket."""
+    """Returns the engine's directory, or a temporary one if its path is too long.
+
+    The kernel bounds the path of a Unix socket.
+    """
     if len(os.fsencode(directory / socket_name)) <= storage_limits.ENGINE_SOCKET_PATH_BYTES_MAX:
         return directory
     name = f"taximeter-{hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]}"

@@ -122,7 +122,10 @@ class PostgresEngine(Engine):
 
 
 def _account(directory: Path) -> tuple[int, int]:
-    """Returns the user and group to run as, not root: the cluster's owner, or our system user."""
+    """Returns the user and group to run as instead of root.
+
+    These are the owner of the cluster, or our system user.
+    """
     if directory.exists() and (found := directory.stat()).st_uid != 0:
         return found.st_uid, found.st_gid
     with suppress(KeyError):

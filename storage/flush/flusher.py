@@ -156,7 +156,7 @@ class Flusher:
         return len(entries)
 
     def failed(self, error: Exception) -> None:
-        """Takes note of a failed step: pending entries are read again, at once or later."""
+        """Takes note of a failed step; pending entries are read again, perhaps later."""
         self.failures += 1
         log.warning("flush_failed", error=str(error), attempt=self.failures)
         if not isinstance(error, StuckError):
@@ -370,7 +370,7 @@ class Flusher:
         ]
 
     def _heal(self, error: Exception) -> None:
-        """Handles a Redis that came back empty: the groups are made again, from the first entry."""
+        """Handles a Redis that came back empty: groups begin again at the first entry."""
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
         if self._is_prepared:

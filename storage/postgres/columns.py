@@ -60,7 +60,7 @@ def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
 
 
 def turned(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
-    """Returns rows of ``width`` columns as one array for each column; there may be no rows."""
+    """Returns rows as one array for each of ``width`` columns, even without rows."""
     return list(zip(*rows, strict=True)) or [()] * width
 
 

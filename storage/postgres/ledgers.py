@@ -44,7 +44,7 @@ class Ledgers(Database):
     async def load_account(
         self, tenant: str, account_id: str, ended_after: int | None = None
     ) -> AccountRecord:
-        """Returns the account from one snapshot; an account without entries has a balance of 0.
+        """Returns the account from one snapshot; without entries, its balance is 0.
 
         The answer includes, for sessions that have not ended, or ended after an instant (None: of
         no ended session), their share of that balance. A process that asserts sessions, after Redis
@@ -186,7 +186,7 @@ class Ledgers(Database):
         return await self._maybe("hold", HoldRow, tenant, hold_id)
 
     async def tenant_of_hold(self, hold_id: str) -> str | None:
-        """Returns the tenant of the only hold of that id; None if it is not the only one."""
+        """Returns the tenant of a hold; None: no hold, or several, have that id."""
         found = await self._value("tenant_of_hold", hold_id)
         return None if found is None else str(found)
 

@@ -68,7 +68,7 @@ def _files(directory: Path) -> dict[str, str]:
 
 
 def _checksum(script: str) -> str:
-    """Returns the checksum of the text, not of the bytes: a checkout may change line ends."""
+    """Returns the checksum of the text, because a checkout may change line ends."""
     return hashlib.sha256(script.encode()).hexdigest()
 
 

@@ -140,7 +140,10 @@ class Records(Ledgers):
     async def live_sessions(
         self, after_tenant: str, after_session_id: str, limit: int
     ) -> tuple[LiveSession, ...]:
-        """Returns a page of the running sessions, as far as Postgres knows, after one of them."""
+        """Returns a page of the sessions that run as far as Postgres knows.
+
+        ``after_tenant`` and ``after_session_id`` name the last session of the page before.
+        """
         asked = (after_tenant, after_session_id, limit)
         return await self._rows("live_sessions", LiveSession, *asked)
 
@@ -293,7 +296,7 @@ class Records(Ledgers):
     async def finish_idempotent(
         self, tenant: str, scope: str, key: str, mine: Fresh, status: int, body: bytes
     ) -> bool:
-        """Keeps the answer of a key. False: the key is no longer ``mine``, but was taken over."""
+        """Keeps the answer of a key. False: the key was taken over."""
         asked = (tenant, scope, key, status, body, mine.began_at)
         return (await self._execute("finish_idempotent", *asked)).endswith(" 1")
 

@@ -1,4 +1,4 @@
-"""Channels on Redis Cluster: one connection to each node that has some of the channels.
+"""Channels on Redis Cluster: one connection to each node that has channels.
 
 A channel has a hash tag as keys have. Messages are published at the master of its slot, so the
 process subscribes there. A sharded channel (Redis 7) goes no further; a message by PUBLISH goes to

@@ -83,7 +83,7 @@ def url_of_node(url: str, node: Address) -> str:
 
 
 class ClusterRedis(Redis):
-    """A client of a whole cluster: each command is sent to the master of its key's slot."""
+    """A client of a whole cluster: each command goes to its key's master."""
 
     def __init__(self, url: str, make: Callable[[str], Redis]) -> None:
         """Makes a client without connections; ``make`` makes a node's client from a URL."""

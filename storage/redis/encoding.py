@@ -39,10 +39,10 @@ def appended_at(entry_id: bytes) -> int:
 
 
 def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
-    """Returns when an outbox entry's change was decided, or a little before, in cluster time.
+    """Returns when an outbox entry's change was decided, or a little before.
 
-    An entry about a session's end or move has the instant beside its records; spends and holds have
-    it in their records.
+    The result is in cluster time. An entry about a session's end or move has the instant beside its
+    records; spends and holds have it in their records.
     """
     if b"t" in fields:
         return int(fields[b"t"])

@@ -30,7 +30,7 @@ class AccountFigures(msgspec.Struct, frozen=True):
 
 
 def figures_of(fields: Mapping[bytes, bytes]) -> AccountFigures | None:
-    """Returns the account of its hash's fields; None: it has none, the account is cold."""
+    """Returns the account of its hash's fields; None: the account is cold."""
     if not fields:
         return None
     lines = {

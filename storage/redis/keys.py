@@ -127,7 +127,7 @@ class Keys:
         return f"{{p{partition}}}:recovering"
 
     def unsettled(self, partition: int) -> str:
-        """Exists after a loss for as long as a process may still put back a session."""
+        """Exists after a loss while a process may still put back a session."""
         return f"{{p{partition}}}:unsettled"
 
     def live(self, partition: int) -> str:

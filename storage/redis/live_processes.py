@@ -21,7 +21,7 @@ class LiveProcesses(LiveClient):
         self._retreat = Script(redis, "retreat")
 
     async def beat(self, now_ms: int, redis_ms: float) -> Beat:
-        """Sends a heartbeat of this process; ``redis_ms`` is the time of Redis that it assumes."""
+        """Sends a heartbeat of this process, with the time of Redis that it assumes."""
         sent_at = self.times.reading()
         beat = beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms, redis_ms]))
         self.times.observe(NODES, beat.redis_ms, sent_at)

@@ -67,7 +67,7 @@ class Restoring:
             await self.live.ask(pipeline.execute())
 
     def _epoch(self, how: str) -> str:
-        """Returns a name for a new epoch; no other epoch has it, even after the same loss."""
+        """Returns the name of a new epoch, which no other epoch has, even after the same loss."""
         return f"{how}:{self.live.node}:{secrets.token_hex(4)}"
 
     async def look(self, partitions: Iterable[int]) -> RecoveryView:
@@ -279,7 +279,7 @@ class Restoring:
         return int(await self._recover(names, arguments))
 
     async def recount(self, done: OperationsDone) -> bool:
-        """Sets a lower bound for how often an operation was done; returns whether it rose."""
+        """Raises a count of done operations to at least ``done``; returns whether it rose."""
         names = [self.keys.operations(done.tenant, done.account_id)]
         names += [self.keys.hold(done.tenant, hold_id) for hold_id in done.holds]
         return bool(int(await self._recount(names, [done.month, done.operation, done.times])))

@@ -28,8 +28,7 @@ class ReportedStep(msgspec.Struct, frozen=True):
 
     identity: Identity
     standing: Standing
-    """The standing after the step; its version is one above the version the step was computed from.
-    """
+    """The standing after the step; the step was computed from the version before."""
     is_first: bool
     """The session is not in Redis."""
     is_beyond_cap: bool

@@ -65,11 +65,14 @@ class RedisTimes:
         self._known: dict[object, _RedisTime] = {}
 
     def _place(self, key: str) -> object:
-        """Returns the node that has a key, as far as is known: each has its own clock."""
+        """Returns the node that has a key, as far as is known.
+
+        Each node has its own clock.
+        """
         return self._redis.master_of(key) if isinstance(self._redis, ClusterRedis) else None
 
     def observe(self, key: str, redis_ms: float, sent_at: float) -> None:
-        """Takes the time in an answer of the Redis that has ``key``; sent at ``sent_at``."""
+        """Takes the time in the answer of a key's Redis to a command sent at ``sent_at``."""
         now_s, place = self.reading(), self._place(key)
         ahead_ms, before = redis_ms - now_s * 1000, self._known.get(place)
         # A faster answer was more precise, unless the clock has gone back since.

@@ -23,8 +23,7 @@ class AccountRecord(msgspec.Struct, frozen=True):
     debt_allowed: bool
     """True exactly while the balance is negative; no permission to lower it further."""
     recent_entry_ids: tuple[str, ...]
-    """Money in that the balance includes: the newest 256 entries, and all that wait in the inbox.
-    """
+    """Money in that the balance includes: the newest 256, and all in the inbox."""
     position: int = 0
     """The position of the newest entry in the balance."""
     holds: tuple[str, ...] = ()
@@ -136,7 +135,7 @@ class RecentEntry(msgspec.Struct, frozen=True):
 
 
 class OperationsDone(msgspec.Struct, frozen=True):
-    """How often an operation was done in a month (its first day), or is held for now."""
+    """How often an operation was done in a month (its first day), or is now held for."""
 
     tenant: str
     account_id: str
