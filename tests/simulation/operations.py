@@ -1,7 +1,7 @@
 """The auditor's part for operations: how often each was done in a month.
 
-A spend counts when it is done, a hold while it is open and once it is posted. Counted are the
-records on their way to Postgres: every change writes one in the same step.
+A spend counts when it is done, a hold while it is open and once it is posted. The records on their
+way to Postgres are counted: every change writes one in the same step.
 """
 
 from collections import Counter
@@ -18,20 +18,22 @@ Name = tuple[str, str, str, str]
 
 
 class Operations:
-    """Counts operations, and compares Redis and Postgres with that."""
+    """Counts operations, and compares the counts of Redis and Postgres with its own."""
 
     def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
         self.money_client = money_client
         self.times: Counter[Name] = Counter()
         self._seen: set[tuple[Any, ...]] = set()
-        """Records that were counted, by their natural keys."""
+        """Natural keys of the records that were counted."""
         self._times_then: dict[tuple[str, str, str], int] = {}
-        """How often it was done with each spend and each hold; by tenant, account and key. What
-        others, who may do it more often, did before one of them was answered says nothing."""
+        """How often the operation was done with each spend and hold, by tenant, account and key.
+
+        What other users, who may have a higher limit, did before the answer is left out.
+        """
 
     def record(self, record: dict[str, Any]) -> None:
-        """A record is on its way."""
+        """Counts a record on its way to Postgres."""
         if not record.get("operation"):
             return
         key = (record["tenant"], record.get("entry_id"), record.get("hold_id"), record.get("state"))
@@ -47,7 +49,7 @@ class Operations:
         self._times_then.setdefault(made, self.times[name])
 
     def check(self, state: State) -> None:
-        """Redis counts what was done, and nobody was refused or served beyond the limit."""
+        """Redis counts what was done, and the monthly limits hold exactly."""
         for place, counted in state.hashes["operations"].items():
             tenant, _, account_id = place.partition("/")
             for field, value in counted.items():
@@ -63,7 +65,7 @@ class Operations:
         self.money_client.limited.clear()
 
     def _check_limited(self, transfer: Transfer, answer: Any) -> None:
-        """At the limit nothing more is done, and before it nothing is refused."""
+        """At the limit nothing more is done, and below it nothing is refused."""
         assert transfer.often is not None, transfer
         times = max(
             (
@@ -81,7 +83,7 @@ class Operations:
             assert times <= transfer.often, (transfer, answer, times, self.times)
 
     def close(self, state: State) -> None:
-        """At the end Redis and Postgres count the same."""
+        """At the end Redis and Postgres have the same counts."""
         records, ask = self.world.cluster.postgres.records, self.world.cluster.postgres.ask
         for person in set(self.world.people.values()):
             account = person.account

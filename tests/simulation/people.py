@@ -1,4 +1,4 @@
-"""Who is in a virtual world, and what sessions and operations cost there."""
+"""The people of a virtual world, and what sessions and operations cost there."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ CREDIT = 1_000_000
 
 
 def _kind(price: str = "1", **changes: Any) -> dict[str, Any]:
-    """A kind of the rate card, the rest as it is for a chat without free time."""
+    """A kind of the rate card; by default, a chat without free time."""
     given: dict[str, Any] = {
         "credits_per_minute": price,
         "increment_seconds": [1, 1],
@@ -29,7 +29,7 @@ def _kind(price: str = "1", **changes: Any) -> dict[str, Any]:
 
 
 def terms(kind: str, **changes: Any) -> Terms:
-    """The terms of a kind with a name, in their own units; the rest as they are by default."""
+    """The terms of a kind with a name; omitted terms have their defaults."""
     return msgspec.structs.replace(RATES.kinds["second"], kind=kind, **changes)
 
 
@@ -53,7 +53,7 @@ RATES: RateCard = parse_rate_card(
 )
 
 ALLOTMENTS = {"bronze": CREDIT // 3, "silver": CREDIT, "gold": 5 * CREDIT}
-"""What tiers give for a month, in the order of what they give."""
+"""Monthly allotments of tiers in micro-credits, in ascending order."""
 
 KINDS: dict[str, Terms] = dict(RATES.kinds)
 
@@ -66,7 +66,7 @@ class Person:
     org_id: str | None
     account_id: str
     zone: str = "UTC"
-    """Where the months begin."""
+    """The time zone by which the months begin."""
 
     @property
     def tenant(self) -> str:

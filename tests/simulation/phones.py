@@ -1,4 +1,4 @@
-"""Clients without a socket, that prove their life by heartbeats over HTTP, to any process."""
+"""Clients without a socket, which prove their life to any process by HTTP heartbeats."""
 
 from collections.abc import Iterator
 
@@ -8,18 +8,18 @@ from tests.simulation.processes import ServerHost
 
 
 class Phones:
-    """The heartbeats that processes have taken."""
+    """The heartbeats that processes have accepted."""
 
     def __init__(self) -> None:
         self._heartbeats: dict[str, Heartbeats] = {}
 
     async def beat(self, node: ServerHost, person: Person, session_id: str) -> None:
-        """A process takes a heartbeat of a session that is there."""
+        """A process accepts a heartbeat of a session that exists."""
         taker = self._heartbeats.setdefault(node.name, Heartbeats(node.process))
         await taker.beat(person.principal, session_id, None)
 
     def sessions(self, nodes: list[ServerHost]) -> Iterator[tuple[str, str]]:
-        """The sessions that heartbeats keep alive, each with the process that has them."""
+        """The sessions that heartbeats keep alive, each with its processes."""
         for node in nodes:
             taker = self._heartbeats.get(node.name)
             for presence in taker._presences.values() if taker is not None else ():

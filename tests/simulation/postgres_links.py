@@ -1,7 +1,7 @@
-"""A real Postgres, asked from virtual time, and the lines of processes to it.
+"""A real Postgres, asked from virtual time, and the processes' connections to it.
 
-asyncpg lives on an event loop of its own, in a thread; whoever asks stands still until the
-answer is in. So the order of answers is the order of questions, each time.
+asyncpg runs on an event loop of its own, in a thread. The caller blocks until the answer is there,
+so the order of answers is always the order of questions.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ $$
 
 
 class PostgresServer:
-    """A database, and who asks it."""
+    """A database, with a blocking interface."""
 
     def __init__(self, dsn: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -51,7 +51,7 @@ class PostgresServer:
         self.questions = 0
 
     def ask(self, question: Callable[[], Awaitable[Value]]) -> Value:
-        """The answer, after however long it takes."""
+        """The answer, however long it takes."""
 
         async def asked() -> Value:
             return await question()
@@ -59,11 +59,11 @@ class PostgresServer:
         return asyncio.run_coroutine_threadsafe(asked(), self._loop).result()
 
     def fetch(self, query: str, *arguments: Any) -> list[Any]:
-        """The rows of a query, for whoever looks on."""
+        """The rows of a query, for an observer of the world."""
         return self.ask(lambda: self._connection.fetch(query, *arguments))
 
     def empty(self) -> None:
-        """Deletes everything but the schema."""
+        """Deletes all rows but keeps the schema."""
         self.ask(lambda: self._connection.execute(_EMPTY))
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class PostgresServer:
 
 
 class PostgresLink:
-    """The record as one process reaches it: every call may fail as Postgres fails."""
+    """The record as one process reaches it. Every call may fail as Postgres fails."""
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
@@ -88,15 +88,17 @@ class PostgresLink:
         return self.of(self._server.records, name)
 
     def of(self, asked: Any, name: str) -> Any:
-        """Something of the record, or of whatever else shares its pool; a question goes over
-        this line."""
+        """An attribute of the record, or of an object that shares its pool.
+
+        The result of a coroutine function goes over this connection.
+        """
         found = getattr(asked, name)
         if not inspect.iscoroutinefunction(found):
             return found
         return functools.partial(self._call, found)
 
     def usage(self) -> "UsageLink":
-        """Questions about usage, over this line."""
+        """The usage queries, over this connection."""
         return UsageLink(self, Usage.over(self._server.records))
 
     async def _call(self, function: Callable[..., Awaitable[Any]], *args: Any, **named: Any) -> Any:
@@ -120,8 +122,11 @@ class PostgresLink:
 
 
 class UsageLink:
-    """Questions about usage as one process reaches the record. They share its pool, whose
-    connections live on the loop of the thread: asked from any other they break."""
+    """The usage queries as one process reaches the record.
+
+    They share the record's pool, whose connections belong to the loop of the thread. A query from
+    any other loop breaks them.
+    """
 
     def __init__(self, line: PostgresLink, usage: Usage) -> None:
         self._line = line

@@ -1,8 +1,8 @@
 """The processes of a virtual cluster: servers and flushers, whole, and how they die.
 
-Each is the product's own ``Process`` or ``Flusher``, with its beats, sweeps, retries and
-timers, on a virtual loop. What a process runs is known by its context, so that a process
-can be killed between any two of its lines.
+Each is the product's own ``Process`` or ``Flusher``, with its heartbeats, sweeps, retries and
+timers, on a virtual loop. A task belongs to a process by its context, so that a process can be
+killed between any two of its lines.
 """
 
 import asyncio
@@ -35,12 +35,14 @@ from tests.simulation.virtual_redis import VirtualRedisServer
 
 PARTITIONS = 2
 CALM_BEAT_MS = 120_000
-"""While nothing is amiss processes beat so often; their proofs of life are given all the
-same, see ``ServerHost.proof_at``."""
+"""Interval of heartbeats while nothing is wrong.
+
+Proofs of life are given all the same, see ``ServerHost.proof_at``.
+"""
 FLUSH_STEPS_MAX = 500
-"""Batches of one flush: more of them never end."""
+"""Batches of one flush. More of them count as an endless loop."""
 PACES = {
-    # What a process looks for every few seconds, it looks for as often as changes anything.
+    # The product polls these every few seconds; here only as often as a poll changes anything.
     (storage_limits, "CHANNEL_POLL_S"): 10_000_000.0,
     (server_limits, "HOLD_EXPIRY_INTERVAL_S"): 60.0,
     (server_limits, "GRANT_EXPIRY_INTERVAL_S"): 900.0,
@@ -65,7 +67,7 @@ def make_task(
 
 @contextmanager
 def paced() -> Iterator[None]:
-    """Has the product's loops run at the pace of a simulation."""
+    """Runs the product's loops at the pace of a simulation."""
     with ExitStack() as stack:
         for (module, name), value in PACES.items():
             stack.enter_context(mock.patch.object(module, name, value))
@@ -77,7 +79,7 @@ def paced() -> Iterator[None]:
 
 
 class Host:
-    """One process of whatever kind: its lines, its tasks, and whether it lives."""
+    """A process: its connections, its tasks, and whether it is alive."""
 
     def __init__(
         self,
@@ -91,35 +93,35 @@ class Host:
         self.name = name
         self.is_alive = True
         self.failures: list[BaseException | None] = []
-        """What ended tasks of it that nobody waits for: bugs."""
+        """Errors that ended tasks which no caller awaits: bugs."""
         self.line = RedisLink(redis.carry, timeout_ms)
         self.postgres = PostgresLink(postgres)
         self.line.die = self.postgres.die = self.kill
         self.tasks: dict[asyncio.Task[Any], None] = {}
-        """In the order in which they began."""
+        """Running tasks, in the order in which they began."""
         self.died: Callable[[Host], None] = lambda host: None
         self._context = contextvars.Context()
         self._context.run(_ACTING.set, self)
 
     def act(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Something that the process is asked for; whoever asks sees how it ends."""
+        """Runs a request to the process. The caller must look at the task's result."""
         task = self.loop.create_task(work, context=self._context)
         task.remove_done_callback(self.forget)
         task.add_done_callback(lambda done: self.tasks.pop(done, None))
         return task
 
     def begin(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Something that the process does from now on."""
+        """Runs background work of the process. An error counts as a failure."""
         return self.loop.create_task(work, context=self._context)
 
     def do(self, work: Callable[..., Any], *args: Any) -> Any:
-        """Something that the process does at once."""
+        """Calls a function in the context of the process."""
         if _ACTING.get() is self:
             return work(*args)
         return self._context.run(work, *args)
 
     def kill(self) -> None:
-        """SIGKILL: it does nothing any more, and tells nobody."""
+        """SIGKILL: the process stops at once, without a message to others."""
         if not self.is_alive:
             return
         self.is_alive = False
@@ -130,7 +132,7 @@ class Host:
         self.died(self)
 
     def forget(self, task: "asyncio.Task[Any]") -> None:
-        """A task of it is done."""
+        """Drops a finished task, and keeps its error."""
         self.tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             self.failures.append(task.exception())
@@ -164,8 +166,8 @@ class ServerHost(Host):
         ):
             self.process = Process(settings, rates, cast(Records, self.postgres))
         self.reported_minutes: Any = None
-        """What takes minutes that clients report, once one does (``reports``)."""
-        # No process stands still here without being dead, so it need not be watched for.
+        """Accepts reported minutes; set at the first report (``reports``)."""
+        # A process here never stalls while it is alive, so no stall detector is needed.
         self.process.stall_detector.start = lambda: None  # type: ignore[method-assign]
         self.registry = self.process.registry
         self.timers = self.process.timers
@@ -174,12 +176,15 @@ class ServerHost(Host):
         self._phase_ms = sum(name.encode()) * 37 % 1000
 
     def proof_at(self, now_ms: int) -> int:
-        """The last proof of life that it has given by an instant: one a second."""
+        """The last proof of life that the process has given by an instant: one a second."""
         return now_ms - (now_ms - self._phase_ms) % 1000
 
     def untold(self) -> list[tuple[str, int]]:
-        """Sessions whose last socket here has left, which Redis may not have heard yet, and
-        since when, in true time. Of those that it sweeps, others know."""
+        """Sessions whose last socket has left here, perhaps unknown to Redis, and since when.
+
+        The instants are true time. Sessions that this process sweeps for others are left out,
+        because other processes know of them.
+        """
         ahead_ms = self.clock.now() - self.loop.clock.now()
         return [
             (local.meter.session.identity.session_id, intent.at - ahead_ms)
@@ -190,7 +195,7 @@ class ServerHost(Host):
         ]
 
     def beat_now(self) -> None:
-        """Begins to beat anew, at the pace that is set."""
+        """Restarts the heartbeat loop, at the pace that is set."""
         membership = self.process.membership
         if membership._beating is not None:
             membership._beating.cancel()
@@ -224,16 +229,17 @@ class FlusherHost(Host):
         )
 
     async def run(self) -> None:
-        """One batch after the other, each after a while; failures are met as ``run`` does."""
+        """Flushes batch after batch, each after a pause; handles failures as the product does."""
         while True:
             await asyncio.sleep(self.pace_ms / 1000)
             await self.flush()
 
     async def flush(self) -> None:
-        """Whatever there is to flush, unless something is away.
+        """Flushes whatever there is, unless Redis or Postgres is away.
 
-        A step that finds the groups lost reads nothing. ``run`` makes the next one at once, with
-        groups made anew, and so does this: after the last flush there is no other.
+        A step that finds the groups lost reads nothing. The product's ``run`` makes the next step
+        at once, with new groups, and this method does the same: after the last flush there is no
+        other.
         """
         try:
             for _ in range(FLUSH_STEPS_MAX):

@@ -1,8 +1,8 @@
-"""The lines between processes and Redis, and what may happen to a message on one.
+"""The connections between processes and Redis, and what may happen to a message on one.
 
-The clients are those of redis-py, down to where they would write to a socket: there the
-message is carried over the line instead, or is lost, or late, or comes twice. What waits
-for an answer waits in virtual time, and gives up as it would.
+The clients are those of redis-py, down to where they would write to a socket. There the message is
+carried over a ``RedisLink`` instead, or is lost, or late, or arrives twice. A task that waits for
+an answer waits in virtual time, and times out as with a real socket.
 """
 
 import asyncio
@@ -20,13 +20,16 @@ from redis.exceptions import TimeoutError as LateError
 
 Command = Sequence[Any]
 Carry = Callable[[Sequence[Command]], list[Any]]
-"""Brings commands to Redis and answers what it answers, errors among it."""
+"""Brings commands to Redis and returns its answers, errors among them."""
 
 
 class Mishap(NamedTuple):
-    """What happens to a message: ``lost``, ``unanswered``, ``late``, ``slow``, ``twice``, ``held``
-    on its way and answered all the same; or its sender dies, ``died`` before it was sent or
-    ``died_after`` it was done."""
+    """What happens to a message.
+
+    The message is ``lost``, ``unanswered``, ``late``, ``slow``, carried ``twice``, or ``held`` on
+    its way and answered all the same; or its sender dies: ``died`` before the message was sent, or
+    ``died_after`` it was carried out.
+    """
 
     kind: str
     ms: int = 0
@@ -36,31 +39,33 @@ NONE = Mishap("none")
 
 
 class RedisLink:
-    """The line of one process to Redis."""
+    """The connection of one process to Redis."""
 
     def __init__(self, carry: Carry, timeout_ms: int) -> None:
         self._carry = carry
         self.timeout_s = timeout_ms / 1000
         self.is_away = False
-        """Redis cannot be reached from here."""
+        """Redis is unreachable from this process."""
         self.mishaps: deque[Mishap] = deque()
-        """What happens to the next messages."""
+        """What happens to the next messages, in order."""
         self.delays: list[int] = []
-        """How long the answers take, in ms, one after the other and then from the first again;
-        what Redis publishes takes half as long as the first of them."""
+        """Delays of answers in ms, used one after the other and then from the first again.
+
+        Messages that Redis publishes take half of the first delay.
+        """
         self._delayed = 0
         self.die: Callable[[], None] = lambda: None
-        """Ends the process that sends."""
+        """Kills the process that sends."""
         self.ears: list[VirtualPubSub] = []
         self.troubled = 0
-        """Messages to which something happened."""
+        """Number of messages to which something happened."""
         self.answered_since_s = asyncio.get_running_loop().time()
-        """Since when, on the loop, no answer was given up."""
+        """Since when, in the loop's time, every answer came in time."""
         self._late: set[asyncio.Task[None]] = set()
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
-        """Sends commands together; the answers."""
-        await asyncio.sleep(0)  # whoever else is ready goes on first, as on a real line
+        """Sends commands together. Returns their answers."""
+        await asyncio.sleep(0)  # other ready tasks run first, as with a real socket
         if self.is_away:
             raise LostError("Redis is away")
         mishap = self.mishaps.popleft() if self.mishaps else NONE
@@ -74,7 +79,7 @@ class RedisLink:
                 self._carry(commands)
                 return await self._give_up()
             case "late":
-                # It comes even if its sender has died meanwhile.
+                # The message arrives even if its sender has died meanwhile.
                 task = asyncio.get_running_loop().create_task(
                     self._deliver(list(commands), mishap.ms), context=contextvars.Context()
                 )
@@ -102,12 +107,12 @@ class RedisLink:
         return await self._give_up()
 
     async def _travel(self, commands: Sequence[Command]) -> list[Any]:
-        """Sends them over a slow line: half of the time to Redis, and half of it back."""
+        """Sends commands over a slow connection: half of the delay there, and half back."""
         way_s = self.delays[self._delayed % len(self.delays)] / 2000
         self._delayed += 1
         self.troubled += 1
         if 2 * way_s >= self.timeout_s:
-            # It comes all the same, after the sender has given it up.
+            # The message arrives all the same, after its sender has timed out.
             task = asyncio.get_running_loop().create_task(
                 self._deliver(list(commands), int(1000 * way_s)), context=contextvars.Context()
             )
@@ -122,7 +127,7 @@ class RedisLink:
         return answers
 
     async def _give_up(self) -> list[Any]:
-        # The sender may give it up a little before.
+        # The sender may time out a little earlier.
         self.answered_since_s = asyncio.get_running_loop().time() + self.timeout_s
         await asyncio.sleep(self.timeout_s)
         raise LateError("Timeout reading from socket")
@@ -132,21 +137,21 @@ class RedisLink:
         self._carry(commands)
 
     def cut(self) -> None:
-        """Redis goes away: what it publishes is not heard any more."""
+        """Redis goes away: published messages no longer arrive."""
         self.is_away = True
         for listener in self.ears:
             listener.drop()
 
 
 class VirtualRedis(Redis):
-    """A client of redis-py at the end of a line."""
+    """A client of redis-py at the end of a ``RedisLink``."""
 
     def __init__(self, line: RedisLink, **options: Any) -> None:
         super().__init__(unix_socket_path="/nowhere", **options)
         self.line = line
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """One command, and its answer in the shape that redis-py gives it."""
+        """Executes one command. The answer has the shape that redis-py gives it."""
         (answer,) = await self.line.send([args])
         return shaped(self.response_callbacks, args, options, answer)
 
@@ -155,24 +160,24 @@ class VirtualRedis(Redis):
         return VirtualPipeline(self, transaction, shard_hint)
 
     def pubsub(self, **_: Any) -> "VirtualPubSub":  # type: ignore[override]
-        """Whoever listens to channels."""
+        """A Pub/Sub client."""
         listener = VirtualPubSub(self.line)
         self.line.ears.append(listener)
         return listener
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """There is no connection."""
+        """Does nothing: there is no connection."""
 
 
 class VirtualPipeline(Pipeline):
-    """Commands that are sent together. Nobody else sends meanwhile, so it is atomic too."""
+    """Commands that are sent together, with no other command between them: atomic too."""
 
     def __init__(self, redis: VirtualRedis, transaction: bool, shard_hint: str | None) -> None:
         super().__init__(redis.connection_pool, redis.response_callbacks, transaction, shard_hint)
         self.line = redis.line
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Sends them; the answers, or the first error."""
+        """Sends the commands. Returns the answers, or raises the first error."""
         stack, self.command_stack = list(self.command_stack), []
         if not stack:
             return []
@@ -189,7 +194,7 @@ class VirtualPipeline(Pipeline):
 
 
 def shaped(callbacks: Any, args: Command, options: dict[str, Any], answer: Any) -> Any:
-    """An answer as redis-py hands it out, which raises an error."""
+    """An answer as redis-py returns it; an error is raised."""
     options = dict(options)
     empty = options.pop(EMPTY_RESPONSE, answer)
     options.pop("keys", None)
@@ -202,25 +207,25 @@ def shaped(callbacks: Any, args: Command, options: dict[str, Any], answer: Any) 
 
 
 class VirtualPubSub:
-    """Subscriptions of one process, as redis-py keeps them through a broken line."""
+    """Subscriptions of one process. As in redis-py, they survive a broken connection."""
 
     def __init__(self, line: RedisLink) -> None:
         self._line = line
         self._channels: set[bytes] = set()
         self._heard: deque[dict[str, Any]] = deque()
         self._coming: deque[tuple[float, dict[str, Any]]] = deque()
-        """What is on its way here, and when it comes."""
+        """Messages on their way here, each with its time of arrival."""
         self._comes_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._is_broken = False
 
     @property
     def subscribed(self) -> bool:
-        """Whether it listens to anything."""
+        """Whether any channel is subscribed."""
         return bool(self._channels)
 
     async def subscribe(self, *names: str) -> None:
-        """Listens to more channels; each is confirmed by a message."""
+        """Subscribes to more channels; a message confirms each."""
         await asyncio.sleep(0)
         self._connect()
         for channel in (name.encode() for name in names):
@@ -228,13 +233,13 @@ class VirtualPubSub:
             self._hear({"type": "subscribe", "channel": channel, "data": 1})
 
     async def unsubscribe(self, *names: str) -> None:
-        """Listens to fewer channels."""
+        """Unsubscribes from channels."""
         await asyncio.sleep(0)
         self._channels -= {name.encode() for name in names}
         self._connect()
 
     async def get_message(self, *, timeout: float) -> dict[str, Any] | None:  # noqa: ASYNC109
-        """The next message; None when none came in time."""
+        """The next message; None after the timeout."""
         self._connect()
         if not self._heard:
             self._waiter = asyncio.get_running_loop().create_future()
@@ -248,20 +253,20 @@ class VirtualPubSub:
         return self._heard.popleft()
 
     async def aclose(self) -> None:
-        """Listens to nothing any more."""
+        """Ends all subscriptions."""
         self._channels.clear()
         if self in self._line.ears:
             self._line.ears.remove(self)
 
     def publish(self, channel: bytes, message: bytes) -> None:
-        """Redis tells something."""
+        """Redis publishes a message."""
         if channel not in self._channels or self._is_broken:
             return
         told = {"type": "message", "channel": channel, "data": message}
         if not self._line.delays and not self._coming:
             self._hear(told)
             return
-        # What was told before comes before it, over a line that has become faster too.
+        # An earlier message arrives first, even if the connection has become faster.
         way_s = self._line.delays[0] / 2000 if self._line.delays else 0.0
         loop = asyncio.get_running_loop()
         self._comes_at = max(loop.time() + way_s, self._comes_at)
@@ -269,12 +274,13 @@ class VirtualPubSub:
         loop.call_at(self._comes_at, self._arrive, self._comes_at, context=contextvars.Context())
 
     def _arrive(self, at: float) -> None:
-        # What comes at one instant comes in order, in whatever order the loop's timers do.
+        # Messages of one instant arrive in order, whatever the order of the loop's timers.
         while self._coming and self._coming[0][0] <= at:
             self._hear(self._coming.popleft()[1])
 
     def drop(self) -> None:
-        """The line is broken: what was on its way is lost, and who waits is told so."""
+        """The connection breaks: messages on their way are lost, and a waiting reader gets an
+        error."""
         self._is_broken = True
         self._heard.clear()
         self._coming.clear()

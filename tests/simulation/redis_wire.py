@@ -1,8 +1,8 @@
 """A real Redis, asked without an event loop: an answer is there, or the socket is broken.
 
-One connection (RESP3) carries commands, answers and everything that is published, in the
-order in which Redis did it. So a virtual cluster never wonders whether a message is still
-on its way, and asking costs what Redis takes for it.
+One connection (RESP3) carries commands, answers and everything that is published, in the order in
+which Redis processed it. A virtual cluster therefore never has to wait for a message that may still
+be on its way, and a question costs only the time that Redis takes.
 """
 
 import socket
@@ -13,7 +13,7 @@ from redis._parsers.base import BaseParser
 from redis.exceptions import ResponseError
 
 Published = Callable[[bytes, bytes], None]
-"""Takes a channel and what was published there."""
+"""Receives a channel and a message that was published there."""
 
 
 class RedisWire:
@@ -41,10 +41,10 @@ class RedisWire:
         return answer
 
     def ask_all(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        """The answers to several commands in one go; an error is among them as it is."""
+        """The answers to several commands sent together; errors are returned among them."""
         self.commands += len(commands)
         self._socket.sendall(b"".join(map(_packed, commands)))
-        # A subscription is confirmed by a message, and not by an answer.
+        # A message, and not an answer, confirms a subscription.
         return [self._answer() for command in commands if command[0] != "PSUBSCRIBE"]
 
     def _answer(self) -> Any:
@@ -74,7 +74,7 @@ class RedisWire:
             case b">":
                 return _Push(self._read() for _ in range(int(rest)))
             case b"%":
-                # In no order that Redis would promise: here it is the same each time.
+                # Redis promises no order here; sorting makes runs repeatable.
                 pairs = [(self._read(), self._read()) for _ in range(int(rest))]
                 return dict(sorted(pairs, key=lambda pair: str(pair[0])))
             case b"~":
@@ -94,7 +94,7 @@ class RedisWire:
 
 
 class _Push(list[Any]):
-    """What Redis says without being asked."""
+    """A message that Redis sends without a question."""
 
 
 def _packed(command: Sequence[Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""What a simulation prints: how fast it went, and of a failure all that is worth knowing."""
+"""The output of a simulation: its speed, and of a failure everything worth knowing."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ PROGRESS_SEEDS = 100
 
 
 class SimulationReport:
-    """Adds up what runs came to."""
+    """Sums up the outcomes of runs."""
 
     def __init__(self, out: TextIO = sys.stdout) -> None:
         self.out = out
@@ -27,7 +27,7 @@ class SimulationReport:
         print(line, file=self.out, flush=True)
 
     def add(self, outcome: RunOutcome) -> None:
-        """One run is over."""
+        """Adds a finished run."""
         self.seeds += 1
         self.actions += len(outcome.actions)
         self.audits += outcome.audits
@@ -42,7 +42,7 @@ class SimulationReport:
             self.say(f"{self.seeds} seeds so far, {len(self.failures)} failed")
 
     def failure(self, outcome: RunOutcome) -> None:
-        """The shortest trace of a failure, as one reads it and as it is run again."""
+        """Prints the shortest trace of a failure, to be read and to be run again."""
         self.say(f"\nseed {outcome.seed}: {len(outcome.actions)} actions")
         at_ms = 0
         for action in outcome.actions:
@@ -53,7 +53,7 @@ class SimulationReport:
         self.say("".join(lines)[-6_000:])
 
     def total(self, real_s: float) -> None:
-        """The last line."""
+        """Prints the last line."""
         hours = self.virtual_ms / HOUR_MS
         self.say(
             f"{self.seeds} seeds, {hours:.1f} simulated hours in {real_s:.1f} s"
@@ -65,12 +65,12 @@ class SimulationReport:
 
 
 def save(path: Path, outcome: RunOutcome) -> None:
-    """Writes a trace down, to be run again with ``--trace``."""
+    """Saves a trace, to be run again with ``--trace``."""
     lines = [json.dumps({"seed": outcome.seed}), *(one.encoded() for one in outcome.actions)]
     path.write_text("\n".join(lines) + "\n")
 
 
 def load(path: Path) -> tuple[int, list[Action]]:
-    """A trace that was written down: its seed and its actions."""
+    """Loads a saved trace: its seed and its actions."""
     first, *rest = path.read_text().splitlines()
     return int(json.loads(first)["seed"]), [Action.decoded(line) for line in rest]

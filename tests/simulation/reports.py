@@ -1,6 +1,6 @@
 """Clients that count for themselves: they report their minutes, and open no socket.
 
-A minute is taken once, under the number that the first report of it was answered with.
+A minute is counted once, under the number with which its first report was answered.
 """
 
 from typing import Any
@@ -17,38 +17,39 @@ from tests.simulation.state import MINUTE_MS
 from tests.simulation.world import World
 
 KIND = "recording"
-"""The kind that costs nothing and counts minutes: only such ones are reported."""
+"""The kind of reported sessions. It costs nothing and counts minutes, as reporting requires."""
 
 
 class Reports:
-    """Reports minutes to one process or another, and remembers what was answered."""
+    """Reports minutes to one process or another, and remembers the answers."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.taken: dict[str, dict[int, int]] = {}
-        """By session: the numbers of the minutes that were taken, by their beginnings."""
+        """The numbers of accepted minutes, by session and by the minutes' beginnings."""
         self.unknown: set[tuple[str, int]] = set()
-        """Minutes of which nobody knows whether they were taken: session and beginning."""
+        """Minutes with an unknown outcome: session and beginning."""
         self.refused: dict[tuple[str, int], str] = {}
-        """The codes with which minutes were refused at last."""
+        """The newest codes with which minutes were refused."""
         self._unheard: list[Any] = []
         self.waited_ms = 0
         """How long the last report waited for its answer."""
 
     def next_minute(self, session: str) -> int:
-        """The beginning of the minute that its client reports next."""
+        """The beginning of the minute that the client reports next."""
         reported = [at for name, at in self.unknown if name == session]
         latest = max([*self.taken.get(session, {}), *reported], default=0)
         return max(latest + MINUTE_MS, self.world.now - MINUTE_MS)
 
     async def report(self, node: ServerHost, person: Person, session: str, minute_at: int) -> None:
-        """A client reports a minute; one that was reported before is a repetition."""
+        """A client reports a minute. A minute that was reported before is a repetition."""
         session_log = self.world.session_logs.get(session)
         if session_log is None:
             session_log = self.world.session_logs[session] = SessionLog(
                 person, KINDS[KIND], session
             )
-        # Its time does not run between requests, and the process that stops it listens to it.
+        # The session's time does not run between reports, and the process that stops the session
+        # observes it.
         session_log.disturbed = True
         self.world.watched.add(session)
         asked_at = self.world.now
@@ -65,21 +66,22 @@ class Reports:
         elif answer is None:
             self.unknown.add((session, minute_at))
         elif isinstance(answer, ProtocolError):
-            # A minute that was taken is never refused, and a refusal takes none.
+            # An accepted minute is never refused later, and a refusal counts no minute.
             assert minute_at not in minutes or self.world.losses, (session, minute_at, answer)
             self.refused[session, minute_at] = answer.code
             if not self.world.losses:
-                # Had the report before taken it, it would be answered as a repetition.
+                # If the earlier report had been accepted, this one would be answered as a
+                # repetition.
                 self.unknown.discard((session, minute_at))
         session_log.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
 
     def report_soon(self, node: ServerHost, person: Person, session: str, minute_at: int) -> None:
-        """A client reports a minute, while other things happen, and does not hear the answer."""
+        """A client reports a minute while other things happen, and does not read the answer."""
         self._unheard.append(node.act(self._take(node, person, session, minute_at)))
         self.unknown.add((session, minute_at))
 
     async def offer(self, node: ServerHost, session: str, minute_at: int) -> Any:
-        """What a minute of a session is answered with that is metered."""
+        """The answer to a reported minute of a session that processes meter."""
         person = self.world.session_logs[session].person
         return await self.world.cluster.finished(
             node.act(self._take(node, person, session, minute_at))
@@ -105,7 +107,7 @@ class Reports:
             return error
 
     async def end(self) -> None:
-        """Stops every session that is reported, as its user does by HTTP."""
+        """Stops every reported session, as its user does over HTTP."""
         node = self.world.nodes[0]
         for session in self.taken:
             person = self.world.session_logs[session].person
@@ -115,7 +117,7 @@ class Reports:
         live = node.process.live
         found = await live.attach(person.tenant, session, read_only=True)
         if found is None:
-            # Redis has lost it. One minute more brings it back, where the month has one.
+            # Redis has lost the session. One more minute brings it back, if the month has one left.
             self.world.session_logs[session].reported_ms += MINUTE_MS
             await self._take(node, person, session, self.next_minute(session))
             found = await live.attach(person.tenant, session, read_only=True)

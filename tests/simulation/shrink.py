@@ -1,7 +1,7 @@
-"""Shrinking: the shortest list of actions that can be found which still fails.
+"""Shrinking: finds a short list of actions that still fails.
 
-Delta debugging (Zeller and Hildebrandt, 2002): chunks of the list are left out, ever
-smaller ones, as long as what is left fails in the same way; then waits are shortened.
+Delta debugging (Zeller and Hildebrandt, 2002): ever smaller chunks of the list are left out, as
+long as the rest fails in the same way. After that, waits are shortened.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ ATTEMPTS_MAX = 400
 SHORTER_MS = (0, 1, 1_000, 5_000, 30_000, 60_000)
 
 Fails = Callable[[Sequence[Action]], RunOutcome | None]
-"""Runs actions; the outcome if they fail as they should, else None."""
+"""Runs actions. Returns the outcome if they fail in the expected way, else None."""
 
 
 def failing(laboratory: Laboratory, first: RunOutcome, **options: object) -> Fails:
-    """Runs lists of actions in the world of an outcome, to see whether they fail like it."""
+    """A function that runs actions in an outcome's world, and checks for the same failure."""
 
     def fails(actions: Sequence[Action]) -> RunOutcome | None:
         again = laboratory.run(first.seed, 0, actions=actions, **options)  # type: ignore[arg-type]
@@ -27,10 +27,10 @@ def failing(laboratory: Laboratory, first: RunOutcome, **options: object) -> Fai
 
 
 def shrunken(first: RunOutcome, fails: Fails, attempts: int = ATTEMPTS_MAX) -> RunOutcome:
-    """The outcome with the fewest actions that was found; ``first`` where nothing helps."""
+    """The outcome with the fewest actions that was found; ``first`` if none is shorter."""
     best = fails(first.actions)
     if best is None:
-        return first  # it does not fail again, which is worth knowing
+        return first  # the failure does not repeat, which is worth knowing
     left = attempts
     size = max(1, len(best.actions) // 2)
     while left > 0:
@@ -50,7 +50,7 @@ def shrunken(first: RunOutcome, fails: Fails, attempts: int = ATTEMPTS_MAX) -> R
 
 
 def _hurried(best: RunOutcome, fails: Fails, left: int) -> RunOutcome:
-    """The same with shorter waits."""
+    """The same actions with shorter waits."""
     for index, action in enumerate(list(best.actions)):
         if action.name != "wait" or index >= len(best.actions):
             continue

@@ -1,4 +1,4 @@
-"""Everything in Redis as it lies there, and the arithmetic of DESIGN in its own, slow way."""
+"""The raw data of Redis, and the arithmetic of DESIGN in a slow way of its own."""
 
 import json
 import zlib
@@ -15,11 +15,11 @@ MINUTE_MS = 60_000
 
 
 def billed_ms(paid_ms: int, first_ms: int, next_ms: int) -> int:
-    """The billed time of so much paid time: one increment after the other."""
+    """The billed time for an amount of paid time: one increment after the other."""
     if paid_ms <= 0:
         return 0
     billed = first_ms
-    # Many increments at once where they surely fit, and the last ones one by one.
+    # Whole blocks of increments where they surely fit, and the last ones one by one.
     billed += max(0, (paid_ms - billed) // next_ms - 2) * next_ms
     while billed < paid_ms:
         billed += next_ms
@@ -27,7 +27,7 @@ def billed_ms(paid_ms: int, first_ms: int, next_ms: int) -> int:
 
 
 def cost_micros(terms: dict[str, Any], elapsed_ms: int, free_ms: int) -> int:
-    """What a session costs up to ``elapsed_ms``; a fraction is dropped."""
+    """The cost of a session up to ``elapsed_ms``; a fraction of a micro-credit is dropped."""
     paid_ms = max(0, elapsed_ms - free_ms)
     billed = billed_ms(paid_ms, terms["first_increment_ms"], terms["next_increment_ms"])
     return int(terms["price_micros"]) * billed // MINUTE_MS
@@ -35,48 +35,48 @@ def cost_micros(terms: dict[str, Any], elapsed_ms: int, free_ms: int) -> int:
 
 @lru_cache(10_000)
 def month(at_ms: int, zone: str) -> str:
-    """The first day of the month of an instant, by the calendar of a zone."""
+    """The first day of the month of an instant, by the calendar of a time zone."""
     day = datetime.fromtimestamp(at_ms / 1000, zoneinfo.ZoneInfo(zone)).date()
     return day.replace(day=1).isoformat()
 
 
 @dataclass
 class State:
-    """Everything in Redis, read as it is."""
+    """Everything in Redis, as it is stored."""
 
     sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By tenant and id: version, identity, standing, grant, final."""
     hashes: dict[str, dict[str, dict[str, str]]] = field(default_factory=dict)
-    """Accounts, members, organisations, free time, holds: by the key's kind and its name."""
+    """Hashes of accounts, members, organisations, free time and holds, by kind and name of the key.
+    """
     sets: dict[str, dict[str, set[str]]] = field(default_factory=dict)
     graces: dict[str, int] = field(default_factory=dict)
     notices: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Oldest first."""
+    """By session, the oldest notice first."""
     outbox: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Records by their partition and the id of their entry."""
+    """Records, by partition and id of their entry."""
     replayed: set[str] = field(default_factory=set)
-    """Entries of outboxes that were appended again."""
+    """Outbox entries that were appended again."""
     recovering: bool = False
-    """Processes put back what Redis has lost."""
+    """Processes are putting back what Redis has lost."""
     unsettled: bool = False
-    """A session may be put back still."""
+    """A session may still be put back."""
     watermarks: dict[str, str] = field(default_factory=dict)
-    """By the partition: the id up to which every entry has left the outbox."""
+    """By partition: the id up to which every entry has left the outbox."""
     hold_ends: dict[str, int] = field(default_factory=dict)
-    """When each of the open holds ends, as those look who end it."""
+    """The ends of open holds, in the set that expiry reads."""
     remembered: dict[str, dict[str, int]] = field(default_factory=dict)
-    """By the key: the spends, or entries that were applied, that an account remembers, and since
-    when."""
+    """By key: the spends or applied entries that an account remembers, and since when."""
     tracked: dict[str, dict[int, int]] = field(default_factory=dict)
-    """By the key: the numbers of minutes that a client has counted, by their beginnings."""
+    """By key: the numbers of reported minutes, by the minutes' beginnings."""
     expiry: dict[str, int] = field(default_factory=dict)
-    """By the key: when Redis forgets it. What is not among them stays."""
+    """By key: when the key expires. A key that is absent here stays."""
     passing: set[str] = field(default_factory=set)
-    """Keys that are there for a while only, whatever they are about."""
+    """Keys of any subject that exist only for a while."""
     proofs: dict[str, int] = field(default_factory=dict)
-    """Processes by their last proof of life, in cluster time."""
+    """Last proofs of life of processes, in cluster time."""
     clock: dict[str, float] = field(default_factory=dict)
-    """What the last beat of any process says of the time; see ``beat.lua``."""
+    """The times that the last heartbeat of any process wrote; see ``beat.lua``."""
 
     @property
     def live(self) -> dict[str, dict[str, Any]]:
@@ -88,12 +88,12 @@ class State:
         }
 
     def key_of(self, kind: str, name: str) -> str:
-        """The key of something that lies beside an account."""
+        """The key of some kind that belongs to an account."""
         tenant = name.partition("/")[0]
         return f"{{p{zlib.crc32(tenant.encode()) % PARTITIONS}}}:{kind}:{name}"
 
     def expiry_of(self, kind: str, name: str) -> int | None:
-        """When Redis forgets it; None: it stays, or is not there."""
+        """When a key expires; None: the key stays, or does not exist."""
         return self.expiry.get(self.key_of(kind, name))
 
     @property
@@ -124,7 +124,7 @@ READS: dict[str, tuple[Any, ...]] = {
     "spends": ("ZRANGE", 0, -1, "WITHSCORES"),
 }
 PARTITIONS = 2
-"""Of the virtual cluster."""
+"""Number of partitions of the virtual cluster."""
 PASSING = ("contained", "prepared", "recovering", "unsettled")
 
 
@@ -137,7 +137,7 @@ def look(redis: VirtualRedisServer) -> State:
         hashes={kind: {} for kind in HASHES},
         sets={kind: {} for kind in ("sockets", "live", "node", "running")},
     )
-    redis.carry([])  # what is over has expired
+    redis.carry([])  # due keys have expired
     found = []
     for raw in sorted(redis.wire.ask("KEYS", "{p*")):
         key = raw.decode()
@@ -201,18 +201,18 @@ def _take(state: State, kind: str, name: str, key: str, answer: Any) -> None:
 
 
 def place_of(entry: str) -> tuple[int, int]:
-    """The place of an entry of an outbox in its stream: ``<partition>/<ms>-<serial>``."""
+    """The place of an outbox entry (``<partition>/<ms>-<serial>``) in its stream."""
     ms, _, serial = entry.partition("/")[2].partition("-")
     return int(ms), int(serial or 0)
 
 
 def is_replay(fields: Any) -> bool:
-    """Whether an entry of an outbox is appended again: only a step says when it was decided."""
+    """Whether an outbox entry is appended again: only the entry of a step has its time."""
     return b"t" not in fields
 
 
 def counted_ms(session: dict[str, Any], now_ms: int) -> int:
-    """The counted time of a session now: while it runs, since it was written down."""
+    """The counted time of a session now. A running session counts on since its last step."""
     standing = session["standing"]
     elapsed_ms = int(standing["elapsed_ms"])
     if standing["phase"] == "active":
@@ -224,5 +224,5 @@ def counted_ms(session: dict[str, Any], now_ms: int) -> int:
 
 
 def minutes_counters(identity: dict[str, Any]) -> tuple[str, str]:
-    """The counters of the month that a session or a minute counts on."""
+    """The month counters on which a session or a minute counts."""
     return f"member:{identity['tenant']}/{identity['user_id']}", f"org:{identity['tenant']}"

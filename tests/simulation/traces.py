@@ -1,7 +1,7 @@
-"""Traces: what happens in a world, written down by hand and not left to chance.
+"""Traces: what happens in a world, written by hand and not left to chance.
 
-What simulated worlds have found is kept so, in ``test_found_*``: a seed may come to mean
-another world when a simulation learns to do more; a list of actions means the same for ever.
+The findings of simulated worlds are kept as traces, in ``test_found_*``. When a simulation learns
+to do more, a seed may give another world; a list of actions always means the same.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from tests.simulation.driver import Laboratory
 
 NODE, FLUSHER = "node.0", "flusher0"
 SEED = 9
-"""A world with no faults of its own: its people are ann9, bob9 and cat9."""
+"""The seed of a world without faults of its own. Its people are ann9, bob9 and cat9."""
 
 
 def act(name: str, /, **parameters: Any) -> Action:
@@ -21,12 +21,12 @@ def act(name: str, /, **parameters: Any) -> Action:
 
 
 def wait(seconds: float) -> Action:
-    """Time passes."""
+    """Lets time pass."""
     return Action("wait", {"ms": int(seconds * 1000)})
 
 
 def start(session: str, user: str = "cat9", kind: str = "second", client: str = "") -> Action:
-    """A client of its own starts a session."""
+    """A new client starts a session."""
     client = client or f"c-{session}"
     return act("start", client=client, node=NODE, user=user, kind=kind, session=session)
 
@@ -42,12 +42,12 @@ def spend(user: str, micros: int, entry: str = "spend") -> Action:
 
 
 def mishaps(name: str, where: str, *kinds: list[Any]) -> Action:
-    """What becomes of the next messages of a process to Redis or Postgres."""
+    """Sets the faults of the next messages of a process to Redis or Postgres."""
     return act("mishaps", name=name, where=where, kinds=list(kinds))
 
 
 def run(place: Laboratory, *actions: Action) -> list[SimulatedClient]:
-    """Runs them, and raises what the auditor says; the clients, with what they were told."""
+    """Runs actions. Raises the auditor's complaint; returns the clients with their messages."""
     performers: list[Performer] = []
     outcome = place.run(SEED, 0, actions=actions, started=performers.append)
     if outcome.failure is not None:

@@ -1,7 +1,7 @@
-"""The auditor's part for what keeps the rest going: who lives, what is told, kept and forgotten.
+"""The auditor's part for what bills rely on: proofs of life, messages, outboxes, expiry.
 
-No figure of a bill is looked at here, but what bills rely on: proofs of life, limits as they were
-set, the news of what changed an account, how far outboxes were flushed, how long a key is kept.
+This part checks no figure of a bill. It checks proofs of life, limits as they were set, messages
+about changed accounts, how far outboxes were flushed, and how long a key is kept.
 """
 
 from typing import Any
@@ -14,26 +14,28 @@ from tests.simulation.state import State, place_of
 from tests.simulation.world import World
 
 FORGETTING_MS = 30 * 60_000
-"""What is older than it needs to be may be remembered for so much longer: until it has been
-flushed, and another one comes."""
+"""How much longer than needed an entry may be remembered.
+
+The entry is forgotten after its flush, when another entry comes.
+"""
 CLOCKS_DIFFER_MS = 250
 """Half of the longest round trip over which a process asks for the time."""
 
 
 class Upkeep:
-    """Looks after each step, and remembers what it saw."""
+    """Checks after each action, and remembers what it saw."""
 
     def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
         self.money_client = money_client
         self._beaten: dict[str, float] = {}
-        """What the last beat said that was looked at."""
+        """The times of the heartbeat that was checked last."""
         self._seen: set[str] = set()
-        """Entries of outboxes that there were so far."""
+        """All outbox entries so far."""
         self._written: set[tuple[str, str, str]] = set()
-        """States of holds, and entries, that were on their way to Postgres."""
+        """States of holds, and ledger entries, that were on their way to Postgres."""
         self._was_stepped = False
-        """The clock of Redis was stepped: what it says of the past cannot be compared."""
+        """The clock of Redis was stepped, so its times cannot be compared with earlier ones."""
 
     def check(self, state: State) -> None:
         """Raises ``AssertionError`` for whatever does not add up."""
@@ -53,7 +55,7 @@ class Upkeep:
             self._check_remembered(state)
 
     def check_running(self, state: State) -> None:
-        """Of kinds with a highest number, the live sessions of each user are noted."""
+        """For kinds with a highest number, Redis has the set of each user's live sessions."""
         expected: dict[str, set[str]] = {}
         for name, session in state.live.items():
             identity = session["identity"]
@@ -66,7 +68,7 @@ class Upkeep:
         assert found == expected, (found, expected)
 
     def record(self, record: dict[str, Any]) -> None:
-        """A record is on its way to Postgres."""
+        """Notes a record on its way to Postgres."""
         if record["t"] == "hold":
             self._written.add((record["tenant"], record["hold_id"], record["state"]))
         elif record["t"] == "entry":
@@ -75,7 +77,7 @@ class Upkeep:
     # --- Who lives ------------------------------------------------------------------------
 
     def _check_proofs(self, state: State) -> None:
-        """Every process proves its life, and what the last beat says of the time is true."""
+        """Every process proves its life, and the times of the last heartbeat are right."""
         world, beaten = self.world, state.clock
         if not world.is_quiet or world.losses:
             return
@@ -91,8 +93,9 @@ class Upkeep:
         if not self._was_stepped:
             apart_ms = beaten["redis"] / 1000 - beaten["cluster"]
             if any(host.line.troubled for host in world.cluster.hosts):
-                # A beat may come long after it was sent: it says what the time was then, and by
-                # what its sender took for Redis's time whoever reads it knows how late it was.
+                # A heartbeat may arrive long after it was sent. It has the cluster time then, and
+                # what its sender took for Redis's time. From the latter a reader knows how late it
+                # was.
                 apart_ms -= max(0, beaten["redis"] / 1000 - beaten["believed"])
             assert abs(apart_ms) <= 10 * CLOCKS_DIFFER_MS, beaten
         if self._beaten and beaten["cluster"] > self._beaten["cluster"]:
@@ -112,7 +115,7 @@ class Upkeep:
             assert found == ("" if minutes is None else str(minutes), overage), (place, counter)
 
     def _check_months_told(self, state: State) -> None:
-        """Whoever makes a step learns the limits of its month as Redis has them."""
+        """The answer to a step has the limits of its month as Redis has them."""
         for identity, member, org in self.world.months_told:
             places = {"member": f"{identity.tenant}/{identity.user_id}", "org": identity.tenant}
             for (kind, place), told in zip(places.items(), (member, org), strict=True):
@@ -124,14 +127,14 @@ class Upkeep:
         self.world.months_told.clear()
 
     def _check_free_time(self, state: State) -> None:
-        """Free time is kept for whom it is shared by, and else for nobody."""
+        """Redis keeps free time only for users who share it among sessions."""
         for name in state.hashes["free"]:
             assert name.partition("/")[2], name
 
-    # --- News -----------------------------------------------------------------------------
+    # --- Messages about accounts ------------------------------------------------------------
 
     def _check_news(self, state: State) -> None:
-        """Who shows an account hears once of everything that moved it, and what it was."""
+        """Each movement of an account is published once, with its reason and amount."""
         news = self.world.cluster.news
         for transfer in self.money_client.transfers.values():
             if transfer.state != "done" or transfer.entry_id in self.money_client.told:
@@ -147,7 +150,7 @@ class Upkeep:
                 self._check_told(transfer, told[:1], [("hold", 0)])
             elif transfer.kind == "pay":
                 kind = "grant" if transfer.micros > 0 else "adjust"
-                # An account that nobody has in Redis is told nothing.
+                # Nothing is published for an account that is not in Redis.
                 self._check_told(transfer, told, [(kind, transfer.micros)][: len(told)])
         for hold in state.hashes["hold"].values():
             self._check_hold_told(hold)
@@ -174,7 +177,7 @@ class Upkeep:
             assert one.get("operation") == transfer.operation, (transfer, told)
 
     def _check_watched(self, state: State) -> None:
-        """Steps are told to others only where somebody watches the session, or did."""
+        """Steps are published for observers only if the session is or was observed."""
         for name, session in state.sessions.items():
             session_id = session["identity"]["session_id"]
             assert "watched" not in session or session_id in self.world.watched, name
@@ -182,7 +185,7 @@ class Upkeep:
     # --- Records --------------------------------------------------------------------------
 
     def _check_written(self, state: State) -> None:
-        """What Redis decides goes to Postgres by the outbox, whoever else writes it down."""
+        """What Redis decides goes to Postgres by the outbox, even if a process writes it too."""
         for hold in state.hashes["hold"].values():
             name = hold["tenant"], hold["id"], hold["state"]
             assert name in self._written, hold
@@ -191,7 +194,7 @@ class Upkeep:
                 assert (*transfer.person.account, transfer.entry_id) in self._written, transfer
 
     def _check_full(self, state: State) -> None:
-        """Where too much waits, nothing new is begun: only what is there comes to its end."""
+        """A full outbox takes no start, hold or spend; only what runs is recorded to its end."""
         for partition in "01":
             waiting = sorted((one for one in state.outbox if one[0] == partition), key=place_of)
             for entry in waiting[storage_limits.OUTBOX_ENTRIES_MAX :]:
@@ -204,8 +207,10 @@ class Upkeep:
     # --- What is kept ---------------------------------------------------------------------
 
     def _check_watermarks(self, state: State) -> None:
-        """A watermark has passed whatever left the outbox, but for what is behind something that
-        waits: processes keep until then what they would have to append again."""
+        """A watermark has passed every entry that left the outbox, up to the oldest waiting one.
+
+        Until then processes keep what they would have to append again.
+        """
         waiting = {entry: place_of(entry) for entry in state.outbox}
         for partition in "01":
             oldest = min(
@@ -224,8 +229,10 @@ class Upkeep:
                 assert place_of(f"{partition}/{mark}") >= max(left), (partition, mark, max(left))
 
     def _check_kept(self, state: State) -> None:
-        """Nothing is forgotten that is not in Postgres yet: what was drawn on is kept for as long
-        from the last time on."""
+        """Nothing is forgotten before Postgres has it.
+
+        A key is kept for its full time after its last use.
+        """
         for entry, records in state.outbox.items():
             at = place_of(entry)[0]
             for record in records:
@@ -247,7 +254,7 @@ class Upkeep:
                     assert state.expiry[key] >= at + storage_limits.ACCOUNT_IDLE_MS, (key, record)
 
     def _check_remembered(self, state: State) -> None:
-        """What is young is remembered, and how much of what is older is bounded."""
+        """Young entries are remembered, and the number of older ones is bounded."""
         bounds = {
             "applied": storage_limits.ENTRIES_REMEMBERED_MIN,
             "spends": storage_limits.SPENDS_REMEMBERED_MIN,
@@ -257,7 +264,7 @@ class Upkeep:
             newest = max(entries.values())
             until = newest - storage_limits.SPENDS_REMEMBERED_MS - FORGETTING_MS
             old = [entry for entry, at in entries.items() if 0 < at < until]
-            # Posts are noted, and have others forgotten with the next spend.
+            # A post is added without forgetting; the next spend forgets older entries.
             assert len(entries) <= bounds[kind] + 1 or len(old) <= 1, (key, entries)
         for transfer in self.money_client.transfers.values():
             kind = {"spend": "spends", "pay": "applied"}.get(transfer.kind, "")
@@ -269,6 +276,6 @@ class Upkeep:
                 continue
             taken = (transfer.person.account, transfer.entry_id) in self.world.cluster.news
             if transfer.kind == "pay" and not taken:
-                continue  # it was loaded with the account, which says so by its position
+                continue  # it was loaded with the account, whose ledger position covers it
             key = state.key_of(kind, place)
             assert transfer.entry_id in state.remembered.get(key, {}), (transfer, state.remembered)
