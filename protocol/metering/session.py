@@ -131,8 +131,8 @@ def session_key(tenant: str, session_id: str) -> str:
 def free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -> str | None:
     """Returns the allowance that a kind's free time comes from, if sessions share one.
 
-    Sessions share an allowance with a counterpart, or for a day (``2026-11-25``). None: the session
-    has its own.
+    Sessions with the same counterpart share one, or sessions of the same day (``2026-11-25``).
+    None: the session has its own.
     """
     if terms.free_ms == 0 or terms.free_scope == "session":
         return None

@@ -208,9 +208,8 @@ def note(moment: Moment) -> Step:
 def pause(moment: Moment) -> Step:
     """Stops time at the request, and gives back what is held.
 
-    The request is a proof of life. If Redis was unavailable until later, time stops at the last
-    proof before that: nothing proves the time beyond any more, and the client wanted the stop
-    earlier.
+    The request is a proof of life. If Redis was away for a while, time stops at the newest proof
+    since the request: nothing proves the time beyond it, and the client wanted an earlier stop.
     """
     at = moment.instant_of(moment.proven_ms)
     settling = _stand_still(moment, Phase.PAUSED, moment.proven_ms, at)

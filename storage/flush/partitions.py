@@ -42,7 +42,7 @@ async def run_flusher(
 
 
 class _Turns:
-    """The record for many flushers: a bounded number write at a time.
+    """The record for many flushers, of which a bounded number write at once.
 
     So none of them waits too long for a connection.
     """
