@@ -1,4 +1,4 @@
-"""The fixtures of every test: the real engines, a database of one's own, a real server."""
+"""The fixtures of every test: the real engines, an own database, a real server."""
 
 import structlog
 from hypothesis import HealthCheck, settings
@@ -15,8 +15,8 @@ pytest_plugins = [
 settings.register_profile("taximeter", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("taximeter")
 
-# Where rich is installed, structlog draws every traceback with all that is in its frames: a
-# test that provokes errors would wait for the drawing.
+# With rich installed, structlog draws every traceback with all variables of its frames: a test that
+# provokes errors would wait for the drawing.
 structlog.configure(
     processors=[
         structlog.processors.add_log_level,

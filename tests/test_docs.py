@@ -1,4 +1,4 @@
-"""The documentation says what is there: its tables are compared, its examples are run."""
+"""Checks the documentation: compares its tables with the code, and runs its examples."""
 
 import asyncio
 import functools
@@ -41,7 +41,7 @@ PATIENCE_S = 20
 
 
 def section(document: Path, heading: str) -> str:
-    """What stands under a heading, up to the next one of its rank or a higher one."""
+    """The text under a heading, up to the next heading of the same or a higher rank."""
     found = re.search(rf"^(#+) {re.escape(heading)}$", document.read_text(), re.MULTILINE)
     assert found, f"{document.name} has no heading {heading!r}"
     rest = document.read_text()[found.end() :]
@@ -49,7 +49,7 @@ def section(document: Path, heading: str) -> str:
 
 
 def table(text: str) -> list[list[str]]:
-    """The rows of every table in ``text``, without their heads; cells without backticks."""
+    """The rows of every table in ``text``, without heads; cells without backticks."""
     rows = []
     for body in re.findall(r"^\|[-| ]+\|\n((?:\|.*\n)+)", text, re.MULTILINE):
         for line in body.splitlines():
@@ -58,7 +58,7 @@ def table(text: str) -> list[list[str]]:
 
 
 def codes(cell: str) -> list[str]:
-    """The names in a cell that may have several, between backticks."""
+    """The names between backticks in a cell, which may contain several."""
     return re.findall(r"[\w./{}]+", cell)
 
 
@@ -78,7 +78,7 @@ def anchors(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_every_link_inside_the_repository_leads_somewhere(document: Path) -> None:
+def test_links_inside_the_repository_work(document: Path) -> None:
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         if "://" in link:
@@ -92,7 +92,7 @@ def test_every_link_inside_the_repository_leads_somewhere(document: Path) -> Non
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_every_file_that_is_named_is_there(document: Path) -> None:
+def test_named_files_exist(document: Path) -> None:
     named = re.findall(
         r"`((?:server|storage|protocol|tests|scripts|docs)/[\w./*-]+)`", document.read_text()
     )
@@ -102,7 +102,7 @@ def test_every_file_that_is_named_is_there(document: Path) -> None:
 # --- Limits --------------------------------------------------------------------------
 
 
-def test_operators_are_told_the_limits_that_there_are() -> None:
+def test_the_table_of_limits_matches_the_code() -> None:
     rows = {row[0]: row[2] for row in table(section(OPERATING, "Hostile peers"))}
     told = {
         "opens a connection and says nothing": [server_limits.REQUEST_HEAD_MS / 1000],
@@ -172,7 +172,7 @@ def test_every_variable_is_documented_with_its_default() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_no_variable_is_named_that_is_none(document: Path) -> None:
+def test_documented_variables_exist(document: Path) -> None:
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(rf"{PREFIX}[A-Z_]+", document.read_text())) <= known
 
@@ -199,13 +199,13 @@ def test_every_message_has_an_example() -> None:
 
 
 def server_message(example: dict[str, Any]) -> dict[str, Any]:
-    """The example as the server would say it."""
+    """The example as the server would send it."""
     (kind,) = (one for one in SERVER_MESSAGES if one.__struct_config__.tag == example.get("type"))
     made: dict[str, Any] = msgspec.to_builtins(msgspec.convert(example, kind))
     return made
 
 
-def test_the_examples_of_messages_are_messages() -> None:
+def test_message_examples_are_valid() -> None:
     requests = {kind.__struct_config__.tag for kind in CLIENT_MESSAGES}
     messages = [example for example in examples() if "type" in example]
     assert len(messages) > len(requests)
@@ -246,7 +246,7 @@ def test_every_key_of_a_kind_is_documented_with_its_default() -> None:
 
 @pytest.fixture
 async def openapi(server: TestServer) -> dict[str, Any]:
-    """What the running server says of its HTTP side."""
+    """The OpenAPI document of the running server."""
     async with httpx.AsyncClient(base_url=server.url) as client:
         found: dict[str, Any] = (await client.get("/openapi.json")).raise_for_status().json()
         return found
@@ -274,14 +274,14 @@ async def test_every_code_of_a_call_is_documented(openapi: dict[str, Any]) -> No
         for operation in operations.values()
         for status, response in operation["responses"].items()
         if int(status) >= 400
-        # Before the codes a sentence says what the status means, and may name `detail`.
+        # A sentence before the codes explains the status, and may name `detail`.
         for code in re.findall(r"`([a-z_]+)`", response["description"].rpartition(". ")[2])
     }
     assert described
     assert described <= documented
 
 
-async def test_the_answers_of_calls_have_the_fields_that_calls_answer_with(
+async def test_documented_answers_have_the_real_fields(
     openapi: dict[str, Any],
 ) -> None:
     schemas = openapi["components"]["schemas"].values()
@@ -295,7 +295,7 @@ async def test_the_answers_of_calls_have_the_fields_that_calls_answer_with(
         ), example
 
 
-# --- The examples, run ------------------------------------------------------------------
+# --- Running the examples ---------------------------------------------------------------
 
 
 async def test_the_browser_example_of_the_readme_runs(
@@ -309,7 +309,7 @@ async def test_the_browser_example_of_the_readme_runs(
     await page.goto(server.url)
     async with asyncio.timeout(PATIENCE_S):
         await page.evaluate(f"async () => {{ {example} globalThis.session = session; }}")
-        assert (await heard.get()).type == "warning"  # of the credits, which are few
+        assert (await heard.get()).type == "warning"  # the credits run short
         elapsed_ms, credit = [await value.json_value() for value in (await heard.get()).args]
         assert (elapsed_ms > 0, credit) == (True, "2.5")
         await page.evaluate("() => session.stop()")
@@ -334,7 +334,7 @@ def web_site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 async def test_the_page_in_integrating_runs_on_another_origin(

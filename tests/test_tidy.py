@@ -1,8 +1,8 @@
-"""Keeps the tree tidy, by reading the sources: nothing of the product is imported.
+"""Keeps the tree tidy by reading the sources; imports nothing of the product.
 
-``tests/tidy.toml`` lists what each check still lets pass, and how often. The lists may only
-shrink: an entry that is no longer needed fails too. ``python -m tests.test_tidy`` takes such
-entries out and lowers the others to what is there; it adds none.
+``tests/tidy.toml`` lists what each check still lets pass, and how often. The lists may only shrink:
+an entry that is no longer needed fails too. ``python -m tests.test_tidy`` removes such entries and
+lowers the others to the present counts; it adds none.
 """
 
 import ast
@@ -40,7 +40,7 @@ CALLED_BY_LIBRARIES = {
     "pytest_plugins", "pytestmark",
 }  # fmt: skip
 REGISTERING = {"command", "callback", "field_validator", "model_validator"}
-"""Decorators that hand a function to a library, which calls it."""
+"""Decorators that register a function with a library, which calls the function."""
 WORD = re.compile(r"[A-Za-z_]\w*")
 UNITS = re.compile(r"_?(SECOND|MINUTE|HOUR|DAY|WEEK)_(MS|S)")
 
@@ -63,7 +63,7 @@ def product() -> Iterator[tuple[str, ast.Module]]:
             yield path, tree
 
 
-# --- The checks: each answers what it finds, and how often, as tidy.toml has it ------
+# --- The checks: each returns its findings with counts, as tidy.toml has them ---------
 
 
 def long_modules() -> Counter[str]:
@@ -74,7 +74,7 @@ def long_modules() -> Counter[str]:
 
 
 def long_functions() -> Counter[str]:
-    """Functions of more than 70 lines, decorators left out."""
+    """Functions of more than 70 lines, without their decorators."""
     return Counter(
         f"{path} {node.name}"
         for path, (_, tree) in sources().items()
@@ -86,7 +86,7 @@ def long_functions() -> Counter[str]:
 
 
 def stray_bounds() -> Counter[str]:
-    """Numbers named as bounds are (``..._MAX``, ``..._MS``) outside a ``limits.py``, by floor."""
+    """Numbers with names of bounds (``..._MAX``, ``..._MS``) outside a ``limits.py``, by floor."""
     found: Counter[str] = Counter()
     for path, tree in product():
         if path.endswith("/limits.py"):
@@ -98,7 +98,7 @@ def stray_bounds() -> Counter[str]:
 
 
 def assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
-    """Names that a module or a class of it assigns, each with what is assigned."""
+    """Names that a module or its classes assign, each with its value."""
     bodies = [tree.body, *(node.body for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
     for statement in (one for body in bodies for one in body):
         if isinstance(statement, ast.Assign):
@@ -117,7 +117,7 @@ def assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
 
 
 def is_number(node: ast.expr) -> bool:
-    """Whether an expression is made of literal numbers and units of time alone."""
+    """Whether an expression consists of literal numbers and units of time only."""
     if isinstance(node, ast.BinOp):
         return is_number(node.left) and is_number(node.right)
     if isinstance(node, ast.UnaryOp):
@@ -141,7 +141,7 @@ def avoided_words() -> Counter[str]:
 
 
 def comments(text: str, tree: ast.Module) -> Iterator[str]:
-    """The comments of a file, and the strings that stand alone: docstrings, and those of names."""
+    """The comments of a file and its stand-alone strings: docstrings, also those of names."""
     block: list[str] = []
     last_line = 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -170,7 +170,7 @@ def shared_class_names() -> Counter[str]:
 
 
 def dead_names() -> Counter[str]:
-    """Functions, classes, methods and names of modules that occur nowhere but where they are."""
+    """Functions, classes, methods and module names that only their definition mentions."""
     elsewhere = [ROOT / "pyproject.toml", *sorted((ROOT / "scripts").iterdir())]
     words = Counter(
         word for path in elsewhere if path.is_file() for word in WORD.findall(path.read_text())
@@ -180,10 +180,10 @@ def dead_names() -> Counter[str]:
 
 
 def unused_names(trees: dict[str, ast.Module], words: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Path and name of what is defined in ``trees``, and used neither there nor in ``words``.
+    """Path and name of each definition in ``trees`` without a use there or in ``words``.
 
     A name is used where it is read, imported, or part of a string; not in a docstring, in
-    ``__all__``, or in what it names itself. A fixture is used as a parameter, too.
+    ``__all__``, or inside its own definition. A fixture is also used as a parameter.
     """
     used = Counter(words)
     parameters: set[str] = set()
@@ -196,7 +196,8 @@ def unused_names(trees: dict[str, ast.Module], words: Counter[str]) -> Iterator[
         for name, node in definitions(tree):
             defined[name].append((path, node))
             used.subtract(one for one in names_used(node) if one == name)
-    # A method may lie in another file than what asks for it; ``_`` alone would name too many.
+    # A method's ``getattr`` may be in another file; ``_`` alone as a prefix would match too many
+    # names.
     everywhere = set().union(*prefixes.values()) - {"_"}
     for name, places in defined.items():
         if used[name] > 0 or name in CALLED_BY_LIBRARIES or name.startswith(("__", "test_")):
@@ -211,7 +212,7 @@ def unused_names(trees: dict[str, ast.Module], words: Counter[str]) -> Iterator[
 
 
 def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
-    """What a module defines: its functions, its names, its classes and their methods."""
+    """The definitions of a module: its functions, names, classes and their methods."""
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     for node in tree.body:
         match node:
@@ -228,7 +229,7 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def names_used(tree: ast.AST) -> Iterator[str]:
-    """Every name that is read in a tree or stands in one of its strings, as often as it does."""
+    """Every name that a tree reads or has in its strings, once for each occurrence."""
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
     texts += [
         node.value
@@ -249,14 +250,14 @@ def names_used(tree: ast.AST) -> Iterator[str]:
 
 
 def literals(node: ast.expr) -> list[ast.expr]:
-    """The literals that an expression is made of alone: a docstring's, a list's."""
+    """The literals of an expression that has only literals: a docstring's, a list's."""
     if isinstance(node, ast.List | ast.Tuple):
         return [part for each in node.elts for part in literals(each)]
     return [node] if isinstance(node, ast.Constant) else []
 
 
 def prefixes_asked_for(tree: ast.Module) -> Iterator[str]:
-    """How the names begin that a file asks for by ``getattr(self, f"do_{name}")``."""
+    """Prefixes of the names that a file gets by ``getattr(self, f"do_{name}")``."""
     for node in ast.walk(tree):
         match node:
             case ast.Call(
@@ -278,8 +279,8 @@ def decorators(node: ast.stmt) -> set[str]:
 def untested_modules() -> Counter[str]:
     """Modules of the product without a test of their name.
 
-    ``server/api/holds.py`` has ``test_holds.py`` or ``test_api_holds.py`` in ``tests/server/``.
-    Of a module without functions there is nothing to test: it declares values for others.
+    ``server/api/holds.py`` has ``test_holds.py`` or ``test_api_holds.py`` in ``tests/server/``. A
+    module without functions needs no test: it only declares values for others.
     """
     tests: dict[str, set[str]] = defaultdict(set)
     for path in sources():
@@ -350,7 +351,7 @@ def test_a_bound_is_a_number_of_its_own() -> None:
     assert [name for name in found if BOUND.fullmatch(name)] == ["A_MAX", "B_MS", "E_MIN"]
 
 
-def test_a_name_that_only_its_own_definition_uses_is_dead() -> None:
+def test_a_name_without_a_use_is_dead() -> None:
     one = """
 __all__ = ["listed"]
 SPARE = USED = 1
@@ -377,11 +378,11 @@ def ran(): ...
     assert "read" not in {name for _, name in unused_names(trees, Counter(["read"]))}
 
 
-# --- Taking out what is no longer needed ---------------------------------------------
+# --- Removing exceptions that are no longer needed ------------------------------------
 
 
 def shrink() -> None:
-    """Takes exceptions out that are no longer needed, and lowers those that are too many."""
+    """Removes exceptions that are no longer needed, and lowers counts that are too high."""
     kept = []
     section = ""
     for line in EXCEPTIONS.read_text("utf-8").splitlines():

@@ -44,7 +44,7 @@ def ticks(
     seconds: Annotated[float, typer.Option(help="For each contestant, or number.")] = 3.0,
     rounds: Annotated[int, typer.Option(min=1)] = 20,
 ) -> None:
-    """Push distinct ticks as fast as it goes, beside other ways of sending."""
+    """Pushes distinct ticks as fast as possible, beside other ways of sending."""
     _prepare()
     counts = _counts(sockets)
     measured = (
@@ -59,7 +59,7 @@ def memory(
     idle: Annotated[float, typer.Option(help="Seconds that live sessions are left alone.")] = 12.0,
     only: Annotated[str, typer.Option(help="One contestant, in this process.")] = "",
 ) -> None:
-    """Open sockets and sessions that do nothing, and see what each takes in the server."""
+    """Opens idle sockets and sessions, and measures what each takes in the server."""
     if only == SESSIONS:
         _quiet()
         measured, what = uvloop.run(bytes_per_session(sockets, idle)), "session"
@@ -84,7 +84,7 @@ def spends(
     seconds: Annotated[float, typer.Option(help="For each contestant, at each number.")] = 5.0,
     rounds: Annotated[int, typer.Option(min=1)] = 10,
 ) -> None:
-    """Spend credits, beside the least that it could cost: a step in Redis, a row in Postgres."""
+    """Spends credits, beside the least possible cost: a step in Redis, a row in Postgres."""
     _quiet()
     print("\n".join(uvloop.run(spending.compare(_counts(concurrency), seconds, rounds))))
 
@@ -95,7 +95,7 @@ def reconnect(
     processes: Annotated[int, typer.Option(min=2)] = 3,
     seconds: Annotated[float, typer.Option(help="How long sessions run before the kill.")] = 12.0,
 ) -> None:
-    """Kill one of the server processes, and see its clients come back to the others."""
+    """Kills one of the server processes, and measures how its clients reconnect to the others."""
     _quiet()
     print("\n".join(uvloop.run(returning.measure(clients, processes, seconds))))
 
@@ -106,7 +106,7 @@ def stops(
     stopping: Annotated[int, typer.Option(min=1)] = 500,
     seconds: Annotated[float, typer.Option(help="Over which their limits are spread.")] = 10.0,
 ) -> None:
-    """Let sessions reach their limits among many that tick, and see how late they are told."""
+    """Lets sessions reach their limits among many that tick, and measures how late they stop."""
     _quiet()
     print("\n".join(uvloop.run(stopped.measure(ticking, stopping, seconds))))
 
@@ -115,7 +115,7 @@ def stops(
 def anonymous(
     times: Annotated[int, typer.Option(min=1, help="Requests for each path.")] = 200,
 ) -> None:
-    """Ask for everything that needs no token, and see what each request takes of the loop."""
+    """Requests every path that needs no token, and measures what each request takes of the loop."""
     _quiet()
     print("\n".join(uvloop.run(unasked.measure(times))))
 
@@ -126,7 +126,7 @@ def neighbours(
         str, typer.Option(help="Sessions of one account; several numbers: one after the other.")
     ] = "1,64,256",
 ) -> None:
-    """Let one account's sessions do everything together, and see what it does to others."""
+    """Makes all sessions of one account act together, and measures the effect on others."""
     _quiet()
 
     async def run() -> None:
@@ -137,7 +137,7 @@ def neighbours(
 
 
 def _quiet() -> None:
-    """Nothing but what goes wrong is logged, and not among the figures."""
+    """Logs errors only, and not among the figures."""
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

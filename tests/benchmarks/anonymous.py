@@ -1,8 +1,8 @@
-"""What requests without a token take of the loop, one at a time.
+"""Measures what requests without a token take of the loop, one at a time.
 
-The server runs in this process on its own engines and partitions; its client is a thread.
-The time is the processor's, of the loop's thread alone, from before a request to after its
-answer: what the request keeps from everybody else.
+The server runs in this process on its own engines and partitions; its client is a thread. The time
+is processor time of the loop's thread alone, from before a request to after its answer: the time
+that the request keeps from all other work.
 """
 
 import asyncio
@@ -30,13 +30,13 @@ OTHERS = (
     "/nothing/at/all",
     "/v1/accounts/ann",
 )
-"""Files, what is nowhere, and what needs a token."""
+"""Paths of files, of nothing, and of calls that need a token."""
 PARTITIONS = 64
 STATUSES = ("200", "400", "401", "404")
 
 
 def anonymous(app: Starlette) -> list[str]:
-    """The paths that anybody may ask for, as they are routed."""
+    """The paths that anyone may request, as they are routed."""
     routes = [route for route in app.routes if isinstance(route, Route)]
     found = [
         route.path
@@ -52,7 +52,7 @@ def _is_open(route: Route) -> bool:
 
 
 async def measure(times: int) -> list[str]:
-    """Asks for each path so many times; the lines of the report."""
+    """Requests each path ``count`` times; returns the lines of the report."""
     lines = [machine.describe(), f"{'':<28}{'median ms':>10}{'most ms':>9}"]
     async with open_environment() as environment:
         settings = environment.settings.model_copy(update={"partitions": PARTITIONS})
@@ -86,7 +86,7 @@ async def measure(times: int) -> list[str]:
 
 
 def _use(process: Process, app: Starlette) -> None:
-    """Has the metrics of a process that was asked for everything, with every outcome."""
+    """Fills the metrics of a process with every path and every outcome."""
     for route in app.routes:
         for status in STATUSES:
             process.metrics.requests.observe("GET", getattr(route, "path", "none"), status, 0.01)

@@ -1,9 +1,9 @@
 """A client of a measurement: one session over one WebSocket, and again over the next.
 
-It does what the browser client does (``protocol/browser/taximeter.js``): authenticates,
-starts its session, answers pings, and after a loss comes back with full jitter under a
-bound that doubles, with the number of the last notice that it has. Only what it reads it
-mostly forgets: a client that parsed everything would measure itself.
+The client does what the browser client does (``protocol/browser/taximeter.js``): it authenticates,
+starts its session, answers pings, and after a loss reconnects with full jitter under a bound that
+doubles, with the number of its last notice. It forgets most of what it reads: a client that parsed
+all messages would measure itself.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ import orjson
 IP_BIND_ADDRESS_NO_PORT = 24
 """Linux, ip(7); the socket module of Python 3.11 has no name for it."""
 SOCKETS_PER_ADDRESS = 2_000
-"""A server takes no more than ``server_limits.SOCKETS_PER_ADDRESS_MAX`` of one."""
+"""A server admits no more than ``server_limits.SOCKETS_PER_ADDRESS_MAX`` from one address."""
 
 # As in the browser client.
 BACKOFF_FIRST_S = 0.5
@@ -33,8 +33,11 @@ HANDSHAKE = (
 
 
 def masked(opcode: int, payload: bytes) -> bytes:
-    """A client's frame. The mask is zero, which RFC 6455 section 5.3 does not want of a
-    browser, and which costs the server the same."""
+    """A client's frame.
+
+    The mask is zero. RFC 6455 section 5.3 forbids that to a browser, but the server's cost is the
+    same.
+    """
     size = len(payload)
     assert size < 1 << 16
     if size < 126:
@@ -43,25 +46,25 @@ def masked(opcode: int, payload: bytes) -> bytes:
 
 
 class FleetContext(Protocol):
-    """What clients share."""
+    """What all clients of a fleet share."""
 
     loop: asyncio.AbstractEventLoop
     ports: list[int]
-    """Of the server processes that are there."""
+    """Ports of the living server processes."""
     kind: str
     tick_ms: int
     is_watchful: bool
-    """Clients read what they are shown, and remember it."""
+    """Clients read the messages, and remember what they saw."""
 
     def token(self, user: str) -> str:
-        """A good token of a user."""
+        """A valid token of a user."""
 
     def moved(self, client: "FleetClient") -> None:
-        """Something happened that somebody may wait for."""
+        """Wakes waiters: the client's state has changed."""
 
 
 class ClientSocket(asyncio.Protocol):
-    """A WebSocket of a client, as far as the client needs one."""
+    """A WebSocket, as far as the client needs one."""
 
     __slots__ = ("buffer", "client", "is_open", "transport")
 
@@ -72,7 +75,7 @@ class ClientSocket(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asks for the handshake."""
+        """Sends the handshake."""
         self.transport = cast(asyncio.Transport, transport)
         self.transport.write(HANDSHAKE)
 
@@ -82,7 +85,7 @@ class ClientSocket(asyncio.Protocol):
         self.transport.write(masked(TEXT, orjson.dumps(message)))
 
     def data_received(self, data: bytes) -> None:
-        """Takes frames apart; the server sends whole ones, and no fragments."""
+        """Splits frames; the server sends whole frames, and no fragments."""
         data = self.buffer + data if self.buffer else data
         if not self.is_open:
             head, end, rest = data.partition(b"\r\n\r\n")
@@ -115,7 +118,7 @@ class ClientSocket(asyncio.Protocol):
             self.abort()
 
     def hang_up(self) -> None:
-        """Closes the connection, as somebody does who has said all."""
+        """Closes the connection cleanly."""
         if self.transport is not None:
             self.transport.write(masked(CLOSE, (1000).to_bytes(2, "big")))
             self.transport.close()
@@ -126,12 +129,12 @@ class ClientSocket(asyncio.Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The server is gone, or has closed."""
+        """Reports to the client that the connection is gone."""
         self.client.lost(self)
 
 
 class ClientWitness:
-    """What a client saw, to hold against the bill. Instants are of the monotonic clock."""
+    """What a client saw, for the comparison with the bill. Instants are monotonic seconds."""
 
     __slots__ = (
         "asked_at", "elapsed_ms", "errors", "mark_at", "minutes", "presence", "stepped_back_ms",
@@ -140,38 +143,39 @@ class ClientWitness:
 
     def __init__(self) -> None:
         self.presence: list[tuple[float, float, float]] = []
-        """When the session was joined (asked, and answered), and when the line was gone."""
+        """For each connection: when the session was requested, when it was shown, when the
+        connection was lost."""
         self.asked_at = 0.0
         self.stop_asked_at = 0.0
         self.minutes: list[dict[str, Any]] = []
         self.errors: list[str] = []
         self.elapsed_ms = 0
         self.stepped_back_ms = 0
-        """The most by which a tick said less than the one before."""
+        """Largest difference by which a tick had less time than the one before."""
         self.mark_at = 0.0
         self.tick_at: float | None = None
-        """The first tick after the mark, unless the line was lost after that."""
+        """The first tick after the mark, unless the connection was lost after that."""
 
     def joined(self, now: float) -> None:
-        """The server has shown the session."""
+        """Notes that the server has shown the session."""
         if not self.presence or self.presence[-1][2] < float("inf"):
             self.presence.append((self.asked_at, now, float("inf")))
 
     def lost(self, now: float) -> None:
-        """The line is gone, or the session has ended."""
+        """Notes that the connection is lost, or the session has ended."""
         self.tick_at = None
         if self.presence and self.presence[-1][2] == float("inf"):
             self.presence[-1] = (*self.presence[-1][:2], now)
 
     def ticked(self, tick: dict[str, Any], now: float) -> None:
-        """A tick came."""
+        """Notes a tick."""
         self.stepped_back_ms = max(self.stepped_back_ms, self.elapsed_ms - tick["elapsed_ms"])
         self.elapsed_ms = tick["elapsed_ms"]
         if self.tick_at is None and now >= self.mark_at:
             self.tick_at = now
 
     def testimony(self) -> dict[str, Any]:
-        """All of it."""
+        """All notes of this client."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -207,7 +211,7 @@ class FleetClient:
         self.port = port
         self.line: ClientSocket | None = None
         self.leaving: ClientSocket | None = None
-        """The line to a process that drains."""
+        """The connection to a process that drains."""
         self.seq = 0
         self.session: dict[str, Any] = {}
         """The last snapshot."""
@@ -215,7 +219,7 @@ class FleetClient:
         self.wants_stop = False
         self.attempt = self.attempts = 0
         self.ticks = 0
-        """Since the last snapshot that answered a start."""
+        """Ticks since the last snapshot that answered a start."""
         # Instants of the monotonic clock, which all processes of a machine share.
         self.live_at: float | None = None
         self.gone_at: float | None = None
@@ -224,10 +228,10 @@ class FleetClient:
         self.timer: asyncio.TimerHandle | None = None
         self.witness = ClientWitness()
 
-    # --- Coming and going ------------------------------------------------------------
+    # --- Connecting and disconnecting --------------------------------------------------
 
     async def connect(self) -> None:
-        """Connects to the server process that is its own now."""
+        """Connects to the client's present server process."""
         connection = socket.socket()
         connection.setblocking(False)
         # The port is chosen with the connection, and loopback has many addresses.
@@ -244,15 +248,15 @@ class FleetClient:
             self._come_back()
 
     def connected(self) -> None:
-        """The handshake is over."""
+        """Authenticates after the handshake."""
         if self.line is None:
             return
         self.line.send({"type": "auth", "id": 1, "token": self.context.token(self.user)})
 
     def lost(self, line: ClientSocket) -> None:
-        """A connection is gone."""
+        """Handles the loss of a connection."""
         if line is self.leaving:
-            # It has closed before another process had the session.
+            # The old connection closed before another process had the session.
             self.leaving = None
             self.witness.lost(self.context.loop.time())
         if line is not self.line:
@@ -273,8 +277,10 @@ class FleetClient:
         self.live_at = None
 
     def _move(self) -> None:
-        """The process drains, and the instant has come to go to another one. The old line
-        keeps the session alive until it is joined over the new one."""
+        """Moves to another process at the instant that the draining process named.
+
+        The old connection keeps the session alive until the session is joined over the new one.
+        """
         if self.line is None:
             return
         self.leaving = self.line
@@ -283,7 +289,7 @@ class FleetClient:
         asyncio.ensure_future(self.connect())  # noqa: RUF006 -- it arms a timer at once
 
     def abandon(self) -> None:
-        """Takes a line for dead that nothing came from, and comes back elsewhere."""
+        """Takes a silent connection for dead, and reconnects elsewhere."""
         if self.line is not None:
             self._hang_up()
             self._come_back()
@@ -308,7 +314,7 @@ class FleetClient:
             self.line.abort()
 
     def _come_back(self) -> None:
-        """Waits as the browser client does, then asks another process than before."""
+        """Waits as the browser client does, then connects to another process than before."""
         self.port = self._other_port()
         delay_s = self._backoff_s()
         self.attempt += 1
@@ -323,10 +329,10 @@ class FleetClient:
             self.timer.cancel()
         self.timer = self.context.loop.call_later(delay_s, callback)
 
-    # --- What the server says ----------------------------------------------------------
+    # --- The server's messages ---------------------------------------------------------
 
     def received(self, payload: bytes) -> None:
-        """Takes a message."""
+        """Handles a message."""
         if payload.startswith(b'{"type":"tick"'):
             if not self.ticks:
                 self.ticked_at = self.context.loop.time()
@@ -383,7 +389,7 @@ class FleetClient:
             self.stop()
 
     def stop(self) -> None:
-        """Ends the session, now or when there is a line again."""
+        """Stops the session, now or after the next connection."""
         self.wants_stop = True
         if self.line is not None and self.live_at is not None:
             self.witness.stop_asked_at = self.context.loop.time()
@@ -401,7 +407,7 @@ class FleetClient:
         self.context.moved(self)
 
     def close(self) -> None:
-        """Leaves without a word."""
+        """Drops the connection without a close."""
         line, self.line = self.line, None
         if self.timer is not None:
             self.timer.cancel()

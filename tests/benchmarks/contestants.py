@@ -1,6 +1,6 @@
-"""The ways of pushing that are measured against each other, each with a server of its own.
+"""The compared ways of pushing, each with its own server.
 
-All send the same text: 116 bytes, another one to each socket at each turn. Only the
+All send texts of the same length: 116 bytes, a different text to each socket at each turn. Only the
 yardstick has its frames ready.
 """
 
@@ -36,22 +36,23 @@ class Contestant(ABC):
 
     name: ClassVar[str]
     handshake: ClassVar[bool] = True
-    """Whether its sockets are WebSockets, or bare ones."""
+    """Whether its sockets are WebSockets, or bare TCP sockets."""
 
     def __init__(self, *, pings: bool) -> None:
-        # Clients that only read answer none, so in a long measurement there are none.
+        # Clients that only read answer no pings, so in a long measurement there are none.
         self.keepalive: dict[str, Any] = {} if pings else {"ws_ping_interval": None}
         self.count = 0
         self._opened = asyncio.Event()
 
     def opened(self) -> int:
-        """Count a socket that is open now, and answer its number."""
+        """Counts a new open socket, and returns its number."""
         self.count += 1
         self._opened.set()
         return self.count - 1
 
     async def until_open(self, count: int) -> None:
-        """Wait for so many: a client has its answer a moment before the server goes on."""
+        """Waits for this many sockets: a client has its answer a moment before the server
+        continues."""
         async with asyncio.timeout(OPEN_SECONDS_MAX):
             while self.count < count:
                 self._opened.clear()
@@ -59,15 +60,15 @@ class Contestant(ABC):
 
     @abstractmethod
     async def start(self) -> int:
-        """Listen on a port, and answer which."""
+        """Listens on a port, and returns its number."""
 
     @abstractmethod
     async def push(self, elapsed_ms: int) -> int:
-        """Push a message to every socket; how many went out."""
+        """Pushes a message to every socket; returns how many were sent."""
 
 
 async def serve_uvicorn(application: Any, **options: Any) -> int:
-    """Start uvicorn in this loop, on a port of its own."""
+    """Starts uvicorn in this loop, on its own port."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     options = {"interface": "asgi3", **options}
     config = uvicorn.Config(application, lifespan="off", log_config=None, **options)
@@ -80,7 +81,7 @@ async def serve_uvicorn(application: Any, **options: Any) -> int:
 
 
 class Taximeter(Contestant):
-    """The push path: a tick formatted, framed and written, a socket at a time."""
+    """The push path: a tick is formatted, framed and written for each socket."""
 
     name = "taximeter push"
 
@@ -95,7 +96,7 @@ class Taximeter(Contestant):
     async def application(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Accept, and let the socket go by what it offers."""
+        """Accepts the socket, and takes the push path that its scope offers."""
         await receive()
         push_socket: PushSocket = scope["extensions"][EXTENSION]  # type: ignore
         await send({"type": "websocket.accept"})
@@ -115,7 +116,7 @@ class Taximeter(Contestant):
 
 
 class TaximeterWire(Taximeter):
-    """The same with the tick of the wire, which is longer, by the codec of the protocol."""
+    """The push path with the tick of the wire, which is longer, by the codec of the protocol."""
 
     name = "taximeter wire tick"
 
@@ -150,7 +151,7 @@ class BareProtocol(asyncio.Protocol):
         self.contestant = contestant
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Have a frame ready, which no other has."""
+        """Prepares a unique frame for the connection."""
         number = self.contestant.opened()
         write = cast(asyncio.Transport, transport).write
         frame = text_frame(TICK % (number, number, number, number))
@@ -158,7 +159,7 @@ class BareProtocol(asyncio.Protocol):
 
 
 class Bare(Contestant):
-    """uvloop alone: frames that are ready, written to transports. The yardstick."""
+    """uvloop alone: ready frames, written to transports. The yardstick."""
 
     name = "uvloop, frame ready"
     handshake = False
@@ -186,7 +187,7 @@ class Bare(Contestant):
 
 
 class BareMade(Bare):
-    """uvloop alone, with the frame made for each message: what no server can beat."""
+    """uvloop alone, with a frame made for each message: the limit of every server."""
 
     name = "uvloop, frame made"
 
@@ -200,7 +201,7 @@ class BareMade(Bare):
 
 
 class Broadcast(Contestant):
-    """websockets' own server, and its broadcast to a socket at a time."""
+    """websockets' own server, and its broadcast to one socket at a time."""
 
     name = "websockets broadcast"
 
@@ -265,7 +266,7 @@ class SendText(Contestant):
 
 
 class TaximeterStarlette(Taximeter):
-    """The push path under a Starlette application, for the memory that its layers take."""
+    """The push path under a Starlette application, for the memory of its layers."""
 
     name = "taximeter, starlette"
 

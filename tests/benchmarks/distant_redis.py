@@ -1,4 +1,4 @@
-"""A Redis that is far away: a proxy on loopback that holds back what passes through it."""
+"""A distant Redis: a proxy on loopback that delays all data."""
 
 import asyncio
 import contextlib
@@ -8,22 +8,22 @@ from urllib.parse import unquote, urlsplit
 
 CHUNK_BYTES = 65_536
 CHUNKS_WAITING_MAX = 4_096
-"""Of one direction of a connection; with more on the way the sender waits."""
+"""Bytes in transit in one direction of a connection; with more, the sender waits."""
 
 
 class DistantRedis:
-    """What a client connects to, and how far that is."""
+    """The proxy's address, and its delay."""
 
     def __init__(self, url: str) -> None:
         self.away_ms = 0
-        """A command and its answer together take so much longer from now on."""
+        """Additional time that a command and its answer together take from now on."""
         self.port = 0
         self._url = url
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def url(self) -> str:
-        """Where it is connected to."""
+        """The URL of the proxy."""
         return f"redis://127.0.0.1:{self.port}/0"
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -69,7 +69,7 @@ class DistantRedis:
             delivery.cancel()
 
     async def close(self) -> None:
-        """Ends what is still carried."""
+        """Ends all connections."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -77,7 +77,7 @@ class DistantRedis:
 
 @asynccontextmanager
 async def distant_redis(url: str) -> AsyncIterator[DistantRedis]:
-    """The way to a Redis at ``url``, as near as it is until ``away_ms`` is set."""
+    """A proxy to the Redis at ``url``, without a delay until ``away_ms`` is set."""
     far = DistantRedis(url)
     server = await asyncio.start_server(far.serve, "127.0.0.1", 0)
     far.port = server.sockets[0].getsockname()[1]

@@ -1,7 +1,7 @@
-"""What a measurement of the whole works in: engines of its own, and real processes of ours.
+"""The environment of a measurement: its own engines, and real processes of the product.
 
-Nothing outside is touched: the data directory is a temporary one, the engines are started
-in it as a first look starts them (durable, as in production), and go with it.
+Nothing outside is touched. The data directory is temporary; the engines are started in it as in
+development (durable, as in production), and end with it.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 SECRET = "a-secret-for-measurements-which-guards-nothing"
 API_KEY = "an-api-key-for-measurements"
 WAIT_S_MAX = 60
-"""How long a process may take to be ready, or to end."""
+"""Longest time for a process to be ready, or to end."""
 PARTITIONS = 8
 GRANTS_AT_ONCE = 16
 FLUSHED_S_MAX = 120
@@ -37,7 +37,7 @@ FLUSHED_POLL_S = 0.05
 
 
 class ChildProcess:
-    """One of our processes."""
+    """A process of the product."""
 
     def __init__(self, child: asyncio.subprocess.Process, log: Path, port: int = 0) -> None:
         self.child = child
@@ -45,34 +45,34 @@ class ChildProcess:
         self.port = port
 
     def kill(self) -> None:
-        """Ends it at once: it gets no chance to do anything."""
+        """Kills the process at once, without a clean stop."""
         if self.child.returncode is None:
             self.child.kill()
 
     async def stop(self) -> int:
-        """Ends it as a service manager does; its exit code."""
+        """Stops the process as a service manager does; returns its exit code."""
         if self.child.returncode is None:
             self.child.terminate()
         return await self.ended()
 
     async def ended(self) -> int:
-        """Waits for its end; its exit code."""
+        """Waits for the end of the process; returns its exit code."""
         async with asyncio.timeout(WAIT_S_MAX):
             return await self.child.wait()
 
     def check(self) -> None:
-        """Raises when it has ended, with the end of its log."""
+        """Raises when the process has ended, with the end of its log."""
         if self.child.returncode is not None:
             tail = self.log.read_text(errors="replace")[-2_000:]
             raise RuntimeError(f"a process ended: {self.child.returncode}\n{tail}")
 
     def peak_bytes(self) -> int:
-        """The most memory that it ever had resident, while it lives."""
+        """The largest resident memory that the process ever had; it must be alive."""
         return status_bytes(self.child.pid, "VmHWM")
 
 
 class Environment:
-    """The data directory of one measurement, and what works in it."""
+    """The data directory of one measurement, and the processes in it."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -108,7 +108,7 @@ class Environment:
         return worker
 
     async def serve(self) -> ChildProcess:
-        """Starts a server process, and waits until it takes connections."""
+        """Starts a server process, and waits until it accepts connections."""
         worker = await self.start("web", port=free_port())
         async with asyncio.timeout(WAIT_S_MAX):
             while True:
@@ -122,13 +122,13 @@ class Environment:
                 return worker
 
     async def audit(self) -> list[str]:
-        """Checks that everything adds up; what the audit says, line by line."""
+        """Audits the installation; returns the lines of the audit."""
         worker = await self.start("audit")
         await worker.ended()
         return worker.log.read_text().splitlines()
 
     async def flushed(self) -> None:
-        """Waits until Postgres has everything."""
+        """Waits until Postgres has all records."""
         assert self.settings.redis_url is not None
         keys = Keys(self.settings.partitions)
         async with Redis.from_url(self.settings.redis_url) as redis, asyncio.timeout(FLUSHED_S_MAX):
@@ -139,11 +139,11 @@ class Environment:
                 await asyncio.sleep(FLUSHED_POLL_S)
 
     async def grant(self, users: Iterable[str], amount: str) -> None:
-        """Gives each of these users credits, before anybody has used their account."""
+        """Grants credits to each of these users, before any account is in use."""
         await self.grant_each(dict.fromkeys(users, amount))
 
     async def grant_each(self, amounts: Mapping[str, str]) -> None:
-        """Gives users what each is to have, before anybody has used their accounts."""
+        """Grants each user an amount of credits, before any account is in use."""
         assert self.settings.database_url is not None
         records = await Records.connect(self.settings.database_url)
         entries = [
@@ -161,7 +161,7 @@ class Environment:
             for first in range(0, len(entries), GRANTS_AT_ONCE):
                 batch = entries[first : first + GRANTS_AT_ONCE]
                 await asyncio.gather(*(records.post_entry(entry) for entry in batch))
-            # Nobody has the accounts in Redis: they are loaded with the grant in them.
+            # Redis has none of the accounts yet: each is loaded later, with its grant.
             await records.inbox_done(
                 [(entry.tenant, entry.account_id, entry.entry_id) for entry in entries]
             )
@@ -169,7 +169,7 @@ class Environment:
             await records.close()
 
     async def close(self) -> None:
-        """Ends what still runs."""
+        """Ends the processes that still run."""
         for worker in self.workers:
             worker.kill()
             await worker.ended()
@@ -177,7 +177,7 @@ class Environment:
 
 @asynccontextmanager
 async def open_environment(rates: str = "") -> AsyncIterator[Environment]:
-    """An environment with Redis and Postgres, its schema up to date; ``rates`` is its rate card."""
+    """An environment with Redis, Postgres and the schema; ``rates`` is its rate card."""
     with tempfile.TemporaryDirectory(prefix="taximeter-bench-") as name:
         data_dir = Path(name)
         card = RATES_DEFAULT
@@ -205,7 +205,7 @@ async def open_environment(rates: str = "") -> AsyncIterator[Environment]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """An unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -213,7 +213,7 @@ def free_port() -> int:
 
 
 def status_bytes(pid: int, name: str) -> int:
-    """A figure of memory that the kernel has of a process: ``VmRSS`` now, ``VmHWM`` at most."""
+    """A figure of memory from the kernel for a process: ``VmRSS`` now, ``VmHWM`` at most."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

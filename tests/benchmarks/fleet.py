@@ -1,6 +1,7 @@
-"""The clients of a measurement, by the thousand: a process of their own, and its handle.
+"""The clients of a measurement, thousands of them: their own process, and its handle.
 
-It takes orders on its standard input, a line of JSON each, and answers each with a line.
+The process takes commands on its standard input, one line of JSON each, and answers each with a
+line.
 """
 
 import asyncio
@@ -18,22 +19,22 @@ from tests.benchmarks import machine
 from tests.benchmarks.client import FleetClient
 
 CONNECTING_MAX = 64
-"""So many clients of one fleet connect at a time, when it opens."""
+"""Clients of one fleet that connect at the same time, when it opens."""
 ANSWER_BYTES_MAX = 1 << 27
 WAIT_S_MAX = 600
-"""An order that takes longer is taken for failed."""
+"""Time after which a command counts as failed."""
 TOKEN_TTL_S = 24 * 3600
 
 
 class Fleet:
-    """The process, as the measuring one sees it."""
+    """The fleet's process, as the measuring process sees it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
 
     @classmethod
     async def start(cls, environment: Mapping[str, str]) -> "Fleet":
-        """Starts the process; it makes tokens by what the environment says."""
+        """Starts the process; it makes tokens with the settings of the environment."""
         return cls(
             await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -64,9 +65,9 @@ class Fleet:
         tick_ms: int = 1000,
         is_watchful: bool = False,
     ) -> None:
-        """Has so many more clients start a session each, spread over these ports.
+        """Opens ``count`` more clients, spread over these ports; each starts a session.
 
-        Returns when all are told that theirs is active. Raises when one is not.
+        Returns when the server has shown every session as active. Raises when one is not.
         """
         refused = await self._ask(
             do="open", ports=ports, count=count, kind=kind, tick_ms=tick_ms, is_watchful=is_watchful
@@ -79,44 +80,47 @@ class Fleet:
         await self._ask(do="ticked")
 
     async def turn_to(self, ports: list[int]) -> None:
-        """From now on whoever has to come back does so at one of these ports."""
+        """Sets the ports at which clients reconnect from now on."""
         await self._ask(do="turn_to", ports=ports)
 
     async def abandon(self, port: int) -> None:
-        """Has everybody on a port hang up and come back elsewhere, as who waits in vain does."""
+        """Makes all clients of a port hang up and reconnect elsewhere, as after a wait in vain."""
         await self._ask(do="abandon", port=port)
 
     async def mark(self, at: float) -> None:
-        """Something happened at an instant of the monotonic clock; see ``ticking``."""
+        """Marks an instant of the monotonic clock; see ``ticking``."""
         await self._ask(do="mark", at=at)
 
     async def ticking(self) -> list[float]:
-        """Returns when each session that has not ended has ticked since the mark, on a line
-        that was not lost since; how long after it that was, in seconds. For a watchful fleet."""
+        """Returns when each live session has ticked since the mark.
+
+        Its connection must not have been lost since that tick. Returns for each how long after the
+        mark the tick came, in seconds. For a watchful fleet.
+        """
         waits: list[float] = await self._ask(do="ticking")
         return waits
 
     async def testimonies(self) -> list[dict[str, Any]]:
-        """What each of them saw; see ``client.ClientWitness``."""
+        """What each client saw; see ``client.ClientWitness``."""
         seen: list[dict[str, Any]] = await self._ask(do="testimonies")
         return seen
 
     async def returned(self, port: int, ports: list[int]) -> list[dict[str, Any]]:
-        """Returns when all who were on a port are back at others, and their sessions tick.
+        """Returns when all clients of a port are back at other ports, and their sessions tick.
 
-        What it was for each of them: ``gone_at``, ``answered_at`` and ``ticked_at`` by the
+        The result has for each client ``gone_at``, ``answered_at`` and ``ticked_at`` by the
         monotonic clock, ``attempts`` to connect, and whether the session has ``ended``.
         """
         found: list[dict[str, Any]] = await self._ask(do="returned", port=port, ports=ports)
         return found
 
     async def stop(self) -> list[dict[str, Any]]:
-        """Ends every session, and answers the receipts in the order of the clients."""
+        """Stops every session, and returns the receipts in the order of the clients."""
         receipts: list[dict[str, Any]] = await self._ask(do="stop")
         return receipts
 
     async def ended(self, count: int) -> None:
-        """Returns when so many sessions have ended by themselves."""
+        """Returns when ``count`` sessions have ended by themselves."""
         await self._ask(do="ended", count=count)
 
     async def close(self) -> None:
@@ -155,7 +159,7 @@ class FleetProcess:
         while waiting := [one for one in waiting if not condition(one)]:
             self._change.clear()
             await self._change.wait()
-            # A thousand may move at once, and looking at all of them is work too.
+            # A thousand clients may change at once, and a look at all of them is work too.
             await asyncio.sleep(0.005)
 
     async def open(
@@ -185,7 +189,7 @@ class FleetProcess:
         await self.until(lambda one: one.ticks > 0, self.clients)
 
     async def returned(self, port: int, ports: list[int]) -> Any:
-        """Waits for those who had to go to another port."""
+        """Waits for the clients that had to go to another port."""
         self.ports = ports
         moving = [one for one in self.clients if one.port == port or one.gone_at is not None]
         await self.until(
@@ -205,22 +209,22 @@ class FleetProcess:
         ]
 
     async def turn_to(self, ports: list[int]) -> Any:
-        """Other processes are there than before."""
+        """Sets the ports of the living processes."""
         self.ports = ports
 
     async def abandon(self, port: int) -> Any:
-        """Lets everybody who is on a port lose patience."""
+        """Makes all clients of a port reconnect elsewhere."""
         for one in self.clients:
             if one.port == port:
                 one.abandon()
 
     async def mark(self, at: float) -> Any:
-        """Waits anew for a tick of everybody."""
+        """Sets the mark, after which each client must tick again."""
         for one in self.clients:
             one.witness.mark_at, one.witness.tick_at = at, None
 
     async def ticking(self) -> Any:
-        """Waits until all have ticked since the mark."""
+        """Waits until all clients have ticked since the mark."""
         running = [one for one in self.clients if one.receipt is None]
         await self.until(
             lambda one: one.receipt is not None or one.witness.tick_at is not None, running
@@ -229,7 +233,7 @@ class FleetProcess:
         return [one.tick_at - one.mark_at for one in marked if one.tick_at is not None]
 
     async def testimonies(self) -> Any:
-        """What each of them saw."""
+        """What each client saw."""
         return [one.witness.testimony() for one in self.clients]
 
     async def stop(self) -> Any:
@@ -239,7 +243,7 @@ class FleetProcess:
         return await self.ended(len(self.clients))
 
     async def ended(self, count: int) -> Any:
-        """Waits until so many have ended."""
+        """Waits until ``count`` sessions have ended."""
         while sum(one.receipt is not None for one in self.clients) < count:
             self._change.clear()
             await self._change.wait()
@@ -248,7 +252,7 @@ class FleetProcess:
 
 
 async def main() -> None:
-    """Carries out the orders on standard input until it ends."""
+    """Carries out the commands on standard input until it ends."""
     fleet = FleetProcess()
     loop = asyncio.get_running_loop()
     while order := await loop.run_in_executor(None, sys.stdin.buffer.readline):

@@ -1,7 +1,7 @@
-"""A whole server in the measuring process itself, where its memory and its time can be seen.
+"""A whole server in the measuring process, where its memory and time can be measured.
 
-It is put together as ``python -m server web`` does it, serves a real port on real engines,
-and its clients are another process.
+The server is composed as by ``python -m server web``, serves a real port on real engines, and its
+clients are another process.
 """
 
 import asyncio
@@ -33,16 +33,16 @@ class InProcessServer:
     port: int
     fleet: Fleet
     redis: DistantRedis
-    """The server's way to Redis, which may be made longer."""
+    """The server's proxy to Redis, which may be slowed."""
 
 
 @asynccontextmanager
 async def serving(
     rates: str = "", protocol: type[PushProtocol] = PushProtocol, *, is_far: bool = False
 ) -> AsyncIterator[InProcessServer]:
-    """An environment with a flusher, a server here, and a fleet that nobody has opened yet.
+    """An environment with a flusher, a server here, and a fleet without clients yet.
 
-    ``is_far``: the server reaches Redis through a proxy that can be made slow.
+    ``is_far``: the server reaches Redis through a proxy that can be slowed.
     """
     async with open_environment(rates) as environment, AsyncExitStack() as stack:
         settings = environment.settings
@@ -58,7 +58,7 @@ async def serving(
         )
         server = uvicorn.Server(config)
         listener = socket.create_server(("127.0.0.1", 0), backlog=config.backlog)
-        # Without its handling of signals, which are this process's own.
+        # Without its signal handlers: this process has its own.
         served = asyncio.create_task(server._serve(sockets=[listener]))
         flusher = await environment.start("flush")
         fleet = await Fleet.start(environment.variables)

@@ -1,4 +1,4 @@
-"""What a measurement has to know of its machine, and to arrange with it."""
+"""The machine of a measurement: its description, and the settings that it needs."""
 
 import gc
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def describe() -> str:
-    """The processor, its cores and Python, in a line."""
+    """The processor, its cores and Python, in one line."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -20,21 +20,21 @@ def describe() -> str:
 
 
 def pin(core: int) -> None:
-    """Stay on one core, of those that this process may use; the last if there are fewer."""
+    """Pins this process to one of its allowed cores: number ``core``, or the last."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[min(core, len(cores) - 1)]})
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the limit of open descriptors as far as it goes; how far that is."""
+    """Raises the limit of open descriptors as far as possible; returns the new limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
 def resident_bytes() -> int:
-    """The memory that this process has in use, without garbage."""
+    """The memory that this process uses, without garbage."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()

@@ -1,4 +1,4 @@
-"""What idle sockets and live sessions take, by how the server's memory grows with them."""
+"""Measures the memory of idle sockets and live sessions, by the server's growth."""
 
 import asyncio
 
@@ -19,17 +19,20 @@ CONTESTANTS: dict[str, type[Contestant]] = {
     kind.name: kind for kind in (Bare, Taximeter, TaximeterStarlette, BareAsgi, SendText, Broadcast)
 }
 SESSIONS = "taximeter, live session"
-"""Not a socket alone, but the whole: started, with its meter, account and timers."""
+"""The contestant that is more than a socket: a started session with its meter, account and timers.
+"""
 TICK_MS = 60_000
-"""Of the sessions that are measured: ticks leave nothing behind, and only take time."""
+"""Tick interval of the measured sessions: long, because ticks take time and leave no memory behind.
+"""
 WARM_UP_SOCKETS = 200
-"""Opened before, so that what is made once is not counted."""
+"""Sockets that are opened before, so that memory that is allocated once does not count."""
 
 
 async def bytes_per_socket(name: str, sockets: int) -> float:
-    """The memory of one idle socket of a contestant. Run it in a process of its own.
+    """The memory of one idle socket of a contestant. Run it in its own process.
 
-    What a socket left behind would serve the next one, and it would seem to cost nothing.
+    The next socket would reuse memory that an earlier one left behind, and would seem to cost
+    nothing.
     """
     contestant = CONTESTANTS[name](pings=True)
     sink = Sink()
@@ -45,8 +48,11 @@ async def bytes_per_socket(name: str, sockets: int) -> float:
 
 
 async def bytes_per_session(sessions: int, idle_s: float) -> float:
-    """The memory of one live session, each of a client of their own, after so long without
-    anything happening: a socket's deadline to authenticate is a timer for ten seconds."""
+    """The memory of one live session, each of a client of its own.
+
+    It is measured after ``idle_s`` without events, because a socket's deadline to authenticate is a
+    timer of ten seconds.
+    """
     async with serving() as inside:
         total = WARM_UP_SOCKETS + sessions
         await inside.environment.grant((f"customer-{number}" for number in range(total)), "1000")

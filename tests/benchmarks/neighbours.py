@@ -1,9 +1,9 @@
-"""What one account's sessions do to others: the longest turn of the loop, and late stops.
+"""Measures what one account's sessions do to others: long turns, and late stops.
 
-One account has many sessions, each on a socket of its own. They start together, hear of a
-credit together, lose their sockets together, end together when their grace is over; another
-account's run out of credits together. Meanwhile bystanders, each with an account of their
-own, reach their limits. The server is in the measuring process, whose loop never waits.
+One account has many sessions, each on its own socket. They start together, receive the same credit,
+lose their sockets together, and end together when their grace is over; those of another account run
+out of credits together. Meanwhile bystanders, each with an account of their own, reach their
+limits. The server runs in the measuring process, whose loop never waits.
 """
 
 import asyncio
@@ -46,22 +46,22 @@ BYSTANDERS = 20
 PHASE_S = 4.0
 DRY_S = 2.0
 HELD_S = 180.0
-"""What each session that is recalled could burn; it holds a minute of it, or less."""
+"""Time that each recalled session could burn; it holds a minute of it, or less."""
 NEED_S = 12.0
-"""What the spend leaves to each."""
+"""Time that the spend leaves to each session."""
 WAIT_S_MAX = 120
 STARTS_TRIED = 20
-"""As a client does where the server says that it may ask again."""
+"""Attempts to start a session, repeated where the server says that the client may ask again."""
 
 BYSTANDING = "FROM sessions WHERE session_id LIKE 'by-%'"
 SLOW_US = 200
-"""Redis names commands that took it longer than this."""
+"""Redis lists commands that took longer than this."""
 SLOW_MAX = 8_192
 Measured = tuple[float, float, float]
 """The longest turn of the loop, the latest stop of a bystander, and the longest command of Redis,
 in milliseconds."""
 Row = tuple[str, Measured]
-"""What happened, and what it did."""
+"""An event, and its effect."""
 Client = tuple[str, str, str, str]
 """User, organisation (empty: none), account, session."""
 
@@ -71,7 +71,7 @@ class StopNotingSocket(PushProtocol):
 
     __slots__ = ()
     written: ClassVar[dict[str, tuple[float, int]]] = {}
-    """By session: the monotonic clock, and what the message says of when time stopped."""
+    """By session: the monotonic time of the write, and the message's instant of the stop."""
 
     def push(self, frame: bytes) -> bool:
         """See ``PushSocket.push``."""
@@ -83,9 +83,9 @@ class StopNotingSocket(PushProtocol):
 
 
 class LoopTurns:
-    """Notes how long the turns of this loop are in processor time, by being called in each.
+    """Measures the turns of this loop in processor time, by a callback in each turn.
 
-    Not in time by the clock: whoever else wants the processor would be in it.
+    Wall time would include the time of other programs.
     """
 
     def __init__(self) -> None:
@@ -95,12 +95,12 @@ class LoopTurns:
         self._handle = self._loop.call_soon(self._turn)
 
     def take(self) -> float:
-        """The longest turn since this was asked last, in milliseconds."""
+        """The longest turn since the last call, in milliseconds."""
         longest_s, self._longest_s = self._longest_s, 0.0
         return longest_s * 1000
 
     def stop(self) -> None:
-        """Lets the loop wait again."""
+        """Removes the callback, so that the loop can wait again."""
         self._handle.cancel()
 
     def _turn(self) -> None:
@@ -111,13 +111,13 @@ class LoopTurns:
 
 
 class Clients:
-    """A process with clients, which takes its sockets with it when it is killed."""
+    """A process with clients, whose sockets end with it when it is killed."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self._child = child
 
     async def open(self, port: int, clients: list[Client]) -> None:
-        """Has each of them connect and start its session; returns when all are active."""
+        """Makes each client connect and start its session; returns when all are active."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(json.dumps([port, clients]).encode() + b"\n")
@@ -152,7 +152,7 @@ async def clients_of(inside: InProcessServer) -> AsyncIterator[Clients]:
 
 
 async def measure(counts: list[int]) -> AsyncIterator[str]:
-    """Measures an account of so many sessions, for each of the numbers; the report's lines."""
+    """Measures an account with each number of sessions; returns the report's lines."""
     head = (
         f"{'sessions':<10}{'of one account':<34}{'longest turn':>14}{'latest stop of others':>24}"
         f"{'longest in Redis':>19}"
@@ -177,7 +177,7 @@ async def measure(counts: list[int]) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def _redis_of(inside: InProcessServer) -> AsyncIterator[Redis]:
-    """The Redis of the environment, which notes what takes it long."""
+    """The Redis of the environment, set to list slow commands."""
     assert inside.environment.settings.redis_url is not None
     async with Redis.from_url(inside.environment.settings.redis_url) as redis:
         await redis.config_set("slowlog-log-slower-than", SLOW_US)
@@ -186,12 +186,12 @@ async def _redis_of(inside: InProcessServer) -> AsyncIterator[Redis]:
 
 
 async def _ends(inside: InProcessServer) -> str:
-    """Why the bystanders' sessions ended, each reason with its number."""
+    """Why the bystanders' sessions ended: each reason with its number."""
     assert inside.environment.settings.database_url is not None
     connection = await asyncpg.connect(inside.environment.settings.database_url)
     try:
         async with asyncio.timeout(WAIT_S_MAX):
-            # The last ones may still be given credits.
+            # The last sessions may still get credits.
             while await connection.fetchval(  # noqa: ASYNC110
                 f"SELECT true {BYSTANDING} AND reason IS NULL"
             ):
@@ -205,7 +205,7 @@ async def _ends(inside: InProcessServer) -> str:
 
 
 class _Round:
-    """All that happens to an account of so many sessions."""
+    """All events of an account with ``count`` sessions."""
 
     def __init__(self, inside: InProcessServer, redis: Redis, number: int, count: int) -> None:
         self.inside = inside
@@ -214,10 +214,10 @@ class _Round:
         self.count = count
         self.bystanders = 0
         self.spent = ""
-        """What the spend was answered, and after how long."""
+        """The answer to the spend, and its delay."""
 
     async def run(self) -> AsyncIterator[Row]:
-        """What each thing that happens comes to."""
+        """Each event with its effect."""
         account = f"plenty-{self.number}"
         await self._grant(TENANT, account, PLENTY_MICROS)
         async with clients_of(self.inside) as clients:
@@ -227,7 +227,7 @@ class _Round:
             yield "a credit comes in, told to all", await self._during(self._credit)
             yield "all lose their sockets, and end", await self._during(clients.kill, 5)
         account = f"dry-{self.number}"
-        # They all started at about the same time, and share what is left.
+        # All sessions started at about the same time, and share the rest.
         micros = int(self.count * MICROS_PER_CREDIT * (DRY_S + self.count / 40) / 60)
         await self._grant(TENANT, account, micros)
         async with clients_of(self.inside) as clients:
@@ -245,7 +245,7 @@ class _Round:
         return [(user, ORG, account, f"{account}-{one}") for one, user in enumerate(users)]
 
     async def _during(self, act: Callable[[], Awaitable[object]], phases: float = 1) -> Measured:
-        """What is measured while that is done and followed."""
+        """The measurements during ``act`` and its consequences."""
         names = [f"by-{self.number}-{self.bystanders + one}" for one in range(BYSTANDERS)]
         self.bystanders += BYSTANDERS
         seconds = PHASE_S * phases
@@ -277,7 +277,7 @@ class _Round:
         )
 
     async def _spend(self) -> None:
-        """Spends all but what the sessions need to run on, which they hold ahead of time."""
+        """Spends all credits except what the sessions need, which they hold in advance."""
         account = AccountName(TENANT, f"held-{self.number}")
         projection = self.inside.process.registry.accounts.get(*account)
         assert projection is not None
@@ -317,7 +317,7 @@ class _Round:
 
 
 async def _serve_clients() -> None:
-    """The process of clients: opens what it is told to, and reads what comes."""
+    """The process of clients: opens clients on command, and reads their messages."""
     settings = load_settings()
     reading = set()
 

@@ -1,8 +1,8 @@
-"""A server process is killed under its clients: how long they wait, and what it costs them.
+"""Measures how long clients wait after their server process is killed, and the cost.
 
-Three processes serve live sessions on one Redis and one Postgres, with a flusher, all of
-them real; one gets SIGKILL. Its clients come back to the others as the browser client
-does, with backoff and jitter. In the end every session is stopped and every figure audited.
+Three processes serve live sessions on one Redis and one Postgres, with a flusher, all of them real;
+one gets SIGKILL. Its clients reconnect to the others as the browser client does, with backoff and
+jitter. In the end every session is stopped and every figure audited.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ CREDITS = "1000"
 
 
 async def measure(clients: int, processes: int, seconds: float) -> list[str]:
-    """Kills one of so many processes under so many clients; the lines of the report.
+    """Kills one of the processes under its clients; returns the report's lines.
 
     Sessions run for ``seconds`` before that, so that each client's backoff has begun anew.
     """
@@ -45,7 +45,7 @@ async def measure(clients: int, processes: int, seconds: float) -> list[str]:
 async def _kill(
     environment: Environment, servers: list[ChildProcess], flusher: ChildProcess, fleet: Fleet
 ) -> list[str]:
-    """Kills the first process, and sees what comes of it."""
+    """Kills the first process, and measures the consequences."""
     dead, *others = servers
     before = [status_bytes(server.child.pid, "VmRSS") for server in servers]
     killed, killed_at = time.monotonic(), time.time() * 1000
@@ -88,11 +88,10 @@ def _times(returned: Sequence[dict[str, Any]], killed: float) -> list[str]:
 def _counted(
     receipts: Sequence[dict[str, Any]], returned: Sequence[dict[str, Any]], killed_at: float
 ) -> list[str]:
-    """What counted time the death cost a session, or gave it, by the receipts.
+    """Counted time that the death cost each session, or gave it, by the receipts.
 
-    Where the receipt has a gap, it begins at what is billed last. Without one the session
-    ran on until its client was back: what nobody was connected for was counted all the
-    same.
+    Where the receipt has a gap, the gap begins at the last billed time. Without a gap the session
+    ran on until its client was back: time without a connection was counted all the same.
     """
     unpaid_s: list[float] = []
     overpaid_s: list[float] = []

@@ -1,7 +1,7 @@
 """The clients of a measurement: a process that opens sockets, and reads and forgets.
 
-It runs on another core than the server. Its reading is one system call for whatever is
-there, so it costs less than any way of sending; a client that parsed would measure itself.
+It runs on another core than the server. A read is one system call for all waiting data, so it costs
+less than any way of sending; a client that parsed would measure itself.
 """
 
 import asyncio
@@ -23,10 +23,10 @@ HANDSHAKE = (
     b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n"
     b"Sec-WebSocket-Protocol: taximeter.v1\r\n\r\n"
 )
-"""What a browser sends."""
+"""A browser's handshake."""
 
 SOCKETS_PER_ADDRESS = 4_000
-"""A server lets no address have more than 4,096, and loopback has many addresses."""
+"""A server admits at most 4,096 sockets from one address, and loopback has many addresses."""
 IP_BIND_ADDRESS_NO_PORT = 24
 """Linux, ip(7); the socket module of Python 3.11 has no name for it."""
 SOCKETS_PER_BATCH = 100
@@ -34,7 +34,7 @@ READ_BYTES = 1 << 20
 
 
 class Sink:
-    """The process, as the measuring one sees it."""
+    """The client process, as the measuring process sees it."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
@@ -44,18 +44,18 @@ class Sink:
         )
 
     async def open(self, port: int, count: int, *, handshake: bool = True) -> None:
-        """Open so many sockets to a port of 127.0.0.1, and have each answered."""
+        """Opens ``count`` sockets to a port of 127.0.0.1, and waits for each answer."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(b"%d %d %d\n" % (port, count, handshake))
         self.process.stdin.flush()
-        # The server runs in this very loop and has to go on.
+        # The server runs in this very loop and has to continue.
         answer = await asyncio.to_thread(self.process.stdout.readline)
         if answer != b"opened\n":
             raise RuntimeError("the client process ended")
 
     def close(self) -> None:
-        """End the process and all its sockets."""
+        """Ends the process and all its sockets."""
         self.process.kill()
         self.process.communicate()
 
@@ -66,8 +66,8 @@ def _open(port: int, count: int, *, handshake: bool, before: int) -> list[socket
         batch = []
         for number in range(first, min(first + SOCKETS_PER_BATCH, count)):
             connection = socket.socket()
-            # The port is chosen with the connection: searched for before, it takes longer
-            # than everything else together.
+            # The port is chosen with the connection: an earlier search would take longer than all
+            # the rest.
             connection.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             address = 1 + (before + number) // SOCKETS_PER_ADDRESS
             connection.bind((f"127.0.0.{address}", 0))
@@ -88,7 +88,7 @@ def _open(port: int, count: int, *, handshake: bool, before: int) -> list[socket
 
 
 def main() -> None:
-    """Carry out the orders on standard input until it ends, and read all the while."""
+    """Carries out the commands on standard input until it ends, and reads all the while."""
     machine.pin(1)
     machine.raise_descriptor_limit()
     poll = select.epoll()

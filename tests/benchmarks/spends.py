@@ -1,8 +1,8 @@
-"""What a spend costs beside the least that it could: one step in Redis, one row in Postgres.
+"""Measures a spend beside its least possible cost: one Redis step, one Postgres row.
 
-Everything runs in one process here, over the same two pools, in turns; what goes through
-HTTP is asked of a server process. A spend is charged as an operation of the rate card, for
-each client to an account of their own, while a flusher brings the same records.
+Everything runs in this one process, over the same two pools, in turns; only requests over HTTP go
+to a server process. A spend is charged as an operation of the rate card, each client on its own
+account, while a flusher moves the same records.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from tests.benchmarks.environment import API_KEY, Environment, open_environment
 
 CREDITS = "1000000"
 PARTS = ("what the record knows", "the step in Redis", "writing it down")
-"""What a spend consists of, in this order."""
+"""The parts of a spend, in this order."""
 
 Work = Callable[[str], Awaitable[None]]
-"""Does it once, for one user."""
+"""Does the work once, for one user."""
 
 
 _INSERT = """
@@ -56,18 +56,21 @@ ON CONFLICT (tenant, account_id, entry_id) DO NOTHING
 
 
 class BareRecords(Records):
-    """The record, with a bare insert: the statement that writes entries, on a table that is
-    like the ledger but for its triggers."""
+    """The record, with a bare insert.
+
+    The statement that writes entries runs on a table that is like the ledger but without its
+    triggers.
+    """
 
     async def insert(self, entry: EntryPosted) -> None:
-        """Writes one entry, with nothing around it."""
+        """Writes one entry, without any other work."""
         arguments = columns.turned([columns.entry_row(entry)], columns.ENTRY_WIDTH)
         await self._run(lambda connection: connection.execute(_INSERT, *arguments))
 
 
 @dataclass
 class SpendScore:
-    """How long something took, each time, and how often it was done in how long."""
+    """The duration of each call of one work, and the total time."""
 
     name: str
     concurrency: int
@@ -86,7 +89,7 @@ class SpendScore:
 
 
 class Contest:
-    """What takes turns, all on one environment."""
+    """The works that take turns, all on one environment."""
 
     def __init__(
         self, environment: Environment, process: Process, records: BareRecords, port: int
@@ -104,7 +107,7 @@ class Contest:
 
     @property
     def works(self) -> dict[str, Work]:
-        """Everything that is measured, by its name. The third is the yardstick."""
+        """All measured works, by their names. The third is the yardstick."""
         return {
             "Redis EVALSHA, bare": self._evalsha,
             "Postgres insert, bare": self._insert,
@@ -115,7 +118,7 @@ class Contest:
         }
 
     def _watch_parts(self) -> None:
-        """Takes the time of each part of a spend."""
+        """Measures the time of each part of a spend."""
         ledger = self.process.ledger
         for part, name in zip(PARTS, ("before", "decide", "write"), strict=True):
             setattr(ledger, name, self._timed(part, getattr(ledger, name)))
@@ -130,7 +133,7 @@ class Contest:
 
         return timed
 
-    # --- What is measured ------------------------------------------------------------
+    # --- The works ---------------------------------------------------------------------
 
     async def _evalsha(self, _: str) -> None:
         assert await self.trivial(["{p0}:bench"], ["x"]) == 1
@@ -188,7 +191,7 @@ class Contest:
     # --- Turns -----------------------------------------------------------------------
 
     async def turn(self, work: Work, seconds: float, score: SpendScore) -> None:
-        """Does something for so long, as many at a time as there are spenders."""
+        """Does a work for ``seconds``, with all spenders concurrently."""
         began = time.perf_counter()
 
         async def spender(user: str) -> None:
@@ -200,7 +203,7 @@ class Contest:
         score.seconds += time.perf_counter() - began
 
     async def run(self, concurrency: int, seconds: float, rounds: int) -> list[SpendScore]:
-        """Everything in turns, for so many rounds."""
+        """Runs all works in turns, for ``rounds`` rounds."""
         scores = [SpendScore(name, concurrency) for name in self.works]
         for work in self.works.values():
             for user in users(concurrency):
@@ -214,7 +217,7 @@ class Contest:
         return scores
 
     def report_parts(self) -> str:
-        """Where the time of a spend went, on average."""
+        """The average time of each part of a spend."""
         assert self.spent
         rest_s = self.parts_s["all"] - sum(self.parts_s[part] for part in PARTS)
         shown = [*((part, self.parts_s[part]) for part in PARTS), ("the rest, in Python", rest_s)]
@@ -226,7 +229,7 @@ class Contest:
 
 
 class Requester:
-    """A connection over which one request at a time is sent."""
+    """A connection that carries one request at a time."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -238,7 +241,7 @@ class Requester:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Sends a request; the status and the body of its answer."""
+        """Sends a request; returns status and body of the answer."""
         self._writer.write(request)
         head = await self._reader.readuntil(b"\r\n\r\n")
         lines = head.lower().split(b"\r\n")
@@ -252,7 +255,7 @@ def users(count: int) -> list[str]:
 
 
 async def compare(concurrencies: Sequence[int], seconds: float, rounds: int) -> list[str]:
-    """Measures everything at each concurrency; the lines of the report."""
+    """Measures all works at each concurrency; returns the report's lines."""
     lines = [machine.describe(), _HEAD]
     async with open_environment() as environment:
         await environment.grant(users(max(concurrencies)), CREDITS)

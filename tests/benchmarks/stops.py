@@ -1,10 +1,10 @@
-"""How late an auto-stop leaves the server, while thousands of sessions tick.
+"""Measures how late an auto-stop leaves the server, while thousands of sessions tick.
 
-DESIGN promises that ``limit_reached`` leaves within 10 ms of the instant of the limit, for 99
-of 100. No timer is on time under load, so two peers have deadlines over the same seconds:
-bare timers of the very loop that serves, which shows what the loop makes of it, and those of
-a process that does nothing else, which shows what the machine does. And it is done twice, the
-second time with Redis far away, for no round trip stands between a limit and the stop.
+DESIGN promises that 99 of 100 ``limit_reached`` leave within 10 ms of the instant of the limit. No
+timer is on time under load, so two kinds of bare timers have deadlines over the same seconds. Those
+of the serving loop show the loop's share of the delay; those of a process that does nothing else
+show the machine's. A second round has Redis far away, because no round trip may stand between a
+limit and the stop.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ stop_grace_seconds = 1
 """
 LEAD_S = 2.0
 LEAD_S_PER_SESSION = 0.03
-"""How much longer the first session runs, so that all have started before one stops."""
+"""Additional time of the first session, so that all have started before one stops."""
 STOPPED_S_MAX = 120
 PROMISED_S = 0.01
 AWAY_MS = 600
-"""How far Redis is away in the second round."""
+"""Delay of Redis in the second round."""
 
 
 class StopTimingSocket(PushProtocol):
@@ -44,7 +44,7 @@ class StopTimingSocket(PushProtocol):
 
     __slots__ = ()
     written: ClassVar[list[tuple[float, int]]] = []
-    """Instants of the monotonic clock, and what the message says of when time stopped."""
+    """The monotonic time of each write, and the message's instant of the stop."""
 
     def push(self, frame: bytes) -> bool:
         """See ``PushSocket.push``."""
@@ -57,7 +57,7 @@ class StopTimingSocket(PushProtocol):
 
 
 async def bare_timers(count: int, seconds: float) -> list[float]:
-    """Lets so many timers of this loop fire over so long; how late each was, in ms."""
+    """Fires ``count`` timers of this loop over ``seconds``; how late each was, in ms."""
     loop = asyncio.get_running_loop()
     late_ms: list[float] = []
     all_fired = asyncio.Event()
@@ -76,7 +76,7 @@ async def bare_timers(count: int, seconds: float) -> list[float]:
 
 
 class Round(NamedTuple):
-    """What one round found."""
+    """The results of one round."""
 
     stops_ms: list[float]
     loop_ms: list[float]
@@ -87,10 +87,11 @@ class Round(NamedTuple):
 
 
 async def measure(ticking: int, stopping: int, seconds: float) -> list[str]:
-    """Has so many sessions tick, and so many more reach their limits; the lines of the report.
+    """Measures ``stopping`` sessions that reach their limits while ``ticking`` others tick.
 
-    Twice: as near to Redis as it is, and with Redis so far away, from a moment after the last
-    start on, that an answer to what is asked at the limit comes much too late.
+    Returns the report's lines. It runs twice: first with Redis near by, then with a Redis that is
+    so distant, from a moment after the last start on, that an answer to a request made at the limit
+    comes much too late.
     """
     near = await _round(ticking, stopping, seconds, 0)
     far = await _round(ticking, stopping, seconds, AWAY_MS)
@@ -122,7 +123,7 @@ async def _round(ticking: int, stopping: int, seconds: float, away_ms: int) -> R
         began = time.monotonic()
         await inside.fleet.open([inside.port], stopping)
         inside.redis.away_ms = away_ms
-        # What is left until the first of them stops, and then until the last one does.
+        # The time until the first of them stops, and then until the last.
         over_s = max(0.0, began + lead_s - time.monotonic()) + seconds
         machine_late = asyncio.create_task(_in_a_process_alone(stopping, over_s))
         loop_late = await bare_timers(stopping, over_s)
@@ -173,7 +174,7 @@ def _row(text: str, *rounds: Sequence[float]) -> str:
 
 
 def _promised(inside: InProcessServer) -> str:
-    """What the server's own histogram says, which operators see."""
+    """The figure of the server's own histogram, which operators see."""
     (metric,) = inside.process.metrics.stop_lateness.collect()
     within: dict[str, Any] = {
         sample.labels["le"]: sample.value for sample in metric.samples if "le" in sample.labels

@@ -1,4 +1,4 @@
-"""How fast ticks go out, and what each costs, beside other ways of sending them."""
+"""Measures how fast ticks are sent, and their cost, beside other ways of sending."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ CONTESTANTS: tuple[type[Contestant], ...] = (
     SendText,
 )
 SETTLE_SECONDS = 0.05
-"""For the clients to read what is left of the turn before."""
+"""Time for the clients to read the rest of the previous turn."""
 
 
 @dataclass
@@ -71,18 +71,18 @@ class TickScore:
         return statistics.median(turn.cost for turn in self.turns)
 
     def rate_ratio(self, yardstick: "TickScore") -> float:
-        """The rate beside another's, round by round, in the median one."""
+        """The rate divided by another's, round by round; the median."""
         pairs = zip(self.turns, yardstick.turns, strict=True)
         return statistics.median(mine.rate / its.rate for mine, its in pairs)
 
     def cost_ratio(self, yardstick: "TickScore") -> float:
-        """The processor time beside another's, round by round, in the median one."""
+        """The processor time divided by another's, round by round; the median."""
         pairs = zip(self.turns, yardstick.turns, strict=True)
         return statistics.median(mine.cost / its.cost for mine, its in pairs)
 
 
 async def take_turn(contestant: Contestant, seconds: float, score: TickScore) -> None:
-    """Push for so long, as fast as it goes."""
+    """Pushes for ``seconds``, as fast as possible."""
     gc.collect()
     await asyncio.sleep(SETTLE_SECONDS)
     pushed = passes = 0
@@ -98,7 +98,7 @@ async def take_turn(contestant: Contestant, seconds: float, score: TickScore) ->
 
 
 async def compare(sockets: int, seconds: float, rounds: int) -> list[TickScore]:
-    """Let all contestants push to so many sockets each, in turns, for so many rounds."""
+    """Lets all contestants push to ``sockets`` sockets each, in turns, for ``rounds`` rounds."""
     sink = Sink()
     try:
         contestants = [kind(pings=False) for kind in CONTESTANTS]
@@ -109,7 +109,7 @@ async def compare(sockets: int, seconds: float, rounds: int) -> list[TickScore]:
         scores = [TickScore(contestant.name, sockets) for contestant in contestants]
         slice_seconds = seconds / rounds
         for first in range(rounds):
-            # Each round begins with another, so nobody is always behind the same one.
+            # Each round begins with another contestant, so none is always behind the same one.
             for place in range(len(contestants)):
                 index = (first + place) % len(contestants)
                 await take_turn(contestants[index], slice_seconds, scores[index])
@@ -119,10 +119,10 @@ async def compare(sockets: int, seconds: float, rounds: int) -> list[TickScore]:
 
 
 async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[TickScore]:
-    """Push to ever more sockets, to see what one tick costs among them.
+    """Pushes to growing numbers of sockets, to measure one tick's cost among them.
 
-    One contestant at a time has its sockets open: two times the largest number may be more
-    than a process can have.
+    One contestant at a time has its sockets open, because a process may not have twice the largest
+    number.
     """
     scores = []
     for count in sorted(counts):
@@ -142,7 +142,7 @@ async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[Tick
 
 
 def report(scores: Sequence[TickScore]) -> str:
-    """The table. Ratios are to the first score of as many sockets."""
+    """The table. Ratios are to the first score with equally many sockets."""
     head = f"{'':<22}{'sockets':>8}{'messages/s':>12}{'ratio':>7}{'us/message':>12}{'ratio':>7}"
     lines = [machine.describe(), head + f"{'skipped':>9}"]
     for score in scores:
