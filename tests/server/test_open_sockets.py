@@ -1,4 +1,4 @@
-"""Many sockets: too many of them, unwanted ones, and all of them sent away."""
+"""The open sockets of a process: too many, unwanted ones, and all sent away."""
 
 import asyncio
 import json
@@ -16,10 +16,9 @@ from protocol.metering.states import Phase
 from server import limits as server_limits
 from server.runtime.metrics import Metrics
 from server.transport.open_sockets import Sockets
-from tests.fixtures.server import TIMEOUT_S, StartServer, TestServer
+from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask
 from tests.server.billed_session import (
-    CREDIT,
     BilledSession,
     begin_scene,
     closed,
@@ -43,33 +42,6 @@ async def scene(
 # --- Going ---------------------------------------------------------------------------
 
 
-async def test_a_draining_process_sends_its_clients_elsewhere(start_server: StartServer) -> None:
-    one, two = await start_server(), await start_server()
-    await one.grant(5 * CREDIT)
-    client = await one.login()
-    await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
-    silent = await one.connect()
-    async with asyncio.timeout(TIMEOUT_S):
-        await one.process.drain()
-    # When the drain is over the sessions are settled, whatever the clients do.
-    left = await found(one, "chat-1")
-    assert (left.session.standing.phase, left.nodes) == (Phase.SUSPENDED, frozenset())
-    for gone in (client, silent):
-        code, types = await closed(gone)
-        assert code == 4000
-        assert "reconnect" in types
-    assert one.process.sockets.connections == set()
-    with pytest.raises(InvalidStatus) as refused:
-        await one.connect()
-    assert refused.value.response.status_code == 503
-
-    back = await two.login()
-    joined = await back.ask("start", kind="chat", session_id="chat-1")
-    assert joined["state"] == "active"
-    gone_on = (await found(two, "chat-1")).session.standing
-    assert gone_on.elapsed_ms == left.session.standing.elapsed_ms
-
-
 async def test_reconnect_says_how_far_to_spread(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,33 +56,6 @@ async def test_reconnect_says_how_far_to_spread(
     third = await server.login()
     await server.process.drain()
     assert (await third.until("reconnect"))["after_ms"] == 10
-
-
-async def test_who_leaves_a_draining_process_for_another_loses_no_time(
-    start_server: StartServer,
-) -> None:
-    one, two = await start_server(), await start_server()
-    await one.grant(5 * CREDIT)
-    client = await one.login()
-    await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
-    drained = asyncio.create_task(one.process.drain())
-    await client.until("reconnect")
-    # It is served here until it has sat down there.
-    await client.until("tick")
-    back = await two.login()
-    assert (await back.ask("start", kind="chat", session_id="chat-1"))["state"] == "active"
-    await client.close()
-    async with asyncio.timeout(TIMEOUT_S):
-        await drained
-    left = await found(two, "chat-1")
-    assert (left.session.standing.phase, left.nodes) == (
-        Phase.ACTIVE,
-        frozenset({two.process.node}),
-    )
-    receipt = (await back.ask("stop", session_id="chat-1"))["receipt"]
-    assert receipt["gaps"] == []
-    (segment,) = receipt["segments"]
-    assert receipt["elapsed_ms"] == segment["to_at"] - segment["from_at"]
 
 
 async def test_a_storm_of_clients_is_served(server: TestServer) -> None:

@@ -1,7 +1,6 @@
 """uvicorn's WebSocket under peers that are careless, broken or hostile."""
 
 import logging
-from collections import Counter
 from typing import cast
 
 from starlette.datastructures import Headers
@@ -13,7 +12,6 @@ from server.limits import (
     FRAGMENTS_PER_MESSAGE_MAX,
     INBOX_MESSAGES_MAX,
     SLICE_BYTES,
-    SOCKETS_PER_TURN,
 )
 from server.transport.frames import text_frame
 from server.transport.reading import Readable, Reading
@@ -305,29 +303,6 @@ async def test_a_flood_shares_the_loop() -> None:
         count_turns()
         await until(lambda: len(signs) == CONTROL_FRAMES_MAX)
         assert len(set(signs)) >= 2
-
-
-@on_both_loops
-async def test_sockets_that_are_heard_together_are_read_a_few_in_each_turn() -> None:
-    async with serving() as served:
-        pairs = [await served.pair() for _ in range(4 * SOCKETS_PER_TURN)]
-        turns = 0
-        signs: list[int] = []
-        for _, accepted in pairs:
-            accepted.push.on_alive = lambda: signs.append(turns)
-        for peer, _ in pairs:
-            await peer.write_frames(Frame(Opcode.PONG, b""))
-
-        def count_turns() -> None:
-            nonlocal turns
-            turns += 1
-            if len(signs) < len(pairs):
-                pairs[0][0].loop.call_soon(count_turns)
-
-        count_turns()
-        await until(lambda: len(signs) == len(pairs))
-        # One turn may have read some before this counted it, and some after.
-        assert max(Counter(signs).values()) <= 2 * SOCKETS_PER_TURN
 
 
 @on_both_loops
