@@ -107,7 +107,7 @@ class Accounts:
         return iter(list(self._accounts.values()))
 
     async def open(self, tenant: str, account_id: str) -> Account:
-        """The account, up to date and subscribed to; give it back with ``close``.
+        """The account, current and subscribed; give it back with ``close``.
 
         Raises :class:`LiveError` or ``ServiceError`` if Redis or Postgres does not answer.
         """
@@ -137,7 +137,7 @@ class Accounts:
             await self.channels.unsubscribe(channel)
 
     async def read(self, account: Account) -> None:
-        """Reads the account from Redis, or from the ledger if the account is cold."""
+        """Reads the account from Redis; a cold one from the ledger."""
         projection = account.projection
         figures = await self.live.account(projection.tenant, projection.account_id)
         if figures is None:
@@ -159,7 +159,7 @@ class Accounts:
             self._read_later(account)
 
     def doubt(self, account: Account) -> None:
-        """Reads an account again soon, because Redis may have lost changes of it.
+        """Reads an account again soon: Redis may have lost changes.
 
         The next change may have a version that this process has seen already.
         """
@@ -197,7 +197,7 @@ class Accounts:
     def _read_later(
         self, account: Account, message: dict[str, Any] | None = None, failures: int = 0
     ) -> None:
-        """Reads the account again, until that succeeds or the account has no user left.
+        """Reads the account again, until success or its last user leaves.
 
         One read serves all requests that come before it begins.
         """

@@ -1,4 +1,4 @@
-"""The calendars of organisations: when months and days begin in a time zone."""
+"""Calendars: when months and days begin in an organisation's time zone."""
 
 import datetime
 import zoneinfo
@@ -8,7 +8,7 @@ import msgspec
 
 
 class Calendar(msgspec.Struct, frozen=True):
-    """The calendar of an organisation: months and days begin in its time zone."""
+    """An organisation's calendar: months and days in its time zone."""
 
     zone: zoneinfo.ZoneInfo
 
@@ -21,12 +21,12 @@ class Calendar(msgspec.Struct, frozen=True):
         return self.day(at_ms).replace(day=1).isoformat()
 
     def day_around(self, at_ms: int) -> tuple[int, int]:
-        """The instants at which the day of an instant begins and ends, in epoch milliseconds."""
+        """Begin and end of an instant's day, in epoch milliseconds."""
         day = self.day(at_ms)
         return self._start_at(day), self._start_at(day + datetime.timedelta(days=1))
 
     def start_at(self, month: str) -> int:
-        """The instant at which a month begins; ``month`` is named by its first day."""
+        """The instant at which a month, named by its first day, begins."""
         return self._start_at(datetime.date.fromisoformat(month))
 
     def _start_at(self, day: datetime.date) -> int:
@@ -36,7 +36,7 @@ class Calendar(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=1024)
 def calendar(name: str) -> Calendar:
-    """The calendar of a time zone; UTC for a name that this machine does not know."""
+    """The calendar of a time zone; UTC for an unknown name."""
     try:
         return Calendar(zoneinfo.ZoneInfo(name))
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):

@@ -1,4 +1,4 @@
-"""Cold counters: loads a counter from Postgres into Redis if Redis lacks it.
+"""Loads cold counters: from Postgres into Redis, if Redis lacks them.
 
 That is safe because of two bounds. A counter leaves Redis only when no live session has used it for
 ``ACCOUNT_IDLE_MS``. And no counter is loaded while the tenant's outbox holds a record older than
@@ -33,7 +33,7 @@ from storage.tasks import end
 
 
 class NotLoadedError(ServiceError):
-    """No counter is loaded for now, because the partition recovers from a loss."""
+    """No counter is loaded while the partition recovers from a loss."""
 
 
 class Loader:
@@ -96,7 +96,7 @@ class Loader:
         everybody: bool = False,
         adjusted_after: int | None = None,
     ) -> MemberRecord:
-        """The limits and months of a member and the organisation, as Postgres has them.
+        """The limits and months of a member and organisation, from Postgres.
 
         See ``Records.load_member``.
         """
@@ -187,7 +187,7 @@ class Loader:
     async def free_time(
         self, identity: Identity, day: tuple[int, int] | None, *, asserting: bool = False
     ) -> None:
-        """Loads how much a user has used of a shared allowance of free time."""
+        """Loads what a user has used of a shared free allowance."""
         await self._refuse_early(identity.tenant, asserting)
         load = functools.partial(self._load_free_time, identity, day, asserting)
         await self._unless_warm(self._free_key(identity), asserting, load)
@@ -217,7 +217,7 @@ class Loader:
     async def _unless_warm(
         self, key: str, asserting: bool, load: Callable[[], Awaitable[None]]
     ) -> None:
-        """Loads a counter unless Redis has it; requests of the same time share one load."""
+        """Loads a counter that Redis lacks; concurrent requests share one load."""
         name = (key, asserting)
         task = self._loading.get(name)
         if task is None:

@@ -36,7 +36,7 @@ async def _apply(
     user_id: str,
     apply: Callable[[MemberRecord], Awaitable[None]],
 ) -> MemberRecord:
-    """Brings the limits in Postgres to Redis, until Postgres has not changed meanwhile.
+    """Brings Postgres's limits to Redis, until they stay unchanged.
 
     Two changes at once may reach Redis in another order than Postgres. The request that applies
     last reads Postgres again after that. Either it finds the other request's change, or it wrote

@@ -1,4 +1,4 @@
-"""Projections of a month: the limit that decides, where the month leads, what to do.
+"""Projections: which limit decides, where the month leads, what to do.
 
 Pure arithmetic. A projection is a guess, so it states its assumptions.
 """
@@ -57,7 +57,7 @@ class Month(msgspec.Struct, frozen=True):
 
 
 def instant_of(day: datetime.date, zone: Calendar) -> int:
-    """The instant at which a day begins in a time zone, in epoch milliseconds."""
+    """Epoch milliseconds at which a day begins in a time zone."""
     return int(datetime.datetime.combine(day, datetime.time(), zone.zone).timestamp() * 1000)
 
 
@@ -115,7 +115,7 @@ def hours(minutes: int) -> float:
 
 
 def deciding_limit(found: MemberRecord, member_minutes: int, org_minutes: int) -> UsageLimit:
-    """The limit of a month that decides, and what is left of it.
+    """The month's deciding limit, and what is left of it.
 
     Of the member's limit and the organisation's, the one with less left decides. A limit that does
     not stop, because its organisation allows overage, decides only if no other limit does. This is

@@ -30,7 +30,7 @@ class Recall:
         self.wait_ms = wait_ms
 
     async def until(self, name: AccountName, attempt: Attempt) -> SpendingReply:
-        """The first reply that is not ``held``, or the last reply when the wait is over.
+        """The first reply not ``held``, or the last after the wait.
 
         A session keeps what it needs to run on, so credits that are still ``held`` at the end are
         not there to spend. Raises ``unavailable`` if a holder has not answered, and ``LiveError``.
@@ -84,7 +84,7 @@ async def sessions_of_account(
 
 
 async def is_unanswered(live: Live, name: AccountName, now_ms: int) -> bool:
-    """Whether a recalled session of an account still holds more than it needs.
+    """Whether a recalled session still holds more credits than it needs.
 
     Then the session's process has not answered, and the rest of the credits is unknown. Raises
     ``LiveError``.
@@ -93,7 +93,7 @@ async def is_unanswered(live: Live, name: AccountName, now_ms: int) -> bool:
 
 
 async def are_minutes_unanswered(live: Live, tenant: str, user_id: str | None, now_ms: int) -> bool:
-    """Whether a recalled session still holds more minutes of a month than it needs.
+    """Whether a recalled session still holds more minutes than it needs.
 
     Only sessions of the user ``user_id`` are checked; None: all of the organisation. Otherwise like
     ``is_unanswered``.
@@ -107,7 +107,10 @@ async def are_minutes_unanswered(live: Live, tenant: str, user_id: str | None, n
 
 
 def holders_silent() -> ServiceError:
-    """The error for holders that have not answered: not a refusal, another try may succeed."""
+    """The error for holders that have not answered.
+
+    This is no refusal: another try may succeed.
+    """
     return ServiceError("sessions hold the credits or minutes and have not answered; ask again")
 
 

@@ -1,4 +1,4 @@
-"""The tenants that this process serves: their calendars, and changes of their limits."""
+"""The tenants served here: their calendars, and changes of limits."""
 
 import asyncio
 from collections import Counter
@@ -23,7 +23,7 @@ Listener = Callable[[str, LimitEvent, str | None], None]
 
 
 class Tenants:
-    """The tenants of a process, with the number of sessions that it serves of each."""
+    """The tenants of a process, with each one's number of sessions."""
 
     def __init__(self, live: Live, loader: Loader, accounts: Accounts) -> None:
         self.live = live
@@ -59,7 +59,7 @@ class Tenants:
             raise
 
     async def calendar_of(self, identity: Identity) -> Calendar:
-        """The calendar that a session counts by, kept while its tenant is served here."""
+        """The calendar of a session, kept while its tenant is served here."""
         if identity.org_id is None:
             return calendar("UTC")
         tenant = identity.tenant
@@ -92,7 +92,10 @@ class Tenants:
 
     @asynccontextmanager
     async def listening(self, identity: Identity) -> AsyncIterator[asyncio.Event]:
-        """Listens to a tenant's limits; sets the event when a month may have more left."""
+        """Listens to a tenant's limits.
+
+        The event is set when a month may have more left.
+        """
         await self.enter(identity)
         freed, waiting = asyncio.Event(), self._waiting.setdefault(identity.tenant, set())
         waiting.add(freed)

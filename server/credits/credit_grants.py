@@ -1,4 +1,4 @@
-"""Money in: an entry is written to Postgres first, and then applied in Redis.
+"""Money in: an entry is written to Postgres, then applied in Redis.
 
 The two writes cannot be one. So the first leaves a note in Postgres (``account_inbox``), which is
 removed when the second is done. If a process dies between them, another process finds the note.
@@ -87,7 +87,7 @@ class Grants(LedgerClient):
     def package_entry(
         self, account: AccountName, package_id: str, *, entry_id: str, reason: str | None = None
     ) -> tuple[EntryPosted, int | None]:
-        """A package of the rate card as a named entry, and the package's expiry.
+        """A package of the rate card as an entry, and its expiry.
 
         Raises ``BadMessageError`` for a package that the card does not have.
         """
@@ -179,7 +179,7 @@ class Grants(LedgerClient):
         )
 
     async def ensure_served_allotments(self) -> None:
-        """Ensures the allotments of the accounts served here when a month has begun."""
+        """Ensures the allotments of accounts served here in a new month."""
         if not self.rates.allotments:
             return
 
@@ -202,7 +202,7 @@ class Grants(LedgerClient):
     async def _grant_allotment(
         self, account: AccountName, before: BeforeOperation, now_ms: int
     ) -> int:
-        """Grants what the month has not given yet; returns when the month ends."""
+        """Grants the rest of the month's allotment; returns the month's end."""
         month, ends_at = _month(before.timezone, now_ms)
         micros = self.rates.allotments.get(before.tier, 0)
         if not micros:
@@ -243,7 +243,7 @@ class Grants(LedgerClient):
     async def _apply_now(
         self, tenant: str, account_id: str, entry_id: str, micros: int, kind: str
     ) -> None:
-        """Applies an entry; after a failure, a later pass over the inbox applies it."""
+        """Applies an entry; after a failure, a later pass applies it."""
         try:
             await self._apply(tenant, account_id, entry_id, micros, kind)
         except (LiveError, UnavailableError) as error:
@@ -257,7 +257,7 @@ class Grants(LedgerClient):
 
 
 def _month(timezone: str, now_ms: int) -> tuple[str, int]:
-    """The month of an instant (``2026-11``) by a calendar, and when it ends."""
+    """The month of an instant (``2026-11``), and when it ends."""
     days = calendar(timezone)
     first_day = days.month(now_ms)
     return first_day[:7], days.start_at(month_after(first_day))

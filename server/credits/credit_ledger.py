@@ -1,4 +1,4 @@
-"""The credit ledger: money in, operations that are charged, and holds for them.
+"""The credit ledger: money in, charged operations, and holds for them.
 
 Money in is in ``server.credits.credit_grants``, money out in ``server.credits.spends`` and
 ``server.credits.holds``, and what expires in ``server.credits.expiry``. This module has what a

@@ -1,4 +1,4 @@
-"""Expiry: ends holds whose time is over, and takes what is left of expired grants.
+"""Expiry: ends overdue holds, and takes the rest of expired grants.
 
 Every process looks after all of them, so none is lost with the process that made it. Several may do
 so at once: a hold leaves its state once, and an expiry has an id.
@@ -82,7 +82,7 @@ class Expiry:
             return False
 
     async def expire_grants(self) -> int:
-        """Takes the rest of expired grants; returns from how many something was taken."""
+        """Takes the rest of expired grants; returns how many had one."""
         holds = self._holds
         # The outboxes are read before the rests of grants, so that no use is missing.
         written = await holds.live.written_until()

@@ -35,7 +35,7 @@ class Holds(Grants):
         metadata: dict[str, Any] | None = None,
         monthly_limit: int | UnsetType | None = UNSET,
     ) -> Held | Short | Limited:
-        """Reserves credits for an operation that is charged later, once for each ``hold_id``.
+        """Reserves credits for a later charge, once for each ``hold_id``.
 
         The hold expires by itself after ``ttl_ms``. The operation counts in this month from now on,
         unless the hold is voided or expires. Raises ``rate_limited`` if the account has its most
@@ -81,7 +81,7 @@ class Holds(Grants):
                 return self.short(answer, micros)
 
     async def hold_of(self, tenant: str, hold_id: str) -> HoldRow | None:
-        """The hold of that id, open or not; None if there never was one.
+        """The hold of that id, open or ended; None if unknown.
 
         A hold that Redis has as open may have ended in the record: a replica lacks that end, which
         was acknowledged. Then the end counts, and is brought to Redis. While Postgres does not
@@ -106,7 +106,7 @@ class Holds(Grants):
         micros: int,
         metadata: dict[str, Any] | None = None,
     ) -> Posted | HoldGone | Exceeds:
-        """Charges up to the amount of the hold, and gives back the rest.
+        """Charges up to the held amount, and gives back the rest.
 
         ``metadata`` is added to the hold's metadata. For a hold that was posted already, the result
         has what was charged then. Raises ``ServiceError`` as ``spend`` does.
@@ -180,7 +180,7 @@ class Holds(Grants):
     async def _change(
         self, hold: HoldRow, ask: Callable[[], Awaitable[SpendingReply]]
     ) -> SpendingReply:
-        """Makes a step of a hold, and restores the hold if Redis came back without it."""
+        """Makes a step of a hold, restored first if Redis lacks it."""
         if hold.state != "open":
             return SpendingReply(status="closed", figures=None, hold=hold)
         try:
@@ -206,7 +206,7 @@ class Holds(Grants):
         return recorded
 
     async def _recorded_end(self, hold: HoldRow) -> HoldRow | None:
-        """The hold in the record, if it ended there; None also while Postgres is away."""
+        """The recorded hold if ended; None also while Postgres is away."""
         try:
             recorded = await self.records.hold(hold.tenant, hold.hold_id)
         except UnavailableError:
@@ -214,7 +214,7 @@ class Holds(Grants):
         return recorded if recorded is not None and recorded.state != "open" else None
 
     async def _bring(self, ended: HoldRow) -> None:
-        """Ends in Redis a hold that is open there and has ended in the record."""
+        """Ends a hold in Redis that has ended in the record."""
         account = _account_of(ended)
         entry_id = posted_id(ended.hold_id)
         try:
@@ -227,7 +227,7 @@ class Holds(Grants):
         await self.spending.restore_hold(ended)
 
     async def _written(self, made: HoldRow, records: Sequence[Record]) -> HoldRow:
-        """Writes to Postgres the end of a hold that Redis has, and returns ``made``.
+        """Writes the end of a hold to Postgres; returns ``made``.
 
         If the record has another end already, the result is that one: Redis has then decided on a
         copy that lacked this end, and is brought to it.
@@ -249,7 +249,7 @@ class Holds(Grants):
             raise ServiceError("the ledger does not answer") from error
 
     async def _held(self, hold: HoldRow, figures: AccountFigures | None, *, repeated: bool) -> Held:
-        """Acknowledges a hold, after the hold is written to Postgres as it was made.
+        """Acknowledges a hold after Postgres has it as it was made.
 
         That is so for a repetition, too: the first attempt may have broken off before the write.
         """

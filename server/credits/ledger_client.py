@@ -1,4 +1,4 @@
-"""The shared parts of spends and holds: asking Redis, loading, writing to Postgres.
+"""Shared by spends and holds: asking Redis, loading, writing to Postgres.
 
 Redis decides both, in one atomic step that appends their records to the outbox. Both are
 acknowledged once these records are in Postgres: the process that decided writes the same records
@@ -60,7 +60,7 @@ class LedgerClient:
     def monthly_limit(
         self, tier: str, operation: str | None, given: int | UnsetType | None
     ) -> int | None:
-        """The most times an operation may be done in a month; None: any number.
+        """How often an operation may be done in a month; None: unlimited.
 
         It is the given limit, otherwise that of the tier.
         """
@@ -69,7 +69,7 @@ class LedgerClient:
         return None if operation is None else self.rates.operations_per_month(tier, operation)
 
     async def decide(self, account: AccountName, month: str, attempt: Attempt) -> SpendingReply:
-        """Asks Redis, loads what is cold, and recalls holders if only their holds prevent it."""
+        """Asks Redis, loads what is cold, and recalls holders if needed."""
 
         async def warmed(recall: bool) -> SpendingReply:
             return await self.warm(account, month, lambda: attempt(recall))
@@ -151,7 +151,10 @@ class LedgerClient:
         return AccountBalance(balance, max(0, min(balance, figures.available_micros)))
 
     def short(self, answer: SpendingReply, micros: int) -> Short:
-        """What is missing, of what sessions have left by now and not of what is settled."""
+        """What is missing after the sessions' burn until now.
+
+        Settled amounts alone would leave out that burn.
+        """
         assert answer.figures is not None
         assert answer.status in ("short", "held")
         balance = credits_micros(answer.figures, self.clock.now())
@@ -162,5 +165,5 @@ class LedgerClient:
 
 
 def unanswered() -> ServiceError:
-    """The error if Redis did not answer: the request may have been carried out."""
+    """The error if Redis did not answer; the request may be done."""
     return ServiceError("the store of credits does not answer; ask again with the same key")

@@ -45,11 +45,11 @@ class Adjustments(LedgerClient):
         reason: str,
         month: str | None = None,
     ) -> Adjusted:
-        """Adds minutes to a user's month, or takes them away, once for each ``entry_id``.
+        """Adds minutes to a user's month, once for each ``entry_id``.
 
-        ``month`` is named by its first day; default is the current month in the organisation's time
-        zone. Raises ``BadMessageError`` if more is taken away than was used, and ``ServiceError``
-        if Postgres does not answer.
+        Negative minutes take away. ``month`` is named by its first day; default is the current
+        month in the organisation's time zone. Raises ``BadMessageError`` if more is taken away than
+        was used, and ``ServiceError`` if Postgres does not answer.
         """
         try:
             if month is None:

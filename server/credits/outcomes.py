@@ -72,7 +72,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """The operation was charged, and the rest of the hold is given back."""
+    """The operation was charged, and the hold's rest is given back."""
 
     hold_id: str
     entry_id: str
@@ -123,7 +123,7 @@ class CanPerform(NamedTuple):
 
 
 def credits_micros(figures: AccountFigures, now_ms: int) -> int:
-    """An account's balance at an instant; below 0 only for a real debt."""
+    """An account's balance at an instant; negative only for a real debt."""
     projection = AccountProjection("", "")
     projection.replace(
         figures.version, figures.gross_micros, figures.reserved_micros, figures.lines

@@ -33,12 +33,12 @@ class Spends(Grants):
         monthly_limit: int | UnsetType | None = UNSET,
         succeeded: bool = True,
     ) -> Spent | Short | Limited:
-        """Takes credits at once, with or without an operation, once for each ``entry_id``.
+        """Takes credits at once, once for each ``entry_id``.
 
-        The operation's monthly limit is that of the organisation's tier in the rate card, unless
-        ``monthly_limit`` is given (None: no limit). An operation that did not succeed is recorded,
-        costs nothing and counts in no month. Raises ``ServiceError`` if the spend may or may not
-        have been made: repeat the request with the same id.
+        The spend may name an operation. The operation's monthly limit is that of the organisation's
+        tier in the rate card, unless ``monthly_limit`` is given (None: no limit). An operation that
+        did not succeed is recorded, costs nothing and counts in no month. Raises ``ServiceError``
+        if the spend may or may not have been made: repeat the request with the same id.
         """
         before = await self.before(account, entry_id)
         if before.spent_micros is not None:
@@ -108,7 +108,7 @@ class Spends(Grants):
         return Spent(entry_id, *taken, *balance, repeated)
 
     async def can_perform(self, account: AccountName, operation: str) -> CanPerform:
-        """Whether an operation of the rate card could be done now; promises nothing.
+        """Whether a rate card's operation could be done now; no promise.
 
         Credits that sessions merely hold do not prevent it. Raises ``BadMessageError`` for an
         operation that the card does not have.

@@ -73,7 +73,7 @@ class Connection:
 
     @property
     def _turn_owner(self) -> Hashable:
-        """The owner of the turns for this socket's work: its account, before that its address."""
+        """The owner of this socket's turns: its account, before that its address."""
         return self.account or self.principal or self.address
 
     # --- The socket's life -----------------------------------------------------------
@@ -130,7 +130,7 @@ class Connection:
             await self._answer(request)
 
     async def _close(self, code: int) -> None:
-        """Leaves the sessions of a socket that is gone, as of its last proof of life.
+        """Leaves the sessions of a closed socket, as of its last proof.
 
         If the client closed the socket, it took leave of its sessions.
         """
@@ -161,7 +161,7 @@ class Connection:
         )
 
     def _alive(self) -> None:
-        """Notes a proof of life: a pong, a message or the peer's close came in."""
+        """Notes a proof of life: a pong, message or peer's close."""
         now_ms = self.process.clock.now()
         self.alive_at = max(self.alive_at, self.process.stall_detector.proof_at(now_ms))
         for local in list(self.local_sessions.values()):
@@ -194,7 +194,7 @@ class Connection:
         return self.socket.push_tick(frame)
 
     def probe(self) -> None:
-        """Asks the peer for a proof of life; a little later if it was asked a moment ago.
+        """Asks the peer for a proof of life, after a minimum spacing.
 
         One pong is a proof for all sessions of the socket, so few pings serve many sessions.
         """
@@ -212,7 +212,7 @@ class Connection:
         self.socket.ping_now()
 
     def farewell(self, at_ms: int) -> None:
-        """Does nothing: the user left over another socket, and this one proves its own life."""
+        """Does nothing: each socket proves its own life."""
 
     def left(self, local: LocalSession) -> None:
         """Forgets a session that this socket takes no part in any more."""
@@ -308,7 +308,7 @@ class Connection:
             self._welcome(request.id)
 
     async def _principal_of(self, request: messages.Auth | messages.Refresh) -> Principal | None:
-        """The principal of a token; None if the socket was closed because of the token."""
+        """The principal of a token; None if the socket was closed."""
         try:
             principal = await self.process.bad_guesses.counted(
                 self.address, self.process.authenticator, request.token
@@ -407,7 +407,7 @@ class Connection:
         self.process.registry.request(local, event, PendingRequest(self, request.id))
 
     def _told(self, account: Account, message: dict[str, Any]) -> None:
-        """Sends changes of the account's credits that are not the time of sessions."""
+        """Sends changes of credits other than the time of sessions."""
         credit = message.get("credit")
         if credit is not None:
             micros = account.projection.credits_micros(self.process.clock.now())
@@ -424,7 +424,7 @@ class Connection:
 
 
 def _id_of(text: str | None) -> int | None:
-    """The id of a request that is not carried out, if it can be read."""
+    """The id of a refused request, if it can be read."""
     try:
         return None if text is None else decode(text).id
     except BadMessageError as error:

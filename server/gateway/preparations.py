@@ -59,11 +59,11 @@ async def _confirm(process: Process, prepared: SessionPrepared) -> None:
 async def basis_of_start(
     process: Process, tenant: str, session_id: str, user_id: str
 ) -> tuple[StartBasis, SessionRow | None]:
-    """The data from which a start is decided: Redis's epoch, and the session's row.
+    """The basis of a start, and the session's row.
 
-    The row, if there is one, is a preparation or an earlier state of the session. Raises
-    ``forbidden`` for another user's preparation and one that has expired, ``unavailable``, and
-    ``UnavailableError`` if Postgres does not answer.
+    The basis is Redis's epoch and the preparation, if any. The row is the session's record: mostly
+    a preparation, or None. Raises ``forbidden`` for another user's preparation and one that has
+    expired, ``unavailable``, and ``UnavailableError`` if Postgres does not answer.
     """
     # Redis remembers the end of a session until Postgres has it, but no longer than a day. If the
     # session started again after that, its new minutes would count as the recorded ones.

@@ -63,7 +63,7 @@ async def join_or_start(
 async def identity_of(
     process: Process, principal: Principal, request: messages.Start
 ) -> tuple[Identity, StartBasis]:
-    """The identity of a session that is not in Redis, and the basis of its start.
+    """The identity of a new session, and the basis of its start.
 
     The request and the record decide both. A session that a backend prepared has terms of its own,
     which the browser cannot change. Raises ``session_ended``, ``forbidden``, ``unknown_kind``,

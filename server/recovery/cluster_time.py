@@ -1,4 +1,4 @@
-"""How a process that starts takes cluster time over from the live processes."""
+"""A starting process takes cluster time over from the live ones."""
 
 import asyncio
 
@@ -67,7 +67,7 @@ async def take_over_time(clock: ClusterClock, live: Live) -> None:
 
 
 def _set_without_beat(clock: ClusterClock, view: ClusterView, best: Sample, newest: Sample) -> None:
-    """Sets the clock by the last beat that Redis has, or by Redis alone."""
+    """Sets the clock by the last beat in Redis, or Redis alone."""
     left_at = max([view.beaten_at, *view.nodes.values()]) if view.nodes else 0
     ahead_ms = _ahead_at_last_beat(view)
     if (
@@ -84,7 +84,7 @@ def _set_without_beat(clock: ClusterClock, view: ClusterView, best: Sample, newe
 
 
 def _ahead_at_last_beat(view: ClusterView) -> float:
-    """How far the clock of Redis was ahead of cluster time at the last beat, in milliseconds."""
+    """How far (ms) Redis was ahead of cluster time at last beat."""
     if 0 < view.beaten_redis_ms - view.believed_redis_ms <= LATE_MS:
         return view.believed_redis_ms - view.beaten_at
     return view.beaten_redis_ms - view.beaten_at

@@ -1,4 +1,4 @@
-"""Health of the parts that a process needs, measured at most once a second.
+"""Health of Redis and Postgres, measured at most once a second.
 
 ``/readyz`` and ``/metrics`` take no token, and one measurement costs two Redis commands for each
 partition. Requests that arrive together wait for one measurement, and requests of the next second
@@ -30,11 +30,11 @@ class Measured(Protocol):
         """Whether Redis answers now."""
 
     async def outbox(self) -> tuple[int, int]:
-        """Number of entries that wait for Postgres, and the age of the oldest in ms."""
+        """Number of entries that wait for Postgres; the oldest's age (ms)."""
 
 
 class EngineReadings(NamedTuple):
-    """One measurement: Redis and Postgres up, entries of the outbox, age of the oldest."""
+    """One measurement of Redis, Postgres and the outbox."""
 
     redis_up: bool
     postgres_up: bool
@@ -53,7 +53,7 @@ class EngineHealth:
         self._looking: asyncio.Task[EngineReadings] | None = None
 
     async def look(self) -> EngineReadings:
-        """The last measurement if it is at most a second old, otherwise a new one."""
+        """The last measurement, at most a second old, otherwise a new one."""
         age_s = self.now_s() - self._looked_at
         if self._last is not None and age_s * 1000 < server_limits.ENGINE_HEALTH_KEPT_MS:
             return self._last
@@ -90,7 +90,7 @@ class EngineHealth:
         return self._last
 
     async def _count_sessions(self) -> None:
-        """Sets the gauges of the sessions here, in parts, so that other work has its turn."""
+        """Sets the gauges of sessions; other work has its turn meanwhile."""
         registry, metrics = self.process.registry, self.process.metrics
         counts: Counter[tuple[str, str]] = Counter()
         for number, local in enumerate(registry, 1):

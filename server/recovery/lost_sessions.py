@@ -156,7 +156,7 @@ def ended_of(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> SessionEnde
 
 
 def session_of(identity: Identity, ended: SessionEnded) -> SessionState:
-    """The session with that end, older than any version that a process may still know."""
+    """The session with that end, older than any process's version."""
     if ended.terms.free_scope == "pair":
         key = free_key(ended.terms, ended.user_id, ended.counterpart_id, "")
         identity = msgspec.structs.replace(identity, free_key=key)

@@ -34,7 +34,7 @@ others may have been unable to beat just as long."""
 
 
 class Membership:
-    """The heartbeat of a process, and what it knows of the others' heartbeats."""
+    """The heartbeat of a process, and its knowledge of the others."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Membership:
         self._polling: asyncio.Task[dict[str, int]] | None = None
 
     async def start(self) -> None:
-        """Sets the clock; then beats once a second, and once for each process that asks."""
+        """Sets the clock; then beats every second, and when asked."""
         await take_over_time(self.clock, self.live)
         await self.orphans.registry.accounts.channels.subscribe(LOOK_CHANNEL, self._asked)
         await self.beat()
@@ -87,7 +87,10 @@ class Membership:
         return bool([name async for name in self.live.sessions_of_node(self.live.node)])
 
     def _asked(self, _: object) -> None:
-        """Sends a beat, because a process has started or the connection to Redis was lost."""
+        """Sends a beat at once.
+
+        A process has started, or the connection to Redis was lost.
+        """
         if self._answering is None or self._answering.done():
             self._answering = asyncio.create_task(self._answer())
 
@@ -117,7 +120,7 @@ class Membership:
         self.nodes = nodes
 
     async def missing(self, nodes: frozenset[str]) -> dict[str, int]:
-        """Those of ``nodes`` that do not live, with their last proofs of life.
+        """The dead of ``nodes``, with their last proofs of life.
 
         A process that proved its life lately may have died since. So all are asked, and have
         ``MEMBER_POLL_MS`` to prove it again. Raises ``LiveError``.
@@ -152,7 +155,7 @@ class Membership:
         return await asyncio.shield(self._polling)
 
     def _silent(self, silent_ms: int) -> dict[str, int]:
-        """The other processes without a proof of life for ``silent_ms``, with their last one."""
+        """The others that were silent for ``silent_ms``, with their last proofs."""
         since = self.clock.now() - silent_ms
         return {
             node: alive_at

@@ -61,7 +61,7 @@ class Orphans:
                 local.drain()
 
     async def reconcile(self) -> None:
-        """Looks after sessions for which this process is noted and has no socket.
+        """Looks after sessions that Redis lists here without a socket.
 
         Redis may carry out a command after this process has given up on it, when Redis is slow.
         Then a session has started that no client wants any more, or this process is noted where its
@@ -77,7 +77,7 @@ class Orphans:
         await for_each("reconcile", names, look)
 
     async def detach_dead(self, found: FoundSession) -> None:
-        """Detaches the dead processes of a session that a socket is about to join.
+        """Detaches a session's dead processes before a socket joins it.
 
         Their sockets count as gone since the last proof of life of any of them, so that the user
         does not pay for the time after.
@@ -102,7 +102,7 @@ class Orphans:
         return {node: at for node, at in self.suspected.items() if node in nodes}
 
     async def _lose(self, local: LocalSession, node: str, alive_at: int) -> None:
-        """Suspends a session in the name of the dead process that had its last socket."""
+        """Suspends a session in the name of its last, dead process."""
         identity, phase = local.meter.session.identity, local.meter.session.standing.phase
         if after(phase, Event.LOST) is None:
             # The socket came back to that process, which died before it could record this.

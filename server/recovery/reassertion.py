@@ -53,7 +53,7 @@ EXPECTED = (ProtocolError, LiveError, RedisError)
 
 
 class Recovery:
-    """Puts back what Redis has lost, as far as one process knows it."""
+    """Puts back what Redis lost and this process knows."""
 
     def __init__(
         self, registry: SessionRegistry, loader: Loader, records: Records, clock: Clock
@@ -98,7 +98,7 @@ class Recovery:
         loader.incomplete = self._suspect_record_loss
 
     async def begin(self) -> None:
-        """Begins the epochs of a deployment whose other processes have nothing to put back.
+        """Begins the epochs if no other process has anything to restore.
 
         If Postgres knows of a live session, the process that has it gets the time to do so.
         """
@@ -155,7 +155,7 @@ class Recovery:
         await self.restoring.over(ended)
 
     def _doubt(self, behind: set[int] | None) -> Iterator[None]:
-        """Reads again the accounts of partitions that lack their last writes; None: of all."""
+        """Reads accounts again whose partitions are ``behind``; None: all accounts."""
         for account in self.registry.accounts:
             partition = self.registry.live.keys.partition(account.projection.tenant)
             if behind is None or partition in behind:
@@ -163,18 +163,18 @@ class Recovery:
                 yield
 
     def _is_another(self, histories: Mapping[object, bytes | None]) -> bool:
-        """Whether a Redis has a new history of writes; without an answer it has not."""
+        """Whether a Redis that answered has a new history of writes."""
         known = self._histories
         self._histories = {place: one or known.get(place) for place, one in histories.items()}
         return bool(known) and not set(self._histories.values()) <= {*known.values(), None}
 
     def suspect_loss(self) -> None:
-        """Asserts everything, because another Redis may answer; it mostly knows all of it."""
+        """Asserts everything: another Redis may answer; mostly it knows all."""
         self._lose(self._partitions() | {WATCHED_PARTITION})
         self._work()
 
     def _suspect_record_loss(self) -> None:
-        """Notes that Redis may lack what Postgres has known for a short while."""
+        """Notes that Redis may lack young rows of Postgres."""
         if self._record_due_at is None:
             self._record_due_at = self.clock.now()
 
@@ -257,7 +257,7 @@ class Recovery:
         self._conclude(partitions, new, learnt, failed)
 
     async def _bring_record(self, due_at: int) -> bool:
-        """Completes Postgres and Redis from all that is known; False: Postgres is away."""
+        """Completes Postgres, then Redis; False: Postgres does not answer."""
         known = [local.meter.session for local in self.registry if _runs(local)]
         for partition in self.unflushed.partitions:
             ended = self.unflushed.ended(partition)
@@ -288,7 +288,7 @@ class Recovery:
             self._lost_sessions_at = now_ms + storage_limits.LOST_SESSIONS_AFTER_MS
 
     async def _write_down(self, partition: int) -> None:
-        """Writes to Postgres the entries that it may lack, or appends them to the outbox again."""
+        """Writes unflushed entries to Postgres, or to the outbox again."""
         entries = [kept for kept in self.unflushed.entries(partition) if kept.written_at is None]
         away = False
         for first in range(0, len(entries), storage_limits.ASSERTIONS_PER_BATCH):
@@ -305,7 +305,7 @@ class Recovery:
                     kept.written_at = self.clock.now()
 
     async def _replay(self, partition: int, batch: list[UnflushedEntry]) -> None:
-        """Appends entries again, for the flusher to write or to sort out if Postgres refuses."""
+        """Appends entries again: the flusher writes them or sorts them out."""
         ids = await self.restoring.replay(
             partition, [(kept.entry_id, kept.whole) for kept in batch]
         )
@@ -438,9 +438,10 @@ class Recovery:
 
 
 def _runs(local: LocalSession) -> bool:
-    """Whether this process asserts a session: it has sockets of it, or looks after its end.
+    """Whether this process has to assert a session.
 
-    A process with observers only leaves that to the processes with sockets.
+    It has sockets of the session, or looks after its end. A process with observers only leaves that
+    to the processes with sockets.
     """
     meter = local.meter
     standing = meter.session.standing

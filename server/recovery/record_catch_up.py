@@ -1,4 +1,4 @@
-"""Brings to Redis what Postgres has, after Redis has lost its last writes.
+"""Brings Postgres's young rows to a Redis that lost its last writes.
 
 Postgres knows everything that was acknowledged except the time of sessions: entries of ledgers,
 holds, the number of operations done, corrections of months, and limits. A replica that takes over
@@ -51,7 +51,7 @@ class RecordCatchUp:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to check if the holds that wait can be brought."""
+        """Whether the holds that wait are due for another check."""
         return bool(self._put_off) and self.clock.now() >= self._put_off_until
 
     async def bring(self, suspected_at: int) -> bool:
@@ -77,7 +77,7 @@ class RecordCatchUp:
         return True
 
     async def bring_put_off(self) -> None:
-        """Brings the holds that waited, for partitions whose record is complete by now.
+        """Brings the waiting holds of partitions whose record is complete.
 
         What Postgres has of these holds is right then, however old it is. Raises ``LiveError``; the
         call may be repeated.
@@ -93,9 +93,10 @@ class RecordCatchUp:
         self._put_off = {at: after for at, after in self._put_off.items() if at not in ready}
 
     async def _behind(self) -> set[int]:
-        """The partitions in which Redis may have forgotten a hold's end before Postgres has it.
+        """The partitions whose record may lack ends of holds.
 
-        The outboxes are read before Postgres, so that nothing is missing.
+        Redis may have forgotten such an end before Postgres has it. The outboxes are read before
+        Postgres, so that nothing is missing.
         """
         self._put_off_until = self.clock.now() + server_limits.RECORD_BEHIND_INTERVAL_MS
         return await self.loader.behind(storage_limits.HOLD_KEPT_MS)
@@ -187,7 +188,7 @@ class RecordCatchUp:
         await for_each("adjustment", found, adjust)
 
     async def _bring_limits(self, found: Iterable[LimitChange]) -> None:
-        """Brings back limits of months, and whether an organisation may exceed its limit."""
+        """Brings back limits of months, and permission for overage."""
 
         async def apply(change: LimitChange) -> None:
             if await self.restoring.has_limit(change):

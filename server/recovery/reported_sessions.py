@@ -1,4 +1,4 @@
-"""Puts back sessions with reported minutes after Redis has lost some of them.
+"""Puts back reported minutes that Redis has lost.
 
 No process serves such a session, so none asserts it: only Postgres has what a replica lacks. The
 session's next minute would bring it back, but perhaps there is none, and meanwhile others would use
@@ -37,7 +37,7 @@ class ReportedSessions:
         self._reporter = MinuteReporter(loader.live)
 
     async def bring(self) -> int:
-        """Brings the minutes; returns the number of sessions of which Redis lacked some.
+        """Brings the minutes; returns how many sessions lacked some.
 
         Raises ``LiveError`` and ``UnavailableError``. The call may be repeated.
         """
@@ -121,7 +121,7 @@ class ReportedSessions:
 
 
 def with_minute(standing: Standing, minute_at: int, seconds: int) -> Standing:
-    """The standing of a session after one more minute that its client counted."""
+    """The standing after one more minute that the client counted."""
     elapsed_ms = standing.minutes_kept * MINUTE_MS + seconds * 1000
     return replace(
         standing,
@@ -142,7 +142,10 @@ def with_minutes(standing: Standing, minutes: tuple[SessionMinute, ...]) -> Stan
 
 
 def _stands(session: SessionState) -> bool:
-    """Whether only the client counts: no socket meters the session, and it has not ended."""
+    """Whether no socket meters the session, and it has not ended.
+
+    Only then its client counts.
+    """
     identity, standing = session.identity, session.standing
     is_whole = standing.settled_ms <= standing.minutes_kept * MINUTE_MS
     return identity.is_reported and standing.phase is Phase.PAUSED and is_whole

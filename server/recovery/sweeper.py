@@ -40,7 +40,7 @@ class Sweeper:
         self._reconcile_due = False
 
     def sweep_if_due(self, *, reconcile: bool = False) -> None:
-        """Begins a sweep if anything is due, unless one is under way already."""
+        """Begins a sweep if one is due and none is running."""
         registry = self.orphans.registry
         self._reconcile_due = self._reconcile_due or reconcile or registry.reconcile_due
         registry.reconcile_due = False
@@ -50,7 +50,7 @@ class Sweeper:
             self.task = asyncio.create_task(self._look_after_the_dead())
 
     async def _look_after_the_dead(self) -> None:
-        """Sweeps every dead process; a failure is tried again after the next beat."""
+        """Sweeps every dead process; failures are retried after the next beat."""
         for node, alive_at in self._dead().items():
             self.graces_due = True
             with alone("sweep"):
@@ -66,7 +66,7 @@ class Sweeper:
             self._reconcile_due = self._reconcile_due or not is_done
 
     async def sweep(self, node: str, alive_at: int) -> bool:
-        """Detaches the sockets of a dead process as of its last proof of life.
+        """Detaches a dead process's sockets as of its last proof.
 
         Returns False if a session could not be looked after yet: the process stays in the list.
         """
@@ -77,7 +77,7 @@ class Sweeper:
         return done
 
     async def adopt_graces(self) -> bool:
-        """Looks after sessions whose grace runs, in case the process that began it is dead.
+        """Looks after running graces whose process may be dead.
 
         Returns False if one of them could not be looked after yet.
         """

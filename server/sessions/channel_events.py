@@ -1,4 +1,4 @@
-"""Channel events: what local sessions hear over Pub/Sub, and what concerns many of them.
+"""Channel events: what local sessions hear of other processes over Pub/Sub.
 
 A session hears of other processes' steps on its account's channel, and of changed limits on its
 tenant's channel. An event that concerns many sessions reaches a bounded number of them in each turn
@@ -41,7 +41,7 @@ class ChannelEvents:
         """Changes of limits whose refresh is under way, or ended a moment ago."""
 
     def received(self, account: Account, message: dict[str, Any]) -> None:
-        """Handles a message on an account's channel, from any process, also this one."""
+        """Handles a message on an account's channel, from any process."""
         if message.keys() & {"farewell", "prove", "proven"}:
             self._told_of_proof(account.projection.tenant, message)
             return
@@ -89,7 +89,7 @@ class ChannelEvents:
             local.drain()
 
     def _look_at_all(self, account: Account) -> Iterator[None]:
-        """Lets every session of an account handle new events, one session in each unit.
+        """Lets each session of an account handle new events, unit by unit.
 
         This ends when no session has anything left to handle. A message that arrives meanwhile
         reaches the sessions that are still to come; the others are visited once more.
@@ -139,7 +139,10 @@ class ChannelEvents:
                 yield
 
     def _told_of_proof(self, tenant: str, message: dict[str, Any]) -> None:
-        """Handles a message about proofs of life; it changes no figure of the account."""
+        """Handles a message about proofs of life.
+
+        Such a message changes no figure of the account.
+        """
         if message.get("node") == self.registry.node:
             return  # its own question, or answer
         for told in ("farewell", "prove", "proven"):
@@ -284,12 +287,12 @@ def _is_only_observed(local: LocalSession) -> bool:
 
 
 def _misses(local: LocalSession, message: dict[str, Any]) -> bool:
-    """Whether a message shows that this process missed an earlier message of the session."""
+    """Whether this process missed an earlier message of the session."""
     return bool(message.get("moved")) and local.meter.misses(remote_step_of(message))
 
 
 def _is_own(local: LocalSession, remote: RemoteStep, node: str) -> bool:
-    """Whether a remote step is the one that the local session has asked for.
+    """Whether a remote step is the local session's own pending one.
 
     The reply to that step is on its way, and names the request that it answers.
     """

@@ -1,4 +1,4 @@
-"""A local session: one session on this process, with its meter, sockets and timers.
+"""A local session: one session's meter, sockets and timers on this process.
 
 The local session is the meter's shell, in the manner of sans-I/O libraries. After every call of the
 meter, ``drain`` carries out the meter's effects and arms the meter's one timer anew.
@@ -61,10 +61,10 @@ class SessionOwner(Protocol):
         """Takes over the account's figures after a step of this session."""
 
     def look_at_holders(self, local: "LocalSession") -> None:
-        """Checks whether the recalled holders of what the last grant lacks have answered."""
+        """Checks whether the recalled holders of a counter have answered."""
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
-        """Asks the processes that have the session's sockets for a proof of life.
+        """Asks the session's other processes for a proof of life.
 
         ``came_at``: a socket joined here at that instant. Then the other processes also report
         their newest proof of life.
@@ -147,7 +147,7 @@ class LocalSession:
     # --- Steps ---------------------------------------------------------------------
 
     def free_day(self) -> tuple[int, int] | None:
-        """The day of the session's start, as (begin, end), if free time is a day's."""
+        """The day of the start, as (begin, end), for daily free time."""
         identity = self.meter.session.identity
         if identity.terms.free_scope != "day":
             return None
@@ -175,7 +175,7 @@ class LocalSession:
             self._holders = self.owner.timers.deadline(at, self._ask_holders, self.account)
 
     def _keep(self, step: Step, reply: Reply, entry_id: str) -> None:
-        """Keeps the records of this step, or of an earlier one whose reply was lost."""
+        """Keeps the records of this step, or of an earlier unanswered one."""
         unheard, self._unheard = self._unheard, ()
         session = reply.session
         if session is None:
@@ -190,7 +190,7 @@ class LocalSession:
                     break
 
     def _is_ours(self, reply: Reply, step: Step) -> bool:
-        """Whether a session that already existed at its start has the same user."""
+        """Whether a session that was found at its start is this user's."""
         assert reply.session is not None
         found, wanted = reply.session.identity, step.before.identity
         if step.before.standing.version or found.user_id == wanted.user_id:
@@ -261,7 +261,7 @@ class LocalSession:
         return self._held_until > 0
 
     def freed(self) -> None:
-        """Tries a waiting step again, because a session gave back what it held."""
+        """Tries a waiting step again after a session gave something back."""
         if self._held_until and self._retry is not None:
             self._retry.cancel()
             self._try_again(self.owner.clock.now())
@@ -331,7 +331,7 @@ class LocalSession:
         self.owner.release(self)
 
     def _not_carried_out(self, effect: Effect) -> None:
-        """Fails the request that waits for the effect, or drops a step that cannot be made."""
+        """Fails the effect's request, or drops a step that cannot be made."""
         if isinstance(effect, Ask):
             self._retry = self.owner.timers.deadline(
                 self.owner.clock.now(), self._not_asked, self.account

@@ -1,4 +1,4 @@
-"""The sockets of a session, and the requests that wait for an answer.
+"""Subscribers of a session, and requests that wait for an answer.
 
 A pending request is a token of the meter: the meter returns it with the answer.
 """
@@ -43,7 +43,7 @@ class Subscriber(Protocol):
 
 
 class PendingRequest(msgspec.Struct, frozen=True, eq=False):
-    """A request that waits for its answer: the token that the meter returns."""
+    """A request that waits for its answer; a token of the meter."""
 
     subscriber: Subscriber | None
     request_id: int | None
@@ -62,14 +62,14 @@ class ErrorCallback(Protocol):
 
 
 class AnswerCallback(Protocol):
-    """Takes the answer to a request that did not come over a socket."""
+    """Takes the answer to a request that came without a socket."""
 
     def __call__(self, message: messages.ServerMessage | bytes) -> None:
         """The request was done."""
 
 
 def refusal(limit: str | None) -> ProtocolError:
-    """The error for a request that ``limit`` refuses (None: the session has ended)."""
+    """The error for a request that ``limit`` refuses; None: session ended."""
     if limit is None:
         return RefusedError(ErrorCode.SESSION_ENDED, "the session has ended")
     return RefusedError(ErrorCode.LIMIT_REACHED, f"the limit is used up: {limit}", limit=limit)

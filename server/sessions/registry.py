@@ -1,4 +1,4 @@
-"""The session registry: starts, joins, watches and leaves the sessions of this process.
+"""The session registry: starts, joins, watches and leaves sessions.
 
 Any number of processes may serve a session: each on which the session has a socket. Joining reads
 the session from Redis and makes a meter for it here. From then on this process knows by itself what
@@ -66,7 +66,7 @@ class SessionRegistry(SessionTable):
         tick_ms: int | None = None,
         last_seq: int | None = None,
     ) -> LocalSession | None:
-        """Joins a session that has started; returns None if the id is unknown.
+        """Joins a started session; returns None if the id is unknown.
 
         Answers the request with the snapshot, which contains the notices after ``last_seq`` that
         the client missed. Raises ``forbidden`` for another user's session, ``session_ended``, and
@@ -112,7 +112,7 @@ class SessionRegistry(SessionTable):
             return local
 
     async def _attached(self, tenant: str, session_id: str, **how: Any) -> FoundSession | None:
-        """The session as Redis has it, after a restore if it ended here.
+        """The session in Redis, restored first if it ended here.
 
         Redis may have come back with an older copy of a session that ended here, or without it. A
         socket that joined the older copy would go on with it, so the end is put back first.
@@ -146,7 +146,7 @@ class SessionRegistry(SessionTable):
     async def _show_ended(
         self, found: FoundSession, pending: PendingRequest, last_seq: int | None
     ) -> LocalSession:
-        """Shows an ended session to a client that has not seen the end.
+        """Shows an ended session to a client that missed the end.
 
         A stop is never lost to a dropped connection: a client that comes back gets the ended
         session, with the notice of the stop among the missed ones. A client that missed nothing
@@ -192,7 +192,7 @@ class SessionRegistry(SessionTable):
         return local
 
     async def _depart(self, session: SessionState) -> None:
-        """Detaches this process from a session after its socket could not be added."""
+        """Detaches this process from a session whose socket was not added."""
         local = self.local_sessions.get(session.key)
         if local is None or not local.meter.sockets:
             identity, is_off = session.identity, False
@@ -207,7 +207,7 @@ class SessionRegistry(SessionTable):
             self.release(local)
 
     def _answer_join(self, local: LocalSession, pending: PendingRequest) -> None:
-        """Answers a join at once, or with the reply to the step that it needs."""
+        """Answers a join at once, or after the step that it needs."""
         if not local.meter.entitle(pending):
             local.show(pending)
         local.drain()

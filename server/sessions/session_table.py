@@ -1,4 +1,4 @@
-"""The table of local sessions of a process: how they are set up and cleared.
+"""The local sessions of a process: how they are made and cleared.
 
 ``server.sessions.registry`` joins and leaves sessions; ``server.sessions.channel_events`` decides
 what a local session hears of other processes. A local session needs its account, its tenant's
@@ -131,7 +131,7 @@ class SessionTable:
             await self.live.leave(identity.tenant, identity.session_id, self.node)
 
     def _list(self, local: LocalSession, *, listed: bool) -> None:
-        """Lists a local session under its account and its tenant, or removes it there."""
+        """Lists a local session by account and tenant, or removes it."""
         identity = local.meter.session.identity
         if listed:
             local.account.local_sessions[identity.session_id] = local
@@ -163,7 +163,7 @@ class SessionTable:
             self.unflushed.keep(partition, entry_id, step.records, session, step.notices)
 
     def changed(self, local: LocalSession, outcome: StepOutcome) -> None:
-        """Applies the account's figures after a step of this process to the projection."""
+        """Updates the account's projection after a step of this process."""
         assert outcome.change is not None
         assert outcome.reply is not None
         session = outcome.reply.session
@@ -174,7 +174,7 @@ class SessionTable:
         self.accounts.changed(local.account, outcome.change, session_id, line)
 
     async def local_session_of(self, session: SessionState) -> LocalSession:
-        """The local session of a session, set up if there is none yet.
+        """The local session of a session, made if there is none.
 
         Setting it up opens its account, its calendar and its counters.
         """
@@ -208,7 +208,10 @@ class SessionTable:
         return local
 
     async def _free_left(self, identity: Identity, local: LocalSession) -> int:
-        """What is left of a shared allowance, in ms; the step that takes it checks it again."""
+        """What is left of a shared allowance, in ms.
+
+        The step that takes the allowance checks it again.
+        """
         used_ms = await self.live.free_used(identity)
         if used_ms is None:
             await self.loader.free_time(identity, local.free_day())
@@ -216,7 +219,7 @@ class SessionTable:
         return max(0, identity.terms.free_ms - used_ms)
 
     def ask_elsewhere(self, identity: Identity, came_at: int | None = None) -> None:
-        """Asks the processes that have the session's sockets for a proof of life.
+        """Asks the session's other processes for a proof of life.
 
         ``came_at``: a socket joined here at that instant. Then the other processes also report
         their newest proof of life.

@@ -49,13 +49,13 @@ class StepSource(Protocol):
     """Attempts in a row without an answer."""
 
     def free_day(self) -> tuple[int, int] | None:
-        """The day of the session's start, as (begin, end), if free time is a day's."""
+        """The day of the start, as (begin, end), for daily free time."""
 
     def answered(self, step: Step, outcome: StepOutcome) -> None:
         """Takes the reply: the step was made, or it was not."""
 
     def unanswered(self, error: ProtocolError, *, made: bool | None) -> None:
-        """Takes an error: the step was not made (False), or that is unknown (None)."""
+        """Takes an error; ``made``: False, or None if that is unknown."""
 
 
 class StepPipeline:
@@ -86,7 +86,7 @@ class StepPipeline:
         """Response time of each shard: one entry for each master."""
 
     def response_ms(self, tenant: str) -> int:
-        """Time within which nearly every reply to a tenant's steps arrives, in ms."""
+        """Time within which nearly every reply to a tenant arrives (ms)."""
         found = self._response_times.get(self.live.shard(tenant))
         return 0 if found is None else found.bound_ms
 
@@ -179,7 +179,7 @@ class StepPipeline:
         behind: list[tuple[StepSource, Step]],
         error: LiveError,
     ) -> None:
-        """Fails a batch that Redis did not answer, and the steps that wait behind it.
+        """Fails an unanswered batch and the steps that wait behind it.
 
         The steps behind fail now, not after another timeout.
         """
@@ -212,7 +212,7 @@ class StepPipeline:
             _tell_unanswered(source, _no_answer(), made=None)
 
     async def _are_holders_silent(self, identity: Identity, limit: str | None) -> bool:
-        """Whether a session on the same counter still holds more than it needs.
+        """Whether a session on the counter still holds more than it needs.
 
         Such a session has been recalled long enough ago to have answered. ``limit`` is ``credits``
         or a month's limit. Raises ``LiveError``.

@@ -1,4 +1,4 @@
-"""Ticks of a session: their pace for each socket, and the proof of life that they need.
+"""Ticks of a session: their pace, and the proof they need.
 
 A tick is service, and service is billed up to the last proof of life. So a tick goes out only while
 the newest proof is fresh (``MeterState.fresh_until``). At first the client must answer a ping
@@ -42,7 +42,7 @@ NO_OBSERVERS: Final[Mapping[Any, bool]] = {}
 
 
 class TickGroup:
-    """The subscribers of a local session that get their ticks at the same pace."""
+    """The subscribers of a local session with the same tick pace."""
 
     __slots__ = (
         "every_ms",
@@ -96,10 +96,7 @@ class TickGroup:
             service.await_proof(now_ms)
 
     def _wait(self, elapsed_ms: int, now_ms: int) -> None:
-        """Arms the timer again, because too little time was counted since the last tick.
-
-        That tick may also have been a join.
-        """
+        """Arms the timer again, too soon after a tick or join."""
         # Counted time may have gone back: time that was not proven is not counted.
         self.next_ms = min(self.next_ms, elapsed_ms + self.spacing_ms)
         wait_ms = -(-(self.next_ms - elapsed_ms) // self.service.speed)
@@ -108,12 +105,12 @@ class TickGroup:
         self.timer = self.service.owner.timers.tick(due_at, self._fire)
 
     def push_owed(self, now_ms: int) -> None:
-        """Sends the tick that has waited for a proof of life, with the figures of now."""
+        """Sends the tick that waited for a proof, with current figures."""
         if self.owed:
             self._push(now_ms)
 
     def _push(self, now_ms: int) -> None:
-        """Sends a tick, and asks for a proof of life if the next tick needs one.
+        """Sends a tick, and asks for the next tick's proof if needed.
 
         If no proof lasts until the next tick, that tick waits for its own proof.
         """
@@ -140,7 +137,7 @@ class TickGroup:
 
 
 class TickService:
-    """The sockets of a session on this process, their ticks and their proofs of life.
+    """The sockets of a local session, their ticks and proofs of life.
 
     The service is a part of its local session.
     """
@@ -204,7 +201,7 @@ class TickService:
         return [subscriber for group in self.groups for subscriber in group.subscribers]
 
     def add(self, subscriber: Subscriber, tick_ms: int, *, passive: bool) -> None:
-        """Adds a socket, or changes the pace of a socket that is here already."""
+        """Adds a socket, or changes the pace of one already here."""
         newcomers = self._newcomers
         if self.meter.is_in_doubt and not passive and not self._keeps(subscriber):
             newcomers |= {subscriber}
@@ -251,7 +248,7 @@ class TickService:
     # --- What is proven ----------------------------------------------------------------
 
     def alive(self, at_ms: int, now_ms: int, subscriber: Subscriber | None = None) -> None:
-        """Takes a proof of life of one of the sockets, as of ``at_ms``."""
+        """Takes a socket's proof of life, as of ``at_ms``."""
         self.confirm(subscriber, at_ms, now_ms)
         if self.meter.alive(at_ms, now_ms):
             self._drain()
@@ -301,7 +298,7 @@ class TickService:
         self.ask_for_proof(now_ms)
 
     def ask_for_proof(self, now_ms: int) -> None:
-        """Asks the sockets for a proof of life; without any, the processes that have some."""
+        """Asks the sockets, or other processes' sockets, for a proof of life."""
         if self.meter.sockets:
             self.probe()
         elif now_ms >= self._asked_at + server_limits.PROOF_ASKED_MS:
@@ -309,7 +306,7 @@ class TickService:
             self.owner.ask_elsewhere(self.meter.session.identity)
 
     def ask_the_others(self, came_at: int, *, has_others: bool) -> None:
-        """Asks the earlier sockets, here and on other processes, whether they are there.
+        """Asks the earlier sockets, on all processes, whether they are there.
 
         A socket has joined at ``came_at``.
         """
@@ -350,13 +347,13 @@ class TickService:
             self._proven(now_ms)
 
     def probe(self) -> None:
-        """Asks the sockets that keep the session alive for a proof of life."""
+        """Asks the sockets that are not passive for a proof of life."""
         for subscriber in self.subscribers:
             if subscriber not in self.passive:
                 isolated("probe", subscriber.probe, session=self.key)
 
     def _proven(self, now_ms: int) -> None:
-        """Sends the ticks that wait, if the newest proof of life is fresh."""
+        """Sends the waiting ticks if the newest proof is fresh."""
         until_ms = self.fresh_until(now_ms)
         if until_ms < now_ms:
             return  # of before this process stood still, or too old for another reason
@@ -369,7 +366,7 @@ class TickService:
                 group.push_owed(now_ms)
 
     def count_unproven(self) -> None:
-        """Adds to the metrics the service after the last socket's last proof of life.
+        """Counts, in the metrics, service after the last proof of life.
 
         That service is not paid for.
         """

@@ -75,7 +75,7 @@ class UnflushedEntries:
         return (kept for kept in self.entries(partition) if kept.session is not None)
 
     def end_of(self, session: str) -> UnflushedEntry | None:
-        """The entry that ended the session of that key here, while it is kept."""
+        """The kept entry that ended the session of that key here."""
         return self._ends.get(session)
 
     def keep(

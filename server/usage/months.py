@@ -1,4 +1,4 @@
-"""A user's month at this instant: what is used, and which limit decides."""
+"""A user's month now: what is used, and which limit decides."""
 
 import msgspec
 from starlette.requests import Request
@@ -34,7 +34,7 @@ class Months:
         """
 
     async def use(self, tenant: str, user_id: str) -> MonthUse:
-        """The month of a user and the organisation, with what Redis has of it.
+        """The month of a user and the organisation, from both stores.
 
         Postgres has the written records, Redis also those on their way; a counter that is cold in
         Redis is complete in Postgres. So the greater of the two figures is what was used.

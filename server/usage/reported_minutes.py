@@ -58,7 +58,7 @@ log = structlog.get_logger()
 
 
 class MeteredKindError(Exception):
-    """The server meters sessions of this kind, so no client may report their minutes."""
+    """The server meters this kind, so no client may report minutes."""
 
 
 class MinuteReport(msgspec.Struct, frozen=True):
@@ -171,7 +171,7 @@ class ReportedMinutes:
             raise ServiceError("the record of sessions does not answer") from error
 
     async def _whole(self, session: SessionState, reported: MinuteReport) -> _Known | ReportResult:
-        """The session as Redis has it, with recorded minutes that a replica lacks."""
+        """The session in Redis, with recorded minutes that a replica lacks."""
         identity, standing = session.identity, session.standing
         known = _Known(identity, standing, {}, in_redis=True)
         if not identity.is_reported or standing.phase is Phase.ENDED or _is_within_minute(standing):
@@ -351,7 +351,7 @@ class ReportedMinutes:
         task.add_done_callback(self._tasks.discard)
 
     async def _end(self, key: str) -> None:
-        """Ends a session whose grace is over; after a failure, the sweep of graces does it."""
+        """Ends a session whose grace is over; the sweep covers failures."""
         tenant, _, session_id = key.rpartition("/")
         orphans = self.process.membership.orphans
         try:
@@ -378,7 +378,10 @@ def _check_owner(user_id: str, reported: MinuteReport) -> None:
 
 
 def _is_within_minute(standing: Standing) -> bool:
-    """Whether sockets have metered a part of a minute; then the sockets count it further."""
+    """Whether sockets have metered a part of a minute.
+
+    Then the sockets count the rest of that minute, too.
+    """
     is_live = standing.phase is not Phase.ENDED
     return is_live and standing.settled_ms > standing.minutes_kept * MINUTE_MS
 
@@ -400,7 +403,7 @@ def _written_down(row: SessionRow, reported: MinuteReport) -> ReportResult:
 
 
 def _restored(row: SessionRow, minutes: tuple[SessionMinute, ...]) -> _Known:
-    """The session as the record has it, after Redis came back without it.
+    """The session from the record, after Redis came back without it.
 
     Raises ``unavailable`` while one of its minutes is still on its way, because a later number must
     not be used twice.
