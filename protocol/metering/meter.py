@@ -340,7 +340,7 @@ class Meter(MeterState):
         if not self.counting or self._asked is not None or self._stands_still(now_ms):
             return False
         if minutes and not keeps_more_minutes(self.session, now_ms):
-            return False  # as most of thousands: the step need not be computed
+            return False  # most of thousands of sessions: saves the computation of a step
         if not transitions.frees(transitions.claim(self._moment(now_ms)), minutes=minutes):
             return False
         self._wanted = True

@@ -494,9 +494,11 @@ class MeterState:
 
     @property
     def _pace_ms(self) -> int:
-        """How long a session waits before it asks again whether holders have answered. Thousands
-        may count on a month: a bounded number of them asks in each ``RECALL_WAIT_MS``. All hear of
-        it when minutes are given back."""
+        """How long a session waits before it asks again about silent holders, in ms.
+
+        Thousands of sessions may count on a month, so a bounded number of them asks in each
+        ``RECALL_WAIT_MS``. All of them learn when minutes are given back.
+        """
         active = {"member_minutes": self.member.active, "org_minutes": self.org.active}
         rounds = -(-active.get(self.kept_open or "", 1) // limits.KEPT_OPEN_ASKS_MAX)
         return limits.RECALL_WAIT_MS * max(1, rounds)
