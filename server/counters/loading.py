@@ -268,7 +268,7 @@ class Loader:
         """Raises ``ServiceError`` while Postgres may lack records that Redis has forgotten.
 
         That is so while a record in the tenant's outbox is older than half of ``kept_ms``, the time
-        for which Redis keeps the counters. Returns the partition's epoch.
+        for which Redis keeps what is loaded. Returns the partition's epoch.
 
         The record's age counts from when it was appended, not from the time that the record is
         about: a session that ends while it is paused has stood still since long before.

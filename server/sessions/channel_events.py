@@ -258,7 +258,7 @@ class ChannelEvents:
                 told += 1
                 yield
         if told > server_limits.UNITS_PER_TURN:
-            # Each of thousands may lack a minute: again when most of them have said so.
+            # Thousands of sessions may lack a minute each: refresh again when most have said so.
             at = self.registry.clock.now() + server_limits.ACCOUNT_LOOK_PAUSE_MS
             self.registry.timers.deadline(at, lambda _: self._refresh_again(*due), tenant)
         else:

@@ -1,9 +1,10 @@
-"""Looks at those who hold what the last grants of sessions here lack: have they answered?
+"""Holder looks: checks whether the holders of what local sessions lack have answered.
 
-A session whose grant ends at a limit has the others give back what they do not need. While one of
-them has not, it is not known what is left, and the session is not stopped there. An account may
-have hundreds of sessions, an organisation thousands, and each of them may ask: one look answers
-all that wait for it, and the next one waits the longer, the more sessions were read for it.
+A session whose grant ends at a limit recalls the other sessions: they give back what they do not
+need. While one of them has not answered, it is unknown what is left, and the session is not stopped
+at the limit. An account may have hundreds of sessions, an organisation thousands, and each may ask.
+One look answers all that wait for it; the more sessions a look has read, the longer the next look
+waits.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,11 +24,11 @@ from storage.redis.live import Live, LiveError
 from storage.redis.spending import AccountName
 
 Counter = tuple[str, str]
-"""What is looked at: a tenant, and one of its accounts; without one all of its months."""
+"""What a look reads: an account's sessions, or with an empty account all of a tenant's."""
 
 
 class Table(Protocol):
-    """The sessions of a process."""
+    """What the looks need of the sessions of a process."""
 
     live: Live
     clock: Clock
@@ -36,10 +37,10 @@ class Table(Protocol):
     local_sessions: dict[str, LocalSession]
 
     def local_sessions_of(self, tenant: str) -> list[LocalSession]:
-        """The local sessions of a tenant's sessions."""
+        """The local sessions of a tenant."""
 
     def run(self, work: Any) -> None:
-        """Begins something that goes on beside the caller."""
+        """Starts work in the background."""
 
 
 class HolderLooks:
@@ -48,14 +49,16 @@ class HolderLooks:
     def __init__(self, table: Table) -> None:
         self.table = table
         self._waiting: dict[Counter, list[LocalSession]] = {}
-        """Those who wait for a look, or for the next one after a look."""
+        """Sessions that wait for a look under way, or for the one after it."""
         self._silent: dict[Counter, set[str]] = {}
-        """The users whose sessions had not answered at the last look; kept until the next one may
-        be made."""
+        """Users whose sessions had not answered at the last look; kept until the next look may
+        begin."""
 
     def ask(self, local: LocalSession) -> None:
-        """Has a session told, soon, whether those who hold what its last grant lacks have
-        answered (``Meter.know_holders``)."""
+        """Tells a session soon whether the holders have answered (``Meter.know_holders``).
+
+        The holders are the sessions that hold what its last grant lacks.
+        """
         limit = local.meter.shared_limit
         if limit is None:
             return
@@ -67,7 +70,7 @@ class HolderLooks:
             return
         waiting.append(local)
         if self._silent.get(counter):
-            self._tell(counter, [local])  # its end may come before the next look
+            self._tell(counter, [local])  # the session's grant may end before the next look
 
     async def _look(self, counter: Counter) -> None:
         read, silent = 0, set[str]()
@@ -94,7 +97,7 @@ class HolderLooks:
             del self._waiting[counter], self._silent[counter]
 
     async def _held_elsewhere(self, counter: Counter) -> AsyncIterator[list[SessionState]]:
-        """The sessions that other processes serve, and that draw on a counter."""
+        """The sessions that only other processes serve and that draw on the counter."""
         tenant, account_id = counter
         live, served = self.table.live, self.table.local_sessions
         first = self._waiting[counter][0]
@@ -116,7 +119,7 @@ class HolderLooks:
         return meter.counters.org.over(meter.org).active > active
 
     def _keeper(self, counter: Counter) -> Callable[[SessionState], str]:
-        """Says whose a session is that holds more than it needs; empty: it does not."""
+        """A function that returns the user of a session that holds too much, otherwise ''."""
         keeps = keeps_more if counter[1] else keeps_more_minutes
         now_ms = self.table.clock.now()
         return lambda one: one.identity.user_id if keeps(one, now_ms) else ""
