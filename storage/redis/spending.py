@@ -198,10 +198,7 @@ class Spending:
         return hold_from(found)
 
     async def restore_hold(self, hold: HoldRow) -> bool:
-        """Brings a hold in Redis to its state in Postgres, after a loss.
-
-        Returns whether anything was changed.
-        """
+        """Gives a hold its state in Postgres, after a loss; returns whether it changed."""
         answer = await self._restore(
             [
                 self.keys.hold(hold.tenant, hold.hold_id),
@@ -224,10 +221,7 @@ class Spending:
         return bool(int(answer))
 
     async def amend_hold(self, ended: HoldRow, now_ms: int) -> bool:
-        """Gives an ended hold in Redis the end that Postgres has, if the two differ.
-
-        Returns whether anything was changed.
-        """
+        """Gives an ended hold its end in Postgres; returns whether the end changed."""
         tenant, account_id = ended.tenant, ended.account_id
         answer = await self._amend(
             [
@@ -337,10 +331,7 @@ class Spending:
     # --- Months --------------------------------------------------------------------
 
     async def adjust(self, adjustment: AdjustmentRow) -> bool:
-        """Applies a correction from Postgres to the months that are in Redis, once.
-
-        Returns whether any month was changed now.
-        """
+        """Applies a correction once to the months in Redis; returns whether any changed."""
         tenant, user_id = adjustment.tenant, adjustment.user_id
         changed = await self._adjust(
             [self.keys.member(tenant, user_id), self.keys.organization(tenant)],
