@@ -1,4 +1,4 @@
-"""Directed worlds keep every promise with the scripts as they are (see ``directed``)."""
+"""Directed worlds keep every promise with the unchanged scripts (see ``directed``)."""
 
 import pytest
 

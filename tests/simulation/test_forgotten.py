@@ -1,6 +1,7 @@
-"""What two failures may take, and what they may not: who made a step keeps what it wrote.
+"""What two failures may lose, and what they may not.
 
-Others show what they have heard of, and keep nothing of it.
+The process that made a step keeps its records. Other processes show what they have received, and
+keep nothing.
 """
 
 import pytest
@@ -23,8 +24,11 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 def test_an_end_may_be_lost_though_whoever_heard_of_it_lives(
     lab: Laboratory, arrival: Action
 ) -> None:
-    """Another process ended the session and died before that was flushed; then Redis lost it.
-    This one has told its own client, cleared its local session, and kept no record (seed 5269)."""
+    """One process ended the session and died before the flush; then Redis lost the end.
+
+    The other process has sent the end to its own client and cleared its local session. It kept no
+    record (seed 5269).
+    """
     clients = run(
         lab,
         pay("cat9", 9_000_000),
@@ -44,7 +48,7 @@ def test_an_end_may_be_lost_though_whoever_heard_of_it_lives(
 
 
 def test_an_end_is_not_given_up_while_its_maker_lives(lab: Laboratory) -> None:
-    """The process that made it puts it back, whichever of the two that was."""
+    """The process that made the end puts it back, whichever of the two processes that is."""
     until_the_end = [
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),

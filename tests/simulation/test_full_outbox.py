@@ -1,4 +1,4 @@
-"""A full outbox is a bound with a stated behaviour, and so is a Redis that takes nothing."""
+"""A full outbox, and a Redis that accepts no writes, behave as documented."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""Heartbeats over HTTP beside sockets of the same session, told as stories in virtual time.
+"""HTTP heartbeats beside sockets of the same session, in virtual time.
 
-To a session a heartbeat is a socket that proves 75 s at once. However the two are mixed,
+A heartbeat counts as a socket that proves 75 s at once. However heartbeats and sockets are mixed,
 and on whichever processes, time is counted once and billed once.
 """
 
@@ -51,14 +51,14 @@ class Phone:
     async def beat(
         self, money_client: int = 0, start: messages.Start | None = START
     ) -> messages.Session:
-        """One heartbeat, which reaches the process of that number."""
+        """Sends one heartbeat, which reaches the process of that number."""
         found = await self.desks[money_client].beat(ANN, "chat-1", start)
         await self.cluster.settle()
         return found
 
 
 async def recorded(cluster: Cluster, connection: Connection) -> tuple[int, int, int]:
-    """Rows, seconds and micro-credits of the session, as they are written down at last."""
+    """Rows, seconds and micro-credits of the session in the record."""
     await cluster.flush()
     assert await audit_record(cluster.records) == ()
     assert (await audit_live(cluster.nodes[0].live, cluster.records)).findings == ()
@@ -80,7 +80,7 @@ async def test_a_session_that_lives_by_heartbeats_alone(
     for number in range(1, 5):
         await cluster.advance(30_000)
         assert (await phone.beat()).elapsed_ms == number * 30_000
-    # The phone goes silent. What it proved last is billed, and the grace is not.
+    # The phone goes silent. The time up to its last proof is billed, and the grace is not.
     await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
     await cluster.flush()
     row = await cluster.records.session("user:ann", "chat-1")
@@ -128,7 +128,7 @@ async def test_a_page_that_loses_its_socket_goes_on_by_heartbeats_and_back(
     back = other.browser("back")
     session = await back.start("chat-1", CHAT)
     assert (session["state"], session["elapsed_ms"]) == ("active", 120_000)
-    # The last heartbeat's proof ends while the socket lives: nothing is lost with it.
+    # The last heartbeat's proof ends while the socket lives: no time is lost.
     await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + 45_000)
     assert back.local_sessions["chat-1"].meter.phase == "active"
     stopped = await back.request("chat-1", Event.STOP)
@@ -171,7 +171,7 @@ async def test_a_socket_that_is_cut_while_a_heartbeat_proves_more(
     browser.cut()
     await cluster.advance(20_000)
     await browser.close()
-    # The phone's proof reaches to 135 s, whatever became of the socket.
+    # The phone's proof reaches to 135 s, whatever happened to the socket.
     await cluster.advance(90_000)
     await cluster.flush()
     row = await cluster.records.session("user:ann", "chat-1")
@@ -188,7 +188,7 @@ async def test_a_socket_that_is_cut_while_a_heartbeat_proves_more(
 async def test_a_farewell_ends_the_proof_of_a_heartbeat(
     cluster: Cluster, node: Node, connection: Connection, money_client: int, how: str
 ) -> None:
-    """On the same process and on another one: nothing is billed after it."""
+    """On the same process and on another one: nothing is billed after the farewell."""
     await cluster.grant(10 * CREDIT)
     phone, browser = Phone(node, await cluster.node()), node.browser()
     await browser.start("chat-1", CHAT)
@@ -203,7 +203,7 @@ async def test_a_farewell_ends_the_proof_of_a_heartbeat(
 async def test_a_farewell_ends_the_proof_though_another_socket_stays(
     cluster: Cluster, node: Node, connection: Connection, money_client: int
 ) -> None:
-    """The other one is cut later: then its own last proof is what counts."""
+    """The other socket is cut later: then its own last proof counts."""
     await cluster.grant(10 * CREDIT)
     phone, browser, other = Phone(node, await cluster.node()), node.browser(), node.browser("2")
     await browser.start("chat-1", CHAT)
@@ -217,7 +217,7 @@ async def test_a_farewell_ends_the_proof_though_another_socket_stays(
     await cluster.advance(20_000)
     await other.close()
     await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms)
-    assert await ended_at(cluster, connection) == 30_000  # its last pong
+    assert await ended_at(cluster, connection) == 30_000  # the last pong of the other socket
 
 
 @pytest.mark.parametrize("money_client", [0, 1])
@@ -263,7 +263,7 @@ async def test_a_farewell_while_the_first_heartbeat_waits_for_its_answer(
     back = node.browser("back")
     beat = asyncio.create_task(phone.desks[0].beat(ANN, "chat-1", START))
     joined = asyncio.create_task(back.start("chat-1", CHAT))
-    while not any(len(local.subscribers) == 2 for local in node.registry):  # noqa: ASYNC110 -- nobody tells
+    while not any(len(local.subscribers) == 2 for local in node.registry):  # noqa: ASYNC110 -- there is no event to wait for
         await asyncio.sleep(0)
     back.local_sessions["chat-1"] = next(iter(node.registry))
     closed = asyncio.create_task(back.close())
@@ -275,7 +275,7 @@ async def test_a_farewell_while_the_first_heartbeat_waits_for_its_answer(
 
 
 async def say_farewell(browser: Browser, how: str) -> None:
-    """The client goes, in one of the ways in which it says so."""
+    """The client goes, in one of the ways that announce it."""
     if how == "close":
         await browser.close()
     elif how == "leave":
@@ -285,7 +285,7 @@ async def say_farewell(browser: Browser, how: str) -> None:
 
 
 async def ended_at(cluster: Cluster, connection: Connection) -> int:
-    """The counted time with which the session has ended, as it is written down."""
+    """The recorded counted time of the ended session."""
     await cluster.flush()
     row = await cluster.records.session("user:ann", "chat-1")
     assert row is not None

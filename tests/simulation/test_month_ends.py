@@ -1,7 +1,7 @@
-"""The end of a month inside a session, told as stories in virtual time.
+"""The end of a month inside a session, in virtual time.
 
-A minute belongs to the month in which it starts, in the time zone of its organisation.
-The limits of one month end with it; those of the next begin anew.
+A minute belongs to the month in which it starts, in the time zone of its organisation. The limits
+of a month end with the month, and those of the next month begin anew.
 """
 
 import datetime
@@ -39,7 +39,7 @@ def instant(text: str) -> int:
 
 
 async def organization(cluster: Cluster, **changes: Any) -> None:
-    """A plan is put, as ``PUT /v1/orgs/{id}`` does it."""
+    """Sets a plan, as ``PUT /v1/orgs/{id}`` does."""
     await cluster.records.put_organization(TENANT, "acme", **changes)
     if cluster.nodes:
         await apply_organization(cluster.nodes[0].live, cluster.records, TENANT)
@@ -47,7 +47,7 @@ async def organization(cluster: Cluster, **changes: Any) -> None:
 
 
 async def member(cluster: Cluster, minutes: int | None) -> None:
-    """A member's limit is put, as ``PUT /v1/orgs/{id}/members/{user}`` does it."""
+    """Sets a member's limit, as ``PUT /v1/orgs/{id}/members/{user}`` does."""
     hours = None if minutes is None else minutes / 60
     await cluster.records.put_member(TENANT, "ann", monthly_hours_limit=hours)
     if cluster.nodes:
@@ -56,7 +56,7 @@ async def member(cluster: Cluster, minutes: int | None) -> None:
 
 
 async def adjust(cluster: Cluster, minutes: int, month: str | None = None) -> None:
-    """A month is corrected, as an operator does it."""
+    """Corrects a month, as an operator does."""
     ledger = cluster.nodes[-1].ledger
     entry_id = f"adjust:{cluster.clock.now()}:{minutes}"
     await ledger.adjust_minutes(
@@ -66,7 +66,7 @@ async def adjust(cluster: Cluster, minutes: int, month: str | None = None) -> No
 
 
 async def start_before(cluster: Cluster, ends_at: int, seconds: int) -> Browser:
-    """A recording that begins so long before the month ends."""
+    """Starts a recording this long before the month ends."""
     cluster.clock.now_ms = ends_at - seconds * 1000
     browser = (await cluster.node()).browser()
     started = await browser.start("rec-1", RECORDING, org_id="acme")
@@ -75,7 +75,7 @@ async def start_before(cluster: Cluster, ends_at: int, seconds: int) -> Browser:
 
 
 async def months(cluster: Cluster, connection: Connection) -> dict[str, tuple[int, int]]:
-    """Minutes and overage of ann's months, once all is written down; the audit is content."""
+    """Minutes and overage of ann's months, once all is recorded and the audit passes."""
     await cluster.flush()
     assert await audit_record(cluster.records) == ()
     assert (await audit_live(cluster.nodes[0].live, cluster.records)).findings == ()
@@ -128,7 +128,7 @@ async def test_an_hour_that_comes_twice_is_of_one_month(
     ends_at = instant("2026-11-01T04:00:00Z")
     await organization(cluster, timezone="America/Havana", monthly_hours_limit=2)
     browser = await start_before(cluster, ends_at, 60)
-    # November has two hours left; its first hour is told twice by the clocks.
+    # November has two hours left; clocks show its first hour twice.
     await cluster.advance(60_000 + 60 * MINUTE_MS)
     assert browser.all("limit_reached") == []
     await cluster.advance(60 * MINUTE_MS)
@@ -206,7 +206,7 @@ async def test_nobody_is_warned_of_a_limit_that_ends_before_it_binds(cluster: Cl
     assert browser.all("limit_warning") == []
     session = await browser.start("rec-1", RECORDING, org_id="acme")
     assert session["remaining_ms"] == 30 * MINUTE_MS - 30_000
-    # What the new month has is warned of as ever.
+    # Warnings of the new month's limits come as usual.
     await cluster.advance(21 * MINUTE_MS)
     (warning,) = browser.all("limit_warning")
     assert (warning["limit"], warning["threshold_ms"]) == ("member_minutes", 600_000)

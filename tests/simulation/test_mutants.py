@@ -1,4 +1,4 @@
-"""The rules that make mutants, and what is kept of them."""
+"""The rules that make mutants, and the files that name mutants."""
 
 import pytest
 from redis.asyncio import Redis

@@ -1,9 +1,9 @@
-"""What the auditor is worth: scripts that are broken on purpose, each in one place, and noticed.
+"""The auditor notices scripts that are broken on purpose, each in one place.
 
-Every mutation leaves a promise of DESIGN section 1 unkept. Worlds are run with it until the
-auditor says so; with the scripts as they are, the same worlds keep every promise. Besides those
-that are chosen by hand, some of all that are made by rule (``scripts/mutate``) are tried, other
-ones each day.
+Every mutation breaks a promise of DESIGN section 1. Worlds are run with it until the auditor
+complains; with the unchanged scripts the same worlds keep every promise. Besides the mutations that
+are written by hand, some of those that are made by rule (``scripts/mutate``) are tried, other ones
+each day.
 """
 
 import random
@@ -81,7 +81,7 @@ MUTATIONS = {
 
 
 def sample() -> list[tuple[Mutant, Case]]:
-    """Some mutants that were noticed, others every day, and the worlds in which they were."""
+    """Some of the noticed mutants, other ones each day, with the worlds that noticed them."""
     known, worlds = noticed(), {str(case): case for case in directed_cases() + cases()}
     candidates = [
         (mutant, worlds[known[mutant.anchor]])
@@ -99,7 +99,7 @@ def test_the_auditor_notices(lab: Laboratory, mutation: Mutation) -> None:
 
 @pytest.mark.usefixtures("quiet_logs")
 def test_the_auditor_notices_what_is_broken_by_rule(lab: Laboratory) -> None:
-    """One may be missed: a change of the product or of chance makes other worlds of all seeds."""
+    """One may be missed, because a change of the code changes the worlds of all seeds."""
     hunter = Hunter(lab)
     missed = [mutant.name for mutant, case in sample() if not hunter.notices(mutant, [case])]
     assert len(missed) <= 1, missed
@@ -107,7 +107,7 @@ def test_the_auditor_notices_what_is_broken_by_rule(lab: Laboratory) -> None:
 
 @pytest.mark.usefixtures("quiet_logs")
 def test_the_auditor_notices_a_repeated_spend_that_is_charged_again(lab: Laboratory) -> None:
-    """Its first answer has to be lost, which chance brings about only now and then."""
+    """The first answer has to be lost, which happens only rarely by chance."""
     trace = [
         pay("cat9", 5_000_000),
         spend("cat9", 250_000, "warm"),

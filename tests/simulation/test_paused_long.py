@@ -1,4 +1,4 @@
-"""A session that stood still for long: what its end appends is young."""
+"""A session that was paused for long: the outbox entry of its end counts as young."""
 
 import pytest
 
@@ -14,7 +14,8 @@ HALF_MS = storage_limits.ACCOUNT_IDLE_MS // 2
 async def test_the_end_of_a_long_pause_keeps_no_cold_account_waiting(
     cluster: Cluster, node: Node
 ) -> None:
-    """It tells of the pause's begin, and was taken for an outbox too far behind to load from."""
+    """The entry contains the pause's begin, and was taken for an outbox too far behind to load
+    from."""
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", terms("second"))
@@ -24,7 +25,7 @@ async def test_the_end_of_a_long_pause_keeps_no_cold_account_waiting(
     await cluster.advance(HALF_MS + 60_000)
     await browser.request("s1", Event.STOP)
     await node.loader.refuse_behind("user:ann")
-    # So it is until it has waited for that long itself.
+    # The outbox is too far behind once the entry itself has waited for that long.
     await cluster.advance(HALF_MS + 60_000)
     with pytest.raises(ServiceError):
         await node.loader.refuse_behind("user:ann")

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 def raced(turns: int) -> Action:
-    """A start, and on another process a preparation so many turns of the loop before it."""
+    """A start, and on another process a preparation this many turns of the loop earlier."""
     parameters = start(f"s{turns}").parameters
     return act("start", **parameters, backend="node.b", turns=turns)
 
@@ -21,7 +21,7 @@ def test_a_session_runs_as_prepared_or_the_preparation_is_refused(
 ) -> None:
     races: list[Action] = []
     for turns in range(-24, 25, 3):
-        if late:  # what the start learns is old when it comes
+        if late:  # the data that the start reads is old when it arrives
             races.append(mishaps(NODE, late, *[["late", 400]] * 2))
         races += [raced(turns), wait(2), act("close", client=f"c-s{turns}")]
     run(lab, pay("cat9", 90_000_000), act("serve", node="node.b"), *races, wait(120))

@@ -1,4 +1,4 @@
-"""What Taximeter promises, told as the stories of single sessions, in virtual time."""
+"""The promises of Taximeter, each shown with single sessions in virtual time."""
 
 import datetime
 
@@ -71,7 +71,7 @@ async def test_warnings_come_once_for_each_crossing(cluster: Cluster, node: Node
     await browser.start("chat-1", CHAT)
     await cluster.advance(149_000)
     warnings = browser.all("limit_warning")
-    # 150 s left at the start is under two thresholds at once: the lowest is said.
+    # At the start 150 s are left, below two thresholds: only the lowest is warned of.
     assert [(warning["threshold_ms"], warning["remaining_ms"]) for warning in warnings] == [
         (300_000, 150_000),
         (60_000, 60_000),
@@ -142,7 +142,7 @@ async def test_ten_chats_and_two_with_one_advisor_share_a_balance(
     receipts = [browser.last("stopped")["receipt"] for browser in browsers]
     charged = sum(round(float(receipt["credits"]) * 1e6) for receipt in receipts)
     assert charged <= 20 * CREDIT
-    # Together they can leave no more than what no single increment fits into.
+    # Together they can leave at most an amount smaller than any single increment.
     assert 20 * CREDIT - charged < 12 * CREDIT // 60
     assert all(browser.last("stopped")["reason"] == "limit" for browser in browsers)
     stops = [browser.last("limit_reached")["stopped_at"] for browser in browsers]
@@ -184,7 +184,7 @@ async def test_a_cut_line_is_billed_to_its_last_pong(cluster: Cluster, node: Nod
     await cluster.advance(10_000)
     session = await back.start("chat-1", CHAT)
     assert session["state"] == "active"
-    # The last pong came at 70 s; found out at 90 s, back at 100 s.
+    # The last pong came at 70 s; the server found out at 90 s; the client is back at 100 s.
     assert session["elapsed_ms"] == 70_000
     stopped = await back.request("chat-1", Event.STOP)
     assert stopped["receipt"]["elapsed_ms"] == 70_000
@@ -298,7 +298,7 @@ async def test_nothing_goes_on_beyond_its_cap(cluster: Cluster, node: Node) -> N
     await cluster.advance(90_000)
     (reached,) = browser.all("limit_reached")
     assert reached["limit"] == "session_cap"
-    # No credits lift a cap: the grace is to save, and it runs once.
+    # Credits do not lift a cap. The grace is for saving, and runs once.
     await cluster.grant(10 * CREDIT)
     for _ in range(3):
         refused = await browser.request("chat-1", Event.RESUME)

@@ -1,4 +1,4 @@
-"""What Redis loses is put back: it comes back empty, or without its last writes."""
+"""Redis comes back empty, or without its last writes, and its data is put back."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ LESSON = terms("lesson", counts_minutes=True)
 
 
 async def audited(cluster: Cluster) -> None:
-    """Everything is written down, and adds up, in Postgres and in Redis."""
+    """Everything is recorded, and adds up, in Postgres and in Redis."""
     await cluster.flush()
     assert await audit_record(cluster.records) == ()
     compared = await audit_live(cluster.nodes[0].live, cluster.records)
@@ -46,7 +46,7 @@ async def minutes(cluster: Cluster, session_id: str, tenant: str = "user:ann") -
 
 
 class Copy:
-    """Redis as it was at an instant: what a replica has that lags behind."""
+    """Redis as it was at an instant: the data of a replica that lags behind."""
 
     def __init__(self, redis: Redis, keys: dict[bytes, tuple[Any, int]]) -> None:
         self.redis = redis
@@ -54,17 +54,17 @@ class Copy:
 
     @classmethod
     async def of(cls, redis: Redis) -> "Copy":
-        """A copy of everything there is."""
+        """A copy of all data."""
         names: list[Any] = await redis.keys("*")
         return cls(
             redis, {name: (await redis.dump(name), await redis.pttl(name)) for name in names}
         )
 
     async def promote(self) -> None:
-        """The replica takes over: what came after the copy is lost."""
+        """The replica takes over, and everything written after the copy is lost."""
         await self.redis.flushall()
         for name, (value, ttl_ms) in self.keys.items():
-            # What was written in between, while it took over, is lost too.
+            # Writes during the failover are lost too.
             await self.redis.restore(name, max(0, ttl_ms), value, replace=True)
 
 
@@ -104,7 +104,7 @@ async def test_sessions_go_on_on_an_empty_redis(
 async def test_what_many_sessions_share_is_read_once(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a whole organisation Postgres has a day's sessions to tell, and not once for each."""
+    """Postgres reads a day's sessions of a whole organisation once, and not for each session."""
     await cluster.grant(100 * CREDIT, "acme", "acme")
     people = [f"student-{number}" for number in range(8)]
     for person in people:
@@ -138,7 +138,7 @@ async def test_what_many_sessions_share_is_read_once(
 
 
 async def test_what_nobody_used_recovers_with_all_the_rest(cluster: Cluster, node: Node) -> None:
-    """Whoever comes first to a partition an hour later does not wait once more."""
+    """The first request to a partition an hour later does not wait once more."""
     await cluster.beat()
     await cluster.lose()
     await cluster.beat()
@@ -240,7 +240,7 @@ async def test_a_replica_that_lacks_the_last_writes(
     await one.start("s1", terms("second"))
     await cluster.advance(90_000)
     replica = await Copy.of(cluster.redis)
-    await other.start("s2", LESSON)  # one that the replica has never heard of
+    await other.start("s2", LESSON)  # a session that the replica does not have
     await cluster.advance(60_000)
     await cluster.grant(5 * CREDIT)
     assert isinstance(await node.ledger.spend(ANN, entry_id="e1", micros=7 * CREDIT), Spent)
@@ -294,7 +294,7 @@ async def test_what_was_lost_with_its_process_is_ended_in_the_record(
     row = await cluster.records.session("user:ann", "s1")
     assert row is not None
     assert row.state == "live"
-    for _ in range(2):  # the loss is found first, and looked after when it has settled
+    for _ in range(2):  # first the loss is found, then sessions are ended once it has settled
         await cluster.advance(storage_limits.LOST_SESSIONS_AFTER_MS)
         for partition in range(PARTITIONS):
             await cluster.redis.delete(KEYS.unsettled(partition))

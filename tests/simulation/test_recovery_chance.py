@@ -1,4 +1,4 @@
-"""Losses of Redis by chance, among everything that may happen beside them."""
+"""Losses of Redis by chance, among everything else that may happen."""
 
 import contextlib
 import itertools
@@ -43,7 +43,7 @@ class RecoveryChance:
         self.names = itertools.count()
 
     async def run(self, steps: int) -> None:
-        """So many steps, after which everything comes to rest."""
+        """Runs this many actions, then waits until nothing is under way."""
         work = (
             [self.start] * 3 + [self.join, self.change, self.change, self.stop, self.spend]
             + [self.hold, self.end_hold, self.grant, self.flush, self.copy]
@@ -59,7 +59,7 @@ class RecoveryChance:
 
     @contextlib.contextmanager
     def trouble(self) -> Iterator[None]:
-        """During one step Postgres may be away, or a process may not hear what Redis answers."""
+        """During one action Postgres may be away, or a process may miss an answer of Redis."""
         with pytest.MonkeyPatch.context() as patched:
             if self.random.random() < 0.1:
                 patched.setattr(Records, "_run", away)
@@ -75,7 +75,7 @@ class RecoveryChance:
             yield
 
     async def rest(self) -> None:
-        """All losses are found and looked after, and all sessions stopped."""
+        """Processes recover from all losses, and all sessions are stopped."""
         for _ in range(6):
             await self.cluster.recovered()
             await self.cluster.advance(3_000)
@@ -84,7 +84,7 @@ class RecoveryChance:
         await self.cluster.advance(40_000)
 
     async def start(self) -> None:
-        """Somebody starts a session."""
+        """A client starts a session."""
         session_id = f"s{next(self.names)}"
         browser = self.random.choice(self.nodes).browser(session_id)
         kind = self.random.choice([CHAT, LESSON, PAIR])
@@ -94,11 +94,11 @@ class RecoveryChance:
     async def open(self, browser: Browser, session_id: str, kind: Terms) -> None:
         """A socket starts or joins a session."""
         shared = {"counterpart_id": "bob", "free_key": "ann/pair/pair/bob"} if kind is PAIR else {}
-        with contextlib.suppress(AssertionError):  # Redis has lost what is served here
+        with contextlib.suppress(AssertionError):  # Redis has lost a session that is served here
             await browser.start(session_id, kind, **shared)  # type: ignore[arg-type]
 
     async def join(self) -> None:
-        """A session is opened on another process too."""
+        """A client opens a session on another process too."""
         session_id = self.session()
         if session_id is None:
             return
@@ -112,11 +112,11 @@ class RecoveryChance:
         self.browsers[session_id].append(browser)
 
     def session(self) -> str | None:
-        """One of the sessions."""
+        """A session, chosen by chance."""
         return self.random.choice(list(self.browsers)) if self.browsers else None
 
     async def request(self, session_id: str, event: Event) -> None:
-        """One of its sockets asks for something."""
+        """One of the session's sockets sends a request."""
         browser = self.random.choice(self.browsers[session_id])
         local = browser.local_sessions.get(session_id)
         if local is not None:
@@ -125,13 +125,13 @@ class RecoveryChance:
             await self.cluster.settle()
 
     async def change(self) -> None:
-        """A session is paused, or goes on."""
+        """Pauses or resumes a session."""
         session_id = self.session()
         if session_id is not None:
             await self.request(session_id, self.random.choice([Event.PAUSE, Event.RESUME]))
 
     async def stop(self, session_id: str | None = None) -> None:
-        """A session is stopped."""
+        """Stops a session."""
         session_id = session_id or self.session()
         if session_id is not None:
             for _ in range(4):
@@ -140,19 +140,19 @@ class RecoveryChance:
                 await browser.close()
 
     async def spend(self) -> None:
-        """Somebody spends."""
+        """Spends credits."""
         node, name = self.random.choice(self.nodes), f"e{next(self.names)}"
         await node.ledger.spend(ANN, entry_id=name, micros=self.random.randrange(1, CREDIT))
 
     async def hold(self) -> None:
-        """Somebody holds."""
+        """Holds credits."""
         node, name = self.random.choice(self.nodes), f"h{next(self.names)}"
         micros = self.random.randrange(2, CREDIT)
         await node.ledger.hold(ANN, hold_id=name, micros=micros, ttl_ms=86_400_000)
         self.holds.append(name)
 
     async def end_hold(self) -> None:
-        """A hold is charged or given back."""
+        """Posts or voids a hold."""
         if self.holds:
             node, name = self.random.choice(self.nodes), self.random.choice(self.holds)
             if self.random.random() < 0.5:
@@ -161,19 +161,19 @@ class RecoveryChance:
                 await node.ledger.void(ANN.tenant, name)
 
     async def grant(self) -> None:
-        """Money comes in."""
+        """Grants credits."""
         await self.cluster.grant(self.random.randrange(1, CREDIT))
 
     async def flush(self) -> None:
-        """The flusher gets its turn."""
+        """Flushes the outboxes."""
         await self.cluster.flush()
 
     async def wait(self) -> None:
-        """Time passes, with the beats of a few seconds at least."""
+        """Time passes, with the heartbeats of at least a few seconds."""
         await self.cluster.advance(self.random.choice([700, 5_000, 31_000, 61_000]))
 
     async def beat(self) -> None:
-        """One process looks, or all do and the time of recovery is over."""
+        """One process checks for a loss, or all do and the time of recovery passes."""
         if self.random.random() < 0.5:
             with contextlib.suppress(LiveError):
                 await self.random.choice(self.nodes).recovery.look()
@@ -181,7 +181,7 @@ class RecoveryChance:
             await self.cluster.recovered()
 
     async def copy(self) -> None:
-        """A replica gets so far."""
+        """A replica copies everything up to now."""
         self.replica = await Copy.of(self.cluster.redis)
 
     async def empty(self) -> None:
@@ -190,7 +190,7 @@ class RecoveryChance:
         self.replica = None
 
     async def promote(self) -> None:
-        """The replica takes over; everybody's line was down."""
+        """The replica takes over; every process's connection was down."""
         if self.replica is not None:
             await self.replica.promote()
             for node in self.nodes:
@@ -198,7 +198,7 @@ class RecoveryChance:
 
 
 async def months(cluster: Cluster) -> None:
-    """The months in Redis are those that are written down."""
+    """The months in Redis agree with the record."""
     for key in (KEYS.member(ANN.tenant, "ann"), KEYS.organization(ANN.tenant)):
         found: Any = await cluster.redis.hgetall(key)
         if found:

@@ -1,4 +1,4 @@
-"""What a loss of Redis costs: few questions, one line in the log, and one reading each."""
+"""The cost of a loss of Redis: few questions, one line in the log, and one reading each."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""A replica takes over that lacks the last writes, and no line breaks that would say so.
+"""A replica takes over that lacks the last writes, and no connection breaks to show it.
 
-Nobody is served, mostly: only the record knows what was lost.
+Mostly no process serves a session: only the record has what was lost.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ from tests.simulation.test_recovery_races import ANN, CHAT, phase_of
 KEYS = Keys(PARTITIONS)
 ACME = "org:acme"
 OPERATION = "script_generation"
-"""Three a month."""
+"""Its monthly limit is three."""
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +38,16 @@ async def one_redis(redis: Redis) -> None:
 
 
 async def begin_anew(redis: Redis) -> None:
-    """Redis goes on with another history, as after a restart or when a replica takes over;
-    who is connected stays so."""
+    """Redis gets a new replication history, as after a restart or a failover.
+
+    Connected clients stay connected.
+    """
     await redis.execute_command("REPLICAOF", "127.0.0.1", "1")  # type: ignore[no-untyped-call]
     await redis.execute_command("REPLICAOF", "NO", "ONE")  # type: ignore[no-untyped-call]
 
 
 async def take_over(cluster: Cluster, replica: Copy) -> None:
-    """The replica takes over; every process looks, and once more a while later."""
+    """The replica takes over; every process checks for a loss, and once more a while later."""
     await replica.promote()
     await begin_anew(cluster.redis)
     await cluster.beat()
@@ -64,7 +66,7 @@ async def student(cluster: Cluster, node: Node) -> Browser:
 
 
 class Questions:
-    """What Redis and Postgres are asked on behalf of recovery."""
+    """Counts what recovery asks of Redis and Postgres."""
 
     def __init__(self, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asserted: list[str] = []
@@ -83,7 +85,7 @@ class Questions:
         monkeypatch.setattr(Records, "entries_since", read)
 
 
-# --- It is noticed ---------------------------------------------------------------------------
+# --- The failover is noticed -----------------------------------------------------------------
 
 
 async def test_nobody_is_served_and_no_line_breaks(cluster: Cluster, node: Node) -> None:
@@ -173,7 +175,7 @@ async def test_a_restart_that_loses_nothing_changes_nothing(
     after = {key: await cluster.redis.dump(key) for key in await cluster.redis.keys("*")}
     assert after == before
     assert node.recovery.recovered + node.recovery._record_catch_up.learnt == 0
-    # Everything was asked after once, and nobody was kept waiting.
+    # Everything was asked for once, and no request had to wait.
     assert (sorted(questions.asserted), questions.read) == (["s1", "s2"], 1)
     assert isinstance(await spend(node, "e2", CREDIT), Spent)
     await audited(cluster)
@@ -182,7 +184,7 @@ async def test_a_restart_that_loses_nothing_changes_nothing(
 async def test_a_redis_that_does_not_say_who_it_is_is_believed(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user of Redis may have no right to ask."""
+    """The processes' Redis user may have no right to ask."""
     await cluster.redis.acl_setuser(
         "bound", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=["+@all", "-info"]
     )
@@ -204,7 +206,7 @@ async def test_a_redis_that_does_not_say_who_it_is_is_believed(
         await cluster.redis.acl_deluser("bound")
 
 
-# --- What is brought back --------------------------------------------------------------------
+# --- What the record restores ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("served", [False, True])
@@ -252,7 +254,7 @@ async def test_limits_that_redis_knows_are_told_to_nobody(
 
 
 async def test_operations_are_as_often_as_they_were_done(cluster: Cluster, node: Node) -> None:
-    """Also those that cost nothing, of which no ledger knows."""
+    """That includes operations that cost nothing, which no ledger has."""
     await cluster.grant(10 * CREDIT)
     assert isinstance(await spend(node, "e1"), Spent)
     await cluster.beat()
@@ -262,7 +264,7 @@ async def test_operations_are_as_often_as_they_were_done(cluster: Cluster, node:
     await cluster.flush()
     await take_over(cluster, replica)
     assert await spend(node, "e3") == Limited(limit=3, used=3)
-    for _ in range(3):  # however often it is brought back
+    for _ in range(3):  # however often it is restored
         node.recovery.suspect_loss()
         await cluster.settle()
     await node.ledger.void(ANN.tenant, "h1")
@@ -296,7 +298,7 @@ async def test_an_operation_that_was_given_back_counts_in_no_month(
 async def test_an_operation_whose_hold_is_over_counts_in_no_month(
     cluster: Cluster, node: Node
 ) -> None:
-    """Postgres has it as open still, and Redis, which lost nothing, knows better."""
+    """Postgres still has the hold as open; Redis, which lost nothing, has its end."""
     await cluster.grant(10 * CREDIT)
     for hold_id, ttl_ms in (("h1", 1_000), ("h2", 60_000)):
         await node.ledger.hold(
@@ -341,7 +343,7 @@ async def test_a_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
 async def test_what_cannot_be_put_back_is_tried_less_often_and_holds_up_nothing(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The account of one session cannot be loaded, for as long as anybody tries."""
+    """The account of one session cannot be loaded, however often a process tries."""
     names = {KEYS.partition(f"user:{name}"): name for name in ("ann", "bob", "cleo", "dora")}
     poor, rich = names[0], names[1]
     for name in (poor, rich):
@@ -360,11 +362,11 @@ async def test_what_cannot_be_put_back_is_tried_less_often_and_holds_up_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(node.loader, "account", refused)
         await cluster.lose()
-        for _ in range(80):  # its claims, which ask for it too, among them
+        for _ in range(80):  # including claims of the session, which load the account too
             await cluster.beat()
             await cluster.advance(1_000)
     assert 40 <= questions.asserted.count(f"of-{poor}") <= 60
-    # The other one is there at once, and asked after once more when all have come back.
+    # The other session is there at once, and put back once more after all have come back.
     assert questions.asserted.count(f"of-{rich}") <= 5
     assert questions.read <= 3
     await cluster.advance(server_limits.CLAIM_RETRY_MS_MAX)

@@ -1,5 +1,8 @@
-"""A session goes on twice under one version: a step is lost with a Redis that fails, and another
-process makes one of the older copy before the first one says what it knows."""
+"""A session goes on twice under one version.
+
+A step is lost with a Redis that fails, and another process makes a step on the older copy before
+the first process puts its own back.
+"""
 
 import pytest
 from redis.asyncio import Redis
@@ -29,8 +32,11 @@ async def second(cluster: Cluster, node: Node) -> Node:
 async def forked(
     cluster: Cluster, node: Node, second: Node, lost: str, made: str
 ) -> tuple[Browser, Browser]:
-    """The sockets of one session on two processes: the step ``lost`` of the first one went with
-    the Redis that failed, and the other one made the step ``made`` of the copy without it."""
+    """The sockets of a forked session on two processes.
+
+    The first process's step ``lost`` went with the Redis that failed. The second process made the
+    step ``made`` on the copy without it.
+    """
     await cluster.grant(1_000 * CREDIT)
     one, other = node.browser("one"), second.browser("other")
     await one.start("s1", CHAT)

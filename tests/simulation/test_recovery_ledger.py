@@ -1,4 +1,4 @@
-"""Credits after a loss of Redis: what the ledger has is in Redis, once."""
+"""Credits after a loss of Redis: Redis has each entry of the ledger once."""
 
 import asyncio
 from typing import Any
@@ -88,7 +88,7 @@ async def test_what_was_applied_is_remembered_as_long_as_the_account(
 async def test_a_spend_that_was_taken_from_the_ledger_is_not_taken_again(
     cluster: Cluster, node: Node
 ) -> None:
-    """Whoever repeats it looked into the ledger a moment too early."""
+    """The repeating process read the ledger a moment too early."""
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     entry = spend_entry(cluster, "twice", CREDIT)
@@ -126,7 +126,7 @@ async def test_a_hold_is_charged_once_though_a_replica_has_it_open_still(
 async def test_a_hold_that_was_charged_during_the_loss_is_given_back(
     cluster: Cluster, node: Node
 ) -> None:
-    """The account is loaded before what the lost Redis made of the hold is written down."""
+    """The account is loaded before the end of the hold, made by the lost Redis, is recorded."""
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     await cluster.beat()
@@ -170,8 +170,10 @@ async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
     second: tuple[str, int],
     operation: str | None,
 ) -> None:
-    """The second was under way, and had seen the record, when the first was written down there;
-    and Redis had lost that."""
+    """The second end was under way, and had read the record, when the first one was recorded.
+
+    Redis had lost the first end.
+    """
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     more: dict[str, Any] = {"operation": operation, "user_id": "ann", "monthly_limit": 2}
@@ -212,7 +214,7 @@ async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
 async def test_a_hold_that_ends_again_while_the_record_is_away_ends_as_it_did(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Redis decides of it is not acknowledged; and given back when Postgres is back."""
+    """Redis's second decision is not confirmed, and is undone when Postgres is back."""
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     await node.ledger.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
@@ -266,8 +268,11 @@ def top_up(cluster: Cluster) -> EntryPosted:
 
 @pytest.fixture
 def in_between(cluster: Cluster, second: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another process enters a top-up between the first reading of an account and its being
-    put into Redis, where it is so not found."""
+    """Another process enters a top-up while an account is loaded.
+
+    The top-up comes after the first reading of the account and before the account is in Redis, so
+    it does not find the account there.
+    """
     load_account = Records.load_account
 
     async def slow(*asked: Any, **named: Any) -> Any:
@@ -291,7 +296,7 @@ async def test_money_that_comes_in_while_the_account_is_being_loaded_is_there(
 async def test_an_account_that_was_loaded_in_half_is_made_whole(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is there, and Postgres has gone before it could say what came in meanwhile."""
+    """The account is in Redis, and Postgres went away before it could return what came in since."""
     entries_after = Records.entries_after
 
     async def gone(*_: Any) -> Any:
@@ -332,7 +337,7 @@ async def test_a_load_is_finished_though_whoever_began_it_has_gone(
 async def test_what_was_taken_long_ago_is_not_taken_again(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis forgets after a while what it was charged, however long Postgres is away."""
+    """After a while Redis forgets its charges, however long Postgres is away."""
     await cluster.grant(100 * CREDIT)
     for number in range(6):
         assert isinstance(await node.ledger.spend(ANN, entry_id=f"e{number}", micros=CREDIT), Spent)
@@ -356,8 +361,10 @@ async def test_what_was_taken_long_ago_is_not_taken_again(
 async def test_what_was_held_before_the_loss_is_held_once_the_record_is_behind_no_more(
     cluster: Cluster, node: Node
 ) -> None:
-    """How a hold ended may wait in an old outbox, which Redis has forgotten: it is not put back
-    before that is written down."""
+    """An old outbox, which Redis has forgotten, may contain the end of a hold.
+
+    The hold is not put back before that end is recorded.
+    """
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     await cluster.flush()
@@ -371,7 +378,7 @@ async def test_what_was_held_before_the_loss_is_held_once_the_record_is_behind_n
     await cluster.settle()
     assert (await cluster.account())["held"] == 0
 
-    # However long that takes, and though nothing else is looked after.
+    # That holds however long it takes, and when nothing else waits for recovery.
     await cluster.advance(2 * server_limits.RECOVERED_ENTRIES_MS_MAX)
     await cluster.beat()
     assert (await cluster.account())["held"] == 0

@@ -1,4 +1,4 @@
-"""Losses of Redis that meet something else: another loss, a slow process, a late command."""
+"""Losses of Redis together with another fault: another loss, a slow process, a late command."""
 
 from typing import Any
 
@@ -34,14 +34,14 @@ async def second(cluster: Cluster, node: Node) -> Node:
 
 
 async def phase_of(redis: Redis, session_id: str) -> Phase | None:
-    """The phase of Ann's session in Redis; None where it is not there."""
+    """The phase of Ann's session in Redis; None if the session is not there."""
     key = KEYS.session(ANN.tenant, session_id)
     fields: list[Any] = await redis.hmget(key, ["identity", "standing", "grant", "final"])
     return session_of(fields).standing.phase if fields[0] else None
 
 
 async def watch(node: Node, session_id: str) -> Browser:
-    """Somebody who watches Ann's session and does not keep it alive."""
+    """An observer of Ann's session, which does not keep it alive."""
     observer = node.browser("observer")
     principal = Principal("user", "ann", None, "ann", ANN.tenant)
     local = await node.registry.watch(observer, principal, session_id, PendingRequest(observer, 1))
@@ -93,7 +93,7 @@ async def test_a_slow_process_keeps_what_was_lost_before_the_flush_began_anew(
 async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     cluster: Cluster, node: Node
 ) -> None:
-    """Postgres is away for longer than the hash of an ended session stays after it is told."""
+    """Postgres is away for longer than Redis keeps an ended session after it was recorded."""
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", CHAT)
@@ -104,7 +104,7 @@ async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     await cluster.advance(storage_limits.ENDED_SESSION_KEPT_MS + 1)
     left_ms = await cluster.redis.pttl(KEYS.session(ANN.tenant, "s1"))
     assert left_ms > 2 * storage_limits.ENDED_SESSION_KEPT_MS
-    node.recovery.suspect_loss()  # the line was down for a moment
+    node.recovery.suspect_loss()  # the connection was down for a moment
     await cluster.settle()
     assert (await cluster.account())["balance"] == 8_500_000
     await audited(cluster)
@@ -135,7 +135,7 @@ async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(
         await cluster.settle()
     await cluster.beat()
     assert (await cluster.account())["balance"] == 8_500_000
-    assert len(node.registry.unflushed) == 0  # Postgres has it: it is not kept for ever
+    assert len(node.registry.unflushed) == 0  # Postgres has the end, so no process keeps it
     await audited(cluster)
 
 
@@ -164,13 +164,13 @@ async def test_what_a_step_appended_is_kept_though_its_answer_was_lost(
     assert await minutes(cluster, "s1") == [60, 30]
 
 
-# --- Finding out, again and again -----------------------------------------------------
+# --- Finding a loss, again and again --------------------------------------------------
 
 
 async def test_the_same_loss_twice_is_found_twice_by_everybody(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """A replica takes over, and another one that lags as much: paused sessions claim nothing."""
+    """A replica takes over, then another one that lags as much. Paused sessions claim nothing."""
     await cluster.grant(10 * CREDIT)
     one, other = node.browser("one"), second.browser("other")
     await one.start("s1", CHAT)
@@ -204,7 +204,7 @@ async def test_redis_is_emptied_again_while_it_is_being_filled(
         if again.pop():
             again.append(False)
             await cluster.redis.flushall()
-            await second.recovery.restoring.is_settled(ANN.tenant)  # it finds out first
+            await second.recovery.restoring.is_settled(ANN.tenant)  # finds the loss first
 
     monkeypatch.setattr(node.recovery._record_catch_up, "_bring_entries", emptied)
     await cluster.lose()
@@ -234,7 +234,7 @@ async def test_a_process_that_starts_with_the_loss_hides_it_from_nobody(
 async def test_who_only_watches_puts_nothing_back(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """The process with the sockets is lost together with Redis: nobody runs the session."""
+    """The process with the sockets is lost together with Redis: no process runs the session."""
     await cluster.grant(10 * CREDIT)
     await second.browser().start("s1", CHAT)
     await watch(node, "s1")
@@ -264,7 +264,7 @@ async def test_who_watches_sees_on(cluster: Cluster, node: Node, second: Node) -
 async def test_minutes_that_postgres_has_and_nobody_knows_count_once(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A claim was made, written down, and lost with its answer: it is made again."""
+    """A claim was made, recorded, and lost with its answer: the process makes it again."""
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", LESSON)
@@ -313,7 +313,7 @@ async def test_a_store_that_takes_nothing_after_the_loss_stops_no_claim_for_good
     await audited(cluster)
 
 
-# --- Sessions that nobody runs ---------------------------------------------------------
+# --- Sessions without a process ---------------------------------------------------------
 
 
 async def test_lost_sessions_are_found_by_a_process_that_had_none(
@@ -321,7 +321,7 @@ async def test_lost_sessions_are_found_by_a_process_that_had_none(
 ) -> None:
     await cluster.grant(10 * CREDIT)
     await cluster.advance(storage_limits.LOST_SESSIONS_AFTER_MS)
-    await cluster.beat()  # the look at the start has found nothing
+    await cluster.beat()  # the search at the start has found nothing
     await second.browser().start("s1", CHAT)
     await cluster.advance(90_000)
     await cluster.flush()
@@ -343,7 +343,7 @@ async def test_lost_sessions_are_found_by_a_process_that_had_none(
 async def test_all_lost_sessions_of_a_tenant_are_ended_in_one_go(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """What the record alone says of one begins no recovery that the next would wait for."""
+    """Ending one session from the record begins no recovery for which the next would wait."""
     await cluster.grant(10 * CREDIT)
     for number in range(3):
         await second.browser().start(f"s{number}", CHAT)
@@ -359,7 +359,7 @@ async def test_all_lost_sessions_of_a_tenant_are_ended_in_one_go(
 async def test_who_comes_back_later_than_anybody_waits_has_the_last_word(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """A paused session uses no grant, so its process may be cut off for as long as it likes."""
+    """A paused session uses no grant, so its process may be cut off for any time."""
     await cluster.grant(10 * CREDIT)
     browser = second.browser()
     await browser.start("s1", CHAT)
@@ -382,14 +382,17 @@ async def test_who_comes_back_later_than_anybody_waits_has_the_last_word(
     await audited(cluster)
 
 
-# --- What it costs ------------------------------------------------------------------------
+# --- Ends that count ----------------------------------------------------------------------
 
 
 async def test_an_end_is_final_though_others_went_on_after_a_loss(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """A replica has taken over that lacks the end, and another process is joined and makes a
-    step before that one hears of it which has told the client."""
+    """A replica without the end takes over, and a client joins another process.
+
+    That process makes a step before it learns of the end from the process that has sent the end to
+    the client.
+    """
     await cluster.grant(100 * CREDIT)
     browser = node.browser()
     await browser.start("s1", CHAT)
@@ -401,15 +404,14 @@ async def test_an_end_is_final_though_others_went_on_after_a_loss(
     await cluster.advance(5_000)
     again = second.browser("again")
     await again.start("s1", CHAT)
-    await cluster.advance(
-        limits.DOUBT_WAIT_MS
-    )  # the process that it has left is asked for its proof
+    # The process that the client left is asked for the client's proof.
+    await cluster.advance(limits.DOUBT_WAIT_MS)
     await again.request("s1", Event.PAUSE)
     assert await phase_of(cluster.redis, "s1") is Phase.PAUSED
     node.recovery.suspect_loss()
     await cluster.settle()
     assert await phase_of(cluster.redis, "s1") is Phase.ENDED
     await cluster.recovered()
-    assert "s1" not in again.local_sessions  # it hears of it, and need not ask
+    assert "s1" not in again.local_sessions  # the process is notified, and need not ask
     await audited(cluster)
     assert await minutes(cluster, "s1") == [30]

@@ -1,7 +1,7 @@
 """The promises hold whatever happens: worlds by chance, each from a seed.
 
-``scripts/simulate`` runs as many of them as one likes; here it is a fixed number. What a
-seed is to show that it fails is in ``test_mutations``.
+``scripts/simulate`` runs any number of worlds; here the number is fixed. ``test_mutations`` shows
+that worlds of seeds fail when a promise is broken.
 """
 
 import os

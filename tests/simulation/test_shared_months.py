@@ -1,4 +1,4 @@
-"""Sessions that share a month: who starts later gets what the others merely hold."""
+"""Sessions that share a month: a later session gets what the others merely hold."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ SERVE = act("serve", node="node.1")
 
 
 def elsewhere(session: str, user: str) -> Any:
-    """A session of minutes alone that another process serves."""
+    """A session without a price, which another process serves."""
     client = f"c-{session}"
     return act("start", client=client, node="node.1", user=user, kind="recording", session=session)
 
 
 def counted(client: SimulatedClient) -> tuple[int, int]:
-    """The minutes and the time on the receipt that a client was given."""
+    """The minutes and the time on the receipt that a client received."""
     assert [one["code"] for one in client.messages if one["type"] == "error"] == []
     (stopped,) = (one for one in client.messages if one["type"] == "stopped")
     return stopped["receipt"]["minutes"], stopped["receipt"]["elapsed_ms"]
@@ -29,7 +29,7 @@ def counted(client: SimulatedClient) -> tuple[int, int]:
 def test_a_later_session_of_a_member_gets_the_minute_that_has_not_begun(
     lab: Laboratory,
 ) -> None:
-    """The first one burns alone, and was granted both minutes that are left."""
+    """The first session runs alone, and was granted both minutes that are left."""
     clients = run(
         lab,
         act("limit", user="ann9", minutes=None, of_org=True),
@@ -72,8 +72,11 @@ def test_where_every_minute_has_begun_a_later_session_is_refused(lab: Laboratory
 
 
 def test_a_session_that_is_recalled_at_the_end_of_its_minute_runs_on(lab: Laboratory) -> None:
-    """Of six minutes the third is the last that another one is granted, when the second of this
-    one ends 1 s later: it gives back the third, which it needs at once, and is granted it again."""
+    """The month has six minutes. The other session is granted its third, the last one free.
+
+    One second later this session's second minute ends. This session gives back its own third
+    minute, which it needs at once, and is granted it again.
+    """
     clients = run(
         lab,
         act("limit", user="ann9", minutes=6, of_org=True),
@@ -89,7 +92,7 @@ def test_a_session_that_is_recalled_at_the_end_of_its_minute_runs_on(lab: Labora
 def test_what_a_recall_left_of_a_minute_does_not_end_at_a_limit_that_is_not_reached(
     lab: Laboratory,
 ) -> None:
-    """A simulated world: three sessions, two of them of one member, 1 s apart."""
+    """From a simulated world: three sessions, two of them of one member, 1 s apart."""
     clients = run(
         lab,
         act("limit", user="bob9", minutes=20, of_org=True),

@@ -1,4 +1,4 @@
-"""A process that holds the rest of a counter stands still, and another one's session needs it."""
+"""A process that holds the rest of a counter stalls, and a session elsewhere needs it."""
 
 from typing import Any
 
@@ -20,9 +20,11 @@ FREE = msgspec.structs.replace(CHAT, kind="free", free_ms=20_000)
 
 @pytest.fixture
 async def sockets(cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch) -> Sockets:
-    """One of a process that holds 65 s, and stands still; and one of another process whose free
-    time is about to end, with all else spent; how many steps that one asks for;
-    and those that the first one would have."""
+    """A holder's socket, another socket, the other's count of steps, and the holder's steps.
+
+    The holder's process holds 65 s and stalls: its steps are withheld. The other process has a
+    session whose free time is about to end, with all other credits spent; its steps are counted.
+    """
     second = await cluster.node()
     await cluster.grant(2 * CREDIT)
     holder = node.browser("holder")
@@ -60,7 +62,7 @@ async def test_what_a_silent_process_holds_stops_no_session(
 async def test_a_session_runs_on_no_longer_than_the_account_covers_both(
     cluster: Cluster, sockets: Sockets
 ) -> None:
-    """The holder burns too, as far as is known: all that there is pays for 65 s of both."""
+    """As far as is known the holder burns too: all credits pay for 65 s of both sessions."""
     _, other, _, _ = sockets
     await cluster.advance(60_000)
     (reached,) = other.all("limit_reached")
@@ -101,7 +103,7 @@ Withheld = list[tuple[Node, tuple[Any, ...]]]
 
 
 async def allow(cluster: Cluster, limit: str, minutes: int) -> None:
-    """The month's limit is changed, of the organisation or of its member ann."""
+    """Changes the month's limit of the organisation, or of its member ann."""
     is_org = limit == "org_minutes"
     hours = minutes / 60
     live = cluster.nodes[0].live
@@ -117,8 +119,11 @@ async def allow(cluster: Cluster, limit: str, minutes: int) -> None:
 async def month(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str, *, is_deaf: bool = False
 ) -> tuple[Browser, Browser, Withheld]:
-    """A session that has used two minutes of four, of a month of which another process holds
-    the other two: it is in the first of them, and stands still, or has heard of nothing."""
+    """A session that has used two minutes of four, while another process holds the other two.
+
+    The holder is in the first of its minutes. Its process stalls or, with ``is_deaf``, has missed
+    the new limit.
+    """
     first, second = await cluster.node(), await cluster.node()
     await allow(cluster, limit, 100)
     other, holder = first.browser("other"), second.browser("holder")
@@ -158,7 +163,7 @@ async def test_minutes_that_a_silent_process_holds_stop_no_session(
 async def test_a_session_runs_on_no_longer_than_the_month_covers_both(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """The holder is in a minute of its own, as far as is known: one is left for the other."""
+    """As far as is known the holder is in a minute of its own: one is left for the other."""
     _, other, _ = await month(cluster, monkeypatch, limit)
     await cluster.advance(120_000)
     (reached,) = other.all("limit_reached")
@@ -186,7 +191,7 @@ async def test_once_the_holder_answers_it_gives_back_what_has_not_begun(
 async def test_a_holder_is_told_that_minutes_which_have_not_begun_are_needed(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """It has not heard that the limit was lowered, for its line was broken just then."""
+    """The holder has missed that the limit was lowered, because its connection was broken."""
     holder, other, _ = await month(cluster, monkeypatch, limit, is_deaf=True)
     await cluster.advance(120_000)
     assert [one["elapsed_ms"] for one in holder.all("limit_reached")] == [MINUTE_MS]

@@ -1,5 +1,7 @@
-"""Limits that come while Redis answers late, or not at all: nobody is charged more than there is,
-and what was shown is never taken back."""
+"""Limits that are reached while Redis answers late, or not at all.
+
+No client is charged more than there is, and what was shown is never taken back.
+"""
 
 from typing import Any
 
@@ -25,14 +27,14 @@ AWAY = "away"
 
 
 def trouble(how: str) -> Action:
-    """Redis becomes slow, or goes away, for as long as it matters."""
+    """Redis becomes slow, or goes away, for the rest of the test."""
     if how == AWAY:
         return act("redis_away", ms=45_000)
     return act("slow_redis", delays=LATE[how], ms=45_000)
 
 
 def shown(client: SimulatedClient, session_id: str) -> list[int]:
-    """The counted time that a client was shown, one after the other."""
+    """The counted times that a client was shown, in order."""
     return [
         message["elapsed_ms"]
         for message in client.messages
@@ -41,7 +43,7 @@ def shown(client: SimulatedClient, session_id: str) -> list[int]:
 
 
 def end_of(client: SimulatedClient, session_id: str) -> dict[str, Any]:
-    """The receipt of a session, after a look at everything that the client was shown of it."""
+    """The receipt of a session, after a check of every time that the client was shown."""
     found = shown(client, session_id)
     assert found == sorted(found), found
     (stopped,) = (one for one in client.messages if one["type"] == "stopped")
@@ -129,7 +131,7 @@ def test_a_session_that_burns_alone_asks_nothing_more_once_the_rest_is_low(
     assert outcome.failure is None, outcome.failure
     first, *minutes = [step for step in versions if step[0] == "active"]
     assert first == ("active", "credits")
-    # A warning is recorded, and a minute's end settled; nothing else is asked for.
+    # The session records a warning and settles the end of a minute, and asks for nothing else.
     assert {final for _, final in minutes} == {"credits"}
     assert len(minutes) <= 3
 
@@ -167,7 +169,7 @@ assert KINDS["dear"].price_micros == 60_000_000
 def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
     lab: Laboratory, wants: str
 ) -> None:
-    """The holder's answer to the recall is lost: there is enough, but nobody can know it yet."""
+    """The holder's answer to the recall is lost: enough is left, but no process can know it yet."""
     performers: list[Any] = []
     wanted = {
         "start": act("start", client="c2", node="node.1", user="cat9", kind="second", session="s2"),
@@ -195,12 +197,12 @@ def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
         (transfer,) = (
             one for one in performer.money_client.transfers.values() if one.kind == "spend"
         )
-        assert transfer.state == "done", transfer  # asked again, it was there
+        assert transfer.state == "done", transfer  # asked again, the spend succeeds
         assert not performer.money_client.refusals
 
 
 def test_what_is_told_at_one_instant_comes_in_order() -> None:
-    """A message that overtook another kept all that followed from coming (seed 1200)."""
+    """A message that overtook another one kept all later ones from arriving (seed 1200)."""
     told = [b"%d" % number for number in range(9)]
     heard: list[object] = []
 

@@ -1,4 +1,4 @@
-"""A socket joins at a third process while a second one asks whether those before are there."""
+"""A socket joins at a third process while a second one polls the earlier members."""
 
 import pytest
 
@@ -66,6 +66,6 @@ async def test_where_the_first_is_there_no_join_makes_a_gap(
 
 
 def first_at(browser: Browser) -> int:
-    """When the session began: with the answer to its start."""
+    """When the session began, from the answer to its start."""
     started_at: int = browser.messages[0]["received_at"]
     return started_at

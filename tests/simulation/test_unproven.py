@@ -1,8 +1,8 @@
-"""Clients that take service without a proof of life, told as stories in virtual time.
+"""Clients that take service without a proof of life, in virtual time.
 
-Each takes part for ten minutes and gets ticks as often as the server sends them. However
-it goes about it, what is billed is nine tenths of that, apart from five seconds. And an
-honest client on a bad line pays for nothing beyond its last proof of life.
+Each client takes part for ten minutes, and gets ticks as often as the server sends them. Whatever
+it does, at least nine tenths of that time is billed, apart from five seconds. An honest client on a
+bad connection pays for nothing beyond its last proof of life.
 """
 
 from collections.abc import Callable, Coroutine
@@ -29,19 +29,19 @@ ANN = Principal(kind="user", user_id="ann", account_id="ann", tenant="user:ann")
 
 
 class Cheat(Browser):
-    """A socket that reads everything, and answers pings as it likes."""
+    """A socket that reads everything, and answers only the pings that it chooses to."""
 
     def __init__(self, node: Node, answers: Callable[["Cheat"], bool]) -> None:
         self.answers = answers
         self.joined_at = node.clock.now()
         self.pings = 0
-        """Since it joined last."""
         self.pongs = 0
+        """Like ``pings``, counted since the last join."""
         super().__init__(node, "cheat")
 
     @property
     def age_ms(self) -> int:
-        """Since it joined last."""
+        """Time since the last join."""
         return self.node.clock.now() - self.joined_at
 
     def probe(self) -> None:
@@ -52,7 +52,7 @@ class Cheat(Browser):
             super().probe()
 
     def _ping(self) -> None:
-        # The server's keepalive, and what it does about silence (server/transport/keepalive.py).
+        # The server's keepalive, and its reaction to silence (server/transport/keepalive.py).
         at = self.node.clock.now() + server_limits.PING_INTERVAL_MS
         self.node.timers.deadline(at, self._asked)
 
@@ -71,7 +71,7 @@ class Cheat(Browser):
             self.drop()
 
     def drop(self) -> None:
-        """The socket is gone without a word, or was closed for its silence."""
+        """The socket is gone without a close frame, or the server closed it for its silence."""
         self.is_cut = True
         for local in list(self.local_sessions.values()):
             self.node.registry.unsubscribe(local, self, self.alive_at)
@@ -87,7 +87,7 @@ class Cheat(Browser):
 
 
 class Observer(Browser):
-    """A socket that answers every ping, and only watches."""
+    """A socket that answers every ping, and only observes."""
 
     async def watch(self, session_id: str) -> None:
         """Watches a session, with a tick a second."""
@@ -101,7 +101,7 @@ class Observer(Browser):
 
 
 class Fraud:
-    """A user on two processes, and all the sockets that it has opened."""
+    """A dishonest user on two processes, with all sockets that it has opened."""
 
     def __init__(self, cluster: Cluster, nodes: list[Node]) -> None:
         self.cluster = cluster
@@ -111,24 +111,26 @@ class Fraud:
 
     @property
     def goes_on(self) -> bool:
-        """Whether its ten minutes are not over."""
+        """Whether the user's ten minutes are not over."""
         return self.cluster.clock.now() < self.until
 
     def open(self, answers: Callable[[Cheat], bool], node: int = 0) -> Cheat:
-        """One more socket."""
+        """Opens one more socket."""
         socket = Cheat(self.nodes[node], answers)
         self.sockets.append(socket)
         return socket
 
     def observer(self, node: int) -> Observer:
-        """One more socket, to watch."""
+        """Opens one more socket, as an observer."""
         socket = Observer(self.nodes[node], "observer")
         self.sockets.append(socket)
         return socket
 
     def ticked_ms(self) -> int:
-        """The time in which it got ticks: of each session, as often as ticks came that others of
-        its sockets had not got already."""
+        """The time for which the user received ticks, summed over its sessions.
+
+        A tick counts only if no other socket of the user had it already.
+        """
         seconds = {
             (tick["session_id"], tick["received_at"] // TICK_MS)
             for socket in self.sockets
@@ -137,7 +139,7 @@ class Fraud:
         return len(seconds) * TICK_MS
 
     def shown_ms(self) -> int:
-        """The time that the ticks have shown, of all its sessions."""
+        """The time that the ticks have shown, summed over all sessions."""
         shown: dict[str, int] = {}
         for socket in self.sockets:
             for tick in socket.all("tick"):
@@ -163,8 +165,10 @@ def up_to(ms: int) -> Callable[[Cheat], bool]:
 
 
 async def stays(fraud: Fraud, answers: Callable[[Cheat], bool], *, hops: bool, new: bool) -> None:
-    """Is there until it is closed, and comes back at once: to the same or to the other process,
-    to the same session or to a new one."""
+    """Stays until the server closes the socket, and comes back at once.
+
+    ``hops``: to the other process in turn. ``new``: to a new session each time.
+    """
     for number in range(1_000):
         if not fraud.goes_on:
             return
@@ -176,7 +180,7 @@ async def stays(fraud: Fraud, answers: Callable[[Cheat], bool], *, hops: bool, n
 
 
 async def flutters(fraud: Fraud, stay_ms: int, away_ms: int, how: str) -> None:
-    """Comes, gets what it can get, and goes without a word or with one, all the time."""
+    """Joins, gets what it can, and leaves, with or without a message, all the time."""
     socket = fraud.open(once)
     while fraud.goes_on:
         if how == "drop" or socket.is_cut:
@@ -197,7 +201,7 @@ async def flutters(fraud: Fraud, stay_ms: int, away_ms: int, how: str) -> None:
 
 
 async def beats(fraud: Fraud, *, farewell: bool) -> None:
-    """Is silent on its sockets, and lives by heartbeats on another process."""
+    """Is silent on its sockets, and keeps the session alive by heartbeats on another process."""
     phone = Phone(*fraud.nodes)
     while fraud.goes_on:
         socket, other = fraud.open(never), fraud.open(never)
@@ -211,7 +215,7 @@ async def beats(fraud: Fraud, *, farewell: bool) -> None:
 
 
 async def is_watched(fraud: Fraud, node: int, answers: Callable[[Cheat], bool]) -> None:
-    """Watches itself over a socket that answers every ping, while the one that pays does not."""
+    """Observes itself with a socket that answers every ping, while the paying one does not."""
     observer = fraud.observer(node)
     for number in range(1_000):
         if not fraud.goes_on:
@@ -225,7 +229,7 @@ async def is_watched(fraud: Fraud, node: int, answers: Callable[[Cheat], bool]) 
 
 
 async def shares(fraud: Fraud) -> None:
-    """Has a session open on both processes, and answers first here, then there, then nowhere."""
+    """Has a session open on both processes; answers first here, then there, then nowhere."""
     for number in range(1_000):
         if not fraud.goes_on:
             return
@@ -284,7 +288,7 @@ async def test_service_without_proof_is_a_tenth_at_most(
 
 
 async def billed(cluster: Cluster, connection: Connection) -> int:
-    """The time that is billed in the end, of all sessions."""
+    """The time that is billed in the end, summed over all sessions."""
     await cluster.advance(server_limits.HEARTBEAT_PROOF_MS + CHAT.reconnect_grace_ms + 5_000)
     await cluster.flush()
     rows = await connection.fetch("SELECT state, elapsed_ms FROM sessions")
@@ -306,7 +310,7 @@ async def test_an_honest_client_gets_every_tick_and_few_pings(cluster: Cluster, 
     pings = client.pings
     await cluster.advance(120_000)
     assert len(client.all("tick")) in range(239, 243)
-    assert client.pings - pings <= 14  # one in 10 s, and one at the end of each minute
+    assert client.pings - pings <= 14  # one ping in 10 s, and one at the end of each minute
 
 
 async def test_a_client_that_answers_late_is_served_and_billed(
@@ -320,7 +324,7 @@ async def test_a_client_that_answers_late_is_served_and_billed(
         await cluster.advance(10_000 if number else 19_000)  # nine seconds after each ping
         client._pong(cluster.clock.now())
         await cluster.settle()
-        # It has waited for this one, unless the last pong was good for all the time.
+        # The tick has waited for this pong, unless the previous pong covered the whole time.
         assert client.last("tick")["received_at"] > cluster.clock.now() - TICK_MS
     assert not client.is_cut
     assert client.last("tick")["elapsed_ms"] > 208_000
@@ -331,8 +335,11 @@ async def test_a_client_that_answers_late_is_served_and_billed(
 async def test_an_honest_client_whose_line_is_cut_for_a_while(
     cluster: Cluster, node: Node, connection: Connection, comes_back: str
 ) -> None:
-    """Ten times in an hour, for 8 s: it is billed to its last proof, and sees ticks again within
-    a round trip of when one is due."""
+    """The connection is cut for 8 s, ten times in an hour.
+
+    The client is billed to its last proof, and gets ticks again within a round trip of when one is
+    due.
+    """
     await cluster.grant(100 * CREDIT)
     fraud = Fraud(cluster, [node, await cluster.node()])
     fraud.until += 3_000_000
@@ -371,8 +378,10 @@ async def test_an_honest_client_whose_line_is_cut_for_a_while(
 async def test_a_line_that_was_cut_proves_nothing_though_its_loss_is_not_noticed(
     cluster: Cluster, node: Node, connection: Connection, node_number: int, others: int
 ) -> None:
-    """Ten times in an hour the client comes back over a new socket after 8 s, while the server
-    believes that the old one is there: what nobody proved is a gap."""
+    """Ten times in an hour the client comes back over a new socket after 8 s.
+
+    The server believes that the old socket is there: the unproven time is a gap.
+    """
     await cluster.grant(100 * CREDIT)
     fraud = Fraud(cluster, [node, await cluster.node()])
     fraud.until += 3_000_000

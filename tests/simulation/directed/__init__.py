@@ -1,8 +1,8 @@
-"""Directed worlds: what chance brings about too rarely, written down by hand.
+"""Directed worlds: situations that chance brings about too rarely, written by hand.
 
-Each reaches lines of the scripts, in a situation in which they matter. What is to be is known to
-the auditor; where only a person can say what was to be expected, the world says so (``expect`` and
-``answered``). ``scripts/mutate`` runs them before any others.
+Each world reaches lines of the scripts in a situation in which these lines matter. The auditor
+knows what must hold; where no general rule covers an expectation, the world states it (``expect``
+and ``answered``). ``scripts/mutate`` runs these worlds first.
 """
 
 from tests.simulation.directed.answers import ANSWERS
@@ -22,4 +22,4 @@ DIRECTED: dict[str, Directed] = {
     **MONTHS, **REPORTED, **REPORTED_MORE, **MONEY, **SESSIONS, **LOSSES, **FORKS, **RETURNS,
     **ANSWERS, **GRANTS, **RESTORED, **LATE,
 }  # fmt: skip
-"""By their names."""
+"""The directed worlds by name."""

@@ -1,4 +1,4 @@
-"""Directed worlds of answers: what a step hears that comes second, late, or after a loss."""
+"""Directed worlds of answers to steps that come second, late, or after a loss."""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.steps import (

@@ -1,4 +1,4 @@
-"""Directed worlds of grants: who gets how much where little is left, and who gives it back."""
+"""Directed worlds of grants where little is left: their sizes, and what is given back."""
 
 from tests.simulation.directed.steps import (
     RECORDING,
@@ -15,7 +15,7 @@ from tests.simulation.people import CREDIT
 from tests.simulation.traces import NODE, act, pay, start, wait
 
 MONTH_ENDS = 5 * 3600 + 42 * 60 + 36
-"""Seconds until the month ends where ann9 and bob9 are, from when the first action happens."""
+"""Seconds from the first action until the month of ann9 and bob9 ends."""
 JUNE = "2026-06-01"
 
 GRANTS = {

@@ -32,7 +32,7 @@ from tests.simulation.people import CREDIT
 from tests.simulation.traces import FLUSHER, NODE, act, pay, start, wait
 
 PUT_BACK = wait(40)
-"""After a loss everything is in its place again, and was looked at."""
+"""By then everything is in its place again after a loss, and was audited."""
 ALL_KINDS = (
     RICH, pay("ann9", 50 * CREDIT, "for ann"), limit(300), limit(500, of_org=True),
     start("s1"), start("s2", "ann9", "lesson"), start("s3", "ann9", "recording"),
@@ -55,7 +55,7 @@ def _loss(*loss: Action, flushed: bool, before: float = 95) -> Directed:
 
 
 def _step_back(*lost: Action, then: tuple[Action, ...] = (), flushed: bool = True) -> Directed:
-    """A replica takes over that lacks what was done last."""
+    """A replica takes over that lacks the last writes."""
     return Directed((
         SERVE, *ALL_KINDS, join("c2", "s1"), wait(45), *([FLUSH] if flushed else []), LAG, *lost,
         UNNOTICED, *then, *LATER,
@@ -63,7 +63,7 @@ def _step_back(*lost: Action, then: tuple[Action, ...] = (), flushed: bool = Tru
 
 
 def _holds_back(*lost: Action, often: int, before: tuple[Action, ...] = ()) -> Directed:
-    """The same for the holds of an account, with a session of it and without one."""
+    """The same for the holds of an account, with a session of the account and without one."""
     return Directed((
         RICH, act("show", node=NODE, user="cat9"), *before, wait(600), hold("cat9", "h1", CREDIT),
         hold("cat9", "h2", 0), wait(5), FLUSH, LAG, *lost, UNNOTICED, PUT_BACK,
@@ -73,8 +73,10 @@ def _holds_back(*lost: Action, often: int, before: tuple[Action, ...] = ()) -> D
 
 
 def _fork(lost: tuple[Action, ...], made: tuple[Action, ...], phase: str, at: float) -> Directed:
-    """A session goes on twice under one version: a step is lost, and another process makes one of
-    the older copy."""
+    """A session goes on twice under one version.
+
+    A step is lost, and another process makes a step on the older copy.
+    """
     return Directed((
         SERVE, RICH, start("s1"), wait(at), LAG, *lost, UNNOTICED, join("c2", "s1"),
         wait(0.1), *made, PUT_BACK, wait(90), act("phase", user="cat9", session="s1", phase=phase),
@@ -83,7 +85,7 @@ def _fork(lost: tuple[Action, ...], made: tuple[Action, ...], phase: str, at: fl
 
 
 def _ends_again(first: Action, second: Action, **more: Any) -> Directed:
-    """A hold has ended, and ends once more of a replica that has it as open."""
+    """A hold ends, and ends once more on a replica on which it is open."""
     return Directed((
         RICH, act("show", node=NODE, user="cat9"), hold("cat9", "h1", CREDIT, **more), wait(5),
         FLUSH, LAG, first, wait(0.2), UNNOTICED, second, PUT_BACK, wait(70), FLUSH, PUT_BACK,

@@ -1,4 +1,4 @@
-"""Directed worlds of money: grants, spends, holds, and how they reach the record."""
+"""Directed worlds of money: grants, spends and holds, and their way to the record."""
 
 from tests.simulation.directed.steps import (
     FLUSH,
@@ -26,7 +26,7 @@ from tests.simulation.traces import FLUSHER, NODE, act, mishaps, pay, start, wai
 
 
 def _flusher_dies(questions: int, apart_s: int) -> Directed:
-    """A flusher dies before it has acknowledged all that it has brought to Postgres."""
+    """A flusher dies before it has acknowledged all that it brought to Postgres."""
     spends = (
         step for number in range(8) for step in (sketch("cat9", f"e{number}", 1000), wait(apart_s))
     )
@@ -46,7 +46,7 @@ MONEY = {
     )),
     "spends and holds are asked for again": Directed((
         RICH, sketch("cat9", "e0"), hold("cat9", "h8", 1), post("cat9", "h8", 1),
-        hold("cat9", "h9", 1), void("cat9", "h9"),  # now Redis knows the scripts
+        hold("cat9", "h9", 1), void("cat9", "h9"),  # now Redis has the scripts
         mishaps(NODE, "redis", ["unanswered"]), sketch("cat9", "e1"), sketch("cat9", "e1"),
         act("again", node=NODE, entry="e1"), answered("e1", "done"),
         mishaps(NODE, "redis", ["unanswered"]), hold("cat9", "h1", CREDIT),

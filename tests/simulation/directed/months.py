@@ -1,4 +1,4 @@
-"""Directed worlds of months: their limits, and minutes that clients count themselves."""
+"""Directed worlds of months: their limits, and reported minutes."""
 
 from tests.simulation.directed.steps import (
     EMPTY,

@@ -1,5 +1,7 @@
-"""Directed worlds of minutes that clients count themselves, where others are faster, where Redis
-lacks something, and where metered sessions hold what is left of a month."""
+"""Directed worlds of reported minutes.
+
+Other processes are faster, Redis lacks something, or metered sessions hold the rest of a month.
+"""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.forks import PUT_BACK
@@ -24,26 +26,26 @@ from tests.simulation.people import CREDIT
 from tests.simulation.traces import NODE, act, mishaps, pay, start, wait
 
 LEARNT = (SERVE, report("t0", minute_at(1)), report("t0", minute_at(2), node=OTHER), wait(5))
-"""Both processes know the scripts, and the months are in Redis."""
+"""Both processes have loaded the scripts, and the months are in Redis."""
 
 
 def report_soon(session: str, minute: int) -> Action:
-    """A client reports a minute, and does not hear the answer."""
+    """A client reports a minute, and does not read the answer."""
     return act("report_soon", node=NODE, user="ann9", session=session, minute_at=minute)
 
 
 def taken(minutes: int, session: str = "t1") -> Action:
-    """That many minutes were taken."""
+    """The number of minutes that were accepted."""
     return act("taken", session=session, minutes=minutes)
 
 
 def refused(number: int, code: str, session: str = "t1", most_ms: int = 0) -> Action:
-    """A minute was refused, at once or after a while."""
+    """A minute was refused, at once or within ``most_ms``."""
     return act("refused", session=session, minute_at=minute_at(number), code=code, most_ms=most_ms)
 
 
 def holds(minutes: int, user: str, session: str) -> Action:
-    """That many minutes are held for a session."""
+    """The number of minutes that a session holds."""
     return act("holds", user=user, session=session, minutes=minutes)
 
 

@@ -1,4 +1,4 @@
-"""Directed worlds of what is brought to Redis from the record: counters, holds, operations."""
+"""Directed worlds of what the record restores to Redis: counters, holds, operations."""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.steps import (
@@ -25,12 +25,12 @@ from tests.simulation.people import CREDIT
 from tests.simulation.traces import NODE, act, mishaps, pay, start, wait
 
 PUT_BACK = wait(40)
-"""After a loss everything is in its place again, and was looked at."""
+"""By then everything is in its place again after a loss, and was audited."""
 LOSE_OTHER_PARTITION = act("empty", partition=1)
 LATE_FLUSHER = act("flusher", name="late", pace_ms=1_000)
 AGAIN = act("again", node=NODE, entry="e2")
 LONG_AGO = wait(600)
-"""Nothing older is looked for after a loss."""
+"""Recovery reads no record older than this."""
 
 
 def _spend_elsewhere(user: str, entry: str, micros: int = CREDIT // 4) -> Action:

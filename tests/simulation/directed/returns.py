@@ -1,4 +1,4 @@
-"""Directed worlds in which what Redis has lost is put back, piece by piece."""
+"""Directed worlds in which processes put back, piece by piece, what Redis has lost."""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.forks import PAUSE, PUT_BACK, UNSAID, phase
@@ -26,7 +26,7 @@ from tests.simulation.traces import NODE, act, mishaps, pay, start, wait
 
 
 def graced(user: str, session: str, is_graced: bool) -> Action:
-    """Whether a grace runs that ends a session."""
+    """Whether a session is in grace, after which it ends."""
     return act("graced", user=user, session=session, is_graced=is_graced)
 
 

@@ -1,4 +1,4 @@
-"""Directed worlds of sessions: who serves, watches and prepares them, and what they share."""
+"""Directed worlds of sessions: serving, observing, preparing, and sharing between sessions."""
 
 from tests.simulation.directed.steps import (
     EMPTY,

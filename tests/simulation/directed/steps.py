@@ -1,4 +1,4 @@
-"""What directed worlds are made of."""
+"""The building blocks of directed worlds."""
 
 from typing import Any, NamedTuple
 
@@ -8,53 +8,53 @@ from tests.simulation.traces import FLUSHER, NODE, act, pay
 
 OTHER = "node.1"
 UNTIL_IT_IS_OLD = 45 * 60
-"""Seconds after which nothing needs to be remembered any more."""
+"""Seconds after which no entry needs to be remembered any more."""
 
 
 class Directed(NamedTuple):
-    """What happens in a world, and the bounds that it has (``mixes``)."""
+    """The actions of a world, and the mix that sets its bounds (``mixes``)."""
 
     actions: tuple[Action, ...]
     mix: str = ""
 
 
 def hold(user: str, name: str, micros: int, ttl_ms: int = 3_600_000, **more: Any) -> Action:
-    """Credits are held for an operation."""
+    """A backend holds credits for an operation."""
     more = {"node": NODE, "kind": "hold", "user": user, "micros": micros, **more}
     return act("transfer", entry=f"hold:{name}", hold=name, ttl_ms=ttl_ms, **more)
 
 
 def post(user: str, name: str, micros: int, entry: str = "", node: str = NODE) -> Action:
-    """What was held is charged."""
+    """A backend charges a hold."""
     entry = entry or f"p-{name}"
     return act("transfer", node=node, kind="post", user=user, entry=entry, hold=name, micros=micros)
 
 
 def void(user: str, name: str, entry: str = "", node: str = NODE) -> Action:
-    """What was held is given back."""
+    """A backend gives a hold back."""
     entry = entry or f"v-{name}"
     return act("transfer", node=node, kind="void", user=user, entry=entry, hold=name, micros=0)
 
 
 def sketch(user: str, entry: str, micros: int = CREDIT // 4, often: int | None = None) -> Action:
-    """An operation is charged at once, as often as a month allows."""
+    """A backend charges an operation at once, within a monthly limit."""
     return act(
         "transfer", node=NODE, kind="spend", user=user, entry=entry, micros=micros, often=often
     )
 
 
 def ask(session: str, event: str, client: str = "") -> Action:
-    """A client asks for something."""
+    """A client sends a request."""
     return act("ask", client=client or f"c-{session}", session=session, event=event)
 
 
 def limit(minutes: int | None, user: str = "ann9", *, of_org: bool = False) -> Action:
-    """A limit of the month is changed."""
+    """A limit of the month changes."""
     return act("limit", user=user, minutes=minutes, of_org=of_org)
 
 
 def adjust(entry: str, minutes: int, user: str = "ann9", month: str = "2026-05-01") -> Action:
-    """A month is corrected."""
+    """An operator corrects a month."""
     return act("adjust", node=NODE, user=user, entry=entry, minutes=minutes, month=month)
 
 
@@ -64,21 +64,21 @@ def report(session: str, minute_at: int, user: str = "ann9", node: str = NODE) -
 
 
 BEGIN_AT = 1_780_265_833_911
-"""When a world of ``SEED`` begins, with everybody there."""
+"""When a world of ``SEED`` begins, with all its people."""
 
 
 def minute_at(number: int) -> int:
-    """The beginning of a minute that a client counts itself: they end before the world is old."""
+    """The beginning of a reported minute. These minutes end before the world has begun for long."""
     return BEGIN_AT - 20 * 60_000 + number * 60_000
 
 
 def told(client: str, kind: str, **fields: Any) -> Action:
-    """What a client must have been told last of a kind."""
+    """The expected fields of the last message of a type that a client received."""
     return act("expect", client=client, type=kind, **fields)
 
 
 def answered(entry: str, state: str) -> Action:
-    """What a transfer must have been answered."""
+    """The expected outcome of a transfer."""
     return act("answered", entry=entry, state=state)
 
 
@@ -102,11 +102,11 @@ def join(client: str, session: str, node: str = OTHER, last_seq: int | None = No
 
 
 def watch(client: str, session: str, node: str = OTHER) -> Action:
-    """Somebody watches a session."""
+    """An observer watches a session."""
     return act("watch", client=client, node=node, session=session)
 
 
 HIDDEN = [["none"]] * 3
-"""Questions before the one that something happens to."""
+"""Messages to Redis before the one that a fault hits."""
 
 RICH = pay("cat9", 50 * CREDIT)
