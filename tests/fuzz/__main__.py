@@ -1,4 +1,4 @@
-"""``scripts/fuzz --count N --seed S``: attacks a server, and says what came of it."""
+"""Attacks a server: ``scripts/fuzz --count N --seed S``; prints a report."""
 
 import asyncio
 import sys
@@ -12,11 +12,11 @@ from tests.fuzz.run import fuzz
 
 
 def main(
-    count: Annotated[int, typer.Option(help="How many cases are sent.")] = 2_000,
-    seed: Annotated[int, typer.Option(help="What all of them follow from.")] = 1,
+    count: Annotated[int, typer.Option(help="Number of cases.")] = 2_000,
+    seed: Annotated[int, typer.Option(help="Seed of all cases.")] = 1,
     show: Annotated[int | None, typer.Option(help="Print this case, and send nothing.")] = None,
 ) -> None:
-    """Sends so many hostile messages, frames and requests to a server with honest sessions."""
+    """Sends hostile messages, frames and requests to a server with honest sessions."""
     if show is not None:
         typer.echo(repr(case_of(seed, show)))
         return

@@ -1,4 +1,4 @@
-"""The attack: cases sent to a server over real sockets, by several workers at a time."""
+"""The attack: several workers send cases to a server over real sockets."""
 
 import asyncio
 import contextlib
@@ -29,19 +29,19 @@ from tests.fuzz.claims import signed
 
 WORKERS = 16
 MESSAGES_PER_SOCKET = 90
-"""A socket is closed by whoever sends more than this at once, for sending too much."""
+"""Messages for each socket: fewer than the rate limit at which the server closes a socket."""
 QUIET_S = 0.05
-"""An answer that does not come for so long is not waited for."""
+"""Longest wait for an optional answer."""
 WAIT_S = 60.0
 CLOSE_CODES = {1000, 1002, 1003, 1007, 1009, 4001, 4002, 4500, 4501, 4502, 4503}
-"""What a socket may be closed with for what its peer did."""
+"""Codes with which the server may close a socket because of its peer's behaviour."""
 SENTINEL = 123_456_789
-"""The id of a request that no case has."""
+"""An id of a request that no case uses."""
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 class Tokens:
-    """The tokens of attackers, which are no part of a case: they run out."""
+    """The tokens of attackers, which are not part of a case because they expire."""
 
     def __init__(self, secret: str, api_key: str) -> None:
         self.secret = secret
@@ -58,7 +58,7 @@ class Tokens:
         return token
 
     def odd(self, claims: str) -> str:
-        """A token of a case's own."""
+        """A token with the claims of one case."""
         now = int(time.time())
         instants = {"{now_s}": now, "{soon_s}": now + 30, "{exp}": now + 3600}
         for name, instant in instants.items():
@@ -95,13 +95,13 @@ class Tokens:
 
 
 class Attack:
-    """Sends cases, and notes what must not happen."""
+    """Sends cases, and notes every answer that must not happen."""
 
     def __init__(self, port: int, tokens: Tokens) -> None:
         self.port = port
         self.tokens = tokens
         self.answers: Counter[str] = Counter()
-        """What came back: errors by code, statuses, close codes."""
+        """Counts of answers: errors by code, statuses, close codes."""
         self.problems: list[str] = []
         self.sent = 0
 
@@ -132,7 +132,7 @@ class Attack:
     # --- Messages ------------------------------------------------------------------------
 
     async def _send_messages(self, cases: list[MessageCase], worker: int) -> None:
-        """Sends messages on as few sockets as they leave alive."""
+        """Sends messages on as few sockets as possible; a case may end its socket."""
         rest = list(cases)
         while rest:
             bearer: Bearer = "member" if rest[0].number % 3 == 0 else "user"
@@ -150,7 +150,7 @@ class Attack:
                         case = rest.pop(0)
                         data = case.data.replace(b"{token}", token.encode())
                         await connection.send(data, text=case.is_text)
-                        # Read after each, so that the case that ends a socket is known.
+                        # Read after each message, so that the case that ends a socket is known.
                         await self._heard(connection, case)
                     await self._answers(connection, case)
             except ConnectionClosed as error:
@@ -173,7 +173,7 @@ class Attack:
         )
 
     async def _heard(self, connection: ClientConnection, case: MessageCase) -> None:
-        """Asks for a pong behind the case, and reads up to it: the case was taken."""
+        """Pings after the case, and reads up to the pong: then the case was handled."""
         name = f"{case.number}".encode()
         pong = asyncio.ensure_future(await connection.ping(name))
         while not pong.done():
@@ -188,7 +188,7 @@ class Attack:
         await pong
 
     async def _answers(self, connection: ClientConnection, case: MessageCase) -> None:
-        """Waits for the answer to one more message: everything before it has been taken."""
+        """Waits for the answer to one more message: then all earlier ones were handled."""
         await connection.send(json.dumps({"type": "ping", "id": SENTINEL}))
         message: dict[str, object] = {}
         while message.get("id") != SENTINEL:
@@ -213,7 +213,7 @@ class Attack:
     # --- Bytes -----------------------------------------------------------------------------
 
     async def _send_bytes(self, case: FrameCase | RequestCase) -> None:
-        """Sends bytes as they are, and reads whatever comes until there is an end."""
+        """Sends bytes unchanged, and reads all answers until the end of the connection."""
         token = self.tokens.get(case.bearer, case.number).encode()
         if case.claims:
             token = self.tokens.odd(case.claims).encode()
@@ -253,7 +253,7 @@ class Attack:
     async def _read(
         self, peer: socket.socket, case: FrameCase | RequestCase, patience_s: float = QUIET_S
     ) -> bool:
-        """Reads what is there, or comes soon. False: the connection has ended."""
+        """Reads data that is there or arrives soon; False: the connection has ended."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(patience_s):
@@ -271,7 +271,7 @@ class Attack:
 
 
 def _is_wrong(case: FrameCase | RequestCase, status: bytes) -> bool:
-    """Whether a case was refused that must not be, or passed and must not."""
+    """Whether a good case was refused, or a bad one passed."""
     if isinstance(case, FrameCase) or case.refused is None:
         return False
     if not case.claims:
@@ -280,7 +280,7 @@ def _is_wrong(case: FrameCase | RequestCase, status: bytes) -> bool:
 
 
 def _address(number: int) -> str:
-    """An address for a case: no attacker is refused for what another one did."""
+    """An address for a case, so that no attacker is refused because of another."""
     return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 

@@ -1,9 +1,9 @@
-"""What is sent: each case follows from the seed and its number alone.
+"""The cases of the attack: each follows from the seed and its number alone.
 
-Tokens run out and so are no part of a case: it says whose token it wants, and the attack
-puts one in. Attackers have users, an organisation and sessions of their own, share an
-organisation with some of the honest, know the ids of the honest and try them; only keys
-and operators, who may do everything, leave those alone.
+Tokens expire and are therefore not part of a case: a case names the owner of its token, and the
+attack inserts one. Attackers have users, an organisation and sessions of their own, and share an
+organisation with some of the honest users. They know the ids of the honest sessions and try them;
+only API keys and operators, which may do everything, leave those sessions alone.
 """
 
 import random
@@ -17,19 +17,19 @@ from tests.fuzz.claims import odd_claims
 from tests.fuzz.mutate import Pairs, Raw, mutate_bytes, mutate_pairs, odd, pieces, write
 
 Bearer = Literal["user", "member", "observer", "key", "ops", "expired", "forged", "none"]
-"""Whose token: an attacker's, one's in the organisation of honest users, one with listed
-sessions, a backend's, an operator's; or none that is good."""
+"""The owner of the token: an attacker, one in the organisation of honest users, one with listed
+sessions, a backend, an operator; or no valid token."""
 
 ATTACKERS = 24
 HONEST_ORG = "acme"
 HONEST_IDS = [f"honest-{number}" for number in range(16)]
-"""Sessions of the honest: what attackers would like to end, pause or join."""
+"""Sessions of the honest users, which attackers try to end, pause or join."""
 USERS = ("user-0", "user-1", "mallory-1", "auth0|5f7c", "ann+x@example.com", "a=b~c", None)
 INSIDE_PATH = "/fuzz/inside"
-"""Where the server that is attacked shows what it has; see ``served``."""
+"""The path at which the attacked server shows its internal counts; see ``served``."""
 KINDS = ("chat", "call", "lesson")
 KEYED = ("/grants", "/spend", "/holds", "/post", "/void", "/adjustments")
-"""The ends of paths that take an idempotency key."""
+"""Ends of the paths that take an idempotency key."""
 FIELDS = (
     *("type", "id", "token", "kind", "session_id", "counterpart_id", "tick_ms", "metadata"),
     *("last_seq", "amount", "reason", "user_id", "account_id", "expires_at", "priority"),
@@ -39,7 +39,7 @@ FIELDS = (
 
 @dataclass
 class MessageCase:
-    """One message to a socket that has authenticated, or has not."""
+    """One message to a socket, which has authenticated or not."""
 
     number: int
     data: bytes
@@ -48,39 +48,40 @@ class MessageCase:
 
 @dataclass
 class FrameCase:
-    """A connection that begins as a WebSocket and goes on as it likes."""
+    """A connection that begins as a WebSocket and continues with arbitrary frames."""
 
     number: int
     bearer: Bearer
     handshake: list[bytes]
-    """In pieces; ``{token}`` stands where the token is put."""
+    """In pieces; ``{token}`` marks the place of the token."""
     frames: list[bytes]
     ending: Literal["wait", "shut", "reset"]
     claims: str = ""
-    """What a token of its own says, as JSON; empty: the token is the bearer's."""
+    """Claims of the case's own token, as JSON; empty: the token is the bearer's."""
 
 
 @dataclass
 class RequestCase:
-    """Requests over HTTP as bytes: well made or not."""
+    """Requests over HTTP as bytes, well-formed or not."""
 
     number: int
     bearer: Bearer
     parts: list[bytes]
     ending: Literal["wait", "shut", "reset"]
     is_raw: bool = field(default=False)
-    """Its bytes were changed: whether there is an answer is the parser's to say."""
+    """The bytes were changed, so the parser decides whether there is an answer."""
     claims: str = ""
-    """What a token of its own says, as JSON; empty: the token is the bearer's."""
+    """Claims of the case's own token, as JSON; empty: the token is the bearer's."""
     refused: bool | None = None
-    """Whether the answer must be a refusal, or must be none of the token; None: it is open."""
+    """True: the answer must be a refusal. False: it must not refuse the token. None: either is
+    right."""
 
 
 Case = MessageCase | FrameCase | RequestCase
 
 
 def case_of(seed: int, number: int) -> Case:
-    """The case of a number."""
+    """The case with this number."""
     rng = random.Random(f"{seed}/{number}")
     share = rng.random()
     if share < 0.55:
@@ -131,7 +132,7 @@ def _message_case(rng: random.Random, number: int) -> MessageCase:
     for _ in range(rng.choice((0, 0, 0, 1, 1, 2, 3))):
         pairs = mutate_pairs(rng, pairs, FIELDS)
     text = write(pairs or odd(rng))
-    # Text that is no UTF-8 ends a socket, so it is less often tried than the rest.
+    # Invalid UTF-8 ends a socket, so it is tried less often than the rest.
     data = text.encode("utf-8", "surrogatepass")
     is_text = rng.random() < 0.97
     if rng.random() < 0.2:
@@ -240,7 +241,7 @@ HOSTS = ("localhost", "LOCALHOST:80", "localhost.", "[::1]:8000", "[::1", ":", "
 
 
 def _reached_otherwise(rng: random.Random, handshake: bytes) -> bytes:
-    """The handshake of a page of some origin, under some name, through some proxy."""
+    """The handshake of a page with an arbitrary origin, host name and proxy."""
     host = rng.choice(HOSTS).encode()
     lines = handshake.replace(b"Host: localhost", b"Host: " + host)
     for name, values in (
@@ -270,7 +271,7 @@ Template = tuple[str, str, Pairs, Pairs | None]
 
 
 def _request(rng: random.Random, bearer: Bearer, number: int) -> Template:
-    """A request that means something, mostly to who asks."""
+    """A meaningful request, in most cases one that its sender may make."""
     trusted = bearer in ("key", "ops")
     session = _session_id(rng, honest=not trusted)
     user = f"mallory-{number % ATTACKERS}"
@@ -372,7 +373,7 @@ def _request_bytes(rng: random.Random, bearer: Bearer, number: int) -> bytes:
         if rng.random() < 0.1:
             content = mutate_bytes(rng, content)
         lines.append("Content-Type: application/json")
-    # The placeholders are filled in later, so the length is the attack's to say.
+    # The attack fills the placeholders later, so it also sets the length.
     lines.append("Content-Length: {length}")
     return "\r\n".join((*lines, "", "")).encode("latin-1", "replace") + content
 
@@ -383,11 +384,11 @@ NEEDING_BODIES = (
     *("/v1/orgs/evil", "/v1/orgs/evil/members/{user}", "/v1/orgs/evil/members/{user}/adjustments"),
     "/api/usage/track-minute",
 )
-"""Paths of which nothing may come without a body."""
+"""Paths at which a request without a body must have no effect."""
 
 
 def _empty_case(rng: random.Random, number: int) -> RequestCase:
-    """A POST or PUT whose body was lost on the way, under an offer of another protocol or not."""
+    """A POST or PUT that lost its body, with or without an offer of another protocol."""
     path = rng.choice(NEEDING_BODIES).replace("{user}", f"auth0%7C{number % ATTACKERS}%2Bx")
     method = "PUT" if path.startswith("/v1/orgs") and not path.endswith("s") else "POST"
     offer = rng.choice(("", "Connection: Upgrade\r\nUpgrade: h2c\r\n"))
@@ -403,7 +404,7 @@ def _empty_case(rng: random.Random, number: int) -> RequestCase:
 
 
 def _token_case(rng: random.Random, number: int) -> RequestCase:
-    """A request that anybody may make of their own, with a token that says odd things."""
+    """A request about one's own data, with a token of odd claims."""
     claims, is_good = odd_claims(rng, number)
     path = rng.choice(("/api/usage/check-limit", "/api/usage/stats", "/v1/sessions/theirs-1"))
     request = (

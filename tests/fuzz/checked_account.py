@@ -1,9 +1,9 @@
-"""Purses: accounts whose every credit is reckoned here as well, beside the attack.
+"""Checked accounts: a model here computes each credit too, beside the attack.
 
-Amounts come in other forms and in absurd ones, bodies under offers of other protocols, with
-a length or chunked, in every cut, or not at all; accounts have ids with every character that
-an id may have, encoded in the path one way or another. A model of a few lines says what each
-request must come to; any other answer, and any credit too many or too few, is a problem.
+Amounts come in unusual and in absurd forms. Bodies come under offers of other protocols, with a
+length or chunked, cut at any point, or not at all. Accounts have ids with every allowed character,
+encoded in the path in different ways. A model of a few lines computes the right answer to each
+request; any other answer, and any wrong balance, is a problem.
 """
 
 import asyncio
@@ -34,18 +34,18 @@ OFFERS: Final = (
     "Upgrade: h2c\r\n",
     "Connection: Upgrade\r\n",
 )
-"""What a client offers besides; none of it concerns us."""
+"""Protocols that a client offers in addition; the server takes none of them."""
 NONSENSE: Final[tuple[Any, ...]] = (
     *("", " 1", "1 ", "+1", "01.5", "1.", ".5", "1e0", "1E2", "1,5", "1_0", "0x1", "-1", "-0.5"),
     *("1.0000000", "1000000000.000001", "9" * 400, "٣", "∞", "NaN", "null", "1.5\n", "\0001"),
     *(1, 1.5, -1, True, None, [], ["1"], {"credits": "1"}, 2**63, Raw("1e999"), Raw("NaN")),
 )
-"""Amounts that are none."""
+"""Invalid amounts."""
 _CREDITS = re.compile(r"(0|[1-9][0-9]{0,8})(\.[0-9]{1,6})?")
 
 
 def forms(rng: random.Random, micros: int) -> str:
-    """One of the ways to write an amount."""
+    """A random valid form of an amount."""
     whole, fraction = divmod(micros, CREDIT)
     digits = f"{fraction:06d}".rstrip("0")
     digits += "0" * rng.randint(0, 6 - len(digits))
@@ -53,13 +53,13 @@ def forms(rng: random.Random, micros: int) -> str:
 
 
 def shortest(micros: int) -> str:
-    """The way in which the server writes it."""
+    """The form of an amount in the server's answers."""
     whole, fraction = divmod(micros, CREDIT)
     return f"{whole}.{fraction:06d}".rstrip("0").rstrip(".") if fraction else str(whole)
 
 
 def encoded(rng: random.Random, name: str) -> str:
-    """The name in a path: as it is where that is allowed, or percent-encoded here and there."""
+    """The name in a path, with a random part of its characters percent-encoded."""
     style = rng.randrange(4)
     if style == 0:
         return quote(name, safe="")
@@ -73,7 +73,7 @@ def encoded(rng: random.Random, name: str) -> str:
 
 
 def request_bytes(rng: random.Random, head: str, content: bytes) -> bytes:
-    """A request with its body: with a length or in chunks, and with an offer perhaps."""
+    """A request with its body: with a length or in chunks, and perhaps with an offer."""
     if not content and head.startswith("GET"):
         return f"{head}\r\n".encode()
     head += rng.choice(OFFERS)
@@ -87,29 +87,29 @@ def request_bytes(rng: random.Random, head: str, content: bytes) -> bytes:
 
 @dataclass
 class CheckedAccount:
-    """One account, and what must be in it."""
+    """One account, and a model of its contents."""
 
     port: int
     api_key: str
     number: int
     seed: int
     left: int = 0
-    """The balance, what is held included."""
+    """The balance in micro-credits, holds included."""
     held: dict[str, int] = field(default_factory=dict)
-    """What each open hold has, in micro-credits."""
+    """The micro-credits of each open hold."""
     done: list[tuple[str, str, int, str]] = field(default_factory=list)
-    """Operations that can be asked for again: path, key, amount and what was answered of it."""
+    """Operations that can be repeated: path, key, amount, and the amount in the answer."""
     problems: list[str] = field(default_factory=list)
     steps: int = 0
 
     def __post_init__(self) -> None:
-        """A generator and a name of its own."""
+        """Sets the account's own generator and name."""
         self.rng = random.Random(f"account/{self.seed}/{self.number}")
         self.name = f"auth0|{self.number}+x=~:@{self.seed}"
         self.tenant = "?org=checked" if self.number % 2 else ""
 
     async def run(self, steps: int) -> None:
-        """Takes so many steps, and looks at the account after them."""
+        """Takes ``steps`` steps, and compares the account after the last."""
         for step in range(steps):
             self.steps += 1
             try:
@@ -189,7 +189,7 @@ class CheckedAccount:
             self._problem(f"of {held} micros {posted} were posted: {found}")
 
     async def _again(self) -> None:
-        """Asks for an operation once more, and writes its amount in another way."""
+        """Repeats an operation, with its amount in another form."""
         path, key, micros, answered = self.rng.choice(self.done)
         body = {"amount": forms(self.rng, micros), **_rest(path)}
         status, found = await self._ask("POST", path, json.dumps(body).encode(), key=key)
@@ -197,7 +197,7 @@ class CheckedAccount:
             self._problem(f"{path} of {body} again: {status} {found}, and not {answered}")
 
     async def _without_sense(self, account: str) -> None:
-        """An amount that is none, or no body at all: nothing may come of it."""
+        """Sends an invalid amount, or no body: the request must have no effect."""
         paths = [f"{account}/{name}" for name in ("grants", "spend", "holds")]
         paths += [f"/v1/holds/{encoded(self.rng, hold_id)}/post" for hold_id in self.held]
         path = self.rng.choice(paths)
@@ -230,7 +230,7 @@ class CheckedAccount:
     async def _ask(
         self, method: str, path: str, content: bytes, key: str | None = ""
     ) -> tuple[int, dict[str, Any]]:
-        """Sends a request in pieces over a connection of its own; its answer."""
+        """Sends a request in pieces over its own connection; returns the answer."""
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
             f"{self.api_key}\r\nX-Forwarded-For: 192.0.2.2\r\n"
@@ -241,7 +241,7 @@ class CheckedAccount:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             cuts = sorted(self.rng.randrange(len(data)) for _ in range(self.rng.choice((0, 1, 4))))
-            # Often the head comes first, and the body is upgrade data to the parser.
+            # Often the head comes first, and the parser takes the body for upgrade data.
             cuts = [data.index(b"\r\n\r\n") + 4] if self.rng.random() < 0.3 else cuts
             for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True):
                 writer.write(data[a:b])
@@ -258,7 +258,7 @@ class CheckedAccount:
 
 
 def _rest(path: str) -> dict[str, Any]:
-    """What a body of the path has besides its amount."""
+    """The fields of a body of the path, besides the amount."""
     end = path.partition("?")[0].rpartition("/")[2]
     rests: dict[str, dict[str, Any]] = {
         "grants": {"reason": "bought"},

@@ -1,7 +1,7 @@
-"""Tokens that are signed well and say odd things: each claim in every wrong type.
+"""Tokens with good signatures and odd claims: each claim in every wrong type.
 
-What must come of each is written beside it, so a token that passes by mistake is found, and
-so is one that is refused although issuers write it like that.
+The expected result of each is written beside it. So a token that passes by mistake is found, and so
+is one that is refused although issuers write such tokens.
 """
 
 import base64
@@ -15,7 +15,7 @@ from typing import Any, Final
 from tests.fuzz.mutate import Raw, write
 
 NOW: Final = Raw("{now_s}")
-"""Where the attack writes the second of the day."""
+"""Placeholder for the current second; the attack inserts it."""
 EXPIRES: Final = Raw("{exp}")
 _LATER: Final = Raw("{exp}00")
 _HUGE: Final[Sequence[Any]] = (
@@ -63,7 +63,7 @@ GOOD: Final[Mapping[str, Sequence[Any]]] = {
     "permissions": (["ops"], {"ops": True}),
     "realm_access": ({"roles": ["ops"]},),
 }
-"""Values with which a token is good."""
+"""Values with which a token is valid."""
 BAD: Final[Mapping[str, Sequence[Any]]] = {
     "sub": (None, *_NO_IDS),
     "scope": (5, 0, True, False, {}, {"ops": True}, [1], [None], [["ops"]], ["ops", 1], 1.5),
@@ -76,13 +76,13 @@ BAD: Final[Mapping[str, Sequence[Any]]] = {
     "kinds": _NO_LISTS,
     "counterparts": _NO_LISTS,
 }
-"""Values with which it is not: this server has no audience of its own."""
+"""Values with which a token is invalid: this server has no audience of its own."""
 
 
 def odd_claims(rng: random.Random, number: int) -> tuple[str, bool]:
-    """The claims of a case as JSON, and whether a token with them is good.
+    """The claims of a case as JSON, and whether a token with them is valid.
 
-    The user is an attacker of the case's own, so no budget of another is used up.
+    Each case has its own user, so it uses up no budget of another case.
     """
     claims: dict[str, Any] = {"sub": f"stranger-{number}", "exp": EXPIRES}
     names = rng.sample(sorted(GOOD), rng.choice((0, 1, 2, 5)))
@@ -92,12 +92,12 @@ def odd_claims(rng: random.Random, number: int) -> tuple[str, bool]:
         name = rng.choice(sorted(BAD))
         claims[name] = rng.choice(BAD[name])
         if claims[name] is None and rng.random() < 0.5 and name in ("sub", "exp"):
-            del claims[name]  # it is not there at all
+            del claims[name]  # the claim is missing
     return write(list(claims.items())), is_good
 
 
 def signed(claims: str, secret: str) -> str:
-    """A token of claims that no library would write."""
+    """A signed token with claims that no library would write."""
     parts = [json.dumps({"alg": "HS256", "typ": "JWT"}).encode(), claims.encode()]
     text = b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts)
     signature = hmac.digest(secret.encode(), text, hashlib.sha256)

@@ -1,9 +1,9 @@
-"""The honest: sessions that run through all of it, and whose bills must be exact.
+"""Honest users: their sessions run through the attack, and their bills must be exact.
 
-A bill is checked three times without asking the server how it came to it: what was charged
-follows from the counted time by the rate card's own words; the counted time lies between
-what its client saw from inside and from outside; and what is left of the account is what
-was granted less what the receipts say.
+A bill is checked in three ways, without trust in the server. The charge must follow from the
+counted time by the rate card's own rules. The counted time must lie between two measurements of the
+client, from inside and from outside. The rest of the account must be the grant less the charges in
+the receipts.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ INCREMENT_MS = {"chat": 1_000, "call": 60_000, "lesson": 60_000}
 
 
 def charge(kind: str, elapsed_ms: int) -> Decimal:
-    """What a session of so much counted time costs, by the words of the rate card."""
+    """The cost of a session by the rules of the rate card, from its counted time."""
     paid_ms = max(0, elapsed_ms - FREE_MS[kind])
     begun = -(-paid_ms // INCREMENT_MS[kind])
     exact = PRICE[kind] * begun * INCREMENT_MS[kind] / 60_000
@@ -73,20 +73,20 @@ class Honest:
     number: int
     kind: str
     paused: bool
-    """It is paused at once: from then on its bill must not change at all."""
+    """The session is paused at once: from then on its bill must not change at all."""
     client: SocketClient
     began: tuple[float, float] = (0.0, 0.0)
-    """Before `start` was sent, and after it was answered."""
+    """Monotonic times before `start` was sent, and after the answer."""
     ended: tuple[float, float] = (0.0, 0.0)
     bill: tuple[Any, Any] | None = None
-    """Of a paused session: its time and the credits when it was paused."""
+    """A paused session's counted time and credits at the pause."""
     ticks: int = 0
     longest_gap_s: float = 0.0
     problems: list[str] = field(default_factory=list)
 
     @property
     def session_id(self) -> str:
-        """The session, by the name that attackers know."""
+        """The session's id, which attackers know."""
         return f"honest-{self.number}"
 
     async def begin(self) -> None:
@@ -104,7 +104,7 @@ class Honest:
             self.ended = (self.ended[0], time.monotonic())
 
     async def live(self) -> None:
-        """Reads what comes, until it is cancelled: a session that stops or pauses is harm."""
+        """Reads messages until cancelled; a stop or a pause of the session is a problem."""
         last = time.monotonic()
         while True:
             message = json.loads(await self.client.connection.recv())
@@ -117,7 +117,7 @@ class Honest:
                 self.problems.append(f"{self.session_id} was told {message}")
 
     async def end(self) -> dict[str, Any]:
-        """Stops the session; its receipt."""
+        """Stops the session; returns its receipt."""
         before = time.monotonic()
         await self.client.send("stop", session_id=self.session_id)
         stopped = await self.client.until("stopped")
@@ -126,13 +126,13 @@ class Honest:
         return receipt
 
     def judge(self, receipt: dict[str, Any], left: Decimal) -> None:
-        """Holds the receipt and what is left of the account against what was seen."""
+        """Compares the receipt and the rest of the account with the observations."""
         elapsed_ms = receipt["elapsed_ms"]
         inner_s = 0.0 if self.paused else self.ended[0] - self.began[1]
         outer_s = self.ended[1] - self.began[0]
         speed = 1 if self.kind == "lesson" else SPEED
-        # A millisecond each at the beginning and at the end is the clocks' to round, and cluster
-        # time may be nudged with each second's beat.
+        # The clocks may round a millisecond each at the start and at the end, and each second's
+        # heartbeat may nudge cluster time.
         slack_ms = 2 + outer_s * server_limits.CLOCK_NUDGE_MS_MAX
         if not (
             (inner_s * 1000 - slack_ms) * speed <= elapsed_ms <= (outer_s * 1000 + slack_ms) * speed
@@ -153,7 +153,7 @@ class Honest:
 
 
 class Backend:
-    """What the honest have behind them: it grants, and looks accounts up."""
+    """The backend of the honest users: it grants credits, and reads accounts."""
 
     def __init__(self, url: str, api_key: str) -> None:
         self.client = httpx.AsyncClient(
@@ -164,7 +164,7 @@ class Backend:
         )
 
     async def grant(self, user_id: str, tenant: dict[str, str]) -> None:
-        """Credits to begin with."""
+        """Grants the first credits."""
         response = await self.client.post(
             f"/v1/accounts/{user_id}/grants",
             params=tenant,
@@ -174,18 +174,18 @@ class Backend:
         response.raise_for_status()
 
     async def left(self, user_id: str, tenant: dict[str, str]) -> Decimal:
-        """What is left of an account."""
+        """The balance of an account."""
         response = await self.client.get(f"/v1/accounts/{user_id}", params=tenant)
         return Decimal(response.raise_for_status().json()["credits"])
 
 
 def address_of(number: int) -> str:
-    """Where an honest user is."""
+    """The address of an honest user."""
     return f"192.0.2.{number + 10}"
 
 
 async def connect_honest(port: int, number: int, token: str) -> SocketClient:
-    """A socket of an honest user, from an address of their own."""
+    """A socket of an honest user, from the user's own address."""
     connection = await connect(
         f"ws://127.0.0.1:{port}/v1/ws",
         compression=None,
@@ -201,7 +201,7 @@ async def connect_honest(port: int, number: int, token: str) -> SocketClient:
 
 
 async def cancelled(tasks: list["asyncio.Task[None]"]) -> list[str]:
-    """Ends the readers; what they ended by themselves with is a problem."""
+    """Ends the readers; an error of a reader is a problem."""
     problems = []
     for task in tasks:
         task.cancel()

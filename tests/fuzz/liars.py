@@ -1,5 +1,7 @@
-"""Clients that do not say what they do: withheld pongs, floods of returns and of starts, and
-strangers who guess from the address of the honest."""
+"""Lying clients: withheld pongs, floods of joins and starts, and guessed tokens.
+
+Guesses come from the addresses of honest users.
+"""
 
 import asyncio
 import contextlib
@@ -14,16 +16,19 @@ from websockets.frames import Frame, Opcode
 from tests.fuzz.cases import HANDSHAKE, frame_bytes, masked_text
 
 GUESSES: Final = 80
-"""More than one address may make in a minute."""
+"""More than the guesses that one address may make in a minute."""
 RETURNS: Final = 20
 STARTS: Final = 200
-"""More than one user may start at once."""
+"""More than the sessions that one user may start at once."""
 WAIT_S: Final = 60.0
 
 
 async def withhold(port: int, token: str, seed: int, returns: int = RETURNS) -> list[str]:
-    """Joins one session again and again, answers one ping after a join or none, sends a
-    heartbeat now and then, and goes with a close, with `leave` or without a word."""
+    """Joins one session again and again, and proves its life rarely.
+
+    It answers at most one ping after a join, sends a heartbeat now and then, and leaves with a
+    close, with `leave`, or by an abort.
+    """
     rng = random.Random(f"withhold/{seed}")
     session_id, problems = f"unproven-{seed}", []
     start = {"type": "start", "kind": "chat", "session_id": session_id, "tick_ms": 250}
@@ -53,7 +58,7 @@ async def withhold(port: int, token: str, seed: int, returns: int = RETURNS) -> 
 
 
 async def _part(rng: random.Random, writer: asyncio.StreamWriter, session_id: str) -> None:
-    """Goes in one way or another."""
+    """Leaves in one of several ways."""
     match rng.randrange(4):
         case 0:
             close = Frame(Opcode.CLOSE, struct.pack("!H", rng.choice((1000, 1001, 4000))))
@@ -69,7 +74,10 @@ async def _part(rng: random.Random, writer: asyncio.StreamWriter, session_id: st
 
 
 async def start_many(port: int, token: str, seed: int) -> list[str]:
-    """One user's flood of starts over several sockets: most are refused, and the rest end."""
+    """Sends one user's flood of starts over several sockets, then stops its sessions.
+
+    Most of the starts must be refused.
+    """
     rng = random.Random(f"starts/{seed}")
     refused = 0
 
@@ -99,7 +107,7 @@ async def start_many(port: int, token: str, seed: int) -> list[str]:
 
 
 async def _heard(reader: asyncio.StreamReader, count: int) -> bytes:
-    """What comes until so many requests are answered."""
+    """All bytes until ``count`` requests are answered."""
     heard = b""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(WAIT_S):
@@ -109,7 +117,7 @@ async def _heard(reader: asyncio.StreamReader, count: int) -> bytes:
 
 
 async def guess(port: int, address: str) -> list[str]:
-    """More bad guesses than an address may make, over HTTP and with handshakes."""
+    """Makes more bad guesses than an address may, over HTTP and with handshakes."""
     problems = []
     headers = {"X-Forwarded-For": address}
     async with _client(port, "", 0) as http:
@@ -120,7 +128,7 @@ async def guess(port: int, address: str) -> list[str]:
             response = await http.request(method, path, headers=headers | bad)
             if response.status_code not in (401, 429):
                 problems.append(f"a bad guess was answered {response.status_code}")
-            if number % 8 == 0:  # none at all is no guess
+            if number % 8 == 0:  # a request without credentials is no guess
                 response = await http.get(path, headers=headers)
                 if response.status_code not in (401, 405):
                     problems.append(f"nothing to guess was answered {response.status_code}")

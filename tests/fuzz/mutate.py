@@ -1,7 +1,7 @@
-"""Mutations: of values, of JSON objects and of bytes, all drawn from one generator.
+"""Mutations of values, of JSON objects and of bytes, all drawn from one generator.
 
-An object is a list of pairs here, so that a name can come twice, and a value may be text
-that is no JSON at all (``Raw``).
+An object is a list of pairs here, so that a name can occur twice, and a value may be text that is
+not JSON at all (``Raw``).
 """
 
 import json
@@ -13,7 +13,7 @@ Pairs = list[tuple[str, Any]]
 
 
 class Raw(str):
-    """What is written into the JSON as it is."""
+    """Text that is written into the JSON unchanged."""
 
     __slots__ = ()
 
@@ -24,8 +24,8 @@ def _deep(rng: random.Random) -> Raw:
     return Raw(opening * depth + "1" + closing * depth)
 
 
-# What a value is replaced by. The texts are what readers of ids, numbers, paths, headers,
-# SQL, Lua and templates have stumbled over elsewhere.
+# Replacements for a value. The texts have caused errors elsewhere in readers of ids, numbers,
+# paths, headers, SQL, Lua and templates.
 _ODD: Sequence[Callable[[random.Random], Any]] = (
     lambda _: None,
     lambda rng: rng.choice((True, False)),
@@ -49,12 +49,12 @@ _ODD: Sequence[Callable[[random.Random], Any]] = (
 
 
 def odd(rng: random.Random) -> Any:
-    """A value that is out of place almost everywhere."""
+    """A value that is wrong almost everywhere."""
     return rng.choice(_ODD)(rng)
 
 
 def write(value: Any) -> str:
-    """The JSON of a value, of pairs as an object, and of what is no JSON as it is."""
+    """The JSON of a value; pairs become an object, and ``Raw`` text stays as it is."""
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, list) and value and all(isinstance(part, tuple) for part in value):
@@ -63,7 +63,7 @@ def write(value: Any) -> str:
 
 
 def mutate_pairs(rng: random.Random, pairs: Pairs, names: Sequence[str]) -> Pairs:
-    """The pairs with something changed; ``names`` are those that mean something here."""
+    """The pairs with a random change; ``names`` are the meaningful names."""
     changed = list(pairs)
     at = rng.randrange(len(changed)) if changed else 0
     match rng.randrange(8):
@@ -88,7 +88,7 @@ def mutate_pairs(rng: random.Random, pairs: Pairs, names: Sequence[str]) -> Pair
     return changed
 
 
-# Pieces that parsers of frames and of HTTP look for.
+# Byte sequences that parsers of frames and of HTTP look for.
 _PIECES = (
     b"\r\n",
     b"\n",

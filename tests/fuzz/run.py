@@ -1,4 +1,4 @@
-"""One run: a server, honest users, an attack, and what is held against all three after it."""
+"""One run: a server, honest users, an attack, and the checks of all three."""
 
 import asyncio
 import json
@@ -27,60 +27,60 @@ from tests.fuzz.honest import RATES, Backend, Honest, address_of, cancelled, con
 SECRET = "a-secret-of-the-fuzz-run-with-32-bytes"
 API_KEY = "key-of-a-backend-in-the-fuzz-run"
 WARM_UP = 0.5
-"""What part of the cases is sent before memory is first looked at: caches, pools and code
-that is loaded late have their size by then."""
+"""Part of the cases that is sent before the first measurement of memory. After it caches, pools and
+code that is loaded late have their final size."""
 GROWTH_MAX = 0.05
 STEPS_PER_CASES = 40
-"""How many cases are sent for each step that a checked account takes."""
+"""Cases for each step of a checked account."""
 SETTLE_S = 60.0
-"""How long is waited for what attackers left to be cleared away."""
+"""Longest wait for the server to clear away what attackers left."""
 CONNECTIONS_GROWN_MAX = (
     storage_limits.REDIS_CONNECTIONS_MAX + storage_limits.DATABASE_CONNECTIONS_MAX
 )
-"""Connections to Redis and Postgres are opened as they are needed, and kept."""
+"""Connections to Redis and Postgres are opened on demand, and kept."""
 PROBLEMS_SHOWN = 20
 DESCRIPTORS = 400
-"""What the server may have open, Redis, Postgres and its own files included."""
+"""Descriptors that the server may open, including Redis, Postgres and its own files."""
 FLOOD = 1_000
-"""Connections that are opened at once and say nothing."""
+"""Connections that are opened at once and send nothing."""
 
 
 @dataclass
 class FuzzReport:
-    """What a run came to."""
+    """The result of a run."""
 
     seed: int
     cases: int
     seconds: float = 0.0
     answers: Counter[str] = field(default_factory=Counter)
     logged: Counter[str] = field(default_factory=Counter)
-    """What the server logged below the level of errors, by level and event."""
+    """Log lines of the server below the level of errors, by level and event."""
     before: dict[str, int] = field(default_factory=dict)
     after: dict[str, int] = field(default_factory=dict)
     steps: int = 0
-    """Of checked accounts."""
+    """Steps of checked accounts."""
     ticks: int = 0
     longest_gap_s: float = 0.0
     cut_after_s: dict[str, float] = field(default_factory=dict)
-    """How long peers that say too little or take nothing were put up with."""
+    """How long the server kept peers that send too little or read nothing."""
     newcomer_s: float = 0.0
-    """From the beginning of the flood until an honest user was served in the midst of it."""
+    """Time from the beginning of the flood until an honest user was served during the flood."""
     descriptors_max: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
     def growth(self) -> float:
-        """How much memory the server has more than before, as a part of what it had."""
+        """The growth of the server's memory, as a fraction of its earlier size."""
         before = self.before["resident_bytes"]
         return (self.after["resident_bytes"] - before) / before
 
     def worst(self) -> list[tuple[str, int]]:
-        """The problems, each once with its number, whatever its addresses in memory were."""
+        """The most frequent problems, each once with its count, without memory addresses."""
         alike = Counter(re.sub(r"0x[0-9a-f]+", "0x", problem) for problem in self.problems)
         return alike.most_common(PROBLEMS_SHOWN)
 
     def lines(self) -> list[str]:
-        """The report for people."""
+        """The lines of the report."""
         mebibytes = [found["resident_bytes"] / 2**20 for found in (self.before, self.after)]
         return [
             f"{self.cases} cases of seed {self.seed} in {self.seconds:.0f} s",
@@ -119,11 +119,11 @@ class Run:
             for number in range(CHECKED_ACCOUNTS)
         ]
 
-    # --- The honest ------------------------------------------------------------------------
+    # --- The honest users ------------------------------------------------------------------
 
     @staticmethod
     def _tenant(number: int) -> dict[str, str]:
-        """Half of the honest are members of the organisation that attackers are in as well."""
+        """The tenant of a user: half of the honest share the organisation of attackers."""
         return {"org": HONEST_ORG} if number % 2 else {}
 
     def _token(self, number: int) -> str:
@@ -132,7 +132,7 @@ class Run:
         return jwt.encode(claims, SECRET, algorithm="HS256")
 
     async def begin_honest(self) -> None:
-        """Starts a session for each honest user, and lets them run."""
+        """Starts a session for each honest user, and lets the sessions run."""
         for number in range(0, ATTACKERS, 2):
             await self.backend.grant(f"mallory-{number}", {})
             await self.backend.grant(f"mallory-{number}", {"org": HONEST_ORG})
@@ -147,7 +147,7 @@ class Run:
         self.reading = [asyncio.ensure_future(honest.live()) for honest in self.honest]
 
     async def end_honest(self) -> None:
-        """Stops the sessions, and holds the bills against what was seen."""
+        """Stops the sessions, and compares the bills with the observations."""
         self.report.problems += await cancelled(self.reading)
         for honest in self.honest:
             receipt = await honest.end()
@@ -161,7 +161,7 @@ class Run:
     # --- The attack ------------------------------------------------------------------------
 
     async def attack_all(self) -> None:
-        """Sends every case, and looks at the server after the warm-up and at the end."""
+        """Sends every case, and measures the server after the warm-up and at the end."""
         seed, count = self.report.seed, self.report.cases
         warm_up = int(count * WARM_UP)
         make = partial(case_of, seed)
@@ -173,7 +173,7 @@ class Run:
             self.spend(warm_up),
             self.attack.run(make, numbered(0, warm_up)),
         )
-        # What the heap is at its fullest it stays in part, so the flood is in the warm-up too.
+        # The heap keeps part of its largest size, so the warm-up includes the flood.
         await self.flood()
         self.report.before = await self._settled(at_rest)
         rest = numbered(warm_up, count - warm_up)
@@ -188,15 +188,14 @@ class Run:
             self.report.problems += checked_account.problems
 
     async def spend(self, cases: int) -> None:
-        """Amounts and bodies in every form, at accounts that are reckoned here as well."""
+        """Sends amounts and bodies in every form to the checked accounts."""
         steps = cases // STEPS_PER_CASES
         await asyncio.gather(
             *(checked_account.run(steps) for checked_account in self.checked_accounts)
         )
 
     async def lie(self, part: int) -> None:
-        """Withheld pongs, floods of returns and starts, and guesses from honest addresses, in
-        the midst of which the honest are let in."""
+        """Runs the lying clients, while honest users must still be admitted."""
         port, get = self.installation.port, self.attack.tokens.get
         found = await asyncio.gather(
             *(liars.withhold(port, get("user", number), number) for number in range(4)),
@@ -206,7 +205,7 @@ class Run:
         self.report.problems += [problem for problems in found for problem in problems]
 
     async def guess(self, number: int) -> list[str]:
-        """A stranger guesses from the address of an honest user, who comes in nevertheless."""
+        """Guesses from the address of an honest user, who must still be admitted."""
         address = address_of(number)
         problems = await liars.guess(self.installation.port, address)
         try:
@@ -225,8 +224,10 @@ class Run:
         return problems
 
     async def flood(self) -> None:
-        """Opens more connections than the server has descriptors for; in the midst of them an
-        honest user comes, and is served."""
+        """Opens more connections than the server has descriptors for.
+
+        During the flood an honest user connects, and must be served.
+        """
         began = time.monotonic()
         opened = await asyncio.gather(
             *(asyncio.open_connection("127.0.0.1", self.installation.port) for _ in range(FLOOD)),
@@ -249,7 +250,7 @@ class Run:
             self.report.problems.append(f"of the flood only {cut} were cut")
 
     async def slow(self) -> None:
-        """Peers that say too little, or take nothing: each is cut in a bounded time."""
+        """Runs peers that send too little or read nothing: each must be cut in a bounded time."""
         port, token = self.installation.port, self.attack.tokens.get("user", 1)
         *stayed, no_answer, no_tick = await asyncio.gather(
             *(slow.stay(port, sent) for sent in slow.STARTS * 4),
@@ -267,13 +268,13 @@ class Run:
                 self.report.problems.append(f"who {what} is not cut")
 
     async def _inside(self, query: str = "") -> dict[str, int]:
-        """What the server has at the moment. The connection that asks is closed after it."""
+        """The server's present counts. The connection of this request is closed after it."""
         response = await self.http.get(INSIDE_PATH + query, headers={"Connection": "close"})
         found: dict[str, int] = response.raise_for_status().json()
         return found
 
     async def _settled(self, expected: dict[str, int]) -> dict[str, int]:
-        """The server's insides once they are as they were, or as they stay."""
+        """The server's counts once they are as before, or once the wait is over."""
 
         async def settled() -> bool:
             found = await self._inside()
@@ -286,10 +287,10 @@ class Run:
             self.report.problems.append(f"left behind (expected, found): {differing}")
         return await self._inside("?memory")
 
-    # --- The judgement -----------------------------------------------------------------------
+    # --- The checks --------------------------------------------------------------------------
 
     def judge(self, served: SpawnedProcess) -> None:
-        """What the server's end, its memory and its log say."""
+        """Checks the server's exit, its memory and its log."""
         problems = self.report.problems
         if served.child.returncode is not None:
             problems.append(f"the server ended with {served.child.returncode}")
@@ -309,12 +310,12 @@ class Run:
 
 
 def most(name: str, number: int) -> int:
-    """How many there may be of what was there so many times before the attack."""
+    """The largest allowed count after the attack, from the count before it."""
     return number + CONNECTIONS_GROWN_MAX if name == "descriptors" else number
 
 
 async def _holds(condition: Callable[[], Awaitable[bool]], patience_s: float) -> bool:
-    """Whether a condition comes to hold in time."""
+    """Waits for a condition; returns whether it held in time."""
     until = time.monotonic() + patience_s
     while not await condition():
         if time.monotonic() > until:
@@ -324,7 +325,7 @@ async def _holds(condition: Callable[[], Awaitable[bool]], patience_s: float) ->
 
 
 async def fuzz(seed: int, count: int, say: Callable[[str], None] = lambda _: None) -> FuzzReport:
-    """A whole run of ``count`` cases; ``say`` is told how far it is."""
+    """Runs ``count`` cases; calls ``say`` with the progress."""
     async with AsyncExitStack() as stack:
         installation = await stack.enter_async_context(open_installation(RATES))
         installation.environment |= {
@@ -351,7 +352,7 @@ async def fuzz(seed: int, count: int, say: Callable[[str], None] = lambda _: Non
 
 
 async def _audited(installation: Installation) -> list[str]:
-    """What an operator's audit finds, once everything is written down."""
+    """The findings of an operator's audit, once the outbox is empty."""
     installation.module = "server"
 
     async def written() -> bool:

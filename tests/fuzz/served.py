@@ -1,8 +1,8 @@
-"""The server that is attacked: the real command, and one more path that shows its insides.
+"""The attacked server: the real command, and one more path with its internal counts.
 
-Two waits are short here, for a run is over sooner than a day: for the next heartbeat over
-HTTP, and for the next minute of a reported session. And it may have few descriptors, so that
-a flood need not be a large one. Everything else is as it is served.
+Two waits are short here, because a run lasts less than a day: those for the next HTTP heartbeat and
+for the next reported minute. The server may also have few descriptors, so that a small flood is
+enough. All else is as in production.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from tests.fuzz.cases import INSIDE_PATH  # noqa: E402
 
 
 def resident_bytes() -> int:
-    """The memory that the process has, once what is free was given back."""
+    """The memory of the process, after free memory was given back."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -39,11 +39,11 @@ def resident_bytes() -> int:
 
 
 def counts(app: Starlette) -> dict[str, int]:
-    """Everything that a peer could leave behind in a process, by its number."""
+    """Counts of everything that a peer could leave behind in a process."""
     process: Process = app.state.process
     registry, limiter, sockets = process.registry, process.limiter, process.sockets
     timers = process.timers
-    # A timer that was cancelled keeps its place until its time comes.
+    # A cancelled timer keeps its place until its time comes.
     waiting = [
         timer
         for wheel in (timers._deadlines, timers._ticks)
@@ -77,7 +77,7 @@ def counts(app: Starlette) -> dict[str, int]:
 
 
 async def inside(request: Request) -> Response:
-    """The numbers; with ``?memory`` the resident bytes as well, which takes a moment."""
+    """The counts; with ``?memory`` the resident bytes as well, which take a moment."""
     found: dict[str, Any] = counts(request.app)
     if "memory" in request.query_params:
         found["resident_bytes"] = resident_bytes()
@@ -85,7 +85,7 @@ async def inside(request: Request) -> Response:
 
 
 def create_shown_app(process: Process, routes: list[BaseRoute] | None = None) -> Starlette:
-    """The application of a process, with the path."""
+    """The application of a process, with the additional path."""
     return create_app(process, [*(routes or []), Route(INSIDE_PATH, inside)])
 
 

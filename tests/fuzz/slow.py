@@ -1,4 +1,4 @@
-"""Peers that say too little or take nothing, and how long a server puts up with them."""
+"""Peers that send too little or read nothing, and how long a server keeps them."""
 
 import asyncio
 import contextlib
@@ -10,18 +10,18 @@ import time
 from tests.fuzz.cases import HANDSHAKE, masked_text
 
 CLOSE_BY_S = 60.0
-"""How long is waited for a connection to be cut, at most."""
+"""Longest wait for a connection to be cut."""
 STARTS = (b"", b"G", b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"POST / HTTP/1.1\r\nHost: x\r\n")
-"""What connections say that go no further."""
+"""First bytes of connections that send nothing more."""
 ASKING_S = 0.1
 SMALL_BUFFER_BYTES = 4_096
 LONG_ANSWERS = b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 9
 SESSIONS = 60
-"""Of a peer that takes no tick: together they push 40 KB a second."""
+"""Sessions of a peer that reads no tick: together they push 40 KB a second."""
 
 
 async def stay(port: int, sent: bytes) -> float:
-    """Opens a connection that goes no further; after how long it was closed."""
+    """Opens a connection and sends nothing more; returns the seconds until it was closed."""
     began = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
@@ -33,14 +33,14 @@ async def stay(port: int, sent: bytes) -> float:
 
 
 async def take_no_answer(port: int) -> float:
-    """Asks for long answers and reads none; after how long it was cut."""
+    """Asks for long answers and reads none; returns the seconds until the cut."""
     with _deaf() as peer:
         await _write(peer, port, LONG_ANSWERS)
         return await _cut_after(peer, b"\r\n")
 
 
 async def take_no_tick(port: int, token: str) -> float:
-    """Starts sessions, and reads nothing of what they push; after how long it was cut."""
+    """Starts sessions and reads no tick; returns the seconds until the cut."""
     rng = random.Random(0)
     handshake = HANDSHAKE + b"Authorization: Bearer {token}\r\n\r\n"
     handshake = handshake.replace(b"{address}", b"10.255.255.1").replace(b"{token}", token.encode())
@@ -51,7 +51,7 @@ async def take_no_tick(port: int, token: str) -> float:
     ]
     with _deaf() as peer:
         await _write(peer, port, handshake)
-        # The answer, so that the frames are not thrown away with the handshake.
+        # Wait for the answer: the server would drop frames that come with the handshake.
         await asyncio.get_running_loop().sock_recv(peer, 1_024)
         for frame in frames:
             await asyncio.get_running_loop().sock_sendall(peer, frame)
@@ -72,7 +72,7 @@ async def _write(peer: socket.socket, port: int, data: bytes) -> None:
 
 
 async def _cut_after(peer: socket.socket, word: bytes) -> float:
-    """Says a word now and then until that fails: to read would be to take something."""
+    """Sends a word now and then until that fails, because a read would empty the buffer."""
     began = time.monotonic()
     while time.monotonic() - began < CLOSE_BY_S:
         try:

@@ -1,4 +1,4 @@
-"""A fuzz run of a fixed number; `scripts/fuzz --count N --seed S` makes longer ones."""
+"""A fuzz run of a fixed size; `scripts/fuzz --count N --seed S` makes longer ones."""
 
 from decimal import Decimal
 
@@ -9,10 +9,10 @@ from tests.fuzz.run import fuzz
 CASES = 1_500
 
 
-async def test_nothing_crashes_nothing_leaks_and_no_bill_changes() -> None:
+async def test_an_attack_leaves_no_crash_leak_or_wrong_bill() -> None:
     report = await fuzz(seed=20261125, count=CASES)
     assert report.problems == [], "\n".join(report.lines())
-    # It was an attack: of every sort something got through, and something was refused.
+    # The attack was real: some cases of each sort passed, and some were refused.
     for answer in ("welcome", "session", "pong", "bad_message", "forbidden", "unknown_session"):
         assert report.answers[answer], report.answers
     for status in ("101", "200", "400", "401", "403", "404", "405"):
@@ -20,7 +20,7 @@ async def test_nothing_crashes_nothing_leaks_and_no_bill_changes() -> None:
     assert report.ticks
 
 
-def test_a_case_follows_from_the_seed_and_its_number() -> None:
+def test_seed_and_number_determine_a_case() -> None:
     cases = [case_of(7, number) for number in range(300)]
     assert cases == [case_of(7, number) for number in range(300)]
     assert cases != [case_of(8, number) for number in range(300)]
@@ -35,7 +35,7 @@ def judged(kind: str, receipt: dict[str, object], left: str) -> list[str]:
     return honest.problems
 
 
-def test_a_bill_that_is_a_little_wrong_is_found() -> None:
+def test_a_slightly_wrong_bill_is_found() -> None:
     # Sixty-one seconds at twenty times the speed, thirty of them free.
     good = {"elapsed_ms": 61_000, "credits": "0.516666"}
     assert judged("chat", good, "9999.483334") == []
