@@ -1,9 +1,9 @@
-"""Bills held against what the customers saw: an audit by somebody who asks only them.
+"""Compares bills with what the customers saw: an audit that asks only the customers.
 
-Nothing here is taken from the code that counts. A customer knows, by a clock of its own,
-when it asked for its session and was shown it, and when the line was gone; and it keeps
-the minutes that it was told of. Its receipt must lie between what it saw for sure and what
-it can have had at all, and what the record has of it must be the receipt.
+The code here shares nothing with the code that counts. A customer knows by its own clock when it
+asked for its session, when the session was shown, and when the connection was lost; and it keeps
+the minutes that the server reported. Its receipt must lie between the time that it certainly saw
+and the time that it can have had at most, and the record must equal the receipt.
 """
 
 import itertools
@@ -14,13 +14,13 @@ from protocol.metering.terms import MINUTE_MS
 from tests.faults.testbed import CREDITS, SPEED, FaultTestbed
 
 DEATH_S = 1.0
-"""What the loss of a line may cost: a process's death, up to its last proof of life."""
+"""Largest cost of a lost connection: a process's death, back to its last proof of life."""
 ROUNDING_S = 0.05
-"""Instants are whole milliseconds on both sides, several times in a session."""
+"""Instants are rounded to milliseconds on both sides, several times in a session."""
 
 
 class Bill:
-    """What one customer's session came to, in real seconds."""
+    """The bill of one customer's session, in real seconds."""
 
     def __init__(self, receipt: dict[str, Any], seen: dict[str, Any]) -> None:
         self.receipt = receipt
@@ -30,7 +30,7 @@ class Bill:
 
     @property
     def seen_s(self) -> float:
-        """For how long the customer was shown its session: at least."""
+        """Least time for which the session was shown to the customer."""
         total = 0.0
         for number, (_, answered_at, gone_at) in enumerate(self.seen["presence"]):
             is_last = number == self.losses
@@ -39,16 +39,16 @@ class Bill:
 
     @property
     def had_s(self) -> float:
-        """For how long it can have had its session: at most."""
+        """Most time for which the customer can have had the session."""
         return float(sum(gone_at - asked_at for asked_at, _, gone_at in self.seen["presence"]))
 
     @property
     def unbilled_s(self) -> float:
-        """What was not counted though the customer was there."""
+        """Time that was not counted although the customer was connected."""
         return self.seen_s - self.counted_s
 
     def problems(self, unserved_s: float, death_s: float) -> list[str]:
-        """What of it cannot be."""
+        """Contradictions in the bill."""
         found = []
         if self.counted_s > self.had_s + ROUNDING_S:
             found.append(f"billed {self.counted_s - self.had_s:.3f} s that it did not have")
@@ -73,7 +73,7 @@ async def compare(
     seen: list[dict[str, Any]],
     death_s: float,
 ) -> tuple[list[Bill], list[str]]:
-    """Every bill, and whatever is wrong, each with its customer."""
+    """All bills, and all problems, each with its customer."""
     bills = [Bill(receipt, one) for receipt, one in zip(receipts, seen, strict=True) if receipt]
     problems = [f"customer-{number}: no receipt" for number, one in enumerate(receipts) if not one]
     async with testbed.record() as record:
@@ -99,12 +99,12 @@ async def compare(
             found.append(f"the account has {accounts.get(user)}")
         problems += [f"{name}: {one}" for one in found]
     if len(sessions) != testbed.sessions:
-        problems.append(f"{len(sessions)} sessions are written down, of {testbed.sessions}")
+        problems.append(f"{len(sessions)} sessions are recorded, of {testbed.sessions}")
     return bills, problems
 
 
 def _recorded(bill: Bill, minutes: list[Any], session: Any, burnt_micros: int) -> list[str]:
-    """What the record has of a session that is not what its receipt says."""
+    """Differences between a session's record and its receipt."""
     receipt, found = bill.receipt, []
     if [row["minute"] for row in minutes] != list(range(receipt["minutes"])):
         found.append(f"minutes {[row['minute'] for row in minutes]} of {receipt['minutes']}")
@@ -114,7 +114,7 @@ def _recorded(bill: Bill, minutes: list[Any], session: Any, burnt_micros: int) -
     if sum(row["charged_micros"] for row in minutes) != charged or burnt_micros != -charged:
         found.append(f"charged {charged}, burnt {-burnt_micros}")
     if session is None or session["state"] != "ended":
-        return [*found, "the session is not written down as ended"]
+        return [*found, "the session is not recorded as ended"]
     if (session["elapsed_ms"], session["charged_micros"]) != (receipt["elapsed_ms"], charged):
         found.append("the session's row is not its receipt")
     rows = {row["minute"]: row for row in minutes}
@@ -124,7 +124,7 @@ def _recorded(bill: Bill, minutes: list[Any], session: Any, burnt_micros: int) -
             told["seconds"],
             _micros(told["credits"]),
         ):
-            found.append(f"was told of minute {told['minute']}, which is not so")
+            found.append(f"the record differs in minute {told['minute']}")
     return found
 
 

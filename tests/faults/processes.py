@@ -1,7 +1,7 @@
-"""Real processes for the fault tests: started by their commands, and killed by signals.
+"""Real processes for the fault tests: started by their commands, killed by signals.
 
-Their data directory is no ``tmp_path`` of pytest: started by root, Postgres runs as another
-user, and pytest closes the directories above to everybody else.
+Their data directory is not pytest's ``tmp_path``: when root runs the tests, Postgres runs as
+another user, and pytest closes the parent directories to other users.
 """
 
 import asyncio
@@ -23,21 +23,21 @@ from tests.fixtures.server import SocketClient
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 40.0
-"""How long is waited for what must come, on however slow a machine."""
+"""Longest wait for an expected event, on any slow machine."""
 POLL_S = 0.02
 PARTITIONS = 4
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
-    """Waits until a condition of the world outside holds, and answers what it said."""
+    """Waits until a condition outside this process holds, and returns its result."""
     async with asyncio.timeout(WAIT_S):
-        while not (found := await condition()):  # noqa: ASYNC110 -- nothing tells of it
+        while not (found := await condition()):  # noqa: ASYNC110 -- no event reports it
             await asyncio.sleep(POLL_S)
         return found
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """An unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -51,7 +51,7 @@ class Installation:
         self.data_dir = data_dir
         self.port = free_port()
         self.module = "server"
-        """Whose commands are run: ``python -m <module> <command>``."""
+        """The module whose commands are run: ``python -m <module> <command>``."""
         self.processes: list[SpawnedProcess] = []
         self.environment = {
             **{name: value for name, value in os.environ.items() if "TAXIMETER" not in name},
@@ -108,13 +108,13 @@ class Installation:
     async def http(
         self, method: str, path: str, body: Any = None, token: str | None = None
     ) -> httpx.Response:
-        """One request."""
+        """Makes one request."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}") as client:
             return await client.request(method, path, json=body, headers=headers)
 
     async def visitor(self, user_id: str, amount: str = "100") -> str:
-        """The token of a visitor (``visitor-…``) who has been given credits."""
+        """The token of a visitor (``visitor-…``), who gets credits."""
         answer = await self.http("POST", "/demo/token", {"user_id": user_id})
         token: str = answer.raise_for_status().json()["token"]
         topped = await self.http("POST", "/demo/top-up", {"amount": amount}, token)
@@ -130,12 +130,12 @@ class Installation:
         return client, welcome
 
     def url_of(self, engine: str) -> str:
-        """The URL of an embedded engine that runs."""
+        """The URL of a running embedded engine."""
         record = json.loads((self.data_dir / "engines" / f"{engine}.json").read_text())
         return str(record["url"])
 
     def left(self) -> list[str]:
-        """The command lines of the processes at work in the data directory."""
+        """The command lines of the processes that work in the data directory."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -148,7 +148,7 @@ class Installation:
         return found
 
     async def deserted(self) -> bool:
-        """Waits until no process is left, the engines and their keepers included."""
+        """Waits until no process is left, including the engines and their keepers."""
 
         async def nobody() -> bool:
             return not self.left()
@@ -157,18 +157,18 @@ class Installation:
         return True
 
     async def close_processes(self) -> None:
-        """Ends those of the processes that were started here and still run."""
+        """Kills the processes that this object started and that still run."""
         for process in self.processes:
             await process.kill()
 
     async def close(self) -> None:
-        """Ends what still runs in the data directory."""
+        """Kills all processes that still work in the data directory."""
         await self.close_processes()
         await self.deserted()
 
 
 class SpawnedProcess:
-    """One of our processes."""
+    """A process of the product."""
 
     def __init__(self, child: asyncio.subprocess.Process, log: Path) -> None:
         self.child = child
@@ -177,11 +177,11 @@ class SpawnedProcess:
 
     @property
     def errors(self) -> str:
-        """What it wrote to its standard error: the log."""
+        """The standard error of the process: its log."""
         return self.log.read_text(errors="replace")
 
     async def ended(self) -> int:
-        """Waits for its end; the exit code, or the signal as a negative number."""
+        """Waits for the end; returns the exit code, or the signal as a negative number."""
         async with asyncio.timeout(WAIT_S):
             output, _ = await self.child.communicate()
         self.output += (output or b"").decode()
@@ -194,7 +194,7 @@ class SpawnedProcess:
         return await self.ended()
 
     async def kill(self) -> None:
-        """Ends it at once, if it still runs: it gets no chance to do anything."""
+        """Kills the process at once, if it still runs, without a clean stop."""
         if self.child.returncode is None:
             self.child.kill()
             await self.ended()
@@ -202,7 +202,7 @@ class SpawnedProcess:
 
 @asynccontextmanager
 async def open_installation(rates: str | None = None) -> AsyncIterator[Installation]:
-    """A fresh data directory; whatever works in it is ended afterwards."""
+    """A new data directory; all processes in it are ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="taximeter-faults-") as name:
         installation = Installation(Path(name), rates)
         try:

@@ -1,8 +1,8 @@
-"""What can happen to a system that must not lose a minute: each scenario strikes once.
+"""Faults that must not lose a minute: each scenario causes one.
 
-A scenario gets a testbed on which everything runs, and returns when whatever it did is over
-(a process that was killed has a successor, an engine is back). It says of itself how long
-sessions went uncounted, where they did.
+A scenario gets a running testbed, and returns when its fault is over (a killed process has a
+successor, an engine is back). It adds to the testbed how long sessions went uncounted, where they
+did.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from tests.benchmarks.environment import PARTITIONS, ChildProcess
 from tests.faults.testbed import POLL_S, WAIT_S, FaultTestbed
 
 FROZEN_S = 8.0
-"""A process that stands still for longer than ``NODE_SILENT_MS`` is taken for dead."""
+"""Longer than ``NODE_SILENT_MS``, after which peers take a process for dead."""
 BEATS_S = 2.0
-"""What a process that comes back may take to find its sessions again."""
+"""Time in which a process that returns finds its sessions again."""
 
 
 async def kill_server(testbed: FaultTestbed) -> None:
@@ -36,7 +36,7 @@ async def kill_server(testbed: FaultTestbed) -> None:
 
 
 async def freeze_server(testbed: FaultTestbed) -> None:
-    """One of three server processes stands still for 8 s, and goes on as if nothing was."""
+    """One of three server processes stalls for 8 s, and continues as before."""
     frozen = testbed.servers[0].child
     began = time.monotonic()
     frozen.send_signal(signal.SIGSTOP)
@@ -47,8 +47,10 @@ async def freeze_server(testbed: FaultTestbed) -> None:
 
 
 async def leave_frozen_server(testbed: FaultTestbed) -> None:
-    """One of three server processes stands still; its clients lose patience and go to the
-    others. When it goes on, it finds that they have left it long ago."""
+    """One of three server processes stalls, and its clients go to the others.
+
+    When the process continues, it finds that they left long ago.
+    """
     frozen = testbed.servers.pop(0)
     await testbed.turn()
     frozen.child.send_signal(signal.SIGSTOP)
@@ -60,12 +62,12 @@ async def leave_frozen_server(testbed: FaultTestbed) -> None:
     frozen.child.send_signal(signal.SIGCONT)
     testbed.servers.append(frozen)
     await testbed.turn()
-    # Its clients sat before something that did not count.
+    # Its clients were connected to a process that did not count.
     testbed.unserved_s += FROZEN_S / 2 + BEATS_S
 
 
 async def replace_servers(testbed: FaultTestbed) -> None:
-    """A new version: every server process drains, one after the other, and has a successor."""
+    """A new version: one server process after the other drains and gets a successor."""
     await testbed.struck()
     for old in list(testbed.servers):
         await testbed.serve()
@@ -91,7 +93,7 @@ async def kill_flusher(testbed: FaultTestbed) -> None:
 
 
 async def _one_that_has_read(testbed: FaultTestbed) -> ChildProcess:
-    """A flusher that has entries which it has not written yet: Postgres stands still."""
+    """A flusher with entries that it has read and not written, because Postgres is stopped."""
     by_pid = {str(flusher.child.pid): flusher for flusher in testbed.flushers}
     keys = Keys(PARTITIONS)
     async with testbed.client() as redis, asyncio.timeout(WAIT_S):
@@ -106,15 +108,18 @@ async def _one_that_has_read(testbed: FaultTestbed) -> ChildProcess:
 
 
 async def _taken_over(testbed: FaultTestbed) -> None:
-    """Waits until nothing is pending for a flusher that is gone."""
+    """Waits until no entry is pending for a dead flusher."""
     async with testbed.client() as redis, asyncio.timeout(WAIT_S):
         while await _pending_for_the_dead(testbed, redis):  # noqa: ASYNC110
             await asyncio.sleep(POLL_S)
 
 
 async def _pending_for_the_dead(testbed: FaultTestbed, redis: Redis) -> int:
-    """How many entries those flushers have read that do not live; half a minute is long in a
-    test, so what they have read is aged there."""
+    """The number of entries that dead flushers have read.
+
+    The other flusher takes entries over after half a minute. Short tests age the entries, so that
+    they need not wait for it.
+    """
     living = {str(flusher.child.pid) for flusher in testbed.flushers}
     found = 0
     for partition in range(PARTITIONS):
@@ -130,7 +135,7 @@ async def _pending_for_the_dead(testbed: FaultTestbed, redis: Redis) -> int:
 
 
 async def freeze_redis(testbed: FaultTestbed) -> None:
-    """Redis stands still for 10 s, and knows everything afterwards."""
+    """Redis stalls for 10 s, and keeps its data."""
     testbed.redis.signal(signal.SIGSTOP)
     await testbed.struck()
     await testbed.sleep(10)
@@ -138,7 +143,7 @@ async def freeze_redis(testbed: FaultTestbed) -> None:
 
 
 async def kill_redis(testbed: FaultTestbed) -> None:
-    """``kill -9`` of Redis; it comes back with what it had written to its file."""
+    """``kill -9`` of Redis, which returns with the data in its file."""
     testbed.redis.signal(signal.SIGKILL)
     await testbed.struck()
 
@@ -151,7 +156,7 @@ async def stop_redis(testbed: FaultTestbed) -> None:
 
 
 async def empty_redis(testbed: FaultTestbed) -> None:
-    """``FLUSHALL``."""
+    """``FLUSHALL`` empties Redis."""
     async with testbed.client() as redis:
         await redis.flushall()
     await testbed.struck()
@@ -171,12 +176,12 @@ async def kill_postgres(testbed: FaultTestbed) -> None:
         await transaction.start()
         await record.execute("LOCK TABLE usage_tracking IN ACCESS EXCLUSIVE MODE")
         async with asyncio.timeout(WAIT_S):
-            while not await watch.fetchval(  # noqa: ASYNC110 -- nothing tells of it
+            while not await watch.fetchval(  # noqa: ASYNC110 -- no event reports it
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
                 " AND query LIKE '%usage_tracking%'"
             ):
                 await asyncio.sleep(POLL_S)
-        testbed.postgres.signal(signal.SIGQUIT)  # immediate: as a crash, for all that is written
+        testbed.postgres.signal(signal.SIGQUIT)  # immediate: for written data the same as a crash
         await testbed.struck()
 
 

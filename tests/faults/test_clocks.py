@@ -1,4 +1,4 @@
-"""Wall clocks that are stepped under real processes, and the bill that does not notice."""
+"""Steps wall clocks under real processes, and checks that no bill changes."""
 
 import contextlib
 import signal
@@ -26,7 +26,7 @@ needs_faketime = pytest.mark.skipif(
 
 
 async def joins(installation: Installation, token: str) -> tuple[SocketClient, dict[str, Any]]:
-    """Another socket of the session, and the first tick that it gets."""
+    """Joins the session with another socket, and returns its first tick."""
     client, _ = await installation.connect(token)
     joined = await client.ask("start", kind="call", session_id="call-1", tick_ms=250)
     assert joined["state"] == "active"
@@ -34,7 +34,7 @@ async def joins(installation: Installation, token: str) -> tuple[SocketClient, d
 
 
 async def beyond(client: SocketClient, elapsed_ms: int) -> dict[str, Any]:
-    """The next tick that has counted so much."""
+    """The next tick with more than this counted time."""
     return await client.until("tick", lambda tick: int(tick["elapsed_ms"]) >= elapsed_ms)
 
 
@@ -54,7 +54,7 @@ async def test_steps_of_redis_and_of_a_process_change_no_bill(tmp_path: Path) ->
         asked_at = time.monotonic()
         client, tick = await joins(installation, token)
 
-        # Each time the clock of Redis is stepped a process starts, and joins the session.
+        # After each step of the clock of Redis a process starts, and joins the session.
         for step, wall in ((HOUR, 0), (-DAY, DAY), (0, -DAY), (DAY, 0)):
             redis_clock.step(step)
             own_clock.step(wall)
@@ -62,7 +62,7 @@ async def test_steps_of_redis_and_of_a_process_change_no_bill(tmp_path: Path) ->
             stack.push_async_callback(newcomer.close_processes)
             newcomer.environment["TAXIMETER_REDIS_URL"] = redis.url
             process = await newcomer.serve("web", **own_clock.environment)
-            # By its own clock it lets people in; then that is stepped, the other way.
+            # Tokens expire by the process's own clock, which is then stepped the other way.
             other, seen = await joins(newcomer, await newcomer.visitor("visitor-ann", "1"))
             own_clock.step(-wall)
             seen = await beyond(other, seen["elapsed_ms"] + 1)

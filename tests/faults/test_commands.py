@@ -1,4 +1,4 @@
-"""The commands as an operator meets them: what they print, and how they refuse."""
+"""Tests the commands as an operator uses them: their output, and their refusals."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ PRODUCTION = {"TAXIMETER_ENV": "production"}
 async def refused(
     installation: Installation, command: str, *arguments: str, **environment: str
 ) -> str:
-    """What a command says that does not start; it must be no stack trace."""
+    """The error of a command that refuses to start; it must not be a stack trace."""
     process = await installation.run(command, *arguments, **environment)
     assert process.child.returncode == 1, process.errors
     assert "Traceback" not in process.errors
@@ -31,7 +31,7 @@ async def test_production_does_not_start_without_secrets() -> None:
             assert "TAXIMETER_JWT_SECRET" in said
             assert "TAXIMETER_API_KEYS" in said
             assert "TAXIMETER_ENV=development" in said
-        # Nothing was made, and no engine started, before that was said.
+        # The refusal came before a secret was made or an engine started.
         assert [path.suffix for path in installation.data_dir.iterdir()] == [".log"] * 3
 
 
@@ -43,7 +43,7 @@ async def test_a_bad_setting_is_named() -> None:
         assert "many" not in said
 
 
-async def test_a_bad_rate_card_is_named_with_all_that_is_wrong() -> None:
+async def test_all_errors_of_a_rate_card_are_named() -> None:
     async with open_installation(
         '[kinds.chat]\ncredits_per_minute = "x"\ntick_seconds = 0\n'
     ) as installation:
@@ -57,7 +57,7 @@ async def test_a_bad_rate_card_is_named_with_all_that_is_wrong() -> None:
         assert "TAXIMETER_RATES: cannot read /nowhere/rates.toml" in missing
 
 
-async def test_engines_that_are_not_there_are_said_in_one_line() -> None:
+async def test_missing_engines_are_reported_in_one_line() -> None:
     nobody = free_port()
     urls = {
         "TAXIMETER_REDIS_URL": f"redis://127.0.0.1:{nobody}",
@@ -76,7 +76,7 @@ async def test_engines_that_are_not_there_are_said_in_one_line() -> None:
             assert "secret-word" not in said
 
 
-async def test_a_token_is_taken_and_the_schema_is_brought_up_to_date_once() -> None:
+async def test_a_token_is_accepted_and_migrations_run_once() -> None:
     async with open_installation() as installation:
         first = await installation.run("migrate")
         assert first.child.returncode == 0, first.errors
@@ -96,7 +96,7 @@ async def test_a_token_is_taken_and_the_schema_is_brought_up_to_date_once() -> N
         assert "migrated" not in server.errors
         client, welcome = await installation.connect(token)
         assert (welcome["user_id"], welcome["org_id"]) == ("ann", "acme")
-        # The port is taken, so another one does not start, and says so.
+        # The port is in use, so another process does not start, and reports that.
         other = await installation.run("web")
         assert other.child.returncode == 1
         assert "Traceback" not in other.errors

@@ -1,4 +1,4 @@
-"""Redis Cluster: real servers on three masters, one of which is killed under live sessions."""
+"""Redis Cluster: three real masters, some of which are killed under live sessions."""
 
 import asyncio
 import contextlib
@@ -35,7 +35,7 @@ USERS = [f"visitor-{number}" for number in range(8)]
 
 
 class Deployment:
-    """Two servers and a flusher on a cluster, with a session of each user on each server."""
+    """Two servers and a flusher on a cluster; each user has a session with a socket on each server."""
 
     def __init__(
         self, installation: Installation, redis: ClusterRedis, cluster: RedisCluster
@@ -51,7 +51,7 @@ class Deployment:
     async def start(self) -> None:
         for installation in (self.installation, self.other):
             installation.environment["TAXIMETER_REDIS_URL"] = self.cluster.url
-            # At this speed the minute that a session may run without Redis is over at once.
+            # At this speed the minute that a session may run without Redis would end at once.
             installation.environment["TAXIMETER_UNCOVERED_MS"] = "3600000"
             await installation.serve("web")
         await self.installation.start("flush")
@@ -67,34 +67,34 @@ class Deployment:
                 assert started["state"] == "active"
 
     async def master_of(self, user: str) -> RedisServer:
-        """The server that has a user's session."""
+        """The Redis server that has a user's session."""
         return await self.cluster.server_of(KEYS.live(KEYS.partition(f"user:{user}")))
 
     async def minute_each(self, users: Sequence[str] = USERS) -> None:
-        """Waits until each session has completed one more minute from now, as both servers say."""
+        """Waits until both servers report one more minute of each session."""
 
         async def minute(client: SocketClient) -> None:
-            await client.ask("ping")  # what came before is read
+            await client.ask("ping")  # earlier messages are read
             await client.until("minute")
 
         await asyncio.gather(*(minute(client) for user in users for client in self.clients[user]))
 
     async def is_topped_up(self, user: str) -> bool:
-        """Whether a credit was taken; not as long as those who have the account are away."""
+        """Whether a top-up succeeded; it fails while the account's shard is away."""
         asked = ("POST", "/demo/top-up", {"amount": "1"}, self.tokens[user])
         answer = await self.installation.http(*asked)
         assert answer.status_code in {200, 503}, answer.text
         return bool(answer.status_code == 200)
 
     async def stop_all(self) -> dict[str, dict[str, Any]]:
-        """The receipts of all sessions, which their other sockets stop."""
+        """The receipts of all sessions, which the sockets on the other server stop."""
         receipts = {}
         for user, (_, client) in self.clients.items():
             answer = await client.ask("stop", session_id=user)
             while answer["type"] == "error" and answer["retryable"]:
                 answer = await client.ask("stop", session_id=user)
             if answer.get("code") == "session_ended":
-                # It was done, though the answer to the first try could not say so.
+                # The stop was made, although the first request got no answer about it.
                 path = f"/v1/sessions/{user}"
                 found = await self.installation.http("GET", path, None, self.tokens[user])
                 receipts[user] = found.json()
@@ -105,12 +105,12 @@ class Deployment:
 
     async def is_flushed(self) -> bool:
         outboxes = [KEYS.outbox(partition) for partition in range(PARTITIONS)]
-        with contextlib.suppress(RedisError):  # its own lines were cut too
+        with contextlib.suppress(RedisError):  # this client's own connections were cut too
             return sum([await self.redis.xlen(outbox) for outbox in outboxes]) == 0
         return False
 
     async def check(self, receipts: dict[str, dict[str, Any]]) -> None:
-        """What is written down is what the receipts say, each minute once; and all adds up."""
+        """Checks that the record equals the receipts, each minute once, and that all adds up."""
         await eventually(self.is_flushed)
         audit = await self.installation.run("audit")
         assert audit.child.returncode == 0, audit.output
@@ -148,12 +148,12 @@ async def deployment(tmp_path: Path) -> AsyncIterator[Deployment]:
 
 
 @pytest.mark.parametrize("blow", ["two masters", "a master and then its replica"])
-async def test_masters_are_killed_and_no_minute_is_lost(deployment: Deployment, blow: str) -> None:
+async def test_killed_masters_lose_no_minute(deployment: Deployment, blow: str) -> None:
     one = deployment
     await one.minute_each()
     masters = {user: await one.master_of(user) for user in USERS}
     nodes = await one.cluster.server_of("{nodes}")
-    # First one that has sessions, then the one that processes prove their lives to.
+    # First a master that has sessions, then the master to which processes send heartbeats.
     near = [user for user in USERS if masters[user] is nodes]
     far = [user for user in USERS if masters[user] is not nodes]
     assert near
@@ -162,7 +162,7 @@ async def test_masters_are_killed_and_no_minute_is_lost(deployment: Deployment, 
     killed = [masters[harmed]]
     await killed[0].kill()
     for client in one.clients[harmed]:
-        await client.until("tick")  # it runs on
+        await client.until("tick")  # the session continues
     await one.minute_each(unharmed)
     await one.minute_each()
     killed.append(await one.cluster.server_of("{nodes}"))
@@ -171,8 +171,8 @@ async def test_masters_are_killed_and_no_minute_is_lost(deployment: Deployment, 
     if blow == "two masters":
         await one.minute_each()
 
-    # The killed come back, as replicas of those that followed them; of a shard that was away as
-    # a whole, the one that was its master last has nothing any more.
+    # The killed servers return, as replicas of their successors. When a whole shard was away, its
+    # last master returns without data.
     for server in killed:
         await server.start()
     await one.minute_each()
@@ -180,7 +180,7 @@ async def test_masters_are_killed_and_no_minute_is_lost(deployment: Deployment, 
     receipts = await one.stop_all()
     run_ms = (time.monotonic() - one.began_at) * 1000 * SPEED
     for receipt in receipts.values():
-        # Nobody was taken for dead: it was Redis that was away.
+        # No process was taken for dead, because Redis was away.
         assert receipt["gaps"] == []
         assert receipt["reason"] == "client"
         assert receipt["elapsed_ms"] <= run_ms

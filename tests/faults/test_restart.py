@@ -1,7 +1,7 @@
-"""Real servers that are killed: what is billed, what is kept, and what goes on afterwards.
+"""Kills real servers: checks what is billed, what is kept, and what continues.
 
-One story is told once, with three sessions at a time, and looked at by several tests: the
-start of a server with its engines takes seconds.
+One course of events is run once, with three sessions at a time, and several tests examine it,
+because the start of a server with its engines takes seconds.
 """
 
 import asyncio
@@ -42,28 +42,28 @@ speed = {SPEED}
 
 @dataclass
 class RestartObservations:
-    """What was seen of three sessions over the death of their server."""
+    """Observations of three sessions over the death of their server."""
 
     kept: dict[str, Any] = field(default_factory=dict)
     back: dict[str, Any] = field(default_factory=dict)
-    """The session that went on: its last tick before, the snapshot when it was joined
-    again, its receipt; and the instants, by the test's own clock."""
+    """The session that continued: its last tick before the death, the snapshot of the new join, its
+    receipt; and instants by the test's own clock."""
     paused: dict[str, Any] = field(default_factory=dict)
     lost: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
-    """The exit codes of servers that were stopped by signals."""
+    """The exit codes of servers that signals stopped."""
     errors: str = ""
 
 
 async def credits_of(installation: Installation, token: str) -> str:
-    """The balance, as a new socket is told of it."""
+    """The balance in the welcome of a new socket."""
     client, welcome = await installation.connect(token)
     await client.close()
     return str(welcome["credits"])
 
 
 async def is_missed(installation: Installation) -> bool:
-    """Whether the process that was killed has missed a beat for sure, or is swept already."""
+    """Whether the killed process has certainly missed a heartbeat, or is swept already."""
     async with Redis.from_url(installation.url_of("redis")) as redis:
         nodes: Any = await redis.zrange(NODES, 0, -1, withscores=True)
         seconds, rest = await redis.time()
@@ -71,8 +71,10 @@ async def is_missed(installation: Installation) -> bool:
 
 
 async def age_what_is_pending(installation: Installation) -> None:
-    """Makes what a killed flusher had read look as if that were a minute ago: after half of
-    one it is taken over."""
+    """Ages the entries that a killed flusher had read by a minute.
+
+    After half a minute another flusher takes them over.
+    """
     async with Redis.from_url(installation.url_of("redis")) as redis:
         for partition in range(PARTITIONS):
             key = Keys(PARTITIONS).outbox(partition)
@@ -83,7 +85,7 @@ async def age_what_is_pending(installation: Installation) -> None:
 
 
 async def is_flushed(installation: Installation) -> bool:
-    """Whether everything is in Postgres."""
+    """Whether Postgres has all records."""
     async with Redis.from_url(installation.url_of("redis")) as redis:
         keys = [Keys(PARTITIONS).outbox(partition) for partition in range(PARTITIONS)]
         return sum([await redis.xlen(key) for key in keys]) == 0
@@ -102,7 +104,7 @@ async def run_until_a_minute_is_written(
 
 
 async def observe_restart(installation: Installation) -> RestartObservations:
-    """Kills the server in the middle of a minute, starts it again, and comes back."""
+    """Kills the server in the middle of a minute, starts it again, and reconnects."""
     observations = RestartObservations()
     first = await installation.serve()
     token = await installation.visitor("visitor-ann")
@@ -115,7 +117,7 @@ async def observe_restart(installation: Installation) -> RestartObservations:
     pong = await client.ask("ping")
     await first.kill()
     observations.back["killed"] = time.monotonic()
-    # Cluster time at the kill, at the latest: the server said it after it was asked.
+    # The latest cluster time of the kill: the pong's time plus the time since its request.
     run_ms = (observations.back["killed"] - asked_s) * 1000
     observations.lost["killed_at"] = pong["server_time_at"] + run_ms + 1
     await installation.deserted()
@@ -160,7 +162,7 @@ async def observe_restart(installation: Installation) -> RestartObservations:
 
 
 async def read_record(installation: Installation) -> dict[str, Any]:
-    """Everything that Postgres has."""
+    """All tables of Postgres that the tests compare."""
     record = await asyncpg.connect(installation.url_of("postgres"))
     try:
         return {
@@ -178,7 +180,7 @@ async def read_record(installation: Installation) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 async def observations() -> AsyncIterator[RestartObservations]:
-    """The story, told once."""
+    """The course of events, run once."""
     async with open_installation(RATES) as installation:
         yield await observe_restart(installation)
 
@@ -187,20 +189,20 @@ def micros(amount: str) -> int:
     return round(float(amount) * 1_000_000)
 
 
-async def test_the_session_goes_on_and_the_gap_is_not_billed(
+async def test_the_session_continues_and_the_gap_is_not_billed(
     observations: RestartObservations,
 ) -> None:
     back = observations.back
     snapshot, receipt = back["snapshot"], back["receipt"]
     assert (snapshot["type"], snapshot["state"]) == ("session", "active")
     assert snapshot["started_at"] == receipt["started_at"]
-    # Nothing is counted that was not proven before the death, or run after the return.
+    # Only time that was proven before the death, or run after the return, is counted.
     proven_ms = back["tick"]["elapsed_ms"] + (back["killed"] - back["ticked"]) * 1000 * SPEED
     run_ms = (back["answered"] - back["returned"]) * 1000 * SPEED
     assert MINUTE_MS <= snapshot["elapsed_ms"] <= proven_ms + run_ms
     (gap,) = receipt["gaps"]
     assert gap["billed"] is False
-    # No instant is in two of segments and gaps, and together they leave none out.
+    # Segments and gaps do not overlap, and together they leave no instant out.
     (one, two) = receipt["segments"]
     assert 0 <= one["from_at"] - receipt["started_at"] <= 1_000
     assert one["to_at"] == gap["from_at"]
@@ -209,7 +211,7 @@ async def test_the_session_goes_on_and_the_gap_is_not_billed(
     assert abs(receipt["elapsed_ms"] - run_at_all_ms * SPEED) <= 2 * SPEED
 
 
-async def test_what_was_said_before_is_said_again_to_who_missed_it(
+async def test_missed_notices_are_sent_again(
     observations: RestartObservations,
 ) -> None:
     missed = observations.back["snapshot"]["missed"]
@@ -225,7 +227,7 @@ async def test_a_paused_session_stays_paused(observations: RestartObservations) 
     )
 
 
-async def test_nobody_comes_back_and_the_session_ends_at_its_last_proof(
+async def test_an_abandoned_session_ends_at_its_last_proof(
     observations: RestartObservations,
 ) -> None:
     receipt = observations.lost["receipt"]
@@ -237,7 +239,7 @@ async def test_nobody_comes_back_and_the_session_ends_at_its_last_proof(
     assert receipt["ended_at"] <= observations.lost["killed_at"]
 
 
-async def test_every_minute_is_there_once_and_every_credit_explained(
+async def test_every_minute_is_recorded_once_and_credits_add_up(
     observations: RestartObservations,
 ) -> None:
     record = observations.kept["record"]
@@ -266,10 +268,10 @@ async def test_every_minute_is_there_once_and_every_credit_explained(
     assert observations.kept["later"] == observations.kept["after"]
 
 
-async def test_signals_stop_everything_and_nothing_is_left_running(
+async def test_signals_stop_all_processes(
     observations: RestartObservations,
 ) -> None:
-    # The story waited after each of them until no process was left in the directory.
+    # After each signal, ``observe_restart`` waited until no process was left in the directory.
     assert observations.codes == {"SIGINT": 130, "SIGTERM": 0}
     assert "Traceback" not in observations.errors
     assert "[error" not in observations.errors
@@ -287,7 +289,7 @@ async def test_serving_and_flushing_apart() -> None:
         await client.until("minute")
         successor = await installation.start("flush")
 
-        # The server dies alone: engines live as long as anybody works with them.
+        # Only the server dies: engines live while any process uses them.
         paused = await client.ask("pause", session_id="chat-1")
         await client.ask("resume", session_id="chat-1")
         await web.kill()
@@ -304,7 +306,7 @@ async def test_serving_and_flushing_apart() -> None:
         assert await successor.stop(signal.SIGINT) == 130
         await installation.deserted()
 
-        # What was left in the outbox was flushed before the flusher went.
+        # The flusher moved the rest of the outbox before it stopped.
         async with await start_engines(installation.data_dir):
             record = await read_record(installation)
         assert [row["minute"] for row in record["minutes"]] == list(range(receipt["minutes"]))

@@ -1,7 +1,7 @@
-"""Many spend over HTTP at two real processes, while sessions of the account burn at both.
+"""Many clients spend over HTTP at two real processes while sessions of the account burn.
 
-What comes in is what everybody needs together, and one credit more: so whoever is refused
-once all of it is there was refused falsely, and what is left at the end is known.
+The credits granted are exactly what all of them need together, and one credit more. So every
+refusal after the last grant is wrong, and the final balance is known.
 """
 
 import asyncio
@@ -29,26 +29,26 @@ SESSIONS = 20
 CREDIT = 1_000_000
 SPEND = "0.5"
 WELCOME_MICROS = 2_500_000
-"""What the page to try it gives to a visitor."""
+"""Credits that the demonstration gives to a new visitor."""
 FIRST = "100"
 TOP_UPS = [*["12.5"] * 9, "6"]
 NEEDED_MICROS = SPENDERS * SPENDS * CREDIT // 2 + SESSIONS * CREDIT
 
 
 class HttpSpendTally(msgspec.Struct):
-    """What became of all the asking."""
+    """The results of all spends."""
 
     spent: int = 0
     refused: int = 0
     refused_falsely: list[str] = msgspec.field(default_factory=list)
     lowest: int = 10**15
-    """The lowest balance that any answer showed, in micro-credits."""
+    """The lowest balance in any answer, in micro-credits."""
     all_in: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
     all_in_at: float = 0.0
-    """When the last of what comes in was there, in epoch milliseconds."""
+    """When the last grant was made, in epoch milliseconds."""
 
     def see(self, answer: httpx.Response) -> None:
-        """Keeps the balance that an answer shows."""
+        """Keeps the balance of an answer if it is the lowest."""
         self.lowest = min(self.lowest, parse_credits(answer.json()["credits"], signed=True))
 
 
@@ -63,13 +63,13 @@ def client_of(installation: Installation) -> httpx.AsyncClient:
 
 
 async def post(client: httpx.AsyncClient, call: str, key: str, body: Any) -> httpx.Response:
-    """One of ann's calls that move money, under a key."""
+    """Makes one of ann's calls that move money, under a key."""
     path = f"/v1/accounts/visitor-ann/{call}?user=visitor-ann"
     return await client.post(path, headers={"Idempotency-Key": key}, json=body)
 
 
 async def spend(number: int, clients: list[httpx.AsyncClient], tally: HttpSpendTally) -> None:
-    """One spender: now and then at both processes at once, with one key."""
+    """One spender: sometimes it uses both processes at once, with one key."""
     chance = random.Random(number)
     for turn in range(SPENDS):
         attempt = 0
@@ -80,7 +80,7 @@ async def spend(number: int, clients: list[httpx.AsyncClient], tally: HttpSpendT
             answers = await asyncio.gather(
                 *(post(client, "spend", key, {"amount": SPEND}) for client in asked)
             )
-            # The same key is under way at the other process, or has been answered there.
+            # With 409, the same key is in progress at the other process.
             settled = [answer for answer in answers if answer.status_code != 409]
             assert settled, [answer.text for answer in answers]
             statuses = {answer.status_code for answer in settled}
@@ -100,9 +100,9 @@ async def spend(number: int, clients: list[httpx.AsyncClient], tally: HttpSpendT
             await tally.all_in.wait()
 
 
-async def top_up(houses: list[Installation], tally: HttpSpendTally) -> None:
-    """Brings the rest of what everybody needs, while they spend."""
-    clients = [client_of(installation) for installation in houses]  # past the queue of the spenders
+async def top_up(installations: list[Installation], tally: HttpSpendTally) -> None:
+    """Grants the rest of the needed credits, while the spenders spend."""
+    clients = [client_of(installation) for installation in installations]  # own connections
     for number, amount in enumerate(TOP_UPS):
         body = {"amount": amount, "reason": "top-up"}
         answer = await post(clients[number % 2], "grants", f"top-up-{number}", body)
@@ -115,20 +115,20 @@ async def top_up(houses: list[Installation], tally: HttpSpendTally) -> None:
 
 
 async def ends(client: SocketClient) -> tuple[dict[str, Any], dict[str, Any]]:
-    """How a session's counting stopped, and how it ended."""
+    """How a session's counting stopped, and how the session ended."""
     async with asyncio.timeout(WAIT_S):
         reached = await client.until("limit_reached")
         return reached, await client.until("stopped")
 
 
 async def audited(installation: Installation) -> str:
-    """What ``python -m server audit`` says, once the flusher has written everything."""
+    """The output of ``python -m server audit``."""
     audit = await installation.run("audit")
     assert audit.child.returncode == 0, audit.output
     return audit.output
 
 
-async def test_two_hundred_spend_at_two_processes_while_twenty_burn() -> None:
+async def test_many_spenders_at_two_processes_while_sessions_burn() -> None:
     async with open_installation(RATES) as first:
         first.environment["TAXIMETER_API_KEYS"] = API_KEY
         second = Installation(first.data_dir, RATES)
@@ -136,24 +136,24 @@ async def test_two_hundred_spend_at_two_processes_while_twenty_burn() -> None:
         await first.serve("all")
         await second.serve("web")
         try:
-            await crowd([first, second])
+            await run_together([first, second])
         finally:
             await second.close_processes()
 
 
-async def crowd(houses: list[Installation]) -> None:
-    """All of them at once, and what is left when they have gone."""
-    tally, clients = HttpSpendTally(), [client_of(installation) for installation in houses]
-    token = await houses[0].visitor("visitor-ann", FIRST)
+async def run_together(installations: list[Installation]) -> None:
+    """Runs all spenders and sessions at once, and checks the final balance."""
+    tally, clients = HttpSpendTally(), [client_of(installation) for installation in installations]
+    token = await installations[0].visitor("visitor-ann", FIRST)
     sockets = []
     for number in range(SESSIONS):
-        socket, _ = await houses[number % 2].connect(token)
+        socket, _ = await installations[number % 2].connect(token)
         started = await socket.ask("start", kind="chat", session_id=f"chat-{number}")
         assert started["state"] == "active", started
         sockets.append(socket)
     burning = asyncio.gather(*(ends(socket) for socket in sockets))
     await asyncio.gather(
-        top_up(houses, tally), *(spend(number, clients, tally) for number in range(SPENDERS))
+        top_up(installations, tally), *(spend(number, clients, tally) for number in range(SPENDERS))
     )
     assert tally.refused_falsely == []
     assert tally.spent == SPENDERS * SPENDS
@@ -161,7 +161,7 @@ async def crowd(houses: list[Installation]) -> None:
 
     burnt = 0
     for reached, stopped in await burning:
-        # Nobody stopped for want of credits when all of them were there.
+        # No session stopped for lack of credits after the last grant.
         assert reached["limit"] == "session_cap" or reached["stopped_at"] < tally.all_in_at, reached
         burnt += parse_credits(stopped["receipt"]["credits"])
     left = WELCOME_MICROS + parse_credits(FIRST) + sum(map(parse_credits, TOP_UPS))
@@ -174,9 +174,9 @@ async def crowd(houses: list[Installation]) -> None:
         await client.aclose()
     for socket in sockets:
         await socket.close()
-    assert "everything adds up" in await audited(houses[0])
+    assert "everything adds up" in await audited(installations[0])
 
 
-def test_what_comes_in_is_what_is_needed_and_one_credit_more() -> None:
+def test_grants_exceed_the_need_by_one_credit() -> None:
     came_in = WELCOME_MICROS + parse_credits(FIRST) + sum(map(parse_credits, TOP_UPS))
     assert came_in == NEEDED_MICROS + CREDIT

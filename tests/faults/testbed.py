@@ -1,4 +1,4 @@
-"""A testbed for catastrophes: real processes, real engines, and a fleet that watches its bill."""
+"""A testbed for faults: real processes, real engines, and a fleet that checks its bills."""
 
 import asyncio
 import contextlib
@@ -31,12 +31,12 @@ KIND = "torture"
 CREDITS = "1000"
 PROCESSES = 3
 WAIT_S = 90.0
-"""How long is waited for what must come, on however slow a machine."""
+"""Longest wait for an expected event, on any slow machine."""
 POLL_S = 0.02
 
 
 class SupervisedEngine:
-    """An embedded engine, and the keeper that starts it again whenever it ends."""
+    """An embedded engine, and its keeper, which restarts the engine whenever it ends."""
 
     def __init__(self, data_dir: Path, name: str, stop: signal.Signals) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class SupervisedEngine:
 
     @property
     def pid(self) -> int:
-        """The engine's process: the last one that was started."""
+        """The id of the engine's newest process."""
         return int(self._files.engine.read_text())
 
     def signal(self, number: signal.Signals) -> None:
@@ -54,46 +54,46 @@ class SupervisedEngine:
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """The engine is stopped cleanly, and started again at the end of the block."""
+        """Stops the engine cleanly, and starts it again at the end of the block."""
         pid = self.pid
         keeper = int(_status(pid)[1])
         os.kill(keeper, signal.SIGSTOP)
         try:
             os.kill(pid, self._stop)
             async with asyncio.timeout(WAIT_S):
-                while _status(pid)[0] != "Z":  # noqa: ASYNC110 -- nothing tells of it
+                while _status(pid)[0] != "Z":  # noqa: ASYNC110 -- no event reports it
                     await asyncio.sleep(POLL_S)
             yield
         finally:
             os.kill(keeper, signal.SIGCONT)
         async with asyncio.timeout(WAIT_S):
-            while self.pid == pid:  # noqa: ASYNC110 -- nothing tells of it
+            while self.pid == pid:  # noqa: ASYNC110 -- no event reports it
                 await asyncio.sleep(POLL_S)
 
 
 def _status(pid: int) -> list[str]:
-    """A process's state, its parent, and more, as the kernel has it."""
+    """The kernel's fields of a process: its state, its parent, and more."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 class FaultTestbed:
-    """What a scenario has to work with."""
+    """The processes, engines and clients that a scenario works with."""
 
     def __init__(self, environment: Environment, fleet: Fleet, sessions: int, scale: float) -> None:
         self.environment = environment
         self.fleet = fleet
         self.sessions = sessions
         self.scale = scale
-        """How long outages last: 1 is their full length."""
+        """Factor for the length of outages: 1 is their full length."""
         self.redis = SupervisedEngine(environment.settings.data_dir, "redis", signal.SIGTERM)
         self.postgres = SupervisedEngine(environment.settings.data_dir, "postgres", signal.SIGINT)
         self.servers: list[ChildProcess] = []
         self.flushers: list[ChildProcess] = []
         self.slack_s = 0.0
-        """How late a beat may be on a machine that others load as well."""
+        """Allowed delay of a heartbeat on a machine that others load as well."""
         self.unserved_s = 0.0
-        """For how long, at most, a session was not counted though its client was there,
-        besides what the death of a process costs."""
+        """Longest time for which a session was not counted although its client was connected,
+        besides the cost of a process's death."""
 
     async def serve(self) -> ChildProcess:
         """Starts one more server process."""
@@ -108,15 +108,15 @@ class FaultTestbed:
         return worker
 
     async def turn(self) -> None:
-        """Tells the fleet which processes are there."""
+        """Gives the fleet the ports of the living processes."""
         await self.fleet.turn_to([server.port for server in self.servers])
 
     async def struck(self) -> None:
-        """It has just happened: from now on a tick says that a session goes on."""
+        """Marks the fault: from now on a tick shows that a session continues."""
         await self.fleet.mark(time.monotonic())
 
     async def sleep(self, full_s: float) -> None:
-        """Lets an outage last."""
+        """Waits for the length of an outage."""
         await asyncio.sleep(full_s * self.scale)
 
     @asynccontextmanager
@@ -137,14 +137,14 @@ class FaultTestbed:
                 await connection.close(timeout=5)
 
     def check(self) -> None:
-        """Raises when one of our processes has ended that nobody has killed."""
+        """Raises when a process has ended that no scenario has killed."""
         for worker in (*self.servers, *self.flushers):
             worker.check()
 
 
 @asynccontextmanager
 async def open_testbed(sessions: int, scale: float = 1.0) -> AsyncIterator[FaultTestbed]:
-    """Three servers and two flushers, and so many sessions, all of which tick."""
+    """A testbed with three servers, two flushers, and ``sessions`` sessions, all of which tick."""
     async with open_environment(RATES) as environment:
         await environment.grant((f"customer-{number}" for number in range(sessions)), CREDITS)
         fleet = await Fleet.start(environment.variables)

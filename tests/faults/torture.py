@@ -1,4 +1,4 @@
-"""The scenarios, one by one, at full size: ``scripts/torture``. Prints a table."""
+"""Runs the scenarios one by one at full size (``scripts/torture``); prints a table."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from tests.faults.scenarios import SCENARIOS
 from tests.faults.testbed import FaultTestbed, open_testbed
 
 RUN_S = 12.0
-"""How long sessions run before something happens, and after it is over."""
+"""How long sessions run before a fault, and after it is over."""
 HEADINGS = f"""
 {"":<31}{"sessions":>9}{"lost their":>12}{"ended":>7}{"ticks again":>13}{"all written":>13}\
 {"uncounted":>11}{"bills":>7}
@@ -26,23 +26,23 @@ HEADINGS = f"""
 
 @dataclass
 class TortureOutcome:
-    """What became of a fleet that was struck."""
+    """The results of a fleet after its faults."""
 
     bills: list[Bill]
     problems: list[str]
-    """What the clients cannot have, or the record does not say."""
+    """Contradictions between the bills, the clients and the record."""
     audit: list[str]
-    """What the system's own audit found."""
+    """Findings of the product's own audit."""
     ticking_s: list[float] = field(default_factory=list)
-    """How long after each blow the last session ticked again."""
+    """Seconds after each fault until the last session ticked again."""
     written_s: float = 0.0
-    """How long after the last stop everything was in Postgres."""
+    """Seconds after the last stop until Postgres had all records."""
     errors: set[str] = field(default_factory=set)
-    """Codes of errors that clients were told."""
+    """Codes of errors that clients received."""
 
 
 async def strike(testbed: FaultTestbed, names: list[str], run_s: float = RUN_S) -> TortureOutcome:
-    """Lets scenarios happen to a fleet, one after the other, and settles its bills."""
+    """Lets scenarios happen to a fleet, one after the other, then compares its bills."""
     ticking_s = []
     for name in names:
         await asyncio.sleep(run_s)
@@ -63,7 +63,7 @@ async def strike(testbed: FaultTestbed, names: list[str], run_s: float = RUN_S) 
 
 
 async def run(names: list[str], sessions: int, show: int) -> bool:
-    """Each scenario on a testbed of its own; whether nothing was wrong."""
+    """Runs each scenario on its own testbed; returns whether nothing was wrong."""
     print(machine.describe())
     print(HEADINGS, flush=True)
     clean = True
