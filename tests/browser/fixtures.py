@@ -1,7 +1,7 @@
 """Fixtures of the browser tests: Chromium, a mock server, the client and the page.
 
-A test module imports those that it takes, and names them in its ``__all__``. Where there
-is no Chromium its tests are skipped, and say so.
+A test module imports the fixtures that it uses, and names them in its ``__all__``. Without Chromium
+its tests are skipped, with a message.
 """
 
 import asyncio
@@ -106,7 +106,7 @@ HARNESS = """
 
 
 class ClientPage:
-    """The client in a page of its own, with the test in charge of its time and chance."""
+    """The client in its own page; the test controls time and random numbers."""
 
     def __init__(self, page: Page, server: MockServer) -> None:
         self.page = page
@@ -117,7 +117,7 @@ class ClientPage:
             return await self.page.evaluate(script, argument)
 
     async def construct(self, options: str = "token: 'token-1'") -> None:
-        """Make ``window.meter``; ``options`` are JavaScript."""
+        """Makes ``window.meter``; ``options`` are JavaScript."""
         await self.run(
             "async () => {"
             " const client = await import('/client/taximeter.js');"
@@ -128,14 +128,14 @@ class ClientPage:
         )
 
     async def start(self, options: str = "") -> None:
-        """Make ``window.session`` by ``start``."""
+        """Makes ``window.session`` with ``start``."""
         await self.run(
             "() => { window.session = meter.start({ kind: 'chat', sessionId: 'session-1',"
             f" {options} }}); listenToSession(session, 'session'); }}"
         )
 
     async def live(self, options: str = "token: 'token-1'", **changes: Any) -> BrowserSocket:
-        """A session that has begun; ``changes`` are those of its first snapshot."""
+        """Starts a session; ``changes`` are those of its first snapshot. Returns its connection."""
         await self.construct(options)
         await self.start()
         line = await self.server.line()
@@ -145,12 +145,12 @@ class ClientPage:
         return line
 
     async def next_line(self) -> BrowserSocket:
-        """Let the longest backoff pass; the connection that comes of it."""
+        """Lets the longest backoff pass after a loss; returns the next connection."""
         await self.take_loss()
         return await self.next_line_now()
 
     async def next_line_now(self) -> BrowserSocket:
-        """As ``next_line``, of a loss that was noticed already."""
+        """As ``next_line``, after the test has taken the loss already."""
         await self.advance(10_000)
         return await self.server.line()
 
@@ -163,7 +163,7 @@ class ClientPage:
             assert event["type"] in ("connection", "welcome"), event
 
     async def take_state(self, expected: str) -> Message:
-        """Events up to the connection's state ``expected``; the detail of that one."""
+        """Skips events up to the connection's state ``expected``; returns its detail."""
         while True:
             event = await self.run("() => take()")
             if event["type"] == "connection" and event["detail"]["state"] == expected:
@@ -173,10 +173,11 @@ class ClientPage:
             assert event["type"] in ("connection", "welcome") or is_told, event
 
     async def take_loss(self) -> Message:
-        """Events up to the loss of a line, or of an attempt; the detail of that one.
+        """Skips events up to the loss of a connection or attempt; returns its detail.
 
-        An attempt says that it is reconnecting when it begins, too. Whoever takes that for its
-        loss lets time pass before the browser has noticed, and the client gives up the line.
+        An attempt reports ``reconnecting`` also when it begins. A test that takes this report for
+        the loss would let time pass before the browser has noticed the loss, and the client would
+        give up the connection.
         """
         while True:
             detail = await self.take_state("reconnecting")
@@ -184,7 +185,7 @@ class ClientPage:
                 return detail
 
     async def take_backoff(self) -> float:
-        """Events up to the next wait before coming back; how long it is, in milliseconds."""
+        """Skips events up to the next wait before a reconnect; returns its milliseconds."""
         delay_ms: float = (await self.take_loss())["retry_in_ms"]
         return delay_ms
 
@@ -192,7 +193,7 @@ class ClientPage:
         await self.run("(ms) => clock.advance(ms)", ms)
 
     async def chance(self, value: float) -> None:
-        """What the next draws of chance give."""
+        """Sets the result of the next random numbers."""
         await self.run("(value) => { clock.chance = value; }", value)
 
     async def reading(self) -> Message:
@@ -201,7 +202,7 @@ class ClientPage:
 
 
 class Tab:
-    """One tab with the page in it, its time standing still at ``NOW`` unless it is run."""
+    """One tab with the page; its time stands still at ``NOW`` until the test runs it."""
 
     def __init__(self, page: Page, server: MockServer) -> None:
         self.page = page
@@ -210,7 +211,7 @@ class Tab:
         self.requests: list[Message] = []
         self.receipt: Message | None = None
         self.recorded: list[Message] | None = None
-        """The session's minutes on the record; None: they cannot be read."""
+        """The session's recorded minutes; None: they cannot be read."""
         self.session_id = ""
         self.faults: list[str] = []
         page.on("pageerror", lambda error: self.faults.append(str(error)))
@@ -234,7 +235,7 @@ class Tab:
         await self.page.goto(self.server.url + path)
 
     async def _answer(self, route: Route) -> None:
-        """The endpoints that a server in development offers."""
+        """Answers the endpoints that only a server in development has."""
         path = urlsplit(route.request.url).path
         body: Message = route.request.post_data_json or {}
         self.requests.append({"path": path, "headers": route.request.headers, **body})
@@ -264,13 +265,14 @@ class Tab:
         return line
 
     async def ride(self, **changes: Any) -> BrowserSocket:
-        """Start a chat; the line, on which the session is ``session-1``."""
+        """Starts a chat; returns the connection on which the session is ``session-1``."""
         await self.open()
         line = await self.line()
         await self.page.get_by_role("button", name="Start the meter").click()
         start = await line.receive("start")
         await line.answer(start, **snapshot(**{"session_id": start["session_id"], **changes}))
-        # The dial and the top-ups are there before the ride too: what comes next may meet those.
+        # The dial and the top-ups exist before the ride too, so the next step could meet the old
+        # ones.
         await expect(self.at("[data-panel=ride]")).to_be_visible()
         self.session_id = start["session_id"]
         return line
@@ -325,7 +327,7 @@ async def client(chromium: Browser, mock_server: MockServer) -> AsyncIterator[Cl
     await page.evaluate(HARNESS)
     yield ClientPage(page, mock_server)
     await page.close()
-    assert faults == [], "the client threw where nobody could catch it"
+    assert faults == [], "the client threw an error that no caller could catch"
 
 
 @pytest_asyncio.fixture(loop_scope="session")

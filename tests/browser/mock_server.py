@@ -1,16 +1,16 @@
-"""A Taximeter server in which the test says what is sent, and when.
+"""A Taximeter server whose messages the test scripts.
 
-It serves the page and the client as the real server does, under the same paths and with
-the strictest content security policy that they must work with, and accepts WebSockets at
-``/v1/ws``. Each connection is a :class:`BrowserSocket`, which the test holds and speaks through::
+It serves the page and the client as the real server does, under the same paths and with the
+strictest content security policy that they must work with, and accepts WebSockets at ``/v1/ws``.
+Each connection is a :class:`BrowserSocket`, through which the test speaks::
 
     line = await server.line()
     await line.welcome()
     start = await line.receive("start")
     await line.send(type="session", id=start["id"], **snapshot())
 
-Nothing is answered by itself and nothing waits for time to pass. The waits below only
-bound how long a test that fails takes to say so.
+The server answers nothing by itself and does not wait for time to pass. The waits below only bound
+the time after which a test fails.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from websockets.typing import Subprotocol
 Message = dict[str, Any]
 
 PATIENCE_S = 20
-"""How long a test waits for what must come. It decides nothing while tests pass."""
+"""Longest wait for an expected message. It decides nothing while tests pass."""
 
 SERVER_TIME_AT = 1_795_000_000_000
 
@@ -58,7 +58,7 @@ class BrowserSocket:
         self.subprotocol = connection.subprotocol
 
     async def read(self) -> None:
-        """Keep what the browser says until the test asks for it; return when it is gone."""
+        """Keeps the browser's messages until the test asks for them; returns when it is gone."""
         try:
             async for text in self._connection:
                 self._received.put_nowait(json.loads(text))
@@ -75,7 +75,7 @@ class BrowserSocket:
         return message
 
     async def receive_close(self) -> int | None:
-        """Wait for the end of the connection, with nothing said before it; the close code."""
+        """Waits for the end of the connection without another message; returns the close code."""
         async with asyncio.timeout(PATIENCE_S):
             message = await self._received.get()
         assert message is None, message
@@ -85,17 +85,17 @@ class BrowserSocket:
         await self._connection.send(json.dumps(message))
 
     async def answer(self, request: Message, **message: Any) -> None:
-        """Send what echoes the ``id`` of ``request``."""
+        """Sends a message that echoes the ``id`` of ``request``."""
         await self.send(id=request["id"], **message)
 
     async def welcome(self, **changes: Any) -> Message:
-        """Take ``auth`` and answer it; returns the ``auth`` message."""
+        """Takes ``auth`` and answers it; returns the ``auth`` message."""
         auth = await self.receive("auth")
         await self.answer(auth, **welcome(**changes))
         return auth
 
     async def join(self, **changes: Any) -> Message:
-        """Take ``start`` and answer it with a snapshot; returns the ``start`` message."""
+        """Takes ``start`` and answers it with a snapshot; returns the ``start`` message."""
         start = await self.receive("start")
         await self.answer(start, **snapshot(session_id=start["session_id"], **changes))
         return start
@@ -108,12 +108,12 @@ class BrowserSocket:
         await self._connection.close(code, reason)
 
     def cut(self) -> None:
-        """Drop the connection without a word, which the browser reads as 1006."""
+        """Drops the connection without a close, which the browser reads as 1006."""
         self._connection.transport.abort()
 
 
 class MockServer:
-    """The server: its address, and the connections that came, in order."""
+    """The server: its address, and its connections in order."""
 
     def __init__(self) -> None:
         self._lines: asyncio.Queue[BrowserSocket] = asyncio.Queue()
@@ -122,7 +122,7 @@ class MockServer:
 
     @property
     def url(self) -> str:
-        """Its address, which stays what it was when the server has closed."""
+        """The address, which stays the same after the server has closed."""
         if not self._url:
             assert self._server is not None
             port = next(iter(self._server.sockets)).getsockname()[1]
@@ -143,7 +143,7 @@ class MockServer:
         await line.read()
 
     def respond(self, _: ServerConnection, request: Request) -> Response | None:
-        """The files; None lets the WebSocket's handshake go on."""
+        """Serves the files; None lets the WebSocket's handshake continue."""
         path = request.path.partition("?")[0]
         if path == "/v1/ws":
             return None
@@ -171,7 +171,7 @@ def _response(status: HTTPStatus, content_type: str, body: bytes) -> Response:
 
 @asynccontextmanager
 async def running_server() -> AsyncIterator[MockServer]:
-    """A mock server on a port of its own."""
+    """A mock server on its own port."""
     mock = MockServer()
     async with serve(
         mock.handle,
@@ -187,7 +187,7 @@ async def running_server() -> AsyncIterator[MockServer]:
 
 
 def welcome(**changes: Any) -> Message:
-    """A ``welcome``; its token lives for an hour."""
+    """A ``welcome`` for a token that is valid for an hour."""
     return {
         "type": "welcome",
         "user_id": "user-1",
@@ -228,7 +228,7 @@ def snapshot(**changes: Any) -> Message:
 
 
 def tick(elapsed_ms: int, **changes: Any) -> Message:
-    """The ``tick`` of that session at ``elapsed_ms``, were it billed without increments."""
+    """The ``tick`` of that session at ``elapsed_ms``, billed without increments."""
     paid_ms = max(0, elapsed_ms - 60_000)
     return {
         "type": "tick",
@@ -244,7 +244,7 @@ def tick(elapsed_ms: int, **changes: Any) -> Message:
 
 
 def receipt(**changes: Any) -> Message:
-    """The receipt of that session, run to its limit with one unbilled gap."""
+    """The receipt of that session after its limit, with one unbilled gap."""
     start = SERVER_TIME_AT
     return {
         "session_id": "session-1",
@@ -282,7 +282,7 @@ def warning(seq: int) -> Message:
 
 
 def stopped(seq: int, **changes: Any) -> Message:
-    """The end of that session; ``changes`` are those of its receipt."""
+    """The ``stopped`` of that session; ``changes`` are those of its receipt."""
     bill = receipt(**changes)
     return {
         "type": "stopped",

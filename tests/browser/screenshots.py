@@ -1,7 +1,7 @@
-"""The pictures of the documentation: the real page, on a real server, in Chromium.
+"""Takes the pictures of the documentation: the real page, on a real server, in Chromium.
 
-``scripts/screenshots`` takes them anew. They show the fast demonstration, so it needs no
-more than half a minute: a ride with minutes on the record and a warning, then its receipt.
+``scripts/screenshots`` runs this. The pictures show the fast demonstration, so they take no more
+than half a minute: a ride with recorded minutes and a warning, then its receipt.
 """
 
 import asyncio
@@ -42,11 +42,11 @@ def _is_ready(url: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _running_server() -> AsyncIterator[str]:
-    """What ``scripts/run`` starts, on a port and with data of its own; its URL."""
+    """Starts the server of ``scripts/run`` with its own port and data; gives its URL."""
     with tempfile.TemporaryDirectory(prefix="taximeter-") as data_dir:
         port = _free_port()
         changes = {"ENV": "development", "DATA_DIR": data_dir, "PORT": str(port)}
-        # Whatever else the shell has set is meant for another server.
+        # Other settings of the shell are meant for another server.
         kept = {name: value for name, value in os.environ.items() if "TAXIMETER_" not in name}
         server = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "server", "all"),
@@ -72,8 +72,10 @@ async def _picture(page: Page, name: str) -> None:
 
 
 async def _ride(page: Page, url: str) -> None:
-    """A ride until the credits run short, and its end. The warning's toast is closed: what
-    it says stays in sight beside the dial."""
+    """A ride until the credits run short, and its end.
+
+    The warning's toast is closed, because its text stays visible beside the dial.
+    """
     await page.goto(url)
     await page.locator("label", has=page.locator("#fast")).click()
     await page.locator("#start").click()
@@ -93,7 +95,7 @@ async def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     async with _running_server() as url, async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        # Motion would make a picture of something that is half there.
+        # Motion would give a picture of a half-drawn element.
         page = await browser.new_page(
             viewport={"width": 1280, "height": 780}, reduced_motion="reduce", locale="en-GB"
         )

@@ -1,4 +1,4 @@
-"""The client's connection, in Chromium, against a server that says what the test says."""
+"""Tests the client's connection, in Chromium, against a scripted server."""
 
 import pytest
 
@@ -13,13 +13,13 @@ COMES_BACK_AFTER = [
     *(1000, 1001, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 1014, 3000, 3999),
     *(4000, 4001, 4003, 4499),
 ]
-"""1005, 1006 and 1015 cannot be sent: they say that none was."""
+"""Nothing can send 1005, 1006 and 1015: they mean that no code was sent."""
 
 
-# How a conversation begins
+# How a connection begins
 
 
-async def test_the_token_is_in_the_first_message_and_never_in_the_address(
+async def test_the_token_is_in_the_first_message_only(
     client: ClientPage,
 ) -> None:
     await client.construct("token: async () => 'secret-token'")
@@ -45,14 +45,14 @@ async def test_the_token_is_in_the_first_message_and_never_in_the_address(
     assert await client.run("() => meter.welcome.user_id") == "user-1"
 
 
-async def test_what_is_asked_before_the_welcome_waits_for_it(client: ClientPage) -> None:
+async def test_requests_before_the_welcome_wait(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     line = await client.server.line()
     auth = await line.receive("auth")
     await client.run("() => { window.answer = settled(session.pause()); }")
     await line.answer(auth, **welcome())
-    await line.join()  # receives `start`: nothing came before it
+    await line.join()  # receives `start`: no message came before it
     await line.answer(await line.receive("pause"), **snapshot(state="paused"))
     answer = await client.run("() => answer")
     assert answer["value"]["state"] == "paused"
@@ -74,11 +74,11 @@ async def test_several_sessions_share_one_connection(client: ClientPage) -> None
     assert await client.run("() => meter.watch('session-1') === session")
 
 
-# Coming back
+# Reconnecting
 
 
 @pytest.mark.parametrize("code", COMES_BACK_AFTER)
-async def test_comes_back_after(client: ClientPage, code: int) -> None:
+async def test_reconnects_after(client: ClientPage, code: int) -> None:
     line = await client.live()
     await line.close(code)
     change = await client.take_loss()
@@ -90,7 +90,7 @@ async def test_comes_back_after(client: ClientPage, code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [1005, 1006, 1015])
-async def test_comes_back_after_a_close_without_a_code(client: ClientPage, code: int) -> None:
+async def test_reconnects_after_a_close_without_a_code(client: ClientPage, code: int) -> None:
     await client.construct(
         "token: 'token-1', platform: { ...platform, WebSocket: class extends WebSocket {"
         " constructor(...address) { super(...address); window.socket = this; } } }"
@@ -107,7 +107,7 @@ async def test_comes_back_after_a_close_without_a_code(client: ClientPage, code:
     assert (await line.welcome())["token"] == "token-1"
 
 
-async def test_comes_back_after_a_line_that_was_cut(client: ClientPage) -> None:
+async def test_reconnects_after_a_lost_connection(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
     line = await client.next_line()
@@ -125,7 +125,7 @@ async def test_comes_back_after_a_line_that_was_cut(client: ClientPage) -> None:
         (4999, "disconnected"),
     ],
 )
-async def test_never_comes_back_after(client: ClientPage, code: int, error: str) -> None:
+async def test_never_reconnects_after(client: ClientPage, code: int, error: str) -> None:
     line = await client.live()
     await client.run("() => { window.answer = settled(session.pause()); }")
     await line.receive("pause")
@@ -139,7 +139,7 @@ async def test_never_comes_back_after(client: ClientPage, code: int, error: str)
     assert later["error"]["code"] == "offline"
 
 
-async def test_the_table_of_close_codes_is_the_protocols(client: ClientPage) -> None:
+async def test_close_codes_match_the_protocol(client: ClientPage) -> None:
     await client.construct()
     codes = await client.run(
         "() => Array.from({ length: 4000 }, (_, i) => 1000 + i).filter(comesBackAfter)"
@@ -174,7 +174,7 @@ async def test_the_backoff_is_full_jitter(client: ClientPage) -> None:
 
 
 @pytest.mark.parametrize(("lived_ms", "delay_ms"), [(9_999, 1_000), (10_000, 500)])
-async def test_only_a_connection_that_lasted_ends_the_backoff(
+async def test_only_a_long_connection_resets_the_backoff(
     client: ClientPage, lived_ms: int, delay_ms: int
 ) -> None:
     line = await client.live()
@@ -190,7 +190,7 @@ async def test_only_a_connection_that_lasted_ends_the_backoff(
     assert round(delay) == delay_ms
 
 
-async def test_the_networks_return_ends_the_wait(client: ClientPage) -> None:
+async def test_the_return_of_the_network_ends_the_wait(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
     await client.take_loss()
@@ -200,7 +200,7 @@ async def test_the_networks_return_ends_the_wait(client: ClientPage) -> None:
     assert await client.run("() => clock.nowMs") == 1_000, "no time has passed"
 
 
-async def test_a_drain_moves_the_client_at_an_instant_of_its_own(client: ClientPage) -> None:
+async def test_a_drain_moves_the_client_at_a_random_instant(client: ClientPage) -> None:
     old = await client.live()
     await client.chance(0.25)
     await old.send(type="reconnect", after_ms=8_000)
@@ -212,7 +212,7 @@ async def test_a_drain_moves_the_client_at_an_instant_of_its_own(client: ClientP
     line = await client.server.line()
     await line.welcome()
     await client.take_state("live")
-    # The old line keeps the session alive until it is joined over the new one.
+    # The old connection keeps the session alive until it is joined over the new one.
     assert old.is_open
     assert (await line.join())["last_seq"] == 0
     assert await old.receive_close() == 1000
@@ -221,7 +221,7 @@ async def test_a_drain_moves_the_client_at_an_instant_of_its_own(client: ClientP
     await client.take("tick")
 
 
-async def test_a_drain_keeps_its_instant_when_the_server_goes_first(client: ClientPage) -> None:
+async def test_a_drain_keeps_its_instant_after_a_close(client: ClientPage) -> None:
     line = await client.live()
     await client.chance(0.75)
     await line.send(type="reconnect", after_ms=8_000)
@@ -252,7 +252,7 @@ async def test_close_is_for_good(client: ClientPage) -> None:
 # Notices: each once, in order
 
 
-async def test_what_was_missed_is_told_on_coming_back(client: ClientPage) -> None:
+async def test_missed_notices_come_after_a_reconnect(client: ClientPage) -> None:
     line = await client.live()
     await line.send(**warning(3))
     assert (await client.take("limit_warning"))["seq"] == 3
@@ -268,7 +268,7 @@ async def test_what_was_missed_is_told_on_coming_back(client: ClientPage) -> Non
     assert await client.run("() => session.lastSeq") == 5
 
 
-async def test_a_notice_is_told_once(client: ClientPage) -> None:
+async def test_a_notice_is_delivered_once(client: ClientPage) -> None:
     line = await client.live()
     for seq in (1, 2, 2, 1):
         await line.send(**warning(seq))
@@ -280,7 +280,7 @@ async def test_a_notice_is_told_once(client: ClientPage) -> None:
     await client.take("tick")
 
 
-async def test_a_stop_that_was_missed_is_told_with_its_receipt(client: ClientPage) -> None:
+async def test_a_missed_stop_comes_with_its_receipt(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
     line = await client.next_line()
@@ -307,7 +307,7 @@ async def test_a_reloaded_page_continues_from_its_last_notice(client: ClientPage
     await client.take("session")
 
 
-async def test_who_joins_late_is_not_told_old_news_on_coming_back(client: ClientPage) -> None:
+async def test_a_late_joiner_gets_no_old_notices_after_a_reconnect(client: ClientPage) -> None:
     line = await client.live(seq=12)
     line.cut()
     line = await client.next_line()
@@ -323,7 +323,7 @@ async def test_a_minute_is_passed_on(client: ClientPage) -> None:
     assert await client.take("minute") == {"type": "minute", **minute}
 
 
-async def test_a_change_of_the_account_is_told_and_shown(client: ClientPage) -> None:
+async def test_an_account_change_is_delivered_and_shown(client: ClientPage) -> None:
     line = await client.live(state="paused", credits="1")
     credit = {"account_id": "user-1", "credits": "6", "delta": "5", "reason": "grant"}
     await line.send(type="credit", entry_id="entry-1", **credit)

@@ -1,4 +1,4 @@
-"""The client's attempts to get in: those that fail, and a page that wakes."""
+"""Tests the client's attempts to connect: failures, and a page that wakes."""
 
 import pytest
 
@@ -32,9 +32,7 @@ async def test_a_browser_that_forbids_the_socket_ends_the_attempts(client: Clien
 
 
 @pytest.mark.parametrize("name", ["SyntaxError", "InvalidStateError"])
-async def test_a_socket_that_could_not_be_made_is_tried_again(
-    client: ClientPage, name: str
-) -> None:
+async def test_a_failed_socket_is_tried_again(client: ClientPage, name: str) -> None:
     await client.construct(THROWS.replace("NAME", name))
     await client.start()
     error = await client.take("error")
@@ -45,11 +43,11 @@ async def test_a_socket_that_could_not_be_made_is_tried_again(
     await client.take("session")
 
 
-# No way in
+# No connection
 
 
 async def fail(client: ClientPage, line: BrowserSocket, code: int | None) -> None:
-    """End an attempt without a welcome."""
+    """Ends an attempt without a welcome."""
     await line.receive("auth")
     if code is None:
         line.cut()
@@ -59,7 +57,7 @@ async def fail(client: ClientPage, line: BrowserSocket, code: int | None) -> Non
 
 @pytest.mark.parametrize("code", [None, 1013, 4000])
 @pytest.mark.parametrize("was_live", [False, True])
-async def test_after_three_attempts_without_a_welcome_the_page_is_told(
+async def test_three_attempts_without_a_welcome_cause_an_error(
     client: ClientPage, code: int | None, was_live: bool
 ) -> None:
     if was_live:
@@ -81,7 +79,7 @@ async def test_after_three_attempts_without_a_welcome_the_page_is_told(
     assert (error["code"], error["retryable"]) == ("unreachable", True)
     assert error["closeCode"] == (code or 1006)
     assert error["message"]
-    # It is told once, and the attempts go on.
+    # The error comes once, and the attempts continue.
     await client.advance(10_000)
     line = await client.server.line()
     await fail(client, line, code)
@@ -96,7 +94,7 @@ async def test_after_three_attempts_without_a_welcome_the_page_is_told(
     await client.take("session")
 
 
-async def test_what_the_server_says_is_the_reason(client: ClientPage) -> None:
+async def test_the_servers_error_is_the_reason(client: ClientPage) -> None:
     await client.construct("token: async () => 'token-1'")
     await client.run("() => meter.connect()")
     busy = {"code": "unavailable", "message": "The database is away.", "retryable": True}
@@ -110,7 +108,7 @@ async def test_what_the_server_says_is_the_reason(client: ClientPage) -> None:
     assert (error["code"], error["message"]) == ("unreachable", "The database is away.")
 
 
-async def test_a_token_that_cannot_be_had_is_the_reason(client: ClientPage) -> None:
+async def test_a_failed_token_function_is_the_reason(client: ClientPage) -> None:
     await client.construct("token: async () => { throw new Error('no network'); }")
     await client.run("() => meter.connect()")
     for _ in range(3):
@@ -120,7 +118,7 @@ async def test_a_token_that_cannot_be_had_is_the_reason(client: ClientPage) -> N
     assert (error["code"], error["message"]) == ("unreachable", "The token function failed.")
 
 
-async def test_a_welcome_ends_the_count(client: ClientPage) -> None:
+async def test_a_welcome_resets_the_count_of_attempts(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     for _ in range(2):
@@ -140,7 +138,7 @@ async def test_a_welcome_ends_the_count(client: ClientPage) -> None:
 
 
 async def test_a_message_over_16_kib_is_refused_and_not_sent(client: ClientPage) -> None:
-    """The server would close the connection for it, and each one after it."""
+    """The server would close the connection because of it, at every attempt."""
     await client.construct()
     await client.start("metadata: { text: '\u00e9'.repeat(9_000) }")
     line = await client.server.line()
@@ -149,7 +147,7 @@ async def test_a_message_over_16_kib_is_refused_and_not_sent(client: ClientPage)
     assert (await client.run("() => settled(session.ready)"))["error"]["code"] == "bad_message"
 
 
-async def test_the_reader_need_not_wait_for_the_next_attempt(client: ClientPage) -> None:
+async def test_connect_starts_the_next_attempt_at_once(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
     await client.take_loss()
@@ -163,11 +161,11 @@ async def test_the_reader_need_not_wait_for_the_next_attempt(client: ClientPage)
     assert await client.run("() => meter.state") == "live"
 
 
-# A page that is hidden, and one that wakes
+# A hidden page, and a page that wakes
 
 
-async def test_a_hidden_page_comes_back_without_a_timer(client: ClientPage) -> None:
-    """Its timer might take a minute, and the session does not wait so long."""
+async def test_a_hidden_page_reconnects_without_a_timer(client: ClientPage) -> None:
+    """A hidden page's timer may take a minute, and the session does not wait that long."""
     line = await client.live()
     await client.advance(10_000)
     await line.receive("ping")
@@ -196,7 +194,7 @@ async def test_a_drain_moves_a_hidden_page_by_its_ticks(client: ClientPage) -> N
     await client.take("session")
 
 
-async def test_a_hidden_page_does_not_wait_for_a_drain_that_has_happened(
+async def test_a_hidden_page_does_not_wait_after_a_drain(
     client: ClientPage,
 ) -> None:
     line = await client.live()
@@ -218,9 +216,7 @@ async def test_a_hidden_page_does_not_wait_for_a_drain_that_has_happened(
         "() => document.dispatchEvent(new Event('resume'))",
     ],
 )
-async def test_a_page_that_wakes_asks_a_silent_line_for_an_answer(
-    client: ClientPage, event: str
-) -> None:
+async def test_a_waking_page_pings_a_silent_connection(client: ClientPage, event: str) -> None:
     line = await client.live()
     await client.advance(5_000)
     await client.run(event)
@@ -229,7 +225,7 @@ async def test_a_page_that_wakes_asks_a_silent_line_for_an_answer(
     await client.take_loss()
 
 
-async def test_a_page_that_wakes_trusts_a_line_that_speaks(client: ClientPage) -> None:
+async def test_a_waking_page_trusts_a_live_connection(client: ClientPage) -> None:
     line = await client.live()
     await client.advance(5_000)
     await line.send(**tick(5_000))
@@ -241,7 +237,7 @@ async def test_a_page_that_wakes_trusts_a_line_that_speaks(client: ClientPage) -
     assert await client.run("() => meter.state") == "live"
 
 
-async def test_the_network_of_a_hidden_page_returns(client: ClientPage) -> None:
+async def test_a_hidden_page_reconnects_when_the_network_returns(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     await client.run("() => clock.hide()")
@@ -253,7 +249,7 @@ async def test_the_network_of_a_hidden_page_returns(client: ClientPage) -> None:
     await line.welcome(expires_at=SERVER_TIME_AT + 3_600_000)
 
 
-async def test_a_welcome_to_a_page_that_slept_is_not_too_late(client: ClientPage) -> None:
+async def test_a_welcome_after_sleep_is_accepted(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     line = await client.server.line()
@@ -268,7 +264,7 @@ async def test_a_welcome_to_a_page_that_slept_is_not_too_late(client: ClientPage
 
 
 @pytest.mark.parametrize("moment", ["welcome", "connection", "error"])
-async def test_a_listener_may_close(client: ClientPage, moment: str) -> None:
+async def test_a_listener_may_close_the_meter(client: ClientPage, moment: str) -> None:
     await client.construct("token: async () => { throw new Error('no network'); }")
     if moment == "welcome":
         await client.construct()

@@ -1,4 +1,4 @@
-"""The client's clock between ticks: an estimate that never promises more than there is."""
+"""Tests the client's clock between ticks: an estimate that never exceeds the limit."""
 
 from typing import Any
 
@@ -60,9 +60,7 @@ def reached(elapsed_ms: int, **changes: Any) -> Message:
 
 
 @pytest.mark.parametrize("stopped_ms", [210_000, 209_700, 209_960])
-async def test_the_clock_stands_where_the_server_says_that_it_stopped(
-    client: ClientPage, stopped_ms: int
-) -> None:
+async def test_the_clock_stops_at_the_servers_stop(client: ClientPage, stopped_ms: int) -> None:
     line = await client.live(elapsed_ms=209_500, free_remaining_ms=0, paid=True, remaining_ms=500)
     await client.advance(450)
     assert (await client.reading())["elapsed_ms"] == 209_950
@@ -74,7 +72,7 @@ async def test_the_clock_stands_where_the_server_says_that_it_stopped(
     assert (reading["limit"], reading["remaining_ms"]) == ("credits", 0)
 
 
-async def test_a_limit_that_comes_early_stops_the_clock_where_it_says(client: ClientPage) -> None:
+async def test_an_early_limit_stops_the_clock_at_its_time(client: ClientPage) -> None:
     line = await client.live(elapsed_ms=100_000, free_remaining_ms=0, remaining_ms=60_000)
     await client.advance(500)
     await line.send(**reached(100_480, limit="org_minutes"))
@@ -84,7 +82,7 @@ async def test_a_limit_that_comes_early_stops_the_clock_where_it_says(client: Cl
     assert (reading["elapsed_ms"], reading["limit"]) == (100_480, "org_minutes")
 
 
-async def test_a_tick_that_was_overtaken_by_the_stop_changes_nothing(client: ClientPage) -> None:
+async def test_a_tick_after_the_stop_changes_nothing(client: ClientPage) -> None:
     line = await client.live(elapsed_ms=209_500, free_remaining_ms=0, paid=True, remaining_ms=500)
     await line.send(**reached(210_000))
     await line.send(**snapshot(state="stopping", elapsed_ms=210_000, credits="0", **PAID))
@@ -123,7 +121,7 @@ async def test_the_clock_stands_still_when(client: ClientPage, state: str) -> No
     assert (await client.reading())["elapsed_ms"] == 30_000
 
 
-async def test_the_clock_stands_still_without_a_line(client: ClientPage) -> None:
+async def test_the_clock_stands_still_without_a_connection(client: ClientPage) -> None:
     line = await client.live()
     await client.advance(300)
     line.cut()
@@ -132,7 +130,7 @@ async def test_the_clock_stands_still_without_a_line(client: ClientPage) -> None
     assert (await client.reading())["elapsed_ms"] == 300
 
 
-async def test_the_clock_waits_for_the_snapshot_on_coming_back(client: ClientPage) -> None:
+async def test_the_clock_waits_for_the_snapshot_after_a_reconnect(client: ClientPage) -> None:
     line = await client.live()
     await client.advance(300)
     line.cut()
@@ -163,10 +161,10 @@ async def test_a_late_tick_does_not_set_the_clock_back(client: ClientPage) -> No
 
 
 @pytest.mark.parametrize("speed", [1, 10])
-async def test_the_backlog_of_a_line_that_stalled_does_not_set_the_clock_back(
+async def test_a_backlog_of_ticks_does_not_set_the_clock_back(
     client: ClientPage, speed: int
 ) -> None:
-    """The issue's example: 8 s without a word, then all that was said meanwhile at once."""
+    """The example: 8 s of silence, then all messages of that time at once."""
     line = await client.live(speed=speed, remaining_ms=600_000)
     for second in range(1, 4):
         await client.advance(1_000)
@@ -177,7 +175,7 @@ async def test_the_backlog_of_a_line_that_stalled_does_not_set_the_clock_back(
     assert shown == [11_000 * speed]
     for second in range(4, 12):
         await line.send(**tick(1_000 * speed * second, remaining_ms=500_000))
-        if second == 7:  # a change of the account, as far back as the ticks beside it
+        if second == 7:  # a change of the account, as old as the ticks beside it
             state = {"elapsed_ms": 7_000 * speed, "remaining_ms": 500_000, "speed": speed}
             await line.send(**snapshot(**state))
             await client.take("tick")
@@ -190,7 +188,7 @@ async def test_the_backlog_of_a_line_that_stalled_does_not_set_the_clock_back(
     assert (await client.reading())["elapsed_ms"] == 11_500 * speed
 
 
-async def test_a_tick_that_is_older_than_the_last_is_not_passed_on(client: ClientPage) -> None:
+async def test_a_tick_older_than_the_last_is_dropped(client: ClientPage) -> None:
     line = await client.live()
     await line.send(**tick(3_000))
     await line.send(**tick(2_000))
@@ -204,7 +202,7 @@ async def test_a_tick_that_is_older_than_the_last_is_not_passed_on(client: Clien
     assert (await client.take("tick"))["elapsed_ms"] == 7_000
 
 
-async def test_a_clock_that_is_ahead_waits_for_the_server(client: ClientPage) -> None:
+async def test_a_clock_ahead_of_the_server_waits(client: ClientPage) -> None:
     line = await client.live(elapsed_ms=20_000)
     await client.advance(6_000)
     assert (await client.reading())["elapsed_ms"] == 26_000
@@ -227,7 +225,7 @@ async def test_a_correction_sets_the_clock_back(client: ClientPage, state: str) 
 
 
 @pytest.mark.parametrize(("behind_ms", "shown_ms"), [(400, 2_000), (1_900, 100)])
-async def test_after_a_reconnect_the_clock_is_the_servers(
+async def test_a_reconnect_sets_the_clock_to_the_servers(
     client: ClientPage, behind_ms: int, shown_ms: int
 ) -> None:
     line = await client.live()
@@ -253,7 +251,7 @@ async def test_a_demonstrations_clock_runs_at_its_speed(client: ClientPage) -> N
 async def advance_to(
     client: ClientPage, line: BrowserSocket, elapsed_ms: int, credits_: str
 ) -> float:
-    """A second passes, a tick comes; the credits half a second after it."""
+    """Passes a second with a tick in its middle; returns the credits shown at its end."""
     await client.advance(500)
     await line.send(**tick(elapsed_ms, credits=credits_))
     await client.take("tick")
@@ -263,7 +261,7 @@ async def advance_to(
     return estimated
 
 
-async def test_credits_flow_to_what_the_server_said(client: ClientPage) -> None:
+async def test_credits_flow_to_the_servers_figure(client: ClientPage) -> None:
     line = await client.live(elapsed_ms=60_000, credits="2.5", **PAID)
     for second in range(1, 6):
         credits_ = f"{2.5 - second / 60:.6f}"
@@ -271,13 +269,13 @@ async def test_credits_flow_to_what_the_server_said(client: ClientPage) -> None:
         assert shown == pytest.approx(2.5 - (second - 0.5) / 60, abs=1e-5)
 
 
-async def test_credits_are_never_shown_below_what_the_server_said(client: ClientPage) -> None:
+async def test_credits_never_fall_below_the_servers_figure(client: ClientPage) -> None:
     line = await client.live(elapsed_ms=59_500, free_remaining_ms=500, credits="2.5")
     shown = [await advance_to(client, line, 59_500 + 1_000 * n, "1.5") for n in range(1, 4)]
     assert shown == [2, 1.5, 1.5]
 
 
-async def test_a_pause_is_seen_at_once_and_takes_nothing_back(client: ClientPage) -> None:
+async def test_a_pause_is_shown_at_once_without_a_step_back(client: ClientPage) -> None:
     line = await client.live()
     await client.advance(900)
     await client.run("() => { window.answer = settled(session.pause()); }")
@@ -292,7 +290,7 @@ async def test_a_pause_is_seen_at_once_and_takes_nothing_back(client: ClientPage
     assert (await client.reading())["elapsed_ms"] == 910
 
 
-async def test_a_pause_that_fails_lets_the_clock_go_on(client: ClientPage) -> None:
+async def test_a_failed_pause_lets_the_clock_continue(client: ClientPage) -> None:
     line = await client.live()
     await client.advance(900)
     await client.run("() => { window.answer = settled(session.pause()); }")
@@ -303,7 +301,7 @@ async def test_a_pause_that_fails_lets_the_clock_go_on(client: ClientPage) -> No
     assert (await client.reading())["elapsed_ms"] == 1_000
 
 
-async def test_free_time_that_ended_is_shown_at_once(client: ClientPage) -> None:
+async def test_the_end_of_free_time_is_shown_at_once(client: ClientPage) -> None:
     line = await client.live(elapsed_ms=59_900, free_remaining_ms=100)
     notice = {"type": "free_time", "free_remaining_ms": 0, "paid": True}
     await line.send(session_id="session-1", seq=1, **notice)

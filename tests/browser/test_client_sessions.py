@@ -1,4 +1,4 @@
-"""The client's sessions: requests and their answers, errors, and lines that die."""
+"""Tests the client's sessions: requests and answers, errors, and dead connections."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["chromium", "client", "mock_server"]
 
 
 async def ask(client: ClientPage, method: str) -> None:
-    """Call a method of the session; its outcome will be in ``window.answer``."""
+    """Calls a method of the session; the result will be in ``window.answer``."""
     await client.run(f"() => {{ window.answer = settled(session.{method}()); }}")
 
 
@@ -50,7 +50,7 @@ async def test_stop_settles_with_the_receipt(client: ClientPage) -> None:
     assert (reading["state"], reading["elapsed_ms"]) == ("ended", 210_000)
 
 
-async def test_stop_settles_when_somebody_else_stopped(client: ClientPage) -> None:
+async def test_stop_settles_when_another_client_stopped(client: ClientPage) -> None:
     line = await client.live()
     await client.run(
         "() => { window.answer = Promise.all([settled(session.pause()), settled(session.stop())]) }"
@@ -63,7 +63,7 @@ async def test_stop_settles_when_somebody_else_stopped(client: ClientPage) -> No
     assert ended["value"]["receipt"] == receipt()
 
 
-async def test_an_error_rejects_its_request_alone(client: ClientPage) -> None:
+async def test_an_error_rejects_only_its_request(client: ClientPage) -> None:
     line = await client.live()
     await ask(client, "resume")
     request = await line.receive("resume")
@@ -90,7 +90,7 @@ async def test_a_request_without_an_answer_times_out(client: ClientPage) -> None
     assert (error["code"], error["retryable"]) == ("timeout", True)
 
 
-async def test_a_request_survives_a_lost_line(client: ClientPage) -> None:
+async def test_a_request_survives_a_lost_connection(client: ClientPage) -> None:
     line = await client.live()
     await ask(client, "pause")
     first = await line.receive("pause")
@@ -106,7 +106,7 @@ async def test_a_request_survives_a_lost_line(client: ClientPage) -> None:
     assert (await outcome(client))["value"]["state"] == "paused"
 
 
-async def test_the_wish_to_stop_outlives_its_promise(client: ClientPage) -> None:
+async def test_a_stop_is_sent_even_after_its_promise_failed(client: ClientPage) -> None:
     line = await client.live()
     line.cut()
     await client.take_loss()
@@ -124,7 +124,7 @@ async def test_the_wish_to_stop_outlives_its_promise(client: ClientPage) -> None
     assert (await line.receive("stop"))["session_id"] == "session-1"
 
 
-async def test_a_full_line_is_not_filled_further(client: ClientPage) -> None:
+async def test_a_full_send_buffer_gets_no_more_messages(client: ClientPage) -> None:
     await client.construct(
         "token: 'token-1', platform: { ...platform, WebSocket: class extends WebSocket {"
         " get bufferedAmount() { return window.unsent ?? 0; } } }"
@@ -141,12 +141,12 @@ async def test_a_full_line_is_not_filled_further(client: ClientPage) -> None:
     assert (await line.receive("resume"))["session_id"] == "session-1"
 
 
-# Starting, and not
+# Starts, and refused starts
 
 
 @pytest.mark.parametrize("code", ["limit_reached", "rate_limited", "session_ended"])
-async def test_a_refused_start_is_told_and_not_repeated(client: ClientPage, code: str) -> None:
-    """Of a full account, or of too many sessions, nobody knows when another attempt is of use."""
+async def test_a_refused_start_is_reported_and_not_repeated(client: ClientPage, code: str) -> None:
+    """For a used-up account, or too many sessions, no time for another attempt is known."""
     await client.construct()
     await client.start()
     line = await client.server.line()
@@ -164,7 +164,7 @@ async def test_a_refused_start_is_told_and_not_repeated(client: ClientPage, code
     assert (await line.receive("watch"))["session_id"] == "session-9", "it was started again"
 
 
-async def test_a_running_session_is_joined_again_when_the_server_is_busy(
+async def test_a_busy_server_is_asked_again_to_join(
     client: ClientPage,
 ) -> None:
     line = await client.live()
@@ -177,7 +177,7 @@ async def test_a_running_session_is_joined_again_when_the_server_is_busy(
     for wait_ms in (500, 1_000, 2_000):
         await line.answer(start, type="error", **busy)
         await line.send(type="error", **busy)
-        await client.take("error")  # the second: the first has been handled
+        await client.take("error")  # the second error: the client handles the first itself
         waits = await client.run(
             "() => [...clock.timers.values()].map((t) => t.atMs - clock.nowMs)"
         )
@@ -190,7 +190,7 @@ async def test_a_running_session_is_joined_again_when_the_server_is_busy(
 BUSY = {"code": "unavailable", "message": "Not now.", "retryable": True}
 
 
-async def test_a_start_that_a_preparation_has_overtaken_succeeds_by_itself(
+async def test_a_start_overtaken_by_a_preparation_is_repeated(
     client: ClientPage,
 ) -> None:
     await client.construct()
@@ -200,7 +200,7 @@ async def test_a_start_that_a_preparation_has_overtaken_succeeds_by_itself(
     first = await line.receive("start")
     await line.answer(first, type="error", **BUSY)
     await line.send(type="error", **BUSY, session_id="session-2")
-    await client.take("error")  # of the line: the start's has been handled, and is not told
+    await client.take("error")  # the other session's error: the client handles the start's itself
     await client.advance(500)
     again = await line.receive("start")
     assert again == {**first, "id": again["id"]}
@@ -210,7 +210,7 @@ async def test_a_start_that_a_preparation_has_overtaken_succeeds_by_itself(
     assert ready["credits_per_minute"] == "2.5"
 
 
-async def test_a_start_that_goes_on_being_refused_is_the_callers(client: ClientPage) -> None:
+async def test_a_start_refused_repeatedly_fails(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     line = await client.server.line()
@@ -226,7 +226,7 @@ async def test_a_start_that_goes_on_being_refused_is_the_callers(client: ClientP
     assert await client.run("() => clock.timers.size") == 1, "more than the watchdog"
 
 
-# Too early
+# Requests that come too early
 
 
 def too_early(retry_after_ms: int) -> Message:
@@ -239,7 +239,7 @@ def too_early(retry_after_ms: int) -> Message:
     }
 
 
-async def test_a_request_that_comes_too_early_is_sent_again_in_time(client: ClientPage) -> None:
+async def test_a_rate_limited_request_is_sent_again_in_time(client: ClientPage) -> None:
     line = await client.live()
     await ask(client, "stop")
     first = await line.receive("stop")
@@ -253,7 +253,7 @@ async def test_a_request_that_comes_too_early_is_sent_again_in_time(client: Clie
     assert await line.receive("stop") == first
 
 
-async def test_a_request_whose_time_ends_before_that_is_refused(client: ClientPage) -> None:
+async def test_a_rate_limited_request_past_its_timeout_fails(client: ClientPage) -> None:
     line = await client.live()
     await ask(client, "pause")
     request = await line.receive("pause")
@@ -263,8 +263,8 @@ async def test_a_request_whose_time_ends_before_that_is_refused(client: ClientPa
     assert (error["code"], error["retryAfterMs"]) == ("rate_limited", 5_000)
 
 
-async def test_a_start_waits_as_long_as_it_has_to(client: ClientPage) -> None:
-    """Longer than a request waits for its answer."""
+async def test_a_rate_limited_start_waits_past_the_timeout(client: ClientPage) -> None:
+    """The wait is longer than a request's wait for its answer."""
     await client.construct("token: 'token-1', requestTimeoutMs: 3000")
     await client.start()
     line = await client.server.line()
@@ -281,7 +281,7 @@ async def test_a_start_waits_as_long_as_it_has_to(client: ClientPage) -> None:
     assert again == {**first, "id": again["id"]}
 
 
-async def test_a_start_that_came_too_early_is_not_sent_after_leaving(client: ClientPage) -> None:
+async def test_a_rate_limited_start_is_not_sent_after_leave(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     line = await client.server.line()
@@ -296,7 +296,7 @@ async def test_a_start_that_came_too_early_is_not_sent_after_leaving(client: Cli
     assert (await line.receive("watch"))["session_id"] == "session-9"
 
 
-async def test_an_operator_names_whose_session_to_watch(client: ClientPage) -> None:
+async def test_an_operator_names_the_tenant_to_watch(client: ClientPage) -> None:
     await client.construct()
     await client.run("() => { meter.watch('session-8', { org: 'acme', lastSeq: 4 }); }")
     await client.run("() => { meter.watch('session-9', { user: 'ann' }); }")
@@ -320,7 +320,7 @@ async def test_a_start_without_an_answer_is_repeated(client: ClientPage) -> None
     assert again == {**first, "id": again["id"]}
 
 
-async def test_leaving_leaves(client: ClientPage) -> None:
+async def test_leave_ends_the_session_in_the_client(client: ClientPage) -> None:
     line = await client.live()
     await client.run("() => session.leave()")
     assert await line.receive("leave") == {"type": "leave", "session_id": "session-1"}
@@ -331,7 +331,7 @@ async def test_leaving_leaves(client: ClientPage) -> None:
     assert (await client.reading())["elapsed_ms"] == 0
 
 
-async def test_who_leaves_and_starts_again_is_not_told_of_the_first_start(
+async def test_an_error_of_an_abandoned_start_is_dropped(
     client: ClientPage,
 ) -> None:
     await client.construct()
@@ -353,7 +353,7 @@ async def test_who_leaves_and_starts_again_is_not_told_of_the_first_start(
     assert (await line.join())["session_id"] == "session-1", "it was forgotten"
 
 
-async def test_a_request_of_a_session_that_was_left_is_not_repeated(client: ClientPage) -> None:
+async def test_a_request_is_not_repeated_after_leave(client: ClientPage) -> None:
     line = await client.live()
     await ask(client, "pause")
     await line.receive("pause")
@@ -367,10 +367,10 @@ async def test_a_request_of_a_session_that_was_left_is_not_repeated(client: Clie
     assert (await line.receive("watch"))["session_id"] == "session-9"
 
 
-# A dead line, and a page that slept
+# A dead connection, and a page that slept
 
 
-async def test_a_silent_line_is_asked_and_then_given_up(client: ClientPage) -> None:
+async def test_a_silent_connection_is_pinged_then_given_up(client: ClientPage) -> None:
     line = await client.live()
     await client.advance(10_000)
     await line.receive("ping")
@@ -381,7 +381,7 @@ async def test_a_silent_line_is_asked_and_then_given_up(client: ClientPage) -> N
     assert (await line.welcome())["token"] == "token-1"
 
 
-async def test_an_answer_keeps_the_line(client: ClientPage) -> None:
+async def test_an_answer_keeps_the_connection(client: ClientPage) -> None:
     line = await client.live()
     for _ in range(3):
         await client.advance(10_000)
@@ -392,7 +392,7 @@ async def test_an_answer_keeps_the_line(client: ClientPage) -> None:
     assert await client.run("() => meter.state") == "live"
 
 
-async def test_a_page_that_slept_does_not_mistrust_its_line(client: ClientPage) -> None:
+async def test_a_page_keeps_its_connection_after_sleep(client: ClientPage) -> None:
     line = await client.live()
     await client.advance(10_000)
     await line.receive("ping")
@@ -401,7 +401,7 @@ async def test_a_page_that_slept_does_not_mistrust_its_line(client: ClientPage) 
     assert await client.run("() => meter.state") == "live"
 
 
-async def test_a_connection_that_does_not_come_about_is_given_up(client: ClientPage) -> None:
+async def test_a_connection_without_a_welcome_is_given_up(client: ClientPage) -> None:
     await client.construct()
     await client.start()
     line = await client.server.line()

@@ -1,4 +1,4 @@
-"""The client's tokens: renewed in time, asked for again, and refused."""
+"""Tests the client's tokens: renewed in time, requested again, and refused."""
 
 import pytest
 
@@ -8,16 +8,16 @@ from tests.browser.mock_server import SERVER_TIME_AT, tick, welcome
 __all__ = ["chromium", "client", "mock_server"]
 
 COUNTED = "token: (() => { let n = 0; return async () => `token-${++n}`; })()"
-"""Another token each time."""
+"""Another token for each call."""
 STUCK_FIRST = (
     "token: (() => { let n = 0; return () => { n += 1; const token = `token-${n}`;"
     " return n === STUCK ? new Promise((give) => { window.give = () => give(token); })"
     " : Promise.resolve(token); }; })(), requestTimeoutMs: 3000"
 )
-"""One call of many does not settle until the test says so."""
+"""One call among many does not settle until the test decides."""
 
 
-# Renewed
+# Renewal
 
 
 async def test_the_token_is_refreshed_before_it_expires(client: ClientPage) -> None:
@@ -56,7 +56,7 @@ async def test_a_failed_refresh_is_tried_again(client: ClientPage) -> None:
     assert (await line.receive("refresh"))["token"] == "token-3"
 
 
-async def test_a_token_that_cannot_be_had_now_is_asked_for_again(client: ClientPage) -> None:
+async def test_a_failed_token_is_requested_again(client: ClientPage) -> None:
     await client.construct(
         "token: (() => { let n = 0; return async () => {"
         " if (++n === 1) throw new Error('no network'); return `token-${n}`; }; })()"
@@ -67,7 +67,7 @@ async def test_a_token_that_cannot_be_had_now_is_asked_for_again(client: ClientP
     assert (await line.welcome())["token"] == "token-2"
 
 
-async def test_a_token_that_is_refused_for_good_ends_the_attempts(client: ClientPage) -> None:
+async def test_a_forbidden_token_ends_the_attempts(client: ClientPage) -> None:
     await client.construct(
         "token: async () => { throw new TaximeterError('forbidden', 'Signed out.'); }"
     )
@@ -78,7 +78,7 @@ async def test_a_token_that_is_refused_for_good_ends_the_attempts(client: Client
     assert not client.server.has_new_line()
 
 
-async def test_a_token_that_comes_too_late_opens_nothing(client: ClientPage) -> None:
+async def test_a_late_token_opens_no_connection(client: ClientPage) -> None:
     await client.construct(
         "token: () => new Promise((give) => { window.give = give; }),"
         " platform: { ...platform, WebSocket: class extends WebSocket {"
@@ -89,7 +89,7 @@ async def test_a_token_that_comes_too_late_opens_nothing(client: ClientPage) -> 
     assert await client.run("async () => { await null; return window.opened; }") is None
 
 
-# Refused
+# Refusal
 
 
 REFUSAL = {"code": "unauthenticated", "message": "The token has expired.", "retryable": False}
@@ -99,10 +99,10 @@ REFUSAL = {"code": "unauthenticated", "message": "The token has expired.", "retr
     ("code", "is_said"),
     [(4002, False), (4002, True), (4500, False), (4500, True), (1006, True), (1013, True)],
 )
-async def test_a_fixed_token_that_is_refused_ends_the_attempts(
+async def test_a_refused_fixed_token_ends_the_attempts(
     client: ClientPage, code: int, is_said: bool
 ) -> None:
-    """A proxy may turn the code into another one; then the ``error`` before it says so."""
+    """A proxy may change the close code; then the ``error`` before it has the reason."""
     await client.construct("token: 'expired-token'")
     await client.start()
     await client.run("() => { window.ready = settled(session.ready); }")
@@ -123,7 +123,7 @@ async def test_a_fixed_token_that_is_refused_ends_the_attempts(
     assert await client.run("() => clock.timers.size") == 0, "something is still planned"
 
 
-async def test_a_fixed_token_that_expires_on_the_way_ends_the_connection(
+async def test_an_expired_fixed_token_ends_the_connection(
     client: ClientPage,
 ) -> None:
     line = await client.live("token: 'token-1'")
@@ -132,7 +132,7 @@ async def test_a_fixed_token_that_expires_on_the_way_ends_the_connection(
     await client.take_state("offline")
 
 
-async def test_an_expired_token_of_a_function_is_replaced(client: ClientPage) -> None:
+async def test_an_expired_token_is_replaced_by_the_function(client: ClientPage) -> None:
     await client.construct(COUNTED)
     await client.start()
     line = await client.server.line()
@@ -142,7 +142,7 @@ async def test_an_expired_token_of_a_function_is_replaced(client: ClientPage) ->
     assert (await line.welcome())["token"] == "token-2"
 
 
-async def test_a_session_that_was_given_up_is_joined_when_it_is_tried_again(
+async def test_connect_joins_a_session_that_was_given_up(
     client: ClientPage,
 ) -> None:
     await client.construct(COUNTED)
@@ -159,17 +159,17 @@ async def test_a_session_that_was_given_up_is_joined_when_it_is_tried_again(
     await client.take("session")
 
 
-# Never answered
+# No answer
 
 
-async def test_a_token_that_never_comes_is_asked_for_again(client: ClientPage) -> None:
+async def test_a_token_without_an_answer_is_requested_again(client: ClientPage) -> None:
     await client.construct(STUCK_FIRST.replace("STUCK", "1"))
     await client.start()
     await client.advance(3_000)
     error = await client.take("error")
     assert (error["code"], error["retryable"]) == ("timeout", True)
     await client.take_loss()
-    await client.run("() => give()")  # too late: it must open nothing
+    await client.run("() => give()")  # too late: it must open no connection
     await client.advance(500)
     line = await client.server.line()
     assert (await line.welcome())["token"] == "token-2"
@@ -178,7 +178,7 @@ async def test_a_token_that_never_comes_is_asked_for_again(client: ClientPage) -
     assert not client.server.has_new_line()
 
 
-async def test_a_new_token_that_never_comes_is_asked_for_again(client: ClientPage) -> None:
+async def test_a_refresh_without_an_answer_is_requested_again(client: ClientPage) -> None:
     await client.construct(STUCK_FIRST.replace("STUCK", "2"))
     await client.run("() => meter.connect()")
     line = await client.server.line()
@@ -191,8 +191,8 @@ async def test_a_new_token_that_never_comes_is_asked_for_again(client: ClientPag
     assert (await line.receive("refresh"))["token"] == "token-3"
 
 
-async def test_a_new_token_for_a_line_that_is_gone_is_dropped(client: ClientPage) -> None:
-    """The refresh was under way when the line broke: the next line has its own token."""
+async def test_a_new_token_for_a_lost_connection_is_dropped(client: ClientPage) -> None:
+    """The connection was lost during the refresh: the next connection has its own token."""
     await client.construct(STUCK_FIRST.replace("STUCK", "2"))
     await client.run("() => meter.connect()")
     line = await client.server.line()
@@ -210,13 +210,11 @@ async def test_a_new_token_for_a_line_that_is_gone_is_dropped(client: ClientPage
     assert (await client.take("error"))["message"] == "Marker."
 
 
-# In a hidden tab, where timers run once a minute
+# Hidden tabs, in which timers run once a minute
 
 
 @pytest.mark.parametrize("life_ms", [60_000, 100_000, 150_000, 290_000])
-async def test_a_ticking_session_renews_the_token_though_timers_sleep(
-    client: ClientPage, life_ms: int
-) -> None:
+async def test_ticks_renew_the_token_while_timers_sleep(client: ClientPage, life_ms: int) -> None:
     await client.construct(COUNTED)
     await client.start()
     line = await client.server.line()
@@ -235,7 +233,7 @@ async def test_a_ticking_session_renews_the_token_though_timers_sleep(
 
 
 @pytest.mark.parametrize("life_ms", [150_000, 200_000, 290_000, 600_000])
-async def test_a_quiet_line_renews_the_token_though_timers_sleep(
+async def test_a_quiet_connection_renews_the_token_while_timers_sleep(
     client: ClientPage, life_ms: int
 ) -> None:
     await client.construct(COUNTED)
@@ -248,7 +246,7 @@ async def test_a_quiet_line_renews_the_token_though_timers_sleep(
     assert (await line.receive("refresh"))["token"] == "token-2"
 
 
-async def test_a_page_that_is_seen_again_renews_its_token_at_once(client: ClientPage) -> None:
+async def test_a_page_shown_again_renews_its_token_at_once(client: ClientPage) -> None:
     await client.construct(COUNTED)
     await client.run("() => meter.connect()")
     line = await client.server.line()

@@ -1,4 +1,4 @@
-"""The page when the line fails, and in a tab that came late."""
+"""Tests the page when the connection fails, and in a tab that joins late."""
 
 import re
 
@@ -24,10 +24,10 @@ async def minutes_on_paper(tab: Tab) -> list[str]:
     return [line for line in lines if re.match(r"Minute \d", line)]
 
 
-# No way in
+# No connection
 
 
-async def test_the_page_says_that_it_cannot_get_in_and_why(tab: Tab) -> None:
+async def test_the_page_explains_why_it_cannot_connect(tab: Tab) -> None:
     await tab.open()
     trouble = tab.at("#trouble")
     for attempt in range(3):
@@ -49,7 +49,7 @@ async def test_the_page_says_that_it_cannot_get_in_and_why(tab: Tab) -> None:
     await expect(tab.at("#start")).to_be_visible()
 
 
-async def test_the_page_says_that_the_server_does_not_answer(tab: Tab) -> None:
+async def test_the_page_reports_a_silent_server(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=70_000, **PAID)
     await tab.page.unroute("**/demo/*")
     await tab.page.route("**/demo/*", lambda route: route.abort())
@@ -60,7 +60,7 @@ async def test_the_page_says_that_the_server_does_not_answer(tab: Tab) -> None:
     await expect(tab.at("#trouble")).to_contain_text("The server does not answer. It keeps trying.")
 
 
-async def test_a_page_that_was_sent_away_can_connect_again(tab: Tab) -> None:
+async def test_a_refused_page_can_connect_again(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=70_000, **PAID)
     await line.close(4503, "too many sockets of this user")
     await expect(tab.at("#trouble")).to_contain_text("Too many sockets of this user.")
@@ -70,12 +70,12 @@ async def test_a_page_that_was_sent_away_can_connect_again(tab: Tab) -> None:
     await line.join(elapsed_ms=71_000, **PAID)
     await expect(tab.at("#trouble")).to_be_hidden()
     await expect(tab.at("#time")).to_have_text("1:11")
-    # The session has one listener of each kind still.
+    # The session still has one listener of each kind.
     await tab.send(line, {"type": "free_time", "seq": 1, **PAID})
     await expect(tab.page.locator(".toast", has_text="free time")).to_have_count(1)
 
 
-async def test_a_token_that_ends_the_ride_can_be_replaced(tab: Tab) -> None:
+async def test_a_refused_token_can_be_replaced_during_a_ride(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=70_000, **PAID)
     await line.close(4500)
     await expect(tab.page.get_by_role("heading", name="Whose meter is it?")).to_be_visible()
@@ -99,9 +99,7 @@ async def test_the_stop_shows_the_figures_of_its_snapshot(tab: Tab) -> None:
     await expect(tab.at("#time")).to_have_text("3:30")
 
 
-async def test_a_tab_that_came_late_lists_the_minutes_before_it(
-    tab: Tab, context: BrowserContext
-) -> None:
+async def test_a_late_tab_lists_earlier_minutes(tab: Tab, context: BrowserContext) -> None:
     first_line = await tab.ride()
     for one in ALL_ROWS[:3]:
         await tab.send(first_line, {"type": "minute", **one})
@@ -116,7 +114,7 @@ async def test_a_tab_that_came_late_lists_the_minutes_before_it(
     await expect(second.at("#minutes tr")).to_have_text(
         [re.compile("^2601.0"), re.compile("^1600.0")]
     )
-    # What is announced while the record is read, and after it, is in the list too.
+    # The list includes minutes announced while the record is read, and after it.
     await second.send(line, {"type": "minute", **ALL_ROWS[2]})
     for shown, its_line in ((tab, first_line), (second, line)):
         await shown.send(its_line, {"type": "minute", **ALL_ROWS[3]})
@@ -127,7 +125,7 @@ async def test_a_tab_that_came_late_lists_the_minutes_before_it(
     assert second.faults == []
 
 
-async def test_a_receipt_that_comes_after_a_reload_lists_every_minute(tab: Tab) -> None:
+async def test_a_receipt_after_a_reload_lists_every_minute(tab: Tab) -> None:
     await tab.ride()
     tab.receipt = stopped(1, session_id=tab.session_id)["receipt"]
     tab.recorded = ALL_ROWS
@@ -139,7 +137,7 @@ async def test_a_receipt_that_comes_after_a_reload_lists_every_minute(tab: Tab) 
     assert len(await minutes_on_paper(tab)) == 4
 
 
-async def test_a_record_that_cannot_be_read_leaves_what_is_known(tab: Tab) -> None:
+async def test_an_unreadable_record_leaves_the_known_minutes(tab: Tab) -> None:
     line = await tab.ride()
     await tab.send(line, {"type": "minute", **ALL_ROWS[2]})
     await tab.send(line, snapshot(elapsed_ms=185_000, **PAID))

@@ -1,4 +1,4 @@
-"""The page at ``/``, driven as a person drives it, against a server that tests script."""
+"""Tests the page at ``/``, used as by a person, against a scripted server."""
 
 import re
 from urllib.parse import parse_qs
@@ -60,7 +60,7 @@ Credits
 # Before the ride
 
 
-async def test_the_page_says_who_you_are_and_what_you_have(tab: Tab) -> None:
+async def test_the_page_shows_the_user_and_the_balance(tab: Tab) -> None:
     await tab.open()
     await tab.line()
     await expect(tab.credits).to_have_text("2.5000")
@@ -86,7 +86,7 @@ async def test_the_choice_decides_the_kind(tab: Tab, kind: str, is_fast: bool) -
     await expect(tab.at("#demonstration")).to_be_visible(visible=is_fast)
 
 
-async def test_the_page_can_be_worked_from_the_keyboard(tab: Tab) -> None:
+async def test_the_page_works_with_the_keyboard(tab: Tab) -> None:
     await tab.open()
     line = await tab.line()
     await expect(tab.at("#start")).to_be_visible()
@@ -99,7 +99,7 @@ async def test_the_page_can_be_worked_from_the_keyboard(tab: Tab) -> None:
     assert (await line.receive("start"))["kind"] == "recording-demo"
 
 
-async def test_a_start_that_is_refused_says_why(tab: Tab) -> None:
+async def test_a_refused_start_shows_the_reason(tab: Tab) -> None:
     await tab.open()
     line = await tab.line()
     await tab.page.get_by_role("button", name="Start the meter").click()
@@ -122,7 +122,7 @@ async def test_a_server_without_a_demonstration_asks_for_a_token(tab: Tab) -> No
     await expect(tab.at("#start")).to_be_visible()
 
 
-async def test_a_token_that_is_refused_can_be_replaced(tab: Tab) -> None:
+async def test_a_refused_token_can_be_replaced(tab: Tab) -> None:
     tab.has_demonstration = False
     await tab.open()
     await tab.page.get_by_label("Token").fill("wrong-token")
@@ -163,7 +163,7 @@ async def test_the_display_runs_between_ticks(tab: Tab) -> None:
     assert shown == pytest.approx(2.49, abs=0.001)
 
 
-async def test_paid_time_is_amber_and_said(tab: Tab) -> None:
+async def test_paid_time_is_amber_and_named(tab: Tab) -> None:
     line = await tab.ride()
     await tab.send(line, {"type": "free_time", "seq": 1, **PAID})
     await expect(tab.toast).to_have_text(re.compile("free time is over"))
@@ -174,7 +174,7 @@ async def test_paid_time_is_amber_and_said(tab: Tab) -> None:
     await expect(tab.credits).to_have_text("2.0000")
 
 
-async def test_a_warning_stands_until_it_is_cleared(tab: Tab) -> None:
+async def test_a_warning_stays_until_it_is_cleared(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=150_000, **PAID)
     await tab.send(line, warning(1))
     await expect(tab.toast).to_have_text("Your credits run out in 1:00.")
@@ -188,8 +188,9 @@ async def test_a_warning_stands_until_it_is_cleared(tab: Tab) -> None:
     await expect(tab.at(".toast")).to_have_count(0)
 
 
-async def test_drawing_cancels_no_timer_but_its_own(tab: Tab) -> None:
-    """The numbers of frames and timers overlap: a toast stayed, and the client's might go."""
+async def test_drawing_cancels_only_its_own_timers(tab: Tab) -> None:
+    """Ids of frames and timers overlap: a wrong cancellation kept a toast, and could stop the
+    client."""
     line = await tab.ride()
     await tab.page.evaluate(
         "() => { const clear = window.clearTimeout; let frame = 1e6; window.strange = [];"
@@ -211,7 +212,7 @@ async def test_minutes_appear_row_by_row_the_newest_first(tab: Tab) -> None:
     await expect(tab.at("#tape-empty")).to_be_hidden()
 
 
-async def test_the_buttons_pause_go_on_and_stop(tab: Tab) -> None:
+async def test_the_buttons_pause_resume_and_stop(tab: Tab) -> None:
     line = await tab.ride()
     await tab.page.get_by_role("button", name="Pause").click()
     request = await line.receive("pause")
@@ -226,7 +227,7 @@ async def test_the_buttons_pause_go_on_and_stop(tab: Tab) -> None:
     assert (await line.receive("stop"))["session_id"] == tab.session_id
 
 
-async def test_a_top_up_is_asked_for_and_shown(tab: Tab) -> None:
+async def test_a_top_up_is_requested_and_shown(tab: Tab) -> None:
     line = await tab.ride(state="paused")
     await tab.page.get_by_role("button", name="+5").click()
     credit = {"account_id": "user-1", "credits": "7.5", "delta": "5", "reason": "grant"}
@@ -239,7 +240,7 @@ async def test_a_top_up_is_asked_for_and_shown(tab: Tab) -> None:
     assert len(request["headers"]["idempotency-key"]) == 16
 
 
-async def test_the_connection_is_seen(tab: Tab) -> None:
+async def test_the_connection_state_is_shown(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=12_000)
     line.cut()
     await expect(tab.at("#connection")).to_have_text("Reconnecting")
@@ -255,10 +256,10 @@ async def test_the_connection_is_seen(tab: Tab) -> None:
     await expect(tab.at("#connection")).to_have_text("Offline")
 
 
-# Its end
+# The end of the ride
 
 
-async def test_the_stop_is_seen_and_a_top_up_goes_on(tab: Tab) -> None:
+async def test_the_stop_is_shown_and_a_top_up_continues(tab: Tab) -> None:
     line = await tab.ride(elapsed_ms=209_000, remaining_ms=1_000, **PAID)
     await tab.send(line, warning(1))
     await tab.reach_limit(line)
@@ -278,7 +279,7 @@ async def test_the_stop_is_seen_and_a_top_up_goes_on(tab: Tab) -> None:
     await expect(tab.at("#phase")).to_have_text("Using paid credits")
 
 
-async def test_a_month_that_is_used_up_cannot_be_topped_up(tab: Tab) -> None:
+async def test_a_used_up_month_cannot_be_topped_up(tab: Tab) -> None:
     line = await tab.ride(limit="org_minutes")
     await tab.reach_limit(line, "org_minutes")
     await expect(tab.at("#halt-title")).to_contain_text("month is used up")
@@ -309,7 +310,7 @@ async def test_the_receipt_lists_everything(tab: Tab) -> None:
 # Reloads, and other tabs
 
 
-async def test_a_reload_comes_back_to_the_session(tab: Tab) -> None:
+async def test_a_reload_returns_to_the_session(tab: Tab) -> None:
     line = await tab.ride()
     await tab.send(line, {"type": "minute", "minute": 0, "seconds": 60, "credits": "0"})
     await tab.send(line, warning(4))

@@ -1,4 +1,4 @@
-"""The page for every eye: small screens, both schemes, and whoever wants calm."""
+"""Tests the page's display: small screens, both colour schemes, and reduced motion."""
 
 from typing import Any
 
@@ -13,9 +13,7 @@ __all__ = ["chromium", "mock_server"]
 SCREENSHOTS = ROOT / "artifacts"
 
 
-async def test_whoever_wants_calm_gets_no_tenths(
-    chromium: Browser, mock_server: MockServer
-) -> None:
+async def test_reduced_motion_hides_the_tenths(chromium: Browser, mock_server: MockServer) -> None:
     context = await chromium.new_context(reduced_motion="reduce")
     tab = Tab(await context.new_page(), mock_server)
     await tab.ride(elapsed_ms=12_300)

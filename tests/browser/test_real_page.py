@@ -1,5 +1,7 @@
-"""The page at ``/`` against the real server: from the first tick to the receipt, the
-minutes in Postgres and the ledger."""
+"""Tests the page at ``/`` against the real server.
+
+The tests follow a ride from the first tick to the receipt, the minutes in Postgres and the ledger.
+"""
 
 import re
 from pathlib import Path
@@ -14,7 +16,7 @@ from tests.fixtures.server import StartServer
 __all__ = ["chromium", "context"]
 
 RATES = """
-# A demonstration's demonstration: a minute lasts 0.6 s, so that nobody waits for this test.
+# An even faster demonstration: a minute lasts 0.6 s, which keeps this test short.
 [kinds.chat-demo]
 free_seconds = 60
 credits_per_minute = "1"
@@ -48,7 +50,7 @@ async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
     await page.locator("label", has_text="Fast demonstration").click()
     await page.locator("#start").click()
 
-    # Free time, then paid, then the end of 2.5 credits at 3:30 of counted time.
+    # Free time, then paid time, then the end of 2.5 credits at 3:30 of counted time.
     await expect(page.locator("#halt")).to_be_visible(timeout=30_000)
     await expect(page.locator("#time")).to_have_text("3:30")
     await page.screenshot(path=ARTIFACTS / "real-limit-reached.png")
@@ -59,7 +61,7 @@ async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
     await expect(page.locator("#halt")).to_be_hidden()
     await expect(minutes.nth(4)).to_be_visible(timeout=30_000)
     await page.screenshot(path=ARTIFACTS / "real-running.png")
-    # On a slow machine it is at its limit again by now, and the halt has the button.
+    # On a slow machine the session has reached its limit again, and the halt panel has the button.
     await page.locator("#stop:visible, #end-now:visible").first.click()
     paper = page.locator("#receipt")
     await expect(paper).to_be_visible()
@@ -83,7 +85,7 @@ async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
 async def test_two_tabs_on_two_processes_show_one_session(
     start_server: StartServer, context: BrowserContext, rates: Path
 ) -> None:
-    """The second comes late, and to a process that does not record the stop."""
+    """The second tab joins late, and on a process that does not record the stop."""
     here, there = await start_server(rates=rates), await start_server(rates=rates)
     first, second = await context.new_page(), await context.new_page()
     await first.goto(f"{here.url}/")

@@ -35,7 +35,7 @@ USERS = [f"visitor-{number}" for number in range(8)]
 
 
 class Deployment:
-    """Two servers and a flusher on a cluster; each user has a session with a socket on each server."""
+    """Two servers and a flusher on a cluster; each user's session has a socket on both servers."""
 
     def __init__(
         self, installation: Installation, redis: ClusterRedis, cluster: RedisCluster
