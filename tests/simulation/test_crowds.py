@@ -11,7 +11,7 @@ SESSIONS = 30
 
 @pytest.mark.usefixtures("quiet_logs")
 @pytest.mark.parametrize("seed", [1])
-def test_no_promise_is_broken_to_a_crowd(lab: Laboratory, seed: int) -> None:
+def test_no_promise_is_broken_in_crowd(lab: Laboratory, seed: int) -> None:
     outcome = lab.run(seed, MINUTES, mix=CROWD)
     if outcome.failure is not None:
         outcome.failure.add_note("\n".join(map(str, [f"seed {seed}", *outcome.actions])))

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 @pytest.mark.parametrize("name", DIRECTED)
-def test_a_directed_world_keeps_every_promise(lab: Laboratory, name: str) -> None:
+def test_directed_world_keeps_every_promise(lab: Laboratory, name: str) -> None:
     outcome = lab.run(SEED, 0, actions=DIRECTED[name].actions, mix=DIRECTED[name].mix)
     if outcome.failure is not None:
         raise outcome.failure

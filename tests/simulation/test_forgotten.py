@@ -21,9 +21,7 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
     ],
     ids=["watched", "took part"],
 )
-def test_an_end_may_be_lost_though_whoever_heard_of_it_lives(
-    lab: Laboratory, arrival: Action
-) -> None:
+def test_end_may_be_lost_though_its_receiver_lives(lab: Laboratory, arrival: Action) -> None:
     """One process ended the session and died before the flush; then Redis lost the end.
 
     The other process has sent the end to its own client and cleared its local session. It kept no
@@ -47,7 +45,7 @@ def test_an_end_may_be_lost_though_whoever_heard_of_it_lives(
     assert "stopped" in [one["type"] for one in clients[-1].messages]
 
 
-def test_an_end_is_not_given_up_while_its_maker_lives(lab: Laboratory) -> None:
+def test_end_is_kept_while_its_maker_lives(lab: Laboratory) -> None:
     """The process that made the end puts it back, whichever of the two processes that is."""
     until_the_end = [
         pay("cat9", 9_000_000),

@@ -16,7 +16,7 @@ from tests.simulation.test_recovery import audited, minutes
 ANN = AccountName("user:ann", "ann")
 
 
-async def test_a_full_outbox_takes_nothing_new_and_lets_what_runs_run(
+async def test_full_outbox_refuses_starts_and_records_running(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(100 * CREDIT)
@@ -40,7 +40,7 @@ async def test_a_full_outbox_takes_nothing_new_and_lets_what_runs_run(
     assert await minutes(cluster, "s1") == [60, 60, 60]
 
 
-async def test_a_redis_that_is_full_is_like_one_that_is_away(
+async def test_full_redis_behaves_as_unreachable(
     cluster: Cluster, node: Node, redis: Redis
 ) -> None:
     await cluster.grant(100 * CREDIT)

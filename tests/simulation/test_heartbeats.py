@@ -70,7 +70,7 @@ async def recorded(cluster: Cluster, connection: Connection) -> tuple[int, int, 
     )
 
 
-async def test_a_session_that_lives_by_heartbeats_alone(
+async def test_session_lives_by_heartbeats_alone(
     cluster: Cluster, node: Node, connection: Connection
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -91,7 +91,7 @@ async def test_a_session_that_lives_by_heartbeats_alone(
 
 
 @pytest.mark.parametrize("desks", [(0, 0, 0, 0, 0), (1, 1, 1, 1, 1), (0, 1, 0, 1, 0)])
-async def test_a_heartbeat_beside_a_socket_is_counted_once(
+async def test_heartbeat_beside_socket_is_counted_once(
     cluster: Cluster, node: Node, connection: Connection, desks: tuple[int, ...]
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -110,7 +110,7 @@ async def test_a_heartbeat_beside_a_socket_is_counted_once(
         await phone.beat()
 
 
-async def test_a_page_that_loses_its_socket_goes_on_by_heartbeats_and_back(
+async def test_session_moves_from_socket_to_heartbeats_and_back(
     cluster: Cluster, node: Node, connection: Connection
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -137,7 +137,7 @@ async def test_a_page_that_loses_its_socket_goes_on_by_heartbeats_and_back(
     assert await recorded(cluster, connection) == (4, 240, 3_000_000)
 
 
-async def test_a_heartbeat_ends_the_grace_of_a_socket_that_was_cut(
+async def test_heartbeat_ends_grace_of_cut_socket(
     cluster: Cluster, node: Node, connection: Connection
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -158,7 +158,7 @@ async def test_a_heartbeat_ends_the_grace_of_a_socket_that_was_cut(
     assert await recorded(cluster, connection) == (3, 165, 1_750_000)
 
 
-async def test_a_socket_that_is_cut_while_a_heartbeat_proves_more(
+async def test_heartbeat_proof_outlasts_cut_socket(
     cluster: Cluster, node: Node, connection: Connection
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -185,7 +185,7 @@ async def test_a_socket_that_is_cut_while_a_heartbeat_proves_more(
 
 @pytest.mark.parametrize("how", ["close", "leave", "stop"])
 @pytest.mark.parametrize("money_client", [0, 1])
-async def test_a_farewell_ends_the_proof_of_a_heartbeat(
+async def test_farewell_ends_heartbeat_proof(
     cluster: Cluster, node: Node, connection: Connection, money_client: int, how: str
 ) -> None:
     """On the same process and on another one: nothing is billed after the farewell."""
@@ -200,7 +200,7 @@ async def test_a_farewell_ends_the_proof_of_a_heartbeat(
 
 
 @pytest.mark.parametrize("money_client", [0, 1])
-async def test_a_farewell_ends_the_proof_though_another_socket_stays(
+async def test_farewell_ends_heartbeat_proof_beside_other_socket(
     cluster: Cluster, node: Node, connection: Connection, money_client: int
 ) -> None:
     """The other socket is cut later: then its own last proof counts."""
@@ -221,7 +221,7 @@ async def test_a_farewell_ends_the_proof_though_another_socket_stays(
 
 
 @pytest.mark.parametrize("money_client", [0, 1])
-async def test_a_farewell_ends_no_other_socket_and_no_later_heartbeat(
+async def test_farewell_spares_other_sockets_and_later_heartbeats(
     cluster: Cluster, node: Node, connection: Connection, money_client: int
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -245,7 +245,7 @@ async def test_a_farewell_ends_no_other_socket_and_no_later_heartbeat(
     assert await ended_at(cluster, connection) == 20_000 + server_limits.HEARTBEAT_PROOF_MS
 
 
-async def test_a_farewell_while_the_first_heartbeat_waits_for_its_answer(
+async def test_farewell_during_first_heartbeat(
     cluster: Cluster, node: Node, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(10 * CREDIT)

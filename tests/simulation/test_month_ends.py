@@ -102,7 +102,7 @@ async def months(cluster: Cluster, connection: Connection) -> dict[str, tuple[in
 
 
 @pytest.mark.parametrize(("zone", "first", "begins"), MONTH_ENDS)
-async def test_a_minute_belongs_to_the_month_in_which_it_starts(
+async def test_minute_belongs_to_month_of_its_start(
     cluster: Cluster, connection: Connection, zone: str, first: str, begins: str
 ) -> None:
     ends_at = instant(begins)
@@ -122,9 +122,7 @@ async def test_a_minute_belongs_to_the_month_in_which_it_starts(
     assert [row["month"] for row in rows] == [at.strftime("%Y-%m-01") for at in local]
 
 
-async def test_an_hour_that_comes_twice_is_of_one_month(
-    cluster: Cluster, connection: Connection
-) -> None:
+async def test_repeated_hour_belongs_to_one_month(cluster: Cluster, connection: Connection) -> None:
     ends_at = instant("2026-11-01T04:00:00Z")
     await organization(cluster, timezone="America/Havana", monthly_hours_limit=2)
     browser = await start_before(cluster, ends_at, 60)
@@ -142,7 +140,7 @@ async def test_an_hour_that_comes_twice_is_of_one_month(
 
 
 @pytest.mark.parametrize(("zone", "first", "begins"), MONTH_ENDS)
-async def test_the_new_months_limit_stops_where_the_old_one_did_not(
+async def test_new_month_limit_stops_session(
     cluster: Cluster, connection: Connection, zone: str, first: str, begins: str
 ) -> None:
     ends_at = instant(begins)
@@ -162,7 +160,7 @@ async def test_the_new_months_limit_stops_where_the_old_one_did_not(
     assert list(found)[1] == first
 
 
-async def test_the_old_months_limit_binds_to_its_last_second_and_the_new_one_frees(
+async def test_old_month_limit_binds_until_month_ends(
     cluster: Cluster, connection: Connection
 ) -> None:
     ends_at = instant("2026-11-30T10:00:00Z")
@@ -192,7 +190,7 @@ async def test_the_old_months_limit_binds_to_its_last_second_and_the_new_one_fre
     assert await months(cluster, connection) == {"2026-11-01": (10, 0), "2026-12-01": (2, 0)}
 
 
-async def test_nobody_is_warned_of_a_limit_that_ends_before_it_binds(cluster: Cluster) -> None:
+async def test_no_warning_of_limit_that_ends_first(cluster: Cluster) -> None:
     ends_at = instant("2026-12-01T10:00:00Z")
     await organization(cluster, timezone="Pacific/Honolulu")
     await member(cluster, 30)
@@ -214,7 +212,7 @@ async def test_nobody_is_warned_of_a_limit_that_ends_before_it_binds(cluster: Cl
     await browser.request("rec-1", Event.STOP)
 
 
-async def test_members_who_share_a_month_get_a_new_one_together(cluster: Cluster) -> None:
+async def test_members_sharing_month_get_new_one(cluster: Cluster) -> None:
     ends_at = instant("2026-11-30T10:00:00Z")
     await organization(cluster, timezone="Pacific/Kiritimati", monthly_hours_limit=4 / 60)
     ann = await start_before(cluster, ends_at, 60)
@@ -235,9 +233,7 @@ async def test_members_who_share_a_month_get_a_new_one_together(cluster: Cluster
 # --- What is changed while a session lives ------------------------------------------------
 
 
-async def test_a_limit_that_is_put_reaches_a_live_session_at_once(
-    cluster: Cluster, connection: Connection
-) -> None:
+async def test_new_limit_reaches_live_session(cluster: Cluster, connection: Connection) -> None:
     ends_at = instant("2026-12-01T10:00:00Z")
     await organization(cluster, timezone="Pacific/Honolulu", monthly_hours_limit=100)
     browser = await start_before(cluster, ends_at, 150)
@@ -260,7 +256,7 @@ async def test_a_limit_that_is_put_reaches_a_live_session_at_once(
     assert await months(cluster, connection) == {"2026-11-01": (3, 0), "2026-12-01": (2, 0)}
 
 
-async def test_a_time_zone_that_is_put_moves_a_live_session_into_another_month(
+async def test_new_time_zone_changes_month_of_live_session(
     cluster: Cluster, connection: Connection
 ) -> None:
     # In Greenwich it is October for one hour more, in Berlin it is November already.
@@ -287,9 +283,7 @@ async def test_a_time_zone_that_is_put_moves_a_live_session_into_another_month(
     assert await months(cluster, connection) == {"2026-10-01": (5, 0), "2026-11-01": (1, 0)}
 
 
-async def test_an_adjustment_reaches_a_live_session_at_once_both_ways(
-    cluster: Cluster, connection: Connection
-) -> None:
+async def test_adjustments_reach_live_session(cluster: Cluster, connection: Connection) -> None:
     ends_at = instant("2026-11-30T10:00:00Z")
     await organization(cluster, timezone="Pacific/Kiritimati")
     await member(cluster, 60)
@@ -333,7 +327,7 @@ async def test_what_is_beyond_a_limit_that_does_not_stop_is_counted_apart(
     assert await months(cluster, connection) == {"2023-09-01": (5, 3), "2023-10-01": (3, 1)}
 
 
-async def test_overage_that_is_forbidden_stops_and_that_is_allowed_goes_on(
+async def test_overage_forbidden_stops_and_allowed_continues(
     cluster: Cluster, connection: Connection
 ) -> None:
     ends_at = instant("2026-11-30T10:00:00Z")

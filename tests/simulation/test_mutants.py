@@ -49,7 +49,7 @@ def test_every_write_and_comparison_has_its_mutants() -> None:
     ]  # fmt: skip
 
 
-def test_a_mutant_changes_its_piece_and_nothing_else() -> None:
+def test_mutant_changes_only_its_piece() -> None:
     for mutant in mutants("s", SCRIPT):
         changed = mutant.applied(SCRIPT)
         assert changed != SCRIPT
@@ -57,21 +57,21 @@ def test_a_mutant_changes_its_piece_and_nothing_else() -> None:
         assert changed[mutant.start + len(mutant.replacement) :] == SCRIPT[mutant.end :]
 
 
-def test_a_mutant_is_found_again_when_its_script_is_edited() -> None:
+def test_mutant_is_found_in_edited_script() -> None:
     before = {mutant.anchor for mutant in mutants("s", SCRIPT)}
     after = mutants("s", f"-- one line more\n{SCRIPT}")
     assert {mutant.anchor for mutant in after} == before
     assert len(before) == len(after)
 
 
-async def test_every_mutant_is_a_script(redis: Redis) -> None:
+async def test_every_mutant_compiles(redis: Redis) -> None:
     found = all_mutants()
     assert len({mutant.anchor for mutant in found}) == len({one.name for one in found})
     broken = [mutant.name for mutant in found if not await _loads(redis, mutant)]
     assert broken == []
 
 
-async def test_scripts_that_note_what_is_reached_are_scripts(redis: Redis) -> None:
+async def test_instrumented_scripts_compile(redis: Redis) -> None:
     first = 0
     for path in sorted(storage.redis.scripts.LUA_DIR.glob("*.lua")):
         text = instrumented(path.read_text(), first)
@@ -89,11 +89,11 @@ async def _loads(redis: Redis, mutant: Mutant) -> bool:
     return True
 
 
-def test_what_is_written_down_of_survivors_is_about_mutants_that_there_are() -> None:
+def test_survivors_name_existing_mutants() -> None:
     known = {mutant.anchor for mutant in all_mutants()}
     assert [anchor for anchor in survivors() if anchor not in known] == []
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_worlds_are_of_every_mix(mix: str) -> None:
+def test_worlds_cover_every_mix(mix: str) -> None:
     assert sum(case.mix == mix for case in cases()) >= 6

@@ -93,12 +93,12 @@ def sample() -> list[tuple[Mutant, Case]]:
 
 @pytest.mark.usefixtures("quiet_logs")
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=list(MUTATIONS))
-def test_the_auditor_notices(lab: Laboratory, mutation: Mutation) -> None:
+def test_auditor_notices_mutations(lab: Laboratory, mutation: Mutation) -> None:
     assert Hunter(lab).notices(mutation, cases())
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_the_auditor_notices_what_is_broken_by_rule(lab: Laboratory) -> None:
+def test_auditor_notices_mutants(lab: Laboratory) -> None:
     """One may be missed, because a change of the code changes the worlds of all seeds."""
     hunter = Hunter(lab)
     missed = [mutant.name for mutant, case in sample() if not hunter.notices(mutant, [case])]
@@ -106,7 +106,7 @@ def test_the_auditor_notices_what_is_broken_by_rule(lab: Laboratory) -> None:
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_the_auditor_notices_a_repeated_spend_that_is_charged_again(lab: Laboratory) -> None:
+def test_auditor_notices_spend_charged_twice(lab: Laboratory) -> None:
     """The first answer has to be lost, which happens only rarely by chance."""
     trace = [
         pay("cat9", 5_000_000),

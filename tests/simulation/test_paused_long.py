@@ -11,9 +11,7 @@ from tests.simulation.people import CREDIT, terms
 HALF_MS = storage_limits.ACCOUNT_IDLE_MS // 2
 
 
-async def test_the_end_of_a_long_pause_keeps_no_cold_account_waiting(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_end_of_long_pause_blocks_no_account_load(cluster: Cluster, node: Node) -> None:
     """The entry contains the pause's begin, and was taken for an outbox too far behind to load
     from."""
     await cluster.grant(10 * CREDIT)

@@ -16,9 +16,7 @@ def raced(turns: int) -> Action:
 
 
 @pytest.mark.parametrize("late", ["", "redis", "postgres"])
-def test_a_session_runs_as_prepared_or_the_preparation_is_refused(
-    lab: Laboratory, late: str
-) -> None:
+def test_session_runs_as_prepared_or_preparation_fails(lab: Laboratory, late: str) -> None:
     races: list[Action] = []
     for turns in range(-24, 25, 3):
         if late:  # the data that the start reads is old when it arrives

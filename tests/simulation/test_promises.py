@@ -22,7 +22,7 @@ def chat(**changes: object) -> Terms:
     return msgspec.structs.replace(CHAT, **changes)
 
 
-async def test_a_chat_ends_exactly_where_its_credits_end(cluster: Cluster, node: Node) -> None:
+async def test_chat_ends_exactly_with_its_credits(cluster: Cluster, node: Node) -> None:
     await cluster.grant(CREDIT * 3 // 2)
     browser = node.browser()
     started = await browser.start("chat-1", CHAT)
@@ -107,7 +107,7 @@ async def test_a_recording_of_61_seconds_is_two_minutes(
     assert found.months[0].member_minutes == 2
 
 
-async def test_the_more_restrictive_month_stops_and_is_named(
+async def test_tighter_month_limit_stops_and_is_named(
     cluster: Cluster, node: Node, records: Records
 ) -> None:
     for name, member_hours, org_hours, limit in (
@@ -153,7 +153,7 @@ async def test_ten_chats_and_two_with_one_advisor_share_a_balance(
     assert len({receipt["session_id"] for receipt in receipts}) == 12
 
 
-async def test_a_top_up_in_the_stop_grace_goes_on(cluster: Cluster, node: Node) -> None:
+async def test_top_up_in_stop_grace_continues_session(cluster: Cluster, node: Node) -> None:
     await cluster.grant(CREDIT // 2)
     browser = node.browser()
     await browser.start("chat-1", chat(free_ms=0))
@@ -172,7 +172,7 @@ async def test_a_top_up_in_the_stop_grace_goes_on(cluster: Cluster, node: Node) 
     assert stopped["reason"] == "client"
 
 
-async def test_a_cut_line_is_billed_to_its_last_pong(cluster: Cluster, node: Node) -> None:
+async def test_cut_connection_is_billed_to_last_pong(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("chat-1", chat(free_ms=0))
@@ -193,7 +193,7 @@ async def test_a_cut_line_is_billed_to_its_last_pong(cluster: Cluster, node: Nod
     assert gap["billed"] is False
 
 
-async def test_nobody_comes_back_within_the_grace(cluster: Cluster, node: Node) -> None:
+async def test_session_ends_when_no_client_returns(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("chat-1", chat(free_ms=0))
@@ -211,7 +211,7 @@ async def test_nobody_comes_back_within_the_grace(cluster: Cluster, node: Node) 
     assert row.charged_micros == 1_016_666
 
 
-async def test_a_gap_that_a_recording_bills(cluster: Cluster, node: Node) -> None:
+async def test_recording_bills_its_gap(cluster: Cluster, node: Node) -> None:
     browser = node.browser()
     await browser.start("rec-1", RECORDING)
     await cluster.advance(70_000)
@@ -228,7 +228,7 @@ async def test_a_gap_that_a_recording_bills(cluster: Cluster, node: Node) -> Non
     assert len(stopped["receipt"]["segments"]) == 1
 
 
-async def test_pauses_cost_nothing_and_round_nothing_twice(cluster: Cluster, node: Node) -> None:
+async def test_pauses_cost_nothing_and_round_once(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     terms = chat(free_ms=0, first_increment_ms=30_000, next_increment_ms=6_000)
     browser = node.browser()
@@ -267,14 +267,12 @@ async def test_two_processes_agree_on_notices_and_numbers(cluster: Cluster, node
     assert (row.elapsed_ms, row.minutes, row.charged_micros) == (180_000, 3, 2_000_000)
 
 
-def test_the_rate_card_of_the_stories_is_the_default_one() -> None:
+def test_promises_use_default_rate_card() -> None:
     assert CHAT.free_ms == 60_000
     assert parse_rate_card({"kinds": {}, "operations": {}}).kinds == {}
 
 
-async def test_a_stop_that_was_missed_is_told_to_who_comes_back(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_returning_client_gets_missed_stop(cluster: Cluster, node: Node) -> None:
     await cluster.grant(CREDIT)
     browser = node.browser()
     await browser.start("chat-1", CHAT)
@@ -291,7 +289,7 @@ async def test_a_stop_that_was_missed_is_told_to_who_comes_back(
         await node.browser().start("chat-1", CHAT)
 
 
-async def test_nothing_goes_on_beyond_its_cap(cluster: Cluster, node: Node) -> None:
+async def test_session_stops_at_its_cap(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("chat-1", chat(session_cap_ms=90_000))

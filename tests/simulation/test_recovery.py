@@ -75,7 +75,7 @@ async def second(cluster: Cluster, node: Node) -> Node:
 
 @pytest.mark.parametrize("flushed", [True, False])
 @pytest.mark.parametrize("kind", [terms("second"), LESSON], ids=["chat", "lesson"])
-async def test_sessions_go_on_on_an_empty_redis(
+async def test_sessions_continue_on_empty_redis(
     cluster: Cluster, node: Node, second: Node, kind: Terms, *, flushed: bool
 ) -> None:
     await cluster.grant(100 * CREDIT)
@@ -101,7 +101,7 @@ async def test_sessions_go_on_on_an_empty_redis(
     assert (await cluster.account())["balance"] == 92 * CREDIT
 
 
-async def test_what_many_sessions_share_is_read_once(
+async def test_shared_records_are_read_once(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Postgres reads a day's sessions of a whole organisation once, and not for each session."""
@@ -137,7 +137,7 @@ async def test_what_many_sessions_share_is_read_once(
     await audited(cluster)
 
 
-async def test_what_nobody_used_recovers_with_all_the_rest(cluster: Cluster, node: Node) -> None:
+async def test_unused_partition_recovers_with_the_rest(cluster: Cluster, node: Node) -> None:
     """The first request to a partition an hour later does not wait once more."""
     await cluster.beat()
     await cluster.lose()
@@ -147,7 +147,7 @@ async def test_what_nobody_used_recovers_with_all_the_rest(cluster: Cluster, nod
             assert await cluster.redis.exists(key) == 1
 
 
-async def test_the_next_claim_finds_the_loss_before_any_beat(cluster: Cluster, node: Node) -> None:
+async def test_next_claim_finds_loss_before_heartbeat(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", terms("second"))
@@ -162,7 +162,7 @@ async def test_the_next_claim_finds_the_loss_before_any_beat(cluster: Cluster, n
     assert await minutes(cluster, "s1") == [60, 60, 60]
 
 
-async def test_an_end_that_was_not_flushed_is_written_down(cluster: Cluster, node: Node) -> None:
+async def test_unflushed_end_is_recorded(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", terms("second"))
@@ -178,7 +178,9 @@ async def test_an_end_that_was_not_flushed_is_written_down(cluster: Cluster, nod
     await audited(cluster)
 
 
-async def test_both_are_away(cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_redis_is_lost_while_postgres_is_away(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", terms("second"))
@@ -208,7 +210,7 @@ async def test_both_are_away(cluster: Cluster, node: Node, monkeypatch: pytest.M
     assert (await cluster.account())["balance"] == 10 * CREDIT - 3_500_000
 
 
-async def test_nobody_draws_on_what_is_not_put_back_yet(cluster: Cluster, node: Node) -> None:
+async def test_no_spend_or_start_before_recovery(cluster: Cluster, node: Node) -> None:
     await cluster.grant(3 * CREDIT)
     browser = node.browser()
     await browser.start("s1", terms("second"))
@@ -232,9 +234,7 @@ async def test_nobody_draws_on_what_is_not_put_back_yet(cluster: Cluster, node: 
     await audited(cluster)
 
 
-async def test_a_replica_that_lacks_the_last_writes(
-    cluster: Cluster, node: Node, second: Node
-) -> None:
+async def test_replica_that_lacks_last_writes(cluster: Cluster, node: Node, second: Node) -> None:
     await cluster.grant(100 * CREDIT)
     one, other = node.browser("one"), second.browser("other")
     await one.start("s1", terms("second"))
@@ -279,7 +279,7 @@ async def test_notices_are_not_lost_with_redis(cluster: Cluster, node: Node) -> 
     assert [notice["seq"] for notice in again["missed"]] == [notice["seq"] for notice in warned]
 
 
-async def test_what_was_lost_with_its_process_is_ended_in_the_record(
+async def test_session_lost_with_its_process_is_ended(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     await cluster.grant(10 * CREDIT)

@@ -25,7 +25,7 @@ async def second(cluster: Cluster, node: Node) -> Node:
     return await cluster.node()
 
 
-async def test_a_failure_of_all_is_one_line_and_few_questions(
+async def test_total_loss_logs_one_line_and_asks_little(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(100 * CREDIT)
@@ -52,7 +52,7 @@ async def test_a_failure_of_all_is_one_line_and_few_questions(
     assert await phase_of(cluster.redis, "s19") is Phase.ACTIVE
 
 
-async def test_a_new_partition_does_not_ask_the_ledger(
+async def test_new_partition_does_not_read_ledger(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Sessions come and go, and with them the partitions that a process serves."""
@@ -72,7 +72,7 @@ async def test_a_new_partition_does_not_ask_the_ledger(
     assert asked == 0
 
 
-async def test_an_account_is_read_once_for_all_its_sessions(
+async def test_account_is_read_once_for_all_sessions(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(100 * CREDIT)
@@ -98,7 +98,7 @@ async def test_an_account_is_read_once_for_all_its_sessions(
     assert reads == 1
 
 
-async def test_an_account_that_cannot_be_read_is_one_line_in_the_log(
+async def test_unreadable_account_logs_one_line(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(CREDIT)
@@ -120,7 +120,7 @@ async def test_an_account_that_cannot_be_read_is_one_line_in_the_log(
     assert len([line for line in logs if line["event"] == "account_not_read"]) == 1
 
 
-async def test_nobody_asks_postgres_in_vain_while_others_recover(
+async def test_no_account_load_while_others_recover(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(10 * CREDIT)

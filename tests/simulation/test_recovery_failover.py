@@ -88,7 +88,9 @@ class Questions:
 # --- The failover is noticed -----------------------------------------------------------------
 
 
-async def test_nobody_is_served_and_no_line_breaks(cluster: Cluster, node: Node) -> None:
+async def test_failover_without_sessions_or_broken_connections(
+    cluster: Cluster, node: Node
+) -> None:
     await cluster.grant(10 * CREDIT)
     await node.ledger.figures(ANN)
     await cluster.beat()
@@ -103,9 +105,7 @@ async def test_nobody_is_served_and_no_line_breaks(cluster: Cluster, node: Node)
     await audited(cluster)
 
 
-async def test_what_ended_here_is_put_back_though_it_is_served_no_more(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_ended_session_is_put_back_by_its_process(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", CHAT)
@@ -119,9 +119,7 @@ async def test_what_ended_here_is_put_back_though_it_is_served_no_more(
     await audited(cluster)
 
 
-async def test_sessions_that_went_with_their_process_are_ended(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_sessions_of_lost_process_are_ended(cluster: Cluster, node: Node) -> None:
     second = await cluster.node()
     await cluster.grant(10 * CREDIT)
     await cluster.beat()
@@ -141,9 +139,7 @@ async def test_sessions_that_went_with_their_process_are_ended(
     assert row.state == "ended"
 
 
-async def test_a_process_that_starts_alone_looks_what_was_lost_before(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_starting_process_finds_earlier_loss(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     await node.ledger.figures(ANN)
     replica = await Copy.of(cluster.redis)
@@ -158,7 +154,7 @@ async def test_a_process_that_starts_alone_looks_what_was_lost_before(
     assert (await cluster.account())["balance"] == 3 * CREDIT
 
 
-async def test_a_restart_that_loses_nothing_changes_nothing(
+async def test_restart_without_loss_changes_nothing(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -181,7 +177,7 @@ async def test_a_restart_that_loses_nothing_changes_nothing(
     await audited(cluster)
 
 
-async def test_a_redis_that_does_not_say_who_it_is_is_believed(
+async def test_redis_without_replication_info_is_believed(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The processes' Redis user may have no right to ask."""
@@ -210,7 +206,7 @@ async def test_a_redis_that_does_not_say_who_it_is_is_believed(
 
 
 @pytest.mark.parametrize("served", [False, True])
-async def test_limits_are_those_of_the_record_again(
+async def test_limits_are_restored_from_record(
     cluster: Cluster, node: Node, *, served: bool
 ) -> None:
     records, redis = cluster.records, cluster.redis
@@ -237,7 +233,7 @@ async def test_limits_are_those_of_the_record_again(
         assert stopped["receipt"]["elapsed_ms"] == 2 * 3_600_000
 
 
-async def test_limits_that_redis_knows_are_told_to_nobody(
+async def test_known_limits_are_not_published(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.records.put_organization(ACME, "acme", monthly_hours_limit=10)
@@ -253,7 +249,7 @@ async def test_limits_that_redis_knows_are_told_to_nobody(
     assert node.recovery.recovered + node.recovery._record_catch_up.learnt == 0
 
 
-async def test_operations_are_as_often_as_they_were_done(cluster: Cluster, node: Node) -> None:
+async def test_operation_counts_are_restored(cluster: Cluster, node: Node) -> None:
     """That includes operations that cost nothing, which no ledger has."""
     await cluster.grant(10 * CREDIT)
     assert isinstance(await spend(node, "e1"), Spent)
@@ -273,9 +269,7 @@ async def test_operations_are_as_often_as_they_were_done(cluster: Cluster, node:
     await audited(cluster)
 
 
-async def test_an_operation_that_was_given_back_counts_in_no_month(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_voided_operation_is_not_counted(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     assert isinstance(await spend(node, "e1"), Spent)
     for hold_id in ("h1", "h2"):
@@ -295,9 +289,7 @@ async def test_an_operation_that_was_given_back_counts_in_no_month(
     await audited(cluster)
 
 
-async def test_an_operation_whose_hold_is_over_counts_in_no_month(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_operation_of_expired_hold_is_not_counted(cluster: Cluster, node: Node) -> None:
     """Postgres still has the hold as open; Redis, which lost nothing, has its end."""
     await cluster.grant(10 * CREDIT)
     for hold_id, ttl_ms in (("h1", 1_000), ("h2", 60_000)):
@@ -319,7 +311,7 @@ async def test_an_operation_whose_hold_is_over_counts_in_no_month(
     await audited(cluster)
 
 
-async def test_a_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
+async def test_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
     await cluster.records.put_organization(ACME, "acme", monthly_hours_limit=10)
     browser = await student(cluster, node)
     await cluster.advance(600_000)
@@ -340,7 +332,7 @@ async def test_a_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
 # --- What cannot be put back -----------------------------------------------------------------
 
 
-async def test_what_cannot_be_put_back_is_tried_less_often_and_holds_up_nothing(
+async def test_failing_assertion_backs_off_and_blocks_nothing(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The account of one session cannot be loaded, however often a process tries."""

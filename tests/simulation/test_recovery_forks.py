@@ -69,7 +69,7 @@ async def step(cluster: Cluster, browser: Browser, name: str) -> None:
 
 @pytest.mark.parametrize("lost", ["claim", "pause"])
 @pytest.mark.parametrize("made", ["claim", "pause", "stop"])
-async def test_a_fork_is_one_session_again(
+async def test_forked_session_is_one_again(
     cluster: Cluster, node: Node, second: Node, lost: str, made: str
 ) -> None:
     one, other = await forked(cluster, node, second, lost, made)

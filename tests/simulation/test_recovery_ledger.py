@@ -25,9 +25,7 @@ async def second(cluster: Cluster, node: Node) -> Node:
     return await cluster.node()
 
 
-async def test_the_ledger_is_looked_at_again_whatever_happens_meanwhile(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_ledger_is_read_again_after_loss(cluster: Cluster, node: Node) -> None:
     """A spend that Redis made and lost reaches Postgres after the account was loaded."""
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", CHAT)
@@ -43,7 +41,7 @@ async def test_the_ledger_is_looked_at_again_whatever_happens_meanwhile(
     await audited(cluster)
 
 
-async def test_the_ledger_is_looked_at_when_postgres_is_back(
+async def test_ledger_is_read_when_postgres_is_back(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -61,7 +59,7 @@ async def test_the_ledger_is_looked_at_when_postgres_is_back(
     assert (await cluster.account())["balance"] == 9 * CREDIT
 
 
-async def test_money_in_is_not_applied_again_when_there_is_much_of_it(
+async def test_many_grants_are_applied_once(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_limits, "ENTRIES_REMEMBERED_MIN", 4)
@@ -73,9 +71,7 @@ async def test_money_in_is_not_applied_again_when_there_is_much_of_it(
     assert (await cluster.account())["balance"] == 9 * CREDIT
 
 
-async def test_what_was_applied_is_remembered_as_long_as_the_account(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_applied_entries_are_kept_like_the_account(cluster: Cluster, node: Node) -> None:
     await cluster.grant(CREDIT)
     await node.browser().start("s1", CHAT)
     applied = KEYS.applied(*ANN)
@@ -85,9 +81,7 @@ async def test_what_was_applied_is_remembered_as_long_as_the_account(
     assert not 0 <= ttl_ms <= server_limits.RECOVERED_ENTRIES_MS
 
 
-async def test_a_spend_that_was_taken_from_the_ledger_is_not_taken_again(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_spend_loaded_from_ledger_is_not_repeated(cluster: Cluster, node: Node) -> None:
     """The repeating process read the ledger a moment too early."""
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
@@ -103,9 +97,7 @@ async def test_a_spend_that_was_taken_from_the_ledger_is_not_taken_again(
     assert isinstance(await node.ledger.spend(ANN, entry_id="twice", micros=CREDIT), Spent)
 
 
-async def test_a_hold_is_charged_once_though_a_replica_has_it_open_still(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_hold_open_on_replica_is_charged_once(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     await node.ledger.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
@@ -123,9 +115,7 @@ async def test_a_hold_is_charged_once_though_a_replica_has_it_open_still(
     await audited(cluster)
 
 
-async def test_a_hold_that_was_charged_during_the_loss_is_given_back(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_hold_charged_during_loss_is_given_back(cluster: Cluster, node: Node) -> None:
     """The account is loaded before the end of the hold, made by the lost Redis, is recorded."""
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
@@ -162,7 +152,7 @@ async def _ended(node: Node, end: str, micros: int) -> object:
     [(("post", 0), ("post", 3)), (("post", 3), ("post", 1)), (("void", 0), ("post", 3)),
      (("post", 3), ("void", 0)), (("post", 2), ("post", 2))],
 )  # fmt: skip
-async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
+async def test_recorded_end_of_hold_counts(
     cluster: Cluster,
     node: Node,
     monkeypatch: pytest.MonkeyPatch,
@@ -211,7 +201,7 @@ async def test_of_two_ends_of_a_hold_the_recorded_one_counts(
     await audited(cluster)
 
 
-async def test_a_hold_that_ends_again_while_the_record_is_away_ends_as_it_did(
+async def test_second_end_of_hold_without_postgres_is_undone(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis's second decision is not confirmed, and is undone when Postgres is back."""
@@ -241,7 +231,7 @@ async def test_a_hold_that_ends_again_while_the_record_is_away_ends_as_it_did(
     assert (posted.posted_micros, posted.repeated) == (0, True)
 
 
-async def test_nobody_spends_what_was_held_before_the_loss(cluster: Cluster, node: Node) -> None:
+async def test_credits_held_before_loss_are_not_spent(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     replica = await Copy.of(cluster.redis)
@@ -285,15 +275,13 @@ def in_between(cluster: Cluster, second: Node, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("in_between")
-async def test_money_that_comes_in_while_the_account_is_being_loaded_is_there(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_grant_during_load_is_applied(cluster: Cluster, node: Node) -> None:
     await node.browser().start("s1", CHAT)
     assert (await cluster.account())["balance"] == 5 * CREDIT
 
 
 @pytest.mark.usefixtures("in_between")
-async def test_an_account_that_was_loaded_in_half_is_made_whole(
+async def test_half_loaded_account_is_completed(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The account is in Redis, and Postgres went away before it could return what came in since."""
@@ -312,7 +300,7 @@ async def test_an_account_that_was_loaded_in_half_is_made_whole(
 
 
 @pytest.mark.usefixtures("in_between")
-async def test_a_load_is_finished_though_whoever_began_it_has_gone(
+async def test_load_is_finished_after_its_caller_has_gone(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entries_after, is_there, go_on = Records.entries_after, asyncio.Event(), asyncio.Event()
@@ -334,7 +322,7 @@ async def test_a_load_is_finished_though_whoever_began_it_has_gone(
     assert (await cluster.account())["balance"] == 5 * CREDIT
 
 
-async def test_what_was_taken_long_ago_is_not_taken_again(
+async def test_old_spends_are_not_charged_again(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a while Redis forgets its charges, however long Postgres is away."""
@@ -358,9 +346,7 @@ async def test_what_was_taken_long_ago_is_not_taken_again(
     await audited(cluster)
 
 
-async def test_what_was_held_before_the_loss_is_held_once_the_record_is_behind_no_more(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_hold_is_restored_once_record_has_caught_up(cluster: Cluster, node: Node) -> None:
     """An old outbox, which Redis has forgotten, may contain the end of a hold.
 
     The hold is not put back before that end is recorded.

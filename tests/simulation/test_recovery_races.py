@@ -68,7 +68,7 @@ def spend_entry(cluster: Cluster, entry_id: str, micros: int) -> EntryPosted:
 # --- What a process keeps until Postgres has it ------------------------------------------
 
 
-async def test_a_slow_process_keeps_what_was_lost_before_the_flush_began_anew(
+async def test_slow_process_keeps_entries_lost_before_new_flush(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     """The others recover and flush: the watermark is ahead of entries that were lost."""
@@ -90,9 +90,7 @@ async def test_a_slow_process_keeps_what_was_lost_before_the_flush_began_anew(
     assert await minutes(cluster, "s1") == [60, 30]
 
 
-async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_end_is_kept_until_postgres_has_it(cluster: Cluster, node: Node) -> None:
     """Postgres is away for longer than Redis keeps an ended session after it was recorded."""
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
@@ -116,9 +114,7 @@ async def test_an_end_is_remembered_while_postgres_does_not_know_of_it(
     assert 0 < left_ms <= storage_limits.ENDED_SESSION_KEPT_MS
 
 
-async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_end_is_put_back_once_without_flush(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", CHAT)
@@ -139,7 +135,7 @@ async def test_an_end_is_put_back_once_though_nothing_is_flushed_for_hours(
     await audited(cluster)
 
 
-async def test_what_a_step_appended_is_kept_though_its_answer_was_lost(
+async def test_entry_of_step_with_lost_answer_is_kept(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -167,7 +163,7 @@ async def test_what_a_step_appended_is_kept_though_its_answer_was_lost(
 # --- Finding a loss, again and again --------------------------------------------------
 
 
-async def test_the_same_loss_twice_is_found_twice_by_everybody(
+async def test_repeated_loss_is_found_twice_by_all(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     """A replica takes over, then another one that lags as much. Paused sessions claim nothing."""
@@ -188,7 +184,7 @@ async def test_the_same_loss_twice_is_found_twice_by_everybody(
         assert await phase_of(cluster.redis, "s2") is Phase.PAUSED
 
 
-async def test_redis_is_emptied_again_while_it_is_being_filled(
+async def test_redis_is_emptied_again_during_recovery(
     cluster: Cluster, node: Node, second: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -213,9 +209,7 @@ async def test_redis_is_emptied_again_while_it_is_being_filled(
     assert await phase_of(cluster.redis, "s1") is Phase.PAUSED
 
 
-async def test_a_process_that_starts_with_the_loss_hides_it_from_nobody(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_starting_process_hides_loss_from_no_other(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", CHAT)
@@ -231,9 +225,7 @@ async def test_a_process_that_starts_with_the_loss_hides_it_from_nobody(
 # --- Sessions ---------------------------------------------------------------------------
 
 
-async def test_who_only_watches_puts_nothing_back(
-    cluster: Cluster, node: Node, second: Node
-) -> None:
+async def test_observer_puts_nothing_back(cluster: Cluster, node: Node, second: Node) -> None:
     """The process with the sockets is lost together with Redis: no process runs the session."""
     await cluster.grant(10 * CREDIT)
     await second.browser().start("s1", CHAT)
@@ -248,7 +240,7 @@ async def test_who_only_watches_puts_nothing_back(
     assert await phase_of(cluster.redis, "s1") is None
 
 
-async def test_who_watches_sees_on(cluster: Cluster, node: Node, second: Node) -> None:
+async def test_observer_continues_after_loss(cluster: Cluster, node: Node, second: Node) -> None:
     await cluster.grant(10 * CREDIT)
     owner = second.browser()
     await owner.start("s1", CHAT)
@@ -261,7 +253,7 @@ async def test_who_watches_sees_on(cluster: Cluster, node: Node, second: Node) -
     assert observer.all("stopped")
 
 
-async def test_minutes_that_postgres_has_and_nobody_knows_count_once(
+async def test_recorded_minute_with_lost_answer_counts_once(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim was made, recorded, and lost with its answer: the process makes it again."""
@@ -289,7 +281,7 @@ async def test_minutes_that_postgres_has_and_nobody_knows_count_once(
     assert used[b"used:2026-05-01"] == b"2"
 
 
-async def test_a_store_that_takes_nothing_after_the_loss_stops_no_claim_for_good(
+async def test_claims_continue_after_read_only_redis(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A replica is promoted late: for a moment it refuses every write."""
@@ -316,7 +308,7 @@ async def test_a_store_that_takes_nothing_after_the_loss_stops_no_claim_for_good
 # --- Sessions without a process ---------------------------------------------------------
 
 
-async def test_lost_sessions_are_found_by_a_process_that_had_none(
+async def test_lost_sessions_are_found_by_other_process(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -340,7 +332,7 @@ async def test_lost_sessions_are_found_by_a_process_that_had_none(
     assert (row.state, row.reason) == ("ended", "node_lost")
 
 
-async def test_all_lost_sessions_of_a_tenant_are_ended_in_one_go(
+async def test_lost_sessions_of_tenant_end_together(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     """Ending one session from the record begins no recovery for which the next would wait."""
@@ -356,7 +348,7 @@ async def test_all_lost_sessions_of_a_tenant_are_ended_in_one_go(
     assert await node.recovery._lost_sessions.end() == 3
 
 
-async def test_who_comes_back_later_than_anybody_waits_has_the_last_word(
+async def test_process_back_late_overrides_end_as_lost(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     """A paused session uses no grant, so its process may be cut off for any time."""
@@ -385,7 +377,7 @@ async def test_who_comes_back_later_than_anybody_waits_has_the_last_word(
 # --- Ends that count ----------------------------------------------------------------------
 
 
-async def test_an_end_is_final_though_others_went_on_after_a_loss(
+async def test_end_is_final_after_other_process_went_on(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
     """A replica without the end takes over, and a client joins another process.

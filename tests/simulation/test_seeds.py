@@ -26,7 +26,7 @@ def test_no_promise_is_broken(lab: Laboratory, seed: int) -> None:
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_the_same_seed_makes_the_same_world(lab: Laboratory) -> None:
+def test_same_seed_makes_same_world(lab: Laboratory) -> None:
     first, second = lab.run(3, 120), lab.run(3, 120)
     assert first.failure is second.failure is None
     assert first.actions == second.actions
@@ -34,7 +34,7 @@ def test_the_same_seed_makes_the_same_world(lab: Laboratory) -> None:
 
 
 @pytest.mark.usefixtures("quiet_logs")
-def test_what_happened_can_be_done_again(lab: Laboratory) -> None:
+def test_recorded_actions_can_be_repeated(lab: Laboratory) -> None:
     first = lab.run(5, 120)
     again = lab.run(5, 0, actions=first.actions)
     assert first.failure is again.failure is None
@@ -46,7 +46,7 @@ def test_what_happened_can_be_done_again(lab: Laboratory) -> None:
     ("mix", "seed"),
     [("faults", 920), ("losses", 909), ("months", 913), ("losses", 40025), ("losses", 40059)],
 )
-def test_worlds_that_broke_a_promise_once_break_none(lab: Laboratory, mix: str, seed: int) -> None:
+def test_once_failing_worlds_keep_promises(lab: Laboratory, mix: str, seed: int) -> None:
     outcome = lab.run(seed, 12, mix=mix)
     if outcome.failure is not None:
         raise outcome.failure

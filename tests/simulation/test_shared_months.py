@@ -26,7 +26,7 @@ def counted(client: SimulatedClient) -> tuple[int, int]:
     return stopped["receipt"]["minutes"], stopped["receipt"]["elapsed_ms"]
 
 
-def test_a_later_session_of_a_member_gets_the_minute_that_has_not_begun(
+def test_later_session_gets_minute_not_begun(
     lab: Laboratory,
 ) -> None:
     """The first session runs alone, and was granted both minutes that are left."""
@@ -42,7 +42,7 @@ def test_a_later_session_of_a_member_gets_the_minute_that_has_not_begun(
     assert [counted(client) for client in clients] == [(1, 60_000), (1, 60_000)]
 
 
-def test_a_session_of_another_account_on_another_process_gets_it_too(lab: Laboratory) -> None:
+def test_minute_is_given_to_another_account_and_process(lab: Laboratory) -> None:
     clients = run(
         lab,
         act("limit", user="ann9", minutes=2, of_org=True),
@@ -55,7 +55,7 @@ def test_a_session_of_another_account_on_another_process_gets_it_too(lab: Labora
     assert [counted(client) for client in clients] == [(1, 60_000), (1, 60_000)]
 
 
-def test_where_every_minute_has_begun_a_later_session_is_refused(lab: Laboratory) -> None:
+def test_session_is_refused_when_every_minute_has_begun(lab: Laboratory) -> None:
     clients = run(
         lab,
         act("limit", user="ann9", minutes=None, of_org=True),
@@ -71,7 +71,7 @@ def test_where_every_minute_has_begun_a_later_session_is_refused(lab: Laboratory
     ]
 
 
-def test_a_session_that_is_recalled_at_the_end_of_its_minute_runs_on(lab: Laboratory) -> None:
+def test_session_recalled_at_minute_end_runs_on(lab: Laboratory) -> None:
     """The month has six minutes. The other session is granted its third, the last one free.
 
     One second later this session's second minute ends. This session gives back its own third
@@ -89,7 +89,7 @@ def test_a_session_that_is_recalled_at_the_end_of_its_minute_runs_on(lab: Labora
     assert [counted(client) for client in clients] == [(3, 180_000), (3, 180_000)]
 
 
-def test_what_a_recall_left_of_a_minute_does_not_end_at_a_limit_that_is_not_reached(
+def test_recalled_minute_stops_at_no_unreached_limit(
     lab: Laboratory,
 ) -> None:
     """From a simulated world: three sessions, two of them of one member, 1 s apart."""

@@ -49,9 +49,7 @@ async def sockets(cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch)
     return holder, other, asked, withheld
 
 
-async def test_what_a_silent_process_holds_stops_no_session(
-    cluster: Cluster, sockets: Sockets
-) -> None:
+async def test_credits_of_silent_holder_stop_no_session(cluster: Cluster, sockets: Sockets) -> None:
     _, other, asked, _ = sockets
     await cluster.advance(8_000)
     assert not other.all("limit_reached")
@@ -59,9 +57,7 @@ async def test_what_a_silent_process_holds_stops_no_session(
     assert asked[0] <= 8_000 // limits.RECALL_WAIT_MS + 4
 
 
-async def test_a_session_runs_on_no_longer_than_the_account_covers_both(
-    cluster: Cluster, sockets: Sockets
-) -> None:
+async def test_session_runs_while_account_covers_both(cluster: Cluster, sockets: Sockets) -> None:
     """As far as is known the holder burns too: all credits pay for 65 s of both sessions."""
     _, other, _, _ = sockets
     await cluster.advance(60_000)
@@ -73,7 +69,7 @@ async def test_a_session_runs_on_no_longer_than_the_account_covers_both(
     assert 60_000 < both_ms <= 65_000
 
 
-async def test_once_the_holder_answers_its_rest_is_shared(
+async def test_rest_is_shared_once_holder_answers(
     cluster: Cluster, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holder, other, _, withheld = sockets
@@ -147,7 +143,7 @@ async def month(
 
 
 @pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
-async def test_minutes_that_a_silent_process_holds_stop_no_session(
+async def test_minutes_of_silent_holder_stop_no_session(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     _, other, _ = await month(cluster, monkeypatch, limit)
@@ -160,7 +156,7 @@ async def test_minutes_that_a_silent_process_holds_stop_no_session(
 
 
 @pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
-async def test_a_session_runs_on_no_longer_than_the_month_covers_both(
+async def test_session_runs_while_month_covers_both(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """As far as is known the holder is in a minute of its own: one is left for the other."""
@@ -171,7 +167,7 @@ async def test_a_session_runs_on_no_longer_than_the_month_covers_both(
 
 
 @pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
-async def test_once_the_holder_answers_it_gives_back_what_has_not_begun(
+async def test_answering_holder_gives_back_minutes_not_begun(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     holder, other, withheld = await month(cluster, monkeypatch, limit)
@@ -188,7 +184,7 @@ async def test_once_the_holder_answers_it_gives_back_what_has_not_begun(
 
 
 @pytest.mark.parametrize("limit", ["org_minutes", "member_minutes"])
-async def test_a_holder_is_told_that_minutes_which_have_not_begun_are_needed(
+async def test_holder_is_recalled_for_minutes_not_begun(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     """The holder has missed that the limit was lowered, because its connection was broken."""

@@ -54,7 +54,7 @@ def end_of(client: SimulatedClient, session_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("how", [*LATE, AWAY])
 @pytest.mark.parametrize("seconds", [5, 6.5, 7, 10])
-def test_who_burns_alone_is_charged_what_there_is(
+def test_lone_session_is_charged_the_whole_balance(
     lab: Laboratory, how: str, seconds: float
 ) -> None:
     """Five to ten credits at sixty a minute, one session on the account."""
@@ -78,7 +78,7 @@ def test_who_burns_alone_is_charged_what_there_is(
 
 @pytest.mark.parametrize("how", [*LATE, AWAY])
 @pytest.mark.parametrize("second_after", [0.4, 2])
-def test_two_on_one_account_are_charged_together_what_there_is(
+def test_two_sessions_are_charged_the_whole_balance(
     lab: Laboratory, how: str, second_after: float
 ) -> None:
     clients = run(
@@ -98,7 +98,7 @@ def test_two_on_one_account_are_charged_together_what_there_is(
 
 
 @pytest.mark.parametrize("how", [*LATE, AWAY])
-def test_a_month_is_not_passed(lab: Laboratory, how: str) -> None:
+def test_month_limit_is_not_passed(lab: Laboratory, how: str) -> None:
     clients = run(
         lab,
         act("limit", user="ann9", minutes=3, of_org=False),
@@ -111,7 +111,7 @@ def test_a_month_is_not_passed(lab: Laboratory, how: str) -> None:
     assert (receipt["minutes"], receipt["elapsed_ms"]) == (3, 180_000)
 
 
-def test_a_session_that_burns_alone_asks_nothing_more_once_the_rest_is_low(
+def test_lone_session_claims_little_when_rest_is_low(
     lab: Laboratory,
 ) -> None:
     versions = []
@@ -136,7 +136,7 @@ def test_a_session_that_burns_alone_asks_nothing_more_once_the_rest_is_low(
     assert len(minutes) <= 3
 
 
-def test_who_starts_later_gets_a_share_of_the_rest(lab: Laboratory) -> None:
+def test_later_session_gets_share_of_rest(lab: Laboratory) -> None:
     clients = run(
         lab,
         pay("cat9", 1_000_000),
@@ -150,7 +150,7 @@ def test_who_starts_later_gets_a_share_of_the_rest(lab: Laboratory) -> None:
     assert second["elapsed_ms"] >= 20_000
 
 
-def test_a_spend_takes_of_the_rest_what_it_needs(lab: Laboratory) -> None:
+def test_spend_takes_what_it_needs_of_rest(lab: Laboratory) -> None:
     clients = run(
         lab,
         pay("cat9", 1_000_000),
@@ -166,9 +166,7 @@ assert KINDS["dear"].price_micros == 60_000_000
 
 
 @pytest.mark.parametrize("wants", ["start", "spend"])
-def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
-    lab: Laboratory, wants: str
-) -> None:
+def test_no_refusal_before_holder_has_answered(lab: Laboratory, wants: str) -> None:
     """The holder's answer to the recall is lost: enough is left, but no process can know it yet."""
     performers: list[Any] = []
     wanted = {
@@ -201,7 +199,7 @@ def test_nobody_is_refused_before_who_holds_the_rest_has_answered(
         assert not performer.money_client.refusals
 
 
-def test_what_is_told_at_one_instant_comes_in_order() -> None:
+def test_messages_of_one_instant_arrive_in_order() -> None:
     """A message that overtook another one kept all later ones from arriving (seed 1200)."""
     told = [b"%d" % number for number in range(9)]
     heard: list[object] = []

@@ -35,7 +35,7 @@ async def stopped(cluster: Cluster, sockets: list[Browser]) -> tuple[int, list[i
 
 
 @pytest.mark.parametrize("part", [0, 1, 2, 3, 5, 8])
-async def test_a_gap_ends_with_the_first_of_two_joins(
+async def test_gap_ends_with_first_of_two_joins(
     cluster: Cluster, sockets: list[Browser], part: int
 ) -> None:
     first, second, third = sockets
@@ -52,7 +52,7 @@ async def test_a_gap_ends_with_the_first_of_two_joins(
     assert elapsed_ms == third.node.clock.now() - first_at(first) - gap_ms
 
 
-async def test_where_the_first_is_there_no_join_makes_a_gap(
+async def test_join_makes_no_gap_while_first_socket_lives(
     cluster: Cluster, sockets: list[Browser]
 ) -> None:
     first, second, third = sockets

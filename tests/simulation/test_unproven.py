@@ -299,7 +299,7 @@ async def billed(cluster: Cluster, connection: Connection) -> int:
 # --- Honest clients -------------------------------------------------------------------
 
 
-async def test_an_honest_client_gets_every_tick_and_few_pings(cluster: Cluster, node: Node) -> None:
+async def test_honest_client_gets_every_tick_and_few_pings(cluster: Cluster, node: Node) -> None:
     await cluster.grant(100 * CREDIT)
     fraud = Fraud(cluster, [node])
     client = fraud.open(always)
@@ -313,7 +313,7 @@ async def test_an_honest_client_gets_every_tick_and_few_pings(cluster: Cluster, 
     assert client.pings - pings <= 14  # one ping in 10 s, and one at the end of each minute
 
 
-async def test_a_client_that_answers_late_is_served_and_billed(
+async def test_late_pongs_are_served_and_billed(
     cluster: Cluster, node: Node, connection: Connection
 ) -> None:
     await cluster.grant(100 * CREDIT)
@@ -332,7 +332,7 @@ async def test_a_client_that_answers_late_is_served_and_billed(
 
 
 @pytest.mark.parametrize("comes_back", ["the line", "a socket here", "a socket elsewhere"])
-async def test_an_honest_client_whose_line_is_cut_for_a_while(
+async def test_cut_connection_is_billed_to_its_last_proof(
     cluster: Cluster, node: Node, connection: Connection, comes_back: str
 ) -> None:
     """The connection is cut for 8 s, ten times in an hour.
@@ -375,7 +375,7 @@ async def test_an_honest_client_whose_line_is_cut_for_a_while(
 
 @pytest.mark.parametrize("node_number", [0, 1])
 @pytest.mark.parametrize("others", [0, 2])
-async def test_a_line_that_was_cut_proves_nothing_though_its_loss_is_not_noticed(
+async def test_unnoticed_cut_connection_proves_nothing(
     cluster: Cluster, node: Node, connection: Connection, node_number: int, others: int
 ) -> None:
     """Ten times in an hour the client comes back over a new socket after 8 s.
