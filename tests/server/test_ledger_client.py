@@ -16,16 +16,16 @@ from tests.simulation.cluster import Cluster, Node
 from tests.simulation.people import RATES
 
 
-class Answers:
-    """Answers of Redis, one after the other; the last one for good."""
+class ReplyList:
+    """Replies of Redis, one after the other; the last one for good."""
 
-    def __init__(self, *answers: SpendingReply) -> None:
-        self.answers = list(answers)
+    def __init__(self, *replies: SpendingReply) -> None:
+        self.replies = list(replies)
         self.asked = 0
 
     async def __call__(self) -> SpendingReply:
         self.asked += 1
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
 
 
 def figures(balance: int, held: int, reserved: int) -> AccountFigures:
@@ -34,7 +34,7 @@ def figures(balance: int, held: int, reserved: int) -> AccountFigures:
 
 async def test_cold_counters_are_loaded_and_asked_again(cluster: Cluster, node: Node) -> None:
     keys = node.live.keys
-    cold = Answers(
+    cold = ReplyList(
         SpendingReply("cold", None, cold="account"),
         SpendingReply("cold", None, cold="operations"),
         SpendingReply("ok", None),
@@ -51,7 +51,7 @@ async def test_counter_that_does_not_stay_is_unavailable(
     cluster: Cluster, node: Node, answer: SpendingReply
 ) -> None:
     with pytest.raises(ServiceError):
-        await node.ledger.warm(ANN, MAY, Answers(answer))
+        await node.ledger.warm(ANN, MAY, ReplyList(answer))
 
 
 async def test_decision_without_an_answer_is_to_be_asked_for_again(
