@@ -1,4 +1,4 @@
-"""A meter on the bench: no Redis, no clock, no loop; whoever tests it plays all three."""
+"""A meter without Redis, clock or event loop: the test plays all three."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.protocol.examples import (
 
 
 class Bench:
-    """A meter whose time is set by hand, and whose Redis is whoever answers."""
+    """A meter whose time the test sets, and whose Redis the test plays."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Bench:
         self.drain()
 
     def drain(self) -> list[Effect]:
-        """What the meter wants now; it is kept in ``effects``, too."""
+        """The meter's new effects; they are appended to ``effects``, too."""
         drained = self.meter.effects()
         self.effects += drained
         return drained
@@ -74,12 +74,12 @@ class Bench:
         raise AssertionError("deadlines without end")
 
     def alive(self) -> list[Effect]:
-        """A pong."""
+        """The client answers a ping."""
         self.meter.alive(self.now, self.now)
         return self.drain()
 
     def ask(self, event: Event, token: object = None, reason: str = "client") -> list[Effect]:
-        """Somebody asks for something."""
+        """A client makes a request."""
         assert self.meter.request(event, self.now, token or event.value, reason)
         return self.drain()
 
@@ -90,7 +90,7 @@ class Bench:
         return self.meter.asked
 
     def accept(self, offer: int | None = 0, **grant: Any) -> list[Effect]:
-        """Redis makes the step, with one of its offers, or what it keeps (None)."""
+        """Redis makes the step, with one of its offers, or with the grant it has (None)."""
         step = self.step
         offers = [offer.grant for offer in step.offers]
         given = Grant()
@@ -106,7 +106,7 @@ class Bench:
         return self.drain()
 
     def answer(self, **reply: Any) -> list[Effect]:
-        """Redis answers something else."""
+        """Redis gives an answer other than success."""
         self.meter.granted(Reply(accepted=False, **reply), self.now)
         return self.drain()
 
@@ -156,7 +156,7 @@ def starting(terms: Terms = TERMS, **identity: Any) -> Bench:
 
 
 def alone(micros: int, terms: Terms | None = None, **bench: Any) -> Bench:
-    """A session that nobody shares its account with, and a grant of half a minute."""
+    """A session that has its account to itself, and a grant of half a minute."""
     terms = terms or terms_of()
     account = account_of(micros)
     account.replace(1, micros, 0, {"chat-1": line(terms)})
@@ -165,6 +165,6 @@ def alone(micros: int, terms: Terms | None = None, **bench: Any) -> Bench:
 
 
 def stop_of(effects: list[Any]) -> messages.LimitReached:
-    """The one stop that was said."""
+    """The only stop among the messages."""
     (stop,) = (one for one in said(effects) if isinstance(one, messages.LimitReached))
     return stop

@@ -1,4 +1,4 @@
-"""Sessions for the tests of the rules: their terms, where they stand, what they hold."""
+"""Example sessions for the tests of the rules: terms, standings, grants."""
 
 from typing import Any
 
@@ -32,12 +32,12 @@ TERMS = Terms(
 
 
 def terms_of(**changes: Any) -> Terms:
-    """The usual terms, but for some."""
+    """The usual terms, with changes."""
     return msgspec.structs.replace(TERMS, **changes)
 
 
 def identity_of(terms: Terms = TERMS, **changes: Any) -> Identity:
-    """Who the usual session belongs to."""
+    """The owner of the usual session."""
     identity = Identity(
         tenant="user:ann",
         session_id="chat-1",
@@ -85,7 +85,7 @@ def months_that_change_at(at_ms: int) -> MonthOf:
 
 
 def account_of(micros: int) -> AccountProjection:
-    """An account with so much on it, and nobody else."""
+    """An account with this balance, on which no session runs."""
     account = AccountProjection("user:ann", "ann")
     account.replace(1, micros, 0, {})
     return account

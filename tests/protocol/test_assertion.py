@@ -1,4 +1,4 @@
-"""What is put back of a lost session: its months, and the minutes that were recorded."""
+"""What an assertion restores of a lost session: its months and recorded minutes."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""Doubt: whether those who were there before a socket joined are there still."""
+"""Doubt: whether the sockets from before a join are still alive."""
 
 import pytest
 
@@ -13,7 +13,7 @@ CAME_AT = PROVEN_AT + 8_000
 
 
 def cut(**bench: object) -> Bench:
-    """A client has proven 3 s, and its line has been cut for 8 s; nobody has noticed."""
+    """A client has proven 3 s, and its connection has been cut for 8 s, unnoticed."""
     made = Bench(**bench)  # type: ignore[arg-type]
     made.run(PROVEN_AT - NOW)
     if made.meter.sockets:
@@ -23,7 +23,7 @@ def cut(**bench: object) -> Bench:
 
 
 def come(bench: Bench, *, has_others: bool = False) -> bool:
-    """Another socket joins; whether those before it are to be asked."""
+    """Another socket joins; answers whether the earlier sockets are to be probed."""
     asks = bench.meter.attach(bench.now, has_others=has_others)
     bench.drain()
     return asks

@@ -1,4 +1,4 @@
-"""Errors of the wire: whose fault a code is, and after which one comes back."""
+"""Errors of the wire: whose fault a code is, and which allow a retry."""
 
 import pytest
 

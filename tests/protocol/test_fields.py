@@ -1,4 +1,4 @@
-"""What fields take: one definition for the check and for the schema."""
+"""Types of fields: one definition for the check and for the schema."""
 
 import msgspec
 from hypothesis import HealthCheck, given, settings

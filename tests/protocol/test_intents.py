@@ -1,4 +1,4 @@
-"""Intents wait for their turn: in order, an unasked event once, and bounded in number."""
+"""Intents wait in order, each unasked event once, and in a bounded queue."""
 
 import pytest
 

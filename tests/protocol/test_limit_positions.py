@@ -1,4 +1,4 @@
-"""Where limits bind, in a session's own counted time, and what is nearest."""
+"""Where limits bind, in a session's own counted time, and which is nearest."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ UNLIMITED = MonthProjection()
 
 
 def alone(micros: int) -> AccountProjection:
-    """An account on which the session runs alone since now."""
+    """An account on which only this session runs, since now."""
     account = account_of(micros)
     account.replace(1, micros, 0, {"chat-1": line(terms_of())})
     return account

@@ -1,4 +1,4 @@
-"""The bounds: what PROTOCOL and DESIGN fix, and that broken relations do not start."""
+"""The bounds have the specified values, and broken relations prevent a start."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the messages have: the specification's fields, described, and nullable or optional."""
+"""Messages have the fields of the specification: described, nullable or optional."""
 
 import json
 

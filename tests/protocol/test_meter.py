@@ -1,4 +1,4 @@
-"""The meter: how time runs, what it asks for, and where it stops."""
+"""The meter: how time runs, which steps it asks for, and where it stops."""
 
 import msgspec
 import pytest
@@ -127,7 +127,7 @@ def test_who_has_no_socket_claims_nothing() -> None:
 
 
 def test_no_claim_asks_for_less_than_was_granted() -> None:
-    """What was granted is used before the answer is in, which may be late, or lost."""
+    """The grant is used while the answer is under way, and the answer may be late, or lost."""
     bench = Bench(session_of(grant=Grant(granted_ms=18_000, held_micros=300_000)))
     bench.run(14_000)
     bench.alive()
@@ -194,7 +194,8 @@ def test_a_recall_during_a_claim_is_looked_at_when_that_is_answered() -> None:
 def test_who_was_recalled_takes_no_more_at_a_minutes_end_while_somebody_waits(
     ahead_ms: int,
 ) -> None:
-    """What the recall freed was held again before the spend was tried once more."""
+    """Otherwise the session would hold again what the recall freed, before the spend is tried
+    again."""
     bench = Bench()
     bench.run(60_000 - ahead_ms)
     bench.alive()
@@ -216,7 +217,7 @@ def test_who_was_recalled_takes_no_more_at_a_minutes_end_while_somebody_waits(
 
 
 def test_a_recall_during_a_resume_is_looked_at_when_that_is_answered() -> None:
-    """It may have been made before the resume was, which holds a whole minute since."""
+    """The recall may have been made before the resume, which has held a whole minute since."""
     bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
     bench.ask(Event.RESUME)
     assert not bench.meter.recall(bench.now)

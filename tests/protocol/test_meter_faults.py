@@ -1,4 +1,4 @@
-"""The meter when things go wrong: sockets that go, a Redis that is away, races."""
+"""The meter when things go wrong: lost sockets, an absent Redis, races."""
 
 from typing import Any
 
@@ -149,7 +149,7 @@ def test_a_billed_gap_that_was_not_granted_is_not_used() -> None:
     (reached,) = said(bench.run(0))
     assert isinstance(reached, messages.LimitReached)
     assert reached.stopped_at == NOW - 7_000
-    # The grace to save begins when the client hears of it.
+    # The grace to save begins when the client receives the stop.
     assert bench.step.standing.grace_until == NOW + 15_000
 
 
@@ -250,7 +250,7 @@ def test_time_without_a_grant_that_is_never_proven_is_not_uncovered() -> None:
 
 
 def stopped_elsewhere(bench: Bench, told_at: int = NOW + 30_000) -> None:
-    """Another process was faster with a stop at half a minute, and knew of no proof."""
+    """Another process was faster with a stop at half a minute, and knew no proof of life."""
     stopped_at, bench.now = NOW + 30_000, told_at
     stopping = bench.moved_to(
         phase=Phase.STOPPING,
@@ -293,7 +293,7 @@ def test_a_part_of_what_was_stopped_elsewhere_is_settled_as_soon_as_it_is_proven
 def test_who_hears_no_client_waits_after_an_outage_too_for_those_who_do() -> None:
     bench = Bench(session_of(grant=final()), sockets=0)
     bench.run(60_000)
-    stopped_elsewhere(bench, told_at=bench.now)  # Redis heard of it when the grace was over
+    stopped_elsewhere(bench, told_at=bench.now)  # received too late
     assert bench.meter.timer() == bench.now + 10_000
     bench.run(10_000)
     assert bench.step.standing.phase is Phase.ENDED
@@ -313,7 +313,7 @@ def test_an_answer_that_was_lost_is_asked_for_anew() -> None:
     bench.drain()
     assert bench.step.before is asked.before
     assert bench.step.standing == asked.standing
-    # It was made: the answer is what it left, and there is nothing more to do.
+    # The step was made: the answer is the resulting session, and no further step is needed.
     done = SessionState(asked.before.identity, asked.standing, Grant())
     bench.answer(session=done)
     assert bench.meter.phase is Phase.PAUSED

@@ -1,4 +1,4 @@
-"""Notices to the user: numbered, recorded, and sent once; minutes alike."""
+"""Notices are numbered, recorded, and sent once; so are minutes."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def notice(seq: int, kind: str = "limit_warning", **fields: Any) -> bytes:
 
 
 def warned_bench() -> Bench:
-    """A session that has said, and not recorded yet, that a minute is left."""
+    """A session that has sent, and not yet recorded, the warning that a minute is left."""
     account = account_of(CREDIT)
     account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)
     grant = Grant(granted_ms=60_000, held_micros=CREDIT, final="credits")
@@ -64,7 +64,7 @@ def test_a_reading_that_shows_the_step_on_its_way_takes_no_later_notice() -> Non
     bench.meter.read(made, bench.step.notices, bench.now)
     assert numbers(bench.run(50_000)) == [3]
     bench.accept()
-    # The answer records what its own step said, and nothing that was said since.
+    # The answer records the notices of its own step, and none that were sent since.
     assert [sequence_number(one) for one in bench.meter.notices.unrecorded] == [3]
 
 

@@ -1,4 +1,4 @@
-"""What a process knows between two messages: balances now, and when they will be gone."""
+"""What a process knows between two messages: balances now, and when they end."""
 
 import msgspec
 import pytest
@@ -63,7 +63,7 @@ def test_a_line_costs_what_the_terms_say(
 def test_claims_do_not_change_what_is_shown(
     terms: Terms, micros: int, claims: list[int], later_ms: int
 ) -> None:
-    """They move money from the balance to what was charged; the gross is their sum."""
+    """Claims move money from the balance to the charged amount; the gross is the sum of both."""
     balance, charged, elapsed_ms, at = micros, 0, 0, NOW
     line = burn_line_of(terms, 0, NOW, 0, running=True)
     shown = []
@@ -166,7 +166,7 @@ def test_changes_are_taken_in_order_and_once() -> None:
     account = account_with(CREDIT, [])
     assert account.apply(2, 2 * CREDIT, 0, "chat-1", line)
     assert account.lines == {"chat-1": line}
-    # The same again, or an older one, changes nothing.
+    # The same message again, or an older one, changes nothing.
     assert account.apply(2, 9 * CREDIT, 0, "chat-1", None)
     assert (account.gross_micros, account.lines) == (2 * CREDIT, {"chat-1": line})
     # A message was missed: the account is to be read anew.
@@ -212,8 +212,8 @@ def test_a_line_is_a_plain_value() -> None:
 
 @given(st.data())
 def test_sums_that_are_kept_are_those_of_the_lines(data: st.DataObject) -> None:
-    """Whatever comes and goes, in whichever order, an account that was told line by line says
-    what one says that has just been read."""
+    """In whatever order lines come and go, an account that got them one by one has the same sums as
+    an account that was just read."""
     told = AccountProjection("t", "a")
     told.replace(0, 0, 0, {})
     current: dict[str, BurnLine] = {}
@@ -243,7 +243,7 @@ def test_sums_that_are_kept_are_those_of_the_lines(data: st.DataObject) -> None:
 def test_a_change_costs_as_much_with_a_thousand_lines_as_with_ten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Work is counted: how often any line is asked what it costs."""
+    """The test counts work: how often the cost of any line is computed."""
     asked = 0
     cost_at = BurnLine.cost_at
 

@@ -1,4 +1,4 @@
-"""What a claim may ask for: whole increments, the best first, and never more than may be."""
+"""What a claim may ask for: whole increments, the best first, within bounds."""
 
 import datetime
 import itertools
@@ -33,7 +33,7 @@ any_terms = st.builds(
 
 
 def offer_basis_of(terms: Terms, elapsed_ms: int, settled_ms: int | None = None) -> OfferBasis:
-    """Where a session stands that has settled all but its last second, or as given."""
+    """The basis of a session that has settled all but its last second, with changes."""
     if settled_ms is None:
         settled_ms = max(0, elapsed_ms - 1_000)
     kept = settled_ms // MINUTE_MS
@@ -50,7 +50,7 @@ def offer_basis_of(terms: Terms, elapsed_ms: int, settled_ms: int | None = None)
 
 
 def positions_of(offers: tuple[Offer, ...]) -> list[int]:
-    """How far the offers go."""
+    """The positions up to which the offers reach."""
     return [offer.grant.granted_ms for offer in offers]
 
 
@@ -63,7 +63,7 @@ def test_offers_lead_on_and_the_longest_comes_first(
     assert positions == sorted(set(positions), reverse=True)
     assert offers
     assert all(position > elapsed_ms for position in positions if not terms.session_cap_ms)
-    # There is always one that is considered however little is left.
+    # There is always an offer that is considered, however little is left.
     assert any(offer.floor_ms == 0 for offer in offers)
 
 
@@ -135,7 +135,7 @@ def test_a_begun_minute_is_offered_to_its_end() -> None:
     offers = offer_basis_of(terms, 56_500).offers(shrink=False)
     assert positions_of(offers) == [70_000, 63_000, 60_000]
     to_its_end = offers[-1]
-    assert to_its_end.grant.held_minutes == {}  # its only minute is used already
+    assert to_its_end.grant.held_minutes == {}  # its only minute is already used
     assert to_its_end.more_minutes == {"2026-05-01": 1}
     assert to_its_end.grant.held_micros == terms.cost_micros(63_000, 0) - terms.cost_micros(
         55_500, 0
@@ -162,7 +162,7 @@ def test_minutes_without_a_price_have_no_smaller_part() -> None:
 def test_the_minute_that_begins_before_the_next_claim_is_answered_is_offered_too(
     shrink: bool, ahead_ms: int
 ) -> None:
-    """With the minute under way alone a session claims ever more often, and stops at its end."""
+    """With only the minute under way, a session would claim ever more often and stop at its end."""
     terms = terms_of(price_micros=0, counts_minutes=True)
     offers = offer_basis_of(terms, 60_000 - ahead_ms).offers(shrink=shrink)
     assert [offer.grant.granted_ms for offer in offers if not offer.floor_ms] == [120_000, 60_000]
@@ -191,7 +191,7 @@ def test_minutes_are_held_in_the_month_in_which_they_begin() -> None:
 
 
 def lost(terms: Terms, elapsed_ms: int) -> Standing:
-    """A session that was lost at so much, its time settled."""
+    """A session that was lost after this counted time, which is settled."""
     return msgspec.structs.replace(
         offer_basis_of(terms, elapsed_ms, elapsed_ms).standing, at=NOW, elapsed_ms=elapsed_ms
     )

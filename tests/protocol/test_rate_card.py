@@ -1,4 +1,4 @@
-"""The rate card: what it means, what it takes and how it says no."""
+"""The rate card: its meaning, its accepted values and its errors."""
 
 import tomllib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The receipt says what the record of the end says, and what another clock measured."""
+"""The receipt equals the record of the end, and shows another clock's measurement."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""How long Redis takes to answer, and how long one answer is waited for."""
+"""Response times of Redis, and how long to wait for an answer."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +8,7 @@ from protocol.metering.response_time import ResponseTime
 
 
 def bound_after(*measured_ms: float) -> int:
-    """What is expected after these."""
+    """The wait that is expected after these response times."""
     response_time = ResponseTime()
     for ms in measured_ms:
         response_time.measured(ms)

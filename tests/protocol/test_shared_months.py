@@ -1,4 +1,4 @@
-"""What a process knows of a month: the newest answer, in whichever order answers come."""
+"""A process keeps the newest answer about a month, in whatever order answers come."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""What snapshots show: no more than is sure, and what no tick shows as soon as it is so."""
+"""Snapshots show only what is certain, and ticks' fields as soon as they change."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from tests.protocol.examples import (
 
 
 def stops_elsewhere(bench: Bench, elapsed_ms: int = 30_000) -> RemoteStep:
-    """Another process's record of the stop at the end of a final grant, with what it said."""
+    """Another process's record of the stop at the end of a final grant, with its notices."""
     at = NOW + elapsed_ms
     stopped = bench.moved_to(
         Grant(), phase=Phase.STOPPING, elapsed_ms=elapsed_ms, settled_ms=elapsed_ms, at=at,
@@ -50,7 +50,7 @@ def test_the_stop_is_shown_with_what_was_counted_as_soon_as_it_is_said() -> None
     assert reached.elapsed_ms == 30_000
     assert len(shown_to_all(effects)) == 1
     assert snapshot(bench.meter, bench.now).state == "stopping"
-    assert not shown_to_all(bench.accept(None))  # nothing that is seen has changed since
+    assert not shown_to_all(bench.accept(None))  # no visible figure has changed since
 
 
 @pytest.mark.parametrize("heard", ["told", "answered"])

@@ -1,4 +1,4 @@
-"""The table of transitions is the specification; so are these sentences about it."""
+"""The table of transitions is the specification; so are these statements about it."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What a step settles: every minute once, and in sum what the whole time costs."""
+"""What a step settles: every minute once, and in sum the whole time's cost."""
 
 from typing import Any
 

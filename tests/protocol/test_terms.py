@@ -1,4 +1,4 @@
-"""From counted time to money: increments, free time, and the exact way back."""
+"""From counted time to money and exactly back: increments and free time."""
 
 import itertools
 

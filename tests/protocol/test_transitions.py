@@ -1,4 +1,4 @@
-"""The step that each event makes of a session: the table's phase, and no more than is proven."""
+"""Each event's step reaches the table's phase, and bills only proven time."""
 
 import itertools
 from typing import Any

@@ -1,5 +1,4 @@
-"""Time that no grant covers: it ends at every limit that is known, and nobody uses twice what
-is there once."""
+"""Uncovered time ends at every known limit, and is used only once."""
 
 from typing import Any
 
@@ -128,7 +127,8 @@ def test_a_month_is_shared_by_those_that_count_on_it(active: int, beyond: int) -
 def test_while_holders_of_a_month_are_silent_each_counts_with_what_it_uses(
     limit: str, active: int, beyond: int
 ) -> None:
-    """Eight minutes are left that others hold. They may have begun as many as this one."""
+    """Others hold the eight minutes that are left. They may have used as many of them as this
+    session."""
     terms = terms_of(price_micros=0, counts_minutes=True)
     month = MonthProjection("2026-05-01", 60, 51, active, held_minutes=9)
     bench = Bench(
@@ -184,7 +184,7 @@ def _months(limit: str, month: MonthProjection) -> tuple[MonthProjection, MonthP
 
 
 def test_sessions_of_one_month_share_what_the_newest_answer_leaves() -> None:
-    """The first one was alone when it was told of eight minutes more; then two others started."""
+    """The first session was alone when it received eight more minutes; then two others started."""
     terms = terms_of(price_micros=0, counts_minutes=True)
     grant, months = Grant(granted_ms=60_000), SharedMonths()
     benches, used = [], 0
@@ -278,7 +278,7 @@ def test_all_together_use_no_more_than_there_is(
 
 
 def test_time_does_not_begin_while_others_have_used_what_nobody_recorded() -> None:
-    """The step is not made yet: there is nothing that it could be granted."""
+    """The step is not made yet: there is nothing to grant for it."""
     account = account_of(CREDIT)
     account.replace(1, CREDIT, 0, {"one": line(terms_of())})
     account.grant("one", Granted(60_000, is_final=True))

@@ -1,4 +1,4 @@
-"""How tests ask the HTTP side of a real server, and how they let time pass there."""
+"""Helpers to ask the HTTP side of a real server, and to advance its time."""
 
 import asyncio
 from typing import Any
@@ -17,7 +17,7 @@ async def ask(
     headers: dict[str, str] | None = None,
     **options: Any,
 ) -> httpx.Response:
-    """One request; ``bearer`` of None sends no token."""
+    """Makes one request; with a ``bearer`` of None it sends no token."""
     sent = dict(headers or {})
     if bearer is not None:
         sent["Authorization"] = f"Bearer {bearer}"
@@ -56,8 +56,10 @@ async def ledger(server: TestServer, account_id: str = "ann") -> list[dict[str, 
 
 
 def advance(server: TestServer, ms: int, *, asleep: bool = False) -> None:
-    """Time passes on the process's clock, and what is due there is done. The process was awake
-    meanwhile, or ``asleep``: it stood still."""
+    """Advances the process's clock, and runs what is due by then.
+
+    The process was awake meanwhile, or ``asleep``: it stood still.
+    """
     clock, stall_detector = server.process.clock, server.process.stall_detector
     clock._offset_ms += ms
     if not asleep:
@@ -67,7 +69,7 @@ def advance(server: TestServer, ms: int, *, asleep: bool = False) -> None:
 
 
 async def settled(server: TestServer) -> None:
-    """Waits until what is due by the process's clock is done, however slow the machine is."""
+    """Waits until all work that is due by the process's clock is done."""
     process = server.process
     # A turn of the loop, in which timers fire.
     while (at := process.timers.next_at) is not None and at <= process.clock.now():  # noqa: ASYNC110
@@ -76,7 +78,7 @@ async def settled(server: TestServer) -> None:
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The response is a problem document with this status and code; answers it."""
+    """Asserts a problem document with this status and code; returns it."""
     assert response.headers["content-type"] == "application/problem+json", response.text
     problem: dict[str, Any] = response.json()
     assert (response.status_code, problem["code"]) == (status, code), problem

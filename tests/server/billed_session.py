@@ -1,4 +1,4 @@
-"""What the tests of the socket share: waits, looks behind it, and a session with a bill."""
+"""Helpers of the socket's tests: waits, looks behind it, and a billed session."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ Bill = tuple[int, int, list[bytes]]
 
 
 class BilledSession:
-    """A server with one session that has cost something, and a socket to try things on."""
+    """A server with one session that has cost something, and a client socket."""
 
     def __init__(self, server: TestServer, client: SocketClient) -> None:
         self.server = server
@@ -38,7 +38,7 @@ class BilledSession:
         self._bill: Bill | None = None
 
     async def bill(self) -> Bill:
-        """What the session and the account have come to."""
+        """What the session has cost, and what the account has left."""
         live = self.server.process.live
         standing = (await found(self.server, "bill-1")).session.standing
         name = live.keys.account("user:ann", "ann")
@@ -63,7 +63,7 @@ class BilledSession:
         assert self._bill[1] == 6 * CREDIT
 
     async def unharmed(self, client: SocketClient | None = None) -> None:
-        """The socket answers on its line, and nothing was charged to anybody."""
+        """The socket still answers, and no account was charged."""
         assert (await (client or self.client).ask("ping"))["type"] == "pong"
         assert await self.bill() == self._bill
 
@@ -85,7 +85,7 @@ def write_rates(directory: Path) -> Path:
 
 
 async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
-    """Waits for what happens behind the socket, where nobody says that it has."""
+    """Polls until the condition holds: nothing signals it to the client."""
     async with asyncio.timeout(TIMEOUT_S):
         while not await condition():  # noqa: ASYNC110 -- nothing tells of it
             await asyncio.sleep(0.005)

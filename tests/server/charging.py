@@ -1,4 +1,4 @@
-"""What the tests of spends and holds over HTTP share: a rate card, and calls with keys."""
+"""Helpers of the tests of spends and holds over HTTP."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ async def post(
     body: dict[str, Any] | None = None,
     bearer: str | None = API_KEY,
 ) -> httpx.Response:
-    """A call under an idempotency key, with a body or without."""
+    """A call under an idempotency key, with or without a body."""
     options = {} if body is None else {"json": body}
     return await ask(server, "POST", path, bearer, headers={"Idempotency-Key": key}, **options)
 

@@ -1,4 +1,4 @@
-"""A server that answers requests with what they were, and peers that read its answers."""
+"""A server that echoes requests, and peers that read its answers."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ class Echo(Served):
         super().__init__(*arguments)
         self.asked: list[str] = []
         self.left: asyncio.Queue[str] = asyncio.Queue()
-        """Paths of requests whose peer went before the end of the body."""
+        """Paths of requests whose peer left before the end of the body."""
         self.release = asyncio.Event()
 
     async def answer(
@@ -61,7 +61,7 @@ class Echo(Served):
 
 
 def hasty(**waits: float) -> ConnectionLimiter:
-    """A limiter that looks often; its waits are long but for those that are given."""
+    """A limiter that checks often; its waits are long except for those given."""
     limiter = ConnectionLimiter()
     limiter.look_s = 0.01
     limiter.head_s = limiter.body_s = limiter.keep_alive_s = limiter.drain_s = limiter.linger_s = (
@@ -91,7 +91,7 @@ async def status_of(peer: Peer) -> int:
 
 
 async def ends(peer: Peer) -> bool:
-    """Waits for the end of the connection; whether it was one without a reset."""
+    """Waits for the end of the connection; answers whether it ended without a reset."""
     try:
         await peer.end()
     except ConnectionResetError:
@@ -100,7 +100,7 @@ async def ends(peer: Peer) -> bool:
 
 
 async def write_until_cut(peer: Peer, drop: bytes) -> None:
-    """Goes on writing until the connection is cut."""
+    """Writes until the connection is cut."""
     with contextlib.suppress(ConnectionResetError, BrokenPipeError):
         while True:
             await peer.write(drop)

@@ -1,4 +1,4 @@
-"""What the tests of money share: an account, what is asked for it, and faults."""
+"""Helpers of the tests of money: an account, its charges, and faults."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ async def audited(cluster: Cluster) -> None:
 
 
 def lose_replies(ledger: CreditLedger, script: str, *, before: bool = False) -> None:
-    """The next call of a script gets no answer, though it was (or was not) done."""
+    """The next call of a script gets no answer, whether or not it was done."""
     attribute = f"_{script}"
     real = getattr(ledger.spending, attribute)
 
@@ -54,7 +54,7 @@ def lose_replies(ledger: CreditLedger, script: str, *, before: bool = False) -> 
 
 
 def lose_postgres(ledger: CreditLedger) -> None:
-    """The next write gets no answer, and was not done: the process dies there, say."""
+    """The next write gets no answer and is not done, as if the process died there."""
     real = ledger._writer.write
 
     async def write(records: Any) -> None:

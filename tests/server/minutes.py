@@ -1,4 +1,4 @@
-"""What tests of usage share: whose it is, limits, and minutes of the clock."""
+"""Helpers of the tests of usage: owners, limits, and minutes of the clock."""
 
 import datetime
 from typing import Any
@@ -30,7 +30,7 @@ BEGUN_AT: WeakKeyDictionary[TestServer, int] = WeakKeyDictionary()
 
 
 def minute_at(server: TestServer, minutes_ago: int = 0) -> int:
-    """The beginning of a minute of the clock, the same however long the test takes."""
+    """The beginning of a minute of the clock, the same for the whole test."""
     if server not in BEGUN_AT:
         keep_off_month_ends(server)
         BEGUN_AT[server] = server.process.clock.now() // MINUTE_MS * MINUTE_MS

@@ -1,4 +1,4 @@
-"""Amounts are integers: in whatever digits one is written, it is asked for and answered once."""
+"""Amounts are integers: different spellings of an amount are the same request."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ FORMS = ("2", "2.0", "2.000000", "1.50", "0.10", "0.000001")
 
 
 def same(amount: str) -> str:
-    """The amount in other digits."""
+    """The amount in another spelling."""
     whole, _, fraction = amount.partition(".")
     longer = f"{whole}.{fraction.ljust(6, '0')}"
     return amount.rstrip("0").rstrip(".") if longer == amount else longer
@@ -47,7 +47,7 @@ async def test_an_amount_is_taken_once_however_it_is_written(
     left = await balance(server), await reserved(server), len(await ledger(server))
     again = await post(server, path, "k1", {"amount": same(amount), **more})
     assert (again.status_code, again.content) == (201, first.content)
-    # The ledger knows the key longer than its answer is kept.
+    # The ledger knows the key longer than the answer is kept.
     for form in (amount, same(amount)):
         await connection.execute("DELETE FROM idempotency_keys")
         again = await post(server, path, "k1", {"amount": form, **more})

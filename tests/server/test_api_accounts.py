@@ -1,4 +1,4 @@
-"""Accounts over HTTP: what they have, their ledgers, and who may see them."""
+"""Accounts over HTTP: their figures, their ledgers, and the rights to see them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Corrections of minutes over HTTP: entries of an operator's, at once for live sessions."""
+"""An operator corrects minutes over HTTP; live sessions follow at once."""
 
 from datetime import date
 from typing import Any

@@ -1,4 +1,4 @@
-"""Grants over HTTP: once for each key, whatever breaks, and at once for live sessions."""
+"""Grants over HTTP: once for each key despite failures, at once for sessions."""
 
 import asyncio
 from typing import Any
@@ -154,7 +154,7 @@ async def test_no_account_grows_beyond_what_is_counted_exactly(server: TestServe
     assert (await grant(server, "999999999", "k1")).status_code == 201
     assert (await grant(server, "1", "k2")).status_code == 201
     assert_problem(await grant(server, "0.000001", "k3"), 422, "balance_too_high")
-    # What is there already is repeated all the same.
+    # An existing grant is repeated all the same.
     assert (await grant(server, "1", "k2")).headers["idempotent-replayed"] == "true"
     assert await balance(server) == "1000000000"
 
@@ -278,7 +278,7 @@ async def test_a_grant_reaches_every_socket_of_the_account(server: TestServer) -
         assert credit["delta"] == "2.5"
         assert credit["reason"] == "grant"
         assert credit["entry_id"] == made["entry_id"]
-    # Somebody else's socket hears nothing of it before it hears of its own.
+    # Another account's socket would receive it before its own message.
     await grant(server, "1", "k1", "/v1/accounts/ben/grants")
     assert (await other.until("credit"))["account_id"] == "ben"
 

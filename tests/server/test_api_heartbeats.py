@@ -1,4 +1,4 @@
-"""Sessions of clients without a WebSocket, alone and beside sockets of the same session."""
+"""Sessions of clients without a WebSocket, alone and beside sockets."""
 
 import asyncio
 from typing import Any
@@ -88,7 +88,7 @@ async def test_what_a_heartbeat_may_not_do(server: TestServer) -> None:
 async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its client was told that it failed, and may never come back."""
+    """Its client got an error, and may never come back."""
     await server.grant(10_000_000)
     token, live = server.token(), server.process.live
     timeout_ms = server_limits.REQUEST_TIMEOUT_MS
@@ -115,8 +115,8 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
 async def test_a_heartbeat_that_is_refused_keeps_nothing_alive(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was to bring a suspended session back. Redis did not answer, and its client was told
-    so: what is asked anew until it does answer is for nobody any more."""
+    """The heartbeat was to bring a suspended session back. Redis did not answer, and its client got
+    an error: the step that the process retries serves no client any more."""
     await server.grant(10_000_000)
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
@@ -136,7 +136,7 @@ async def test_a_heartbeat_that_is_refused_keeps_nothing_alive(
     advance(server, server_limits.HEARTBEAT_PROOF_MS)
     await settled(server)
     found = (await ask(server, "GET", "/v1/sessions/chat-1", token)).json()
-    assert found.get("state") in ("suspended", None)  # None: it has ended by then
+    assert found.get("state") in ("suspended", None)  # None: the session has ended by then
     assert found["elapsed_ms"] < 10_000
 
 
@@ -173,7 +173,7 @@ async def test_many_first_heartbeats_at_once_start_one_session(
 
 
 async def reaches_suspended(servers: list[TestServer], ms: int) -> int:
-    """Lets time pass on all; the counted time of the session, which is suspended then."""
+    """Lets time pass on all servers; returns the suspended session's counted time."""
     await until_state(servers[0], "suspended")
     for server in servers:
         advance(server, ms)
@@ -206,7 +206,7 @@ async def test_a_clean_close_ends_the_proof_of_a_heartbeat(
 
 
 async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestServer) -> None:
-    """Nobody said good-bye: the heartbeat goes on for its time."""
+    """The client sent no farewell: the heartbeat keeps the session alive for its time."""
     await server.grant(10_000_000)
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")

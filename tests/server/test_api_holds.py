@@ -1,4 +1,4 @@
-"""Holds over HTTP: opened once a key, then posted, voided or expired, each once."""
+"""Holds over HTTP: opened once a key, then posted, voided or expired."""
 
 import asyncio
 from pathlib import Path
@@ -58,7 +58,7 @@ async def test_a_hold_is_posted_in_part(server: TestServer, connection: Connecti
         "metadata": {"service": "openai"},
         "credits": "10",
     }
-    # What is held is still there, and for nothing else.
+    # Held credits are still in the balance, and reserved for this hold.
     assert (await balance(server), await reserved(server)) == ("10", "5")
     refused = await spend(server, "k1", amount="5.5")
     assert assert_problem(refused, 402, "insufficient_credits")["missing"] == "0.5"
@@ -76,7 +76,7 @@ async def test_a_hold_is_posted_in_part(server: TestServer, connection: Connecti
     entry = (await ledger(server))[0]
     assert entry["entry_id"] == f"post:{hold['hold_id']}"
     assert (entry["kind"], entry["amount"], entry["metadata"]) == ("post", "-3.25", metadata)
-    # Redis forgets a hold some time after its end; the record has all of it too.
+    # Redis forgets a hold some time after its end; the record keeps it.
     async for key in server.process.live.redis.scan_iter(f"*{hold['hold_id']}*"):
         await server.process.live.redis.delete(key)
     assert (await ask(server, "GET", path)).json() == posted.json()
@@ -109,7 +109,7 @@ async def test_a_hold_is_voided(server: TestServer) -> None:
     path = f"/v1/holds/{last['hold_id']}"
     voided = await post(server, f"{path}/void", "v1", {})
     assert (voided.status_code, voided.json()["state"]) == (200, "voided")
-    # It was not done, so it counts in no month.
+    # The operation was not done, so it counts in no month.
     assert (await spend(server, "k1", operation="script_generation")).status_code == 201
     assert await reserved(server) == "2"
     again = await post(server, f"{path}/void", "v2")
@@ -134,7 +134,7 @@ async def test_a_hold_is_posted_once(server: TestServer) -> None:
     again = await post(server, f"{path}/post", "p1", {"amount": "3"})
     assert again.content == first.content
     assert again.headers["idempotent-replayed"] == "true"
-    # Under another key too: what is asked for is what was done, or it is refused.
+    # Under another key, too, the request equals what was done, or it is refused.
     assert (await post(server, f"{path}/post", "p2", {"amount": "3"})).json() == first.json()
     for key, body in (("p3", {"amount": "2"}), ("p4", {"amount": "4"})):
         refused = await post(server, f"{path}/post", key, body)
@@ -274,5 +274,5 @@ async def test_an_account_has_a_bounded_number_of_holds(server: TestServer) -> N
         refused = await post(server, HOLDS, "h2", {"amount": "1"})
         assert_problem(refused, 429, "rate_limited")
         await post(server, f"/v1/holds/{hold['hold_id']}/void", "v1")
-        # That was no decision, and the key is free.
+        # The failure was no decision, and the key is free.
         await opened(server, "h2", amount="1")

@@ -1,4 +1,4 @@
-"""Organisations and members over HTTP, and what their live sessions learn of it."""
+"""Organisations and members over HTTP, and the effect on live sessions."""
 
 import asyncio
 import datetime

@@ -1,4 +1,4 @@
-"""Grants with a name: packages that a backend grants, and what a tier gives for a month."""
+"""Packages that a backend grants, and monthly allotments of a tier."""
 
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,13 @@ async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
 
 
 async def put_tier(server: TestServer, tier: str) -> None:
-    """The organisation's tier becomes another one."""
+    """Sets the organisation's tier."""
     response = await ask(server, "PUT", "/v1/orgs/acme", json={"tier": tier})
     assert response.status_code == 200, response.text
 
 
 async def grants(server: TestServer, path: str = GRANTS) -> list[dict[str, Any]]:
-    """What an account's credits consist of."""
+    """The grants of an account."""
     response = await ask(server, "GET", path)
     assert response.status_code == 200, response.text
     found: list[dict[str, Any]] = response.json()["grants"]
@@ -53,7 +53,7 @@ async def test_a_package_is_granted_under_its_name(server: TestServer) -> None:
     other = (await post(server, GRANTS, "g2", body)).json()
     assert (other["amount"], other["expires_at"], other["reason"]) == ("7.5", None, "order 17")
     await spend(server, "k1", amount="8")
-    # The one with the lower priority is used up, and what is left begins with the other.
+    # The grant with the lower priority is used up, and the rest comes from the other.
     (left,) = await grants(server)
     assert left == {
         "entry_id": made["entry_id"],
@@ -107,7 +107,7 @@ async def test_an_entry_that_redis_has_forgotten_is_not_applied_again(
 ) -> None:
     first = await post(server, GRANTS, "g1", {"package": "endless"})
     assert await balance(server) == "7.5"
-    # It remembers only the newest of a thousand.
+    # The server remembers only the newest of a thousand.
     await server.process.redis.delete(server.process.live.keys.applied("user:ann", "ann"))
     await connection.execute("DELETE FROM idempotency_keys")
     assert (await post(server, GRANTS, "g1", {"package": "endless"})).json() == first.json()

@@ -103,7 +103,7 @@ async def test_no_other_way_leads_past_a_preparation(start_server: StartServer, 
     server = await start_server(start="prepared")
     await server.grant(10_000_000)
     token = server.token()
-    # What the browser says of the price is not even read.
+    # The server does not even read the browser's price.
     wanted = {"kind": "recording", "credits_per_minute": "0", "free_seconds": 9_999}
     assert_problem(await ask(server, "POST", path, token, json=wanted), 403, "forbidden")
     minute = {
@@ -156,7 +156,7 @@ async def test_a_preparation_expires_after_a_day(server: TestServer) -> None:
     now_ms = server.process.clock.now()
     expires_at = (await prepare(server)).json()["expires_at"]
     assert 0 <= expires_at - now_ms - server_limits.PREPARED_SESSION_KEPT_MS < 60_000
-    # The same again is the first one, if it names no end or the same.
+    # The same preparation again is the first one, if it names no end or the same end.
     for changes in ({}, {"expires_at": expires_at}):
         again = await prepare(server, **changes)
         assert (again.status_code, again.json()["expires_at"]) == (200, expires_at)
@@ -195,7 +195,7 @@ async def test_an_expired_preparation_starts_nothing(
     assert_problem(await track(server, bearer=token), 403, "forbidden")
     shown = await ask(server, "GET", "/api/time-tracking/chat-1", token)
     assert shown.json()["state"] == "none"
-    # It may be prepared again, as another; and not twice.
+    # The session may be prepared again as another one, and not twice.
     again = await prepare(server, credits_per_minute="5")
     assert (again.status_code, again.json()["credits_per_minute"]) == (201, "5")
     assert_problem(await prepare(server), 409, "session_exists")

@@ -1,4 +1,4 @@
-"""The report of usage: every minute as a table, streamed, for operators alone."""
+"""The report of usage: a streamed table of minutes, for operators only."""
 
 import asyncio
 import csv
@@ -207,7 +207,7 @@ async def test_without_postgres_a_report_is_unavailable(start_server: StartServe
 
 
 class Lines:
-    """A table that is read from somewhere, and given back."""
+    """A stand-in for a table that is read, and returned to its source."""
 
     def __init__(self) -> None:
         self.closed = False

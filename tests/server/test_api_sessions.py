@@ -95,7 +95,7 @@ async def test_a_session_of_another_process_shows_the_same(start_server: StartSe
     assert abs(mine["ends_at"] - theirs["ends_at"]) <= 1_000
     passed_ms = theirs["server_time_at"] - mine["server_time_at"]
     assert abs(theirs["elapsed_ms"] - mine["elapsed_ms"] - passed_ms) <= 1_000
-    # No local session was made for it: whoever asks leaves no trace.
+    # A read makes no local session.
     assert not here.process.registry.local_sessions
 
 
@@ -257,7 +257,7 @@ async def test_a_stop_that_the_store_does_not_answer_is_unavailable(
     with monkeypatch.context() as broken:
         broken.setattr(server.process.live, "commit", away)
         assert_problem(await ask(server, "POST", STOP, server.token()), 503, "unavailable")
-    # It is not forgotten: the session ends when its store answers.
+    # The stop is not lost: the session ends when its store answers.
     assert (await client.until("stopped"))["reason"] == "client"
 
 
@@ -271,7 +271,7 @@ async def test_a_users_token_reaches_that_users_sessions_alone(
     client = await chat(server, org="acme")
     for bearer in (None, "wrong"):
         assert_problem(await ask(server, method, path, bearer), 401, "unauthenticated")
-    # Of the same organisation, of another and of none: it is as if it were not there.
+    # For users of the same organisation, of another and of none, the session does not exist.
     for token in (
         server.token("ben", org="acme"),
         server.token("ann", org="other"),
@@ -281,7 +281,7 @@ async def test_a_users_token_reaches_that_users_sessions_alone(
     token = server.token("ann", org="acme")
     for query in ("?org=other", "?user=ben"):
         assert_problem(await ask(server, method, path + query, token), 403, "forbidden")
-    # And after its end as well, in Redis and in the record.
+    # The same holds after the session's end, in Redis and in the record.
     await client.ask("stop", session_id="s1")
     other = server.token("ben", org="acme")
     assert_problem(await ask(server, method, path, other), 404, "unknown_session")

@@ -1,4 +1,4 @@
-"""Spends over HTTP: what is charged and to whom, what is refused and why, and once a key."""
+"""Spends over HTTP: charges, refusals with their reasons, and keys."""
 
 import asyncio
 import contextlib
@@ -83,7 +83,7 @@ async def test_users_share_the_wallet_of_their_organisation(
     await grant(server, "10", "k1", "/v1/accounts/team/grants?org=acme")
     for user_id in ("ann", "ben"):
         token = server.token(user_id, org="acme", account="team")
-        # The same key is another one of another user's.
+        # The same key of another user is another key.
         assert (
             await spend(server, "k1", path, token, operation="script_generation")
         ).status_code == 201
@@ -93,7 +93,7 @@ async def test_users_share_the_wallet_of_their_organisation(
     assert made.json()["credits"] == "7"
     rows = await connection.fetch("SELECT user_id FROM operations_usage ORDER BY user_id")
     assert [row["user_id"] for row in rows] == ["ann", "ben", "mia"]
-    # The tier's month is the wallet's, whoever does it.
+    # All users of a wallet share the tier's monthly number of operations.
     token = server.token("ann", org="acme", account="team")
     refused = await spend(server, "k2", path, token, operation="script_generation")
     assert_problem(refused, 429, "operation_limit")
@@ -160,7 +160,7 @@ async def test_a_tier_may_do_an_operation_so_often_a_month(
     wait_ms = min(left_ms, server_limits.RETRY_AFTER_S_MAX * 1000)
     assert abs(int(first.headers["retry-after"]) * 1000 - wait_ms) < 60_000
     await server.flush()
-    # It is an answer like any other: the key stays refused, also in another month.
+    # A refusal is an answer like any other: the key stays refused, also in another month.
     monkeypatch.setattr(ClusterClock, "now", lambda _: problem["resets_at"])
     again = await spend(server, "k4", operation="script_generation")
     assert again.content == first.content
@@ -173,7 +173,7 @@ async def test_an_operation_that_the_card_does_not_have(server: TestServer) -> N
     assert "did you mean 'voice_creation'?" in detail
     asked = await ask(server, "POST", CAN_PERFORM, json={"operation": "nothing"})
     assert_problem(asked, 422, "unknown_operation")
-    # It was no decision, and the key is free.
+    # The failure was no decision, and the key is free.
     assert (await spend(server, "k1", operation="voice_creation")).status_code == 201
 
 
@@ -226,7 +226,7 @@ async def test_a_users_token_reaches_that_users_account_alone(
         (server.token("ben"), "ann", "?user=ann"),
         (server.token("ann", org="acme"), "ann", "?org=other"),
         (server.token("ann", account="team"), "ann", ""),
-        # An operator looks into every account, and charges no other than their own.
+        # An operator may read every account, and charge only their own.
         (server.token("olga", scope="ops"), "ann", ""),
         (server.token("olga", scope="ops"), "ann", "?user=ann"),
     ):
@@ -356,7 +356,7 @@ async def test_what_a_running_session_merely_holds_is_spent(
     told = await client.until("credit")
     id_name = {"spend": "entry_id", "holds": "hold_id"}[call]
     assert told["entry_id"] == made.json()[id_name]
-    # What is really not there is missing, and the session runs on with the rest.
+    # The part that is really gone is missing, and the session runs on with the rest.
     refused = await spend(asked, "k2", f"/v1/accounts/ann/{call}", amount=str(wanted))
     assert_problem(refused, 402, "insufficient_credits")
     stopped = await client.ask("stop", session_id="s1")

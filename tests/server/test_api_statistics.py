@@ -34,7 +34,7 @@ async def spend(
     entry_kind: str = "spend",
     days_ago: int = 0,
 ) -> None:
-    """A spend as it is written down."""
+    """A spend as the record stores it."""
     entry = EntryPosted(
         tenant="org:acme",
         account_id="ann",

@@ -1,4 +1,4 @@
-"""The time of a chat, as the old actions gave it, at every state that a chat can be in."""
+"""The time of a chat in the old format, in every state of a chat."""
 
 from typing import Any
 
@@ -208,7 +208,7 @@ async def test_heartbeats_are_a_users_own(server: TestServer) -> None:
         assert_problem(await beat(server, bearer), 401, "unauthenticated")
     assert_problem(await beat(server, API_KEY), 403, "forbidden")
     assert_problem(await beat(server, server.token("ann", sessions=["c2"])), 403, "forbidden")
-    # Another tenant's chat is another chat, and another member's is none of theirs.
+    # Another tenant's chat of this id is another chat, and another member may not use this one.
     assert (await beat(server, server.token("ben"))).json() == NOTHING
     client = await server.login("ann", org="acme")
     await client.ask("start", kind="recording", session_id="c1")

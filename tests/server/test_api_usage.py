@@ -56,7 +56,7 @@ async def test_minutes_of_a_live_session_count_before_they_are_written_down(
     await client.ask("stop", session_id="r1")
     await server.flush()
     assert await read(server, CHECK) == found
-    # A cold counter is as Postgres has it.
+    # A cold counter has the figures of Postgres.
     await server.process.redis.flushdb()
     assert await read(server, CHECK) == found
 
@@ -199,7 +199,7 @@ async def test_backends_and_operators_name_the_user(server: TestServer, path: st
         unnamed = await ask(server, "GET", f"{path}?org=acme", bearer)
         assert_problem(unnamed, 400, "bad_message")
     assert_problem(await ask(server, "GET", path, API_KEY), 400, "bad_message")
-    # An operator who names nobody is a user as well.
+    # Without a ``user`` in the query, an operator asks about their own usage.
     assert (await ask(server, "GET", path, operator)).status_code == 200
 
 

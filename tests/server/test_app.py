@@ -1,4 +1,4 @@
-"""Paths of the app, and pages of other origins that ask it."""
+"""Paths of the app, and requests from pages of other origins."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""``python -m server audit``: what an operator sees of it."""
+"""The command ``python -m server audit``: its exit code and its output."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ from tests.simulation.cluster import PARTITIONS, Cluster, Node
 
 
 async def audit(redis_url: str, database_url: str) -> tuple[int, str]:
-    """Runs the command; its exit code, and what it printed."""
+    """Runs the command; answers its exit code and its output."""
     environment = {
         **os.environ,
         "TAXIMETER_ENV": "development",
@@ -99,7 +99,7 @@ async def test_without_redis_the_record_is_audited(
     await spent(node.ledger, "s1", CREDIT)
     code, output = await audit("redis://127.0.0.1:1", database)
     assert "redis_not_audited" in output
-    # Half an audit is not to be taken for a whole one.
+    # An operator must not take half an audit for a whole one.
     assert "everything adds up" not in output
     assert "the record adds up; what is in Redis was not compared with it" in output
     assert code == 2

@@ -1,4 +1,4 @@
-"""Bad tokens and keys: counted by address, and checked at a pace."""
+"""Bad tokens and keys are counted by address, and checked at a bounded rate."""
 
 import asyncio
 import hashlib
@@ -30,7 +30,7 @@ async def test_only_bad_guesses_are_refused_as_too_many(server: TestServer) -> N
     response = await ask(server, "GET", "/v1/accounts/ann", "wrong")
     assert_problem(response, 429, "rate_limited")
     assert re.fullmatch(r"[1-9]|[1-5][0-9]|60", response.headers["retry-after"])
-    # Good credentials pass from the same address, and none are asked for as before.
+    # Good credentials pass from the same address, and requests without credentials pass as before.
     for bearer in (server.token(), API_KEY):
         assert (await ask(server, "GET", "/v1/accounts/ann", bearer)).status_code == 200
     response = await ask(server, "GET", "/v1/accounts/ann", None)
@@ -91,7 +91,7 @@ async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> 
     )
     assert authenticator.checked == budget + 2  # the first of them, and the one from elsewhere
     assert await elsewhere == "principal"
-    # The newest has the next turn: its sender still waits.
+    # The newest token has the next turn: its sender still waits.
     assert checks._timer is not None
     checks._timer.cancel()
     checks._next()
@@ -107,7 +107,8 @@ async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> 
 
 
 async def test_tokens_with_unknown_keys_keep_no_good_token_waiting() -> None:
-    """They cost no check, so the checks of an office where somebody sends them are not paced."""
+    """Such tokens cost no check, so they do not slow the checks of an office that shares the
+    address."""
     failures = BadGuesses(StoppedClock(MINUTE_MS))
     failures._checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()

@@ -1,7 +1,7 @@
-"""What peers do wrong: every mistake gets its code of PROTOCOL section 1, and costs nobody.
+"""Mistakes of peers: each gets its error code, and none costs credits.
 
-Wherever the socket survives, it answers a ping afterwards on the same line; and beside it
-there is always a session with a bill, which nothing here may change.
+The codes are those of PROTOCOL section 1. Wherever the socket survives, it answers a ping
+afterwards; and beside it there is always a session with a bill, which no mistake may change.
 """
 
 import json
@@ -51,7 +51,7 @@ def start(**fields: Any) -> str:
 
 # --- Messages ------------------------------------------------------------------------
 
-# What is sent, and whether its id can be read.
+# The message, and whether its id can be read.
 BAD_MESSAGES: dict[str, tuple[str, bool]] = {
     "nothing": ("", False),
     "no JSON": ("hello", False),
@@ -192,7 +192,7 @@ async def test_a_session_that_has_ended(scene: BilledSession) -> None:
     for type_ in ("start", "watch"):
         answer = await client.ask(type_, session_id="old-1", kind="chat")
         assert (answer["code"], answer["retryable"]) == ("session_ended", False)
-    # Presence is not taken on it: nothing would ever take that back.
+    # The request does not register presence: no later event would remove it.
     assert (await found(server, "old-1")).nodes == frozenset()
 
     await server.flush()
@@ -224,7 +224,7 @@ async def test_another_users_session(scene: BilledSession) -> None:
     listed = await server.login("eve", org="acme", sessions=["chat-1"])
     assert (await listed.ask("start", kind="chat", session_id="chat-1"))["code"] == "forbidden"
 
-    # Who was refused is not taken for present: the owner's loss ends in the grace.
+    # A refused user does not count as present: when the owner is lost, the grace begins.
     await owner.close()
     await reaches(server, "chat-1", Phase.SUSPENDED, "org:acme")
 
@@ -334,7 +334,7 @@ async def test_requests_that_redis_does_not_answer(
             patch.setattr(live, name, nobody)
             answer = await scene.client.ask("start", kind="chat", session_id=f"new-{name}")
             assert (answer["code"], answer["retryable"]) == ("unavailable", True)
-        # As a client does that is told to try again.
+        # The client tries again, as the error advises.
         while answer["type"] == "error":
             assert answer["code"] == "unavailable"
             answer = await scene.client.ask("start", kind="chat", session_id=f"new-{name}")

@@ -1,4 +1,4 @@
-"""Who may not come in: tokens that are bad, have run out, or come too late or twice."""
+"""Refused tokens: bad, expired, too late, or sent twice."""
 
 import base64
 import json
@@ -36,7 +36,7 @@ def sign(key: str = SECRET, algorithm: str = "HS256", **changes: Any) -> str:
 
 
 def forge(header: dict[str, Any], **changes: Any) -> str:
-    """A token of whatever header, with the signature of a good one."""
+    """A token with any header, with the signature of a good token."""
     parts = [
         base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
         for part in (header, claims(**changes))
@@ -79,7 +79,7 @@ async def test_a_bad_token_closes_4500(scene: BilledSession) -> None:
         assert (name, answer["type"], answer.get("id")) == (name, "error", number)
         assert answer["code"] == ("forbidden" if name == "an API key" else "unauthenticated")
         assert (name, await closed(client)) == (name, (4500, []))
-    # In the handshake it is no different.
+    # The handshake refuses it in the same way.
     bearer = {"Authorization": "Bearer hello"}
     client = await scene.server.connect(additional_headers=bearer)
     assert await closed(client) == (4500, ["error"])
@@ -93,7 +93,7 @@ async def test_bad_guesses_lock_nobody_out(
     process.bad_guesses._clock = StoppedClock(MINUTE_MS)
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 3)
     waiting = await scene.server.connect()
-    # Tokens that have run out are not guesses, in any number.
+    # Expired tokens are not guesses, in any number.
     for _ in range(4):
         client = await scene.server.connect()
         await client.send("auth", token=sign(exp=int(time.time()) - 600))
@@ -132,7 +132,7 @@ async def test_an_expired_token_closes_4002(scene: BilledSession) -> None:
 
 
 async def test_a_socket_ends_with_its_token(scene: BilledSession) -> None:
-    # Within the leeway of the issuer's clock it is taken, and has run out at once.
+    # Within the leeway of the issuer's clock the token is accepted, and expires at once.
     client = await scene.server.connect()
     await client.send("auth", token=sign(exp=int(time.time()) - 1))
     assert await closed(client) == (4002, ["welcome"])

@@ -32,7 +32,7 @@ credits_per_minute = "0"
 counts_minutes = true
 """
 WAYS = ("socket", "heartbeat", "time-tracking")
-"""All ways on which a user's token starts a session that the server meters."""
+"""All ways in which a user's token starts a session that the server meters."""
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ async def test_listed_counterpart_gives_its_free_time_once(server: TestServer, w
     await ask(server, "POST", "/v1/sessions/s1/stop", server.token())
     assert 0 < await free_of(await start(server, way, "s2", "bob", **claims)) <= 20_000
     assert await free_of(await start(server, way, "s3", "eve", **claims)) > 50_000
-    # Nobody is a counterpart, and no counterpart at all gives nothing.
+    # A session without a counterpart has no free time.
     assert await free_of(await start(server, way, "s4", None, **claims)) == 0
     assert await free_of(await start(server, way, "s5", "bob", counterparts=["bob"])) <= 20_000
     refused = await start(server, way, "s6", "mallory", **claims)

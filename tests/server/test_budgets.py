@@ -1,4 +1,4 @@
-"""What one user may have: messages over all sockets, new sessions, live sessions of a kind."""
+"""Bounds of one user: messages, new sessions, and live sessions of a kind."""
 
 import asyncio
 from pathlib import Path
@@ -94,7 +94,7 @@ async def test_new_sessions_of_a_user_are_counted_however_they_are_started(
     one, two = await server.login(), await server.login()
     assert (await one.ask("start", kind="chat", session_id="s-1"))["type"] == "session"
     assert (await two.ask("start", kind="chat", session_id="s-2"))["type"] == "session"
-    # To join what lives is no start.
+    # Joining a live session is no start.
     for _ in range(10):
         assert (await two.ask("start", kind="chat", session_id="s-1"))["type"] == "session"
     token = server.token()

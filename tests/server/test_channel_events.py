@@ -29,7 +29,7 @@ from tests.simulation.cluster import Cluster, Node
 async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[BilledSession]:
-    """A session with a bill, which what happens to other sockets must not change."""
+    """A session with a bill, which events of other sockets must not change."""
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
     yield made
@@ -82,7 +82,7 @@ async def test_both_stop_it_and_both_are_answered(start_server: StartServer) -> 
     answers = await asyncio.gather(
         here.ask("stop", session_id="chat-1"), there.ask("stop", session_id="chat-1")
     )
-    # One of them ended it; the other, if it came later, hears that it has ended.
+    # One of them ended the session; the other, if it came later, learns that the session has ended.
     assert "stopped" in [answer["type"] for answer in answers]
     for answer in answers:
         assert answer["type"] == "stopped" or answer["code"] in {

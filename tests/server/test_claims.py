@@ -1,4 +1,4 @@
-"""What a token's claims say, and which of them are refused."""
+"""The claims of a token, and which of them are refused."""
 
 from typing import Any
 
@@ -112,7 +112,7 @@ async def test_another_claim_may_name_the_user() -> None:
 
 @pytest.mark.parametrize("audience", ["other", ["other"], "", [], ["a", "b"], 5])
 async def test_a_token_for_another_application_is_refused(audience: Any) -> None:
-    """Without an audience of ours a token that names one is not ours."""
+    """Without a configured audience, a token that names an audience is refused."""
     issuer = ChangingIssuer()
     with_keys = authenticator(issuer.keys)
     claims = {"sub": "u1", "exp": NOW + 60, "aud": audience, "scope": "ops"}

@@ -1,4 +1,4 @@
-"""The clock of a process: slewed, and never stepped."""
+"""The clock of a process is slewed, and never stepped."""
 
 import itertools
 
@@ -26,7 +26,10 @@ class Quartz:
 def anchor(
     clock: ClusterClock, quartz: Quartz, cluster_ms: float, redis_ms: float, sent_at: float
 ) -> None:
-    """It was ``cluster_ms`` when Redis said ``redis_ms``, which was asked at ``sent_at``."""
+    """An anchor: cluster time ``cluster_ms`` when Redis answered ``redis_ms``.
+
+    The question was sent at ``sent_at``.
+    """
     clock.set(Sample.of(redis_ms, sent_at, quartz()), redis_ms - cluster_ms)
 
 

@@ -1,4 +1,4 @@
-"""Cluster time: taken from Redis once, and handed on among those who live."""
+"""Cluster time: taken from Redis once, and passed on among live processes."""
 
 import asyncio
 import itertools
@@ -27,7 +27,7 @@ STEPS = [HOUR_MS, -HOUR_MS, DAY_MS, -DAY_MS]
 
 @pytest.fixture
 def stepped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The time that scripts get from Redis is off by what ``STEP_KEY`` says, in seconds."""
+    """Shifts the time that scripts get from Redis by ``STEP_KEY``, in seconds."""
     time = f"""(function()
       local time = redis.call('TIME')
       local off = tonumber(redis.call('GET', '{STEP_KEY}') or '0')
@@ -47,7 +47,7 @@ async def step(server: TestServer, step_ms: int) -> None:
 
 
 def apart(one: TestServer, two: TestServer) -> int:
-    """How far the clocks of two processes are from each other."""
+    """The difference between the clocks of two processes."""
     return abs(one.process.clock.now() - two.process.clock.now())
 
 
@@ -97,7 +97,7 @@ async def test_an_answer_across_a_step_is_not_taken(
     look, looks = Live.look, itertools.count()
 
     async def between(live: Live, *, ask: bool) -> Any:
-        """Redis is stepped after the beat that was asked for, and before it is seen."""
+        """Redis is stepped between the request for the heartbeat and its reading."""
         if next(looks) == 1:
             await one.process.membership.beat()
             await step(one, -HOUR_MS)

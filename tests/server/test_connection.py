@@ -1,4 +1,7 @@
-"""The socket, through a real server: what PROTOCOL section 1 promises a client that behaves."""
+"""The socket through a real server: what a well-behaved client gets.
+
+The promises are those of PROTOCOL section 1.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The limiter of connections: peers that are slow or many, and those that it names in the log."""
+"""The limiter of connections: slow peers, many peers, and its log."""
 
 import pytest
 import structlog
@@ -41,9 +41,9 @@ async def test_a_head_that_does_not_end_is_answered_408() -> None:
         peers = [await served.peer(sent) for sent in (b"G", GET[:-2], GET[:30])]
         for peer in peers:
             assert await status_of(peer) == 408
-        # A peer that is told so and goes on is cut.
+        # A peer that goes on after the 408 is cut.
         await write_until_cut(peers[0], b"X: y\r\n")
-        # The next request on a connection has as long, and no longer.
+        # The next request on a connection has the same time limit.
         served.limiter.head_s = 60.0
         peer = await served.peer(GET)
         assert await status_of(peer) == 200
@@ -138,7 +138,7 @@ async def test_a_full_server_lets_the_longest_idle_connection_go() -> None:
     async with echoing(limiter) as served:
         silent, half, idle = [await served.peer(sent) for sent in (b"", GET[:-2], GET)]
         assert await status_of(idle) == 200
-        # A request at a time by whoever comes; those who say nothing are in nobody's way.
+        # Each new peer evicts one silent connection, so silent peers take no place from it.
         peers = []
         for peer_before in (silent, half):
             peers.append(await served.peer(GET))

@@ -1,4 +1,4 @@
-"""API keys and tokens: whose signature is good, and with which key."""
+"""API keys and tokens: signatures, and the keys that check them."""
 
 import base64
 import hashlib
@@ -74,7 +74,7 @@ async def refused(
     claim: str | None = None,
     network: str = "",
 ) -> None:
-    """One sentence for all, unless the signature is good and a ``claim`` is not."""
+    """All refusals have one text, unless a ``claim`` of a well-signed token is bad."""
     with pytest.raises(PeerError) as caught:
         await (checker or authenticator()).authenticate(bearer, None, network)
     assert caught.value.code == ErrorCode.UNAUTHENTICATED
@@ -107,7 +107,7 @@ async def test_issuer_and_audience_are_checked_when_set() -> None:
         ({"iss": "i", "aud": ["ab", "A"]}, "aud"),
     ):
         await refused(token(**claims), both, wrong)
-    # Not set, an issuer is not looked at.
+    # If no issuer is configured, the claim is ignored.
     assert (await authenticator().authenticate(token(iss="x"))).user_id == "u1"
 
 
@@ -178,7 +178,7 @@ class EnoughError(Exception):
 
 
 class ChangingIssuer:
-    """An issuer whose keys can change, and who can be away."""
+    """An issuer whose keys can change, and which can be away."""
 
     def __init__(self) -> None:
         self.jwks = public_jwks()
@@ -239,7 +239,7 @@ async def test_without_prepare_the_first_token_fetches() -> None:
 
 
 async def test_a_public_key_is_no_shared_secret() -> None:
-    """The confusion of algorithms: HS256 with what everybody may know."""
+    """Confusion of algorithms: HS256 with a key that is public."""
     issuer = ChangingIssuer()
     checker = authenticator(issuer.keys)
     await checker.prepare()
@@ -282,7 +282,7 @@ async def test_unknown_keys_ask_the_issuer_a_bounded_number_of_times() -> None:
     await checker.prepare()
     for number in range(server_limits.JWKS_MISSES_MAX):
         await refused(issued(RSA, "RS256", f"unknown-{number}"), checker)
-    # Until the issuer may be asked again, a key that is not known may merely be new.
+    # Until the next fetch is allowed, an unknown key may merely be new.
     for number in range(20):
         with pytest.raises(ServiceError):
             await checker.authenticate(issued(RSA, "RS256", f"unknown-{number}"))

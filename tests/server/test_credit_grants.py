@@ -1,4 +1,4 @@
-"""What tiers give for a month: one allotment, whatever the tier becomes, and none by reading."""
+"""Allotments of tiers: one a month despite changes of tier, none by reading."""
 
 import asyncio
 from pathlib import Path
@@ -34,12 +34,12 @@ async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
 
 
 async def use(server: TestServer, key: str) -> None:
-    """Uses the account for next to nothing."""
+    """Uses the account at almost no cost."""
     assert (await spend(server, key, SPEND, amount="0.000001")).status_code == 201
 
 
 async def given(connection: Connection) -> list[int]:
-    """What all accounts were given, in credits, in the order of the ledger."""
+    """The credits given to all accounts, in the order of the ledger."""
     rows = await connection.fetch(
         "SELECT amount_micros FROM credit_ledger WHERE entry_kind = 'grant' ORDER BY position"
     )
@@ -84,7 +84,7 @@ async def test_a_card_that_gives_more_adds_the_difference(
 async def test_many_at_once_with_different_tiers_give_the_highest(
     start_server: StartServer, server: TestServer, connection: Connection
 ) -> None:
-    """Each process believes for a while that the tier is what it was."""
+    """Each process uses an outdated tier for a while."""
     other = await start_server(rates=server.process.settings.rates)
     account = ("org:acme", "team")
 
@@ -139,7 +139,7 @@ async def test_a_process_that_died_before_redis_heard_is_followed_by_one_that_te
 
 
 async def use_refused(server: TestServer) -> None:
-    """Makes the account known to Redis, where it then is without what comes in."""
+    """Loads the account into Redis without its allotment, as a refused use does."""
     await server.process.loader.account("org:acme", "team")
 
 
@@ -161,7 +161,7 @@ async def test_the_next_month_gives_whole_after_an_upgrade(
 
 
 async def ledger(connection: Connection) -> list[Any]:
-    """Everything of the record that is money, or that makes an account."""
+    """All records of money, and all that make an account."""
     tables = ("credit_accounts", "credit_ledger", "credit_grants", "account_inbox")
     return [await connection.fetch(f"SELECT * FROM {table} ORDER BY 1, 2, 3") for table in tables]
 
@@ -173,14 +173,14 @@ async def nothing() -> None:
 async def test_no_get_makes_money(
     server: TestServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every route of the application, of accounts that there are and of others, by everybody."""
+    """Every bearer reads every route of the application, for existing accounts and others."""
     assert (
         await post(server, "/v1/accounts/ann/grants?org=acme", "g1", {"amount": "5", "reason": "x"})
     ).is_success
     hold = await post(server, "/v1/accounts/ann/holds?org=acme", "h1", {"amount": "1"})
     client = await server.login("ann", org="acme")
     await client.ask("start", kind="chat", session_id="chat-1")
-    # Who is connected is given what a new tier gives, without asking: not here.
+    # Connected users get a new tier's allotment without asking: not here.
     monkeypatch.setattr(server.process.ledger, "ensure_served_allotments", nothing)
     await put_tier(server, "business")
     before = await ledger(connection)
@@ -199,7 +199,7 @@ async def test_no_get_makes_money(
                     asked += response.status_code == 200
     assert asked > 40
     assert await ledger(connection) == before
-    # And no account is shown that nobody has.
+    # An account that does not exist shows an empty balance.
     assert await balance(server, "/v1/accounts/nobody?org=acme") == "0"
     account = (await ask(server, "GET", "/v1/accounts/ann?org=acme")).json()
     assert account["due"] == "500"

@@ -1,4 +1,4 @@
-"""What a process does for credits by itself."""
+"""What a process does for credits without a request."""
 
 import asyncio
 

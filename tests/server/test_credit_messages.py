@@ -14,7 +14,7 @@ HOLDS = "/v1/accounts/ann/holds"
 
 
 async def told(client: SocketClient) -> tuple[Any, ...]:
-    """The next change, as it was told."""
+    """The next change of the account, as the message shows it."""
     message = await client.until("credit")
     assert message["account_id"] == "ann"
     return tuple(
@@ -42,7 +42,7 @@ async def test_every_change_is_told_on_every_process(
     spent = (await spend(here, "k2", operation="script_generation")).json()["entry_id"]
     await everybody_is_told("spend", "script_generation", spent, "-1", "18.75")
 
-    # What is held is still the account's; what is posted is not.
+    # Held credits still belong to the account; posted credits do not.
     body = {"operation": "voice_creation", "ttl_ms": 60_000}
     first, second, third = [
         (await post(server, HOLDS, key, body)).json()["hold_id"]
@@ -78,6 +78,6 @@ async def test_every_change_is_told_on_every_process(
     assert await later.process.ledger.expiry.expire_grants() == 1
     await everybody_is_told("expire", None, f"expire:{made}:0", "-15.75", "0")
 
-    # Nobody else was told anything of it.
+    # The bystander's first message is about its own account.
     await grant(here, "1", "g2", "/v1/accounts/ben/grants")
     assert (await bystander.until("credit"))["account_id"] == "ben"

@@ -1,4 +1,4 @@
-"""Both descriptions as they are served: valid, whole, and true of real answers."""
+"""Both served descriptions are valid, complete, and true of real answers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ from tests.fixtures.server import TestServer
 from tests.server.api import ask, grant
 
 DEVELOPMENT = {"/demo/token", "/demo/top-up"}
-"""What only the page to try it needs is nobody else's interface."""
+"""Routes that only the demonstration page uses; they are no public interface."""
 
 
 def routes_of(app: Starlette) -> dict[str, set[str]]:
@@ -63,7 +63,7 @@ def resolve(document: dict[str, Any], reference: str) -> Any:
 
 
 def check(document: dict[str, Any], schema: dict[str, Any], value: Any) -> None:
-    """The value is what the schema says, and has no field that it does not know."""
+    """The value matches the schema, and has no unknown field."""
     # AsyncAPI's schemas are a superset of draft 7, OpenAPI's of 2020-12.
     validator = Draft7Validator if "asyncapi" in document else OAS31Validator
     validator({**schema, "components": document["components"]}).validate(value)

@@ -1,4 +1,4 @@
-"""Redis and Postgres are looked at once a second, however many ask for it."""
+"""A process checks Redis and Postgres once a second, however many requests ask."""
 
 import asyncio
 
@@ -32,7 +32,7 @@ async def test_what_is_shared_is_a_second_old_at_most(server: TestServer) -> Non
     assert (response.status_code, response.json()["redis"]) == (503, "down")
     assert "taximeter_redis_up 0.0" in (await ask(server, "GET", "/metrics", None)).text
     assert looks == 2
-    # Draining is said at once.
+    # Draining shows at once.
     is_up = True
     clock["now"] += 1
     assert (await engine_health.look()).redis_up

@@ -1,9 +1,9 @@
-"""Every route of the application, asked by everybody who may not: they reach nothing.
+"""Every route, called by everybody without the right to it, reveals nothing.
 
-The routes are the application's own, so none can be forgotten: one without an example
-here fails. The examples are about what belongs to ann of acme. What she has bears marks
-that nobody else has and that no request below contains: an answer that shows one of them
-has leaked. Afterwards all that is hers is as it was.
+The routes are the application's own, so none can be forgotten: a route without an example here
+fails. The examples concern what belongs to ann of acme. Her data contains unique marks that no
+request below contains: an answer that shows one of them has leaked. Afterwards all that is hers is
+unchanged.
 """
 
 from typing import Any, NamedTuple
@@ -20,21 +20,21 @@ from tests.fixtures.server import API_KEY, StartServer, TestServer
 from tests.server.api import ask, assert_problem
 
 OWN = "?org=acme&user=ann"
-"""Whom the calls of backends and operators are about; a user may say so of themselves."""
+"""The user whom calls of backends and operators concern; a user may name themselves."""
 MARKS = ("77.125", "ann's secret", "ann.s-advisor", "4242.5", '"minutes_limit":254550')
 CHAT, KEY = "chat-1", "ann's key"
 ALL = ("user", "key", "ops")
 
 
 class Example(NamedTuple):
-    """A call about what is ann's, and who may make it (PROTOCOL's column *who*)."""
+    """A call about ann's data, and who may make it (PROTOCOL's column *who*)."""
 
     path: str
     who: tuple[str, ...] = ()
     body: dict[str, Any] | None = None
     status: int = 200
     shows: bool = False
-    """The answer to who may ask bears one of her marks."""
+    """The answer to a permitted caller contains one of her marks."""
 
 
 EXAMPLES = {
@@ -46,7 +46,7 @@ EXAMPLES = {
     "GET /": Example("/"),
     "GET /client/{name}": Example("/client/taximeter.js"),
     "MOUNT /pages": Example("/pages/style.css"),
-    # Only in development: a page to try it hands tokens to whoever wants one.
+    # Only in development: the demonstration page gives a token to every visitor.
     "POST /demo/token": Example("/demo/token", body={"user_id": "visitor-1"}),
     "POST /demo/top-up": Example("/demo/top-up", ("user",), {"amount": "1"}),
     "GET /v1/accounts/{id}": Example(f"/v1/accounts/ann{OWN}", ALL, shows=True),
@@ -110,7 +110,7 @@ EXAMPLES = {
 
 
 class RouteTargets(NamedTuple):
-    """A server on which ann has something to lose, and everybody who asks for it."""
+    """A server on which ann has data, and all the callers."""
 
     server: TestServer
     holds: dict[str, str]
@@ -261,7 +261,7 @@ async def test_without_a_good_token_nobody_gets_in(scene: RouteTargets) -> None:
 async def test_who_may_not_is_refused_whatever_else_they_may(scene: RouteTargets) -> None:
     before = await scene.possessions()
     for name, example in EXAMPLES.items():
-        # An operator has a user's token too, and may what users may: with what is theirs.
+        # An operator also has a user's token, and may do with their own data what users may.
         may = {*example.who} | ({"ops"} if "user" in example.who else set())
         for role in ("user", "key", "ops"):
             if example.who and role not in may:
@@ -285,7 +285,7 @@ async def test_a_users_token_reaches_nothing_of_another_user(scene: RouteTargets
                     if "user" not in example.who:
                         assert_problem(response, 403, "forbidden")
                     elif named and "?" in example.path:
-                        # Whoever is named is not they.
+                        # The named user is another one.
                         assert response.status_code in (403, 404), (name, who, response.text)
     assert await scene.possessions() == before
 
@@ -307,7 +307,7 @@ async def test_an_operator_who_may_look_may_not_spend(scene: RouteTargets) -> No
 
 
 async def test_existing_applications_are_not_changed_by_operators(scene: RouteTargets) -> None:
-    """Neither for themselves nor for whoever they name."""
+    """Operators may change nothing for themselves, nor for a user they name."""
     before = await scene.possessions()
     for name in ("POST /api/usage/track-minute", "POST /api/time-tracking/{chat_id}/heartbeat"):
         for operator in (scene.rightful("ops"), scene.server.token("ann", org="acme", scope="ops")):
@@ -318,7 +318,7 @@ async def test_existing_applications_are_not_changed_by_operators(scene: RouteTa
 
 
 async def test_who_may_gets_what_is_there(scene: RouteTargets) -> None:
-    """So that no refusal above is that of an example that is merely wrong."""
+    """Otherwise a refusal above might come from an example that is merely wrong."""
     reading_first = sorted(EXAMPLES, key=lambda name: not name.startswith("GET"))
     for name in reading_first:
         example = EXAMPLES[name]

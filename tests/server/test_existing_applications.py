@@ -193,7 +193,7 @@ async def test_a_chat_is_started_proven_and_read(server: TestServer) -> None:
     """``sendHeartbeat`` and ``getTimeData``, as the chat's page calls them."""
     bearer = server.token("ann", org="acme")
     await grant(server, "10", "k1", "/v1/accounts/ann/grants?org=acme")
-    # A heartbeat of a chat that nobody started was no error, and is none.
+    # A heartbeat of a chat that was never started was no error, and is none.
     response = await ask(server, "POST", f"{CHAT}/heartbeat", bearer, json={})
     assert (response.status_code, response.json()["state"]) == (200, "none")
     started = {"kind": "chat", "advisorId": "advisor-1"}

@@ -1,4 +1,4 @@
-"""Grants end by themselves, and never from under anybody."""
+"""Grants expire without a request, and never while a session uses them."""
 
 import asyncio
 from typing import Any
@@ -120,7 +120,7 @@ async def test_packages_and_allotments(cluster: Cluster, node: Node) -> None:
     assert (package.name, package.amount_micros) == ("package:starter", 50 * CREDIT)
     assert package.expires_at == cluster.clock.now() + 30 * 86_400_000
     assert (allotment.name, allotment.amount_micros) == ("allotment:free:2026-05", 7 * CREDIT)
-    # It burns first, for it expires first: with the month.
+    # This grant is used first, because it expires first: with the month.
     assert allotment.expires_at == 1_780_272_000_000
     assert (await cluster.account()) == {}
     with pytest.raises(BadMessageError, match="unknown package"):

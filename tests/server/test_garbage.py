@@ -1,4 +1,4 @@
-"""When Python looks for garbage, and that sessions which end leave none."""
+"""When Python collects garbage, and that ended sessions leave none."""
 
 import asyncio
 import gc

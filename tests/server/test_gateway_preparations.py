@@ -1,8 +1,8 @@
-"""A preparation and a start of the same session, on two processes, in every order.
+"""A preparation and a start of one session on two processes, in every order.
 
-Each asks Redis and Postgres several times. Every order of these questions is tried: once a
-preparation is confirmed, the session runs as prepared or not at all; where the start was
-faster, the preparation is refused.
+Each asks Redis and Postgres several times. The tests try every order of these questions: once a
+preparation is confirmed, the session runs as prepared or not at all; where the start was faster,
+the preparation is refused.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ from tests.fixtures.server import StartServer, TestServer
 from tests.server.minutes import minute_at
 
 ACTOR: ContextVar[str] = ContextVar("actor", default="")
-"""Who asks: nobody is held up but those who are named."""
+"""The actor of the current task; only questions of named actors are held up."""
 PRICE = 7_000_000
 CARD_PRICE = "1"
 
 
 class OrderedTurns:
-    """Lets actors ask one question at a time, in an order that the test says."""
+    """Lets actors ask one question at a time, in the test's order."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, list[asyncio.Future[None]]] = {}
@@ -54,7 +54,7 @@ class OrderedTurns:
         ACTOR.reset(token)
 
     async def question(self) -> None:
-        """Waits for the turn of whoever asks now."""
+        """Waits for the turn of the current actor."""
         actor = ACTOR.get()
         if actor in self.waiting and not self.tasks[actor].done():
             self.asked[actor] += 1
@@ -64,7 +64,7 @@ class OrderedTurns:
             await turn
 
     async def ready(self, actor: str) -> bool:
-        """Waits until an actor asks something; False: it is done."""
+        """Waits until an actor asks a question; False: the actor is done."""
         while not self.waiting[actor]:
             if self.tasks[actor].done():
                 return False
@@ -73,13 +73,13 @@ class OrderedTurns:
         return True
 
     async def step(self, actor: str) -> None:
-        """Has an actor's next question answered, up to the one after it."""
+        """Lets an actor's next question be answered, up to the following one."""
         if await self.ready(actor):
             self.waiting[actor].pop(0).set_result(None)
             await self.ready(actor)
 
     async def finish(self, actor: str) -> Any:
-        """Has all of an actor's questions answered; the outcome, or the error."""
+        """Lets all of an actor's questions be answered; returns the outcome, or the error."""
         while await self.ready(actor):
             await self.step(actor)
         return (await asyncio.gather(self.tasks[actor], return_exceptions=True))[0]
@@ -166,8 +166,11 @@ async def scene(start_server: StartServer, turns: OrderedTurns) -> PreparingRace
 
 
 def orders(first: int, second: int) -> list[tuple[int, ...]]:
-    """All orders of so many questions of two actors: before which of the second's questions
-    each of the first's is asked. The first one of all is asked at once or with the second."""
+    """All orders in which two actors can ask these numbers of questions.
+
+    An order says before which of the second actor's questions each of the first actor's is asked.
+    The first actor's first question is asked at once or with its second.
+    """
     found = itertools.combinations_with_replacement(range(second + 1), first)
     return [order for order in found if order[0] in (0, order[1])]
 
@@ -175,7 +178,7 @@ def orders(first: int, second: int) -> list[tuple[int, ...]]:
 async def both(
     scene: PreparingRace, order: tuple[int, ...], prepares: Any, starts: Any
 ) -> tuple[Any, Any]:
-    """Has both done in an order; their outcomes."""
+    """Runs both in an order; returns their outcomes."""
     turns = scene.turns
     turns.begin("prepare", prepares)
     turns.begin("start", starts)
@@ -214,7 +217,7 @@ async def test_every_order_of_preparation_and_start(scene: PreparingRace) -> Non
         assert (identity.terms == wanted.terms) == is_bound, (order, identity)
         seen.add("bound" if is_bound else "late")
         if is_bound:
-            with pytest.raises(SessionExistsError):  # it runs already, as it is
+            with pytest.raises(SessionExistsError):  # it already runs unprepared
                 await scene.preparing(msgspec.structs.replace(wanted, kind="recording"))
         else:
             assert await scene.here.process.records.session(f"user:{name}", name) is None
@@ -257,7 +260,7 @@ async def test_start_from_before_loss_is_refused(scene: PreparingRace, step: int
     wanted = scene.wanted(name)
     outcomes: Any = await asyncio.gather(scene.preparing(wanted), return_exceptions=True)
     live = scene.here.process.live
-    # Redis has lost what was noted; that was found, and is over.
+    # Redis has lost the preparation; the loss was found, and is over.
     await live.redis.delete(live.keys.prepared(f"user:{name}", name))
     await live.redis.set(live.keys.epoch(live.keys.partition(f"user:{name}")), "another")
     started = await turns.finish("start")

@@ -15,7 +15,7 @@ TIMES = 20
 
 
 class Work:
-    """What requests had done: documents built, metrics rendered, Redis and Postgres asked."""
+    """Work done by requests: documents built, metrics rendered, engines asked."""
 
     def __init__(self, server: TestServer, monkeypatch: pytest.MonkeyPatch) -> None:
         self.counts: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""An organisation with many sessions at the end of its month: the work that each of them makes.
+"""The work of many sessions at the end of their organisation's month.
 
-Each session hears of its last minute, asks the others for minutes that they have not begun, and
-looks whether they have answered. What each does to all would be too much for thousands.
+Each session gets its last minute, asks the others for minutes that they have not begun, and looks
+whether they have answered. If each asked all others, the work would be too much for thousands.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ SESSIONS = 120
 
 @pytest.fixture
 def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts the sessions that are read and recalled, and the steps that are asked for."""
+    """Counts the sessions read and recalled, and the steps requested."""
     made: Counter[str] = Counter()
     sessions, recall, ask = Live.sessions, Meter.recall, Meter._ask
 
@@ -81,7 +81,7 @@ async def test_a_bounded_number_of_sessions_is_read_to_see_who_has_answered(
 async def test_of_many_that_lack_minutes_together_one_recall_is_heard(
     cluster: Cluster, work: Counter[str]
 ) -> None:
-    """Each hears of its last minute at the same instant, and has all others told."""
+    """Each session gets its last minute at the same instant, and sends a recall to all others."""
     await begin(cluster, MINUTE_MS // SESSIONS)
     await cluster.advance(MINUTE_MS)
     work.clear()

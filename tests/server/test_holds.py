@@ -1,4 +1,4 @@
-"""Holds leave their state once, whoever asks and whatever breaks off."""
+"""Holds leave their state once, in all orders of calls and failures."""
 
 import asyncio
 from datetime import date
@@ -134,7 +134,7 @@ async def test_holds_expire_by_themselves_whoever_made_them(cluster: Cluster, no
     assert await other.ledger.expiry.expire_holds() == 0
     assert await other.ledger.post(TENANT, "h0", CREDIT) == HoldGone("expired")
     cluster.clock.now_ms += 10_000
-    # Nobody has looked yet, and it is over all the same.
+    # No process has expired the hold yet, and it counts as expired all the same.
     assert await other.ledger.post(TENANT, "h2", CREDIT) == HoldGone("expired")
     assert await other.ledger.void(TENANT, "h1") == HoldGone("expired")
     account = await cluster.account()
@@ -174,7 +174,7 @@ async def test_holds_outlive_redis(cluster: Cluster, node: Node) -> None:
     await node.ledger.void(TENANT, "h2")
     await cluster.flush()
     await grow_cold(cluster.redis)
-    # What they hold is held, before anybody asks for them.
+    # A cold account is loaded with what its holds reserve.
     short = await node.ledger.spend(ANN, entry_id="s1", micros=7 * CREDIT)
     assert short == Short(missing_micros=CREDIT, credits_micros=10 * CREDIT)
     posted = await node.ledger.post(TENANT, "h0", CREDIT)
@@ -206,7 +206,7 @@ async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: 
     await cluster.redis.hset(key, "holds", str(storage_limits.HOLDS_PER_ACCOUNT_MAX))
     with pytest.raises(PeerError, match="too many open holds"):
         await node.ledger.hold(ANN, hold_id="h1", micros=1, ttl_ms=1_000)
-    # The one that there is can be asked for again.
+    # The existing hold can be requested again.
     assert (await held(node.ledger, "h0", 1)).repeated
 
 
@@ -214,12 +214,12 @@ async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: 
 async def test_a_hold_whose_end_waits_in_the_outbox_counts_in_no_month_that_is_loaded(
     cluster: Cluster, node: Node, end: str
 ) -> None:
-    """Postgres has it as open still, and an operation of the month was refused for it."""
+    """Postgres still has the hold as open, and an operation of the month was refused for it."""
     await cluster.grant(10 * CREDIT)
     limited: dict[str, Any] = {"operation": "script_generation", "monthly_limit": 1}
     await held(node.ledger, "h1", CREDIT, **limited)
     await cluster.flush()
-    # Nothing has asked for its month for a day: it leaves Redis.
+    # No request has used the month for a day: it leaves Redis.
     await cluster.redis.delete(node.live.keys.operations(*ANN))
     if end == "expire":
         await cluster.advance(60_001)

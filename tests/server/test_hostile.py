@@ -1,4 +1,4 @@
-"""Hostile peers against the whole server: what they do to a session, and to their neighbours'."""
+"""Hostile peers against the whole server: effects on sessions and on neighbours."""
 
 import asyncio
 import base64
@@ -39,7 +39,7 @@ SMALL_BUFFER_BYTES = 8_192
 
 
 class HttpIssuer:
-    """An issuer's keys over HTTP, and who asked for what."""
+    """An issuer's keys over HTTP, with a log of the requests."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -87,7 +87,7 @@ def encoded(part: bytes) -> str:
 
 
 def by_hand(header: dict[str, Any], secret: bytes | None, **changes: Any) -> str:
-    """A token of whatever header, signed by HMAC whatever the header says; None: not at all."""
+    """A token of any header, signed by HMAC regardless of the header, or unsigned (None)."""
     parts = [encoded(json.dumps(part).encode()) for part in (header, claims(**changes))]
     signed = ".".join(parts)
     signature = b"" if secret is None else hmac.digest(secret, signed.encode(), hashlib.sha256)
@@ -95,7 +95,7 @@ def by_hand(header: dict[str, Any], secret: bytes | None, **changes: Any) -> str
 
 
 def confusions(issuer: HttpIssuer) -> dict[str, str]:
-    """Tokens that a checker takes which lets the token say how it is to be checked."""
+    """Tokens that a checker accepts if the token may choose how it is checked."""
     public = RSA.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -159,7 +159,7 @@ async def test_a_token_does_not_say_how_it_is_checked(
         await client.send("auth", token=token)
         assert (name, (await client.receive()).get("code")) == (name, "unauthenticated")
         assert (name, await closed(client)) == (name, (4500, []))
-    # Nobody was asked for a key whose address a token named.
+    # The server fetches no key from an address that a token names.
     assert set(issuer.asked) == {"/keys"}
 
 
@@ -287,6 +287,6 @@ async def test_a_peer_that_stops_reading_is_cut_and_its_session_settled(
         return len(server.process.sockets.connections) == 1 == server.process.limiter.count
 
     await eventually(alone)
-    # Who reads is served as before.
+    # A peer that reads is served as before.
     assert (await neighbour.until("tick"))["session_id"] == "near-1"
     assert (await neighbour.ask("ping"))["type"] == "pong"

@@ -281,8 +281,8 @@ async def test_what_two_readers_may_understand_differently_is_refused() -> None:
                 assert (name, await status_of(peer)) == (name, status)
                 peer.close()
         assert cuts(served, "malformed") == len(AMBIGUOUS) + len(ANOTHER_VERSION)
-        # Of none of them a request was made, nor of what stood behind it; a body that turns
-        # out to be wrong comes to an application that is left alone with it.
+        # None of them becomes a request, nor does what follows it. Where only the body is
+        # malformed, the application has begun, and sees its peer leave.
         assert set(served.asked) <= {"/first"}
         assert len(served.asked) == served.left.qsize() == 4
 
@@ -345,7 +345,7 @@ async def test_a_head_is_bounded_however_it_is_long() -> None:
 
 
 def test_the_seam_to_uvicorn_is_as_it_was() -> None:
-    """What is overridden, called or set here exists there by these names.
+    """What is overridden, called or set exists in uvicorn by these names.
 
     Fails at an upgrade that moves one: then read uvicorn's httptools_impl.py against
     server/transport/http_protocol.py; the version is set in test_push.py.

@@ -1,4 +1,4 @@
-"""Work that is done once: keys, what they belong to, and what is kept under them."""
+"""Work that is done once: keys, their scope, and stored answers."""
 
 import asyncio
 from typing import Any
@@ -50,7 +50,7 @@ def idempotent(key: str = "k1", raw: bytes = b"{}", **parts: Any) -> IdempotentR
 
 
 class Done:
-    """Work that counts how often it is done, and answers a number that says so."""
+    """Work that counts its runs, and answers the count."""
 
     def __init__(self, *failures: Exception) -> None:
         self.count = 0
@@ -159,7 +159,7 @@ async def test_another_request_under_the_key_is_a_mistake(records: Records) -> N
 async def test_a_key_of_before_an_upgrade_keeps_its_answer(
     records: Records, connection: Connection
 ) -> None:
-    """The version before took an amount in other digits for another request."""
+    """The previous version treated other digits of an amount as another request."""
     work, asked_for = Done(), idempotent(raw=b'{"amount":"1.50"}')
     first = await once(records, asked_for, work)
     await connection.execute("UPDATE idempotency_keys SET fingerprint = $1", asked_for.former)
@@ -167,7 +167,7 @@ async def test_a_key_of_before_an_upgrade_keeps_its_answer(
     with pytest.raises(Problem) as raised:
         await once(records, idempotent(raw=b'{"amount":"1.51"}'), work)
     assert raised.value.code == "idempotency_mismatch"
-    # One that was under way is done by who takes it over.
+    # Unfinished work is done by the request that takes it over.
     await connection.execute(
         "UPDATE idempotency_keys SET status = NULL, response = NULL, "
         "created_at = created_at - interval '1 hour'"
@@ -202,7 +202,7 @@ async def test_who_asks_meanwhile_hears_that_it_is_under_way(records: Records) -
         await once(records, idempotent(), slow)
     assert (raised.value.status, raised.value.code) == (409, "idempotency_under_way")
     assert raised.value.retry_after_s == 1
-    # Another request under it is a mistake even then.
+    # Another request under the key is a mistake even then.
     with pytest.raises(Problem) as raised:
         await once(records, idempotent(raw=b'{"a":1}'), slow)
     assert raised.value.code == "idempotency_mismatch"
@@ -212,7 +212,7 @@ async def test_who_asks_meanwhile_hears_that_it_is_under_way(records: Records) -
 
 
 async def take_over(records: Records, connection: Connection, work: Any) -> Response:
-    """Another attempt, when the first one has been under way for so long that it seems dead."""
+    """Another attempt, 61 s after the first one began, which then counts as dead."""
     await connection.execute(
         "UPDATE idempotency_keys SET created_at = created_at - interval '61 seconds'"
     )
@@ -222,7 +222,7 @@ async def take_over(records: Records, connection: Connection, work: Any) -> Resp
 async def test_the_answer_is_that_of_who_took_over(
     records: Records, connection: Connection
 ) -> None:
-    """The first attempt was refused and is slow to say so; the second one was charged."""
+    """The first attempt was refused and answers late; the second one was charged."""
 
     async def slow() -> Response:
         assert (await take_over(records, connection, Done())).status_code == 201
@@ -265,7 +265,7 @@ async def test_who_was_overtaken_leaves_the_key_alone(
 async def test_work_ends_before_it_is_taken_over(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes so late must not charge under a key that has been refused meanwhile."""
+    """Such a late attempt must not charge under a key that has been refused meanwhile."""
     assert server_limits.IDEMPOTENT_WORK_MS < storage_limits.IDEMPOTENT_TAKEOVER_MS
     monkeypatch.setattr(server_limits, "IDEMPOTENT_WORK_MS", 1)
 

@@ -1,7 +1,7 @@
-"""One exception silences nobody else: each loop over many goes on, and who failed is looked after.
+"""One exception stops no other work: each loop over many goes on.
 
-Faults are injected where a bug of ours would be: in one timer, one answer, one listener, one
-socket, one session, one record.
+The test also checks that the failed item is repaired. Faults are injected where a bug of ours would
+be: in one timer, one answer, one listener, one socket, one session, one record.
 """
 
 import asyncio
@@ -175,7 +175,7 @@ async def test_the_rest_of_a_batch_is_answered_when_one_answer_fails() -> None:
         pipeline.ask(local, STEP)
     await pipeline.idle()
     assert [len(local.heard) for local in local_sessions] == [1, 1, 1]
-    assert local_sessions[1].heard == [None], "what became of its step is asked anew"
+    assert local_sessions[1].heard == [None], "the outcome of its step is asked anew"
 
 
 async def test_the_rest_is_told_when_one_cannot_even_hear_of_a_failure() -> None:

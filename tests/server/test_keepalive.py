@@ -7,7 +7,7 @@ from server.transport.keepalive import Keepalive
 
 
 class Loop:
-    """A loop whose time is moved by hand, and that keeps one timer."""
+    """A loop that keeps one timer, and whose time the test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0

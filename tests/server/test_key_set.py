@@ -1,4 +1,4 @@
-"""Key sets as issuers may really send them: moved, huge, slow, absurd."""
+"""Key sets as real issuers may send them: moved, huge, slow, absurd."""
 
 import contextlib
 import http.server
@@ -65,7 +65,7 @@ def test_absurd_keys_are_skipped_and_good_ones_found() -> None:
         for member in good
         for field in ("kty", "alg", "crv", "n", "e", "x", "y", "kid", "use")
         for value in values
-        # These fields may be left out, or say nothing that we use.
+        # These fields may be absent, or have values that the server ignores.
         if not (field == "use" or (field == "alg" and value in ("", None)))
     ]
     keys = parse_key_set(json.dumps({"keys": [*absurd[:200], *good]}).encode())
@@ -74,13 +74,13 @@ def test_absurd_keys_are_skipped_and_good_ones_found() -> None:
         with contextlib.suppress(KeySetError):
             for key in parse_key_set(json.dumps({"keys": absurd[first : first + 100]}).encode()):
                 assert key.key_id is None or isinstance(key.key_id, str)
-    # And no more than a number of them are looked at.
+    # The server looks at a bounded number of keys.
     many = parse_key_set(json.dumps({"keys": good[1:2] * 1_000}).encode())
     assert len(many) == server_limits.JWKS_KEYS_MAX
 
 
 class IssuerSite:
-    """An issuer's web server; ``paths`` say what it answers."""
+    """An issuer's web server; ``paths`` contains its answers."""
 
     def __init__(self) -> None:
         self.paths: dict[str, Serve] = {}
@@ -182,7 +182,7 @@ def test_a_huge_body_is_read_no_further_than_its_bound(site: IssuerSite) -> None
 
 
 def drip(handler: http.server.BaseHTTPRequestHandler, head: bytes) -> None:
-    """Sends a byte now and then, until the peer has had enough of it."""
+    """Sends a byte now and then, until the peer closes the connection."""
     handler.wfile.write(head)
     pause = threading.Event()
     while True:

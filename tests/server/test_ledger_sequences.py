@@ -1,4 +1,4 @@
-"""Whatever is done with accounts, and however it breaks off, everything adds up after it."""
+"""After any sequence of operations and failures, all accounts add up."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ STEPS = 60
 
 
 class LedgerSequence:
-    """One seed's worth of things that happen to three accounts on two processes."""
+    """The operations of one seed on three accounts and two processes."""
 
     def __init__(self, cluster: Cluster, nodes: list[Node], seed: int) -> None:
         self.cluster = cluster
@@ -130,7 +130,7 @@ class LedgerSequence:
         await self.cluster.flush()
 
     async def break_off(self) -> None:
-        """The next step is broken off, before Redis, after it or before Postgres."""
+        """Makes the next step fail: before Redis, after it, or before Postgres."""
         ledger = self.ledger
         broken = self.random.choice((break_script, break_writer))
         undo = broken(ledger, self.random)

@@ -1,4 +1,4 @@
-"""The server's bounds: what PROTOCOL and DESIGN fix; broken relations do not start."""
+"""The server's bounds have the specified values; broken relations prevent a start."""
 
 import importlib.util
 from pathlib import Path

@@ -15,7 +15,8 @@ from tests.simulation.cluster import Cluster, Node
 async def test_what_changes_while_a_month_is_loaded_is_not_missed(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between its look at Postgres and its word to Redis others find no counter to correct."""
+    """Between the load's read of Postgres and its write to Redis, other processes find no counter
+    to correct."""
     await cluster.records.put_organization("org:acme", "acme", monthly_hours_limit=10)
     other = await cluster.node()
     keys = node.live.keys
@@ -38,7 +39,7 @@ async def test_what_changes_while_a_month_is_loaded_is_not_missed(
     await node.loader.months("org:acme", "ann")
     for key, minutes in ((member, b"30"), (organization, b"60")):
         assert await cluster.redis.hmget(key, f"used:{MAY}", "limit") == [b"5", minutes]
-    # And what was in the figures already is not added to them.
+    # Changes that the loaded figures already contain are not added to them.
     await cluster.redis.delete(member)
     await node.loader.months("org:acme", "ann")
     for key in (member, organization):

@@ -1,4 +1,4 @@
-"""The log says what happened and no secret."""
+"""The log contains what happened and no secret."""
 
 import asyncio
 import json
@@ -240,7 +240,7 @@ def test_warnings_are_logged(capsys: Capture) -> None:
     logs.configure("json")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        # catch_warnings puts Python's own hook back at its end.
+        # catch_warnings restores Python's own hook when it exits.
         logging.captureWarnings(True)
         warnings.warn("take care", stacklevel=1)
     (line,) = lines(capsys)

@@ -1,4 +1,4 @@
-"""This machine is told from others."""
+"""Which hosts are this machine."""
 
 import pytest
 

@@ -23,7 +23,7 @@ async def test_who_comes_back_at_once_does_not_pay_for_the_death_of_a_process(
     await one.grant(5 * CREDIT)
     client = await one.login()
     await client.ask("start", kind="chat", session_id="chat-1")
-    # It dies just after a beat: its silence is too short to say anything.
+    # The process dies just after a heartbeat: its silence is too short to prove anything.
     membership = one.process.membership
     assert membership._beating is not None
     membership._beating.cancel()
@@ -54,7 +54,7 @@ async def test_who_could_not_beat_himself_buries_nobody(start_server: StartServe
     beating.cancel()
     await membership.beat()
     proven_at = membership.nodes[one.process.node]
-    # Redis was away for both of them, and the other one is the first to reach it again.
+    # Redis was away for both processes, and the other one reaches it first again.
     for server in (one, two):
         advance(server, 2 * limits.NODE_SILENT_MS)
     await membership.beat()

@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""The metrics, as Prometheus reads them."""
 
 import re
 

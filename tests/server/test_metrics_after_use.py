@@ -1,4 +1,4 @@
-"""Every metric that is documented is there after use, and nothing else is."""
+"""After use, exactly the documented metrics exist."""
 
 import asyncio
 import re
@@ -28,11 +28,11 @@ OF_TROUBLE = {
     "taximeter_claims_waiting",
     "taximeter_unproven_service_seconds_total",
 }
-"""What stays at 0 as long as nothing is amiss; it is there all the same."""
+"""Metrics that stay at 0 while nothing is amiss; they exist all the same."""
 
 
 async def used(server: TestServer) -> None:
-    """Does with a server what users, backends and strangers do."""
+    """A server that users, backends and strangers have used."""
     headers = {"Idempotency-Key": "k1"}
     await server.grant(1_000_000)
     for amount in ("0.5", "100"):

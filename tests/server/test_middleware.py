@@ -1,4 +1,4 @@
-"""What every request over HTTP has around it."""
+"""What surrounds every request over HTTP."""
 
 from prometheus_client.parser import text_string_to_metric_families
 

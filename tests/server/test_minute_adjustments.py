@@ -56,7 +56,7 @@ async def test_an_adjustment_whose_process_died_is_applied_once(
     lose_replies(node.ledger, "adjust", before=True)
     await node.ledger.adjust_minutes("org:acme", "ann", entry_id="a1", minutes=5, reason="r")
     assert await cluster.redis.hget(member, f"used:{MAY}") == b"0"
-    # Whoever loads the month now has it in the figures, and it is not added again.
+    # The month that is loaded now includes the adjustment, which is not added again.
     await cluster.redis.delete(member)
     await node.loader.months("org:acme", "ann")
     assert await cluster.redis.hget(member, f"used:{MAY}") == b"5"
@@ -66,7 +66,7 @@ async def test_an_adjustment_whose_process_died_is_applied_once(
     organization = node.live.keys.organization("org:acme")
     for key in (member, organization):
         assert await cluster.redis.hget(key, f"used:{MAY}") == b"5"
-    # Long after, when what it is known by in Redis has gone with a counter that was cold.
+    # Much later, the mark of the adjustment has left Redis with a cold counter.
     await cluster.redis.delete(member, organization)
     await node.loader.months("org:acme", "ann")
     again = await node.ledger.adjust_minutes(

@@ -25,7 +25,7 @@ async def test_a_observer_sees_everything_and_keeps_nothing_alive(server: TestSe
     told = await observer.until("session", lambda message: message["state"] == "suspended")
     assert told["remaining_ms"] is None or told["remaining_ms"] >= 0
 
-    # Who watches may take part as well, and then keeps it alive.
+    # An observer may also take part, and then keeps the session alive.
     back = await observer.ask("start", kind="chat", session_id="chat-1")
     assert back["state"] == "active"
     stopped = await observer.ask("stop", session_id="chat-1")
@@ -68,7 +68,7 @@ async def test_operators_watch_in_every_tenant(server: TestServer) -> None:
     assert (watched["type"], watched["session_id"]) == ("session", "chat-1")
     watched = await operator.ask("watch", session_id="chat-2", user="bob")
     assert (watched["type"], watched["session_id"]) == ("session", "chat-2")
-    # A session of the same id in another tenant would be told by the same name.
+    # A session of another tenant with this id would have the same name.
     await bob.ask("start", kind="chat", session_id="chat-1")
     answer = await operator.ask("watch", session_id="chat-1", user="bob")
     assert answer["code"] == "bad_message"
@@ -100,14 +100,14 @@ async def test_observers_take_no_place_of_the_sessions_own_user(server: TestServ
     extra = await server.login(org="acme")
     refused = await extra.ask("start", kind="chat", session_id="chat-1")
     assert refused["code"] == "rate_limited"
-    # Where she only watches, the oldest observer goes, and is told.
+    # Where she only watches, the oldest observer is removed, and gets an error.
     assert (await extra.ask("watch", session_id="chat-1"))["type"] == "session"
     told = await observers[0].until("error")
     assert (told["code"], told.get("id")) == ("rate_limited", None)
     assert "chat-1" in told["message"]
     assert (await observers[0].ask("stop", session_id="chat-1"))["code"] == "unknown_session"
     assert (await observers[0].ask("watch", session_id="chat-1"))["code"] == "rate_limited"
-    # A place that becomes free is taken again, and the end is told to all who watch.
+    # A free place can be taken again, and all observers get the end.
     await observers[1].close()
     local = server.process.registry.local_sessions["org:acme/chat-1"]
 

@@ -1,4 +1,4 @@
-"""The open sockets of a process: too many, unwanted ones, and all sent away."""
+"""The open sockets of a process: too many, unwanted, and drained."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from tests.server.billed_session import (
 async def scene(
     start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[BilledSession]:
-    """A session with a bill, which what happens to other sockets must not change."""
+    """A session with a bill, which events of other sockets must not change."""
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     made = await begin_scene(start_server, tmp_path)
     yield made
@@ -88,7 +88,7 @@ async def test_a_flood_is_rate_limited_and_then_closed(
     assert code == 4502
     assert set(types) == {"error"}
     assert len(types) == server_limits.REFUSALS_PER_SOCKET_MAX - 2
-    # The one who behaves beside it is served as before.
+    # A well-behaved client beside it is served as before.
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
 
 
@@ -143,7 +143,7 @@ async def test_only_a_proxy_says_who_stands_behind_it(
     await server.connect(additional_headers=told)
     await server.connect(additional_headers=told, local_addr=("127.0.0.5", 0))
     assert server.process.sockets._by_network == {"198.51.100.7": 1, "127.0.0.5": 1}
-    # What a client told the proxy before that is not believed either.
+    # Entries that the client itself sent to the proxy are not trusted, either.
     await server.connect(additional_headers={"X-Forwarded-For": "203.0.113.1, 198.51.100.7"})
     assert server.process.sockets._by_network["198.51.100.7"] == 2
 
@@ -177,7 +177,7 @@ async def test_too_many_sessions_of_an_account_are_refused(
         one, "POST", "/v1/sessions/chat-more/heartbeat", one.token(), json={"kind": "chat"}
     )
     assert beat.status_code == 429
-    # Those that run can be joined, and one that ends makes room.
+    # Running sessions can be joined, and an ended session makes room.
     assert (await second.ask("start", kind="chat", session_id="chat-0"))["type"] == "session"
     await first.ask("stop", session_id="chat-0")
     assert (await first.ask("start", kind="chat", session_id="chat-more"))["type"] == "session"
@@ -278,7 +278,7 @@ async def test_a_client_that_vanishes_while_it_connects_is_no_error(
 async def test_a_session_is_not_stopped_by_a_socket_that_breaks_off(scene: BilledSession) -> None:
     client = await scene.server.login()
     await client.ask("start", kind="call", session_id="bill-1")
-    # Cut in the middle of a message: the frame says 100 bytes and has ten.
+    # Cut in the middle of a message: the frame announces 100 bytes and has ten.
     client.connection.transport.write(b"\x81\xe4\0\0\0\0" + b'{"type":"s')
     client.connection.transport.abort()
     with pytest.raises(ConnectionClosed):

@@ -1,4 +1,4 @@
-"""The OpenAPI document is made of the routes and their docstrings."""
+"""The OpenAPI document is made from the routes and their docstrings."""
 
 from starlette.requests import Request
 from starlette.responses import Response

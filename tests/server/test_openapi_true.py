@@ -1,9 +1,8 @@
-"""What ``/openapi.json`` says is true: schemathesis asks all that it allows, and forbids.
+"""``/openapi.json`` is true: schemathesis sends what it allows and forbids.
 
-Whatever is routed and described is asked, by each of those who may ask anything: at the
-edges of every field, with what no field may be, and in sequences. An answer must have a
-status, a media type and a form that the document names; what is forbidden is refused, and
-what is allowed is not called malformed.
+Schemathesis calls every described route with every kind of bearer: at the edges of every field,
+with forbidden values, and in sequences. An answer must have a status, a media type and a form that
+the document names; forbidden requests are refused, and allowed requests are not called malformed.
 """
 
 import ast
@@ -23,7 +22,7 @@ from tests.server.api import ask, grant
 SEED = 20_261_125
 EXAMPLES = 5
 ALLOWED = ["2xx", "401", "402", "403", "404", "409", "422", "429"]
-"""What a request may come to that is as the document wants it; not 400, and never 5xx."""
+"""Statuses that a request in the documented form may get; not 400, and never 5xx."""
 UNSPEAKABLE = {
     "GET /v1/accounts/{id}/ledger": "a cursor is one that a page gave",
     "POST /v1/accounts/{id}/grants": "a grant does not expire before it is made",
@@ -37,13 +36,13 @@ UNSPEAKABLE = {
     "POST /api/usage/track-minute": "a minute is of today",
     "GET /v1/ops/reports/usage.csv": "a report begins before it ends",
 }
-"""Calls with a rule that no schema can say, and that may so answer 400 to what fits it."""
+"""Calls with a rule that no schema can express; they may answer 400 to a fitting request."""
 NOT_FOR_OPERATORS = {"/api/usage/track-minute", "/api/time-tracking/{chat_id}/heartbeat"}
 """Calls of users that refuse a user who is an operator."""
 
 
 def configuration(bearer: str, known: list[str]) -> dict[str, Any]:
-    """How schemathesis is to ask: all that it can, and the same each time."""
+    """Schemathesis's settings: all kinds of requests, and the same each time."""
     malformed = {"positive_data_acceptance": {"expected-statuses": [*ALLOWED, "400"]}}
     return {
         "seed": SEED,
@@ -53,25 +52,25 @@ def configuration(bearer: str, known: list[str]) -> dict[str, Any]:
         "generation": {"deterministic": True, "max-examples": EXAMPLES, "database": "none"},
         "checks": {"positive_data_acceptance": {"expected-statuses": ALLOWED}},
         "operations": [{"include-name": name, "checks": malformed} for name in UNSPEAKABLE],
-        # Among ids of which nobody has heard, those of what is there.
+        # Half of the ids exist; schemathesis invents the others.
         "dictionaries": {"known": {"values": known}},
         "parameters": {
             "path.id": {"dictionary": "known", "probability": 0.5},
-            # Whom a backend or an operator means; a user's token says so itself.
+            # The user that a backend or an operator means; a user's token names its own user.
             "query.user": "ann",
         },
     }
 
 
 class Answers:
-    """What came of a run: what was wrong, and how each operation answered."""
+    """The outcome of a run: its failures, and the answers of each operation."""
 
     def __init__(self) -> None:
         self.wrong: dict[str, str] = {}
         self.statuses: defaultdict[str, set[int]] = defaultdict(set)
 
     def see(self, event: events.EngineEvent) -> None:
-        """Keeps what an event of the run says, the first of each kind."""
+        """Keeps the failures of an event of the run, the first of each kind."""
         if isinstance(event, events.NonFatalError | events.FatalError):
             self.wrong[str(event.id)] = repr(getattr(event, "value", event))
         if not isinstance(event, events.ScenarioFinished):
@@ -104,9 +103,12 @@ def explore(url: str, bearer: str, known: list[str]) -> Answers:
 
 @pytest.fixture(autouse=True)
 def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schemathesis and hypothesis read source in two threads, and CPython 3.11 has one depth for
-    all of them: where a callback of the garbage collector (hypothesis has one) lets another
-    thread parse in the middle, it raises ``SystemError``, "recursion depth mismatch"."""
+    """Lets only one thread at a time parse Python source.
+
+    Schemathesis and hypothesis read source in two threads, and CPython 3.11 has one depth for all
+    of them: where a callback of the garbage collector (hypothesis has one) lets another thread
+    parse in the middle, it raises ``SystemError``, "recursion depth mismatch".
+    """
     alone, parse = threading.RLock(), ast.parse
 
     def parse_alone(*args: Any, **options: Any) -> Any:
@@ -120,7 +122,7 @@ def one_parser(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_the_document_is_true(
     server: TestServer, role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What it asks is many times what an address or a user may ask in a minute.
+    # Schemathesis asks many times more than an address or a user may ask in a minute.
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10**9)
     await grant(server, "5", "k1")
@@ -136,7 +138,7 @@ async def test_the_document_is_true(
         for method, operation in operations.items():
             statuses = answers.statuses.pop(f"{method.upper()} {path}", set())
             allowed = {name for security in operation["security"] for name in security}
-            # An operator has a user's token, and is a user like any other.
+            # An operator has a user's token, and has a user's rights like any other.
             if "user" in allowed and path not in NOT_FOR_OPERATORS:
                 allowed.add("ops")
             may = not allowed or role in allowed

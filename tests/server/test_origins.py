@@ -1,4 +1,4 @@
-"""Whose pages may connect: origins as browsers write them, and configurations as people do."""
+"""Origins that may connect: as browsers send them, and as operators configure them."""
 
 import json
 from typing import Any
@@ -99,7 +99,7 @@ def test_settings_keep_the_browsers_form(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 OWN: list[tuple[str, dict[str, str], str, bool, bool]] = [
-    # origin, headers, scheme, proxied, whether it is one's own
+    # origin, headers, scheme, proxied, whether the origin is the server's own
     ("http://127.0.0.1:8000", {"host": "127.0.0.1:8000"}, "ws", False, True),
     ("http://app.example:8000", {"host": "APP.Example:8000"}, "ws", False, True),
     ("http://app.example", {"host": "app.example:80"}, "ws", False, True),
@@ -107,9 +107,9 @@ OWN: list[tuple[str, dict[str, str], str, bool, bool]] = [
     ("https://app.example", {"host": "app.example:443"}, "wss", False, True),
     ("https://app.example", {"host": "app.example"}, "wss", False, True),
     ("http://[::1]:8000", {"host": "[0::1]:8000"}, "ws", False, True),
-    # Where this port is named, nothing but plain HTTP is spoken.
+    # Where the origin names this port, only plain HTTP is spoken there.
     ("https://127.0.0.1:8000", {"host": "127.0.0.1:8000"}, "ws", False, False),
-    # A proxy that says nothing may have ended TLS; one that says so has.
+    # A proxy without a header may have ended TLS; a proxy with the header has.
     ("https://app.example", {"host": "app.example"}, "ws", False, True),
     ("http://app.example", {"host": "app.example"}, "wss", False, False),
     ("http://app.example", {"host": "app.example", "x-forwarded-proto": "https"}, "wss", True,
@@ -129,7 +129,7 @@ OWN: list[tuple[str, dict[str, str], str, bool, bool]] = [
     ("chrome-extension://app.example", {"host": "app.example"}, "ws", False, False),
     ("http://app.example", {"host": "x@app.example"}, "ws", False, False),
     ("http://evil.example", {"host": "app.example"}, "ws", False, False),
-    # What a trusted proxy says of the host that the browser asked for.
+    # The trusted proxy's header about the host that the browser asked for.
     ("https://app.example", {"host": "10.0.0.7:8000", "x-forwarded-host": "App.example",
      "x-forwarded-proto": "https"}, "wss", True, True),
     ("https://app.example:8443", {"host": "upstream", "x-forwarded-host": "app.example:8443"}, "ws",

@@ -1,4 +1,4 @@
-"""Handshakes that are sent to anything else than the socket's path."""
+"""Handshakes to any path except the socket's."""
 
 import pytest
 from websockets.asyncio.client import connect

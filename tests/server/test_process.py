@@ -1,4 +1,4 @@
-"""A process starts once, and sends its clients away before it stops."""
+"""A process starts once, and drains its clients before it stops."""
 
 import asyncio
 
@@ -22,7 +22,7 @@ async def test_a_draining_process_sends_its_clients_elsewhere(start_server: Star
     silent = await one.connect()
     async with asyncio.timeout(TIMEOUT_S):
         await one.process.drain()
-    # When the drain is over the sessions are settled, whatever the clients do.
+    # After the drain the sessions are settled, whatever the clients do.
     left = await found(one, "chat-1")
     assert (left.session.standing.phase, left.nodes) == (Phase.SUSPENDED, frozenset())
     for gone in (client, silent):
@@ -50,7 +50,7 @@ async def test_who_leaves_a_draining_process_for_another_loses_no_time(
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
     drained = asyncio.create_task(one.process.drain())
     await client.until("reconnect")
-    # It is served here until it has sat down there.
+    # The session is served here until the client has joined it there.
     await client.until("tick")
     back = await two.login()
     assert (await back.ask("start", kind="chat", session_id="chat-1"))["state"] == "active"

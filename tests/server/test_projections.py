@@ -1,4 +1,4 @@
-"""Months, limits and where they lead: arithmetic, at instants of the test's choice."""
+"""Months, limits and projections: arithmetic at chosen instants."""
 
 import datetime
 from zoneinfo import ZoneInfo

@@ -1,4 +1,4 @@
-"""The push path, and the seam to uvicorn that it stands on."""
+"""The push path, and the parts of uvicorn that it overrides."""
 
 import asyncio
 import gc
@@ -136,7 +136,7 @@ async def test_slow_consumer_is_closed_4001_above_a_mebibyte() -> None:
         assert WRITE_BUFFER_CLOSE_BYTES < push.transport.get_write_buffer_size() <= bound
         assert await accepted.disconnect_code() == 4001
         assert not push.push(NOTICE)
-        # Should it read after all, it is told why.
+        # If the consumer reads after all, it gets the close code.
         for _ in range(pushed):
             assert (await peer.frame())[1] == NOTICE[4:]
         assert await peer.close_code() == 4001
@@ -171,7 +171,7 @@ async def test_pings_come_and_silence_is_closed_4003() -> None:
         assert await peer.frame() == (0x89, b"")
         assert await peer.close_code() == 4003
         assert await accepted.disconnect_code() == 4003
-        # It does not answer the close either.
+        # The peer does not answer the close, either.
         assert await served.lost.get() is accepted.push
 
 
@@ -286,7 +286,7 @@ async def test_the_socket_offers_itself_and_holds_no_dictionary() -> None:
         _, accepted = await served.pair()
         push = accepted.scope["extensions"][EXTENSION]
         assert isinstance(push, PushProtocol)
-        # An attribute that an upgrade adds works, and costs a dictionary a socket.
+        # An attribute that an upgrade adds works, and costs each socket a dictionary.
         assert vars(push) == {}
         assert vars(push.conn) == {}
         # Nor what only the handshake needed, of which websockets' parser has a share.
@@ -304,10 +304,10 @@ def test_options_are_the_wire_s() -> None:
 
 
 def test_the_seam_to_uvicorn_is_as_it_was() -> None:
-    """What is overridden, called or set here exists there by these names.
+    """What is overridden, called or set exists in uvicorn by these names.
 
-    Fails at an upgrade that moves one: then read uvicorn's websockets_sansio_impl.py
-    against server/transport/websocket_protocol.py, and set the version here.
+    Fails at an upgrade that moves one: then read uvicorn's websockets_sansio_impl.py against
+    server/transport/websocket_protocol.py, and set the version here.
     """
     assert version("uvicorn") == "0.54.0"
     assert version("websockets") == "17.4"

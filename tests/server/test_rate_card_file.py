@@ -1,4 +1,4 @@
-"""The file of the rate card."""
+"""Loading the file of the rate card."""
 
 from pathlib import Path
 

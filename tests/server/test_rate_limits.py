@@ -1,4 +1,4 @@
-"""How much a user may ask, and how many users are counted."""
+"""How many requests a user may make, and how many users are counted."""
 
 import pytest
 
@@ -23,8 +23,8 @@ async def test_a_user_who_asks_too_much_is_told_to_wait(
     refused = await ask(server, "GET", "/v1/accounts/ann", token)
     assert_problem(refused, 429, "rate_limited")
     assert refused.headers["retry-after"] == "3600", "an hour at most"
-    # Another token of the same user is no way out; others are not concerned, and a
-    # backend asks as much as it likes.
+    # Another token of the same user has the same limit; other users are not affected, and a backend
+    # has no limit.
     again = await ask(server, "GET", "/v1/accounts/ann", server.token(ttl_seconds=60))
     assert again.status_code == 429
     assert (await ask(server, "GET", "/v1/accounts/bob", server.token("bob"))).status_code == 200
@@ -48,7 +48,7 @@ def test_users_who_ask_are_remembered_up_to_a_number(monkeypatch: pytest.MonkeyP
     for name in (ann, bob):
         with pytest.raises(PeerError):
             requests.check(name)
-    requests.check(eve)  # ann was silent for longest
+    requests.check(eve)  # ann was silent the longest
     assert len(requests._buckets) == 2
     with pytest.raises(PeerError):
         requests.check(bob)

@@ -1,4 +1,4 @@
-"""Minutes that clients count for themselves, and the sessions that they make."""
+"""Minutes that clients count themselves, and the sessions that they make."""
 
 import asyncio
 import datetime
@@ -120,7 +120,7 @@ async def test_minutes_may_come_in_any_order(server: TestServer, connection: Con
 async def test_a_metered_session_gives_back_the_minute_that_is_reported(
     server: TestServer, limit: Callable[[TestServer, int], Awaitable[object]]
 ) -> None:
-    """It holds the whole rest of the month, of which it needs one minute."""
+    """The metered session holds the whole rest of the month, of which it needs one minute."""
     await limit(server, 2)
     await recording(server, "live-1")
     assert (await track(server, 1)).status_code == 200
@@ -132,7 +132,7 @@ async def test_a_metered_session_gives_back_the_minute_that_is_reported(
 async def test_minutes_of_sessions_that_do_not_answer_are_unavailable(
     server: TestServer, limit: Callable[[TestServer, int], Awaitable[object]]
 ) -> None:
-    """As credits are: there may be some, once the sessions answer."""
+    """As with credits, there may be minutes once the sessions answer."""
     await limit(server, 2)
     await recording(server, "live-1")
     tenants = server.process.registry.tenants
@@ -146,7 +146,7 @@ async def test_minutes_of_sessions_that_do_not_answer_are_unavailable(
 
 
 async def consistent(server: TestServer, minutes: int) -> None:
-    """Stops the session; its receipt begins with its first segment and ends with its last."""
+    """Stops the session; checks the receipt against its segments."""
     await ask(server, "POST", "/v1/sessions/rec-1/stop", ann(server))
     for _ in range(2):  # from Redis, and from the record
         receipt = (await ask(server, "GET", "/v1/sessions/rec-1", ann(server))).json()
@@ -172,7 +172,7 @@ async def test_a_session_begins_with_its_earliest_minute(server: TestServer) -> 
 
 
 async def test_a_socket_goes_on_before_a_minute_dated_ahead(server: TestServer) -> None:
-    """The segment of what it counted ended before it began."""
+    """The segment of the counted minute ended before it began."""
     assert (await track(server, -4)).status_code == 200
     client = await server.login("ann", org="acme")
     await client.ask("start", kind="recording", session_id="rec-1")
@@ -190,7 +190,7 @@ async def test_an_exhausted_month_refuses_the_minute(
         assert (await track(server, minutes_ago)).status_code == 200
     problem = assert_problem(await track(server, 1), 402, "limit_reached")
     assert problem["limit"] == "member_minutes"
-    # What was counted stays so, and a raised limit takes the minute at the next attempt.
+    # Counted minutes stay so, and a raised limit takes the minute at the next attempt.
     assert (await track(server, 2)).json()["duplicate"] is True
     await limit_member(server, 3)
     assert (await track(server, 1)).json()["duplicate"] is False
@@ -285,7 +285,7 @@ async def test_who_may_report_a_minute(server: TestServer) -> None:
     assert_problem(await track(server, 0, ann(server), f"{TRACK}?org=other"), 403, "forbidden")
     assert (await track(server, 0, API_KEY, path)).json()["duplicate"] is False
     assert (await track(server)).json()["duplicate"] is True
-    # The session is ann's, live or written down.
+    # The session is ann's, live or in the record.
     assert_problem(await track(server, 0, ben), 403, "forbidden")
     await grow_cold(server.process.redis)
     assert_problem(await track(server, 0, ben), 403, "forbidden")

@@ -1,4 +1,4 @@
-"""Minutes that clients count, mixed with sockets on the same sessions: all of it adds up."""
+"""Reported minutes and sockets mixed on the same sessions: all adds up."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ class Mix:
         self.begun_at = min(minute_at(server) for server in servers)
 
     async def step(self) -> None:
-        """One thing that clients do."""
+        """One random action of a client."""
         dice = self.random.random()
         if dice < 0.7:
             await asyncio.gather(*(self.report() for _ in range(3)))
@@ -36,7 +36,7 @@ class Mix:
             await self.stop(self.random.choice(SESSIONS))
 
     async def report(self) -> None:
-        """A minute of the last half hour, perhaps once more."""
+        """Reports a minute of the last half hour, perhaps twice."""
         at = self.begun_at - self.random.randrange(30) * MINUTE_MS
         response = await track(
             self.random.choice(self.servers),
@@ -47,7 +47,7 @@ class Mix:
         assert response.status_code in (200, 402, 409, 503), response.text
 
     async def open(self) -> None:
-        """A socket that joins or starts a session, perhaps goes on with it, and is gone."""
+        """A socket joins or starts a session, perhaps resumes it, and closes."""
         server, session_id = self.random.choice(self.servers), self.random.choice(SESSIONS)
         client = await server.login("ann", org="acme")
         joined = await client.ask("start", kind="recording", session_id=session_id)
@@ -57,7 +57,7 @@ class Mix:
         server.clients.remove(client)
 
     async def stop(self, session_id: str) -> None:
-        """The end of a session, if it has begun."""
+        """Stops a session, if it has begun."""
         server = self.random.choice(self.servers)
         await ask(server, "POST", f"/v1/sessions/{session_id}/stop", ann(server))
 

@@ -1,4 +1,4 @@
-"""Sessions that reported minutes make: their end, what they keep, and what brings them back."""
+"""Sessions from reported minutes: their end, their contents, and their return."""
 
 import asyncio
 import datetime
@@ -65,7 +65,7 @@ async def test_a_reported_session_ends_when_nothing_more_is_heard_of_it(
     last_at = minute_at(server) + server_limits.REPORTED_SILENCE_MS_MAX // 2 - MINUTE_MS
     answer = await track(server, minute_timestamp=last_at, seconds_recorded=5)
     assert answer.json()["minute"] == 1
-    # The timer of the first minute fires, and waits on for the second.
+    # The timer of the first minute fires, and is set again for the second.
     advance(server, server_limits.REPORTED_SILENCE_MS_MAX // 2 + 2 * MINUTE_MS)
     await settled(server)
     assert (await ask(server, "GET", path, ann(server))).json()["state"] == "paused"
@@ -81,7 +81,7 @@ async def test_a_reported_session_ends_when_nothing_more_is_heard_of_it(
     row = await connection.fetchrow("SELECT state, minutes, metadata, is_reported FROM sessions")
     assert row is not None
     assert tuple(row) == ("ended", 2, None, True)
-    # Nothing draws on the counters any more, so they may leave Redis.
+    # No session uses the counters any more, so they may leave Redis.
     keys, redis = server.process.live.keys, server.process.redis
     for key in (
         keys.account("org:acme", "ann"),
@@ -142,8 +142,8 @@ async def test_after_everything_left_redis_the_record_goes_on(
 async def test_a_gap_in_the_recorded_minutes_is_waited_for(
     server: TestServer, connection: Connection, is_lost: bool
 ) -> None:
-    """The record has a later minute that Redis lacks, and the one before is on its way: the next
-    one has the number of neither."""
+    """The record has a later minute that Redis lacks, and the minute before is on its way: the next
+    minute must get the number of neither."""
     process = server.process
     await limit_org(server, 10)
     await track(server, 4)
@@ -185,7 +185,7 @@ async def test_metadata_makes_no_session_reported(
     row = await connection.fetchrow("SELECT metadata::text, is_reported FROM sessions")
     assert row is not None
     assert (json.loads(row["metadata"]), row["is_reported"]) == (metadata, False)
-    # Redis has lost it: its process puts it back, and no client's word does.
+    # Redis has lost the session: its process asserts it, and no client's request does.
     await grow_cold(server.process.redis)
     assert_problem(await track(server), 503, "unavailable")
 

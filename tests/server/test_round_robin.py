@@ -1,4 +1,4 @@
-"""What waits for several owners is taken in turns."""
+"""Waiting items of several owners are taken in turns."""
 
 from server.runtime.round_robin import RoundRobin
 

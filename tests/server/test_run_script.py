@@ -1,4 +1,4 @@
-"""``scripts/run`` serves in the environment that is set."""
+"""``scripts/run`` respects the environment's settings."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Secrets are asked for outside development, and made for a first look."""
+"""Secrets are required outside development, and generated in development."""
 
 import stat
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Many spend from one account on two processes, while its sessions burn and it is topped up.
+"""Many clients spend from one account on two processes, beside live sessions.
 
-Spends, holds and claims meet in one Redis and one Postgres over many connections, in
-whatever order those take them; only the time of the sessions is made up.
+Spends, holds and claims meet in one Redis and one Postgres over many connections, in whatever order
+those take them; the account is topped up meanwhile. Only the time of the sessions is made up.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ SPENDERS = 200
 SESSIONS = 20
 TURNS = 5
 NEEDED_MICROS = SESSIONS * 6 * CREDIT // 60
-"""What sessions may keep when little is left: grants of five seconds, and one increment."""
+"""What sessions may keep when little is left: a five-second grant and one increment."""
 
 
 class SpendTally(msgspec.Struct):
-    """What came of all the asking."""
+    """The outcomes of all requests."""
 
     spent_micros: int = 0
     answers: Counter[str] = msgspec.field(default_factory=Counter)
@@ -39,7 +39,7 @@ class SpendTally(msgspec.Struct):
 
 
 class Spender:
-    """Asks again and again, for more than there is: spends, repeats, holds, posts, voids."""
+    """Asks for more than there is: spends, repeats, holds, posts, voids."""
 
     def __init__(self, number: int, ledgers: list[CreditLedger], tally: SpendTally) -> None:
         self.number = number
@@ -82,7 +82,7 @@ class Spender:
             self.ledger.post(ANN.tenant, hold_id, charge),
             self.ledger.void(ANN.tenant, hold_id),
         ]
-        self.random.shuffle(both)  # who asks first has it, as a rule
+        self.random.shuffle(both)  # the first request usually wins
         (done,) = [
             answer for answer in await asyncio.gather(*both) if isinstance(answer, Posted | Voided)
         ]
@@ -98,7 +98,7 @@ class Spender:
 
 
 class LowestBalance(msgspec.Struct):
-    """The lowest that the account ever was, as every answer of Redis showed it."""
+    """The lowest balance of the account in any answer of Redis."""
 
     balance_micros: int = limits.BALANCE_MICROS_MAX
     available_micros: int = limits.BALANCE_MICROS_MAX
@@ -114,7 +114,7 @@ class LowestBalance(msgspec.Struct):
 def watch(
     ledger: CreditLedger, watched: LowestBalance, tally: SpendTally, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Looks at every answer, and at each refusal whether it was one."""
+    """Watches every answer, and checks that each refusal was right."""
     decide, short, until = ledger.decide, ledger.short, ledger.recall.until
 
     async def seen(*arguments: object) -> object:
@@ -125,7 +125,7 @@ def watch(
     def refused(answer: object, micros: int) -> Short:
         made = short(answer, micros)  # type: ignore[arg-type]
         figures = answer.figures  # type: ignore[attr-defined]
-        # All that is left, but for open holds and for what the sessions need to run on.
+        # All that is left, except open holds and what the sessions need to run on.
         spendable = made.credits_micros - figures.reserved_micros - NEEDED_MICROS
         if micros <= spendable:
             tally.refused_falsely.append(f"{micros} of {spendable}: {made}")
@@ -148,7 +148,7 @@ async def burn(
     came_in = 0
     while not spending.done():
         await cluster.advance(1_000)
-        # The flusher meets those who write the same records themselves.
+        # The flusher writes the same records as the processes do themselves.
         await cluster.flush()
         if came_in < 300 * CREDIT:
             await cluster.grant(15 * CREDIT)
@@ -174,7 +174,7 @@ async def test_two_hundred_spend_while_twenty_burn(
         browsers.append(browser)
     for one in nodes:
         watch(one.ledger, watched, tally, monkeypatch)
-        # What is waited for comes in any case: nothing depends on how fast.
+        # Everything awaited here comes eventually: the test does not depend on speed.
         one.ledger.recall.wait_ms = 1_000
     spenders = [Spender(number, [one.ledger for one in nodes], tally) for number in range(SPENDERS)]
     spending = asyncio.gather(*(spender.run() for spender in spenders))

@@ -1,4 +1,4 @@
-"""Operations are charged at once: decided in Redis, acknowledged in Postgres, once."""
+"""Operations are charged at once: decided in Redis, acknowledged in Postgres."""
 
 import asyncio
 from datetime import date
@@ -89,7 +89,7 @@ async def test_a_spend_that_broke_off_is_done_once(
         await cluster.flush()
     other = await cluster.node()
     cluster.clock.now_ms += 61_000
-    # Somebody else tries again, and the price has changed meanwhile.
+    # Another client tries again, and the price has changed meanwhile.
     again = await spent(other.ledger, "s1", CREDIT if where == "before Redis" else 2 * CREDIT)
     assert again.amount_micros == CREDIT
     assert again.credits_micros == 2 * CREDIT
@@ -154,7 +154,7 @@ async def test_the_month_of_a_tier(cluster: Cluster, node: Node) -> None:
     assert await node.ledger.hold(
         ANN, hold_id="h1", micros=1, ttl_ms=1, operation="script_generation"
     ) == Limited(limit=3, used=3)
-    # Redis forgets, the record does not.
+    # Redis forgets the spend, the record does not.
     await cluster.flush()
     await grow_cold(cluster.redis)
     assert await ask("s3") == Limited(limit=3, used=3)
@@ -233,14 +233,14 @@ async def test_what_a_session_merely_holds_is_not_in_the_way(
     await browser.start("chat-1", chat(free_ms=0))
     await cluster.advance(30_000)
     before = await cluster.account()
-    # It holds 65 s ahead from its first instant.
+    # The session holds 65 s ahead from its first instant.
     assert before["balance"] - before["held"] == 10 * CREDIT - 65 * CREDIT // 60
     answer = await spent(node.ledger, "s1", 9 * CREDIT)
     assert answer.credits_micros == CREDIT // 2
     await cluster.settle()
     # It holds no further ahead than one does who has little left.
     assert (await cluster.account())["held"] <= 6 * CREDIT // 60
-    # The session knows what it has left, and goes on to there.
+    # The session knows what is left, and runs to that point.
     assert browser.all("limit_warning")[-1]["remaining_ms"] == 30_000
     await cluster.advance(60_000)
     (reached,) = browser.all("limit_reached")

@@ -1,4 +1,4 @@
-"""A process that stood still, and what it then reads in its sockets."""
+"""A process that stood still, and the messages it then reads."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ async def test_what_is_read_after_a_standstill_proves_what_was_before() -> None:
     clock.now_ms += server_limits.STOOD_STILL_MS
     assert stall_detector.proof_at(clock.now()) == clock.now()
     clock.now_ms = awake_at + STOOD_MS
-    # Whether the sockets are read before the timer fires or after, it is the same.
+    # The result does not depend on whether the sockets are read before the timer fires.
     assert stall_detector.proof_at(clock.now()) == awake_at
     stall_detector.beat()
     assert stall_detector.proof_at(clock.now()) == awake_at
@@ -43,7 +43,7 @@ async def test_what_is_read_after_a_standstill_proves_what_was_before() -> None:
 async def test_a_process_that_stood_still_beats_before_anything_else(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are about to take it for dead."""
+    """Other processes are about to take it for dead."""
     process, asked = server.process, list[str]()
     await server.grant(5 * CREDIT)
     client = await server.login()

@@ -1,4 +1,4 @@
-"""What settings give away is refused, or told in the log."""
+"""Unsafe settings are refused, or logged."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Claims on their way to Redis: how many at once, and what becomes of those behind."""
+"""Claims on their way to Redis: how many at once, and in which order."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ STEP = step_of("ann")
 
 
 class SlowRedis:
-    """Answers when it is let; counts what it was asked meanwhile."""
+    """A Redis that answers when the test lets it; counts the requests meanwhile."""
 
     def __init__(self) -> None:
         self.answering = asyncio.Event()
@@ -52,7 +52,7 @@ class SlowRedis:
 
 
 class FakeSource:
-    """Asks for a step, and notes what becomes of it."""
+    """Asks for a step, and notes the outcomes."""
 
     node = "here"
 
@@ -107,10 +107,10 @@ async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
     redis.failing = True
     redis.answering.set()
     await pipeline.idle()
-    # What was sent may have been made, and so may what was sent before.
+    # The step under way may have been made, and so may the step sent before.
     assert all(local.heard == [None] for local in sent)
     assert [local.heard for local in behind] == [[False], [None]] * 5
-    # The next ones are sent as ever.
+    # The next steps are sent as usual.
     redis.failing, later = False, FakeSource()
     pipeline.ask(later, STEP)
     await pipeline.idle()
@@ -121,7 +121,7 @@ async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
 async def test_a_neighbour_hears_before_all_of_a_thousand_sessions_have_heard(
     failing: bool,
 ) -> None:
-    """Its answer came in the same batch as those of a customer's 256 sessions, and after."""
+    """Its answer came after those of a customer's 256 sessions, in the same batch."""
     redis, heard = SlowRedis(), list[str]()
 
     class NamedSource(FakeSource):

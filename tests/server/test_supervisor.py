@@ -34,7 +34,7 @@ reconnect_grace_seconds = 60
 
 
 def workers_of(supervisor: SpawnedProcess) -> dict[int, int]:
-    """The processes of a supervisor that are no zombies: their places by their ids."""
+    """The worker processes of a supervisor, without zombies: places by process id."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -48,8 +48,10 @@ def workers_of(supervisor: SpawnedProcess) -> dict[int, int]:
 
 
 async def reach(installation: Installation, token: str) -> tuple[SocketClient, dict[str, Any]]:
-    """A socket of a user, as a client opens it that comes back after a failure: the kernel
-    may have given it to a process that stops accepting in this moment."""
+    """A user's socket, opened with retries.
+
+    The kernel may give a connection to a process that stops accepting in this moment.
+    """
     while True:
         try:
             return await installation.connect(token)
@@ -65,7 +67,7 @@ async def node_of(installation: Installation, token: str) -> str:
 
 
 async def nodes(installation: Installation, token: str) -> set[str]:
-    """All processes that serve, once there are as many as there should be."""
+    """All processes that serve, once the expected number is there."""
     found: set[str] = set()
 
     async def all_found() -> bool:
@@ -93,7 +95,7 @@ async def supervised(**environment: str) -> AsyncIterator[tuple[Installation, Sp
 
 @pytest.fixture
 async def metrics_port() -> int:
-    """One with a free one after it: every process has its own."""
+    """A free port with a free port after it: every process has its own."""
     while True:
         (port,) = free_ports(1)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):
@@ -101,7 +103,7 @@ async def metrics_port() -> int:
 
 
 async def scraped(port: int, path: str = "/metrics") -> httpx.Response | None:
-    """What a process answers on a port of its own; None: there is no answer."""
+    """The metrics of a process on its own port; None: no answer."""
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
             return await client.get(path)
@@ -110,10 +112,10 @@ async def scraped(port: int, path: str = "/metrics") -> httpx.Response | None:
 
 
 async def sockets_at(port: int) -> float:
-    """How many sockets a process says that it has."""
+    """The number of sockets in a process's metrics."""
     answer = await scraped(port)
     if answer is None:
-        return -1  # it does not answer yet
+        return -1  # the process does not answer yet
     (line,) = [one for one in answer.text.splitlines() if one.startswith("taximeter_sockets ")]
     return float(line.split()[1])
 
@@ -149,7 +151,7 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
         for index in range(WORKERS):
             await eventually(partial(has_one, metrics_port + index))
 
-        # One is killed: the session goes on at the other, and its place is filled again.
+        # One process is killed: the session goes on at the other, and its place is filled again.
         killed = next(pid for pid, index in pids.items() if index == 0)
         os.kill(killed, signal.SIGKILL)
         lost = {asyncio.create_task(one.connection.wait_closed()): one for one in clients.values()}
@@ -161,7 +163,7 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
         second = await nodes(installation, token)
         assert len(first & second) == 1
 
-        # All are replaced; a client that is sent away finds a successor.
+        # All processes are replaced; a drained client finds a successor.
         supervisor.child.send_signal(signal.SIGHUP)
         await stayed.until("reconnect")
         back, welcome = await reach(installation, token)
@@ -182,7 +184,7 @@ async def test_processes_share_a_port_and_are_looked_after(metrics_port: int) ->
         for index in range(WORKERS):
             ready = await eventually(partial(scraped, metrics_port + index, "/readyz"))
             assert ready.json()["status"] == "ready"
-        # Ctrl-C is passed on, and is no failure of anybody.
+        # Ctrl-C is passed on, and counts as no failure.
         assert await supervisor.stop(signal.SIGINT) == 130
         assert "Traceback" not in supervisor.errors
         assert "worker_killed" not in supervisor.errors
@@ -194,7 +196,7 @@ async def has_one(port: int) -> bool:
 
 
 async def stopped(installation: Installation, client: SocketClient, token: str) -> dict[str, Any]:
-    """Ends the session, wherever it is served by now."""
+    """Ends the session, whichever process serves it now."""
     try:
         return await client.ask("stop", session_id="chat-1")
     except Exception:

@@ -1,4 +1,4 @@
-"""What a process that dies or goes leaves behind is looked after, whatever stands in the way."""
+"""Peers clean up after a process that dies or leaves, through all obstacles."""
 
 import asyncio
 
@@ -30,7 +30,7 @@ async def test_a_process_that_goes_hands_over_the_graces_it_began(
     await client.close()
     await reaches(one, "chat-1", Phase.SUSPENDED)
     await one.process.membership.stop()
-    # The other process does not wait until its silence is long enough.
+    # The other process does not wait for the full time-out of silence.
     assert await nodes(two) == {two.process.node}
 
     async def adopted() -> bool:
@@ -94,7 +94,7 @@ async def test_one_session_that_cannot_be_swept_holds_up_no_other(
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beats follow each other at once."""
+    """Heartbeats follow each other without a pause."""
     monkeypatch.setattr(server_limits, "PRESENCE_BEAT_MS", 1)
 
 

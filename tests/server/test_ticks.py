@@ -1,4 +1,4 @@
-"""Ticks and proofs of life, through real sockets: nothing goes out that is not proven."""
+"""Ticks and proofs of life through real sockets: only proven time is sent."""
 
 from typing import cast
 
@@ -16,7 +16,7 @@ from tests.server.billed_session import CREDIT, connection_of, eventually
 
 @pytest.fixture
 def pings(monkeypatch: pytest.MonkeyPatch) -> list[PushProtocol]:
-    """The pings that the server wanted to send; none is sent, so no client answers."""
+    """The pings that the server wants to send; none is sent, so no client answers."""
     asked: list[PushProtocol] = []
 
     def ping_now(self: PushProtocol) -> bool:
@@ -28,14 +28,14 @@ def pings(monkeypatch: pytest.MonkeyPatch) -> list[PushProtocol]:
 
 
 def passes(server: TestServer, ms: int) -> None:
-    """Time passes, and every timer that is due by then has its turn."""
+    """Time passes, and every timer that is due by then fires."""
     advance(server, ms)
     server.process.timers.run_due(server.process.clock.now())
 
 
 @pytest.fixture(autouse=True)
 def _is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time that is set forward is no standstill."""
+    """A time set forward is not taken for a standstill."""
     monkeypatch.setattr(StallDetector, "proof_at", lambda self, now_ms: now_ms)
 
 
@@ -50,7 +50,7 @@ async def test_a_socket_that_answers_no_ping_gets_no_tick(
         passes(server, 250)
     assert tally.ticks_pushed == 0
     assert 10 <= len(pings) <= 40
-    # One pong is worth the tick that waits for it, and no other.
+    # One pong frees the one tick that waits for it.
     connection_of(server)._alive()
     assert tally.ticks_pushed == 1
     assert (await client.until("tick"))["elapsed_ms"] >= 10_000
@@ -72,7 +72,7 @@ async def test_many_sessions_of_a_socket_share_its_pings(
     for _ in range(100):
         passes(server, 10)
     assert 1 <= len(pings) <= 1_000 // server_limits.PROBE_SPACING_MS + 1
-    # The pong to one of them is a proof to all.
+    # The pong of one socket is a proof for all.
     before = server.process.metrics.tally.ticks_pushed
     connection_of(server)._alive()
     assert server.process.metrics.tally.ticks_pushed - before == 30
@@ -98,7 +98,7 @@ async def test_what_was_read_after_a_standstill_frees_no_tick(
 async def test_who_watches_elsewhere_sees_what_is_proven(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    """The user over another socket, or a colleague whose token lists the session."""
+    """The observer is the user on another socket, or a colleague whose token lists the session."""
     here, there = await start_server(), await start_server()
     client = await here.login("ann", org="acme")
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=60_000)
@@ -106,7 +106,7 @@ async def test_who_watches_elsewhere_sees_what_is_proven(
     assert (await observer.ask("watch", session_id="chat-1"))["type"] == "session"
     await observer.until("tick")
     await observer.until("tick")
-    # The client's socket answers nothing any more: they see no more than is proven.
+    # The client's socket answers no more: observers see only what is proven.
     monkeypatch.setattr(PushProtocol, "ping_now", lambda self: True)
     (connection,) = here.process.sockets.connections
     cast(Connection, connection).socket.on_alive = None

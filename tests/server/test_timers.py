@@ -1,4 +1,4 @@
-"""The wheel of timers: what is due fires in order, and what was cancelled does not stay."""
+"""The timer wheel: due timers fire in order, and cancelled ones are freed."""
 
 import random
 
@@ -7,7 +7,7 @@ from server.runtime.timers import Timer, Timers, Wheel
 
 
 class SteppedClock:
-    """A clock that is set by hand."""
+    """A clock that the test sets."""
 
     now_ms = 0
 

@@ -1,4 +1,4 @@
-"""Tokens that are made here are good."""
+"""Tokens that this server makes are good."""
 
 from typing import Any
 

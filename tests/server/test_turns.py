@@ -1,4 +1,7 @@
-"""One customer's work never makes a turn of the loop long: work is counted, not time."""
+"""One customer's work never makes a turn of the loop long.
+
+The tests count work, not time.
+"""
 
 import asyncio
 from collections import Counter
@@ -16,11 +19,11 @@ from tests.server.billed_session import CREDIT, eventually
 from tests.server.test_timers import SteppedClock
 
 SESSIONS = 60
-"""Of one account, on one socket; several turns' worth of them."""
+"""A number of sessions of one account on one socket: several turns' worth of work."""
 
 
 class Counted:
-    """Counts what is done from one turn of the loop to the next: in two of them at most."""
+    """Counts the work between two turns of the loop: in two of them at most."""
 
     def __init__(self) -> None:
         self.turns: list[int] = []
@@ -100,7 +103,7 @@ async def test_tasks_and_work_share_the_turns() -> None:
 
 
 async def test_tasks_of_many_customers_take_turns() -> None:
-    """A neighbour's one waited behind all that a customer had waiting."""
+    """A neighbour's task otherwise waits behind all of a customer's tasks."""
     turns, counted, done = Turns(4), Counted(), list[str]()
 
     async def task(owner: str) -> None:
@@ -166,7 +169,7 @@ async def crowded(start_server: StartServer) -> tuple[TestServer, Any]:
 async def test_sessions_of_one_account_that_go_together_are_looked_at_in_parts(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each message of the account concerned every session of it: thousands of projections."""
+    """Otherwise each message of the account concerns all its sessions: thousands of projections."""
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     server, client = await crowded(start_server)
     registry, changes, parts = server.process.registry, Counted(), Counted()
@@ -210,7 +213,7 @@ async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
     registry.channel_events.limits_changed("user:bob", "adjusted")
     await registry.idle()
     assert max(refreshed.turns) <= 2 * server_limits.UNITS_PER_TURN
-    # Once for those told before it began, once for those told after.
+    # Once for listeners called before it began, once for those called after.
     assert SESSIONS <= sum(refreshed.turns) <= 2 * SESSIONS
 
 
@@ -229,7 +232,7 @@ async def test_a_credit_is_told_to_many_sockets_in_parts(
     await client.until("credit")
 
     async def are_told() -> bool:
-        return sum(told.turns) >= 200  # for whatever else is told of the account too
+        return sum(told.turns) >= 200  # the account has other messages, too
 
     await eventually(are_told)
     assert max(told.turns) <= 2 * server_limits.UNITS_PER_TURN

@@ -46,8 +46,10 @@ def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_session_is_written_down_before_what_was_appended_to_it() -> None:
-    """Postgres may have neither: another process appended the beginning. Minutes without their
-    session are not found when an account is loaded, and are charged again."""
+    """Postgres may have neither record: another process appended the beginning.
+
+    Minutes without their session are not found when an account is loaded, and are charged again.
+    """
     unflushed, session = UnflushedEntries(), session_of()
     started = started_record(session.identity)
     unflushed.keep(0, "9-0", [started, RECORD], session)

@@ -1,4 +1,4 @@
-"""Events and locks that are small while nobody waits."""
+"""Events and locks that are small while no task waits for them."""
 
 import asyncio
 
@@ -8,7 +8,7 @@ from server.runtime.waiting import Locks, Signal
 
 
 async def turn() -> None:
-    """Lets everybody go on who can."""
+    """Lets every task run that can."""
     for _ in range(5):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket under peers that are careless, broken or hostile."""
+"""uvicorn's WebSocket under careless, broken or hostile peers."""
 
 import logging
 from typing import cast
@@ -34,7 +34,7 @@ def close_frame(code: int, reason: str = "") -> Frame:
 
 
 def fill(accepted: Accepted) -> None:
-    """Let something pile up, too little to pause writing."""
+    """Fills the buffers, too little to pause writing."""
     while not accepted.push.transport.get_write_buffer_size():
         accepted.push.push(text_frame(b"x" * 16_384))
     assert accepted.push.flowing
@@ -99,7 +99,7 @@ async def test_our_close_by_asgi_is_the_same() -> None:
         assert await accepted.disconnect_code() == 4002
         await peer.write_frames(close_frame(4002))
         await peer.end()
-        # A second close is taken as done.
+        # A second close counts as done.
         await accepted.send({"type": "websocket.close"})
 
 
@@ -379,7 +379,7 @@ async def test_neither_query_nor_message_is_logged() -> None:
             await served.lost.get()
             logging.getLogger("uvicorn.error").info("is heard")
     assert "is heard" in lines
-    # Whatever else there was to say, it was neither of these, nor a line for each socket.
+    # The log has other lines, but neither of these, nor a line for each socket.
     assert not any("hunter" in line or "/v1/ws" in line or "/refused" in line for line in lines)
 
 
@@ -388,7 +388,7 @@ async def test_an_accepted_socket_can_forget_its_headers() -> None:
     async with serving() as served:
         _, accepted = await served.pair("/v1/ws?x=1")
         scope = accepted.scope
-        # As a framework holds them.
+        # The way a framework holds them.
         headers = Headers(scope=scope)
         assert headers["upgrade"] == "websocket"
         scope["app"] = served

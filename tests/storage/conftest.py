@@ -1,4 +1,4 @@
-"""What the tests of the storage share."""
+"""Fixtures that the tests of the storage share."""
 
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -53,7 +53,7 @@ async def make_flusher(
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """A directory of one's own, not pytest's, whose permissions every other run resets."""
+    """A new directory, not pytest's, whose permissions every other run resets."""
     with tempfile.TemporaryDirectory(prefix="taximeter-") as directory:
         yield Path(directory)
 
@@ -62,7 +62,7 @@ def data_dir() -> Iterator[Path]:
 def used_dir() -> Iterator[Path]:
     """A directory that several tests share, each with a word of its own.
 
-    Making a cluster takes a second, and what these tests leave behind must harm nobody.
+    Making a cluster takes a second. What these tests leave behind must not harm another test.
     """
     with tempfile.TemporaryDirectory(prefix="taximeter-") as directory:
         yield Path(directory)

@@ -1,4 +1,4 @@
-"""Embedded engines for tests: another process that uses them, and what they were given."""
+"""Embedded engines for tests: another process that uses them, and their data."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ asyncio.run(use(sys.argv[1]))
 
 
 class User:
-    """Another process that uses the engines until it is told to leave, or is killed."""
+    """Another process that uses the engines until the test ends or kills it."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -59,7 +59,7 @@ class User:
         )
 
     async def urls(self) -> EngineURLs:
-        """Where it found the engines; returns when they are ready."""
+        """The URLs of its engines; returns when they are ready."""
         assert self._process.stdout is not None
         async with asyncio.timeout(DEADLINE_S):
             return EngineURLs(*json.loads(await self._process.stdout.readline()))
@@ -103,7 +103,10 @@ async def kill(pid: int) -> None:
 async def running(
     data_dir: Path, *, redis: bool = True, postgres: bool = True, durable: bool = True
 ) -> AsyncIterator[EngineURLs]:
-    """The engines of a directory, which have stopped at the end if nobody else uses them."""
+    """The engines of a directory; leaving waits until they have stopped.
+
+    They stop only if no other process uses them.
+    """
     async with await start_engines(
         data_dir, redis=redis, postgres=postgres, durable=durable
     ) as engines:

@@ -1,4 +1,4 @@
-"""Records as a session leaves them behind, whole, with what matters to a test set."""
+"""Complete example records of sessions, with changes for each test."""
 
 from datetime import UTC, date, datetime
 from typing import Any
@@ -50,7 +50,7 @@ def month(year: int, number: int) -> date:
 
 
 def names(tenant: str, user_id: str) -> dict[str, Any]:
-    """Who a record is of."""
+    """The names of a record's owner."""
     scope, _, owner = tenant.partition(":")
     return {
         "tenant": tenant,

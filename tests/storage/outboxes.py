@@ -1,4 +1,4 @@
-"""An outbox to flush: what claims append, and what is to be seen of it in Redis."""
+"""An outbox to flush: entries as claims append them, and its state in Redis."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -27,7 +27,7 @@ class MakeFlusher(Protocol):
 
 
 async def append(redis: Redis, *records: Record, partition: int = 1, entry_id: str = "*") -> str:
-    """What a claim does: one entry of the partition's outbox."""
+    """Appends one entry to the partition's outbox, as a claim does."""
     encoded = msgspec.json.encode(list(records))
     appended = await redis.xadd(outbox_key(partition), {"r": encoded}, id=entry_id)
     return text(appended)
@@ -42,7 +42,7 @@ async def pending(redis: Redis, partition: int = 1) -> int:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Returns when it holds; only a test that fails waits so long."""
+    """Waits until the condition holds, for at most 20 s."""
     async with asyncio.timeout(20):
         while True:
             if await condition():
@@ -60,7 +60,7 @@ async def rejected(redis: Redis, partition: int = 1) -> list[dict[str, bytes]]:
 
 
 class Postgres:
-    """The record behind a line that can be cut, before the commit or after it."""
+    """The record behind a connection that can be cut, before the commit or after it."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
@@ -79,7 +79,7 @@ class Postgres:
 
 
 class Faulty(Postgres):
-    """The record behind code of ours that fails on some records."""
+    """The record behind a bug of ours that fails on some records."""
 
     def __init__(self, records: Records, fails: Callable[[Record], bool]) -> None:
         super().__init__(records)

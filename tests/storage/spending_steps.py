@@ -1,4 +1,4 @@
-"""Steps that take and hold credits, of one account in Redis, and what is heard of them."""
+"""Steps that take and hold credits of one account, and their messages."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ HUGE = limits.BALANCE_MICROS_MAX
 
 
 async def have(live: Live, micros: int, **fields: int) -> None:
-    """An account with so much, of which sessions hold ``held``."""
+    """An account with this balance, of which sessions hold ``held``."""
     await live.load_account(TENANT, ANN, AccountRecord(micros, False, ()))
     if fields:
         for name, value in fields.items():
@@ -84,7 +84,7 @@ async def outbox(redis: Redis) -> list[Record]:
 
 
 class ChannelListener:
-    """Hears what is told on the account's channel."""
+    """Receives the messages on the account's channel."""
 
     def __init__(self, live: Live) -> None:
         self._pubsub = channels_of(live.redis)

@@ -1,4 +1,4 @@
-"""Accounts as the record has them: their open holds, and what is left of a grant."""
+"""Accounts in the record: their open holds, and the rest of each grant."""
 
 import msgspec
 

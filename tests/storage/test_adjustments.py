@@ -37,7 +37,7 @@ async def test_an_adjustment_is_an_entry_and_changes_the_month_once(
     assert not await records.adjust_minutes(adjustment("a1", -3))
     assert await records.adjustment(TENANT, "ann", "a1") == adjustment("a1", -2)
     assert await records.adjustment(TENANT, "ann", "a2") is None
-    # What was measured stays: five minutes of seconds.
+    # The measured seconds stay: five minutes of them.
     assert await months(connection) == {"ann": (3, 300, 0)}
     member = await records.member(TENANT, "ann")
     assert member is not None
@@ -89,7 +89,7 @@ async def test_what_is_beyond_a_limit_that_does_not_stop_is_counted_apart(
 ) -> None:
     await records.put_organization(TENANT, "acme", monthly_hours_limit=0.1, allow_overage=True)
     await records.write([minute(number) for number in range(4)])
-    # Six are within; of the batch the last to begin are beyond.
+    # Six are within the limit; of the batch, the last minutes to begin are beyond.
     await records.write(
         [
             minute(0, session_id="s2", user_id="ben", started_at=START + 5_000),
@@ -101,7 +101,7 @@ async def test_what_is_beyond_a_limit_that_does_not_stop_is_counted_apart(
     assert await months(connection) == {"ann": (5, 300, 1), "ben": (2, 120, 0)}
     await records.write([minute(0, session_id="s4", user_id="ben")])
     assert (await months(connection))["ben"] == (3, 180, 1)
-    # Written again they are not counted again.
+    # Minutes that are written again are not counted again.
     await records.write([minute(0, session_id="s4", user_id="ben")])
     assert (await months(connection))["ben"] == (3, 180, 1)
     # A correction moves the organisation's month over its limit, or back.

@@ -1,4 +1,4 @@
-"""How users and keepers of an engine agree: private files, locks, and errors that quote a log."""
+"""Users and keepers of an engine: private files, locks, and quoted logs."""
 
 import asyncio
 import fcntl

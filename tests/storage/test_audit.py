@@ -1,4 +1,4 @@
-"""The audit finds nothing where everything adds up, and each thing that does not."""
+"""The audit finds nothing in a correct record, and finds each deviation."""
 
 from typing import Any, TypeAlias
 
@@ -54,7 +54,7 @@ async def fill(records: Records) -> None:
             minute(1),
             ended(),
             minute(0, session_id="s2", user_id="ben", credits_micros=0),
-            # A client's metadata says what it likes.
+            # A client's metadata may contain anything.
             entry(
                 "s1",
                 -2 * CREDIT,
@@ -133,7 +133,7 @@ async def test_what_is_on_its_way_is_not_wrong(records: Records) -> None:
     assert [finding.rule for finding in await records.audit()] == ["session"]
 
     class Arriving(Records):
-        """The minutes come between the two looks."""
+        """A record whose minutes arrive between the audit's two reads."""
 
         async def audit(self) -> Any:
             found = await super().audit()
@@ -222,7 +222,7 @@ async def test_an_account_that_never_stands_still_is_not_judged(
     key = live.keys.account("user:ann", "ann")
 
     class Moving(Records):
-        """The account changes whenever it is compared."""
+        """A record whose account changes at every comparison."""
 
         async def audit_account(self, *arguments: Any) -> Any:
             await cluster.redis.hincrby(key, "balance", 1)

@@ -1,4 +1,4 @@
-"""What Redis answers to a proof of life and to a look, in both protocols of it."""
+"""Redis's answers to a proof of life and to a look, in both protocol versions."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Channels on a cluster: heard from all masters, and made again where a connection breaks."""
+"""Channels on a cluster: heard from all masters, restored after a lost connection."""
 
 import asyncio
 import contextlib
@@ -85,7 +85,7 @@ async def test_a_line_that_breaks_is_made_again_and_said(
     await heard(channels, 1)
     client = await cluster.client_of(NODES)
     await client.client_kill_filter(_type="pubsub")
-    # A second confirmation is the sign to read anew what was missed.
+    # A second confirmation means that messages may be missed: the reader reads anew.
     ((kind, channel, _),) = await heard(channels, 1)
     assert (kind, channel) == ("subscribe", NODES)
     await publish(cluster, NODES, "again")
@@ -119,7 +119,8 @@ async def test_lines_that_break_while_others_subscribe_are_read(
             await asyncio.gather(
                 client.client_kill_filter(_type="pubsub"), *(subscribe(name) for name in names)
             )
-            # Whatever was made and lost meanwhile: everything is listened to, and read.
+            # Whatever was subscribed and lost meanwhile, every channel is subscribed again, and
+            # read.
             for name in names:
                 await until(functools.partial(is_heard, name, f"{name} {number}"))
                 while await heard_last.get() != f"{name} {number}".encode():

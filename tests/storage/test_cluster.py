@@ -1,4 +1,4 @@
-"""One client of a whole cluster: everything goes to who has it, and is not done twice."""
+"""One client of a whole cluster: commands reach the right node, once."""
 
 import asyncio
 import contextlib
@@ -112,7 +112,7 @@ async def test_who_has_an_old_map_is_sent_on(cluster: ClusterRedis) -> None:
         pipeline.incr(TAGS[0])
         pipeline.scard(TAGS[1])
         assert await pipeline.execute() == [2, 0]
-    # All or nothing: a transaction is not sent on in parts.
+    # A transaction is not split over nodes: all or nothing.
     cluster._masters[slot] = wrong
     async with cluster.pipeline(transaction=True) as pipeline:
         pipeline.incr(TAGS[0])
@@ -249,7 +249,7 @@ async def test_a_flusher_reads_all_partitions(cluster: ClusterRedis, records: Re
         return sum(lengths) == 0
 
     await until(flushed)
-    # What comes while it waits wakes it.
+    # A new entry wakes the waiting flusher.
     await append(cluster, minute(99), partition=3)
     await until(flushed)
     stop.set()

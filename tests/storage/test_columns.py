@@ -1,4 +1,4 @@
-"""From records to columns: one array each, of duplicates the first, and nothing unwritable."""
+"""From records to columns: one array each, first duplicates only, nothing unwritable."""
 
 from typing import Any
 

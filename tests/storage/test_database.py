@@ -1,4 +1,4 @@
-"""Postgres fails, waits, or is asked by many at once."""
+"""Postgres fails, waits, or gets many requests at once."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,7 +16,7 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 
 async def blocked(connection: Connection, number: int) -> list[int]:
-    """Returns when so many others wait for a lock, with their process ids."""
+    """Waits until ``number`` others wait for a lock; answers their process ids."""
     async with asyncio.timeout(20):
         while True:
             rows = await connection.fetch("SELECT DISTINCT pid FROM pg_locks WHERE NOT granted")
@@ -86,7 +86,7 @@ async def test_connections_to_a_demoted_primary_are_given_up(fresh_database: str
         assert await records.healthy()
         with pytest.raises(UnavailableError, match="read-only"):
             await records.write([started()])
-        # Whoever was connected stays read-only; only new connections see the change.
+        # Open connections stay read-only; only new connections see the change.
         await admin.execute("SET default_transaction_read_only = off")
         await admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = off")
         await records.write([started()])
@@ -131,8 +131,8 @@ async def test_two_batches_in_opposite_orders_do_not_deadlock(
 ) -> None:
     users = ["ann", "ben", "cid"]
     await two[0].write(minutes_of(users, "before"))
-    # Both are held up in the middle: whoever took the first row and whoever took the last
-    # would wait for each other as soon as they are let go.
+    # Both wait in the middle. If one batch had locked the first row and the other the last row,
+    # they would wait for each other once this lock is released.
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute(f"SELECT FROM {table} WHERE {key} = 'ben' FOR UPDATE")

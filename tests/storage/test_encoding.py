@@ -1,4 +1,4 @@
-"""What is written into Redis is read back as it was, and old entries are read as well."""
+"""What is written into Redis is read back unchanged, and old entries too."""
 
 from typing import Any
 

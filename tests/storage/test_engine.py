@@ -1,4 +1,4 @@
-"""An engine under its keeper: started again, ended in time, and where its socket is."""
+"""An engine under its keeper: restarts, shutdown in time, and its socket."""
 
 import asyncio
 import fcntl

@@ -1,4 +1,4 @@
-"""Records that an error of ours meets: which entry is blamed, and what is kept."""
+"""Records that meet a bug of ours: which entry is blamed, and which are kept."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -43,7 +43,7 @@ class Uptime:
 
 
 async def steps(flusher: Flusher, uptime: Uptime, *scenes: Scene) -> None:
-    """Steps of the flusher, five seconds apart; what happens before each."""
+    """Steps of the flusher, five seconds apart, with what happens before each."""
     for scene in scenes:
         await scene()
         try:
@@ -73,7 +73,7 @@ async def test_an_error_in_every_write_rejects_nothing_and_is_waited_for(
     for number in range(20):
         await append(redis, minute(number))
     await make_flusher(records=postgres, sleep=sleep, monotonic=uptime).run(stop)
-    # The next one finds it mended.
+    # At the next step the fault is mended.
     flusher = make_flusher()
     await flusher.run(stop)
     assert await rejected(redis) == []
@@ -86,8 +86,7 @@ async def test_an_error_in_every_write_rejects_nothing_and_is_waited_for(
 async def test_what_can_be_written_passes_what_cannot(
     redis: Redis, records: Records, connection: Connection, make_flusher: MakeFlusher
 ) -> None:
-    """A fault in what writes minutes: they stay, more of them than one read takes, and what is
-    credited passes them."""
+    """A fault in writing minutes: more minutes than one read takes stay, and credits pass them."""
     postgres, uptime = Faulty(records, lambda record: isinstance(record, MinuteUsed)), Uptime()
     for number in range(30):
         await append(redis, minute(number))
@@ -154,7 +153,8 @@ async def test_of_a_type_that_is_never_written_one_is_rejected_and_the_next_is_k
 async def test_a_lone_record_does_not_wait_for_ever(
     redis: Redis, records: Records, make_flusher: MakeFlusher
 ) -> None:
-    """Once the oldest has waited for 12 hours no cold account is loaded, and nothing comes."""
+    """When the oldest record has waited for 12 hours, no cold account is loaded, and nothing
+    arrives."""
     uptime = Uptime()
     flusher = make_flusher(records=Faulty(records, lambda _: True), monotonic=uptime)
     await append(redis, minute(0))

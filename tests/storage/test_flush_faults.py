@@ -1,4 +1,4 @@
-"""Postgres is away, Redis is away, empty or full, and records that Postgres refuses."""
+"""Postgres is away, Redis is away, empty or full, and Postgres refuses records."""
 
 import asyncio
 from typing import Any, TypeAlias
@@ -90,7 +90,7 @@ async def test_a_stop_does_not_wait_for_postgres(
     await append(redis, minute(0))
     await make_flusher(records=postgres, sleep=sleep).run(stop)
     assert await pending(redis) == 1
-    # The next start has it.
+    # The flusher's next start writes the entry.
     await make_flusher().run(stop)
     assert await minutes_written(connection) == [0]
 
@@ -189,7 +189,7 @@ async def test_a_read_given_up_at_the_stop_loses_nothing(
     lost = asyncio.Event()
 
     class LosingRedis(Redis):
-        """Redis behind a line that loses the answer to a blocking read."""
+        """Redis behind a connection that loses the answer to a blocking read."""
 
         async def xreadgroup(self, *arguments: Any, **options: Any) -> Any:
             answer = await super().xreadgroup(*arguments, **options)

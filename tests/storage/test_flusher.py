@@ -1,4 +1,4 @@
-"""The flusher brings every record to Postgres once, also when it dies in between."""
+"""The flusher writes every record to Postgres once, also across its death."""
 
 import asyncio
 from typing import TypeAlias
@@ -96,7 +96,7 @@ async def test_a_flusher_killed_between_commit_and_acknowledgement_is_taken_over
     assert await minutes(connection) == 1
     assert (await records.load_account(TENANT, "ann")).balance_micros == 9_000_000
     assert await redis.xlen(outbox_key(1)) == await pending(redis) == 0
-    # It was only slow: its acknowledgement changes nothing.
+    # The first flusher was only slow: its acknowledgement changes nothing.
     await first.acknowledge(entries)
     assert await redis.xlen(outbox_key(1)) == await pending(redis) == 0
     assert (first.flushed_records, second.flushed_records) == (0, 2)
@@ -223,7 +223,7 @@ async def test_two_flushers_at_once_write_everything_once(
     assert records.retries == 0
     for partition in PARTITIONS:
         assert await redis.xlen(outbox_key(partition)) == 0
-        # Both have gone cleanly.
+        # Both flushers have ended cleanly.
         assert await redis.xinfo_consumers(outbox_key(partition), GROUP) == []
 
 

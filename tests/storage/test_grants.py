@@ -1,4 +1,4 @@
-"""Grants are burnt in their order, whatever order their ledger comes in."""
+"""Grants are used in their order, whatever the order of their ledger."""
 
 import asyncio
 from collections import defaultdict
@@ -33,7 +33,7 @@ class Lot(msgspec.Struct):
 
 
 class Model:
-    """Grants of one account, one entry at a time, without any SQL."""
+    """Grants of one account in plain Python: one entry at a time, without SQL."""
 
     def __init__(self) -> None:
         self.lots: list[Lot] = []
@@ -69,7 +69,7 @@ class Model:
 async def figures_of(
     connection: Connection, account_id: str = "ann"
 ) -> tuple[dict[str, tuple[int, int]], int]:
-    """What was used and expired of each grant, and what is not attributed."""
+    """The used and expired part of each grant, and the amount without a grant."""
     rows = await connection.fetch(
         "SELECT * FROM credit_grants WHERE tenant = $1 AND account_id = $2", TENANT, account_id
     )
@@ -184,7 +184,7 @@ async def test_grants_that_are_due_are_paged_in_the_order_of_their_end(records: 
     while page := await records.grants_due(START + 1, 2, last):
         last = page[-1]
         seen += [grant.entry_id for grant in page]
-    # Of a1 the grant that ended first is used up.
+    # The grant of a1 that ended first is used up.
     assert seen == ["g4", "g2", "g0", "g1"]
 
 
@@ -208,7 +208,7 @@ async def test_many_batches_at_once_attribute_every_credit(
 
 
 async def test_what_was_there_before_grants_were_is_attributed(empty_database: str) -> None:
-    """A database that has a ledger and no grants yet gets them by the migration."""
+    """The migration attributes the spends of a database that has a ledger and no grants yet."""
     connection = await asyncpg.connect(empty_database)
     before = sorted(MIGRATIONS.glob("000[123]_*.sql"))
     for path in before:

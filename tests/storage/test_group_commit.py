@@ -1,4 +1,4 @@
-"""Many who wait for Postgres share its transactions; each hears of their own records."""
+"""Callers that wait for Postgres share transactions; each gets its own results."""
 
 import asyncio
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ async def test_who_comes_meanwhile_shares_the_next_transaction(counting: Countin
     assert counting.sizes == [1, 49]
     account = await counting.load_account(TENANT, "ann")
     assert account.balance_micros == -50
-    # And it goes on after a pause.
+    # The loop goes on after a pause.
     await writer.write(spends(1, 50))
     assert counting.sizes == [1, 49, 1]
 

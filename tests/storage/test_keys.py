@@ -1,4 +1,4 @@
-"""The names of keys: one slot for each tenant's partition, and no two alike."""
+"""The names of keys: one slot for each tenant's partition, and no duplicates."""
 
 import itertools
 import re
@@ -55,7 +55,7 @@ def test_no_two_names_are_alike() -> None:
 
 
 def test_a_tenant_stays_in_its_partition() -> None:
-    # Deployments have data under these: the function never changes.
+    # Deployments have data under these names: the function never changes.
     tenants = ("org:acme", "user:ann", "user:bob")
     assert [Keys(64).partition(tenant) for tenant in tenants] == [27, 9, 58]
     assert {Keys(4).partition(f"user:{number}") for number in range(64)} == {0, 1, 2, 3}

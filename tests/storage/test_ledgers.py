@@ -1,4 +1,4 @@
-"""The ledger: money in and its inbox, balances, pages, and positions that follow commits."""
+"""The ledger: money in, its inbox, balances, pages, and positions after commits."""
 
 import asyncio
 from typing import TypeAlias
@@ -20,7 +20,7 @@ async def test_whoever_sees_an_entry_sees_every_one_before_it(
     records: Records, connection: Connection
 ) -> None:
     await records.write([entry("a0", 1, account_id="aaa"), entry("b0", 1, account_id="bob")])
-    # Somebody is at work on one account, so a batch for both waits; the other goes on.
+    # A transaction holds one account, so a batch for both accounts waits; the other batch goes on.
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute(

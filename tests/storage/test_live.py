@@ -1,4 +1,4 @@
-"""Sessions in Redis: steps that are made, what is read of them, and the outbox they fill."""
+"""Sessions in Redis: steps, reads, and the outbox that steps fill."""
 
 import msgspec
 import pytest

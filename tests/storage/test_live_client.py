@@ -1,4 +1,4 @@
-"""How Redis is asked for the live state: within a deadline, and with one kind of error."""
+"""Calls to Redis have a deadline, and raise one kind of error."""
 
 import asyncio
 

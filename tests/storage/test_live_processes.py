@@ -1,4 +1,4 @@
-"""Processes in Redis: their beats, and the sessions that each of them serves."""
+"""Processes in Redis: their heartbeats, and the sessions that each serves."""
 
 import pytest
 
@@ -54,7 +54,7 @@ async def test_the_last_process_of_a_session_does_not_retreat(live: Live) -> Non
     await serve(live, "node")
     assert not await live.retreat(TENANT, "chat-1")
     assert await served(live, "node") == [(TENANT, "chat-1")]
-    # While a grace runs somebody looks at the session at its end.
+    # While a grace runs, a process looks at the session at the grace's end.
     graces = live.keys.graces(live.keys.partition(TENANT))
     await live.redis.zadd(graces, {f"{TENANT}/chat-1": NOW})
     assert await live.retreat(TENANT, "chat-1")

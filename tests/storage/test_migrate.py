@@ -1,4 +1,4 @@
-"""The migrations make exactly the schema that is written down in one file."""
+"""The migrations make exactly the schema of ``schema.sql``."""
 
 import asyncio
 from itertools import pairwise
@@ -12,7 +12,7 @@ from storage.postgres.migrate import ADVISORY_LOCK, MIGRATIONS, MigrationError, 
 
 SCHEMA = MIGRATIONS.parent / "sql" / "schema.sql"
 
-# Everything of a schema that somebody could have forgotten in one of the two places.
+# Every part of a schema that a change could miss in one of the two places.
 CATALOGUE = """
 SELECT 'column' AS what, c.relname || '.' || a.attname AS name,
     concat_ws(' ', a.attnum, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,

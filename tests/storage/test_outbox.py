@@ -1,4 +1,4 @@
-"""The outbox as a flusher sees it: what waits, and what is acknowledged once."""
+"""The outbox for a flusher: waiting entries, and single acknowledgement."""
 
 from typing import TypeAlias
 

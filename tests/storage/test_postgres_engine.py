@@ -1,4 +1,4 @@
-"""The embedded Postgres: its settings, and what its files must not do to others."""
+"""The embedded Postgres: its settings, and safe permissions of its files."""
 
 import os
 from pathlib import Path

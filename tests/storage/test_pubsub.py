@@ -1,4 +1,4 @@
-"""A line that is read by one task while others subscribe on it, whatever happens to it."""
+"""One task reads a connection while others subscribe on it, through all failures."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ def one_redis(redis_url: str) -> None:
 
 @pytest.fixture
 async def client(redis_url: str, redis: Redis) -> AsyncIterator[Redis]:
-    """As the server connects to a single Redis, with a name."""
+    """A client as the server makes it for a single Redis, with a name."""
     async with connect(f"{redis_url}?client_name={NAME}") as connected:
         yield connected
 
@@ -47,7 +47,7 @@ async def line(client: Redis) -> AsyncIterator[PubSub]:
 
 
 async def listening(client: Redis) -> int:
-    """The connections on which anybody here listens."""
+    """The connections with subscriptions."""
     return len(
         [one for one in await client.client_list() if one["name"] == NAME and int(one["sub"])]
     )
@@ -70,8 +70,11 @@ async def test_channels_that_are_asked_for_together_share_one_connection(
 
 
 class Relay:
-    """A machine between a client and Redis. When it has gone, nothing comes through on the
-    connections that were, and none of them breaks; a new one is made past it."""
+    """A machine between a client and Redis, which can vanish without a reset.
+
+    Afterwards nothing comes through on the old connections, and none of them breaks; a new
+    connection is made past it.
+    """
 
     def __init__(self, url: str) -> None:
         self._to = urlsplit(url)
@@ -91,7 +94,7 @@ class Relay:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def go(self) -> None:
-        """It is gone."""
+        """The machine vanishes."""
         self._gone |= self._open
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,7 +127,7 @@ async def test_a_line_on_which_nothing_comes_any_more_breaks(
         assert isinstance(line, PubSub)
         await line.subscribe(CHANNELS[0])
         assert await confirmed(line, 1) == CHANNELS[:1]
-        # As long as Redis answers, it is as quiet as it likes.
+        # While Redis answers pings, the connection may be silent for any time.
         assert await line.get_message(timeout=0.5) is None
         relay.go()
         with pytest.raises(LineError):
@@ -140,7 +143,7 @@ async def test_a_line_on_which_nothing_comes_any_more_breaks(
 async def test_whoever_waits_for_a_line_shares_what_comes_of_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A Redis that accepts connections and says nothing keeps nobody waiting in a row."""
+    """Callers do not wait in a row for a Redis that accepts connections and is silent."""
     monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 100)
     accepted: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(lambda _, to: accepted.append(to), "127.0.0.1") as mute:
@@ -172,7 +175,7 @@ async def test_what_is_given_up_while_the_line_is_broken_stays_so(
 
 
 async def is_heard(client: Redis, text: bytes) -> bool:
-    """Publishes, and tells whether anybody listened."""
+    """Publishes; answers whether a subscriber received the message."""
     return bool(await client.publish(CHANNELS[0], text))
 
 
@@ -201,7 +204,7 @@ async def test_a_reader_and_subscribers_find_a_line_broken_together(
                 client.client_kill_filter(_type="pubsub"),
                 *(subscribe(channel) for channel in CHANNELS),
             )
-            # Whoever made it again: it is one, and everything is heard on it.
+            # Whichever caller reconnected, there is one connection, and it receives everything.
             text = b"%d" % number
             await until(functools.partial(is_heard, client, text))
             async with asyncio.timeout(5):

@@ -1,4 +1,4 @@
-"""What the record says of organisations and members, and of keys of idempotency."""
+"""The record's answers about organisations and members, and its idempotency keys."""
 
 import asyncio
 from typing import TypeAlias
@@ -117,7 +117,7 @@ async def test_work_whose_process_died_is_taken_over(
     assert await records.begin_idempotent(*key, "another") == Mismatch()
     second = await begun(records, *key, "body")
     assert await records.begin_idempotent(*key, "body") == UnderWay()
-    # Who was overtaken neither answers for the other nor frees the key.
+    # The overtaken request neither answers for the other nor frees the key.
     await records.release_idempotent(*key, first)
     assert not await records.finish_idempotent(*key, first, 402, b"no")
     assert await records.finish_idempotent(*key, second, 200, b"{}")

@@ -1,4 +1,4 @@
-"""The record takes everything, in any order and any number of times, and once."""
+"""The record takes everything once, in any order and any number of times."""
 
 from collections.abc import Sequence
 from itertools import count, pairwise, permutations
@@ -29,7 +29,7 @@ _tenants = count()
 
 
 async def tables_of(connection: Connection, tenant: str) -> dict[str, list[dict[str, Any]]]:
-    """All that a tenant has, without what names the tenant and the order of arrival."""
+    """All rows of a tenant, without the tenant's name and the order of arrival."""
     return {
         table: [
             {name: value for name, value in row.items() if name not in ("tenant", "position")}

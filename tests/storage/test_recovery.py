@@ -1,4 +1,4 @@
-"""What Redis lost is noticed by its epochs, and put back once."""
+"""A change of the epoch shows a loss of Redis's data, which is restored once."""
 
 import msgspec
 import pytest
@@ -64,7 +64,7 @@ async def test_a_session_is_put_back_once_with_what_it_holds(
         assert (status, missing) == (expected, ())
         found = await live.account(TENANT, ANN)
         assert found is not None
-        # The minute was not in what the record said: it is charged now, and only once.
+        # The record lacked the minute: it is charged now, and only once.
         assert (found.balance_micros, found.held_micros) == (8 * CREDIT, 1_083_333)
         assert list(found.lines) == ["chat-1"]
     (session,) = await live.sessions(TENANT, ["chat-1"])
@@ -88,7 +88,7 @@ async def test_entries_are_appended_to_an_outbox_that_lacks_them(
     ids = await restoring.replay(0, entries)
     assert ids[0] == waiting
     assert await live.redis.xlen(live.keys.outbox(0)) == 3
-    # By the ids that they have now none is missing.
+    # Under their present ids none is missing.
     again = [(entry_id, records) for entry_id, (_, records) in zip(ids, entries, strict=True)]
     assert await restoring.replay(0, again) == ids
 

@@ -1,4 +1,4 @@
-"""The embedded Redis, as its settings say."""
+"""The embedded Redis has the settings that are configured."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What shows by itself that Postgres refuses it, and how little a run of that costs."""
+"""Records that Postgres refuses are recognised, and a run of them costs little."""
 
 from collections.abc import Sequence
 
@@ -82,7 +82,7 @@ async def test_what_postgres_takes_is_not_refused_at_sight(
 
 
 class CountedWrites:
-    """The record, and how many transactions it was asked for."""
+    """The record, with a count of its transactions."""
 
     def __init__(self, records: Records) -> None:
         self.records = records

@@ -1,4 +1,4 @@
-"""A minute that a client counted is taken once, where the month has room for it."""
+"""A reported minute is taken once, where the month has room for it."""
 
 from typing import Any
 
@@ -26,8 +26,10 @@ IDENTITY = identity_of(
 
 @pytest.fixture
 async def reporter(live: Live) -> MinuteReporter:
-    """On an account and a month that are in Redis: ten minutes for the member, a thousand for
-    all."""
+    """A reporter whose account and month are in Redis.
+
+    The member may use ten minutes, the organisation a thousand.
+    """
     await live.load_account(TENANT, ANN, AccountRecord(0, False, ()))
     await live.load_month(TENANT, live.keys.member(TENANT, ANN), {"limit": 10})
     await live.load_month(TENANT, live.keys.organization(TENANT), {"limit": 1_000})
@@ -35,7 +37,7 @@ async def reporter(live: Live) -> MinuteReporter:
 
 
 def reported(number: int = 0, **changes: Any) -> ReportedStep:
-    """The minute of this number, of a session that has had those before it."""
+    """The minute of this number, of a session that has reported all earlier ones."""
     at = NOW + number * MINUTE_MS
     standing: Standing = msgspec.structs.replace(
         unstarted(Phase.PAUSED, NOW, 0), version=number + 1, elapsed_ms=(number + 1) * MINUTE_MS,
@@ -139,7 +141,7 @@ async def test_bounds_refuse_a_minute(
 async def test_minutes_that_redis_lost_are_counted_again_but_for_those_that_were_loaded(
     live: Live, reporter: MinuteReporter
 ) -> None:
-    """The session is gone from Redis with three minutes, of which the member's month has one."""
+    """Redis has lost the session with three minutes, of which the member's month includes one."""
     partition = live.keys.partition(TENANT)
     contained = live.keys.contained(live.keys.member(TENANT, ANN))
     await live.redis.hset(contained, "rec-1", "1")

@@ -1,4 +1,4 @@
-"""Scripts by their digest, and clients that run nothing twice."""
+"""Scripts run by their digest, and clients run none of them twice."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Sessions as the record has them: a preparation's fingerprint, and who a session belongs to."""
+"""Sessions in the record: a preparation's fingerprint, and the session's owner."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The steps that take and hold credits: each of their answers, and what each leaves."""
+"""The steps that take and hold credits: their answers and their effects."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ async def test_a_spend_that_is_repeated_is_told_what_was_done(
     first, other = a_spend(), a_spend("s2", 5)
     await spending.spend(first)
     await spending.spend(other)
-    # The price has changed since: what was taken has not.
+    # The price has changed since; the amount that was taken has not.
     again = await spending.spend(a_spend("s1", 2 * CREDIT))
     assert (again.status, again.records) == ("repeated", (first,))
     assert (await account(redis))["balance"] == 2 * CREDIT - 5
@@ -151,7 +151,7 @@ async def test_spends_are_forgotten_when_they_are_old_and_written_down(
     spends = KEYS.spends(TENANT, ANN)
     kept = storage_limits.SPENDS_REMEMBERED_MIN
     await redis.zadd(spends, {f"old-{number}": number for number in range(2 * kept)})
-    # The oldest record that waits holds back whatever came with it or after it.
+    # The oldest waiting record holds back all records that came with it or after it.
     await redis.xadd(OUTBOX, {"r": b"[]"}, id="500-0")
     assert (await spending.spend(a_spend())).status == "ok"
     remembered = await redis.zrange(spends, 0, -1)
@@ -159,7 +159,7 @@ async def test_spends_are_forgotten_when_they_are_old_and_written_down(
     assert remembered[-1] == b"s1"
     await redis.xdel(OUTBOX, "500-0")
     assert (await spending.spend(a_spend("s2"))).status == "ok"
-    # However old they look: the clock of Redis may have leapt.
+    # Their age does not matter: the clock of Redis may have leapt.
     remembered = await redis.zrange(spends, 0, -1)
     assert len(remembered) == kept
     assert remembered[0] == f"old-{kept + 2}".encode()
@@ -204,7 +204,7 @@ async def test_an_adjustment_is_applied_once_where_the_month_is(
     await spending.adjust(adjustment)
     assert not await redis.exists(member, org)
     await live.load_month(TENANT, member, {f"used:{MONTH}": 20})
-    # The organisation's was loaded after the entry was written.
+    # The organisation's counter was loaded after the entry was written.
     await live.load_month(TENANT, org, {f"used:{MONTH}": 33, "a:ann/a1": 1})
     for _ in range(2):
         await spending.adjust(adjustment)

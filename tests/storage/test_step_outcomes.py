@@ -1,4 +1,4 @@
-"""What the answers of ``commit.lua`` say, and those that say nothing."""
+"""The answers of ``commit.lua``, and those that do not tell the outcome."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Tasks are ended, also those that lose a cancellation."""
+"""Ending tasks, also those that swallow a cancellation."""
 
 import asyncio
 

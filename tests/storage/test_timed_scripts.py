@@ -1,4 +1,4 @@
-"""Commands that reach Redis after their process has given them up do nothing any more."""
+"""Commands that arrive after their process's time-out do nothing."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -38,7 +38,7 @@ def spending(live: Live) -> Spending:
 
 
 class Withheld:
-    """A line to Redis that keeps the next script, as long as its test likes."""
+    """A connection to Redis that keeps the next script until the test delivers it."""
 
     def __init__(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         self.send: Callable[..., Awaitable[Any]] = live.redis.execute_command
@@ -57,7 +57,7 @@ class Withheld:
         return await asyncio.Event().wait()
 
     async def give_up(self, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The script is on its way until its process has given it up."""
+        """The script is under way until its process times out."""
         self.is_open = False
         with monkeypatch.context() as patch:
             patch.setattr(limits, "REDIS_TIMEOUT_MS", SHORT_MS)
@@ -66,7 +66,7 @@ class Withheld:
         self.is_open = True
 
     async def deliver(self) -> None:
-        """It comes now."""
+        """Redis receives the script now."""
         for command in self.commands:
             await self.send(*command)
 
@@ -209,7 +209,7 @@ def test_a_fast_answer_counts_until_the_clock_goes_back(live: Live) -> None:
     now_s[0] = 102
     times.observe(ACCOUNT, 1_001_500, 101)
     assert times.latest(ACCOUNT, 103) == 1_003_000 - margin_ms
-    # The clock went back by a minute: such an answer cannot be explained otherwise.
+    # The clock went back by a minute: nothing else explains such an answer.
     times.observe(ACCOUNT, 942_000, 102)
     assert times.latest(ACCOUNT, 103) == 943_000 - margin_ms
     now_s[0] += storage_limits.REDIS_TIME_KNOWN_S

@@ -1,4 +1,4 @@
-"""What the record says of usage: months, credits, sessions, and the report."""
+"""The record's answers about usage: months, credits, sessions, and the report."""
 
 import asyncio
 import contextlib
@@ -207,7 +207,7 @@ async def test_a_report_that_is_left_gives_its_connection_back(
         await anext(batches)
     pool = records._pool
     assert pool.get_idle_size() == pool.get_size()
-    # What was set for the report is not set for whoever comes next.
+    # The report's setting does not stay on the connection for its next user.
     async with pool.acquire() as after:
         assert await after.fetchval("SHOW enable_sort") == "on"
 
@@ -222,7 +222,7 @@ async def test_a_report_whose_client_has_gone_leaves_no_transaction(
     await write(records, *(minute(number) for number in range(100)))
     pool = records._pool
     for turns in range(20):
-        # As a streaming response is cancelled: at every await anew, until it is over.
+        # A streaming response is cancelled in this way: at every await anew, until it is over.
         with anyio.CancelScope() as scope:
             asyncio.get_running_loop().call_later(turns / 2_000, scope.cancel)
             async with usage.report(None, *NOVEMBER) as batches:

@@ -1,4 +1,4 @@
-"""What the triggers count, and what the functions say of it."""
+"""What the triggers count, and what the functions answer."""
 
 import itertools
 from datetime import date
@@ -199,7 +199,7 @@ def limit(
         (1, None, False, 59, 0, limit(True, 59, 60, 1, 98.33, "member_minutes")),
         (1, None, False, 60, 0, limit(False, 60, 60, 0, 100, "member_minutes")),
         (1, None, False, 66, 0, limit(False, 66, 60, 0, 110, "member_minutes")),
-        # The more restrictive is the one with less left, not the lower number.
+        # The more restrictive limit is the one with less left, not the lower number.
         (1, 2, False, 10, 0, limit(True, 10, 60, 50, 16.67, "member_minutes")),
         (1, 2, False, 10, 90, limit(True, 100, 120, 20, 83.33, "org_minutes")),
         (2, 1, False, 10, 0, limit(True, 10, 60, 50, 16.67, "org_minutes")),
@@ -208,7 +208,7 @@ def limit(
         (0.99, None, False, 0, 0, limit(True, 0, 59, 59, 0, "member_minutes")),
         (0.1, None, False, 6, 0, limit(False, 6, 6, 0, 100, "member_minutes")),
         (0, None, False, 0, 0, limit(False, 0, 0, 0, 100, "member_minutes")),
-        # Overage lifts the organisation's limit, not what it set for a member.
+        # Overage lifts the organisation's limit, not the limit it set for a member.
         (None, 1, True, 30, 36, limit(True, 66, 60, 0, 110, None)),
         (1, 1, True, 15, 60, limit(True, 15, 60, 45, 25, "member_minutes")),
         (1, 1, True, 60, 60, limit(False, 60, 60, 0, 100, "member_minutes")),
@@ -237,15 +237,15 @@ async def test_the_more_restrictive_limit_decides(
 @pytest.mark.parametrize(
     ("hours", "expected"),
     [
-        # What people mean is a number of minutes, whatever a float makes of it.
+        # An operator means a number of minutes, however a float represents it.
         *((minutes / 60, minutes) for minutes in (0, 1, 7, 10, 20, 35, 59, 61, 599, 59_999_999)),
-        # As many decimals as somebody cared to write.
+        # Any number of decimals is accepted.
         (0.1667, 10),
         (0.1666, 10),
         (0.17, 10),
         (0.33, 20),
         (0.3, 18),
-        # What is no whole minute is the nearest one, and half of one is not given away.
+        # A fraction becomes the nearest whole minute, and half a minute is not given away.
         (0.99, 59),
         (0.16, 10),
         (0.15, 9),
