@@ -1,1 +1,4 @@
-"""The serving floor: sockets, HTTP, timers, and the only code that reads a clock."""
+"""The serving floor: sockets, HTTP, timers.
+
+Only this floor reads a clock.
+"""

@@ -72,7 +72,10 @@ async def engines(settings: Settings) -> AsyncIterator[Settings]:
 
 
 async def flush(settings: Settings, stop: asyncio.Event) -> None:
-    """Moves the outbox to Postgres until ``stop`` is set, then moves the rest."""
+    """Moves the outbox to Postgres until ``stop`` is set.
+
+    Then it moves the rest.
+    """
     assert settings.redis_url is not None
     assert settings.database_url is not None
     records = await Records.connect(settings.database_url)
@@ -209,9 +212,10 @@ def migrate() -> None:
 
 @commands.command()
 def audit() -> None:
-    """Checks that credits and minutes add up; prints each finding, and exits 1.
+    """Checks that credits and minutes add up; prints each finding.
 
-    Exits 2 when there is no finding but Redis could not be compared with the record.
+    Exits 1 when there is a finding. Exits 2 when there is no finding but Redis could not be
+    compared with the record.
     """
     found: list[AuditFinding] = []
     compared: Audit | None = None

@@ -1,4 +1,4 @@
-"""Every bound of the server, in one place, with its unit in its name.
+"""Every bound of the server, with its unit in its name.
 
 Bounds that lower floors also need are in ``protocol.limits`` and ``storage.limits``. The end of
 this file asserts the relations between the numbers at import: a process with a change that breaks

@@ -1,4 +1,4 @@
-"""A server process: its parts, and the order in which they start and stop."""
+"""A server process: its parts, their start and their stop."""
 
 import asyncio
 import contextlib
@@ -133,7 +133,7 @@ class Process:
         return True
 
     async def outbox(self) -> tuple[int, int]:
-        """Outbox entries that wait for Postgres, and the age of the oldest in milliseconds."""
+        """Outbox entries that wait, and the oldest's age in milliseconds."""
         entries, oldest_at = await self.live.outbox()
         redis_ms = self.clock.now() + round(self.clock.stepped_ms)
         return entries, max(0, redis_ms - oldest_at) if oldest_at else 0
@@ -152,7 +152,7 @@ class Process:
         await self._settle()
 
     async def _settle(self) -> None:
-        """Waits for a bounded time until every socket has left its sessions for good."""
+        """Waits, a bounded time, until every socket has left its sessions."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(server_limits.SETTLE_MS / 1000):
                 await self.sockets.gone()

@@ -1,4 +1,4 @@
-"""Who asks, and how much they may: tokens, keys of issuers, rate limits.
+"""Authentication and authorisation: tokens, keys of issuers, rate limits.
 
 Imports ``runtime`` and ``transport``.
 """

@@ -68,7 +68,7 @@ class SuspectChecks:
 
 
 class BadGuesses:
-    """Bad guesses of the current minute, by the network that they came from."""
+    """Bad guesses of the current minute, by their network."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -81,7 +81,7 @@ class BadGuesses:
         self._checks = SuspectChecks()
 
     def wait_ms(self, address: str) -> int:
-        """How long further bad guesses of an address are refused; 0: not refused."""
+        """How long further bad guesses of an address are refused; 0: allowed."""
         now_ms = self._clock.now()
         crowded = len(self._counts) > server_limits.AUTH_FAILURE_ADDRESSES_MAX
         if now_ms // MINUTE_MS != self._minute or crowded:
@@ -136,7 +136,10 @@ class BadGuesses:
             await self._checks.turn(network)
 
     def _remember(self, bearer: str) -> None:
-        """Remembers a token with a good signature, so that its next check does not wait."""
+        """Remembers a token with a good signature.
+
+        The next check of the token does not wait.
+        """
         digest = _digest(bearer)
         self._good.pop(digest, None)
         self._good[digest] = None

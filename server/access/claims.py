@@ -21,7 +21,10 @@ log = structlog.get_logger("taximeter.auth")
 
 
 class ExpiredTokenError(PeerError):
-    """A good token that has expired: the client needs a new one (close code 4002)."""
+    """A good token that has expired (close code 4002).
+
+    The client needs a new one.
+    """
 
     codes = frozenset({ErrorCode.UNAUTHENTICATED})
 
@@ -88,7 +91,10 @@ def _id_claim(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _scopes_of(claim: object) -> frozenset[str]:
-    """The scopes: text with spaces (RFC 8693 section 4.2), or a list, as some issuers write."""
+    """The scopes: text with spaces, or a list.
+
+    RFC 8693 section 4.2 has text; some issuers write a list.
+    """
     words = [claim] if isinstance(claim, str) else claim
     if words is None:
         return NO_SCOPES
@@ -98,7 +104,7 @@ def _scopes_of(claim: object) -> frozenset[str]:
 
 
 def _ids_claim(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
-    """The only ids that a token may name; None where the claim is missing.
+    """The only ids that a token may name; None: no claim.
 
     A ``null`` is refused: it does not mean "any".
     """
@@ -111,7 +117,7 @@ def _ids_claim(claims: Mapping[str, Any], name: str) -> frozenset[str] | None:
 
 
 def are_ids(value: object) -> bool:
-    """Whether a claim is a list of ids of at most the allowed length."""
+    """Whether a claim is a list of at most ``TOKEN_LISTED_MAX`` ids."""
     return (
         isinstance(value, list)
         and len(value) <= server_limits.TOKEN_LISTED_MAX

@@ -63,12 +63,18 @@ class Authenticator:
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
 
     async def prepare(self) -> None:
-        """Fetches the issuer's keys, so that the first token does not wait for them."""
+        """Fetches the issuer's keys.
+
+        The first token then does not wait for them.
+        """
         if self._keys is not None:
             await self._keys.refresh()
 
     async def run(self) -> None:
-        """Keeps the issuer's keys fresh until cancelled; returns at once without an issuer."""
+        """Keeps the issuer's keys fresh until cancelled.
+
+        Returns at once without an issuer.
+        """
         if self._keys is not None:
             await self._keys.run()
 
@@ -148,7 +154,10 @@ class Authenticator:
     async def _find_keys(
         self, algorithm: str, key_id: str | None, network: str
     ) -> Sequence[str | jwt.PyJWK]:
-        """The keys to check a token of ``algorithm`` with; PyJWT has checked the types."""
+        """The keys to check a token of ``algorithm`` with.
+
+        PyJWT has checked the types.
+        """
         if algorithm == SHARED_ALGORITHM and self._secret:
             return (self._secret,)
         if algorithm not in SIGNATURE_ALGORITHMS or self._keys is None:
@@ -164,6 +173,9 @@ def _hash(text: str) -> bytes:
 
 
 def _refused(reason: str) -> PeerError:
-    """The single refusal of a token with a bad signature; only the log gets ``reason``."""
+    """The single refusal of a token with a bad signature.
+
+    Only the log gets ``reason``.
+    """
     log.debug("token refused", reason=reason)
     return PeerError(ErrorCode.UNAUTHENTICATED, "the token is not valid")

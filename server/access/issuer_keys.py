@@ -73,13 +73,13 @@ class IssuerKeys:
         self._fetching: asyncio.Task[bool] | None = None
 
     async def find(self, algorithm: str, key_id: str | None, network: str = "") -> list[jwt.PyJWK]:
-        """The keys that a token's header names: several where the issuer repeats an id.
+        """The keys that a token's header names.
 
-        Empty when the issuer has no such key. A token without ``kid`` is checked by the only key of
-        its algorithm, where there is exactly one. A known key causes no wait. ``network`` is where
-        the token came from: tokens with unknown keys use up only their own network's share of the
-        fetches. Raises :class:`ServiceError` when the keys are not known well enough to refuse the
-        token.
+        There are several where the issuer repeats an id. Empty when the issuer has no such key. A
+        token without ``kid`` is checked by the only key of its algorithm, where there is exactly
+        one. A known key causes no wait. ``network`` is where the token came from: tokens with
+        unknown keys use up only their own network's share of the fetches. Raises
+        :class:`ServiceError` when the keys are not known well enough to refuse the token.
         """
         self._forget_stale()
         keys = self._match(algorithm, key_id)
@@ -96,11 +96,17 @@ class IssuerKeys:
         return self._match(algorithm, key_id)
 
     async def refresh(self) -> bool:
-        """Fetches the keys now; on failure returns False and keeps the old keys."""
+        """Fetches the keys now; returns whether that succeeded.
+
+        A failure keeps the old keys.
+        """
         return await self._fetched()
 
     async def run(self) -> None:
-        """Keeps the keys fresh until cancelled; the process runs this as a task."""
+        """Keeps the keys fresh until cancelled.
+
+        The process runs this as a task.
+        """
         while True:
             known = self._fetched_at is not None
             wait_ms = server_limits.JWKS_LIFETIME_MS if known else server_limits.JWKS_MISS_MS
@@ -123,7 +129,10 @@ class IssuerKeys:
         return any(key.key_id == key_id for key in self._keys)
 
     def _may_ask(self, network: str) -> bool:
-        """Whether a token may cause one more fetch; counts the fetch if so."""
+        """Whether a token may cause one more fetch.
+
+        Counts the fetch if so.
+        """
         now_ms = self._now_ms()
         budgets = [self._misses]
         if network:
@@ -142,7 +151,7 @@ class IssuerKeys:
         return True
 
     async def _fetched(self) -> bool:
-        """Waits for the current fetch, or for a new one; returns whether it succeeded."""
+        """Waits for the current fetch, or a new one; whether it succeeded."""
         if self._fetching is None:
             self._fetching = asyncio.create_task(self._try())
             self._fetching.add_done_callback(self._over)

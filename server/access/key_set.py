@@ -1,4 +1,4 @@
-"""Reads the issuer's key set over HTTP from a peer that may answer anything.
+"""Reads the issuer's key set over HTTP, from an untrusted peer.
 
 PyJWT's client follows no redirect, reads bodies of any size and has no deadline for a peer that
 sends a byte now and then. This client follows redirects within the site, sends a user agent of its
@@ -56,7 +56,10 @@ def _fetch(url: str) -> list[jwt.PyJWK]:
 
 
 def parse_key_set(body: bytes) -> list[jwt.PyJWK]:
-    """The usable keys of a JWK set; raises :class:`KeySetError` when there is none."""
+    """The usable keys of a JWK set.
+
+    Raises :class:`KeySetError` when there is none.
+    """
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -75,7 +78,7 @@ def parse_key_set(body: bytes) -> list[jwt.PyJWK]:
 
 
 def _key(member: Any) -> jwt.PyJWK | None:
-    """The key of one member; None when malformed or of an unknown kind."""
+    """The key of one member; None when malformed or unknown."""
     if not isinstance(member, dict):
         return None
     # RFC 7517: the parameters that matter here are strings. Oversized ones never reach the library.
@@ -94,9 +97,10 @@ def _key(member: Any) -> jwt.PyJWK | None:
 
 
 class _Deadline:
-    """Ends a fetch when its time is over, wherever its thread waits for the peer.
+    """Ends a fetch when its time is over.
 
-    Socket time-outs begin anew with each byte. This deadline shuts the connection down.
+    It does so wherever the fetch's thread waits for the peer. Socket time-outs begin anew with each
+    byte. This deadline shuts the connection down.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -176,7 +180,10 @@ def _port(url: SplitResult) -> int | None:
 
 
 class _WithinSite(urllib.request.HTTPRedirectHandler):
-    """Follows redirects within the same host, and from http to https; no others."""
+    """Follows redirects within the host, also from http to https.
+
+    It follows no others.
+    """
 
     max_redirections = 3
     max_repeats = 2
@@ -193,7 +200,10 @@ class _WithinSite(urllib.request.HTTPRedirectHandler):
         headers: Any,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The request that a redirect asks for; raises when the redirect leaves the site."""
+        """The request that a redirect asks for.
+
+        Raises when the redirect leaves the site.
+        """
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         is_upgrade = (before.scheme, after.scheme) == ("http", "https")
         same_port = before.scheme == after.scheme and _port(before) == _port(after)

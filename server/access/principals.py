@@ -50,17 +50,20 @@ class Principal:
         return OPERATOR_SCOPE in self.scopes
 
     def require(self, *roles: Role) -> None:
-        """Raises ``forbidden`` unless this is one of ``roles``, as in PROTOCOL's column *who*."""
+        """Raises ``forbidden`` unless this is one of ``roles``.
+
+        The roles are those of PROTOCOL's column *who*.
+        """
         if "ops" in roles and self.is_operator:
             return
         if self.kind not in roles:
             raise _forbidden("this call is not for this token")
 
     def tenant_for(self, org_id: str | None, owner_id: str) -> str:
-        """The tenant of a call, given its ``?org=`` and the user or account that it is about.
+        """The tenant of a call about the user or account ``owner_id``.
 
-        PROTOCOL section 2: "A user's token says its own; calls by key or operator name it
-        by ?org=ID, or leave it out for a user without one."
+        ``org_id`` is its ``?org=``. PROTOCOL section 2: "A user's token says its own; calls by key
+        or operator name it by ?org=ID, or leave it out for a user without one."
         """
         if self.is_key or self.is_operator:
             return tenant_of(org_id, owner_id)
@@ -70,10 +73,10 @@ class Principal:
         return self.tenant
 
     def tenant_to_watch(self, org_id: str | None, user_id: str | None) -> str:
-        """The tenant of a session to watch: an operator's choice, or a user's own.
+        """The tenant of a session to watch.
 
-        Without ``org_id`` and ``user_id`` the tenant is the token's own. Raises ``forbidden`` for a
-        user who names another organisation or user.
+        An operator may choose a tenant. Without ``org_id`` and ``user_id`` the tenant is
+        the token's own. Raises ``forbidden`` for a user who names another organisation or user.
         """
         assert self.tenant is not None
         assert self.user_id is not None
@@ -99,7 +102,10 @@ class Principal:
         return self.kind == "user" and (self.sessions is None or session_id in self.sessions)
 
     def check_start(self, kind: str, counterpart_id: str | None) -> None:
-        """Raises ``forbidden`` for a kind or a counterpart that the token does not list."""
+        """Raises ``forbidden`` for an unlisted kind or counterpart.
+
+        A token without a list allows all.
+        """
         if self.kinds is not None and kind not in self.kinds:
             raise _forbidden("the token may not start this kind")
         if counterpart_id is None or self.counterparts is None:
@@ -108,7 +114,10 @@ class Principal:
             raise _forbidden("the token may not start a session with this counterpart")
 
     def knows_counterpart(self, counterpart_id: str | None) -> bool:
-        """Whether the token's issuer, and not only its bearer, has named this counterpart."""
+        """Whether the token's issuer has named this counterpart.
+
+        A name that only the bearer gives does not count.
+        """
         return self.counterparts is not None and counterpart_id in self.counterparts
 
     def may_see_session(self, session_user_id: str) -> bool:

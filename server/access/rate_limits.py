@@ -55,7 +55,10 @@ class TokenBucket:
 
     @property
     def wait_ms(self) -> int:
-        """Milliseconds from the last ``take`` until one more is allowed; at most an hour."""
+        """Milliseconds from the last ``take`` until the next is allowed.
+
+        At most an hour.
+        """
         missing = max(0.0, 1 - self._tokens)
         return round(missing * 1000 / max(self._rate().per_second, 1 / 3600))
 
@@ -78,12 +81,15 @@ class UserBudget:
         return _requests()
 
     def check(self, principal: Principal) -> None:
-        """Raises ``rate_limited``, with the time to wait, for a user over the rate."""
+        """Raises ``rate_limited`` for a user over the rate.
+
+        The error has the time to wait.
+        """
         if principal.kind == "user" and not principal.is_operator:
             self.take(principal.tenant, principal.user_id)
 
     def take(self, tenant: str | None, user_id: str | None) -> None:
-        """The same, for an identity that the caller has found to be a user."""
+        """The same, for a sender that is known to be a user."""
         key = (tenant, user_id)
         now_ms = self._clock.now()
         # The longest silent user comes first, and is forgotten first: that bucket is full.

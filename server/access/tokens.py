@@ -1,4 +1,4 @@
-"""Makes tokens with the shared secret, for trying the product and for tests."""
+"""Makes tokens with the shared secret, for first trials and tests."""
 
 import time
 from collections.abc import Iterable
@@ -25,10 +25,10 @@ def mint_token(
     counterparts: Iterable[str] | None = None,
     now_ms: int | None = None,
 ) -> str:
-    """A token signed with the shared secret, for ``python -m server token`` and tests.
+    """A token signed with the shared secret.
 
-    Raises :class:`ConfigurationError` where there is no secret, and ValueError for a token that
-    :class:`Authenticator` would refuse.
+    For ``python -m server token`` and for tests. Raises :class:`ConfigurationError` where there is
+    no secret, and ValueError for a token that :class:`Authenticator` would refuse.
     """
     if settings.jwt_secret is None:
         raise ConfigurationError("tokens can only be made where TAXIMETER_JWT_SECRET is set")

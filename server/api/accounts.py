@@ -53,7 +53,10 @@ class AccountAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One entry of an account's ledger. Entries never change: a correction is another entry."""
+    """One entry of an account's ledger.
+
+    Entries never change: a correction is another entry.
+    """
 
     entry_id: EntryId
     kind: Annotated[
@@ -97,13 +100,16 @@ class View(msgspec.Struct, frozen=True):
     """The part of the balance that the month's allotment adds and the ledger does not have yet."""
 
     def credits(self, now_ms: int) -> str:
-        """The balance after the burn of all sessions; below 0 only for a real debt."""
+        """The balance after the burn of all sessions.
+
+        Below 0 only for a real debt.
+        """
         micros = self.projection.credits_micros(now_ms)
         return format_credits(max(0, micros) if self.projection.gross_micros >= 0 else micros)
 
 
 async def view_account(process: Process, tenant: str, account_id: str) -> View:
-    """Reads the account, and loads it from the ledger if Redis lacks it.
+    """Reads the account; loads it from the ledger if Redis lacks it.
 
     The process does not subscribe to the account's channel. Raises ``LiveError``.
     """
@@ -121,7 +127,7 @@ async def view_account(process: Process, tenant: str, account_id: str) -> View:
 
 
 async def view_as_due(process: Process, account: AccountName) -> View:
-    """The account with the month's allotment that the ledger does not have yet.
+    """The account with the month's allotment that the ledger lacks.
 
     The allotment is read last: an allotment that is entered in between is missing from the answer,
     and is not counted twice.
@@ -227,7 +233,7 @@ def _cursor(position: int) -> str:
 
 
 def _position(cursor: str | None) -> int | None:
-    """The position in a cursor; raises ``bad_message`` for a cursor of foreign make."""
+    """The position in a cursor; raises ``bad_message`` for a foreign cursor."""
     if cursor is None:
         return None
     try:

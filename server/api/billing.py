@@ -1,8 +1,8 @@
-"""What all calls that charge credits share: who charges, the price, and refusals.
+"""What all calls that charge credits share.
 
-A charge is for an operation of the rate card, at its price, or for an amount that a backend names.
-Only a backend may say whether an operation succeeded. A failed operation costs nothing, so a user
-who could report a failure would never pay.
+These are the payer, the price, and refusals. A charge is for an operation of the rate card, at its
+price, or for an amount that a backend names. Only a backend may say whether an operation succeeded.
+A failed operation costs nothing, so a user who could report a failure would never pay.
 """
 
 from typing import Annotated, Any, NamedTuple
@@ -87,9 +87,10 @@ class Price(NamedTuple):
 
 
 async def account_of_call(request: Request, *roles: Role) -> tuple[Principal, AccountName]:
-    """Who charges, and the account: any that a backend names, or a user's own.
+    """Who charges, and the account.
 
-    An operator counts as a plain user here: operators may look into accounts, not charge them.
+    A backend may name any account; a user has one. An operator counts as a plain user here:
+    operators may look into accounts, not charge them.
     """
     principal = await principal_of(request, *roles)
     account_id = path_id(request)
@@ -168,7 +169,7 @@ def operation_micros(process: Process, operation: str) -> int:
 async def refusal_of(
     process: Process, account: AccountName, price: Price, refused: Short | Limited
 ) -> Problem:
-    """The problem document that says why a charge was refused, and what is needed."""
+    """The problem document of a refused charge: cause, and needs."""
     if isinstance(refused, Short):
         return Problem(
             402,

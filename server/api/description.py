@@ -36,7 +36,10 @@ async def asyncapi_document(_: Request) -> Response:
 
 
 def openapi_body(app: Starlette) -> bytes:
-    """The document of an application's routes; built once for each set of routes."""
+    """The document of an application's routes.
+
+    Built once for each set of routes.
+    """
     routes = [route for route in app.routes if isinstance(route, Route)]
     key = tuple(
         (route.path, tuple(sorted(route.methods or ())), route.endpoint) for route in routes

@@ -64,7 +64,7 @@ AMOUNT_OR_PACKAGE: dict[str, Any] = {
 
 
 class GrantWanted(msgspec.Struct, frozen=True, kw_only=True):
-    """Asks for credits for an account: an amount, or a package of the rate card."""
+    """Asks for credits for an account, by amount or package."""
 
     amount: Annotated[Amount, describe("What to add; more than 0.")] | None = None
     package: PackageId | None = None
@@ -142,7 +142,7 @@ class GrantsAnswer(msgspec.Struct, frozen=True, kw_only=True):
     )
 )
 async def read_grants(request: Request) -> Response:
-    """The grants of an account that are not used up, in the order in which they burn."""
+    """The grants of an account with credits left, in burn order."""
     process, account = await reader_of(request)
     found = await process.records.grants(*account, storage_limits.PAGE_ROWS_MAX)
     lines = [_line(grant) for grant in found]
@@ -223,7 +223,7 @@ def _check(wanted: GrantWanted) -> None:
 async def _grant(
     process: Process, idempotent: IdempotentRequest, account: AccountName, wanted: GrantWanted
 ) -> Response:
-    """Makes the entry if the ledger lacks it, and applies it if Redis lacks it."""
+    """Makes the entry in the ledger and in Redis, where missing."""
     entry, expires_at = _entry(process, idempotent, account, wanted)
     made = await process.records.entry(*account, entry.entry_id)
     if made is None:
@@ -289,7 +289,10 @@ def _package_of(metadata: dict[str, Any] | None) -> str | None:
 
 
 async def _check_new(process: Process, entry: EntryPosted, expires_at: int | None) -> None:
-    """Checks what holds for a new grant only, and may no longer hold when it is repeated."""
+    """Checks what must hold for a new grant only.
+
+    It may no longer hold when the request is repeated.
+    """
     if expires_at is not None and expires_at <= entry.at:
         raise BadMessageError("expires_at: must be in the future")
     view = await view_account(process, entry.tenant, entry.account_id)

@@ -1,4 +1,4 @@
-"""Health and metrics: whether the process lives and can serve, and its counts."""
+"""Health and metrics of the process."""
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +15,10 @@ async def healthz(_: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Redis, Postgres and the outbox can be reached, and the process is not draining."""
+    """The process can serve, and does not drain.
+
+    Redis, Postgres and the outbox can be reached.
+    """
     process = process_of(request)
     look = await process.engine_health.look()
     # A long outbox is reported, but the process stays ready: nothing stops without Postgres.

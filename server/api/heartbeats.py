@@ -17,7 +17,10 @@ from server.http.responses import answer
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True):
-    """A proof of life; with a kind, it starts a session that does not exist yet."""
+    """A proof of life; with a kind, it may start the session.
+
+    A session is started when it does not exist yet.
+    """
 
     EMPTY_BODY: ClassVar[bool] = True
 
@@ -52,7 +55,7 @@ def heartbeats_of(request: Request) -> Heartbeats:
     )
 )
 async def heartbeat(request: Request) -> Response:
-    """Counts as a proof of life for 75 s, and answers the snapshot.
+    """Proves life for 75 s, and answers the snapshot.
 
     Send the next heartbeat well within that time. Without it the session is suspended, as after a
     lost socket, and its reconnect grace runs. A clean close, `leave` or `stop` of the same user

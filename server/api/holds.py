@@ -45,7 +45,7 @@ Done = Annotated[
 
 
 class HoldWanted(Charge, frozen=True, kw_only=True):
-    """Asks for credits to be held for an operation, or up to an amount."""
+    """Asks for a hold for an operation, or up to an amount."""
 
     metadata: Annotated[Done, describe("What is known of it beforehand.")] | None = None
     ttl_ms: Annotated[
@@ -135,11 +135,11 @@ CLOSING = msgspec.structs.replace(
 
 @described(OPENING)
 async def open_hold(request: Request) -> Response:
-    """Holds credits for an operation, or up to an amount, once for each `Idempotency-Key`.
+    """Holds credits for an operation or an amount.
 
-    Until the hold is posted, voided or expires, nothing else can spend the credits. The operation
-    counts in its month from now on, unless the hold is voided or expires. Credits that running
-    sessions merely hold never stand in the way.
+    Done once for each `Idempotency-Key`. Until the hold is posted, voided or expires, nothing else
+    can spend the credits. The operation counts in its month from now on, unless the hold is voided
+    or expires. Credits that running sessions merely hold never stand in the way.
     """
     process = process_of(request)
     principal, account = await account_of_call(request, "key")
@@ -202,7 +202,10 @@ async def read_hold(request: Request) -> Response:
     )
 )
 async def post_hold(request: Request) -> Response:
-    """Charges an operation that was done, up to the hold, and gives back the rest."""
+    """Charges an operation that was done, up to the hold.
+
+    The rest is given back.
+    """
     process = process_of(request)
     principal, tenant, hold_id = await _asked(request)
     raw = await raw_body(request)

@@ -160,10 +160,10 @@ async def read_organization(request: Request) -> Response:
 
 @described(msgspec.structs.replace(OF_ORGANIZATION, body=OrganizationChange))
 async def put_organization(request: Request) -> Response:
-    """Makes or changes an organisation; a new limit reaches live sessions at once.
+    """Makes or changes an organisation.
 
-    A missing field stays as it is, or takes its default: no limit, UTC, the tier `free`, no
-    overage.
+    A new limit reaches live sessions at once. A missing field stays as it is, or takes its default:
+    no limit, UTC, the tier `free`, no overage.
     """
     process, org_id, tenant = await _asked(request)
     change = read_body(await raw_body(request), OrganizationChange)
@@ -204,7 +204,10 @@ async def read_member(request: Request) -> Response:
 
 @described(msgspec.structs.replace(OF_MEMBER, body=MemberChange))
 async def put_member(request: Request) -> Response:
-    """Makes or changes a member; a new limit reaches live sessions at once."""
+    """Makes or changes a member.
+
+    A new limit reaches live sessions at once.
+    """
     process, org_id, tenant = await _asked(request)
     user_id = path_id(request, "user")
     change = read_body(await raw_body(request), MemberChange)
@@ -225,7 +228,7 @@ def _month(request: Request) -> str | None:
 async def _used(
     request: Request, tenant: str, user_id: str | None, timezone: str, month: str | None
 ) -> dict[str, Any]:
-    """The month, and its recorded use; the current month if the request names none."""
+    """The requested or current month, and its recorded use."""
     month = month or calendar(timezone).month(process_of(request).clock.now())
     day = datetime.date.fromisoformat(month)
     found = await usage_of(request).of_month(tenant, user_id, day)
@@ -271,7 +274,10 @@ async def _member(
 
 @functools.cache
 def _timezones() -> frozenset[str]:
-    """Every zone of this machine; cached, because the look-up reads hundreds of files."""
+    """Every zone of this machine.
+
+    Cached, because the look-up reads hundreds of files.
+    """
     return frozenset(zoneinfo.available_timezones())
 
 

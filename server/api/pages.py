@@ -21,10 +21,10 @@ mimetypes.init()
 
 
 class PageFiles(StaticFiles):
-    """The page's files; a path with a slash at its end is not found."""
+    """The page's files; a path ending in a slash is not found."""
 
     def get_path(self, scope: Scope) -> str:
-        """The path of a file; raises 404 for a path with a slash at its end."""
+        """The path of a file; 404 for a slash at its end."""
         if scope["path"].endswith("/"):
             raise HTTPException(404)
         return super().get_path(scope)
@@ -36,7 +36,10 @@ async def index(_: Request) -> Response:
 
 
 async def client(request: Request) -> Response:
-    """The browser's client and its types, which pages of other origins may import."""
+    """The browser's client and its types.
+
+    Pages of other origins may import them.
+    """
     name = request.path_params["name"]
     media = "text/javascript" if name.endswith(".js") else "text/plain"
     headers = {"Access-Control-Allow-Origin": "*", "Cache-Control": "no-cache"}

@@ -35,7 +35,10 @@ from storage.rows.sessions import SessionPrepared
 
 
 class Preparation(msgspec.Struct, frozen=True, kw_only=True):
-    """A session that a user may start, and its terms; missing terms are the kind's."""
+    """A session that a user may start, and its terms.
+
+    Missing terms are the kind's.
+    """
 
     session_id: SessionId
     kind: KindName
@@ -111,7 +114,7 @@ def _prepared(session: SessionPrepared) -> Prepared:
     )
 )
 async def prepare(request: Request) -> Response:
-    """Prepares a session for a user, with its own price, free time and cap.
+    """Prepares a session with its own price, free time and cap.
 
     The browser's `start` takes these terms and cannot change them: after the answer 201 or 200 the
     session can only run as prepared. The same preparation again is answered with 200. Another

@@ -1,4 +1,4 @@
-"""Sessions over HTTP: the snapshot while a session is live, then its receipt."""
+"""Sessions over HTTP: the live snapshot, then the receipt."""
 
 import asyncio
 from typing import Annotated
@@ -64,7 +64,7 @@ async def _asked(request: Request) -> tuple[Process, Principal, str, str]:
 
 @described(OF_SESSION)
 async def read_session(request: Request) -> Response:
-    """A session: its snapshot while it is live, its receipt once it has ended."""
+    """A session: its live snapshot, or its receipt after the end."""
     process, principal, tenant, session_id = await _asked(request)
     local = process.registry.local_sessions.get(session_key(tenant, session_id))
     # A local session without sockets gets no steps of other processes, so it may be out of date.
@@ -81,7 +81,7 @@ async def read_session(request: Request) -> Response:
 
 
 class RecordedMinute(msgspec.Struct, frozen=True, kw_only=True):
-    """A minute of a session that is recorded, or on its way to the record."""
+    """A recorded minute of a session, or one on its way there."""
 
     minute: Annotated[int, Meta(ge=0, description="The minute's number in its session, from 0.")]
     seconds: Annotated[int, Meta(ge=1, le=60, description="60, except in a last minute.")]
@@ -131,9 +131,10 @@ async def read_minutes(request: Request) -> Response:
 
 @described(msgspec.structs.replace(OF_SESSION, answers={200: (messages.Receipt,)}))
 async def stop_session(request: Request) -> Response:
-    """Ends a session, and answers its receipt; repeats the receipt of an ended one.
+    """Ends a session, and answers its receipt.
 
-    The reason is `operator` for a token with the scope `ops`, else `client`.
+    For a session that has ended, the answer is its receipt too. The reason is `operator` for a
+    token with the scope `ops`, else `client`.
     """
     process, principal, tenant, session_id = await _asked(request)
     found = await process.live.attach(tenant, session_id, read_only=True)
@@ -162,7 +163,10 @@ def _unknown() -> ProtocolError:
 
 
 class EndWaiter:
-    """A request that waits for a session's end; subscribes without being a socket."""
+    """A request that waits for a session's end.
+
+    It is a subscriber without a socket.
+    """
 
     def __init__(self) -> None:
         self.has_left = asyncio.Event()
@@ -186,10 +190,11 @@ class EndWaiter:
 
 
 async def _stop(process: Process, found: FoundSession, reason: str) -> None:
-    """Asks for the session's end, and waits as long as a request may.
+    """Asks for the session's end, and waits a bounded time.
 
-    A process with the client's sockets ends the session, so that its last seconds are proven;
-    without such a process this one does. The caller checks whether the session has ended.
+    It waits as long as a request may. A process with the client's sockets ends the session, so that
+    its last seconds are proven; without such a process this one does. The caller checks whether the
+    session has ended.
     """
     identity, registry, live = found.session.identity, process.registry, process.live
     waiter = EndWaiter()
@@ -240,7 +245,7 @@ def _meter(
 
 
 async def _calendar(process: Process, identity: Identity) -> Calendar:
-    """The calendar of the session's months; a default when it counts no minutes."""
+    """The calendar of the session's months; UTC if it needs none."""
     if identity.org_id is None or not identity.terms.counts_minutes:
         return calendar("UTC")
     return calendar((await process.loader.member(identity.tenant, identity.user_id)).timezone)

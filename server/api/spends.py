@@ -1,4 +1,4 @@
-"""Spends: charges an operation at once, or asks beforehand whether that is possible."""
+"""Spends: charges an operation at once, or asks whether that works."""
 
 from typing import Annotated, Literal
 

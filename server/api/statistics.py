@@ -76,7 +76,10 @@ class StatisticsAnswer(LimitAnswer, frozen=True, kw_only=True):
 
 @described(msgspec.structs.replace(READING, answers={200: (StatisticsAnswer,)}))
 async def user_statistics(request: Request) -> Response:
-    """A user's minutes and hours, this month and of all time, with a forecast and advice."""
+    """A user's minutes and hours, a forecast, and advice.
+
+    They are of this month and of all time.
+    """
     subject = await asked_for(request)
     use = await months_of(request).use(subject.tenant, subject.user_id)
     usage, first = usage_of(request), use.month.first
@@ -178,10 +181,10 @@ class CreditsAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     )
 )
 async def credit_statistics(request: Request) -> Response:
-    """Credits used and left, by operation and time, and by day, week and month.
+    """Credits used and left, by operation, time and period.
 
-    Days begin in the organisation's time zone, weeks on Monday. Every period includes what live
-    sessions have burnt and the ledger does not have yet.
+    Periods are the day, the week and the month. Days begin in the organisation's time zone, weeks
+    on Monday. Every period includes what live sessions have burnt and the ledger does not have yet.
     """
     process, subject = process_of(request), await asked_for(request)
     now_ms = process.clock.now()
@@ -268,7 +271,10 @@ def _average(micros: int, actions: int) -> float:
 
 
 def _credits(micros: int) -> float:
-    """Credits as a number: exact as a decimal, because a balance has at most 16 digits."""
+    """Credits as a number.
+
+    A decimal of a balance has at most 16 digits, so the number is exact.
+    """
     return micros / MICROS_PER_CREDIT
 
 

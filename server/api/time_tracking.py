@@ -77,7 +77,7 @@ class _Time(msgspec.Struct, frozen=True):
     )
 )
 async def read_time(request: Request) -> Response:
-    """The time of a chat: live as it is at this instant, ended as it was recorded.
+    """The time of a chat, live or as recorded at its end.
 
     A chat without a record has a time of zero and the state `none`; so has another user's chat.
     """
@@ -88,7 +88,7 @@ async def read_time(request: Request) -> Response:
 
 
 async def _answer(request: Request, principal: Principal, tenant: str, chat_id: str) -> Response:
-    """The time of a chat, as far as the sender may see it."""
+    """The time of a chat, if the sender may see it."""
     process = process_of(request)
     time = await _time(process, usage_of(request), tenant, chat_id)
     if time is None or not principal.may_see_session(time.user_id):
@@ -130,12 +130,15 @@ def _live(session: SessionState, phase: Phase, elapsed_ms: int) -> _Time:
 
 
 def _free_of_ended(terms: Terms, used_ms: int) -> int:
-    """Free time of an ended chat, without the unused part of a shared allowance."""
+    """Free time of an ended chat.
+
+    An unused part of a shared allowance does not count as its own.
+    """
     return terms.free_ms if terms.free_scope == "session" else used_ms
 
 
 async def _recorded(usage: Usage, row: SessionRow) -> _Time:
-    """A chat that Redis does not have: prepared, ended, or about to be restored."""
+    """A chat that Redis lacks: prepared, ended, or soon restored."""
     elapsed_ms, free_ms = row.elapsed_ms, _free_of_ended(row.terms, row.free_ms)
     state: StateName | Literal["prepared"] = "ended"
     if row.state == "prepared":
@@ -175,7 +178,10 @@ async def _shown(process: Process, tenant: str, time: _Time) -> TimeAnswer:
 
 
 class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A proof of life; with a kind, it starts a chat that does not exist yet."""
+    """A proof of life; with a kind, it may start the chat.
+
+    A chat is started when it does not exist yet.
+    """
 
     EMPTY_BODY: ClassVar[bool] = True
 
@@ -199,7 +205,7 @@ class ChatHeartbeat(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     )
 )
 async def send_heartbeat(request: Request) -> Response:
-    """Counts as a proof of life for 75 s, and answers the chat's time.
+    """Proves life for 75 s, and answers the chat's time.
 
     This is `POST /v1/sessions/{id}/heartbeat` under its old name. A chat that does not exist, or
     has ended, is no error here either: the call does nothing, and the state says so.

@@ -145,7 +145,7 @@ class MonthAnswer(LimitAnswer, frozen=True, kw_only=True, omit_defaults=True):
     msgspec.structs.replace(READING, parameters=(ORG, USER, DAILY), answers={200: (MonthAnswer,)})
 )
 async def current_month(request: Request) -> Response:
-    """A user's month: totals, the rest, the forecast, and its days on request."""
+    """A user's month: totals, rest, forecast, and days on request."""
     subject = await asked_for(request)
     daily = _flag(request, "daily")
     use = await months_of(request).use(subject.tenant, subject.user_id)

@@ -88,7 +88,10 @@ async def socket(process: Process, scope: Scope, receive: Receive, send: Send) -
 
 
 async def _admitted(process: Process, websocket: WebSocket, address: str) -> bool:
-    """Admits and counts the socket, or refuses it with a reason; returns which."""
+    """Admits and counts the socket, or refuses it; returns which.
+
+    A refused socket gets the reason.
+    """
     if not _may_connect(process, websocket):
         await websocket.send_denial_response(
             Problem(403, "forbidden", "pages of this origin may not connect").response()
@@ -192,7 +195,10 @@ def _no_such_path(request: Request) -> Problem:
 
 
 def _middleware(process: Process) -> list[Middleware]:
-    """The middleware around the routes; that for other origins is outermost, if there are any."""
+    """The middleware around the routes.
+
+    That for other origins is outermost, if there are any.
+    """
     around = [Middleware(RequestObserver, metrics=process.metrics)]
     if process.settings.origins:
         around.insert(0, Middleware(Pages, process.origins))

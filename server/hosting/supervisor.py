@@ -103,9 +103,10 @@ class Supervisor:
             raise KeyboardInterrupt
 
     def _hold_port(self, held: contextlib.ExitStack) -> None:
-        """Keeps the port with sockets that do not listen and so get no connections.
+        """Keeps the port with sockets that do not listen.
 
-        Raises ``ConfigurationError`` where another program listens on the port already.
+        Such sockets get no connections. Raises ``ConfigurationError`` where another program listens
+        on the port already.
         """
         try:
             for family, host in addresses_of(self.settings):
@@ -155,14 +156,14 @@ class Supervisor:
         return child
 
     async def _fill(self, index: int) -> None:
-        """Starts a process for an index, and looks after it until its end."""
+        """Starts a process for an index, and watches it until its end."""
         child = self._places[index] = await self._start(index)
         if self._stop.is_set():
             child.signal(signal.SIGTERM)
         await self._look_after(child)
 
     async def _look_after(self, child: Child) -> None:
-        """Waits for the end of a process, and starts another in its place."""
+        """Waits for the end of a process, then replaces it."""
         listening = asyncio.create_task(child.listen())
         ready = asyncio.create_task(child.is_ready.wait())
         await asyncio.wait([listening, ready], return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,8 @@
-"""A server process as one of several: its sockets, and its messages to the supervisor.
+"""A server process as one of several.
 
-The process writes ``READY`` to its standard output when it accepts connections. The end of its
-standard input means that its supervisor is gone.
+This module has its sockets, and its messages to the supervisor. The process writes ``READY`` to its
+standard output when it accepts connections. The end of its standard input means that its supervisor
+is gone.
 """
 
 import asyncio
@@ -42,7 +43,10 @@ class Worker:
         ]
 
     def ready(self, stop: Callable[[], None]) -> None:
-        """Reports readiness to the supervisor, and calls ``stop`` when the supervisor is gone."""
+        """Reports readiness to the supervisor.
+
+        Calls ``stop`` when the supervisor is gone.
+        """
         sys.stdout.buffer.write(READY)
         sys.stdout.buffer.flush()
         loop, supervisor = asyncio.get_running_loop(), sys.stdin.fileno()

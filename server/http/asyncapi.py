@@ -57,7 +57,10 @@ REPLIES = {
 
 
 def asyncapi() -> dict[str, Any]:
-    """The AsyncAPI document of the socket from the server's view, which receives requests."""
+    """The AsyncAPI document of the socket, from the server's view.
+
+    The server receives requests.
+    """
     types = (*CLIENT_MESSAGES, *SERVER_MESSAGES)
     _, schemas = msgspec.json.schema_components(types, ref_template=REFERENCE)
     messages = {_tag(message): _message(message) for message in types}
@@ -155,7 +158,10 @@ def _socket_description() -> str:
 
 
 def _plain(schema: Any) -> Any:
-    """A schema in AsyncAPI's dialect, where a discriminator is only the property's name."""
+    """A schema in AsyncAPI's dialect.
+
+    There a discriminator is only the property's name.
+    """
     if isinstance(schema, list):
         return [_plain(part) for part in schema]
     if not isinstance(schema, dict):

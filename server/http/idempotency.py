@@ -61,7 +61,7 @@ Work = Callable[[], Awaitable[Response]]
 
 
 class IdempotentRequest(msgspec.Struct, frozen=True):
-    """A request that must be done once, by the key that it carries."""
+    """A request that must be done once, with its key."""
 
     tenant: str
     scope: str
@@ -81,9 +81,10 @@ class IdempotentRequest(msgspec.Struct, frozen=True):
 def idempotent_of(
     request: Request, principal: Principal, tenant: str, operation: str, raw: bytes
 ) -> IdempotentRequest:
-    """Reads an idempotent request; ``raw`` is its body, known to be a JSON object.
+    """Reads an idempotent request.
 
-    Raises ``idempotency_key_required``, and ``bad_message`` for a malformed key.
+    ``raw`` is its body, known to be a JSON object. Raises ``idempotency_key_required``, and
+    ``bad_message`` for a malformed key.
     """
     keys = request.headers.getlist(KEY_HEADER)
     if not keys or keys == [""]:
@@ -111,7 +112,7 @@ def idempotent_of(
 
 
 async def once(records: Records, idempotent: IdempotentRequest, work: Work) -> Response:
-    """The answer to an idempotent request: of ``work``, or of an earlier attempt.
+    """The answer of ``work``, or of an earlier attempt.
 
     Raises ``idempotency_mismatch``, ``idempotency_under_way``, and those errors of ``work`` that
     are worth another attempt. A final refusal by ``work`` is an answer like any other.
@@ -158,7 +159,7 @@ def _under_way() -> Problem:
 
 
 async def _answer(work: Work, ends_at: float) -> Response:
-    """The answer of the work if it is final; raises errors that are not."""
+    """The answer of the work, if final; raises other errors."""
     try:
         async with asyncio.timeout_at(ends_at):
             return await work()

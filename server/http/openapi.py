@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of the HTTP API, generated from the code that serves it.
+"""The OpenAPI 3.1 document of the HTTP API, generated from code.
 
 Its sources are the application's routes, the description of each endpoint (:func:`described`, and
 its docstring) and the types that the endpoint reads and answers. No fact is written twice, so the
@@ -142,7 +142,7 @@ MEANINGS = {
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a description that an endpoint's code and docstring do not have."""
+    """The part of a description that code and docstring lack."""
 
     tag: str
     roles: tuple[Role, ...] = ()

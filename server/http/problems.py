@@ -1,4 +1,4 @@
-"""Errors of the HTTP side: RFC 9457 problem documents with a stable ``code``."""
+"""Errors of the HTTP side: RFC 9457 documents with stable codes."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ TITLES = {
 
 
 class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
-    """An error of the HTTP side with a code of its own (RFC 9457).
+    """An error of the HTTP side with its own code (RFC 9457).
 
     ``retry_after_s`` is the time until the same request may succeed; ``extensions`` are further
     members of the document, for example what is missing.
@@ -95,7 +95,10 @@ class Problem(Exception):  # noqa: N818 (RFC 9457 calls it so)
 
 
 def problem_of(error: Exception) -> Problem:
-    """The problem document of an exception; our own bugs are 500 and logged."""
+    """The problem document of an exception.
+
+    Bugs of the server are 500 and logged.
+    """
     if isinstance(error, Problem):
         return error
     if isinstance(error, ProtocolError):

@@ -10,7 +10,10 @@ from starlette.responses import Response
 def json_response(
     body: bytes, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    """A response of encoded JSON; a status of an error makes it a problem document."""
+    """A response of encoded JSON.
+
+    With a status of an error, it is a problem document.
+    """
     media_type = "application/json" if status < 400 else "application/problem+json"
     return Response(body, status, headers, media_type=media_type)
 

@@ -1,4 +1,7 @@
-"""The subject of a usage call: a token's own user, or the one that a backend names."""
+"""The user and account that a usage call is about.
+
+They are a token's own, or those that a backend names.
+"""
 
 from typing import Any
 
@@ -38,9 +41,9 @@ class Subject(msgspec.Struct, frozen=True):
 
 
 def subject_of(request: Request, principal: Principal) -> Subject:
-    """The user of a token, or the user that a backend or an operator names.
+    """The token's user, or the one that a backend names.
 
-    Raises ``forbidden`` where a user's token names another user.
+    An operator may name one, too. Raises ``forbidden`` where a user's token names another user.
     """
     org_id, user_id = query_id(request, "org"), query_id(request, "user")
     account_id = query_id(request, "account")
@@ -67,5 +70,8 @@ def subject_of(request: Request, principal: Principal) -> Subject:
 
 
 async def asked_for(request: Request) -> Subject:
-    """The subject of a request by a user, a backend or an operator."""
+    """The subject of a request by any role.
+
+    The roles are user, backend and operator.
+    """
     return subject_of(request, await principal_of(request, "user", "key", "ops"))

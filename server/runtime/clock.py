@@ -20,7 +20,7 @@ from server import limits as server_limits
 
 
 class Clock(Protocol):
-    """A clock: cluster time in a server, one set by hand in a test."""
+    """A clock: cluster time, or a test's own time."""
 
     def now(self) -> int:
         """The present instant, in epoch milliseconds."""
@@ -58,7 +58,10 @@ class ClusterClock:
         self._newest_ms = 0
 
     def now(self) -> int:
-        """The present instant, in epoch milliseconds; never goes back once the clock is set."""
+        """The present instant, in epoch milliseconds.
+
+        Once the clock is set, it never goes back.
+        """
         now_ms = int(self.at_ms(self._monotonic()))
         self._newest_ms = max(self._newest_ms, now_ms)
         return self._newest_ms
@@ -68,7 +71,7 @@ class ClusterClock:
         return reading_s * 1000 + self._offset_ms
 
     def redis_ms(self) -> float:
-        """The present time of the clock of Redis, as far as this process knows."""
+        """The clock of Redis now, as far as this process knows."""
         return self.at_ms(self._monotonic()) + self._redis_ahead_ms
 
     def delay_s(self, at_ms: int) -> float:
@@ -93,7 +96,10 @@ class ClusterClock:
         self.stepped_ms = _step(ahead_ms)
 
     def observe(self, redis_ms: float, sent_at: float) -> None:
-        """Takes in that Redis answered ``redis_ms`` just now to a question at ``sent_at``."""
+        """Takes in an answer of Redis to a question at ``sent_at``.
+
+        The answer was ``redis_ms``, just now.
+        """
         sample = Sample.of(redis_ms, sent_at, self._monotonic())
         if sample.round_trip_ms > server_limits.CLOCK_DRIFT_MS_MAX:
             return
@@ -116,7 +122,10 @@ class ClusterClock:
         self._unsure_ms = min(self._unsure_ms, max(sure_ms, abs(drift_ms - moved_ms)))
 
     def follow(self, proof_ms: int) -> None:
-        """Takes in that another process proved its life at ``proof_ms`` by its clock."""
+        """Takes in another process's proof of life at ``proof_ms``.
+
+        ``proof_ms`` is by that process's clock.
+        """
         behind_ms = proof_ms - self.at_ms(self._monotonic())
         if 0 < behind_ms <= self._behind_ms:
             moved_ms = min(server_limits.CLOCK_SLEW_MS_MAX, behind_ms)

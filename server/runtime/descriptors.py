@@ -1,4 +1,4 @@
-"""The limit of open files, and the number of connections that fit into it."""
+"""The limit of open files, and the connections that it allows."""
 
 import resource
 

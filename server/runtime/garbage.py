@@ -21,7 +21,7 @@ million new objects: 15,000 sessions, or garbage that should not exist."""
 
 
 def look_rarely() -> None:
-    """Sets the collector for a server; call it after all imports and set-up."""
+    """Sets the collector for a server; call after imports and set-up."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, YOUNG_LOOKS, MIDDLE_LOOKS)

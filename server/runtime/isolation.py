@@ -1,4 +1,4 @@
-"""Isolation: a failure of one of many is logged, and the others continue.
+"""Isolation: one failure among many is logged, and the others continue.
 
 Many things happen for many sessions, sockets or processes in one loop: timers of the same
 millisecond, answers of one pipeline, messages to all sockets of an account. An exception there is a
@@ -66,7 +66,7 @@ def isolated(what: str, act: Callable[..., object], *arguments: object, **names:
 async def for_each(
     what: str, items: Iterable[Item], act: Callable[[Item], Awaitable[object]]
 ) -> None:
-    """Awaits ``act`` for each item; a failure does not stop the other items.
+    """Awaits ``act`` for each item, even after failures.
 
     Failures are logged, and the first is raised after all items. ``LiveError`` and
     ``UnavailableError`` are raised at once.
@@ -86,7 +86,10 @@ async def for_each(
 
 @contextlib.contextmanager
 def alone(what: str) -> Iterator[None]:
-    """Logs an exception of this block and ends the block; the caller tries again later."""
+    """Logs an exception of this block and ends the block.
+
+    The caller tries again later.
+    """
     try:
         yield
     except (*AWAY, ProtocolError) as error:
@@ -96,7 +99,7 @@ def alone(what: str) -> Iterator[None]:
 
 
 def failed(what: str, **names: object) -> None:
-    """Logs the exception that is being handled: ``what`` failed, for one of many."""
+    """Logs the exception in progress: ``what`` failed, for one of many."""
     _log(what, sys.exception(), names)
 
 

@@ -86,7 +86,7 @@ def configure(log_format: Literal["console", "json"], level: int = logging.INFO)
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Removes secrets from an event, by field names and by patterns in text."""
+    """Removes secrets from an event, by field name and pattern."""
     # uvicorn's own copy of the event, with colours and without its arguments.
     event.pop("color_message", None)
     return {
@@ -96,12 +96,18 @@ def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
 
 
 def redact_text(text: str) -> str:
-    """``text`` without bearer tokens, JWTs, passwords in URLs and values of secret names."""
+    """``text`` without secrets.
+
+    Secrets are bearer tokens, JWTs, passwords in URLs and values of secret names.
+    """
     return _SECRET_TEXT.sub(_keep_label, text)
 
 
 def cut_query(record: logging.LogRecord) -> bool:
-    """A log filter that cuts the query off the paths in uvicorn's records; passes all records."""
+    """A log filter that cuts queries off paths in uvicorn's records.
+
+    It passes all records.
+    """
     if record.name.startswith("uvicorn") and isinstance(record.args, tuple):
         record.args = tuple(
             arg.partition("?")[0] + "?..."

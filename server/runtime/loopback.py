@@ -1,4 +1,7 @@
-"""Whether a host, a Redis or a Postgres is on this machine; no in case of doubt."""
+"""Whether a host, a Redis or a Postgres is on this machine.
+
+In doubt it is not.
+"""
 
 import ipaddress
 import os
@@ -34,7 +37,10 @@ def is_local_redis(url: str) -> bool:
 
 
 def is_local_database(url: str) -> bool:
-    """Whether a Postgres URL, read as asyncpg does, leads to loopback or a Unix socket."""
+    """Whether a Postgres URL leads to loopback or a Unix socket.
+
+    The URL is read as asyncpg reads it.
+    """
     parts = urlsplit(url)
     query = parse_qs(parts.query)
     if "service" in query or "hostaddr" in query or os.environ.get("PGSERVICE"):

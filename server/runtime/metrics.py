@@ -31,7 +31,10 @@ CLAIM_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 
 
 class Tally:
-    """Counts of the hot path; only the event loop adds: ``tally.ticks_pushed += 1``."""
+    """Counts of the hot path.
+
+    Only the event loop adds to them: ``tally.ticks_pushed += 1``.
+    """
 
     __slots__ = (
         "bytes_pushed", "messages_pushed", "postgres_retries", "ticks_pushed", "ticks_skipped",
@@ -80,7 +83,10 @@ class AllMetrics:
 
 
 class Metrics:
-    """Every metric of one process: counters and gauges as attributes, updated at their source."""
+    """Every metric of one process.
+
+    Counters and gauges are attributes, updated at their source.
+    """
 
     def __init__(self, *, with_process: bool = True) -> None:
         """``with_process`` adds memory, descriptors, processor time and garbage collection."""

@@ -1,4 +1,4 @@
-"""Origins whose pages may use this server, in the form that browsers send.
+"""Origins whose pages may use this server, as browsers write them.
 
 A browser sends an origin in one form: lower case, without the default port, names in ASCII (RFC
 6454 section 6.2, the URL standard). Configured origins are converted to that form when they are
@@ -41,7 +41,7 @@ class Origin(NamedTuple):
 
 
 def parse_origin(text: str) -> Origin:
-    """The origin that ``text`` means; raises ValueError with the reason if it is none."""
+    """The origin that ``text`` means; raises ValueError with the reason."""
     if any(character.isspace() or not character.isprintable() for character in text):
         raise ValueError("it has spaces")  # urlsplit would drop these characters
     parts = urlsplit(text)
@@ -56,7 +56,10 @@ def parse_origin(text: str) -> Origin:
 
 
 def parse_entry(text: str) -> str:
-    """An entry of ``TAXIMETER_ORIGINS`` in the browser's form; raises ValueError with its name."""
+    """An entry of ``TAXIMETER_ORIGINS`` in the browser's form.
+
+    Raises ValueError with the entry's name.
+    """
     if text == ANY:
         return ANY
     scheme, separator, rest = text.partition("://")
@@ -169,7 +172,10 @@ def _has_port(host: str) -> bool:
 
 
 def _host(netloc: str) -> str:
-    """The host of an origin in the browser's form; raises ValueError for an invalid one."""
+    """The host of an origin in the browser's form.
+
+    Raises ValueError for an invalid one.
+    """
     if netloc.startswith("["):
         inside, closed, rest = netloc[1:].partition("]")
         if not closed or "%" in inside or (rest and not rest.startswith(":")):

@@ -1,4 +1,4 @@
-"""A queue of several owners, served in turns: one item of each after the other."""
+"""A queue of several owners, who take turns, one item each."""
 
 from collections import deque
 from collections.abc import Hashable, Iterator
@@ -27,7 +27,7 @@ class RoundRobin(Generic[Item]):
         self._queues.setdefault(owner, deque()).append(item)
 
     def popleft(self) -> Item:
-        """Takes the next item; its owner's next turn comes after the other owners'."""
+        """Takes the next item, and moves its owner to the end."""
         owner = next(iter(self._queues))
         queue = self._queues.pop(owner)
         item = queue.popleft()

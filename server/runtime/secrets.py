@@ -59,7 +59,7 @@ def with_secrets(settings: Settings) -> Settings:
 
 
 def _keep_secret(data_dir: Path, name: str) -> str:
-    """The secret in ``data_dir`` under ``name``; makes one when there is none yet."""
+    """The secret in ``data_dir`` under ``name``; made if missing."""
     path = data_dir / name
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -75,10 +75,10 @@ def _keep_secret(data_dir: Path, name: str) -> str:
 
 
 def _make_secret(path: Path) -> None:
-    """Writes a new secret that only its owner may read, completely or not at all.
+    """Writes a new secret completely or not at all.
 
-    Two processes may start at once: each writes its own file, and the first to link its file to
-    ``path`` decides the secret.
+    Only its owner may read it. Two processes may start at once: each writes its own file, and the
+    first to link its file to ``path`` decides the secret.
     """
     draft = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -81,7 +81,10 @@ class Settings(BaseSettings):
     @field_validator("api_keys", "origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        """The parts of a comma separated list; drops empty parts, so that none becomes a key."""
+        """The parts of a comma separated list.
+
+        Empty parts are dropped, so that none becomes a key.
+        """
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value

@@ -1,4 +1,4 @@
-"""Detects stalls: what a process reads after one proves nothing about the present.
+"""Detects stalls: later reads prove nothing about the present.
 
 A process may be stopped for a while, and its machine too, under all of its sockets. When the
 process continues, messages wait in the sockets: pongs to old pings, the farewell of a client that

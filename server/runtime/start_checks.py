@@ -1,4 +1,7 @@
-"""Checks of the settings for exposure: refuse the start, or warn in the log."""
+"""Checks of the settings: refusals of the start, and warnings.
+
+They concern what the settings expose to others.
+"""
 
 import os
 from difflib import get_close_matches
@@ -9,10 +12,11 @@ from server.runtime.settings import PREFIX, Settings
 
 
 def exposures(settings: Settings) -> list[str]:
-    """Reasons to refuse development here: others could reach the server or its data.
+    """Reasons to refuse development here.
 
-    In development ``/demo/token`` gives tokens to anyone who asks, and migrations are applied at
-    start. Empty outside development, and where ``TAXIMETER_DEVELOPMENT_CONFIRMED`` is set.
+    Others could reach the server, or the data is on another machine. In development ``/demo/token``
+    gives tokens to anyone who asks, and migrations are applied at start. Empty outside development,
+    and where ``TAXIMETER_DEVELOPMENT_CONFIRMED`` is set.
     """
     if not settings.is_development or settings.development_confirmed:
         return []
@@ -56,7 +60,10 @@ def _short_secrets(settings: Settings) -> list[str]:
 
 
 def doubts(settings: Settings) -> list[str]:
-    """Settings that permit a start but should not stay; for the log at start."""
+    """Settings that permit a start but should not stay.
+
+    For the log at start.
+    """
     found = _short_secrets(settings)
     if not settings.is_development:
         if settings.jwks_url is not None and settings.jwks_url.startswith("http://"):

@@ -51,11 +51,12 @@ class Timer:
 
 
 class Wheel:
-    """Timers in buckets of a millisecond; a single timer is its own bucket.
+    """Timers in buckets of a millisecond.
 
-    A cancelled timer keeps its place until its time comes, which for most timers is soon. A token,
-    however, may be good for years, and a peer may renew it without limit. So when most of the
-    timers are cancelled, the wheel removes all cancelled timers together.
+    A single timer is its own bucket. A cancelled timer keeps its place until its time comes, which
+    for most timers is soon. A token, however, may be good for years, and a peer may renew it
+    without limit. So when most of the timers are cancelled, the wheel removes all cancelled timers
+    together.
     """
 
     def __init__(self) -> None:
@@ -88,7 +89,7 @@ class Wheel:
         return self._order[0] if self._order else None
 
     def pop_due(self, now_ms: int) -> list[Timer]:
-        """Takes out the timers of the earliest bucket; empty when no bucket is due."""
+        """Takes out the earliest bucket's timers; empty if none is due."""
         if not self._order or self._order[0] > now_ms:
             return []
         bucket = self._buckets.pop(heapq.heappop(self._order))
@@ -118,7 +119,10 @@ class Wheel:
 
 
 class Timers:
-    """The timers of a process; without an event loop (tests) call ``run_due`` by hand."""
+    """The timers of a process.
+
+    Without an event loop (tests) call ``run_due`` by hand.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -191,7 +195,7 @@ class Timers:
             left -= self._fire_tick(now_ms)
 
     def _fire_one(self, now_ms: int) -> bool:
-        """Fires a deadline of the next owner; False if it was cancelled meanwhile."""
+        """Fires a deadline of the next owner; False if cancelled meanwhile."""
         timer = self._due.popleft()
         is_live = not timer.is_cancelled
         isolated("timer", timer.fire, now_ms)

@@ -51,7 +51,10 @@ class Turns:
             self._work()
 
     async def take(self, owner: Hashable) -> None:
-        """Returns when this turn, or a later one, has room for one more unit of this customer."""
+        """Returns when a turn has room for this customer's next unit.
+
+        It may be this turn or a later one.
+        """
         if self._left > 0 and not self._waiting:
             self._spend()
             return

@@ -29,7 +29,10 @@ class Signal:
         self.is_set = False
 
     async def wait(self) -> None:
-        """Returns when the event is set, even if it is cleared again meanwhile."""
+        """Returns once the event was set.
+
+        That holds even if the event is cleared again meanwhile.
+        """
         if not self.is_set:
             if self._event is None:
                 self._event = asyncio.Event()
@@ -50,7 +53,7 @@ class Locks:
 
     @asynccontextmanager
     async def hold(self, name: Hashable) -> AsyncIterator[None]:
-        """Holds the lock of that name, after all earlier callers have released it."""
+        """Holds the lock of that name, after all earlier callers."""
         lock, users = self._locks.setdefault(name, (asyncio.Lock(), []))
         users.append(None)
         try:

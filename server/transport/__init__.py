@@ -1,4 +1,4 @@
-"""Bytes in and out: HTTP and WebSocket made safe and fast, pushes, pings.
+"""Bytes in and out: safe HTTP and WebSocket, pushes, pings.
 
 Imports ``runtime``.
 """

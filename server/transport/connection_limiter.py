@@ -1,4 +1,4 @@
-"""Limits the connections of a process: their number, their idle time, their deadlines.
+"""Limits the connections of a process, their idle time and deadlines.
 
 For all connections together this module keeps three things:
 
@@ -43,7 +43,10 @@ class Slot:
         self._network = network
 
     def leave(self) -> None:
-        """Frees the place of a connection that is gone. A second call does nothing."""
+        """Frees the place of a connection that is gone.
+
+        A second call does nothing.
+        """
         limiter, self._limiter = self._limiter, None
         if limiter is not None:
             limiter.left(self._network)
@@ -83,10 +86,10 @@ class ConnectionLimiter:
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self, connection: AdmittedConnection, address: str) -> Slot | str:
-        """A slot for one more connection, or why there is none: ``full`` or ``address``.
+        """A slot for one more connection, or ``full`` or ``address``.
 
-        A trusted proxy has no limit of its own: its clients are counted when their sockets are
-        accepted.
+        The two words say why there is no slot. A trusted proxy has no limit of its own: its clients
+        are counted when their sockets are accepted.
         """
         self.connections.add(connection)
         self._look_later()

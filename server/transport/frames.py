@@ -1,9 +1,9 @@
-"""WebSocket frames (RFC 6455): ours made in one step, the peer's read by websockets.
+"""WebSocket frames (RFC 6455), written here and read by websockets.
 
-Frames of the server are short, unmasked and never fragmented, so a frame is a header before the
-payload. A tick is framed once and written as it is. Frames of the peer are masked, may be split
-anywhere and cannot be trusted. The sans-I/O parser of websockets reads them; this module has a
-version of the parser that takes a third of the memory.
+Frames of the server are made in one step. They are short, unmasked and never
+fragmented, so a frame is a header before the payload. A tick is framed once and written as it is.
+Frames of the peer are masked, may be split anywhere and cannot be trusted. The sans-I/O parser of
+websockets reads them; this module has a version of the parser that takes a third of the memory.
 """
 
 import logging
@@ -87,10 +87,11 @@ class FrameReader(ServerProtocol):
         del self.id
 
     def forget_request(self) -> None:
-        """Frees the handshake's request. Call this between the request and the first frame.
+        """Frees the handshake's request.
 
-        The parsing generator goes on to read frames with the request, 2 KiB of headers from a
-        browser, in a local variable. A new generator takes its place.
+        Call this between the request and the first frame. The parsing generator goes on to read
+        frames with the request, 2 KiB of headers from a browser, in a local variable. A new
+        generator takes its place.
         """
         assert not self.reader.buffer
         self.parser = super(ServerProtocol, self).parse()

@@ -44,7 +44,10 @@ LINE_BYTES = len(": \r\n")
 
 
 class Refusal(NamedTuple):
-    """Why a connection is served no further: the status, and the label in metrics."""
+    """Why a connection is served no further.
+
+    It has the status, and the label in metrics.
+    """
 
     status: str
     why: str
@@ -170,7 +173,7 @@ class BoundedHttp(HttpToolsProtocol):
                 self.transport.close()
 
     def pause_writing(self) -> None:
-        """Starts the bounded time in which the peer must read the full write buffer."""
+        """Starts the bounded time to read the full write buffer."""
         self.stalled_at = self.loop.time()
         super().pause_writing()
 
@@ -214,7 +217,10 @@ class BoundedHttp(HttpToolsProtocol):
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def _is_handshake(self) -> bool:
-        """Whether the head opens a WebSocket (RFC 6455 section 4.1): GET, and no body."""
+        """Whether the head opens a WebSocket: GET, and no body.
+
+        RFC 6455 section 4.1 has the rules.
+        """
         return (
             self._should_upgrade()
             and self.parser.get_method() == b"GET"
@@ -252,7 +258,10 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Takes a field of the head; ignores a field after a chunked body."""
+        """Takes a field of the head; ignores trailers.
+
+        Trailers are fields after a chunked body.
+        """
         self.head_fields += 1
         self._count_head(len(name) + len(value) + LINE_BYTES)
         if self.in_head:
@@ -312,7 +321,10 @@ class BoundedHttp(HttpToolsProtocol):
     # --- Answering -------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Continues after an answer: with the next request, a refusal, or a wait for the peer."""
+        """Continues after an answer.
+
+        The next request, a refusal, or a wait for the peer follows.
+        """
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
@@ -358,7 +370,10 @@ class BoundedHttp(HttpToolsProtocol):
             self._hang_up(refusal)
 
     def _hang_up(self, refusal: Refusal) -> None:
-        """Sends the refusal, and reads for a moment longer: a reset would overtake the refusal."""
+        """Sends the refusal, and reads for a moment longer.
+
+        A reset would overtake the refusal.
+        """
         text = refusal.status.partition(" ")[2]
         self.transport.write(
             (
@@ -378,10 +393,11 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 def _bound_unsent(transport: asyncio.Transport) -> None:
-    """Keeps bytes that exceed the peer's window in this process, where they are counted.
+    """Keeps bytes beyond the peer's window in this process.
 
-    Linux lets a connection's buffer grow to 4 MiB. A peer that reads no more would have that much
-    of ticks, hours of them, before the server could see that its socket is slow.
+    Here they are counted. Linux lets a connection's buffer grow to 4 MiB. A peer that reads no more
+    would have that much of ticks, hours of them, before the server could see that its socket is
+    slow.
     """
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):

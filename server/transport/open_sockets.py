@@ -83,7 +83,10 @@ class Sockets:
         await self._none.wait()
 
     def claim_user(self, user: str) -> bool:
-        """Whether one more socket of a user fits; counts the socket if so."""
+        """Whether one more socket of a user fits.
+
+        Counts the socket if so.
+        """
         if self._by_user[user] >= server_limits.SOCKETS_PER_USER_MAX:
             return False
         self._by_user[user] += 1
@@ -94,7 +97,10 @@ class Sockets:
         _take(self._by_user, user)
 
     def probe(self) -> Iterator[None]:
-        """Asks every peer for a proof of life, some in each unit of work."""
+        """Asks every peer for a proof of life, in units of work.
+
+        A unit asks ``PROBES_PER_UNIT`` sockets.
+        """
         for number, connection in enumerate(list(self.connections)):
             isolated("probe", connection.probe)
             if number % server_limits.PROBES_PER_UNIT == 0:

@@ -45,7 +45,10 @@ _keepalives: Final[WeakKeyDictionary[ServerState, Keepalive]] = WeakKeyDictionar
 
 
 class PushSocket(Protocol):
-    """A socket as the rest of the server sees it. Call all methods on its loop."""
+    """A socket as the rest of the server sees it.
+
+    Call all methods on its loop.
+    """
 
     on_alive: Callable[[], None] | None
     """Called at each proof of life: a pong, requested or not, a data frame, the peer's close.
@@ -75,16 +78,22 @@ class PushSocket(Protocol):
         """
 
     def ping_now(self) -> bool:
-        """Asks for a proof of life now, apart from the keepalive; returns False if it cannot."""
+        """Asks for a proof of life now; False if it cannot.
+
+        The keepalive's pings do not change.
+        """
 
     def close(self, code: int, reason: str = "") -> None:
-        """Closes with a handshake of bounded time; the application gets ``code`` at once."""
+        """Closes with a handshake of bounded time.
+
+        The application gets ``code`` at once.
+        """
 
 
 def uvicorn_options(limiter: ConnectionLimiter | None = None) -> dict[str, Any]:
-    """Keyword arguments of ``uvicorn.Config`` for the push path and for safety against peers.
+    """Keyword arguments of ``uvicorn.Config`` for this server.
 
-    Each server has its own ``limiter``.
+    They give the push path, and safety against peers. Each server has its own ``limiter``.
     """
     return {
         # uvicorn would guess wrong: the application is a function that returns a coroutine.
@@ -161,7 +170,10 @@ class PushProtocol(BoundedWebSocket):
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_SKIP_BYTES)
 
     def handle_connect(self, event: Request) -> None:
-        """Offers the push path to the application, whose task has not begun yet."""
+        """Offers the push path to the application.
+
+        The application's task has not begun yet.
+        """
         super().handle_connect(event)
         if self.response.status_code == 101:
             extensions = cast(dict[str, Any], self.scope["extensions"])
@@ -196,7 +208,10 @@ class PushProtocol(BoundedWebSocket):
         super()._alive()
 
     def send_pongs(self, pongs: list[bytes]) -> None:
-        """Answers pings; while the write buffer is full only the newest, once there is room."""
+        """Answers pings.
+
+        While the write buffer is full it keeps only the newest answer, until there is room.
+        """
         if self.drain_timer is None:
             super().send_pongs(pongs)
         else:
@@ -205,7 +220,7 @@ class PushProtocol(BoundedWebSocket):
     # --- Writing -----------------------------------------------------------------------
 
     def pause_writing(self) -> None:
-        """Skips ticks, and gives the peer a bounded time to read the full write buffer."""
+        """Skips ticks, and bounds the peer's time to read the full buffer."""
         self.flowing = False
         self.writable = asyncio.Event()
         self.drain_timer = self.loop.call_later(self.drain_timeout, self._drain_timed_out)

@@ -57,11 +57,11 @@ _writable.set()
 
 
 def forget_handshake(scope: MutableMapping[str, Any]) -> None:
-    """Empties the scope of an accepted socket, except for what identifies its application.
+    """Empties the scope of an accepted socket.
 
-    The scope lives as long as the application's task, and with it the headers: 3 KiB from a
-    browser. Read headers before this call. Frameworks hold the same dictionary and the same list,
-    so both are emptied in place.
+    What identifies its application stays. The scope lives as long as the application's task, and
+    with it the headers: 3 KiB from a browser. Read headers before this call. Frameworks hold the
+    same dictionary and the same list, so both are emptied in place.
     """
     kept = {key: scope[key] for key in ("type", "app", "path") if key in scope}
     scope.get("headers", []).clear()
@@ -208,7 +208,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     # --- Reading -----------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parses the bytes that arrived, unless the socket must wait for its turn.
+        """Parses the bytes that arrived, or lets the socket wait.
 
         It waits when earlier bytes, or other sockets, still wait.
         """
@@ -348,9 +348,9 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     # --- Closing -----------------------------------------------------------------------
 
     def close(self, code: int, reason: str = "") -> None:
-        """Closes with a handshake of bounded time; the application gets ``code`` at once.
+        """Closes with a handshake of bounded time.
 
-        Does nothing when the socket is not open.
+        The application gets ``code`` at once. Does nothing when the socket is not open.
         """
         if self.is_open:
             self.conn.send_close(code, reason)
@@ -398,7 +398,10 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.close_timer = self.loop.call_later(self.closing_timeout, self.transport.abort)
 
     def handle_close(self, event: Frame) -> None:
-        """Handles the peer's close, its last proof of life, or its answer to our close."""
+        """Handles the peer's close, or its answer to our close.
+
+        The peer's own close is its last proof of life.
+        """
         self._alive()
         self.peer_closed = self.is_open
         self.is_open = self.flowing = False
@@ -406,7 +409,10 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         self._abort_later()
 
     def shutdown(self) -> None:
-        """Closes with 1012 when the server stops. A drain before this leaves few sockets."""
+        """Closes with 1012 when the server stops.
+
+        A drain before this leaves few sockets.
+        """
         if self.is_open:
             self.close(CloseCode.SERVICE_RESTART)
         elif not self.close_sent and not self.transport.is_closing():
@@ -420,7 +426,10 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self._abort_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Gives the application 1006, unless an earlier close was given or is unread."""
+        """Gives the application 1006, unless another close came first.
+
+        The other close was given before, or is still unread.
+        """
         self.read_now()
         self.is_open = self.flowing = False
         self.inbox.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL})
