@@ -18,7 +18,7 @@ from tests.protocol.examples import session_of, terms_of
         (5_000, 1_500, 2_500),
     ],
 )
-def test_a_claim_is_made_so_early_that_its_answer_is_there(
+def test_a_claim_is_early_enough_for_its_answer(
     granted_ms: int, response_ms: int, claimed_at_ms: int
 ) -> None:
     session = session_of(grant=Grant(granted_ms=granted_ms))

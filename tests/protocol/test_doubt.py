@@ -52,7 +52,7 @@ def test_what_nobody_proved_before_a_join_is_a_gap() -> None:
     assert bench.meter.alive_at == CAME_AT
 
 
-def test_a_first_minute_that_nobody_proved_begins_with_the_join() -> None:
+def test_an_unproven_first_minute_begins_with_the_join() -> None:
     bench = Bench()
     bench.run(8_000)
     assert come(bench)
@@ -118,7 +118,7 @@ def test_the_first_to_join_here_asks_other_processes() -> None:
     assert bench.step.standing.gaps == ((PROVEN_AT + 500, CAME_AT, False),)
 
 
-def test_a_process_that_does_not_answer_leaves_the_time_as_it_is() -> None:
+def test_a_silent_process_leaves_the_time_unchanged() -> None:
     bench = cut(sockets=0)
     assert come(bench, has_others=True)
     bench.run(limits.DOUBT_WAIT_MS)

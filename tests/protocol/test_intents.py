@@ -41,7 +41,7 @@ def test_who_asks_for_what_waits_is_answered_with_it() -> None:
     assert queue.entitle(Event.RETURNED, "b")
 
 
-def test_the_one_on_its_way_is_among_those_who_wait_for_an_answer() -> None:
+def test_the_intent_under_way_also_awaits_an_answer() -> None:
     queue = waiting(Intent(Event.PAUSE, 2, "b"))
     queue.current = Intent(Event.RESUME, 1, "a")
     assert [intent.at for intent in queue] == [1, 2]
@@ -66,7 +66,7 @@ def test_requests_are_bounded() -> None:
         (Event.LIMIT, "client", False, False),
     ],
 )
-def test_whose_stop_waits_for_a_proof_and_whose_ends_the_time_at_once(
+def test_which_stops_wait_for_a_proof(
     event: Event, reason: str, waits_for_proof: bool, ends_at_request: bool
 ) -> None:
     intent = Intent(event, 1, reason=reason)

@@ -65,7 +65,7 @@ def test_minutes_bind_where_the_month_has_none_left(
     assert first(found) == "member_minutes"
 
 
-def test_a_month_that_ends_before_its_limit_binds_in_the_next_one() -> None:
+def test_a_month_ending_before_its_limit_binds_next_month() -> None:
     ends_at = NOW + 10 * MINUTE_MS
     unlimited = alone(0)
     found = positions(counted(), 0, NOW, unlimited, month(60), UNLIMITED, ends_at)

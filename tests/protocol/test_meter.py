@@ -43,7 +43,7 @@ def test_a_start_that_is_refused_leaves_nothing() -> None:
     assert bench.meter.asked is None
 
 
-def test_a_start_whose_socket_is_gone_when_it_is_refused_is_not_lost_but_nothing() -> None:
+def test_a_refused_start_without_a_socket_leaves_nothing() -> None:
     bench = starting()
     bench.meter.detach(NOW, NOW)
     effects = bench.answer(session=bench.meter.session, refused_by="credits")
@@ -51,7 +51,7 @@ def test_a_start_whose_socket_is_gone_when_it_is_refused_is_not_lost_but_nothing
     assert only(effects, LeaveSession)
 
 
-def test_a_start_that_came_second_is_a_join_and_notes_its_process() -> None:
+def test_a_second_start_is_a_join_and_notes_its_process() -> None:
     bench = starting()
     other = session_of()
     effects = bench.answer(session=other)
@@ -62,7 +62,7 @@ def test_a_start_that_came_second_is_a_join_and_notes_its_process() -> None:
     assert bench.step.present
 
 
-def test_a_start_that_lost_a_race_for_free_time_is_still_a_start() -> None:
+def test_losing_a_race_for_free_time_is_still_a_start() -> None:
     terms = terms_of(free_ms=60_000, free_scope="day")
     bench = starting(terms, free_key="day:ann")
     bench.meter.free_left_ms = 60_000
@@ -137,7 +137,7 @@ def test_no_claim_asks_for_less_than_was_granted() -> None:
     assert min(offer.grant.granted_ms for offer in step.offers) > 18_000
 
 
-def test_a_claim_gives_back_what_a_lowered_limit_takes_though_it_is_repeated() -> None:
+def test_a_repeated_claim_gives_back_after_a_lowered_limit() -> None:
     terms = msgspec.structs.replace(TERMS, price_micros=0, counts_minutes=True)
     held = Grant(granted_ms=120_000, held_minutes={"2026-05-01": 2})
     bench = Bench(session_of(terms=terms, grant=held))
@@ -177,7 +177,7 @@ def test_a_recall_of_minutes_gives_back_those_that_have_not_begun() -> None:
     assert not bench.meter.recall(bench.now, minutes=True)
 
 
-def test_a_recall_during_a_claim_is_looked_at_when_that_is_answered() -> None:
+def test_a_recall_during_a_claim_waits_for_its_answer() -> None:
     bench = Bench()
     bench.run(61_000)
     bench.alive()
@@ -191,7 +191,7 @@ def test_a_recall_during_a_claim_is_looked_at_when_that_is_answered() -> None:
 
 
 @pytest.mark.parametrize("ahead_ms", [1, 2, 400, 999])
-def test_who_was_recalled_takes_no_more_at_a_minutes_end_while_somebody_waits(
+def test_a_recalled_session_takes_nothing_while_a_spend_waits(
     ahead_ms: int,
 ) -> None:
     """Otherwise the session would hold again what the recall freed, before the spend is tried
@@ -216,7 +216,7 @@ def test_who_was_recalled_takes_no_more_at_a_minutes_end_while_somebody_waits(
     assert bench.step.offers[0].grant.granted_ms == 125_000
 
 
-def test_a_recall_during_a_resume_is_looked_at_when_that_is_answered() -> None:
+def test_a_recall_during_a_resume_waits_for_its_answer() -> None:
     """The recall may have been made before the resume, which has held a whole minute since."""
     bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
     bench.ask(Event.RESUME)
@@ -252,7 +252,7 @@ def test_a_late_timer_stops_where_the_grant_ended() -> None:
     assert bench.step.standing.segments == ((NOW, NOW + 30_000),)
 
 
-def test_a_request_after_the_end_of_the_grant_ends_the_segment_there() -> None:
+def test_a_request_after_the_grant_ends_the_segment_there() -> None:
     bench = Bench(session_of(grant=final()))
     bench.now = NOW + 30_007  # the timer is late, and the client is faster
     bench.ask(Event.PAUSE)
@@ -273,7 +273,7 @@ def test_what_was_not_proven_before_the_stop_waits_for_a_proof() -> None:
     assert bench.step.keep is None
 
 
-def test_a_stop_that_was_overtaken_by_a_longer_grant_is_none() -> None:
+def test_a_longer_grant_overtakes_a_stop() -> None:
     bench = Bench(session_of(grant=final()))
     bench.run(30_000)
     longer = bench.moved_to(Grant(granted_ms=65_000, held_micros=CREDIT))
@@ -310,7 +310,7 @@ def test_one_increment_more_is_worth_asking_for() -> None:
     assert bench.meter.asked is not None
 
 
-def test_the_end_of_a_pause_for_want_of_credits_is_refused() -> None:
+def test_a_resume_without_credits_is_refused() -> None:
     bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
     bench.ask(Event.RESUME, "again")
     effects = bench.answer(session=bench.meter.session, refused_by="credits")

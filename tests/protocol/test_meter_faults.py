@@ -34,7 +34,7 @@ def lost(**changes: Any) -> Standing:
     return standing_of(Phase.SUSPENDED, **{**given, **changes})
 
 
-def test_the_last_socket_takes_the_time_with_it_to_its_last_proof() -> None:
+def test_the_last_leave_ends_time_at_its_last_proof() -> None:
     bench = Bench()
     bench.run(25_000)
     bench.alive()
@@ -48,7 +48,7 @@ def test_the_last_socket_takes_the_time_with_it_to_its_last_proof() -> None:
     assert step.standing.grace_until == NOW + 37_000 + 30_000
 
 
-def test_what_another_process_settled_is_not_lost_with_an_older_proof() -> None:
+def test_an_older_proof_keeps_remotely_settled_time() -> None:
     bench = Bench()
     bench.run(50_000)
     bench.alive()
@@ -70,7 +70,7 @@ def test_what_another_process_settled_is_not_lost_with_an_older_proof() -> None:
     assert bench.step.standing.lost_at == NOW + 60_000
 
 
-def test_who_leaves_others_behind_settles_what_it_alone_can_prove() -> None:
+def test_leaving_others_settles_the_own_proven_time() -> None:
     bench = Bench()
     bench.run(25_000)
     bench.meter.detach(bench.now, bench.now)
@@ -82,7 +82,7 @@ def test_who_leaves_others_behind_settles_what_it_alone_can_prove() -> None:
     assert only(bench.accept(), LeaveSession)
 
 
-def test_who_leaves_others_behind_with_nothing_to_prove_just_leaves() -> None:
+def test_leaving_others_with_nothing_to_prove_makes_no_step() -> None:
     bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
     bench.meter.detach(NOW, NOW)
     bench.drain()
@@ -123,7 +123,7 @@ def test_who_comes_back_is_answered_when_time_runs_again() -> None:
     assert show.token == "join"
 
 
-def test_who_comes_back_to_nothing_is_answered_with_the_stop() -> None:
+def test_returning_without_credits_is_answered_with_the_stop() -> None:
     bench = Bench(session_of(standing=lost(), grant=Grant()), sockets=0)
     bench.meter.attach(NOW)
     assert bench.meter.entitle("join")
@@ -195,7 +195,7 @@ def test_nothing_is_due_where_counting_has_stopped_without_redis() -> None:
     assert bench.meter.elapsed_at(bench.now) == 125_000
 
 
-def test_a_stop_by_others_is_not_due_while_a_step_is_on_its_way() -> None:
+def test_a_remote_stop_waits_for_the_step_under_way() -> None:
     bench = Bench()
     bench.run(61_000)
     assert bench.meter.asked is not None
@@ -231,7 +231,7 @@ def unproven() -> Bench:
     return bench
 
 
-def test_time_used_without_a_grant_is_uncovered_however_late_it_is_proven() -> None:
+def test_late_proven_time_without_a_grant_is_uncovered() -> None:
     bench = unproven()
     bench.meter.alive(NOW + 70_000, bench.now)
     assert bench.step.standing.uncovered_ms == 5_000
@@ -264,7 +264,7 @@ def stopped_elsewhere(bench: Bench, told_at: int = NOW + 30_000) -> None:
     bench.drain()
 
 
-def test_who_hears_no_client_says_no_stop_and_stands_still_until_it_is_told() -> None:
+def test_a_meter_without_sockets_waits_for_a_remote_stop() -> None:
     bench = Bench(session_of(grant=final()), sockets=0)
     assert said(bench.run(40_000)) == []
     assert (bench.meter.asked, bench.meter.notices.seq) == (None, 0)
@@ -281,7 +281,7 @@ def test_who_hears_the_client_proves_what_was_stopped_elsewhere() -> None:
     assert bench.step.standing.settled_ms == 30_000
 
 
-def test_a_part_of_what_was_stopped_elsewhere_is_settled_as_soon_as_it_is_proven() -> None:
+def test_after_a_remote_stop_proven_time_is_settled_at_once() -> None:
     bench = Bench(session_of(grant=final()))
     bench.meter.alive(NOW + 20_000, NOW + 20_000)
     stopped_elsewhere(bench)
@@ -290,7 +290,7 @@ def test_a_part_of_what_was_stopped_elsewhere_is_settled_as_soon_as_it_is_proven
     assert bench.meter.asked is None
 
 
-def test_who_hears_no_client_waits_after_an_outage_too_for_those_who_do() -> None:
+def test_after_an_outage_a_meter_without_sockets_waits() -> None:
     bench = Bench(session_of(grant=final()), sockets=0)
     bench.run(60_000)
     stopped_elsewhere(bench, told_at=bench.now)  # received too late
@@ -320,7 +320,7 @@ def test_an_answer_that_was_lost_is_asked_for_anew() -> None:
     assert bench.meter.asked is None
 
 
-def test_a_pause_that_had_to_wait_stops_the_time_where_it_is_proven() -> None:
+def test_a_delayed_pause_stops_at_the_proven_time() -> None:
     bench = Bench()
     bench.run(5_000)
     bench.ask(Event.PAUSE)
@@ -338,7 +338,7 @@ def test_a_pause_that_had_to_wait_stops_the_time_where_it_is_proven() -> None:
     assert (bench.step.standing.elapsed_ms, bench.step.standing.at) == (5_000, bench.now)
 
 
-def test_a_request_to_go_on_that_is_older_than_the_stop_does_not_lift_it() -> None:
+def test_an_older_resume_does_not_lift_the_stop() -> None:
     bench = Bench(session_of(grant=final()))
     bench.run(10_000)
     bench.meter.refresh(bench.now)

@@ -58,7 +58,7 @@ def test_what_was_said_is_recorded_by_the_next_step() -> None:
     assert bench.step.standing.warned == {"credits": 60_000}
 
 
-def test_a_reading_that_shows_the_step_on_its_way_takes_no_later_notice() -> None:
+def test_a_reading_with_the_own_step_takes_no_later_notice() -> None:
     bench = warned_bench()
     made = SessionState(bench.step.before.identity, bench.step.standing, bench.meter.session.grant)
     bench.meter.read(made, bench.step.notices, bench.now)
@@ -109,7 +109,7 @@ def test_an_end_with_the_number_of_a_recorded_notice_is_sent() -> None:
     assert told.seq == 3
 
 
-def test_a_step_that_ends_the_session_has_the_next_number_to_itself() -> None:
+def test_the_end_has_the_next_number_to_itself() -> None:
     account = account_of(CREDIT)
     account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)
     bench = Bench(session_of(terms_of(warn_at_ms=(300_000, 60_000))), account)
@@ -151,7 +151,7 @@ def test_who_missed_a_message_asks_for_what_it_missed() -> None:
 
 
 @pytest.mark.parametrize("answered", [True, False])
-def test_a_step_of_others_that_is_told_before_the_answer_to_ones_own_is_not_missed(
+def test_remote_step_before_own_reply_is_kept(
     answered: bool,
 ) -> None:
     bench = Bench()

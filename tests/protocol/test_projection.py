@@ -116,7 +116,7 @@ def test_with_many_sessions_one_sum_serves_a_tenth_of_a_second() -> None:
     micros=st.integers(-CREDIT, 20 * CREDIT),
     reserved=st.sampled_from([0, CREDIT]),
 )
-def test_a_balance_covers_every_increment_up_to_the_instant_at_which_it_is_dry(
+def test_the_balance_covers_every_increment_until_it_is_empty(
     lines: list[BurnLine], micros: int, reserved: int
 ) -> None:
     account = account_with(micros, lines, reserved)
@@ -133,7 +133,7 @@ def test_a_balance_covers_every_increment_up_to_the_instant_at_which_it_is_dry(
 
 
 @pytest.mark.parametrize("micros", [CREDIT, 10 * CREDIT, 100 * CREDIT])
-def test_with_many_sessions_it_is_dry_by_their_prices_within_an_increment(micros: int) -> None:
+def test_with_many_sessions_the_end_is_exact_within_an_increment(micros: int) -> None:
     terms = terms_of(price_micros=1_000_000, first_increment_ms=60_000, next_increment_ms=60_000)
     lines = [
         burn_line_of(terms, 0, NOW - 7_000 * number, 0, running=True)

@@ -116,7 +116,7 @@ def test_in_plenty_a_grant_reaches_a_margin_beyond_the_minute() -> None:
     assert positions_of(offer_basis_of(by_the_minute, 0).offers(shrink=False)) == [120_000, 60_000]
 
 
-def test_whoever_is_recalled_keeps_what_it_needs_to_run_on() -> None:
+def test_a_recalled_session_keeps_enough_to_run_on() -> None:
     assert positions_of(offer_basis_of(terms_of(), 10_500).offers(shrink=True)) == [12_000, 11_000]
     by_six = terms_of(first_increment_ms=30_000, next_increment_ms=6_000)
     assert positions_of(offer_basis_of(by_six, 10_500).offers(shrink=True)) == [30_000]
@@ -142,7 +142,7 @@ def test_a_begun_minute_is_offered_to_its_end() -> None:
     )
 
 
-def test_what_is_left_of_a_minute_is_no_reason_to_stop_before_its_end() -> None:
+def test_the_rest_of_a_minute_causes_no_earlier_stop() -> None:
     terms = terms_of(counts_minutes=True, first_increment_ms=7_000, next_increment_ms=7_000)
     offer_basis = offer_basis_of(terms, 50_000, 50_000)
     (offer,) = [
@@ -159,16 +159,14 @@ def test_minutes_without_a_price_have_no_smaller_part() -> None:
 
 @pytest.mark.parametrize("shrink", [True, False])
 @pytest.mark.parametrize("ahead_ms", [1, 500, 999])
-def test_the_minute_that_begins_before_the_next_claim_is_answered_is_offered_too(
-    shrink: bool, ahead_ms: int
-) -> None:
+def test_the_next_minute_is_offered_before_it_begins(shrink: bool, ahead_ms: int) -> None:
     """With only the minute under way, a session would claim ever more often and stop at its end."""
     terms = terms_of(price_micros=0, counts_minutes=True)
     offers = offer_basis_of(terms, 60_000 - ahead_ms).offers(shrink=shrink)
     assert [offer.grant.granted_ms for offer in offers if not offer.floor_ms] == [120_000, 60_000]
 
 
-def test_a_minute_that_begins_later_is_not_kept_by_whoever_is_recalled() -> None:
+def test_a_recalled_session_keeps_no_later_minute() -> None:
     terms = terms_of(price_micros=0, counts_minutes=True)
     assert positions_of(offer_basis_of(terms, 59_000).offers(shrink=True)) == [60_000]
     offers = offer_basis_of(terms, 59_001).offers(shrink=True)
@@ -203,7 +201,7 @@ def lost(terms: Terms, elapsed_ms: int) -> Standing:
     gap_ms=st.integers(0, 600_000),
     available_micros=st.integers(-1_000_000, 20_000_000),
 )
-def test_less_than_a_billed_gap_is_final_unless_more_can_be_had(
+def test_a_partly_covered_gap_is_final_unless_recall_helps(
     terms: Terms, elapsed_ms: int, gap_ms: int, available_micros: int
 ) -> None:
     offer_basis = OfferBasis(identity_of(terms), lost(terms, elapsed_ms), month_of)
@@ -219,7 +217,7 @@ def test_less_than_a_billed_gap_is_final_unless_more_can_be_had(
             assert offer.more_minutes == longer.grant.held_minutes
 
 
-def test_of_a_billed_gap_as_much_is_offered_as_the_account_has() -> None:
+def test_a_billed_gap_is_offered_up_to_the_balance() -> None:
     terms = terms_of()
     offer_basis = OfferBasis(identity_of(terms), lost(terms, 10_000), month_of)
     positions = positions_of(offer_basis.gap_offers(600_000, terms.cost_micros(123_000, 0)))
@@ -256,7 +254,7 @@ def test_a_month_ends_where_the_calendar_says(month: str, away_ms: int) -> None:
     micros=st.integers(0, 3_000_000),
     minutes=st.integers(0, 6),
 )
-def test_the_rest_is_offered_first_where_it_is_low_and_no_more_of_it_than_there_is(
+def test_the_low_rest_is_offered_first_and_never_exceeded(
     terms: Terms, elapsed_ms: int, micros: int, minutes: int
 ) -> None:
     offer_basis = offer_basis_of(terms, elapsed_ms)

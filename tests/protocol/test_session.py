@@ -45,7 +45,7 @@ def test_an_empty_segment_is_none() -> None:
     assert joined_segments((), 9, 3) == ()
 
 
-def test_a_receipt_has_a_bounded_number_of_segments_and_keeps_the_newest() -> None:
+def test_a_receipt_keeps_a_bounded_number_of_newest_segments() -> None:
     joined: Segments = ()
     for number in range(3 * limits.SEGMENTS_PER_RECEIPT_MAX):
         joined = joined_segments(joined, 10 * number, 10 * number + 5)

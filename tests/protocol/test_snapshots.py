@@ -42,7 +42,7 @@ def shown_to_all(effects: list[Any]) -> list[Show]:
     return [show for show in only(effects, Show) if not show.only]
 
 
-def test_the_stop_is_shown_with_what_was_counted_as_soon_as_it_is_said() -> None:
+def test_a_sent_stop_shows_the_counted_time_at_once() -> None:
     bench = Bench(session_of(grant=final()))
     effects = bench.run(30_000)
     (reached,) = said(effects)
@@ -77,7 +77,7 @@ def test_a_stop_that_others_record_is_shown_here(heard: str, is_said_here: bool)
     assert len(shown) == 1
 
 
-def test_time_that_stands_elsewhere_than_it_was_shown_is_shown_again() -> None:
+def test_a_corrected_time_is_shown_again() -> None:
     paused = standing_of(Phase.PAUSED, elapsed_ms=5_000, settled_ms=5_000)
     bench = Bench(session_of(standing=paused, grant=Grant()))
     again = bench.moved_to(elapsed_ms=9_000, settled_ms=9_000)
@@ -85,7 +85,7 @@ def test_time_that_stands_elsewhere_than_it_was_shown_is_shown_again() -> None:
     assert shown_to_all(bench.drain())
 
 
-def test_a_stop_that_an_earlier_version_kept_is_shown_with_what_the_session_counted() -> None:
+def test_an_earlier_versions_stop_shows_the_sessions_counted_time() -> None:
     bench = Bench(session_of(standing=standing_of(Phase.STOPPING, elapsed_ms=7_000)))
     kept = b'{"type":"limit_reached","session_id":"chat-1","seq":1,"limit":"credits",'
     kept += b'"stopped_at":1,"grace_ms":5}'
@@ -102,7 +102,7 @@ def shared(micros: int) -> Bench:
     return Bench(session_of(grant=grant), account)
 
 
-def test_what_others_may_take_is_not_shown_before_the_answer_is_in() -> None:
+def test_uncertain_time_is_not_shown_before_the_answer() -> None:
     bench = shared(CREDIT // 2)  # for a quarter of a minute of both
     bench.run(9_000)
     bench.alive()
@@ -117,7 +117,7 @@ def test_what_others_may_take_is_not_shown_before_the_answer_is_in() -> None:
     assert snapshot(bench.meter, bench.now).credits >= "0"
 
 
-def test_a_pause_that_waits_for_its_answer_is_shown_where_it_was_asked_for() -> None:
+def test_a_pause_under_way_shows_the_time_of_its_request() -> None:
     bench = Bench()
     bench.run(10_000)
     bench.ask(Event.PAUSE)
@@ -127,7 +127,7 @@ def test_a_pause_that_waits_for_its_answer_is_shown_where_it_was_asked_for() -> 
     assert snapshot(bench.meter, bench.now).elapsed_ms == 10_000
 
 
-def test_a_pause_behind_another_step_is_shown_where_it_was_asked_for() -> None:
+def test_a_waiting_pause_shows_the_time_of_its_request() -> None:
     bench = Bench()
     bench.run(61_000)
     assert bench.meter.asked is not None
@@ -142,7 +142,7 @@ def test_a_pause_behind_another_step_is_shown_where_it_was_asked_for() -> None:
     assert snapshot(bench.meter, bench.now).elapsed_ms == 61_500
 
 
-def test_a_stop_that_is_not_recorded_shows_what_is_left_after_it() -> None:
+def test_an_unrecorded_stop_shows_the_rest_after_it() -> None:
     bench = alone(CREDIT // 2)
     bench.meter._stand_on(
         msgspec.structs.replace(bench.meter.session, grant=final(30_000)), bench.now

@@ -72,7 +72,7 @@ def test_one_claim_keeps_a_bounded_number_of_minutes() -> None:
     assert len(made.records) == 2 * limits.MINUTES_PER_CLAIM_MAX
 
 
-def test_time_that_was_used_without_a_grant_is_debt_once_it_is_settled() -> None:
+def test_settled_uncovered_time_is_debt() -> None:
     made = settling(terms_of(), ungranted=((10_000, 30_000), (50_000, 70_000)))
     made.settle(20_000)
     assert (made.standing.uncovered_ms, made.standing.ungranted) == (
@@ -83,7 +83,7 @@ def test_time_that_was_used_without_a_grant_is_debt_once_it_is_settled() -> None
 
 
 @pytest.mark.parametrize(("settled_ms", "held"), [(0, CREDIT), (30_000, CREDIT // 2)])
-def test_what_is_kept_is_what_was_held_less_what_is_charged(settled_ms: int, held: int) -> None:
+def test_the_held_rest_is_kept_minus_the_charge(settled_ms: int, held: int) -> None:
     before = session_of(grant=Grant(granted_ms=MINUTE_MS, held_micros=CREDIT))
     made = Settling(before.identity, month_of, before.standing)
     made.settle(settled_ms)

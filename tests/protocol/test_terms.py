@@ -82,7 +82,7 @@ def test_free_time_costs_nothing(terms: Terms, elapsed_ms: int) -> None:
 
 
 @given(terms=any_terms, elapsed_ms=times, free_ms=free_times)
-def test_an_increment_is_billed_when_it_is_begun_and_only_then(
+def test_an_increment_is_billed_only_once_begun(
     terms: Terms, elapsed_ms: int, free_ms: int
 ) -> None:
     end_ms = terms.increment_end_ms(elapsed_ms, free_ms)
@@ -118,7 +118,7 @@ def test_what_costs_nothing_can_be_afforded_for_ever() -> None:
     assert terms.cost_micros(10**9, 0) == 0
 
 
-def test_a_fraction_of_a_micro_credit_is_dropped_once_for_the_whole_session() -> None:
+def test_fractions_of_micro_credits_are_dropped_once_a_session() -> None:
     terms = terms_of(price_micros=777_777)
     by_the_second = [terms.cost_micros(second * 1_000, 0) for second in range(61)]
     assert by_the_second[60] == 777_777

@@ -60,7 +60,7 @@ def test_a_cap_ends_it_where_it_comes_before_the_account() -> None:
     assert (stop.limit, stop.elapsed_ms) == ("session_cap", 35_000)
 
 
-def test_an_account_that_reaches_far_leaves_as_much_as_may_be_uncovered() -> None:
+def test_a_large_balance_allows_the_maximal_uncovered_time() -> None:
     bench = alone(100 * CREDIT)
     silence(bench, 120_000)
     assert bench.meter.elapsed_at(bench.now) == 90_000
@@ -69,7 +69,7 @@ def test_an_account_that_reaches_far_leaves_as_much_as_may_be_uncovered() -> Non
     assert bench.step.standing.reason == "unavailable"
 
 
-def test_an_answer_that_makes_the_stop_final_says_it_no_second_time() -> None:
+def test_a_final_stop_is_sent_once() -> None:
     bench = alone(2 * CREDIT // 3)
     bench.run(39_000)
     claim = bench.step
@@ -101,7 +101,7 @@ def test_a_top_up_that_is_heard_lets_it_run_on() -> None:
     assert stop_of(silence(bench, 60_000)).elapsed_ms == 45_000
 
 
-def test_a_spend_that_is_heard_stops_it_where_it_is_and_no_earlier() -> None:
+def test_a_remote_spend_stops_uncovered_time_at_once() -> None:
     bench = alone(2 * CREDIT // 3)
     bench.run(35_000)
     shown_ms = bench.meter.shown_at(bench.now)
@@ -124,7 +124,7 @@ def test_a_month_is_shared_by_those_that_count_on_it(active: int, beyond: int) -
 
 @pytest.mark.parametrize("limit", ["member_minutes", "org_minutes"])
 @pytest.mark.parametrize(("active", "beyond"), [(2, 4), (3, 2), (9, 0)])
-def test_while_holders_of_a_month_are_silent_each_counts_with_what_it_uses(
+def test_with_silent_holders_each_session_counts_its_own_use(
     limit: str, active: int, beyond: int
 ) -> None:
     """Others hold the eight minutes that are left. They may have used as many of them as this
@@ -142,7 +142,7 @@ def test_while_holders_of_a_month_are_silent_each_counts_with_what_it_uses(
     assert (stop.limit, stop.elapsed_ms) == (limit, (1 + beyond) * MINUTE_MS)
 
 
-def test_a_month_on_which_nobody_else_counts_ends_where_it_ends() -> None:
+def test_an_unshared_month_ends_at_its_limit() -> None:
     terms = terms_of(price_micros=0, counts_minutes=True)
     month = MonthProjection("2026-05-01", 60, 59, 1, held_minutes=1)
     bench = Bench(session_of(terms, grant=Grant(granted_ms=60_000, final="org_minutes")))
@@ -152,7 +152,7 @@ def test_a_month_on_which_nobody_else_counts_ends_where_it_ends() -> None:
     assert stop_of(silence(bench, 90_000)).elapsed_ms == MINUTE_MS
 
 
-def test_once_the_holders_of_a_month_have_answered_it_is_asked_what_there_is() -> None:
+def test_after_the_holders_answer_the_month_is_asked_again() -> None:
     terms = terms_of(price_micros=0, counts_minutes=True)
     month = MonthProjection("2026-05-01", 60, 51, 2, held_minutes=9)
     grant = Grant(granted_ms=60_000, final="org_minutes")
@@ -166,9 +166,7 @@ def test_once_the_holders_of_a_month_have_answered_it_is_asked_what_there_is() -
 
 
 @pytest.mark.parametrize(("active", "pace_ms"), [(2, 250), (64, 250), (65, 500), (3_000, 11_750)])
-def test_of_thousands_that_wait_for_a_holder_a_bounded_number_asks_at_a_time(
-    active: int, pace_ms: int
-) -> None:
+def test_a_bounded_number_of_waiting_sessions_asks_at_once(active: int, pace_ms: int) -> None:
     terms = terms_of(price_micros=0, counts_minutes=True)
     month = MonthProjection("2026-05-01", 60, 59, active, held_minutes=1)
     bench = Bench(session_of(terms, grant=Grant(granted_ms=400, final="org_minutes")))
@@ -277,7 +275,7 @@ def test_all_together_use_no_more_than_there_is(
     assert used <= held_micros + more_micros
 
 
-def test_time_does_not_begin_while_others_have_used_what_nobody_recorded() -> None:
+def test_time_does_not_begin_beside_unrecorded_use_of_others() -> None:
     """The step is not made yet: there is nothing to grant for it."""
     account = account_of(CREDIT)
     account.replace(1, CREDIT, 0, {"one": line(terms_of())})

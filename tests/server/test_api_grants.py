@@ -74,7 +74,7 @@ async def test_the_same_key_for_another_request_is_a_mistake(server: TestServer)
     assert await balance(server) == "2"
 
 
-async def test_the_same_key_for_another_account_of_the_organisation_is_a_mistake(
+async def test_the_same_key_for_another_account_is_a_mistake(
     server: TestServer,
 ) -> None:
     assert (await grant(server, "2", "k1", f"{GRANTS}?org=acme")).status_code == 201
@@ -84,7 +84,7 @@ async def test_the_same_key_for_another_account_of_the_organisation_is_a_mistake
     assert await balance(server, "/v1/accounts/ben?org=acme") == "0"
 
 
-async def test_keys_of_a_backend_and_of_an_operator_are_not_the_same(server: TestServer) -> None:
+async def test_keys_of_backend_and_operator_are_separate(server: TestServer) -> None:
     operator = server.token("olga", scope="ops")
     first = (await grant(server, "2", "k1")).json()
     second = (await grant(server, "2", "k1", bearer=operator)).json()
@@ -217,7 +217,7 @@ async def test_a_failure_after_the_entry_does_not_make_a_second_one(
     assert len(await ledger(server)) == 1
 
 
-async def test_a_grant_that_redis_did_not_hear_of_is_applied_by_the_next_attempt(
+async def test_the_next_attempt_applies_a_grant_that_redis_missed(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert await balance(server) == "0"

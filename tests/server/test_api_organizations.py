@@ -62,7 +62,7 @@ async def test_an_organisation_that_is_put_with_nothing_has_the_defaults(
     assert (await ask(server, "GET", ORG)).json() == response.json()
 
 
-async def test_what_is_left_out_stays_and_null_takes_a_limit_away(server: TestServer) -> None:
+async def test_absent_fields_stay_and_null_removes_a_limit(server: TestServer) -> None:
     await put(server, ORG, monthly_hours_limit=10, timezone="Europe/Berlin", allow_overage=True)
     changed = (await put(server, ORG, monthly_hours_limit=0.99)).json()
     assert changed["monthly_hours_limit"] == 0.99
@@ -159,7 +159,7 @@ async def test_what_cannot_be_is_refused_by_name(
     assert_problem(await ask(server, "GET", ORG), 404, "unknown_organization")
 
 
-async def test_a_zone_and_a_tier_that_are_nearly_right_are_named(server: TestServer) -> None:
+async def test_near_misses_of_zone_and_tier_get_suggestions(server: TestServer) -> None:
     zone = assert_problem(await put(server, ORG, timezone="Europe/Berln"), 400, "bad_message")
     assert "'Europe/Berlin'" in zone["detail"]
     tier = assert_problem(await put(server, ORG, tier="fre"), 400, "bad_message")

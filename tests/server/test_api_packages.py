@@ -118,7 +118,7 @@ async def test_an_entry_that_redis_has_forgotten_is_not_applied_again(
 # --- Allotments ------------------------------------------------------------------------
 
 
-async def test_a_month_gives_what_its_tier_says_and_shows_it_before(server: TestServer) -> None:
+async def test_a_months_allotment_is_shown_before_it_is_given(server: TestServer) -> None:
     path = "/v1/accounts/team/grants?org=acme"
     assert (await grant(server, "1", "g1", path)).status_code == 201
     await put_tier(server, "pro")
@@ -142,7 +142,7 @@ async def test_a_month_gives_what_its_tier_says_and_shows_it_before(server: Test
     await audited(server)
 
 
-async def test_a_month_gives_what_its_tier_says_when_the_account_is_used(
+async def test_the_first_use_in_a_month_gives_the_allotment(
     start_server: StartServer, server: TestServer
 ) -> None:
     await put_tier(server, "pro")

@@ -41,7 +41,7 @@ async def test_the_browser_takes_the_backends_terms(server: TestServer) -> None:
     assert stopped["receipt"]["counterpart_id"] == "advisor-7"
 
 
-async def test_only_the_user_whom_it_is_for_may_start_it(server: TestServer) -> None:
+async def test_only_the_named_user_may_start_a_prepared_session(server: TestServer) -> None:
     await ask(server, "POST", "/v1/sessions", json=BODY)
     # Another user's sessions have their own names: without an organisation, a tenant each.
     ben = await server.login("ben")

@@ -142,7 +142,7 @@ async def test_a_prepared_chat_shows_its_free_time(server: TestServer) -> None:
     }
 
 
-async def test_a_chat_that_redis_has_lost_is_what_was_written_down(server: TestServer) -> None:
+async def test_a_chat_lost_by_redis_comes_from_the_record(server: TestServer) -> None:
     client = await chat(server)
     advance(server, 61_000)
     await client.ask("ping")

@@ -291,7 +291,7 @@ async def test_a_start_that_the_month_forbids(
     assert len(list(scene.server.process.registry)) == 1
 
 
-async def test_a_start_without_a_record_is_retryable_and_leaves_no_local_session(
+async def test_a_start_without_a_record_leaves_no_local_session(
     scene: BilledSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = scene.server

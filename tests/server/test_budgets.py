@@ -37,7 +37,7 @@ def hall(tmp_path: Path) -> Path:
 # --- Buckets -----------------------------------------------------------------------------
 
 
-def test_each_user_has_a_budget_and_is_told_when_more_is_let_through() -> None:
+def test_each_user_has_a_budget_and_gets_the_retry_time() -> None:
     clock = SteppedClock()
     starts = UserStarts(clock)
     for _ in range(server_limits.STARTS_BURST):
@@ -120,7 +120,7 @@ async def started(client: Any, name: str) -> dict[str, Any]:
     return answer
 
 
-async def test_a_kind_allows_a_user_so_many_live_sessions_on_all_processes_together(
+async def test_a_kind_bounds_a_users_live_sessions_on_all_processes(
     start_server: StartServer, hall: Path
 ) -> None:
     servers = [await start_server(rates=hall), await start_server(rates=hall)]
@@ -146,7 +146,7 @@ async def test_a_kind_allows_a_user_so_many_live_sessions_on_all_processes_toget
     assert (await started(clients[number], "hall-b"))["code"] == "rate_limited"
 
 
-async def test_the_live_sessions_of_a_kind_are_known_again_after_redis_lost_everything(
+async def test_live_sessions_of_a_kind_are_known_after_a_loss(
     start_server: StartServer, hall: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("REQUESTS_BURST", "USER_REQUESTS_BURST", "STARTS_BURST"):
@@ -172,9 +172,7 @@ async def test_the_live_sessions_of_a_kind_are_known_again_after_redis_lost_ever
     await eventually(has_room)
 
 
-async def test_a_session_that_nobody_knows_any_more_takes_no_place(
-    start_server: StartServer, hall: Path
-) -> None:
+async def test_a_forgotten_session_takes_no_place(start_server: StartServer, hall: Path) -> None:
     server = await start_server(rates=hall)
     await server.grant(50 * CREDIT)
     client = await server.login()

@@ -82,7 +82,7 @@ def test_the_nudge_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("off_ms", [-700, 700])
-def test_what_a_slow_answer_was_off_by_is_corrected_and_time_never_goes_back(off_ms: int) -> None:
+def test_the_error_of_a_slow_answer_is_slewed_away(off_ms: int) -> None:
     """The answer took 1.5 s, nearly all of it on one of its two ways."""
     quartz = Quartz()
     clock = ClusterClock(quartz)

@@ -53,7 +53,7 @@ def apart(one: TestServer, two: TestServer) -> int:
 
 @pytest.mark.usefixtures("stepped")
 @pytest.mark.parametrize("step_ms", STEPS)
-async def test_who_starts_after_a_step_has_the_time_of_those_who_live(
+async def test_a_newcomer_after_a_clock_step_takes_peers_time(
     start_server: StartServer, step_ms: int
 ) -> None:
     one = await start_server()
@@ -112,7 +112,7 @@ async def test_an_answer_across_a_step_is_not_taken(
 
 @pytest.mark.usefixtures("stepped")
 @pytest.mark.parametrize("step_ms", [HOUR_MS, -HOUR_MS])
-async def test_where_all_are_dead_time_is_that_of_redis_but_never_goes_back(
+async def test_without_live_peers_time_is_redis_and_never_decreases(
     start_server: StartServer, step_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "PRESENCE_BEAT_MS", 100)
@@ -134,7 +134,7 @@ async def test_where_all_are_dead_time_is_that_of_redis_but_never_goes_back(
         assert two.process.clock.now() >= now_ms
 
 
-async def test_who_starts_while_redis_is_slow_has_the_time_of_those_who_live(
+async def test_with_a_slow_redis_newcomers_take_the_peers_time(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every answer takes 0.6 s, all of it on the way there."""
@@ -186,7 +186,7 @@ async def test_a_cold_account_is_not_loaded_from_a_record_that_is_behind(
         await process.loader.refuse_behind("user:ann")
 
 
-async def test_money_that_redis_has_forgotten_to_have_taken_is_not_taken_again(
+async def test_money_in_that_redis_forgot_is_not_applied_again(
     server: TestServer,
 ) -> None:
     await server.grant(5 * CREDIT)

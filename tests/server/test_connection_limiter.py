@@ -73,7 +73,7 @@ async def test_a_body_that_does_not_end_is_answered_408() -> None:
 
 
 @on_both_loops
-async def test_a_body_that_nobody_wants_is_read_for_a_moment() -> None:
+async def test_an_unwanted_body_is_read_for_a_moment() -> None:
     async with echoing(hasty(linger_s=0.03)) as served:
         peer = await served.peer(POST.replace(b"first", b"early") + LENGTH + b"\r\nab")
         assert await status_of(peer) == 200

@@ -119,7 +119,7 @@ async def test_twelve_that_begin_at_once_are_given_it_once(
     await audited(server)
 
 
-async def test_a_process_that_died_before_redis_heard_is_followed_by_one_that_tells_it(
+async def test_an_allotment_survives_a_death_before_redis(
     server: TestServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await put_tier(server, "pro")
@@ -233,7 +233,7 @@ async def test_who_only_looks_on_makes_no_money(
 
 
 @pytest.mark.parametrize("way", ["auth", "start", "heartbeat", "spend", "hold", "can-perform"])
-async def test_whoever_uses_an_account_is_given_what_its_tier_gives(
+async def test_every_use_of_an_account_gives_the_allotment(
     server: TestServer, connection: Connection, way: str
 ) -> None:
     token = server.token("ann", org="acme", account="team")

@@ -37,9 +37,7 @@ async def grant(
     await node.ledger.enter(entry, priority, expires_at)
 
 
-async def test_what_is_left_of_a_grant_is_lost_when_it_expires(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_the_rest_of_an_expired_grant_is_lost(cluster: Cluster, node: Node) -> None:
     end = cluster.clock.now() + 3_600_000
     await grant(node, "g1", 5 * CREDIT, end)
     await grant(node, "g2", 5 * CREDIT)

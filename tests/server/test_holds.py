@@ -192,7 +192,7 @@ async def test_holds_outlive_redis(cluster: Cluster, node: Node) -> None:
     await audited(cluster)
 
 
-async def test_a_hold_that_nobody_knows_is_not_looked_after(cluster: Cluster, node: Node) -> None:
+async def test_an_unknown_hold_is_dropped_from_the_queue(cluster: Cluster, node: Node) -> None:
     key = node.live.keys.holds(node.live.keys.partition(TENANT))
     await cluster.redis.zadd(key, {f"{TENANT}/ghost": 1})
     assert await node.ledger.expiry.expire_holds() == 0
@@ -211,7 +211,7 @@ async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: 
 
 
 @pytest.mark.parametrize("end", ["expire", "void"])
-async def test_a_hold_whose_end_waits_in_the_outbox_counts_in_no_month_that_is_loaded(
+async def test_an_unflushed_end_of_a_hold_counts_in_no_loaded_month(
     cluster: Cluster, node: Node, end: str
 ) -> None:
     """Postgres still has the hold as open, and an operation of the month was refused for it."""

@@ -163,7 +163,7 @@ async def test_a_token_does_not_say_how_it_is_checked(
     assert set(issuer.asked) == {"/keys"}
 
 
-async def test_a_token_that_expires_in_a_session_costs_the_grace_and_no_more(
+async def test_a_token_expiring_in_a_session_costs_only_the_grace(
     server: TestServer,
 ) -> None:
     await server.grant(100 * CREDIT)

@@ -78,7 +78,7 @@ async def test_a_malformed_request_is_refused_after_the_answers_before_it() -> N
 
 
 @on_both_loops
-async def test_a_mistake_in_a_body_that_waits_for_its_turn_ends_everything() -> None:
+async def test_a_mistake_in_a_pipelined_body_ends_the_connection() -> None:
     async with echoing() as served:
         peer = await served.peer(GET.replace(b"first", b"hold"))
         await until(lambda: served.asked)
@@ -89,7 +89,7 @@ async def test_a_mistake_in_a_body_that_waits_for_its_turn_ends_everything() -> 
 
 
 @on_both_loops
-async def test_every_request_of_a_peer_that_has_gone_is_told_so() -> None:
+async def test_every_request_of_a_lost_peer_gets_the_disconnect() -> None:
     with everything_logged() as lines:
         async with echoing() as served:
             peer = await served.peer(GET.replace(b"first", b"hold") + GET + GET)
@@ -288,7 +288,7 @@ async def test_what_two_readers_may_understand_differently_is_refused() -> None:
 
 
 @on_both_loops
-async def test_fields_behind_a_chunked_body_are_nobody_s_headers() -> None:
+async def test_fields_behind_a_chunked_body_are_no_headers() -> None:
     async with echoing() as served:
         peer = await served.peer(
             POST

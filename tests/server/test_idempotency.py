@@ -66,7 +66,7 @@ class Done:
 # --- Idempotent requests ----------------------------------------------------------------
 
 
-def test_an_idempotent_request_is_named_by_its_key_and_by_who_does_what() -> None:
+def test_a_request_is_named_by_key_caller_and_call() -> None:
     ids = {
         idempotent().entry_id("grant"),
         idempotent("k2").entry_id("grant"),

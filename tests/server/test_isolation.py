@@ -178,7 +178,7 @@ async def test_the_rest_of_a_batch_is_answered_when_one_answer_fails() -> None:
     assert local_sessions[1].heard == [None], "the outcome of its step is asked anew"
 
 
-async def test_the_rest_is_told_when_one_cannot_even_hear_of_a_failure() -> None:
+async def test_a_failing_failure_handler_does_not_stop_the_others() -> None:
     redis = SlowRedis()
     pipeline, local_sessions = pipeline_over(redis), [FakeSource(), FakeSource(), FakeSource()]
     cast(Any, local_sessions[0]).unanswered = broken
@@ -191,7 +191,7 @@ async def test_the_rest_is_told_when_one_cannot_even_hear_of_a_failure() -> None
     assert [local.heard for local in local_sessions] == [[], [None], [None]]
 
 
-async def test_nobody_waits_for_ever_when_the_pipeline_itself_fails() -> None:
+async def test_a_failing_pipeline_answers_every_waiter() -> None:
     class BrokenRedis(SlowRedis):
         async def commit(self, steps: Sequence[Any], _: str | None = None) -> list[StepOutcome]:
             raise TypeError("a bug of ours")
@@ -203,7 +203,7 @@ async def test_nobody_waits_for_ever_when_the_pipeline_itself_fails() -> None:
     assert [local.heard for local in local_sessions] == [[None], [None]]
 
 
-async def test_an_answer_that_cannot_be_read_is_not_taken_for_a_step_that_was_not_made() -> None:
+async def test_an_unreadable_answer_is_an_unknown_outcome() -> None:
     class Unread(SlowRedis):
         async def commit(self, steps: Sequence[Any], _: str | None = None) -> list[StepOutcome]:
             good = await super().commit(steps)

@@ -43,7 +43,7 @@ async def begun(fetch: HeldFetch) -> None:
     assert await asyncio.to_thread(fetch.begun.acquire, timeout=30)
 
 
-async def test_a_token_with_a_new_key_waits_for_the_fetch_under_way() -> None:
+async def test_a_new_key_waits_for_the_fetch_under_way() -> None:
     fetch = HeldFetch(renamed("old"), renamed("new"))
     keys = IssuerKeys("https://issuer.example/keys", fetch=fetch, now_ms=lambda: 0)
     checker = authenticator(keys, jwt_secret=None)
@@ -64,7 +64,7 @@ async def test_a_token_with_a_new_key_waits_for_the_fetch_under_way() -> None:
     assert fetch.calls == 2
 
 
-async def test_a_token_whose_key_a_fetch_under_way_may_have_missed_is_not_refused_by_it() -> None:
+async def test_a_fetch_under_way_refuses_no_newer_key() -> None:
     fetch = HeldFetch(renamed("old"), renamed("new"))
     keys = IssuerKeys("https://issuer.example/keys", fetch=fetch, now_ms=lambda: 0)
     checker = authenticator(keys, jwt_secret=None)

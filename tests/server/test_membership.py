@@ -16,7 +16,7 @@ async def nodes(server: TestServer) -> set[str]:
     return {name.decode() for name in names}
 
 
-async def test_who_comes_back_at_once_does_not_pay_for_the_death_of_a_process(
+async def test_an_immediate_reconnect_after_a_process_death_costs_nothing(
     start_server: StartServer,
 ) -> None:
     one, two = await start_server(), await start_server()

@@ -77,9 +77,7 @@ def test_who_may_start_what() -> None:
         (BACKEND, True, False),
     ],
 )
-def test_what_may_be_done_with_the_session_s1_of_u1(
-    principal: Principal, see: bool, watch: bool
-) -> None:
+def test_rights_to_a_users_session(principal: Principal, see: bool, watch: bool) -> None:
     assert principal.may_see_session("u1") is see
     assert principal.may_watch("u1", "s1") is watch
 

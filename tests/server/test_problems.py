@@ -11,7 +11,7 @@ from tests.server.api import ask, assert_problem
 PAGE = "https://shop.example"
 
 
-async def test_our_own_fault_is_said_without_saying_what_it_is(
+async def test_an_internal_error_reveals_no_details(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: Any) -> None:

@@ -41,7 +41,7 @@ async def test_a_draining_process_sends_its_clients_elsewhere(start_server: Star
     assert gone_on.elapsed_ms == left.session.standing.elapsed_ms
 
 
-async def test_who_leaves_a_draining_process_for_another_loses_no_time(
+async def test_moving_from_a_draining_process_loses_no_time(
     start_server: StartServer,
 ) -> None:
     one, two = await start_server(), await start_server()

@@ -15,7 +15,7 @@ from tests.server.peers import (
 
 
 @on_both_loops
-async def test_sockets_that_are_heard_together_are_read_a_few_in_each_turn() -> None:
+async def test_simultaneous_sockets_are_read_a_few_each_turn() -> None:
     async with serving() as served:
         pairs = [await served.pair() for _ in range(4 * SOCKETS_PER_TURN)]
         turns = 0

@@ -54,7 +54,7 @@ async def test_a_browser_that_learns_to_open_a_socket_goes_on(
     assert (await read(server, CHECK))["minutes_used"] == 3
 
 
-async def test_a_reported_session_ends_when_nothing_more_is_heard_of_it(
+async def test_a_reported_session_ends_without_further_reports(
     server: TestServer, connection: Connection
 ) -> None:
     await track(server, 1)

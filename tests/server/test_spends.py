@@ -224,7 +224,7 @@ async def test_whether_an_operation_could_be_done(cluster: Cluster, node: Node) 
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-async def test_what_a_session_merely_holds_is_not_in_the_way(
+async def test_a_spend_recalls_what_sessions_hold(
     cluster: Cluster, node: Node, elsewhere: bool
 ) -> None:
     await cluster.grant(10 * CREDIT)
@@ -269,9 +269,7 @@ async def test_a_session_keeps_what_it_needs_to_run_on(cluster: Cluster, node: N
     await audited(cluster)
 
 
-async def test_a_hold_is_not_stopped_by_what_a_session_holds_either(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_a_hold_recalls_what_sessions_hold(cluster: Cluster, node: Node) -> None:
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("chat-1", chat(free_ms=0))

@@ -68,7 +68,7 @@ async def test_a_process_that_stood_still_beats_before_anything_else(
     assert asked[0] == "beat"
 
 
-async def test_who_left_while_the_process_stood_still_does_not_pay_for_that(
+async def test_leaving_during_a_standstill_costs_nothing(
     server: TestServer,
 ) -> None:
     await server.grant(5 * CREDIT)

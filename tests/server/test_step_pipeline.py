@@ -118,7 +118,7 @@ async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize("failing", [False, True])
-async def test_a_neighbour_hears_before_all_of_a_thousand_sessions_have_heard(
+async def test_a_neighbours_answer_precedes_those_of_a_thousand_sessions(
     failing: bool,
 ) -> None:
     """Its answer came after those of a customer's 256 sessions, in the same batch."""

@@ -205,7 +205,7 @@ async def stopped(installation: Installation, client: SocketClient, token: str) 
         return await again.ask("stop", session_id="chat-1")
 
 
-async def test_a_worker_that_cannot_serve_is_said_and_none_outlives_its_supervisor() -> None:
+async def test_a_failing_worker_is_logged_and_none_outlives_the_supervisor() -> None:
     async with supervised() as (installation, supervisor):
         urls = {
             "TAXIMETER_REDIS_URL": "redis://127.0.0.1:1",

@@ -45,9 +45,7 @@ async def test_sessions_count_by_the_zone_of_their_organisation(
         await tenants.leave(identity)
 
 
-async def test_who_waits_for_minutes_hears_when_there_may_be_more(
-    cluster: Cluster, node: Node
-) -> None:
+async def test_waiters_for_minutes_are_notified_of_more(cluster: Cluster, node: Node) -> None:
     tenants = node.registry.tenants
     async with tenants.listening(MEMBER) as freed:
         tenants._changed(ACME, {"recall": True, "user_id": "ann"})

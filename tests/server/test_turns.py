@@ -166,7 +166,7 @@ async def crowded(start_server: StartServer) -> tuple[TestServer, Any]:
     return server, client
 
 
-async def test_sessions_of_one_account_that_go_together_are_looked_at_in_parts(
+async def test_sessions_of_one_account_are_handled_in_parts(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise each message of the account concerns all its sessions: thousands of projections."""
@@ -201,7 +201,7 @@ async def test_sessions_of_one_account_that_go_together_are_looked_at_in_parts(
     assert sum(changes.turns) <= SESSIONS * SESSIONS / 4
 
 
-async def test_what_all_of_a_tenants_sessions_hear_they_hear_in_parts(
+async def test_messages_to_a_tenants_sessions_are_delivered_in_parts(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)

@@ -15,7 +15,7 @@ def kept(unflushed: UnflushedEntries, partition: int = 0) -> list[str]:
     return [one.entry_id for one in unflushed.entries(partition)]
 
 
-def test_what_is_flushed_is_forgotten_in_the_order_of_the_stream() -> None:
+def test_flushed_entries_are_forgotten_in_stream_order() -> None:
     unflushed = UnflushedEntries()
     for entry_id in ("9-0", "10-0", "10-2", "10-10"):
         unflushed.keep(0, entry_id, [RECORD])

@@ -13,7 +13,7 @@ async def turn() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_signal_lets_go_on_who_waits_and_who_comes_later() -> None:
+async def test_a_signal_wakes_present_and_later_waiters() -> None:
     signal = Signal()
     waiting = [asyncio.create_task(signal.wait()) for _ in range(2)]
     await turn()
@@ -37,7 +37,7 @@ async def test_who_waited_goes_on_though_the_signal_is_cleared_at_once() -> None
     await later
 
 
-async def test_a_lock_is_held_by_one_at_a_time_in_the_order_of_asking() -> None:
+async def test_a_lock_has_one_holder_in_order_of_request() -> None:
     locks, order = Locks(), []
 
     async def work(number: int) -> None:
@@ -50,7 +50,7 @@ async def test_a_lock_is_held_by_one_at_a_time_in_the_order_of_asking() -> None:
     assert order == [0, 0, 1, 1, 2, 2]
 
 
-async def test_names_do_not_wait_for_each_other_and_nothing_is_left_of_them() -> None:
+async def test_locks_of_different_names_are_independent_and_freed() -> None:
     locks = Locks()
     async with locks.hold("a"), locks.hold("b"):
         assert len(locks) == 2

@@ -157,7 +157,7 @@ async def test_the_whole_shutdown_of_uvicorn_ends_with_a_silent_peer() -> None:
 
 
 @on_both_loops
-async def test_a_message_too_big_is_1009_even_to_a_peer_that_goes_on_sending() -> None:
+async def test_a_message_too_big_is_1009_despite_further_sending() -> None:
     async with serving() as served:
         peer, accepted = await served.pair()
         whole = text(b"x" * MESSAGE_BYTES_MAX)
@@ -306,7 +306,7 @@ async def test_a_flood_shares_the_loop() -> None:
 
 
 @on_both_loops
-async def test_a_good_bye_that_waits_to_be_read_is_not_lost_with_the_line() -> None:
+async def test_an_unread_close_survives_the_loss_of_the_connection() -> None:
     class Full:
         def take(self) -> bool:
             return False
@@ -328,7 +328,7 @@ async def test_a_good_bye_that_waits_to_be_read_is_not_lost_with_the_line() -> N
 
 
 @on_both_loops
-async def test_a_close_of_ours_reads_on_past_messages_that_nobody_wants() -> None:
+async def test_our_close_reads_past_unwanted_messages() -> None:
     async with serving() as served:
         peer, accepted = await served.pair()
         await peer.write(text(b"x").serialize(mask=True) * 5_000)

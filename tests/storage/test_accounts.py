@@ -12,7 +12,7 @@ def test_open_holds_are_told_by_their_ids_whatever_is_in_them() -> None:
     ]  # fmt: skip
 
 
-def test_what_is_left_of_a_grant_is_neither_used_nor_expired() -> None:
+def test_the_rest_of_a_grant_is_neither_used_nor_expired() -> None:
     grant = GrantRow("user:ann", "ann", "g", 10, 3, 0, 100, None, 1, None)
     assert grant.left_micros == 7
     assert msgspec.structs.replace(grant, expired_micros=7).left_micros == 0

@@ -84,7 +84,7 @@ async def test_adjustments_wait_until_redis_has_them(records: Records) -> None:
     assert (await records.load_member(TENANT, "cleo", [])).adjustment_ids == ("ben/a2",)
 
 
-async def test_what_is_beyond_a_limit_that_does_not_stop_is_counted_apart(
+async def test_minutes_beyond_a_soft_limit_are_counted_apart(
     records: Records, connection: Connection
 ) -> None:
     await records.put_organization(TENANT, "acme", monthly_hours_limit=0.1, allow_overage=True)

@@ -32,7 +32,7 @@ def test_an_error_quotes_the_end_of_the_log(data_dir: Path) -> None:
     assert lines[-25] not in said
 
 
-async def test_a_lock_is_waited_for_and_a_wait_that_is_cancelled_keeps_nobody_out(
+async def test_a_cancelled_wait_for_a_lock_leaves_it_free(
     data_dir: Path,
 ) -> None:
     path = data_dir / "lock"

@@ -208,7 +208,7 @@ async def test_a_replica_that_takes_over_is_noticed(
     await until(settled)
 
 
-async def test_a_master_that_has_nothing_of_ours_holds_up_no_look(
+async def test_a_master_without_our_keys_delays_no_look(
     cluster: ClusterRedis, redis_cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 300)

@@ -84,7 +84,7 @@ def test_rows_are_as_wide_as_their_statement() -> None:
         ({"tokens_used": 2**63 - 1}, (True, None, 2**63 - 1, None)),
     ],
 )
-def test_what_metadata_says_in_a_form_of_its_own_has_no_column(
+def test_metadata_in_an_unknown_form_has_no_column(
     metadata: dict[str, Any] | None, columns_of_it: tuple[Any, ...]
 ) -> None:
     assert operation(metadata) == columns_of_it

@@ -36,7 +36,7 @@ async def test_without_postgres_everything_is_unavailable() -> None:
         await nowhere.close()
 
 
-async def test_a_schema_that_is_not_there_yet_is_no_fault_of_the_record(
+async def test_a_missing_schema_is_no_fault_of_the_record(
     empty_database: str,
 ) -> None:
     early = await Records.connect(empty_database)

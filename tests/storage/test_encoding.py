@@ -125,7 +125,7 @@ def encoded(step: Any) -> dict[str, Any]:
     return found
 
 
-def test_a_start_brings_its_identity_and_its_line_and_a_later_step_does_not() -> None:
+def test_only_a_start_contains_identity_and_line() -> None:
     start = encoded(starting().step)
     assert (start["version"], start["live_change"], start["active_change"]) == (0, 1, 1)
     assert msgspec.json.decode(start["identity"])["session_id"] == "chat-1"
@@ -154,7 +154,7 @@ def test_an_end_takes_the_session_off_its_account() -> None:
     assert "line" not in end
 
 
-def test_what_is_told_of_a_step_is_the_session_that_it_left() -> None:
+def test_the_message_of_a_step_contains_the_resulting_session() -> None:
     session = msgspec.structs.replace(a_session(grant=Grant(5, 6, final="credits")), mark="node.3")
     identity, standing, grant, final, mark = (part.decode() for part in fields_of(session))
     move = remote_step_of(

@@ -134,7 +134,7 @@ async def test_several_records_are_blamed_where_others_of_their_type_are_written
     assert await redis.xlen(outbox_key(1)) == await pending(redis) == 0
 
 
-async def test_of_a_type_that_is_never_written_one_is_rejected_and_the_next_is_kept(
+async def test_of_an_unwritten_type_only_one_record_is_rejected(
     redis: Redis, records: Records, connection: Connection, make_flusher: MakeFlusher
 ) -> None:
     """Otherwise a fault in rare records would reject each of them alone."""

@@ -112,7 +112,7 @@ async def test_what_a_living_flusher_works_on_is_not_taken(
     assert await second.take_over() == []
 
 
-async def test_the_dead_are_taken_over_though_redis_was_stepped_back(
+async def test_dead_flushers_are_taken_over_after_a_clock_step(
     redis: Redis, make_flusher: MakeFlusher
 ) -> None:
     uptime_s = 0.0
@@ -135,7 +135,7 @@ async def test_the_dead_are_taken_over_though_redis_was_stepped_back(
     assert await living.take_over() == []
 
 
-async def test_a_flusher_of_the_same_name_goes_on_where_the_last_one_died(
+async def test_a_flusher_of_the_same_name_continues_after_death(
     redis: Redis, connection: Connection, make_flusher: MakeFlusher
 ) -> None:
     await append(redis, minute(0))

@@ -173,7 +173,7 @@ async def test_a_grant_has_its_name(records: Records) -> None:
     assert (grant.granted_at, grant.amount_micros) == (START, 5)
 
 
-async def test_grants_that_are_due_are_paged_in_the_order_of_their_end(records: Records) -> None:
+async def test_due_grants_are_paged_in_order_of_expiry(records: Records) -> None:
     for number in range(5):
         made = entry(f"g{number}", 5, account_id=f"a{number % 2}")
         await records.post_entry(made, 0, START - number // 2)

@@ -178,7 +178,7 @@ async def test_an_account_nobody_wrote_to_is_empty(records: Records) -> None:
     assert (account.recent_entry_ids, account.recorded) == ((), ())
 
 
-async def test_an_account_is_loaded_with_the_newest_money_in_and_all_of_the_inbox(
+async def test_loading_includes_the_newest_money_in_and_the_inbox(
     records: Records,
 ) -> None:
     await records.post_entry(entry("oldest", 1))
@@ -192,7 +192,7 @@ async def test_an_account_is_loaded_with_the_newest_money_in_and_all_of_the_inbo
     assert len((await records.load_account(TENANT, "ann")).recent_entry_ids) == 256
 
 
-async def test_an_account_is_loaded_with_what_of_running_sessions_is_in_the_balance(
+async def test_loading_an_account_includes_charges_of_running_sessions(
     records: Records,
 ) -> None:
     await records.write([started(session_id=f"s{number}") for number in range(1, 5)])
@@ -207,7 +207,7 @@ async def test_an_account_is_loaded_with_what_of_running_sessions_is_in_the_bala
     assert (await records.load_account(TENANT, "ann")).recorded == ()
 
 
-async def test_the_newest_entries_are_those_that_moved_money_and_are_no_minutes(
+async def test_the_newest_entries_moved_money_and_are_no_minutes(
     records: Records,
 ) -> None:
     await records.write([entry("old", 5, at_ms=START), minute(0)])

@@ -26,7 +26,7 @@ async def test_postgres_is_set_up_for_money_and_for_utc(used_dir: Path) -> None:
     assert urls.redis == ""
 
 
-async def test_a_stale_pid_file_harms_nobody_who_has_got_the_number(used_dir: Path) -> None:
+async def test_a_stale_pid_file_kills_no_other_process(used_dir: Path) -> None:
     async with running(used_dir, redis=False):
         pass
     (used_dir / "engines" / "postgres.engine").write_text(str(os.getpid()))

@@ -140,7 +140,7 @@ async def test_a_line_on_which_nothing_comes_any_more_breaks(
         await line.aclose()  # type: ignore[no-untyped-call]
 
 
-async def test_whoever_waits_for_a_line_shares_what_comes_of_it(
+async def test_callers_share_the_outcome_of_one_connection_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Callers do not wait in a row for a Redis that accepts connections and is silent."""
@@ -158,9 +158,7 @@ async def test_whoever_waits_for_a_line_shares_what_comes_of_it(
             writer.close()
 
 
-async def test_what_is_given_up_while_the_line_is_broken_stays_so(
-    line: PubSub, client: Redis
-) -> None:
+async def test_unsubscribing_on_a_broken_connection_lasts(line: PubSub, client: Redis) -> None:
     for channel in CHANNELS:
         await line.subscribe(channel)
     assert await confirmed(line, len(CHANNELS)) == CHANNELS

@@ -239,7 +239,7 @@ async def test_a_minute_that_costs_something_burns_it_once(records: Records) -> 
     assert {(one.entry_kind, one.session_id) for one in burns} == {("burn", "s1")}
 
 
-async def test_a_minute_that_is_there_already_burns_nothing_even_of_another_account(
+async def test_an_existing_minute_charges_no_account(
     records: Records,
 ) -> None:
     await records.write([minute(0)])
@@ -248,7 +248,7 @@ async def test_a_minute_that_is_there_already_burns_nothing_even_of_another_acco
     assert (await records.load_account(TENANT, "ben")).balance_micros == 0
 
 
-async def test_a_month_is_loaded_with_what_of_running_sessions_is_in_it(records: Records) -> None:
+async def test_a_loaded_month_includes_minutes_of_running_sessions(records: Records) -> None:
     await records.write([started(), started(session_id="s2", user_id="ben")])
     await records.write([minute(0), minute(1), minute(0, session_id="s2", user_id="ben")])
 

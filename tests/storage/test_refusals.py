@@ -99,7 +99,7 @@ class CountedWrites:
     ids=lambda bad: bad[:40].decode(),
 )
 @pytest.mark.parametrize("is_mixed", [True, False], ids=["mixed", "one after the other"])
-async def test_a_run_of_bad_entries_takes_no_more_transactions_than_one_of_them(
+async def test_a_run_of_bad_entries_costs_one_entrys_transactions(
     redis: Redis, records: Records, make_flusher: MakeFlusher, bad: bytes, is_mixed: bool
 ) -> None:
     good = [msgspec.json.encode([minute(n, session_id="good")]) for n in range(100)]

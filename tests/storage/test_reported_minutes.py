@@ -104,7 +104,7 @@ async def test_a_month_without_room_refuses_and_says_which(
     assert (await reporter.track(reported())).status == "ok"
 
 
-async def test_what_is_cold_is_named_and_nothing_is_loaded_while_a_partition_recovers(
+async def test_cold_counters_are_named_but_not_loaded_during_recovery(
     live: Live, reporter: MinuteReporter
 ) -> None:
     await live.redis.delete(live.keys.member(TENANT, ANN), live.keys.account(TENANT, ANN))
@@ -115,7 +115,7 @@ async def test_what_is_cold_is_named_and_nothing_is_loaded_while_a_partition_rec
     assert await reporter.track(reported()) == ("cold", "account")
 
 
-async def test_a_session_with_sockets_is_metered_and_one_that_ended_stays_so(
+async def test_metered_or_ended_sessions_take_no_report(
     live: Live, reporter: MinuteReporter
 ) -> None:
     await reporter.track(reported())
@@ -138,7 +138,7 @@ async def test_bounds_refuse_a_minute(
     assert await reporter.track(reported()) == ("full", "")
 
 
-async def test_minutes_that_redis_lost_are_counted_again_but_for_those_that_were_loaded(
+async def test_lost_minutes_are_counted_again_unless_loaded(
     live: Live, reporter: MinuteReporter
 ) -> None:
     """Redis has lost the session with three minutes, of which the member's month includes one."""

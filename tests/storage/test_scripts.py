@@ -14,7 +14,7 @@ from storage.redis.scripts import LUA_DIR, LiveError, Script, connect
 KEY = "{p0}:x"
 
 
-async def test_a_script_is_run_by_its_digest_also_where_redis_forgot_it(redis: Redis) -> None:
+async def test_a_script_runs_by_digest_though_redis_forgot_it(redis: Redis) -> None:
     script = Script(redis, "", "return {KEYS[1], ARGV[1]}")
     for _ in range(2):
         assert await script([KEY], ["a"]) == [KEY.encode(), b"a"]

@@ -65,7 +65,7 @@ async def test_a_spend_that_is_repeated_is_told_what_was_done(
     assert await outbox(redis) == []
 
 
-async def test_a_spend_and_all_that_may_be_in_its_way(
+async def test_every_outcome_of_a_spend(
     live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     cold = await spending.spend(a_spend())

@@ -55,7 +55,7 @@ async def test_a_hold_reserves_and_takes_nothing(
     assert told["credit"] == {"delta": "0", "reason": "hold", "entry_id": "h1"}
 
 
-async def test_a_hold_and_all_that_may_be_in_its_way(
+async def test_every_outcome_of_a_hold(
     live: Live, spending: Spending, redis: Redis, listener: ChannelListener
 ) -> None:
     assert (await spending.hold(a_hold())).cold == "account"

@@ -39,7 +39,7 @@ def test_what_is_cold_is_named() -> None:
     assert outcome_of(a_step(), answer(b"cold", b"account,month")).cold == ("account", "month")
 
 
-def test_a_step_that_was_made_names_its_entry_and_the_account_that_it_changed() -> None:
+def test_a_made_step_names_its_entry_and_account() -> None:
     made = outcome_of(a_step(), answer(b"ok", b"5-0", bumped=1))
     assert made.reply is not None
     assert made.reply.accepted

@@ -143,7 +143,7 @@ async def test_a_step_of_the_clock_of_redis_refuses_nothing(
         assert (await spending.spend(a_spend(f"s{number}"))).status == "ok"
 
 
-async def test_a_process_that_does_not_know_the_clock_of_redis_asks_once(
+async def test_an_unknown_redis_clock_is_asked_for_once(
     live: Live, spending: Spending, line: Withheld
 ) -> None:
     await have(live, 9 * CREDIT)
@@ -156,7 +156,7 @@ async def test_a_process_that_does_not_know_the_clock_of_redis_asks_once(
     assert line.sent == 3
 
 
-async def test_a_cancelled_command_is_given_up_when_it_can_do_nothing_any_more(
+async def test_a_cancelled_command_is_given_up_once_it_is_harmless(
     live: Live, spending: Spending, line: Withheld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await have(live, CREDIT)

@@ -288,7 +288,7 @@ async def test_a_limit_is_of_the_month_that_is_asked_for(
     assert (await records.check_usage_limit("ann", "acme", DECEMBER)).can_record
 
 
-async def test_the_month_of_a_check_without_an_instant_is_the_present_one(
+async def test_a_check_without_an_instant_uses_the_present_month(
     records: Records, connection: Connection
 ) -> None:
     await records.put_member(TENANT, "ann", monthly_hours_limit=1)
