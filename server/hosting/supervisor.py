@@ -1,6 +1,7 @@
 """The supervisor of several server processes on one port.
 
-How it works ------------
+How it works
+------------
 
 Each process listens on a socket of its own (``SO_REUSEPORT``), and the kernel spreads new
 connections evenly. The socket of a process that dies or drains is closed, so it gets no more

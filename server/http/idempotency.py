@@ -3,7 +3,8 @@
 PROTOCOL section 2: "Every POST that changes money takes `Idempotency-Key`: the same key and body
 give the stored answer again, the same key with another body 422, one still under way 409."
 
-How it works ------------
+How it works
+------------
 
 A key is begun in Postgres, the work is done, and the answer is kept under the key. The work's entry
 has an id that is derived from the key as well (:meth:`IdempotentRequest.entry_id`). So a process
