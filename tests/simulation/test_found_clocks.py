@@ -1,4 +1,4 @@
-"""Found in simulated worlds (see ``traces``): what processes take the time for."""
+"""Found in simulated worlds (see ``traces``): the clocks of processes."""
 
 import pytest
 
@@ -8,8 +8,8 @@ from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
-def test_a_beat_that_comes_late_says_how_late_it_is(lab: Laboratory) -> None:
-    """It was sent half a minute before (seed 61320)."""
+def test_late_heartbeat_says_how_late_it_is(lab: Laboratory) -> None:
+    """The heartbeat was sent half a minute before it arrived (seed 61320)."""
     run(
         lab,
         mishaps(NODE, "redis", ["late", 30_000], ["lost", 1_600]),
@@ -20,15 +20,18 @@ def test_a_beat_that_comes_late_says_how_late_it_is(lab: Laboratory) -> None:
     )
 
 
-def test_what_is_kept_a_day_ends_by_the_clock_before_it_was_stepped_back(lab: Laboratory) -> None:
-    """Three hours, in three steps; the auditor allowed for two (faults 41025)."""
+def test_expiry_follows_clock_before_it_was_stepped_back(lab: Laboratory) -> None:
+    """The clock was stepped back three hours in three steps; the auditor allowed for two hours
+    (faults 41025)."""
     back = act("step_clock", where="redis", ms=-3_600_000)
     run(lab, pay("cat9", 100_000), start("s1"), wait(60), back, back, back)
 
 
-def test_a_session_may_begin_by_the_clock_of_a_process_that_is_ahead(lab: Laboratory) -> None:
-    """It began while answers took seconds and the clock of Redis was stepped, and its session
-    was there before its time (faults 41123)."""
+def test_session_may_begin_by_clock_that_is_ahead(lab: Laboratory) -> None:
+    """The process started while answers took seconds and the clock of Redis was stepped.
+
+    A session of the process began before true time had reached its start (faults 41123).
+    """
     run(
         lab,
         act("step_clock", where="redis", ms=300),
@@ -41,10 +44,10 @@ def test_a_session_may_begin_by_the_clock_of_a_process_that_is_ahead(lab: Labora
     )  # fmt: skip
 
 
-def test_a_beat_that_comes_after_its_sender_gave_it_up_says_how_late_it_is(
+def test_timed_out_heartbeat_says_how_late_it_is(
     lab: Laboratory,
 ) -> None:
-    """Each was on its way for 2.5 s, and answers were waited for 1.5 s (seed 61421)."""
+    """Each heartbeat took 2.5 s to arrive, and its sender timed out after 1.5 s (seed 61421)."""
     run(
         lab,
         act("slow_redis", delays=[5_000], ms=90_000),
@@ -54,9 +57,11 @@ def test_a_beat_that_comes_after_its_sender_gave_it_up_says_how_late_it_is(
     )
 
 
-def test_the_time_of_the_last_beat_counts_where_none_comes(lab: Laboratory) -> None:
-    """The lines of those who live were slow, and the clock of Redis had been stepped back: the
-    time was that of the last proof of life (seed 61406)."""
+def test_time_follows_last_heartbeat_while_none_arrives(lab: Laboratory) -> None:
+    """The connections of the living processes were slow, and the clock of Redis was stepped back.
+
+    The cluster time was that of the last proof of life (seed 61406).
+    """
     run(
         lab,
         act("slow_redis", delays=[700, 1_200, 900], ms=3_000),

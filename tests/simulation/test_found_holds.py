@@ -10,15 +10,15 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 def hold(ttl_s: int) -> Action:
-    """Cat holds what an operation is going to cost."""
+    """Cat holds the cost of an operation."""
     return act(
         "transfer", node=NODE, kind="hold", user="cat9", entry="hold:h1", micros=1_000_000,
         hold="h1", ttl_ms=ttl_s * 1_000,
     )  # fmt: skip
 
 
-def test_a_hold_that_is_over_while_redis_is_away_ends_after_its_return(lab: Laboratory) -> None:
-    """Nobody can end it before; here processes look for it once a minute (seed 10234)."""
+def test_hold_that_expires_without_redis_ends_later(lab: Laboratory) -> None:
+    """No process can end the hold before; here processes search once a minute (seed 10234)."""
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -30,9 +30,12 @@ def test_a_hold_that_is_over_while_redis_is_away_ends_after_its_return(lab: Labo
     )
 
 
-def test_a_hold_that_only_postgres_has_open_is_given_back_at_the_end(lab: Laboratory) -> None:
-    """Older than what is brought to an emptied Redis, it is reserved there by its account
-    alone, until somebody asks for it or its time is over (seed 10211)."""
+def test_hold_open_only_in_postgres_is_given_back(lab: Laboratory) -> None:
+    """The hold is older than what is put back into an emptied Redis.
+
+    Only its account reserves it there, until a request asks for the hold or it expires (seed
+    10211).
+    """
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -45,11 +48,12 @@ def test_a_hold_that_only_postgres_has_open_is_given_back_at_the_end(lab: Labora
 
 
 @pytest.mark.parametrize("end", ["expire", "post", "void"])
-def test_an_account_that_was_loaded_behind_a_hold_forgets_it_with_its_end(
-    lab: Laboratory, end: str
-) -> None:
-    """Put back after a loss before its account was, the hold was named there as one that only the
-    account reserves, long after Redis had forgotten it (seed 43008)."""
+def test_account_loaded_after_hold_forgets_ended_hold(lab: Laboratory, end: str) -> None:
+    """A hold was put back after a loss, before its account was.
+
+    The account named the hold as one that only the account reserves, long after Redis had forgotten
+    the hold (seed 43008).
+    """
     done = []
     if end != "expire":
         micros = 400_000 if end == "post" else 1_000_000
@@ -67,9 +71,11 @@ def test_an_account_that_was_loaded_behind_a_hold_forgets_it_with_its_end(
     )
 
 
-def test_a_hold_is_known_though_a_session_ends_that_was_paused_for_long(lab: Laboratory) -> None:
-    """What waits to be written down is young, and tells of the pause's begin: that was taken
-    for an outbox that is too far behind (seed 43017)."""
+def test_hold_is_known_after_end_of_long_pause(lab: Laboratory) -> None:
+    """The waiting record is young and contains the pause's begin.
+
+    The record was taken for an outbox that is too far behind (seed 43017).
+    """
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -86,11 +92,14 @@ def test_a_hold_is_known_though_a_session_ends_that_was_paused_for_long(lab: Lab
     )
 
 
-def test_what_others_do_before_a_lost_answer_comes_was_no_more_than_it_may(
+def test_operations_of_others_before_lost_answer_are_allowed(
     lab: Laboratory,
 ) -> None:
-    """A spend was the second of two that its tier may do, and was answered when another user's,
-    who may do it more often, had been done too (faults 41098)."""
+    """A spend was the second of two that its tier allows per month.
+
+    Before its answer came, the spend of another user with a higher limit was done too (faults
+    41098).
+    """
 
     def sketch(entry: str, **often: int) -> Action:
         return act(
@@ -107,9 +116,11 @@ def test_what_others_do_before_a_lost_answer_comes_was_no_more_than_it_may(
     )
 
 
-def test_a_hold_is_not_looked_up_while_records_look_old_to_redis(lab: Laboratory) -> None:
-    """Its clock was stepped, and has forgotten the hold. Once what waits has been flushed, it is
-    looked up (seed 61392)."""
+def test_hold_is_not_looked_up_in_late_record(lab: Laboratory) -> None:
+    """Redis, whose clock was stepped, has forgotten the hold.
+
+    The hold is looked up once the waiting records have been flushed (seed 61392).
+    """
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -125,9 +136,11 @@ def test_a_hold_is_not_looked_up_while_records_look_old_to_redis(lab: Laboratory
     )
 
 
-def test_an_end_that_only_the_outbox_knows_is_not_undone_after_a_loss(lab: Laboratory) -> None:
-    """Redis had forgotten the hold by its own clock, and Postgres had it open. It was put back,
-    and ended twice (faults 41052)."""
+def test_end_of_hold_in_outbox_survives_loss(lab: Laboratory) -> None:
+    """Redis had forgotten the hold by its own clock, and Postgres had it open.
+
+    The hold was put back, and ended twice (faults 41052).
+    """
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -142,11 +155,13 @@ def test_an_end_that_only_the_outbox_knows_is_not_undone_after_a_loss(lab: Labor
     )
 
 
-def test_an_operation_whose_end_only_the_outbox_knows_is_not_counted_after_a_loss(
+def test_operation_ended_in_outbox_is_not_counted_after_loss(
     lab: Laboratory,
 ) -> None:
-    """What was held for counts in its month until its end: Redis had forgotten that end, and
-    Postgres had the hold open."""
+    """A held operation counts in its month until the hold ends without a charge.
+
+    Redis had forgotten that end, and Postgres had the hold open.
+    """
     film = act(
         "transfer", node=NODE, kind="hold", user="cat9", entry="hold:h1", micros=1_000_000,
         hold="h1",
@@ -173,11 +188,14 @@ def test_an_operation_whose_end_only_the_outbox_knows_is_not_counted_after_a_los
     )
 
 
-def test_a_hold_that_is_over_while_answers_come_too_late_ends_a_while_after(
+def test_hold_that_expires_during_late_answers_ends_later(
     lab: Laboratory,
 ) -> None:
-    """Here processes look for it once a minute. The first look was answered too late, and with
-    the second one the question for the hold (faults 41512)."""
+    """Here processes search for expired holds once a minute.
+
+    The answer to the first search came too late, and with the second search the answer to the query
+    for the hold (faults 41512).
+    """
     run(
         lab,
         pay("cat9", 5_000_000),

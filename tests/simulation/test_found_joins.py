@@ -10,8 +10,8 @@ from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
-def test_a_join_proves_no_more_than_that_somebody_asked_for_it(lab: Laboratory) -> None:
-    """It waits while the members are polled, and its socket may be gone by then (seed 208)."""
+def test_join_proves_only_the_time_of_its_request(lab: Laboratory) -> None:
+    """The join waits while members are polled, and its socket may be gone by then (seed 208)."""
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -27,9 +27,9 @@ def test_a_join_proves_no_more_than_that_somebody_asked_for_it(lab: Laboratory) 
     )
 
 
-def test_a_join_that_fails_leaves_no_session_behind_that_nobody_serves(lab: Laboratory) -> None:
-    """The last socket elsewhere goes while a process that has joined already waits for Postgres,
-    in vain (seed 869)."""
+def test_failed_join_leaves_no_unserved_session(lab: Laboratory) -> None:
+    """The last socket elsewhere goes while a process that has joined waits for Postgres, in vain
+    (seed 869)."""
     run(
         lab,
         pay("ann9", 9_000_000),
@@ -43,11 +43,13 @@ def test_a_join_that_fails_leaves_no_session_behind_that_nobody_serves(lab: Labo
     )
 
 
-def test_a_join_that_fails_with_redis_leaves_no_process_noted_that_serves_nobody(
+def test_join_failed_with_redis_leaves_no_process_entry(
     lab: Laboratory,
 ) -> None:
-    """Redis goes away while the members are polled: it cannot be told that the join was in vain,
-    and is when it is back (seed 5332)."""
+    """Redis goes away while the members are polled.
+
+    Redis learns that the join failed only when it is back (seed 5332).
+    """
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -59,11 +61,10 @@ def test_a_join_that_fails_with_redis_leaves_no_process_noted_that_serves_nobody
     )
 
 
-def test_a_join_whose_answer_is_lost_leaves_no_process_noted_that_serves_nobody(
+def test_join_with_lost_answer_leaves_no_process_entry(
     lab: Laboratory,
 ) -> None:
-    """It was done all the same, and nobody heard of that (found by looking for more like seed
-    5332)."""
+    """The join was done all the same, and no process knew (found near seed 5332)."""
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -76,8 +77,8 @@ def test_a_join_whose_answer_is_lost_leaves_no_process_noted_that_serves_nobody(
     )
 
 
-def test_a_request_proves_no_more_than_was_when_it_was_made(lab: Laboratory) -> None:
-    """A pause and its end wait for a Redis that is away, and so does the line (seed 690)."""
+def test_request_proves_only_the_time_it_was_made(lab: Laboratory) -> None:
+    """A pause and its end wait for a Redis that is away, and so does the connection (seed 690)."""
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -91,9 +92,12 @@ def test_a_request_proves_no_more_than_was_when_it_was_made(lab: Laboratory) -> 
     )
 
 
-def test_a_start_is_not_cleared_away_by_what_its_account_is_told(lab: Laboratory) -> None:
-    """Shared free time is being asked for, and credits come in: the session ran on where this
-    process looked for it no more, and was suspended as one without a socket (seed 3356)."""
+def test_start_survives_message_about_its_account(lab: Laboratory) -> None:
+    """A start waits for shared free time when credits come in.
+
+    The process dropped the local session while the session ran on, and the session was suspended as
+    one without a socket (seed 3356).
+    """
     clients = run(
         lab,
         pay("ann9", 20_000_000),
@@ -108,9 +112,12 @@ def test_a_start_is_not_cleared_away_by_what_its_account_is_told(lab: Laboratory
     assert shown == ["active"]
 
 
-def test_a_join_is_not_cleared_away_by_what_its_account_is_told(lab: Laboratory) -> None:
-    """The session is being read again when it is paused: the process that joined it was noted
-    for it, and did not serve it (found by looking for more like seed 3356)."""
+def test_join_survives_message_about_its_account(lab: Laboratory) -> None:
+    """The session is being read again when it is paused.
+
+    The set of the process that joined named the session, and the process did not serve it (found
+    near seed 3356).
+    """
     clients = run(
         lab,
         pay("ann9", 9_000_000),
@@ -133,12 +140,15 @@ def test_a_join_is_not_cleared_away_by_what_its_account_is_told(lab: Laboratory)
 @pytest.mark.parametrize(
     ("is_paused", "mishap"), [(True, ["late", 4_000]), (False, ["lost"])], ids=["late", "lost"]
 )
-def test_a_socket_that_left_untold_was_there_as_long_as_its_process(
+def test_unreported_leave_counts_until_process_dies(
     lab: Laboratory, *, is_paused: bool, mishap: list[Any]
 ) -> None:
-    """It left while a step was on its way, or could not be told, and its process died after one
-    more proof of life. Nobody else knows of its leaving: the session is suspended as of that
-    proof, as DESIGN section 2 has it, and the auditor took that for too much (seed 10248)."""
+    """A socket left while a step was on its way, or while Redis could not be reached.
+
+    Its process died after one more proof of life. No other process knows that the socket left: the
+    session is suspended as of that proof, as DESIGN section 2 says. The auditor took that for too
+    much (seed 10248).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -154,11 +164,11 @@ def test_a_socket_that_left_untold_was_there_as_long_as_its_process(
 
 
 @pytest.mark.parametrize("ahead_ms", [1, 400, 900])
-def test_who_has_just_proven_its_life_elsewhere_leaves_no_gap(
-    lab: Laboratory, ahead_ms: int
-) -> None:
-    """A client came to another process a moment after its line was cut: what it had proven was
-    asked for, and called a gap of a millisecond (seeds 61202 and 61286)."""
+def test_recent_proof_elsewhere_leaves_no_gap(lab: Laboratory, ahead_ms: int) -> None:
+    """A client came to another process a moment after its connection was cut.
+
+    Its proof of life was asked for, and a gap of a millisecond was counted (seeds 61202 and 61286).
+    """
     clients = run(
         lab,
         pay("cat9", 1_000_000),
@@ -177,9 +187,11 @@ def test_who_has_just_proven_its_life_elsewhere_leaves_no_gap(
     assert stopped["receipt"]["gaps"] == []
 
 
-def test_a_socket_that_asks_for_another_pace_is_no_newcomer(lab: Laboratory) -> None:
-    """It was there before the one that had just joined, and its request did not count as the
-    answer to whether it still was (seed 61021)."""
+def test_change_of_tick_interval_is_no_join(lab: Laboratory) -> None:
+    """The socket was there before the one that had just joined.
+
+    Its request did not count as a proof that it was still there (seed 61021).
+    """
     clients = run(
         lab,
         pay("cat9", 1_000_000),
@@ -196,11 +208,14 @@ def test_a_socket_that_asks_for_another_pace_is_no_newcomer(lab: Laboratory) -> 
     assert stopped["receipt"]["gaps"] == []
 
 
-def test_a_join_in_vain_that_redis_hears_of_late_is_of_a_session_that_is_over(
+def test_late_failed_join_names_ended_session_for_a_while(
     lab: Laboratory,
 ) -> None:
-    """The process had given it up, and is noted for the session though that has ended, until it
-    looks after all that it is noted for (seed 61210)."""
+    """The process had given up the join.
+
+    Its set names the session, although the session has ended, until the process reconciles the set
+    (seed 61210).
+    """
     run(
         lab,
         act("serve", node="node.b"),
@@ -219,9 +234,11 @@ def test_a_join_in_vain_that_redis_hears_of_late_is_of_a_session_that_is_over(
     )  # fmt: skip
 
 
-def test_time_goes_on_after_a_pause_once_it_is_known_who_was_there(lab: Laboratory) -> None:
-    """A socket joins, pauses and resumes at once, and the socket that was there before is asked
-    meanwhile: both wait for that (months 953)."""
+def test_resume_waits_until_earlier_members_are_polled(lab: Laboratory) -> None:
+    """A socket joins, pauses and resumes at once, while the earlier socket is polled.
+
+    Both requests wait for the poll (months 953).
+    """
     clients = run(
         lab,
         pay("ann9", 1_000_000),

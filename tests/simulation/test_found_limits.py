@@ -12,8 +12,8 @@ from tests.simulation.traces import NODE, act, pay, run, spend, start, wait
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
-def test_what_others_hold_is_not_in_the_way_of_a_start(lab: Laboratory) -> None:
-    """Grants reach a minute ahead; who starts needs less, and others give it back (seed 97)."""
+def test_grants_of_others_do_not_prevent_start(lab: Laboratory) -> None:
+    """Grants reach a minute ahead; a start needs less, and others give it back (seed 97)."""
     clients = run(
         lab,
         pay("cat9", 2_900_000),
@@ -25,7 +25,7 @@ def test_what_others_hold_is_not_in_the_way_of_a_start(lab: Laboratory) -> None:
     assert "error" not in told
 
 
-def test_sessions_of_an_account_that_owes_recall_each_other_once(lab: Laboratory) -> None:
+def test_sessions_of_owing_account_are_recalled_once(lab: Laboratory) -> None:
     """An adjustment took what two sessions hold: each gives back what it can (seed 285)."""
     run(
         lab,
@@ -37,8 +37,8 @@ def test_sessions_of_an_account_that_owes_recall_each_other_once(lab: Laboratory
     )
 
 
-def test_a_session_does_not_recall_what_is_reserved_for_an_operation(lab: Laboratory) -> None:
-    """What a hold reserves no session can give back, least of all the one that asks (seed 285)."""
+def test_session_does_not_recall_reserved_credits(lab: Laboratory) -> None:
+    """No session can give back what a hold reserves, least of all the one that asks (seed 285)."""
     run(
         lab,
         pay("cat9", 800_000),
@@ -52,7 +52,7 @@ def test_a_session_does_not_recall_what_is_reserved_for_an_operation(lab: Labora
     )  # fmt: skip
 
 
-def test_a_lowered_limit_stops_no_session_in_the_middle_of_a_minute(lab: Laboratory) -> None:
+def test_lowered_limit_does_not_stop_begun_minute(lab: Laboratory) -> None:
     """A begun minute counts in full, and is used to its end (seeds 78 and 311)."""
     clients = run(
         lab,
@@ -66,9 +66,8 @@ def test_a_lowered_limit_stops_no_session_in_the_middle_of_a_minute(lab: Laborat
     assert stopped["receipt"]["elapsed_ms"] == 180_000
 
 
-def test_what_others_hold_is_not_in_the_way_of_a_gap_that_is_billed(lab: Laboratory) -> None:
-    """Who comes back pays for the time between; another session holds ahead what is lacking for
-    that (seed 975)."""
+def test_grants_of_others_do_not_prevent_billed_gap(lab: Laboratory) -> None:
+    """A returning client pays for its gap with credits that another session holds (seed 975)."""
     clients = run(
         lab,
         pay("cat9", 750_000),
@@ -87,8 +86,8 @@ def test_what_others_hold_is_not_in_the_way_of_a_gap_that_is_billed(lab: Laborat
     assert stopped["receipt"]["elapsed_ms"] == 40_100
 
 
-def test_a_cap_ends_a_session_though_redis_is_away(lab: Laboratory) -> None:
-    """No grant says where it is, and uncovered time went on beyond it (seed 1384)."""
+def test_cap_stops_session_without_redis(lab: Laboratory) -> None:
+    """No grant contains the cap, and uncovered time went on beyond it (seed 1384)."""
     clients = run(
         lab,
         pay("cat9", 9_000_000),
@@ -101,9 +100,11 @@ def test_a_cap_ends_a_session_though_redis_is_away(lab: Laboratory) -> None:
     assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
 
 
-def test_a_stop_at_a_cap_is_said_before_redis_can_hear_of_it(lab: Laboratory) -> None:
-    """What lay in Redis was counted on beyond the cap while it was away, though the client had
-    been told of the stop on time (seed 20019)."""
+def test_stop_at_cap_is_sent_before_redis_has_it(lab: Laboratory) -> None:
+    """While Redis was away, its data was counted on beyond the cap.
+
+    The client had received the stop on time (seed 20019).
+    """
     clients = run(
         lab,
         pay("cat9", 9_000_000),
@@ -118,9 +119,11 @@ def test_a_stop_at_a_cap_is_said_before_redis_can_hear_of_it(lab: Laboratory) ->
     assert stopped_ms == told["stopped"]["receipt"]["elapsed_ms"] == 100_000
 
 
-def test_what_the_dead_have_left_runs_beyond_no_cap(lab: Laboratory) -> None:
-    """Nobody lived to end it while Postgres was away, and what lay in Redis was counted on
-    beyond the cap (found by looking at 20019)."""
+def test_session_of_dead_process_stops_at_cap(lab: Laboratory) -> None:
+    """No process lived to end the session while Postgres was away.
+
+    The session in Redis was counted on beyond the cap (found by looking at 20019).
+    """
     clients = run(
         lab,
         pay("cat9", 9_000_000),
@@ -136,9 +139,12 @@ def test_what_the_dead_have_left_runs_beyond_no_cap(lab: Laboratory) -> None:
     assert (stopped["limit"], stopped["receipt"]["elapsed_ms"]) == ("session_cap", 100_000)
 
 
-def test_without_redis_a_session_stops_where_its_account_ends(lab: Laboratory) -> None:
-    """The process knew that there were three seconds, and ran on for 9.6: the client was charged
-    what it did not have (seed 5338 found the debt, and nothing that explained it)."""
+def test_session_without_redis_stops_with_its_credits(lab: Laboratory) -> None:
+    """The process knew of three seconds, and ran on for 9.6.
+
+    The client was charged what it did not have (seed 5338 found the debt, and nothing that
+    explained it).
+    """
     clients = run(
         lab,
         pay("cat9", 50_000),
@@ -155,9 +161,11 @@ def test_without_redis_a_session_stops_where_its_account_ends(lab: Laboratory) -
     assert told["stopped"]["receipt"]["credits"] == "0.05"
 
 
-def test_uncovered_time_that_is_proven_later_is_recorded_as_such(lab: Laboratory) -> None:
-    """The first answer of Redis came before the first proof of life, and what it granted hid
-    that nothing had been when the time was used (seed 5338)."""
+def test_late_proven_uncovered_time_is_recorded(lab: Laboratory) -> None:
+    """The first answer of Redis came before the first proof of life.
+
+    Its grant hid that there was none when the time was used (seed 5338).
+    """
     run(
         lab,
         pay("cat9", 20_000_000),
@@ -169,9 +177,11 @@ def test_uncovered_time_that_is_proven_later_is_recorded_as_such(lab: Laboratory
 
 
 @pytest.mark.parametrize("ahead_ms", [1, 2, 100, 240])
-def test_a_spend_just_before_a_minutes_end_is_answered(lab: Laboratory, ahead_ms: int) -> None:
-    """The session was recalled, and claimed another minute before the spend was tried again:
-    whoever asked was refused as if a process had not answered (seed 44013)."""
+def test_spend_just_before_minute_end_is_answered(lab: Laboratory, ahead_ms: int) -> None:
+    """The session was recalled, and claimed another minute before the spend was tried again.
+
+    The spend was refused as if a process had not answered (seed 44013).
+    """
     run(
         lab,
         pay("bob9", 20_000_000),
@@ -182,10 +192,8 @@ def test_a_spend_just_before_a_minutes_end_is_answered(lab: Laboratory, ahead_ms
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
-def test_a_recall_that_nobody_heard_is_made_again_before_the_end(
-    lab: Laboratory, lost: int
-) -> None:
-    """Who burns alone holds the whole rest, and its line was broken when another one started."""
+def test_missed_recall_is_repeated_before_the_end(lab: Laboratory, lost: int) -> None:
+    """A lone session holds the whole rest, and its connection was broken when another started."""
     recalls: list[bytes] = []
     publish = VirtualPubSub.publish
 
@@ -203,7 +211,7 @@ def test_a_recall_that_nobody_heard_is_made_again_before_the_end(
     (elapsed_ms,) = (
         one["elapsed_ms"] for one in clients[1].messages if one["type"] == "limit_reached"
     )
-    # 45 seconds are free; then both burn what the first one leaves.
+    # 45 seconds are free; then both sessions burn what the first one leaves.
     assert elapsed_ms == 58_000
 
 
@@ -212,11 +220,13 @@ def test_a_recall_that_nobody_heard_is_made_again_before_the_end(
     "delays",
     [[20, 20, 20, 2_500], [20, 20, 900, 1_600], [700, 20, 2_500], [900, 1_600, 20, 20]],
 )
-def test_sessions_of_one_account_use_no_more_than_it_has_while_answers_are_late(
+def test_sessions_use_no_more_than_balance_during_late_answers(
     lab: Laboratory, micros: int, delays: list[int]
 ) -> None:
-    """A claim on its way gave back a part of a grant that was used meanwhile; and one of a session
-    that had stopped was granted what another used (seed 43007)."""
+    """A claim on its way gave back a part of a grant that was used meanwhile.
+
+    The claim of a session that had stopped was granted what another session used (seed 43007).
+    """
     run(
         lab,
         pay("bob9", micros),
@@ -236,11 +246,13 @@ def test_sessions_of_one_account_use_no_more_than_it_has_while_answers_are_late(
 SIX = [start(f"s{number}", user="bob9", kind="six") for number in (1, 2)]
 
 
-def test_what_a_session_used_before_its_stop_is_granted_to_no_other_meanwhile(
+def test_used_credits_of_stopped_session_are_not_granted(
     lab: Laboratory,
 ) -> None:
-    """It had stopped at the account's end beyond what it was granted, and Redis was yet to hear
-    of that: another one, that still ran, was granted the same once more."""
+    """A session stopped at the account's end, beyond its grant, before Redis knew of the stop.
+
+    Another running session was granted the same credits once more.
+    """
     run(
         lab,
         pay("bob9", 2_041_329),
@@ -255,11 +267,11 @@ def test_what_a_session_used_before_its_stop_is_granted_to_no_other_meanwhile(
 
 @pytest.mark.parametrize("kind", ["day", "second"])
 @pytest.mark.parametrize("event", ["pause", "cut"])
-def test_time_that_begins_anew_is_not_granted_what_others_have_used(
-    lab: Laboratory, kind: str, event: str
-) -> None:
-    """Redis was yet to hear of what another session had used before it stopped, and granted it to
-    one that was resumed."""
+def test_resumed_session_gets_no_used_credits(lab: Laboratory, kind: str, event: str) -> None:
+    """Another session used credits and stopped, which Redis did not know yet.
+
+    Redis granted these credits to a session that was resumed.
+    """
     stop = act("ask", client="c-s2", session="s2", event="pause")
     again = act("ask", client="c-s2", session="s2", event="resume")
     if event == "cut":
@@ -282,10 +294,10 @@ def test_time_that_begins_anew_is_not_granted_what_others_have_used(
     )
 
 
-def test_who_runs_uncovered_counts_with_a_session_that_is_about_to_begin(
+def test_start_gets_no_credits_that_uncovered_sessions_used(
     lab: Laboratory,
 ) -> None:
-    """Its start was on its way, and was granted what the others used meanwhile."""
+    """A start was on its way, and was granted what the other sessions used meanwhile."""
     run(
         lab,
         pay("bob9", 1_235_834),
@@ -308,9 +320,11 @@ def test_who_runs_uncovered_counts_with_a_session_that_is_about_to_begin(
     )
 
 
-def test_a_recall_is_answered_while_a_request_waits_for_a_proof(lab: Laboratory) -> None:
-    """A pause waited to hear whether the socket that was there before was, and so did what had
-    been recalled: a hold was refused as if a process had not answered (seed 61155)."""
+def test_recall_is_answered_while_request_waits(lab: Laboratory) -> None:
+    """A pause waited to learn whether the earlier socket was there, and so did the recall.
+
+    A hold was refused as if a process had not answered (seed 61155).
+    """
     run(
         lab,
         pay("cat9", 3_000_000),
@@ -323,9 +337,12 @@ def test_a_recall_is_answered_while_a_request_waits_for_a_proof(lab: Laboratory)
     )
 
 
-def test_what_others_give_back_at_the_instant_of_a_stop_comes_after_it(lab: Laboratory) -> None:
-    """Both are recorded in one message to Redis: the client that held the rest is found to be gone
-    as the other one's grant ends (seed 61315)."""
+def test_credits_freed_at_stop_come_after_it(lab: Laboratory) -> None:
+    """Redis records both in one message.
+
+    The client that held the rest is found to be gone as the other session's grant ends (seed
+    61315).
+    """
     run(
         lab,
         start("s1", user="bob9", kind="pair"),
@@ -338,8 +355,8 @@ def test_what_others_give_back_at_the_instant_of_a_stop_comes_after_it(lab: Labo
     )
 
 
-def test_what_a_session_used_before_it_stopped_is_not_left_for_it(lab: Laboratory) -> None:
-    """It asks to go on, and is refused: what it used is charged with that step (seed 61411)."""
+def test_refused_resume_charges_used_time(lab: Laboratory) -> None:
+    """The session asks to resume and is refused: that step charges what it used (seed 61411)."""
     bob = "bob61411"
     outcome = lab.run(
         61411,
@@ -369,9 +386,11 @@ def test_what_a_session_used_before_it_stopped_is_not_left_for_it(lab: Laborator
     assert outcome.failure is None
 
 
-def test_a_cap_is_recorded_once_redis_answers_in_time(lab: Laboratory) -> None:
-    """A session stops at its cap while every answer of Redis is late: its clients hear of that
-    at once, and its record follows (seed 70137)."""
+def test_cap_is_recorded_once_redis_answers(lab: Laboratory) -> None:
+    """A session stops at its cap while every answer of Redis is late.
+
+    Its clients receive the stop at once, and its record follows (seed 70137).
+    """
     clients = run(
         lab,
         pay("cat9", 1_000_000),

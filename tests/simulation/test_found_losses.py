@@ -8,7 +8,7 @@ from tests.simulation.traces import FLUSHER, NODE, act, mishaps, pay, run, start
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
-def test_an_ended_session_that_redis_forgot_is_not_started_again(lab: Laboratory) -> None:
+def test_forgotten_ended_session_is_not_restarted(lab: Laboratory) -> None:
     """Redis keeps the end of a session for an hour, and no flusher lived for two (seed 49)."""
     run(
         lab,
@@ -22,9 +22,11 @@ def test_an_ended_session_that_redis_forgot_is_not_started_again(lab: Laboratory
     )
 
 
-def test_an_end_that_redis_forgot_by_its_own_clock_is_not_charged_again(lab: Laboratory) -> None:
-    """A step of its clock let it forget an ended session before anybody had written it down;
-    then a replica took over, which was told of the end too (seed 437)."""
+def test_end_forgotten_by_clock_step_is_charged_once(lab: Laboratory) -> None:
+    """A step of its clock let Redis forget an ended session before the end was recorded.
+
+    Then a replica took over, to which the end was asserted too (seed 437).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -43,11 +45,13 @@ def test_an_end_that_redis_forgot_by_its_own_clock_is_not_charged_again(lab: Lab
     )
 
 
-def test_an_end_that_redis_forgot_while_it_was_away_is_not_charged_again(
+def test_end_forgotten_while_away_is_charged_once(
     lab: Laboratory,
 ) -> None:
-    """Its clock is stepped while it is away, and it is asked for the time before it is told
-    what it may have lost (seed 385)."""
+    """The clock of Redis is stepped while Redis is away.
+
+    Redis is asked for the time before processes assert what Redis may have lost (seed 385).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -62,11 +66,14 @@ def test_an_end_that_redis_forgot_while_it_was_away_is_not_charged_again(
     )
 
 
-def test_what_redis_forgot_for_a_step_of_its_clock_is_not_charged_again(
+def test_session_forgotten_by_clock_step_is_charged_once(
     lab: Laboratory,
 ) -> None:
-    """It keeps the end of a session for an hour by its own clock, and a process keeps it until
-    a flusher has written it down; then Redis seems to have lost it (seed 353)."""
+    """Redis keeps the end of a session for an hour by its own clock.
+
+    A process keeps the end until a flusher has recorded it. Then Redis seems to have lost it (seed
+    353).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -84,11 +91,13 @@ def test_what_redis_forgot_for_a_step_of_its_clock_is_not_charged_again(
     )
 
 
-def test_what_redis_forgot_is_not_charged_again_after_the_loss_of_something_else(
+def test_forgotten_end_is_charged_once_after_other_loss(
     lab: Laboratory,
 ) -> None:
-    """Putting back what was lost begins a new epoch, for which all that is kept is looked at
-    again; but what was told to Redis long ago is there, or forgotten."""
+    """Recovery begins a new epoch, for which all that processes keep is checked again.
+
+    An end that Redis took long ago is there, or forgotten.
+    """
     run(
         lab,
         pay("cat9", 200_000_000),
@@ -107,10 +116,10 @@ def test_what_redis_forgot_is_not_charged_again_after_the_loss_of_something_else
     )
 
 
-def test_money_that_redis_lost_is_put_back_where_nobody_serves_a_session(
+def test_lost_grant_is_restored_without_sessions(
     lab: Laboratory,
 ) -> None:
-    """A replica takes over that lacks a grant, and knows the epoch (seed 332)."""
+    """A replica takes over that lacks a grant, and has the epoch (seed 332)."""
     run(
         lab,
         pay("cat9", 1_000_000, "before"),
@@ -126,11 +135,13 @@ def test_money_that_redis_lost_is_put_back_where_nobody_serves_a_session(
     )
 
 
-def test_a_lost_session_is_charged_in_redis_what_postgres_was_told_of_it(
+def test_lost_session_is_charged_as_recorded(
     lab: Laboratory,
 ) -> None:
-    """Its end was known to a process that died, and some of its minutes to another, which wrote
-    them down after the account had been loaded (seed 351)."""
+    """A process that died had the session's end, and another process had some of its minutes.
+
+    The other process recorded these minutes after the account had been loaded (seed 351).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -151,11 +162,13 @@ def test_a_lost_session_is_charged_in_redis_what_postgres_was_told_of_it(
     )
 
 
-def test_an_end_that_redis_forgot_right_after_the_flush_is_not_charged_again(
+def test_end_forgotten_after_flush_is_charged_once(
     lab: Laboratory,
 ) -> None:
-    """Redis was to keep it for an hour more, and its clock is stepped while it is away; the
-    process that ended it had not heard yet that it was flushed (seed 535)."""
+    """Redis was to keep the end for an hour more, and its clock is stepped while it is away.
+
+    The process that ended the session did not know of the flush yet (seed 535).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -172,9 +185,11 @@ def test_an_end_that_redis_forgot_right_after_the_flush_is_not_charged_again(
     )
 
 
-def test_nobody_goes_on_with_a_session_that_ended_before_a_loss(lab: Laboratory) -> None:
-    """Redis comes back as it was before the end, and somebody joins before the process that
-    ended it has told that (seed 464)."""
+def test_session_ended_before_loss_does_not_continue(lab: Laboratory) -> None:
+    """Redis comes back as it was before the end.
+
+    A client joins before the process that ended the session has asserted the end (seed 464).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -192,8 +207,8 @@ def test_nobody_goes_on_with_a_session_that_ended_before_a_loss(lab: Laboratory)
     )
 
 
-def test_a_process_that_starts_takes_no_time_that_was_long_on_its_way(lab: Laboratory) -> None:
-    """Its clock stayed as far behind the others' as their answer was late (seed 3200)."""
+def test_starting_process_ignores_old_time(lab: Laboratory) -> None:
+    """The process's clock stayed behind the others' by the delay of their answer (seed 3200)."""
     run(
         lab,
         mishaps(NODE, "redis", ["late", 400]),
@@ -202,9 +217,12 @@ def test_a_process_that_starts_takes_no_time_that_was_long_on_its_way(lab: Labor
     )
 
 
-def test_minutes_of_a_dead_process_are_not_lost_with_redis(lab: Laboratory) -> None:
-    """Whoever made the minute died before it was flushed, and then Redis lost it; but another
-    process had joined the session, and ended it with that minute on its receipt (seed 3062)."""
+def test_minutes_of_dead_process_survive_loss(lab: Laboratory) -> None:
+    """The process that made the minute died before the flush, and then Redis lost the minute.
+
+    Another process had joined the session, and ended it with that minute on its receipt (seed
+    3062).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -222,9 +240,11 @@ def test_minutes_of_a_dead_process_are_not_lost_with_redis(lab: Laboratory) -> N
     )
 
 
-def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(lab: Laboratory) -> None:
-    """It reads nothing before it has made them again, and the last flush left it at that (seed
-    3149)."""
+def test_flusher_without_groups_still_flushes(lab: Laboratory) -> None:
+    """The flusher reads nothing before it has made its groups again.
+
+    The last flush did no more than that (seed 3149).
+    """
     run(
         lab,
         act("kill", name=FLUSHER),
@@ -237,9 +257,11 @@ def test_a_flusher_that_finds_its_groups_lost_flushes_all_the_same(lab: Laborato
     )
 
 
-def test_a_session_whose_end_only_the_outbox_knows_is_not_lost(lab: Laboratory) -> None:
-    """Redis had forgotten it by its own clock, and for Postgres it ran on. It was ended once
-    more, as one that no process runs, and was charged again."""
+def test_session_ended_in_outbox_is_not_lost(lab: Laboratory) -> None:
+    """Redis had forgotten the session by its own clock, and for Postgres the session ran on.
+
+    The session was ended once more, as one without a process, and was charged again.
+    """
     run(
         lab,
         pay("cat9", 9_000_000),

@@ -8,10 +8,10 @@ from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
-def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
+def test_notice_at_join_is_delivered_once(
     lab: Laboratory,
 ) -> None:
-    """The process that is joined knows of another session of the month, and warns (seed 794)."""
+    """The joined process knows of another session of the month, and warns (seed 794)."""
     clients = run(
         lab,
         start("s1", user="ann9", kind="recording"),
@@ -23,14 +23,19 @@ def test_what_is_said_when_somebody_joins_is_missed_or_heard_but_not_both(
     told = [one for one in clients[-1].messages if one.get("session_id") == "s1"]
     missed = [notice["seq"] for one in told for notice in one.get("missed", ())]
     assert missed == [1]
-    assert [one["seq"] for one in told if one["type"] == "limit_warning"] == [2]  # of the other
+    assert [one["seq"] for one in told if one["type"] == "limit_warning"] == [
+        2
+    ]  # of the other session
 
 
-def test_a_process_that_is_joined_says_nothing_of_figures_that_do_not_belong_together(
+def test_joined_process_sends_no_mixed_figures(
     lab: Laboratory,
 ) -> None:
-    """A limit is lowered between reading the session and its months; the process that serves
-    the session has shortened the grant, and warned, when it is read again (seed 5183)."""
+    """A limit is lowered after a session is read and before its months are read.
+
+    When the session is read again, the serving process has shortened the grant, and warned (seed
+    5183).
+    """
     clients = run(
         lab,
         act("limit", user="ann9", minutes=None, of_org=True),
@@ -49,8 +54,8 @@ def test_a_process_that_is_joined_says_nothing_of_figures_that_do_not_belong_tog
         assert [(one["seq"], one["threshold_ms"]) for one in warned] == [(1, 60_000)]
 
 
-def test_what_is_said_while_a_join_waits_is_among_what_was_missed(lab: Laboratory) -> None:
-    """The session is read once more when the members have been polled (seed 647)."""
+def test_notice_during_join_is_among_missed(lab: Laboratory) -> None:
+    """The session is read once more after the members have been polled (seed 647)."""
     run(
         lab,
         pay("ann9", 4_500_000),
@@ -63,11 +68,13 @@ def test_what_is_said_while_a_join_waits_is_among_what_was_missed(lab: Laborator
     )
 
 
-def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
+def test_stop_after_unrecorded_notices_has_new_number(
     lab: Laboratory,
 ) -> None:
-    """What it said last nobody recorded; who heard that comes back and is shown the stop (seed
-    514)."""
+    """The last notice of the dead process was not recorded.
+
+    A client that received that notice comes back and is shown the stop (seed 514).
+    """
     clients = run(
         lab,
         pay("ann9", 4_500_000),
@@ -86,9 +93,12 @@ def test_a_stop_has_a_number_of_its_own_after_a_process_died_that_had_said_more(
     assert [notice["type"] for notice in answer["missed"]] == ["stopped"]
 
 
-def test_a_stop_that_one_process_records_is_shown_to_the_clients_of_all(lab: Laboratory) -> None:
-    """Both say it at the same instant, and the one that comes second showed its clients nothing
-    more: credits stood beside the stop that were left at the last tick."""
+def test_stop_is_shown_to_clients_of_all_processes(lab: Laboratory) -> None:
+    """Two processes make the same stop at the same instant.
+
+    The second process showed its clients nothing more: credits of the last tick stood beside the
+    stop.
+    """
     clients = run(
         lab,
         pay("cat9", 500_000),

@@ -1,5 +1,8 @@
-"""What simulated worlds have found of processes where somebody only watches a session: they
-know as well as any when it comes to its limit, and less of whether its client lives."""
+"""Found in simulated worlds: processes where clients only observe a session.
+
+Such a process knows as well as any when the session reaches its limit, and less of whether its
+client lives.
+"""
 
 import pytest
 
@@ -14,15 +17,18 @@ WATCH = act("watch", client="w", node="node.1", session="s1")
 
 
 def _billed_ms(lab: Laboratory, *actions: Action) -> int:
-    """What the receipt says that the observer was told."""
+    """The counted time on the receipt that the observer received."""
     observer = next(client for client in run(lab, *actions) if client.name == "w")
     (stopped,) = (one for one in observer.messages if one["type"] == "stopped")
     return int(stopped["receipt"]["elapsed_ms"])
 
 
-def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(lab: Laboratory) -> None:
-    """The client's last pong came at 90 s, and the last claim, for a little more, at 92 s: its
-    instant was taken for a proof where an observer's process stopped it (seed 10222)."""
+def test_joining_observer_proves_no_counted_time(lab: Laboratory) -> None:
+    """The client's last pong came at 90 s, and the last claim, for a little more, at 92 s.
+
+    The claim's instant was taken for a proof when an observer's process stopped the session (seed
+    10222).
+    """
     billed_ms = _billed_ms(
         lab,
         pay("cat9", 1_750_000),
@@ -37,9 +43,12 @@ def test_whoever_comes_to_watch_proves_nothing_of_what_was_counted(lab: Laborato
     assert billed_ms == 90_000
 
 
-def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(lab: Laboratory) -> None:
-    """The serving process knows of 97 s and is a little late with the stop and with the end:
-    the observer's knew of a minute only, and ended it there (found by looking at 10222)."""
+def test_observer_leaves_end_to_serving_process(lab: Laboratory) -> None:
+    """The serving process has proofs up to 97 s, and is a little late with stop and end.
+
+    The observer's process knew of a minute only, and ended the session there (found by looking at
+    10222).
+    """
     late = mishaps(NODE, "redis", ["lost", 10], ["lost", 10])
     billed_ms = _billed_ms(
         lab,
@@ -59,8 +68,9 @@ def test_whoever_watches_leaves_the_end_to_those_who_can_prove_more(lab: Laborat
     assert billed_ms == 97_000
 
 
-def test_a_stop_ends_though_whoever_could_prove_more_has_died(lab: Laboratory) -> None:
-    """It is swept as of its last proof of life, and then the observer's process can end it."""
+def test_stopped_session_ends_after_serving_process_died(lab: Laboratory) -> None:
+    """The dead process is swept as of its last proof of life; then the observer's process can end
+    the session."""
     billed_ms = _billed_ms(
         lab,
         pay("cat9", 9_000_000),
@@ -76,10 +86,12 @@ def test_a_stop_ends_though_whoever_could_prove_more_has_died(lab: Laboratory) -
     assert 98_900 <= billed_ms <= 99_900
 
 
-def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(lab: Laboratory) -> None:
-    """Another session of the same member had started since the serving process read the
-    month: the observer's knew, and warned of ten minutes under the number under which the
-    serving one, a minute later, warned of five (seed 12014)."""
+def test_observer_leaves_warnings_to_serving_process(lab: Laboratory) -> None:
+    """Another session of the same member started after the serving process had read the month.
+
+    The observer's process knew of that session, and warned of ten minutes. A minute later the
+    serving process warned of five under the same number (seed 12014).
+    """
     clients = run(
         lab,
         act("limit", user="ann9", minutes=None, of_org=True),
@@ -97,11 +109,14 @@ def test_whoever_watches_leaves_it_to_those_who_can_record_it_to_warn(lab: Labor
         assert warned == [(1, 300_000)]
 
 
-def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
+def test_observer_shows_stop_of_serving_process(
     lab: Laboratory,
 ) -> None:
-    """Where credits end, the observer's process knew of another session of the same member, and
-    warned of the minutes too: its stop had another number, and one client heard two stops."""
+    """The observer's process knew of another session of the same member.
+
+    Where credits end, it warned of the minutes too: its stop had another number, and one client
+    received two stops.
+    """
     clients = run(
         lab,
         act("limit", user="ann9", minutes=None, of_org=True),
@@ -121,12 +136,14 @@ def test_whoever_watches_stops_with_the_words_of_those_who_can_record_them(
         assert stops == [3]
 
 
-def test_whoever_watches_waits_for_the_warning_that_comes_before_the_stop(
+def test_observer_waits_for_warning_before_stop(
     lab: Laboratory,
 ) -> None:
-    """Credits end in the very millisecond in which five minutes of the month are left: the
-    serving process warns of these first, under the number under which the observer's, which
-    warns of nothing, said the stop (seed 40047)."""
+    """Credits end in the very millisecond in which five minutes of the month are left.
+
+    The serving process warns of these minutes first. The observer's process, which warns of
+    nothing, sent the stop under the number of that warning (seed 40047).
+    """
     clients = run(
         lab,
         act("limit", user="ann9", minutes=None, of_org=True),
@@ -148,11 +165,13 @@ def test_whoever_watches_waits_for_the_warning_that_comes_before_the_stop(
         assert (last[0][2], last[1][2]) == ("member_minutes", "credits")
 
 
-def test_whoever_knows_most_of_a_stopped_session_settles_it_before_another_ends_it(
+def test_process_with_newest_proof_settles_before_end(
     lab: Laboratory,
 ) -> None:
-    """Of two sockets on two processes one was heard at 97 s and both were cut then; the end was
-    made by the process that had heard its own at 90 s."""
+    """Of two sockets on two processes, one gave a proof at 97 s; then both were cut.
+
+    The process whose own socket gave a proof at 90 s made the end.
+    """
     billed_ms = _billed_ms(
         lab,
         pay("cat9", 9_000_000),
@@ -170,9 +189,11 @@ def test_whoever_knows_most_of_a_stopped_session_settles_it_before_another_ends_
     assert billed_ms == 97_000
 
 
-def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(lab: Laboratory) -> None:
-    """The end was told while the answer of Redis was on its way: the observer joined where
-    nothing was told any more, and heard of no end."""
+def test_observer_does_not_join_ended_session(lab: Laboratory) -> None:
+    """The end was published while the answer of Redis was on its way.
+
+    The observer joined where nothing more was published, and received no end.
+    """
     clients = run(
         lab,
         pay("cat9", 9_000_000),
@@ -189,9 +210,11 @@ def test_nobody_comes_to_watch_what_has_ended_since_it_was_read(lab: Laboratory)
     assert [one.get("code") for one in observer.messages] == ["session_ended"]
 
 
-def test_whoever_watches_leaves_the_end_to_others_also_after_an_outage(lab: Laboratory) -> None:
-    """Redis came back when the stop's grace was over, and to the serving process last: the
-    watcher's made stop and end in one go, and billed the one minute that it knew of."""
+def test_observer_leaves_end_to_others_after_outage(lab: Laboratory) -> None:
+    """Redis came back when the stop's grace was over, and to the serving process last.
+
+    The observer's process made stop and end together, and billed the one minute that it knew of.
+    """
     billed_ms = _billed_ms(
         lab,
         pay("cat9", 9_000_000),
@@ -206,8 +229,8 @@ def test_whoever_watches_leaves_the_end_to_others_also_after_an_outage(lab: Labo
     assert billed_ms == 100_000
 
 
-def test_a_observer_hears_what_was_told_while_the_line_was_down(lab: Laboratory) -> None:
-    """Its process has no step to make that would be answered with that (seed 667)."""
+def test_observer_gets_change_missed_during_outage(lab: Laboratory) -> None:
+    """The observer's process makes no step whose answer would contain the change (seed 667)."""
     clients = run(
         lab,
         pay("ann9", 4_500_000),
@@ -225,10 +248,10 @@ def test_a_observer_hears_what_was_told_while_the_line_was_down(lab: Laboratory)
     assert "limit_cleared" in told
 
 
-def test_a_observer_hears_of_an_end_that_was_told_while_the_line_was_down(
+def test_observer_gets_end_missed_during_outage(
     lab: Laboratory,
 ) -> None:
-    """Nothing follows by which its process would find out that it has missed something."""
+    """Nothing follows by which the observer's process would detect what it has missed."""
     clients = run(
         lab,
         pay("ann9", 4_500_000),
@@ -243,7 +266,7 @@ def test_a_observer_hears_of_an_end_that_was_told_while_the_line_was_down(
     assert clients[-1].messages[-1]["type"] == "stopped"
 
 
-def test_a_observer_is_shown_what_was_done_before_its_process_listened(lab: Laboratory) -> None:
+def test_observer_gets_change_before_subscription(lab: Laboratory) -> None:
     """The account is being opened when the last socket goes elsewhere (seed 1338)."""
     clients = run(
         lab,
@@ -260,8 +283,8 @@ def test_a_observer_is_shown_what_was_done_before_its_process_listened(lab: Labo
     assert told[0] == ("session", "suspended")
 
 
-def test_a_observer_is_not_cleared_away_before_it_has_joined(lab: Laboratory) -> None:
-    """The session is being read again when it is paused: its end was not heard (seed 3356)."""
+def test_joining_observer_is_not_removed(lab: Laboratory) -> None:
+    """The session is being read again when it is paused: its end was not received (seed 3356)."""
     clients = run(
         lab,
         pay("ann9", 9_000_000),
@@ -279,9 +302,11 @@ def test_a_observer_is_not_cleared_away_before_it_has_joined(lab: Laboratory) ->
     assert "stopped" in [one["type"] for one in clients[-1].messages]
 
 
-def test_a_observer_is_shown_less_once_the_client_is_found_to_be_gone(lab: Laboratory) -> None:
-    """The limit was said at 100 s as time ran; the client had proven 90 s, as its process found
-    out later. The auditor took that for a step back of its own (seeds 43006, 45011)."""
+def test_observer_is_shown_less_after_client_is_gone(lab: Laboratory) -> None:
+    """The limit was shown at 100 s as time ran; the client had proven 90 s.
+
+    Its process found that out later. The auditor took that for a step back (seeds 43006, 45011).
+    """
     world = run(
         lab,
         pay("cat9", 9_000_000),
@@ -297,9 +322,11 @@ def test_a_observer_is_shown_less_once_the_client_is_found_to_be_gone(lab: Labor
     assert shown == [90_000, 100_000, 100_000, 90_000]
 
 
-def test_a_observer_is_shown_less_once_those_before_a_join_do_not_answer(lab: Laboratory) -> None:
-    """A line was cut unnoticed, and the client came back over another one: the 5 s before are a
-    gap. The auditor took that for a step back, too (seed 19436)."""
+def test_observer_is_shown_less_after_unanswered_poll(lab: Laboratory) -> None:
+    """A connection was cut unnoticed, and the client came back over another one.
+
+    The 5 s before the return are a gap. The auditor took that for a step back, too (seed 19436).
+    """
     world = run(
         lab,
         pay("cat9", 9_000_000),

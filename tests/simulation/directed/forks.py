@@ -1,5 +1,8 @@
-"""Directed worlds in which a session goes on twice: its last steps are lost, and others are made of
-an older copy before the process that made them has put them back."""
+"""Directed worlds in which a session goes on twice.
+
+The session's last steps are lost. Other steps are made on an older copy before the process that
+made the lost ones has put them back.
+"""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.steps import (
@@ -23,25 +26,28 @@ from tests.simulation.traces import NODE, act, pay, start, wait
 PUT_BACK = wait(40)
 UNSAID = act("failover", unnoticed=True, unsaid=True)
 SPEND = act("transfer", node=OTHER, kind="spend", user="cat9", entry="e1", micros=2 * CREDIT)
-"""What the session holds is in its way: the process that serves it settles, and holds less."""
+"""The session's grant is in the way of this spend: its process settles, and holds less."""
 
 
 def counted(least_s: float, most_s: float, user: str = "cat9", session: str = "s1") -> Action:
-    """So much time is counted."""
+    """The counted time of a session, between two bounds."""
     least_ms, most_ms = int(1000 * least_s), int(1000 * most_s)
     return act("counted", user=user, session=session, least_ms=least_ms, most_ms=most_ms)
 
 
 def phase(name: str, user: str = "cat9", session: str = "s1") -> Action:
-    """What a session does."""
+    """The phase of a session."""
     return act("phase", user=user, session=session, phase=name)
 
 
 def _fork(
     lost: tuple[Action, ...], made: tuple[Action, ...], *expected: Action, at: float, apart: float
 ) -> Directed:
-    """``lost`` is done on one process, and then lost; ``made`` that many seconds later on another
-    one, of the older copy, before the first one finds that out."""
+    """``lost`` is done on one process, and then lost; ``made`` is done on the older copy.
+
+    ``made`` follows ``apart`` seconds later on another process, before the first one finds the
+    loss.
+    """
     return Directed((
         SERVE, pay("cat9", 3 * CREDIT), start("s1"), wait(at), LAG, *lost, wait(apart),
         UNNOTICED, join("c2", "s1"), wait(0.1), *made, PUT_BACK, *expected, ask("s1", "stop"),
@@ -56,8 +62,11 @@ def _ended_before(
     paid: float = 50,
     made: tuple[Action, ...] = (),
 ) -> Directed:
-    """At least two steps, ``lost``, go with a Redis that fails. A process ends the older copy, and
-    dies, before the process that made those steps puts them back."""
+    """At least two steps, ``lost``, go with a Redis that fails.
+
+    Another process ends the older copy, and dies, before the process that made the lost steps puts
+    them back.
+    """
     return Directed((
         SERVE, pay("cat9", int(paid * CREDIT)), start("s1"), *before, wait(30), LAG, *lost,
         UNNOTICED, join("c2", "s1"), wait(0.1), *made, ask("s1", "stop", "c2"),
