@@ -31,7 +31,7 @@ from tests.protocol.examples import (
     free_ms=st.integers(0, 200_000),
     price_micros=st.integers(0, 2_000_001),
 )
-def test_a_minute_that_is_made_again_is_the_one_that_was_recorded(
+def test_a_recreated_minute_equals_the_recorded_one(
     stops_ms: list[int], free_ms: int, price_micros: int
 ) -> None:
     terms = terms_of(free_ms=free_ms, price_micros=price_micros)

@@ -25,6 +25,6 @@ def test_a_claim_is_early_enough_for_its_answer(
     assert CountedTime(session, 60_000, response_ms).claim_ms == claimed_at_ms
 
 
-def test_where_time_runs_faster_a_claim_is_made_as_much_earlier() -> None:
+def test_at_a_higher_speed_a_claim_is_made_earlier() -> None:
     session = session_of(terms_of(speed=10), grant=Grant(granted_ms=10_000))
     assert CountedTime(session, 60_000, 800).claim_ms == 2_000

@@ -25,7 +25,7 @@ def test_an_account_covers_two_sessions_until_the_same_instant() -> None:
     assert covered_until(account) == NOW + 30_000
 
 
-def test_an_account_covers_what_a_session_that_begins_may_be_granted() -> None:
+def test_an_account_covers_the_grant_of_a_new_session() -> None:
     account = account_of(CREDIT)
     account.replace(1, CREDIT, 0, {"one": line(terms_of()), "two": line(terms_of())})
     beginning = Meter(

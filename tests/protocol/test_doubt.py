@@ -76,7 +76,7 @@ def test_an_answer_of_who_was_there_ends_the_doubt() -> None:
     assert bench.meter.elapsed_at(bench.now) == bench.now - NOW
 
 
-def test_an_answer_to_the_step_that_is_late_ends_nothing_twice() -> None:
+def test_a_late_answer_to_a_step_ends_nothing_twice() -> None:
     bench = cut()
     assert come(bench)
     bench.run(limits.DOUBT_WAIT_MS)

@@ -163,7 +163,7 @@ def test_recall_gives_back_only_what_frees_something() -> None:
     assert not only(bench.drain(), Ask)
 
 
-def test_a_recall_of_minutes_gives_back_those_that_have_not_begun() -> None:
+def test_a_recall_returns_minutes_that_have_not_begun() -> None:
     terms = msgspec.structs.replace(TERMS, price_micros=0, counts_minutes=True)
     held = Grant(granted_ms=120_000, held_minutes={"2026-05-01": 2}, final="member_minutes")
     bench = Bench(session_of(terms=terms, grant=held))
@@ -260,7 +260,7 @@ def test_a_request_after_the_grant_ends_the_segment_there() -> None:
     assert bench.step.standing.segments == ((NOW, NOW + 30_000),)
 
 
-def test_what_was_not_proven_before_the_stop_waits_for_a_proof() -> None:
+def test_unproven_time_before_the_stop_waits_for_proof() -> None:
     bench = Bench(session_of(grant=final()))
     bench.run(30_000)
     bench.accept(None)

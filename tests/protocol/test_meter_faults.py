@@ -242,7 +242,7 @@ def test_late_proven_time_without_a_grant_is_uncovered() -> None:
     assert not bench.step.standing.ungranted
 
 
-def test_time_without_a_grant_that_is_never_proven_is_not_uncovered() -> None:
+def test_unproven_time_without_a_grant_is_not_uncovered() -> None:
     bench = unproven()
     bench.meter.detach(NOW + 1_000, bench.now)
     standing = bench.step.standing

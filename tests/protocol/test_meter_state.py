@@ -76,6 +76,6 @@ def test_balance_is_below_zero_for_a_debt_alone() -> None:
         assert state.credits_at(NOW) == shown
 
 
-def test_deadline_is_the_end_of_the_minute_and_none_after_the_end() -> None:
+def test_the_deadline_is_the_minutes_end_and_none_after_it() -> None:
     assert state_of().timer() == NOW + 60_000
     assert state_of(Phase.ENDED).timer() is None

@@ -41,7 +41,7 @@ def test_a_redis_whose_clock_is_behind_is_believed() -> None:
     assert shared.newest.used_minutes == 55
 
 
-def test_what_was_read_is_the_newest_and_keeps_older_answers_out() -> None:
+def test_a_read_is_newer_than_all_earlier_answers() -> None:
     shared = SharedCounter()
     shared.tell(later(52, ms=2))
     shared.tell(msgspec.structs.replace(MONTH, used_minutes=54, as_of_us=0))

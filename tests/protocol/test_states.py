@@ -30,7 +30,7 @@ def test_whatever_waits_ends_when_its_grace_runs_out() -> None:
     assert {phase for phase in Phase if after(phase, Event.EXPIRED) is Phase.ENDED} == waiting
 
 
-def test_time_begins_to_run_by_a_request_or_a_return_only() -> None:
+def test_only_a_request_or_a_return_starts_time() -> None:
     into_active = {
         (phase, event)
         for phase, event in itertools.product(Phase, Event)

@@ -69,7 +69,7 @@ def test_no_top_up_lifts_a_cap() -> None:
     assert step_for(Intent(Event.RESUME, NOW), moment) is None
 
 
-def test_an_end_settles_what_is_proven_and_gives_the_rest_back() -> None:
+def test_an_end_settles_proven_time_and_returns_the_rest() -> None:
     moment = moment_of(stood(Phase.ACTIVE), proven_ms=92_000)
     step = step_for(Intent(Event.STOP, NOW + 5_000, "request"), moment)
     assert step is not None
@@ -99,7 +99,7 @@ def test_the_reason_of_an_end(phase: Phase, event: Event, reason: str, said: str
     assert step.standing.limit == ("credits" if said == "limit" else None)
 
 
-def test_a_claim_settles_and_asks_for_more_and_a_note_only_settles() -> None:
+def test_a_claim_extends_the_grant_and_a_note_only_settles() -> None:
     moment = moment_of(stood(Phase.ACTIVE), proven_ms=93_000)
     for step in (claim(moment), note(moment)):
         assert step.standing.settled_ms == 93_000

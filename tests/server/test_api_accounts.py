@@ -68,7 +68,7 @@ async def test_a_ledger_is_read_page_by_page(server: TestServer) -> None:
     assert pages == [["5", "4"], ["3", "2"], ["1"]]
 
 
-async def test_a_minute_is_in_the_ledger_once_it_is_written_down(server: TestServer) -> None:
+async def test_a_flushed_minute_is_in_the_ledger(server: TestServer) -> None:
     await grant(server, "10", "k1")
     client = await server.login()
     await client.ask("start", kind="chat", session_id="s1")

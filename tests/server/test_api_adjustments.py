@@ -82,7 +82,7 @@ async def test_a_month_before_is_corrected_and_none_to_come(server: TestServer) 
         ({"minutes": 5, "month": "2026-11-02"}, "month"),
     ],
 )
-async def test_a_bad_correction_is_refused_by_the_name_of_its_field(
+async def test_the_refusal_of_a_bad_correction_names_the_field(
     server: TestServer, body: dict[str, Any], named: str
 ) -> None:
     refused = await adjust(server, "a1", **body)

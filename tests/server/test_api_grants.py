@@ -127,7 +127,7 @@ async def test_a_key_that_is_none_is_refused(server: TestServer, key: str) -> No
         ({"expires_at": 1_000}, "expires_at"),
     ],
 )
-async def test_a_bad_grant_is_refused_by_the_name_of_its_field(
+async def test_the_refusal_of_a_bad_grant_names_the_field(
     server: TestServer, fields: dict[str, Any], named: str
 ) -> None:
     body = {"amount": "1", "reason": "bought", **fields}

@@ -206,7 +206,7 @@ async def test_holds_are_a_backends_alone(server: TestServer, call: str) -> None
         ({"amount": "1", "metadata": {"success": False}}, "metadata.success"),
     ],
 )
-async def test_a_bad_hold_is_refused_by_the_name_of_its_field(
+async def test_the_refusal_of_a_bad_hold_names_the_field(
     server: TestServer, body: dict[str, Any], named: str
 ) -> None:
     refused = await post(server, HOLDS, "h1", body)
@@ -235,7 +235,7 @@ async def test_many_at_once_under_one_key_make_one_hold(server: TestServer) -> N
 
 
 @pytest.mark.parametrize("call", ["holds", "post", "void"])
-async def test_an_answer_that_was_lost_is_given_by_the_next_attempt(
+async def test_the_next_attempt_gives_the_lost_answer(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     async def down(*_: Any) -> None:

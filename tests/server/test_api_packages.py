@@ -83,7 +83,7 @@ async def test_a_package_that_the_card_does_not_have(server: TestServer) -> None
         ({"package": "starter", "expires_at": 253_402_300_799_999}, "expires_at"),
     ],
 )
-async def test_a_bad_package_is_refused_by_the_name_of_its_field(
+async def test_the_refusal_of_a_bad_package_names_the_field(
     server: TestServer, body: dict[str, Any], named: str
 ) -> None:
     refused = await post(server, GRANTS, "g1", body)
@@ -189,7 +189,7 @@ async def test_the_next_month_gives_again_to_whoever_is_connected(
 
 
 @pytest.mark.parametrize("asked", ["before_operation", "allotments"])
-async def test_an_account_is_used_without_its_allotment_while_postgres_is_away(
+async def test_without_postgres_an_account_works_without_its_allotment(
     server: TestServer, monkeypatch: pytest.MonkeyPatch, asked: str
 ) -> None:
     assert (await grant(server, "1", "g1", "/v1/accounts/team/grants?org=acme")).is_success

@@ -256,7 +256,7 @@ async def test_a_client_that_has_gone_frees_its_cursor() -> None:
     assert lines.closed
 
 
-async def test_a_report_that_breaks_off_is_not_taken_for_the_whole(
+async def test_a_truncated_report_is_detectable(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await write(server, minute(0))

@@ -196,7 +196,7 @@ async def test_an_operation_that_the_card_does_not_have(server: TestServer) -> N
         ({"amount": "1", "metadata": {"success": False}}, "metadata.success"),
     ],
 )
-async def test_a_bad_spend_is_refused_by_the_name_of_its_field(
+async def test_the_refusal_of_a_bad_spend_names_the_field(
     server: TestServer, body: dict[str, Any], named: str
 ) -> None:
     refused = await spend(server, "k1", **body)
@@ -284,7 +284,7 @@ async def test_five_hundred_at_once_under_one_key_make_one_entry(
     await audited(server)
 
 
-async def test_an_answer_that_was_lost_is_given_by_the_next_attempt(
+async def test_the_next_attempt_gives_the_lost_answer(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def down(*_: Any) -> None:

@@ -35,7 +35,7 @@ async def test_without_a_limit_anybody_may_record(server: TestServer) -> None:
     }
 
 
-async def test_minutes_of_a_live_session_count_before_they_are_written_down(
+async def test_unflushed_minutes_of_a_live_session_count(
     server: TestServer, connection: Connection
 ) -> None:
     await limit_org(server, 10)
@@ -156,7 +156,7 @@ async def test_days_are_those_of_the_organisation(server: TestServer, zone: str)
     assert month["total_minutes"] == 1
 
 
-async def test_minutes_that_are_not_written_down_yet_are_in_the_total(server: TestServer) -> None:
+async def test_unflushed_minutes_are_in_the_total(server: TestServer) -> None:
     client = await recording(server)
     advance(server, 61_000)
     await client.ask("ping")

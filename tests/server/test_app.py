@@ -16,7 +16,7 @@ async def test_a_path_that_nobody_serves_is_a_problem(server: TestServer) -> Non
         assert_problem(await ask(server, "GET", path), 404, "not_found")
 
 
-async def test_a_method_that_a_path_does_not_have_is_a_problem(server: TestServer) -> None:
+async def test_a_wrong_method_is_a_problem_document(server: TestServer) -> None:
     response = await ask(server, "DELETE", "/v1/orgs/acme")
     assert_problem(response, 405, "method_not_allowed")
     assert response.headers["allow"] == "GET, HEAD, PUT"

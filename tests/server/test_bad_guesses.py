@@ -119,7 +119,7 @@ async def test_tokens_with_unknown_keys_keep_no_good_token_waiting() -> None:
     assert set(await asyncio.gather(*users)) == {"principal"}
 
 
-async def test_a_token_that_was_good_before_waits_behind_no_bad_signature() -> None:
+async def test_a_known_good_token_waits_behind_no_bad_signature() -> None:
     failures = BadGuesses(StoppedClock(MINUTE_MS))
     failures._checks = checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()

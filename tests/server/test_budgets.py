@@ -84,7 +84,7 @@ async def test_messages_of_a_user_are_counted_over_all_sockets(
     assert (await (await server.login("bob")).ask("ping"))["type"] == "pong"
 
 
-async def test_new_sessions_of_a_user_are_counted_however_they_are_started(
+async def test_every_kind_of_start_counts_as_a_new_session(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_limits, "STARTS_BURST", 3)

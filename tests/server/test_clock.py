@@ -109,7 +109,7 @@ def test_the_error_of_a_slow_answer_is_slewed_away(off_ms: int) -> None:
     assert all(abs(ms - 1_002) <= 6 for ms in lasted)
 
 
-def test_who_may_be_behind_follows_the_others_and_nobody_else_does() -> None:
+def test_only_a_clock_that_may_lag_follows_the_others() -> None:
     quartz = Quartz()
     clock = ClusterClock(quartz)
     clock.set(Sample(100_000.0, quartz() * 1_000, 0.0), 90_000.0, behind_ms=2_500)

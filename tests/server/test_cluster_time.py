@@ -159,9 +159,7 @@ async def test_with_a_slow_redis_newcomers_take_the_peers_time(
 
 @pytest.mark.usefixtures("stepped")
 @pytest.mark.parametrize("step_ms", [0, *STEPS])
-async def test_a_cold_account_is_not_loaded_from_a_record_that_is_behind(
-    server: TestServer, step_ms: int
-) -> None:
+async def test_no_account_is_loaded_from_a_lagging_record(server: TestServer, step_ms: int) -> None:
     process = server.process
     await server.grant(5 * CREDIT)
     client = await server.login()

@@ -80,7 +80,7 @@ async def test_the_http_description_is_valid(server: TestServer) -> None:
     assert (await document(server, "/openapi.json"))["openapi"] == "3.1.0"
 
 
-async def test_what_is_routed_is_described_and_what_is_described_is_routed(
+async def test_routes_and_described_paths_are_the_same(
     server: TestServer,
 ) -> None:
     app = create_app(server.process)

@@ -65,7 +65,7 @@ async def begin(cluster: Cluster, apart_ms: int) -> list[Browser]:
     return browsers
 
 
-async def test_a_bounded_number_of_sessions_is_read_to_see_who_has_answered(
+async def test_a_bounded_number_of_sessions_is_read_for_answers(
     cluster: Cluster, work: Counter[str]
 ) -> None:
     await begin(cluster, 2)

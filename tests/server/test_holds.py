@@ -211,7 +211,7 @@ async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: 
 
 
 @pytest.mark.parametrize("end", ["expire", "void"])
-async def test_an_unflushed_end_of_a_hold_counts_in_no_loaded_month(
+async def test_a_hold_with_an_unflushed_end_counts_in_no_month(
     cluster: Cluster, node: Node, end: str
 ) -> None:
     """Postgres still has the hold as open, and an operation of the month was refused for it."""

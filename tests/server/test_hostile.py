@@ -234,7 +234,7 @@ class Deaf:
         self.socket.close()
 
 
-async def test_the_kernel_hides_little_of_what_a_peer_does_not_read(server: TestServer) -> None:
+async def test_the_kernel_buffers_little_for_a_peer(server: TestServer) -> None:
     deaf = Deaf(server)
     await deaf.begin()
     (connection,) = server.process.sockets.connections

@@ -133,7 +133,7 @@ def test_a_socket_that_cannot_be_pinged_keeps_no_ping_from_others() -> None:
     assert sockets[2].timed_out == [1020]
 
 
-async def test_a_drain_and_a_probe_reach_the_sockets_behind_a_broken_one() -> None:
+async def test_a_broken_socket_stops_no_drain_and_no_probe() -> None:
     sockets, heard = Sockets(Metrics(with_process=False)), list[str]()
 
     class FakeSocket:

@@ -68,7 +68,7 @@ async def test_who_could_not_beat_himself_buries_nobody(start_server: StartServe
     assert membership._silent(limits.NODE_SILENT_MS) == {one.process.node: proven_at}
 
 
-async def test_who_comes_to_a_second_process_as_well_has_no_gap(start_server: StartServer) -> None:
+async def test_a_socket_at_a_second_process_prevents_a_gap(start_server: StartServer) -> None:
     one, two = await start_server(), await start_server()
     await one.grant(5 * CREDIT)
     client = await one.login()

@@ -146,7 +146,7 @@ async def test_the_document_is_true(
     assert not answers.statuses
 
 
-async def test_what_no_schema_can_say_is_said_of_what_is_there(server: TestServer) -> None:
+async def test_rules_beyond_schemas_belong_to_existing_operations(server: TestServer) -> None:
     document = (await ask(server, "GET", "/openapi.json", None)).json()
     for name in UNSPEAKABLE:
         method, _, path = name.partition(" ")

@@ -80,7 +80,7 @@ def test_a_wildcard_stands_for_names_below_a_domain(origin: str) -> None:
      "wss://example.com", "capacitor://localhost", "https://-a.example", "https://ex%61mple.com",
      "https://example.com,https://b.example".replace(",", ";"), "**", "https:example.com"],
 )  # fmt: skip
-def test_an_entry_that_no_browser_sends_refuses_the_start_by_name(
+def test_the_refusal_of_a_start_names_the_bad_origin(
     entry: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TAXIMETER_ORIGINS", f"https://good.example,{entry}")

@@ -81,7 +81,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_redis_is_asked_for_no_more_than_it_does_in_time() -> None:
+async def test_redis_gets_no_more_steps_than_it_manages() -> None:
     redis = SlowRedis()
     pipeline, local_sessions = pipeline_over(redis), [FakeSource() for _ in range(AT_ONCE + 100)]
     for local in local_sessions:
@@ -96,7 +96,7 @@ async def test_redis_is_asked_for_no_more_than_it_does_in_time() -> None:
     assert sum(redis.batches) == len(local_sessions)
 
 
-async def test_who_waits_behind_what_gets_no_answer_is_told_at_once() -> None:
+async def test_those_waiting_behind_a_lost_answer_learn_at_once() -> None:
     redis = SlowRedis()
     pipeline = pipeline_over(redis)
     sent = [FakeSource() for _ in range(AT_ONCE)]

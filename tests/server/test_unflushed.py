@@ -45,7 +45,7 @@ def test_so_much_is_kept_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (kept(unflushed), unflushed.dropped) == (["2-0", "3-0", "4-0"], 2)
 
 
-def test_a_session_is_written_down_before_what_was_appended_to_it() -> None:
+def test_a_session_is_written_before_its_entries() -> None:
     """Postgres may have neither record: another process appended the beginning.
 
     Minutes without their session are not found when an account is loaded, and are charged again.

@@ -23,7 +23,7 @@ async def test_a_signal_wakes_present_and_later_waiters() -> None:
     assert signal.is_set
 
 
-async def test_who_waited_goes_on_though_the_signal_is_cleared_at_once() -> None:
+async def test_a_waiter_wakes_though_the_signal_is_cleared_at_once() -> None:
     signal = Signal()
     waiting = asyncio.create_task(signal.wait())
     await turn()

@@ -39,7 +39,7 @@ def test_every_address_of_the_host_is_listened_on_once(monkeypatch: pytest.Monke
     ]  # fmt: skip
 
 
-async def test_process_says_that_it_is_ready_and_stops_with_its_supervisor(
+async def test_a_worker_reports_ready_and_stops_with_its_supervisor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = io.BytesIO()

@@ -5,7 +5,7 @@ import msgspec
 from storage.rows.accounts import AccountRecord, GrantRow
 
 
-def test_open_holds_are_told_by_their_ids_whatever_is_in_them() -> None:
+def test_open_holds_are_parsed_with_any_id() -> None:
     record = AccountRecord(9, False, (), holds=("h/1/2000000", "call:x/5", "/0"))
     assert [(hold.hold_id, hold.amount_micros) for hold in record.open_holds] == [
         ("h/1", 2_000_000), ("call:x", 5), ("", 0),

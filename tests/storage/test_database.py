@@ -61,7 +61,7 @@ async def test_a_killed_backend_is_not_noticed(records: Records, connection: Con
     assert (await records.check_usage_limit("ann", "acme", START)).minutes_used == 2
 
 
-async def test_a_killed_backend_is_an_error_where_the_answer_would_lie(
+async def test_a_killed_backend_is_an_error_instead_of_an_answer(
     records: Records, connection: Connection
 ) -> None:
     transaction = connection.transaction()
@@ -165,7 +165,7 @@ async def test_the_same_minutes_in_opposite_orders_do_not_deadlock(
     assert (await two[0].check_usage_limit("cid", "acme", START)).minutes_used == 1
 
 
-async def test_the_same_records_by_two_flushers_at_once_are_written_once(
+async def test_two_flushers_write_the_same_records_once(
     two: tuple[Records, Records],
 ) -> None:
     users = [f"user{number}" for number in range(20)]

@@ -165,7 +165,7 @@ async def test_a_lone_record_does_not_wait_for_ever(
     assert await redis.xlen(outbox_key(1)) == 0
 
 
-async def test_a_fault_that_was_over_when_it_was_tried_again_blames_nothing(
+async def test_a_fault_that_is_gone_on_retry_blames_no_entry(
     redis: Redis, records: Records, connection: Connection, make_flusher: MakeFlusher
 ) -> None:
     postgres = Faulty(records, lambda _: postgres.attempts < 3)

@@ -95,7 +95,7 @@ async def test_a_stop_does_not_wait_for_postgres(
     assert await minutes_written(connection) == [0]
 
 
-async def test_backends_that_are_killed_all_the_time_delay_and_lose_nothing(
+async def test_repeatedly_killed_backends_lose_nothing(
     redis: Redis, connection: Connection, make_flusher: MakeFlusher
 ) -> None:
     stop = asyncio.Event()
@@ -289,7 +289,7 @@ async def test_a_record_that_postgres_refuses_stops_nothing_and_is_kept(
         {"other": b"field"},
     ],
 )
-async def test_an_entry_that_cannot_be_decoded_stops_nothing_and_is_kept(
+async def test_an_undecodable_entry_is_kept_and_stops_nothing(
     redis: Redis,
     connection: Connection,
     make_flusher: MakeFlusher,

@@ -65,7 +65,7 @@ async def test_what_is_refused_leaves_no_account(records: Records) -> None:
     assert await records.inbox(10) == ()
 
 
-async def test_twelve_at_once_leave_no_more_than_an_account_may_have(records: Records) -> None:
+async def test_twelve_concurrent_grants_do_not_exceed_the_largest_balance(records: Records) -> None:
     most = limits.BALANCE_MICROS_MAX
     answers = await asyncio.gather(
         *(records.post_entry(entry(f"g{number}", most // 2)) for number in range(12)),

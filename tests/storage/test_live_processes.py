@@ -21,7 +21,7 @@ async def served(live: Live, node: str) -> list[tuple[str, str]]:
     return [one async for one in live.sessions_of_node(node)]
 
 
-async def test_a_beat_is_seen_by_all_until_its_process_is_forgotten(live: Live) -> None:
+async def test_all_see_a_heartbeat_until_its_process_is_removed(live: Live) -> None:
     before = await live.look(ask=False)
     assert (before.nodes, before.beats, before.heard) == ({}, 0, 0)
     first = await live.beat(NOW, 5.0)

@@ -201,7 +201,7 @@ async def test_free_time_is_summed_by_pair_and_by_day(records: Records) -> None:
     assert await used("nobody", None) == 0
 
 
-async def test_free_time_is_of_the_day_on_which_its_session_began(records: Records) -> None:
+async def test_free_time_belongs_to_the_day_of_the_start(records: Records) -> None:
     night = (START, START + 30_000)
     morning = (START + 30_000, START + 90_000)
     await records.write([started(), minute(0, free_ms=1)])

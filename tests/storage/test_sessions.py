@@ -40,7 +40,7 @@ def test_another_preparation_has_another_fingerprint(changes: dict[str, Any]) ->
     assert len(PREPARED.preparation) == 32
 
 
-def test_metadata_is_no_part_of_what_a_start_is_decided_from() -> None:
+def test_a_preparation_excludes_metadata() -> None:
     other = msgspec.structs.replace(PREPARED, metadata=None)
     assert other.preparation == PREPARED.preparation
 

@@ -219,7 +219,7 @@ async def test_a_hold_that_redis_lost_is_restored_once(
     assert (figures["balance"], figures["held"], figures["live"]) == (7 * CREDIT, 0, 0)
 
 
-async def test_an_account_whose_last_hold_had_ended_is_forgotten_some_day(
+async def test_an_account_without_open_holds_expires(
     live: Live, spending: Spending, redis: Redis
 ) -> None:
     await have(live, 8 * CREDIT)

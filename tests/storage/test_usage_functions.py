@@ -115,7 +115,7 @@ async def test_a_newer_month_begins_the_members_month_anew(
     assert await member_of(connection) == (1, month(2026, 12))
 
 
-async def test_a_late_minute_of_an_older_month_leaves_the_members_month_alone(
+async def test_a_late_minute_leaves_the_members_present_month_unchanged(
     records: Records, connection: Connection
 ) -> None:
     await records.write([minute(1, started_at=DECEMBER)])
@@ -324,7 +324,7 @@ async def test_days_are_the_organisations(records: Records) -> None:
     )
 
 
-async def test_a_day_counts_the_minutes_that_count_and_the_credits_of_all(
+async def test_a_day_has_counted_minutes_and_all_credits(
     records: Records,
 ) -> None:
     await records.write(

@@ -104,7 +104,7 @@ async def test_a_start_after_everybody_was_killed_finds_everything(used_dir: Pat
         assert await got(urls) == (b"all killed", "all killed")
 
 
-async def test_a_user_starts_a_new_keeper_when_the_old_one_was_killed(data_dir: Path) -> None:
+async def test_a_user_replaces_a_killed_keeper(data_dir: Path) -> None:
     async with running(data_dir, postgres=False) as urls:
         async with client(urls.redis) as redis:
             await redis.set("word", "kept")
