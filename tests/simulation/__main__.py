@@ -52,12 +52,12 @@ def main() -> int:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/simulate", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=10, help="how many worlds")
-    parser.add_argument("--minutes", type=int, default=480, help="simulated minutes of each")
+    parser.add_argument("--seeds", type=int, default=10, help="number of worlds")
+    parser.add_argument("--minutes", type=int, default=480, help="simulated minutes of each world")
     parser.add_argument("--seed", type=int, default=1, help="the first seed")
-    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
-    parser.add_argument("--no-shrink", action="store_true", help="failures are only named")
-    parser.add_argument("--trace", type=Path, help="runs the actions in a file instead")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes side by side")
+    parser.add_argument("--no-shrink", action="store_true", help="only names failures")
+    parser.add_argument("--trace", type=Path, help="runs the actions of a file instead")
     parser.add_argument("--save", type=Path, help="writes the shortest trace to a file")
     return parser.parse_args()
 
@@ -112,7 +112,7 @@ def _explain(asked: argparse.Namespace, printed: report.SimulationReport) -> Non
         minutes, mix = world_of(seed, asked.minutes)
         first = lab.run(seed, minutes, mix=mix)
         if first.failure is None:
-            printed.say(f"seed {seed} does not fail again: it is not the same each time")
+            printed.say(f"seed {seed} does not fail again: its runs differ")
             return
         shortest = shrunken(first, failing(lab, first, mix=mix))
         printed.failure(shortest)

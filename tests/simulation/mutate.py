@@ -66,17 +66,17 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/mutate", description=__doc__)
     parser.add_argument("--only", action="append", metavar="SCRIPT[:LINE]", default=[],
                         help="mutants of one script, or of one of its lines")  # fmt: skip
-    parser.add_argument("--sample", type=int, help="this many mutants, chosen by --seed")
+    parser.add_argument("--sample", type=int, help="number of mutants, chosen by --seed")
     parser.add_argument("--seed", type=int, default=1, help="chooses the sample")
-    parser.add_argument("--worlds", type=int, default=WORLDS, help="worlds of each, at most")
-    parser.add_argument("--workers", type=int, default=1, help="processes side by side")
-    parser.add_argument("--results", type=Path, help="keeps what is found, and goes on from there")
-    parser.add_argument("--known", action="store_true", help="also the known survivors")
+    parser.add_argument("--worlds", type=int, default=WORLDS, help="most worlds for each mutant")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes side by side")
+    parser.add_argument("--results", type=Path, help="keeps results, and continues from them")
+    parser.add_argument("--known", action="store_true", help="also hunts known survivors")
     parser.add_argument("--again", action="store_true",
-                        help="also those that survived before, by the file of results")  # fmt: skip
+                        help="also hunts survivors in the file of results")  # fmt: skip
     parser.add_argument("--remember", action="store_true",
-                        help="writes down which world showed what (noticed.json)")  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="prints the mutants, and runs nothing")
+                        help="saves which world showed which mutant (noticed.json)")  # fmt: skip
+    parser.add_argument("--list", action="store_true", help="only prints the mutants")
     return parser.parse_args()
 
 
