@@ -68,7 +68,7 @@ def test_an_answer_of_who_was_there_ends_the_doubt() -> None:
     assert come(bench)
     bench.run(40)
     bench.meter.confirm(PROVEN_AT, bench.now)
-    answers = [bench.meter.is_in_doubt]  # it says when it was heard of last, and that is long ago
+    answers = [bench.meter.is_in_doubt]  # it answers that its last proof of life is old
     bench.meter.confirm(bench.now, bench.now)
     assert [*answers, bench.meter.is_in_doubt] == [True, False]
     bench.run(2 * limits.DOUBT_WAIT_MS)

@@ -90,7 +90,7 @@ def test_different_notices_under_one_number_are_told_apart_from_there() -> None:
         Grant(), seq=2, phase=Phase.STOPPING, limit="credits", grace_until=NOW + 15_000
     )
     effects = bench.answer(session=stopping, notices=(reached,))
-    # Clients here heard a warning as number 2; the stop has a number that is new to them.
+    # Clients here received a warning as number 2; the stop gets a number that is new to them.
     (told,) = said(effects)
     assert isinstance(told, messages.LimitReached)
     assert told.seq == 3

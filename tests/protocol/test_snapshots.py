@@ -1,4 +1,4 @@
-"""Snapshots show only what is certain, and ticks' fields as soon as they change."""
+"""Snapshots show only what is certain, and changes that no tick shows at once."""
 
 from typing import Any
 

@@ -197,7 +197,7 @@ async def test_a_members_limit_is_lowered_and_raised_while_they_record(
     await put(server, MEMBER, monthly_hours_limit=0)
     warning = await client.until("limit_warning")
     assert warning["limit"] == "member_minutes"
-    # What was granted before is kept: the minute under way and the margin's.
+    # Time that was granted before is kept: the minute under way and the margin's.
     assert warning["remaining_ms"] <= 120_000
     tick = await client.until("tick")
     assert tick["limit"] == "member_minutes"

@@ -196,7 +196,8 @@ async def test_a_session_that_has_ended(scene: BilledSession) -> None:
     assert (await found(server, "old-1")).nodes == frozenset()
 
     await server.flush()
-    # The process has heard of the flush, and long after that Redis forgets the session.
+    # The process has seen the acknowledgement of the flush, and Redis forgets the session much
+    # later.
     keys = server.process.live.keys
     server.process.registry.unflushed.forget({keys.partition("user:ann"): b"9999999999999-0"})
     await server.process.redis.delete(keys.session("user:ann", "old-1"))
@@ -309,7 +310,7 @@ async def test_a_start_without_a_record_leaves_no_local_session(
     )
     await server.process.records.prepare_session(shared, 0)
     with monkeypatch.context() as patch:
-        # The outbox is too far behind to load what is left of the free time.
+        # The outbox is too far behind to load the rest of the free time.
         patch.setattr(storage_limits, "ACCOUNT_IDLE_MS", -2 * 10**12)
         live = server.process.live
         await live.redis.xadd(live.keys.outbox(live.keys.partition("user:ann")), {"r": "[]"})

@@ -117,7 +117,7 @@ async def test_prepared_counterpart_gives_its_free_time(server: TestServer, way:
     assert "counterpart_id" in assert_problem(refused, 400, "bad_message")["detail"]
     assert (await prepare(server, "s2", free_seconds=0)).status_code == 201
     assert await free_of(await start(server, way, "s2", "mallory")) == 0
-    # A token's lists hold for what was prepared too.
+    # A token's lists also apply to prepared sessions.
     assert (await prepare(server, "s3", counterpart_id="bob")).status_code == 201
     refused = await start(server, way, "s3", counterparts=["eve"])
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
@@ -130,7 +130,7 @@ async def test_token_starts_only_its_kinds(server: TestServer, way: str) -> None
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert (await start(server, way, "s1", kind="advice", kinds=["advice"])).status_code == 200
     assert (await prepare(server, "s2", kind="cheap")).status_code == 201
-    # What was prepared is of its own kind, whatever the browser says.
+    # A prepared session has its own kind, whatever the browser sends.
     refused = await start(server, way, "s2", kind="advice", kinds=["advice"])
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert (await start(server, way, "s2", kind="advice", kinds=["cheap"])).status_code == 200

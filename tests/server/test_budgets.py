@@ -106,7 +106,7 @@ async def test_every_kind_of_start_counts_as_a_new_session(
     beat = await ask(server, "POST", "/v1/sessions/s-5/heartbeat", token, json={"kind": "chat"})
     assert beat.status_code == 429
     assert 1 <= int(beat.headers["Retry-After"]) <= 10
-    # Those that live go on, and so does everybody else.
+    # Live sessions go on, and other users are not affected.
     assert (await one.ask("pause", session_id="s-1"))["state"] == "paused"
     beat = await ask(server, "POST", "/v1/sessions/s-3/heartbeat", token)
     assert beat.status_code == 200
@@ -138,7 +138,7 @@ async def test_a_kind_bounds_a_users_live_sessions_on_all_processes(
     bob = await servers[1].login("bob")
     await servers[1].grant(5 * CREDIT, "bob")
     assert (await started(bob, "hall-0"))["type"] == "session"
-    # One that ends makes room; what is joined is no new one.
+    # An ended session makes room; joining starts no new session.
     number = int(running[0][-1])
     await clients[number].ask("stop", session_id=running[0])
     assert (await started(clients[number], "hall-a"))["type"] == "session"

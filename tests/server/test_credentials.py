@@ -310,7 +310,7 @@ async def test_unknown_keys_from_one_network_use_up_no_others_fetches() -> None:
     assert (good.user_id, issuer.calls) == ("u1", 1 + server_limits.JWKS_MISSES_PER_ADDRESS_MAX)
     issuer.jwks = [public_jwks()[0] | {"kid": "rotated"}]
     assert (await checker.authenticate(issued(RSA, "RS256", "rotated"), None, "b")).user_id == "u1"
-    # And once anybody has asked for it, it is known to all.
+    # Once one client has asked for the key, it is known to all.
     assert (await checker.authenticate(issued(RSA, "RS256", "rotated"), None, "a")).user_id == "u1"
 
 

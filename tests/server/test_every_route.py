@@ -152,7 +152,7 @@ class RouteTargets(NamedTuple):
 
     async def possessions(self) -> list[Any]:
         """All that ann has, as her backend sees it; what changes with time is left out."""
-        await self.server.flush()  # what is written down later is no change
+        await self.server.flush()  # what is recorded later is no change
         found = []
         for name, example in EXAMPLES.items():
             if name == "GET /v1/orgs/{id}":

@@ -1,7 +1,7 @@
 """One exception stops no other work: each loop over many goes on.
 
-The test also checks that the failed item is repaired. Faults are injected where a bug of ours would
-be: in one timer, one answer, one listener, one socket, one session, one record.
+The tests also check that the failed item is looked after. Faults are injected where a bug of ours
+would be: in one timer, one answer, one listener, one socket, one session, one record.
 """
 
 import asyncio

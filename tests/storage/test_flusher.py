@@ -79,7 +79,7 @@ async def test_any_client_will_do(
     assert (await flusher.backlog()).entries == 0
 
 
-# Somebody dies
+# A flusher dies
 
 
 async def test_a_flusher_killed_between_commit_and_acknowledgement_is_taken_over(

@@ -109,7 +109,7 @@ async def test_an_operation_is_counted_in_its_month(
 
     assert (await ask("s1", monthly_limit=2)).cold == "operations"
     await spending.load_operations(TENANT, ANN, MONTH, {"script": 1})
-    await spending.load_operations(TENANT, ANN, MONTH, {"script": 9})  # somebody was faster
+    await spending.load_operations(TENANT, ANN, MONTH, {"script": 9})  # another caller was faster
     assert (await ask("s1", monthly_limit=2)).status == "ok"
     limited = await ask("s2", monthly_limit=2)
     assert (limited.status, limited.times) == ("limit", 2)
