@@ -168,6 +168,8 @@ assert limits.MINUTES_PER_CLAIM_MAX + 2 <= FLUSH_BATCH_RECORDS
 assert FLUSH_BATCH_RECORDS <= FLUSH_BATCH_RECORDS_CATCHING_UP
 assert FLUSH_BLOCK_MS < FLUSH_SOCKET_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
 assert DATABASE_TIMEOUT_MS < FLUSH_CLAIM_IDLE_MS
+# A hold that has ended is never in Redis without its account (see amend.lua).
+assert HOLD_KEPT_MS < ACCOUNT_IDLE_MS
 assert FLUSH_RETRY_S_MIN < FLUSH_RETRY_S_MAX < LONE_ENTRY_TRIED_S
 # One claim's records are acknowledged in one step, and a batch in a few.
 assert FLUSH_ACKNOWLEDGED_PER_STEP_MAX < FLUSH_BATCH_RECORDS

@@ -37,6 +37,12 @@ def _spend_elsewhere(user: str, entry: str, micros: int = CREDIT // 4) -> Action
     return act("transfer", node=OTHER, kind="spend", user=user, entry=entry, micros=micros)
 
 
+def _blind(end: Action) -> tuple[Action, ...]:
+    """An end of a hold that is made in Redis while Postgres is away, and written down after it."""
+    slow = mishaps(NODE, "redis", ["none"], ["slow", 150])
+    return act("postgres_away", ms=100), slow, end
+
+
 RESTORED = {
     "a partition is lost that nobody looks at": Directed((
         pay("eve9", 9 * CREDIT), sketch("eve9", "e1"), wait(5), FLUSH, LOSE_OTHER_PARTITION,
@@ -125,6 +131,32 @@ RESTORED = {
         LAG, void("cat9", "h1"), UNNOTICED, act("postgres_away", ms=2_000),
         post("cat9", "h1", CREDIT // 2), wait(1), PUT_BACK,
         hold("cat9", "last", 1, often=1), answered("hold:last", "done"), PUT_BACK,
+    )),
+    "posted holds end once more before a replica is noticed": Directed((
+        RICH, hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT), hold("cat9", "h3", CREDIT),
+        wait(5), FLUSH, LAG, post("cat9", "h1", CREDIT // 2), post("cat9", "h2", 0),
+        post("cat9", "h3", CREDIT // 4), UNNOTICED, *_blind(void("cat9", "h1")),
+        *_blind(void("cat9", "h2")), *_blind(post("cat9", "h3", CREDIT, "p-more")),
+        hold("cat9", "more", 1, often=3), answered("hold:more", "refused"), PUT_BACK,
+    )),
+    "a voided hold is posted with nothing before a replica is noticed": Directed((
+        RICH, hold("cat9", "h1", CREDIT), wait(5), FLUSH, LAG, void("cat9", "h1"), UNNOTICED,
+        *_blind(post("cat9", "h1", 0)), PUT_BACK,
+        hold("cat9", "last", 1, often=1), answered("hold:last", "done"), PUT_BACK,
+    )),
+    "a voided hold is over on a replica": Directed((
+        RICH, hold("cat9", "h1", CREDIT, 20_000), wait(5), FLUSH, NO_FLUSHER,
+        mishaps(NODE, "postgres", ["none"], ["none"], ["lost"]), hold("cat9", "h2", CREDIT),
+        answered("hold:h2", "unknown"), LAG, void("cat9", "h1"), UNNOTICED,
+        act("postgres_away", ms=30_000), wait(20), void("cat9", "h1", "v-more"), PUT_BACK,
+        hold("cat9", "more", 1, often=1), answered("hold:more", "refused"),
+        hold("cat9", "last", 1, often=2), answered("hold:last", "done"), LATE_FLUSHER, PUT_BACK,
+    )),
+    "a correction comes after a second replica": Directed((
+        RICH, hold("cat9", "h1", CREDIT), wait(5), FLUSH, LAG, post("cat9", "h1", CREDIT // 2),
+        UNNOTICED, LAG, act("postgres_away", ms=100),
+        mishaps(NODE, "redis", ["none"], ["slow", 150], *[["none"]] * 2, ["late", 10_000]),
+        void("cat9", "h1"), answered("v-h1", "unknown"), wait(8.4), UNNOTICED, PUT_BACK, PUT_BACK,
     )),
     "a name is left of a hold": Directed((
         RICH, hold("cat9", "h1", CREDIT), void("cat9", "h1"), wait(5), FLUSH, wait(3_700),
