@@ -280,7 +280,7 @@ def test_a_longer_grant_overtakes_a_stop() -> None:
     effects = bench.answer(session=longer)
     assert bench.meter.counting
     assert only(effects, Show)  # the clients were told of a stop
-    assert bench.meter.asked is not None  # which is recorded as said
+    assert bench.meter.asked is not None  # the clients had received a stop
     assert bench.step.standing.phase is Phase.ACTIVE
 
 

@@ -278,7 +278,7 @@ async def test_a_grant_reaches_every_socket_of_the_account(server: TestServer) -
         assert credit["delta"] == "2.5"
         assert credit["reason"] == "grant"
         assert credit["entry_id"] == made["entry_id"]
-    # Another account's socket would receive it before its own message.
+    # A message about ann's account would reach ben's socket before the one about his own.
     await grant(server, "1", "k1", "/v1/accounts/ben/grants")
     assert (await other.until("credit"))["account_id"] == "ben"
 

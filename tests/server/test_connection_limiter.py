@@ -78,7 +78,7 @@ async def test_an_unwanted_body_is_read_for_a_moment() -> None:
         peer = await served.peer(POST.replace(b"first", b"early") + LENGTH + b"\r\nab")
         assert await status_of(peer) == 200
         await ends(peer)
-        # When it comes whole the connection goes on.
+        # If the whole body arrives, the connection stays open.
         served.limiter.linger_s = 60.0
         peer = await served.peer(POST.replace(b"first", b"early") + LENGTH + b"\r\nab")
         assert await status_of(peer) == 200
@@ -138,7 +138,7 @@ async def test_a_full_server_lets_the_longest_idle_connection_go() -> None:
     async with echoing(limiter) as served:
         silent, half, idle = [await served.peer(sent) for sent in (b"", GET[:-2], GET)]
         assert await status_of(idle) == 200
-        # Each new peer evicts one silent connection, so silent peers take no place from it.
+        # Each new peer evicts the connection that is idle the longest: silent peers keep none out.
         peers = []
         for peer_before in (silent, half):
             peers.append(await served.peer(GET))

@@ -119,8 +119,7 @@ async def test_lines_that_break_while_others_subscribe_are_read(
             await asyncio.gather(
                 client.client_kill_filter(_type="pubsub"), *(subscribe(name) for name in names)
             )
-            # Whatever was subscribed and lost meanwhile, every channel is subscribed again, and
-            # read.
+            # Every channel is subscribed again and read, whatever was lost meanwhile.
             for name in names:
                 await until(functools.partial(is_heard, name, f"{name} {number}"))
                 while await heard_last.get() != f"{name} {number}".encode():
