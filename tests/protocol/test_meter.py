@@ -279,8 +279,8 @@ def test_a_longer_grant_overtakes_a_stop() -> None:
     longer = bench.moved_to(Grant(granted_ms=65_000, held_micros=CREDIT))
     effects = bench.answer(session=longer)
     assert bench.meter.counting
-    assert only(effects, Show)  # the clients were told of a stop
-    assert bench.meter.asked is not None  # the clients had received a stop
+    assert only(effects, Show)  # the clients had received a stop
+    assert bench.meter.asked is not None  # which is recorded as sent
     assert bench.step.standing.phase is Phase.ACTIVE
 
 
