@@ -69,8 +69,9 @@ class HolderLooks:
             self.table.run(self._look(counter))
             return
         waiting.append(local)
-        if self._silent.get(counter):
-            self._tell(counter, [local])  # the session's grant may end before the next look
+        silent = self._silent.get(counter)
+        if silent:
+            self._tell(counter, [local], silent)  # the session's grant may end before the next look
 
     async def _look(self, counter: Counter) -> None:
         read, silent = 0, set[str]()
@@ -86,7 +87,7 @@ class HolderLooks:
             raise
         asked, self._waiting[counter] = self._waiting[counter], []
         self._silent[counter] = silent
-        self._tell(counter, asked)
+        self._tell(counter, asked, silent)
         at = self.table.clock.now() + -(-read // server_limits.HOLDERS_READ_PER_MS)
         self.table.timers.deadline(at, lambda _: self._look_again(counter), counter)
 
@@ -124,11 +125,13 @@ class HolderLooks:
         now_ms = self.table.clock.now()
         return lambda one: one.identity.user_id if keeps(one, now_ms) else ""
 
-    def _tell(self, counter: Counter, asked: list[LocalSession]) -> None:
-        self.table.turns.run(counter, self._tell_all(counter, asked))
+    def _tell(self, counter: Counter, asked: list[LocalSession], silent: set[str]) -> None:
+        # The next look may begin and end before a turn has room, so the work keeps its own answer.
+        self.table.turns.run(counter, self._tell_all(counter, asked, silent))
 
-    def _tell_all(self, counter: Counter, asked: list[LocalSession]) -> Iterator[None]:
-        silent = self._silent[counter]
+    def _tell_all(
+        self, counter: Counter, asked: list[LocalSession], silent: set[str]
+    ) -> Iterator[None]:
         for local in asked:
             limit = local.meter.shared_limit
             is_same = limit is not None and counter == _counter_of(local, limit)

@@ -4,14 +4,20 @@ Each session gets its last minute, asks the others for minutes that they have no
 whether they have answered. If each asked all others, the work would be too much for thousands.
 """
 
+import asyncio
 from collections import Counter
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from protocol.metering.meter import Meter
+from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS
 from server.counters.plans import apply_organization
+from server.runtime.turns import Turns
+from server.sessions.holder_looks import HolderLooks
 from storage.redis.live import Live
 from tests.simulation.cluster import Browser, Cluster
 from tests.simulation.people import RATES
@@ -89,3 +95,77 @@ async def test_of_many_that_lack_minutes_together_one_recall_is_heard(
     await cluster.advance(1_000)
     assert SESSIONS <= work["recalled"] <= 4 * SESSIONS
     assert work["steps"] <= 4 * SESSIONS
+
+
+# --- Looks by themselves --------------------------------------------------------------
+
+
+class Looks:
+    """Looks over sessions that lack minutes of their organisation's month."""
+
+    def __init__(self, sessions: int) -> None:
+        self.now_ms = 0
+        self.told: list[tuple[str, bool]] = []
+        self.deadlines: list[tuple[int, Any]] = []
+        self.turns = Turns()
+        self.tasks: list[asyncio.Future[None]] = []
+        self.active = sessions
+        self.locals = [self._local(f"s{number}") for number in range(sessions)]
+        table: Any = SimpleNamespace(
+            live=None,
+            clock=SimpleNamespace(now=lambda: self.now_ms),
+            timers=SimpleNamespace(deadline=lambda at, act, _: self.deadlines.append((at, act))),
+            turns=self.turns,
+            local_sessions={local.key: local for local in self.locals},
+            local_sessions_of=lambda _: list(self.locals),
+            run=lambda work: self.tasks.append(asyncio.ensure_future(work)),
+        )
+        self.table = table
+        self.looks = HolderLooks(table)
+
+    def _local(self, key: str) -> Any:
+        identity = SimpleNamespace(
+            tenant="org:acme", account_id="ann", user_id=key,
+            terms=SimpleNamespace(counts_minutes=True),
+        )  # fmt: skip
+        meter = SimpleNamespace(
+            shared_limit="org_minutes",
+            session=SimpleNamespace(
+                identity=identity, standing=SimpleNamespace(phase=Phase.ACTIVE)
+            ),
+            counters=SimpleNamespace(
+                org=SimpleNamespace(over=lambda _: SimpleNamespace(active=self.active))
+            ),
+            org=None,
+            know_holders=lambda _, are_silent: self.told.append((key, are_silent)),
+        )
+        return SimpleNamespace(meter=meter, key=key, account=None, drain=lambda: None)
+
+    async def pass_until(self, at: int) -> None:
+        """The deadlines up to ``at`` fire, one after the other."""
+        while True:
+            await asyncio.gather(*self.tasks)
+            due = [one for one in self.deadlines if one[0] <= at]
+            if not due:
+                break
+            first = min(due, key=lambda one: one[0])
+            self.deadlines.remove(first)
+            self.now_ms = first[0]
+            first[1](first[0])
+        self.now_ms = at
+
+
+async def test_answer_reaches_session_after_next_look_was_due() -> None:
+    """Forty other customers have work, so the turn comes after the look was forgotten."""
+
+    def work() -> Iterator[None]:
+        for _ in range(3):
+            yield
+
+    looks = Looks(1)
+    looks.looks.ask(looks.locals[0])
+    for number in range(40):
+        looks.turns.run(number, work())
+    await looks.pass_until(1_000)
+    await looks.turns.idle()
+    assert looks.told == [("s0", False)]
