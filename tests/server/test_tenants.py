@@ -43,6 +43,10 @@ async def test_sessions_count_by_the_zone_of_their_organisation(
     assert (await tenants.calendar_of(MEMBER)).zone.key == "Europe/Oslo"
     for identity in (MEMBER, ALONE):
         await tenants.leave(identity)
+    # Nothing was heard of while it was not served, so nothing is remembered.
+    await cluster.records.put_organization(ACME, "acme", timezone="UTC")
+    assert (await tenants.enter(MEMBER)).zone.key == "UTC"
+    await tenants.leave(MEMBER)
 
 
 async def test_waiters_for_minutes_are_notified_of_more(cluster: Cluster, node: Node) -> None:
