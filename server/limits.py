@@ -200,6 +200,8 @@ STALL_LOOK_S: Final = 0.25
 STOOD_STILL_MS: Final = 1_000
 """Length of a stall. After a longer one, a process takes no message that waited in its sockets for
 a present proof of life. A turn of its loop takes some 10 ms."""
+SETTLED_READS_MAX: Final = 4
+"""Readings of a dead process's session, each after another step of this process."""
 SWEEP_BATCH_SESSIONS: Final = 256
 """Sessions that one atomic step of a sweep detaches; Redis serves no other command meanwhile."""
 # How long an HTTP request waits for a session's step: longer than a claim and its repetition.

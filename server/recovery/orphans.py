@@ -12,6 +12,7 @@ from protocol import limits
 from protocol.metering.session import session_key
 from protocol.metering.states import Event, Phase, after
 from protocol.wire.errors import ServiceError
+from server import limits as server_limits
 from server.runtime.isolation import for_each
 from server.sessions.local_session import LocalSession
 from server.sessions.registry import SessionRegistry
@@ -43,8 +44,7 @@ class Orphans:
             local = registry.local_sessions.get(session_key(tenant, session_id))
             if local is not None and alive_at is None:
                 return
-            found = await self.live.attach(tenant, session_id, read_only=True)
-            await registry.turns.take(tenant)
+            found, local = await self._read(tenant, session_id)
             if found is None or found.session.standing.phase is Phase.ENDED:
                 await self.live.leave(tenant, session_id, node)
                 return
@@ -59,6 +59,23 @@ class Orphans:
                 await self._lose(local, node, alive_at)
             else:
                 local.drain()
+
+    async def _read(
+        self, tenant: str, session_id: str
+    ) -> tuple[FoundSession | None, LocalSession | None]:
+        """Reads a session, and its local session, between two steps of this process.
+
+        The answer to a step of this process may suspend the session or clear the local session.
+        What a dead process's sockets mean for the session is known only after that.
+        """
+        for _ in range(server_limits.SETTLED_READS_MAX):
+            found = await self.live.attach(tenant, session_id, read_only=True)
+            await self.registry.turns.take(tenant)
+            local = self.registry.local_sessions.get(session_key(tenant, session_id))
+            if local is None or local.meter.sockets or not local.meter.asked:
+                return found, local
+            await _settled(local)
+        raise ServiceError("one step of the session follows another")
 
     async def reconcile(self) -> None:
         """Looks after sessions that Redis lists here without a socket.
@@ -115,9 +132,15 @@ class Orphans:
         local.meter.detach(alive_at, self.registry.clock.now(), died=node != self.live.node)
         local.drain()
         try:
-            async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):
-                await local.settled.wait()
-        except TimeoutError:
-            raise ServiceError("the session store does not answer") from None
+            await _settled(local)
         finally:
             local.node = self.live.node
+
+
+async def _settled(local: LocalSession) -> None:
+    """Waits until no step of a local session is on its way; raises ``ServiceError``."""
+    try:
+        async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):
+            await local.settled.wait()
+    except TimeoutError:
+        raise ServiceError("the session store does not answer") from None

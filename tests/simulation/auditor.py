@@ -493,9 +493,13 @@ class Auditor:
         for key, name in self.world.phones.sessions(self.world.nodes):
             local_nodes[key].add(name)
         dead = set(self.world.deaths)
+        noted_late = {
+            node.process.node: self._joined_in_vain(node, late=True) for node in self.world.nodes
+        }
         for name, session in state.live.items():
             processes = state.sets["sockets"].get(name, set())
-            assert processes - dead == local_nodes[name], (
+            misnoted = {node for node, names in noted_late.items() if name in names}
+            assert processes - dead - (misnoted - local_nodes[name]) == local_nodes[name], (
                 name,
                 processes,
                 dict(local_nodes),
@@ -510,17 +514,22 @@ class Auditor:
             name = node.process.node
             expected = {session for session, processes in local_nodes.items() if name in processes}
             # Redis may carry out a request long after the process gave up on it. The set of the
-            # process may then name a session that has ended, until the process reconciles the set.
+            # process may then name the session, until the process reconciles the set.
             over = self._joined_in_vain(node) - set(state.live)
+            over |= noted_late[name] - expected
             assert by_node[name] - over == expected, (name, by_node, expected)
 
-    def _joined_in_vain(self, node: ServerHost) -> set[str]:
-        """Sessions that a process failed to join since it last reconciled its set."""
+    def _joined_in_vain(self, node: ServerHost, *, late: bool = False) -> set[str]:
+        """Sessions that a process failed to join since it last reconciled its set.
+
+        ``late``: only those of which Redis has received a message later.
+        """
         since = self.world.now - RECONCILED_MS
+        ms_ago = (node.loop.time() - node.line.carried_late_s) * 1000
         return {
             f"{session_log.person.tenant}/{session_log.session_id}"
             for one, session_log, at in self.world.in_vain
-            if one is node and at > since
+            if one is node and at > since and not (late and at > self.world.now - ms_ago)
         }
 
     # --- Steps ---------------------------------------------------------------------------

@@ -68,6 +68,14 @@ class SessionLog:
                 return True
         return False
 
+    def is_stopped(self, then: int, at: int) -> bool:
+        """Whether an operator has stopped the session, and no client has proven ``then`` by ``at``.
+
+        The stop asks for a proof of life, and ends the session at the last one.
+        """
+        is_asked = any(event == "operator" and asked <= at for asked, event in self.requests)
+        return is_asked and not any(then <= proof <= at for proof, _ in self.heard)
+
     def proven_before(self, came: int) -> int:
         """The last proof of life before a client joined; without one, the instant of the join."""
         proofs = [begin for begin, _, _ in self.served] + [at for at, _ in self.heard]

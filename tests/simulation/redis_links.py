@@ -61,6 +61,8 @@ class RedisLink:
         """Number of messages to which something happened."""
         self.answered_since_s = asyncio.get_running_loop().time()
         """Since when, in the loop's time, every answer came in time."""
+        self.carried_late_s = -1.0
+        """The last instant on the loop at which a message arrived that its sender had given up."""
         self._late: set[asyncio.Task[None]] = set()
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
@@ -134,6 +136,7 @@ class RedisLink:
 
     async def _deliver(self, commands: list[Command], ms: int) -> None:
         await asyncio.sleep(ms / 1000)
+        self.carried_late_s = asyncio.get_running_loop().time()
         self._carry(commands)
 
     def cut(self) -> None:

@@ -222,8 +222,8 @@ class Verdict:
         """The time that a client is shown never steps back while one living process serves it.
 
         The time may step back to the last proof of life of the session's clients, once these are
-        found to be gone, or do not answer when another client joins. What was shown up to that
-        proof stays.
+        found to be gone, or do not answer when another client joins, or when an operator stops the
+        session. What was shown up to that proof stays.
         """
         if self.world.losses or self.world.deaths:
             return
@@ -241,7 +241,11 @@ class Verdict:
             kept = (
                 ms
                 for ms, then in shown[session_id]
-                if not (session_log.took_back(then, at) or session_log.is_doubted(then, at))
+                if not (
+                    session_log.took_back(then, at)
+                    or session_log.is_doubted(then, at)
+                    or session_log.is_stopped(then, at)
+                )
             )
             before = max(kept, default=0)
             assert elapsed_ms >= before, (client.name, before, message)

@@ -420,6 +420,8 @@ class World:
                 self.waiting.remove((client, session_id, request_id))
                 # Only a client that has left may get no answer.
                 assert answers or client.is_cut or session_id not in client.sessions
+                if answers and answers[0]["type"] == "error" and local is None:
+                    client.go(session_id, self.now, self.now)  # its start was refused
                 is_unavailable = bool(answers) and answers[0].get("code") == "unavailable"
                 asked_at = self._smooth.pop((client, request_id), -1)
                 if is_unavailable:

@@ -1,0 +1,114 @@
+"""Found in simulated worlds (see ``traces``): what is swept, and clients that are gone."""
+
+import pytest
+
+from tests.simulation.driver import Laboratory
+from tests.simulation.traces import NODE, act, mishaps, pay, run, start, wait
+
+pytestmark = pytest.mark.usefixtures("quiet_logs")
+
+FAULTS_SEED = 41372
+
+
+def test_a_session_ends_that_is_left_while_another_process_is_swept(lab: Laboratory) -> None:
+    """The answer to the step of the leave cleared the session, and the sweep was lost with it: the
+    dead process stayed noted, and the session never ended (faults 41372)."""
+    ann = "ann41372"
+    outcome = lab.run(
+        FAULTS_SEED,
+        0,
+        actions=[
+            wait(5),
+            wait(5),
+            wait(1),
+            mishaps(NODE, "redis", ["twice", 1499], ["late", 4000]),
+            act("transfer", node=NODE, kind="pay", user=ann, entry="p17", micros=1000000, form=1),
+            mishaps(NODE, "redis", ["unanswered", 1499], ["none", 1499]),
+            act("again", node=NODE, entry="p17"),
+            wait(12.345),
+            wait(5),
+            wait(60),
+            wait(5),
+            wait(30),
+            wait(1),
+            wait(60),
+            wait(0.999),
+            act("transfer", node=NODE, kind="pay", user=ann, entry="p53", micros=1000000, form=1),
+            act("slow_redis", delays=[20, 20, 20, 2500], ms=3000),
+            act(
+                "transfer",
+                node=NODE,
+                kind="hold",
+                user=ann,
+                entry="hold:h61",
+                micros=500000,
+                hold="h61",
+                ttl_ms=2000,
+                form=1,
+            ),
+            act("serve", node="node.62"),
+            wait(12.345),
+            wait(20),
+            act("start", client="c69", node=NODE, user=ann, kind="chat", session="s70"),
+            act("cut", client="c69"),
+            wait(3),
+            act("join", client="c71", node="node.62", session="s70", last_seq=0),
+            act("slow_redis", delays=[700, 1200, 900], ms=90000),
+            wait(5),
+            act("kill", name="node.62"),
+            wait(4),
+            act("join", client="c77", node=NODE, session="s70", last_seq=0),
+            act("report", node=NODE, user=ann, session="t78", minute_at=1780260995058),
+            act("leave", client="c77", session="s70"),
+            wait(30),
+        ],
+        mix="faults",
+    )
+    if outcome.failure is not None:
+        raise outcome.failure
+
+
+def test_a_process_may_be_noted_late_for_a_session_that_goes_on(lab: Laboratory) -> None:
+    """Redis carried out the join after the process had given it up: the process finds that when it
+    reconciles its set. The auditor allowed it of ended sessions only (faults 41233)."""
+    run(
+        lab,
+        act("report", node=NODE, user="ann9", session="t1", minute_at=1_780_265_833_911 - 60_000),
+        mishaps(NODE, "redis", ["late", 4_000]),
+        act("join", client="c1", node=NODE, session="t1", last_seq=2),
+        wait(12.345),
+    )
+
+
+def test_a_client_whose_start_was_refused_proves_no_time(lab: Laboratory) -> None:
+    """The auditor took it for present, and missed that another client was gone (money 3075)."""
+    run(
+        lab,
+        start("s1", kind="six"),
+        pay("cat9", 1_000_000),
+        act("join", client="c2", node=NODE, session="s1", last_seq=None),
+        act("start", client="c3", node=NODE, user="cat9", kind="six", session="s1"),
+        wait(0.001),
+        act("watch", client="w", node=NODE, session="s1"),
+        act("mute", client="c3"),
+        act("mute", client="c2"),
+        wait(60),
+    )
+
+
+def test_a_stop_from_outside_takes_back_what_a_silent_client_was_shown(lab: Laboratory) -> None:
+    """The session ends at the client's last proof of life, and a tick shows that while the step is
+    on its way (faults 41297)."""
+    run(
+        lab,
+        start("s1", "ann9", "recording"),
+        act("cut", client="c-s1"),
+        wait(19),
+        act("join", client="c2", node=NODE, session="s1", last_seq=0),
+        wait(10.001),
+        act("drop_lines"),
+        act("mute", client="c2"),
+        act("slow_redis", delays=[1_400], ms=20_000),
+        act("operator", client="c2", session="s1"),
+        wait(5),
+    )
