@@ -180,7 +180,7 @@ class Holds(Grants):
     async def _change(
         self, hold: HoldRow, ask: Callable[[], Awaitable[SpendingReply]]
     ) -> SpendingReply:
-        """Makes a step of a hold, restored first if Redis lacks it."""
+        """Makes a step of a hold, restored first if Redis lacks it or does not reserve it."""
         if hold.state != "open":
             return SpendingReply(status="closed", figures=None, hold=hold)
         try:
@@ -203,6 +203,8 @@ class Holds(Grants):
             raise ServiceError("the hold is on its way to the record")
         if recorded.state == "open":
             await self.spending.restore_hold(recorded)
+        else:
+            await self._bring(recorded)
         return recorded
 
     async def _recorded_end(self, hold: HoldRow) -> HoldRow | None:

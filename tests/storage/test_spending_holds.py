@@ -239,3 +239,62 @@ async def test_holds_that_are_due(live: Live, spending: Spending, redis: Redis) 
     assert await spending.holds_due(NOW + 1) == [(TENANT, "h0"), (TENANT, "h1")]
     await spending.forget_hold(TENANT, "h0")
     assert await spending.holds_due(NOW + 1) == [(TENANT, "h1")]
+
+
+@pytest.mark.parametrize("step", ["post", "void"])
+async def test_a_hold_that_no_account_reserves_is_not_given_back(
+    live: Live, spending: Spending, redis: Redis, step: str
+) -> None:
+    """The account was loaded without the hold, which was restored before."""
+    hold = HoldRow(**msgspec.structs.asdict(a_hold()))
+
+    async def end() -> str:
+        if step == "post":
+            return (await spending.post(hold, a_post(CREDIT))).status
+        return (await spending.void(hold, NOW)).status
+
+    assert await spending.restore_hold(hold)
+    assert not await spending.restore_hold(hold)
+    await have(live, 8 * CREDIT)
+    before = await account(redis)
+    assert await end() == "absent"
+    assert await account(redis) == before
+    assert await outbox(redis) == []
+    # The record has the hold as open, so it is reserved now.
+    assert await spending.restore_hold(hold)
+    assert not await spending.restore_hold(hold)
+    figures = await account(redis)
+    assert (figures["held"], figures["reserved"], figures["live"]) == (5 * CREDIT, 5 * CREDIT, 1)
+    assert await end() == "ok"
+    figures = await account(redis)
+    assert (figures["held"], figures["reserved"], figures["live"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("state", ["posted", "voided", "expired"])
+async def test_the_end_of_a_hold_that_no_account_reserves_changes_no_figure(
+    live: Live, spending: Spending, redis: Redis, state: Any
+) -> None:
+    hold = HoldRow(**msgspec.structs.asdict(a_hold()))
+    await spending.restore_hold(hold)
+    await have(live, 8 * CREDIT)
+    before = await account(redis)
+    assert await spending.restore_hold(msgspec.structs.replace(hold, state=state))
+    assert await account(redis) == before
+    assert await spending.find_hold(TENANT, "h1") is None
+    assert await redis.zcard(HOLDS) == 0
+
+
+async def test_a_hold_that_ended_is_not_reserved_again(
+    live: Live, spending: Spending, redis: Redis
+) -> None:
+    """It was restored before its account, which then reserved it."""
+    hold = HoldRow(**msgspec.structs.asdict(a_hold()))
+    await spending.restore_hold(hold)
+    named = (f"{hold.hold_id}/{hold.amount_micros}",)
+    await live.load_account(TENANT, ANN, AccountRecord(8 * CREDIT, False, (), holds=named))
+    assert (await spending.void(hold, NOW)).status == "ok"
+    after = await account(redis)
+    assert (after["held"], after["live"]) == (0, 0)
+    assert not await spending.restore_hold(hold)
+    assert not await spending.restore_hold(msgspec.structs.replace(hold, state="voided"))
+    assert await account(redis) == after

@@ -14,7 +14,7 @@
 --
 -- Answers {status, account fields, hold fields}, with the status
 --   ok        charged
---   absent    there is no such hold here
+--   absent    there is no such hold here, or nothing is reserved for it: restore it first
 --   closed    the hold is not open any more; its fields have its state
 --   due       the hold's time is over, and its expiry is still to be recorded
 --   exceeds   the hold is for less than the charge
@@ -28,12 +28,14 @@ local function answer(status)
   return {status, call('HGETALL', KEYS[1]), call('HGETALL', KEYS[2])}
 end
 
-local hold = call('HMGET', KEYS[2], 'state', 'amount', 'expires_at', 'operation')
+local hold = call('HMGET', KEYS[2], 'state', 'amount', 'expires_at', 'operation', 'unreserved')
 if not hold[1] then return answer('absent') end
 if hold[1] ~= 'open' then return answer('closed') end
 if tonumber(ARGV[3]) >= tonumber(hold[3]) then return answer('due') end
 if tonumber(ARGV[2]) > tonumber(hold[2]) then return answer('exceeds') end
 if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
+-- Nothing is reserved: the account was loaded without the hold (see restore.lua).
+if hold[5] and call('HEXISTS', KEYS[1], 'h:' .. ARGV[11]) == 0 then return answer('absent') end
 
 -- Charge, give back, append. A replica may have a hold as open that the ledger has charged.
 local charged = call('ZSCORE', KEYS[6], ARGV[1])

@@ -2,7 +2,11 @@
 --
 -- An account that was loaded while the hold was open reserves it already, and names it in a
 -- field h:<hold id>. An account that Redis had all along, without its last writes, reserves the
--- hold now. A hold that has ended, and that Redis has as open or still reserves, is given back.
+-- hold now. While the account is cold, nothing reserves the hold, and the hold says so in its field
+-- `unreserved`. An account that is loaded later reserves such a hold only if it names the hold:
+-- the hold may have ended before. This script then reserves the hold, if it is still open.
+--
+-- A hold that has ended, and that Redis has as open or still reserves, is given back.
 -- Its charge is an entry of the ledger (see recover.lua). If nothing was charged, the operation
 -- does not count in its month (see void.lua). The account keeps its version, because every
 -- process reads it again.
@@ -21,9 +25,12 @@
 
 local call = redis.call
 local state = call('HGET', KEYS[1], 'state')
+local unreserved = call('HGET', KEYS[1], 'unreserved')
 
 if ARGV[5] ~= 'open' then
   local reserved = call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 1
+  -- The account was loaded without the hold, or is cold.
+  local nothing = unreserved and not reserved
   if state then reserved = state == 'open' end
   if not reserved then return 0 end
   if ARGV[5] ~= 'posted' and tonumber(call('HGET', KEYS[4], ARGV[9]) or '0') > 0 then
@@ -31,6 +38,7 @@ if ARGV[5] ~= 'open' then
   end
   call('DEL', KEYS[1])
   call('ZREM', KEYS[2], ARGV[1])
+  if nothing then return 1 end
   if call('EXISTS', KEYS[3]) == 0 then return 1 end
   local less = ARGV[4] == '0' and '0' or '-' .. ARGV[4]
   call('HINCRBY', KEYS[3], 'held', less)
@@ -41,10 +49,12 @@ if ARGV[5] ~= 'open' then
   return 1
 end
 
-if state then return 0 end
+if state and (state ~= 'open' or not unreserved) then return 0 end
 call('HSET', KEYS[1], unpack(ARGV, 10))
 call('ZADD', KEYS[2], ARGV[2], ARGV[1])
-if call('EXISTS', KEYS[3]) == 1 and call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 0 then
+if call('EXISTS', KEYS[3]) == 0 then return call('HSET', KEYS[1], 'unreserved', 1) end
+call('HDEL', KEYS[1], 'unreserved')
+if call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 0 then
   call('HINCRBY', KEYS[3], 'held', ARGV[4])
   call('HINCRBY', KEYS[3], 'reserved', ARGV[4])
   call('HINCRBY', KEYS[3], 'holds', 1)

@@ -22,13 +22,16 @@ local function answer(status)
   return {status, call('HGETALL', KEYS[1]), call('HGETALL', KEYS[2])}
 end
 
-local hold = call('HMGET', KEYS[2], 'state', 'amount', 'expires_at', 'operation', 'month')
+local hold = call(
+  'HMGET', KEYS[2], 'state', 'amount', 'expires_at', 'operation', 'month', 'unreserved')
 if not hold[1] then return answer('absent') end
 if hold[1] ~= 'open' then return answer('closed') end
 local over = tonumber(ARGV[3]) >= tonumber(hold[3])
 if ARGV[2] == 'expired' and not over then return answer('early') end
 if ARGV[2] ~= 'expired' and over then return answer('due') end
 if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
+-- Nothing is reserved: the account was loaded without the hold (see restore.lua).
+if hold[6] and call('HEXISTS', KEYS[1], 'h:' .. ARGV[1]) == 0 then return answer('absent') end
 
 -- Give back, count, append.
 call('HSET', KEYS[2], 'state', ARGV[2], 'changed_at', ARGV[3])
