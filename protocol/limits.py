@@ -118,6 +118,8 @@ RECALL_WAIT_MS: Final = 250  # DESIGN: holders settle and shrink, then the spend
 KEPT_OPEN_ASKS_MAX: Final = 64
 """Most sessions of one month that ask again in each ``RECALL_WAIT_MS``, while a process that holds
 minutes of the month does not answer."""
+KEPT_OPEN_PACE_MS_MAX: Final = 50_000
+"""Longest time until such a session asks again: it claims each minute before the next one ends."""
 # The outer deadline of one Redis call. A connection to a dead server fails after 3.6 s (PITFALLS).
 # A claim must fail early enough to be repeated within the margin.
 REDIS_TIMEOUT_MS: Final = 1_500
@@ -167,5 +169,6 @@ assert sorted(GRANT_SHRUNKEN_MS, reverse=True) == list(GRANT_SHRUNKEN_MS)
 assert GRANT_SHRUNKEN_MS[0] <= GRANT_MARGIN_MS_MIN
 assert GRANT_SHRUNKEN_MS[-1] > RECALL_WAIT_MS
 assert 2 * RECALL_WAIT_MS < REST_YIELD_MS
+assert RECALL_WAIT_MS < KEPT_OPEN_PACE_MS_MAX < 60_000
 # A grant on a low counter leaves time for two answers in a row.
 assert GRANT_SHRUNKEN_MS[0] >= 2 * REDIS_TIMEOUT_MS

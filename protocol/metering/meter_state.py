@@ -497,11 +497,12 @@ class MeterState:
         """How long a session waits before it asks again about silent holders, in ms.
 
         Thousands of sessions may count on a month, so a bounded number of them asks in each
-        ``RECALL_WAIT_MS``. All of them learn when minutes are given back.
+        ``RECALL_WAIT_MS``, and each within ``KEPT_OPEN_PACE_MS_MAX``. All of them learn when
+        minutes are given back.
         """
         active = {"member_minutes": self.member.active, "org_minutes": self.org.active}
         rounds = -(-active.get(self.kept_open or "", 1) // limits.KEPT_OPEN_ASKS_MAX)
-        return limits.RECALL_WAIT_MS * max(1, rounds)
+        return min(limits.RECALL_WAIT_MS * max(1, rounds), limits.KEPT_OPEN_PACE_MS_MAX)
 
     def _opened(self, session: SessionState) -> tuple[SessionState, bool]:
         """Returns the session with its grant reopened, and whether it was reopened.

@@ -4,12 +4,14 @@ A session whose grant ends at a limit recalls the other sessions: they give back
 need. While one of them has not answered, it is unknown what is left, and the session is not stopped
 at the limit. An account may have hundreds of sessions, an organisation thousands, and each may ask.
 One look answers all that wait for it; the more sessions a look has read, the longer the next look
-waits.
+waits. It also waits where many sessions are local, since a look counts them all.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, Protocol
 
+from protocol import limits
+from protocol.metering.meter import Meter
 from protocol.metering.quota import keeps_more, keeps_more_minutes
 from protocol.metering.session import SessionState
 from protocol.metering.states import Phase
@@ -74,31 +76,52 @@ class HolderLooks:
             self._tell(counter, [local], silent)  # the session's grant may end before the next look
 
     async def _look(self, counter: Counter) -> None:
+        tenant, account_id = counter
+        here = [] if account_id else self.table.local_sessions_of(tenant)
         read, silent = 0, set[str]()
         try:
-            async for found in self._held_elsewhere(counter):
+            async for found in self._held_elsewhere(counter, here):
                 read += len(found)
                 silent.update(name for name in map(self._keeper(counter), found) if name)
-        except BaseException as error:
-            del self._waiting[counter]
+        except Exception as error:
+            # Not known. A session whose grant is final does not ask again by itself.
             self._silent.pop(counter, None)
+            self._look_after(counter, limits.RECALL_WAIT_MS)
             if isinstance(error, LiveError):
-                return  # not known
+                return
             raise
         asked, self._waiting[counter] = self._waiting[counter], []
         self._silent[counter] = silent
         self._tell(counter, asked, silent)
-        at = self.table.clock.now() + -(-read // server_limits.HOLDERS_READ_PER_MS)
+        are_many = len(here) > server_limits.UNITS_PER_TURN
+        pause_ms = server_limits.ACCOUNT_LOOK_PAUSE_MS if are_many else 0
+        self._look_after(counter, max(pause_ms, -(-read // server_limits.HOLDERS_READ_PER_MS)))
+
+    def _look_after(self, counter: Counter, pause_ms: int) -> None:
+        at = self.table.clock.now() + pause_ms
         self.table.timers.deadline(at, lambda _: self._look_again(counter), counter)
 
     def _look_again(self, counter: Counter) -> None:
-        if self._waiting[counter]:
+        waiting = [local for local in self._waiting[counter] if self._waits(local, counter)]
+        if waiting:
+            self._waiting[counter] = waiting
             self.table.run(self._look(counter))
         else:
-            del self._waiting[counter], self._silent[counter]
+            del self._waiting[counter]
+            self._silent.pop(counter, None)
 
-    async def _held_elsewhere(self, counter: Counter) -> AsyncIterator[list[SessionState]]:
-        """The sessions that only other processes serve and that draw on the counter."""
+    def _waits(self, local: LocalSession, counter: Counter) -> bool:
+        limit = local.meter.shared_limit
+        is_same = limit is not None and counter == _counter_of(local, limit)
+        return is_same and self.table.local_sessions.get(local.key) is local
+
+    async def _held_elsewhere(
+        self, counter: Counter, here: list[LocalSession]
+    ) -> AsyncIterator[list[SessionState]]:
+        """The sessions that only other processes serve and that draw on the counter.
+
+        ``here`` are the local sessions of the counter's tenant, if the counter is a month.
+        """
         tenant, account_id = counter
         live, served = self.table.live, self.table.local_sessions
         first = self._waiting[counter][0]
@@ -106,18 +129,9 @@ class HolderLooks:
             lines = first.account.projection.lines
             if any(name not in first.account.local_sessions for name in lines):
                 yield await sessions_of_account(live, AccountName(tenant, account_id), served)
-        elif self._is_month_drawn_elsewhere(first):
+        elif _is_month_drawn_elsewhere(first.meter, here):
             async for found in live.sessions_of_tenant(tenant, beside=served):
                 yield found
-
-    def _is_month_drawn_elsewhere(self, local: LocalSession) -> bool:
-        meter = local.meter
-        tenant = meter.session.identity.tenant
-        here = [one.meter.session for one in self.table.local_sessions_of(tenant)]
-        active = sum(
-            one.standing.phase is Phase.ACTIVE and one.identity.terms.counts_minutes for one in here
-        )
-        return meter.counters.org.over(meter.org).active > active
 
     def _keeper(self, counter: Counter) -> Callable[[SessionState], str]:
         """A function that returns the user of a session that holds too much, otherwise ''."""
@@ -133,11 +147,10 @@ class HolderLooks:
         self, counter: Counter, asked: list[LocalSession], silent: set[str]
     ) -> Iterator[None]:
         for local in asked:
-            limit = local.meter.shared_limit
-            is_same = limit is not None and counter == _counter_of(local, limit)
-            if is_same and self.table.local_sessions.get(local.key) is local:
+            if self._waits(local, counter):
                 user_id = local.meter.session.identity.user_id
-                are_silent = user_id in silent if limit == "member_minutes" else bool(silent)
+                of_member = local.meter.shared_limit == "member_minutes"
+                are_silent = user_id in silent if of_member else bool(silent)
                 isolated("holders", self._know_holders, local, are_silent, session=local.key)
                 yield
 
@@ -149,3 +162,11 @@ class HolderLooks:
 def _counter_of(local: LocalSession, limit: str) -> Counter:
     identity = local.meter.session.identity
     return (identity.tenant, identity.account_id if limit == "credits" else "")
+
+
+def _is_month_drawn_elsewhere(meter: Meter, here: list[LocalSession]) -> bool:
+    sessions = [one.meter.session for one in here]
+    active = sum(
+        one.standing.phase is Phase.ACTIVE and one.identity.terms.counts_minutes for one in sessions
+    )
+    return meter.counters.org.over(meter.org).active > active

@@ -165,7 +165,10 @@ def test_after_the_holders_answer_the_month_is_asked_again() -> None:
     assert bench.meter.kept_open is None
 
 
-@pytest.mark.parametrize(("active", "pace_ms"), [(2, 250), (64, 250), (65, 500), (3_000, 11_750)])
+@pytest.mark.parametrize(
+    ("active", "pace_ms"),
+    [(2, 250), (64, 250), (65, 500), (3_000, 11_750), (15_360, 50_000), (1_000_000, 50_000)],
+)
 def test_a_bounded_number_of_waiting_sessions_asks_at_once(active: int, pace_ms: int) -> None:
     terms = terms_of(price_micros=0, counts_minutes=True)
     month = MonthProjection("2026-05-01", 60, 59, active, held_minutes=1)

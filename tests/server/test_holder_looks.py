@@ -6,19 +6,21 @@ whether they have answered. If each asked all others, the work would be too much
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from protocol import limits
 from protocol.metering.meter import Meter
 from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS
+from server import limits as server_limits
 from server.counters.plans import apply_organization
 from server.runtime.turns import Turns
 from server.sessions.holder_looks import HolderLooks
-from storage.redis.live import Live
+from storage.redis.live import Live, LiveError
 from tests.simulation.cluster import Browser, Cluster
 from tests.simulation.people import RATES
 
@@ -110,6 +112,7 @@ class Looks:
         self.turns = Turns()
         self.tasks: list[asyncio.Future[None]] = []
         self.active = sessions
+        self.passes = 0
         self.locals = [self._local(f"s{number}") for number in range(sessions)]
         table: Any = SimpleNamespace(
             live=None,
@@ -117,7 +120,7 @@ class Looks:
             timers=SimpleNamespace(deadline=lambda at, act, _: self.deadlines.append((at, act))),
             turns=self.turns,
             local_sessions={local.key: local for local in self.locals},
-            local_sessions_of=lambda _: list(self.locals),
+            local_sessions_of=self._local_sessions_of,
             run=lambda work: self.tasks.append(asyncio.ensure_future(work)),
         )
         self.table = table
@@ -140,6 +143,10 @@ class Looks:
             know_holders=lambda _, are_silent: self.told.append((key, are_silent)),
         )
         return SimpleNamespace(meter=meter, key=key, account=None, drain=lambda: None)
+
+    def _local_sessions_of(self, _: str) -> list[Any]:
+        self.passes += 1
+        return list(self.locals)
 
     async def pass_until(self, at: int) -> None:
         """The deadlines up to ``at`` fire, one after the other."""
@@ -169,3 +176,40 @@ async def test_answer_reaches_session_after_next_look_was_due() -> None:
     await looks.pass_until(1_000)
     await looks.turns.idle()
     assert looks.told == [("s0", False)]
+
+
+async def test_all_local_sessions_are_counted_a_bounded_number_of_times() -> None:
+    """A look that finds no session elsewhere reads none, but counts all local ones."""
+    looks = Looks(1_000)
+    for at, local in enumerate(looks.locals):
+        looks.looks.ask(local)
+        await looks.pass_until(at)
+    await looks.pass_until(2_000)
+    await looks.turns.idle()
+    assert len(looks.told) == 1_000
+    assert looks.passes <= 1_000 // server_limits.ACCOUNT_LOOK_PAUSE_MS + 2
+
+
+async def test_look_that_failed_is_repeated_while_its_session_waits() -> None:
+    looks = Looks(2)
+    looks.active = 3  # one of them elsewhere
+    reads = 0
+
+    async def sessions_of_tenant(*_: object, **__: object) -> AsyncIterator[list[Any]]:
+        nonlocal reads
+        reads += 1
+        if reads < 3:
+            raise LiveError("away")
+        yield []
+
+    looks.table.live = SimpleNamespace(sessions_of_tenant=sessions_of_tenant)
+    for local in looks.locals:
+        looks.looks.ask(local)
+    await looks.pass_until(limits.RECALL_WAIT_MS)
+    assert (reads, looks.told) == (2, [])
+    del looks.table.local_sessions["s0"]
+    await looks.pass_until(2 * limits.RECALL_WAIT_MS)
+    await looks.turns.idle()
+    assert (reads, looks.told) == (3, [("s1", False)])
+    await looks.pass_until(9 * limits.RECALL_WAIT_MS)
+    assert reads == 3
