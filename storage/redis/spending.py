@@ -270,7 +270,6 @@ class Spending:
                 storage_limits.ACCOUNT_IDLE_MS,
                 storage_limits.HOLD_KEPT_MS,
                 b"" if entry.metadata is None else _ENCODER.encode(entry.metadata),
-                hold.hold_id,
             ],
         )
         return _answer(status, fields, hold=found, records=records)

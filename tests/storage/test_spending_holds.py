@@ -212,8 +212,10 @@ async def test_a_hold_that_redis_lost_is_restored_once(
     assert (await spending.post(hold, a_post(CREDIT))).status == "cold"
     open_hold = f"{hold.hold_id}/{hold.amount_micros}"
     await live.load_account(TENANT, ANN, AccountRecord(8 * CREDIT, False, (), holds=(open_hold,)))
+    assert (await spending.post(hold, a_post(CREDIT))).status == "absent"
+    assert await spending.restore_hold(hold)
     assert (await spending.post(hold, a_post(CREDIT))).status == "ok"
-    await spending.restore_hold(hold)
+    assert not await spending.restore_hold(hold)
     assert (await spending.void(hold, NOW)).status == "closed"
     figures = await account(redis)
     assert (figures["balance"], figures["held"], figures["live"]) == (7 * CREDIT, 0, 0)
@@ -292,6 +294,8 @@ async def test_a_hold_that_ended_is_not_reserved_again(
     await spending.restore_hold(hold)
     named = (f"{hold.hold_id}/{hold.amount_micros}",)
     await live.load_account(TENANT, ANN, AccountRecord(8 * CREDIT, False, (), holds=named))
+    assert (await spending.void(hold, NOW)).status == "absent"
+    assert await spending.restore_hold(hold)
     assert (await spending.void(hold, NOW)).status == "ok"
     after = await account(redis)
     assert (after["held"], after["live"]) == (0, 0)

@@ -10,11 +10,11 @@
 --        4 records, JSON   5 publish command   6 channel   7 the hold's name in the set
 --        8 time to live while nothing uses the account, ms
 --        9 how long a hold is known after its end, ms
---       10 the entry's metadata, JSON   11 the hold's id
+--       10 the entry's metadata, JSON
 --
 -- Answers {status, account fields, hold fields}, with the status
 --   ok        charged
---   absent    there is no such hold here, or nothing is reserved for it: restore it first
+--   absent    there is no such hold here, or it is `unreserved` (see restore.lua)
 --   closed    the hold is not open any more; its fields have its state
 --   due       the hold's time is over, and its expiry is still to be recorded
 --   exceeds   the hold is for less than the charge
@@ -34,8 +34,7 @@ if hold[1] ~= 'open' then return answer('closed') end
 if tonumber(ARGV[3]) >= tonumber(hold[3]) then return answer('due') end
 if tonumber(ARGV[2]) > tonumber(hold[2]) then return answer('exceeds') end
 if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
--- Nothing is reserved: the account was loaded without the hold (see restore.lua).
-if hold[5] and call('HEXISTS', KEYS[1], 'h:' .. ARGV[11]) == 0 then return answer('absent') end
+if hold[5] then return answer('absent') end
 
 -- Charge, give back, append. A replica may have a hold as open that the ledger has charged.
 local charged = call('ZSCORE', KEYS[6], ARGV[1])
@@ -47,8 +46,6 @@ call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 if not charged then call('HINCRBY', KEYS[1], 'balance', minus(ARGV[2])) end
 call('HINCRBY', KEYS[1], 'holds', -1)
--- An account that was loaded after the hold was put back still names it (see restore.lua).
-call('HDEL', KEYS[1], 'h:' .. ARGV[11])
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 local written = call('XADD', KEYS[4], '*', 'r', ARGV[4])
 call('ZADD', KEYS[5], string.match(written, '%d+'), ARGV[1])

@@ -2,9 +2,9 @@
 --
 -- An account that was loaded while the hold was open reserves it already, and names it in a
 -- field h:<hold id>. An account that Redis had all along, without its last writes, reserves the
--- hold now. While the account is cold, nothing reserves the hold, and the hold says so in its field
--- `unreserved`. An account that is loaded later reserves such a hold only if it names the hold:
--- the hold may have ended before. This script then reserves the hold, if it is still open.
+-- hold now. While the account is cold, nothing reserves the hold, and its field `unreserved` says
+-- so. The account that is loaded then names the hold, unless the hold has ended before. So such a
+-- hold ends only after this script has run once more.
 --
 -- A hold that has ended, and that Redis has as open or still reserves, is given back.
 -- Its charge is an entry of the ledger (see recover.lua). If nothing was charged, the operation
@@ -49,7 +49,7 @@ if ARGV[5] ~= 'open' then
   return 1
 end
 
-if state and (state ~= 'open' or not unreserved) then return 0 end
+if state and not unreserved then return 0 end
 call('HSET', KEYS[1], unpack(ARGV, 10))
 call('ZADD', KEYS[2], ARGV[2], ARGV[1])
 if call('EXISTS', KEYS[3]) == 0 then return call('HSET', KEYS[1], 'unreserved', 1) end

@@ -30,8 +30,7 @@ local over = tonumber(ARGV[3]) >= tonumber(hold[3])
 if ARGV[2] == 'expired' and not over then return answer('early') end
 if ARGV[2] ~= 'expired' and over then return answer('due') end
 if call('EXISTS', KEYS[1]) == 0 then return answer('cold') end
--- Nothing is reserved: the account was loaded without the hold (see restore.lua).
-if hold[6] and call('HEXISTS', KEYS[1], 'h:' .. ARGV[1]) == 0 then return answer('absent') end
+if hold[6] then return answer('absent') end
 
 -- Give back, count, append.
 call('HSET', KEYS[2], 'state', ARGV[2], 'changed_at', ARGV[3])
@@ -40,8 +39,6 @@ call('ZREM', KEYS[3], ARGV[7])
 call('HINCRBY', KEYS[1], 'held', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'reserved', minus(hold[2]))
 call('HINCRBY', KEYS[1], 'holds', -1)
--- An account that was loaded after the hold was put back still names it (see restore.lua).
-call('HDEL', KEYS[1], 'h:' .. ARGV[1])
 if call('HINCRBY', KEYS[1], 'live', -1) <= 0 then call('PEXPIRE', KEYS[1], ARGV[8]) end
 -- An operation that was not done does not count in its month. Without an operation ('')
 -- there is no count.
