@@ -312,7 +312,8 @@ PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 PAGE_ROWS_DEFAULT: Final = 50
 LOST_SESSIONS_PAGE_ROWS: Final = 500
-"""Sessions that one query reads when a process looks for those that Redis has lost."""
+"""Sessions that one query reads when a process looks for those that Redis has lost, or whose
+reported minutes it has lost."""
 REPORTS_AT_ONCE_MAX: Final = 2
 """Simultaneous reports of one process: each takes a connection of the record's pool."""
 REPORT_STALLED_S: Final = 30.0

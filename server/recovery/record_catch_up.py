@@ -69,9 +69,10 @@ class RecordCatchUp:
             await self._bring_entries(await self.records.entries_since(after_at, ROWS_MAX))
             await self._bring_decided(after_at, await self._behind())
             await self._bring_adjustments(await self.records.newest_adjustments(after_at, ROWS_MAX))
-            self.learnt += await self._reported.bring()
             changed = await self.records.limits_since(now_ms - after_at, ROWS_MAX)
             await self._bring_limits(changed)
+            # Last: it reads all pages of such sessions, and nothing else waits for that.
+            self.learnt += await self._reported.bring()
         except UnavailableError:
             return False
         return True

@@ -15,7 +15,7 @@ from protocol.metering.transitions import unstarted
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.counters.loading import Loader
-from server.runtime.isolation import for_each
+from server.runtime.isolation import AWAY, for_each
 from storage import limits as storage_limits
 from storage.postgres.records import Records
 from storage.postgres.usage import SessionMinute, Usage
@@ -44,28 +44,46 @@ class ReportedSessions:
         # Before Postgres is read: where Postgres is behind, it may lack an end that Redis has
         # forgotten.
         behind = await self.loader.behind(storage_limits.ACCOUNT_IDLE_MS)
-        found = await self.records.reported_sessions(server_limits.RECOVERED_ENTRIES_MAX)
-        by_tenant: dict[str, list[ReportedSession]] = {}
-        for session in found:
-            if self.live.keys.partition(session.tenant) not in behind:
-                by_tenant.setdefault(session.tenant, []).append(session)
-        count = 0
+        count, after = 0, ReportedSession("", "", 0)
+        failures: list[Exception] = []
 
         async def bring(found: tuple[str, list[ReportedSession]]) -> None:
             nonlocal count
-            tenant, recorded = found
-            for first in range(0, len(recorded), storage_limits.CLAIMS_PER_PIPELINE_MAX):
-                part = recorded[first : first + storage_limits.CLAIMS_PER_PIPELINE_MAX]
-                known = await self.live.sessions(tenant, [one.session_id for one in part])
-                here = {session.identity.session_id: session for session in known}
-                for one in part:
-                    session = here.get(one.session_id)
-                    if session is None or session.standing.minutes_kept < one.minutes:
-                        count += await self._bring(one, session)
+            count += await self._bring_of_tenant(*found)
 
-        await for_each("reported session", by_tenant.items(), bring)
+        while True:
+            page = await self.records.reported_sessions(
+                after.tenant, after.session_id, server_limits.LOST_SESSIONS_PAGE_ROWS
+            )
+            by_tenant: dict[str, list[ReportedSession]] = {}
+            for session in page:
+                if session.minutes and self.live.keys.partition(session.tenant) not in behind:
+                    by_tenant.setdefault(session.tenant, []).append(session)
+            try:
+                await for_each("reported session", by_tenant.items(), bring)
+            except AWAY:
+                raise
+            except Exception as error:
+                failures.append(error)  # the other pages come first
+            if len(page) < server_limits.LOST_SESSIONS_PAGE_ROWS:
+                break
+            after = page[-1]
         if count:
             log.warning("reported_sessions_recovered", sessions=count)
+        if failures:
+            raise failures[0]
+        return count
+
+    async def _bring_of_tenant(self, tenant: str, recorded: list[ReportedSession]) -> int:
+        count = 0
+        for first in range(0, len(recorded), storage_limits.CLAIMS_PER_PIPELINE_MAX):
+            part = recorded[first : first + storage_limits.CLAIMS_PER_PIPELINE_MAX]
+            known = await self.live.sessions(tenant, [one.session_id for one in part])
+            here = {session.identity.session_id: session for session in known}
+            for one in part:
+                session = here.get(one.session_id)
+                if session is None or session.standing.minutes_kept < one.minutes:
+                    count += await self._bring(one, session)
         return count
 
     async def _bring(self, recorded: ReportedSession, known: SessionState | None) -> bool:

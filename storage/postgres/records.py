@@ -147,12 +147,16 @@ class Records(Ledgers):
         asked = (after_tenant, after_session_id, limit)
         return await self._rows("live_sessions", LiveSession, *asked)
 
-    async def reported_sessions(self, limit: int) -> tuple[ReportedSession, ...]:
-        """Returns running sessions of all tenants, as far as Postgres knows, with reported minutes.
+    async def reported_sessions(
+        self, after_tenant: str, after_session_id: str, limit: int
+    ) -> tuple[ReportedSession, ...]:
+        """Returns a page of the running sessions whose clients count the minutes themselves.
 
-        Their clients count the minutes themselves. The sessions with the newest minutes come first.
+        They run as far as Postgres knows. ``after_tenant`` and ``after_session_id`` name the last
+        session of the page before.
         """
-        return await self._rows("reported_sessions", ReportedSession, limit)
+        asked = (after_tenant, after_session_id, limit)
+        return await self._rows("reported_sessions", ReportedSession, *asked)
 
     async def minutes_missing(
         self, completed: Sequence[tuple[str, str, int]]

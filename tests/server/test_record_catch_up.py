@@ -5,11 +5,13 @@ from typing import Any
 import pytest
 
 from protocol.metering.records import EntryPosted
+from server import limits as server_limits
 from server.recovery.record_catch_up import RecordCatchUp
 from storage.postgres.records import UnavailableError
 from storage.rows.months import AdjustmentRow
 from tests.server.ledgers import ANN, CREDIT, MAY
 from tests.simulation.cluster import Cluster, Node
+from tests.storage.examples import minute, started
 
 ACME = "org:acme"
 
@@ -78,3 +80,39 @@ async def test_open_holds_wait_for_a_record_that_is_behind(
     await catch_up.bring_put_off()
     assert await node.live.is_warm(key)
     assert not is_due(catch_up)
+
+
+async def test_limits_come_back_although_reported_sessions_cannot_be_read(
+    cluster: Cluster, node: Node, catch_up: RecordCatchUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await node.loader.months(ACME, "ann")
+    await cluster.records.put_organization(ACME, "acme", monthly_hours_limit=2)
+
+    async def slow(*_: Any) -> None:
+        raise UnavailableError("no answer in time")
+
+    monkeypatch.setattr(cluster.records, "reported_sessions", slow)
+    assert not await catch_up.bring(cluster.clock.now())
+    assert await cluster.redis.hget(node.live.keys.organization(ACME), "limit") == b"120"
+
+
+@pytest.mark.parametrize("page_rows", [1, 2, 500])
+async def test_reported_minutes_of_all_pages_come_back(
+    cluster: Cluster,
+    node: Node,
+    catch_up: RecordCatchUp,
+    monkeypatch: pytest.MonkeyPatch,
+    page_rows: int,
+) -> None:
+    now_ms = cluster.clock.now()
+    names = [(f"org:{tenant}", f"s{number}") for tenant in ("a", "b") for number in range(2)]
+    for tenant, session_id in names:
+        first = started(session_id=session_id, tenant=tenant, started_at=now_ms, is_reported=True)
+        one = minute(0, session_id=session_id, tenant=tenant, started_at=now_ms)
+        await cluster.records.write([first, one])
+    monkeypatch.setattr(server_limits, "LOST_SESSIONS_PAGE_ROWS", page_rows)
+    assert await catch_up.bring(now_ms)
+    assert catch_up.learnt == len(names)
+    for tenant, session_id in names:
+        (found,) = await node.live.sessions(tenant, [session_id])
+        assert found.standing.minutes_kept == 1

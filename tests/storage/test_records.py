@@ -1,5 +1,7 @@
 """The record takes everything once, in any order and any number of times."""
 
+import json
+import uuid
 from collections.abc import Sequence
 from itertools import count, pairwise, permutations
 from typing import Any, TypeAlias
@@ -10,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from protocol.metering.records import Record
+from storage.postgres.database import SQL
 from storage.postgres.records import Records, RejectedError
-from storage.rows.sessions import SessionPrepared
+from storage.rows.sessions import ReportedSession, SessionPrepared
 from tests.storage.examples import START, TENANT, TERMS, batch_of, ended, entry, minute, started
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -258,3 +261,31 @@ async def test_a_loaded_month_includes_minutes_of_running_sessions(records: Reco
 
     assert await recorded(everybody=False) == {"s1": 2}
     assert await recorded(everybody=True) == {"s1": 2, "s2": 1}
+
+
+async def test_a_page_of_reported_sessions_counts_its_own_minutes_only(
+    records: Records, connection: Connection
+) -> None:
+    tenant = f"org:{uuid.uuid4()}"
+    names = [f"s{number:02}" for number in range(20)]
+    for name in names:
+        session = started(session_id=name, tenant=tenant, is_reported=True)
+        await records.write([session, *(minute(k, session_id=name, tenant=tenant) for k in (0, 1))])
+    found: list[ReportedSession] = []
+    while page := await records.reported_sessions(tenant, found[-1].session_id if found else "", 6):
+        found += [one for one in page if one.tenant == tenant]
+        if page[-1].tenant != tenant:
+            break
+    assert [(one.session_id, one.minutes) for one in found] == [(name, 2) for name in names]
+    explained = await connection.fetchval(
+        f"EXPLAIN (ANALYZE, FORMAT JSON) {SQL['reported_sessions']}", tenant, "", 6
+    )
+    assert _rows_of("usage_tracking", json.loads(explained)[0]["Plan"]) <= 6 * 2
+
+
+def _rows_of(table: str, plan: dict[str, Any]) -> int:
+    """How many rows of a table a query has read."""
+    read = 0
+    if plan.get("Relation Name") == table:
+        read = plan["Actual Rows"] * plan["Actual Loops"]
+    return read + sum(_rows_of(table, part) for part in plan.get("Plans", ()))

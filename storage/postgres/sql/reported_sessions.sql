@@ -1,16 +1,20 @@
--- Sessions that run as far as the record knows and whose clients count for themselves: their
--- tenants and ids, and how many minutes of each are written down; at most $1, those with the
--- newest minutes.
+-- One page of the sessions that are live in the record and whose clients count for themselves,
+-- after one of them: their tenants and ids, and how many minutes of each are written down. Only
+-- the minutes of this page are counted.
 SELECT row_to_json(answer)::text
 FROM (
     SELECT session.tenant, session.session_id, used.minutes
-    FROM sessions AS session
+    FROM (
+        SELECT tenant, session_id
+        FROM sessions
+        WHERE state = 'live' AND is_reported AND (tenant, session_id) > ($1, $2)
+        ORDER BY tenant, session_id
+        LIMIT $3
+    ) AS session
     CROSS JOIN LATERAL (
-        SELECT count(*) AS minutes, max(started_at) AS newest_at
+        SELECT count(*) AS minutes
         FROM usage_tracking
         WHERE tenant = session.tenant AND session_id = session.session_id
     ) AS used
-    WHERE session.state = 'live' AND session.is_reported AND used.minutes > 0
-    ORDER BY used.newest_at DESC
-    LIMIT $1
+    ORDER BY session.tenant, session.session_id
 ) AS answer

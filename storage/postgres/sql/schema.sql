@@ -109,6 +109,8 @@ CREATE INDEX sessions_by_user ON sessions (tenant, user_id, started_at);
 -- that have not ended or have just ended, without a scan of all sessions.
 CREATE INDEX sessions_by_account ON sessions (tenant, account_id, ended_at);
 CREATE INDEX sessions_live ON sessions (tenant, session_id) WHERE state = 'live';
+CREATE INDEX sessions_reported ON sessions (tenant, session_id)
+    WHERE state = 'live' AND is_reported;
 
 -- Minutes: one row for each session and minute --------------------------------------
 
