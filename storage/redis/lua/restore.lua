@@ -29,7 +29,7 @@ local unreserved = call('HGET', KEYS[1], 'unreserved')
 
 if ARGV[5] ~= 'open' then
   local reserved = call('HDEL', KEYS[3], 'h:' .. ARGV[3]) == 1
-  -- The account was loaded without the hold, or is cold.
+  -- The account was loaded without the hold, or is cold. It is never cold otherwise.
   local nothing = unreserved and not reserved
   if state then reserved = state == 'open' end
   if not reserved then return 0 end
@@ -39,7 +39,6 @@ if ARGV[5] ~= 'open' then
   call('DEL', KEYS[1])
   call('ZREM', KEYS[2], ARGV[1])
   if nothing then return 1 end
-  if call('EXISTS', KEYS[3]) == 0 then return 1 end
   local less = ARGV[4] == '0' and '0' or '-' .. ARGV[4]
   call('HINCRBY', KEYS[3], 'held', less)
   call('HINCRBY', KEYS[3], 'reserved', less)

@@ -236,8 +236,8 @@ LOSSES = {
     )),
     "a hold ends on an empty Redis where its account is cold": Directed((
         RICH, hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT), wait(5), FLUSH, EMPTY,
-        PUT_BACK, post("cat9", "h1", CREDIT // 2), wait(5), FLUSH, EMPTY, PUT_BACK,
-        void("cat9", "h2"), PUT_BACK,
+        PUT_BACK, post("cat9", "h1", CREDIT // 2), answered("p-h1", "done"), wait(5), FLUSH, EMPTY,
+        PUT_BACK, void("cat9", "h2"), PUT_BACK,
     )),
     "holds that ended while Postgres was away": Directed((
         SERVE, RICH, start("s1"), hold("cat9", "h1", CREDIT), hold("cat9", "h2", CREDIT),
