@@ -23,6 +23,29 @@ class LiveError(Exception):
     """Redis did not answer, or not in time. The command may have been run."""
 
 
+class _Pool(BlockingConnectionPool):
+    """A pool that marks errors of connecting: no command was sent then.
+
+    The error alone does not tell: a connection may also lose its route with a command under way.
+    """
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        try:
+            return await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+        except (RedisError, OSError) as error:
+            unsent: Any = error
+            unsent.is_unsent = True
+            raise
+
+
+def was_not_run(error: BaseException) -> bool:
+    """Whether the error proves that a client of ``connect`` has run no command.
+
+    There was no connection to send it on, or Redis answered with an error such as ``LOADING``.
+    """
+    return getattr(error, "is_unsent", False) or getattr(error, "status_code", None) is not None
+
+
 def connect(url: str) -> Redis:
     """Returns a client that never runs a command twice (PITFALLS, redis-py).
 
@@ -34,7 +57,7 @@ def connect(url: str) -> Redis:
 
 
 def _connect(url: str) -> Redis:
-    pool = BlockingConnectionPool.from_url(
+    pool = _Pool.from_url(
         url,
         max_connections=storage_limits.REDIS_CONNECTIONS_MAX,
         timeout=limits.REDIS_TIMEOUT_MS / 1000,

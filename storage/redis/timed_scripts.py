@@ -23,7 +23,7 @@ from redis.exceptions import RedisError, ResponseError
 from protocol import limits
 from storage import limits as storage_limits
 from storage.redis.cluster import ELSEWHERE, ClusterRedis
-from storage.redis.scripts import LiveError, Script, text_of
+from storage.redis.scripts import LiveError, Script, text_of, was_not_run
 
 _WORK: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 """When the work of a task is given up, in seconds of the monotonic clock."""
@@ -136,19 +136,9 @@ class TimedScript(Script):
                 raise
             raise LiveError(str(error) or type(error).__name__) from error
         except (RedisError, OSError, TimeoutError) as error:
-            if not _is_refused(error):
+            if not was_not_run(error):
                 await self._times.wait_until(given_up_at)
             raise LiveError(str(error) or type(error).__name__) from error
         except asyncio.CancelledError:
             await self._times.wait_until(given_up_at)
             raise
-
-
-def _is_refused(error: BaseException) -> bool:
-    """Whether nothing listens at the address of Redis, so that nothing was sent."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, (ConnectionRefusedError, FileNotFoundError)):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False

@@ -1,6 +1,8 @@
 """Commands that arrive after their process's time-out do nothing."""
 
 import asyncio
+import errno
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -183,19 +185,86 @@ async def test_work_that_was_given_up_asks_for_nothing(
     assert (await spending.spend(a_spend())).status == "ok"
 
 
-async def test_where_nothing_listens_nothing_is_waited_for(
-    live: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nowhere = Live(live_state.connect("unix:///nowhere/redis.sock"), Keys(2), "node")
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The instants until which an unanswered command was waited for."""
     waited: list[float] = []
 
     async def wait_until(_: RedisTimes, at: float) -> None:
         waited.append(at)
 
     monkeypatch.setattr(RedisTimes, "wait_until", wait_until)
-    with pytest.raises(LiveError):
-        await Spending(nowhere).spend(a_spend())
-    assert waited == []
+    return waited
+
+
+async def spend_at(url: str) -> None:
+    """A spend that fails, at another Redis."""
+    elsewhere = Live(live_state.connect(url), Keys(2), "node")
+    try:
+        with pytest.raises(LiveError):
+            await Spending(elsewhere).spend(a_spend())
+    finally:
+        await elsewhere.redis.aclose()
+
+
+async def test_where_nothing_listens_nothing_is_waited_for(waits: list[float]) -> None:
+    await spend_at("unix:///nowhere/redis.sock")
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EHOSTUNREACH, "no route"), socket.gaierror(-2, "unknown"), TimeoutError()],
+    ids=["no route", "no name", "no answer"],
+)
+async def test_without_connection_nothing_is_waited_for(
+    waits: list[float], monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    async def open_connection(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio, "open_connection", open_connection)
+    await spend_at("redis://redis.test:6379")
+    assert waits == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "waited"),
+    [
+        (b"-LOADING Redis is loading the dataset in memory\r\n", 0),
+        (b"-NOAUTH Authentication required.\r\n", 0),
+        (b"", 1),
+    ],
+    ids=["loading", "no password", "closed"],
+)
+@pytest.mark.parametrize("greeted", [True, False])
+async def test_command_is_waited_for_unless_redis_refused_it(
+    waits: list[float], answer: bytes, waited: int, greeted: bool
+) -> None:
+    """A connection that breaks with the command under way may have delivered it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while words := await read_command(reader):
+            is_script = words[0].startswith(b"EVAL")
+            writer.write(answer if is_script or not greeted else b"+OK\r\n")
+            if (is_script or not greeted) and not answer:
+                break
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        await spend_at(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}?protocol=2")
+    assert len(waits) == (waited if greeted else 0)
+
+
+async def read_command(reader: asyncio.StreamReader) -> list[bytes]:
+    """The words of a client's next command; empty at the end."""
+    head = await reader.readline()
+    words = []
+    for _ in range(int(head[1:] or 0)):
+        size = int((await reader.readline())[1:])
+        words.append((await reader.readexactly(size + 2))[:-2])
+    return words
 
 
 def test_a_fast_answer_counts_until_the_clock_goes_back(live: Live) -> None:
