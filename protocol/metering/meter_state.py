@@ -17,7 +17,7 @@ from protocol.metering.intents import Intent, Intents
 from protocol.metering.notices import Notices
 from protocol.metering.projection import AccountProjection, Granted, MonthProjection, burn_line_of
 from protocol.metering.quota import NO_REST, MonthOf, Rest, month_ends_at
-from protocol.metering.session import SessionState
+from protocol.metering.session import SessionState, Standing
 from protocol.metering.shared_months import SessionCounters
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import StartBasis, Step
@@ -527,14 +527,24 @@ class MeterState:
         # Redis makes the longer ones only in plenty.
         ends = [offer.grant.granted_ms for offer in step.offers if offer.rest or not offer.floor_ms]
         self._may_get_ms = max(self._may_get_ms, *ends, 0)
-        if self.counted_time.running and 0 < best_ms < self.counted_time.granted_ms:
-            rest = msgspec.structs.replace(self.session.grant, granted_ms=best_ms, final=None)
+        rest_ms = best_ms + self._dropped_ms(step.standing)
+        if self.counted_time.running and best_ms > 0 and rest_ms < self.counted_time.granted_ms:
+            rest = msgspec.structs.replace(self.session.grant, granted_ms=rest_ms, final=None)
             session = msgspec.structs.replace(self.session, grant=rest)
             self.counted_time = CountedTime(session, self.uncovered_ms, self.response_ms)
         is_uncovered = session_id in self.account.uncovered
         self._note_grant()
         if is_uncovered:
             self.account.uncovered.add(session_id)
+
+    def _dropped_ms(self, standing: Standing) -> int:
+        """Counted time that a step on its way drops, because it was not proven before a join.
+
+        Until the answer, counted time here includes it; the positions of the step's offers do not.
+        """
+        if not self.counted_time.running or standing.run_at <= self.session.standing.run_at:
+            return 0
+        return max(0, self.counted_time.run_on(standing.at) - standing.elapsed_ms)
 
     def _note_grant(self) -> None:
         """Tells the account's other sessions here what this session may use.

@@ -154,17 +154,20 @@ def claim(moment: Moment) -> Step:
     at = moment.instant_of(moment.elapsed_ms)
     settling = moment.settling(elapsed_ms=moment.elapsed_ms, at=at)
     settling.settle(moment.proven_ms)
-    offers, keep = _running_offers(moment, settling)
+    offers, keep = _running_offers(moment, settling, settling)
     return moment.step(settling, offers=offers, keep=keep)
 
 
-def _running_offers(moment: Moment, settling: Settling) -> tuple[tuple[Offer, ...], Offer]:
+def _running_offers(
+    moment: Moment, settling: Settling, present: Settling
+) -> tuple[tuple[Offer, ...], Offer]:
     """Returns the offers to running time, and the grant that it keeps in any case.
 
     It keeps no less than it was granted, which it uses until the answer arrives. It gives back a
-    part where others need it, or where a limit was lowered.
+    part where others need it, or where a limit was lowered. The offers reach ahead from
+    ``present``.
     """
-    offers = moment.shared(settling, moment.offers(settling, shrink=moment.yields))
+    offers = moment.shared(present, moment.offers(present, shrink=moment.yields))
     keep = kept_offer(settling.offer_basis(), moment.session)
     if moment.yields and offers and offers[0].within(keep):
         # This offer is available even if the account owes. A session that kept all of it would be
@@ -301,8 +304,20 @@ def skip_gap(moment: Moment, came_at: int) -> Step | None:
     if position_ms == standing.minutes_kept * MINUTE_MS:
         changes["minute_at"] = came_at
     settling.standing = msgspec.structs.replace(standing, **changes)
-    offers, keep = _running_offers(moment, settling)
+    offers, keep = _running_offers(moment, settling, _at_present(moment, settling))
     return moment.step(settling, offers=offers, keep=keep)
+
+
+def _at_present(moment: Moment, settling: Settling) -> Settling:
+    """Returns the session as its time since the join has run on up to now.
+
+    Offers reach ahead from there. The shortest one, measured from the join, would be over by now.
+    """
+    standing, speed = settling.standing, moment.session.identity.terms.speed
+    now_ms = max(standing.at, moment.now_ms)
+    elapsed_ms = standing.elapsed_ms + (now_ms - standing.at) * speed
+    present = msgspec.structs.replace(standing, elapsed_ms=elapsed_ms, at=now_ms)
+    return Settling(settling.identity, settling.month_of, present)
 
 
 def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:

@@ -161,3 +161,16 @@ def test_the_same_gap_of_another_process_ends_the_doubt() -> None:
     assert not bench.meter.is_in_doubt
     bench.run(limits.DOUBT_WAIT_MS)
     assert bench.meter.session.standing.gaps == gaps
+
+
+def test_shrunken_offer_to_dropped_time_leaves_the_session_covered() -> None:
+    terms = terms_of(first_increment_ms=1_000, next_increment_ms=1_000)
+    bench = cut(session=session_of(terms))
+    assert come(bench)
+    bench.run(limits.DOUBT_WAIT_MS - 1)
+    bench.meter.recall(bench.now)
+    bench.accept()
+    bench.run(1)
+    assert bench.step.standing.gaps
+    assert bench.step.offers[0].grant.granted_ms == 3_000 + limits.DOUBT_WAIT_MS + 1_000
+    assert bench.meter.counted_time.granted_ms > bench.meter.elapsed_at(bench.now)

@@ -411,3 +411,35 @@ def test_cap_is_recorded_once_redis_answers(lab: Laboratory) -> None:
         if message["type"] == "stopped" and message["session_id"] == "s2"
     ]
     assert receipt["elapsed_ms"] <= 100_000
+
+
+def test_dropped_time_is_not_taken_for_time_beyond_a_shrunken_grant(lab: Laboratory) -> None:
+    """A doubt ends just after a recall, while a start waits for its credits (seed 90081).
+
+    The step that drops the unproven time offers a grant beyond the present, in its own positions.
+    """
+    bob = "bob90081"
+    outcome = lab.run(
+        90081,
+        0,
+        actions=[
+            start("s99", bob, "six", "c99"),
+            pay(bob, 1_000_000, "p116"),
+            start("s121", bob, "second", "c120"),
+            pay(bob, -830_854, "p122"),
+            pay(bob, 1_000_000, "p123"),
+            act("cut", client="c120"),
+            wait(3),
+            act("join", client="c127", node=NODE, session="s121", last_seq=0),
+            spend(bob, 250_000, "s129"),
+            act("join", client="c130", node=NODE, session="s99", last_seq=None),
+            wait(0.999),
+            act(
+                "start", client="c133", node=NODE, user=bob, kind="six", session="s134",
+                backend=NODE, turns=-16,
+            ),
+            wait(0.001),
+        ],
+        mix=world_of(90081, 0)[1],
+    )  # fmt: skip
+    assert outcome.failure is None
