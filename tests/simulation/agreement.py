@@ -155,10 +155,11 @@ def check_counters(state: State, recorded: Mapping[tuple[str, str], int]) -> Non
                 held = {f"held:{key}": value for key, value in grant["held_minutes"].items()}
                 months[counter].update(held)
     for hold in state.holds:
-        amount = int(hold["amount"])
-        accounts[f"{hold['tenant']}/{hold['account']}"].update(
-            held=amount, reserved=amount, holds=1, live=1
-        )
+        amount, account_name = int(hold["amount"]), f"{hold['tenant']}/{hold['account']}"
+        is_named = f"h:{hold['id']}" in state.hashes["account"].get(account_name, {})
+        if "unreserved" in hold and not is_named:
+            continue
+        accounts[account_name].update(held=amount, reserved=amount, holds=1, live=1)
     for name, account in state.hashes["account"].items():
         tenant = name.partition("/")[0]
         for field in account:

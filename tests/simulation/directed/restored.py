@@ -111,6 +111,14 @@ RESTORED = {
         RICH, hold("cat9", "h1", CREDIT), wait(5), FLUSH, EMPTY, PUT_BACK, LAG, void("cat9", "h1"),
         UNNOTICED, PUT_BACK, PUT_BACK,
     )),
+    "a hold ends in the record while an empty Redis learns of it": Directed((
+        SERVE, RICH, hold("cat9", "h1", CREDIT), wait(5), FLUSH, NO_FLUSHER,
+        mishaps(OTHER, "postgres", ["none"], ["lost"]),
+        post("cat9", "h1", CREDIT // 2, node=OTHER), LATE_FLUSHER,
+        mishaps("late", "postgres", ["slow", 15_000]), wait(2), EMPTY, wait(30), start("s1"),
+        PUT_BACK, post("cat9", "h1", CREDIT // 2, "p-again"), answered("p-again", "done"),
+        PUT_BACK,
+    )),
     "a posted hold counts while a replica learns of it": Directed((
         RICH, hold("cat9", "h1", CREDIT), wait(5), FLUSH, LAG, post("cat9", "h1", 1), UNNOTICED,
         mishaps(NODE, "postgres", ["none"], ["none"], ["slow", 8_000]), wait(3),
