@@ -213,6 +213,7 @@ class _Runner:
     async def perform(self, action: Action) -> None:
         """Performs an action and audits the world. If no process lives then, starts one."""
         self.outcome.actions.append(action)
+        self.cluster.begin_action()
         if action.name == "wait":
             await self._advance(action.parameters["ms"])
         else:

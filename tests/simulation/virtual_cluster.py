@@ -33,7 +33,7 @@ from tests.simulation.virtual_redis import VirtualRedisServer
 TURNS_PER_INSTANT_MAX = 5_000
 """Turns of the loop in one virtual millisecond. More of them count as an endless loop."""
 STEPS_PER_INSTANT_MAX = 400
-"""Steps of all sessions in one virtual millisecond, at most."""
+"""Steps of all sessions that follow from one action in one virtual millisecond, at most."""
 BRISK_MS = 15_000
 """How long processes send a heartbeat every second after a fault."""
 MINUTES_MS = 600_000
@@ -354,6 +354,10 @@ class VirtualCluster:
         for host, step, outcome in made:
             self.stepped(host, step, outcome, len(made) == 1)
         self.told.clear()
+
+    def begin_action(self) -> None:
+        """Counts steps anew: a crowd that starts within one millisecond makes many of them."""
+        self._steps_at = (self.now, 0)
 
     def _count(self, steps: int) -> None:
         at, count = self._steps_at

@@ -151,6 +151,8 @@ class World:
         ``asked_at`` is when the request was made. If nothing was wrong from then until now, the
         promise to serve is broken, and ``AssertionError`` is raised.
         """
+        if self.cluster.script_errors:
+            raise self.cluster.script_errors[0]
         if asked_at < self.cluster.unsettled_until or not self.is_smooth:
             return
         if not self.nodes or self.losses:
