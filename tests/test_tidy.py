@@ -34,6 +34,7 @@ CALLED_BY_LIBRARIES = {
     "get_path",  # starlette's StaticFiles
     "get_reset_query",  # asyncpg.Connection
     "parse_response",  # redis-py's PubSub
+    "get_connection",  # redis-py's ConnectionPool
     "http_open", "https_open",  # urllib's handlers
     "do_GET", "log_message",  # http.server
     "emit",  # logging.Handler

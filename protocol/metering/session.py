@@ -173,3 +173,16 @@ def segments_in_order(parts: tuple[tuple[int, int], ...]) -> tuple[tuple[int, in
     if len(joined) > limits.SEGMENTS_PER_RECEIPT_MAX:
         joined[:2] = [(joined[0][0], joined[1][1])]
     return tuple(joined)
+
+
+def unstarted(phase: Phase, now_ms: int, free_ms: int) -> Standing:
+    """Returns the standing before the first step: nothing counted, nothing held."""
+    return Standing(
+        version=0,
+        phase=phase,
+        elapsed_ms=0,
+        at=now_ms,
+        run_at=now_ms,
+        minute_at=now_ms,
+        free_ms=free_ms,
+    )

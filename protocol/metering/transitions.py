@@ -12,7 +12,7 @@ from protocol import limits
 from protocol.metering.intents import Intent
 from protocol.metering.quota import NO_REST, MonthOf, Offer, Rest
 from protocol.metering.receipts import receipt
-from protocol.metering.session import Grant, SessionState, Standing, joined_segments
+from protocol.metering.session import Grant, SessionState, joined_segments
 from protocol.metering.states import Event, Phase, after
 from protocol.metering.steps import Settling, Step, ended_record, kept_offer, started_record
 from protocol.metering.terms import MINUTE_MS
@@ -448,16 +448,3 @@ def _free_to_take(moment: Moment) -> int:
     if before.elapsed_ms > before.free_ms:
         return 0
     return max(0, moment.free_left_ms)
-
-
-def unstarted(phase: Phase, now_ms: int, free_ms: int) -> Standing:
-    """Returns the standing before the first step: nothing counted, nothing held."""
-    return Standing(
-        version=0,
-        phase=phase,
-        elapsed_ms=0,
-        at=now_ms,
-        run_at=now_ms,
-        minute_at=now_ms,
-        free_ms=free_ms,
-    )

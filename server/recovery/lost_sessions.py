@@ -16,9 +16,15 @@ import msgspec
 import structlog
 
 from protocol.metering.records import SessionEnded
-from protocol.metering.session import Grant, Identity, SessionState, free_key, joined_segments
+from protocol.metering.session import (
+    Grant,
+    Identity,
+    SessionState,
+    free_key,
+    joined_segments,
+    unstarted,
+)
 from protocol.metering.states import Phase
-from protocol.metering.transitions import unstarted
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.counters.loading import Loader

@@ -8,10 +8,9 @@ the month's minutes a second time.
 import structlog
 from msgspec.structs import replace
 
-from protocol.metering.session import SessionState, Standing, segments_in_order
+from protocol.metering.session import SessionState, Standing, segments_in_order, unstarted
 from protocol.metering.states import Phase
 from protocol.metering.terms import MINUTE_MS
-from protocol.metering.transitions import unstarted
 from protocol.wire.errors import ServiceError
 from server import limits as server_limits
 from server.counters.loading import Loader

@@ -15,10 +15,9 @@ from redis.exceptions import RedisError
 
 from protocol import limits
 from protocol.metering.notices import sequence_number
-from protocol.metering.session import Grant, Identity, SessionState, session_key
+from protocol.metering.session import Grant, Identity, SessionState, session_key, unstarted
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import StartBasis
-from protocol.metering.transitions import unstarted
 from protocol.wire.codec import encode, error_message
 from protocol.wire.errors import ErrorCode, PeerError, RefusedError, ServiceError
 from server import limits as server_limits

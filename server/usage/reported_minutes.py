@@ -26,11 +26,11 @@ from protocol.metering.session import (
     SessionState,
     Standing,
     session_key,
+    unstarted,
 )
 from protocol.metering.states import Phase
 from protocol.metering.steps import StartBasis, minute_record, started_record
 from protocol.metering.terms import MINUTE_MS, Terms
-from protocol.metering.transitions import unstarted
 from protocol.wire.errors import (
     BadMessageError,
     ErrorCode,

@@ -7,11 +7,10 @@ import msgspec
 from protocol.metering.effects import Effect, Push, Reply
 from protocol.metering.meter import Meter
 from protocol.metering.projection import AccountProjection, burn_line_of
-from protocol.metering.session import Grant, SessionState
+from protocol.metering.session import Grant, SessionState, unstarted
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Step
 from protocol.metering.terms import Terms
-from protocol.metering.transitions import unstarted
 from protocol.wire import messages
 from tests.protocol.examples import (
     CREDIT,

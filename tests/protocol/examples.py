@@ -6,10 +6,9 @@ import msgspec
 
 from protocol.metering.projection import AccountProjection, BurnLine, burn_line_of
 from protocol.metering.quota import MonthOf
-from protocol.metering.session import Grant, Identity, SessionState, Standing
+from protocol.metering.session import Grant, Identity, SessionState, Standing, unstarted
 from protocol.metering.states import Phase
 from protocol.metering.terms import Terms
-from protocol.metering.transitions import unstarted
 
 CREDIT = 1_000_000
 NOW = 1_780_000_000_000

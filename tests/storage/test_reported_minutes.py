@@ -5,11 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from protocol.metering.session import SessionState, Standing
+from protocol.metering.session import SessionState, Standing, unstarted
 from protocol.metering.states import Phase
 from protocol.metering.steps import minute_record, started_record
 from protocol.metering.terms import MINUTE_MS
-from protocol.metering.transitions import unstarted
 from storage import limits as storage_limits
 from storage.redis.encoding import decode_records
 from storage.redis.live import Live
