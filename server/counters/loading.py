@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import functools
 import zoneinfo
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 
 from protocol.metering.quota import month_after
 from protocol.metering.session import Identity
@@ -58,6 +58,26 @@ class Loader:
     async def stop(self) -> None:
         """Ends all loads."""
         await end(self._loading.values())
+
+    async def load(
+        self,
+        identity: Identity,
+        cold: Collection[str],
+        free_day: tuple[int, int] | None = None,
+        *,
+        asserting: bool = False,
+    ) -> None:
+        """Loads the counters of a session that a script of Redis has named as cold.
+
+        ``cold`` contains ``account``, ``member``, ``org`` and ``free``, as in the script's answer.
+        ``free_day`` is the day of the start, as (begin, end), if free time is daily.
+        """
+        if "account" in cold:
+            await self.account(identity.tenant, identity.account_id, asserting=asserting)
+        if "member" in cold or "org" in cold:
+            await self.months(identity.tenant, identity.user_id, asserting=asserting)
+        if "free" in cold:
+            await self.free_time(identity, free_day, asserting=asserting)
 
     async def account(self, tenant: str, account_id: str, *, asserting: bool = False) -> None:
         """Loads a credit account from the ledger.

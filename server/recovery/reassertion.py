@@ -428,12 +428,7 @@ class Recovery:
             elif status != "cold":
                 self.recovered += status == "ok"
                 return is_forked or status == "other"
-            if "account" in cold:
-                await self.loader.account(identity.tenant, identity.account_id, asserting=True)
-            if "member" in cold or "org" in cold:
-                await self.loader.months(identity.tenant, identity.user_id, asserting=True)
-            if "free" in cold:
-                await self.loader.free_time(identity, free_day, asserting=True)
+            await self.loader.load(identity, cold, free_day, asserting=True)
         raise ServiceError("Redis does not keep the counters")
 
 

@@ -124,16 +124,11 @@ class ReportedSessions:
         return await self._make(step)
 
     async def _make(self, step: ReportedStep) -> bool:
-        identity = step.identity
         for _ in range(server_limits.LOADS_PER_STEP_MAX):
             verdict = await self._reporter.track(step)
             if verdict.status != "cold":
                 return verdict.status == "ok"
-            cold = verdict.detail.split(",")
-            if "account" in cold:
-                await self.loader.account(identity.tenant, identity.account_id, asserting=True)
-            if "member" in cold or "org" in cold:
-                await self.loader.months(identity.tenant, identity.user_id, asserting=True)
+            await self.loader.load(step.identity, verdict.detail.split(","), asserting=True)
         raise ServiceError("Redis does not keep the counters")
 
 

@@ -275,15 +275,7 @@ class StepPipeline:
                 raise ServiceError("the session store has lost the session")
             await self.restore(step.before)
             return
-        await self._load(step.before.identity, outcome.cold, source)
-
-    async def _load(self, identity: Identity, cold: tuple[str, ...], source: StepSource) -> None:
-        if "account" in cold:
-            await self.loader.account(identity.tenant, identity.account_id)
-        if "member" in cold or "org" in cold:
-            await self.loader.months(identity.tenant, identity.user_id)
-        if "free" in cold:
-            await self.loader.free_time(identity, source.free_day())
+        await self.loader.load(step.before.identity, outcome.cold, source.free_day())
 
 
 def _no_answer() -> ServiceError:

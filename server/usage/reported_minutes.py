@@ -139,7 +139,7 @@ class ReportedMinutes:
             if verdict.status == "full":
                 raise ServiceError("too many records wait for PostgreSQL already")
             if verdict.status == "cold":
-                await self._load(step.identity, verdict.detail.split(","))
+                await self.process.loader.load(step.identity, verdict.detail.split(","))
             elif verdict.status != "stale":
                 return await self._answer(step, verdict)
         raise ServiceError("the session changes too fast; send the minute again")
@@ -278,12 +278,6 @@ class ReportedMinutes:
     async def _month(self, identity: Identity, at_ms: int) -> str:
         plan = await self.months.plan(identity.tenant, identity.user_id)
         return calendar(plan.timezone).month(at_ms)
-
-    async def _load(self, identity: Identity, cold: list[str]) -> None:
-        if "account" in cold:
-            await self.process.loader.account(identity.tenant, identity.account_id)
-        if "member" in cold or "org" in cold:
-            await self.process.loader.months(identity.tenant, identity.user_id)
 
     # --- The answer ----------------------------------------------------------------
 
