@@ -46,6 +46,16 @@ def was_not_run(error: BaseException) -> bool:
     return getattr(error, "is_unsent", False) or getattr(error, "status_code", None) is not None
 
 
+def unanswered(error: Exception) -> LiveError:
+    """Returns what a script raises instead of an error of the driver.
+
+    Raises ``error`` itself if the script is at fault.
+    """
+    if isinstance(error, ResponseError) and not isinstance(error, ELSEWHERE):
+        raise error
+    return LiveError(str(error) or type(error).__name__)
+
+
 def connect(url: str) -> Redis:
     """Returns a client that never runs a command twice (PITFALLS, redis-py).
 
@@ -108,6 +118,4 @@ class Script:
             async with asyncio.timeout(limits.REDIS_TIMEOUT_MS / 1000):
                 return await self.run(keys, args)
         except (RedisError, OSError, TimeoutError) as error:
-            if isinstance(error, ResponseError) and not isinstance(error, ELSEWHERE):
-                raise
-            raise LiveError(str(error) or type(error).__name__) from error
+            raise unanswered(error) from error

@@ -22,8 +22,8 @@ from redis.exceptions import RedisError, ResponseError
 
 from protocol import limits
 from storage import limits as storage_limits
-from storage.redis.cluster import ELSEWHERE, ClusterRedis
-from storage.redis.scripts import LiveError, Script, text_of, was_not_run
+from storage.redis.cluster import ClusterRedis
+from storage.redis.scripts import LiveError, Script, text_of, unanswered, was_not_run
 
 _WORK: WeakKeyDictionary[asyncio.Task[Any], float] = WeakKeyDictionary()
 """When the work of a task is given up, in seconds of the monotonic clock."""
@@ -131,14 +131,11 @@ class TimedScript(Script):
         try:
             async with asyncio.timeout(given_up_at - sent_at):
                 return await self.run(keys, [*args, self._times.latest(keys[0], given_up_at)])
-        except ResponseError as error:
-            if not isinstance(error, ELSEWHERE):
-                raise
-            raise LiveError(str(error) or type(error).__name__) from error
         except (RedisError, OSError, TimeoutError) as error:
-            if not was_not_run(error):
+            failure = unanswered(error)
+            if not (isinstance(error, ResponseError) or was_not_run(error)):
                 await self._times.wait_until(given_up_at)
-            raise LiveError(str(error) or type(error).__name__) from error
+            raise failure from error
         except asyncio.CancelledError:
             await self._times.wait_until(given_up_at)
             raise
