@@ -19,12 +19,10 @@ from protocol.wire.errors import (
     ServiceError,
 )
 from protocol.wire.money import format_credits
+from tests.protocol.wire_examples import ID, ID_CHARACTERS, SESSION, STOPPED
 
 # A slow machine is no failure.
 CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-ID = "chat:1@x.y_z-2"
-ID_CHARACTERS = "ABCXYZabcxyz0189._:@|+=~-"
-INSTANT = 1_793_000_000_000
 REQUESTS: list[tuple[dict[str, Any], messages.Request]] = [
     ({"type": "auth", "token": "a.b.c"}, messages.Auth(token="a.b.c")),
     ({"type": "refresh", "token": "a.b.c", "id": 1}, messages.Refresh(id=1, token="a.b.c")),
@@ -261,44 +259,6 @@ def test_duplicates_are_found_wherever_they_are(pairs: list[tuple[str, Any]]) ->
         assert codec.decode(data) == messages.Ping()
     else:
         assert "the name appears twice" in refused(data).message
-
-
-RECEIPT = messages.Receipt(
-    session_id=ID,
-    kind="chat",
-    user_id="u",
-    org_id=None,
-    counterpart_id=None,
-    started_at=INSTANT,
-    ended_at=INSTANT + 61_000,
-    reason="limit",
-    elapsed_ms=60_000,
-    free_ms=0,
-    billed_ms=60_000,
-    minutes=1,
-    credits="1",
-    segments=[messages.Segment(from_at=INSTANT, to_at=INSTANT + 60_000)],
-    gaps=[messages.Gap(from_at=INSTANT + 1, to_at=INSTANT + 2, billed=False)],
-)
-STOPPED = messages.Stopped(session_id=ID, seq=3, reason="limit", limit="credits", receipt=RECEIPT)
-SESSION = messages.Session(
-    session_id=ID,
-    kind="chat",
-    state="active",
-    seq=0,
-    started_at=INSTANT,
-    elapsed_ms=0,
-    free_remaining_ms=60_000,
-    paid=False,
-    credits="12.5",
-    credits_per_minute="1",
-    limit=None,
-    remaining_ms=None,
-    ends_at=None,
-    limits=[],
-    missed=[STOPPED],
-    server_time_at=INSTANT,
-)
 
 
 def test_the_encoder_writes_what_orjson_would() -> None:

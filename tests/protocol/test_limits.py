@@ -1,12 +1,12 @@
 """The bounds have the specified values, and broken relations prevent a start."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from protocol import limits
 from protocol.metering.terms import MINUTE_MS
+from tests.fixtures.limits import assert_does_not_start
 
 
 @pytest.mark.parametrize(
@@ -48,15 +48,7 @@ def test_every_number_is_positive() -> None:
     ],
 )
 def test_a_broken_relation_does_not_start(tmp_path: Path, text: str, broken: str) -> None:
-    source = Path(str(limits.__file__)).read_text()
-    assert source.count(text) == 1
-    changed = tmp_path / "limits_broken.py"
-    changed.write_text(source.replace(text, broken))
-    spec = importlib.util.spec_from_file_location("limits_broken", changed)
-    assert spec is not None
-    assert spec.loader is not None
-    with pytest.raises(AssertionError):
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    assert_does_not_start(limits, tmp_path, text, broken)
 
 
 def test_doubles_hold_what_lua_computes() -> None:
