@@ -5,7 +5,6 @@ afterwards; and beside it there is always a session with a bill, which no mistak
 """
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +21,11 @@ from tests.fixtures.server import StartServer
 from tests.server.billed_session import (
     CREDIT,
     BilledSession,
-    begin_scene,
     closed,
     found,
     reaches,
     write_rates,
 )
-
-
-@pytest.fixture
-async def scene(
-    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[BilledSession]:
-    """A session with a bill. Requests are not counted here."""
-    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
-    made = await begin_scene(start_server, tmp_path)
-    yield made
-    await made.unharmed()
 
 
 def message(type_: str | None = None, **fields: Any) -> str:

@@ -1,39 +1,24 @@
 """Sockets of one account or session on several processes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from itertools import count
-from pathlib import Path
 
 import pytest
 
 from protocol.metering.states import Event, Phase
 from protocol.metering.steps import Step
-from server import limits as server_limits
 from server.runtime.rate_card_file import load_rate_card
 from storage.redis.live import StepOutcome
 from tests.fixtures.server import StartServer
 from tests.server.api import settled
 from tests.server.billed_session import (
     CREDIT,
-    BilledSession,
-    begin_scene,
     eventually,
     found,
     reaches,
 )
 from tests.simulation.cluster import Cluster, Node
-
-
-@pytest.fixture
-async def scene(
-    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[BilledSession]:
-    """A session with a bill, which events of other sockets must not change."""
-    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
-    made = await begin_scene(start_server, tmp_path)
-    yield made
-    await made.unharmed()
 
 
 async def test_credit_reaches_every_socket_of_the_account(start_server: StartServer) -> None:

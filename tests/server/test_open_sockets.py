@@ -5,8 +5,6 @@ import json
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -20,24 +18,11 @@ from tests.fixtures.server import StartServer, TestServer
 from tests.server.api import ask
 from tests.server.billed_session import (
     BilledSession,
-    begin_scene,
     closed,
     connection_of,
     eventually,
     found,
 )
-
-
-@pytest.fixture
-async def scene(
-    start_server: StartServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[BilledSession]:
-    """A session with a bill, which events of other sockets must not change."""
-    monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
-    made = await begin_scene(start_server, tmp_path)
-    yield made
-    await made.unharmed()
-
 
 # --- Going ---------------------------------------------------------------------------
 
