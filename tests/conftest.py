@@ -1,4 +1,4 @@
-"""The fixtures of every test: the real engines, an own database, a real server."""
+"""Fixtures of every test: real engines, own database, real server."""
 
 import structlog
 from hypothesis import HealthCheck, settings

@@ -1,4 +1,4 @@
-"""Checks the documentation: compares its tables with the code, and runs its examples."""
+"""Compares the documentation's tables with the code, and runs its examples."""
 
 import asyncio
 import functools
@@ -41,7 +41,10 @@ PATIENCE_S = 20
 
 
 def section(document: Path, heading: str) -> str:
-    """The text under a heading, up to the next heading of the same or a higher rank."""
+    """The text under a heading.
+
+    It ends at the next heading of the same or a higher rank.
+    """
     found = re.search(rf"^(#+) {re.escape(heading)}$", document.read_text(), re.MULTILINE)
     assert found, f"{document.name} has no heading {heading!r}"
     rest = document.read_text()[found.end() :]

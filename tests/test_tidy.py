@@ -1,4 +1,4 @@
-"""Keeps the tree tidy by reading the sources; imports nothing of the product.
+"""Keeps the tree tidy by reading sources, without imports of the product.
 
 ``tests/tidy.toml`` lists what each check still lets pass, and how often. The lists may only shrink:
 an entry that is no longer needed fails too. ``python -m tests.test_tidy`` removes such entries and
@@ -48,7 +48,7 @@ UNITS = re.compile(r"_?(SECOND|MINUTE|HOUR|DAY|WEEK)_(MS|S)")
 
 @functools.cache
 def sources() -> dict[str, tuple[str, ast.Module]]:
-    """Every Python file of the tree by its path, with its text and its syntax tree."""
+    """Text and syntax tree of every Python file, by path."""
     found = {}
     for part in (*FLOORS, "tests"):
         for path in sorted((ROOT / part).rglob("*.py")):
@@ -142,7 +142,10 @@ def avoided_words() -> Counter[str]:
 
 
 def comments(text: str, tree: ast.Module) -> Iterator[str]:
-    """The comments of a file and its stand-alone strings: docstrings, also those of names."""
+    """The comments and the stand-alone strings of a file.
+
+    Stand-alone strings are docstrings, also those of names.
+    """
     block: list[str] = []
     last_line = 0
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -181,10 +184,11 @@ def dead_names() -> Counter[str]:
 
 
 def unused_names(trees: dict[str, ast.Module], words: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Path and name of each definition in ``trees`` without a use there or in ``words``.
+    """Path and name of each definition in ``trees`` without a use.
 
-    A name is used where it is read, imported, or part of a string; not in a docstring, in
-    ``__all__``, or inside its own definition. A fixture is also used as a parameter.
+    A use is in ``trees`` or in ``words``. A name is used where it is read, imported, or part of a
+    string; not in a docstring, in ``__all__``, or inside its own definition. A fixture is also used
+    as a parameter.
     """
     used = Counter(words)
     parameters: set[str] = set()
@@ -230,7 +234,7 @@ def definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
 
 
 def names_used(tree: ast.AST) -> Iterator[str]:
-    """Every name that a tree reads or has in its strings, once for each occurrence."""
+    """Names that a tree reads or has in strings, with repetitions."""
     texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
     texts += [
         node.value
@@ -251,7 +255,7 @@ def names_used(tree: ast.AST) -> Iterator[str]:
 
 
 def literals(node: ast.expr) -> list[ast.expr]:
-    """The literals of an expression that has only literals: a docstring's, a list's."""
+    """The literals of an expression of literals only: a docstring, a list."""
     if isinstance(node, ast.List | ast.Tuple):
         return [part for each in node.elts for part in literals(each)]
     return [node] if isinstance(node, ast.Constant) else []
@@ -383,7 +387,7 @@ def ran(): ...
 
 
 def shrink() -> None:
-    """Removes exceptions that are no longer needed, and lowers counts that are too high."""
+    """Removes exceptions no longer needed, and lowers counts that are too high."""
     kept = []
     section = ""
     for line in EXCEPTIONS.read_text("utf-8").splitlines():

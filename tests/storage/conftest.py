@@ -22,7 +22,7 @@ from tests.storage.spending_steps import ChannelListener
 
 @pytest.fixture
 async def live(redis: Redis, redis_url: str) -> AsyncIterator[Live]:
-    """The live state of an empty Redis with two partitions, for the process ``node``."""
+    """Live state of process ``node`` in an empty Redis with two partitions."""
     connected = Live(live_state.connect(redis_url), Keys(2), "node")
     await Restoring(connected).begin_epochs()
     yield connected
@@ -60,7 +60,7 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def used_dir() -> Iterator[Path]:
-    """A directory that several tests share, each with a word of its own.
+    """A directory that several tests share, each with its own word.
 
     Making a cluster takes a second. What these tests leave behind must not harm another test.
     """

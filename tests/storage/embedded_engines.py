@@ -38,7 +38,10 @@ asyncio.run(use(sys.argv[1]))
 
 
 class User:
-    """Another process that uses the engines until the test ends or kills it."""
+    """A second process that uses the engines.
+
+    It runs until the test ends or kills it.
+    """
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
@@ -161,7 +164,7 @@ def lives(pid: int) -> bool:
 
 
 def keepers(data_dir: Path) -> list[str]:
-    """The engines of the directory that have a keeper, each as often as it has one."""
+    """The directory's engines that have a keeper, one item for each keeper."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

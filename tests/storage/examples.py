@@ -34,7 +34,10 @@ TERMS = Terms(
 
 
 def at(zone: str, year: int, month: int, day: int, hour: int = 0, minute: int = 0) -> int:
-    """An instant in a time zone, as epoch milliseconds: ``at("UTC", 2026, 11, 30, 23)``."""
+    """An instant in a time zone, in epoch milliseconds.
+
+    Example: ``at("UTC", 2026, 11, 30, 23)``.
+    """
     moment = datetime(year, month, day, hour, minute, tzinfo=ZoneInfo(zone))
     return int(moment.timestamp() * 1000)
 
@@ -72,7 +75,10 @@ def minute(
     started_at: int | None = None,
     **changes: Any,
 ) -> MinuteUsed:
-    """One minute of a session that began at ``START``, or at an instant of its own."""
+    """One minute of a session that began at ``START``.
+
+    ``started_at`` gives the minute a beginning of its own.
+    """
     begun_at = START + number * MINUTE_MS if started_at is None else started_at
     fields = {
         **names(tenant, user_id),
@@ -148,7 +154,10 @@ def entry(
 
 
 def batch_of(tenant: str) -> list[Record]:
-    """Everything at once: two members, two sessions, a month's end, debt for a while."""
+    """One batch of all kinds of entries.
+
+    It has two members, two sessions, a month's end, and debt for a while.
+    """
     december = START + 25 * 86_400_000
     return [
         started(tenant=tenant, metadata={"page": "a"}),

@@ -1,4 +1,4 @@
-"""An outbox to flush: entries as claims append them, and its state in Redis."""
+"""An outbox to flush: entries that claims append, and its Redis state."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -60,7 +60,10 @@ async def rejected(redis: Redis, partition: int = 1) -> list[dict[str, bytes]]:
 
 
 class Postgres:
-    """The record behind a connection that can be cut, before the commit or after it."""
+    """The record behind a connection that can break.
+
+    The connection breaks before the commit or after it.
+    """
 
     def __init__(self, records: Records) -> None:
         self.records = records

@@ -1,4 +1,4 @@
-"""Accounts in the record: their open holds, and the rest of each grant."""
+"""Accounts in the record: open holds, and what is left of grants."""
 
 import msgspec
 

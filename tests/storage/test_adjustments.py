@@ -1,4 +1,4 @@
-"""Corrections of a month, and the minutes beyond a limit that does not stop."""
+"""Corrections of a month, and minutes beyond a limit without a stop."""
 
 import asyncio
 from typing import Any, TypeAlias

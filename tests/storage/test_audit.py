@@ -149,7 +149,7 @@ async def test_what_is_on_its_way_is_not_wrong(records: Records) -> None:
 
 @pytest.fixture
 async def live(cluster: Cluster, node: Node) -> Live:
-    """The live state of a cluster in which everything happened, and some of it is flushed."""
+    """Live state of a cluster where everything happened and some is flushed."""
     await cluster.grant(50 * CREDIT)
     browser = node.browser()
     await browser.start("chat-1", chat(free_ms=0))

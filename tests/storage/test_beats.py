@@ -1,4 +1,7 @@
-"""Redis's answers to a proof of life and to a look, in both protocol versions."""
+"""Redis's answers to a proof of life and to a look.
+
+The answers have two forms, one for each protocol version.
+"""
 
 import pytest
 

@@ -1,4 +1,7 @@
-"""Channels on a cluster: heard from all masters, restored after a lost connection."""
+"""Channels on a cluster reach every subscriber and survive a lost connection.
+
+A subscriber hears the messages of all masters.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What is written into Redis is read back unchanged, and old entries too."""
+"""Redis returns entries as they were written, old entries too."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Records that meet a bug of ours: which entry is blamed, and which are kept."""
+"""A bug of ours in writing blames one entry and keeps others."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -86,7 +86,10 @@ async def test_an_error_in_every_write_rejects_nothing_and_is_waited_for(
 async def test_what_can_be_written_passes_what_cannot(
     redis: Redis, records: Records, connection: Connection, make_flusher: MakeFlusher
 ) -> None:
-    """A fault in writing minutes: more minutes than one read takes stay, and credits pass them."""
+    """Credits pass the minutes that a fault in writing holds back.
+
+    More minutes stay in the outbox than one read takes.
+    """
     postgres, uptime = Faulty(records, lambda record: isinstance(record, MinuteUsed)), Uptime()
     for number in range(30):
         await append(redis, minute(number))
@@ -153,8 +156,10 @@ async def test_of_an_unwritten_type_only_one_record_is_rejected(
 async def test_a_lone_record_does_not_wait_for_ever(
     redis: Redis, records: Records, make_flusher: MakeFlusher
 ) -> None:
-    """When the oldest record has waited for 12 hours, no cold account is loaded, and nothing
-    arrives."""
+    """A record that waits alone is not held back until others arrive.
+
+    The oldest record has waited for 12 hours, no cold account is loaded, and nothing arrives.
+    """
     uptime = Uptime()
     flusher = make_flusher(records=Faulty(records, lambda _: True), monotonic=uptime)
     await append(redis, minute(0))

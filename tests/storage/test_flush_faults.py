@@ -1,4 +1,7 @@
-"""Postgres is away, Redis is away, empty or full, and Postgres refuses records."""
+"""Flushes while Postgres or Redis is away, or Postgres refuses records.
+
+Redis may also be empty or full.
+"""
 
 import asyncio
 from typing import Any, TypeAlias

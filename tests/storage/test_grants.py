@@ -33,7 +33,10 @@ class Lot(msgspec.Struct):
 
 
 class Model:
-    """Grants of one account in plain Python: one entry at a time, without SQL."""
+    """Grants of one account in plain Python, one entry at a time.
+
+    The model uses no SQL.
+    """
 
     def __init__(self) -> None:
         self.lots: list[Lot] = []
@@ -69,7 +72,7 @@ class Model:
 async def figures_of(
     connection: Connection, account_id: str = "ann"
 ) -> tuple[dict[str, tuple[int, int]], int]:
-    """The used and expired part of each grant, and the amount without a grant."""
+    """Used and expired parts of each grant, and the amount without one."""
     rows = await connection.fetch(
         "SELECT * FROM credit_grants WHERE tenant = $1 AND account_id = $2", TENANT, account_id
     )
@@ -208,7 +211,7 @@ async def test_many_batches_at_once_attribute_every_credit(
 
 
 async def test_what_was_there_before_grants_were_is_attributed(empty_database: str) -> None:
-    """The migration attributes the spends of a database that has a ledger and no grants yet."""
+    """The migration attributes earlier spends of a ledger without grants."""
     connection = await asyncpg.connect(empty_database)
     before = sorted(MIGRATIONS.glob("000[123]_*.sql"))
     for path in before:

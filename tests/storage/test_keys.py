@@ -1,4 +1,4 @@
-"""The names of keys: one slot for each tenant's partition, and no duplicates."""
+"""Keys of a tenant's partition share one slot, and none is duplicate."""
 
 import itertools
 import re

@@ -40,7 +40,10 @@ async def test_whoever_sees_an_entry_sees_every_one_before_it(
 
 
 async def test_two_that_make_the_same_accounts_wait_for_each_other(records: Records) -> None:
-    """Whatever the order in a batch, and whether the accounts are there or not."""
+    """Writers of the same accounts wait for each other, without retries.
+
+    This holds in any order of a batch, and whether the accounts exist or not.
+    """
     names = [f"acc{number}" for number in range(12)]
     await records.write([entry("g", 1, account_id=name) for name in names[::3]])
     await asyncio.gather(

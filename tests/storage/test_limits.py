@@ -1,4 +1,4 @@
-"""The bounds of storage: they are positive, and broken relations do not start."""
+"""Storage's bounds are positive, and a broken relation prevents the start."""
 
 from pathlib import Path
 

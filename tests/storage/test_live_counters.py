@@ -1,4 +1,4 @@
-"""Counters in Redis: cold until they are loaded, and changed once by each entry."""
+"""Counters in Redis are cold until loaded; each entry changes them once."""
 
 from storage.redis.live import Live
 from storage.rows.accounts import AccountRecord

@@ -45,7 +45,7 @@ FROM pg_type WHERE typnamespace = 'public'::regnamespace
 
 
 async def catalogue(connection: "asyncpg.Connection[Any]") -> dict[tuple[str, str], str]:
-    """What is in the database, without the table that belongs to ``migrate`` itself."""
+    """The database's catalogue without the table of ``migrate`` itself."""
     rows = await connection.fetch(CATALOGUE)
     return {
         (row["what"], row["name"]): row["definition"]

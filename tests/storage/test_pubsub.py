@@ -1,4 +1,7 @@
-"""One task reads a connection while others subscribe on it, through all failures."""
+"""One task reads a connection while others subscribe on it.
+
+The arrangement survives all failures.
+"""
 
 import asyncio
 import contextlib
@@ -33,7 +36,7 @@ def one_redis(redis_url: str) -> None:
 
 @pytest.fixture
 async def client(redis_url: str, redis: Redis) -> AsyncIterator[Redis]:
-    """A client as the server makes it for a single Redis, with a name."""
+    """A named client, as the server makes it for a single Redis."""
     async with connect(f"{redis_url}?client_name={NAME}") as connected:
         yield connected
 
@@ -70,10 +73,10 @@ async def test_channels_that_are_asked_for_together_share_one_connection(
 
 
 class Relay:
-    """A machine between a client and Redis, which can vanish without a reset.
+    """A machine between client and Redis that can vanish without a reset.
 
-    Afterwards nothing comes through on the old connections, and none of them breaks; a new
-    connection is made past it.
+    Afterwards nothing arrives on the old connections, and none of them breaks; new connections
+    bypass the relay.
     """
 
     def __init__(self, url: str) -> None:
@@ -143,7 +146,10 @@ async def test_a_line_on_which_nothing_comes_any_more_breaks(
 async def test_callers_share_the_outcome_of_one_connection_attempt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Callers do not wait in a row for a Redis that accepts connections and is silent."""
+    """Callers of a silent Redis share one failed attempt to connect.
+
+    They do not wait in a row. This Redis accepts connections and answers nothing.
+    """
     monkeypatch.setattr(limits, "REDIS_TIMEOUT_MS", 100)
     accepted: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(lambda _, to: accepted.append(to), "127.0.0.1") as mute:

@@ -1,4 +1,4 @@
-"""The record takes everything once, in any order and any number of times."""
+"""The record takes each entry once, in any order, however often sent."""
 
 import json
 import uuid
@@ -32,7 +32,7 @@ _tenants = count()
 
 
 async def tables_of(connection: Connection, tenant: str) -> dict[str, list[dict[str, Any]]]:
-    """All rows of a tenant, without the tenant's name and the order of arrival."""
+    """All rows of a tenant, without its name and the arrival order."""
     return {
         table: [
             {name: value for name, value in row.items() if name not in ("tenant", "position")}

@@ -1,4 +1,7 @@
-"""A change of the epoch shows a loss of Redis's data, which is restored once."""
+"""A new epoch reveals a loss of Redis's data.
+
+The data are restored once.
+"""
 
 import msgspec
 import pytest

@@ -1,4 +1,7 @@
-"""Records that Postgres refuses are recognised, and a run of them costs little."""
+"""Storage recognises refused records, and a run of them costs little.
+
+Postgres refuses them.
+"""
 
 from collections.abc import Sequence
 

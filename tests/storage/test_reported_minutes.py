@@ -1,4 +1,4 @@
-"""A reported minute is taken once, where the month has room for it."""
+"""A reported minute is taken once, where the month has room."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ async def reporter(live: Live) -> MinuteReporter:
 
 
 def reported(number: int = 0, **changes: Any) -> ReportedStep:
-    """The minute of this number, of a session that has reported all earlier ones."""
+    """The minute of this number, after all earlier ones were reported."""
     at = NOW + number * MINUTE_MS
     standing: Standing = msgspec.structs.replace(
         unstarted(Phase.PAUSED, NOW, 0), version=number + 1, elapsed_ms=(number + 1) * MINUTE_MS,
@@ -140,7 +140,10 @@ async def test_bounds_refuse_a_minute(
 async def test_lost_minutes_are_counted_again_unless_loaded(
     live: Live, reporter: MinuteReporter
 ) -> None:
-    """Redis has lost the session with three minutes, of which the member's month includes one."""
+    """Minutes that Redis lost are counted again unless the month includes them.
+
+    Redis has lost the session with three minutes, of which the member's month includes one.
+    """
     partition = live.keys.partition(TENANT)
     contained = live.keys.contained(live.keys.member(TENANT, ANN))
     await live.redis.hset(contained, "rec-1", "1")

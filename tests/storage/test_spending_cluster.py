@@ -1,4 +1,4 @@
-"""Spends and holds on three masters: the same tests as on one Redis."""
+"""Spends and holds on three masters, by the tests of one Redis."""
 
 import pytest
 

@@ -40,7 +40,7 @@ def spending(live: Live) -> Spending:
 
 
 class Withheld:
-    """A connection to Redis that keeps the next script until the test delivers it."""
+    """A connection that keeps the next script until the test delivers it."""
 
     def __init__(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
         self.send: Callable[..., Awaitable[Any]] = live.redis.execute_command
@@ -241,7 +241,7 @@ async def test_without_connection_nothing_is_waited_for(
 async def test_command_is_waited_for_unless_redis_refused_it(
     waits: list[float], answer: bytes, waited: int, greeted: bool
 ) -> None:
-    """A connection that breaks with the command under way may have delivered it."""
+    """A connection that breaks during a command may have delivered the command."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while words := await read_command(reader):

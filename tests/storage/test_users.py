@@ -1,4 +1,4 @@
-"""Users of the embedded engines: a process that comes, goes or is killed."""
+"""Users of embedded engines: processes that come, go or are killed."""
 
 import asyncio
 import os
