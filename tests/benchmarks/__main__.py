@@ -59,7 +59,7 @@ def memory(
     idle: Annotated[float, typer.Option(help="Seconds that live sessions are left alone.")] = 12.0,
     only: Annotated[str, typer.Option(help="One contestant, in this process.")] = "",
 ) -> None:
-    """Opens idle sockets and sessions, and measures what each takes in the server."""
+    """Measures the server's memory for each idle socket and each session."""
     if only == SESSIONS:
         _quiet()
         measured, what = uvloop.run(bytes_per_session(sockets, idle)), "session"
@@ -84,7 +84,10 @@ def spends(
     seconds: Annotated[float, typer.Option(help="For each contestant, at each number.")] = 5.0,
     rounds: Annotated[int, typer.Option(min=1)] = 10,
 ) -> None:
-    """Spends credits, beside the least possible cost: a step in Redis, a row in Postgres."""
+    """Measures spends beside their least possible cost.
+
+    The least cost is one step in Redis and one row in Postgres.
+    """
     _quiet()
     print("\n".join(uvloop.run(spending.compare(_counts(concurrency), seconds, rounds))))
 
@@ -95,7 +98,10 @@ def reconnect(
     processes: Annotated[int, typer.Option(min=2)] = 3,
     seconds: Annotated[float, typer.Option(help="How long sessions run before the kill.")] = 12.0,
 ) -> None:
-    """Kills one of the server processes, and measures how its clients reconnect to the others."""
+    """Measures how the clients of a killed server process reconnect.
+
+    They reconnect to the other processes.
+    """
     _quiet()
     print("\n".join(uvloop.run(returning.measure(clients, processes, seconds))))
 
@@ -106,7 +112,10 @@ def stops(
     stopping: Annotated[int, typer.Option(min=1)] = 500,
     seconds: Annotated[float, typer.Option(help="Over which their limits are spread.")] = 10.0,
 ) -> None:
-    """Lets sessions reach their limits among many that tick, and measures how late they stop."""
+    """Measures how late sessions stop at their limits.
+
+    Many other sessions tick at the same time.
+    """
     _quiet()
     print("\n".join(uvloop.run(stopped.measure(ticking, stopping, seconds))))
 
@@ -115,7 +124,10 @@ def stops(
 def anonymous(
     times: Annotated[int, typer.Option(min=1, help="Requests for each path.")] = 200,
 ) -> None:
-    """Requests every path that needs no token, and measures what each request takes of the loop."""
+    """Measures the loop's time for a request without a token.
+
+    The command requests every path that needs no token.
+    """
     _quiet()
     print("\n".join(uvloop.run(unasked.measure(times))))
 
@@ -126,7 +138,10 @@ def neighbours(
         str, typer.Option(help="Sessions of one account; several numbers: one after the other.")
     ] = "1,64,256",
 ) -> None:
-    """Makes all sessions of one account act together, and measures the effect on others."""
+    """Measures what one account's sessions do to others.
+
+    All sessions of the account act together.
+    """
     _quiet()
 
     async def run() -> None:

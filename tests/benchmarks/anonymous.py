@@ -1,4 +1,4 @@
-"""Measures what requests without a token take of the loop, one at a time.
+"""Measures the loop's time for requests without a token, one by one.
 
 The server runs in this process on its own engines and partitions; its client is a thread. The time
 is processor time of the loop's thread alone, from before a request to after its answer: the time

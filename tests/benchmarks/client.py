@@ -1,4 +1,4 @@
-"""A client of a measurement: one session over one WebSocket, and again over the next.
+"""A client of a measurement, with one session over successive WebSockets.
 
 The client does what the browser client does (``protocol/browser/taximeter.js``): it authenticates,
 starts its session, answers pings, and after a loss reconnects with full jitter under a bound that
@@ -134,7 +134,10 @@ class ClientSocket(asyncio.Protocol):
 
 
 class ClientWitness:
-    """What a client saw, for the comparison with the bill. Instants are monotonic seconds."""
+    """What a client saw, for the comparison with the bill.
+
+    Instants are monotonic seconds.
+    """
 
     __slots__ = (
         "asked_at", "elapsed_ms", "errors", "mark_at", "minutes", "presence", "stepped_back_ms",
@@ -314,7 +317,7 @@ class FleetClient:
             self.line.abort()
 
     def _come_back(self) -> None:
-        """Waits as the browser client does, then connects to another process than before."""
+        """Waits as the browser client does, then connects to another process."""
         self.port = self._other_port()
         delay_s = self._backoff_s()
         self.attempt += 1

@@ -51,8 +51,10 @@ class Contestant(ABC):
         return self.count - 1
 
     async def until_open(self, count: int) -> None:
-        """Waits for this many sockets: a client has its answer a moment before the server
-        continues."""
+        """Waits until ``count`` sockets are open.
+
+        A client has its answer a moment before the server continues.
+        """
         async with asyncio.timeout(OPEN_SECONDS_MAX):
             while self.count < count:
                 self._opened.clear()
@@ -81,7 +83,7 @@ async def serve_uvicorn(application: Any, **options: Any) -> int:
 
 
 class Taximeter(Contestant):
-    """The push path: a tick is formatted, framed and written for each socket."""
+    """The push path, which formats, frames and writes each tick per socket."""
 
     name = "taximeter push"
 
@@ -116,7 +118,7 @@ class Taximeter(Contestant):
 
 
 class TaximeterWire(Taximeter):
-    """The push path with the tick of the wire, which is longer, by the codec of the protocol."""
+    """The push path with the longer tick of the protocol's codec."""
 
     name = "taximeter wire tick"
 
@@ -187,7 +189,7 @@ class Bare(Contestant):
 
 
 class BareMade(Bare):
-    """uvloop alone, with a frame made for each message: the limit of every server."""
+    """uvloop alone with a frame per message: the limit of every server."""
 
     name = "uvloop, frame made"
 
@@ -266,7 +268,7 @@ class SendText(Contestant):
 
 
 class TaximeterStarlette(Taximeter):
-    """The push path under a Starlette application, for the memory of its layers."""
+    """The push path under a Starlette application, to measure its layers' memory."""
 
     name = "taximeter, starlette"
 

@@ -77,7 +77,10 @@ class DistantRedis:
 
 @asynccontextmanager
 async def distant_redis(url: str) -> AsyncIterator[DistantRedis]:
-    """A proxy to the Redis at ``url``, without a delay until ``away_ms`` is set."""
+    """A proxy to the Redis at ``url``.
+
+    The proxy adds no delay until ``away_ms`` is set.
+    """
     far = DistantRedis(url)
     server = await asyncio.start_server(far.serve, "127.0.0.1", 0)
     far.port = server.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""The environment of a measurement: its own engines, and real processes of the product.
+"""A measurement's environment: its own engines, and the product's real processes.
 
 Nothing outside is touched. The data directory is temporary; the engines are started in it as in
 development (durable, as in production), and end with it.
@@ -67,7 +67,10 @@ class ChildProcess:
             raise RuntimeError(f"a process ended: {self.child.returncode}\n{tail}")
 
     def peak_bytes(self) -> int:
-        """The largest resident memory that the process ever had; it must be alive."""
+        """The largest resident memory of the process so far.
+
+        The process must be alive.
+        """
         return status_bytes(self.child.pid, "VmHWM")
 
 
@@ -139,11 +142,14 @@ class Environment:
                 await asyncio.sleep(FLUSHED_POLL_S)
 
     async def grant(self, users: Iterable[str], amount: str) -> None:
-        """Grants credits to each of these users, before any account is in use."""
+        """Grants credits to each user, before any account is in use."""
         await self.grant_each(dict.fromkeys(users, amount))
 
     async def grant_each(self, amounts: Mapping[str, str]) -> None:
-        """Grants each user an amount of credits, before any account is in use."""
+        """Grants each user an amount of credits.
+
+        No account may be in use yet.
+        """
         assert self.settings.database_url is not None
         records = await Records.connect(self.settings.database_url)
         entries = [
@@ -177,7 +183,7 @@ class Environment:
 
 @asynccontextmanager
 async def open_environment(rates: str = "") -> AsyncIterator[Environment]:
-    """An environment with Redis, Postgres and the schema; ``rates`` is its rate card."""
+    """An environment with Redis, Postgres, the schema and the card ``rates``."""
     with tempfile.TemporaryDirectory(prefix="taximeter-bench-") as name:
         data_dir = Path(name)
         card = RATES_DEFAULT
@@ -213,7 +219,10 @@ def free_port() -> int:
 
 
 def status_bytes(pid: int, name: str) -> int:
-    """A figure of memory from the kernel for a process: ``VmRSS`` now, ``VmHWM`` at most."""
+    """A process's memory as the kernel reports it, in bytes.
+
+    ``name`` is ``VmRSS`` for the present memory, ``VmHWM`` for the largest.
+    """
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

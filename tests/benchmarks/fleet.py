@@ -1,4 +1,4 @@
-"""The clients of a measurement, thousands of them: their own process, and its handle.
+"""Thousands of clients of a measurement, in a process with a handle.
 
 The process takes commands on its standard input, one line of JSON each, and answers each with a
 line.
@@ -84,7 +84,10 @@ class Fleet:
         await self._ask(do="turn_to", ports=ports)
 
     async def abandon(self, port: int) -> None:
-        """Makes all clients of a port hang up and reconnect elsewhere, as after a wait in vain."""
+        """Makes all clients of a port hang up and reconnect elsewhere.
+
+        They act as after a wait in vain.
+        """
         await self._ask(do="abandon", port=port)
 
     async def mark(self, at: float) -> None:
@@ -106,16 +109,17 @@ class Fleet:
         return seen
 
     async def returned(self, port: int, ports: list[int]) -> list[dict[str, Any]]:
-        """Returns when all clients of a port are back at other ports, and their sessions tick.
+        """Waits until a port's former clients are back, and their sessions tick.
 
-        The result has for each client ``gone_at``, ``answered_at`` and ``ticked_at`` by the
-        monotonic clock, ``attempts`` to connect, and whether the session has ``ended``.
+        The clients come back at other ports. The result has for each client ``gone_at``,
+        ``answered_at`` and ``ticked_at`` by the monotonic clock, ``attempts`` to connect, and
+        whether the session has ``ended``.
         """
         found: list[dict[str, Any]] = await self._ask(do="returned", port=port, ports=ports)
         return found
 
     async def stop(self) -> list[dict[str, Any]]:
-        """Stops every session, and returns the receipts in the order of the clients."""
+        """Stops every session; returns the receipts in the clients' order."""
         receipts: list[dict[str, Any]] = await self._ask(do="stop")
         return receipts
 

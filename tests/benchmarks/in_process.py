@@ -1,4 +1,4 @@
-"""A whole server in the measuring process, where its memory and time can be measured.
+"""A whole server in the measuring process, to measure memory and time.
 
 The server is composed as by ``python -m server web``, serves a real port on real engines, and its
 clients are another process.
@@ -40,7 +40,7 @@ class InProcessServer:
 async def serving(
     rates: str = "", protocol: type[PushProtocol] = PushProtocol, *, is_far: bool = False
 ) -> AsyncIterator[InProcessServer]:
-    """An environment with a flusher, a server here, and a fleet without clients yet.
+    """An environment with a flusher, a server here, and an empty fleet.
 
     ``is_far``: the server reaches Redis through a proxy that can be slowed.
     """

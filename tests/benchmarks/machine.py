@@ -1,4 +1,4 @@
-"""The machine of a measurement: its description, and the settings that it needs."""
+"""Describes a measurement's machine, and makes the settings that it needs."""
 
 import gc
 import os
@@ -20,14 +20,17 @@ def describe() -> str:
 
 
 def pin(core: int) -> None:
-    """Pins this process to one of its allowed cores: number ``core``, or the last."""
+    """Pins this process to the allowed core ``core``, or the last."""
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[min(core, len(cores) - 1)]})
 
 
 def raise_descriptor_limit() -> int:
-    """Raises the limit of open descriptors as far as possible; returns the new limit."""
+    """Raises the limit of open descriptors; returns the new limit.
+
+    The new limit is the highest possible one.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard

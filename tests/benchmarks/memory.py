@@ -1,4 +1,4 @@
-"""Measures the memory of idle sockets and live sessions, by the server's growth."""
+"""Measures the memory of idle sockets and sessions by the server's growth."""
 
 import asyncio
 
@@ -29,10 +29,10 @@ WARM_UP_SOCKETS = 200
 
 
 async def bytes_per_socket(name: str, sockets: int) -> float:
-    """The memory of one idle socket of a contestant. Run it in its own process.
+    """The memory of a contestant's idle socket, in bytes.
 
-    The next socket would reuse memory that an earlier one left behind, and would seem to cost
-    nothing.
+    Run this in a process of its own. The next socket would reuse memory that an earlier one left
+    behind, and would seem to cost nothing.
     """
     contestant = CONTESTANTS[name](pings=True)
     sink = Sink()
@@ -48,7 +48,7 @@ async def bytes_per_socket(name: str, sockets: int) -> float:
 
 
 async def bytes_per_session(sessions: int, idle_s: float) -> float:
-    """The memory of one live session, each of a client of its own.
+    """The memory of one live session with its own client, in bytes.
 
     It is measured after ``idle_s`` without events, because a socket's deadline to authenticate is a
     timer of ten seconds.

@@ -1,4 +1,4 @@
-"""Measures what one account's sessions do to others: long turns, and late stops.
+"""Measures an account's effect on others: long turns and late stops.
 
 One account has many sessions, each on its own socket. They start together, receive the same credit,
 lose their sockets together, and end together when their grace is over; those of another account run
@@ -83,7 +83,7 @@ class StopNotingSocket(PushProtocol):
 
 
 class LoopTurns:
-    """Measures the turns of this loop in processor time, by a callback in each turn.
+    """Measures this loop's turns in processor time, by a callback per turn.
 
     Wall time would include the time of other programs.
     """
@@ -111,13 +111,13 @@ class LoopTurns:
 
 
 class Clients:
-    """A process with clients, whose sockets end with it when it is killed."""
+    """A process of clients, whose sockets end when it is killed."""
 
     def __init__(self, child: asyncio.subprocess.Process) -> None:
         self._child = child
 
     async def open(self, port: int, clients: list[Client]) -> None:
-        """Makes each client connect and start its session; returns when all are active."""
+        """Connects each client and starts its session; returns when all are active."""
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(json.dumps([port, clients]).encode() + b"\n")
@@ -277,7 +277,10 @@ class _Round:
         )
 
     async def _spend(self) -> None:
-        """Spends all credits except what the sessions need, which they hold in advance."""
+        """Spends all credits except those that the sessions need.
+
+        The sessions hold these in advance.
+        """
         account = AccountName(TENANT, f"held-{self.number}")
         projection = self.inside.process.registry.accounts.get(*account)
         assert projection is not None

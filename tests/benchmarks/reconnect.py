@@ -1,4 +1,4 @@
-"""Measures how long clients wait after their server process is killed, and the cost.
+"""Measures how long clients of a killed server wait, and the cost.
 
 Three processes serve live sessions on one Redis and one Postgres, with a flusher, all of them real;
 one gets SIGKILL. Its clients reconnect to the others as the browser client does, with backoff and
@@ -88,10 +88,11 @@ def _times(returned: Sequence[dict[str, Any]], killed: float) -> list[str]:
 def _counted(
     receipts: Sequence[dict[str, Any]], returned: Sequence[dict[str, Any]], killed_at: float
 ) -> list[str]:
-    """Counted time that the death cost each session, or gave it, by the receipts.
+    """Counted time that the death cost or gave each session.
 
-    Where the receipt has a gap, the gap begins at the last billed time. Without a gap the session
-    ran on until its client was back: time without a connection was counted all the same.
+    The receipts show this time. Where the receipt has a gap, the gap begins at the last billed
+    time. Without a gap the session ran on until its client was back: time without a connection was
+    counted all the same.
     """
     unpaid_s: list[float] = []
     overpaid_s: list[float] = []

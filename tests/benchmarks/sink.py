@@ -1,7 +1,8 @@
-"""The clients of a measurement: a process that opens sockets, and reads and forgets.
+"""A measurement's clients, which open sockets, read and discard.
 
-It runs on another core than the server. A read is one system call for all waiting data, so it costs
-less than any way of sending; a client that parsed would measure itself.
+They run in a process of their own. It runs on another core than the server. A read is one system
+call for all waiting data, so it costs less than any way of sending; a client that parsed would
+measure itself.
 """
 
 import asyncio
@@ -44,7 +45,10 @@ class Sink:
         )
 
     async def open(self, port: int, count: int, *, handshake: bool = True) -> None:
-        """Opens ``count`` sockets to a port of 127.0.0.1, and waits for each answer."""
+        """Opens ``count`` sockets to a port of 127.0.0.1.
+
+        Waits for the answer on each.
+        """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(b"%d %d %d\n" % (port, count, handshake))
@@ -88,7 +92,10 @@ def _open(port: int, count: int, *, handshake: bool, before: int) -> list[socket
 
 
 def main() -> None:
-    """Carries out the commands on standard input until it ends, and reads all the while."""
+    """Carries out the commands on standard input, and reads all the while.
+
+    Ends with the input.
+    """
     machine.pin(1)
     machine.raise_descriptor_limit()
     poll = select.epoll()

@@ -1,4 +1,4 @@
-"""Measures a spend beside its least possible cost: one Redis step, one Postgres row.
+"""Measures a spend beside its least cost: a Redis step, a row.
 
 Everything runs in this one process, over the same two pools, in turns; only requests over HTTP go
 to a server process. A spend is charged as an operation of the rate card, each client on its own

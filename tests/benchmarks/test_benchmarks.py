@@ -1,4 +1,4 @@
-"""Runs the measurements and checks the form of their reports, not their figures."""
+"""Runs the measurements and checks their reports' form, not their figures."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Measures how fast ticks are sent, and their cost, beside other ways of sending."""
+"""Measures the speed and cost of ticks, beside other ways of sending."""
 
 import asyncio
 import gc
@@ -98,7 +98,10 @@ async def take_turn(contestant: Contestant, seconds: float, score: TickScore) ->
 
 
 async def compare(sockets: int, seconds: float, rounds: int) -> list[TickScore]:
-    """Lets all contestants push to ``sockets`` sockets each, in turns, for ``rounds`` rounds."""
+    """Lets all contestants push in turns, for ``rounds`` rounds.
+
+    Each pushes to ``sockets`` sockets.
+    """
     sink = Sink()
     try:
         contestants = [kind(pings=False) for kind in CONTESTANTS]
@@ -119,7 +122,7 @@ async def compare(sockets: int, seconds: float, rounds: int) -> list[TickScore]:
 
 
 async def sweep(counts: Sequence[int], seconds: float, rounds: int) -> list[TickScore]:
-    """Pushes to growing numbers of sockets, to measure one tick's cost among them.
+    """Measures one tick's cost among growing numbers of sockets.
 
     One contestant at a time has its sockets open, because a process may not have twice the largest
     number.

@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests: Chromium, a mock server, the client and the page.
+"""Fixtures for the browser: Chromium, a mock server, client and page.
 
 A test module imports the fixtures that it uses, and names them in its ``__all__``. Without Chromium
 its tests are skipped, with a message.
@@ -106,7 +106,10 @@ HARNESS = """
 
 
 class ClientPage:
-    """The client in its own page; the test controls time and random numbers."""
+    """The client in its own page, with the test's time and chance.
+
+    The test controls time and random numbers.
+    """
 
     def __init__(self, page: Page, server: MockServer) -> None:
         self.page = page
@@ -135,7 +138,10 @@ class ClientPage:
         )
 
     async def live(self, options: str = "token: 'token-1'", **changes: Any) -> BrowserSocket:
-        """Starts a session; ``changes`` are those of its first snapshot. Returns its connection."""
+        """Starts a session, and returns its connection.
+
+        ``changes`` are those of the session's first snapshot.
+        """
         await self.construct(options)
         await self.start()
         line = await self.server.line()
@@ -173,7 +179,7 @@ class ClientPage:
             assert event["type"] in ("connection", "welcome") or is_told, event
 
     async def take_loss(self) -> Message:
-        """Skips events up to the loss of a connection or attempt; returns its detail.
+        """Skips events up to a connection's or attempt's loss; returns its detail.
 
         An attempt reports ``reconnecting`` also when it begins. A test that takes this report for
         the loss would let time pass before the browser has noticed the loss, and the client would
@@ -185,7 +191,7 @@ class ClientPage:
                 return detail
 
     async def take_backoff(self) -> float:
-        """Skips events up to the next wait before a reconnect; returns its milliseconds."""
+        """Skips events up to the next reconnect's wait; returns its milliseconds."""
         delay_ms: float = (await self.take_loss())["retry_in_ms"]
         return delay_ms
 
@@ -202,7 +208,10 @@ class ClientPage:
 
 
 class Tab:
-    """One tab with the page; its time stands still at ``NOW`` until the test runs it."""
+    """One tab with the page.
+
+    Its time stands still at ``NOW`` until the test runs it.
+    """
 
     def __init__(self, page: Page, server: MockServer) -> None:
         self.page = page
@@ -319,7 +328,7 @@ async def mock_server() -> AsyncIterator[MockServer]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def client(chromium: Browser, mock_server: MockServer) -> AsyncIterator[ClientPage]:
-    """A blank page of the mock server, in which the client can be imported."""
+    """A blank page of the mock server, which can import the client."""
     page = await chromium.new_page()
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))

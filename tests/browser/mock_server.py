@@ -58,7 +58,7 @@ class BrowserSocket:
         self.subprotocol = connection.subprotocol
 
     async def read(self) -> None:
-        """Keeps the browser's messages until the test asks for them; returns when it is gone."""
+        """Keeps the browser's messages for the test, until the browser is gone."""
         try:
             async for text in self._connection:
                 self._received.put_nowait(json.loads(text))
@@ -67,7 +67,7 @@ class BrowserSocket:
         self._received.put_nowait(None)
 
     async def receive(self, expected: str) -> Message:
-        """The next message of the browser, which must be of the type ``expected``."""
+        """The next message of the browser; its type must be ``expected``."""
         async with asyncio.timeout(PATIENCE_S):
             message = await self._received.get()
         assert message is not None, f"the browser hung up instead of sending {expected!r}"
@@ -75,7 +75,10 @@ class BrowserSocket:
         return message
 
     async def receive_close(self) -> int | None:
-        """Waits for the end of the connection without another message; returns the close code."""
+        """Waits for the connection's end; returns the close code.
+
+        No other message may arrive before.
+        """
         async with asyncio.timeout(PATIENCE_S):
             message = await self._received.get()
         assert message is None, message
@@ -203,7 +206,10 @@ def welcome(**changes: Any) -> Message:
 
 
 def snapshot(**changes: Any) -> Message:
-    """A ``session``: a chat that has just begun, with a free minute and 2.5 credits."""
+    """A ``session``: a chat at its beginning.
+
+    The chat has a free minute and 2.5 credits.
+    """
     return {
         "type": "session",
         "session_id": "session-1",
@@ -270,7 +276,7 @@ def receipt(**changes: Any) -> Message:
 
 
 def warning(seq: int) -> Message:
-    """A ``limit_warning`` of that session, a minute before its credits are used up."""
+    """A ``limit_warning`` a minute before that session's credits are used up."""
     return {
         "type": "limit_warning",
         "session_id": "session-1",

@@ -1,7 +1,8 @@
-"""Takes the pictures of the documentation: the real page, on a real server, in Chromium.
+"""Takes the documentation's pictures of the real page on a server.
 
-``scripts/screenshots`` runs this. The pictures show the fast demonstration, so they take no more
-than half a minute: a ride with recorded minutes and a warning, then its receipt.
+The browser is Chromium. ``scripts/screenshots`` runs this. The pictures show the fast
+demonstration, so they take no more than half a minute: a ride with recorded minutes and a warning,
+then its receipt.
 """
 
 import asyncio
@@ -42,7 +43,10 @@ def _is_ready(url: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def _running_server() -> AsyncIterator[str]:
-    """Starts the server of ``scripts/run`` with its own port and data; gives its URL."""
+    """Starts the server of ``scripts/run``; gives its URL.
+
+    The server has its own port and data.
+    """
     with tempfile.TemporaryDirectory(prefix="taximeter-") as data_dir:
         port = _free_port()
         changes = {"ENV": "development", "DATA_DIR": data_dir, "PORT": str(port)}

@@ -165,7 +165,10 @@ async def test_connect_starts_the_next_attempt_at_once(client: ClientPage) -> No
 
 
 async def test_a_hidden_page_reconnects_without_a_timer(client: ClientPage) -> None:
-    """A hidden page's timer may take a minute, and the session does not wait that long."""
+    """A hidden page reconnects at once, without a timer.
+
+    A hidden page's timer may take a minute, and the session does not wait that long.
+    """
     line = await client.live()
     await client.advance(10_000)
     await line.receive("ping")

@@ -1,4 +1,4 @@
-"""Tests the client's clock between ticks: an estimate that never exceeds the limit."""
+"""The client's clock between ticks never exceeds the limit."""
 
 from typing import Any
 
@@ -164,7 +164,10 @@ async def test_a_late_tick_does_not_set_the_clock_back(client: ClientPage) -> No
 async def test_a_backlog_of_ticks_does_not_set_the_clock_back(
     client: ClientPage, speed: int
 ) -> None:
-    """The example: 8 s of silence, then all messages of that time at once."""
+    """A backlog of ticks does not set the clock back.
+
+    The example is 8 s of silence, then all messages of that time at once.
+    """
     line = await client.live(speed=speed, remaining_ms=600_000)
     for second in range(1, 4):
         await client.advance(1_000)
@@ -251,7 +254,10 @@ async def test_a_demonstrations_clock_runs_at_its_speed(client: ClientPage) -> N
 async def advance_to(
     client: ClientPage, line: BrowserSocket, elapsed_ms: int, credits_: str
 ) -> float:
-    """Passes a second with a tick in its middle; returns the credits shown at its end."""
+    """Passes a second with a tick in its middle; returns the credits.
+
+    The credits are those shown at the end of the second.
+    """
     await client.advance(500)
     await line.send(**tick(elapsed_ms, credits=credits_))
     await client.take("tick")

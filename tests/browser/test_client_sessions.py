@@ -146,7 +146,10 @@ async def test_a_full_send_buffer_gets_no_more_messages(client: ClientPage) -> N
 
 @pytest.mark.parametrize("code", ["limit_reached", "rate_limited", "session_ended"])
 async def test_a_refused_start_is_reported_and_not_repeated(client: ClientPage, code: str) -> None:
-    """For a used-up account, or too many sessions, no time for another attempt is known."""
+    """The client reports a refused start once, without another attempt.
+
+    For a used-up account, or too many sessions, no time for another attempt is known.
+    """
     await client.construct()
     await client.start()
     line = await client.server.line()

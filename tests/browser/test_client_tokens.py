@@ -102,7 +102,10 @@ REFUSAL = {"code": "unauthenticated", "message": "The token has expired.", "retr
 async def test_a_refused_fixed_token_ends_the_attempts(
     client: ClientPage, code: int, is_said: bool
 ) -> None:
-    """A proxy may change the close code; then the ``error`` before it has the reason."""
+    """A refused fixed token ends the attempts, whatever the close code.
+
+    A proxy may change the close code; then the ``error`` before it has the reason.
+    """
     await client.construct("token: 'expired-token'")
     await client.start()
     await client.run("() => { window.ready = settled(session.ready); }")
@@ -192,7 +195,10 @@ async def test_a_refresh_without_an_answer_is_requested_again(client: ClientPage
 
 
 async def test_a_new_token_for_a_lost_connection_is_dropped(client: ClientPage) -> None:
-    """The connection was lost during the refresh: the next connection has its own token."""
+    """The client drops a new token when the refresh outlasts its connection.
+
+    The next connection has its own token.
+    """
     await client.construct(STUCK_FIRST.replace("STUCK", "2"))
     await client.run("() => meter.connect()")
     line = await client.server.line()

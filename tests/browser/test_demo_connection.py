@@ -1,4 +1,4 @@
-"""Tests the page when the connection fails, and in a tab that joins late."""
+"""Tests the page with a failing connection, and in a late tab."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Tests the page at ``/``, used as by a person, against a scripted server."""
+"""Tests the page at ``/`` like a person, against a scripted server."""
 
 import re
 from urllib.parse import parse_qs
@@ -189,8 +189,10 @@ async def test_a_warning_stays_until_it_is_cleared(tab: Tab) -> None:
 
 
 async def test_drawing_cancels_only_its_own_timers(tab: Tab) -> None:
-    """Ids of frames and timers overlap: a wrong cancellation kept a toast, and could stop the
-    client."""
+    """Drawing cancels no timer except its own.
+
+    Ids of frames and timers overlap: a wrong cancellation kept a toast, and could stop the client.
+    """
     line = await tab.ride()
     await tab.page.evaluate(
         "() => { const clear = window.clearTimeout; let frame = 1e6; window.strange = [];"

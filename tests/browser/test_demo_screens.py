@@ -29,7 +29,10 @@ async def test_reduced_motion_hides_the_tenths(chromium: Browser, mock_server: M
 async def test_every_state_fits_its_screen(
     chromium: Browser, mock_server: MockServer, scheme: Any, name: str, width: int
 ) -> None:
-    """Nothing is cut off or scrolls sideways; the pictures are for people to look at."""
+    """Each state fits its screen: nothing is cut off or scrolls sideways.
+
+    The pictures are for people to look at.
+    """
     context = await chromium.new_context(
         color_scheme=scheme,
         viewport={"width": width, "height": 844},

@@ -85,7 +85,10 @@ async def test_a_chat_from_the_first_tick_to_the_minute_in_postgres(
 async def test_two_tabs_on_two_processes_show_one_session(
     start_server: StartServer, context: BrowserContext, rates: Path
 ) -> None:
-    """The second tab joins late, and on a process that does not record the stop."""
+    """Two tabs on two processes show one session and its stop.
+
+    The second tab joins late, and on a process that does not record the stop.
+    """
     here, there = await start_server(rates=rates), await start_server(rates=rates)
     first, second = await context.new_page(), await context.new_page()
     await first.goto(f"{here.url}/")

@@ -1,4 +1,4 @@
-"""Compares bills with what the customers saw: an audit that asks only the customers.
+"""Compares bills with what the customers saw, and asks only them.
 
 The code here shares nothing with the code that counts. A customer knows by its own clock when it
 asked for its session, when the session was shown, and when the connection was lost; and it keeps

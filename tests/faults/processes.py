@@ -1,4 +1,4 @@
-"""Real processes for the fault tests: started by their commands, killed by signals.
+"""Real processes for fault tests, with real commands and signals.
 
 Their data directory is not pytest's ``tmp_path``: when root runs the tests, Postgres runs as
 another user, and pytest closes the parent directories to other users.
@@ -181,7 +181,10 @@ class SpawnedProcess:
         return self.log.read_text(errors="replace")
 
     async def ended(self) -> int:
-        """Waits for the end; returns the exit code, or the signal as a negative number."""
+        """Waits for the end; returns the exit code.
+
+        A signal is a negative number.
+        """
         async with asyncio.timeout(WAIT_S):
             output, _ = await self.child.communicate()
         self.output += (output or b"").decode()
@@ -194,7 +197,10 @@ class SpawnedProcess:
         return await self.ended()
 
     async def kill(self) -> None:
-        """Kills the process at once, if it still runs, without a clean stop."""
+        """Kills the process at once, if it still runs.
+
+        The process makes no clean stop.
+        """
         if self.child.returncode is None:
             self.child.kill()
             await self.ended()

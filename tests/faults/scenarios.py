@@ -25,7 +25,10 @@ BEATS_S = 2.0
 
 
 async def kill_server(testbed: FaultTestbed) -> None:
-    """``kill -9`` of one of three server processes; its clients go to the others."""
+    """One of three server processes is killed; its clients go elsewhere.
+
+    The signal is that of ``kill -9``; the clients go to the other servers.
+    """
     dead = testbed.servers.pop(0)
     await testbed.turn()
     dead.kill()
@@ -36,7 +39,7 @@ async def kill_server(testbed: FaultTestbed) -> None:
 
 
 async def freeze_server(testbed: FaultTestbed) -> None:
-    """One of three server processes stalls for 8 s, and continues as before."""
+    """One of three server processes stalls for 8 s, then continues."""
     frozen = testbed.servers[0].child
     began = time.monotonic()
     frozen.send_signal(signal.SIGSTOP)
@@ -47,9 +50,9 @@ async def freeze_server(testbed: FaultTestbed) -> None:
 
 
 async def leave_frozen_server(testbed: FaultTestbed) -> None:
-    """One of three server processes stalls, and its clients go to the others.
+    """One of three server processes stalls; its clients go elsewhere.
 
-    When the process continues, it finds that they left long ago.
+    They go to the other servers. When the process continues, it finds that they left long ago.
     """
     frozen = testbed.servers.pop(0)
     await testbed.turn()
@@ -67,7 +70,10 @@ async def leave_frozen_server(testbed: FaultTestbed) -> None:
 
 
 async def replace_servers(testbed: FaultTestbed) -> None:
-    """A new version: one server process after the other drains and gets a successor."""
+    """Server processes drain in turn, each with a successor.
+
+    This is how a new version is deployed.
+    """
     await testbed.struck()
     for old in list(testbed.servers):
         await testbed.serve()
@@ -78,7 +84,10 @@ async def replace_servers(testbed: FaultTestbed) -> None:
 
 
 async def kill_flusher(testbed: FaultTestbed) -> None:
-    """One of two flushers dies between reading and writing; the other takes over."""
+    """One of two flushers dies after a read; the other takes over.
+
+    The flusher dies between reading and writing.
+    """
     await testbed.struck()
     testbed.postgres.signal(signal.SIGSTOP)
     try:
@@ -93,7 +102,10 @@ async def kill_flusher(testbed: FaultTestbed) -> None:
 
 
 async def _one_that_has_read(testbed: FaultTestbed) -> ChildProcess:
-    """A flusher with entries that it has read and not written, because Postgres is stopped."""
+    """A flusher with entries that it has read but not written.
+
+    Postgres is stopped, so the flusher cannot write.
+    """
     by_pid = {str(flusher.child.pid): flusher for flusher in testbed.flushers}
     keys = Keys(PARTITIONS)
     async with testbed.client() as redis, asyncio.timeout(WAIT_S):
@@ -170,7 +182,10 @@ async def stop_postgres(testbed: FaultTestbed) -> None:
 
 
 async def kill_postgres(testbed: FaultTestbed) -> None:
-    """Postgres is stopped at once, in the middle of a batch, and recovers from its log."""
+    """Postgres stops in the middle of a batch, and recovers.
+
+    It stops at once, and recovers from its log.
+    """
     async with testbed.record() as record, testbed.record() as watch:
         transaction = record.transaction()
         await transaction.start()

@@ -1,4 +1,4 @@
-"""Tests the commands as an operator uses them: their output, and their refusals."""
+"""Tests the commands as an operator uses them: output and refusals."""
 
 import asyncio
 import signal
@@ -13,7 +13,7 @@ PRODUCTION = {"TAXIMETER_ENV": "production"}
 async def refused(
     installation: Installation, command: str, *arguments: str, **environment: str
 ) -> str:
-    """The error of a command that refuses to start; it must not be a stack trace."""
+    """The error of a command that refuses to start, without stack trace."""
     process = await installation.run(command, *arguments, **environment)
     assert process.child.returncode == 1, process.errors
     assert "Traceback" not in process.errors

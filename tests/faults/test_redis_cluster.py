@@ -1,4 +1,7 @@
-"""Redis Cluster: three real masters, some of which are killed under live sessions."""
+"""Three real masters of Redis Cluster, of which some are killed.
+
+Sessions are live on them meanwhile.
+"""
 
 import asyncio
 import contextlib
@@ -35,7 +38,10 @@ USERS = [f"visitor-{number}" for number in range(8)]
 
 
 class Deployment:
-    """Two servers and a flusher on a cluster; each user's session has a socket on both servers."""
+    """Two servers and a flusher on a cluster.
+
+    Each user's session has a socket on both servers.
+    """
 
     def __init__(
         self, installation: Installation, redis: ClusterRedis, cluster: RedisCluster
@@ -87,7 +93,7 @@ class Deployment:
         return bool(answer.status_code == 200)
 
     async def stop_all(self) -> dict[str, dict[str, Any]]:
-        """The receipts of all sessions, which the sockets on the other server stop."""
+        """The receipts of all sessions, stopped through the other server's sockets."""
         receipts = {}
         for user, (_, client) in self.clients.items():
             answer = await client.ask("stop", session_id=user)
@@ -110,7 +116,7 @@ class Deployment:
         return False
 
     async def check(self, receipts: dict[str, dict[str, Any]]) -> None:
-        """Checks that the record equals the receipts, each minute once, and that all adds up."""
+        """Checks that record equals receipts, minutes are unique, and all adds up."""
         await eventually(self.is_flushed)
         audit = await self.installation.run("audit")
         assert audit.child.returncode == 0, audit.output

@@ -1,4 +1,4 @@
-"""Kills real servers: checks what is billed, what is kept, and what continues.
+"""Kills real servers, and checks what is billed, kept and continued.
 
 One course of events is run once, with three sessions at a time, and several tests examine it,
 because the start of a server with its engines takes seconds.
@@ -63,7 +63,7 @@ async def credits_of(installation: Installation, token: str) -> str:
 
 
 async def is_missed(installation: Installation) -> bool:
-    """Whether the killed process has certainly missed a heartbeat, or is swept already."""
+    """Whether the killed process missed a heartbeat or is already swept."""
     async with Redis.from_url(installation.url_of("redis")) as redis:
         nodes: Any = await redis.zrange(NODES, 0, -1, withscores=True)
         seconds, rest = await redis.time()
@@ -104,7 +104,7 @@ async def run_until_a_minute_is_written(
 
 
 async def observe_restart(installation: Installation) -> RestartObservations:
-    """Kills the server in the middle of a minute, starts it again, and reconnects."""
+    """Kills the server in mid-minute, starts it again, and reconnects."""
     observations = RestartObservations()
     first = await installation.serve()
     token = await installation.visitor("visitor-ann")

@@ -1,7 +1,8 @@
-"""Many clients spend over HTTP at two real processes while sessions of the account burn.
+"""Clients spend over HTTP while sessions of the same account burn.
 
-The credits granted are exactly what all of them need together, and one credit more. So every
-refusal after the last grant is wrong, and the final balance is known.
+The clients are many, and spend at two real processes. The credits granted are exactly what all of
+them need together, and one credit more. So every refusal after the last grant is wrong, and the
+final balance is known.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A testbed for faults: real processes, real engines, and a fleet that checks its bills."""
+"""Real processes and engines for faults, with a fleet that checks bills."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ POLL_S = 0.02
 
 
 class SupervisedEngine:
-    """An embedded engine, and its keeper, which restarts the engine whenever it ends."""
+    """An embedded engine with a keeper, which restarts it after each end."""
 
     def __init__(self, data_dir: Path, name: str, stop: signal.Signals) -> None:
         self.name = name
@@ -54,7 +54,7 @@ class SupervisedEngine:
 
     @asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
-        """Stops the engine cleanly, and starts it again at the end of the block."""
+        """Stops the engine cleanly until the end of the block."""
         pid = self.pid
         keeper = int(_status(pid)[1])
         os.kill(keeper, signal.SIGSTOP)
@@ -112,7 +112,7 @@ class FaultTestbed:
         await self.fleet.turn_to([server.port for server in self.servers])
 
     async def struck(self) -> None:
-        """Marks the fault: from now on a tick shows that a session continues."""
+        """Marks the fault: a tick after it shows that a session continues."""
         await self.fleet.mark(time.monotonic())
 
     async def sleep(self, full_s: float) -> None:
@@ -144,7 +144,7 @@ class FaultTestbed:
 
 @asynccontextmanager
 async def open_testbed(sessions: int, scale: float = 1.0) -> AsyncIterator[FaultTestbed]:
-    """A testbed with three servers, two flushers, and ``sessions`` sessions, all of which tick."""
+    """A testbed with three servers, two flushers, and ``sessions`` ticking sessions."""
     async with open_environment(RATES) as environment:
         await environment.grant((f"customer-{number}" for number in range(sessions)), CREDITS)
         fleet = await Fleet.start(environment.variables)

@@ -1,4 +1,4 @@
-"""Runs the scenarios one by one at full size (``scripts/torture``); prints a table."""
+"""Runs each scenario at full size (``scripts/torture``); prints a table."""
 
 import argparse
 import asyncio
@@ -42,7 +42,7 @@ class TortureOutcome:
 
 
 async def strike(testbed: FaultTestbed, names: list[str], run_s: float = RUN_S) -> TortureOutcome:
-    """Lets scenarios happen to a fleet, one after the other, then compares its bills."""
+    """Strikes a fleet with scenarios in turn, then compares its bills."""
     ticking_s = []
     for name in names:
         await asyncio.sleep(run_s)
