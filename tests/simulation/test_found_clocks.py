@@ -20,6 +20,19 @@ def test_late_heartbeat_says_how_late_it_is(lab: Laboratory) -> None:
     )
 
 
+def test_late_heartbeat_of_dead_process_says_how_late_it_is(lab: Laboratory) -> None:
+    """A heartbeat arrives half a minute late, after its sender died (seed 91179).
+
+    Another process lived on, and no message of it had met a fault.
+    """
+    run(
+        lab,
+        act("serve", node="node.8"),
+        mishaps("node.8", "redis", ["lost", 10], ["late", 30_000], ["died"]),
+        wait(60),
+    )
+
+
 def test_expiry_follows_clock_before_it_was_stepped_back(lab: Laboratory) -> None:
     """The clock was stepped back three hours in three steps; the auditor allowed for two hours
     (faults 41025)."""

@@ -92,10 +92,10 @@ class Upkeep:
         assert late_ms <= CALM_BEAT_MS + limits.NODE_SILENT_MS or late_ms <= tended_ms, beaten
         if not self._was_stepped:
             apart_ms = beaten["redis"] / 1000 - beaten["cluster"]
-            if any(host.line.troubled for host in world.cluster.hosts):
-                # A heartbeat may arrive long after it was sent. It has the cluster time then, and
-                # what its sender took for Redis's time. From the latter a reader knows how late it
-                # was.
+            if any(server.line.troubled for server in world.cluster.servers):
+                # A heartbeat may arrive long after it was sent, even after its sender has died. It
+                # has the cluster time then, and what its sender took for Redis's time. From the
+                # latter a reader knows how late it was.
                 apart_ms -= max(0, beaten["redis"] / 1000 - beaten["believed"])
             assert abs(apart_ms) <= 10 * CLOCKS_DIFFER_MS, beaten
         if self._beaten and beaten["cluster"] > self._beaten["cluster"]:
