@@ -1,4 +1,4 @@
-"""The bounds of the exchange's rules, with units in their names, in one place.
+"""The bounds of the exchange's rules, with units in their names.
 
 Bounds that only the floors above need are in ``storage.limits`` and ``server.limits``.
 

@@ -1,4 +1,4 @@
-"""The rate card: prices of kinds of sessions and of operations (PROTOCOL section 3).
+"""The rate card: prices of kinds and operations (PROTOCOL section 3).
 
 The caller passes parsed TOML, because this floor opens no files. A card is accepted as a whole or
 not at all, and all its mistakes are reported at once, each under the name of its key. An unknown
@@ -25,7 +25,10 @@ Reader = Callable[[object, str], Value]
 
 
 class RateCardError(ValueError):
-    """The rate card is not usable. ``problems`` has one sentence for each mistake."""
+    """The rate card is not usable.
+
+    ``problems`` has one sentence for each mistake.
+    """
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -77,7 +80,7 @@ class RateCard(msgspec.Struct, frozen=True):
         return package
 
     def operations_per_month(self, tier: str | None, operation: str) -> int | None:
-        """Returns how often ``tier`` may do ``operation`` in a month; None: no bound.
+        """Returns how often a month allows ``tier`` the ``operation``; None: no bound.
 
         For a tier that the card does not name, the credits are the only bound.
         """
@@ -130,7 +133,7 @@ def terms_with(
     free_seconds: object = None,
     max_session_seconds: object = None,
 ) -> Terms:
-    """Returns ``terms`` with the values that a backend set for one prepared session.
+    """Returns ``terms`` with the values of one prepared session.
 
     None leaves a value unchanged. The values are as they came over the wire. Raises
     :class:`BadMessageError`, with the name of the value, for a value that the rate card would not
@@ -150,7 +153,7 @@ def terms_with(
 
 
 def _seconds(ms_min: int, ms_max: int) -> Reader[int]:
-    """Returns a reader of whole seconds between two bounds; its results are milliseconds."""
+    """Returns a reader of bounded whole seconds; its results are milliseconds."""
     whole = _integer(-(-ms_min // SECOND_MS), ms_max // SECOND_MS)
     return lambda value, name: whole(value, name) * SECOND_MS
 

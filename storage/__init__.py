@@ -1,1 +1,1 @@
-"""Storage: the live state in Redis, the record in Postgres, and the way between."""
+"""Storage: live state in Redis, the record in Postgres, the way between."""

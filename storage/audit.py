@@ -40,7 +40,7 @@ class Audit(msgspec.Struct, frozen=True):
 
 
 async def audit_record(records: Records) -> tuple[AuditFinding, ...]:
-    """Returns the errors of the record that are there in each of two looks.
+    """Returns the errors of the record that two looks both find.
 
     A session's end may be written a moment before its minutes.
     """
@@ -82,7 +82,7 @@ class _AccountReading(NamedTuple):
 async def _audit_account(
     live: Live, records: Records, name: AccountName, sessions: list[str], holds: list[str]
 ) -> list[AuditFinding] | None:
-    """Returns the errors of one account; None: the account changed during every look."""
+    """Returns an account's errors; None: it changed during every look."""
     outbox = live.keys.outbox(live.keys.partition(name.tenant))
     if await live.ask(live.redis.xlen(outbox)) > storage_limits.OUTBOX_ENTRIES_AUDITED_MAX:
         return None

@@ -1,4 +1,4 @@
-"""Faults: whether an entry is to blame for an error of our own.
+"""Faults: whether an entry causes an error of our own.
 
 Postgres itself reports a record that it never takes (``RejectedError``). An error of our own does
 not show such a record. The code may be unable to handle one record; or no record can be written,
@@ -37,7 +37,7 @@ Name = tuple[int, str]
 
 
 class Faults:
-    """Entries of one flusher that an error of our own kept, and its writes since."""
+    """Entries that an error of ours kept from one flusher's writes."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
@@ -53,7 +53,7 @@ class Faults:
         """Kept entries that the present round has not met yet."""
 
     def __len__(self) -> int:
-        """The number of entries that wait in the outbox because of a fault."""
+        """The number of entries in the outbox that await a fault's end."""
         return len(self._kept)
 
     def keeps(self, entry: OutboxEntry) -> bool:
@@ -73,7 +73,7 @@ class Faults:
             self._blamed.discard(type(record))
 
     def to_blame(self, faulty: Sequence[OutboxEntry]) -> list[OutboxEntry]:
-        """Returns the ``faulty`` entries to reject if the error meets them once more."""
+        """Returns the ``faulty`` entries to reject at the next same error."""
         assert self._since is not None
         before, at = self._since
         proven = [
@@ -108,7 +108,7 @@ class Faults:
         self._unseen = set(self._kept)
 
     def end_round(self) -> None:
-        """Ends a round: kept entries that it did not meet no longer wait for this flusher."""
+        """Ends a round: this flusher forgets kept entries it did not meet."""
         self._kept -= self._unseen
         self._unseen = set()
         self._end()
@@ -181,7 +181,7 @@ class EntryWriter:
         return found
 
     async def _write_each(self, entry: OutboxEntry) -> None:
-        """Writes an entry's records one by one, and marks it with what prevents the rest."""
+        """Writes an entry's records singly; marks it with what prevents the rest."""
         entry.fault, entry.faulty = "", frozenset()
         for record in entry.records:
             try:

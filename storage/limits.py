@@ -1,4 +1,4 @@
-"""Every bound of storage, with its unit in its name, in one place.
+"""Every bound of storage, with its unit in its name.
 
 The bounds that the rules of the exchange need too are in ``protocol.limits``. The relations between
 the numbers are asserted at the end, at import: a process in which a change breaks one does not

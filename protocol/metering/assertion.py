@@ -38,7 +38,7 @@ class Assertion(msgspec.Struct, frozen=True):
 
 
 def months_of_minutes(session: SessionState, month_of: MonthOf) -> tuple[tuple[str, int], ...]:
-    """Returns the months in which settled minutes began, each with its first minute.
+    """Returns the months of settled minutes, each with its first minute.
 
     A minute belongs to the month in which it starts (DESIGN section 3). Almost always all minutes
     began in one month; else a binary search finds the first minute of each month. For a session
@@ -68,7 +68,7 @@ def months_of_minutes(session: SessionState, month_of: MonthOf) -> tuple[tuple[s
 
 
 def minute_began_at(session: SessionState, minute: int) -> int:
-    """Returns the instant at which a settled minute began, measured along the segments."""
+    """Returns when a settled minute began, measured along the segments."""
     standing, speed = session.standing, session.identity.terms.speed
     if minute >= standing.minutes_kept:
         return standing.minute_at

@@ -83,7 +83,7 @@ class CountedTime:
         return self._at + -(-(elapsed_ms - self._elapsed_ms) // self.speed)
 
     def proven_ms(self, alive_at: int) -> int:
-        """Counted time, at a proof of life, of a session that stands still.
+        """Counted time of a standing session at a proof of life.
 
         This time may be settled.
         """

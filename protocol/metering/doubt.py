@@ -1,4 +1,4 @@
-"""Doubt: a socket joined a session whose other sockets have long proven nothing.
+"""Doubt: a socket joined while the session's others prove nothing.
 
 There are two cases. Either the earlier sockets are alive, and the user opened another tab. Or their
 connection was cut, no process has noticed, and the client is back over another connection. The
@@ -12,7 +12,7 @@ from protocol import limits
 
 
 class Doubt(msgspec.Struct):
-    """A doubt in progress: the join, and the proofs that are known so far."""
+    """A doubt in progress: the join, and the proofs known since."""
 
     came_at: int
     """When the socket joined. It must prove the time from then on."""

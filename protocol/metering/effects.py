@@ -1,4 +1,4 @@
-"""What a meter asks of its shell, and what the shell brings back.
+"""What a meter asks of its shell, and what comes back.
 
 A meter does nothing itself. The shell feeds it, and drains a list of these values, in order, which
 tell the shell what to do.
@@ -35,7 +35,7 @@ class Push(msgspec.Struct, frozen=True):
 
 
 class Show(msgspec.Struct, frozen=True):
-    """Send the snapshot to the session's sockets, after a change that no tick shows.
+    """Send the snapshot to the sockets, after a change without a tick.
 
     For the socket behind ``token`` the snapshot is the answer; with ``only``, no other socket gets
     it. ``seq`` is the number of the last notice before it.
@@ -86,7 +86,7 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class RemoteStep(msgspec.Struct, frozen=True):
-    """A step of a session that another process made, as the others receive it."""
+    """A step of another process, as the others receive it."""
 
     session: SessionState
     notices: tuple[bytes, ...] = ()

@@ -1,4 +1,4 @@
-"""Intents: events that are to happen to a session, and wait for Redis.
+"""Intents: events that are due for a session and await Redis.
 
 A session has one step on its way at a time. Other intents wait here, in order. The meter judges an
 intent when its turn comes: by then it may be done already, or impossible.
@@ -33,12 +33,12 @@ class Intent(msgspec.Struct, eq=False):
 
     @property
     def ends_at_request(self) -> bool:
-        """Whether this is a client's request that ends the running time at its instant."""
+        """Whether a client's request ends the running time at its instant."""
         return self.event in (Event.PAUSE, Event.STOP) and self.reason == "client"
 
 
 class Intents:
-    """The intents of one session, and the intent whose step is on its way."""
+    """The intents of a session, and the one on its way."""
 
     __slots__ = ("_waiting", "current")
 
@@ -81,11 +81,11 @@ class Intents:
         return self._waiting.pop(0)
 
     def drop(self, event: Event) -> None:
-        """Removes the waiting intents of ``event``, which are done or no longer needed."""
+        """Removes the waiting intents of ``event``: they are not needed any more."""
         self._waiting = [intent for intent in self._waiting if intent.event is not event]
 
     def entitle(self, event: Event, token: object) -> bool:
-        """Gives ``token`` the answer of a pending ``event`` that has no token yet.
+        """Gives ``token`` the answer of a pending ``event`` without a token.
 
         Returns whether there was such an intent.
         """
@@ -96,7 +96,7 @@ class Intents:
         return False
 
     def abandon(self) -> list[object]:
-        """Returns the tokens of all requests that wait for an answer; their intents stay."""
+        """Returns the tokens of requests that await answers; their intents stay."""
         tokens = [intent.token for intent in self if intent.token is not None]
         for intent in self:
             intent.token = None

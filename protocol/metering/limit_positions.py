@@ -1,4 +1,4 @@
-"""How far a session can go: where each limit binds, in counted time.
+"""Where each limit of a session binds, in counted time.
 
 The results are positions, not durations. They stay the same while time passes, and move only when a
 counter changes. So they are computed at changes, and a tick only subtracts.
@@ -69,7 +69,7 @@ def uncovered_ends(
     *,
     kept_open: str | None = None,
 ) -> dict[str, int]:
-    """Returns the counted time up to which each counter covers a session without more grants.
+    """Returns how far each counter covers a session without more grants.
 
     The result has no entry for a counter without a limit. On a counter that other sessions draw on
     too, the session has a share: all sessions that run on until then, together with what is held,

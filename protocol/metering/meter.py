@@ -1,4 +1,4 @@
-"""The meter: one session on one process, a state machine without I/O or clock.
+"""The meter: one session on one process, without I/O or clock.
 
 The shell feeds the meter (a socket attached, a proof of life, a request, an answer of Redis), each
 time with the instant ``now_ms``. The shell also arms one timer for ``timer()``, and drains
@@ -81,7 +81,7 @@ class Meter(MeterState):
         return True
 
     def confirm(self, at_ms: int, now_ms: int, came_at: int | None = None) -> None:
-        """Takes a proof of life, at ``at_ms``, of a socket from before the last join.
+        """Takes a proof of a socket from before the last join.
 
         ``came_at``: the process that reports the proof is in doubt itself, because a socket joined
         there.
@@ -112,14 +112,14 @@ class Meter(MeterState):
             self._end_doubt(now_ms)
 
     def entitle(self, token: Token) -> bool:
-        """Answers a joining socket when the step that ends the grace is answered.
+        """Answers a joining socket once the step ending the grace is answered.
 
         False: no such step is under way; the shell can show the session as it is.
         """
         return self._intents.entitle(Event.RETURNED, token)
 
     def alive(self, at_ms: int, now_ms: int) -> bool:
-        """Takes a proof of life: a pong or a message, received at ``at_ms``.
+        """Takes a proof of life: a message or pong received at ``at_ms``.
 
         Returns whether there are effects to drain now.
         """
@@ -128,7 +128,7 @@ class Meter(MeterState):
         return bool(self._effects)
 
     def promise(self, until_ms: int, now_ms: int) -> bool:
-        """Takes a heartbeat over HTTP: a proof of life up to ``until_ms``, in advance.
+        """Takes an HTTP heartbeat: proof of life in advance, to ``until_ms``.
 
         Returns whether there are effects to drain now.
         """
@@ -136,7 +136,7 @@ class Meter(MeterState):
         return self.alive(now_ms, now_ms)
 
     def withdraw(self, at_ms: int) -> None:
-        """Ends the promise of a heartbeat, which proves the time before ``at_ms`` only.
+        """Ends the promise of a heartbeat at ``at_ms``.
 
         A ``detach`` of the heartbeat follows.
         """
@@ -146,7 +146,7 @@ class Meter(MeterState):
     def detach(
         self, alive_at: int, now_ms: int, *, died: bool = False, farewell: bool = False
     ) -> None:
-        """Removes a socket of this process; its last proof of life was at ``alive_at``.
+        """Removes a socket of this process, alive until ``alive_at``.
 
         ``died``: the socket belonged to a dead process, for which this one acts. ``farewell``: the
         user took leave, so promises that other processes have of the session end too.
@@ -160,7 +160,7 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def farewell_told(self, at_ms: int) -> None:
-        """Takes note that other processes know of a farewell, so no later step repeats it."""
+        """Notes that other processes know of a farewell: no step repeats it."""
         if self._farewell_at == at_ms:
             self._farewell_at = None
 
@@ -180,7 +180,7 @@ class Meter(MeterState):
         return True
 
     def start(self, now_ms: int, token: Token, basis: StartBasis | None = None) -> None:
-        """Starts a session that has no steps yet, and adds its first socket.
+        """Starts a session without steps, and adds its first socket.
 
         ``basis`` is what the session's identity was decided from.
         """
@@ -246,7 +246,7 @@ class Meter(MeterState):
             self._plan(now_ms)
 
     def abandon(self) -> list[Token]:
-        """Returns the tokens of all waiting requests, because no answer comes for now.
+        """Returns the tokens of waiting requests, which get no answer for now.
 
         The requests are still carried out when that is possible. After a start, the loss of its
         socket follows.
@@ -260,7 +260,7 @@ class Meter(MeterState):
         )
 
     def is_other(self, remote: RemoteStep) -> bool:
-        """Whether a different step has the version of the step that is known here.
+        """Whether another step has the version of the step known here.
 
         One of the two was lost with a Redis that failed. An assertion decides which of them counts.
         """
@@ -269,7 +269,7 @@ class Meter(MeterState):
         return has_version and self._is_news(session)
 
     def apply_remote(self, remote: RemoteStep, now_ms: int) -> None:
-        """Takes a step of another process. Notices that were sent here already stay valid."""
+        """Takes a step of another process; notices already sent stay valid."""
         session = remote.session
         if not self._is_news(session) or (self.is_other(remote) and not remote.complete):
             self._say_minutes(remote.minutes)
@@ -302,7 +302,7 @@ class Meter(MeterState):
         self._effects.extend(Push(minute) for minute in self.notices.minutes.take(minutes))
 
     def _hear_later(self, now_ms: int) -> None:
-        """Takes the remote steps that arrived before the answer to the preceding step."""
+        """Takes remote steps that overtook the answer to the preceding one."""
         later, self._later = self._later, ()
         for remote in later:
             self.apply_remote(remote, now_ms)
@@ -316,13 +316,13 @@ class Meter(MeterState):
         self._plan(now_ms)
 
     def refresh(self, now_ms: int) -> None:
-        """Asks Redis again what is left, after a limit of the month was changed."""
+        """Asks Redis again what is left, after a change of month limits."""
         if self.counting and not self._stands_still(now_ms):
             self._wanted = self._refreshed = True
         self._plan(now_ms)
 
     def relocate(self, month_of: MonthOf, now_ms: int) -> None:
-        """Takes a new time zone of the organisation: months begin at other instants."""
+        """Takes a new time zone, in which months begin at other instants."""
         self.month_of = month_of
         self._ends = ("", 0)
         self.refresh(now_ms)
@@ -349,7 +349,7 @@ class Meter(MeterState):
 
     @property
     def shared_limit(self) -> str | None:
-        """The limit that ends the grant, if other sessions hold some of its counter.
+        """The limit that ends the grant, if others hold of its counter.
 
         The counter is credits or a month. Whether the grant is the last depends on those holders.
         None: it depends on no other session.
@@ -365,7 +365,7 @@ class Meter(MeterState):
         return limit if limit is not None and is_shared.get(limit, False) else None
 
     def know_holders(self, now_ms: int, *, are_silent: bool) -> None:
-        """Takes whether holders of a counter have answered the recall for this session.
+        """Takes whether a counter's holders have answered the session's recall.
 
         The holders had the time to answer. While one of them is silent, a grant is not the last:
         its time runs on, as far as the counter is known to cover it. Once all have answered, the
@@ -401,7 +401,7 @@ class Meter(MeterState):
     # --- Inside ------------------------------------------------------------------
 
     def _has_left(self) -> bool:
-        """Whether this process is done: its last claim is answered, or never will be.
+        """Whether this process is done, with no claim's answer to come.
 
         A process that another socket has joined stays.
         """
@@ -449,7 +449,7 @@ class Meter(MeterState):
         self._effects.extend(self.notices.warn(self.session, elapsed_ms, self.positions))
 
     def _reach_limit(self, limit: str, elapsed_ms: int, now_ms: int, token: Token = None) -> None:
-        """Announces and shows the stop at a limit; the step that records it follows.
+        """Announces the stop at a limit; the step that records it follows.
 
         ``elapsed_ms`` is the counted time. The grace begins with the announcement; where a gap is
         billed, counting stopped before that. ``token`` is a returning socket's request, which that
@@ -475,7 +475,7 @@ class Meter(MeterState):
         self._intents.add_first(Intent(Event.LIMIT, now_ms, token, limit))
 
     def _plan(self, now_ms: int) -> None:
-        """Sends the next step, if one is due and none is on its way."""
+        """Sends the next step if one is due and none is pending."""
         if self._is_missed:
             self._intents.add(Intent(Event.RETURNED, now_ms))
         while self._asked is None and (first := self._intents.first) is not None:
@@ -504,7 +504,7 @@ class Meter(MeterState):
             self._ask(step, None)
 
     def _waits_for_answer(self, intent: Intent) -> bool:
-        """Whether a client's request waits until the time proven before it is known."""
+        """Whether a client's request waits for the proof of earlier time."""
         doubt = self._doubt
         return doubt is not None and not doubt.is_over and intent.ends_at_request
 
@@ -516,7 +516,7 @@ class Meter(MeterState):
         self._effects.append(Ask(step))
 
     def _answer(self, intent: Intent) -> None:
-        """Answers a request that changes nothing: the session is so already, or has ended."""
+        """Answers a request that changes nothing: so already, or ended."""
         if intent.token is None:
             return
         standing = self.session.standing
@@ -549,7 +549,10 @@ class Meter(MeterState):
         self._warn(now_ms)
 
     def _judge_again(self, intent: Intent) -> None:
-        """Queues an intent again whose step was too late; a different event may be due."""
+        """Queues an intent again whose step was too late.
+
+        A different event may be due by now.
+        """
         if intent.event is Event.LIMIT and not self._limiting:
             # The grant was extended just in time; a returning socket gets that as its answer.
             if intent.token is None:
@@ -563,7 +566,7 @@ class Meter(MeterState):
         self._intents.add_first(intent)
 
     def _others_stay(self, now_ms: int) -> None:
-        """Leaves the session to other processes, after the last socket here is gone.
+        """Leaves the session to others once its last local socket is gone.
 
         Time that is proven here only is settled before: no other process knows of it.
         """
@@ -578,7 +581,7 @@ class Meter(MeterState):
             self._effects.append(LeaveSession())
 
     def _refused(self, limit: str, intent: Intent | None, now_ms: int) -> None:
-        """Answers a request that a limit refused: nothing is left to continue with."""
+        """Answers a request refused by a limit: nothing is left."""
         if intent is None:
             return
         if intent.event is Event.RETURNED:
@@ -599,7 +602,7 @@ class Meter(MeterState):
         return session.mark != known.mark
 
     def _adopt(self, session: SessionState, kept: tuple[bytes, ...], now_ms: int) -> None:
-        """Takes the session as another process left it, and sends that process's notices here."""
+        """Takes the session from another process, and sends its notices here."""
         if not self._is_news(session):
             return
         for notice in self.notices.adopt(session.standing, kept):

@@ -1,4 +1,4 @@
-"""The session as a process sees it: its standing, its counters, and what follows.
+"""A process's view of a session: standing, counters and what follows.
 
 The meter (``protocol.metering.meter``) decides on this basis: the last accepted step, the
 projections of account and months, and the notices sent so far. Everything here answers questions,
@@ -106,18 +106,18 @@ class MeterState:
 
     @property
     def alive_at(self) -> int:
-        """The last proof of life known here; a heartbeat's lies in the future."""
+        """The last known proof of life; a heartbeat's lies in the future."""
         alive_at = max(self.proof_at, self.promised_until)
         return alive_at if self._doubt is None else min(alive_at, self._doubt.proven_at)
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the sockets before the last join are being probed for a proof of life."""
+        """Whether the sockets before the last join are being probed."""
         return self._doubt is not None
 
     @property
     def doubted_since(self) -> int | None:
-        """When the socket joined that caused the doubt; None: there is no doubt."""
+        """When the socket joined that caused the doubt; None: no doubt."""
         return None if self._doubt is None else self._doubt.came_at
 
     @property
@@ -136,7 +136,7 @@ class MeterState:
         return self.session.standing.phase is Phase.ACTIVE and not self._limiting
 
     def _visible_state(self, now_ms: int) -> tuple[object, ...]:
-        """What the sockets see and no tick shows: the state, and where time stopped."""
+        """What sockets see beside ticks: the state, and where time stopped."""
         if self.counting:
             return (self.phase, self.session.standing.gaps[-1:])
         return (self.phase, self.elapsed_at(now_ms), self.session.standing.free_ms)
@@ -164,7 +164,7 @@ class MeterState:
         return elapsed_ms
 
     def shown_at(self, now_ms: int) -> int:
-        """Counted time at ``now_ms`` as the sockets see it; it never steps back.
+        """Counted time as the sockets see it; it never steps back.
 
         If the step on its way ends the running time, the result is the end that this step leaves.
         If others draw on the same counter, the answer to a claim may leave less than is known here:
@@ -188,13 +188,13 @@ class MeterState:
         return elapsed_ms
 
     def proven_ms(self, now_ms: int) -> int:
-        """Counted time at the last proof of life; this much may be settled."""
+        """Counted time at the last proof of life: what may be settled."""
         if self.counted_time.running:
             return self.elapsed_at(min(now_ms, self.alive_at))
         return self.counted_time.proven_ms(self.alive_at)
 
     def window_ms(self, now_ms: int) -> int:
-        """How long after a proof of life ticks may be sent, in ms.
+        """How long ticks may follow a proof of life, in ms.
 
         The result is a fraction of the time proven since the first socket here joined, so that no
         more than this fraction can be lost.
@@ -271,7 +271,7 @@ class MeterState:
         return drained
 
     def _lacks_proof(self, intent: Intent, now_ms: int) -> bool:
-        """Whether a stop by others still waits for the client to prove its last seconds."""
+        """Whether a stop by others awaits proof of the last seconds."""
         return (
             intent.waits_for_proof
             and self.sockets > 0
@@ -295,7 +295,7 @@ class MeterState:
 
     @property
     def _is_unproven(self) -> bool:
-        """Whether time before a stop is not settled, because no process has proven it yet."""
+        """Whether time before a stop is unsettled because it is unproven."""
         standing = self.session.standing
         return standing.phase is Phase.STOPPING and standing.settled_ms < standing.elapsed_ms
 
@@ -335,7 +335,7 @@ class MeterState:
         return is_billed and until > self.counted_time.instant_of(grant.granted_ms)
 
     def _may_go_on(self, now_ms: int) -> bool:
-        """Whether a final grant need not be final, as far as this process sees.
+        """Whether a final grant need not be final, by what is known.
 
         Of credits, a single further increment is worth a claim: that others burn too is no reason
         to stop before them.
@@ -356,7 +356,7 @@ class MeterState:
 
     @property
     def _last_call_ms(self) -> int | None:
-        """Counted time at which to ask again whether a final grant is the last.
+        """Counted time at which to ask whether a final grant is last.
 
         None: that was asked already, or the grant ends soon. The holders of the rest received a
         recall when the grant was made. They may have missed it on a broken connection. There is
@@ -385,7 +385,7 @@ class MeterState:
         return proven or wanted or bool(self.notices.unrecorded)
 
     def _extends(self, now_ms: int) -> bool:
-        """Whether running time needs a claim, or hopes for one; a note is not enough."""
+        """Whether running time needs or hopes for a claim, not a note."""
         return (
             self._wanted
             or self._hopes
@@ -494,7 +494,7 @@ class MeterState:
 
     @property
     def _pace_ms(self) -> int:
-        """How long a session waits before it asks again about silent holders, in ms.
+        """How long until a session asks again about silent holders, in ms.
 
         Thousands of sessions may count on a month, so a bounded number of them asks in each
         ``RECALL_WAIT_MS``, and each within ``KEPT_OPEN_PACE_MS_MAX``. All of them learn when
@@ -517,7 +517,7 @@ class MeterState:
         return msgspec.structs.replace(session, grant=grant), True
 
     def _expect(self, step: Step) -> None:
-        """Counts with what a step on its way may leave, until its answer is known.
+        """Counts with what a pending step may leave, until its answer.
 
         The answer may be late or lost, while others draw on what the step gives back or has taken.
         Of a grant that is given back in part, only the rest is sure.
@@ -538,7 +538,7 @@ class MeterState:
             self.account.uncovered.add(session_id)
 
     def _dropped_ms(self, standing: Standing) -> int:
-        """Counted time that a step on its way drops, because it was not proven before a join.
+        """Counted time that a pending step drops as unproven before a join.
 
         Until the answer, counted time here includes it; the positions of the step's offers do not.
         """
@@ -572,7 +572,7 @@ class MeterState:
 
     @property
     def _begins(self) -> bool:
-        """Whether time begins to run with the step that is on its way."""
+        """Whether time begins to run with the pending step."""
         asked = self._asked
         return (
             asked is not None
@@ -581,7 +581,7 @@ class MeterState:
         )
 
     def _bind(self, now_ms: int) -> None:
-        """Ends time that no grant covers at the first limit that is known now, if any."""
+        """Ends uncovered time at the first known limit, if any."""
         counted_ms = self.counted_time.elapsed_at(now_ms) if self.counted_time.revision >= 0 else 0
         ends = limit_positions.uncovered_ends(
             self.session,

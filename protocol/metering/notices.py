@@ -1,4 +1,4 @@
-"""The notices of a session: each is sent once, under a shared number.
+"""A session's notices: each is sent once, under a shared number.
 
 The number is the sequence of all processes plus one. Two processes that reach the same deadline
 therefore send the same notice under the same number, and the accepted step of one records it for
@@ -19,7 +19,7 @@ from protocol.wire.codec import encode
 
 
 class Notices:
-    """The notices that one process has sent of a session, recorded or not."""
+    """The notices of a session that one process has sent."""
 
     def __init__(self, standing: Standing) -> None:
         self.seq = standing.seq
@@ -34,7 +34,7 @@ class Notices:
         self.minutes = Minutes(standing.minutes_kept)
 
     def adopt(self, standing: Standing, kept: tuple[bytes, ...]) -> list[bytes]:
-        """Takes what another process recorded; returns the notices that were not sent here yet.
+        """Takes what another process recorded; returns the notices not sent here.
 
         A notice that was sent here under the same number, and is the same, is recorded with that. A
         notice that was sent here under a higher number stands. Two notices under one number differ
@@ -69,7 +69,7 @@ class Notices:
         return news
 
     def _renumber(self, notice: bytes, standing: Standing) -> bytes:
-        """Returns a notice under the next number, for clients that got another under its own."""
+        """Renumbers a notice for clients that got another under its number."""
         self.seq += 1
         message = decode_notice(notice, standing.elapsed_ms)
         return encode(msgspec.structs.replace(message, seq=self.seq))
@@ -121,7 +121,7 @@ class Notices:
         elapsed_ms: int,
         positions: dict[str, int],
     ) -> list[Push]:
-        """Returns warnings of thresholds crossed, down or up again, since the last call.
+        """Returns warnings of thresholds crossed, both ways, since the last call.
 
         Several thresholds crossed at once make one warning, of the lowest threshold.
         """
@@ -167,7 +167,7 @@ class _Head(msgspec.Struct):
 
     @property
     def ends(self) -> bool:
-        """Whether the notice announces the end of counting, which no client may miss."""
+        """Whether the notice announces the end of counting."""
         return self.type in ("limit_reached", "stopped")
 
     def is_same(self, other: "_Head") -> bool:
@@ -212,7 +212,7 @@ _read_minute = msgspec.json.Decoder(_MinuteHead).decode
 
 
 class Minutes:
-    """The ``minute`` messages of one session on one process: each is sent once.
+    """The ``minute`` messages of a session here: each is sent once.
 
     A process learns of a remote step from the channel and from the answer to its own step, in any
     order. Only the channel carries the step's minutes, so these count even if the step is known.

@@ -1,4 +1,4 @@
-"""A process's knowledge of the counters of its sessions, projected to an instant.
+"""A process's knowledge of its sessions' counters, projected to an instant.
 
 Between two messages from Redis, a process asks nothing: the balance of an account is the last known
 balance less what its sessions have burnt since, and every process can compute that alone. The
@@ -19,7 +19,7 @@ from protocol.metering.terms import MINUTE_MS, Terms
 
 
 class BurnLine(msgspec.Struct, frozen=True):
-    """One live session as its account sees it: how it burns, and from which anchor."""
+    """A live session as its account sees it: its burn and anchor."""
 
     elapsed_ms: int
     at: int
@@ -66,7 +66,7 @@ class BurnLine(msgspec.Struct, frozen=True):
 def burn_line_of(
     terms: Terms, elapsed_ms: int, at: int, free_ms: int, *, running: bool
 ) -> BurnLine:
-    """Returns the line of a session with ``terms`` that stands at ``elapsed_ms`` at ``at``."""
+    """Returns the line of a session that stands at ``elapsed_ms``."""
     return BurnLine(
         elapsed_ms=elapsed_ms,
         at=at,
@@ -240,7 +240,7 @@ class AccountProjection:
         self._dry_known = False
 
     def cost_micros(self, now_ms: int) -> int:
-        """Returns what the live sessions have cost up to ``now_ms``, charged or not."""
+        """Returns what live sessions have cost up to ``now_ms``, charged or not."""
         lines = self.lines
         if len(lines) <= limits.BURN_LINES_EXACT_MAX:
             return sum(line.cost_at(now_ms) for line in lines.values())
@@ -251,7 +251,7 @@ class AccountProjection:
         return self._sum_micros
 
     def credits_micros(self, now_ms: int) -> int:
-        """Returns the balance at ``now_ms``, after the burn of all sessions so far."""
+        """Returns the balance at ``now_ms``, after the burn of all sessions."""
         return self.gross_micros - self.cost_micros(now_ms)
 
     def beginning_beside(self, session_id: str) -> int:
@@ -259,7 +259,7 @@ class AccountProjection:
         return sum(self.beginning.values()) - self.beginning.get(session_id, 0)
 
     def available_to(self, session_id: str, now_ms: int) -> int:
-        """What would be left for one session if all others stopped at ``now_ms``."""
+        """What one session would have if all others stopped at ``now_ms``."""
         line = self.lines.get(session_id)
         own_micros = line.cost_at(now_ms) if line is not None else 0
         return self.credits_micros(now_ms) - self.reserved_micros + own_micros
@@ -293,7 +293,7 @@ class AccountProjection:
         return max(self._since, self._all_burn_until(micros * MINUTE_MS - self._begun // 2))
 
     def _all_burn_until(self, left: int) -> int:
-        """Returns the instant at which ``left`` is burnt, at the price of each session.
+        """Returns when ``left`` is burnt, at each session's price.
 
         ``left`` is micro-credits times 60,000. Each session burns from the end of its free time on.
         Sessions whose free time ends after that instant do not burn: they are left out, from the
@@ -310,7 +310,7 @@ class AccountProjection:
 
 
 def _burnt_at(burning: list[BurnLine], since: int, left: int) -> float:
-    """Returns the instant at which ``left`` is burnt; ``since`` if it is burnt already.
+    """Returns when ``left`` is burnt; ``since`` if it already is.
 
     ``left`` is micro-credits times 60,000. Each session burns its price from the end of its free
     time.
@@ -360,7 +360,7 @@ def _covered_until(burning: list[BurnLine], since: int, micros: int) -> int:
 
 
 class MonthProjection(msgspec.Struct, frozen=True):
-    """A month's counter of a member or an organisation, as in the last answer."""
+    """A member's or organisation's month, as in the last answer."""
 
     month: str = ""
     """The month, by its first day; empty: nothing is known of the counter."""
@@ -376,14 +376,14 @@ class MonthProjection(msgspec.Struct, frozen=True):
     known. This field only orders answers."""
 
     def minutes_left(self, unsettled: int) -> int | None:
-        """Minutes that one session can still begin: an equal share of what is left."""
+        """Minutes that one session can still begin: an equal share."""
         if self.limit_minutes is None:
             return None
         return self._share(self.limit_minutes - self.used_minutes - unsettled)
 
     @property
     def minutes_beyond(self) -> int | None:
-        """Minutes that one session can begin beyond its held ones, without a further grant.
+        """Minutes that one session can begin without a further grant.
 
         The result is an equal share of the minutes that are held for no session.
         """
@@ -393,7 +393,7 @@ class MonthProjection(msgspec.Struct, frozen=True):
 
     @property
     def minutes_of_next(self) -> int | None:
-        """Minutes that one session can begin in the next month, which is still unused."""
+        """Minutes that one session can begin in the unused next month."""
         return None if self.limit_minutes is None else self._share(self.limit_minutes)
 
     def _share(self, minutes: int) -> int:

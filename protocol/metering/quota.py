@@ -63,7 +63,7 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Rest(msgspec.Struct, frozen=True):
-    """What is left on counters that one session alone draws on, if known."""
+    """What is left where one session alone draws, if known."""
 
     micros: int | None = None
     """Micro-credits of the account, with the session's charges; None: others burn them too."""
@@ -83,7 +83,7 @@ def month_after(month: str) -> str:
 
 
 def keeps_more(session: SessionState, now_ms: int) -> bool:
-    """Whether a session visibly holds more credits than it needs to run on.
+    """Whether a session visibly holds more credits than it needs.
 
     If the credits were recalled, the session's process has not answered yet.
     """
@@ -117,14 +117,14 @@ def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
 
 
 class OfferBasis(msgspec.Struct, frozen=True):
-    """The standing that a claim will make, from which a session's offers are measured."""
+    """The claim's standing, from which a session's offers are measured."""
 
     identity: Identity
     standing: Standing
     month_of: MonthOf
 
     def minute_begins_at(self, minute: int) -> int:
-        """Returns the instant at which a minute began, or will begin in running time."""
+        """Returns when a minute began, or will begin in running time."""
         if minute <= self.standing.minutes_kept:
             return self.standing.minute_at
         return self.instant_of(minute * MINUTE_MS)
@@ -148,12 +148,12 @@ class OfferBasis(msgspec.Struct, frozen=True):
         return months
 
     def held_micros(self, until_ms: int) -> int:
-        """Returns the micro-credits to hold so that the session may run on to ``until_ms``."""
+        """Returns the micro-credits to hold for running until ``until_ms``."""
         standing, terms = self.standing, self.identity.terms
         return max(0, terms.cost_micros(until_ms, standing.free_ms) - standing.charged_micros)
 
     def offer(self, until_ms: int, floor_ms: int, *, within_ms: int | None = None) -> Offer:
-        """Returns the offer of a grant up to ``until_ms``, rounded up to whole increments.
+        """Returns the offer up to ``until_ms``, rounded up to increments.
 
         ``within_ms`` is an upper bound of the grant's end, in the middle of an increment if
         necessary.
@@ -243,7 +243,7 @@ class OfferBasis(msgspec.Struct, frozen=True):
         return kept if ends_there else (self.offer(end_ms, 0, within_ms=end_ms), *kept)
 
     def _rest_offers(self, rest: Rest) -> tuple[Offer, ...]:
-        """Returns the offer of the whole rest if the rest is low; else nothing."""
+        """Returns the offer of the whole rest if it is low."""
         standing, terms = self.standing, self.identity.terms
         ends = []
         if rest.micros is not None and terms.price_micros:
@@ -259,7 +259,7 @@ class OfferBasis(msgspec.Struct, frozen=True):
     def gap_offers(
         self, until_ms: int, available_micros: int, rest: Rest = NO_REST, response_ms: int = 0
     ) -> tuple[Offer, ...]:
-        """Returns the offers for past time up to ``until_ms``, and for time beyond it.
+        """Returns the offers for past time, and for time beyond ``until_ms``.
 
         A session that gets less than that stands still where its grant ends. So each offer names
         the next longer offer as the need of more: if the longer one is not available, the offer is

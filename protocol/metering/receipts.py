@@ -1,4 +1,4 @@
-"""Receipts: what a session cost and why, from its last standing or its record."""
+"""Receipts: what a session cost, by its last standing or record."""
 
 from protocol.metering.records import SessionEnded
 from protocol.wire import messages

@@ -1,4 +1,4 @@
-"""The records of sessions and operations, on their way from the outbox to Postgres.
+"""Records of sessions and operations on their way to Postgres.
 
 A claim or a spend appends its records to the outbox of its partition, in the same atomic step that
 settles them. The flusher decodes the records and writes each to Postgres once. Each record has a
@@ -112,7 +112,9 @@ HoldState = Literal["open", "posted", "voided", "expired"]
 
 
 class HoldChanged(msgspec.Struct, frozen=True, tag_field="t", tag="hold"):
-    """A hold was opened, or left that state for good. Key: ``tenant``, ``hold_id``, ``state``.
+    """A hold was opened or ended for good.
+
+    Key: ``tenant``, ``hold_id``, ``state``.
 
     The hold reserves ``amount_micros`` while it is ``open``; a ``posted`` hold charged
     ``posted_micros``. Each record is complete, and may arrive before the record of the opening.

@@ -1,4 +1,4 @@
-"""How long Redis takes to answer, smoothed as TCP smooths round trips (RFC 6298)."""
+"""Redis's response time, smoothed as TCP smooths round trips (RFC 6298)."""
 
 from protocol import limits
 

@@ -15,7 +15,7 @@ from protocol.metering.terms import MINUTE_MS, Terms, minutes_begun
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """The owner of a session and its terms, fixed when the session starts."""
+    """A session's owner and terms, fixed when it starts."""
 
     tenant: str
     """``org:<id>``, or ``user:<id>`` for a user without an organisation."""
@@ -36,7 +36,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """What a session may still use: reserved on every counter that limits it."""
+    """What a session may still use: reserved on each of its counters."""
 
     granted_ms: int = 0
     """The counted time up to which every counter has reserved."""
@@ -107,7 +107,7 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class SessionState(msgspec.Struct, frozen=True):
-    """A session as one step left it: the result of every operation on it."""
+    """A session after a step: the result of every operation on it."""
 
     identity: Identity
     standing: Standing
@@ -119,17 +119,17 @@ class SessionState(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> str:
-        """The name of the session within Redis and a process: tenant and id."""
+        """The session's name within Redis and a process: tenant and id."""
         return session_key(self.identity.tenant, self.identity.session_id)
 
 
 def session_key(tenant: str, session_id: str) -> str:
-    """Returns the name of a session across tenants; neither part may contain ``/``."""
+    """Returns a session's name across tenants; no part may contain ``/``."""
     return f"{tenant}/{session_id}"
 
 
 def free_key(terms: Terms, user_id: str, counterpart_id: str | None, day: str) -> str | None:
-    """Returns the allowance that a kind's free time comes from, if sessions share one.
+    """Returns the allowance of a kind's free time, if sessions share one.
 
     Sessions with the same counterpart share one, or sessions of the same day (``2026-11-25``).
     None: the session has its own.

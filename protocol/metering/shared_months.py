@@ -40,7 +40,7 @@ class SharedCounter:
         self.newest = month
 
     def over(self, own: MonthProjection) -> MonthProjection:
-        """Returns the newest figures of the month that a session has ``own`` figures of."""
+        """Returns the month's newest figures, given a session's ``own``."""
         return self.newest if self.newest.month == own.month else own
 
 
@@ -67,7 +67,7 @@ class SessionCounters:
 
 
 class SharedMonths:
-    """The counters of a process; each lives while a session here counts on it."""
+    """A process's counters; each lives while a session counts on it."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[str, str | None], SharedCounter] = (

@@ -15,7 +15,7 @@ def snapshot(
     request_id: int | None = None,
     seq: int | None = None,
 ) -> messages.Session:
-    """Returns the ``session`` message: all that is known of the session at ``now_ms``."""
+    """Returns the ``session`` message: all that is known at ``now_ms``."""
     identity, standing = meter.session.identity, meter.session.standing
     elapsed_ms = meter.shown_at(now_ms)
     limit = limit_positions.first(meter.positions)
@@ -52,7 +52,7 @@ def snapshot(
 
 
 def tick(meter: Meter, template: bytes, now_ms: int) -> bytes:
-    """Returns the ``tick`` message as bytes; the work is the same at any age."""
+    """Returns the ``tick`` as bytes; its work is independent of age."""
     elapsed_ms = meter.shown_at(now_ms)
     limit = limit_positions.first(meter.positions)
     return format_tick(

@@ -1,4 +1,4 @@
-"""The states of a session, and the events that move it between them.
+"""A session's states, and the events that move it between them.
 
 A session counts time in one state only, ``active``. Everything that can happen to a session is an
 :class:`Event`. The literal table :data:`TRANSITIONS` lists the events that each state knows, and

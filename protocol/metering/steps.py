@@ -1,4 +1,4 @@
-"""Steps: changes of a session that Redis makes atomically, or not at all.
+"""Steps: changes of a session, made by Redis wholly or never.
 
 A step is computed from the last known state of the session, and is accepted only if no other step
 came first. It carries the version that it was computed from, and its figures are final. Redis adds
@@ -106,7 +106,7 @@ class Step(msgspec.Struct, frozen=True):
 
 
 class Settling(msgspec.Struct):
-    """A standing that moves forward, and the records and minutes that this produces."""
+    """A standing that moves forward, with the records it produces."""
 
     identity: Identity
     month_of: MonthOf
@@ -119,7 +119,7 @@ class Settling(msgspec.Struct):
         return OfferBasis(self.identity, self.standing, self.month_of)
 
     def settle(self, to_ms: int) -> None:
-        """Charges the time up to ``to_ms`` and keeps the minutes that it completes.
+        """Charges time up to ``to_ms`` and keeps the minutes it completes.
 
         One call settles at most ``MINUTES_PER_CLAIM_MAX`` minutes; the next claim settles the rest.
         A position that is settled already changes nothing.
@@ -186,7 +186,7 @@ class Settling(msgspec.Struct):
         )
 
     def end(self, at: int, reason: str, limit: str | None) -> None:
-        """Ends the session: its last minute, however short, and the figures of its receipt."""
+        """Ends the session: its last minute, and its receipt's figures."""
         standing = self.standing
         if standing.elapsed_ms > standing.minutes_kept * MINUTE_MS:
             self._keep_minute(self.offer_basis(), standing.elapsed_ms)
@@ -250,7 +250,7 @@ def started_record(identity: Identity) -> SessionStarted:
 
 
 def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
-    """Returns the record of a session that ended: the figures of its receipt."""
+    """Returns the record of an ended session: its receipt's figures."""
     assert standing.ended_at is not None
     assert standing.reason is not None
     started_at, ended_at = identity.started_at, standing.ended_at
@@ -285,7 +285,9 @@ def ended_record(identity: Identity, standing: Standing) -> SessionEnded:
 
 
 def kept_offer(offer_basis: OfferBasis, before: SessionState) -> Offer:
-    """Returns a session's present grant as an offer: always affordable, because it is held.
+    """Returns a session's present grant as an offer.
+
+    It is always affordable, because it is held.
 
     Time used beyond the grant keeps its place, but nothing is held for that time any more. What the
     step charges beyond what was held is debt already.

@@ -23,7 +23,7 @@ Gap = Literal["skip", "bill"]
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """The terms of one session, fixed when it starts, the same on every process.
+    """A session's terms, fixed at its start, the same on every process.
 
     They come from a kind of the rate card (``protocol.rate_card``) and, for prepared sessions, from
     the backend. All times are counted milliseconds.
@@ -87,7 +87,7 @@ class Terms(msgspec.Struct, frozen=True):
         return free_ms + self.billed_ms(elapsed_ms, free_ms)
 
     def affordable_ms(self, micros: int, free_ms: int) -> int | None:
-        """Returns the longest counted time that costs at most ``micros``; None: no bound."""
+        """Returns the longest time for at most ``micros``; None: no bound."""
         if self.price_micros == 0:
             return None
         # The largest b with price * b // 60000 <= micros.
@@ -99,5 +99,5 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 def minutes_begun(elapsed_ms: int) -> int:
-    """Returns how many minutes of a session have begun; each becomes a row."""
+    """Returns how many of a session's minutes have begun: one row each."""
     return -(-elapsed_ms // MINUTE_MS)

@@ -21,7 +21,7 @@ from protocol.wire.codec import encode
 
 
 class Moment(msgspec.Struct, frozen=True):
-    """A session at an instant, as seen by the process that makes the transition."""
+    """A session at an instant, as the transition's process sees it."""
 
     session: SessionState
     month_of: MonthOf
@@ -82,7 +82,7 @@ class Moment(msgspec.Struct, frozen=True):
         return offer_basis.offers(shrink=shrink, rest=self.rest, response_ms=self.response_ms)
 
     def shared(self, settling: Settling, offers: tuple[Offer, ...]) -> tuple[Offer, ...]:
-        """Returns the ``offers`` within the session's share, if the share is known here."""
+        """Returns the ``offers`` within the session's share, if known here."""
         if self.share_until is None:
             return offers
         return settling.offer_basis().within(offers, self.share_until)
@@ -115,7 +115,7 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 def step_for(intent: Intent, moment: Moment) -> Step | None:
-    """Returns the step that an intent makes of the session; None: there is none."""
+    """Returns the step that an intent makes; None: there is none."""
     before = moment.session.standing
     phase = after(before.phase, intent.event)
     if phase is None or (before.version == 0 and not intent.starts):
@@ -161,7 +161,7 @@ def claim(moment: Moment) -> Step:
 def _running_offers(
     moment: Moment, settling: Settling, present: Settling
 ) -> tuple[tuple[Offer, ...], Offer]:
-    """Returns the offers to running time, and the grant that it keeps in any case.
+    """Returns the offers to running time, and the grant it keeps.
 
     It keeps no less than it was granted, which it uses until the answer arrives. It gives back a
     part where others need it, or where a limit was lowered. The offers reach ahead from
@@ -180,7 +180,7 @@ def _running_offers(
 
 
 def frees(step: Step, *, minutes: bool) -> bool:
-    """Whether a claim gives back credits, or ``minutes`` of a month, for others."""
+    """Whether a claim gives back credits or ``minutes`` for others."""
     best = step.offers[0] if step.offers else step.keep
     held, offered = step.before.grant, best.grant if best is not None else Grant()
     if not minutes:
@@ -220,7 +220,7 @@ def pause(moment: Moment) -> Step:
 
 
 def resume(moment: Moment) -> Step:
-    """Continues time, if there is a grant: after a start, a pause, or the stop grace."""
+    """Continues time if granted, after a start, pause or stop grace."""
     before = moment.session.standing
     settling = moment.settling()
     settling.settle(before.elapsed_ms)  # the request proves the time before the stop
@@ -284,7 +284,7 @@ def come_back(moment: Moment) -> Step:
 
 
 def skip_gap(moment: Moment, came_at: int) -> Step | None:
-    """Stops time at the last proof of life, and continues it at ``came_at``.
+    """Stops time at the last proof of life; resumes at ``came_at``.
 
     The step combines a loss that no process noticed and the return, when a socket joined. It is
     only for kinds that bill no gaps. None: there is no gap.
@@ -309,7 +309,7 @@ def skip_gap(moment: Moment, came_at: int) -> Step | None:
 
 
 def _at_present(moment: Moment, settling: Settling) -> Settling:
-    """Returns the session as its time since the join has run on up to now.
+    """Returns the session with its time since the join run on.
 
     Offers reach ahead from there. The shortest one, measured from the join, would be over by now.
     """
@@ -321,7 +321,7 @@ def _at_present(moment: Moment, settling: Settling) -> Settling:
 
 
 def reach_limit(moment: Moment, limit: str, said_at: int) -> Step:
-    """Records that counting has stopped; the grace to save runs since the announcement.
+    """Records the end of counting; the save grace runs since its announcement.
 
     Time that is not proven yet stays held until the next proof of life settles it.
     """
@@ -378,7 +378,7 @@ def lose(moment: Moment, phase: Phase, *, died: bool) -> Step:
 
 
 def end(moment: Moment, reason: str) -> Step:
-    """Ends the session at the last proven time; no event leaves this state.
+    """Ends the session at the last proven time; no event follows.
 
     The step carries the ``stopped`` notice, which contains the receipt.
     """
@@ -424,7 +424,7 @@ def _stand_still(moment: Moment, phase: Phase, position_ms: int, at: int) -> Set
 
 
 def _released(moment: Moment, settling: Settling) -> Step:
-    """Returns the step that gives back what is held, and unused shared free time.
+    """Returns the step that gives back held credits and shared free time.
 
     Time that is not proven is dropped here, also where it had no grant: when the session continues,
     it may reach the same position with a grant.
@@ -439,7 +439,7 @@ def _released(moment: Moment, settling: Settling) -> Step:
 
 
 def _free_to_take(moment: Moment) -> int:
-    """Returns the free time in ms that the session takes of a shared allowance.
+    """Returns the free time that a session takes of an allowance (ms).
 
     That is 0 once the session costs credits: the charge is a function of the whole time, whose free
     part comes first.

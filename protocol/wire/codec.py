@@ -70,7 +70,7 @@ def error_message(error: ProtocolError) -> Error:
 
 
 def read_json(data: str | bytes, bytes_max: int) -> Any:
-    """Reads a JSON text strictly, from a frame or from the body of a request.
+    """Reads a JSON text strictly, from a frame or a request's body.
 
     Raises :class:`BadMessageError` when the text is longer than ``bytes_max``, is not UTF-8, is not
     JSON (NaN and infinities are not), is nested deeper than ``JSON_DEPTH_MAX``, or repeats a name
@@ -142,7 +142,10 @@ _LIMIT_JSON: dict[str | None, bytes] = {
 
 
 def tick_template(session_id: str) -> bytes:
-    """Returns a session's tick with places for its figures, made once for all its ticks."""
+    """Returns a session's tick with places for its figures.
+
+    It is made once for all ticks of the session.
+    """
     # An id has no character that is special to JSON or to %.
     assert is_id(session_id), session_id
     return (
@@ -161,7 +164,7 @@ def format_tick(
     remaining_ms: int | None,
     limit: str | None,
 ) -> bytes:
-    """Returns a ``tick`` with the bytes of ``encode(Tick(...))``, in 3/4 of its time."""
+    """Returns the bytes of ``encode(Tick(...))`` in 3/4 of its time."""
     whole, fraction = divmod(credits_micros, MICROS_PER_CREDIT)
     if credits_micros < 0:
         credits_text = format_credits(credits_micros).encode()
@@ -190,7 +193,7 @@ def _read_id(value: dict[str, Any]) -> int | None:
 
 
 def _convert(value: dict[str, Any]) -> Request:
-    """Returns the request in ``value``; an error names the unknown type or the bad field."""
+    """Returns the request in ``value``; errors name type or field."""
     if "type" not in value:
         raise BadMessageError("type: missing")
     name = value["type"]

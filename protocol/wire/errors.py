@@ -1,4 +1,4 @@
-"""Errors of the wire: whose fault they are, and which close codes allow a reconnect.
+"""Errors of the wire: whose fault, and which closes allow reconnects.
 
 The code that finds an error in a request raises a :class:`ProtocolError`, and
 the shell turns this into an ``error`` message or a problem document. Our own bug is any
@@ -34,7 +34,10 @@ RETRYABLE_CODES = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.UNAVAILABLE})
 
 
 class CloseCode(IntEnum):
-    """Why a WebSocket was closed. From 4500 on, no client reconnects by itself."""
+    """Why a WebSocket was closed.
+
+    From 4500 on, no client reconnects by itself.
+    """
 
     NORMAL = 1000
     GOING_AWAY = 1001
@@ -62,7 +65,9 @@ def may_reconnect(close_code: int) -> bool:
 
 
 class ProtocolError(Exception):
-    """A request that is answered with an ``error``. Raise one of the subclasses.
+    """A request that is answered with an ``error``.
+
+    Raise one of the subclasses.
 
     ``message`` is for the person who reads the log of the other side. It names the mistake and its
     place, and reveals nothing that the peer may not know. ``retryable`` follows from the code
@@ -121,13 +126,16 @@ class BadMessageError(PeerError):
 
 
 class RefusedError(ProtocolError):
-    """A correct request that the state forbids: the session has ended, or a limit applies."""
+    """A correct request that the state forbids: ended, or limited."""
 
     codes = frozenset({ErrorCode.SESSION_ENDED, ErrorCode.LIMIT_REACHED})
 
 
 class ServiceError(ProtocolError):
-    """Our fault: a part that the server needs does not answer. A retry is always sensible."""
+    """Our fault: a part that the server needs does not answer.
+
+    A retry is always sensible.
+    """
 
     codes = frozenset({ErrorCode.UNAVAILABLE})
 

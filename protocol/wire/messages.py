@@ -61,7 +61,10 @@ class Auth(ClientMessage, frozen=True, kw_only=True, tag="auth"):
 
 
 class Refresh(ClientMessage, frozen=True, kw_only=True, tag="refresh"):
-    """A new token with the same `sub`, sent before the old one expires. Answered by `welcome`."""
+    """A new token with the same `sub`, before the old one expires.
+
+    Answered by `welcome`.
+    """
 
     token: Token
 
@@ -99,7 +102,10 @@ class Stop(SessionRequest, frozen=True, kw_only=True, tag="stop"):
 
 
 class Leave(SessionRequest, frozen=True, kw_only=True, tag="leave"):
-    """Removes this socket. Other sockets keep the session; else its reconnect grace runs."""
+    """Removes this socket.
+
+    Other sockets keep the session; else its reconnect grace runs.
+    """
 
 
 class Watch(SessionRequest, frozen=True, kw_only=True, tag="watch"):
@@ -195,7 +201,7 @@ class ServerMessage(
 
 
 class Answer(ServerMessage, frozen=True, kw_only=True):
-    """A message that can answer a request; it then echoes the request's `id`."""
+    """A message that can answer a request, whose `id` it echoes."""
 
     id: RequestId | None = None
 
@@ -267,7 +273,10 @@ Notice = FreeTime | LimitWarning | LimitCleared | LimitReached | Stopped
 
 
 class Session(Answer, frozen=True, kw_only=True, tag="session"):
-    """The snapshot: after start, join, pause, resume, and each change that no tick shows."""
+    """The snapshot: answers, and changes that no tick shows.
+
+    Sent after start, join, pause, resume, and each change that no tick shows.
+    """
 
     session_id: SessionId
     kind: Annotated[str, describe("The kind of the rate card.")]
@@ -293,7 +302,10 @@ class Session(Answer, frozen=True, kw_only=True, tag="session"):
 
 
 class Tick(ServerMessage, frozen=True, kw_only=True, tag="tick"):
-    """Sent every `tick_ms` while active. Droppable: a slow socket gets only the newest."""
+    """Sent every `tick_ms` while active.
+
+    Droppable: a slow socket gets only the newest.
+    """
 
     session_id: SessionId
     elapsed_ms: ElapsedMs

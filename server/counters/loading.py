@@ -67,7 +67,7 @@ class Loader:
         *,
         asserting: bool = False,
     ) -> None:
-        """Loads the counters of a session that a script of Redis has named as cold.
+        """Loads a session's counters that a script has named as cold.
 
         ``cold`` contains ``account``, ``member``, ``org`` and ``free``, as in the script's answer.
         ``free_day`` is the day of the start, as (begin, end), if free time is daily.

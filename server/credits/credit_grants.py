@@ -66,7 +66,9 @@ class Grants(LedgerClient):
     async def enter(
         self, entry: EntryPosted, priority: int = 0, expires_at: int | None = None
     ) -> bool:
-        """Writes an entry and applies it. False: it was there already, as it was made then.
+        """Writes an entry and applies it.
+
+        False: the same entry was there already.
 
         Raises ``ServiceError`` if Postgres does not answer, and ``BalanceTooHighError`` for an
         entry that would raise the account above the highest balance. If a failure follows the

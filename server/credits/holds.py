@@ -144,7 +144,10 @@ class Holds(Grants):
         )
 
     async def void(self, tenant: str, hold_id: str) -> Voided | HoldGone:
-        """Gives back the held credits. A hold that was voided already has the same result."""
+        """Gives back the held credits.
+
+        A hold that was voided already has the same result.
+        """
         hold = await self.hold_of(tenant, hold_id)
         if hold is None:
             return HoldGone(None)
@@ -166,7 +169,10 @@ class Holds(Grants):
         )
 
     async def expire_hold(self, tenant: str, hold_id: str) -> bool:
-        """Ends a hold whose time is over. False: not over yet, or not open any more."""
+        """Ends a hold whose time is over.
+
+        False: it is not over yet, or the hold is not open any more.
+        """
         hold = await self.hold_of(tenant, hold_id)
         if hold is None or hold.state != "open":
             await self.spending.forget_hold(tenant, hold_id)
@@ -180,7 +186,10 @@ class Holds(Grants):
     async def _change(
         self, hold: HoldRow, ask: Callable[[], Awaitable[SpendingReply]]
     ) -> SpendingReply:
-        """Makes a step of a hold, restored first if Redis lacks it or does not reserve it."""
+        """Makes a step of a hold, restored first if Redis needs it.
+
+        Redis needs it when it lacks the hold or does not reserve it.
+        """
         if hold.state != "open":
             return SpendingReply(status="closed", figures=None, hold=hold)
         try:

@@ -52,7 +52,7 @@ class Short(msgspec.Struct, frozen=True):
 
 
 class Limited(msgspec.Struct, frozen=True):
-    """The operation was done as often as the tier's month allows. Nothing was taken."""
+    """The tier's month allows no further operation. Nothing was taken."""
 
     limit: int
     used: int
@@ -105,7 +105,10 @@ class HoldGone(msgspec.Struct, frozen=True):
 
 
 class Exceeds(msgspec.Struct, frozen=True):
-    """The charge exceeds the hold. Nothing was charged, and the hold is unchanged."""
+    """The charge exceeds the hold.
+
+    Nothing was charged, and the hold is unchanged.
+    """
 
     amount_micros: int
 

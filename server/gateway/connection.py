@@ -79,7 +79,10 @@ class Connection:
     # --- The socket's life -----------------------------------------------------------
 
     async def run(self, bearer: str | None) -> None:
-        """Serves an open socket until it is gone. ``bearer`` came with the handshake."""
+        """Serves an open socket until it is gone.
+
+        ``bearer`` came with the handshake.
+        """
         self.process.sockets.add(self)
         self.socket.on_alive = self._alive
         code = int(CloseCode.ABNORMAL)

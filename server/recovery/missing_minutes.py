@@ -31,7 +31,10 @@ class MissingMinutes:
         self.tenants = tenants
 
     async def complete(self, sessions: Iterable[SessionState]) -> bool:
-        """Completes all sessions. False: Postgres does not answer. The call may be repeated."""
+        """Completes all sessions.
+
+        False: Postgres does not answer. The call may be repeated.
+        """
         known = [session for session in sessions if session.standing.minutes_kept]
         try:
             for first in range(0, len(known), storage_limits.ASSERTIONS_PER_BATCH):

@@ -63,7 +63,7 @@ class Orphans:
     async def _read(
         self, tenant: str, session_id: str
     ) -> tuple[FoundSession | None, LocalSession | None]:
-        """Reads a session, and its local session, between two steps of this process.
+        """Reads a session and its local one between two local steps.
 
         The answer to a step of this process may suspend the session or clear the local session.
         What a dead process's sockets mean for the session is known only after that.
@@ -138,7 +138,7 @@ class Orphans:
 
 
 async def _settled(local: LocalSession) -> None:
-    """Waits until no step of a local session is on its way; raises ``ServiceError``."""
+    """Waits until no local step is pending; raises ``ServiceError``."""
     try:
         async with asyncio.timeout(2 * limits.REDIS_TIMEOUT_MS / 1000):
             await local.settled.wait()

@@ -1,4 +1,4 @@
-"""Holder looks: checks whether the holders of what local sessions lack have answered.
+"""Looks whether the holders of what sessions lack have answered.
 
 A session whose grant ends at a limit recalls the other sessions: they give back what they do not
 need. While one of them has not answered, it is unknown what is left, and the session is not stopped
@@ -118,7 +118,7 @@ class HolderLooks:
     async def _held_elsewhere(
         self, counter: Counter, here: list[LocalSession]
     ) -> AsyncIterator[list[SessionState]]:
-        """The sessions that only other processes serve and that draw on the counter.
+        """The sessions of other processes that draw on the counter.
 
         ``here`` are the local sessions of the counter's tenant, if the counter is a month.
         """
@@ -134,7 +134,7 @@ class HolderLooks:
                 yield found
 
     def _keeper(self, counter: Counter) -> Callable[[SessionState], str]:
-        """A function that returns the user of a session that holds too much, otherwise ''."""
+        """Returns a function: the user whose session holds too much, or ''."""
         keeps = keeps_more if counter[1] else keeps_more_minutes
         now_ms = self.table.clock.now()
         return lambda one: one.identity.user_id if keeps(one, now_ms) else ""

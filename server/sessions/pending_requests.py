@@ -23,7 +23,7 @@ class Subscriber(Protocol):
         """Sends a frame that must arrive."""
 
     def send_tick(self, frame: bytes) -> bool:
-        """Sends a frame that may be dropped. Returns False if it was dropped."""
+        """Sends a frame that may be dropped; returns False if it was."""
 
     def probe(self) -> None:
         """Asks the peer for a proof of life."""

@@ -373,7 +373,7 @@ class SessionRegistry(SessionTable):
     def request(
         self, local: LocalSession, event: Event, pending: PendingRequest, reason: str = "client"
     ) -> None:
-        """Pauses, resumes or stops a session. Answers the request when that is done.
+        """Pauses, resumes or stops a session, then answers the request.
 
         Raises ``rate_limited`` if too many requests wait for this session.
         """

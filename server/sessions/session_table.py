@@ -297,7 +297,10 @@ class SessionTable:
 
 
 def isolated_session(local: LocalSession, act: Callable[..., object], *arguments: object) -> None:
-    """Does something to one session of many. After a failure, this session is retried soon."""
+    """Does something to one session of many.
+
+    After a failure, this session is retried soon.
+    """
     try:
         act(*arguments)
     except Exception:

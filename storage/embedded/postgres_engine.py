@@ -62,7 +62,7 @@ class PostgresEngine(Engine):
         return [str(self.programs / "postgres"), "-D", str(self.directory), *options]
 
     async def prepare(self, engine_lock: int) -> None:
-        """Makes the cluster if there is none, and removes the leftovers of a killed server."""
+        """Makes a missing cluster, and removes a killed server's leftovers."""
         if os.geteuid() == 0:
             self.user = _account(self.directory)
             _let_pass(self.directory, self.programs)
@@ -82,7 +82,7 @@ class PostgresEngine(Engine):
         (self.socket_dir / f"{self.socket_name}.lock").unlink(missing_ok=True)
 
     async def _make_cluster(self, engine_lock: int) -> None:
-        """Makes the cluster in another directory, so that there is a complete one or none."""
+        """Makes the cluster elsewhere first: it is complete or missing."""
         fresh = self.directory.with_name("postgres.new")
         if fresh.exists():
             shutil.rmtree(fresh)
@@ -147,7 +147,7 @@ def _account(directory: Path) -> tuple[int, int]:
 
 
 def _let_pass(directory: Path, programs: Path) -> None:
-    """Lets another user pass to the cluster, and read and run the programs.
+    """Lets another user enter the cluster and run the programs.
 
     That is necessary in root's home, and after an installation with a strict umask.
     """

@@ -38,7 +38,7 @@ class RedisEngine(Engine):
         self.directory.mkdir(mode=0o700, exist_ok=True)
 
     async def answers(self) -> bool:
-        """Whether the server answers a ping; while it loads its file it answers ``-LOADING``."""
+        """Whether the server answers a ping: a loading one answers ``-LOADING``."""
         reader, writer = await asyncio.open_unix_connection(self.socket_dir / self.socket_name)
         try:
             writer.write(b"PING\r\n")

@@ -18,7 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 class EngineURLs(NamedTuple):
-    """The engines' addresses, for redis-py and asyncpg; empty for an engine not asked for."""
+    """The engines' addresses, for redis-py and asyncpg.
+
+    An engine that was not asked for has an empty one.
+    """
 
     redis: str
     postgres: str
@@ -41,7 +44,10 @@ class Engines:
         await self.release()
 
     async def release(self) -> None:
-        """Ends the use. The engines stop after their last user's release. May be repeated."""
+        """Ends the use.
+
+        The engines stop after their last user's release. The call may be repeated.
+        """
         for use in self._uses:
             await use.end()
 
@@ -119,7 +125,7 @@ class _Use:
                 await asyncio.sleep(storage_limits.ENGINE_JOIN_RETRY_S)
 
     async def _join(self) -> str:
-        """Returns the engine's URL once it is ready, with a lasting share of the lock ``users``."""
+        """Returns the ready engine's URL, and keeps sharing the lock ``users``."""
         try:
             async with asyncio.timeout(storage_limits.ENGINE_START_S_MAX):
                 record = await self._keeper_record()
@@ -132,7 +138,7 @@ class _Use:
         return str(record["url"])
 
     async def _keeper_record(self) -> dict[str, Any]:
-        """Returns the record that the keeper wrote; starts a keeper if there is none."""
+        """Returns the keeper's record; starts a keeper if there is none."""
         started = 0
         while True:
             start = open_lock(self._files.start)
@@ -158,7 +164,7 @@ class _Use:
                 os.close(start)
 
     async def _living_record(self) -> dict[str, Any] | None:
-        """Returns the record of a keeper that is ready; None: there is none.
+        """Returns a ready keeper's record; None: there is none.
 
         The caller must hold the lock ``start``. For that caller, a keeper without a record is about
         to end.

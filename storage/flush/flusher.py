@@ -1,4 +1,4 @@
-"""A flusher: brings the records of the outbox to Postgres, each of them once.
+"""A flusher: brings the outbox's records to Postgres, each once.
 
 Every partition's outbox is a stream that the consumer group ``flush`` reads. A batch is one
 transaction, then one atomic step per partition (``lua/acknowledge.lua``). A flusher may die between
@@ -44,7 +44,7 @@ AWAY = (*TRANSIENT, RedisError)
 
 
 class StuckError(Exception):
-    """An error of our own met every entry to write; all of them are kept."""
+    """An error of ours met all entries; all are kept."""
 
 
 class Flusher:
@@ -106,11 +106,14 @@ class Flusher:
         """The lowest pending entry of an outbox, and since when this entry is the lowest."""
 
     async def close(self) -> None:
-        """Closes the connections to Redis. No record is lost; see ``run`` for a clean end."""
+        """Closes the connections to Redis.
+
+        No record is lost; see ``run`` for a clean end.
+        """
         await self._redis.aclose()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Flushes until ``stop`` is set, then flushes what it can read at once, and returns.
+        """Flushes until ``stop`` is set, then what it can read at once.
 
         While Redis or Postgres is away it waits, longer each time. Once ``stop`` is set it does not
         wait, and leaves pending entries to the next flusher.
@@ -156,7 +159,7 @@ class Flusher:
         return len(entries)
 
     def failed(self, error: Exception) -> None:
-        """Takes note of a failed step; pending entries are read again, perhaps later."""
+        """Notes a failed step; pending entries are read again, perhaps later."""
         self.failures += 1
         log.warning("flush_failed", error=str(error), attempt=self.failures)
         if not isinstance(error, StuckError):
@@ -177,7 +180,7 @@ class Flusher:
         self._is_prepared = True
 
     async def read(self, block_ms: int | None = None) -> list[OutboxEntry]:
-        """Returns the next entries: first pending ones of this consumer, then new ones.
+        """Returns the next entries: this consumer's pending ones first.
 
         After a full read, the next read has only the partitions that were full, with larger counts.
         The read after that has all again, so that no partition waits behind a long one. Kept
@@ -250,7 +253,7 @@ class Flusher:
         return entries
 
     async def flush(self, entries: Sequence[OutboxEntry]) -> None:
-        """Writes the entries and acknowledges them, a bounded number of records at a time.
+        """Writes and acknowledges the entries, a bounded number at once.
 
         Raises ``StuckError`` when all entries were kept, and none was acknowledged.
         """
@@ -291,7 +294,7 @@ class Flusher:
         await self._writer.write(entries)
 
     async def acknowledge(self, entries: Sequence[OutboxEntry]) -> None:
-        """Removes the entries from their outboxes; refused entries move to the rejected ones.
+        """Removes entries from their outboxes; refused ones become rejected entries.
 
         Kept entries stay in the outbox.
         """
@@ -342,7 +345,10 @@ class Flusher:
         self._again_at = self._monotonic() + _backoff_s(self._rounds) if self._rounds else None
 
     def _idle_ms(self, key: str, lowest: bytes | str) -> int:
-        """How long an entry must be idle, by Redis's clock, before it is taken over, in ms."""
+        """How long an entry idles before it is taken over, in ms.
+
+        The clock is that of Redis.
+        """
         since = self._stuck.get(key)
         if since is None or since[0] != lowest:
             since = self._stuck[key] = (lowest, self._monotonic())
@@ -370,7 +376,7 @@ class Flusher:
         ]
 
     def _heal(self, error: Exception) -> None:
-        """Handles a Redis that came back empty: groups begin again at the first entry."""
+        """Handles a Redis that came back empty: groups begin anew."""
         if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
             raise error
         if self._is_prepared:
@@ -413,7 +419,7 @@ class Flusher:
 
 
 def _backoff_s(attempts: int) -> float:
-    """Returns the wait in seconds after that number of failed attempts in a row."""
+    """Returns the wait after a number of failed attempts, in seconds."""
     return min(
         storage_limits.FLUSH_RETRY_S_MAX,
         storage_limits.FLUSH_RETRY_S_MIN * (1 << min(attempts - 1, 9)),

@@ -1,4 +1,4 @@
-"""The flushers of a process: one for all partitions; on Redis Cluster, one for each.
+"""A process's flushers: one, or one for each partition on Redis Cluster.
 
 One ``XREADGROUP`` reads all partitions of a flusher. On Redis Cluster, streams that are read
 together must share one slot, so each partition has its own flusher.
@@ -42,7 +42,7 @@ async def run_flusher(
 
 
 class _Turns:
-    """The record for many flushers, of which a bounded number write at once.
+    """The record for many flushers; a bounded number write at once.
 
     So none of them waits too long for a connection.
     """

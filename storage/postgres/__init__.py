@@ -1,4 +1,4 @@
-"""The record: the pool, queries in SQL files, the schema and its migrations.
+"""The record: pool, queries in SQL files, schema and migrations.
 
 This package imports ``rows``, and nothing of ``redis``.
 """

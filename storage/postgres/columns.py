@@ -1,4 +1,4 @@
-"""Converts records of the outbox into arrays for ``unnest``, one for each column."""
+"""Converts records into arrays for ``unnest``, one for each column."""
 
 from collections.abc import Iterable, Sequence
 from datetime import date
@@ -40,7 +40,7 @@ _DOCUMENTS = frozenset({"terms", "metadata", "segments", "gaps"})
 
 
 def unique(records: Sequence[Record], of_type: type[Value], *key: str) -> dict[Any, Value]:
-    """Returns the records of one type by their natural keys; of duplicates, the first."""
+    """Returns records of one type by natural key, without duplicates."""
     found: dict[Any, Value] = {}
     for record in records:
         if isinstance(record, of_type):
@@ -49,7 +49,7 @@ def unique(records: Sequence[Record], of_type: type[Value], *key: str) -> dict[A
 
 
 def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
-    """Returns the records as one array for each column, as ``unnest`` takes them."""
+    """Returns the records as an array for each column, for ``unnest``."""
     return [
         [
             json_value(getattr(record, name)) if name in _DOCUMENTS else getattr(record, name)
@@ -60,12 +60,12 @@ def arrays(records: Sequence[Record], names: Sequence[str]) -> list[list[Any]]:
 
 
 def turned(rows: Sequence[tuple[Any, ...]], width: int) -> list[tuple[Any, ...]]:
-    """Returns rows as one array for each of ``width`` columns, even without rows."""
+    """Returns rows as ``width`` arrays, even without rows."""
     return list(zip(*rows, strict=True)) or [()] * width
 
 
 def has_moved(entry: EntryPosted) -> bool:
-    """Whether the entry is in the ledger: an operation that cost nothing is not."""
+    """Whether the ledger has the entry: free operations are not there."""
     return entry.amount_micros != 0 or entry.entry_kind not in {"spend", "post"}
 
 
@@ -106,7 +106,7 @@ def _count(value: Any) -> int | None:
 
 
 def furthest_holds(changes: Iterable[HoldChanged]) -> list[HoldChanged]:
-    """Returns the furthest change of each hold: a statement cannot change a row twice."""
+    """Returns each hold's furthest change: statements change a row once."""
     found: dict[tuple[str, str], HoldChanged] = {}
     for change in changes:
         key = (change.tenant, change.hold_id)
@@ -125,7 +125,7 @@ def adjustment_row(adjustment: AdjustmentRow) -> tuple[Any, ...]:
 
 
 def burn_row(minute: MinuteUsed) -> tuple[Any, ...]:
-    """Returns the ledger entry of a minute's cost, as a row for ``write_entries.sql``."""
+    """Returns a minute's cost as a row for ``write_entries.sql``."""
     return (
         minute.tenant, minute.account_id, f"burn:{minute.session_id}:{minute.minute}", "burn",
         -minute.credits_micros, minute.started_at, None, None, minute.session_id, minute.minute,
@@ -152,12 +152,12 @@ def prepared_row(session: SessionPrepared) -> tuple[Any, ...]:
 
 
 def given(value: Any) -> tuple[bool, Any]:
-    """Returns an optional value as two parameters: whether it was given, and the value."""
+    """Returns an optional value as two parameters: given or not, and value."""
     return (False, None) if value is UNSET else (True, value)
 
 
 def number(value: float | UnsetType | None) -> str | UnsetType | None:
-    """Returns a number as text: a numeric column takes a decimal, and limits have decimals."""
+    """Returns a number as text: numeric columns and limits have decimals."""
     return str(value) if isinstance(value, int | float) else value
 
 

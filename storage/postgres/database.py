@@ -1,4 +1,4 @@
-"""The access to Postgres: a pool of connections, and the repetition of statements.
+"""The access to Postgres: connections, and the repetition of statements.
 
 All SQL is in ``storage/postgres/sql``, one statement per file, read once. Every answer is a frozen
 value of ``storage.rows`` or a plain value; instants are epoch milliseconds.
@@ -34,11 +34,11 @@ _LOST = ("08", "57P01")
 
 
 class UnavailableError(Exception):
-    """Postgres is unreachable or cannot do the work now; the call may be repeated."""
+    """Postgres cannot do the work now; the call may be repeated."""
 
 
 class RejectedError(Exception):
-    """Postgres will never take the data: a value or a constraint forbids it."""
+    """Postgres never takes the data: a value or constraint forbids it."""
 
     def __init__(self, message: str, constraint: str | None = None) -> None:
         super().__init__(message)
@@ -60,7 +60,10 @@ class _Pooled(asyncpg.Connection):
 
 
 class Database:
-    """Postgres, over a pool of connections. Make one with ``connect``; then ``close`` it."""
+    """Postgres, over a pool of connections.
+
+    Make one with ``connect``; then ``close`` it.
+    """
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", timeout_s: float) -> None:
         self._pool = pool
@@ -76,7 +79,9 @@ class Database:
         pool_size_max: int = storage_limits.DATABASE_CONNECTIONS_MAX,
         statement_cache_size: int = 100,
     ) -> Self:
-        """Makes the pool. Connections are made when needed, so Postgres may be away.
+        """Makes the pool.
+
+        Connections are made when needed, so Postgres may be away.
 
         Behind PgBouncer in transaction mode, ``statement_cache_size`` is 0, unless PgBouncer is
         1.21 or newer with ``max_prepared_statements``. With several hosts, the DSN contains
@@ -132,7 +137,7 @@ class Database:
     async def _run(
         self, work: Callable[[Connection], Awaitable[Value]], *, again: bool = True
     ) -> Value:
-        """Does ``work`` on a connection of the pool, and repeats it where that is safe.
+        """Does ``work`` on a connection, and repeats it where safe.
 
         ``again``: the work is idempotent. It may be repeated even if it is unknown whether it was
         done.

@@ -1,4 +1,4 @@
-"""Writes records that must be in Postgres before an answer, for many callers at once.
+"""Writes records of many callers that await them in Postgres.
 
 The records that a spend appended to the outbox reach Postgres by themselves. A caller that needs
 them there does not wait for the flusher, but writes the same records; records that are already
@@ -48,7 +48,7 @@ class GroupCommitWriter:
             self._task = None
 
     def _take(self) -> list[Waiting]:
-        """Takes as many waiting callers as one transaction may have, and at least one."""
+        """Takes as many callers as a transaction may have, at least one."""
         taken, size = 0, 0
         for records, _ in self._waiting:
             size += len(records)

@@ -78,7 +78,7 @@ class Ledgers(Database):
         priority: int,
         expires_at: int,
     ) -> tuple[WaitingEntry, ...]:
-        """Writes a tier's allotment for a month, less what the month has given already.
+        """Writes a tier's monthly allotment, less what the month has given.
 
         The account is (tenant, id), the month ``2026-11``. The inbox's entry is written with it.
         Returns the account's allotments that Redis has not confirmed: apply them, then call
@@ -88,15 +88,15 @@ class Ledgers(Database):
         return await self._rows("post_allotment", WaitingEntry, *arguments)
 
     async def allotments(self, tenant: str, account_id: str) -> Allotments:
-        """Returns the account's tier, and the allotments of tiers so far, by month."""
+        """Returns the account's tier, and its allotments by month."""
         return await self._one("allotments", Allotments, tenant, account_id)
 
     async def inbox(self, limit: int) -> tuple[InboxEntry, ...]:
-        """Returns money in that Redis has not confirmed, of all tenants, oldest first."""
+        """Returns all tenants' money in that Redis lacks, oldest first."""
         return await self._rows("inbox", InboxEntry, limit)
 
     async def inbox_micros(self, tenant: str, account_id: str, entry_id: str) -> int | None:
-        """Returns an unconfirmed entry's micro-credits; None: Redis has it, or there is none."""
+        """Returns an unconfirmed entry's micro-credits; None: confirmed, or unknown."""
         micros = await self._value("inbox_micros", tenant, account_id, entry_id)
         return None if micros is None else int(micros)
 
@@ -122,19 +122,25 @@ class Ledgers(Database):
     async def ledger(
         self, tenant: str, account_id: str, before_position: int | None, limit: int
     ) -> tuple[LedgerEntry, ...]:
-        """Returns a page of the ledger, newest first, below a position; None: from the newest."""
+        """Returns a page of the ledger, newest first, below a position.
+
+        A position of None begins with the newest entry.
+        """
         return await self._rows("ledger", LedgerEntry, tenant, account_id, before_position, limit)
 
     async def accounts(
         self, tenant: str, after_account_id: str | None, limit: int
     ) -> tuple[AccountTotals, ...]:
-        """Returns a page of the tenant's accounts, by id, after one; None: from the first."""
+        """Returns a page of the tenant's accounts, after an id.
+
+        An id of None begins with the first account.
+        """
         return await self._rows("accounts", AccountTotals, tenant, after_account_id, limit)
 
     # Grants
 
     async def grants(self, tenant: str, account_id: str, limit: int) -> tuple[GrantRow, ...]:
-        """Returns grants of which something is left, in the order in which they burn.
+        """Returns grants with a rest, in the order of their burn.
 
         Their use is as far as Postgres knows: it lacks minutes and operations that are on their way
         through the outbox.
@@ -144,7 +150,7 @@ class Ledgers(Database):
     async def grants_due(
         self, before_at: int, limit: int, after: GrantRow | None = None
     ) -> tuple[GrantRow, ...]:
-        """Returns grants of all tenants that expired before an instant, in order of expiry.
+        """Returns all tenants' grants that expired before an instant, in order.
 
         The result is a page after one grant; None: from the first.
         """
@@ -157,13 +163,13 @@ class Ledgers(Database):
     async def before_operation(
         self, tenant: str, account_id: str, entry_id: str
     ) -> BeforeOperation:
-        """Returns what must be known before an operation is charged or held for."""
+        """Returns what an operation's charge or hold must know."""
         return await self._one("before_operation", BeforeOperation, tenant, account_id, entry_id)
 
     async def operations_in_month(
         self, tenant: str, account_id: str, month: date
     ) -> Mapping[str, int]:
-        """Returns how often each operation was done in a month, or is held for now."""
+        """Returns how often each operation was done or held in a month."""
         found = await self.operations_of_month(tenant, account_id, month)
         return Counter(found.times) + Counter(found.holds.values())
 
@@ -175,7 +181,7 @@ class Ledgers(Database):
         return await self._one("operations_in_month", OperationsOfMonth, *asked)
 
     async def operations_since(self, after_at: int, limit: int) -> tuple[OperationsDone, ...]:
-        """Returns the newest operations of all tenants after an instant, with their months' counts.
+        """Returns all tenants' newest operations, with their months' counts.
 
         They were done, or were held for, after that instant.
         """
@@ -186,16 +192,16 @@ class Ledgers(Database):
         return await self._maybe("hold", HoldRow, tenant, hold_id)
 
     async def tenant_of_hold(self, hold_id: str) -> str | None:
-        """Returns the tenant of a hold; None: no hold, or several, have that id."""
+        """Returns a hold's tenant; None: no hold or several have the id."""
         found = await self._value("tenant_of_hold", hold_id)
         return None if found is None else str(found)
 
     async def holds_overdue(self, before_at: int, limit: int) -> tuple[HoldRow, ...]:
-        """Returns open holds of all tenants that should have expired before an instant."""
+        """Returns all tenants' open holds that should have expired."""
         return await self._rows("holds_overdue", HoldRow, before_at, limit)
 
     async def holds_since(self, after_at: int, limit: int) -> tuple[HoldRow, ...]:
-        """Returns the newest holds of all tenants that were opened or ended after an instant."""
+        """Returns all tenants' newest holds, opened or ended after an instant."""
         return await self._rows("holds_since", HoldRow, after_at, limit)
 
     # Adjustments of minutes
@@ -210,7 +216,7 @@ class Ledgers(Database):
         return await self._value("adjust_minutes", *arguments, again=False) is not None
 
     async def adjustment(self, tenant: str, user_id: str, entry_id: str) -> AdjustmentRow | None:
-        """Returns the adjustment of that id, or None; ``is_applied``: Redis has confirmed it."""
+        """Returns an adjustment or None; ``is_applied``: Redis has confirmed it."""
         return await self._maybe("adjustment", AdjustmentRow, tenant, user_id, entry_id)
 
     async def adjustments_waiting(self, limit: int) -> tuple[AdjustmentRow, ...]:
@@ -222,7 +228,7 @@ class Ledgers(Database):
         return await self._rows("adjustments_since", AdjustmentRow, tenant, after_at)
 
     async def newest_adjustments(self, after_at: int, limit: int) -> tuple[AdjustmentRow, ...]:
-        """Returns the newest adjustments of all tenants after an instant, applied or not."""
+        """Returns all tenants' newest adjustments, applied or not."""
         return await self._rows("newest_adjustments", AdjustmentRow, after_at, limit)
 
     async def adjustment_applied(self, tenant: str, user_id: str, entry_id: str) -> None:
@@ -250,7 +256,7 @@ class Ledgers(Database):
         entry_ids: Sequence[str],
         minutes: Sequence[MinuteUsed],
     ) -> AccountAudited:
-        """Returns an account's balance, and which of these entries and minutes it includes."""
+        """Returns an account's balance, and which entries and minutes it includes."""
         numbers = ([one.session_id for one in minutes], [one.minute for one in minutes])
         return await self._one(
             "audit_account", AccountAudited, tenant, account_id, list(entry_ids), *numbers

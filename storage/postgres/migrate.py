@@ -56,19 +56,19 @@ async def migrate(connection: Connection, directory: Path = MIGRATIONS) -> list[
 
 
 async def pending(connection: Connection, directory: Path = MIGRATIONS) -> list[str]:
-    """Returns the names of the files that ``migrate`` would apply; raises the same errors."""
+    """Returns the files that ``migrate`` would apply; raises its errors."""
     return _missing(_files(directory), await _applied(connection))
 
 
 def _files(directory: Path) -> dict[str, str]:
-    """Returns the checksum of every migration file, by name, in the order of the names."""
+    """Returns the checksum of every migration by name, in order."""
     return {
         path.name: _checksum(path.read_text("utf-8")) for path in sorted(directory.glob("*.sql"))
     }
 
 
 def _checksum(script: str) -> str:
-    """Returns the checksum of the text, because a checkout may change line ends."""
+    """Returns the text's checksum: a checkout may change line ends."""
     return hashlib.sha256(script.encode()).hexdigest()
 
 

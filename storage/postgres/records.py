@@ -1,4 +1,4 @@
-"""The record: what Postgres knows, and the only way to write and to query it.
+"""The record: the only way to write and query Postgres.
 
 ``storage.postgres.database`` describes how queries are made and how they fail;
 ``storage.postgres.ledgers`` has the part about credits.
@@ -140,7 +140,7 @@ class Records(Ledgers):
     async def live_sessions(
         self, after_tenant: str, after_session_id: str, limit: int
     ) -> tuple[LiveSession, ...]:
-        """Returns a page of the sessions that run as far as Postgres knows.
+        """Returns a page of the sessions that run in Postgres.
 
         ``after_tenant`` and ``after_session_id`` name the last session of the page before.
         """
@@ -150,7 +150,7 @@ class Records(Ledgers):
     async def reported_sessions(
         self, after_tenant: str, after_session_id: str, limit: int
     ) -> tuple[ReportedSession, ...]:
-        """Returns a page of the running sessions whose clients count the minutes themselves.
+        """Returns a page of running sessions with minutes from their clients.
 
         They run as far as Postgres knows. ``after_tenant`` and ``after_session_id`` name the last
         session of the page before.
@@ -226,7 +226,9 @@ class Records(Ledgers):
         monthly_hours_limit: float | UnsetType | None = UNSET,
         allow_overage: bool | UnsetType = UNSET,
     ) -> OrganizationRow:
-        """Makes or changes an organisation; a missing value stays, or gets its default.
+        """Makes or changes an organisation.
+
+        A missing value stays, or gets its default.
 
         Raises ``RejectedError`` for an unknown time zone, and for a limit below 0 or above
         1,000,000 hours.
@@ -247,19 +249,19 @@ class Records(Ledgers):
         return await self._one("put_member", MemberRow, tenant, user_id, *arguments)
 
     async def limits_since(self, within_ms: int, limit: int) -> tuple[LimitChange, ...]:
-        """Returns the newest changes of limits, of all tenants, within the last ``within_ms``."""
+        """Returns all tenants' newest limit changes within ``within_ms``."""
         return await self._rows("limits_since", LimitChange, within_ms, limit)
 
     async def check_usage_limit(
         self, user_id: str, org_id: str | None, instant_at: int
     ) -> UsageLimit:
-        """Returns whether a user may record at an instant, and the limit that decides it."""
+        """Returns whether a user may record, and the deciding limit."""
         return await self._one("check_usage_limit", UsageLimit, user_id, org_id, instant_at)
 
     async def usage_details(
         self, user_id: str | None, org_id: str | None, from_day: date, to_day: date
     ) -> tuple[UsageDay, ...]:
-        """Returns usage by day, without ``to_day``; a user of None: the whole organisation."""
+        """Returns usage by day, before ``to_day``; user None: the organisation."""
         return await self._rows("usage_details", UsageDay, user_id, org_id, from_day, to_day)
 
     # Idempotency
@@ -305,7 +307,7 @@ class Records(Ledgers):
         return (await self._execute("finish_idempotent", *asked)).endswith(" 1")
 
     async def release_idempotent(self, tenant: str, scope: str, key: str, mine: Fresh) -> None:
-        """Gives up work without an answer (a retryable error): the key is free again.
+        """Gives up work without an answer: the key is free again.
 
         A key that was taken over stays as it is.
         """

@@ -1,4 +1,4 @@
-"""What Postgres certainly refuses of a record, as far as the record itself shows it.
+"""What Postgres certainly refuses, by the record itself.
 
 When Postgres refuses a batch, it does not name the record. To find one such record by halves takes
 a dozen transactions; to find a thousand of them takes two thousand. So the records that show it

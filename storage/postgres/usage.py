@@ -1,4 +1,4 @@
-"""The record of usage: months, credits, sessions, and the report of all minutes.
+"""The record of usage: months, credits, sessions, all minutes.
 
 These methods only read, over the record's pool. Their SQL is beside the other files, as
 ``storage/postgres/sql/usage_*.sql``.
@@ -18,7 +18,7 @@ from storage.postgres.database import SQL, Database, UnavailableError
 
 
 class Totals(msgspec.Struct, frozen=True):
-    """Minutes and seconds of the kinds that count, and sessions of every kind."""
+    """Counted minutes and seconds, and sessions of every kind."""
 
     minutes: int
     seconds: int
@@ -26,7 +26,7 @@ class Totals(msgspec.Struct, frozen=True):
 
 
 class MonthTotals(msgspec.Struct, frozen=True):
-    """The counted minutes of a month, and how many of them are overage.
+    """A month's counted minutes, and how many are overage.
 
     Overage is what lies beyond the limit of an organisation that allows it. A backend may bill it
     separately.
@@ -37,7 +37,7 @@ class MonthTotals(msgspec.Struct, frozen=True):
 
 
 class SpendingTotals(msgspec.Struct, frozen=True):
-    """What one operation, or time, took of an account's credits, and how often."""
+    """What an operation, or time, took of an account's credits."""
 
     by_time: bool
     operation: str | None
@@ -90,25 +90,28 @@ class Usage(Database):
 
     @classmethod
     def over(cls, database: Database) -> "Usage":
-        """Returns the queries over the pool of ``database``, which also closes the pool."""
+        """Returns the queries over ``database``'s pool, which it also closes."""
         return cls(database._pool, database._timeout_s)
 
     async def month(self, tenant: str, user_id: str, month: date) -> Totals:
-        """Returns a user's totals of a month (its first day), as far as Postgres has them."""
+        """Returns a user's totals of a month (its first day)."""
         return await self._one("usage_month", Totals, tenant, user_id, month)
 
     async def of_month(self, tenant: str, user_id: str | None, month: date) -> MonthTotals:
-        """Returns a month's minutes and overage of a member; None: of the whole organisation."""
+        """Returns a member's minutes and overage of a month.
+
+        A member of None is the whole organisation.
+        """
         return await self._one("usage_of_month", MonthTotals, tenant, month, user_id)
 
     async def before(self, tenant: str, user_id: str, month: date) -> Totals:
-        """Returns a user's totals before a month; the sessions are those of all time."""
+        """Returns a user's totals before a month; sessions of all time."""
         return await self._one("usage_before", Totals, tenant, user_id, month)
 
     async def spending(
         self, tenant: str, account_id: str, day_at: int, week_at: int, month_at: int
     ) -> tuple[SpendingTotals, ...]:
-        """Returns what an account's credits were used for, in total and since three instants."""
+        """Returns what used an account's credits, in total and by period."""
         arguments = (tenant, account_id, day_at, week_at, month_at)
         return await self._rows("usage_spending", SpendingTotals, *arguments)
 
@@ -129,7 +132,7 @@ class Usage(Database):
     async def report(
         self, tenant: str | None, from_day: date, to_day: date
     ) -> AsyncIterator[AsyncIterator[list[UsageReportRow]]]:
-        """Returns every minute between two days, both included, in batches from one snapshot.
+        """Returns all minutes between two days, inclusive, in one snapshot's batches.
 
         ``tenant`` of None: all tenants. The report takes one connection until the context ends, and
         has no more than a batch in memory. Raises ``UnavailableError``, also in the middle: do not

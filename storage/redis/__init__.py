@@ -1,4 +1,4 @@
-"""The live state: a Lua file for each atomic step, keys, encoding, Pub/Sub, the outbox.
+"""The live state: Lua steps, keys, encoding, Pub/Sub and the outbox.
 
 This package imports ``rows``, and nothing of ``postgres``.
 """

@@ -44,7 +44,7 @@ async def agree_on_channels(redis: ClusterRedis, key: str) -> bool:
 
 
 class ClusterChannels:
-    """The channels of a cluster, with the methods of ``PubSub`` that are used."""
+    """A cluster's channels, with the methods of ``PubSub`` in use."""
 
     def __init__(self, redis: ClusterRedis) -> None:
         self._redis = redis
@@ -112,7 +112,7 @@ class ClusterChannels:
         return home
 
     def _connection_to(self, home: Address) -> PubSubConnection:
-        """Returns the connection to a node; each connection has a task that reads it."""
+        """Returns the connection to a node; a task reads each."""
         if self._is_closed:
             raise LineError("the connection is closed")
         connection = self._connections.get(home)
@@ -164,7 +164,7 @@ class ClusterChannels:
             await connection.aclose()
 
     async def _move(self) -> None:
-        """Subscribes to the channels of broken connections at other nodes, until that succeeds.
+        """Subscribes broken connections' channels at other nodes, until it succeeds.
 
         A node that broke may still count as the master until a replica takes over.
         """

@@ -74,7 +74,7 @@ def nodes_of(url: str) -> tuple[Address, ...]:
 
 
 def url_of_node(url: str, node: Address) -> str:
-    """Returns the URL of one node, with all other parts of its cluster's URL."""
+    """Returns a node's URL, with all else from its cluster's URL."""
     parts = urlsplit(url)
     user = parts.netloc.rpartition("@")[0]
     host = f"[{node.host}]" if ":" in node.host else node.host
@@ -83,10 +83,10 @@ def url_of_node(url: str, node: Address) -> str:
 
 
 class ClusterRedis(Redis):
-    """A client of a whole cluster: each command goes to its key's master."""
+    """A client of a cluster: commands go to their key's master."""
 
     def __init__(self, url: str, make: Callable[[str], Redis]) -> None:
-        """Makes a client without connections; ``make`` makes a node's client from a URL."""
+        """Makes a client without connections; ``make`` makes a node's client."""
         # Only the commands of Redis are needed, and all of them call execute_command.
         self._url = url
         self._make = make
@@ -197,7 +197,7 @@ class ClusterRedis(Redis):
     # --- Commands ------------------------------------------------------------------
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Sends a command to the master of its key; without a key, to all masters."""
+        """Sends a command to its key's master, or to all masters."""
         slot = _slot_of(args)
         if slot is None:
             return await self._ask_all(args, options)
@@ -227,7 +227,7 @@ class ClusterRedis(Redis):
         return [key for keys in answers for key in keys] if name == "KEYS" else answers[0]
 
     async def _asking(self, error: AskError, args: Sequence[Any], options: dict[str, Any]) -> Any:
-        """Sends a command to the node that is about to get the slot.
+        """Sends a command to the node that will get the slot.
 
         ASKING must come first on the same connection.
         """
@@ -320,7 +320,7 @@ class RoutedPipeline(Pipeline):
 
 
 async def client_of(redis: Redis, key: str) -> Redis:
-    """Returns the client of a key's master, for commands about all keys there."""
+    """Returns the client of a key's master, for commands beyond one key."""
     return await redis.client_of(key) if isinstance(redis, ClusterRedis) else redis
 
 
@@ -359,7 +359,7 @@ def _slot_of(args: Sequence[Any]) -> int | None:
 
 
 def _map_of(answer: list[Any], asked: Address) -> tuple[dict[int, Address], tuple[Address, ...]]:
-    """Returns masters by slot, and all nodes, from an answer to CLUSTER SLOTS."""
+    """Returns masters by slot and all nodes, from CLUSTER SLOTS."""
     masters: dict[int, Address] = {}
     nodes: dict[Address, None] = {}
     for first, last, *found in answer:

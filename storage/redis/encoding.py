@@ -34,7 +34,7 @@ def decode_records(encoded: bytes) -> list[Record]:
 
 
 def appended_at(entry_id: bytes) -> int:
-    """Returns when an outbox entry was appended, in ms by the clock of Redis."""
+    """Returns when an outbox entry was appended, by Redis's clock (ms)."""
     return int(entry_id.split(b"-")[0])
 
 
@@ -56,7 +56,7 @@ def decided_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
 
 
 def made_at(entry_id: bytes, fields: Mapping[bytes, bytes]) -> int:
-    """Returns when the step of an outbox entry was made, in cluster time.
+    """Returns when an outbox entry's step was made, in cluster time.
 
     A session that ends while paused stood still long before: the change in its entry was decided
     then, but Redis knows of it only since the step.
@@ -128,7 +128,7 @@ def burn_line_at(identity: Identity, standing: Standing) -> BurnLine:
 
 
 def encode_grant(grant: Grant) -> str:
-    """Encodes a session's grant for its hash; the limit it exhausts is a separate field."""
+    """Encodes a grant for its hash, without the limit it exhausts."""
     return _ENCODER.encode(msgspec.structs.replace(grant, final=None)).decode()
 
 
@@ -166,7 +166,7 @@ def encode_basis(basis: StartBasis) -> dict[str, str]:
 def encode_step(
     step: Step, node: str, mark: str, publish: str, channel: str, limits_channel: str
 ) -> bytes:
-    """Encodes the argument of ``commit.lua``: step, mark, and the changes of every counter."""
+    """Encodes ``commit.lua``'s argument: step, mark, and each counter's changes."""
     session, before, after = step.before, step.before.standing, step.standing
     terms = session.identity.terms
     was_active, is_active = before.phase is Phase.ACTIVE, after.phase is Phase.ACTIVE
@@ -254,7 +254,7 @@ def remote_step_of(message: dict[str, Any]) -> RemoteStep:
 
 
 def reply_of(step: Step, answer: list[Any]) -> Reply:
-    """Decodes the answer of ``commit.lua`` to ``step``, for the meter that sent it."""
+    """Decodes ``commit.lua``'s answer to ``step``, for its meter."""
     status, detail, fields, counters, _, notices = answer
     if status == b"left":
         return Reply(accepted=False, session=None, left=True)

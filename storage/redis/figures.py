@@ -25,7 +25,7 @@ class AccountFigures(msgspec.Struct, frozen=True):
 
     @property
     def available_micros(self) -> int:
-        """Micro-credits that can be spent at once, without a recall of what is held."""
+        """Micro-credits that can be spent at once, without a recall."""
         return self.balance_micros - self.held_micros
 
 

@@ -20,7 +20,7 @@ LOOK_CHANNEL = "{nodes}:look"
 
 
 def epoch_key(partition: int) -> str:
-    """A value that changes whenever the partition was found to have lost data."""
+    """A value that changes when the partition has lost data."""
     return f"{{p{partition}}}:epoch"
 
 
@@ -35,7 +35,10 @@ def watermark_key(partition: int) -> str:
 
 
 def rejected_key(partition: int) -> str:
-    """The stream of entries that Postgres refused; append ``r`` to the outbox to try again."""
+    """The stream of entries that Postgres refused.
+
+    Append ``r`` to the outbox to try again.
+    """
     return f"{{p{partition}}}:rejected"
 
 
@@ -54,7 +57,7 @@ class Keys:
 
     @staticmethod
     def contained(counter: str) -> str:
-        """What a counter contained of sessions when it was loaded; kept for a while."""
+        """What a counter had of sessions when loaded; kept a while."""
         partition, _, name = counter.partition(":")
         return f"{partition}:contained:{name}"
 
@@ -63,7 +66,7 @@ class Keys:
         return self._key(tenant, "session", session_key(tenant, session_id))
 
     def prepared(self, tenant: str, session_id: str) -> str:
-        """The preparation of a session that has not started; kept for a while."""
+        """The preparation of an unstarted session; kept for a while."""
         return self._key(tenant, "prepared", session_key(tenant, session_id))
 
     def notices(self, tenant: str, session_id: str) -> str:
@@ -83,7 +86,7 @@ class Keys:
         return self._key(tenant, "applied", f"{tenant}/{account_id}")
 
     def spends(self, tenant: str, account_id: str) -> str:
-        """The newest spends of an account, by the instant of their record in the outbox."""
+        """An account's newest spends, by their records' instants in the outbox."""
         return self._key(tenant, "spends", f"{tenant}/{account_id}")
 
     def operations(self, tenant: str, account_id: str) -> str:
@@ -119,15 +122,15 @@ class Keys:
         return watermark_key(partition)
 
     def epoch(self, partition: int) -> str:
-        """A value that changes whenever the partition was found to have lost data."""
+        """A value that changes when the partition has lost data."""
         return epoch_key(partition)
 
     def recovering(self, partition: int) -> str:
-        """Exists for a while after a loss, in which Redis takes assertions only."""
+        """Exists after a loss, while Redis takes assertions only."""
         return f"{{p{partition}}}:recovering"
 
     def unsettled(self, partition: int) -> str:
-        """Exists after a loss while a process may still put back a session."""
+        """Exists after a loss while processes may put back sessions."""
         return f"{{p{partition}}}:unsettled"
 
     def live(self, partition: int) -> str:

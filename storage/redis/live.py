@@ -1,4 +1,4 @@
-"""The live state: sessions, accounts and months in Redis, changed by atomic steps.
+"""The live state: what Redis has and atomic steps change.
 
 Redis here is the credit-control server of RFC 8506. Every operation is one Lua script
 (``storage/redis/lua``); its method names the keys, encodes the arguments and decodes the answer.
@@ -88,7 +88,7 @@ class Live(LiveCounters, LiveProcesses):
     # --- Sessions ------------------------------------------------------------------
 
     async def commit(self, steps: Sequence[Step], node: str | None = None) -> list[StepOutcome]:
-        """Makes the steps in one pipeline; returns an outcome for each, in order.
+        """Makes the steps in one pipeline; returns outcomes in order.
 
         ``node`` is the process in whose name the steps are made: another one when a dead process is
         swept. Raises :class:`LiveError` when Redis does not answer. If a step cannot be encoded, or
@@ -184,7 +184,7 @@ class Live(LiveCounters, LiveProcesses):
         read_only: bool = False,
         watch: bool = False,
     ) -> FoundSession | None:
-        """Attaches this process to a session; None: Redis does not have the session.
+        """Attaches this process to a session; None: Redis lacks it.
 
         With ``user_id``, a session that has ended, or belongs to another user, is only read.
         ``read_only`` only reads the session; with ``watch``, the session's steps are then sent on
@@ -211,7 +211,7 @@ class Live(LiveCounters, LiveProcesses):
     async def confirm_preparation(
         self, tenant: str, session_id: str, preparation: str, expires_at: int
     ) -> Literal["ok", "exists", "unsettled"]:
-        """Ensures that a session starts as it was prepared; Postgres has the preparation.
+        """Ensures that a prepared session starts as Postgres has it.
 
         ``exists``: the session has started without it. ``unsettled``: after a loss, the session may
         run while Redis lacks it.
@@ -224,7 +224,7 @@ class Live(LiveCounters, LiveProcesses):
         return cast(Literal["ok", "exists", "unsettled"], answer.decode())
 
     async def sessions(self, tenant: str, session_ids: Sequence[str]) -> list[SessionState]:
-        """Returns the present state of a tenant's sessions, without those that are missing."""
+        """Returns the state of a tenant's sessions, without missing ones."""
         fields = ("identity", "standing", "grant", "final")
         async with self.redis.pipeline(transaction=False) as pipeline:
             for session_id in session_ids:
@@ -235,7 +235,7 @@ class Live(LiveCounters, LiveProcesses):
     async def sessions_of_tenant(
         self, tenant: str, beside: Container[str] = ()
     ) -> AsyncIterator[list[SessionState]]:
-        """Yields the present state of a tenant's live sessions, a few at a time, unordered.
+        """Yields the state of a tenant's live sessions, a few at once.
 
         ``beside`` has the keys of sessions that are left out.
         """
@@ -274,7 +274,7 @@ class Live(LiveCounters, LiveProcesses):
         return epoch.decode(), oldest
 
     async def outbox(self) -> tuple[int, int | None]:
-        """Returns the number of entries in all outboxes, and when the oldest was appended.
+        """Returns the number and oldest instant of all outboxes' entries.
 
         The instant is by Redis's own clock; None: there is no entry.
         """
@@ -299,7 +299,7 @@ class Live(LiveCounters, LiveProcesses):
         return total, min(oldest) if oldest else None
 
     async def written_until(self) -> list[int | None]:
-        """Returns the instant of the oldest record in each partition's outbox; None: empty.
+        """Returns each outbox's oldest record's instant; None: it is empty.
 
         Everything that was decided before that instant is in Postgres. The instant comes from the
         entry, in cluster time; the entry's id follows Redis's own clock.

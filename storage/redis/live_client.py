@@ -1,4 +1,4 @@
-"""The client of the live state in one process: Redis, the keys, and the deadline."""
+"""A process's client of the live state: Redis, keys, the deadline."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ from storage.redis.timed_scripts import RedisTimes
 
 
 class LiveClient:
-    """Redis as one process (``node``) uses it: the common part of the live state."""
+    """Redis as a process (``node``) uses it: the common part."""
 
     def __init__(self, redis: Redis, keys: Keys, node: str) -> None:
         self.redis = redis
@@ -33,7 +33,7 @@ class LiveClient:
                 self.publish = "SPUBLISH"
 
     def shard(self, tenant: str) -> object:
-        """Returns the part of Redis that answers or fails together, for a tenant.
+        """Returns the part of Redis that answers or fails together.
 
         Steps of different parts belong in different pipelines.
         """

@@ -1,4 +1,4 @@
-"""The counters in Redis: accounts, the months of members and organisations, and free time."""
+"""The counters in Redis: accounts, months, and free time."""
 
 import secrets
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ class LiveCounters(LiveClient):
         self._limit = TimedScript(redis, "limit", self.times)
 
     async def account(self, tenant: str, account_id: str) -> AccountFigures | None:
-        """Returns the account; None: it is cold, and must be loaded from the ledger."""
+        """Returns the account; None: it is cold and must be loaded."""
         answer = orjson.loads(await self._account([self.keys.account(tenant, account_id)], []))
         parts = [part.encode() for part in answer]
         return figures_of(dict(zip(parts[::2], parts[1::2], strict=True)))
@@ -38,7 +38,7 @@ class LiveCounters(LiveClient):
     async def month(
         self, tenant: str, user_id: str, month: str
     ) -> tuple[MonthProjection, MonthProjection]:
-        """Returns the counters of a member and of the organisation for one month."""
+        """Returns a member's and organisation's counters of one month."""
         names = ("limit", f"used:{month}", "active", f"held:{month}", "overage")
         counters = []
         for key in (self.keys.member(tenant, user_id), self.keys.organization(tenant)):
@@ -55,7 +55,7 @@ class LiveCounters(LiveClient):
         return counters[0], counters[1]
 
     async def free_used(self, identity: Identity) -> int | None:
-        """Returns the used time of a session's shared allowance; None: it is cold."""
+        """Returns a shared allowance's used time; None: it is cold."""
         key = self.keys.free(identity.tenant, identity.free_key or "")
         used = await self.ask(self.redis.hget(key, "used"))
         return None if used is None else int(used)
@@ -69,7 +69,9 @@ class LiveCounters(LiveClient):
         asserting: bool = False,
         now_ms: int = 0,
     ) -> bool:
-        """Puts a cold account into Redis. False: its partition recovers from a loss.
+        """Puts a cold account into Redis.
+
+        False: its partition recovers from a loss.
 
         During recovery, only a process that is ``asserting`` sessions loads anything.
 
@@ -97,7 +99,7 @@ class LiveCounters(LiveClient):
     async def load_month(
         self, tenant: str, key: str, fields: dict[str, str | int], *, asserting: bool = False
     ) -> bool:
-        """Puts a cold counter of a member, an organisation or free time into Redis.
+        """Puts a cold month or free time counter into Redis.
 
         Returns the same as ``load_account``.
         """
@@ -121,7 +123,7 @@ class LiveCounters(LiveClient):
         return int(await self._load(keys, [*arguments, *flat, *entry_ids])) >= 0
 
     async def is_recovering(self, tenant: str) -> bool:
-        """Whether the tenant's partition recovers from a loss, so that nothing can be loaded."""
+        """Whether the tenant's partition recovers: nothing can be loaded."""
         return await self.is_warm(self.keys.recovering(self.keys.partition(tenant)))
 
     async def is_warm(self, key: str) -> bool:

@@ -1,4 +1,4 @@
-"""The processes in Redis: their heartbeats, and the sessions that each has sockets of."""
+"""The processes in Redis: heartbeats, and their sessions with sockets."""
 
 from collections.abc import AsyncIterator
 
@@ -21,19 +21,19 @@ class LiveProcesses(LiveClient):
         self._retreat = Script(redis, "retreat")
 
     async def beat(self, now_ms: int, redis_ms: float) -> Beat:
-        """Sends a heartbeat of this process, with the time of Redis that it assumes."""
+        """Sends a heartbeat of this process, with its assumed Redis time."""
         sent_at = self.times.reading()
         beat = beat_of(await self._beat([NODES, CLOCK], [self.node, now_ms, redis_ms]))
         self.times.observe(NODES, beat.redis_ms, sent_at)
         return beat
 
     async def look(self, *, ask: bool) -> ClusterView:
-        """Returns what the living processes last sent of the time; ``ask``: requests it now."""
+        """Returns what living processes sent of the time; ``ask``: requests it."""
         arguments = [int(ask), self.publish, LOOK_CHANNEL]
         return cluster_view_of(await self._look([NODES, CLOCK], arguments))
 
     async def forget_node(self, node: str) -> None:
-        """Removes a process that has no sessions, or whose sessions were all swept."""
+        """Removes a process without sessions, or whose sessions were swept."""
         await self.ask(self.redis.zrem(NODES, node))
 
     async def sessions_of_node(self, node: str) -> AsyncIterator[tuple[str, str]]:
@@ -49,7 +49,7 @@ class LiveProcesses(LiveClient):
         await self.leave(tenant, session_id, node)
 
     async def retreat(self, tenant: str, session_id: str) -> bool:
-        """Removes this process from a session that it has joined but could not serve.
+        """Removes this process from a session that it cannot serve.
 
         False: no other process serves the session, so this one must watch over it.
         """
@@ -62,7 +62,7 @@ class LiveProcesses(LiveClient):
         return bool(await self._retreat(names, [self.node, session_key(tenant, session_id)]))
 
     async def leave(self, tenant: str, session_id: str, node: str) -> None:
-        """Removes an ended session from the sessions that a process has sockets of."""
+        """Removes an ended session from a process's sessions."""
         keys = self.keys
         member = f"{tenant}/{session_id}"
         await self.ask(self.redis.srem(keys.node(keys.partition(tenant), node), member))

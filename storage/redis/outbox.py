@@ -1,4 +1,4 @@
-"""The outbox as the flusher sees it: its keys, its entries, and their acknowledgement."""
+"""The outbox for the flusher: keys, entries and acknowledgement."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,7 @@ class Backlog(msgspec.Struct, frozen=True):
 
 
 def connect(redis_url: str, connections_max: int = storage_limits.FLUSH_CONNECTIONS_MAX) -> Redis:
-    """Returns a client for blocking reads, which the ordinary time-out would end (PITFALLS).
+    """Returns a client for blocking reads without the ordinary time-out (PITFALLS).
 
     The client repeats no command: entries of a read whose answer was lost are pending, and the
     flusher finds them there.
@@ -73,7 +73,7 @@ def text(value: bytes | str) -> str:
 
 
 def streams(answer: Any) -> list[tuple[bytes | str, list[Any]]]:
-    """Returns the streams of an answer, in any of the shapes that redis-py returns."""
+    """Returns an answer's streams, in any shape of redis-py's."""
     found = list(answer.items()) if isinstance(answer, dict) else list(answer or [])
     return [
         # In one shape, a stream's entries are a list within a list.
@@ -83,7 +83,7 @@ def streams(answer: Any) -> list[tuple[bytes | str, list[Any]]]:
 
 
 def entry_of(partition: int, entry_id: bytes | str, fields: Any) -> OutboxEntry:
-    """Returns the decoded entry, or one marked with the reason why decoding failed.
+    """Returns the decoded entry, or one marked with decoding's error.
 
     An entry without fields is pending but was deleted: there is nothing to write, and its
     acknowledgement is enough.

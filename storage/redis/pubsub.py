@@ -1,4 +1,4 @@
-"""A Pub/Sub connection that one task reads while other tasks subscribe on it.
+"""A Pub/Sub connection: one task reads while others subscribe.
 
 ``PubSub`` of redis-py (8.1) connects within any call that finds no connection, and reconnects
 within any call that finds a broken one. Two such calls at once make two connections, of which one
@@ -23,7 +23,7 @@ from storage.tasks import end
 
 
 class PubSubConnection(PubSub):
-    """A ``PubSub`` with one shared attempt to connect, which breaks when it is dead.
+    """A ``PubSub`` that connects once for all, and breaks when dead.
 
     A call that finds the connection broken raises ``ConnectionError``, and does not repeat its
     command. The next call connects; all calls meanwhile wait for that one attempt and share its
@@ -127,7 +127,7 @@ class PubSubConnection(PubSub):
             await self._take_back(sharded, channel)
 
     def _forget(self, sharded: bool, channel: Any) -> None:
-        """Removes a channel, so that a reconnect before the confirmation does not restore it."""
+        """Removes a channel, which a reconnect then does not restore."""
         kept = self.shard_channels if sharded else self.channels
         for name in self._normalize_keys({channel: None}):
             kept.pop(name, None)

@@ -57,7 +57,7 @@ class Restoring:
         self._recount = Script(live.redis, "recount")
 
     async def begin_epochs(self) -> None:
-        """Begins the first epoch of every partition that has none; nothing is put back.
+        """Begins every partition's first epoch; nothing is put back.
 
         Only the first process of a deployment may call this.
         """
@@ -67,7 +67,7 @@ class Restoring:
             await self.live.ask(pipeline.execute())
 
     def _epoch(self, how: str) -> str:
-        """Returns the name of a new epoch, which no other epoch has, even after the same loss."""
+        """Returns a new epoch's name, unique even after the same loss."""
         return f"{how}:{self.live.node}:{secrets.token_hex(4)}"
 
     async def look(self, partitions: Iterable[int]) -> RecoveryView:
@@ -97,7 +97,7 @@ class Restoring:
     async def _look_at(
         self, partition: int, asked: list[int]
     ) -> tuple[dict[int, tuple[bytes | None, bytes | None]], bytes | None]:
-        """Looks at some partitions of one Redis, and at that Redis, which has ``partition``.
+        """Looks at partitions of the one Redis that has ``partition``.
 
         Watermarks are read before epochs, so that a flush before a loss is never taken for a flush
         after the loss.
@@ -127,7 +127,7 @@ class Restoring:
         return dict(zip(asked, pairs, strict=True)), history if is_told else None
 
     async def begin_epoch(self, partition: int) -> bool:
-        """Begins the epoch of a partition that has none, because it lost everything.
+        """Begins the epoch of a partition that lost everything.
 
         Returns whether this call began the epoch.
         """
@@ -279,13 +279,13 @@ class Restoring:
         return int(await self._recover(names, arguments))
 
     async def recount(self, done: OperationsDone) -> bool:
-        """Raises a count of done operations to at least ``done``; returns whether it rose."""
+        """Raises an operation's count to at least ``done``; returns whether it rose."""
         names = [self.keys.operations(done.tenant, done.account_id)]
         names += [self.keys.hold(done.tenant, hold_id) for hold_id in done.holds]
         return bool(int(await self._recount(names, [done.month, done.operation, done.times])))
 
     async def has_limit(self, change: LimitChange) -> bool:
-        """Whether Redis has a limit as Postgres has it, or lacks its counter."""
+        """Whether Redis has Postgres's limit, or lacks its counter."""
         keys, tenant = self.keys, change.tenant
         key = keys.member(tenant, change.user_id) if change.user_id else keys.organization(tenant)
         limit, overage = await self.live.ask(self.live.redis.hmget(key, ["limit", "overage"]))

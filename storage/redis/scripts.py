@@ -1,4 +1,4 @@
-"""The Redis client of the live state, which repeats no command, and scripts by digest."""
+"""The live state's Redis client, without repetition, and its scripts."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,10 @@ LUA_DIR = Path(__file__).parent / "lua"
 
 
 class LiveError(Exception):
-    """Redis did not answer, or not in time. The command may have been run."""
+    """Redis did not answer in time.
+
+    The command may have been run.
+    """
 
 
 class _Pool(BlockingConnectionPool):
@@ -39,7 +42,7 @@ class _Pool(BlockingConnectionPool):
 
 
 def was_not_run(error: BaseException) -> bool:
-    """Whether the error proves that a client of ``connect`` has run no command.
+    """Whether the error proves that no command was run.
 
     There was no connection to send it on, or Redis answered with an error such as ``LOADING``.
     """
@@ -98,12 +101,15 @@ class Script:
         """The name under which Redis keeps the script."""
 
     async def load(self, key: str) -> None:
-        """Loads the script into the Redis that has a key; a restart or failover loses it."""
+        """Loads the script into a key's Redis.
+
+        A restart or failover loses it.
+        """
         client = await client_of(self._redis, key)
         await client.script_load(self.text)
 
     async def run(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """Runs the script; raises the errors of redis-py, and sets no deadline itself."""
+        """Runs the script, without a deadline; raises redis-py's errors."""
         try:
             return await self._execute("EVALSHA", self.digest, keys, args)
         except NoScriptError:

@@ -1,4 +1,4 @@
-"""Spends and holds: what operations take of an account, in single atomic steps.
+"""What operations take of an account, in single atomic steps.
 
 ``storage.redis.live`` does the same for the time of sessions, on the same keys and with the same
 care. One script decides, appends its records to the outbox, and publishes on the account's channel,
@@ -82,7 +82,7 @@ class Spending:
         monthly_limit: int | None = None,
         recall: bool = False,
     ) -> SpendingReply:
-        """Takes the amount of ``entry`` (kind ``spend`` or ``expire``) from its account, once.
+        """Takes ``entry`` (kind ``spend`` or ``expire``) from its account, once.
 
         If ``counts``, an operation counts in the entry's month, and is done at most
         ``monthly_limit`` times. With ``recall``, holders are asked to shrink if only what they hold
@@ -132,7 +132,7 @@ class Spending:
     async def operations(
         self, tenant: str, account_id: str, month: str, operation: str
     ) -> int | None:
-        """Returns how often an operation was done in a month; None: the month is cold."""
+        """Returns an operation's count of a month; None: it is cold."""
         names = (month, f"{operation}:{month}")
         key = self.keys.operations(tenant, account_id)
         loaded, times = await self.live.ask(self.live.redis.hmget(key, names))
@@ -146,7 +146,7 @@ class Spending:
         times: Mapping[str, int],
         holds: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Loads the operations of a cold month: their counts, and the open holds for them.
+        """Loads a cold month's operations: counts, and open holds.
 
         ``holds`` has the operation of each open hold, by its id, as Postgres has it.
         """
@@ -193,12 +193,15 @@ class Spending:
         return _answer(status, fields, detail, hold=hold, records=(change,))
 
     async def find_hold(self, tenant: str, hold_id: str) -> HoldRow | None:
-        """Returns a hold that is in Redis; None: Redis does not have it."""
+        """Returns a hold in Redis; None: Redis does not have it."""
         found = await self.live.ask(self.live.redis.hgetall(self.keys.hold(tenant, hold_id)))
         return hold_from(found)
 
     async def restore_hold(self, hold: HoldRow) -> bool:
-        """Gives a hold its state in Postgres, after a loss; returns whether it changed."""
+        """Gives a hold its recorded state; returns whether it changed.
+
+        After a loss, Postgres knows the state that Redis lacks.
+        """
         answer = await self._restore(
             [
                 self.keys.hold(hold.tenant, hold.hold_id),
@@ -221,7 +224,7 @@ class Spending:
         return bool(int(answer))
 
     async def amend_hold(self, ended: HoldRow, now_ms: int) -> bool:
-        """Gives an ended hold its end in Postgres; returns whether the end changed."""
+        """Gives an ended hold its recorded end; returns whether it changed."""
         tenant, account_id = ended.tenant, ended.account_id
         answer = await self._amend(
             [
@@ -242,7 +245,7 @@ class Spending:
         return bool(int(answer))
 
     async def post(self, hold: HoldRow, entry: EntryPosted) -> SpendingReply:
-        """Charges ``entry`` (kind ``post``) to a hold, and gives back the hold's rest.
+        """Charges ``entry`` (kind ``post``) to a hold; gives back the rest.
 
         The hold keeps the entry's metadata, so that :func:`posted_records` finds the metadata
         again.
@@ -277,7 +280,7 @@ class Spending:
     async def void(
         self, hold: HoldRow, now_ms: int, state: Literal["voided", "expired"] = "voided"
     ) -> SpendingReply:
-        """Gives back what is held, after a failure or when the hold has expired."""
+        """Gives back what is held, after a failure or expiry."""
         change = change_of(hold, state, now_ms)
         tenant, account_id = hold.tenant, hold.account_id
         partition = self.keys.partition(tenant)
@@ -323,14 +326,14 @@ class Spending:
         return due
 
     async def forget_hold(self, tenant: str, hold_id: str) -> None:
-        """Stops watching a hold that is open nowhere: it has ended, or is unknown."""
+        """Stops watching a hold that is open nowhere."""
         key = self.keys.holds(self.keys.partition(tenant))
         await self.live.ask(self.live.redis.zrem(key, f"{tenant}/{hold_id}"))
 
     # --- Months --------------------------------------------------------------------
 
     async def adjust(self, adjustment: AdjustmentRow) -> bool:
-        """Applies a correction once to the months in Redis; returns whether any changed."""
+        """Applies a correction to Redis's months once; returns whether any changed."""
         tenant, user_id = adjustment.tenant, adjustment.user_id
         changed = await self._adjust(
             [self.keys.member(tenant, user_id), self.keys.organization(tenant)],
@@ -348,7 +351,7 @@ class Spending:
 def change_of(
     hold: HoldRow, state: HoldState, changed_at: int, posted_micros: int = 0
 ) -> HoldChanged:
-    """Returns the record of a hold that is in a state since an instant."""
+    """Returns the record of a hold's state since an instant."""
     return HoldChanged(
         tenant=hold.tenant,
         account_id=hold.account_id,
@@ -367,7 +370,7 @@ def change_of(
 
 
 def posted_id(hold_id: str) -> str:
-    """Returns the id of a posted hold's ledger entry; ``write_entries.sql`` has it too."""
+    """Returns the id of a posted hold's entry, as ``write_entries.sql`` does."""
     return f"post:{hold_id}"
 
 

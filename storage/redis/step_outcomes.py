@@ -1,4 +1,4 @@
-"""The outcome of a step: its script's answer, for the meter and its shell."""
+"""The outcome of a step, for the meter and its shell."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ class AccountChange(msgspec.Struct, frozen=True):
 
 
 class StepOutcome(msgspec.Struct, frozen=True):
-    """The outcome of a step: an answer for the meter, or what is missing."""
+    """A step's outcome: the meter's answer, or what is missing."""
 
     reply: Reply | None
     change: AccountChange | None = None

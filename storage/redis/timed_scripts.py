@@ -72,7 +72,7 @@ class RedisTimes:
         return self._redis.master_of(key) if isinstance(self._redis, ClusterRedis) else None
 
     def observe(self, key: str, redis_ms: float, sent_at: float) -> None:
-        """Takes the time in the answer of a key's Redis to a command sent at ``sent_at``."""
+        """Takes the time in an answer to a command sent at ``sent_at``."""
         now_s, place = self.reading(), self._place(key)
         ahead_ms, before = redis_ms - now_s * 1000, self._known.get(place)
         # A faster answer was more precise, unless the clock has gone back since.
@@ -85,7 +85,7 @@ class RedisTimes:
         self._known[place] = _RedisTime(ahead_ms, now_s)
 
     def latest(self, key: str, given_up_at: float) -> int:
-        """Returns the least that the clock of a key's Redis shows at ``given_up_at``.
+        """Returns the least time that a Redis shows at ``given_up_at``.
 
         The result is in epoch milliseconds; 0: not known. ``given_up_at`` is when the command is
         given up.
@@ -101,7 +101,7 @@ class RedisTimes:
 
 
 class TimedScript(Script):
-    """A script that does nothing after its process has given up waiting for it."""
+    """A script that does nothing once its process gave it up."""
 
     def __init__(self, redis: Redis, name: str, times: RedisTimes) -> None:
         super().__init__(redis, name, text_of("overdue") + text_of(name))

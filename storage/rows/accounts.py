@@ -16,7 +16,7 @@ class OpenHold(NamedTuple):
 
 
 class AccountRecord(msgspec.Struct, frozen=True):
-    """A credit account as the ledger has it; all of it from one snapshot."""
+    """A credit account in the ledger, from one snapshot."""
 
     balance_micros: int
     """The sum of the ledger."""
@@ -39,7 +39,7 @@ class AccountRecord(msgspec.Struct, frozen=True):
 
 
 class InboxEntry(msgspec.Struct, frozen=True):
-    """Money in that is in the ledger, and that Redis has not confirmed."""
+    """Money in the ledger that Redis has not confirmed."""
 
     tenant: str
     account_id: str
@@ -54,7 +54,7 @@ class InboxEntry(msgspec.Struct, frozen=True):
 
 
 class GrantRow(msgspec.Struct, frozen=True):
-    """A grant, with its used and expired parts, as far as Postgres knows."""
+    """A grant with its used and expired parts in Postgres."""
 
     tenant: str
     account_id: str
@@ -135,7 +135,7 @@ class RecentEntry(msgspec.Struct, frozen=True):
 
 
 class OperationsDone(msgspec.Struct, frozen=True):
-    """How often an operation was done in a month (its first day), or is now held for."""
+    """An operation's count in a month (its first day), held included."""
 
     tenant: str
     account_id: str
@@ -148,7 +148,7 @@ class OperationsDone(msgspec.Struct, frozen=True):
 
 
 class OperationsOfMonth(msgspec.Struct, frozen=True):
-    """How often an account's operations were done in a month, and are held for now."""
+    """An account's counts of operations in a month, held included."""
 
     times: dict[str, int]
     """How often each operation was done."""
@@ -157,7 +157,7 @@ class OperationsOfMonth(msgspec.Struct, frozen=True):
 
 
 class LedgerEntry(msgspec.Struct, frozen=True):
-    """One entry of an account's ledger; ``position`` is the cursor of a page."""
+    """An entry of an account's ledger; ``position`` is a page's cursor."""
 
     position: int
     entry_id: str

@@ -15,7 +15,7 @@ class AuditFinding(msgspec.Struct, frozen=True):
 
 
 class AccountAudited(msgspec.Struct, frozen=True):
-    """An account as the ledger has it, with what waits for Postgres and for Redis."""
+    """An account in the ledger, with what awaits Postgres and Redis."""
 
     balance_micros: int
     entry_ids: frozenset[str]

@@ -6,14 +6,14 @@ import msgspec
 
 
 class Fresh(msgspec.Struct, frozen=True):
-    """The key is the caller's: do the work, then finish or release the key."""
+    """The caller has the key: do the work, then finish or release."""
 
     began_at: datetime
     """Identifies the holder of the key: a takeover sets a new instant."""
 
 
 class UnderWay(msgspec.Struct, frozen=True):
-    """Another request works under the key, or died at it less than a minute ago."""
+    """Another request has the key, or died less than a minute ago."""
 
 
 class Mismatch(msgspec.Struct, frozen=True):

@@ -56,7 +56,7 @@ class OrganizationRow(msgspec.Struct, frozen=True):
 
 
 class MemberRow(msgspec.Struct, frozen=True):
-    """A member's own limit, and the minutes of the newest month that has any."""
+    """A member's own limit, and the newest month with minutes."""
 
     tenant: str
     user_id: str
@@ -91,7 +91,7 @@ class AdjustmentRow(msgspec.Struct, frozen=True):
 
 
 class UsageLimit(msgspec.Struct, frozen=True):
-    """Whether a user may record, and the limit that decides it; None: no limit."""
+    """Whether a user may record; the deciding limit, None: no limit."""
 
     can_record: bool
     minutes_used: int

@@ -23,7 +23,7 @@ class RecordedSession(msgspec.Struct, frozen=True):
 
 
 class SessionPrepared(msgspec.Struct, frozen=True):
-    """A session that a backend prepared for a user, with terms of its own."""
+    """A session that a backend prepared, with terms of its own."""
 
     tenant: str
     session_id: str
@@ -45,7 +45,7 @@ class SessionPrepared(msgspec.Struct, frozen=True):
 
 
 class SessionRow(msgspec.Struct, frozen=True):
-    """A chat, recording or call; the figures are final in the state ``ended``."""
+    """A chat, recording or call; ``ended`` makes its figures final."""
 
     tenant: str
     session_id: str
@@ -76,7 +76,7 @@ class SessionRow(msgspec.Struct, frozen=True):
 
     @property
     def prepared(self) -> SessionPrepared | None:
-        """The preparation of a session that has not started; None for other sessions."""
+        """The preparation of an unstarted session; None for others."""
         if self.state != "prepared":
             return None
         names = SessionPrepared.__struct_fields__
