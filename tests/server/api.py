@@ -1,4 +1,4 @@
-"""Helpers to ask the HTTP side of a real server, and to advance its time."""
+"""Helpers to call a real server's HTTP interface and advance its time."""
 
 import asyncio
 from typing import Any
@@ -69,7 +69,7 @@ def advance(server: TestServer, ms: int, *, asleep: bool = False) -> None:
 
 
 async def settled(server: TestServer) -> None:
-    """Waits until all work that is due by the process's clock is done."""
+    """Waits until all work due by the process's clock is done."""
     process = server.process
     # A turn of the loop, in which timers fire.
     while (at := process.timers.next_at) is not None and at <= process.clock.now():  # noqa: ASYNC110

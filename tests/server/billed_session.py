@@ -1,4 +1,4 @@
-"""Helpers of the socket's tests: waits, looks behind it, and a billed session."""
+"""Helpers of the socket's tests: waits, internals, and a billed session."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -30,7 +30,7 @@ Bill = tuple[int, int, list[bytes]]
 
 
 class BilledSession:
-    """A server with one session that has cost something, and a client socket."""
+    """A server with a session that cost something, and a client socket."""
 
     def __init__(self, server: TestServer, client: SocketClient) -> None:
         self.server = server
@@ -46,7 +46,10 @@ class BilledSession:
         return standing.version, standing.charged_micros, [cast(bytes, part) for part in account]
 
     async def begin(self) -> None:
-        """Starts the session and pauses it; an increment has begun, and is charged."""
+        """Starts the session and pauses it with a charge.
+
+        An increment has begun, so it is charged.
+        """
         await self.client.ask("start", kind="call", session_id="bill-1")
 
         async def is_charged() -> bool:
@@ -69,7 +72,7 @@ class BilledSession:
 
 
 async def begin_scene(start_server: StartServer, directory: Path) -> "BilledSession":
-    """A server on the rate card of these tests, and a session with a bill."""
+    """A server on these tests' rate card, and a billed session."""
     server = await start_server(rates=write_rates(directory))
     await server.grant(100 * CREDIT)
     scene = BilledSession(server, await server.login())

@@ -24,8 +24,11 @@ LARGE_BYTES = 4 * 1024 * 1024
 
 
 class Echo(Served):
-    """Answers a request with what it was. ``/hold`` waits for the test to ``release`` it,
-    ``/early`` does not wait for the body, ``/large`` has a long answer."""
+    """Answers a request with what it was.
+
+    ``/hold`` waits for the test to ``release`` it, ``/early`` does not wait for the body,
+    ``/large`` has a long answer.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -61,7 +64,7 @@ class Echo(Served):
 
 
 def hasty(**waits: float) -> ConnectionLimiter:
-    """A limiter that checks often; its waits are long except for those given."""
+    """A limiter that checks often, with long waits except those given."""
     limiter = ConnectionLimiter()
     limiter.look_s = 0.01
     limiter.head_s = limiter.body_s = limiter.keep_alive_s = limiter.drain_s = limiter.linger_s = (
@@ -91,7 +94,7 @@ async def status_of(peer: Peer) -> int:
 
 
 async def ends(peer: Peer) -> bool:
-    """Waits for the end of the connection; answers whether it ended without a reset."""
+    """Waits for the connection's end; returns whether it came without a reset."""
     try:
         await peer.end()
     except ConnectionResetError:

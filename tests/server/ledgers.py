@@ -40,7 +40,10 @@ async def audited(cluster: Cluster) -> None:
 
 
 def lose_replies(ledger: CreditLedger, script: str, *, before: bool = False) -> None:
-    """The next call of a script gets no answer, whether or not it was done."""
+    """The next call of a script gets no answer.
+
+    The script is carried out unless ``before``.
+    """
     attribute = f"_{script}"
     real = getattr(ledger.spending, attribute)
 
@@ -54,7 +57,10 @@ def lose_replies(ledger: CreditLedger, script: str, *, before: bool = False) -> 
 
 
 def lose_postgres(ledger: CreditLedger) -> None:
-    """The next write gets no answer and is not done, as if the process died there."""
+    """The next write gets no answer and is not done.
+
+    The process behaves as if it died there.
+    """
     real = ledger._writer.write
 
     async def write(records: Any) -> None:

@@ -1,4 +1,4 @@
-"""Helpers of the tests of usage: owners, limits, and minutes of the clock."""
+"""Helpers of usage tests: owners, limits, and minutes of the clock."""
 
 import datetime
 from typing import Any
@@ -18,7 +18,10 @@ DAY_MS = 24 * 60 * MINUTE_MS
 
 
 def keep_off_month_ends(server: TestServer) -> None:
-    """What a test counts is to lie in one month, on whatever day the test is run."""
+    """Moves the clock until a test's minutes lie in one month.
+
+    This holds on whatever day the test is run.
+    """
     now_ms = server.process.clock.now()
     days = (now_ms - 2 * DAY_MS, now_ms + 2 * DAY_MS)
     months = {datetime.datetime.fromtimestamp(at / 1000, datetime.UTC).month for at in days}
@@ -30,7 +33,7 @@ BEGUN_AT: WeakKeyDictionary[TestServer, int] = WeakKeyDictionary()
 
 
 def minute_at(server: TestServer, minutes_ago: int = 0) -> int:
-    """The beginning of a minute of the clock, the same for the whole test."""
+    """The beginning of a minute of the clock, constant within a test."""
     if server not in BEGUN_AT:
         keep_off_month_ends(server)
         BEGUN_AT[server] = server.process.clock.now() // MINUTE_MS * MINUTE_MS

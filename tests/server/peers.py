@@ -1,7 +1,7 @@
-"""A real uvicorn server with the push path, its application and its peers, for tests.
+"""A real uvicorn server with the push path, application and peers.
 
-The application is the test: it accepts, hands the socket over and does nothing more, so a
-test decides when something is received. A peer is a socket without a library, to do what
+It is for tests. The application is the test: it accepts, hands the socket over and does nothing
+more, so a test decides when something is received. A peer is a socket without a library, to do what
 no library does. Nothing here waits for time: every wait is for something to happen.
 """
 
@@ -28,7 +28,10 @@ LOOPS = (asyncio.new_event_loop, uvloop.new_event_loop)
 
 
 def on_both_loops(scenario: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run the test on asyncio's loop and on uvloop, whose transports differ in their ways."""
+    """Run the test on asyncio's loop and on uvloop.
+
+    Their transports differ in their ways.
+    """
 
     @pytest.mark.parametrize("new_loop", LOOPS, ids=("asyncio", "uvloop"))
     def test(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
@@ -128,7 +131,10 @@ class Peer:
         return await self._exactly(end)
 
     async def frame(self) -> tuple[int, bytes]:
-        """Read one frame: its first byte, and its payload. EOFError at the end."""
+        """Read one frame: its first byte, and its payload.
+
+        EOFError at the end.
+        """
         first, length = await self._exactly(2)
         if length == 126:
             length = int.from_bytes(await self._exactly(2), "big")
@@ -144,7 +150,10 @@ class Peer:
                 return int.from_bytes(payload[:2], "big")
 
     async def end(self) -> None:
-        """Read up to the end of the connection; ConnectionResetError when it was reset."""
+        """Read to the end of the connection.
+
+        ConnectionResetError when it was reset.
+        """
         while await self.loop.sock_recv(self.connection, 65_536):
             pass
 
@@ -204,7 +213,7 @@ class Served:
     async def application(
         self, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Accept, unless the path says otherwise, and leave the rest to the test."""
+        """Accept unless the path says otherwise; leave the rest to the test."""
         if scope["type"] == "http":
             await self.answer(scope, receive, send)
             return
@@ -221,7 +230,10 @@ class Served:
     async def answer(
         self, scope: Any, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Answer a request with what it was, once its body is read; see the tests of HTTP."""
+        """Answer a request with what it was, once its body is read.
+
+        See the tests of HTTP.
+        """
         raise NotImplementedError
 
     async def peer(self, asked: bytes = b"", source: str = "127.0.0.1") -> Peer:
@@ -264,7 +276,7 @@ async def serving(
     limiter: ConnectionLimiter | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
-    """A server on a port of its own, with changed options of uvicorn if any."""
+    """A server on a port of its own, with options of uvicorn."""
     served = kind(protocol, limiter, options)
     await served.server.startup(sockets=[served.listener])
     try:

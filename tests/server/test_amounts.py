@@ -25,7 +25,10 @@ def same(amount: str) -> str:
 
 @pytest.fixture
 async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
-    """A server with a rate card for operations, and an account with ten credits."""
+    """A server with operations on its rate card.
+
+    An account has ten credits.
+    """
     server = await start_server(rates=card(tmp_path))
     assert (await post(server, GRANTS, "g0", {"amount": "10", "reason": "x"})).status_code == 201
     return server

@@ -1,4 +1,4 @@
-"""Accounts over HTTP: their figures, their ledgers, and the rights to see them."""
+"""Accounts over HTTP: figures, ledgers, and the rights to see them."""
 
 import pytest
 

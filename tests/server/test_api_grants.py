@@ -1,4 +1,7 @@
-"""Grants over HTTP: once for each key despite failures, at once for sessions."""
+"""Grants over HTTP are made once per key and reach sessions immediately.
+
+Failures change nothing in that.
+"""
 
 import asyncio
 from typing import Any

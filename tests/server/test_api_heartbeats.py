@@ -115,8 +115,11 @@ async def test_a_first_heartbeat_without_an_answer_keeps_nothing_alive(
 async def test_a_heartbeat_that_is_refused_keeps_nothing_alive(
     server: TestServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The heartbeat was to bring a suspended session back. Redis did not answer, and its client got
-    an error: the step that the process retries serves no client any more."""
+    """A refused heartbeat keeps no session alive.
+
+    The heartbeat was to bring a suspended session back. Redis did not answer, and its client got an
+    error: the step that the process retries serves no client any more.
+    """
     await server.grant(10_000_000)
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")
@@ -206,7 +209,10 @@ async def test_a_clean_close_ends_the_proof_of_a_heartbeat(
 
 
 async def test_a_cut_socket_leaves_the_proof_of_a_heartbeat_alone(server: TestServer) -> None:
-    """The client sent no farewell: the heartbeat keeps the session alive for its time."""
+    """A cut socket does not shorten the proof of a heartbeat.
+
+    The client sent no farewell: the heartbeat keeps the session alive for its time.
+    """
     await server.grant(10_000_000)
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1")

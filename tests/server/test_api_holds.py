@@ -20,7 +20,10 @@ HOLDS = "/v1/accounts/ann/holds"
 
 @pytest.fixture
 async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
-    """A server whose rate card has operations, and an account with ten credits."""
+    """A server with operations on its rate card.
+
+    An account has ten credits.
+    """
     server = await start_server(rates=card(tmp_path))
     assert (await grant(server, "10", "g1")).status_code == 201
     return server

@@ -20,7 +20,10 @@ DAY_MS = 86_400_000
 
 @pytest.fixture
 async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
-    """A server whose rate card has packages, and a tier that gives something."""
+    """A server with packages on its rate card.
+
+    One of its tiers gives something.
+    """
     return await start_server(rates=card(tmp_path))
 
 

@@ -207,7 +207,7 @@ async def test_without_postgres_a_report_is_unavailable(start_server: StartServe
 
 
 class Lines:
-    """A stand-in for a table that is read, and returned to its source."""
+    """A stand-in for a table that is read and then closed."""
 
     def __init__(self) -> None:
         self.closed = False

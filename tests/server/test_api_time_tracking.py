@@ -1,4 +1,4 @@
-"""The time of a chat in the old format, in every state of a chat."""
+"""A chat's time in the old format, in every state."""
 
 from typing import Any
 

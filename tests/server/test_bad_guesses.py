@@ -1,4 +1,4 @@
-"""Bad tokens and keys are counted by address, and checked at a bounded rate."""
+"""Bad tokens and keys are counted by address, their checks paced."""
 
 import asyncio
 import hashlib
@@ -107,8 +107,10 @@ async def test_signatures_of_an_address_that_guesses_are_checked_at_a_pace() -> 
 
 
 async def test_tokens_with_unknown_keys_keep_no_good_token_waiting() -> None:
-    """Such tokens cost no check, so they do not slow the checks of an office that shares the
-    address."""
+    """Tokens with unknown keys keep no good token waiting.
+
+    Such tokens cost no check, so they do not slow the checks of an office that shares the address.
+    """
     failures = BadGuesses(StoppedClock(MINUTE_MS))
     failures._checks = SuspectChecks(pace_s=3600.0)
     authenticator = Slow()

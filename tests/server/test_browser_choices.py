@@ -1,4 +1,4 @@
-"""What a browser may decide about its session, and what only a backend may.
+"""What a browser may decide about its session, and only backends may.
 
 Free time of the scope ``pair`` begins anew with each counterpart: a browser that names them
 itself would have free time without end. The kind says the price: a token may list kinds.
@@ -52,7 +52,7 @@ async def start(
     kind: str = "advice",
     **claims: Any,
 ) -> httpx.Response:
-    """Starts a session as a browser; answers the session as it stands, or the error."""
+    """Starts a session as a browser; returns the session or the error."""
     bearer, body = server.token(**claims), {"kind": kind}
     if way == "socket":
         client = await server.connect()

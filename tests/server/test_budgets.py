@@ -1,4 +1,4 @@
-"""Bounds of one user: messages, new sessions, and live sessions of a kind."""
+"""Bounds of one user: messages, new sessions, live sessions per kind."""
 
 import asyncio
 from pathlib import Path

@@ -83,7 +83,10 @@ def test_the_nudge_is_bounded() -> None:
 
 @pytest.mark.parametrize("off_ms", [-700, 700])
 def test_the_error_of_a_slow_answer_is_slewed_away(off_ms: int) -> None:
-    """The answer took 1.5 s, nearly all of it on one of its two ways."""
+    """The clock slews the error of a slow answer away.
+
+    The answer took 1.5 s, nearly all of it on one of its two ways.
+    """
     quartz = Quartz()
     clock = ClusterClock(quartz)
     sent_at = quartz()

@@ -1,4 +1,7 @@
-"""The accounts that a process serves are up to date, and heard of."""
+"""A process keeps the accounts that it serves up to date.
+
+It hears of each change of them.
+"""
 
 from typing import Any
 

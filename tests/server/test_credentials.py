@@ -51,7 +51,7 @@ def authenticator(keys: IssuerKeys | None = None, **changes: Any) -> Authenticat
 
 
 def token(**claims: Any) -> str:
-    """A token signed with the shared secret; a claim that is None is left out."""
+    """A token signed with the shared secret, without claims of value None."""
     values = {"sub": "u1", "exp": NOW + 60, **claims}
     return jwt.encode(
         {name: value for name, value in values.items() if value is not None}, SECRET, "HS256"
@@ -74,7 +74,10 @@ async def refused(
     claim: str | None = None,
     network: str = "",
 ) -> None:
-    """All refusals have one text, unless a ``claim`` of a well-signed token is bad."""
+    """Checks that refusals share one text, except for a named ``claim``.
+
+    A ``claim`` is named when it is bad in a well-signed token.
+    """
     with pytest.raises(PeerError) as caught:
         await (checker or authenticator()).authenticate(bearer, None, network)
     assert caught.value.code == ErrorCode.UNAUTHENTICATED

@@ -1,4 +1,4 @@
-"""Allotments of tiers: one a month despite changes of tier, none by reading."""
+"""Tiers allot once a month despite changes of tier; reads allot nothing."""
 
 import asyncio
 from pathlib import Path
@@ -29,7 +29,7 @@ SPEND = "/v1/accounts/team/spend?org=acme"
 
 @pytest.fixture
 async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
-    """A server whose rate card has tiers that give 0.1, 100 and 500."""
+    """A server with tiers that give 0.1, 100 and 500."""
     return await start_server(rates=card(tmp_path, CARD + TIERS))
 
 
@@ -139,7 +139,7 @@ async def test_an_allotment_survives_a_death_before_redis(
 
 
 async def use_refused(server: TestServer) -> None:
-    """Loads the account into Redis without its allotment, as a refused use does."""
+    """Loads the account into Redis without its allotment, as refused uses do."""
     await server.process.loader.account("org:acme", "team")
 
 
@@ -173,7 +173,10 @@ async def nothing() -> None:
 async def test_no_get_makes_money(
     server: TestServer, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every bearer reads every route of the application, for existing accounts and others."""
+    """No GET makes money.
+
+    Every bearer reads every route of the application, for existing accounts and others.
+    """
     assert (
         await post(server, "/v1/accounts/ann/grants?org=acme", "g1", {"amount": "5", "reason": "x"})
     ).is_success

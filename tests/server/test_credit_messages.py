@@ -1,4 +1,4 @@
-"""Every change of an account reaches every socket of it, whichever process made it."""
+"""Each change of an account reaches all its sockets, from any process."""
 
 from pathlib import Path
 from typing import Any

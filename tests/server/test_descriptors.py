@@ -1,4 +1,4 @@
-"""The limit of open files is raised as far as it can be."""
+"""The limit of open files becomes as high as possible."""
 
 import resource
 

@@ -1,4 +1,7 @@
-"""A process checks Redis and Postgres once a second, however many requests ask."""
+"""A process checks Redis and Postgres once a second.
+
+The number of requests that ask changes nothing in that.
+"""
 
 import asyncio
 

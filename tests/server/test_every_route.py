@@ -27,7 +27,10 @@ ALL = ("user", "key", "ops")
 
 
 class Example(NamedTuple):
-    """A call about ann's data, and who may make it (PROTOCOL's column *who*)."""
+    """A call about ann's data, and the roles that may make it.
+
+    PROTOCOL has the roles in its column *who*.
+    """
 
     path: str
     who: tuple[str, ...] = ()
@@ -133,7 +136,7 @@ class RouteTargets(NamedTuple):
     async def call(
         self, name: str, bearer: str | None, *, named: bool = True, key: str = "another key"
     ) -> httpx.Response:
-        """Makes the call of an example, with or without naming whom it is about."""
+        """Makes an example's call, with or without the name of its user."""
         method, example = name.partition(" ")[0], EXAMPLES[name]
         path = example.path.format(**self.holds)
         body = dict(example.body) if example.body is not None else None
@@ -151,7 +154,10 @@ class RouteTargets(NamedTuple):
         return await ask(self.server, method, path, bearer, headers={"Idempotency-Key": "empty"})
 
     async def possessions(self) -> list[Any]:
-        """All that ann has, as her backend sees it; what changes with time is left out."""
+        """All that ann has, as her backend sees it.
+
+        What changes with time is left out.
+        """
         await self.server.flush()  # what is recorded later is no change
         found = []
         for name, example in EXAMPLES.items():
@@ -169,7 +175,7 @@ class RouteTargets(NamedTuple):
 
 @pytest.fixture
 async def scene(start_server: StartServer, monkeypatch: pytest.MonkeyPatch) -> RouteTargets:
-    """What ann has: credits, a chat, two holds, minutes of a recording, a limit."""
+    """Ann's possessions: credits, chat, two holds, minutes of a recording, limit."""
     monkeypatch.setattr(server_limits, "AUTH_FAILURES_PER_ADDRESS_PER_MINUTE", 10**9)
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10**9)
     server = await start_server()
@@ -220,7 +226,10 @@ def routes(server: TestServer) -> dict[str, Route | Mount]:
 
 
 def assert_no_leak(name: str, who: str, response: httpx.Response) -> None:
-    """The answer bears none of ann's marks, and is no fault of ours."""
+    """Checks that an answer bears none of ann's marks.
+
+    It must be no fault of ours either.
+    """
     assert response.status_code < 500, (name, who, response.text)
     for mark in MARKS:
         assert mark not in response.text, (name, who, response.text)
@@ -318,7 +327,10 @@ async def test_existing_applications_are_not_changed_by_operators(scene: RouteTa
 
 
 async def test_who_may_gets_what_is_there(scene: RouteTargets) -> None:
-    """Otherwise a refusal above might come from an example that is merely wrong."""
+    """A permitted role gets what is there.
+
+    Otherwise a refusal above might come from an example that is merely wrong.
+    """
     reading_first = sorted(EXAMPLES, key=lambda name: not name.startswith("GET"))
     for name in reading_first:
         example = EXAMPLES[name]

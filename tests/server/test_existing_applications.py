@@ -1,4 +1,4 @@
-"""What existing applications read of each of their paths: the fields of their own documents.
+"""What existing applications read on each path, by their own documents.
 
 The names, types and units are copied from these documents, not from our code. Each path is
 asked about a user who has done nothing, and about one who has.

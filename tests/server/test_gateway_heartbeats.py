@@ -1,4 +1,4 @@
-"""Heartbeats of clients without a socket: who may beat, how many, and how they end."""
+"""Heartbeats without a socket: the right to beat, number and end."""
 
 import pytest
 

@@ -1,8 +1,8 @@
-"""A preparation and a start of one session on two processes, in every order.
+"""A preparation and a start race on two processes in every order.
 
-Each asks Redis and Postgres several times. The tests try every order of these questions: once a
-preparation is confirmed, the session runs as prepared or not at all; where the start was faster,
-the preparation is refused.
+Both are of one session. Each asks Redis and Postgres several times. The tests try every order of
+these questions: once a preparation is confirmed, the session runs as prepared or not at all; where
+the start was faster, the preparation is refused.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class OrderedTurns:
             await self.ready(actor)
 
     async def finish(self, actor: str) -> Any:
-        """Lets all of an actor's questions be answered; returns the outcome, or the error."""
+        """Answers all questions of an actor; returns the outcome or the error."""
         while await self.ready(actor):
             await self.step(actor)
         return (await asyncio.gather(self.tasks[actor], return_exceptions=True))[0]
@@ -109,7 +109,7 @@ def turns(monkeypatch: pytest.MonkeyPatch) -> OrderedTurns:
 
 
 class PreparingRace(NamedTuple):
-    """A process that is asked to prepare, and one on which the user starts."""
+    """One process prepares a session that the user starts on another."""
 
     here: TestServer
     there: TestServer

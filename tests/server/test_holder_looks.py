@@ -61,7 +61,10 @@ async def allow(cluster: Cluster, minutes: int) -> None:
 
 
 async def begin(cluster: Cluster, apart_ms: int) -> list[Browser]:
-    """Sessions of as many members, on two processes in turn, one after the other."""
+    """Starts ``SESSIONS`` sessions of as many members on two processes alternately.
+
+    They start one after the other.
+    """
     nodes = [await cluster.node(), await cluster.node()]
     await allow(cluster, 100_000)
     browsers = []
@@ -89,7 +92,10 @@ async def test_a_bounded_number_of_sessions_is_read_for_answers(
 async def test_of_many_that_lack_minutes_together_one_recall_is_heard(
     cluster: Cluster, work: Counter[str]
 ) -> None:
-    """Each session gets its last minute at the same instant, and sends a recall to all others."""
+    """When many sessions lack minutes together, holders hear one recall.
+
+    Each session gets its last minute at the same instant, and sends a recall to all others.
+    """
     await begin(cluster, MINUTE_MS // SESSIONS)
     await cluster.advance(MINUTE_MS)
     work.clear()
@@ -163,7 +169,10 @@ class Looks:
 
 
 async def test_answer_reaches_session_after_next_look_was_due() -> None:
-    """Forty other customers have work, so the turn comes after the look was forgotten."""
+    """An answer reaches its session after the next look was due.
+
+    Forty other customers have work, so the turn comes after the look was forgotten.
+    """
 
     def work() -> Iterator[None]:
         for _ in range(3):
@@ -179,7 +188,10 @@ async def test_answer_reaches_session_after_next_look_was_due() -> None:
 
 
 async def test_all_local_sessions_are_counted_a_bounded_number_of_times() -> None:
-    """A look that finds no session elsewhere reads none, but counts all local ones."""
+    """Looks count all local sessions a bounded number of times.
+
+    A look that finds no session elsewhere reads none, but counts all local ones.
+    """
     looks = Looks(1_000)
     for at, local in enumerate(looks.locals):
         looks.looks.ask(local)

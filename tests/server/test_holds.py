@@ -214,7 +214,10 @@ async def test_an_account_has_a_bounded_number_of_holds(cluster: Cluster, node: 
 async def test_a_hold_with_an_unflushed_end_counts_in_no_month(
     cluster: Cluster, node: Node, end: str
 ) -> None:
-    """Postgres still has the hold as open, and an operation of the month was refused for it."""
+    """A hold with an unflushed end counts in no month.
+
+    Postgres still has the hold as open, and an operation of the month was refused for it.
+    """
     await cluster.grant(10 * CREDIT)
     limited: dict[str, Any] = {"operation": "script_generation", "monthly_limit": 1}
     await held(node.ledger, "h1", CREDIT, **limited)

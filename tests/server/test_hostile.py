@@ -87,7 +87,10 @@ def encoded(part: bytes) -> str:
 
 
 def by_hand(header: dict[str, Any], secret: bytes | None, **changes: Any) -> str:
-    """A token of any header, signed by HMAC regardless of the header, or unsigned (None)."""
+    """A token of any header, signed by HMAC or unsigned.
+
+    The signature disregards the header; without a secret (None) there is none.
+    """
     parts = [encoded(json.dumps(part).encode()) for part in (header, claims(**changes))]
     signed = ".".join(parts)
     signature = b"" if secret is None else hmac.digest(secret, signed.encode(), hashlib.sha256)
@@ -95,7 +98,7 @@ def by_hand(header: dict[str, Any], secret: bytes | None, **changes: Any) -> str
 
 
 def confusions(issuer: HttpIssuer) -> dict[str, str]:
-    """Tokens that a checker accepts if the token may choose how it is checked."""
+    """Tokens that a checker accepts if the token chooses the check."""
     public = RSA.public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     der = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -205,7 +208,10 @@ async def test_a_token_expiring_in_a_session_costs_only_the_grace(
 
 
 class Deaf:
-    """A peer that sends and never reads, with as little room in the kernel as it gives."""
+    """A peer that sends and never reads.
+
+    The kernel gives it as little room as possible.
+    """
 
     def __init__(self, server: TestServer) -> None:
         self.server = server
@@ -215,7 +221,10 @@ class Deaf:
         self.peer = Peer(self.socket)
 
     async def begin(self) -> None:
-        """Opens a socket as ann, and starts a session; that much it reads."""
+        """Opens a socket as ann and starts a session.
+
+        This peer reads that much and no more.
+        """
         await self.peer.loop.sock_connect(self.socket, ("127.0.0.1", self.server.port))
         bearer = f"Authorization: Bearer {self.server.token()}"
         await self.peer.write(request("/v1/ws", bearer))

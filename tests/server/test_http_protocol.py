@@ -122,7 +122,7 @@ OFFERS: dict[str, bytes] = {
 
 
 def bodies(content: bytes) -> dict[str, bytes]:
-    """The rest of a head and the body, by the way in which the body is delimited."""
+    """The rest of a head and the body, by the body's delimitation."""
     half = len(content) // 2
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (content[:half], content[half:]))
     return {

@@ -212,7 +212,7 @@ async def test_who_asks_meanwhile_hears_that_it_is_under_way(records: Records) -
 
 
 async def take_over(records: Records, connection: Connection, work: Any) -> Response:
-    """Another attempt, 61 s after the first one began, which then counts as dead."""
+    """Makes another attempt 61 s after the first, which counts as dead."""
     await connection.execute(
         "UPDATE idempotency_keys SET created_at = created_at - interval '61 seconds'"
     )
@@ -222,7 +222,10 @@ async def take_over(records: Records, connection: Connection, work: Any) -> Resp
 async def test_the_answer_is_that_of_who_took_over(
     records: Records, connection: Connection
 ) -> None:
-    """The first attempt was refused and answers late; the second one was charged."""
+    """The stored answer is that of the attempt that took over.
+
+    The first attempt was refused and answers late; the second one was charged.
+    """
 
     async def slow() -> Response:
         assert (await take_over(records, connection, Done())).status_code == 201
@@ -265,7 +268,10 @@ async def test_who_was_overtaken_leaves_the_key_alone(
 async def test_work_ends_before_it_is_taken_over(
     records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such a late attempt must not charge under a key that has been refused meanwhile."""
+    """Work ends before another attempt takes it over.
+
+    Such a late attempt must not charge under a key that has been refused meanwhile.
+    """
     assert server_limits.IDEMPOTENT_WORK_MS < storage_limits.IDEMPOTENT_TAKEOVER_MS
     monkeypatch.setattr(server_limits, "IDEMPOTENT_WORK_MS", 1)
 

@@ -1,4 +1,4 @@
-"""Ids in all their characters, through every surface and down to the record."""
+"""Ids in all their characters pass every surface and the record."""
 
 from urllib.parse import quote
 

@@ -1,4 +1,7 @@
-"""Tokens wait for an issuer's new keys, and known keys stay good while it is away."""
+"""Tokens wait for an issuer's new keys.
+
+Known keys stay good while the issuer is away.
+"""
 
 import asyncio
 import json

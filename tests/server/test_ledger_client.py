@@ -1,4 +1,4 @@
-"""What every operation on credits needs: counters that are there, and clear errors."""
+"""Operations on credits find their counters, and return clear errors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Cold counters are loaded once, complete, and never from a record that is behind."""
+"""Cold counters load once, complete, and never from a stale record."""
 
 from typing import Any
 
@@ -15,8 +15,11 @@ from tests.simulation.cluster import Cluster, Node
 async def test_what_changes_while_a_month_is_loaded_is_not_missed(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the load's read of Postgres and its write to Redis, other processes find no counter
-    to correct."""
+    """A month that is loaded misses no change made meanwhile.
+
+    Between the load's read of Postgres and its write to Redis, other processes find no counter to
+    correct.
+    """
     await cluster.records.put_organization("org:acme", "acme", monthly_hours_limit=10)
     other = await cluster.node()
     keys = node.live.keys

@@ -1,4 +1,7 @@
-"""One session on a process: its requests are answered, its timers end with it."""
+"""A session's requests are answered, and its timers end with it.
+
+The session is on one process.
+"""
 
 from typing import Any
 

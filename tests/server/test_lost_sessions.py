@@ -1,4 +1,4 @@
-"""A session that only the record has ends with what is written down."""
+"""A session that only the record has ends with its recorded minutes."""
 
 import msgspec
 import pytest

@@ -21,7 +21,7 @@ def process_at(port: int | None) -> Process:
 
 
 async def answers(port: int, path: str = "/healthz") -> int | None:
-    """The status of an answer on a port; None: there is no answer."""
+    """The status of an answer on a port; None without an answer."""
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
             return (await client.get(f"http://127.0.0.1:{port}{path}")).status_code

@@ -1,4 +1,4 @@
-"""Minutes that the record lacks are made again from where their session stands."""
+"""Minutes missing in the record are recreated from their session's state."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A user's month: what is written down of it, and what only Redis knows."""
+"""A user's month: its recorded part, and what only Redis knows."""
 
 from types import SimpleNamespace
 from typing import cast

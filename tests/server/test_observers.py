@@ -1,4 +1,4 @@
-"""Observers see everything of a session, keep nothing alive, and take no place."""
+"""Observers see all, keep no session alive, and take no place."""
 
 import pytest
 

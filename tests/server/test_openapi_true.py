@@ -63,14 +63,14 @@ def configuration(bearer: str, known: list[str]) -> dict[str, Any]:
 
 
 class Answers:
-    """The outcome of a run: its failures, and the answers of each operation."""
+    """The outcome of a run: failures, and the answers of each operation."""
 
     def __init__(self) -> None:
         self.wrong: dict[str, str] = {}
         self.statuses: defaultdict[str, set[int]] = defaultdict(set)
 
     def see(self, event: events.EngineEvent) -> None:
-        """Keeps the failures of an event of the run, the first of each kind."""
+        """Keeps the failures of an event, the first of each kind."""
         if isinstance(event, events.NonFatalError | events.FatalError):
             self.wrong[str(event.id)] = repr(getattr(event, "value", event))
         if not isinstance(event, events.ScenarioFinished):

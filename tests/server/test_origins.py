@@ -1,4 +1,4 @@
-"""Origins that may connect: as browsers send them, and as operators configure them."""
+"""Origins that may connect, as browsers send and operators configure them."""
 
 import json
 from typing import Any

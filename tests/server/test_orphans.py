@@ -1,4 +1,4 @@
-"""Sessions of dead processes are suspended as of the last proof of life."""
+"""Sessions of dead processes are suspended at the last proof of life."""
 
 import pytest
 

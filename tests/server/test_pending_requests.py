@@ -1,4 +1,4 @@
-"""A request that waits is answered, over its socket or by its callback."""
+"""A pending request is answered over its socket or by its callback."""
 
 import json
 from typing import Any, cast

@@ -12,7 +12,10 @@ ACME = "org:acme"
 
 
 async def limits(cluster: Cluster, node: Node) -> list[Any]:
-    """The member's limit in Redis, the organisation's, and whether it may be exceeded."""
+    """Member's limit, organisation's limit and overage flag, as Redis has them.
+
+    The flag says whether the organisation's limit may be exceeded.
+    """
     keys = node.live.keys
     member = await cluster.redis.hget(keys.member(ACME, "ann"), "limit")
     return [member, *await cluster.redis.hmget(keys.organization(ACME), "limit", "overage")]

@@ -1,4 +1,4 @@
-"""How many requests a user may make, and how many users are counted."""
+"""Bounds on the requests of a user, and on the users counted."""
 
 import pytest
 

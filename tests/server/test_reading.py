@@ -1,4 +1,4 @@
-"""Sockets are read a few in each turn, in the order of arrival."""
+"""Each turn reads a few sockets in the order of arrival."""
 
 from collections import Counter
 

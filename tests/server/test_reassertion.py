@@ -12,7 +12,7 @@ CHAT = terms("chat")
 
 
 async def phase_of(node: Node) -> Phase | None:
-    """The phase of the session in Redis; None: Redis does not have it."""
+    """The session's phase in Redis; None if Redis lacks the session."""
     found = await node.live.attach("user:ann", "s1", read_only=True)
     return None if found is None else found.session.standing.phase
 

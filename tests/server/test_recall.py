@@ -33,7 +33,10 @@ def test_only_what_may_free_credits_is_worth_an_attempt(
 
 
 class Attempts:
-    """Attempts that are answered one after the other, and which of them told the holders."""
+    """Successive attempts with their answers, and whether each one sends a recall.
+
+    The recall goes to the holders.
+    """
 
     def __init__(self, *statuses: Status) -> None:
         self.statuses = list(statuses)

@@ -1,4 +1,7 @@
-"""Sessions are started once, joined by their own user, watched by who may, and left."""
+"""Sessions start once, and are joined, watched and left.
+
+Their own user joins them; only the permitted watch them.
+"""
 
 import pytest
 

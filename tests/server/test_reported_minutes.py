@@ -120,7 +120,10 @@ async def test_minutes_may_come_in_any_order(server: TestServer, connection: Con
 async def test_a_metered_session_gives_back_the_minute_that_is_reported(
     server: TestServer, limit: Callable[[TestServer, int], Awaitable[object]]
 ) -> None:
-    """The metered session holds the whole rest of the month, of which it needs one minute."""
+    """A metered session gives back the minute that a client reports.
+
+    The metered session holds the whole rest of the month, of which it needs one minute.
+    """
     await limit(server, 2)
     await recording(server, "live-1")
     assert (await track(server, 1)).status_code == 200

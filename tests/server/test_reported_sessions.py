@@ -142,8 +142,11 @@ async def test_after_everything_left_redis_the_record_goes_on(
 async def test_a_gap_in_the_recorded_minutes_is_waited_for(
     server: TestServer, connection: Connection, is_lost: bool
 ) -> None:
-    """The record has a later minute that Redis lacks, and the minute before is on its way: the next
-    minute must get the number of neither."""
+    """A new minute waits while recorded minutes have a gap.
+
+    The record has a later minute that Redis lacks, and the minute before is on its way: the next
+    minute must get the number of neither.
+    """
     process = server.process
     await limit_org(server, 10)
     await track(server, 4)

@@ -1,4 +1,4 @@
-"""Bodies of requests over HTTP are read strictly, and up to their bound."""
+"""Bodies of HTTP requests are read strictly and within their bound."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""What a session is to be is decided from the request, the token and the record."""
+"""Request, token and record decide what a session is to be."""
 
 import dataclasses
 from types import SimpleNamespace

@@ -1,4 +1,7 @@
-"""The local sessions of a process: set up once, listed, and cleared when they are not needed."""
+"""A process's local sessions are set up once, listed, and cleared.
+
+They are cleared when they are not needed.
+"""
 
 from typing import Any
 

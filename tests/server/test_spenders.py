@@ -144,7 +144,7 @@ def watch(
 async def burn(
     cluster: Cluster, browsers: list[Browser], spending: "asyncio.Future[list[None]]"
 ) -> int:
-    """Lets the sessions' time pass, and tops up while clients spend; returns the money in."""
+    """Passes time and tops up while clients spend; returns the money in."""
     came_in = 0
     while not spending.done():
         await cluster.advance(1_000)

@@ -1,4 +1,4 @@
-"""Claims on their way to Redis: how many at once, and in which order."""
+"""Claims on their way to Redis: how many at once, what order."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ STEP = step_of("ann")
 
 
 class SlowRedis:
-    """A Redis that answers when the test lets it; counts the requests meanwhile."""
+    """A Redis that answers when the test permits, and counts the requests."""
 
     def __init__(self) -> None:
         self.answering = asyncio.Event()
@@ -121,7 +121,10 @@ async def test_those_waiting_behind_a_lost_answer_learn_at_once() -> None:
 async def test_a_neighbours_answer_precedes_those_of_a_thousand_sessions(
     failing: bool,
 ) -> None:
-    """Its answer came after those of a customer's 256 sessions, in the same batch."""
+    """A neighbour's answer precedes those of a thousand sessions.
+
+    Its answer came after those of a customer's 256 sessions, in the same batch.
+    """
     redis, heard = SlowRedis(), list[str]()
 
     class NamedSource(FakeSource):

@@ -95,7 +95,10 @@ async def supervised(**environment: str) -> AsyncIterator[tuple[Installation, Sp
 
 @pytest.fixture
 async def metrics_port() -> int:
-    """A free port with a free port after it: every process has its own."""
+    """A free port with a free port after it.
+
+    Every process has its own.
+    """
     while True:
         (port,) = free_ports(1)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port + 1)):

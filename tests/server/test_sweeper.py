@@ -1,4 +1,7 @@
-"""Peers clean up after a process that dies or leaves, through all obstacles."""
+"""Peers clean up after a process that dies or leaves.
+
+They do so through all obstacles.
+"""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The tenants of a process: whose calendar counts, and who hears of changed limits."""
+"""A process's tenants: which calendar counts, and who hears of changed limits."""
 
 from tests.protocol.examples import identity_of
 from tests.simulation.cluster import Cluster, Node

@@ -1,4 +1,4 @@
-"""Ticks and proofs of life through real sockets: only proven time is sent."""
+"""Ticks and proofs of life through real sockets show only proven time."""
 
 from typing import cast
 
@@ -16,7 +16,10 @@ from tests.server.billed_session import CREDIT, connection_of, eventually
 
 @pytest.fixture
 def pings(monkeypatch: pytest.MonkeyPatch) -> list[PushProtocol]:
-    """The pings that the server wants to send; none is sent, so no client answers."""
+    """The pings that the server wants to send.
+
+    None is sent, so no client answers.
+    """
     asked: list[PushProtocol] = []
 
     def ping_now(self: PushProtocol) -> bool:
@@ -81,7 +84,10 @@ async def test_many_sessions_of_a_socket_share_its_pings(
 async def test_what_was_read_after_a_standstill_frees_no_tick(
     server: TestServer, pings: list[PushProtocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A frozen process proves nothing: the pong may be as old as the ping."""
+    """A message read after a standstill frees no tick.
+
+    A frozen process proves nothing: the pong may be as old as the ping.
+    """
     await server.grant(5 * CREDIT)
     client = await server.login()
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=250)
@@ -98,7 +104,10 @@ async def test_what_was_read_after_a_standstill_frees_no_tick(
 async def test_who_watches_elsewhere_sees_what_is_proven(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, who: str
 ) -> None:
-    """The observer is the user on another socket, or a colleague whose token lists the session."""
+    """An observer on another process sees only proven time.
+
+    The observer is the user on another socket, or a colleague whose token lists the session.
+    """
     here, there = await start_server(), await start_server()
     client = await here.login("ann", org="acme")
     await client.ask("start", kind="chat", session_id="chat-1", tick_ms=60_000)

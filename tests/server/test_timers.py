@@ -1,4 +1,4 @@
-"""The timer wheel: due timers fire in order, and cancelled ones are freed."""
+"""The timer wheel fires due timers in order and frees cancelled ones."""
 
 import random
 
@@ -75,7 +75,10 @@ def test_whatever_is_cancelled_the_others_fire_in_their_order() -> None:
 
 
 def test_hundreds_of_ticks_of_one_millisecond_share_turns() -> None:
-    """Sessions that began in one instant have their ticks in one millisecond ever after."""
+    """Hundreds of ticks in one millisecond share turns with other timers.
+
+    Sessions that began in one instant have their ticks in one millisecond ever after.
+    """
     timers, fired = Timers(SteppedClock()), list[str]()
     for _ in range(1_000):
         timers.tick(5, lambda _: fired.append("tick"))

@@ -23,7 +23,10 @@ SESSIONS = 60
 
 
 class Counted:
-    """Counts the work between two turns of the loop: in two of them at most."""
+    """Counts the work between two turns of the loop.
+
+    Each count covers two turns at most.
+    """
 
     def __init__(self) -> None:
         self.turns: list[int] = []
@@ -169,7 +172,10 @@ async def crowded(start_server: StartServer) -> tuple[TestServer, Any]:
 async def test_sessions_of_one_account_are_handled_in_parts(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise each message of the account concerns all its sessions: thousands of projections."""
+    """The sessions of one account are handled in parts.
+
+    Otherwise each message of the account concerns all its sessions: thousands of projections.
+    """
     monkeypatch.setattr(server_limits, "REQUESTS_BURST", 10_000)
     server, client = await crowded(start_server)
     registry, changes, parts = server.process.registry, Counted(), Counted()

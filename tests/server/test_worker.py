@@ -1,4 +1,7 @@
-"""A process as one of several: its sockets on the shared port, and the end of its supervisor."""
+"""One process of several, on a shared port, under a supervisor.
+
+The tests are about its sockets on the port, and about its supervisor's end.
+"""
 
 import asyncio
 import io
