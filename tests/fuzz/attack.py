@@ -41,7 +41,10 @@ _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 class Tokens:
-    """The tokens of attackers, which are not part of a case because they expire."""
+    """The tokens of attackers.
+
+    They are not part of a case, because they expire.
+    """
 
     def __init__(self, secret: str, api_key: str) -> None:
         self.secret = secret
@@ -132,7 +135,10 @@ class Attack:
     # --- Messages ------------------------------------------------------------------------
 
     async def _send_messages(self, cases: list[MessageCase], worker: int) -> None:
-        """Sends messages on as few sockets as possible; a case may end its socket."""
+        """Sends messages on as few sockets as possible.
+
+        A case may end its socket.
+        """
         rest = list(cases)
         while rest:
             bearer: Bearer = "member" if rest[0].number % 3 == 0 else "user"
@@ -173,7 +179,10 @@ class Attack:
         )
 
     async def _heard(self, connection: ClientConnection, case: MessageCase) -> None:
-        """Pings after the case, and reads up to the pong: then the case was handled."""
+        """Pings after the case and reads to the pong.
+
+        With the pong, the case was handled.
+        """
         name = f"{case.number}".encode()
         pong = asyncio.ensure_future(await connection.ping(name))
         while not pong.done():
@@ -188,7 +197,10 @@ class Attack:
         await pong
 
     async def _answers(self, connection: ClientConnection, case: MessageCase) -> None:
-        """Waits for the answer to one more message: then all earlier ones were handled."""
+        """Waits for the answer to one more message.
+
+        With this answer, all earlier messages were handled.
+        """
         await connection.send(json.dumps({"type": "ping", "id": SENTINEL}))
         message: dict[str, object] = {}
         while message.get("id") != SENTINEL:
@@ -213,7 +225,7 @@ class Attack:
     # --- Bytes -----------------------------------------------------------------------------
 
     async def _send_bytes(self, case: FrameCase | RequestCase) -> None:
-        """Sends bytes unchanged, and reads all answers until the end of the connection."""
+        """Sends bytes unchanged, and reads answers until the connection's end."""
         token = self.tokens.get(case.bearer, case.number).encode()
         if case.claims:
             token = self.tokens.odd(case.claims).encode()
@@ -253,7 +265,10 @@ class Attack:
     async def _read(
         self, peer: socket.socket, case: FrameCase | RequestCase, patience_s: float = QUIET_S
     ) -> bool:
-        """Reads data that is there or arrives soon; False: the connection has ended."""
+        """Reads data that is there or arrives soon.
+
+        False: the connection has ended.
+        """
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(patience_s):
@@ -280,7 +295,10 @@ def _is_wrong(case: FrameCase | RequestCase, status: bytes) -> bool:
 
 
 def _address(number: int) -> str:
-    """An address for a case, so that no attacker is refused because of another."""
+    """A case's own address.
+
+    No attacker is refused because of another.
+    """
     return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 

@@ -1,4 +1,4 @@
-"""The cases of the attack: each follows from the seed and its number alone.
+"""The attack's cases: each follows from its number and the seed.
 
 Tokens expire and are therefore not part of a case: a case names the owner of its token, and the
 attack inserts one. Attackers have users, an organisation and sessions of their own, and share an
@@ -184,7 +184,7 @@ def _frames(rng: random.Random) -> list[bytes]:
 
 
 def frame_bytes(rng: random.Random, frame: Frame) -> bytes:
-    """The frame as a client writes it, with a mask that follows from the seed."""
+    """The frame as a client writes it, masked by the seed."""
     header = bytearray([(frame.fin << 7) | (frame.rsv1 << 6) | (frame.rsv2 << 5)])
     header[0] |= (frame.rsv3 << 4) | frame.opcode
     length = len(frame.data)
@@ -241,7 +241,7 @@ HOSTS = ("localhost", "LOCALHOST:80", "localhost.", "[::1]:8000", "[::1", ":", "
 
 
 def _reached_otherwise(rng: random.Random, handshake: bytes) -> bytes:
-    """The handshake of a page with an arbitrary origin, host name and proxy."""
+    """A page's handshake with an arbitrary origin, host name and proxy."""
     host = rng.choice(HOSTS).encode()
     lines = handshake.replace(b"Host: localhost", b"Host: " + host)
     for name, values in (
@@ -388,7 +388,10 @@ NEEDING_BODIES = (
 
 
 def _empty_case(rng: random.Random, number: int) -> RequestCase:
-    """A POST or PUT that lost its body, with or without an offer of another protocol."""
+    """A POST or PUT that lost its body.
+
+    It may offer another protocol.
+    """
     path = rng.choice(NEEDING_BODIES).replace("{user}", f"auth0%7C{number % ATTACKERS}%2Bx")
     method = "PUT" if path.startswith("/v1/orgs") and not path.endswith("s") else "POST"
     offer = rng.choice(("", "Connection: Upgrade\r\nUpgrade: h2c\r\n"))

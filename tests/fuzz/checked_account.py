@@ -59,7 +59,7 @@ def shortest(micros: int) -> str:
 
 
 def encoded(rng: random.Random, name: str) -> str:
-    """The name in a path, with a random part of its characters percent-encoded."""
+    """The name in a path, with random characters percent-encoded."""
     style = rng.randrange(4)
     if style == 0:
         return quote(name, safe="")
@@ -73,7 +73,10 @@ def encoded(rng: random.Random, name: str) -> str:
 
 
 def request_bytes(rng: random.Random, head: str, content: bytes) -> bytes:
-    """A request with its body: with a length or in chunks, and perhaps with an offer."""
+    """A request with its body, by length or in chunks.
+
+    It may offer another protocol.
+    """
     if not content and head.startswith("GET"):
         return f"{head}\r\n".encode()
     head += rng.choice(OFFERS)
@@ -172,7 +175,7 @@ class CheckedAccount:
             self.held[found["hold_id"]] = micros
 
     async def _close(self) -> None:
-        """Posts a part of a hold, or all of it, or voids it."""
+        """Posts part of a hold or all of it, or voids it."""
         hold_id = self.rng.choice(sorted(self.held))
         path, held = f"/v1/holds/{encoded(self.rng, hold_id)}", self.held[hold_id]
         if self.rng.random() < 0.3:
@@ -197,7 +200,7 @@ class CheckedAccount:
             self._problem(f"{path} of {body} again: {status} {found}, and not {answered}")
 
     async def _without_sense(self, account: str) -> None:
-        """Sends an invalid amount, or no body: the request must have no effect."""
+        """Sends an invalid amount or no body, which must have no effect."""
         paths = [f"{account}/{name}" for name in ("grants", "spend", "holds")]
         paths += [f"/v1/holds/{encoded(self.rng, hold_id)}/post" for hold_id in self.held]
         path = self.rng.choice(paths)

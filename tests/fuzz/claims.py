@@ -1,4 +1,4 @@
-"""Tokens with good signatures and odd claims: each claim in every wrong type.
+"""Well-signed tokens with odd claims: each claim in every wrong type.
 
 The expected result of each is written beside it. So a token that passes by mistake is found, and so
 is one that is refused although issuers write such tokens.
@@ -80,7 +80,7 @@ BAD: Final[Mapping[str, Sequence[Any]]] = {
 
 
 def odd_claims(rng: random.Random, number: int) -> tuple[str, bool]:
-    """The claims of a case as JSON, and whether a token with them is valid.
+    """The case's claims as JSON, and whether their token is valid.
 
     Each case has its own user, so it uses up no budget of another case.
     """

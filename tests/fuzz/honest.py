@@ -1,9 +1,9 @@
-"""Honest users: their sessions run through the attack, and their bills must be exact.
+"""Honest users, whose sessions last and whose bills must be exact.
 
-A bill is checked in three ways, without trust in the server. The charge must follow from the
-counted time by the rate card's own rules. The counted time must lie between two measurements of the
-client, from inside and from outside. The rest of the account must be the grant less the charges in
-the receipts.
+The sessions run through the attack. A bill is checked in three ways, without trust in the server.
+The charge must follow from the counted time by the rate card's own rules. The counted time must lie
+between two measurements of the client, from inside and from outside. The rest of the account must
+be the grant less the charges in the receipts.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ INCREMENT_MS = {"chat": 1_000, "call": 60_000, "lesson": 60_000}
 
 
 def charge(kind: str, elapsed_ms: int) -> Decimal:
-    """The cost of a session by the rules of the rate card, from its counted time."""
+    """A session's cost by the rate card's rules, from its counted time."""
     paid_ms = max(0, elapsed_ms - FREE_MS[kind])
     begun = -(-paid_ms // INCREMENT_MS[kind])
     exact = PRICE[kind] * begun * INCREMENT_MS[kind] / 60_000
@@ -104,7 +104,7 @@ class Honest:
             self.ended = (self.ended[0], time.monotonic())
 
     async def live(self) -> None:
-        """Reads messages until cancelled; a stop or a pause of the session is a problem."""
+        """Reads messages until cancelled; stops or pauses are problems."""
         last = time.monotonic()
         while True:
             message = json.loads(await self.client.connection.recv())

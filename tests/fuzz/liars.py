@@ -74,9 +74,9 @@ async def _part(rng: random.Random, writer: asyncio.StreamWriter, session_id: st
 
 
 async def start_many(port: int, token: str, seed: int) -> list[str]:
-    """Sends one user's flood of starts over several sockets, then stops its sessions.
+    """Sends one user's flood of starts, then stops the sessions.
 
-    Most of the starts must be refused.
+    The flood uses several sockets. Most of the starts must be refused.
     """
     rng = random.Random(f"starts/{seed}")
     refused = 0
@@ -117,7 +117,10 @@ async def _heard(reader: asyncio.StreamReader, count: int) -> bytes:
 
 
 async def guess(port: int, address: str) -> list[str]:
-    """Makes more bad guesses than an address may, over HTTP and with handshakes."""
+    """Makes more bad guesses than an address may.
+
+    It guesses over HTTP and with handshakes.
+    """
     problems = []
     headers = {"X-Forwarded-For": address}
     async with _client(port, "", 0) as http:

@@ -1,4 +1,4 @@
-"""Mutations of values, of JSON objects and of bytes, all drawn from one generator.
+"""Mutations of values, JSON objects and bytes, drawn from one generator.
 
 An object is a list of pairs here, so that a name can occur twice, and a value may be text that is
 not JSON at all (``Raw``).
@@ -54,7 +54,10 @@ def odd(rng: random.Random) -> Any:
 
 
 def write(value: Any) -> str:
-    """The JSON of a value; pairs become an object, and ``Raw`` text stays as it is."""
+    """The JSON of a value.
+
+    Pairs become an object, and ``Raw`` text stays as it is.
+    """
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, list) and value and all(isinstance(part, tuple) for part in value):

@@ -1,4 +1,4 @@
-"""One run: a server, honest users, an attack, and the checks of all three."""
+"""One run with a server, honest users, an attack, and all checks."""
 
 import asyncio
 import json
@@ -70,7 +70,7 @@ class FuzzReport:
 
     @property
     def growth(self) -> float:
-        """The growth of the server's memory, as a fraction of its earlier size."""
+        """Growth of the server's memory, as a fraction of its earlier size."""
         before = self.before["resident_bytes"]
         return (self.after["resident_bytes"] - before) / before
 
@@ -123,7 +123,10 @@ class Run:
 
     @staticmethod
     def _tenant(number: int) -> dict[str, str]:
-        """The tenant of a user: half of the honest share the organisation of attackers."""
+        """The tenant of a user.
+
+        Half of the honest users share the organisation of attackers.
+        """
         return {"org": HONEST_ORG} if number % 2 else {}
 
     def _token(self, number: int) -> str:
@@ -161,7 +164,7 @@ class Run:
     # --- The attack ------------------------------------------------------------------------
 
     async def attack_all(self) -> None:
-        """Sends every case, and measures the server after the warm-up and at the end."""
+        """Sends every case; measures the server after warm-up and at the end."""
         seed, count = self.report.seed, self.report.cases
         warm_up = int(count * WARM_UP)
         make = partial(case_of, seed)
@@ -205,7 +208,7 @@ class Run:
         self.report.problems += [problem for problems in found for problem in problems]
 
     async def guess(self, number: int) -> list[str]:
-        """Guesses from the address of an honest user, who must still be admitted."""
+        """Guesses from an honest user's address, who must still be admitted."""
         address = address_of(number)
         problems = await liars.guess(self.installation.port, address)
         try:
@@ -250,7 +253,10 @@ class Run:
             self.report.problems.append(f"of the flood only {cut} were cut")
 
     async def slow(self) -> None:
-        """Runs peers that send too little or read nothing: each must be cut in a bounded time."""
+        """Runs slow or deaf peers; each must be cut in bounded time.
+
+        They send too little or read nothing.
+        """
         port, token = self.installation.port, self.attack.tokens.get("user", 1)
         *stayed, no_answer, no_tick = await asyncio.gather(
             *(slow.stay(port, sent) for sent in slow.STARTS * 4),
@@ -268,13 +274,19 @@ class Run:
                 self.report.problems.append(f"who {what} is not cut")
 
     async def _inside(self, query: str = "") -> dict[str, int]:
-        """The server's present counts. The connection of this request is closed after it."""
+        """The server's present counts, without the connection of this request.
+
+        The server closes that connection after the request.
+        """
         response = await self.http.get(INSIDE_PATH + query, headers={"Connection": "close"})
         found: dict[str, int] = response.raise_for_status().json()
         return found
 
     async def _settled(self, expected: dict[str, int]) -> dict[str, int]:
-        """The server's counts once they are as before, or once the wait is over."""
+        """Waits until the server's counts are as before; returns the counts.
+
+        The wait is bounded.
+        """
 
         async def settled() -> bool:
             found = await self._inside()

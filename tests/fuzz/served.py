@@ -1,4 +1,4 @@
-"""The attacked server: the real command, and one more path with its internal counts.
+"""The attacked server: the real command plus a path with internal counts.
 
 Two waits are short here, because a run lasts less than a day: those for the next HTTP heartbeat and
 for the next reported minute. The server may also have few descriptors, so that a small flood is
@@ -77,7 +77,10 @@ def counts(app: Starlette) -> dict[str, int]:
 
 
 async def inside(request: Request) -> Response:
-    """The counts; with ``?memory`` the resident bytes as well, which take a moment."""
+    """The counts, and with ``?memory`` the resident bytes.
+
+    These take a moment.
+    """
     found: dict[str, Any] = counts(request.app)
     if "memory" in request.query_params:
         found["resident_bytes"] = resident_bytes()

@@ -1,4 +1,7 @@
-"""Peers that send too little or read nothing, and how long a server keeps them."""
+"""Slow or deaf peers, and how long a server keeps them.
+
+They send too little or read nothing.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +24,7 @@ SESSIONS = 60
 
 
 async def stay(port: int, sent: bytes) -> float:
-    """Opens a connection and sends nothing more; returns the seconds until it was closed."""
+    """Opens an otherwise silent connection; returns the seconds until its close."""
     began = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
@@ -33,7 +36,7 @@ async def stay(port: int, sent: bytes) -> float:
 
 
 async def take_no_answer(port: int) -> float:
-    """Asks for long answers and reads none; returns the seconds until the cut."""
+    """Asks for long answers, reads none; returns seconds until the cut."""
     with _deaf() as peer:
         await _write(peer, port, LONG_ANSWERS)
         return await _cut_after(peer, b"\r\n")
@@ -72,7 +75,10 @@ async def _write(peer: socket.socket, port: int, data: bytes) -> None:
 
 
 async def _cut_after(peer: socket.socket, word: bytes) -> float:
-    """Sends a word now and then until that fails, because a read would empty the buffer."""
+    """Sends a word now and then until that fails.
+
+    A read would empty the buffer.
+    """
     began = time.monotonic()
     while time.monotonic() - began < CLOSE_BY_S:
         try:

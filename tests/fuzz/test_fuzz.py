@@ -1,4 +1,7 @@
-"""A fuzz run of a fixed size; `scripts/fuzz --count N --seed S` makes longer ones."""
+"""A fuzz run of a fixed size.
+
+`scripts/fuzz --count N --seed S` makes longer ones.
+"""
 
 from decimal import Decimal
 

@@ -1,4 +1,4 @@
-"""A meter without Redis, clock or event loop: the test plays all three."""
+"""A meter without Redis, clock or event loop; tests play these parts."""
 
 from typing import Any
 
@@ -26,7 +26,10 @@ from tests.protocol.examples import (
 
 
 class Bench:
-    """A meter whose time the test sets, and whose Redis the test plays."""
+    """A meter whose time the test sets.
+
+    The test plays its Redis, too.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class Bench:
         return drained
 
     def run(self, ms: int) -> list[Effect]:
-        """Lets time pass, with every deadline on its way; what came of it."""
+        """Lets time pass, with every deadline on its way; returns new effects."""
         until, seen = self.now + ms, len(self.effects)
         for _ in range(200):
             due_at = self.meter.timer()
@@ -89,7 +92,10 @@ class Bench:
         return self.meter.asked
 
     def accept(self, offer: int | None = 0, **grant: Any) -> list[Effect]:
-        """Redis makes the step, with one of its offers, or with the grant it has (None)."""
+        """Redis makes the step with the chosen offer.
+
+        With ``offer`` None, Redis makes it with the grant that the session has.
+        """
         step = self.step
         offers = [offer.grant for offer in step.offers]
         given = Grant()
@@ -155,7 +161,7 @@ def starting(terms: Terms = TERMS, **identity: Any) -> Bench:
 
 
 def alone(micros: int, terms: Terms | None = None, **bench: Any) -> Bench:
-    """A session that has its account to itself, and a grant of half a minute."""
+    """A session alone on its account; its grant is half a minute."""
     terms = terms or terms_of()
     account = account_of(micros)
     account.replace(1, micros, 0, {"chat-1": line(terms)})

@@ -63,7 +63,7 @@ def session_of(
     grant: Grant | None = None,
     **identity: Any,
 ) -> SessionState:
-    """A session that has just started, with a grant of a minute and a margin."""
+    """A new session with a grant of a minute and a margin."""
     return SessionState(
         identity_of(terms, **identity),
         standing_of(free_ms=terms.free_ms) if standing is None else standing,

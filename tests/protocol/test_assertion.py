@@ -1,4 +1,4 @@
-"""What an assertion restores of a lost session: its months and recorded minutes."""
+"""An assertion restores a lost session's months and recorded minutes."""
 
 import msgspec
 import pytest

@@ -1,4 +1,4 @@
-"""Where a grant is extended: so early that the answer is there before its end."""
+"""A grant is extended early, so the answer precedes the grant's end."""
 
 import pytest
 

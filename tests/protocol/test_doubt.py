@@ -13,7 +13,7 @@ CAME_AT = PROVEN_AT + 8_000
 
 
 def cut(**bench: object) -> Bench:
-    """A client has proven 3 s, and its connection has been cut for 8 s, unnoticed."""
+    """A client with 3 s proven, then cut for 8 s unnoticed."""
     made = Bench(**bench)  # type: ignore[arg-type]
     made.run(PROVEN_AT - NOW)
     if made.meter.sockets:

@@ -1,4 +1,4 @@
-"""Errors of the wire: whose fault a code is, and which allow a retry."""
+"""Each error code is one side's fault; some allow a retry."""
 
 import pytest
 

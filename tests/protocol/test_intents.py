@@ -1,4 +1,7 @@
-"""Intents wait in order, each unasked event once, and in a bounded queue."""
+"""Intents wait in order in a bounded queue.
+
+Each event that no client asked for waits there once.
+"""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Where limits bind, in a session's own counted time, and which is nearest."""
+"""Positions of limits in a session's counted time, and the nearest one."""
 
 from typing import Any
 

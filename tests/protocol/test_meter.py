@@ -1,4 +1,4 @@
-"""The meter: how time runs, which steps it asks for, and where it stops."""
+"""The meter counts time, asks for steps, and stops at limits."""
 
 import msgspec
 import pytest
@@ -127,7 +127,10 @@ def test_who_has_no_socket_claims_nothing() -> None:
 
 
 def test_no_claim_asks_for_less_than_was_granted() -> None:
-    """The grant is used while the answer is under way, and the answer may be late, or lost."""
+    """No claim asks for less than was granted.
+
+    The grant is used while the answer is under way, and the answer may be late, or lost.
+    """
     bench = Bench(session_of(grant=Grant(granted_ms=18_000, held_micros=300_000)))
     bench.run(14_000)
     bench.alive()
@@ -194,8 +197,10 @@ def test_a_recall_during_a_claim_waits_for_its_answer() -> None:
 def test_a_recalled_session_takes_nothing_while_a_spend_waits(
     ahead_ms: int,
 ) -> None:
-    """Otherwise the session would hold again what the recall freed, before the spend is tried
-    again."""
+    """A recalled session takes nothing while a spend waits.
+
+    Otherwise the session would hold again what the recall freed, before the spend is tried again.
+    """
     bench = Bench()
     bench.run(60_000 - ahead_ms)
     bench.alive()
@@ -217,7 +222,10 @@ def test_a_recalled_session_takes_nothing_while_a_spend_waits(
 
 
 def test_a_recall_during_a_resume_waits_for_its_answer() -> None:
-    """The recall may have been made before the resume, which has held a whole minute since."""
+    """A recall during a resume waits for the resume's answer.
+
+    The recall may have been made before the resume, which has held a whole minute since.
+    """
     bench = Bench(session_of(standing=standing_of(Phase.PAUSED), grant=Grant()))
     bench.ask(Event.RESUME)
     assert not bench.meter.recall(bench.now)

@@ -220,7 +220,10 @@ def test_what_is_charged_beyond_the_hold_is_not_held_again() -> None:
 
 
 def unproven() -> Bench:
-    """Ten seconds beyond a grant, of which nothing is proven; more has been granted since."""
+    """Ten seconds beyond a grant, of which nothing is proven.
+
+    More has been granted since.
+    """
     bench = Bench()
     bench.run(62_000)
     bench.now = NOW + 75_000
@@ -250,7 +253,10 @@ def test_unproven_time_without_a_grant_is_not_uncovered() -> None:
 
 
 def stopped_elsewhere(bench: Bench, told_at: int = NOW + 30_000) -> None:
-    """Another process was faster with a stop at half a minute, and knew no proof of life."""
+    """Another process was faster with a stop at half a minute.
+
+    That process knew no proof of life.
+    """
     stopped_at, bench.now = NOW + 30_000, told_at
     stopping = bench.moved_to(
         phase=Phase.STOPPING,

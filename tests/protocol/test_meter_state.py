@@ -1,4 +1,4 @@
-"""One session at an instant: time that runs, and time that is shown."""
+"""One session at an instant: its running time and its shown time."""
 
 import pytest
 from hypothesis import given
@@ -20,7 +20,7 @@ from tests.protocol.examples import (
 
 
 def state_of(phase: Phase = Phase.ACTIVE, *, uncovered_ms: int = 0) -> MeterState:
-    """A session that stands in a phase since now, with a grant of 65 s."""
+    """A session in ``phase`` since now, with a grant of 65 s."""
     session = session_of(standing=standing_of(phase))
     return MeterState(session, account_of(10 * CREDIT), month_of, uncovered_ms)
 

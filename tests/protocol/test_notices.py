@@ -39,7 +39,10 @@ def notice(seq: int, kind: str = "limit_warning", **fields: Any) -> bytes:
 
 
 def warned_bench() -> Bench:
-    """A session that has sent, and not yet recorded, the warning that a minute is left."""
+    """A session that has sent, but not recorded, its one-minute warning.
+
+    The warning says that a minute is left.
+    """
     account = account_of(CREDIT)
     account.lines["chat-1"] = burn_line_of(TERMS, 0, NOW, 0, running=True)
     grant = Grant(granted_ms=60_000, held_micros=CREDIT, final="credits")

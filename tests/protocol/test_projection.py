@@ -1,4 +1,4 @@
-"""What a process knows between two messages: balances now, and when they end."""
+"""A process projects balances and their ends between two messages."""
 
 import msgspec
 import pytest
@@ -63,7 +63,10 @@ def test_a_line_costs_what_the_terms_say(
 def test_claims_do_not_change_what_is_shown(
     terms: Terms, micros: int, claims: list[int], later_ms: int
 ) -> None:
-    """Claims move money from the balance to the charged amount; the gross is the sum of both."""
+    """Claims do not change the balance that clients see.
+
+    Claims move money from the balance to the charged amount; the gross is the sum of both.
+    """
     balance, charged, elapsed_ms, at = micros, 0, 0, NOW
     line = burn_line_of(terms, 0, NOW, 0, running=True)
     shown = []
@@ -212,8 +215,11 @@ def test_a_line_is_a_plain_value() -> None:
 
 @given(st.data())
 def test_sums_that_are_kept_are_those_of_the_lines(data: st.DataObject) -> None:
-    """In whatever order lines come and go, an account that got them one by one has the same sums as
-    an account that was just read."""
+    """An account's kept sums equal those computed from its lines.
+
+    In whatever order lines come and go, an account that got them one by one has the same sums as an
+    account that was just read.
+    """
     told = AccountProjection("t", "a")
     told.replace(0, 0, 0, {})
     current: dict[str, BurnLine] = {}
@@ -243,7 +249,10 @@ def test_sums_that_are_kept_are_those_of_the_lines(data: st.DataObject) -> None:
 def test_the_cost_of_a_change_does_not_grow_with_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The test counts work: how often the cost of any line is computed."""
+    """A change costs the same however many lines an account has.
+
+    The test counts work: how often the cost of any line is computed.
+    """
     asked = 0
     cost_at = BurnLine.cost_at
 

@@ -1,4 +1,4 @@
-"""What a claim may ask for: whole increments, the best first, within bounds."""
+"""Claims ask for whole increments, the best first, within bounds."""
 
 import datetime
 import itertools
@@ -33,7 +33,10 @@ any_terms = st.builds(
 
 
 def offer_basis_of(terms: Terms, elapsed_ms: int, settled_ms: int | None = None) -> OfferBasis:
-    """The basis of a session that has settled all but its last second, with changes."""
+    """The basis of a session with only its last second unsettled.
+
+    ``settled_ms`` changes how much is settled.
+    """
     if settled_ms is None:
         settled_ms = max(0, elapsed_ms - 1_000)
     kept = settled_ms // MINUTE_MS
@@ -160,7 +163,10 @@ def test_minutes_without_a_price_have_no_smaller_part() -> None:
 @pytest.mark.parametrize("shrink", [True, False])
 @pytest.mark.parametrize("ahead_ms", [1, 500, 999])
 def test_the_next_minute_is_offered_before_it_begins(shrink: bool, ahead_ms: int) -> None:
-    """With only the minute under way, a session would claim ever more often and stop at its end."""
+    """A claim offers the next minute before that minute begins.
+
+    With only the minute under way, a session would claim ever more often and stop at its end.
+    """
     terms = terms_of(price_micros=0, counts_minutes=True)
     offers = offer_basis_of(terms, 60_000 - ahead_ms).offers(shrink=shrink)
     assert [offer.grant.granted_ms for offer in offers if not offer.floor_ms] == [120_000, 60_000]

@@ -1,4 +1,4 @@
-"""The receipt equals the record of the end, and shows another clock's measurement."""
+"""Receipts equal the record of the end, with another clock's measurement."""
 
 import msgspec
 import pytest

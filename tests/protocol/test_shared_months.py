@@ -1,4 +1,7 @@
-"""A process keeps the newest answer about a month, in whatever order answers come."""
+"""A process keeps the newest answer about a month.
+
+Answers may come in any order.
+"""
 
 import msgspec
 

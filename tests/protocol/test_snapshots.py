@@ -1,4 +1,7 @@
-"""Snapshots show only what is certain, and changes that no tick shows at once."""
+"""Snapshots show certain time only.
+
+They show at once the changes that no tick shows.
+"""
 
 from typing import Any
 
@@ -24,7 +27,10 @@ from tests.protocol.examples import (
 
 
 def stops_elsewhere(bench: Bench, elapsed_ms: int = 30_000) -> RemoteStep:
-    """Another process's record of the stop at the end of a final grant, with its notices."""
+    """Another process's recorded stop at the end of a final grant.
+
+    It has the notices of that process.
+    """
     at = NOW + elapsed_ms
     stopped = bench.moved_to(
         Grant(), phase=Phase.STOPPING, elapsed_ms=elapsed_ms, settled_ms=elapsed_ms, at=at,
@@ -95,7 +101,10 @@ def test_an_earlier_versions_stop_shows_the_sessions_counted_time() -> None:
 
 
 def shared(micros: int) -> Bench:
-    """A session that shares its account with another one, and has a grant of ten seconds."""
+    """A session on a shared account, with a grant of ten seconds.
+
+    One other session shares the account.
+    """
     account = account_of(micros)
     account.replace(1, micros, 0, {"chat-1": line(terms_of()), "chat-2": line(terms_of())})
     grant = Grant(granted_ms=10_000, held_micros=CREDIT // 6)

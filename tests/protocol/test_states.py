@@ -1,4 +1,4 @@
-"""The table of transitions is the specification; so are these statements about it."""
+"""The transitions' table is the specification; so are these statements."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What a step settles: every minute once, and in sum the whole time's cost."""
+"""Steps settle each minute once, and in sum the whole cost."""
 
 from typing import Any
 

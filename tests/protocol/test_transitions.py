@@ -18,7 +18,7 @@ ELAPSED_MS = 90_000
 
 
 def stood(phase: Phase, **changes: Any) -> Standing:
-    """A session that has run for a minute and a half, of which one minute is settled."""
+    """A session after 90 s, of which one minute is settled."""
     given: dict[str, Any] = {
         "elapsed_ms": ELAPSED_MS, "settled_ms": 60_000, "charged_micros": 1_000_000,
         "minutes_kept": 1, "minute_at": NOW - 30_000, "at": NOW, "run_at": NOW - ELAPSED_MS,
@@ -31,7 +31,7 @@ def stood(phase: Phase, **changes: Any) -> Standing:
 
 
 def moment_of(standing: Standing, **changes: Any) -> Moment:
-    """The session as it is seen five seconds later, all of it proven."""
+    """The session as seen five seconds later, all of them proven."""
     grant = Grant(granted_ms=125_000, held_micros=1_083_333)
     bench = Bench(session_of(standing=standing, grant=grant))
     bench.now = NOW + 5_000

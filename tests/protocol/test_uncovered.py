@@ -127,8 +127,10 @@ def test_a_month_is_shared_by_those_that_count_on_it(active: int, beyond: int) -
 def test_with_silent_holders_each_session_counts_its_own_use(
     limit: str, active: int, beyond: int
 ) -> None:
-    """Others hold the eight minutes that are left. They may have used as many of them as this
-    session."""
+    """With silent holders, each session counts its own use.
+
+    Others hold the eight minutes that are left. They may have used as many of them as this session.
+    """
     terms = terms_of(price_micros=0, counts_minutes=True)
     month = MonthProjection("2026-05-01", 60, 51, active, held_minutes=9)
     bench = Bench(
@@ -185,7 +187,10 @@ def _months(limit: str, month: MonthProjection) -> tuple[MonthProjection, MonthP
 
 
 def test_sessions_of_one_month_share_what_the_newest_answer_leaves() -> None:
-    """The first session was alone when it received eight more minutes; then two others started."""
+    """Sessions of one month share what the newest answer leaves.
+
+    The first session was alone when it received eight more minutes; then two others started.
+    """
     terms = terms_of(price_micros=0, counts_minutes=True)
     grant, months = Grant(granted_ms=60_000), SharedMonths()
     benches, used = [], 0
@@ -279,7 +284,10 @@ def test_all_together_use_no_more_than_there_is(
 
 
 def test_time_does_not_begin_beside_unrecorded_use_of_others() -> None:
-    """The step is not made yet: there is nothing to grant for it."""
+    """Time does not begin beside the unrecorded use of other sessions.
+
+    The step is not made yet: there is nothing to grant for it.
+    """
     account = account_of(CREDIT)
     account.replace(1, CREDIT, 0, {"one": line(terms_of())})
     account.grant("one", Granted(60_000, is_final=True))

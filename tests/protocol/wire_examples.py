@@ -1,4 +1,7 @@
-"""Examples for tests of the wire: a session that runs, and one that a limit stopped."""
+"""Examples of the wire: a running session, and a stopped one.
+
+A limit stopped the second one.
+"""
 
 from protocol.wire import messages
 
