@@ -498,8 +498,9 @@ class Meter(MeterState):
             elif self._extends(now_ms) or moment.elapsed_ms > self.session.grant.granted_ms:
                 step = transitions.claim(moment)
                 self._refreshing, self._refreshed = self._refreshed, False
+                self._in_vain = not step.offers
             else:
-                step = transitions.note(moment)
+                step, self._in_vain = transitions.note(moment), False
             self._wanted = self._hopes = False
             self._ask(step, None)
 
@@ -534,7 +535,7 @@ class Meter(MeterState):
         before, visible_state = self.session.standing.phase, self._visible_state(now_ms)
         token = intent.token if intent is not None else None
         self.basis = None
-        self._stand_on(session, now_ms)
+        self._stand_on(session, now_ms, is_in_vain=self._in_vain and intent is None)
         self.notices.seq = max(self.notices.seq, session.standing.seq)
         self._say_minutes(step.minute_messages)
         phase = session.standing.phase

@@ -36,6 +36,10 @@ class MeterState:
     """The end of the final grant for which Redis was already asked once more whether it is the
     last."""
 
+    _in_vain = False
+    """The last claim could ask for nothing more: the session has its share (``_share_until``), or
+    its grant is as long as any offer."""
+
     kept_open: str | None = None
     """The limit at which Redis calls the grant final, but this process does not, because holders of
     the rest are silent. None: no limit."""
@@ -461,8 +465,11 @@ class MeterState:
     def _show(self, token: Token = None, *, only: bool = False) -> None:
         self._effects.append(Show(self.notices.seq, token, only))
 
-    def _stand_on(self, session: SessionState, now_ms: int) -> None:
-        """Makes ``session`` the present state, and computes anew what follows from it."""
+    def _stand_on(self, session: SessionState, now_ms: int, *, is_in_vain: bool = False) -> None:
+        """Makes ``session`` the present state, and computes anew what follows from it.
+
+        ``is_in_vain``: the claim that led here could ask for nothing more.
+        """
         limited_ms, granted_ms = self._limited_ms, self.session.grant.granted_ms
         session, is_opened = self._opened(session)
         if session.standing.gaps[-1:] != self.session.standing.gaps[-1:]:
@@ -474,8 +481,8 @@ class MeterState:
         ):
             self._doubt = None
         self.counted_time = CountedTime(session, self.uncovered_ms, self.response_ms)
-        if is_opened and self.counted_time.claim_ms is not None:
-            # Until the holders answer, each claim gets the same answer, so the next claim waits.
+        if (is_opened or is_in_vain) and self.counted_time.claim_ms is not None:
+            # Until other sessions answer, each claim gets the same answer, so the next claim waits.
             paced_ms = standing.elapsed_ms + self._pace_ms * self.counted_time.speed
             self.counted_time.claim_ms = max(self.counted_time.claim_ms, paced_ms)
         self._may_get_ms = 0
