@@ -1,7 +1,7 @@
-"""``scripts/simulate``: runs many seeds, each a cluster in virtual time, and prints the outcomes.
+"""``scripts/simulate``: runs many seeds, and prints the outcomes.
 
-Every seed is one world. ``--workers`` runs worlds side by side, each in a process with a Redis and
-a Postgres of its own. A seed that fails is run again and shrunk.
+Every seed is one world, a cluster in virtual time. ``--workers`` runs worlds side by side, each in
+a process with a Redis and a Postgres of its own. A seed that fails is run again and shrunk.
 """
 
 import argparse
@@ -24,7 +24,10 @@ from tests.simulation.shrink import failing, shrunken
 
 
 def main() -> int:
-    """Runs what the command line asks for. Returns 1 when a promise was broken."""
+    """Runs what the command line asks for.
+
+    Returns 1 when a promise was broken.
+    """
     asked = _parse()
     if os.environ.get("PYTHONHASHSEED") != "0":
         # A fixed hash seed, so that sets of names have the same order in each run.

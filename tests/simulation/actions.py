@@ -1,4 +1,4 @@
-"""Actions: what happens in a world, as data that can be saved and performed again.
+"""Actions: what happens in a world, as data to save and perform.
 
 An action names everything that it concerns. A list of actions therefore means the same after some
 of them were left out: an action that concerns a missing client, process or session does nothing.
@@ -238,7 +238,10 @@ class Performer(Expectations):
             await self.world.intrude(found, person, session)
 
     async def do_forget(self) -> None:
-        """A day passes without activity: Redis forgets all data that no live session draws on."""
+        """A day without activity passes, and Redis forgets unused data.
+
+        Redis keeps the data that live sessions draw on.
+        """
         cluster = self.cluster
         if cluster.redis_is_away or cluster.postgres_is_away or cluster.has_mishaps:
             return
@@ -256,7 +259,7 @@ class Performer(Expectations):
                 await self.cluster.finished(host.act(host.flush()))
 
     async def do_expect(self, client: str, type: str, **fields: Any) -> None:  # noqa: A002
-        """Checks the fields of the last message of a type that a client received.
+        """Checks fields of the last message of a type for a client.
 
         ``times``: the number of messages of that type.
         """
@@ -278,25 +281,25 @@ class Performer(Expectations):
         )
 
     async def do_report_of(self, session: str, minute_at: int) -> None:
-        """A minute is reported of a session that processes meter. The report must be refused."""
+        """A client reports a minute of a metered session, and is refused."""
         answer = await self.reports.offer(self.world.nodes[0], session, minute_at)
         assert answer.metered, (session, answer)
 
     async def do_show(self, node: str, user: str) -> None:
-        """A process opens an account without a session, and keeps showing its balance."""
+        """A process opens an account without a session, and shows its balance."""
         found, person = self.node(node), self.world.people[user]
         if found is not None:
             await self.cluster.finished(found.act(found.registry.accounts.open(*person.account)))
 
     async def do_stray(self, user: str, kind: str) -> None:
-        """Adds the id of a missing session to a user's set of live sessions."""
+        """Adds a missing session's id to a user's set of live sessions."""
         person, keys = self.world.people[user], self.world.nodes[0].process.live.keys
         name = f"{person.tenant}/stray{len(self.world.strays)}"
         self.world.strays.add(name)
         self.cluster.redis.ask("SADD", keys.running(person.tenant, person.user_id, kind), name)
 
     async def do_stray_hold(self, user: str, hold: str) -> None:
-        """Adds the id of a missing hold, already expired, to the set of open holds."""
+        """Adds a missing, already expired hold's id to the open holds."""
         person, keys = self.world.people[user], self.world.nodes[0].process.live.keys
         holds = keys.holds(keys.partition(person.tenant))
         self.cluster.redis.ask("ZADD", holds, 0, f"{person.tenant}/{hold}")
@@ -336,7 +339,7 @@ class Performer(Expectations):
             await cluster.settle()
 
     async def do_cut_off(self, name: str, ms: int) -> None:
-        """One process cannot reach Redis for a while, and receives nothing from it."""
+        """One process cannot reach Redis for a while, and receives nothing."""
         found, cluster = self.host(name), self.cluster
         if found is not None and not cluster.redis_is_away:
             self.world.disturb(found)

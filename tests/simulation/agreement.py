@@ -34,7 +34,7 @@ def check(state: State, now_ms: int, latest_ms: int) -> None:
 
 
 def _check_forgetting(state: State, now_ms: int, latest_ms: int) -> None:
-    """Live data has no expiry; everything else has one, and not too early."""
+    """Live data has no expiry; other data expires, but not too early."""
     for kind in ("account", "member", "org", "free"):
         for name, fields in state.hashes[kind].items():
             is_alive = int(fields.get("live", 0)) > 0
@@ -82,7 +82,10 @@ def _check_key(
 
 
 def _check_outbox(state: State) -> None:
-    """No waiting entry is below the watermark, because processes forget what is below."""
+    """No waiting entry is below the watermark.
+
+    Processes forget what is below.
+    """
     for entry in state.outbox:
         partition = entry.partition("/")[0]
         mark = state.watermarks.get(partition)
@@ -99,7 +102,10 @@ def _check_notices(state: State) -> None:
 
 
 def _check_hold_ends(state: State) -> None:
-    """The set of open holds by their end, which expiry reads, has exactly the open holds."""
+    """The set of open holds by end has exactly the open holds.
+
+    Expiry reads this set.
+    """
     ends = {f"{hold['tenant']}/{hold['id']}": int(hold["expires_at"]) for hold in state.holds}
     assert state.hold_ends == ends, (state.hold_ends, ends)
 
@@ -108,7 +114,10 @@ def _check_hold_ends(state: State) -> None:
 
 
 def check_projections(state: State, world: World) -> None:
-    """Every process shows the figures of an account that Redis has, when nothing is on its way."""
+    """Every process shows an account's figures as Redis has them.
+
+    This is so when nothing is on its way.
+    """
     for node in world.nodes:
         for account in node.registry.accounts:
             projection = account.projection
@@ -126,7 +135,7 @@ def check_projections(state: State, world: World) -> None:
 
 
 def check_counters(state: State, recorded: Mapping[tuple[str, str], int]) -> None:
-    """The counters are the sums of the sessions and holds that are in Redis.
+    """The counters are the sums of Redis's sessions and holds.
 
     An account that was loaded anew reserves the holds that were open in Postgres (``recorded``, by
     tenant and id), and names each hold that is not in Redis yet.

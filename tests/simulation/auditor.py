@@ -308,9 +308,9 @@ class Auditor:
         assert missing in sums or len(perhaps) > UNKNOWN_MAX, (where, burnt, sure, perhaps)
 
     def _may_owe(self, tenant: str, account_id: str, sessions: list[dict[str, Any]]) -> bool:
-        """Whether an account may owe: credits that were held were taken out, or Redis was away.
+        """Whether an account may owe, after a withdrawal or Redis's absence.
 
-        While Redis was away, sessions may have used time of which no process could know it all.
+        Held credits were taken out; or Redis was away, and no process could know all used time.
         """
         if (tenant, account_id) in self.world.taken:
             return True
@@ -318,7 +318,7 @@ class Auditor:
         return is_uncovered and self._was_parted((tenant, account_id))
 
     def _was_parted(self, account: tuple[str, str]) -> bool:
-        """Whether no living process knows of everything that an account was used for.
+        """Whether no living process knows everything that an account paid for.
 
         More than one process has served the account, one that served it has died, or operations
         were charged to it, which Redis alone decides.
@@ -368,7 +368,7 @@ class Auditor:
             assert elapsed_ms == standing["elapsed_ms"] or not is_moved, (where, session, lines)
 
     def _check_holds(self, state: State) -> None:
-        """A posted or voided hold is not open, and a hold ends when it expires."""
+        """A posted or voided hold is closed; a hold ends at its expiry."""
         for transfer in self.money_client.transfers.values():
             if transfer.kind in ("post", "void") and transfer.state == "done":
                 hold = state.hashes["hold"].get(f"{transfer.person.tenant}/{transfer.hold_id}")
@@ -425,14 +425,14 @@ class Auditor:
         return any(place.startswith(tenant) for tenant in unknown)
 
     def _look_for_late_minutes(self) -> None:
-        """Drops the tenants whose corrections Redis must have by now, as Postgres has it."""
+        """Drops tenants whose corrections Postgres marks as applied in Redis."""
         if self.money_client.minutes_late:
             fetch = self.world.cluster.postgres.fetch
             rows = fetch("SELECT DISTINCT tenant FROM minute_adjustments WHERE NOT is_applied")
             self.money_client.minutes_late &= {row["tenant"] for row in rows}
 
     def _check_month_limit(self, name: str, counter: dict[str, str]) -> None:
-        """Nothing is granted beyond a limit, even where the limit was lowered during use."""
+        """Nothing is granted beyond a limit, even one lowered during use."""
         tenant, _, user_id = name.partition(":")[2].partition("/")
         for key, value in counter.items():
             part, _, first_day = key.partition(":")
@@ -520,7 +520,7 @@ class Auditor:
             assert by_node[name] - over == expected, (name, by_node, expected)
 
     def _joined_in_vain(self, node: ServerHost, *, late: bool = False) -> set[str]:
-        """Sessions that a process failed to join since it last reconciled its set.
+        """Sessions that a process failed to join since its last reconciliation.
 
         ``late``: only those of which Redis has received a message later.
         """
@@ -535,7 +535,7 @@ class Auditor:
     # --- Steps ---------------------------------------------------------------------------
 
     def _check_step(self, step: Step, figures: dict[str, int]) -> None:
-        """No time is settled without an earlier grant, and no grant exceeds what there was.
+        """No time settles without an earlier grant; no grant exceeds the room.
 
         That holds whatever the account owed already.
         """

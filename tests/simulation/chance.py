@@ -1,4 +1,4 @@
-"""A seeded random generator that looks at a world and chooses the next actions.
+"""A seeded random generator that chooses a world's next actions.
 
 Every choice depends on the seed and on what the generator sees. The same seed makes the same
 actions.
@@ -105,7 +105,7 @@ class Chance:
         return [*actions, *self._mute(performer)]
 
     def _mute(self, performer: Performer) -> list[Action]:
-        """Sometimes makes a client stop answering pings, from the first ping or a later one."""
+        """Sometimes makes a client stop answering pings, at once or later."""
         there = [
             client
             for client in performer.world.clients
@@ -175,7 +175,7 @@ class Chance:
         ] or None
 
     def _stampede(self, performer: Performer) -> list[Action] | None:
-        """Many connections close or are cut at the same instant; some clients come back."""
+        """Many connections close or break at one instant; some clients return."""
         gone = [one for one in performer.world.clients if one.local_sessions and not one.is_cut]
         name = self.random.choice(["close", "cut"])
         actions = [Action(name, {"client": client.name}) for client in gone]
@@ -228,7 +228,7 @@ class Chance:
         return found and Action("close", {"client": found[0].name})
 
     def _cut(self, performer: Performer) -> list[Action] | None:
-        """A connection goes dead; mostly the client comes back, often to another process."""
+        """A connection goes dead; mostly its client returns, often to another process."""
         found = self._joined(performer)
         if found is None:
             return None
@@ -262,7 +262,7 @@ class Chance:
         return Action("transfer", {**parameters, "micros": micros, **more})
 
     def _form(self) -> int:
-        """The number of the form in which an amount is written; 0 where it is not written."""
+        """The number of an amount's written form; 0 where none is written."""
         return self._count % (digits.FORMS + 1)
 
     def _pay(self, performer: Performer) -> Action:
@@ -347,7 +347,7 @@ class Chance:
         return [Action("limit", parameters), self._allot(performer)]
 
     def _report(self, performer: Performer) -> Action | None:
-        """A client reports its next minute, or one of the last ones again."""
+        """A client reports its next minute, or repeats a late one."""
         taken = performer.reports.taken
         known = [
             name
@@ -381,7 +381,7 @@ class Chance:
         return Action("poison", {"partition": self.random.randint(0, 1)})
 
     def _allot(self, performer: Performer) -> Action:
-        """A process gives the allotment of the tier that it believes; tiers go up and down."""
+        """A process allots what it believes the tier gives; tiers change."""
         entry, node = (
             self._name("a"),
             performer.world.nodes[self._count % len(performer.world.nodes)],
@@ -462,7 +462,7 @@ class Chance:
         return Action("slow_redis", {"delays": delays, "ms": ms})
 
     def _short(self, performer: Performer) -> list[Action]:
-        """An account has little left when a session starts; then Redis is slow or away."""
+        """A session starts with little credit; then Redis is slow or away."""
         user, kind = self.random.choice(self.people).user_id, self.random.choice(self.kinds)
         micros = max(1, KINDS[kind].price_micros) * self.random.randint(4, 130) // 60
         actions = [
@@ -489,7 +489,7 @@ class Chance:
         return Action("empty")
 
     def _failover(self, performer: Performer) -> list[Action]:
-        """A replica stops following, a few more actions happen, and the replica takes over."""
+        """A replica stops following, and takes over a few actions later."""
         actions = [Action("lag")]
         left_ms = LOSS_AFTER_MS
         for _ in range(self.random.randint(0, 3)):

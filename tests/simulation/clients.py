@@ -1,4 +1,4 @@
-"""Clients of a virtual cluster, the messages they received, and a log of each session.
+"""Clients of a virtual cluster, their messages, and a log per session.
 
 The session log has what an auditor cannot see in Redis: when a client asked for what, and when the
 client last proved its life. All instants are true time, whatever the clocks of processes show.
@@ -46,7 +46,7 @@ class SessionLog:
     latest."""
 
     def took_back(self, then: int, at: int) -> bool:
-        """Whether time that ran at ``then`` is known, at ``at``, not to be counted.
+        """Whether time at ``then`` is, by ``at``, known not to count.
 
         A client was gone by ``then``, which the server found out later, and no other client was
         there.
@@ -57,7 +57,7 @@ class SessionLog:
         )
 
     def is_doubted(self, then: int, at: int) -> bool:
-        """Whether time that ran at ``then`` may be a gap, as known at ``at``.
+        """Whether time at ``then`` may be a gap, as known at ``at``.
 
         No client had proven that time when another client joined, and none of the earlier clients
         has answered since.
@@ -69,20 +69,24 @@ class SessionLog:
         return False
 
     def is_stopped(self, then: int, at: int) -> bool:
-        """Whether an operator has stopped the session, and no client has proven ``then`` by ``at``.
+        """Whether an operator's stop leaves ``then`` unproven by ``at``.
 
-        The stop asks for a proof of life, and ends the session at the last one.
+        No client has proven ``then`` by ``at``. The stop asks for a proof of life, and ends the
+        session at the last one.
         """
         is_asked = any(event == "operator" and asked <= at for asked, event in self.requests)
         return is_asked and not any(then <= proof <= at for proof, _ in self.heard)
 
     def proven_before(self, came: int) -> int:
-        """The last proof of life before a client joined; without one, the instant of the join."""
+        """The last proof of life before a client's join.
+
+        Without a proof, this is the instant of the join.
+        """
         proofs = [begin for begin, _, _ in self.served] + [at for at, _ in self.heard]
         return max((at for at in proofs if at < came), default=came)
 
     def answered(self, came: int, until: int) -> bool:
-        """Whether a client that was there before a join proves its life soon after the join."""
+        """Whether an earlier client proves its life soon after a join."""
         until = min(until, came + ANSWER_MS)
         return any(begin < came <= at <= until for at, begin in self.heard)
 
@@ -96,7 +100,10 @@ def _payload(frame: bytes) -> dict[str, Any]:
 
 
 class SimulatedClient:
-    """A socket: answers pings until it is cut, and keeps the messages that it received."""
+    """A socket that answers pings until cut, and keeps its messages.
+
+    It keeps the messages that it received.
+    """
 
     def __init__(self, node: ServerHost, name: str) -> None:
         self.node = node
@@ -185,17 +192,20 @@ class SimulatedClient:
     # Presence
 
     def hear(self) -> None:
-        """The newest proof of life counts for each session that the client takes part in."""
+        """The newest proof of life counts for each of the client's sessions."""
         for session_log in self.present():
             session_log.heard.append((self.alive_at, self._served[session_log.session_id][0]))
 
     def begin(self, session_id: str, last_seq: int | None) -> None:
-        """The client asks for a session, and for the notices after ``last_seq``, if given."""
+        """The client asks for a session, and for notices after any ``last_seq``."""
         self.joined_at[session_id] = len(self.messages)
         self.last_seq[session_id] = last_seq
 
     def come(self, session_log: SessionLog, at: int) -> None:
-        """The client asks to join a session; the join may succeed at once or later."""
+        """The client asks to join a session.
+
+        The join may succeed at once or later.
+        """
         if session_log.session_id not in self._served:
             self._served[session_log.session_id] = [at, NEVER, NEVER]
             session_log.served.append(self._served[session_log.session_id])
@@ -229,7 +239,7 @@ class SimulatedClient:
         ]
 
     def awaited(self) -> set[str]:
-        """The ids of the sessions that it takes part in, or has asked to join."""
+        """Ids of the client's sessions, and of sessions it asks to join."""
         return {*self._served, *(session_log.session_id for session_log in self.present())}
 
     def answers(self, request_id: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A cluster in virtual time: real registries, the real Lua in a real Redis, the real SQL.
+"""A cluster in virtual time, with real registries, Lua, Redis and SQL.
 
 Only time, sockets and the heartbeat are simulated. Nothing here sleeps: when nothing is under way
 any more, the clock jumps to the next timer of any process.
@@ -58,7 +58,7 @@ def _payload(frame: bytes) -> dict[str, Any]:
 
 
 class Browser:
-    """A socket of a client: answers pings until it is cut, and keeps received messages."""
+    """A client's socket: answers pings until cut, keeps received messages."""
 
     def __init__(self, node: "Node", name: str) -> None:
         self.node = node
@@ -161,7 +161,10 @@ class Browser:
         return self.answer(2)
 
     async def close(self) -> None:
-        """Closes the socket cleanly, which proves life; if it was cut, the server finds it dead."""
+        """Closes the socket cleanly, which proves life.
+
+        If the socket was cut, the server finds it dead.
+        """
         is_farewell = not self.is_cut
         if is_farewell:
             self.alive_at = self.node.clock.now()
@@ -324,7 +327,7 @@ class Cluster:
         await self.settle()
 
     async def meanwhile(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Lets time pass until a task that waits for it is done. Returns its result."""
+        """Lets time pass until a waiting task is done; returns its result."""
         task = asyncio.create_task(work)
         while not task.done():
             await self.settle()
@@ -360,7 +363,7 @@ class Cluster:
         await self.settle()
 
     async def recovered(self) -> None:
-        """Waits out the short while after a loss in which Redis takes nothing but assertions."""
+        """Waits until Redis takes more than assertions after a loss."""
         keys: list[Any] = await self.redis.keys("*:recovering")
         for key in keys:
             await self.redis.delete(key)

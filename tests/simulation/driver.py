@@ -1,7 +1,7 @@
-"""The driver: runs a world, by chance from a seed, or by a given list of actions.
+"""The driver: runs a world by chance or by given actions.
 
-The auditor audits the world after each action. A run that breaks a promise ends there, and its
-outcome has the actions that led there.
+Chance follows from a seed. The auditor audits the world after each action. A run that breaks a
+promise ends there, and its outcome has the actions that led there.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ class RunOutcome:
 
     @property
     def complaint(self) -> str:
-        """The failure in one line, without the figures that change with every action."""
+        """The failure in one line, without figures that every action changes."""
         error = self.failure
         if error is None or self.named:
             return self.named
@@ -74,7 +74,7 @@ class RunOutcome:
 
 
 class Laboratory:
-    """A Redis and a Postgres in which worlds are run one after the other."""
+    """A Redis and a Postgres that run one world after another."""
 
     def __init__(self, redis_path: str, dsn: str) -> None:
         self._redis_path = redis_path
@@ -82,7 +82,7 @@ class Laboratory:
         self.postgres = PostgresServer(dsn)
 
     def reconnect(self) -> None:
-        """Opens a new connection to Redis, because an answer on the old one was not read."""
+        """Opens a new connection to Redis after an unread answer."""
         self.wire.close()
         self.wire = RedisWire(self._redis_path)
 
@@ -102,9 +102,10 @@ class Laboratory:
         tell_reached: bool = False,
         started: Callable[[Performer], None] = lambda performer: None,
     ) -> RunOutcome:
-        """Runs a seed for this many virtual minutes, in the world of a mix (``mixes``).
+        """Runs a seed in the world of a mix (``mixes``).
 
-        With ``actions``, runs these in the world of the seed instead.
+        The run takes ``minutes`` of virtual time. With ``actions``, runs these in the world of the
+        seed instead.
         """
         self.wire.ask("FLUSHALL")
         self.wire.ask("SCRIPT", "FLUSH")
@@ -211,7 +212,10 @@ class _Runner:
                 await self.perform(action)
 
     async def perform(self, action: Action) -> None:
-        """Performs an action and audits the world. If no process lives then, starts one."""
+        """Performs an action and audits the world.
+
+        If no process lives then, the driver starts one.
+        """
         self.outcome.actions.append(action)
         self.cluster.begin_action()
         if action.name == "wait":

@@ -49,7 +49,7 @@ def check(auditor: Auditor, state: State) -> None:
 
 
 def _check_numbers(state: State) -> None:
-    """A user has no more live sessions than a kind with such a bound allows."""
+    """A user's live sessions of a kind stay within the kind's bound."""
     live: Counter[tuple[str, str, str, int]] = Counter()
     for session in state.sessions.values():
         identity = session["identity"]
@@ -77,9 +77,9 @@ def _check_session(auditor: Auditor, state: State, name: str, session: dict[str,
 
 
 def _check_stop(at: int, step: Step, state: State, world: World) -> None:
-    """A session stops at a limit exactly where nothing is left, and not before.
-    A local timer stops the session at that instant. What other sessions give back at the same
-    instant comes after the stop."""
+    """A session stops exactly where nothing is left, and not before.
+
+    A local timer stops it then; what others give back at that instant comes after the stop."""
     identity, standing = step.before.identity, step.standing
     if world.session_logs[identity.session_id].disturbed:
         return
@@ -102,7 +102,7 @@ def _check_stop(at: int, step: Step, state: State, world: World) -> None:
 
 
 def _check_refusal(at: int, limit: str, step: Step, state: State) -> None:
-    """A refused session could not have had one more increment, or one more minute."""
+    """A refused session had no room for another increment or minute."""
     identity, standing = step.before.identity, step.standing
     terms: dict[str, Any] = msgspec.to_builtins(identity.terms)
     if limit == "credits":
@@ -117,8 +117,7 @@ def _check_refusal(at: int, limit: str, step: Step, state: State) -> None:
 
 
 def _check_short(now_ms: int, micros: int, account: tuple[str, str], state: State) -> None:
-    """An operation refused for want of credits could not have had them.
-    That is checked as if every session kept only the grant that it needs to run on."""
+    """Refused operations had no credits beyond what sessions need to run on."""
     assert _room_of(now_ms, state, account, None) < micros, (micros, account, state)
 
 
@@ -127,7 +126,8 @@ def _room(now_ms: int, state: State, identity: Identity) -> int:
 
 
 def _room_of(now_ms: int, state: State, name: tuple[str, str], session_id: str | None) -> int:
-    """What an account could give to one session, or to a spend, in micro-credits.
+    """What an account could give to a session or spend, in micro-credits.
+
     Others keep their last increment and what five seconds and one increment more need."""
     account = state.hashes["account"]["/".join(name)]
     room = int(account["balance"]) - int(account.get("reserved", 0))
@@ -148,7 +148,7 @@ def _room_of(now_ms: int, state: State, name: tuple[str, str], session_id: str |
 
 
 def _brief(now_ms: int, state: State, identity: Identity) -> list[Any]:
-    """The account of a session and its other sessions, to explain a failure."""
+    """A session's account and all its sessions, to explain a failure."""
     account = state.hashes["account"][f"{identity.tenant}/{identity.account_id}"]
     sessions = [
         (other["identity"]["session_id"], other["identity"]["kind"], other["standing"]["phase"],
@@ -186,7 +186,7 @@ def _segments(session: dict[str, Any]) -> Segments:
 
 
 def _instant(segments: Segments, counted: int) -> int | None:
-    """The instant at which counted time passed a position along the segments, if it did."""
+    """The instant when counted time passed ``counted`` ms, or None."""
     for from_at, to_at in segments:
         if counted < to_at - from_at:
             return from_at + counted
@@ -195,7 +195,7 @@ def _instant(segments: Segments, counted: int) -> int | None:
 
 
 def _check_minutes(session: dict[str, Any], rows: list[dict[str, Any]], zone: str) -> None:
-    """Every minute is recorded once, with its length, its price and the time of its beginning."""
+    """Every minute is recorded once, with length, price and time of beginning."""
     identity, standing = session["identity"], session["standing"]
     terms, free_ms = identity["terms"], standing["free_ms"]
     where = (identity["session_id"], rows, standing)
@@ -235,7 +235,7 @@ def check_receipt(ended: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 def _check_segments(
     ended: dict[str, Any], session_log: SessionLog, notices: list[dict[str, Any]], world: World
 ) -> None:
-    """A segment begins at a request, proof or death, and ends at these or a limit."""
+    """Requests, proofs and deaths bound each segment; a limit may end one."""
     asked = {at for at, _ in session_log.requests}
     stops = {notice["stopped_at"] for notice in notices if notice["type"] == "limit_reached"}
     proofs = {proof for _, proof in session_log.proofs}
@@ -246,7 +246,7 @@ def _check_segments(
     bills = session_log.terms.gap == "bill"
 
     def died(at: int) -> bool:
-        """The death of a process costs at most a second, in the user's favour."""
+        """A process's death costs at most a second, in the user's favour."""
         return any(death - 1_000 <= at <= death for death in session_log.deaths)
 
     for index, (from_at, to_at) in enumerate(ended["segments"]):
@@ -261,8 +261,7 @@ def _check_segments(
     if ended["reason"] == "disconnected" and ended["segments"] and not session_log.deaths:
         end = ended["segments"][-1][1]
         latest = max(proofs)
-        # A client added nothing if it came back and was gone in the same instant, or came back,
-        # paused the session in the same instant, and was then gone.
+        # A client that leaves, or pauses, in the instant of its return adds nothing.
         returns = {gap[1] for gap in ended["gaps"]}
         paused = {at for at, what in session_log.requests if what == "pause"}
         nothing = end in proofs and (latest in returns or max(returns, default=0) in paused)
@@ -271,9 +270,10 @@ def _check_segments(
 
 
 def _came_unnoticed(ended: dict[str, Any], from_at: int, session_log: SessionLog) -> bool:
-    """Whether counted time of a kind that bills no gaps may begin anew as a socket joins.
+    """Whether time of a kind without billed gaps restarts at a join.
+
     It may if the clients that were there had been cut, unnoticed. The gap must begin at their last
-    proof of life, that proof must be old, and none of these clients may have answered a probe."""
+    proof of life, which must be old, and none of them may have answered a probe."""
     begun = [gap[0] for gap in ended["gaps"] if gap[1] == from_at and not gap[2]]
     came = any(begin == from_at for begin, _, _ in session_log.served)
     if session_log.terms.gap == "bill" or len(begun) != 1 or not came:
@@ -284,9 +284,9 @@ def _came_unnoticed(ended: dict[str, Any], from_at: int, session_log: SessionLog
 
 
 def _resumed_after_doubt(from_at: int, session_log: SessionLog) -> bool:
-    """Whether counted time of a kind that bills no gaps may begin anew as a doubt ends.
-    When a client has just joined, a pause, and a resume behind it, wait until it is known whether
-    earlier clients are there: until one answers, or for ``DOUBT_WAIT_MS``."""
+    """Whether time of a kind without billed gaps restarts after a doubt.
+
+    Soon after a join, a pause and a resume behind it await an answer or ``DOUBT_WAIT_MS``."""
     for came, what in session_log.requests:
         paused = [
             at for at, what in session_log.requests if what == "pause" and came <= at <= from_at
@@ -308,7 +308,7 @@ def _resumed_after_doubt(from_at: int, session_log: SessionLog) -> bool:
 
 
 def _told(client: SimulatedClient, session_id: str) -> list[dict[str, Any]]:
-    """The notices of a session that a client received, missed ones too, in order."""
+    """A client's notices of a session in order, missed ones too."""
     told: list[dict[str, Any]] = []
     for message in client.of_session.get(session_id, ()):
         if message["type"] == "session":
@@ -322,6 +322,7 @@ def _told(client: SimulatedClient, session_id: str) -> list[dict[str, Any]]:
 
 def _heard(client: SimulatedClient, session_id: str) -> set[int]:
     """The numbers of all notices that a client received.
+
     Missed notices may arrive after notices that were sent while the join waited for a step."""
     messages = client.of_session.get(session_id, [])
     numbers = {one["seq"] for one in messages if "seq" in one and one["type"] != "session"}
@@ -335,7 +336,7 @@ def _plain(notice: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_notices(state: State, name: str, world: World) -> None:
-    """The numbers of notices rise, and a number means the same notice everywhere."""
+    """Numbers of notices rise, and each means the same notice everywhere."""
     session_id = name.rpartition("/")[2]
     said: dict[int, dict[str, Any]] = {}
     kept = state.notices.get(name, [])
@@ -371,8 +372,8 @@ def _check_notices(state: State, name: str, world: World) -> None:
 
 def _skipped(numbers: list[int], last: int) -> set[int]:
     """The numbers that stand for no notice in the record.
-    A process that was taken for dead may have sent notices under them that it could not record.
-    The length of each run of such numbers is a multiple of ``NOTICES_UNRECORDED_MAX``."""
+
+    A process taken for dead may have used them, in multiples of ``NOTICES_UNRECORDED_MAX``."""
     skipped: set[int] = set()
     first = numbers[0] - 1 if len(numbers) == NOTICES_KEPT_MAX else 0
     for before, after in itertools.pairwise([first, *numbers, last + 1]):
@@ -382,7 +383,7 @@ def _skipped(numbers: list[int], last: int) -> set[int]:
 
 
 def _seen_at_joining(client: SimulatedClient, session_id: str) -> int:
-    """The number of the last notice when a client joined, from the snapshot of the join."""
+    """The last notice's number at a client's join, from the join's snapshot."""
     for message in client.messages[client.joined_at[session_id] :]:
         if message["type"] == "session" and message["session_id"] == session_id:
             return int(message["seq"])
@@ -420,8 +421,7 @@ def _check_warnings(notices: list[dict[str, Any]]) -> None:
 
 
 def _check_credits(auditor: Auditor, state: State) -> None:
-    """Every process shows the same balance: credits paid in less credits burnt so far.
-    For an account with many sessions, a process may use the same sum for ``BURN_SUM_KEPT_MS``."""
+    """Every process shows the balance: credits paid in less credits burnt."""
     world = auditor.world
     if not world.is_quiet:
         return
@@ -444,7 +444,7 @@ def _check_credits(auditor: Auditor, state: State) -> None:
             shown = projection.credits_micros(world.now)
             expected = moved - burnt[key]
             most = expected
-            if len(projection.lines) > limits.BURN_LINES_EXACT_MAX:
+            if len(projection.lines) > limits.BURN_LINES_EXACT_MAX:  # the sum may be an old one
                 most = moved - before[key]
             is_right = perhaps or expected <= shown <= most
             assert is_right, (node.name, key, shown, expected, state.sessions)

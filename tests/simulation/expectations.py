@@ -66,7 +66,7 @@ class Expectations:
         assert is_there == is_noted, (name, session, noted)
 
     async def do_missed(self, client: str, session: str, kinds: list[str]) -> None:
-        """The types of the missed notices that a client received for a session."""
+        """The types of a session's missed notices that a client received."""
         found = self.world.client(client)
         assert found is not None, client
         told = found.of_session[session]
@@ -80,7 +80,10 @@ class Expectations:
         assert len(self.reports.taken[session]) == minutes, (session, self.reports.taken)
 
     async def do_refused(self, session: str, minute_at: int, code: str, most_ms: int) -> None:
-        """A minute was refused with a code; the last report took at most ``most_ms``."""
+        """A minute was refused with a code.
+
+        The last report took at most ``most_ms``.
+        """
         found = self.reports.refused.get((session, minute_at))
         assert found == code, (session, minute_at, found)
         assert self.reports.waited_ms <= most_ms, (session, self.reports.waited_ms)

@@ -33,7 +33,7 @@ async def node(cluster: Cluster) -> Node:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Laboratory]:
-    """A laboratory with engines of its own, for one simulated world after the other."""
+    """A laboratory with its own engines, for one world after another."""
     with laboratory() as made:
         yield made
 

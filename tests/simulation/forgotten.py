@@ -41,7 +41,7 @@ class Forgotten:
                 self._makers[record.session_id, None].add(host)
 
     def makers_of(self, session_id: str) -> set[str]:
-        """The names of the processes whose steps made the end of a session."""
+        """Names of the processes whose steps made a session's end."""
         return {host.name for host in self._makers[session_id, None]}
 
     def lost(self, clients: Iterable[SimulatedClient]) -> None:
@@ -50,7 +50,10 @@ class Forgotten:
         self.died(clients)
 
     def died(self, clients: Iterable[SimulatedClient]) -> None:
-        """Finds the pieces that no process can put back; call it also after a death."""
+        """Finds the pieces that no process can put back.
+
+        Call this also after a death.
+        """
         if self._missing:
             self._missing -= self._written()
             # No step makes the end of a lost session: the process that sent the end must keep it.

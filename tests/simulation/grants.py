@@ -1,4 +1,4 @@
-"""The auditor's part for grants: how much is granted, to which session, and who is notified.
+"""The auditor's part for grants: sizes, sessions, and who is notified.
 
 DESIGN section 2 says how long a grant is. It is to the end of the minute and a margin; shorter,
 where a counter runs low that other sessions draw on; the whole rest, where no other session does. A
@@ -39,12 +39,12 @@ class Counter(NamedTuple):
         return self.left - self.held
 
     def lacks(self, minutes: int, room: int) -> bool:
-        """Whether a number of minutes has no room. The session's own minutes need none."""
+        """Whether minutes have no room; the session's own minutes need none."""
         return minutes > self.own and minutes > room
 
 
 class Deal(NamedTuple):
-    """A step that was sent alone, its answer, and what there was to grant."""
+    """A step sent alone, its answer, and what there was to grant."""
 
     step: Step
     outcome: StepOutcome
@@ -68,7 +68,7 @@ class Deal(NamedTuple):
 
     @property
     def granted(self) -> Grant:
-        """The session's grant after the step; the grant before it, if the step was not made."""
+        """The session's grant after the step, if made; otherwise before it."""
         reply = self.outcome.reply
         assert reply is not None
         return self.step.before.grant if reply.session is None else reply.session.grant
@@ -154,7 +154,7 @@ def _burn_before(step: Step) -> int:
 
 
 def check(deal: Deal) -> None:
-    """Raises ``AssertionError`` for a grant or a message that DESIGN does not allow."""
+    """Raises ``AssertionError`` for a grant or message that DESIGN forbids."""
     reply = deal.outcome.reply
     assert reply is not None
     if reply.accepted:
@@ -183,7 +183,7 @@ def _short(deal: Deal, minutes: Mapping[str, int]) -> str | None:
 
 
 def _used_up(deal: Deal, offer: Offer) -> set[str]:
-    """The limits without room for an offer, even if no other session held anything."""
+    """The limits without room for an offer, even with no other holders."""
     found = {
         counter.name
         for counter in deal.counters
@@ -216,7 +216,7 @@ def _best(deal: Deal) -> Offer | None:
 
 
 def _check_granted(deal: Deal) -> None:
-    """A grant is the longest possible offer, or else what the session keeps in any case."""
+    """A grant is the longest possible offer, else what the session keeps."""
     expected = _best(deal) or deal.step.keep
     wanted = expected.grant if expected is not None else Grant()
     granted = deal.granted
@@ -231,7 +231,7 @@ def _check_granted(deal: Deal) -> None:
 
 
 def _missed(deal: Deal) -> str | None:
-    """The limit that the shortest of the offers that are too long lacks."""
+    """The limit that the shortest of the too long offers lacks."""
     lacked = None
     for offer in deal.step.offers:
         if _may_have(deal, offer):
@@ -243,9 +243,10 @@ def _missed(deal: Deal) -> str | None:
 
 
 def _check_not_granted(deal: Deal, limit: str) -> None:
-    """A session without a grant is refused where nothing is left; else it waits.
+    """A session without a grant is refused or waits.
 
-    It waits where other sessions hold what it lacks. These are recalled, and no others.
+    It is refused where nothing is left. It waits where other sessions hold what it lacks. These are
+    recalled, and no others.
     """
     least, best = deal.step.offers[-1], _best(deal)
     if best is not None:
@@ -275,7 +276,7 @@ def _check_not_granted(deal: Deal, limit: str) -> None:
 
 
 def _check_news(deal: Deal) -> None:
-    """Steps notify an account's processes when they free credits or move what is shown.
+    """Steps notify an account's processes of freed credits and shown changes.
 
     A claim that does neither publishes nothing. Processes of a month are notified when there are
     minutes again.
@@ -316,7 +317,7 @@ def _check_news(deal: Deal) -> None:
 
 
 def _hold_more(deal: Deal, counter: Counter) -> bool:
-    """Whether a grant is a month's last while others hold minutes that they have not begun.
+    """Whether a month's last grant leaves others with minutes not begun.
 
     Each other active session needs the minute that it is in.
     """
@@ -325,7 +326,7 @@ def _hold_more(deal: Deal, counter: Counter) -> bool:
 
 
 def _check_moved(deal: Deal) -> None:
-    """A step is published if another process has the session, and only then."""
+    """A step is published exactly if another process has the session."""
     moved = [message for kind, message in deal.told if message.get("moved")]
     step = deal.step
     is_sure = not step.leaving and step.before.standing.grace_until is None

@@ -169,7 +169,7 @@ def _bounded(processor_s: int) -> Iterator[list[EndlessWorldError]]:
 
 
 def noticed(path: Path = NOTICED) -> dict[Anchor, str]:
-    """The world in which each mutant was noticed last, by the mutant's name."""
+    """The world that noticed each mutant last, by the mutant's name."""
     found: dict[Anchor, str] = {}
     for world, mutants in json.loads(path.read_text()).items():
         for script, rule, code, piece, ordinal in mutants:

@@ -1,4 +1,7 @@
-"""A laboratory for one process: Redis and Postgres, started and emptied in a directory."""
+"""A laboratory for one process, with engines in a directory.
+
+It starts and empties a Redis and a Postgres.
+"""
 
 import asyncio
 import tempfile

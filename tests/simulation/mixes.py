@@ -1,4 +1,4 @@
-"""Mixes: worlds in which some actions happen far more often than by chance alone.
+"""Mixes: worlds where some actions happen far more often than by chance.
 
 A mix changes how often each action is taken, what a world begins with, and some bounds, so that the
 world reaches them within minutes. Worlds of a mix are short.
@@ -37,7 +37,7 @@ _FAULTS = {
 
 
 def world_of(seed: int, minutes: int) -> tuple[int, str]:
-    """The length and the mix of a seed's world, when seeds are run in turn."""
+    """A seed's length and mix, where seeds run in turn."""
     if seed % CROWD_EVERY == 0:
         return min(minutes, CROWD_MINUTES), CROWD
     return minutes, ""

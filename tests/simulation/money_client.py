@@ -97,7 +97,7 @@ class MoneyClient:
         ]
 
     def moved(self, account: tuple[str, str]) -> tuple[int, list[int]]:
-        """What transfers have surely added to a balance, and what each uncertain one may have."""
+        """What transfers surely added to a balance, and what uncertain ones may."""
         sure, perhaps = 0, []
         for transfer in self.of(account):
             if transfer.state == "done":
@@ -140,7 +140,10 @@ class MoneyClient:
             self._take(transfer, answer, troubled == node.line.troubled)
 
     def _free_micros(self, node: ServerHost, account: tuple[str, str]) -> int | None:
-        """An account's balance in Redis less what operations hold; None: it is not in Redis."""
+        """An account's balance in Redis less what operations hold.
+
+        None: the account is not in Redis.
+        """
         key = node.process.live.keys.account(*account)
         balance, reserved = self.world.cluster.redis.wire.ask("HMGET", key, "balance", "reserved")
         return None if balance is None else int(balance) - int(reserved or 0)
@@ -148,15 +151,16 @@ class MoneyClient:
     def _check_recalls(
         self, transfer: Transfer, recalls: int, before_micros: int | None, after_micros: int | None
     ) -> None:
-        """Sessions are recalled at most once, and only where their grants alone are in the way."""
+        """A transfer recalls sessions once at most, if grants alone hinder it."""
         assert recalls <= 1, (transfer, recalls)
         if recalls and before_micros is not None and after_micros is not None:
             assert max(before_micros, after_micros) >= transfer.micros, (transfer, before_micros)
 
     async def repeat(self, node: ServerHost, transfer: Transfer, form: int) -> None:
-        """Repeats a transfer that was done, in other digits, when only the ledger knows its key.
+        """Repeats a done transfer in other digits.
 
-        The answer must be the same, and nothing must move.
+        It does so when only the ledger knows the transfer's key. The answer must be the same, and
+        nothing must move.
         """
         if transfer.state != "done" or not transfer.form:
             return
@@ -220,7 +224,7 @@ class MoneyClient:
         return await ledger.void(account.tenant, transfer.hold_id)
 
     def _check_refused(self, transfer: Transfer, error: ProtocolError) -> None:
-        """A hold is refused for the number of open holds only at the bound."""
+        """The number of open holds refuses a hold only at its bound."""
         if self.world.losses or transfer.kind != "hold" or error.code != "rate_limited":
             return
         place = "/".join(transfer.person.account)
@@ -269,7 +273,7 @@ class MoneyClient:
                 assert other.kind in ("hold", transfer.kind), (transfer, answer, other)
 
     def _take_posted(self, transfer: Transfer, answer: Posted) -> None:
-        """A hold is posted once: a second request is answered with what was charged then."""
+        """A hold is posted once; a second request gets the first charge."""
         first = next(
             (
                 other

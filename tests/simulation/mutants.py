@@ -125,7 +125,10 @@ class Mutant:
 
 
 class MutationSite(NamedTuple):
-    """A piece of a script that rules change: a write, a comparison or a condition."""
+    """A part of a script that rules change.
+
+    It is a write, a comparison or a condition.
+    """
 
     start: int
     end: int
@@ -136,7 +139,10 @@ class MutationSite(NamedTuple):
 
 
 def mutants(script: str, text: str, first: int = 0) -> list[Mutant]:
-    """All mutants of a script, in the order of its text. Its pieces count from ``first``."""
+    """All mutants of a script, in text order.
+
+    The script's pieces count from ``first``.
+    """
     made: list[Mutant] = []
     seen: Counter[tuple[str, str, str]] = Counter()
     for number, site in enumerate(sites(text), first):
@@ -175,9 +181,10 @@ def sites(text: str) -> list[MutationSite]:
 
 
 def instrumented(text: str, first: int) -> str:
-    """The script in which every piece notes that it was reached, numbered from ``first``.
+    """The script whose every piece notes that it was reached.
 
-    The script's environment must define ``reached(number, value)``, which returns the value.
+    The pieces are numbered from ``first``. The script's environment must define ``reached(number,
+    value)``, which returns the value.
     """
     opening: dict[int, list[str]] = {}
     closing: dict[int, int] = {}

@@ -1,9 +1,10 @@
-"""``scripts/mutate``: breaks the Lua scripts by rule, and reports which breaks the auditor notices.
+"""``scripts/mutate``: breaks the Lua scripts by rule, to test the auditor.
 
-Each mutant is one script with one write or comparison deleted or inverted (``mutants`` has the
-rules). Worlds that reach the mutant are run until the auditor complains. Results are kept in a
-file, so a hunt that ended early continues from there. ``survivors.toml`` names the mutants that no
-world shows, with the reasons; those that are equivalent to the script do not count in the score.
+It reports which breaks the auditor notices. Each mutant is one script with one write or comparison
+deleted or inverted (``mutants`` has the rules). Worlds that reach the mutant are run until the
+auditor complains. Results are kept in a file, so a hunt that ended early continues from there.
+``survivors.toml`` names the mutants that no world shows, with the reasons; those that are
+equivalent to the script do not count in the score.
 """
 
 import argparse
@@ -49,7 +50,10 @@ Task = Case | tuple[Mutant, list[Case]]
 
 
 def main() -> int:
-    """Runs what the command line asks for. Returns 1 when an unlisted mutant survives."""
+    """Runs what the command line asks for.
+
+    Returns 1 when an unlisted mutant survives.
+    """
     if os.environ.get("PYTHONHASHSEED") != "0":
         arguments = [sys.executable, "-m", "tests.simulation.mutate", *sys.argv[1:]]
         os.execve(sys.executable, arguments, {**os.environ, "PYTHONHASHSEED": "0"})
@@ -233,7 +237,10 @@ class MutationReport:
 
 
 class Order:
-    """The order in which the worlds that reach a mutant's piece are tried."""
+    """The order of the worlds tried for a mutant's piece.
+
+    These worlds reach the piece.
+    """
 
     def __init__(self, reach: Mapping[Case, Reach]) -> None:
         self._reach = reach
@@ -284,7 +291,7 @@ def _digest() -> str:
 
 
 class Workers:
-    """Processes with laboratories of their own, which take one task after the other."""
+    """Processes with their own laboratories, which take tasks in turn."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -308,7 +315,7 @@ class Workers:
             process.join()
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
-        """Yields every task with its result, as soon as the task is done."""
+        """Yields every task with its result, as soon as it is done."""
         left, under_way = iter(tasks), dict[Connection, Task]()
         for line in self._lines:
             self._give(line, left, under_way)

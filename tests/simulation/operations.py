@@ -1,4 +1,4 @@
-"""The auditor's part for operations: how often each was done in a month.
+"""The auditor's part for operations: how often each happened per month.
 
 A spend counts when it is done, a hold while it is open and once it is posted. The records on their
 way to Postgres are counted: every change writes one in the same step.
@@ -18,7 +18,7 @@ Name = tuple[str, str, str, str]
 
 
 class Operations:
-    """Counts operations, and compares the counts of Redis and Postgres with its own."""
+    """Counts operations, and compares with the counts of Redis and Postgres."""
 
     def __init__(self, world: World, money_client: MoneyClient) -> None:
         self.world = world
@@ -65,7 +65,7 @@ class Operations:
         self.money_client.limited.clear()
 
     def _check_limited(self, transfer: Transfer, answer: Any) -> None:
-        """At the limit nothing more is done, and below it nothing is refused."""
+        """At its limit an operation is always refused; below, never."""
         assert transfer.often is not None, transfer
         times = max(
             (

@@ -1,4 +1,7 @@
-"""The people of a virtual world, and what sessions and operations cost there."""
+"""The people of a virtual world, and its prices.
+
+Prices are of sessions and of operations.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +16,10 @@ CREDIT = 1_000_000
 
 
 def _kind(price: str = "1", **changes: Any) -> dict[str, Any]:
-    """A kind of the rate card; by default, a chat without free time."""
+    """A kind of the rate card.
+
+    By default, this is a chat without free time.
+    """
     given: dict[str, Any] = {
         "credits_per_minute": price,
         "increment_seconds": [1, 1],
@@ -29,7 +35,7 @@ def _kind(price: str = "1", **changes: Any) -> dict[str, Any]:
 
 
 def terms(kind: str, **changes: Any) -> Terms:
-    """The terms of a kind with a name; omitted terms have their defaults."""
+    """The terms of a named kind; omitted terms have their defaults."""
     return msgspec.structs.replace(RATES.kinds["second"], kind=kind, **changes)
 
 

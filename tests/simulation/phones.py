@@ -1,4 +1,7 @@
-"""Clients without a socket, which prove their life to any process by HTTP heartbeats."""
+"""Clients without a socket, whose HTTP heartbeats prove their life.
+
+A heartbeat may reach any process.
+"""
 
 from collections.abc import Iterator
 

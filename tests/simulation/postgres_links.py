@@ -1,4 +1,4 @@
-"""A real Postgres, asked from virtual time, and the processes' connections to it.
+"""A real Postgres asked from virtual time, and the processes' connections.
 
 asyncpg runs on an event loop of its own, in a thread. The caller blocks until the answer is there,
 so the order of answers is always the order of questions.
@@ -76,7 +76,10 @@ class PostgresServer:
 
 
 class PostgresLink:
-    """The record as one process reaches it. Every call may fail as Postgres fails."""
+    """The record over a process's connection.
+
+    Every call may fail as Postgres fails.
+    """
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
@@ -88,7 +91,7 @@ class PostgresLink:
         return self.of(self._server.records, name)
 
     def of(self, asked: Any, name: str) -> Any:
-        """An attribute of the record, or of an object that shares its pool.
+        """An attribute of the record or of an object on its pool.
 
         The result of a coroutine function goes over this connection.
         """

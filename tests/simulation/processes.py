@@ -1,4 +1,4 @@
-"""The processes of a virtual cluster: servers and flushers, whole, and how they die.
+"""A virtual cluster's processes: servers and flushers, and how they die.
 
 Each is the product's own ``Process`` or ``Flusher``, with its heartbeats, sweeps, retries and
 timers, on a virtual loop. A task belongs to a process by its context, so that a process can be
@@ -104,7 +104,10 @@ class Host:
         self._context.run(_ACTING.set, self)
 
     def act(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Runs a request to the process. The caller must look at the task's result."""
+        """Runs a request to the process.
+
+        The caller must look at the task's result.
+        """
         task = self.loop.create_task(work, context=self._context)
         task.remove_done_callback(self.forget)
         task.add_done_callback(lambda done: self.tasks.pop(done, None))
@@ -176,14 +179,14 @@ class ServerHost(Host):
         self._phase_ms = sum(name.encode()) * 37 % 1000
 
     def proof_at(self, now_ms: int) -> int:
-        """The last proof of life that the process has given by an instant: one a second."""
+        """The process's last proof of life by an instant: one a second."""
         return now_ms - (now_ms - self._phase_ms) % 1000
 
     def untold(self) -> list[tuple[str, int]]:
-        """Sessions whose last socket has left here, perhaps unknown to Redis, and since when.
+        """Sessions whose last socket left here, perhaps unknown to Redis.
 
-        The instants are true time. Sessions that this process sweeps for others are left out,
-        because other processes know of them.
+        Each has the instant at which its last socket left. The instants are true time. Sessions
+        that this process sweeps for others are left out, because other processes know of them.
         """
         ahead_ms = self.clock.now() - self.loop.clock.now()
         return [
@@ -229,7 +232,7 @@ class FlusherHost(Host):
         )
 
     async def run(self) -> None:
-        """Flushes batch after batch, each after a pause; handles failures as the product does."""
+        """Flushes batches with pauses; handles failures as the product does."""
         while True:
             await asyncio.sleep(self.pace_ms / 1000)
             await self.flush()

@@ -1,4 +1,4 @@
-"""The connections between processes and Redis, and what may happen to a message on one.
+"""Connections between processes and Redis, and the fates of their messages.
 
 The clients are those of redis-py, down to where they would write to a socket. There the message is
 carried over a ``RedisLink`` instead, or is lost, or late, or arrives twice. A task that waits for
@@ -109,7 +109,7 @@ class RedisLink:
         return await self._give_up()
 
     async def _travel(self, commands: Sequence[Command]) -> list[Any]:
-        """Sends commands over a slow connection: half of the delay there, and half back."""
+        """Sends commands over a slow connection, half of the delay each way."""
         way_s = self.delays[self._delayed % len(self.delays)] / 2000
         self._delayed += 1
         self.troubled += 1
@@ -173,7 +173,7 @@ class VirtualRedis(Redis):
 
 
 class VirtualPipeline(Pipeline):
-    """Commands that are sent together, with no other command between them: atomic too."""
+    """Commands sent together, without others between them: atomic too."""
 
     def __init__(self, redis: VirtualRedis, transaction: bool, shard_hint: str | None) -> None:
         super().__init__(redis.connection_pool, redis.response_callbacks, transaction, shard_hint)
@@ -282,8 +282,10 @@ class VirtualPubSub:
             self._hear(self._coming.popleft()[1])
 
     def drop(self) -> None:
-        """The connection breaks: messages on their way are lost, and a waiting reader gets an
-        error."""
+        """The connection breaks.
+
+        Messages on their way are lost, and a waiting reader gets an error.
+        """
         self._is_broken = True
         self._heard.clear()
         self._coming.clear()

@@ -1,8 +1,9 @@
-"""A real Redis, asked without an event loop: an answer is there, or the socket is broken.
+"""A real Redis without an event loop: answers at once, or breaks.
 
-One connection (RESP3) carries commands, answers and everything that is published, in the order in
-which Redis processed it. A virtual cluster therefore never has to wait for a message that may still
-be on its way, and a question costs only the time that Redis takes.
+Either an answer is there, or the socket is broken. One connection (RESP3) carries commands, answers
+and everything that is published, in the order in which Redis processed it. A virtual cluster
+therefore never has to wait for a message that may still be on its way, and a question costs only
+the time that Redis takes.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""The output of a simulation: its speed, and of a failure everything worth knowing."""
+"""A simulation's output: its speed, and all details of a failure."""
 
 import json
 import sys
@@ -42,7 +42,7 @@ class SimulationReport:
             self.say(f"{self.seeds} seeds so far, {len(self.failures)} failed")
 
     def failure(self, outcome: RunOutcome) -> None:
-        """Prints the shortest trace of a failure, to be read and to be run again."""
+        """Prints the shortest trace of a failure, readable and runnable."""
         self.say(f"\nseed {outcome.seed}: {len(outcome.actions)} actions")
         at_ms = 0
         for action in outcome.actions:

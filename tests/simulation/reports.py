@@ -1,4 +1,4 @@
-"""Clients that count for themselves: they report their minutes, and open no socket.
+"""Clients that count for themselves: they report minutes without a socket.
 
 A minute is counted once, under the number with which its first report was answered.
 """
@@ -42,7 +42,7 @@ class Reports:
         return max(latest + MINUTE_MS, self.world.now - MINUTE_MS)
 
     async def report(self, node: ServerHost, person: Person, session: str, minute_at: int) -> None:
-        """A client reports a minute. A minute that was reported before is a repetition."""
+        """A client reports a minute; a minute reported before is a repetition."""
         session_log = self.world.session_logs.get(session)
         if session_log is None:
             session_log = self.world.session_logs[session] = SessionLog(
@@ -76,7 +76,10 @@ class Reports:
         session_log.reported_ms = MINUTE_MS * (len(minutes) + len(self.unknown))
 
     def report_soon(self, node: ServerHost, person: Person, session: str, minute_at: int) -> None:
-        """A client reports a minute while other things happen, and does not read the answer."""
+        """Starts a client's report of a minute, and reads no answer.
+
+        Other things happen meanwhile.
+        """
         self._unheard.append(node.act(self._take(node, person, session, minute_at)))
         self.unknown.add((session, minute_at))
 

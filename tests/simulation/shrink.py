@@ -17,7 +17,10 @@ Fails = Callable[[Sequence[Action]], RunOutcome | None]
 
 
 def failing(laboratory: Laboratory, first: RunOutcome, **options: object) -> Fails:
-    """A function that runs actions in an outcome's world, and checks for the same failure."""
+    """A function that runs actions and checks for the same failure.
+
+    The actions run in an outcome's world.
+    """
 
     def fails(actions: Sequence[Action]) -> RunOutcome | None:
         again = laboratory.run(first.seed, 0, actions=actions, **options)  # type: ignore[arg-type]
@@ -27,7 +30,10 @@ def failing(laboratory: Laboratory, first: RunOutcome, **options: object) -> Fai
 
 
 def shrunken(first: RunOutcome, fails: Fails, attempts: int = ATTEMPTS_MAX) -> RunOutcome:
-    """The outcome with the fewest actions that was found; ``first`` if none is shorter."""
+    """The outcome found with the fewest actions, or ``first``.
+
+    ``first`` is returned if none is shorter.
+    """
     best = fails(first.actions)
     if best is None:
         return first  # the failure does not repeat, which is worth knowing

@@ -1,4 +1,4 @@
-"""The raw data of Redis, and the arithmetic of DESIGN in a slow way of its own."""
+"""Redis's raw data, and DESIGN's arithmetic in an independent, slow way."""
 
 import json
 import zlib
@@ -15,7 +15,7 @@ MINUTE_MS = 60_000
 
 
 def billed_ms(paid_ms: int, first_ms: int, next_ms: int) -> int:
-    """The billed time for an amount of paid time: one increment after the other."""
+    """The billed time of paid time, one increment after the other."""
     if paid_ms <= 0:
         return 0
     billed = first_ms
@@ -27,7 +27,10 @@ def billed_ms(paid_ms: int, first_ms: int, next_ms: int) -> int:
 
 
 def cost_micros(terms: dict[str, Any], elapsed_ms: int, free_ms: int) -> int:
-    """The cost of a session up to ``elapsed_ms``; a fraction of a micro-credit is dropped."""
+    """The cost of a session up to ``elapsed_ms``.
+
+    A fraction of a micro-credit is dropped.
+    """
     paid_ms = max(0, elapsed_ms - free_ms)
     billed = billed_ms(paid_ms, terms["first_increment_ms"], terms["next_increment_ms"])
     return int(terms["price_micros"]) * billed // MINUTE_MS
@@ -35,7 +38,7 @@ def cost_micros(terms: dict[str, Any], elapsed_ms: int, free_ms: int) -> int:
 
 @lru_cache(10_000)
 def month(at_ms: int, zone: str) -> str:
-    """The first day of the month of an instant, by the calendar of a time zone."""
+    """The first day of an instant's month in a time zone."""
     day = datetime.fromtimestamp(at_ms / 1000, zoneinfo.ZoneInfo(zone)).date()
     return day.replace(day=1).isoformat()
 
@@ -207,12 +210,18 @@ def place_of(entry: str) -> tuple[int, int]:
 
 
 def is_replay(fields: Any) -> bool:
-    """Whether an outbox entry is appended again: only the entry of a step has its time."""
+    """Whether an outbox entry is appended again.
+
+    Only the entry of a step has its time.
+    """
     return b"t" not in fields
 
 
 def counted_ms(session: dict[str, Any], now_ms: int) -> int:
-    """The counted time of a session now. A running session counts on since its last step."""
+    """A session's counted time now.
+
+    A running session counts on since its last step.
+    """
     standing = session["standing"]
     elapsed_ms = int(standing["elapsed_ms"])
     if standing["phase"] == "active":

@@ -1,4 +1,4 @@
-"""Traces: what happens in a world, written by hand and not left to chance.
+"""Traces: what happens in a world, written by hand, without chance.
 
 The findings of simulated worlds are kept as traces, in ``test_found_*``. When a simulation learns
 to do more, a seed may give another world; a list of actions always means the same.
@@ -42,7 +42,10 @@ def spend(user: str, micros: int, entry: str = "spend") -> Action:
 
 
 def mishaps(name: str, where: str, *kinds: list[Any]) -> Action:
-    """Sets the faults of the next messages of a process to Redis or Postgres."""
+    """Sets the faults of a process's next messages to its engines.
+
+    The engines are Redis and Postgres.
+    """
     return act("mishaps", name=name, where=where, kinds=list(kinds))
 
 

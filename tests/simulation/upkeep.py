@@ -1,7 +1,8 @@
-"""The auditor's part for what bills rely on: proofs of life, messages, outboxes, expiry.
+"""The auditor's part for proofs, messages, outboxes and expiry.
 
-This part checks no figure of a bill. It checks proofs of life, limits as they were set, messages
-about changed accounts, how far outboxes were flushed, and how long a key is kept.
+Bills rely on these. This part checks no figure of a bill. It checks proofs of life, limits as they
+were set, messages about changed accounts, how far outboxes were flushed, and how long a key is
+kept.
 """
 
 from typing import Any
@@ -55,7 +56,7 @@ class Upkeep:
             self._check_remembered(state)
 
     def check_running(self, state: State) -> None:
-        """For kinds with a highest number, Redis has the set of each user's live sessions."""
+        """Redis has each user's live sessions for kinds with a bound."""
         expected: dict[str, set[str]] = {}
         for name, session in state.live.items():
             identity = session["identity"]
@@ -77,7 +78,10 @@ class Upkeep:
     # --- Who lives ------------------------------------------------------------------------
 
     def _check_proofs(self, state: State) -> None:
-        """Every process proves its life, and the times of the last heartbeat are right."""
+        """Every process proves its life, and its heartbeat's times are right.
+
+        The times are those of the last heartbeat.
+        """
         world, beaten = self.world, state.clock
         if not world.is_quiet or world.losses:
             return
@@ -115,7 +119,7 @@ class Upkeep:
             assert found == ("" if minutes is None else str(minutes), overage), (place, counter)
 
     def _check_months_told(self, state: State) -> None:
-        """The answer to a step has the limits of its month as Redis has them."""
+        """A step's answer has its month's limits as Redis has them."""
         for identity, member, org in self.world.months_told:
             places = {"member": f"{identity.tenant}/{identity.user_id}", "org": identity.tenant}
             for (kind, place), told in zip(places.items(), (member, org), strict=True):
@@ -134,7 +138,10 @@ class Upkeep:
     # --- Messages about accounts ------------------------------------------------------------
 
     def _check_news(self, state: State) -> None:
-        """Each movement of an account is published once, with its reason and amount."""
+        """Each movement of an account is published once.
+
+        The message has the movement's reason and amount.
+        """
         news = self.world.cluster.news
         for transfer in self.money_client.transfers.values():
             if transfer.state != "done" or transfer.entry_id in self.money_client.told:
@@ -177,7 +184,7 @@ class Upkeep:
             assert one.get("operation") == transfer.operation, (transfer, told)
 
     def _check_watched(self, state: State) -> None:
-        """Steps are published for observers only if the session is or was observed."""
+        """Steps are published for observers only of sessions ever observed."""
         for name, session in state.sessions.items():
             session_id = session["identity"]["session_id"]
             assert "watched" not in session or session_id in self.world.watched, name
@@ -185,7 +192,10 @@ class Upkeep:
     # --- Records --------------------------------------------------------------------------
 
     def _check_written(self, state: State) -> None:
-        """What Redis decides goes to Postgres by the outbox, even if a process writes it too."""
+        """What Redis decides goes to Postgres by the outbox.
+
+        This is so even if a process writes it too.
+        """
         for hold in state.hashes["hold"].values():
             name = hold["tenant"], hold["id"], hold["state"]
             assert name in self._written, hold
@@ -194,7 +204,10 @@ class Upkeep:
                 assert (*transfer.person.account, transfer.entry_id) in self._written, transfer
 
     def _check_full(self, state: State) -> None:
-        """A full outbox takes no start, hold or spend; only what runs is recorded to its end."""
+        """A full outbox takes no start, hold or spend.
+
+        Only what runs is recorded to its end.
+        """
         for partition in "01":
             waiting = sorted((one for one in state.outbox if one[0] == partition), key=place_of)
             for entry in waiting[storage_limits.OUTBOX_ENTRIES_MAX :]:
@@ -207,9 +220,10 @@ class Upkeep:
     # --- What is kept ---------------------------------------------------------------------
 
     def _check_watermarks(self, state: State) -> None:
-        """A watermark has passed every entry that left the outbox, up to the oldest waiting one.
+        """Watermarks pass each entry that left the outbox.
 
-        Until then processes keep what they would have to append again.
+        They pass them up to the oldest waiting entry. Until then processes keep what they would
+        have to append again.
         """
         waiting = {entry: place_of(entry) for entry in state.outbox}
         for partition in "01":

@@ -1,4 +1,4 @@
-"""The verdict: checks what Postgres has at the end against what was seen.
+"""The verdict: checks Postgres at the end against what was seen.
 
 Once all clients have gone, every session has ended and everything is flushed, Postgres is the
 record, and Redis must agree with it. Redis may have lost records on their way to Postgres.
@@ -131,7 +131,7 @@ class Verdict:
             assert name in self.sessions, name
 
     def _check_prepared(self) -> None:
-        """A session with a confirmed preparation has run on the prepared terms, or not at all.
+        """A confirmed preparation's session runs on its terms or never.
 
         Exempt are preparations close to a loss of Redis's last writes that was not noticed yet.
         """
@@ -144,10 +144,10 @@ class Verdict:
             assert msgspec.json.decode(row["terms"], type=Terms) == wanted.terms, (row, wanted)
 
     def _check_proofs(self, session_log: SessionLog) -> None:
-        """Nothing is billed beyond the last proofs of life of a session's clients.
+        """Nothing is billed beyond the clients' last proofs of life.
 
-        Unless the kind bills gaps, nothing between two of these proofs is billed either, where no
-        client was there.
+        The clients are those of the session. Unless the kind bills gaps, nothing between two of
+        these proofs is billed either, where no client was there.
         """
         row = self.sessions.get(f"{session_log.person.tenant}/{session_log.session_id}")
         if row is None or not session_log.served:
@@ -162,7 +162,7 @@ class Verdict:
         assert row["elapsed_ms"] <= most_ms, (row, session_log.served, most_ms)
 
     def _clock_error_ms(self, session_log: SessionLog) -> int:
-        """How far the clocks of the processes that served a session may differ.
+        """The largest difference between clocks of processes that served a session.
 
         A process that starts while Redis is slow knows the time less exactly at first. The error
         shows only where another process goes on with the session, or acts for a dead process.
@@ -199,7 +199,10 @@ class Verdict:
         assert shown_ms <= most_ms, (row, shown_ms, session_log)
 
     def _check_told(self, client: SimulatedClient) -> None:
-        """The record agrees with what clients received: no minute and no receipt is edited."""
+        """The record agrees with what clients received.
+
+        No minute and no receipt is edited.
+        """
         forgotten = self.world.forgotten.pieces
         for message in client.messages:
             session_log = self.world.session_logs.get(message.get("session_id", ""))
@@ -219,7 +222,7 @@ class Verdict:
                 assert told == kept, (client.name, message, row)
 
     def _check_shown(self, client: SimulatedClient) -> None:
-        """The time that a client is shown never steps back while one living process serves it.
+        """A client's shown time never steps back on one living process.
 
         The time may step back to the last proof of life of the session's clients, once these are
         found to be gone, or do not answer when another client joins, or when an operator stops the
@@ -287,7 +290,10 @@ class Verdict:
         assert not strange, strange
 
     def _check_accounts(self) -> None:
-        """The balance is granted less burnt less spent, in Postgres and in Redis."""
+        """The balance is granted less burnt less spent, in both engines.
+
+        The engines are Postgres and Redis.
+        """
         for person in set(self.world.people.values()):
             account = person.account
             burnt = sum(
@@ -321,7 +327,7 @@ class Verdict:
             assert free_ms <= most[name], (name, free_ms, most[name])
 
     def _check_months(self) -> None:
-        """The months of Redis are those of Postgres, and both are the sum of the minutes."""
+        """The months of Redis and Postgres are the sum of the minutes."""
         counted: Counter[tuple[str, str]] = Counter()
         for minutes in self.minutes.values():
             for minute in minutes:

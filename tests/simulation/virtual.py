@@ -1,4 +1,4 @@
-"""Virtual time: a clock that is set by hand, and an event loop that runs by it.
+"""Virtual time: a clock set by hand, and its event loop.
 
 Every wait of the product (time-outs, retries, heartbeats, the timer wheel) is a timer of the event
 loop. Such a wait ends when the clock is set forward, and not before. Between two instants only
@@ -75,7 +75,10 @@ class VirtualClock:
 
 
 class _RoundingClock(ClusterClock):
-    """Rounds to milliseconds instead of cutting off; half a millisecond does not matter."""
+    """Rounds to milliseconds.
+
+    The product's clock cuts off; half a millisecond does not matter.
+    """
 
     def now(self) -> int:
         return round(self._monotonic() * 1000 + self._offset_ms)
@@ -96,7 +99,7 @@ class _Standstill(selectors.SelectSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time stands still until the clock is set forward."""
+    """An event loop whose time stands still until the clock is set."""
 
     def __init__(self) -> None:
         self.clock = VirtualClock()
@@ -127,7 +130,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 def run(main: Any) -> Any:
-    """Runs a coroutine on a virtual loop; ``main`` is called with the loop."""
+    """Runs a coroutine on a virtual loop; ``main`` gets the loop."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, VirtualLoop)

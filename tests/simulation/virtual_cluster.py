@@ -1,4 +1,4 @@
-"""A virtual cluster: its processes, its clock, and every fault that may happen to them."""
+"""A virtual cluster: its processes, its clock, and all their faults."""
 
 import asyncio
 import json
@@ -118,7 +118,7 @@ class VirtualCluster:
 
     @property
     def answered_since(self) -> int:
-        """Since when some process has had an answer to every request to Redis."""
+        """Since when some process got answers to all requests to Redis."""
         since_s = min((node.line.answered_since_s for node in self.nodes), default=self.loop.time())
         return self.now - int((self.loop.time() - since_s) * 1000)
 
@@ -147,7 +147,10 @@ class VirtualCluster:
         await self.loop.quiet()
 
     async def finished(self, task: "asyncio.Task[Any]") -> Any:
-        """The result of a task. The clock is set forward while the task waits."""
+        """A task's result.
+
+        The clock is set forward while the task waits.
+        """
         await self.loop.quiet()
         while not task.done():
             at = self.loop.next_at
@@ -158,7 +161,7 @@ class VirtualCluster:
     # --- Heartbeats --------------------------------------------------------------------
 
     def _proofs(self) -> dict[str, int]:
-        """The proofs of life that Redis is given with its next command, by process.
+        """The proofs of life that Redis's next command carries, by process.
 
         Without a fault, heartbeats are not sent one by one, and these proofs stand for them.
         """
@@ -167,7 +170,7 @@ class VirtualCluster:
         return {node.process.node: node.proof_at(self.now) for node in self.nodes}
 
     def stir(self, ms: int = BRISK_MS) -> None:
-        """Notes a fault: processes send a heartbeat every second, and sweep the dead."""
+        """Notes a fault: processes send heartbeats each second and sweep the dead."""
         self.redis.carry([])
         self.unsettled_until = max(self.unsettled_until, self.now + UNSETTLED_MS)
         self._brisk_until = max(self._brisk_until, self.now + ms)
@@ -279,7 +282,10 @@ class VirtualCluster:
         self.loop.call_later(ms / 1000, find)
 
     def slow_redis(self, delays: list[int]) -> None:
-        """Answers of Redis take this long, in ms; without a delay they come at once."""
+        """Answers of Redis take this long, in ms.
+
+        Without a delay they come at once.
+        """
         self.stir()
         self.slow_until = self.now + (MINUTES_MS if delays else BRISK_MS)
         for host in self.hosts:
@@ -311,7 +317,7 @@ class VirtualCluster:
 
     @property
     def has_mishaps(self) -> bool:
-        """Whether a fault is set for a message that is still to come."""
+        """Whether a message to come has a fault set for it."""
         return any(
             host.line.mishaps or host.line.delays or host.postgres.mishaps for host in self.hosts
         )
@@ -329,7 +335,7 @@ class VirtualCluster:
                 listener.publish(channel, message)
 
     def _carried(self, commands: Sequence[Command], answers: list[Any]) -> None:
-        """Inspects commands to Redis and their answers before the next command is sent."""
+        """Inspects commands to Redis and answers before the next command."""
         made, told = [], self.told
         if len(commands) == 1 and commands[0][-1] not in self._steps:
             recalled = [channel for channel, message in told if message == RECALL]
@@ -356,7 +362,10 @@ class VirtualCluster:
         self.told.clear()
 
     def begin_action(self) -> None:
-        """Counts steps anew: a crowd that starts within one millisecond makes many of them."""
+        """Counts steps anew.
+
+        A crowd that starts within one millisecond makes many of them.
+        """
         self._steps_at = (self.now, 0)
 
     def _count(self, steps: int) -> None:

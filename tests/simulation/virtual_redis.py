@@ -1,8 +1,8 @@
-"""A real Redis with a virtual clock and the real scripts, some of them broken on purpose.
+"""A real Redis with a virtual clock and real or mutated scripts.
 
-A few lines of Lua before each script replace what Redis's clock decides (ids of a stream, the time,
-when a key expires) by virtual time. The script itself runs unchanged. A mutation replaces a piece
-of a script, to see whether the auditor notices.
+Some scripts are broken on purpose. A few lines of Lua before each script replace what Redis's clock
+decides (ids of a stream, the time, when a key expires) by virtual time. The script itself runs
+unchanged. A mutation replaces a piece of a script, to see whether the auditor notices.
 """
 
 import contextlib
@@ -104,7 +104,7 @@ class Mutation(NamedTuple):
 def virtual_scripts(
     directory: Path, mutations: Sequence[ScriptChange] = (), *, tell_reached: bool = False
 ) -> Iterator[None]:
-    """Makes every client that is created in this context load the scripts for virtual time.
+    """Makes clients created in this context load scripts for virtual time.
 
     With ``tell_reached``, the scripts publish on ``REACHED`` which of their pieces were reached, by
     the pieces' numbers over all scripts (``mutants.instrumented``).
@@ -150,7 +150,7 @@ class VirtualRedisServer:
         return answers
 
     def _timeless(self, command: Command) -> list[Command]:
-        """Replaces the expiry that a command gives a key by one in virtual time."""
+        """Replaces a command's expiry of a key by one in virtual time."""
         if command[0] == "SET" and "PX" in command:
             at = command.index("PX")
             ends_at = self.clock.now_ms + self.clock.redis_ahead_ms + int(command[at + 1])
@@ -159,7 +159,10 @@ class VirtualRedisServer:
         return [command]
 
     def ask(self, *command: Any) -> Any:
-        """The answer to one command, for an observer of the world. Raises Redis's error."""
+        """The answer to one command, for an observer.
+
+        Raises Redis's error.
+        """
         (answer,) = self.carry([command])
         if isinstance(answer, Exception):
             raise answer
@@ -185,12 +188,15 @@ class VirtualRedisServer:
         self._told = None
 
     def empty_partition(self, partition: int) -> None:
-        """A partition loses all its keys, as when one node of a Redis cluster restarts empty."""
+        """A partition loses all its keys.
+
+        This is as when one node of a Redis cluster restarts empty.
+        """
         for key in self.wire.ask("KEYS", f"{{p{partition}}}*"):
             self.wire.ask_all([("DEL", key), ("ZREM", "simulator:expiry", key)])
 
     def snapshot(self) -> list[tuple[bytes, bytes]]:
-        """All keys as they are now: the data of a replica that stops following."""
+        """All keys now: the data of a replica that stops following."""
         self.carry([])
         keys = sorted(self.wire.ask("KEYS", "*"))
         return list(zip(keys, self.wire.ask_all([("DUMP", key) for key in keys]), strict=True))

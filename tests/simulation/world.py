@@ -1,4 +1,4 @@
-"""People and clients on a virtual cluster, and what the world knows of both.
+"""People and clients on a virtual cluster, with evidence about both.
 
 The modules ``actions`` and ``chance`` decide what happens. The world writes down what the auditor
 needs as evidence: each request and who made it, each answer, each fault.
@@ -168,7 +168,7 @@ class World:
         assert state.recovering or state.unsettled or is_full or is_behind, error
 
     async def intrude(self, client: SimulatedClient, person: Person, session_id: str) -> None:
-        """A user tries to join a session of another user of the same organisation."""
+        """A user tries to join a session of a colleague."""
         process, pending = client.node.process, PendingRequest(client, None)
 
         async def work() -> bool:
@@ -254,7 +254,7 @@ class World:
         return found
 
     def disturb(self, host: Host | None = None) -> None:
-        """From now on, instants of a process's sessions (or of all sessions) are not exact."""
+        """A process's sessions, or all, have inexact instants from now on."""
         for client in self.clients:
             if host is None or client.node is host:
                 for session_log in client.present():
@@ -349,7 +349,7 @@ class World:
     async def prepare(
         self, person: Person, terms: Terms, session_id: str, backend: ServerHost
     ) -> bool:
-        """A backend prepares a session at a price of its own. Returns whether that is confirmed."""
+        """Prepares a session at a backend's price; returns whether that is confirmed."""
         before = self.prepared.pop(f"{person.tenant}/{session_id}", None)
         await self.cluster.finished(
             backend.act(self._prepare(person, terms, session_id, backend, 0))
@@ -370,7 +370,7 @@ class World:
     async def _prepare(
         self, person: Person, terms: Terms, session_id: str, backend: ServerHost, turns: int
     ) -> None:
-        """A backend prepares a session at a price of its own, and the outcome is noted."""
+        """A backend prepares a session at its own price; notes the outcome."""
         await _turn(turns)
         wanted = SessionPrepared(
             tenant=person.tenant,
@@ -412,7 +412,7 @@ class World:
         self.check_answers()
 
     def check_answers(self) -> None:
-        """Checks that every request is answered once. While Redis does not answer, it may wait."""
+        """Checks that every request is answered once, or waits for Redis."""
         self._pending = [task for task in self._pending if not task.done()]
         for client, session_id, request_id in list(self.waiting):
             answers = client.answers(request_id)
@@ -557,7 +557,7 @@ class World:
             client.local_sessions.clear()
 
     def mute(self, client: SimulatedClient) -> None:
-        """From now on a client answers no ping. It still reads, and requests frequent ticks."""
+        """A client stops answering pings, but reads and requests frequent ticks."""
         if client.is_cut or client.is_mute:
             return
         client.is_mute = True
@@ -576,7 +576,10 @@ class World:
             self._found_out(client)
 
     def poison(self, partition: int) -> None:
-        """Adds an outbox entry that Postgres does not accept, as of a bug or another version."""
+        """Adds an outbox entry that Postgres refuses.
+
+        A bug or another version could write such an entry.
+        """
         self.cluster.redis.append(f"{{p{partition}}}:outbox", f'[{{"t": "{POISON}"}}]')
         self.poisons += 1
 
@@ -613,7 +616,7 @@ class World:
 
 
 def _last_request(session_log: SessionLog) -> int:
-    """When the session's last request was made. The process that served it was alive then."""
+    """The instant of the last request, when the serving process was alive."""
     return max((at for at, _ in session_log.requests), default=0)
 
 

@@ -1,4 +1,7 @@
-"""Directed worlds of answers to steps that come second, late, or after a loss."""
+"""Directed worlds of answers that come second, late, or after losses.
+
+The answers are to steps.
+"""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.steps import (

@@ -43,10 +43,10 @@ def phase(name: str, user: str = "cat9", session: str = "s1") -> Action:
 def _fork(
     lost: tuple[Action, ...], made: tuple[Action, ...], *expected: Action, at: float, apart: float
 ) -> Directed:
-    """``lost`` is done on one process, and then lost; ``made`` is done on the older copy.
+    """One process does ``lost`` and loses it; another does ``made``.
 
-    ``made`` follows ``apart`` seconds later on another process, before the first one finds the
-    loss.
+    ``made`` is done on the older copy. ``made`` follows ``apart`` seconds later on another process,
+    before the first one finds the loss.
     """
     return Directed((
         SERVE, pay("cat9", 3 * CREDIT), start("s1"), wait(at), LAG, *lost, wait(apart),

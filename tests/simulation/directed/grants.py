@@ -1,4 +1,7 @@
-"""Directed worlds of grants where little is left: their sizes, and what is given back."""
+"""Directed worlds of grants where little is left.
+
+The worlds are about the sizes of grants, and about what is given back.
+"""
 
 from tests.simulation.directed.steps import (
     RECORDING,

@@ -1,5 +1,7 @@
-"""Directed worlds of commands that reach Redis after their process has given them up, when others
-were answered already."""
+"""Directed worlds of commands that reach Redis late.
+
+Their process has given them up, and others were answered already.
+"""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.reported import LEARNT, refused, taken

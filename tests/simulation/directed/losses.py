@@ -63,7 +63,7 @@ def _step_back(*lost: Action, then: tuple[Action, ...] = (), flushed: bool = Tru
 
 
 def _holds_back(*lost: Action, often: int, before: tuple[Action, ...] = ()) -> Directed:
-    """The same for the holds of an account, with a session of the account and without one."""
+    """The same losses for an account's holds, with and without a session."""
     return Directed((
         RICH, act("show", node=NODE, user="cat9"), *before, wait(600), hold("cat9", "h1", CREDIT),
         hold("cat9", "h2", 0), wait(5), FLUSH, LAG, *lost, UNNOTICED, PUT_BACK,
@@ -85,7 +85,7 @@ def _fork(lost: tuple[Action, ...], made: tuple[Action, ...], phase: str, at: fl
 
 
 def _ends_again(first: Action, second: Action, **more: Any) -> Directed:
-    """A hold ends, and ends once more on a replica on which it is open."""
+    """A hold ends, then ends again on a replica with it open."""
     return Directed((
         RICH, act("show", node=NODE, user="cat9"), hold("cat9", "h1", CREDIT, **more), wait(5),
         FLUSH, LAG, first, wait(0.2), UNNOTICED, second, PUT_BACK, wait(70), FLUSH, PUT_BACK,

@@ -1,4 +1,4 @@
-"""Directed worlds of money: grants, spends and holds, and their way to the record."""
+"""Directed worlds of grants, spends and holds, up to the record."""
 
 from tests.simulation.directed.steps import (
     FLUSH,
@@ -26,7 +26,7 @@ from tests.simulation.traces import FLUSHER, NODE, act, mishaps, pay, start, wai
 
 
 def _flusher_dies(questions: int, apart_s: int) -> Directed:
-    """A flusher dies before it has acknowledged all that it brought to Postgres."""
+    """A flusher dies before it has acknowledged what it wrote to Postgres."""
     spends = (
         step for number in range(8) for step in (sketch("cat9", f"e{number}", 1000), wait(apart_s))
     )

@@ -38,7 +38,7 @@ def _spend_elsewhere(user: str, entry: str, micros: int = CREDIT // 4) -> Action
 
 
 def _blind(end: Action) -> tuple[Action, ...]:
-    """An end of a hold that is made in Redis while Postgres is away, and written down after it."""
+    """A hold's end in Redis that is recorded once Postgres is back."""
     slow = mishaps(NODE, "redis", ["none"], ["slow", 150])
     return act("postgres_away", ms=100), slow, end
 

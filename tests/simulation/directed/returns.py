@@ -1,4 +1,4 @@
-"""Directed worlds in which processes put back, piece by piece, what Redis has lost."""
+"""Directed worlds in which processes restore Redis's losses piece by piece."""
 
 from tests.simulation.actions import Action
 from tests.simulation.directed.forks import PAUSE, PUT_BACK, UNSAID, phase

@@ -12,7 +12,7 @@ UNTIL_IT_IS_OLD = 45 * 60
 
 
 class Directed(NamedTuple):
-    """The actions of a world, and the mix that sets its bounds (``mixes``)."""
+    """A world's actions, and the mix that sets its bounds (``mixes``)."""
 
     actions: tuple[Action, ...]
     mix: str = ""
@@ -68,12 +68,15 @@ BEGIN_AT = 1_780_265_833_911
 
 
 def minute_at(number: int) -> int:
-    """The beginning of a reported minute. These minutes end before the world has begun for long."""
+    """The beginning of a reported minute.
+
+    These minutes end soon after the world begins, at the latest.
+    """
     return BEGIN_AT - 20 * 60_000 + number * 60_000
 
 
 def told(client: str, kind: str, **fields: Any) -> Action:
-    """The expected fields of the last message of a type that a client received."""
+    """The expected fields of a client's last message of a type."""
     return act("expect", client=client, type=kind, **fields)
 
 
