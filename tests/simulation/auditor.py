@@ -368,7 +368,7 @@ class Auditor:
             assert elapsed_ms == standing["elapsed_ms"] or not is_moved, (where, session, lines)
 
     def _check_holds(self, state: State) -> None:
-        """A posted or voided hold is closed; a hold ends at its expiry."""
+        """A posted or voided hold is closed; holds end at their expiry."""
         for transfer in self.money_client.transfers.values():
             if transfer.kind in ("post", "void") and transfer.state == "done":
                 hold = state.hashes["hold"].get(f"{transfer.person.tenant}/{transfer.hold_id}")

@@ -1,4 +1,4 @@
-"""One account with scores of sessions, which begin, go and come back together."""
+"""Scores of sessions of one account begin, go and return together."""
 
 import pytest
 

@@ -22,10 +22,11 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
     ids=["watched", "took part"],
 )
 def test_end_may_be_lost_though_its_receiver_lives(lab: Laboratory, arrival: Action) -> None:
-    """One process ended the session and died before the flush; then Redis lost the end.
+    """An end may be lost although the process that received it lives.
 
-    The other process has sent the end to its own client and cleared its local session. It kept no
-    record (seed 5269).
+    One process ended the session and died before the flush; then Redis lost the end. The other
+    process has sent the end to its own client and cleared its local session. It kept no record
+    (seed 5269).
     """
     clients = run(
         lab,
@@ -46,7 +47,10 @@ def test_end_may_be_lost_though_its_receiver_lives(lab: Laboratory, arrival: Act
 
 
 def test_end_is_kept_while_its_maker_lives(lab: Laboratory) -> None:
-    """The process that made the end puts it back, whichever of the two processes that is."""
+    """A living process puts back the end that it made.
+
+    Either of the two processes may have made the end.
+    """
     until_the_end = [
         pay("cat9", 9_000_000),
         act("kill", name=FLUSHER),

@@ -21,9 +21,10 @@ def test_late_heartbeat_says_how_late_it_is(lab: Laboratory) -> None:
 
 
 def test_late_heartbeat_of_dead_process_says_how_late_it_is(lab: Laboratory) -> None:
-    """A heartbeat arrives half a minute late, after its sender died (seed 91179).
+    """A dead process's late heartbeat says how late it is (seed 91179).
 
-    Another process lived on, and no message of it had met a fault.
+    It arrives half a minute after its sender died. Another process lived on, and no message of it
+    had met a fault.
     """
     run(
         lab,
@@ -34,14 +35,17 @@ def test_late_heartbeat_of_dead_process_says_how_late_it_is(lab: Laboratory) -> 
 
 
 def test_expiry_follows_clock_before_it_was_stepped_back(lab: Laboratory) -> None:
-    """The clock was stepped back three hours in three steps; the auditor allowed for two hours
-    (faults 41025)."""
+    """The auditor allows for each of several steps of a clock.
+
+    The clock was stepped back three hours in three steps; the auditor allowed for two hours (faults
+    41025).
+    """
     back = act("step_clock", where="redis", ms=-3_600_000)
     run(lab, pay("cat9", 100_000), start("s1"), wait(60), back, back, back)
 
 
 def test_session_may_begin_by_clock_that_is_ahead(lab: Laboratory) -> None:
-    """The process started while answers took seconds and the clock of Redis was stepped.
+    """A process started amid slow answers and a step of Redis's clock.
 
     A session of the process began before true time had reached its start (faults 41123).
     """
@@ -60,7 +64,10 @@ def test_session_may_begin_by_clock_that_is_ahead(lab: Laboratory) -> None:
 def test_timed_out_heartbeat_says_how_late_it_is(
     lab: Laboratory,
 ) -> None:
-    """Each heartbeat took 2.5 s to arrive, and its sender timed out after 1.5 s (seed 61421)."""
+    """A heartbeat that timed out still says how late it is.
+
+    Each heartbeat took 2.5 s to arrive, and its sender timed out after 1.5 s (seed 61421).
+    """
     run(
         lab,
         act("slow_redis", delays=[5_000], ms=90_000),
@@ -71,9 +78,9 @@ def test_timed_out_heartbeat_says_how_late_it_is(
 
 
 def test_time_follows_last_heartbeat_while_none_arrives(lab: Laboratory) -> None:
-    """The connections of the living processes were slow, and the clock of Redis was stepped back.
+    """Slow connections of living processes met a step of Redis's clock.
 
-    The cluster time was that of the last proof of life (seed 61406).
+    The step was back. The cluster time was that of the last proof of life (seed 61406).
     """
     run(
         lab,

@@ -1,4 +1,7 @@
-"""Found in simulated worlds (see ``traces``): what sessions of one account get, and when."""
+"""Found in simulated worlds: what an account's sessions get, and when.
+
+See ``traces``.
+"""
 
 import pytest
 
@@ -18,7 +21,7 @@ def _run(lab: Laboratory, seed: int, *actions: Action) -> None:
 
 
 def test_session_with_its_share_does_not_claim_in_a_loop(lab: Laboratory) -> None:
-    """Sessions ran on without Redis, and their shares were used up when Redis answered again.
+    """Sessions without Redis had used their shares when Redis answered again.
 
     A session claimed at the same instant without end: Redis gave it nothing more, and the next
     claim was due at once (seed 91082).

@@ -18,7 +18,10 @@ def hold(ttl_s: int) -> Action:
 
 
 def test_hold_that_expires_without_redis_ends_later(lab: Laboratory) -> None:
-    """No process can end the hold before; here processes search once a minute (seed 10234)."""
+    """A hold that expires without Redis ends later (seed 10234).
+
+    No process can end the hold before; here processes search once a minute.
+    """
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -31,7 +34,7 @@ def test_hold_that_expires_without_redis_ends_later(lab: Laboratory) -> None:
 
 
 def test_hold_open_only_in_postgres_is_given_back(lab: Laboratory) -> None:
-    """The hold is older than what is put back into an emptied Redis.
+    """The hold is older than an emptied Redis's restored data.
 
     Only its account reserves it there, until a request asks for the hold or it expires (seed
     10211).
@@ -95,7 +98,7 @@ def test_hold_is_known_after_end_of_long_pause(lab: Laboratory) -> None:
 def test_operations_of_others_before_lost_answer_are_allowed(
     lab: Laboratory,
 ) -> None:
-    """A spend was the second of two that its tier allows per month.
+    """A spend was the second of two in its tier's month.
 
     Before its answer came, the spend of another user with a higher limit was done too (faults
     41098).
@@ -137,7 +140,7 @@ def test_hold_is_not_looked_up_in_late_record(lab: Laboratory) -> None:
 
 
 def test_end_of_hold_in_outbox_survives_loss(lab: Laboratory) -> None:
-    """Redis had forgotten the hold by its own clock, and Postgres had it open.
+    """Redis's clock made it forget a hold that Postgres had open.
 
     The hold was put back, and ended twice (faults 41052).
     """
@@ -158,7 +161,7 @@ def test_end_of_hold_in_outbox_survives_loss(lab: Laboratory) -> None:
 def test_operation_ended_in_outbox_is_not_counted_after_loss(
     lab: Laboratory,
 ) -> None:
-    """A held operation counts in its month until the hold ends without a charge.
+    """A held operation counts in its month until an uncharged end.
 
     Redis had forgotten that end, and Postgres had the hold open.
     """

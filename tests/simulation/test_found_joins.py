@@ -11,7 +11,10 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 def test_join_proves_only_the_time_of_its_request(lab: Laboratory) -> None:
-    """The join waits while members are polled, and its socket may be gone by then (seed 208)."""
+    """A join proves only the time of its request (seed 208).
+
+    The join waits while members are polled, and its socket may be gone by then.
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -28,8 +31,10 @@ def test_join_proves_only_the_time_of_its_request(lab: Laboratory) -> None:
 
 
 def test_failed_join_leaves_no_unserved_session(lab: Laboratory) -> None:
-    """The last socket elsewhere goes while a process that has joined waits for Postgres, in vain
-    (seed 869)."""
+    """A failed join leaves no session without a process (seed 869).
+
+    The last socket elsewhere goes while a process that has joined waits for Postgres, in vain.
+    """
     run(
         lab,
         pay("ann9", 9_000_000),
@@ -64,7 +69,10 @@ def test_join_failed_with_redis_leaves_no_process_entry(
 def test_join_with_lost_answer_leaves_no_process_entry(
     lab: Laboratory,
 ) -> None:
-    """The join was done all the same, and no process knew (found near seed 5332)."""
+    """A join with a lost answer leaves no trace of its process.
+
+    The join was done all the same, and no process knew (found near seed 5332).
+    """
     run(
         lab,
         pay("cat9", 5_000_000),
@@ -78,7 +86,10 @@ def test_join_with_lost_answer_leaves_no_process_entry(
 
 
 def test_request_proves_only_the_time_it_was_made(lab: Laboratory) -> None:
-    """A pause and its end wait for a Redis that is away, and so does the connection (seed 690)."""
+    """A request proves only the time when it was made.
+
+    A pause and its end wait for a Redis that is away, and so does the connection (seed 690).
+    """
     run(
         lab,
         pay("cat9", 9_000_000),
@@ -143,7 +154,7 @@ def test_join_survives_message_about_its_account(lab: Laboratory) -> None:
 def test_unreported_leave_counts_until_process_dies(
     lab: Laboratory, *, is_paused: bool, mishap: list[Any]
 ) -> None:
-    """A socket left while a step was on its way, or while Redis could not be reached.
+    """A socket left during a step or an outage of Redis.
 
     Its process died after one more proof of life. No other process knows that the socket left: the
     session is suspended as of that proof, as DESIGN section 2 says. The auditor took that for too
@@ -165,7 +176,7 @@ def test_unreported_leave_counts_until_process_dies(
 
 @pytest.mark.parametrize("ahead_ms", [1, 400, 900])
 def test_recent_proof_elsewhere_leaves_no_gap(lab: Laboratory, ahead_ms: int) -> None:
-    """A client came to another process a moment after its connection was cut.
+    """A client reached another process a moment after its connection's cut.
 
     Its proof of life was asked for, and a gap of a millisecond was counted (seeds 61202 and 61286).
     """
@@ -235,9 +246,9 @@ def test_late_failed_join_names_ended_session_for_a_while(
 
 
 def test_resume_waits_until_earlier_members_are_polled(lab: Laboratory) -> None:
-    """A socket joins, pauses and resumes at once, while the earlier socket is polled.
+    """A socket joins, pauses and resumes while the earlier socket is polled.
 
-    Both requests wait for the poll (months 953).
+    The three requests follow at once. Both requests wait for the poll (months 953).
     """
     clients = run(
         lab,

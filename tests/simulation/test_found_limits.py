@@ -13,7 +13,10 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 def test_grants_of_others_do_not_prevent_start(lab: Laboratory) -> None:
-    """Grants reach a minute ahead; a start needs less, and others give it back (seed 97)."""
+    """Other sessions give back what a start needs (seed 97).
+
+    Grants reach a minute ahead; a start needs less.
+    """
     clients = run(
         lab,
         pay("cat9", 2_900_000),
@@ -26,7 +29,10 @@ def test_grants_of_others_do_not_prevent_start(lab: Laboratory) -> None:
 
 
 def test_sessions_of_owing_account_are_recalled_once(lab: Laboratory) -> None:
-    """An adjustment took what two sessions hold: each gives back what it can (seed 285)."""
+    """An owing account's sessions are recalled once (seed 285).
+
+    An adjustment took what two sessions hold: each gives back what it can.
+    """
     run(
         lab,
         pay("cat9", 800_000),
@@ -38,7 +44,7 @@ def test_sessions_of_owing_account_are_recalled_once(lab: Laboratory) -> None:
 
 
 def test_session_does_not_recall_reserved_credits(lab: Laboratory) -> None:
-    """No session can give back what a hold reserves, least of all the one that asks (seed 285)."""
+    """No session can give back what a hold reserves (seed 285)."""
     run(
         lab,
         pay("cat9", 800_000),
@@ -53,7 +59,7 @@ def test_session_does_not_recall_reserved_credits(lab: Laboratory) -> None:
 
 
 def test_lowered_limit_does_not_stop_begun_minute(lab: Laboratory) -> None:
-    """A begun minute counts in full, and is used to its end (seeds 78 and 311)."""
+    """A begun minute counts and lasts in full (seeds 78, 311)."""
     clients = run(
         lab,
         start("s1", user="ann9", kind="recording"),
@@ -67,7 +73,7 @@ def test_lowered_limit_does_not_stop_begun_minute(lab: Laboratory) -> None:
 
 
 def test_grants_of_others_do_not_prevent_billed_gap(lab: Laboratory) -> None:
-    """A returning client pays for its gap with credits that another session holds (seed 975)."""
+    """Credits that another session holds pay a returning client's gap (seed 975)."""
     clients = run(
         lab,
         pay("cat9", 750_000),
@@ -87,7 +93,7 @@ def test_grants_of_others_do_not_prevent_billed_gap(lab: Laboratory) -> None:
 
 
 def test_cap_stops_session_without_redis(lab: Laboratory) -> None:
-    """No grant contains the cap, and uncovered time went on beyond it (seed 1384)."""
+    """Uncovered time continued beyond the cap, which no grant contains (seed 1384)."""
     clients = run(
         lab,
         pay("cat9", 9_000_000),
@@ -178,7 +184,7 @@ def test_late_proven_uncovered_time_is_recorded(lab: Laboratory) -> None:
 
 @pytest.mark.parametrize("ahead_ms", [1, 2, 100, 240])
 def test_spend_just_before_minute_end_is_answered(lab: Laboratory, ahead_ms: int) -> None:
-    """The session was recalled, and claimed another minute before the spend was tried again.
+    """A recalled session claimed another minute before the spend's next attempt.
 
     The spend was refused as if a process had not answered (seed 44013).
     """
@@ -193,7 +199,7 @@ def test_spend_just_before_minute_end_is_answered(lab: Laboratory, ahead_ms: int
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
 def test_missed_recall_is_repeated_before_the_end(lab: Laboratory, lost: int) -> None:
-    """A lone session holds the whole rest, and its connection was broken when another started."""
+    """The holder of the whole rest is disconnected as another session starts."""
     recalls: list[bytes] = []
     publish = VirtualPubSub.publish
 
@@ -223,7 +229,7 @@ def test_missed_recall_is_repeated_before_the_end(lab: Laboratory, lost: int) ->
 def test_sessions_use_no_more_than_balance_during_late_answers(
     lab: Laboratory, micros: int, delays: list[int]
 ) -> None:
-    """A claim on its way gave back a part of a grant that was used meanwhile.
+    """A late claim gave back a part of a grant used meanwhile.
 
     The claim of a session that had stopped was granted what another session used (seed 43007).
     """
@@ -246,10 +252,8 @@ def test_sessions_use_no_more_than_balance_during_late_answers(
 SIX = [start(f"s{number}", user="bob9", kind="six") for number in (1, 2)]
 
 
-def test_used_credits_of_stopped_session_are_not_granted(
-    lab: Laboratory,
-) -> None:
-    """A session stopped at the account's end, beyond its grant, before Redis knew of the stop.
+def test_used_credits_of_stopped_session_are_not_granted(lab: Laboratory) -> None:
+    """The account's end stopped a session beyond its grant, unknown to Redis.
 
     Another running session was granted the same credits once more.
     """
@@ -294,10 +298,8 @@ def test_resumed_session_gets_no_used_credits(lab: Laboratory, kind: str, event:
     )
 
 
-def test_start_gets_no_credits_that_uncovered_sessions_used(
-    lab: Laboratory,
-) -> None:
-    """A start was on its way, and was granted what the other sessions used meanwhile."""
+def test_start_gets_no_credits_that_uncovered_sessions_used(lab: Laboratory) -> None:
+    """A waiting start was granted what other sessions used meanwhile."""
     run(
         lab,
         pay("bob9", 1_235_834),
@@ -321,7 +323,7 @@ def test_start_gets_no_credits_that_uncovered_sessions_used(
 
 
 def test_recall_is_answered_while_request_waits(lab: Laboratory) -> None:
-    """A pause waited to learn whether the earlier socket was there, and so did the recall.
+    """A recall waited together with a pause for the earlier socket's answer.
 
     A hold was refused as if a process had not answered (seed 61155).
     """
@@ -356,7 +358,7 @@ def test_credits_freed_at_stop_come_after_it(lab: Laboratory) -> None:
 
 
 def test_refused_resume_charges_used_time(lab: Laboratory) -> None:
-    """The session asks to resume and is refused: that step charges what it used (seed 61411)."""
+    """A refused resume charges what the session has used (seed 61411)."""
     bob = "bob61411"
     outcome = lab.run(
         61411,
@@ -387,7 +389,7 @@ def test_refused_resume_charges_used_time(lab: Laboratory) -> None:
 
 
 def test_cap_is_recorded_once_redis_answers(lab: Laboratory) -> None:
-    """A session stops at its cap while every answer of Redis is late.
+    """A session stops at its cap while all Redis's answers are late.
 
     Its clients receive the stop at once, and its record follows (seed 70137).
     """
@@ -414,9 +416,10 @@ def test_cap_is_recorded_once_redis_answers(lab: Laboratory) -> None:
 
 
 def test_dropped_time_is_not_taken_for_time_beyond_a_shrunken_grant(lab: Laboratory) -> None:
-    """A doubt ends just after a recall, while a start waits for its credits (seed 90081).
+    """A doubt ends just after a recall, while a start waits.
 
-    The step that drops the unproven time offers a grant beyond the present, in its own positions.
+    The start waits for its credits (seed 90081). The step that drops the unproven time offers a
+    grant beyond the present, in its own positions.
     """
     bob = "bob90081"
     outcome = lab.run(

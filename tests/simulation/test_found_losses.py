@@ -9,7 +9,10 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 def test_forgotten_ended_session_is_not_restarted(lab: Laboratory) -> None:
-    """Redis keeps the end of a session for an hour, and no flusher lived for two (seed 49)."""
+    """A forgotten ended session is not started again (seed 49).
+
+    Redis keeps the end of a session for an hour, and no flusher lived for two.
+    """
     run(
         lab,
         start("s1", kind="recording"),
@@ -23,7 +26,7 @@ def test_forgotten_ended_session_is_not_restarted(lab: Laboratory) -> None:
 
 
 def test_end_forgotten_by_clock_step_is_charged_once(lab: Laboratory) -> None:
-    """A step of its clock let Redis forget an ended session before the end was recorded.
+    """A clock step made Redis forget an end before its record.
 
     Then a replica took over, to which the end was asserted too (seed 437).
     """
@@ -69,7 +72,7 @@ def test_end_forgotten_while_away_is_charged_once(
 def test_session_forgotten_by_clock_step_is_charged_once(
     lab: Laboratory,
 ) -> None:
-    """Redis keeps the end of a session for an hour by its own clock.
+    """Redis keeps a session's end for an hour by its clock.
 
     A process keeps the end until a flusher has recorded it. Then Redis seems to have lost it (seed
     353).
@@ -94,7 +97,7 @@ def test_session_forgotten_by_clock_step_is_charged_once(
 def test_forgotten_end_is_charged_once_after_other_loss(
     lab: Laboratory,
 ) -> None:
-    """Recovery begins a new epoch, for which all that processes keep is checked again.
+    """Recovery begins a new epoch, which rechecks all that processes keep.
 
     An end that Redis took long ago is there, or forgotten.
     """
@@ -119,7 +122,7 @@ def test_forgotten_end_is_charged_once_after_other_loss(
 def test_lost_grant_is_restored_without_sessions(
     lab: Laboratory,
 ) -> None:
-    """A replica takes over that lacks a grant, and has the epoch (seed 332)."""
+    """A replica takes over with the epoch, without a grant (seed 332)."""
     run(
         lab,
         pay("cat9", 1_000_000, "before"),
@@ -138,9 +141,10 @@ def test_lost_grant_is_restored_without_sessions(
 def test_lost_session_is_charged_as_recorded(
     lab: Laboratory,
 ) -> None:
-    """A process that died had the session's end, and another process had some of its minutes.
+    """A dead process had a session's end, another its minutes.
 
-    The other process recorded these minutes after the account had been loaded (seed 351).
+    The other process had some of the minutes, and recorded them after the account had been loaded
+    (seed 351).
     """
     run(
         lab,
@@ -165,9 +169,10 @@ def test_lost_session_is_charged_as_recorded(
 def test_end_forgotten_after_flush_is_charged_once(
     lab: Laboratory,
 ) -> None:
-    """Redis was to keep the end for an hour more, and its clock is stepped while it is away.
+    """Redis's clock is stepped while Redis is away, after a flush.
 
-    The process that ended the session did not know of the flush yet (seed 535).
+    Redis was to keep the end for an hour more. The process that ended the session did not know of
+    the flush yet (seed 535).
     """
     run(
         lab,
@@ -208,7 +213,10 @@ def test_session_ended_before_loss_does_not_continue(lab: Laboratory) -> None:
 
 
 def test_starting_process_ignores_old_time(lab: Laboratory) -> None:
-    """The process's clock stayed behind the others' by the delay of their answer (seed 3200)."""
+    """A starting process ignores the old time of a late answer.
+
+    The process's clock stayed behind the others' by the delay of their answer (seed 3200).
+    """
     run(
         lab,
         mishaps(NODE, "redis", ["late", 400]),
@@ -218,7 +226,7 @@ def test_starting_process_ignores_old_time(lab: Laboratory) -> None:
 
 
 def test_minutes_of_dead_process_survive_loss(lab: Laboratory) -> None:
-    """The process that made the minute died before the flush, and then Redis lost the minute.
+    """A process died before flushing its minute, which Redis then lost.
 
     Another process had joined the session, and ended it with that minute on its receipt (seed
     3062).
@@ -258,7 +266,7 @@ def test_flusher_without_groups_still_flushes(lab: Laboratory) -> None:
 
 
 def test_session_ended_in_outbox_is_not_lost(lab: Laboratory) -> None:
-    """Redis had forgotten the session by its own clock, and for Postgres the session ran on.
+    """Redis's clock made it forget a session that Postgres had running.
 
     The session was ended once more, as one without a process, and was charged again.
     """

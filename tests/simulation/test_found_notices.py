@@ -11,7 +11,10 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 def test_notice_at_join_is_delivered_once(
     lab: Laboratory,
 ) -> None:
-    """The joined process knows of another session of the month, and warns (seed 794)."""
+    """A notice at a join is delivered once (seed 794).
+
+    The joined process knows of another session of the month, and warns.
+    """
     clients = run(
         lab,
         start("s1", user="ann9", kind="recording"),
@@ -31,7 +34,7 @@ def test_notice_at_join_is_delivered_once(
 def test_joined_process_sends_no_mixed_figures(
     lab: Laboratory,
 ) -> None:
-    """A limit is lowered after a session is read and before its months are read.
+    """A limit is lowered between the reads of session and months.
 
     When the session is read again, the serving process has shortened the grant, and warned (seed
     5183).
@@ -55,7 +58,10 @@ def test_joined_process_sends_no_mixed_figures(
 
 
 def test_notice_during_join_is_among_missed(lab: Laboratory) -> None:
-    """The session is read once more after the members have been polled (seed 647)."""
+    """A notice during a join is among the missed (seed 647).
+
+    The session is read once more after the members have been polled.
+    """
     run(
         lab,
         pay("ann9", 4_500_000),

@@ -24,10 +24,10 @@ def _billed_ms(lab: Laboratory, *actions: Action) -> int:
 
 
 def test_joining_observer_proves_no_counted_time(lab: Laboratory) -> None:
-    """The client's last pong came at 90 s, and the last claim, for a little more, at 92 s.
+    """The client's last pong came 2 s before the last claim.
 
-    The claim's instant was taken for a proof when an observer's process stopped the session (seed
-    10222).
+    The pong came at 90 s, and the claim, for a little more, at 92 s. The claim's instant was taken
+    for a proof when an observer's process stopped the session (seed 10222).
     """
     billed_ms = _billed_ms(
         lab,
@@ -44,10 +44,10 @@ def test_joining_observer_proves_no_counted_time(lab: Laboratory) -> None:
 
 
 def test_observer_leaves_end_to_serving_process(lab: Laboratory) -> None:
-    """The serving process has proofs up to 97 s, and is a little late with stop and end.
+    """The serving process, with proofs to 97 s, is a little late.
 
-    The observer's process knew of a minute only, and ended the session there (found by looking at
-    10222).
+    It is late with stop and end. The observer's process knew of a minute only, and ended the
+    session there (found by looking at 10222).
     """
     late = mishaps(NODE, "redis", ["lost", 10], ["lost", 10])
     billed_ms = _billed_ms(
@@ -69,8 +69,10 @@ def test_observer_leaves_end_to_serving_process(lab: Laboratory) -> None:
 
 
 def test_stopped_session_ends_after_serving_process_died(lab: Laboratory) -> None:
-    """The dead process is swept as of its last proof of life; then the observer's process can end
-    the session."""
+    """The observer's process ends a stopped session after the serving process died.
+
+    First, the dead process is swept as of its last proof of life.
+    """
     billed_ms = _billed_ms(
         lab,
         pay("cat9", 9_000_000),
@@ -87,10 +89,11 @@ def test_stopped_session_ends_after_serving_process_died(lab: Laboratory) -> Non
 
 
 def test_observer_leaves_warnings_to_serving_process(lab: Laboratory) -> None:
-    """Another session of the same member started after the serving process had read the month.
+    """A member's second session started after the month had been read.
 
-    The observer's process knew of that session, and warned of ten minutes. A minute later the
-    serving process warned of five under the same number (seed 12014).
+    The serving process had read the month. The observer's process knew of that session, and warned
+    of ten minutes. A minute later the serving process warned of five under the same number (seed
+    12014).
     """
     clients = run(
         lab,
@@ -139,7 +142,7 @@ def test_observer_shows_stop_of_serving_process(
 def test_observer_waits_for_warning_before_stop(
     lab: Laboratory,
 ) -> None:
-    """Credits end in the very millisecond in which five minutes of the month are left.
+    """Credits end in the millisecond that leaves five minutes of the month.
 
     The serving process warns of these minutes first. The observer's process, which warns of
     nothing, sent the stop under the number of that warning (seed 40047).
@@ -168,7 +171,7 @@ def test_observer_waits_for_warning_before_stop(
 def test_process_with_newest_proof_settles_before_end(
     lab: Laboratory,
 ) -> None:
-    """Of two sockets on two processes, one gave a proof at 97 s; then both were cut.
+    """Two processes' sockets are cut; one gave a proof at 97 s.
 
     The process whose own socket gave a proof at 90 s made the end.
     """
@@ -190,7 +193,7 @@ def test_process_with_newest_proof_settles_before_end(
 
 
 def test_observer_does_not_join_ended_session(lab: Laboratory) -> None:
-    """The end was published while the answer of Redis was on its way.
+    """The end was published while Redis's answer was under way.
 
     The observer joined where nothing more was published, and received no end.
     """
@@ -211,7 +214,7 @@ def test_observer_does_not_join_ended_session(lab: Laboratory) -> None:
 
 
 def test_observer_leaves_end_to_others_after_outage(lab: Laboratory) -> None:
-    """Redis came back when the stop's grace was over, and to the serving process last.
+    """Redis returns after the stop's grace, to the serving process last.
 
     The observer's process made stop and end together, and billed the one minute that it knew of.
     """
@@ -230,7 +233,10 @@ def test_observer_leaves_end_to_others_after_outage(lab: Laboratory) -> None:
 
 
 def test_observer_gets_change_missed_during_outage(lab: Laboratory) -> None:
-    """The observer's process makes no step whose answer would contain the change (seed 667)."""
+    """An observer gets a change missed during an outage (seed 667).
+
+    The observer's process makes no step whose answer would contain the change.
+    """
     clients = run(
         lab,
         pay("ann9", 4_500_000),
@@ -251,7 +257,10 @@ def test_observer_gets_change_missed_during_outage(lab: Laboratory) -> None:
 def test_observer_gets_end_missed_during_outage(
     lab: Laboratory,
 ) -> None:
-    """Nothing follows by which the observer's process would detect what it has missed."""
+    """An observer gets an end that it missed during an outage.
+
+    Nothing follows by which the observer's process would detect what it has missed.
+    """
     clients = run(
         lab,
         pay("ann9", 4_500_000),
@@ -267,7 +276,10 @@ def test_observer_gets_end_missed_during_outage(
 
 
 def test_observer_gets_change_before_subscription(lab: Laboratory) -> None:
-    """The account is being opened when the last socket goes elsewhere (seed 1338)."""
+    """An observer gets a change made before its subscription (seed 1338).
+
+    The account is being opened when the last socket goes elsewhere.
+    """
     clients = run(
         lab,
         pay("ann9", 1_700_000),
@@ -284,7 +296,10 @@ def test_observer_gets_change_before_subscription(lab: Laboratory) -> None:
 
 
 def test_joining_observer_is_not_removed(lab: Laboratory) -> None:
-    """The session is being read again when it is paused: its end was not received (seed 3356)."""
+    """A joining observer is not removed (seed 3356).
+
+    The session is being read again when it is paused: its end was not received.
+    """
     clients = run(
         lab,
         pay("ann9", 9_000_000),
@@ -303,7 +318,7 @@ def test_joining_observer_is_not_removed(lab: Laboratory) -> None:
 
 
 def test_observer_is_shown_less_after_client_is_gone(lab: Laboratory) -> None:
-    """The limit was shown at 100 s as time ran; the client had proven 90 s.
+    """The limit was shown at 100 s; the client had proven 90.
 
     Its process found that out later. The auditor took that for a step back (seeds 43006, 45011).
     """
@@ -323,7 +338,7 @@ def test_observer_is_shown_less_after_client_is_gone(lab: Laboratory) -> None:
 
 
 def test_observer_is_shown_less_after_unanswered_poll(lab: Laboratory) -> None:
-    """A connection was cut unnoticed, and the client came back over another one.
+    """A client came back over another connection after an unnoticed cut.
 
     The 5 s before the return are a gap. The auditor took that for a step back, too (seed 19436).
     """

@@ -1,4 +1,7 @@
-"""Found in simulated worlds (see ``traces``): what is swept, and clients that are gone."""
+"""Found in simulated worlds: what is swept, and clients that are gone.
+
+See ``traces``.
+"""
 
 import pytest
 
@@ -11,8 +14,11 @@ FAULTS_SEED = 41372
 
 
 def test_a_session_ends_that_is_left_while_another_process_is_swept(lab: Laboratory) -> None:
-    """The answer to the step of the leave cleared the session, and the sweep was lost with it: the
-    dead process stayed noted, and the session never ended (faults 41372)."""
+    """A session ends that is left during a sweep (faults 41372).
+
+    The answer to the step of the leave cleared the session, and the sweep was lost with it: the
+    dead process stayed noted, and the session never ended.
+    """
     ann = "ann41372"
     outcome = lab.run(
         FAULTS_SEED,
@@ -69,8 +75,11 @@ def test_a_session_ends_that_is_left_while_another_process_is_swept(lab: Laborat
 
 
 def test_a_process_may_be_noted_late_for_a_session_that_goes_on(lab: Laboratory) -> None:
-    """Redis carried out the join after the process had given it up: the process finds that when it
-    reconciles its set. The auditor allowed it of ended sessions only (faults 41233)."""
+    """A process may be noted late for a session that goes on.
+
+    Redis carried out the join after the process had given it up: the process finds that when it
+    reconciles its set. The auditor allowed it of ended sessions only (faults 41233).
+    """
     run(
         lab,
         act("report", node=NODE, user="ann9", session="t1", minute_at=1_780_265_833_911 - 60_000),
@@ -81,7 +90,10 @@ def test_a_process_may_be_noted_late_for_a_session_that_goes_on(lab: Laboratory)
 
 
 def test_a_client_whose_start_was_refused_proves_no_time(lab: Laboratory) -> None:
-    """The auditor took it for present, and missed that another client was gone (money 3075)."""
+    """A client whose start was refused proves no time (money 3075).
+
+    The auditor took it for present, and missed that another client was gone.
+    """
     run(
         lab,
         start("s1", kind="six"),
@@ -97,8 +109,11 @@ def test_a_client_whose_start_was_refused_proves_no_time(lab: Laboratory) -> Non
 
 
 def test_a_stop_from_outside_takes_back_what_a_silent_client_was_shown(lab: Laboratory) -> None:
-    """The session ends at the client's last proof of life, and a tick shows that while the step is
-    on its way (faults 41297)."""
+    """An outside stop takes back what a silent client was shown.
+
+    The session ends at the client's last proof of life, and a tick shows that while the step is on
+    its way (faults 41297).
+    """
     run(
         lab,
         start("s1", "ann9", "recording"),

@@ -1,4 +1,4 @@
-"""A full outbox, and a Redis that accepts no writes, behave as documented."""
+"""A full outbox, or a Redis without writes, behaves as documented."""
 
 from typing import Any
 

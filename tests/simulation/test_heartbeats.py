@@ -29,7 +29,10 @@ ANN = Principal(kind="user", user_id="ann", account_id="ann", tenant="user:ann")
 
 
 class Phone:
-    """A client without a WebSocket, whose requests a balancer hands to any process."""
+    """A client without a WebSocket.
+
+    A balancer hands its requests to any process.
+    """
 
     def __init__(self, *nodes: Node) -> None:
         self.cluster = nodes[0].cluster
@@ -188,7 +191,7 @@ async def test_heartbeat_proof_outlasts_cut_socket(
 async def test_farewell_ends_heartbeat_proof(
     cluster: Cluster, node: Node, connection: Connection, money_client: int, how: str
 ) -> None:
-    """On the same process and on another one: nothing is billed after the farewell."""
+    """Nothing is billed after a farewell, on the same process or another."""
     await cluster.grant(10 * CREDIT)
     phone, browser = Phone(node, await cluster.node()), node.browser()
     await browser.start("chat-1", CHAT)

@@ -75,7 +75,7 @@ async def start_before(cluster: Cluster, ends_at: int, seconds: int) -> Browser:
 
 
 async def months(cluster: Cluster, connection: Connection) -> dict[str, tuple[int, int]]:
-    """Minutes and overage of ann's months, once all is recorded and the audit passes."""
+    """Recorded minutes and overage of ann's months, after a passed audit."""
     await cluster.flush()
     assert await audit_record(cluster.records) == ()
     assert (await audit_live(cluster.nodes[0].live, cluster.records)).findings == ()

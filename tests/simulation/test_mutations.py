@@ -1,4 +1,4 @@
-"""The auditor notices scripts that are broken on purpose, each in one place.
+"""The auditor notices scripts with one deliberate fault each.
 
 Every mutation breaks a promise of DESIGN section 1. Worlds are run with it until the auditor
 complains; with the unchanged scripts the same worlds keep every promise. Besides the mutations that
@@ -81,7 +81,7 @@ MUTATIONS = {
 
 
 def sample() -> list[tuple[Mutant, Case]]:
-    """Some of the noticed mutants, other ones each day, with the worlds that noticed them."""
+    """A daily sample of noticed mutants, with the worlds that noticed them."""
     known, worlds = noticed(), {str(case): case for case in directed_cases() + cases()}
     candidates = [
         (mutant, worlds[known[mutant.anchor]])
@@ -99,7 +99,10 @@ def test_auditor_notices_mutations(lab: Laboratory, mutation: Mutation) -> None:
 
 @pytest.mark.usefixtures("quiet_logs")
 def test_auditor_notices_mutants(lab: Laboratory) -> None:
-    """One may be missed, because a change of the code changes the worlds of all seeds."""
+    """The auditor notices the sampled mutants, except perhaps one.
+
+    One may be missed, because a change of the code changes the worlds of all seeds.
+    """
     hunter = Hunter(lab)
     missed = [mutant.name for mutant, case in sample() if not hunter.notices(mutant, [case])]
     assert len(missed) <= 1, missed
@@ -107,7 +110,10 @@ def test_auditor_notices_mutants(lab: Laboratory) -> None:
 
 @pytest.mark.usefixtures("quiet_logs")
 def test_auditor_notices_spend_charged_twice(lab: Laboratory) -> None:
-    """The first answer has to be lost, which happens only rarely by chance."""
+    """The auditor notices a spend that is charged twice.
+
+    The first answer has to be lost, which happens only rarely by chance.
+    """
     trace = [
         pay("cat9", 5_000_000),
         spend("cat9", 250_000, "warm"),

@@ -1,4 +1,4 @@
-"""A session that was paused for long: the outbox entry of its end counts as young."""
+"""The outbox entry of a long pause's end counts as young."""
 
 import pytest
 
@@ -12,8 +12,10 @@ HALF_MS = storage_limits.ACCOUNT_IDLE_MS // 2
 
 
 async def test_end_of_long_pause_blocks_no_account_load(cluster: Cluster, node: Node) -> None:
-    """The entry contains the pause's begin, and was taken for an outbox too far behind to load
-    from."""
+    """The end of a long pause blocks no load of an account.
+
+    The entry contains the pause's begin, and was taken for an outbox too far behind to load from.
+    """
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", terms("second"))

@@ -1,4 +1,4 @@
-"""A backend prepares a session at the instant at which its user starts it."""
+"""A backend prepares a session as its user starts it."""
 
 import pytest
 
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("quiet_logs")
 
 
 def raced(turns: int) -> Action:
-    """A start, and on another process a preparation this many turns of the loop earlier."""
+    """A start, and a preparation elsewhere, ``turns`` of the loop earlier."""
     parameters = start(f"s{turns}").parameters
     return act("start", **parameters, backend="node.b", turns=turns)
 

@@ -1,4 +1,7 @@
-"""Redis comes back empty, or without its last writes, and its data is put back."""
+"""Redis returns without some data, and processes put the data back.
+
+Redis lacks all data or only its last writes.
+"""
 
 from typing import Any
 
@@ -46,7 +49,7 @@ async def minutes(cluster: Cluster, session_id: str, tenant: str = "user:ann") -
 
 
 class Copy:
-    """Redis as it was at an instant: the data of a replica that lags behind."""
+    """Redis's data at an instant, as a lagging replica has it."""
 
     def __init__(self, redis: Redis, keys: dict[bytes, tuple[Any, int]]) -> None:
         self.redis = redis
@@ -104,7 +107,10 @@ async def test_sessions_continue_on_empty_redis(
 async def test_shared_records_are_read_once(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Postgres reads a day's sessions of a whole organisation once, and not for each session."""
+    """Sessions of one organisation are read from the record once.
+
+    Postgres reads a day's sessions of a whole organisation once, and not for each session.
+    """
     await cluster.grant(100 * CREDIT, "acme", "acme")
     people = [f"student-{number}" for number in range(8)]
     for person in people:
@@ -138,7 +144,10 @@ async def test_shared_records_are_read_once(
 
 
 async def test_unused_partition_recovers_with_the_rest(cluster: Cluster, node: Node) -> None:
-    """The first request to a partition an hour later does not wait once more."""
+    """A partition recovers unused: its first request does not wait again.
+
+    The request comes an hour later.
+    """
     await cluster.beat()
     await cluster.lose()
     await cluster.beat()

@@ -31,7 +31,7 @@ async def second(cluster: Cluster, node: Node) -> Node:
 
 
 class RecoveryChance:
-    """Two processes, a few sessions, spends and holds, and a Redis that loses things."""
+    """Two processes with sessions, spends and holds, and a lossy Redis."""
 
     def __init__(self, cluster: Cluster, nodes: list[Node], seed: int) -> None:
         self.cluster = cluster
@@ -59,7 +59,10 @@ class RecoveryChance:
 
     @contextlib.contextmanager
     def trouble(self) -> Iterator[None]:
-        """During one action Postgres may be away, or a process may miss an answer of Redis."""
+        """One action may meet an absent Postgres or a lost answer.
+
+        The answer is one of Redis that a process misses.
+        """
         with pytest.MonkeyPatch.context() as patched:
             if self.random.random() < 0.1:
                 patched.setattr(Records, "_run", away)
@@ -173,7 +176,7 @@ class RecoveryChance:
         await self.cluster.advance(self.random.choice([700, 5_000, 31_000, 61_000]))
 
     async def beat(self) -> None:
-        """One process checks for a loss, or all do and the time of recovery passes."""
+        """One process checks for a loss, or all do and recover."""
         if self.random.random() < 0.5:
             with contextlib.suppress(LiveError):
                 await self.random.choice(self.nodes).recovery.look()

@@ -1,4 +1,7 @@
-"""The cost of a loss of Redis: few questions, one line in the log, and one reading each."""
+"""A loss of Redis costs little: few questions, one log line.
+
+Each account is read once.
+"""
 
 from typing import Any
 
@@ -55,7 +58,10 @@ async def test_total_loss_logs_one_line_and_asks_little(
 async def test_new_partition_does_not_read_ledger(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sessions come and go, and with them the partitions that a process serves."""
+    """A new partition does not cause a read of the ledger.
+
+    Sessions come and go, and with them the partitions that a process serves.
+    """
     await cluster.grant(10 * CREDIT)
     asked = 0
     entries_since = Records.entries_since

@@ -1,6 +1,6 @@
-"""A replica takes over that lacks the last writes, and no connection breaks to show it.
+"""A replica without the last writes takes over; no connection breaks.
 
-Mostly no process serves a session: only the record has what was lost.
+So nothing shows the change. Mostly no process serves a session: only the record has what was lost.
 """
 
 from typing import Any
@@ -38,7 +38,7 @@ async def one_redis(redis: Redis) -> None:
 
 
 async def begin_anew(redis: Redis) -> None:
-    """Redis gets a new replication history, as after a restart or a failover.
+    """Gives Redis a new replication history, as after restart or failover.
 
     Connected clients stay connected.
     """
@@ -47,7 +47,10 @@ async def begin_anew(redis: Redis) -> None:
 
 
 async def take_over(cluster: Cluster, replica: Copy) -> None:
-    """The replica takes over; every process checks for a loss, and once more a while later."""
+    """The replica takes over; every process checks for a loss twice.
+
+    The second check is a while later.
+    """
     await replica.promote()
     await begin_anew(cluster.redis)
     await cluster.beat()
@@ -58,7 +61,10 @@ async def spend(node: Node, entry_id: str, micros: int = 0, account: AccountName
 
 
 async def student(cluster: Cluster, node: Node) -> Browser:
-    """Ann takes a lesson, whose minutes count in her month and the organisation's."""
+    """Ann takes a lesson that counts for her and the organisation.
+
+    The minutes count in the month of each.
+    """
     await cluster.grant(1_000 * CREDIT, "ann", "acme")
     browser = node.browser()
     await browser.start("s1", LESSON, org_id="acme")
@@ -290,7 +296,10 @@ async def test_voided_operation_is_not_counted(cluster: Cluster, node: Node) -> 
 
 
 async def test_operation_of_expired_hold_is_not_counted(cluster: Cluster, node: Node) -> None:
-    """Postgres still has the hold as open; Redis, which lost nothing, has its end."""
+    """An operation of an expired hold is not counted.
+
+    Postgres still has the hold as open; Redis, which lost nothing, has its end.
+    """
     await cluster.grant(10 * CREDIT)
     for hold_id, ttl_ms in (("h1", 1_000), ("h2", 60_000)):
         await node.ledger.hold(
@@ -335,7 +344,10 @@ async def test_month_is_corrected_once(cluster: Cluster, node: Node) -> None:
 async def test_failing_assertion_backs_off_and_blocks_nothing(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The account of one session cannot be loaded, however often a process tries."""
+    """A failing assertion backs off and blocks nothing.
+
+    The account of one session cannot be loaded, however often a process tries.
+    """
     names = {KEYS.partition(f"user:{name}"): name for name in ("ann", "bob", "cleo", "dora")}
     poor, rich = names[0], names[1]
     for name in (poor, rich):

@@ -1,4 +1,4 @@
-"""Holds after a loss of Redis: what no account reserves is not given back."""
+"""Unreserved holds are not given back after a loss of Redis."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from tests.simulation.test_recovery_races import ANN, spend_entry
 
 @pytest.fixture
 async def unreserved(cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch) -> HoldRow:
-    """The end of a hold is recorded after the catch-up has read the hold as open.
+    """A hold's end is recorded after the catch-up read it open.
 
     Redis is empty. So the hold is restored while its account is cold, and the account is loaded
     after the end: it does not reserve the hold.
@@ -77,7 +77,10 @@ async def test_hold_without_reservation_ends_as_recorded(
     *,
     has_read_record: bool,
 ) -> None:
-    """Also where the process has read the record before the end was there."""
+    """A hold without a reservation ends as recorded.
+
+    This is so even where the process has read the record before the end was there.
+    """
     with monkeypatch.context() as patched:
         if not has_read_record:
 

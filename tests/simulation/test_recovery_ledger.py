@@ -1,4 +1,4 @@
-"""Credits after a loss of Redis: Redis has each entry of the ledger once."""
+"""Redis has each ledger entry of credits once after a loss."""
 
 import asyncio
 from typing import Any
@@ -26,7 +26,10 @@ async def second(cluster: Cluster, node: Node) -> Node:
 
 
 async def test_ledger_is_read_again_after_loss(cluster: Cluster, node: Node) -> None:
-    """A spend that Redis made and lost reaches Postgres after the account was loaded."""
+    """The ledger is read again after a loss.
+
+    A spend that Redis made and lost reaches Postgres after the account was loaded.
+    """
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", CHAT)
     await cluster.lose()
@@ -116,7 +119,10 @@ async def test_hold_open_on_replica_is_charged_once(cluster: Cluster, node: Node
 
 
 async def test_hold_charged_during_loss_is_given_back(cluster: Cluster, node: Node) -> None:
-    """The account is loaded before the end of the hold, made by the lost Redis, is recorded."""
+    """A hold charged during a loss is given back.
+
+    The account is loaded before the end of the hold, made by the lost Redis, is recorded.
+    """
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     await cluster.beat()
@@ -160,9 +166,10 @@ async def test_recorded_end_of_hold_counts(
     second: tuple[str, int],
     operation: str | None,
 ) -> None:
-    """The second end was under way, and had read the record, when the first one was recorded.
+    """A hold's second end overlapped the first one's record.
 
-    Redis had lost the first end.
+    The second end was under way, and had read the record, when the first one was recorded. Redis
+    had lost the first end.
     """
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
@@ -204,7 +211,10 @@ async def test_recorded_end_of_hold_counts(
 async def test_second_end_of_hold_without_postgres_is_undone(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis's second decision is not confirmed, and is undone when Postgres is back."""
+    """A hold's second end without Postgres is undone.
+
+    Redis's second decision is not confirmed, and is undone when Postgres is back.
+    """
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))
     await node.ledger.hold(ANN, hold_id="h1", micros=4 * CREDIT, ttl_ms=3_600_000)
@@ -284,7 +294,10 @@ async def test_grant_during_load_is_applied(cluster: Cluster, node: Node) -> Non
 async def test_half_loaded_account_is_completed(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The account is in Redis, and Postgres went away before it could return what came in since."""
+    """A half loaded account is completed.
+
+    The account is in Redis, and Postgres went away before it could return what came in since.
+    """
     entries_after = Records.entries_after
 
     async def gone(*_: Any) -> Any:
@@ -347,9 +360,9 @@ async def test_old_spends_are_not_charged_again(
 
 
 async def test_hold_is_restored_once_record_has_caught_up(cluster: Cluster, node: Node) -> None:
-    """An old outbox, which Redis has forgotten, may contain the end of a hold.
+    """A forgotten old outbox may contain the end of a hold.
 
-    The hold is not put back before that end is recorded.
+    Redis has forgotten the outbox. The hold is not put back before that end is recorded.
     """
     await cluster.grant(10 * CREDIT)
     await node.browser().start("s1", terms("second", price_micros=0))

@@ -1,4 +1,7 @@
-"""Losses of Redis together with another fault: another loss, a slow process, a late command."""
+"""Losses of Redis together with a further fault.
+
+The fault is another loss, a slow process, or a late command.
+"""
 
 from typing import Any
 
@@ -34,7 +37,7 @@ async def second(cluster: Cluster, node: Node) -> Node:
 
 
 async def phase_of(redis: Redis, session_id: str) -> Phase | None:
-    """The phase of Ann's session in Redis; None if the session is not there."""
+    """The phase of Ann's session in Redis, or None without it."""
     key = KEYS.session(ANN.tenant, session_id)
     fields: list[Any] = await redis.hmget(key, ["identity", "standing", "grant", "final"])
     return session_of(fields).standing.phase if fields[0] else None
@@ -71,7 +74,10 @@ def spend_entry(cluster: Cluster, entry_id: str, micros: int) -> EntryPosted:
 async def test_slow_process_keeps_entries_lost_before_new_flush(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """The others recover and flush: the watermark is ahead of entries that were lost."""
+    """A slow process keeps lost entries after others recover and flush.
+
+    The watermark is ahead of entries that were lost.
+    """
     await cluster.grant(100 * CREDIT)
     slow = node.browser("slow")
     await slow.start("s1", CHAT)
@@ -91,7 +97,10 @@ async def test_slow_process_keeps_entries_lost_before_new_flush(
 
 
 async def test_end_is_kept_until_postgres_has_it(cluster: Cluster, node: Node) -> None:
-    """Postgres is away for longer than Redis keeps an ended session after it was recorded."""
+    """A process keeps an end until Postgres has it.
+
+    Postgres is away for longer than Redis keeps an ended session after it was recorded.
+    """
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", CHAT)
@@ -166,7 +175,10 @@ async def test_entry_of_step_with_lost_answer_is_kept(
 async def test_repeated_loss_is_found_twice_by_all(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """A replica takes over, then another one that lags as much. Paused sessions claim nothing."""
+    """All processes find a repeated loss twice, even with paused sessions.
+
+    A replica takes over, then another one that lags as much. Paused sessions claim nothing.
+    """
     await cluster.grant(10 * CREDIT)
     one, other = node.browser("one"), second.browser("other")
     await one.start("s1", CHAT)
@@ -226,7 +238,10 @@ async def test_starting_process_hides_loss_from_no_other(cluster: Cluster, node:
 
 
 async def test_observer_puts_nothing_back(cluster: Cluster, node: Node, second: Node) -> None:
-    """The process with the sockets is lost together with Redis: no process runs the session."""
+    """An observer puts nothing back.
+
+    The process with the sockets is lost together with Redis: no process runs the session.
+    """
     await cluster.grant(10 * CREDIT)
     await second.browser().start("s1", CHAT)
     await watch(node, "s1")
@@ -256,7 +271,10 @@ async def test_observer_continues_after_loss(cluster: Cluster, node: Node, secon
 async def test_recorded_minute_with_lost_answer_counts_once(
     cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A claim was made, recorded, and lost with its answer: the process makes it again."""
+    """A recorded minute with a lost answer counts once.
+
+    A claim was made, recorded, and lost with its answer: the process makes it again.
+    """
     await cluster.grant(10 * CREDIT)
     browser = node.browser()
     await browser.start("s1", LESSON)
@@ -335,7 +353,10 @@ async def test_lost_sessions_are_found_by_other_process(
 async def test_lost_sessions_of_tenant_end_together(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """Ending one session from the record begins no recovery for which the next would wait."""
+    """Lost sessions of a tenant end together.
+
+    Ending one session from the record begins no recovery for which the next would wait.
+    """
     await cluster.grant(10 * CREDIT)
     for number in range(3):
         await second.browser().start(f"s{number}", CHAT)
@@ -351,7 +372,10 @@ async def test_lost_sessions_of_tenant_end_together(
 async def test_process_back_late_overrides_end_as_lost(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """A paused session uses no grant, so its process may be cut off for any time."""
+    """A process that returns late overrides an end as lost.
+
+    A paused session uses no grant, so its process may be cut off for any time.
+    """
     await cluster.grant(10 * CREDIT)
     browser = second.browser()
     await browser.start("s1", CHAT)
@@ -380,10 +404,10 @@ async def test_process_back_late_overrides_end_as_lost(
 async def test_end_is_final_after_other_process_went_on(
     cluster: Cluster, node: Node, second: Node
 ) -> None:
-    """A replica without the end takes over, and a client joins another process.
+    """A client joins another process on a replica without the end.
 
-    That process makes a step before it learns of the end from the process that has sent the end to
-    the client.
+    The replica has taken over. That process makes a step before it learns of the end from the
+    process that has sent the end to the client.
     """
     await cluster.grant(100 * CREDIT)
     browser = node.browser()

@@ -1,4 +1,4 @@
-"""Sessions that share a month: a later session gets what the others merely hold."""
+"""A later session gets the month's minutes that others merely hold."""
 
 from typing import Any
 
@@ -29,7 +29,10 @@ def counted(client: SimulatedClient) -> tuple[int, int]:
 def test_later_session_gets_minute_not_begun(
     lab: Laboratory,
 ) -> None:
-    """The first session runs alone, and was granted both minutes that are left."""
+    """A later session gets a minute that the first has not begun.
+
+    The first session runs alone, and was granted both minutes that are left.
+    """
     clients = run(
         lab,
         act("limit", user="ann9", minutes=None, of_org=True),
@@ -72,10 +75,10 @@ def test_session_is_refused_when_every_minute_has_begun(lab: Laboratory) -> None
 
 
 def test_session_recalled_at_minute_end_runs_on(lab: Laboratory) -> None:
-    """The month has six minutes. The other session is granted its third, the last one free.
+    """The other session is granted its third minute, the last free one.
 
-    One second later this session's second minute ends. This session gives back its own third
-    minute, which it needs at once, and is granted it again.
+    The month has six minutes. One second later this session's second minute ends. This session
+    gives back its own third minute, which it needs at once, and is granted it again.
     """
     clients = run(
         lab,
@@ -92,7 +95,10 @@ def test_session_recalled_at_minute_end_runs_on(lab: Laboratory) -> None:
 def test_recalled_minute_stops_at_no_unreached_limit(
     lab: Laboratory,
 ) -> None:
-    """From a simulated world: three sessions, two of them of one member, 1 s apart."""
+    """A recalled minute stops no session at an unreached limit.
+
+    From a simulated world: three sessions, two of them of one member, 1 s apart.
+    """
     clients = run(
         lab,
         act("limit", user="bob9", minutes=20, of_org=True),

@@ -1,4 +1,7 @@
-"""A process that holds the rest of a counter stalls, and a session elsewhere needs it."""
+"""A holder of a counter's rest stalls; a session elsewhere needs it.
+
+The holder is a process.
+"""
 
 from typing import Any
 
@@ -20,10 +23,12 @@ FREE = msgspec.structs.replace(CHAT, kind="free", free_ms=20_000)
 
 @pytest.fixture
 async def sockets(cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch) -> Sockets:
-    """A holder's socket, another socket, the other's count of steps, and the holder's steps.
+    """Sockets of a holder and another, with counted and withheld steps.
 
-    The holder's process holds 65 s and stalls: its steps are withheld. The other process has a
-    session whose free time is about to end, with all other credits spent; its steps are counted.
+    The result has the holder's socket, the other socket, the count of the other's steps, and the
+    holder's steps. The holder's process holds 65 s and stalls: its steps are withheld. The other
+    process has a session whose free time is about to end, with all other credits spent; its steps
+    are counted.
     """
     second = await cluster.node()
     await cluster.grant(2 * CREDIT)
@@ -58,7 +63,10 @@ async def test_credits_of_silent_holder_stop_no_session(cluster: Cluster, socket
 
 
 async def test_session_runs_while_account_covers_both(cluster: Cluster, sockets: Sockets) -> None:
-    """As far as is known the holder burns too: all credits pay for 65 s of both sessions."""
+    """A session runs while the account covers the holder too.
+
+    As far as is known the holder burns too: all credits pay for 65 s of both sessions.
+    """
     _, other, _, _ = sockets
     await cluster.advance(60_000)
     (reached,) = other.all("limit_reached")
@@ -115,7 +123,7 @@ async def allow(cluster: Cluster, limit: str, minutes: int) -> None:
 async def month(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str, *, is_deaf: bool = False
 ) -> tuple[Browser, Browser, Withheld]:
-    """A session that has used two minutes of four, while another process holds the other two.
+    """A session used two of four minutes; another process holds two.
 
     The holder is in the first of its minutes. Its process stalls or, with ``is_deaf``, has missed
     the new limit.
@@ -159,7 +167,10 @@ async def test_minutes_of_silent_holder_stop_no_session(
 async def test_session_runs_while_month_covers_both(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """As far as is known the holder is in a minute of its own: one is left for the other."""
+    """A session runs while the month covers the holder too.
+
+    As far as is known the holder is in a minute of its own: one is left for the other.
+    """
     _, other, _ = await month(cluster, monkeypatch, limit)
     await cluster.advance(120_000)
     (reached,) = other.all("limit_reached")
@@ -187,7 +198,10 @@ async def test_answering_holder_gives_back_minutes_not_begun(
 async def test_holder_is_recalled_for_minutes_not_begun(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    """The holder has missed that the limit was lowered, because its connection was broken."""
+    """A deaf holder is recalled for minutes that it has not begun.
+
+    The holder has missed that the limit was lowered, because its connection was broken.
+    """
     holder, other, _ = await month(cluster, monkeypatch, limit, is_deaf=True)
     await cluster.advance(120_000)
     assert [one["elapsed_ms"] for one in holder.all("limit_reached")] == [MINUTE_MS]

@@ -43,7 +43,7 @@ def shown(client: SimulatedClient, session_id: str) -> list[int]:
 
 
 def end_of(client: SimulatedClient, session_id: str) -> dict[str, Any]:
-    """The receipt of a session, after a check of every time that the client was shown."""
+    """A session's receipt, after a check of all times shown to clients."""
     found = shown(client, session_id)
     assert found == sorted(found), found
     (stopped,) = (one for one in client.messages if one["type"] == "stopped")
@@ -57,7 +57,10 @@ def end_of(client: SimulatedClient, session_id: str) -> dict[str, Any]:
 def test_lone_session_is_charged_the_whole_balance(
     lab: Laboratory, how: str, seconds: float
 ) -> None:
-    """Five to ten credits at sixty a minute, one session on the account."""
+    """A lone session is charged the whole balance.
+
+    The account has five to ten credits, and burns sixty a minute.
+    """
     micros = int(seconds * 1_000_000)
     clients = run(
         lab,
@@ -167,7 +170,10 @@ assert KINDS["dear"].price_micros == 60_000_000
 
 @pytest.mark.parametrize("wants", ["start", "spend"])
 def test_no_refusal_before_holder_has_answered(lab: Laboratory, wants: str) -> None:
-    """The holder's answer to the recall is lost: enough is left, but no process can know it yet."""
+    """Nothing is refused before the holder has answered.
+
+    The holder's answer to the recall is lost: enough is left, but no process can know it yet.
+    """
     performers: list[Any] = []
     wanted = {
         "start": act("start", client="c2", node="node.1", user="cat9", kind="second", session="s2"),
@@ -200,7 +206,10 @@ def test_no_refusal_before_holder_has_answered(lab: Laboratory, wants: str) -> N
 
 
 def test_messages_of_one_instant_arrive_in_order() -> None:
-    """A message that overtook another one kept all later ones from arriving (seed 1200)."""
+    """Messages of one instant arrive in order (seed 1200).
+
+    A message that overtook another one kept all later ones from arriving.
+    """
     told = [b"%d" % number for number in range(9)]
     heard: list[object] = []
 

@@ -1,4 +1,4 @@
-"""A socket joins at a third process while a second one polls the earlier members."""
+"""A third process gets a join while a second polls earlier members."""
 
 import pytest
 
@@ -14,7 +14,10 @@ CUT_MS = 8_000
 
 @pytest.fixture
 async def sockets(cluster: Cluster, node: Node) -> list[Browser]:
-    """One socket on each of three processes, the first in a session that has run for 30 s."""
+    """A socket on each of three processes.
+
+    The first one is in a session that has run for 30 s.
+    """
     nodes = [node, await cluster.node(), await cluster.node()]
     await cluster.grant(1_000 * CREDIT)
     sockets = [one.browser(f"socket-{number}") for number, one in enumerate(nodes)]
@@ -24,7 +27,7 @@ async def sockets(cluster: Cluster, node: Node) -> list[Browser]:
 
 
 async def stopped(cluster: Cluster, sockets: list[Browser]) -> tuple[int, list[int]]:
-    """The counted time and the lengths of the gaps, when the last socket stops the session."""
+    """Counted time and gap lengths when the last socket stops."""
     await cluster.advance(2 * limits.DOUBT_WAIT_MS)
     await cluster.advance(20_000)
     answer = await sockets[-1].request("s1", Event.STOP)

@@ -29,7 +29,7 @@ ANN = Principal(kind="user", user_id="ann", account_id="ann", tenant="user:ann")
 
 
 class Cheat(Browser):
-    """A socket that reads everything, and answers only the pings that it chooses to."""
+    """A socket that reads everything and chooses which pings to answer."""
 
     def __init__(self, node: Node, answers: Callable[["Cheat"], bool]) -> None:
         self.answers = answers
@@ -71,7 +71,10 @@ class Cheat(Browser):
             self.drop()
 
     def drop(self) -> None:
-        """The socket is gone without a close frame, or the server closed it for its silence."""
+        """The socket goes without a close frame, or for its silence.
+
+        The server closes a silent socket.
+        """
         self.is_cut = True
         for local in list(self.local_sessions.values()):
             self.node.registry.unsubscribe(local, self, self.alive_at)
@@ -101,7 +104,7 @@ class Observer(Browser):
 
 
 class Fraud:
-    """A dishonest user on two processes, with all sockets that it has opened."""
+    """A dishonest user on two processes, with all its sockets."""
 
     def __init__(self, cluster: Cluster, nodes: list[Node]) -> None:
         self.cluster = cluster
@@ -180,7 +183,7 @@ async def stays(fraud: Fraud, answers: Callable[[Cheat], bool], *, hops: bool, n
 
 
 async def flutters(fraud: Fraud, stay_ms: int, away_ms: int, how: str) -> None:
-    """Joins, gets what it can, and leaves, with or without a message, all the time."""
+    """Joins, takes, and leaves constantly, with or without a message."""
     socket = fraud.open(once)
     while fraud.goes_on:
         if how == "drop" or socket.is_cut:
@@ -201,7 +204,7 @@ async def flutters(fraud: Fraud, stay_ms: int, away_ms: int, how: str) -> None:
 
 
 async def beats(fraud: Fraud, *, farewell: bool) -> None:
-    """Is silent on its sockets, and keeps the session alive by heartbeats on another process."""
+    """Is silent on sockets; heartbeats to another process keep the session."""
     phone = Phone(*fraud.nodes)
     while fraud.goes_on:
         socket, other = fraud.open(never), fraud.open(never)
@@ -215,7 +218,7 @@ async def beats(fraud: Fraud, *, farewell: bool) -> None:
 
 
 async def is_watched(fraud: Fraud, node: int, answers: Callable[[Cheat], bool]) -> None:
-    """Observes itself with a socket that answers every ping, while the paying one does not."""
+    """Observes itself with a live socket while the paying one is silent."""
     observer = fraud.observer(node)
     for number in range(1_000):
         if not fraud.goes_on:
@@ -229,7 +232,7 @@ async def is_watched(fraud: Fraud, node: int, answers: Callable[[Cheat], bool]) 
 
 
 async def shares(fraud: Fraud) -> None:
-    """Has a session open on both processes; answers first here, then there, then nowhere."""
+    """Opens one session on two processes; answers here, there, then nowhere."""
     for number in range(1_000):
         if not fraud.goes_on:
             return
@@ -378,9 +381,10 @@ async def test_cut_connection_is_billed_to_its_last_proof(
 async def test_unnoticed_cut_connection_proves_nothing(
     cluster: Cluster, node: Node, connection: Connection, node_number: int, others: int
 ) -> None:
-    """Ten times in an hour the client comes back over a new socket after 8 s.
+    """Ten times an hour, a client returns over a new socket.
 
-    The server believes that the old socket is there: the unproven time is a gap.
+    It returns after 8 s. The server believes that the old socket is there: the unproven time is a
+    gap.
     """
     await cluster.grant(100 * CREDIT)
     fraud = Fraud(cluster, [node, await cluster.node()])
