@@ -47,6 +47,13 @@ export class TaximeterError extends Error {
   }
 }
 
+/** Thrown by a token function: the login is over, and no further attempt is of use. */
+export class Unauthorized extends TaximeterError {
+  constructor(message = 'The login is over.') {
+    super('unauthenticated', message);
+  }
+}
+
 /**
  * The error of a line that was closed.
  *

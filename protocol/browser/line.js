@@ -103,11 +103,13 @@ export class Line {
 
   #dial(url) {
     try {
-      return new this.#platform.WebSocket(url.href, 'taximeter.v1');
+      const { href } = new URL(url, globalThis.location?.href);
+      return new this.#platform.WebSocket(href.replace(/^http/, 'ws'), 'taximeter.v1');
     } catch (cause) {
       const isForbidden = cause?.name === 'SecurityError';
-      const details = { retryable: !isForbidden, cause };
-      const text = `The browser opens no WebSocket to ${url.host}.`;
+      const isUseless = isForbidden || cause instanceof TypeError; // no URL, or no WebSocket
+      const details = { retryable: !isUseless, cause };
+      const text = `No WebSocket can be opened to ${url}.`;
       throw new TaximeterError(isForbidden ? 'forbidden' : 'unavailable', text, details);
     }
   }

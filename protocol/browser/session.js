@@ -2,25 +2,28 @@
  * A session in the browser: events, and figures between two ticks.
  */
 
+import { OFF, Store } from './store.js';
+
 /** After a reconnect, a clock ahead by less than this waits. */
 const HOLD_MS = 1_500;
 /** The longest glide of shown credits to those of a tick. */
 const GLIDE_MS = 1_000;
 
-/** Dispatches an event with this `detail`. */
-export function emit(target, type, detail) {
-  target.dispatchEvent(new CustomEvent(type, { detail }));
-}
+/** The notices that a view has. */
+const NOTICES_MOST = 8;
 
 /**
- * A session in this browser, made by `Taximeter.start` or `Taximeter.watch`.
+ * A session in this browser, made by `Taximeter.start`, `retain` or `watch`.
  *
  * The events `session`, `tick`, `free_time`, `limit_warning`, `limit_cleared`,
  * `limit_reached`, `minute` and `stopped` have the server's message as `detail`. The event
  * `error` has a TaximeterError, `connection` a ConnectionChange. A message with a `seq` is
- * delivered once and in order, also when the connection drops in between.
+ * delivered once and in order, also when the connection drops in between. After `leave()` there
+ * are no events.
+ *
+ * It is a store too: `subscribe` and `getSnapshot` give its view, by `status`.
  */
-export class Session extends EventTarget {
+export class Session extends Store {
   #link;
   #base = null; // the latest figures, and the instant `at` of our clock when they held
   #told = 0; // the elapsed_ms that the server sent last
@@ -30,6 +33,13 @@ export class Session extends EventTarget {
   #glide = null; // { from, at, ms }: how shown credits move to those of the last tick
   #tickAt = -Infinity; // when the last tick came
   #holds = 0; // requests under way that stop the clock
+  #holders = 0; // calls of retain() without their release()
+  #isLeft = false;
+  #error = null; // why the session cannot start or be joined
+  #notices = [];
+  #stopped = null; // the notice
+  #grace = null; // of the last limit_reached
+  #graceEndsAt; // by our clock
   #resolveReady;
   #rejectReady;
 
@@ -66,6 +76,31 @@ export class Session extends EventTarget {
     return seqs.length ? Math.max(...seqs) : undefined;
   }
 
+  /** The view on a server, and before a page has taken it over. */
+  getServerSnapshot = () => OFF;
+
+  /** Adds a holder, and revives a leave that is due. */
+  retain() {
+    this.#holders += 1;
+    return this;
+  }
+
+  /**
+   * Removes a holder.
+   *
+   * If there is none after a macrotask, the session is left. So a component that is unmounted
+   * and mounted again at once leaves nothing, and its receipt has no gap.
+   */
+  release() {
+    this.#holders = Math.max(0, this.#holders - 1);
+    if (!this.#holders) this.#link.idle(this);
+  }
+
+  /** @internal */
+  get _isHeld() {
+    return this.#holders > 0;
+  }
+
   /**
    * The figures at this instant; null before the first snapshot.
    *
@@ -79,7 +114,9 @@ export class Session extends EventTarget {
     if (!this.#base) return null;
     const reading = this.#readingAfter(this.#run());
     this.#shown = reading.elapsed_ms;
-    return reading;
+    const isInGrace = reading.state === 'stopping' && this.#grace;
+    const leftMs = isInGrace ? Math.max(0, this.#graceEndsAt - this.#link.now()) : null;
+    return { ...reading, grace_left_ms: leftMs };
   }
 
   /** Pauses; the shown clock stops at once. Resolves with the snapshot. */
@@ -121,19 +158,58 @@ export class Session extends EventTarget {
 
   /** @internal The request to join again, with the last notice that was delivered. */
   _joining() {
+    this.#error = null;
+    this._change();
     return { ...this._request, last_seq: this.lastSeq }; // JSON omits undefined fields
   }
 
   /** @internal Reports that the session cannot start, or cannot be joined again. */
   _fail(error) {
     if (error.code === 'session_ended') this.#settle({ state: 'ended' });
+    this.#error = error;
     this.#rejectReady(error);
-    emit(this, 'error', error);
+    this._emit('error', error);
   }
 
   /** @internal Rejects `ready`: the connection was given up. */
   _giveUp(error) {
+    if (!this.#base) this.#error = error;
     this.#rejectReady(error);
+  }
+
+  /** @internal Ends everything here: nothing is heard afterwards. */
+  _leave(error) {
+    this._freeze();
+    this.#rejectReady(error);
+    this.#isLeft = true;
+    this._change();
+  }
+
+  /** @internal */
+  _emit(type, detail) {
+    if (!this.#isLeft) super._emit(type, detail);
+  }
+
+  /** @internal */
+  _view() {
+    const session_id = this.sessionId;
+    if (this.#isLeft) return OFF;
+    if (this.#error) return { status: 'failed', session_id, error: this.#error };
+    if (!this.#base) return { status: 'starting', session_id };
+    if (this.state === 'ended') {
+      const { reason = null, limit = null } = this.#stopped ?? {};
+      return { status: 'ended', session_id, reason, limit, receipt: this.receipt };
+    }
+    const { state, grace_left_ms: _, ...figures } = this.now();
+    const { kind, credits_per_minute, limits, ends_at } = this.snapshot;
+    return {
+      status: state === 'active' ? 'running' : state,
+      session_id,
+      live: this.#base.at !== null,
+      ...{ kind, credits_per_minute, limits, ends_at, notices: this.#notices },
+      ...figures,
+      ...(state === 'stopping' && this.#grace),
+    };
   }
 
   /** @internal Stops the clock while the line is down, until the next message. */
@@ -145,6 +221,7 @@ export class Session extends EventTarget {
   _credit({ credits }) {
     this.#glide = null;
     this.#settle({ credits: Number(credits) });
+    this._change();
   }
 
   /** @internal Takes a message of this session from the server. */
@@ -155,24 +232,24 @@ export class Session extends EventTarget {
       else return undefined;
     }
     if (message.type === 'tick' && !this.#receiveTick(message)) return undefined;
-    return emit(this, message.type, message);
+    return this._emit(message.type, message);
   }
 
   #receiveSnapshot(message) {
     if (!this.#isLate(message)) this.#shown = 0;
     this.snapshot = message;
+    this.#error = null;
     this.#joinedAt ??= message.seq;
     this.#glide = null;
     this.#base = { speed: message.speed ?? 1, state: message.state };
     this.#rebase(message);
     // The snapshot contains the effects of missed notices: dispatch them, apply nothing.
     for (const notice of [...(message.missed ?? [])].sort((a, b) => a.seq - b.seq)) {
-      if (!this.#deliver(notice)) continue;
-      if (notice.receipt) this.receipt = notice.receipt;
-      emit(this, notice.type, { session_id: this.sessionId, ...notice });
+      if (!this.#deliver(notice, message.server_time_at)) continue;
+      this._emit(notice.type, { session_id: this.sessionId, ...notice });
     }
     this.#resolveReady(message);
-    emit(this, 'session', message);
+    this._emit('session', message);
   }
 
   /**
@@ -199,15 +276,24 @@ export class Session extends EventTarget {
   }
 
   /** Notes a notice; returns whether it is new: numbers only rise. */
-  #deliver(notice) {
-    if (notice.seq <= (this.#delivered ?? -1)) return false;
-    this.#delivered = notice.seq;
+  #deliver(notice, serverTimeAt = notice.stopped_at) {
+    const { seq, type, stopped_at, grace_ms } = notice;
+    if (seq <= (this.#delivered ?? -1)) return false;
+    this.#delivered = seq;
+    this.#notices = [...this.#notices.slice(1 - NOTICES_MOST), notice];
+    if (type === 'limit_reached') {
+      const endsAt = stopped_at + grace_ms;
+      this.#grace = { stopped_at, grace_ms, grace_ends_at: endsAt };
+      this.#graceEndsAt = this.#link.now() + endsAt - serverTimeAt;
+    } else if (type === 'stopped') {
+      this.#stopped = notice;
+      this.receipt = notice.receipt;
+    }
     return true;
   }
 
   /** Applies a notice to the figures, until the next snapshot or tick. */
   #apply({ type, free_remaining_ms, paid, limit, elapsed_ms, receipt }) {
-    if (receipt) this.receipt = receipt;
     if (!this.#base) return;
     if (type === 'free_time') this.#settle({ free_remaining_ms, paid });
     if (type === 'limit_reached') this.#halt('stopping', elapsed_ms, { limit, remaining_ms: 0 });

@@ -191,6 +191,17 @@ export interface Credit {
   entry_id: string;
 }
 
+/** The member's month: after `auth`, and after each completed counting minute. */
+export interface Usage {
+  type: 'usage';
+  month: string;
+  member_used_ms: number;
+  /** Null: no limit. */
+  member_limit_ms: number | null;
+  org_used_ms: number | null;
+  org_limit_ms: number | null;
+}
+
 /** A message with a `seq`: kept by the server, delivered once. */
 export type Notice = FreeTime | LimitWarning | LimitCleared | LimitReached | Stopped;
 
@@ -225,6 +236,73 @@ export interface Reading {
   remaining_ms: number | null;
   limit: Limit | null;
   speed: number;
+  /** What is left of the grace while `stopping`; null otherwise. */
+  grace_left_ms: number | null;
+}
+
+/** A notice that a view keeps: all but `stopped`. */
+export type ViewNotice = FreeTime | LimitWarning | LimitCleared | LimitReached;
+
+/** The figures of a view: as of its last change; `session.now()` has those of this instant. */
+export interface Figures {
+  session_id: string;
+  kind: string;
+  /** False while the line is down: then the figures are those of the moment of the loss. */
+  live: boolean;
+  elapsed_ms: number;
+  free_remaining_ms: number;
+  paid: boolean;
+  /** As in `Reading`. */
+  credits: number;
+  credits_per_minute: Credits;
+  limit: Limit | null;
+  remaining_ms: number | null;
+  limits: { limit: Limit; remaining_ms: number | null }[];
+  speed: number;
+  ends_at: number | null;
+  /** The newest eight. */
+  notices: readonly ViewNotice[];
+}
+
+/** What a session looks like; frozen, and the same object until something has changed. */
+export type SessionView =
+  /** Nothing was started, or the session was left. */
+  | { readonly status: 'off' }
+  | { readonly status: 'starting'; readonly session_id: string }
+  | Readonly<{ status: 'running' | 'paused' | 'suspended' } & Figures>
+  | Readonly<
+      {
+        /** A limit was reached, and the grace runs. */
+        status: 'stopping';
+        /** With the next two undefined if this client has not got `limit_reached`. */
+        grace_ms?: number;
+        /** By the server's clock. */
+        stopped_at?: number;
+        /** By the server's clock; draw with `session.now().grace_left_ms`. */
+        grace_ends_at?: number;
+      } & Figures
+    >
+  | {
+      readonly status: 'ended';
+      readonly session_id: string;
+      readonly reason: StopReason | null;
+      readonly limit: Limit | null;
+      readonly receipt: Receipt | null;
+    }
+  /** It cannot start, or cannot be joined again. */
+  | { readonly status: 'failed'; readonly session_id: string; readonly error: TaximeterError };
+
+/** What a meter looks like; frozen, and the same object until something has changed. */
+export interface MeterView {
+  readonly connection: ConnectionState;
+  /** Null before the first `welcome`. */
+  readonly user_id: string | null;
+  readonly account_id: string | null;
+  /** The account's balance; null before the first `welcome`. */
+  readonly credits: number | null;
+  readonly usage: Usage | null;
+  /** Why there is no connection: as `error` of a ConnectionChange. */
+  readonly error: TaximeterError | null;
 }
 
 export declare class TaximeterError extends Error {
@@ -253,6 +331,16 @@ export declare class TaximeterError extends Error {
   readonly closeCode: number | null;
 }
 
+/**
+ * Thrown by a token function: the login is over.
+ *
+ * The connection becomes `offline` with the error `unauthenticated`, and the client makes no
+ * further attempt until `connect()` or `switchUser()`.
+ */
+export declare class Unauthorized extends TaximeterError {
+  constructor(message?: string);
+}
+
 export interface SessionEventMap {
   session: CustomEvent<SessionSnapshot>;
   tick: CustomEvent<Tick>;
@@ -270,6 +358,7 @@ export interface TaximeterEventMap {
   connection: CustomEvent<ConnectionChange>;
   welcome: CustomEvent<Welcome>;
   credit: CustomEvent<Credit>;
+  usage: CustomEvent<Usage>;
   error: CustomEvent<TaximeterError>;
 }
 
@@ -277,8 +366,18 @@ type Listener<Target, Event_> =
   | ((this: Target, event: Event_) => unknown)
   | { handleEvent(event: Event_): unknown };
 
-/** A session in this browser, made by `Taximeter.start` or `Taximeter.watch`. */
-export declare class Session extends EventTarget {
+/** A view that changes, in the form that `useSyncExternalStore` takes; all three are bound. */
+declare class Store<View> extends EventTarget {
+  /** Calls `listener` after each change; returns a function that ends that. */
+  readonly subscribe: (listener: () => void) => () => void;
+  /** The view: the same object until something has changed. */
+  readonly getSnapshot: () => View;
+  /** The view on a server, and before a page has taken it over. */
+  readonly getServerSnapshot: () => View;
+}
+
+/** A session in this browser, made by `Taximeter.start`, `retain` or `watch`. */
+export declare class Session extends Store<SessionView> {
   private constructor();
   readonly sessionId: string;
   readonly state: State | 'starting';
@@ -301,7 +400,17 @@ export declare class Session extends EventTarget {
   pause(): Promise<SessionSnapshot>;
   resume(): Promise<SessionSnapshot>;
   stop(): Promise<Stopped>;
+  /** Leaves at once, whatever holders there are; nothing of the session is heard afterwards. */
   leave(): void;
+  /** Adds a holder, and revives a leave that is due. */
+  retain(): this;
+  /**
+   * Removes a holder.
+   *
+   * If there is none after a macrotask, the session is left, unless `start()` or `watch()` made
+   * it, or `stop()` was called.
+   */
+  release(): void;
   addEventListener<Type extends keyof SessionEventMap>(
     type: Type,
     listener: Listener<Session, SessionEventMap[Type]> | null,
@@ -325,6 +434,8 @@ export interface Platform {
   clearTimeout(timer: unknown): void;
 }
 
+export type Token = string | (() => string | null | Promise<string | null>);
+
 export interface TaximeterOptions {
   /** Default: `/v1/ws` of this origin. http(s) becomes ws(s). */
   url?: string | URL;
@@ -336,7 +447,7 @@ export interface TaximeterOptions {
    * that is not retryable ends the connection. A string that has expired, or that the server
    * refuses, ends the connection.
    */
-  token: string | (() => string | Promise<string>);
+  token?: Token | null;
   /**
    * How long a request waits for its answer. Default: 10,000.
    *
@@ -373,8 +484,9 @@ export interface WatchOptions {
 }
 
 /** A connection to a server, with one `Session` for each id. */
-export declare class Taximeter extends EventTarget {
-  constructor(options: TaximeterOptions);
+export declare class Taximeter extends Store<MeterView> {
+  /** Opens, arms and hears nothing: it may be called where there is no page. */
+  constructor(options?: TaximeterOptions);
   readonly state: ConnectionState;
   /** The last `welcome`. */
   readonly welcome: Welcome | null;
@@ -384,6 +496,25 @@ export declare class Taximeter extends EventTarget {
   start(options: StartOptions): Session;
   /** @throws TaximeterError `closed` after `close()`. */
   watch(sessionId: string, options?: WatchOptions): Session;
+  /**
+   * The session of this id with one more holder; the first holder starts it.
+   *
+   * Call `release()` of the session once for each call.
+   *
+   * @throws TaximeterError `closed` after `close()`.
+   */
+  retain(options: StartOptions): Session;
+  /** The session of this id that this page runs, watches or holds. */
+  find(sessionId: string): Session | undefined;
+  /**
+   * Leaves every session, and connects with the token of another user.
+   *
+   * Nothing that concerns the old user is heard afterwards. Null logs out: the connection is
+   * `idle`, and nothing is open or armed.
+   *
+   * @throws TaximeterError `closed` after `close()`.
+   */
+  switchUser(token?: Token | null): void;
   close(): void;
   addEventListener<Type extends keyof TaximeterEventMap>(
     type: Type,

@@ -17,14 +17,15 @@
  * milliseconds, credits are decimal strings. The types are in taximeter.d.ts.
  */
 
-import { TaximeterError, comesBackAfter, errorOfClose } from './errors.js';
+import { TaximeterError, Unauthorized, comesBackAfter, errorOfClose } from './errors.js';
 import { Line } from './line.js';
 import { Requests } from './requests.js';
-import { Session, emit } from './session.js';
+import { Session } from './session.js';
+import { Store } from './store.js';
 import { Timers } from './timers.js';
 import { freshToken, renewalDelayMs } from './tokens.js';
 
-export { Session, TaximeterError, comesBackAfter };
+export { Session, TaximeterError, Unauthorized, comesBackAfter };
 
 /** Defaults of the options, in milliseconds. */
 const REQUEST_TIMEOUT_MS = 10_000;
@@ -38,32 +39,50 @@ const MISSES_TOLD = 3;
 /** How often a start is repeated while the server is busy. */
 const START_RETRIES = 3;
 
+/** The view of a meter that has not connected. */
+const IDLE = Object.freeze({
+  connection: 'idle',
+  user_id: null,
+  account_id: null,
+  credits: null,
+  usage: null,
+  error: null,
+});
+
 const isHidden = () => globalThis.document?.visibilityState === 'hidden';
 
 /**
  * A connection to a Taximeter server.
  *
- * It connects with the first `start` or `watch`, or with `connect()`, and reconnects by
- * itself unless the protocol forbids that.
+ * It connects with the first `start`, `retain` or `watch`, or with `connect()`, and
+ * reconnects by itself unless the protocol forbids that. Before that it opens, arms and hears
+ * nothing, so that a server may make one, too.
  *
- * Events: `connection`, `welcome`, `credit` (the account has changed), `error`.
+ * Events: `connection`, `welcome`, `credit` (the account has changed), `usage`, `error`.
+ * It is a store too: `subscribe` and `getSnapshot` give the connection, user and balance.
  */
-export class Taximeter extends EventTarget {
+export class Taximeter extends Store {
   #options;
   #platform;
-  #url;
   #sessions = new Map(); // by session id: the sessions to join again after a reconnect
+  #held = new Map(); // by session id: those that retain() gave, until their last release
   #requests;
   #line = null;
   #leaving = null; // the line to a draining process, until another process has our sessions
   #attempt = 0; // waits since a connection last lived for PROVEN_MS
   #misses = 0; // attempts in a row without a `welcome`
   #trouble = null; // the `unreachable` error, once the client has reported it
+  #error = null; // why there is no connection
+  #credits = null;
+  #usage = null; // the last `usage` message
   #refusal = null; // the server's error for our token on this line
   #epoch = 0; // number of the current connection: a late token of an older one is dropped
   #liveSince = null;
   #timers; // `retry`, `drain`, `refresh`, `watchdog`, and a `join` for each session
-  #listening = new AbortController();
+  #listening = null; // ends our listening to the page
+
+  /** The view on a server, and before a page has taken it over. */
+  getServerSnapshot = () => IDLE;
 
   constructor({ url = '/v1/ws', token, ...options } = {}) {
     super();
@@ -72,6 +91,7 @@ export class Taximeter extends EventTarget {
       backoffFirstMs: BACKOFF_FIRST_MS,
       backoffMostMs: BACKOFF_MOST_MS,
       ...options,
+      url,
       token,
     };
     this.#platform = {
@@ -84,20 +104,10 @@ export class Taximeter extends EventTarget {
     };
     this.#timers = new Timers(this.#platform);
     this.#requests = new Requests(this.#platform, this.#options.requestTimeoutMs);
-    this.#url = new URL(url, globalThis.location?.href);
-    this.#url.protocol = this.#url.protocol.replace('http', 'ws');
     /** `idle`, `connecting`, `live`, `reconnecting`, `offline` (given up) or `closed`. */
     this.state = 'idle';
     /** The last `welcome`, with user and credits; null before the first. */
     this.welcome = null;
-    const { signal } = this.#listening;
-    const wake = (event) => this.#wake(event.type);
-    for (const type of ['online', 'pageshow']) {
-      globalThis.addEventListener?.(type, wake, { signal });
-    }
-    for (const type of ['visibilitychange', 'resume']) {
-      globalThis.document?.addEventListener(type, wake, { signal });
-    }
   }
 
   /**
@@ -112,9 +122,25 @@ export class Taximeter extends EventTarget {
   }
 
   /** Starts a session, or joins it if it runs already. */
-  start({ kind, sessionId, counterpartId, tickMs, metadata, lastSeq }) {
-    const optional = { counterpart_id: counterpartId, tick_ms: tickMs, metadata };
-    return this.#open({ type: 'start', kind, session_id: sessionId, ...optional }, lastSeq);
+  start(options) {
+    return this.#start(options, true);
+  }
+
+  /**
+   * A session that components hold together; it has one more holder afterwards.
+   *
+   * The first call starts the session. Call `release()` of the session once for each call.
+   */
+  retain(options) {
+    let session = this.find(options.sessionId);
+    if (session?._request.type !== 'start') session = this.#start(options, false);
+    this.#held.set(session.sessionId, session);
+    return session.retain();
+  }
+
+  /** The session of this id that this page runs, watches or holds. */
+  find(sessionId) {
+    return this.#held.get(sessionId) ?? this.#sessions.get(sessionId);
   }
 
   /**
@@ -128,28 +154,81 @@ export class Taximeter extends EventTarget {
     return known ?? this.#open({ type: 'watch', session_id: sessionId, org, user }, lastSeq);
   }
 
-  /** Leaves every session and closes the connection for good. */
-  close() {
-    this.#listening.abort();
-    this.#giveUp('closed', new TaximeterError('closed', 'The connection was closed.'));
-    this.#sessions.clear();
+  /**
+   * Leaves every session of the user, and connects with the token of another.
+   *
+   * Nothing that concerns the old user is heard afterwards. Without a token it logs out: the
+   * state is `idle`, and nothing is open or armed.
+   */
+  switchUser(token = null) {
+    this.#assertOpen();
+    this.#options.token = token;
+    this.#end('idle', 'The user has changed.');
+    if (token !== null) this.connect();
   }
 
-  #open(request, lastSeq) {
+  /** Leaves every session and closes the connection for good. */
+  close() {
+    this.#end('closed', 'The connection was closed.');
+  }
+
+  /** Lets go of everything; the server takes the closed line as leave. */
+  #end(state, text) {
+    const error = new TaximeterError('closed', text);
+    const sessions = [...this.#sessions.values()];
+    this.#listening?.abort();
+    this.#listening = null;
+    this.#held.clear();
+    this.#sessions.clear();
+    this.welcome = this.#credits = this.#usage = null;
+    this.#giveUp(state, error);
+    for (const session of sessions) session._leave(error);
+  }
+
+  #assertOpen() {
     if (this.state === 'closed') throw new TaximeterError('closed', 'This meter was closed.');
+  }
+
+  #start({ kind, sessionId, counterpartId, tickMs, metadata, lastSeq }, isOwned) {
+    const optional = { counterpart_id: counterpartId, tick_ms: tickMs, metadata };
+    const request = { type: 'start', kind, session_id: sessionId, ...optional };
+    return this.#open(request, lastSeq, isOwned);
+  }
+
+  /** Opens a session; one that is owned is left by `leave()` only. */
+  #open(request, lastSeq, isOwned = true) {
+    this.#assertOpen();
     const sessionId = request.session_id;
-    const ask = (type, from) => this.#ask({ type, session_id: sessionId }, from);
-    const link = { now: this.#platform.now, request: ask, leave: (from) => this.#leave(from) };
+    const link = {
+      now: this.#platform.now,
+      request: (type, from) => this.#ask({ type, session_id: sessionId }, from),
+      leave: (from) => this.#leave(from),
+      idle: (from) => this.#platform.setTimeout(() => this.#leaveIdle(from), 0),
+    };
     const session = this.#sessions.get(sessionId) ?? new Session(sessionId, link, lastSeq);
     this.#sessions.set(sessionId, session);
-    session._request = request;
+    Object.assign(session, { _request: request, _isOwned: isOwned });
     if (this.state === 'live') this.#join(session);
     else this.#begin();
     return session;
   }
 
   #begin() {
-    if (['idle', 'offline'].includes(this.state)) this.#connect();
+    if (!['idle', 'offline'].includes(this.state)) return;
+    if (!this.#listening) this.#listen();
+    this.#connect();
+  }
+
+  #listen() {
+    this.#listening = new AbortController();
+    const { signal } = this.#listening;
+    const wake = (event) => this.#wake(event.type);
+    for (const type of ['online', 'pageshow']) {
+      globalThis.addEventListener?.(type, wake, { signal });
+    }
+    for (const type of ['visibilitychange', 'resume']) {
+      globalThis.document?.addEventListener(type, wake, { signal });
+    }
   }
 
   async #join(session, attempt = 0) {
@@ -171,25 +250,38 @@ export class Taximeter extends EventTarget {
         this.#timers.arm(timer, delayMs, () => this.#join(session, attempt + 1));
         return;
       }
-      this.#sessions.delete(session.sessionId);
+      this.#forget(session);
       session._fail(error);
     }
   }
 
+  /** Leaves a session that has got no new holder meanwhile. */
+  #leaveIdle(session) {
+    if (session._isHeld) return;
+    const { sessionId, stopWanted, _isOwned } = session;
+    if (this.#held.get(sessionId) === session) this.#held.delete(sessionId);
+    if (!stopWanted && !_isOwned) this.#leave(session);
+  }
+
   #leave(session) {
     if (this.#sessions.get(session.sessionId) !== session) return;
-    this.#sessions.delete(session.sessionId);
-    this.#timers.disarm(`join ${session.sessionId}`);
+    this.#forget(session);
     // `leave` has no answer and no repetition, so it is sent even on a full line.
     this.#line?.send({ type: 'leave', session_id: session.sessionId }, Infinity);
-    session._freeze();
     // Requests of this session are not repeated: on a later line it is not joined.
     const error = new TaximeterError('closed', 'The session was left.');
+    session._leave(error);
     for (const entry of this.#requests.of(session)) {
       entry.resend = false;
       this.#timers.disarm(`request ${entry.message.id}`);
       if (this.state !== 'live') entry.reject(error);
     }
+  }
+
+  #forget({ sessionId }) {
+    this.#sessions.delete(sessionId);
+    this.#held.delete(sessionId);
+    this.#timers.disarm(`join ${sessionId}`);
   }
 
   /** Makes a request, once the line is live; promises its answer. */
@@ -213,6 +305,7 @@ export class Taximeter extends EventTarget {
     try {
       const token = await this.#token();
       if (epoch !== this.#epoch) return;
+      if (!token) throw new Unauthorized('There is no token.');
       this.#line = this.#dial(token);
     } catch (error) {
       if (epoch === this.#epoch) this.#fail(error);
@@ -227,7 +320,7 @@ export class Taximeter extends EventTarget {
   #dial(token) {
     const timeoutMs = this.#options.requestTimeoutMs;
     const means = { platform: this.#platform, timers: this.#timers, timeoutMs };
-    const line = new Line(this.#url, means, {
+    const line = new Line(this.#options.url, means, {
       opened: () => {
         this.#ask({ type: 'auth', token }, null, { resend: false }).catch((error) => {
           if (line === this.#line) this.#refusal = error; // next the server closes the line
@@ -244,8 +337,13 @@ export class Taximeter extends EventTarget {
     else if (message.type === 'error') return this.#receiveError(message);
     else if (message.type === 'reconnect') this.#drain(message.after_ms);
     else if (message.type === 'credit') this.#receiveCredit(message);
+    else if (message.type === 'usage') {
+      this.#usage = message;
+      this._emit('usage', message);
+    }
     const session = this.#sessions.get(message.session_id);
     session?._receive(message);
+    if (message.credits && session?._request.type === 'start') this.#setCredits(message);
     this.#requests.get(message.id)?.resolve(message);
     if (session && (message.type === 'stopped' || session.state === 'ended')) {
       this.#finish(session, message);
@@ -255,10 +353,11 @@ export class Taximeter extends EventTarget {
 
   #receiveWelcome(message) {
     this.welcome = message;
+    this.#setCredits(message);
     const now = this.#platform.now();
     const { expires_at, server_time_at } = message;
     if (expires_at) this.#armRefresh(now + expires_at - server_time_at);
-    emit(this, 'welcome', message);
+    this._emit('welcome', message);
     if (this.state === 'live' || !this.#line) return; // a refresh, or a listener has closed us
     this.#misses = 0;
     this.#trouble = null;
@@ -280,7 +379,7 @@ export class Taximeter extends EventTarget {
     const { retry_after_ms: retryAfterMs } = rest;
     const error = new TaximeterError(code, message, { ...rest, retryAfterMs, sessionId });
     const entry = this.#requests.get(id);
-    if (!entry) emit(this.#sessions.get(sessionId) ?? this, 'error', error);
+    if (!entry) (this.#sessions.get(sessionId) ?? this)._emit('error', error);
     else if (this.#platform.now() + retryAfterMs < entry.dueAt) {
       this.#timers.arm(`request ${id}`, retryAfterMs, () => this.#transmit(entry));
     } else entry.reject(error);
@@ -288,8 +387,14 @@ export class Taximeter extends EventTarget {
 
   #receiveCredit(message) {
     const isOurs = message.account_id === this.welcome?.account_id;
+    if (isOurs) this.#setCredits(message);
     if (isOurs) for (const session of this.#sessions.values()) session._credit(message);
-    emit(this, 'credit', message);
+    this._emit('credit', message);
+  }
+
+  #setCredits({ credits }) {
+    this.#credits = Number(credits);
+    this._change();
   }
 
   /** Settles the requests of a session that has ended. */
@@ -337,7 +442,7 @@ export class Taximeter extends EventTarget {
   /** Reports why an attempt failed, and then tries again or gives up. */
   #fail(error) {
     const epoch = this.#epoch;
-    emit(this, 'error', error);
+    this._emit('error', error);
     if (epoch !== this.#epoch) return; // a listener has closed the connection
     if (error.retryable) this.#comeBack(error);
     else this.#giveUp('offline', error);
@@ -370,7 +475,7 @@ export class Taximeter extends EventTarget {
     this.#timers.disarm('drain');
     this.#timers.arm('retry', delayMs, () => this.#connect());
     this.#setState('reconnecting', { code: closeCode, retry_in_ms: delayMs });
-    if (isNews && this.#trouble) emit(this, 'error', this.#trouble);
+    if (isNews && this.#trouble) this._emit('error', this.#trouble);
     if (isNow) this.#hurry();
   }
 
@@ -404,16 +509,24 @@ export class Taximeter extends EventTarget {
     this.#misses = 0;
     this.#trouble = null;
     for (const session of this.#sessions.values()) session._giveUp(error);
-    this.#setState(state, { code: error.closeCode, error });
     for (const entry of this.#requests.of()) entry.reject(error);
+    this.#setState(state, { code: error.closeCode, error });
   }
 
   #setState(state, detail = {}) {
     this.state = state;
+    this.#error = detail.error ?? this.#trouble;
     for (const target of [this, ...this.#sessions.values()]) {
       const rest = { code: null, retry_in_ms: null, error: this.#trouble };
-      emit(target, 'connection', { state, ...rest, ...detail });
+      target._emit('connection', { state, ...rest, ...detail });
     }
+  }
+
+  /** @internal */
+  _view() {
+    const { user_id = null, account_id = null } = this.welcome ?? {};
+    const [credits, usage, error] = [this.#credits, this.#usage, this.#error];
+    return { connection: this.state, user_id, account_id, credits, usage, error };
   }
 
   /**
@@ -437,8 +550,9 @@ export class Taximeter extends EventTarget {
       await this.#ask({ type: 'refresh', token }, null, { resend: false });
     } catch (error) {
       if (line !== this.#line) return;
+      if (error instanceof Unauthorized) return void this.#fail(error);
       this.#armRefresh(expiresAt);
-      emit(this, 'error', error);
+      this._emit('error', error);
     }
   }
 }

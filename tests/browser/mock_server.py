@@ -35,7 +35,11 @@ PATIENCE_S = 20
 SERVER_TIME_AT = 1_795_000_000_000
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"/pages/": "server/pages", "/client/": "protocol/browser"}
+FOLDERS = {
+    "/pages/": "server/pages",
+    "/client/": "protocol/browser",
+    "/tests/": "tests/browser/pages",
+}
 CONTENT_TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",

@@ -1,0 +1,43 @@
+/**
+ * A store: an EventTarget with a view that changes, as `useSyncExternalStore` wants it.
+ */
+
+/** The view of a session that was left, and of every session on a server. */
+export const OFF = Object.freeze({ status: 'off' });
+
+const isSame = (view, next) =>
+  Object.keys({ ...view, ...next }).every((name) => Object.is(view[name], next[name]));
+
+/**
+ * An EventTarget with a view, which `_view()` of the subclass makes.
+ *
+ * The three functions are bound. `getSnapshot` gives the same frozen object until something
+ * in it has changed.
+ */
+export class Store extends EventTarget {
+  #subscribers = new Set();
+  #view;
+
+  /** Calls `listener` after each change; returns a function that ends that. */
+  subscribe = (listener) => {
+    const call = () => listener();
+    this.#subscribers.add(call);
+    return () => this.#subscribers.delete(call);
+  };
+
+  getSnapshot = () => (this.#view ??= Object.freeze(this._view()));
+
+  /** @internal Makes the view anew, and tells the subscribers if it differs. */
+  _change() {
+    const view = this._view();
+    if (this.#view && isSame(this.#view, view)) return;
+    this.#view = Object.freeze(view);
+    for (const call of [...this.#subscribers]) call();
+  }
+
+  /** @internal Dispatches an event with this `detail`, after the change that it reports. */
+  _emit(type, detail) {
+    this._change();
+    this.dispatchEvent(new CustomEvent(type, { detail }));
+  }
+}

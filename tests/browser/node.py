@@ -1,0 +1,56 @@
+"""Node and the tools of the npm package, for tests of the browser client.
+
+``scripts/test`` installs them. Where they are missing, tests are skipped with a message; in CI such
+tests fail.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "protocol" / "browser"
+PATIENCE_S = 120
+"""Longest run of a tool. It decides nothing while tests pass."""
+
+
+def run_tool(name: str, *arguments: str, cwd: Path = PACKAGE) -> str:
+    """Runs a tool of ``node_modules``; returns its output."""
+    path = PACKAGE / "node_modules" / ".bin" / name
+    if not path.exists():
+        _miss(f"{name} is not installed: run scripts/test, or `npm ci` in protocol/browser")
+    return _run(str(path), *arguments, cwd=cwd)
+
+
+def run_module(source: str) -> str:
+    """Runs an ES module in Node, in which ``CORE`` is the client's address; returns its output.
+
+    It fails unless Node ends by itself.
+    """
+    address = json.dumps((PACKAGE / "taximeter.js").as_uri())
+    text = f"const CORE = {address};\n{source}"
+    return _run("node", "--input-type=module", "--eval", text, cwd=PACKAGE)
+
+
+def _run(command: str, *arguments: str, cwd: Path) -> str:
+    if shutil.which("node") is None:
+        _miss("node is missing (apt-get install nodejs npm)")
+    done = subprocess.run(
+        [command, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _miss(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
