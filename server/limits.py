@@ -263,8 +263,6 @@ HOLD_EXPIRY_INTERVAL_S: Final = 1.0
 GRANT_EXPIRY_INTERVAL_S: Final = 15.0
 """Intervals of the checks for expired holds and credit grants. A hold binds credits; a grant may
 wait."""
-GRANT_EXPIRES_AT_MAX: Final = 253_402_300_799_999
-"""The last millisecond of the year 9999: most readers reject a later date."""
 INBOX_INTERVAL_S: Final = 5.0
 """Interval of the check for notes that a dead process left in the inbox."""
 INBOX_AGE_MS_MIN: Final = 2_000
@@ -311,6 +309,10 @@ RECORD_BEHIND_INTERVAL_MS: Final = 10_000
 PARTITIONS_DEFAULT: Final = 64  # PROTOCOL
 PARTITIONS_MAX: Final = 1_024
 PAGE_ROWS_DEFAULT: Final = 50
+SESSIONS_PER_PAGE_MAX: Final = 100
+"""Sessions of one page of the list: a receipt has hundreds of segments."""
+INSTANT_AT_MAX: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999: most readers reject a later date."""
 LOST_SESSIONS_PAGE_ROWS: Final = 500
 """Sessions that one query reads when a process looks for those that Redis has lost, or whose
 reported minutes it has lost."""
@@ -437,4 +439,4 @@ assert (
 # A client repeats a request before Redis has forgotten the first one.
 assert REQUEST_TIMEOUT_MS < storage_limits.SPENDS_REMEMBERED_MS < storage_limits.ACCOUNT_IDLE_MS
 assert HOLD_OVERDUE_MS < storage_limits.HOLD_KEPT_MS < storage_limits.ACCOUNT_IDLE_MS
-assert PAGE_ROWS_DEFAULT <= storage_limits.PAGE_ROWS_MAX
+assert PAGE_ROWS_DEFAULT <= SESSIONS_PER_PAGE_MAX <= storage_limits.PAGE_ROWS_MAX

@@ -1,7 +1,5 @@
 """Credit accounts: their balances and their ledgers."""
 
-import base64
-import binascii
 from typing import Annotated, Any
 
 import msgspec
@@ -10,18 +8,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from protocol import limits
 from protocol.metering.projection import AccountProjection
-from protocol.wire.errors import BadMessageError, ErrorCode, PeerError
+from protocol.wire.errors import ErrorCode, PeerError
 from protocol.wire.fields import AccountCredits, Credits, InstantAt, describe
 from protocol.wire.money import format_credits
-from server import limits as server_limits
 from server.api.billing import AccountId, EntryId, Priority
 from server.http.openapi import CURSOR, LIMIT, ORG, USER, Operation, described
+from server.http.paging import cursor_of, cursor_values, foreign_cursor, page_rows
 from server.http.requests import path_id, principal_of, process_of, tenant_of_call
 from server.http.responses import answer
 from server.process import Process
-from storage import limits as storage_limits
 from storage.redis.live import LiveError
 from storage.redis.spending import AccountName
 from storage.rows.accounts import LedgerEntry
@@ -199,15 +195,15 @@ async def read_ledger(request: Request) -> Response:
     Minutes and operations appear once they are recorded, a moment after they were decided.
     """
     process, account = await reader_of(request)
-    before = _position(request.query_params.get("cursor"))
-    count = _page_rows(request.query_params.get("limit"))
+    before = _position(request)
+    count = page_rows(request)
     found = await process.records.ledger(*account, before, count + 1)
     page = found[:count]
     return answer(
         LedgerPage(
             account_id=account.account_id,
             entries=[_line(entry) for entry in page],
-            next_cursor=_cursor(page[-1].position) if len(found) > count else None,
+            next_cursor=cursor_of(page[-1].position) if len(found) > count else None,
         )
     )
 
@@ -228,31 +224,13 @@ def _line(entry: LedgerEntry) -> LedgerLine:
     )
 
 
-def _cursor(position: int) -> str:
-    return base64.urlsafe_b64encode(b"%d" % position).rstrip(b"=").decode()
-
-
-def _position(cursor: str | None) -> int | None:
-    """The position in a cursor; raises ``bad_message`` for a foreign cursor."""
-    if cursor is None:
-        return None
-    try:
-        position = int(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except (ValueError, binascii.Error):
-        position = 0
-    if position < 1 or _cursor(position) != cursor or position > limits.SAFE_INTEGER_MAX:
-        raise BadMessageError("cursor: not one of ours")
+def _position(request: Request) -> int | None:
+    """The position in the request's cursor; None for the first page."""
+    values = cursor_values(request, (int,))
+    position = None if values is None else values[0]
+    if position == 0:
+        raise foreign_cursor()
     return position
-
-
-def _page_rows(limit: str | None) -> int:
-    if limit is None:
-        return server_limits.PAGE_ROWS_DEFAULT
-    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 6):
-        raise BadMessageError("limit: expected a whole number")
-    if not 1 <= int(limit) <= storage_limits.PAGE_ROWS_MAX:
-        raise BadMessageError(f"limit: must be between 1 and {storage_limits.PAGE_ROWS_MAX}")
-    return int(limit)
 
 
 ROUTES = [

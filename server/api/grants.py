@@ -74,7 +74,7 @@ class GrantWanted(msgspec.Struct, frozen=True, kw_only=True):
             int,
             Meta(
                 ge=0,
-                le=server_limits.GRANT_EXPIRES_AT_MAX,
+                le=server_limits.INSTANT_AT_MAX,
                 description="When what is left of an amount is lost.",
             ),
         ]

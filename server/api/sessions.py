@@ -13,7 +13,6 @@ from protocol.metering.assertion import minute_again
 from protocol.metering.meter import Meter
 from protocol.metering.projection import AccountProjection
 from protocol.metering.receipts import receipt
-from protocol.metering.records import SessionEnded
 from protocol.metering.session import Identity, SessionState, session_key
 from protocol.metering.snapshots import snapshot
 from protocol.metering.states import Event, Phase
@@ -42,7 +41,6 @@ from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest
 from storage import limits as storage_limits
 from storage.redis.live import FoundSession
-from storage.rows.sessions import SessionRow
 
 OF_SESSION = Operation(
     tag="sessions",
@@ -261,41 +259,11 @@ async def _recorded(
     _check_visible(principal, row.user_id)
     if row.state == "live":
         raise ServiceError("the session is being restored")
-    return receipt(_ended(row))
+    return receipt(row.end)
 
 
 def _receipt(session: SessionState) -> messages.Receipt:
     return receipt(ended_record(session.identity, session.standing))
-
-
-def _ended(row: SessionRow) -> SessionEnded:
-    """The recorded end of a session."""
-    assert row.started_at is not None
-    assert row.ended_at is not None
-    assert row.reason is not None
-    return SessionEnded(
-        tenant=row.tenant,
-        session_id=row.session_id,
-        user_id=row.user_id,
-        org_id=row.org_id,
-        account_id=row.account_id,
-        counterpart_id=row.counterpart_id,
-        kind=row.kind,
-        started_at=row.started_at,
-        ended_at=row.ended_at,
-        reason=row.reason,
-        limit=row.limit_name,
-        elapsed_ms=row.elapsed_ms,
-        free_ms=row.free_ms,
-        billed_ms=row.billed_ms,
-        minutes=row.minutes,
-        credits_micros=row.charged_micros,
-        uncovered_ms=row.uncovered_ms,
-        segments=row.segments,
-        gaps=row.gaps,
-        terms=row.terms,
-        metadata=row.metadata,
-    )
 
 
 ROUTES = [

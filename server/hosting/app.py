@@ -30,6 +30,7 @@ from server.api import (
     pages,
     preparations,
     reports,
+    session_list,
     sessions,
     spends,
     statistics,
@@ -221,6 +222,7 @@ def create_app(process: Process, routes: list[BaseRoute] | None = None) -> Starl
     all_routes: list[BaseRoute] = [
         *health.ROUTES,
         *description.ROUTES,
+        *session_list.ROUTES,
         *sessions.ROUTES,
         *preparations.ROUTES,
         *heartbeats.ROUTES,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import date
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from protocol.metering.records import (
@@ -36,6 +37,7 @@ from storage.rows.sessions import (
     LiveSession,
     MissingMinute,
     ReportedSession,
+    SessionFilter,
     SessionPrepared,
     SessionRow,
 )
@@ -132,6 +134,18 @@ class Records(Ledgers):
         """Returns those of ``session_ids`` that the tenant has."""
         found = await self._rows("sessions", SessionRow, tenant, list(session_ids))
         return {row.session_id: row for row in found}
+
+    async def sessions_page(
+        self, tenant: str, wanted: SessionFilter, before: tuple[int, str] | None, limit: int
+    ) -> tuple[SessionRow, ...]:
+        """Returns a page of a tenant's sessions that have started, newest first.
+
+        ``before`` is the beginning (epoch ms) and the id of the last session of the page before;
+        None: the first page.
+        """
+        filters = msgspec.structs.astuple(wanted)
+        asked = (tenant, *filters, *(before or (None, None)), limit)
+        return await self._rows("sessions_page", SessionRow, *asked)
 
     async def has_live_sessions(self) -> bool:
         """Whether any session is running, as far as Postgres knows."""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from protocol.metering.records import SessionEnded
 from protocol.metering.session import Identity
 from protocol.metering.terms import Terms
 
@@ -102,6 +103,32 @@ class SessionRow(msgspec.Struct, frozen=True):
             metadata=self.metadata,
             is_reported=self.is_reported,
         )
+
+    @property
+    def end(self) -> SessionEnded:
+        """The recorded end of a session in the state ``ended``: the figures of its receipt."""
+        assert self.state == "ended"
+        known = set(self.__struct_fields__) & set(SessionEnded.__struct_fields__)
+        return SessionEnded(
+            limit=self.limit_name,
+            credits_micros=self.charged_micros,
+            **{name: getattr(self, name) for name in known},
+        )
+
+
+class SessionFilter(msgspec.Struct, frozen=True):
+    """Which sessions of a tenant a page shows; None lets all pass.
+
+    The fields are in the order of the parameters of ``sessions_page.sql``.
+    """
+
+    user_id: str | None = None
+    counterpart_id: str | None = None
+    kind: str | None = None
+    from_at: int | None = None
+    """The first instant of beginning, in epoch ms."""
+    to_at: int | None = None
+    """The instant after the last of beginning, in epoch ms."""
 
 
 class LiveSession(msgspec.Struct, frozen=True):

@@ -1,0 +1,222 @@
+"""The list of sessions, past and live, newest first, with their receipts."""
+
+from typing import Annotated, Any
+
+import msgspec
+import structlog
+from msgspec import UNSET, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from protocol.metering.counted_time import CountedTime
+from protocol.metering.receipts import receipt
+from protocol.metering.records import SessionEnded
+from protocol.metering.session import SessionState
+from protocol.metering.states import Phase
+from protocol.metering.steps import ended_record
+from protocol.wire import messages
+from protocol.wire.errors import BadMessageError
+from protocol.wire.fields import (
+    Credits,
+    InstantAt,
+    LimitName,
+    SessionId,
+    StateName,
+    UserId,
+    describe,
+)
+from protocol.wire.money import format_credits
+from server import limits as server_limits
+from server.access.principals import Principal
+from server.http.openapi import CURSOR, ID_SCHEMA, LIMIT, ORG, Operation, described
+from server.http.paging import cursor_of, cursor_values, page_rows
+from server.http.requests import principal_of, process_of, query_id, tenant_of_call
+from server.http.responses import answer
+from server.process import Process
+from storage.redis.live import LiveError
+from storage.rows.sessions import SessionFilter, SessionRow
+
+log = structlog.get_logger()
+
+
+class SessionListed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One session of the list."""
+
+    session_id: SessionId
+    kind: Annotated[str, describe("The kind of the rate card.")]
+    state: Annotated[
+        StateName | None,
+        describe("Its state; null: not known now, because its store does not answer."),
+    ]
+    user_id: UserId
+    org_id: Annotated[str | None, describe("The organisation; null for a user without one.")]
+    counterpart_id: Annotated[str | None, describe("The other side; null without a counterpart.")]
+    started_at: InstantAt
+    ended_at: Annotated[int | None, describe("When it ended; null: it has not.")]
+    elapsed_ms: Annotated[int | None, describe("Counted time so far; null: not known now.")]
+    credits: Annotated[Credits | None, describe("What it has cost so far; null: not known now.")]
+    limit: Annotated[LimitName | None, describe("The limit that ended it; null: none did.")]
+    receipt: Annotated[messages.Receipt | None, describe("Its receipt; null: it has not ended.")]
+    account_id: (
+        Annotated[str, describe("The credit account. For backends and operators.")] | UnsetType
+    ) = UNSET
+    metadata: (
+        Annotated[dict[str, Any] | None, describe("What it was given. For backends and operators.")]
+        | UnsetType
+    ) = UNSET
+
+
+class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of sessions, newest first."""
+
+    items: list[SessionListed]
+    next_cursor: Annotated[
+        str | None, describe("Asks for the page after this one; null: this is the last.")
+    ]
+    server_time_at: InstantAt
+
+
+def _query(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+_INSTANT = {"type": "integer", "minimum": 0, "maximum": server_limits.INSTANT_AT_MAX}
+_ROWS = {**LIMIT["schema"], "maximum": server_limits.SESSIONS_PER_PAGE_MAX}
+FILTERS = (
+    _query(
+        "user",
+        "Only this user's. A user's token says its own; a backend or an operator names one, or "
+        "leaves it out for all of the organisation.",
+        ID_SCHEMA,
+    ),
+    _query("counterpart", "Only those with this counterpart.", ID_SCHEMA),
+    _query("kind", "Only those of this kind, which the rate card need not have any more.",
+           ID_SCHEMA),
+    _query("from", "Only those that began at this instant or later, in epoch ms.", _INSTANT),
+    _query("to", "Only those that began before this instant, in epoch ms.", _INSTANT),
+)  # fmt: skip
+
+
+@described(
+    Operation(
+        tag="sessions",
+        roles=("user", "key", "ops"),
+        parameters=(ORG, *FILTERS, CURSOR, {**LIMIT, "schema": _ROWS}),
+        answers={200: (SessionPage,)},
+    )
+)
+async def list_sessions(request: Request) -> Response:
+    """Sessions, past and live, newest first, with their receipts.
+
+    A user's token shows that user's sessions only. A session appears once its start is recorded, a
+    moment after it began. What lives shows its figures of this instant. The order is by the
+    beginning, so pages neither repeat nor skip a session when new ones begin meanwhile.
+    """
+    principal = await principal_of(request, "user", "key", "ops")
+    process = process_of(request)
+    tenant = tenant_of_call(request, principal)
+    wanted = _filter(request, principal)
+    before = cursor_values(request, (int, str))
+    count = page_rows(request, server_limits.SESSIONS_PER_PAGE_MAX)
+    found = await process.records.sessions_page(tenant, wanted, before, count + 1)
+    page = found[:count]
+    live = await _live(process, tenant, page)
+    last = page[-1] if len(found) > count else None
+    return answer(
+        SessionPage(
+            items=[
+                _listed(process, row, live.get(row.session_id), is_for_user=_is_user(principal))
+                for row in page
+            ],
+            next_cursor=cursor_of(last.started_at or 0, last.session_id) if last else None,
+            server_time_at=process.clock.now(),
+        )
+    )
+
+
+def _is_user(principal: Principal) -> bool:
+    return not (principal.is_key or principal.is_operator)
+
+
+def _filter(request: Request, principal: Principal) -> SessionFilter:
+    """The filters of a request; raises ``bad_message`` for a malformed one."""
+    wanted = SessionFilter(
+        user_id=principal.user_id if _is_user(principal) else query_id(request, "user"),
+        counterpart_id=query_id(request, "counterpart"),
+        kind=query_id(request, "kind"),
+        from_at=_instant(request, "from"),
+        to_at=_instant(request, "to"),
+    )
+    if None not in (wanted.from_at, wanted.to_at) and wanted.from_at >= wanted.to_at:  # type: ignore[operator]
+        raise BadMessageError("to: must be after from")
+    return wanted
+
+
+def _instant(request: Request, name: str) -> int | None:
+    value = request.query_params.get(name)
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdecimal() and len(value) <= 16):
+        raise BadMessageError(f"{name}: expected an instant in epoch milliseconds")
+    if int(value) > server_limits.INSTANT_AT_MAX:
+        raise BadMessageError(f"{name}: must be at most {server_limits.INSTANT_AT_MAX}")
+    return int(value)
+
+
+async def _live(
+    process: Process, tenant: str, page: tuple[SessionRow, ...]
+) -> dict[str, SessionState]:
+    """Those sessions of a page that have not ended in the record, as Redis has them."""
+    asked = [row.session_id for row in page if row.state == "live"]
+    if not asked:
+        return {}
+    try:
+        found = await process.live.sessions(tenant, asked)
+    except LiveError as error:
+        # The record answers while Redis is away.
+        log.warning("live_sessions_not_read", error=str(error))
+        return {}
+    return {session.identity.session_id: session for session in found}
+
+
+def _listed(
+    process: Process, row: SessionRow, live: SessionState | None, *, is_for_user: bool
+) -> SessionListed:
+    """One row of the list, with what Redis knows of a session that lives in the record.
+
+    Redis has the end of a session a moment before the record has it.
+    """
+    end: SessionEnded | None = None
+    state, elapsed_ms, micros = None, None, None
+    if row.state == "ended":
+        end = row.end
+    elif live is not None and live.standing.phase is Phase.ENDED:
+        end = ended_record(live.identity, live.standing)
+    elif live is not None:
+        state, standing = live.standing.phase, live.standing
+        counted_time = CountedTime(live, uncovered_ms=0)
+        elapsed_ms = counted_time.elapsed_at(process.clock.now())
+        micros = live.identity.terms.cost_micros(elapsed_ms, standing.free_ms)
+    if end is not None:
+        state, elapsed_ms, micros = Phase.ENDED, end.elapsed_ms, end.credits_micros
+    assert row.started_at is not None
+    return SessionListed(
+        session_id=row.session_id,
+        kind=row.kind,
+        state=state.value if state is not None else None,
+        user_id=row.user_id,
+        org_id=row.org_id,
+        counterpart_id=row.counterpart_id,
+        started_at=row.started_at,
+        ended_at=end.ended_at if end is not None else None,
+        elapsed_ms=elapsed_ms,
+        credits=format_credits(micros) if micros is not None else None,
+        limit=end.limit if end is not None else None,  # type: ignore[arg-type]
+        receipt=receipt(end) if end is not None else None,
+        account_id=UNSET if is_for_user else row.account_id,
+        metadata=UNSET if is_for_user else row.metadata,
+    )
+
+
+ROUTES = [Route("/v1/sessions", list_sessions)]
