@@ -73,8 +73,12 @@ class Intents:
             self._waiting.append(intent)
 
     def add_first(self, intent: Intent) -> None:
-        """Queues an intent before all others."""
-        self._waiting.insert(0, intent)
+        """Queues an intent before all others, but after a gap.
+
+        Time before a gap is not counted, so no other event may count it first.
+        """
+        follows_gap = self.first is not None and self.first.event is Event.UNPROVEN
+        self._waiting.insert(int(follows_gap), intent)
 
     def take(self) -> Intent:
         """Takes the intent whose turn has come."""

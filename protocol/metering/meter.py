@@ -416,7 +416,7 @@ class Meter(MeterState):
         if not counted_time.is_final and elapsed_ms >= counted_time.granted_ms:
             self._bind(now_ms)
             elapsed_ms = self.elapsed_at(now_ms)
-        is_over = elapsed_ms >= counted_time.end_ms
+        is_over = elapsed_ms >= counted_time.end_ms and now_ms >= self._ends_at
         if self.sockets:
             self._say_due(elapsed_ms)
         if elapsed_ms >= standing.minute_end_ms > self._probed_ms:
@@ -455,9 +455,10 @@ class Meter(MeterState):
         billed, counting stopped before that. ``token`` is a returning socket's request, which that
         step answers.
         """
-        stopped_at = (
-            self.counted_time.instant_of(elapsed_ms) if self.counted_time.running else now_ms
-        )
+        stopped_at = now_ms
+        if self.counted_time.running:
+            gap_ms = -(-self._gap_ms // self.counted_time.speed)
+            stopped_at = self.counted_time.instant_of(elapsed_ms) + gap_ms
         self._limited_ms = elapsed_ms
         self._note_grant()
         self._effects.append(

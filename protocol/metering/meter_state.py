@@ -182,6 +182,8 @@ class MeterState:
         for intent in self._intents:
             if intent.ends_at_request and intent.at < now_ms:
                 elapsed_ms = min(elapsed_ms, self.elapsed_at(intent.at))
+            elif intent.event is Event.LOST and not self.sockets:
+                elapsed_ms = min(elapsed_ms, self.proven_ms(now_ms))
         if asked is None:
             return elapsed_ms
         if self._halting:
@@ -249,13 +251,14 @@ class MeterState:
             return self._grace_end if not self._intents and self._asked is None else None
         if self._limiting or self._halting:
             return None
-        ends = []
+        ends, ends_at = [], None
         if self.sockets and (self.counted_time.is_final or not self._exhausted):
             # The limit that ends time without a grant is computed only when that time begins.
             is_bound = self.counted_time.is_final or self.counted_time.revision >= 0
-            ends.append(self.counted_time.end_ms if is_bound else self.counted_time.granted_ms)
-            if not is_bound and self.counted_time.end_limit is not None:
-                ends.append(self.counted_time.end_ms)
+            if not is_bound:
+                ends.append(self.counted_time.granted_ms)
+            if is_bound or self.counted_time.end_limit is not None:
+                ends_at = self._ends_at
         if self.counted_time.claim_ms is not None and self.sockets and self._asked is None:
             ends.append(self.counted_time.claim_ms)
         last_call_ms = self._last_call_ms
@@ -267,7 +270,30 @@ class MeterState:
             ends.extend(self.notices.due(self.session, self.positions))
         # Where counting ends without Redis, waiting does not reach a later deadline.
         reached = [end_ms for end_ms in ends if end_ms <= self.counted_time.end_ms]
-        return self.counted_time.instant_of(min(reached)) if reached else None
+        due_at = self.counted_time.instant_of(min(reached)) if reached else None
+        return ends_at if due_at is None or (ends_at is not None and ends_at < due_at) else due_at
+
+    @property
+    def _ends_at(self) -> int:
+        """The instant at which running time is at its end, as far as this process can know.
+
+        While a doubt is open, that is no earlier than the doubt's deadline. Time that turns out to
+        be a gap is not counted, so the time since the join ends that much later.
+        """
+        counted_time, doubt = self.counted_time, self._doubt
+        ends_at = counted_time.instant_of(counted_time.end_ms)
+        if doubt is not None and not doubt.is_over:
+            return max(ends_at, doubt.until)
+        return ends_at + -(-self._gap_ms // counted_time.speed)
+
+    @property
+    def _gap_ms(self) -> int:
+        """Counted time here that a step on its way, or the next one, drops as a gap."""
+        dropped_ms = 0 if self._asked is None else self._dropped_ms(self._asked.standing)
+        if dropped_ms or self._doubt is None or not self._doubt.is_over:
+            return dropped_ms
+        proven_ms = self.proven_ms(self._doubt.came_at)
+        return max(0, self.counted_time.run_on(self._doubt.came_at) - proven_ms)
 
     def effects(self) -> list[Effect]:
         """Returns the effects in order; each effect is returned once."""

@@ -4,8 +4,10 @@ import pytest
 
 from protocol import limits
 from protocol.metering.effects import RemoteStep
+from protocol.metering.session import Grant
 from protocol.metering.states import Event, Phase
-from tests.protocol.bench import Bench
+from protocol.wire import messages
+from tests.protocol.bench import Bench, final, said
 from tests.protocol.examples import CREDIT, NOW, session_of, terms_of
 
 PROVEN_AT = NOW + 3_000
@@ -174,3 +176,115 @@ def test_shrunken_offer_to_dropped_time_leaves_the_session_covered() -> None:
     assert bench.step.standing.gaps
     assert bench.step.offers[0].grant.granted_ms == 3_000 + limits.DOUBT_WAIT_MS + 1_000
     assert bench.meter.counted_time.granted_ms > bench.meter.elapsed_at(bench.now)
+
+
+# --- A limit during a doubt -------------------------------------------------------------
+
+GRANT = final(11_500)
+ENDS_AT = CAME_AT + 11_500 - 3_000
+"""When the grant ends, if the 8 s before the join are a gap."""
+
+
+def near_limit() -> Bench:
+    """A socket joins half a second before the limit, after 8 s without proof."""
+    bench = cut(session=session_of(grant=GRANT))
+    assert come(bench)
+    return bench
+
+
+def keep(bench: Bench) -> None:
+    """Redis makes the step, and leaves the final grant as it is."""
+    bench.accept(None, granted_ms=GRANT.granted_ms, final="credits")
+
+
+def stops(bench: Bench) -> list[tuple[int, int]]:
+    """Instant and counted time of each stop that was announced."""
+    return [
+        (one.stopped_at, one.elapsed_ms)
+        for one in said(bench.effects)
+        if isinstance(one, messages.LimitReached)
+    ]
+
+
+def test_limit_waits_for_end_of_doubt() -> None:
+    bench = near_limit()
+    bench.run(limits.DOUBT_WAIT_MS)
+    keep(bench)
+    assert not stops(bench)
+    bench.run(ENDS_AT - bench.now - 1)
+    assert not stops(bench)
+    bench.run(1)
+    assert stops(bench) == [(ENDS_AT, 11_500)]
+
+
+def test_answer_of_earlier_socket_announces_reached_limit() -> None:
+    bench = near_limit()
+    bench.run(600)
+    bench.meter.confirm(bench.now, bench.now)
+    bench.run(0)
+    assert stops(bench) == [(NOW + 11_500, 11_500)]
+
+
+def test_silent_process_delays_limit_until_deadline_of_doubt() -> None:
+    bench = cut(session=session_of(grant=GRANT), sockets=0)
+    assert come(bench, has_others=True)
+    bench.run(limits.DOUBT_WAIT_MS - 1)
+    assert not stops(bench)
+    bench.run(1)
+    assert stops(bench) == [(NOW + 11_500, 11_500)]
+
+
+@pytest.mark.parametrize("late_ms", [0, 5_000, ENDS_AT - CAME_AT])
+def test_limit_waits_for_gap_whose_answer_is_late(late_ms: int) -> None:
+    """The step of the gap is on its way when the time before it seems to be at the limit."""
+    bench = near_limit()
+    bench.run(limits.DOUBT_WAIT_MS)
+    bench.meter.confirm(bench.now, bench.now)  # too late: the step is on its way
+    bench.run(late_ms)
+    if bench.now < ENDS_AT:
+        assert not stops(bench)
+        keep(bench)
+        bench.run(ENDS_AT - bench.now)
+    assert stops(bench) == [(ENDS_AT, 11_500)]
+    assert bench.step.standing.phase is (Phase.STOPPING if late_ms < 8_000 else Phase.ACTIVE)
+
+
+def test_gap_is_recorded_before_limit() -> None:
+    """A claim is on its way from before the end of the doubt until after the limit."""
+    bench = near_limit()
+    bench.meter.refresh(bench.now)
+    bench.drain()
+    bench.run(ENDS_AT - bench.now)
+    assert stops(bench) == [(ENDS_AT, 11_500)]
+    keep(bench)
+    assert bench.step.standing.gaps == ((PROVEN_AT, CAME_AT, False),)
+    keep(bench)
+    standing = bench.step.standing
+    assert (standing.phase, standing.elapsed_ms) == (Phase.STOPPING, 11_500)
+    assert standing.segments == ((NOW, PROVEN_AT), (CAME_AT, ENDS_AT))
+    assert stops(bench) == [(ENDS_AT, 11_500)]
+
+
+def test_time_without_grant_ends_after_gap() -> None:
+    bench = cut(session=session_of(grant=Grant(granted_ms=10_000)), uncovered_ms=1_500)
+    assert come(bench)
+    bench.run(ENDS_AT - bench.now - 1)
+    assert not any(intent.event is Event.STOP for intent in bench.meter._intents)
+    bench.run(1)
+    assert any(intent.event is Event.STOP for intent in bench.meter._intents)
+
+
+def test_lost_session_is_shown_as_far_as_proven() -> None:
+    """An observer joins while an earlier step delays the step of the loss."""
+    bench = cut()
+    bench.meter.refresh(bench.now)
+    bench.drain()
+    bench.meter.detach(PROVEN_AT, bench.now)
+    shown = [bench.meter.shown_at(bench.now)]
+    bench.run(700)
+    shown.append(bench.meter.shown_at(bench.now))
+    bench.accept()
+    assert bench.step.standing.phase is Phase.SUSPENDED
+    shown.append(bench.meter.shown_at(bench.now))
+    bench.accept()
+    assert [*shown, bench.meter.shown_at(bench.now)] == [3_000] * 4

@@ -72,10 +72,12 @@ class SessionLog:
         """Whether an operator's stop leaves ``then`` unproven by ``at``.
 
         No client has proven ``then`` by ``at``. The stop asks for a proof of life, and ends the
-        session at the last one.
+        session at the last one. A proof that comes after the wait for it may miss the step that
+        ends the session.
         """
-        is_asked = any(event == "operator" and asked <= at for asked, event in self.requests)
-        return is_asked and not any(then <= proof <= at for proof, _ in self.heard)
+        stops = [asked for asked, event in self.requests if event == "operator" and asked <= at]
+        until = min([at, *(asked + limits.STOP_PROOF_WAIT_MS for asked in stops)])
+        return bool(stops) and not any(then <= proof <= until for proof, _ in self.heard)
 
     def proven_before(self, came: int) -> int:
         """The last proof of life before a client's join.

@@ -264,3 +264,26 @@ def test_resume_waits_until_earlier_members_are_polled(lab: Laboratory) -> None:
     )
     (stopped,) = (one for one in clients[0].messages if one["type"] == "stopped")
     assert stopped["receipt"]["elapsed_ms"] < 10_000
+
+
+def test_limit_waits_for_end_of_doubt(lab: Laboratory) -> None:
+    """A socket joins half a second before the limit, 11.5 s after the last proof of life.
+
+    Those seconds turned out to be a gap. The stop had been announced and recorded, so the gap was
+    billed. With a slower Redis, the stop was taken back (faults 41163).
+    """
+    clients = run(
+        lab,
+        pay("cat9", 200_000),
+        start("s1"),
+        act("cut", client="c-s1"),
+        wait(11.5),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=0),
+        wait(40),
+    )
+    told = [one for one in clients[-1].messages if one["type"] in ("limit_reached", "stopped")]
+    assert [one["type"] for one in told] == ["limit_reached", "stopped"]
+    reached, stopped = told[0], told[1]["receipt"]
+    assert reached["stopped_at"] == reached["received_at"] == stopped["segments"][-1]["to_at"]
+    assert (reached["elapsed_ms"], stopped["elapsed_ms"]) == (12_000, 12_000)
+    assert [gap["to_at"] - gap["from_at"] for gap in stopped["gaps"]] == [11_500]

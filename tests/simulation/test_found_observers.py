@@ -355,3 +355,44 @@ def test_observer_is_shown_less_after_unanswered_poll(lab: Laboratory) -> None:
     observer = next(client for client in world if client.name == "w")
     shown = [one["elapsed_ms"] for one in observer.messages if "elapsed_ms" in one]
     assert shown[:2] == [5_000, 1_000]
+
+
+def test_observer_is_not_shown_time_of_lost_client(lab: Laboratory) -> None:
+    """The client is found gone at 20 s, while a claim is on its way; then the observer joins.
+
+    Until the step of the loss went out, the observer was shown time that had run on (faults 41297).
+    """
+    world = run(
+        lab,
+        start("s1", user="bob9", kind="recording"),
+        act("cut", client="c-s1"),
+        wait(19),
+        act("drop_lines"),
+        act("slow_redis", delays=[1_400], ms=20_000),
+        act("watch", client="w", node=NODE, session="s1"),
+        wait(1),
+    )
+    observer = next(client for client in world if client.name == "w")
+    shown = [one["elapsed_ms"] for one in observer.messages if "elapsed_ms" in one]
+    assert set(shown) == {0}
+
+
+def test_late_answer_to_poll_of_operator_is_not_counted(lab: Laboratory) -> None:
+    """An operator stops the session, and the client's pong comes when the end is on its way.
+
+    The auditor took what was shown before for proven in time (faults 41297).
+    """
+    run(
+        lab,
+        start("s1", user="bob9", kind="recording"),
+        act("cut", client="c-s1"),
+        wait(19),
+        act("join", client="c-again", node=NODE, session="s1", last_seq=0),
+        wait(0.001),
+        act("drop_lines"),
+        act("mute", client="c-again"),
+        act("slow_redis", delays=[1_400], ms=20_000),
+        act("operator", client="c-again", session="s1"),
+        wait(2),
+        act("ask", client="c-again", session="s1", event="pause"),
+    )
