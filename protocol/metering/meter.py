@@ -297,6 +297,9 @@ class Meter(MeterState):
         """
         if self._asked is None:
             self.apply_remote(RemoteStep(session, notices, complete=True), now_ms)
+            # The account may have changed before this process heard of its changes.
+            self._hope(now_ms)
+            self._plan(now_ms)
 
     def _say_minutes(self, minutes: tuple[bytes, ...]) -> None:
         self._effects.extend(Push(minute) for minute in self.notices.minutes.take(minutes))
@@ -310,10 +313,13 @@ class Meter(MeterState):
     def changed(self, now_ms: int) -> None:
         """Takes note of a changed counter: the account, or a month's limit."""
         self._project(now_ms)
-        if self.counting and self.session.grant.final is not None:
-            self._hopes = self._hopes or self._may_go_on(now_ms)
+        self._hope(now_ms)
         self._warn(now_ms)
         self._plan(now_ms)
+
+    def _hope(self, now_ms: int) -> None:
+        if self.counting and self.session.grant.final is not None:
+            self._hopes = self._hopes or self._may_go_on(now_ms)
 
     def refresh(self, now_ms: int) -> None:
         """Asks Redis again what is left, after a change of month limits."""

@@ -169,6 +169,9 @@ class LocalSession:
         self._count(step, reply)
         self.meter.response_ms = self.owner.pipeline.response_ms(step.before.identity.tenant)
         self.meter.granted(reply, self.owner.clock.now())
+        if outcome.change is not None and outcome.change.version < self.account.projection.version:
+            # A later change arrived first, while the meter did not know this reply's grant.
+            self.meter.changed(self.owner.clock.now())
         self.drain()
         if self._holders is None and self.meter.shared_limit is not None:
             at = self.owner.clock.now() + limits.RECALL_WAIT_MS

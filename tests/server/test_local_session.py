@@ -3,16 +3,20 @@
 The session is on one process.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from protocol.metering.effects import Push
+from protocol.metering.records import EntryPosted
 from protocol.metering.states import Event, Phase
+from protocol.metering.steps import Step
 from protocol.wire.errors import ErrorCode, ProtocolError, ServiceError
 from server.sessions.local_session import LocalSession
 from server.sessions.pending_requests import PendingRequest
+from storage.redis.live import StepOutcome
 from tests.simulation.cluster import Browser, Cluster, Node
 from tests.simulation.people import CREDIT, terms
 
@@ -114,3 +118,31 @@ async def test_effect_that_fails_stops_no_other(
     assert [error.code for error in failure.errors] == [ErrorCode.UNAVAILABLE]
     assert [entry["effect"] for entry in logs] == ["Push"]
     monkeypatch.undo()
+
+
+async def test_payment_may_arrive_before_an_older_answer(
+    cluster: Cluster, node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer's grant is final, because Redis made it before the payment."""
+    await cluster.grant(CREDIT // 2)
+    commit = node.live.commit
+
+    async def late(steps: Sequence[Step], name: str | None = None) -> list[StepOutcome]:
+        outcomes = await commit(steps, name)
+        (session,) = [one.reply.session for one in outcomes if one.reply is not None]
+        if session is not None and session.grant.final == "credits":
+            monkeypatch.undo()
+            entry = EntryPosted(
+                tenant="user:ann", account_id="ann", entry_id="late", entry_kind="grant",
+                amount_micros=20 * CREDIT, at=cluster.clock.now(),
+            )  # fmt: skip
+            await node.ledger.enter(entry)
+            await node.caught_up(cluster.redis, "late")
+        return outcomes
+
+    monkeypatch.setattr(node.live, "commit", late)
+    browser = node.browser()
+    await browser.start("s1", terms("second"))
+    assert node.live.commit == commit
+    await cluster.advance(200_000)
+    assert browser.all("limit_reached") == []

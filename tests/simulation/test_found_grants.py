@@ -8,7 +8,7 @@ import pytest
 from tests.simulation.actions import Action
 from tests.simulation.driver import Laboratory
 from tests.simulation.mixes import world_of
-from tests.simulation.traces import act, pay, start, wait
+from tests.simulation.traces import NODE, act, pay, start, wait
 
 pytestmark = pytest.mark.usefixtures("quiet_logs")
 
@@ -41,4 +41,27 @@ def test_session_with_its_share_does_not_claim_in_a_loop(lab: Laboratory) -> Non
         act("redis_away", ms=70_000),
         wait(30),
         wait(60),
+    )
+
+
+def test_process_that_joins_knows_of_an_earlier_payment(lab: Laboratory) -> None:
+    """A payment arrives just before the last socket elsewhere goes, and a new process joins.
+
+    No process claimed with the new credits: the session stopped beside them (seed 92113).
+    """
+    bob = "bob92113"
+    _run(
+        lab,
+        92113,
+        act("serve", node="node.37"),
+        act("serve", node="node.39"),
+        wait(30),
+        act("start", client="c58", node="node.37", user=bob, kind="chat", session="s59"),
+        act("kill", name="node.37"),
+        wait(8),
+        act("join", client="c66", node="node.39", session="s59", last_seq=0),
+        act("join", client="c67", node=NODE, session="s59", last_seq=0),
+        act("close", client="c66"),
+        pay("ann92113", 16_666, "p69"),
+        wait(90),
     )
