@@ -231,6 +231,8 @@ class Meter(MeterState):
         intent, self._intents.current = self._intents.current, None
         self._heard_at = max(self._heard_at, now_ms)
         if self._asked is not None:
+            # Redis may have noted another socket's join before it removed this process.
+            self._unnoted = self._unnoted or (self._asked.leaving and self.sockets > 0)
             self._asked = None
             is_early = self._grace_end is not None and now_ms < self._grace_end
             if intent is None:
@@ -252,6 +254,11 @@ class Meter(MeterState):
         socket follows.
         """
         return self._intents.abandon()
+
+    def note_again(self, now_ms: int) -> None:
+        """Claims, because Redis does not count this process among those that have sockets."""
+        self._unnoted = self._unnoted or self.sockets > 0
+        self._plan(now_ms)
 
     def misses(self, remote: RemoteStep) -> bool:
         """Whether this process missed steps that were made before this one."""
@@ -409,9 +416,11 @@ class Meter(MeterState):
     def _has_left(self) -> bool:
         """Whether this process is done, with no claim's answer to come.
 
-        A process that another socket has joined stays.
+        A process that another socket has joined stays. Redis may have noted the join before it
+        removed this process, so the process is noted again.
         """
         leaving, self._leaving = self._leaving, False
+        self._unnoted = self._unnoted or (leaving and self.sockets > 0)
         return leaving and not self.sockets
 
     def _run(self, now_ms: int) -> None:

@@ -16,6 +16,7 @@ from server import limits as server_limits
 from server.runtime.isolation import for_each
 from server.sessions.local_session import LocalSession
 from server.sessions.registry import SessionRegistry
+from server.sessions.session_table import isolated_session
 from storage.redis.live import FoundSession, Live
 
 
@@ -78,12 +79,14 @@ class Orphans:
         raise ServiceError("one step of the session follows another")
 
     async def reconcile(self) -> None:
-        """Looks after sessions that Redis lists here without a socket.
+        """Looks after sessions that Redis lists here without a socket, or does not list here.
 
         Redis may carry out a command after this process has given up on it, when Redis is slow.
         Then a session has started that no client wants any more, or this process is noted where its
-        socket did not join. What the session has settled is all that was proven.
+        socket did not join. What the session has settled is all that was proven. Or Redis has
+        removed this process, which another socket had joined since. Then it is noted again.
         """
+        served = {local.key: local for local in self.registry if _is_served(local)}
 
         async def look(name: tuple[str, str]) -> None:
             local = self.registry.local_sessions.get(session_key(*name))
@@ -92,6 +95,15 @@ class Orphans:
 
         names = [name async for name in self.live.sessions_of_node(self.live.node)]
         await for_each("reconcile", names, look)
+        for name in names:
+            served.pop(session_key(*name), None)
+        for local in served.values():
+            if self.registry.local_sessions.get(local.key) is local and _is_served(local):
+                isolated_session(local, self._note_again, local)
+
+    def _note_again(self, local: LocalSession) -> None:
+        local.meter.note_again(self.registry.clock.now())
+        local.drain()
 
     async def detach_dead(self, found: FoundSession) -> None:
         """Detaches a session's dead processes before a socket joins it.
@@ -135,6 +147,12 @@ class Orphans:
             await _settled(local)
         finally:
             local.node = self.live.node
+
+
+def _is_served(local: LocalSession) -> bool:
+    """Whether Redis must list this process: it has sockets of the session, and no step goes on."""
+    meter = local.meter
+    return meter.sockets > 0 and meter.session.standing.version > 0 and meter.asked is None
 
 
 async def _settled(local: LocalSession) -> None:

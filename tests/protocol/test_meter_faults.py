@@ -102,6 +102,38 @@ def test_a_socket_that_joins_while_its_process_leaves_brings_it_back(left: bool)
     assert bench.step.present
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_socket_that_joins_during_the_last_claim_is_noted(is_answered: bool) -> None:
+    """Redis may have noted the join before the leave that removed the process."""
+    bench = Bench()
+    bench.run(25_000)
+    bench.meter.detach(bench.now, bench.now)
+    bench.drain()
+    if is_answered:
+        bench.answer(session=None, left=True)  # the last claim follows
+    leaving = bench.step
+    assert not leaving.present
+    bench.meter.attach(bench.now)
+    bench.drain()
+    if is_answered:
+        bench.accept()
+    else:
+        bench.meter.unanswered(bench.now)
+        bench.drain()
+    assert bench.step.present
+    bench.accept()
+    assert bench.meter.asked is None
+
+
+def test_a_process_that_redis_does_not_list_is_noted_again() -> None:
+    bench = Bench()
+    bench.meter.note_again(bench.now)
+    bench.drain()
+    assert bench.step.present
+    bench.accept()
+    assert bench.meter.asked is None
+
+
 def test_a_socket_that_is_replaced_in_time_is_not_missed() -> None:
     bench = Bench()
     bench.ask(Event.PAUSE)

@@ -74,3 +74,23 @@ async def test_session_with_sockets_here_is_not_reconciled(cluster: Cluster, nod
     before = await found(node)
     await node.orphans.reconcile()
     assert await found(node) == before
+
+
+async def test_process_that_redis_has_removed_is_noted_again(cluster: Cluster, node: Node) -> None:
+    """As by a leave that Redis carried out after another socket had joined."""
+    other = await cluster.node()
+    await cluster.grant(10 * CREDIT)
+    await other.browser().start("s1", CHAT)
+    await node.browser().start("s1", CHAT)
+    await node.live.depart(*NAME, node.name)
+    await node.orphans.reconcile()
+    await cluster.settle()
+    served = await found(node)
+    assert served is not None
+    assert served.nodes == {node.name, other.name}
+    steps = served.session.standing.version
+    await node.orphans.reconcile()
+    await cluster.settle()
+    again = await found(node)
+    assert again is not None
+    assert again.session.standing.version == steps

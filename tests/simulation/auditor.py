@@ -22,6 +22,7 @@ from protocol.wire.errors import ProtocolError
 from storage.postgres.records import UnavailableError
 from storage.redis.live import LiveError
 from tests.simulation import agreement, grants
+from tests.simulation.clients import NEVER
 from tests.simulation.money_client import MoneyClient
 from tests.simulation.operations import Operations
 from tests.simulation.processes import CALM_BEAT_MS, ServerHost
@@ -496,10 +497,13 @@ class Auditor:
         noted_late = {
             node.process.node: self._joined_in_vain(node, late=True) for node in self.world.nodes
         }
+        removed_late = {node.process.node: self._left_late(node) for node in self.world.nodes}
         for name, session in state.live.items():
             processes = state.sets["sockets"].get(name, set())
             misnoted = {node for node, names in noted_late.items() if name in names}
-            assert processes - dead - (misnoted - local_nodes[name]) == local_nodes[name], (
+            removed = {node for node, names in removed_late.items() if name in names} - processes
+            there = processes - dead - (misnoted - local_nodes[name])
+            assert there == local_nodes[name] - removed, (
                 name,
                 processes,
                 dict(local_nodes),
@@ -517,7 +521,8 @@ class Auditor:
             # process may then name the session, until the process reconciles the set.
             over = self._joined_in_vain(node) - set(state.live)
             over |= noted_late[name] - expected
-            assert by_node[name] - over == expected, (name, by_node, expected)
+            lacking = removed_late[name] - by_node[name]
+            assert by_node[name] - over == expected - lacking, (name, by_node, expected)
 
     def _joined_in_vain(self, node: ServerHost, *, late: bool = False) -> set[str]:
         """Sessions that a process failed to join since its last reconciliation.
@@ -530,6 +535,20 @@ class Auditor:
             f"{session_log.person.tenant}/{session_log.session_id}"
             for one, session_log, at in self.world.in_vain
             if one is node and at > since and not (late and at > self.world.now - ms_ago)
+        }
+
+    def _left_late(self, node: ServerHost) -> set[str]:
+        """Sessions from which Redis may have removed a process since it last reconciled its set.
+
+        A client has left the session. Redis has received a message of the process later than the
+        process waited for, perhaps after another client had joined.
+        """
+        if node.line.carried_late_s < node.loop.time() - RECONCILED_MS / 1000:
+            return set()
+        return {
+            f"{session_log.person.tenant}/{session_log.session_id}"
+            for session_log in self.world.session_logs.values()
+            if any(found_at != NEVER for _, _, found_at in session_log.served)
         }
 
     # --- Steps ---------------------------------------------------------------------------

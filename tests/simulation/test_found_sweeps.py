@@ -89,6 +89,75 @@ def test_a_process_may_be_noted_late_for_a_session_that_goes_on(lab: Laboratory)
     )
 
 
+def test_a_start_may_be_carried_out_late_after_a_limit_refused_it(lab: Laboratory) -> None:
+    """The first message of the start arrived half a minute later, and began a session without a
+    client. The auditor allowed it of joins only (seed 92399)."""
+    run(
+        lab,
+        pay("ann9", 1_250_000),
+        start("s1", "ann9", "six"),
+        wait(42.345),
+        act("cut", client="c-s1"),
+        start("s2", "ann9", "six"),
+        mishaps(NODE, "redis", ["lost", 4_000], ["late", 30_000]),
+        start("s3", "ann9", "recording"),
+        wait(1),
+    )
+
+
+@pytest.mark.parametrize("seconds", [0, 0.3, 2])
+def test_a_process_is_noted_again_that_a_late_leave_has_removed(
+    lab: Laboratory, seconds: float
+) -> None:
+    """Redis carried out the leave after another client had joined on the same process.
+
+    Another process made each step first, so no step noted this process again.
+    """
+    run(
+        lab,
+        act("serve", node="node.1"),
+        act("start", client="c1", node="node.1", user="cat9", kind="recording", session="s1"),
+        act("join", client="c0", node="node.0", session="s1", last_seq=0),
+        wait(20),
+        mishaps("node.1", "redis", ["late", 4_000]),
+        act("leave", client="c1", session="s1"),
+        wait(seconds),
+        act("join", client="c2", node="node.1", session="s1", last_seq=None),
+        wait(12),
+        wait(600),
+    )
+
+
+def test_a_process_is_noted_whose_client_joins_while_another_leaves(lab: Laboratory) -> None:
+    """Redis noted the join before it carried out the leave, and the last claim of the process that
+    seemed to leave was answered after the join (seed 91115)."""
+    user, node = "cat91115", "node.1"
+    outcome = lab.run(
+        91115,
+        0,
+        actions=[
+            act("serve", node=node),
+            act("start", client="c8", node=node, user="bob91115", kind="capped", session="s9"),
+            act("transfer", node=node, kind="hold", user=user, entry="hold:h11", micros=1_000_000,
+                hold="h11", ttl_ms=1_800_000, form=3),
+            act("slow_redis", delays=[700, 1_200, 900], ms=20_000),
+            act("start", client="c111", node=node, user=user, kind="recording", session="s112"),
+            wait(29.999),
+            act("join", client="c138", node=NODE, session="s135", last_seq=0),
+            act("join", client="c140", node=node, session="s135", last_seq=None),
+            mishaps(node, "redis", ["lost", 400]),
+            act("join", client="c138", node=node, session="s112", last_seq=2),
+            wait(0.999),
+            act("slow_redis", delays=[1_400], ms=90_000),
+            act("join", client="c140", node=NODE, session="s112", last_seq=None),
+            act("leave", client="c111", session="s112"),
+            wait(180),
+        ],
+    )  # fmt: skip
+    if outcome.failure is not None:
+        raise outcome.failure
+
+
 def test_a_client_whose_start_was_refused_proves_no_time(lab: Laboratory) -> None:
     """A client whose start was refused proves no time (money 3075).
 

@@ -102,7 +102,7 @@ class World:
         self.prepared: dict[str, tuple[int, SessionPrepared]] = {}
         """Confirmed preparations, and when each was confirmed."""
         self.in_vain: list[tuple[ServerHost, SessionLog, int]] = []
-        """Failed joins: the process that tried, the session, and when the process gave up."""
+        """Failed joins and starts: the process that tried, the session, when it gave up."""
         self.waiting: list[tuple[SimulatedClient, str, int]] = []
         """Requests that were not answered yet: client, session, the request's id."""
         self._preparing: set[str] = set()
@@ -424,6 +424,10 @@ class World:
                 assert answers or client.is_cut or session_id not in client.sessions
                 if answers and answers[0]["type"] == "error" and local is None:
                     client.go(session_id, self.now, self.now)  # its start was refused
+                    if client.node.line.troubled:
+                        # Redis may carry out an earlier message of the start later.
+                        at = answers[0].get("received_at", self.now)
+                        self.in_vain.append((client.node, self.session_logs[session_id], at))
                 is_unavailable = bool(answers) and answers[0].get("code") == "unavailable"
                 asked_at = self._smooth.pop((client, request_id), -1)
                 if is_unavailable:
