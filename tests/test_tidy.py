@@ -22,6 +22,7 @@ EXCEPTIONS = Path(__file__).with_name("tidy.toml")
 FLOORS = ("protocol", "storage", "server")
 LINES_MAX = 450
 FUNCTION_LINES_MAX = 70
+FIRST_LINE_WORDS_MAX = 12
 AVOIDED_WORDS = (
     "whoever", "nobody", "so long", "so many", "so often", "for ever", "is told", "is said",
     "what became of", "comes to",
@@ -160,6 +161,27 @@ def comments(text: str, tree: ast.Module) -> Iterator[str]:
         match node:
             case ast.Expr(value=ast.Constant(value=str(said))):
                 yield said
+
+
+def long_first_lines() -> Counter[str]:
+    """Docstrings without a short first line, by file.
+
+    That line is a paragraph of at most twelve words.
+    """
+    return Counter(
+        path
+        for path, (_, tree) in sources().items()
+        for paragraph in first_paragraphs(tree)
+        if "\n" in paragraph or len(paragraph.split()) > FIRST_LINE_WORDS_MAX
+    )
+
+
+def first_paragraphs(tree: ast.Module) -> Iterator[str]:
+    """The first paragraphs of the docstrings of modules, classes and functions."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and (text := ast.get_docstring(node)):
+            yield text.partition("\n\n")[0]
 
 
 def shared_class_names() -> Counter[str]:
@@ -311,6 +333,7 @@ CHECKS: dict[str, Callable[[], Counter[str]]] = {
         long_functions,
         stray_bounds,
         avoided_words,
+        long_first_lines,
         shared_class_names,
         dead_names,
         untested_modules,
@@ -346,6 +369,13 @@ def test_an_avoided_word_is_found_across_lines() -> None:
     text = '"""It waits so\nlong."""\n# is  \n# told, and\nx = "nobody"  # for ever\n'
     words = [AVOIDED.findall(" ".join(one.split())) for one in comments(text, ast.parse(text))]
     assert sorted(word for found in words for word in found) == ["for ever", "is told", "so long"]
+
+
+def test_a_first_line_is_a_paragraph() -> None:
+    text = f'"""One two\nthree.\n\n{"more " * 20}"""\ndef four():\n    """Five six."""\n'
+    text += 'class Seven:\n    """Eight."""\n    async def nine(self): "Ten."\ndef bare(): ...\n'
+    found = sorted(first_paragraphs(ast.parse(text)))
+    assert found == ["Eight.", "Five six.", "One two\nthree.", "Ten."]
 
 
 def test_a_bound_is_a_number_of_its_own() -> None:

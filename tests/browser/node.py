@@ -1,4 +1,4 @@
-"""Node and the tools of the npm package, for tests of the browser client.
+"""Node and the npm package's tools, for tests of the browser client.
 
 ``scripts/test`` installs them. Where they are missing, tests are skipped with a message; in CI such
 tests fail.
@@ -26,9 +26,9 @@ def run_tool(name: str, *arguments: str, cwd: Path = PACKAGE) -> str:
 
 
 def run_module(source: str) -> str:
-    """Runs an ES module in Node, in which ``CORE`` is the client's address; returns its output.
+    """Runs an ES module in Node; returns its output.
 
-    It fails unless Node ends by itself.
+    ``CORE`` in the module is the client's address. It fails unless Node ends by itself.
     """
     address = json.dumps((PACKAGE / "taximeter.js").as_uri())
     text = f"const CORE = {address};\n{source}"

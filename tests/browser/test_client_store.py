@@ -1,4 +1,4 @@
-"""Tests what the client offers to frameworks: holders, views, and the change of user."""
+"""The client offers frameworks holders, views and the change of user."""
 
 import json
 from typing import Any
@@ -41,7 +41,7 @@ async def view(client: ClientPage, target: str = "session") -> Any:
 
 
 async def mark(client: ClientPage, line: BrowserSocket) -> None:
-    """Sends a request that shows that the client has sent nothing before it."""
+    """Sends a request to show that the client sent nothing before."""
     await client.run("() => { settled(meter.find('session-1').pause()); }")
     await line.receive("pause")
 
@@ -360,7 +360,10 @@ async def test_a_token_function_may_say_that_the_login_is_over(
 
 
 def test_a_meter_without_a_page_opens_and_arms_nothing() -> None:
-    """In Node, as in a server render: nothing is thrown, and nothing keeps the process alive."""
+    """A meter in Node throws nothing, and keeps no process alive.
+
+    So it can serve in a server render.
+    """
     told = run_module(
         """
         const { Taximeter } = await import(CORE);

@@ -186,7 +186,10 @@ ENDS_AT = CAME_AT + 11_500 - 3_000
 
 
 def near_limit() -> Bench:
-    """A socket joins half a second before the limit, after 8 s without proof."""
+    """A socket joins half a second before the limit.
+
+    The last proof is 8 s old.
+    """
     bench = cut(session=session_of(grant=GRANT))
     assert come(bench)
     return bench
@@ -236,7 +239,10 @@ def test_silent_process_delays_limit_until_deadline_of_doubt() -> None:
 
 @pytest.mark.parametrize("late_ms", [0, 5_000, ENDS_AT - CAME_AT])
 def test_limit_waits_for_gap_whose_answer_is_late(late_ms: int) -> None:
-    """The step of the gap is on its way when the time before it seems to be at the limit."""
+    """The limit waits for a gap whose answer is late.
+
+    The step of the gap is on its way when the time before it seems to be at the limit.
+    """
     bench = near_limit()
     bench.run(limits.DOUBT_WAIT_MS)
     bench.meter.confirm(bench.now, bench.now)  # too late: the step is on its way
@@ -250,7 +256,10 @@ def test_limit_waits_for_gap_whose_answer_is_late(late_ms: int) -> None:
 
 
 def test_gap_is_recorded_before_limit() -> None:
-    """A claim is on its way from before the end of the doubt until after the limit."""
+    """A gap is recorded before the limit.
+
+    A claim is on its way from before the end of the doubt until after the limit.
+    """
     bench = near_limit()
     bench.meter.refresh(bench.now)
     bench.drain()
@@ -275,7 +284,10 @@ def test_time_without_grant_ends_after_gap() -> None:
 
 
 def test_lost_session_is_shown_as_far_as_proven() -> None:
-    """An observer joins while an earlier step delays the step of the loss."""
+    """A lost session is shown up to its last proof.
+
+    An observer joins while an earlier step delays the step of the loss.
+    """
     bench = cut()
     bench.meter.refresh(bench.now)
     bench.drain()

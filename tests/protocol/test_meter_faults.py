@@ -104,7 +104,10 @@ def test_a_socket_that_joins_while_its_process_leaves_brings_it_back(left: bool)
 
 @pytest.mark.parametrize("is_answered", [True, False])
 def test_a_socket_that_joins_during_the_last_claim_is_noted(is_answered: bool) -> None:
-    """Redis may have noted the join before the leave that removed the process."""
+    """A socket that joins during the last claim is noted.
+
+    Redis may have noted the join before the leave that removed the process.
+    """
     bench = Bench()
     bench.run(25_000)
     bench.meter.detach(bench.now, bench.now)

@@ -174,8 +174,10 @@ async def test_a_month_has_its_days_only_for_who_asks(server: TestServer) -> Non
 
 
 async def test_what_a_feature_is_used(server: TestServer) -> None:
-    """``FeatureUsageStats``: feature, dailyUsage, weeklyUsage, monthlyUsage,
-    averageCreditsPerAction."""
+    """A feature's statistics have the fields of ``FeatureUsageStats``.
+
+    They are feature, dailyUsage, weeklyUsage, monthlyUsage and averageCreditsPerAction.
+    """
     await grant(server, "10", "k1", "/v1/accounts/ann/grants?org=acme")
     for key in ("s1", "s2"):
         await spend(server, key)

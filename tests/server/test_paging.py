@@ -1,4 +1,4 @@
-"""Pages: the rows of one, and the cursor that only a page gives."""
+"""A page has bounded rows, and only pages make cursors."""
 
 import base64
 from typing import Any

@@ -1,4 +1,4 @@
-"""The list of sessions: whose, in what order, with which figures, and what it refuses."""
+"""The list of sessions: owners, order, figures, and what it refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ async def server(start_server: StartServer, tmp_path: Path) -> TestServer:
 
 
 async def ran(server: TestServer, session_id: str, ms: int = 30_000, **fields: Any) -> None:
-    """A session of ann of acme that ran for a while and has ended."""
+    """A session of ann of acme, which ran and has ended."""
     client = await server.login("ann", org="acme")
     started = await client.ask("start", session_id=session_id, **{"kind": "chat", **fields})
     assert started["type"] == "session", started

@@ -538,7 +538,7 @@ class Auditor:
         }
 
     def _left_late(self, node: ServerHost) -> set[str]:
-        """Sessions from which Redis may have removed a process since it last reconciled its set.
+        """Sessions whose process Redis may have removed since its last reconciliation.
 
         A client has left the session. Redis has received a message of the process later than the
         process waited for, perhaps after another client had joined.

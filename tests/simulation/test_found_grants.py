@@ -45,9 +45,10 @@ def test_session_with_its_share_does_not_claim_in_a_loop(lab: Laboratory) -> Non
 
 
 def test_process_that_joins_knows_of_an_earlier_payment(lab: Laboratory) -> None:
-    """A payment arrives just before the last socket elsewhere goes, and a new process joins.
+    """A payment arrives just before a new process takes over.
 
-    No process claimed with the new credits: the session stopped beside them (seed 92113).
+    The last socket elsewhere goes, and the new process joins. No process claimed with the new
+    credits: the session stopped beside them (seed 92113).
     """
     bob = "bob92113"
     _run(

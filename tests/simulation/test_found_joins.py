@@ -267,10 +267,11 @@ def test_resume_waits_until_earlier_members_are_polled(lab: Laboratory) -> None:
 
 
 def test_limit_waits_for_end_of_doubt(lab: Laboratory) -> None:
-    """A socket joins half a second before the limit, 11.5 s after the last proof of life.
+    """A socket joins half a second before the limit.
 
-    Those seconds turned out to be a gap. The stop had been announced and recorded, so the gap was
-    billed. With a slower Redis, the stop was taken back (faults 41163).
+    The last proof of life was 11.5 s before. Those seconds turned out to be a gap. The stop had
+    been announced and recorded, so the gap was billed. With a slower Redis, the stop was taken back
+    (faults 41163).
     """
     clients = run(
         lab,

@@ -358,9 +358,10 @@ def test_observer_is_shown_less_after_unanswered_poll(lab: Laboratory) -> None:
 
 
 def test_observer_is_not_shown_time_of_lost_client(lab: Laboratory) -> None:
-    """The client is found gone at 20 s, while a claim is on its way; then the observer joins.
+    """The client is found gone while a claim is on its way.
 
-    Until the step of the loss went out, the observer was shown time that had run on (faults 41297).
+    It is found gone at 20 s; then the observer joins. Until the step of the loss went out, the
+    observer was shown time that had run on (faults 41297).
     """
     world = run(
         lab,
@@ -378,9 +379,10 @@ def test_observer_is_not_shown_time_of_lost_client(lab: Laboratory) -> None:
 
 
 def test_late_answer_to_poll_of_operator_is_not_counted(lab: Laboratory) -> None:
-    """An operator stops the session, and the client's pong comes when the end is on its way.
+    """An operator's end is on its way when the client's pong comes.
 
-    The auditor took what was shown before for proven in time (faults 41297).
+    The operator stopped the session. The auditor took what was shown before for proven in time
+    (faults 41297).
     """
     run(
         lab,

@@ -90,8 +90,11 @@ def test_a_process_may_be_noted_late_for_a_session_that_goes_on(lab: Laboratory)
 
 
 def test_a_start_may_be_carried_out_late_after_a_limit_refused_it(lab: Laboratory) -> None:
-    """The first message of the start arrived half a minute later, and began a session without a
-    client. The auditor allowed it of joins only (seed 92399)."""
+    """A start may be carried out late, after a limit refused it.
+
+    The first message of the start arrived half a minute later, and began a session without a
+    client. The auditor allowed it of joins only (seed 92399).
+    """
     run(
         lab,
         pay("ann9", 1_250_000),
@@ -109,9 +112,10 @@ def test_a_start_may_be_carried_out_late_after_a_limit_refused_it(lab: Laborator
 def test_a_process_is_noted_again_that_a_late_leave_has_removed(
     lab: Laboratory, seconds: float
 ) -> None:
-    """Redis carried out the leave after another client had joined on the same process.
+    """A process is noted again after a late leave has removed it.
 
-    Another process made each step first, so no step noted this process again.
+    Redis carried out the leave after another client had joined on the same process. Another process
+    made each step first, so no step noted this process again.
     """
     run(
         lab,
@@ -129,8 +133,11 @@ def test_a_process_is_noted_again_that_a_late_leave_has_removed(
 
 
 def test_a_process_is_noted_whose_client_joins_while_another_leaves(lab: Laboratory) -> None:
-    """Redis noted the join before it carried out the leave, and the last claim of the process that
-    seemed to leave was answered after the join (seed 91115)."""
+    """A process whose client joins while another leaves is noted.
+
+    Redis noted the join before it carried out the leave, and the last claim of the process that
+    seemed to leave was answered after the join (seed 91115).
+    """
     user, node = "cat91115", "node.1"
     outcome = lab.run(
         91115,

@@ -1,4 +1,4 @@
-"""Pages of sessions: the order, the filters, the cursor, and that a page costs its rows."""
+"""Pages of sessions: order, filters, cursor, and a cost of their rows."""
 
 import json
 import random
@@ -103,7 +103,10 @@ async def test_ended_session_of_a_page_has_its_receipt(records: Records, made: l
 async def test_page_reads_no_more_than_its_rows(
     records: Records, connection: Connection, filters: tuple[str | None, ...]
 ) -> None:
-    """Also in the plan that serves all parameters, which a busy server uses."""
+    """A page reads no more than its rows, in any plan.
+
+    This includes the plan that serves all parameters, which a busy server uses.
+    """
     await records.write(
         [
             started(session_id=f"s{number}", kind="chat", started_at=START + number)
