@@ -184,7 +184,7 @@ def _frames(rng: random.Random) -> list[bytes]:
 
 
 def frame_bytes(rng: random.Random, frame: Frame) -> bytes:
-    """The frame as a client writes it, masked by the seed."""
+    """The frame as a client writes it; the seed decides the mask."""
     header = bytearray([(frame.fin << 7) | (frame.rsv1 << 6) | (frame.rsv2 << 5)])
     header[0] |= (frame.rsv3 << 4) | frame.opcode
     length = len(frame.data)

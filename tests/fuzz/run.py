@@ -274,9 +274,9 @@ class Run:
                 self.report.problems.append(f"who {what} is not cut")
 
     async def _inside(self, query: str = "") -> dict[str, int]:
-        """The server's present counts, without the connection of this request.
+        """The server's present counts.
 
-        The server closes that connection after the request.
+        The connection of this request is closed after it.
         """
         response = await self.http.get(INSIDE_PATH + query, headers={"Connection": "close"})
         found: dict[str, int] = response.raise_for_status().json()

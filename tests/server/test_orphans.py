@@ -79,7 +79,7 @@ async def test_session_with_sockets_here_is_not_reconciled(cluster: Cluster, nod
 async def test_process_that_redis_has_removed_is_noted_again(cluster: Cluster, node: Node) -> None:
     """A process that Redis has removed is noted again.
 
-    A late leave removes it so, which Redis carried out after another socket had joined.
+    For example, Redis carried out a leave after another socket had joined.
     """
     other = await cluster.node()
     await cluster.grant(10 * CREDIT)
