@@ -139,7 +139,12 @@ accounts are not delayed. On a busy machine, a recall of all of them may take lo
 ``RECALL_WAIT_MS``. The spend then gets ``unavailable`` and may be repeated.
 """
 GAP_PARTS_MAX: Final = 32
-"""Most parts of a billed gap that one claim offers: as many minutes, and as many increments."""
+"""Most increments of a billed gap that one claim offers as ends of a part.
+
+The claim offers as many in all of the gap, and as many where the account is thought to end.
+"""
+GAP_MINUTES_MAX: Final = 64
+"""Most minutes of a billed gap that one claim offers as ends of a part."""
 BURN_LINES_EXACT_MAX: Final = 8
 """Most sessions of one account whose sum a projection computes exactly at every instant."""
 BURN_SUM_KEPT_MS: Final = 100
@@ -168,6 +173,8 @@ assert REDIS_TIMEOUT_MS < NODE_SILENT_MS
 assert sorted(GRANT_SHRUNKEN_MS, reverse=True) == list(GRANT_SHRUNKEN_MS)
 assert GRANT_SHRUNKEN_MS[0] <= GRANT_MARGIN_MS_MIN
 assert GRANT_SHRUNKEN_MS[-1] > RECALL_WAIT_MS
+# Each minute of the longest gap is offered, with the time until the loss is found.
+assert GAP_MINUTES_MAX * 60_000 >= RECONNECT_GRACE_MS_MAX + 2 * 60_000
 assert 2 * RECALL_WAIT_MS < REST_YIELD_MS
 assert RECALL_WAIT_MS < KEPT_OPEN_PACE_MS_MAX < 60_000
 # A grant on a low counter leaves time for two answers in a row.

@@ -424,6 +424,9 @@ class MeterState:
         )
 
     def _moment(self, now_ms: int) -> transitions.Moment:
+        session_id = self.session.identity.session_id
+        most_micros = self.account.available_to(session_id, now_ms)
+        needed_micros = self.account.needed_beside(session_id, now_ms)
         return transitions.Moment(
             session=self.session,
             month_of=self.month_of,
@@ -436,7 +439,7 @@ class MeterState:
             notices=tuple(self.notices.unrecorded),
             free_left_ms=self.free_left_ms,
             alive_at=self.alive_at,
-            available_micros=self.account.available_to(self.session.identity.session_id, now_ms),
+            available_micros=(most_micros - needed_micros, most_micros),
             present=self.sockets > 0,
             farewell_at=self._farewell_at,
             rest=self._rest(now_ms),

@@ -264,6 +264,17 @@ class AccountProjection:
         own_micros = line.cost_at(now_ms) if line is not None else 0
         return self.credits_micros(now_ms) - self.reserved_micros + own_micros
 
+    def needed_beside(self, session_id: str, now_ms: int) -> int:
+        """What the other sessions need to run on, after a recall.
+
+        With more than ``BURN_LINES_EXACT_MAX`` sessions, the result is a little too much.
+        """
+        ahead_ms = limits.GRANT_SHRUNKEN_MS[-1] + limits.RECALL_WAIT_MS
+        if len(self.lines) <= limits.BURN_LINES_EXACT_MAX:
+            others = [line for name, line in self._burning.items() if name != session_id]
+            return sum(line.cost_at(now_ms + ahead_ms) - line.cost_at(now_ms) for line in others)
+        return -(-(self._rate * ahead_ms + self._begun) // MINUTE_MS)
+
     def burns_alone(self, session_id: str) -> bool:
         """Whether no other session of the account burns credits."""
         return len(self._burning) == (session_id in self._burning)

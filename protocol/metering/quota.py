@@ -13,6 +13,7 @@ begins, and no part of an increment is available.
 
 import calendar
 from collections.abc import Callable
+from functools import cache
 
 import msgspec
 
@@ -110,10 +111,10 @@ def keeps_more_minutes(session: SessionState, now_ms: int) -> bool:
     return held > needed - minutes_begun(standing.settled_ms)
 
 
-def _thinned(begin_ms: int, end_ms: int, every_ms: int) -> range:
-    """Returns positions at equal distances; wider distances bound their number."""
+def _thinned(begin_ms: int, end_ms: int, every_ms: int, most: int) -> range:
+    """Returns positions at equal distances; wider distances bound their number by ``most``."""
     count = max(0, end_ms - begin_ms) // every_ms
-    return range(begin_ms, end_ms, every_ms * max(1, -(-count // limits.GAP_PARTS_MAX)))
+    return range(begin_ms, end_ms, every_ms * max(1, -(-count // most)))
 
 
 class OfferBasis(msgspec.Struct, frozen=True):
@@ -257,13 +258,18 @@ class OfferBasis(msgspec.Struct, frozen=True):
         return (msgspec.structs.replace(offer, rest=True),)
 
     def gap_offers(
-        self, until_ms: int, available_micros: int, rest: Rest = NO_REST, response_ms: int = 0
+        self,
+        until_ms: int,
+        available_micros: tuple[int, int],
+        rest: Rest = NO_REST,
+        response_ms: int = 0,
     ) -> tuple[Offer, ...]:
         """Returns the offers for past time, and for time beyond ``until_ms``.
 
         A session that gets less than that stands still where its grant ends. So each offer names
         the next longer offer as the need of more: if the longer one is not available, the offer is
-        final.
+        final. ``available_micros`` is the least and the most that the account may have for the
+        session. Between the two, each increment is offered.
         """
         here = msgspec.structs.replace(
             self.standing, elapsed_ms=until_ms, at=self.instant_of(until_ms)
@@ -272,8 +278,10 @@ class OfferBasis(msgspec.Struct, frozen=True):
             shrink=False, rest=rest, response_ms=response_ms
         )
         offers = list(beyond)
-        for position_ms in self._parts(until_ms, available_micros):
-            part, longer = self.offer(position_ms, 0, within_ms=position_ms), offers[-1].grant
+        # Most parts have the same minutes.
+        each = msgspec.structs.replace(self, month_of=cache(self.month_of))
+        for position_ms in self._parts(until_ms, *available_micros):
+            part, longer = each.offer(position_ms, 0, within_ms=position_ms), offers[-1].grant
             offers.append(
                 msgspec.structs.replace(
                     part,
@@ -284,10 +292,10 @@ class OfferBasis(msgspec.Struct, frozen=True):
             )
         return tuple(offers)
 
-    def _parts(self, until_ms: int, available_micros: int) -> list[int]:
+    def _parts(self, until_ms: int, least_micros: int, most_micros: int) -> list[int]:
         """Returns positions on the way to ``until_ms``, the farthest first.
 
-        These are the end of what the account is thought to have, and the ends of minutes and
+        These are the ends of what the account is thought to have, and the ends of minutes and
         increments. Their number is bounded.
         """
         terms, free_ms = self.identity.terms, self.standing.free_ms
@@ -296,11 +304,18 @@ class OfferBasis(msgspec.Struct, frozen=True):
             until_ms = min(until_ms, terms.session_cap_ms)
         found: set[int] = set()
         if terms.counts_minutes:
-            found.update(_thinned(begin_ms // MINUTE_MS * MINUTE_MS, until_ms, MINUTE_MS))
+            minute_ms = begin_ms // MINUTE_MS * MINUTE_MS
+            found.update(_thinned(minute_ms, until_ms, MINUTE_MS, limits.GAP_MINUTES_MAX))
         if terms.price_micros:
-            first_ms = free_ms + terms.first_increment_ms
-            found.update((free_ms, terms.affordable_ms(max(0, available_micros), free_ms) or 0))
-            found.update(_thinned(first_ms, until_ms, terms.next_increment_ms))
+            first_ms, next_ms = free_ms + terms.first_increment_ms, terms.next_increment_ms
+            least_ms, most_ms = (
+                terms.affordable_ms(max(0, micros), free_ms) or 0
+                for micros in (least_micros, most_micros)
+            )
+            found.update((free_ms, most_ms))
+            found.update(_thinned(first_ms, until_ms, next_ms, limits.GAP_PARTS_MAX))
+            near_ms, end_ms = max(first_ms, least_ms), min(most_ms, until_ms)
+            found.update(_thinned(near_ms, end_ms, next_ms, limits.GAP_PARTS_MAX))
         return sorted((at for at in found if begin_ms < at < until_ms), reverse=True)
 
     def _add(self, found: dict[int, Offer], offer: Offer) -> None:

@@ -38,8 +38,8 @@ class Moment(msgspec.Struct, frozen=True):
     """What is left of the shared allowance of free time, as far as is known."""
     alive_at: int
     """The last proof of life that this process knows of."""
-    available_micros: int
-    """Micro-credits that the account could give this session, with all its charges so far."""
+    available_micros: tuple[int, int]
+    """The least and the most that the account could give this session, with its charges so far."""
     present: bool
     """Whether this process has sockets of the session."""
     farewell_at: int | None

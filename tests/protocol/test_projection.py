@@ -103,6 +103,18 @@ def test_what_one_session_could_have_is_what_the_others_leave(lines: list[BurnLi
     assert account.burns_alone("chat-0") == (not any(line.burn_micros for line in lines[1:]))
 
 
+@given(lines=st.lists(any_line, min_size=1, max_size=8))
+def test_what_others_need_is_what_they_cost_until_they_claim(lines: list[BurnLine]) -> None:
+    account = account_with(5 * CREDIT, lines)
+    later = NOW + limits.GRANT_SHRUNKEN_MS[-1] + limits.RECALL_WAIT_MS
+    needed = account.needed_beside("chat-0", NOW)
+    assert needed == sum(line.cost_at(later) - line.cost_at(NOW) for line in lines[1:])
+    many = account_with(5 * CREDIT, [line for line in lines if line.cost_at(NOW)] * 9)
+    if len(many.lines) > limits.BURN_LINES_EXACT_MAX:
+        needed = many.needed_beside("", NOW)
+        assert needed >= many.cost_micros(later) - many.cost_micros(NOW)
+
+
 def test_with_many_sessions_one_sum_serves_a_tenth_of_a_second() -> None:
     line = burn_line_of(terms_of(), 0, NOW, 0, running=True)
     account = account_with(50 * CREDIT, [line] * (limits.BURN_LINES_EXACT_MAX + 1))

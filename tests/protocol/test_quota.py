@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol import limits
 from protocol.metering.quota import Offer, OfferBasis, Rest, month_after, month_ends_at
 from protocol.metering.session import Standing
 from protocol.metering.terms import MINUTE_MS, Terms, minutes_begun
@@ -206,16 +207,18 @@ def lost(terms: Terms, elapsed_ms: int) -> Standing:
     elapsed_ms=st.integers(0, 90_000),
     gap_ms=st.integers(0, 600_000),
     available_micros=st.integers(-1_000_000, 20_000_000),
+    needed_micros=st.integers(0, 10_000_000),
 )
 def test_a_partly_covered_gap_is_final_unless_recall_helps(
-    terms: Terms, elapsed_ms: int, gap_ms: int, available_micros: int
+    terms: Terms, elapsed_ms: int, gap_ms: int, available_micros: int, needed_micros: int
 ) -> None:
     offer_basis = OfferBasis(identity_of(terms), lost(terms, elapsed_ms), month_of)
     until_ms = elapsed_ms + gap_ms
-    offers = offer_basis.gap_offers(until_ms, available_micros)
+    least_micros = available_micros - needed_micros
+    offers = offer_basis.gap_offers(until_ms, (least_micros, available_micros))
     positions = positions_of(offers)
     assert positions == sorted(set(positions), reverse=True)
-    assert len(offers) <= 80
+    assert len(offers) <= 2 * limits.GAP_PARTS_MAX + limits.GAP_MINUTES_MAX + 16
     for longer, offer in itertools.pairwise(offers):
         if offer.grant.granted_ms < until_ms:
             assert offer.floor_ms == 0
@@ -226,12 +229,30 @@ def test_a_partly_covered_gap_is_final_unless_recall_helps(
 def test_a_billed_gap_is_offered_up_to_the_balance() -> None:
     terms = terms_of()
     offer_basis = OfferBasis(identity_of(terms), lost(terms, 10_000), month_of)
-    positions = positions_of(offer_basis.gap_offers(600_000, terms.cost_micros(123_000, 0)))
+    positions = positions_of(offer_basis.gap_offers(600_000, (0, terms.cost_micros(123_000, 0))))
     assert 123_000 in positions
     counting = terms_of(price_micros=0, counts_minutes=True)
     offer_basis = OfferBasis(identity_of(counting), lost(counting, 10_000), month_of)
-    positions = positions_of(offer_basis.gap_offers(310_000, 0))
+    positions = positions_of(offer_basis.gap_offers(310_000, (0, 0)))
     assert positions[-5:] == [300_000, 240_000, 180_000, 120_000, 60_000]
+
+
+def test_each_minute_of_the_longest_gap_is_offered() -> None:
+    terms = terms_of(price_micros=0, counts_minutes=True)
+    offer_basis = OfferBasis(identity_of(terms), lost(terms, 0), month_of)
+    until_ms = limits.RECONNECT_GRACE_MS_MAX + MINUTE_MS
+    positions = positions_of(offer_basis.gap_offers(until_ms, (0, 0)))
+    assert positions[-60:] == list(range(60 * MINUTE_MS, 0, -MINUTE_MS))
+
+
+@pytest.mark.parametrize("needed_ms", [0, 1_000, 7_000, 31_000])
+def test_each_increment_that_the_others_may_leave_is_offered(needed_ms: int) -> None:
+    terms = terms_of()
+    offer_basis = OfferBasis(identity_of(terms), lost(terms, 10_000), month_of)
+    most_ms = 123_000
+    available = terms.cost_micros(most_ms - needed_ms, 0), terms.cost_micros(most_ms, 0)
+    positions = positions_of(offer_basis.gap_offers(600_000, available))
+    assert set(range(most_ms - needed_ms, most_ms + 1, 1_000)) <= set(positions)
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,25 @@ def test_process_that_joins_knows_of_an_earlier_payment(lab: Laboratory) -> None
         pay("ann92113", 16_666, "p69"),
         wait(90),
     )
+
+
+def test_each_increment_of_a_billed_gap_can_be_its_end(lab: Laboratory) -> None:
+    """A client comes back while another session empties the account.
+
+    Of a long gap, only every second increment was offered: the session stopped with credits for
+    one more (seed 91109).
+    """
+    cat = "cat91109"
+    _run(
+        lab,
+        91109,
+        pay(cat, 1_150_000, "p117"),
+        wait(30),
+        start("s176", cat, "capped", "c175"),
+        start("s178", cat, "capped", "c177"),
+        wait(0.001),
+        act("cut", client="c175"),
+        wait(35),
+        act("join", client="c180", node=NODE, session="s176", last_seq=0),
+        wait(60),
+    )
