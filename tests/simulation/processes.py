@@ -7,7 +7,7 @@ killed between any two of its lines.
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any, cast
@@ -182,20 +182,26 @@ class ServerHost(Host):
         """The process's last proof of life by an instant: one a second."""
         return now_ms - (now_ms - self._phase_ms) % 1000
 
-    def untold(self) -> list[tuple[str, int]]:
-        """Sessions whose last socket left here, perhaps unknown to Redis.
+    def untold(self, versions: Mapping[str, int]) -> list[tuple[str, int]]:
+        """Sessions whose last socket left, perhaps unknown to Redis, and when.
 
-        Each has the instant at which its last socket left. The instants are true time. Sessions
-        that this process sweeps for others are left out, because other processes know of them.
+        Redis does not know of a leave whose step is not answered yet. And Redis may have lost that
+        step: ``versions`` are the sessions' versions there, by their names. The instants are true
+        time. Sessions that this process sweeps for others are left out, because other processes
+        know of them.
         """
         ahead_ms = self.clock.now() - self.loop.clock.now()
-        return [
-            (local.meter.session.identity.session_id, intent.at - ahead_ms)
-            for local in self.registry
-            if local.node == self.process.node
-            for intent in local.meter._intents
-            if intent.event is Event.LOST
-        ]
+        found = []
+        for local in self.registry:
+            session = local.meter.session
+            if local.node != self.process.node:
+                continue
+            left_at = [one.at for one in local.meter._intents if one.event is Event.LOST]
+            lost_at, version = session.standing.lost_at, session.standing.version
+            if lost_at is not None and versions.get(local.key, version) < version:
+                left_at.append(lost_at)
+            found += [(session.identity.session_id, at - ahead_ms) for at in left_at]
+        return found
 
     def beat_now(self) -> None:
         """Restarts the heartbeat loop, at the pace that is set."""

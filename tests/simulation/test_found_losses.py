@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.simulation.actions import Action
 from tests.simulation.driver import Laboratory
 from tests.simulation.traces import FLUSHER, NODE, act, mishaps, pay, run, start, wait
 
@@ -286,3 +287,42 @@ def test_session_ended_in_outbox_is_not_lost(lab: Laboratory) -> None:
         act("flusher", name="late", pace_ms=1_000),
         wait(60),
     )
+
+
+def test_a_dead_process_knew_of_a_leave_that_redis_had_lost(lab: Laboratory) -> None:
+    """A process died before it put back a leave (seed 92055).
+
+    A replica without the leave had taken over. The process's peers count its sockets as alive up to
+    its last proof.
+    """
+    node, user = "node.71", "bob92055"
+
+    def paid(entry: str, micros: int, form: int) -> Action:
+        return act("transfer", node=node, kind="pay", user=user, entry=entry, micros=micros,
+                   form=form)  # fmt: skip
+
+    outcome = lab.run(
+        92055,
+        0,
+        actions=[
+            act("serve", node=node),
+            act("slow_redis", delays=[600, 1_600, 5_000], ms=20_000),
+            wait(60),
+            paid("p145", 1_100_000, 1),
+            act("start", client="c146", node=node, user=user, kind="six", session="s147",
+                backend=node, turns=18),
+            act("slow_redis", delays=[600, 1_600, 5_000], ms=90_000),
+            paid("p151", 3_000_000, 3),
+            act("close", client="c146"),
+            act("lag"),
+            paid("p155", 3_000_000, 3),
+            act("start", client="c156", node=node, user=user, kind="six", session="s157"),
+            paid("p158", 3_000_000, 2),
+            act("failover", unnoticed=False),
+            act("transfer", node=node, kind="hold", user=user, entry="hold:h159",
+                micros=3_000_000, hold="h159", ttl_ms=2_000, form=3),
+            act("kill", name=node),
+        ],
+    )  # fmt: skip
+    if outcome.failure is not None:
+        raise outcome.failure

@@ -231,7 +231,11 @@ class World:
                 # The set of the process may still name the session, and no other process knows
                 # that the join failed.
                 session_log.served.append([at, self.now, self.now])
-        for session_id, at in host.untold():
+        versions = {}
+        if self.losses:
+            found = look(self.cluster.redis).sessions
+            versions = {name: int(session["version"]) for name, session in found.items()}
+        for session_id, at in host.untold(versions):
             # The peer that sweeps the dead process counts its sockets as alive up to their last
             # proof.
             self.session_logs[session_id].served.append([at, self.now, self.now + SWEPT_MS])
